@@ -1,0 +1,88 @@
+"""Every error that ptpipeline raises on purpose; the class says whether a retry can help.
+
+    PtpError
+    |-- Transient                 the world may be different in a minute: retry with backoff
+    |   |-- ServiceUnavailable    MLflow, S3, Prefect or the database did not answer
+    |   `-- LeaseHeld             another process is writing the same projection
+    `-- Terminal                  the same input fails again: a person has to change something
+        |-- SettingsError         a PTP_* variable or .ptp/stack.json is wrong
+        |-- TaskFileError         a task file (or base_models.yaml) is wrong; names file, line, field
+        |-- DataError             rows, columns or labels are wrong; a blocking data check
+        |-- BaseModelError        a base model cannot be had, or is not the artifact's
+        |-- ContextError          prompt + text do not fit the model's context
+        |-- ArtifactError         stored bytes are truncated, altered or out of bounds
+        |-- TrainingError         a gang member produced a non-finite loss or gradient
+        |-- NotFound              no such task, version, alias or object
+        |-- PreconditionFailed    a conditional put lost; carries the key
+        |-- PromotionConflict     somebody else moved the alias first; names both sides
+        |-- PromotionRefused      the version has no valid verdict, or is altered or foreign
+        `-- StackError            the local stack cannot start or stop
+"""
+
+
+class PtpError(Exception):
+    """Base of all; the message is one sentence that names what, where, expected, and the fix."""
+
+
+class Transient(PtpError):
+    """May succeed unchanged later: retried with backoff."""
+
+
+class ServiceUnavailable(Transient):
+    """A server did not answer, or answered 5xx."""
+
+
+class LeaseHeld(Transient):
+    """Another process holds the lease of this (task, alias)."""
+
+
+class Terminal(PtpError):
+    """Fails again until somebody changes something: never retried."""
+
+
+class SettingsError(Terminal):
+    """A setting is missing or malformed."""
+
+
+class TaskFileError(Terminal):
+    """A task file is wrong; the message names file, line, field, what was found and what is allowed."""
+
+
+class DataError(Terminal):
+    """The data cannot be used: missing column, unknown label, a blocking check."""
+
+
+class BaseModelError(Terminal):
+    """The base model cannot be loaded, or its fingerprint is not the one required."""
+
+
+class ContextError(Terminal):
+    """Prompt, text and label together exceed the base model's context."""
+
+
+class ArtifactError(Terminal):
+    """A stored prompt is truncated, altered, or outside the bounds its manifest states."""
+
+
+class TrainingError(Terminal):
+    """A member of the gang stopped: its loss or gradient was not finite."""
+
+
+class NotFound(Terminal):
+    """The named task, version, alias or object does not exist."""
+
+
+class PreconditionFailed(Terminal):
+    """A conditional put was lost: the object exists already, or is no longer the one that was read."""
+
+
+class PromotionConflict(Terminal):
+    """The alias moved since it was read; the message names the expected and the actual head."""
+
+
+class PromotionRefused(Terminal):
+    """The version may not take the alias: no verdict, a failed or outdated one, or altered bytes."""
+
+
+class StackError(Terminal):
+    """The local stack cannot be started or stopped as asked."""
