@@ -302,6 +302,20 @@ def pointer_key(task: str, alias: str) -> str:
     return f"prompts/{task}/aliases/{alias}.json"
 
 
+class VersionName(Record):
+    """What a version's number stands for, at `prompts/<task>/versions/<number>.json`: for readers without the ledger."""
+
+    schema_version: Literal[1] = 1
+    task: str
+    number: int
+    digest: str
+
+
+def version_key(task: str, number: int) -> str:
+    """Where the name of a numbered version lies in the object store."""
+    return f"prompts/{task}/versions/{number}.json"
+
+
 # ---------------------------------------------------------------- serving
 
 

@@ -67,7 +67,7 @@ def open_store(url: str, s3_endpoint: str | None = None) -> ObjectStore:
 
 def checked_key(key: str) -> str:
     """`key` itself where it is a safe relative name, else SettingsError: keys become paths and URLs."""
-    if not _KEY.match(key):
+    if not _KEY.fullmatch(key):
         raise SettingsError(f"object key {key!r}: expected names of letters, digits, `._-` separated by `/`")
     return key
 

@@ -10,22 +10,23 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedBase
+from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from ptpipeline.errors import NotFound, TaskFileError
 from ptpipeline.records import NAME_PATTERN, PRODUCTION, digest_of, is_name
 
 BASES_FILE = "base_models.yaml"
+_BRANCHES = ("TextInit", "Binned", "str", "literal['sampled_vocab']")  # names that pydantic gives to branches of unions
 
 Policy = Literal["block", "warn", "off"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A part of a task file: frozen, and strict about unknown fields."""
+    """A part of a task file: frozen, and strict about unknown fields and infinite numbers."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class Source(Section):
@@ -59,6 +60,13 @@ class Binned(Section):
 
     column: str
     bins: dict[str, tuple[float | None, float | None]]
+
+    @model_validator(mode="after")
+    def _low_before_high(self) -> "Binned":
+        empty = [label for label, (low, high) in self.bins.items() if low is not None and high is not None and low > high]
+        if empty:
+            raise ValueError(f"the bin of {empty[0]!r} is [low, high] with low above high: no number lies in it")
+        return self
 
 
 class SplitSpec(Section):
@@ -290,8 +298,8 @@ def _checked(path: Path, document: Any, model: type[Section], inside: tuple[str,
     try:
         return model.model_validate(_plain(value))
     except ValidationError as error:
-        first = error.errors()[0]
-        loc = inside + tuple(part for part in first["loc"] if part in _steps(value, first["loc"]))
+        first = _most_telling(error.errors())
+        loc = inside + tuple(part for part in first["loc"] if part not in _BRANCHES)
         raise TaskFileError(f"{path}:{_line(document, loc)}: {_sentence(first, loc, value, model)}") from None
 
 
@@ -307,21 +315,25 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _steps(value: Any, loc: tuple[int | str, ...]) -> list[int | str]:
-    """The parts of an error's location that are fields, not names of pydantic union branches."""
-    return [part for part in loc if isinstance(part, int) or part not in ("TextInit", "Binned", "str", "literal['sampled_vocab']")]
+def _most_telling(errors: list[Any]) -> Any:
+    """The first error; where no branch of a union fits, the one inside the branch that got further."""
+    first = errors[0]
+    place = first["loc"][:-1]
+    if not first["loc"] or first["loc"][-1] not in _BRANCHES:
+        return first
+    deeper = (error for error in errors if error["loc"][: len(place)] == place and len(error["loc"]) > len(first["loc"]))
+    return next(deeper, first)
 
 
 def _line(document: Any, loc: tuple[int | str, ...]) -> int:
-    line, node = 1, document
+    line = 1
+    node: Any = document
     for part in loc:
-        if not isinstance(node, CommentedBase):
-            break
         try:
-            line = (node.lc.key(part) if isinstance(node, dict) else node.lc.item(part))[0] + 1
-            node = node[part]
-        except (KeyError, IndexError, TypeError):
-            break
+            line = (node.lc.key if isinstance(node, CommentedMap) else node.lc.item)(part)[0] + 1
+        except (AttributeError, KeyError, IndexError, TypeError):
+            break  # a plain scalar, or a field that is missing: the line of the section above
+        node = node[part]
     return line
 
 

@@ -1,0 +1,16 @@
+"""The promote flow: a person moves an alias to a version that passed its gate."""
+
+from functools import partial
+
+from prefect import flow
+
+from flows.requests import PromoteRequest
+from flows.steps import opened, step
+
+
+@flow(name="promote", persist_result=False)
+def promote(request: PromoteRequest) -> int:
+    """Number of the version that the alias names now; ungated, failed or outdated versions are refused."""
+    stages = opened()
+    move = partial(stages.move, request.task, request.alias, request.version, request.actor, request.reason)
+    return step(f"promote {request.task} v{request.version}", move).version

@@ -1,0 +1,93 @@
+"""What `ptp` prints: records as aligned tables for people, or one JSON object per line for programs."""
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from ptpipeline.records import PromptManifest, PromptVersion, Record, Report, Scores, Verdict
+
+Row = Mapping[str, Any] | Record
+
+
+def show(rows: Sequence[Row], as_json: bool) -> None:
+    """A table with one line per record; a column that is empty in every line is left out."""
+    plain = [_plain(row) for row in rows]
+    if as_json:
+        for row in plain:
+            print(json.dumps(row))
+        return
+    if not plain:
+        print("none", file=sys.stderr)
+        return
+    columns = [name for name in plain[0] if any(row.get(name) not in (None, "") for row in plain)]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name.replace("_", " "), overflow="fold")
+    for row in plain:
+        table.add_row(*(_cell(row.get(name)) for name in columns))
+    _console().print(table)
+
+
+def show_record(record: Row, as_json: bool) -> None:
+    """One record, a field per line."""
+    plain = _plain(record)
+    if as_json:
+        print(json.dumps(plain))
+        return
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, value in plain.items():
+        table.add_row(name.replace("_", " "), _cell(value))
+    _console().print(table)
+
+
+def show_version(version: PromptVersion, manifest: PromptManifest, report: Report | None, verdict: Verdict | None, as_json: bool) -> None:
+    """A version with all that is known about it."""
+    if as_json:
+        parts = {"version": version, "manifest": manifest, "report": report, "verdict": verdict}
+        print(json.dumps({name: part.to_json() if part else None for name, part in parts.items()}))
+        return
+    show_record(
+        {
+            "version": f"{version.task}@{version.number}",
+            "digest": version.digest,
+            "registered": version.registered_at,
+            "prompt": f"{manifest.num_virtual_tokens} virtual tokens of width {manifest.base_model.hidden_size}, {manifest.tensors['embeddings'].dtype}",
+            "base model": f"{manifest.base_model.name} {manifest.base_model.fingerprint[:12]}",
+            "template": json.dumps(manifest.template),
+            "labels": manifest.labels,
+            "snapshot": manifest.snapshot,
+        },
+        as_json,
+    )
+    if report:
+        show([_scores("prompt", report.prompt), _scores("zero-shot", report.zero_shot), _scores("majority", report.majority)], as_json)
+    if verdict:
+        print(f"verdict: {'passed' if verdict.passed else 'failed'}")
+        show([{"check": c.name, "": "pass" if c.passed else "FAIL", "observed": c.observed, "required": c.required} for c in verdict.checks], as_json)
+
+
+def _scores(name: str, scores: Scores) -> dict[str, Any]:
+    return {"on the test split": name, "accuracy": scores.accuracy, "macro F1": scores.macro_f1} | {f"F1 {k}": v["f1"] for k, v in scores.per_label.items()}
+
+
+def _plain(row: Row) -> dict[str, Any]:
+    return row.to_json() if isinstance(row, Record) else dict(row)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, dict | list):
+        return json.dumps(value)
+    return str(value)
+
+
+def _console() -> Console:
+    """The terminal's width where there is one; never cut where the output goes to a file or a pipe."""
+    return Console(soft_wrap=False, markup=False, highlight=False, width=None if sys.stdout.isatty() else 400)

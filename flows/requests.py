@@ -1,0 +1,54 @@
+"""What each flow is asked: one record per flow, strict about unknown fields; the Prefect form and `ptp` fill them."""
+
+from ptpipeline.records import PRODUCTION, Record
+
+PREFECT_ACTOR = "prefect"
+
+
+class IngestRequest(Record):
+    """Which tasks to ingest; None is all."""
+
+    tasks: list[str] | None = None
+
+
+class TuneRequest(Record):
+    """Which tasks to train, evaluate, gate and register, without promotion; None is all."""
+
+    tasks: list[str] | None = None
+
+
+class NightlyRequest(Record):
+    """Which tasks to bring up to date and promote by their policy; None is all.
+
+    `schedule` narrows them to the tasks with the schedule of that slug; the scheduler sets it. `reason` is for the log.
+    """
+
+    tasks: list[str] | None = None
+    schedule: str | None = None
+    reason: str = ""
+
+
+class PromoteRequest(Record):
+    """Move an alias to a version that passed its gate."""
+
+    task: str
+    version: int
+    alias: str = PRODUCTION
+    actor: str = PREFECT_ACTOR
+    reason: str = ""
+
+
+class RollbackRequest(Record):
+    """Move an alias back to a version that was once promoted; None is the one before."""
+
+    task: str
+    alias: str = PRODUCTION
+    to: int | None = None
+    actor: str = PREFECT_ACTOR
+    reason: str = ""
+
+
+class ReconcileRequest(Record):
+    """Bring pointers and MLflow to what the ledger says, for one task; None is all."""
+
+    task: str | None = None

@@ -1,0 +1,304 @@
+"""The stages as plain functions over records; the flows make them visible, `ptp run` calls them one after another.
+
+Every stage is idempotent by content: it asks the ledger under its key first, and says so where nothing is to be done.
+"""
+
+import logging
+import subprocess
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ptpipeline.errors import NotFound, PtpError
+from ptpipeline.gate import decide, gate_key, metric_of
+from ptpipeline.models.base import prepare_base
+from ptpipeline.prompts.artifact import read_artifact
+from ptpipeline.records import (
+    PRODUCTION,
+    PairedDifference,
+    Promotion,
+    PromptVersion,
+    Record,
+    Report,
+    Snapshot,
+    TunedPrompt,
+    Verdict,
+)
+from ptpipeline.settings import Settings
+from ptpipeline.task import Task, find_task, load_task, task_files
+from ptpipeline.tuning.key import training_key
+from ptpipeline.tuning.tracker import NoTracker, Tracker
+from registry.promotion import Cause, promote, rollback
+from registry.publish import Request, register, stage
+from registry.reconcile import reconcile
+from registry.registry import Registry, open_registry
+
+if TYPE_CHECKING:
+    from ptpipeline.serving.engine import Engine
+
+log = logging.getLogger("ptpipeline.stages")
+
+
+class Plan(Record):
+    """Whether a task has to train tonight, and why."""
+
+    task: str
+    base_model: str
+    snapshot: str
+    training_key: str
+    trained: bool
+    reason: str
+
+
+class Outcome(Record):
+    """One line of the night's table. Figures are the task's gate metric on the test split."""
+
+    task: str
+    metric: str
+    status: str
+    zero_shot: float
+    candidate: float
+    champion: float | None
+    delta: float | None
+    lower: float | None
+    upper: float | None
+    verdict: str
+    version: int
+    bytes: int
+    reason: str
+    page: str | None
+
+
+class Stages:
+    """All stages over one set of settings; heavy imports and the base model come with the first stage that needs them."""
+
+    def __init__(self, settings: Settings, registry: Registry, report: Callable[[str], None] = log.info) -> None:
+        self.settings = settings
+        self.registry = registry
+        self.report = report
+        self._engines: dict[str, Engine] = {}
+
+    @classmethod
+    def open(cls, settings: Settings) -> "Stages":
+        """The stages over the registry that the settings name."""
+        return cls(settings, open_registry(settings))
+
+    def tasks(self, names: Sequence[str] | None = None) -> list[Task]:
+        """The named tasks, or all; NotFound or TaskFileError before anything runs."""
+        if names is None:
+            return [load_task(path) for path in task_files(self.settings.tasks)]
+        return [find_task(self.settings.tasks, name) for name in dict.fromkeys(names)]
+
+    def ingest(self, task: Task) -> Snapshot:
+        """The task's snapshot; an unchanged source makes no new one."""
+        from ptpipeline.data.snapshot import ingest
+        from ptpipeline.data.sources import source_key
+
+        key = source_key(task, self.settings.home)
+        known = self.registry.ledger.snapshot_for(task.name, key)
+        if known is not None and self.registry.store.exists(f"snapshots/{task.name}/{known.digest}/manifest.json"):
+            self.report(f"{task.name}: source unchanged, snapshot {known.digest[:12]} stands")
+            return known
+        snapshot = ingest(task, self.registry.store, self.settings.home)
+        self.registry.ledger.save_snapshot(snapshot)
+        noticed = ", ".join(f"{check.name} {check.count}" for check in snapshot.checks if check.outcome == "warned")
+        rows = ", ".join(f"{name} {snapshot.split(name).rows}" for name in ("train", "dev", "test"))
+        self.report(f"{task.name}: snapshot {snapshot.digest[:12]}, rows: {rows}; left out: {noticed or 'none'}")
+        return snapshot
+
+    def plan(self, task: Task, snapshot: Snapshot) -> Plan:
+        """Whether anything that training depends on changed since it last ran."""
+        base = prepare_base(task.base_model, self.settings)
+        key = training_key(task, snapshot, base.ref.fingerprint)
+        trained = self.registry.ledger.tuned(task.name, key) is not None
+        reason = "rows, recipe, base model and engine are unchanged: nothing to train" if trained else "not trained yet with these rows, recipe, base model and engine"
+        self.report(f"{task.name}: {reason}")
+        return Plan(task=task.name, base_model=task.base_model, snapshot=snapshot.digest, training_key=key, trained=trained, reason=reason)
+
+    def train(self, plans: Sequence[Plan]) -> dict[str, TunedPrompt | str]:
+        """One gang out of all plans of one base that are not trained yet; a member's own error comes back as a sentence."""
+        known = {plan.task: self.registry.ledger.tuned(plan.task, plan.training_key) for plan in plans if plan.trained}
+        results: dict[str, TunedPrompt | str] = {name: tuned for name, tuned in known.items() if tuned is not None}
+        fresh = [plan for plan in plans if plan.task not in results]
+        if fresh:
+            results |= self._train(fresh)
+        return results
+
+    def _train(self, plans: Sequence[Plan]) -> dict[str, TunedPrompt | str]:
+        from ptpipeline.tuning.tune import tune
+
+        work = [(find_task(self.settings.tasks, plan.task), self._snapshot(plan.task, plan.snapshot)) for plan in plans]
+        outcomes = tune(self._engine(plans[0].base_model).base, work, self.registry.store, self.tracker, self.report)
+        results: dict[str, TunedPrompt | str] = {}
+        for name, outcome in outcomes.items():
+            if isinstance(outcome, PtpError):
+                results[name] = str(outcome)
+                continue
+            stage(self.registry.ledger, self.registry.store, outcome.artifact)
+            self.registry.ledger.save_tuned(outcome.tuned)
+            results[name] = outcome.tuned
+        return results
+
+    def evaluate(self, task: Task, tuned: TunedPrompt) -> Report:
+        """The candidate measured on the task's present test rows, from its stored bytes."""
+        return self._report(task, tuned.digest, self._snapshot(task.name, tuned.snapshot))
+
+    def gate(self, task: Task, tuned: TunedPrompt, report: Report) -> Verdict:
+        """The verdict over the candidate against what production points to now; an equal question is not asked twice."""
+        head = self.registry.ledger.head(task.name, PRODUCTION)
+        champion = head.digest if head else None
+        verdict = self.registry.ledger.verdict_for(gate_key(task, report, champion))
+        if verdict is None:
+            comparison = self._compared(task, report, champion) if champion not in (None, tuned.digest) else None
+            verdict = decide(task, report, tuned.bytes, champion, comparison)
+        for check in verdict.checks:
+            self.report(f"{task.name}: {'pass' if check.passed else 'FAIL'} {check.name}: {check.observed}; required {check.required}")
+        return verdict
+
+    def register(self, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> PromptVersion:
+        """The candidate as a numbered version, with verdict, figures and plots, whether it passed or not."""
+        from ptpipeline.evaluation.plots import confusion, learning_curve, token_heat
+
+        plots = {"learning_curve": learning_curve(tuned, task.gate.metric), "confusion": confusion(report), "token_norms": token_heat(tuned)}
+        return register(self.registry, Request(tuned=tuned, report=report, verdict=verdict, plots=plots, commit=_commit()))
+
+    def promote(self, task: Task, version: PromptVersion, verdict: Verdict) -> Promotion | None:
+        """Promotion by the task's policy: `auto` promotes what passed, `manual` leaves it to a person."""
+        head = self.registry.ledger.head(task.name, PRODUCTION)
+        if not verdict.passed or task.promote == "manual" or (head and head.version == version.number):
+            return None
+        cause = Cause(actor="nightly", reason=f"passed the gate: {_summary(verdict)}")
+        return promote(self.registry, task, version.number, cause)
+
+    def outcome(
+        self, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict, version: PromptVersion, promotion: Promotion | None
+    ) -> Outcome:
+        """The task's line of the night's table."""
+        metric, comparison = task.gate.metric, verdict.comparison
+        candidate = metric_of(report.prompt, metric)
+        status, reason = self._status(task, verdict, version, promotion)
+        return Outcome(
+            task=task.name,
+            metric=metric,
+            status=status,
+            zero_shot=metric_of(report.zero_shot, metric),
+            candidate=candidate,
+            champion=candidate - comparison.difference if comparison else None,
+            delta=comparison.difference if comparison else None,
+            lower=comparison.lower if comparison else None,
+            upper=comparison.upper if comparison else None,
+            verdict="passed" if verdict.passed else "failed: " + ", ".join(check.name for check in verdict.failures()),
+            version=version.number,
+            bytes=tuned.bytes,
+            reason=reason,
+            page=self._page(task.name, tuned.digest),
+        )
+
+    def run(self, task: Task) -> Outcome:
+        """All stages for one task, one after another."""
+        plan = self.plan(task, self.ingest(task))
+        tuned = self.train([plan])[task.name]
+        if isinstance(tuned, str):
+            raise PtpError(tuned)
+        report = self.evaluate(task, tuned)
+        verdict = self.gate(task, tuned, report)
+        version = self.register(task, tuned, report, verdict)
+        return self.outcome(task, tuned, report, verdict, version, self.promote(task, version, verdict))
+
+    def move(self, task: str, alias: str, version: int, actor: str, reason: str) -> Promotion:
+        """A promotion that a person asks for; the gate's verdict is required all the same."""
+        return promote(self.registry, find_task(self.settings.tasks, task), version, Cause(actor, reason), alias)
+
+    def roll_back(self, task: str, alias: str, to: int | None, actor: str, reason: str) -> Promotion:
+        """Back to the previous version, or to the one named."""
+        return rollback(self.registry, task, Cause(actor, reason), to, alias)
+
+    def reconcile(self, task: str | None = None) -> list[str]:
+        """Replay the ledger's heads onto the store's pointers and MLflow's aliases; one sentence per action."""
+        return [f"{action.task}: {action.what}" for action in reconcile(self.registry, task)]
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """Where training is followed: MLflow where there is one."""
+        if self.settings.mlflow is None:
+            return NoTracker()
+        from registry.tracking import Tracking
+
+        return Tracking(self.settings.mlflow)
+
+    def _engine(self, base_model: str) -> "Engine":
+        from ptpipeline.models.causal import load_causal
+        from ptpipeline.serving.engine import Engine
+
+        if base_model not in self._engines:
+            self._engines[base_model] = Engine(load_causal(prepare_base(base_model, self.settings), self.settings.dtype))
+        return self._engines[base_model]
+
+    def _snapshot(self, task: str, digest: str) -> Snapshot:
+        from ptpipeline.data.snapshot import read_snapshot
+
+        return read_snapshot(self.registry.store, task, digest)
+
+    def _report(self, task: Task, digest: str, snapshot: Snapshot) -> Report:
+        from ptpipeline.evaluation.evaluate import evaluate
+        from ptpipeline.evaluation.key import evaluation_key
+        from ptpipeline.models.causal import compute_dtype
+
+        known = self.registry.ledger.report(evaluation_key(digest, snapshot.test.digest, compute_dtype(self.settings.dtype)))
+        if known is not None:
+            self.report(f"{task.name}: {digest[:12]} was measured on these {known.rows} test rows before")
+            return known
+        artifact = read_artifact(self.registry.store, task.name, digest)
+        report = evaluate(self._engine(artifact.manifest.base_model.name), artifact, snapshot, self.registry.store)
+        self.registry.ledger.save_report(report)
+        metric = task.gate.metric
+        self.report(f"{task.name}: {digest[:12]} test {metric} {metric_of(report.prompt, metric):.4f}, zero-shot {metric_of(report.zero_shot, metric):.4f}")
+        return report
+
+    def _compared(self, task: Task, report: Report, champion: str) -> PairedDifference:
+        """Challenger minus champion on the present test rows, less those that the champion was trained on."""
+        from ptpipeline.data.snapshot import load_split
+
+        from ptpipeline.evaluation.evaluate import predictions
+        from ptpipeline.evaluation.paired import difference
+
+        manifest = read_artifact(self.registry.store, task.name, champion).manifest
+        theirs = self._report(task, champion, self._snapshot(task.name, report.snapshot))
+        seen = {row.id for row in load_split(self.registry.store, self._snapshot(task.name, manifest.snapshot), "train")}
+        ours, other = predictions(self.registry.store, report), predictions(self.registry.store, theirs)
+        rows = [row for row in ours if row not in seen]
+        if len(rows) < 2:
+            raise NotFound(f"task {task.name}: the champion {champion[:12]} was trained on all of today's test rows; nothing is left to compare on")
+        columns = ([ours[row][0] for row in rows], [ours[row][1] for row in rows], [other[row][1] for row in rows])
+        found = difference(task.gate.metric, *columns, list(task.labels), task.gate.champion.confidence)
+        return found.model_copy(update={"dropped": len(ours) - len(rows)})
+
+    def _status(self, task: Task, verdict: Verdict, version: PromptVersion, promotion: Promotion | None) -> tuple[str, str]:
+        head = self.registry.ledger.head(task.name, PRODUCTION)
+        if promotion is not None:
+            return "promoted", f"{task.name}@{PRODUCTION} is version {version.number}"
+        if head and head.version == version.number:
+            return "unchanged", "rows, recipe, base model and engine are unchanged: nothing was trained, production stands"
+        if not verdict.passed:
+            return "gate failed", "; ".join(f"{check.name}: {check.observed}, required {check.required}" for check in verdict.failures())
+        return "awaiting approval", f"`ptp promote {task.name}@{version.number} --reason ...` takes it to production"
+
+    def _page(self, task: str, digest: str) -> str | None:
+        if self.registry.mlflow is None:
+            return None
+        number = self.registry.mlflow.find(task, digest)
+        return self.registry.mlflow.page(task, number) if number else None
+
+
+def _summary(verdict: Verdict) -> str:
+    return "; ".join(f"{check.name} {check.observed}" for check in verdict.checks)
+
+
+def _commit() -> str | None:
+    """The commit of the project's checkout, None outside of one."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, cwd=Path.cwd(), check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None if found.returncode == 0 else None

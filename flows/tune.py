@@ -1,0 +1,19 @@
+"""The tune flow: train, evaluate, gate and register the named tasks, and promote nothing."""
+
+from typing import Any
+
+from prefect import flow
+from prefect.client.schemas.objects import State
+
+from flows.night import ended
+from flows.requests import TuneRequest
+from flows.steps import improved, opened
+
+EVERYTHING = TuneRequest()
+
+
+@flow(name="tune", persist_result=False)
+def tune(request: TuneRequest = EVERYTHING) -> State[Any]:
+    """Ingest, train what changed, evaluate, gate, register; one task's failure never stops another."""
+    stages = opened()
+    return ended(improved(stages, stages.tasks(request.tasks), promote=False), "tune")

@@ -1,0 +1,226 @@
+"""From source columns to checked rows: labels, the ingest checks, and the split that each row belongs to.
+
+A check that finds rows either blocks the run, warns and leaves the rows out, or is off; each is counted. Messages
+give counts and row numbers (the first data row is row 1), never texts.
+"""
+
+import hashlib
+import logging
+import math
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeVar
+
+from ptpipeline.data.sources import SourceRows
+from ptpipeline.errors import DataError
+from ptpipeline.records import SPLITS, DataCheck, Split
+from ptpipeline.task import Binned, Data, SplitSpec, Task
+
+REPLACEMENT = "\ufffd"
+_KEPT_FIRST: tuple[Split, ...] = ("test", "dev", "train")
+
+log = logging.getLogger(__name__)
+
+
+class Row(NamedTuple):
+    """One example; `id` is the first 16 hex digits of the sha256 of its normalised text, with -2, -3... for repeats."""
+
+    id: str
+    text: str
+    label: str
+
+
+class CheckedRow(NamedTuple):
+    """One labelled row: its number in the source from 1, and the normalised text that identifies it."""
+
+    number: int
+    text: str
+    normal: str
+    label: str
+    split: Split
+
+
+class CheckedRows(NamedTuple):
+    """What passed, in source order, and the record of every check."""
+
+    rows: list[CheckedRow]
+    checks: list[DataCheck]
+
+
+class _Found(NamedTuple):
+    number: int
+    text: str
+    normal: str
+    raw_label: Any
+    group: Any
+
+
+_Kind = TypeVar("_Kind", _Found, CheckedRow)
+
+
+def normalised(text: str) -> str:
+    """`text` as it is compared: NFKC, case folded, runs of white space as one blank, none at the ends."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def split_of(key: str, spec: SplitSpec) -> Split:
+    """The split of all rows with this normalised text or group value: by hash alone, never by label."""
+    share = int(hashlib.sha256(f"{spec.seed}:{key}".encode(errors="surrogatepass")).hexdigest()[:13], 16) / 16**13
+    if share < spec.test:
+        return "test"
+    return "dev" if share < spec.test + spec.dev else "train"
+
+
+def check_rows(task: Task, source: SourceRows) -> CheckedRows:
+    """The labelled rows of a task that pass its checks.
+
+    Raises DataError where a check whose policy is `block` finds rows, where a group value is missing, or where no
+    row is left.
+    """
+    book = _Book(task.data, source.source)
+    found = _found_rows(source)
+    found = book.without("encoding", found, {row.number for row in found if REPLACEMENT in row.text})
+    found = book.without("empty_text", found, {row.number for row in found if not row.normal})
+    rows = _labelled(task, found, book)
+    rows = book.without("duplicate", rows, _duplicates(rows))
+    rows = book.without("conflicting_label", rows, _conflicts(rows))
+    rows = book.without("split_overlap", rows, _overlaps(rows))
+    if not rows:
+        raise DataError(f"{source.source}: no row is left after the checks; see data.checks and data.label of task {task.name}")
+    book.enough(rows, task.labels)
+    return CheckedRows(rows, book.checks)
+
+
+def _found_rows(source: SourceRows) -> list[_Found]:
+    groups = source.groups if source.groups is not None else [None] * len(source.texts)
+    if source.groups is not None and (missing := [n for n, value in enumerate(groups, 1) if value in (None, "")]):
+        raise DataError(f"{source.source}: the column that data.split.group names is empty in {_numbered(missing)}; every row needs a group")
+    texts = [text or "" for text in source.texts]
+    columns = zip(texts, source.labels, groups, strict=True)
+    return [_Found(number, text, normalised(text), label, group) for number, (text, label, group) in enumerate(columns, 1)]
+
+
+# ---------------------------------------------------------------- labels
+
+
+def _labelled(task: Task, found: list[_Found], book: "_Book") -> list[CheckedRow]:
+    rule, spec = task.data.label, task.data.split
+    labels = {row.number: _label(row.raw_label, rule, task.labels) for row in found}
+    if isinstance(rule, Binned):
+        outside = {number for number, label in labels.items() if label == ""}
+        found = [row for row in found if row.number not in outside]
+        book.checks.append(DataCheck(name="outside_bins", policy="warn", count=len(outside), outcome="ok", detail="rows in no bin are left out, as data.label.bins says"))
+    unknown = {row.number for row in found if labels[row.number] is None}
+    if unknown and book.policy("unknown_label") == "off":  # a row without a label cannot be kept
+        raise DataError(f"{book.source}: {len(unknown)} rows have no label of the task ({_numbered(unknown)}); data.checks.unknown_label: off cannot keep them, warn leaves them out")
+    found = book.without("unknown_label", found, unknown)
+    return [CheckedRow(row.number, row.text, row.normal, labels[row.number] or "", split_of(_split_key(row), spec)) for row in found]
+
+
+def _split_key(row: _Found) -> str:
+    return row.normal if row.group is None else str(row.group)
+
+
+def _label(value: Any, rule: str | Binned, known: Iterable[str]) -> str | None:
+    """The label of a cell; None where it is unknown, '' where its number lies in no bin."""
+    if not isinstance(rule, Binned):
+        return str(value) if value is not None and str(value) in known else None
+    number = _number(value)
+    if number is None:
+        return None
+    for label, (low, high) in rule.bins.items():
+        if (low is None or number >= low) and (high is None or number <= high):
+            return label
+    return ""
+
+
+def _number(value: Any) -> float | None:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+# ---------------------------------------------------------------- which rows a check concerns
+
+
+def _duplicates(rows: list[CheckedRow]) -> set[int]:
+    """All but the first of the rows with the same normalised text and label."""
+    first: dict[tuple[str, str], int] = {}
+    return {row.number for row in rows if first.setdefault((row.normal, row.label), row.number) != row.number}
+
+
+def _conflicts(rows: list[CheckedRow]) -> set[int]:
+    """Every row whose normalised text stands under two labels: neither can be trusted."""
+    labels: dict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        labels[row.normal].add(row.label)
+    return {row.number for row in rows if len(labels[row.normal]) > 1}
+
+
+def _overlaps(rows: list[CheckedRow]) -> set[int]:
+    """Rows whose normalised text also stands in a split that judges: test keeps it before dev, dev before train."""
+    splits: dict[str, set[Split]] = defaultdict(set)
+    for row in rows:
+        splits[row.normal].add(row.split)
+    keeper = {normal: next(split for split in _KEPT_FIRST if split in found) for normal, found in splits.items()}
+    return {row.number for row in rows if row.split != keeper[row.normal]}
+
+
+def _shortages(rows: list[CheckedRow], labels: Iterable[str], minimum: int) -> list[str]:
+    counts = Counter((row.split, row.label) for row in rows)
+    required = {"train": minimum, "dev": 1, "test": 1}
+    return [
+        f"{label} has {counts[split, label]} of at least {required[split]} rows in {split}"
+        for label in labels
+        for split in SPLITS
+        if counts[split, label] < required[split]
+    ]
+
+
+# ---------------------------------------------------------------- bookkeeping
+
+
+class _Book:
+    """Applies the policy of each check and keeps its record, in the order of the checks."""
+
+    def __init__(self, data: Data, source: str) -> None:
+        self.data = data
+        self.source = source
+        self.checks: list[DataCheck] = []
+
+    def policy(self, name: str) -> Any:
+        """block, warn or off, as the task file says."""
+        return getattr(self.data.checks, name)
+
+    def without(self, name: str, rows: list[_Kind], concerned: set[int]) -> list[_Kind]:
+        """`rows` without those of the concerned numbers, or all of them where the check is off; DataError on block."""
+        if self.policy(name) == "off":
+            self._record(name, 0, "")
+            return rows
+        self._record(name, len(concerned), _numbered(concerned) if concerned else "")
+        return [row for row in rows if row.number not in concerned]
+
+    def enough(self, rows: list[CheckedRow], labels: Iterable[str]) -> None:
+        """Records whether every label has the rows it needs; counts shortages, leaves nothing out."""
+        found = [] if self.policy("rows_per_label") == "off" else _shortages(rows, labels, self.data.checks.min_rows_per_label)
+        self._record("rows_per_label", len(found), "; ".join(found))
+
+    def _record(self, name: str, count: int, detail: str) -> None:
+        policy = self.policy(name)
+        outcome = {"off": "off", "warn": "warned"}.get(policy, "blocked") if count or policy == "off" else "ok"
+        check = DataCheck.model_validate({"name": name, "policy": policy, "count": count, "outcome": outcome, "detail": detail})
+        if outcome == "blocked":
+            raise DataError(f"{self.source}: check {name} found {count}: {detail}; mend the source, or set data.checks.{name} to warn")
+        if outcome == "warned":
+            log.warning("%s: check %s found %d: %s", self.source, name, count, detail)
+        self.checks.append(check)
+
+
+def _numbered(numbers: Iterable[int]) -> str:
+    """Up to three row numbers in words."""
+    ordered = sorted(numbers)
+    word = "row" if len(ordered) == 1 else "rows"
+    return f"{word} {', '.join(map(str, ordered[:3]))}{' and more' if len(ordered) > 3 else ''}"

@@ -1,0 +1,140 @@
+"""Reading a task's rows: from a local file, or from a member of a pinned package, through `datasets`.
+
+Text files are UTF-8; bytes that are not become U+FFFD, which the encoding check counts. Every csv and tsv column is
+text, so that `001`, `NA` and `null` stay what the file says.
+"""
+
+import csv
+import hashlib
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ptpipeline.errors import DataError
+from ptpipeline.packages import package_member
+from ptpipeline.records import digest_of
+from ptpipeline.task import Binned, Source, Task
+
+INGEST_VERSION = 1
+"""Part of every source key: raise it where the same source would give other rows."""
+
+_TEXT_TYPES = ("string", "large_string", "string_view")
+
+
+class SourceRows(NamedTuple):
+    """The columns of a source that a task names, equally long, in file order; `groups` is None without a group column."""
+
+    source: str
+    texts: list[str | None]
+    labels: list[Any]
+    groups: list[Any] | None
+
+
+def source_key(task: Task, home: Path) -> str:
+    """A cheap identity of what ingest would read: an unchanged key means that no new snapshot is needed.
+
+    Covers the data settings, the labels' names, and the package pin, or size and sha256 of a local file. Raises
+    DataError where the local file is missing.
+    """
+    content = None if task.data.source.path is None else _file_identity(_local_file(task, home))
+    return digest_of({"ingest": INGEST_VERSION, "data": task.data.model_dump(mode="json"), "labels": sorted(task.labels), "content": content})
+
+
+def source_name(source: Source) -> str:
+    """The source in words, as errors and manifests name it."""
+    return source.path if source.path is not None else f"{source.package}:{source.member}"
+
+
+def read_rows(task: Task, home: Path) -> SourceRows:
+    """The text, label and group columns of the task's source.
+
+    Raises DataError where the file is missing, empty, malformed, or has not the columns that the task names;
+    ServiceUnavailable where a package cannot be fetched.
+    """
+    source, name = task.data.source, source_name(task.data.source)
+    path = _local_file(task, home)
+    if path.stat().st_size == 0:
+        raise DataError(f"{name}: the file is empty; expected rows in {source.format}")
+    table = _load(path, source, home)
+    label = task.data.label.column if isinstance(task.data.label, Binned) else task.data.label
+    group = task.data.split.group
+    for field, column in (("text", task.data.text), ("label", label), ("split.group", group)):
+        if column is not None and column not in table.column_names:
+            raise DataError(f"{name}: no column {column!r}, which data.{field} names; the columns are {', '.join(table.column_names)}")
+    if len(table) == 0:
+        raise DataError(f"{name}: the file has columns but no rows")
+    kind = getattr(table.features[task.data.text], "dtype", "nested values")
+    if kind not in _TEXT_TYPES:
+        raise DataError(f"{name}: column {task.data.text!r}, which data.text names, holds {kind}; expected text")
+    return SourceRows(name, list(table[task.data.text]), list(table[label]), None if group is None else list(table[group]))
+
+
+def _local_file(task: Task, home: Path) -> Path:
+    source = task.data.source
+    if source.package is not None and source.member is not None:
+        return package_member(source.package, source.member, home)
+    path = Path(source.path or "").expanduser()
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "no such file"
+        raise DataError(f"data.source.path of task {task.name}: {path}: {what} (relative paths start at {Path.cwd()}); expected a {source.format} file")
+    return path
+
+
+def _file_identity(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+# ---------------------------------------------------------------- loading
+
+
+def _load(path: Path, source: Source, home: Path) -> Any:
+    """The file as a `datasets.Dataset`; its Arrow cache lives only for the call, because snapshots keep the rows."""
+    home.mkdir(parents=True, exist_ok=True)
+    import datasets
+    from pandas.errors import ParserWarning
+
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    with tempfile.TemporaryDirectory(prefix=".read-", dir=home) as cache, warnings.catch_warnings():
+        warnings.simplefilter("error", ParserWarning)  # pandas would cut rows with too many fields, and only warn
+        try:
+            return _reader(datasets, source)(str(path), keep_in_memory=True, cache_dir=cache, **_options(datasets, path, source))
+        except (StopIteration, csv.Error, ValueError, datasets.exceptions.DatasetsError, OSError) as error:
+            raise DataError(f"{source_name(source)}: not readable as {source.format}: {_reason(error)}") from error
+
+
+def _reader(datasets: Any, source: Source) -> Any:
+    return {"parquet": datasets.Dataset.from_parquet, "jsonl": datasets.Dataset.from_json}.get(source.format, datasets.Dataset.from_csv)
+
+
+def _options(datasets: Any, path: Path, source: Source) -> dict[str, Any]:
+    if source.format == "parquet":
+        return {}
+    options: dict[str, Any] = {"encoding": "utf-8-sig", "encoding_errors": "replace"}
+    if source.format == "jsonl":
+        return options
+    columns = source.columns or _header(path, source)
+    options |= {"features": datasets.Features({column: datasets.Value("string") for column in columns})}
+    options |= {"column_names": source.columns, "index_col": False, "keep_default_na": False, "na_filter": False}
+    return options | ({"sep": "\t", "quoting": csv.QUOTE_NONE} if source.format == "tsv" else {})
+
+
+def _header(path: Path, source: Source) -> list[str]:
+    """The column names in the first line that is not blank; DataError where two are the same."""
+    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if source.format == "tsv" else {}
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        columns = next((row for row in csv.reader(file, **dialect) if row), [])
+    twice = sorted({column for column in columns if columns.count(column) > 1})
+    if twice or "" in columns or not columns:
+        raise DataError(f"{source_name(source)}: the header line needs one distinct name per column, found {', '.join(map(repr, columns))}; or name them in data.source.columns")
+    return columns
+
+
+def _reason(error: BaseException) -> str:
+    """What the reader said at the bottom of its chain of causes, on one line; it names lines and fields, not texts."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split()) or "no rows found"
+    return "there are no rows" if "corresponds to no data" in text else text

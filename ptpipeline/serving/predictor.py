@@ -1,0 +1,47 @@
+"""`ptpipeline.load("task@alias").predict([...])`: the read side in two calls, from the object store alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ptpipeline.models.base import prepare_base
+from ptpipeline.models.causal import load_causal
+from ptpipeline.records import Answer
+from ptpipeline.serving.engine import Engine, Question
+from ptpipeline.serving.resolver import Resolved, resolve
+from ptpipeline.settings import Settings, load_settings
+from ptpipeline.storage import open_store
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """One resolved prompt on its base model. It keeps answering with the version that it resolved."""
+
+    engine: Engine
+    resolved: Resolved
+
+    def predict(self, texts: Sequence[str]) -> list[Answer]:
+        """The most likely label of each text, the probability of every label, and the version that answered.
+
+        Raises ContextError where a text does not fit beside the prompt.
+        """
+        digest = self.resolved.artifact.digest
+        scores = self.engine.log_likelihoods([Question(digest, text) for text in texts])
+        return [self._answer(score.softmax(0).tolist()) for score in scores]
+
+    def _answer(self, shares: list[float]) -> Answer:
+        probabilities = dict(zip(self.resolved.artifact.manifest.labels, shares, strict=True))
+        label = max(probabilities, key=lambda name: probabilities[name])
+        return Answer(label=label, probabilities=probabilities, version=self.resolved.name, digest=self.resolved.artifact.digest)
+
+
+def load(reference: str, settings: Settings | None = None) -> Predictor:
+    """The predictor of `TASK`, `TASK@ALIAS` or `TASK@N`; reads no registry and no database.
+
+    Raises NotFound, ArtifactError, BaseModelError (another base than the prompt's), ServiceUnavailable.
+    """
+    settings = settings or load_settings()
+    resolved = resolve(open_store(settings.store, settings.s3_endpoint), reference)
+    prepared = prepare_base(resolved.artifact.manifest.base_model.name, settings)
+    engine = Engine(load_causal(prepared, settings.dtype))
+    engine.load(resolved.artifact)
+    return Predictor(engine, resolved)

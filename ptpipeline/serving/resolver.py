@@ -1,0 +1,71 @@
+"""From `TASK`, `TASK@ALIAS` or `TASK@N` to a verified artifact, from the object store alone."""
+
+import re
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from ptpipeline.errors import ArtifactError, NotFound
+from ptpipeline.prompts.artifact import Artifact, read_artifact
+from ptpipeline.records import PRODUCTION, Pointer, VersionName, is_name, pointer_key, version_key
+from ptpipeline.storage import ObjectStore
+
+
+class Resolved(NamedTuple):
+    """The artifact a reference stands for now, and the number of its version."""
+
+    task: str
+    number: int
+    artifact: Artifact
+
+    @property
+    def name(self) -> str:
+        """`task@number`, as answers cite it."""
+        return f"{self.task}@{self.number}"
+
+
+def split_reference(reference: str) -> tuple[str, str]:
+    """Task and alias or number of `TASK[@ALIAS|@N]`; the alias is `production` where none is given.
+
+    Raises NotFound where the reference has another form.
+    """
+    task, at, rest = reference.partition("@")
+    if not is_name(task) or (at and not is_name(rest)):
+        raise NotFound(f"{reference!r} names no prompt; expected TASK, TASK@ALIAS or TASK@NUMBER, such as movie-sentiment@production")
+    return task, rest or PRODUCTION
+
+
+def resolve(store: ObjectStore, reference: str) -> Resolved:
+    """The verified artifact of a reference.
+
+    Raises NotFound where alias or version do not exist, ArtifactError where pointer or bytes are altered.
+    """
+    task, name = split_reference(reference)
+    number, digest = _numbered(store, task, name) if re.fullmatch(r"[0-9]+", name) else _pointed(store, task, name)
+    return Resolved(task, number, read_artifact(store, task, digest))
+
+
+def _numbered(store: ObjectStore, task: str, name: str) -> tuple[int, str]:
+    key = version_key(task, int(name))
+    try:
+        version = VersionName.model_validate_json(store.read(key).body)
+    except NotFound:
+        raise NotFound(f"{task} has no version {name} in {store.url}; `ptp versions {task}` lists them") from None
+    except ValidationError as error:
+        raise ArtifactError(f"{store.url}/{key}: not a version record: {error.errors()[0]['msg']}; `ptp reconcile` writes it anew") from None
+    if (version.task, version.number) != (task, int(name)):
+        raise ArtifactError(f"{store.url}/{key}: records {version.task}@{version.number}; `ptp doctor` shows what was altered")
+    return version.number, version.digest
+
+
+def _pointed(store: ObjectStore, task: str, alias: str) -> tuple[int, str]:
+    key = pointer_key(task, alias)
+    try:
+        promotion = Pointer.model_validate_json(store.read(key).body).promotion
+    except NotFound:
+        raise NotFound(f"{task} has no {alias} version in {store.url}; train and promote one with `ptp run {task}`") from None
+    except ValidationError as error:
+        raise ArtifactError(f"{store.url}/{key}: not a pointer: {error.errors()[0]['msg']}; `ptp reconcile` writes it anew") from None
+    if (promotion.task, promotion.alias) != (task, alias):
+        raise ArtifactError(f"{store.url}/{key}: points for {promotion.task}@{promotion.alias}; `ptp reconcile` writes it anew")
+    return promotion.version, promotion.digest

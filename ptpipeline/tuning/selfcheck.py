@@ -1,0 +1,61 @@
+"""Before a run starts: the shared prompt pass against plain concatenation, on two rows per member."""
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import psutil
+import torch
+from torch import Tensor
+
+from ptpipeline.models.causal import CausalBase
+from ptpipeline.tuning.passes import Backward, Example, concatenated_backward, shared_backward
+
+log = logging.getLogger(__name__)
+
+MAX_RELATIVE_ERROR = 1e-3  # float32: two exact orders of summation differ by about 1e-5
+MIN_COSINE = 0.95  # bfloat16: two exact paths differ by about 4%
+
+
+class SelfCheck(NamedTuple):
+    """The path that the run takes, and how well the two agreed: `relative_error` or `cosine`, worst member."""
+
+    backward: Backward
+    figures: dict[str, float | str]
+
+
+def checked_path(base: CausalBase, prompts: Sequence[Tensor], examples: Sequence[Example]) -> SelfCheck:
+    """The shared path where it agrees with the concatenated one, which is taken otherwise, with a warning.
+
+    Compared in float32 where a float32 copy of the base fits into free memory, else in the compute type by cosine.
+    """
+    exact = base.dtype == torch.float32 or _float32_fits(base)
+    judge = base.in_float32() if exact and base.dtype != torch.float32 else base
+    shared, reference = (_gradients(judge, path, prompts, examples) for path in (shared_backward, concatenated_backward))
+    pairs = list(zip(shared, reference, strict=True))
+    if exact:
+        worst = max(float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in pairs)
+        agrees, figure = worst <= MAX_RELATIVE_ERROR, "relative_error"
+    else:
+        worst = min(float(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0)) for a, b in pairs)
+        agrees, figure = worst >= MIN_COSINE, "cosine"
+    path = "shared" if agrees else "concatenated"
+    if agrees:
+        log.info("self-check: shared prompt pass agrees with concatenation, %s %.2g", figure, worst)
+    else:
+        log.warning("self-check: shared prompt pass disagrees (%s %.2g); this run takes the slower concatenated path", figure, worst)
+    return SelfCheck(shared_backward if agrees else concatenated_backward, {figure: worst, "path": path})
+
+
+def _gradients(base: CausalBase, backward: Backward, prompts: Sequence[Tensor], examples: Sequence[Example]) -> list[Tensor]:
+    copies = [prompt.detach().clone().requires_grad_() for prompt in prompts]
+    backward(base, copies, examples)
+    return [copy.grad for copy in copies if copy.grad is not None]
+
+
+def _float32_fits(base: CausalBase) -> bool:
+    parameters = sum(parameter.numel() for parameter in base.model.parameters())
+    if base.device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info()
+        return bool(free > 12 * parameters)
+    return bool(psutil.virtual_memory().available > 12 * parameters)

@@ -1,0 +1,8 @@
+"""Runs the revisions on the connection that `registry.database` hands over, in its transaction."""
+
+from alembic import context
+
+from registry.tables import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata)
+context.run_migrations()

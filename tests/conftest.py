@@ -1,0 +1,37 @@
+"""Fixtures that several packages share: object stores over a folder and over a real S3 server."""
+
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import boto3
+import pytest
+
+from ptpipeline.storage import FolderStore, ObjectStore, S3Store
+from tests.servers import S3Server, running_s3
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """One SeaweedFS for the whole run; its keys are in the environment while it lives."""
+    with running_s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def s3_store(s3_server: S3Server) -> S3Store:
+    """A store in a bucket of its own on the real S3 server."""
+    bucket = f"test-{uuid.uuid4().hex}"
+    boto3.client("s3", endpoint_url=s3_server.endpoint).create_bucket(Bucket=bucket)
+    return S3Store(bucket, endpoint=s3_server.endpoint)
+
+
+@pytest.fixture(params=["folder", pytest.param("s3", marks=pytest.mark.servers)])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
+    """Each implementation of the object store in turn, empty."""
+    if request.param == "s3":
+        opened: S3Store = request.getfixturevalue("s3_store")
+        return opened
+    return FolderStore(tmp_path / "store")

@@ -1,0 +1,161 @@
+"""Deployments and flow runs on a real Prefect server, from the cron line to the promoted prompt."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from flows.api import call
+from flows.deploy import FLOWS, deploy
+from flows.members import client_environment
+from flows.requests import NightlyRequest, PromoteRequest, Record
+from flows.trigger import Finished, LogLine, follow, trigger
+from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
+from ptpipeline.settings import load_settings
+from ptpipeline.task import Task, load_task
+from tests.e2e.conftest import Project
+
+pytestmark = pytest.mark.servers
+
+CHECKOUT = Path(__file__).parents[2]
+
+
+def the_nightly(project: Project) -> dict[str, Any]:
+    found: dict[str, Any] = call("GET", f"{project.prefect}/deployments/name/nightly/ptp-nightly")
+    return found
+
+
+def scheduled_runs(project: Project, deployment: dict[str, Any]) -> list[dict[str, Any]]:
+    query = {"deployments": {"id": {"any_": [deployment["id"]]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+    found: list[dict[str, Any]] = call("POST", f"{project.prefect}/flow_runs/filter", query)
+    return found
+
+
+def followed(project: Project, run: str) -> tuple[list[LogLine], Finished]:
+    events = list(follow(project.prefect, run))
+    last = events.pop()
+    if not isinstance(last, Finished):
+        raise TypeError(f"the run ended with {last!r}")
+    return [event for event in events if isinstance(event, LogLine)], last
+
+
+@pytest.fixture(scope="module")
+def shipped(project: Project) -> None:
+    """The shipped deployments on the server, by Prefect's own command in the checkout."""
+    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "deploy/prefect.yaml"]
+    environment = {**client_environment(project.home, project.prefect), "PWD": str(CHECKOUT)}
+    done = subprocess.run(command, env=environment, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def task(project: Project) -> Task:
+    return load_task(project.folder / "tasks" / "fruit.yaml")
+
+
+@pytest.fixture(scope="module")
+def deployed(project: Project, shipped: None, task: Task) -> None:
+    """The project's own deployments, over the shipped ones."""
+    deploy(load_settings(), [task])
+
+
+def test_the_scheduler_inserts_a_run_for_the_shipped_cron(project: Project, shipped: None) -> None:
+    deadline = time.monotonic() + 60
+    while not (runs := scheduled_runs(project, the_nightly(project))) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert {run["expected_start_time"][11:19] for run in runs} == {"17:00:00"}  # 02:00 in Seoul
+    assert runs[0]["parameters"] == {"request": {"schedule": "0-2-x-x-x-asia-seoul"}}
+
+
+def test_deploying_again_keeps_what_somebody_paused(project: Project, shipped: None, task: Task) -> None:
+    before = the_nightly(project)
+    schedule = before["schedules"][0]
+    call("PATCH", f"{project.prefect}/deployments/{before['id']}/schedules/{schedule['id']}", {"active": False})
+    call("POST", f"{project.prefect}/deployments/{before['id']}/pause_deployment")
+    deploy(load_settings(), [task])
+    after = the_nightly(project)
+    assert (after["id"], after["paused"]) == (before["id"], True)
+    assert [(found["id"], found["active"]) for found in after["schedules"]] == [(schedule["id"], False)]
+    call("POST", f"{project.prefect}/deployments/{before['id']}/resume_deployment")
+
+
+def test_a_schedule_that_no_task_has_any_more_goes(project: Project, deployed: None, task: Task) -> None:
+    deploy(load_settings(), [task.model_copy(update={"schedule": None})])
+    assert the_nightly(project)["schedules"] == []
+    deploy(load_settings(), [task])
+    assert [found["slug"] for found in the_nightly(project)["schedules"]] == ["0-2-x-x-x-asia-seoul"]
+
+
+def test_a_plain_post_runs_the_nightly_flow_to_a_promoted_prompt(project: Project, deployed: None) -> None:
+    deployment = the_nightly(project)
+    answer = httpx.post(f"{project.prefect}/deployments/{deployment['id']}/create_flow_run", json={"parameters": {"request": {"reason": "by hand"}}})
+    assert answer.status_code == 201
+    lines, end = followed(project, answer.json()["id"])
+    assert (end.state, end.message) == ("COMPLETED", "fruit: promoted")
+    assert [(row["task"], row["status"], row["version"]) for row in end.rows] == [("fruit", "promoted", 1)]
+    assert any(line.logger.startswith("ptpipeline.") and "by hand" in line.message for line in lines)
+    steps = call("POST", f"{project.prefect}/task_runs/filter", {"flow_runs": {"id": {"any_": [answer.json()["id"]]}}})
+    assert {step["name"] for step in steps} == {
+        "ingest fruit", "plan fruit", "train tiny (1 task)", "evaluate fruit", "gate fruit", "register fruit", "promote fruit",
+    }  # fmt: skip
+
+
+def test_a_second_night_trains_nothing_and_says_why(project: Project, deployed: None) -> None:
+    _, end = followed(project, trigger(project.prefect, "nightly", NightlyRequest()))
+    assert (end.state, end.message) == ("COMPLETED", "fruit: unchanged")
+    assert "nothing was trained" in end.rows[0]["reason"]
+
+
+def test_promoting_a_version_that_is_not_there_fails_with_a_sentence(project: Project, deployed: None) -> None:
+    _, end = followed(project, trigger(project.prefect, "promote", PromoteRequest(task="fruit", version=99)))
+    assert end.state == "FAILED"
+    assert "99" in end.message
+
+
+def test_an_idempotency_key_starts_one_run(project: Project, deployed: None) -> None:
+    request = NightlyRequest(tasks=["no-such-task"])
+    first = trigger(project.prefect, "nightly", request, "key")
+    assert trigger(project.prefect, "nightly", request, "key") == first
+    _, end = followed(project, first)
+    assert end.state == "FAILED"
+    assert "no-such-task" in end.message
+
+
+class _Stray(Record):
+    stray: int = 1
+
+
+def test_unknown_fields_are_refused_before_any_run(project: Project, deployed: None) -> None:
+    with pytest.raises(SettingsError, match=r"Additional properties are not allowed \('stray' was unexpected\)"):
+        trigger(project.prefect, "nightly", _Stray())
+
+
+def test_unknown_parameters_are_refused_before_any_run(project: Project, deployed: None) -> None:
+    url = f"{project.prefect}/deployments/{the_nightly(project)['id']}/create_flow_run"
+    with pytest.raises(SettingsError, match=r"Additional properties are not allowed \('stray' was unexpected\)"):
+        call("POST", url, {"parameters": {"stray": 1}})
+
+
+def test_a_flow_that_is_not_deployed_is_named(project: Project, deployed: None) -> None:
+    with pytest.raises(NotFound, match="no deployment train/ptp-train: deploy with `ptp up`"):
+        trigger(project.prefect, "train", NightlyRequest())
+
+
+def test_an_unreachable_server_is_one_sentence() -> None:
+    with pytest.raises(ServiceUnavailable, match=r"Prefect at http://127\.0\.0\.1:9 does not answer \(ConnectError\); is it up\?"):
+        trigger("http://127.0.0.1:9/api", "nightly", NightlyRequest())
+
+
+def test_the_client_side_imports_no_prefect() -> None:
+    code = "import sys, flows.trigger, flows.deploy, flows.stack; sys.exit('prefect' in sys.modules or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False).returncode == 0
+
+
+def test_every_flow_has_its_deployment(project: Project, deployed: None) -> None:
+    for name in FLOWS:
+        assert call("GET", f"{project.prefect}/deployments/name/{name}/ptp-{name}")["entrypoint"] == f"flows.{name}.{name}"

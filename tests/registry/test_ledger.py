@@ -1,0 +1,248 @@
+"""The ledger: numbering, the append-only history, leases, the schema, and what a damaged or busy database answers."""
+
+import multiprocessing
+import sqlite3
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from sqlalchemy import create_engine
+
+from ptpipeline.errors import LeaseHeld, NotFound, PromotionConflict, ServiceUnavailable, SettingsError
+from registry import database, tables
+from registry.ledger import Ledger, Move
+from tests.registry.prompts import a_report, a_request, a_snapshot, a_task, a_verdict, an_artifact
+
+TASKS, ALIASES, DIGESTS = ("mood", "topic"), ("production", "canary"), tuple(letter * 64 for letter in "abcdef")
+
+
+def a_move(task: str = "mood", version: int = 1, actor: str = "me") -> Move:
+    return Move(task=task, alias="production", version=version, actor=actor, reason="why")
+
+
+class LedgerIsItsModel(RuleBasedStateMachine):
+    """The ledger against lists: versions[task] holds digests by number, heads[task, alias] the versions so far."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.ledger = Ledger(f"sqlite:///{self.folder.name}/ledger.db")
+        self.versions: dict[str, list[str]] = {task: [] for task in TASKS}
+        self.moves: dict[tuple[str, str], list[int]] = {(task, alias): [] for task in TASKS for alias in ALIASES}
+
+    def teardown(self) -> None:
+        self.ledger.close()
+        self.folder.cleanup()
+
+    @rule(task=st.sampled_from(TASKS), digest=st.sampled_from(DIGESTS))
+    def register(self, task: str, digest: str) -> None:
+        known = self.versions[task]
+        if digest not in known:
+            known.append(digest)
+        assert self.ledger.add_version(task, digest).number == known.index(digest) + 1
+
+    @rule(task=st.sampled_from(TASKS), alias=st.sampled_from(ALIASES), version=st.integers(1, 3), behind=st.integers(0, 1))
+    def promote(self, task: str, alias: str, version: int, behind: int) -> None:
+        moves = self.moves[task, alias]
+        move = Move(task=task, alias=alias, version=version, actor="me", reason="why")
+        wrong = NotFound if version > len(self.versions[task]) else PromotionConflict if behind else None
+        if wrong:
+            with pytest.raises(wrong):
+                self.ledger.append(move, len(moves) + behind)
+        else:
+            assert self.ledger.append(move, len(moves)).previous == (moves[-1] if moves else None)
+            moves.append(version)
+
+    @rule()
+    def reopen(self) -> None:
+        self.ledger.close()
+        self.ledger = Ledger(self.ledger.url)
+
+    @invariant()
+    def histories_agree(self) -> None:
+        for (task, alias), moves in self.moves.items():
+            rows = self.ledger.history(task, alias)
+            assert [(row.seq, row.version) for row in rows] == list(enumerate(moves, 1))
+            assert self.ledger.head(task, alias) == (rows[-1] if rows else None)
+
+    @invariant()
+    def heads_and_versions_agree(self) -> None:
+        assert {(head.task, head.alias): head.seq for head in self.ledger.heads()} == {key: len(moves) for key, moves in self.moves.items() if moves}
+        assert {task: [v.digest for v in reversed(self.ledger.versions(task))] for task in TASKS} == self.versions
+
+
+TestLedgerIsItsModel = LedgerIsItsModel.TestCase
+TestLedgerIsItsModel.settings = settings(max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def test_history_refuses_updates_and_deletions(ledger: Ledger, tmp_path: Path) -> None:
+    ledger.add_version("mood", "a" * 64)
+    ledger.append(a_move(), 0)
+    with sqlite3.connect(tmp_path / "ledger.db") as raw:
+        for statement in ("UPDATE promotion SET actor = 'nobody'", "DELETE FROM promotion", "UPDATE version SET digest = 'b'"):
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                raw.execute(statement)
+
+
+def test_migrations_make_the_declared_tables(ledger: Ledger, tmp_path: Path) -> None:
+    with create_engine(f"sqlite:///{tmp_path}/ledger.db").connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+
+
+def test_schema_constant_is_the_newest_revision() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(database.MIGRATIONS))
+    assert ScriptDirectory.from_config(config).get_current_head() == tables.SCHEMA
+
+
+def test_durability_settings_hold(ledger: Ledger) -> None:
+    with ledger._database.reading() as connection:
+        found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous", "foreign_keys")]
+    assert found == ["wal", 2, 1]
+
+
+def test_a_newer_ledger_is_refused(ledger: Ledger, tmp_path: Path) -> None:
+    with sqlite3.connect(tmp_path / "ledger.db") as raw:
+        raw.execute("UPDATE alembic_version SET version_num = '9999'")
+    with pytest.raises(SettingsError, match="written by another version of ptpipeline"):
+        Ledger(ledger.url)
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_text("not a database at all, but long enough to look at" * 20)
+    with pytest.raises(SettingsError, match="is no ledger"):
+        Ledger(f"sqlite:///{tmp_path}/ledger.db")
+
+
+@pytest.mark.parametrize("url", ["postgresql://me:hidden@db/ledger", "sqlite://", "nonsense"])
+def test_unsupported_addresses_are_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match="PTP_LEDGER") as caught:
+        Ledger(url)
+    assert "hidden" not in str(caught.value)
+
+
+def test_an_unreachable_folder_is_transient(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(ServiceUnavailable, match="cannot be opened"):
+        Ledger(f"sqlite:///{tmp_path}/file/ledger.db")
+
+
+def test_a_locked_database_is_transient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "PRAGMAS", ("busy_timeout=50",))
+    ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    with sqlite3.connect(tmp_path / "ledger.db", isolation_level=None) as raw:
+        raw.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ServiceUnavailable, match="database is locked"):
+            ledger.add_version("mood", "a" * 64)
+
+
+def test_a_lease_has_one_holder(ledger: Ledger) -> None:
+    other = Ledger(ledger.url)
+    with ledger.lease("mood@production", 30) as held:
+        held.renew()
+        with pytest.raises(LeaseHeld, match="mood@production is being written by"), other.lease("mood@production", 30):
+            pass
+    with other.lease("mood@production", 30):
+        pass
+
+
+def test_an_expired_lease_is_lost(ledger: Ledger) -> None:
+    with ledger.lease("mood@production", 0.01) as stalled:
+        time.sleep(0.02)
+        with ledger.lease("mood@production", 30), pytest.raises(LeaseHeld):
+            stalled.renew()
+
+
+def test_a_projection_never_goes_back(ledger: Ledger) -> None:
+    ledger.add_version("mood", "a" * 64)
+    first = ledger.append(a_move(), 0)
+    second = ledger.append(a_move(), 1)
+    for promotion in (second, first):
+        ledger.record_applied("store", promotion)
+    assert ledger.applied("store", "mood", "production") == (2, 1)
+
+
+def test_stages_are_remembered_under_their_keys(ledger: Ledger) -> None:
+    task = a_task()
+    request, snapshot = a_request(task), a_snapshot(task)
+    ledger.save_snapshot(snapshot)
+    ledger.save_tuned(request.tuned)
+    ledger.save_report(report := a_report(an_artifact(task), 0.9))
+    ledger.save_verdict(verdict := a_verdict(task, report, None))
+    assert ledger.snapshot_for("mood", "key") == ledger.snapshot("mood", snapshot.digest) == snapshot
+    assert ledger.tuned("mood", request.tuned.training_key) == request.tuned
+    assert ledger.report(report.evaluation_key) == ledger.report_of("mood", report.digest) == report
+    assert ledger.verdict_for(verdict.gate_key) == ledger.verdict(verdict.verdict_digest()) == verdict
+    assert ledger.tuned("topic", request.tuned.training_key) is None
+
+
+def test_a_version_shows_its_newest_verdict(ledger: Ledger) -> None:
+    task = a_task()
+    report = a_report(an_artifact(task), 0.9)
+    good, bad = a_verdict(task, report, None), a_verdict(task, report, "c" * 64, passed=False)
+    shown = []
+    for verdict in (good, bad, good):
+        ledger.save_verdict(verdict)
+        shown.append(ledger.add_version("mood", report.digest).passed)
+    assert shown == [True, False, True]
+    assert ledger.latest_verdict("mood", report.digest) == good
+
+
+def test_versions_come_in_pages(ledger: Ledger) -> None:
+    for digest in DIGESTS:
+        ledger.add_version("mood", digest)
+    assert [version.number for version in ledger.versions("mood", limit=2, offset=1)] == [5, 4]
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def _open(url: str, outcomes: "multiprocessing.Queue[str]") -> None:
+    try:
+        Ledger(url).add_version("mood", "a" * 64)
+        outcomes.put("ok")
+    except Exception as error:  # noqa: BLE001
+        outcomes.put(repr(error))
+
+
+def _promote(url: str, actor: str, rounds: int, outcomes: "multiprocessing.Queue[str]") -> None:
+    ledger, won, lost = Ledger(url), 0, 0
+    for _ in range(rounds):
+        head = ledger.head("mood", "production")
+        try:
+            ledger.append(a_move(actor=actor), head.seq if head else 0)
+            won += 1
+        except PromotionConflict:
+            lost += 1
+    outcomes.put(f"{actor} {won} {lost}")
+
+
+def test_processes_open_a_new_ledger_together(tmp_path: Path) -> None:
+    spawn = multiprocessing.get_context("spawn")
+    outcomes = spawn.Queue()
+    racers = [spawn.Process(target=_open, args=(f"sqlite:///{tmp_path}/ledger.db", outcomes)) for _ in range(4)]
+    for racer in racers:
+        racer.start()
+    assert [outcomes.get(timeout=60) for _ in racers] == ["ok"] * 4
+
+
+def test_racing_promoters_win_or_conflict(ledger: Ledger) -> None:
+    ledger.add_version("mood", "a" * 64)
+    spawn = multiprocessing.get_context("spawn")
+    outcomes = spawn.Queue()
+    racers = [spawn.Process(target=_promote, args=(ledger.url, actor, 40, outcomes)) for actor in ("ann", "bob")]
+    for racer in racers:
+        racer.start()
+    tally = {actor: (int(won), int(lost)) for actor, won, lost in (outcomes.get(timeout=60).split() for _ in racers)}
+    history = ledger.history("mood", "production")
+    assert [row.seq for row in history] == list(range(1, len(history) + 1))
+    assert {actor: sum(row.actor == actor for row in history) for actor in tally} == {actor: won for actor, (won, _) in tally.items()}
+    assert all(won + lost == 40 for won, lost in tally.values())

@@ -1,0 +1,179 @@
+"""The object store's contract, over a folder and over a real S3 server."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import boto3
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
+from ptpipeline.storage import FolderStore, ObjectStore, S3Store, checked_key, open_store
+from tests.servers import S3Server, free_ports
+
+WRITERS = 6
+
+
+def test_a_created_object_reads_back(store: ObjectStore) -> None:
+    store.create("a/b.json", b"\x00one")
+    assert store.read("a/b.json").body == b"\x00one"
+    assert store.exists("a/b.json")
+
+
+def test_a_missing_object_is_not_found(store: ObjectStore) -> None:
+    assert not store.exists("a/b")
+    with pytest.raises(NotFound, match="a/b"):
+        store.read("a/b")
+
+
+def test_a_folder_is_no_object(store: ObjectStore) -> None:
+    store.create("a/b", b"one")
+    assert not store.exists("a")
+    with pytest.raises(NotFound):
+        store.read("a")
+
+
+def test_creating_the_same_bytes_again_is_silent(store: ObjectStore) -> None:
+    store.create("a", b"one")
+    store.create("a", b"one")
+    assert store.read("a").body == b"one"
+
+
+def test_creating_other_bytes_is_refused(store: ObjectStore) -> None:
+    store.create("a", b"one")
+    with pytest.raises(PreconditionFailed, match="a"):
+        store.create("a", b"two")
+    assert store.read("a").body == b"one"
+
+
+def test_replace_moves_the_object_that_was_read(store: ObjectStore) -> None:
+    store.create("a", b"one")
+    store.replace("a", b"two", store.read("a").etag)
+    assert store.read("a").body == b"two"
+
+
+def test_replace_with_an_old_tag_is_refused(store: ObjectStore) -> None:
+    store.create("a", b"one")
+    old = store.read("a").etag
+    store.replace("a", b"two", old)
+    with pytest.raises(PreconditionFailed):
+        store.replace("a", b"three", old)
+    assert store.read("a").body == b"two"
+
+
+def test_replace_of_a_missing_object_is_refused(store: ObjectStore) -> None:
+    store.create("a", b"one")
+    with pytest.raises((PreconditionFailed, NotFound)):
+        store.replace("b", b"two", store.read("a").etag)
+    assert not store.exists("b")
+
+
+def test_one_of_many_creators_wins(store: ObjectStore) -> None:
+    outcomes = _race(lambda number: store.create("a", b"body %d" % number))
+    assert outcomes.count("won") == 1
+    assert outcomes.count("lost") == WRITERS - 1
+
+
+def test_one_of_many_replacers_wins(store: ObjectStore) -> None:
+    store.create("a", b"one")
+    etag = store.read("a").etag
+    outcomes = _race(lambda number: store.replace("a", b"body %d" % number, etag))
+    assert outcomes.count("won") == 1
+    assert store.read("a").body == b"body %d" % outcomes.index("won")
+
+
+def test_a_deleted_object_is_gone(store: ObjectStore) -> None:
+    store.create("a", b"one")
+    store.delete("a")
+    store.delete("a")
+    assert not store.exists("a")
+
+
+def test_keys_lists_a_folder_in_order(store: ObjectStore) -> None:
+    for key in ("p/b/2", "p/a", "p/b/1", "pa/x", "q"):
+        store.create(key, b"")
+    assert list(store.keys("p")) == ["p/a", "p/b/1", "p/b/2"]
+    assert list(store.keys("none")) == []
+
+
+@pytest.mark.parametrize("key", ["", "/a", "a/", "../a", "a/../b", ".hidden", "a//b", "a b", "a\n", "ä"])
+def test_an_unsafe_key_is_refused(store: ObjectStore, key: str) -> None:
+    with pytest.raises(SettingsError, match="object key"):
+        store.create(key, b"")
+
+
+@given(st.text(max_size=20))
+def test_a_checked_key_stays_below_its_root(key: str) -> None:
+    try:
+        path = (Path("/root") / checked_key(key)).resolve()
+    except SettingsError:
+        return
+    assert path.is_relative_to("/root")
+
+
+@pytest.mark.servers
+def test_a_prefix_separates_two_stores(s3_store: S3Store) -> None:
+    one, two = (S3Store(s3_store.bucket, prefix, s3_store.endpoint) for prefix in ("one", "two"))
+    one.create("a", b"one")
+    assert not two.exists("a")
+    assert list(one.keys("a")) == []
+    assert s3_store.read("one/a").body == b"one"
+
+
+@pytest.mark.servers
+def test_many_keys_are_listed_page_by_page(s3_store: S3Store) -> None:
+    names = [f"p/{number:04d}" for number in range(1005)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: s3_store.create(name, b""), names))
+    assert list(s3_store.keys("p")) == names
+
+
+@pytest.mark.servers
+def test_a_missing_bucket_is_named(s3_server: S3Server) -> None:
+    with pytest.raises(SettingsError, match="no-such-bucket"):
+        S3Store("no-such-bucket", endpoint=s3_server.endpoint).create("a", b"")
+
+
+@pytest.mark.servers
+def test_wrong_credentials_are_named(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers the keys of the first client
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(SettingsError, match="AWS_SECRET_ACCESS_KEY") as raised:
+        S3Store(s3_store.bucket, endpoint=s3_store.endpoint).read("a")
+    assert "wrong" not in str(raised.value)
+
+
+@pytest.mark.servers
+def test_an_absent_server_is_unavailable(s3_server: S3Server) -> None:
+    (port,) = free_ports(1)
+    with pytest.raises(ServiceUnavailable, match=str(port)):
+        S3Store("bucket", endpoint=f"http://127.0.0.1:{port}").read("a")
+
+
+@pytest.mark.servers
+def test_the_address_opens_the_right_store(s3_server: S3Server, tmp_path: Path) -> None:
+    assert isinstance(open_store(f"file://{tmp_path}"), FolderStore)
+    opened = open_store("s3://bucket/some/prefix", s3_server.endpoint)
+    assert opened.url == "s3://bucket/some/prefix"
+
+
+@pytest.mark.parametrize("url", ["", "relative/folder", "http://host/bucket", "s3://", "file://"])
+def test_an_unknown_address_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match="PTP_STORE"):
+        open_store(url)
+
+
+def _race(write: Callable[[int], None]) -> list[str]:
+    """What became of each of WRITERS concurrent calls, by number."""
+
+    def attempt(number: int) -> str:
+        try:
+            write(number)
+        except PreconditionFailed:
+            return "lost"
+        return "won"
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        return list(pool.map(attempt, range(WRITERS)))
