@@ -147,7 +147,7 @@ def client_environment(home: Path, api: str) -> dict[str, str]:
     """
     tasks = Path(os.environ.get("PTP_TASKS", "tasks")).expanduser().resolve()
     kept = {name: os.environ[name] for name in ("PTP_DTYPE",) if name in os.environ}
-    own = {"PTP_HOME": str(home), "PTP_TASKS": str(tasks), "PWD": str(Path.cwd())}
+    own = {"PTP_HOME": str(home), "PTP_TASKS": str(tasks), "PWD": str(Path.cwd()), "MPLCONFIGDIR": str(home / "matplotlib")}
     return _environment({**kept, **own, "PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": api})
 
 

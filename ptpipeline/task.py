@@ -61,12 +61,13 @@ class Binned(Section):
     column: str
     bins: dict[str, tuple[float | None, float | None]]
 
-    @model_validator(mode="after")
-    def _low_before_high(self) -> "Binned":
-        empty = [label for label, (low, high) in self.bins.items() if low is not None and high is not None and low > high]
-        if empty:
-            raise ValueError(f"the bin of {empty[0]!r} is [low, high] with low above high: no number lies in it")
-        return self
+    @field_validator("bins")
+    @classmethod
+    def _low_before_high(cls, bins: dict[str, tuple[float | None, float | None]]) -> dict[str, tuple[float | None, float | None]]:
+        for label, (low, high) in bins.items():
+            if low is not None and high is not None and low > high:
+                raise ValueError(f"no number lies in the bin of {label!r}: it is [low, high], and low is above high")
+        return bins
 
 
 class SplitSpec(Section):

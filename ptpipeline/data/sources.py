@@ -117,7 +117,7 @@ def _options(datasets: Any, path: Path, source: Source) -> dict[str, Any]:
         return options
     columns = source.columns or _header(path, source)
     options |= {"features": datasets.Features({column: datasets.Value("string") for column in columns})}
-    options |= {"column_names": source.columns, "index_col": False, "keep_default_na": False, "na_filter": False}
+    options |= {"column_names": source.columns, "index_col": False, "keep_default_na": False}
     return options | ({"sep": "\t", "quoting": csv.QUOTE_NONE} if source.format == "tsv" else {})
 
 

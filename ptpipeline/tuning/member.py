@@ -75,8 +75,8 @@ class Member:
 
     @property
     def stopped_early(self) -> bool:
-        """Whether dev has not gained for `patience` evaluations."""
-        return self.stale >= self.job.task.tune.patience
+        """Whether it ended before its last step, because dev had not gained for `patience` evaluations."""
+        return self.stale >= self.job.task.tune.patience and self.step < self.job.task.tune.steps
 
     @property
     def due(self) -> bool:

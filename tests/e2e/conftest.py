@@ -27,7 +27,7 @@ data:
 template: "{{text}}\\nAnswer:"
 labels: {{good: " good", bad: " bad"}}
 tune: {{num_virtual_tokens: 4, steps: 12, batch_size: 8, eval_every: 6, learning_rate: 0.05}}
-gate: {{metric: accuracy, minimum: 0.0, beat_zero_shot: false, max_label_share: 0.999}}
+gate: {{metric: accuracy, minimum: 0.0, beat_zero_shot: false, max_label_share: 1.0}}
 promote: auto
 schedule: {{cron: "0 2 * * *", timezone: Asia/Seoul}}
 """
@@ -52,7 +52,7 @@ class Project(NamedTuple):
         return self.stack.settings["prefect"]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """The project with its stack up, its settings in the environment; everything is down afterwards."""
     folder = tmp_path_factory.mktemp("project")

@@ -12,7 +12,9 @@ import pytest
 
 from flows.api import call
 from flows.deploy import FLOWS, deploy
+from flows.lost import end_lost_runs
 from flows.members import client_environment
+from flows.process import spawn, stop
 from flows.requests import NightlyRequest, PromoteRequest, Record
 from flows.trigger import Finished, LogLine, follow, trigger
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
@@ -117,13 +119,16 @@ def test_promoting_a_version_that_is_not_there_fails_with_a_sentence(project: Pr
     assert "99" in end.message
 
 
-def test_an_idempotency_key_starts_one_run(project: Project, deployed: None) -> None:
-    request = NightlyRequest(tasks=["no-such-task"])
-    first = trigger(project.prefect, "nightly", request, "key")
-    assert trigger(project.prefect, "nightly", request, "key") == first
-    _, end = followed(project, first)
-    assert end.state == "FAILED"
-    assert "no-such-task" in end.message
+def test_a_run_without_a_process_is_ended(project: Project, deployed: None, tmp_path: Path) -> None:
+    url = f"{project.prefect}/deployments/{the_nightly(project)['id']}/create_flow_run"
+    lost, living = (call("POST", url, {"state": {"type": "RUNNING"}})["id"] for _ in range(2))
+    process = spawn(["sleep", "60"], {**os.environ, "PTP_HOME": str(project.home), "PREFECT__FLOW_RUN_ID": living}, tmp_path / "log")
+    ended = end_lost_runs(project.home, project.prefect)
+    stop(process)
+    assert lost in ended
+    assert living not in ended
+    assert followed(project, lost)[1].state == "CRASHED"
+    assert living in end_lost_runs(project.home, project.prefect)
 
 
 class _Stray(Record):
@@ -159,3 +164,9 @@ def test_the_client_side_imports_no_prefect() -> None:
 def test_every_flow_has_its_deployment(project: Project, deployed: None) -> None:
     for name in FLOWS:
         assert call("GET", f"{project.prefect}/deployments/name/{name}/ptp-{name}")["entrypoint"] == f"flows.{name}.{name}"
+
+
+def test_an_idempotency_key_starts_one_run(project: Project, deployed: None) -> None:
+    request = NightlyRequest(tasks=["no-such-task"])
+    first = trigger(project.prefect, "nightly", request, "key")
+    assert trigger(project.prefect, "nightly", request, "key") == first

@@ -4,19 +4,23 @@ from collections.abc import Iterator
 
 import pytest
 from prefect import flow
-from prefect.testing.utilities import prefect_test_harness
+from prefect.events.worker import EventsWorker
+from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from flows.night import ended, table
 from flows.steps import Night, step
 from ptpipeline.errors import DataError, ServiceUnavailable
+from tests.e2e.conftest import Project
 
 pytestmark = pytest.mark.servers
 
 
 @pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=60):
+def server(project: Project) -> Iterator[None]:
+    settings = {PREFECT_HOME: project.home / "prefect", PREFECT_API_URL: project.prefect, PREFECT_LOGGING_TO_API_ENABLED: False}
+    with temporary_settings(settings):
         yield
+        EventsWorker.drain_all()  # else it goes on trying after the server is down
 
 
 def test_transient_errors_are_retried() -> None:

@@ -1,0 +1,231 @@
+"""One training step, forward and backward only: ours against PEFT on the same base, and its share of the processor's peak.
+
+Ours is the product's own path (`shared_backward`); PEFT is driven as its users drive it: `get_peft_model` with a
+`PromptTuningConfig`, the label token behind the text, labels -100 elsewhere, `loss.backward()`. Same frozen model, dtype,
+rows and initial prompt; optimizer apart; interleaved in one process, the order turning each round; medians of rounds.
+
+    grad_rel_err = |ours - peft| / |peft|        of the gradients of the last timed round, in the run's dtype
+    tokens_per_s = B T / ours_s                  text tokens; the prompt's are not counted
+    mfu          = FLOPs / ours_s / peak
+
+Letters: B rows, T tokens, P virtual tokens, H width, L layers, a heads of size d, V vocabulary. FLOPs are what an exact
+step needs at least, 2 per multiply-add; W is a layer's weights in linear maps, of them Q = H a d in the query's and
+KV = 2 H a_kv d in the keys' and values':
+
+    linear    = 2 (L - 1) W (BT + P)             forward and activation gradient; no weight gradients
+              + 2 (KV (BT + P) + (W - KV) B)     last layer: beyond keys and values only where a label is read
+              - (Q + KV) BT                      nothing learns below the rows' first keys, values and queries
+    attention = 6 a d ((L - 1) (B S + P (P + 1) / 2) + B (P + T))      2 products forward, 4 backward
+                S = P T + T (T + 1) / 2 pairs that see each other; the last layer has one query per row
+    head      = 2 H V B                          at the B label positions
+    FLOPs     = 2 (linear + attention + head)
+
+peak is the best rate of a matrix product in the same run: the layer's largest one with BT rows, and a square one.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ptpipeline.models.base import prepare_base
+from ptpipeline.models.causal import CausalBase, load_causal
+from ptpipeline.settings import load_settings
+from ptpipeline.tuning.passes import Example, examples_of, shared_backward
+
+SQUARE = 2048  # side of the square product of the peak
+
+
+class Workload(NamedTuple):
+    """Rows of T text tokens and one label token each, and the initial prompt [P, H] in float32."""
+
+    ids: Tensor
+    labels: Tensor
+    prompt: Tensor
+
+    def examples(self) -> list[Example]:
+        """The rows as training takes them: one member, one label token a row."""
+        return examples_of([[(row, (label,)) for row, label in zip(self.ids.tolist(), self.labels.tolist(), strict=True)]])
+
+
+def workload(base: CausalBase, batch: int, tokens: int, prompt_length: int) -> Workload:
+    """Random rows and a prompt of sampled vocabulary, the same for the same arguments."""
+    dice = torch.Generator().manual_seed(0)
+    vocabulary = base.model.config.vocab_size
+    draw = lambda *shape: torch.randint(vocabulary, shape, generator=dice)  # noqa: E731
+    return Workload(draw(batch, tokens), draw(batch), base.embed(draw(prompt_length)).float().cpu())
+
+
+Step = Callable[[], Tensor]
+
+
+def our_step(base: CausalBase, work: Workload) -> Step:
+    """Forward and backward by the shared prompt pass; returns the prompt's gradient [P, H]."""
+    prompt, examples = work.prompt.clone().requires_grad_(), work.examples()
+
+    def step() -> Tensor:
+        prompt.grad = None
+        shared_backward(base, [prompt], examples)
+        return _gradient(prompt)
+
+    return step
+
+
+def peft_step(base: CausalBase, work: Workload) -> Step:
+    """The same by PEFT; returns the prompt's gradient [P, H]."""
+    from peft import PromptTuningConfig, TaskType, get_peft_model
+
+    model: Any = get_peft_model(base.model, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(work.prompt)))
+    prompt: Tensor = model.prompt_encoder["default"].embedding.weight
+    with torch.no_grad():
+        prompt.copy_(work.prompt)
+    ids = torch.cat([work.ids, work.labels[:, None]], 1).to(base.device)
+    labels = torch.full_like(ids, -100)
+    labels[:, -1] = ids[:, -1]
+    mask = torch.ones_like(ids)
+
+    def step() -> Tensor:
+        model.zero_grad(set_to_none=True)
+        model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+        return _gradient(prompt)
+
+    return step
+
+
+def _gradient(prompt: Tensor) -> Tensor:
+    if prompt.grad is None:
+        raise RuntimeError("the step left no gradient on the prompt")
+    return prompt.grad.float().cpu()
+
+
+def needed_flops(base: CausalBase, batch: int, tokens: int, prompt_length: int) -> float:
+    """FLOPs of one exact step by the formula of this module's docstring."""
+    config, (rows, text, prompt) = base.model.config, (batch, tokens, prompt_length)
+    width, heads = config.hidden_size, config.num_attention_heads
+    size = getattr(config, "head_dim", None) or width // heads
+    layers = config.num_hidden_layers
+    queries, keys_values = width * heads * size, 2 * width * config.num_key_value_heads * size
+    weights = _layer_weights(base)
+    seen = prompt * text + text * (text + 1) / 2
+    linear = 2 * (layers - 1) * weights * (rows * text + prompt)
+    linear += 2 * (keys_values * (rows * text + prompt) + (weights - keys_values) * rows) - (queries + keys_values) * rows * text
+    attention = 6 * heads * size * ((layers - 1) * (rows * seen + prompt * (prompt + 1) / 2) + rows * (prompt + text))
+    return 2 * (linear + attention + 2 * width * config.vocab_size * rows)
+
+
+def _layer_weights(base: CausalBase) -> int:
+    return sum(p.numel() for p in base.model.base_model.layers[0].parameters() if p.ndim == 2)
+
+
+class Peak:
+    """The best matrix-product rate seen so far, in FLOP/s."""
+
+    def __init__(self, base: CausalBase, tokens: int) -> None:
+        largest = max((p for p in base.model.base_model.layers[0].parameters() if p.ndim == 2), key=lambda p: p.numel())
+        square = torch.randn(SQUARE, SQUARE).to(base.device, base.dtype)
+        activations = torch.randn(tokens, largest.shape[1]).to(base.device, base.dtype)
+        self._pairs = [(activations, largest.detach(), 20), (square, square, 2)]
+        self.rate = 0.0
+
+    def sample(self) -> None:
+        """Both products again, keeping the better rate."""
+        for left, right, repeats in self._pairs:
+            for _ in range(repeats):
+                seconds, _ = timed(lambda left=left, right=right: torch.nn.functional.linear(left, right))  # type: ignore[misc]
+                self.rate = max(self.rate, 2 * left.shape[0] * right.numel() / seconds)
+
+
+def timed(step: Step) -> tuple[float, Tensor]:
+    """Wall seconds of one call, and what it returns; waits for a GPU on both sides."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    result = step()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, result
+
+
+class Measured(NamedTuple):
+    """Seconds of each round, the error of the last round's gradients, and the peak in FLOP/s."""
+
+    ours: list[float]
+    peft: list[float]
+    grad_rel_err: float
+    peak: float
+
+
+def measure(base: CausalBase, work: Workload, rounds: int) -> Measured:
+    """Both sides interleaved after one round of warm-up each, a sample of the peak in every round."""
+    sides = [our_step(base, work), peft_step(base, work)]
+    seconds: tuple[list[float], list[float]] = ([], [])
+    gradients = [step() for step in sides]
+    peak = Peak(base, work.ids.numel())
+    for turn in range(rounds):
+        peak.sample()
+        for side in (0, 1) if turn % 2 == 0 else (1, 0):
+            taken, gradients[side] = timed(sides[side])
+            seconds[side].append(taken)
+    ours, peft = gradients
+    return Measured(*seconds, float((ours - peft).norm() / peft.norm()), peak.rate)
+
+
+def report(base: CausalBase, arguments: argparse.Namespace, measured: Measured) -> dict[str, Any]:
+    """The figures under the names that the last line prints."""
+    shape = {"batch": arguments.batch, "tokens": arguments.tokens, "prompt_length": arguments.prompt_length}
+    ours, peft = statistics.median(measured.ours), statistics.median(measured.peft)
+    return {
+        "ours_s": ours,
+        "peft_s": peft,
+        "ratio": peft / ours,
+        "grad_rel_err": measured.grad_rel_err,
+        "tokens_per_s": arguments.batch * arguments.tokens / ours,
+        "peak_gflops": measured.peak / 1e9,
+        "mfu": needed_flops(base, **shape) / ours / measured.peak,
+        "dtype": str(base.dtype).removeprefix("torch."),
+        **shape,
+        "rounds": arguments.rounds,
+        "base": base.ref.name,
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "peft": version("peft"),
+        "cpu": _processor(),
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print lines for people, then the figures as one JSON object on the last line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--batch", type=int, default=16, help="rows (B)")
+    parser.add_argument("--tokens", type=int, default=40, help="text tokens of each row (T)")
+    parser.add_argument("--prompt-length", type=int, default=100, help="virtual tokens (P)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type of both sides")
+    parser.add_argument("--base", default="smollm2-135m-wheel", help="a base model of tasks/base_models.yaml")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each side")
+    arguments = parser.parse_args(argv)
+    base = load_causal(prepare_base(arguments.base, load_settings()), arguments.dtype)
+    measured = measure(base, workload(base, arguments.batch, arguments.tokens, arguments.prompt_length), arguments.rounds)
+    figures = report(base, arguments, measured)
+    for name, seconds in (("ours", measured.ours), ("PEFT", measured.peft)):
+        print(f"{name}: median {statistics.median(seconds):.3f} s, {min(seconds):.3f} to {max(seconds):.3f} s, forward and backward")
+    print(f"{figures['ratio']:.2f} times as fast; gradients differ by {figures['grad_rel_err']:.2g}")
+    print(f"{figures['tokens_per_s']:.0f} text tokens/s; {figures['mfu']:.2f} of the {figures['peak_gflops']:.0f} GFLOP/s peak")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""Small tasks over local files, for the tests of ingest."""
+
+from pathlib import Path
+from typing import Any
+
+from ptpipeline.data.sources import SourceRows
+from ptpipeline.task import Task
+
+LENIENT = {"rows_per_label": "off"}
+
+
+def declared(path: Path | str = "rows.csv", **data: Any) -> Task:
+    """A task with labels `bad` and `good` over that file; `data` overrides fields of its data section."""
+    source = {"path": str(path), "format": "csv", **data.pop("source", {})}
+    section = {"source": source, "text": "text", "label": "label", "split": {"dev": 0.2, "test": 0.2}, "checks": LENIENT, **data}
+    labels = {"bad": " bad", "good": " good"}
+    return Task.model_validate(
+        {"name": "reviews", "base_model": "tiny", "data": section, "template": "{text}:", "labels": labels, "gate": {"minimum": 0.5}}
+    )
+
+
+def rows_of(*pairs: tuple[str | None, Any], groups: list[Any] | None = None) -> SourceRows:
+    """Source rows of (text, label) pairs."""
+    return SourceRows("rows.csv", [text for text, _ in pairs], [label for _, label in pairs], groups)

@@ -1,0 +1,197 @@
+"""The ingest checks, the labels and the splits."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptpipeline.data.rows import CheckedRows, check_rows, normalised, split_of
+from ptpipeline.data.sources import SourceRows
+from ptpipeline.errors import DataError
+from ptpipeline.records import DataCheck
+from ptpipeline.task import SplitSpec
+from tests.data.declared import LENIENT, declared, rows_of
+
+BINS = {"column": "score", "bins": {"bad": [None, 0], "good": [0, 1]}}
+
+# name of the check -> source rows, and the numbers of those that pass it
+FAULTS: dict[str, tuple[SourceRows, list[int]]] = {
+    "encoding": (rows_of(("caf\ufffd", "good"), ("fine", "good")), [2]),
+    "empty_text": (rows_of(("a", "bad"), (" \t\u00a0", "good"), (None, "good"), ("", "bad")), [1]),
+    "unknown_label": (rows_of(("a", "bad"), ("b", "Good"), ("c", None), ("d", " bad")), [1]),
+    "duplicate": (rows_of(("A  b", "bad"), ("c", "bad"), ("a B ", "bad")), [1, 2]),
+    "conflicting_label": (rows_of(("same", "bad"), ("other", "bad"), ("SAME", "good")), [2]),
+}
+
+
+def checked(source: SourceRows, policy: dict[str, str], **data: Any) -> CheckedRows:
+    return check_rows(declared(checks={**LENIENT, **policy}, **data), source)
+
+
+def record(outcome: CheckedRows, name: str) -> DataCheck:
+    (check,) = [check for check in outcome.checks if check.name == name]
+    return check
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_warn_leaves_the_rows_out_and_counts_them(name: str) -> None:
+    source, passing = FAULTS[name]
+    outcome = checked(source, {name: "warn"})
+    assert [row.number for row in outcome.rows] == passing
+    assert record(outcome, name).count == len(source.texts) - len(passing)
+    assert record(outcome, name).outcome == "warned"
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_block_names_check_and_rows_but_no_text(name: str) -> None:
+    source, passing = FAULTS[name]
+    with pytest.raises(DataError, match=f"check {name} found {len(source.texts) - len(passing)}: rows? ") as raised:
+        checked(source, {name: "block"})
+    texts = [text for text in source.texts if text and len(text) > 2]
+    assert not any(text in str(raised.value) for text in texts)
+
+
+@pytest.mark.parametrize("name", sorted(set(FAULTS) - {"unknown_label"}))
+def test_off_keeps_the_rows(name: str) -> None:
+    source, _ = FAULTS[name]
+    outcome = checked(source, {"duplicate": "off", "conflicting_label": "off", name: "off"})
+    assert len(outcome.rows) == len(source.texts)
+    assert (record(outcome, name).count, record(outcome, name).outcome) == (0, "off")
+
+
+def test_unknown_labels_cannot_be_kept() -> None:
+    with pytest.raises(DataError, match="3 rows have no label of the task"):
+        checked(FAULTS["unknown_label"][0], {"unknown_label": "off"})
+
+
+def test_clean_rows_pass_every_check() -> None:
+    outcome = checked(rows_of(("a", "bad"), ("b", "good")), {})
+    assert {check.outcome for check in outcome.checks} == {"ok", "off"}
+    assert [check.name for check in outcome.checks] == [
+        "encoding", "empty_text", "unknown_label", "duplicate", "conflicting_label", "split_overlap", "rows_per_label",
+    ]  # fmt: skip
+
+
+def test_a_message_gives_at_most_three_rows() -> None:
+    with pytest.raises(DataError, match="found 5: rows 1, 2, 3 and more;"):
+        checked(rows_of(*[("", "bad")] * 5), {"empty_text": "block"})
+
+
+def test_no_row_left_is_an_error() -> None:
+    with pytest.raises(DataError, match="no row is left"):
+        checked(rows_of(("", "bad")), {})
+
+
+def test_labels_that_are_numbers_are_compared_as_text() -> None:
+    task = declared()
+    task = task.model_copy(update={"labels": {"0": " no", "1": " yes"}})
+    assert [row.label for row in check_rows(task, rows_of(("a", 0), ("b", "1"))).rows] == ["0", "1"]
+
+
+# ---------------------------------------------------------------- bins
+
+
+def test_bins_are_inclusive_and_the_first_wins() -> None:
+    outcome = checked(rows_of(("a", "-3.5"), ("b", "0"), ("c", 0.5), ("d", "1")), {}, label=BINS)
+    assert [row.label for row in outcome.rows] == ["bad", "bad", "good", "good"]
+
+
+def test_rows_in_no_bin_are_left_out_and_counted() -> None:
+    outcome = checked(rows_of(("a", "0"), ("b", "1.01")), {}, label=BINS)
+    assert [row.number for row in outcome.rows] == [1]
+    assert (record(outcome, "outside_bins").count, record(outcome, "outside_bins").outcome) == (1, "ok")
+
+
+@pytest.mark.parametrize("value", ["high", "", None, "nan", float("nan"), "inf"])
+def test_what_is_no_number_is_an_unknown_label(value: Any) -> None:
+    with pytest.raises(DataError, match="check unknown_label found 1: row 2;"):
+        checked(rows_of(("a", "0"), ("b", value)), {}, label=BINS)
+
+
+# ---------------------------------------------------------------- splits
+
+
+def spread(count: int = 60) -> list[tuple[str, str]]:
+    return [(f"text {number}", "good" if number % 3 else "bad") for number in range(count)]
+
+
+def test_splits_take_about_their_shares() -> None:
+    spec = SplitSpec(dev=0.1, test=0.3)
+    counts = Counter(split_of(f"text {number}", spec) for number in range(4000))
+    assert counts["test"] == pytest.approx(1200, abs=120)
+    assert counts["dev"] == pytest.approx(400, abs=80)
+
+
+def test_a_seed_deals_anew() -> None:
+    keys = [f"text {number}" for number in range(100)]
+    one, two = ([split_of(key, SplitSpec(seed=seed)) for key in keys] for seed in (0, 1))
+    assert one != two
+
+
+def test_the_split_of_a_key_never_moves() -> None:
+    spec = SplitSpec(dev=0.2, test=0.2)
+    assert [split_of(f"text {number}", spec) for number in range(8)] == ["train", "train", "test", "train", "dev", "train", "train", "test"]
+
+
+@given(st.lists(st.tuples(st.text(min_size=1), st.booleans(), st.booleans()), min_size=1, unique_by=lambda row: normalised(row[0])))
+def test_relabelling_never_moves_a_row(rows: list[tuple[str, bool, bool]]) -> None:
+    policy = {"encoding": "off", "empty_text": "off"}
+    names = ("bad", "good")
+    before = checked(rows_of(*[(text, names[label]) for text, label, _ in rows]), policy)
+    after = checked(rows_of(*[(text, names[label]) for text, _, label in rows]), policy)
+    assert [(row.number, row.split) for row in before.rows] == [(row.number, row.split) for row in after.rows]
+
+
+def test_a_group_stays_together() -> None:
+    groups = [number // 10 for number in range(60)]
+    split = {"dev": 0.3, "test": 0.3, "group": "author"}
+    outcome = checked(rows_of(*spread(), groups=groups), {}, split=split)
+    where: dict[int, set[str]] = {}
+    for row in outcome.rows:
+        where.setdefault(groups[row.number - 1], set()).add(row.split)
+    assert all(len(splits) == 1 for splits in where.values())
+    assert len(set.union(*where.values())) > 1
+
+
+def test_an_empty_group_is_refused() -> None:
+    with pytest.raises(DataError, match=r"data\.split\.group names is empty in rows 2, 3;"):
+        checked(rows_of(("a", "bad"), ("b", "bad"), ("c", "bad"), groups=["x", None, ""]), {}, split={"group": "author"})
+
+
+def overlapping() -> SourceRows:
+    spec = SplitSpec(dev=0.2, test=0.2)
+    group = {split_of(str(number), spec): number for number in range(100)}
+    return rows_of(("same", "bad"), ("Same", "bad"), ("SAME", "bad"), ("other", "bad"), groups=[group["train"], group["test"], group["dev"], group["train"]])
+
+
+def test_an_overlap_blocks() -> None:
+    with pytest.raises(DataError, match="check split_overlap found 2: rows 1, 3;"):
+        checked(overlapping(), {"duplicate": "off"}, split={"dev": 0.2, "test": 0.2, "group": "author"})
+
+
+def test_an_overlap_stays_in_test_only() -> None:
+    policy = {"duplicate": "off", "split_overlap": "warn"}
+    outcome = checked(overlapping(), policy, split={"dev": 0.2, "test": 0.2, "group": "author"})
+    assert [(row.number, row.split) for row in outcome.rows] == [(2, "test"), (4, "train")]
+
+
+def test_too_few_rows_per_label_block() -> None:
+    with pytest.raises(DataError, match=r"check rows_per_label found 3: bad has 1 of at least 10 rows in train; bad has 0 of at least 1 rows in dev"):
+        check_rows(declared(checks={}), rows_of(("text 1", "bad"), *[(text, "good") for text, _ in spread()[2:]]))
+
+
+def test_too_few_rows_per_label_only_warn() -> None:
+    outcome = checked(rows_of(("text 1", "bad"), ("text 2", "good")), {"rows_per_label": "warn"})
+    assert len(outcome.rows) == 2
+    assert (record(outcome, "rows_per_label").outcome, record(outcome, "rows_per_label").count) == ("warned", 5)
+
+
+@pytest.mark.parametrize(("one", "two"), [("A  b\n", "a B"), ("\ufb01ne", "fine"), ("\uff21", "a"), ("STRASSE", "stra\u00dfe"), ("e\u0301", "\u00e9")])
+def test_equal_looking_texts_are_the_same(one: str, two: str) -> None:
+    assert normalised(one) == normalised(two)
+
+
+def test_punctuation_counts() -> None:
+    assert normalised("fine!") != normalised("fine")

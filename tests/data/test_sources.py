@@ -1,0 +1,136 @@
+"""Reading csv, tsv, JSON Lines and Parquet, and the cheap key of a source."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ptpipeline.data.sources import read_rows, source_key
+from ptpipeline.errors import DataError
+from tests.data.declared import declared
+
+
+def write(folder: Path, body: bytes | str, name: str = "rows.csv") -> Path:
+    path = folder / name
+    path.write_bytes(body if isinstance(body, bytes) else body.encode())
+    return path
+
+
+def pairs(path: Path, home: Path, **data: Any) -> list[tuple[str | None, Any]]:
+    rows = read_rows(declared(path, **data), home)
+    return list(zip(rows.texts, rows.labels, strict=True))
+
+
+def test_csv_cells_stay_as_written(tmp_path: Path) -> None:
+    path = write(tmp_path, 'text,label\nNA,001\nnull,1.0\n"a ""b"",\nc",\n')
+    assert pairs(path, tmp_path / "home") == [("NA", "001"), ("null", "1.0"), ('a "b",\nc', "")]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_name(tmp_path: Path) -> None:
+    assert pairs(write(tmp_path, b"\xef\xbb\xbftext,label\na,b\n"), tmp_path) == [("a", "b")]
+
+
+def test_tsv_has_no_quoting_and_given_columns(tmp_path: Path) -> None:
+    path = write(tmp_path, '1\t"a\tgood\n2\tb"\tbad\n', "rows.tsv")
+    source = {"format": "tsv", "columns": ["id", "text", "label"]}
+    assert pairs(path, tmp_path, source=source) == [('"a', "good"), ('b"', "bad")]
+
+
+def test_json_lines_are_read(tmp_path: Path) -> None:
+    path = write(tmp_path, '\ufeff{"text": "a\\nb", "label": 1}\n{"label": 0, "text": null}\n', "rows.jsonl")
+    assert pairs(path, tmp_path, source={"format": "jsonl"}) == [("a\nb", 1), (None, 0)]
+
+
+def test_parquet_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "label": ["bad", "good"], "author": [1, 2]}), path)
+    rows = read_rows(declared(path, source={"format": "parquet"}, split={"group": "author"}), tmp_path)
+    assert (rows.texts, rows.labels, rows.groups) == (["a", "b"], ["bad", "good"], [1, 2])
+
+
+@pytest.mark.parametrize(("name", "body"), [("rows.csv", b"text,label\ncaf\xe9,bad\n"), ("rows.jsonl", b'{"text": "caf\xe9", "label": "bad"}\n')])
+def test_bytes_that_are_not_utf8_are_marked(tmp_path: Path, name: str, body: bytes) -> None:
+    assert pairs(write(tmp_path, body, name), tmp_path, source={"format": name.split(".")[1]}) == [("caf\ufffd", "bad")]
+
+
+@pytest.mark.parametrize(
+    ("form", "body", "expected"),
+    [
+        ("csv", "", "the file is empty"),
+        ("csv", "text,label\n", "there are no rows"),
+        ("csv", "text,score\na,1\n", "no column 'label', which data.label names; the columns are text, score"),
+        ("csv", "txt,label\na,1\n", "no column 'text', which data.text names; the columns are txt, label"),
+        ("csv", "text,text\na,1\n", "the header line needs one distinct name per column, found 'text', 'text'"),
+        ("csv", "text,label\na,1\nb,2,3\n", "Expected 2 fields in line 3, saw 3"),
+        ("csv", "text,label\na,1,2\nb,2,3\n", "not readable as csv"),
+        ("csv", 'text,label\n"a,1\n', "EOF inside string"),
+        ("jsonl", '{"text": "a", "label": 1}\n{"text"\n', "not readable as jsonl"),
+        ("jsonl", '{"text": 1, "label": 1}\n', "column 'text', which data.text names, holds int64; expected text"),
+        ("jsonl", "\n", "not readable as jsonl"),
+        ("parquet", "PAR1 no", "not readable as parquet"),
+    ],
+)
+def test_an_unusable_file_is_named_with_the_reason(tmp_path: Path, form: str, body: str, expected: str) -> None:
+    path = write(tmp_path, body)
+    with pytest.raises(DataError) as raised:
+        read_rows(declared(path, source={"format": form}), tmp_path)
+    assert str(path) in str(raised.value)
+    assert expected in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_group_column_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "text,label\na,1\n")
+    with pytest.raises(DataError, match=r"no column 'author', which data\.split\.group names; the columns are text, label"):
+        read_rows(declared(path, split={"group": "author"}), tmp_path)
+
+
+@pytest.mark.parametrize("read", [read_rows, source_key])
+def test_a_missing_file_is_named(tmp_path: Path, read: Any) -> None:
+    with pytest.raises(DataError, match=r"none\.csv: no such file"):
+        read(declared(tmp_path / "none.csv"), tmp_path)
+
+
+def test_a_relative_path_starts_at_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "text,label\na,bad\n")
+    monkeypatch.chdir(tmp_path)
+    assert read_rows(declared("rows.csv"), tmp_path / "home").texts == ["a"]
+
+
+def test_reading_leaves_nothing_behind(tmp_path: Path) -> None:
+    read_rows(declared(write(tmp_path, "text,label\na,bad\n")), tmp_path / "home")
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+# ---------------------------------------------------------------- the key
+
+
+def test_the_key_follows_content_not_time(tmp_path: Path) -> None:
+    task = declared(write(tmp_path, "text,label\na,bad\n"))
+    before = source_key(task, tmp_path)
+    write(tmp_path, "text,label\na,bad\n")
+    assert source_key(task, tmp_path) == before
+    write(tmp_path, "text,label\nb,bad\n")
+    assert source_key(task, tmp_path) != before
+
+
+def test_the_key_follows_the_data_settings_only(tmp_path: Path) -> None:
+    task = declared(write(tmp_path, "text,label\na,bad\n"))
+    key = source_key(task, tmp_path)
+    assert source_key(task.model_copy(update={"template": "{text}?"}), tmp_path) == key
+    assert source_key(declared(task.data.source.path or "", split={"seed": 1}), tmp_path) != key
+    assert source_key(task.model_copy(update={"labels": {"bad": " bad", "fine": " fine"}}), tmp_path) != key
+
+
+def test_the_key_of_a_package_needs_no_download(tmp_path: Path) -> None:
+    source = {"path": None, "package": "no-such-package==1", "member": "a.csv"}
+    assert source_key(declared(source=source), tmp_path) != source_key(declared(source={**source, "member": "b.csv"}), tmp_path)
+
+
+def test_the_key_imports_no_slow_library() -> None:
+    code = "import sys, ptpipeline.data.snapshot; print([m for m in ('datasets', 'pandas', 'pyarrow', 'torch') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

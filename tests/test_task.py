@@ -1,0 +1,153 @@
+"""Task files: what a wrong one is told, and what the shipped ones promise."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptpipeline.errors import NotFound, TaskFileError
+from ptpipeline.task import find_base_model, find_task, load_task, task_files
+
+SHIPPED = Path(__file__).parent.parent / "tasks"
+
+GOOD = """\
+name: reviews
+base_model: tiny
+data:
+  source: {path: rows.csv, format: csv}
+  text: text
+  label: label
+  split: {dev: 0.1, test: 0.2}
+template: "{text}\\nSentiment:"
+labels: {bad: " bad", good: " good"}
+tune: {steps: 5}
+gate: {metric: accuracy, minimum: 0.5}
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "reviews.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def message_of(folder: Path, text: str) -> str:
+    path = written(folder, text)
+    with pytest.raises(TaskFileError) as raised:
+        load_task(path)
+    message = str(raised.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message.removeprefix(str(path))
+
+
+def test_a_good_file_loads(tmp_path: Path) -> None:
+    task = load_task(written(tmp_path, GOOD))
+    assert task.data.split.dev == 0.1
+    assert task.tune.learning_rate == 0.01
+
+
+def test_every_shipped_task_loads() -> None:
+    names = [load_task(path).name for path in task_files(SHIPPED)]
+    assert {"movie-sentiment", "tweet-sentiment"} <= set(names)
+    for path in task_files(SHIPPED):
+        find_base_model(SHIPPED, load_task(path).base_model)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "expected"),
+    [
+        ("tune: {steps: 5}", "tune: {step: 5}", 10, "tune.step: unknown field; allowed here: batch_size, eval_every"),
+        ("  text: text\n", "  text: text\n  txet: b\n", 6, "data.txet: unknown field; allowed here: checks, label, source, split, text"),
+        ("steps: 5", "steps: many", 10, "tune.steps: found 'many': Input should be a valid integer"),
+        ("steps: 5", "steps: 0", 10, "tune.steps: found 0: Input should be greater than or equal to 1"),
+        ("steps: 5", "learning_rate: .inf", 10, "tune.learning_rate: found inf: Input should be a finite number"),
+        ("steps: 5", "init: {txt: a}", 10, "tune.init.text: this field is required and missing"),
+        ("format: csv", "format: xls", 4, "data.source.format: found 'xls': Input should be 'csv', 'tsv', 'jsonl' or 'parquet'"),
+        ("path: rows.csv, ", "", 4, "give either `path` or `package`"),
+        ("path: rows.csv", "path: s3://bucket/rows.csv", 4, "s3://, http:// and hub sources are not supported yet"),
+        ("path: rows.csv", "package: vader, member: a", 4, "data.source.package: found 'vader'"),
+        ("label: label", "label: {column: a, bins: {bad: [1, low]}}", 6, "data.label.bins.bad.1: found 'low'"),
+        ("label: label", "label: {column: a, bins: {bad: [1, 0]}}", 6, "low is above high"),
+        ("label: label", "label: {column: a, bin: {bad: [1, 2]}}", 6, "data.label.bins: this field is required"),
+        ("label: label", "label: {column: a, bins: {bad: [1, 2]}}", 1, "names ['bad'], labels names ['bad', 'good']"),
+        ("dev: 0.1", "dev: 0.8", 7, "dev + test = 1 leaves under a tenth of the rows"),
+        ('good: " good"', 'good: " bad"', 9, "two labels have the same words"),
+        ("metric: accuracy, ", "metric: recall, ", 11, "gate.metric: found 'recall': Input should be 'accuracy' or 'macro_f1'"),
+        ("base_model: tiny\n", "", 1, "base_model: this field is required and missing"),
+        ("gate:", "schedule: {cron: '0 2 * * *', timezone: Asia/Soul}\ngate:", 11, "schedule.timezone: found 'Asia/Soul'"),
+        ("gate:", "schedule: {cron: nightly}\ngate:", 11, "schedule.cron: found 'nightly'"),
+    ],
+)
+def test_an_error_names_line_field_found_and_allowed(tmp_path: Path, old: str, new: str, line: int, expected: str) -> None:
+    assert old in GOOD
+    message = message_of(tmp_path, GOOD.replace(old, new))
+    assert message.startswith(f":{line}: ")
+    assert expected in message
+
+
+@pytest.mark.parametrize("template", ["{text.__class__}", "{text[0]}", "{text!r}", "{text:>9}", "{other}", "{}", "no field", "{text}{text}", "{text"])
+def test_a_template_has_one_plain_text_field(tmp_path: Path, template: str) -> None:
+    message = message_of(tmp_path, GOOD.replace("{text}\\nSentiment:", template))
+    assert message.startswith(":8: template: found ")
+    assert repr(template) in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (GOOD + "tune: [1\n", ":13: not valid YAML"),
+        (GOOD + "name: reviews\n", ':12: not valid YAML: found duplicate key "name"'),
+        ("", ":1: expected a mapping of fields"),
+        ("- a\n", ":1: expected a mapping of fields"),
+        ("name: !!python/object/apply:os.getcwd []\n", ":1: "),
+    ],
+)
+def test_a_file_that_is_no_task_is_named_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
+    assert message_of(tmp_path, text).startswith(expected)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.yaml"
+    path.write_bytes(GOOD.replace("Sentiment", "Gef\u00fchl").encode("latin-1"))
+    with pytest.raises(TaskFileError, match=r"reviews\.yaml: not readable as YAML in UTF-8"):
+        load_task(path)
+
+
+def test_the_name_is_the_files_own(tmp_path: Path) -> None:
+    assert "found 'other', expected the file's own name 'reviews'" in message_of(tmp_path, GOOD.replace("name: reviews", "name: other"))
+
+
+@pytest.mark.parametrize("name", ["review", "../reviews", "Reviews", ""])
+def test_an_unknown_task_is_not_found(tmp_path: Path, name: str) -> None:
+    written(tmp_path, GOOD)
+    with pytest.raises(NotFound, match=r"reviews|lower-case"):
+        find_task(tmp_path, name)
+
+
+def test_an_unknown_base_model_lists_the_known(tmp_path: Path) -> None:
+    (tmp_path / "base_models.yaml").write_text("one: {path: a}\ntwo: {path: b}\n")
+    with pytest.raises(NotFound, match="one, two"):
+        find_base_model(tmp_path, "three")
+
+
+def test_a_wrong_base_model_names_its_line(tmp_path: Path) -> None:
+    (tmp_path / "base_models.yaml").write_text("one: {path: a}\ntwo: {path: b, hub: c}\n")
+    with pytest.raises(TaskFileError, match=r"base_models.yaml:2: two: .*give exactly one"):
+        find_base_model(tmp_path, "two")
+
+
+@given(st.text(max_size=40))
+def test_no_text_ends_in_anything_but_a_task_file_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "reviews.yaml"
+    path.write_bytes(text.encode(errors="replace"))
+    with pytest.raises(TaskFileError):
+        load_task(path)
+
+
+def test_a_gate_policy_is_no_part_of_the_recipe(tmp_path: Path) -> None:
+    one = load_task(written(tmp_path, GOOD))
+    two = load_task(written(tmp_path, GOOD.replace("minimum: 0.5", "minimum: 0.6")))
+    assert one.recipe_digest() == two.recipe_digest()
+    assert one.policy_digest() != two.policy_digest()
