@@ -42,7 +42,7 @@ def load_settings() -> Settings:
     """Settings from the environment, then the local stack's record, then folders under PTP_HOME.
 
     Raises SettingsError where a variable or the stack's record is malformed. Storage keys of the local stack are put
-    into the process environment (AWS_*), where boto3 looks for them, unless they are set already.
+    into the process environment (AWS_*), where boto3 looks for them.
     """
     try:
         env = Settings()
@@ -80,4 +80,4 @@ def _export_keys(path: Path) -> None:
     for line in path.read_text().splitlines():
         name, _, value = line.partition("=")
         if name.startswith("AWS_"):
-            os.environ.setdefault(name, value)
+            os.environ[name] = value  # a user's own keys are for another store

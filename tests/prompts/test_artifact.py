@@ -1,0 +1,134 @@
+"""Stored prompts: written once, read back verified, refused when altered in any byte or asked for on another base."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ptpipeline.errors import ArtifactError, BaseModelError, NotFound, TrainingError
+from ptpipeline.prompts.artifact import Artifact, check_tensors, read_artifact, write_artifact
+from ptpipeline.prompts.tensors import pack, unpack
+from ptpipeline.records import BaseModelRef, prompt_prefix
+from ptpipeline.storage import FolderStore, ObjectStore
+
+BASE = BaseModelRef(name="tiny", fingerprint="a" * 64, tokenizer_fingerprint="b" * 64, hidden_size=6)
+
+
+def artifact(dtype: str = "float16", value: float = 0.5) -> Artifact:
+    fields = {
+        "task": "movies", "method": "prompt", "placement": "before_bos", "base_model": BASE, "template": "{text}", "labels": {"a": " a", "b": " b"},
+        "max_input_tokens": 50, "snapshot": "c" * 64, "recipe": "d" * 64, "training_key": "e" * 64, "seed": 0, "engine_version": 1,
+    }  # fmt: skip
+    return pack(torch.linspace(-1, value, 24).reshape(4, 6), dtype, fields)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_what_is_written_is_read(store: ObjectStore, dtype: str) -> None:
+    made = artifact(dtype)
+    digest = write_artifact(store, made)
+    prompt = unpack(read_artifact(store, "movies", digest), BASE)
+    assert prompt.dtype == getattr(torch, dtype)
+    torch.testing.assert_close(prompt.float(), torch.linspace(-1, 0.5, 24).reshape(4, 6), rtol=1e-2, atol=1e-2)
+
+
+def test_writing_twice_is_writing_once(store: ObjectStore) -> None:
+    assert write_artifact(store, artifact()) == write_artifact(store, artifact())
+
+
+def test_a_tensor_file_without_manifest_is_no_artifact(store: ObjectStore) -> None:
+    made = artifact()
+    store.create(f"{prompt_prefix('movies', made.digest)}/prompt.safetensors", made.tensors)
+    with pytest.raises(NotFound):
+        read_artifact(store, "movies", made.digest)
+    assert read_artifact(store, "movies", write_artifact(store, made)) == made
+
+
+@pytest.mark.parametrize(
+    ("alter", "sentence"),
+    [
+        (lambda b: b[:-3], "truncated or altered"),
+        (lambda b: b[:-1] + bytes([b[-1] ^ 1]), "truncated or altered"),
+        (lambda b: b"", "truncated or altered"),
+    ],
+)
+def test_altered_tensors_are_refused(tmp_path: Path, alter, sentence: str) -> None:  # type: ignore[no-untyped-def]
+    store = FolderStore(tmp_path)
+    digest = write_artifact(store, artifact())
+    path = tmp_path / prompt_prefix("movies", digest) / "prompt.safetensors"
+    path.write_bytes(alter(path.read_bytes()))
+    with pytest.raises(ArtifactError, match=sentence):
+        read_artifact(store, "movies", digest)
+
+
+def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    digest = write_artifact(store, artifact())
+    path = tmp_path / prompt_prefix("movies", digest) / "manifest.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
+    with pytest.raises(ArtifactError, match="the manifest was altered"):
+        read_artifact(store, "movies", digest)
+
+
+def test_a_deleted_tensor_file_is_named(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    digest = write_artifact(store, artifact())
+    (tmp_path / prompt_prefix("movies", digest) / "prompt.safetensors").unlink()
+    with pytest.raises(ArtifactError, match="deleted"):
+        read_artifact(store, "movies", digest)
+
+
+def test_another_base_is_refused() -> None:
+    other = BASE.model_copy(update={"name": "other", "fingerprint": "f" * 64})
+    with pytest.raises(BaseModelError, match="trained on base model tiny aaaaaaaaaaaa, but other ffffffffffff is loaded"):
+        unpack(artifact(), other)
+
+
+def test_another_tokenizer_is_refused() -> None:
+    with pytest.raises(BaseModelError, match="trained on tokenizer"):
+        unpack(artifact(), BASE.model_copy(update={"tokenizer_fingerprint": "f" * 64}))
+
+
+def test_values_that_overflow_the_stored_type_are_refused() -> None:
+    with pytest.raises(TrainingError, match="not finite in float16"):
+        artifact("float16", 1e6)
+
+
+def forged(header: object, payload: bytes) -> Artifact:
+    """An artifact whose manifest was made to fit a hostile file."""
+    import hashlib
+
+    encoded = json.dumps(header).encode()
+    body = struct.pack("<Q", len(encoded)) + encoded + payload
+    made = artifact()
+    return Artifact(made.manifest.model_copy(update={"tensor_sha256": hashlib.sha256(body).hexdigest()}), body)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"embeddings": {"dtype": "F16", "shape": [4, 6], "data_offsets": [0, 1 << 40]}},
+        {"embeddings": {"dtype": "F16", "shape": [1 << 30, 6], "data_offsets": [0, 48]}},
+        {"embeddings": {"dtype": "F64", "shape": [4, 6], "data_offsets": [0, 48]}},
+        {"other": {"dtype": "F16", "shape": [4, 6], "data_offsets": [0, 48]}},
+        {"embeddings": {"dtype": "F16", "shape": [4, 6], "data_offsets": [0, 48]}, "more": {"dtype": "F16", "shape": [0], "data_offsets": [48, 48]}},
+        {"embeddings": 3},
+        [1, 2],
+    ],
+)
+def test_hostile_headers_are_refused_before_allocation(header: object) -> None:
+    with pytest.raises(ArtifactError):
+        check_tensors(*forged(header, b"\0" * 48))
+
+
+@given(position=st.integers(0, 10_000), value=st.integers(1, 255))
+@settings(max_examples=200)
+def test_no_flipped_byte_goes_unnoticed(position: int, value: int) -> None:
+    made = artifact()
+    body = bytearray(made.tensors)
+    body[position % len(body)] ^= value
+    with pytest.raises(ArtifactError):
+        check_tensors(made.manifest, bytes(body))
