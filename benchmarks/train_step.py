@@ -60,8 +60,8 @@ def workload(base: CausalBase, batch: int, tokens: int, prompt_length: int) -> W
     """Random rows and a prompt of sampled vocabulary, the same for the same arguments."""
     dice = torch.Generator().manual_seed(0)
     vocabulary = base.model.config.vocab_size
-    draw = lambda *shape: torch.randint(vocabulary, shape, generator=dice)  # noqa: E731
-    return Workload(draw(batch, tokens), draw(batch), base.embed(draw(prompt_length)).float().cpu())
+    ids, labels, slots = (torch.randint(vocabulary, shape, generator=dice) for shape in ((batch, tokens), (batch,), (prompt_length,)))
+    return Workload(ids, labels, base.embed(slots).float().cpu())
 
 
 Step = Callable[[], Tensor]
@@ -79,15 +79,19 @@ def our_step(base: CausalBase, work: Workload) -> Step:
     return step
 
 
-def peft_step(base: CausalBase, work: Workload) -> Step:
-    """The same by PEFT; returns the prompt's gradient [P, H]."""
+def peft_step(folder: Path, dtype: torch.dtype, work: Workload) -> Step:
+    """The same by PEFT, on the base as transformers loads it; returns the prompt's gradient [P, H]."""
     from peft import PromptTuningConfig, TaskType, get_peft_model
+    from transformers import AutoModelForCausalLM
 
-    model: Any = get_peft_model(base.model, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(work.prompt)))
+    frozen = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    if torch.cuda.is_available():
+        frozen.to("cuda")
+    model: Any = get_peft_model(frozen, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(work.prompt)))
     prompt: Tensor = model.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         prompt.copy_(work.prompt)
-    ids = torch.cat([work.ids, work.labels[:, None]], 1).to(base.device)
+    ids = torch.cat([work.ids, work.labels[:, None]], 1).to(frozen.device)
     labels = torch.full_like(ids, -100)
     labels[:, -1] = ids[:, -1]
     mask = torch.ones_like(ids)
@@ -118,7 +122,7 @@ def needed_flops(base: CausalBase, batch: int, tokens: int, prompt_length: int) 
     linear = 2 * (layers - 1) * weights * (rows * text + prompt)
     linear += 2 * (keys_values * (rows * text + prompt) + (weights - keys_values) * rows) - (queries + keys_values) * rows * text
     attention = 6 * heads * size * ((layers - 1) * (rows * seen + prompt * (prompt + 1) / 2) + rows * (prompt + text))
-    return 2 * (linear + attention + 2 * width * config.vocab_size * rows)
+    return float(2 * (linear + attention + 2 * width * config.vocab_size * rows))
 
 
 def _layer_weights(base: CausalBase) -> int:
@@ -163,12 +167,10 @@ class Measured(NamedTuple):
     peak: float
 
 
-def measure(base: CausalBase, work: Workload, rounds: int) -> Measured:
-    """Both sides interleaved after one round of warm-up each, a sample of the peak in every round."""
-    sides = [our_step(base, work), peft_step(base, work)]
+def measure(sides: tuple[Step, Step], peak: Peak, rounds: int) -> Measured:
+    """Ours and PEFT's steps interleaved after one round of warm-up each, a sample of the peak in every round."""
     seconds: tuple[list[float], list[float]] = ([], [])
     gradients = [step() for step in sides]
-    peak = Peak(base, work.ids.numel())
     for turn in range(rounds):
         peak.sample()
         for side in (0, 1) if turn % 2 == 0 else (1, 0):
@@ -217,8 +219,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--base", default="smollm2-135m-wheel", help="a base model of tasks/base_models.yaml")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each side")
     arguments = parser.parse_args(argv)
-    base = load_causal(prepare_base(arguments.base, load_settings()), arguments.dtype)
-    measured = measure(base, workload(base, arguments.batch, arguments.tokens, arguments.prompt_length), arguments.rounds)
+    prepared = prepare_base(arguments.base, load_settings())
+    base = load_causal(prepared, arguments.dtype)
+    work = workload(base, arguments.batch, arguments.tokens, arguments.prompt_length)
+    sides = our_step(base, work), peft_step(prepared.folder, base.dtype, work)
+    measured = measure(sides, Peak(base, work.ids.numel()), arguments.rounds)
     figures = report(base, arguments, measured)
     for name, seconds in (("ours", measured.ours), ("PEFT", measured.peft)):
         print(f"{name}: median {statistics.median(seconds):.3f} s, {min(seconds):.3f} to {max(seconds):.3f} s, forward and backward")

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptpipeline.errors import NotFound, PtpError
+from ptpipeline.errors import NotFound, PtpError, TrainingError
 from ptpipeline.gate import decide, gate_key, metric_of
 from ptpipeline.models.base import prepare_base
 from ptpipeline.prompts.artifact import read_artifact
@@ -200,7 +200,7 @@ class Stages:
         plan = self.plan(task, self.ingest(task))
         tuned = self.train([plan])[task.name]
         if isinstance(tuned, str):
-            raise PtpError(tuned)
+            raise TrainingError(tuned)
         report = self.evaluate(task, tuned)
         verdict = self.gate(task, tuned, report)
         version = self.register(task, tuned, report, verdict)
@@ -259,7 +259,6 @@ class Stages:
     def _compared(self, task: Task, report: Report, champion: str) -> PairedDifference:
         """Challenger minus champion on the present test rows, less those that the champion was trained on."""
         from ptpipeline.data.snapshot import load_split
-
         from ptpipeline.evaluation.evaluate import predictions
         from ptpipeline.evaluation.paired import difference
 

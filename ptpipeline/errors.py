@@ -11,7 +11,7 @@
         |-- BaseModelError        a base model cannot be had, or is not the artifact's
         |-- ContextError          prompt + text do not fit the model's context
         |-- ArtifactError         stored bytes are truncated, altered or out of bounds
-        |-- TrainingError         a gang member produced a non-finite loss or gradient
+        |-- TrainingError         one gang member could not be trained: its own input, loss or gradient
         |-- NotFound              no such task, version, alias or object
         |-- PreconditionFailed    a conditional put lost; carries the key
         |-- PromotionConflict     somebody else moved the alias first; names both sides
@@ -65,7 +65,7 @@ class ArtifactError(Terminal):
 
 
 class TrainingError(Terminal):
-    """A member of the gang stopped: its loss or gradient was not finite."""
+    """A member of the gang ended alone: its text does not fit, or its loss or gradient was not finite."""
 
 
 class NotFound(Terminal):

@@ -26,7 +26,7 @@ class Settings(BaseSettings):
     dtype: compute type of the base model; `auto` is bfloat16 where the processor multiplies it natively.
     """
 
-    model_config = SettingsConfigDict(env_prefix="PTP_", frozen=True, extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="PTP_", env_ignore_empty=True, frozen=True, extra="ignore")
 
     home: Path = Path(".ptp")
     tasks: Path = Path("tasks")
@@ -66,12 +66,12 @@ def load_settings() -> Settings:
 def _recorded(home: Path) -> dict[str, str]:
     path = home / STACK_FILE
     try:
-        recorded = json.loads(path.read_text())["settings"]
+        recorded = json.loads(path.read_text())["settings"].items()
     except FileNotFoundError:
         return {}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise SettingsError(f"{path}: not a stack record ({error}); remove it and run `ptp up`") from None
-    return {name: str(value) for name, value in recorded.items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SettingsError(f"{path}: not a stack record ({type(error).__name__}: {error}); remove it and run `ptp up`") from None
+    return {name: str(value) for name, value in recorded}
 
 
 def _export_keys(path: Path) -> None:

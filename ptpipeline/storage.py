@@ -10,6 +10,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlparse
@@ -57,9 +58,9 @@ def open_store(url: str, s3_endpoint: str | None = None) -> ObjectStore:
 
     Raises SettingsError where the address is neither.
     """
+    if url.startswith("file:///"):
+        return FolderStore(Path(url.removeprefix("file://")))  # not a URL's path: `#`, `?` and `%` may stand in a folder's name
     parsed = urlparse(url)
-    if parsed.scheme == "file" and parsed.path:
-        return FolderStore(Path(parsed.path))
     if parsed.scheme == "s3" and parsed.netloc:
         return S3Store(parsed.netloc, parsed.path.strip("/"), s3_endpoint)
     raise SettingsError(f"PTP_STORE: {url!r} is not a store; expected file:///absolute/folder or s3://bucket[/prefix]")
@@ -147,17 +148,24 @@ class S3Store:
     def __init__(self, bucket: str, prefix: str = "", endpoint: str | None = None) -> None:
         import boto3
         from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
 
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self.endpoint = endpoint
         config = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard", "max_attempts": 4})
-        self._client = boto3.client("s3", endpoint_url=endpoint, region_name=os.environ.get("AWS_DEFAULT_REGION", "us-east-1"), config=config)
+        try:
+            self._client = boto3.client("s3", endpoint_url=endpoint, region_name=os.environ.get("AWS_DEFAULT_REGION", "us-east-1"), config=config)
+        except ValueError as error:
+            raise SettingsError(f"PTP_S3_ENDPOINT: {error}; expected an address such as http://127.0.0.1:8333") from None
+        except BotoCoreError as error:
+            raise SettingsError(f"object store {self.url}: the AWS_* settings are wrong: {error}") from None
 
     def read(self, key: str) -> Stored:
         answer = self._call("get_object", Key=self._key(key))
-        return Stored(answer["Body"].read(), answer["ETag"])
+        with self._translating(key):  # the body is still on its way
+            return Stored(answer["Body"].read(), answer["ETag"])
 
     def exists(self, key: str) -> bool:
         try:
@@ -207,15 +215,25 @@ class S3Store:
             return False
 
     def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
-        from botocore.exceptions import BotoCoreError, ClientError
+        with self._translating(str(arguments.get("Key", ""))):
+            answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self.bucket, **arguments)
+            return answer
+
+    @contextmanager
+    def _translating(self, key: str) -> Iterator[None]:
+        """boto's errors as ours: what a person has to change is Terminal, a server that does not answer is Transient."""
+        from botocore import exceptions as boto
 
         try:
-            answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self.bucket, **arguments)
-        except ClientError as error:
-            raise self._translated(error.response, str(arguments.get("Key", ""))) from error
-        except BotoCoreError as error:
+            yield
+        except boto.ClientError as error:
+            raise self._translated(error.response, key) from error
+        except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
+            raise SettingsError(f"object store {self.url} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: {error}") from error
+        except boto.ParamValidationError as error:
+            raise SettingsError(f"PTP_STORE: {self.url}: {' '.join(str(error).split())}") from error
+        except boto.BotoCoreError as error:
             raise ServiceUnavailable(f"object store {self.url} at {self.endpoint or 'AWS'} does not answer ({type(error).__name__}); is it up? `ptp status`") from error
-        return answer
 
     def _translated(self, response: Any, key: str) -> Exception:
         status, code = response["ResponseMetadata"]["HTTPStatusCode"], response["Error"].get("Code", "")

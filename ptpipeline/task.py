@@ -4,10 +4,12 @@ An error names the file, the line, the field, what was found and what is allowed
 """
 
 import string
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
@@ -157,6 +159,15 @@ class Schedule(Section):
     cron: Annotated[str, Field(pattern=r"^\S+( \S+){4}$")]
     timezone: str = "UTC"
 
+    @field_validator("cron")
+    @classmethod
+    def _has_a_next_time(cls, value: str) -> str:
+        try:
+            CronSim(value, datetime.now(UTC))
+        except CronSimError as error:
+            raise ValueError(f"{error}; expected minute, hour, day of month, month, day of week, such as `0 2 * * *`") from None
+        return value
+
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
@@ -245,9 +256,10 @@ class BaseModelSource(Section):
 
 def load_task(path: Path) -> Task:
     """One checked task file; TaskFileError names file, line, field, found and allowed."""
-    task: Task = _checked(path, _parsed(path), Task)
+    document = _parsed(path)
+    task: Task = _checked(path, document, Task)
     if task.name != path.stem:
-        raise TaskFileError(f"{path}: name: found {task.name!r}, expected the file's own name {path.stem!r}")
+        raise TaskFileError(f"{path}:{_line(document, ('name',))}: name: found {task.name!r}, expected the file's own name {path.stem!r}")
     return task
 
 
@@ -285,8 +297,8 @@ def _parsed(path: Path) -> Any:
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise TaskFileError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-    except (YAMLError, UnicodeDecodeError) as error:
-        raise TaskFileError(f"{path}: not readable as YAML in UTF-8: {error}") from None
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date that no calendar has
+        raise TaskFileError(f"{path}: not readable as YAML in UTF-8: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise TaskFileError(f"{path}:1: expected a mapping of fields, found {type(document).__name__}")
     return document

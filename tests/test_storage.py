@@ -1,7 +1,10 @@
 """The object store's contract, over a folder and over a real S3 server."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import boto3
@@ -145,6 +148,36 @@ def test_wrong_credentials_are_named(s3_store: S3Store, monkeypatch: pytest.Monk
     assert "wrong" not in str(raised.value)
 
 
+def test_missing_credentials_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_credentials(tmp_path, monkeypatch)
+    with pytest.raises(SettingsError, match="needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
+        S3Store("bucket", endpoint="http://127.0.0.1:1").read("a")
+
+
+def test_an_unknown_profile_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_credentials(tmp_path, monkeypatch)
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(SettingsError, match=r"AWS_.*nobody"):
+        S3Store("bucket", endpoint="http://127.0.0.1:1")
+
+
+def test_an_endpoint_that_is_no_address_is_named() -> None:
+    with pytest.raises(SettingsError, match=r"PTP_S3_ENDPOINT: .*localhost"):
+        S3Store("bucket", endpoint="localhost:8333")
+
+
+def test_a_bucket_that_is_no_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SettingsError, match="PTP_STORE: s3://my bucket"):
+        S3Store("my bucket", endpoint="http://127.0.0.1:1").read("a")
+
+
+def test_a_body_that_breaks_off_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    with breaking_server() as endpoint, pytest.raises(ServiceUnavailable, match="does not answer"):
+        S3Store("bucket", endpoint=endpoint).read("a")
+
+
 @pytest.mark.servers
 def test_an_absent_server_is_unavailable(s3_server: S3Server) -> None:
     (port,) = free_ports(1)
@@ -159,10 +192,52 @@ def test_the_address_opens_the_right_store(s3_server: S3Server, tmp_path: Path) 
     assert opened.url == "s3://bucket/some/prefix"
 
 
-@pytest.mark.parametrize("url", ["", "relative/folder", "http://host/bucket", "s3://", "file://"])
+@pytest.mark.parametrize("url", ["", "relative/folder", "http://host/bucket", "s3://", "file://", "file://relative/folder"])
 def test_an_unknown_address_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match="PTP_STORE"):
         open_store(url)
+
+
+@pytest.mark.parametrize("name", ["plain", "with space", "50%25 off", "c#", "what?"])
+def test_a_folders_name_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
+    open_store(f"file://{tmp_path}/{name}").create("a", b"one")
+    assert (tmp_path / name / "a").read_bytes() == b"one"
+
+
+def test_a_killed_put_leaves_no_object(tmp_path: Path) -> None:
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / ".put-x").write_bytes(b"half")
+    assert list(FolderStore(tmp_path).keys("p")) == []
+
+
+def without_credentials(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers the keys of the first client
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(folder / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@contextmanager
+def breaking_server() -> Iterator[str]:
+    """An HTTP server that promises a hundred bytes and closes after four."""
+
+    class Breaking(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "100")
+            self.send_header("ETag", '"tag"')
+            self.end_headers()
+            self.wfile.write(b"four")
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Breaking) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def _race(write: Callable[[int], None]) -> list[str]:

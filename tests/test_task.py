@@ -49,10 +49,12 @@ def test_a_good_file_loads(tmp_path: Path) -> None:
 
 
 def test_every_shipped_task_loads() -> None:
-    names = [load_task(path).name for path in task_files(SHIPPED)]
-    assert {"movie-sentiment", "tweet-sentiment"} <= set(names)
-    for path in task_files(SHIPPED):
-        find_base_model(SHIPPED, load_task(path).base_model)
+    files = [path for path in SHIPPED.rglob("*") if path.is_file() and path.name != "base_models.yaml"]
+    names = [load_task(path).name for path in files]
+    assert sorted(names) == ["movie-sentiment", "tweet-sentiment"]
+    assert sorted(files) == task_files(SHIPPED)
+    for path in files:
+        assert find_base_model(SHIPPED, load_task(path).base_model).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -78,6 +80,13 @@ def test_every_shipped_task_loads() -> None:
         ("base_model: tiny\n", "", 1, "base_model: this field is required and missing"),
         ("gate:", "schedule: {cron: '0 2 * * *', timezone: Asia/Soul}\ngate:", 11, "schedule.timezone: found 'Asia/Soul'"),
         ("gate:", "schedule: {cron: nightly}\ngate:", 11, "schedule.cron: found 'nightly'"),
+        ("gate:", "schedule: {cron: '99 2 * * *'}\ngate:", 11, "schedule.cron: found '99 2 * * *': Bad minute; expected minute, hour"),
+        ("gate:", "schedule: {cron: '0 0 31 2 *'}\ngate:", 11, "schedule.cron: found '0 0 31 2 *': Bad day-of-month"),
+        ("gate:", "schedule:\n  timezone: UTC\ngate:", 11, "schedule.cron: this field is required and missing"),
+        ("\ntemplate:", "\n  checks: {duplicate: maybe}\ntemplate:", 8, "data.checks.duplicate: found 'maybe': Input should be 'block', 'warn' or 'off'"),
+        ("\ntemplate:", "\n  checks: {duplicates: off}\ntemplate:", 8, "data.checks.duplicates: unknown field; allowed here: conflicting_label, duplicate"),
+        ("tune: {", "promot: auto\ntune: {", 10, "promot: unknown field; allowed here: base_model, data, gate"),
+        ("path: rows.csv", "path: [rows.csv]", 4, "data.source.path: found ['rows.csv']: Input should be a valid string"),
     ],
 )
 def test_an_error_names_line_field_found_and_allowed(tmp_path: Path, old: str, new: str, line: int, expected: str) -> None:
@@ -101,6 +110,9 @@ def test_a_template_has_one_plain_text_field(tmp_path: Path, template: str) -> N
         (GOOD + "name: reviews\n", ':12: not valid YAML: found duplicate key "name"'),
         ("", ":1: expected a mapping of fields"),
         ("- a\n", ":1: expected a mapping of fields"),
+        (GOOD + "made: 2020-13-99\n", ": not readable as YAML in UTF-8: month must be in 1..12"),
+        ("[" * 1000, ": not readable as YAML in UTF-8: maximum recursion depth"),
+        ("name: \x07\n", ": not readable as YAML in UTF-8: unacceptable character"),
         ("name: !!python/object/apply:os.getcwd []\n", ":1: "),
     ],
 )
@@ -116,7 +128,8 @@ def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
 
 
 def test_the_name_is_the_files_own(tmp_path: Path) -> None:
-    assert "found 'other', expected the file's own name 'reviews'" in message_of(tmp_path, GOOD.replace("name: reviews", "name: other"))
+    text = "# note\n" + GOOD.replace("name: reviews", "name: other")
+    assert message_of(tmp_path, text) == ":2: name: found 'other', expected the file's own name 'reviews'"
 
 
 @pytest.mark.parametrize("name", ["review", "../reviews", "Reviews", ""])

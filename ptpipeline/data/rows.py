@@ -183,6 +183,17 @@ def _shortages(rows: list[CheckedRow], labels: Iterable[str], minimum: int) -> l
 # ---------------------------------------------------------------- bookkeeping
 
 
+_MEANING = {
+    "encoding": "bytes that are not UTF-8",
+    "empty_text": "no text",
+    "unknown_label": "a label that the task's `labels` or bins do not name",
+    "duplicate": "a text that came before under the same label",
+    "conflicting_label": "a text that stands under two labels",
+    "split_overlap": "a text that stands in another split too",
+    "rows_per_label": "too few rows",
+}
+
+
 class _Book:
     """Applies the policy of each check and keeps its record, in the order of the checks."""
 
@@ -213,7 +224,7 @@ class _Book:
         outcome = {"off": "off", "warn": "warned"}.get(policy, "blocked") if count or policy == "off" else "ok"
         check = DataCheck.model_validate({"name": name, "policy": policy, "count": count, "outcome": outcome, "detail": detail})
         if outcome == "blocked":
-            raise DataError(f"{self.source}: check {name} found {count}: {detail}; mend the source, or set data.checks.{name} to warn")
+            raise DataError(f"{self.source}: check {name} found {count}: {detail}; it looks for {_MEANING[name]}; mend the source, or set data.checks.{name} to warn")
         if outcome == "warned":
             log.warning("%s: check %s found %d: %s", self.source, name, count, detail)
         self.checks.append(check)

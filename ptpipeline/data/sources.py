@@ -6,6 +6,7 @@ text, so that `001`, `NA` and `null` stay what the file says.
 
 import csv
 import hashlib
+import json
 import tempfile
 import warnings
 from pathlib import Path
@@ -102,7 +103,8 @@ def _load(path: Path, source: Source, home: Path) -> Any:
         try:
             return _reader(datasets, source)(str(path), keep_in_memory=True, cache_dir=cache, **_options(datasets, path, source))
         except (StopIteration, csv.Error, ValueError, datasets.exceptions.DatasetsError, OSError) as error:
-            raise DataError(f"{source_name(source)}: not readable as {source.format}: {_reason(error)}") from error
+            reason = (_broken_line(path) if source.format == "jsonl" else None) or _reason(error)
+            raise DataError(f"{source_name(source)}: not readable as {source.format}: {reason}") from error
 
 
 def _reader(datasets: Any, source: Source) -> Any:
@@ -125,7 +127,9 @@ def _header(path: Path, source: Source) -> list[str]:
     """The column names in the first line that is not blank; DataError where two are the same."""
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if source.format == "tsv" else {}
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        columns = next((row for row in csv.reader(file, **dialect) if row), [])
+        columns = next((row for row in csv.reader(file, **dialect) if len(row) > 1 or "".join(row).strip()), [])
+    if any("\ufffd" in column for column in columns):
+        raise DataError(f"{source_name(source)}: the header line is not UTF-8; save the file as UTF-8")
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice or "" in columns or not columns:
         raise DataError(f"{source_name(source)}: the header line needs one distinct name per column, found {', '.join(map(repr, columns))}; or name them in data.source.columns")
@@ -137,4 +141,16 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()) or "no rows found"
-    return "there are no rows" if "corresponds to no data" in text else text
+    return "there are no rows" if "corresponds to no data" in text or text.startswith("BatchSize") else text  # an empty Parquet table
+
+
+def _broken_line(path: Path) -> str | None:
+    """The first line that is no JSON object, by its number in the file: the reader counts within its own blocks."""
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                if line.strip() and not isinstance(json.loads(line.rstrip()), dict):
+                    return f"line {number} holds no JSON object"
+            except json.JSONDecodeError as error:
+                return f"line {number}, column {error.colno}: {error.msg}"
+    return None

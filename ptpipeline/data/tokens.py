@@ -1,6 +1,7 @@
 """Texts and labels as token ids, with every bound of the model's context checked before any work starts."""
 
 from collections.abc import Callable, Sequence
+from itertools import permutations
 from typing import NamedTuple
 
 from ptpipeline.data.rows import Row
@@ -26,13 +27,16 @@ class EncodedRow(NamedTuple):
 
 
 def label_tokens(task: str, labels: dict[str, str], encode: Encode) -> LabelTokens:
-    """Token ids of every label's words; TaskFileError where one has none or two have the same."""
+    """Token ids of every label's words; TaskFileError where one has none, or all of another's at its beginning."""
     ids = tuple(tuple(encode(words, False)) for words in labels.values())
     for name, tokens in zip(labels, ids, strict=True):
         if not tokens:
             raise TaskFileError(f"task {task}: labels.{name}: {labels[name]!r} has no tokens; give it words")
     if len(set(ids)) < len(ids):
         raise TaskFileError(f"task {task}: labels: two labels have the same tokens {sorted(ids)}; the model could not tell them apart")
+    for (one, short), (two, long) in permutations(zip(labels, ids, strict=True), 2):
+        if long[: len(short)] == short:
+            raise TaskFileError(f"task {task}: labels.{two}: {labels[two]!r} begins with all tokens of {labels[one]!r} (labels.{one}), which is always the likelier; give it other words")
     return LabelTokens(tuple(labels), ids)
 
 

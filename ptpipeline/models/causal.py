@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ptpipeline.errors import BaseModelError
+from ptpipeline.models.attention import fused, use_short_rows
 from ptpipeline.models.base import Prepared
 from ptpipeline.records import BaseModelRef
 
@@ -125,8 +126,9 @@ class CausalBase:
         prefix_slots = torch.arange(prefix.width, device=self.device)[None]
         mask = torch.cat([prefix_slots >= prefix.width - offsets, text_mask], 1)
         cache = self._new_cache()
-        for layer, (keys, values) in enumerate(zip(prefix.keys, prefix.values, strict=True)):
-            cache.update(_gathered(keys, members), _gathered(values, members), layer)
+        cache.layers += [
+            _cache_layer(_gathered(keys, members), _gathered(values, members)) for keys, values in zip(prefix.keys, prefix.values, strict=True)
+        ]
         return self._run(
             input_ids=ids, attention_mask=mask.long(), position_ids=offsets + slots, past_key_values=cache, use_cache=True
         )
@@ -137,7 +139,8 @@ class CausalBase:
         for ids, length, member in zip(*batch, strict=True):
             prompt, text = prompts[int(member)], self.embed(ids[: int(length)])
             joined = torch.cat([prompt.to(self.device, text.dtype), text])[None]
-            out = self._run(inputs_embeds=joined, use_cache=False)[0, len(prompt) :]
+            with fused(self.model):
+                out = self._run(inputs_embeds=joined, use_cache=False)[0, len(prompt) :]
             states.append(torch.nn.functional.pad(out, (0, 0, 0, batch.ids.shape[1] - int(length))))
         return torch.stack(states)
 
@@ -186,6 +189,16 @@ def _gathered(tensor: Tensor, members: Tensor) -> Tensor:
     return tensor.index_select(0, members)
 
 
+def _cache_layer(keys: Tensor, values: Tensor) -> Any:
+    """A cache layer that holds these; its own `update` would copy them once more."""
+    from transformers.cache_utils import DynamicLayer
+
+    layer = DynamicLayer()
+    layer.lazy_initialization(keys, values)
+    layer.keys, layer.values = keys, values
+    return layer
+
+
 def native_bfloat16() -> bool:
     """Whether this machine multiplies bfloat16 matrices natively; emulated ones are slower than float32."""
     if torch.cuda.is_available():
@@ -223,6 +236,7 @@ def load_causal(prepared: Prepared, dtype: Literal["auto", "float32", "bfloat16"
     model.eval()
     if torch.cuda.is_available():
         model.to("cuda")
+    use_short_rows(model)
     context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
     if not isinstance(context, int):
         raise BaseModelError(f"base model {prepared.name}: its config.json states no context length (max_position_embeddings)")

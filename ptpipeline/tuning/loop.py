@@ -97,13 +97,15 @@ def _step(base: CausalBase, active: list[Member], backward: Backward, clock: Clo
 
 def _evaluate(base: CausalBase, due: list[Member]) -> dict[str, float]:
     """Dev metric of each member that is due, all of them in one mixed ranking."""
-    if not due:
+    rounded = [(member, stored) for member in due if (stored := member.stored()) is not None]
+    if not rounded:
         return {}
     with torch.inference_mode():
-        prefix = base.prefix([member.stored() for member in due])
-    queries = [member.dev_queries(index) for index, member in enumerate(due)]
+        prefix = base.prefix([stored for _, stored in rounded])
+    queries = [member.dev_queries(index) for index, (member, _) in enumerate(rounded)]
     scores = iter(rank(base, prefix, [query for rows in queries for query in rows]))
-    return {member.job.task.name: member.judge([next(scores) for _ in rows]) for member, rows in zip(due, queries, strict=True)}
+    judged = zip(rounded, queries, strict=True)
+    return {member.job.task.name: member.judge(stored, [next(scores) for _ in rows]) for (member, stored), rows in judged}
 
 
 def _progress(member: Member, active: list[Member], clock: Clock, dev: float | None) -> str:

@@ -114,21 +114,25 @@ class Member:
         """The dev split for ranking, behind prompt `index` of a cache."""
         return [Query(row.ids, self.job.labels, index) for row in self.job.dev]
 
-    def judge(self, log_likelihoods: list[Tensor]) -> float:
-        """The dev metric of these rankings; keeps the prompt, as it would be stored, where it is the best so far."""
+    def judge(self, stored: Tensor, log_likelihoods: list[Tensor]) -> float:
+        """The dev metric of these rankings, made behind the prompt as it would be stored; kept where it is the best so far."""
         names = self.job.labels.names
         predicted = [names[int(scores.argmax())] for scores in log_likelihoods]
         truth = [names[row.label] for row in self.job.dev]
         metric = measure(self.job.task.gate.metric, truth, predicted, names)
         if metric > self.best_dev:
-            self.best, self.best_step, self.best_dev, self.stale = self.stored(), self.step, metric, 0
+            self.best, self.best_step, self.best_dev, self.stale = stored, self.step, metric, 0
         else:
             self.stale += 1
         return metric
 
-    def stored(self) -> Tensor:
-        """The prompt of this moment, rounded as it would be stored."""
-        return stored_value(self.prompt, self.job.task.tune.store_dtype)
+    def stored(self) -> Tensor | None:
+        """The prompt of this moment, rounded as it would be stored; None, and `error` is set, where that overflows."""
+        try:
+            return stored_value(self.prompt, self.job.task.tune.store_dtype)
+        except TrainingError as error:
+            self.error = TrainingError(f"task {self.job.task.name}, step {self.step}: {error}")
+            return None
 
     def record(self, gradient_norms: Tensor, dev: float | None) -> CurvePoint:
         """A point of the learning curve over the losses since the last one."""

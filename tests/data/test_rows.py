@@ -1,6 +1,7 @@
 """The ingest checks, the labels and the splits."""
 
 from collections import Counter
+from random import Random
 from typing import Any
 
 import pytest
@@ -144,6 +145,16 @@ def test_relabelling_never_moves_a_row(rows: list[tuple[str, bool, bool]]) -> No
     assert [(row.number, row.split) for row in before.rows] == [(row.number, row.split) for row in after.rows]
 
 
+@given(st.lists(st.text(min_size=1), min_size=1, max_size=30), st.randoms(use_true_random=False))
+def test_reordering_never_moves_a_text(texts: list[str], dice: Random) -> None:
+    policy = {"encoding": "off", "duplicate": "off", "empty_text": "off"}
+    shuffled = dice.sample(texts, len(texts))
+    before, after = (checked(rows_of(*[(text, "bad") for text in order]), policy) for order in (texts, shuffled))
+    where = {row.normal: row.split for row in before.rows}
+    assert {row.normal: row.split for row in after.rows} == where
+    assert all(where[row.normal] == row.split for row in before.rows)
+
+
 def test_a_group_stays_together() -> None:
     groups = [number // 10 for number in range(60)]
     split = {"dev": 0.3, "test": 0.3, "group": "author"}
@@ -175,6 +186,12 @@ def test_an_overlap_stays_in_test_only() -> None:
     policy = {"duplicate": "off", "split_overlap": "warn"}
     outcome = checked(overlapping(), policy, split={"dev": 0.2, "test": 0.2, "group": "author"})
     assert [(row.number, row.split) for row in outcome.rows] == [(2, "test"), (4, "train")]
+
+
+def test_an_overlap_may_be_kept() -> None:
+    policy = {"duplicate": "off", "split_overlap": "off"}
+    outcome = checked(overlapping(), policy, split={"dev": 0.2, "test": 0.2, "group": "author"})
+    assert [row.split for row in outcome.rows] == ["train", "test", "dev", "train"]
 
 
 def test_too_few_rows_per_label_block() -> None:

@@ -1,6 +1,8 @@
 """Snapshots in the object store: content-addressed, idempotent, verified on the way out."""
 
+import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -22,13 +24,8 @@ def task_over(folder: Path, lines: list[str], header: str = "text,label", **data
 
 
 @pytest.fixture
-def folder_store(tmp_path: Path) -> FolderStore:
-    return FolderStore(tmp_path / "store")
-
-
-@pytest.fixture
-def snapshot(tmp_path: Path, folder_store: FolderStore) -> Snapshot:
-    return ingest(task_over(tmp_path, LINES), folder_store, tmp_path)
+def snapshot(tmp_path: Path, store: ObjectStore) -> Snapshot:
+    return ingest(task_over(tmp_path, LINES), store, tmp_path)
 
 
 def test_what_was_ingested_is_loaded(store: ObjectStore, tmp_path: Path) -> None:
@@ -40,50 +37,50 @@ def test_what_was_ingested_is_loaded(store: ObjectStore, tmp_path: Path) -> None
         assert snapshot.split(split).rows == len(rows[split]) == sum(snapshot.split(split).labels.values())
 
 
-def test_equal_rows_are_the_same_snapshot(tmp_path: Path, folder_store: FolderStore, snapshot: Snapshot) -> None:
-    before = {key: folder_store.read(key).body for key in folder_store.keys("snapshots")}
-    again = ingest(task_over(tmp_path, [f"{n},{line}" for n, line in enumerate(LINES)], "id,text,label"), folder_store, tmp_path)
+def test_equal_rows_are_the_same_snapshot(tmp_path: Path, store: ObjectStore, snapshot: Snapshot) -> None:
+    before = {key: store.read(key).body for key in store.keys("snapshots")}
+    again = ingest(task_over(tmp_path, [f"{n},{line}" for n, line in enumerate(LINES)], "id,text,label"), store, tmp_path)
     assert again.digest == snapshot.digest
     assert again.source_key != snapshot.source_key
-    assert {key: folder_store.read(key).body for key in folder_store.keys("snapshots")} == before
+    assert {key: store.read(key).body for key in store.keys("snapshots")} == before
 
 
 @pytest.mark.parametrize("changed", ["some text 1,bad", "some other text,good"])
-def test_another_row_is_another_snapshot(tmp_path: Path, folder_store: FolderStore, snapshot: Snapshot, changed: str) -> None:
-    other = ingest(task_over(tmp_path, [LINES[0], changed, *LINES[2:]]), folder_store, tmp_path)
+def test_another_row_is_another_snapshot(tmp_path: Path, store: ObjectStore, snapshot: Snapshot, changed: str) -> None:
+    other = ingest(task_over(tmp_path, [LINES[0], changed, *LINES[2:]]), store, tmp_path)
     assert other.digest != snapshot.digest
-    assert read_snapshot(folder_store, "reviews", snapshot.digest) == snapshot
+    assert read_snapshot(store, "reviews", snapshot.digest) == snapshot
 
 
-def test_a_relabelled_row_keeps_id_and_split(tmp_path: Path, folder_store: FolderStore, snapshot: Snapshot) -> None:
-    other = ingest(task_over(tmp_path, [LINES[0], "some text 1,bad", *LINES[2:]]), folder_store, tmp_path)
+def test_a_relabelled_row_keeps_id_and_split(tmp_path: Path, store: ObjectStore, snapshot: Snapshot) -> None:
+    other = ingest(task_over(tmp_path, [LINES[0], "some text 1,bad", *LINES[2:]]), store, tmp_path)
     for split in SPLITS:
-        ids = [[row.id for row in load_split(folder_store, which, split)] for which in (snapshot, other)]
+        ids = [[row.id for row in load_split(store, which, split)] for which in (snapshot, other)]
         assert ids[0] == ids[1]
 
 
-def test_repeats_have_ids_of_their_own(tmp_path: Path, folder_store: FolderStore) -> None:
+def test_repeats_have_ids_of_their_own(tmp_path: Path, store: ObjectStore) -> None:
     checks = {"duplicate": "off", "rows_per_label": "off"}
-    snapshot = ingest(task_over(tmp_path, ["same,bad", "Same,bad", "SAME,bad"], checks=checks), folder_store, tmp_path)
-    rows = [row for split in SPLITS for row in load_split(folder_store, snapshot, split)]
+    snapshot = ingest(task_over(tmp_path, ["same,bad", "Same,bad", "SAME,bad"], checks=checks), store, tmp_path)
+    rows = [row for split in SPLITS for row in load_split(store, snapshot, split)]
     base = "0967115f2813a3541eaef77de9d9d577"[:16]
     assert [row.id for row in rows] == [base, f"{base}-2", f"{base}-3"]
 
 
-def test_a_blocking_check_stores_nothing(tmp_path: Path, folder_store: FolderStore) -> None:
+def test_a_blocking_check_stores_nothing(tmp_path: Path, store: ObjectStore) -> None:
     with pytest.raises(DataError, match="unknown_label"):
-        ingest(task_over(tmp_path, [*LINES, "more,ugly"]), folder_store, tmp_path)
-    assert not folder_store.root.exists()
+        ingest(task_over(tmp_path, [*LINES, "more,ugly"]), store, tmp_path)
+    assert not list(store.keys("snapshots"))
 
 
-def test_an_interrupted_ingest_is_finished(tmp_path: Path, folder_store: FolderStore, snapshot: Snapshot) -> None:
+def test_an_interrupted_ingest_is_finished(tmp_path: Path, store: ObjectStore, snapshot: Snapshot) -> None:
     folder = snapshot_prefix("reviews", snapshot.digest)
     for name in ("manifest.json", "test.parquet"):
-        folder_store.delete(f"{folder}/{name}")
+        store.delete(f"{folder}/{name}")
     with pytest.raises(NotFound):
-        read_snapshot(folder_store, "reviews", snapshot.digest)
-    assert ingest(task_over(tmp_path, LINES), folder_store, tmp_path) == read_snapshot(folder_store, "reviews", snapshot.digest)
-    assert load_split(folder_store, snapshot, "test")
+        read_snapshot(store, "reviews", snapshot.digest)
+    assert ingest(task_over(tmp_path, LINES), store, tmp_path) == read_snapshot(store, "reviews", snapshot.digest)
+    assert load_split(store, snapshot, "test")
 
 
 def test_the_manifest_is_written_last(tmp_path: Path) -> None:
@@ -97,53 +94,106 @@ def test_the_manifest_is_written_last(tmp_path: Path) -> None:
     assert written == ["train.parquet", "dev.parquet", "test.parquet", "manifest.json"]
 
 
-def test_another_encoding_of_the_same_rows_is_accepted(tmp_path: Path, folder_store: FolderStore, snapshot: Snapshot) -> None:
+def test_another_encoding_of_the_same_rows_is_accepted(tmp_path: Path, store: ObjectStore, snapshot: Snapshot) -> None:
     import pyarrow.parquet as pq
 
-    folder = folder_store.root / snapshot_prefix("reviews", snapshot.digest)
-    pq.write_table(pq.read_table(folder / "test.parquet"), folder / "test.parquet", compression="none")
-    (folder / "manifest.json").unlink()
-    assert ingest(task_over(tmp_path, LINES), folder_store, tmp_path) == snapshot
+    buffer = io.BytesIO()
+    pq.write_table(pq.read_table(io.BytesIO(body_of(store, snapshot, "test.parquet"))), buffer, compression="none")
+    altered(store, snapshot, "test.parquet", buffer.getvalue())
+    store.delete(f"{snapshot_prefix('reviews', snapshot.digest)}/manifest.json")
+    assert ingest(task_over(tmp_path, LINES), store, tmp_path) == snapshot
 
 
-def altered(store: FolderStore, snapshot: Snapshot, name: str, change: bytes | None) -> None:
-    path = store.root / snapshot_prefix("reviews", snapshot.digest) / name
-    path.write_bytes(change if change is not None else path.read_bytes()[:-9])
+def body_of(store: ObjectStore, snapshot: Snapshot, name: str) -> bytes:
+    return store.read(f"{snapshot_prefix('reviews', snapshot.digest)}/{name}").body
 
 
-def test_swapped_splits_are_refused(folder_store: FolderStore, snapshot: Snapshot) -> None:
-    folder = folder_store.root / snapshot_prefix("reviews", snapshot.digest)
-    altered(folder_store, snapshot, "test.parquet", (folder / "dev.parquet").read_bytes())
+def altered(store: ObjectStore, snapshot: Snapshot, name: str, change: bytes | None) -> None:
+    """Put `change` in the object's place, or its own bytes less the last nine."""
+    body = body_of(store, snapshot, name)[:-9] if change is None else change
+    store.delete(f"{snapshot_prefix('reviews', snapshot.digest)}/{name}")
+    store.create(f"{snapshot_prefix('reviews', snapshot.digest)}/{name}", body)
+
+
+def test_swapped_splits_are_refused(store: ObjectStore, snapshot: Snapshot) -> None:
+    altered(store, snapshot, "test.parquet", body_of(store, snapshot, "dev.parquet"))
     with pytest.raises(ArtifactError, match=r"test\.parquet: its \d+ rows hash to"):
-        load_split(folder_store, snapshot, "test")
+        load_split(store, snapshot, "test")
+
+
+def test_leftovers_with_other_rows_are_refused(tmp_path: Path, store: ObjectStore, snapshot: Snapshot) -> None:
+    altered(store, snapshot, "test.parquet", body_of(store, snapshot, "dev.parquet"))
+    store.delete(f"{snapshot_prefix('reviews', snapshot.digest)}/manifest.json")
+    with pytest.raises(ArtifactError, match=r"test\.parquet"):
+        ingest(task_over(tmp_path, LINES), store, tmp_path)
+    with pytest.raises(NotFound):
+        read_snapshot(store, "reviews", snapshot.digest)
 
 
 @pytest.mark.parametrize("change", [None, b"", b"PAR1"])
-def test_a_truncated_split_is_refused(folder_store: FolderStore, snapshot: Snapshot, change: bytes | None) -> None:
-    altered(folder_store, snapshot, "train.parquet", change)
+def test_a_truncated_split_is_refused(store: ObjectStore, snapshot: Snapshot, change: bytes | None) -> None:
+    altered(store, snapshot, "train.parquet", change)
     with pytest.raises(ArtifactError, match=r"train\.parquet.*truncated or altered"):
-        load_split(folder_store, snapshot, "train")
+        load_split(store, snapshot, "train")
 
 
-def test_a_missing_split_is_refused(folder_store: FolderStore, snapshot: Snapshot) -> None:
-    folder_store.delete(f"{snapshot_prefix('reviews', snapshot.digest)}/dev.parquet")
+def test_a_missing_split_is_refused(store: ObjectStore, snapshot: Snapshot) -> None:
+    store.delete(f"{snapshot_prefix('reviews', snapshot.digest)}/dev.parquet")
     with pytest.raises(ArtifactError, match="missing although the manifest is there"):
-        load_split(folder_store, snapshot, "dev")
+        load_split(store, snapshot, "dev")
 
 
 @pytest.mark.parametrize("change", [b"", b"{}", b"{"])
-def test_a_broken_manifest_is_refused(folder_store: FolderStore, snapshot: Snapshot, change: bytes) -> None:
-    altered(folder_store, snapshot, "manifest.json", change)
+def test_a_broken_manifest_is_refused(store: ObjectStore, snapshot: Snapshot, change: bytes) -> None:
+    altered(store, snapshot, "manifest.json", change)
     with pytest.raises(ArtifactError, match=r"manifest\.json"):
-        read_snapshot(folder_store, "reviews", snapshot.digest)
+        read_snapshot(store, "reviews", snapshot.digest)
 
 
-def test_a_manifest_with_other_digests_is_refused(folder_store: FolderStore, snapshot: Snapshot) -> None:
+def test_a_manifest_with_other_digests_is_refused(store: ObjectStore, snapshot: Snapshot) -> None:
     record = snapshot.to_json()
     record["train"]["digest"] = "0" * 64
-    altered(folder_store, snapshot, "manifest.json", json.dumps(record).encode())
+    altered(store, snapshot, "manifest.json", json.dumps(record).encode())
     with pytest.raises(ArtifactError, match="the manifest was altered"):
-        read_snapshot(folder_store, "reviews", snapshot.digest)
+        read_snapshot(store, "reviews", snapshot.digest)
+
+
+@pytest.mark.parametrize("field", ["rows", "labels"])
+def test_a_manifest_with_other_counts_is_refused(store: ObjectStore, snapshot: Snapshot, field: str) -> None:
+    record = snapshot.to_json()
+    record["dev"][field] = {"rows": 999, "labels": {"bad": 1, "good": 1}}[field]
+    altered(store, snapshot, "manifest.json", json.dumps(record).encode())
+    with pytest.raises(ArtifactError, match=r"dev\.parquet: its \d+ rows are not"):
+        load_split(store, read_snapshot(store, "reviews", snapshot.digest), "dev")
+
+
+def test_a_manifest_of_another_task_is_refused(store: ObjectStore, snapshot: Snapshot) -> None:
+    store.create(f"{snapshot_prefix('other', snapshot.digest)}/manifest.json", body_of(store, snapshot, "manifest.json"))
+    with pytest.raises(ArtifactError, match="the manifest was altered"):
+        read_snapshot(store, "other", snapshot.digest)
+
+
+def test_the_manifest_counts_every_check(tmp_path: Path, store: ObjectStore) -> None:
+    faults = ["caf\ufffd,bad", " ,good", "some text 1,good", "some text 2,bad"]
+    snapshot = ingest(task_over(tmp_path, [*LINES, *faults]), store, tmp_path)
+    found = {check.name: check.count for check in read_snapshot(store, "reviews", snapshot.digest).checks}
+    assert found == {"encoding": 1, "empty_text": 1, "unknown_label": 0, "duplicate": 1, "conflicting_label": 2, "split_overlap": 0, "rows_per_label": 0}
+
+
+def test_an_unreadable_byte_is_counted(tmp_path: Path) -> None:
+    task = task_over(tmp_path, LINES)
+    path = Path(task.data.source.path or "")
+    path.write_bytes(path.read_bytes() + "caf\u00e9,bad\n".encode("latin-1"))
+    checks = {check.name: check for check in ingest(task, FolderStore(tmp_path / "store"), tmp_path).checks}
+    assert (checks["encoding"].count, checks["encoding"].detail) == (1, "row 81")
+
+
+def test_ingests_at_once_store_one_snapshot(tmp_path: Path, store: ObjectStore) -> None:
+    task = task_over(tmp_path, LINES)
+    with ThreadPoolExecutor(3) as pool:
+        snapshots = list(pool.map(lambda _: ingest(task, store, tmp_path), range(3)))
+    assert len({snapshot.digest for snapshot in snapshots}) == 1
+    assert len(list(store.keys("snapshots"))) == 4
 
 
 def test_a_row_is_id_text_label() -> None:

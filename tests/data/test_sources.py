@@ -1,5 +1,8 @@
 """Reading csv, tsv, JSON Lines and Parquet, and the cheap key of a source."""
 
+import io
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,12 +15,19 @@ import pytest
 from ptpipeline.data.sources import read_rows, source_key
 from ptpipeline.errors import DataError
 from tests.data.declared import declared
+from tests.tiny import sentences, write_csv
 
 
 def write(folder: Path, body: bytes | str, name: str = "rows.csv") -> Path:
     path = folder / name
     path.write_bytes(body if isinstance(body, bytes) else body.encode())
     return path
+
+
+def no_rows() -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({name: pa.array([], pa.string()) for name in ("text", "label")}), buffer)
+    return buffer.getvalue()
 
 
 def pairs(path: Path, home: Path, **data: Any) -> list[tuple[str | None, Any]]:
@@ -28,6 +38,21 @@ def pairs(path: Path, home: Path, **data: Any) -> list[tuple[str | None, Any]]:
 def test_csv_cells_stay_as_written(tmp_path: Path) -> None:
     path = write(tmp_path, 'text,label\nNA,001\nnull,1.0\n"a ""b"",\nc",\n')
     assert pairs(path, tmp_path / "home") == [("NA", "001"), ("null", "1.0"), ('a "b",\nc', "")]
+
+
+def test_blank_lines_are_no_rows(tmp_path: Path) -> None:
+    assert pairs(write(tmp_path, "\n  \ntext,label\n\na,b\n\n"), tmp_path) == [("a", "b")]
+
+
+def test_every_format_reads_the_same_rows(tmp_path: Path) -> None:
+    rows = [{"text": text, "label": label} for text, label in sentences(9)]
+    lines = ["\t".join(row.values()) for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    write_csv(tmp_path / "rows.csv", sentences(9))
+    write(tmp_path, "\n".join(["text\tlabel", *lines]), "rows.tsv")
+    write(tmp_path, "\n".join(map(json.dumps, rows)), "rows.jsonl")
+    found = [pairs(tmp_path / f"rows.{form}", tmp_path, source={"format": form}) for form in ("csv", "tsv", "jsonl", "parquet")]
+    assert found == [sentences(9)] * 4
 
 
 def test_a_byte_order_mark_is_no_part_of_the_name(tmp_path: Path) -> None:
@@ -68,13 +93,16 @@ def test_bytes_that_are_not_utf8_are_marked(tmp_path: Path, name: str, body: byt
         ("csv", "text,label\na,1\nb,2,3\n", "Expected 2 fields in line 3, saw 3"),
         ("csv", "text,label\na,1,2\nb,2,3\n", "not readable as csv"),
         ("csv", 'text,label\n"a,1\n', "EOF inside string"),
-        ("jsonl", '{"text": "a", "label": 1}\n{"text"\n', "not readable as jsonl"),
+        ("csv", "text,label\na,bad\n".encode("utf-16"), "the header line is not UTF-8"),
+        ("jsonl", '{"text": "a", "label": 1}\n\n{"text"\n', "not readable as jsonl: line 3, column 8"),
+        ("jsonl", '{"text": "a", "label": 1}\n[1]\n', "not readable as jsonl: line 2 holds no JSON object"),
         ("jsonl", '{"text": 1, "label": 1}\n', "column 'text', which data.text names, holds int64; expected text"),
         ("jsonl", "\n", "not readable as jsonl"),
         ("parquet", "PAR1 no", "not readable as parquet"),
+        ("parquet", no_rows(), "there are no rows"),
     ],
 )
-def test_an_unusable_file_is_named_with_the_reason(tmp_path: Path, form: str, body: str, expected: str) -> None:
+def test_an_unusable_file_is_named_with_the_reason(tmp_path: Path, form: str, body: bytes | str, expected: str) -> None:
     path = write(tmp_path, body)
     with pytest.raises(DataError) as raised:
         read_rows(declared(path, source={"format": form}), tmp_path)
@@ -101,8 +129,25 @@ def test_a_relative_path_starts_at_the_current_folder(tmp_path: Path, monkeypatc
     assert read_rows(declared("rows.csv"), tmp_path / "home").texts == ["a"]
 
 
+def test_a_file_of_the_same_name_is_read_anew(tmp_path: Path) -> None:
+    for text in ("one", "two"):
+        path = write(tmp_path, f"text,label\n{text},bad\n")
+        os.utime(path, (1, 1))
+        assert pairs(path, tmp_path / "home") == [(text, "bad")]
+
+
 def test_reading_leaves_nothing_behind(tmp_path: Path) -> None:
-    read_rows(declared(write(tmp_path, "text,label\na,bad\n")), tmp_path / "home")
+    path = write(tmp_path, "text,label\na,bad\n")
+    code = f"""
+from pathlib import Path
+from ptpipeline.data.sources import read_rows
+from tests.data.declared import declared
+read_rows(declared({str(path)!r}), Path({str(tmp_path / "home")!r}))
+"""
+    places = {name: str(tmp_path / "user") for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME")}
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **places}, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == ""
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "home", path]
     assert list((tmp_path / "home").iterdir()) == []
 
 

@@ -158,7 +158,7 @@ def test_an_alias_edited_in_the_ui_is_seen(shown: Registry, task: Task, client: 
     client.set_registered_model_alias(task.name, "production", "2")
     client.set_registered_model_alias(task.name, "mine", "2")
     assert [(d.what, d.mend) for d in examine(shown, task.name)] == [
-        ("MLflow alias mine", f"ptp promote {task.name} --alias mine"),
+        ("MLflow alias mine", f"ptp promote {task.name}@N --alias mine --reason ..."),
         ("MLflow alias production", "ptp reconcile"),
     ]
 

@@ -1,0 +1,33 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: install quickstart down test lint soak bench
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: install
+	$(BIN)/python -m flows.quickstart
+
+down: install
+	$(BIN)/ptp down
+
+test: install
+	$(BIN)/python -m pytest -m 'not soak'
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+soak: install
+	$(BIN)/python -m pytest -m soak --timeout 3600
+
+bench: install
+	$(BIN)/python -m benchmarks.train_step --batch 16 --tokens 40 --prompt-length 100 --dtype float32
+	$(BIN)/python -m benchmarks.train_step --batch 16 --tokens 40 --prompt-length 20 --dtype float32

@@ -1,0 +1,47 @@
+"""The training step's benchmark on the tiny base: what it prints, and the FLOPs that it counts."""
+
+import json
+from pathlib import Path
+
+import pytest
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.train_step import main, needed_flops, our_step, workload
+from ptpipeline.models.base import prepare_base
+from ptpipeline.models.causal import CausalBase, load_causal
+from ptpipeline.settings import load_settings
+from tests.tiny import tiny_project
+
+KEYS = {"ours_s", "peft_s", "ratio", "grad_rel_err", "tokens_per_s", "peak_gflops", "mfu"}
+PROVENANCE = {"dtype", "batch", "tokens", "prompt_length", "rounds", "base", "threads", "torch", "peft", "cpu"}
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CausalBase:
+    """The tiny base, declared where the benchmark looks it up."""
+    monkeypatch.setenv("PTP_TASKS", str(tiny_project(tmp_path)))
+    monkeypatch.setenv("PTP_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("benchmarks.train_step.SQUARE", 64)
+    return load_causal(prepare_base("tiny", load_settings()), "float32")
+
+
+def test_last_line_is_one_json_object_of_all_figures(base: CausalBase, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--base", "tiny", "--batch", "3", "--tokens", "7", "--prompt-length", "5", "--rounds", "2"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(figures) == KEYS | PROVENANCE
+    assert all(figures[key] > 0 for key in KEYS)
+    assert figures["ratio"] == pytest.approx(figures["peft_s"] / figures["ours_s"])
+
+
+def test_float32_gradient_equals_pefts(base: CausalBase, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--base", "tiny", "--batch", "3", "--tokens", "7", "--prompt-length", "5", "--rounds", "1"])
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["grad_rel_err"] <= 1e-5
+
+
+@pytest.mark.parametrize(("batch", "tokens", "prompt_length"), [(2, 20, 1), (3, 9, 12), (8, 30, 60)])
+def test_needed_flops_never_exceed_those_done(base: CausalBase, batch: int, tokens: int, prompt_length: int) -> None:
+    step = our_step(base, workload(base, batch, tokens, prompt_length))
+    with FlopCounterMode(display=False) as counter:
+        step()
+    needed = needed_flops(base, batch=batch, tokens=tokens, prompt_length=prompt_length)
+    assert 0.4 < needed / counter.get_total_flops() <= 1  # two layers: the last one's saving weighs half

@@ -1,0 +1,83 @@
+"""Labels and texts as token ids, and the bounds of the model's context."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from ptpipeline.data.rows import Row
+from ptpipeline.data.tokens import Encode, TaskText, encode_text, label_tokens, max_input_tokens
+from ptpipeline.errors import ContextError, TaskFileError
+from tests.tiny import tiny_base
+
+BOS = 1
+LABELS = {"bad": " bad", "good": " very good"}
+
+
+def by_word(text: str, special: bool) -> list[int]:
+    """One token per word, whichever its case, behind a BOS."""
+    return [BOS] * special + [int.from_bytes(word.lower().encode(), "big") for word in text.split()]
+
+
+def task_text(limit: int) -> TaskText:
+    return TaskText("reviews", "Say: {text}", label_tokens("reviews", LABELS, by_word), limit, by_word)
+
+
+def test_labels_have_no_bos() -> None:
+    labels = label_tokens("reviews", LABELS, by_word)
+    assert labels.names == ("bad", "good")
+    assert [len(ids) for ids in labels.ids] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (" ", r"task reviews: labels\.good: ' ' has no tokens"),
+        (" Bad", "two labels have the same tokens"),
+        (" bad luck", r"labels\.good: ' bad luck' begins with all tokens of ' bad' \(labels\.bad\)"),
+    ],
+)
+def test_labels_that_cannot_be_told_apart_are_refused(words: str, expected: str) -> None:
+    with pytest.raises(TaskFileError, match=expected):
+        label_tokens("reviews", {**LABELS, "good": words}, by_word)
+
+
+def test_labels_may_begin_alike() -> None:
+    assert label_tokens("reviews", {"bad": " very bad", "good": " very good"}, by_word)
+
+
+def test_the_context_less_prompt_and_longest_label_is_left_for_text() -> None:
+    assert max_input_tokens(64, 16, label_tokens("reviews", LABELS, by_word)) == 46
+
+
+@pytest.mark.parametrize("virtual_tokens", [62, 64, 1000])
+def test_a_prompt_that_eats_the_context_is_refused(virtual_tokens: int) -> None:
+    with pytest.raises(ContextError, match=rf"tune\.num_virtual_tokens: {virtual_tokens} virtual tokens and a label of 2 leave no room .* 64"):
+        max_input_tokens(64, virtual_tokens, label_tokens("reviews", LABELS, by_word))
+
+
+def test_rows_become_tokens_and_label_numbers() -> None:
+    (row,) = task_text(4).rows([Row("a1", "so good", "good")])
+    assert row == ("a1", by_word("Say: so good", True), 1)
+
+
+def test_a_text_that_just_fits_is_taken() -> None:
+    assert len(encode_text("{text}", "a b c", 4, "text 1", by_word)) == 4
+
+
+def test_a_text_too_long_names_its_row_and_not_its_words() -> None:
+    with pytest.raises(ContextError, match=r"task reviews, row a2: the text has 5 tokens, at most 4 fit") as raised:
+        task_text(4).rows([Row("a1", "fits here", "bad"), Row("a2", "does not fit", "bad")])
+    assert "does" not in str(raised.value)
+
+
+def test_a_text_without_tokens_is_refused() -> None:
+    with pytest.raises(ContextError, match="text 1: the rendered text has no tokens"):
+        encode_text("{text}", " ", 4, "text 1", lambda text, special: by_word(text, False))
+
+
+def test_a_real_tokenizer_keeps_labels_apart(tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base(tmp_path))
+    encode: Encode = lambda text, special: tokenizer(text, add_special_tokens=special)["input_ids"]  # noqa: E731
+    labels = label_tokens("reviews", {"negative": " negative", "positive": " positive"}, encode)
+    assert tokenizer.decode(labels.ids[1]) == " positive"

@@ -1,0 +1,107 @@
+"""`ptp` as a person runs it: one-line errors, exit codes, JSON, and a help that imports nothing heavy."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.tiny import tiny_project
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PTP_", "AWS_"))}
+    return clean | {"PTP_HOME": str(tmp_path / "home"), "PTP_TASKS": str(tiny_project(tmp_path)), "PTP_DTYPE": "float32"}
+
+
+def ptp(environment: dict[str, str], *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "flows.cli", *arguments], env=environment, input=stdin, capture_output=True, text=True, check=False)
+
+
+def error_of(done: subprocess.CompletedProcess[str], code: int) -> str:
+    """The one line that the command ended with."""
+    assert done.returncode == code, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    assert lines[-1].startswith("error: ")
+    assert "Traceback" not in done.stderr
+    return lines[-1]
+
+
+def test_a_task_is_run_shown_and_asked(environment: dict[str, str]) -> None:
+    ran = ptp(environment, "run", "tiny-sentiment", "--json")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads(ran.stdout)["status"] == "promoted"
+    [version] = [json.loads(line) for line in ptp(environment, "versions", "--json").stdout.splitlines()]
+    assert (version["version"], version["verdict"], version["aliases"]) == (1, "passed", "production")
+    shown = json.loads(ptp(environment, "show", "tiny-sentiment", "--json").stdout)
+    assert shown["manifest"]["num_virtual_tokens"] == 4
+    answers = [json.loads(line) for line in ptp(environment, "predict", "tiny-sentiment@1", "-", "--json", stdin="good film\n\nbad film\n").stdout.splitlines()]
+    assert [answer["version"] for answer in answers] == ["tiny-sentiment@1"] * 2
+    [row] = [json.loads(line) for line in ptp(environment, "history", "tiny-sentiment", "--json").stdout.splitlines()]
+    assert (row["alias"], row["version"], row["previous"], row["actor"]) == ("production", 1, None, "nightly")
+    assert ptp(environment, "doctor").returncode == 0
+    (Path(environment["PTP_HOME"]) / "store/prompts/tiny-sentiment/aliases/production.json").unlink()
+    assert ptp(environment, "doctor").returncode == 4
+    assert ptp(environment, "reconcile").returncode == 0
+    assert ptp(environment, "doctor").returncode == 0
+
+
+def test_a_failed_gate_is_exit_code_4(environment: dict[str, str]) -> None:
+    path = Path(environment["PTP_TASKS"]) / "tiny-sentiment.yaml"
+    path.write_text(path.read_text().replace('init: {text: " yes"}, steps: 40', "steps: 2"))
+    ran = ptp(environment, "run", "tiny-sentiment", "--json")
+    assert ran.returncode == 4
+    assert json.loads(ran.stdout)["status"] == "gate failed"
+
+
+def test_an_unknown_field_is_one_line(environment: dict[str, str]) -> None:
+    path = Path(environment["PTP_TASKS"]) / "tiny-sentiment.yaml"
+    path.write_text(path.read_text().replace("promote:", "promotion:"))
+    line = error_of(ptp(environment, "tasks"), 1)
+    assert f"{path}:12: promotion: unknown field; allowed here:" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("run", "nothing"), "no task 'nothing'"),
+        (("run", "../etc"), "a task name has lower-case letters"),
+        (("predict", "tiny-sentiment", "x"), "tiny-sentiment has no production version"),
+        (("predict", "tiny-sentiment@7", "x"), "has no version 7"),
+        (("predict", "tiny@sent@iment", "x"), "names no prompt"),
+        (("promote", "tiny-sentiment@1", "--reason", "x"), "version 1"),
+        (("rollback", "tiny-sentiment", "--reason", "x"), "never promoted"),
+        (("trigger", "nightly"), "`ptp up` starts"),
+    ],
+)
+def test_what_is_not_there_is_named(environment: dict[str, str], arguments: tuple[str, ...], sentence: str) -> None:
+    assert sentence in error_of(ptp(environment, *arguments), 1)
+
+
+def test_an_unreachable_server_is_exit_code_3(environment: dict[str, str]) -> None:
+    closed = "http://127.0.0.1:9"
+    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_MAX_ATTEMPTS": "1"}
+    assert "object store" in error_of(ptp(environment | keys | {"PTP_STORE": "s3://b", "PTP_S3_ENDPOINT": closed}, "predict", "tiny-sentiment", "x"), 3)
+    assert "Prefect" in error_of(ptp(environment | {"PTP_PREFECT": f"{closed}/api"}, "trigger", "nightly"), 3)
+
+
+def test_an_unreachable_mlflow_keeps_what_was_trained(environment: dict[str, str]) -> None:
+    done = ptp(environment | {"PTP_MLFLOW": "http://127.0.0.1:9"}, "run", "tiny-sentiment")
+    assert "MLflow" in error_of(done, 3)
+    again = ptp(environment, "run", "tiny-sentiment", "--json")
+    assert "step 1/" not in again.stderr
+    assert json.loads(again.stdout)["status"] == "promoted"
+
+
+def test_wrong_usage_is_exit_code_2(environment: dict[str, str]) -> None:
+    assert ptp(environment, "promote", "tiny-sentiment@1").returncode == 2
+
+
+def test_light_verbs_import_nothing_heavy(environment: dict[str, str]) -> None:
+    script = "import sys; from flows.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\nprint(sorted({'torch','prefect','mlflow','transformers','datasets'} & set(sys.modules)))"
+    for arguments in (("--help",), ("versions",), ("tasks",)):
+        done = subprocess.run([sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "[]"
