@@ -26,13 +26,13 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[CausalBase, CausalBa
 def _states_and_gradients(base: CausalBase, longest: int) -> tuple[Tensor, ...]:
     torch.manual_seed(0)
     prompts = [torch.randn(length, base.ref.hidden_size).requires_grad_() for length in (2, 5)]
-    batch = make_batch([list(range(3, 3 + longest)), [7, 8, 9], [11]], [0, 1, 1])
+    batch = make_batch([list(range(3, 3 + longest)), [7, 8, 9][:longest], [11]], [0, 1, 1])
     real = torch.arange(longest)[None] < batch.lengths[:, None]
     states = base.hidden(base.prefix(prompts), batch)[real]
-    return states, *torch.autograd.grad(states.square().sum(), prompts)
+    return states.detach(), *torch.autograd.grad(states.cos().sum(), prompts)
 
 
-@pytest.mark.parametrize("longest", [1, 8, 40])
+@pytest.mark.parametrize("longest", [1, 3, 8, 40])
 def test_short_rows_equal_fused_attention(pair: tuple[CausalBase, CausalBase], longest: int) -> None:
     short, plain = (_states_and_gradients(base, longest) for base in pair)
     assert all(float((a - b).norm() / b.norm()) < 1e-5 for a, b in zip(short, plain, strict=True))
