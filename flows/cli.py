@@ -243,13 +243,14 @@ def doctor(task: SomeTask = None, as_json: Json = False) -> None:
 
 
 def followed(prefect: str, run_id: str) -> "Finished":
-    """Print a run's log lines as they come; how it ended."""
+    """Print what our own code logs in a run as it comes, and everybody's warnings; how it ended."""
     from flows.trigger import Finished, follow
 
     for event in follow(prefect, run_id):
         if isinstance(event, Finished):
             return event
-        print(f"{event.at[11:19]} {event.message}", file=sys.stderr, flush=True)
+        if event.logger.startswith(("ptpipeline", "registry")) or event.level >= logging.WARNING:
+            print(f"{event.at[11:19]} {event.message}", file=sys.stderr, flush=True)
     raise PtpError(f"flow run {run_id}: its log ended without a final state")
 
 

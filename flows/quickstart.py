@@ -58,7 +58,7 @@ def quickstart() -> None:
     run_id = trigger(str(settings.prefect), "nightly", NightlyRequest(tasks=list(TASKS), reason="quickstart"))
     finished = followed(str(settings.prefect), run_id)
     _say(f"flow run {finished.state}: {finished.message}")
-    show([{name: row.get(name) for name in COLUMNS} for row in finished.rows], as_json=False)
+    show([{name: "-" if row.get(name) is None else row[name] for name in COLUMNS} for row in finished.rows], as_json=False)
     for row in finished.rows:
         print(f"{row['task']}: {row['reason']}")
     if finished.state != "COMPLETED":

@@ -10,7 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ptpipeline.errors import NotFound, PtpError, TrainingError
+import stamina
+
+from ptpipeline.errors import NotFound, PtpError, TrainingError, Transient
 from ptpipeline.gate import decide, gate_key, metric_of
 from ptpipeline.models.base import prepare_base
 from ptpipeline.prompts.artifact import read_artifact
@@ -36,6 +38,7 @@ from registry.registry import Registry, open_registry
 
 if TYPE_CHECKING:
     from ptpipeline.serving.engine import Engine
+    from ptpipeline.tuning.tune import Trained
 
 log = logging.getLogger("ptpipeline.stages")
 
@@ -135,10 +138,15 @@ class Stages:
             if isinstance(outcome, PtpError):
                 results[name] = str(outcome)
                 continue
-            stage(self.registry.ledger, self.registry.store, outcome.artifact)
-            self.registry.ledger.save_tuned(outcome.tuned)
+            self._keep(outcome)
             results[name] = outcome.tuned
         return results
+
+    @stamina.retry(on=Transient, attempts=8, timeout=120)
+    def _keep(self, trained: "Trained") -> None:
+        """Minutes of training are not thrown away over a store that is away for a moment."""
+        stage(self.registry.ledger, self.registry.store, trained.artifact)
+        self.registry.ledger.save_tuned(trained.tuned)
 
     def evaluate(self, task: Task, tuned: TunedPrompt) -> Report:
         """The candidate measured on the task's present test rows, from its stored bytes."""
@@ -168,8 +176,7 @@ class Stages:
         head = self.registry.ledger.head(task.name, PRODUCTION)
         if not verdict.passed or task.promote == "manual" or (head and head.version == version.number):
             return None
-        cause = Cause(actor="nightly", reason=f"passed the gate: {_summary(verdict)}")
-        return promote(self.registry, task, version.number, cause)
+        return promote(self.registry, task, version.number, Cause(actor="nightly", reason=f"passed the gate: {_summary(verdict)}"))
 
     def outcome(
         self, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict, version: PromptVersion, promotion: Promotion | None
@@ -291,7 +298,9 @@ class Stages:
 
 
 def _summary(verdict: Verdict) -> str:
-    return "; ".join(f"{check.name} {check.observed}" for check in verdict.checks)
+    found = verdict.comparison
+    against = f", {found.metric} {found.difference:+.4f} against the champion" if found else ", the first to do so"
+    return f"{len(verdict.checks)} checks{against}"
 
 
 def _commit() -> str | None:

@@ -7,7 +7,6 @@ there. The digest covers row identities, texts and labels, not Parquet's bytes, 
 import hashlib
 import io
 import json
-import logging
 from collections import Counter
 from pathlib import Path
 
@@ -22,8 +21,6 @@ from ptpipeline.task import Task
 
 MANIFEST_FILE = "manifest.json"
 COLUMNS = Row._fields
-
-log = logging.getLogger(__name__)
 
 
 def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
@@ -42,7 +39,6 @@ def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
         for split, rows in splits.items():
             _store_split(store, snapshot, split, rows)
         _store_manifest(store, snapshot)
-    log.info("snapshot %s of %s: %s rows", snapshot.digest[:12], task.name, {split: len(rows) for split, rows in splits.items()})
     return snapshot
 
 
