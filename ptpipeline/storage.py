@@ -156,7 +156,9 @@ class S3Store:
         self.endpoint = endpoint
         config = Config(connect_timeout=5, read_timeout=30, retries={"mode": "standard", "max_attempts": 4})
         try:
-            self._client = boto3.client("s3", endpoint_url=endpoint, region_name=os.environ.get("AWS_DEFAULT_REGION", "us-east-1"), config=config)
+            self._client = boto3.session.Session().client(  # the default session would keep the first credentials it saw
+                "s3", endpoint_url=endpoint, region_name=os.environ.get("AWS_DEFAULT_REGION", "us-east-1"), config=config
+            )
         except ValueError as error:
             raise SettingsError(f"PTP_S3_ENDPOINT: {error}; expected an address such as http://127.0.0.1:8333") from None
         except BotoCoreError as error:

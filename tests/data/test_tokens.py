@@ -77,7 +77,7 @@ def test_a_text_without_tokens_is_refused() -> None:
 
 
 def test_a_real_tokenizer_keeps_labels_apart(tmp_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_base(tmp_path))
+    tokenizer = AutoTokenizer.from_pretrained(tiny_base(tmp_path / "base"))
     encode: Encode = lambda text, special: tokenizer(text, add_special_tokens=special)["input_ids"]  # noqa: E731
     labels = label_tokens("reviews", {"negative": " negative", "positive": " positive"}, encode)
     assert tokenizer.decode(labels.ids[1]) == " positive"
