@@ -1,5 +1,6 @@
 """Prefect's REST API through plain httpx: no Prefect import, and errors of ptpipeline."""
 
+import functools
 import os
 from typing import Any
 
@@ -22,7 +23,7 @@ def call(verb: str, url: str, body: Any = None) -> Any:
     """
     user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
     try:
-        answer = httpx.request(verb, url, json=body, auth=(user, password) if user else None, timeout=30)
+        answer = _client().request(verb, url, json=body, auth=(user, password) if user else None)
     except httpx.HTTPError as error:
         raise ServiceUnavailable(f"Prefect at {url.partition('/api')[0]} does not answer ({type(error).__name__}); is it up? `ptp status`") from None
     if answer.status_code == 503:
@@ -33,7 +34,16 @@ def call(verb: str, url: str, body: Any = None) -> Any:
         raise NotFound(f"Prefect knows no {url.partition('/api/')[2]}")
     if answer.is_error:
         raise SettingsError(f"Prefect refuses {verb} {url.partition('/api/')[2]}: {_detail(answer)}")
-    return answer.json() if answer.content else None
+    try:
+        return answer.json() if answer.content else None
+    except ValueError:
+        raise SettingsError(f"PTP_PREFECT: {url} answers no JSON; expected the API's address, such as http://127.0.0.1:4200/api") from None
+
+
+@functools.cache
+def _client() -> httpx.Client:
+    """One client for the process: making one costs 30 ms of processor time, which a poll beside a training would take."""
+    return httpx.Client(timeout=30)
 
 
 def _detail(answer: httpx.Response) -> str:

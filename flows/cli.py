@@ -40,7 +40,7 @@ Reference = Annotated[str, typer.Argument(metavar="TASK[@ALIAS|@N]", help="A tas
 Json = Annotated[bool, typer.Option("--json", help="Print records as JSON, one object per line.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the history for ever.")]
 Alias = Annotated[str, typer.Option("--alias", help="The alias to move.")]
-Port = Annotated[int | None, typer.Option(help="Take this port, or fail; by default a free one is found.")]
+Port = Annotated[int | None, typer.Option(min=1024, max=55000, help="Take this port, or fail; by default a free one is found.")]
 
 
 @app.command()
@@ -141,14 +141,15 @@ def trigger(
 @app.command()
 def versions(
     task: SomeTask = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many.")] = 100,
-    offset: Annotated[int, typer.Option(min=0, help="Leave out the first ones.")] = 0,
+    limit: Annotated[int, typer.Option(min=1, max=10**9, help="At most so many.")] = 100,
+    offset: Annotated[int, typer.Option(min=0, max=10**9, help="Leave out the first ones.")] = 0,
     as_json: Json = False,
 ) -> None:
     """The registered versions, newest first, with verdict and aliases."""
     from flows.render import show
 
     registry = _registry()
+    task = _known(registry, task)
     aliases: dict[tuple[str, int], list[str]] = {}
     for head in registry.ledger.heads(task):
         aliases.setdefault((head.task, head.version), []).append(head.alias)
@@ -174,7 +175,8 @@ def history(task: TaskName, alias: Annotated[str | None, typer.Option("--alias",
     """Who moved an alias when, from what to what, why, and on which verdict."""
     from flows.render import show
 
-    rows = _registry().ledger.history(task, alias)
+    registry = _registry()
+    rows = registry.ledger.history(str(_known(registry, task)), alias)
     show([{"alias": p.alias, "seq": p.seq, "version": p.version, "previous": p.previous, "actor": p.actor, "at": p.at, "reason": p.reason,
            "verdict": (p.verdict if as_json else p.verdict[:12]) if p.verdict else None} for p in rows], as_json)  # fmt: skip
 
@@ -193,7 +195,7 @@ def promote(reference: Annotated[str, typer.Argument(metavar="TASK@N")], reason:
 def rollback(
     task: TaskName,
     reason: Reason,
-    to: Annotated[int | None, typer.Option("--to", help="A version that the alias named once; the previous by default.")] = None,
+    to: Annotated[int | None, typer.Option("--to", min=1, max=10**9, help="A version that the alias named once; the previous by default.")] = None,
     alias: Alias = PRODUCTION,
     as_json: Json = False,
 ) -> None:
@@ -227,7 +229,8 @@ def reconcile(task: SomeTask = None, as_json: Json = False) -> None:
     from flows.render import show
     from registry.reconcile import reconcile as replay
 
-    show(replay(_registry(), task), as_json)
+    registry = _registry()
+    show(replay(registry, _known(registry, task)), as_json)
 
 
 @app.command()
@@ -236,7 +239,8 @@ def doctor(task: SomeTask = None, as_json: Json = False) -> None:
     from flows.render import show
     from registry.doctor import examine
 
-    found = examine(_registry(), task)
+    registry = _registry()
+    found = examine(registry, _known(registry, task))
     show(found, as_json)
     if found:
         raise typer.Exit(NO)
@@ -286,6 +290,14 @@ def _numbered(registry: "Registry", reference: str) -> tuple[str, int]:
     if head is None:
         raise NotFound(f"{task} has no {name} version; `ptp versions {task}` lists what is registered")
     return task, head.version
+
+
+def _known(registry: "Registry", task: str | None) -> str | None:
+    """`task` where the ledger knows it, or no task is named: an answer of nothing about a misspelt one would reassure."""
+    known = {*registry.ledger.tasks(), *(intent.task for intent in registry.ledger.intents())}
+    if task is not None and task not in known:
+        raise NotFound(f"the ledger knows no task {task!r}: there are {', '.join(sorted(known)) or 'none'}")
+    return task
 
 
 def _prefect(address: str | None) -> str:

@@ -22,9 +22,10 @@ _log = logging.getLogger("ptpipeline.flows")
 def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     """Ingest, train what changed, evaluate, gate, register, promote; one task's failure never stops another."""
     stages = opened()
-    tasks = chosen(stages.tasks(request.tasks), request.schedule)
+    declared, broken = stages.declared() if request.tasks is None else (stages.tasks(request.tasks), {})
+    tasks = chosen(declared, request.schedule)
     _log.info("nightly over %s%s", ", ".join(task.name for task in tasks), f": {request.reason}" if request.reason else "")
-    return ended(improved(stages, tasks, promote=True), "nightly")
+    return ended(improved(stages, tasks, promote=True, broken=broken), "nightly")
 
 
 def chosen(tasks: list[Task], schedule: str | None) -> list[Task]:

@@ -17,7 +17,7 @@ from flows.stack import down, up
 from flows.trigger import trigger
 from ptpipeline.errors import PtpError, Terminal
 from ptpipeline.settings import Settings, load_settings
-from ptpipeline.task import find_task
+from ptpipeline.task import load_task, task_files
 
 TASKS = ("movie-sentiment", "tweet-sentiment")
 SAMPLES = (
@@ -46,14 +46,13 @@ def quickstart() -> None:
     """The whole way from nothing to promoted prompts; raises PtpError where a step fails."""
     started = time.monotonic()
     settings = load_settings()
-    tasks = [find_task(settings.tasks, name) for name in TASKS]
     _say("1/5 fetching the demo data and the base model (a few hundred MB the first time)")
     _fetch(TASKS)
     fetched = time.monotonic()
     _say(f"2/5 starting Prefect, MLflow and S3 on loopback, data in {settings.home}")
     up(settings.home)
     settings = load_settings()
-    deploy(settings, tasks)
+    deploy(settings, [load_task(path) for path in task_files(settings.tasks)])
     _say("3/5 triggering the nightly flow through the Prefect API")
     run_id = trigger(str(settings.prefect), "nightly", NightlyRequest(tasks=list(TASKS), reason="quickstart"))
     finished = followed(str(settings.prefect), run_id)

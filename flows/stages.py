@@ -12,9 +12,20 @@ from typing import TYPE_CHECKING
 
 import stamina
 
-from ptpipeline.errors import NotFound, PtpError, TrainingError, Transient
+from ptpipeline.errors import (
+    ArtifactError,
+    BaseModelError,
+    DataError,
+    NotFound,
+    PtpError,
+    TaskFileError,
+    Terminal,
+    TrainingError,
+    Transient,
+)
 from ptpipeline.gate import decide, gate_key, metric_of
 from ptpipeline.models.base import prepare_base
+from ptpipeline.prompts.artifact import MANIFEST_FILE as PROMPT_MANIFEST
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import (
     PRODUCTION,
@@ -26,6 +37,7 @@ from ptpipeline.records import (
     Snapshot,
     TunedPrompt,
     Verdict,
+    prompt_prefix,
 )
 from ptpipeline.settings import Settings
 from ptpipeline.task import Task, find_task, load_task, task_files
@@ -93,14 +105,24 @@ class Stages:
             return [load_task(path) for path in task_files(self.settings.tasks)]
         return [find_task(self.settings.tasks, name) for name in dict.fromkeys(names)]
 
+    def declared(self) -> tuple[list[Task], dict[str, str]]:
+        """All tasks whose files are sound, and one sentence for each of the others: a typo in one stops no other."""
+        found, broken = [], {}
+        for path in task_files(self.settings.tasks):
+            try:
+                found.append(load_task(path))
+            except TaskFileError as error:
+                broken[path.stem] = str(error)
+        return found, broken
+
     def ingest(self, task: Task) -> Snapshot:
         """The task's snapshot; an unchanged source makes no new one."""
-        from ptpipeline.data.snapshot import ingest
+        from ptpipeline.data.snapshot import MANIFEST_FILE, ingest, snapshot_prefix
         from ptpipeline.data.sources import source_key
 
         key = source_key(task, self.settings.home)
         known = self.registry.ledger.snapshot_for(task.name, key)
-        if known is not None and self.registry.store.exists(f"snapshots/{task.name}/{known.digest}/manifest.json"):
+        if known is not None and self.registry.store.exists(f"{snapshot_prefix(task.name, known.digest)}/{MANIFEST_FILE}"):
             self.report(f"{task.name}: source unchanged, snapshot {known.digest[:12]} stands")
             return known
         snapshot = ingest(task, self.registry.store, self.settings.home)
@@ -114,14 +136,14 @@ class Stages:
         """Whether anything that training depends on changed since it last ran."""
         base = prepare_base(task.base_model, self.settings)
         key = training_key(task, snapshot, base.ref.fingerprint)
-        trained = self.registry.ledger.tuned(task.name, key) is not None
+        trained = self._tuned(task.name, key) is not None
         reason = "rows, recipe, base model and engine are unchanged: nothing to train" if trained else "not trained yet with these rows, recipe, base model and engine"
         self.report(f"{task.name}: {reason}")
         return Plan(task=task.name, base_model=task.base_model, snapshot=snapshot.digest, training_key=key, trained=trained, reason=reason)
 
     def train(self, plans: Sequence[Plan]) -> dict[str, TunedPrompt | str]:
         """One gang out of all plans of one base that are not trained yet; a member's own error comes back as a sentence."""
-        known = {plan.task: self.registry.ledger.tuned(plan.task, plan.training_key) for plan in plans if plan.trained}
+        known = {plan.task: self._tuned(plan.task, plan.training_key) for plan in plans}
         results: dict[str, TunedPrompt | str] = {name: tuned for name, tuned in known.items() if tuned is not None}
         fresh = [plan for plan in plans if plan.task not in results]
         if fresh:
@@ -131,26 +153,40 @@ class Stages:
     def _train(self, plans: Sequence[Plan]) -> dict[str, TunedPrompt | str]:
         from ptpipeline.tuning.tune import tune
 
-        work = [(find_task(self.settings.tasks, plan.task), self._snapshot(plan.task, plan.snapshot)) for plan in plans]
-        outcomes = tune(self._engine(plans[0].base_model).base, work, self.registry.store, self.tracker, self.report)
         results: dict[str, TunedPrompt | str] = {}
+        work = []
+        for plan in plans:
+            try:
+                work.append((find_task(self.settings.tasks, plan.task), self._snapshot(plan.task, plan.snapshot)))
+            except Terminal as error:
+                results[plan.task] = str(error)
+        outcomes = tune(self._engine(plans[0].base_model).base, work, self.registry.store, self.tracker, self.report)
         for name, outcome in outcomes.items():
-            if isinstance(outcome, PtpError):
-                results[name] = str(outcome)
-                continue
-            self._keep(outcome)
-            results[name] = outcome.tuned
+            try:
+                results[name] = str(outcome) if isinstance(outcome, PtpError) else self._kept(outcome)
+            except PtpError as error:  # the others' minutes of training are kept all the same
+                results[name] = str(error)
         return results
 
+    def _tuned(self, task: str, key: str) -> TunedPrompt | None:
+        """What was trained under that key, where its bytes are still there."""
+        tuned = self.registry.ledger.tuned(task, key)
+        kept = tuned is not None and self.registry.store.exists(f"{prompt_prefix(task, tuned.digest)}/{PROMPT_MANIFEST}")
+        return tuned if kept else None
+
     @stamina.retry(on=Transient, attempts=8, timeout=120)
-    def _keep(self, trained: "Trained") -> None:
+    def _kept(self, trained: "Trained") -> TunedPrompt:
         """Minutes of training are not thrown away over a store that is away for a moment."""
         stage(self.registry.ledger, self.registry.store, trained.artifact)
         self.registry.ledger.save_tuned(trained.tuned)
+        return trained.tuned
 
-    def evaluate(self, task: Task, tuned: TunedPrompt) -> Report:
-        """The candidate measured on the task's present test rows, from its stored bytes."""
-        return self._report(task, tuned.digest, self._snapshot(task.name, tuned.snapshot))
+    def evaluate(self, task: Task, tuned: TunedPrompt, snapshot: str) -> Report:
+        """The candidate measured on the test rows of today's snapshot (its digest), from its stored bytes.
+
+        They may be others than those of the snapshot that it was trained on: test rows change nothing in training.
+        """
+        return self._report(task, tuned.digest, self._snapshot(task.name, snapshot))
 
     def gate(self, task: Task, tuned: TunedPrompt, report: Report) -> Verdict:
         """The verdict over the candidate against what production points to now; an equal question is not asked twice."""
@@ -158,7 +194,7 @@ class Stages:
         champion = head.digest if head else None
         verdict = self.registry.ledger.verdict_for(gate_key(task, report, champion))
         if verdict is None:
-            comparison = self._compared(task, report, champion) if champion not in (None, tuned.digest) else None
+            comparison = self._compared(task, report, champion) if champion and champion != tuned.digest else None
             verdict = decide(task, report, tuned.bytes, champion, comparison)
         for check in verdict.checks:
             self.report(f"{task.name}: {'pass' if check.passed else 'FAIL'} {check.name}: {check.observed}; required {check.required}")
@@ -172,9 +208,13 @@ class Stages:
         return register(self.registry, Request(tuned=tuned, report=report, verdict=verdict, plots=plots, commit=_commit()))
 
     def promote(self, task: Task, version: PromptVersion, verdict: Verdict) -> Promotion | None:
-        """Promotion by the task's policy: `auto` promotes what passed, `manual` leaves it to a person."""
-        head = self.registry.ledger.head(task.name, PRODUCTION)
-        if not verdict.passed or task.promote == "manual" or (head and head.version == version.number):
+        """Promotion by the task's policy: `auto` promotes what passed, `manual` leaves it to a person.
+
+        What production named before and names no more was rolled back by a person, and what could not be compared with
+        the champion needs one to look at it: neither is promoted by a machine.
+        """
+        stood = version.number in {row.version for row in self.registry.ledger.history(task.name, PRODUCTION)}
+        if not verdict.passed or task.promote == "manual" or stood or _incomparable(verdict):
             return None
         return promote(self.registry, task, version.number, Cause(actor="nightly", reason=f"passed the gate: {_summary(verdict)}"))
 
@@ -208,14 +248,30 @@ class Stages:
         tuned = self.train([plan])[task.name]
         if isinstance(tuned, str):
             raise TrainingError(tuned)
-        report = self.evaluate(task, tuned)
+        report = self.evaluate(task, tuned, plan.snapshot)
         verdict = self.gate(task, tuned, report)
         version = self.register(task, tuned, report, verdict)
         return self.outcome(task, tuned, report, verdict, version, self.promote(task, version, verdict))
 
     def move(self, task: str, alias: str, version: int, actor: str, reason: str) -> Promotion:
-        """A promotion that a person asks for; the gate's verdict is required all the same."""
-        return promote(self.registry, find_task(self.settings.tasks, task), version, Cause(actor, reason), alias)
+        """A promotion that a person asks for; an outdated verdict is renewed first, and required all the same."""
+        declared = find_task(self.settings.tasks, task)
+        if alias == PRODUCTION:
+            self._judge_again(declared, self.registry.ledger.version(task, version))
+        return promote(self.registry, declared, version, Cause(actor, reason), alias)
+
+    def _judge_again(self, task: Task, version: PromptVersion) -> None:
+        """Gate a version anew where policy or champion changed since; a version of other labels has to be trained anew."""
+        ledger = self.registry.ledger
+        head, publication = ledger.head(task.name, PRODUCTION), ledger.publication(task.name, version.digest)
+        asked = (task.policy_digest(), head.digest if head else None)
+        judged = [(verdict.policy, verdict.champion) for verdict in ledger.verdicts(task.name, version.digest)]
+        if not judged or asked in judged or publication is None or (head and head.version == version.number):
+            return
+        manifest = read_artifact(self.registry.store, task.name, version.digest).manifest
+        if manifest.labels == task.labels and manifest.base_model.name == task.base_model:
+            report = self._report(task, version.digest, self.ingest(task))
+            ledger.save_verdict(self.gate(task, publication.tuned, report))
 
     def roll_back(self, task: str, alias: str, to: int | None, actor: str, reason: str) -> Promotion:
         """Back to the previous version, or to the one named."""
@@ -263,13 +319,24 @@ class Stages:
         self.report(f"{task.name}: {digest[:12]} test {metric} {metric_of(report.prompt, metric):.4f}, zero-shot {metric_of(report.zero_shot, metric):.4f}")
         return report
 
-    def _compared(self, task: Task, report: Report, champion: str) -> PairedDifference:
-        """Challenger minus champion on the present test rows, less those that the champion was trained on."""
+    def _compared(self, task: Task, report: Report, champion: str) -> PairedDifference | str:
+        """Challenger minus champion on the present test rows, less those that the champion was trained on.
+
+        A sentence where the champion cannot be measured: it answers other labels, or it or its base is lost.
+        """
+        try:
+            return self._difference(task, report, champion)
+        except (ArtifactError, BaseModelError, DataError, NotFound) as error:
+            return str(error)
+
+    def _difference(self, task: Task, report: Report, champion: str) -> PairedDifference:
         from ptpipeline.data.snapshot import load_split
         from ptpipeline.evaluation.evaluate import predictions
         from ptpipeline.evaluation.paired import difference
 
         manifest = read_artifact(self.registry.store, task.name, champion).manifest
+        if set(manifest.labels) != set(task.labels):
+            raise DataError(f"it answers the labels {', '.join(manifest.labels)}, the task now has {', '.join(task.labels)}")
         theirs = self._report(task, champion, self._snapshot(task.name, report.snapshot))
         seen = {row.id for row in load_split(self.registry.store, self._snapshot(task.name, manifest.snapshot), "train")}
         ours, other = predictions(self.registry.store, report), predictions(self.registry.store, theirs)
@@ -286,6 +353,8 @@ class Stages:
             return "promoted", f"{task.name}@{PRODUCTION} is version {version.number}"
         if head and head.version == version.number:
             return "unchanged", "rows, recipe, base model and engine are unchanged: nothing was trained, production stands"
+        if version.number in {row.version for row in self.registry.ledger.history(task.name, PRODUCTION)}:
+            return "rolled back", f"{task.name}@{PRODUCTION} was moved away from version {version.number}; `ptp promote {task.name}@{version.number} --reason ...` takes it back"
         if not verdict.passed:
             return "gate failed", "; ".join(f"{check.name}: {check.observed}, required {check.required}" for check in verdict.failures())
         return "awaiting approval", f"`ptp promote {task.name}@{version.number} --reason ...` takes it to production"
@@ -293,8 +362,16 @@ class Stages:
     def _page(self, task: str, digest: str) -> str | None:
         if self.registry.mlflow is None:
             return None
-        number = self.registry.mlflow.find(task, digest)
+        try:
+            number = self.registry.mlflow.find(task, digest)
+        except PtpError as error:  # the promotion stands; only the link is missing
+            log.warning("%s: no link to its page: %s", task, error)
+            return None
         return self.registry.mlflow.page(task, number) if number else None
+
+
+def _incomparable(verdict: Verdict) -> bool:
+    return verdict.champion not in (None, verdict.digest) and verdict.comparison is None
 
 
 def _summary(verdict: Verdict) -> str:

@@ -58,19 +58,22 @@ def step(name: str, work: Callable[[], Result]) -> Result:
     return run()
 
 
-def improved(stages: Stages, tasks: list[Task], promote: bool) -> Night:
-    """Ingest, train, evaluate, gate and register the tasks, and promote them by their policy if asked to."""
-    night = Night({}, {})
+def improved(stages: Stages, tasks: list[Task], promote: bool, broken: dict[str, str] | None = None) -> Night:
+    """Ingest, train, evaluate, gate and register the tasks, and promote them by their policy if asked to.
+
+    `broken` are tasks whose files are wrong, with a sentence each: they fail the run beside the others.
+    """
+    night = Night({}, dict(broken or {}))
     plans: list[tuple[Task, Plan]] = []
     for task in tasks:
-        with _alone(night, [task]):
+        with alone(night, [task]):
             snapshot = step(f"ingest {task.name}", partial(stages.ingest, task))
             plans.append((task, step(f"plan {task.name}", partial(stages.plan, task, snapshot))))
     trained = _trained(stages, plans, night)
-    for task, _ in plans:
+    for task, plan in plans:
         if task.name in trained:
-            with _alone(night, [task]):
-                night.outcomes[task.name] = _judged(stages, task, trained[task.name], promote)
+            with alone(night, [task]):
+                night.outcomes[task.name] = _judged(stages, (task, plan), trained[task.name], promote)
     return night
 
 
@@ -81,15 +84,16 @@ def _trained(stages: Stages, plans: list[tuple[Task, Plan]], night: Night) -> di
         gang = [(task, plan) for task, plan in plans if plan.base_model == base]
         fresh = sum(not plan.trained for _, plan in gang)
         size = f"{fresh} task{'s' * (fresh != 1)}" if fresh else "unchanged"
-        with _alone(night, [task for task, _ in gang]):
+        with alone(night, [task for task, _ in gang]):
             results = step(f"train {base} ({size})", partial(stages.train, [plan for _, plan in gang]))
             trained |= {name: result for name, result in results.items() if not isinstance(result, str)}
             night.errors.update({name: result for name, result in results.items() if isinstance(result, str)})
     return trained
 
 
-def _judged(stages: Stages, task: Task, tuned: TunedPrompt, promote: bool) -> Outcome:
-    report = step(f"evaluate {task.name}", partial(stages.evaluate, task, tuned))
+def _judged(stages: Stages, planned: tuple[Task, Plan], tuned: TunedPrompt, promote: bool) -> Outcome:
+    task, plan = planned
+    report = step(f"evaluate {task.name}", partial(stages.evaluate, task, tuned, plan.snapshot))
     verdict = step(f"gate {task.name}", partial(stages.gate, task, tuned, report))
     version = step(f"register {task.name}", partial(stages.register, task, tuned, report, verdict))
     promotion = step(f"promote {task.name}", partial(stages.promote, task, version, verdict)) if promote else None
@@ -97,7 +101,7 @@ def _judged(stages: Stages, task: Task, tuned: TunedPrompt, promote: bool) -> Ou
 
 
 @contextmanager
-def _alone(night: Night, tasks: list[Task]) -> Iterator[None]:
+def alone(night: Night, tasks: list[Task]) -> Iterator[None]:
     """Whatever goes wrong inside ends these tasks and no other; the run is failed by it when all others are done."""
     try:
         yield

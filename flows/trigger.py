@@ -11,7 +11,7 @@ from flows.api import call
 from ptpipeline.errors import NotFound
 from ptpipeline.records import Record
 
-_POLL_SECONDS = 1.0
+_POLL_SECONDS = 2.0
 _LATE_SECONDS = 60  # log lines come in batches, out of order
 _FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
@@ -55,7 +55,7 @@ def follow(prefect_url: str, run_id: str) -> Iterator[LogLine | Finished]:
         run = call("GET", f"{prefect_url}/flow_runs/{run_id}")
         done = run["state_type"] in _FINAL
         if done:
-            time.sleep(2 * _POLL_SECONDS)  # the last lines are stored after the state
+            time.sleep(_POLL_SECONDS)  # the last lines are stored after the state
         for line in _lines(prefect_url, run_id, since):
             if line["id"] not in seen:
                 seen.add(line["id"])

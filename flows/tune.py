@@ -16,4 +16,5 @@ EVERYTHING = TuneRequest()
 def tune(request: TuneRequest = EVERYTHING) -> State[Any]:
     """Ingest, train what changed, evaluate, gate, register; one task's failure never stops another."""
     stages = opened()
-    return ended(improved(stages, stages.tasks(request.tasks), promote=False), "tune")
+    tasks, broken = stages.declared() if request.tasks is None else (stages.tasks(request.tasks), {})
+    return ended(improved(stages, tasks, promote=False, broken=broken), "tune")

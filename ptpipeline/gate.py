@@ -9,11 +9,11 @@ def gate_key(task: Task, report: Report, champion: str | None) -> str:
     return digest_of({"evaluation": report.evaluation_key, "policy": task.policy_digest(), "champion": champion})
 
 
-def decide(task: Task, report: Report, stored_bytes: int, champion: str | None, comparison: PairedDifference | None) -> Verdict:
+def decide(task: Task, report: Report, stored_bytes: int, champion: str | None, comparison: PairedDifference | str | None) -> Verdict:
     """The verdict over a candidate's report, check by check.
 
     `champion` is the digest of what production points to, None where nothing does; `comparison` is challenger minus
-    champion, required where a champion that is not the candidate itself exists (ValueError without).
+    champion, or why that cannot be measured; required where a champion other than the candidate exists (ValueError without).
     """
     policy = task.gate
     checks = [
@@ -34,7 +34,7 @@ def decide(task: Task, report: Report, stored_bytes: int, champion: str | None, 
         evaluation_key=report.evaluation_key,
         test_digest=report.test_digest,
         champion=champion,
-        comparison=comparison,
+        comparison=None if isinstance(comparison, str) else comparison,
         checks=checks,
         passed=all(check.passed for check in checks),
     )
@@ -77,7 +77,9 @@ def _bytes(policy: Gate, stored: int) -> Check:
     return Check(name="bytes", passed=stored <= policy.max_bytes, observed=f"{stored} bytes", required=f"at most {policy.max_bytes}")
 
 
-def _champion(policy: Gate, comparison: PairedDifference) -> Check:
+def _champion(policy: Gate, comparison: PairedDifference | str) -> Check:
+    if isinstance(comparison, str):
+        return Check(name="champion", passed=True, observed=f"not comparable: {comparison}", required="a person's approval")
     margin, confidence = policy.champion.margin, policy.champion.confidence
     return Check(
         name="champion",

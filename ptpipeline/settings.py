@@ -49,6 +49,8 @@ def load_settings() -> Settings:
         home = env.home.expanduser().resolve()
         recorded = _recorded(home)
         given = env.model_dump(exclude_unset=True)
+        if "store" in given:
+            recorded.pop("s3_endpoint", None)  # the stack's server does not hold somebody's own store
         settings = Settings.model_validate({**recorded, **given, "home": home, "tasks": env.tasks.expanduser().resolve()})
     except ValidationError as error:
         first = error.errors()[0]

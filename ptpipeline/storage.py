@@ -124,12 +124,15 @@ class FolderStore:
         return self.root / checked_key(key)
 
     def _temporary(self, path: Path, body: bytes) -> Path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=".put-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(body)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(prefix=".put-", dir=path.parent)
+            with os.fdopen(handle, "wb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise SettingsError(f"{self.url}: cannot write {path.name}: {error.strerror}; mend the folder, or name another with PTP_STORE") from error
         return Path(name)
 
 

@@ -6,20 +6,17 @@ An error names the file, the line, the field, what was found and what is allowed
 import string
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from ptpipeline.document import checked, line_of, parsed
 from ptpipeline.errors import NotFound, TaskFileError
-from ptpipeline.records import NAME_PATTERN, PRODUCTION, digest_of, is_name
+from ptpipeline.records import NAME_PATTERN, digest_of, is_name
 
 BASES_FILE = "base_models.yaml"
-_BRANCHES = ("TextInit", "Binned", "str", "literal['sampled_vocab']")  # names that pydantic gives to branches of unions
 
 Policy = Literal["block", "warn", "off"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -78,7 +75,7 @@ class SplitSpec(Section):
     dev: Fraction = 0.05
     test: Fraction = 0.15
     group: str | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @model_validator(mode="after")
     def _leaves_rows(self) -> "SplitSpec":
@@ -131,7 +128,7 @@ class Tune(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     eval_every: Annotated[int, Field(ge=1)] = 50
     patience: Annotated[int, Field(ge=1)] = 4
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     store_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
 
@@ -256,10 +253,10 @@ class BaseModelSource(Section):
 
 def load_task(path: Path) -> Task:
     """One checked task file; TaskFileError names file, line, field, found and allowed."""
-    document = _parsed(path)
-    task: Task = _checked(path, document, Task)
+    document = parsed(path)
+    task = checked(path, document, Task)
     if task.name != path.stem:
-        raise TaskFileError(f"{path}:{_line(document, ('name',))}: name: found {task.name!r}, expected the file's own name {path.stem!r}")
+        raise TaskFileError(f"{path}:{line_of(document, ('name',))}: name: found {task.name!r}, expected the file's own name {path.stem!r}")
     return task
 
 
@@ -275,7 +272,9 @@ def find_task(folder: Path, name: str) -> Task:
 
 
 def task_files(folder: Path) -> list[Path]:
-    """The task files of a folder, by name."""
+    """The task files of a folder, by name; NotFound where there is no such folder."""
+    if not folder.is_dir():
+        raise NotFound(f"PTP_TASKS: no folder {folder}; start in the project's folder, or name the folder of the task files")
     return sorted(path for path in folder.glob("*.yaml") if path.name != BASES_FILE)
 
 
@@ -284,95 +283,7 @@ def find_base_model(folder: Path, name: str) -> BaseModelSource:
     path = folder / BASES_FILE
     if not path.is_file():
         raise NotFound(f"{path}: no such file; it declares the base models, one `name: {{path|package|hub: ...}}` each")
-    document = _parsed(path)
+    document = parsed(path)
     if name not in document:
         raise NotFound(f"no base model {name!r} in {path}: there are {', '.join(map(str, document)) or 'none'}")
-    source: BaseModelSource = _checked(path, document, BaseModelSource, (name,))
-    return source
-
-
-def _parsed(path: Path) -> Any:
-    try:
-        document = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
-    except MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise TaskFileError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date that no calendar has
-        raise TaskFileError(f"{path}: not readable as YAML in UTF-8: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict):
-        raise TaskFileError(f"{path}:1: expected a mapping of fields, found {type(document).__name__}")
-    return document
-
-
-def _checked(path: Path, document: Any, model: type[Section], inside: tuple[str, ...] = ()) -> Any:
-    value = document
-    for key in inside:
-        value = value[key]
-    try:
-        return model.model_validate(_plain(value))
-    except ValidationError as error:
-        first = _most_telling(error.errors())
-        loc = inside + tuple(part for part in first["loc"] if part not in _BRANCHES)
-        raise TaskFileError(f"{path}:{_line(document, loc)}: {_sentence(first, loc, value, model)}") from None
-
-
-def _plain(value: Any) -> Any:
-    """ruamel's annotated containers and scalars as plain ones."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    for kind in (bool, int, float, str):
-        if isinstance(value, kind):
-            return kind(value)
-    return value
-
-
-def _most_telling(errors: list[Any]) -> Any:
-    """The first error; where no branch of a union fits, the one inside the branch that got further."""
-    first = errors[0]
-    place = first["loc"][:-1]
-    if not first["loc"] or first["loc"][-1] not in _BRANCHES:
-        return first
-    deeper = (error for error in errors if error["loc"][: len(place)] == place and len(error["loc"]) > len(first["loc"]))
-    return next(deeper, first)
-
-
-def _line(document: Any, loc: tuple[int | str, ...]) -> int:
-    line = 1
-    node: Any = document
-    for part in loc:
-        try:
-            line = (node.lc.key if isinstance(node, CommentedMap) else node.lc.item)(part)[0] + 1
-        except (AttributeError, KeyError, IndexError, TypeError):
-            break  # a plain scalar, or a field that is missing: the line of the section above
-        node = node[part]
-    return line
-
-
-def _sentence(error: Any, loc: tuple[int | str, ...], value: Any, model: type[Section]) -> str:
-    field = ".".join(str(part) for part in loc) or "the document"
-    if error["type"] == "extra_forbidden":
-        allowed = ", ".join(sorted(_fields_at(model, loc)))
-        return f"{field}: unknown field; allowed here: {allowed}"
-    if error["type"] == "missing":
-        return f"{field}: this field is required and missing"
-    message = error["msg"].removeprefix("Value error, ")
-    shown = repr(error["input"])
-    return f"{field}: found {shown if len(shown) < 80 else shown[:77] + '...'}: {message}"
-
-
-def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields of the section that holds the last part of `loc`."""
-    for part in loc[:-1]:
-        info = model.model_fields.get(str(part))
-        if info is None:
-            continue
-        options = [info.annotation, *getattr(info.annotation, "__args__", ())]
-        nested = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
-        if nested:
-            model = nested[0]
-    return list(model.model_fields)
-
-
-__all__ = ["PRODUCTION", "BaseModelSource", "Data", "Gate", "Task", "Tune", "find_base_model", "find_task", "load_task", "task_files"]
+    return checked(path, document, BaseModelSource, (name,))

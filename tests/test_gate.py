@@ -66,6 +66,12 @@ def test_a_champion_needs_a_comparison() -> None:
         decide(TASK, report(), 1000, "old", None)
 
 
+def test_a_champion_that_cannot_be_measured_is_said_so() -> None:
+    verdict = decide(TASK, report(), 1000, "old", "its base is gone")
+    assert (verdict.passed, verdict.comparison) == (True, None)
+    assert verdict.checks[-1].observed == "not comparable: its base is gone"
+
+
 def test_the_champion_itself_is_not_compared() -> None:
     assert decide(TASK, report(), 1000, "new", None).passed
 

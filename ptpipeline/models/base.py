@@ -7,12 +7,15 @@ change what the model computes. It is cached by the files' size and time of chan
 import hashlib
 import json
 import logging
+import os
 import shutil
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from filelock import FileLock
+from pydantic import ValidationError
 
 from ptpipeline.errors import BaseModelError, ServiceUnavailable
 from ptpipeline.packages import package_member
@@ -63,11 +66,11 @@ def _folder(name: str, source: BaseModelSource, home: Path) -> Path:
         if not (folder / "config.json").is_file():
             raise BaseModelError(f"base model {name}: {folder} holds no config.json; expected a transformers model folder")
         return folder
-    folder = home / "models" / name
+    folder = home / "models" / f"{name}-{digest_of(source.model_dump(exclude={'fingerprint'}))[:8]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / f".{name}.lock"):
         if not (folder / "config.json").is_file():
-            partial = folder.with_name(f"{name}.partial")
+            partial = folder.with_name(f"{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             _fetch(name, source, home, partial)
             partial.rename(folder)
@@ -107,11 +110,14 @@ def fingerprint(name: str, folder: Path, home: Path) -> BaseModelRef:
         raise BaseModelError(f"base model {name}: {folder} needs *.safetensors and tokenizer.json; other formats are not read")
     stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in [*files, tokenizer, folder / "config.json"]]
     cache = home / "fingerprints" / f"{digest_of([str(folder.resolve()), [[str(part) for part in row] for row in stats]])}.json"
-    if cache.is_file():
+    with suppress(FileNotFoundError, ValidationError):  # a cache that does not parse is computed anew
         return BaseModelRef.model_validate_json(cache.read_bytes()).model_copy(update={"name": name})
-    ref = _computed(name, files, tokenizer, folder / "config.json")
+    try:
+        ref = _computed(name, files, tokenizer, folder / "config.json")
+    except (struct.error, json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+        raise BaseModelError(f"base model {name}: {folder} is damaged ({type(error).__name__}: {error}); fetch it again") from error
     cache.parent.mkdir(parents=True, exist_ok=True)
-    partial = cache.with_suffix(".partial")
+    partial = cache.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(ref.model_dump_json())
     partial.rename(cache)
     return ref
@@ -141,6 +147,8 @@ def _weights_digest(files: list[Path]) -> str:
     for path in files:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
+            if length > path.stat().st_size:
+                raise BaseModelError(f"{path}: no safetensors file (a pointer of git-lfs, perhaps?); fetch it again")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         places.update({tensor: (path, 8 + length, info) for tensor, info in header.items()})

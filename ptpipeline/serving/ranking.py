@@ -3,12 +3,13 @@
 One function for development scores while training, for the gate's evaluation and for serving.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ptpipeline.data.batches import by_length
 from ptpipeline.data.tokens import LabelTokens
 from ptpipeline.models.causal import CausalBase, PrefixCache, make_batch
 
@@ -39,7 +40,7 @@ def rank(base: CausalBase, prefix: PrefixCache | None, queries: Sequence[Query])
     """
     scores = [torch.zeros(len(query.labels.ids)) for query in queries]
     with torch.inference_mode():
-        for group in _passes(_sequences(queries)):
+        for group in by_length(_sequences(queries), lambda row: len(row.ids), TOKENS_PER_PASS):
             _score(base, prefix, queries, group, scores)
     return scores
 
@@ -50,18 +51,7 @@ def _sequences(queries: Sequence[Query]) -> list[_Sequence]:
     for index, query in enumerate(queries):
         beginnings = sorted({label[:-1] for label in query.labels.ids} - {()}) or [()]
         rows += [_Sequence(index, len(query.ids), query.ids + list(begin), begin) for begin in beginnings]
-    return sorted(rows, key=lambda row: (len(row.ids), row.query))
-
-
-def _passes(rows: list[_Sequence]) -> Iterator[list[_Sequence]]:
-    group: list[_Sequence] = []
-    for row in rows:
-        if group and (len(group) + 1) * len(row.ids) > TOKENS_PER_PASS:
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
+    return rows
 
 
 def _score(base: CausalBase, prefix: PrefixCache | None, queries: Sequence[Query], group: list[_Sequence], scores: list[Tensor]) -> None:

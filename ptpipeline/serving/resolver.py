@@ -30,7 +30,7 @@ def split_reference(reference: str) -> tuple[str, str]:
     Raises NotFound where the reference has another form.
     """
     task, at, rest = reference.partition("@")
-    if not is_name(task) or (at and not is_name(rest)):
+    if not is_name(task) or (at and not is_name(rest)) or (rest.isdigit() and len(rest) > 9):
         raise NotFound(f"{reference!r} names no prompt; expected TASK, TASK@ALIAS or TASK@NUMBER, such as movie-sentiment@production")
     return task, rest or PRODUCTION
 

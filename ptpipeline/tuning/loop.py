@@ -54,14 +54,19 @@ def run_gang(base: CausalBase, jobs: Sequence[Job], tracker: Tracker, report: Ca
 
     A member that fails ends alone, with `error` set. Raises BaseModelError where the base's weights changed.
     """
-    clock = Clock()
     before = base.weights_digest()
     members = [Member.of(base, job) for job in jobs]
     check = _self_check(base, members)
     for member in members:
         member.run = tracker.start(member.job.task.name, _parameters(base, member), {"ptp.task": member.job.task.name})
-    while active := [member for member in members if member.active]:
-        _step(base, active, check.backward, clock, tracker, report)
+    clock = Clock()
+    try:
+        while active := [member for member in members if member.active]:
+            _step(base, active, check.backward, clock, tracker, report)
+    except BaseException:  # also when interrupted: no run is left open
+        for member in members:
+            tracker.finish(member.run, "KILLED")
+        raise
     for member in members:
         if member.best is None and member.error is None:
             member.error = TrainingError(f"task {member.job.task.name}: no step was evaluated on dev")

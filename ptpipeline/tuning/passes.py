@@ -5,12 +5,13 @@ leaves of the rows' passes, whose gradients flow back through it at the end. So 
 however large the gang.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ptpipeline.data.batches import by_length
 from ptpipeline.models.causal import Batch, CausalBase, PrefixCache, make_batch
 
 TOKENS_PER_PASS = 1024  # padded tokens in one forward and backward pass
@@ -61,24 +62,12 @@ Backward = Callable[[CausalBase, Sequence[Tensor], Sequence[Example]], Tensor]
 
 def _backward(base: CausalBase, hidden_of: Callable[[Batch], Tensor], members: int, examples: Sequence[Example]) -> Tensor:
     total = torch.zeros(members)
-    for group in by_length(examples):
+    for group in by_length(examples, lambda row: len(row.inputs), TOKENS_PER_PASS):
         hidden = hidden_of(make_batch([row.inputs for row in group], [row.member for row in group]))
         losses = _losses(base, hidden, group, members)
         torch.autograd.backward(losses.sum())
         total += losses.detach().cpu()
     return total
-
-
-def by_length(examples: Sequence[Example]) -> Iterator[list[Example]]:
-    """Groups of rows of similar length, at most TOKENS_PER_PASS padded tokens each, whoever they belong to."""
-    group: list[Example] = []
-    for row in sorted(examples, key=lambda row: len(row.ids) + len(row.label)):
-        if group and (len(group) + 1) * len(row.inputs) > TOKENS_PER_PASS:
-            yield group
-            group = []
-        group.append(row)
-    if group:
-        yield group
 
 
 def _losses(base: CausalBase, hidden: Tensor, group: Sequence[Example], members: int) -> Tensor:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from ptpipeline.data.snapshot import load_split
 from ptpipeline.data.tokens import TaskText, label_tokens, max_input_tokens
-from ptpipeline.errors import PtpError
+from ptpipeline.errors import PtpError, Terminal
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.tensors import pack
@@ -44,7 +44,7 @@ def tune(
     for task, snapshot in work:
         try:
             jobs.append(_job(base, task, snapshot, store))
-        except PtpError as error:
+        except Terminal as error:
             outcomes[task.name] = error
     if jobs:
         gang = run_gang(base, jobs, tracker, report)

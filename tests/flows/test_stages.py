@@ -140,6 +140,70 @@ def test_a_rollback_goes_back_and_is_served(project: Project) -> None:
     assert ptpipeline.load("tiny-sentiment@2", project.settings).resolved.number == 2
 
 
+def test_a_night_does_not_undo_a_rollback(project: Project) -> None:
+    project.run()
+    project.edit("learning_rate: 0.05", "learning_rate: 0.04")
+    assert project.run().version == 2
+    project.stages.roll_back("tiny-sentiment", PRODUCTION, None, "ann", "complaints")
+    outcome = project.run()
+    assert outcome.status == "rolled back"
+    assert ptpipeline.load("tiny-sentiment", project.settings).resolved.number == 1
+
+
+def test_changed_test_rows_are_measured_without_training(project: Project) -> None:
+    from ptpipeline.data.rows import normalised, split_of
+
+    first = project.run()
+    stages = project.stages
+    spec = stages.tasks()[0].data.split
+    more = [row for row in sentences(600, 7) if split_of(normalised(row[0]), spec) == "test"]
+    write_csv(project.folder / "tiny-sentiment.csv", list(dict([*sentences(240), *more]).items()))
+    second = project.run()
+    assert not project.trained
+    assert any("test accuracy" in line for line in project.lines)
+    assert second.version == first.version
+
+
+def test_a_champion_with_other_labels_needs_a_person(project: Project) -> None:
+    project.run()
+    path = project.folder / "tiny-sentiment.csv"
+    path.write_text(path.read_text().replace(",positive", ",happy"))
+    project.edit("labels: {negative: \" negative\", positive: \" positive\"}", "labels: {negative: \" negative\", happy: \" positive\"}")
+    outcome = project.run()
+    assert (outcome.status, outcome.version) == ("awaiting approval", 2)
+    assert any("not comparable: it answers the labels negative, positive" in line for line in project.lines)
+    assert project.stages.move("tiny-sentiment", PRODUCTION, 2, "ann", "new labels").version == 2
+
+
+def test_an_older_version_is_judged_again_on_promotion(project: Project) -> None:
+    project.edit("promote: auto", "promote: manual")
+    for rate in ("0.05", "0.04"):
+        project.edit("learning_rate: 0.05", f"learning_rate: {rate}")
+        project.run()
+    project.stages.move("tiny-sentiment", PRODUCTION, 2, "ann", "first")
+    moved = project.stages.move("tiny-sentiment", PRODUCTION, 1, "ann", "on second thoughts")
+    assert (moved.version, moved.previous) == (1, 2)
+
+
+def test_a_broken_task_file_stops_no_other(project: Project) -> None:
+    (project.tasks / "broken.yaml").write_text("name: [\n")
+    tasks, broken = project.stages.declared()
+    assert [task.name for task in tasks] == ["tiny-sentiment"]
+    assert "not valid YAML" in broken["broken"]
+
+
+def test_lost_bytes_are_trained_anew(project: Project) -> None:
+    import shutil
+
+    project.run()
+    digest = project.stages.registry.ledger.version("tiny-sentiment", 1).digest
+    shutil.rmtree(project.folder / "store" / prompt_prefix("tiny-sentiment", digest))
+    outcome = project.run()
+    assert project.trained
+    assert outcome.version == 1
+    assert examine(project.stages.registry) == []
+
+
 # ---------------------------------------------------------------- bad input
 
 

@@ -1,0 +1,102 @@
+"""A YAML file checked against a model: errors name the file, the line, the field, what was found and what is allowed."""
+
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from ptpipeline.errors import TaskFileError
+
+_BRANCHES = ("TextInit", "Binned", "str", "literal['sampled_vocab']")  # names that pydantic gives to branches of unions
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def parsed(path: Path) -> Any:
+    """The mapping in a YAML file, with the line of every field; TaskFileError where it is none."""
+    try:
+        document = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise TaskFileError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date that no calendar has
+        raise TaskFileError(f"{path}: not readable as YAML in UTF-8: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict):
+        raise TaskFileError(f"{path}:1: expected a mapping of fields, found {type(document).__name__}")
+    return document
+
+
+def checked(path: Path, document: Any, model: type[ModelT], inside: tuple[str, ...] = ()) -> ModelT:
+    """The document, or its part `inside`, as a model; TaskFileError names line, field, what was found and what is allowed."""
+    value = document
+    for key in inside:
+        value = value[key]
+    try:
+        return model.model_validate(_plain(value))
+    except ValidationError as error:
+        first = _most_telling(error.errors())
+        loc = inside + tuple(part for part in first["loc"] if part not in _BRANCHES)
+        raise TaskFileError(f"{path}:{line_of(document, loc)}: {_sentence(first, loc, value, model)}") from None
+
+
+def _plain(value: Any) -> Any:
+    """ruamel's annotated containers and scalars as plain ones."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    for kind in (bool, int, float, str):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
+
+
+def _most_telling(errors: list[Any]) -> Any:
+    """The first error; where no branch of a union fits, the one inside the branch that got further."""
+    first = errors[0]
+    place = first["loc"][:-1]
+    if not first["loc"] or first["loc"][-1] not in _BRANCHES:
+        return first
+    deeper = (error for error in errors if error["loc"][: len(place)] == place and len(error["loc"]) > len(first["loc"]))
+    return next(deeper, first)
+
+
+def line_of(document: Any, loc: tuple[int | str, ...]) -> int:
+    """The line of a field, or of the nearest section above it."""
+    line = 1
+    node: Any = document
+    for part in loc:
+        try:
+            line = (node.lc.key if isinstance(node, CommentedMap) else node.lc.item)(part)[0] + 1
+        except (AttributeError, KeyError, IndexError, TypeError):
+            break  # a plain scalar, or a field that is missing: the line of the section above
+        node = node[part]
+    return line
+
+
+def _sentence(error: Any, loc: tuple[int | str, ...], value: Any, model: type[BaseModel]) -> str:
+    field = ".".join(str(part) for part in loc) or "the document"
+    if error["type"] == "extra_forbidden":
+        allowed = ", ".join(sorted(_fields_at(model, loc)))
+        return f"{field}: unknown field; allowed here: {allowed}"
+    if error["type"] == "missing":
+        return f"{field}: this field is required and missing"
+    message = error["msg"].removeprefix("Value error, ")
+    shown = repr(error["input"])
+    return f"{field}: found {shown if len(shown) < 80 else shown[:77] + '...'}: {message}"
+
+
+def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the section that holds the last part of `loc`."""
+    for part in loc[:-1]:
+        info = model.model_fields.get(str(part))
+        if info is None:
+            continue
+        options = [info.annotation, *getattr(info.annotation, "__args__", ())]
+        nested = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+        if nested:
+            model = nested[0]
+    return list(model.model_fields)
