@@ -26,7 +26,7 @@ lint: install
 	$(BIN)/lint-imports
 
 soak: install
-	$(BIN)/python -m pytest -m soak --timeout 3600
+	$(BIN)/python -m pytest tests/soak -m soak --timeout 3600 --capture=no
 
 bench: install
 	$(BIN)/python -m benchmarks.train_step --batch 16 --tokens 40 --prompt-length 100 --dtype float32

@@ -88,17 +88,8 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
     rows = book.without("split_overlap", rows, _overlaps(rows))
     if not rows:
         raise DataError(f"{source.source}: no row is left after the checks; see data.checks and data.label of task {task.name}")
-    _check_splits(source.source, rows)
     book.enough(rows, task.labels)
     return CheckedRows(rows, book.checks)
-
-
-def _check_splits(source: str, rows: list[CheckedRow]) -> None:
-    """Whatever the policies: nothing trains without rows, and an interval over test rows needs two."""
-    counts = Counter(row.split for row in rows)
-    for split, needed in (("train", 1), ("dev", 1), ("test", 2)):
-        if counts[split] < needed:  # type: ignore[index]
-            raise DataError(f"{source}: {counts[split]} rows fall into the {split} split, at least {needed} are needed; give more rows, or raise its share in data.split")  # type: ignore[index]
 
 
 def _found_rows(source: SourceRows) -> list[_Found]:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from ptpipeline.data.rows import CheckedRow, CheckedRows, Row, check_rows
 from ptpipeline.data.sources import read_rows, source_key
-from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed
+from ptpipeline.errors import ArtifactError, DataError, NotFound, PreconditionFailed
 from ptpipeline.records import SPLITS, Snapshot, Split, SplitInfo, digest_of
 from ptpipeline.storage import ObjectStore
 from ptpipeline.task import Task
@@ -33,6 +33,7 @@ def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
     source = read_rows(task, home)
     checked = check_rows(task, source)
     splits = _split_rows(checked.rows)
+    _check_sizes(source.source, splits)
     snapshot = _described(task, (source.source, key), checked, splits)
     folder = snapshot_prefix(task.name, snapshot.digest)
     if not store.exists(f"{folder}/{MANIFEST_FILE}"):
@@ -40,6 +41,14 @@ def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
             _store_split(store, snapshot, split, rows)
         _store_manifest(store, snapshot)
     return snapshot
+
+
+def _check_sizes(source: str, splits: dict[Split, list[Row]]) -> None:
+    """Whatever the policies: nothing trains or is judged without rows, and an interval over test rows needs two."""
+    needed: dict[Split, int] = {"train": 1, "dev": 1, "test": 2}
+    for split, count in needed.items():
+        if len(splits[split]) < count:
+            raise DataError(f"{source}: {len(splits[split])} rows fall into the {split} split, at least {count} are needed; give more rows, or raise its share in data.split")
 
 
 def read_snapshot(store: ObjectStore, task: str, digest: str) -> Snapshot:

@@ -61,10 +61,17 @@ def test_a_relabelled_row_keeps_id_and_split(tmp_path: Path, store: ObjectStore,
 
 def test_repeats_have_ids_of_their_own(tmp_path: Path, store: ObjectStore) -> None:
     checks = {"duplicate": "off", "rows_per_label": "off"}
-    snapshot = ingest(task_over(tmp_path, ["same,bad", "Same,bad", "SAME,bad"], checks=checks), store, tmp_path)
+    others = [f"text {number},good" for number in range(30)]
+    snapshot = ingest(task_over(tmp_path, ["same,bad", "Same,bad", "SAME,bad", *others], checks=checks), store, tmp_path)
     rows = [row for split in SPLITS for row in load_split(store, snapshot, split)]
     base = "0967115f2813a3541eaef77de9d9d577"[:16]
-    assert [row.id for row in rows] == [base, f"{base}-2", f"{base}-3"]
+    assert [row.id for row in rows if row.label == "bad"] == [base, f"{base}-2", f"{base}-3"]
+
+
+def test_a_split_without_rows_is_refused(tmp_path: Path, store: ObjectStore) -> None:
+    with pytest.raises(DataError, match="rows fall into the (dev|test) split"):
+        ingest(task_over(tmp_path, ["one,bad", "two,good"], checks={"rows_per_label": "off"}), store, tmp_path)
+    assert not list(store.keys("snapshots"))
 
 
 def test_a_blocking_check_stores_nothing(tmp_path: Path, store: ObjectStore) -> None:
