@@ -69,7 +69,7 @@ def test_repeats_have_ids_of_their_own(tmp_path: Path, store: ObjectStore) -> No
 
 
 def test_a_split_without_rows_is_refused(tmp_path: Path, store: ObjectStore) -> None:
-    with pytest.raises(DataError, match="rows fall into the (dev|test) split"):
+    with pytest.raises(DataError, match=r"rows fall into the (dev|test) split"):
         ingest(task_over(tmp_path, ["one,bad", "two,good"], checks={"rows_per_label": "off"}), store, tmp_path)
     assert not list(store.keys("snapshots"))
 
