@@ -37,7 +37,8 @@ import torch
 from torch import Tensor
 
 from ptpipeline.models.base import prepare_base
-from ptpipeline.models.causal import CausalBase, load_causal
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.load import load_base
 from ptpipeline.settings import load_settings
 from ptpipeline.tuning.passes import Example, examples_of, shared_backward
 
@@ -56,7 +57,7 @@ class Workload(NamedTuple):
         return examples_of([[(row, (label,)) for row, label in zip(self.ids.tolist(), self.labels.tolist(), strict=True)]])
 
 
-def workload(base: CausalBase, batch: int, tokens: int, prompt_length: int) -> Workload:
+def workload(base: FrozenBase, batch: int, tokens: int, prompt_length: int) -> Workload:
     """Random rows and a prompt of sampled vocabulary, the same for the same arguments."""
     dice = torch.Generator().manual_seed(0)
     vocabulary = base.model.config.vocab_size
@@ -67,7 +68,7 @@ def workload(base: CausalBase, batch: int, tokens: int, prompt_length: int) -> W
 Step = Callable[[], Tensor]
 
 
-def our_step(base: CausalBase, work: Workload) -> Step:
+def our_step(base: FrozenBase, work: Workload) -> Step:
     """Forward and backward by the shared prompt pass; returns the prompt's gradient [P, H]."""
     prompt, examples = work.prompt.clone().requires_grad_(), work.examples()
 
@@ -110,7 +111,7 @@ def _gradient(prompt: Tensor) -> Tensor:
     return prompt.grad.float().cpu()
 
 
-def needed_flops(base: CausalBase, batch: int, tokens: int, prompt_length: int) -> float:
+def needed_flops(base: FrozenBase, batch: int, tokens: int, prompt_length: int) -> float:
     """FLOPs of one exact step by the formula of this module's docstring."""
     config, (rows, text, prompt) = base.model.config, (batch, tokens, prompt_length)
     width, heads = config.hidden_size, config.num_attention_heads
@@ -125,14 +126,14 @@ def needed_flops(base: CausalBase, batch: int, tokens: int, prompt_length: int) 
     return float(2 * (linear + attention + 2 * width * config.vocab_size * rows))
 
 
-def _layer_weights(base: CausalBase) -> int:
+def _layer_weights(base: FrozenBase) -> int:
     return sum(p.numel() for p in base.model.base_model.layers[0].parameters() if p.ndim == 2)
 
 
 class Peak:
     """The best matrix-product rate seen so far, in FLOP/s."""
 
-    def __init__(self, base: CausalBase, tokens: int) -> None:
+    def __init__(self, base: FrozenBase, tokens: int) -> None:
         largest = max((p for p in base.model.base_model.layers[0].parameters() if p.ndim == 2), key=lambda p: p.numel())
         square = torch.randn(SQUARE, SQUARE).to(base.device, base.dtype)
         activations = torch.randn(tokens, largest.shape[1]).to(base.device, base.dtype)
@@ -180,7 +181,7 @@ def measure(sides: tuple[Step, Step], peak: Peak, rounds: int) -> Measured:
     return Measured(*seconds, float((ours - peft).norm() / peft.norm()), peak.rate)
 
 
-def report(base: CausalBase, arguments: argparse.Namespace, measured: Measured) -> dict[str, Any]:
+def report(base: FrozenBase, arguments: argparse.Namespace, measured: Measured) -> dict[str, Any]:
     """The figures under the names that the last line prints."""
     shape = {"batch": arguments.batch, "tokens": arguments.tokens, "prompt_length": arguments.prompt_length}
     ours, peft = statistics.median(measured.ours), statistics.median(measured.peft)
@@ -220,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each side")
     arguments = parser.parse_args(argv)
     prepared = prepare_base(arguments.base, load_settings())
-    base = load_causal(prepared, arguments.dtype)
+    base = load_base(prepared, arguments.dtype)
     work = workload(base, arguments.batch, arguments.tokens, arguments.prompt_length)
     sides = our_step(base, work), peft_step(prepared.folder, base.dtype, work)
     measured = measure(sides, Peak(base, work.ids.numel()), arguments.rounds)

@@ -41,7 +41,7 @@ from ptpipeline.records import (
 )
 from ptpipeline.settings import Settings
 from ptpipeline.task import Task, find_task, load_task, task_files
-from ptpipeline.tuning.key import training_key
+from ptpipeline.tuning.key import start_digest, training_key
 from ptpipeline.tuning.tracker import NoTracker, Tracker
 from registry.promotion import Cause, promote, rollback
 from registry.publish import Request, register, stage
@@ -135,7 +135,7 @@ class Stages:
     def plan(self, task: Task, snapshot: Snapshot) -> Plan:
         """Whether anything that training depends on changed since it last ran."""
         base = prepare_base(task.base_model, self.settings)
-        key = training_key(task, snapshot, base.ref.fingerprint)
+        key = training_key(task, snapshot, base.ref.fingerprint, start_digest(task, self.registry.store))
         trained = self._tuned(task.name, key) is not None
         reason = "rows, recipe, base model and engine are unchanged: nothing to train" if trained else "not trained yet with these rows, recipe, base model and engine"
         self.report(f"{task.name}: {reason}")
@@ -177,7 +177,7 @@ class Stages:
     @stamina.retry(on=Transient, attempts=8, timeout=120)
     def _kept(self, trained: "Trained") -> TunedPrompt:
         """Minutes of training are not thrown away over a store that is away for a moment."""
-        stage(self.registry.ledger, self.registry.store, trained.artifact)
+        stage(self.registry.ledger, self.registry.store, trained.artifact, trained.members)
         self.registry.ledger.save_tuned(trained.tuned)
         return trained.tuned
 
@@ -291,11 +291,11 @@ class Stages:
         return Tracking(self.settings.mlflow)
 
     def _engine(self, base_model: str) -> "Engine":
-        from ptpipeline.models.causal import load_causal
+        from ptpipeline.models.load import load_base
         from ptpipeline.serving.engine import Engine
 
         if base_model not in self._engines:
-            self._engines[base_model] = Engine(load_causal(prepare_base(base_model, self.settings), self.settings.dtype))
+            self._engines[base_model] = Engine(load_base(prepare_base(base_model, self.settings), self.settings.dtype))
         return self._engines[base_model]
 
     def _snapshot(self, task: str, digest: str) -> Snapshot:
@@ -306,7 +306,7 @@ class Stages:
     def _report(self, task: Task, digest: str, snapshot: Snapshot) -> Report:
         from ptpipeline.evaluation.evaluate import evaluate
         from ptpipeline.evaluation.key import evaluation_key
-        from ptpipeline.models.causal import compute_dtype
+        from ptpipeline.models.load import compute_dtype
 
         known = self.registry.ledger.report(evaluation_key(digest, snapshot.test.digest, compute_dtype(self.settings.dtype)))
         if known is not None:

@@ -10,7 +10,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from ptpipeline.errors import TaskFileError
 
-_BRANCHES = ("TextInit", "Binned", "str", "literal['sampled_vocab']")  # names that pydantic gives to branches of unions
+_BRANCHES = ("TextInit", "VersionInit", "FileInit", "a name", "Binned", "str")  # names that pydantic gives to branches of unions
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -38,7 +38,7 @@ def checked(path: Path, document: Any, model: type[ModelT], inside: tuple[str, .
         return model.model_validate(_plain(value))
     except ValidationError as error:
         first = _most_telling(error.errors())
-        loc = inside + tuple(part for part in first["loc"] if part not in _BRANCHES)
+        loc = inside + tuple(part for part in first["loc"] if not _is_branch(part))
         raise TaskFileError(f"{path}:{line_of(document, loc)}: {_sentence(first, loc, value, model)}") from None
 
 
@@ -54,11 +54,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _is_branch(part: int | str) -> bool:
+    return isinstance(part, str) and (part in _BRANCHES or "[" in part)
+
+
 def _most_telling(errors: list[Any]) -> Any:
     """The first error; where no branch of a union fits, the one inside the branch that got further."""
     first = errors[0]
     place = first["loc"][:-1]
-    if not first["loc"] or first["loc"][-1] not in _BRANCHES:
+    if not first["loc"] or not _is_branch(first["loc"][-1]):
         return first
     deeper = (error for error in errors if error["loc"][: len(place)] == place and len(error["loc"]) > len(first["loc"]))
     return next(deeper, first)

@@ -20,7 +20,7 @@ def decide(task: Task, report: Report, stored_bytes: int, champion: str | None, 
         _minimum(policy, report),
         *([_zero_shot(policy, report)] if policy.beat_zero_shot else []),
         _collapse(policy, report),
-        _bytes(policy, stored_bytes),
+        _bytes(task.byte_limit(), stored_bytes),
     ]
     if champion is not None and champion != report.digest:
         if comparison is None:
@@ -73,8 +73,8 @@ def _collapse(policy: Gate, report: Report) -> Check:
     )
 
 
-def _bytes(policy: Gate, stored: int) -> Check:
-    return Check(name="bytes", passed=stored <= policy.max_bytes, observed=f"{stored} bytes", required=f"at most {policy.max_bytes}")
+def _bytes(limit: int, stored: int) -> Check:
+    return Check(name="bytes", passed=stored <= limit, observed=f"{stored} bytes", required=f"at most {limit}")
 
 
 def _champion(policy: Gate, comparison: PairedDifference | str) -> Check:

@@ -20,6 +20,12 @@ PRODUCTION = "production"
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 
+LabelMetric = Literal["accuracy", "macro_f1"]
+TextMetric = Literal["exact_match", "token_f1", "rouge_l", "bleu"]
+Metric = Literal[LabelMetric, TextMetric]
+LABEL_METRICS: tuple[LabelMetric, ...] = ("accuracy", "macro_f1")
+TEXT_METRICS: tuple[TextMetric, ...] = ("exact_match", "token_f1", "rouge_l", "bleu")
+
 
 def digest_of(value: Any) -> str:
     """sha256 over the canonical JSON (RFC 8785) of a JSON-able value."""
@@ -60,7 +66,10 @@ class DataCheck(Record):
 
 
 class SplitInfo(Record):
-    """One split of a snapshot; `digest` covers row identities, texts and labels in file order."""
+    """One split of a snapshot; `digest` covers row identities, texts and labels (or targets) in file order.
+
+    `labels` counts the rows of each label; it is empty for a generation task, whose targets are private texts.
+    """
 
     rows: int
     labels: dict[str, int]
@@ -109,18 +118,35 @@ class TensorInfo(Record):
     dtype: Literal["float16", "bfloat16", "float32"]
 
 
+Method = Literal["prompt", "residual", "p_tuning", "prefix", "multitask", "ensemble"]
+Placement = Literal["before_bos", "after_bos"]
+
+
+class Members(Record):
+    """What an ensemble consists of: the digests of its prompts, and how their answers become one."""
+
+    digests: list[str]
+    combine: Literal["average", "vote"]
+
+
+class Generation(Record):
+    """How a task that answers in free text is decoded: greedily, up to so many new tokens."""
+
+    max_new_tokens: int = Field(default=64, ge=1, le=1024)
+
+
 class PromptManifest(Record):
     """Identity of a soft prompt: everything that its digest covers, `tensor_sha256` among it.
 
     Stored as `prompts/<task>/<digest>/manifest.json`, written after `prompt.safetensors`, so its presence
-    means that the artifact is complete.
+    means that the artifact is complete. An ensemble has `members` and no tensors of its own.
     """
 
     schema_version: Literal[1] = 1
     task: str
-    method: Literal["prompt"]
+    method: Method
     num_virtual_tokens: int
-    placement: Literal["before_bos"]
+    placement: Placement
     base_model: BaseModelRef
     template: str
     labels: dict[str, str]
@@ -133,6 +159,19 @@ class PromptManifest(Record):
     parents: list[str] = []
     tensors: dict[str, TensorInfo]
     tensor_sha256: str
+    members: Members | None = None
+    generate: Generation | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Without the fields that came later where they are None: manifests written before keep their digest."""
+        return {key: value for key, value in super().to_json().items() if key not in ("members", "generate") or value is not None}
+
+    @property
+    def answers(self) -> str:
+        """What it answers, in words."""
+        if self.generate is not None:
+            return f"free text of at most {self.generate.max_new_tokens} tokens"
+        return f"labels {', '.join(self.labels)}"
 
     def digest(self) -> str:
         """The prompt's identity."""
@@ -159,8 +198,20 @@ class CurvePoint(Record):
     token_gradients: list[float] = []
 
 
+class Trial(Record):
+    """One prompt that trained for a recipe with a search or an ensemble. `best_dev` is None where it failed, for `error`."""
+
+    name: str
+    best_dev: float | None
+    best_step: int
+    error: str | None = None
+
+
 class TunedPrompt(Record):
-    """The outcome of one gang member's training; its bytes lie in the object store under `digest`."""
+    """The outcome of one task's training; its bytes lie in the object store under `digest`.
+
+    `trials` are all prompts of a search or an ensemble, `warnings` what the recipe was told about itself.
+    """
 
     task: str
     digest: str
@@ -177,6 +228,8 @@ class TunedPrompt(Record):
     self_check: dict[str, float | str]
     curve: list[CurvePoint]
     tracking_run: str | None = None
+    trials: list[Trial] = []
+    warnings: list[str] = []
 
 
 # ---------------------------------------------------------------- evaluation and gate
@@ -191,11 +244,33 @@ class Scores(Record):
     confusion: dict[str, dict[str, int]]
     predicted: dict[str, int]
 
+    def figures(self) -> dict[str, float]:
+        """Every metric that a gate may name."""
+        return {metric: getattr(self, metric) for metric in LABEL_METRICS}
+
+
+class TextScores(Record):
+    """Metrics of generated texts against one split's targets; `bleu` is corpus BLEU / 100, the others are means over rows.
+
+    `most_frequent_share` is the share of rows that got the answer given most often: near 1 where a prompt ignores its text.
+    """
+
+    exact_match: float
+    token_f1: float
+    rouge_l: float
+    bleu: float
+    most_frequent_share: float
+
+    def figures(self) -> dict[str, float]:
+        """Every metric that a gate may name."""
+        return {metric: getattr(self, metric) for metric in TEXT_METRICS}
+
 
 class Report(Record):
     """One prompt measured on the test split, from its stored bytes through the serving path.
 
-    `rows_key` is the object that holds one row per test row: id, label, prediction, log-likelihood per label.
+    `rows_key` is the object that holds one row per test row: id, label, prediction, log-likelihood per label; of a
+    generation task id and metrics, no texts.
     """
 
     task: str
@@ -205,9 +280,9 @@ class Report(Record):
     test_digest: str
     rows: int
     rows_key: str
-    prompt: Scores
-    zero_shot: Scores
-    majority: Scores
+    prompt: Scores | TextScores
+    zero_shot: Scores | TextScores
+    majority: Scores | TextScores
     interval: dict[str, tuple[float, float]]
     compute_dtype: str
     seconds: float
@@ -320,9 +395,15 @@ def version_key(task: str, number: int) -> str:
 
 
 class Answer(Record):
-    """One prediction: label, probability of every label, and the version that answered."""
+    """One prediction: label and probability of every label, or the text of a generation task; and the version that answered."""
 
-    label: str
+    label: str | None
     probabilities: dict[str, float]
     version: str
     digest: str
+    text: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Without what the task's kind does not have."""
+        absent = ("label", "probabilities") if self.text is not None else ("text",)
+        return {key: value for key, value in super().to_json().items() if key not in absent}

@@ -3,6 +3,8 @@
 An error names the file, the line, the field, what was found and what is allowed.
 """
 
+import itertools
+import math
 import string
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,11 +12,21 @@ from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    field_validator,
+    model_validator,
+)
 
 from ptpipeline.document import checked, line_of, parsed
 from ptpipeline.errors import NotFound, TaskFileError
-from ptpipeline.records import NAME_PATTERN, digest_of, is_name
+from ptpipeline.records import LABEL_METRICS, NAME_PATTERN, TEXT_METRICS, Generation, Metric, digest_of, is_name
 
 BASES_FILE = "base_models.yaml"
 
@@ -85,7 +97,10 @@ class SplitSpec(Section):
 
 
 class DataChecks(Section):
-    """What each ingest check does when it finds rows: `block` the run, or `warn` and leave the rows out."""
+    """What each ingest check does when it finds rows: `block` the run, or `warn` and leave the rows out.
+
+    A generation task has no labels: `unknown_label` and `rows_per_label` do not apply to it.
+    """
 
     encoding: Policy = "warn"
     empty_text: Policy = "warn"
@@ -98,13 +113,20 @@ class DataChecks(Section):
 
 
 class Data(Section):
-    """Where the rows are and which columns hold the text and the label."""
+    """Where the rows are and which columns hold the text and the label, or the target text of a generation task."""
 
     source: Source
     text: str
-    label: str | Binned
+    label: str | Binned | None = None
+    target: str | None = None
     split: SplitSpec = SplitSpec()
     checks: DataChecks = DataChecks()
+
+    @model_validator(mode="after")
+    def _one_answer(self) -> "Data":
+        if (self.label is None) == (self.target is None):
+            raise ValueError("name one column of answers: `label` for a task with `labels`, or `target` for one with `generate`")
+        return self
 
 
 class TextInit(Section):
@@ -113,12 +135,95 @@ class TextInit(Section):
     text: Annotated[str, Field(min_length=1)]
 
 
-class Tune(Section):
-    """The recipe. The learning rate warms up linearly, then decays linearly to `final_fraction` of itself."""
+class VersionInit(Section):
+    """Initialise from another version, `TASK@ALIAS` or `TASK@N`, of the same base model (SPoT, Vu et al. 2022)."""
 
-    method: Literal["prompt"] = "prompt"
+    version: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*@[a-z0-9][a-z0-9-]*$")]
+
+
+class FileInit(Section):
+    """Initialise from a tensor `[P, H]` in a `.npy` file, or named `embeddings` in a `.safetensors` file."""
+
+    file: Annotated[str, Field(pattern=r"\.(npy|safetensors)$")]
+
+
+class Search(Section):
+    """Recipes to try in one gang: every combination of these trains, and the best on dev is kept.
+
+    `length: grow` tries 8, 16 and 32 virtual tokens, and keeps the shortest that the next one does not better.
+    """
+
+    length: Annotated[list[Annotated[int, Field(ge=1, le=1000)]], Field(min_length=1)] | Literal["grow"] | None = None
+    learning_rate: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = None
+    seed: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] | None = None
+
+    @property
+    def lengths(self) -> list[int] | None:
+        """The prompt lengths to try."""
+        return [8, 16, 32] if self.length == "grow" else self.length
+
+    @property
+    def size(self) -> int:
+        """How many prompts train."""
+        return math.prod(len(values) for values in (self.lengths, self.learning_rate, self.seed) if values is not None)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "Search":
+        if not 2 <= self.size <= 64:
+            raise ValueError(f"{self.size} combinations: give 2 to 64 of `length`, `learning_rate` and `seed` values")
+        return self
+
+
+class Ensemble(Section):
+    """Prompts of the recipe's seed and the seeds that follow it, whose answers are averaged or voted (Lester et al. 2021, section 5)."""
+
+    members: Annotated[int, Field(ge=2, le=20)] = 5
+    combine: Literal["average", "vote"] = "average"
+
+
+def _init_kind(value: object) -> str:
+    """Which kind of `init` a value is meant to be: the section whose only field it gives, else a name."""
+    if isinstance(value, Section):
+        return type(value).__name__
+    kinds = {"text": "TextInit", "version": "VersionInit", "file": "FileInit"}
+    return kinds.get(next(iter(value)), "a name") if isinstance(value, dict) and len(value) == 1 else "a name"
+
+
+INITS = ("uniform", "xavier", "sampled_vocab", "class_labels", "champion")
+
+
+def _known_init(value: object) -> object:
+    if value not in INITS:
+        raise ValueError(f"expected {', '.join(INITS)}, {{text: WORDS}}, {{version: TASK@ALIAS}} or {{file: PATH}}")
+    return value
+
+
+Init = Annotated[
+    Annotated[Literal["uniform", "xavier", "sampled_vocab", "class_labels", "champion"], BeforeValidator(_known_init), Tag("a name")]
+    | Annotated[TextInit, Tag("TextInit")]
+    | Annotated[VersionInit, Tag("VersionInit")]
+    | Annotated[FileInit, Tag("FileInit")],
+    Discriminator(_init_kind),
+]
+
+
+class Tune(Section):
+    """The recipe. The learning rate warms up linearly; `linear` then lets it decay to `final_fraction` of itself.
+
+    `encoder` is the prompt encoder of `p_tuning`; `encoder_width` the hidden width of the network that `residual`,
+    `p_tuning` and `prefix` train through. `prefix` needs a causal model.
+    """
+
+    method: Literal["prompt", "residual", "p_tuning", "prefix", "multitask", "ensemble"] = "prompt"
     num_virtual_tokens: Annotated[int, Field(ge=1, le=1000)] = 16
-    init: Literal["sampled_vocab"] | TextInit = "sampled_vocab"
+    placement: Literal["before_bos", "after_bos"] = "before_bos"
+    init: Init = "sampled_vocab"
+    encoder: Literal["lstm", "mlp"] = "lstm"
+    encoder_width: Annotated[int, Field(ge=1, le=8192)] | None = None
+    ensemble: Ensemble | None = None
+    search: Search | None = None
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    schedule: Literal["linear", "constant"] = "linear"
     steps: Annotated[int, Field(ge=1)] = 300
     batch_size: Annotated[int, Field(ge=1)] = 16
     learning_rate: Annotated[float, Field(gt=0)] = 0.01
@@ -131,6 +236,35 @@ class Tune(Section):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     store_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
 
+    @model_validator(mode="after")
+    def _fields_of_the_method(self) -> "Tune":
+        given = self.model_fields_set
+        if (self.method == "ensemble") != (self.ensemble is not None):
+            raise ValueError("`method: ensemble` and `ensemble: {members: 5, combine: average}` go together: give both or neither")
+        if "encoder" in given and self.method != "p_tuning":
+            raise ValueError(f"`encoder` is the prompt encoder of p_tuning; {self.method} has none: leave it out")
+        if "encoder_width" in given and self.method not in ("residual", "p_tuning", "prefix"):
+            raise ValueError(f"`encoder_width` belongs to residual, p_tuning and prefix; {self.method} has no network: leave it out")
+        if self.method == "prefix" and self.placement == "after_bos":
+            raise ValueError("a prefix is keys and values in front of everything: `placement: after_bos` is for embeddings")
+        if self.method == "ensemble" and self.search is not None:
+            raise ValueError("`search` keeps one prompt of many, an ensemble keeps all: search with `method: prompt` first")
+        return self
+
+    def variants(self) -> list["Tune"]:
+        """The recipes that train for this one: those of its search or ensemble, in a fixed order, or itself alone."""
+        if self.ensemble is not None:
+            alone = {"method": "prompt", "ensemble": None}
+            return [self.model_copy(update={**alone, "seed": self.seed + i}) for i in range(self.ensemble.members)]
+        if self.search is None:
+            return [self]
+        lengths = self.search.lengths or [self.num_virtual_tokens]
+        rates, seeds = self.search.learning_rate or [self.learning_rate], self.search.seed or [self.seed]
+        return [
+            self.model_copy(update={"search": None, "num_virtual_tokens": length, "learning_rate": rate, "seed": seed})
+            for length, rate, seed in itertools.product(lengths, rates, seeds)
+        ]
+
 
 class ChampionPolicy(Section):
     """The challenger may be worse than the champion by less than `margin`, shown at one-sided `confidence`."""
@@ -140,14 +274,17 @@ class ChampionPolicy(Section):
 
 
 class Gate(Section):
-    """What a candidate has to show on the test split before it may go to production."""
+    """What a candidate has to show on the test split before it may go to production.
 
-    metric: Literal["accuracy", "macro_f1"] = "accuracy"
+    `max_bytes` is 64 KiB where it is not given, 32 MiB for a prefix, and as much per member for an ensemble.
+    """
+
+    metric: Metric = "accuracy"
     minimum: Annotated[float, Field(ge=0, le=1)]
     beat_zero_shot: bool = True
     champion: ChampionPolicy = ChampionPolicy()
     max_label_share: Annotated[float, Field(gt=0, le=1)] = 0.98
-    max_bytes: Annotated[int, Field(ge=1)] = 65536
+    max_bytes: Annotated[int, Field(ge=1)] | None = None
 
 
 class Schedule(Section):
@@ -188,17 +325,37 @@ def checked_template(template: str) -> str:
 
 
 class Task(Section):
-    """One declared problem: data, template, labels, recipe, gate, schedule."""
+    """One declared problem: data, template, labels (or `generate`, for answers in free text), recipe, gate, schedule."""
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     base_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     data: Data
     template: Annotated[str, AfterValidator(checked_template)]
-    labels: Annotated[dict[str, str], Field(min_length=2, max_length=100)]
+    generate: Generation | None = None
+    labels: Annotated[dict[str, str], Field(max_length=100, validate_default=True)] = {}
     tune: Tune = Tune()
     gate: Gate
     promote: Literal["auto", "manual"] = "manual"
     schedule: Schedule | None = None
+
+    @field_validator("generate")
+    @classmethod
+    def _generates_targets(cls, generate: Generation | None, info: ValidationInfo) -> Generation | None:
+        if generate is not None and "data" in info.data and info.data["data"].target is None:
+            raise ValueError("a task that generates text names the column of its texts as `data.target`, not `data.label`")
+        return generate
+
+    @field_validator("labels")
+    @classmethod
+    def _one_kind(cls, labels: dict[str, str], info: ValidationInfo) -> dict[str, str]:
+        generates = info.data.get("generate") is not None
+        if labels and generates:
+            raise ValueError("a task answers with `labels`, or with the free text of `generate`: leave one out")
+        if labels and "data" in info.data and info.data["data"].label is None:
+            raise ValueError("`data.target` is the column of a task with `generate`; a task with labels names `data.label`")
+        if len(labels) < 2 and not generates and "generate" in info.data:
+            raise ValueError("give at least two labels, or `generate: {max_new_tokens: 64}` and `data.target` for answers in free text")
+        return labels
 
     @field_validator("labels")
     @classmethod
@@ -209,6 +366,22 @@ class Task(Section):
             raise ValueError("two labels have the same words: the model could not tell them apart")
         return labels
 
+    @field_validator("tune")
+    @classmethod
+    def _one_prompt_generates(cls, tune: Tune, info: ValidationInfo) -> Tune:
+        if tune.method == "ensemble" and info.data.get("generate") is not None:
+            raise ValueError("an ensemble averages or votes over labels, and free texts have neither: take another method")
+        return tune
+
+    @field_validator("gate")
+    @classmethod
+    def _metric_of_the_kind(cls, gate: Gate, info: ValidationInfo) -> Gate:
+        fitting = TEXT_METRICS if info.data.get("generate") is not None else LABEL_METRICS
+        if gate.metric not in fitting and "labels" in info.data:
+            kind = "answers in free text" if fitting is TEXT_METRICS else "answers with labels"
+            raise ValueError(f"gate.metric is {gate.metric}, but the task {kind}: take one of {', '.join(fitting)}")
+        return gate
+
     @model_validator(mode="after")
     def _bins_are_labels(self) -> "Task":
         if isinstance(self.data.label, Binned) and set(self.data.label.bins) != set(self.labels):
@@ -216,12 +389,24 @@ class Task(Section):
         return self
 
     def recipe_digest(self) -> str:
-        """Identity of all that training depends on besides rows, base model and engine."""
-        return digest_of({"tune": self.tune.model_dump(mode="json"), "template": self.template, "labels": self.labels})
+        """Identity of all that training depends on besides rows, base model and engine.
+
+        Settings at their default are left out, so a new setting changes no recipe; a changed default raises ENGINE_VERSION.
+        """
+        parts = {"tune": self.tune.model_dump(mode="json", exclude_defaults=True), "template": self.template, "labels": self.labels}
+        return digest_of(parts | ({"generate": self.generate.to_json()} if self.generate else {}))
 
     def policy_digest(self) -> str:
         """Identity of the gate's policy."""
-        return digest_of(self.gate.model_dump(mode="json"))
+        return digest_of(self.gate.model_dump(mode="json") | {"max_bytes": self.byte_limit()})
+
+    def byte_limit(self) -> int:
+        """How many bytes of tensors a version may have: the gate's, or its method's."""
+        if self.gate.max_bytes is not None:
+            return self.gate.max_bytes
+        if self.tune.method == "prefix":
+            return 32 * 2**20
+        return 64 * 2**10 * (self.tune.ensemble.members if self.tune.ensemble else 1)
 
 
 # ---------------------------------------------------------------- base models

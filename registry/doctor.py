@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pydantic import ValidationError
 
 from ptpipeline.errors import ArtifactError, NotFound
-from ptpipeline.prompts.artifact import read_artifact
+from ptpipeline.prompts.artifact import read_artifact, read_members
 from ptpipeline.records import DIGEST_PATTERN, Promotion, Record, VersionName, version_key
 from registry.reconcile import pointer_in
 from registry.registry import Registry
@@ -45,7 +45,7 @@ def _stored_tasks(registry: Registry) -> set[str]:
 def _bytes(registry: Registry, task: str) -> Iterator[Difference]:
     for version in registry.ledger.versions(task, limit=None):
         try:
-            read_artifact(registry.store, task, version.digest)
+            read_members(registry.store, read_artifact(registry.store, task, version.digest))
         except (ArtifactError, NotFound) as error:
             yield Difference(
                 task=task, what=f"bytes of version {version.number}", expected=f"digest {version.digest[:12]}", found=str(error), mend=f"restore them from a backup, or `ptp run {task}`"

@@ -2,10 +2,11 @@
 
 import hashlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ptpipeline.errors import NotFound
-from ptpipeline.prompts.artifact import Artifact, read_artifact, write_artifact
+from ptpipeline.prompts.artifact import Artifact, read_artifact, read_members, write_artifact
 from ptpipeline.records import PromptVersion, Report, TunedPrompt, Verdict, VersionName, prompt_prefix, version_key
 from ptpipeline.storage import ObjectStore
 from registry.entry import Entry
@@ -26,12 +27,14 @@ class Request:
     commit: str | None = None
 
 
-def stage(ledger: Ledger, store: ObjectStore, artifact: Artifact) -> str:
-    """Note the intent, store the artifact and read it back; returns its digest. It is no version yet.
+def stage(ledger: Ledger, store: ObjectStore, artifact: Artifact, members: Sequence[Artifact] = ()) -> str:
+    """Note the intent, store the artifact, behind the members of an ensemble, and read all back; returns its digest. It is no version yet.
 
     Raises ArtifactError where the bytes are not what the manifest states, or others lie at their place.
     """
     ledger.intend(artifact.manifest.task, artifact.digest)
+    for member in members:
+        write_artifact(store, member)
     return write_artifact(store, artifact)
 
 
@@ -43,7 +46,7 @@ def register(registry: Registry, request: Request) -> PromptVersion:
     """
     ledger, task, digest = registry.ledger, request.tuned.task, request.tuned.digest
     ledger.intend(task, digest)
-    read_artifact(registry.store, task, digest)
+    read_members(registry.store, read_artifact(registry.store, task, digest))
     _remember(registry, request)
     if registry.mlflow:
         registry.mlflow.ensure(entry_of(registry, task, digest))
@@ -54,7 +57,7 @@ def register(registry: Registry, request: Request) -> PromptVersion:
     name_version(registry.store, version)
     if registry.mlflow:
         registry.mlflow.describe(entry_of(registry, task, digest), version)
-    read_artifact(registry.store, task, digest)
+    read_members(registry.store, read_artifact(registry.store, task, digest))
     ledger.fulfil(task, digest)
     return version
 

@@ -5,9 +5,9 @@ import pytest
 from ptpipeline.gate import decide, gate_key
 from ptpipeline.records import PairedDifference, Report, Scores, Verdict
 from ptpipeline.task import Task
-from tests.tuning.jobs import job
+from tests.tuning.jobs import declared
 
-TASK = job("movies").task.model_copy(update={"gate": job("movies").task.gate.model_copy(update={"minimum": 0.8})})
+TASK = declared("movies").model_copy(update={"gate": declared("movies").gate.model_copy(update={"minimum": 0.8})})
 
 
 def scored(accuracy: float, predicted: dict[str, int]) -> Scores:

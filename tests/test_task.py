@@ -60,12 +60,12 @@ def test_every_shipped_task_loads() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "expected"),
     [
-        ("tune: {steps: 5}", "tune: {step: 5}", 10, "tune.step: unknown field; allowed here: batch_size, eval_every"),
+        ("tune: {steps: 5}", "tune: {step: 5}", 10, "tune.step: unknown field; allowed here: batch_size, encoder, encoder_width"),
         ("  text: text\n", "  text: text\n  txet: b\n", 6, "data.txet: unknown field; allowed here: checks, label, source, split, text"),
         ("steps: 5", "steps: many", 10, "tune.steps: found 'many': Input should be a valid integer"),
         ("steps: 5", "steps: 0", 10, "tune.steps: found 0: Input should be greater than or equal to 1"),
         ("steps: 5", "learning_rate: .inf", 10, "tune.learning_rate: found inf: Input should be a finite number"),
-        ("steps: 5", "init: {txt: a}", 10, "tune.init.text: this field is required and missing"),
+        ("steps: 5", "init: {txt: a}", 10, "tune.init: found {'txt': 'a'}: expected uniform, xavier, sampled_vocab, class_labels, champion, {text: WORDS}"),
         ("format: csv", "format: xls", 4, "data.source.format: found 'xls': Input should be 'csv', 'tsv', 'jsonl' or 'parquet'"),
         ("path: rows.csv, ", "", 4, "give either `path` or `package`"),
         ("path: rows.csv", "path: s3://bucket/rows.csv", 4, "s3://, http:// and hub sources are not supported yet"),

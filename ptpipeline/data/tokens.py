@@ -19,11 +19,12 @@ class LabelTokens(NamedTuple):
 
 
 class EncodedRow(NamedTuple):
-    """One rendered text as token ids, and the index of its label."""
+    """One rendered text as token ids, the ids that are to follow it, and the label that they stand for."""
 
     id: str
     ids: list[int]
-    label: int
+    target: tuple[int, ...]
+    label: str
 
 
 def label_tokens(task: str, labels: dict[str, str], encode: Encode) -> LabelTokens:
@@ -76,8 +77,8 @@ class TaskText(NamedTuple):
 
     def rows(self, rows: Sequence[Row]) -> list[EncodedRow]:
         """All rows encoded; ContextError names the first that is too long."""
-        index = {name: i for i, name in enumerate(self.labels.names)}
+        target = dict(zip(self.labels.names, self.labels.ids, strict=True))
         return [
-            EncodedRow(row.id, encode_text(self.template, row.text, self.limit, f"task {self.task}, row {row.id}", self.encode), index[row.label])
+            EncodedRow(row.id, encode_text(self.template, row.text, self.limit, f"task {self.task}, row {row.id}", self.encode), target[row.label], row.label)
             for row in rows
         ]

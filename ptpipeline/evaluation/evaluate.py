@@ -16,7 +16,8 @@ from ptpipeline.errors import PreconditionFailed
 from ptpipeline.evaluation.key import evaluation_key
 from ptpipeline.evaluation.metrics import majority, scores
 from ptpipeline.evaluation.paired import RESAMPLED, interval
-from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.prompts.artifact import Artifact, read_members
+from ptpipeline.prompts.placement import extra_tokens
 from ptpipeline.records import Report, Scores, Snapshot
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.ranking import Query, rank
@@ -42,6 +43,7 @@ def evaluate(engine: Engine, artifact: Artifact, snapshot: Snapshot, store: Obje
     """
     started = time.perf_counter()
     rows = load_split(store, snapshot, "test")
+    engine.load(artifact, read_members(store, artifact))
     prompt, zero_shot = _prompted(engine, artifact, rows), _unprompted(engine, artifact, rows)
     truth, names = [row.label for row in rows], prompt.names
     key = evaluation_key(artifact.digest, snapshot.test.digest, str(engine.base.dtype))
@@ -73,7 +75,8 @@ def _unprompted(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> Meas
     """Zero-shot: the same template and labels on the bare base model."""
     manifest, labels = artifact.manifest, engine.load(artifact).labels
     what = f"test rows of {manifest.task}"
-    queries = [Query(encode_text(manifest.template, row.text, manifest.max_input_tokens, what, engine.base.encode), labels, 0) for row in rows]
+    limit = manifest.max_input_tokens + extra_tokens(manifest.placement)
+    queries = [Query(encode_text(manifest.template, row.text, limit, what, engine.base.encode), labels, 0) for row in rows]
     return Measured(labels.names, rank(engine.base, None, queries))
 
 

@@ -34,6 +34,12 @@ _CONFIG_FIELDS = (
     "attn_logit_softcapping", "final_logit_softcapping", "scale_attn_weights", "partial_rotary_factor",
 )  # fmt: skip
 
+# The same of encoder-decoders; read there only, since other causal families have fields of these names, which were never covered.
+_SEQ2SEQ_FIELDS = (
+    "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "relative_attention_num_buckets",
+    "relative_attention_max_distance", "feed_forward_proj", "decoder_start_token_id",
+)  # fmt: skip
+
 
 class Prepared(NamedTuple):
     """A base model as a local transformers folder, with what it hashes to."""
@@ -127,9 +133,9 @@ def _computed(name: str, files: list[Path], tokenizer: Path, config_file: Path) 
     config = json.loads(config_file.read_text())
     tokenizer_digest = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
     parts = {"weights": _weights_digest(files), "tokenizer": tokenizer_digest, "config": _config_fields(config)}
-    hidden = config.get("hidden_size") or config.get("n_embd")
+    hidden = config.get("hidden_size") or config.get("n_embd") or config.get("d_model")
     if not isinstance(hidden, int):
-        raise BaseModelError(f"base model {name}: {config_file} states no hidden_size")
+        raise BaseModelError(f"base model {name}: {config_file} states no hidden_size (nor n_embd or d_model)")
     return BaseModelRef(name=name, fingerprint=digest_of(parts), tokenizer_fingerprint=tokenizer_digest, hidden_size=hidden)
 
 
@@ -138,7 +144,19 @@ def _config_fields(config: dict[str, Any]) -> dict[str, Any]:
     rope = dict(config.get("rope_parameters") or {"rope_theta": config.get("rope_theta"), **(config.get("rope_scaling") or {})})
     if rope.get("rope_type") == "default":
         del rope["rope_type"]
-    return {field: config[field] for field in _CONFIG_FIELDS if config.get(field) is not None} | {"rope": rope}
+    fields = {field: config[field] for field in _CONFIG_FIELDS if config.get(field) is not None} | {"rope": rope}
+    return _seq2seq_fields(config, fields) if config.get("is_encoder_decoder") else fields
+
+
+def _seq2seq_fields(config: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Those of an encoder-decoder as well; whether a T5 scales the states of its head, which savers before transformers 5
+    state by the tying, and decoder layers, which they leave out where there are as many as encoder layers, in one form."""
+    fields |= {field: config[field] for field in _SEQ2SEQ_FIELDS if config.get(field) is not None}
+    fields["num_decoder_layers"] = config.get("num_decoder_layers") or config.get("num_layers")
+    if config.get("model_type") == "t5":
+        tied = fields.pop("tie_word_embeddings", None) is not False
+        fields["scale_decoder_outputs"] = config.get("scale_decoder_outputs", tied)
+    return fields
 
 
 def _weights_digest(files: list[Path]) -> str:

@@ -1,178 +1,139 @@
-"""The frozen causal model as everything else sees it: it consumes a prefix cache and a batch's own tokens.
+"""The frozen causal model: it consumes a prefix cache of keys and values, and a batch's own tokens.
 
 Letters: B rows of a batch, T tokens, P virtual tokens, H width, L layers, K prompts. Positions are always explicit:
 a row's own tokens start at the length of its prefix. Text is padded right; where P differs within a cache, its pads
 stand left of the prompt, outermost.
 """
 
-import hashlib
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ptpipeline.errors import BaseModelError
-from ptpipeline.models.attention import fused, use_short_rows
-from ptpipeline.models.base import Prepared
-from ptpipeline.records import BaseModelRef
-
-log = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+from ptpipeline.models.attention import fused
+from ptpipeline.models.frozen import FrozenBase, Input, KeyValues, PrefixCache, SoftPrompt, padded_batch, stack_caches
 
 
-class PrefixCache(NamedTuple):
-    """Keys and values of K prompts: per layer [K, heads_kv, P_max, d], and each prompt's own length [K].
-
-    Slots left of a prompt's length are padding and masked away.
-    """
-
-    keys: tuple[Tensor, ...]
-    values: tuple[Tensor, ...]
-    lengths: Tensor
-
-    @property
-    def width(self) -> int:
-        """P_max, the padded length."""
-        return self.keys[0].shape[2]
-
-
-def stack_caches(caches: Sequence[PrefixCache]) -> PrefixCache:
-    """Several caches as one, members in order, padded left to the longest."""
-    width = max(cache.width for cache in caches)
-
-    def padded(tensors: list[Tensor]) -> Tensor:
-        return torch.cat([torch.nn.functional.pad(t, (0, 0, width - t.shape[2], 0)) for t in tensors])
-
-    layers = range(len(caches[0].keys))
-    return PrefixCache(
-        tuple(padded([cache.keys[layer] for cache in caches]) for layer in layers),
-        tuple(padded([cache.values[layer] for cache in caches]) for layer in layers),
-        torch.cat([cache.lengths for cache in caches]),
-    )
-
-
-class Batch(NamedTuple):
-    """B rows of token ids padded right [B, T], their own lengths [B], and which prompt each follows [B]."""
+class _Batch(NamedTuple):
+    """B rows of one pass: ids padded right [B, T], their lengths [B], the lengths of their prompts [B], the mask over
+    prompt and text [B, P_max + T], and the model's own cache, which holds each row's prompt."""
 
     ids: Tensor
     lengths: Tensor
-    members: Tensor
+    offsets: Tensor
+    mask: Tensor
+    held: Any
 
 
-def make_batch(rows: Sequence[Sequence[int]], members: Sequence[int]) -> Batch:
-    """Right-padded batch of token rows; the value of a pad is irrelevant, since it is masked by length."""
-    lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)] = torch.tensor(row)
-    return Batch(ids, lengths, torch.tensor(members))
+class CausalBase(FrozenBase):
+    """A decoder-only model, such as Llama, GPT-2 or Gemma."""
 
+    def prefix(self, prompts: Sequence[SoftPrompt]) -> PrefixCache:
+        """Keys and values of K prompts: those of embeddings out of one pass, key-values as they are."""
+        embedded = [prompt for prompt in prompts if isinstance(prompt, Tensor)]
+        computed = self._prefix_pass(embedded) if embedded else None
+        if computed is not None and len(embedded) == len(prompts):
+            return computed
+        singles = iter(_singles(computed) if computed else ())
+        return stack_caches([self._given(prompt) if isinstance(prompt, KeyValues) else next(singles) for prompt in prompts])
 
-@dataclass(frozen=True)
-class CausalBase:
-    """One frozen causal model in eval mode, its tokenizer, and what it hashes to."""
+    def states(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Tensor:
+        """States [N, H] of rows behind their own prompts."""
+        hidden = self._hidden(self._batch(cache, inputs))
+        rows = [index for index, row in enumerate(inputs) for _ in range(row.states)]
+        columns = [len(row.text) - 1 + step for row in inputs for step in range(row.states)]
+        return hidden[torch.tensor(rows, device=self.device), torch.tensor(columns, device=self.device)]
 
-    model: Any
-    tokenizer: Any
-    ref: BaseModelRef
-    dtype: torch.dtype
-    context: int
+    def concatenated(self, prompts: Sequence[SoftPrompt], inputs: Sequence[Input]) -> Tensor:
+        """`[prompt][text]` row by row; key-values, which no concatenation yields, stand in the model's own cache."""
+        return torch.cat([self._row(prompts[row.member], row) for row in inputs])
 
-    @property
-    def device(self) -> torch.device:
-        """Where the weights lie."""
-        device: torch.device = self.model.device
-        return device
+    @torch.inference_mode()
+    def decode(self, cache: PrefixCache | None, inputs: Sequence[Input], limit: int) -> list[list[int]]:
+        """Greedy decoding with the cache; rows of any length and prompt together answer as each alone."""
+        batch = self._batch(cache, inputs)
+        hidden = self._hidden(batch)
+        rows = torch.arange(len(inputs), device=self.device)
+        states, seen = hidden[rows, batch.lengths - 1], batch.offsets + batch.lengths
+        _pads_outermost(batch.held, batch.ids.shape[1] - batch.lengths)
+        width = batch.held.layers[0].keys.shape[2]
+        found: list[list[int]] = [[] for _ in inputs]
+        going, ends = set(range(len(inputs))), self.ends
+        for step in range(limit):
+            tokens = self.logits(states).argmax(-1)
+            going -= {row for row in going if int(tokens[row]) in ends}
+            for row in going:
+                found[row].append(int(tokens[row]))
+            if not going or step == limit - 1:
+                break
+            mask = torch.arange(width + step + 1, device=self.device)[None] >= (width - seen)[:, None]
+            states = self._run(
+                input_ids=tokens[:, None], attention_mask=mask.long(), position_ids=(seen + step)[:, None],
+                past_key_values=batch.held, use_cache=True,
+            )[:, 0]  # fmt: skip
+        return found
 
-    def encode(self, text: str, special: bool) -> list[int]:
-        """Token ids of a text; `special` as the tokenizer adds BOS and the like at the start of an input."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
-        return ids
+    def _row(self, prompt: SoftPrompt, row: Input) -> Tensor:
+        ids = torch.tensor([*row.text, *row.continuation], device=self.device)
+        with fused(self.model):
+            if isinstance(prompt, KeyValues):
+                cache = _model_cache([tensor[None] for tensor in (*prompt.key, *prompt.value)], self.device, self.dtype)
+                return self._run(input_ids=ids[None], past_key_values=cache, use_cache=True)[0, -row.states :]
+            text = self.embed(ids)
+            joined = torch.cat([prompt.to(self.device, text.dtype), text])[None]
+            return self._run(inputs_embeds=joined, use_cache=False)[0, -row.states :]
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings [..., H] from the embedding module, which scales them where the family does."""
-        embedded: Tensor = self.model.get_input_embeddings()(ids.to(self.device))
-        return embedded
-
-    def prefix(self, prompts: Sequence[Tensor]) -> PrefixCache:
-        """The prefix cache of K prompts [P_k, H] in one pass; gradients flow back to each prompt."""
+    def _prefix_pass(self, prompts: Sequence[Tensor]) -> PrefixCache:
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         width = int(lengths.max())
         padded = [torch.nn.functional.pad(p.to(self.device, self.dtype), (0, 0, width - len(p), 0)) for p in prompts]
         slots = torch.arange(width, device=self.device)[None]
         mask = slots >= (width - lengths)[:, None]
         positions = (slots - (width - lengths)[:, None]).clamp(min=0)
-        cache = self._new_cache()
+        cache = _new_cache()
         self._run(
             inputs_embeds=torch.stack(padded), attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True
         )
         self._check_cache(cache, width)
-        return PrefixCache(tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers), lengths)
+        return PrefixCache((*(layer.keys for layer in cache.layers), *(layer.values for layer in cache.layers)), lengths)
 
-    def hidden(self, prefix: PrefixCache | None, batch: Batch) -> Tensor:
-        """Last hidden states [B, T, H] of each row behind its own prompt (without any, where `prefix` is None)."""
-        ids, lengths, members = (part.to(self.device) for part in batch)
-        rows, columns = ids.shape
-        slots = torch.arange(columns, device=self.device)[None]
-        text_mask = slots < lengths[:, None]
-        if prefix is None:
-            return self._run(input_ids=ids, attention_mask=text_mask.long(), position_ids=slots.expand(rows, -1), use_cache=False)
-        offsets = prefix.lengths[members][:, None]
-        prefix_slots = torch.arange(prefix.width, device=self.device)[None]
-        mask = torch.cat([prefix_slots >= prefix.width - offsets, text_mask], 1)
-        cache = self._new_cache()
-        cache.layers += [
-            _cache_layer(_gathered(keys, members), _gathered(values, members)) for keys, values in zip(prefix.keys, prefix.values, strict=True)
-        ]
+    def _batch(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> "_Batch":
+        ids, lengths = padded_batch([[*row.text, *row.continuation] for row in inputs], self.device)
+        text_mask = torch.arange(ids.shape[1], device=self.device)[None] < lengths[:, None]
+        if cache is None:
+            return _Batch(ids, lengths, torch.zeros_like(lengths), text_mask, _new_cache())
+        members = torch.tensor([row.member for row in inputs], device=self.device)
+        offsets = cache.lengths[members]
+        prefix_mask = torch.arange(cache.width, device=self.device)[None] >= (cache.width - offsets)[:, None]
+        held = _model_cache([_gathered(tensor, members) for tensor in cache.tensors], self.device, self.dtype)
+        return _Batch(ids, lengths, offsets, torch.cat([prefix_mask, text_mask], 1), held)
+
+    def _hidden(self, batch: "_Batch") -> Tensor:
+        """Last hidden states [B, T, H] of every token of the rows; the batch's cache grows by them."""
+        positions = batch.offsets[:, None] + torch.arange(batch.ids.shape[1], device=self.device)[None]
         return self._run(
-            input_ids=ids, attention_mask=mask.long(), position_ids=offsets + slots, past_key_values=cache, use_cache=True
+            input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=positions, past_key_values=batch.held, use_cache=True
         )
 
-    def concatenated(self, prompts: Sequence[Tensor], batch: Batch) -> Tensor:
-        """The same hidden states by plain concatenation `[prompt][text]`, one row at a time: the reference path."""
-        states = []
-        for ids, length, member in zip(*batch, strict=True):
-            prompt, text = prompts[int(member)], self.embed(ids[: int(length)])
-            joined = torch.cat([prompt.to(self.device, text.dtype), text])[None]
-            with fused(self.model):
-                out = self._run(inputs_embeds=joined, use_cache=False)[0, len(prompt) :]
-            states.append(torch.nn.functional.pad(out, (0, 0, 0, batch.ids.shape[1] - int(length))))
-        return torch.stack(states)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """Next-token logits [N, V] in float32 of chosen hidden states [N, H]."""
-        logits: Tensor = self.model.lm_head(hidden).float()
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
-        return torch.tanh(logits / cap) * cap if cap else logits
-
-    def in_float32(self) -> "CausalBase":
-        """A float32 copy, for exact checks."""
-        import copy
-
-        return CausalBase(copy.deepcopy(self.model).float(), self.tokenizer, self.ref, torch.float32, self.context)
-
-    def weights_digest(self) -> str:
-        """sha256 of the weights in memory: the same after training as before."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+    def _given(self, prompt: KeyValues) -> PrefixCache:
+        """Key-values as a cache of one prompt; BaseModelError where their shape is not this model's."""
+        config = self.model.config
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        layers, found_heads, tokens, found_size = prompt.key.shape
+        if (layers, found_heads, found_size) != (config.num_hidden_layers, heads, size):
+            raise BaseModelError(
+                f"base model {self.ref.name}: the prefix has {layers} layers of {found_heads} heads of {found_size}, "
+                f"this model has {config.num_hidden_layers} of {heads} of {size}; train the prefix on this base"
+            )
+        tensors = tuple(tensor[None].to(self.device, self.dtype) for tensor in (*prompt.key, *prompt.value))
+        return PrefixCache(tensors, torch.tensor([tokens], device=self.device))
 
     def _run(self, **inputs: Any) -> Tensor:
         states: Tensor = self.model.base_model(**inputs).last_hidden_state
         return states
-
-    def _new_cache(self) -> Any:
-        """A fresh, full-length cache for one forward: update grows it, and a sliding layer would drop slots."""
-        from transformers import DynamicCache
-
-        return DynamicCache()
 
     def _check_cache(self, cache: Any, width: int) -> None:
         if len(cache.layers) != self.model.config.num_hidden_layers or any(layer.keys.shape[2] != width for layer in cache.layers):
@@ -182,6 +143,16 @@ class CausalBase:
             )
 
 
+def _singles(cache: PrefixCache) -> list[PrefixCache]:
+    """One cache per prompt, of its own length."""
+    if len(cache.lengths) == 1:
+        return [cache]
+    return [
+        PrefixCache(tuple(tensor[index : index + 1, ..., cache.width - int(length) :, :] for tensor in cache.tensors), length[None])
+        for index, length in enumerate(cache.lengths)
+    ]
+
+
 def _gathered(tensor: Tensor, members: Tensor) -> Tensor:
     """[K, heads, P, d] -> [B, heads, P, d]; a single prompt is expanded without a copy."""
     if tensor.shape[0] == 1:
@@ -189,55 +160,31 @@ def _gathered(tensor: Tensor, members: Tensor) -> Tensor:
     return tensor.index_select(0, members)
 
 
-def _cache_layer(keys: Tensor, values: Tensor) -> Any:
-    """A cache layer that holds these; its own `update` would copy them once more."""
+def _new_cache() -> Any:
+    """A fresh, full-length cache for one forward: update grows it, and a sliding layer would drop slots."""
+    from transformers import DynamicCache
+
+    return DynamicCache()
+
+
+def _model_cache(tensors: Sequence[Tensor], device: torch.device, dtype: torch.dtype) -> Any:
+    """A cache that holds these keys of all layers, then values; a layer's own `update` would copy them once more."""
     from transformers.cache_utils import DynamicLayer
 
-    layer = DynamicLayer()
-    layer.lazy_initialization(keys, values)
-    layer.keys, layer.values = keys, values
-    return layer
+    cache, layers = _new_cache(), len(tensors) // 2
+    for keys, values in zip(tensors[:layers], tensors[layers:], strict=True):
+        layer = DynamicLayer()
+        keys, values = keys.to(device, dtype), values.to(device, dtype)
+        layer.lazy_initialization(keys, values)
+        layer.keys, layer.values = keys, values
+        cache.layers.append(layer)
+    return cache
 
 
-def native_bfloat16() -> bool:
-    """Whether this machine multiplies bfloat16 matrices natively; emulated ones are slower than float32."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    flags = torch.cpu.get_capabilities()
-    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))
-
-
-def compute_dtype(setting: Literal["auto", "float32", "bfloat16"]) -> str:
-    """The compute type that a setting means on this machine: `float32` or `bfloat16`."""
-    if setting == "auto":
-        return "bfloat16" if native_bfloat16() else "float32"
-    return setting
-
-
-def load_causal(prepared: Prepared, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> CausalBase:
-    """The prepared base, frozen, in eval mode, in its compute type.
-
-    Raises BaseModelError where the folder holds no causal model, or one whose layers keep no keys and values.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    folder: Path = prepared.folder
-    chosen = compute_dtype(dtype)
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPES[chosen], local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise BaseModelError(f"base model {prepared.name}: {folder} does not load as a causal language model: {error}") from error
-    model.requires_grad_(False)
-    model.eval()
-    if torch.cuda.is_available():
-        model.to("cuda")
-    use_short_rows(model)
-    context = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
-    if not isinstance(context, int):
-        raise BaseModelError(f"base model {prepared.name}: its config.json states no context length (max_position_embeddings)")
-    return CausalBase(model, tokenizer, prepared.ref, DTYPES[chosen], context)
+def _pads_outermost(cache: Any, pads: Tensor) -> None:
+    """Move each row's pads [B] from behind its text to the left of its prompt: inside, they would widen a sliding window."""
+    slots = cache.layers[0].keys.shape[2]
+    order = (torch.arange(slots, device=pads.device)[None] - pads[:, None]) % slots
+    for layer in cache.layers:
+        index = order[:, None, :, None].expand_as(layer.keys)
+        layer.keys, layer.values = layer.keys.gather(2, index), layer.values.gather(2, index)

@@ -6,13 +6,14 @@ safetensors header (8 bytes of length, then JSON) before any tensor is allocated
 
 import hashlib
 import json
+import math
 import struct
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed
-from ptpipeline.records import PromptManifest, prompt_prefix
+from ptpipeline.records import PromptManifest, TensorInfo, prompt_prefix
 from ptpipeline.storage import ObjectStore
 
 TENSOR_FILE = "prompt.safetensors"
@@ -21,6 +22,8 @@ MAX_TENSOR_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 64 * 2**10
 MAX_MANIFEST_BYTES = 2**20
 MAX_VIRTUAL_TOKENS = 1000
+EMBEDDINGS = ("embeddings",)
+PREFIX = ("prefix.key", "prefix.value")
 
 _DTYPES = {"float16": ("F16", 2), "bfloat16": ("BF16", 2), "float32": ("F32", 4)}
 
@@ -82,6 +85,18 @@ def read_artifact(store: ObjectStore, task: str, digest: str) -> Artifact:
     return Artifact(manifest, tensors)
 
 
+def read_members(store: ObjectStore, artifact: Artifact) -> list[Artifact]:
+    """The verified prompts of an ensemble, in order; none for any other prompt. Raises ArtifactError where one is missing or altered."""
+    found = []
+    for digest in artifact.manifest.members.digests if artifact.manifest.members else []:
+        try:
+            found.append(read_artifact(store, artifact.manifest.task, digest))
+        except NotFound:
+            what = f"{artifact.manifest.task} {artifact.digest[:12]}"
+            raise ArtifactError(f"{what}: its member {digest[:12]} is missing in {store.url}; train the ensemble anew") from None
+    return found
+
+
 def check_tensors(manifest: PromptManifest, body: bytes) -> None:
     """ArtifactError unless `body` is the safetensors file that the manifest states: size, hash, names, shapes, types."""
     if len(body) > MAX_TENSOR_BYTES:
@@ -89,20 +104,47 @@ def check_tensors(manifest: PromptManifest, body: bytes) -> None:
     actual = hashlib.sha256(body).hexdigest()
     if actual != manifest.tensor_sha256:
         raise ArtifactError(f"{len(body)} bytes hash to {actual[:12]}, the manifest states {manifest.tensor_sha256[:12]}; the file is truncated or altered")
-    header = _header(body)
-    if set(header) != set(manifest.tensors) or set(header) != {"embeddings"}:
-        raise ArtifactError(f"holds tensors {sorted(header)}, expected ['embeddings']")
-    stated, found = manifest.tensors["embeddings"], header["embeddings"]
-    expected_shape = [manifest.num_virtual_tokens, manifest.base_model.hidden_size]
-    name, width = _DTYPES[stated.dtype]
     if not 1 <= manifest.num_virtual_tokens <= MAX_VIRTUAL_TOKENS:
         raise ArtifactError(f"num_virtual_tokens is {manifest.num_virtual_tokens}, allowed are 1 to {MAX_VIRTUAL_TOKENS}")
-    if found.get("dtype") != name or found.get("shape") != expected_shape or stated.shape != expected_shape:
-        raise ArtifactError(f"embeddings are {found.get('dtype')} {found.get('shape')}, expected {name} {expected_shape}")
+    header, names = _header(body), tensor_names(manifest.method)
+    if set(header) != set(names) or set(manifest.tensors) != set(names):
+        raise ArtifactError(f"holds tensors {sorted(header)}, expected {sorted(names)}")
+    if (manifest.method == "ensemble") != (manifest.members is not None):
+        raise ArtifactError("an ensemble lists its members and no other prompt does; the manifest is malformed")
+    _check_shapes(manifest)
+    ends = sorted(_check_tensor(name, header[name], manifest.tensors[name]) for name in names)
     payload = len(body) - 8 - struct.unpack("<Q", body[:8])[0]
-    size = expected_shape[0] * expected_shape[1] * width
-    if found.get("data_offsets") != [0, size] or payload != size:
-        raise ArtifactError(f"embeddings take {payload} bytes at {found.get('data_offsets')}, expected {size}")
+    if [begin for begin, _ in ends] != [0, *(end for _, end in ends[:-1])][: len(ends)] or payload != (ends[-1][1] if ends else 0):
+        raise ArtifactError(f"holds {payload} bytes of tensors at {ends}, expected them one behind another")
+
+
+def tensor_names(method: str) -> tuple[str, ...]:
+    """What a prompt of that method stores: its embeddings, keys and values, or nothing of its own."""
+    return {"prefix": PREFIX, "ensemble": ()}.get(method, EMBEDDINGS)
+
+
+def _check_shapes(manifest: PromptManifest) -> None:
+    """Embeddings are [P, H]; keys and values [L, heads_kv, P, d] alike."""
+    count, shapes = manifest.num_virtual_tokens, [info.shape for info in manifest.tensors.values()]
+    if manifest.method == "prefix":
+        sound = all(len(shape) == 4 and min(shape) > 0 and shape[2] == count and shape == shapes[0] for shape in shapes)
+        expected = f"twice [layers, heads, {count}, size]"
+    else:
+        sound = all(shape == [count, manifest.base_model.hidden_size] for shape in shapes)
+        expected = str([count, manifest.base_model.hidden_size])
+    if not sound:
+        raise ArtifactError(f"{', '.join(manifest.tensors)} are {shapes}, expected {expected}")
+
+
+def _check_tensor(name: str, found: dict[str, Any], stated: TensorInfo) -> tuple[int, int]:
+    """Where the tensor lies; ArtifactError unless type and shape are as stated, and the place has that size."""
+    dtype, width = _DTYPES[stated.dtype]
+    if found.get("dtype") != dtype or found.get("shape") != stated.shape:
+        raise ArtifactError(f"{name} are {found.get('dtype')} {found.get('shape')}, expected {dtype} {stated.shape}")
+    offsets, size = found.get("data_offsets"), math.prod(stated.shape) * width
+    if not (isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(o, int) for o in offsets) and offsets[1] - offsets[0] == size):
+        raise ArtifactError(f"{name} lie at {offsets}, expected {size} bytes")
+    return offsets[0], offsets[1]
 
 
 def _header(body: bytes) -> dict[str, dict[str, Any]]:

@@ -1,25 +1,84 @@
-"""Makes the first value of a soft prompt: tensors [P, H] in the base model's own embedding space. Never N(0, 1)."""
+"""Makes the first value of a soft prompt, in the base model's own embedding space. Never N(0, 1): that is many times
+the size of a token's embedding, and the prompt never recovers from it.
 
+Letters: P virtual tokens, H width, V vocabulary.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors
 import torch
 from torch import Tensor
 
 from ptpipeline.errors import DataError
-from ptpipeline.models.causal import CausalBase
+from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, virtual_tokens
 from ptpipeline.task import TextInit, Tune
 
 SAMPLED_ROWS = 5000  # Lester et al. 2021, section 3.2: the most frequent tokens, which BPE vocabularies list first
 
 
-def initial_prompt(base: CausalBase, tune: Tune) -> Tensor:
-    """The recipe's first prompt [P, H], float32; a text without tokens is a DataError."""
+def initial_prompt(base: FrozenBase, tune: Tune, labels: Mapping[str, str], given: SoftPrompt | None = None) -> SoftPrompt:
+    """The recipe's first prompt in float32: embeddings [P, H], or for `prefix` the keys and values of such tokens.
+
+    `given` is the prompt of the version or file that the recipe names. Raises DataError where that, the text or the
+    labels do not fill P tokens.
+    """
+    if given is not None:
+        _check_given(base, tune, given)
+    embeddings = given if given is not None else _drawn(base, tune, labels)
+    if tune.method != "prefix" or isinstance(embeddings, KeyValues):
+        return embeddings
+    return activations(base, embeddings)
+
+
+def activations(base: FrozenBase, embeddings: Tensor) -> KeyValues:
+    """Keys and values [L, heads_kv, P, d] of real tokens in every layer (Li & Liang 2021, section 5.3, for words)."""
+    with torch.inference_mode():
+        tensors = [tensor[0].float() for tensor in base.prefix([embeddings]).tensors]
+    half = len(tensors) // 2
+    return KeyValues(torch.stack(tensors[:half]).clone(), torch.stack(tensors[half:]).clone())
+
+
+def _drawn(base: FrozenBase, tune: Tune, labels: Mapping[str, str]) -> Tensor:
+    count, seed = tune.num_virtual_tokens, tune.seed
     if isinstance(tune.init, TextInit):
-        ids = text_tokens(base, tune.init.text, tune.num_virtual_tokens)
-    else:
-        ids = sampled_vocab(base, tune.num_virtual_tokens, tune.seed)
-    return base.embed(ids).detach().float()
+        return _embedded(base, text_tokens(base, tune.init.text, count))
+    if tune.init == "uniform":
+        return uniform(base, count, seed)
+    if tune.init == "xavier":
+        return xavier(base, count, seed)
+    if tune.init == "class_labels":
+        return class_labels(base, labels, count, seed)
+    return _embedded(base, sampled_vocab(base, count, seed))
 
 
-def sampled_vocab(base: CausalBase, count: int, seed: int) -> Tensor:
+def _embedded(base: FrozenBase, ids: Tensor) -> Tensor:
+    return base.embed(ids).detach().float().cpu()
+
+
+def uniform(base: FrozenBase, count: int, seed: int) -> Tensor:
+    """[P, H] uniform with the spread of the base's embedding table.
+
+    Lester et al. draw from [-.5, .5], the scale of T5's table; other tables differ by up to fifty times.
+    """
+    table = _embedded(base, torch.arange(min(SAMPLED_ROWS, base.model.get_input_embeddings().weight.shape[0])))
+    return _between(math.sqrt(3) * float(table.std()), (count, table.shape[1]), seed)
+
+
+def xavier(base: FrozenBase, count: int, seed: int) -> Tensor:
+    """[P, H] uniform within sqrt(6 / (P + H)) (Glorot & Bengio 2010, equation 16)."""
+    width = base.ref.hidden_size
+    return _between(math.sqrt(6 / (count + width)), (count, width), seed)
+
+
+def _between(bound: float, shape: tuple[int, int], seed: int) -> Tensor:
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1) * bound
+
+
+def sampled_vocab(base: FrozenBase, count: int, seed: int) -> Tensor:
     """[P] distinct ids out of the first 5,000 that are no special tokens; repeated only where P is larger."""
     special = set(base.tokenizer.all_special_ids)
     pool = torch.tensor([i for i in range(min(SAMPLED_ROWS + len(special), len(base.tokenizer))) if i not in special][:SAMPLED_ROWS])
@@ -29,9 +88,44 @@ def sampled_vocab(base: CausalBase, count: int, seed: int) -> Tensor:
     return pool[picks]
 
 
-def text_tokens(base: CausalBase, text: str, count: int) -> Tensor:
+def text_tokens(base: FrozenBase, text: str, count: int) -> Tensor:
     """[P] ids of the text without special tokens, repeated or cut to the count."""
     ids = base.encode(text, False)
     if not ids:
         raise DataError(f"tune.init.text: {text!r} has no tokens for {base.ref.name}; give a text with words")
     return torch.tensor((ids * -(-count // len(ids)))[:count])
+
+
+def class_labels(base: FrozenBase, labels: Mapping[str, str], count: int, seed: int) -> Tensor:
+    """[P, H]: one token per label, the mean of its word pieces; slots left over from sampled vocabulary (Lester et al. 2021, section 3.2)."""
+    if not labels:
+        raise DataError("tune.init: class_labels, but the task has no labels; take `sampled_vocab`, or {text: ...}")
+    if len(labels) > count:
+        raise DataError(f"tune.init: class_labels needs a virtual token for each of the {len(labels)} labels, num_virtual_tokens is {count}; raise it")
+    means = [_embedded(base, torch.tensor(base.encode(words, False))).mean(0) for words in labels.values()]
+    return torch.cat([torch.stack(means), _embedded(base, sampled_vocab(base, count - len(labels), seed))])
+
+
+def read_tensor(path: Path) -> Tensor:
+    """The prompt [P, H] of a `.npy` file, or `embeddings` of a `.safetensors` file; DataError where it holds none."""
+    try:
+        if path.suffix == ".npy":
+            mapped = np.load(path, allow_pickle=False, mmap_mode="r")  # mapped: a header that states more than the file holds allocates nothing
+            tensor = torch.from_numpy(np.array(mapped))
+        else:
+            with safetensors.safe_open(path, framework="pt") as file:
+                tensor = file.get_tensor("embeddings")
+    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        raise DataError(f"{path}: no readable prompt ({error}); expected a tensor [P, H], named `embeddings` in a .safetensors file") from None
+    if tensor.ndim != 2 or not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        raise DataError(f"{path}: found {tensor.dtype} {list(tensor.shape)}; expected finite floating-point numbers [P, H]")
+    return tensor.float()
+
+
+def _check_given(base: FrozenBase, tune: Tune, given: SoftPrompt) -> None:
+    if isinstance(given, KeyValues) and tune.method != "prefix":
+        raise DataError(f"tune.init: keys and values of a prefix cannot start the embeddings of `{tune.method}`; name a version that has embeddings")
+    if not isinstance(given, KeyValues) and given.shape[1] != base.ref.hidden_size:
+        raise DataError(f"tune.init: the given prompt is {given.shape[1]} wide, {base.ref.name} is {base.ref.hidden_size} wide; give one of this base")
+    if virtual_tokens(given) != tune.num_virtual_tokens:
+        raise DataError(f"tune.num_virtual_tokens: {tune.num_virtual_tokens}, but tune.init names a prompt of {virtual_tokens(given)} tokens; make them equal")

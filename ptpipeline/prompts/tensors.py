@@ -1,44 +1,71 @@
 """Artifacts as tensors: packing a trained prompt into bytes, unpacking verified bytes for one base model."""
 
 import hashlib
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
 from ptpipeline.errors import ArtifactError, BaseModelError, TrainingError
-from ptpipeline.models.causal import DTYPES
-from ptpipeline.prompts.artifact import Artifact, check_tensors
-from ptpipeline.records import BaseModelRef, PromptManifest, TensorInfo
+from ptpipeline.models.frozen import KeyValues, SoftPrompt, like, tensors_of, virtual_tokens
+from ptpipeline.models.load import DTYPES
+from ptpipeline.prompts.artifact import EMBEDDINGS, PREFIX, Artifact, check_tensors
+from ptpipeline.records import BaseModelRef, Members, PromptManifest, TensorInfo
 
 
-def pack(prompt: Tensor, dtype: str, fields: dict[str, Any]) -> Artifact:
-    """A trained prompt [P, H] as an artifact; `fields` are the manifest's other identity fields.
+def pack(prompt: SoftPrompt, dtype: str, fields: dict[str, Any]) -> Artifact:
+    """A trained prompt as an artifact; `fields` are the manifest's other identity fields.
 
     Raises TrainingError where a value is not finite in the stored type.
     """
-    stored = stored_value(prompt, dtype)
-    body = save({"embeddings": stored})
-    info = TensorInfo(shape=list(stored.shape), dtype=dtype)
-    manifest = PromptManifest(**fields, num_virtual_tokens=len(stored), tensors={"embeddings": info}, tensor_sha256=hashlib.sha256(body).hexdigest())
+    stored = named(stored_value(prompt, dtype))
+    body = save(stored)
+    infos = {name: TensorInfo(shape=list(tensor.shape), dtype=dtype) for name, tensor in stored.items()}
+    manifest = PromptManifest(**fields, num_virtual_tokens=virtual_tokens(prompt), tensors=infos, tensor_sha256=hashlib.sha256(body).hexdigest())
     return Artifact(manifest, body)
 
 
-def stored_value(prompt: Tensor, dtype: str) -> Tensor:
+def pack_ensemble(members: Sequence[Artifact], combine: Literal["average", "vote"], fields: dict[str, Any]) -> Artifact:
+    """An ensemble of these prompts: a manifest that lists them, and no tensors of its own."""
+    body = save({})
+    digest = hashlib.sha256(body).hexdigest()
+    listed = Members(digests=[member.digest for member in members], combine=combine)
+    count = members[0].manifest.num_virtual_tokens
+    return Artifact(PromptManifest(**fields, num_virtual_tokens=count, tensors={}, tensor_sha256=digest, members=listed), body)
+
+
+def named(prompt: SoftPrompt) -> dict[str, Tensor]:
+    """The prompt's tensors under the names they are stored with."""
+    return dict(zip(PREFIX if isinstance(prompt, KeyValues) else EMBEDDINGS, tensors_of(prompt), strict=True))
+
+
+def stored_value(prompt: SoftPrompt, dtype: str) -> SoftPrompt:
     """The prompt as it is stored: detached, on the CPU, rounded to the stored type; finite, or TrainingError."""
-    stored = prompt.detach().cpu().to(DTYPES[dtype]).contiguous()
-    if not torch.isfinite(stored).all():
+    stored = like(prompt, [tensor.detach().cpu().to(DTYPES[dtype]).contiguous() for tensor in tensors_of(prompt)])
+    if not all(torch.isfinite(tensor).all() for tensor in tensors_of(stored)):
         raise TrainingError(f"the prompt has values that are not finite in {dtype}; lower tune.learning_rate or store it in float32")
     return stored
 
 
-def unpack(artifact: Artifact, base: BaseModelRef) -> Tensor:
-    """The prompt [P, H] of a verified artifact, for the base model that it was trained on and no other.
+def unpack(artifact: Artifact, base: BaseModelRef) -> SoftPrompt:
+    """The prompt of a verified artifact, for the base model that it was trained on and no other.
 
     Raises BaseModelError where base or tokenizer differ, ArtifactError where a value is not finite.
     """
     check_tensors(artifact.manifest, artifact.tensors)
+    check_base(artifact, base)
+    tensors: dict[str, Tensor] = load(artifact.tensors)
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise ArtifactError(f"{artifact.manifest.task} {artifact.digest[:12]}: {', '.join(tensors)} hold values that are not finite")
+    if artifact.manifest.method == "prefix":
+        return KeyValues(*(tensors[name] for name in PREFIX))
+    return tensors[EMBEDDINGS[0]]
+
+
+def check_base(artifact: Artifact, base: BaseModelRef) -> None:
+    """BaseModelError unless the artifact was trained on this base model and tokenizer."""
     trained_on = artifact.manifest.base_model
     for what, found, expected in (
         ("base model", base.fingerprint, trained_on.fingerprint),
@@ -49,7 +76,3 @@ def unpack(artifact: Artifact, base: BaseModelRef) -> Tensor:
                 f"{artifact.manifest.task} {artifact.digest[:12]}: trained on {what} {trained_on.name} {expected[:12]}, "
                 f"but {base.name} {found[:12]} is loaded; serve it on {trained_on.name}, or train the task anew on this base"
             )
-    prompt: Tensor = load(artifact.tensors)["embeddings"]
-    if not torch.isfinite(prompt).all():
-        raise ArtifactError(f"{artifact.manifest.task} {artifact.digest[:12]}: embeddings hold values that are not finite")
-    return prompt

@@ -10,17 +10,19 @@ import torch
 from torch import Tensor
 
 from ptpipeline.data.tokens import LabelTokens, encode_text, label_tokens
-from ptpipeline.models.causal import CausalBase, PrefixCache, stack_caches
+from ptpipeline.models.frozen import FrozenBase, PrefixCache, stack_caches
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.prompts.tensors import unpack
+from ptpipeline.prompts.placement import placed, text_encoder
+from ptpipeline.prompts.tensors import check_base, unpack
+from ptpipeline.serving.combine import combined
 from ptpipeline.serving.ranking import Query, rank
 
 
 class Loaded(NamedTuple):
-    """A verified prompt ready to answer: its artifact, prefix cache and label tokens."""
+    """A verified prompt ready to answer: its artifact, the prefix cache of it or of its members, and its label tokens."""
 
     artifact: Artifact
-    prefix: PrefixCache
+    cache: PrefixCache
     labels: LabelTokens
 
 
@@ -34,22 +36,23 @@ class Question(NamedTuple):
 class Engine:
     """Answers texts with the prompts that were loaded onto its base."""
 
-    def __init__(self, base: CausalBase) -> None:
+    def __init__(self, base: FrozenBase) -> None:
         self.base = base
         self._loaded: dict[str, Loaded] = {}
 
-    def load(self, artifact: Artifact) -> Loaded:
-        """Verify a prompt against this base and compute its prefix cache; once per digest.
+    def load(self, artifact: Artifact, members: Sequence[Artifact] = ()) -> Loaded:
+        """Verify a prompt, or an ensemble with its members, against this base and compute its prefix cache; once per digest.
 
         Raises BaseModelError for a prompt of another base or tokenizer, ArtifactError for altered bytes.
         """
         digest = artifact.digest
         if digest not in self._loaded:
-            prompt = unpack(artifact, self.base.ref)
+            check_base(artifact, self.base.ref)
+            prompts = [placed(self.base, unpack(one, self.base.ref), one.manifest.placement) for one in members or [artifact]]
             with torch.inference_mode():
-                prefix = self.base.prefix([prompt])
+                cache = self.base.prefix(prompts)
             labels = label_tokens(artifact.manifest.task, artifact.manifest.labels, self.base.encode)
-            self._loaded[digest] = Loaded(artifact, prefix, labels)
+            self._loaded[digest] = Loaded(artifact, cache, labels)
         return self._loaded[digest]
 
     def log_likelihoods(self, questions: Sequence[Question]) -> list[Tensor]:
@@ -57,16 +60,32 @@ class Engine:
 
         Raises ContextError where a text does not fit beside its prompt.
         """
-        digests = sorted({question.digest for question in questions})
-        if not digests:
+        if not questions:
             return []
-        member = {digest: index for index, digest in enumerate(digests)}
-        prefix = stack_caches([self._loaded[digest].prefix for digest in digests])
-        return rank(self.base, prefix, [self._query(question, number, member) for number, question in enumerate(questions, 1)])
+        digests = sorted({question.digest for question in questions})
+        caches = [self._loaded[digest].cache for digest in digests]
+        first = dict(zip(digests, _starts(caches), strict=True))
+        queries = [self._queries(question, number, first[question.digest]) for number, question in enumerate(questions, 1)]
+        scores = iter(rank(self.base, stack_caches(caches), [query for group in queries for query in group]))
+        return [self._answer(question, [next(scores) for _ in group]) for question, group in zip(questions, queries, strict=True)]
 
-    def _query(self, question: Question, number: int, member: dict[str, int]) -> Query:
+    def _queries(self, question: Question, number: int, first: int) -> list[Query]:
+        """The question behind each prompt of its version, whose caches start at `first`."""
         loaded = self._loaded[question.digest]
         manifest = loaded.artifact.manifest
-        what = f"text {number} for {manifest.task}"
-        ids = encode_text(manifest.template, question.text, manifest.max_input_tokens, what, self.base.encode)
-        return Query(ids, loaded.labels, member[question.digest])
+        encode = text_encoder(self.base, manifest.placement)
+        ids = encode_text(manifest.template, question.text, manifest.max_input_tokens, f"text {number} for {manifest.task}", encode)
+        return [Query(ids, loaded.labels, first + member) for member in range(len(loaded.cache.lengths))]
+
+    def _answer(self, question: Question, scores: list[Tensor]) -> Tensor:
+        members = self._loaded[question.digest].artifact.manifest.members
+        return combined(torch.stack(scores), members.combine) if members else scores[0]
+
+
+def _starts(caches: Sequence[PrefixCache]) -> list[int]:
+    """Where each cache's prompts begin in the stack of all."""
+    starts, total = [], 0
+    for cache in caches:
+        starts.append(total)
+        total += len(cache.lengths)
+    return starts

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ptpipeline.models.base import prepare_base
-from ptpipeline.models.causal import load_causal
+from ptpipeline.models.load import load_base
 from ptpipeline.records import Answer
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.resolver import Resolved, resolve
@@ -42,6 +42,6 @@ def load(reference: str, settings: Settings | None = None) -> Predictor:
     settings = settings or load_settings()
     resolved = resolve(open_store(settings.store, settings.s3_endpoint), reference)
     prepared = prepare_base(resolved.artifact.manifest.base_model.name, settings)
-    engine = Engine(load_causal(prepared, settings.dtype))
-    engine.load(resolved.artifact)
+    engine = Engine(load_base(prepared, settings.dtype))
+    engine.load(resolved.artifact, resolved.members)
     return Predictor(engine, resolved)

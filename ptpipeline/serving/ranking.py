@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ptpipeline.data.batches import by_length
 from ptpipeline.data.tokens import LabelTokens
-from ptpipeline.models.causal import CausalBase, PrefixCache, make_batch
+from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache
 
 TOKENS_PER_PASS = 2048  # padded tokens in one forward pass: bounds memory, and keeps the processor busy
 
@@ -25,23 +25,21 @@ class Query(NamedTuple):
 
 
 class _Sequence(NamedTuple):
-    """A text followed by the first words of one or more labels, as one row of a pass."""
+    """One row of a pass: a text and the beginning of one or more labels, for the query of that index."""
 
     query: int
-    start: int
-    ids: list[int]
-    continuation: tuple[int, ...]
+    input: Input
 
 
-def rank(base: CausalBase, prefix: PrefixCache | None, queries: Sequence[Query]) -> list[Tensor]:
+def rank(base: FrozenBase, cache: PrefixCache | None, queries: Sequence[Query]) -> list[Tensor]:
     """Log-likelihood of every label, one float32 tensor [labels] per query, in order.
 
     Passes are formed by length in a fixed order, so the same queries always run in the same batches.
     """
     scores = [torch.zeros(len(query.labels.ids)) for query in queries]
     with torch.inference_mode():
-        for group in by_length(_sequences(queries), lambda row: len(row.ids), TOKENS_PER_PASS):
-            _score(base, prefix, queries, group, scores)
+        for group in by_length(_sequences(queries), lambda row: row.input.length, TOKENS_PER_PASS):
+            _score(base, cache, queries, group, scores)
     return scores
 
 
@@ -50,24 +48,21 @@ def _sequences(queries: Sequence[Query]) -> list[_Sequence]:
     rows = []
     for index, query in enumerate(queries):
         beginnings = sorted({label[:-1] for label in query.labels.ids} - {()}) or [()]
-        rows += [_Sequence(index, len(query.ids), query.ids + list(begin), begin) for begin in beginnings]
+        rows += [_Sequence(index, Input(query.ids, begin, query.member)) for begin in beginnings]
     return rows
 
 
-def _score(base: CausalBase, prefix: PrefixCache | None, queries: Sequence[Query], group: list[_Sequence], scores: list[Tensor]) -> None:
+def _score(base: FrozenBase, cache: PrefixCache | None, queries: Sequence[Query], group: list[_Sequence], scores: list[Tensor]) -> None:
     """Adds each label's log-likelihood to `scores`, reading a label from the first row that holds its beginning."""
-    hidden = base.hidden(prefix, make_batch([row.ids for row in group], [queries[row.query].member for row in group]))
-    wanted: list[tuple[int, int, int, int, int]] = []  # row, column, token, query, label
-    for index, row in enumerate(group):
-        for label, tokens in enumerate(queries[row.query].labels.ids):
-            if _reads(queries[row.query].labels, tokens) == row.continuation:
-                wanted += [(index, row.start - 1 + step, token, row.query, label) for step, token in enumerate(tokens)]
-    places = sorted({(row, column) for row, column, *_ in wanted})
-    at = {place: i for i, place in enumerate(places)}
-    chosen = hidden[torch.tensor([p[0] for p in places]), torch.tensor([p[1] for p in places])]
-    log_probs = base.logits(chosen).log_softmax(-1).cpu()
-    for row_index, column, token, query, label in wanted:
-        scores[query][label] += log_probs[at[row_index, column], token]
+    log_probs = base.logits(base.states(cache, [row.input for row in group])).log_softmax(-1).cpu()
+    start = 0
+    for row in group:
+        labels = queries[row.query].labels
+        for label, tokens in enumerate(labels.ids):
+            if _reads(labels, tokens) == row.input.continuation:
+                for step, token in enumerate(tokens):
+                    scores[row.query][label] += log_probs[start + step, token]
+        start += row.input.states
 
 
 def _reads(labels: LabelTokens, tokens: tuple[int, ...]) -> tuple[int, ...]:

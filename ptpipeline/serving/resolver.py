@@ -6,17 +6,18 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from ptpipeline.errors import ArtifactError, NotFound
-from ptpipeline.prompts.artifact import Artifact, read_artifact
+from ptpipeline.prompts.artifact import Artifact, read_artifact, read_members
 from ptpipeline.records import PRODUCTION, Pointer, VersionName, is_name, pointer_key, version_key
 from ptpipeline.storage import ObjectStore
 
 
 class Resolved(NamedTuple):
-    """The artifact a reference stands for now, and the number of its version."""
+    """The artifact a reference stands for now, its members where it is an ensemble, and the number of its version."""
 
     task: str
     number: int
     artifact: Artifact
+    members: list[Artifact]
 
     @property
     def name(self) -> str:
@@ -42,7 +43,8 @@ def resolve(store: ObjectStore, reference: str) -> Resolved:
     """
     task, name = split_reference(reference)
     number, digest = _numbered(store, task, name) if re.fullmatch(r"[0-9]+", name) else _pointed(store, task, name)
-    return Resolved(task, number, read_artifact(store, task, digest))
+    artifact = read_artifact(store, task, digest)
+    return Resolved(task, number, artifact, read_members(store, artifact))
 
 
 def _numbered(store: ObjectStore, task: str, name: str) -> tuple[int, str]:

@@ -1,22 +1,47 @@
 """The training key: what decides whether anything has to be trained. Imports no torch."""
 
+import hashlib
+from pathlib import Path
+
+from ptpipeline.errors import DataError, TaskFileError
 from ptpipeline.records import Snapshot, digest_of
-from ptpipeline.task import Task
+from ptpipeline.serving.resolver import resolve, split_reference
+from ptpipeline.storage import ObjectStore
+from ptpipeline.task import FileInit, Task, VersionInit
 
 # Raise by one whenever the same rows, recipe and base would train to other numbers; a golden-number test notices.
 ENGINE_VERSION = 1
 
 
-def training_key(task: Task, snapshot: Snapshot, base_fingerprint: str) -> str:
-    """Digest of train and dev rows, recipe, base model and engine: equal keys train to the same prompt."""
-    return digest_of(
-        {
-            "task": task.name,
-            "train": snapshot.train.digest,
-            "dev": snapshot.dev.digest,
-            "metric": task.gate.metric,
-            "recipe": task.recipe_digest(),
-            "base": base_fingerprint,
-            "engine": ENGINE_VERSION,
-        }
-    )
+def training_key(task: Task, snapshot: Snapshot, base_fingerprint: str, start: str | None = None) -> str:
+    """Digest of train and dev rows, recipe, base model, engine and `start_digest`: equal keys train to the same prompt."""
+    parts = {
+        "task": task.name,
+        "train": snapshot.train.digest,
+        "dev": snapshot.dev.digest,
+        "metric": task.gate.metric,
+        "recipe": task.recipe_digest(),
+        "base": base_fingerprint,
+        "engine": ENGINE_VERSION,
+    }
+    return digest_of(parts | ({"start": start} if start else {}))
+
+
+def start_digest(task: Task, store: ObjectStore) -> str | None:
+    """What the recipe's `init` names at this moment: a version's digest, a file's sha256, else None.
+
+    A champion that is the start is no part of the key: every promotion would train the task anew. Raises NotFound for a
+    version that does not exist, DataError for a file, TaskFileError where a task starts from its own alias.
+    """
+    init = task.tune.init
+    if isinstance(init, VersionInit):
+        name, at = split_reference(init.version)
+        if name == task.name and not at.isdigit():
+            raise TaskFileError(f"task {task.name}: tune.init.version: {init.version} moves with each promotion of this task; write `init: champion`")
+        return resolve(store, init.version).artifact.digest
+    if isinstance(init, FileInit):
+        try:
+            return hashlib.sha256(Path(init.file).expanduser().read_bytes()).hexdigest()
+        except OSError as error:
+            raise DataError(f"task {task.name}: tune.init.file: {init.file} cannot be read ({error.strerror}); give the path of the tensor") from None
+    return None

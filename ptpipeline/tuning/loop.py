@@ -4,13 +4,16 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
-from ptpipeline.errors import BaseModelError, TrainingError
-from ptpipeline.models.causal import CausalBase
+from ptpipeline.errors import BaseModelError, PtpError, TrainingError
+from ptpipeline.models.frozen import FrozenBase, SoftPrompt, like, tensors_of
+from ptpipeline.prompts.placement import placed
 from ptpipeline.serving.ranking import rank
-from ptpipeline.tuning.member import Job, Member
+from ptpipeline.tuning.member import Job, Member, Rows
 from ptpipeline.tuning.passes import Backward, examples_of
 from ptpipeline.tuning.selfcheck import SelfCheck, checked_path
 from ptpipeline.tuning.tracker import Tracker
@@ -49,83 +52,121 @@ class Gang:
     check: SelfCheck
 
 
-def run_gang(base: CausalBase, jobs: Sequence[Job], tracker: Tracker, report: Callable[[str], None] = log.info) -> Gang:
+def run_gang(base: FrozenBase, jobs: Sequence[Job], tracker: Tracker, report: Callable[[str], None] = log.info) -> Gang:
     """Train every job to its last step, its early stop or its own failure; `report` gets progress lines.
 
     A member that fails ends alone, with `error` set. Raises BaseModelError where the base's weights changed.
     """
     before = base.weights_digest()
-    members = [Member.of(base, job) for job in jobs]
+    members = Member.gang_of(jobs)
     check = _self_check(base, members)
     for member in members:
-        member.run = tracker.start(member.job.task.name, _parameters(base, member), {"ptp.task": member.job.task.name})
+        member.run = tracker.start(member.job.name, _parameters(base, member), {"ptp.task": member.job.task.name})
     clock = Clock()
     try:
         while active := [member for member in members if member.active]:
-            _step(base, active, check.backward, clock, tracker, report)
+            _step(base, active, check.backward, clock)
+            _after_step(base, active, clock, tracker, report)
     except BaseException:  # also when interrupted: no run is left open
         for member in members:
             tracker.finish(member.run, "KILLED")
         raise
     for member in members:
         if member.best is None and member.error is None:
-            member.error = TrainingError(f"task {member.job.task.name}: no step was evaluated on dev")
+            member.error = TrainingError(f"task {member.job.name}: no step was evaluated on dev")
         tracker.finish(member.run, "FAILED" if member.error else "FINISHED")
     if base.weights_digest() != before:
         raise BaseModelError(f"base model {base.ref.name}: its weights changed while training; nothing of this run is kept")
     return Gang(members, clock, check)
 
 
-def _self_check(base: CausalBase, members: Sequence[Member]) -> SelfCheck:
-    examples = examples_of([[(row.ids, m.job.labels.ids[row.label]) for row in m.job.train[:2]] for m in members])
-    return checked_path(base, [member.prompt for member in members], examples)
+def _self_check(base: FrozenBase, members: Sequence[Member]) -> SelfCheck:
+    examples = examples_of([[(row.ids, row.target) for row in member.job.train[:2]] for member in members])
+    return checked_path(base, [member.prompt(base) for member in members], examples)
 
 
-def _step(base: CausalBase, active: list[Member], backward: Backward, clock: Clock, tracker: Tracker, report: Callable[[str], None]) -> None:
-    """One optimizer step of every active member, and what is due after it."""
+class _Gradients(NamedTuple):
+    """What one step of one member came to: its loss, and the gradient on each tensor of its prompt."""
+
+    loss: float
+    prompt: SoftPrompt
+    gradients: list[Tensor | None]
+
+
+def _step(base: FrozenBase, active: list[Member], backward: Backward, clock: Clock) -> None:
+    """One optimizer step of every active member. Where one of them raises, each takes the step alone, to end that one only."""
     started = time.perf_counter()
-    examples = examples_of([member.next_rows() for member in active])
-    losses = backward(base, [member.prompt for member in active], examples)
-    norms = [member.update(float(loss)) for member, loss in zip(active, losses, strict=True)]
+    batches = [member.next_rows() for member in active]
+    try:
+        found = _gradients(base, active, batches, backward)
+    except (RuntimeError, ValueError, IndexError, PtpError) as error:
+        log.warning("a step of %d prompts failed (%s); each takes it alone", len(active), error)
+        found = [_alone(base, member, rows, backward) for member, rows in zip(active, batches, strict=True)]
+    for member, result in zip(active, found, strict=True):
+        if result is not None:
+            member.accumulate(*result)
+    for member in {id(member.optimizer): member for member in active if member.error is None}.values():
+        member.apply()
     clock.training += time.perf_counter() - started
-    clock.tokens += sum(len(row.inputs) for row in examples)
+    clock.tokens += sum(len(ids) + len(target) - 1 for rows in batches for ids, target in rows)
     clock.steps += 1
+
+
+def _gradients(base: FrozenBase, members: list[Member], batches: Sequence[Rows], backward: Backward) -> list[_Gradients | None]:
+    prompts = [member.prompt(base) for member in members]
+    leaves = [like(prompt, [tensor.detach().requires_grad_() for tensor in tensors_of(prompt)]) for prompt in prompts]
+    losses = backward(base, leaves, examples_of(batches), [member.job.teacher for member in members]).tolist()
+    return [
+        _Gradients(loss, prompt, [tensor.grad for tensor in tensors_of(leaf)])
+        for loss, prompt, leaf in zip(losses, prompts, leaves, strict=True)
+    ]
+
+
+def _alone(base: FrozenBase, member: Member, rows: Rows, backward: Backward) -> _Gradients | None:
+    try:
+        return _gradients(base, [member], [rows], backward)[0]
+    except (RuntimeError, ValueError, IndexError, PtpError) as error:
+        member.error = TrainingError(f"task {member.job.name}: step {member.step + 1} failed: {error}")
+        return None
+
+
+def _after_step(base: FrozenBase, active: list[Member], clock: Clock, tracker: Tracker, report: Callable[[str], None]) -> None:
+    """What is due after a step: dev evaluations, points of the learning curves, progress lines."""
     devs = _evaluate(base, [member for member in active if member.due])
-    for member, norm in zip(active, norms, strict=True):
+    for member in active:
         if member.error:
             report(str(member.error))
         elif member.due or member.step % RECORD_EVERY == 0 or member.step == 1:
-            dev = devs.get(member.job.task.name)
-            tracker.point(member.run, member.record(norm, dev))
+            dev = devs.get(member.job.name)
+            tracker.point(member.run, member.record(dev))
             report(_progress(member, active, clock, dev))
 
 
-def _evaluate(base: CausalBase, due: list[Member]) -> dict[str, float]:
+def _evaluate(base: FrozenBase, due: list[Member]) -> dict[str, float]:
     """Dev metric of each member that is due, all of them in one mixed ranking."""
     rounded = [(member, stored) for member in due if (stored := member.stored()) is not None]
     if not rounded:
         return {}
     with torch.inference_mode():
-        prefix = base.prefix([stored for _, stored in rounded])
+        cache = base.prefix([placed(base, stored, member.job.tune.placement) for member, stored in rounded])
     queries = [member.dev_queries(index) for index, (member, _) in enumerate(rounded)]
-    scores = iter(rank(base, prefix, [query for rows in queries for query in rows]))
+    scores = iter(rank(base, cache, [query for rows in queries for query in rows]))
     judged = zip(rounded, queries, strict=True)
-    return {member.job.task.name: member.judge(stored, [next(scores) for _ in rows]) for (member, stored), rows in judged}
+    return {member.job.name: member.judge(stored, [next(scores) for _ in rows]) for (member, stored), rows in judged}
 
 
 def _progress(member: Member, active: list[Member], clock: Clock, dev: float | None) -> str:
     """`task: step 50/300, loss 0.412, dev accuracy 0.87, 610 tokens/s, 2m05s left`"""
-    tune = member.job.task.tune
-    remaining = max(m.job.task.tune.steps - m.step for m in active)
+    remaining = max(m.job.tune.steps - m.step for m in active)
     left = int(clock.elapsed / clock.steps * remaining)
     shown = f", dev {member.job.task.gate.metric} {dev:.3f}" if dev is not None else ""
     return (
-        f"{member.job.task.name}: step {member.step}/{tune.steps}, loss {member.curve[-1].loss:.3f}{shown}, "
+        f"{member.job.name}: step {member.step}/{member.job.tune.steps}, loss {member.curve[-1].loss:.3f}{shown}, "
         f"{clock.tokens_per_second:.0f} tokens/s, {left // 60}m{left % 60:02d}s left"
     )
 
 
-def _parameters(base: CausalBase, member: Member) -> dict[str, str | int | float]:
-    tune = member.job.task.tune.model_dump(mode="json")
+def _parameters(base: FrozenBase, member: Member) -> dict[str, str | int | float]:
+    tune = member.job.tune.model_dump(mode="json")
     shown = {name: value if isinstance(value, (str, int, float)) else str(value) for name, value in tune.items()}
     return shown | {"base_model": base.ref.name, "train_rows": len(member.job.train), "dev_rows": len(member.job.dev)}

@@ -1,45 +1,69 @@
-"""One member of a gang: its prompt, data order, optimizer state, schedule, early stop and best checkpoint."""
+"""One member of a gang: its parameterisation, data order, optimizer state, schedule, early stop and best checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from ptpipeline.data.tokens import EncodedRow, LabelTokens, TaskText
+from ptpipeline.data.tokens import EncodedRow, TaskText
 from ptpipeline.errors import PtpError, TrainingError
 from ptpipeline.evaluation.metrics import measure
-from ptpipeline.models.causal import CausalBase
-from ptpipeline.prompts.initialise import initial_prompt
+from ptpipeline.models.frozen import FrozenBase, SoftPrompt, tensors_of
+from ptpipeline.prompts.parameterise import Parameterisation, parameterise
+from ptpipeline.prompts.placement import placed
 from ptpipeline.prompts.tensors import stored_value
-from ptpipeline.records import CurvePoint, Snapshot
+from ptpipeline.records import CurvePoint
 from ptpipeline.serving.ranking import Query
 from ptpipeline.task import Task, Tune
 from ptpipeline.tuning.sampler import batches
 
+Rows = list[tuple[list[int], tuple[int, ...]]]  # text ids and target ids
+
 
 class Job(NamedTuple):
-    """What one member trains on: the task, its snapshot, and the encoded train and dev rows."""
+    """What one member trains: a recipe from a first prompt, on the encoded train and dev rows of a task.
 
+    `name` is its own within the gang: the task's, or that of one trial of it. A `teacher` is distilled into it;
+    jobs with the same `shared` prompt learn that together, each with a rank-one factor of its own.
+    """
+
+    name: str
     task: Task
-    snapshot: Snapshot
+    tune: Tune
+    initial: SoftPrompt
     text: TaskText
     train: list[EncodedRow]
     dev: list[EncodedRow]
-
-    @property
-    def labels(self) -> LabelTokens:
-        """The task's labels as tokens."""
-        return self.text.labels
+    teacher: SoftPrompt | None = None
+    shared: Parameter | None = None
 
 
 def learning_rate(tune: Tune, step: int) -> float:
-    """Rate of step 1..steps: linear warm-up, then linear decay to `final_fraction` of the recipe's rate."""
+    """Rate of step 1..steps: linear warm-up, then constant, or linear decay to `final_fraction` of the recipe's rate."""
     if step <= tune.warmup_steps:
         return tune.learning_rate * step / tune.warmup_steps
+    if tune.schedule == "constant":
+        return tune.learning_rate
     progress = (step - tune.warmup_steps) / max(1, tune.steps - tune.warmup_steps)
     return tune.learning_rate * (1 - (1 - tune.final_fraction) * progress)
+
+
+def optimizer_of(tune: Tune, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+    """The recipe's optimizer. Adafactor as Lester et al. 2021 have it: fixed rate, no scaling by the parameter, decay 0.8.
+
+    It is transformers': torch's own couples the tensors that it steps together.
+    """
+    if tune.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=tune.learning_rate, weight_decay=tune.weight_decay)
+    from transformers.optimization import Adafactor
+
+    adafactor: torch.optim.Optimizer = Adafactor(
+        parameters, lr=tune.learning_rate, weight_decay=tune.weight_decay, scale_parameter=False, relative_step=False, warmup_init=False
+    )
+    return adafactor
 
 
 @dataclass
@@ -47,11 +71,11 @@ class Member:
     """Mutable training state of one job; `error` ends it, and leaves the others alone."""
 
     job: Job
-    prompt: Tensor
+    parameterisation: Parameterisation
     optimizer: torch.optim.Optimizer
     order: Iterator[list[int]]
     step: int = 0
-    best: Tensor | None = None
+    best: SoftPrompt | None = None
     best_step: int = 0
     best_dev: float = -1.0
     stale: int = 0
@@ -59,91 +83,123 @@ class Member:
     run: str | None = None
     curve: list[CurvePoint] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
+    gradient_norms: Tensor = field(default_factory=lambda: torch.zeros(0))
 
     @classmethod
-    def of(cls, base: CausalBase, job: Job) -> "Member":
+    def of(cls, job: Job) -> "Member":
         """A member at step 0."""
-        tune = job.task.tune
-        prompt = initial_prompt(base, tune).requires_grad_()
-        optimizer = torch.optim.AdamW([prompt], lr=tune.learning_rate, weight_decay=tune.weight_decay)
-        return cls(job, prompt, optimizer, batches([len(row.ids) for row in job.train], tune.batch_size, tune.seed))
+        parameterisation = parameterise(job.tune, job.initial, job.shared)
+        optimizer = optimizer_of(job.tune, list(parameterisation.parameters()))
+        return cls(job, parameterisation, optimizer, batches([len(row.ids) for row in job.train], job.tune.batch_size, job.tune.seed))
+
+    @classmethod
+    def gang_of(cls, jobs: Sequence[Job]) -> list["Member"]:
+        """Members of these jobs; those with one shared prompt are stepped together, by one optimizer."""
+        members = [cls.of(job) for job in jobs]
+        for shared in {id(job.shared): job.shared for job in jobs if job.shared is not None}.values():
+            together = [member for member in members if member.job.shared is shared]
+            parameters = {id(p): p for member in together for p in member.parameterisation.parameters()}
+            optimizer = optimizer_of(together[0].job.tune, list(parameters.values()))
+            for member in together:
+                member.optimizer = optimizer
+        return members
 
     @property
     def active(self) -> bool:
         """Whether it takes part in the next step."""
-        return self.error is None and self.step < self.job.task.tune.steps and not self.stopped_early
+        return self.error is None and self.step < self.job.tune.steps and not self.stopped_early
 
     @property
     def stopped_early(self) -> bool:
         """Whether it ended before its last step, because dev had not gained for `patience` evaluations."""
-        return self.stale >= self.job.task.tune.patience and self.step < self.job.task.tune.steps
+        return self.stale >= self.job.tune.patience and self.step < self.job.tune.steps
 
     @property
     def due(self) -> bool:
         """Whether dev is to be evaluated after this step."""
-        tune = self.job.task.tune
+        tune = self.job.tune
         return self.error is None and (self.step % tune.eval_every == 0 or self.step == tune.steps)
 
-    def next_rows(self) -> list[tuple[list[int], tuple[int, ...]]]:
-        """Text ids and label ids of the next batch."""
-        rows = (self.job.train[index] for index in next(self.order))
-        return [(row.ids, self.job.labels.ids[row.label]) for row in rows]
+    def prompt(self, base: FrozenBase) -> SoftPrompt:
+        """What stands in front of its rows now, with gradient to its parameters."""
+        return placed(base, self.parameterisation.prompt(), self.job.tune.placement)
 
-    def update(self, loss: float) -> Tensor:
-        """One optimizer step from the gradient that lies on the prompt; returns its norm per virtual token [P].
+    def next_rows(self) -> Rows:
+        """Text ids and target ids of the next batch."""
+        return [(row.ids, row.target) for row in (self.job.train[index] for index in next(self.order))]
 
-        A loss or gradient that is not finite sets `error` and leaves the prompt as it was.
+    def accumulate(self, loss: float, prompt: SoftPrompt, gradients: Sequence[Tensor | None]) -> None:
+        """Let the gradient on each tensor of what `prompt` returned flow back to the parameters.
+
+        A loss or gradient that is not finite sets `error` and leaves the parameters as they were.
         """
-        tune, gradient = self.job.task.tune, self.prompt.grad
         self.step += 1
-        if gradient is None or not torch.isfinite(gradient).all() or not torch.isfinite(torch.tensor(loss)):
-            self.error = TrainingError(
-                f"task {self.job.task.name}: loss or gradient is not finite at step {self.step} (loss {loss}); lower tune.learning_rate"
-            )
-            return torch.zeros(len(self.prompt))
-        norms: Tensor = gradient.norm(dim=1).cpu()
-        torch.nn.utils.clip_grad_norm_([self.prompt], tune.max_grad_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(tune, self.step)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        given = [gradient for gradient in gradients if gradient is not None]
+        if len(given) < len(gradients) or not all(torch.isfinite(g).all() for g in given) or not torch.isfinite(torch.tensor(loss)):
+            self._diverged(loss)
+            return
+        torch.autograd.backward(tensors_of(prompt), given)
         self.losses.append(loss)
-        return norms
+        self.gradient_norms = token_norms(given)[-self.job.tune.num_virtual_tokens :]  # without BOS in front of the prompt
+
+    def apply(self) -> None:
+        """One optimizer step from the accumulated gradients, clipped; `error` is set, and nothing moves, where their norm is not finite."""
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        total = torch.nn.utils.clip_grad_norm_(parameters, self.job.tune.max_grad_norm)
+        if torch.isfinite(total):
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate(self.job.tune, self.step)
+            self.optimizer.step()
+        else:
+            self._diverged(self.losses[-1])
+        self.optimizer.zero_grad()
+
+    def _diverged(self, loss: float) -> None:
+        self.error = TrainingError(
+            f"task {self.job.name}: loss or gradient is not finite at step {self.step} (loss {loss}); lower tune.learning_rate"
+        )
 
     def dev_queries(self, index: int) -> list[Query]:
         """The dev split for ranking, behind prompt `index` of a cache."""
-        return [Query(row.ids, self.job.labels, index) for row in self.job.dev]
+        return [Query(row.ids, self.job.text.labels, index) for row in self.job.dev]
 
-    def judge(self, stored: Tensor, log_likelihoods: list[Tensor]) -> float:
+    def judge(self, stored: SoftPrompt, log_likelihoods: list[Tensor]) -> float:
         """The dev metric of these rankings, made behind the prompt as it would be stored; kept where it is the best so far."""
-        names = self.job.labels.names
+        names = self.job.text.labels.names
         predicted = [names[int(scores.argmax())] for scores in log_likelihoods]
-        truth = [names[row.label] for row in self.job.dev]
-        metric = measure(self.job.task.gate.metric, truth, predicted, names)
+        metric = measure(self.job.task.gate.metric, [row.label for row in self.job.dev], predicted, names)
         if metric > self.best_dev:
             self.best, self.best_step, self.best_dev, self.stale = stored, self.step, metric, 0
         else:
             self.stale += 1
         return metric
 
-    def stored(self) -> Tensor | None:
+    def stored(self) -> SoftPrompt | None:
         """The prompt of this moment, rounded as it would be stored; None, and `error` is set, where that overflows."""
         try:
-            return stored_value(self.prompt, self.job.task.tune.store_dtype)
+            return stored_value(self.parameterisation.prompt(), self.job.tune.store_dtype)
         except TrainingError as error:
-            self.error = TrainingError(f"task {self.job.task.name}, step {self.step}: {error}")
+            self.error = TrainingError(f"task {self.job.name}, step {self.step}: {error}")
             return None
 
-    def record(self, gradient_norms: Tensor, dev: float | None) -> CurvePoint:
+    def record(self, dev: float | None) -> CurvePoint:
         """A point of the learning curve over the losses since the last one."""
+        with torch.no_grad():
+            norms = token_norms(tensors_of(self.parameterisation.prompt()))
         point = CurvePoint(
             step=self.step,
             loss=sum(self.losses) / len(self.losses),
-            learning_rate=learning_rate(self.job.task.tune, self.step),
+            learning_rate=learning_rate(self.job.tune, self.step),
             dev=dev,
-            token_norms=[round(value, 5) for value in self.prompt.detach().norm(dim=1).tolist()],
-            token_gradients=[round(value, 8) for value in gradient_norms.tolist()],
+            token_norms=[round(value, 5) for value in norms.tolist()],
+            token_gradients=[round(value, 8) for value in self.gradient_norms.tolist()],
         )
         self.curve.append(point)
         self.losses.clear()
         return point
+
+
+def token_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norm of each virtual token [P] over all that a prompt's tensors [..., P, width] hold of it."""
+    norms: Tensor = torch.cat([tensor.transpose(0, -2).flatten(1) for tensor in tensors], 1).norm(dim=1)
+    return norms.cpu()

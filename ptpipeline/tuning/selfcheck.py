@@ -8,7 +8,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from ptpipeline.models.causal import CausalBase
+from ptpipeline.models.frozen import FrozenBase, SoftPrompt, like, tensors_of
 from ptpipeline.tuning.passes import Backward, Example, concatenated_backward, shared_backward
 
 log = logging.getLogger(__name__)
@@ -24,7 +24,7 @@ class SelfCheck(NamedTuple):
     figures: dict[str, float | str]
 
 
-def checked_path(base: CausalBase, prompts: Sequence[Tensor], examples: Sequence[Example]) -> SelfCheck:
+def checked_path(base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequence[Example]) -> SelfCheck:
     """The shared path where it agrees with the concatenated one, which is taken otherwise, with a warning.
 
     Compared in float32 where a float32 copy of the base fits into free memory, else in the compute type by cosine.
@@ -37,7 +37,7 @@ def checked_path(base: CausalBase, prompts: Sequence[Tensor], examples: Sequence
         worst = max(float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in pairs)
         agrees, figure = worst <= MAX_RELATIVE_ERROR, "relative_error"
     else:
-        worst = min(float(torch.nn.functional.cosine_similarity(a.flatten(), b.flatten(), dim=0)) for a, b in pairs)
+        worst = min(float(torch.nn.functional.cosine_similarity(a, b, dim=0)) for a, b in pairs)
         agrees, figure = worst >= MIN_COSINE, "cosine"
     path = "shared" if agrees else "concatenated"
     if agrees:
@@ -47,13 +47,13 @@ def checked_path(base: CausalBase, prompts: Sequence[Tensor], examples: Sequence
     return SelfCheck(shared_backward if agrees else concatenated_backward, {figure: worst, "path": path})
 
 
-def _gradients(base: CausalBase, backward: Backward, prompts: Sequence[Tensor], examples: Sequence[Example]) -> list[Tensor]:
-    copies = [prompt.detach().clone().requires_grad_() for prompt in prompts]
+def _gradients(base: FrozenBase, backward: Backward, prompts: Sequence[SoftPrompt], examples: Sequence[Example]) -> list[Tensor]:
+    copies = [like(prompt, [tensor.detach().clone().requires_grad_() for tensor in tensors_of(prompt)]) for prompt in prompts]
     backward(base, copies, examples)
-    return [copy.grad for copy in copies if copy.grad is not None]
+    return [torch.cat([tensor.grad.flatten() for tensor in tensors_of(copy) if tensor.grad is not None]) for copy in copies]
 
 
-def _float32_fits(base: CausalBase) -> bool:
+def _float32_fits(base: FrozenBase) -> bool:
     parameters = sum(parameter.numel() for parameter in base.model.parameters())
     if base.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info()

@@ -1,86 +1,176 @@
 """From tasks and their snapshots to trained artifacts: encode, train one gang, pack the best checkpoints."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import torch
 
 from ptpipeline.data.snapshot import load_split
 from ptpipeline.data.tokens import TaskText, label_tokens, max_input_tokens
-from ptpipeline.errors import PtpError, Terminal
-from ptpipeline.models.causal import CausalBase
+from ptpipeline.errors import PtpError, Terminal, TrainingError
+from ptpipeline.evaluation.metrics import measure
+from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.prompts.tensors import pack
-from ptpipeline.records import Snapshot, TunedPrompt
+from ptpipeline.prompts.initialise import initial_prompt
+from ptpipeline.prompts.placement import extra_tokens, placed, text_encoder
+from ptpipeline.prompts.tensors import pack, pack_ensemble
+from ptpipeline.records import Snapshot, Trial, TunedPrompt
+from ptpipeline.serving.combine import combined
+from ptpipeline.serving.ranking import rank
 from ptpipeline.storage import ObjectStore
-from ptpipeline.task import Task
+from ptpipeline.task import Task, Tune
+from ptpipeline.tuning.advice import advice
 from ptpipeline.tuning.key import ENGINE_VERSION, training_key
 from ptpipeline.tuning.loop import Gang, run_gang
 from ptpipeline.tuning.member import Job, Member
+from ptpipeline.tuning.start import Start, start_of
 from ptpipeline.tuning.tracker import Tracker
 
 
 class Trained(NamedTuple):
-    """A gang member's outcome: the artifact to stage, and how it came about."""
+    """One task's outcome: the artifact to stage, those of its members where it is an ensemble, and how it came about."""
 
     artifact: Artifact
+    members: list[Artifact]
     tuned: TunedPrompt
 
 
-def task_text(base: CausalBase, task: Task) -> TaskText:
-    """How the task's rows become tokens of this base; ContextError where the prompt leaves no room for text."""
-    labels = label_tokens(task.name, task.labels, base.encode)
-    limit = max_input_tokens(base.context, task.tune.num_virtual_tokens, labels)
-    return TaskText(task.name, task.template, labels, limit, base.encode)
+class Work(NamedTuple):
+    """One task of the gang: its snapshot, what it starts from, its jobs, and what its recipe was told."""
+
+    task: Task
+    snapshot: Snapshot
+    start: Start
+    jobs: list[Job]
+    warnings: list[str]
 
 
 def tune(
-    base: CausalBase, work: Sequence[tuple[Task, Snapshot]], store: ObjectStore, tracker: Tracker, report: Callable[[str], None]
+    base: FrozenBase, wanted: Sequence[tuple[Task, Snapshot]], store: ObjectStore, tracker: Tracker, report: Callable[[str], None]
 ) -> dict[str, Trained | PtpError]:
-    """Train one gang; per task the trained artifact, or the error that ended this member alone.
+    """Train one gang; per task the trained artifact, or the error that ended it alone.
 
     Nothing is written: staging the artifacts is the caller's. Raises BaseModelError where the base changed.
     """
     outcomes: dict[str, Trained | PtpError] = {}
-    jobs = []
-    for task, snapshot in work:
+    works = []
+    for task, snapshot in wanted:
         try:
-            jobs.append(_job(base, task, snapshot, store))
+            works.append(_work(base, task, snapshot, store, report))
         except Terminal as error:
             outcomes[task.name] = error
-    if jobs:
-        gang = run_gang(base, jobs, tracker, report)
-        outcomes |= {member.job.task.name: _outcome(base, member, gang) for member in gang.members}
+    if works:
+        gang = run_gang(base, [job for work in works for job in work.jobs], tracker, report)
+        members = iter(gang.members)
+        for work in works:
+            outcomes[work.task.name] = _outcome(base, work, [next(members) for _ in work.jobs], gang)
     return outcomes
 
 
-def _job(base: CausalBase, task: Task, snapshot: Snapshot, store: ObjectStore) -> Job:
-    text = task_text(base, task)
+def task_text(base: FrozenBase, task: Task, tune: Tune) -> TaskText:
+    """How the task's rows become tokens of this base; ContextError where the prompt leaves no room for text."""
+    labels = label_tokens(task.name, task.labels, base.encode)
+    limit = max_input_tokens(base.context, tune.num_virtual_tokens + extra_tokens(tune.placement), labels)
+    return TaskText(task.name, task.template, labels, limit, text_encoder(base, tune.placement))
+
+
+def _work(base: FrozenBase, task: Task, snapshot: Snapshot, store: ObjectStore, report: Callable[[str], None]) -> Work:
+    start, variants = start_of(base, task, store, report), task.tune.variants()
+    longest = max(variants, key=lambda variant: variant.num_virtual_tokens)
+    text = task_text(base, task, longest)
     train, dev = (text.rows(load_split(store, snapshot, split)) for split in ("train", "dev"))
-    return Job(task, snapshot, text, train, dev)
+    warnings = advice(longest, base)
+    for warning in warnings:
+        report(f"{task.name}: {warning}")
+    jobs = [
+        Job(_trial(task, variant), task, variant, initial_prompt(base, variant, task.labels, start.prompt), text, train, dev)
+        for variant in variants
+    ]
+    return Work(task, snapshot, start, jobs, warnings)
 
 
-def _outcome(base: CausalBase, member: Member, gang: Gang) -> Trained | PtpError:
+def _trial(task: Task, variant: Tune) -> str:
+    """A job's name: the task's own, or with what tells its trials apart."""
+    if variant is task.tune:
+        return task.name
+    return f"{task.name}/{variant.num_virtual_tokens} tokens, rate {variant.learning_rate:g}, seed {variant.seed}"
+
+
+def _outcome(base: FrozenBase, work: Work, members: list[Member], gang: Gang) -> Trained | PtpError:
+    try:
+        if work.task.tune.method == "ensemble":
+            return _ensemble(base, work, members, gang)
+        best = _chosen(work.task.tune, members)
+        artifact = _packed(base, work, best)
+        return Trained(artifact, [], _tuned(base, work, best, artifact, gang, members))
+    except PtpError as error:
+        return error
+
+
+def _chosen(tune: Tune, members: list[Member]) -> Member:
+    """The member that is best on dev, the first of equals. `grow` stops at the length that the next does not better."""
+    sound = [member for member in members if member.error is None and member.best is not None]
+    if not sound:
+        raise members[0].error or TrainingError(f"task {members[0].job.name}: nothing was trained")
+    if tune.search is None or tune.search.length != "grow":
+        return max(sound, key=lambda member: member.best_dev)
+    chosen = None
+    for length in tune.search.lengths or []:
+        rivals = [member for member in sound if member.job.tune.num_virtual_tokens == length]
+        best = max(rivals, key=lambda member: member.best_dev, default=None)
+        if best is None or (chosen is not None and best.best_dev <= chosen.best_dev):
+            break
+        chosen = best
+    return chosen or max(sound, key=lambda member: member.best_dev)
+
+
+def _packed(base: FrozenBase, work: Work, member: Member) -> Artifact:
     if member.error is not None or member.best is None:
-        return member.error or PtpError(f"task {member.job.task.name}: nothing was trained")
-    task, snapshot, key = member.job.task, member.job.snapshot, training_key(member.job.task, member.job.snapshot, base.ref.fingerprint)
-    fields = {
-        "task": task.name,
-        "method": task.tune.method,
-        "placement": "before_bos",
+        raise member.error or TrainingError(f"task {member.job.name}: nothing was trained")
+    fields = manifest_fields(base, work, member.job) | {"method": member.job.tune.method, "seed": member.job.tune.seed}
+    return pack(member.best, member.job.tune.store_dtype, fields)
+
+
+def manifest_fields(base: FrozenBase, work: Work, job: Job) -> dict[str, Any]:
+    """Identity fields of the manifest that all prompts of a task share."""
+    return {
+        "task": work.task.name,
+        "placement": job.tune.placement,
         "base_model": base.ref,
-        "template": task.template,
-        "labels": task.labels,
-        "max_input_tokens": member.job.text.limit,
-        "snapshot": snapshot.digest,
-        "recipe": task.recipe_digest(),
-        "training_key": key,
-        "seed": task.tune.seed,
+        "template": work.task.template,
+        "labels": work.task.labels,
+        "max_input_tokens": job.text.limit,
+        "snapshot": work.snapshot.digest,
+        "recipe": work.task.recipe_digest(),
+        "training_key": training_key(work.task, work.snapshot, base.ref.fingerprint, work.start.key),
         "engine_version": ENGINE_VERSION,
+        "parents": work.start.parents,
     }
-    artifact = pack(member.best, task.tune.store_dtype, fields)
-    return Trained(artifact, _tuned(base, member, gang, artifact))
 
 
-def _tuned(base: CausalBase, member: Member, gang: Gang, artifact: Artifact) -> TunedPrompt:
+def _ensemble(base: FrozenBase, work: Work, members: list[Member], gang: Gang) -> Trained:
+    """All members as one version; the error of the first that failed, since an ensemble is complete or none."""
+    artifacts = [_packed(base, work, member) for member in members]
+    fields = manifest_fields(base, work, members[0].job) | {"method": "ensemble", "seed": work.task.tune.seed}
+    how = work.task.tune.ensemble.combine if work.task.tune.ensemble else "average"
+    artifact = pack_ensemble(artifacts, how, fields)
+    tuned = _tuned(base, work, max(members, key=lambda member: member.best_dev), artifact, gang, members)
+    size = sum(len(member.tensors) for member in artifacts)
+    return Trained(artifact, artifacts, tuned.model_copy(update={"bytes": size, "best_dev": _dev_of_ensemble(base, members, how)}))
+
+
+def _dev_of_ensemble(base: FrozenBase, members: list[Member], how: Any) -> float:
+    """The dev metric of the members' combined answers."""
+    with torch.inference_mode():
+        cache = base.prefix([placed(base, m.best, m.job.tune.placement) for m in members if m.best is not None])
+    job, size = members[0].job, len(members[0].job.dev)
+    scores = rank(base, cache, [query for index, member in enumerate(members) for query in member.dev_queries(index)])
+    answers = [combined(torch.stack(scores[row::size]), how).argmax() for row in range(size)]
+    names = job.text.labels.names
+    return measure(job.task.gate.metric, [row.label for row in job.dev], [names[int(answer)] for answer in answers], names)
+
+
+def _tuned(base: FrozenBase, work: Work, member: Member, artifact: Artifact, gang: Gang, trials: list[Member]) -> TunedPrompt:
     return TunedPrompt(
         task=artifact.manifest.task,
         digest=artifact.digest,
@@ -97,4 +187,11 @@ def _tuned(base: CausalBase, member: Member, gang: Gang, artifact: Artifact) -> 
         self_check=gang.check.figures,
         curve=member.curve,
         tracking_run=member.run,
+        trials=[_trial_of(trial) for trial in trials] if len(trials) > 1 else [],
+        warnings=work.warnings,
     )
+
+
+def _trial_of(member: Member) -> Trial:
+    best = None if member.error or member.best is None else member.best_dev
+    return Trial(name=member.job.name, best_dev=best, best_step=member.best_step, error=str(member.error) if member.error else None)

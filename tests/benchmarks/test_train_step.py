@@ -8,7 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.train_step import main, needed_flops, our_step, workload
 from ptpipeline.models.base import prepare_base
-from ptpipeline.models.causal import CausalBase, load_causal
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.load import load_base
 from ptpipeline.settings import load_settings
 from tests.tiny import tiny_project
 
@@ -17,15 +18,15 @@ PROVENANCE = {"dtype", "batch", "tokens", "prompt_length", "rounds", "base", "th
 
 
 @pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> CausalBase:
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FrozenBase:
     """The tiny base, declared where the benchmark looks it up."""
     monkeypatch.setenv("PTP_TASKS", str(tiny_project(tmp_path)))
     monkeypatch.setenv("PTP_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("benchmarks.train_step.SQUARE", 64)
-    return load_causal(prepare_base("tiny", load_settings()), "float32")
+    return load_base(prepare_base("tiny", load_settings()), "float32")
 
 
-def test_last_line_is_one_json_object_of_all_figures(base: CausalBase, capsys: pytest.CaptureFixture[str]) -> None:
+def test_last_line_is_one_json_object_of_all_figures(base: FrozenBase, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--base", "tiny", "--batch", "3", "--tokens", "7", "--prompt-length", "5", "--rounds", "2"])
     figures = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(figures) == KEYS | PROVENANCE
@@ -33,13 +34,13 @@ def test_last_line_is_one_json_object_of_all_figures(base: CausalBase, capsys: p
     assert figures["ratio"] == pytest.approx(figures["peft_s"] / figures["ours_s"])
 
 
-def test_float32_gradient_equals_pefts(base: CausalBase, capsys: pytest.CaptureFixture[str]) -> None:
+def test_float32_gradient_equals_pefts(base: FrozenBase, capsys: pytest.CaptureFixture[str]) -> None:
     main(["--base", "tiny", "--batch", "3", "--tokens", "7", "--prompt-length", "5", "--rounds", "1"])
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["grad_rel_err"] <= 1e-5
 
 
 @pytest.mark.parametrize(("batch", "tokens", "prompt_length"), [(2, 20, 1), (3, 9, 12), (8, 30, 60)])
-def test_needed_flops_never_exceed_those_done(base: CausalBase, batch: int, tokens: int, prompt_length: int) -> None:
+def test_needed_flops_never_exceed_those_done(base: FrozenBase, batch: int, tokens: int, prompt_length: int) -> None:
     step = our_step(base, workload(base, batch, tokens, prompt_length))
     with FlopCounterMode(display=False) as counter:
         step()

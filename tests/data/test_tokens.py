@@ -56,9 +56,9 @@ def test_a_prompt_that_eats_the_context_is_refused(virtual_tokens: int) -> None:
         max_input_tokens(64, virtual_tokens, label_tokens("reviews", LABELS, by_word))
 
 
-def test_rows_become_tokens_and_label_numbers() -> None:
+def test_rows_become_tokens_of_text_and_label() -> None:
     (row,) = task_text(4).rows([Row("a1", "so good", "good")])
-    assert row == ("a1", by_word("Say: so good", True), 1)
+    assert row == ("a1", by_word("Say: so good", True), task_text(4).labels.ids[1], "good")
 
 
 def test_a_text_that_just_fits_is_taken() -> None:

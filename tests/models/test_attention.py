@@ -8,7 +8,9 @@ from torch import Tensor
 
 from ptpipeline.models.attention import MAX_KEYS, NAME, fused, use_short_rows
 from ptpipeline.models.base import Prepared, fingerprint
-from ptpipeline.models.causal import CausalBase, load_causal, make_batch
+from ptpipeline.models.causal import CausalBase
+from ptpipeline.models.frozen import Input
+from ptpipeline.models.load import load_base
 from tests.tiny import tiny_base
 
 
@@ -17,7 +19,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[CausalBase, CausalBa
     """One tiny base in float32 twice: with this attention, and with the fused one."""
     folder = tiny_base(tmp_path_factory.mktemp("attention") / "base")
     ref = fingerprint("tiny", folder, folder)
-    short = load_causal(Prepared("tiny", folder, ref), "bfloat16").in_float32()
+    short = load_base(Prepared("tiny", folder, ref), "bfloat16").in_float32()
     plain = CausalBase(copy.deepcopy(short.model), short.tokenizer, ref, torch.float32, short.context)
     plain.model.set_attn_implementation("sdpa")
     return short, plain
@@ -26,9 +28,8 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[CausalBase, CausalBa
 def _states_and_gradients(base: CausalBase, longest: int) -> tuple[Tensor, ...]:
     torch.manual_seed(0)
     prompts = [torch.randn(length, base.ref.hidden_size).requires_grad_() for length in (2, 5)]
-    batch = make_batch([list(range(3, 3 + longest)), [7, 8, 9][:longest], [11]], [0, 1, 1])
-    real = torch.arange(longest)[None] < batch.lengths[:, None]
-    states = base.hidden(base.prefix(prompts), batch)[real]
+    rows = [list(range(3, 3 + longest)), [7, 8, 9][:longest], [11]]
+    states = base.states(base.prefix(prompts), [Input(row[:1], row[1:], member) for row, member in zip(rows, [0, 1, 1], strict=True)])
     return states.detach(), *torch.autograd.grad(states.cos().sum(), prompts)
 
 

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from ptpipeline.errors import BaseModelError, NotFound
 from ptpipeline.models.base import fingerprint, prepare_base
-from ptpipeline.models.causal import load_causal
+from ptpipeline.models.load import load_base
 from ptpipeline.settings import Settings
 from tests.tiny import tiny_base, tiny_project
 
@@ -70,7 +70,7 @@ def test_unknown_base_lists_the_known(tmp_path: Path) -> None:
 
 
 def test_weights_in_memory_are_told_apart(tmp_path: Path) -> None:
-    base = load_causal(prepare_base("tiny", Settings(home=tmp_path / "home", tasks=tiny_project(tmp_path))), "float32")
+    base = load_base(prepare_base("tiny", Settings(home=tmp_path / "home", tasks=tiny_project(tmp_path))), "float32")
     before = base.weights_digest()
     assert base.weights_digest() == before
     base.model.model.norm.weight.data[0] += 1e-3

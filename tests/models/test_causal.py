@@ -1,13 +1,16 @@
-"""The shared prefix cache computes what plain concatenation computes, in every family."""
+"""The shared prefix cache computes what plain concatenation computes, in every family; decoding as plain decoding does."""
 
 import pytest
 import torch
 
-from ptpipeline.models.causal import CausalBase, make_batch, stack_caches
+from ptpipeline.errors import BaseModelError
+from ptpipeline.models.causal import CausalBase
+from ptpipeline.models.frozen import Input, KeyValues, SoftPrompt, stack_caches
 from tests.models.families import FAMILIES, family
 
 ROWS = [[5, 6, 7, 8], [11, 12], [20, 21, 22, 23, 24, 25, 26, 27, 28], [3]]
 MEMBERS = [0, 1, 1, 2]
+INPUTS = [Input(row[:1], row[1:], member) for row, member in zip(ROWS, MEMBERS, strict=True)]  # a state for every token
 
 
 @pytest.fixture(params=sorted(FAMILIES))
@@ -20,40 +23,93 @@ def prompts() -> list[torch.Tensor]:
     return [torch.randn(length, 32, dtype=torch.float64) * 0.2 for length in (4, 9, 1)]
 
 
-def own(hidden: torch.Tensor) -> torch.Tensor:
-    """Hidden states at the rows' own tokens only."""
-    return torch.cat([hidden[i, : len(row)] for i, row in enumerate(ROWS)])
+def key_values(base: CausalBase, length: int = 3) -> KeyValues:
+    torch.manual_seed(2)
+    config = base.model.config
+    shape = (config.num_hidden_layers, getattr(config, "num_key_value_heads", 4), length, 8)
+    return KeyValues(torch.randn(shape, dtype=torch.float64), torch.randn(shape, dtype=torch.float64))
 
 
 def test_shared_prefix_equals_concatenation(base: CausalBase) -> None:
-    batch = make_batch(ROWS, MEMBERS)
-    torch.testing.assert_close(own(base.hidden(base.prefix(prompts()), batch)), own(base.concatenated(prompts(), batch)), rtol=1e-6, atol=1e-6)
+    shared = base.states(base.prefix(prompts()), INPUTS)
+    torch.testing.assert_close(shared, base.concatenated(prompts(), INPUTS), rtol=1e-6, atol=1e-6)
 
 
 def test_prompt_gradient_equals_concatenation(base: CausalBase) -> None:
-    gradients = []
-    for path in (lambda p: base.hidden(base.prefix(p), make_batch(ROWS, MEMBERS)), lambda p: base.concatenated(p, make_batch(ROWS, MEMBERS))):
+    gradients, direction = [], torch.cos(torch.arange(32.0, dtype=torch.float64))
+    for path in (lambda p: base.states(base.prefix(p), INPUTS), lambda p: base.concatenated(p, INPUTS)):
         leaves = [prompt.requires_grad_() for prompt in prompts()]
-        own(path(leaves)).pow(2).sum().backward()
+        (path(leaves) * direction).sum().backward()  # the squared length of a normed state would be a constant
         gradients.append([leaf.grad for leaf in leaves])
     for ours, reference in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6)
 
 
+def test_states_are_those_behind_text_and_continuation(base: CausalBase) -> None:
+    every = base.states(None, [Input([5], [6, 7, 8], 0)])
+    torch.testing.assert_close(base.states(None, [Input([5, 6, 7], [8], 0)]), every[2:])
+
+
 def test_without_prompt_padding_changes_nothing(base: CausalBase) -> None:
-    mixed = base.hidden(None, make_batch(ROWS, [0] * len(ROWS)))
-    alone = [base.hidden(None, make_batch([row], [0]))[0] for row in ROWS]
-    torch.testing.assert_close(own(mixed), torch.cat(alone), rtol=1e-6, atol=1e-6)
+    alone = [base.states(None, [row]) for row in INPUTS]
+    torch.testing.assert_close(base.states(None, INPUTS), torch.cat(alone), rtol=1e-6, atol=1e-6)
 
 
 def test_stacked_caches_answer_as_one_pass(base: CausalBase) -> None:
-    batch = make_batch(ROWS, MEMBERS)
     stacked = stack_caches([base.prefix([prompt]) for prompt in prompts()])
-    torch.testing.assert_close(own(base.hidden(stacked, batch)), own(base.hidden(base.prefix(prompts()), batch)))
+    torch.testing.assert_close(base.states(stacked, INPUTS), base.states(base.prefix(prompts()), INPUTS))
 
 
 def test_forward_leaves_the_cache_as_it_was(base: CausalBase) -> None:
     prefix = base.prefix(prompts())
-    first = base.hidden(prefix, make_batch(ROWS, MEMBERS))
+    first = base.states(prefix, INPUTS)
     assert prefix.width == 9
-    torch.testing.assert_close(base.hidden(prefix, make_batch(ROWS, MEMBERS)), first)
+    torch.testing.assert_close(base.states(prefix, INPUTS), first)
+
+
+def test_embeddings_and_key_values_mix_in_one_batch(base: CausalBase) -> None:
+    """Each row answers as behind its prompt alone, and gradients reach both kinds."""
+    mixed: list[SoftPrompt] = [prompts()[0], key_values(base), prompts()[2]]
+    leaves = [prompt.requires_grad_() if isinstance(prompt, torch.Tensor) else KeyValues(*(t.requires_grad_() for t in prompt)) for prompt in mixed]
+    together = base.states(base.prefix(leaves), INPUTS)
+    torch.testing.assert_close(together, base.concatenated(mixed, INPUTS), rtol=1e-6, atol=1e-6)
+    together.sum().backward()
+    assert all(t.grad is not None and t.grad.abs().sum() > 0 for leaf in leaves for t in (leaf if isinstance(leaf, KeyValues) else [leaf]))
+
+
+def test_key_values_of_an_embedded_prompt_stand_for_it(base: CausalBase) -> None:
+    cache = base.prefix([prompts()[1]])
+    half = len(cache.tensors) // 2
+    given = KeyValues(torch.stack([t[0] for t in cache.tensors[:half]]), torch.stack([t[0] for t in cache.tensors[half:]]))
+    row = [Input([5, 6, 7], [8, 9], 0)]
+    torch.testing.assert_close(base.states(base.prefix([given]), row), base.states(cache, row))
+
+
+def test_key_values_of_another_shape_are_refused(base: CausalBase) -> None:
+    wrong = KeyValues(torch.zeros(7, 4, 3, 8), torch.zeros(7, 4, 3, 8))
+    with pytest.raises(BaseModelError, match="7 layers"):
+        base.prefix([wrong])
+
+
+@pytest.mark.parametrize("prompted", [True, False])
+def test_decoding_together_equals_plain_decoding_alone(base: CausalBase, prompted: bool) -> None:
+    """The oracle reads the whole sequence anew for every token; windows are shorter than prompt and text."""
+    base.model.generation_config.eos_token_id = None
+    limit, texts = 7, [[5, 6, 7, 8], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28]]
+    cache = base.prefix(prompts()) if prompted else None
+    found = base.decode(cache, [Input(text, [], member) for member, text in enumerate(texts)], limit)
+    for text, prompt, answer in zip(texts, prompts(), found, strict=True):
+        expected: list[int] = []
+        for _ in range(limit):
+            embedded = base.embed(torch.tensor(text + expected))
+            logits = base.model(inputs_embeds=torch.cat([prompt, embedded])[None] if prompted else embedded[None]).logits[0, -1]
+            expected.append(int(logits.argmax()))
+        assert answer == expected
+
+
+def test_decoding_stops_at_the_end_of_text(base: CausalBase) -> None:
+    base.model.generation_config.eos_token_id = None
+    text = Input([5, 6, 7], [], 0)
+    whole = base.decode(None, [text], 6)[0]
+    base.model.generation_config.eos_token_id = whole[2]
+    assert base.decode(None, [text, Input([9], [], 0)], 6)[0] == whole[: whole.index(whole[2])]

@@ -3,7 +3,8 @@
 import torch
 
 from ptpipeline.data.tokens import LabelTokens
-from ptpipeline.models.causal import CausalBase, make_batch
+from ptpipeline.models.causal import CausalBase
+from ptpipeline.models.frozen import Input
 from ptpipeline.serving.ranking import Query, rank
 from tests.models.families import family
 
@@ -15,10 +16,10 @@ def brute_force(base: CausalBase, prompt: torch.Tensor | None, query: Query) -> 
     """Each label's log-likelihood, token by token, from whole concatenated sequences."""
     scores = []
     for label in query.labels.ids:
-        batch = make_batch([query.ids + list(label)], [0])
-        hidden = base.hidden(None, batch) if prompt is None else base.concatenated([prompt], batch)
-        log_probs = base.logits(hidden[0]).log_softmax(-1)
-        scores.append(sum(log_probs[len(query.ids) - 1 + i, token] for i, token in enumerate(label)))
+        rows = [Input(query.ids, label[:-1], 0)]
+        states = base.states(None, rows) if prompt is None else base.concatenated([prompt], rows)
+        log_probs = base.logits(states).log_softmax(-1)
+        scores.append(sum(log_probs[i, token] for i, token in enumerate(label)))
     return torch.stack(scores)
 
 

@@ -3,16 +3,17 @@
 import torch
 
 from ptpipeline.data.tokens import EncodedRow, LabelTokens, TaskText
-from ptpipeline.records import Snapshot, SplitInfo
+from ptpipeline.models.frozen import FrozenBase, SoftPrompt
+from ptpipeline.prompts.initialise import activations
 from ptpipeline.task import Data, Gate, Source, Task, Tune
 from ptpipeline.tuning.member import Job
 
 LABELS = LabelTokens(("no", "yes"), ((41,), (42, 43)))
 
 
-def job(name: str, seed: int = 0, **tune: object) -> Job:
-    """A job whose label depends on whether a token of the text is in the upper half of the vocabulary."""
-    task = Task(
+def declared(name: str, seed: int = 0, **tune: object) -> Task:
+    """A task of two labels with a short recipe."""
+    return Task(
         name=name,
         base_model="tiny",
         data=Data(source=Source(path="unused.csv", format="csv"), text="text", label="label"),
@@ -21,11 +22,26 @@ def job(name: str, seed: int = 0, **tune: object) -> Job:
         tune=Tune(**({"num_virtual_tokens": 3, "steps": 6, "batch_size": 4, "warmup_steps": 2, "eval_every": 2, "seed": seed, "store_dtype": "float32"} | tune)),  # type: ignore[arg-type]
         gate=Gate(minimum=0.5),
     )
+
+
+def job(base: FrozenBase, name: str, seed: int = 0, **tune: object) -> Job:
+    """A job whose label depends on whether a token of the text is in the upper half of the vocabulary.
+
+    Its prompt starts from the base's embeddings by a seeded draw, in the base's type.
+    """
+    task = declared(name, seed, **tune)
     generator = torch.Generator().manual_seed(seed + 100)
     rows = []
     for index in range(40):
         ids = torch.randint(0, 40, (int(torch.randint(2, 9, (1,), generator=generator)),), generator=generator).tolist()
-        rows.append(EncodedRow(str(index), ids, int(max(ids) > 30)))
-    info = SplitInfo(rows=20, labels={}, digest="0" * 64)
-    snapshot = Snapshot(task=name, digest="0" * 64, source="-", source_key="-", train=info, dev=info, test=info, checks=[])
-    return Job(task, snapshot, TaskText(name, "{text}", LABELS, 100, lambda text, special: []), rows[:28], rows[28:])
+        label = int(max(ids) > 30)
+        rows.append(EncodedRow(str(index), ids, LABELS.ids[label], LABELS.names[label]))
+    text = TaskText(name, "{text}", LABELS, 100, lambda text, special: [])
+    return Job(name, task, task.tune, first_prompt(base, task.tune), text, rows[:28], rows[28:])
+
+
+def first_prompt(base: FrozenBase, tune: Tune) -> SoftPrompt:
+    """Embeddings of random tokens by the recipe's seed, or their activations for a prefix."""
+    ids = torch.randint(0, 97, (tune.num_virtual_tokens,), generator=torch.Generator().manual_seed(tune.seed))
+    embeddings = base.embed(ids).detach()
+    return activations(base, embeddings) if tune.method == "prefix" else embeddings

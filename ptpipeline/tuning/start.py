@@ -1,0 +1,57 @@
+"""What a training starts from besides its recipe: another version, the champion, or a file."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ptpipeline.errors import ArtifactError, BaseModelError, DataError, NotFound
+from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, virtual_tokens
+from ptpipeline.prompts.initialise import read_tensor
+from ptpipeline.prompts.tensors import unpack
+from ptpipeline.records import PRODUCTION
+from ptpipeline.serving.resolver import resolve
+from ptpipeline.storage import ObjectStore
+from ptpipeline.task import FileInit, Task, VersionInit
+from ptpipeline.tuning.key import start_digest
+
+log = logging.getLogger(__name__)
+
+
+class Start(NamedTuple):
+    """The prompt to start from, where the recipe names one; its part of the training key; the versions it descends from."""
+
+    prompt: SoftPrompt | None
+    key: str | None
+    parents: list[str]
+
+
+def start_of(base: FrozenBase, task: Task, store: ObjectStore, report: Callable[[str], None]) -> Start:
+    """Read what `tune.init` names.
+
+    Raises NotFound, ArtifactError or DataError where it is not there or damaged, BaseModelError where it was trained on
+    another base. A champion that does not fit is reported, and the training starts cold.
+    """
+    init, key = task.tune.init, start_digest(task, store)
+    if isinstance(init, FileInit):
+        return Start(read_tensor(Path(init.file).expanduser()), key, [])
+    if isinstance(init, VersionInit):
+        artifact = resolve(store, init.version).artifact
+        if artifact.manifest.members:
+            raise DataError(f"task {task.name}: tune.init.version: {init.version} is an ensemble; name one of its members' tasks instead")
+        return Start(unpack(artifact, base.ref), key, [artifact.digest])
+    return _champion(base, task, store, report) if init == "champion" else Start(None, None, [])
+
+
+def _champion(base: FrozenBase, task: Task, store: ObjectStore, report: Callable[[str], None]) -> Start:
+    try:
+        artifact = resolve(store, f"{task.name}@{PRODUCTION}").artifact
+        prompt = unpack(artifact, base.ref)
+    except (NotFound, BaseModelError, ArtifactError, KeyError) as error:
+        report(f"{task.name}: starts cold: {error}")
+        return Start(None, None, [])
+    fits = virtual_tokens(prompt) == task.tune.num_virtual_tokens and isinstance(prompt, KeyValues) <= (task.tune.method == "prefix")
+    if not fits:
+        report(f"{task.name}: starts cold: the champion has {virtual_tokens(prompt)} tokens of {artifact.manifest.method}, the recipe asks for others")
+        return Start(None, None, [])
+    return Start(prompt, None, [artifact.digest])

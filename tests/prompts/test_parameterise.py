@@ -1,0 +1,54 @@
+"""Every parameterisation starts at the recipe's initial prompt, learns, and folds into what is stored."""
+
+import pytest
+import torch
+
+from ptpipeline.models.frozen import KeyValues, SoftPrompt, tensors_of
+from ptpipeline.prompts.parameterise import parameterise
+from ptpipeline.task import Tune
+
+RECIPES = {
+    "prompt": Tune(),
+    "residual": Tune(method="residual", encoder_width=8),
+    "p_tuning lstm": Tune(method="p_tuning", encoder_width=8),
+    "p_tuning mlp": Tune(method="p_tuning", encoder="mlp"),
+    "prefix": Tune(method="prefix", encoder_width=8),
+}
+
+
+@pytest.fixture(params=sorted(RECIPES))
+def tune(request: pytest.FixtureRequest) -> Tune:
+    return RECIPES[request.param]
+
+
+def initial(tune: Tune) -> SoftPrompt:
+    torch.manual_seed(0)
+    if tune.method == "prefix":
+        return KeyValues(torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4))
+    return torch.randn(5, 16) * 0.02
+
+
+def test_starts_at_the_initial_prompt(tune: Tune) -> None:
+    for ours, given in zip(tensors_of(parameterise(tune, initial(tune)).prompt()), tensors_of(initial(tune)), strict=True):
+        torch.testing.assert_close(ours, given, rtol=1e-6, atol=1e-6)
+
+
+def test_every_parameter_learns(tune: Tune) -> None:
+    made = parameterise(tune, initial(tune))
+    sum((tensor * torch.linspace(-1, 1, tensor.numel()).view_as(tensor)).sum() for tensor in tensors_of(made.prompt())).backward()  # type: ignore[union-attr]
+    silent = [name for name, parameter in made.named_parameters() if parameter.grad is None or not parameter.grad.abs().sum() > 0]
+    assert not silent
+
+
+def test_one_seed_makes_one_network(tune: Tune) -> None:
+    first, second = (parameterise(tune, initial(tune)).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_leaves_the_global_generator_alone(tune: Tune) -> None:
+    start = initial(tune)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    parameterise(tune, start)
+    assert torch.equal(torch.rand(3), expected)
