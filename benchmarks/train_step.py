@@ -193,14 +193,21 @@ def report(base: FrozenBase, arguments: argparse.Namespace, measured: Measured) 
         "tokens_per_s": arguments.batch * arguments.tokens / ours,
         "peak_gflops": measured.peak / 1e9,
         "mfu": needed_flops(base, **shape) / ours / measured.peak,
-        "dtype": str(base.dtype).removeprefix("torch."),
         **shape,
         "rounds": arguments.rounds,
+        "peft": version("peft"),
+        **describe(base),
+    }
+
+
+def describe(base: FrozenBase) -> dict[str, Any]:
+    """What a figure depends on besides the workload: base, type, threads, torch, machine."""
+    return {
+        "dtype": str(base.dtype).removeprefix("torch."),
         "base": base.ref.name,
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        "peft": version("peft"),
-        "cpu": _processor(),
+        "machine": torch.cuda.get_device_name() if torch.cuda.is_available() else _processor(),
     }
 
 

@@ -8,7 +8,8 @@ import getpass
 import logging
 import sys
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -83,7 +84,7 @@ def tasks(as_json: Json = False) -> None:
     from ptpipeline.settings import load_settings
 
     found = _all_tasks(load_settings())
-    show([{"task": t.name, "base_model": t.base_model, "labels": ", ".join(t.labels), "metric": t.gate.metric, "promote": t.promote,
+    show([{"task": t.name, "base_model": t.base_model, "answers": ", ".join(t.labels) or "free text", "metric": t.gate.metric, "promote": t.promote,
            "schedule": f"{t.schedule.cron} {t.schedule.timezone}" if t.schedule else "-"} for t in found], as_json)  # fmt: skip
 
 
@@ -208,11 +209,11 @@ def rollback(
 @app.command()
 def predict(
     reference: Reference,
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to label; `-` reads them from standard input, one per line.")],
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to answer; `-` reads them from standard input, one per line.")],
     as_json: Json = False,
 ) -> None:
-    """Label texts with a promoted or numbered version, from the object store alone."""
-    from flows.render import show
+    """Label texts, or generate from them, with a promoted or numbered version, from the object store alone."""
+    from flows.render import answer_row, show
     from ptpipeline.serving.predictor import load
 
     given = [line for line in sys.stdin.read().splitlines() if line.strip()] if texts == ["-"] else texts
@@ -220,7 +221,38 @@ def predict(
     if as_json:
         show(answers, as_json)
     else:
-        show([{"label": a.label, "probability": f"{a.probabilities[a.label]:.3f}", "version": a.version, "text": t} for a, t in zip(answers, given, strict=True)], as_json)
+        show([answer_row(answer, text) for answer, text in zip(answers, given, strict=True)], as_json)
+
+
+@app.command()
+def export(
+    reference: Reference,
+    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new or empty folder; it is written whole or not at all.")],
+    form: Annotated[Literal["peft", "npy"], typer.Option("--format", help="A PEFT adapter, or NumPy arrays; the manifest lies beside.")] = "peft",
+    as_json: Json = False,
+) -> None:
+    """Write a version for other tools: `PeftModel.from_pretrained` loads the folder and computes the same."""
+    from flows.exchange import export as write
+    from flows.render import show_record
+    from ptpipeline.settings import load_settings
+
+    show_record(write(load_settings(), reference, form, to), as_json)
+
+
+@app.command("import")
+def adopt(
+    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a PEFT adapter (safetensors), or a .npy file [tokens, width].")],
+    task: Annotated[str, typer.Option("--task", metavar="TASK", help="The task whose template, labels and base model it is for.")],
+    as_json: Json = False,
+) -> None:
+    """Take in a prompt that something else trained, as a candidate: evaluate, gate, register, promote by the task's policy."""
+    from flows.render import show
+
+    stages = _stages()
+    outcome = stages.adopt(stages.tasks([task])[0], source.expanduser())
+    show([outcome], as_json)
+    if outcome.verdict != "passed":
+        raise typer.Exit(NO)
 
 
 @app.command()

@@ -11,7 +11,7 @@ from typing import Any
 
 from flows.cli import followed
 from flows.deploy import deploy
-from flows.render import show
+from flows.render import answer_row, show
 from flows.requests import NightlyRequest
 from flows.stack import down, up
 from flows.trigger import trigger
@@ -78,11 +78,10 @@ def _fetch(names: tuple[str, ...]) -> None:
 def _answers() -> list[dict[str, Any]]:
     from ptpipeline.serving.predictor import load
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in TASKS:
         texts = [text for task, text in SAMPLES if task == name]
-        for text, answer in zip(texts, load(name).predict(texts), strict=True):
-            rows.append({"text": text, "label": answer.label, "probability": f"{answer.probabilities[answer.label]:.3f}", "version": answer.version})
+        rows += [answer_row(answer, text) for text, answer in zip(texts, load(name).predict(texts), strict=True)]
     return rows
 
 

@@ -8,7 +8,17 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ptpipeline.records import PromptManifest, PromptVersion, Record, Report, Scores, Verdict
+from ptpipeline.records import (
+    Answer,
+    PromptManifest,
+    PromptVersion,
+    Record,
+    Report,
+    Scores,
+    TextScores,
+    Verdict,
+    title_of,
+)
 
 Row = Mapping[str, Any] | Record
 
@@ -55,10 +65,10 @@ def show_version(version: PromptVersion, manifest: PromptManifest, report: Repor
             "version": f"{version.task}@{version.number}",
             "digest": version.digest,
             "registered": version.registered_at,
-            "prompt": f"{manifest.num_virtual_tokens} virtual tokens of width {manifest.base_model.hidden_size}, {manifest.tensors['embeddings'].dtype}",
+            "prompt": _prompt(manifest),
             "base model": f"{manifest.base_model.name} {manifest.base_model.fingerprint[:12]}",
             "template": json.dumps(manifest.template),
-            "labels": manifest.labels,
+            "answers": manifest.labels or manifest.answers,
             "snapshot": manifest.snapshot,
         },
         as_json,
@@ -70,8 +80,26 @@ def show_version(version: PromptVersion, manifest: PromptManifest, report: Repor
         show([{"check": c.name, "": "pass" if c.passed else "FAIL", "observed": c.observed, "required": c.required} for c in verdict.checks], as_json)
 
 
-def _scores(name: str, scores: Scores) -> dict[str, Any]:
-    return {"on the test split": name, "accuracy": scores.accuracy, "macro F1": scores.macro_f1} | {f"F1 {k}": v["f1"] for k, v in scores.per_label.items()}
+def _prompt(manifest: PromptManifest) -> str:
+    """`16 virtual tokens of width 576, float16`; members and tensors of a prompt that has others."""
+    if manifest.members:
+        return f"ensemble of {len(manifest.members.digests)} prompts of {manifest.num_virtual_tokens} virtual tokens, {manifest.members.combine}"
+    info = next(iter(manifest.tensors.values()))
+    what = f"keys and values {info.shape}" if manifest.method == "prefix" else f"width {manifest.base_model.hidden_size}"
+    return f"{manifest.method}: {manifest.num_virtual_tokens} virtual tokens of {what}, {info.dtype}"
+
+
+def answer_row(answer: Answer, text: str) -> dict[str, Any]:
+    """An answer for people, beside the text that it is for."""
+    if answer.label is None:
+        return {"answer": answer.text, "version": answer.version, "text": text}
+    return {"label": answer.label, "probability": f"{answer.probabilities[answer.label]:.3f}", "version": answer.version, "text": text}
+
+
+def _scores(name: str, scores: Scores | TextScores) -> dict[str, Any]:
+    figures = {title_of(metric): value for metric, value in scores.figures().items()}
+    per_label = {f"F1 {k}": v["f1"] for k, v in scores.per_label.items()} if isinstance(scores, Scores) else {}
+    return {"on the test split": name} | figures | per_label
 
 
 def _plain(row: Row) -> dict[str, Any]:

@@ -34,22 +34,24 @@ from ptpipeline.records import (
     PromptVersion,
     Record,
     Report,
+    Scores,
     Snapshot,
     TunedPrompt,
     Verdict,
     prompt_prefix,
 )
 from ptpipeline.settings import Settings
-from ptpipeline.task import Task, find_task, load_task, task_files
+from ptpipeline.task import CURRENT, Task, find_shared_prompt, find_task, load_task, task_files
 from ptpipeline.tuning.key import start_digest, training_key
 from ptpipeline.tuning.tracker import NoTracker, Tracker
-from registry.promotion import Cause, promote, rollback
+from registry.promotion import Cause, point, promote, rollback
 from registry.publish import Request, register, stage
 from registry.reconcile import reconcile
 from registry.registry import Registry, open_registry
 
 if TYPE_CHECKING:
     from ptpipeline.serving.engine import Engine
+    from ptpipeline.tuning.checkpoint import Checkpoints
     from ptpipeline.tuning.tune import Trained
 
 log = logging.getLogger("ptpipeline.stages")
@@ -141,6 +143,29 @@ class Stages:
         self.report(f"{task.name}: {reason}")
         return Plan(task=task.name, base_model=task.base_model, snapshot=snapshot.digest, training_key=key, trained=trained, reason=reason)
 
+    def share(self, name: str) -> Promotion:
+        """The shared prompt's current version; trained anew where its sources' rows, its recipe, base or the engine changed.
+
+        A version that a person moved the alias away from is left there.
+        """
+        from ptpipeline.tuning.multitask import Sources, shared_key, train_shared
+
+        declared = find_shared_prompt(self.settings.tasks, name)
+        tasks = [find_task(self.settings.tasks, source) for source in declared.sources]
+        sources = Sources(name, declared, [(task, self.ingest(task)) for task in tasks])
+        key = shared_key(sources, prepare_base(declared.base_model, self.settings).ref.fingerprint)
+        tuned = self._tuned(name, key)
+        if tuned is None:
+            base = self._engine(declared.base_model).base
+            checkpoints = self._checkpoints()
+            tuned = self._kept(train_shared(base, sources, checkpoints, self.tracker, self.report))
+            checkpoints.clear()
+        version = register(self.registry, Request(tuned=tuned, report=None, verdict=None, commit=_commit()))
+        history = self.registry.ledger.history(name, CURRENT)
+        if version.number in {row.version for row in history}:
+            return history[-1]
+        return point(self.registry, version, Cause(actor="nightly", reason="its sources were trained"), CURRENT)
+
     def train(self, plans: Sequence[Plan]) -> dict[str, TunedPrompt | str]:
         """One gang out of all plans of one base that are not trained yet; a member's own error comes back as a sentence."""
         known = {plan.task: self._tuned(plan.task, plan.training_key) for plan in plans}
@@ -160,13 +185,21 @@ class Stages:
                 work.append((find_task(self.settings.tasks, plan.task), self._snapshot(plan.task, plan.snapshot)))
             except Terminal as error:
                 results[plan.task] = str(error)
-        outcomes = tune(self._engine(plans[0].base_model).base, work, self.registry.store, self.tracker, self.report)
+        checkpoints = self._checkpoints()
+        outcomes = tune(self._engine(plans[0].base_model).base, work, checkpoints, self.tracker, self.report)
+        staged: dict[str, TunedPrompt] = {}
         for name, outcome in outcomes.items():
             try:
-                results[name] = str(outcome) if isinstance(outcome, PtpError) else self._kept(outcome)
+                if isinstance(outcome, PtpError):
+                    results[name] = str(outcome)
+                else:
+                    staged[name] = self._staged(outcome)
             except PtpError as error:  # the others' minutes of training are kept all the same
                 results[name] = str(error)
-        return results
+        self._remember(*staged.values())
+        if staged or all(isinstance(outcome, PtpError) for outcome in outcomes.values()):
+            checkpoints.clear()  # else nothing could be stored: the next run finds it all trained
+        return results | staged
 
     def _tuned(self, task: str, key: str) -> TunedPrompt | None:
         """What was trained under that key, where its bytes are still there."""
@@ -174,12 +207,26 @@ class Stages:
         kept = tuned is not None and self.registry.store.exists(f"{prompt_prefix(task, tuned.digest)}/{PROMPT_MANIFEST}")
         return tuned if kept else None
 
-    @stamina.retry(on=Transient, attempts=8, timeout=120)
+    def _checkpoints(self) -> "Checkpoints":
+        from ptpipeline.tuning.checkpoint import Checkpoints
+
+        return Checkpoints(self.registry.store, self.settings.checkpoint_seconds)
+
     def _kept(self, trained: "Trained") -> TunedPrompt:
+        tuned = self._staged(trained)
+        self._remember(tuned)
+        return tuned
+
+    @stamina.retry(on=Transient, attempts=8, timeout=120)
+    def _staged(self, trained: "Trained") -> TunedPrompt:
         """Minutes of training are not thrown away over a store that is away for a moment."""
         stage(self.registry.ledger, self.registry.store, trained.artifact, trained.members)
-        self.registry.ledger.save_tuned(trained.tuned)
         return trained.tuned
+
+    @stamina.retry(on=Transient, attempts=8, timeout=120)
+    def _remember(self, *tuned: TunedPrompt) -> None:
+        """The prompts of a gang at once: killed between two, the next run would train the rest as another gang, to other bits."""
+        self.registry.ledger.save_tuned(*tuned)
 
     def evaluate(self, task: Task, tuned: TunedPrompt, snapshot: str) -> Report:
         """The candidate measured on the test rows of today's snapshot (its digest), from its stored bytes.
@@ -204,7 +251,9 @@ class Stages:
         """The candidate as a numbered version, with verdict, figures and plots, whether it passed or not."""
         from ptpipeline.evaluation.plots import confusion, learning_curve, token_heat
 
-        plots = {"learning_curve": learning_curve(tuned, task.gate.metric), "confusion": confusion(report), "token_norms": token_heat(tuned)}
+        plots = {"confusion": confusion(report.prompt, report)} if isinstance(report.prompt, Scores) else {}
+        if tuned.curve:  # an imported prompt has none
+            plots |= {"learning_curve": learning_curve(tuned, task.gate.metric), "token_norms": token_heat(tuned)}
         return register(self.registry, Request(tuned=tuned, report=report, verdict=verdict, plots=plots, commit=_commit()))
 
     def promote(self, task: Task, version: PromptVersion, verdict: Verdict) -> Promotion | None:
@@ -244,11 +293,33 @@ class Stages:
 
     def run(self, task: Task) -> Outcome:
         """All stages for one task, one after another."""
+        if task.tune.shared is not None:
+            self.share(task.tune.shared)
         plan = self.plan(task, self.ingest(task))
         tuned = self.train([plan])[task.name]
         if isinstance(tuned, str):
             raise TrainingError(tuned)
-        report = self.evaluate(task, tuned, plan.snapshot)
+        return self._judged(task, tuned, plan.snapshot)
+
+    def adopt(self, task: Task, path: Path) -> Outcome:
+        """A prompt that something else trained, through the stages of a candidate of our own; a repeat registers nothing new.
+
+        Raises what `read_foreign` and `adopt` raise for one that is damaged or does not fit task or base.
+        """
+        from ptpipeline.data.snapshot import load_split
+        from ptpipeline.prompts.peft import read_foreign
+        from ptpipeline.tuning.adopt import adopt
+
+        found, snapshot = read_foreign(path), self.ingest(task)
+        trained = adopt(self._engine(task.base_model).base, task, snapshot, found, load_split(self.registry.store, snapshot, "dev"))
+        for warning in trained.tuned.warnings:
+            self.report(f"{task.name}: {warning}")
+        tuned = self._tuned(task.name, trained.tuned.training_key) or self._kept(trained)
+        return self._judged(task, tuned, snapshot.digest)
+
+    def _judged(self, task: Task, tuned: TunedPrompt, snapshot: str) -> Outcome:
+        """Evaluate, gate, register and promote a stored prompt."""
+        report = self.evaluate(task, tuned, snapshot)
         verdict = self.gate(task, tuned, report)
         version = self.register(task, tuned, report, verdict)
         return self.outcome(task, tuned, report, verdict, version, self.promote(task, version, verdict))
@@ -331,21 +402,20 @@ class Stages:
 
     def _difference(self, task: Task, report: Report, champion: str) -> PairedDifference:
         from ptpipeline.data.snapshot import load_split
-        from ptpipeline.evaluation.evaluate import predictions
-        from ptpipeline.evaluation.paired import difference
+        from ptpipeline.evaluation.compare import compared, row_ids
 
         manifest = read_artifact(self.registry.store, task.name, champion).manifest
         if set(manifest.labels) != set(task.labels):
-            raise DataError(f"it answers the labels {', '.join(manifest.labels)}, the task now has {', '.join(task.labels)}")
+            now = f"has {', '.join(task.labels)}" if task.labels else "asks for free text"
+            raise DataError(f"it answers {'the ' if manifest.labels else ''}{manifest.answers}, the task now {now}")
         theirs = self._report(task, champion, self._snapshot(task.name, report.snapshot))
         seen = {row.id for row in load_split(self.registry.store, self._snapshot(task.name, manifest.snapshot), "train")}
-        ours, other = predictions(self.registry.store, report), predictions(self.registry.store, theirs)
-        rows = [row for row in ours if row not in seen]
+        measured = row_ids(self.registry.store, report)
+        rows = [row for row in measured if row not in seen]
         if len(rows) < 2:
             raise NotFound(f"task {task.name}: the champion {champion[:12]} was trained on all of today's test rows; nothing is left to compare on")
-        columns = ([ours[row][0] for row in rows], [ours[row][1] for row in rows], [other[row][1] for row in rows])
-        found = difference(task.gate.metric, *columns, list(task.labels), task.gate.champion.confidence)
-        return found.model_copy(update={"dropped": len(ours) - len(rows)})
+        found = compared(self.registry.store, task, (report, theirs), rows)
+        return found.model_copy(update={"dropped": len(measured) - len(rows)})
 
     def _status(self, task: Task, verdict: Verdict, version: PromptVersion, promotion: Promotion | None) -> tuple[str, str]:
         head = self.registry.ledger.head(task.name, PRODUCTION)

@@ -65,7 +65,8 @@ def improved(stages: Stages, tasks: list[Task], promote: bool, broken: dict[str,
     """
     night = Night({}, dict(broken or {}))
     plans: list[tuple[Task, Plan]] = []
-    for task in tasks:
+    _shared(stages, tasks, night)
+    for task in (task for task in tasks if task.name not in night.errors):
         with alone(night, [task]):
             snapshot = step(f"ingest {task.name}", partial(stages.ingest, task))
             plans.append((task, step(f"plan {task.name}", partial(stages.plan, task, snapshot))))
@@ -75,6 +76,13 @@ def improved(stages: Stages, tasks: list[Task], promote: bool, broken: dict[str,
             with alone(night, [task]):
                 night.outcomes[task.name] = _judged(stages, (task, plan), trained[task.name], promote)
     return night
+
+
+def _shared(stages: Stages, tasks: list[Task], night: Night) -> None:
+    """Bring the shared prompts up to date that these tasks start from; where one fails, so do its targets."""
+    for name in dict.fromkeys(task.tune.shared for task in tasks if task.tune.shared):
+        with alone(night, [task for task in tasks if task.tune.shared == name]):
+            step(f"share {name}", partial(stages.share, name))
 
 
 def _trained(stages: Stages, plans: list[tuple[Task, Plan]], night: Night) -> dict[str, TunedPrompt]:

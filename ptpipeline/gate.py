@@ -1,6 +1,6 @@
 """The gate: policy x reports -> Verdict. Pure; imports no torch."""
 
-from ptpipeline.records import Check, PairedDifference, Report, Scores, Verdict, digest_of
+from ptpipeline.records import Check, PairedDifference, Report, Scores, TextScores, Verdict, digest_of
 from ptpipeline.task import Gate, Task
 
 
@@ -40,7 +40,7 @@ def decide(task: Task, report: Report, stored_bytes: int, champion: str | None, 
     )
 
 
-def metric_of(scores: Scores, metric: str) -> float:
+def metric_of(scores: Scores | TextScores, metric: str) -> float:
     """The gate's metric out of all that were measured."""
     value: float = getattr(scores, metric)
     return value
@@ -63,13 +63,16 @@ def _zero_shot(policy: Gate, report: Report) -> Check:
 
 
 def _collapse(policy: Gate, report: Report) -> Check:
-    label, count = max(report.prompt.predicted.items(), key=lambda item: item[1])
-    share = count / report.rows
+    if isinstance(report.prompt, TextScores):
+        share, answer, kind = report.prompt.most_frequent_share, "the same text", "text"
+    else:
+        label, count = max(report.prompt.predicted.items(), key=lambda item: item[1])
+        share, answer, kind = count / report.rows, repr(label), "label"
     return Check(
         name="collapse",
         passed=share <= policy.max_label_share,
-        observed=f"{share:.1%} of the answers are {label!r}",
-        required=f"no label above {policy.max_label_share:.0%}",
+        observed=f"{share:.1%} of the answers are {answer}",
+        required=f"no {kind} above {policy.max_label_share:.0%}",
     )
 
 

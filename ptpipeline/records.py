@@ -27,6 +27,11 @@ LABEL_METRICS: tuple[LabelMetric, ...] = ("accuracy", "macro_f1")
 TEXT_METRICS: tuple[TextMetric, ...] = ("exact_match", "token_f1", "rouge_l", "bleu")
 
 
+def title_of(metric: str) -> str:
+    """A metric's name for people."""
+    return {"macro_f1": "macro F1", "exact_match": "exact match", "token_f1": "token F1", "rouge_l": "ROUGE-L", "bleu": "BLEU"}.get(metric, metric)
+
+
 def digest_of(value: Any) -> str:
     """sha256 over the canonical JSON (RFC 8785) of a JSON-able value."""
     return hashlib.sha256(rfc8785.dumps(value)).hexdigest()
@@ -171,7 +176,7 @@ class PromptManifest(Record):
         """What it answers, in words."""
         if self.generate is not None:
             return f"free text of at most {self.generate.max_new_tokens} tokens"
-        return f"labels {', '.join(self.labels)}"
+        return f"labels {', '.join(self.labels)}" if self.labels else "nothing by itself"
 
     def digest(self) -> str:
         """The prompt's identity."""

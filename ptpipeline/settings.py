@@ -7,9 +7,9 @@
 import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ptpipeline.errors import SettingsError
@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     home: where everything local lies. tasks: folder of task files. store: `s3://bucket[/prefix]` or
     `file:///folder`. ledger: SQLAlchemy URL. mlflow, prefect: server addresses, None where there is no server.
     dtype: compute type of the base model; `auto` is bfloat16 where the processor multiplies it natively.
+    checkpoint_seconds: time between two checkpoints of a training.
     """
 
     model_config = SettingsConfigDict(env_prefix="PTP_", env_ignore_empty=True, frozen=True, extra="ignore")
@@ -36,6 +37,7 @@ class Settings(BaseSettings):
     prefect: str | None = None
     s3_endpoint: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
 
 
 def load_settings() -> Settings:

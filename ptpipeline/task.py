@@ -20,6 +20,7 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -29,6 +30,8 @@ from ptpipeline.errors import NotFound, TaskFileError
 from ptpipeline.records import LABEL_METRICS, NAME_PATTERN, TEXT_METRICS, Generation, Metric, digest_of, is_name
 
 BASES_FILE = "base_models.yaml"
+SHARED_FILE = "shared_prompts.yaml"
+CURRENT = "current"  # the alias of a shared prompt that multitask recipes start from
 
 Policy = Literal["block", "warn", "off"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
@@ -210,7 +213,7 @@ Init = Annotated[
 class Tune(Section):
     """The recipe. The learning rate warms up linearly; `linear` then lets it decay to `final_fraction` of itself.
 
-    `encoder` is the prompt encoder of `p_tuning`; `encoder_width` the hidden width of the network that `residual`,
+    `shared` names the shared prompt that `multitask` starts from; `encoder` is the prompt encoder of `p_tuning`; `encoder_width` the hidden width of the network that `residual`,
     `p_tuning` and `prefix` train through. `prefix` needs a causal model.
     """
 
@@ -218,6 +221,7 @@ class Tune(Section):
     num_virtual_tokens: Annotated[int, Field(ge=1, le=1000)] = 16
     placement: Literal["before_bos", "after_bos"] = "before_bos"
     init: Init = "sampled_vocab"
+    shared: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
     encoder: Literal["lstm", "mlp"] = "lstm"
     encoder_width: Annotated[int, Field(ge=1, le=8192)] | None = None
     ensemble: Ensemble | None = None
@@ -241,6 +245,10 @@ class Tune(Section):
         given = self.model_fields_set
         if (self.method == "ensemble") != (self.ensemble is not None):
             raise ValueError("`method: ensemble` and `ensemble: {members: 5, combine: average}` go together: give both or neither")
+        if (self.method == "multitask") != (self.shared is not None):
+            raise ValueError(f"`method: multitask` and `shared`, a name in {SHARED_FILE}, go together: give both or neither")
+        if self.method == "multitask" and "init" in given:
+            raise ValueError("multitask starts from the shared prompt: leave `init` out")
         if "encoder" in given and self.method != "p_tuning":
             raise ValueError(f"`encoder` is the prompt encoder of p_tuning; {self.method} has none: leave it out")
         if "encoder_width" in given and self.method not in ("residual", "p_tuning", "prefix"):
@@ -433,6 +441,26 @@ class BaseModelSource(Section):
         return self
 
 
+class SharedPrompt(Section):
+    """A prompt that several source tasks train together (multitask prompt tuning, Wang et al. 2023).
+
+    By the recipe `tune`, first a teacher prompt trains for each source, then all are distilled into the shared prompt.
+    """
+
+    base_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    sources: Annotated[list[Annotated[str, Field(pattern=NAME_PATTERN)]], Field(min_length=2, max_length=50)]
+    tune: Tune = Tune()
+
+    @field_validator("tune")
+    @classmethod
+    def _plain_recipe(cls, tune: Tune) -> Tune:
+        if tune.method != "prompt" or tune.search is not None:
+            raise ValueError("teachers and the shared prompt train by `method: prompt`, without a search")
+        if isinstance(tune.init, VersionInit | FileInit) or tune.init in ("champion", "class_labels"):
+            raise ValueError("all sources start alike, and cold: take sampled_vocab, uniform, xavier or {text: WORDS}")
+        return tune
+
+
 # ---------------------------------------------------------------- loading
 
 
@@ -460,7 +488,7 @@ def task_files(folder: Path) -> list[Path]:
     """The task files of a folder, by name; NotFound where there is no such folder."""
     if not folder.is_dir():
         raise NotFound(f"PTP_TASKS: no folder {folder}; start in the project's folder, or name the folder of the task files")
-    return sorted(path for path in folder.glob("*.yaml") if path.name != BASES_FILE)
+    return sorted(path for path in folder.glob("*.yaml") if path.name not in (BASES_FILE, SHARED_FILE))
 
 
 def find_base_model(folder: Path, name: str) -> BaseModelSource:
@@ -472,3 +500,16 @@ def find_base_model(folder: Path, name: str) -> BaseModelSource:
     if name not in document:
         raise NotFound(f"no base model {name!r} in {path}: there are {', '.join(map(str, document)) or 'none'}")
     return checked(path, document, BaseModelSource, (name,))
+
+
+def find_shared_prompt(folder: Path, name: str) -> SharedPrompt:
+    """The shared prompt of that name in `shared_prompts.yaml` beside the tasks; NotFound lists the names there are."""
+    path = folder / SHARED_FILE
+    if not path.is_file():
+        raise NotFound(f"{path}: no such file; it declares shared prompts, one `name: {{base_model, sources, tune}}` each")
+    document = parsed(path)
+    if name not in document:
+        raise NotFound(f"no shared prompt {name!r} in {path}: there are {', '.join(map(str, document)) or 'none'}")
+    if (folder / f"{name}.yaml").is_file():
+        raise TaskFileError(f"{path}: {name!r} is a task's name too; versions of both would be numbered together: rename one")
+    return checked(path, document, SharedPrompt, (name,))

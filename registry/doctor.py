@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 from pydantic import ValidationError
 
@@ -81,8 +82,18 @@ def _orphans(registry: Registry, task: str) -> Iterator[Difference]:
     stored = {part for key in registry.store.keys(f"prompts/{task}") if re.fullmatch(DIGEST_PATTERN, part := key.split("/")[2])}
     for digest in sorted(intended):
         yield Difference(task=task, what=f"publish of {digest[:12]}", expected="finished", found="interrupted", mend=f"ptp run {task}")
-    for digest in sorted(stored - registered - intended):
+    for digest in sorted(stored - registered - intended - _parts(registry, task, registered)):
         yield Difference(task=task, what=f"stored prompt {digest[:12]}", expected="a registered version", found="no row in the ledger", mend=f"ptp run {task}")
+
+
+def _parts(registry: Registry, task: str, registered: set[str]) -> set[str]:
+    """Prompts that versions consist of or were taught by: members of ensembles, teachers of shared prompts."""
+    parts: set[str] = set()
+    for digest in registered:
+        with suppress(ArtifactError, NotFound):  # reported with its bytes
+            manifest = read_artifact(registry.store, task, digest).manifest
+            parts.update(manifest.parents, manifest.members.digests if manifest.members else ())
+    return parts
 
 
 def _models(registry: Registry, task: str, shown: dict[str, str]) -> Iterator[Difference]:

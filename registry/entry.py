@@ -4,7 +4,17 @@ import string
 from dataclasses import dataclass
 
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.records import Check, PromptVersion, Report, Scores, Snapshot, TunedPrompt, Verdict
+from ptpipeline.records import (
+    Check,
+    PromptVersion,
+    Report,
+    Scores,
+    Snapshot,
+    TextScores,
+    TunedPrompt,
+    Verdict,
+    title_of,
+)
 
 MAX_DESCRIPTION = 5000  # characters that MLflow's databases keep
 
@@ -70,7 +80,7 @@ class Entry:
         if self.report is None:
             return {}
         named = {"": self.report.prompt, "zero_shot_": self.report.zero_shot, "majority_": self.report.majority}
-        return {f"{prefix}{metric}": getattr(scores, metric) for prefix, scores in named.items() for metric in ("accuracy", "macro_f1")}
+        return {f"{prefix}{metric}": value for prefix, scores in named.items() for metric, value in scores.figures().items()}
 
     def description(self, version: PromptVersion | None = None) -> str:
         """The version's page: how to use it, how good it is, why it passed or not, what it was made from."""
@@ -96,7 +106,7 @@ def _use(entry: Entry, version: PromptVersion | None) -> list[str]:
 def _quality(report: Report | None, verdict: Verdict | None) -> list[str]:
     if report is None:
         return ["### Quality", "- not evaluated yet"]
-    lines = [f"### Quality on {report.rows} test rows", *(_compared(report, metric, title) for metric, title in (("accuracy", "accuracy"), ("macro_f1", "macro F1")))]
+    lines = [f"### Quality on {report.rows} test rows", *(_compared(report, metric) for metric in report.prompt.figures())]
     if verdict and verdict.comparison:
         pair = verdict.comparison
         interval = f"{pair.lower:+.3f} to {pair.upper:+.3f} at {pair.confidence:.0%}"
@@ -104,13 +114,13 @@ def _quality(report: Report | None, verdict: Verdict | None) -> list[str]:
     return lines
 
 
-def _compared(report: Report, metric: str, title: str) -> str:
-    def value(scores: Scores) -> str:
-        return f"{getattr(scores, metric):.3f}"
+def _compared(report: Report, metric: str) -> str:
+    def value(scores: Scores | TextScores) -> str:
+        return f"{scores.figures()[metric]:.3f}"
 
     between = report.interval.get(metric)
     interval = f" ({between[0]:.3f} to {between[1]:.3f})" if between else ""
-    return f"- {title}: **{value(report.prompt)}**{interval}; without a prompt {value(report.zero_shot)}, majority {value(report.majority)}"
+    return f"- {title_of(metric)}: **{value(report.prompt)}**{interval}; without a prompt {value(report.zero_shot)}, majority {value(report.majority)}"
 
 
 def _decision(verdict: Verdict | None) -> list[str]:
@@ -131,7 +141,10 @@ def _origin(entry: Entry) -> list[str]:
         lines.append(f"- data {entry.snapshot.source}, snapshot `{manifest.snapshot[:12]}` ({rows} rows)")
     else:
         lines.append(f"- data snapshot `{manifest.snapshot[:12]}`")
-    lines.append(f"- {tuned.steps} steps in {tuned.seconds:.0f} s, best dev score {tuned.best_dev:.3f} at step {tuned.best_step}, seed {manifest.seed}")
-    lines.append(f"- template [{entry.task}.template](#/prompts/{entry.task}.template), labels {', '.join(manifest.labels)}")
+    if tuned.steps:
+        lines.append(f"- {tuned.steps} steps in {tuned.seconds:.0f} s, best dev score {tuned.best_dev:.3f} at step {tuned.best_step}, seed {manifest.seed}")
+    else:
+        lines.append(f"- imported, not trained here: dev score {tuned.best_dev:.3f}; its training rows are not known")
+    lines.append(f"- template [{entry.task}.template](#/prompts/{entry.task}.template), answers {manifest.answers}")
     lines.append(f"- bytes at `{entry.store}/prompts/{entry.task}/{entry.digest}`")
     return lines

@@ -224,9 +224,12 @@ class Ledger:
         record = self._value(select(tables.training.c.record).where(tables.training.c.task == task, tables.training.c.training_key == training_key))
         return TunedPrompt.model_validate(record) if record else None
 
-    def save_tuned(self, tuned: TunedPrompt) -> None:
-        """Remember the prompt under its training key, in place of an earlier one."""
-        self._save(tables.training, {"task": tuned.task, "training_key": tuned.training_key}, record=tuned.to_json())
+    def save_tuned(self, *prompts: TunedPrompt) -> None:
+        """Remember prompts under their training keys, in place of earlier ones: those of one gang all or none."""
+        with self._database.writing() as connection:
+            for tuned in prompts:
+                key = {"task": tuned.task, "training_key": tuned.training_key}
+                _put(connection, tables.training, key, record=tuned.to_json(), at=now())
 
     def report(self, evaluation_key: str) -> Report | None:
         """The evaluation that was made under that key."""

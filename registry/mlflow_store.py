@@ -282,7 +282,7 @@ def _registered_model(client: "MlflowClient", entry: Entry) -> None:
     from mlflow.exceptions import MlflowException
 
     manifest = entry.artifact.manifest
-    description = f"Soft prompts for **{entry.task}** on the frozen `{manifest.base_model.name}`, {len(manifest.labels)} labels. `ptp show {entry.task}` tells what is in production and why."
+    description = f"Soft prompts for **{entry.task}** on the frozen `{manifest.base_model.name}`, answering {manifest.answers}. `ptp show {entry.task}` tells what is in production and why."
     try:
         client.create_registered_model(entry.task, tags={"ptp.task": entry.task}, description=description)
     except MlflowException as error:
@@ -300,7 +300,7 @@ def _template(client: "MlflowClient", experiment: str, entry: Entry) -> dict[str
         client.create_prompt(name, description=f"The text that stands behind the soft prompt of {entry.task}", tags=shown_in)
     found = client.search_model_versions(f"name='{name}' and tags.`{IS_PROMPT_TAG}`='true' and tags.`ptp.template`='{tags['ptp.template']}'")
     if not found:
-        return {"name": name, "version": str(client.create_prompt_version(name, text, description=f"labels {', '.join(manifest.labels)}", tags=tags).version)}
+        return {"name": name, "version": str(client.create_prompt_version(name, text, description=f"answers {manifest.answers}", tags=tags).version)}
     version = min((str(version.version) for version in found), key=int)
     client.set_prompt_version_tag(name, version, "ptp.digest", entry.digest)
     return {"name": name, "version": version}

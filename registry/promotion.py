@@ -1,4 +1,4 @@
-"""Promotion and rollback: the only two ways to move an alias, both through the ledger."""
+"""Promotion and rollback: the only ways to move an alias, all through the ledger."""
 
 import logging
 import re
@@ -40,6 +40,21 @@ def promote(registry: Registry, task: Task, version: int, cause: Cause, alias: s
         _check_base(task, _verified(registry, wanted))
         verdict = _gated(registry, task, wanted, head) if alias in GATED else registry.ledger.latest_verdict(task.name, wanted.digest)
         head = registry.ledger.append(_move(wanted, alias, cause, verdict), head.seq if head else 0)
+    _follow(registry, head)
+    return head
+
+
+def point(registry: Registry, version: PromptVersion, cause: Cause, alias: str) -> Promotion:
+    """Let an alias that no gate guards name the version: for what has no task, such as a shared prompt.
+
+    Raises PromotionRefused for a gated alias, or bytes that are missing or altered; PromotionConflict.
+    """
+    if checked_alias(alias) in GATED:
+        raise PromotionRefused(f"{version.task}@{alias}: this alias is gated, and {version.task} has no gate; take another alias")
+    head = registry.ledger.head(version.task, alias)
+    if head is None or head.version != version.number:
+        _verified(registry, version)
+        head = registry.ledger.append(_move(version, alias, cause, None), head.seq if head else 0)
     _follow(registry, head)
     return head
 

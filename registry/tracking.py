@@ -24,10 +24,14 @@ class Tracking:
         self.lost = 0
         self._client: MlflowClient = connect(uri)
 
-    def start(self, task: str, params: Mapping[str, str | int | float], tags: Mapping[str, str]) -> str | None:
-        """Begin a run; None where MLflow does not answer: then its points are dropped, the ledger keeps the curve."""
+    def start(self, task: str, params: Mapping[str, str | int | float], tags: Mapping[str, str], run: str | None = None) -> str | None:
+        """Begin a run, or go on with `run`; None where MLflow does not answer: then its points are dropped, the ledger keeps the curve."""
         from mlflow.entities import Param
 
+        if run is not None:
+            with self._forgiving(f"that run {run} goes on"):
+                self._client.update_run(run, "RUNNING")
+            return run
         with self._forgiving(f"the training of {task}"):
             experiment = experiment_of(self._client, task)
             run = str(self._client.create_run(experiment, tags=dict(tags), run_name=task).info.run_id)

@@ -3,7 +3,7 @@
 import pytest
 
 from ptpipeline.gate import decide, gate_key
-from ptpipeline.records import PairedDifference, Report, Scores, Verdict
+from ptpipeline.records import PairedDifference, Report, Scores, TextScores, Verdict
 from ptpipeline.task import Task
 from tests.tuning.jobs import declared
 
@@ -45,6 +45,14 @@ def test_a_good_first_prompt_passes() -> None:
 )
 def test_each_check_fails_alone(measured: Report, stored: int, check: str) -> None:
     assert failed(decide(TASK, measured, stored, None, None)) == [check]
+
+
+@pytest.mark.parametrize(("share", "passes"), [(0.97, True), (0.99, False)])
+def test_a_prompt_that_always_writes_the_same_text_has_collapsed(share: float, passes: bool) -> None:
+    texts = TextScores(exact_match=0.9, token_f1=0.9, rouge_l=0.9, bleu=0.9, most_frequent_share=share)
+    lenient = TASK.model_copy(update={"gate": TASK.gate.model_copy(update={"metric": "bleu"})})
+    measured = report().model_copy(update={"prompt": texts, "zero_shot": texts.model_copy(update={"bleu": 0.1}), "interval": {"bleu": (0.8, 1.0)}})
+    assert decide(lenient, measured, 1000, None, None).passed is passes
 
 
 def test_the_minimum_itself_suffices() -> None:

@@ -103,6 +103,10 @@ def test_a_broken_record_of_the_stack_is_named(home: Path, body: bytes) -> None:
 
 
 def test_a_wrong_variable_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTP_CHECKPOINT_SECONDS", "0")
+    with pytest.raises(SettingsError, match=r"PTP_CHECKPOINT_SECONDS: .*greater than 0; found '0'"):
+        load_settings()
+    monkeypatch.delenv("PTP_CHECKPOINT_SECONDS")
     monkeypatch.setenv("PTP_DTYPE", "float8")
     with pytest.raises(SettingsError, match=r"PTP_DTYPE: .*'auto', 'float32' or 'bfloat16'; found 'float8'"):
         load_settings()

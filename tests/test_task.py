@@ -61,7 +61,7 @@ def test_every_shipped_task_loads() -> None:
     ("old", "new", "line", "expected"),
     [
         ("tune: {steps: 5}", "tune: {step: 5}", 10, "tune.step: unknown field; allowed here: batch_size, encoder, encoder_width"),
-        ("  text: text\n", "  text: text\n  txet: b\n", 6, "data.txet: unknown field; allowed here: checks, label, source, split, text"),
+        ("  text: text\n", "  text: text\n  txet: b\n", 6, "data.txet: unknown field; allowed here: checks, label, source, split, target, text"),
         ("steps: 5", "steps: many", 10, "tune.steps: found 'many': Input should be a valid integer"),
         ("steps: 5", "steps: 0", 10, "tune.steps: found 0: Input should be greater than or equal to 1"),
         ("steps: 5", "learning_rate: .inf", 10, "tune.learning_rate: found inf: Input should be a finite number"),
@@ -76,7 +76,7 @@ def test_every_shipped_task_loads() -> None:
         ("label: label", "label: {column: a, bins: {bad: [1, 2]}}", 1, "names ['bad'], labels names ['bad', 'good']"),
         ("dev: 0.1", "dev: 0.8", 7, "dev + test = 1 leaves under a tenth of the rows"),
         ('good: " good"', 'good: " bad"', 9, "two labels have the same words"),
-        ("metric: accuracy, ", "metric: recall, ", 11, "gate.metric: found 'recall': Input should be 'accuracy' or 'macro_f1'"),
+        ("metric: accuracy, ", "metric: recall, ", 11, "gate.metric: found 'recall': Input should be 'accuracy', 'macro_f1', 'exact_match', 'token_f1', 'rouge_l' or 'bleu'"),
         ("base_model: tiny\n", "", 1, "base_model: this field is required and missing"),
         ("gate:", "schedule: {cron: '0 2 * * *', timezone: Asia/Soul}\ngate:", 11, "schedule.timezone: found 'Asia/Soul'"),
         ("gate:", "schedule: {cron: nightly}\ngate:", 11, "schedule.cron: found 'nightly'"),
@@ -94,6 +94,44 @@ def test_an_error_names_line_field_found_and_allowed(tmp_path: Path, old: str, n
     message = message_of(tmp_path, GOOD.replace(old, new))
     assert message.startswith(f":{line}: ")
     assert expected in message
+
+
+GENERATES = GOOD.replace("label: label", "target: answer").replace('labels: {bad: " bad", good: " good"}', "generate: {max_new_tokens: 8}").replace("accuracy", "rouge_l")
+
+
+def test_a_task_may_answer_in_free_text(tmp_path: Path) -> None:
+    task = load_task(written(tmp_path, GENERATES))
+    assert task.generate is not None
+    assert (task.generate.max_new_tokens, task.labels, task.data.target) == (8, {}, "answer")
+    longer = load_task(written(tmp_path, GENERATES.replace("max_new_tokens: 8", "max_new_tokens: 9")))
+    assert task.recipe_digest() != longer.recipe_digest()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "expected"),
+    [
+        ("max_new_tokens: 8", "max_new_tokens: 0", 9, "generate.max_new_tokens: found 0: Input should be greater than or equal to 1"),
+        ("max_new_tokens: 8", "max_new_tokens: 1025", 9, "less than or equal to 1024"),
+        ("max_new_tokens: 8", "max_tokens: 8", 9, "generate.max_tokens: unknown field; allowed here: max_new_tokens"),
+        ("target: answer", "label: answer", 9, "names the column of its texts as `data.target`, not `data.label`"),
+        ("target: answer", "target: answer\n  label: label", 3, "name one column of answers"),
+        ("  target: answer\n", "", 3, "name one column of answers"),
+        ("generate: {max_new_tokens: 8}\n", "", 1, "at least two labels, or `generate: {max_new_tokens: 64}` and `data.target`"),
+        ("generate: {max_new_tokens: 8}", 'labels: {bad: " bad", good: " good"}', 9, "`data.target` is the column of a task with `generate`"),
+        ("tune:", 'labels: {bad: " bad", good: " good"}\ntune:', 10, "leave one out"),
+        ("rouge_l", "accuracy", 11, "gate.metric is accuracy, but the task answers in free text: take one of exact_match, token_f1, rouge_l, bleu"),
+        ("{steps: 5}", "{method: ensemble, ensemble: {members: 2}}", 10, "free texts have neither"),
+    ],
+)
+def test_the_two_kinds_of_task_do_not_mix(tmp_path: Path, old: str, new: str, line: int, expected: str) -> None:
+    assert old in GENERATES
+    message = message_of(tmp_path, GENERATES.replace(old, new))
+    assert message.startswith(f":{line}: ")
+    assert expected in message
+
+
+def test_a_metric_of_texts_does_not_judge_labels(tmp_path: Path) -> None:
+    assert "take one of accuracy, macro_f1" in message_of(tmp_path, GOOD.replace("metric: accuracy", "metric: bleu"))
 
 
 @pytest.mark.parametrize("template", ["{text.__class__}", "{text[0]}", "{text!r}", "{text:>9}", "{other}", "{}", "no field", "{text}{text}", "{text"])

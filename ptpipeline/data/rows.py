@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 
 
 class Row(NamedTuple):
-    """One example; `id` is the first 16 hex digits of the sha256 of its normalised text, with -2, -3... for repeats."""
+    """One example; `id` is the first 16 hex digits of the sha256 of its normalised text, with -2, -3... for repeats.
+
+    `label` is the name of a label, or the target text of a generation task.
+    """
 
     id: str
     text: str
@@ -80,15 +83,17 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
     """
     book = _Book(task.data, source.source)
     found = _found_rows(source)
-    found = book.without("encoding", found, {row.number for row in found if REPLACEMENT in row.text})
-    found = book.without("empty_text", found, {row.number for row in found if not row.normal})
-    rows = _labelled(task, found, book)
+    found = book.without("encoding", found, {row.number for row in found if REPLACEMENT in row.text + _target(task, row)})
+    empty = {row.number for row in found if not row.normal or (task.generate and not _target(task, row).strip())}
+    found = book.without("empty_text", found, empty)
+    rows = _targeted(task, found) if task.generate else _labelled(task, found, book)
     rows = book.without("duplicate", rows, _duplicates(rows))
     rows = book.without("conflicting_label", rows, _conflicts(rows))
     rows = book.without("split_overlap", rows, _overlaps(rows))
     if not rows:
         raise DataError(f"{source.source}: no row is left after the checks; see data.checks and data.label of task {task.name}")
-    book.enough(rows, task.labels)
+    if not task.generate:
+        book.enough(rows, task.labels)
     return CheckedRows(rows, book.checks)
 
 
@@ -118,11 +123,20 @@ def _labelled(task: Task, found: list[_Found], book: "_Book") -> list[CheckedRow
     return [CheckedRow(row.number, row.text, row.normal, labels[row.number] or "", split_of(_split_key(row), spec)) for row in found]
 
 
+def _targeted(task: Task, found: list[_Found]) -> list[CheckedRow]:
+    """The rows of a generation task, with their target texts as they stand in the source."""
+    return [CheckedRow(row.number, row.text, row.normal, _target(task, row), split_of(_split_key(row), task.data.split)) for row in found]
+
+
+def _target(task: Task, row: _Found) -> str:
+    return row.raw_label or "" if task.generate else ""
+
+
 def _split_key(row: _Found) -> str:
     return row.normal if row.group is None else str(row.group)
 
 
-def _label(value: Any, rule: str | Binned, known: Iterable[str]) -> str | None:
+def _label(value: Any, rule: str | Binned | None, known: Iterable[str]) -> str | None:
     """The label of a cell; None where it is unknown, '' where its number lies in no bin."""
     if not isinstance(rule, Binned):
         return str(value) if value is not None and str(value) in known else None
@@ -147,13 +161,13 @@ def _number(value: Any) -> float | None:
 
 
 def _duplicates(rows: list[CheckedRow]) -> set[int]:
-    """All but the first of the rows with the same normalised text and label."""
+    """All but the first of the rows with the same normalised text and label, or target."""
     first: dict[tuple[str, str], int] = {}
     return {row.number for row in rows if first.setdefault((row.normal, row.label), row.number) != row.number}
 
 
 def _conflicts(rows: list[CheckedRow]) -> set[int]:
-    """Every row whose normalised text stands under two labels: neither can be trusted."""
+    """Every row whose normalised text stands under two labels, or before two targets: neither can be trusted."""
     labels: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         labels[row.normal].add(row.label)
@@ -185,10 +199,10 @@ def _shortages(rows: list[CheckedRow], labels: Iterable[str], minimum: int) -> l
 
 _MEANING = {
     "encoding": "bytes that are not UTF-8",
-    "empty_text": "no text",
+    "empty_text": "no text, or no target",
     "unknown_label": "a label that the task's `labels` or bins do not name",
-    "duplicate": "a text that came before under the same label",
-    "conflicting_label": "a text that stands under two labels",
+    "duplicate": "a text that came before under the same label or target",
+    "conflicting_label": "a text that stands under two labels or targets",
     "split_overlap": "a text that stands in another split too",
     "rows_per_label": "too few rows",
 }

@@ -24,7 +24,10 @@ _TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 class SourceRows(NamedTuple):
-    """The columns of a source that a task names, equally long, in file order; `groups` is None without a group column."""
+    """The columns of a source that a task names, equally long, in file order; `groups` is None without a group column.
+
+    `labels` holds the targets of a generation task.
+    """
 
     source: str
     texts: list[str | None]
@@ -39,7 +42,8 @@ def source_key(task: Task, home: Path) -> str:
     DataError where the local file is missing.
     """
     content = None if task.data.source.path is None else _file_identity(_local_file(task, home))
-    return digest_of({"ingest": INGEST_VERSION, "data": task.data.model_dump(mode="json"), "labels": sorted(task.labels), "content": content})
+    settings = task.data.model_dump(mode="json", exclude={"target"} if task.data.target is None else None)
+    return digest_of({"ingest": INGEST_VERSION, "data": settings, "labels": sorted(task.labels), "content": content})
 
 
 def source_name(source: Source) -> str:
@@ -48,7 +52,7 @@ def source_name(source: Source) -> str:
 
 
 def read_rows(task: Task, home: Path) -> SourceRows:
-    """The text, label and group columns of the task's source.
+    """The text, label (or target) and group columns of the task's source.
 
     Raises DataError where the file is missing, empty, malformed, or has not the columns that the task names;
     ServiceUnavailable where a package cannot be fetched.
@@ -59,16 +63,18 @@ def read_rows(task: Task, home: Path) -> SourceRows:
         raise DataError(f"{name}: the file is empty; expected rows in {source.format}")
     table = _load(path, source, home)
     label = task.data.label.column if isinstance(task.data.label, Binned) else task.data.label
-    group = task.data.split.group
-    for field, column in (("text", task.data.text), ("label", label), ("split.group", group)):
+    group, texts = task.data.split.group, {"text": task.data.text, "target": task.data.target}
+    for field, column in ({**texts, "label": label, "split.group": group}).items():
         if column is not None and column not in table.column_names:
             raise DataError(f"{name}: no column {column!r}, which data.{field} names; the columns are {', '.join(table.column_names)}")
     if len(table) == 0:
         raise DataError(f"{name}: the file has columns but no rows")
-    kind = getattr(table.features[task.data.text], "dtype", "nested values")
-    if kind not in _TEXT_TYPES:
-        raise DataError(f"{name}: column {task.data.text!r}, which data.text names, holds {kind}; expected text")
-    return SourceRows(name, list(table[task.data.text]), list(table[label]), None if group is None else list(table[group]))
+    for field, column in texts.items():
+        kind = getattr(table.features[column], "dtype", "nested values") if column else "string"
+        if kind not in _TEXT_TYPES:
+            raise DataError(f"{name}: column {column!r}, which data.{field} names, holds {kind}; expected text")
+    answers = table[label or task.data.target]
+    return SourceRows(name, list(table[task.data.text]), list(answers), None if group is None else list(table[group]))
 
 
 def _local_file(task: Task, home: Path) -> Path:

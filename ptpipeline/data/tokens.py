@@ -18,8 +18,37 @@ class LabelTokens(NamedTuple):
     ids: tuple[tuple[int, ...], ...]
 
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest label."""
+        return max(len(ids) for ids in self.ids)
+
+
+class FreeText(NamedTuple):
+    """A generation task's answers: any text of up to `limit` tokens, which the token `end` ends."""
+
+    limit: int
+    end: int
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest answer."""
+        return self.limit
+
+    def target(self, rendered: str, target: str, what: str, encode: Encode) -> tuple[int, ...]:
+        """Token ids of a target behind its rendered text, then the end token, which does not count towards the limit.
+
+        One space joins the two unless the text ends in white space, since byte-pair vocabularies hold words with the space
+        in front of them. ContextError naming `what` where the target has more tokens than will ever be generated.
+        """
+        ids = encode(("" if rendered[-1:].isspace() else " ") + target.strip(), False)
+        if len(ids) > self.limit:
+            raise ContextError(f"{what}: the target has {len(ids)} tokens, at most {self.limit} are generated; raise generate.max_new_tokens, or leave the row out")
+        return (*ids, self.end)
+
+
 class EncodedRow(NamedTuple):
-    """One rendered text as token ids, the ids that are to follow it, and the label that they stand for."""
+    """One rendered text as token ids, the ids that are to follow it, and the label or target that they stand for."""
 
     id: str
     ids: list[int]
@@ -41,16 +70,16 @@ def label_tokens(task: str, labels: dict[str, str], encode: Encode) -> LabelToke
     return LabelTokens(tuple(labels), ids)
 
 
-def max_input_tokens(context: int, virtual_tokens: int, labels: LabelTokens) -> int:
-    """How many tokens a rendered text may have: the context less the prompt and the longest label.
+def max_input_tokens(context: int, virtual_tokens: int, answers: LabelTokens | FreeText) -> int:
+    """How many tokens a rendered text may have: the context less the prompt and the longest label, or all new tokens.
 
     Raises ContextError where that leaves no room for a text.
     """
-    longest = max(len(ids) for ids in labels.ids)
-    room = context - virtual_tokens - longest
+    room = context - virtual_tokens - answers.longest
     if room < 1:
+        answer = "a label" if isinstance(answers, LabelTokens) else "an answer"
         raise ContextError(
-            f"tune.num_virtual_tokens: {virtual_tokens} virtual tokens and a label of {longest} leave no room for text "
+            f"tune.num_virtual_tokens: {virtual_tokens} virtual tokens and {answer} of {answers.longest} leave no room for text "
             f"in the base model's context of {context}; take a shorter prompt"
         )
     return room
@@ -62,23 +91,27 @@ def encode_text(template: str, text: str, limit: int, what: str, encode: Encode)
     if not ids:
         raise ContextError(f"{what}: the rendered text has no tokens")
     if len(ids) > limit:
-        raise ContextError(f"{what}: the text has {len(ids)} tokens, at most {limit} fit beside the prompt and the label; shorten it")
+        raise ContextError(f"{what}: the text has {len(ids)} tokens, at most {limit} fit beside the prompt and the answer; shorten it")
     return ids
 
 
 class TaskText(NamedTuple):
-    """How one task turns rows into tokens."""
+    """How one task turns rows into tokens; `labels` is empty where it answers in `free` text."""
 
     task: str
     template: str
     labels: LabelTokens
     limit: int
     encode: Encode
+    free: FreeText | None = None
 
     def rows(self, rows: Sequence[Row]) -> list[EncodedRow]:
-        """All rows encoded; ContextError names the first that is too long."""
-        target = dict(zip(self.labels.names, self.labels.ids, strict=True))
-        return [
-            EncodedRow(row.id, encode_text(self.template, row.text, self.limit, f"task {self.task}, row {row.id}", self.encode), target[row.label], row.label)
-            for row in rows
-        ]
+        """All rows encoded; ContextError names the first whose text or target is too long."""
+        return [self._row(row) for row in rows]
+
+    def _row(self, row: Row) -> EncodedRow:
+        what = f"task {self.task}, row {row.id}"
+        ids = encode_text(self.template, row.text, self.limit, what, self.encode)
+        if self.free is None:
+            return EncodedRow(row.id, ids, self.labels.ids[self.labels.names.index(row.label)], row.label)
+        return EncodedRow(row.id, ids, self.free.target(render(self.template, row.text), row.label, what, self.encode), row.label)

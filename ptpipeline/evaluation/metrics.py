@@ -1,20 +1,22 @@
-"""Metrics of predicted labels, by scikit-learn."""
+"""Metrics of answers: of predicted labels by scikit-learn, of generated texts in texts.py."""
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, precision_recall_fscore_support
 
-from ptpipeline.records import Scores
+from ptpipeline.evaluation.texts import measure_texts
+from ptpipeline.records import Metric, Scores
 
 
-def measure(metric: Literal["accuracy", "macro_f1"], truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> float:
-    """One metric: the share of rows that were right, or the unweighted mean of the labels' F1 (0 where never predicted)."""
+def measure(metric: Metric, truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> float:
+    """One metric: the share of rows that were right, the unweighted mean of the labels' F1 (0 where never predicted), or one of texts."""
     if metric == "accuracy":
         return float(accuracy_score(truth, predicted))
-    return float(f1_score(truth, predicted, labels=list(labels), average="macro", zero_division=0))
+    if metric == "macro_f1":
+        return float(f1_score(truth, predicted, labels=list(labels), average="macro", zero_division=0))
+    return measure_texts(metric, truth, predicted)
 
 
 def scores(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> Scores:
@@ -37,6 +39,6 @@ def scores(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
     )
 
 
-def majority(train_labels: dict[str, int]) -> str:
-    """The most frequent training label; ties go to the first in the alphabet."""
+def majority(train_labels: Mapping[str, int]) -> str:
+    """The most frequent training label, or target; ties go to the first in the alphabet."""
     return min(train_labels, key=lambda name: (-train_labels[name], name))

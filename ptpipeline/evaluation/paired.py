@@ -1,6 +1,7 @@
 """Intervals over test rows by scipy's paired bootstrap: of one metric, and of challenger minus champion."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +42,7 @@ def interval(metric: str, truth: Sequence[str], predicted: Sequence[str], labels
     def statistic(t: Codes, p: Codes, axis: int = -1) -> NDArray[np.float64]:
         return measure(t, p, len(labels))
 
-    return _bounds(_codes(labels, truth, predicted), statistic, confidence)
+    return resampled(_codes(labels, truth, predicted), statistic, confidence)
 
 
 def difference(
@@ -54,7 +55,7 @@ def difference(
     def statistic(t: Codes, a: Codes, b: Codes, axis: int = -1) -> NDArray[np.float64]:
         return measure(t, a, len(labels)) - measure(t, b, len(labels))
 
-    lower, upper = _bounds(codes, statistic, 2 * confidence - 1)
+    lower, upper = resampled(codes, statistic, 2 * confidence - 1)
     t, a, b = codes
     return PairedDifference(
         metric=metric, difference=float(statistic(t, a, b)), lower=lower, upper=upper, confidence=confidence, rows=len(truth), dropped=0
@@ -66,7 +67,20 @@ def _codes(labels: Sequence[str], *columns: Sequence[str]) -> tuple[Codes, ...]:
     return tuple(np.array([index[name] for name in column], dtype=np.int64) for column in columns)
 
 
-def _bounds(codes: tuple[Codes, ...], statistic: Callable[..., NDArray[np.float64]], confidence: float) -> tuple[float, float]:
+def mean_difference(metric: str, challenger: Sequence[float], champion: Sequence[float], confidence: float) -> PairedDifference:
+    """The same of a metric that every row has for itself: the mean of challenger minus champion, row by row."""
+    columns = (np.array(challenger) - np.array(champion),)
+    lower, upper = resampled(columns, np.mean, 2 * confidence - 1)
+    return PairedDifference(
+        metric=metric, difference=float(columns[0].mean()), lower=lower, upper=upper, confidence=confidence, rows=len(columns[0]), dropped=0
+    )
+
+
+def resampled(codes: Sequence[NDArray[Any]], statistic: Callable[..., NDArray[np.float64]], confidence: float) -> tuple[float, float]:
+    """Two-sided percentile interval of `statistic(*columns, axis=-1)` over resamples of the columns' rows, the same rows in each.
+
+    Raises ValueError where there are fewer than two rows.
+    """
     if len(codes[0]) < 2:
         raise ValueError(f"an interval needs at least two test rows, found {len(codes[0])}")
     found = bootstrap(

@@ -5,7 +5,7 @@ import io
 import numpy as np
 from matplotlib.figure import Figure
 
-from ptpipeline.records import Report, TunedPrompt
+from ptpipeline.records import Report, Scores, TunedPrompt
 
 
 def learning_curve(tuned: TunedPrompt, metric: str) -> bytes:
@@ -13,7 +13,7 @@ def learning_curve(tuned: TunedPrompt, metric: str) -> bytes:
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot([p.step for p in tuned.curve], [p.loss for p in tuned.curve], color="tab:blue", label="training loss")
-    axes.set(xlabel="step", ylabel="loss (nats per label token)", title=f"{tuned.task} {tuned.digest[:12]}: learning curve")
+    axes.set(xlabel="step", ylabel="loss (nats per target token)", title=f"{tuned.task} {tuned.digest[:12]}: learning curve")
     axes.set_ylim(bottom=0)
     dev = [(p.step, p.dev) for p in tuned.curve if p.dev is not None]
     right = axes.twinx()
@@ -25,10 +25,10 @@ def learning_curve(tuned: TunedPrompt, metric: str) -> bytes:
     return _png(figure)
 
 
-def confusion(report: Report) -> bytes:
-    """Rows of the test split by true and predicted label."""
-    labels = list(report.prompt.confusion)
-    counts = np.array([[report.prompt.confusion[true][name] for name in labels] for true in labels])
+def confusion(scores: Scores, report: Report) -> bytes:
+    """Rows of the report's test split by true and predicted label."""
+    labels = list(scores.confusion)
+    counts = np.array([[scores.confusion[true][name] for name in labels] for true in labels])
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     figure = Figure(figsize=(1.6 * len(labels) + 2.4, 1.4 * len(labels) + 1.8), layout="constrained")
     axes = figure.subplots()

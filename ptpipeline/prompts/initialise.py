@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ptpipeline.errors import DataError
-from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, virtual_tokens
+from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, like, tensors_of, virtual_tokens
 from ptpipeline.task import TextInit, Tune
 
 SAMPLED_ROWS = 5000  # Lester et al. 2021, section 3.2: the most frequent tokens, which BPE vocabularies list first
@@ -28,6 +28,7 @@ def initial_prompt(base: FrozenBase, tune: Tune, labels: Mapping[str, str], give
     """
     if given is not None:
         _check_given(base, tune, given)
+        given = like(given, [tensor.float() for tensor in tensors_of(given)])  # stored in 16 bit, where AdamW's epsilon is 0
     embeddings = given if given is not None else _drawn(base, tune, labels)
     if tune.method != "prefix" or isinstance(embeddings, KeyValues):
         return embeddings
@@ -110,7 +111,7 @@ def read_tensor(path: Path) -> Tensor:
     """The prompt [P, H] of a `.npy` file, or `embeddings` of a `.safetensors` file; DataError where it holds none."""
     try:
         if path.suffix == ".npy":
-            mapped = np.load(path, allow_pickle=False, mmap_mode="r")  # mapped: a header that states more than the file holds allocates nothing
+            mapped = np.lib.format.open_memmap(path, mode="r")  # a header that states more than the file holds allocates nothing
             tensor = torch.from_numpy(np.array(mapped))
         else:
             with safetensors.safe_open(path, framework="pt") as file:

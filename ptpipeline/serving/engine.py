@@ -10,16 +10,19 @@ import torch
 from torch import Tensor
 
 from ptpipeline.data.tokens import LabelTokens, encode_text, label_tokens
+from ptpipeline.errors import DataError
 from ptpipeline.models.frozen import FrozenBase, PrefixCache, stack_caches
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.placement import placed, text_encoder
 from ptpipeline.prompts.tensors import check_base, unpack
+from ptpipeline.serving.answers import Opening
+from ptpipeline.serving.answers import generate as generated
 from ptpipeline.serving.combine import combined
 from ptpipeline.serving.ranking import Query, rank
 
 
 class Loaded(NamedTuple):
-    """A verified prompt ready to answer: its artifact, the prefix cache of it or of its members, and its label tokens."""
+    """A verified prompt ready to answer: its artifact, the prefix cache of it or of its members, and its label tokens, if it has labels."""
 
     artifact: Artifact
     cache: PrefixCache
@@ -58,24 +61,49 @@ class Engine:
     def log_likelihoods(self, questions: Sequence[Question]) -> list[Tensor]:
         """Log-likelihood of every label [labels], one tensor per question; prompts may be mixed freely.
 
-        Raises ContextError where a text does not fit beside its prompt.
+        Raises ContextError where a text does not fit beside its prompt, DataError where a prompt has no labels.
         """
         if not questions:
             return []
+        cache, first = self._caches(questions)
+        queries = [self._queries(question, number, first[question.digest]) for number, question in enumerate(questions, 1)]
+        scores = iter(rank(self.base, cache, [query for group in queries for query in group]))
+        return [self._answer(question, [next(scores) for _ in group]) for question, group in zip(questions, queries, strict=True)]
+
+    def generate(self, questions: Sequence[Question]) -> list[str]:
+        """The text that follows each question behind its prompt; prompts may be mixed freely.
+
+        Raises ContextError where a text does not fit beside its prompt, DataError where a prompt answers with labels.
+        """
+        if not questions:
+            return []
+        cache, first = self._caches(questions)
+        return generated(self.base, cache, [self._opening(question, number, first[question.digest]) for number, question in enumerate(questions, 1)])
+
+    def _caches(self, questions: Sequence[Question]) -> tuple[PrefixCache, dict[str, int]]:
+        """The caches of all prompts asked as one, and where each prompt's begin in it."""
         digests = sorted({question.digest for question in questions})
         caches = [self._loaded[digest].cache for digest in digests]
-        first = dict(zip(digests, _starts(caches), strict=True))
-        queries = [self._queries(question, number, first[question.digest]) for number, question in enumerate(questions, 1)]
-        scores = iter(rank(self.base, stack_caches(caches), [query for group in queries for query in group]))
-        return [self._answer(question, [next(scores) for _ in group]) for question, group in zip(questions, queries, strict=True)]
+        return stack_caches(caches), dict(zip(digests, _starts(caches), strict=True))
 
     def _queries(self, question: Question, number: int, first: int) -> list[Query]:
         """The question behind each prompt of its version, whose caches start at `first`."""
         loaded = self._loaded[question.digest]
-        manifest = loaded.artifact.manifest
-        encode = text_encoder(self.base, manifest.placement)
-        ids = encode_text(manifest.template, question.text, manifest.max_input_tokens, f"text {number} for {manifest.task}", encode)
+        if not loaded.labels.names:
+            raise DataError(f"{loaded.artifact.manifest.task} answers {loaded.artifact.manifest.answers}: it has no labels to rank")
+        ids = self._encoded(question, number)
         return [Query(ids, loaded.labels, first + member) for member in range(len(loaded.cache.lengths))]
+
+    def _opening(self, question: Question, number: int, first: int) -> Opening:
+        manifest = self._loaded[question.digest].artifact.manifest
+        if manifest.generate is None:
+            raise DataError(f"{manifest.task} answers {manifest.answers}: it generates no text")
+        return Opening(self._encoded(question, number), manifest.generate.max_new_tokens, first)
+
+    def _encoded(self, question: Question, number: int) -> list[int]:
+        manifest = self._loaded[question.digest].artifact.manifest
+        encode = text_encoder(self.base, manifest.placement)
+        return encode_text(manifest.template, question.text, manifest.max_input_tokens, f"text {number} for {manifest.task}", encode)
 
     def _answer(self, question: Question, scores: list[Tensor]) -> Tensor:
         members = self._loaded[question.digest].artifact.manifest.members

@@ -7,7 +7,7 @@ from ptpipeline.errors import DataError, TaskFileError
 from ptpipeline.records import Snapshot, digest_of
 from ptpipeline.serving.resolver import resolve, split_reference
 from ptpipeline.storage import ObjectStore
-from ptpipeline.task import FileInit, Task, VersionInit
+from ptpipeline.task import CURRENT, FileInit, Task, VersionInit
 
 # Raise by one whenever the same rows, recipe and base would train to other numbers; a golden-number test notices.
 ENGINE_VERSION = 1
@@ -28,12 +28,14 @@ def training_key(task: Task, snapshot: Snapshot, base_fingerprint: str, start: s
 
 
 def start_digest(task: Task, store: ObjectStore) -> str | None:
-    """What the recipe's `init` names at this moment: a version's digest, a file's sha256, else None.
+    """What the recipe names at this moment to start from: the digest of a version or shared prompt, a file's sha256, else None.
 
     A champion that is the start is no part of the key: every promotion would train the task anew. Raises NotFound for a
     version that does not exist, DataError for a file, TaskFileError where a task starts from its own alias.
     """
     init = task.tune.init
+    if task.tune.shared is not None:
+        return resolve(store, f"{task.tune.shared}@{CURRENT}").artifact.digest
     if isinstance(init, VersionInit):
         name, at = split_reference(init.version)
         if name == task.name and not at.isdigit():

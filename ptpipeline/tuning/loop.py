@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 from ptpipeline.errors import BaseModelError, PtpError, TrainingError
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt, like, tensors_of
 from ptpipeline.prompts.placement import placed
-from ptpipeline.serving.ranking import rank
+from ptpipeline.serving.answers import answers
+from ptpipeline.tuning.checkpoint import Checkpoints
+from ptpipeline.tuning.clock import Clock
 from ptpipeline.tuning.member import Job, Member, Rows
 from ptpipeline.tuning.passes import Backward, examples_of
 from ptpipeline.tuning.selfcheck import SelfCheck, checked_path
@@ -24,26 +26,6 @@ RECORD_EVERY = 10  # steps between two points of the learning curve
 
 
 @dataclass
-class Clock:
-    """What the run's speed is computed from: wall seconds and text tokens trained on, evaluations apart."""
-
-    started: float = field(default_factory=time.perf_counter)
-    training: float = 0.0
-    tokens: int = 0
-    steps: int = 0
-
-    @property
-    def elapsed(self) -> float:
-        """Seconds since the run began."""
-        return time.perf_counter() - self.started
-
-    @property
-    def tokens_per_second(self) -> float:
-        """Text tokens (prompt tokens apart) per second of training steps."""
-        return self.tokens / max(self.training, 1e-9)
-
-
-@dataclass
 class Gang:
     """The members after training, the clock, and how the shared path compared with the reference."""
 
@@ -52,22 +34,30 @@ class Gang:
     check: SelfCheck
 
 
-def run_gang(base: FrozenBase, jobs: Sequence[Job], tracker: Tracker, report: Callable[[str], None] = log.info) -> Gang:
+def run_gang(
+    base: FrozenBase, jobs: Sequence[Job], tracker: Tracker, report: Callable[[str], None] = log.info, checkpoints: Checkpoints | None = None
+) -> Gang:
     """Train every job to its last step, its early stop or its own failure; `report` gets progress lines.
 
-    A member that fails ends alone, with `error` set. Raises BaseModelError where the base's weights changed.
+    Goes on from the gang's checkpoint where there is one, and leaves one behind at the end: removing it, once what the
+    gang came to is stored, is the caller's. A member that fails ends alone, with `error` set. Raises BaseModelError where
+    the base's weights changed.
     """
     before = base.weights_digest()
-    members = Member.gang_of(jobs)
+    members, clock = Member.gang_of(jobs), Clock()
     check = _self_check(base, members)
+    checkpoint = checkpoints.of(base, jobs, str(check.figures["path"])) if checkpoints else None
+    if checkpoint and (saved := checkpoint.load(jobs, report)):
+        members, clock = saved
     for member in members:
-        member.run = tracker.start(member.job.name, _parameters(base, member), {"ptp.task": member.job.task.name})
-    clock = Clock()
+        member.run = tracker.start(member.job.name, _parameters(base, member), {"ptp.task": member.job.task.name}, member.run)
     try:
         while active := [member for member in members if member.active]:
             _step(base, active, check.backward, clock)
             _after_step(base, active, clock, tracker, report)
-    except BaseException:  # also when interrupted: no run is left open
+            if checkpoint and checkpoint.due:
+                checkpoint.save(members, clock)
+    except BaseException:  # also when interrupted, no run is left open; within a step, there is no state to be saved
         for member in members:
             tracker.finish(member.run, "KILLED")
         raise
@@ -76,7 +66,11 @@ def run_gang(base: FrozenBase, jobs: Sequence[Job], tracker: Tracker, report: Ca
             member.error = TrainingError(f"task {member.job.name}: no step was evaluated on dev")
         tracker.finish(member.run, "FAILED" if member.error else "FINISHED")
     if base.weights_digest() != before:
+        if checkpoint:
+            checkpoint.clear()
         raise BaseModelError(f"base model {base.ref.name}: its weights changed while training; nothing of this run is kept")
+    if checkpoint:
+        checkpoint.save(members, clock)
     return Gang(members, clock, check)
 
 
@@ -143,16 +137,16 @@ def _after_step(base: FrozenBase, active: list[Member], clock: Clock, tracker: T
 
 
 def _evaluate(base: FrozenBase, due: list[Member]) -> dict[str, float]:
-    """Dev metric of each member that is due, all of them in one mixed ranking."""
+    """Dev metric of each member that is due; all of them are asked together, the stored form of each prompt."""
     rounded = [(member, stored) for member in due if (stored := member.stored()) is not None]
     if not rounded:
         return {}
     with torch.inference_mode():
         cache = base.prefix([placed(base, stored, member.job.tune.placement) for member, stored in rounded])
     queries = [member.dev_queries(index) for index, (member, _) in enumerate(rounded)]
-    scores = iter(rank(base, cache, [query for rows in queries for query in rows]))
+    answered = iter(answers(base, cache, [query for rows in queries for query in rows]))
     judged = zip(rounded, queries, strict=True)
-    return {member.job.name: member.judge(stored, [next(scores) for _ in rows]) for (member, stored), rows in judged}
+    return {member.job.name: member.judge(stored, [next(answered) for _ in rows]) for (member, stored), rows in judged}
 
 
 def _progress(member: Member, active: list[Member], clock: Clock, dev: float | None) -> str:

@@ -16,6 +16,7 @@ from ptpipeline.prompts.parameterise import Parameterisation, parameterise
 from ptpipeline.prompts.placement import placed
 from ptpipeline.prompts.tensors import stored_value
 from ptpipeline.records import CurvePoint
+from ptpipeline.serving.answers import Opening
 from ptpipeline.serving.ranking import Query
 from ptpipeline.task import Task, Tune
 from ptpipeline.tuning.sampler import batches
@@ -159,15 +160,14 @@ class Member:
             f"task {self.job.name}: loss or gradient is not finite at step {self.step} (loss {loss}); lower tune.learning_rate"
         )
 
-    def dev_queries(self, index: int) -> list[Query]:
-        """The dev split for ranking, behind prompt `index` of a cache."""
-        return [Query(row.ids, self.job.text.labels, index) for row in self.job.dev]
+    def dev_queries(self, index: int) -> list[Query | Opening]:
+        """What to ask for the dev split behind prompt `index` of a cache: labels to rank, or texts to go on from."""
+        labels, free = self.job.text.labels, self.job.text.free
+        return [Opening(row.ids, free.limit, index) if free else Query(row.ids, labels, index) for row in self.job.dev]
 
-    def judge(self, stored: SoftPrompt, log_likelihoods: list[Tensor]) -> float:
-        """The dev metric of these rankings, made behind the prompt as it would be stored; kept where it is the best so far."""
-        names = self.job.text.labels.names
-        predicted = [names[int(scores.argmax())] for scores in log_likelihoods]
-        metric = measure(self.job.task.gate.metric, [row.label for row in self.job.dev], predicted, names)
+    def judge(self, stored: SoftPrompt, answers: Sequence[str]) -> float:
+        """The dev metric of these answers, made behind the prompt as it would be stored; kept where it is the best so far."""
+        metric = measure(self.job.task.gate.metric, [row.label for row in self.job.dev], answers, self.job.text.labels.names)
         if metric > self.best_dev:
             self.best, self.best_step, self.best_dev, self.stale = stored, self.step, metric, 0
         else:

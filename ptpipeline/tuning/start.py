@@ -12,7 +12,7 @@ from ptpipeline.prompts.tensors import unpack
 from ptpipeline.records import PRODUCTION
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.storage import ObjectStore
-from ptpipeline.task import FileInit, Task, VersionInit
+from ptpipeline.task import CURRENT, FileInit, Task, VersionInit
 from ptpipeline.tuning.key import start_digest
 
 log = logging.getLogger(__name__)
@@ -35,10 +35,11 @@ def start_of(base: FrozenBase, task: Task, store: ObjectStore, report: Callable[
     init, key = task.tune.init, start_digest(task, store)
     if isinstance(init, FileInit):
         return Start(read_tensor(Path(init.file).expanduser()), key, [])
-    if isinstance(init, VersionInit):
-        artifact = resolve(store, init.version).artifact
+    version = f"{task.tune.shared}@{CURRENT}" if task.tune.shared else init.version if isinstance(init, VersionInit) else None
+    if version is not None:
+        artifact = resolve(store, version).artifact
         if artifact.manifest.members:
-            raise DataError(f"task {task.name}: tune.init.version: {init.version} is an ensemble; name one of its members' tasks instead")
+            raise DataError(f"task {task.name}: tune.init.version: {version} is an ensemble; name one of its members' tasks instead")
         return Start(unpack(artifact, base.ref), key, [artifact.digest])
     return _champion(base, task, store, report) if init == "champion" else Start(None, None, [])
 

@@ -6,20 +6,21 @@ from typing import Any, NamedTuple
 import torch
 
 from ptpipeline.data.snapshot import load_split
-from ptpipeline.data.tokens import TaskText, label_tokens, max_input_tokens
-from ptpipeline.errors import PtpError, Terminal, TrainingError
+from ptpipeline.data.tokens import FreeText, TaskText, label_tokens, max_input_tokens
+from ptpipeline.errors import BaseModelError, PtpError, Terminal, TrainingError
 from ptpipeline.evaluation.metrics import measure
-from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.frozen import FrozenBase, SoftPrompt
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.initialise import initial_prompt
 from ptpipeline.prompts.placement import extra_tokens, placed, text_encoder
 from ptpipeline.prompts.tensors import pack, pack_ensemble
 from ptpipeline.records import Snapshot, Trial, TunedPrompt
 from ptpipeline.serving.combine import combined
-from ptpipeline.serving.ranking import rank
+from ptpipeline.serving.ranking import Query, rank
 from ptpipeline.storage import ObjectStore
 from ptpipeline.task import Task, Tune
 from ptpipeline.tuning.advice import advice
+from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.key import ENGINE_VERSION, training_key
 from ptpipeline.tuning.loop import Gang, run_gang
 from ptpipeline.tuning.member import Job, Member
@@ -46,21 +47,22 @@ class Work(NamedTuple):
 
 
 def tune(
-    base: FrozenBase, wanted: Sequence[tuple[Task, Snapshot]], store: ObjectStore, tracker: Tracker, report: Callable[[str], None]
+    base: FrozenBase, wanted: Sequence[tuple[Task, Snapshot]], checkpoints: Checkpoints, tracker: Tracker, report: Callable[[str], None]
 ) -> dict[str, Trained | PtpError]:
     """Train one gang; per task the trained artifact, or the error that ended it alone.
 
-    Nothing is written: staging the artifacts is the caller's. Raises BaseModelError where the base changed.
+    Reads from the store of the checkpoints, and writes nothing else there: staging the artifacts, and clearing the
+    checkpoints after that, is the caller's. Raises BaseModelError where the base changed.
     """
     outcomes: dict[str, Trained | PtpError] = {}
     works = []
     for task, snapshot in wanted:
         try:
-            works.append(_work(base, task, snapshot, store, report))
+            works.append(_work(base, task, snapshot, checkpoints.store, report))
         except Terminal as error:
             outcomes[task.name] = error
     if works:
-        gang = run_gang(base, [job for work in works for job in work.jobs], tracker, report)
+        gang = run_gang(base, [job for work in works for job in work.jobs], tracker, report, checkpoints)
         members = iter(gang.members)
         for work in works:
             outcomes[work.task.name] = _outcome(base, work, [next(members) for _ in work.jobs], gang)
@@ -70,23 +72,39 @@ def tune(
 def task_text(base: FrozenBase, task: Task, tune: Tune) -> TaskText:
     """How the task's rows become tokens of this base; ContextError where the prompt leaves no room for text."""
     labels = label_tokens(task.name, task.labels, base.encode)
-    limit = max_input_tokens(base.context, tune.num_virtual_tokens + extra_tokens(tune.placement), labels)
-    return TaskText(task.name, task.template, labels, limit, text_encoder(base, tune.placement))
+    free = FreeText(task.generate.max_new_tokens, end_token(base)) if task.generate else None
+    limit = max_input_tokens(base.context, tune.num_virtual_tokens + extra_tokens(tune.placement), free or labels)
+    return TaskText(task.name, task.template, labels, limit, text_encoder(base, tune.placement), free)
+
+
+def end_token(base: FrozenBase) -> int:
+    """The token that targets end with: the tokenizer's own end of text where decoding stops at it, else the first that it stops at.
+
+    Raises BaseModelError where the base states none.
+    """
+    if not base.ends:
+        raise BaseModelError(f"base model {base.ref.name}: neither tokenizer nor generation_config.json states an end-of-text token; generation needs one")
+    own = base.tokenizer.eos_token_id
+    return own if own in base.ends else min(base.ends)
 
 
 def _work(base: FrozenBase, task: Task, snapshot: Snapshot, store: ObjectStore, report: Callable[[str], None]) -> Work:
     start, variants = start_of(base, task, store, report), task.tune.variants()
     longest = max(variants, key=lambda variant: variant.num_virtual_tokens)
-    text = task_text(base, task, longest)
-    train, dev = (text.rows(load_split(store, snapshot, split)) for split in ("train", "dev"))
+    first = job_of(base, task, longest, snapshot, store, start.prompt)
     warnings = advice(longest, base)
     for warning in warnings:
         report(f"{task.name}: {warning}")
-    jobs = [
-        Job(_trial(task, variant), task, variant, initial_prompt(base, variant, task.labels, start.prompt), text, train, dev)
-        for variant in variants
-    ]
+    starts = [initial_prompt(base, variant, task.labels, start.prompt) for variant in variants]
+    jobs = [first._replace(name=_trial(task, variant), tune=variant, initial=prompt) for variant, prompt in zip(variants, starts, strict=True)]
     return Work(task, snapshot, start, jobs, warnings)
+
+
+def job_of(base: FrozenBase, task: Task, tune: Tune, snapshot: Snapshot, store: ObjectStore, given: SoftPrompt | None = None) -> Job:
+    """The task's rows of that snapshot under a recipe, from the prompt that is given or from the recipe's own start."""
+    text = task_text(base, task, tune)
+    train, dev = (text.rows(load_split(store, snapshot, split)) for split in ("train", "dev"))
+    return Job(task.name, task, tune, initial_prompt(base, tune, task.labels, given), text, train, dev)
 
 
 def _trial(task: Task, variant: Tune) -> str:
@@ -100,28 +118,28 @@ def _outcome(base: FrozenBase, work: Work, members: list[Member], gang: Gang) ->
     try:
         if work.task.tune.method == "ensemble":
             return _ensemble(base, work, members, gang)
-        best = _chosen(work.task.tune, members)
+        best = chosen(work.task.tune, members)
         artifact = _packed(base, work, best)
         return Trained(artifact, [], _tuned(base, work, best, artifact, gang, members))
     except PtpError as error:
         return error
 
 
-def _chosen(tune: Tune, members: list[Member]) -> Member:
+def chosen(tune: Tune, members: list[Member]) -> Member:
     """The member that is best on dev, the first of equals. `grow` stops at the length that the next does not better."""
     sound = [member for member in members if member.error is None and member.best is not None]
     if not sound:
         raise members[0].error or TrainingError(f"task {members[0].job.name}: nothing was trained")
     if tune.search is None or tune.search.length != "grow":
         return max(sound, key=lambda member: member.best_dev)
-    chosen = None
+    kept = None
     for length in tune.search.lengths or []:
         rivals = [member for member in sound if member.job.tune.num_virtual_tokens == length]
         best = max(rivals, key=lambda member: member.best_dev, default=None)
-        if best is None or (chosen is not None and best.best_dev <= chosen.best_dev):
+        if best is None or (kept is not None and best.best_dev <= kept.best_dev):
             break
-        chosen = best
-    return chosen or max(sound, key=lambda member: member.best_dev)
+        kept = best
+    return kept or max(sound, key=lambda member: member.best_dev)
 
 
 def _packed(base: FrozenBase, work: Work, member: Member) -> Artifact:
@@ -139,6 +157,7 @@ def manifest_fields(base: FrozenBase, work: Work, job: Job) -> dict[str, Any]:
         "base_model": base.ref,
         "template": work.task.template,
         "labels": work.task.labels,
+        "generate": work.task.generate,
         "max_input_tokens": job.text.limit,
         "snapshot": work.snapshot.digest,
         "recipe": work.task.recipe_digest(),
@@ -164,13 +183,19 @@ def _dev_of_ensemble(base: FrozenBase, members: list[Member], how: Any) -> float
     with torch.inference_mode():
         cache = base.prefix([placed(base, m.best, m.job.tune.placement) for m in members if m.best is not None])
     job, size = members[0].job, len(members[0].job.dev)
-    scores = rank(base, cache, [query for index, member in enumerate(members) for query in member.dev_queries(index)])
+    scores = rank(base, cache, [Query(row.ids, job.text.labels, index) for index in range(len(members)) for row in job.dev])
     answers = [combined(torch.stack(scores[row::size]), how).argmax() for row in range(size)]
     names = job.text.labels.names
     return measure(job.task.gate.metric, [row.label for row in job.dev], [names[int(answer)] for answer in answers], names)
 
 
 def _tuned(base: FrozenBase, work: Work, member: Member, artifact: Artifact, gang: Gang, trials: list[Member]) -> TunedPrompt:
+    listed = [_trial_of(trial) for trial in trials] if len(trials) > 1 else []
+    return tuned_prompt(base, gang, member, artifact).model_copy(update={"trials": listed, "warnings": work.warnings})
+
+
+def tuned_prompt(base: FrozenBase, gang: Gang, member: Member, artifact: Artifact) -> TunedPrompt:
+    """How a member of a gang became the artifact."""
     return TunedPrompt(
         task=artifact.manifest.task,
         digest=artifact.digest,
@@ -187,8 +212,6 @@ def _tuned(base: FrozenBase, work: Work, member: Member, artifact: Artifact, gan
         self_check=gang.check.figures,
         curve=member.curve,
         tracking_run=member.run,
-        trials=[_trial_of(trial) for trial in trials] if len(trials) > 1 else [],
-        warnings=work.warnings,
     )
 
 

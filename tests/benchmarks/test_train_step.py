@@ -14,7 +14,7 @@ from ptpipeline.settings import load_settings
 from tests.tiny import tiny_project
 
 KEYS = {"ours_s", "peft_s", "ratio", "grad_rel_err", "tokens_per_s", "peak_gflops", "mfu"}
-PROVENANCE = {"dtype", "batch", "tokens", "prompt_length", "rounds", "base", "threads", "torch", "peft", "cpu"}
+PROVENANCE = {"dtype", "batch", "tokens", "prompt_length", "rounds", "base", "threads", "torch", "peft", "machine"}
 
 
 @pytest.fixture

@@ -19,6 +19,14 @@ def declared(path: Path | str = "rows.csv", **data: Any) -> Task:
     )
 
 
+def generating(path: Path | str = "rows.csv", **data: Any) -> Task:
+    """The same that answers with the text of column `answer`."""
+    task = declared(path, **data).model_dump(mode="json", exclude_unset=True) | {"generate": {"max_new_tokens": 8}}
+    section = {**task["data"], "target": "answer"}
+    del section["label"], task["labels"]
+    return Task.model_validate(task | {"data": section, "gate": {"metric": "bleu", "minimum": 0.1}})
+
+
 def rows_of(*pairs: tuple[str | None, Any], groups: list[Any] | None = None) -> SourceRows:
     """Source rows of (text, label) pairs."""
     return SourceRows("rows.csv", [text for text, _ in pairs], [label for _, label in pairs], groups)

@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from ptpipeline.data.rows import Row
-from ptpipeline.data.tokens import Encode, TaskText, encode_text, label_tokens, max_input_tokens
+from ptpipeline.data.tokens import Encode, FreeText, LabelTokens, TaskText, encode_text, label_tokens, max_input_tokens
 from ptpipeline.errors import ContextError, TaskFileError
 from tests.tiny import tiny_base
 
@@ -81,3 +81,28 @@ def test_a_real_tokenizer_keeps_labels_apart(tmp_path: Path) -> None:
     encode: Encode = lambda text, special: tokenizer(text, add_special_tokens=special)["input_ids"]  # noqa: E731
     labels = label_tokens("reviews", {"negative": " negative", "positive": " positive"}, encode)
     assert tokenizer.decode(labels.ids[1]) == " positive"
+
+
+def by_letter(text: str, special: bool) -> list[int]:
+    """One token per character."""
+    return [ord(letter) for letter in text]
+
+
+@pytest.mark.parametrize(("template", "joint"), [("{text}:", " "), ("{text}:\n", ""), ("{text}", " ")])
+def test_a_target_follows_behind_one_space_unless_the_text_ends_in_white_space(template: str, joint: str) -> None:
+    text = TaskText("words", template, LabelTokens((), ()), 50, by_letter, FreeText(4, BOS))
+    (row,) = text.rows([Row("a1", "so", " yes\n")])
+    assert row.target == (*by_letter(f"{joint}yes", False), BOS)
+    assert row.label == " yes\n"
+
+
+def test_a_target_longer_than_what_is_generated_names_its_row() -> None:
+    text = TaskText("words", "{text}:", LabelTokens((), ()), 50, by_letter, FreeText(4, BOS))
+    with pytest.raises(ContextError, match=r"task words, row a1: the target has 5 tokens, at most 4 are generated; raise generate\.max_new_tokens"):
+        text.rows([Row("a1", "so", "four")])
+
+
+def test_all_new_tokens_are_kept_free_of_text() -> None:
+    assert max_input_tokens(64, 16, FreeText(30, BOS)) == 18
+    with pytest.raises(ContextError, match="an answer of 48 leave no room"):
+        max_input_tokens(64, 16, FreeText(48, BOS))

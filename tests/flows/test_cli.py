@@ -57,6 +57,19 @@ def test_a_failed_gate_is_exit_code_4(environment: dict[str, str]) -> None:
     assert json.loads(ran.stdout)["status"] == "gate failed"
 
 
+def test_a_version_leaves_for_peft_and_comes_back_as_a_candidate(environment: dict[str, str], tmp_path: Path) -> None:
+    assert ptp(environment, "run", "tiny-sentiment").returncode == 0
+    out = str(tmp_path / "out")
+    exported = json.loads(ptp(environment, "export", "tiny-sentiment", "--format", "peft", "--to", out, "--json").stdout)
+    assert (exported["version"], exported["files"]) == ("tiny-sentiment@1", ["adapter_config.json", "adapter_model.safetensors", "manifest.json"])
+    assert "not empty" in error_of(ptp(environment, "export", "tiny-sentiment", "--to", out), 1)
+    back = ptp(environment, "import", out, "--task", "tiny-sentiment", "--json")
+    assert back.returncode == 0, back.stderr
+    assert json.loads(back.stdout)["version"] == 2
+    assert "proves nothing" in back.stderr
+    assert ptp(environment, "doctor").returncode == 0
+
+
 def test_an_unknown_field_is_one_line(environment: dict[str, str]) -> None:
     path = Path(environment["PTP_TASKS"]) / "tiny-sentiment.yaml"
     path.write_text(path.read_text().replace("promote:", "promotion:"))
@@ -75,6 +88,9 @@ def test_an_unknown_field_is_one_line(environment: dict[str, str]) -> None:
         (("promote", "tiny-sentiment@1", "--reason", "x"), "version 1"),
         (("rollback", "tiny-sentiment", "--reason", "x"), "never promoted"),
         (("trigger", "nightly"), "`ptp up` starts"),
+        (("export", "tiny-sentiment", "--to", "out"), "tiny-sentiment has no production version"),
+        (("import", "out", "--task", "tiny-sentiment"), "out: no prompt to import"),
+        (("import", "out", "--task", "nothing"), "no task 'nothing'"),
     ],
 )
 def test_what_is_not_there_is_named(environment: dict[str, str], arguments: tuple[str, ...], sentence: str) -> None:
@@ -98,6 +114,7 @@ def test_an_unreachable_mlflow_keeps_what_was_trained(environment: dict[str, str
 
 def test_wrong_usage_is_exit_code_2(environment: dict[str, str]) -> None:
     assert ptp(environment, "promote", "tiny-sentiment@1").returncode == 2
+    assert ptp(environment, "export", "tiny-sentiment", "--format", "onnx", "--to", "out").returncode == 2
 
 
 def test_light_verbs_import_nothing_heavy(environment: dict[str, str]) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 import ptpipeline
-from flows.stages import Outcome, Stages
 from ptpipeline.errors import (
     ArtifactError,
     BaseModelError,
@@ -17,41 +16,9 @@ from ptpipeline.errors import (
     PtpError,
 )
 from ptpipeline.records import PRODUCTION, prompt_prefix
-from ptpipeline.settings import Settings
 from registry.doctor import examine
-from tests.tiny import sentences, tiny_base, tiny_project, write_csv
-
-
-class Project:
-    """A tasks folder, a home, and the lines that the stages report."""
-
-    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
-        self.folder = folder
-        self.tasks = tiny_project(folder, names)
-        home = folder / "home"
-        self.settings = Settings(home=home, tasks=self.tasks, store=f"file://{folder / 'store'}", ledger=f"sqlite:///{folder / 'ledger.db'}", dtype="float32")
-        self.lines: list[str] = []
-
-    @property
-    def stages(self) -> Stages:
-        """Fresh stages, as a new process would have."""
-        opened = Stages.open(self.settings)
-        opened.report = self.lines.append
-        return opened
-
-    def run(self, name: str = "tiny-sentiment") -> Outcome:
-        self.lines.clear()
-        stages = self.stages
-        return stages.run(stages.tasks([name])[0])
-
-    def edit(self, old: str, new: str, name: str = "tiny-sentiment") -> None:
-        path = self.tasks / f"{name}.yaml"
-        assert old in path.read_text()
-        path.write_text(path.read_text().replace(old, new))
-
-    @property
-    def trained(self) -> bool:
-        return any("step 1/" in line for line in self.lines)
+from tests.flows.project import Project
+from tests.tiny import sentences, tiny_base, write_csv
 
 
 @pytest.fixture

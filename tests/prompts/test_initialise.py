@@ -3,14 +3,24 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from ptpipeline.errors import DataError
 from ptpipeline.models.base import prepare_base
-from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.frozen import FrozenBase, Input, KeyValues
 from ptpipeline.models.load import load_base
-from ptpipeline.prompts.initialise import initial_prompt, sampled_vocab, text_tokens
+from ptpipeline.prompts.initialise import (
+    class_labels,
+    initial_prompt,
+    read_tensor,
+    sampled_vocab,
+    text_tokens,
+    uniform,
+    xavier,
+)
 from ptpipeline.settings import Settings
 from ptpipeline.task import TextInit, Tune
 from tests.tiny import tiny_project
@@ -55,3 +65,59 @@ def test_text_without_tokens_is_refused(base: FrozenBase) -> None:
 
     with pytest.raises(DataError, match=r"tune\.init\.text"):
         text_tokens(replace(base, tokenizer=Mute()), "x", 2)
+
+
+def test_class_labels_are_means_of_their_pieces(base: FrozenBase) -> None:
+    labels = {"bad": " negative", "good": " very good film"}
+    prompt = class_labels(base, labels, 5, seed=0)
+    for row, words in zip(prompt, labels.values(), strict=False):
+        torch.testing.assert_close(row, base.embed(torch.tensor(base.encode(words, False))).float().mean(0))
+    table = base.embed(torch.arange(len(base.tokenizer)))
+    assert all((table == row).all(1).any() for row in prompt[2:])
+
+
+def test_more_labels_than_tokens_are_refused(base: FrozenBase) -> None:
+    with pytest.raises(DataError, match="a virtual token for each of the 3 labels, num_virtual_tokens is 2"):
+        class_labels(base, {"a": " a", "b": " b", "c": " c"}, 2, seed=0)
+
+
+def test_uniform_has_the_spread_of_the_embedding_table(base: FrozenBase) -> None:
+    drawn, table = uniform(base, 200, seed=0), base.model.get_input_embeddings().weight
+    assert float(drawn.std()) == pytest.approx(float(table.std()), rel=0.05)
+    assert float(drawn.abs().max()) <= 3**0.5 * float(table.std()) * 1.0001
+
+
+def test_xavier_is_within_its_bound(base: FrozenBase) -> None:
+    drawn = xavier(base, 16, seed=0)
+    assert 0.9 * (6 / 80) ** 0.5 < float(drawn.abs().max()) <= (6 / 80) ** 0.5
+
+
+def test_a_prefix_starts_at_activations_of_its_tokens(base: FrozenBase) -> None:
+    """A prefix at its start answers as the embeddings that it stands for."""
+    tune = Tune(num_virtual_tokens=2, init=TextInit(text="good film"))
+    embeddings, prefix = (initial_prompt(base, tune.model_copy(update={"method": method}), {}) for method in ("prompt", "prefix"))
+    assert isinstance(prefix, KeyValues)
+    row = [Input([5, 6, 7], [8], 0)]
+    torch.testing.assert_close(base.states(base.prefix([prefix]), row), base.states(base.prefix([embeddings]), row))
+
+
+@pytest.mark.parametrize("name", ["start.npy", "start.safetensors"])
+def test_a_file_gives_its_tensor(tmp_path: Path, name: str) -> None:
+    expected = torch.linspace(-1, 1, 12).reshape(3, 4)
+    if name.endswith("npy"):
+        np.save(tmp_path / name, expected.numpy())
+    else:
+        save_file({"embeddings": expected.bfloat16()}, tmp_path / name)
+    torch.testing.assert_close(read_tensor(tmp_path / name), expected, atol=0.01, rtol=0)
+
+
+def test_a_file_that_holds_no_prompt_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "start.npy").write_bytes(b"no array")
+    with pytest.raises(DataError, match=r"start\.npy: no readable prompt"):
+        read_tensor(tmp_path / "start.npy")
+
+
+def test_a_pickled_array_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "start.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(DataError, match="no readable prompt"):
+        read_tensor(tmp_path / "start.npy")

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -70,6 +71,16 @@ def losing(url: str, nth: int) -> Iterator[tuple[str, list[str]]]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def test_an_imported_prompt_has_a_page_without_a_curve(shown: Registry, task: Task, client: MlflowClient) -> None:
+    request = a_request(task)
+    tuned = request.tuned.model_copy(update={"steps": 0, "best_step": 0, "seconds": 0.0, "tokens_per_second": 0.0, "curve": []})
+    stage(shown.ledger, shown.store, an_artifact(task))
+    register(shown, replace(request, tuned=tuned))
+    [version] = client.search_model_versions(f"name='{task.name}'")
+    assert "- imported, not trained here: dev score 0.750" in version.description
+    assert client.get_run(version.run_id).data.metrics["best_dev"] == 0.75
 
 
 def test_a_version_page_tells_everything(shown: Registry, task: Task, client: MlflowClient) -> None:
@@ -221,6 +232,17 @@ def test_a_training_is_followed_and_registered(shown: Registry, task: Task, mlfl
     assert (found.info.status, found.data.params) == ("FINISHED", {"steps": "10", "method": "prompt"})
     assert {name: found.data.metrics[name] for name in ("loss", "dev", "token_norm", "token_gradient")} == {"loss": 0.5, "dev": 0.8, "token_norm": 1.5, "token_gradient": 0.2}
     assert client.get_model_version(task.name, "1").run_id == run
+
+
+def test_a_resumed_training_goes_on_in_its_run(task: Task, mlflow_url: str, client: MlflowClient) -> None:
+    tracking = Tracking(mlflow_url)
+    run = tracking.start(task.name, {"steps": 10}, {}, None)
+    assert run is not None
+    tracking.finish(run, "KILLED")
+    assert Tracking(mlflow_url).start(task.name, {"steps": 10}, {}, run) == run
+    assert client.get_run(run).info.status == "RUNNING"
+    tracking.finish(run, "FINISHED")
+    assert client.get_run(run).info.status == "FINISHED"
 
 
 def test_a_training_outlives_its_tracking(caplog: pytest.LogCaptureFixture) -> None:

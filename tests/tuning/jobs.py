@@ -1,10 +1,14 @@
 """Small jobs over random tiny models, for tests of the gang."""
 
+from dataclasses import replace
+from types import SimpleNamespace
+
 import torch
 
-from ptpipeline.data.tokens import EncodedRow, LabelTokens, TaskText
+from ptpipeline.data.tokens import EncodedRow, FreeText, LabelTokens, TaskText
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt
 from ptpipeline.prompts.initialise import activations
+from ptpipeline.records import Generation
 from ptpipeline.task import Data, Gate, Source, Task, Tune
 from ptpipeline.tuning.member import Job
 
@@ -45,3 +49,25 @@ def first_prompt(base: FrozenBase, tune: Tune) -> SoftPrompt:
     ids = torch.randint(0, 97, (tune.num_virtual_tokens,), generator=torch.Generator().manual_seed(tune.seed))
     embeddings = base.embed(ids).detach()
     return activations(base, embeddings) if tune.method == "prefix" else embeddings
+
+
+END = 2  # the token that the random models stop at
+
+
+def words(base: FrozenBase) -> FrozenBase:
+    """The base with a tokenizer that writes token ids as numbers: `7 8`."""
+    tokenizer = SimpleNamespace(eos_token_id=END, decode=lambda ids, **options: " ".join(map(str, ids)))
+    return replace(base, tokenizer=tokenizer)
+
+
+def text_job(base: FrozenBase, name: str, seed: int = 0, **tune: object) -> Job:
+    """A generation job on the rows of `job`: a text is to be followed by `7 8` and the end, or by `9` and the end."""
+    plain = job(base, name, seed, **tune)
+    data = plain.task.data.model_copy(update={"label": None, "target": "target"})
+    given = {"labels": {}, "data": data, "generate": Generation(max_new_tokens=4), "gate": Gate(metric="token_f1", minimum=0.5)}
+    targets = {"yes": (7, 8, END), "no": (9, END)}
+    train, dev = (
+        [row._replace(target=targets[row.label], label=" ".join(map(str, targets[row.label][:-1]))) for row in rows] for rows in (plain.train, plain.dev)
+    )
+    text = plain.text._replace(labels=LabelTokens((), ()), free=FreeText(4, END))
+    return plain._replace(task=plain.task.model_copy(update=given), text=text, train=train, dev=dev)

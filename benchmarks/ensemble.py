@@ -1,0 +1,67 @@
+"""An ensemble's latency: one text behind N prompts in a single mixed batch, against the same text behind one of them.
+
+    ratio = seconds of the ensemble's answer / seconds of one member's answer
+
+Both sides run the serving path's ranking over caches that are loaded already. Interleaved in one process, the order
+turning each round; medians of rounds.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.train_step import Step, describe, timed, workload
+from ptpipeline.data.tokens import LabelTokens
+from ptpipeline.models.base import prepare_base
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.load import load_base
+from ptpipeline.serving.combine import combined
+from ptpipeline.serving.ranking import Query, rank
+from ptpipeline.settings import load_settings
+
+LABELS = LabelTokens(("a", "b"), ((260,), (261,)))
+
+
+def steps(base: FrozenBase, arguments: argparse.Namespace) -> tuple[Step, Step]:
+    """The answer of the ensemble, and that of its first member; each returns log-shares [labels]."""
+    work = workload(base, 1, arguments.tokens, arguments.prompt_length)
+    text, size = work.ids[0].tolist(), arguments.members
+    with torch.inference_mode():
+        caches = [base.prefix([work.prompt + 0.01 * index for index in range(count)]) for count in (size, 1)]
+
+    def answer(count: int, which: int) -> Tensor:
+        return combined(torch.stack(rank(base, caches[which], [Query(text, LABELS, index) for index in range(count)])), "average")
+
+    return lambda: answer(size, 0), lambda: answer(1, 1)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print a line for people, then the figures as one JSON object on the last line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ensemble", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--members", type=int, default=5, help="prompts (N)")
+    parser.add_argument("--tokens", type=int, default=12, help="text tokens (T)")
+    parser.add_argument("--prompt-length", type=int, default=16, help="virtual tokens (P)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type of both sides")
+    parser.add_argument("--base", default="smollm2-135m-wheel", help="a base model of tasks/base_models.yaml")
+    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each side")
+    arguments = parser.parse_args(argv)
+    base = load_base(prepare_base(arguments.base, load_settings()), arguments.dtype)
+    sides = steps(base, arguments)
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for side in sides:
+        side()
+    for turn in range(arguments.rounds):
+        for side in (0, 1) if turn % 2 == 0 else (1, 0):
+            seconds[side].append(timed(sides[side])[0])
+    all_of, one = statistics.median(seconds[0]), statistics.median(seconds[1])
+    print(f"{arguments.members} members {all_of * 1000:.0f} ms, one {one * 1000:.0f} ms: {all_of / one:.2f} times the latency")
+    shape = {"tokens": arguments.tokens, "prompt_length": arguments.prompt_length, "rounds": arguments.rounds}
+    print(json.dumps({"n": arguments.members, "ratio": all_of / one, "ensemble_s": all_of, "one_s": one, **shape, **describe(base)}))
+
+
+if __name__ == "__main__":
+    main()

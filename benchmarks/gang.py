@@ -1,0 +1,82 @@
+"""K prompts on small batches: one gang step against K solo steps, forward and backward only, on the same frozen base.
+
+Both sides run the product's own path (`shared_backward`) over the same rows; the gang's K prompts share one prompt pass
+and one pass of rows. Interleaved in one process, the order turning each round; medians of rounds.
+
+    ratio        = seconds of K solo steps / seconds of one gang step
+    grad_rel_err = largest |gang - solo| / |solo| of a member's gradient, in the run's dtype
+
+Letters: K prompts, B rows of each, T text tokens of a row, P virtual tokens.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.train_step import Step, describe, timed, workload
+from ptpipeline.models.base import prepare_base
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.load import load_base
+from ptpipeline.settings import load_settings
+from ptpipeline.tuning.passes import examples_of, shared_backward
+
+Rows = list[tuple[list[int], tuple[int, ...]]]
+
+
+def steps(base: FrozenBase, arguments: argparse.Namespace) -> tuple[Step, Step]:
+    """The gang's step and the K solo steps; each returns all gradients [K, P, H]."""
+    work = workload(base, arguments.members * arguments.batch, arguments.tokens, arguments.prompt_length)
+    rows = [(row, (label,)) for row, label in zip(work.ids.tolist(), work.labels.tolist(), strict=True)]
+    batches = [rows[start : start + arguments.batch] for start in range(0, len(rows), arguments.batch)]
+    prompts = [(work.prompt + 0.001 * index).requires_grad_() for index in range(arguments.members)]
+
+    def gradients() -> Tensor:
+        found = torch.stack([prompt.grad for prompt in prompts if prompt.grad is not None])
+        for prompt in prompts:
+            prompt.grad = None
+        return found
+
+    def gang() -> Tensor:
+        shared_backward(base, prompts, examples_of(batches))
+        return gradients()
+
+    def solo() -> Tensor:
+        for prompt, batch in zip(prompts, batches, strict=True):
+            shared_backward(base, [prompt], examples_of([batch]))
+        return gradients()
+
+    return gang, solo
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print a line for people, then the figures as one JSON object on the last line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gang", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--members", type=int, default=8, help="prompts (K)")
+    parser.add_argument("--batch", type=int, default=4, help="rows of each prompt (B)")
+    parser.add_argument("--tokens", type=int, default=40, help="text tokens of each row (T)")
+    parser.add_argument("--prompt-length", type=int, default=20, help="virtual tokens (P)")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type of both sides")
+    parser.add_argument("--base", default="smollm2-135m-wheel", help="a base model of tasks/base_models.yaml")
+    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each side")
+    arguments = parser.parse_args(argv)
+    base = load_base(prepare_base(arguments.base, load_settings()), arguments.dtype)
+    sides = steps(base, arguments)
+    gradients, seconds = [side() for side in sides], ([], [])  # type: tuple[list[float], list[float]]
+    for turn in range(arguments.rounds):
+        for side in (0, 1) if turn % 2 == 0 else (1, 0):
+            taken, gradients[side] = timed(sides[side])
+            seconds[side].append(taken)
+    together, alone = gradients
+    error = max(float((a - b).norm() / b.norm()) for a, b in zip(together, alone, strict=True))
+    gang, solo = statistics.median(seconds[0]), statistics.median(seconds[1])
+    print(f"{arguments.members} prompts: {gang:.3f} s together, {solo:.3f} s one after another: {solo / gang:.2f} times as fast")
+    shape = {"batch": arguments.batch, "tokens": arguments.tokens, "prompt_length": arguments.prompt_length, "rounds": arguments.rounds}
+    print(json.dumps({"k": arguments.members, "ratio": solo / gang, "gang_s": gang, "solo_s": solo, "grad_rel_err": error, **shape, **describe(base)}))
+
+
+if __name__ == "__main__":
+    main()

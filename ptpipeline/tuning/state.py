@@ -1,0 +1,131 @@
+"""The state of a gang between two steps as bytes, and back, bit for bit.
+
+A safetensors file: all tensors (parameters, optimizers, best prompts), and everything else as JSON in its metadata,
+under a sha256 of the whole. What a seed gives back (network, data order) is made anew and only wound forward.
+"""
+
+import hashlib
+import json
+import struct
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from torch.optim import Optimizer
+
+from ptpipeline.errors import ArtifactError, TrainingError
+from ptpipeline.models.frozen import like, tensors_of
+from ptpipeline.records import CurvePoint
+from ptpipeline.tuning.clock import Clock
+from ptpipeline.tuning.member import Job, Member
+
+FORMAT = 1  # raised when what the file holds changes; an older one is not read
+PLAIN = ("step", "best_step", "best_dev", "stale", "run", "losses")  # a member's fields that JSON gives back exactly
+
+
+def pack(members: Sequence[Member], clock: Clock) -> bytes:
+    """The gang of this moment, which has to lie between two steps."""
+    tensors = {f"{index}.{name}": tensor for index, member in enumerate(members) for name, tensor in _tensors(member).items()}
+    numbers: dict[str, dict[str, dict[str, float]]] = {}
+    for index, optimizer in _optimizers(members).items():
+        states = optimizer.state_dict()["state"]
+        tensors |= {f"optimizer.{index}.{at}.{name}": value for at, state in states.items() for name, value in state.items() if isinstance(value, Tensor)}
+        numbers[str(index)] = {str(at): {name: value for name, value in state.items() if not isinstance(value, Tensor)} for at, state in states.items()}
+    state = {
+        "format": FORMAT,
+        "jobs": [member.job.name for member in members],
+        "clock": {"elapsed": clock.elapsed, "training": clock.training, "tokens": clock.tokens, "steps": clock.steps},
+        "members": [_plain(member) for member in members],
+        "optimizers": numbers,
+    }
+    text, kept = json.dumps(state), copies(tensors)  # the repr of a float, which JSON writes, reads back as the same float
+    body: bytes = save(kept, {"state": text, "sha256": _seal(kept, text)})
+    return body
+
+
+def unpack(body: bytes, jobs: Sequence[Job]) -> tuple[list[Member], Clock]:
+    """The gang of these jobs as it was packed; ArtifactError where the file is damaged, of another format, or of another gang."""
+    state, tensors = _read(body)
+    if state.get("format") != FORMAT:
+        raise ArtifactError(f"the checkpoint has format {state.get('format')}, this engine reads {FORMAT}")
+    members = Member.gang_of(jobs)
+    parameters = [_below(tensors, f"{index}.parameter.") for index in range(len(members))]
+    if [_shapes(own) for own in parameters] != [_shapes(member.parameterisation.state_dict()) for member in members]:
+        raise ArtifactError("the checkpoint holds other parameters than these recipes train")
+    for index, (member, plain) in enumerate(zip(members, state["members"], strict=True)):
+        member.parameterisation.load_state_dict(parameters[index])
+        _restore(member, plain, _below(tensors, f"{index}."))
+    for first, optimizer in _optimizers(members).items():
+        _restore_optimizer(optimizer, state["optimizers"][str(first)], _below(tensors, f"optimizer.{first}."))
+    elapsed = state["clock"].pop("elapsed")
+    return members, Clock(time.perf_counter() - elapsed, **state["clock"])
+
+
+def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as safetensors takes them: on the CPU, contiguous, none sharing memory with another."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def _read(body: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The JSON and the tensors, once the seal is verified: safetensors would not notice a bit that flipped."""
+    try:
+        (length,) = struct.unpack("<Q", body[:8])
+        metadata = json.loads(body[8 : 8 + length])["__metadata__"]
+        tensors = {name: tensor.clone() for name, tensor in load(body).items()}  # what is loaded are views of the bytes
+        if _seal(tensors, metadata["state"]) != metadata["sha256"]:
+            raise ArtifactError("the checkpoint is damaged: its sha256 is another")
+        return json.loads(metadata["state"]), tensors
+    except (SafetensorError, struct.error, ValueError, KeyError, TypeError) as error:
+        raise ArtifactError(f"the checkpoint is damaged: {type(error).__name__}") from None
+
+
+def _seal(tensors: dict[str, Tensor], state: str) -> str:
+    return hashlib.sha256(save(tensors, {"state": state})).hexdigest()
+
+
+def _optimizers(members: Sequence[Member]) -> dict[int, Optimizer]:
+    """Each optimizer once, by the first member that it steps."""
+    return {index: member.optimizer for index, member in enumerate(members) if all(member.optimizer is not other.optimizer for other in members[:index])}
+
+
+def _tensors(member: Member) -> dict[str, Tensor]:
+    parameters = {f"parameter.{name}": tensor for name, tensor in member.parameterisation.state_dict().items()}
+    best = tensors_of(member.best) if member.best is not None else []
+    return parameters | {f"best.{index}": tensor for index, tensor in enumerate(best)} | {"gradient_norms": member.gradient_norms}
+
+
+def _plain(member: Member) -> dict[str, Any]:
+    fields = {name: getattr(member, name) for name in PLAIN}
+    return fields | {"error": str(member.error) if member.error else None, "curve": [point.model_dump() for point in member.curve]}
+
+
+def _restore(member: Member, plain: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    for name in PLAIN:
+        setattr(member, name, plain[name])
+    best = _below(tensors, "best.")
+    member.best = like(member.job.initial, [best[name] for name in sorted(best)]) if best else None
+    member.gradient_norms = tensors["gradient_norms"]
+    member.error = TrainingError(plain["error"]) if plain["error"] else None
+    member.curve = [CurvePoint(**point) for point in plain["curve"]]
+    for _ in range(member.step):
+        next(member.order)
+
+
+def _restore_optimizer(optimizer: Optimizer, numbers: dict[str, dict[str, float]], tensors: dict[str, Tensor]) -> None:
+    """Its statistics; hyperparameters are the recipe's, and the learning rate is set at every step."""
+    states: dict[int, dict[str, Any]] = {int(at): dict(values) for at, values in numbers.items()}
+    for place, tensor in tensors.items():
+        at, _, name = place.partition(".")
+        states[int(at)][name] = tensor
+    optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+    return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

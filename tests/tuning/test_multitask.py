@@ -1,0 +1,77 @@
+"""Members with one shared prompt learn it together; teachers are distilled with the loss of the paper."""
+
+import torch
+
+from ptpipeline.models.frozen import Input
+from ptpipeline.prompts.parameterise import RankOne
+from ptpipeline.tuning.loop import run_gang
+from ptpipeline.tuning.member import Member
+from ptpipeline.tuning.passes import concatenated_backward, examples_of, shared_backward
+from ptpipeline.tuning.tracker import NoTracker
+from tests.models.families import family
+from tests.tuning.jobs import job
+
+ROWS = [([5, 6, 7], (41,)), ([11, 12], (42, 43)), ([3], (41, 7))]
+
+
+def test_distillation_equals_the_papers_formula() -> None:
+    """Row by row on the plain model: cross entropy + .9 (divergence from the teacher + squared distance of states)."""
+    base = family("llama")
+    torch.manual_seed(0)
+    prompt, teacher = torch.randn(4, 32, dtype=torch.float64) * 0.3, torch.randn(6, 32, dtype=torch.float64) * 0.3
+    expected, tokens = torch.zeros(()), sum(len(target) for _, target in ROWS)
+    for ids, target in ROWS:
+        row = Input(ids, target[:-1], 0)
+        ours, aims = base.concatenated([prompt], [row]), base.concatenated([teacher], [row])
+        log_ours, log_aims = base.logits(ours).log_softmax(-1), base.logits(aims).log_softmax(-1)
+        for step, token in enumerate(target):
+            divergence = torch.nn.functional.kl_div(log_ours[step], log_aims[step], log_target=True, reduction="sum")
+            apart = torch.nn.functional.mse_loss(ours[step].float(), aims[step].float())
+            expected = expected - log_ours[step, token] + 0.9 * (divergence + apart)
+    found = shared_backward(base, [prompt.requires_grad_()], examples_of([ROWS]), [teacher])
+    torch.testing.assert_close(found[0], expected / tokens, rtol=1e-5, atol=1e-6)
+
+
+def test_a_teacher_touches_its_own_prompt_only() -> None:
+    base = family("llama")
+    torch.manual_seed(0)
+    teacher = torch.randn(2, 32, dtype=torch.float64)
+    gradients = []
+    for path, teachers in ((shared_backward, [None, teacher]), (concatenated_backward, [None, teacher]), (shared_backward, [])):
+        prompts = [torch.randn(3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(2)]
+        path(base, prompts, examples_of([ROWS, ROWS]), teachers)
+        gradients.append([prompt.grad for prompt in prompts])
+    taught, reference, untaught = gradients
+    torch.testing.assert_close(taught, reference, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(taught[0], untaught[0], rtol=1e-9, atol=1e-12)
+    assert not torch.allclose(taught[1], untaught[1], rtol=1e-2)  # type: ignore[arg-type]
+
+
+def test_one_step_moves_the_shared_prompt_by_all_sources() -> None:
+    """The shared gradient is the sum of the sources' own, and one optimizer steps it once."""
+    base = family("llama")
+    shared = torch.nn.Parameter(job(base, "a", num_virtual_tokens=3).initial.clone())  # type: ignore[union-attr]
+    jobs = [job(base, name, seed, method="multitask", shared="s")._replace(shared=shared) for seed, name in enumerate("ab")]
+    members = Member.gang_of(jobs)
+    assert members[0].optimizer is members[1].optimizer
+    own = []
+    for member, rows in zip(members, [member.next_rows() for member in members], strict=True):
+        prompt = member.prompt(base).detach().requires_grad_()  # type: ignore[union-attr]
+        loss = shared_backward(base, [prompt], examples_of([rows]))
+        member.accumulate(float(loss), member.prompt(base), [prompt.grad])
+        own.append(prompt.grad)
+    torch.testing.assert_close(shared.grad, own[0] + own[1])  # type: ignore[operator]
+    before = shared.detach().clone()
+    members[0].apply()
+    assert not torch.equal(shared, before)
+    assert shared.grad is None
+
+
+def test_sources_keep_factors_of_their_own() -> None:
+    base = family("llama")
+    shared = torch.nn.Parameter(job(base, "a").initial.clone())  # type: ignore[union-attr]
+    jobs = [job(base, name, seed, method="multitask", shared="s", steps=4)._replace(shared=shared) for seed, name in enumerate("abc")]
+    members = run_gang(base, jobs, NoTracker(), lambda line: None).members
+    factors = [member.parameterisation for member in members]
+    assert all(isinstance(factor, RankOne) and factor.shared is shared for factor in factors)
+    assert len({tuple(factor.u.tolist()) for factor in factors if isinstance(factor, RankOne)}) == 3
