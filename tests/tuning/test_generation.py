@@ -1,5 +1,7 @@
 """Generation tasks in a gang: loss on the target alone, dev by decoding, beside classification as alone."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -9,7 +11,7 @@ from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Job, Member, learning_rate
 from ptpipeline.tuning.sampler import batches
 from ptpipeline.tuning.tracker import NoTracker
-from tests.models.families import family
+from tests.models.families import family, seq2seq_family
 from tests.tuning.jobs import END, job, text_job, words
 
 
@@ -51,7 +53,9 @@ def test_training_equals_a_plain_loop_over_target_tokens(base: FrozenBase) -> No
     torch.testing.assert_close(prompt(run(base, one)[0]), expected.detach(), rtol=1e-5, atol=1e-6)
 
 
-def test_generation_beside_classification_trains_as_alone(base: FrozenBase) -> None:
+@pytest.mark.parametrize("built", [lambda: family("llama"), lambda: seq2seq_family("t5 gated untied")], ids=["llama", "t5"])
+def test_generation_beside_classification_trains_as_alone(built: Callable[[], FrozenBase]) -> None:
+    base = words(built())
     wanted = [job(base, "labels", seed=1), text_job(base, "words"), text_job(base, "more", seed=2, num_virtual_tokens=7, learning_rate=0.05)]
     for together, one in zip(run(base, *wanted), wanted, strict=True):
         alone = run(base, one)[0]
