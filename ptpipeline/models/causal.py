@@ -6,6 +6,7 @@ stand left of the prompt, outermost.
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.attention import fused
 from ptpipeline.models.frozen import FrozenBase, Input, KeyValues, PrefixCache, SoftPrompt, padded_batch, stack_caches
+from ptpipeline.models.llama import FusedLlama
 
 
 class _Batch(NamedTuple):
@@ -30,6 +32,11 @@ class _Batch(NamedTuple):
 class CausalBase(FrozenBase):
     """A decoder-only model, such as Llama, GPT-2 or Gemma."""
 
+    @cached_property
+    def llama(self) -> FusedLlama | None:
+        """The model's passes by hand, where it is a Llama; any other goes through transformers' layers."""
+        return FusedLlama.of(self.model)
+
     def prefix(self, prompts: Sequence[SoftPrompt]) -> PrefixCache:
         """Keys and values of K prompts: those of embeddings out of one pass, key-values as they are."""
         embedded = [prompt for prompt in prompts if isinstance(prompt, Tensor)]
@@ -41,10 +48,15 @@ class CausalBase(FrozenBase):
 
     def states(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Tensor:
         """States [N, H] of rows behind their own prompts."""
-        hidden = self._hidden(self._batch(cache, inputs))
-        rows = [index for index, row in enumerate(inputs) for _ in range(row.states)]
-        columns = [len(row.text) - 1 + step for row in inputs for step in range(row.states)]
-        return hidden[torch.tensor(rows, device=self.device), torch.tensor(columns, device=self.device)]
+        rows = torch.tensor([index for index, row in enumerate(inputs) for _ in range(row.states)], device=self.device)
+        columns = torch.tensor([len(row.text) - 1 + step for row in inputs for step in range(row.states)], device=self.device)
+        if self.llama is None:
+            return self._hidden(self._batch(cache, inputs))[rows, columns]
+        ids, _ = padded_batch([[*row.text, *row.continuation] for row in inputs], self.device)
+        if cache is None:
+            return self.llama.states(ids, (), None, (rows, columns))
+        members = torch.tensor([row.member for row in inputs], device=self.device)
+        return self.llama.states(ids, cache.tensors, (cache.lengths, members), (rows, columns))
 
     def concatenated(self, prompts: Sequence[SoftPrompt], inputs: Sequence[Input]) -> Tensor:
         """`[prompt][text]` row by row; key-values, which no concatenation yields, stand in the model's own cache."""
@@ -89,6 +101,8 @@ class CausalBase(FrozenBase):
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
         width = int(lengths.max())
         padded = [torch.nn.functional.pad(p.to(self.device, self.dtype), (0, 0, width - len(p), 0)) for p in prompts]
+        if self.llama is not None:
+            return PrefixCache(self.llama.prefix(torch.stack(padded), lengths), lengths)
         slots = torch.arange(width, device=self.device)[None]
         mask = slots >= (width - lengths)[:, None]
         positions = (slots - (width - lengths)[:, None]).clamp(min=0)
