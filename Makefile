@@ -28,6 +28,10 @@ lint: install
 soak: install
 	$(BIN)/python -m pytest tests/soak -m soak --timeout 3600 --capture=no
 
-bench: install
-	$(BIN)/python -m benchmarks.train_step --batch 16 --tokens 40 --prompt-length 100 --dtype float32
-	$(BIN)/python -m benchmarks.train_step --batch 16 --tokens 40 --prompt-length 20 --dtype float32
+bench: install  # the figures of docs/performance.md; wants a quiet machine
+	for dtype in float32 bfloat16; do for length in 100 20; do \
+	  $(BIN)/python -m benchmarks.train_step --dtype $$dtype --prompt-length $$length || exit 1; \
+	  $(BIN)/python -m benchmarks.memory --dtype $$dtype --prompt-length $$length || exit 1; done; \
+	  $(BIN)/python -m benchmarks.gang --dtype $$dtype || exit 1; \
+	  $(BIN)/python -m benchmarks.ensemble --dtype $$dtype || exit 1; done
+	$(BIN)/python -m benchmarks.checkpoint

@@ -12,7 +12,9 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task as Step
 from prefect.tasks import exponential_backoff
 
-from flows.stages import Outcome, Plan, Stages
+from flows.outcome import Candidate, Outcome, outcome_of
+from flows.stages import Stages
+from flows.training import Plan
 from ptpipeline.errors import PtpError, Transient
 from ptpipeline.records import TunedPrompt
 from ptpipeline.settings import load_settings
@@ -105,7 +107,7 @@ def _judged(stages: Stages, planned: tuple[Task, Plan], tuned: TunedPrompt, prom
     verdict = step(f"gate {task.name}", partial(stages.gate, task, tuned, report))
     version = step(f"register {task.name}", partial(stages.register, task, tuned, report, verdict))
     promotion = step(f"promote {task.name}", partial(stages.promote, task, version, verdict)) if promote else None
-    return stages.outcome(task, tuned, report, verdict, version, promotion)
+    return outcome_of(stages.registry, task, Candidate(tuned, report, verdict, version, promotion))
 
 
 @contextmanager

@@ -172,6 +172,9 @@ class Search(Section):
 
     @model_validator(mode="after")
     def _bounded(self) -> "Search":
+        for name, values in (("length", self.lengths), ("learning_rate", self.learning_rate), ("seed", self.seed)):
+            if values is not None and len(set(values)) < len(values):
+                raise ValueError(f"`{name}` lists a value twice: {values}")
         if not 2 <= self.size <= 64:
             raise ValueError(f"{self.size} combinations: give 2 to 64 of `length`, `learning_rate` and `seed` values")
         return self

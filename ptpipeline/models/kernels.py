@@ -8,7 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 _ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # a private name, which another torch may lack
 
 

@@ -47,8 +47,10 @@ def start_of(base: FrozenBase, task: Task, store: ObjectStore, report: Callable[
 def _champion(base: FrozenBase, task: Task, store: ObjectStore, report: Callable[[str], None]) -> Start:
     try:
         artifact = resolve(store, f"{task.name}@{PRODUCTION}").artifact
+        if artifact.manifest.members:
+            raise DataError("the champion is an ensemble of several prompts")
         prompt = unpack(artifact, base.ref)
-    except (NotFound, BaseModelError, ArtifactError, KeyError) as error:
+    except (NotFound, BaseModelError, ArtifactError, DataError) as error:
         report(f"{task.name}: starts cold: {error}")
         return Start(None, None, [])
     fits = virtual_tokens(prompt) == task.tune.num_virtual_tokens and isinstance(prompt, KeyValues) <= (task.tune.method == "prefix")

@@ -111,7 +111,7 @@ def _trial(task: Task, variant: Tune) -> str:
     """A job's name: the task's own, or with what tells its trials apart."""
     if variant is task.tune:
         return task.name
-    return f"{task.name}/{variant.num_virtual_tokens} tokens, rate {variant.learning_rate:g}, seed {variant.seed}"
+    return f"{task.name}/{variant.num_virtual_tokens} tokens, rate {variant.learning_rate!r}, seed {variant.seed}"
 
 
 def _outcome(base: FrozenBase, work: Work, members: list[Member], gang: Gang) -> Trained | PtpError:

@@ -1,23 +1,18 @@
 """The checkpoint benchmark on the tiny base: what it prints, and what it leaves behind."""
 
-import json
 from pathlib import Path
 
 import pytest
 
 from benchmarks.checkpoint import main
-from tests.tiny import tiny_project
+from tests.benchmarks.conftest import Measure
 
 KEYS = {"save_s", "bytes", "interval_s", "overhead", "step_s"}
 PROVENANCE = {"batch", "tokens", "prompt_length", "rounds", "dtype", "base", "threads", "torch", "machine"}
 
 
-def test_last_line_is_one_json_object_of_all_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setenv("PTP_TASKS", str(tiny_project(tmp_path)))
-    monkeypatch.setenv("PTP_HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("PTP_STORE", (tmp_path / "store").as_uri())
-    main(["--base", "tiny", "--batch", "3", "--tokens", "7", "--prompt-length", "5", "--rounds", "2"])
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+def test_last_line_is_one_json_object_of_all_figures(measure: Measure, tmp_path: Path) -> None:
+    figures = measure(main, "--batch 3 --tokens 7 --prompt-length 5 --rounds 2")
     assert set(figures) == KEYS | PROVENANCE
     assert all(figures[key] > 0 for key in KEYS)
     assert figures["overhead"] == pytest.approx(figures["save_s"] / figures["interval_s"])

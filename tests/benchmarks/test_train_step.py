@@ -1,8 +1,5 @@
 """The training step's benchmark on the tiny base: what it prints, and the FLOPs that it counts."""
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,32 +9,32 @@ from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.load import load_base
 from ptpipeline.settings import load_settings
-from tests.tiny import tiny_project
+from tests.benchmarks.conftest import Measure
 
 KEYS = {"ours_s", "peft_s", "ratio", "grad_rel_err", "tokens_per_s", "peak_gflops", "mfu"}
 PROVENANCE = {"dtype", "batch", "tokens", "prompt_length", "rounds", "base", "threads", "torch", "peft", "machine"}
 
 
-@pytest.fixture
-def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FrozenBase:
-    """The tiny base, declared where the benchmark looks it up."""
-    monkeypatch.setenv("PTP_TASKS", str(tiny_project(tmp_path)))
-    monkeypatch.setenv("PTP_HOME", str(tmp_path / "home"))
+@pytest.fixture(autouse=True)
+def _small_peak(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.train_step.SQUARE", 64)
+
+
+@pytest.fixture
+def base(measure: Measure) -> FrozenBase:
+    """The tiny base, which `measure` declares."""
     return load_base(prepare_base("tiny", load_settings()), "float32")
 
 
-def test_last_line_is_one_json_object_of_all_figures(base: FrozenBase, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--base", "tiny", "--batch", "3", "--tokens", "7", "--prompt-length", "5", "--rounds", "2"])
-    figures = json.loads(capsys.readouterr().out.splitlines()[-1])
+def test_last_line_is_one_json_object_of_all_figures(measure: Measure) -> None:
+    figures = measure(main, "--batch 3 --tokens 7 --prompt-length 5 --rounds 2")
     assert set(figures) == KEYS | PROVENANCE
     assert all(figures[key] > 0 for key in KEYS)
     assert figures["ratio"] == pytest.approx(figures["peft_s"] / figures["ours_s"])
 
 
-def test_float32_gradient_equals_pefts(base: FrozenBase, capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--base", "tiny", "--batch", "3", "--tokens", "7", "--prompt-length", "5", "--rounds", "1"])
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["grad_rel_err"] <= 1e-5
+def test_float32_gradient_equals_pefts(measure: Measure) -> None:
+    assert measure(main, "--batch 3 --tokens 7 --prompt-length 5 --rounds 1")["grad_rel_err"] <= 1e-5
 
 
 @pytest.mark.parametrize(("batch", "tokens", "prompt_length"), [(2, 20, 1), (3, 9, 12), (8, 30, 60)])

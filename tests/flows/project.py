@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from flows.stages import Outcome, Stages
+from flows.outcome import Outcome
+from flows.stages import Stages
 from ptpipeline.settings import Settings
 from tests.tiny import tiny_project
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import ptpipeline
 from flows.exchange import export
-from flows.stages import Outcome
+from flows.outcome import Outcome
 from ptpipeline.errors import (
     ArtifactError,
     BaseModelError,

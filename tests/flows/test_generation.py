@@ -100,7 +100,7 @@ def test_both_kinds_train_in_one_gang(tmp_path: Path) -> None:
     stages = project.stages
     tuned = stages.train([stages.plan(task, stages.ingest(task)) for task in stages.tasks()])
     assert not [result for result in tuned.values() if isinstance(result, str)]
-    engine = stages._engine("tiny")
+    engine = stages.engine("tiny")
     artifacts = {name: read_artifact(stages.registry.store, name, result.digest) for name, result in tuned.items() if not isinstance(result, str)}
     for artifact in artifacts.values():
         engine.load(artifact)

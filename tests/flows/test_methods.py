@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ptpipeline
-from flows.stages import Outcome
+from flows.outcome import Outcome
 from ptpipeline.errors import DataError, TaskFileError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import PRODUCTION, PromptManifest
@@ -98,6 +98,14 @@ def test_a_first_champion_start_is_cold_and_says_so(project: Project) -> None:
     project.edit('init: {text: " yes"}', "init: champion")
     assert manifest(project, project.run()).parents == []
     assert any("starts cold" in line for line in project.lines)
+
+
+def test_an_ensemble_that_is_champion_is_no_start(project: Project) -> None:
+    project.edit(PLAIN, f"method: ensemble, ensemble: {{members: 2}}, {PLAIN}")
+    project.run()
+    project.edit(f"method: ensemble, ensemble: {{members: 2}}, {PLAIN}", "num_virtual_tokens: 4, init: champion")
+    assert manifest(project, project.run()).parents == []
+    assert any("starts cold: the champion is an ensemble" in line for line in project.lines)
 
 
 def test_a_version_starts_another_task(tmp_path: Path) -> None:

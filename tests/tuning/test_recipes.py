@@ -35,6 +35,7 @@ def test_an_ensemble_unfolds_into_consecutive_seeds() -> None:
         ({"method": "prefix", "placement": "after_bos"}, "is for embeddings"),
         ({"method": "ensemble", "ensemble": {}, "search": {"seed": [1, 2]}}, "an ensemble keeps all"),
         ({"search": {"seed": [1]}}, "1 combinations"),
+        ({"search": {"seed": [1, 1]}}, "`seed` lists a value twice"),
         ({"search": {"seed": list(range(9)), "learning_rate": [0.1 * i for i in range(1, 9)]}}, "72 combinations"),
         ({"search": {"length": "shrink"}}, "grow"),
     ],
