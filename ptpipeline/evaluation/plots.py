@@ -4,6 +4,7 @@ import io
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from ptpipeline.records import Report, Scores, TunedPrompt
 
@@ -43,16 +44,16 @@ def confusion(scores: Scores, report: Report) -> bytes:
 
 
 def token_heat(tuned: TunedPrompt) -> bytes:
-    """Norm and gradient norm of each virtual token over time."""
+    """Norm and gradient norm of each virtual token over time; gradients in powers of ten, since they fall by some."""
     points = [point for point in tuned.curve if point.token_norms]
     figure = Figure(figsize=(9, 4), layout="constrained")
+    figure.suptitle(f"{tuned.task} {tuned.digest[:12]}")
     left, right = figure.subplots(1, 2)
-    for axes, title, rows in (
-        (left, "norm", [p.token_norms for p in points]),
-        (right, "gradient norm", [p.token_gradients for p in points]),
-    ):
-        image = axes.imshow(np.array(rows).T, aspect="auto", origin="lower", extent=(0, points[-1].step, 0.5, len(rows[0]) + 0.5))
+    gradients = np.maximum(np.array([p.token_gradients for p in points]), 1e-8)  # the smallest that a point keeps
+    for axes, title, rows in ((left, "norm", np.array([p.token_norms for p in points])), (right, "gradient norm (log 10)", np.log10(gradients))):
+        image = axes.imshow(rows.T, aspect="auto", origin="lower", extent=(0, points[-1].step, 0.5, rows.shape[1] + 0.5))
         axes.set(xlabel="step", ylabel="virtual token", title=title)
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         figure.colorbar(image, ax=axes)
     return _png(figure)
 
