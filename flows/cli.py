@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the input or the state of things forbids it; 2 wrong usage
 
 import getpass
 import logging
+import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,8 +20,6 @@ from ptpipeline.records import PRODUCTION
 if TYPE_CHECKING:
     from flows.stages import Stages
     from flows.trigger import Finished
-    from ptpipeline.settings import Settings
-    from ptpipeline.task import Task
     from registry.registry import Registry
 
 FAILED, UNANSWERED, NO = 1, 3, 4
@@ -51,10 +50,11 @@ def up(prefect_port: Port = None, mlflow_port: Port = None, s3_port: Port = None
     from flows.stack import Ports
     from flows.stack import up as start
     from ptpipeline.settings import load_settings
+    from ptpipeline.task import load_tasks
 
     start(load_settings().home, Ports(prefect=prefect_port, mlflow=mlflow_port, storage=s3_port))
     settings = load_settings()
-    deploy(settings, _all_tasks(settings))
+    deploy(settings, load_tasks(settings.tasks))
     status(as_json)
 
 
@@ -82,8 +82,9 @@ def tasks(as_json: Json = False) -> None:
     """Validate the task files and list the tasks."""
     from flows.render import show
     from ptpipeline.settings import load_settings
+    from ptpipeline.task import load_tasks
 
-    found = _all_tasks(load_settings())
+    found = load_tasks(load_settings().tasks)
     show([{"task": t.name, "base_model": t.base_model, "answers": ", ".join(t.labels) or "free text", "metric": t.gate.metric, "promote": t.promote,
            "schedule": f"{t.schedule.cron} {t.schedule.timezone}" if t.schedule else "-"} for t in found], as_json)  # fmt: skip
 
@@ -168,7 +169,9 @@ def show(reference: Reference, as_json: Json = False) -> None:
     task, number = _numbered(registry, reference)
     version = registry.ledger.version(task, number)
     manifest = read_artifact(registry.store, task, version.digest).manifest
-    show_version(version, manifest, registry.ledger.report_of(task, version.digest), registry.ledger.latest_verdict(task, version.digest), as_json)
+    publication = registry.ledger.publication(task, version.digest)
+    judged = registry.ledger.report_of(task, version.digest), registry.ledger.latest_verdict(task, version.digest)
+    show_version(version, manifest, publication.tuned if publication else None, judged, as_json)
 
 
 @app.command()
@@ -249,7 +252,7 @@ def adopt(
     from flows.render import show
 
     stages = _stages()
-    outcome = stages.adopt(stages.tasks([task])[0], source.expanduser())
+    outcome = stages.adopt(stages.tasks([task])[0], Path(os.path.expanduser(source)))
     show([outcome], as_json)
     if outcome.verdict != "passed":
         raise typer.Exit(NO)
@@ -303,12 +306,6 @@ def _stages() -> "Stages":
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     return Stages(load_settings(), _registry(), lambda line: print(line, file=sys.stderr, flush=True))
-
-
-def _all_tasks(settings: "Settings") -> "list[Task]":
-    from ptpipeline.task import load_task, task_files
-
-    return [load_task(path) for path in task_files(settings.tasks)]
 
 
 def _numbered(registry: "Registry", reference: str) -> tuple[str, int]:

@@ -42,7 +42,7 @@ def export(settings: Settings, reference: str, form: Format, folder: Path) -> Ex
             files |= {f"{index}/{name}": body for name, body in _files(settings, member, form).items()}
     else:
         files |= _files(settings, found.artifact, form)
-    _write(folder.expanduser().resolve(), files)
+    _write(folder, files)
     return Exported(
         version=found.name, digest=found.artifact.digest, method=found.artifact.manifest.method, format=form, folder=str(folder), files=sorted(files)
     )
@@ -69,9 +69,13 @@ def _files(settings: Settings, artifact: Artifact, form: Format) -> dict[str, by
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
     """Into a sibling first, then under the folder's name at once."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
-        if folder.is_symlink() or (folder.exists() and any(folder.iterdir())):
+        folder = folder.expanduser().resolve()
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    except (RuntimeError, ValueError) as error:  # ~nobody, or the root folder
+        raise PreconditionFailed(f"{folder}: cannot be written ({error}); name a new folder with --to") from None
+    try:
+        if folder.exists() and any(folder.iterdir()):
             raise PreconditionFailed(f"{folder}: not empty; name a new folder with --to")
         for name, body in files.items():
             path = partial / name

@@ -1,7 +1,7 @@
 """The stages that measure and judge: a report over the test rows, and a verdict against what production points to."""
 
 from flows.context import Context
-from ptpipeline.errors import ArtifactError, BaseModelError, DataError, NotFound
+from ptpipeline.errors import ArtifactError, BaseModelError, ContextError, DataError, NotFound
 from ptpipeline.gate import decide, gate_key, metric_of
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import PRODUCTION, PairedDifference, Report, Snapshot, TunedPrompt, Verdict
@@ -49,11 +49,11 @@ class Judging(Context):
     def _compared(self, task: Task, report: Report, champion: str) -> PairedDifference | str:
         """Challenger minus champion on the present test rows, less those that the champion was trained on.
 
-        A sentence where the champion cannot be measured: it answers other labels, or it or its base is lost.
+        A sentence where the champion cannot be measured: it answers other labels, a row does not fit it, or it or its base is lost.
         """
         try:
             return self._difference(task, report, champion)
-        except (ArtifactError, BaseModelError, DataError, NotFound) as error:
+        except (ArtifactError, BaseModelError, ContextError, DataError, NotFound) as error:
             return str(error)
 
     def _difference(self, task: Task, report: Report, champion: str) -> PairedDifference:

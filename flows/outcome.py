@@ -53,7 +53,7 @@ def outcome_of(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
         status=status,
         zero_shot=metric_of(report.zero_shot, metric),
         candidate=found,
-        champion=found - comparison.difference if comparison else None,
+        champion=found - comparison.difference if comparison and metric != "bleu" else None,  # compared by sentences, shown of the corpus
         delta=comparison.difference if comparison else None,
         lower=comparison.lower if comparison else None,
         upper=comparison.upper if comparison else None,
@@ -71,6 +71,8 @@ def _status(registry: Registry, task: Task, candidate: Candidate) -> tuple[str, 
     if candidate.promotion is not None:
         return "promoted", f"{task.name}@{PRODUCTION} is version {version.number}"
     if history and history[-1].version == version.number:
+        if candidate.tuned.steps == 0:
+            return "unchanged", "this prompt was imported before, production stands"
         return "unchanged", "rows, recipe, base model and engine are unchanged: nothing was trained, production stands"
     if version.number in {row.version for row in history}:
         return "rolled back", f"{task.name}@{PRODUCTION} was moved away from version {version.number}; `ptp promote {task.name}@{version.number} --reason ...` takes it back"

@@ -17,7 +17,7 @@ from flows.stack import down, up
 from flows.trigger import trigger
 from ptpipeline.errors import PtpError, Terminal
 from ptpipeline.settings import Settings, load_settings
-from ptpipeline.task import load_task, task_files
+from ptpipeline.task import load_tasks
 
 TASKS = ("movie-sentiment", "tweet-sentiment")
 SAMPLES = (
@@ -52,7 +52,7 @@ def quickstart() -> None:
     _say(f"2/5 starting Prefect, MLflow and S3 on loopback, data in {settings.home}")
     up(settings.home)
     settings = load_settings()
-    deploy(settings, [load_task(path) for path in task_files(settings.tasks)])
+    deploy(settings, load_tasks(settings.tasks))
     _say("3/5 triggering the nightly flow through the Prefect API")
     run_id = trigger(str(settings.prefect), "nightly", NightlyRequest(tasks=list(TASKS), reason="quickstart"))
     finished = followed(str(settings.prefect), run_id)

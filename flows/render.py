@@ -16,11 +16,13 @@ from ptpipeline.records import (
     Report,
     Scores,
     TextScores,
+    TunedPrompt,
     Verdict,
     title_of,
 )
 
 Row = Mapping[str, Any] | Record
+Judged = tuple[Report | None, Verdict | None]
 
 
 def show(rows: Sequence[Row], as_json: bool) -> None:
@@ -54,10 +56,11 @@ def show_record(record: Row, as_json: bool) -> None:
     _console().print(table)
 
 
-def show_version(version: PromptVersion, manifest: PromptManifest, report: Report | None, verdict: Verdict | None, as_json: bool) -> None:
+def show_version(version: PromptVersion, manifest: PromptManifest, tuned: TunedPrompt | None, judged: Judged, as_json: bool) -> None:
     """A version with all that is known about it."""
+    report, verdict = judged
     if as_json:
-        parts = {"version": version, "manifest": manifest, "report": report, "verdict": verdict}
+        parts = {"version": version, "manifest": manifest, "training": tuned, "report": report, "verdict": verdict}
         print(json.dumps({name: part.to_json() if part else None for name, part in parts.items()}))
         return
     show_record(
@@ -73,6 +76,12 @@ def show_version(version: PromptVersion, manifest: PromptManifest, report: Repor
         },
         as_json,
     )
+    if tuned and tuned.steps:
+        print(f"trained {tuned.steps} steps in {tuned.seconds:.0f} s; step {tuned.best_step} kept, dev {tuned.best_dev:.4f}")
+        for warning in tuned.warnings:
+            print(warning)
+        if tuned.trials:
+            show([{"trial": trial.name, "best dev": trial.best_dev, "at step": trial.best_step, "error": trial.error} for trial in tuned.trials], as_json)
     if report:
         show([_scores("prompt", report.prompt), _scores("zero-shot", report.zero_shot), _scores("majority", report.majority)], as_json)
     if verdict:

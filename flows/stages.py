@@ -9,11 +9,11 @@ from pathlib import Path
 from flows.context import checkout_commit
 from flows.judging import Judging
 from flows.outcome import Candidate, Outcome, outcome_of
-from flows.training import Training
+from flows.training import MACHINE, Training
 from ptpipeline.errors import TaskFileError, TrainingError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import PRODUCTION, Promotion, PromptVersion, Report, Scores, TunedPrompt, Verdict
-from ptpipeline.task import Task, find_task, load_task, task_files
+from ptpipeline.task import Task, find_task, load_task, load_tasks, task_files
 from registry.promotion import Cause, promote, rollback
 from registry.publish import Request, register
 from registry.reconcile import reconcile
@@ -25,7 +25,7 @@ class Stages(Training, Judging):
     def tasks(self, names: Sequence[str] | None = None) -> list[Task]:
         """The named tasks, or all; NotFound or TaskFileError before anything runs."""
         if names is None:
-            return [load_task(path) for path in task_files(self.settings.tasks)]
+            return load_tasks(self.settings.tasks)
         return [find_task(self.settings.tasks, name) for name in dict.fromkeys(names)]
 
     def declared(self) -> tuple[list[Task], dict[str, str]]:
@@ -56,7 +56,7 @@ class Stages(Training, Judging):
         stood = version.number in {row.version for row in self.registry.ledger.history(task.name, PRODUCTION)}
         if not verdict.passed or task.promote == "manual" or stood or _incomparable(verdict):
             return None
-        return promote(self.registry, task, version.number, Cause(actor="nightly", reason=f"passed the gate: {_summary(verdict)}"))
+        return promote(self.registry, task, version.number, Cause(actor=MACHINE, reason=f"passed the gate: {_summary(verdict)}"))
 
     def run(self, task: Task) -> Outcome:
         """All stages for one task, one after another."""

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 import stamina
 
 from flows.context import Context, checkout_commit
-from ptpipeline.errors import PtpError, Terminal, Transient
+from ptpipeline.errors import PtpError, Terminal, TrainingError, Transient
 from ptpipeline.models.base import prepare_base
 from ptpipeline.prompts.artifact import MANIFEST_FILE
 from ptpipeline.records import Promotion, Record, Snapshot, TunedPrompt, prompt_prefix
-from ptpipeline.task import CURRENT, Task, find_shared_prompt, find_task
+from ptpipeline.task import CURRENT, Task, find_task, load_sources
 from ptpipeline.tuning.key import start_digest, training_key
 from registry.promotion import Cause, point
 from registry.publish import Request, register, stage
@@ -29,6 +29,9 @@ class Plan(Record):
     training_key: str
     trained: bool
     reason: str
+
+
+MACHINE = "nightly"  # who moves an alias where no person does
 
 
 class Training(Context):
@@ -50,21 +53,27 @@ class Training(Context):
         """
         from ptpipeline.tuning.multitask import Sources, shared_key, train_shared
 
-        declared = find_shared_prompt(self.settings.tasks, name)
-        tasks = [find_task(self.settings.tasks, source) for source in declared.sources]
+        declared, tasks = load_sources(self.settings.tasks, name)
         sources = Sources(name, declared, [(task, self.ingest(task)) for task in tasks])
         key = shared_key(sources, prepare_base(declared.base_model, self.settings).ref.fingerprint)
         tuned = self._tuned(name, key)
         if tuned is None:
             base = self.engine(declared.base_model).base
             checkpoints = self._checkpoints()
-            tuned = self._kept(train_shared(base, sources, checkpoints, self.tracker, self.report))
+            try:
+                trained = train_shared(base, sources, checkpoints, self.tracker, self.report)
+            except TrainingError:
+                checkpoints.clear()  # else the next night would resume the failure
+                raise
+            tuned = self._kept(trained)
             checkpoints.clear()
         version = register(self.registry, Request(tuned=tuned, report=None, verdict=None, commit=checkout_commit()))
         history = self.registry.ledger.history(name, CURRENT)
-        if version.number in {row.version for row in history}:
+        if history and history[-1].actor != MACHINE and version.number in {row.version for row in history}:
+            mend = f"`ptp rollback {name} --alias {CURRENT} --to {version.number} --reason ...` takes version {version.number}"
+            self.report(f"{name}: {CURRENT} stays at version {history[-1].version}, where {history[-1].actor} moved it; {mend}")
             return history[-1]
-        return point(self.registry, version, Cause(actor="nightly", reason="its sources were trained"), CURRENT)
+        return point(self.registry, version, Cause(actor=MACHINE, reason="its sources were trained"), CURRENT)
 
     def train(self, plans: Sequence[Plan]) -> dict[str, TunedPrompt | str]:
         """One gang out of all plans of one base that are not trained yet; a member's own error comes back as a sentence."""

@@ -258,6 +258,9 @@ class Tune(Section):
             raise ValueError(f"`encoder_width` belongs to residual, p_tuning and prefix; {self.method} has no network: leave it out")
         if self.method == "prefix" and self.placement == "after_bos":
             raise ValueError("a prefix is keys and values in front of everything: `placement: after_bos` is for embeddings")
+        starts = self.method == "multitask" or isinstance(self.init, VersionInit | FileInit)
+        if starts and self.search is not None and self.search.length is not None:
+            raise ValueError("what the recipe starts from has one length: leave `search.length` out")
         if self.method == "ensemble" and self.search is not None:
             raise ValueError("`search` keeps one prompt of many, an ensemble keeps all: search with `method: prompt` first")
         return self
@@ -454,6 +457,13 @@ class SharedPrompt(Section):
     sources: Annotated[list[Annotated[str, Field(pattern=NAME_PATTERN)]], Field(min_length=2, max_length=50)]
     tune: Tune = Tune()
 
+    @field_validator("sources")
+    @classmethod
+    def _distinct_sources(cls, sources: list[str]) -> list[str]:
+        if len(set(sources)) < len(sources):
+            raise ValueError("a source stands in the list twice")
+        return sources
+
     @field_validator("tune")
     @classmethod
     def _plain_recipe(cls, tune: Tune) -> Tune:
@@ -494,6 +504,17 @@ def task_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.yaml") if path.name not in (BASES_FILE, SHARED_FILE))
 
 
+def load_tasks(folder: Path) -> list[Task]:
+    """All tasks of a folder, and a check of the shared prompts that they start from.
+
+    Raises TaskFileError or NotFound for the first file that is wrong.
+    """
+    tasks = [load_task(path) for path in task_files(folder)]
+    for name in sorted({task.tune.shared for task in tasks if task.tune.shared}):
+        load_sources(folder, name)
+    return tasks
+
+
 def find_base_model(folder: Path, name: str) -> BaseModelSource:
     """The base model of that name in `base_models.yaml` beside the tasks; NotFound lists the names there are."""
     path = folder / BASES_FILE
@@ -516,3 +537,13 @@ def find_shared_prompt(folder: Path, name: str) -> SharedPrompt:
     if (folder / f"{name}.yaml").is_file():
         raise TaskFileError(f"{path}: {name!r} is a task's name too; versions of both would be numbered together: rename one")
     return checked(path, document, SharedPrompt, (name,))
+
+
+def load_sources(folder: Path, name: str) -> tuple[SharedPrompt, list[Task]]:
+    """A shared prompt with its source tasks; NotFound or TaskFileError where one is missing, broken or for another base."""
+    shared = find_shared_prompt(folder, name)
+    tasks = [find_task(folder, source) for source in shared.sources]
+    for task in tasks:
+        if task.base_model != shared.base_model:
+            raise TaskFileError(f"{folder / SHARED_FILE}: {name}: its source {task.name} is for base model {task.base_model}, not {shared.base_model}; take sources of one base")
+    return shared, tasks

@@ -51,10 +51,10 @@ def evaluate(engine: Engine, artifact: Artifact, snapshot: Snapshot, store: Obje
 
 
 def _measured(engine: Engine, artifact: Artifact, rows: Sequence[Row], snapshot: Snapshot, store: ObjectStore) -> Measurement:
-    if artifact.manifest.generate is None:
+    if artifact.manifest.generate is None and snapshot.train.labels:
         return ranked(engine, artifact, rows, snapshot.train.labels)
-    targets = Counter(row.label for row in load_split(store, snapshot, "train"))
-    return generated(engine, artifact, rows, targets)
+    targets = Counter(row.label for row in load_split(store, snapshot, "train"))  # snapshots of free text count none
+    return generated(engine, artifact, rows, targets) if artifact.manifest.generate else ranked(engine, artifact, rows, targets)
 
 
 def _store_rows(store: ObjectStore, key: str, columns: dict[str, list[object]]) -> None:

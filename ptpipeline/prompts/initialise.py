@@ -13,7 +13,7 @@ import safetensors
 import torch
 from torch import Tensor
 
-from ptpipeline.errors import DataError
+from ptpipeline.errors import BaseModelError, DataError
 from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, like, tensors_of, virtual_tokens
 from ptpipeline.task import TextInit, Tune
 
@@ -36,9 +36,16 @@ def initial_prompt(base: FrozenBase, tune: Tune, labels: Mapping[str, str], give
 
 
 def activations(base: FrozenBase, embeddings: Tensor) -> KeyValues:
-    """Keys and values [L, heads_kv, P, d] of real tokens in every layer (Li & Liang 2021, section 5.3, for words)."""
+    """Keys and values [L, heads_kv, P, d] of real tokens in every layer (Li & Liang 2021, section 5.3, for words).
+
+    Raises BaseModelError for an encoder-decoder, whose prompts have none.
+    """
+    if base.model.config.is_encoder_decoder:
+        raise BaseModelError(
+            f"tune.method: prefix is keys and values in every layer of a causal model, {base.ref.name} is an encoder-decoder; take `prompt` or `p_tuning`"
+        )
     with torch.inference_mode():
-        tensors = [tensor[0].float() for tensor in base.prefix([embeddings]).tensors]
+        tensors = [tensor[0].float().cpu() for tensor in base.prefix([embeddings]).tensors]
     half = len(tensors) // 2
     return KeyValues(torch.stack(tensors[:half]).clone(), torch.stack(tensors[half:]).clone())
 
@@ -85,7 +92,7 @@ def sampled_vocab(base: FrozenBase, count: int, seed: int) -> Tensor:
     pool = torch.tensor([i for i in range(min(SAMPLED_ROWS + len(special), len(base.tokenizer))) if i not in special][:SAMPLED_ROWS])
     generator = torch.Generator().manual_seed(seed)
     rounds = -(-count // len(pool))
-    picks = torch.cat([torch.randperm(len(pool), generator=generator) for _ in range(rounds)])[:count]
+    picks = torch.cat([torch.randperm(len(pool), generator=generator) for _ in range(max(1, rounds))])[:count]
     return pool[picks]
 
 
@@ -103,7 +110,7 @@ def class_labels(base: FrozenBase, labels: Mapping[str, str], count: int, seed: 
         raise DataError("tune.init: class_labels, but the task has no labels; take `sampled_vocab`, or {text: ...}")
     if len(labels) > count:
         raise DataError(f"tune.init: class_labels needs a virtual token for each of the {len(labels)} labels, num_virtual_tokens is {count}; raise it")
-    means = [_embedded(base, torch.tensor(base.encode(words, False))).mean(0) for words in labels.values()]
+    means = [_embedded(base, torch.tensor(base.encode(words, False))).mean(0) for _, words in sorted(labels.items())]  # their order is no part of a recipe
     return torch.cat([torch.stack(means), _embedded(base, sampled_vocab(base, count - len(labels), seed))])
 
 
@@ -118,7 +125,7 @@ def read_tensor(path: Path) -> Tensor:
                 tensor = file.get_tensor("embeddings")
     except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise DataError(f"{path}: no readable prompt ({error}); expected a tensor [P, H], named `embeddings` in a .safetensors file") from None
-    if tensor.ndim != 2 or not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+    if tensor.ndim != 2 or not tensor.is_floating_point() or tensor.itemsize < 2 or not torch.isfinite(tensor).all():
         raise DataError(f"{path}: found {tensor.dtype} {list(tensor.shape)}; expected finite floating-point numbers [P, H]")
     return tensor.float()
 
@@ -129,4 +136,4 @@ def _check_given(base: FrozenBase, tune: Tune, given: SoftPrompt) -> None:
     if not isinstance(given, KeyValues) and given.shape[1] != base.ref.hidden_size:
         raise DataError(f"tune.init: the given prompt is {given.shape[1]} wide, {base.ref.name} is {base.ref.hidden_size} wide; give one of this base")
     if virtual_tokens(given) != tune.num_virtual_tokens:
-        raise DataError(f"tune.num_virtual_tokens: {tune.num_virtual_tokens}, but tune.init names a prompt of {virtual_tokens(given)} tokens; make them equal")
+        raise DataError(f"tune.num_virtual_tokens: {tune.num_virtual_tokens}, but the recipe starts from a prompt of {virtual_tokens(given)} tokens; make them equal")

@@ -156,9 +156,9 @@ def _read_config(path: Path) -> _Config:
     body = path.read_bytes()
     try:
         kind = json.loads(body)["peft_type"]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise ArtifactError(f"{path}: no configuration of a PEFT adapter; expected a JSON object with `peft_type`") from None
-    if kind not in METHODS:
+    if not isinstance(kind, str) or kind not in METHODS:
         raise ArtifactError(f"{path}: peft_type is {kind!r:.80}, which is no soft prompt that can be imported; expected {', '.join(METHODS)}")
     try:
         return _Config.model_validate_json(body)

@@ -43,7 +43,8 @@ def named(prompt: SoftPrompt) -> dict[str, Tensor]:
 
 def stored_value(prompt: SoftPrompt, dtype: str) -> SoftPrompt:
     """The prompt as it is stored: detached, on the CPU, rounded to the stored type; finite, or TrainingError."""
-    stored = like(prompt, [tensor.detach().cpu().to(DTYPES[dtype]).contiguous() for tensor in tensors_of(prompt)])
+    # a copy always: in float32 all else are views of the parameters, which train on
+    stored = like(prompt, [tensor.detach().to("cpu", DTYPES[dtype], copy=True).contiguous() for tensor in tensors_of(prompt)])
     if not all(torch.isfinite(tensor).all() for tensor in tensors_of(stored)):
         raise TrainingError(f"the prompt has values that are not finite in {dtype}; lower tune.learning_rate or store it in float32")
     return stored

@@ -26,14 +26,15 @@ class Opening(NamedTuple):
 def generate(base: FrozenBase, cache: PrefixCache | None, openings: Sequence[Opening]) -> list[str]:
     """The text that follows each opening, without white space at its ends; texts of many prompts are decoded together.
 
-    Groups are formed by length in a fixed order, so the same openings always run in the same batches.
+    Groups are formed by limit and length in a fixed order, so the same openings always run in the same batches.
     """
     texts = [""] * len(openings)
-    for group in by_length(range(len(openings)), lambda index: openings[index].length, TOKENS_PER_DECODE):
-        inputs = [Input(openings[index].ids, (), openings[index].member) for index in group]
-        found = base.decode(cache, inputs, max(openings[index].limit for index in group))
-        for index, ids in zip(group, found, strict=True):
-            texts[index] = _text(base, ids[: openings[index].limit])
+    for limit in sorted({opening.limit for opening in openings}):  # beyond its own limit, a row could leave the context
+        alike = [index for index, opening in enumerate(openings) if opening.limit == limit]
+        for group in by_length(alike, lambda index: openings[index].length, TOKENS_PER_DECODE):
+            found = base.decode(cache, [Input(openings[index].ids, (), openings[index].member) for index in group], limit)
+            for index, ids in zip(group, found, strict=True):
+                texts[index] = _text(base, ids)
     return texts
 
 

@@ -1,5 +1,6 @@
 """An ensemble's answer out of its members' (Lester et al. 2021, section 5)."""
 
+import math
 from typing import Literal
 
 import torch
@@ -12,9 +13,9 @@ def combined(log_likelihoods: Tensor, how: Literal["average", "vote"]) -> Tensor
     `average`: the mean of the members' probabilities. `vote`: each member has one vote, and their mean probabilities
     are one more, spread over the labels: less than a vote apart, so they decide ties alone.
     """
-    shares = log_likelihoods.softmax(-1)
-    mean = shares.mean(0)
+    count, labels = log_likelihoods.shape
+    mean = log_likelihoods.log_softmax(-1).logsumexp(0) - math.log(count)
     if how == "average":
-        return mean.log()
-    votes = torch.nn.functional.one_hot(shares.argmax(-1), shares.shape[1]).sum(0)
-    return ((votes + mean) / (len(shares) + 1)).log()
+        return mean
+    votes = torch.nn.functional.one_hot(log_likelihoods.argmax(-1), labels).sum(0)
+    return torch.logaddexp(votes.log(), mean) - math.log(count + 1)

@@ -50,7 +50,7 @@ def run_gang(
     if checkpoint and (saved := checkpoint.load(jobs, report)):
         members, clock = saved
     for member in members:
-        member.run = tracker.start(member.job.name, _parameters(base, member), {"ptp.task": member.job.task.name}, member.run)
+        member.run = tracker.start(member.job.name, _parameters(base, member), {"ptp.task": member.job.name.partition("/")[0]}, member.run)
     try:
         while active := [member for member in members if member.active]:
             _step(base, active, check.backward, clock)
@@ -141,6 +141,21 @@ def _evaluate(base: FrozenBase, due: list[Member]) -> dict[str, float]:
     rounded = [(member, stored) for member in due if (stored := member.stored()) is not None]
     if not rounded:
         return {}
+    try:
+        return _asked(base, rounded)
+    except (RuntimeError, ValueError, IndexError, PtpError) as error:
+        log.warning("a dev evaluation of %d prompts failed (%s); each is asked alone", len(rounded), error)
+    found: dict[str, float] = {}
+    for member, stored in rounded:
+        try:
+            found |= _asked(base, [(member, stored)])
+        except (RuntimeError, ValueError, IndexError, PtpError) as error:
+            member.error = TrainingError(f"task {member.job.name}: dev evaluation at step {member.step} failed: {error}")
+    return found
+
+
+def _asked(base: FrozenBase, rounded: list[tuple[Member, SoftPrompt]]) -> dict[str, float]:
+    """The dev split of all these members in mixed passes, judged."""
     with torch.inference_mode():
         cache = base.prefix([placed(base, stored, member.job.tune.placement) for member, stored in rounded])
     queries = [member.dev_queries(index) for index, (member, _) in enumerate(rounded)]

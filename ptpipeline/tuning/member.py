@@ -150,7 +150,10 @@ class Member:
         if torch.isfinite(total):
             for group in self.optimizer.param_groups:
                 group["lr"] = learning_rate(self.job.tune, self.step)
-            self.optimizer.step()
+            try:
+                self.optimizer.step()
+            except RuntimeError as error:  # a rate beyond what the parameters' type can hold
+                self.error = TrainingError(f"task {self.job.name}: step {self.step} failed: {error}; lower tune.learning_rate")
         else:
             self._diverged(self.losses[-1])
         self.optimizer.zero_grad()

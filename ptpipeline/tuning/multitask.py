@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ptpipeline.errors import TrainingError
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.parameterise import RankOne
@@ -40,7 +39,7 @@ def train_shared(base: FrozenBase, sources: Sources, checkpoints: Checkpoints, t
     """Train a teacher per source in one gang, then the shared prompt in another; its `members` are the teachers.
 
     What is stored is the shared prompt times the mean of the sources' factors, from which targets start (section 3.3).
-    Raises TrainingError where a source fails: a shared prompt of the others would be another prompt.
+    Raises the error of a source that fails: a shared prompt of the others would be another prompt.
     """
     teachers = _sound(run_gang(base, [_job(base, sources, index, checkpoints.store) for index in range(len(sources.tasks))], tracker, report, checkpoints))
     shared = nn.Parameter(torch.as_tensor(teachers.members[0].job.initial).clone())
@@ -62,8 +61,6 @@ def train_shared(base: FrozenBase, sources: Sources, checkpoints: Checkpoints, t
 def _job(base: FrozenBase, sources: Sources, index: int, store: ObjectStore) -> Job:
     """The teacher of one source: the source's rows under the shared prompt's recipe."""
     task, snapshot = sources.tasks[index]
-    if task.base_model != sources.declared.base_model:
-        raise TrainingError(f"shared prompt {sources.name}: source {task.name} is for base model {task.base_model}, not {sources.declared.base_model}")
     job = job_of(base, task, sources.declared.tune, snapshot, store)
     return job._replace(name=f"{sources.name}/teacher of {task.name}")
 

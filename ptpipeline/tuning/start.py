@@ -39,7 +39,7 @@ def start_of(base: FrozenBase, task: Task, store: ObjectStore, report: Callable[
     if version is not None:
         artifact = resolve(store, version).artifact
         if artifact.manifest.members:
-            raise DataError(f"task {task.name}: tune.init.version: {version} is an ensemble; name one of its members' tasks instead")
+            raise DataError(f"task {task.name}: tune.init.version: {version} is an ensemble; name a single prompt, or export it as npy and start from {{file: .../0/embeddings.npy}}")
         return Start(unpack(artifact, base.ref), key, [artifact.digest])
     return _champion(base, task, store, report) if init == "champion" else Start(None, None, [])
 
@@ -53,7 +53,8 @@ def _champion(base: FrozenBase, task: Task, store: ObjectStore, report: Callable
     except (NotFound, BaseModelError, ArtifactError, DataError) as error:
         report(f"{task.name}: starts cold: {error}")
         return Start(None, None, [])
-    fits = virtual_tokens(prompt) == task.tune.num_virtual_tokens and isinstance(prompt, KeyValues) <= (task.tune.method == "prefix")
+    wanted = {variant.num_virtual_tokens for variant in task.tune.variants()}
+    fits = wanted == {virtual_tokens(prompt)} and isinstance(prompt, KeyValues) <= (task.tune.method == "prefix")
     if not fits:
         report(f"{task.name}: starts cold: the champion has {virtual_tokens(prompt)} tokens of {artifact.manifest.method}, the recipe asks for others")
         return Start(None, None, [])

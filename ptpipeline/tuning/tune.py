@@ -61,6 +61,8 @@ def tune(
             works.append(_work(base, task, snapshot, checkpoints.store, report))
         except Terminal as error:
             outcomes[task.name] = error
+        except (RuntimeError, ValueError, IndexError) as error:  # a defect in one task's preparation ends no other's training
+            outcomes[task.name] = TrainingError(f"task {task.name}: it could not be prepared: {type(error).__name__}: {error}")
     if works:
         gang = run_gang(base, [job for work in works for job in work.jobs], tracker, report, checkpoints)
         members = iter(gang.members)

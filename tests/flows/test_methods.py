@@ -8,9 +8,10 @@ import pytest
 
 import ptpipeline
 from flows.outcome import Outcome
-from ptpipeline.errors import DataError, TaskFileError
+from ptpipeline.errors import DataError, NotFound, TaskFileError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import PRODUCTION, PromptManifest
+from ptpipeline.task import load_tasks
 from registry.doctor import examine
 from tests.flows.project import Project
 from tests.tiny import sentences
@@ -187,5 +188,61 @@ def test_a_changed_source_trains_the_shared_prompt_and_its_targets(sources: Proj
 
 def test_a_shared_prompt_of_another_length_is_refused(sources: Project) -> None:
     sources.edit("num_virtual_tokens: 4", "num_virtual_tokens: 5")
-    with pytest.raises((DataError, Exception), match="names a prompt of 4 tokens"):
+    with pytest.raises((DataError, Exception), match="starts from a prompt of 4 tokens"):
         sources.run()
+
+
+def test_a_champion_of_one_length_starts_no_search_over_lengths(project: Project) -> None:
+    project.run()
+    project.edit(PLAIN, "num_virtual_tokens: 4, init: champion, search: {length: [4, 8]}")
+    assert manifest(project, project.run()).parents == []
+
+
+def test_a_champion_that_a_test_row_does_not_fit_leaves_the_decision_to_a_person(project: Project) -> None:
+    """The champion's long prompt leaves 50 tokens for text; a longer row comes; the candidate is judged all the same."""
+    project.edit("num_virtual_tokens: 4", "num_virtual_tokens: 200")
+    first = project.run()
+    project.edit("num_virtual_tokens: 200", "num_virtual_tokens: 4")
+    path = project.folder / "tiny-sentiment.csv"
+    path.write_text(path.read_text() + "".join(f"{'the ' * 60}{word} {i},{label}\n" for i in range(12) for label, word in (("positive", "good"), ("negative", "bad"))))
+    second = project.run()
+    assert first.status == "promoted"
+    assert second.version == 2
+    assert second.status in ("awaiting approval", "gate failed")
+
+
+def test_a_source_that_goes_back_takes_the_shared_prompt_along(sources: Project) -> None:
+    sources.run()
+    sources.edit("Sentiment:", "Feeling:", "tiny-a")
+    sources.run()
+    sources.edit("Feeling:", "Sentiment:", "tiny-a")
+    sources.run()
+    ledger = sources.stages.registry.ledger
+    assert [row.version for row in ledger.history("tiny-shared", "current")] == [1, 2, 1]
+
+
+def test_a_shared_prompt_that_a_person_moved_stays_there(sources: Project) -> None:
+    sources.run()
+    sources.edit("Sentiment:", "Feeling:", "tiny-a")
+    sources.run()
+    sources.stages.roll_back("tiny-shared", "current", None, "ann", "complaints")
+    sources.run()
+    assert sources.stages.registry.ledger.history("tiny-shared", "current")[-1].version == 1
+    assert any("stays at version 1, where ann moved it" in line for line in sources.lines)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("[tiny-a, tiny-b]", "[tiny-a, tiny-c]", "no task 'tiny-c'"),
+        ("[tiny-a, tiny-b]", "[tiny-a, tiny-a]", "stands in the list twice"),
+        ("[tiny-a, tiny-b]", "[tiny-a]", "sources"),
+        ("base_model: tiny,", "base_model: other,", "is for base model tiny, not other"),
+        ("tiny-shared:", "tiny-a:", "no shared prompt 'tiny-shared'"),
+    ],
+)
+def test_a_wrong_shared_prompt_is_named_with_the_tasks(sources: Project, old: str, new: str, expected: str) -> None:
+    path = sources.tasks / "shared_prompts.yaml"
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises((TaskFileError, NotFound), match=expected):
+        load_tasks(sources.tasks)

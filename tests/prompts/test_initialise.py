@@ -8,11 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ptpipeline.errors import DataError
+from ptpipeline.errors import BaseModelError, DataError
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase, Input, KeyValues
 from ptpipeline.models.load import load_base
 from ptpipeline.prompts.initialise import (
+    activations,
     class_labels,
     initial_prompt,
     read_tensor,
@@ -23,6 +24,7 @@ from ptpipeline.prompts.initialise import (
 )
 from ptpipeline.settings import Settings
 from ptpipeline.task import TextInit, Tune
+from tests.models.families import seq2seq_family
 from tests.tiny import tiny_project
 
 
@@ -121,3 +123,17 @@ def test_a_pickled_array_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "start.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(DataError, match="no readable prompt"):
         read_tensor(tmp_path / "start.npy")
+
+
+def test_class_labels_may_fill_the_prompt(base: FrozenBase) -> None:
+    assert class_labels(base, {"bad": " negative", "good": " positive"}, 2, seed=0).shape == (2, 64)
+
+
+def test_the_order_of_labels_changes_no_start(base: FrozenBase) -> None:
+    labels = {"bad": " negative", "good": " positive"}
+    assert torch.equal(class_labels(base, labels, 3, 0), class_labels(base, dict(reversed(labels.items())), 3, 0))
+
+
+def test_an_encoder_decoder_has_no_keys_and_values_to_start_from() -> None:
+    with pytest.raises(BaseModelError, match="take `prompt` or `p_tuning`"):
+        activations(seq2seq_family("t5 relu tied"), torch.zeros(2, 32, dtype=torch.float64))

@@ -147,3 +147,26 @@ def test_self_check_falls_back_where_paths_disagree(base: CausalBase, caplog: py
 def test_learning_rate_warms_up_then_decays(step: int, rate: float) -> None:
     tune = Tune(steps=10, warmup_steps=2, learning_rate=0.1)
     assert learning_rate(tune, step) == pytest.approx(rate)
+
+
+def test_the_kept_checkpoint_trains_no_further(base: CausalBase) -> None:
+    """In float32 nothing has to be rounded, and a view of the parameter would go on moving."""
+    member = Member.of(job(family("llama", torch.float32), "a", store_dtype="float32"))
+    kept = member.stored()
+    with torch.no_grad():
+        next(member.parameterisation.parameters()).add_(1)
+    assert not torch.equal(prompt(member), kept.flatten())  # type: ignore[union-attr]
+
+
+def test_a_rate_beyond_the_type_ends_its_member_alone(base: CausalBase) -> None:
+    healthy, failed = run(base, jobs(base)[0], job(base, "steep", learning_rate=1e308, method="p_tuning", encoder_width=4)).members
+    assert failed.error is not None
+    torch.testing.assert_close(prompt(healthy), prompt(run(base, jobs(base)[0]).members[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_dev_rows_that_fail_end_their_member_alone(base: CausalBase) -> None:
+    broken = job(base, "broken", seed=5)
+    broken = broken._replace(dev=[row._replace(ids=[999999]) for row in broken.dev])
+    healthy, failed = run(base, jobs(base)[0], broken).members
+    assert "dev evaluation at step 2 failed" in str(failed.error)
+    assert (healthy.error, healthy.step) == (None, 6)

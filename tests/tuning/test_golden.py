@@ -10,11 +10,11 @@ from ptpipeline.tuning.tracker import NoTracker
 from tests.models.families import family
 from tests.tuning.jobs import job
 
-GOLDEN = {1: (5.876815, 4.054316, 1.649338)}
+GOLDEN = {2: (5.876815, 4.054316, 1.649338)}
 
 
 DEFAULTS = {
-    1: {
+    2: {
         "method": "prompt", "num_virtual_tokens": 16, "init": "sampled_vocab", "steps": 300, "batch_size": 16, "learning_rate": 0.01,
         "warmup_steps": 20, "final_fraction": 0.1, "weight_decay": 0.0, "max_grad_norm": 1.0, "eval_every": 50, "patience": 4,
         "seed": 0, "store_dtype": "float16", "placement": "before_bos", "encoder": "lstm", "optimizer": "adamw", "schedule": "linear",

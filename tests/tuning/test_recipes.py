@@ -38,6 +38,8 @@ def test_an_ensemble_unfolds_into_consecutive_seeds() -> None:
         ({"search": {"seed": [1, 1]}}, "`seed` lists a value twice"),
         ({"search": {"seed": list(range(9)), "learning_rate": [0.1 * i for i in range(1, 9)]}}, "72 combinations"),
         ({"search": {"length": "shrink"}}, "grow"),
+        ({"search": {"length": [4, 8]}, "init": {"version": "a@1"}}, "leave `search.length` out"),
+        ({"method": "multitask", "shared": "s", "search": {"length": [4, 8]}}, "leave `search.length` out"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(recipe: dict[str, object], expected: str) -> None:
