@@ -49,7 +49,7 @@ def _bytes(registry: Registry, task: str) -> Iterator[Difference]:
             read_members(registry.store, read_artifact(registry.store, task, version.digest))
         except (ArtifactError, NotFound) as error:
             yield Difference(
-                task=task, what=f"bytes of version {version.number}", expected=f"digest {version.digest[:12]}", found=str(error), mend=f"restore them from a backup, or `ptp run {task}`"
+                task=task, what=f"bytes of version {version.number}", expected=f"digest {version.digest[:12]}", found=str(error), mend=f"restore them from a backup, or {_again(task)}"
             )
 
 
@@ -81,9 +81,14 @@ def _orphans(registry: Registry, task: str) -> Iterator[Difference]:
     intended = {intent.digest for intent in registry.ledger.intents(task)}
     stored = {part for key in registry.store.keys(f"prompts/{task}") if re.fullmatch(DIGEST_PATTERN, part := key.split("/")[2])}
     for digest in sorted(intended):
-        yield Difference(task=task, what=f"publish of {digest[:12]}", expected="finished", found="interrupted", mend=f"ptp run {task}")
+        yield Difference(task=task, what=f"publish of {digest[:12]}", expected="finished", found="interrupted", mend=_again(task))
     for digest in sorted(stored - registered - intended - _parts(registry, task, registered)):
-        yield Difference(task=task, what=f"stored prompt {digest[:12]}", expected="a registered version", found="no row in the ledger", mend=f"ptp run {task}")
+        yield Difference(task=task, what=f"stored prompt {digest[:12]}", expected="a registered version", found="no row in the ledger", mend=_again(task))
+
+
+def _again(task: str) -> str:
+    """How what was interrupted is finished: by the verb that began it."""
+    return f"`ptp run {task}`; of a shared prompt `ptp run` a task that starts from it, of an import `ptp import` again"
 
 
 def _parts(registry: Registry, task: str, registered: set[str]) -> set[str]:

@@ -99,6 +99,8 @@ def _purpose(entry: Entry) -> list[str]:
 
 
 def _use(entry: Entry, version: PromptVersion | None) -> list[str]:
+    if not entry.artifact.manifest.labels and entry.artifact.manifest.generate is None:
+        return ["### Use", f"- a shared prompt: tasks start from it by `tune: {{method: multitask, shared: {entry.task}}}`; it answers nothing by itself"]
     name = f"{entry.task}@{version.number}" if version else entry.task
     return ["### Use", f'- `ptp predict {name} "..."`', f'- `ptpipeline.load("{name}").predict(["..."])`']
 

@@ -110,7 +110,9 @@ def test_a_staged_prompt_is_no_version(plain: Registry, task: Task) -> None:
     digest = stage(plain.ledger, plain.store, an_artifact(task))
     assert [intent.digest for intent in plain.ledger.intents(task.name)] == [digest]
     assert plain.ledger.versions(task.name) == []
-    assert [(d.what, d.mend) for d in examine(plain)] == [(f"publish of {digest[:12]}", f"ptp run {task.name}")]
+    (found,) = examine(plain)
+    assert found.what == f"publish of {digest[:12]}"
+    assert found.mend.startswith(f"`ptp run {task.name}`")
 
 
 def test_registering_unstored_bytes_is_refused(plain: Registry, task: Task) -> None:
