@@ -33,7 +33,7 @@ class Tracking:
                 self._client.update_run(run, "RUNNING")
             return run
         with self._forgiving(f"the training of {task}"):
-            experiment = experiment_of(self._client, tags["ptp.task"])
+            experiment = experiment_of(self._client, task.partition("/")[0])
             run = str(self._client.create_run(experiment, tags=dict(tags), run_name=task).info.run_id)
             self._client.log_batch(run, params=[Param(name, str(value)) for name, value in params.items()])
             return run
