@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.train_step import Step, describe, timed, workload
+from benchmarks.train_step import Step, describe, interleaved, workload
 from ptpipeline.data.tokens import LabelTokens
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase
@@ -51,12 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     base = load_base(prepare_base(arguments.base, load_settings()), arguments.dtype)
     sides = steps(base, arguments)
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for side in sides:
-        side()
-    for turn in range(arguments.rounds):
-        for side in (0, 1) if turn % 2 == 0 else (1, 0):
-            seconds[side].append(timed(sides[side])[0])
+    seconds, _ = interleaved(sides, arguments.rounds)
     all_of, one = statistics.median(seconds[0]), statistics.median(seconds[1])
     print(f"{arguments.members} members {all_of * 1000:.0f} ms, one {one * 1000:.0f} ms: {all_of / one:.2f} times the latency")
     shape = {"tokens": arguments.tokens, "prompt_length": arguments.prompt_length, "rounds": arguments.rounds}

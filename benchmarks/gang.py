@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.train_step import Step, describe, timed, workload
+from benchmarks.train_step import Step, describe, interleaved, workload
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.load import load_base
@@ -65,12 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     base = load_base(prepare_base(arguments.base, load_settings()), arguments.dtype)
     sides = steps(base, arguments)
-    gradients, seconds = [side() for side in sides], ([], [])  # type: tuple[list[float], list[float]]
-    for turn in range(arguments.rounds):
-        for side in (0, 1) if turn % 2 == 0 else (1, 0):
-            taken, gradients[side] = timed(sides[side])
-            seconds[side].append(taken)
-    together, alone = gradients
+    seconds, (together, alone) = interleaved(sides, arguments.rounds)
     error = max(float((a - b).norm() / b.norm()) for a, b in zip(together, alone, strict=True))
     gang, solo = statistics.median(seconds[0]), statistics.median(seconds[1])
     print(f"{arguments.members} prompts: {gang:.3f} s together, {solo:.3f} s one after another: {solo / gang:.2f} times as fast")

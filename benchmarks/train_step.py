@@ -159,6 +159,19 @@ def timed(step: Step) -> tuple[float, Tensor]:
     return time.perf_counter() - started, result
 
 
+def interleaved(sides: Sequence[Step], rounds: int, before: Callable[[], None] | None = None) -> tuple[list[list[float]], list[Tensor]]:
+    """Seconds of every round of each of two sides, and what each returned last; the order turns each round, after one of warm-up."""
+    seconds: list[list[float]] = [[], []]
+    results = [side() for side in sides]
+    for turn in range(rounds):
+        if before is not None:
+            before()
+        for side in (0, 1) if turn % 2 == 0 else (1, 0):
+            taken, results[side] = timed(sides[side])
+            seconds[side].append(taken)
+    return seconds, results
+
+
 class Measured(NamedTuple):
     """Seconds of each round, the error of the last round's gradients, and the peak in FLOP/s."""
 
@@ -170,14 +183,7 @@ class Measured(NamedTuple):
 
 def measure(sides: tuple[Step, Step], peak: Peak, rounds: int) -> Measured:
     """Ours and PEFT's steps interleaved after one round of warm-up each, a sample of the peak in every round."""
-    seconds: tuple[list[float], list[float]] = ([], [])
-    gradients = [step() for step in sides]
-    for turn in range(rounds):
-        peak.sample()
-        for side in (0, 1) if turn % 2 == 0 else (1, 0):
-            taken, gradients[side] = timed(sides[side])
-            seconds[side].append(taken)
-    ours, peft = gradients
+    seconds, (ours, peft) = interleaved(sides, rounds, peak.sample)
     return Measured(*seconds, float((ours - peft).norm() / peft.norm()), peak.rate)
 
 

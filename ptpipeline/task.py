@@ -8,7 +8,7 @@ import math
 import string
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from cronsim import CronSim, CronSimError
@@ -41,6 +41,9 @@ class Section(BaseModel):
     """A part of a task file: frozen, and strict about unknown fields and infinite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 class Source(Section):
@@ -517,26 +520,27 @@ def load_tasks(folder: Path) -> list[Task]:
 
 def find_base_model(folder: Path, name: str) -> BaseModelSource:
     """The base model of that name in `base_models.yaml` beside the tasks; NotFound lists the names there are."""
-    path = folder / BASES_FILE
-    if not path.is_file():
-        raise NotFound(f"{path}: no such file; it declares the base models, one `name: {{path|package|hub: ...}}` each")
-    document = parsed(path)
-    if name not in document:
-        raise NotFound(f"no base model {name!r} in {path}: there are {', '.join(map(str, document)) or 'none'}")
-    return checked(path, document, BaseModelSource, (name,))
+    return _declared(folder / BASES_FILE, name, BaseModelSource, ("base model", "{path|package|hub: ...}"))
 
 
 def find_shared_prompt(folder: Path, name: str) -> SharedPrompt:
     """The shared prompt of that name in `shared_prompts.yaml` beside the tasks; NotFound lists the names there are."""
     path = folder / SHARED_FILE
-    if not path.is_file():
-        raise NotFound(f"{path}: no such file; it declares shared prompts, one `name: {{base_model, sources, tune}}` each")
-    document = parsed(path)
-    if name not in document:
-        raise NotFound(f"no shared prompt {name!r} in {path}: there are {', '.join(map(str, document)) or 'none'}")
+    shared = _declared(path, name, SharedPrompt, ("shared prompt", "{base_model, sources, tune}"))
     if (folder / f"{name}.yaml").is_file():
         raise TaskFileError(f"{path}: {name!r} is a task's name too; versions of both would be numbered together: rename one")
-    return checked(path, document, SharedPrompt, (name,))
+    return shared
+
+
+def _declared(path: Path, name: str, model: type[SectionT], wording: tuple[str, str]) -> SectionT:
+    """The section of that name in a file of named sections; `wording` is what one is called, and how it looks."""
+    what, form = wording
+    if not path.is_file():
+        raise NotFound(f"{path}: no such file; it declares the {what}s, one `name: {form}` each")
+    document = parsed(path)
+    if name not in document:
+        raise NotFound(f"no {what} {name!r} in {path}: there are {', '.join(map(str, document)) or 'none'}")
+    return checked(path, document, model, (name,))
 
 
 def load_sources(folder: Path, name: str) -> tuple[SharedPrompt, list[Task]]:

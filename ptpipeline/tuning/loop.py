@@ -22,6 +22,7 @@ from ptpipeline.tuning.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
+FAILURES = (RuntimeError, ValueError, IndexError, PtpError)  # of one member, which are to end it alone
 RECORD_EVERY = 10  # steps between two points of the learning curve
 
 
@@ -93,7 +94,7 @@ def _step(base: FrozenBase, active: list[Member], backward: Backward, clock: Clo
     batches = [member.next_rows() for member in active]
     try:
         found = _gradients(base, active, batches, backward)
-    except (RuntimeError, ValueError, IndexError, PtpError) as error:
+    except FAILURES as error:
         log.warning("a step of %d prompts failed (%s); each takes it alone", len(active), error)
         found = [_alone(base, member, rows, backward) for member, rows in zip(active, batches, strict=True)]
     for member, result in zip(active, found, strict=True):
@@ -119,7 +120,7 @@ def _gradients(base: FrozenBase, members: list[Member], batches: Sequence[Rows],
 def _alone(base: FrozenBase, member: Member, rows: Rows, backward: Backward) -> _Gradients | None:
     try:
         return _gradients(base, [member], [rows], backward)[0]
-    except (RuntimeError, ValueError, IndexError, PtpError) as error:
+    except FAILURES as error:
         member.error = TrainingError(f"task {member.job.name}: step {member.step + 1} failed: {error}")
         return None
 
@@ -143,13 +144,13 @@ def _evaluate(base: FrozenBase, due: list[Member]) -> dict[str, float]:
         return {}
     try:
         return _asked(base, rounded)
-    except (RuntimeError, ValueError, IndexError, PtpError) as error:
+    except FAILURES as error:
         log.warning("a dev evaluation of %d prompts failed (%s); each is asked alone", len(rounded), error)
     found: dict[str, float] = {}
     for member, stored in rounded:
         try:
             found |= _asked(base, [(member, stored)])
-        except (RuntimeError, ValueError, IndexError, PtpError) as error:
+        except FAILURES as error:
             member.error = TrainingError(f"task {member.job.name}: dev evaluation at step {member.step} failed: {error}")
     return found
 
