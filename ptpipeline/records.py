@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 import rfc8785
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
@@ -352,7 +352,10 @@ class PromptVersion(Record):
 
 
 class Promotion(Record):
-    """One row of the append-only ledger that moves an alias; seq counts from 1 per (task, alias)."""
+    """One row of the append-only ledger that moves an alias; seq counts from 1 per (task, alias).
+
+    `override` says that a person answered for what the gate refused; `release` names the set that was promoted together.
+    """
 
     task: str
     alias: str
@@ -364,6 +367,14 @@ class Promotion(Record):
     reason: str
     verdict: str | None
     at: str
+    override: bool = False
+    release: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _serialized(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without what few promotions have, so that older readers of pointers understand the others."""
+        found: dict[str, Any] = handler(self)
+        return {name: value for name, value in found.items() if name not in ("override", "release") or value}
 
 
 class Pointer(Record):
@@ -380,6 +391,11 @@ class Pointer(Record):
 def pointer_key(task: str, alias: str) -> str:
     """Where the pointer of an alias lies in the object store."""
     return f"prompts/{task}/aliases/{alias}.json"
+
+
+def history_key(task: str, alias: str, seq: int) -> str:
+    """Where a row of the alias's history lies in the object store, for the day when the ledger is lost."""
+    return f"prompts/{task}/history/{alias}/{seq:06d}.json"
 
 
 class VersionName(Record):

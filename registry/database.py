@@ -1,14 +1,17 @@
-"""The ledger's database: one engine, its transactions, its schema brought up to date when it opens."""
+"""The ledger's database, SQLite or PostgreSQL: one engine, its transactions, its schema brought up to date when it opens."""
 
+import hashlib
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
-from sqlalchemy.exc import ArgumentError, DatabaseError, OperationalError
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, inspect, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ptpipeline.errors import ServiceUnavailable, SettingsError
@@ -17,29 +20,44 @@ from registry.tables import SCHEMA
 BUSY_SECONDS = 10
 MIGRATIONS = Path(__file__).parent / "migrations"
 PRAGMAS = (f"busy_timeout={BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+TIMEOUTS = f"-c lock_timeout={BUSY_SECONDS}s -c statement_timeout={3 * BUSY_SECONDS}s -c idle_in_transaction_session_timeout={3 * BUSY_SECONDS}s"
 
 
 class Database:
-    """A SQLite file with the ledger's tables; raises ServiceUnavailable where it cannot be reached or stays locked."""
+    """A database with the ledger's tables; raises ServiceUnavailable where it cannot be reached or stays locked."""
 
     def __init__(self, url: str) -> None:
-        self.path = _sqlite_file(url)
         self.url = url
-        self._engine = _sqlite_engine(url)
+        parsed = _parsed(url)
+        self.name = parsed.render_as_string(hide_password=True)
+        self.file = Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None
+        self._engine = _sqlite_engine(parsed) if self.file else _postgresql_engine(parsed)
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
         self._migrate()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that sees one state of the ledger and writes nothing."""
+        """A transaction that writes nothing."""
         with self._answering(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction that holds the only writer's place from its first statement; durable when the block ends."""
+    def writing(self, name: str | None = None) -> Iterator[Connection]:
+        """A transaction, durable when the block ends; blocks of the same `name` never run at the same time.
+
+        On SQLite every block has the only writer's place from its first statement.
+        """
         with self._answering(), self._writer.begin() as connection:
+            if name is not None and self.file is None:
+                key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
             yield connection
+
+    def clock(self, connection: Connection) -> float:
+        """Seconds since 1970 by the one clock that all users of this database share."""
+        if self.file:
+            return time.time()
+        return float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -47,10 +65,14 @@ class Database:
 
     def _migrate(self) -> None:
         with self._answering():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if self.path.exists() and self._revision() == SCHEMA:
+            if self.file is None:
+                if self._revision() != SCHEMA:
+                    self._upgrade()
                 return
-            with FileLock(f"{self.path}.lock", timeout=60):
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            if self.file.exists() and self._revision() == SCHEMA:
+                return
+            with FileLock(f"{self.file}.lock", timeout=60):
                 if self._revision() != SCHEMA:
                     self._upgrade()
 
@@ -68,39 +90,57 @@ class Database:
 
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        with self._writer.begin() as connection:
+        with self.writing("migrate") as connection:  # whoever waited here finds nothing left to do
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")
             except CommandError as error:
-                raise SettingsError(f"PTP_LEDGER: {self.path} was written by another version of ptpipeline ({error}); install the newer one") from None
+                raise SettingsError(f"PTP_LEDGER: {self.name} was written by another version of ptpipeline ({error}); install the newer one") from None
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
         try:
             yield
-        except (OperationalError, PoolTimeout) as error:
-            reason = str(getattr(error, "orig", error))
-            raise ServiceUnavailable(f"ledger {self.path} does not answer: {reason}; is another process holding it, is the disk writable?") from error
+        except (OperationalError, InterfaceError, PoolTimeout) as error:
+            reason = " ".join(str(getattr(error, "orig", error)).split())
+            raise ServiceUnavailable(f"ledger {self.name} does not answer: {reason}; is another process holding it, is the disk writable, is the server up?") from error
         except (OSError, Timeout) as error:
-            raise ServiceUnavailable(f"ledger {self.path} cannot be opened: {error}; PTP_LEDGER names it") from error
+            raise ServiceUnavailable(f"ledger {self.name} cannot be opened: {error}; PTP_LEDGER names it") from error
         except DatabaseError as error:
             if re.search("not a database|malformed", str(error.orig)):
-                raise SettingsError(f"PTP_LEDGER: {self.path} is no ledger ({error.orig}); restore it or name another file") from error
+                raise SettingsError(f"PTP_LEDGER: {self.name} is no ledger ({error.orig}); restore it or name another file") from error
             raise
 
 
-def _sqlite_file(url: str) -> Path:
+def insert(connection: Connection, table: Table) -> Any:
+    """An INSERT that may say ON CONFLICT, which each database spells for itself."""
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+
+
+def put(connection: Connection, table: Table, key: dict[str, str], **values: Any) -> None:
+    """The row of that key with those values, whether it was there or not."""
+    connection.execute(insert(connection, table).values(**key, **values).on_conflict_do_update(index_elements=list(key), set_=values))
+
+
+def _parsed(url: str) -> URL:
+    expected = "expected a file, as sqlite:////absolute/ledger.db, or a database of its own, as postgresql://user@host/ledger"
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise SettingsError(f"PTP_LEDGER: {url!r} is no database address; expected sqlite:////absolute/ledger.db") from None
-    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
-        raise SettingsError(f"PTP_LEDGER: {parsed.render_as_string()!r} is not supported; expected a file, as sqlite:////absolute/ledger.db")
-    return Path(str(parsed.database))
+        raise SettingsError(f"PTP_LEDGER is no database address; {expected}") from None  # what it holds may be a password
+    backend = parsed.get_backend_name()
+    if backend == "postgresql" and parsed.database:
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend != "sqlite" or parsed.database in (None, "", ":memory:"):
+        raise SettingsError(f"PTP_LEDGER: {parsed.render_as_string(hide_password=True)!r} is not supported; {expected}")
+    return parsed
 
 
-def _sqlite_engine(url: str) -> Engine:
+def _postgresql_engine(url: URL) -> Engine:
+    return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": BUSY_SECONDS, "options": TIMEOUTS})
+
+
+def _sqlite_engine(url: URL) -> Engine:
     engine = create_engine(url)
 
     @event.listens_for(engine, "connect")

@@ -2,15 +2,17 @@
 
 import logging
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ptpipeline.errors import ArtifactError, NotFound, PromotionRefused, PtpError
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import PRODUCTION, Promotion, PromptManifest, PromptVersion, Verdict, is_name
+from ptpipeline.records import PRODUCTION, Promotion, PromptManifest, PromptVersion, Verdict, is_name, pointer_key
 from ptpipeline.task import Task
-from registry.ledger import Move
-from registry.reconcile import settle
+from registry.ledger import Move, Release
+from registry.reconcile import pointer_in, settle
 from registry.registry import Registry
+from registry.steps import reached
 
 GATED = (PRODUCTION,)
 RESERVED = re.compile(r"latest|v?\d+")
@@ -21,27 +23,50 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cause:
-    """Who moves an alias, and why; both stand in the history for ever."""
+    """Who moves an alias, and why; both stand in the history for ever.
+
+    `override` says that this person answers for a version that the gate refuses, or has not judged.
+    """
 
     actor: str
     reason: str
+    override: bool = False
 
 
 def promote(registry: Registry, task: Task, version: int, cause: Cause, alias: str = PRODUCTION) -> Promotion:
     """Let `alias` name the version; promoting what it names already returns the head.
 
     Raises PromotionRefused where the alias is gated and the version has no passed verdict over today's policy and
-    champion, or its bytes are missing or altered; PromotionConflict where somebody moved the alias meanwhile; NotFound.
+    champion (unless the cause overrides the gate), or where it is of another base model or its bytes are missing or
+    altered; PromotionConflict where somebody moved the alias meanwhile; NotFound.
     A store or MLflow that lags behind is logged: the promotion stands, `ptp reconcile` brings them up.
     """
     wanted = registry.ledger.version(task.name, version)
     head = registry.ledger.head(task.name, checked_alias(alias))
     if head is None or head.version != version:
-        _check_base(task, _verified(registry, wanted))
-        verdict = _gated(registry, task, wanted, head) if alias in GATED else registry.ledger.latest_verdict(task.name, wanted.digest)
-        head = registry.ledger.append(_move(wanted, alias, cause, verdict), head.seq if head else 0)
+        head = registry.ledger.append(checked_move(registry, task, (wanted, head), cause, alias))
+        reached("promotion committed")
     _follow(registry, head)
     return head
+
+
+def checked_move(registry: Registry, task: Task, step: tuple[PromptVersion, Promotion | None], cause: Cause, alias: str) -> Move:
+    """The move from the alias's head to the version, where it is allowed; raises as `promote` does."""
+    wanted, head = step
+    _checked_cause(cause)
+    _check_ledger(registry, wanted.task, alias, head)
+    _check_base(task, _verified(registry, wanted))
+    verdict, override = registry.ledger.latest_verdict(task.name, wanted.digest), False
+    if alias in GATED:
+        try:
+            verdict = _gated(registry, task, wanted, head)
+        except PromotionRefused as refusal:
+            if not cause.override:
+                raise
+            log.warning("%s: the gate is overridden by %s (%s)", refusal, cause.actor, cause.reason)
+            override = True
+    reached("promotion checked")
+    return _move(wanted, head, alias, cause, verdict).model_copy(update={"override": override})
 
 
 def point(registry: Registry, version: PromptVersion, cause: Cause, alias: str) -> Promotion:
@@ -53,8 +78,9 @@ def point(registry: Registry, version: PromptVersion, cause: Cause, alias: str) 
         raise PromotionRefused(f"{version.task}@{alias}: this alias is gated, and {version.task} has no gate; take another alias")
     head = registry.ledger.head(version.task, alias)
     if head is None or head.version != version.number:
+        _check_ledger(registry, version.task, alias, head)
         _verified(registry, version)
-        head = registry.ledger.append(_move(version, alias, cause, None), head.seq if head else 0)
+        head = registry.ledger.append(_move(version, head, alias, cause, None))
     _follow(registry, head)
     return head
 
@@ -68,14 +94,72 @@ def rollback(registry: Registry, task: str, cause: Cause, to: int | None = None,
     history = registry.ledger.history(task, checked_alias(alias))
     if not history:
         raise NotFound(f"{task}@{alias}: this alias was never promoted; there is nothing to roll back")
-    head = history[-1]
-    wanted = registry.ledger.version(task, _target(history, to))
-    if wanted.number != head.version:
-        _verified(registry, wanted)
-        cited = next(row.verdict for row in reversed(history) if row.version == wanted.number)
-        head = registry.ledger.append(_move(wanted, alias, cause, registry.ledger.verdict(cited) if cited else None), head.seq)
+    head, number = history[-1], _target(history, to)
+    if number != head.version:
+        head = registry.ledger.append(_return(registry, history, number, cause))
+        reached("promotion committed")
     _follow(registry, head)
     return head
+
+
+def promote_release(registry: Registry, tasks: Mapping[str, Task], release: Release, cause: Cause) -> list[Promotion]:
+    """Let production of every task of the release name its version there: all of them in one transaction, or none.
+
+    What names it already is left alone. Raises as `promote` does for the first version that is refused or lost.
+    """
+    ledger = registry.ledger
+    steps = {task: (ledger.version(task, number), ledger.head(task, PRODUCTION)) for task, number in sorted(release.versions.items())}
+    changing = {task: step for task, step in steps.items() if step[1] is None or step[1].version != step[0].number}
+    moves = [checked_move(registry, tasks[task], step, cause, PRODUCTION) for task, step in changing.items()]
+    return _released(registry, release, moves)
+
+
+def rollback_release(registry: Registry, name: str, cause: Cause) -> list[Promotion]:
+    """Let production of every task of the release name again what it named before the release: all of them, or none.
+
+    Raises NotFound where nothing was promoted as that release, PromotionRefused where a task has moved on since, or had
+    no version before.
+    """
+    _checked_cause(cause)
+    release = registry.ledger.release(name)
+    if release is None:
+        raise NotFound(f"no release {name!r}; `ptp release list` shows what there is")
+    moves = []
+    for task in sorted(release.versions):
+        history = registry.ledger.history(task, PRODUCTION)
+        if history and history[-1].release == name:
+            moves.append(_return(registry, history, _before(history, name), cause))
+    if not moves:
+        raise PromotionRefused(f"release {name!r}: no task's production comes from it any more; nothing was rolled back")
+    return _released(registry, release, moves)
+
+
+def _released(registry: Registry, release: Release, moves: list[Move]) -> list[Promotion]:
+    named = [move.model_copy(update={"release": release.name}) for move in moves]
+    promotions = registry.ledger.append_release(release, named)
+    reached("release committed")
+    for promotion in promotions:
+        _follow(registry, promotion)
+    return promotions
+
+
+def _before(history: list[Promotion], release: str) -> int:
+    """The version that the alias named before the newest promotion of that release, rollbacks of it left out."""
+    head = history[-1]
+    if head.previous is None:
+        raise PromotionRefused(f"{head.task}@{head.alias}: it named nothing before release {release!r}; `ptp rollback {head.task} --to N` chooses a version")
+    return head.previous
+
+
+def _return(registry: Registry, history: list[Promotion], number: int, cause: Cause) -> Move:
+    """The move of an alias back to a version that it named once, on the verdict that it had then."""
+    head, wanted = history[-1], registry.ledger.version(history[-1].task, number)
+    _checked_cause(cause)
+    _check_ledger(registry, head.task, head.alias, head)
+    _verified(registry, wanted)
+    then = next(row for row in reversed(history) if row.version == wanted.number)
+    verdict = registry.ledger.verdict(then.verdict) if then.verdict else None
+    return _move(wanted, head, head.alias, cause, verdict).model_copy(update={"override": then.override})
 
 
 def checked_alias(alias: str) -> str:
@@ -108,6 +192,19 @@ def _verified(registry: Registry, version: PromptVersion) -> PromptManifest:
         raise PromotionRefused(f"{version.task} version {version.number} cannot be served: {error}; `ptp doctor` shows what is damaged") from error
 
 
+def _check_ledger(registry: Registry, task: str, alias: str, head: Promotion | None) -> None:
+    """A ledger that was restored from an older backup would number promotions a second time: the store knows more than it."""
+    try:
+        found = pointer_in(registry.store.read(pointer_key(task, alias)).body)
+    except NotFound:
+        return
+    if found and found.seq > (head.seq if head else 0) and registry.ledger.promotion(task, alias, found.seq) is None:
+        raise PromotionRefused(
+            f"{task}@{alias}: the store knows promotion {found.seq} (version {found.version}, {found.at}), the ledger only {head.seq if head else 'none'}; "
+            "was it restored from an older backup? `ptp doctor --rebuild-ledger` brings it up"
+        )
+
+
 def _check_base(task: Task, manifest: PromptManifest) -> None:
     if manifest.base_model.name != task.base_model:
         raise PromotionRefused(f"{task.name}: the version was trained for base model {manifest.base_model.name}, the task file names {task.base_model}; train again: `ptp run {task.name}`")
@@ -129,9 +226,14 @@ def _gated(registry: Registry, task: Task, version: PromptVersion, head: Promoti
     return current[0]
 
 
-def _move(version: PromptVersion, alias: str, cause: Cause, verdict: Verdict | None) -> Move:
-    cited = verdict.verdict_digest() if verdict else None
-    return Move(task=version.task, alias=alias, version=version.number, actor=cause.actor, reason=cause.reason, verdict=cited)
+def _move(version: PromptVersion, head: Promotion | None, alias: str, cause: Cause, verdict: Verdict | None) -> Move:
+    cited, expected = verdict.verdict_digest() if verdict else None, head.seq if head else 0
+    return Move(task=version.task, alias=alias, version=version.number, actor=cause.actor, reason=cause.reason, expected=expected, verdict=cited)
+
+
+def _checked_cause(cause: Cause) -> None:
+    if not (cause.actor.strip() and cause.reason.strip()):
+        raise PromotionRefused("a promotion needs an actor and a reason, which stand in the history for ever; one of them is empty")
 
 
 def _follow(registry: Registry, head: Promotion) -> None:

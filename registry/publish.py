@@ -9,9 +9,12 @@ from ptpipeline.errors import NotFound
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_members, write_artifact
 from ptpipeline.records import PromptVersion, Report, TunedPrompt, Verdict, VersionName, prompt_prefix, version_key
 from ptpipeline.storage import ObjectStore
+from registry.dossier import Dossier, write_dossier
 from registry.entry import Entry
-from registry.ledger import Ledger, Publication
+from registry.ledger import Ledger
+from registry.memory import Publication
 from registry.registry import Registry
+from registry.steps import reached
 
 log = logging.getLogger(__name__)
 
@@ -33,9 +36,12 @@ def stage(ledger: Ledger, store: ObjectStore, artifact: Artifact, members: Seque
     Raises ArtifactError where the bytes are not what the manifest states, or others lie at their place.
     """
     ledger.intend(artifact.manifest.task, artifact.digest)
+    reached("publish intended")
     for member in members:
         write_artifact(store, member)
-    return write_artifact(store, artifact)
+    digest = write_artifact(store, artifact)
+    reached("publish staged")
+    return digest
 
 
 def register(registry: Registry, request: Request) -> PromptVersion:
@@ -48,16 +54,21 @@ def register(registry: Registry, request: Request) -> PromptVersion:
     ledger.intend(task, digest)
     read_members(registry.store, read_artifact(registry.store, task, digest))
     _remember(registry, request)
+    reached("publish remembered")
     if registry.mlflow:
         registry.mlflow.ensure(entry_of(registry, task, digest))
+    reached("publish shown")
     ledger.add_version(task, digest)
+    reached("publish numbered")
     if request.verdict:
         ledger.save_verdict(request.verdict)
     version = ledger.version_of(task, digest)
     name_version(registry.store, version)
+    reached("publish named")
     if registry.mlflow:
         registry.mlflow.describe(entry_of(registry, task, digest), version)
     read_members(registry.store, read_artifact(registry.store, task, digest))
+    reached("publish verified")
     ledger.fulfil(task, digest)
     return version
 
@@ -111,4 +122,6 @@ def _remember(registry: Registry, request: Request) -> None:
     ledger.save_tuned(tuned)
     if request.report:
         ledger.save_report(request.report)
-    ledger.save_publication(Publication(tuned=tuned, commit=request.commit or (known.commit if known else None), plots=plots))
+    publication = Publication(tuned=tuned, commit=request.commit or (known.commit if known else None), plots=plots)
+    ledger.save_publication(publication)
+    write_dossier(registry.store, Dossier(publication=publication, report=request.report, verdict=request.verdict))

@@ -9,13 +9,14 @@ from functools import partial
 import stamina
 from pydantic import ValidationError
 
-from ptpipeline.errors import LeaseHeld, NotFound, PreconditionFailed, PtpError
-from ptpipeline.records import Pointer, Promotion, PromptVersion, Record, pointer_key
+from ptpipeline.errors import LeaseHeld, NotFound, PreconditionFailed, PtpError, Terminal
+from ptpipeline.records import Pointer, Promotion, PromptVersion, Record, history_key, pointer_key
 from ptpipeline.storage import Stored
-from registry.ledger import Lease
+from registry.lease import Lease, leased
 from registry.mlflow_store import REQUEST_SECONDS, MlflowStore
 from registry.publish import entry_of, name_version
 from registry.registry import Registry
+from registry.steps import reached
 
 LEASE_SECONDS = 3.0 * REQUEST_SECONDS
 POINTER_ATTEMPTS = 5
@@ -37,11 +38,14 @@ def project(registry: Registry, task: str, alias: str) -> list[Action]:
     Raises LeaseHeld where another process projects the same alias, ServiceUnavailable where the store or MLflow does
     not answer.
     """
-    with registry.ledger.lease(f"project {task}@{alias}", LEASE_SECONDS) as lease:
+    with leased(registry.ledger.database, f"project {task}@{alias}", LEASE_SECONDS) as lease:
         head = registry.ledger.head(task, alias)
         if head is None:
             raise NotFound(f"{task}@{alias}: this alias was never promoted")
+        _project_history(registry, head)
+        reached("history written")
         actions = _project_pointer(registry, head)
+        reached("pointer written")
         registry.ledger.record_applied("store", head)
         if registry.mlflow:
             actions += _project_alias(registry, registry.mlflow, head, lease)
@@ -99,7 +103,22 @@ def _restore(registry: Registry, mlflow: MlflowStore, version: PromptVersion) ->
     return [Action(task=version.task, what=f"version {version.number} registered in MLflow")]
 
 
-# ---------------------------------------------------------------- the pointer
+# ---------------------------------------------------------------- the history and the pointer
+
+
+def _project_history(registry: Registry, head: Promotion) -> None:
+    """Every promotion of the alias that the store does not hold yet, as an object of its own."""
+    applied = registry.ledger.applied("store", head.task, head.alias)
+    if applied and applied.seq >= head.seq and registry.store.exists(history_key(head.task, head.alias, head.seq)):
+        return
+    for row in registry.ledger.history(head.task, head.alias)[applied.seq if applied else 0 :]:
+        body = row.model_dump_json(indent=1).encode()
+        try:
+            registry.store.create(history_key(row.task, row.alias, row.seq), body)
+        except PreconditionFailed:
+            raise Terminal(
+                f"{row.task}@{row.alias}: the store holds another promotion {row.seq} than the ledger, which was restored from an older backup or is not this store's; `ptp doctor {row.task}` compares them"
+            ) from None
 
 
 def _project_pointer(registry: Registry, head: Promotion) -> list[Action]:

@@ -1,8 +1,9 @@
 """The ledger's tables as SQLAlchemy describes them; the migrations create them.
 
-`version` numbers what is registered, `promotion` is the append-only history of every alias, `intent` names what is being
-published, `projection` says how far MLflow and the object store follow, and the rest remembers stages that need not run
-again.
+`version` numbers what is registered, `promotion` is the append-only history of every alias, `release` names promotions
+that were made together, `intent` names what is being published and `tombstone` what is being collected, `projection`
+says how far MLflow and the object store follow, `attempt` which writes to MLflow's aliases may still be under way and
+`sighting` which of its aliases was seen to differ; the rest remembers stages that need not run again.
 """
 
 from sqlalchemy import (
@@ -18,9 +19,10 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
-SCHEMA = "0001"
+SCHEMA = "0002"
 
 metadata = MetaData()
 
@@ -47,6 +49,8 @@ promotion = Table(
     Column("reason", Text, nullable=False),
     Column("verdict", String(64)),
     Column("at", String(32), nullable=False),
+    Column("override", Boolean, nullable=False, server_default=false()),
+    Column("release", String(63)),
     ForeignKeyConstraint(["task", "version"], ["version.task", "version.number"], name="promotion_version"),
 )
 
@@ -55,6 +59,26 @@ intent = Table(
     metadata,
     Column("task", String(63), primary_key=True),
     Column("digest", String(64), primary_key=True),
+    Column("at", String(32), nullable=False),
+)
+
+tombstone = Table(
+    "tombstone",
+    metadata,
+    Column("task", String(63), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("owner", String(200), nullable=False),
+    Column("expires_at", Float, nullable=False),
+    Column("at", String(32), nullable=False),
+)
+
+release = Table(
+    "release",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("actor", Text, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("versions", JSON, nullable=False),
     Column("at", String(32), nullable=False),
 )
 
@@ -76,6 +100,32 @@ projection = Table(
     Column("applied_seq", Integer, nullable=False),
     Column("applied_version", Integer, nullable=False),
     Column("at", String(32), nullable=False),
+)
+
+attempt = Table(
+    "attempt",
+    metadata,
+    Column("task", String(63), primary_key=True),
+    Column("alias", String(63), primary_key=True),
+    Column("digest", String(64), primary_key=True),
+    Column("at", String(32), nullable=False),
+)
+
+sighting = Table(
+    "sighting",
+    metadata,
+    Column("task", String(63), primary_key=True),
+    Column("alias", String(63), primary_key=True),
+    Column("seq", Integer, nullable=False),
+    Column("found", String(64), nullable=False),
+    Column("seen_at", Float, nullable=False),
+)
+
+probe = Table(
+    "probe",
+    metadata,
+    Column("store", String(500), primary_key=True),
+    Column("at", Float, nullable=False),
 )
 
 lease = Table(

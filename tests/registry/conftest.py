@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ptpipeline.storage import FolderStore, S3Store
+from ptpipeline.storage import FolderStore
 from ptpipeline.task import Task
 from registry.ledger import Ledger
 from registry.mlflow_store import MlflowStore
 from registry.registry import Registry
+from tests.postgres import Postgres, running_postgres
 from tests.registry.prompts import a_task
 from tests.registry.servers import running_mlflow
 
@@ -22,27 +23,43 @@ def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-@pytest.fixture
-def ledger(tmp_path: Path) -> Iterator[Ledger]:
-    """An empty ledger."""
-    opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One PostgreSQL server for the whole run."""
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.servers)])
+def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+    """An empty ledger on each database in turn."""
+    if request.param == "sqlite":
+        opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    else:
+        server: Postgres = request.getfixturevalue("postgres")
+        opened = Ledger(server.create_database(f"ledger-{uuid.uuid4().hex}"))
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def plain(ledger: Ledger, tmp_path: Path) -> Registry:
+def plain(tmp_path: Path) -> Iterator[Registry]:
     """A registry without any server."""
-    return Registry(ledger, FolderStore(tmp_path / "store"))
+    opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    yield Registry(opened, FolderStore(tmp_path / "store"))
+    opened.close()
 
 
 @pytest.fixture(params=["folder", pytest.param("servers", marks=pytest.mark.servers)])
-def registry(request: pytest.FixtureRequest, plain: Registry) -> Registry:
-    """A registry over a folder, and one over a real S3 server and a real MLflow server."""
+def registry(request: pytest.FixtureRequest) -> Iterator[Registry]:
+    """A registry over plain files, and one over real PostgreSQL, S3 and MLflow servers."""
     if request.param == "folder":
-        return plain
-    s3: S3Store = request.getfixturevalue("s3_store")
-    return Registry(plain.ledger, s3, MlflowStore(request.getfixturevalue("mlflow_url")))
+        yield request.getfixturevalue("plain")
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    opened = Ledger(server.create_database(f"registry-{uuid.uuid4().hex}"))
+    yield Registry(opened, request.getfixturevalue("s3_store"), MlflowStore(request.getfixturevalue("mlflow_url")))
+    opened.close()
 
 
 @pytest.fixture

@@ -14,18 +14,23 @@ from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
-from sqlalchemy import create_engine
+from sqlalchemy import text
+from sqlalchemy.exc import DBAPIError
 
 from ptpipeline.errors import LeaseHeld, NotFound, PromotionConflict, ServiceUnavailable, SettingsError
+from ptpipeline.records import now
 from registry import database, tables
-from registry.ledger import Ledger, Move
+from registry.database import put
+from registry.lease import leased
+from registry.ledger import Ledger, Move, Release
 from tests.registry.prompts import a_report, a_request, a_snapshot, a_task, a_verdict, an_artifact
+from tests.servers import free_ports
 
 TASKS, ALIASES, DIGESTS = ("mood", "topic"), ("production", "canary"), tuple(letter * 64 for letter in "abcdef")
 
 
-def a_move(task: str = "mood", version: int = 1, actor: str = "me") -> Move:
-    return Move(task=task, alias="production", version=version, actor=actor, reason="why")
+def a_move(expected: int, version: int = 1, actor: str = "me") -> Move:
+    return Move(task="mood", alias="production", version=version, actor=actor, reason="why", expected=expected)
 
 
 class LedgerIsItsModel(RuleBasedStateMachine):
@@ -52,13 +57,13 @@ class LedgerIsItsModel(RuleBasedStateMachine):
     @rule(task=st.sampled_from(TASKS), alias=st.sampled_from(ALIASES), version=st.integers(1, 3), behind=st.integers(0, 1))
     def promote(self, task: str, alias: str, version: int, behind: int) -> None:
         moves = self.moves[task, alias]
-        move = Move(task=task, alias=alias, version=version, actor="me", reason="why")
+        move = Move(task=task, alias=alias, version=version, actor="me", reason="why", expected=len(moves) + behind)
         wrong = NotFound if version > len(self.versions[task]) else PromotionConflict if behind else None
         if wrong:
             with pytest.raises(wrong):
-                self.ledger.append(move, len(moves) + behind)
+                self.ledger.append(move)
         else:
-            assert self.ledger.append(move, len(moves)).previous == (moves[-1] if moves else None)
+            assert self.ledger.append(move).previous == (moves[-1] if moves else None)
             moves.append(version)
 
     @rule()
@@ -83,17 +88,16 @@ TestLedgerIsItsModel = LedgerIsItsModel.TestCase
 TestLedgerIsItsModel.settings = settings(max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck))
 
 
-def test_history_refuses_updates_and_deletions(ledger: Ledger, tmp_path: Path) -> None:
+@pytest.mark.parametrize("statement", ["UPDATE promotion SET actor = 'nobody'", "DELETE FROM promotion", "UPDATE version SET digest = 'b'", "DELETE FROM version", "DELETE FROM release"])
+def test_history_refuses_updates_and_deletions(ledger: Ledger, statement: str) -> None:
     ledger.add_version("mood", "a" * 64)
-    ledger.append(a_move(), 0)
-    with sqlite3.connect(tmp_path / "ledger.db") as raw:
-        for statement in ("UPDATE promotion SET actor = 'nobody'", "DELETE FROM promotion", "UPDATE version SET digest = 'b'"):
-            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-                raw.execute(statement)
+    ledger.append_release(Release(name="spring", actor="me", reason="why", versions={"mood": 1}, at=now()), [a_move(0)])
+    with pytest.raises(DBAPIError, match="append-only"), ledger.database.writing() as connection:
+        connection.execute(text(statement))
 
 
-def test_migrations_make_the_declared_tables(ledger: Ledger, tmp_path: Path) -> None:
-    with create_engine(f"sqlite:///{tmp_path}/ledger.db").connect() as connection:
+def test_migrations_make_the_declared_tables(ledger: Ledger) -> None:
+    with ledger.database.reading() as connection:
         assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
 
 
@@ -103,15 +107,15 @@ def test_schema_constant_is_the_newest_revision() -> None:
     assert ScriptDirectory.from_config(config).get_current_head() == tables.SCHEMA
 
 
-def test_durability_settings_hold(ledger: Ledger) -> None:
-    with ledger._database.reading() as connection:
+def test_durability_settings_hold(tmp_path: Path) -> None:
+    with Ledger(f"sqlite:///{tmp_path}/ledger.db").database.reading() as connection:
         found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous", "foreign_keys")]
     assert found == ["wal", 2, 1]
 
 
-def test_a_newer_ledger_is_refused(ledger: Ledger, tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "ledger.db") as raw:
-        raw.execute("UPDATE alembic_version SET version_num = '9999'")
+def test_a_newer_ledger_is_refused(ledger: Ledger) -> None:
+    with ledger.database.writing() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
     with pytest.raises(SettingsError, match="written by another version of ptpipeline"):
         Ledger(ledger.url)
 
@@ -122,7 +126,7 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
         Ledger(f"sqlite:///{tmp_path}/ledger.db")
 
 
-@pytest.mark.parametrize("url", ["postgresql://me:hidden@db/ledger", "sqlite://", "nonsense"])
+@pytest.mark.parametrize("url", ["mysql://me:hidden@db/ledger", "postgresql://me:hidden@db", "sqlite://", "nonsense", "me:hidden@db"])
 def test_unsupported_addresses_are_refused(url: str) -> None:
     with pytest.raises(SettingsError, match="PTP_LEDGER") as caught:
         Ledger(url)
@@ -144,27 +148,63 @@ def test_a_locked_database_is_transient(tmp_path: Path, monkeypatch: pytest.Monk
             ledger.add_version("mood", "a" * 64)
 
 
+def test_an_unreachable_server_is_transient_and_keeps_its_password() -> None:
+    with pytest.raises(ServiceUnavailable, match="does not answer") as caught:
+        Ledger(f"postgresql://me:hidden@127.0.0.1:{free_ports(1)[0]}/ledger")
+    assert "hidden" not in str(caught.value)
+
+
+def test_a_release_moves_all_or_none(ledger: Ledger) -> None:
+    ledger.add_version("mood", "a" * 64)
+    ledger.add_version("topic", "b" * 64)
+    topic = Move(task="topic", alias="production", version=1, actor="me", reason="why", expected=1)
+    spring = Release(name="spring", actor="me", reason="why", versions={"mood": 1, "topic": 1}, at=now())
+    with pytest.raises(PromotionConflict, match="topic@production: expected seq 1"):
+        ledger.append_release(spring, [a_move(0), topic])
+    assert (ledger.heads(), ledger.releases()) == ([], [])
+    moved = ledger.append_release(spring, [a_move(0), topic.model_copy(update={"expected": 0})])
+    assert [(row.task, row.seq) for row in moved] == [("mood", 1), ("topic", 1)]
+    assert ledger.releases() == [spring]
+
+
+def test_a_release_never_changes(ledger: Ledger) -> None:
+    spring = Release(name="spring", actor="me", reason="why", versions={"mood": 1}, at=now())
+    ledger.append_release(spring, [])
+    with pytest.raises(PromotionConflict, match=r"release 'spring' holds mood@1 already"):
+        ledger.append_release(spring.model_copy(update={"versions": {"mood": 2}}), [])
+
+
+def test_a_digest_being_collected_is_not_published(ledger: Ledger) -> None:
+    with ledger.database.writing() as connection:
+        put(connection, tables.tombstone, {"task": "mood", "digest": "a" * 64}, owner="collector", expires_at=time.time() + 0.2, at=now())
+    with pytest.raises(LeaseHeld, match="is being deleted by the garbage collection"):
+        ledger.intend("mood", "a" * 64)
+    time.sleep(0.25)
+    ledger.intend("mood", "a" * 64)
+    assert [intent.digest for intent in ledger.intents("mood")] == ["a" * 64]
+
+
 def test_a_lease_has_one_holder(ledger: Ledger) -> None:
     other = Ledger(ledger.url)
-    with ledger.lease("mood@production", 30) as held:
+    with leased(ledger.database, "mood@production", 30) as held:
         held.renew()
-        with pytest.raises(LeaseHeld, match="mood@production is being written by"), other.lease("mood@production", 30):
+        with pytest.raises(LeaseHeld, match="mood@production is being written by"), leased(other.database, "mood@production", 30):
             pass
-    with other.lease("mood@production", 30):
+    with leased(other.database, "mood@production", 30):
         pass
 
 
 def test_an_expired_lease_is_lost(ledger: Ledger) -> None:
-    with ledger.lease("mood@production", 0.01) as stalled:
+    with leased(ledger.database, "mood@production", 0.01) as stalled:
         time.sleep(0.02)
-        with ledger.lease("mood@production", 30), pytest.raises(LeaseHeld):
+        with leased(ledger.database, "mood@production", 30), pytest.raises(LeaseHeld):
             stalled.renew()
 
 
 def test_a_projection_never_goes_back(ledger: Ledger) -> None:
     ledger.add_version("mood", "a" * 64)
-    first = ledger.append(a_move(), 0)
-    second = ledger.append(a_move(), 1)
+    first = ledger.append(a_move(0))
+    second = ledger.append(a_move(1))
     for promotion in (second, first):
         ledger.record_applied("store", promotion)
     assert ledger.applied("store", "mood", "production") == (2, 1)
@@ -218,7 +258,7 @@ def _promote(url: str, actor: str, rounds: int, outcomes: "multiprocessing.Queue
     for _ in range(rounds):
         head = ledger.head("mood", "production")
         try:
-            ledger.append(a_move(actor=actor), head.seq if head else 0)
+            ledger.append(a_move(head.seq if head else 0, actor=actor))
             won += 1
         except PromotionConflict:
             lost += 1

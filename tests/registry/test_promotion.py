@@ -141,7 +141,7 @@ def test_promotion_of_an_unknown_version(plain: Registry, task: Task) -> None:
 def test_conflict_names_both_heads(plain: Registry, task: Task) -> None:
     promote(plain, task, published(plain, task, 1), Cause("ann", "first"))
     with pytest.raises(PromotionConflict, match=r"expected no promotion yet .* by bob, found seq 1, version 1, moved by ann at"):
-        plain.ledger.append(Move(task=task.name, alias="production", version=1, actor="bob", reason="too"), 0)
+        plain.ledger.append(Move(task=task.name, alias="production", version=1, actor="bob", reason="too", expected=0))
 
 
 @pytest.mark.parametrize("alias", ["latest", "v1", "3", "Prod", "a/b", "", "-x"])

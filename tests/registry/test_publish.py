@@ -12,6 +12,7 @@ from ptpipeline.storage import FolderStore, ObjectStore, Stored
 from ptpipeline.task import Task
 from registry import reconcile as reconciling
 from registry.doctor import examine
+from registry.lease import leased
 from registry.ledger import Ledger, Move
 from registry.mlflow_store import MlflowStore
 from registry.promotion import Cause, promote
@@ -21,7 +22,7 @@ from registry.registry import Registry
 from tests.registry.prompts import a_request, an_artifact, published
 
 ME = Cause("me", "because")
-CALLS = 15  # to the store, by one publish and one promotion
+CALLS = 18  # to the store, by one publish and one promotion
 
 
 class FailingStore:
@@ -173,7 +174,7 @@ def test_a_foreign_pointer_is_quarantined(plain: Registry, task: Task, damage: s
 
 def test_a_pointer_ahead_in_the_ledger_stays(plain: Registry, task: Task) -> None:
     first = publish_and_promote(plain, task)
-    second = plain.ledger.append(Move(task=task.name, alias="production", version=1, actor="me", reason="again"), 1)
+    second = plain.ledger.append(Move(task=task.name, alias="production", version=1, actor="me", reason="again", expected=1))
     project(plain, task.name, "production")
     assert reconciling._project_pointer(plain, first) == []
     assert pointer(plain, task) == second
@@ -194,7 +195,7 @@ def test_a_pointer_without_promotion_is_reported(plain: Registry, task: Task) ->
 
 def test_projection_waits_for_the_lease(plain: Registry, task: Task) -> None:
     publish_and_promote(plain, task)
-    with plain.ledger.lease(f"project {task.name}@production", 30):
+    with leased(plain.ledger.database, f"project {task.name}@production", 30):
         with pytest.raises(LeaseHeld):
             project(plain, task.name, "production")
         assert [action.done for action in reconcile(plain, wait=0.1)] == [False]

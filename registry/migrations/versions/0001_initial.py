@@ -11,12 +11,18 @@ IMMUTABLE = {
     "promotion_no_delete": "DELETE ON promotion",
     "version_no_update": "UPDATE ON version",
 }
+REFUSE = "CREATE FUNCTION ledger_append_only() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'the ledger is append-only'; END $$"
 
 
 def upgrade() -> None:
     _registry()
     _projections()
     _memory()
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute(REFUSE)
+        for name, event in IMMUTABLE.items():
+            op.execute(f"CREATE TRIGGER {name} BEFORE {event} FOR EACH ROW EXECUTE FUNCTION ledger_append_only()")
+        return
     for name, event in IMMUTABLE.items():
         op.execute(f"CREATE TRIGGER {name} BEFORE {event} BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END")
 

@@ -1,0 +1,19 @@
+"""The named steps of publishing, promoting, projecting and collecting, so that a test can stop a process exactly there.
+
+Whoever watches is called in the process that reached the step, before it goes on.
+"""
+
+from collections.abc import Callable
+
+_watching: list[Callable[[str], None]] = []
+
+
+def reached(step: str) -> None:
+    """Tell whoever watches that this process came so far."""
+    for watcher in _watching:
+        watcher(step)
+
+
+def watch(watcher: Callable[[str], None]) -> None:
+    """Call `watcher` with the name of every step that this process reaches from now on."""
+    _watching.append(watcher)
