@@ -17,14 +17,15 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.train_step import describe, workload
+from benchmarks.train_step import describe, options, workload
 from ptpipeline.data.tokens import EncodedRow, LabelTokens, TaskText
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.load import load_base
+from ptpipeline.recipe import Tune
 from ptpipeline.settings import Settings, load_settings
 from ptpipeline.storage import ObjectStore, open_store
-from ptpipeline.task import Data, Gate, Source, Task, Tune
+from ptpipeline.task import Data, Gate, Source, Task
 from ptpipeline.tuning.checkpoint import Checkpoint
 from ptpipeline.tuning.loop import RECORD_EVERY, Gang, run_gang
 from ptpipeline.tuning.member import Job
@@ -80,15 +81,7 @@ def report(base: FrozenBase, arguments: argparse.Namespace, gang: Gang, saved: t
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print lines for people, then the figures as one JSON object on the last line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--batch", type=int, default=16, help="rows (B)")
-    parser.add_argument("--tokens", type=int, default=40, help="text tokens of each row (T)")
-    parser.add_argument("--prompt-length", type=int, default=100, help="virtual tokens (P)")
-    parser.add_argument("--steps", type=int, default=3, help="training steps before the first checkpoint")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type")
-    parser.add_argument("--base", default="smollm2-135m-wheel", help="a base model of tasks/base_models.yaml")
-    parser.add_argument("--rounds", type=int, default=20, help="timed checkpoints")
-    arguments = parser.parse_args(argv)
+    arguments = options("checkpoint", __doc__, batch=16, tokens=40, prompt_length=100, steps=3, rounds=20).parse_args(argv)
     settings = load_settings()
     base = load_base(prepare_base(arguments.base, settings), arguments.dtype)
     gang, store = trained(base, arguments), open_store(settings.store, settings.s3_endpoint)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.train_step import Step, describe, interleaved, workload
+from benchmarks.train_step import Step, describe, interleaved, options, workload
 from ptpipeline.data.tokens import LabelTokens
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase
@@ -41,14 +41,7 @@ def steps(base: FrozenBase, arguments: argparse.Namespace) -> tuple[Step, Step]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print a line for people, then the figures as one JSON object on the last line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.ensemble", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--members", type=int, default=5, help="prompts (N)")
-    parser.add_argument("--tokens", type=int, default=12, help="text tokens (T)")
-    parser.add_argument("--prompt-length", type=int, default=16, help="virtual tokens (P)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type of both sides")
-    parser.add_argument("--base", default="smollm2-135m-wheel", help="a base model of tasks/base_models.yaml")
-    parser.add_argument("--rounds", type=int, default=15, help="timed rounds of each side")
-    arguments = parser.parse_args(argv)
+    arguments = options("ensemble", __doc__, members=5, tokens=12, prompt_length=16, rounds=15).parse_args(argv)
     base = load_base(prepare_base(arguments.base, load_settings()), arguments.dtype)
     sides = steps(base, arguments)
     seconds, _ = interleaved(sides, arguments.rounds)

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.train_step import Step, describe, interleaved, workload
+from benchmarks.train_step import Step, describe, interleaved, options, workload
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.load import load_base
@@ -54,15 +54,7 @@ def steps(base: FrozenBase, arguments: argparse.Namespace) -> tuple[Step, Step]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print a line for people, then the figures as one JSON object on the last line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gang", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--members", type=int, default=8, help="prompts (K)")
-    parser.add_argument("--batch", type=int, default=4, help="rows of each prompt (B)")
-    parser.add_argument("--tokens", type=int, default=40, help="text tokens of each row (T)")
-    parser.add_argument("--prompt-length", type=int, default=20, help="virtual tokens (P)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type of both sides")
-    parser.add_argument("--base", default="smollm2-135m-wheel", help="a base model of tasks/base_models.yaml")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each side")
-    arguments = parser.parse_args(argv)
+    arguments = options("gang", __doc__, members=8, batch=4, tokens=40, prompt_length=20, rounds=5).parse_args(argv)
     base = load_base(prepare_base(arguments.base, load_settings()), arguments.dtype)
     sides = steps(base, arguments)
     seconds, (together, alone) = interleaved(sides, arguments.rounds)

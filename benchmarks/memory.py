@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import psutil
 import torch
 
-from benchmarks.train_step import describe, our_step, peft_step, workload
+from benchmarks.train_step import describe, options, our_step, peft_step, workload
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.load import load_base
 from ptpipeline.settings import load_settings
@@ -57,22 +57,17 @@ def one_side(arguments: argparse.Namespace) -> dict[str, object]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure both sides, print a line for people, then the figures as one JSON object on the last line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.memory", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--batch", type=int, default=16, help="rows (B)")
-    parser.add_argument("--tokens", type=int, default=40, help="text tokens of each row (T)")
-    parser.add_argument("--prompt-length", type=int, default=100, help="virtual tokens (P)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type of both sides")
-    parser.add_argument("--base", default="smollm2-135m-wheel", help="a base model of tasks/base_models.yaml")
+    parser = options("memory", __doc__, batch=16, tokens=40, prompt_length=100)
     parser.add_argument("--side", choices=SIDES, help="measure this side alone, in this process")
     arguments = parser.parse_args(argv)
     if arguments.side:
         print(json.dumps(one_side(arguments)))
         return
     shape = {"batch": arguments.batch, "tokens": arguments.tokens, "prompt_length": arguments.prompt_length}
-    options = [text for name, value in {**shape, "dtype": arguments.dtype, "base": arguments.base}.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    passed = [text for name, value in {**shape, "dtype": arguments.dtype, "base": arguments.base}.items() for text in (f"--{name.replace('_', '-')}", str(value))]
     found = {}
     for side in SIDES:
-        run = subprocess.run([sys.executable, "-m", "benchmarks.memory", "--side", side, *options], capture_output=True, text=True, check=True)
+        run = subprocess.run([sys.executable, "-m", "benchmarks.memory", "--side", side, *passed], capture_output=True, text=True, check=True)
         found[side] = json.loads(run.stdout.splitlines()[-1])
     ours, peft = (found[side].pop("peak_bytes") / 2**20 for side in SIDES)
     print(f"peak over the bare model: ours {ours:.0f} MiB, PEFT {peft:.0f} MiB")

@@ -44,6 +44,11 @@ from ptpipeline.tuning.passes import Example, examples_of, shared_backward
 
 SQUARE = 2048  # side of the square product of the peak
 
+SIZES = {
+    "members": "prompts (K)", "batch": "rows of each prompt (B)", "tokens": "text tokens of each row (T)", "prompt_length": "virtual tokens (P)",
+    "steps": "training steps", "rounds": "timed rounds",
+}  # fmt: skip
+
 
 class Workload(NamedTuple):
     """Rows of T text tokens and one label token each, and the initial prompt [P, H] in float32."""
@@ -223,16 +228,19 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def options(script: str, about: str | None, **sizes: int) -> argparse.ArgumentParser:
+    """The options that the benchmarks share: these sizes under their defaults, the compute type and the base."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{script}", description=(about or "").partition("\n")[0])
+    for name, default in sizes.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=SIZES[name])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type")
+    parser.add_argument("--base", default="smollm2-135m-wheel", help="a base model of tasks/base_models.yaml")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print lines for people, then the figures as one JSON object on the last line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--batch", type=int, default=16, help="rows (B)")
-    parser.add_argument("--tokens", type=int, default=40, help="text tokens of each row (T)")
-    parser.add_argument("--prompt-length", type=int, default=100, help="virtual tokens (P)")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type of both sides")
-    parser.add_argument("--base", default="smollm2-135m-wheel", help="a base model of tasks/base_models.yaml")
-    parser.add_argument("--rounds", type=int, default=5, help="timed rounds of each side")
-    arguments = parser.parse_args(argv)
+    arguments = options("train_step", __doc__, batch=16, tokens=40, prompt_length=100, rounds=5).parse_args(argv)
     prepared = prepare_base(arguments.base, load_settings())
     base = load_base(prepared, arguments.dtype)
     work = workload(base, arguments.batch, arguments.tokens, arguments.prompt_length)

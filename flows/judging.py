@@ -31,12 +31,16 @@ class Judging(Context):
         return verdict
 
     def measured(self, task: Task, digest: str, snapshot: Snapshot) -> Report:
+        """The report of a stored prompt on the snapshot's test rows, measured once per digest, rows and compute type.
+
+        Raises NotFound or ArtifactError for bytes that are missing or altered, ContextError for a row that does not fit.
+        """
         from ptpipeline.evaluation.evaluate import evaluate
         from ptpipeline.evaluation.key import evaluation_key
         from ptpipeline.models.load import compute_dtype
 
         known = self.registry.ledger.report(evaluation_key(digest, snapshot.test.digest, compute_dtype(self.settings.dtype)))
-        if known is not None:
+        if known is not None and self.registry.store.exists(known.rows_key):  # else its version was collected since
             self.report(f"{task.name}: {digest[:12]} was measured on these {known.rows} test rows before")
             return known
         artifact = read_artifact(self.registry.store, task.name, digest)

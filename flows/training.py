@@ -9,8 +9,9 @@ from flows.context import Context, checkout_commit
 from ptpipeline.errors import PtpError, Terminal, TrainingError, Transient
 from ptpipeline.models.base import prepare_base
 from ptpipeline.prompts.artifact import MANIFEST_FILE
+from ptpipeline.recipe import CURRENT
 from ptpipeline.records import Promotion, Record, Snapshot, TunedPrompt, prompt_prefix
-from ptpipeline.task import CURRENT, Task, find_task, load_sources
+from ptpipeline.task import Task, find_task, load_sources
 from ptpipeline.tuning.key import start_digest, training_key
 from registry.promotion import Cause, point
 from registry.publish import Request, register, stage
@@ -56,7 +57,7 @@ class Training(Context):
         declared, tasks = load_sources(self.settings.tasks, name)
         sources = Sources(name, declared, [(task, self.ingest(task)) for task in tasks])
         key = shared_key(sources, prepare_base(declared.base_model, self.settings).ref.fingerprint)
-        tuned = self._tuned(name, key)
+        tuned = self._held(name, key)
         if tuned is None:
             base = self.engine(declared.base_model).base
             checkpoints = self._checkpoints()
@@ -77,7 +78,7 @@ class Training(Context):
 
     def train(self, plans: Sequence[Plan]) -> dict[str, TunedPrompt | str]:
         """One gang out of all plans of one base that are not trained yet; a member's own error comes back as a sentence."""
-        known = {plan.task: self._tuned(plan.task, plan.training_key) for plan in plans}
+        known = {plan.task: self._held(plan.task, plan.training_key) for plan in plans}
         results: dict[str, TunedPrompt | str] = {name: tuned for name, tuned in known.items() if tuned is not None}
         fresh = [plan for plan in plans if plan.task not in results]
         if fresh:
@@ -115,6 +116,15 @@ class Training(Context):
         tuned = self.registry.ledger.tuned(task, key)
         kept = tuned is not None and self.registry.store.exists(f"{prompt_prefix(task, tuned.digest)}/{MANIFEST_FILE}")
         return tuned if kept else None
+
+    @stamina.retry(on=Transient, attempts=8, timeout=120)
+    def _held(self, task: str, key: str) -> TunedPrompt | None:
+        """The same, with the intent to register it, which keeps the garbage collection away from it."""
+        tuned = self._tuned(task, key)
+        if tuned is not None:
+            self.registry.ledger.intend(task, tuned.digest)
+            tuned = self._tuned(task, key)  # it may have gone before the intent was there
+        return tuned
 
     def _checkpoints(self) -> "Checkpoints":
         from ptpipeline.tuning.checkpoint import Checkpoints

@@ -3,16 +3,22 @@
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from ptpipeline.errors import TaskFileError
+from ptpipeline.errors import NotFound, TaskFileError
 
 _BRANCHES = ("TextInit", "VersionInit", "FileInit", "a name", "Binned", "str")  # names that pydantic gives to branches of unions
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class Section(BaseModel):
+    """A part of a task file: frozen, and strict about unknown fields and infinite numbers."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def parsed(path: Path) -> Any:
@@ -40,6 +46,17 @@ def checked(path: Path, document: Any, model: type[ModelT], inside: tuple[str, .
         first = _most_telling(error.errors())
         loc = inside + tuple(part for part in first["loc"] if not _is_branch(part))
         raise TaskFileError(f"{path}:{line_of(document, loc)}: {_sentence(first, loc, value, model)}") from None
+
+
+def declared(path: Path, name: str, model: type[ModelT], wording: tuple[str, str]) -> ModelT:
+    """The section of that name in a file of named sections; `wording` is what one is called, and how it looks."""
+    what, form = wording
+    if not path.is_file():
+        raise NotFound(f"{path}: no such file; it declares the {what}s, one `name: {form}` each")
+    document = parsed(path)
+    if name not in document:
+        raise NotFound(f"no {what} {name!r} in {path}: there are {', '.join(map(str, document)) or 'none'}")
+    return checked(path, document, model, (name,))
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """Base models by name: fetched and converted once under PTP_HOME, fingerprinted, loaded frozen.
 
-A fingerprint covers sorted tensor names, shapes and raw bytes, the tokenizer file, and the configuration fields that
-change what the model computes. It is cached by the files' size and time of change.
+A fingerprint covers sorted tensor names, shapes and raw bytes, the tokenizer with the settings that change token ids,
+the configuration fields that change what the model computes, and the tokens that end a decoded text. It is cached by the
+files' size and time of change.
 """
 
 import hashlib
@@ -39,6 +40,17 @@ _SEQ2SEQ_FIELDS = (
     "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "relative_attention_num_buckets",
     "relative_attention_max_distance", "feed_forward_proj", "decoder_start_token_id",
 )  # fmt: skip
+
+# Settings of tokenizer_config.json that change the ids of a text, besides class and special tokens. Never add_bos_token and
+# add_eos_token, which transformers 5 takes from tokenizer.json alone, nor model_max_length of a causal model, a chat template
+# or sides of padding and truncation: nothing here reads them.
+_TOKENIZER_FIELDS = ("add_prefix_space", "split_special_tokens", "legacy", "extra_ids", "added_tokens_decoder")
+_GENERIC = {"PreTrainedTokenizer": "TokenizersBackend"}  # one class, by its names before and since transformers 5
+
+# The files beside the weights that a fingerprint may read; the first two have to be there.
+_STATED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
+
+UNSTATED_LENGTH = 1_000_000  # a tokenizer that knows no bound states 1e30
 
 
 class Prepared(NamedTuple):
@@ -111,16 +123,15 @@ def _convert_gguf(file: Path, target: Path) -> None:
 def fingerprint(name: str, folder: Path, home: Path) -> BaseModelRef:
     """What the model in `folder` hashes to; read from the cache where no file changed since."""
     files = sorted(folder.glob("*.safetensors"))
-    tokenizer = folder / "tokenizer.json"
-    if not files or not tokenizer.is_file():
+    if not files or not (folder / "tokenizer.json").is_file():
         raise BaseModelError(f"base model {name}: {folder} needs *.safetensors and tokenizer.json; other formats are not read")
-    stats = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in [*files, tokenizer, folder / "config.json"]]
-    cache = home / "fingerprints" / f"{digest_of([str(folder.resolve()), [[str(part) for part in row] for row in stats]])}.json"
+    stats = [_stat(path) for path in [*files, *(folder / stated for stated in _STATED)]]
+    cache = home / "fingerprints" / f"{digest_of([str(folder.resolve()), stats])}.json"
     with suppress(FileNotFoundError, ValidationError):  # a cache that does not parse is computed anew
         return BaseModelRef.model_validate_json(cache.read_bytes()).model_copy(update={"name": name})
     try:
-        ref = _computed(name, files, tokenizer, folder / "config.json")
-    except (struct.error, json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+        ref = _computed(name, files, folder)
+    except (struct.error, ValueError, TypeError, KeyError) as error:
         raise BaseModelError(f"base model {name}: {folder} is damaged ({type(error).__name__}: {error}); fetch it again") from error
     cache.parent.mkdir(parents=True, exist_ok=True)
     partial = cache.with_suffix(f".{os.getpid()}.partial")
@@ -129,14 +140,65 @@ def fingerprint(name: str, folder: Path, home: Path) -> BaseModelRef:
     return ref
 
 
-def _computed(name: str, files: list[Path], tokenizer: Path, config_file: Path) -> BaseModelRef:
-    config = json.loads(config_file.read_text())
-    tokenizer_digest = hashlib.sha256(tokenizer.read_bytes()).hexdigest()
-    parts = {"weights": _weights_digest(files), "tokenizer": tokenizer_digest, "config": _config_fields(config)}
+def _stat(path: Path) -> list[str]:
+    """Name, size and time of change; the name alone where there is no such file."""
+    if not path.is_file():
+        return [path.name]
+    found = path.stat()
+    return [path.name, str(found.st_size), str(found.st_mtime_ns)]
+
+
+def _stated(path: Path) -> dict[str, Any] | None:
+    """The fields of a JSON file; None where there is no such file."""
+    return dict(json.loads(path.read_text())) if path.is_file() else None
+
+
+def _computed(name: str, files: list[Path], folder: Path) -> BaseModelRef:
+    config = json.loads((folder / "config.json").read_text())
     hidden = config.get("hidden_size") or config.get("n_embd") or config.get("d_model")
     if not isinstance(hidden, int):
-        raise BaseModelError(f"base model {name}: {config_file} states no hidden_size (nor n_embd or d_model)")
-    return BaseModelRef(name=name, fingerprint=digest_of(parts), tokenizer_fingerprint=tokenizer_digest, hidden_size=hidden)
+        raise BaseModelError(f"base model {name}: {folder / 'config.json'} states no hidden_size (nor n_embd or d_model)")
+    generation = _stated(folder / "generation_config.json")
+    if config.get("decoder_start_token_id") is None:  # read there by the loader, too
+        config["decoder_start_token_id"] = (generation or {}).get("decoder_start_token_id")
+    tokenizer = _tokenizer_digest(folder, config)
+    ends = (config if generation is None else generation).get("eos_token_id")  # as transformers reads them
+    parts = {"weights": _weights_digest(files), "tokenizer": tokenizer, "config": _config_fields(config), "ends": ends}
+    return BaseModelRef(name=name, fingerprint=digest_of(parts), tokenizer_fingerprint=tokenizer, hidden_size=hidden)
+
+
+def _tokenizer_digest(folder: Path, config: dict[str, Any]) -> str:
+    """Of the tokenizer file, and of what else the loaded tokenizer follows: its class, its special tokens, and T5's context."""
+    stated = _stated(folder / "tokenizer_config.json") or {}
+    if "added_tokens_decoder" not in stated:  # savers before transformers 5 leave these out otherwise; it reads them then
+        stated |= _stated(folder / "special_tokens_map.json") or {}
+        stated["added_tokens_decoder"] = _stated(folder / "added_tokens.json")
+    kind = str(stated.get("tokenizer_class") or config.get("tokenizer_class")).removesuffix("Fast")
+    parts = {
+        "file": hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
+        "class": _GENERIC.get(kind, kind),
+        "bos": _content(stated.get("bos_token")),
+        "eos": _content(stated.get("eos_token")),
+        "special": sorted(_special_tokens(stated)),
+        "settings": {field: stated[field] for field in _TOKENIZER_FIELDS if stated.get(field) is not None},
+    }
+    length = stated.get("model_max_length")
+    bounded = config.get("is_encoder_decoder") and length is not None and length < UNSTATED_LENGTH
+    return digest_of(parts | ({"context": length} if bounded else {}))
+
+
+def _special_tokens(stated: dict[str, Any]) -> set[str]:
+    """All that decoding skips and sampled vocabulary leaves out; which of them pads or stands for the unknown changes nothing."""
+    named = [value for field, value in stated.items() if field.endswith("_token") and isinstance(value, str | dict)]
+    for field in ("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens"):
+        more = stated.get(field) or []
+        named += more.values() if isinstance(more, dict) else more
+    return {str(_content(token)) for token in named}
+
+
+def _content(token: Any) -> Any:
+    """A token's text, which savers write plain or with how it is matched."""
+    return token.get("content") if isinstance(token, dict) else token
 
 
 def _config_fields(config: dict[str, Any]) -> dict[str, Any]:

@@ -7,14 +7,13 @@ import torch
 
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.attention import use_short_rows
-from ptpipeline.models.base import Prepared
+from ptpipeline.models.base import UNSTATED_LENGTH, Prepared
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.seq2seq import FAMILIES, Seq2SeqBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 T5_LENGTH = 512  # tokens of a row while T5 was trained (Raffel et al. 2020, section 3.1.2)
-UNSTATED_LENGTH = 1_000_000  # a tokenizer that knows no bound states 1e30
 
 
 def native_bfloat16() -> bool:

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import struct
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -60,7 +61,8 @@ def write_artifact(store: ObjectStore, artifact: Artifact) -> str:
 def read_artifact(store: ObjectStore, task: str, digest: str) -> Artifact:
     """The verified artifact of that digest.
 
-    Raises NotFound where there is no complete one, ArtifactError where its bytes are truncated or altered.
+    Raises NotFound where there is no complete one, ArtifactError where its bytes are truncated or altered, or where the
+    store (signature.SignedStore) finds no trusted signature for the manifest.
     """
     folder = prompt_prefix(task, digest)
     where = f"{store.url}/{folder}"
@@ -121,6 +123,19 @@ def check_tensors(manifest: PromptManifest, body: bytes) -> None:
 def tensor_names(method: str) -> tuple[str, ...]:
     """What a prompt of that method stores: its embeddings, keys and values, or nothing of its own."""
     return {"prefix": PREFIX, "ensemble": ()}.get(method, EMBEDDINGS)
+
+
+def file_bytes(shapes: Mapping[str, Sequence[int]], dtype: str) -> int:
+    """Bytes of the safetensors file that holds tensors of these names and shapes in the stored type: header, then payload.
+
+    The header is compact JSON, padded to a multiple of 8 (the format's own page, `Format`).
+    """
+    header: dict[str, dict[str, object]] = {}
+    end, (code, width) = 0, _DTYPES[dtype]
+    for name, shape in shapes.items():
+        start, end = end, end + math.prod(shape) * width
+        header[name] = {"dtype": code, "shape": list(shape), "data_offsets": [start, end]}
+    return 8 + -(-len(json.dumps(header, separators=(",", ":"))) // 8) * 8 + end
 
 
 def _check_shapes(manifest: PromptManifest) -> None:

@@ -9,11 +9,12 @@ from ptpipeline.errors import ArtifactError, BaseModelError, DataError, NotFound
 from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, virtual_tokens
 from ptpipeline.prompts.initialise import read_tensor
 from ptpipeline.prompts.tensors import unpack
+from ptpipeline.recipe import FileInit
 from ptpipeline.records import PRODUCTION
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.storage import ObjectStore
-from ptpipeline.task import CURRENT, FileInit, Task, VersionInit
-from ptpipeline.tuning.key import start_digest
+from ptpipeline.task import Task
+from ptpipeline.tuning.key import start_digest, start_version
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +33,13 @@ def start_of(base: FrozenBase, task: Task, store: ObjectStore, report: Callable[
     Raises NotFound, ArtifactError or DataError where it is not there or damaged, BaseModelError where it was trained on
     another base. A champion that does not fit is reported, and the training starts cold.
     """
-    init, key = task.tune.init, start_digest(task, store)
-    if isinstance(init, FileInit):
-        return Start(read_tensor(Path(init.file).expanduser()), key, [])
-    version = f"{task.tune.shared}@{CURRENT}" if task.tune.shared else init.version if isinstance(init, VersionInit) else None
+    init, version = task.tune.init, start_version(task, store)
     if version is not None:
-        artifact = resolve(store, version).artifact
-        if artifact.manifest.members:
-            raise DataError(f"task {task.name}: tune.init.version: {version} is an ensemble; name a single prompt, or export it as npy and start from {{file: .../0/embeddings.npy}}")
-        return Start(unpack(artifact, base.ref), key, [artifact.digest])
+        if version.manifest.members:
+            raise DataError(f"task {task.name}: tune.init.version: {version.manifest.task} {version.digest[:12]} is an ensemble; name a single prompt, or export it as npy and start from {{file: .../0/embeddings.npy}}")
+        return Start(unpack(version, base.ref), version.digest, [version.digest])
+    if isinstance(init, FileInit):
+        return Start(read_tensor(Path(init.file).expanduser()), start_digest(task, store), [])
     return _champion(base, task, store, report) if init == "champion" else Start(None, None, [])
 
 

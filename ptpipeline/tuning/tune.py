@@ -7,18 +7,19 @@ import torch
 
 from ptpipeline.data.snapshot import load_split
 from ptpipeline.data.tokens import FreeText, TaskText, label_tokens, max_input_tokens
-from ptpipeline.errors import BaseModelError, PtpError, Terminal, TrainingError
+from ptpipeline.errors import BaseModelError, PtpError, TaskFileError, Terminal, TrainingError
 from ptpipeline.evaluation.metrics import measure
-from ptpipeline.models.frozen import FrozenBase, SoftPrompt
-from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.models.frozen import FrozenBase, SoftPrompt, virtual_tokens
+from ptpipeline.prompts.artifact import MAX_TENSOR_BYTES, Artifact, file_bytes
 from ptpipeline.prompts.initialise import initial_prompt
 from ptpipeline.prompts.placement import extra_tokens, placed, text_encoder
-from ptpipeline.prompts.tensors import pack, pack_ensemble
+from ptpipeline.prompts.tensors import named, pack, pack_ensemble
+from ptpipeline.recipe import Tune
 from ptpipeline.records import Snapshot, Trial, TunedPrompt
 from ptpipeline.serving.combine import combined
 from ptpipeline.serving.ranking import Query, rank
 from ptpipeline.storage import ObjectStore
-from ptpipeline.task import Task, Tune
+from ptpipeline.task import Task
 from ptpipeline.tuning.advice import advice
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.key import ENGINE_VERSION, training_key
@@ -94,12 +95,26 @@ def _work(base: FrozenBase, task: Task, snapshot: Snapshot, store: ObjectStore, 
     start, variants = start_of(base, task, store, report), task.tune.variants()
     longest = max(variants, key=lambda variant: variant.num_virtual_tokens)
     first = job_of(base, task, longest, snapshot, store, start.prompt)
+    starts = [initial_prompt(base, variant, task.labels, start.prompt) for variant in variants]
+    check_bytes(task, starts)
     warnings = advice(longest, base)
     for warning in warnings:
         report(f"{task.name}: {warning}")
-    starts = [initial_prompt(base, variant, task.labels, start.prompt) for variant in variants]
     jobs = [first._replace(name=_trial(task, variant), tune=variant, initial=prompt) for variant, prompt in zip(variants, starts, strict=True)]
     return Work(task, snapshot, start, jobs, warnings)
+
+
+def check_bytes(task: Task, prompts: Sequence[SoftPrompt]) -> None:
+    """TaskFileError where what the recipe is to store, from first prompts of the shape that each trial keeps, is over a limit of bytes."""
+    tune = task.tune
+    sizes = [file_bytes({name: tensor.shape for name, tensor in named(prompt).items()}, tune.store_dtype) for prompt in prompts]
+    stored, what = (sum(sizes), f"{len(sizes)} prompts") if tune.ensemble else (max(sizes), "a prompt")
+    limits = ((max(sizes), "an artifact holds at most", MAX_TENSOR_BYTES, ""), (stored, "gate.max_bytes allows", task.byte_limit(), ", or raise gate.max_bytes"))
+    for needed, who, limit, raised in limits:
+        if needed > limit:
+            where = f"task {task.name}: tune.num_virtual_tokens: {what} of {max(map(virtual_tokens, prompts))} virtual tokens in {tune.store_dtype}"
+            halved = ", or store_dtype: float16" if tune.store_dtype == "float32" and needed <= 2 * limit else ""
+            raise TaskFileError(f"{where} needs {needed} bytes, {who} {limit}; take fewer{halved}{raised}")
 
 
 def job_of(base: FrozenBase, task: Task, tune: Tune, snapshot: Snapshot, store: ObjectStore, given: SoftPrompt | None = None) -> Job:

@@ -45,7 +45,7 @@ def base_of(project: Project) -> FrozenBase:
 def adopt(project: Project, path: Path) -> Outcome:
     project.lines.clear()
     stages = project.stages
-    return stages.adopt(stages.tasks([TASK])[0], path)
+    return stages.adopt(stages.tasks([TASK])[0], path, "ann")
 
 
 def trained_by_peft(project: Project, folder: Path, text: str | None = " yes", method: str = "prompt") -> peft.PeftModel:
@@ -137,6 +137,12 @@ def test_an_adapter_of_peft_that_passes_the_gate_is_promoted(project: Project) -
     [answer] = ptpipeline.load(TASK, project.settings).predict(["the good film was a story"])
     assert answer.label == "positive"
     assert examine(project.stages.registry) == []
+
+
+def test_an_import_is_promoted_by_the_person_who_brings_it(project: Project) -> None:
+    trained_by_peft(project, project.folder / "adapter")
+    adopt(project, project.folder / "adapter")
+    assert [row.actor for row in project.stages.registry.ledger.history(TASK)] == ["ann"]
 
 
 def test_what_was_imported_computes_as_in_peft(project: Project) -> None:

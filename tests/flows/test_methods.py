@@ -8,16 +8,18 @@ import pytest
 
 import ptpipeline
 from flows.outcome import Outcome
-from ptpipeline.errors import DataError, NotFound, TaskFileError
+from ptpipeline.errors import DataError, NotFound, TaskFileError, TrainingError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import PRODUCTION, PromptManifest
 from ptpipeline.task import load_tasks
 from registry.doctor import examine
+from registry.promotion import Cause
 from tests.flows.project import Project
 from tests.tiny import sentences
 
 Served = Callable[[], list[str]]
-PLAIN = "num_virtual_tokens: 4, init: {text: \" yes\"}"
+START = 'init: {text: " yes"}'
+PLAIN = f"num_virtual_tokens: 4, {START}"
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def accuracy(project: Project) -> float:
         (f"method: p_tuning, encoder: mlp, {PLAIN}", "p_tuning", ["embeddings"]),
         (f"method: prefix, encoder_width: 32, {PLAIN}", "prefix", ["prefix.key", "prefix.value"]),
         (f"method: ensemble, ensemble: {{members: 3, combine: vote}}, {PLAIN}", "ensemble", []),
-        (f"search: {{learning_rate: [0.0001, 0.05], seed: [0, 1]}}, {PLAIN}", "prompt", ["embeddings"]),
+        (f"search: {{length: [2, 4], seed: [0, 1]}}, {START}", "prompt", ["embeddings"]),
     ],
 )
 def test_each_method_trains_gates_and_serves(project: Project, recipe: str, method: str, names: list[str]) -> None:
@@ -75,8 +77,21 @@ def test_an_ensemble_answers_in_one_batch_as_its_members_average(project: Projec
     assert combined == pytest.approx([sum(pair) / 2 for pair in zip(*alone, strict=True)], rel=1e-5)
 
 
+@pytest.mark.parametrize("recipe", ["", "method: prefix, ", "method: ensemble, ensemble: {members: 2}, "])
+def test_a_recipe_over_its_limit_of_bytes_is_refused_before_it_trains(project: Project, recipe: str) -> None:
+    project.edit(PLAIN, f"{recipe}store_dtype: float32, {PLAIN}")
+    project.edit("minimum: 0.7", "minimum: 0.7, max_bytes: 1000")
+    with pytest.raises(TrainingError, match=r"tiny-sentiment: tune\.num_virtual_tokens: .* in float32 needs \d+ bytes, gate\.max_bytes allows 1000; take fewer"):
+        project.run()
+    assert not project.trained
+    project.edit("max_bytes: 1000", "max_bytes: 10000")
+    project.run()
+    assert project.trained
+
+
 def test_a_search_reports_every_trial_and_keeps_the_best(project: Project) -> None:
-    project.edit(PLAIN, f"search: {{length: [1, 4], learning_rate: [0.0000001, 0.05]}}, {PLAIN}")
+    project.edit(PLAIN, f"search: {{length: [1, 4], learning_rate: [0.0000001, 0.05]}}, {START}")
+    project.edit("learning_rate: 0.05, ", "")
     outcome = project.run()
     stages = project.stages
     digest = stages.registry.ledger.version(outcome.task, outcome.version).digest
@@ -194,7 +209,7 @@ def test_a_shared_prompt_of_another_length_is_refused(sources: Project) -> None:
 
 def test_a_champion_of_one_length_starts_no_search_over_lengths(project: Project) -> None:
     project.run()
-    project.edit(PLAIN, "num_virtual_tokens: 4, init: champion, search: {length: [4, 8]}")
+    project.edit(PLAIN, "init: champion, search: {length: [4, 8]}")
     assert manifest(project, project.run()).parents == []
 
 
@@ -225,7 +240,7 @@ def test_a_shared_prompt_that_a_person_moved_stays_there(sources: Project) -> No
     sources.run()
     sources.edit("Sentiment:", "Feeling:", "tiny-a")
     sources.run()
-    sources.stages.roll_back("tiny-shared", "current", None, "ann", "complaints")
+    sources.stages.roll_back("tiny-shared", "current", None, Cause("ann", "complaints"))
     sources.run()
     assert sources.stages.registry.ledger.history("tiny-shared", "current")[-1].version == 1
     assert any("stays at version 1, where ann moved it" in line for line in sources.lines)

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from ptpipeline.errors import BaseModelError, NotFound
-from ptpipeline.models.base import fingerprint, prepare_base
+from ptpipeline.models.base import Prepared, fingerprint, prepare_base
 from ptpipeline.models.load import load_base
 from ptpipeline.settings import Settings
 from tests.tiny import tiny_base, tiny_project
@@ -18,9 +20,18 @@ def folder(tmp_path: Path) -> Path:
     return tiny_base(tmp_path / "model")
 
 
-def edited(folder: Path, **fields: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+def edited(folder: Path, name: str = "config.json", **fields: object) -> None:
+    path = folder / name
+    stated = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({field: value for field, value in (stated | fields).items() if value is not None}))
+
+
+def followed(folder: Path) -> list[object]:
+    """All that training and decoding take from a tokenizer and from the tokens that end a text."""
+    base = load_base(Prepared("tiny", folder, fingerprint("tiny", folder, folder)), "float32")
+    tokens = base.encode("good</s> film <x>", True)
+    special = sorted(base.tokenizer.all_special_ids)
+    return [tokens, base.encode("film", False), base.bos, sorted(base.ends), special, len(base.tokenizer), base.tokenizer.decode(tokens, skip_special_tokens=True)]
 
 
 def test_same_files_hash_the_same_elsewhere(folder: Path, tmp_path: Path) -> None:
@@ -55,6 +66,89 @@ def test_changed_tokenizer_is_another_model(folder: Path, tmp_path: Path) -> Non
     (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
     after = fingerprint("a", folder, tmp_path)
     assert (after.fingerprint, after.tokenizer_fingerprint) != (before.fingerprint, before.tokenizer_fingerprint)
+
+
+ADDED = {"257": {"content": "<x>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": False}}
+
+
+@pytest.mark.parametrize(
+    ("file", "fields"),
+    [
+        ("generation_config.json", {"eos_token_id": [2, 5]}),
+        ("generation_config.json", {"eos_token_id": 7}),
+        ("generation_config.json", {"eos_token_id": [1]}),
+        ("tokenizer_config.json", {"eos_token": "<s>"}),
+        ("tokenizer_config.json", {"eos_token": "<s>", "pad_token": "</s>"}),  # the same special tokens in other roles
+        ("tokenizer_config.json", {"bos_token": "<unk>"}),
+        ("tokenizer_config.json", {"pad_token": "film"}),
+        ("tokenizer_config.json", {"extra_special_tokens": ["<x>"]}),
+        ("tokenizer_config.json", {"additional_special_tokens": ["<x>"]}),
+        ("tokenizer_config.json", {"image_token": "<x>"}),
+        ("tokenizer_config.json", {"split_special_tokens": True}),
+        ("tokenizer_config.json", {"added_tokens_decoder": ADDED}),
+        ("special_tokens_map.json", {"pad_token": {"content": "<x>"}}),
+        ("added_tokens.json", {"<x>": 999}),
+    ],
+)
+def test_what_changes_token_ids_or_ends_a_text_is_covered(folder: Path, tmp_path: Path, file: str, fields: dict[str, object]) -> None:
+    before, behaviour = fingerprint("a", folder, tmp_path).fingerprint, followed(folder)
+    edited(folder, file, **fields)
+    assert followed(folder) != behaviour
+    assert fingerprint("a", folder, tmp_path).fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("file", "fields"),
+    [
+        ("generation_config.json", {"temperature": 0.5, "transformers_version": "0.0", "pad_token_id": 4}),
+        ("config.json", {"eos_token_id": 9, "bos_token_id": 9}),  # generation_config.json states its own
+        ("tokenizer_config.json", {"model_max_length": 100}),
+        ("tokenizer_config.json", {"add_bos_token": True, "add_eos_token": True}),  # tokenizer.json alone says
+        ("tokenizer_config.json", {"chat_template": "{{ messages }}", "padding_side": "left", "clean_up_tokenization_spaces": True}),
+        ("tokenizer_config.json", {"name_or_path": "elsewhere", "transformers_version": "0.0", "backend": None}),
+        ("tokenizer_config.json", {"pad_token": "</s>"}),
+        ("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"}),
+        ("tokenizer_config.json", {"bos_token": {"__type": "AddedToken", "content": "<s>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}}),
+    ],
+)
+def test_what_neither_changes_token_ids_nor_ends_a_text_is_not(folder: Path, tmp_path: Path, file: str, fields: dict[str, object]) -> None:
+    before, behaviour = fingerprint("a", folder, tmp_path).fingerprint, followed(folder)
+    edited(folder, file, **fields)
+    assert followed(folder) == behaviour
+    assert fingerprint("a", folder, tmp_path).fingerprint == before
+
+
+def test_the_tokenizers_class_is_covered(folder: Path, tmp_path: Path) -> None:
+    edited(folder, "tokenizer_config.json", add_prefix_space=True)  # which the generic class does not read
+    before, behaviour = fingerprint("a", folder, tmp_path).fingerprint, followed(folder)
+    edited(folder, "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
+    assert followed(folder) != behaviour
+    assert fingerprint("a", folder, tmp_path).fingerprint != before
+
+
+def test_which_token_is_bos_is_covered(folder: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    before, behaviour = fingerprint("a", folder, tmp_path).fingerprint, followed(folder)
+    edited(folder, "tokenizer_config.json", bos_token="<unk>", pad_token="<s>")
+    assert followed(folder) != behaviour
+    assert fingerprint("a", folder, tmp_path).fingerprint != before
+
+
+def test_without_generation_config_the_end_of_text_is_that_of_the_config(folder: Path, tmp_path: Path) -> None:
+    (folder / "generation_config.json").unlink()
+    before, behaviour = fingerprint("a", folder, tmp_path).fingerprint, followed(folder)
+    edited(folder, eos_token_id=9)
+    assert followed(folder) != behaviour
+    assert fingerprint("a", folder, tmp_path).fingerprint != before
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "generation_config.json"])
+def test_a_damaged_file_beside_the_weights_is_named(folder: Path, tmp_path: Path, file: str) -> None:
+    (folder / file).write_text("{")
+    with pytest.raises(BaseModelError, match="is damaged"):
+        fingerprint("a", folder, tmp_path)
 
 
 def test_pinned_fingerprint_refuses_another_model(tmp_path: Path) -> None:

@@ -202,6 +202,18 @@ def test_fingerprint_covers_what_changes_a_t5(tmp_path: Path, fields: dict[str, 
     assert fingerprint("a", edited(folder, "config.json", **fields), tmp_path).fingerprint != before
 
 
+def test_fingerprint_covers_the_context_of_a_t5(tmp_path: Path) -> None:
+    folder = t5_folder(tmp_path)
+    before = fingerprint("a", folder, tmp_path).fingerprint
+    assert fingerprint("a", edited(folder, "tokenizer_config.json", model_max_length=300), tmp_path).fingerprint != before
+
+
+def test_fingerprint_covers_a_start_token_that_generation_states(tmp_path: Path) -> None:
+    folder = edited(t5_folder(tmp_path, decoder_start_token_id=None), "generation_config.json", decoder_start_token_id=0)
+    before = fingerprint("a", folder, tmp_path).fingerprint
+    assert fingerprint("a", edited(folder, "generation_config.json", decoder_start_token_id=3), tmp_path).fingerprint != before
+
+
 def test_fingerprint_is_the_same_from_savers_before_and_after_transformers_5(tmp_path: Path) -> None:
     folder = t5_folder(tmp_path, tie_word_embeddings=True, scale_decoder_outputs=False, num_layers=2)
     before = fingerprint("a", folder, tmp_path).fingerprint

@@ -8,10 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 
 from ptpipeline.errors import ArtifactError, BaseModelError, NotFound, TrainingError
-from ptpipeline.prompts.artifact import Artifact, check_tensors, read_artifact, write_artifact
-from ptpipeline.prompts.tensors import pack, unpack
+from ptpipeline.models.frozen import KeyValues
+from ptpipeline.prompts.artifact import Artifact, check_tensors, file_bytes, read_artifact, write_artifact
+from ptpipeline.prompts.tensors import named, pack, stored_value, unpack
 from ptpipeline.records import BaseModelRef, prompt_prefix
 from ptpipeline.storage import FolderStore, ObjectStore
 
@@ -33,6 +35,14 @@ def test_what_is_written_is_read(store: ObjectStore, dtype: str) -> None:
     prompt = unpack(read_artifact(store, "movies", digest), BASE)
     assert prompt.dtype == getattr(torch, dtype)
     torch.testing.assert_close(prompt.float(), torch.linspace(-1, 0.5, 24).reshape(4, 6), rtol=1e-2, atol=1e-2)
+
+
+@given(tokens=st.integers(1, 300), width=st.integers(1, 40), layers=st.integers(1, 30), dtype=st.sampled_from(["float16", "bfloat16", "float32"]))
+@settings(max_examples=50)
+def test_the_size_of_a_file_is_known_before_there_is_one(tokens: int, width: int, layers: int, dtype: str) -> None:
+    for prompt in (torch.zeros(tokens, width), KeyValues(*torch.zeros(2, layers, 2, tokens, width))):
+        tensors = named(stored_value(prompt, dtype))
+        assert file_bytes({name: tensor.shape for name, tensor in tensors.items()}, dtype) == len(save(tensors))
 
 
 def test_writing_twice_is_writing_once(store: ObjectStore) -> None:

@@ -3,14 +3,18 @@
 import pytest
 import torch
 from pydantic import ValidationError
+from safetensors.torch import save
 
-from ptpipeline.errors import TrainingError
-from ptpipeline.task import Tune
+from ptpipeline.errors import TaskFileError, TrainingError
+from ptpipeline.models.frozen import KeyValues, SoftPrompt
+from ptpipeline.prompts.tensors import named, stored_value
+from ptpipeline.recipe import Tune
+from ptpipeline.task import Task
 from ptpipeline.tuning.advice import advice
 from ptpipeline.tuning.member import Member
-from ptpipeline.tuning.tune import chosen
+from ptpipeline.tuning.tune import check_bytes, chosen
 from tests.models.families import family
-from tests.tuning.jobs import job
+from tests.tuning.jobs import declared, job
 
 
 def test_a_search_unfolds_into_every_combination() -> None:
@@ -40,11 +44,65 @@ def test_an_ensemble_unfolds_into_consecutive_seeds() -> None:
         ({"search": {"length": "shrink"}}, "grow"),
         ({"search": {"length": [4, 8]}, "init": {"version": "a@1"}}, "leave `search.length` out"),
         ({"method": "multitask", "shared": "s", "search": {"length": [4, 8]}}, "leave `search.length` out"),
+        ({"schedule": "constant", "final_fraction": 0.1}, "a constant rate does not decay: leave it out"),
+        ({"steps": 20, "final_fraction": 0.5}, r"warms up through all 20 steps \(`warmup_steps` is 20\) and never decays"),
+        ({"search": {"length": "grow"}, "num_virtual_tokens": 16}, "`search.length` lists what is tried in place of `num_virtual_tokens`"),
+        ({"search": {"learning_rate": [0.1, 0.2]}, "learning_rate": 0.1}, "`search.learning_rate` lists what is tried in place of `learning_rate`"),
+        ({"search": {"seed": [1, 2]}, "seed": 1}, "`search.seed` lists what is tried in place of `seed`"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(recipe: dict[str, object], expected: str) -> None:
     with pytest.raises(ValidationError, match=expected):
         Tune(**recipe)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"schedule": "constant", "warmup_steps": 5},
+        {"steps": 21, "final_fraction": 0.5},
+        {"steps": 5},
+        {"search": {"length": [4, 8]}, "learning_rate": 0.1, "seed": 3},
+        {"search": {"seed": [1, 2]}, "num_virtual_tokens": 4},
+    ],
+)
+def test_a_setting_that_takes_part_is_accepted(recipe: dict[str, object]) -> None:
+    Tune(**recipe)  # type: ignore[arg-type]
+
+
+def bounded(max_bytes: int | None, **tune: object) -> Task:
+    task = declared("movies", **tune)
+    return task.model_copy(update={"gate": task.gate.model_copy(update={"max_bytes": max_bytes})})
+
+
+@pytest.mark.parametrize(
+    ("recipe", "prompts"),
+    [
+        ({"num_virtual_tokens": 4}, [torch.zeros(4, 8)]),
+        ({"num_virtual_tokens": 4, "store_dtype": "float16"}, [torch.zeros(4, 8)]),
+        ({"method": "prefix", "num_virtual_tokens": 4}, [KeyValues(torch.zeros(2, 2, 4, 16), torch.zeros(2, 2, 4, 16))]),
+        ({"method": "ensemble", "ensemble": {"members": 2}, "num_virtual_tokens": 4}, [torch.zeros(4, 8), torch.ones(4, 8)]),
+    ],
+)
+def test_a_recipe_is_refused_from_the_first_byte_that_its_limit_lacks(recipe: dict[str, object], prompts: list[SoftPrompt]) -> None:
+    dtype = recipe.get("store_dtype", "float32")
+    needed = sum(len(save(named(stored_value(prompt, str(dtype))))) for prompt in prompts)
+    check_bytes(bounded(needed, **recipe), prompts)
+    with pytest.raises(TaskFileError, match=rf"^task movies: tune\.num_virtual_tokens: .* of 4 virtual tokens in {dtype} needs {needed} bytes, gate\.max_bytes allows {needed - 1}; take fewer"):
+        check_bytes(bounded(needed - 1, **recipe), prompts)
+
+
+def test_a_search_is_refused_for_its_longest_trial() -> None:
+    task = bounded(None)
+    check_bytes(task, [torch.zeros(3, 8), torch.zeros(100, 64)])
+    with pytest.raises(TaskFileError, match=r"400 virtual tokens in float32 needs \d+ bytes, gate\.max_bytes allows 65536; take fewer, or store_dtype: float16, or raise gate\.max_bytes"):
+        check_bytes(task, [torch.zeros(3, 8), torch.zeros(400, 64)])
+
+
+def test_no_gate_allows_more_than_an_artifact_holds() -> None:
+    large = torch.zeros(1, 1).expand(1000, 17_000)
+    with pytest.raises(TaskFileError, match=r"needs 68000\d+ bytes, an artifact holds at most 67108864; take fewer, or store_dtype: float16$"):
+        check_bytes(bounded(2**40), [large])
 
 
 def trial(length: int, dev: float, error: str | None = None) -> Member:
