@@ -56,8 +56,8 @@ def _is_free(port: int) -> bool:
 
 
 @contextmanager
-def running_s3(folder: Path) -> Iterator[S3Server]:
-    """SeaweedFS over `folder` until the block ends."""
+def running_s3(folder: Path, identities: Path | None = None) -> Iterator[S3Server]:
+    """SeaweedFS over `folder` until the block ends; `identities` is a file of them that holds the server's keys as those of an admin."""
     folder.mkdir(parents=True, exist_ok=True)
     s3, master, volume, filer, admin = free_ports(5)
     command = [
@@ -65,7 +65,10 @@ def running_s3(folder: Path) -> Iterator[S3Server]:
         f"-s3.port={s3}", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-admin.port={admin}",
         "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
         "-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false",
+        "-volume.max=10000",  # each test's bucket takes a volume; by default there are as many as the free disk could hold full
     ]  # fmt: skip
+    if identities:
+        command.append(f"-s3.config={identities}")
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test-secret"}
     log = folder / "weed.log"
     with log.open("wb") as output:

@@ -1,9 +1,11 @@
 """The object store's contract, over a folder and over a real S3 server."""
 
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.faults import FaultProxy
 from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
 from ptpipeline.storage import FolderStore, ObjectStore, S3Store, checked_key, open_store
+from tests import small_s3
 from tests.servers import S3Server, free_ports
 
 WRITERS = 6
@@ -68,9 +72,18 @@ def test_replace_with_an_old_tag_is_refused(store: ObjectStore) -> None:
 
 def test_replace_of_a_missing_object_is_refused(store: ObjectStore) -> None:
     store.create("a", b"one")
-    with pytest.raises((PreconditionFailed, NotFound)):
+    with pytest.raises(PreconditionFailed, match="b changed"):
         store.replace("b", b"two", store.read("a").etag)
     assert not store.exists("b")
+
+
+def test_replace_of_a_deleted_object_is_refused(store: ObjectStore) -> None:
+    store.create("a", b"one")
+    etag = store.read("a").etag
+    store.delete("a")
+    with pytest.raises(PreconditionFailed):
+        store.replace("a", b"two", etag)
+    assert not store.exists("a")
 
 
 def test_one_of_many_creators_wins(store: ObjectStore) -> None:
@@ -99,6 +112,30 @@ def test_keys_lists_a_folder_in_order(store: ObjectStore) -> None:
         store.create(key, b"")
     assert list(store.keys("p")) == ["p/a", "p/b/1", "p/b/2"]
     assert list(store.keys("none")) == []
+
+
+def test_files_beside_folders_of_like_names_are_listed_once(store: ObjectStore) -> None:
+    names = ["p/a-b", "p/a.b", "p/a/b", "p/a0", "p/aB/c", "p/a_", "p/b"]
+    for key in names:
+        store.create(key, b"")
+    assert sorted(store.keys("p")) == names  # where a folder stands among its neighbours differs: S3 compares the slash, SeaweedFS does not
+
+
+def test_a_listing_tells_size_and_age(store: ObjectStore) -> None:
+    before = datetime.now(UTC) - timedelta(seconds=2)  # servers tell whole seconds
+    store.create("p/a", b"four")
+    (item,) = store.listed("p")
+    assert (item.key, item.bytes) == ("p/a", 4)
+    assert before <= item.modified <= datetime.now(UTC) + timedelta(seconds=2)
+    assert item.modified.utcoffset() == timedelta(0)
+
+
+def test_a_listing_goes_on_while_its_objects_are_deleted(store: ObjectStore) -> None:
+    for number in range(3):
+        store.create(f"p/{number}", b"")
+    for key in store.keys("p"):
+        store.delete(key)
+    assert list(store.keys("p")) == []
 
 
 @pytest.mark.parametrize("key", ["", "/a", "a/", "../a", "a/../b", ".hidden", "a//b", "a b", "a\n", "ä"])
@@ -131,6 +168,9 @@ def test_many_keys_are_listed_page_by_page(s3_store: S3Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda name: s3_store.create(name, b""), names))
     assert list(s3_store.keys("p")) == names
+    with FaultProxy(str(s3_store.endpoint)) as proxy:
+        first = next(iter(S3Store(s3_store.bucket, endpoint=proxy.endpoint).keys("p")))
+        assert (first, len(proxy.requests)) == (names[0], 1)
 
 
 @pytest.mark.servers
@@ -204,10 +244,51 @@ def test_a_folders_name_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
     assert (tmp_path / name / "a").read_bytes() == b"one"
 
 
-def test_a_killed_put_leaves_no_object(tmp_path: Path) -> None:
-    (tmp_path / "p").mkdir()
-    (tmp_path / "p" / ".put-x").write_bytes(b"half")
-    assert list(FolderStore(tmp_path).keys("p")) == []
+@pytest.mark.parametrize(
+    ("manner", "refused"),
+    [(small_s3.MISSING_IS_404, "changed since"), (small_s3.CONFLICTS, "another writer"), (small_s3.NOT_IMPLEMENTED, "lacks what the registry needs")],
+)
+def test_other_servers_refusals_mean_the_same(manner: str, refused: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "any")
+    expected = SettingsError if manner == small_s3.NOT_IMPLEMENTED else PreconditionFailed
+    with small_s3.small_s3(manner) as server:
+        store = S3Store("bucket", endpoint=server.endpoint)
+        with pytest.raises(expected):
+            store.replace("a", b"two", small_s3.etag(b"one"))
+        assert not store.exists("a")
+        if manner != small_s3.MISSING_IS_404:
+            with pytest.raises(expected, match=refused):
+                store.create("a", b"two")
+
+
+LOGINS = ["http://me:pa55word@host:1", "http://me:pa55@wo/rd@host", "me:pa55word@host:8333", "http://me:pa55word@[bad"]
+
+
+@pytest.mark.parametrize("endpoint", LOGINS)
+def test_an_endpoint_with_a_password_is_refused_without_it(endpoint: str) -> None:
+    with pytest.raises(SettingsError, match=r"PTP_S3_ENDPOINT: .*AWS_ACCESS_KEY_ID") as raised:
+        open_store("s3://bucket", endpoint)
+    assert "pa55" not in shown(raised)
+
+
+def test_boto3s_own_endpoint_with_a_password_is_refused_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", LOGINS[0])
+    with pytest.raises(SettingsError, match="AWS_ENDPOINT_URL_S3") as raised:
+        open_store("s3://bucket")
+    assert "pa55" not in shown(raised)
+
+
+@pytest.mark.parametrize("url", ["s3://me:pa55word@bucket/prefix", "s3://me:pa55/word@bucket", "http://me:pa55word@host/bucket"])
+def test_a_store_with_a_password_is_refused_without_it(url: str) -> None:
+    with pytest.raises(SettingsError, match=r"PTP_STORE: .*AWS_ACCESS_KEY_ID") as raised:
+        open_store(url)
+    assert "pa55" not in shown(raised)
+
+
+def shown(raised: pytest.ExceptionInfo[BaseException]) -> str:
+    """All that a log would show of the error, its causes included."""
+    return "".join(line for line in traceback.format_exception(raised.value) if not line.lstrip().startswith("open_store("))
 
 
 def without_credentials(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

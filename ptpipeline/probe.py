@@ -1,0 +1,105 @@
+"""The probe: whether an object store honours the conditional puts on which nothing-lost rests, tried before it is trusted.
+
+Some servers answer 200 to a conditional put and ignore the condition; then two promoters overwrite each other unseen.
+"""
+
+import logging
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+from ptpipeline.errors import PreconditionFailed, PtpError, SettingsError
+from ptpipeline.storage import ObjectStore, Stored
+
+log = logging.getLogger(__name__)
+
+RACERS = 4  # SeaweedFS lets losers of a race wait in steps of a second: about one second with four, two with six
+
+
+def probe(store: ObjectStore) -> None:
+    """Try creates and replaces, one after another and at once, on fresh keys below `probe/`, and remove them.
+
+    Raises SettingsError that names the store and what it ignored, ServiceUnavailable where it does not answer. A race that
+    a store without atomic conditions happens to survive is no proof: the benchmark of the registry races longer.
+    """
+    folder = f"probe/{uuid.uuid4().hex}"
+    one, created, replaced = (f"{folder}/{name}" for name in ("one", "created", "replaced"))
+    with _removing(store, [one, created, replaced, f"{folder}/none"]):
+        _one_writer(store, one, f"{folder}/none")
+        _race(store, created, "several creates of one key at once (If-None-Match: *)", lambda body: store.create(created, body))
+        store.create(replaced, b"first")
+        etag = store.read(replaced).etag
+        _race(store, replaced, "several replaces by one tag at once (If-Match)", lambda body: store.replace(replaced, body, etag))
+
+
+def _one_writer(store: ObjectStore, key: str, missing: str) -> None:
+    store.create(key, b"first")
+    first = _expect(store, key, b"first")
+    _refuses(store, "a create of a key that exists (If-None-Match: *)", lambda: store.create(key, b"second"))
+    _expect(store, key, b"first")
+    try:
+        store.replace(key, b"second", first.etag)
+    except PreconditionFailed:
+        raise _unfit(store, "refuses a replace by the tag that it just gave (If-Match)") from None
+    _expect(store, key, b"second")
+    _refuses(store, "a replace by an outdated tag (If-Match)", lambda: store.replace(key, b"third", first.etag))
+    _refuses(store, "a replace of a missing key (If-Match)", lambda: store.replace(missing, b"third", first.etag))
+    _expect(store, key, b"second")
+
+
+def _expect(store: ObjectStore, key: str, body: bytes) -> Stored:
+    found = store.read(key)
+    if found.body != body:
+        raise _unfit(store, "does not give back the bytes that were written last")
+    return found
+
+
+def _refuses(store: ObjectStore, what: str, put: Callable[[], None]) -> None:
+    try:
+        put()
+    except PreconditionFailed:
+        return
+    raise _ignored(store, what)
+
+
+def _race(store: ObjectStore, key: str, what: str, put: Callable[[bytes], None]) -> None:
+    """RACERS puts of different bytes at once: exactly one is acknowledged, and its bytes are what lies there."""
+    start = threading.Barrier(RACERS)
+
+    def attempt(number: int) -> bytes | None:
+        body = b"racer %d" % number
+        start.wait()
+        try:
+            put(body)
+        except PreconditionFailed:
+            return None
+        return body
+
+    with ThreadPoolExecutor(RACERS) as pool:
+        won = [body for body in pool.map(attempt, range(RACERS)) if body is not None]
+    if not won:
+        raise _unfit(store, f"refuses all of {what}")
+    if len(won) > 1 or store.read(key).body != won[0]:
+        raise _ignored(store, what)
+
+
+def _ignored(store: ObjectStore, what: str) -> SettingsError:
+    return _unfit(store, f"answers with success to {what} and ignores the condition")
+
+
+def _unfit(store: ObjectStore, found: str) -> SettingsError:
+    return SettingsError(f"PTP_STORE: {store.where} {found}, so versions and aliases could be lost there; take a store that honours If-Match and If-None-Match: AWS S3, SeaweedFS, or a folder")
+
+
+@contextmanager
+def _removing(store: ObjectStore, keys: list[str]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for key in keys:
+            try:
+                store.delete(key)
+            except PtpError as error:  # what the probe found matters more
+                log.warning("%s stays behind in %s: %s", key, store.url, error)

@@ -1,0 +1,168 @@
+"""FolderStore: objects as files below one folder, for tests, notebooks and a machine without servers.
+
+A body is written and synced under `.put/` first, then linked (create) or renamed (replace) to its place: a full disk or a
+killed process leaves the old object or the new one, and a file under `.put/` that the next writer removes after an hour.
+"""
+
+import errno
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock
+
+from ptpipeline.errors import NotFound, PreconditionFailed, SettingsError
+from ptpipeline.storage.objects import Listed, Stored, checked_key
+
+_UNFINISHED = ".put"
+_ABANDONED_AFTER = 3600.0  # seconds; a put takes some
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class FolderStore:
+    """One process or many on one machine; the file system needs hard links and flock."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.url = self.where = f"file://{root}"
+        self._swept = False
+
+    def read(self, key: str) -> Stored:
+        with self._translating(f"read {key}"):
+            body = _bytes(self._path(key))
+        if body is None:
+            raise NotFound(f"{self.url}: no object {key}")
+        return Stored(body, _etag(body))
+
+    def exists(self, key: str) -> bool:
+        with self._translating(f"read {key}"):
+            return self._path(key).is_file()
+
+    def create(self, key: str, body: bytes) -> None:
+        path = self._path(key)
+        with self._translating(f"write {key}"), self._written(path, body) as unfinished:
+            try:
+                os.link(unfinished, path)  # atomic and exclusive, unlike rename
+            except FileExistsError:
+                if _bytes(path) != body:
+                    raise PreconditionFailed(f"{self.url}: {key} exists already with other content") from None
+            _sync(path.parent)
+
+    def replace(self, key: str, body: bytes, etag: str) -> None:
+        path = self._path(key)
+        with self._translating(f"write {key}"), self._lock():
+            found = _bytes(path)
+            if found is None or _etag(found) != etag:
+                raise PreconditionFailed(f"{self.url}: {key} changed since it was read")
+            with self._written(path, body) as unfinished:
+                unfinished.rename(path)
+                _sync(path.parent)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        with self._translating(f"delete {key}"):
+            if not path.is_file():
+                return
+            with self._lock():  # not between a replace's look and its rename
+                path.unlink(missing_ok=True)
+                _sync(path.parent)  # deletions keep their order through a power loss: a manifest goes before its tensors
+
+    def listed(self, prefix: str) -> Iterator[Listed]:
+        with self._translating(f"list {prefix}"):
+            yield from _files(self._path(prefix), prefix)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        return (item.key for item in self.listed(prefix))
+
+    def _path(self, key: str) -> Path:
+        return self.root / checked_key(key)
+
+    def _lock(self) -> FileLock:
+        _make(self.root)
+        return FileLock(self.root / ".lock")
+
+    @contextmanager
+    def _written(self, path: Path, body: bytes) -> Iterator[Path]:
+        """The body, whole and durable, in a file of its own until the block ends; the place's folder is there."""
+        unfinished = self.root / _UNFINISHED / uuid.uuid4().hex
+        for folder in (unfinished.parent, path.parent):
+            _make(folder)
+        self._sweep(unfinished.parent)
+        try:
+            with unfinished.open("xb") as file:
+                file.write(body)
+                file.flush()
+                os.fsync(file.fileno())
+            yield unfinished
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def _sweep(self, folder: Path) -> None:
+        """Remove what killed writers left, once in this store's life."""
+        if self._swept:
+            return
+        self._swept = True
+        for item in _files(folder, ""):
+            path = folder / item.key.lstrip("/")
+            if item.modified.timestamp() < time.time() - _ABANDONED_AFTER:
+                path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _translating(self, doing: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            fix = "make room there" if error.errno in _FULL else "mend the folder"
+            raise SettingsError(f"{self.url}: cannot {doing}: {error.strerror}; {fix}, or name another with PTP_STORE") from error
+
+
+def _bytes(path: Path) -> bytes | None:
+    """The file's bytes; None where there is no such file."""
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return None
+
+
+def _etag(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()
+
+
+def _files(folder: Path, prefix: str) -> Iterator[Listed]:
+    """Files below the folder; one folder is read at a time, as far as they are taken."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _files(folder / entry.name, f"{prefix}/{entry.name}")
+            continue
+        with suppress(FileNotFoundError):  # deleted since the folder was read
+            stat = entry.stat()
+            yield Listed(f"{prefix}/{entry.name}", datetime.fromtimestamp(stat.st_mtime, UTC), stat.st_size)
+
+
+def _make(folder: Path) -> None:
+    """The folder and its parents, each new one durable: an entry is data of the folder above it."""
+    if folder.is_dir():
+        return
+    _make(folder.parent)
+    folder.mkdir(exist_ok=True)
+    _sync(folder.parent)
+
+
+def _sync(folder: Path) -> None:
+    """Make a rename, link or removal in the folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

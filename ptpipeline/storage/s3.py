@@ -1,0 +1,167 @@
+"""S3Store: objects in one bucket of any S3 server that honours If-Match and If-None-Match.
+
+A put may be applied although its answer says otherwise: the answer can be lost (time-out, cut connection, 500 after the
+write), and the repeated request of the client or of something between is then refused because of our own first one. So
+every put that was not answered with success is settled by reading back.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC
+from typing import Any, NamedTuple
+
+from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
+from ptpipeline.storage.objects import Listed, Stored, checked_key, without_login
+
+_VERBS = {"get_object": "read", "head_object": "read", "put_object": "write", "delete_object": "delete", "list_objects_v2": "list"}
+_REFUSED_RIGHT = ("AccessDenied", "AllAccessDisabled", "403")  # a HEAD has no body to say more
+_WRONG_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301")
+
+
+class Patience(NamedTuple):
+    """How long a request waits for the server to say something, in seconds, and how often it is sent in all."""
+
+    seconds: float = 30.0
+    attempts: int = 4
+
+
+class S3Store:
+    """Credentials come from the environment as boto3 finds them, never from an address."""
+
+    def __init__(self, bucket: str, prefix: str = "", endpoint: str | None = None, patience: Patience = Patience()) -> None:  # noqa: B008
+        self.bucket = bucket
+        self.prefix = f"{prefix}/" if prefix else ""
+        self.url = f"s3://{bucket}/{prefix}".rstrip("/")
+        self.endpoint = endpoint and without_login("PTP_S3_ENDPOINT", endpoint)
+        self._client = self._connected(patience)
+        self.where = f"{self.url} at {without_login('AWS_ENDPOINT_URL_S3', self._client.meta.endpoint_url)}"
+
+    def _connected(self, patience: Patience) -> Any:
+        import boto3
+        from botocore.config import Config
+        from botocore.exceptions import BotoCoreError
+
+        config = Config(connect_timeout=min(5.0, patience.seconds), read_timeout=patience.seconds, retries={"mode": "standard", "total_max_attempts": patience.attempts})
+        try:
+            return boto3.session.Session().client(  # the default session would keep the first credentials it saw
+                "s3", endpoint_url=self.endpoint, region_name=os.environ.get("AWS_DEFAULT_REGION", "us-east-1"), config=config
+            )
+        except ValueError as error:
+            raise SettingsError(f"PTP_S3_ENDPOINT: {error}; expected an address such as http://127.0.0.1:8333") from None
+        except BotoCoreError as error:
+            raise SettingsError(f"object store {self.url}: the AWS_* settings are wrong: {error}") from None
+
+    def read(self, key: str) -> Stored:
+        answer = self._call("get_object", Key=self._key(key))
+        with self._translating("get_object", key):  # the body is still on its way
+            return Stored(answer["Body"].read(), answer["ETag"])
+
+    def exists(self, key: str) -> bool:
+        try:
+            self._call("head_object", Key=self._key(key))
+        except NotFound:
+            return False
+        return True
+
+    def create(self, key: str, body: bytes) -> None:
+        try:
+            self._call("put_object", Key=self._key(key), Body=body, IfNoneMatch="*")
+        except (PreconditionFailed, NotFound, ServiceUnavailable) as error:
+            found = self._found(key)
+            if found is None:
+                raise self._unsettled(error, key) from error
+            if found.body != body:
+                raise PreconditionFailed(f"{self.url}: {key} exists already with other content") from error
+
+    def replace(self, key: str, body: bytes, etag: str) -> None:
+        try:
+            self._call("put_object", Key=self._key(key), Body=body, IfMatch=etag)
+        except (PreconditionFailed, NotFound, ServiceUnavailable) as error:
+            found = self._found(key)
+            if found and found.body == body:
+                return
+            if found and found.etag == etag:
+                raise self._unsettled(error, key) from error
+            raise PreconditionFailed(f"{self.url}: {key} changed since it was read") from error
+
+    def delete(self, key: str) -> None:
+        try:
+            self._call("delete_object", Key=self._key(key))
+        except NotFound:  # most servers answer 204
+            return
+
+    def listed(self, prefix: str) -> Iterator[Listed]:
+        token: dict[str, str] = {}
+        while True:
+            page = self._call("list_objects_v2", Prefix=f"{self._key(prefix)}/", **token)
+            for item in page.get("Contents", []):
+                yield Listed(item["Key"].removeprefix(self.prefix), item["LastModified"].astimezone(UTC), item["Size"])
+            if not page.get("IsTruncated"):
+                return
+            token = {"ContinuationToken": page["NextContinuationToken"]}
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        return (item.key for item in self.listed(prefix))
+
+    def _key(self, key: str) -> str:
+        return self.prefix + checked_key(key)
+
+    def _found(self, key: str) -> Stored | None:
+        try:
+            return self.read(key)
+        except NotFound:
+            return None
+
+    def _unsettled(self, error: Exception, key: str) -> Exception:
+        """What to raise where the object is as it was before our put: refused for good, or not known."""
+        if isinstance(error, ServiceUnavailable):
+            return error
+        return PreconditionFailed(f"{self.url}: {key} was changed by another writer")
+
+    def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
+        with self._translating(operation, str(arguments.get("Key", arguments.get("Prefix")))):
+            answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self.bucket, **arguments)
+            return answer
+
+    @contextmanager
+    def _translating(self, operation: str, key: str) -> Iterator[None]:
+        """boto's errors as ours: what a person has to change is Terminal, a server that does not answer is Transient."""
+        from botocore import exceptions as boto
+
+        try:
+            yield
+        except boto.ClientError as error:
+            raise self._translated(error.response, _VERBS[operation], key) from error
+        except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
+            raise SettingsError(f"object store {self.url} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: {error}") from error
+        except boto.ParamValidationError as error:
+            raise SettingsError(f"PTP_STORE: {self.url}: {' '.join(str(error).split())}") from error
+        except boto.BotoCoreError as error:
+            raise ServiceUnavailable(f"object store {self.where} does not answer ({type(error).__name__}); is it up? `ptp status`") from error
+
+    def _translated(self, response: Any, verb: str, key: str) -> Exception:
+        status, code = response["ResponseMetadata"]["HTTPStatusCode"], response["Error"].get("Code", "")
+        if code == "NoSuchBucket":
+            return SettingsError(f"PTP_STORE: bucket {self.bucket!r} does not exist ({self.where}); create it")
+        if status == 404:
+            return NotFound(f"{self.url}: no object {key}")
+        if verb == "write" and (status in (409, 412) or code == "PreconditionFailed"):
+            return PreconditionFailed(f"{self.url}: {key} was changed by another writer")
+        return self._refused(status, code, f"{verb} {key}") or ServiceUnavailable(f"object store {self.where} answered {status} {code} to {verb} {key}")
+
+    def _refused(self, status: int, code: str, doing: str) -> SettingsError | None:
+        """An answer that stays the same until a person changes something."""
+        if status in (401, 403) and code in _REFUSED_RIGHT:
+            return SettingsError(
+                f"object store {self.where}: this identity may not {doing} ({code}); give it the policy of its role (deploy/s3/), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to one that may"
+            )
+        if code == "RequestTimeTooSkewed":
+            return SettingsError(f"object store {self.where}: this machine's clock differs from the server's ({code}); set it right")
+        if status in (401, 403):
+            return SettingsError(f"object store {self.where} refuses the credentials ({code}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+        if code in _WRONG_REGION:
+            return SettingsError(f"object store {self.where} is in another region ({code}); set AWS_DEFAULT_REGION to the bucket's")
+        if status == 501:
+            return SettingsError(f"object store {self.where} cannot {doing} ({code}): it lacks what the registry needs; take a store that honours If-Match and If-None-Match")
+        return None
