@@ -9,10 +9,10 @@ from typing import Literal
 from ptpipeline.errors import DataError, PreconditionFailed
 from ptpipeline.models.base import prepare_base
 from ptpipeline.prompts.artifact import MANIFEST_FILE, Artifact
+from ptpipeline.prompts.signature import open_prompts
 from ptpipeline.records import Record
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.settings import Settings
-from ptpipeline.storage import open_store
 from ptpipeline.task import find_base_model
 
 Format = Literal["peft", "npy"]
@@ -35,7 +35,7 @@ def export(settings: Settings, reference: str, form: Format, folder: Path) -> Ex
     Raises NotFound, ArtifactError or BaseModelError as `resolve` and `unpack` do, DataError where the form cannot
     express the prompt, PreconditionFailed where the folder holds something or cannot be written.
     """
-    found = resolve(open_store(settings.store, settings.s3_endpoint), reference)
+    found = resolve(open_prompts(settings), reference)
     files = {MANIFEST_FILE: json.dumps(found.artifact.manifest.to_json(), indent=1, sort_keys=True).encode()}
     if found.members:
         for index, member in enumerate(found.members):

@@ -147,6 +147,7 @@ def client_environment(home: Path, api: str) -> dict[str, str]:
     """
     tasks = Path(os.environ.get("PTP_TASKS", "tasks")).expanduser().resolve()
     kept = {name: os.environ[name] for name in ("PTP_DTYPE",) if name in os.environ}
+    kept |= {name: str(Path(os.environ[name]).expanduser().absolute()) for name in ("PTP_SIGNING_KEY", "PTP_TRUSTED_KEYS") if os.environ.get(name)}
     own = {"PTP_HOME": str(home), "PTP_TASKS": str(tasks), "PWD": str(Path.cwd()), "MPLCONFIGDIR": str(home / "matplotlib")}
     return _environment({**kept, **own, "PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": api})
 

@@ -9,13 +9,25 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ptpipeline.errors import SettingsError
 
 STACK_FILE = "stack.json"
 STACK_SECRETS = "stack.env"
+
+
+def _absolute(path: Path) -> Path:
+    if "-----" in str(path):
+        raise ValueError("expected the path of a PEM file, not the key itself")
+    try:
+        return path.expanduser().absolute()
+    except RuntimeError as error:  # ~nobody
+        raise ValueError(str(error)) from None
+
+
+KeyFile = Annotated[Path, AfterValidator(_absolute)]
 
 
 class Settings(BaseSettings):
@@ -25,6 +37,8 @@ class Settings(BaseSettings):
     `file:///folder`. ledger: SQLAlchemy URL. mlflow, prefect: server addresses, None where there is no server.
     dtype: compute type of the base model; `auto` is bfloat16 where the processor multiplies it natively.
     checkpoint_seconds: time between two checkpoints of a training.
+    signing_key: PEM file of the private key that signs prompts; never the key itself, so that no copy of these settings
+    holds a secret. trusted_keys: PEM file of public keys; where it is named, no prompt is read that none of them signed.
     """
 
     model_config = SettingsConfigDict(env_prefix="PTP_", env_ignore_empty=True, frozen=True, extra="ignore")
@@ -38,6 +52,8 @@ class Settings(BaseSettings):
     s3_endpoint: str | None = None
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
+    signing_key: Annotated[KeyFile | None, Field(repr=False)] = None
+    trusted_keys: KeyFile | None = None
 
 
 def load_settings() -> Settings:
@@ -57,7 +73,8 @@ def load_settings() -> Settings:
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise SettingsError(f"PTP_{name.upper()}: {first['msg']}; found {first['input']!r}") from None
+        found = "" if name == "signing_key" else f"; found {first['input']!r}"  # somebody may have put the key itself there
+        raise SettingsError(f"PTP_{name.upper()}: {first['msg']}{found}") from None
     if "store" not in given and recorded:
         _export_keys(home / STACK_SECRETS)
     defaults = {

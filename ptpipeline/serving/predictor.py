@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.load import load_base
+from ptpipeline.prompts.signature import open_prompts
 from ptpipeline.records import Answer
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.resolver import Resolved, resolve
 from ptpipeline.settings import Settings, load_settings
-from ptpipeline.storage import open_store
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def load(reference: str, settings: Settings | None = None) -> Predictor:
     Raises NotFound, ArtifactError, BaseModelError (another base than the prompt's), ServiceUnavailable.
     """
     settings = settings or load_settings()
-    resolved = resolve(open_store(settings.store, settings.s3_endpoint), reference)
+    resolved = resolve(open_prompts(settings), reference)
     prepared = prepare_base(resolved.artifact.manifest.base_model.name, settings)
     engine = Engine(load_base(prepared, settings.dtype))
     engine.load(resolved.artifact, resolved.members)

@@ -39,7 +39,8 @@ def split_reference(reference: str) -> tuple[str, str]:
 def resolve(store: ObjectStore, reference: str) -> Resolved:
     """The verified artifact of a reference.
 
-    Raises NotFound where alias or version do not exist, ArtifactError where pointer or bytes are altered.
+    Raises NotFound where alias or version do not exist, ArtifactError where pointer or bytes are altered, or the store
+    asks for a signature that is not there.
     """
     task, name = split_reference(reference)
     number, digest = _numbered(store, task, name) if re.fullmatch(r"[0-9]+", name) else _pointed(store, task, name)

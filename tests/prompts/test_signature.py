@@ -1,0 +1,474 @@
+"""Signed prompts: nothing is read that no trusted key signed, whatever lies in the store; keys are refused that cannot do it."""
+
+import base64
+import hashlib
+import json
+import logging
+import pickle
+import re
+import shutil
+import subprocess
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1
+from cryptography.hazmat.primitives.asymmetric.ec import generate_private_key as ec_key
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.rsa import generate_private_key as rsa_key
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    KeySerializationEncryption,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from safetensors.numpy import save
+
+from ptpipeline.errors import ArtifactError, NotFound, SettingsError
+from ptpipeline.prompts.artifact import Artifact, read_artifact, read_members, write_artifact
+from ptpipeline.prompts.signature import (
+    Signature,
+    SignedStore,
+    SigningKey,
+    Trust,
+    key_id,
+    open_prompts,
+    read_signing_key,
+    read_trust,
+    sign,
+)
+from ptpipeline.records import Members, Pointer, Promotion, PromptManifest, pointer_key, prompt_prefix
+from ptpipeline.serving.resolver import resolve
+from ptpipeline.settings import Settings, load_settings
+from ptpipeline.storage import FolderStore, ObjectStore
+from tests.registry.prompts import a_task, an_artifact
+
+ROOT = Path(__file__).parents[2]
+OURS, OTHERS = (SigningKey(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)) for number in (1, 2))
+FOREIGN = rsa_key(65537, 2048)
+TASK = a_task()
+
+
+def trust(*keys: SigningKey) -> Trust:
+    public = [key.private.public_key() for key in keys]
+    return Trust({key_id(key): key for key in public}, Path("trusted.pem"))
+
+
+def private_pem(key: SigningKey, encryption: KeySerializationEncryption | None = None) -> bytes:
+    return key.private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption or NoEncryption())
+
+
+def public_pem(key: SigningKey) -> bytes:
+    return key.private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+
+
+def written(path: Path, body: bytes, mode: int = 0o600) -> Path:
+    path.write_bytes(body)
+    path.chmod(mode)
+    return path
+
+
+def signature_key(digest: str, key: SigningKey = OURS) -> str:
+    return f"{prompt_prefix(TASK.name, digest)}/signature-{key.id}.json"
+
+
+def an_ensemble(members: list[Artifact]) -> Artifact:
+    tensors = save({})
+    changes = {"method": "ensemble", "tensors": {}, "tensor_sha256": hashlib.sha256(tensors).hexdigest()}
+    listed = Members(digests=[member.digest for member in members], combine="average")
+    return Artifact(PromptManifest.model_validate({**members[0].manifest.to_json(), **changes, "members": listed}), tensors)
+
+
+# ---------------------------------------------------------------- reading and writing
+
+
+def test_a_signed_prompt_is_read(store: ObjectStore) -> None:
+    made = an_artifact(TASK)
+    guarded = SignedStore(store, trust(OURS), OURS)
+    assert write_artifact(guarded, made) == made.digest
+    assert read_artifact(guarded, TASK.name, made.digest) == made
+    assert read_artifact(SignedStore(store, trust(OTHERS, OURS)), TASK.name, made.digest) == made
+
+
+def test_writing_twice_signs_once(store: ObjectStore) -> None:
+    guarded = SignedStore(store, trust(OURS), OURS)
+    digest = write_artifact(guarded, an_artifact(TASK))
+    before = store.read(signature_key(digest))
+    write_artifact(guarded, an_artifact(TASK))
+    assert store.read(signature_key(digest)) == before
+    assert len([key for key in store.keys(prompt_prefix(TASK.name, digest)) if "signature" in key]) == 1
+
+
+def test_a_signature_is_verified_by_openssl_too(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path / "store")
+    digest = write_artifact(SignedStore(store, key=OURS), an_artifact(TASK))
+    stored = json.loads(store.read(signature_key(digest)).body)
+    (tmp_path / "signature").write_bytes(base64.b64decode(stored["signature"]))
+    (tmp_path / "message").write_text(f'{{"digest":"{digest}","domain":"ptpipeline prompt v1","task":"{TASK.name}"}}')
+    (tmp_path / "key").write_bytes(public_pem(OURS))
+    command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", "key", "-rawin", "-in", "message", "-sigfile", "signature"]
+    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout.strip() == "Signature Verified Successfully"
+
+
+class Dying(FolderStore):
+    """A store whose process is killed at its nth put."""
+
+    left = 0
+
+    def create(self, key: str, body: bytes) -> None:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        super().create(key, body)
+
+
+@pytest.mark.parametrize("puts", [0, 1, 2])
+def test_no_death_leaves_a_manifest_unsigned(tmp_path: Path, puts: int) -> None:
+    made, dying = an_artifact(TASK), Dying(tmp_path)
+    dying.left = puts
+    with pytest.raises(KeyboardInterrupt):
+        write_artifact(SignedStore(dying, key=OURS), made)
+    guarded = SignedStore(FolderStore(tmp_path), trust(OURS), OURS)
+    with pytest.raises(NotFound):
+        read_artifact(guarded, TASK.name, made.digest)
+    assert read_artifact(guarded, TASK.name, write_artifact(guarded, made)) == made
+
+
+def test_without_trusted_keys_anything_is_read(store: ObjectStore) -> None:
+    made = an_artifact(TASK)
+    write_artifact(store, made)
+    assert read_artifact(SignedStore(store, key=OURS), TASK.name, made.digest) == made
+
+
+def test_an_unsigned_prompt_is_refused(store: ObjectStore) -> None:
+    digest = write_artifact(store, an_artifact(TASK))
+    with pytest.raises(ArtifactError, match=rf"{digest}: PTP_TRUSTED_KEYS asks for a signature: nobody signed it; .*: `ptp sign mood@N`$"):
+        read_artifact(SignedStore(store, trust(OURS)), TASK.name, digest)
+
+
+def test_an_unsigned_prompt_cannot_be_stored_where_signatures_are_asked_for(store: ObjectStore) -> None:
+    with pytest.raises(ArtifactError, match="nobody signed it"):
+        write_artifact(SignedStore(store, trust(OURS)), an_artifact(TASK))
+
+
+def test_a_prompt_that_is_not_there_is_not_unsigned(store: ObjectStore) -> None:
+    with pytest.raises(NotFound):
+        read_artifact(SignedStore(store, trust(OURS)), TASK.name, "a" * 64)
+
+
+def test_an_untrusted_key_is_named(store: ObjectStore) -> None:
+    digest = write_artifact(SignedStore(store, key=OTHERS), an_artifact(TASK))
+    with pytest.raises(ArtifactError, match=f"key {OTHERS.id} signed it, which trusted.pem does not hold; add that public key if you trust it"):
+        read_artifact(SignedStore(store, trust(OURS)), TASK.name, digest)
+
+
+def test_whatever_alias_names_an_unsigned_prompt_it_is_not_served(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    digest = write_artifact(store, an_artifact(TASK))
+    row = Promotion(task=TASK.name, alias="production", seq=1, version=1, digest=digest, previous=None, actor="a", reason="b", verdict=None, at="c")
+    store.create(pointer_key(TASK.name, "production"), Pointer(promotion=row, nonce="n" * 16).model_dump_json().encode())
+    assert resolve(store, TASK.name).artifact.digest == digest
+    with pytest.raises(ArtifactError, match="nobody signed it"):
+        resolve(SignedStore(store, trust(OURS)), TASK.name)
+
+
+def test_members_of_an_ensemble_have_to_be_signed(store: ObjectStore) -> None:
+    members = [an_artifact(TASK, seed) for seed in (1, 2)]
+    for member in members:
+        write_artifact(store, member)
+    ensemble, guarded = an_ensemble(members), SignedStore(store, trust(OURS), OURS)
+    write_artifact(guarded, ensemble)
+    with pytest.raises(ArtifactError, match=f"{members[0].digest}: .*nobody signed it"):
+        read_members(guarded, read_artifact(guarded, TASK.name, ensemble.digest))
+
+
+@pytest.mark.parametrize("key", ["prompts/mood/%s/manifest.json", "prompts/Mood/%s/manifest.json", "prompts/a/b/%s/manifest.json"])
+def test_every_spelling_of_a_manifests_place_is_guarded(tmp_path: Path, key: str) -> None:
+    store = FolderStore(tmp_path)
+    store.create(key % ("a" * 64), b"{}")
+    with pytest.raises(ArtifactError, match="nobody signed it"):
+        SignedStore(store, trust(OURS)).read(key % ("a" * 64))
+
+
+def test_objects_that_are_no_prompts_need_no_signature(store: ObjectStore) -> None:
+    guarded = SignedStore(store, trust(OURS), OURS)
+    guarded.create("snapshots/mood/manifest.json", b"{}")
+    guarded.replace("snapshots/mood/manifest.json", b"[]", guarded.read("snapshots/mood/manifest.json").etag)
+    assert (guarded.read("snapshots/mood/manifest.json").body, list(store.keys("snapshots"))) == (b"[]", ["snapshots/mood/manifest.json"])
+    guarded.delete("snapshots/mood/manifest.json")
+    assert not guarded.exists("snapshots/mood/manifest.json")
+
+
+# ---------------------------------------------------------------- altered
+
+
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A store's folder with one signed prompt, and its digest; whoever alters it puts it back."""
+    root = tmp_path_factory.mktemp("signed")
+    return root, write_artifact(SignedStore(FolderStore(root), key=OURS), an_artifact(TASK))
+
+
+@given(position=st.integers(0, 10_000), value=st.integers(1, 255), name=st.sampled_from([f"signature-{OURS.id}.json", "prompt.safetensors"]))
+@examples(max_examples=300)
+def test_no_flipped_byte_is_accepted(signed: tuple[Path, str], position: int, value: int, name: str) -> None:
+    root, digest = signed
+    path = root / prompt_prefix(TASK.name, digest) / name
+    good = path.read_bytes()
+    body = bytearray(good)
+    body[position % len(body)] ^= value
+    path.write_bytes(body)
+    try:
+        with pytest.raises(ArtifactError):
+            read_artifact(SignedStore(FolderStore(root), trust(OURS)), TASK.name, digest)
+    finally:
+        path.write_bytes(good)
+
+
+def test_no_flipped_bit_of_a_signature_is_accepted(signed: tuple[Path, str]) -> None:
+    root, digest = signed
+    path, guarded = root / signature_key(digest), SignedStore(FolderStore(root), trust(OURS))
+    good = path.read_bytes()
+    for bit in (8 * byte + each for byte in range(len(good)) for each in (0, 1, 5)):  # 1: the last letter of base64 has bits that mean nothing; 5: upper case
+        path.write_bytes((int.from_bytes(good) ^ 1 << bit).to_bytes(len(good)))
+        with pytest.raises(ArtifactError):
+            guarded.read(f"{prompt_prefix(TASK.name, digest)}/manifest.json")
+    path.write_bytes(good)
+    assert guarded.read(f"{prompt_prefix(TASK.name, digest)}/manifest.json")
+
+
+def forged(of: str, /, **changes: object) -> bytes:
+    """A well-formed signature object for the digest, of which some fields say something else."""
+    return Signature.model_validate({**OURS.sign(TASK.name, of).to_json(), **changes}).to_bytes()
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (lambda d: b"", "is no signature"),
+        (lambda d: b"\xff{", "is no signature"),
+        (lambda d: b"[]", "is no signature"),
+        (lambda d: json.dumps({**OURS.sign(TASK.name, d).to_json(), "schema_version": 2}).encode(), "is no signature: it was altered, or a newer ptpipeline wrote it"),
+        (lambda d: forged(d, signature="?"), "is no signature"),
+        (lambda d: forged(d, signature=""), "is not valid"),
+        (lambda d: forged(d, digest="b" * 64), "was made for prompt bbbbbbbbbbbb and copied here"),
+        (lambda d: forged(d, key=OTHERS.id), f"states key {OTHERS.id}"),
+        (lambda d: forged(d, signature=OTHERS.sign(TASK.name, d).signature), "is not valid: it was altered, or somebody without the key made it"),
+        (lambda d: forged(d, signature=OURS.sign("other", d).signature), "is not valid"),
+        (lambda d: forged(d, signature=OURS.sign(TASK.name, "b" * 64).signature), "is not valid"),
+        (lambda d: forged(d) + b" ", "was altered"),
+        (lambda d: b" " * 2000, "has 2000 bytes, at most 1024 allowed"),
+    ],
+)
+def test_a_false_signature_is_refused(tmp_path: Path, body: Callable[[str], bytes], sentence: str) -> None:
+    store = FolderStore(tmp_path)
+    digest = write_artifact(store, an_artifact(TASK))
+    store.create(signature_key(digest), body(digest))
+    with pytest.raises(ArtifactError, match=rf"signature-{OURS.id}\.json {sentence}.*; remove that object and sign again: `ptp sign mood@N`"):
+        read_artifact(SignedStore(store, trust(OURS)), TASK.name, digest)
+
+
+def test_a_signed_manifest_replaced_by_another_signed_one_is_refused(tmp_path: Path) -> None:
+    guarded = SignedStore(FolderStore(tmp_path), trust(OURS), OURS)
+    one, two = (tmp_path / prompt_prefix(TASK.name, write_artifact(guarded, an_artifact(TASK, seed))) for seed in (1, 2))
+    shutil.copy(two / "manifest.json", one / "manifest.json")
+    shutil.copy(two / "prompt.safetensors", one / "prompt.safetensors")
+    with pytest.raises(ArtifactError, match="the manifest was altered"):
+        read_artifact(guarded, TASK.name, one.name)
+
+
+def test_one_valid_signature_suffices_beside_a_false_one(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    digest = write_artifact(SignedStore(store, key=OURS), an_artifact(TASK))
+    store.create(signature_key(digest, OTHERS), b"{}")
+    assert read_artifact(SignedStore(store, trust(OTHERS, OURS)), TASK.name, digest)
+
+
+def test_a_false_signature_is_not_written_over(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    digest = write_artifact(store, an_artifact(TASK))
+    store.create(signature_key(digest), b"{}")
+    with pytest.raises(ArtifactError, match=rf"signature-{OURS.id}\.json: other bytes lie there than key {OURS.id} signs; .* remove the object, and sign again"):
+        sign(store, TASK.name, digest, OURS)
+
+
+# ---------------------------------------------------------------- signing what is stored
+
+
+def test_what_was_stored_unsigned_is_signed_later(store: ObjectStore) -> None:
+    made = an_artifact(TASK)
+    write_artifact(store, made)
+    guarded = SignedStore(store, trust(OURS))
+    assert sign(guarded, TASK.name, made.digest, OURS) == sign(store, TASK.name, made.digest, OURS) == [made.digest]
+    assert read_artifact(guarded, TASK.name, made.digest) == made
+
+
+def test_an_ensemble_is_signed_with_its_members(store: ObjectStore) -> None:
+    members = [an_artifact(TASK, seed) for seed in (1, 2)]
+    ensemble = an_ensemble(members)
+    for each in [*members, ensemble]:
+        write_artifact(store, each)
+    assert sign(store, TASK.name, ensemble.digest, OURS) == [*(member.digest for member in members), ensemble.digest]
+    guarded = SignedStore(store, trust(OURS))
+    assert read_members(guarded, read_artifact(guarded, TASK.name, ensemble.digest)) == members
+
+
+def test_altered_bytes_are_not_signed(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    digest = write_artifact(store, an_artifact(TASK))
+    path = tmp_path / prompt_prefix(TASK.name, digest) / "prompt.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
+    with pytest.raises(ArtifactError, match="truncated or altered"):
+        sign(store, TASK.name, digest, OURS)
+    assert not store.exists(signature_key(digest))
+
+
+def test_a_key_is_replaced_without_a_moment_of_refusal(store: ObjectStore) -> None:
+    digest = write_artifact(SignedStore(store, trust(OURS), OURS), an_artifact(TASK))
+    readable = [trust(OURS), trust(OURS, OTHERS)]
+    sign(store, TASK.name, digest, OTHERS)
+    readable.append(trust(OTHERS))
+    assert all(read_artifact(SignedStore(store, each), TASK.name, digest) for each in readable)
+
+
+# ---------------------------------------------------------------- key files and settings
+
+
+def test_keys_are_read_from_their_files(tmp_path: Path) -> None:
+    assert read_signing_key(written(tmp_path / "private", private_pem(OURS))).id == OURS.id
+    found = read_trust(written(tmp_path / "public", b"# ours\n" + public_pem(OURS) + b"# theirs\n" + public_pem(OTHERS), 0o644))
+    assert sorted(found.keys) == sorted([OURS.id, OTHERS.id])
+
+
+@pytest.mark.parametrize(
+    ("body", "mode", "sentence"),
+    [
+        (b"", 0o600, "holds no private key in PEM"),
+        (b"secret", 0o600, "holds no private key in PEM"),
+        (private_pem(OURS)[:70], 0o600, "holds no private key in PEM"),
+        (public_pem(OURS), 0o600, "holds no private key in PEM"),
+        (private_pem(OURS, BestAvailableEncryption(b"password")), 0o600, "is encrypted, and there is nobody to ask for its password"),
+        (FOREIGN.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600, r"is no Ed25519 key \(found RSA\)"),
+        (ec_key(SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600, r"is no Ed25519 key \(found EC\)"),
+        (private_pem(OURS), 0o640, "has mode 0640, so others than its owner can use it; `chmod 600` it"),
+        (private_pem(OURS), 0o604, "has mode 0604"),
+    ],
+)  # fmt: skip
+def test_a_useless_signing_key_is_refused(tmp_path: Path, body: bytes, mode: int, sentence: str) -> None:
+    with pytest.raises(SettingsError, match=f"PTP_SIGNING_KEY: .*/key {sentence}"):
+        read_signing_key(written(tmp_path / "key", body, mode))
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"", "holds no public key in PEM; `openssl pkey -in KEY -pubout` prints"),
+        (b"# nothing\n", "holds no public key in PEM"),
+        (public_pem(OURS) + public_pem(OTHERS)[:-30], "a key in it is incomplete"),
+        (public_pem(OURS).replace(b"MC", b"!!"), "key 1 is no public key in PEM"),
+        (public_pem(OURS) + private_pem(OTHERS), "key 2 is a private one, which no reader may have"),
+        (public_pem(OURS) + FOREIGN.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), r"key 2 is no Ed25519 key \(found RSA\)"),
+        (b"#" * 70_000 + public_pem(OURS), "a key in it is incomplete, or it is longer than 65536 bytes"),
+    ],
+)
+def test_useless_trusted_keys_are_refused(tmp_path: Path, body: bytes, sentence: str) -> None:
+    with pytest.raises(SettingsError, match=f"PTP_TRUSTED_KEYS: .*/keys: {sentence}"):
+        read_trust(written(tmp_path / "keys", body))
+
+
+def test_files_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"PTP_SIGNING_KEY: the file that it names cannot be read \(No such file or directory\)"):
+        read_signing_key(tmp_path / "none")
+    with pytest.raises(SettingsError, match=r"PTP_TRUSTED_KEYS: .*/none: cannot be read \(No such file or directory\)"):
+        read_trust(tmp_path / "none")
+    with pytest.raises(SettingsError, match=r"PTP_TRUSTED_KEYS: .*: cannot be read .*directory"):
+        read_trust(tmp_path)
+
+
+def test_the_settings_guard_the_store(tmp_path: Path) -> None:
+    keys = {"signing_key": written(tmp_path / "private", private_pem(OURS)), "trusted_keys": written(tmp_path / "public", public_pem(OURS))}
+    plain = Settings(store=f"file://{tmp_path}/store")
+    digest = write_artifact(open_prompts(plain.model_copy(update=keys)), an_artifact(TASK))
+    assert read_artifact(open_prompts(plain.model_copy(update={"trusted_keys": keys["trusted_keys"]})), TASK.name, digest)
+    unsigned = write_artifact(open_prompts(plain), an_artifact(TASK, 1))
+    with pytest.raises(ArtifactError, match="nobody signed it"):
+        read_artifact(open_prompts(plain.model_copy(update=keys)), TASK.name, unsigned)
+
+
+def test_a_signing_key_that_readers_would_refuse_is_refused(tmp_path: Path) -> None:
+    keys = {"signing_key": written(tmp_path / "private", private_pem(OURS)), "trusted_keys": written(tmp_path / "public", public_pem(OTHERS))}
+    with pytest.raises(SettingsError, match=f"PTP_SIGNING_KEY: .*/private is key {OURS.id}, which .*/public .PTP_TRUSTED_KEYS. does not hold; add its public key there first"):
+        open_prompts(Settings(store=f"file://{tmp_path}/store", **keys))
+
+
+def test_key_files_are_set_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTP_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PTP_SIGNING_KEY", "private")
+    monkeypatch.setenv("PTP_TRUSTED_KEYS", "~nobody-at-all/public")
+    with pytest.raises(SettingsError, match=r"PTP_TRUSTED_KEYS: .*home directory"):
+        load_settings()
+    monkeypatch.setenv("PTP_TRUSTED_KEYS", "")
+    assert (load_settings().signing_key, load_settings().trusted_keys) == (tmp_path / "private", None)
+
+
+# ---------------------------------------------------------------- secrets
+
+
+def test_a_key_put_where_its_path_belongs_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTP_HOME", str(tmp_path))
+    pem = private_pem(OURS).decode()
+    for given_, call in ((pem, load_settings), (pem.splitlines()[1], lambda: open_prompts(load_settings()))):
+        monkeypatch.setenv("PTP_SIGNING_KEY", given_)
+        with pytest.raises(SettingsError, match=r"PTP_SIGNING_KEY: .*expected the path of a PEM file") as caught:
+            call()
+        assert pem.splitlines()[1] not in "".join(traceback.format_exception(caught.value))
+    assert pem.splitlines()[1] not in repr(load_settings())
+
+
+def test_a_private_key_shows_its_id_alone(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+    guarded = SignedStore(FolderStore(tmp_path), key=OURS)
+    with caplog.at_level(logging.DEBUG):
+        write_artifact(guarded, an_artifact(TASK))
+    assert repr(OURS) == f"SigningKey({OURS.id})"
+    raw = OURS.private.private_bytes_raw()
+    shown = f"{OURS!r} {OURS} {guarded!r} {vars(guarded)} {caplog.text}".encode()
+    assert not any(secret in shown for secret in (raw, raw.hex().encode(), private_pem(OURS).splitlines()[1], repr(raw).encode()))
+    with pytest.raises(TypeError, match="cannot pickle"):
+        pickle.dumps(OURS)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o644])
+def test_no_variable_of_a_traceback_holds_a_refused_key(tmp_path: Path, mode: int) -> None:
+    body = private_pem(OURS, BestAvailableEncryption(b"password"))
+    with pytest.raises(SettingsError) as caught:
+        read_signing_key(written(tmp_path / "key", body, mode))
+    assert caught.value.__context__ is None
+    frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__) if frame.f_code.co_filename.endswith("signature.py") and "tests" not in frame.f_code.co_filename]
+    assert frames
+    assert not any(body in repr(frame.f_locals).encode() or body in frame.f_locals.values() for frame in frames)
+
+
+# ---------------------------------------------------------------- nobody can forget it
+
+
+def test_prompts_are_reached_by_one_door_only() -> None:
+    sources = {path.relative_to(ROOT).as_posix(): path.read_text() for package in ("ptpipeline", "registry", "flows") for path in (ROOT / package).rglob("*.py")}
+    assert len(sources) > 80
+    outside = {name: body for name, body in sources.items() if not name.startswith("ptpipeline/storage")}
+    assert [name for name, body in outside.items() if re.search(r"\b(open_store|FolderStore|S3Store)\b", body)] == ["ptpipeline/prompts/signature.py"]
+
+
+def test_the_commands_in_the_docs_make_keys_that_work(tmp_path: Path) -> None:
+    for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs/signing.md").read_text(), re.DOTALL):
+        done = subprocess.run(["bash", "-euo", "pipefail", "-c", f"umask 022\n{block}"], cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        printed = done.stdout.split()
+        assert not printed or printed == [read_signing_key(tmp_path / "signing.pem").id]
+    assert set(read_trust(tmp_path / "trusted.pem").keys) == {read_signing_key(tmp_path / name).id for name in ("signing.pem", "next.pem")}
