@@ -12,7 +12,7 @@ from ptpipeline.records import Snapshot
 from ptpipeline.settings import Settings
 from ptpipeline.task import Task
 from ptpipeline.tuning.tracker import NoTracker, Tracker
-from registry.registry import Registry, open_registry
+from registry.registry import Registry, open_for_writing
 
 if TYPE_CHECKING:
     from ptpipeline.serving.engine import Engine
@@ -32,20 +32,27 @@ class Context:
     @classmethod
     def open(cls, settings: Settings) -> Self:
         """All over the registry that the settings name."""
-        return cls(settings, open_registry(settings))
+        return cls(settings, open_for_writing(settings))
 
     def ingest(self, task: Task) -> Snapshot:
         """The task's snapshot; an unchanged source makes no new one."""
         from ptpipeline.data.snapshot import MANIFEST_FILE, ingest, snapshot_prefix
         from ptpipeline.data.sources import source_key
 
+        def stored(snapshot: Snapshot) -> bool:
+            return self.registry.store.exists(f"{snapshot_prefix(task.name, snapshot.digest)}/{MANIFEST_FILE}")
+
         key = source_key(task, self.settings.home)
         known = self.registry.ledger.snapshot_for(task.name, key)
-        if known is not None and self.registry.store.exists(f"{snapshot_prefix(task.name, known.digest)}/{MANIFEST_FILE}"):
-            self.report(f"{task.name}: source unchanged, snapshot {known.digest[:12]} stands")
-            return known
+        if known is not None:
+            self.registry.ledger.save_snapshot(known)  # used again: from here on the garbage collection leaves it alone
+            if stored(known):
+                self.report(f"{task.name}: source unchanged, snapshot {known.digest[:12]} stands")
+                return known
         snapshot = ingest(task, self.registry.store, self.settings.home)
         self.registry.ledger.save_snapshot(snapshot)
+        if not stored(snapshot):  # an old one of the same rows went between the two
+            snapshot = ingest(task, self.registry.store, self.settings.home)
         noticed = ", ".join(f"{check.name} {check.count}" for check in snapshot.checks if check.outcome == "warned")
         rows = ", ".join(f"{name} {snapshot.split(name).rows}" for name in ("train", "dev", "test"))
         self.report(f"{task.name}: snapshot {snapshot.digest[:12]}, rows: {rows}; left out: {noticed or 'none'}")
@@ -61,6 +68,10 @@ class Context:
         return Tracking(self.settings.mlflow)
 
     def engine(self, base_model: str) -> "Engine":
+        """The engine over that base model, loaded once; its `base` is also what trains.
+
+        Raises what `prepare_base` and `load_base` raise where the base cannot be had or loaded.
+        """
         from ptpipeline.models.load import load_base
         from ptpipeline.serving.engine import Engine
 
@@ -69,6 +80,7 @@ class Context:
         return self._engines[base_model]
 
     def snapshot(self, task: str, digest: str) -> Snapshot:
+        """The task's snapshot of that digest; NotFound or ArtifactError where it is missing or altered."""
         from ptpipeline.data.snapshot import read_snapshot
 
         return read_snapshot(self.registry.store, task, digest)

@@ -9,8 +9,8 @@ import sys
 import time
 from typing import Any
 
-from flows.cli import followed
 from flows.deploy import deploy
+from flows.pipeline import followed
 from flows.render import answer_row, show
 from flows.requests import NightlyRequest
 from flows.stack import down, up

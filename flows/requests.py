@@ -29,23 +29,24 @@ class NightlyRequest(Record):
 
 
 class PromoteRequest(Record):
-    """Move an alias to a version that passed its gate."""
+    """Move an alias to a version that passed its gate; `override` promotes one that did not, for ever visible."""
 
     task: str
     version: int
+    reason: str
     alias: str = PRODUCTION
     actor: str = PREFECT_ACTOR
-    reason: str = ""
+    override: bool = False
 
 
 class RollbackRequest(Record):
     """Move an alias back to a version that was once promoted; None is the one before."""
 
     task: str
+    reason: str
     alias: str = PRODUCTION
     to: int | None = None
     actor: str = PREFECT_ACTOR
-    reason: str = ""
 
 
 class ReconcileRequest(Record):

@@ -3,7 +3,7 @@
 Every stage is idempotent by content: it asks the ledger under its key first, and says so where nothing is to be done.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from flows.context import checkout_commit
@@ -12,9 +12,10 @@ from flows.outcome import Candidate, Outcome, outcome_of
 from flows.training import MACHINE, Training
 from ptpipeline.errors import TaskFileError, TrainingError
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import PRODUCTION, Promotion, PromptVersion, Report, Scores, TunedPrompt, Verdict
+from ptpipeline.records import PRODUCTION, Promotion, PromptVersion, Report, Scores, TunedPrompt, Verdict, now
 from ptpipeline.task import Task, find_task, load_task, load_tasks, task_files
-from registry.promotion import Cause, promote, rollback
+from registry.ledger import Release
+from registry.promotion import Cause, checked_release, promote, promote_release, rollback
 from registry.publish import Request, register
 from registry.reconcile import reconcile
 
@@ -47,7 +48,7 @@ class Stages(Training, Judging):
             plots |= {"learning_curve": learning_curve(tuned, task.gate.metric), "token_norms": token_heat(tuned)}
         return register(self.registry, Request(tuned=tuned, report=report, verdict=verdict, plots=plots, commit=checkout_commit()))
 
-    def promote(self, task: Task, version: PromptVersion, verdict: Verdict) -> Promotion | None:
+    def promote(self, task: Task, version: PromptVersion, verdict: Verdict, actor: str = MACHINE) -> Promotion | None:
         """Promotion by the task's policy: `auto` promotes what passed, `manual` leaves it to a person.
 
         What production named before and names no more was rolled back by a person, and what could not be compared with
@@ -56,7 +57,7 @@ class Stages(Training, Judging):
         stood = version.number in {row.version for row in self.registry.ledger.history(task.name, PRODUCTION)}
         if not verdict.passed or task.promote == "manual" or stood or _incomparable(verdict):
             return None
-        return promote(self.registry, task, version.number, Cause(actor=MACHINE, reason=f"passed the gate: {_summary(verdict)}"))
+        return promote(self.registry, task, version.number, Cause(actor, f"passed the gate: {_summary(verdict)}"))
 
     def run(self, task: Task) -> Outcome:
         """All stages for one task, one after another."""
@@ -68,8 +69,8 @@ class Stages(Training, Judging):
             raise TrainingError(tuned)
         return self._judged(task, tuned, plan.snapshot)
 
-    def adopt(self, task: Task, path: Path) -> Outcome:
-        """A prompt that something else trained, through the stages of a candidate of our own; a repeat registers nothing new.
+    def adopt(self, task: Task, path: Path, actor: str) -> Outcome:
+        """A prompt that `actor` brings from elsewhere, through the stages of a candidate of our own; a repeat registers nothing new.
 
         Raises what `read_foreign` and `adopt` raise for one that is damaged or does not fit task or base.
         """
@@ -81,22 +82,30 @@ class Stages(Training, Judging):
         trained = adopt(self.engine(task.base_model).base, task, snapshot, found, load_split(self.registry.store, snapshot, "dev"))
         for warning in trained.tuned.warnings:
             self.report(f"{task.name}: {warning}")
-        tuned = self._tuned(task.name, trained.tuned.training_key) or self._kept(trained)
-        return self._judged(task, tuned, snapshot.digest)
+        tuned = self._held(task.name, trained.tuned.training_key) or self._kept(trained)
+        return self._judged(task, tuned, snapshot.digest, actor)
 
-    def _judged(self, task: Task, tuned: TunedPrompt, snapshot: str) -> Outcome:
+    def _judged(self, task: Task, tuned: TunedPrompt, snapshot: str, actor: str = MACHINE) -> Outcome:
         """Evaluate, gate, register and promote a stored prompt."""
         report = self.evaluate(task, tuned, snapshot)
         verdict = self.gate(task, tuned, report)
         version = self.register(task, tuned, report, verdict)
-        return outcome_of(self.registry, task, Candidate(tuned, report, verdict, version, self.promote(task, version, verdict)))
+        return outcome_of(self.registry, task, Candidate(tuned, report, verdict, version, self.promote(task, version, verdict, actor)))
 
-    def move(self, task: str, alias: str, version: int, actor: str, reason: str) -> Promotion:
+    def move(self, task: str, alias: str, version: int, cause: Cause) -> Promotion:
         """A promotion that a person asks for; an outdated verdict is renewed first, and required all the same."""
         declared = find_task(self.settings.tasks, task)
         if alias == PRODUCTION:
             self._judge_again(declared, self.registry.ledger.version(task, version))
-        return promote(self.registry, declared, version, Cause(actor, reason), alias)
+        return promote(self.registry, declared, version, cause, alias)
+
+    def move_release(self, name: str, versions: Mapping[str, int], cause: Cause) -> list[Promotion]:
+        """Production of all these tasks to these versions, together; outdated verdicts are renewed first."""
+        declared = {task: find_task(self.settings.tasks, task) for task in versions}
+        for task, number in versions.items():
+            self._judge_again(declared[task], self.registry.ledger.version(task, number))
+        release = Release(name=checked_release(name), actor=cause.actor, reason=cause.reason, versions=dict(versions), at=now())
+        return promote_release(self.registry, declared, release, cause)
 
     def _judge_again(self, task: Task, version: PromptVersion) -> None:
         """Gate a version anew where policy or champion changed since; a version of other labels has to be trained anew."""
@@ -104,20 +113,20 @@ class Stages(Training, Judging):
         head, publication = ledger.head(task.name, PRODUCTION), ledger.publication(task.name, version.digest)
         asked = (task.policy_digest(), head.digest if head else None)
         judged = [(verdict.policy, verdict.champion) for verdict in ledger.verdicts(task.name, version.digest)]
-        if not judged or asked in judged or publication is None or (head and head.version == version.number):
+        if version.collected or not judged or asked in judged or publication is None or (head and head.version == version.number):
             return
         manifest = read_artifact(self.registry.store, task.name, version.digest).manifest
         if manifest.labels == task.labels and manifest.base_model.name == task.base_model:
             report = self.measured(task, version.digest, self.ingest(task))
             ledger.save_verdict(self.gate(task, publication.tuned, report))
 
-    def roll_back(self, task: str, alias: str, to: int | None, actor: str, reason: str) -> Promotion:
+    def roll_back(self, task: str, alias: str, to: int | None, cause: Cause) -> Promotion:
         """Back to the previous version, or to the one named."""
-        return rollback(self.registry, task, Cause(actor, reason), to, alias)
+        return rollback(self.registry, task, cause, to, alias)
 
     def reconcile(self, task: str | None = None) -> list[str]:
         """Replay the ledger's heads onto the store's pointers and MLflow's aliases; one sentence per action."""
-        return [f"{action.task}: {action.what}" for action in reconcile(self.registry, task)]
+        return [f"{action.task}: {action.what}" for action in reconcile(self.registry, {found.name: found for found in self.declared()[0]}, task)]
 
 
 def _incomparable(verdict: Verdict) -> bool:

@@ -7,12 +7,23 @@ from dataclasses import dataclass
 
 from ptpipeline.errors import ArtifactError, NotFound, PromotionRefused, PtpError
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import PRODUCTION, Promotion, PromptManifest, PromptVersion, Verdict, is_name, pointer_key
+from ptpipeline.records import (
+    PRODUCTION,
+    Promotion,
+    PromptManifest,
+    PromptVersion,
+    Verdict,
+    history_key,
+    is_name,
+    pointer_key,
+)
 from ptpipeline.task import Task
+from registry.dossier import write_release
 from registry.ledger import Move, Release
-from registry.reconcile import pointer_in, settle
+from registry.projection import pointer_in, settle
 from registry.registry import Registry
 from registry.steps import reached
+from registry.tombstone import collected_sentence
 
 GATED = (PRODUCTION,)
 RESERVED = re.compile(r"latest|v?\d+")
@@ -127,7 +138,7 @@ def rollback_release(registry: Registry, name: str, cause: Cause) -> list[Promot
     moves = []
     for task in sorted(release.versions):
         history = registry.ledger.history(task, PRODUCTION)
-        if history and history[-1].release == name:
+        if history and (history[-1].release, history[-1].version) == (name, release.versions[task]):  # not its own rollback
             moves.append(_return(registry, history, _before(history, name), cause))
     if not moves:
         raise PromotionRefused(f"release {name!r}: no task's production comes from it any more; nothing was rolled back")
@@ -138,6 +149,10 @@ def _released(registry: Registry, release: Release, moves: list[Move]) -> list[P
     named = [move.model_copy(update={"release": release.name}) for move in moves]
     promotions = registry.ledger.append_release(release, named)
     reached("release committed")
+    try:
+        write_release(registry.store, release)
+    except PtpError as error:
+        log.warning("release %s is not in the store yet (%s); `ptp doctor --fix` mends it", release.name, error)
     for promotion in promotions:
         _follow(registry, promotion)
     return promotions
@@ -169,6 +184,13 @@ def checked_alias(alias: str) -> str:
     return alias
 
 
+def checked_release(name: str) -> str:
+    """`name` itself where it may name a release; PromotionRefused where it is malformed."""
+    if not is_name(name):
+        raise PromotionRefused(f"release {name!r}: expected lower-case letters, digits and dashes")
+    return name
+
+
 def _target(history: list[Promotion], to: int | None) -> int:
     """The version to go back to: the alias's path so far, read as a stack, where a return to a version drops what followed."""
     head = history[-1]
@@ -186,6 +208,8 @@ def _target(history: list[Promotion], to: int | None) -> int:
 
 
 def _verified(registry: Registry, version: PromptVersion) -> PromptManifest:
+    if version.collected:
+        raise PromotionRefused(collected_sentence(version.task, version.digest))
     try:
         return read_artifact(registry.store, version.task, version.digest).manifest
     except (ArtifactError, NotFound) as error:
@@ -193,15 +217,19 @@ def _verified(registry: Registry, version: PromptVersion) -> PromptManifest:
 
 
 def _check_ledger(registry: Registry, task: str, alias: str, head: Promotion | None) -> None:
-    """A ledger that was restored from an older backup would number promotions a second time: the store knows more than it."""
+    """A ledger that was restored from an older backup would number promotions a second time: the store knows more than it.
+
+    The history is written before the pointer, so a process killed between leaves the one without the other.
+    """
+    seq = head.seq if head else 0
     try:
         found = pointer_in(registry.store.read(pointer_key(task, alias)).body)
     except NotFound:
-        return
-    if found and found.seq > (head.seq if head else 0) and registry.ledger.promotion(task, alias, found.seq) is None:
+        found = None
+    known = found.seq if found and found.seq > seq else seq + 1 if registry.store.exists(history_key(task, alias, seq + 1)) else seq
+    if known > seq and registry.ledger.promotion(task, alias, known) is None:
         raise PromotionRefused(
-            f"{task}@{alias}: the store knows promotion {found.seq} (version {found.version}, {found.at}), the ledger only {head.seq if head else 'none'}; "
-            "was it restored from an older backup? `ptp doctor --rebuild-ledger` brings it up"
+            f"{task}@{alias}: the store knows promotion {known} of it, the ledger only {seq or 'none'}; was it restored from an older backup? `ptp doctor --rebuild-ledger` brings it up"
         )
 
 

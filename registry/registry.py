@@ -2,10 +2,18 @@
 
 from dataclasses import dataclass
 
+from sqlalchemy import select
+
+from ptpipeline.probe import probe
+from ptpipeline.prompts.signature import open_prompts
 from ptpipeline.settings import Settings
-from ptpipeline.storage import ObjectStore, open_store
+from ptpipeline.storage import ObjectStore
+from registry import tables
+from registry.database import put
 from registry.ledger import Ledger
 from registry.mlflow_store import MlflowStore
+
+PROBE_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
@@ -18,6 +26,24 @@ class Registry:
 
 
 def open_registry(settings: Settings) -> Registry:
-    """The registry that the settings name; raises SettingsError or ServiceUnavailable. MLflow is not contacted yet."""
+    """The registry that the settings name; raises SettingsError or ServiceUnavailable. Store and MLflow are not contacted yet."""
     mlflow = MlflowStore(settings.mlflow) if settings.mlflow else None
-    return Registry(Ledger(settings.ledger), open_store(settings.store, settings.s3_endpoint), mlflow)
+    return Registry(Ledger(settings.ledger), open_prompts(settings), mlflow)
+
+
+def open_for_writing(settings: Settings) -> Registry:
+    """The registry, after its store was seen to honour conditional puts; asked anew once a day, which the ledger remembers.
+
+    Raises SettingsError where the store ignores what a put depends on, ServiceUnavailable where it does not answer.
+    """
+    registry = open_registry(settings)
+    name = {"store": f"{registry.store.url} {settings.s3_endpoint or ''}".strip()[:500]}
+    database, table = registry.ledger.database, tables.probe
+    with database.reading() as connection:
+        probed = connection.scalar(select(table.c.at).where(table.c.store == name["store"]))
+        now = database.clock(connection)
+    if probed is None or now - probed > PROBE_SECONDS:
+        probe(registry.store)
+        with database.writing() as connection:
+            put(connection, table, name, at=now)
+    return registry

@@ -114,7 +114,7 @@ def test_a_second_night_trains_nothing_and_says_why(project: Project, deployed: 
 
 
 def test_promoting_a_version_that_is_not_there_fails_with_a_sentence(project: Project, deployed: None) -> None:
-    _, end = followed(project, trigger(project.prefect, "promote", PromoteRequest(task="fruit", version=99)))
+    _, end = followed(project, trigger(project.prefect, "promote", PromoteRequest(task="fruit", version=99, reason="looked at")))
     assert end.state == "FAILED"
     assert "99" in end.message
 

@@ -57,16 +57,43 @@ def test_a_failed_gate_is_exit_code_4(environment: dict[str, str]) -> None:
     assert json.loads(ran.stdout)["status"] == "gate failed"
 
 
+def test_a_failed_version_goes_to_production_by_override_alone(environment: dict[str, str]) -> None:
+    path = Path(environment["PTP_TASKS"]) / "tiny-sentiment.yaml"
+    path.write_text(path.read_text().replace('init: {text: " yes"}, steps: 40', "steps: 2"))
+    assert ptp(environment, "run", "tiny-sentiment").returncode == 4
+    assert "it failed the gate" in error_of(ptp(environment, "promote", "tiny-sentiment@1", "--reason", "urgent"), 1)
+    assert "needs an actor and a reason" in error_of(ptp(environment, "promote", "tiny-sentiment@1", "--override", "--reason", " "), 1)
+    assert ptp(environment, "promote", "tiny-sentiment@1", "--override", "--reason", "urgent").returncode == 0
+    [row] = [json.loads(line) for line in ptp(environment, "history", "tiny-sentiment", "--json").stdout.splitlines()]
+    assert (row["override"], row["reason"]) == ("OVERRIDE", "urgent")
+
+
+def test_a_release_is_promoted_and_rolled_back(environment: dict[str, str]) -> None:
+    assert ptp(environment, "run", "tiny-sentiment").returncode == 0
+    tasks = Path(environment["PTP_TASKS"])
+    tasks.joinpath("tiny-sentiment.yaml").write_text(tasks.joinpath("tiny-sentiment.yaml").read_text().replace("steps: 40", "steps: 41").replace("promote: auto", "promote: manual"))
+    assert ptp(environment, "run", "tiny-sentiment").returncode == 0
+    promoted = ptp(environment, "release", "promote", "spring", "tiny-sentiment@2", "--reason", "new base", "--json")
+    assert json.loads(promoted.stdout)["release"] == "spring", promoted.stderr
+    [listed] = [json.loads(line) for line in ptp(environment, "release", "list", "--json").stdout.splitlines()]
+    assert (listed["release"], listed["versions"]) == ("spring", {"tiny-sentiment": 2})
+    assert "holds tiny-sentiment@2 already" in error_of(ptp(environment, "release", "promote", "spring", "tiny-sentiment@1", "--reason", "other"), 1)
+    assert json.loads(ptp(environment, "release", "rollback", "spring", "--reason", "slow", "--json").stdout)["version"] == 1
+    assert "no release 'autumn'" in error_of(ptp(environment, "release", "rollback", "autumn", "--reason", "slow"), 1)
+
+
 def test_a_version_leaves_for_peft_and_comes_back_as_a_candidate(environment: dict[str, str], tmp_path: Path) -> None:
     assert ptp(environment, "run", "tiny-sentiment").returncode == 0
     out = str(tmp_path / "out")
     exported = json.loads(ptp(environment, "export", "tiny-sentiment", "--format", "peft", "--to", out, "--json").stdout)
     assert (exported["version"], exported["files"]) == ("tiny-sentiment@1", ["adapter_config.json", "adapter_model.safetensors", "manifest.json"])
     assert "not empty" in error_of(ptp(environment, "export", "tiny-sentiment", "--to", out), 1)
-    back = ptp(environment, "import", out, "--task", "tiny-sentiment", "--json")
+    back = ptp(environment | {"LOGNAME": "ann"}, "import", out, "--task", "tiny-sentiment", "--json")
     assert back.returncode == 0, back.stderr
     assert json.loads(back.stdout)["version"] == 2
     assert "proves nothing" in back.stderr
+    moves = [json.loads(line) for line in ptp(environment, "history", "tiny-sentiment", "--json").stdout.splitlines()]
+    assert {row["version"]: row["actor"] for row in moves}[2] == "ann"
     assert ptp(environment, "doctor").returncode == 0
 
 

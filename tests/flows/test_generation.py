@@ -12,6 +12,7 @@ from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import PRODUCTION, Report, TextScores
 from ptpipeline.serving.engine import Question
 from registry.doctor import examine
+from registry.promotion import Cause
 from registry.publish import entry_of
 from tests.flows.project import Project
 from tests.tiny import sentences, write_csv
@@ -91,7 +92,7 @@ def test_a_champion_that_answered_with_labels_needs_a_person(tmp_path: Path) -> 
     project.run()
     assert generating(project).run().status == "awaiting approval"
     assert any("it answers the labels negative, positive, the task now asks for free text" in line for line in project.lines)
-    assert project.stages.move("tiny-sentiment", PRODUCTION, 2, "ann", "texts now").version == 2
+    assert project.stages.move("tiny-sentiment", PRODUCTION, 2, Cause("ann", "texts now")).version == 2
 
 
 def test_both_kinds_train_in_one_gang(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from ptpipeline.errors import (
 )
 from ptpipeline.records import PRODUCTION, prompt_prefix
 from registry.doctor import examine
+from registry.promotion import Cause
 from tests.flows.project import Project
 from tests.tiny import sentences, tiny_base, write_csv
 
@@ -69,7 +70,7 @@ def test_a_failed_gate_registers_but_does_not_promote(project: Project) -> None:
     outcome = project.run()
     assert (outcome.status, outcome.version) == ("gate failed", 1)
     with pytest.raises(PromotionRefused, match="failed the gate"):
-        project.stages.move("tiny-sentiment", PRODUCTION, 1, "me", "I insist")
+        project.stages.move("tiny-sentiment", PRODUCTION, 1, Cause("me", "I insist"))
     with pytest.raises(NotFound):
         ptpipeline.load("tiny-sentiment", project.settings)
 
@@ -77,7 +78,7 @@ def test_a_failed_gate_registers_but_does_not_promote(project: Project) -> None:
 def test_manual_promotion_awaits_a_person(project: Project) -> None:
     project.edit("promote: auto", "promote: manual")
     assert project.run().status == "awaiting approval"
-    project.stages.move("tiny-sentiment", PRODUCTION, 1, "ann", "reviewed")
+    project.stages.move("tiny-sentiment", PRODUCTION, 1, Cause("ann", "reviewed"))
     assert ptpipeline.load("tiny-sentiment", project.settings).resolved.number == 1
 
 
@@ -102,7 +103,7 @@ def test_a_rollback_goes_back_and_is_served(project: Project) -> None:
     project.run()
     project.edit("learning_rate: 0.05", "learning_rate: 0.04")
     assert project.run().status == "promoted"
-    project.stages.roll_back("tiny-sentiment", PRODUCTION, None, "ann", "complaints")
+    project.stages.roll_back("tiny-sentiment", PRODUCTION, None, Cause("ann", "complaints"))
     assert ptpipeline.load("tiny-sentiment", project.settings).resolved.number == 1
     assert ptpipeline.load("tiny-sentiment@2", project.settings).resolved.number == 2
 
@@ -111,7 +112,7 @@ def test_a_night_does_not_undo_a_rollback(project: Project) -> None:
     project.run()
     project.edit("learning_rate: 0.05", "learning_rate: 0.04")
     assert project.run().version == 2
-    project.stages.roll_back("tiny-sentiment", PRODUCTION, None, "ann", "complaints")
+    project.stages.roll_back("tiny-sentiment", PRODUCTION, None, Cause("ann", "complaints"))
     outcome = project.run()
     assert outcome.status == "rolled back"
     assert ptpipeline.load("tiny-sentiment", project.settings).resolved.number == 1
@@ -139,7 +140,7 @@ def test_a_champion_with_other_labels_needs_a_person(project: Project) -> None:
     outcome = project.run()
     assert (outcome.status, outcome.version) == ("awaiting approval", 2)
     assert any("not comparable: it answers the labels negative, positive" in line for line in project.lines)
-    assert project.stages.move("tiny-sentiment", PRODUCTION, 2, "ann", "new labels").version == 2
+    assert project.stages.move("tiny-sentiment", PRODUCTION, 2, Cause("ann", "new labels")).version == 2
 
 
 def test_an_older_version_is_judged_again_on_promotion(project: Project) -> None:
@@ -147,8 +148,8 @@ def test_an_older_version_is_judged_again_on_promotion(project: Project) -> None
     for rate in ("0.05", "0.04"):
         project.edit("learning_rate: 0.05", f"learning_rate: {rate}")
         project.run()
-    project.stages.move("tiny-sentiment", PRODUCTION, 2, "ann", "first")
-    moved = project.stages.move("tiny-sentiment", PRODUCTION, 1, "ann", "on second thoughts")
+    project.stages.move("tiny-sentiment", PRODUCTION, 2, Cause("ann", "first"))
+    moved = project.stages.move("tiny-sentiment", PRODUCTION, 1, Cause("ann", "on second thoughts"))
     assert (moved.version, moved.previous) == (1, 2)
 
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 
 from ptpipeline.errors import NotFound, PromotionConflict, PromotionRefused
-from ptpipeline.records import Pointer, pointer_key, prompt_prefix
+from ptpipeline.records import Pointer, now, pointer_key, prompt_prefix
 from ptpipeline.task import Task
 from registry.doctor import examine
-from registry.ledger import Move
-from registry.promotion import Cause, checked_alias, promote, rollback
+from registry.ledger import Move, Release
+from registry.promotion import Cause, checked_alias, promote, promote_release, rollback, rollback_release
 from registry.publish import register, stage
 from registry.registry import Registry
 from tests.registry.prompts import a_request, a_task, an_artifact, published
@@ -142,6 +142,117 @@ def test_conflict_names_both_heads(plain: Registry, task: Task) -> None:
     promote(plain, task, published(plain, task, 1), Cause("ann", "first"))
     with pytest.raises(PromotionConflict, match=r"expected no promotion yet .* by bob, found seq 1, version 1, moved by ann at"):
         plain.ledger.append(Move(task=task.name, alias="production", version=1, actor="bob", reason="too", expected=0))
+
+
+# ---------------------------------------------------------------- against the gate
+
+
+def test_an_override_stands_in_the_history_for_ever(registry: Registry, task: Task) -> None:
+    number = published(registry, task, 1, kind="failed")
+    promoted = promote(registry, task, number, Cause("ann", "the old one is down", override=True))
+    assert (promoted.override, promoted.reason, served(registry, task)) == (True, "the old one is down", 1)
+    assert promoted.verdict == a_request(task, 1, passed=False).verdict.verdict_digest()  # type: ignore[union-attr]
+    [row] = registry.ledger.history(task.name)
+    assert row.override
+    assert examine(registry, task.name) == []
+
+
+def test_an_override_that_was_not_needed_is_none(plain: Registry, task: Task) -> None:
+    assert not promote(plain, task, published(plain, task, 1), Cause("ann", "in a hurry", override=True)).override
+
+
+@pytest.mark.parametrize("cause", [Cause("ann", "", override=True), Cause("ann", "  "), Cause("", "why")])
+def test_a_promotion_needs_actor_and_reason(plain: Registry, task: Task, cause: Cause) -> None:
+    number = published(plain, task, 1)
+    with pytest.raises(PromotionRefused, match="needs an actor and a reason"):
+        promote(plain, task, number, cause)
+
+
+def test_no_override_promotes_altered_bytes(plain: Registry, task: Task) -> None:
+    number = plain.ledger.add_version(task.name, "a" * 64).number
+    with pytest.raises(PromotionRefused, match="cannot be served"):
+        promote(plain, task, number, Cause("ann", "why not", override=True))
+
+
+def test_no_override_promotes_another_base_model(plain: Registry, task: Task) -> None:
+    number = published(plain, task, 1)
+    with pytest.raises(PromotionRefused, match="trained for base model tiny"):
+        promote(plain, task.model_copy(update={"base_model": "other"}), number, Cause("ann", "why not", override=True))
+
+
+def test_a_return_to_an_overridden_version_says_so(plain: Registry, task: Task) -> None:
+    first = promote(plain, task, published(plain, task, 1, kind="failed"), Cause("ann", "why not", override=True))
+    promote(plain, task, published(plain, task, 2, first.digest), ME)
+    assert rollback(plain, task.name, ME).override
+
+
+def test_a_ledger_behind_the_store_promotes_nothing(plain: Registry, task: Task) -> None:
+    """As after a restore from an older backup: the store's pointer knows a promotion that the ledger does not."""
+    first = promote(plain, task, published(plain, task, 1), ME)
+    number = published(plain, task, 2, first.digest)
+    stored = plain.store.read(pointer_key(task.name, "production"))
+    newer = first.model_copy(update={"seq": 2, "version": 2})
+    plain.store.replace(pointer_key(task.name, "production"), Pointer(promotion=newer, nonce="n" * 16).model_dump_json().encode(), stored.etag)
+    with pytest.raises(PromotionRefused, match=r"the store knows promotion 2 .* the ledger only 1; was it restored"):
+        promote(plain, task, number, ME)
+
+
+# ---------------------------------------------------------------- releases
+
+
+@pytest.fixture
+def pair(registry: Registry, task: Task) -> tuple[Task, Task]:
+    """Two tasks whose version 1 is in production and whose version 2 passed against it."""
+    other = a_task(f"{task.name}-b")
+    for each in (task, other):
+        head = promote(registry, each, published(registry, each, 1), ME)
+        published(registry, each, 2, head.digest)
+    return task, other
+
+
+def spring(*tasks: Task, version: int = 2) -> Release:
+    return Release(name=f"spring-{tasks[0].name}", actor="me", reason="a new base", versions={task.name: version for task in tasks}, at=now())
+
+
+def test_a_release_promotes_all_its_tasks(registry: Registry, pair: tuple[Task, Task]) -> None:
+    moved = promote_release(registry, {task.name: task for task in pair}, spring(*pair), ME)
+    assert [(row.version, row.release) for row in moved] == [(2, f"spring-{pair[0].name}")] * 2
+    assert [served(registry, task) for task in pair] == [2, 2]
+    assert [difference for task in pair for difference in examine(registry, task.name)] == []
+
+
+def test_a_release_with_one_refused_version_moves_nothing(registry: Registry, pair: tuple[Task, Task]) -> None:
+    stricter = a_task(pair[1].name, minimum=0.85)
+    with pytest.raises(PromotionRefused, match="gate policy changed"):
+        promote_release(registry, {pair[0].name: pair[0], stricter.name: stricter}, spring(*pair), ME)
+    assert [served(registry, task) for task in pair] == [1, 1]
+    assert registry.ledger.release(f"spring-{pair[0].name}") is None
+
+
+def test_a_release_rolls_back_together(registry: Registry, pair: tuple[Task, Task]) -> None:
+    release = spring(*pair)
+    promote_release(registry, {task.name: task for task in pair}, release, ME)
+    back = rollback_release(registry, release.name, Cause("night watch", "complaints"))
+    assert [(row.version, row.actor, row.seq) for row in back] == [(1, "night watch", 3)] * 2
+    assert [served(registry, task) for task in pair] == [1, 1]
+    with pytest.raises(PromotionRefused, match="comes from it any more"):
+        rollback_release(registry, release.name, ME)
+
+
+def test_a_release_leaves_alone_what_moved_on(plain: Registry, task: Task) -> None:
+    other = a_task(f"{task.name}-b")
+    for each in (task, other):
+        head = promote(plain, each, published(plain, each, 1), ME)
+        published(plain, each, 2, head.digest)
+    release = spring(task, other)
+    promote_release(plain, {each.name: each for each in (task, other)}, release, ME)
+    rollback(plain, other.name, Cause("ann", "mine is worse"))
+    assert [row.task for row in rollback_release(plain, release.name, ME)] == [task.name]
+
+
+def test_an_unknown_release_is_not_rolled_back(plain: Registry) -> None:
+    with pytest.raises(NotFound, match="no release 'spring'"):
+        rollback_release(plain, "spring", ME)
 
 
 @pytest.mark.parametrize("alias", ["latest", "v1", "3", "Prod", "a/b", "", "-x"])

@@ -1,0 +1,185 @@
+"""The verbs of `ptp` over the registry: what is registered, what an alias names and why, what has to be mended."""
+
+import getpass
+from typing import Annotated
+
+import typer
+
+from flows.app import (
+    NO,
+    Alias,
+    Json,
+    Reason,
+    Reference,
+    SomeTask,
+    TaskName,
+    app,
+    known_task,
+    numbered,
+    open_registry,
+    open_stages,
+)
+from ptpipeline.errors import SettingsError
+from ptpipeline.records import PRODUCTION
+
+Override = Annotated[bool, typer.Option("--override", help="Promote against the gate; it stands in the history for ever.")]
+
+releases = typer.Typer(name="release", help="Promote or roll back versions of several tasks together, all of them or none.", no_args_is_help=True)
+app.add_typer(releases)
+
+
+@app.command()
+def versions(
+    task: SomeTask = None,
+    limit: Annotated[int, typer.Option(min=1, max=10**9, help="At most so many.")] = 100,
+    offset: Annotated[int, typer.Option(min=0, max=10**9, help="Leave out the first ones.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """The registered versions, newest first, with verdict and aliases."""
+    from flows.render import show
+
+    registry = open_registry()
+    task = known_task(registry, task)
+    aliases: dict[tuple[str, int], list[str]] = {}
+    for head in registry.ledger.heads(task):
+        aliases.setdefault((head.task, head.version), []).append(head.alias)
+    show([{"task": v.task, "version": v.number, "digest": v.digest if as_json else v.digest[:12], "verdict": _verdict(v.passed),
+           "aliases": ", ".join(aliases.get((v.task, v.number), [])), "registered": v.registered_at} for v in registry.ledger.versions(task, limit, offset)], as_json)  # fmt: skip
+
+
+@app.command()
+def show(reference: Reference, as_json: Json = False) -> None:
+    """One version: manifest, training, report and verdict, check by check."""
+    from flows.render import show_version
+    from ptpipeline.prompts.artifact import read_artifact
+
+    registry = open_registry()
+    task, number = numbered(registry, reference)
+    version = registry.ledger.version(task, number)
+    manifest = read_artifact(registry.store, task, version.digest).manifest
+    publication = registry.ledger.publication(task, version.digest)
+    judged = registry.ledger.report_of(task, version.digest), registry.ledger.latest_verdict(task, version.digest)
+    show_version(version, manifest, publication.tuned if publication else None, judged, as_json)
+
+
+@app.command()
+def history(task: TaskName, alias: Annotated[str | None, typer.Option("--alias", help="Only this alias.")] = None, as_json: Json = False) -> None:
+    """Who moved an alias when, from what to what, why, and on which verdict."""
+    from flows.render import show
+
+    registry = open_registry()
+    rows = registry.ledger.history(str(known_task(registry, task)), alias)
+    show([{"alias": p.alias, "seq": p.seq, "version": p.version, "previous": p.previous, "actor": p.actor, "at": p.at, "reason": p.reason,
+           "verdict": (p.verdict if as_json else p.verdict[:12]) if p.verdict else None, "override": "OVERRIDE" if p.override else "", "release": p.release} for p in rows], as_json)  # fmt: skip
+
+
+@app.command()
+def promote(
+    reference: Annotated[str, typer.Argument(metavar="TASK@N")],
+    reason: Reason,
+    alias: Alias = PRODUCTION,
+    override: Override = False,
+    as_json: Json = False,
+) -> None:
+    """Let an alias name a version; `production` takes only what passed today's gate."""
+    from flows.render import show_record
+    from registry.promotion import Cause
+
+    stages = open_stages()
+    task, number = numbered(stages.registry, reference)
+    show_record(stages.move(task, alias, number, Cause(getpass.getuser(), reason, override)), as_json)
+
+
+@app.command()
+def rollback(
+    task: TaskName,
+    reason: Reason,
+    to: Annotated[int | None, typer.Option("--to", min=1, max=10**9, help="A version that the alias named once; the previous by default.")] = None,
+    alias: Alias = PRODUCTION,
+    as_json: Json = False,
+) -> None:
+    """Let an alias name again what it named before."""
+    from flows.render import show_record
+    from registry.promotion import Cause
+
+    show_record(open_stages().roll_back(task, alias, to, Cause(getpass.getuser(), reason)), as_json)
+
+
+@app.command()
+def sign(reference: Reference, as_json: Json = False) -> None:
+    """Sign a version that was registered without a signature, with PTP_SIGNING_KEY, after its bytes are verified."""
+    from flows.render import show
+    from ptpipeline.prompts.signature import read_signing_key
+    from ptpipeline.prompts.signature import sign as sign_prompt
+    from ptpipeline.settings import load_settings
+
+    settings, registry = load_settings(), open_registry(writing=True)
+    if settings.signing_key is None:
+        raise SettingsError("PTP_SIGNING_KEY is not set; name the PEM file of an Ed25519 private key (docs/signing.md)")
+    task, number = numbered(registry, reference)
+    digests = sign_prompt(registry.store, task, registry.ledger.version(task, number).digest, read_signing_key(settings.signing_key))
+    show([{"task": task, "version": number, "signed": digest} for digest in digests], as_json)
+
+
+@releases.command("promote")
+def promote_release(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name for the set, unique for ever.")],
+    references: Annotated[list[str], typer.Argument(metavar="TASK@N...")],
+    reason: Reason,
+    override: Override = False,
+    as_json: Json = False,
+) -> None:
+    """Let production of all these tasks name these versions, in one transaction."""
+    from flows.render import show
+    from registry.promotion import Cause
+
+    stages = open_stages()
+    versions = dict(numbered(stages.registry, reference) for reference in references)
+    show(stages.move_release(name, versions, Cause(getpass.getuser(), reason, override)), as_json)
+
+
+@releases.command("rollback")
+def rollback_release(name: Annotated[str, typer.Argument(metavar="NAME")], reason: Reason, as_json: Json = False) -> None:
+    """Let production of every task of the release name again what it named before."""
+    from flows.render import show
+    from registry.promotion import Cause
+    from registry.promotion import rollback_release as roll_back
+
+    show(roll_back(open_registry(writing=True), name, Cause(getpass.getuser(), reason)), as_json)
+
+
+@releases.command("list")
+def list_releases(as_json: Json = False) -> None:
+    """The release sets, newest first."""
+    from flows.render import show
+
+    show([{"release": r.name, "versions": r.versions if as_json else ", ".join(f"{task}@{n}" for task, n in r.versions.items()), "actor": r.actor, "at": r.at,
+           "reason": r.reason} for r in open_registry().ledger.releases()], as_json)  # fmt: skip
+
+
+@app.command()
+def reconcile(task: SomeTask = None, as_json: Json = False) -> None:
+    """Bring pointers and MLflow to what the ledger says."""
+    from flows.render import show
+    from registry.reconcile import reconcile as replay
+
+    stages = open_stages()
+    declared = {found.name: found for found in stages.declared()[0]}
+    show(replay(stages.registry, declared, known_task(stages.registry, task)), as_json)
+
+
+@app.command()
+def doctor(task: SomeTask = None, as_json: Json = False) -> None:
+    """Compare ledger, pointers, MLflow and stored bytes; each difference comes with the command that mends it."""
+    from flows.render import show
+    from registry.doctor import examine
+
+    registry = open_registry()
+    found = examine(registry, known_task(registry, task))
+    show(found, as_json)
+    if found:
+        raise typer.Exit(NO)
+
+
+def _verdict(passed: bool | None) -> str:
+    return {None: "not gated", True: "passed", False: "failed"}[passed]
