@@ -1,0 +1,33 @@
+"""What must not leak: storage keys anywhere but in their own file, texts of rows into logs, MLflow or Prefect."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Project
+
+pytestmark = pytest.mark.servers
+
+
+def files(project: Project) -> list[Path]:
+    """Everything that the stack and its runs wrote, the object server's own volumes left out of the second look."""
+    return [path for path in project.home.rglob("*") if path.is_file() and not path.is_socket()]
+
+
+def holding(paths: list[Path], needle: bytes) -> list[str]:
+    return [str(path) for path in paths if needle in path.read_bytes()]
+
+
+def test_storage_keys_stand_in_their_own_file_alone(project: Project) -> None:
+    lines = (project.home / "stack.env").read_text().splitlines()
+    [secret] = [line.partition("=")[2] for line in lines if line.startswith("AWS_SECRET_ACCESS_KEY")]
+    assert len(secret) >= 20
+    others = [path for path in files(project) if path.name != "stack.env"]
+    assert len(others) > 10
+    assert holding(others, secret.encode()) == []
+
+
+def test_row_texts_stay_in_the_object_store(project: Project) -> None:
+    shown = [path for path in files(project) if "s3" not in path.relative_to(project.home).parts]
+    assert any(path.suffix == ".log" for path in shown)
+    assert holding(shown, b"apple pear plum") == []
