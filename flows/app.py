@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -69,3 +70,11 @@ def known_task(registry: "Registry", task: str | None) -> str | None:
     if task is not None and task not in known:
         raise NotFound(f"the ledger knows no task {task!r}: there are {', '.join(sorted(known)) or 'none'}")
     return task
+
+
+def read_text(path: Path) -> str:
+    """The text in a file; NotFound where it cannot be read."""
+    try:
+        return path.expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotFound(f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or 'not UTF-8'}); name a file that holds the row's text") from None

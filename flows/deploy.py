@@ -21,6 +21,7 @@ from ptpipeline.settings import Settings
 from ptpipeline.task import Task
 
 FLOWS = ("ingest", "tune", "nightly", "promote", "rollback", "reconcile")
+POLL = {"slug": "poll", "cron": "*/5 * * * *", "timezone": "UTC"}  # a person's edit in the MLflow UI is judged by the second
 LOGGERS = ("ptpipeline", "registry", "mlflow")  # their lines reach the run's page
 
 _HEADER = """\
@@ -30,7 +31,7 @@ _HEADER = """\
 
 
 def rendered(tasks: Sequence[Task]) -> str:
-    """prefect.yaml for these tasks: one deployment per flow, the nightly one with the tasks' schedules."""
+    """prefect.yaml for these tasks: one deployment per flow, the nightly one with the tasks' schedules, the reconcile polling."""
     document = {"name": "ptpipeline", "deployments": [_deployment(name, tasks) for name in FLOWS]}
     text = io.StringIO()
     yaml = YAML()
@@ -72,6 +73,9 @@ def _deployment(name: str, tasks: Sequence[Task]) -> dict[str, Any]:
             {"slug": slug, "cron": schedule.cron, "timezone": schedule.timezone, "parameters": {"request": {"schedule": slug}}}
             for slug, schedule in distinct_schedules(tasks).items()
         ]
+    if name == "reconcile":  # runs that a worker missed, or that overtake each other, would all do the same
+        deployment["concurrency_limit"] = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+        deployment["schedules"] = [POLL]
     return deployment
 
 

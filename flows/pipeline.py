@@ -116,6 +116,20 @@ def trigger(
 
 
 @app.command()
+def webhook(
+    port: Annotated[int, typer.Option("--port", min=1024, max=65535, help="Listen here.")] = 4201,
+    host: Annotated[str, typer.Option("--host", help="Listen on this address.")] = "127.0.0.1",
+    address: Annotated[str | None, typer.Option("--address", metavar="URL", help="How MLflow reaches this process, where it is not http://HOST:PORT/mlflow.")] = None,
+) -> None:
+    """Listen for edits in the MLflow UI and wake the reconcile; PTP_WEBHOOK_SECRET is what MLflow signs with."""
+    from flows.webhook import serve
+    from ptpipeline.settings import load_settings
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    serve(load_settings(), host, port, address)
+
+
+@app.command()
 def predict(
     reference: Reference,
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to answer; `-` reads them from standard input, one per line.")],

@@ -1,6 +1,8 @@
 """The verbs of `ptp` over the registry: what is registered, what an alias names and why, what has to be mended."""
 
 import getpass
+import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +20,7 @@ from flows.app import (
     numbered,
     open_registry,
     open_stages,
+    read_text,
 )
 from ptpipeline.errors import SettingsError
 from ptpipeline.records import PRODUCTION
@@ -43,7 +46,7 @@ def versions(
     aliases: dict[tuple[str, int], list[str]] = {}
     for head in registry.ledger.heads(task):
         aliases.setdefault((head.task, head.version), []).append(head.alias)
-    show([{"task": v.task, "version": v.number, "digest": v.digest if as_json else v.digest[:12], "verdict": _verdict(v.passed),
+    show([{"task": v.task, "version": v.number, "digest": v.digest if as_json else v.digest[:12], "verdict": _verdict(v.passed), "bytes": "collected" if v.collected else "",
            "aliases": ", ".join(aliases.get((v.task, v.number), [])), "registered": v.registered_at} for v in registry.ledger.versions(task, limit, offset)], as_json)  # fmt: skip
 
 
@@ -164,21 +167,79 @@ def reconcile(task: SomeTask = None, as_json: Json = False) -> None:
     from registry.reconcile import reconcile as replay
 
     stages = open_stages()
-    declared = {found.name: found for found in stages.declared()[0]}
-    show(replay(stages.registry, declared, known_task(stages.registry, task)), as_json)
+    show(replay(stages.registry, stages.sound(), known_task(stages.registry, task)), as_json)
 
 
 @app.command()
-def doctor(task: SomeTask = None, as_json: Json = False) -> None:
+def doctor(
+    task: SomeTask = None,
+    mend: Annotated[bool, typer.Option("--fix", help="Mend what needs no person.")] = False,
+    rebuild_ledger: Annotated[bool, typer.Option("--rebuild-ledger", help="First add to the ledger what the store proves and it does not know.")] = False,
+    as_json: Json = False,
+) -> None:
     """Compare ledger, pointers, MLflow and stored bytes; each difference comes with the command that mends it."""
     from flows.render import show
     from registry.doctor import examine
+    from registry.mend import fix
+    from registry.rebuild import rebuild
 
-    registry = open_registry()
-    found = examine(registry, known_task(registry, task))
+    registry = open_registry(writing=mend or rebuild_ledger)
+    actions = rebuild(registry) if rebuild_ledger else []
+    found = examine(registry, task)
+    if mend and found:
+        actions += fix(registry, open_stages().sound(), found)
+        found = examine(registry, task)
+    for action in actions:
+        print(f"{action.task}: {action.what}", file=sys.stderr)
     show(found, as_json)
-    if found:
+    if found or not all(action.done for action in actions):
         raise typer.Exit(NO)
+
+
+@app.command()
+def lineage(
+    reference: Annotated[str | None, typer.Argument(metavar="[TASK[@ALIAS|@N]]", help="From a version to what it was made from.")] = None,
+    row: Annotated[str | None, typer.Option("--row", metavar="ID", help="From a row, by its id, to every version that learnt from it.")] = None,
+    text_file: Annotated[Path | None, typer.Option("--text-file", metavar="FILE", help="The same by the row's text, which stands in a file.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Where a version comes from, or what learnt from a row, and what to do when that row must go."""
+    from flows.render import show, show_record
+    from registry.lineage import lineage as traced
+    from registry.lineage import row_of, to_forget, trained_on
+
+    if [reference, row, text_file].count(None) != 2:
+        raise typer.BadParameter("give a version, or --row, or --text-file")
+    registry = open_registry()
+    if reference is not None:
+        show_record(traced(registry, *numbered(registry, reference)), as_json)
+        return
+    found = trained_on(registry, row_of(read_text(text_file)) if text_file is not None else str(row))
+    show(found, as_json)
+    for step in to_forget(found):
+        print(step, file=sys.stderr)
+
+
+@app.command()
+def gc(
+    task: SomeTask = None,
+    keep: Annotated[int, typer.Option("--keep", min=1, metavar="N", help="Keep so many newest versions of each task beside what is in use.")] = 10,
+    grace: Annotated[float, typer.Option("--grace", min=0, metavar="HOURS", help="Keep what is younger.")] = 24,
+    apply: Annotated[bool, typer.Option("--apply", help="Delete; without it only what would go is listed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Collect what nothing needs: old candidates, orphans, snapshots and checkpoints; production's history stays."""
+    from datetime import timedelta
+
+    from flows.render import show
+    from registry.collect import collect
+    from registry.roots import Retention
+
+    registry = open_registry(writing=apply)
+    found = collect(registry, Retention(candidates=keep, grace=timedelta(hours=grace)), apply, known_task(registry, task))
+    show(found, as_json)
+    if not apply and found:
+        print(f"{len(found)} would go, {sum(item.bytes for item in found):,} bytes; `--apply` deletes them", file=sys.stderr)
 
 
 def _verdict(passed: bool | None) -> str:

@@ -14,6 +14,7 @@ from ptpipeline.errors import TaskFileError, TrainingError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import PRODUCTION, Promotion, PromptVersion, Report, Scores, TunedPrompt, Verdict, now
 from ptpipeline.task import Task, find_task, load_task, load_tasks, task_files
+from registry.dossier import Dossier, write_dossier
 from registry.ledger import Release
 from registry.promotion import Cause, checked_release, promote, promote_release, rollback
 from registry.publish import Request, register
@@ -38,6 +39,10 @@ class Stages(Training, Judging):
             except TaskFileError as error:
                 broken[path.stem] = str(error)
         return found, broken
+
+    def sound(self) -> dict[str, Task]:
+        """The tasks whose files are sound, by name."""
+        return {task.name: task for task in self.declared()[0]}
 
     def register(self, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> PromptVersion:
         """The candidate as a numbered version, with verdict, figures and plots, whether it passed or not."""
@@ -118,7 +123,9 @@ class Stages(Training, Judging):
         manifest = read_artifact(self.registry.store, task.name, version.digest).manifest
         if manifest.labels == task.labels and manifest.base_model.name == task.base_model:
             report = self.measured(task, version.digest, self.ingest(task))
-            ledger.save_verdict(self.gate(task, publication.tuned, report))
+            verdict = self.gate(task, publication.tuned, report)
+            ledger.save_verdict(verdict)
+            write_dossier(self.registry.store, Dossier(publication=publication, report=report, verdict=verdict))
 
     def roll_back(self, task: str, alias: str, to: int | None, cause: Cause) -> Promotion:
         """Back to the previous version, or to the one named."""
@@ -126,7 +133,7 @@ class Stages(Training, Judging):
 
     def reconcile(self, task: str | None = None) -> list[str]:
         """Replay the ledger's heads onto the store's pointers and MLflow's aliases; one sentence per action."""
-        return [f"{action.task}: {action.what}" for action in reconcile(self.registry, {found.name: found for found in self.declared()[0]}, task)]
+        return [f"{action.task}: {action.what}" for action in reconcile(self.registry, self.sound(), task)]
 
 
 def _incomparable(verdict: Verdict) -> bool:

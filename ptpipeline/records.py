@@ -8,7 +8,7 @@ Digests are lower-case hex sha256 over canonical JSON (RFC 8785).
 import hashlib
 import re
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import rfc8785
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
@@ -341,7 +341,10 @@ class Verdict(Record):
 
 
 class PromptVersion(Record):
-    """An immutable registered prompt; the ledger numbers it per task. MLflow's names for it are replaceable."""
+    """An immutable registered prompt; the ledger numbers it per task. MLflow's names for it are replaceable.
+
+    `collected` says that the garbage collection deleted its bytes, or is about to: the number stays its own.
+    """
 
     task: str
     number: int
@@ -349,6 +352,7 @@ class PromptVersion(Record):
     verdict: str | None
     passed: bool | None
     registered_at: str
+    collected: bool = False
 
 
 class Promotion(Record):
@@ -413,6 +417,22 @@ def version_key(task: str, number: int) -> str:
 
 
 # ---------------------------------------------------------------- serving
+
+
+class Holding(NamedTuple):
+    """A prompt that a server holds."""
+
+    task: str
+    digest: str
+
+
+class ServerReport(Record):
+    """What a server holds at one time, at `servers/<server>.json`: it may need these bytes again when it starts anew."""
+
+    schema_version: Literal[1] = 1
+    server: str
+    at: str
+    holds: list[Holding]
 
 
 class Answer(Record):

@@ -48,10 +48,15 @@ class Database:
         On SQLite every block has the only writer's place from its first statement.
         """
         with self._answering(), self._writer.begin() as connection:
-            if name is not None and self.file is None:
-                key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
-                connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+            if name is not None:
+                self.hold(connection, name)
             yield connection
+
+    def hold(self, connection: Connection, name: str) -> None:
+        """Keep other writing blocks of that name waiting until this transaction ends."""
+        if self.file is None:
+            key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
     def clock(self, connection: Connection) -> float:
         """Seconds since 1970 by the one clock that all users of this database share."""

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 from ptpipeline.errors import ArtifactError
 from ptpipeline.records import Record, Report, Verdict, prompt_prefix
 from ptpipeline.storage import ObjectStore
+from registry.ledger import Release
 from registry.memory import Publication
 
 
@@ -31,12 +32,30 @@ def write_dossier(store: ObjectStore, dossier: Dossier) -> str:
 
 def read_dossier(store: ObjectStore, key: str) -> Dossier:
     """The dossier at that key; NotFound, or ArtifactError where it is altered."""
-    body = store.read(key).body
+    return checked_dossier(key, store.read(key).body)
+
+
+def checked_dossier(key: str, body: bytes) -> Dossier:
+    """The dossier in those bytes; ArtifactError where it is not the one that the key names, or speaks of several prompts."""
     try:
         dossier = Dossier.model_validate_json(body)
     except ValidationError as error:
-        raise ArtifactError(f"{store.url}/{key}: not a dossier: {error.errors()[0]['msg']}; it is altered or from a newer ptpipeline") from None
-    tuned = dossier.publication.tuned
+        raise ArtifactError(f"{key}: not a dossier: {error.errors()[0]['msg']}; it is altered or from a newer ptpipeline") from None
+    tuned, report, verdict = dossier.publication.tuned, dossier.report, dossier.verdict
     if key != f"{prompt_prefix(tuned.task, tuned.digest)}/records/{hashlib.sha256(body).hexdigest()[:16]}.json":
-        raise ArtifactError(f"{store.url}/{key}: its content belongs elsewhere; it was altered")
+        raise ArtifactError(f"{key}: its content belongs elsewhere; it was altered")
+    if any((record.task, record.digest) != (tuned.task, tuned.digest) for record in (report, verdict) if record):
+        raise ArtifactError(f"{key}: its report or verdict is of another prompt; it was altered")
+    if verdict and verdict.passed != all(check.passed for check in verdict.checks):
+        raise ArtifactError(f"{key}: its verdict says otherwise than its checks; it was altered")
     return dossier
+
+
+def release_key(name: str) -> str:
+    """Where a release lies in the object store."""
+    return f"releases/{name}.json"
+
+
+def write_release(store: ObjectStore, release: Release) -> None:
+    """Store the release, which never changes; PreconditionFailed where another of that name lies there."""
+    store.create(release_key(release.name), release.model_dump_json().encode())

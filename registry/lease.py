@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy import delete, select
+from sqlalchemy import Connection, delete, select, update
 
 from ptpipeline.errors import LeaseHeld
 from registry import tables
@@ -29,6 +29,16 @@ class Lease:
             if row and row.owner != self._owner and row.expires_at > now:
                 raise LeaseHeld(f"{self.name} is being written by {row.owner}, for {row.expires_at - now:.0f} s more; try again then")
             put(connection, tables.lease, {"name": self.name}, owner=self._owner, expires_at=now + self.seconds)
+
+    def keep(self, connection: Connection) -> None:
+        """Hold it from now on anew as part of that transaction; LeaseHeld where it was not ours all the while.
+
+        Unlike `renew` it never takes the lease back: another holder may have come and gone.
+        """
+        held = update(tables.lease).where(tables.lease.c.name == self.name, tables.lease.c.owner == self._owner)
+        expires = self._database.clock(connection) + self.seconds
+        if connection.execute(held.values(expires_at=expires)).rowcount == 0:
+            raise LeaseHeld(f"{self.name}: this process stood still for longer than its lease and another took over; look again")
 
     def release(self) -> None:
         """Let others in; silent where another took it after it expired."""

@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, Table, and_, delete, func, select
+from sqlalchemy import Connection, Select, Table, and_, delete, exists, func, select
 from sqlalchemy.exc import IntegrityError
 
-from ptpipeline.errors import LeaseHeld, NotFound, PromotionConflict
-from ptpipeline.records import Promotion, PromptVersion, Record, now
+from ptpipeline.errors import NotFound, PromotionConflict
+from ptpipeline.records import Promotion, PromptVersion, Record, Verdict, now
 from registry import tables
 from registry.database import insert
-from registry.memory import Memory
+from registry.memory import Memory, put_verdict
+from registry.tombstone import lock_name, refuse_buried, take_over
 
 
 class Intent(Record):
@@ -63,13 +64,8 @@ class Ledger(Memory):
 
     def intend(self, task: str, digest: str) -> None:
         """Note that `digest` is being published, before its first byte is stored; LeaseHeld while it is being collected."""
-        grave, where = tables.tombstone, (tables.tombstone.c.task == task, tables.tombstone.c.digest == digest)
-        with self.database.writing(f"digest {task}/{digest}") as connection:
-            expires = connection.scalar(select(grave.c.expires_at).where(*where))
-            left = (expires or 0) - self.database.clock(connection)
-            if left > 0:
-                raise LeaseHeld(f"{task}: prompt {digest[:12]} is being deleted by the garbage collection, for {left:.0f} s more; publish it again then")
-            connection.execute(delete(grave).where(*where))
+        with self.database.writing(lock_name(task, digest)) as connection:
+            take_over(self.database, connection, task, digest)
             connection.execute(insert(connection, tables.intent).values(task=task, digest=digest, at=now()).on_conflict_do_nothing())
 
     def intents(self, task: str | None = None) -> list[Intent]:
@@ -81,13 +77,16 @@ class Ledger(Memory):
         with self.database.writing() as connection:
             connection.execute(delete(tables.intent).where(tables.intent.c.task == task, tables.intent.c.digest == digest))
 
-    def add_version(self, task: str, digest: str) -> PromptVersion:
-        """The version of that digest: the one there is, else numbered one above the task's highest."""
+    def add_version(self, task: str, digest: str, verdict: Verdict | None = None) -> PromptVersion:
+        """The version of that digest: the one there is, else numbered one above the task's highest; with `verdict` as its newest, if given."""
+        mine = _version().where(tables.version.c.task == task, tables.version.c.digest == digest)
         with self.database.writing(f"version {task}") as connection:
-            if connection.execute(_version().where(tables.version.c.task == task, tables.version.c.digest == digest)).first() is None:
+            if connection.execute(mine).first() is None:
                 highest = connection.scalar(select(func.max(tables.version.c.number)).where(tables.version.c.task == task))
                 connection.execute(insert(connection, tables.version).values(task=task, number=(highest or 0) + 1, digest=digest, at=now()))
-        return self.version_of(task, digest)
+            if verdict:
+                put_verdict(connection, verdict)
+            return PromptVersion(**connection.execute(mine).one()._mapping)
 
     def version(self, task: str, number: int) -> PromptVersion:
         """Version `number` of the task; NotFound names the versions there are."""
@@ -106,8 +105,10 @@ class Ledger(Memory):
 
     def versions(self, task: str | None = None, limit: int | None = 100, offset: int = 0) -> list[PromptVersion]:
         """Registered versions by task, newest first, one page of them; all with limit None and offset 0."""
-        query = _of(_version(), tables.version, task).order_by(tables.version.c.task, tables.version.c.number.desc())
-        return [PromptVersion(**row._mapping) for row in self._rows(query.limit(limit).offset(offset or None))]
+        order = tables.version.c.task, tables.version.c.number.desc()
+        page = _of(select(tables.version.c.task, tables.version.c.number), tables.version, task).order_by(*order).limit(limit).offset(offset or None).subquery()
+        shown = _version().join(page, and_(tables.version.c.task == page.c.task, tables.version.c.number == page.c.number))  # verdicts are looked up for the page alone
+        return [PromptVersion(**row._mapping) for row in self._rows(shown.order_by(*order))]
 
     def tasks(self) -> list[str]:
         """Tasks with a registered version, by name."""
@@ -143,7 +144,8 @@ class Ledger(Memory):
     def append(self, move: Move) -> Promotion:
         """Move an alias from the head that the move expects.
 
-        Raises PromotionConflict, naming both heads, where somebody moved it first; NotFound where there is no such version.
+        Raises PromotionConflict, naming both heads, where somebody moved it first; NotFound where there is no such
+        version, PromotionRefused where the garbage collection deleted it or is about to.
         """
         return self._append([move], None)[0]
 
@@ -170,6 +172,8 @@ class Ledger(Memory):
             with self.database.writing() as connection:
                 if release:
                     _record_release(connection, release)
+                for move, digest in zip(ordered, digests, strict=True):
+                    refuse_buried(self.database, connection, move.task, digest)
                 return [_insert_promotion(connection, move, digest) for move, digest in zip(ordered, digests, strict=True)]
         except IntegrityError:  # the row that was to be inserted is there: somebody else's promotion
             for move in ordered:
@@ -204,7 +208,8 @@ def _version() -> Select[Any]:
     row, verdict, other = tables.version, tables.verdict, tables.verdict.alias()
     mine = and_(other.c.task == row.c.task, other.c.digest == row.c.digest)
     newest = select(other.c.verdict).where(mine).order_by(other.c.at.desc()).limit(1).correlate(row).scalar_subquery()
-    columns = (row.c.task, row.c.number, row.c.digest, verdict.c.verdict, verdict.c.passed, row.c.at.label("registered_at"))
+    collected = exists().where(tables.tombstone.c.task == row.c.task, tables.tombstone.c.digest == row.c.digest).label("collected")
+    columns = (row.c.task, row.c.number, row.c.digest, verdict.c.verdict, verdict.c.passed, row.c.at.label("registered_at"), collected)
     return select(*columns).select_from(row.outerjoin(verdict, verdict.c.verdict == newest))
 
 

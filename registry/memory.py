@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from sqlalchemy import Row, Select, Table, select
+from sqlalchemy import Connection, Row, Select, Table, select
 
 from ptpipeline.records import Record, Report, Snapshot, TunedPrompt, Verdict, now
 from registry import tables
 from registry.database import Database, put
+from registry.tombstone import lock_name, take_over
 
 
 class Publication(Record):
@@ -37,8 +38,14 @@ class Memory:
         return self._snapshot(tables.snapshot.c.task == task, tables.snapshot.c.digest == digest)
 
     def save_snapshot(self, snapshot: Snapshot) -> None:
-        """Remember the snapshot under its source key."""
-        self._save(tables.snapshot, {"task": snapshot.task, "source_key": snapshot.source_key}, digest=snapshot.digest, record=snapshot.to_json())
+        """Remember the snapshot under its source key as the task's newest; LeaseHeld while it is being deleted.
+
+        For the grace period of the garbage collection from now on it is not deleted.
+        """
+        key = {"task": snapshot.task, "source_key": snapshot.source_key}
+        with self.database.writing(lock_name(snapshot.task, snapshot.digest)) as connection:
+            take_over(self.database, connection, snapshot.task, snapshot.digest)
+            put(connection, tables.snapshot, key, digest=snapshot.digest, record=snapshot.to_json(), at=now())
 
     def tuned(self, task: str, training_key: str) -> TunedPrompt | None:
         """The prompt that was trained under that key."""
@@ -49,8 +56,7 @@ class Memory:
         """Remember prompts under their training keys, in place of earlier ones: those of one gang all or none."""
         with self.database.writing() as connection:
             for tuned in prompts:
-                key = {"task": tuned.task, "training_key": tuned.training_key}
-                put(connection, tables.training, key, record=tuned.to_json(), at=now())
+                _put_tuned(connection, tuned)
 
     def report(self, evaluation_key: str) -> Report | None:
         """The evaluation that was made under that key."""
@@ -62,7 +68,8 @@ class Memory:
 
     def save_report(self, report: Report) -> None:
         """Remember the evaluation under its key."""
-        self._save(tables.evaluation, {"evaluation_key": report.evaluation_key}, task=report.task, digest=report.digest, record=report.to_json())
+        with self.database.writing() as connection:
+            _put_report(connection, report)
 
     def verdict_for(self, gate_key: str) -> Verdict | None:
         """The newest verdict under that gate key."""
@@ -84,8 +91,8 @@ class Memory:
 
     def save_verdict(self, verdict: Verdict) -> None:
         """Remember the verdict as the newest; saving it again makes it the newest again."""
-        values = {"gate_key": verdict.gate_key, "task": verdict.task, "digest": verdict.digest, "passed": verdict.passed}
-        self._save(tables.verdict, {"verdict": verdict.verdict_digest()}, **values, record=verdict.to_json())
+        with self.database.writing() as connection:
+            put_verdict(connection, verdict)
 
     def publication(self, task: str, digest: str) -> Publication | None:
         """How the version of that digest came to be."""
@@ -93,9 +100,14 @@ class Memory:
         record = self._value(select(table.c.record).where(table.c.task == task, table.c.digest == digest))
         return Publication.model_validate(record) if record else None
 
-    def save_publication(self, publication: Publication) -> None:
-        """Remember how the version came to be, in place of what was known before."""
-        self._save(tables.publication, {"task": publication.tuned.task, "digest": publication.tuned.digest}, record=publication.to_json())
+    def save_publication(self, publication: Publication, report: Report | None = None) -> None:
+        """Remember how the version came to be, in place of what was known before: its training and report too, all or nothing."""
+        tuned = publication.tuned
+        with self.database.writing() as connection:
+            _put_tuned(connection, tuned)
+            if report:
+                _put_report(connection, report)
+            put(connection, tables.publication, {"task": tuned.task, "digest": tuned.digest}, record=publication.to_json(), at=now())
 
     def _snapshot(self, *where: Any) -> Snapshot | None:
         record = self._value(_newest(tables.snapshot).where(*where))
@@ -109,10 +121,6 @@ class Memory:
         record = self._value(_newest(tables.verdict).where(*where))
         return Verdict.model_validate(record) if record else None
 
-    def _save(self, table: Table, key: dict[str, str], **values: Any) -> None:
-        with self.database.writing() as connection:
-            put(connection, table, key, **values, at=now())
-
     def _rows(self, query: Select[Any]) -> list[Row[Any]]:
         with self.database.reading() as connection:
             return list(connection.execute(query))
@@ -124,6 +132,20 @@ class Memory:
     def _value(self, query: Select[Any]) -> Any:
         with self.database.reading() as connection:
             return connection.scalar(query)
+
+
+def put_verdict(connection: Connection, verdict: Verdict) -> None:
+    """The verdict as the newest one."""
+    values = {"gate_key": verdict.gate_key, "task": verdict.task, "digest": verdict.digest, "passed": verdict.passed}
+    put(connection, tables.verdict, {"verdict": verdict.verdict_digest()}, **values, record=verdict.to_json(), at=now())
+
+
+def _put_tuned(connection: Connection, tuned: TunedPrompt) -> None:
+    put(connection, tables.training, {"task": tuned.task, "training_key": tuned.training_key}, record=tuned.to_json(), at=now())
+
+
+def _put_report(connection: Connection, report: Report) -> None:
+    put(connection, tables.evaluation, {"evaluation_key": report.evaluation_key}, task=report.task, digest=report.digest, record=report.to_json(), at=now())
 
 
 def _newest(table: Table) -> Select[Any]:

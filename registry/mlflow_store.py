@@ -1,25 +1,26 @@
-"""MLflow as a view of the registry: logged models, model versions, aliases and the text templates.
+"""MLflow as a view of the registry: model versions, their tags, aliases, and the webhook that tells of edits.
 
 Versions are found by the tag `ptp.digest`; MLflow's own numbers are replaceable. Explicit clients and ids only: the fluent
 API keeps its run per thread and its address per process.
 """
 
-import json
 import os
-import tempfile
-import time
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError, Terminal
-from ptpipeline.prompts.artifact import MANIFEST_FILE, TENSOR_FILE
-from ptpipeline.records import SPLITS, CurvePoint, PromptVersion, digest_of
-from registry.entry import Entry, mlflow_template
+from ptpipeline.records import PromptVersion
+from registry.entry import Entry
+from registry.mlflow_entry import create_version, model_name
+from registry.steps import reached
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.store.model_registry.rest_store import RestStore
 
 REQUEST_SECONDS = 10
 ENVIRONMENT = {
@@ -30,10 +31,11 @@ ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to the command that prints records
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-COMMIT_TAG = "mlflow.source.git.commit"
-LINKED_PROMPTS_TAG = "mlflow.linkedPrompts"
-PROMPT_EXPERIMENTS_TAG = "_mlflow_experiment_ids"
-IS_PROMPT_TAG = "mlflow.prompt.is_prompt"
+DIGEST_TAG, VERSION_TAG, REFUSED_TAG = "ptp.digest", "ptp.version", "ptp.refused"
+APPLIED_TAG = "ptp.applied."  # of a registered model, before an alias: the seq of the promotion that we wrote there last
+PAGE = 1000  # model versions in one answer: with their descriptions about 3 MB
+WEBHOOK = "ptpipeline"
+EVENTS = ["registered_model.created", "model_version.created", "model_version_tag.set", "model_version_tag.deleted", "model_version_alias.created", "model_version_alias.deleted"]
 
 
 def connect(uri: str) -> "MlflowClient":
@@ -68,35 +70,23 @@ def _translated(uri: str, status: int, error: Exception) -> PtpError:
     return Terminal(f"MLflow at {uri} refuses the request: {reason}")
 
 
-def experiment_of(client: "MlflowClient", task: str) -> str:
-    """The id of the experiment `ptpipeline/<task>`, made or restored where needed."""
-    from mlflow.exceptions import MlflowException
+@dataclass(frozen=True)
+class Shown:
+    """A model version: its number, what its tags say of our digest and version number (empty where untagged), its source."""
 
-    name = f"ptpipeline/{task}"
-    found = client.get_experiment_by_name(name)
-    if found is None:
-        try:
-            return str(client.create_experiment(name))
-        except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
-                raise
-            found = client.get_experiment_by_name(name)
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
+    number: str
+    digest: str
+    version: str
+    source: str
 
 
-def curve_metrics(point: CurvePoint) -> list[Any]:
-    """A point of the learning curve as MLflow metrics; per-token norms and gradients as their means."""
-    from mlflow.entities import Metric
+@dataclass(frozen=True)
+class Model:
+    """A registered model: its versions by number, what its aliases name, and the seq that we wrote last by alias."""
 
-    values = {"loss": point.loss, "learning_rate": point.learning_rate}
-    if point.dev is not None:
-        values["dev"] = point.dev
-    for name, per_token in (("token_norm", point.token_norms), ("token_gradient", point.token_gradients)):
-        if per_token:
-            values[name] = sum(per_token) / len(per_token)
-    return [Metric(name, value, int(time.time() * 1000), point.step) for name, value in values.items()]
+    aliases: dict[str, str] = field(default_factory=dict)
+    applied: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, Shown] = field(default_factory=dict)
 
 
 class MlflowStore:
@@ -106,72 +96,147 @@ class MlflowStore:
         self.uri = uri.rstrip("/")
         self._connected: MlflowClient | None = None
 
+    # ------------------------------------------------------------ versions
+
     def ensure(self, entry: Entry) -> str:
         """The number of the model version of that digest; registered now where it is missing."""
         found = self.find(entry.task, entry.digest)
         if found is not None:
             return found
         with self._talking() as client:
-            experiment = experiment_of(client, entry.task)
-            run = _run(client, experiment, entry)
-            model = _logged_model(client, (experiment, run), entry, _template(client, experiment, entry))
-            _registered_model(client, entry)
-            source = f"models:/{model}"
-            version = client.create_model_version(
-                entry.task, source, run_id=run, tags=entry.tags(), description=entry.description(), model_id=model, await_creation_for=0
-            )
-            return str(version.version)
+            return create_version(client, entry)
 
-    def describe(self, entry: Entry, version: PromptVersion) -> None:
-        """Bring tags and description of the model version up to what is known now; writes only what differs."""
-        number = self.ensure(entry)
+    def describe(self, entry: Entry, version: PromptVersion, number: str | None = None) -> None:
+        """Bring tags and description of the model version (that of the digest, or `number`) up to what is known now; writes only what differs."""
+        from mlflow.entities.model_registry import ModelVersionTag
+
+        number = number or self.ensure(entry)
         with self._talking() as client:
             shown = client.get_model_version(entry.task, number)
+        with self._writing() as registry:
             if shown.description != entry.description(version):
-                client.update_model_version(entry.task, number, entry.description(version))
+                registry.update_model_version(entry.task, number, entry.description(version))
             for key, value in entry.tags(version).items():
                 if shown.tags.get(key) != value:
-                    client.set_model_version_tag(entry.task, number, key, value)
+                    registry.set_model_version_tag(entry.task, number, ModelVersionTag(key, value))
 
     def find(self, task: str, digest: str) -> str | None:
         """The lowest number under which that digest is registered."""
         with self._talking() as client:
-            found = client.search_model_versions(f"name='{task}' and tags.`ptp.digest`='{digest}'")
+            found = client.search_model_versions(f"name='{task}' and tags.`{DIGEST_TAG}`='{digest}'")
         return min((str(version.version) for version in found), key=int, default=None)
 
-    def digests(self, task: str) -> dict[str, str]:
-        """Number -> digest of every model version of the task; the digest is empty where MLflow made it without us."""
-        found: dict[str, str] = {}
-        token = None
-        with self._talking() as client:
-            while True:
-                page = client.search_model_versions(f"name='{task}'", page_token=token)
-                found |= {str(version.version): version.tags.get("ptp.digest", "") for version in page}
-                token = page.token
-                if not token:
-                    return found
-
-    def aliases(self, task: str) -> dict[str, str]:
-        """Alias -> number of the model version that it names; empty where the task is not registered."""
+    def digest(self, task: str, number: str) -> str:
+        """The digest that the version's tag states; empty where it has none, or the version is gone."""
         from mlflow.exceptions import MlflowException
 
         with self._talking() as client:
             try:
-                model = client.get_registered_model(task)
+                return str(client.get_model_version(task, number).tags.get(DIGEST_TAG, ""))
             except MlflowException as error:
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                    return {}
+                    return ""
                 raise
-            return {alias: str(number) for alias, number in model.aliases.items()}
 
-    def set_alias(self, task: str, alias: str, number: str) -> None:
-        """Let the alias name that model version. The last writer wins: hold the lease."""
+    def made_for(self, task: str, source: str, digests: list[str]) -> str | None:
+        """Which of the digests a model version of that source was registered for, whatever its tags say now."""
+        from mlflow.exceptions import MlflowException
+
+        model = re.fullmatch(r"models:/(m-\w+)", source)
+        if model is None:
+            return None
         with self._talking() as client:
-            client.set_registered_model_alias(task, alias, number)
+            try:
+                name = client.get_logged_model(model[1]).name
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+        return next((digest for digest in digests if model_name(task, digest) == name), None)
+
+    def refuse(self, task: str, number: str, why: str) -> None:
+        """Leave on the model version why an alias was taken from it."""
+        with self._talking() as client:
+            client.set_model_version_tag(task, number, REFUSED_TAG, why[:5000])
+
+    def digests(self, task: str) -> dict[str, str]:
+        """Number -> digest of every model version of the task; the digest is empty where MLflow made it without us."""
+        return {number: shown.digest for number, shown in self._versions(f"name='{task}'").get(task, {}).items()}
+
+    # ------------------------------------------------------------ aliases
+
+    def aliases(self, task: str) -> dict[str, str]:
+        """Alias -> number of the model version that it names; empty where the task is not registered."""
+        return self.model(task).aliases
+
+    def model(self, task: str) -> Model:
+        """The registered model of the task without its versions; empty where the task is not registered."""
+        from mlflow.exceptions import MlflowException
+
+        with self._talking() as client:
+            try:
+                return _model(client.get_registered_model(task), {})
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return Model()
+                raise
+
+    def models(self, task: str | None = None) -> dict[str, Model]:
+        """That task's registered model, or all, with their versions: a request per thousand versions and one per thousand models.
+
+        Pages are read one after another, so an edit that happens meanwhile may be missed: look again before acting.
+        """
+        only = None if task is None else f"name='{task}'"
+        versions = self._versions(only)
+        with self._talking() as client:
+            models = _pages(lambda token: client.search_registered_models(only, max_results=1000, page_token=token))
+            return {str(model.name): _model(model, versions.get(str(model.name), {})) for model in models}
+
+    def set_alias(self, task: str, alias: str, number: str, seq: int) -> None:
+        """Let the alias name that model version, and note that promotion `seq` did so. The last writer wins: hold the lease."""
+        from mlflow.entities.model_registry import RegisteredModelTag
+
+        with self._writing() as registry:
+            registry.set_registered_model_alias(task, alias, number)
+            reached("alias moved")
+            registry.set_registered_model_tag(task, RegisteredModelTag(f"{APPLIED_TAG}{alias}", str(seq)))
 
     def page(self, task: str, number: str) -> str:
         """The address of the model version in MLflow's web interface."""
         return f"{self.uri}/#/models/{task}/versions/{number}"
+
+    # ------------------------------------------------------------ events
+
+    def tell(self, url: str, secret: str) -> None:
+        """Have MLflow post every edit of a registered model to `url`, signed with `secret`; repeated, it changes the one there is.
+
+        Raises Terminal where the server allows no such address: see MLFLOW_WEBHOOK_ALLOWED_SCHEMES and
+        MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS in its environment.
+        """
+        with self._talking() as client:
+            known = next((hook for hook in _pages(lambda token: client.list_webhooks(page_token=token)) if hook.name == WEBHOOK), None)
+            if known is None:
+                client.create_webhook(WEBHOOK, url, EVENTS, "wakes the reconcile", secret, "ACTIVE")
+            else:
+                client.update_webhook(known.webhook_id, url=url, events=EVENTS, secret=secret, status="ACTIVE")
+
+    def _versions(self, only: str | None) -> dict[str, dict[str, Shown]]:
+        """Model versions by task and number; in an order that edits do not change, so that pages fit together."""
+        found: dict[str, dict[str, Shown]] = {}
+        with self._talking() as client:
+            for version in _pages(lambda token: client.search_model_versions(only, PAGE, ["name ASC", "version_number ASC"], token)):
+                number, tags = str(version.version), version.tags
+                found.setdefault(str(version.name), {})[number] = Shown(number, tags.get(DIGEST_TAG, ""), tags.get(VERSION_TAG, ""), str(version.source))
+        return found
+
+    @contextmanager
+    def _writing(self) -> Iterator["RestStore"]:
+        """The model registry's calls without MlflowClient around them, which asks before each write whether the name is a prompt's: ours are not."""
+        with self._talking():  # connects, by which the time-outs are set
+            from mlflow.store.model_registry.rest_store import RestStore
+            from mlflow.utils.credentials import get_default_host_creds
+
+            yield RestStore(partial(get_default_host_creds, self.uri))
 
     @contextmanager
     def _talking(self) -> Iterator["MlflowClient"]:
@@ -181,126 +246,20 @@ class MlflowStore:
             yield self._connected
 
 
-def _run(client: "MlflowClient", experiment: str, entry: Entry) -> str:
-    """The run that made the prompt: the training's own, else one that is filled from the ledger."""
-    from mlflow.entities import RunTag
-
-    run = _own_run(client, entry.tuned.tracking_run)
-    if run is None:
-        earlier = client.search_runs([experiment], f"tags.`ptp.digest` = '{entry.digest}'", max_results=1)
-        run = str(earlier[0].info.run_id) if earlier else _filled_run(client, experiment, entry)
-    tags = {"ptp.digest": entry.digest, **({COMMIT_TAG: entry.commit} if entry.commit else {})}
-    client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
-    _log_datasets(client, run, entry)
-    return run
+def _pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
+    token: str | None = None
+    while True:
+        page = fetch(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
 
 
-def _own_run(client: "MlflowClient", run: str | None) -> str | None:
-    from mlflow.exceptions import MlflowException
-
-    if run is None:
-        return None
-    try:
-        return run if client.get_run(run).info.lifecycle_stage == "active" else None
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
-
-
-def _filled_run(client: "MlflowClient", experiment: str, entry: Entry) -> str:
-    from mlflow.entities import Param
-
-    run = str(client.create_run(experiment, run_name=f"{entry.task}-{entry.digest[:12]}").info.run_id)
-    metrics = [metric for point in entry.tuned.curve for metric in curve_metrics(point)]
-    client.log_batch(run, params=[Param(name, value) for name, value in entry.params().items()])
-    for start in range(0, len(metrics), 1000):
-        client.log_batch(run, metrics=metrics[start : start + 1000])
-    client.set_terminated(run)
-    return run
-
-
-def _log_datasets(client: "MlflowClient", run: str, entry: Entry) -> None:
-    from mlflow.entities import Dataset, DatasetInput, InputTag
-
-    if entry.snapshot is None:
-        return
-    inputs = []
-    for split in SPLITS:
-        info = entry.snapshot.split(split)
-        uri = f"{entry.store}/snapshots/{entry.task}/{entry.snapshot.digest}/{split}.parquet"
-        profile = json.dumps({"num_rows": info.rows, "labels": info.labels})
-        dataset = Dataset(*_dataset(entry, split), source_type="s3" if uri.startswith("s3:") else "local", source=json.dumps({"uri": uri}), profile=profile)
-        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", split)]))
-    client.log_inputs(run, inputs)
-
-
-def _dataset(entry: Entry, split: str) -> tuple[str, str]:
-    """Name and digest of a split's data set; MLflow keeps 36 characters of a digest."""
-    digest = getattr(entry.snapshot, split).digest if entry.snapshot else entry.artifact.manifest.snapshot
-    return f"{entry.task}-{split}", digest[:32]
-
-
-def _logged_model(client: "MlflowClient", made_by: tuple[str, str], entry: Entry, template: dict[str, str]) -> str:
-    """The complete logged model of that digest; one that was left half-written is replaced."""
-    experiment, run = made_by
-    for model in client.search_logged_models([experiment], filter_string=f"tags.`ptp.digest` = '{entry.digest}'"):
-        if str(model.status) in ("READY", "LoggedModelStatus.READY"):
-            return str(model.model_id)
-        client.delete_logged_model(model.model_id)
-    linked = json.dumps([template])
-    tags = {**entry.tags(), LINKED_PROMPTS_TAG: linked}
-    model = client.create_logged_model(experiment, f"{entry.task}-{entry.digest[:12]}", run, tags, entry.params(), "soft-prompt")
-    client.set_tag(run, LINKED_PROMPTS_TAG, linked)
-    _log_files(client, model.model_id, entry)
-    _log_metrics(client, run, model.model_id, entry)
-    client.finalize_logged_model(model.model_id, "READY")
-    return str(model.model_id)
-
-
-def _log_files(client: "MlflowClient", model: str, entry: Entry) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        (root / TENSOR_FILE).write_bytes(entry.artifact.tensors)
-        (root / MANIFEST_FILE).write_text(json.dumps(entry.artifact.manifest.to_json(), indent=1, sort_keys=True))
-        for name, body in entry.plots.items():
-            (root / "plots").mkdir(exist_ok=True)
-            (root / "plots" / f"{name}.png").write_bytes(body)
-        client.log_model_artifacts(model, str(root))
-
-
-def _log_metrics(client: "MlflowClient", run: str, model: str, entry: Entry) -> None:
-    from mlflow.entities import Metric
-
-    at = int(time.time() * 1000)
-    measured = {("test", name): value for name, value in entry.metrics().items()} | {("dev", "best_dev"): entry.tuned.best_dev}
-    metrics = [Metric(name, value, at, entry.tuned.best_step, model, *_dataset(entry, split), run) for (split, name), value in measured.items()]
-    client.log_batch(run, metrics=metrics)
-
-
-def _registered_model(client: "MlflowClient", entry: Entry) -> None:
-    from mlflow.exceptions import MlflowException
-
-    manifest = entry.artifact.manifest
-    description = f"Soft prompts for **{entry.task}** on the frozen `{manifest.base_model.name}`, answering {manifest.answers}. `ptp show {entry.task}` tells what is in production and why."
-    try:
-        client.create_registered_model(entry.task, tags={"ptp.task": entry.task}, description=description)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-
-
-def _template(client: "MlflowClient", experiment: str, entry: Entry) -> dict[str, str]:
-    """The text template in MLflow's Prompt Registry, one version per distinct text: its name and version there."""
-    manifest = entry.artifact.manifest
-    name, text = f"{entry.task}.template", mlflow_template(manifest.template)
-    tags = {"ptp.template": digest_of(manifest.template), "ptp.digest": entry.digest, "ptp.base_model": manifest.base_model.name}
-    if client.get_prompt(name) is None:
-        shown_in = {PROMPT_EXPERIMENTS_TAG: f",{experiment},", "ptp.task": entry.task}
-        client.create_prompt(name, description=f"The text that stands behind the soft prompt of {entry.task}", tags=shown_in)
-    found = client.search_model_versions(f"name='{name}' and tags.`{IS_PROMPT_TAG}`='true' and tags.`ptp.template`='{tags['ptp.template']}'")
-    if not found:
-        return {"name": name, "version": str(client.create_prompt_version(name, text, description=f"answers {manifest.answers}", tags=tags).version)}
-    version = min((str(version.version) for version in found), key=int)
-    client.set_prompt_version_tag(name, version, "ptp.digest", entry.digest)
-    return {"name": name, "version": version}
+def _model(found: Any, versions: dict[str, Shown]) -> Model:
+    applied = {key.removeprefix(APPLIED_TAG): value for key, value in found.tags.items() if key.startswith(APPLIED_TAG)}
+    return Model(
+        aliases={alias: str(number) for alias, number in found.aliases.items()},
+        applied={alias: int(seq) for alias, seq in applied.items() if seq.isdecimal()},
+        versions=versions,
+    )

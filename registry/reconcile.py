@@ -1,184 +1,176 @@
-"""Projections: bringing the object store's pointer and MLflow's alias to the ledger's head, as often as needed."""
+"""Reconciling: finishes what was interrupted and brings store and MLflow to what the ledger says.
 
-import hashlib
-import logging
-import uuid
-from collections.abc import Callable
+It looks at all of the store's names and MLflow's models in a few large reads, and then goes to what differs alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
-import stamina
-from pydantic import ValidationError
+from sqlalchemy import select
 
-from ptpipeline.errors import LeaseHeld, NotFound, PreconditionFailed, PtpError, Terminal
-from ptpipeline.records import Pointer, Promotion, PromptVersion, Record, history_key, pointer_key
-from ptpipeline.storage import Stored
-from registry.lease import Lease, leased
-from registry.mlflow_store import REQUEST_SECONDS, MlflowStore
+from ptpipeline.errors import NotFound, ServiceUnavailable
+from ptpipeline.records import Promotion, PromptVersion, history_key, pointer_key, version_key
+from ptpipeline.task import Task
+from registry import projection, tables
+from registry.alias import Action, forget_sighting, restore
+from registry.door import judge
+from registry.dossier import release_key, write_release
+from registry.mlflow_store import MlflowStore, Model, Shown
+from registry.projection import attempted, patiently, pointer_in, settle, write_history
 from registry.publish import entry_of, name_version
 from registry.registry import Registry
-from registry.steps import reached
 
-LEASE_SECONDS = 3.0 * REQUEST_SECONDS
-POINTER_ATTEMPTS = 5
-
-log = logging.getLogger(__name__)
+WAIT_BEYOND_LEASE = 5.0  # seconds
 
 
-class Action(Record):
-    """One thing that a projection or a reconcile did, or could not do (then `done` is False and `what` says why)."""
+@dataclass(frozen=True)
+class _Following:
+    """How far the projections say that they follow, as (target, task, alias) -> seq, and which aliases were seen to differ."""
 
-    task: str
-    what: str
-    done: bool = True
+    applied: dict[tuple[str, str, str], int]
+    sighted: set[tuple[str, str]]
 
 
-def project(registry: Registry, task: str, alias: str) -> list[Action]:
-    """Let pointer and MLflow alias show the head of the alias; returns what had to be changed, nothing where all agrees.
+def reconcile(registry: Registry, tasks: Mapping[str, Task], task: str | None = None, wait: float | None = None) -> list[Action]:
+    """Finish what was interrupted and replay every projection, of one task or all; what cannot be mended now is an Action not done.
 
-    Raises LeaseHeld where another process projects the same alias, ServiceUnavailable where the store or MLflow does
-    not answer.
+    `tasks` are the declared tasks by name: they judge what a person set in the MLflow UI. A lease that a killed process
+    left behind is waited for, `wait` seconds at most per alias, by default until it has expired. Where a task is named,
+    the names of its versions in the store are read, else only listed. Raises ServiceUnavailable where the ledger does not answer.
     """
-    with leased(registry.ledger.database, f"project {task}@{alias}", LEASE_SECONDS) as lease:
-        head = registry.ledger.head(task, alias)
-        if head is None:
-            raise NotFound(f"{task}@{alias}: this alias was never promoted")
-        _project_history(registry, head)
-        reached("history written")
-        actions = _project_pointer(registry, head)
-        reached("pointer written")
-        registry.ledger.record_applied("store", head)
-        if registry.mlflow:
-            actions += _project_alias(registry, registry.mlflow, head, lease)
-            registry.ledger.record_applied("mlflow", head)
-    return actions
-
-
-def reconcile(registry: Registry, task: str | None = None, wait: float = LEASE_SECONDS + 5) -> list[Action]:
-    """Finish what was interrupted and replay every projection; what cannot be mended now is an Action not done.
-
-    A lease that a killed process left behind is waited for, `wait` seconds at most per alias.
-    """
+    wait = projection.LEASE_SECONDS + WAIT_BEYOND_LEASE if wait is None else wait
     interrupted = [(intent.task, f"publish of {intent.digest[:12]} was interrupted; `ptp run {intent.task}` finishes it") for intent in registry.ledger.intents(task)]
     actions = [Action(task=name, what=what, done=False) for name, what in interrupted]
-    for name in registry.ledger.tasks() if task is None else [task]:
-        actions += _attempt(name, partial(_restore_names, registry, name))
+    registry, models, failed = _looked_at(registry, task)
+    heads, following = registry.ledger.heads(task), _following(registry)
+    for name, versions in _versions(registry, task).items():
+        actions += attempted(name, partial(_restore_names, registry, versions, task is not None))
         if registry.mlflow:
-            actions += _attempt(name, partial(_restore_versions, registry, registry.mlflow, name))
-    for head in registry.ledger.heads(task):
-        actions += _attempt(head.task, partial(settle, registry, head, wait))
+            actions += attempted(name, partial(_restore_versions, registry, registry.mlflow, versions, models.get(name, Model())))
+    for head in heads:
+        followed = min(head.seq, following.applied.get(("store", head.task, head.alias), 0))
+        actions += attempted(head.task, partial(_restore_history, registry, head, followed))
+        if not _agrees(registry, head, following, models.get(head.task, Model())):
+            actions += _restore_alias(registry, tasks, head, wait)
+        elif (head.task, head.alias) in following.sighted:
+            _forget_sighting(registry, head)
+    if task is None:
+        actions += attempted("releases", partial(_restore_releases, registry))
+    return actions + failed
+
+
+def _looked_at(registry: Registry, task: str | None) -> tuple[Registry, dict[str, Model], list[Action]]:
+    """MLflow's models; where it does not answer, the registry without it, since its pointers are brought up all the same."""
+    if registry.mlflow is None:
+        return registry, {}, []
+    try:
+        return registry, registry.mlflow.models(task), []
+    except ServiceUnavailable as error:
+        return replace(registry, mlflow=None), {}, [Action(task=task or "all tasks", what=str(error), done=False)]
+
+
+def _following(registry: Registry) -> _Following:
+    table, sighting = tables.projection, tables.sighting
+    with registry.ledger.database.reading() as connection:
+        applied = {(row.target, row.task, row.alias): int(row.applied_seq) for row in connection.execute(select(table))}
+        return _Following(applied, {(row.task, row.alias) for row in connection.execute(select(sighting.c.task, sighting.c.alias))})
+
+
+def _forget_sighting(registry: Registry, head: Promotion) -> None:
+    with registry.ledger.database.writing() as connection:
+        forget_sighting(connection, head.task, head.alias)
+
+
+def _versions(registry: Registry, task: str | None) -> dict[str, list[PromptVersion]]:
+    """The registered versions by task, oldest first."""
+    found: dict[str, list[PromptVersion]] = {}
+    for version in reversed(registry.ledger.versions(task, limit=None)):
+        found.setdefault(version.task, []).append(version)
+    return dict(sorted(found.items()))
+
+
+def _restore_releases(registry: Registry) -> list[Action]:
+    """Releases that the store does not hold, because their promoter died behind the commit."""
+    held = set(registry.store.keys("releases"))
+    lost = [release for release in registry.ledger.releases() if release_key(release.name) not in held]
+    for release in lost:
+        write_release(registry.store, release)
+    return [Action(task="releases", what=f"release {release.name} written to the store") for release in lost]
+
+
+def _restore_names(registry: Registry, versions: list[PromptVersion], read: bool) -> list[Action]:
+    named = set() if read else set(registry.store.keys(f"prompts/{versions[0].task}/versions"))
+    doubtful = [version for version in versions if version_key(version.task, version.number) not in named]
+    return [Action(task=version.task, what=f"version {version.number} named in the store") for version in doubtful if name_version(registry.store, version)]
+
+
+# ---------------------------------------------------------------- versions in MLflow
+
+
+def _restore_versions(registry: Registry, mlflow: MlflowStore, versions: list[PromptVersion], model: Model) -> list[Action]:
+    """Bring back the tags of our versions that somebody altered, then, in the ledger's order, what MLflow lost or never had."""
+    known, shown, actions = {version.digest: version for version in versions}, set(), []
+    for found in model.versions.values():
+        digest = found.digest if _is_sound(known, model, found) else mlflow.made_for(versions[0].task, found.source, list(known)) or found.digest
+        version = known.get(digest)
+        if version is not None:
+            shown.add(digest)
+            if (found.digest, found.version) != (digest, str(version.number)) and not version.collected:
+                mlflow.describe(entry_of(registry, version.task, digest), version, found.number)
+                actions.append(Action(task=version.task, what=f"tags of MLflow version {found.number} restored: it is version {version.number}"))
+    for version in versions:
+        if version.digest not in shown and not version.collected:
+            actions += attempted(version.task, partial(_restored_version, registry, mlflow, version))
     return actions
 
 
-def settle(registry: Registry, head: Promotion, wait: float) -> list[Action]:
-    """`project` the head's alias, waiting up to `wait` seconds for another process that is at it."""
-    for attempt in stamina.retry_context(on=LeaseHeld, attempts=None, timeout=wait, wait_initial=0.05, wait_max=1.0):
-        with attempt:
-            return project(registry, head.task, head.alias)
-    return []
+def _is_sound(known: Mapping[str, PromptVersion], model: Model, found: Shown) -> bool:
+    """Whether the tags of a model version agree with the ledger and with each other, and no other claims to be the same."""
+    version = known.get(found.digest)
+    if version is None or found.version != str(version.number):
+        return False
+    return sum(other.digest == found.digest for other in model.versions.values()) == 1
 
 
-def _attempt(task: str, step: Callable[[], list[Action]]) -> list[Action]:
-    """One task's failure never stops another's."""
+def _restored_version(registry: Registry, mlflow: MlflowStore, version: PromptVersion) -> list[Action]:
+    return [restore(registry, mlflow, version)]
+
+
+# ---------------------------------------------------------------- aliases
+
+
+def _restore_alias(registry: Registry, tasks: Mapping[str, Task], head: Promotion, wait: float) -> list[Action]:
+    """Project an alias that does not agree everywhere; what MLflow shows elsewhere then is for the door to judge."""
+    actions = attempted(head.task, partial(settle, registry, head, wait))
+    if registry.mlflow is None or not all(action.done for action in actions):
+        return actions
+    return actions + attempted(head.task, partial(patiently, partial(judge, registry, registry.mlflow, tasks, head), wait))
+
+
+def _agrees(registry: Registry, head: Promotion, following: _Following, model: Model) -> bool:
+    """Whether store and MLflow show the head, so that there is nothing to write; asks the store for pointer and history alone."""
+    if registry.mlflow:
+        shown = model.versions.get(model.aliases.get(head.alias, ""))
+        if shown is None or shown.digest != head.digest or model.applied.get(head.alias) != head.seq:
+            return False
+        if following.applied.get(("mlflow", head.task, head.alias)) != head.seq:
+            return False
+    return following.applied.get(("store", head.task, head.alias)) == head.seq and _is_stored(registry, head)
+
+
+def _is_stored(registry: Registry, head: Promotion) -> bool:
     try:
-        return step()
-    except PtpError as error:
-        log.warning("reconcile of %s: %s", task, error)
-        return [Action(task=task, what=str(error), done=False)]
-
-
-def _restore_names(registry: Registry, task: str) -> list[Action]:
-    versions = registry.ledger.versions(task, limit=None)
-    return [Action(task=task, what=f"version {version.number} named in the store") for version in versions if name_version(registry.store, version)]
-
-
-def _restore_versions(registry: Registry, mlflow: MlflowStore, task: str) -> list[Action]:
-    """Bring versions that MLflow lost, or never had, there in the ledger's order."""
-    shown = set(mlflow.digests(task).values())
-    missing = [version for version in reversed(registry.ledger.versions(task, limit=None)) if version.digest not in shown]
-    return [action for version in missing for action in _attempt(task, partial(_restore, registry, mlflow, version))]
-
-
-def _restore(registry: Registry, mlflow: MlflowStore, version: PromptVersion) -> list[Action]:
-    mlflow.describe(entry_of(registry, version.task, version.digest), version)
-    return [Action(task=version.task, what=f"version {version.number} registered in MLflow")]
-
-
-# ---------------------------------------------------------------- the history and the pointer
-
-
-def _project_history(registry: Registry, head: Promotion) -> None:
-    """Every promotion of the alias that the store does not hold yet, as an object of its own."""
-    applied = registry.ledger.applied("store", head.task, head.alias)
-    if applied and applied.seq >= head.seq and registry.store.exists(history_key(head.task, head.alias, head.seq)):
-        return
-    for row in registry.ledger.history(head.task, head.alias)[applied.seq if applied else 0 :]:
-        body = row.model_dump_json(indent=1).encode()
-        try:
-            registry.store.create(history_key(row.task, row.alias, row.seq), body)
-        except PreconditionFailed:
-            raise Terminal(
-                f"{row.task}@{row.alias}: the store holds another promotion {row.seq} than the ledger, which was restored from an older backup or is not this store's; `ptp doctor {row.task}` compares them"
-            ) from None
-
-
-def _project_pointer(registry: Registry, head: Promotion) -> list[Action]:
-    for _ in range(POINTER_ATTEMPTS):
-        try:
-            return _write_pointer(registry, head)
-        except PreconditionFailed:
-            log.info("the pointer of %s@%s changed while it was replaced: reading it again", head.task, head.alias)
-    raise LeaseHeld(f"{head.task}@{head.alias}: another process keeps writing {pointer_key(head.task, head.alias)}; find it, then `ptp reconcile`")
-
-
-def _write_pointer(registry: Registry, head: Promotion) -> list[Action]:
-    key, body = pointer_key(head.task, head.alias), Pointer(promotion=head, nonce=uuid.uuid4().hex).model_dump_json(indent=1).encode()
-    wrote = [Action(task=head.task, what=f"pointer {head.alias} -> version {head.version} (seq {head.seq})")]
-    try:
-        stored = registry.store.read(key)
+        return pointer_in(registry.store.read(pointer_key(head.task, head.alias)).body) == head
     except NotFound:
-        registry.store.create(key, body)
-        return wrote
-    found = pointer_in(stored.body)
-    known = found is not None and is_ledger_row(registry, found, head)
-    if found and known and found.seq >= head.seq:
+        return False
+
+
+def _restore_history(registry: Registry, head: Promotion, followed: int) -> list[Action]:
+    """Promotions up to `followed` that the store lost; the projection brings the later ones."""
+    held = set(registry.store.keys(f"prompts/{head.task}/history/{head.alias}"))
+    lost = [seq for seq in range(1, followed + 1) if history_key(head.task, head.alias, seq) not in held]
+    if not lost:
         return []
-    quarantined = [] if known else [_quarantine(registry, head, stored)]
-    registry.store.replace(key, body, stored.etag)
-    return quarantined + wrote
-
-
-def pointer_in(body: bytes) -> Promotion | None:
-    """The promotion that a pointer's bytes carry; None where they are no pointer."""
-    try:
-        return Pointer.model_validate_json(body).promotion
-    except ValidationError:
-        return None
-
-
-def is_ledger_row(registry: Registry, found: Promotion, head: Promotion) -> bool:
-    """Whether the ledger holds exactly that promotion of the head's alias."""
-    return found == registry.ledger.promotion(head.task, head.alias, found.seq)
-
-
-def _quarantine(registry: Registry, head: Promotion, stored: Stored) -> Action:
-    key = f"prompts/{head.task}/quarantine/{head.alias}-{hashlib.sha256(stored.body).hexdigest()[:16]}.json"
-    registry.store.create(key, stored.body)
-    log.warning("the pointer of %s@%s is no row of the ledger; kept as %s and replaced", head.task, head.alias, key)
-    return Action(task=head.task, what=f"pointer {head.alias} was no row of the ledger: kept as {key}")
-
-
-# ---------------------------------------------------------------- the MLflow alias
-
-
-def _project_alias(registry: Registry, mlflow: MlflowStore, head: Promotion, lease: Lease) -> list[Action]:
-    actions: list[Action] = []
-    number = mlflow.find(head.task, head.digest)
-    if number is None:
-        actions += _restore(registry, mlflow, registry.ledger.version(head.task, head.version))
-        number = mlflow.ensure(entry_of(registry, head.task, head.digest))
-    if mlflow.aliases(head.task).get(head.alias) != number:
-        lease.renew()  # MLflow's alias has no conditional write: be sure that nobody took over meanwhile
-        mlflow.set_alias(head.task, head.alias, number)
-        actions.append(Action(task=head.task, what=f"MLflow alias {head.alias} -> version {head.version}"))
-    lease.renew()
-    return actions
+    write_history(registry, [row for row in registry.ledger.history(head.task, head.alias) if row.seq in lost])
+    return [Action(task=head.task, what=f"{len(lost)} promotions of {head.alias} kept in the store again")]

@@ -108,6 +108,7 @@ attempt = Table(
     Column("task", String(63), primary_key=True),
     Column("alias", String(63), primary_key=True),
     Column("digest", String(64), primary_key=True),
+    Column("owner", String(200), primary_key=True),
     Column("at", String(32), nullable=False),
 )
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from ptpipeline.errors import PtpError
 from ptpipeline.records import CurvePoint
 from ptpipeline.tuning.tracker import RunStatus
-from registry.mlflow_store import answering, connect, curve_metrics, experiment_of
+from registry.mlflow_entry import curve_metrics, experiment_of
+from registry.mlflow_store import answering, connect
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

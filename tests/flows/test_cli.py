@@ -1,5 +1,6 @@
 """`ptp` as a person runs it: one-line errors, exit codes, JSON, and a help that imports nothing heavy."""
 
+import csv
 import json
 import os
 import subprocess
@@ -80,6 +81,74 @@ def test_a_release_is_promoted_and_rolled_back(environment: dict[str, str]) -> N
     assert "holds tiny-sentiment@2 already" in error_of(ptp(environment, "release", "promote", "spring", "tiny-sentiment@1", "--reason", "other"), 1)
     assert json.loads(ptp(environment, "release", "rollback", "spring", "--reason", "slow", "--json").stdout)["version"] == 1
     assert "no release 'autumn'" in error_of(ptp(environment, "release", "rollback", "autumn", "--reason", "slow"), 1)
+
+
+def test_lineage_leads_from_a_version_to_its_rows_and_back(environment: dict[str, str], tmp_path: Path) -> None:
+    assert ptp(environment, "run", "tiny-sentiment").returncode == 0
+    traced = json.loads(ptp(environment, "lineage", "tiny-sentiment", "--json").stdout)
+    assert traced["origins"][0]["version"] == 1
+    rows = Path(environment["PTP_TASKS"]).parent / "rows.csv"
+    with rows.open(newline="") as file:
+        texts = [row["text"] for row in csv.DictReader(file)]
+    found = []
+    for text in texts[:8]:  # some fall into the test split, which nothing learnt from
+        (tmp_path / "row.txt").write_text(text)
+        back = ptp(environment, "lineage", "--text-file", str(tmp_path / "row.txt"), "--json")
+        assert back.returncode == 0, back.stderr
+        assert text not in back.stdout + back.stderr
+        found += [json.loads(line) for line in back.stdout.splitlines()]
+    assert {(row["task"], row["version"], row["aliases"][0]) for row in found} == {("tiny-sentiment", 1, "production")}
+    assert "cannot be read as text" in error_of(ptp(environment, "lineage", "--text-file", str(tmp_path / "none")), 1)
+    assert ptp(environment, "lineage").returncode == 2
+
+
+def test_garbage_is_listed_first_and_collected_on_demand(environment: dict[str, str]) -> None:
+    path = Path(environment["PTP_TASKS"]) / "tiny-sentiment.yaml"
+    text = path.read_text().replace("promote: auto", "promote: manual")
+    for steps in (40, 41, 42):
+        path.write_text(text.replace("steps: 40", f"steps: {steps}"))
+        assert ptp(environment, "run", "tiny-sentiment").returncode == 0
+    assert ptp(environment, "promote", "tiny-sentiment@2", "--reason", "good").returncode == 0
+    would = ptp(environment, "gc", "--keep", "1", "--grace", "0", "--json")
+    assert [json.loads(line)["version"] for line in would.stdout.splitlines() if json.loads(line)["what"] == "version"] == [1]
+    assert "`--apply` deletes them" in would.stderr
+    assert ptp(environment, "gc", "--keep", "1", "--grace", "0", "--apply").returncode == 0
+    shown = {row["version"]: row["bytes"] for row in map(json.loads, ptp(environment, "versions", "--json").stdout.splitlines())}
+    assert shown == {1: "collected", 2: "", 3: ""}
+    assert ptp(environment, "doctor").returncode == 0
+    assert "collected" in error_of(ptp(environment, "promote", "tiny-sentiment@1", "--reason", "back"), 1)
+
+
+def test_a_lost_ledger_is_made_anew(environment: dict[str, str]) -> None:
+    assert ptp(environment, "run", "tiny-sentiment").returncode == 0
+    before = ptp(environment, "history", "tiny-sentiment", "--json").stdout
+    for file in Path(environment["PTP_HOME"]).glob("ledger.db*"):
+        file.unlink()
+    assert ptp(environment, "doctor").returncode == 4
+    assert ptp(environment, "doctor", "--rebuild-ledger", "--fix").returncode == 0
+    assert ptp(environment, "history", "tiny-sentiment", "--json").stdout == before
+    again = ptp(environment, "run", "tiny-sentiment", "--json")
+    assert json.loads(again.stdout)["status"] == "unchanged", again.stderr
+
+
+def test_a_damaged_pointer_is_mended(environment: dict[str, str]) -> None:
+    assert ptp(environment, "run", "tiny-sentiment").returncode == 0
+    (Path(environment["PTP_HOME"]) / "store/prompts/tiny-sentiment/aliases/production.json").write_text("{}")
+    assert ptp(environment, "doctor").returncode == 4
+    assert ptp(environment, "doctor", "--fix").returncode == 0
+
+
+def test_a_version_is_signed_later(environment: dict[str, str], tmp_path: Path) -> None:
+    assert ptp(environment, "run", "tiny-sentiment").returncode == 0
+    assert "PTP_SIGNING_KEY is not set" in error_of(ptp(environment, "sign", "tiny-sentiment"), 1)
+    key, public = tmp_path / "key.pem", tmp_path / "public.pem"
+    subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", key], check=True, capture_output=True)
+    subprocess.run(["openssl", "pkey", "-in", key, "-pubout", "-out", public], check=True, capture_output=True)
+    key.chmod(0o600)
+    strict = environment | {"PTP_TRUSTED_KEYS": str(public)}
+    assert "sign" in error_of(ptp(strict, "predict", "tiny-sentiment", "x"), 1)
+    assert ptp(environment | {"PTP_SIGNING_KEY": str(key)}, "sign", "tiny-sentiment").returncode == 0
+    assert ptp(strict, "predict", "tiny-sentiment", "good film").returncode == 0
 
 
 def test_a_version_leaves_for_peft_and_comes_back_as_a_candidate(environment: dict[str, str], tmp_path: Path) -> None:

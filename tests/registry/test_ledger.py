@@ -1,4 +1,4 @@
-"""The ledger: numbering, the append-only history, leases, the schema, and what a damaged or busy database answers."""
+"""The ledger: numbering, the append-only history, leases, and what a damaged or busy database answers."""
 
 import multiprocessing
 import sqlite3
@@ -7,10 +7,6 @@ import time
 from pathlib import Path
 
 import pytest
-from alembic.autogenerate import compare_metadata
-from alembic.config import Config
-from alembic.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -96,28 +92,10 @@ def test_history_refuses_updates_and_deletions(ledger: Ledger, statement: str) -
         connection.execute(text(statement))
 
 
-def test_migrations_make_the_declared_tables(ledger: Ledger) -> None:
-    with ledger.database.reading() as connection:
-        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
-
-
-def test_schema_constant_is_the_newest_revision() -> None:
-    config = Config()
-    config.set_main_option("script_location", str(database.MIGRATIONS))
-    assert ScriptDirectory.from_config(config).get_current_head() == tables.SCHEMA
-
-
 def test_durability_settings_hold(tmp_path: Path) -> None:
     with Ledger(f"sqlite:///{tmp_path}/ledger.db").database.reading() as connection:
         found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous", "foreign_keys")]
     assert found == ["wal", 2, 1]
-
-
-def test_a_newer_ledger_is_refused(ledger: Ledger) -> None:
-    with ledger.database.writing() as connection:
-        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
-    with pytest.raises(SettingsError, match="written by another version of ptpipeline"):
-        Ledger(ledger.url)
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:
@@ -245,14 +223,6 @@ def test_versions_come_in_pages(ledger: Ledger) -> None:
 # ---------------------------------------------------------------- several processes
 
 
-def _open(url: str, outcomes: "multiprocessing.Queue[str]") -> None:
-    try:
-        Ledger(url).add_version("mood", "a" * 64)
-        outcomes.put("ok")
-    except Exception as error:  # noqa: BLE001
-        outcomes.put(repr(error))
-
-
 def _promote(url: str, actor: str, rounds: int, outcomes: "multiprocessing.Queue[str]") -> None:
     ledger, won, lost = Ledger(url), 0, 0
     for _ in range(rounds):
@@ -263,15 +233,6 @@ def _promote(url: str, actor: str, rounds: int, outcomes: "multiprocessing.Queue
         except PromotionConflict:
             lost += 1
     outcomes.put(f"{actor} {won} {lost}")
-
-
-def test_processes_open_a_new_ledger_together(tmp_path: Path) -> None:
-    spawn = multiprocessing.get_context("spawn")
-    outcomes = spawn.Queue()
-    racers = [spawn.Process(target=_open, args=(f"sqlite:///{tmp_path}/ledger.db", outcomes)) for _ in range(4)]
-    for racer in racers:
-        racer.start()
-    assert [outcomes.get(timeout=60) for _ in racers] == ["ok"] * 4
 
 
 def test_racing_promoters_win_or_conflict(ledger: Ledger) -> None:

@@ -158,7 +158,7 @@ def test_a_lost_answer_is_mended_by_a_repeat(shown: Registry, task: Task, mlflow
         except ServiceUnavailable:
             promote(shown, task, published(shown, task, 1), ME)
     assert len(log) >= nth
-    reconcile(shown, task.name)
+    reconcile(shown, {}, task.name)
     assert examine(shown, task.name) == []
     assert MlflowStore(mlflow_url).digests(task.name) == {"1": an_artifact(task, 1).digest}
 
@@ -169,7 +169,7 @@ def test_an_alias_edited_in_the_ui_is_seen(shown: Registry, task: Task, client: 
     client.set_registered_model_alias(task.name, "production", "2")
     client.set_registered_model_alias(task.name, "mine", "2")
     assert [(d.what, d.mend) for d in examine(shown, task.name)] == [
-        ("MLflow alias mine", f"ptp promote {task.name}@N --alias mine --reason ..."),
+        ("MLflow alias mine", f"ptp promote {task.name}@2 --alias mine --reason ..."),
         ("MLflow alias production", "ptp reconcile"),
     ]
 
@@ -178,16 +178,16 @@ def test_a_version_deleted_in_the_ui_comes_back(shown: Registry, task: Task, cli
     promote(shown, task, published(shown, task, 1), ME)
     client.delete_model_version(task.name, "1")
     assert [d.what for d in examine(shown, task.name)] == ["MLflow version of version 1", "MLflow alias production"]
-    reconcile(shown, task.name)
+    reconcile(shown, {}, task.name)
     assert examine(shown, task.name) == []
 
 
 def test_a_registry_without_mlflow_catches_up(plain: Registry, shown: Registry, task: Task) -> None:
     first = promote(plain, task, published(plain, task, 1), ME)
     promote(plain, task, published(plain, task, 2, first.digest), ME)
-    assert all(action.done for action in reconcile(shown, task.name))
+    assert all(action.done for action in reconcile(shown, {}, task.name))
     assert examine(shown, task.name) == []
-    assert reconcile(shown, task.name) == []
+    assert reconcile(shown, {}, task.name) == []
 
 
 def test_a_dropped_mlflow_database_is_rebuilt(plain: Registry, tmp_path: Path) -> None:
@@ -201,7 +201,7 @@ def test_a_dropped_mlflow_database_is_rebuilt(plain: Registry, tmp_path: Path) -
     with running_mlflow(tmp_path / "after") as url:
         after = Registry(plain.ledger, plain.store, MlflowStore(url))
         assert len(examine(after)) == 4
-        assert all(action.done for action in reconcile(after))
+        assert all(action.done for action in reconcile(after, {}))
         assert examine(after) == []
         assert [connect(url).get_model_version(task.name, number).description for number in ("1", "2")] == pages
         assert connect(url).get_registered_model(task.name).aliases == {"production": "2", "canary": "1"}

@@ -7,29 +7,38 @@ import pytest
 
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PtpError, ServiceUnavailable
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import Pointer, Promotion, now, pointer_key, prompt_prefix
-from ptpipeline.storage import FolderStore, ObjectStore, Stored
+from ptpipeline.records import (
+    Pointer,
+    Promotion,
+    history_key,
+    now,
+    pointer_key,
+    prompt_prefix,
+    version_key,
+)
+from ptpipeline.storage import FolderStore, Listed, ObjectStore, Stored
 from ptpipeline.task import Task
-from registry import reconcile as reconciling
+from registry import projection
 from registry.doctor import examine
 from registry.lease import leased
 from registry.ledger import Ledger, Move
 from registry.mlflow_store import MlflowStore
+from registry.projection import project
 from registry.promotion import Cause, promote
 from registry.publish import register, stage
-from registry.reconcile import project, reconcile
+from registry.reconcile import reconcile
 from registry.registry import Registry
 from tests.registry.prompts import a_request, an_artifact, published
 
 ME = Cause("me", "because")
-CALLS = 18  # to the store, by one publish and one promotion
+CALLS = 20  # to the store, by one publish and one promotion
 
 
 class FailingStore:
     """A store whose n-th call is lost on the way: before it happened, or (`after`) after it."""
 
     def __init__(self, inner: ObjectStore, fails_at: int, after: bool = False) -> None:
-        self.inner, self.fails_at, self.after, self.url = inner, fails_at, after, inner.url
+        self.inner, self.fails_at, self.after, self.url, self.where = inner, fails_at, after, inner.url, inner.where
         self.calls = 0
 
     def read(self, key: str) -> Stored:
@@ -51,6 +60,10 @@ class FailingStore:
     def delete(self, key: str) -> None:
         with self._call():
             self.inner.delete(key)
+
+    def listed(self, prefix: str) -> Iterator[Listed]:
+        with self._call():
+            yield from self.inner.listed(prefix)
 
     def keys(self, prefix: str) -> Iterator[str]:
         with self._call():
@@ -90,7 +103,7 @@ def test_a_repeat_finishes_what_failed_at_any_step(plain: Registry, task: Task, 
         publish_and_promote(failing, task)
     except PtpError:
         publish_and_promote(plain, task)
-    reconcile(plain)
+    reconcile(plain, {})
     assert examine(plain) == []
     assert [row.seq for row in plain.ledger.history(task.name)] == [1]
     assert pointer(plain, task) == plain.ledger.head(task.name, "production")
@@ -167,7 +180,7 @@ def test_a_foreign_pointer_is_quarantined(plain: Registry, task: Task, damage: s
     key = pointer_key(task.name, "production")
     plain.store.replace(key, foreign[damage], plain.store.read(key).etag)
     assert [(d.what, d.mend) for d in examine(plain)] == [("pointer production", "ptp reconcile")]
-    assert "was no row of the ledger" in reconcile(plain)[0].what
+    assert "was no row of the ledger" in reconcile(plain, {})[0].what
     assert pointer(plain, task) == head
     assert [plain.store.read(kept).body for kept in plain.store.keys(f"prompts/{task.name}/quarantine")] == [foreign[damage]]
 
@@ -176,14 +189,14 @@ def test_a_pointer_ahead_in_the_ledger_stays(plain: Registry, task: Task) -> Non
     first = publish_and_promote(plain, task)
     second = plain.ledger.append(Move(task=task.name, alias="production", version=1, actor="me", reason="again", expected=1))
     project(plain, task.name, "production")
-    assert reconciling._project_pointer(plain, first) == []
+    assert projection._project_pointer(plain, first) == []
     assert pointer(plain, task) == second
 
 
 def test_a_deleted_pointer_comes_back(plain: Registry, task: Task) -> None:
     head = publish_and_promote(plain, task)
     plain.store.delete(pointer_key(task.name, "production"))
-    assert [action.what for action in reconcile(plain)] == ["pointer production -> version 1 (seq 1)"]
+    assert [action.what for action in reconcile(plain, {})] == ["pointer production -> version 1 (seq 1)"]
     assert pointer(plain, task) == head
 
 
@@ -195,10 +208,11 @@ def test_a_pointer_without_promotion_is_reported(plain: Registry, task: Task) ->
 
 def test_projection_waits_for_the_lease(plain: Registry, task: Task) -> None:
     publish_and_promote(plain, task)
+    plain.store.delete(pointer_key(task.name, "production"))
     with leased(plain.ledger.database, f"project {task.name}@production", 30):
         with pytest.raises(LeaseHeld):
             project(plain, task.name, "production")
-        assert [action.done for action in reconcile(plain, wait=0.1)] == [False]
+        assert [action.done for action in reconcile(plain, {}, wait=0.1)] == [False]
 
 
 def test_doctor_names_damaged_bytes_and_orphans(plain: Registry, task: Task) -> None:
@@ -211,9 +225,40 @@ def test_doctor_names_damaged_bytes_and_orphans(plain: Registry, task: Task) -> 
 def test_an_empty_registry_agrees(tmp_path: Path, ledger: Ledger) -> None:
     empty = Registry(ledger, FolderStore(tmp_path / "store"))
     assert examine(empty) == []
-    assert reconcile(empty) == []
+    assert reconcile(empty, {}) == []
 
 
 def test_stored_bytes_are_the_trained_ones(plain: Registry, task: Task) -> None:
     publish_and_promote(plain, task)
     assert read_artifact(plain.store, task.name, pointer(plain, task).digest) == an_artifact(task, 1)
+
+
+def test_a_lost_history_is_kept_again(plain: Registry, task: Task) -> None:
+    first = publish_and_promote(plain, task)
+    promote(plain, task, published(plain, task, 2, first.digest), ME)
+    for seq in (1, 2):
+        plain.store.delete(history_key(task.name, "production", seq))
+    assert reconcile(plain, {}) != []
+    assert examine(plain) == []
+    assert [plain.store.read(history_key(task.name, "production", row.seq)).body for row in plain.ledger.history(task.name)] == [
+        row.model_dump_json(indent=1).encode() for row in plain.ledger.history(task.name)
+    ]
+
+
+def test_a_ledger_from_a_backup_moves_no_pointer_back(plain: Registry, task: Task) -> None:
+    head = publish_and_promote(plain, task)
+    later = head.model_copy(update={"seq": 2, "at": now()})
+    plain.store.create(history_key(task.name, "production", 2), later.model_dump_json(indent=1).encode())
+    key = pointer_key(task.name, "production")
+    plain.store.replace(key, Pointer(promotion=later, nonce="n" * 16).model_dump_json().encode(), plain.store.read(key).etag)
+    (action,) = reconcile(plain, {})
+    assert (action.done, "was it restored from an older backup?" in action.what) == (False, True)
+    assert pointer(plain, task) == later
+
+
+@pytest.mark.parametrize("task_named", [True, False])
+def test_names_in_the_store_come_back(plain: Registry, task: Task, task_named: bool) -> None:
+    published(plain, task, 1)
+    plain.store.delete(version_key(task.name, 1))
+    assert [action.what for action in reconcile(plain, {}, task.name if task_named else None)] == ["version 1 named in the store"]
+    assert examine(plain) == []

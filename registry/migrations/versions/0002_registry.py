@@ -43,6 +43,7 @@ def _mlflow() -> None:
         Column("task", String(63), primary_key=True),
         Column("alias", String(63), primary_key=True),
         Column("digest", String(64), primary_key=True),
+        Column("owner", String(200), primary_key=True),
         Column("at", String(32), nullable=False),
     )
     op.create_table(

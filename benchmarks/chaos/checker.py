@@ -1,0 +1,163 @@
+"""The checker: what was acknowledged, against what ledger, MLflow, pointers and bytes say; it knows nothing of how they are written."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+from pydantic import ValidationError
+from sqlalchemy import select
+
+from benchmarks.chaos.worker import LEASE_SECONDS
+from ptpipeline.errors import PtpError
+from ptpipeline.prompts.artifact import read_artifact
+from ptpipeline.records import (
+    PRODUCTION,
+    Pointer,
+    Promotion,
+    PromptVersion,
+    VersionName,
+    history_key,
+    pointer_key,
+    version_key,
+)
+from registry import tables
+from registry.doctor import examine
+from registry.mlflow_store import MlflowStore
+from registry.registry import Registry
+
+
+class Finding(NamedTuple):
+    """One acknowledged thing that is lost, or one disagreement."""
+
+    kind: Literal["lost", "torn"]
+    what: str
+
+
+@dataclass
+class Remembered:
+    """What a site acknowledged, by its workers' logs; `asked` are the jobs that began, `humans` the tasks edited in MLflow's UI."""
+
+    versions: list[PromptVersion] = field(default_factory=list)
+    promotions: list[Promotion] = field(default_factory=list)
+    asked: set[str] = field(default_factory=set)
+    humans: set[str] = field(default_factory=set)
+    crashes: list[str] = field(default_factory=list)
+
+
+def check(registry: Registry, tasks: Sequence[str], remembered: Remembered) -> list[Finding]:
+    """Every invariant, over every task."""
+    torn = [what for task in tasks for what in (*_bytes(registry, task), *_history(registry, task, remembered), *_projections(registry, task))]
+    return kept(registry, tasks, remembered) + [Finding("torn", what) for what in (*torn, *_differences(registry), *_leases(registry), *remembered.crashes)]
+
+
+def kept(registry: Registry, tasks: Sequence[str], remembered: Remembered) -> list[Finding]:
+    """What was acknowledged and is not in the ledger as it was acknowledged."""
+    return [Finding("lost", what) for task in tasks for what in (*_versions(registry, task, remembered), *_promotions(registry, task, remembered))]
+
+
+def _versions(registry: Registry, task: str, remembered: Remembered) -> Iterator[str]:
+    """Acknowledged versions that the ledger does not hold as acknowledged."""
+    held = {version.number: version.digest for version in registry.ledger.versions(task, limit=None)}
+    for version in remembered.versions:
+        if version.task == task and held.get(version.number) != version.digest:
+            yield f"{task}: version {version.number} was acknowledged as {version.digest[:12]}, the ledger holds {held.get(version.number, 'nothing')[:12]}"
+
+
+def _promotions(registry: Registry, task: str, remembered: Remembered) -> Iterator[str]:
+    held = registry.ledger.history(task)
+    for promotion in remembered.promotions:
+        if promotion.task == task and promotion not in held:
+            yield f"{task}: promotion {promotion!r} was acknowledged, the ledger holds {[row for row in held if (row.alias, row.seq) == (promotion.alias, promotion.seq)]}"
+
+
+def _bytes(registry: Registry, task: str) -> Iterator[str]:
+    """Versions, acknowledged or not, whose bytes, name in the store or page in MLflow are not theirs.
+
+    Only what never was promoted may have been collected.
+    """
+    versions, promoted = registry.ledger.versions(task, limit=None), {row.digest for row in registry.ledger.history(task)}
+    shown = set(_mlflow(registry).digests(task).values())
+    if sorted(version.number for version in versions) != list(range(1, len(versions) + 1)):
+        yield f"{task}: versions are numbered {[version.number for version in versions]}"
+    for version in versions:
+        if version.collected and version.digest not in promoted:
+            continue
+        try:
+            read_artifact(registry.store, task, version.digest)
+            named = VersionName.model_validate_json(registry.store.read(version_key(task, version.number)).body).digest
+        except (PtpError, ValidationError) as error:
+            yield f"{task}: version {version.number}: {error}"
+            continue
+        if named != version.digest:
+            yield f"{task}: number {version.number} names {named[:12]} in the store, {version.digest[:12]} in the ledger"
+        if version.digest not in shown:
+            yield f"{task}: version {version.number} ({version.digest[:12]}) is not in MLflow"
+
+
+def _history(registry: Registry, task: str, remembered: Remembered) -> Iterator[str]:
+    """Rows that do not follow each other, were never asked for, were asked for once and stand twice, or no gate let through."""
+    digests = {version.number: version.digest for version in registry.ledger.versions(task, limit=None)}
+    rows = registry.ledger.history(task)
+    for alias in sorted({row.alias for row in rows}):
+        mine = sorted((row for row in rows if row.alias == alias), key=lambda row: row.seq)
+        if [row.seq for row in mine] != list(range(1, len(mine) + 1)):
+            yield f"{task}@{alias}: the history is numbered {[row.seq for row in mine]}"
+        if [row.previous for row in mine] != [None, *(row.version for row in mine[:-1])]:
+            yield f"{task}@{alias}: versions {[row.version for row in mine]} follow {[row.previous for row in mine]}"
+        reasons = [row.reason for row in mine if row.actor != "mlflow-ui"]
+        if len(set(reasons)) < len(reasons) or not set(reasons) <= remembered.asked:
+            yield f"{task}@{alias}: promoted for {reasons}"
+        yield from (f"{task}@{alias}: {row!r} has another digest than the version" for row in mine if digests.get(row.version) != row.digest)
+        yield from (f"{task}@{alias}: {row!r} came from MLflow, and nobody was there" for row in mine if row.actor == "mlflow-ui" and task not in remembered.humans)
+    yield from (f"{task}: {row!r} passed no gate" for row in rows if row.alias == PRODUCTION and not row.override and not _passed(registry, row))
+
+
+def _passed(registry: Registry, row: Promotion) -> bool:
+    verdict = registry.ledger.verdict(row.verdict) if row.verdict else None
+    return verdict is not None and verdict.passed and verdict.digest == row.digest
+
+
+def _projections(registry: Registry, task: str) -> Iterator[str]:
+    """Aliases whose head, pointer, MLflow alias and stored history are not one."""
+    mlflow = _mlflow(registry)
+    digests, aliases = mlflow.digests(task), mlflow.aliases(task)
+    rows = registry.ledger.history(task)
+    for alias in sorted({row.alias for row in rows}):
+        head = max((row for row in rows if row.alias == alias), key=lambda row: row.seq)
+        try:
+            pointer = Pointer.model_validate_json(registry.store.read(pointer_key(task, alias)).body).promotion
+        except (PtpError, ValidationError) as error:
+            yield f"{task}@{alias}: pointer: {error}"
+        else:
+            if pointer != head:
+                yield f"{task}@{alias}: the head is {head!r}, the pointer {pointer!r}"
+        if digests.get(aliases.get(alias, "")) != head.digest:
+            yield f"{task}@{alias}: the head is seq {head.seq}, {head.digest[:12]}, MLflow's alias {aliases.get(alias)}, {digests.get(aliases.get(alias, ''), 'nothing')[:12]}"
+    for row in rows:
+        try:
+            stored = Promotion.model_validate_json(registry.store.read(history_key(task, row.alias, row.seq)).body)
+        except (PtpError, ValidationError) as error:
+            yield f"{task}@{row.alias}: stored history: {error}"
+        else:
+            if stored != row:
+                yield f"{task}@{row.alias}: {row!r} is {stored!r} in the stored history"
+
+
+def _differences(registry: Registry) -> Iterator[str]:
+    """What the doctor finds, but publishes that wait for their repeat."""
+    yield from (f"doctor: {difference!r}" for difference in examine(registry) if difference.kind != "publish")
+
+
+def _leases(registry: Registry) -> Iterator[str]:
+    """Leases that end later than a lease lasts."""
+    with registry.ledger.database.reading() as connection:
+        now = registry.ledger.database.clock(connection)
+        for row in connection.execute(select(tables.lease)):
+            if row.expires_at > now + LEASE_SECONDS:
+                yield f"lease {row.name} of {row.owner} ends in {row.expires_at - now:.0f} s"
+
+
+def _mlflow(registry: Registry) -> MlflowStore:
+    if registry.mlflow is None:
+        raise ValueError("chaos needs MLflow")
+    return registry.mlflow

@@ -1,0 +1,374 @@
+"""What the registry costs on the local stack, and whether racing promoters lose anything.
+
+Real SeaweedFS, MLflow and ledger (SQLite, or PostgreSQL with `--ledger postgres`) on loopback, all durable as shipped. Two
+such stacks stand side by side, seeded at database level (benchmarks/seeding.py): one with 2 tasks x 10 versions, one with
+`--tasks` x `--versions`. Each round does the same on both, the order turning, so that the ratios come from one time.
+
+    resolve = serving's `resolve("task@production")`, from the object store alone
+    publish = stage + register: bytes, records, plot, dossier, MLflow's logged model and version; its training's run is there
+    promote = `promote` of a version with a passed verdict: gate, ledger, history, pointer and MLflow alias
+    *_ratio = median at tasks x versions / median at 20 versions
+    requests, statements, writes = what one of them sends on average to MLflow, to S3 and to the ledger; a write is a
+              transaction that is synced to disk
+
+Races: two processes promote versions of their own to one alias, `--races` times. Every second time both stand behind the
+same head when they append; else they only start together. A promotion is overwritten where the history does not hold the row
+that was acknowledged, where a second row took its number, or where pointer, history objects or alias end up elsewhere.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import random
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from multiprocessing import get_context
+from multiprocessing.synchronize import Barrier
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import boto3
+from sqlalchemy import Connection, Engine, event
+
+from benchmarks.seeding import Addresses, seed, task_of
+from ptpipeline.errors import PromotionConflict
+from ptpipeline.prompts.artifact import read_artifact
+from ptpipeline.records import PRODUCTION, Promotion, history_key, pointer_key
+from ptpipeline.serving.resolver import resolve
+from ptpipeline.task import Task
+from registry.doctor import examine
+from registry.dossier import Dossier, write_dossier
+from registry.projection import pointer_in
+from registry.promotion import Cause, promote
+from registry.publish import register, stage
+from registry.registry import Registry
+from registry.steps import watch
+from registry.tracking import Tracking
+from tests.postgres import running_postgres
+from tests.registry.prompts import a_request, a_verdict, an_artifact
+from tests.registry.servers import running_mlflow
+from tests.servers import running_s3
+
+SMALL = (2, 10)  # tasks, versions of each
+RACED = "canary"
+PATIENCE = 120  # seconds that one racer waits for the other
+CAUSE = Cause("benchmark", "measured")
+
+
+# ------------------------------------------------------------ the stacks
+
+
+class Side(NamedTuple):
+    """One stack, open here, and how many tasks and versions it was seeded with."""
+
+    addresses: Addresses
+    registry: Registry
+    tasks: int
+    versions: int
+
+    def any_task(self, dice: random.Random) -> Task:
+        """One of the seeded tasks."""
+        return task_of(dice.randrange(self.tasks))
+
+
+@contextmanager
+def running(folder: Path, kind: str, size: tuple[int, int]) -> Iterator[Side]:
+    """A seeded stack until the block ends."""
+    with ExitStack() as stack:
+        s3 = stack.enter_context(running_s3(folder / "s3"))
+        os.environ.update({name: value for name, value in s3.environment.items() if name != "AWS_ENDPOINT_URL_S3"})
+        mlflow = stack.enter_context(running_mlflow(folder / "mlflow"))
+        ledger = stack.enter_context(running_postgres(durable=True)).create_database("ledger") if kind == "postgres" else f"sqlite:///{folder}/ledger.db"
+        boto3.client("s3", endpoint_url=s3.endpoint).create_bucket(Bucket="benchmark")
+        filer = next(int(argument.partition("=")[2]) for argument in s3.process.args if str(argument).startswith("-filer.port="))
+        addresses = Addresses(ledger, "benchmark", s3.endpoint, filer, mlflow, folder / "mlflow" / "mlflow.db")
+        started = time.perf_counter()
+        seed(addresses, *size)
+        print(f"{size[0]} tasks x {size[1]} versions: stack up, seeded in {time.perf_counter() - started:.0f} s", flush=True)
+        registry = addresses.open()
+        stack.callback(registry.ledger.close)
+        yield Side(addresses, registry, *size)
+
+
+@contextmanager
+def _environment() -> Iterator[None]:
+    """Gives the environment back as it was: the servers' keys go there."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+# ------------------------------------------------------------ what is measured
+
+
+def publish_one(side: Side, dice: random.Random) -> float:
+    """Seconds to publish a new prompt of some task, whose training MLflow has seen."""
+    task, number = side.any_task(dice), dice.randrange(10**6, 10**9)
+    request, artifact = a_request(task, number), an_artifact(task, number)
+    tracking = Tracking(side.addresses.mlflow)
+    run = tracking.start(task.name, {"seed": number}, {})
+    for point in request.tuned.curve:
+        tracking.point(run, point)
+    tracking.finish(run, "FINISHED")
+    request = dataclasses.replace(request, tuned=request.tuned.model_copy(update={"tracking_run": run}))
+
+    def publish() -> None:
+        stage(side.registry.ledger, side.registry.store, artifact)
+        register(side.registry, request)
+
+    return METER.timed("publish", publish)
+
+
+def promote_one(side: Side, dice: random.Random) -> float:
+    """Seconds to promote another version of some task, which passed the gate against the champion."""
+    ledger, task = side.registry.ledger, side.any_task(dice)
+    head = ledger.head(task.name, PRODUCTION)
+    number = dice.choice([number for number in range(1, side.versions + 1) if head is None or number != head.version])
+    report = ledger.report_of(task.name, an_artifact(task, number - 1).digest)
+    if report is None:
+        raise SystemExit(f"{task.name} version {number} has no report: it was not seeded")
+    verdict, publication = a_verdict(task, report, head.digest if head else None), ledger.publication(task.name, report.digest)
+    ledger.save_verdict(verdict)
+    if publication:
+        write_dossier(side.registry.store, Dossier(publication=publication, report=report, verdict=verdict))
+    return METER.timed("promote", lambda: promote(side.registry, task, number, CAUSE))
+
+
+def resolve_one(side: Side, dice: random.Random) -> float:
+    """Seconds to resolve the production version of some task."""
+    task = side.any_task(dice).name
+    return METER.timed("resolve", lambda: resolve(side.registry.store, f"{task}@{PRODUCTION}"))
+
+
+def interleaved(sides: Sequence[Side], once: Callable[[Side, random.Random], float], rounds: int) -> list[list[float]]:
+    """Milliseconds of each round but two for warming up, per side."""
+    dice, found = random.Random(0), [[] for _ in sides]  # type: list[list[float]]
+    for index in range(rounds + 2):
+        for position in range(len(sides)):
+            which = (index + position) % len(sides)
+            milliseconds = 1000 * once(sides[which], dice)
+            if index >= 2:
+                found[which].append(milliseconds)
+    return found
+
+
+class Meter:
+    """Counts, per kind of operation, its repetitions and what it sends; audit hooks see every request of this process."""
+
+    def __init__(self) -> None:
+        self.sent: dict[str, Counter[str]] = {}
+        self._now: Counter[str] = Counter()
+        self._s3_ports: set[int] = set()
+        self._hears = False
+
+    def start(self, sides: Sequence[Side]) -> None:
+        """Count anew from now on."""
+        self.sent.clear()
+        self._s3_ports = {urlsplit(side.addresses.s3).port or 0 for side in sides}
+        if not self._hears:  # an audit hook stays for the life of the process
+            sys.addaudithook(self._audited)
+            self._hears = True
+        event.listen(Engine, "after_cursor_execute", self._executed)
+        event.listen(Engine, "commit", self._committed)
+
+    def stop(self) -> None:
+        """Let go of the database's events; what the audit hook still counts is read by nobody."""
+        event.remove(Engine, "after_cursor_execute", self._executed)
+        event.remove(Engine, "commit", self._committed)
+
+    def timed(self, kind: str, operation: Callable[[], object]) -> float:
+        """Seconds of the operation; what it sends is added to its kind."""
+        self._now = Counter()
+        started = time.perf_counter()
+        operation()
+        seconds = time.perf_counter() - started
+        self.sent.setdefault(kind, Counter()).update(self._now, repetitions=1)
+        return seconds
+
+    def per_operation(self, kind: str) -> dict[str, float]:
+        """What one operation of that kind sends, on average."""
+        sent = self.sent[kind]
+        return {name: round(sent[name] / sent["repetitions"], 1) for name in ("mlflow", "s3", "statements", "writes")}
+
+    def _audited(self, name: str, arguments: tuple[Any, ...]) -> None:
+        if name == "http.client.send" and isinstance(arguments[1], bytes) and b" HTTP/1.1\r\n" in arguments[1][:2000]:
+            self._now["s3" if arguments[0].port in self._s3_ports else "mlflow"] += 1
+
+    def _executed(self, *_: object) -> None:
+        self._now["statements"] += 1
+
+    def _committed(self, connection: Connection) -> None:
+        self._now["writes"] += "begin" in connection.get_execution_options()
+
+
+METER = Meter()
+
+
+# ------------------------------------------------------------ two promoters
+
+
+class Outcome(NamedTuple):
+    """What one racer was told: the promotions that were acknowledged, and how often it conflicted."""
+
+    won: list[str]
+    conflicts: int
+
+
+class Race(NamedTuple):
+    """What both racers need: where, which task, how often, and the barrier at which they meet."""
+
+    addresses: Addresses
+    task: str
+    races: int
+    barrier: Barrier
+
+
+def race(side: Side, races: int) -> dict[str, Any]:
+    """Two processes promote at once, over and over; then ledger, store and MLflow are compared with what they were told."""
+    context = get_context("spawn")
+    task, barrier = task_of(0), context.Barrier(2)
+    published = [version.number for version in side.registry.ledger.versions(task.name, limit=None)]
+    pipes = [context.Pipe(duplex=False) for _ in range(2)]
+    racers = [context.Process(target=_racer, args=(Race(side.addresses, task.name, races, barrier), own, pipe[1])) for own, pipe in zip((published[:2], published[2:4]), pipes, strict=True)]
+    for racer in racers:
+        racer.start()
+    told = [pipe[0].recv() if pipe[0].poll(PATIENCE + races) else None for pipe in pipes]
+    for racer in racers:
+        racer.join(PATIENCE)
+    if None in told or any(racer.exitcode for racer in racers):
+        raise SystemExit("a racer did not come to its end; its traceback stands above")
+    acknowledged = [Promotion.model_validate_json(row) for outcome in told for row in outcome.won]
+    lost = overwritten(acknowledged, side.registry.ledger.history(task.name, RACED)) + len(disagreeing(side.registry, task.name))
+    return {"races": races, "won": len(acknowledged), "conflicts": sum(outcome.conflicts for outcome in told), "overwritten": lost}
+
+
+def _racer(race: Race, own: Sequence[int], pipe: Any) -> None:
+    """Promote one of the own versions that the alias does not name, `races` times."""
+    registry, task, won, conflicts = race.addresses.open(), task_of(int(race.task.rpartition("-")[2])), [], 0
+    together = False
+    watch(lambda step: race.barrier.wait(PATIENCE) if together and step == "promotion checked" else None)  # type: ignore[arg-type,func-returns-value]
+    for index in range(race.races):
+        together = False
+        race.barrier.wait(PATIENCE)
+        head = registry.ledger.head(race.task, RACED)
+        number = next(number for number in own if head is None or head.version != number)
+        race.barrier.wait(PATIENCE)
+        together = index % 2 == 0
+        try:
+            won.append(promote(registry, task, number, Cause(f"racer {own[0]}", f"race {index}"), RACED).model_dump_json())
+        except PromotionConflict:
+            conflicts += 1
+    pipe.send(Outcome(won, conflicts))
+
+
+def overwritten(acknowledged: Sequence[Promotion], history: Sequence[Promotion]) -> int:
+    """Promotions that were acknowledged and do not stand in the history as they were, or that stand there and were not; gaps too."""
+    rows = {row.seq: row for row in history}
+    missing = sum(rows.get(row.seq) != row for row in acknowledged)
+    shared = len(acknowledged) - len({row.seq for row in acknowledged})
+    chain = sum((row.seq, row.previous) != (seq, history[seq - 2].version if seq > 1 else None) for seq, row in enumerate(history, 1))
+    return missing + shared + chain + max(0, len(history) - len(acknowledged))
+
+
+def disagreeing(registry: Registry, task: str) -> list[str]:
+    """What does not show the history of the raced alias as the ledger has it: history objects, pointer, MLflow alias."""
+    history = registry.ledger.history(task, RACED)
+    head, store = history[-1], registry.store
+    found = [f"history {row.seq}" for row in history if Promotion.model_validate_json(store.read(history_key(task, RACED, row.seq)).body) != row]
+    if pointer_in(store.read(pointer_key(task, RACED)).body) != head:
+        found.append("pointer")
+    if registry.mlflow and registry.mlflow.digests(task)[registry.mlflow.aliases(task)[RACED]] != head.digest:
+        found.append("MLflow alias")
+    return found
+
+
+# ------------------------------------------------------------ the report
+
+
+def reads(side: Side) -> dict[str, float]:
+    """Milliseconds of what people look at, medians of five: pages of versions, one version, the heads, a history."""
+    ledger, task = side.registry.ledger, task_of(side.tasks - 1).name
+    total = side.tasks * side.versions
+
+    def show() -> None:
+        version = ledger.version(task, side.versions)
+        read_artifact(side.registry.store, task, version.digest)
+        ledger.publication(task, version.digest), ledger.report_of(task, version.digest), ledger.latest_verdict(task, version.digest)
+
+    looked: Mapping[str, Callable[[], object]] = {
+        "versions_page_ms": lambda: ledger.versions(limit=100),
+        "versions_last_page_ms": lambda: ledger.versions(limit=100, offset=max(0, total - 100)),
+        "show_ms": show,
+        "heads_ms": ledger.heads,
+        "history_ms": lambda: ledger.history(task),
+    }
+    return {name: round(1000 * statistics.median(METER.timed(name, look) for _ in range(5)), 2) for name, look in looked.items()}
+
+
+def doctor(side: Side) -> dict[str, float]:
+    """Seconds of one whole examination, and what it finds: nothing, where the seeding is right."""
+    started = time.perf_counter()
+    differences = examine(side.registry)
+    for difference in differences[:5]:
+        print(f"doctor: {difference.task}: {difference.what}: expected {difference.expected}, found {difference.found}")
+    return {"doctor_s": round(time.perf_counter() - started, 2), "doctor_differences": len(differences)}
+
+
+def measure(sides: Sequence[Side], arguments: argparse.Namespace) -> dict[str, Any]:
+    """All figures; those without a suffix are of the small stack."""
+    figures: dict[str, Any] = {}
+    METER.start(sides)
+    try:
+        for name, once, rounds in (("resolve", resolve_one, 10 * arguments.rounds), ("promote", promote_one, arguments.rounds), ("publish", publish_one, arguments.rounds)):
+            small, *large = interleaved(sides, once, rounds)
+            figures |= {f"{name}_p50_ms": _p(small, 50), f"{name}_p95_ms": _p(small, 95), f"{name}_sends": METER.per_operation(name)}
+            for found in large:
+                figures |= {f"{name}_p50_ms_at_scale": _p(found, 50), f"{name}_p95_ms_at_scale": _p(found, 95), f"{name}_ratio": round(statistics.median(found) / statistics.median(small), 2)}
+            print(f"{name}: p50 {_p(small, 50)} ms, p95 {_p(small, 95)} ms; " + (f"at scale {_p(large[0], 50)} and {_p(large[0], 95)} ms; " if large else "") + f"sends {figures[f'{name}_sends']}", flush=True)
+        figures |= race(sides[0], arguments.races)
+        figures |= reads(sides[-1])
+        figures |= doctor(sides[0 if arguments.no_doctor else -1])
+        return figures
+    finally:
+        METER.stop()
+
+
+def _p(milliseconds: Sequence[float], percent: int) -> float:
+    return round(statistics.quantiles(milliseconds, n=100, method="inclusive")[percent - 1], 2)
+
+
+def options() -> argparse.ArgumentParser:
+    """What may be chosen."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.registry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ledger", choices=("sqlite", "postgres"), default="sqlite")
+    parser.add_argument("--tasks", type=int, default=500, help="tasks of the large stack; 0 leaves it out")
+    parser.add_argument("--versions", type=int, default=40, help="versions of each of them")
+    parser.add_argument("--rounds", type=int, default=30, help="publishes and promotions per stack; resolves are ten times as many")
+    parser.add_argument("--races", type=int, default=200)
+    parser.add_argument("--no-doctor", action="store_true", help="examine the small stack only")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print lines for people, then the figures as one JSON object on the last line."""
+    arguments = options().parse_args(argv)
+    sizes = [SMALL, *([(arguments.tasks, arguments.versions)] if arguments.tasks else [])]
+    with tempfile.TemporaryDirectory(prefix="ptp-registry-") as folder, ExitStack() as stack:
+        stack.enter_context(_environment())
+        sides = [stack.enter_context(running(Path(folder) / str(index), arguments.ledger, size)) for index, size in enumerate(sizes)]
+        figures = measure(sides, arguments)
+    print(json.dumps({**figures, "ledger": arguments.ledger, "tasks": arguments.tasks, "versions": arguments.versions, "rounds": arguments.rounds, "cores": os.cpu_count()}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""Chaos in its short form: the named scenarios that chance rarely plays, rounds of chance, and the figures of the last line."""
+
+import random
+from collections.abc import Iterator
+
+import pytest
+
+from benchmarks.chaos.__main__ import run
+from benchmarks.chaos.rounds import BLOCK, RANDOM, schedule
+from benchmarks.chaos.scenarios import SCENARIOS
+from benchmarks.chaos.world import World, running
+
+SHORT = ["stalled-promoter-killed", "orphan-collected", "mlflow-dropped", "ledger-restored", "full-disk-store", RANDOM, RANDOM]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    with running(tmp_path_factory.mktemp("chaos")) as world:
+        yield world
+
+
+@pytest.mark.servers
+@pytest.mark.timeout(900)
+def test_nothing_is_lost_or_torn(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = run(world, seed=1, rounds=0, scenarios=SHORT)
+    told = capsys.readouterr().out
+    with capsys.disabled():
+        print(f"\nchaos: {figures}")
+    assert (figures["lost"], figures["torn"]) == (0, 0), told
+    assert (figures["rounds"], figures["acknowledged"] > 0, figures["kills"] > 0) == (len(SHORT), True, True)
+    assert {"faults", "conflicts", "restarts", "seconds", "seed"} < figures.keys()
+
+
+def test_every_scenario_is_played_in_fifty_rounds() -> None:
+    names = list(schedule(6 * BLOCK, random.Random(3)))
+    assert len(names) == 6 * BLOCK
+    for start in range(0, len(names), BLOCK):
+        block = names[start : start + BLOCK]
+        assert {name: block.count(name) for name in SCENARIOS} == dict.fromkeys(SCENARIOS, 1)
+        assert block.count(RANDOM) == BLOCK - len(SCENARIOS)
+
+
+def test_a_seed_is_a_schedule() -> None:
+    assert list(schedule(60, random.Random(3))) == list(schedule(60, random.Random(3)))
