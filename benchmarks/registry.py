@@ -21,6 +21,7 @@ import dataclasses
 import json
 import os
 import random
+import re
 import statistics
 import sys
 import tempfile
@@ -87,14 +88,19 @@ def running(folder: Path, kind: str, size: tuple[int, int]) -> Iterator[Side]:
         mlflow = stack.enter_context(running_mlflow(folder / "mlflow"))
         ledger = stack.enter_context(running_postgres(durable=True)).create_database("ledger") if kind == "postgres" else f"sqlite:///{folder}/ledger.db"
         boto3.client("s3", endpoint_url=s3.endpoint).create_bucket(Bucket="benchmark")
-        filer = next(int(argument.partition("=")[2]) for argument in s3.process.args if str(argument).startswith("-filer.port="))
-        addresses = Addresses(ledger, "benchmark", s3.endpoint, filer, mlflow, folder / "mlflow" / "mlflow.db")
+        addresses = Addresses(ledger, "benchmark", s3.endpoint, _filer_port(s3.process.args), mlflow, folder / "mlflow" / "mlflow.db")
         started = time.perf_counter()
         seed(addresses, *size)
         print(f"{size[0]} tasks x {size[1]} versions: stack up, seeded in {time.perf_counter() - started:.0f} s", flush=True)
         registry = addresses.open()
         stack.callback(registry.ledger.close)
         yield Side(addresses, registry, *size)
+
+
+def _filer_port(command: object) -> int:
+    """Where the server's filer listens, which its command says."""
+    (port,) = re.findall(r"-filer\.port=(\d+)", str(command))
+    return int(port)
 
 
 @contextmanager
@@ -152,7 +158,8 @@ def resolve_one(side: Side, dice: random.Random) -> float:
 
 def interleaved(sides: Sequence[Side], once: Callable[[Side, random.Random], float], rounds: int) -> list[list[float]]:
     """Milliseconds of each round but two for warming up, per side."""
-    dice, found = random.Random(0), [[] for _ in sides]  # type: list[list[float]]
+    dice = random.Random(0)
+    found: list[list[float]] = [[] for _ in sides]
     for index in range(rounds + 2):
         for position in range(len(sides)):
             which = (index + position) % len(sides)
@@ -242,10 +249,10 @@ def race(side: Side, races: int) -> dict[str, Any]:
     racers = [context.Process(target=_racer, args=(Race(side.addresses, task.name, races, barrier), own, pipe[1])) for own, pipe in zip((published[:2], published[2:4]), pipes, strict=True)]
     for racer in racers:
         racer.start()
-    told = [pipe[0].recv() if pipe[0].poll(PATIENCE + races) else None for pipe in pipes]
+    told: list[Outcome] = [pipe[0].recv() for pipe in pipes if pipe[0].poll(PATIENCE + 2 * races)]
     for racer in racers:
         racer.join(PATIENCE)
-    if None in told or any(racer.exitcode for racer in racers):
+    if len(told) < len(racers) or any(racer.exitcode for racer in racers):
         raise SystemExit("a racer did not come to its end; its traceback stands above")
     acknowledged = [Promotion.model_validate_json(row) for outcome in told for row in outcome.won]
     lost = overwritten(acknowledged, side.registry.ledger.history(task.name, RACED)) + len(disagreeing(side.registry, task.name))
@@ -254,9 +261,15 @@ def race(side: Side, races: int) -> dict[str, Any]:
 
 def _racer(race: Race, own: Sequence[int], pipe: Any) -> None:
     """Promote one of the own versions that the alias does not name, `races` times."""
-    registry, task, won, conflicts = race.addresses.open(), task_of(int(race.task.rpartition("-")[2])), [], 0
+    registry, task, conflicts = race.addresses.open(), task_of(int(race.task.rpartition("-")[2])), 0
+    won: list[str] = []
     together = False
-    watch(lambda step: race.barrier.wait(PATIENCE) if together and step == "promotion checked" else None)  # type: ignore[arg-type,func-returns-value]
+
+    def meet(step: str) -> None:
+        if together and step == "promotion checked":
+            race.barrier.wait(PATIENCE)
+
+    watch(meet)
     for index in range(race.races):
         together = False
         race.barrier.wait(PATIENCE)

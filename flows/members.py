@@ -22,6 +22,7 @@ POOL = "ptp"
 DEFAULT_PORTS = {"storage": 8333, "mlflow": 5000, "prefect": 4200}
 NAMES = ("storage", "prefect", "mlflow", "worker")
 LEANS_ON = {"mlflow": "storage", "worker": "prefect"}  # their environment holds the other's address
+WEBHOOK_KEY = "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"  # without a fixed one MLflow forgets its webhooks' secrets when it restarts
 GRPC_OFFSET = 10_000  # SeaweedFS serves gRPC on each port + 10000
 
 _PRIVATE = ("PREFECT_", "MLFLOW_", "_MLFLOW_", "AWS_", "PTP_")
@@ -29,11 +30,16 @@ _QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_S
 
 
 class Site(NamedTuple):
-    """Where a stack lives: its home folder, the ports of its servers by name, and its storage keys."""
+    """Where a stack lives: its home folder, the ports of its servers by name, and its secret keys by the variables that hold them."""
 
     home: Path
     ports: dict[str, int]
     keys: dict[str, str]
+
+    @property
+    def storage_keys(self) -> dict[str, str]:
+        """What opens the storage."""
+        return {name: value for name, value in self.keys.items() if name.startswith("AWS_")}
 
     def address(self, name: str) -> str:
         """The server's URL, without path."""
@@ -74,7 +80,7 @@ def _storage(site: Site) -> Member:
     options = ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     options += ["-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false", f"-ip={HOST}", f"-ip.bind={HOST}"]
     options += [f"-dir={_folder(site, 's3')}", f"-s3.port={port}", *(f"-{name}.port={value}" for name, value in ports.items())]
-    environment = _environment({**site.keys, "GOMEMLIMIT": "256MiB"})
+    environment = _environment({**site.storage_keys, "GOMEMLIMIT": "256MiB"})
     return Member("storage", [_weed(), "-logtostderr=true", "mini", *options], environment, lambda process: _storage_ready(site, process))
 
 
@@ -169,6 +175,8 @@ def _mlflow(site: Site) -> Member:
     folder = _folder(site, "mlflow")
     settings = {
         **site.keys,
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",  # `ptp webhook` listens on loopback
         "MLFLOW_S3_ENDPOINT_URL": site.address("storage"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{folder / 'mlflow.db'}",

@@ -22,7 +22,7 @@ from flows.app import (
     open_stages,
     read_text,
 )
-from ptpipeline.errors import SettingsError
+from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.records import PRODUCTION
 
 Override = Annotated[bool, typer.Option("--override", help="Promote against the gate; it stands in the history for ever.")]
@@ -55,10 +55,13 @@ def show(reference: Reference, as_json: Json = False) -> None:
     """One version: manifest, training, report and verdict, check by check."""
     from flows.render import show_version
     from ptpipeline.prompts.artifact import read_artifact
+    from registry.tombstone import collected_sentence
 
     registry = open_registry()
     task, number = numbered(registry, reference)
     version = registry.ledger.version(task, number)
+    if version.collected:
+        raise NotFound(collected_sentence(task, version.digest))
     manifest = read_artifact(registry.store, task, version.digest).manifest
     publication = registry.ledger.publication(task, version.digest)
     judged = registry.ledger.report_of(task, version.digest), registry.ledger.latest_verdict(task, version.digest)

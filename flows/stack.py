@@ -4,6 +4,7 @@ After `down` the record stays, with no processes: settings still point at the st
 not up instead of quietly looking into another store.
 """
 
+import base64
 import json
 import os
 import secrets
@@ -19,7 +20,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from flows.lost import end_lost_runs
-from flows.members import DEFAULT_PORTS, GRPC_OFFSET, LEANS_ON, NAMES, Member, Site, member
+from flows.members import DEFAULT_PORTS, GRPC_OFFSET, LEANS_ON, NAMES, WEBHOOK_KEY, Member, Site, member
 from flows.process import Process, is_alive, is_free, memory, spawn, stop
 from ptpipeline.errors import StackError
 from ptpipeline.records import Record
@@ -116,7 +117,7 @@ def read(home: Path) -> Stack | None:
 def _brought_up(home: Path, asked: Ports) -> Stack:
     before = read(home)
     running = {name: process for name, process in (before.processes if before else {}).items() if is_alive(process)}
-    site = Site(home, _chosen_ports(before, running, asked), _storage_keys(home))
+    site = Site(home, _chosen_ports(before, running, asked), _keys(home))
     for name, base in LEANS_ON.items():
         if name in running and base not in running and before and _recorded_ports(before)[base] != site.ports[base]:
             stop(running.pop(name))
@@ -183,21 +184,27 @@ def _recorded_ports(stack: Stack) -> dict[str, int]:
     return {name: urlparse(stack.settings[setting]).port or DEFAULT_PORTS[name] for name, setting in addresses.items()}
 
 
-def _storage_keys(home: Path) -> dict[str, str]:
-    """The stack's own random storage keys, made once and readable by their owner only."""
+def _keys(home: Path) -> dict[str, str]:
+    """The stack's own random keys, of the storage and of what MLflow encrypts; made once and readable by their owner only."""
     path = home / STACK_SECRETS
-    if not path.exists():
-        keys = {"AWS_ACCESS_KEY_ID": secrets.token_hex(10), "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20)}
+    lines = path.read_text().splitlines() if path.exists() else []
+    kept = {name: value for name, _, value in (line.partition("=") for line in lines)}
+    made = {
+        "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
+        "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
+        WEBHOOK_KEY: base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
+    }
+    keys = made | kept
+    if keys != kept:
         _replace(path, "".join(f"{name}={value}\n" for name, value in keys.items()))
-    lines = (line.partition("=") for line in path.read_text().splitlines())
-    return {name: value for name, _, value in lines if name.startswith("AWS_")}
+    return {name: keys[name] for name in made}
 
 
 # ---------------------------------------------------------------- the record
 
 
 def _site(home: Path, stack: Stack) -> Site:
-    return Site(home, _recorded_ports(stack), _storage_keys(home))
+    return Site(home, _recorded_ports(stack), _keys(home))
 
 
 def _member_status(name: str, stack: Stack | None, site: Site | None) -> MemberStatus:

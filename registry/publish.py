@@ -167,4 +167,7 @@ def _remember(registry: Registry, request: Request) -> Publication:
     publication = Publication(tuned=tuned, commit=request.commit or (known.commit if known else None), plots=plots)
     ledger.save_publication(publication, request.report)
     write_dossier(registry.store, Dossier(publication=publication, report=request.report, verdict=request.verdict))
+    for verdict in ledger.verdicts(tuned.task, tuned.digest):  # a collection deletes dossiers and keeps verdicts
+        if verdict != request.verdict:
+            write_dossier(registry.store, Dossier(publication=publication, report=ledger.report(verdict.evaluation_key), verdict=verdict))
     return publication

@@ -18,7 +18,7 @@ from registry.alias import Action
 from registry.reconcile import reconcile
 from tests.registry.prompts import a_task, an_artifact
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 CONFLICTS = ("PromotionConflict", "PromotionRefused")
 
 # Workers are forked by a server process that has imported everything once: a start takes milliseconds.
@@ -30,7 +30,7 @@ class Worker:
     """One process at work."""
 
     def __init__(self, orders: Orders, counts: Counter[str]) -> None:
-        self.orders, self._counts = orders, counts
+        self.orders, self._counts, self.stuck = orders, counts, False
         self._control, theirs = _processes.Pipe()
         self._process = _processes.Process(target=work, args=(orders, theirs), daemon=True)
         self._process.start()
@@ -68,9 +68,10 @@ class Worker:
             os.kill(self._process.pid, number)
 
     def end(self) -> None:
-        """Let it finish; killed where it does not."""
+        """Let it finish; killed where it does not, which is a finding."""
         self.thaw()
         self._process.join(PATIENCE_SECONDS)
+        self.stuck = self._process.is_alive()
         self.kill()
 
     def lines(self) -> list[dict[str, Any]]:
@@ -117,6 +118,8 @@ class Crew:
         """End all workers and remember what they were told."""
         for worker in self._workers:
             worker.end()
+            if worker.stuck:
+                self.remembered.crashes.append(f"a worker did not end within {PATIENCE_SECONDS:.0f} s: {worker.lines()}")
             verb: Verb = worker.orders.jobs[0].verb
             for line in worker.lines():
                 verb = line.get("began", verb)

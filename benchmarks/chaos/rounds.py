@@ -92,7 +92,7 @@ class Rounds:
         return self._current
 
     def _trouble(self, crew: Crew) -> list[str]:
-        share = self.chance.choice((0.0, 0.03, 0.1))
+        share = self.chance.choice((0.0, 0.05, 0.15))
         self.world.proxy.plan = seeded(self.chance.randrange(2**32), share)
         workers = [self._worker(crew) for _ in range(3)]
         events = sorted([event for worker in workers for event in self._fates(worker)] + self._outages(), key=lambda event: event[0])

@@ -44,7 +44,10 @@ def resolve(store: ObjectStore, reference: str) -> Resolved:
     """
     task, name = split_reference(reference)
     number, digest = _numbered(store, task, name) if re.fullmatch(r"[0-9]+", name) else _pointed(store, task, name)
-    artifact = read_artifact(store, task, digest)
+    try:
+        artifact = read_artifact(store, task, digest)
+    except NotFound:
+        raise NotFound(f"{task}@{number}: its prompt {digest[:12]} is not in {store.url}: the garbage collection deleted it, or it is lost; `ptp versions {task}` shows what is kept") from None
     return Resolved(task, number, artifact, read_members(store, artifact))
 
 

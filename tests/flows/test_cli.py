@@ -87,7 +87,7 @@ def test_lineage_leads_from_a_version_to_its_rows_and_back(environment: dict[str
     assert ptp(environment, "run", "tiny-sentiment").returncode == 0
     traced = json.loads(ptp(environment, "lineage", "tiny-sentiment", "--json").stdout)
     assert traced["origins"][0]["version"] == 1
-    rows = Path(environment["PTP_TASKS"]).parent / "rows.csv"
+    rows = Path(environment["PTP_TASKS"]).parent / "tiny-sentiment.csv"
     with rows.open(newline="") as file:
         texts = [row["text"] for row in csv.DictReader(file)]
     found = []
@@ -116,7 +116,8 @@ def test_garbage_is_listed_first_and_collected_on_demand(environment: dict[str, 
     shown = {row["version"]: row["bytes"] for row in map(json.loads, ptp(environment, "versions", "--json").stdout.splitlines())}
     assert shown == {1: "collected", 2: "", 3: ""}
     assert ptp(environment, "doctor").returncode == 0
-    assert "collected" in error_of(ptp(environment, "promote", "tiny-sentiment@1", "--reason", "back"), 1)
+    for gone in (("promote", "tiny-sentiment@1", "--reason", "back"), ("show", "tiny-sentiment@1"), ("predict", "tiny-sentiment@1", "x")):
+        assert "garbage collection" in error_of(ptp(environment, *gone), 1)
 
 
 def test_a_lost_ledger_is_made_anew(environment: dict[str, str]) -> None:

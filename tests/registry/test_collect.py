@@ -100,6 +100,16 @@ def test_everything_agrees_after_a_collection(registry: Registry, task: Task) ->
     assert examine(registry, task.name) == []
 
 
+def test_a_collected_version_that_is_published_again_has_all_its_verdicts(plain: Registry, task: Task) -> None:
+    for seed in (1, 2, 3):
+        published(plain, task, seed)
+    assert shown(collect(plain, TWO, apply=True)) == {("version", 1)}
+    head = promote(plain, task, 3, ME)
+    published(plain, task, 1, head.digest)  # with a verdict over another champion than its first one
+    assert len(plain.ledger.verdicts(task.name, an_artifact(task, 1).digest)) == 2
+    assert examine(plain, task.name) == []
+
+
 def test_a_young_candidate_stays(plain: Registry, task: Task) -> None:
     for seed in range(4):
         published(plain, task, seed)

@@ -147,7 +147,7 @@ def test_a_new_verdict_changes_the_page(shown: Registry, task: Task, client: Mlf
     assert "### Verdict: passed" in version.description
 
 
-REQUESTS = 36
+REQUESTS = 34
 
 
 @pytest.mark.parametrize("nth", range(2, REQUESTS, 3))

@@ -8,9 +8,11 @@ from ptpipeline.errors import NotFound, PromotionConflict, PromotionRefused
 from ptpipeline.records import Pointer, now, pointer_key, prompt_prefix
 from ptpipeline.task import Task
 from registry.doctor import examine
+from registry.dossier import release_key
 from registry.ledger import Move, Release
 from registry.promotion import Cause, checked_alias, promote, promote_release, rollback, rollback_release
 from registry.publish import register, stage
+from registry.reconcile import reconcile
 from registry.registry import Registry
 from tests.registry.prompts import a_request, a_task, an_artifact, published
 
@@ -259,3 +261,12 @@ def test_an_unknown_release_is_not_rolled_back(plain: Registry) -> None:
 def test_reserved_aliases_are_refused(alias: str) -> None:
     with pytest.raises(PromotionRefused, match="expected lower-case letters"):
         checked_alias(alias)
+
+
+def test_a_reconcile_brings_releases_to_the_store(plain: Registry, task: Task) -> None:
+    head = promote(plain, task, published(plain, task, 1), ME)
+    published(plain, task, 2, head.digest)
+    promote_release(plain, {task.name: task}, spring(task), ME)
+    plain.store.delete(release_key(f"spring-{task.name}"))
+    assert [action.what for action in reconcile(plain, {task.name: task})] == [f"release spring-{task.name} written to the store"]
+    assert examine(plain) == []

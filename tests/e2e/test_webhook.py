@@ -1,0 +1,57 @@
+"""An edit in MLflow wakes the reconcile through a signed event and a real Prefect run."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from mlflow import MlflowClient
+
+from flows.deploy import deploy
+from flows.requests import NightlyRequest
+from flows.trigger import trigger
+from ptpipeline.settings import load_settings
+from ptpipeline.task import load_tasks
+from tests.e2e.conftest import Project
+from tests.e2e.test_flows import followed
+from tests.servers import free_ports
+
+pytestmark = pytest.mark.servers
+
+
+@pytest.fixture
+def listening(project: Project) -> Iterator[None]:
+    """`ptp webhook` at work on a free port."""
+    (port,) = free_ports(1)
+    environment = os.environ | {"PTP_WEBHOOK_SECRET": "s" * 32}
+    process = subprocess.Popen([sys.executable, "-m", "flows.cli", "webhook", "--port", str(port)], env=environment, cwd=project.folder)
+    deadline = time.monotonic() + 60
+    try:
+        while True:
+            try:
+                if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                    break
+            except httpx.TransportError:
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_an_alias_deleted_in_mlflow_is_healed(project: Project, listening: None) -> None:
+    settings = load_settings()
+    deploy(settings, load_tasks(settings.tasks))
+    followed(project, trigger(project.prefect, "nightly", NightlyRequest()))
+    client = MlflowClient(tracking_uri=project.stack.settings["mlflow"], registry_uri=project.stack.settings["mlflow"])
+    before = client.get_registered_model("fruit").aliases["production"]
+    client.delete_registered_model_alias("fruit", "production")
+    deadline = time.monotonic() + 120
+    while client.get_registered_model("fruit").aliases.get("production") != before:
+        assert time.monotonic() < deadline, "no reconcile healed it"
+        time.sleep(1)
