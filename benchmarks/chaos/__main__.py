@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scenario", choices=[RANDOM, *sorted(SCENARIOS)], action="append", help="play this one alone, or several")
     arguments = parser.parse_args(argv)
+    logging.getLogger().addHandler(logging.NullHandler())
     with tempfile.TemporaryDirectory(prefix="ptp-chaos-", ignore_cleanup_errors=True) as folder, running(Path(folder)) as world:
         figures = run(world, arguments.seed, arguments.rounds, arguments.scenario)
     print(json.dumps(figures))
@@ -58,6 +60,8 @@ def _tell(number: int, outcome: Outcome, seconds: float) -> None:
     print(f"{number:4d} {seconds:5.1f} s  {outcome.name}: {'; '.join(outcome.notes) or 'as named'}", flush=True)
     for finding in outcome.findings:
         print(f"     {finding.kind}: {finding.what}", flush=True)
+    for line in outcome.crew.story() if outcome.findings else []:
+        print(f"       {line}", flush=True)
 
 
 if __name__ == "__main__":

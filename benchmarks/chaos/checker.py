@@ -144,8 +144,8 @@ def _projections(registry: Registry, task: str) -> Iterator[str]:
 
 
 def _differences(registry: Registry) -> Iterator[str]:
-    """What the doctor finds, but publishes that wait for their repeat."""
-    yield from (f"doctor: {difference!r}" for difference in examine(registry) if difference.kind != "publish")
+    """What the doctor finds, but publishes that wait for their repeat, and leases of the dead, which expire (`_leases`)."""
+    yield from (f"doctor: {difference!r}" for difference in examine(registry) if difference.kind not in ("publish", "lease"))
 
 
 def _leases(registry: Registry) -> Iterator[str]:

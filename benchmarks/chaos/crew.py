@@ -143,6 +143,11 @@ class Crew:
             else:
                 self.remembered.promotions.append(Promotion.model_validate(done))
 
+    def story(self) -> list[str]:
+        """What the newest workers logged, for whoever has to see why."""
+        newest = sorted(self._folder.iterdir(), key=lambda path: int(path.name.split("-")[0]))[-8:]
+        return [line for path in newest for line in (f"{path.name}:", *path.read_text().splitlines())]
+
     def reconcile(self) -> list[Action]:
         """The one reconcile that has to mend everything, undisturbed."""
         with self.site.looked_at() as registry:

@@ -28,11 +28,12 @@ Event = tuple[float, str, Callable[[], None]]
 
 
 class Outcome(NamedTuple):
-    """One round: what was done, and what was found to be wrong."""
+    """One round: what was done, what was found to be wrong, and on whose site."""
 
     name: str
     notes: list[str]
     findings: list[Finding]
+    crew: Crew
 
 
 def steps_in_source() -> set[str]:
@@ -75,8 +76,8 @@ class Rounds:
             try:
                 scenario.play(crew, self.chance)
             except (RuntimeError, PtpError) as error:
-                return Outcome(name, notes, [Finding("torn", f"not played to the end: {error!r}"), *judged(crew)])
-        return Outcome(name, notes, judged(crew))
+                return Outcome(name, notes, [Finding("torn", f"not played to the end: {error!r}"), *judged(crew)], crew)
+        return Outcome(name, notes, judged(crew), crew)
 
     def _crew(self, tasks: int, ledger: str, store: str) -> Crew:
         self.crews.append(Crew(self.world, self.world.site(tasks, ledger, store), self.counts))
@@ -107,7 +108,7 @@ class Rounds:
 
     def _worker(self, crew: Crew) -> Worker:
         stops = [(self.chance.choice(self._steps), self.chance.randint(1, 2))] if self.chance.random() < 0.4 else []
-        return crew.start(*(self._job(crew) for _ in range(self.chance.randint(2, 4))), stops=stops)
+        return crew.start(*(self._job(crew) for _ in range(self.chance.randint(2, 3))), stops=stops)
 
     def _job(self, crew: Crew) -> Job:
         [verb] = self.chance.choices(list(VERBS), list(VERBS.values()))

@@ -1,6 +1,7 @@
 """A worker: a process that does jobs on a registry, logs what was acknowledged, and stands still at the step it was told."""
 
 import json
+import logging
 import os
 import resource
 import time
@@ -91,6 +92,7 @@ class Log:
 def work(orders: Orders, control: Connection) -> None:
     """The worker's whole life: `control` gets a step's name when the worker stands there, and lets it go on."""
     os.environ.update(orders.environment)
+    logging.getLogger().addHandler(logging.NullHandler())  # warnings of what chaos does are no news
     log = Log(orders.log)
     _watch(orders.stops, control, log)
     if orders.prepare:

@@ -9,20 +9,24 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import boto3
 import httpx
 import psycopg
+import stamina
 
 from benchmarks.chaos.site import Site
 from benchmarks.faults import FaultProxy
+from ptpipeline.errors import ServiceUnavailable
+from ptpipeline.storage import S3Store
 from tests.postgres import Postgres, running_postgres
 from tests.registry.servers import QUIET
 from tests.servers import free_ports, running_s3
 
 SILENCE_SECONDS = 2.0
+READY = "ready"
 
 
 class Served:
@@ -62,6 +66,8 @@ class World:
         (self.s3, self.s3_url), (self.mlflow, self.mlflow_url) = s3, mlflow
         self.proxy = FaultProxy(self.s3_url, silence=SILENCE_SECONDS)
         self.restarts: Counter[str] = Counter()
+        boto3.client("s3", endpoint_url=self.s3_url).create_bucket(Bucket=READY)
+        self._probe = S3Store(READY, endpoint=self.s3_url)
 
     def site(self, tasks: int, ledger: str = "postgresql", store: str = "s3") -> Site:
         """A fresh registry of that many tasks; the MLflow server is shared, so their names are unique."""
@@ -98,9 +104,13 @@ class World:
                 return
 
     def wait(self) -> None:
-        """Until every server answers."""
+        """Until every server answers; SeaweedFS calls itself healthy before it finds its objects again."""
         self.s3.wait()
         self.mlflow.wait()
+        for attempt in stamina.retry_context(on=ServiceUnavailable, attempts=None, timeout=60, wait_max=0.5):
+            with attempt:
+                self._probe.create(READY, b"ready")
+                self._probe.create(f"{READY}-{uuid.uuid4().hex}", b"ready")
 
     def drop_mlflow(self) -> None:
         """A fresh, empty database in place of MLflow's, on the same port; its artifacts are gone too."""
@@ -143,19 +153,20 @@ def running(folder: Path) -> Iterator[World]:
         command, environment = [str(part) for part in first.process.args], first.environment  # type: ignore[union-attr]
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
-    with running_postgres(durable=True) as postgres:
-        s3, (port,) = Served(command, folder / "s3", f"{first.endpoint}/healthz"), free_ports(1)
-        mlflow = _mlflow(folder / "mlflow", port)
-        shutil.copy(folder / "mlflow" / "mlflow.db", folder / "mlflow" / "empty.db")
-        world = World(folder, (s3, first.endpoint), (mlflow, f"http://127.0.0.1:{port}"), postgres)
-        try:
+    try:
+        with running_postgres(durable=True) as postgres, ExitStack() as stack:
+            s3 = Served(command, folder / "s3", f"{first.endpoint}/healthz")
+            stack.callback(s3.kill)
+            (port,) = free_ports(1)
+            mlflow = _mlflow(folder / "mlflow", port)
+            stack.callback(mlflow.kill)
+            shutil.copy(folder / "mlflow" / "mlflow.db", folder / "mlflow" / "empty.db")
+            world = World(folder, (s3, first.endpoint), (mlflow, f"http://127.0.0.1:{port}"), postgres)
             with world.proxy:
                 yield world
-        finally:
-            s3.kill()
-            mlflow.kill()
-            for name, value in before.items():
-                os.environ.pop(name) if value is None else os.environ.update({name: value})
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _mlflow(folder: Path, port: int) -> Served:

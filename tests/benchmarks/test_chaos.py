@@ -10,7 +10,7 @@ from benchmarks.chaos.rounds import BLOCK, RANDOM, schedule
 from benchmarks.chaos.scenarios import SCENARIOS
 from benchmarks.chaos.world import World, running
 
-SHORT = ["stalled-promoter-killed", "orphan-collected", "mlflow-dropped", "ledger-restored", "full-disk-store", RANDOM, RANDOM]
+SHORT = ["stalled-promoter-killed", "orphan-collected", "mlflow-dropped", "ledger-restored", "full-disk-store", "late-delete", RANDOM]
 
 
 @pytest.fixture(scope="module")
