@@ -4,12 +4,13 @@ import multiprocessing
 import sqlite3
 import tempfile
 import time
+import uuid
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
@@ -19,6 +20,7 @@ from registry import database, tables
 from registry.database import put
 from registry.lease import leased
 from registry.ledger import Ledger, Move, Release
+from tests.postgres import Postgres
 from tests.registry.prompts import a_report, a_request, a_snapshot, a_task, a_verdict, an_artifact
 from tests.servers import free_ports
 
@@ -35,9 +37,12 @@ class LedgerIsItsModel(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
-        self.ledger = Ledger(f"sqlite:///{self.folder.name}/ledger.db")
+        self.ledger = Ledger(self.address())
         self.versions: dict[str, list[str]] = {task: [] for task in TASKS}
         self.moves: dict[tuple[str, str], list[int]] = {(task, alias): [] for task in TASKS for alias in ALIASES}
+
+    def address(self) -> str:
+        return f"sqlite:///{self.folder.name}/ledger.db"
 
     def teardown(self) -> None:
         self.ledger.close()
@@ -80,8 +85,19 @@ class LedgerIsItsModel(RuleBasedStateMachine):
         assert {task: [v.digest for v in reversed(self.ledger.versions(task))] for task in TASKS} == self.versions
 
 
+SOME = settings(max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck))
+
 TestLedgerIsItsModel = LedgerIsItsModel.TestCase
-TestLedgerIsItsModel.settings = settings(max_examples=12, stateful_step_count=15, deadline=None, suppress_health_check=list(HealthCheck))
+TestLedgerIsItsModel.settings = SOME
+
+
+@pytest.mark.servers
+def test_the_ledger_on_postgresql_is_its_model(postgres: Postgres) -> None:
+    class OnPostgresql(LedgerIsItsModel):
+        def address(self) -> str:
+            return postgres.create_database(f"model-{uuid.uuid4().hex}")
+
+    run_state_machine_as_test(OnPostgresql, settings=SOME)
 
 
 @pytest.mark.parametrize("statement", ["UPDATE promotion SET actor = 'nobody'", "DELETE FROM promotion", "UPDATE version SET digest = 'b'", "DELETE FROM version", "DELETE FROM release"])
