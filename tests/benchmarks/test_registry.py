@@ -5,7 +5,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from benchmarks.registry import main, overwritten
+from benchmarks.race import overwritten
+from benchmarks.registry import main
 from ptpipeline.records import Promotion
 
 MEASURED = ("resolve", "promote", "publish")
