@@ -3,7 +3,7 @@
 import getpass
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -22,8 +22,11 @@ from flows.app import (
     open_stages,
     read_text,
 )
-from ptpipeline.errors import NotFound, SettingsError
-from ptpipeline.records import PRODUCTION
+from ptpipeline.errors import NotFound, PromotionRefused, SettingsError
+from ptpipeline.records import PRODUCTION, Promotion
+
+if TYPE_CHECKING:
+    from registry.doctor import Difference
 
 Override = Annotated[bool, typer.Option("--override", help="Promote against the gate; it stands in the history for ever.")]
 
@@ -76,12 +79,12 @@ def history(task: TaskName, alias: Annotated[str | None, typer.Option("--alias",
     registry = open_registry()
     rows = registry.ledger.history(str(known_task(registry, task)), alias)
     show([{"alias": p.alias, "seq": p.seq, "version": p.version, "previous": p.previous, "actor": p.actor, "at": p.at, "reason": p.reason,
-           "verdict": (p.verdict if as_json else p.verdict[:12]) if p.verdict else None, "override": "OVERRIDE" if p.override else "", "release": p.release} for p in rows], as_json)  # fmt: skip
+           "verdict": (p.verdict if as_json else p.verdict[:12]) if p.verdict else None, "override": p.override if as_json else "OVERRIDE" if p.override else "", "release": p.release if as_json else p.release or ""} for p in rows], as_json)  # fmt: skip
 
 
 @app.command()
 def promote(
-    reference: Annotated[str, typer.Argument(metavar="TASK@N")],
+    reference: Annotated[str, typer.Argument(metavar="TASK@N", help="The version to promote; TASK@ALIAS is the one that alias names.")],
     reason: Reason,
     alias: Alias = PRODUCTION,
     override: Override = False,
@@ -93,7 +96,10 @@ def promote(
 
     stages = open_stages()
     task, number = numbered(stages.registry, reference)
-    show_record(stages.move(task, alias, number, Cause(getpass.getuser(), reason, override)), as_json)
+    before = stages.registry.ledger.head(task, alias)
+    promotion = stages.move(task, alias, number, Cause(getpass.getuser(), reason, override))
+    _say_unmoved(before, promotion)
+    show_record(promotion, as_json)
 
 
 @app.command()
@@ -108,7 +114,11 @@ def rollback(
     from flows.render import show_record
     from registry.promotion import Cause
 
-    show_record(open_stages().roll_back(task, alias, to, Cause(getpass.getuser(), reason)), as_json)
+    stages = open_stages()
+    before = stages.registry.ledger.head(task, alias)
+    promotion = stages.roll_back(task, alias, to, Cause(getpass.getuser(), reason))
+    _say_unmoved(before, promotion)
+    show_record(promotion, as_json)
 
 
 @app.command()
@@ -130,7 +140,7 @@ def sign(reference: Reference, as_json: Json = False) -> None:
 @releases.command("promote")
 def promote_release(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name for the set, unique for ever.")],
-    references: Annotated[list[str], typer.Argument(metavar="TASK@N...")],
+    references: Annotated[list[str], typer.Argument(metavar="TASK@N...", help="One version of each task.")],
     reason: Reason,
     override: Override = False,
     as_json: Json = False,
@@ -140,7 +150,10 @@ def promote_release(
     from registry.promotion import Cause
 
     stages = open_stages()
-    versions = dict(numbered(stages.registry, reference) for reference in references)
+    named = [numbered(stages.registry, reference) for reference in references]
+    versions = dict(named)
+    if len(versions) < len(named):
+        raise PromotionRefused(f"release {name!r}: {', '.join(references)} name a task twice; a release holds one version of each")
     show(stages.move_release(name, versions, Cause(getpass.getuser(), reason, override)), as_json)
 
 
@@ -170,7 +183,7 @@ def reconcile(task: SomeTask = None, as_json: Json = False) -> None:
     from registry.reconcile import reconcile as replay
 
     stages = open_stages()
-    show(replay(stages.registry, stages.sound(), known_task(stages.registry, task)), as_json)
+    show(replay(stages.registry, stages.sound(), known_task(stages.registry, task)), as_json, "nothing to do")
 
 
 @app.command()
@@ -194,7 +207,7 @@ def doctor(
         found = examine(registry, task)
     for action in actions:
         print(f"{action.task}: {action.what}", file=sys.stderr)
-    show(found, as_json)
+    show([item if as_json else _for_people(item) for item in found], as_json, "no differences")
     if found or not all(action.done for action in actions):
         raise typer.Exit(NO)
 
@@ -207,7 +220,7 @@ def lineage(
     as_json: Json = False,
 ) -> None:
     """Where a version comes from, or what learnt from a row, and what to do when that row must go."""
-    from flows.render import show, show_record
+    from flows.render import show, show_lineage
     from registry.lineage import lineage as traced
     from registry.lineage import row_of, to_forget, trained_on
 
@@ -215,10 +228,10 @@ def lineage(
         raise typer.BadParameter("give a version, or --row, or --text-file")
     registry = open_registry()
     if reference is not None:
-        show_record(traced(registry, *numbered(registry, reference)), as_json)
+        show_lineage(traced(registry, *numbered(registry, reference)), as_json)
         return
     found = trained_on(registry, row_of(read_text(text_file)) if text_file is not None else str(row))
-    show(found, as_json)
+    show(found, as_json, "nothing that is stored learnt from this row")
     for step in to_forget(found):
         print(step, file=sys.stderr)
 
@@ -240,9 +253,20 @@ def gc(
 
     registry = open_registry(writing=apply)
     found = collect(registry, Retention(candidates=keep, grace=timedelta(hours=grace)), apply, known_task(registry, task))
-    show(found, as_json)
+    show(found, as_json, "nothing to collect")
     if not apply and found:
         print(f"{len(found)} would go, {sum(item.bytes for item in found):,} bytes; `--apply` deletes them", file=sys.stderr)
+
+
+def _say_unmoved(before: Promotion | None, promotion: Promotion) -> None:
+    """The row shown is an older one, with another reason, where the alias named the version already."""
+    if before == promotion:
+        print(f"{promotion.task}@{promotion.alias} names version {promotion.version} already, by the row below; the history got no new one", file=sys.stderr)
+
+
+def _for_people(found: "Difference") -> dict[str, object]:
+    shown: dict[str, object] = found.to_json()
+    return {name: value for name, value in shown.items() if name != "safe"} | {"--fix mends it": found.safe}
 
 
 def _verdict(passed: bool | None) -> str:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,19 +21,22 @@ from ptpipeline.records import (
     title_of,
 )
 
+if TYPE_CHECKING:
+    from registry.lineage import Lineage
+
 Row = Mapping[str, Any] | Record
 Judged = tuple[Report | None, Verdict | None]
 
 
-def show(rows: Sequence[Row], as_json: bool) -> None:
-    """A table with one line per record; a column that is empty in every line is left out."""
+def show(rows: Sequence[Row], as_json: bool, empty: str = "none") -> None:
+    """A table with one line per record; a column that is empty in every line is left out. Of no records people are told `empty`."""
     plain = [_plain(row) for row in rows]
     if as_json:
         for row in plain:
             print(json.dumps(row))
         return
     if not plain:
-        print("none", file=sys.stderr)
+        print(empty, file=sys.stderr)
         return
     columns = [name for name in plain[0] if any(row.get(name) not in (None, "") for row in plain)]
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -68,7 +71,7 @@ def show_version(version: PromptVersion, manifest: PromptManifest, tuned: TunedP
             "version": f"{version.task}@{version.number}",
             "digest": version.digest,
             "registered": version.registered_at,
-            "prompt": _prompt(manifest),
+            "method": _prompt(manifest),
             "base model": f"{manifest.base_model.name} {manifest.base_model.fingerprint[:12]}",
             "template": json.dumps(manifest.template),
             "answers": manifest.labels or manifest.answers,
@@ -87,6 +90,24 @@ def show_version(version: PromptVersion, manifest: PromptManifest, tuned: TunedP
     if verdict:
         print(f"verdict: {'passed' if verdict.passed else 'failed'}")
         show([{"check": c.name, "": "pass" if c.passed else "FAIL", "observed": c.observed, "required": c.required} for c in verdict.checks], as_json)
+
+
+def show_lineage(found: "Lineage", as_json: bool) -> None:
+    """Where a version comes from: a block per prompt, its own first; then verdict and promotions."""
+    if as_json:
+        print(json.dumps(found.to_json()))
+        return
+    for origin in found.origins:
+        name = f"{origin.task}@{origin.version}" if origin.version else f"{origin.task}, not registered"
+        manifest = origin.manifest
+        base = f"{manifest.base_model.name} {manifest.base_model.fingerprint[:12]}" if manifest else None
+        data = [f"{s.source}: snapshot {s.digest[:12]}, rows {s.train.rows} train, {s.dev.rows} dev, {s.test.rows} test" for s in origin.snapshots]
+        parents = [f"{relation} {digest[:12]}" for digest, relation in origin.parents.items()]
+        show_record({"prompt": f"{name} ({origin.digest[:12]})", "data": "; ".join(data) or None, "recipe": manifest.recipe[:12] if manifest else None, "base model": base,
+                     "parents": ", ".join(parents) or None, "MLflow run": origin.run, "commit": origin.commit}, as_json)  # fmt: skip
+    print(f"verdict: {'none' if found.verdict is None else 'passed' if found.verdict.passed else 'failed'}")
+    show([{"alias": p.alias, "seq": p.seq, "at": p.at, "actor": p.actor, "reason": p.reason, "override": "OVERRIDE" if p.override else "", "release": p.release or ""} for p in found.promotions],
+         as_json, "no alias ever named it")  # fmt: skip
 
 
 def _prompt(manifest: PromptManifest) -> str:
@@ -118,6 +139,8 @@ def _plain(row: Row) -> dict[str, Any]:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, dict | list):

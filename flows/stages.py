@@ -124,8 +124,9 @@ class Stages(Training, Judging):
         if manifest.labels == task.labels and manifest.base_model.name == task.base_model:
             report = self.measured(task, version.digest, self.ingest(task))
             verdict = self.gate(task, publication.tuned, report)
-            ledger.save_verdict(verdict)
+            # the store first: a promotion may cite what the ledger holds, and a lost ledger is made anew from what the store holds
             write_dossier(self.registry.store, Dossier(publication=publication, report=report, verdict=verdict))
+            ledger.save_verdict(verdict)
 
     def roll_back(self, task: str, alias: str, to: int | None, cause: Cause) -> Promotion:
         """Back to the previous version, or to the one named."""

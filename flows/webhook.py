@@ -11,6 +11,7 @@ import hmac
 import logging
 import os
 import re
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 
@@ -42,16 +43,27 @@ def serve(settings: Settings, host: str, port: int, address: str | None = None) 
     """Have MLflow post its edits here, and listen until interrupted.
 
     `address` is how MLflow reaches this process, by default `host` and `port`. Raises SettingsError where a server or the
-    secret is not set, Terminal where MLflow may not call that address, ServiceUnavailable where it does not answer.
+    secret is not set or the port is taken, Terminal where MLflow may not call that address, ServiceUnavailable where it does not answer.
     """
     import uvicorn
 
     if settings.mlflow is None or settings.prefect is None:
         raise SettingsError("the webhook needs an MLflow and a Prefect server: set PTP_MLFLOW and PTP_PREFECT, or `ptp up`")
-    secret = webhook_secret()
-    MlflowStore(settings.mlflow).tell(address or f"http://{host}:{port}{PATH}", secret)
+    secret, reached = webhook_secret(), address or f"http://{host}:{port}{PATH}"
+    _check_free(host, port)
+    MlflowStore(settings.mlflow).tell(reached, secret)
     waker = Waker(Starter(settings.prefect).start, seconds_apart() + START_SECONDS)
+    log.info("MLflow posts its edits to %s; Ctrl-C ends this", reached)
     uvicorn.run(application(secret, waker), host=host, port=port, log_level="warning", access_log=False)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Before MLflow is told of an address where something else listens."""
+    try:
+        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+            pass
+    except OSError as error:
+        raise SettingsError(f"webhook: cannot listen on {host} port {port} ({str(error.strerror).split(' (')[0]}); give another --port or --host") from error
 
 
 def webhook_secret() -> str:
@@ -113,13 +125,13 @@ class Starter:
 
 
 def application(secret: str, waker: Waker) -> Starlette:
-    """POST /mlflow takes events: 204, 401 for what MLflow did not just sign, 413 for what is too long. GET /health answers 200."""
+    """POST /mlflow takes events: 204, 401 for what MLflow did not just sign, 413 for what is too long. GET /health answers 200; 503 where the waker ended."""
 
     @contextlib.asynccontextmanager
-    async def alive(_: Starlette) -> AsyncIterator[None]:
-        running = asyncio.create_task(waker.run())
+    async def alive(listening: Starlette) -> AsyncIterator[None]:
+        listening.state.running = asyncio.create_task(waker.run())
         yield
-        running.cancel()
+        listening.state.running.cancel()
 
     async def event(request: Request) -> Response:
         body = b""
@@ -131,10 +143,11 @@ def application(secret: str, waker: Waker) -> Starlette:
             log.warning("refused a request to %s that MLflow did not sign within the last %d s", PATH, FRESH_SECONDS)
             return Response(status_code=401)
         waker.wake()
-        return Response(status_code=204)
+        return Response(status_code=503 if request.app.state.running.done() else 204)  # nobody is there to be woken: a person has to look
 
-    async def health(_: Request) -> Response:
-        return PlainTextResponse("OK")
+    async def health(request: Request) -> Response:
+        ended = request.app.state.running.done()
+        return PlainTextResponse("the waker ended; see the log" if ended else "OK", status_code=503 if ended else 200)
 
     return Starlette(routes=[Route(PATH, event, methods=["POST"]), Route("/health", health)], lifespan=alive)
 

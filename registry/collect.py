@@ -24,7 +24,16 @@ from ptpipeline.records import prompt_prefix
 from ptpipeline.storage import ObjectStore
 from registry.registry import Registry
 from registry.retention import Collected, plan, rows_keys
-from registry.roots import Name, Retention, held_elsewhere, parts_of, prompts_in_use, read_manifests, snapshots_in_use
+from registry.roots import (
+    Name,
+    Retention,
+    abandoned,
+    held_elsewhere,
+    parts_of,
+    prompts_in_use,
+    read_manifests,
+    snapshots_in_use,
+)
 from registry.steps import reached
 from registry.tombstone import Tombstone, forget_unmarked
 
@@ -51,9 +60,22 @@ def collect(registry: Registry, policy: Retention, apply: bool = False, task: st
     planned = plan(bare, policy, task)
     if not apply:
         return planned
+    registry.ledger.forget_intents(abandoned(policy))
     done = [item for item in planned if _collected(Collection(registry, store, policy), item)]
+    _spare(Collection(registry, store, policy), planned, task)
     forget_unmarked(registry.ledger.database)
     return done
+
+
+def _spare(work: Collection, planned: list[Collected], task: str | None) -> None:
+    """Give back what a killed collector buried and did not touch yet, and what is to stay by now: a server names it, or more are kept."""
+    whole = {(parts[1], parts[2]) for key in work.store.keys("prompts") if len(parts := key.split("/")) == 4 and parts[3] == MANIFEST_FILE}
+    whole -= {(str(item.task), item.digest) for item in planned}
+    for version in work.registry.ledger.versions(task, limit=None):
+        name = (version.task, version.digest)
+        grave = Tombstone(work.registry.ledger.database, *name)
+        if version.collected and name in whole and grave.bury(lambda _: False):
+            _ = grave.lift() if work.store.exists(f"{prompt_prefix(*name)}/{MANIFEST_FILE}") else grave.leave()
 
 
 def _collected(work: Collection, item: Collected) -> bool:

@@ -1,17 +1,21 @@
 """The ledger's database, SQLite or PostgreSQL: one engine, its transactions, its schema brought up to date when it opens."""
 
 import hashlib
+import os
 import re
+import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
+import stamina
 from filelock import FileLock, Timeout
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, inspect, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ptpipeline.errors import ServiceUnavailable, SettingsError
@@ -33,6 +37,7 @@ class Database:
         self.file = Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None
         self._engine = _sqlite_engine(parsed) if self.file else _postgresql_engine(parsed)
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
+        _opened.add(self)
         self._migrate()
 
     @contextmanager
@@ -67,6 +72,10 @@ class Database:
     def close(self) -> None:
         """Give the connections back."""
         self._engine.dispose()
+
+    def disown(self) -> None:
+        """Leave the connections to the process that this one was forked from: two that share one read each other's answers."""
+        self._engine.dispose(close=False)
 
     def _migrate(self) -> None:
         with self._answering():
@@ -106,7 +115,7 @@ class Database:
     def _answering(self) -> Iterator[None]:
         try:
             yield
-        except (OperationalError, InterfaceError, PoolTimeout) as error:
+        except (OperationalError, InterfaceError, InternalError, PoolTimeout) as error:  # internal: a standby, a transaction that idled too long
             reason = " ".join(str(getattr(error, "orig", error)).split())
             raise ServiceUnavailable(f"ledger {self.name} does not answer: {reason}; is another process holding it, is the disk writable, is the server up?") from error
         except (OSError, Timeout) as error:
@@ -142,7 +151,9 @@ def _parsed(url: str) -> URL:
 
 
 def _postgresql_engine(url: URL) -> Engine:
-    return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": BUSY_SECONDS, "options": TIMEOUTS})
+    arguments = {"connect_timeout": BUSY_SECONDS, "options": TIMEOUTS}
+    # a stricter level, which a server may have as its default, would show behind a lock what was so before it was waited for
+    return create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", connect_args=arguments)
 
 
 def _sqlite_engine(url: URL) -> Engine:
@@ -152,10 +163,31 @@ def _sqlite_engine(url: URL) -> Engine:
     def connected(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # the driver would begin late and deferred: `began` does it
         for pragma in PRAGMAS:
-            connection.execute(f"PRAGMA {pragma}")
+            _execute(connection, f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
     def began(connection: Connection) -> None:
         connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
 
     return engine
+
+
+def _is_busy(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+
+
+@stamina.retry(on=_is_busy, attempts=None, timeout=BUSY_SECONDS, wait_initial=0.01, wait_max=0.2)
+def _execute(connection: sqlite3.Connection, statement: str) -> None:
+    """SQLite does not wait by itself where two processes turn a new file to WAL at once."""
+    connection.execute(statement)
+
+
+_opened: WeakSet[Database] = WeakSet()
+
+
+def _disown_all() -> None:
+    for database in _opened:
+        database.disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)

@@ -12,7 +12,7 @@ from sqlalchemy import select
 
 from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import Promotion, PromptManifest, Record, history_key, pointer_key, version_key
+from ptpipeline.records import Promotion, PromptManifest, Record, history_key, pointer_key, prompt_prefix, version_key
 from registry import tables
 from registry.dossier import release_key
 from registry.mlflow_copy import copy_of
@@ -141,7 +141,8 @@ def _bytes(look: Look) -> Iterator[Difference]:
             problem = look.artifacts[part]
             if isinstance(problem, str):
                 copied = part == digest and look.registry.mlflow is not None and copy_of(look.registry.mlflow, look.task, digest) is not None
-                mend = FIX if copied else f"restore them from a backup, or {again(look.task)}"
+                left = f"what is left of manifest.json and prompt.safetensors in {prompt_prefix(look.task, part)}{'' if part == digest else f', and the manifest of {digest[:12]},'}"
+                mend = FIX if copied else f"restore them from a backup, or delete {left} and {again(look.task)}"
                 yield Difference(task=look.task, kind="bytes", what=f"bytes of version {number}", expected=f"digest {part[:12]}", found=problem, mend=mend, safe=copied)
 
 
@@ -184,7 +185,7 @@ def _pointers(look: Look) -> Iterator[Difference]:
     for alias in sorted({*look.books.history, *look.found.pointers}):
         head = look.books.history[alias][-1] if alias in look.books.history else None
         pointer = look.found.pointers.get(alias)
-        if (head is not None and pointer == head) or _is_ahead(look, alias, head, pointer):
+        if (head is not None and pointer == head) or is_ahead(look, alias, head, pointer):
             continue
         stored = pointer_key(look.task, alias) in look.shelf.keys
         found = "no object" if not stored else "no readable pointer" if pointer is None else f"version {pointer.version} (seq {pointer.seq})"
@@ -194,7 +195,7 @@ def _pointers(look: Look) -> Iterator[Difference]:
         yield _difference(look, "pointer", f"pointer {alias}", (_named(head), found), mend, safe)
 
 
-def _is_ahead(look: Look, alias: str, head: Promotion | None, pointer: Promotion | None) -> bool:
+def is_ahead(look: Look, alias: str, head: Promotion | None, pointer: Promotion | None) -> bool:
     """Whether the store's history holds that promotion, of which the ledger does not know yet: told as that."""
     return pointer is not None and pointer.seq > (head.seq if head else 0) and pointer in look.found.rows.get(alias, [])
 
@@ -212,7 +213,7 @@ def _dossiers(look: Look) -> Iterator[Difference]:
             continue
         expected = ("how it was made and judged", f"{len(lost)} verdicts are not in the store" if digest in told else "nothing in the store")
         safe = digest in look.books.published
-        yield _difference(look, "dossier", f"records of version {number}", expected if safe else (expected[0], "nothing in the store or the ledger"), FIX if safe else again(look.task), safe)
+        yield _difference(look, "dossier", f"records of version {number}", expected if safe else (expected[0], "nothing in the store or the ledger"), FIX if safe else f"{again(look.task)}; `ptp gc --apply` gives up what nobody began again for a day", safe)
     for refused in look.found.refused:
         if "/records/" in refused.key:
             yield _difference(look, "dossier", f"object {refused.key}", ("how a prompt was made and judged", refused.why), FIX)
@@ -223,12 +224,12 @@ def _orphans(look: Look) -> Iterator[Difference]:
     told = {dossier.publication.tuned.digest for dossier in look.found.dossiers.values()}
     for digest, at in sorted(look.books.intents.items()):
         safe = digest in told  # all that the publish was asked to do is known
-        yield _difference(look, "publish", f"publish of {digest[:12]}", ("finished", f"interrupted, or under way since {at}"), FIX if safe else again(look.task), safe)
+        yield _difference(look, "publish", f"publish of {digest[:12]}", ("finished", f"interrupted, or under way since {at}"), FIX if safe else f"{again(look.task)}; `ptp gc --apply` gives up what nobody began again for a day", safe)
     known = {*look.books.versions.values(), *look.books.intents, *look.books.tombstones, *look.lacking.versions.values()}
     manifests = [manifest for manifest in look.artifacts.values() if isinstance(manifest, PromptManifest)]
     parts = {digest for manifest in manifests for digest in (*manifest.parents, *(manifest.members.digests if manifest.members else ()))}
     for digest in sorted(look.shelf.digests() - known - parts):
-        yield _difference(look, "orphan", f"stored prompt {digest[:12]}", ("a registered version", "no row in the ledger"), f"{again(look.task)}; or `ptp gc` deletes it", safe=False)
+        yield _difference(look, "orphan", f"stored prompt {digest[:12]}", ("a registered version", "no row in the ledger"), f"{again(look.task)}; or `ptp gc --apply` deletes it", safe=False)
 
 
 # ---------------------------------------------------------------- MLflow, leases, releases
@@ -268,7 +269,7 @@ def _followed(registry: Registry, head: Promotion, model: Model) -> bool:
 
 
 def _strange_alias(task: str, alias: str, found: str, ours: int | None) -> Difference:
-    mend = f"ptp promote {task}@{ours} --alias {alias} --reason ..." if ours else f"delete the alias {alias} of {task} in MLflow"
+    mend = f"ptp promote {task}@{ours} --alias {alias} --reason ..." if ours else f"if the ledger was lost, ptp doctor --rebuild-ledger; else delete the alias {alias} of {task} in MLflow"
     return Difference(task=task, kind="alias", what=f"MLflow alias {alias}", expected=_named(None), found=found, mend=mend, safe=False)
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from ptpipeline.errors import ArtifactError
+from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.records import Record, Report, Verdict, prompt_prefix
 from ptpipeline.storage import ObjectStore
 from registry.ledger import Release
@@ -33,6 +33,19 @@ def write_dossier(store: ObjectStore, dossier: Dossier) -> str:
 def read_dossier(store: ObjectStore, key: str) -> Dossier:
     """The dossier at that key; NotFound, or ArtifactError where it is altered."""
     return checked_dossier(key, store.read(key).body)
+
+
+def verdicts_told(store: ObjectStore, task: str, digest: str) -> set[str]:
+    """Digests of the verdicts that the stored dossiers of the prompt hold; an altered dossier holds none."""
+    found = set()
+    for key in store.keys(f"{prompt_prefix(task, digest)}/records"):
+        try:
+            verdict = read_dossier(store, key).verdict
+        except (ArtifactError, NotFound):
+            continue
+        if verdict:
+            found.add(verdict.verdict_digest())
+    return found
 
 
 def checked_dossier(key: str, body: bytes) -> Dossier:

@@ -24,8 +24,9 @@ class Lease:
     def renew(self) -> None:
         """Take the lease, or hold it from now on anew; LeaseHeld where another process has it."""
         with self._database.writing(f"lease {self.name}") as connection:
+            mine = select(tables.lease).where(tables.lease.c.name == self.name)
+            row = connection.execute(mine.with_for_update()).one_or_none()  # `keep` may be extending it just now
             now = self._database.clock(connection)
-            row = connection.execute(select(tables.lease).where(tables.lease.c.name == self.name)).one_or_none()
             if row and row.owner != self._owner and row.expires_at > now:
                 raise LeaseHeld(f"{self.name} is being written by {row.owner}, for {row.expires_at - now:.0f} s more; try again then")
             put(connection, tables.lease, {"name": self.name}, owner=self._owner, expires_at=now + self.seconds)

@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError
 from ptpipeline.errors import NotFound, PromotionConflict
 from ptpipeline.records import Promotion, PromptVersion, Record, Verdict, now
 from registry import tables
-from registry.database import insert
+from registry.database import insert, put
 from registry.memory import Memory, put_verdict
 from registry.tombstone import lock_name, refuse_buried, take_over
 
@@ -66,11 +66,16 @@ class Ledger(Memory):
         """Note that `digest` is being published, before its first byte is stored; LeaseHeld while it is being collected."""
         with self.database.writing(lock_name(task, digest)) as connection:
             take_over(self.database, connection, task, digest)
-            connection.execute(insert(connection, tables.intent).values(task=task, digest=digest, at=now()).on_conflict_do_nothing())
+            put(connection, tables.intent, {"task": task, "digest": digest}, at=now())  # anew, so that it is not taken for abandoned
 
     def intents(self, task: str | None = None) -> list[Intent]:
         """Publishes that began and did not end, oldest first."""
         return [Intent(**row._mapping) for row in self._rows(_of(select(tables.intent), tables.intent, task).order_by(tables.intent.c.at))]
+
+    def forget_intents(self, before: str) -> None:
+        """Publishes that nobody began again since are given up; what they stored is an orphan then."""
+        with self.database.writing() as connection:
+            connection.execute(delete(tables.intent).where(tables.intent.c.at < before))
 
     def fulfil(self, task: str, digest: str) -> None:
         """The publish of `digest` is complete."""

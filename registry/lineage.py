@@ -4,8 +4,6 @@ A row is known by its id, the hash of its normalised text; no text is ever part 
 """
 
 import hashlib
-import itertools
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,6 +18,7 @@ from ptpipeline.data.snapshot import load_split, read_snapshot
 from ptpipeline.errors import ArtifactError, DataError, NotFound
 from ptpipeline.prompts.artifact import MANIFEST_FILE
 from ptpipeline.records import (
+    DIGEST_PATTERN,
     PRODUCTION,
     Promotion,
     PromptManifest,
@@ -28,11 +27,11 @@ from ptpipeline.records import (
     Snapshot,
     Split,
     Verdict,
-    digest_of,
+    is_name,
 )
 from registry import tables
 from registry.registry import Registry
-from registry.roots import Name, read_manifests
+from registry.roots import Name, combination, read_manifests, sources_in
 from registry.shelf import asked
 
 Relation = Literal["start", "shared prompt", "teacher", "member", "source"]
@@ -41,7 +40,6 @@ Learnt = tuple[Seen, list[str]]
 
 SEEN: tuple[Seen, ...] = ("train", "dev", "unknown")
 
-MAX_COMBINATIONS = 100_000  # of the sources' snapshots, tried for the one that a shared prompt was trained on
 LEARNT_FROM: tuple[Split, ...] = ("train", "dev")
 
 _ROW = re.compile(r"([0-9a-f]{16})(-[1-9]\d*)?")
@@ -123,12 +121,12 @@ class _Graph:
         known = {(found.task, found.digest) for found in self.snapshots.get(task, [])}
         if (task, snapshot) in known or not self._sources(name):
             return [(task, snapshot)] if snapshot else []
-        return _combined(snapshot, [[(s.task, s.digest) for s in self.snapshots.get(source, [])] for source in self._sources(name)])
+        return _combined((task, snapshot), [[(s.task, s.digest) for s in self.snapshots.get(source, [])] for source in self._sources(name)])
 
     def _sources(self, name: Name) -> list[str]:
-        """The tasks that a shared prompt, or a teacher of one, was trained for, in their order: its trials are called after them."""
+        """The tasks that a shared prompt, or a teacher of one, was trained for."""
         shared = self.shared_by.get(name, name)
-        return [trial.split("/", 1)[1].removeprefix("teacher of ") for trial in self.trained.get(shared, ("", []))[1] if trial.startswith(f"{name[0]}/")]
+        return sources_in(name[0], self.trained.get(shared, ("", []))[1])
 
     def parents(self, name: Name) -> list[tuple[Relation, Name]]:
         """What the prompt descends from and consists of."""
@@ -177,7 +175,7 @@ def trained_on(registry: Registry, row: str) -> list[Exposure]:
     """
     found = _ROW.fullmatch(row)
     if found is None:
-        raise DataError(f"row {row[:20]!r}: expected the id of a row in a snapshot, 16 hex digits such as 0123456789abcdef; --text-file finds it from the text")
+        raise DataError(f"{len(row)} characters that are no row's id: expected one of a snapshot, 16 hex digits such as 0123456789abcdef; --text-file finds it from the text")
     graph = _graph(registry)
     hits = _hits(registry, graph, found[1])
     exposed = _exposed(graph, hits)
@@ -228,9 +226,8 @@ def _graph(registry: Registry) -> _Graph:
         rows = connection.execute(select(tables.version.c.task, tables.version.c.number, tables.version.c.digest)).all()
         published = connection.execute(select(tables.publication.c.task, tables.publication.c.digest, tables.publication.c.record)).all()
         buried = {(row.task, row.digest) for row in connection.execute(select(tables.tombstone.c.task, tables.tombstone.c.digest))}
-    stored = {(parts[1], parts[2]) for item in registry.store.listed("prompts") if (parts := item.key.split("/"))[-1] == MANIFEST_FILE and len(parts) == 4}
     manifests: dict[Name, PromptManifest] = {}
-    for name, manifest in read_manifests(registry.store, stored).items():
+    for name, manifest in read_manifests(registry.store, _places(registry, "prompts")).items():
         if manifest is None:
             raise ArtifactError(f"{registry.store.url}/prompts/{name[0]}/{name[1]}/{MANIFEST_FILE}: altered, so nobody knows what it was made from; `ptp doctor {name[0]}`")
         manifests[name] = manifest
@@ -250,20 +247,24 @@ def _graph(registry: Registry) -> _Graph:
 
 def _snapshots(registry: Registry) -> dict[str, list[Snapshot]]:
     """Every snapshot that the store holds whole, by task."""
-    keys = [item.key for item in registry.store.listed("snapshots") if item.key.endswith(f"/{MANIFEST_FILE}") and item.key.count("/") == 3]
     found: dict[str, list[Snapshot]] = {}
-    for snapshot in asked(lambda key: read_snapshot(registry.store, *key.split("/")[1:3]), keys).values():
+    for snapshot in asked(lambda name: read_snapshot(registry.store, *name), _places(registry, "snapshots")).values():
         found.setdefault(snapshot.task, []).append(snapshot)
     return found
 
 
-def _combined(digest: str, sources: list[list[Name]]) -> list[Name]:
-    """The sources' snapshots whose digests together have that digest; all of them where none do, or too many would have to be tried."""
-    if math.prod(map(len, sources)) <= MAX_COMBINATIONS:
-        for chosen in itertools.product(*sources):
-            if digest_of([name[1] for name in chosen]) == digest:
-                return list(chosen)
-    return [name for source in sources for name in source]
+def _places(registry: Registry, folder: str) -> list[Name]:
+    """Which prompts or snapshots have their manifest there; what lies at no place of theirs is nobody's."""
+    split = [key.split("/") for key in registry.store.keys(folder)]
+    return [(parts[1], parts[2]) for parts in split if len(parts) == 4 and parts[3] == MANIFEST_FILE and is_name(parts[1]) and re.fullmatch(DIGEST_PATTERN, parts[2])]
+
+
+def _combined(together: Name, sources: list[list[Name]]) -> list[Name]:
+    """The sources' snapshots whose digests together have that digest; where none are found all of them.
+
+    Then it may have been one that is gone by now: `together`, by which no snapshot is called, stands for what is not known.
+    """
+    return combination(together[1], sources) or [together, *(name for source in sources for name in source)]
 
 
 def _relation(manifest: PromptManifest) -> Relation:
@@ -316,9 +317,14 @@ def _exposed(graph: _Graph, hits: Mapping[Name, Seen | None]) -> dict[Name, Lear
 
 
 def _learnt(graph: _Graph, hits: Mapping[Name, Seen | None], name: Name) -> list[Learnt]:
-    """What the prompt's own rows say; those of an imported one, or of one whose snapshot is gone, are not known."""
+    """What the prompt's own rows say; those of an imported one, or of one whose snapshot is gone, are not known.
+
+    Nor is what it descends from where its manifest was lost; the garbage collection takes none that something descends from.
+    """
     own = [] if name in graph.imported else graph.seen_by(name)
     seen = [hits.get(snapshot, "unknown") for snapshot in own] or ["unknown"]
+    if name not in graph.manifests and name not in graph.collected:
+        seen.append("unknown")
     return [(found, []) for found in seen if found]
 
 

@@ -18,7 +18,7 @@ from ptpipeline.storage import ObjectStore
 from ptpipeline.task import Task
 from registry import projection, tables
 from registry.alias import Action
-from registry.doctor import Difference, Kind, Look, look_at
+from registry.doctor import Difference, Kind, Look, is_ahead, look_at
 from registry.dossier import Dossier, release_key, write_dossier, write_release
 from registry.lease import leased
 from registry.ledger import Release
@@ -121,9 +121,10 @@ def _dossiers(look: Look) -> list[Action]:
 
 
 def _pointers(look: Look) -> list[Action]:
-    """Pointers of aliases that nobody promoted; those of the others are the reconcile's."""
+    """Pointers of aliases that nobody promoted; those of the others are the reconcile's, and what the ledger lost the rebuild's."""
     actions, registry = [], look.registry
-    for alias in sorted(look.found.pointers.keys() - look.books.history.keys()):
+    strange = {alias: pointer for alias, pointer in look.found.pointers.items() if alias not in look.books.history}
+    for alias in sorted(alias for alias, pointer in strange.items() if not is_ahead(look, alias, None, pointer)):
         with leased(registry.ledger.database, lease_name(look.task, alias), projection.LEASE_SECONDS):
             if look.books.versions and registry.ledger.head(look.task, alias) is None:  # nobody promoted it meanwhile
                 actions.append(_set_aside(look, pointer_key(look.task, alias)))

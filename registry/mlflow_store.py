@@ -23,9 +23,11 @@ if TYPE_CHECKING:
     from mlflow.store.model_registry.rest_store import RestStore
 
 REQUEST_SECONDS = 10
-ENVIRONMENT = {
+LIMITS = {  # on which the leases rest, so they hold whatever the environment says
     "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_SECONDS),
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a repeat inside the client could write after our lease ended
+}
+ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "true",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to the command that prints records
@@ -40,6 +42,7 @@ EVENTS = ["registered_model.created", "model_version.created", "model_version_ta
 
 def connect(uri: str) -> "MlflowClient":
     """A client of the MLflow server at `uri`, with a hard time-out per request; contacts nothing yet."""
+    os.environ.update(LIMITS)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     from mlflow import MlflowClient
@@ -62,12 +65,17 @@ def answering(uri: str) -> Iterator[None]:
 
 
 def _translated(uri: str, status: int, error: Exception) -> PtpError:
-    reason = str(error).splitlines()[0][:300]
+    reason, uri = without_password(str(error).splitlines()[0][:300]), without_password(uri)
     if status >= 500 or status == 429:
         return ServiceUnavailable(f"MLflow at {uri} does not answer: {reason}; is it up? `ptp status`")
     if status in (401, 403):
         return SettingsError(f"MLflow at {uri} refuses this client ({reason}); check PTP_MLFLOW and the server's --allowed-hosts")
     return Terminal(f"MLflow at {uri} refuses the request: {reason}")
+
+
+def without_password(text: str) -> str:
+    """The text with its addresses as people may see them: `http://user:password@host` as `http://host`."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 @dataclass(frozen=True)
@@ -203,7 +211,7 @@ class MlflowStore:
 
     def page(self, task: str, number: str) -> str:
         """The address of the model version in MLflow's web interface."""
-        return f"{self.uri}/#/models/{task}/versions/{number}"
+        return f"{without_password(self.uri)}/#/models/{task}/versions/{number}"
 
     # ------------------------------------------------------------ events
 
@@ -260,6 +268,6 @@ def _model(found: Any, versions: dict[str, Shown]) -> Model:
     applied = {key.removeprefix(APPLIED_TAG): value for key, value in found.tags.items() if key.startswith(APPLIED_TAG)}
     return Model(
         aliases={alias: str(number) for alias, number in found.aliases.items()},
-        applied={alias: int(seq) for alias, seq in applied.items() if seq.isdecimal()},
+        applied={alias: int(seq) for alias, seq in applied.items() if re.fullmatch(r"[0-9]{1,9}", seq)},
         versions=versions,
     )

@@ -18,7 +18,7 @@ from ptpipeline.records import (
     pointer_key,
 )
 from ptpipeline.task import Task
-from registry.dossier import write_release
+from registry.dossier import release_key, write_release
 from registry.ledger import Move, Release
 from registry.projection import pointer_in, settle
 from registry.registry import Registry
@@ -85,6 +85,7 @@ def point(registry: Registry, version: PromptVersion, cause: Cause, alias: str) 
 
     Raises PromotionRefused for a gated alias, or bytes that are missing or altered; PromotionConflict.
     """
+    _checked_cause(cause)
     if checked_alias(alias) in GATED:
         raise PromotionRefused(f"{version.task}@{alias}: this alias is gated, and {version.task} has no gate; take another alias")
     head = registry.ledger.head(version.task, alias)
@@ -118,6 +119,8 @@ def promote_release(registry: Registry, tasks: Mapping[str, Task], release: Rele
 
     What names it already is left alone. Raises as `promote` does for the first version that is refused or lost.
     """
+    _checked_cause(cause)
+    _check_release(registry, release.name)
     ledger = registry.ledger
     steps = {task: (ledger.version(task, number), ledger.head(task, PRODUCTION)) for task, number in sorted(release.versions.items())}
     changing = {task: step for task, step in steps.items() if step[1] is None or step[1].version != step[0].number}
@@ -128,8 +131,8 @@ def promote_release(registry: Registry, tasks: Mapping[str, Task], release: Rele
 def rollback_release(registry: Registry, name: str, cause: Cause) -> list[Promotion]:
     """Let production of every task of the release name again what it named before the release: all of them, or none.
 
-    Raises NotFound where nothing was promoted as that release, PromotionRefused where a task has moved on since, or had
-    no version before.
+    Tasks that moved on since are left alone. Raises NotFound where there is no such release, PromotionRefused where no task
+    stands there any more, or one had no version before.
     """
     _checked_cause(cause)
     release = registry.ledger.release(name)
@@ -203,7 +206,7 @@ def _target(history: list[Promotion], to: int | None) -> int:
     for row in history:
         path = [*(path[: path.index(row.version)] if row.version in path else path), row.version]
     if len(path) < 2:
-        raise PromotionRefused(f"{head.task}@{head.alias}: nothing was promoted before version {head.version}; name a version with --to")
+        raise PromotionRefused(f"{head.task}@{head.alias}: nothing was promoted before version {head.version} first was (a return to a version drops what followed it); name a version with --to")
     return path[-2]
 
 
@@ -231,6 +234,12 @@ def _check_ledger(registry: Registry, task: str, alias: str, head: Promotion | N
         raise PromotionRefused(
             f"{task}@{alias}: the store knows promotion {known} of it, the ledger only {seq or 'none'}; was it restored from an older backup? `ptp doctor --rebuild-ledger` brings it up"
         )
+
+
+def _check_release(registry: Registry, name: str) -> None:
+    """The same for a release, which is written behind the ledger: an older copy would give its name to another set."""
+    if registry.store.exists(release_key(name)) and registry.ledger.release(name) is None:
+        raise PromotionRefused(f"release {name!r}: the store holds it, the ledger does not; was it restored from an older backup? `ptp doctor --rebuild-ledger` brings it up")
 
 
 def _check_base(task: Task, manifest: PromptManifest) -> None:
@@ -262,6 +271,8 @@ def _move(version: PromptVersion, head: Promotion | None, alias: str, cause: Cau
 def _checked_cause(cause: Cause) -> None:
     if not (cause.actor.strip() and cause.reason.strip()):
         raise PromotionRefused("a promotion needs an actor and a reason, which stand in the history for ever; one of them is empty")
+    if re.search("[\0\ud800-\udfff]", cause.actor + cause.reason):
+        raise PromotionRefused("the actor or the reason holds a zero or bytes that are no UTF-8, which the history cannot keep; write it in plain text")
 
 
 def _follow(registry: Registry, head: Promotion) -> None:

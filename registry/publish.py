@@ -11,7 +11,7 @@ from ptpipeline.errors import NotFound, Terminal
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_members, write_artifact
 from ptpipeline.records import PromptVersion, Report, TunedPrompt, Verdict, VersionName, prompt_prefix, version_key
 from ptpipeline.storage import ObjectStore
-from registry.dossier import Dossier, write_dossier
+from registry.dossier import Dossier, verdicts_told, write_dossier
 from registry.entry import Entry
 from registry.ledger import Ledger
 from registry.memory import Publication
@@ -166,8 +166,10 @@ def _remember(registry: Registry, request: Request) -> Publication:
         registry.store.create(plots[name], body)
     publication = Publication(tuned=tuned, commit=request.commit or (known.commit if known else None), plots=plots)
     ledger.save_publication(publication, request.report)
-    write_dossier(registry.store, Dossier(publication=publication, report=request.report, verdict=request.verdict))
-    for verdict in ledger.verdicts(tuned.task, tuned.digest):  # a collection deletes dossiers and keeps verdicts
-        if verdict != request.verdict:
+    earlier = [verdict for verdict in reversed(ledger.verdicts(tuned.task, tuned.digest)) if verdict != request.verdict]
+    held = verdicts_told(registry.store, tuned.task, tuned.digest) if earlier else set()
+    for verdict in earlier:  # a collection deletes dossiers and keeps verdicts; the newest verdict has to be written last
+        if verdict.verdict_digest() not in held:
             write_dossier(registry.store, Dossier(publication=publication, report=ledger.report(verdict.evaluation_key), verdict=verdict))
+    write_dossier(registry.store, Dossier(publication=publication, report=request.report, verdict=request.verdict))
     return publication

@@ -9,6 +9,7 @@ Who can write to the store could also invent a consistent history, as he could m
 """
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,6 +28,9 @@ from registry.registry import Registry
 from registry.shelf import Shelf, asked, read_all, shelves
 from registry.steps import reached
 from registry.survey import Books, Missing, Refused, Survey, books_of, missing, survey, unsound
+
+_SNAPSHOT = re.compile(rf"snapshots/[a-z0-9][a-z0-9-]*/[0-9a-f]{{64}}/{re.escape(MANIFEST_FILE)}")
+_RELEASE = re.compile(r"releases/[a-z0-9][a-z0-9-]*\.json")
 
 log = logging.getLogger(__name__)
 
@@ -108,10 +112,9 @@ def _keep(connection: Connection, table: Table, key: dict[str, str], **values: A
 
 def _snapshots(registry: Registry) -> list[Action]:
     """Every complete snapshot under its source key, so that an unchanged source is not read again."""
-    from ptpipeline.data.snapshot import MANIFEST_FILE as MANIFEST
     from ptpipeline.data.snapshot import read_snapshot
 
-    found = {item.key: item.modified for item in registry.store.listed("snapshots") if item.key.endswith(f"/{MANIFEST}") and item.key.count("/") == 3}
+    found = {item.key: item.modified for item in registry.store.listed("snapshots") if _SNAPSHOT.fullmatch(item.key)}
 
     def read(key: str) -> Snapshot | str:
         try:
@@ -131,8 +134,9 @@ def _snapshots(registry: Registry) -> list[Action]:
 def _releases(registry: Registry) -> list[Action]:
     """Every release whose versions are registered."""
     known = {release.name: release for release in registry.ledger.releases()}
-    bodies = read_all(registry.store, [item.key for item in registry.store.listed("releases")])
-    actions, taken = [], []
+    keys = list(registry.store.keys("releases"))
+    bodies = read_all(registry.store, [key for key in keys if _RELEASE.fullmatch(key)])
+    actions, taken = [_left("releases", Refused(key, "no name of that form stands there")) for key in keys if not _RELEASE.fullmatch(key)], []
     for key, body in bodies.items():
         try:
             release = Release.model_validate_json(body)

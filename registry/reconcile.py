@@ -9,7 +9,7 @@ from functools import partial
 
 from sqlalchemy import select
 
-from ptpipeline.errors import NotFound, ServiceUnavailable
+from ptpipeline.errors import NotFound, PtpError
 from ptpipeline.records import Promotion, PromptVersion, history_key, pointer_key, version_key
 from ptpipeline.task import Task
 from registry import projection, tables
@@ -61,12 +61,12 @@ def reconcile(registry: Registry, tasks: Mapping[str, Task], task: str | None = 
 
 
 def _looked_at(registry: Registry, task: str | None) -> tuple[Registry, dict[str, Model], list[Action]]:
-    """MLflow's models; where it does not answer, the registry without it, since its pointers are brought up all the same."""
+    """MLflow's models; where it does not answer, or refuses us, the registry without it, since its pointers are brought up all the same."""
     if registry.mlflow is None:
         return registry, {}, []
     try:
         return registry, registry.mlflow.models(task), []
-    except ServiceUnavailable as error:
+    except PtpError as error:
         return replace(registry, mlflow=None), {}, [Action(task=task or "all tasks", what=str(error), done=False)]
 
 

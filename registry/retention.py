@@ -1,6 +1,8 @@
 """What is kept, and so what may go: plans a garbage collection from the ledger and a listing of the store; changes nothing."""
 
+import itertools
 import logging
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,13 +19,16 @@ from registry import tables
 from registry.ledger import Ledger
 from registry.registry import Registry
 from registry.roots import (
+    MAX_COMBINATIONS,
     Name,
     Retention,
+    combination,
     held_elsewhere,
     pointed,
     prompts_in_use,
     read_manifests,
     snapshots_in_use,
+    sources_in,
     with_parts,
 )
 
@@ -68,11 +73,12 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
     """
     store, ledger = registry.store, registry.ledger
     folders = _folders(store.listed("prompts"))  # before the ledger is asked: what is named in the store stood there first
-    snapshots = {name: objects for name, objects in _grouped(store.listed("snapshots")).items() if task in (None, name[0])}
+    snapshots = _grouped(store.listed("snapshots"))
     versions = {name: list(rows) for name, rows in groupby(ledger.versions(limit=None), key=lambda version: version.task)}
-    wanted = [name for name in sorted({*folders, *versions}) if task in (None, name)]
-    for name in wanted:
+    everything = sorted({*folders, *versions})
+    for name in everything:  # of all tasks: a version of one may descend from another's
         _check_ledger(registry, name, folders.get(name, Folder()), versions.get(name, []))
+    wanted = [name for name in everything if task in (None, name)]
     kept = _kept(registry, policy, folders)
     found: list[Collected] = []
     for name in wanted:
@@ -82,7 +88,9 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
         found += _prompts(policy, name, (folders.get(name, Folder()), versions.get(name, [])), kept, _rows_sizes(registry, name))
     alive = (kept.prompts | set(kept.manifests)) - {(item.task or "", item.digest) for item in found}
     needed = kept.snapshots | _snapshots_of(ledger, alive, kept.manifests)
-    found += [_snapshot(name, objects) for name, objects in snapshots.items() if name not in needed and name[0] not in kept.unclear and not _young(policy, objects)]
+    needed |= _sources_of(ledger, alive, snapshots)
+    spare = {name: objects for name, objects in snapshots.items() if name not in needed and task in (None, name[0])}
+    found += [_snapshot(name, objects) for name, objects in spare.items() if name[0] not in kept.unclear and not _young(policy, objects)]
     return found + ([] if task else _checkpoints(store, policy))
 
 
@@ -170,6 +178,24 @@ def _snapshots_of(ledger: Ledger, alive: set[Name], manifests: Mapping[Name, Pro
     return found
 
 
+def _sources_of(ledger: Ledger, alive: set[Name], snapshots: Iterable[Name]) -> set[Name]:
+    """The sources' snapshots that shared prompts which stay were trained on; all of those sources where too many come into question."""
+    stored: dict[str, list[Name]] = {}
+    for name in snapshots:
+        stored.setdefault(name[0], []).append(name)
+    found: set[Name] = set()
+    table = tables.publication
+    with ledger.database.reading() as connection:
+        record = table.c.record[("tuned", "snapshot")].as_string(), table.c.record[("tuned", "trials")]
+        rows = connection.execute(select(table.c.task, table.c.digest, *record)).all()
+    for task, _, snapshot, trials in (row for row in rows if (row.task, row.digest) in alive):
+        sources = [stored.get(source, []) for source in sources_in(task, [trial["name"] for trial in trials or []])]
+        if sources and (task, snapshot) not in stored.get(task, []):
+            many = math.prod(map(len, sources)) > MAX_COMBINATIONS
+            found.update(itertools.chain(*sources) if many else combination(snapshot, sources) or ())
+    return found
+
+
 def _snapshot(name: Name, objects: list[Listed]) -> Collected:
     why = "no version that is kept was trained or measured on it"
     return Collected(task=name[0], digest=name[1], version=None, what="snapshot", bytes=sum(item.bytes for item in objects), why=why)
@@ -199,11 +225,11 @@ def _folders(items: Iterable[Listed]) -> dict[str, Folder]:
         folder, stem = folders.setdefault(parts[1], Folder()), parts[-1].removesuffix(".json")
         if re.fullmatch(DIGEST_PATTERN, parts[2]):
             folder.prompts.setdefault(parts[2], []).append(item)
-        elif parts[2] == "aliases":
+        elif parts[2] == "aliases" and is_name(stem):
             folder.pointers.append(item.key)
-        elif parts[2] == "versions" and stem.isdigit():
+        elif parts[2] == "versions" and stem.isdecimal():
             folder.numbers.add(int(stem))
-        elif parts[2] == "history" and stem.isdigit():
+        elif parts[2] == "history" and stem.isdecimal() and is_name(parts[3]):
             folder.rows.add((parts[3], int(stem)))
     return folders
 

@@ -1,15 +1,17 @@
 """What has to be kept: roots by the ledger, by the store and by MLflow, and what each of them consists of or descends from."""
 
-from collections.abc import Iterable, Mapping
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import Any
 
 from pydantic import Field, ValidationError
-from sqlalchemy import Connection, Row, Select, Table, select
+from sqlalchemy import Connection, Row, Select, Table, select, true
 
 from ptpipeline.prompts.artifact import MANIFEST_FILE
-from ptpipeline.records import PromptManifest, Record, prompt_prefix
+from ptpipeline.records import PromptManifest, Record, digest_of, prompt_prefix
 from ptpipeline.serving.servers import server_reports
 from ptpipeline.storage import ObjectStore
 from registry import tables
@@ -18,6 +20,11 @@ from registry.registry import Registry
 from registry.shelf import read_all
 
 Name = tuple[str, str]  # a task, and the digest of a prompt or snapshot of it
+
+MAX_COMBINATIONS = 100_000  # of the sources' snapshots, tried for the one that a shared prompt was trained on
+
+
+ABANDONED = timedelta(days=1)
 
 
 class Retention(Record):
@@ -37,16 +44,21 @@ def prompts_in_use(connection: Connection, policy: Retention, task: str | None =
     A run presents its candidate to the ledger each time, so what today's recipe and rows lead to is published lately.
     """
     intent, promotion, version, publication = tables.intent, tables.promotion, tables.version, tables.publication
+    named: set[Name] = set()
+    for table, held in ((intent, intent.c.at >= abandoned(policy)), (promotion, true())):  # before the versions: a publish that ends meanwhile is in the one or in the other
+        named |= {(row.task, row.digest) for row in connection.execute(_of(select(table.c.task, table.c.digest).where(held).distinct(), table, task))}
     rows = connection.execute(_of(select(version.c.task, version.c.number, version.c.digest), version, task)).all()
     digests = {(row.task, row.number): row.digest for row in rows}
-    named: set[Name] = set()
-    for table in (intent, promotion):
-        named |= {(row.task, row.digest) for row in connection.execute(_of(select(table.c.task, table.c.digest).distinct(), table, task))}
     for released in connection.scalars(select(tables.release.c.versions)):
         named |= {(name, digests[name, number]) for name, number in released.items() if (name, number) in digests}
     for name, numbered in groupby(sorted(digests), key=lambda pair: pair[0]):
         named |= {(name, digests[pair]) for pair in list(numbered)[-policy.candidates :]}
     return named | _lately(policy, connection.execute(_of(select(publication.c.task, publication.c.digest, publication.c.at), publication, task)).all())
+
+
+def abandoned(policy: Retention) -> str:
+    """A publish that began before this time, and was not begun again since, is given up: a day, or the grace period where that is longer."""
+    return (datetime.now(UTC) - max(policy.grace, ABANDONED)).isoformat()
 
 
 def snapshots_in_use(connection: Connection, policy: Retention, task: str | None = None) -> set[Name]:
@@ -92,6 +104,21 @@ def read_manifests(store: ObjectStore, names: Iterable[Name]) -> dict[Name, Prom
 def parts_of(manifest: PromptManifest) -> list[str]:
     """Digests of the prompts that it consists of or descends from."""
     return [*manifest.parents, *(manifest.members.digests if manifest.members else ())]
+
+
+def combination(digest: str, sources: Sequence[Sequence[Name]]) -> list[Name] | None:
+    """One snapshot of each source whose digests together have that digest, which a shared prompt states as its own.
+
+    None where there is none, or where more than MAX_COMBINATIONS would have to be tried.
+    """
+    if math.prod(map(len, sources)) > MAX_COMBINATIONS:
+        return None
+    return next((list(chosen) for chosen in itertools.product(*sources) if digest_of([name[1] for name in chosen]) == digest), None)
+
+
+def sources_in(task: str, trials: Iterable[str]) -> list[str]:
+    """The tasks that a shared prompt, or a teacher of one, was trained for, in their order: its trials are called after them."""
+    return [trial.split("/", 1)[1].removeprefix("teacher of ") for trial in trials if trial.startswith(f"{task}/")]
 
 
 def _lately(policy: Retention, rows: Iterable[Row[Any]]) -> set[Name]:

@@ -33,13 +33,13 @@ class Shelf:
 
     def digests(self) -> set[str]:
         """Prompts of which any object is there."""
-        parts = {key.split("/")[2] for key in self.keys}
-        return {part for part in parts if re.fullmatch(DIGEST_PATTERN, part)}
+        found = {parts[2] for key in self.keys if len(parts := key.split("/")) > 3}
+        return {digest for digest in found if re.fullmatch(DIGEST_PATTERN, digest)}
 
     def records(self, digests: Iterable[str]) -> list[str]:
         """The keys of the dossiers of those prompts, the oldest first."""
         wanted = set(digests)
-        found = [key for key in self.keys if (parts := key.split("/"))[2] in wanted and parts[3] == "records"]
+        found = [key for key in self.keys if (parts := key.split("/"))[2] in wanted and parts[3:4] == ["records"]]
         return sorted(found, key=lambda key: (self.keys[key], key))
 
     def at(self, key: str) -> str:

@@ -1,5 +1,6 @@
 """The object store's contract, over a folder and over a real S3 server."""
 
+import multiprocessing
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -333,3 +334,21 @@ def _race(write: Callable[[int], None]) -> list[str]:
 
     with ThreadPoolExecutor(WRITERS) as pool:
         return list(pool.map(attempt, range(WRITERS)))
+
+
+def _reads(store: ObjectStore, key: str, body: bytes, outcomes: "multiprocessing.Queue[bool]") -> None:
+    outcomes.put(all(store.read(key).body == body for _ in range(50)))
+
+
+@pytest.mark.servers
+def test_forked_processes_read_their_own_answers(s3_store: S3Store) -> None:
+    bodies = {f"k/{index}": bytes([index]) * 100 for index in range(4)}
+    for key, body in bodies.items():
+        s3_store.create(key, body)
+        assert s3_store.read(key).body == body  # a connection is open now
+    fork = multiprocessing.get_context("fork")
+    outcomes = fork.Queue()
+    children = [fork.Process(target=_reads, args=(s3_store, key, body, outcomes)) for key, body in bodies.items()]
+    for child in children:
+        child.start()
+    assert [outcomes.get(timeout=60) for _ in children] == [True] * len(children)

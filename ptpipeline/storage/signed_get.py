@@ -3,6 +3,7 @@
 For plain HTTP alone: over TLS and through proxies the way costs more than the client, and boto3 knows the bundles and rules.
 """
 
+import os
 import urllib.request
 from typing import Any
 from urllib.parse import quote
@@ -15,14 +16,14 @@ class SignedGet:
 
     def __init__(self, address: str, region: str, seconds: float) -> None:
         import boto3
-        import urllib3
         from botocore.auth import S3SigV4Auth
         from botocore.awsrequest import AWSRequest
 
         self._address, self._region = address.rstrip("/"), region
         self._credentials: Any = boto3.session.Session().get_credentials()
         self._sign, self._request = S3SigV4Auth, AWSRequest
-        self._pool = urllib3.PoolManager(maxsize=16, retries=False, timeout=urllib3.Timeout(connect=min(5.0, seconds), read=seconds))
+        self._seconds = seconds
+        self._pools: dict[int, Any] = {}
 
     @staticmethod
     def fits(endpoint: str) -> bool:
@@ -38,8 +39,17 @@ class SignedGet:
         request = self._request("GET", f"{self._address}/{quote(key)}")
         self._sign(self._credentials.get_frozen_credentials(), "s3", self._region).add_auth(request)
         try:
-            answer = self._pool.request("GET", request.url, headers=dict(request.headers.items()))
+            answer = self._pool().request("GET", request.url, headers=dict(request.headers.items()))
         except HTTPError:
             return None
         etag = answer.headers.get("ETag")
         return Stored(answer.data, etag) if answer.status == 200 and etag else None
+
+    def _pool(self) -> Any:
+        """Connections of this process: a forked child that shared them would read its parent's answers."""
+        import urllib3
+
+        process = os.getpid()
+        if process not in self._pools:
+            self._pools = {process: urllib3.PoolManager(maxsize=16, retries=False, timeout=urllib3.Timeout(connect=min(5.0, self._seconds), read=self._seconds))}
+        return self._pools[process]

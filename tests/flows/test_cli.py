@@ -66,7 +66,7 @@ def test_a_failed_version_goes_to_production_by_override_alone(environment: dict
     assert "needs an actor and a reason" in error_of(ptp(environment, "promote", "tiny-sentiment@1", "--override", "--reason", " "), 1)
     assert ptp(environment, "promote", "tiny-sentiment@1", "--override", "--reason", "urgent").returncode == 0
     [row] = [json.loads(line) for line in ptp(environment, "history", "tiny-sentiment", "--json").stdout.splitlines()]
-    assert (row["override"], row["reason"]) == ("OVERRIDE", "urgent")
+    assert (row["override"], row["reason"]) == (True, "urgent")
 
 
 def test_a_release_is_promoted_and_rolled_back(environment: dict[str, str]) -> None:
@@ -74,6 +74,7 @@ def test_a_release_is_promoted_and_rolled_back(environment: dict[str, str]) -> N
     tasks = Path(environment["PTP_TASKS"])
     tasks.joinpath("tiny-sentiment.yaml").write_text(tasks.joinpath("tiny-sentiment.yaml").read_text().replace("steps: 40", "steps: 41").replace("promote: auto", "promote: manual"))
     assert ptp(environment, "run", "tiny-sentiment").returncode == 0
+    assert "name a task twice" in error_of(ptp(environment, "release", "promote", "spring", "tiny-sentiment@1", "tiny-sentiment@2", "--reason", "both"), 1)
     promoted = ptp(environment, "release", "promote", "spring", "tiny-sentiment@2", "--reason", "new base", "--json")
     assert json.loads(promoted.stdout)["release"] == "spring", promoted.stderr
     [listed] = [json.loads(line) for line in ptp(environment, "release", "list", "--json").stdout.splitlines()]

@@ -4,10 +4,11 @@ import hashlib
 import multiprocessing
 import os
 import signal
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from safetensors.numpy import save
-from sqlalchemy import select
+from sqlalchemy import event, select, update
 
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PromotionRefused, SettingsError
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_members, write_artifact
@@ -33,7 +34,8 @@ from registry.promotion import Cause, promote, promote_release, rollback
 from registry.publish import register, stage
 from registry.registry import Registry
 from registry.retention import Collected
-from registry.roots import Retention
+from registry.roots import Retention, prompts_in_use
+from tests.postgres import Postgres
 from tests.registry.prompts import a_request, a_snapshot, a_task, an_artifact, published
 
 ME = Cause("me", "because")
@@ -250,6 +252,32 @@ def test_an_older_copy_of_the_ledger_collects_nothing(plain: Registry, task: Tas
     with pytest.raises(SettingsError, match="knows promotions of production"):
         collect(older, TWO, apply=True)
     older.ledger.close()
+
+
+def test_an_older_copy_that_lost_another_task_collects_nothing_of_this_one(plain: Registry, task: Task, tmp_path: Path) -> None:
+    for seed in range(3):
+        published(plain, task, seed)
+    with sqlite3.connect(tmp_path / "ledger.db") as source, sqlite3.connect(tmp_path / "older.db") as copy:
+        source.backup(copy)
+    other, made = a_task(f"{task.name}-two"), an_artifact(a_task(f"{task.name}-two"))
+    child = Artifact(made.manifest.model_copy(update={"parents": [an_artifact(task, 0).digest]}), made.tensors)
+    stage(plain.ledger, plain.store, child)
+    assert registered(plain, other, child).number == 1
+    older = Registry(Ledger(f"sqlite:///{tmp_path}/older.db"), plain.store)
+    with pytest.raises(SettingsError, match=f"{other.name}: .*`ptp doctor --rebuild-ledger`"):
+        collect(older, TWO, apply=True, task=task.name)
+
+
+def test_what_a_killed_collector_buried_and_others_keep_is_given_back(plain: Registry, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tombstone, "SECONDS", 0.0)
+    for seed in range(3):
+        published(plain, task, seed)
+    assert tombstone.Tombstone(plain.ledger.database, task.name, an_artifact(task, 0).digest).bury(lambda _: False)  # killed here
+    assert plain.ledger.version(task.name, 1).collected
+    assert collect(plain, Retention(candidates=3, grace=timedelta(0)), apply=True) == []
+    assert not plain.ledger.version(task.name, 1).collected
+    assert is_whole(plain, task, 0)
+    assert promote(plain, task, 1, ME).version == 1
 
 
 def test_an_altered_manifest_keeps_its_whole_task(plain: Registry, task: Task, caplog: pytest.LogCaptureFixture) -> None:
@@ -583,3 +611,44 @@ class watching:  # noqa: N801
 
     def __exit__(self, *_: object) -> None:
         self.on = False
+
+
+@pytest.mark.servers
+def test_a_publish_that_ends_while_the_ledger_is_asked_is_in_use(postgres: Postgres, plain: Registry, task: Task) -> None:
+    """Each statement sees what was committed before it: the intent may be gone by the second, the version missing in the first."""
+    mine, other = (Ledger(url) for url in [postgres.create_database(f"roots-{task.name}")] * 2)
+    elsewhere, ended = Registry(other, plain.store), []
+    stage(other, plain.store, an_artifact(task, 1))
+
+    def publish(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        if "FROM version" in statement and not ended:
+            ended.append(register(elsewhere, a_request(task, 1)))
+            published(elsewhere, task, 2)  # the newest candidate, and the last that was published
+
+    with mine.database.writing() as connection:
+        event.listen(connection, "after_cursor_execute", publish)
+        used = prompts_in_use(connection, Retention(candidates=1, grace=timedelta(0)), task.name)
+    assert (task.name, ended[0].digest) in used
+    mine.close()
+    other.close()
+
+
+def test_an_abandoned_publish_is_given_up_after_a_day(plain: Registry, task: Task) -> None:
+    published(plain, task, 1)
+    digest = stage(plain.ledger, plain.store, an_artifact(task, 2))
+    nothing_kept = Retention(candidates=1, grace=timedelta(0))
+    assert collect(plain, nothing_kept, apply=True) == []
+    with plain.ledger.database.writing() as connection:
+        connection.execute(update(tables.intent).values(at=(datetime.now(UTC) - timedelta(days=2)).isoformat()))
+    assert [item.digest for item in collect(plain, nothing_kept)] == [digest]
+    collect(plain, nothing_kept, apply=True)
+    assert plain.ledger.intents() == []
+    assert examine(plain) == []
+
+
+def test_a_publish_that_was_begun_again_is_not_abandoned(plain: Registry, task: Task) -> None:
+    digest = stage(plain.ledger, plain.store, an_artifact(task, 2))
+    with plain.ledger.database.writing() as connection:
+        connection.execute(update(tables.intent).values(at=(datetime.now(UTC) - timedelta(days=2)).isoformat()))
+    plain.ledger.intend(task.name, digest)
+    assert collect(plain, Retention(candidates=1, grace=timedelta(0)), apply=True) == []

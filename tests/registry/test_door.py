@@ -2,7 +2,11 @@
 
 import multiprocessing
 import shutil
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -316,6 +320,35 @@ def test_an_unreachable_mlflow_stops_no_pointer(pair: Registry, task: Task) -> N
     actions = reconcile(Registry(pair.ledger, pair.store, MlflowStore("http://127.0.0.1:9")), {}, task.name)
     assert [(action.done, action.what[:20]) for action in actions] == [(True, "pointer production -"), (False, "MLflow at http://127")]
     assert examine(Registry(pair.ledger, pair.store), task.name) == []
+
+
+def test_an_mlflow_that_refuses_us_stops_no_pointer(pair: Registry, task: Task) -> None:
+    pair.ledger.append(Move(task=task.name, alias="production", version=2, actor="me", reason="why", expected=1))
+    with refusing() as url:
+        actions = reconcile(Registry(pair.ledger, pair.store, MlflowStore(url)), {}, task.name)
+    assert [(action.done, action.what[:20]) for action in actions] == [(True, "pointer production -"), (False, "MLflow at http://127")]
+
+
+@contextmanager
+def refusing() -> Iterator[str]:
+    """An MLflow server that lets nobody in."""
+
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(403)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_reconcile_with_nothing_to_do_asks_twice(shown: Registry, mlflow_url: str) -> None:

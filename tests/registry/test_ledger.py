@@ -5,6 +5,7 @@ import sqlite3
 import tempfile
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from ptpipeline.errors import LeaseHeld, NotFound, PromotionConflict, ServiceUna
 from ptpipeline.records import now
 from registry import database, tables
 from registry.database import put
-from registry.lease import leased
+from registry.lease import Lease, leased
 from registry.ledger import Ledger, Move, Release
 from tests.postgres import Postgres
 from tests.registry.prompts import a_report, a_request, a_snapshot, a_task, a_verdict, an_artifact
@@ -148,6 +149,59 @@ def test_an_unreachable_server_is_transient_and_keeps_its_password() -> None:
     assert "hidden" not in str(caught.value)
 
 
+@pytest.mark.servers
+@pytest.mark.parametrize("setting", ["default_transaction_read_only = on", "idle_in_transaction_session_timeout = 100"])
+def test_a_server_that_ends_or_forbids_a_transaction_is_transient(postgres: Postgres, monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+    ledger = Ledger(_configured(postgres, setting))
+    monkeypatch.setattr(database, "TIMEOUTS", "")
+    bare = Ledger(ledger.url)
+    with pytest.raises(ServiceUnavailable, match=r"read-only transaction|idle-in-transaction"):
+        _write_slowly(bare)
+    ledger.close()
+    bare.close()
+
+
+def _write_slowly(ledger: Ledger) -> None:
+    with ledger.database.writing("slow") as connection:
+        time.sleep(0.3)
+        put(connection, tables.probe, {"store": "x"}, at=0.0)
+
+
+@pytest.mark.servers
+def test_a_stricter_default_of_the_server_changes_no_numbering(postgres: Postgres) -> None:
+    url = _configured(postgres, "default_transaction_isolation = 'repeatable read'")
+    first, second = Ledger(url), Ledger(url)
+    with ThreadPoolExecutor(1) as pool:
+        with first.database.writing("version mood") as connection:
+            waiting = pool.submit(second.add_version, "mood", "b" * 64)
+            assert wait([waiting], 0.3).not_done
+            connection.execute(database.insert(connection, tables.version).values(task="mood", number=1, digest="a" * 64, at=now()))
+        assert waiting.result().number == 2
+    first.close()
+    second.close()
+
+
+def _configured(postgres: Postgres, setting: str) -> str:
+    """A database with the ledger's tables, in which the server's default is that setting."""
+    url = postgres.create_database(name := f"ledger-{uuid.uuid4().hex}")
+    ledger = Ledger(url)
+    with ledger.database.writing() as connection:
+        connection.execute(text(f'ALTER DATABASE "{name}" SET {setting}'))
+    ledger.close()
+    return url
+
+
+def test_turning_a_file_to_wal_waits_where_sqlite_does_not(tmp_path: Path) -> None:
+    rival, mine = (sqlite3.connect(tmp_path / "ledger.db", isolation_level=None, timeout=0, check_same_thread=False) for _ in range(2))
+    rival.execute("BEGIN EXCLUSIVE")
+    with ThreadPoolExecutor(1) as pool:
+        turned = pool.submit(database._execute, mine, "PRAGMA journal_mode=WAL")
+        assert wait([turned], 0.1).not_done
+        rival.execute("ROLLBACK")
+        turned.result()
+    assert mine.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
 def test_a_release_moves_all_or_none(ledger: Ledger) -> None:
     ledger.add_version("mood", "a" * 64)
     ledger.add_version("topic", "b" * 64)
@@ -193,6 +247,25 @@ def test_an_expired_lease_is_lost(ledger: Ledger) -> None:
         time.sleep(0.02)
         with leased(ledger.database, "mood@production", 30), pytest.raises(LeaseHeld):
             stalled.renew()
+
+
+@pytest.mark.servers
+def test_a_lease_that_is_being_extended_is_not_taken(postgres: Postgres) -> None:
+    url = postgres.create_database(f"ledger-{uuid.uuid4().hex}")
+    mine, other = Ledger(url), Ledger(url)
+    held = Lease(mine.database, "x", 0.05)
+    held.renew()
+    time.sleep(0.1)
+    held.seconds = 60
+    with ThreadPoolExecutor(1) as pool:
+        with mine.database.writing() as connection:
+            held.keep(connection)
+            taken = pool.submit(Lease(other.database, "x", 60).renew)
+            assert wait([taken], 0.3).not_done
+        with pytest.raises(LeaseHeld):
+            taken.result()
+    mine.close()
+    other.close()
 
 
 def test_a_projection_never_goes_back(ledger: Ledger) -> None:
@@ -249,6 +322,22 @@ def _promote(url: str, actor: str, rounds: int, outcomes: "multiprocessing.Queue
         except PromotionConflict:
             lost += 1
     outcomes.put(f"{actor} {won} {lost}")
+
+
+def _look(ledger: Ledger) -> None:
+    for _ in range(20):
+        assert ledger.version("mood", 1).digest == "a" * 64
+
+
+def test_a_fork_does_not_share_the_connections(ledger: Ledger) -> None:
+    ledger.add_version("mood", "a" * 64)
+    children = [multiprocessing.get_context("fork").Process(target=_look, args=(ledger,)) for _ in range(3)]
+    for child in children:
+        child.start()
+    _look(ledger)
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == [0, 0, 0]
 
 
 def test_racing_promoters_win_or_conflict(ledger: Ledger) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 import logging
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -14,11 +15,13 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records import Members, Snapshot, Split, Trial, digest_of
 from ptpipeline.storage import FolderStore
 from ptpipeline.task import Task
+from registry.collect import collect
 from registry.ledger import Ledger, Release
 from registry.lineage import Exposure, lineage, row_of, to_forget, trained_on
 from registry.promotion import Cause, promote, promote_release
 from registry.publish import Request, register, stage
 from registry.registry import Registry
+from registry.roots import Retention
 from tests.registry.prompts import a_request, a_task, an_artifact
 
 ME = Cause("me", "because")
@@ -150,6 +153,45 @@ def test_a_shared_prompt_is_traced_to_its_sources(world: World) -> None:
     assert {snapshot.task for origin in lineage(world.registry, "tone", 1).origins for snapshot in origin.snapshots} == {"mood", "topic", "tone"}
 
 
+def shared_world(world: World) -> tuple[Task, list[Snapshot]]:
+    """A shared prompt over two tasks, of which the first has other rows by now; and the snapshots that it learnt from."""
+    sources = [world.task("mood"), world.task("topic")]
+    snapshots = [world.snapshot(task) for task in sources]
+    world.publish(a_task("shared"), digest_of([snapshot.digest for snapshot in snapshots]), ("shared/mood", "shared/topic"), labels={}, method="multitask")
+    world.snapshot(sources[0], "one more", "and another", "and a third", "and a fourth")
+    return sources[0], snapshots
+
+
+def test_the_snapshots_of_a_shared_prompt_stay_with_it(world: World) -> None:
+    mood, snapshots = shared_world(world)
+    row = row_in(world, snapshots[0], "train")
+    old = world.snapshot(mood, *(f"of nobody {number}" for number in range(5)))
+    world.snapshot(mood, "the last one")
+    gone = collect(world.registry, Retention(candidates=1, grace=timedelta(0)), apply=True)
+    assert old.digest in {item.digest for item in gone}
+    assert snapshots[0].digest not in {item.digest for item in gone}
+    assert told(trained_on(world.registry, row))["shared@1"] == ("train", [])
+
+
+def test_a_shared_prompt_whose_snapshot_is_gone_cannot_be_ruled_out(world: World) -> None:
+    _, snapshots = shared_world(world)
+    for key in list(world.registry.store.keys(f"snapshots/mood/{snapshots[0].digest}")):
+        world.registry.store.delete(key)
+    assert told(trained_on(world.registry, "0" * 16)) == {"shared@1": ("unknown", [])}
+
+
+def test_descent_through_a_lost_manifest_cannot_be_ruled_out(world: World) -> None:
+    mood, topic = world.task("mood"), world.task("topic")
+    rows, others = world.snapshot(mood), world.snapshot(topic)
+    world.publish(mood, rows.digest)
+    for number in (None, 1):
+        world.publish(topic, others.digest, parents=[world.digest(mood, 1) if number is None else world.digest(topic, number)])
+    for key in list(world.registry.store.keys(f"prompts/topic/{world.digest(topic, 1)}")):
+        world.registry.store.delete(key)
+    found = told(trained_on(world.registry, row_in(world, rows, "train")))
+    assert found == {"mood@1": ("train", []), "topic@1": ("unknown", []), "topic@2": ("unknown", ["start topic@1"])}
+
+
 def test_what_holds_a_version_now_is_told(world: World) -> None:
     mood = world.task("mood")
     rows = world.snapshot(mood)
@@ -197,8 +239,9 @@ def test_a_version_leads_to_its_rows(world: World) -> None:
 
 
 def test_what_is_no_row_is_refused(world: World) -> None:
-    with pytest.raises(DataError, match="16 hex digits"):
+    with pytest.raises(DataError, match="16 hex digits") as refused:
         trained_on(world.registry, SECRET)
+    assert "Müller" not in str(refused.value)
     with pytest.raises(NotFound, match="no version 1"):
         lineage(world.registry, "mood", 1)
 

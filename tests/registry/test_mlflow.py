@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from mlflow import MlflowClient
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 
 from ptpipeline.errors import ServiceUnavailable, Terminal
 from ptpipeline.records import CurvePoint
@@ -135,6 +136,13 @@ def test_another_template_is_another_prompt_version(shown: Registry, task: Task,
     assert sorted(prompt.version for prompt in client.search_prompt_versions(f"{task.name}.template")) == [1, 2]
 
 
+def test_no_password_of_an_address_is_told() -> None:
+    store = MlflowStore("http://me:hidden@127.0.0.1:9")
+    with pytest.raises(ServiceUnavailable, match=r"http://127\.0\.0\.1:9 does not answer") as refused:
+        store.aliases("mood")
+    assert "hidden" not in f"{refused.value} {store.page('mood', '1')}"
+
+
 def test_mlflow_templates_double_the_braces() -> None:
     assert mlflow_template("{{not a field}} {text}\nMood:") == "{not a field} {{text}}\nMood:"
 
@@ -217,6 +225,20 @@ def test_a_name_taken_by_a_prompt_is_refused(shown: Registry, task: Task, client
 
 
 POINT = CurvePoint(step=10, loss=0.5, learning_rate=0.01, dev=0.8, token_norms=[1.0, 2.0], token_gradients=[0.1, 0.3])
+
+
+def test_the_limits_of_a_request_hold_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch, mlflow_url: str) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
+    connect(mlflow_url)
+    assert (MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), MLFLOW_HTTP_REQUEST_TIMEOUT.get()) == (0, 10)
+
+
+def test_a_sequence_number_that_a_person_wrote_is_none(shown: Registry, task: Task, client: MlflowClient) -> None:
+    promote(shown, task, published(shown, task, 1), ME)
+    client.set_registered_model_tag(task.name, "ptp.applied.production", "9" * 5000)
+    assert reconcile(shown, {task.name: task}, task.name) == []
+    assert client.get_registered_model(task.name).tags["ptp.applied.production"] == "1"
 
 
 def test_a_training_is_followed_and_registered(shown: Registry, task: Task, mlflow_url: str, client: MlflowClient) -> None:

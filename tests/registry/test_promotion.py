@@ -8,9 +8,9 @@ from ptpipeline.errors import NotFound, PromotionConflict, PromotionRefused
 from ptpipeline.records import Pointer, now, pointer_key, prompt_prefix
 from ptpipeline.task import Task
 from registry.doctor import examine
-from registry.dossier import release_key
+from registry.dossier import release_key, write_release
 from registry.ledger import Move, Release
-from registry.promotion import Cause, checked_alias, promote, promote_release, rollback, rollback_release
+from registry.promotion import Cause, checked_alias, point, promote, promote_release, rollback, rollback_release
 from registry.publish import register, stage
 from registry.reconcile import reconcile
 from registry.registry import Registry
@@ -170,6 +170,16 @@ def test_a_promotion_needs_actor_and_reason(plain: Registry, task: Task, cause: 
         promote(plain, task, number, cause)
 
 
+@pytest.mark.parametrize("odd", ["of \udcff bytes", "of \0"])
+@pytest.mark.parametrize("field", ["actor", "reason"])
+def test_what_the_history_cannot_keep_is_refused(plain: Registry, task: Task, field: str, odd: str) -> None:
+    number, cause = published(plain, task, 1), replace(ME, **{field: odd})
+    with pytest.raises(PromotionRefused, match="which the history cannot keep"):
+        promote(plain, task, number, cause)
+    with pytest.raises(PromotionRefused, match="which the history cannot keep"):
+        point(plain, plain.ledger.version(task.name, number), cause, "current")
+
+
 def test_no_override_promotes_altered_bytes(plain: Registry, task: Task) -> None:
     number = plain.ledger.add_version(task.name, "a" * 64).number
     with pytest.raises(PromotionRefused, match="cannot be served"):
@@ -229,6 +239,22 @@ def test_a_release_with_one_refused_version_moves_nothing(registry: Registry, pa
         promote_release(registry, {pair[0].name: pair[0], stricter.name: stricter}, spring(*pair), ME)
     assert [served(registry, task) for task in pair] == [1, 1]
     assert registry.ledger.release(f"spring-{pair[0].name}") is None
+
+
+def test_a_release_that_moves_nothing_needs_a_reason(plain: Registry, task: Task) -> None:
+    promote(plain, task, published(plain, task, 1), ME)
+    with pytest.raises(PromotionRefused, match="needs an actor and a reason"):
+        promote_release(plain, {task.name: task}, spring(task, version=1), Cause("me", " "))
+
+
+def test_a_release_name_that_the_store_alone_knows_is_not_given_again(plain: Registry, task: Task) -> None:
+    """As after a restore from an older backup, for tasks that no promotion since has touched."""
+    published(plain, task, 1)
+    release = spring(task, version=1)
+    write_release(plain.store, release.model_copy(update={"versions": {"another": 7}}))
+    with pytest.raises(PromotionRefused, match="the store holds it, the ledger does not"):
+        promote_release(plain, {task.name: task}, release, ME)
+    assert plain.ledger.head(task.name, "production") is None
 
 
 def test_a_release_rolls_back_together(registry: Registry, pair: tuple[Task, Task]) -> None:

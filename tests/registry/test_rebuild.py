@@ -5,6 +5,8 @@ import os
 import signal
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +19,17 @@ from ptpipeline.records import Pointer, Promotion, VersionName, history_key, poi
 from ptpipeline.storage import FolderStore
 from ptpipeline.task import Task
 from registry import tables
+from registry.collect import collect
 from registry.doctor import examine
 from registry.ledger import Ledger, Release
+from registry.lineage import trained_on
 from registry.mend import fix
 from registry.promotion import Cause, promote, promote_release, rollback, rollback_release
-from registry.publish import stage
+from registry.publish import Request, register, stage
 from registry.rebuild import rebuild
 from registry.reconcile import reconcile
 from registry.registry import Registry
+from registry.roots import Retention
 from registry.steps import watch
 from tests.registry.prompts import a_request, a_task, an_artifact, published
 
@@ -106,6 +111,67 @@ def test_an_older_copy_catches_up(plain: Registry, pair: tuple[Task, Task], tmp_
     assert published(older, task, 7, older.ledger.head(task.name, "production").digest) == 3  # type: ignore[union-attr]
     assert promote(older, task, 3, ME).seq == 3
     assert examine(older) == []
+
+
+@pytest.mark.parametrize("damage", ["a pointer of nobody's", "a pointer that is missing"])
+def test_fix_leaves_the_pointer_of_what_an_older_copy_lost(plain: Registry, task: Task, tmp_path: Path, damage: str) -> None:
+    published(plain, task, 1)
+    promote(plain, task, 1, ME, "canary")
+    copy_database(tmp_path / "ledger.db", tmp_path / "backup.db")
+    promote(plain, task, 1, ME)
+    older = emptied(plain, tmp_path, "backup")
+    if damage == "a pointer of nobody's":
+        plain.store.create(pointer_key(task.name, "stray"), b"{}")
+    else:
+        plain.store.delete(pointer_key(task.name, "canary"))
+    fix(older, {task.name: task}, examine(older))
+    assert served(plain, task) == 1
+    assert {difference.mend for difference in examine(older)} == {"ptp doctor --rebuild-ledger"}
+
+
+def judged_worse(task: Task, seed: int) -> Request:
+    """The prompt with that seed, judged again on another commit: it fails now."""
+    request = a_request(task, seed)
+    assert request.verdict
+    failed = request.verdict.model_copy(update={"gate_key": "b" * 64, "passed": False, "checks": [check.model_copy(update={"passed": False}) for check in request.verdict.checks]})
+    return replace(request, verdict=failed, commit="another")
+
+
+def test_the_newest_verdict_comes_back_as_the_newest(plain: Registry, task: Task, tmp_path: Path) -> None:
+    published(plain, task, 1)
+    register(plain, judged_worse(task, 1))
+    after = emptied(plain, tmp_path)
+    rebuild(after)
+    assert after.ledger.latest_verdict(task.name, an_artifact(task, 1).digest) == judged_worse(task, 1).verdict
+
+
+def test_an_interrupted_publish_is_finished_with_its_own_verdict(plain: Registry, task: Task) -> None:
+    published(plain, task, 1)
+    plain.ledger.intend(task.name, an_artifact(task, 1).digest)
+    from registry.publish import _remember
+
+    _remember(plain, judged_worse(task, 1))  # killed before the verdict was the ledger's
+    fix(plain, {task.name: task}, examine(plain))
+    assert plain.ledger.latest_verdict(task.name, an_artifact(task, 1).digest) == judged_worse(task, 1).verdict
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["prompts/mood/" + "a" * 64, "prompts/mood/readme/manifest.json", "prompts/notes/readme/manifest.json", "prompts/mood/aliases/my file.json", "prompts/mood/history/7.json",
+     "prompts/mood/history/my alias/000001.json", "snapshots/notes/readme/manifest.json", "snapshots/mood/my own/manifest.json", "releases/my file.json", "releases/mine/1.json"],
+)  # fmt: skip
+def test_what_somebody_else_stored_stops_nothing(plain: Registry, tmp_path: Path, key: str) -> None:
+    task = a_task("mood")
+    promote(plain, task, published(plain, task, 1), ME)
+    path = tmp_path / "store" / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"hello")
+    examine(plain)
+    rebuild(plain)
+    assert all(action.done for action in reconcile(plain, {"mood": task}))
+    assert collect(plain, Retention(grace=timedelta(0)), apply=True) == []
+    assert [found.version for found in trained_on(plain, "0" * 16)] == [1]
+    assert path.read_bytes() == b"hello"
 
 
 def test_a_history_written_without_its_pointer_is_known(plain: Registry, task: Task, tmp_path: Path) -> None:
