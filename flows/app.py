@@ -11,6 +11,7 @@ from ptpipeline.errors import NotFound
 
 if TYPE_CHECKING:
     from flows.stages import Stages
+    from ptpipeline.task import Task
     from registry.registry import Registry
 
 FAILED, UNANSWERED, NO = 1, 3, 4  # exit codes, as the epilog tells them
@@ -49,6 +50,14 @@ def open_stages() -> "Stages":
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
     return Stages(load_settings(), open_registry(writing=True), lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def sound() -> dict[str, "Task"]:
+    """The tasks whose files are sound, by name."""
+    from ptpipeline.settings import load_settings
+    from ptpipeline.task import sound_tasks
+
+    return {task.name: task for task in sound_tasks(load_settings().tasks)[0]}
 
 
 def numbered(registry: "Registry", reference: str) -> tuple[str, int]:

@@ -117,7 +117,7 @@ def trigger(
 
 @app.command()
 def webhook(
-    port: Annotated[int, typer.Option("--port", min=1024, max=65535, help="Listen here.")] = 4201,
+    port: Annotated[int, typer.Option("--port", min=1024, max=65535, help="Listen here.")] = 8777,
     host: Annotated[str, typer.Option("--host", help="Listen on this address.")] = "127.0.0.1",
     address: Annotated[str | None, typer.Option("--address", metavar="URL", help="How MLflow reaches this process, where it is not http://HOST:PORT/mlflow.")] = None,
 ) -> None:

@@ -21,6 +21,7 @@ from flows.app import (
     open_registry,
     open_stages,
     read_text,
+    sound,
 )
 from ptpipeline.errors import NotFound, PromotionRefused, SettingsError
 from ptpipeline.records import PRODUCTION, Promotion
@@ -113,10 +114,11 @@ def rollback(
     """Let an alias name again what it named before."""
     from flows.render import show_record
     from registry.promotion import Cause
+    from registry.promotion import rollback as roll_back
 
-    stages = open_stages()
-    before = stages.registry.ledger.head(task, alias)
-    promotion = stages.roll_back(task, alias, to, Cause(getpass.getuser(), reason))
+    registry = open_registry(writing=True)
+    before = registry.ledger.head(task, alias)
+    promotion = roll_back(registry, task, Cause(getpass.getuser(), reason), to, alias)
     _say_unmoved(before, promotion)
     show_record(promotion, as_json)
 
@@ -182,8 +184,8 @@ def reconcile(task: SomeTask = None, as_json: Json = False) -> None:
     from flows.render import show
     from registry.reconcile import reconcile as replay
 
-    stages = open_stages()
-    show(replay(stages.registry, stages.sound(), known_task(stages.registry, task)), as_json, "nothing to do")
+    registry = open_registry(writing=True)
+    show(replay(registry, sound(), known_task(registry, task)), as_json, "nothing to do")
 
 
 @app.command()
@@ -203,7 +205,7 @@ def doctor(
     actions = rebuild(registry) if rebuild_ledger else []
     found = examine(registry, task)
     if mend and found:
-        actions += fix(registry, open_stages().sound(), found)
+        actions += fix(registry, sound(), found)
         found = examine(registry, task)
     for action in actions:
         print(f"{action.task}: {action.what}", file=sys.stderr)

@@ -10,13 +10,13 @@ from flows.context import checkout_commit
 from flows.judging import Judging
 from flows.outcome import Candidate, Outcome, outcome_of
 from flows.training import MACHINE, Training
-from ptpipeline.errors import TaskFileError, TrainingError
+from ptpipeline.errors import TrainingError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import PRODUCTION, Promotion, PromptVersion, Report, Scores, TunedPrompt, Verdict, now
-from ptpipeline.task import Task, find_task, load_task, load_tasks, task_files
+from ptpipeline.task import Task, find_task, load_tasks, sound_tasks
 from registry.dossier import Dossier, write_dossier
 from registry.ledger import Release
-from registry.promotion import Cause, checked_release, promote, promote_release, rollback
+from registry.promotion import Cause, check_cause, check_release, promote, promote_release, rollback
 from registry.publish import Request, register
 from registry.reconcile import reconcile
 
@@ -31,18 +31,8 @@ class Stages(Training, Judging):
         return [find_task(self.settings.tasks, name) for name in dict.fromkeys(names)]
 
     def declared(self) -> tuple[list[Task], dict[str, str]]:
-        """All tasks whose files are sound, and one sentence for each of the others: a typo in one stops no other."""
-        found, broken = [], {}
-        for path in task_files(self.settings.tasks):
-            try:
-                found.append(load_task(path))
-            except TaskFileError as error:
-                broken[path.stem] = str(error)
-        return found, broken
-
-    def sound(self) -> dict[str, Task]:
-        """The tasks whose files are sound, by name."""
-        return {task.name: task for task in self.declared()[0]}
+        """All tasks whose files are sound, and one sentence for each of the others."""
+        return sound_tasks(self.settings.tasks)
 
     def register(self, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> PromptVersion:
         """The candidate as a numbered version, with verdict, figures and plots, whether it passed or not."""
@@ -99,6 +89,7 @@ class Stages(Training, Judging):
 
     def move(self, task: str, alias: str, version: int, cause: Cause) -> Promotion:
         """A promotion that a person asks for; an outdated verdict is renewed first, and required all the same."""
+        check_cause(cause)  # before the gate takes its time
         declared = find_task(self.settings.tasks, task)
         if alias == PRODUCTION:
             self._judge_again(declared, self.registry.ledger.version(task, version))
@@ -106,10 +97,12 @@ class Stages(Training, Judging):
 
     def move_release(self, name: str, versions: Mapping[str, int], cause: Cause) -> list[Promotion]:
         """Production of all these tasks to these versions, together; outdated verdicts are renewed first."""
+        release = Release(name=name, actor=cause.actor, reason=cause.reason, versions=dict(versions), at=now())
+        check_cause(cause)
+        check_release(self.registry, release)
         declared = {task: find_task(self.settings.tasks, task) for task in versions}
         for task, number in versions.items():
             self._judge_again(declared[task], self.registry.ledger.version(task, number))
-        release = Release(name=checked_release(name), actor=cause.actor, reason=cause.reason, versions=dict(versions), at=now())
         return promote_release(self.registry, declared, release, cause)
 
     def _judge_again(self, task: Task, version: PromptVersion) -> None:
@@ -134,7 +127,7 @@ class Stages(Training, Judging):
 
     def reconcile(self, task: str | None = None) -> list[str]:
         """Replay the ledger's heads onto the store's pointers and MLflow's aliases; one sentence per action."""
-        return [f"{action.task}: {action.what}" for action in reconcile(self.registry, self.sound(), task)]
+        return [f"{action.task}: {action.what}" for action in reconcile(self.registry, {found.name: found for found in sound_tasks(self.settings.tasks)[0]}, task)]
 
 
 def _incomparable(verdict: Verdict) -> bool:

@@ -320,6 +320,17 @@ def load_tasks(folder: Path) -> list[Task]:
     return tasks
 
 
+def sound_tasks(folder: Path) -> tuple[list[Task], dict[str, str]]:
+    """All tasks whose files are sound, and one sentence for each of the others: a typo in one stops no other."""
+    found, broken = [], {}
+    for path in task_files(folder):
+        try:
+            found.append(load_task(path))
+        except TaskFileError as error:
+            broken[path.stem] = str(error)
+    return found, broken
+
+
 def find_base_model(folder: Path, name: str) -> BaseModelSource:
     """The base model of that name in `base_models.yaml` beside the tasks; NotFound lists the names there are."""
     return declared(folder / BASES_FILE, name, BaseModelSource, ("base model", "{path|package|hub: ...}"))

@@ -106,7 +106,7 @@ def _refused(registry: Registry, mlflow: MlflowStore, step: tuple[PromptVersion,
 
 def _put_back(held: HeldAlias, seen: Seen, why: str) -> list[Action]:
     head, number = held.head, str(seen.number)
-    sentence = f"{now()}: the alias {head.alias} was set here in MLflow and went back to version {head.version}: {why}"
+    sentence = f"{why}; so the alias {head.alias}, which was set here in MLflow, went back to version {head.version} ({now()})"
     log.warning("%s, MLflow version %s: %s", head.task, number, sentence)
     held.mlflow.refuse(head.task, number, sentence)
     return [*held.write(), Action(task=head.task, what=f"MLflow alias {head.alias} put back from MLflow version {number} to version {head.version}: {why}")]

@@ -239,8 +239,13 @@ def _record_release(connection: Connection, release: Release) -> None:
     connection.execute(insert(connection, tables.release).values(**release.model_dump()).on_conflict_do_nothing())
     stored = connection.scalar(select(tables.release.c.versions).where(tables.release.c.name == release.name))
     if stored is not None and stored != release.versions:
-        held = ", ".join(f"{task}@{number}" for task, number in sorted(stored.items()))
-        raise PromotionConflict(f"release {release.name!r} holds {held} already and never changes; give the new set another name")
+        raise held_otherwise(release.model_copy(update={"versions": stored}))
+
+
+def held_otherwise(release: Release) -> PromotionConflict:
+    """What to raise where that release is to become another set."""
+    held = ", ".join(f"{task}@{number}" for task, number in sorted(release.versions.items()))
+    return PromotionConflict(f"release {release.name!r} holds {held} already and never changes; give the new set another name")
 
 
 def _conflict(move: Move, head: Promotion | None) -> PromotionConflict:

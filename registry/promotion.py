@@ -19,7 +19,7 @@ from ptpipeline.records import (
 )
 from ptpipeline.task import Task
 from registry.dossier import release_key, write_release
-from registry.ledger import Move, Release
+from registry.ledger import Move, Release, held_otherwise
 from registry.projection import pointer_in, settle
 from registry.registry import Registry
 from registry.steps import reached
@@ -64,7 +64,7 @@ def promote(registry: Registry, task: Task, version: int, cause: Cause, alias: s
 def checked_move(registry: Registry, task: Task, step: tuple[PromptVersion, Promotion | None], cause: Cause, alias: str) -> Move:
     """The move from the alias's head to the version, where it is allowed; raises as `promote` does."""
     wanted, head = step
-    _checked_cause(cause)
+    check_cause(cause)
     _check_ledger(registry, wanted.task, alias, head)
     _check_base(task, _verified(registry, wanted))
     verdict, override = registry.ledger.latest_verdict(task.name, wanted.digest), False
@@ -85,7 +85,7 @@ def point(registry: Registry, version: PromptVersion, cause: Cause, alias: str) 
 
     Raises PromotionRefused for a gated alias, or bytes that are missing or altered; PromotionConflict.
     """
-    _checked_cause(cause)
+    check_cause(cause)
     if checked_alias(alias) in GATED:
         raise PromotionRefused(f"{version.task}@{alias}: this alias is gated, and {version.task} has no gate; take another alias")
     head = registry.ledger.head(version.task, alias)
@@ -119,8 +119,8 @@ def promote_release(registry: Registry, tasks: Mapping[str, Task], release: Rele
 
     What names it already is left alone. Raises as `promote` does for the first version that is refused or lost.
     """
-    _checked_cause(cause)
-    _check_release(registry, release.name)
+    check_cause(cause)
+    check_release(registry, release)
     ledger = registry.ledger
     steps = {task: (ledger.version(task, number), ledger.head(task, PRODUCTION)) for task, number in sorted(release.versions.items())}
     changing = {task: step for task, step in steps.items() if step[1] is None or step[1].version != step[0].number}
@@ -134,7 +134,7 @@ def rollback_release(registry: Registry, name: str, cause: Cause) -> list[Promot
     Tasks that moved on since are left alone. Raises NotFound where there is no such release, PromotionRefused where no task
     stands there any more, or one had no version before.
     """
-    _checked_cause(cause)
+    check_cause(cause)
     release = registry.ledger.release(name)
     if release is None:
         raise NotFound(f"no release {name!r}; `ptp release list` shows what there is")
@@ -172,7 +172,7 @@ def _before(history: list[Promotion], release: str) -> int:
 def _return(registry: Registry, history: list[Promotion], number: int, cause: Cause) -> Move:
     """The move of an alias back to a version that it named once, on the verdict that it had then."""
     head, wanted = history[-1], registry.ledger.version(history[-1].task, number)
-    _checked_cause(cause)
+    check_cause(cause)
     _check_ledger(registry, head.task, head.alias, head)
     _verified(registry, wanted)
     then = next(row for row in reversed(history) if row.version == wanted.number)
@@ -185,13 +185,6 @@ def checked_alias(alias: str) -> str:
     if not is_name(alias) or RESERVED.fullmatch(alias):
         raise PromotionRefused(f"alias {alias!r}: expected lower-case letters, digits and dashes, and neither `latest` nor a number such as 3 or v3")
     return alias
-
-
-def checked_release(name: str) -> str:
-    """`name` itself where it may name a release; PromotionRefused where it is malformed."""
-    if not is_name(name):
-        raise PromotionRefused(f"release {name!r}: expected lower-case letters, digits and dashes")
-    return name
 
 
 def _target(history: list[Promotion], to: int | None) -> int:
@@ -236,10 +229,17 @@ def _check_ledger(registry: Registry, task: str, alias: str, head: Promotion | N
         )
 
 
-def _check_release(registry: Registry, name: str) -> None:
-    """The same for a release, which is written behind the ledger: an older copy would give its name to another set."""
-    if registry.store.exists(release_key(name)) and registry.ledger.release(name) is None:
-        raise PromotionRefused(f"release {name!r}: the store holds it, the ledger does not; was it restored from an older backup? `ptp doctor --rebuild-ledger` brings it up")
+def check_release(registry: Registry, release: Release) -> None:
+    """Before anything is judged for it: PromotionRefused for a malformed name, or where an older copy of the ledger would give
+    a name out again; PromotionConflict where the name stands for another set.
+    """
+    if not is_name(release.name):
+        raise PromotionRefused(f"release {release.name!r}: expected lower-case letters, digits and dashes")
+    known = registry.ledger.release(release.name)
+    if known is None and registry.store.exists(release_key(release.name)):
+        raise PromotionRefused(f"release {release.name!r}: the store holds it, the ledger does not; was it restored from an older backup? `ptp doctor --rebuild-ledger` brings it up")
+    if known is not None and known.versions != release.versions:
+        raise held_otherwise(known)
 
 
 def _check_base(task: Task, manifest: PromptManifest) -> None:
@@ -259,7 +259,7 @@ def _gated(registry: Registry, task: Task, version: PromptVersion, head: Promoti
         raise PromotionRefused(f"{where}: {changed} changed since it was judged; gate again first: `ptp run {task.name}`")
     if not current[0].passed:
         reasons = "; ".join(f"{check.name}: {check.observed}, required {check.required}" for check in current[0].failures())
-        raise PromotionRefused(f"{where}: it failed the gate ({reasons})")
+        raise PromotionRefused(f"{where}: it failed the gate ({reasons}); mend data or recipe and `ptp run {task.name}`, or answer for it yourself with --override")
     return current[0]
 
 
@@ -268,7 +268,8 @@ def _move(version: PromptVersion, head: Promotion | None, alias: str, cause: Cau
     return Move(task=version.task, alias=alias, version=version.number, actor=cause.actor, reason=cause.reason, expected=expected, verdict=cited)
 
 
-def _checked_cause(cause: Cause) -> None:
+def check_cause(cause: Cause) -> None:
+    """PromotionRefused where nobody, or no reason, is named, or they hold what no history can keep."""
     if not (cause.actor.strip() and cause.reason.strip()):
         raise PromotionRefused("a promotion needs an actor and a reason, which stand in the history for ever; one of them is empty")
     if re.search("[\0\ud800-\udfff]", cause.actor + cause.reason):
