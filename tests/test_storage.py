@@ -1,6 +1,7 @@
 """The object store's contract, over a folder and over a real S3 server."""
 
-import multiprocessing
+import subprocess
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -336,19 +337,27 @@ def _race(write: Callable[[int], None]) -> list[str]:
         return list(pool.map(attempt, range(WRITERS)))
 
 
-def _reads(store: ObjectStore, key: str, body: bytes, outcomes: "multiprocessing.Queue[bool]") -> None:
-    outcomes.put(all(store.read(key).body == body for _ in range(50)))
+FORKS = """
+import multiprocessing, sys
+from ptpipeline.storage import S3Store
+
+def look(store, index):
+    assert all(store.read(f"k/{index}").body == bytes([index]) * 100 for _ in range(50))
+
+store = S3Store(sys.argv[1], endpoint=sys.argv[2])
+for index in range(4):
+    store.create(f"k/{index}", bytes([index]) * 100)
+    look(store, index)
+children = [multiprocessing.get_context("fork").Process(target=look, args=(store, index)) for index in range(4)]
+for child in children:
+    child.start()
+for child in children:
+    child.join(60)
+sys.exit(any(child.exitcode for child in children))
+"""
 
 
 @pytest.mark.servers
 def test_forked_processes_read_their_own_answers(s3_store: S3Store) -> None:
-    bodies = {f"k/{index}": bytes([index]) * 100 for index in range(4)}
-    for key, body in bodies.items():
-        s3_store.create(key, body)
-        assert s3_store.read(key).body == body  # a connection is open now
-    fork = multiprocessing.get_context("fork")
-    outcomes = fork.Queue()
-    children = [fork.Process(target=_reads, args=(s3_store, key, body, outcomes)) for key, body in bodies.items()]
-    for child in children:
-        child.start()
-    assert [outcomes.get(timeout=60) for _ in children] == [True] * len(children)
+    done = subprocess.run([sys.executable, "-c", FORKS, s3_store.bucket, str(s3_store.endpoint)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
