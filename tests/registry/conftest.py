@@ -3,17 +3,21 @@
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from ptpipeline.storage import FolderStore
 from ptpipeline.task import Task
 from registry.ledger import Ledger
-from registry.mlflow_store import MlflowStore
+from registry.mlflow_store import MlflowStore, connect
 from registry.registry import Registry
 from tests.postgres import Postgres, running_postgres
 from tests.registry.prompts import a_task
 from tests.registry.servers import running_mlflow
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 
 @pytest.fixture(scope="session")
@@ -66,3 +70,15 @@ def registry(request: pytest.FixtureRequest) -> Iterator[Registry]:
 def task() -> Task:
     """A task with a name of its own, since the MLflow server is shared."""
     return a_task(f"mood-{uuid.uuid4().hex[:8]}")
+
+
+@pytest.fixture
+def client(mlflow_url: str) -> "MlflowClient":
+    """MLflow's own client of the shared server."""
+    return connect(mlflow_url)
+
+
+@pytest.fixture
+def shown(plain: Registry, mlflow_url: str) -> Registry:
+    """A registry over a folder and the real MLflow server."""
+    return Registry(plain.ledger, plain.store, MlflowStore(mlflow_url))

@@ -21,7 +21,7 @@ from registry.alias import Action
 from registry.database import insert
 from registry.doctor import examine
 from registry.ledger import Ledger, Move
-from registry.mlflow_store import MlflowStore, connect
+from registry.mlflow_store import MlflowStore
 from registry.promotion import Cause, promote
 from registry.reconcile import reconcile
 from registry.registry import Registry
@@ -43,16 +43,6 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projection, "LEASE_SECONDS", LEASE)
     monkeypatch.setattr(mlflow_store, "REQUEST_SECONDS", REQUEST)
-
-
-@pytest.fixture
-def client(mlflow_url: str) -> MlflowClient:
-    return connect(mlflow_url)
-
-
-@pytest.fixture
-def shown(plain: Registry, mlflow_url: str) -> Registry:
-    return Registry(plain.ledger, plain.store, MlflowStore(mlflow_url))
 
 
 @pytest.fixture

@@ -30,17 +30,6 @@ pytestmark = pytest.mark.servers
 ME = Cause("me", "because")
 
 
-@pytest.fixture
-def client(mlflow_url: str) -> MlflowClient:
-    return connect(mlflow_url)
-
-
-@pytest.fixture
-def shown(plain: Registry, mlflow_url: str) -> Registry:
-    """A registry over a folder and the real MLflow server."""
-    return Registry(plain.ledger, plain.store, MlflowStore(mlflow_url))
-
-
 @contextmanager
 def losing(url: str, nth: int) -> Iterator[tuple[str, list[str]]]:
     """A proxy of `url` that forwards every request and loses the answer of the n-th; yields its address and its log."""
