@@ -7,7 +7,10 @@ Exit codes: 0 done; 1 the input or the state of things forbids it; 2 wrong usage
 import sys
 from collections.abc import Iterable
 
-from flows import pipeline, registrar  # noqa: F401  (their verbs, in the order of the help)
+from flows import pipeline  # noqa: F401  (the verbs, in the order of the help)
+
+# isort: split
+from flows import gatekeeper, registrar  # noqa: F401
 from flows.app import FAILED, UNANSWERED, app
 from ptpipeline.errors import PtpError, Transient
 

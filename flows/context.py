@@ -54,8 +54,8 @@ class Context:
         if not stored(snapshot):  # an old one of the same rows went between the two
             snapshot = ingest(task, self.registry.store, self.settings.home)
         noticed = ", ".join(f"{check.name} {check.count}" for check in snapshot.checks if check.outcome == "warned")
-        rows = ", ".join(f"{name} {snapshot.split(name).rows}" for name in ("train", "dev", "test"))
-        self.report(f"{task.name}: snapshot {snapshot.digest[:12]}, rows: {rows}; left out: {noticed or 'none'}")
+        rows = ", ".join(f"{name} {info.rows}" for name, info in snapshot.splits().items())
+        self.report(f"{task.name}: snapshot {snapshot.digest[:12]}, rows: {rows}; noticed: {noticed or 'nothing'}")
         return snapshot
 
     @cached_property

@@ -1,22 +1,25 @@
 """The stages that measure and judge: a report over the test rows, and a verdict against what production points to."""
 
-from flows.context import Context
-from ptpipeline.errors import ArtifactError, BaseModelError, ContextError, DataError, NotFound
+from flows.evidence import Gathering
 from ptpipeline.gate import decide, gate_key, metric_of
-from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import PRODUCTION, PairedDifference, Report, Snapshot, TunedPrompt, Verdict
+from ptpipeline.prompts.artifact import read_artifact, read_members
+from ptpipeline.records import PRODUCTION, Report, Snapshot, Split, TunedPrompt, Verdict
 from ptpipeline.task import Task
+from registry.looks import count, taken
 
 
-class Judging(Context):
+class Judging(Gathering):
     """Each question is asked once: reports and verdicts are kept under what they depend on."""
 
     def evaluate(self, task: Task, tuned: TunedPrompt, snapshot: str) -> Report:
-        """The candidate measured on the test rows of today's snapshot (its digest), from its stored bytes.
+        """The candidate measured and probed on the test rows of today's snapshot (its digest), from its stored bytes.
 
-        They may be others than those of the snapshot that it was trained on: test rows change nothing in training.
+        They may be others than those of the snapshot that it was trained on: test rows change nothing in training. Where
+        they have served their looks, the reserve takes their place.
         """
-        return self.measured(task, tuned.digest, self.snapshot(task.name, snapshot))
+        found = self.snapshot(task.name, snapshot)
+        report = self.measured(task, tuned.digest, found, self._split(task, tuned.digest, found))
+        return self._probed(task, report, found)
 
     def gate(self, task: Task, tuned: TunedPrompt, report: Report) -> Verdict:
         """The verdict over the candidate against what production points to now; an equal question is not asked twice."""
@@ -24,55 +27,65 @@ class Judging(Context):
         champion = head.digest if head else None
         verdict = self.registry.ledger.verdict_for(gate_key(task, report, champion))
         if verdict is None:
-            comparison = self._compared(task, report, champion) if champion and champion != tuned.digest else None
-            verdict = decide(task, report, tuned.bytes, champion, comparison)
+            verdict = decide(task, self.evidence(task, tuned, report, champion))
         for check in verdict.checks:
-            self.report(f"{task.name}: {'pass' if check.passed else 'FAIL'} {check.name}: {check.observed}; required {check.required}")
+            result = "pass" if check.passed else "FAIL" if check.blocks else "warning:"
+            self.report(f"{task.name}: {result} {check.name}: {check.observed}; required {check.required}")
         return verdict
 
-    def measured(self, task: Task, digest: str, snapshot: Snapshot) -> Report:
-        """The report of a stored prompt on the snapshot's test rows, measured once per digest, rows and compute type.
+    def measured(self, task: Task, digest: str, snapshot: Snapshot, split: Split = "test") -> Report:
+        """The report of a stored prompt on the rows of a split, measured once per digest, rows and compute type.
 
         Raises NotFound or ArtifactError for bytes that are missing or altered, ContextError for a row that does not fit.
         """
+        from ptpipeline.evaluation.baselines import Setup
         from ptpipeline.evaluation.evaluate import evaluate
-        from ptpipeline.evaluation.key import evaluation_key
+        from ptpipeline.evaluation.key import evaluation_key, rows_identity
         from ptpipeline.models.load import compute_dtype
 
-        known = self.registry.ledger.report(evaluation_key(digest, snapshot.test.digest, compute_dtype(self.settings.dtype)))
-        if known is not None and self.registry.store.exists(known.rows_key):  # else its version was collected since
-            self.report(f"{task.name}: {digest[:12]} was measured on these {known.rows} test rows before")
+        ledger, store = self.registry.ledger, self.registry.store
+        known = ledger.report(evaluation_key(digest, rows_identity(snapshot.split(split)), compute_dtype(self.settings.dtype), task.hard_prompt))
+        if known is not None and all(self._stands(key) for key in (known.evaluation_key, *known.baselines.values())):
+            self.report(f"{task.name}: {digest[:12]} was measured on these {known.rows} {split} rows before")
             return known
-        artifact = read_artifact(self.registry.store, task.name, digest)
-        report = evaluate(self.engine(artifact.manifest.base_model.name), artifact, snapshot, self.registry.store)
-        self.registry.ledger.save_report(report)
+        artifact = read_artifact(store, task.name, digest)
+        setup = Setup(split, task.data.slices, task.hard_prompt, ledger.report, ledger.save_report)
+        report = evaluate(self.engine(artifact.manifest.base_model.name), artifact, snapshot, store, setup)
+        ledger.save_report(report)
         metric = task.gate.metric
-        self.report(f"{task.name}: {digest[:12]} test {metric} {metric_of(report.prompt, metric):.4f}, zero-shot {metric_of(report.zero_shot, metric):.4f}")
+        self.report(f"{task.name}: {digest[:12]} {split} {metric} {metric_of(report.prompt, metric):.4f}, zero-shot {metric_of(report.zero_shot, metric):.4f}")
         return report
 
-    def _compared(self, task: Task, report: Report, champion: str) -> PairedDifference | str:
-        """Challenger minus champion on the present test rows, less those that the champion was trained on.
+    def _stands(self, key: str) -> bool:
+        """Whether that report and its rows' results are still there: rows are collected, and a rebuilt ledger lacks baselines."""
+        report = self.registry.ledger.report(key)
+        return report is not None and self.registry.store.exists(report.rows_key)
 
-        A sentence where the champion cannot be measured: it answers other labels, a row does not fit it, or it or its base is lost.
-        """
-        try:
-            return self._difference(task, report, champion)
-        except (ArtifactError, BaseModelError, ContextError, DataError, NotFound) as error:
-            return str(error)
-
-    def _difference(self, task: Task, report: Report, champion: str) -> PairedDifference:
+    def _split(self, task: Task, digest: str, snapshot: Snapshot) -> Split:
+        """Which rows judge: the test split, or the reserve once the test rows are spent and do not answer this question already."""
         from ptpipeline.data.snapshot import load_split
-        from ptpipeline.evaluation.compare import compared, row_ids
 
-        manifest = read_artifact(self.registry.store, task.name, champion).manifest
-        if set(manifest.labels) != set(task.labels):
-            now = f"has {', '.join(task.labels)}" if task.labels else "asks for free text"
-            raise DataError(f"it answers {'the ' if manifest.labels else ''}{manifest.answers}, the task now {now}")
-        theirs = self.measured(task, champion, self.snapshot(task.name, report.snapshot))
-        seen = {row.id for row in load_split(self.registry.store, self.snapshot(task.name, manifest.snapshot), "train")}
-        measured = row_ids(self.registry.store, report)
-        rows = [row for row in measured if row not in seen]
-        if len(rows) < 2:
-            raise NotFound(f"task {task.name}: the champion {champion[:12]} was trained on all of today's test rows; nothing is left to compare on")
-        found = compared(self.registry.store, task, (report, theirs), rows)
-        return found.model_copy(update={"dropped": len(measured) - len(rows)})
+        if snapshot.reserve is None:
+            return "test"
+        ledger, head = self.registry.ledger, self.registry.ledger.head(task.name, PRODUCTION)
+        looks = count(ledger, task.name, [row.id for row in load_split(self.registry.store, snapshot, "test")])
+        answered = taken(ledger, task.name, self.question(task, digest, head.digest if head else None, snapshot.test.digest))
+        if looks < task.gate.champion.looks or answered:
+            return "test"
+        self.report(f"{task.name}: the test rows have served {looks} looks; the reserve of {snapshot.reserve.rows} rows judges")
+        return "reserve"
+
+    def _probed(self, task: Task, report: Report, snapshot: Snapshot) -> Report:
+        """The report with what the policy's probes find; a prompt is probed once."""
+        from ptpipeline.data.snapshot import load_split
+        from ptpipeline.evaluation.probes.every import Subject, asked, probed
+
+        settings, store = asked(task.gate.checks), self.registry.store
+        if report.probed == settings:
+            return report
+        artifact = read_artifact(store, task.name, report.digest)
+        rows = [load_split(store, self.snapshot(task.name, artifact.manifest.snapshot), "train"), load_split(store, snapshot, report.split)]
+        found = probed(self.engine(artifact.manifest.base_model.name), Subject(artifact, read_members(store, artifact), *rows), task.gate.checks)
+        report = report.model_copy(update={"measures": found, "probed": settings})
+        self.registry.ledger.save_report(report)
+        return report

@@ -53,7 +53,7 @@ def outcome_of(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
         status=status,
         zero_shot=metric_of(report.zero_shot, metric),
         candidate=found,
-        champion=found - comparison.difference if comparison and metric != "bleu" else None,  # compared by sentences, shown of the corpus
+        champion=found - comparison.difference if comparison and metric not in ("bleu", "chrf") else None,  # compared by sentences, shown of the corpus
         delta=comparison.difference if comparison else None,
         lower=comparison.lower if comparison else None,
         upper=comparison.upper if comparison else None,
@@ -77,7 +77,9 @@ def _status(registry: Registry, task: Task, candidate: Candidate) -> tuple[str, 
     if version.number in {row.version for row in history}:
         return "rolled back", f"{task.name}@{PRODUCTION} was moved away from version {version.number}; `ptp promote {task.name}@{version.number} --reason ...` takes it back"
     if not verdict.passed:
-        return "gate failed", "; ".join(f"{check.name}: {check.observed}, required {check.required}" for check in verdict.failures())
+        failures = verdict.failures()
+        status = "no gain" if any(check.name == "gain" for check in failures) else "gate failed"
+        return status, "; ".join(f"{check.name}: {check.observed}, required {check.required}" for check in failures)
     return "awaiting approval", f"`ptp promote {task.name}@{version.number} --reason ...` takes it to production"
 
 

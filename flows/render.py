@@ -89,7 +89,7 @@ def show_version(version: PromptVersion, manifest: PromptManifest, tuned: TunedP
         show([_scores("prompt", report.prompt), _scores("zero-shot", report.zero_shot), _scores("majority", report.majority)], as_json)
     if verdict:
         print(f"verdict: {'passed' if verdict.passed else 'failed'}")
-        show([{"check": c.name, "": "pass" if c.passed else "FAIL", "observed": c.observed, "required": c.required} for c in verdict.checks], as_json)
+        show([{"check": c.name, "": "pass" if c.passed else "FAIL" if c.blocks else "warn", "observed": c.observed, "required": c.required} for c in verdict.checks], as_json)
 
 
 def show_lineage(found: "Lineage", as_json: bool) -> None:

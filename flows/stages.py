@@ -5,20 +5,24 @@ Every stage is idempotent by content: it asks the ledger under its key first, an
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flows.context import checkout_commit
 from flows.judging import Judging
 from flows.outcome import Candidate, Outcome, outcome_of
 from flows.training import MACHINE, Training
 from ptpipeline.errors import TrainingError
+from ptpipeline.gate import needs_a_person
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import PRODUCTION, Promotion, PromptVersion, Report, Scores, TunedPrompt, Verdict, now
+from ptpipeline.records import PRODUCTION, Promotion, PromptVersion, Report, TunedPrompt, Verdict, now
 from ptpipeline.task import Task, find_task, load_tasks, sound_tasks
-from registry.dossier import Dossier, write_dossier
 from registry.ledger import Release
 from registry.promotion import Cause, check_cause, check_release, promote, promote_release, rollback
-from registry.publish import Request, register
+from registry.publish import Request, entry_of, register, remember, write_page
 from registry.reconcile import reconcile
+
+if TYPE_CHECKING:
+    from ptpipeline.prompts.interpretation import Neighbours
 
 
 class Stages(Training, Judging):
@@ -36,12 +40,28 @@ class Stages(Training, Judging):
 
     def register(self, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> PromptVersion:
         """The candidate as a numbered version, with verdict, figures and plots, whether it passed or not."""
-        from ptpipeline.evaluation.plots import confusion, learning_curve, token_heat
+        return register(self.registry, self._request(task, tuned, report, verdict))
 
-        plots = {"confusion": confusion(report.prompt, report)} if isinstance(report.prompt, Scores) else {}
-        if tuned.curve:  # an imported prompt has none
-            plots |= {"learning_curve": learning_curve(tuned, task.gate.metric), "token_norms": token_heat(tuned)}
-        return register(self.registry, Request(tuned=tuned, report=report, verdict=verdict, plots=plots, commit=checkout_commit()))
+    def _request(self, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> Request:
+        from ptpipeline.evaluation.plots import every
+
+        known = self.registry.ledger.publication(task.name, tuned.digest)
+        drawn = known is not None and bool(known.plots) and self.registry.ledger.latest_verdict(task.name, tuned.digest) == verdict
+        plots = {} if drawn else every(task, tuned, report, verdict)
+        return Request(
+            tuned=tuned, report=report, verdict=verdict, plots=plots, commit=checkout_commit(), neighbours=self._neighbours(task.name, tuned.digest)
+        )
+
+    def _neighbours(self, task: str, digest: str) -> "Neighbours | None":
+        """The words near the prompt's virtual tokens; None where they are known, and of an ensemble, whose members have their own."""
+        from ptpipeline.prompts.neighbours import neighbours_of
+        from ptpipeline.prompts.tensors import unpack
+
+        known, artifact = self.registry.ledger.publication(task, digest), read_artifact(self.registry.store, task, digest)
+        if (known and known.neighbours) or artifact.manifest.members:
+            return None
+        base = self.engine(artifact.manifest.base_model.name).base
+        return neighbours_of(base, unpack(artifact, base.ref))
 
     def promote(self, task: Task, version: PromptVersion, verdict: Verdict, actor: str = MACHINE) -> Promotion | None:
         """Promotion by the task's policy: `auto` promotes what passed, `manual` leaves it to a person.
@@ -50,7 +70,7 @@ class Stages(Training, Judging):
         the champion needs one to look at it: neither is promoted by a machine.
         """
         stood = version.number in {row.version for row in self.registry.ledger.history(task.name, PRODUCTION)}
-        if not verdict.passed or task.promote == "manual" or stood or _incomparable(verdict):
+        if not verdict.passed or task.promote == "manual" or stood or needs_a_person(verdict):
             return None
         return promote(self.registry, task, version.number, Cause(actor, f"passed the gate: {_summary(verdict)}"))
 
@@ -115,11 +135,12 @@ class Stages(Training, Judging):
             return
         manifest = read_artifact(self.registry.store, task.name, version.digest).manifest
         if manifest.labels == task.labels and manifest.base_model.name == task.base_model:
-            report = self.measured(task, version.digest, self.ingest(task))
+            report = self.evaluate(task, publication.tuned, self.ingest(task).digest)
             verdict = self.gate(task, publication.tuned, report)
             # the store first: a promotion may cite what the ledger holds, and a lost ledger is made anew from what the store holds
-            write_dossier(self.registry.store, Dossier(publication=publication, report=report, verdict=verdict))
+            remember(self.registry, self._request(task, publication.tuned, report, verdict))
             ledger.save_verdict(verdict)
+            write_page(self.registry, entry_of(self.registry, task.name, version.digest), version)
 
     def roll_back(self, task: str, alias: str, to: int | None, cause: Cause) -> Promotion:
         """Back to the previous version, or to the one named."""
@@ -128,10 +149,6 @@ class Stages(Training, Judging):
     def reconcile(self, task: str | None = None) -> list[str]:
         """Replay the ledger's heads onto the store's pointers and MLflow's aliases; one sentence per action."""
         return [f"{action.task}: {action.what}" for action in reconcile(self.registry, {found.name: found for found in sound_tasks(self.settings.tasks)[0]}, task)]
-
-
-def _incomparable(verdict: Verdict) -> bool:
-    return verdict.champion not in (None, verdict.digest) and verdict.comparison is None
 
 
 def _summary(verdict: Verdict) -> str:

@@ -1,9 +1,11 @@
 """The chain from data to promotion as visible Prefect steps: a task's failure ends that task alone."""
 
 import logging
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from prefect import task as prefect_task
@@ -15,6 +17,7 @@ from prefect.tasks import exponential_backoff
 from flows.outcome import Candidate, Outcome, outcome_of
 from flows.stages import Stages
 from flows.training import Plan
+from flows.verdicts import tell
 from ptpipeline.errors import PtpError, Transient
 from ptpipeline.records import TunedPrompt
 from ptpipeline.settings import load_settings
@@ -26,6 +29,10 @@ _FIRST_DELAY = 2.0  # seconds, doubled with every retry
 _log = logging.getLogger("ptpipeline.flows")
 
 Result = TypeVar("Result")
+
+
+class Unexpected(Exception):
+    """A defect: which kind of error, and where, without its message."""
 
 
 class Night(NamedTuple):
@@ -55,7 +62,12 @@ def step(name: str, work: Callable[[], Result]) -> Result:
         persist_result=False,
     )
     def run() -> Result:
-        return work()
+        try:
+            return work()
+        except PtpError:
+            raise
+        except Exception as error:  # noqa: BLE001  Prefect would keep its message for ever, and nobody knows what stands in there
+            raise Unexpected(_place(error)) from None
 
     return run()
 
@@ -107,7 +119,9 @@ def _judged(stages: Stages, planned: tuple[Task, Plan], tuned: TunedPrompt, prom
     verdict = step(f"gate {task.name}", partial(stages.gate, task, tuned, report))
     version = step(f"register {task.name}", partial(stages.register, task, tuned, report, verdict))
     promotion = step(f"promote {task.name}", partial(stages.promote, task, version, verdict)) if promote else None
-    return outcome_of(stages.registry, task, Candidate(tuned, report, verdict, version, promotion))
+    outcome = outcome_of(stages.registry, task, Candidate(tuned, report, verdict, version, promotion))
+    tell(outcome, verdict)
+    return outcome
 
 
 @contextmanager
@@ -118,8 +132,16 @@ def alone(night: Night, tasks: list[Task]) -> Iterator[None]:
     except PtpError as error:
         night.errors.update({task.name: str(error) for task in tasks})
     except Exception as error:  # noqa: BLE001  a defect in one task's stage must not take the others with it
-        _log.exception("unexpected error")
-        night.errors.update({task.name: f"unexpected {type(error).__name__}: {error}" for task in tasks})
+        sentence = str(error) if isinstance(error, Unexpected) else _place(error)
+        _log.error("%s", sentence)
+        night.errors.update({task.name: sentence for task in tasks})
+
+
+def _place(error: BaseException) -> str:
+    """Where an error that nobody expected was raised: its own message may hold a row's text."""
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    where = " < ".join(f"{'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno}" for frame in reversed(frames))
+    return f"unexpected {type(error).__name__} at {where}; `ptp run TASK` shows all of it on your own terminal"
 
 
 def _is_transient(_task: Step[..., Any], _run: TaskRun, state: State[Any]) -> bool:

@@ -8,28 +8,35 @@ Digests are lower-case hex sha256 over canonical JSON (RFC 8785).
 import hashlib
 import re
 from datetime import UTC, datetime
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import rfc8785
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from ptpipeline.errors import NotFound
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
 PRODUCTION = "production"
 
-Split = Literal["train", "dev", "test"]
-SPLITS: tuple[Split, ...] = ("train", "dev", "test")
+Split = Literal["train", "dev", "test", "reserve"]
+SPLITS: tuple[Split, ...] = ("train", "dev", "test")  # those that every snapshot has
 
-LabelMetric = Literal["accuracy", "macro_f1"]
-TextMetric = Literal["exact_match", "token_f1", "rouge_l", "bleu"]
+LabelMetric = Literal["accuracy", "macro_f1", "mcc"]
+TextMetric = Literal["exact_match", "token_f1", "rouge_l", "bleu", "chrf"]
 Metric = Literal[LabelMetric, TextMetric]
-LABEL_METRICS: tuple[LabelMetric, ...] = ("accuracy", "macro_f1")
-TEXT_METRICS: tuple[TextMetric, ...] = ("exact_match", "token_f1", "rouge_l", "bleu")
+LABEL_METRICS: tuple[LabelMetric, ...] = ("accuracy", "macro_f1", "mcc")
+TEXT_METRICS: tuple[TextMetric, ...] = ("exact_match", "token_f1", "rouge_l", "bleu", "chrf")
+
+Baseline = Literal["majority", "zero_shot", "hard_prompt"]
+BASELINES: tuple[Baseline, ...] = ("majority", "zero_shot", "hard_prompt")
 
 
 def title_of(metric: str) -> str:
-    """A metric's name for people."""
-    return {"macro_f1": "macro F1", "exact_match": "exact match", "token_f1": "token F1", "rouge_l": "ROUGE-L", "bleu": "BLEU"}.get(metric, metric)
+    """The name of a metric, or of a baseline, for people."""
+    named = {"macro_f1": "macro F1", "mcc": "MCC", "exact_match": "exact match", "token_f1": "token F1", "rouge_l": "ROUGE-L", "bleu": "BLEU", "chrf": "chrF"}
+    named |= {"zero_shot": "zero-shot", "hard_prompt": "hard prompt"}
+    return named.get(metric, metric)
 
 
 def digest_of(value: Any) -> str:
@@ -57,6 +64,17 @@ class Record(BaseModel):
         return self.model_dump(mode="json")
 
 
+class Grown(Record):
+    """A record that gained fields after some were stored: those are left out at their default, so that a stored one keeps its digest."""
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _serialized(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        found: dict[str, Any] = handler(self)
+        return {name: value for name, value in found.items() if name not in self.LATER or getattr(self, name) != type(self).model_fields[name].default}
+
+
 # ---------------------------------------------------------------- data
 
 
@@ -70,23 +88,30 @@ class DataCheck(Record):
     detail: str = ""
 
 
-class SplitInfo(Record):
+class SplitInfo(Grown):
     """One split of a snapshot; `digest` covers row identities, texts and labels (or targets) in file order.
 
-    `labels` counts the rows of each label; it is empty for a generation task, whose targets are private texts.
+    `labels` counts the rows of each label; it is empty for a generation task, whose targets are private texts. `slices` is
+    the digest of the rows' slice values, apart from `digest`, so that a new slice column trains and evaluates nothing anew.
     """
+
+    LATER: ClassVar = frozenset({"slices"})
 
     rows: int
     labels: dict[str, int]
     digest: str
+    slices: str | None = None
 
 
-class Snapshot(Record):
+class Snapshot(Grown):
     """One immutable copy of a task's data, at `snapshots/<task>/<digest>/{train,dev,test}.parquet` + manifest.json.
 
     `source_key` identifies the source cheaply (package pin, or path with size and content hash, together with the
-    task's data settings): an unchanged key means that no new snapshot is needed.
+    task's data settings): an unchanged key means that no new snapshot is needed. `reserve` is there where the task holds
+    rows back, in `reserve.parquet`; `slices` names the slice columns.
     """
+
+    LATER: ClassVar = frozenset({"reserve", "slices"})
 
     schema_version: Literal[1] = 1
     task: str
@@ -97,11 +122,20 @@ class Snapshot(Record):
     dev: SplitInfo
     test: SplitInfo
     checks: list[DataCheck]
+    reserve: SplitInfo | None = None
+    slices: list[str] = []
 
     def split(self, name: Split) -> SplitInfo:
-        """The split of that name."""
-        found: SplitInfo = getattr(self, name)
+        """The split of that name; NotFound for a reserve that the snapshot has not."""
+        found: SplitInfo | None = getattr(self, name)
+        if found is None:
+            raise NotFound(f"snapshot {self.digest[:12]} of task {self.task} has no {name} split; set data.split.{name} to a share of the rows and ingest again")
         return found
+
+    def splits(self) -> dict[Split, SplitInfo]:
+        """Every split that it has, by name."""
+        found = {split: self.split(split) for split in SPLITS}
+        return found | ({"reserve": self.reserve} if self.reserve else {})
 
 
 # ---------------------------------------------------------------- prompts
@@ -140,6 +174,17 @@ class Generation(Record):
     max_new_tokens: int = Field(default=64, ge=1, le=1024)
 
 
+class Scoring(Record):
+    """How a task with labels ranks them: by log-likelihood, on request per token, and less what each label gets without content.
+
+    `length_normalised` divides a label's log-likelihood by its tokens; `calibrated` divides its probability by the mean of
+    those behind texts without content (Zhao et al. 2021, section 4).
+    """
+
+    length_normalised: bool = False
+    calibrated: bool = False
+
+
 class PromptManifest(Record):
     """Identity of a soft prompt: everything that its digest covers, `tensor_sha256` among it.
 
@@ -166,10 +211,12 @@ class PromptManifest(Record):
     tensor_sha256: str
     members: Members | None = None
     generate: Generation | None = None
+    scoring: Scoring = Scoring()
 
     def to_json(self) -> dict[str, Any]:
-        """Without the fields that came later where they are None: manifests written before keep their digest."""
-        return {key: value for key, value in super().to_json().items() if key not in ("members", "generate") or value is not None}
+        """Without the fields that came later where they are None, or plain: manifests written before keep their digest."""
+        absent = {key for key in ("members", "generate") if getattr(self, key) is None} | ({"scoring"} if self.scoring == Scoring() else set())
+        return {key: value for key, value in super().to_json().items() if key not in absent}
 
     @property
     def answers(self) -> str:
@@ -240,43 +287,67 @@ class TunedPrompt(Record):
 # ---------------------------------------------------------------- evaluation and gate
 
 
-class Scores(Record):
-    """Metrics of one set of predictions over one split; confusion[true][predicted] counts rows."""
+class Reliability(NamedTuple):
+    """One bin of a reliability diagram: mean probability of the label that was predicted, share of right ones, and rows."""
+
+    confidence: float
+    accuracy: float
+    rows: int
+
+
+class Scores(Grown):
+    """Metrics of one set of predictions over one split; confusion[true][predicted] counts rows.
+
+    `calibration_error` is the expected difference between the predicted label's probability and the share of right answers
+    at it, over the bins of `reliability`; both are absent where answers came without probabilities.
+    """
+
+    LATER: ClassVar = frozenset({"mcc", "calibration_error", "reliability"})
 
     accuracy: float
     macro_f1: float
     per_label: dict[str, dict[str, float]]
     confusion: dict[str, dict[str, int]]
     predicted: dict[str, int]
+    mcc: float | None = None
+    calibration_error: float | None = None
+    reliability: list[Reliability] = []
 
     def figures(self) -> dict[str, float]:
-        """Every metric that a gate may name."""
-        return {metric: getattr(self, metric) for metric in LABEL_METRICS}
+        """Every metric that a gate may name; one that came after these were measured is left out."""
+        return {metric: value for metric in LABEL_METRICS if (value := getattr(self, metric)) is not None}
 
 
-class TextScores(Record):
-    """Metrics of generated texts against one split's targets; `bleu` is corpus BLEU / 100, the others are means over rows.
+class TextScores(Grown):
+    """Metrics of generated texts against one split's targets; `bleu` and `chrf` are the corpus figures / 100, the others means over rows.
 
     `most_frequent_share` is the share of rows that got the answer given most often: near 1 where a prompt ignores its text.
     """
+
+    LATER: ClassVar = frozenset({"chrf"})
 
     exact_match: float
     token_f1: float
     rouge_l: float
     bleu: float
     most_frequent_share: float
+    chrf: float | None = None
 
     def figures(self) -> dict[str, float]:
-        """Every metric that a gate may name."""
-        return {metric: getattr(self, metric) for metric in TEXT_METRICS}
+        """Every metric that a gate may name; one that came after these were measured is left out."""
+        return {metric: value for metric in TEXT_METRICS if (value := getattr(self, metric)) is not None}
 
 
-class Report(Record):
-    """One prompt measured on the test split, from its stored bytes through the serving path.
+class Report(Grown):
+    """One prompt measured on the rows of a split, from its stored bytes through the serving path, beside its baselines.
 
-    `rows_key` is the object that holds one row per test row: id, label, prediction, log-likelihood per label; of a
-    generation task id and metrics, no texts.
+    `rows_key` is the object that holds one row per measured row: id, tokens of the text, slices, and label, prediction and
+    log-likelihood per label, or of a generation task metrics, no texts. `baselines` are the evaluation keys of the
+    baselines' own reports, by kind; `measures` what probes found, which were asked as the digest `probed` says. A baseline's
+    report states its own scores as zero-shot and majority, too.
     """
+
+    LATER: ClassVar = frozenset({"hard_prompt", "baselines", "split", "measures", "probed"})
 
     task: str
     digest: str
@@ -291,10 +362,21 @@ class Report(Record):
     interval: dict[str, tuple[float, float]]
     compute_dtype: str
     seconds: float
+    hard_prompt: Scores | TextScores | None = None
+    baselines: dict[str, str] = {}
+    split: Split = "test"
+    measures: dict[str, float] = {}
+    probed: str = ""
 
 
-class PairedDifference(Record):
-    """Challenger minus champion on the rows both can be judged on, with a paired bootstrap interval."""
+class PairedDifference(Grown):
+    """Challenger minus another (champion, baseline or anchor) on the rows both can be judged on; `dropped` counts the others.
+
+    `lower` and `upper` bound it with one-sided `confidence` each. `p_value` is the chance of so great a difference, or a
+    greater one, where the truth is `-margin`, by the test that is named.
+    """
+
+    LATER: ClassVar = frozenset({"p_value", "margin", "test", "discordant"})
 
     metric: str
     difference: float
@@ -303,19 +385,64 @@ class PairedDifference(Record):
     confidence: float
     rows: int
     dropped: int
+    p_value: float | None = None
+    margin: float = 0.0
+    test: str = ""
+    discordant: float | None = None
 
 
-class Check(Record):
-    """One line of a verdict: what was observed, what was required, and whether that suffices."""
+class SliceDifference(Record):
+    """Challenger minus champion on a part of the rows, in the mean of what each row has for itself.
+
+    `p_harm` is the chance of so small a difference, or a smaller one, where the challenger is no worse.
+    """
+
+    name: str
+    rows: int
+    difference: float
+    p_harm: float
+
+
+class Look(Record):
+    """One time that a set of test rows decided about a candidate; its `number` among the looks at rows of that set.
+
+    `alpha` is the chance of a wrong promotion that this look may spend, `spent` what it and those before it may have
+    spent together, of `budget`.
+    """
+
+    test_set: int
+    number: int
+    alpha: float
+    spent: float
+    budget: float
+
+
+class Check(Grown):
+    """One line of a verdict: what was observed, what was required, whether that suffices, and whether it blocks where not."""
+
+    LATER: ClassVar = frozenset({"policy"})
 
     name: str
     passed: bool
     observed: str
     required: str
+    policy: Literal["block", "warn"] = "block"
+
+    @property
+    def blocks(self) -> bool:
+        """Whether the verdict fails for it."""
+        return not self.passed and self.policy == "block"
 
 
-class Verdict(Record):
-    """The gate's decision. It binds version, policy, test rows and champion by digest."""
+class Verdict(Grown):
+    """The gate's decision. It binds version, policy, test rows and champion by digest.
+
+    `won` says what a passed candidate showed: that it is `superior` to the champion, or to all baselines where there was
+    no champion, or that it is `not inferior`. `baselines` and `anchor` (the last version that won by superiority) are what
+    it was compared with beside the champion; `measures` what the other checks observed.
+    """
+
+    LATER: ClassVar = frozenset({"look", "won", "baselines", "anchor", "slices", "measures"})
 
     task: str
     digest: str
@@ -327,14 +454,29 @@ class Verdict(Record):
     comparison: PairedDifference | None
     checks: list[Check]
     passed: bool
+    look: Look | None = None
+    won: Literal["superior", "not inferior"] | None = None
+    baselines: dict[str, PairedDifference] = {}
+    anchor: PairedDifference | None = None
+    slices: list[SliceDifference] = []
+    measures: dict[str, float] = {}
 
     def verdict_digest(self) -> str:
         """Identity of the decision, as promotions cite it."""
         return digest_of(self.to_json())
 
+    def comparisons(self) -> dict[str, PairedDifference]:
+        """All that it was compared with, by name: the champion, the anchor, and the baselines."""
+        rivals = {"champion": self.comparison, "anchor": self.anchor}
+        return {name: found for name, found in rivals.items() if found is not None} | {title_of(name): found for name, found in self.baselines.items()}
+
     def failures(self) -> list[Check]:
-        """The checks that did not pass."""
-        return [check for check in self.checks if not check.passed]
+        """The checks for which the verdict failed."""
+        return [check for check in self.checks if check.blocks]
+
+    def warnings(self) -> list[Check]:
+        """The checks that did not pass and block nothing."""
+        return [check for check in self.checks if not check.passed and not check.blocks]
 
 
 # ---------------------------------------------------------------- registry
@@ -355,11 +497,13 @@ class PromptVersion(Record):
     collected: bool = False
 
 
-class Promotion(Record):
+class Promotion(Grown):
     """One row of the append-only ledger that moves an alias; seq counts from 1 per (task, alias).
 
     `override` says that a person answered for what the gate refused; `release` names the set that was promoted together.
     """
+
+    LATER: ClassVar = frozenset({"override", "release"})
 
     task: str
     alias: str
@@ -373,12 +517,6 @@ class Promotion(Record):
     at: str
     override: bool = False
     release: str | None = None
-
-    @model_serializer(mode="wrap")
-    def _serialized(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Without what few promotions have, so that older readers of pointers understand the others."""
-        found: dict[str, Any] = handler(self)
-        return {name: value for name, value in found.items() if name not in ("override", "release") or value}
 
 
 class Pointer(Record):

@@ -14,12 +14,13 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 
 from ptpipeline.document import Section, checked, declared, line_of, parsed
 from ptpipeline.errors import NotFound, TaskFileError
+from ptpipeline.policy import Gate, Policy
 from ptpipeline.recipe import SHARED_FILE, SharedPrompt, Tune
-from ptpipeline.records import LABEL_METRICS, NAME_PATTERN, TEXT_METRICS, Generation, Metric, digest_of, is_name
+from ptpipeline.records import LABEL_METRICS, NAME_PATTERN, TEXT_METRICS, Generation, Scoring, digest_of, is_name
 
 BASES_FILE = "base_models.yaml"
+GATE_VERSION = 1  # raise by one whenever the same evidence would be decided otherwise
 
-Policy = Literal["block", "warn", "off"]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -65,24 +66,30 @@ class Binned(Section):
 
 
 class SplitSpec(Section):
-    """Shares of the dev and test split; the rest trains. Rows go by hash of the text, or of the `group` column."""
+    """Shares of the dev and test split; the rest trains. Rows go by hash of the text, or of the `group` column.
+
+    `reserve` holds a share of what would train back from all three: it takes the test split's place when that is spent.
+    """
 
     dev: Fraction = 0.05
     test: Fraction = 0.15
+    reserve: Annotated[float, Field(ge=0, lt=1)] = 0.0
     group: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
     @model_validator(mode="after")
     def _leaves_rows(self) -> "SplitSpec":
-        if self.dev + self.test >= 0.9:
-            raise ValueError(f"dev + test = {self.dev + self.test:g} leaves under a tenth of the rows to train on")
+        held = {"dev": self.dev, "test": self.test} | ({"reserve": self.reserve} if self.reserve else {})
+        if sum(held.values()) >= 0.9:
+            raise ValueError(f"{' + '.join(held)} = {sum(held.values()):g} leaves under a tenth of the rows to train on")
         return self
 
 
 class DataChecks(Section):
     """What each ingest check does when it finds rows: `block` the run, or `warn` and leave the rows out.
 
-    A generation task has no labels: `unknown_label` and `rows_per_label` do not apply to it.
+    `near_duplicate: warn` keeps the rows and gives them one split; where a `group` column decides, it leaves out those that
+    nearly stand in a split that judges. A generation task has no labels: `unknown_label` and `rows_per_label` do not apply to it.
     """
 
     encoding: Policy = "warn"
@@ -91,19 +98,31 @@ class DataChecks(Section):
     duplicate: Policy = "warn"
     conflicting_label: Policy = "warn"
     split_overlap: Policy = "block"
+    near_duplicate: Policy = "warn"
     rows_per_label: Policy = "block"
     min_rows_per_label: Annotated[int, Field(ge=1)] = 10
 
 
 class Data(Section):
-    """Where the rows are and which columns hold the text and the label, or the target text of a generation task."""
+    """Where the rows are and which columns hold the text and the label, or the target text of a generation task.
+
+    `slices` names columns whose values tell kinds of rows apart: the gate looks at each kind by itself.
+    """
 
     source: Source
     text: str
     label: str | Binned | None = None
     target: str | None = None
+    slices: list[str] = Field(default_factory=list, max_length=8)
     split: SplitSpec = SplitSpec()
     checks: DataChecks = DataChecks()
+
+    @field_validator("slices")
+    @classmethod
+    def _distinct_columns(cls, slices: list[str]) -> list[str]:
+        if len(set(slices)) < len(slices):
+            raise ValueError("each slice column is named once")
+        return slices
 
     @model_validator(mode="after")
     def _one_answer(self) -> "Data":
@@ -112,25 +131,16 @@ class Data(Section):
         return self
 
 
-class ChampionPolicy(Section):
-    """The challenger may be worse than the champion by less than `margin`, shown at one-sided `confidence`."""
+class HardPrompt(Section):
+    """The baseline of prompt design: the base model behind an instruction and `examples` training rows, written out with the template."""
 
-    margin: Annotated[float, Field(ge=0, lt=1)] = 0.01
-    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    instruction: Annotated[str, Field(max_length=4000)] = ""
+    examples: Annotated[int, Field(ge=0, le=16)] = 4
 
-
-class Gate(Section):
-    """What a candidate has to show on the test split before it may go to production.
-
-    `max_bytes` is 64 KiB where it is not given, 32 MiB for a prefix, and as much per member for an ensemble.
-    """
-
-    metric: Metric = "accuracy"
-    minimum: Annotated[float, Field(ge=0, le=1)]
-    beat_zero_shot: bool = True
-    champion: ChampionPolicy = ChampionPolicy()
-    max_label_share: Annotated[float, Field(gt=0, le=1)] = 0.98
-    max_bytes: Annotated[int, Field(ge=1)] | None = None
+    @property
+    def empty(self) -> bool:
+        """Whether it says nothing, which is zero-shot."""
+        return self.examples == 0 and not self.instruction.strip()
 
 
 class Schedule(Section):
@@ -179,6 +189,8 @@ class Task(Section):
     template: Annotated[str, AfterValidator(checked_template)]
     generate: Generation | None = None
     labels: dict[str, str] = Field(default_factory=dict, max_length=100, validate_default=True)
+    scoring: Scoring = Scoring()
+    hard_prompt: HardPrompt = HardPrompt()
     tune: Tune = Tune()
     gate: Gate
     promote: Literal["auto", "manual"] = "manual"
@@ -212,6 +224,13 @@ class Task(Section):
             raise ValueError("two labels have the same words: the model could not tell them apart")
         return labels
 
+    @field_validator("scoring")
+    @classmethod
+    def _labels_are_scored(cls, scoring: Scoring, info: ValidationInfo) -> Scoring:
+        if scoring != Scoring() and info.data.get("generate") is not None:
+            raise ValueError("it says how labels are ranked, and a task with `generate` has none: leave it out")
+        return scoring
+
     @field_validator("tune")
     @classmethod
     def _one_prompt_generates(cls, tune: Tune, info: ValidationInfo) -> Tune:
@@ -240,16 +259,18 @@ class Task(Section):
         Settings at their default are left out, so a new setting changes no recipe; a changed default raises ENGINE_VERSION.
         """
         parts = {"tune": self.tune.model_dump(mode="json", exclude_defaults=True), "template": self.template, "labels": self.labels}
-        return digest_of(parts | ({"generate": self.generate.to_json()} if self.generate else {}))
+        answering = {"generate": self.generate.to_json()} if self.generate else {}
+        return digest_of(parts | answering | ({"scoring": self.scoring.to_json()} if self.scoring != Scoring() else {}))
 
     def policy_digest(self) -> str:
-        """Identity of the gate's policy."""
-        return digest_of(self.gate.model_dump(mode="json") | {"max_bytes": self.byte_limit()})
+        """Identity of the gate's policy, of the labels and how they are scored, of what baselines are, and of the gate itself."""
+        parts = {"gate": self.gate.model_dump(mode="json"), "max_bytes": self.byte_limit(), "labels": self.labels, "scoring": self.scoring.to_json(), "hard_prompt": self.hard_prompt.model_dump(mode="json")}
+        return digest_of(parts | {"version": GATE_VERSION})
 
     def byte_limit(self) -> int:
         """How many bytes of tensors a version may have: the gate's, or its method's."""
-        if self.gate.max_bytes is not None:
-            return self.gate.max_bytes
+        if self.gate.checks.bytes.max_bytes is not None:
+            return self.gate.checks.bytes.max_bytes
         if self.tune.method == "prefix":
             return 32 * 2**20
         return 64 * 2**10 * (self.tune.ensemble.members if self.tune.ensemble else 1)

@@ -5,7 +5,7 @@ import os
 import re
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,7 @@ def insert(connection: Connection, table: Table) -> Any:
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
-def put(connection: Connection, table: Table, key: dict[str, str], **values: Any) -> None:
+def put(connection: Connection, table: Table, key: Mapping[str, str | int], **values: Any) -> None:
     """The row of that key with those values, whether it was there or not."""
     connection.execute(insert(connection, table).values(**key, **values).on_conflict_do_update(index_elements=list(key), set_=values))
 

@@ -1,11 +1,15 @@
 """What MLflow shows of a prompt: the records behind it, and its description in Markdown (bullets: tables do not render)."""
 
+import math
 import string
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.prompts.interpretation import Neighbours, Wayward
 from ptpipeline.records import (
     Check,
+    PairedDifference,
     PromptVersion,
     Report,
     Scores,
@@ -17,11 +21,17 @@ from ptpipeline.records import (
 )
 
 MAX_DESCRIPTION = 5000  # characters that MLflow's databases keep
+MAX_LINE = 400
+SUMMED = ("bleu", "chrf")  # compared by sentences, shown of the corpus: the two do not subtract
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A stored prompt with all that is known about it; `plots` are PNG bytes by name, `store` the object store's address."""
+    """A stored prompt with all that is known about it; `plots` are PNG bytes by name, `store` the object store's address.
+
+    `champion` is the number of the version that the verdict compares it with, `neighbours` are the words near its virtual tokens,
+    `wayward` experiments on what those words are worth.
+    """
 
     artifact: Artifact
     tuned: TunedPrompt
@@ -31,6 +41,9 @@ class Entry:
     plots: dict[str, bytes]
     commit: str | None
     store: str
+    champion: int | None = None
+    neighbours: Neighbours | None = None
+    wayward: Sequence[Wayward] = ()
 
     @property
     def task(self) -> str:
@@ -76,16 +89,36 @@ class Entry:
         return tags
 
     def metrics(self) -> dict[str, float]:
-        """The test metrics of the prompt and of what it is compared with."""
+        """The metrics of the prompt and its baselines on the report's split, and what probes and checks measured; without what is not finite."""
         if self.report is None:
             return {}
-        named = {"": self.report.prompt, "zero_shot_": self.report.zero_shot, "majority_": self.report.majority}
-        return {f"{prefix}{metric}": value for prefix, scores in named.items() for metric, value in scores.figures().items()}
+        prefixes = {name: "" if name == "prompt" else f"{name}_" for name in columns(self.report)}
+        found = {f"{prefixes[name]}{metric}": value for name, scores in columns(self.report).items() for metric, value in scores.figures().items()}
+        if isinstance(self.report.prompt, Scores) and self.report.prompt.calibration_error is not None:
+            found["calibration_error"] = self.report.prompt.calibration_error
+        found |= self.report.measures | (self.verdict.measures if self.verdict else {})
+        return {name: value for name, value in found.items() if math.isfinite(value)}
 
     def description(self, version: PromptVersion | None = None) -> str:
         """The version's page: how to use it, how good it is, why it passed or not, what it was made from."""
-        sections = (_purpose(self), _use(self, version), _quality(self.report, self.verdict), _decision(self.verdict), _origin(self))
-        return "\n\n".join("\n".join(section) for section in sections)[:MAX_DESCRIPTION]
+        sections = (_purpose(self), _use(self, version), _quality(self), _decision(self.verdict), _origin(self))
+        return _fitting([line for section in sections for line in (*section, "")])
+
+
+def columns(report: Report) -> dict[str, Scores | TextScores]:
+    """The scores of the prompt and of its baselines, by name, the strongest kind of baseline first."""
+    found = {"prompt": report.prompt, "hard_prompt": report.hard_prompt, "zero_shot": report.zero_shot, "majority": report.majority}
+    return {name: scores for name, scores in found.items() if scores is not None}
+
+
+def curse(entry: Entry) -> str | None:
+    """What to think of the champion's figure: it was picked for being the best on these rows, so it is a lucky one (the winner's curse)."""
+    verdict = entry.verdict
+    if entry.report is None or verdict is None or verdict.comparison is None or verdict.look is None:
+        return None
+    pair, times = verdict.comparison, "once" if verdict.look.number == 1 else f"{verdict.look.number} times"
+    about = "" if pair.metric in SUMMED else f" of about {entry.report.prompt.figures()[pair.metric] - pair.difference:.3f}"
+    return f"the champion's {title_of(pair.metric)}{about} was measured on rows that were looked at {times}: what wins on rows does a little worse on fresh ones"
 
 
 def mlflow_template(template: str) -> str:
@@ -105,34 +138,51 @@ def _use(entry: Entry, version: PromptVersion | None) -> list[str]:
     return ["### Use", f'- `ptp predict {name} "..."`', f'- `ptpipeline.load("{name}").predict(["..."])`']
 
 
-def _quality(report: Report | None, verdict: Verdict | None) -> list[str]:
+def _quality(entry: Entry) -> list[str]:
+    report, verdict = entry.report, entry.verdict
     if report is None:
         return ["### Quality", "- not evaluated yet"]
-    lines = [f"### Quality on {report.rows} test rows", *(_compared(report, metric) for metric in report.prompt.figures())]
+    lines = [f"### Quality on {report.rows} {report.split} rows", *(_compared(report, metric) for metric in report.prompt.figures())]
+    if isinstance(report.prompt, Scores) and report.prompt.calibration_error is not None:
+        lines.append(f"- calibration error: **{report.prompt.calibration_error:.3f}**")
     if verdict and verdict.comparison:
-        pair = verdict.comparison
-        interval = f"{pair.lower:+.3f} to {pair.upper:+.3f} at {pair.confidence:.0%}"
-        lines.append(f"- against the champion `{(verdict.champion or '')[:12]}`: {pair.metric} **{pair.difference:+.3f}** ({interval}, {pair.rows} rows)")
+        named = f"version {entry.champion}" if entry.champion else f"`{(verdict.champion or '')[:12]}`"
+        lines.append(f"- against the champion {named}: {_difference(verdict.comparison)}")
+        lines += [f"- {sentence}" for sentence in (curse(entry),) if sentence]
     return lines
 
 
 def _compared(report: Report, metric: str) -> str:
-    def value(scores: Scores | TextScores) -> str:
-        return f"{scores.figures()[metric]:.3f}"
-
     between = report.interval.get(metric)
     interval = f" ({between[0]:.3f} to {between[1]:.3f})" if between else ""
-    return f"- {title_of(metric)}: **{value(report.prompt)}**{interval}; without a prompt {value(report.zero_shot)}, majority {value(report.majority)}"
+    found = {name: scores.figures().get(metric) for name, scores in columns(report).items()}
+    named = {"hard_prompt": "prompt in words", "zero_shot": "without a prompt", "majority": "majority"}
+    others = ", ".join(f"{words} {found[name]:.3f}" for name, words in named.items() if found.get(name) is not None)
+    return f"- {title_of(metric)}: **{found['prompt']:.3f}**{interval}; {others}"
+
+
+def _difference(pair: PairedDifference) -> str:
+    tested = f", p {pair.p_value:.2g} by {pair.test}" if pair.p_value is not None else ""
+    return f"{title_of(pair.metric)} **{pair.difference:+.3f}** ({pair.lower:+.3f} to {pair.upper:+.3f} at {pair.confidence:.0%}{tested}, {pair.rows} rows)"
 
 
 def _decision(verdict: Verdict | None) -> list[str]:
     if verdict is None:
         return ["### Verdict: none", "- the gate has not judged this version; it cannot go to production"]
-    return [f"### Verdict: {'passed' if verdict.passed else 'failed'}", *map(_check, verdict.checks)]
+    won = f", {verdict.won}" if verdict.won else ""
+    warned = f", {len(verdict.warnings())} warnings" if len(verdict.warnings()) > 1 else ", 1 warning" if verdict.warnings() else ""
+    return [f"### Verdict: {'passed' if verdict.passed else 'failed'}{won}{warned}", *map(_check, verdict.checks), *_budget(verdict)]
+
+
+def _budget(verdict: Verdict) -> list[str]:
+    look = verdict.look
+    if look is None:
+        return []
+    return [f"- look {look.number} at these test rows: it may err with a chance of {look.alpha:.2g}, {look.spent:.3f} of {look.budget:.3f} is spent"]
 
 
 def _check(check: Check) -> str:
-    return f"- {'✓' if check.passed else '✗'} {check.name}: {check.observed}, required {check.required}"
+    return f"- {'✓' if check.passed else '✗' if check.blocks else '⚠'} {check.name}: {check.observed}, required {check.required}"
 
 
 def _origin(entry: Entry) -> list[str]:
@@ -148,5 +198,17 @@ def _origin(entry: Entry) -> list[str]:
     else:
         lines.append(f"- imported, not trained here: dev score {tuned.best_dev:.3f}; its training rows are not known")
     lines.append(f"- template [{entry.task}.template](#/prompts/{entry.task}.template), answers {manifest.answers}")
-    lines.append(f"- bytes at `{entry.store}/prompts/{entry.task}/{entry.digest}`")
+    lines.append(f"- bytes at `{entry.store}/prompts/{entry.task}/{entry.digest}`; all of this, slices and plots in `report.html` of the logged model")
     return lines
+
+
+def _fitting(lines: Sequence[str]) -> str:
+    """Lines as far as MLflow keeps them, whole ones; a long one is cut."""
+    kept, room = [], MAX_DESCRIPTION
+    for line in lines:
+        shown = line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 1]}…"
+        room -= len(shown) + 1
+        if room < 0:
+            break
+        kept.append(shown)
+    return "\n".join(kept).strip()

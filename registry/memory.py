@@ -1,21 +1,25 @@
 """What the stages remember, so that what they did once need not run again: snapshots, trainings, evaluations, verdicts."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from sqlalchemy import Connection, Row, Select, Table, select
 
-from ptpipeline.records import Record, Report, Snapshot, TunedPrompt, Verdict, now
+from ptpipeline.records import Grown, Report, Snapshot, TunedPrompt, Verdict, now
 from registry import tables
 from registry.database import Database, put
 from registry.tombstone import lock_name, take_over
 
 
-class Publication(Record):
-    """How a version came to be: its training, the git commit, and where its plots lie in the store, name -> key."""
+class Publication(Grown):
+    """How a version came to be: its training, the git commit, and where in the store its plots lie, name -> key, the words near it, and experiments with it."""
+
+    LATER: ClassVar = frozenset({"neighbours", "wayward"})
 
     tuned: TunedPrompt
     commit: str | None
     plots: dict[str, str]
+    neighbours: str | None = None
+    wayward: tuple[str, ...] = ()
 
 
 class Memory:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ptpipeline.prompts.artifact import MANIFEST_FILE, TENSOR_FILE
-from ptpipeline.records import SPLITS, CurvePoint, digest_of
+from ptpipeline.records import SPLITS, CurvePoint, Split, digest_of
 from registry.entry import Entry, mlflow_template
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ COMMIT_TAG = "mlflow.source.git.commit"
 LINKED_PROMPTS_TAG = "mlflow.linkedPrompts"
 PROMPT_EXPERIMENTS_TAG = "_mlflow_experiment_ids"
 IS_PROMPT_TAG = "mlflow.prompt.is_prompt"
+PAGE_FILE = "report.html"
 
 
 def create_version(client: "MlflowClient", entry: Entry) -> str:
@@ -124,9 +125,12 @@ def _log_datasets(client: "MlflowClient", run: str, entry: Entry) -> None:
     client.log_inputs(run, inputs)
 
 
-def _dataset(entry: Entry, split: str) -> tuple[str, str]:
-    """Name and digest of a split's data set; MLflow keeps 36 characters of a digest."""
-    digest = getattr(entry.snapshot, split).digest if entry.snapshot else entry.artifact.manifest.snapshot
+def _dataset(entry: Entry, split: Split) -> tuple[str, str]:
+    """Name and digest of a split's data set, which may have grown since the training where it was measured on; MLflow keeps 36 characters of a digest."""
+    if entry.report and entry.report.split == split:
+        digest = entry.report.test_digest
+    else:
+        digest = entry.snapshot.split(split).digest if entry.snapshot else entry.artifact.manifest.snapshot
     return f"{entry.task}-{split}", digest[:32]
 
 
@@ -157,13 +161,21 @@ def _log_files(client: "MlflowClient", model: str, entry: Entry) -> None:
         client.log_model_artifacts(model, str(root))
 
 
+def log_page(client: "MlflowClient", model: str, body: bytes) -> None:
+    """The version's page among the logged model's files, in place of an earlier one."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / PAGE_FILE).write_bytes(body)
+        client.log_model_artifacts(model, folder)
+
+
 def _log_metrics(client: "MlflowClient", run: str, made: tuple[str, str], entry: Entry) -> None:
     """The run gets the metrics of the logged model, and the template that was linked to it."""
     from mlflow.entities import Metric, RunTag
 
     at, (model, linked) = int(time.time() * 1000), made
-    measured = {("test", name): value for name, value in entry.metrics().items()} | {("dev", "best_dev"): entry.tuned.best_dev}
-    metrics = [Metric(name, value, at, entry.tuned.best_step, model, *_dataset(entry, split), run) for (split, name), value in measured.items()]
+    split = entry.report.split if entry.report else "test"
+    measured = {(split, name): value for name, value in entry.metrics().items()} | {("dev", "best_dev"): entry.tuned.best_dev}
+    metrics = [Metric(name, value, at, entry.tuned.best_step, model, *_dataset(entry, of), run) for (of, name), value in measured.items()]
     client.log_batch(run, metrics=metrics, tags=[RunTag(LINKED_PROMPTS_TAG, linked)])
 
 

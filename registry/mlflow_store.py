@@ -4,6 +4,8 @@ Versions are found by the tag `ptp.digest`; MLflow's own numbers are replaceable
 API keeps its run per thread and its address per process.
 """
 
+import hashlib
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -15,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError, Terminal
 from ptpipeline.records import PromptVersion
 from registry.entry import Entry
-from registry.mlflow_entry import create_version, model_name
+from registry.mlflow_entry import create_version, log_page, model_name
+from registry.page import page
 from registry.steps import reached
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
     from mlflow.store.model_registry.rest_store import RestStore
 
 REQUEST_SECONDS = 10
@@ -33,7 +37,9 @@ ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to the command that prints records
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
-DIGEST_TAG, VERSION_TAG, REFUSED_TAG = "ptp.digest", "ptp.version", "ptp.refused"
+log = logging.getLogger(__name__)
+
+DIGEST_TAG, VERSION_TAG, REFUSED_TAG, PAGE_TAG = "ptp.digest", "ptp.version", "ptp.refused", "ptp.report"
 APPLIED_TAG = "ptp.applied."  # of a registered model, before an alias: the seq of the promotion that we wrote there last
 PAGE = 1000  # model versions in one answer: with their descriptions about 3 MB
 WEBHOOK = "ptpipeline"
@@ -121,12 +127,30 @@ class MlflowStore:
         number = number or self.ensure(entry)
         with self._talking() as client:
             shown = client.get_model_version(entry.task, number)
+            tags = entry.tags(version) | self._paged(client, shown, page(entry, version))
         with self._writing() as registry:
             if shown.description != entry.description(version):
                 registry.update_model_version(entry.task, number, entry.description(version))
-            for key, value in entry.tags(version).items():
+            for key, value in tags.items():
                 if shown.tags.get(key) != value:
                     registry.set_model_version_tag(entry.task, number, ModelVersionTag(key, value))
+
+    def _paged(self, client: "MlflowClient", shown: "ModelVersion", body: bytes) -> dict[str, str]:
+        """Put the page into the version's logged model where another lies there; the tag that says so. One without a logged model goes without."""
+        from mlflow.exceptions import MlflowException
+
+        tag, place = hashlib.sha256(body).hexdigest()[:12], str(shown.source)
+        if shown.tags.get(PAGE_TAG) == tag:
+            return {}
+        try:
+            if place.startswith("models:/"):
+                log_page(client, place.removeprefix("models:/"), body)
+                return {PAGE_TAG: tag}
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        log.warning("%s: MLflow version %s has no logged model; its page is not shown", shown.name, shown.version)
+        return {}
 
     def find(self, task: str, digest: str) -> str | None:
         """The lowest number under which that digest is registered."""

@@ -2,19 +2,30 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
 from ptpipeline.errors import NotFound, Terminal
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_members, write_artifact
-from ptpipeline.records import PromptVersion, Report, TunedPrompt, Verdict, VersionName, prompt_prefix, version_key
+from ptpipeline.prompts.interpretation import Neighbours, Wayward
+from ptpipeline.records import (
+    PromptVersion,
+    Record,
+    Report,
+    TunedPrompt,
+    Verdict,
+    VersionName,
+    prompt_prefix,
+    version_key,
+)
 from ptpipeline.storage import ObjectStore
 from registry.dossier import Dossier, verdicts_told, write_dossier
 from registry.entry import Entry
 from registry.ledger import Ledger
 from registry.memory import Publication
+from registry.page import page
 from registry.registry import Registry
 from registry.steps import reached
 
@@ -23,13 +34,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be registered: a staged prompt, how it was trained, measured and judged, and its plots as PNG bytes."""
+    """What is to be registered: a staged prompt, how it was trained, measured and judged, its plots as PNG bytes, and the words near it."""
 
     tuned: TunedPrompt
     report: Report | None = None
     verdict: Verdict | None = None
     plots: dict[str, bytes] = field(default_factory=dict)
     commit: str | None = None
+    neighbours: Neighbours | None = None
 
 
 def stage(ledger: Ledger, store: ObjectStore, artifact: Artifact, members: Sequence[Artifact] = ()) -> str:
@@ -60,11 +72,9 @@ def register(registry: Registry, request: Request) -> PromptVersion:
     artifact = read_artifact(registry.store, task, digest)
     read_members(registry.store, artifact)
     _check_number(registry, task, digest)
-    publication = _remember(registry, request)
+    publication = remember(registry, request)
     reached("publish remembered")
-    entry = _entry(registry, artifact, publication, request.plots)
-    if request.verdict:
-        entry = replace(entry, verdict=request.verdict)
+    entry = _entry(registry, artifact, publication, request)
     if registry.mlflow:
         registry.mlflow.ensure(entry)
     reached("publish shown")
@@ -72,6 +82,7 @@ def register(registry: Registry, request: Request) -> PromptVersion:
     reached("publish numbered")
     name_version(registry.store, version)
     reached("publish named")
+    write_page(registry, entry, version)
     if registry.mlflow:
         registry.mlflow.describe(entry, version)
     read_members(registry.store, read_artifact(registry.store, task, digest))
@@ -138,25 +149,72 @@ def entry_of(registry: Registry, task: str, digest: str) -> Entry:
     publication = registry.ledger.publication(task, digest)
     if publication is None:
         raise NotFound(f"{task}: the ledger does not know how prompt {digest[:12]} was made; `ptp run {task}` publishes it")
-    return _entry(registry, read_artifact(registry.store, task, digest), publication, {})
+    return _entry(registry, read_artifact(registry.store, task, digest), publication)
 
 
-def _entry(registry: Registry, artifact: Artifact, publication: Publication, plots: Mapping[str, bytes]) -> Entry:
-    """The entry of a verified artifact; those plots that are not at hand are read from the store."""
-    ledger, task, digest = registry.ledger, artifact.manifest.task, artifact.digest
+def write_page(registry: Registry, entry: Entry, version: PromptVersion) -> str:
+    """Store the version's page under a name made of its content, so that a repeat changes nothing; returns its key."""
+    body = page(entry, version)
+    key = f"{prompt_prefix(entry.task, entry.digest)}/report-{hashlib.sha256(body).hexdigest()[:12]}.html"
+    registry.store.create(key, body)
+    return key
+
+
+def attach(registry: Registry, digest: str, found: Wayward) -> str:
+    """Let the page of the version of that digest tell of an experiment with its task; returns the new page's key.
+
+    Raises NotFound where the ledger does not know how it was made, or it is no version.
+    """
+    ledger, task = registry.ledger, found.task
+    publication, version = ledger.publication(task, digest), ledger.version_of(task, digest)
+    if publication is None:
+        raise NotFound(f"{task}: the ledger does not know how prompt {digest[:12]} was made; `ptp run {task}` publishes it")
+    key = _kept(registry.store, task, digest, ("wayward", found))
+    if key not in publication.wayward:
+        publication = publication.model_copy(update={"wayward": (*publication.wayward, key)})
+        ledger.save_publication(publication)
+        entry = entry_of(registry, task, digest)
+        write_dossier(registry.store, Dossier(publication=publication, report=entry.report, verdict=entry.verdict))
+    return write_page(registry, entry_of(registry, task, digest), version)
+
+
+def _kept(store: ObjectStore, task: str, digest: str, named: tuple[str, Record]) -> str:
+    """The key of a record that is stored beside the prompt, under a name made of its content."""
+    name, record = named
+    body = record.model_dump_json().encode()
+    key = f"{prompt_prefix(task, digest)}/{name}-{hashlib.sha256(body).hexdigest()[:12]}.json"
+    store.create(key, body)
+    return key
+
+
+def _entry(registry: Registry, artifact: Artifact, publication: Publication, request: Request | None = None) -> Entry:
+    """The entry of a verified artifact; what the request does not have at hand is read from ledger and store."""
+    ledger, store, task, digest = registry.ledger, registry.store, artifact.manifest.task, artifact.digest
+    plots = request.plots if request else {}
+    verdict = request.verdict if request and request.verdict else ledger.latest_verdict(task, digest)
     return Entry(
         artifact=artifact,
         tuned=publication.tuned,
         snapshot=ledger.snapshot(task, artifact.manifest.snapshot),
-        report=ledger.report_of(task, digest),
-        verdict=ledger.latest_verdict(task, digest),
-        plots={name: plots[name] if name in plots else registry.store.read(key).body for name, key in publication.plots.items()},
+        report=(ledger.report(verdict.evaluation_key) if verdict else None) or ledger.report_of(task, digest),
+        verdict=verdict,
+        plots={name: plots[name] if name in plots else store.read(key).body for name, key in publication.plots.items()},
         commit=publication.commit,
-        store=registry.store.url,
+        store=store.url,
+        champion=_number(ledger, task, verdict.champion) if verdict and verdict.champion else None,
+        neighbours=Neighbours.model_validate_json(store.read(publication.neighbours).body) if publication.neighbours else None,
+        wayward=[Wayward.model_validate_json(store.read(key).body) for key in publication.wayward],
     )
 
 
-def _remember(registry: Registry, request: Request) -> Publication:
+def _number(ledger: Ledger, task: str, digest: str) -> int | None:
+    try:
+        return ledger.version_of(task, digest).number
+    except NotFound:
+        return None
+
+
+def remember(registry: Registry, request: Request) -> Publication:
     """Keep what MLflow shows in our own ledger and store, so that a lost MLflow can be rebuilt."""
     ledger, tuned = registry.ledger, request.tuned
     known = ledger.publication(tuned.task, tuned.digest)
@@ -165,6 +223,10 @@ def _remember(registry: Registry, request: Request) -> Publication:
         plots[name] = f"{prompt_prefix(tuned.task, tuned.digest)}/plots/{name}-{hashlib.sha256(body).hexdigest()[:12]}.png"
         registry.store.create(plots[name], body)
     publication = Publication(tuned=tuned, commit=request.commit or (known.commit if known else None), plots=plots)
+    if known:
+        publication = publication.model_copy(update={"neighbours": known.neighbours, "wayward": known.wayward})
+    if request.neighbours:
+        publication = publication.model_copy(update={"neighbours": _kept(registry.store, tuned.task, tuned.digest, ("neighbours", request.neighbours))})
     ledger.save_publication(publication, request.report)
     earlier = [verdict for verdict in reversed(ledger.verdicts(tuned.task, tuned.digest)) if verdict != request.verdict]
     held = verdicts_told(registry.store, tuned.task, tuned.digest) if earlier else set()

@@ -8,6 +8,7 @@ Who can write to the store could also invent a consistent history, as he could m
 (PTP_TRUSTED_KEYS) keep bytes of his out, because a version whose manifest no trusted key signed is not taken.
 """
 
+import io
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from registry.alias import Action
 from registry.database import insert
 from registry.dossier import Dossier, release_key
 from registry.ledger import Release
+from registry.looks import restore
 from registry.registry import Registry
 from registry.shelf import Shelf, asked, read_all, shelves
 from registry.steps import reached
@@ -52,9 +54,12 @@ def _task(registry: Registry, shelf: Shelf) -> list[Action]:
     bad = unsound(registry.store, shelf.task, found, books)
     sound = found._replace(dossiers={key: dossier for key, dossier in found.dossiers.items() if dossier.publication.tuned.digest not in bad})
     lacking = missing(shelf.task, sound, books, bad)
+    looked = {key: _looked_at(registry, dossier) for key, dossier in sound.dossiers.items() if dossier.verdict and dossier.verdict.look}
     with registry.ledger.database.writing(f"version {shelf.task}") as connection:
         for key, dossier in sound.dossiers.items():
             _keep_dossier(connection, dossier, shelf.at(key))
+            if dossier.verdict and dossier.verdict.look:
+                restore(connection, dossier.verdict, looked[key])
         reached("rebuild dossiers taken")
         _append(connection, shelf, lacking)
         for digest, at in _begun(shelf, sound, books, lacking).items():
@@ -103,6 +108,19 @@ def _keep_dossier(connection: Connection, dossier: Dossier, at: str) -> None:
     if verdict:
         values = {**who, "gate_key": verdict.gate_key, "passed": verdict.passed, "record": verdict.to_json()}
         _keep(connection, tables.verdict, {"verdict": verdict.verdict_digest()}, **values, at=at)
+
+
+def _looked_at(registry: Registry, dossier: Dossier) -> list[str]:
+    """The ids of the test rows behind a verdict; none, with a warning, where the results of its rows are gone."""
+    import pyarrow.parquet as pq
+
+    report = dossier.report
+    try:
+        body = registry.store.read(report.rows_key).body if report else b""
+        return [str(row) for row in pq.read_table(io.BytesIO(body), columns=["id"])["id"].to_pylist()]
+    except (NotFound, OSError, ValueError):  # pyarrow's own errors are both
+        log.warning("%s: a look at test rows of prompt %s is counted without its rows, whose results are gone", dossier.publication.tuned.task, dossier.publication.tuned.digest[:12])
+        return []
 
 
 def _keep(connection: Connection, table: Table, key: dict[str, str], **values: Any) -> None:

@@ -1,7 +1,7 @@
 """The ledger's tables as SQLAlchemy describes them; the migrations create them.
 
 `version` numbers what is registered, `promotion` is the append-only history of every alias, `release` names promotions
-that were made together, `intent` names what is being published and `tombstone` what is being collected, `projection`
+that were made together, `test_set` and `look` count how often which test rows decided, `intent` names what is being published and `tombstone` what is being collected, `projection`
 says how far MLflow and the object store follow, `attempt` which writes to MLflow's aliases may still be under way and
 `sighting` which of its aliases was seen to differ; the rest remembers stages that need not run again.
 """
@@ -14,6 +14,7 @@ from sqlalchemy import (
     ForeignKeyConstraint,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -22,7 +23,7 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA = "0002"
+SCHEMA = "0003"
 
 metadata = MetaData()
 
@@ -179,4 +180,24 @@ verdict = Table(
     Column("at", String(32), nullable=False),
     Index("verdict_gate", "gate_key"),
     Index("verdict_digest", "task", "digest", "at"),
+)
+
+test_set = Table(
+    "test_set",
+    metadata,
+    Column("task", String(63), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("rows", LargeBinary, nullable=False),
+    Column("at", String(32), nullable=False),
+)
+
+look = Table(
+    "look",
+    metadata,
+    Column("task", String(63), primary_key=True),
+    Column("test_set", Integer, primary_key=True, autoincrement=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("question", String(64), nullable=False),
+    Column("at", String(32), nullable=False),
+    UniqueConstraint("task", "question", name="look_question"),
 )

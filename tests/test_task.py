@@ -61,7 +61,7 @@ def test_every_shipped_task_loads() -> None:
     ("old", "new", "line", "expected"),
     [
         ("tune: {steps: 5}", "tune: {step: 5}", 10, "tune.step: unknown field; allowed here: batch_size, encoder, encoder_width"),
-        ("  text: text\n", "  text: text\n  txet: b\n", 6, "data.txet: unknown field; allowed here: checks, label, source, split, target, text"),
+        ("  text: text\n", "  text: text\n  txet: b\n", 6, "data.txet: unknown field; allowed here: checks, label, slices, source, split, target, text"),
         ("steps: 5", "steps: many", 10, "tune.steps: found 'many': Input should be a valid integer"),
         ("steps: 5", "steps: 0", 10, "tune.steps: found 0: Input should be greater than or equal to 1"),
         ("steps: 5", "learning_rate: .inf", 10, "tune.learning_rate: found inf: Input should be a finite number"),
@@ -76,7 +76,7 @@ def test_every_shipped_task_loads() -> None:
         ("label: label", "label: {column: a, bins: {bad: [1, 2]}}", 1, "names ['bad'], labels names ['bad', 'good']"),
         ("dev: 0.1", "dev: 0.8", 7, "dev + test = 1 leaves under a tenth of the rows"),
         ('good: " good"', 'good: " bad"', 9, "two labels have the same words"),
-        ("metric: accuracy, ", "metric: recall, ", 11, "gate.metric: found 'recall': Input should be 'accuracy', 'macro_f1', 'exact_match', 'token_f1', 'rouge_l' or 'bleu'"),
+        ("metric: accuracy, ", "metric: recall, ", 11, "gate.metric: found 'recall': Input should be 'accuracy', 'macro_f1', 'mcc', 'exact_match', 'token_f1', 'rouge_l', 'bleu' or 'chrf'"),
         ("base_model: tiny\n", "", 1, "base_model: this field is required and missing"),
         ("gate:", "schedule: {cron: '0 2 * * *', timezone: Asia/Soul}\ngate:", 11, "schedule.timezone: found 'Asia/Soul'"),
         ("gate:", "schedule: {cron: nightly}\ngate:", 11, "schedule.cron: found 'nightly'"),

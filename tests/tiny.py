@@ -29,7 +29,7 @@ data:
 template: "{{text}}\\nSentiment:"
 labels: {{negative: " negative", positive: " positive"}}
 tune: {{num_virtual_tokens: 4, init: {{text: " yes"}}, steps: 40, batch_size: 8, learning_rate: 0.05, warmup_steps: 5, eval_every: 10}}
-gate: {{metric: accuracy, minimum: 0.7}}
+gate: {{metric: accuracy, minimum: 0.7, champion: {{rule: non_inferiority, margin: 0.2}}}}
 promote: auto
 schedule: {{cron: "0 2 * * *", timezone: Asia/Seoul}}
 """

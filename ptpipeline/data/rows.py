@@ -7,18 +7,20 @@ give counts and row numbers (the first data row is row 1), never texts.
 import hashlib
 import logging
 import math
-import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple, TypeVar
 
+from ptpipeline.data.near import normalised as normalised
+from ptpipeline.data.near import representatives
 from ptpipeline.data.sources import SourceRows
 from ptpipeline.errors import DataError
-from ptpipeline.records import SPLITS, DataCheck, Split
+from ptpipeline.records import DataCheck, Split
 from ptpipeline.task import Binned, Data, SplitSpec, Task
 
 REPLACEMENT = "\ufffd"
-_KEPT_FIRST: tuple[Split, ...] = ("test", "dev", "train")
+MAX_CLUSTER, MAX_CLUSTER_SHARE = 10, 0.05  # of the distinct texts: what more have in common is a template, and would tip the splits
+_KEPT_FIRST: tuple[Split, ...] = ("test", "reserve", "dev", "train")
 
 log = logging.getLogger(__name__)
 
@@ -26,12 +28,13 @@ log = logging.getLogger(__name__)
 class Row(NamedTuple):
     """One example; `id` is the first 16 hex digits of the sha256 of its normalised text, with -2, -3... for repeats.
 
-    `label` is the name of a label, or the target text of a generation task.
+    `label` is the name of a label, or the target text of a generation task; `slices` are its values of `data.slices`.
     """
 
     id: str
     text: str
     label: str
+    slices: tuple[str, ...] = ()
 
 
 class CheckedRow(NamedTuple):
@@ -42,6 +45,7 @@ class CheckedRow(NamedTuple):
     normal: str
     label: str
     split: Split
+    slices: tuple[str, ...] = ()
 
 
 class CheckedRows(NamedTuple):
@@ -56,23 +60,24 @@ class _Found(NamedTuple):
     text: str
     normal: str
     raw_label: Any
-    group: Any
+    key: str
+    slices: tuple[str, ...] = ()
 
 
 _Kind = TypeVar("_Kind", _Found, CheckedRow)
 
 
-def normalised(text: str) -> str:
-    """`text` as it is compared: NFKC, case folded, runs of white space as one blank, none at the ends."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
 def split_of(key: str, spec: SplitSpec) -> Split:
-    """The split of all rows with this normalised text or group value: by hash alone, never by label."""
+    """The split of all rows with this normalised text or group value: by hash alone, never by label.
+
+    A reserve is cut out of what would train, so that no other row moves.
+    """
     share = int(hashlib.sha256(f"{spec.seed}:{key}".encode(errors="surrogatepass")).hexdigest()[:13], 16) / 16**13
     if share < spec.test:
         return "test"
-    return "dev" if share < spec.test + spec.dev else "train"
+    if share < spec.test + spec.dev:
+        return "dev"
+    return "reserve" if share < spec.test + spec.dev + spec.reserve else "train"
 
 
 def check_rows(task: Task, source: SourceRows) -> CheckedRows:
@@ -86,10 +91,14 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
     found = book.without("encoding", found, {row.number for row in found if REPLACEMENT in row.text + _target(task, row)})
     empty = {row.number for row in found if not row.normal or (task.generate and not _target(task, row).strip())}
     found = book.without("empty_text", found, empty)
+    near = _near_duplicates(task, found)
+    if source.groups is None:
+        found = [row._replace(key=near.speakers.get(row.normal, row.key)) for row in found]
     rows = _targeted(task, found) if task.generate else _labelled(task, found, book)
     rows = book.without("duplicate", rows, _duplicates(rows))
     rows = book.without("conflicting_label", rows, _conflicts(rows))
     rows = book.without("split_overlap", rows, _overlaps(rows))
+    rows = _noted(task, rows, near, book) if source.groups is None else book.without("near_duplicate", rows, _beside(rows, near))
     if not rows:
         raise DataError(f"{source.source}: no row is left after the checks; see data.checks and data.label of task {task.name}")
     if not task.generate:
@@ -102,8 +111,10 @@ def _found_rows(source: SourceRows) -> list[_Found]:
     if source.groups is not None and (missing := [n for n, value in enumerate(groups, 1) if value in (None, "")]):
         raise DataError(f"{source.source}: the column that data.split.group names is empty in {_numbered(missing)}; every row needs a group")
     texts = [text or "" for text in source.texts]
-    columns = zip(texts, source.labels, groups, strict=True)
-    return [_Found(number, text, normalised(text), label, group) for number, (text, label, group) in enumerate(columns, 1)]
+    normals = [normalised(text) for text in texts]
+    keys = normals if source.groups is None else map(str, groups)
+    columns = zip(texts, normals, source.labels, keys, source.slices or [()] * len(texts), strict=True)
+    return [_Found(number, *values) for number, values in enumerate(columns, 1)]
 
 
 # ---------------------------------------------------------------- labels
@@ -120,20 +131,16 @@ def _labelled(task: Task, found: list[_Found], book: "_Book") -> list[CheckedRow
     if unknown and book.policy("unknown_label") == "off":  # a row without a label cannot be kept
         raise DataError(f"{book.source}: {len(unknown)} rows have no label of the task ({_numbered(unknown)}); data.checks.unknown_label: off cannot keep them, warn leaves them out")
     found = book.without("unknown_label", found, unknown)
-    return [CheckedRow(row.number, row.text, row.normal, labels[row.number] or "", split_of(_split_key(row), spec)) for row in found]
+    return [CheckedRow(row.number, row.text, row.normal, labels[row.number] or "", split_of(row.key, spec), row.slices) for row in found]
 
 
 def _targeted(task: Task, found: list[_Found]) -> list[CheckedRow]:
     """The rows of a generation task, with their target texts as they stand in the source."""
-    return [CheckedRow(row.number, row.text, row.normal, _target(task, row), split_of(_split_key(row), task.data.split)) for row in found]
+    return [CheckedRow(row.number, row.text, row.normal, _target(task, row), split_of(row.key, task.data.split), row.slices) for row in found]
 
 
 def _target(task: Task, row: _Found) -> str:
     return row.raw_label or "" if task.generate else ""
-
-
-def _split_key(row: _Found) -> str:
-    return row.normal if row.group is None else str(row.group)
 
 
 def _label(value: Any, rule: str | Binned | None, known: Iterable[str]) -> str | None:
@@ -183,15 +190,62 @@ def _overlaps(rows: list[CheckedRow]) -> set[int]:
     return {row.number for row in rows if row.split != keeper[row.normal]}
 
 
-def _shortages(rows: list[CheckedRow], labels: Iterable[str], minimum: int) -> list[str]:
+def _shortages(rows: list[CheckedRow], labels: Iterable[str], data: Data) -> list[str]:
+    required: dict[Split, int] = {"train": data.checks.min_rows_per_label, "dev": 1, "test": 1}
+    if data.split.reserve:
+        required["reserve"] = 1
     counts = Counter((row.split, row.label) for row in rows)
-    required = {"train": minimum, "dev": 1, "test": 1}
     return [
         f"{label} has {counts[split, label]} of at least {required[split]} rows in {split}"
         for label in labels
-        for split in SPLITS
+        for split in required
         if counts[split, label] < required[split]
     ]
+
+
+# ---------------------------------------------------------------- near duplicates
+
+
+class _NearDuplicates(NamedTuple):
+    """The text that speaks for a text's cluster; texts of a cluster too large for one split are `templated`, and have none."""
+
+    speakers: dict[str, str]
+    templated: set[str]
+
+
+def _near_duplicates(task: Task, found: list[_Found]) -> _NearDuplicates:
+    """Those among all texts, whatever later checks leave out by their labels: no split depends on a label."""
+    if task.data.checks.near_duplicate == "off":
+        return _NearDuplicates({}, set())
+    speakers = representatives(row.normal for row in found)
+    largest = max(MAX_CLUSTER, int(MAX_CLUSTER_SHARE * len({row.normal for row in found})))
+    sizes = Counter(speakers.values())
+    templated = {normal for normal, speaker in speakers.items() if sizes[speaker] > largest}
+    return _NearDuplicates({normal: speaker for normal, speaker in speakers.items() if normal not in templated}, templated)
+
+
+def _noted(task: Task, rows: list[CheckedRow], near: _NearDuplicates, book: "_Book") -> list[CheckedRow]:
+    """All of the rows, which are in the split of their cluster already; records how many that concerns."""
+    together = {row.number for row in rows if row.normal in near.speakers}
+    moved = sum(row.split != split_of(row.normal, task.data.split) for row in rows if row.number in together)
+    alike = {row.number for row in rows if row.normal in near.templated}
+    told = [f"{_numbered(together)} share the split of what they nearly repeat, {moved} moved there"] if together else []
+    told += [f"{len(alike)} rows of a template, too many for one split, stay where their own text puts them"] if alike else []
+    book.record("near_duplicate", len(together | alike), "; ".join(told))
+    return rows
+
+
+def _beside(rows: list[CheckedRow], near: _NearDuplicates) -> set[int]:
+    """Rows of groups that nearly stand in a split kept first, under another text: a group is not moved for one row of it."""
+    texts: dict[tuple[str, Split], set[str]] = defaultdict(set)
+    for row in rows:
+        texts[near.speakers.get(row.normal, row.normal), row.split].add(row.normal)
+    return {
+        row.number
+        for row in rows
+        if (speaker := near.speakers.get(row.normal)) is not None
+        and any(texts[speaker, split] - {row.normal} for split in _KEPT_FIRST[: _KEPT_FIRST.index(row.split)])
+    }
 
 
 # ---------------------------------------------------------------- bookkeeping
@@ -204,6 +258,7 @@ _MEANING = {
     "duplicate": "a text that came before under the same label or target",
     "conflicting_label": "a text that stands under two labels or targets",
     "split_overlap": "a text that stands in another split too",
+    "near_duplicate": "texts that differ from another in little more than punctuation",
     "rows_per_label": "too few rows",
 }
 
@@ -223,17 +278,18 @@ class _Book:
     def without(self, name: str, rows: list[_Kind], concerned: set[int]) -> list[_Kind]:
         """`rows` without those of the concerned numbers, or all of them where the check is off; DataError on block."""
         if self.policy(name) == "off":
-            self._record(name, 0, "")
+            self.record(name, 0, "")
             return rows
-        self._record(name, len(concerned), _numbered(concerned) if concerned else "")
+        self.record(name, len(concerned), _numbered(concerned) if concerned else "")
         return [row for row in rows if row.number not in concerned]
 
     def enough(self, rows: list[CheckedRow], labels: Iterable[str]) -> None:
         """Records whether every label has the rows it needs; counts shortages, leaves nothing out."""
-        found = [] if self.policy("rows_per_label") == "off" else _shortages(rows, labels, self.data.checks.min_rows_per_label)
-        self._record("rows_per_label", len(found), "; ".join(found))
+        found = [] if self.policy("rows_per_label") == "off" else _shortages(rows, labels, self.data)
+        self.record("rows_per_label", len(found), "; ".join(found))
 
-    def _record(self, name: str, count: int, detail: str) -> None:
+    def record(self, name: str, count: int, detail: str) -> None:
+        """One check's line; DataError where it found rows and its policy is block."""
         policy = self.policy(name)
         outcome = {"off": "off", "warn": "warned"}.get(policy, "blocked") if count or policy == "off" else "ok"
         check = DataCheck.model_validate({"name": name, "policy": policy, "count": count, "outcome": outcome, "detail": detail})

@@ -1,14 +1,17 @@
 """Snapshots: one immutable, content-addressed copy of a task's rows in the object store.
 
-`snapshots/<task>/<digest>/{train,dev,test}.parquet`, then `manifest.json`, whose presence means that all of it is
-there. The digest covers row identities, texts and labels, not Parquet's bytes, which may differ between versions.
+`snapshots/<task>/<digest>/{train,dev,test}.parquet`, and `reserve.parquet` where the task holds rows back, then
+`manifest.json`, whose presence means that all of it is there. The digest covers row identities, texts, labels and slice
+values, not Parquet's bytes, which may differ between versions.
 """
 
 import hashlib
 import io
 import json
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -20,7 +23,7 @@ from ptpipeline.storage import ObjectStore
 from ptpipeline.task import Task
 
 MANIFEST_FILE = "manifest.json"
-COLUMNS = Row._fields
+COLUMNS = ("id", "text", "label")
 
 
 def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
@@ -32,7 +35,7 @@ def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
     key = source_key(task, home)
     source = read_rows(task, home)
     checked = check_rows(task, source)
-    splits = _split_rows(checked.rows)
+    splits = _split_rows(checked.rows, task)
     _check_sizes(source.source, splits)
     snapshot = _described(task, (source.source, key), checked, splits)
     folder = snapshot_prefix(task.name, snapshot.digest)
@@ -45,9 +48,9 @@ def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
 
 def _check_sizes(source: str, splits: dict[Split, list[Row]]) -> None:
     """Whatever the policies: nothing trains or is judged without rows, and an interval over test rows needs two."""
-    needed: dict[Split, int] = {"train": 1, "dev": 1, "test": 2}
-    for split, count in needed.items():
-        if len(splits[split]) < count:
+    needed: dict[Split, int] = {"train": 1, "dev": 1, "test": 2, "reserve": 2}
+    for split in splits:
+        if len(splits[split]) < (count := needed[split]):
             raise DataError(f"{source}: {len(splits[split])} rows fall into the {split} split, at least {count} are needed; give more rows, or raise its share in data.split")
 
 
@@ -60,22 +63,25 @@ def read_snapshot(store: ObjectStore, task: str, digest: str) -> Snapshot:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "manifest"
         raise ArtifactError(f"{store.url}/{key}: {field}: {first['msg']}; the manifest is altered or from a newer ptpipeline") from None
-    actual = _digest(snapshot.task, {split: snapshot.split(split) for split in SPLITS})
+    actual = _digest(snapshot.task, snapshot.splits(), snapshot.slices)
     if snapshot.task != task or not snapshot.digest == actual == digest:
         raise ArtifactError(f"{store.url}/{key}: hashes to {actual[:12]}, expected {digest[:12]}; the manifest was altered")
     return snapshot
 
 
 def load_split(store: ObjectStore, snapshot: Snapshot, split: Split) -> list[Row]:
-    """The rows of a split, verified; ArtifactError where its object is missing, truncated or altered."""
-    key = _split_key(snapshot, split)
+    """The rows of a split, verified; ArtifactError where its object is missing, truncated or altered.
+
+    NotFound where the snapshot has no such split.
+    """
+    key, stated = _split_key(snapshot, split), snapshot.split(split)
     try:
         body = store.read(key).body
     except NotFound:
         raise ArtifactError(f"{store.url}/{key}: missing although the manifest is there; run `ptp ingest {snapshot.task}` after deleting the manifest") from None
-    rows = _decoded(body, f"{store.url}/{key}")
-    actual, stated = _rows_digest(rows), snapshot.split(split)
-    if actual != stated.digest:
+    rows = _decoded(body, f"{store.url}/{key}", snapshot.slices)
+    actual = _rows_digest(rows)
+    if actual != stated.digest or _slices_digest(rows, snapshot.slices) != stated.slices:
         raise ArtifactError(f"{store.url}/{key}: its {len(rows)} rows hash to {actual[:12]}, the manifest states {stated.digest[:12]}; the object was altered")
     if len(rows) != stated.rows or (stated.labels and Counter(row.label for row in rows) != Counter(stated.labels)):
         raise ArtifactError(f"{store.url}/{key}: its {len(rows)} rows are not the {stated.rows} that the manifest counts by label; the manifest was altered")
@@ -90,37 +96,58 @@ def snapshot_prefix(task: str, digest: str) -> str:
 # ---------------------------------------------------------------- identity
 
 
-def _split_rows(rows: list[CheckedRow]) -> dict[Split, list[Row]]:
-    splits: dict[Split, list[Row]] = {split: [] for split in SPLITS}
+def identified(rows: Iterable[CheckedRow]) -> Iterator[Row]:
+    """The rows with their ids, in order."""
     seen: Counter[str] = Counter()
     for row in rows:
         identity = hashlib.sha256(row.normal.encode()).hexdigest()[:16]
         seen[identity] += 1
         suffix = f"-{seen[identity]}" if seen[identity] > 1 else ""
-        splits[row.split].append(Row(identity + suffix, row.text, row.label))
+        yield Row(identity + suffix, row.text, row.label, row.slices)
+
+
+def _split_rows(rows: list[CheckedRow], task: Task) -> dict[Split, list[Row]]:
+    splits: dict[Split, list[Row]] = {split: [] for split in SPLITS}
+    if task.data.split.reserve:
+        splits["reserve"] = []
+    for checked, row in zip(rows, identified(rows), strict=True):
+        splits[checked.split].append(row)
     return splits
 
 
 def _described(task: Task, origin: tuple[str, str], checked: CheckedRows, splits: dict[Split, list[Row]]) -> Snapshot:
     infos = {split: _split_info(rows, task) for split, rows in splits.items()}
     name, key = origin
-    return Snapshot(task=task.name, digest=_digest(task.name, infos), source=name, source_key=key, checks=checked.checks, **infos)
+    slices = task.data.slices
+    return Snapshot(task=task.name, digest=_digest(task.name, infos, slices), source=name, source_key=key, checks=checked.checks, slices=slices, **infos)
 
 
 def _split_info(rows: list[Row], task: Task) -> SplitInfo:
     counts = Counter(row.label for row in rows)
-    return SplitInfo(rows=len(rows), labels={label: counts[label] for label in task.labels}, digest=_rows_digest(rows))
+    return SplitInfo(rows=len(rows), labels={label: counts[label] for label in task.labels}, digest=_rows_digest(rows), slices=_slices_digest(rows, task.data.slices))
 
 
-def _digest(task: str, splits: dict[Split, SplitInfo]) -> str:
-    return digest_of({"schema": [*COLUMNS], "task": task, **{split: info.digest for split, info in splits.items()}})
+def _digest(task: str, splits: dict[Split, SplitInfo], slices: list[str]) -> str:
+    parts: dict[str, Any] = {"schema": [*COLUMNS], "task": task}
+    parts |= {split: info.digest for split, info in splits.items()}
+    if slices:
+        parts["slices"] = {"columns": slices, "digests": [info.slices for info in splits.values()]}
+    return digest_of(parts)
 
 
 def _rows_digest(rows: list[Row]) -> str:
+    return _lines_digest((row.id, row.text, row.label) for row in rows)
+
+
+def _slices_digest(rows: list[Row], columns: list[str]) -> str | None:
+    return _lines_digest(row.slices for row in rows) if columns else None
+
+
+def _lines_digest(lines: Iterable[tuple[str, ...]]) -> str:
     """sha256 over one line of JSON per row, in order."""
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(json.dumps(row, ensure_ascii=True, separators=(",", ":")).encode() + b"\n")
+    for line in lines:
+        digest.update(json.dumps(line, ensure_ascii=True, separators=(",", ":")).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -133,7 +160,7 @@ def _split_key(snapshot: Snapshot, split: Split) -> str:
 
 def _store_split(store: ObjectStore, snapshot: Snapshot, split: Split, rows: list[Row]) -> None:
     try:
-        store.create(_split_key(snapshot, split), _encoded(rows))
+        store.create(_split_key(snapshot, split), _encoded(rows, snapshot.slices))
     except PreconditionFailed:  # another Parquet version wrote it before a crash: the rows decide
         load_split(store, snapshot, split)
 
@@ -146,27 +173,32 @@ def _store_manifest(store: ObjectStore, snapshot: Snapshot) -> None:
         read_snapshot(store, snapshot.task, snapshot.digest)
 
 
-def _encoded(rows: list[Row]) -> bytes:
+def _columns(slices: list[str]) -> list[str]:
+    return [*COLUMNS, *(f"slice.{column}" for column in slices)]
+
+
+def _encoded(rows: list[Row], slices: list[str]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(column, pa.string()) for column in COLUMNS])
-    columns = [[row[index] for row in rows] for index in range(len(COLUMNS))]
+    schema = pa.schema([(column, pa.string()) for column in _columns(slices)])
+    cells = [(row.id, row.text, row.label, *row.slices) for row in rows]
+    columns = [[row[index] for row in cells] for index in range(len(schema))]
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_arrays([pa.array(values, pa.string()) for values in columns], schema=schema), buffer, compression="zstd")
     return buffer.getvalue()
 
 
-def _decoded(body: bytes, where: str) -> list[Row]:
+def _decoded(body: bytes, where: str, slices: list[str]) -> list[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(io.BytesIO(body), columns=list(COLUMNS))
-        columns = [table.column(name).to_pylist() for name in COLUMNS]
+        table = pq.read_table(io.BytesIO(body), columns=_columns(slices))
+        columns = [table.column(name).to_pylist() for name in _columns(slices)]
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
-        raise ArtifactError(f"{where}: {len(body)} bytes are no Parquet file with {', '.join(COLUMNS)} ({type(error).__name__}); the object is truncated or altered") from None
-    return [Row(*values) for values in zip(*columns, strict=True)]
+        raise ArtifactError(f"{where}: {len(body)} bytes are no Parquet file with {', '.join(_columns(slices))} ({type(error).__name__}); the object is truncated or altered") from None
+    return [Row(identity, text, label, tuple(values)) for identity, text, label, *values in zip(*columns, strict=True)]
 
 
 __all__ = ["Row", "ingest", "load_split", "read_snapshot", "snapshot_prefix"]

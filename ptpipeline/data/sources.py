@@ -9,6 +9,7 @@ import hashlib
 import json
 import tempfile
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,22 +18,26 @@ from ptpipeline.packages import package_member
 from ptpipeline.records import digest_of
 from ptpipeline.task import Binned, Source, Task
 
-INGEST_VERSION = 1
+INGEST_VERSION = 2
 """Part of every source key: raise it where the same source would give other rows."""
 
+MAX_SLICE_VALUES = 50
+MAX_NAME, MAX_NAME_WORDS = 40, 3  # of a column, in characters and in words
 _TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 class SourceRows(NamedTuple):
     """The columns of a source that a task names, equally long, in file order; `groups` is None without a group column.
 
-    `labels` holds the targets of a generation task.
+    `labels` holds the targets of a generation task; `slices` each row's values of the slice columns as text, empty where
+    the task names none.
     """
 
     source: str
     texts: list[str | None]
     labels: list[Any]
     groups: list[Any] | None
+    slices: Sequence[tuple[str, ...]] = ()
 
 
 def source_key(task: Task, home: Path) -> str:
@@ -52,9 +57,10 @@ def source_name(source: Source) -> str:
 
 
 def read_rows(task: Task, home: Path) -> SourceRows:
-    """The text, label (or target) and group columns of the task's source.
+    """The text, label (or target), group and slice columns of the task's source.
 
-    Raises DataError where the file is missing, empty, malformed, or has not the columns that the task names;
+    Raises DataError where the file is missing, empty, malformed, has not the columns that the task names, or has a slice
+    column of more than MAX_SLICE_VALUES distinct values;
     ServiceUnavailable where a package cannot be fetched.
     """
     source, name = task.data.source, source_name(task.data.source)
@@ -64,9 +70,10 @@ def read_rows(task: Task, home: Path) -> SourceRows:
     table = _load(path, source, home)
     label = task.data.label.column if isinstance(task.data.label, Binned) else task.data.label
     group, texts = task.data.split.group, {"text": task.data.text, "target": task.data.target}
-    for field, column in ({**texts, "label": label, "split.group": group}).items():
+    named = {**texts, "label": label, "split.group": group}
+    for field, column in [*named.items(), *(("slices", column) for column in task.data.slices)]:
         if column is not None and column not in table.column_names:
-            raise DataError(f"{name}: no column {column!r}, which data.{field} names; the columns are {', '.join(table.column_names)}")
+            raise DataError(f"{name}: no column {column!r}, which data.{field} names; the columns are {_named(table.column_names)}")
     if len(table) == 0:
         raise DataError(f"{name}: the file has columns but no rows")
     for field, column in texts.items():
@@ -74,7 +81,16 @@ def read_rows(task: Task, home: Path) -> SourceRows:
         if kind not in _TEXT_TYPES:
             raise DataError(f"{name}: column {column!r}, which data.{field} names, holds {kind}; expected text")
     answers = table[label or task.data.target]
-    return SourceRows(name, list(table[task.data.text]), list(answers), None if group is None else list(table[group]))
+    slices = list(zip(*(_slice_values(name, column, table[column]) for column in task.data.slices), strict=True))
+    return SourceRows(name, list(table[task.data.text]), list(answers), None if group is None else list(table[group]), slices)
+
+
+def _slice_values(name: str, column: str, cells: Iterable[Any]) -> list[str]:
+    """The cells as text, empty for a missing one; DataError where they are too many to be kinds of rows."""
+    values = ["" if cell is None or cell != cell else str(cell) for cell in cells]
+    if (kinds := len(set(values))) > MAX_SLICE_VALUES:
+        raise DataError(f"{name}: column {column!r}, which data.slices names, has {kinds} distinct values, at most {MAX_SLICE_VALUES} make slices; take a column of kinds, or leave it out")
+    return values
 
 
 def _local_file(task: Task, home: Path) -> Path:
@@ -91,6 +107,13 @@ def _local_file(task: Task, home: Path) -> Path:
 def _file_identity(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _named(columns: list[str]) -> str:
+    """The columns for a message; of a first line that reads like a row only how many, since a text of a row stays out of messages."""
+    if any(len(column) > MAX_NAME or len(column.split()) > MAX_NAME_WORDS for column in columns):
+        return f"{len(columns)} of which one is too long for a name, so that the first line may be a row"
+    return ", ".join(columns)
 
 
 # ---------------------------------------------------------------- loading
@@ -138,7 +161,7 @@ def _header(path: Path, source: Source) -> list[str]:
         raise DataError(f"{source_name(source)}: the header line is not UTF-8; save the file as UTF-8")
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice or "" in columns or not columns:
-        raise DataError(f"{source_name(source)}: the header line needs one distinct name per column, found {', '.join(map(repr, columns))}; or name them in data.source.columns")
+        raise DataError(f"{source_name(source)}: the header line needs one distinct name per column, found {_named(list(map(repr, columns)))}; or name them in data.source.columns")
     return columns
 
 

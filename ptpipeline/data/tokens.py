@@ -7,16 +7,24 @@ from typing import NamedTuple
 from ptpipeline.data.rows import Row
 from ptpipeline.data.template import render
 from ptpipeline.errors import ContextError, TaskFileError
+from ptpipeline.records import Scoring
 
 Encode = Callable[[str, bool], list[int]]
 
+CONTENT_FREE = ("N/A", "[MASK]", "")  # the inputs of Zhao et al. 2021, section 4
+
 
 class LabelTokens(NamedTuple):
-    """A task's label names, and the token ids of each one's words."""
+    """A task's label names, the token ids of each one's words, and how they are ranked.
+
+    `normalised`: by log-likelihood per token. `content_free`: rendered texts without content as token ids; what a label gets
+    behind these is taken off. None where labels are not calibrated.
+    """
 
     names: tuple[str, ...]
     ids: tuple[tuple[int, ...], ...]
-
+    normalised: bool = False
+    content_free: tuple[tuple[int, ...], ...] = ()
 
     @property
     def longest(self) -> int:
@@ -68,6 +76,17 @@ def label_tokens(task: str, labels: dict[str, str], encode: Encode) -> LabelToke
         if long[: len(short)] == short:
             raise TaskFileError(f"task {task}: labels.{two}: {labels[two]!r} begins with all tokens of {labels[one]!r} (labels.{one}), which is always the likelier; give it other words")
     return LabelTokens(tuple(labels), ids)
+
+
+def scored(labels: LabelTokens, scoring: Scoring, template: str, limit: int, encode: Encode) -> LabelTokens:
+    """The labels as `scoring` ranks them behind texts of this template; an input without content that has no tokens is left out.
+
+    Raises ContextError where the template itself has more tokens than `limit`.
+    """
+    free = [tuple(encode(render(template, text), True)) for text in CONTENT_FREE] if scoring.calibrated else []
+    if free and (longest := max(map(len, free))) > limit:
+        raise ContextError(f"scoring.calibrated: the template has {longest} tokens without a text, at most {limit} fit beside the prompt and the answer; shorten it")
+    return labels._replace(normalised=scoring.length_normalised, content_free=tuple(ids for ids in free if ids))
 
 
 def max_input_tokens(context: int, virtual_tokens: int, answers: LabelTokens | FreeText) -> int:

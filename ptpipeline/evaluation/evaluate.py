@@ -1,67 +1,58 @@
-"""A stored prompt measured on the test split, from its bytes through the serving path, beside its baselines."""
+"""A stored prompt measured on the rows of a split, from its bytes through the serving path, beside its baselines."""
 
-import io
 import time
-from collections import Counter
-from collections.abc import Sequence
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from ptpipeline.data.rows import Row
 from ptpipeline.data.snapshot import load_split
-from ptpipeline.errors import PreconditionFailed
+from ptpipeline.evaluation.baselines import Bare, Setup, baselines
 from ptpipeline.evaluation.generated import generated
 from ptpipeline.evaluation.key import evaluation_key
-from ptpipeline.evaluation.measurement import Measurement
+from ptpipeline.evaluation.measurement import Measurement, Sample, store_rows
 from ptpipeline.evaluation.ranked import ranked
 from ptpipeline.prompts.artifact import Artifact, read_members
 from ptpipeline.records import Report, Snapshot
-from ptpipeline.serving.engine import Engine
+from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.storage import ObjectStore
 
+PLAIN = Setup()
 
-def evaluate(engine: Engine, artifact: Artifact, snapshot: Snapshot, store: ObjectStore) -> Report:
-    """The report of a stored prompt over the snapshot's test rows; the rows' results are stored beside it.
 
-    Raises ContextError where a test text does not fit, and what Engine.load raises.
+def evaluate(engine: Engine, artifact: Artifact, snapshot: Snapshot, store: ObjectStore, setup: Setup = PLAIN) -> Report:
+    """The report of a stored prompt over the rows of the setup's split; the rows' results are stored beside it.
+
+    Raises ContextError where a text does not fit, and what Engine.load raises.
     """
     started = time.perf_counter()
-    rows = load_split(store, snapshot, "test")
+    manifest, sample = artifact.manifest, Sample.of(store, snapshot, setup.split, setup.slices)
     engine.load(artifact, read_members(store, artifact))
-    measured = _measured(engine, artifact, rows, snapshot, store)
-    key = evaluation_key(artifact.digest, snapshot.test.digest, str(engine.base.dtype))
-    rows_key = f"reports/{artifact.manifest.task}/{key}/rows.parquet"
-    _store_rows(store, rows_key, {"id": [row.id for row in rows], **measured.columns})
+    measured = answered(engine, artifact, sample)
+    bare = Bare.of(engine.base, manifest, sample, load_split(store, snapshot, "train"))
+    beside = baselines(bare, store, setup)
+    key = evaluation_key(artifact.digest, sample.identity, str(engine.base.dtype), setup.hard_prompt)
+    rows_key = f"reports/{manifest.task}/{key}/rows.parquet"
+    store_rows(store, rows_key, sample.columns([len(ids) for ids in bare.encoded]) | measured.columns)
     return Report(
-        task=artifact.manifest.task,
+        task=manifest.task,
         digest=artifact.digest,
         evaluation_key=key,
         snapshot=snapshot.digest,
-        test_digest=snapshot.test.digest,
-        rows=len(rows),
+        test_digest=sample.digest,
+        rows=len(sample.rows),
         rows_key=rows_key,
-        prompt=measured.prompt,
-        zero_shot=measured.zero_shot,
-        majority=measured.majority,
+        prompt=measured.scores,
+        zero_shot=beside["zero_shot"].prompt,
+        majority=beside["majority"].prompt,
         interval=measured.interval,
         compute_dtype=str(engine.base.dtype).removeprefix("torch."),
         seconds=round(time.perf_counter() - started, 2),
+        hard_prompt=beside["hard_prompt"].prompt if "hard_prompt" in beside else None,
+        baselines={kind: report.evaluation_key for kind, report in beside.items()},
+        split=setup.split,
     )
 
 
-def _measured(engine: Engine, artifact: Artifact, rows: Sequence[Row], snapshot: Snapshot, store: ObjectStore) -> Measurement:
-    if artifact.manifest.generate is None and snapshot.train.labels:
-        return ranked(engine, artifact, rows, snapshot.train.labels)
-    targets = Counter(row.label for row in load_split(store, snapshot, "train"))  # snapshots of free text count none
-    return generated(engine, artifact, rows, targets) if artifact.manifest.generate else ranked(engine, artifact, rows, targets)
-
-
-def _store_rows(store: ObjectStore, key: str, columns: dict[str, list[object]]) -> None:
-    """One line per test row, without its text, so that any two versions compare later without a rerun."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
-    try:
-        store.create(key, buffer.getvalue())
-    except PreconditionFailed:  # an earlier run that died before its report was kept: the key binds the results
-        store.replace(key, buffer.getvalue(), store.read(key).etag)
+def answered(engine: Engine, artifact: Artifact, sample: Sample) -> Measurement:
+    """Every row of a sample behind the prompt, which the engine has loaded; ContextError where a text does not fit."""
+    questions = [Question(artifact.digest, row.text) for row in sample.rows]
+    if artifact.manifest.generate:
+        return generated(sample.answers, engine.generate(questions))
+    return ranked(sample.answers, list(artifact.manifest.labels), engine.log_likelihoods(questions))

@@ -1,11 +1,18 @@
 """The evaluation key: a report with the same key is the same measurement. Imports no torch."""
 
-from ptpipeline.records import digest_of
+from ptpipeline.records import SplitInfo, digest_of
+from ptpipeline.task import HardPrompt
 
-SCORING_VERSION = 1  # raise by one whenever the same prompt and rows would be scored otherwise
+SCORING_VERSION = 2  # raise by one whenever the same prompt and rows would be scored otherwise
 
 
-def evaluation_key(digest: str, test_digest: str, compute_dtype: str) -> str:
-    """Digest of prompt, test rows and scoring; the prompt's digest covers base, template and labels."""
+def rows_identity(split: SplitInfo) -> str:
+    """What results of these rows are kept under: their digest, and where they have slices, which the results repeat, those too."""
+    return split.digest if split.slices is None else digest_of([split.digest, split.slices])
+
+
+def evaluation_key(digest: str, rows: str, compute_dtype: str, hard_prompt: HardPrompt | None = None) -> str:
+    """Digest of prompt, measured rows (`rows_identity`), scoring and hard prompt beside it; the prompt's digest covers base, template and labels."""
     scoring = {"method": "rank", "version": SCORING_VERSION, "dtype": compute_dtype.removeprefix("torch.")}
-    return digest_of({"prompt": digest, "test": test_digest, "scoring": scoring})
+    beside = {"hard_prompt": hard_prompt.model_dump(mode="json")} if hard_prompt is not None and not hard_prompt.empty else {}
+    return digest_of({"prompt": digest, "test": rows, "scoring": scoring, **beside})

@@ -1,49 +1,66 @@
-"""Plots of a training and its evaluation, as PNG bytes."""
+"""Plots of a training, its evaluation and its verdict, in colours that stay apart for the colour-blind (Okabe and Ito 2008)."""
 
 import io
+from collections.abc import Callable
 
+import matplotlib
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ptpipeline.records import Report, Scores, TunedPrompt
+from ptpipeline.evaluation.metrics import BINS
+from ptpipeline.records import PairedDifference, Report, Scores, TunedPrompt, Verdict, title_of
+from ptpipeline.task import Task
+
+BLUE, ORANGE, RED, GREY = "#0072B2", "#E69F00", "#D55E00", "#6b6b6b"
+MAX_LABELS = 40  # of a confusion matrix
+MAX_WRITTEN = 12  # labels up to which its counts are written out
+MAX_SLICES = 40
 
 
-def learning_curve(tuned: TunedPrompt, metric: str) -> bytes:
+def every(task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> dict[str, bytes]:
+    """All plots that there is something to show for, as PNG bytes by name."""
+    scores = report.prompt if isinstance(report.prompt, Scores) else None
+    plots: dict[str, Callable[[], Figure] | None] = {
+        "differences": (lambda: differences(verdict)) if verdict.comparisons() else None,
+        "slices": (lambda: slices(verdict, task.gate.checks.slices.alpha)) if verdict.slices else None,
+        "confusion": (lambda: confusion(scores, report)) if scores and scores.confusion else None,
+        "reliability": (lambda: reliability(scores, report)) if scores and scores.reliability else None,
+        "learning_curve": (lambda: learning_curve(tuned, task.gate.metric)) if tuned.curve else None,  # an imported prompt has none
+        "token_norms": (lambda: token_heat(tuned)) if any(point.token_norms for point in tuned.curve) else None,
+    }
+    with matplotlib.rc_context({"text.parse_math": False}):  # a label may hold a dollar sign
+        return {name: png(draw()) for name, draw in plots.items() if draw is not None}
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG bytes."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+# ---------------------------------------------------------------- the training
+
+
+def learning_curve(tuned: TunedPrompt, metric: str) -> Figure:
     """Training loss and the dev metric over steps, with the checkpoint that was kept."""
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([p.step for p in tuned.curve], [p.loss for p in tuned.curve], color="tab:blue", label="training loss")
-    axes.set(xlabel="step", ylabel="loss (nats per target token)", title=f"{tuned.task} {tuned.digest[:12]}: learning curve")
+    figure, axes = _one(f"{tuned.task} {tuned.digest[:12]}: learning curve", (8, 4.5))
+    axes.plot([p.step for p in tuned.curve], [p.loss for p in tuned.curve], color=BLUE, label="training loss")
+    axes.set(xlabel="step", ylabel="loss (nats per target token)")
     axes.set_ylim(bottom=0)
     dev = [(p.step, p.dev) for p in tuned.curve if p.dev is not None]
     right = axes.twinx()
-    right.plot([step for step, _ in dev], [value for _, value in dev], color="tab:orange", marker="o", label=f"dev {metric}")
-    right.plot([tuned.best_step], [tuned.best_dev], color="tab:red", marker="*", markersize=14, linestyle="none", label="kept checkpoint")
-    right.set_ylabel(f"dev {metric}")
+    right.plot([step for step, _ in dev], [value for _, value in dev], color=ORANGE, marker="o", label=f"dev {title_of(metric)}")
+    right.plot([tuned.best_step], [tuned.best_dev], color="black", marker="*", markersize=14, linestyle="none", label="kept checkpoint")
+    right.set_ylabel(f"dev {title_of(metric)}")
     lines = [*axes.get_lines(), *right.get_lines()]
-    axes.legend(lines, [str(line.get_label()) for line in lines], loc="upper center", ncols=3, fontsize=8)
-    return _png(figure)
+    figure.legend(lines, [str(line.get_label()) for line in lines], loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    return figure
 
 
-def confusion(scores: Scores, report: Report) -> bytes:
-    """Rows of the report's test split by true and predicted label."""
-    labels = list(scores.confusion)
-    counts = np.array([[scores.confusion[true][name] for name in labels] for true in labels])
-    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    figure = Figure(figsize=(1.6 * len(labels) + 2.4, 1.4 * len(labels) + 1.8), layout="constrained")
-    axes = figure.subplots()
-    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true", title=f"{report.task}: {report.rows} test rows")
-    axes.set_xticks(range(len(labels)), labels)
-    axes.set_yticks(range(len(labels)), labels)
-    for i, row in enumerate(counts):
-        for j, count in enumerate(row):
-            axes.text(j, i, f"{count}\n{shares[i, j]:.0%}", ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
-    return _png(figure)
-
-
-def token_heat(tuned: TunedPrompt) -> bytes:
+def token_heat(tuned: TunedPrompt) -> Figure:
     """Norm and gradient norm of each virtual token over time; gradients in powers of ten, since they fall by some."""
     points = [point for point in tuned.curve if point.token_norms]
     figure = Figure(figsize=(9, 4), layout="constrained")
@@ -51,14 +68,116 @@ def token_heat(tuned: TunedPrompt) -> bytes:
     left, right = figure.subplots(1, 2)
     gradients = np.maximum(np.array([p.token_gradients for p in points]), 1e-8)  # the smallest that a point keeps
     for axes, title, rows in ((left, "norm", np.array([p.token_norms for p in points])), (right, "gradient norm (log 10)", np.log10(gradients))):
-        image = axes.imshow(rows.T, aspect="auto", origin="lower", extent=(0, points[-1].step, 0.5, rows.shape[1] + 0.5))
+        image = axes.imshow(rows.T, aspect="auto", origin="lower", extent=(0, points[-1].step, 0.5, rows.shape[1] + 0.5), cmap="cividis")
         axes.set(xlabel="step", ylabel="virtual token", title=title)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         figure.colorbar(image, ax=axes)
-    return _png(figure)
+    return figure
 
 
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=110)
-    return buffer.getvalue()
+# ---------------------------------------------------------------- the evaluation
+
+
+def confusion(scores: Scores, report: Report) -> Figure:
+    """Rows of the report's split by true and predicted label; of very many labels those with the most wrong rows."""
+    labels, many = _confused(scores), len(scores.confusion) > MAX_LABELS
+    counts = np.array([[scores.confusion[true][name] for name in labels] for true in labels])
+    supports = np.array([sum(scores.confusion[true].values()) for true in labels])
+    shares = counts / np.maximum(supports, 1)[:, None]
+    cell, shown = (1.2 if len(labels) <= MAX_WRITTEN else 0.25), f"the {MAX_LABELS} of {len(scores.confusion)} labels with the most wrong rows" if many else f"{report.rows} {report.split} rows"
+    figure, axes = _one(f"{report.task}: {shown}", (cell * len(labels) + 3, cell * len(labels) + 2))
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.set(xlabel="predicted", ylabel="true")
+    upright = cell < 1 or max(map(len, labels)) > 12
+    axes.set_xticks(range(len(labels)), labels, rotation=90 if upright else 0, fontsize=10 if cell > 1 else 7)
+    axes.set_yticks(range(len(labels)), labels, fontsize=10 if cell > 1 else 7)
+    if cell < 1:
+        figure.colorbar(image, ax=axes, label="share of the true label's rows", shrink=0.6)
+        return figure
+    for (i, j), count in np.ndenumerate(counts):
+        axes.text(j, i, f"{count}\n{shares[i, j]:.0%}", ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
+    return figure
+
+
+def reliability(scores: Scores, report: Report) -> Figure:
+    """How often an answer is right, over how sure the prompt is of it, and below how many rows are so sure."""
+    figure = Figure(figsize=(5.5, 6), layout="constrained")
+    figure.suptitle(f"{report.task}: {report.rows} {report.split} rows, calibration error {scores.calibration_error or 0:.3f}", fontsize=11)
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    sure, right, rows = (np.array(column) for column in zip(*scores.reliability, strict=True))
+    low = max(0.0, np.floor(10 * min(sure.min(), right.min()) - 0.5) / 10)
+    above.plot([low, 1], [low, 1], color=GREY, linestyle="--", label="right as often as it is sure")
+    above.vlines(sure, np.minimum(sure, right), np.maximum(sure, right), color=ORANGE, linewidth=3, label="gap")
+    above.plot(sure, right, color=BLUE, marker="o", label="measured")
+    above.set(ylabel="share of right answers", xlim=(low, 1), ylim=(low, 1.02))
+    figure.legend(*above.get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    below.bar(sure, rows, width=0.8 / BINS, color=BLUE)
+    below.set(xlabel="probability of the predicted label", ylabel="rows")
+    return figure
+
+
+# ---------------------------------------------------------------- the verdict
+
+
+def differences(verdict: Verdict) -> Figure:
+    """The candidate minus champion, anchor and baselines, each with its one-sided bounds, and what it must not fall below."""
+    found = verdict.comparisons()
+    pairs = list(found.values())
+    figure, axes = _one(f"{verdict.task}: {verdict.digest[:12]} minus each of these", (8, 0.55 * len(found) + 1.9))
+    for place, pair in enumerate(pairs):
+        inside = pair.lower <= -pair.margin
+        axes.plot([pair.lower, pair.upper], [place, place], color=RED if inside else BLUE, linewidth=3, linestyle=(0, (2, 1)) if inside else "-", solid_capstyle="butt")
+        axes.plot([pair.difference], [place], color=RED if inside else BLUE, marker="D" if inside else "o", markersize=8)
+        if pair.margin:
+            axes.plot([-pair.margin] * 2, [place - 0.35, place + 0.35], color="black", linestyle=":", linewidth=2)
+    _from_zero(axes, list(found), [_tested(pair) for pair in pairs])
+    note = f"{pairs[0].confidence:.0%} one-sided bounds; red and dashed: does not exclude {'zero' if not any(pair.margin for pair in pairs) else 'the margin (dotted), or zero'}"
+    axes.set_xlabel(f"difference in {title_of(pairs[0].metric)}\n{note}")
+    return figure
+
+
+def slices(verdict: Verdict, alpha: float) -> Figure:
+    """The candidate minus the champion on each part of the rows, the likeliest harm first; harmed is what has p at most `alpha`."""
+    ordered = sorted(verdict.slices, key=lambda part: part.p_harm)
+    parts = ordered[:MAX_SLICES]
+    shown = f"the {MAX_SLICES} of {len(ordered)} slices with the lowest p" if len(ordered) > MAX_SLICES else f"{len(parts)} slices"
+    figure, axes = _one(f"{verdict.task}: {verdict.digest[:12]} minus the champion, {shown}", (8, 0.32 * len(parts) + 1.9))
+    for place, part in enumerate(parts):
+        harmed = part.p_harm <= alpha
+        axes.barh(place, part.difference, color=RED if harmed else BLUE, hatch="///" if harmed else None, edgecolor="white" if harmed else BLUE, height=0.7)
+    _from_zero(axes, [f"{part.name} ({part.rows})" for part in parts], [f"{part.difference:+.3f}, p {part.p_harm:.2g}{' HARMED' if part.p_harm <= alpha else ''}" for part in parts])
+    axes.set_xlabel(f"mean difference of a row, challenger minus champion\nred and hatched: worse at p {alpha:g}")
+    return figure
+
+
+# ---------------------------------------------------------------- parts
+
+
+def _one(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=size, layout="constrained")
+    figure.suptitle(title, fontsize=11)
+    return figure, figure.subplots()
+
+
+def _confused(scores: Scores) -> list[str]:
+    """The labels to show, in the task's order."""
+    wrong = {true: sum(count for name, count in row.items() if name != true) for true, row in scores.confusion.items()}
+    shown = set(sorted(wrong, key=lambda label: -wrong[label])[:MAX_LABELS])
+    return [label for label in wrong if label in shown]
+
+
+def _from_zero(axes: Axes, names: list[str], figures: list[str]) -> None:
+    """One line per name, from above, about the zero line; its figures stand at the right."""
+    axes.axvline(0, color="black", linewidth=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.margins(x=0.08)
+    axes.grid(axis="x", color="#dddddd")
+    axes.set_axisbelow(True)
+    right = axes.secondary_yaxis("right")
+    right.set_yticks(range(len(names)), figures)
+    right.tick_params(length=0)
+
+
+def _tested(pair: PairedDifference) -> str:
+    return f"{pair.difference:+.3f}" + (f", p {pair.p_value:.2g}" if pair.p_value is not None else "")

@@ -1,56 +1,29 @@
-"""A classification prompt measured on the test rows: labels ranked behind it, behind no prompt, and the majority."""
+"""Ranked labels measured: the likeliest one of each row against the true one."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
-from ptpipeline.data.rows import Row
-from ptpipeline.data.tokens import encode_text
 from ptpipeline.evaluation.measurement import Measurement
-from ptpipeline.evaluation.metrics import majority, scores
+from ptpipeline.evaluation.metrics import scores
 from ptpipeline.evaluation.paired import RESAMPLED, interval
-from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.prompts.placement import extra_tokens
-from ptpipeline.serving.engine import Engine, Question
-from ptpipeline.serving.ranking import Query, rank
 
 
-class Measured(NamedTuple):
-    """Log-likelihoods of one set of predictions: per row a tensor [labels]."""
-
-    names: tuple[str, ...]
-    log_likelihoods: list[Tensor]
-
-    @property
-    def predicted(self) -> list[str]:
-        """The most likely label of each row."""
-        return [self.names[int(row.argmax())] for row in self.log_likelihoods]
+def ranked(truth: Sequence[str], names: Sequence[str], ranking: Sequence[Tensor]) -> Measurement:
+    """The likeliest of the labels `names` for each row, by the row's score of every label [labels]."""
+    table = torch.stack(list(ranking)).double()
+    predicted = [names[int(row.argmax())] for row in ranking]
+    columns = {f"log_likelihood.{name}": table[:, index].tolist() for index, name in enumerate(names)}
+    return labelled(truth, predicted, names, table.softmax(-1).amax(-1).tolist(), columns)
 
 
-def ranked(engine: Engine, artifact: Artifact, rows: Sequence[Row], train_labels: Mapping[str, int]) -> Measurement:
-    """The loaded prompt over these rows; `train_labels` counts the training rows of each label."""
-    prompt, zero_shot = _prompted(engine, artifact, rows), _unprompted(engine, artifact, rows)
-    truth, names = [row.label for row in rows], prompt.names
+def labelled(
+    truth: Sequence[str], predicted: Sequence[str], names: Sequence[str], confidences: Sequence[float] | None = None, columns: dict[str, list[float]] | None = None
+) -> Measurement:
+    """Labels that were answered, with their probabilities where there are any, and more columns of the rows."""
     return Measurement(
-        prompt=scores(truth, prompt.predicted, names),
-        zero_shot=scores(truth, zero_shot.predicted, names),
-        majority=scores(truth, [majority(train_labels)] * len(truth), names),
-        interval={metric: interval(metric, truth, prompt.predicted, names) for metric in RESAMPLED},
-        columns={"label": truth, "predicted": prompt.predicted, "zero_shot": zero_shot.predicted}
-        | {f"log_likelihood.{name}": [float(row[i]) for row in prompt.log_likelihoods] for i, name in enumerate(names)},
+        scores=scores(truth, predicted, names, confidences),
+        interval={metric: interval(metric, truth, predicted, names) for metric in RESAMPLED},
+        columns={"label": list(truth), "predicted": list(predicted), **(columns or {})},
     )
-
-
-def _prompted(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> Measured:
-    loaded = engine.load(artifact)
-    return Measured(loaded.labels.names, engine.log_likelihoods([Question(artifact.digest, row.text) for row in rows]))
-
-
-def _unprompted(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> Measured:
-    """Zero-shot: the same template and labels on the bare base model."""
-    manifest, labels = artifact.manifest, engine.load(artifact).labels
-    what = f"test rows of {manifest.task}"
-    limit = manifest.max_input_tokens + extra_tokens(manifest.placement)
-    queries = [Query(encode_text(manifest.template, row.text, limit, what, engine.base.encode), labels, 0) for row in rows]
-    return Measured(labels.names, rank(engine.base, None, queries))

@@ -14,10 +14,11 @@ from ptpipeline.records import TEXT_METRICS, TextMetric, TextScores
 
 
 class TextRows(NamedTuple):
-    """The metrics of every row [N] (its `bleu` is smoothed sentence BLEU), and the counts that corpus BLEU adds up [N, 10]."""
+    """The metrics of every row [N] (its `bleu` is smoothed sentence BLEU, its `chrf` sentence chrF), and by the metrics of a corpus
+    the counts that these add up: of BLEU [N, 10], of chrF [N, 18]."""
 
     values: dict[TextMetric, NDArray[np.float64]]
-    counts: NDArray[np.float64]
+    counts: dict[TextMetric, NDArray[np.float64]]
 
     @classmethod
     def of(cls, targets: Sequence[str], answers: Sequence[str]) -> "TextRows":
@@ -26,28 +27,30 @@ class TextRows(NamedTuple):
         sentences = [_bleu().sentence_score(answer, [target]) for target, answer in pairs]
         values = {metric: np.array([measure(*pair) for pair in pairs]) for metric, measure in _MEASURES.items()}
         values["bleu"] = np.array([sentence.score / 100 for sentence in sentences])
-        return cls(values, np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in sentences], dtype=np.float64))
+        grams = np.array(_chrf()._extract_corpus_statistics([answer for _, answer in pairs], [[target for target, _ in pairs]]), dtype=np.float64)
+        values["chrf"] = np.array([_corpus_chrf(row) for row in grams])
+        return cls(values, {"bleu": np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in sentences], dtype=np.float64), "chrf": grams})
 
     def figure(self, metric: TextMetric) -> float:
-        """The metric of all rows: corpus BLEU / 100, else the mean."""
-        return _corpus_bleu(self.counts.sum(0)) if metric == "bleu" else float(self.values[metric].mean())
+        """The metric of all rows: corpus BLEU / 100 or corpus chrF / 100, else the mean."""
+        return _CORPUS[metric](self.counts[metric].sum(0)) if metric in _CORPUS else float(self.values[metric].mean())
 
     def interval(self, metric: TextMetric, confidence: float = 0.95) -> tuple[float, float]:
         """Two-sided bootstrap interval of `figure` over the rows."""
 
         def statistic(rows: NDArray[np.int64], axis: int = -1) -> NDArray[np.float64]:
-            if metric == "bleu":
-                return np.apply_along_axis(_corpus_bleu, -1, self.counts[rows].sum(-2))
+            if metric in _CORPUS:
+                return np.apply_along_axis(_CORPUS[metric], -1, self.counts[metric][rows].sum(-2))
             mean: NDArray[np.float64] = self.values[metric][rows].mean(-1)
             return mean
 
-        return resampled((np.arange(len(self.counts)),), statistic, confidence)
+        return resampled((np.arange(len(self.values[metric])),), statistic, confidence)
 
 
 def measure_texts(metric: TextMetric, targets: Sequence[str], answers: Sequence[str]) -> float:
     """One metric of these answers."""
-    if metric == "bleu":
-        return TextRows.of(targets, answers).figure("bleu")
+    if metric in _CORPUS:
+        return TextRows.of(targets, answers).figure(metric)
     return float(np.mean([_MEASURES[metric](target.strip(), answer.strip()) for target, answer in zip(targets, answers, strict=True)]))
 
 
@@ -105,3 +108,18 @@ def _corpus_bleu(counts: NDArray[np.float64]) -> float:
 
     whole = [int(count) for count in counts]
     return float(BLEU.compute_bleu(whole[:4], whole[4:8], whole[8], whole[9], smooth_method="exp").score) / 100
+
+
+@cache
+def _chrf() -> Any:
+    from sacrebleu.metrics.chrf import CHRF
+
+    return CHRF()
+
+
+def _corpus_chrf(counts: NDArray[np.float64]) -> float:
+    """sacrebleu's chrF2 / 100 of summed counts [18]: n-grams of answers, of targets and matches, for 1 to 6 characters."""
+    return float(_chrf()._compute_f_score(counts.tolist())) / 100  # its public methods take texts alone: a bootstrap would count n-grams 2,000 times
+
+
+_CORPUS: dict[TextMetric, Callable[[NDArray[np.float64]], float]] = {"bleu": _corpus_bleu, "chrf": _corpus_chrf}

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptpipeline.data.tokens import LabelTokens, encode_text, label_tokens
+from ptpipeline.data.tokens import LabelTokens, encode_text, label_tokens, scored
 from ptpipeline.errors import DataError
 from ptpipeline.models.frozen import FrozenBase, PrefixCache, stack_caches
 from ptpipeline.prompts.artifact import Artifact
@@ -18,15 +18,19 @@ from ptpipeline.prompts.tensors import check_base, unpack
 from ptpipeline.serving.answers import Opening
 from ptpipeline.serving.answers import generate as generated
 from ptpipeline.serving.combine import combined
-from ptpipeline.serving.ranking import Query, rank
+from ptpipeline.serving.ranking import Query, prior, rank
 
 
 class Loaded(NamedTuple):
-    """A verified prompt ready to answer: its artifact, the prefix cache of it or of its members, and its label tokens, if it has labels."""
+    """A verified prompt ready to answer: its artifact, the prefix cache of it or of its members, and its label tokens, if it has labels.
+
+    `priors` are what its labels are calibrated by, one tensor [labels] per member; none where they are not.
+    """
 
     artifact: Artifact
     cache: PrefixCache
     labels: LabelTokens
+    priors: tuple[Tensor, ...] = ()
 
 
 class Question(NamedTuple):
@@ -54,13 +58,15 @@ class Engine:
             prompts = [placed(self.base, unpack(one, self.base.ref), one.manifest.placement) for one in members or [artifact]]
             with torch.inference_mode():
                 cache = self.base.prefix(prompts)
-            labels = label_tokens(artifact.manifest.task, artifact.manifest.labels, self.base.encode)
-            self._loaded[digest] = Loaded(artifact, cache, labels)
+            labels = self._labels(artifact)
+            members_of = range(len(prompts)) if labels.content_free else ()
+            self._loaded[digest] = Loaded(artifact, cache, labels, tuple(prior(self.base, cache, labels, member) for member in members_of))
         return self._loaded[digest]
 
     def log_likelihoods(self, questions: Sequence[Question]) -> list[Tensor]:
-        """Log-likelihood of every label [labels], one tensor per question; prompts may be mixed freely.
+        """Score of every label [labels], one tensor per question: log-likelihoods up to a constant, as its prompt ranks; prompts may be mixed freely.
 
+        The members of an ensemble are calibrated each for itself, then combined.
         Raises ContextError where a text does not fit beside its prompt, DataError where a prompt has no labels.
         """
         if not questions:
@@ -80,6 +86,11 @@ class Engine:
         cache, first = self._caches(questions)
         return generated(self.base, cache, [self._opening(question, number, first[question.digest]) for number, question in enumerate(questions, 1)])
 
+    def _labels(self, artifact: Artifact) -> LabelTokens:
+        manifest = artifact.manifest
+        encode = text_encoder(self.base, manifest.placement) if manifest.scoring.calibrated else self.base.encode
+        return scored(label_tokens(manifest.task, manifest.labels, self.base.encode), manifest.scoring, manifest.template, manifest.max_input_tokens, encode)
+
     def _caches(self, questions: Sequence[Question]) -> tuple[PrefixCache, dict[str, int]]:
         """The caches of all prompts asked as one, and where each prompt's begin in it."""
         digests = sorted({question.digest for question in questions})
@@ -92,7 +103,8 @@ class Engine:
         if not loaded.labels.names:
             raise DataError(f"{loaded.artifact.manifest.task} answers {loaded.artifact.manifest.answers}: it has no labels to rank")
         ids = self._encoded(question, number)
-        return [Query(ids, loaded.labels, first + member) for member in range(len(loaded.cache.lengths))]
+        priors: Sequence[Tensor | None] = loaded.priors or [None] * len(loaded.cache.lengths)
+        return [Query(ids, loaded.labels, first + member, own) for member, own in enumerate(priors)]
 
     def _opening(self, question: Question, number: int, first: int) -> Opening:
         manifest = self._loaded[question.digest].artifact.manifest

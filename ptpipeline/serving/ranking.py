@@ -1,8 +1,10 @@
 """Rank classification: the log-likelihood of each label's words behind prompt and text (Lester et al. 2021, section 3).
 
-One function for development scores while training, for the gate's evaluation and for serving.
+One function for development scores while training, for the gate's evaluation and for serving: on request it ranks by
+log-likelihood per token, and takes off what each label gets behind texts without content.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,11 +19,12 @@ TOKENS_PER_PASS = 2048  # padded tokens in one forward pass: bounds memory, and 
 
 
 class Query(NamedTuple):
-    """One rendered text: token ids, the labels to rank, and which prompt of the cache it follows."""
+    """One rendered text: token ids, the labels to rank, which prompt of the cache it follows, and that prompt's `prior`, if known."""
 
     ids: list[int]
     labels: LabelTokens
     member: int
+    prior: Tensor | None = None
 
 
 class _Sequence(NamedTuple):
@@ -32,15 +35,41 @@ class _Sequence(NamedTuple):
 
 
 def rank(base: FrozenBase, cache: PrefixCache | None, queries: Sequence[Query]) -> list[Tensor]:
-    """Log-likelihood of every label, one float32 tensor [labels] per query, in order.
+    """Score of every label, one float32 tensor [labels] per query, in order: its log-likelihood, or as its labels are to be ranked.
 
     Passes are formed by length in a fixed order, so the same queries always run in the same batches.
     """
+    scores = _log_likelihoods(base, cache, queries)
+    priors: dict[tuple[int, LabelTokens], Tensor] = {}
+    for index, query in enumerate(queries):
+        if query.labels.content_free:
+            key = (query.member, query.labels)
+            if query.prior is None and key not in priors:
+                priors[key] = prior(base, cache, query.labels, query.member)
+            scores[index] -= priors[key] if query.prior is None else query.prior
+    return scores
+
+
+def prior(base: FrozenBase, cache: PrefixCache | None, labels: LabelTokens, member: int) -> Tensor:
+    """Log of each label's mean probability [labels] behind the texts without content, each text's label probabilities summing to 1.
+
+    A score less this is the log of `W p` with `W = diag(p_cf)^-1` (Zhao et al. 2021, section 4), up to a constant.
+    """
+    scores = _log_likelihoods(base, cache, [Query(list(ids), labels, member) for ids in labels.content_free])
+    return torch.stack(scores).log_softmax(-1).logsumexp(0) - math.log(len(scores))
+
+
+def _log_likelihoods(base: FrozenBase, cache: PrefixCache | None, queries: Sequence[Query]) -> list[Tensor]:
+    """Log-likelihood of every label, per token where its labels are to be normalised."""
     scores = [torch.zeros(len(query.labels.ids)) for query in queries]
     with torch.inference_mode():
         for group in by_length(_sequences(queries), lambda row: row.input.length, TOKENS_PER_PASS):
             _score(base, cache, queries, group, scores)
-    return scores
+    return [score / _lengths(query.labels) if query.labels.normalised else score for score, query in zip(scores, queries, strict=True)]
+
+
+def _lengths(labels: LabelTokens) -> Tensor:
+    return torch.tensor([float(len(tokens)) for tokens in labels.ids])
 
 
 def _sequences(queries: Sequence[Query]) -> list[_Sequence]:

@@ -16,7 +16,7 @@ from ptpipeline.prompts.peft import Foreign
 from ptpipeline.prompts.placement import placed
 from ptpipeline.prompts.tensors import pack, stored_value
 from ptpipeline.recipe import Tune
-from ptpipeline.records import Snapshot, TunedPrompt, digest_of
+from ptpipeline.records import Scoring, Snapshot, TunedPrompt, digest_of
 from ptpipeline.serving.answers import answers
 from ptpipeline.task import Task
 from ptpipeline.tuning.member import Job, Member, optimizer_of
@@ -39,7 +39,7 @@ def adopt(base: FrozenBase, task: Task, snapshot: Snapshot, found: Foreign, dev:
     identity = {
         "kind": "import", "method": found.method, "store_dtype": recipe.store_dtype, "placement": recipe.placement, "template": task.template,
         "labels": task.labels, "generate": task.generate.model_dump(mode="json") if task.generate else None,
-    }  # fmt: skip
+    } | ({"scoring": task.scoring.to_json()} if task.scoring != Scoring() else {})  # fmt: skip
     key = {"kind": "import", "task": task.name, "base": base.ref.fingerprint, "recipe": identity, "tensors": _digest(stored)}
     marks = {"method": found.method, "seed": 0, "recipe": digest_of(identity), "training_key": digest_of(key)}
     artifact = pack(stored, recipe.store_dtype, fields | marks)

@@ -105,7 +105,7 @@ class Checkpoints:
 
 def _identity(job: Job) -> dict[str, Any]:
     """All that a job's numbers follow from, its first prompt included: the champion that it starts from may have moved."""
-    prompts = {"initial": job.initial, "teacher": job.teacher, "shared": job.shared}
+    prompts = {"initial": job.initial, "teacher": job.teacher, "shared": job.shared, "pull": job.pull.towards if job.pull else None}
     tensors = {f"{name}.{index}": tensor for name, prompt in prompts.items() if prompt is not None for index, tensor in enumerate(tensors_of(prompt))}
     return {
         "name": job.name,
@@ -115,4 +115,4 @@ def _identity(job: Job) -> dict[str, Any]:
         "labels": repr(job.text.labels),
         "rows": [hashlib.sha256(repr(rows).encode()).hexdigest() for rows in (job.train, job.dev)],
         "prompts": hashlib.sha256(save(copies(tensors))).hexdigest(),
-    }
+    } | ({"pull": job.pull.gamma} if job.pull else {})

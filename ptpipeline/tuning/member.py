@@ -25,11 +25,28 @@ from ptpipeline.tuning.sampler import batches
 Rows = list[tuple[list[int], tuple[int, ...]]]  # text ids and target ids
 
 
+class Pull(NamedTuple):
+    """A penalty on the distance to embeddings [P, H], such as a text's: `gamma` times its square, the mean over virtual tokens.
+
+    After Khashabi et al. 2022. What a gamma does depends on the size of the base's embeddings.
+    """
+
+    towards: Tensor
+    gamma: float
+
+    def penalty(self, prompt: SoftPrompt) -> Tensor:
+        """Of a prompt of embeddings, which may stand behind BOS; with gradient."""
+        embeddings = tensors_of(prompt)[0][-len(self.towards) :]
+        penalty: Tensor = self.gamma * (embeddings - self.towards).pow(2).sum(1).mean()
+        return penalty
+
+
 class Job(NamedTuple):
     """What one member trains: a recipe from a first prompt, on the encoded train and dev rows of a task.
 
     `name` is its own within the gang: the task's, or that of one trial of it. A `teacher` is distilled into it;
-    jobs with the same `shared` prompt learn that together, each with a rank-one factor of its own.
+    jobs with the same `shared` prompt learn that together, each with a rank-one factor of its own. A `pull` adds its
+    penalty to the loss.
     """
 
     name: str
@@ -41,6 +58,7 @@ class Job(NamedTuple):
     dev: list[EncodedRow]
     teacher: SoftPrompt | None = None
     shared: Parameter | None = None
+    pull: Pull | None = None
 
 
 def learning_rate(tune: Tune, step: int) -> float:
@@ -136,11 +154,13 @@ class Member:
         A loss or gradient that is not finite sets `error` and leaves the parameters as they were.
         """
         self.step += 1
+        penalties = [self.job.pull.penalty(prompt)] if self.job.pull else []
+        loss += sum(penalty.item() for penalty in penalties)
         given = [gradient for gradient in gradients if gradient is not None]
         if len(given) < len(gradients) or not all(torch.isfinite(g).all() for g in given) or not torch.isfinite(torch.tensor(loss)):
             self._diverged(loss)
             return
-        torch.autograd.backward(tensors_of(prompt), given)
+        torch.autograd.backward([*tensors_of(prompt), *penalties], [*given, *map(torch.ones_like, penalties)])
         self.losses.append(loss)
         self.gradient_norms = token_norms(given)[-self.job.tune.num_virtual_tokens :]  # without BOS in front of the prompt
 
@@ -172,7 +192,7 @@ class Member:
     def judge(self, stored: SoftPrompt, answers: Sequence[str]) -> float:
         """The dev metric of these answers, made behind the prompt as it would be stored; kept where it is the best so far."""
         metric = measure(self.job.task.gate.metric, [row.label for row in self.job.dev], answers, self.job.text.labels.names)
-        if metric > self.best_dev:
+        if self.best is None or metric > self.best_dev:
             self.best, self.best_step, self.best_dev, self.stale = stored, self.step, metric, 0
         else:
             self.stale += 1

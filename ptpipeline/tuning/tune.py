@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ptpipeline.data.snapshot import load_split
-from ptpipeline.data.tokens import FreeText, TaskText, label_tokens, max_input_tokens
+from ptpipeline.data.tokens import FreeText, TaskText, label_tokens, max_input_tokens, scored
 from ptpipeline.errors import BaseModelError, PtpError, TaskFileError, Terminal, TrainingError
 from ptpipeline.evaluation.metrics import measure
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt, virtual_tokens
@@ -77,7 +77,8 @@ def task_text(base: FrozenBase, task: Task, tune: Tune) -> TaskText:
     labels = label_tokens(task.name, task.labels, base.encode)
     free = FreeText(task.generate.max_new_tokens, end_token(base)) if task.generate else None
     limit = max_input_tokens(base.context, tune.num_virtual_tokens + extra_tokens(tune.placement), free or labels)
-    return TaskText(task.name, task.template, labels, limit, text_encoder(base, tune.placement), free)
+    encode = text_encoder(base, tune.placement)
+    return TaskText(task.name, task.template, scored(labels, task.scoring, task.template, limit, encode), limit, encode, free)
 
 
 def end_token(base: FrozenBase) -> int:
@@ -109,7 +110,7 @@ def check_bytes(task: Task, prompts: Sequence[SoftPrompt]) -> None:
     tune = task.tune
     sizes = [file_bytes({name: tensor.shape for name, tensor in named(prompt).items()}, tune.store_dtype) for prompt in prompts]
     stored, what = (sum(sizes), f"{len(sizes)} prompts") if tune.ensemble else (max(sizes), "a prompt")
-    limits = ((max(sizes), "an artifact holds at most", MAX_TENSOR_BYTES, ""), (stored, "gate.max_bytes allows", task.byte_limit(), ", or raise gate.max_bytes"))
+    limits = ((max(sizes), "an artifact holds at most", MAX_TENSOR_BYTES, ""), (stored, "gate.checks.bytes.max_bytes allows", task.byte_limit(), ", or raise gate.checks.bytes.max_bytes"))
     for needed, who, limit, raised in limits:
         if needed > limit:
             where = f"task {task.name}: tune.num_virtual_tokens: {what} of {max(map(virtual_tokens, prompts))} virtual tokens in {tune.store_dtype}"
@@ -175,6 +176,7 @@ def manifest_fields(base: FrozenBase, work: Work, job: Job) -> dict[str, Any]:
         "template": work.task.template,
         "labels": work.task.labels,
         "generate": work.task.generate,
+        "scoring": work.task.scoring,
         "max_input_tokens": job.text.limit,
         "snapshot": work.snapshot.digest,
         "recipe": work.task.recipe_digest(),

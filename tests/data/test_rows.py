@@ -71,7 +71,7 @@ def test_clean_rows_pass_every_check() -> None:
     outcome = checked(rows_of(("a", "bad"), ("b", "good")), {})
     assert {check.outcome for check in outcome.checks} == {"ok", "off"}
     assert [check.name for check in outcome.checks] == [
-        "encoding", "empty_text", "unknown_label", "duplicate", "conflicting_label", "split_overlap", "rows_per_label",
+        "encoding", "empty_text", "unknown_label", "duplicate", "conflicting_label", "split_overlap", "near_duplicate", "rows_per_label",
     ]  # fmt: skip
 
 
@@ -212,3 +212,92 @@ def test_equal_looking_texts_are_the_same(one: str, two: str) -> None:
 
 def test_punctuation_counts() -> None:
     assert normalised("fine!") != normalised("fine")
+
+
+# ---------------------------------------------------------------- reserve
+
+
+def test_a_reserve_is_cut_out_of_training_alone() -> None:
+    keys = [f"text {number}" for number in range(2000)]
+    before, after = ([split_of(key, SplitSpec(dev=0.1, test=0.2, reserve=share)) for key in keys] for share in (0, 0.2))
+    assert {pair for pair in zip(before, after, strict=True) if pair[0] != pair[1]} == {("train", "reserve")}
+    assert Counter(after)["reserve"] == pytest.approx(400, abs=60)
+
+
+def test_a_larger_reserve_keeps_the_smaller_one() -> None:
+    keys = [f"text {number}" for number in range(500)]
+    small, large = ({key for key in keys if split_of(key, SplitSpec(reserve=share)) == "reserve"} for share in (0.1, 0.2))
+    assert small < large
+
+
+def test_a_reserve_needs_rows_of_each_label() -> None:
+    with pytest.raises(DataError, match="bad has 0 of at least 1 rows in reserve"):
+        check_rows(declared(checks={"min_rows_per_label": 1}, split={"dev": 0.2, "test": 0.2, "reserve": 0.0001}), rows_of(*spread()))
+
+
+# ---------------------------------------------------------------- near duplicates
+
+
+PHRASES = ["the acting is wooden and the plot goes nowhere", "what a lovely warm film for all of the family", "I would not watch this again for any money"]
+NEARLY = [phrase + ending for phrase in PHRASES for ending in ("", "!", "!!!", "...", " :)", " ?")]
+
+
+def near(outcome: CheckedRows) -> DataCheck:
+    return record(outcome, "near_duplicate")
+
+
+def test_near_duplicates_share_a_split() -> None:
+    outcome = checked(rows_of(*[(text, "good") for text in NEARLY], *spread(40)), {})
+    assert [len({row.split for row in outcome.rows[start : start + 6]}) for start in (0, 6, 12)] == [1, 1, 1]
+    assert (near(outcome).outcome, len(outcome.rows)) == ("warned", len(NEARLY) + 40)
+
+
+def test_near_duplicates_may_go_their_own_way() -> None:
+    outcome = checked(rows_of(*[(text, "good") for text in NEARLY]), {"near_duplicate": "off"})
+    assert [row.split for row in outcome.rows] == [split_of(row.normal, SplitSpec(dev=0.2, test=0.2)) for row in outcome.rows]
+    assert near(outcome).outcome == "off"
+
+
+def test_near_duplicates_may_block() -> None:
+    with pytest.raises(DataError, match="check near_duplicate found 18: rows 1, 2, 3 and more share the split") as raised:
+        checked(rows_of(*[(text, "good") for text in NEARLY]), {"near_duplicate": "block"})
+    assert "acting" not in str(raised.value)
+
+
+def test_the_labels_of_near_duplicates_decide_nothing() -> None:
+    one, two = (checked(rows_of(*[(text, label) for text, label in zip(NEARLY, labels * 9, strict=True)]), {}) for labels in (["good", "bad"], ["bad", "good"]))
+    assert [row.split for row in one.rows] == [row.split for row in two.rows]
+
+
+def test_a_row_that_is_left_out_still_speaks_for_its_cluster() -> None:
+    everything = checked(rows_of(*[(text, "good") for text in NEARLY]), {})
+    where = {row.normal: row.split for row in everything.rows}
+    for gone in range(len(NEARLY)):
+        outcome = checked(rows_of(*[(text, "ugly" if n == gone else "good") for n, text in enumerate(NEARLY)]), {"unknown_label": "warn"})
+        assert all(where[row.normal] == row.split for row in outcome.rows)
+
+
+def test_rows_of_a_template_stay_apart_and_are_counted() -> None:
+    rows = [(f"your order number {number} has left our house and is on its way to you", "good") for number in range(100, 160)]
+    outcome = checked(rows_of(*rows), {})
+    assert near(outcome).detail == "60 rows of a template, too many for one split, stay where their own text puts them"
+    assert len({row.split for row in outcome.rows}) == 3
+
+
+def grouped(*placed: tuple[str, str]) -> SourceRows:
+    """Rows of (text, split): each in a group that goes to that split."""
+    spec = SplitSpec(dev=0.2, test=0.2)
+    group = {split_of(str(number), spec): number for number in range(100)}
+    return rows_of(*[(text, "bad") for text, _ in placed], groups=[group[split] for _, split in placed])  # type: ignore[index]
+
+
+def test_a_group_keeps_its_split_and_loses_what_nearly_stands_in_test() -> None:
+    source = grouped((PHRASES[0], "train"), (PHRASES[0] + "!!", "test"), (PHRASES[1], "train"), (PHRASES[0] + " :)", "dev"))
+    outcome = checked(source, {}, split={"dev": 0.2, "test": 0.2, "group": "author"})
+    assert [(row.number, row.split) for row in outcome.rows] == [(2, "test"), (3, "train")]
+    assert (near(outcome).count, near(outcome).detail) == (2, "rows 1, 4")
+
+
+def test_near_duplicates_within_a_split_of_groups_stay() -> None:
+    source = grouped((PHRASES[0], "train"), (PHRASES[0] + "!!", "train"), (PHRASES[1], "test"))
+    assert len(checked(source, {}, split={"dev": 0.2, "test": 0.2, "group": "author"}).rows) == 3

@@ -184,7 +184,7 @@ def test_the_manifest_counts_every_check(tmp_path: Path, store: ObjectStore) -> 
     faults = ["caf\ufffd,bad", " ,good", "some text 1,good", "some text 2,bad"]
     snapshot = ingest(task_over(tmp_path, [*LINES, *faults]), store, tmp_path)
     found = {check.name: check.count for check in read_snapshot(store, "reviews", snapshot.digest).checks}
-    assert found == {"encoding": 1, "empty_text": 1, "unknown_label": 0, "duplicate": 1, "conflicting_label": 2, "split_overlap": 0, "rows_per_label": 0}
+    assert found == {"encoding": 1, "empty_text": 1, "unknown_label": 0, "duplicate": 1, "conflicting_label": 2, "split_overlap": 0, "near_duplicate": 76, "rows_per_label": 0}
 
 
 def test_an_unreadable_byte_is_counted(tmp_path: Path) -> None:
@@ -203,5 +203,91 @@ def test_ingests_at_once_store_one_snapshot(tmp_path: Path, store: ObjectStore) 
     assert len(list(store.keys("snapshots"))) == 4
 
 
-def test_a_row_is_id_text_label() -> None:
-    assert Row._fields == ("id", "text", "label")
+def test_a_row_is_id_text_label_and_slices() -> None:
+    assert Row._fields == ("id", "text", "label", "slices")
+
+
+def test_snapshots_from_before_slices_and_reserves_keep_their_digest(tmp_path: Path, store: ObjectStore, snapshot: Snapshot) -> None:
+    assert snapshot.digest == "4970fcec5cdb05d489e5b993749abbd66e4637d5e4b739f7027a9dcd2ddff096"
+    assert snapshot.train.digest == "4fcfc79a31ea40cb5db91371c0e1dd9aae3c348bc9e3367833008db7a371380d"
+    assert list(snapshot.to_json()) == ["schema_version", "task", "digest", "source", "source_key", "train", "dev", "test", "checks"]
+    assert list(snapshot.to_json()["test"]) == ["rows", "labels", "digest"]
+
+
+# ---------------------------------------------------------------- reserve
+
+
+HELD_BACK = {"dev": 0.2, "test": 0.2, "reserve": 0.2}
+
+
+def test_a_reserve_is_stored_and_loaded(tmp_path: Path, store: ObjectStore, snapshot: Snapshot) -> None:
+    held = ingest(task_over(tmp_path, LINES, split=HELD_BACK, checks={"min_rows_per_label": 1}), store, tmp_path)
+    assert read_snapshot(store, "reviews", held.digest) == held
+    assert list(held.splits()) == ["train", "dev", "test", "reserve"]
+    assert (held.dev, held.test) == (snapshot.dev, snapshot.test)
+    rows = load_split(store, held, "reserve")
+    assert held.reserve is not None
+    assert (held.reserve.rows, held.train.rows) == (len(rows), snapshot.train.rows - len(rows))
+    trained = {row.id for row in load_split(store, snapshot, "train")}
+    assert {row.id for row in rows} < trained
+
+
+def test_a_snapshot_without_reserve_says_so(store: ObjectStore, snapshot: Snapshot) -> None:
+    with pytest.raises(NotFound, match=r"no reserve split; set data\.split\.reserve"):
+        load_split(store, snapshot, "reserve")
+
+
+def test_a_reserve_without_rows_is_refused(tmp_path: Path, store: ObjectStore) -> None:
+    task = task_over(tmp_path, LINES, split={**HELD_BACK, "reserve": 0.0001}, checks={"rows_per_label": "off"})
+    with pytest.raises(DataError, match="0 rows fall into the reserve split, at least 2 are needed"):
+        ingest(task, store, tmp_path)
+
+
+def test_a_reserve_taken_out_of_the_manifest_is_noticed(tmp_path: Path, store: ObjectStore) -> None:
+    held = ingest(task_over(tmp_path, LINES, split=HELD_BACK, checks={"min_rows_per_label": 1}), store, tmp_path)
+    record = held.to_json()
+    del record["reserve"]
+    altered(store, held, "manifest.json", json.dumps(record).encode())
+    with pytest.raises(ArtifactError, match="the manifest was altered"):
+        read_snapshot(store, "reviews", held.digest)
+
+
+# ---------------------------------------------------------------- slices
+
+
+SLICED = [f"{line},{('web', 'app', '')[number % 3]}" for number, line in enumerate(LINES)]
+
+
+@pytest.fixture
+def sliced(tmp_path: Path, store: ObjectStore) -> Snapshot:
+    return ingest(task_over(tmp_path, SLICED, "text,label,channel", slices=["channel"]), store, tmp_path)
+
+
+def test_slice_values_are_stored_with_their_rows(store: ObjectStore, sliced: Snapshot) -> None:
+    import pyarrow.parquet as pq
+
+    assert read_snapshot(store, "reviews", sliced.digest) == sliced
+    assert {f"{row.text},{row.label},{row.slices[0]}" for split in SPLITS for row in load_split(store, sliced, split)} == set(SLICED)
+    assert pq.read_table(io.BytesIO(body_of(store, sliced, "dev.parquet"))).column_names == ["id", "text", "label", "slice.channel"]
+
+
+def test_slices_make_another_snapshot_of_the_same_rows(store: ObjectStore, snapshot: Snapshot, sliced: Snapshot) -> None:
+    assert sliced.digest != snapshot.digest
+    assert [sliced.split(split).digest for split in SPLITS] == [snapshot.split(split).digest for split in SPLITS]
+
+
+def test_another_slice_value_is_another_snapshot(tmp_path: Path, store: ObjectStore, sliced: Snapshot) -> None:
+    other = ingest(task_over(tmp_path, [*SLICED[:-1], SLICED[-1] + "x"], "text,label,channel", slices=["channel"]), store, tmp_path)
+    assert other.digest != sliced.digest
+
+
+def test_altered_slice_values_are_refused(tmp_path: Path, store: ObjectStore, sliced: Snapshot) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(io.BytesIO(body_of(store, sliced, "test.parquet")))
+    buffer = io.BytesIO()
+    pq.write_table(table.set_column(3, "slice.channel", pa.array(["web"] * len(table))), buffer)
+    altered(store, sliced, "test.parquet", buffer.getvalue())
+    with pytest.raises(ArtifactError, match=r"test\.parquet: .* the object was altered"):
+        load_split(store, sliced, "test")

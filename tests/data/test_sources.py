@@ -151,6 +151,29 @@ read_rows(declared({str(path)!r}), Path({str(tmp_path / "home")!r}))
     assert list((tmp_path / "home").iterdir()) == []
 
 
+# ---------------------------------------------------------------- slices
+
+
+def test_slice_values_are_text(tmp_path: Path) -> None:
+    write(tmp_path, '{"text": "a", "label": "bad", "shop": 7, "lang": "en"}\n{"text": "b", "label": "bad", "shop": 8, "lang": null}\n', "rows.jsonl")
+    task = declared(tmp_path / "rows.jsonl", source={"format": "jsonl"}, slices=["lang", "shop"])
+    assert read_rows(task, tmp_path / "home").slices == [("en", "7"), ("", "8")]
+
+
+def test_a_missing_slice_column_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "text,label\na,bad\n")
+    with pytest.raises(DataError, match=r"rows\.csv: no column 'shop', which data\.slices names; the columns are text, label"):
+        read_rows(declared(path, slices=["shop"]), tmp_path)
+
+
+def test_a_slice_column_of_many_values_is_refused(tmp_path: Path) -> None:
+    body = "text,label,shop\n" + "".join(f"text,bad,{number}\n" for number in range(51))
+    with pytest.raises(DataError, match=r"column 'shop', which data\.slices names, has 51 distinct values, at most 50"):
+        read_rows(declared(write(tmp_path, body), slices=["shop"]), tmp_path)
+    fifty = declared(write(tmp_path, body.replace(",50\n", ",0\n")), slices=["shop"])
+    assert len(read_rows(fifty, tmp_path).slices) == 51
+
+
 # ---------------------------------------------------------------- the key
 
 
@@ -179,3 +202,9 @@ def test_the_key_of_a_package_needs_no_download(tmp_path: Path) -> None:
 def test_the_key_imports_no_slow_library() -> None:
     code = "import sys, ptpipeline.data.snapshot; print([m for m in ('datasets', 'pandas', 'pyarrow', 'torch') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("change", [{"split": {"reserve": 0.1}}, {"slices": ["label"]}, {"checks": {"near_duplicate": "off"}}])
+def test_the_key_follows_what_is_held_back_sliced_or_kept_together(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = write(tmp_path, "text,label\na,bad\n")
+    assert source_key(declared(path, **change), tmp_path) != source_key(declared(path, split={}, checks={}), tmp_path)

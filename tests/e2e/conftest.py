@@ -27,7 +27,7 @@ data:
 template: "{{text}}\\nAnswer:"
 labels: {{good: " good", bad: " bad"}}
 tune: {{num_virtual_tokens: 4, steps: 12, batch_size: 8, eval_every: 6, learning_rate: 0.05}}
-gate: {{metric: accuracy, minimum: 0.0, beat_zero_shot: false, max_label_share: 1.0}}
+gate: {{metric: accuracy, minimum: 0.0, checks: {{gain: off, collapse: off, never: off}}}}
 promote: auto
 schedule: {{cron: "0 2 * * *", timezone: Asia/Seoul}}
 """

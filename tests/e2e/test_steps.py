@@ -4,13 +4,19 @@ from collections.abc import Iterator
 
 import pytest
 from prefect import flow
+from prefect.artifacts import Artifact
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from flows.night import ended, table
-from flows.steps import Night, step
+from flows.outcome import Outcome
+from flows.steps import Night, alone, step
+from flows.verdicts import tell
 from ptpipeline.errors import DataError, ServiceUnavailable
+from ptpipeline.records import PairedDifference
+from ptpipeline.task import find_task
 from tests.e2e.conftest import Project
+from tests.registry.prompts import a_request, a_task
 
 pytestmark = pytest.mark.servers
 
@@ -47,6 +53,22 @@ def test_terminal_errors_are_not_retried() -> None:
     assert len(tries) == 1
 
 
+def test_a_defect_is_told_by_its_place_without_its_message(project: Project, caplog: pytest.LogCaptureFixture) -> None:
+    night, tasks = Night({}, {}), [find_task(project.folder / "tasks", "fruit")]
+
+    def work() -> int:
+        raise KeyError("the text of a row")
+
+    def run() -> None:
+        with alone(night, tasks):
+            step("ingest fruit", work)
+
+    flow(run)()
+    assert night.errors["fruit"].startswith("unexpected KeyError at tests/e2e/test_steps.py:")
+    assert "unexpected KeyError" in caplog.text
+    assert "the text of a row" not in night.errors["fruit"] + caplog.text
+
+
 def test_an_error_fails_the_run_and_names_the_task() -> None:
     state = flow(lambda: ended(Night({}, {"one": "no rows"}), "nightly"))(return_state=True)
     assert state.is_failed()
@@ -55,3 +77,16 @@ def test_an_error_fails_the_run_and_names_the_task() -> None:
 
 def test_failed_tasks_stand_in_the_table_with_their_reason() -> None:
     assert table(Night({}, {"one": "no rows"})) == [{"task": "one", "status": "failed", "reason": "no rows"}]
+
+
+def test_a_verdict_is_an_artifact_of_the_run() -> None:
+    pair = PairedDifference(metric="accuracy", difference=0.1, lower=0.0, upper=0.2, confidence=0.95, rows=20, dropped=0)
+    verdict = a_request(a_task(), champion="c" * 64).verdict
+    assert verdict is not None
+    outcome = Outcome(
+        task="mood-2", metric="accuracy", status="promoted", zero_shot=0.5, candidate=0.9, champion=0.8, delta=0.1, lower=0.0, upper=0.2, verdict="passed", version=7, bytes=9, reason="", page=None,
+    )  # fmt: skip
+    flow(lambda: tell(outcome, verdict.model_copy(update={"comparison": pair})))()
+    found = Artifact.get("verdict-mood-2")
+    assert getattr(found, "type", None) == "markdown"
+    assert str(getattr(found, "data", "")).startswith("# mood-2@7: promoted")

@@ -8,7 +8,8 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from ptpipeline.evaluation.compare import compared, row_ids
+from ptpipeline.evaluation.compare import Pair, Results, compared, sliced
+from ptpipeline.evaluation.paired import Asked
 from ptpipeline.records import Report, TextScores
 from ptpipeline.storage import FolderStore, ObjectStore
 from tests.data.declared import declared, generating
@@ -26,12 +27,16 @@ def stored(store: ObjectStore, name: str, **columns: list[Any]) -> Report:
     )  # fmt: skip
 
 
+def pair(store: ObjectStore, ours: Report, theirs: Report, rows: list[str]) -> Pair:
+    return Pair(Results.of(store, ours), Results.of(store, theirs), rows)
+
+
 def test_texts_differ_by_the_mean_over_the_rows_named(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     ours = stored(store, "ours", id=["a", "b", "c"], bleu=[0.5, 0.9, 0.0])
     theirs = stored(store, "theirs", id=["c", "b", "a"], bleu=[1.0, 0.4, 0.2])
-    assert row_ids(store, ours) == ["a", "b", "c"]
-    found = compared(store, generating(), (ours, theirs), ["a", "b"])
+    assert Results.of(store, ours).ids == ["a", "b", "c"]
+    found = compared(generating(), pair(store, ours, theirs, ["a", "b"]), Asked("bleu"))
     assert (found.metric, found.difference, found.rows) == ("bleu", pytest.approx((0.3 + 0.5) / 2), 2)
 
 
@@ -39,5 +44,16 @@ def test_labels_differ_by_the_metric_over_the_rows_named(tmp_path: Path) -> None
     store, truth = FolderStore(tmp_path), ["bad", "good", "good", "bad"]
     ours = stored(store, "ours", id=list("abcd"), label=truth, predicted=["bad", "good", "good", "good"])
     theirs = stored(store, "theirs", id=list("abcd"), label=truth, predicted=["good", "good", "bad", "bad"])
-    assert compared(store, declared(), (ours, theirs), ["a", "b", "c"]).difference == pytest.approx(2 / 3)
-    assert compared(store, declared(), (ours, theirs), ["a", "b", "c", "d"]).difference == pytest.approx(1 / 4)
+    assert compared(declared(), pair(store, ours, theirs, ["a", "b", "c"]), Asked("accuracy")).difference == pytest.approx(2 / 3)
+    assert compared(declared(), pair(store, ours, theirs, ["a", "b", "c", "d"]), Asked("accuracy")).difference == pytest.approx(1 / 4)
+
+
+def test_parts_are_labels_lengths_and_columns_of_enough_rows(tmp_path: Path) -> None:
+    store, ids = FolderStore(tmp_path), [str(row) for row in range(40)]
+    columns = {"id": ids, "label": ["bad"] * 10 + ["good"] * 30, "tokens": list(range(40)), "slice.topic": ["sea"] * 38 + ["sky"] * 2}
+    ours = stored(store, "ours", **columns, predicted=["good"] * 40)
+    theirs = stored(store, "theirs", **columns, predicted=["bad"] * 10 + ["good"] * 30)
+    found = {part.name: part for part in sliced(declared(), pair(store, ours, theirs, ids), 5)}
+    assert set(found) == {"label bad", "label good", "up to 10 tokens", "11 to 20 tokens", "21 to 29 tokens", "over 29 tokens", "topic sea"}
+    assert (found["label bad"].difference, found["label bad"].p_harm) == (-1, 2**-10)
+    assert (found["label good"].difference, found["label good"].p_harm) == (0, 1)

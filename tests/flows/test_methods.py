@@ -80,8 +80,8 @@ def test_an_ensemble_answers_in_one_batch_as_its_members_average(project: Projec
 @pytest.mark.parametrize("recipe", ["", "method: prefix, ", "method: ensemble, ensemble: {members: 2}, "])
 def test_a_recipe_over_its_limit_of_bytes_is_refused_before_it_trains(project: Project, recipe: str) -> None:
     project.edit(PLAIN, f"{recipe}store_dtype: float32, {PLAIN}")
-    project.edit("minimum: 0.7", "minimum: 0.7, max_bytes: 1000")
-    with pytest.raises(TrainingError, match=r"tiny-sentiment: tune\.num_virtual_tokens: .* in float32 needs \d+ bytes, gate\.max_bytes allows 1000; take fewer"):
+    project.edit("minimum: 0.7", "minimum: 0.7, checks: {bytes: {max_bytes: 1000}}")
+    with pytest.raises(TrainingError, match=r"tiny-sentiment: tune\.num_virtual_tokens: .* in float32 needs \d+ bytes, gate\.checks\.bytes\.max_bytes allows 1000; take fewer"):
         project.run()
     assert not project.trained
     project.edit("max_bytes: 1000", "max_bytes: 10000")

@@ -441,7 +441,7 @@ def test_a_publish_that_takes_over_a_sleeping_collector_is_whole(registry: Regis
         assert collect(registry, TWO, apply=True, task=task.name) == []
     assert done == [1]
     assert is_whole(registry, task, 0)
-    assert len(left(registry.store, orphan)) == 4  # tensors, manifest, dossier, plot
+    assert len(left(registry.store, orphan)) == 5  # tensors, manifest, dossier, plot, page
 
 
 class Meddled(FolderStore):

@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 
 from ptpipeline.errors import ServiceUnavailable, Terminal
@@ -102,7 +103,7 @@ def test_a_version_leads_to_run_data_and_files(shown: Registry, task: Task, clie
     assert run.data.params["num_virtual_tokens"] == "4"
     assert [point.value for point in client.get_metric_history(version.run_id, "token_norm")] == [2.0, 2.0]
     model = client.get_logged_model(version.source.removeprefix("models:/"))
-    assert {file.path for file in client.list_logged_model_artifacts(model.model_id)} == {"manifest.json", "prompt.safetensors", "plots"}
+    assert {file.path for file in client.list_logged_model_artifacts(model.model_id)} == {"manifest.json", "prompt.safetensors", "plots", "report.html"}
     measured = {(m.key, m.dataset_name): m.value for m in model.metrics}
     assert measured["accuracy", f"{task.name}-test"] == 0.9
     assert measured["best_dev", f"{task.name}-dev"] == 0.75
@@ -144,7 +145,30 @@ def test_a_new_verdict_changes_the_page(shown: Registry, task: Task, client: Mlf
     assert "### Verdict: passed" in version.description
 
 
-REQUESTS = 34
+def shown_page(client: MlflowClient, task: Task) -> str:
+    model = client.get_logged_model(client.get_model_version(task.name, "1").source.removeprefix("models:/"))
+    return Path(download_artifacts(f"{model.artifact_location}/report.html", tracking_uri=client.tracking_uri)).read_text()
+
+
+def test_the_page_of_a_version_follows_its_verdict(shown: Registry, task: Task, client: MlflowClient) -> None:
+    published(shown, task, 1, kind="failed")
+    assert "failed the gate" in shown_page(client, task)
+    before = client.get_model_version(task.name, "1").tags["ptp.report"]
+    published(shown, task, 1)
+    assert "passed the gate" in shown_page(client, task)
+    assert client.get_model_version(task.name, "1").tags["ptp.report"] != before
+
+
+def test_a_version_without_a_logged_model_is_described_all_the_same(shown: Registry, task: Task, client: MlflowClient, caplog: pytest.LogCaptureFixture) -> None:
+    run = client.create_run("0").info
+    client.create_registered_model(task.name)
+    client.create_model_version(task.name, run.artifact_uri, run.run_id, tags={"ptp.digest": an_artifact(task, 1).digest})
+    published(shown, task, 1)
+    assert client.get_model_version(task.name, "1").tags["ptp.verdict"] == "passed"
+    assert "its page is not shown" in caplog.text
+
+
+REQUESTS = 38
 
 
 @pytest.mark.parametrize("nth", range(2, REQUESTS, 3))

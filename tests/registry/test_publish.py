@@ -31,7 +31,7 @@ from registry.registry import Registry
 from tests.registry.prompts import a_request, an_artifact, published
 
 ME = Cause("me", "because")
-CALLS = 20  # to the store, by one publish and one promotion
+CALLS = 21  # to the store, by one publish and one promotion
 
 
 class FailingStore:

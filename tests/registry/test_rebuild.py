@@ -148,9 +148,9 @@ def test_the_newest_verdict_comes_back_as_the_newest(plain: Registry, task: Task
 def test_an_interrupted_publish_is_finished_with_its_own_verdict(plain: Registry, task: Task) -> None:
     published(plain, task, 1)
     plain.ledger.intend(task.name, an_artifact(task, 1).digest)
-    from registry.publish import _remember
+    from registry.publish import remember
 
-    _remember(plain, judged_worse(task, 1))  # killed before the verdict was the ledger's
+    remember(plain, judged_worse(task, 1))  # killed before the verdict was the ledger's
     fix(plain, {task.name: task}, examine(plain))
     assert plain.ledger.latest_verdict(task.name, an_artifact(task, 1).digest) == judged_worse(task, 1).verdict
 
@@ -197,9 +197,9 @@ def published_again(registry: Registry, task: Task) -> int:
 def test_an_interrupted_publish_stays_one(plain: Registry, task: Task, tmp_path: Path) -> None:
     promote(plain, task, published(plain, task, 1), ME)
     stage(plain.ledger, plain.store, an_artifact(task, 2))
-    from registry.publish import _remember
+    from registry.publish import remember
 
-    _remember(plain, a_request(task, 2))  # killed before it was numbered
+    remember(plain, a_request(task, 2))  # killed before it was numbered
     after = emptied(plain, tmp_path)
     rebuild(after)
     assert [intent.digest for intent in after.ledger.intents()] == [an_artifact(task, 2).digest]

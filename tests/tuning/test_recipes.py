@@ -7,6 +7,7 @@ from safetensors.torch import save
 
 from ptpipeline.errors import TaskFileError, TrainingError
 from ptpipeline.models.frozen import KeyValues, SoftPrompt
+from ptpipeline.policy import Bytes, Checks, Gate
 from ptpipeline.prompts.tensors import named, stored_value
 from ptpipeline.recipe import Tune
 from ptpipeline.task import Task
@@ -72,7 +73,7 @@ def test_a_setting_that_takes_part_is_accepted(recipe: dict[str, object]) -> Non
 
 def bounded(max_bytes: int | None, **tune: object) -> Task:
     task = declared("movies", **tune)
-    return task.model_copy(update={"gate": task.gate.model_copy(update={"max_bytes": max_bytes})})
+    return task.model_copy(update={"gate": Gate(minimum=0.5, checks=Checks(bytes=Bytes(max_bytes=max_bytes)))})
 
 
 @pytest.mark.parametrize(
@@ -88,14 +89,14 @@ def test_a_recipe_is_refused_from_the_first_byte_that_its_limit_lacks(recipe: di
     dtype = recipe.get("store_dtype", "float32")
     needed = sum(len(save(named(stored_value(prompt, str(dtype))))) for prompt in prompts)
     check_bytes(bounded(needed, **recipe), prompts)
-    with pytest.raises(TaskFileError, match=rf"^task movies: tune\.num_virtual_tokens: .* of 4 virtual tokens in {dtype} needs {needed} bytes, gate\.max_bytes allows {needed - 1}; take fewer"):
+    with pytest.raises(TaskFileError, match=rf"^task movies: tune\.num_virtual_tokens: .* of 4 virtual tokens in {dtype} needs {needed} bytes, gate\.checks\.bytes\.max_bytes allows {needed - 1}; take fewer"):
         check_bytes(bounded(needed - 1, **recipe), prompts)
 
 
 def test_a_search_is_refused_for_its_longest_trial() -> None:
     task = bounded(None)
     check_bytes(task, [torch.zeros(3, 8), torch.zeros(100, 64)])
-    with pytest.raises(TaskFileError, match=r"400 virtual tokens in float32 needs \d+ bytes, gate\.max_bytes allows 65536; take fewer, or store_dtype: float16, or raise gate\.max_bytes"):
+    with pytest.raises(TaskFileError, match=r"400 virtual tokens in float32 needs \d+ bytes, gate\.checks\.bytes\.max_bytes allows 65536; take fewer, or store_dtype: float16, or raise gate\.checks\.bytes\.max_bytes"):
         check_bytes(task, [torch.zeros(3, 8), torch.zeros(400, 64)])
 
 

@@ -1,0 +1,205 @@
+"""What a verdict is decided on, gathered from the store and the ledger: comparisons on rows that neither side was trained on."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from flows.context import Context
+from ptpipeline.errors import ArtifactError, BaseModelError, ContextError, DataError, NotFound
+from ptpipeline.gate import Evidence
+from ptpipeline.looks import question
+from ptpipeline.prompts.artifact import read_artifact
+from ptpipeline.records import PRODUCTION, Look, PairedDifference, PromptManifest, Report, Snapshot, Split, TunedPrompt
+from ptpipeline.task import Task
+from registry.looks import take
+
+if TYPE_CHECKING:
+    from ptpipeline.data.rows import Row
+    from ptpipeline.evaluation.compare import Pair, Results
+
+INCOMPARABLE = (ArtifactError, BaseModelError, ContextError, DataError, NotFound)
+
+
+class Gathering(Context):
+    """Comparisons and measures of one candidate; a look is noted before anything is compared."""
+
+    def measured(self, task: Task, digest: str, snapshot: Snapshot, split: Split = "test") -> Report:
+        """The report of a stored prompt on a split of the snapshot."""
+        raise NotImplementedError
+
+    def evidence(self, task: Task, tuned: TunedPrompt, report: Report, champion: str | None) -> Evidence:
+        """All that the verdict over the candidate is decided on, `champion` being the digest of what production points to."""
+        from ptpipeline.evaluation.compare import Results, sliced
+
+        ours, rival = Results.of(self.registry.store, report), champion if champion != tuned.digest else None
+        theirs = self._results(task, report, rival) if rival else None
+        rows = self._unseen(task, ours.ids, [tuned.digest, *([rival] if rival and not isinstance(theirs, str) else [])])
+        look = take(self.registry.ledger, task.name, self.question(task, tuned.digest, champion, report.test_digest), ours.ids, task.gate.champion.budget) if champion != tuned.digest else None
+        margin = self._margin(task, len(rows))
+        comparison = self._compared(task, (ours, theirs), rows, margin) if rival else None
+        against = isinstance(comparison, PairedDifference)
+        parts = sliced(task, _pair(ours, theirs, rows), task.gate.checks.slices.min_rows) if against and task.gate.checks.slices.policy != "off" else []
+        return Evidence(
+            report=report,
+            stored_bytes=tuned.bytes,
+            champion=champion,
+            look=look,
+            comparison=comparison,
+            superior=against and self._superior(task, _pair(ours, theirs, rows), look),
+            anchor=self._anchored(task, report, (ours, rows), {tuned.digest, rival}) if against and margin else None,
+            baselines=self._baselines(task, report, (ours, rows)) if len(rows) > 1 else {},
+            slices=parts,
+            measures=report.measures | _finite(ours) | self._leakage(task, tuned, report) | (self._drift(task, tuned, rival) if rival and against else {}),
+            rows_needed=_needed(task, look, comparison),
+        )
+
+    def question(self, task: Task, digest: str, champion: str | None, test_digest: str) -> str:
+        """What a look answers: about this candidate against this champion on these rows, under today's policy."""
+        return question((digest, champion), test_digest, task.policy_digest())
+
+    def _results(self, task: Task, report: Report, digest: str) -> "Results | str":
+        """What another version answers on the rows of the report; a sentence where it cannot be measured there."""
+        from ptpipeline.evaluation.compare import Results
+
+        try:
+            manifest = self._manifest(task, digest)
+            if set(manifest.labels) != set(task.labels):
+                now = f"has {', '.join(task.labels)}" if task.labels else "asks for free text"
+                return f"it answers {'the ' if manifest.labels else ''}{manifest.answers}, the task now {now}"
+            self._trained_on(task, digest)  # what it has seen must be known, or nobody can say on which rows to compare
+            return Results.of(self.registry.store, self.measured(task, digest, self.snapshot(task.name, report.snapshot), report.split))
+        except INCOMPARABLE as error:
+            return str(error)
+
+    def _unseen(self, task: Task, rows: Sequence[str], digests: Sequence[str]) -> list[str]:
+        """Those rows that none of these versions, nor what they descend from, was trained on."""
+        from ptpipeline.data.snapshot import load_split
+
+        seen: set[str] = set()
+        waiting, done = list(digests), set[str]()
+        while waiting:
+            digest = waiting.pop()
+            done.add(digest)
+            try:
+                manifest = self._manifest(task, digest)
+                seen |= {row.id[:16] for row in load_split(self.registry.store, self.snapshot(task.name, manifest.snapshot), "train")}
+            except NotFound:
+                if digest in digests:
+                    raise
+                continue  # a parent under another task, or one that was collected: what it saw is not known any more
+            waiting += [parent for parent in manifest.parents if parent not in done]
+        return [row for row in rows if row[:16] not in seen]
+
+    def _manifest(self, task: Task, digest: str) -> PromptManifest:
+        return read_artifact(self.registry.store, task.name, digest).manifest
+
+    # ------------------------------------------------------------ comparisons
+
+    def _margin(self, task: Task, rows: int) -> float:
+        from ptpipeline.evaluation.power import default_margin
+
+        policy = task.gate.champion
+        if policy.rule == "superiority":
+            return 0.0
+        return policy.margin if policy.margin is not None else default_margin(rows, policy.budget)
+
+    def _compared(self, task: Task, sides: "tuple[Results, Results | str | None]", rows: Sequence[str], margin: float) -> PairedDifference | str:
+        from ptpipeline.evaluation.compare import compared
+        from ptpipeline.evaluation.paired import Asked
+
+        ours, theirs = sides
+        if isinstance(theirs, str):
+            return theirs
+        if len(rows) < 2:
+            return f"{len(rows)} of today's test rows were in nobody's training rows; a comparison needs two"
+        found = compared(task, _pair(ours, theirs, rows), Asked(task.gate.metric, task.gate.champion.confidence, margin))
+        return found.model_copy(update={"dropped": len(ours.ids) - len(rows)})
+
+    def _superior(self, task: Task, pair: "Pair", look: Look | None) -> bool:
+        """Whether the challenger is better, and not only no worse."""
+        from ptpipeline.evaluation.compare import compared
+        from ptpipeline.evaluation.paired import Asked
+
+        found = compared(task, pair, Asked(task.gate.metric)).p_value
+        return found is not None and look is not None and found <= look.alpha
+
+    def _baselines(self, task: Task, report: Report, ours: "tuple[Results, Sequence[str]]") -> dict[str, PairedDifference]:
+        from ptpipeline.evaluation.compare import Results
+
+        found = {}
+        for kind, key in report.baselines.items():
+            baseline = self.registry.ledger.report(key)
+            if baseline is None:
+                raise NotFound(f"{task.name}: the ledger lost the report of baseline {kind} ({key[:12]}); `ptp run {task.name}` measures it again")
+            against = self._compared(task, (ours[0], Results.of(self.registry.store, baseline)), ours[1], 0.0)
+            if isinstance(against, PairedDifference):
+                found[kind] = against
+        return found
+
+    def _anchored(self, task: Task, report: Report, ours: "tuple[Results, Sequence[str]]", others: set[str | None]) -> PairedDifference | str | None:
+        """Challenger minus the last version that won by superiority; None where that is the champion, or the challenger."""
+        anchor = self._anchor(task)
+        if anchor is None or anchor in others:
+            return None
+        theirs = self._results(task, report, anchor)
+        rows = ours[1] if isinstance(theirs, str) else self._unseen(task, ours[1], [anchor])
+        return self._compared(task, (ours[0], theirs), rows, self._margin(task, len(ours[1])))
+
+    def _anchor(self, task: Task) -> str | None:
+        """The digest of the last version that was promoted for more than being no worse: as better, as the first, or by a person's word."""
+        for row in reversed(self.registry.ledger.history(task.name, PRODUCTION)):
+            verdict = self.registry.ledger.verdict(row.verdict) if row.verdict else None
+            if row.override or verdict is None or verdict.won != "not inferior":
+                return row.digest
+        return None
+
+    # ------------------------------------------------------------ measures of the data
+
+    def _leakage(self, task: Task, tuned: TunedPrompt, report: Report) -> dict[str, float]:
+        """How many of the test rows stand, or nearly stand, among the candidate's training rows."""
+        from ptpipeline.data.snapshot import load_split
+        from ptpipeline.evaluation.leakage import leakage
+
+        if task.gate.checks.leakage.policy == "off":
+            return {}
+        if tuned.steps == 0:  # imported: what it was trained on is not known
+            return {"leakage.unknown": 1}
+        return leakage(load_split(self.registry.store, self.snapshot(task.name, report.snapshot), report.split), self._trained_on(task, tuned.digest))
+
+    def _drift(self, task: Task, tuned: TunedPrompt, champion: str) -> dict[str, float]:
+        """How far the candidate's training rows are from the champion's."""
+        from ptpipeline.evaluation.drift import drift
+
+        if task.gate.checks.drift.policy == "off":
+            return {}
+        return drift(self._trained_on(task, champion), self._trained_on(task, tuned.digest), labelled=task.generate is None)
+
+    def _trained_on(self, task: Task, digest: str) -> "list[Row]":
+        from ptpipeline.data.snapshot import load_split
+
+        return load_split(self.registry.store, self.snapshot(task.name, self._manifest(task, digest).snapshot), "train")
+
+
+def _pair(ours: "Results", theirs: "Results | str | None", rows: Sequence[str]) -> "Pair":
+    from ptpipeline.evaluation.compare import Pair, Results
+
+    if not isinstance(theirs, Results):
+        raise TypeError("nothing to compare with")
+    return Pair(ours, theirs, rows)
+
+
+def _finite(ours: "Results") -> dict[str, float]:
+    """How many rows have a likelihood that is no number."""
+    columns = [values for name, values in ours.columns.items() if name.startswith("log_likelihood.")]
+    return {"finite.bad": sum(not all(math.isfinite(column[row]) for column in columns) for row in ours.ids)}
+
+
+def _needed(task: Task, look: Look | None, comparison: PairedDifference | str | None) -> int | None:
+    from ptpipeline.evaluation.power import DISCORDANT, rows_needed
+
+    if task.gate.checks.test_rows.policy == "off":
+        return None
+    found = comparison if isinstance(comparison, PairedDifference) else None
+    effect = found.margin if found and found.margin else task.gate.checks.test_rows.effect
+    discordant = max(found.discordant or 0.0, 0.01) if found else DISCORDANT
+    return rows_needed(effect, look.alpha if look else task.gate.champion.budget, discordant)

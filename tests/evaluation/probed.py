@@ -1,0 +1,102 @@
+"""The tiny base with prompts made by hand, for tests of the probes: behind the embedding of ` yes` it tells opinions."""
+
+import copy
+import functools
+import hashlib
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ptpipeline.data.rows import Row
+from ptpipeline.data.tokens import label_tokens
+from ptpipeline.models.base import prepare_base
+from ptpipeline.models.frozen import FrozenBase, Input, KeyValues, SoftPrompt
+from ptpipeline.models.load import load_base
+from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.prompts.initialise import activations
+from ptpipeline.prompts.tensors import pack
+from ptpipeline.records import Generation
+from ptpipeline.serving.engine import Engine, Question
+from ptpipeline.settings import Settings
+from tests.tiny import sentences, tiny_project
+
+LABELS = {"negative": " negative", "positive": " positive"}
+
+
+@functools.cache
+def tiny() -> FrozenBase:
+    """The tiny base; whoever changes it takes a copy."""
+    with tempfile.TemporaryDirectory() as folder:
+        tasks = tiny_project(Path(folder) / "project")
+        return load_base(prepare_base("tiny", Settings(home=Path(folder) / "home", tasks=tasks)), "float32")
+
+
+def embeddings(base: FrozenBase, text: str = " yes") -> Tensor:
+    """[P, H] of a text's tokens."""
+    return base.embed(torch.tensor(base.encode(text, False))).detach()
+
+
+def fields(base: FrozenBase) -> dict[str, Any]:
+    """The manifest of a task of two opinions."""
+    return {
+        "task": "movies", "method": "prompt", "placement": "before_bos", "base_model": base.ref, "template": "{text}\nSentiment:", "labels": LABELS,
+        "max_input_tokens": 100, "snapshot": "c" * 64, "recipe": "d" * 64, "training_key": "e" * 64, "seed": 0, "engine_version": 1,
+    }  # fmt: skip
+
+
+def artifact(base: FrozenBase, prompt: SoftPrompt, **changed: Any) -> Artifact:
+    """A prompt of that task, stored in float32."""
+    return pack(prompt, "float32", fields(base) | changed)
+
+
+def opinions(base: FrozenBase, **changed: Any) -> tuple[Engine, Artifact]:
+    """An engine that has loaded the prompt ` yes`."""
+    made = artifact(base, embeddings(tiny()), **changed)  # of the plain tokenizer, whatever this one reads
+    engine = Engine(base)
+    engine.load(made)
+    return engine, made
+
+
+def writing(base: FrozenBase) -> tuple[Engine, Artifact]:
+    """The same as a task that writes the opinion as text."""
+    return opinions(base, labels={}, generate=Generation(max_new_tokens=1))
+
+
+def rows(count: int, seed: int = 0) -> list[Row]:
+    """Distinct sentences with their opinions."""
+    return [Row(hashlib.sha256(text.encode()).hexdigest()[:16], text, label) for text, label in sentences(count, seed)]
+
+
+def answer(engine: Engine, made: Artifact, text: str) -> str:
+    """Of one text, asked alone."""
+    question = [Question(made.digest, text)]
+    if made.manifest.generate:
+        return engine.generate(question)[0]
+    return list(LABELS)[int(engine.log_likelihoods(question)[0].argmax())]
+
+
+def fitted(base: FrozenBase, given: list[Row], steps: int = 200) -> KeyValues:
+    """A prefix of 32 tokens that was trained on these rows alone, whatever their labels."""
+    start = activations(base, embeddings(base, " yes film the" * 16)[:32])
+    learnt = KeyValues(start.key.clone().requires_grad_(), start.value.clone().requires_grad_())
+    optimizer = torch.optim.Adam(list(learnt), lr=0.03)
+    tokens = label_tokens("movies", LABELS, base.encode)
+    inputs = [Input(base.encode(f"{row.text}\nSentiment:", True), (), 0) for row in given]
+    aims = torch.tensor([tokens.ids[tokens.names.index(row.label)][0] for row in given])
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(base.logits(base.states(base.prefix([learnt]), inputs)), aims).backward()
+        optimizer.step()
+    return KeyValues(learnt.key.detach(), learnt.value.detach())
+
+
+def blind(base: FrozenBase, word: str) -> FrozenBase:
+    """A copy that computes no numbers behind the first token of that word."""
+    model = copy.deepcopy(base.model)
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone(), requires_grad=False)
+    model.get_input_embeddings().weight[base.encode(word, False)[0]] = float("nan")
+    return replace(base, model=model)

@@ -1,0 +1,303 @@
+"""Baselines: what they answer, that each is measured once, and that all of them compare on the same stored rows."""
+
+import io
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyarrow import parquet
+
+from ptpipeline.data.rows import Row
+from ptpipeline.data.snapshot import ingest, load_split
+from ptpipeline.evaluation.baselines import Bare, Setup, baselines
+from ptpipeline.evaluation.evaluate import evaluate
+from ptpipeline.evaluation.examples import Writer, chosen
+from ptpipeline.evaluation.key import evaluation_key
+from ptpipeline.evaluation.measurement import Sample
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.records import Report, Scores, Scoring, Snapshot, TextScores, digest_of
+from ptpipeline.serving.engine import Engine
+from ptpipeline.storage import FolderStore, ObjectStore
+from ptpipeline.task import HardPrompt, Task
+from tests.evaluation.probed import LABELS, artifact, embeddings, opinions, tiny, writing
+from tests.models.families import family, seq2seq_family
+from tests.tiny import sentences, write_csv
+
+SHOTS = HardPrompt(instruction="Say what is felt.", examples=4)
+
+
+def stored(folder: Path, pairs: list[tuple[str, str]], **parts: Any) -> tuple[ObjectStore, Snapshot]:
+    """A store with the snapshot of these rows."""
+    split = {"dev": 0.15, "test": 0.3}
+    data = {"source": {"path": str(write_csv(folder / "rows.csv", pairs)), "format": "csv"}, "text": "text", "label": "label", "split": split}
+    task = Task.model_validate({"name": "movies", "base_model": "tiny", "data": data | parts, "template": "{text}\nSentiment:", "labels": LABELS, "gate": {"minimum": 0.5}})
+    store = FolderStore(folder / "store")
+    return store, ingest(task, store, folder)
+
+
+def table(store: ObjectStore, report: Report) -> dict[str, list[Any]]:
+    columns: dict[str, list[Any]] = parquet.read_table(io.BytesIO(store.read(report.rows_key).body)).to_pydict()
+    return columns
+
+
+def sliced(folder: Path, **parts: Any) -> tuple[ObjectStore, Snapshot]:
+    """The same rows with two more columns, of which `data.slices` may name some."""
+    folder.mkdir()
+    with (folder / "sliced.csv").open("w") as file:
+        file.write("text,label,place,year\n")
+        file.writelines(f"{text},{label},{'ab'[len(text) % 2]},{1990 + len(text) % 3}\n" for text, label in sentences(80))
+    return stored(folder, [], source={"path": str(folder / "sliced.csv"), "format": "csv"}, **parts)
+
+
+def bare(base: FrozenBase, made: Artifact, store: ObjectStore, snapshot: Snapshot) -> Bare:
+    return Bare.of(base, made.manifest, Sample.of(store, snapshot, "test"), load_split(store, snapshot, "train"))
+
+
+def whole(base: FrozenBase, ids: list[int], label: str) -> float:
+    """Log-likelihood of a one-token label behind all these ids, by the model itself."""
+    (token,) = base.encode(LABELS[label], False)
+    return float(base.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[token])
+
+
+def test_a_report_stands_beside_baselines_with_reports_of_their_own(tmp_path: Path) -> None:
+    store, snapshot = stored(tmp_path, sentences(200))
+    engine, made = opinions(tiny())
+    saved: list[Report] = []
+    report = evaluate(engine, made, snapshot, store, Setup(hard_prompt=SHOTS, save=saved.append))
+    assert isinstance(report.prompt, Scores)
+    assert isinstance(report.zero_shot, Scores)
+    assert report.prompt.accuracy > 0.95 > 0.8 > report.zero_shot.accuracy
+    found = {one.evaluation_key: one for one in saved}
+    for kind in ("majority", "zero_shot", "hard_prompt"):
+        own = found[report.baselines[kind]]
+        assert (own.prompt, own.test_digest, own.rows) == (getattr(report, kind), report.test_digest, report.rows)
+        columns = table(store, own)
+        assert columns["id"] == table(store, report)["id"]
+        assert Counter(columns["predicted"]) == Counter(own.prompt.predicted)  # type: ignore[union-attr]
+
+
+def test_the_prompts_rows_say_tokens_and_labels_and_no_text(tmp_path: Path) -> None:
+    store, snapshot = stored(tmp_path, sentences(100))
+    engine, made = opinions(tiny())
+    columns = table(store, evaluate(engine, made, snapshot, store))
+    rows = {row.id: row for row in load_split(store, snapshot, "test")}
+    assert set(columns) == {"id", "tokens", "label", "predicted", "log_likelihood.negative", "log_likelihood.positive"}
+    assert columns["tokens"] == [len(tiny().encode(f"{rows[row].text}\nSentiment:", True)) for row in columns["id"]]
+    assert columns["label"] == [rows[row].label for row in columns["id"]]
+
+
+def test_zero_shot_and_hard_prompt_are_the_plain_model_on_the_whole_text(tmp_path: Path) -> None:
+    store, snapshot = stored(tmp_path, sentences(60))
+    base, (_, made) = tiny(), opinions(tiny())
+    asked = bare(base, made, store, snapshot)
+    front = asked.front(SHOTS)
+    shown = base.tokenizer.decode(front)
+    assert shown.startswith("Say what is felt.\n\n")
+    assert shown.count("\nSentiment: ") == 4
+    assert shown.endswith("\n\n")
+    measured = baselines(asked, store, Setup(hard_prompt=SHOTS))
+    for kind, before in (("zero_shot", []), ("hard_prompt", front)):
+        columns = table(store, measured[kind])  # type: ignore[index]
+        for label in LABELS:
+            expected = [whole(base, before + ids, label) for ids in asked.encoded]
+            assert columns[f"log_likelihood.{label}"] == pytest.approx(expected, abs=2e-4)
+
+
+def test_baselines_are_measured_once(tmp_path: Path) -> None:
+    store, snapshot = stored(tmp_path, sentences(80))
+    base, ledger = tiny(), dict[str, Report]()
+
+    def save(report: Report) -> None:
+        ledger[report.evaluation_key] = report
+
+    def measured(made: Artifact, setup: Setup) -> tuple[Report, int]:
+        before = len(ledger)
+        return evaluate(Engine(base), made, snapshot, store, setup._replace(known=ledger.get, save=save)), len(ledger) - before
+
+    one, other = artifact(base, embeddings(base)), artifact(base, embeddings(base, " no"))
+    first, new = measured(one, Setup(hard_prompt=SHOTS))
+    assert new == 3
+    second, new = measured(other, Setup(hard_prompt=SHOTS))
+    assert (new, second.baselines, second.zero_shot) == (0, first.baselines, first.zero_shot)
+    assert measured(one, Setup(hard_prompt=HardPrompt(examples=2)))[1] == 1
+    assert measured(artifact(base, embeddings(base), template="{text}:"), Setup())[1] == 2
+
+
+def test_a_baseline_whose_rows_are_gone_is_measured_again(tmp_path: Path) -> None:
+    store, snapshot = stored(tmp_path, sentences(80))
+    _, made = opinions(tiny())
+    asked = bare(tiny(), made, store, snapshot)
+    first = baselines(asked, store, Setup())
+    lost = first["zero_shot"]
+    (tmp_path / "store" / lost.rows_key).unlink()
+    again: list[Report] = []
+    baselines(asked, store, Setup(known={one.evaluation_key: one for one in first.values()}.get, save=again.append))
+    assert [one.evaluation_key for one in again] == [lost.evaluation_key]
+    assert store.exists(lost.rows_key)
+
+
+def test_rows_in_another_order_give_the_same_bits(tmp_path: Path) -> None:
+    pairs = sentences(200)
+    engine, made = opinions(tiny())
+    found = []
+    for name, rows in (("one", pairs), ("other", pairs[::-1])):
+        (tmp_path / name).mkdir()
+        store, snapshot = stored(tmp_path / name, rows)
+        saved: list[Report] = []
+        report = evaluate(engine, made, snapshot, store, Setup(hard_prompt=SHOTS, save=saved.append))
+        found.append([table(store, one) for one in (report, *saved)])
+    assert [row.id for row in load_split(store, snapshot, "test")] != found[0][0]["id"]
+    assert found[0] == found[1]
+
+
+def test_slices_stand_with_the_results_and_in_their_key(tmp_path: Path) -> None:
+    engine, made = opinions(tiny())
+    store, snapshot = sliced(tmp_path / "with", slices=["place", "year"])
+    report = evaluate(engine, made, snapshot, store, Setup(slices=["year"]))
+    columns, texts = table(store, report), {row.id: row.text for row in load_split(store, snapshot, "test")}
+    assert columns["slice.year"] == [str(1990 + len(texts[row]) % 3) for row in columns["id"]]
+    assert "slice.place" not in columns
+    plain_store, plain = sliced(tmp_path / "without")
+    assert plain.test.digest == snapshot.test.digest
+    assert evaluate(engine, made, plain, plain_store).evaluation_key != report.evaluation_key
+
+
+def test_another_split_is_measured_by_its_name(tmp_path: Path) -> None:
+    store, snapshot = stored(tmp_path, sentences(150))
+    engine, made = opinions(tiny())
+    report = evaluate(engine, made, snapshot, store, Setup(split="dev"))
+    assert (report.split, report.rows, report.test_digest) == ("dev", snapshot.dev.rows, snapshot.dev.digest)
+    assert report.evaluation_key == evaluation_key(made.digest, snapshot.dev.digest, "float32")
+
+
+def test_calibrated_prompts_stand_beside_calibrated_baselines(tmp_path: Path) -> None:
+    store, snapshot = stored(tmp_path, sentences(60))
+    base = tiny()
+    made = artifact(base, embeddings(base), scoring=Scoring(calibrated=True))
+    asked = bare(base, made, store, snapshot)
+    front = asked.front(SHOTS)
+    columns = table(store, baselines(asked, store, Setup(hard_prompt=SHOTS))["hard_prompt"])
+    free = torch.tensor([[whole(base, front + base.encode(f"{text}\nSentiment:", True), label) for label in LABELS] for text in ("N/A", "[MASK]", "")])
+    prior = free.softmax(-1).mean(0).log()
+    ids = asked.encoded[0]
+    expected = [whole(base, front + ids, label) - float(prior[index]) for index, label in enumerate(LABELS)]
+    assert [columns[f"log_likelihood.{label}"][0] for label in LABELS] == pytest.approx(expected, abs=2e-4)
+
+
+def test_generated_texts_have_a_hard_prompt_too(tmp_path: Path) -> None:
+    pairs = sentences(60)
+    store, snapshot = stored(tmp_path, pairs)
+    engine, made = writing(tiny())
+    report = evaluate(engine, made, snapshot, store, Setup(hard_prompt=HardPrompt(examples=2)))
+    asked = bare(tiny(), made, store, snapshot)
+    assert tiny().tokenizer.decode(asked.front(HardPrompt(examples=2))).count("\nSentiment: ") == 2
+    assert isinstance(report.hard_prompt, TextScores)
+    assert isinstance(report.majority, TextScores)
+    assert report.majority.most_frequent_share == 1
+    columns = table(store, report)
+    assert set(columns) == {"id", "tokens", "exact_match", "token_f1", "rouge_l", "bleu", "chrf"}
+
+
+def test_an_empty_hard_prompt_is_zero_shot_and_left_out(tmp_path: Path) -> None:
+    store, snapshot = stored(tmp_path, sentences(60))
+    engine, made = opinions(tiny())
+    report = evaluate(engine, made, snapshot, store, Setup(hard_prompt=HardPrompt(examples=0)))
+    assert report.hard_prompt is None
+    assert set(report.baselines) == {"majority", "zero_shot"}
+    assert report.evaluation_key == evaluation_key(made.digest, report.test_digest, "float32")
+
+
+def test_only_as_many_examples_as_fit_are_written_out(caplog: pytest.LogCaptureFixture) -> None:
+    base, (_, made) = tiny(), opinions(tiny())
+    train = [Row(f"{index}", text, label) for index, (text, label) in enumerate(sentences(40))]
+    writer = Writer(base, made.manifest)
+    four = writer.hard_prompt(HardPrompt(examples=4), train, 1000)
+    assert writer.hard_prompt(HardPrompt(examples=4), train, len(four)) == four
+    three = writer.hard_prompt(HardPrompt(examples=4), train, len(four) - 1)
+    assert three == four[: len(three)]
+    assert base.tokenizer.decode(three).count("Sentiment:") == 3
+    assert "3 of 4 examples" in caplog.text
+    assert writer.hard_prompt(HardPrompt(examples=4), train, 2) == []
+    assert writer.hard_prompt(SHOTS, train, 2) == []
+    assert len(writer.hard_prompt(HardPrompt(instruction="Say.", examples=0), train, 50)) > 1
+
+
+def test_examples_are_balanced_short_and_the_same_in_any_order() -> None:
+    train = [Row(digest_of(index)[:16], "word " * (index % 10 + 1), "ab"[index % 5 == 0]) for index in range(100)]
+    found = chosen(train, 6, True)
+    assert Counter(row.label for row in found) == {"a": 3, "b": 3}
+    assert chosen(train[::-1], 6, True) == found
+    assert chosen(train, 2, True) == [row for row in found if row in chosen(train, 2, True)]
+    assert max(len(row.text.split()) for row in found if row.label == "a") <= 5
+    assert len(chosen(train[:3], 16, True)) == 2
+
+
+NUMBERED = {"negative": " 41", "positive": " 42"}
+
+
+def numbered() -> list[tuple[str, str]]:
+    """Texts of two numbers, as the random models read them."""
+    return [(f"{5 + index % 30} {7 + index // 30}", sorted(LABELS)[index % 2]) for index in range(60)]
+
+
+class _Numbers:
+    """A tokenizer of texts of numbers that ends each input with token 1, as T5's does."""
+
+    bos_token_id, eos_token_id = None, 1
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        ids = [int(word) for word in text.split() if word.isdigit()]
+        return {"input_ids": [*ids, 1] if add_special_tokens else ids}
+
+
+class _Begun(_Numbers):
+    """The same that begins each input with BOS, token 3."""
+
+    bos_token_id = 3
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        ids = [int(word) for word in text.split() if word.isdigit()]
+        return {"input_ids": [3, *ids] if add_special_tokens else ids}
+
+
+def test_bos_stands_before_the_hard_prompt_alone(tmp_path: Path) -> None:
+    base = replace(family("llama"), tokenizer=_Begun())
+    made = artifact(base, torch.zeros(2, 32), template="{text}", labels=NUMBERED, scoring=Scoring(calibrated=True))
+    store, snapshot = stored(tmp_path, numbered())
+    asked = bare(base, made, store, snapshot)
+    front = asked.front(HardPrompt(examples=2))
+    assert (front[0], front.count(3), asked.encoded[0][0]) == (3, 1, 3)
+    columns = table(store, baselines(asked, store, Setup(hard_prompt=HardPrompt(examples=2)))["zero_shot"])
+    free = base.model(torch.tensor([[3]])).logits[0, -1].log_softmax(-1)[[41, 42]].log_softmax(-1)  # all three have BOS alone
+    for place, ids in enumerate(asked.encoded[:5]):
+        expected = base.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[[41, 42]] - free
+        assert [columns[f"log_likelihood.{name}"][place] for name in sorted(LABELS)] == pytest.approx(expected.tolist(), abs=1e-4)
+    shown = asked._replace(manifest=made.manifest.model_copy(update={"scoring": Scoring()})).answered(front).columns
+    for place, ids in enumerate(asked.encoded[:5]):
+        expected = base.model(torch.tensor([front + ids[1:]])).logits[0, -1].log_softmax(-1)[[41, 42]]
+        assert [shown[f"log_likelihood.{name}"][place] for name in sorted(LABELS)] == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_an_encoder_decoder_reads_the_hard_prompt_as_text(tmp_path: Path) -> None:
+    base = replace(seq2seq_family("t5 relu tied"), tokenizer=_Numbers())
+    made = artifact(base, torch.zeros(2, 32), template="{text}", labels=NUMBERED)
+    store, snapshot = stored(tmp_path, numbered())
+    asked = bare(base, made, store, snapshot)
+    columns = table(store, baselines(asked, store, Setup(hard_prompt=HardPrompt(examples=2)))["hard_prompt"])
+    front = asked.front(HardPrompt(examples=2))
+    assert len(front) == 6
+    assert 1 not in front
+    for place, ids in enumerate(asked.encoded[:5]):
+        logits = base.model(input_ids=torch.tensor([front + ids]), decoder_input_ids=torch.tensor([[0]])).logits[0, 0].log_softmax(-1)
+        assert [columns[f"log_likelihood.{name}"][place] for name in sorted(LABELS)] == pytest.approx([float(logits[41]), float(logits[42])], abs=1e-4)
+
+
+def test_the_key_says_what_stands_beside() -> None:
+    plain = evaluation_key("d", "t", "torch.float32")
+    assert plain == evaluation_key("d", "t", "float32") == evaluation_key("d", "t", "float32", HardPrompt(examples=0))
+    others = {evaluation_key("d", "t", "float32", HardPrompt(examples=count)) for count in (1, 2, 4)}
+    assert len(others | {plain}) == 4

@@ -1,0 +1,119 @@
+"""Paired tests and intervals against scipy, statsmodels and published examples."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.power import TTestPower
+
+from ptpipeline.evaluation.paired import Asked, chance_of_harm, difference, mean_difference
+from ptpipeline.evaluation.power import MAX_MARGIN, default_margin, rows_needed
+
+rights = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=80)
+
+
+def columns(rows: list[tuple[bool, bool]]) -> tuple[np.ndarray, np.ndarray]:
+    found = np.array(rows, dtype=np.float64)
+    return found[:, 0], found[:, 1]
+
+
+@given(rights)
+def test_right_and_wrong_is_judged_by_the_exact_mcnemar_test(rows: list[tuple[bool, bool]]) -> None:
+    ours, theirs = columns(rows)
+    table = [[int(((ours == a) & (theirs == b)).sum()) for b in (1, 0)] for a in (1, 0)]
+    won, lost = table[0][1], table[1][0]
+    found = mean_difference(Asked("accuracy"), ours, theirs)
+    two_sided = mcnemar(table, exact=True).pvalue
+    assert found.test == "exact McNemar"
+    if won > lost:  # the one side of a symmetric test is half of both
+        assert found.p_value == pytest.approx(two_sided / 2)
+    assert found.p_value == pytest.approx(stats.binom.sf(won - 1, won + lost, 0.5))
+
+
+def test_agrestis_approval_ratings_are_found() -> None:
+    """Agresti, Categorical Data Analysis, table 10.1: of 1,600 asked twice 150 changed to disapproval and 86 to approval; z**2 = 17.36."""
+    before = np.repeat([1.0, 1.0, 0.0, 0.0], [794, 150, 86, 570])
+    after = np.repeat([1.0, 0.0, 1.0, 0.0], [794, 150, 86, 570])
+    found = mean_difference(Asked("accuracy"), before, after)
+    assert found.difference == pytest.approx(0.04)
+    assert found.p_value == pytest.approx(stats.norm.sf(np.sqrt(17.36)), rel=0.25)
+    assert (found.lower, found.upper) == pytest.approx((0.04 - 1.645 * 0.0095, 0.04 + 1.645 * 0.0095), abs=3e-4)  # its standard error is .0095
+
+
+def test_students_sleep_data_give_the_published_p() -> None:
+    """Student 1908, hours of sleep gained by ten patients: t = 4.06 of nine degrees, one-sided p .0014; two rows are added here."""
+    first = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
+    second = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
+    assert stats.ttest_rel(second, first, alternative="greater").pvalue == pytest.approx(0.001416, abs=1e-6)
+    found = mean_difference(Asked("rouge_l"), second, first)
+    assert found.difference == pytest.approx(1.58)
+    assert found.p_value == pytest.approx(stats.ttest_1samp([*(second - first), 1, -1], 0, alternative="greater").pvalue)
+
+
+@given(rights, st.floats(0.001, 0.2))
+def test_a_margin_makes_it_easier_and_harm_is_the_other_side(rows: list[tuple[bool, bool]], margin: float) -> None:
+    ours, theirs = columns(rows)
+    near, far = (mean_difference(Asked("accuracy", margin=m), ours, theirs).p_value or 0.0 for m in (margin, margin + 0.1))
+    assert far < near
+    assert chance_of_harm(ours, theirs) == mean_difference(Asked("accuracy"), theirs, ours).p_value
+
+
+@pytest.mark.parametrize("rows", [5, 40])
+def test_rows_that_all_agree_prove_no_equality_where_they_are_few(rows: int) -> None:
+    alike = np.ones(rows)
+    assert (mean_difference(Asked("accuracy", margin=0.02), alike, alike).p_value or 0.0) > 0.25
+    labels = ["a", "b"] * rows
+    assert (difference(Asked("macro_f1", margin=0.02), labels, labels, labels, ["a", "b"]).p_value or 0.0) > 0.01
+
+
+def test_the_test_keeps_its_level_near_the_margin() -> None:
+    """Challengers that are worse by exactly the margin pass for no worse as often as they may."""
+    dice = np.random.default_rng(0)
+    passed = 0
+    for _ in range(2000):
+        kinds = dice.choice([-1.0, 0.0, 1.0], size=500, p=[0.06, 0.90, 0.04])
+        passed += (mean_difference(Asked("accuracy", margin=0.02), kinds, np.zeros(500)).p_value or 0.0) <= 0.05
+    assert passed / 2000 < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000)
+
+
+def test_the_bootstraps_error_is_that_of_many_samples() -> None:
+    """Macro F1 of two prompts: the bound that one sample gives lies where a thousand fresh samples say."""
+    dice, labels = np.random.default_rng(1), ["a", "b", "c"]
+
+    def sample() -> tuple[list[str], list[str], list[str]]:
+        truth = dice.choice(labels, size=300, p=[0.5, 0.3, 0.2])
+        ours, theirs = (np.where(dice.random(300) < right, truth, dice.choice(labels, size=300)) for right in (0.7, 0.65))
+        return truth.tolist(), ours.tolist(), theirs.tolist()
+
+    from sklearn.metrics import f1_score
+
+    spread = np.std([f1_score(t, a, average="macro") - f1_score(t, b, average="macro") for t, a, b in (sample() for _ in range(300))])
+    found = difference(Asked("macro_f1"), *sample(), labels)
+    assert (found.difference - found.lower) / stats.norm.ppf(0.95) == pytest.approx(spread, rel=0.2)
+    assert found.test == "paired bootstrap"
+
+
+def test_a_rare_label_promotes_no_noise_at_a_late_look() -> None:
+    """Two equal prompts that answer three rows of a rare label by coin: resampling alone knows too little of them."""
+    labels, truth = ["a", "b", "c"], np.array(["a"] * 250 + ["b"] * 247 + ["c"] * 3)
+    dice, promoted = np.random.default_rng(2), 0
+    for _ in range(40):
+        ours, theirs = (np.where((dice.random(500) < 0.95) & (truth != "c") | (truth == "c") & (dice.random(500) < 0.5), truth, "a") for _ in range(2))
+        promoted += (difference(Asked("macro_f1"), truth.tolist(), ours.tolist(), theirs.tolist(), labels).p_value or 0.0) <= 3.4e-5
+    assert promoted == 0
+
+
+@given(st.floats(0.01, 0.2), st.floats(1e-6, 0.3), st.floats(0.02, 0.5))
+@settings(max_examples=30, deadline=None)
+def test_rows_needed_have_the_power_and_a_tenth_fewer_have_not(effect: float, alpha: float, discordant: float) -> None:
+    rows = rows_needed(effect, alpha, discordant)
+    spread = effect / np.sqrt(max(discordant, effect) - effect**2)
+    powers = [TTestPower().power(spread, n, alpha, alternative="larger") for n in (rows, max(rows * 0.9 - 2, 2))]
+    assert powers[0] >= 0.8 - 1e-6
+    assert rows < 30 or powers[1] < 0.8
+
+
+def test_the_default_margin_shrinks_with_the_rows() -> None:
+    assert [default_margin(rows, 0.05) for rows in (2, 50, 1000, 10_000)] == [MAX_MARGIN, MAX_MARGIN, 0.0248, 0.0079]

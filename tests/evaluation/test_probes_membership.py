@@ -1,0 +1,115 @@
+"""The attack on training rows: what a memorised prompt gives away, and what it cannot."""
+
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from ptpipeline.data.rows import Row
+from ptpipeline.evaluation.probes.likelihood import bare, prompted
+from ptpipeline.evaluation.probes.membership import _balanced, attack, interval, membership
+from ptpipeline.models.frozen import Input
+from ptpipeline.records import Generation
+from ptpipeline.serving.engine import Engine, Question
+from tests.evaluation.probed import LABELS, artifact, blind, embeddings, fitted, opinions, rows, tiny, writing
+
+OTHER = {"negative": "positive", "positive": "negative"}
+
+
+def tossed(count: int) -> list[Row]:
+    """Rows whose labels nothing but memory can tell."""
+    dice = random.Random(3)
+    return [row._replace(label=dice.choice(sorted(LABELS))) for row in rows(count, 5)]
+
+
+def wrong(given: list[Row]) -> list[Row]:
+    return [row._replace(label=OTHER[row.label]) for row in given]
+
+
+def test_a_prompt_that_memorised_its_rows_gives_them_away() -> None:
+    given, base = tossed(60), tiny()
+    made = artifact(base, fitted(base, given[:8]), method="prefix")
+    engine = Engine(base)
+    engine.load(made)
+    found = membership(engine, made, given[:8], given[8:])
+    assert found["privacy.auc"] > 0.8
+    assert found["privacy.low"] > 0.5
+    assert abs(found["privacy.auc_zero_shot"] - 0.5) < 0.15
+
+
+@pytest.mark.parametrize("kind", [opinions, writing])
+def test_rows_that_all_have_the_likelier_answer_are_all_found(kind: object) -> None:
+    engine, made = kind(tiny())  # type: ignore[operator]
+    found = membership(engine, made, rows(30, 1), wrong(rows(30, 2)))
+    assert found["privacy.auc"] > 0.99
+    assert membership(engine, made, wrong(rows(30, 1)), rows(30, 2))["privacy.auc"] < 0.01
+
+
+def test_the_area_is_scikit_learns_over_likelihoods_of_single_requests() -> None:
+    engine, made = opinions(tiny())
+    right = {name: [row for row in rows(60) if row.label == name] for name in LABELS}
+    train = [row for name in LABELS for row in right[name][:10]]
+    test = [row for name in LABELS for row in [*right[name][10:15], *wrong(right[OTHER[name]][15:20])]]
+    scores = [float(engine.log_likelihoods([Question(made.digest, row.text)])[0][list(LABELS).index(row.label)]) for row in [*train, *test]]
+    found = membership(engine, made, train, test)
+    assert found["privacy.auc"] == pytest.approx(roc_auc_score([1] * 20 + [0] * 20, scores), abs=0.01)
+    assert 0.5 < found["privacy.low"] < found["privacy.auc"] < found["privacy.high"] < 1
+
+
+def test_every_label_has_as_many_rows_on_both_sides() -> None:
+    engine, made = opinions(tiny())
+    right = {name: [row for row in rows(80) if row.label == name] for name in LABELS}
+    train, test = [*right["negative"][:6], *right["positive"][:20]], [*right["negative"][6:26], *right["positive"][20:25]]
+    assert membership(engine, made, train, test)["privacy.rows"] == 6 + 5
+
+
+def test_two_hundred_and_fifty_rows_at_most_and_the_same_in_any_order() -> None:
+    many = [Row(str(number), "text", ("a", "b", "c")[number % 3]) for number in range(3000)]
+    inside, outside = _balanced(many[:1500], many[1500:], lambda row: row.label)
+    assert Counter(row.label for row in inside) == Counter(row.label for row in outside) == dict.fromkeys("abc", 83)
+    assert inside == _balanced(many[:1500][::-1], many[1500:], lambda row: row.label)[0]
+    assert len(_balanced(many[:1500], many[1500:], lambda row: "")[0]) == 250
+
+
+def test_the_interval_is_as_wide_as_hanley_and_mcneil_state() -> None:
+    dice = np.random.default_rng(0)
+    inside, outside = dice.normal(0.5, size=300), dice.normal(0, size=300)
+    area, (low, high) = attack(inside, outside), interval(inside, outside)
+    one, two = area / (2 - area), 2 * area**2 / (1 + area)  # Hanley & McNeil 1982, equation 2
+    error = ((area * (1 - area) + 299 * (one - area**2) + 299 * (two - area**2)) / 300**2) ** 0.5
+    assert (low, high) == (pytest.approx(area - 1.96 * error, abs=0.01), pytest.approx(area + 1.96 * error, abs=0.01))
+
+
+def test_rows_without_a_finite_likelihood_are_left_out() -> None:
+    base = blind(tiny(), " film")
+    engine, made = opinions(base)
+    token = base.encode(" film", False)[0]
+    without = [row for row in rows(60) if token not in base.encode(row.text, False)]
+    broken = [row for row in rows(60) if row not in without]
+    assert membership(engine, made, without[:12], wrong(without[12:24]))["privacy.auc"] > 0.99
+    assert membership(engine, made, without, broken) == {"privacy.rows": 0}
+
+
+def test_too_few_rows_give_their_count_alone() -> None:
+    engine, made = opinions(tiny())
+    assert membership(engine, made, rows(30), []) == {"privacy.rows": 0}
+
+
+def test_a_target_that_is_never_generated_in_full_is_left_out() -> None:
+    engine, made = writing(tiny())
+    long = [row._replace(label="positive and very good") for row in rows(10, 1)]
+    assert membership(engine, made, rows(10, 2), [*long, *rows(4, 3)])["privacy.rows"] == 4
+
+
+def test_a_targets_likelihood_is_the_mean_over_its_tokens() -> None:
+    base = tiny()
+    engine, made = opinions(base, labels={}, generate=Generation(max_new_tokens=4))
+    given = [row._replace(label=f"{row.label} good film") for row in rows(6)]
+    for row, ours, alone in zip(given, prompted(engine, made, given), bare(engine, made, given), strict=True):
+        target = base.encode(f" {row.label}", False)
+        inputs = [Input(base.encode(f"{row.text}\nSentiment:", True), target[:-1], 0)]
+        for found, states in ((ours, base.concatenated([embeddings(base)], inputs)), (alone, base.states(None, inputs))):
+            tokens = base.logits(states).log_softmax(-1)[range(len(target)), target]
+            assert found == pytest.approx(float(tokens.mean()), rel=1e-4)

@@ -1,0 +1,92 @@
+"""White space and case: flips are counted as a loop over single requests counts them."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+from tokenizers import Regex, normalizers
+
+from ptpipeline.data.template import render
+from ptpipeline.evaluation.probes.robustness import VARIANTS, robustness
+from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.prompts.tensors import pack_ensemble
+from ptpipeline.serving.engine import Engine
+from tests.evaluation.probed import answer, artifact, embeddings, fields, opinions, rows, tiny, writing
+
+CHANGES = {name: change for variants in VARIANTS.values() for name, change in variants.items()}
+BLANKS = {"^  +": "", r"\s*\nSentiment": "\nSentiment", " +": " "}  # a label's own blank stays
+WORDS = normalizers.Sequence([normalizers.Replace(Regex(found), kept) for found, kept in BLANKS.items()])
+
+
+def reading(normalizer: normalizers.Normalizer) -> FrozenBase:
+    """The tiny base with a tokenizer that never sees what the normalizer takes away."""
+    tokenizer = copy.deepcopy(tiny().tokenizer)
+    tokenizer.backend_tokenizer.normalizer = normalizer
+    return replace(tiny(), tokenizer=tokenizer)
+
+
+def flips(engine: Engine, made: Artifact, variant: str, count: int) -> float:
+    """The share by one request after another."""
+    given = [row.text for row in rows(count)]
+    return sum(answer(engine, made, text) != answer(engine, made, CHANGES[variant](text)) for text in given) / count
+
+
+@pytest.mark.parametrize("kind", [opinions, writing])
+def test_flips_are_those_of_single_requests(kind: object) -> None:
+    engine, made = kind(tiny())  # type: ignore[operator]
+    found = robustness(engine, made, rows(20))
+    assert {name: found[f"robustness.{name}"] for name in CHANGES} == {name: pytest.approx(flips(engine, made, name, 20)) for name in CHANGES}
+    assert found["robustness.case"] == found["robustness.upper"] > 0.2
+    assert (found["robustness.rows"], found["robustness.left_out"]) == (20, 0)
+
+
+def test_a_base_that_reads_small_letters_only_flips_by_no_case() -> None:
+    engine, made = opinions(reading(normalizers.Lowercase()))
+    assert robustness(engine, made, rows(40))["robustness.case"] == 0
+
+
+def test_a_base_that_reads_words_only_flips_by_no_white_space_and_by_case_still() -> None:
+    engine, made = opinions(reading(WORDS))
+    found = robustness(engine, made, rows(40))
+    assert found["robustness.white_space"] == 0 < found["robustness.case"]
+
+
+def test_white_space_that_matters_is_found() -> None:
+    fooled = reading(normalizers.Replace(Regex(r"(good|fine|great|lovely)  "), "bad "))  # sees another word before two blanks
+    engine, made = opinions(fooled)
+    found = robustness(engine, made, rows(40))
+    assert found["robustness.doubled_blanks"] == pytest.approx(flips(engine, made, "doubled_blanks", 40))
+    assert found["robustness.white_space"] == found["robustness.doubled_blanks"] > found["robustness.trailing_blanks"] > found["robustness.leading_blanks"] == 0
+
+
+def test_texts_that_no_longer_fit_are_counted_and_left_out() -> None:
+    base = tiny()
+    lengths = {name: [len(base.encode(render("{text}\nSentiment:", change(row.text)), True)) for row in rows(40)] for name, change in CHANGES.items()}
+    limit = max(len(base.encode(render("{text}\nSentiment:", row.text), True)) for row in rows(40))
+    engine, made = opinions(base, max_input_tokens=limit)
+    found = robustness(engine, made, rows(40))
+    assert found["robustness.left_out"] == sum(length > limit for variant in lengths.values() for length in variant) > 0
+    fitting = [row for row, length in zip(rows(40), lengths["upper"], strict=True) if length <= limit]
+    assert found["robustness.upper"] == pytest.approx(robustness(engine, made, fitting)["robustness.upper"])
+
+
+def test_a_hundred_rows_at_most_and_the_same_in_any_order() -> None:
+    engine, made = opinions(tiny())
+    found = robustness(engine, made, rows(230))
+    assert found["robustness.rows"] == 100
+    assert found == robustness(engine, made, rows(230)[::-1])
+
+
+def test_no_rows_give_no_shares() -> None:
+    engine, made = opinions(tiny())
+    assert robustness(engine, made, []) == {"robustness.rows": 0, "robustness.left_out": 0}
+
+
+def test_an_ensemble_is_probed_as_it_answers() -> None:
+    base = tiny()
+    members = [artifact(base, embeddings(base, text)) for text in (" yes", " yes good", " the film")]
+    made = pack_ensemble(members, "average", fields(base) | {"method": "ensemble"})
+    engine = Engine(base)
+    engine.load(made, members)
+    assert robustness(engine, made, rows(20))["robustness.upper"] == pytest.approx(flips(engine, made, "upper", 20))

