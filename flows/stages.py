@@ -46,7 +46,8 @@ class Stages(Training, Judging):
         from ptpipeline.evaluation.plots import every
 
         known = self.registry.ledger.publication(task.name, tuned.digest)
-        drawn = known is not None and bool(known.plots) and self.registry.ledger.latest_verdict(task.name, tuned.digest) == verdict
+        stored = known is not None and bool(known.plots) and all(map(self.registry.store.exists, known.plots.values()))
+        drawn = stored and self.registry.ledger.latest_verdict(task.name, tuned.digest) == verdict
         plots = {} if drawn else every(task, tuned, report, verdict)
         return Request(
             tuned=tuned, report=report, verdict=verdict, plots=plots, commit=checkout_commit(), neighbours=self._neighbours(task.name, tuned.digest)
@@ -58,7 +59,7 @@ class Stages(Training, Judging):
         from ptpipeline.prompts.tensors import unpack
 
         known, artifact = self.registry.ledger.publication(task, digest), read_artifact(self.registry.store, task, digest)
-        if (known and known.neighbours) or artifact.manifest.members:
+        if (known and known.neighbours and self.registry.store.exists(known.neighbours)) or artifact.manifest.members:
             return None
         base = self.engine(artifact.manifest.base_model.name).base
         return neighbours_of(base, unpack(artifact, base.ref))

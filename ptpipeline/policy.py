@@ -98,7 +98,7 @@ class Robustness(Rule):
     """Share of answers that change where the text's white space, or its case, does."""
 
     policy: Policy = "warn"
-    max_white_space: Share = 0.15
+    max_white_space: Share = 0.25
     max_case: Share = 0.4
 
 

@@ -224,7 +224,7 @@ def remember(registry: Registry, request: Request) -> Publication:
         registry.store.create(plots[name], body)
     publication = Publication(tuned=tuned, commit=request.commit or (known.commit if known else None), plots=plots)
     if known:
-        publication = publication.model_copy(update={"neighbours": known.neighbours, "wayward": known.wayward})
+        publication = publication.model_copy(update={"neighbours": known.neighbours, "wayward": tuple(key for key in known.wayward if registry.store.exists(key))})
     if request.neighbours:
         publication = publication.model_copy(update={"neighbours": _kept(registry.store, tuned.task, tuned.digest, ("neighbours", request.neighbours))})
     ledger.save_publication(publication, request.report)

@@ -55,7 +55,7 @@ def test_a_failed_gate_is_exit_code_4(environment: dict[str, str]) -> None:
     path.write_text(path.read_text().replace('init: {text: " yes"}, steps: 40', "steps: 2"))
     ran = ptp(environment, "run", "tiny-sentiment", "--json")
     assert ran.returncode == 4
-    assert json.loads(ran.stdout)["status"] == "gate failed"
+    assert json.loads(ran.stdout)["status"] == "no gain"
 
 
 def test_a_failed_version_goes_to_production_by_override_alone(environment: dict[str, str]) -> None:

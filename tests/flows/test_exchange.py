@@ -161,7 +161,7 @@ def test_what_was_imported_computes_as_in_peft(project: Project) -> None:
 def test_an_adapter_that_fails_the_gate_is_registered_and_stays_out(project: Project) -> None:
     trained_by_peft(project, project.folder / "adapter", text=" film")
     outcome = adopt(project, project.folder / "adapter")
-    assert (outcome.status, outcome.version) == ("gate failed", 1)
+    assert (outcome.status, outcome.version) == ("no gain", 1)
     with pytest.raises(NotFound, match="no production version"):
         ptpipeline.load(TASK, project.settings)
 

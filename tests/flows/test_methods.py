@@ -216,6 +216,7 @@ def test_a_champion_of_one_length_starts_no_search_over_lengths(project: Project
 def test_a_champion_that_a_test_row_does_not_fit_leaves_the_decision_to_a_person(project: Project) -> None:
     """The champion's long prompt leaves 50 tokens for text; a longer row comes; the candidate is judged all the same."""
     project.edit("num_virtual_tokens: 4", "num_virtual_tokens: 200")
+    project.edit("split: {dev: 0.15, test: 0.25}", "split: {dev: 0.15, test: 0.25}\n  checks: {near_duplicate: off}")
     first = project.run()
     project.edit("num_virtual_tokens: 200", "num_virtual_tokens: 4")
     path = project.folder / "tiny-sentiment.csv"
