@@ -172,14 +172,14 @@ class Measuring(Judging):
         from ptpipeline.data.snapshot import load_split
         from ptpipeline.evaluation.baselines import Bare, Setup, baselines
         from ptpipeline.evaluation.evaluate import answered
-        from ptpipeline.storage import FolderStore
+        from ptpipeline.prompts.signature import open_prompts
 
         store, engine = self.registry.store, self.engine(version.artifact.manifest.base_model.name)
         engine.load(version.artifact, read_members(store, version.artifact))
         found: Measurement = answered(engine, version.artifact, sample)
         bare = Bare.of(engine.base, version.artifact.manifest, sample, load_split(store, sample.snapshot, "train"))
         with tempfile.TemporaryDirectory(prefix="ptp-evaluate-") as folder:  # results per row go nowhere else
-            beside = baselines(bare, FolderStore(Path(folder)), Setup(hard_prompt=version.task.hard_prompt))
+            beside = baselines(bare, open_prompts(self.settings.model_copy(update={"store": f"file://{folder}"})), Setup(hard_prompt=version.task.hard_prompt))
         scores = {"prompt": found.scores} | {kind: report.prompt for kind, report in beside.items()}
         return {"scores": scores, "interval": {"prompt": found.interval} | {kind: report.interval for kind, report in beside.items()}}
 
