@@ -45,7 +45,7 @@ class Gathering(Context):
             champion=champion,
             look=look,
             comparison=comparison,
-            superior=against and self._superior(task, _pair(ours, theirs, rows), look),
+            superior=isinstance(comparison, PairedDifference) and self._superior(task, comparison, _pair(ours, theirs, rows), look),
             anchor=self._anchored(task, report, (ours, rows), {tuned.digest, rival}) if against and margin else None,
             baselines=self._baselines(task, report, (ours, rows)) if len(rows) > 1 else {},
             slices=parts,
@@ -73,21 +73,18 @@ class Gathering(Context):
 
     def _unseen(self, task: Task, rows: Sequence[str], digests: Sequence[str]) -> list[str]:
         """Those rows that none of these versions, nor what they descend from, was trained on."""
-        from ptpipeline.data.snapshot import load_split
-
         seen: set[str] = set()
         waiting, done = list(digests), set[str]()
         while waiting:
             digest = waiting.pop()
             done.add(digest)
             try:
-                manifest = self._manifest(task, digest)
-                seen |= {row.id[:16] for row in load_split(self.registry.store, self.snapshot(task.name, manifest.snapshot), "train")}
+                seen |= {row.id[:16] for row in self._trained_on(task, digest)}
             except NotFound:
                 if digest in digests:
                     raise
                 continue  # a parent under another task, or one that was collected: what it saw is not known any more
-            waiting += [parent for parent in manifest.parents if parent not in done]
+            waiting += [parent for parent in self._manifest(task, digest).parents if parent not in done]
         return [row for row in rows if row[:16] not in seen]
 
     def _manifest(self, task: Task, digest: str) -> PromptManifest:
@@ -115,12 +112,12 @@ class Gathering(Context):
         found = compared(task, _pair(ours, theirs, rows), Asked(task.gate.metric, task.gate.champion.confidence, margin))
         return found.model_copy(update={"dropped": len(ours.ids) - len(rows)})
 
-    def _superior(self, task: Task, pair: "Pair", look: Look | None) -> bool:
-        """Whether the challenger is better, and not only no worse."""
+    def _superior(self, task: Task, comparison: PairedDifference, pair: "Pair", look: Look | None) -> bool:
+        """Whether the challenger is better, and not only no worse: without a margin the comparison says it."""
         from ptpipeline.evaluation.compare import compared
         from ptpipeline.evaluation.paired import Asked
 
-        found = compared(task, pair, Asked(task.gate.metric)).p_value
+        found = (compared(task, pair, Asked(task.gate.metric)) if comparison.margin else comparison).p_value
         return found is not None and look is not None and found <= look.alpha
 
     def _baselines(self, task: Task, report: Report, ours: "tuple[Results, Sequence[str]]") -> dict[str, PairedDifference]:
@@ -174,6 +171,11 @@ class Gathering(Context):
             return {}
         return drift(self._trained_on(task, champion), self._trained_on(task, tuned.digest), labelled=task.generate is None)
 
+    def _ids(self, snapshot: Snapshot, split: Split) -> list[str]:
+        from ptpipeline.data.snapshot import load_split
+
+        return [row.id for row in load_split(self.registry.store, snapshot, split)]
+
     def _trained_on(self, task: Task, digest: str) -> "list[Row]":
         from ptpipeline.data.snapshot import load_split
 
@@ -195,11 +197,10 @@ def _finite(ours: "Results") -> dict[str, float]:
 
 
 def _needed(task: Task, look: Look | None, comparison: PairedDifference | str | None) -> int | None:
-    from ptpipeline.evaluation.power import DISCORDANT, rows_needed
+    from ptpipeline.evaluation.power import expected_discordance, rows_needed
 
     if task.gate.checks.test_rows.policy == "off":
         return None
     found = comparison if isinstance(comparison, PairedDifference) else None
     effect = found.margin if found and found.margin else task.gate.checks.test_rows.effect
-    discordant = max(found.discordant or 0.0, 0.01) if found else DISCORDANT
-    return rows_needed(effect, look.alpha if look else task.gate.champion.budget, discordant)
+    return rows_needed(effect, look.alpha if look else task.gate.champion.budget, expected_discordance((found.discordant or 0.0) if found else None))

@@ -63,12 +63,10 @@ class Judging(Gathering):
 
     def _split(self, task: Task, digest: str, snapshot: Snapshot) -> Split:
         """Which rows judge: the test split, or the reserve once the test rows are spent and do not answer this question already."""
-        from ptpipeline.data.snapshot import load_split
-
         if snapshot.reserve is None:
             return "test"
         ledger, head = self.registry.ledger, self.registry.ledger.head(task.name, PRODUCTION)
-        looks = count(ledger, task.name, [row.id for row in load_split(self.registry.store, snapshot, "test")])
+        looks = count(ledger, task.name, self._ids(snapshot, "test"))
         answered = taken(ledger, task.name, self.question(task, digest, head.digest if head else None, snapshot.test.digest))
         if looks < task.gate.champion.looks or answered:
             return "test"

@@ -159,17 +159,12 @@ class Tonight(Gathering):
         })  # fmt: skip
         return judges, coming(ledger, task.name, ids, policy.budget)
 
-    def _ids(self, snapshot: Snapshot, split: Split) -> list[str]:
-        from ptpipeline.data.snapshot import load_split
-
-        return [row.id for row in load_split(self.registry.store, snapshot, split)]
-
     def _power(self, task: Task, judges: Judges, look: Look, against: tuple[str | None, float | None]) -> Power:
-        from ptpipeline.evaluation.power import DISCORDANT, rows_needed, smallest_gain
+        from ptpipeline.evaluation.power import expected_discordance, rows_needed, smallest_gain
 
         rival, margin = against
         measured = self._discordant(task, rival) if rival else None
-        discordant = DISCORDANT if measured is None else max(measured, 0.01)
+        discordant = expected_discordance(measured)
         effect = margin if rival and margin else task.gate.checks.test_rows.effect
         return Power(
             effect=effect,

@@ -11,6 +11,11 @@ MAX_MARGIN = 0.05
 LARGEST = 0.999  # difference that is looked for
 
 
+def expected_discordance(measured: float | None) -> float:
+    """The share of rows on which two prompts will differ: as measured, at least one in a hundred; else as is common."""
+    return DISCORDANT if measured is None else max(measured, 0.01)
+
+
 def rows_needed(effect: float, alpha: float, discordant: float, power: float = POWER) -> int:
     """Test rows that show a mean difference of `effect` with that power, at one-sided `alpha`, where so large a share of rows differ.
 
