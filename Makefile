@@ -18,7 +18,7 @@ down: install
 	$(BIN)/ptp down
 
 test: install
-	$(BIN)/python -m pytest -m 'not soak' --ignore tests/benchmarks --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest -m 'not soak' --ignore tests/benchmarks --numprocesses 3 --dist loadgroup
 	$(BIN)/python -m pytest -m 'not soak' tests/benchmarks  # alone: they print ratios
 
 lint: install

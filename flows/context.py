@@ -36,22 +36,19 @@ class Context:
 
     def ingest(self, task: Task) -> Snapshot:
         """The task's snapshot; an unchanged source makes no new one."""
-        from ptpipeline.data.snapshot import MANIFEST_FILE, ingest, snapshot_prefix
+        from ptpipeline.data.snapshot import ingest
         from ptpipeline.data.sources import source_key
-
-        def stored(snapshot: Snapshot) -> bool:
-            return self.registry.store.exists(f"{snapshot_prefix(task.name, snapshot.digest)}/{MANIFEST_FILE}")
 
         key = source_key(task, self.settings.home)
         known = self.registry.ledger.snapshot_for(task.name, key)
         if known is not None:
             self.registry.ledger.save_snapshot(known)  # used again: from here on the garbage collection leaves it alone
-            if stored(known):
+            if self.holds(known):
                 self.report(f"{task.name}: source unchanged, snapshot {known.digest[:12]} stands")
                 return known
         snapshot = ingest(task, self.registry.store, self.settings.home)
         self.registry.ledger.save_snapshot(snapshot)
-        if not stored(snapshot):  # an old one of the same rows went between the two
+        if not self.holds(snapshot):  # an old one of the same rows went between the two
             snapshot = ingest(task, self.registry.store, self.settings.home)
         noticed = ", ".join(f"{check.name} {check.count}" for check in snapshot.checks if check.outcome == "warned")
         rows = ", ".join(f"{name} {info.rows}" for name, info in snapshot.splits().items())
@@ -84,6 +81,12 @@ class Context:
         from ptpipeline.data.snapshot import read_snapshot
 
         return read_snapshot(self.registry.store, task, digest)
+
+    def holds(self, snapshot: Snapshot) -> bool:
+        """Whether its rows are still stored."""
+        from ptpipeline.data.snapshot import MANIFEST_FILE, snapshot_prefix
+
+        return self.registry.store.exists(f"{snapshot_prefix(snapshot.task, snapshot.digest)}/{MANIFEST_FILE}")
 
 
 def checkout_commit() -> str | None:

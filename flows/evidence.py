@@ -11,10 +11,10 @@ from ptpipeline.looks import question
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import PRODUCTION, Look, PairedDifference, PromptManifest, Report, Snapshot, Split, TunedPrompt
 from ptpipeline.task import Task
+from registry.descent import learnt_rows, training_rows
 from registry.looks import take
 
 if TYPE_CHECKING:
-    from ptpipeline.data.rows import Row
     from ptpipeline.evaluation.compare import Pair, Results
 
 INCOMPARABLE = (ArtifactError, BaseModelError, ContextError, DataError, NotFound)
@@ -61,30 +61,29 @@ class Gathering(Context):
         """What another version answers on the rows of the report; a sentence where it cannot be measured there."""
         from ptpipeline.evaluation.compare import Results
 
+        barred = self._incomparable(task, digest)
+        if barred:
+            return barred
         try:
-            manifest = self._manifest(task, digest)
-            if set(manifest.labels) != set(task.labels):
-                now = f"has {', '.join(task.labels)}" if task.labels else "asks for free text"
-                return f"it answers {'the ' if manifest.labels else ''}{manifest.answers}, the task now {now}"
-            self._trained_on(task, digest)  # what it has seen must be known, or nobody can say on which rows to compare
             return Results.of(self.registry.store, self.measured(task, digest, self.snapshot(task.name, report.snapshot), report.split))
         except INCOMPARABLE as error:
             return str(error)
 
+    def _incomparable(self, task: Task, digest: str) -> str | None:
+        """Why nothing can be compared with that version: it is gone, answers other labels, or nobody knows what it has seen."""
+        try:
+            manifest = self._manifest(task, digest)
+            training_rows(self.registry, task.name, digest)
+        except INCOMPARABLE as error:
+            return str(error)
+        if set(manifest.labels) == set(task.labels):
+            return None
+        now = f"has {', '.join(task.labels)}" if task.labels else "asks for free text"
+        return f"it answers {'the ' if manifest.labels else ''}{manifest.answers}, the task now {now}"
+
     def _unseen(self, task: Task, rows: Sequence[str], digests: Sequence[str]) -> list[str]:
         """Those rows that none of these versions, nor what they descend from, was trained on."""
-        seen: set[str] = set()
-        waiting, done = list(digests), set[str]()
-        while waiting:
-            digest = waiting.pop()
-            done.add(digest)
-            try:
-                seen |= {row.id[:16] for row in self._trained_on(task, digest)}
-            except NotFound:
-                if digest in digests:
-                    raise
-                continue  # a parent under another task, or one that was collected: what it saw is not known any more
-            waiting += [parent for parent in self._manifest(task, digest).parents if parent not in done]
+        seen = {row.id[:16] for digest in digests for row in learnt_rows(self.registry, task.name, digest)}
         return [row for row in rows if row[:16] not in seen]
 
     def _manifest(self, task: Task, digest: str) -> PromptManifest:
@@ -153,7 +152,7 @@ class Gathering(Context):
     # ------------------------------------------------------------ measures of the data
 
     def _leakage(self, task: Task, tuned: TunedPrompt, report: Report) -> dict[str, float]:
-        """How many of the test rows stand, or nearly stand, among the candidate's training rows."""
+        """How many of the test rows stand, or nearly stand, among what the candidate learnt from."""
         from ptpipeline.data.snapshot import load_split
         from ptpipeline.evaluation.leakage import leakage
 
@@ -161,7 +160,8 @@ class Gathering(Context):
             return {}
         if tuned.steps == 0:  # imported: what it was trained on is not known
             return {"leakage.unknown": 1}
-        return leakage(load_split(self.registry.store, self.snapshot(task.name, report.snapshot), report.split), self._trained_on(task, tuned.digest))
+        learnt = {row.id: row for row in learnt_rows(self.registry, task.name, tuned.digest)}
+        return leakage(load_split(self.registry.store, self.snapshot(task.name, report.snapshot), report.split), list(learnt.values()))
 
     def _drift(self, task: Task, tuned: TunedPrompt, champion: str) -> dict[str, float]:
         """How far the candidate's training rows are from the champion's."""
@@ -169,17 +169,13 @@ class Gathering(Context):
 
         if task.gate.checks.drift.policy == "off":
             return {}
-        return drift(self._trained_on(task, champion), self._trained_on(task, tuned.digest), labelled=task.generate is None)
+        champions, ours = (training_rows(self.registry, task.name, digest) for digest in (champion, tuned.digest))
+        return drift(champions, ours, labelled=task.generate is None)
 
     def _ids(self, snapshot: Snapshot, split: Split) -> list[str]:
         from ptpipeline.data.snapshot import load_split
 
         return [row.id for row in load_split(self.registry.store, snapshot, split)]
-
-    def _trained_on(self, task: Task, digest: str) -> "list[Row]":
-        from ptpipeline.data.snapshot import load_split
-
-        return load_split(self.registry.store, self.snapshot(task.name, self._manifest(task, digest).snapshot), "train")
 
 
 def _pair(ours: "Results", theirs: "Results | str | None", rows: Sequence[str]) -> "Pair":

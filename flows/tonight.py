@@ -104,18 +104,11 @@ class Tonight(Gathering):
 
     def _champion(self, task: Task, head: Promotion) -> Champion:
         report = self.registry.ledger.report_of(task.name, head.digest)
-        found = Champion(version=head.version, incomparable=self._incomparable(task, head))
+        found = Champion(version=head.version, incomparable=self._incomparable(task, head.digest))
         if report is None:
             return found
         figure = report.prompt.figures().get(task.gate.metric)
         return found.model_copy(update={"figure": figure, "split": report.split, "rows": report.rows, "looks": self._looks(task, report)})
-
-    def _incomparable(self, task: Task, head: Promotion) -> str | None:
-        try:
-            manifest = self._manifest(task, head.digest)
-        except INCOMPARABLE as error:
-            return str(error)
-        return f"it answers {manifest.answers}, and the task's labels are others now" if set(manifest.labels) != set(task.labels) else None
 
     def _looks(self, task: Task, report: Report) -> int | None:
         try:
@@ -134,11 +127,12 @@ class Tonight(Gathering):
             found, said = None, str(error)
         else:
             said = f"today's rows are not ingested yet; `ptp ingest {task.name}` does"
-        if found is not None:
+        if found is not None and self.holds(found):
             return found
         newest = next(iter(ledger.versions(task.name, limit=1)), None)
         report = ledger.report_of(task.name, newest.digest) if newest else None
         before = ledger.snapshot(task.name, report.snapshot) if report else None
+        before = before if before and self.holds(before) else None
         unknown.append(f"{said}; " + (f"what follows is by the last snapshot, {before.digest[:12]}" if before else "so which rows judge, and at which look, is not known"))
         return before
 

@@ -39,9 +39,9 @@ class S3Server(NamedTuple):
 def free_ports(count: int) -> list[int]:
     """Distinct ports below the ephemeral range, free now together with their SeaweedFS gRPC ports."""
     found: list[int] = []
-    first = 20_000 + 1000 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 2)  # processes of one run keep apart
+    first = 20_000 + 500 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4)  # processes of one run keep apart
     while len(found) < count:
-        port = random.randrange(first, first + 1000)
+        port = random.randrange(first, first + 500)
         if port not in found and _is_free(port) and _is_free(port + _GRPC_OFFSET):
             found.append(port)
     return found

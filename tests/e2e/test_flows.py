@@ -108,8 +108,8 @@ def test_a_plain_post_runs_the_nightly_flow_to_a_promoted_prompt(project: Projec
 
 
 def test_a_second_night_trains_nothing_and_says_why(project: Project, deployed: None) -> None:
-    _, end = followed(project, trigger(project.prefect, "nightly", NightlyRequest()))
-    assert (end.state, end.message) == ("COMPLETED", "fruit: unchanged")
+    lines, end = followed(project, trigger(project.prefect, "nightly", NightlyRequest()))
+    assert (end.state, end.message) == ("COMPLETED", "fruit: unchanged"), [line.message for line in lines]
     assert "nothing was trained" in end.rows[0]["reason"]
 
 

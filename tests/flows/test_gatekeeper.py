@@ -211,6 +211,33 @@ def test_a_champion_of_other_labels_is_told_to_be_incomparable(copied: Project) 
     assert "labels negative, positive" in (champion.incomparable or "")
 
 
+def test_a_champion_whose_training_rows_are_gone_is_told_to_be_incomparable(nights: Nights, copied: Project) -> None:
+    old = snapshot_of(copied)
+    path = copied.folder / "tiny-sentiment.csv"
+    path.write_text(path.read_text() + "something new,positive\n")
+    copied.edit(str(nights.project.folder / "tiny-sentiment.csv"), str(path))
+    assert snapshot_of(copied).digest != old.digest
+    forget(copied, old)
+    found = told(copied)
+    assert found.champion
+    assert old.digest in (found.champion.incomparable or "")
+    assert found.judges
+    assert found.judges.comparable == found.judges.rows
+
+
+def test_rows_that_are_gone_judge_nothing(copied: Project) -> None:
+    forget(copied, snapshot_of(copied))
+    found = told(copied)
+    assert found.judges is None
+    assert "`ptp ingest tiny-sentiment` does; so which rows judge" in found.unknown[0]
+
+
+def forget(project: Project, snapshot: Snapshot) -> None:
+    store = project.stages.registry.store
+    for key in list(store.keys(f"snapshots/{snapshot.task}/{snapshot.digest}")):
+        store.delete(key)
+
+
 def test_the_reserve_takes_over_after_the_looks(tmp_path: Path) -> None:
     project = Project(tmp_path, (NAME,))
     project.edit("split: {dev: 0.15, test: 0.25}", "split: {dev: 0.15, test: 0.25, reserve: 0.2}")

@@ -16,6 +16,7 @@ from ptpipeline.records import Members, Snapshot, Split, Trial, digest_of
 from ptpipeline.storage import FolderStore
 from ptpipeline.task import Task
 from registry.collect import collect
+from registry.descent import learnt_rows, training_rows
 from registry.ledger import Ledger, Release
 from registry.lineage import Exposure, lineage, row_of, to_forget, trained_on
 from registry.promotion import Cause, promote, promote_release
@@ -171,6 +172,47 @@ def test_the_snapshots_of_a_shared_prompt_stay_with_it(world: World) -> None:
     assert old.digest in {item.digest for item in gone}
     assert snapshots[0].digest not in {item.digest for item in gone}
     assert told(trained_on(world.registry, row))["shared@1"] == ("train", [])
+
+
+def learnt(world: World, task: str, number: int) -> set[str]:
+    return {row.id for row in learnt_rows(world.registry, task, world.registry.ledger.version(task, number).digest)}
+
+
+def trained(world: World, *snapshots: Snapshot) -> set[str]:
+    return {row.id for snapshot in snapshots for row in load_split(world.registry.store, snapshot, "train")}
+
+
+def test_a_prompt_learnt_from_its_own_rows_and_its_ancestors(world: World) -> None:
+    mood, topic = world.task("mood"), world.task("topic")
+    rows, others = world.snapshot(mood), world.snapshot(topic)
+    world.publish(mood, rows.digest)
+    world.publish(topic, others.digest, parents=[world.digest(mood, 1)])
+    world.publish(topic, others.digest, parents=[world.digest(topic, 1)])
+    assert learnt(world, "mood", 1) == trained(world, rows)
+    assert learnt(world, "topic", 2) == trained(world, rows, others)
+    assert {row.id for row in training_rows(world.registry, "topic", world.digest(topic, 2))} == trained(world, others)
+
+
+def test_a_target_learnt_from_the_sources_of_its_shared_prompt(world: World) -> None:
+    _, snapshots = shared_world(world)
+    tone = world.task("tone")
+    own = world.snapshot(tone)
+    world.publish(tone, own.digest, method="multitask", parents=[world.digest(a_task("shared"), 1)])
+    assert learnt(world, "tone", 1) == trained(world, own, *snapshots)
+
+
+def test_what_an_ancestor_saw_is_left_out_where_it_is_gone(world: World) -> None:
+    _, snapshots = shared_world(world)
+    tone = world.task("tone")
+    own = world.snapshot(tone)
+    world.publish(tone, own.digest, method="multitask", parents=[world.digest(a_task("shared"), 1), "0" * 64])
+    for key in list(world.registry.store.keys(f"snapshots/mood/{snapshots[0].digest}")):
+        world.registry.store.delete(key)
+    assert learnt(world, "tone", 1) == trained(world, own)
+    for key in list(world.registry.store.keys(f"snapshots/tone/{own.digest}")):
+        world.registry.store.delete(key)
+    with pytest.raises(NotFound, match=own.digest):
+        learnt(world, "tone", 1)
 
 
 def test_a_shared_prompt_whose_snapshot_is_gone_cannot_be_ruled_out(world: World) -> None:
