@@ -22,6 +22,7 @@ from registry.publish import Request, entry_of, register, remember, write_page
 from registry.reconcile import reconcile
 
 if TYPE_CHECKING:
+    from ptpipeline.evaluation.mistakes import Mistakes
     from ptpipeline.prompts.interpretation import Neighbours
 
 
@@ -50,8 +51,18 @@ class Stages(Training, Judging):
         drawn = stored and self.registry.ledger.latest_verdict(task.name, tuned.digest) == verdict
         plots = {} if drawn else every(task, tuned, report, verdict)
         return Request(
-            tuned=tuned, report=report, verdict=verdict, plots=plots, commit=checkout_commit(), neighbours=self._neighbours(task.name, tuned.digest)
+            tuned, report, verdict, plots, commit=checkout_commit(), neighbours=self._neighbours(task.name, tuned.digest), mistakes=self._mistakes(task, report)
         )
+
+    def _mistakes(self, task: Task, report: Report) -> "Mistakes | None":
+        """The rows that it gets wrong, where the task lets their texts into reports."""
+        from ptpipeline.data.snapshot import load_split
+        from ptpipeline.evaluation.compare import Results
+        from ptpipeline.evaluation.mistakes import mistakes
+
+        if not task.texts_in_reports:
+            return None
+        return mistakes(task, Results.of(self.registry.store, report), load_split(self.registry.store, self.snapshot(task.name, report.snapshot), report.split))
 
     def _neighbours(self, task: str, digest: str) -> "Neighbours | None":
         """The words near the prompt's virtual tokens; None where they are known, and of an ensemble, whose members have their own."""

@@ -181,7 +181,10 @@ def checked_template(template: str) -> str:
 
 
 class Task(Section):
-    """One declared problem: data, template, labels (or `generate`, for answers in free text), recipe, gate, schedule."""
+    """One declared problem: data, template, labels (or `generate`, for answers in free text), recipe, gate, schedule.
+
+    `texts_in_reports` lets the texts of rows that are answered wrong into HTML reports, in the store and in MLflow.
+    """
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     base_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -194,6 +197,7 @@ class Task(Section):
     tune: Tune = Tune()
     gate: Gate
     promote: Literal["auto", "manual"] = "manual"
+    texts_in_reports: bool = False
     schedule: Schedule | None = None
 
     @field_validator("generate")

@@ -5,6 +5,7 @@ import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ptpipeline.evaluation.mistakes import Mistakes
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.interpretation import Neighbours, Wayward
 from ptpipeline.records import (
@@ -30,7 +31,7 @@ class Entry:
     """A stored prompt with all that is known about it; `plots` are PNG bytes by name, `store` the object store's address.
 
     `champion` is the number of the version that the verdict compares it with, `neighbours` are the words near its virtual tokens,
-    `wayward` experiments on what those words are worth.
+    `wayward` experiments on what those words are worth, `mistakes` rows that it gets wrong, where their texts may be shown.
     """
 
     artifact: Artifact
@@ -43,6 +44,7 @@ class Entry:
     store: str
     champion: int | None = None
     neighbours: Neighbours | None = None
+    mistakes: Mistakes | None = None
     wayward: Sequence[Wayward] = ()
 
     @property

@@ -11,15 +11,16 @@ from registry.tombstone import lock_name, take_over
 
 
 class Publication(Grown):
-    """How a version came to be: its training, the git commit, and where in the store its plots lie, name -> key, the words near it, and experiments with it."""
+    """How a version came to be: its training, the git commit, and where in the store its plots lie, name -> key, the words near it, experiments with it, and what it gets wrong."""
 
-    LATER: ClassVar = frozenset({"neighbours", "wayward"})
+    LATER: ClassVar = frozenset({"neighbours", "wayward", "mistakes"})
 
     tuned: TunedPrompt
     commit: str | None
     plots: dict[str, str]
     neighbours: str | None = None
     wayward: tuple[str, ...] = ()
+    mistakes: str | None = None
 
 
 class Memory:

@@ -24,7 +24,7 @@ CAPTIONS = {
 
 
 def page(entry: Entry, version: PromptVersion | None = None) -> bytes:
-    """The page as UTF-8; the same of the same records. It holds no row's text: rows are counted, labels are named."""
+    """The page as UTF-8; the same of the same records. It holds no row's text but those of `entry.mistakes`."""
     verdict, report = entry.verdict, entry.report
     found = _template().render(
         entry=entry,

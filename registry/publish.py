@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from ptpipeline.errors import NotFound, Terminal
+from ptpipeline.evaluation.mistakes import Mistakes
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_members, write_artifact
 from ptpipeline.prompts.interpretation import Neighbours, Wayward
 from ptpipeline.records import (
@@ -34,7 +35,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be registered: a staged prompt, how it was trained, measured and judged, its plots as PNG bytes, and the words near it."""
+    """What is to be registered: a staged prompt, how it was trained, measured and judged, its plots as PNG bytes, the words near it.
+
+    `mistakes` are the rows that it gets wrong, where the task lets their texts out.
+    """
 
     tuned: TunedPrompt
     report: Report | None = None
@@ -42,6 +46,7 @@ class Request:
     plots: dict[str, bytes] = field(default_factory=dict)
     commit: str | None = None
     neighbours: Neighbours | None = None
+    mistakes: Mistakes | None = None
 
 
 def stage(ledger: Ledger, store: ObjectStore, artifact: Artifact, members: Sequence[Artifact] = ()) -> str:
@@ -203,6 +208,7 @@ def _entry(registry: Registry, artifact: Artifact, publication: Publication, req
         store=store.url,
         champion=_number(ledger, task, verdict.champion) if verdict and verdict.champion else None,
         neighbours=Neighbours.model_validate_json(store.read(publication.neighbours).body) if publication.neighbours else None,
+        mistakes=Mistakes.model_validate_json(store.read(publication.mistakes).body) if publication.mistakes else None,
         wayward=[Wayward.model_validate_json(store.read(key).body) for key in publication.wayward],
     )
 
@@ -227,6 +233,8 @@ def remember(registry: Registry, request: Request) -> Publication:
         publication = publication.model_copy(update={"neighbours": known.neighbours, "wayward": tuple(key for key in known.wayward if registry.store.exists(key))})
     if request.neighbours:
         publication = publication.model_copy(update={"neighbours": _kept(registry.store, tuned.task, tuned.digest, ("neighbours", request.neighbours))})
+    if request.mistakes:
+        publication = publication.model_copy(update={"mistakes": _kept(registry.store, tuned.task, tuned.digest, ("mistakes", request.mistakes))})
     ledger.save_publication(publication, request.report)
     earlier = [verdict for verdict in reversed(ledger.verdicts(tuned.task, tuned.digest)) if verdict != request.verdict]
     held = verdicts_told(registry.store, tuned.task, tuned.digest) if earlier else set()
