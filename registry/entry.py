@@ -1,7 +1,9 @@
 """What MLflow shows of a prompt: the records behind it, and its description in Markdown (bullets: tables do not render)."""
 
 import math
+import statistics
 import string
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -123,6 +125,21 @@ def curse(entry: Entry) -> str | None:
     return f"the champion's {title_of(pair.metric)}{about} was measured on rows that were looked at {times}: what wins on rows does a little worse on fresh ones"
 
 
+def seeds(tuned: TunedPrompt) -> list[str]:
+    """How much each recipe that was tried varies with its seed alone; intervals over test rows do not tell it."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for trial in tuned.trials:
+        recipe, told, _ = trial.name.rpartition(", seed ")
+        if told and trial.best_dev is not None:
+            found[recipe.split("/", 1)[-1]].append(trial.best_dev)
+    spread = [
+        f"{len(dev)} seeds of {recipe}: dev {statistics.mean(dev):.4f}, standard deviation {statistics.stdev(dev):.4f}, lowest {min(dev):.4f}, highest {max(dev):.4f}"
+        for recipe, dev in found.items()
+        if len(dev) > 1
+    ]
+    return spread or ["one seed was trained: how much the recipe varies with it is not known (`tune.search.seed` tells)"]
+
+
 def mlflow_template(template: str) -> str:
     """Our template, which has one `{text}`, in the notation of MLflow's prompts: `{{text}}`."""
     return "".join(literal + ("{{" + name + "}}" if name else "") for literal, name, _, _ in string.Formatter().parse(template))
@@ -151,7 +168,7 @@ def _quality(entry: Entry) -> list[str]:
         named = f"version {entry.champion}" if entry.champion else f"`{(verdict.champion or '')[:12]}`"
         lines.append(f"- against the champion {named}: {_difference(verdict.comparison)}")
         lines += [f"- {sentence}" for sentence in (curse(entry),) if sentence]
-    return lines
+    return lines + ([f"- {sentence}" for sentence in seeds(entry.tuned)] if entry.tuned.steps else [])
 
 
 def _compared(report: Report, metric: str) -> str:

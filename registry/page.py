@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from ptpipeline.prompts.sensitive import screen
 from ptpipeline.records import PromptVersion, title_of
-from registry.entry import Entry, columns, curse
+from registry.entry import Entry, columns, curse, seeds
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -35,6 +35,7 @@ def page(entry: Entry, version: PromptVersion | None = None) -> bytes:
         verdict=verdict,
         columns=columns(report) if report else {},
         curse=curse(entry),
+        seeds=seeds(entry.tuned),
         measures=verdict.measures if verdict and verdict.measures else report.measures if report else {},
         hints=_hints(entry),
         captions={name: CAPTIONS.get(name, name) for name in entry.plots},

@@ -19,6 +19,7 @@ from ptpipeline.records import (
     Scores,
     SliceDifference,
     TextScores,
+    Trial,
     prompt_prefix,
 )
 from registry.collect import collect
@@ -171,6 +172,23 @@ def test_a_first_version_had_the_baselines_to_beat(entry: Entry) -> None:
     text = Parsed(page(replace(entry, champion=None, verdict=entry.verdict.model_copy(update={"champion": None, "comparison": None, "anchor": None})))).text
     assert "There was no champion yet" in text
     assert "looked at 3 times" not in text
+
+
+def test_the_spread_over_seeds_stands_beside_the_intervals(entry: Entry) -> None:
+    """Of the recipe that has two seeds; one that failed, and one of a single seed, have no spread."""
+    tried = [("rate 0.1, seed 1", 0.70), ("rate 0.1, seed 2", 0.80), ("rate 0.1, seed 3", None), ("rate 0.2, seed 1", 0.9)]
+    trials = [Trial(name=f"mood/4 tokens, {name}", best_dev=dev, best_step=5, error=None if dev else "it diverged") for name, dev in tried]
+    searched = replace(entry, tuned=entry.tuned.model_copy(update={"trials": trials}))
+    words = "2 seeds of 4 tokens, rate 0.1: dev 0.7500, standard deviation 0.0707, lowest 0.7000, highest 0.8000"
+    assert words in Parsed(page(searched)).text
+    assert "it diverged" in Parsed(page(searched)).text
+    assert f"- {words}" in searched.description()
+    assert "0.2: dev" not in searched.description()
+
+
+def test_of_one_seed_it_is_said_that_the_spread_is_not_known(entry: Entry, seen: Parsed) -> None:
+    assert "One seed was trained: how much the recipe varies with it is not known" in seen.text
+    assert "- one seed was trained" in entry.description()
 
 
 def test_a_prefix_says_that_it_is_near_to_no_words(entry: Entry) -> None:
