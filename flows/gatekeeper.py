@@ -58,7 +58,7 @@ def evaluate(
 def diff(
     before: Annotated[str, typer.Argument(metavar="TASK@A", help="A version of the task, or one of its aliases.")],
     after: Annotated[str, typer.Argument(metavar="TASK@B", help="Another one.")],
-    texts: Annotated[bool, typer.Option("--texts", help="Print the texts of the rows, too; they are stored nowhere.")] = False,
+    texts: Annotated[bool, typer.Option("--texts", help="Print the texts of the rows, too; nothing keeps what is printed.")] = False,
     as_json: Json = False,
 ) -> None:
     """The test rows that two versions answer differently, with the paired test; it is no gate, and no look is spent."""

@@ -152,7 +152,7 @@ def client_environment(home: Path, api: str) -> dict[str, str]:
     Flows find stores and servers through PTP_HOME, as every other entry does.
     """
     tasks = Path(os.environ.get("PTP_TASKS", "tasks")).expanduser().resolve()
-    kept = {name: os.environ[name] for name in ("PTP_DTYPE",) if name in os.environ}
+    kept = {name: os.environ[name] for name in ("PTP_DTYPE", "PTP_CHECKPOINT_SECONDS") if name in os.environ}
     kept |= {name: str(Path(os.environ[name]).expanduser().absolute()) for name in ("PTP_SIGNING_KEY", "PTP_TRUSTED_KEYS") if os.environ.get(name)}
     own = {"PTP_HOME": str(home), "PTP_TASKS": str(tasks), "PWD": str(Path.cwd()), "MPLCONFIGDIR": str(home / "matplotlib")}
     return _environment({**kept, **own, "PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": api})

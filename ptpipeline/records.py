@@ -92,7 +92,7 @@ class SplitInfo(Grown):
     """One split of a snapshot; `digest` covers row identities, texts and labels (or targets) in file order.
 
     `labels` counts the rows of each label; it is empty for a generation task, whose targets are private texts. `slices` is
-    the digest of the rows' slice values, apart from `digest`, so that a new slice column trains and evaluates nothing anew.
+    the digest of the rows' slice values, apart from `digest`, so that a new slice column trains nothing anew.
     """
 
     LATER: ClassVar = frozenset({"slices"})

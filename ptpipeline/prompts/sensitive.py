@@ -1,4 +1,4 @@
-"""The screen of a prompt's neighbours against sensitive terms, and the terms that it takes where a task gives none. Imports no torch."""
+"""The screen of a prompt's neighbours against sensitive terms, and the terms that it takes by default. Imports no torch."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ def _by_word(terms: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     for category, words in terms.items():
         for word in words:
             if _words(word) != [word.casefold()]:
-                raise TaskFileError(f"sensitive_terms.{category}: {word!r} is no single word, and a token never holds more; list its words one by one")
+                raise TaskFileError(f"sensitive terms of {category}: {word!r} is no single word, and a token never holds more; list its words one by one")
             found.setdefault(word.casefold(), []).append(category)
     return found
 
