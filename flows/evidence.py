@@ -13,6 +13,7 @@ from ptpipeline.records import PRODUCTION, Look, PairedDifference, PromptManifes
 from ptpipeline.task import Task
 from registry.descent import learnt_rows, training_rows
 from registry.looks import take
+from registry.promotion import path
 
 if TYPE_CHECKING:
     from ptpipeline.evaluation.compare import Pair, Results
@@ -32,8 +33,11 @@ class Gathering(Context):
         from ptpipeline.evaluation.compare import Results, sliced
 
         ours, rival = Results.of(self.registry.store, report), champion if champion != tuned.digest else None
+        rows = mine = self._unseen(task, ours.ids, tuned.digest)
         theirs = self._results(task, report, rival) if rival else None
-        rows = self._unseen(task, ours.ids, [tuned.digest, *([rival] if rival and not isinstance(theirs, str) else [])])
+        if rival and not isinstance(theirs, str):
+            fair = self._fair(task, mine, rival)
+            rows, theirs = (mine, fair) if isinstance(fair, str) else (fair, theirs)
         look = take(self.registry.ledger, task.name, self.question(task, tuned.digest, champion, report.test_digest), ours.ids, task.gate.champion.budget) if champion != tuned.digest else None
         margin = self._margin(task, len(rows))
         comparison = self._compared(task, (ours, theirs), rows, margin) if rival else None
@@ -47,7 +51,7 @@ class Gathering(Context):
             comparison=comparison,
             superior=isinstance(comparison, PairedDifference) and self._superior(task, comparison, _pair(ours, theirs, rows), look),
             anchor=self._anchored(task, report, (ours, rows), {tuned.digest, rival}) if against and margin else None,
-            baselines=self._baselines(task, report, (ours, rows)) if len(rows) > 1 else {},
+            baselines=self._baselines(task, report, (ours, mine)) if len(mine) > 1 else {},
             slices=parts,
             measures=report.measures | _finite(ours) | self._leakage(task, tuned, report) | (self._drift(task, tuned, rival) if rival and against else {}),
             rows_needed=_needed(task, look, comparison),
@@ -81,9 +85,16 @@ class Gathering(Context):
         now = f"has {', '.join(task.labels)}" if task.labels else "asks for free text"
         return f"it answers {'the ' if manifest.labels else ''}{manifest.answers}, the task now {now}"
 
-    def _unseen(self, task: Task, rows: Sequence[str], digests: Sequence[str]) -> list[str]:
-        """Those rows that none of these versions, nor what they descend from, was trained on."""
-        seen = {row.id[:16] for digest in digests for row in learnt_rows(self.registry, task.name, digest)}
+    def _fair(self, task: Task, rows: Sequence[str], digest: str) -> list[str] | str:
+        """Those rows that the other version has not seen either; a sentence where it has seen most of them, as of a reserve that was cut out later."""
+        left = self._unseen(task, rows, digest)
+        if 2 * len(left) < len(rows):
+            return f"it, or what it descends from, was trained on {len(rows) - len(left)} of the {len(rows)} rows that judge"
+        return left
+
+    def _unseen(self, task: Task, rows: Sequence[str], digest: str) -> list[str]:
+        """Those rows that neither this version, nor what it descends from, was trained on."""
+        seen = {row.id[:16] for row in learnt_rows(self.registry, task.name, digest)}
         return [row for row in rows if row[:16] not in seen]
 
     def _manifest(self, task: Task, digest: str) -> PromptManifest:
@@ -137,13 +148,18 @@ class Gathering(Context):
         anchor = self._anchor(task)
         if anchor is None or anchor in others:
             return None
-        theirs = self._results(task, report, anchor)
-        rows = ours[1] if isinstance(theirs, str) else self._unseen(task, ours[1], [anchor])
-        return self._compared(task, (ours[0], theirs), rows, self._margin(task, len(ours[1])))
+        theirs, fair = self._results(task, report, anchor), ours[1]
+        if not isinstance(theirs, str):
+            found = self._fair(task, ours[1], anchor)
+            theirs, fair = (found, fair) if isinstance(found, str) else (theirs, found)
+        return self._compared(task, (ours[0], theirs), fair, self._margin(task, len(ours[1])))
 
     def _anchor(self, task: Task) -> str | None:
-        """The digest of the last version that was promoted for more than being no worse: as better, as the first, or by a person's word."""
-        for row in reversed(self.registry.ledger.history(task.name, PRODUCTION)):
+        """The digest of the last version that was promoted for more than being no worse: as better, as the first, or by a person's word.
+
+        What a person rolled back from is none.
+        """
+        for row in reversed(path(self.registry.ledger.history(task.name, PRODUCTION))):
             verdict = self.registry.ledger.verdict(row.verdict) if row.verdict else None
             if row.override or verdict is None or verdict.won != "not inferior":
                 return row.digest
@@ -152,7 +168,10 @@ class Gathering(Context):
     # ------------------------------------------------------------ measures of the data
 
     def _leakage(self, task: Task, tuned: TunedPrompt, report: Report) -> dict[str, float]:
-        """How many of the test rows stand, or nearly stand, among what the candidate learnt from."""
+        """How many of the test rows stand, or nearly stand, among its training rows; and how many its ancestors have seen besides.
+
+        Those are left out of comparisons, and do not block: a row may change its split between two nights.
+        """
         from ptpipeline.data.snapshot import load_split
         from ptpipeline.evaluation.leakage import leakage
 
@@ -160,8 +179,9 @@ class Gathering(Context):
             return {}
         if tuned.steps == 0:  # imported: what it was trained on is not known
             return {"leakage.unknown": 1}
-        learnt = {row.id: row for row in learnt_rows(self.registry, task.name, tuned.digest)}
-        return leakage(load_split(self.registry.store, self.snapshot(task.name, report.snapshot), report.split), list(learnt.values()))
+        test, own = load_split(self.registry.store, self.snapshot(task.name, report.snapshot), report.split), training_rows(self.registry, task.name, tuned.digest)
+        inherited = {row.id[:16] for row in learnt_rows(self.registry, task.name, tuned.digest)} - {row.id[:16] for row in own}
+        return leakage(test, own) | {"leakage.inherited": sum(row.id[:16] in inherited for row in test) / len(test)}
 
     def _drift(self, task: Task, tuned: TunedPrompt, champion: str) -> dict[str, float]:
         """How far the candidate's training rows are from the champion's."""
@@ -170,7 +190,7 @@ class Gathering(Context):
         if task.gate.checks.drift.policy == "off":
             return {}
         champions, ours = (training_rows(self.registry, task.name, digest) for digest in (champion, tuned.digest))
-        return drift(champions, ours, labelled=task.generate is None)
+        return drift(champions, ours, labelled=task.generate is None) if champions and ours else {}  # of an imported one they are not known
 
     def _ids(self, snapshot: Snapshot, split: Split) -> list[str]:
         from ptpipeline.data.snapshot import load_split

@@ -1,7 +1,7 @@
 """The stages that measure and judge: a report over the test rows, and a verdict against what production points to."""
 
 from flows.evidence import Gathering
-from ptpipeline.gate import decide, gate_key, metric_of
+from ptpipeline.gate import decide, gate_key, metric_of, needs_a_person
 from ptpipeline.prompts.artifact import read_artifact, read_members
 from ptpipeline.records import PRODUCTION, Report, Snapshot, Split, TunedPrompt, Verdict
 from ptpipeline.task import Task
@@ -26,7 +26,7 @@ class Judging(Gathering):
         head = self.registry.ledger.head(task.name, PRODUCTION)
         champion = head.digest if head else None
         verdict = self.registry.ledger.verdict_for(gate_key(task, report, champion))
-        if verdict is None:
+        if verdict is None or needs_a_person(verdict):  # what could not be compared may be mended by now
             verdict = decide(task, self.evidence(task, tuned, report, champion))
         for check in verdict.checks:
             result = "pass" if check.passed else "FAIL" if check.blocks else "warning:"
@@ -63,9 +63,9 @@ class Judging(Gathering):
 
     def _split(self, task: Task, digest: str, snapshot: Snapshot) -> Split:
         """Which rows judge: the test split, or the reserve once the test rows are spent and do not answer this question already."""
-        if snapshot.reserve is None:
-            return "test"
         ledger, head = self.registry.ledger, self.registry.ledger.head(task.name, PRODUCTION)
+        if snapshot.reserve is None or (head and head.digest == digest):
+            return "test"
         looks = count(ledger, task.name, self._ids(snapshot, "test"))
         answered = taken(ledger, task.name, self.question(task, digest, head.digest if head else None, snapshot.test.digest))
         if looks < task.gate.champion.looks or answered:
@@ -77,12 +77,13 @@ class Judging(Gathering):
         """The report with what the policy's probes find; a prompt is probed once."""
         from ptpipeline.data.snapshot import load_split
         from ptpipeline.evaluation.probes.every import Subject, asked, probed
+        from registry.descent import training_rows
 
         settings, store = asked(task.gate.checks), self.registry.store
         if report.probed == settings:
             return report
         artifact = read_artifact(store, task.name, report.digest)
-        rows = [load_split(store, self.snapshot(task.name, artifact.manifest.snapshot), "train"), load_split(store, snapshot, report.split)]
+        rows = [training_rows(self.registry, task.name, report.digest), load_split(store, snapshot, report.split)]
         found = probed(self.engine(artifact.manifest.base_model.name), Subject(artifact, read_members(store, artifact), *rows), task.gate.checks)
         report = report.model_copy(update={"measures": found, "probed": settings})
         self.registry.ledger.save_report(report)

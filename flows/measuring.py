@@ -105,7 +105,7 @@ class Measuring(Judging):
             file=str(path),
             rows=len(sample.rows),
             left_out={check.name: check.count for check in checked.checks if check.count and check.outcome in ("warned", "ok")},
-            trained_on=len(sample.rows) - len(self._unseen(version.task, [row.id for row in sample.rows], [version.artifact.digest])),
+            trained_on=len(sample.rows) - len(self._unseen(version.task, [row.id for row in sample.rows], version.artifact.digest)),
             compute_dtype=str(self.engine(version.artifact.manifest.base_model.name).base.dtype).removeprefix("torch."),
             **self._figures(version, sample, checked),
         )
@@ -126,7 +126,7 @@ class Measuring(Judging):
         task, snapshot = before.task, self.ingest(before.task)
         reports = [self.measured(task, version.artifact.digest, snapshot) for version in (before, after)]
         old, new = (Results.of(self.registry.store, report) for report in reports)
-        rows = self._unseen(task, old.ids, [before.artifact.digest, after.artifact.digest])
+        rows = self._unseen(task, self._unseen(task, old.ids, before.artifact.digest), after.artifact.digest)
         better, worse = (self._compared(task, pair, rows, 0.0) for pair in ((new, old), (old, new)))
         if isinstance(better, str) or isinstance(worse, str):
             raise DataError(f"{before.name} and {after.name} do not compare: {better}")

@@ -5,7 +5,16 @@ from typing import NamedTuple
 
 from ptpipeline.errors import PtpError
 from ptpipeline.gate import metric_of
-from ptpipeline.records import PRODUCTION, Promotion, PromptVersion, Record, Report, TunedPrompt, Verdict
+from ptpipeline.records import (
+    PRODUCTION,
+    PairedDifference,
+    Promotion,
+    PromptVersion,
+    Record,
+    Report,
+    TunedPrompt,
+    Verdict,
+)
 from ptpipeline.task import Task
 from registry.registry import Registry
 
@@ -53,7 +62,7 @@ def outcome_of(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
         status=status,
         zero_shot=metric_of(report.zero_shot, metric),
         candidate=found,
-        champion=found - comparison.difference if comparison and metric not in ("bleu", "chrf") else None,  # compared by sentences, shown of the corpus
+        champion=found - comparison.difference if comparison and _subtracts(metric, comparison) else None,
         delta=comparison.difference if comparison else None,
         lower=comparison.lower if comparison else None,
         upper=comparison.upper if comparison else None,
@@ -63,6 +72,11 @@ def outcome_of(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
         reason=reason,
         page=_page(registry, task.name, candidate.tuned.digest),
     )
+
+
+def _subtracts(metric: str, comparison: PairedDifference) -> bool:
+    """Whether the difference is one of the figures that are shown: not where rows were left out, nor of texts that are compared by sentences."""
+    return comparison.dropped == 0 and metric not in ("bleu", "chrf")
 
 
 def _status(registry: Registry, task: Task, candidate: Candidate) -> tuple[str, str]:

@@ -18,7 +18,7 @@ from ptpipeline.records import PRODUCTION, Promotion, PromptVersion, Report, Tun
 from ptpipeline.task import Task, find_task, load_tasks, sound_tasks
 from registry.ledger import Release
 from registry.promotion import Cause, check_cause, check_release, promote, promote_release, rollback
-from registry.publish import Request, entry_of, register, remember, write_page
+from registry.publish import Request, entry_of, register, remember, withhold_texts, write_page
 from registry.reconcile import reconcile
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class Stages(Training, Judging):
 
     def register(self, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> PromptVersion:
         """The candidate as a numbered version, with verdict, figures and plots, whether it passed or not."""
+        if not task.texts_in_reports:
+            withhold_texts(self.registry, task.name)
         return register(self.registry, self._request(task, tuned, report, verdict))
 
     def _request(self, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> Request:
@@ -142,8 +144,9 @@ class Stages(Training, Judging):
         ledger = self.registry.ledger
         head, publication = ledger.head(task.name, PRODUCTION), ledger.publication(task.name, version.digest)
         asked = (task.policy_digest(), head.digest if head else None)
-        judged = [(verdict.policy, verdict.champion) for verdict in ledger.verdicts(task.name, version.digest)]
-        if version.collected or not judged or asked in judged or publication is None or (head and head.version == version.number):
+        verdicts = ledger.verdicts(task.name, version.digest)
+        judged = asked in [(verdict.policy, verdict.champion) for verdict in verdicts if not needs_a_person(verdict)]
+        if version.collected or not verdicts or judged or publication is None or (head and head.version == version.number):
             return
         manifest = read_artifact(self.registry.store, task.name, version.digest).manifest
         if manifest.labels == task.labels and manifest.base_model.name == task.base_model:

@@ -1,11 +1,9 @@
 """The chain from data to promotion as visible Prefect steps: a task's failure ends that task alone."""
 
 import logging
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from prefect import task as prefect_task
@@ -18,7 +16,7 @@ from flows.outcome import Candidate, Outcome, outcome_of
 from flows.stages import Stages
 from flows.training import Plan
 from flows.verdicts import tell
-from ptpipeline.errors import PtpError, Transient
+from ptpipeline.errors import PtpError, Transient, place_of
 from ptpipeline.records import TunedPrompt
 from ptpipeline.settings import load_settings
 from ptpipeline.task import Task
@@ -138,10 +136,7 @@ def alone(night: Night, tasks: list[Task]) -> Iterator[None]:
 
 
 def _place(error: BaseException) -> str:
-    """Where an error that nobody expected was raised: its own message may hold a row's text."""
-    frames = traceback.extract_tb(error.__traceback__)[-3:]
-    where = " < ".join(f"{'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno}" for frame in reversed(frames))
-    return f"unexpected {type(error).__name__} at {where}; `ptp run TASK` shows all of it on your own terminal"
+    return f"{place_of(error)}; `ptp run TASK` shows all of it on your own terminal"
 
 
 def _is_transient(_task: Step[..., Any], _run: TaskRun, state: State[Any]) -> bool:

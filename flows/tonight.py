@@ -78,13 +78,14 @@ class Tonight(Gathering):
     def explain(self, task: Task) -> Explanation:
         """What a candidate with a new question would face now."""
         head, unknown = self.registry.ledger.head(task.name, PRODUCTION), list[str]()
-        champion = self._champion(task, head) if head else None
-        rival = head.digest if head and champion and not champion.incomparable else None
         snapshot = self._snapshot(task, unknown)
-        judged = self._judges(task, snapshot, rival) if snapshot else None
-        judges, look = judged or (None, None)
+        ids, split = self._judging(task, snapshot) if snapshot else ([], "test")
+        champion = self._champion(task, head, ids) if head else None
+        rival = head.digest if head and champion and not champion.incomparable else None
+        judges = self._judges(task, snapshot, (ids, split), rival) if snapshot else None
+        look = coming(self.registry.ledger, task.name, ids, task.gate.champion.budget) if snapshot else None
         margin = self._margin(task, judges.comparable) if judges and task.gate.champion.rule == "non_inferiority" else task.gate.champion.margin
-        anchor = self._anchor(task) if task.gate.champion.rule == "non_inferiority" else None
+        anchor = self._anchor(task) if rival and task.gate.champion.rule == "non_inferiority" else None
         before = self.registry.ledger.version_of(task.name, anchor).number if anchor and anchor != rival else None
         named = Rival(f"version {head.version}" if head else None, f"version {before}" if before else None, margin)
         return Explanation(
@@ -102,9 +103,10 @@ class Tonight(Gathering):
             unknown=unknown,
         )
 
-    def _champion(self, task: Task, head: Promotion) -> Champion:
-        report = self.registry.ledger.report_of(task.name, head.digest)
-        found = Champion(version=head.version, incomparable=self._incomparable(task, head.digest))
+    def _champion(self, task: Task, head: Promotion, ids: Sequence[str]) -> Champion:
+        report, barred = self.registry.ledger.report_of(task.name, head.digest), self._incomparable(task, head.digest)
+        fair = [] if barred else self._fair(task, ids, head.digest)
+        found = Champion(version=head.version, incomparable=fair if isinstance(fair, str) else barred)
         if report is None:
             return found
         figure = report.prompt.figures().get(task.gate.metric)
@@ -136,22 +138,24 @@ class Tonight(Gathering):
         unknown.append(f"{said}; " + (f"what follows is by the last snapshot, {before.digest[:12]}" if before else "so which rows judge, and at which look, is not known"))
         return before
 
-    def _judges(self, task: Task, snapshot: Snapshot, rival: str | None) -> tuple[Judges, Look]:
-        ledger, policy = self.registry.ledger, task.gate.champion
-        ids, split = self._ids(snapshot, "test"), "test"
-        served = count(ledger, task.name, ids)
-        if snapshot.reserve is not None and served >= policy.looks:
-            ids, split = self._ids(snapshot, "reserve"), "reserve"
-        judges = Judges.model_validate({
-            "snapshot": snapshot.digest,
-            "split": split,
-            "rows": len(ids),
-            "comparable": len(self._unseen(task, ids, [rival] if rival else [])),
-            "served": served,
-            "limit": policy.looks,
-            "reserve": snapshot.reserve.rows if snapshot.reserve else None,
-        })  # fmt: skip
-        return judges, coming(ledger, task.name, ids, policy.budget)
+    def _judging(self, task: Task, snapshot: Snapshot) -> tuple[list[str], Split]:
+        """The ids of the rows that will judge, and the split that they are."""
+        ids = self._ids(snapshot, "test")
+        if snapshot.reserve is None or count(self.registry.ledger, task.name, ids) < task.gate.champion.looks:
+            return ids, "test"
+        return self._ids(snapshot, "reserve"), "reserve"
+
+    def _judges(self, task: Task, snapshot: Snapshot, judging: tuple[Sequence[str], Split], rival: str | None) -> Judges:
+        ids, split = judging
+        return Judges(
+            snapshot=snapshot.digest,
+            split=split,
+            rows=len(ids),
+            comparable=len(self._unseen(task, ids, rival)) if rival else len(ids),
+            served=count(self.registry.ledger, task.name, self._ids(snapshot, "test")),
+            limit=task.gate.champion.looks,
+            reserve=snapshot.reserve.rows if snapshot.reserve else None,
+        )
 
     def _power(self, task: Task, judges: Judges, look: Look, against: tuple[str | None, float | None]) -> Power:
         from ptpipeline.evaluation.power import expected_discordance, rows_needed, smallest_gain
@@ -199,7 +203,7 @@ def _standing(found: Explanation) -> str:
     if champion is None:
         return "champion: none; the first candidate that passes the other checks takes the place"
     figure = "not measured" if champion.figure is None else f"{title_of(found.metric)} {champion.figure:.4f} on {champion.rows} {champion.split} rows"
-    looks = f", which were looked at {_times(champion.looks)}: it was chosen by them, so the figure flatters it" if champion.looks else ""
+    looks = f", which were looked at {_times(champion.looks)}: where it was chosen by them, the figure flatters it" if champion.looks else ""
     barred = f"; nothing can be compared with it ({champion.incomparable}): a candidate that passes waits for a person" if champion.incomparable else ""
     return f"champion: version {champion.version}, {figure}{looks}{barred}"
 

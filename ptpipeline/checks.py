@@ -50,6 +50,8 @@ def _leakage(rule: policy.Leakage, report: Report, measures: Measures) -> Found 
         return None
     exact, near = measures["leakage.exact"], measures["leakage.near"]
     observed = f"{exact:.2%} of the test rows were trained on, {near:.2%} with near duplicates"
+    inherited = measures.get("leakage.inherited", 0)
+    observed += f"; its ancestors have seen {inherited:.2%}, which every comparison leaves out" if inherited else ""
     return exact <= rule.max_share and near <= rule.max_near_share, observed, f"at most {rule.max_share:.2%}, and {rule.max_near_share:.2%} with near duplicates"
 
 

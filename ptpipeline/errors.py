@@ -20,6 +20,10 @@
 """
 
 
+import traceback
+from pathlib import Path
+
+
 class PtpError(Exception):
     """Base of all; the message is one sentence that names what, where, expected, and the fix."""
 
@@ -86,3 +90,10 @@ class PromotionRefused(Terminal):
 
 class StackError(Terminal):
     """The local stack cannot be started or stopped as asked."""
+
+
+def place_of(error: BaseException) -> str:
+    """Where an error that nobody expected was raised: its own message may hold a row's text."""
+    frames = traceback.extract_tb(error.__traceback__)[-3:]
+    where = " < ".join(f"{'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno}" for frame in reversed(frames))
+    return f"unexpected {type(error).__name__} at {where}"

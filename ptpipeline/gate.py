@@ -115,7 +115,7 @@ def _level(policy: ChampionPolicy, look: Look | None) -> str:
     if look is None:
         return f"p at most {policy.budget:.2g}"
     if look.number > policy.looks:
-        return f"p at most {look.alpha:.2g} at look {look.number} of these test rows, which served their {policy.looks}: give more rows, or a reserve (data.split.reserve)"
+        return f"p at most {look.alpha:.2g} at look {look.number} of these test rows, which served their {policy.looks}: fresh rows, or a reserve held back from now on (data.split.reserve), start anew"
     return f"p at most {look.alpha:.2g} at look {look.number} of these test rows, where {look.spent:.3f} of {look.budget:.3f} is spent"
 
 

@@ -15,11 +15,14 @@ from registry.roots import Name, combination, parts_of, sources_in
 
 
 def training_rows(registry: Registry, task: str, digest: str) -> list[Row]:
-    """The rows that the prompt itself was trained on, of a shared prompt those of all its sources.
+    """The rows that the prompt itself was trained on, of a shared prompt those of all its sources; of an imported one none are known.
 
     Raises NotFound where prompt or rows are not stored any more, ArtifactError where they were altered.
     """
     manifest = read_artifact(registry.store, task, digest).manifest
+    tuned = registry.ledger.tuned(task, manifest.training_key)
+    if tuned is not None and tuned.steps == 0:
+        return []
     return [row for name in _snapshots(registry, task, manifest) for row in load_split(registry.store, read_snapshot(registry.store, *name), "train")]
 
 

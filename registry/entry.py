@@ -118,11 +118,11 @@ def columns(report: Report) -> dict[str, Scores | TextScores]:
 def curse(entry: Entry) -> str | None:
     """What to think of the champion's figure: it was picked for being the best on these rows, so it is a lucky one (the winner's curse)."""
     verdict = entry.verdict
-    if entry.report is None or verdict is None or verdict.comparison is None or verdict.look is None:
+    if entry.report is None or verdict is None or verdict.comparison is None or verdict.look is None or verdict.look.number == 1:
         return None
-    pair, times = verdict.comparison, "once" if verdict.look.number == 1 else f"{verdict.look.number} times"
+    pair, times = verdict.comparison, "once" if verdict.look.number == 2 else f"{verdict.look.number - 1} times"
     about = "" if pair.metric in SUMMED else f" of about {entry.report.prompt.figures()[pair.metric] - pair.difference:.3f}"
-    return f"the champion's {title_of(pair.metric)}{about} was measured on rows that were looked at {times}: what wins on rows does a little worse on fresh ones"
+    return f"the champion's {title_of(pair.metric)}{about} was measured on rows that were looked at {times} before: what wins on rows does a little worse on fresh ones"
 
 
 def seeds(tuned: TunedPrompt) -> list[str]:

@@ -114,6 +114,12 @@ class Memory:
                 _put_report(connection, report)
             put(connection, tables.publication, {"task": tuned.task, "digest": tuned.digest}, record=publication.to_json(), at=now())
 
+    def with_texts(self, task: str) -> list[Publication]:
+        """Those of the task's publications whose pages show texts of rows."""
+        table = tables.publication
+        shown = select(table.c.record).where(table.c.task == task, table.c.record["mistakes"].as_string().is_not(None))
+        return [Publication.model_validate(row.record) for row in self._rows(shown)]
+
     def _snapshot(self, *where: Any) -> Snapshot | None:
         record = self._value(_newest(tables.snapshot).where(*where))
         return Snapshot.model_validate(record) if record else None

@@ -188,19 +188,26 @@ def checked_alias(alias: str) -> str:
 
 
 def _target(history: list[Promotion], to: int | None) -> int:
-    """The version to go back to: the alias's path so far, read as a stack, where a return to a version drops what followed."""
+    """The version to go back to: the one before on the alias's path."""
     head = history[-1]
     if to is not None:
         if to not in {row.version for row in history}:
             once = ", ".join(map(str, dict.fromkeys(row.version for row in history)))
             raise PromotionRefused(f"{head.task}@{head.alias}: version {to} was never promoted to it, only {once}; `ptp promote` gates a new one")
         return to
-    path: list[int] = []
-    for row in history:
-        path = [*(path[: path.index(row.version)] if row.version in path else path), row.version]
-    if len(path) < 2:
+    taken = path(history)
+    if len(taken) < 2:
         raise PromotionRefused(f"{head.task}@{head.alias}: nothing was promoted before version {head.version} first was (a return to a version drops what followed it); name a version with --to")
-    return path[-2]
+    return taken[-2].version
+
+
+def path(history: list[Promotion]) -> list[Promotion]:
+    """The way of an alias to where it is, one row per version: a return to a version drops what followed it."""
+    found: list[Promotion] = []
+    for row in history:
+        before = next((place for place, other in enumerate(found) if other.version == row.version), len(found))
+        found = [*found[:before], row]
+    return found
 
 
 def _verified(registry: Registry, version: PromptVersion) -> PromptManifest:

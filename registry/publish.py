@@ -165,6 +165,20 @@ def write_page(registry: Registry, entry: Entry, version: PromptVersion) -> str:
     return key
 
 
+def withhold_texts(registry: Registry, task: str) -> None:
+    """Take the texts of rows off the pages of all the task's versions. Files of HTML that were stored before are left."""
+    for publication in registry.ledger.with_texts(task):
+        registry.ledger.save_publication(publication.model_copy(update={"mistakes": None}))
+        digest = publication.tuned.digest
+        try:
+            entry, version = entry_of(registry, task, digest), registry.ledger.version_of(task, digest)
+        except NotFound:  # collected since: nobody shows it anew
+            continue
+        write_page(registry, entry, version)
+        if registry.mlflow:
+            registry.mlflow.describe(entry, version)
+
+
 def attach(registry: Registry, digest: str, found: Wayward) -> str:
     """Let the page of the version of that digest tell of an experiment with its task; returns the new page's key.
 
@@ -208,9 +222,17 @@ def _entry(registry: Registry, artifact: Artifact, publication: Publication, req
         store=store.url,
         champion=_number(ledger, task, verdict.champion) if verdict and verdict.champion else None,
         neighbours=Neighbours.model_validate_json(store.read(publication.neighbours).body) if publication.neighbours else None,
-        mistakes=Mistakes.model_validate_json(store.read(publication.mistakes).body) if publication.mistakes else None,
+        mistakes=_mistakes(store, publication),
         wayward=[Wayward.model_validate_json(store.read(key).body) for key in publication.wayward],
     )
+
+
+def _mistakes(store: ObjectStore, publication: Publication) -> Mistakes | None:
+    """What the publication names; None where somebody deleted it for the sake of its texts."""
+    try:
+        return Mistakes.model_validate_json(store.read(publication.mistakes).body) if publication.mistakes else None
+    except NotFound:
+        return None
 
 
 def _number(ledger: Ledger, task: str, digest: str) -> int | None:

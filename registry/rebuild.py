@@ -102,7 +102,8 @@ def _keep_dossier(connection: Connection, dossier: Dossier, at: str) -> None:
     tuned, report, verdict = dossier.publication.tuned, dossier.report, dossier.verdict
     who = {"task": tuned.task, "digest": tuned.digest}
     _keep(connection, tables.training, {"task": tuned.task, "training_key": tuned.training_key}, record=tuned.to_json(), at=at)
-    _keep(connection, tables.publication, who, record=dossier.publication.to_json(), at=at)
+    shown = dossier.publication.model_copy(update={"mistakes": None})  # whether texts may be shown, the next run of the task knows
+    _keep(connection, tables.publication, who, record=shown.to_json(), at=at)
     if report:
         _keep(connection, tables.evaluation, {"evaluation_key": report.evaluation_key}, **who, record=report.to_json(), at=at)
     if verdict:

@@ -49,12 +49,12 @@ def mistakes(task: Task, results: "Results", rows: "Sequence[Row]") -> Mistakes:
 
 
 def _sureness(results: "Results") -> dict[str, float]:
-    """The probability of every row's answer; of an ensemble that votes, which has none, 1."""
+    """The probability of every row's answer: 1 of an ensemble that votes, which has none, and 0 of one that is no number."""
     import numpy as np
     from scipy.special import softmax  # takes half a second to import
 
     table = [results.column(name, results.ids) for name in results.columns if name.startswith("log_likelihood.")]
-    sure = softmax(np.array(table), axis=0).max(axis=0).tolist() if table else [1.0] * len(results.ids)
+    sure = np.nan_to_num(softmax(np.array(table), axis=0).max(axis=0)).tolist() if table else [1.0] * len(results.ids)
     return dict(zip(results.ids, sure, strict=True))
 
 

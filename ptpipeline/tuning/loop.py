@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptpipeline.errors import BaseModelError, PtpError, TrainingError
+from ptpipeline.errors import BaseModelError, PtpError, TrainingError, place_of
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt, like, tensors_of
 from ptpipeline.prompts.placement import placed
 from ptpipeline.serving.answers import answers
@@ -88,6 +88,11 @@ class _Gradients(NamedTuple):
     gradients: list[Tensor | None]
 
 
+def said(error: Exception) -> str:
+    """What may be told of it: our own sentences, torch's on sizes and devices; of others kind and place, since they may quote a row."""
+    return str(error) if isinstance(error, (PtpError, RuntimeError)) else place_of(error)
+
+
 def _step(base: FrozenBase, active: list[Member], backward: Backward, clock: Clock) -> None:
     """One optimizer step of every active member. Where one of them raises, each takes the step alone, to end that one only."""
     started = time.perf_counter()
@@ -95,7 +100,7 @@ def _step(base: FrozenBase, active: list[Member], backward: Backward, clock: Clo
     try:
         found = _gradients(base, active, batches, backward)
     except FAILURES as error:
-        log.warning("a step of %d prompts failed (%s); each takes it alone", len(active), error)
+        log.warning("a step of %d prompts failed (%s); each takes it alone", len(active), said(error))
         found = [_alone(base, member, rows, backward) for member, rows in zip(active, batches, strict=True)]
     for member, result in zip(active, found, strict=True):
         if result is not None:
@@ -121,7 +126,7 @@ def _alone(base: FrozenBase, member: Member, rows: Rows, backward: Backward) -> 
     try:
         return _gradients(base, [member], [rows], backward)[0]
     except FAILURES as error:
-        member.error = TrainingError(f"task {member.job.name}: step {member.step + 1} failed: {error}")
+        member.error = TrainingError(f"task {member.job.name}: step {member.step + 1} failed: {said(error)}")
         return None
 
 
@@ -145,13 +150,13 @@ def _evaluate(base: FrozenBase, due: list[Member]) -> dict[str, float]:
     try:
         return _asked(base, rounded)
     except FAILURES as error:
-        log.warning("a dev evaluation of %d prompts failed (%s); each is asked alone", len(rounded), error)
+        log.warning("a dev evaluation of %d prompts failed (%s); each is asked alone", len(rounded), said(error))
     found: dict[str, float] = {}
     for member, stored in rounded:
         try:
             found |= _asked(base, [(member, stored)])
         except FAILURES as error:
-            member.error = TrainingError(f"task {member.job.name}: dev evaluation at step {member.step} failed: {error}")
+            member.error = TrainingError(f"task {member.job.name}: dev evaluation at step {member.step} failed: {said(error)}")
     return found
 
 

@@ -23,7 +23,7 @@ from ptpipeline.task import Task
 from ptpipeline.tuning.advice import advice
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.key import ENGINE_VERSION, training_key
-from ptpipeline.tuning.loop import Gang, run_gang
+from ptpipeline.tuning.loop import Gang, run_gang, said
 from ptpipeline.tuning.member import Job, Member
 from ptpipeline.tuning.start import Start, start_of
 from ptpipeline.tuning.tracker import Tracker
@@ -63,7 +63,7 @@ def tune(
         except Terminal as error:
             outcomes[task.name] = error
         except (RuntimeError, ValueError, IndexError) as error:  # a defect in one task's preparation ends no other's training
-            outcomes[task.name] = TrainingError(f"task {task.name}: it could not be prepared: {type(error).__name__}: {error}")
+            outcomes[task.name] = TrainingError(f"task {task.name}: it could not be prepared: {said(error)}")
     if works:
         gang = run_gang(base, [job for work in works for job in work.jobs], tracker, report, checkpoints)
         members = iter(gang.members)

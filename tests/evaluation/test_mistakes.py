@@ -42,6 +42,14 @@ def test_answers_without_likelihoods_go_by_their_ids(labels: Task) -> None:
     assert [row.text for row in found.shown] == [f"text {number}" for number in range(0, 2 * SHOWN, 2)]
 
 
+def test_an_answer_that_is_no_number_comes_last(labels: Task) -> None:
+    bad = [math.nan if number == 1 else 1.0 for number in range(60)]
+    found = mistakes(labels, results(label=[row.label for row in ROWS], predicted=["bad"] * 60, log_likelihood__bad=bad, log_likelihood__good=[0.0] * 60), ROWS)
+    assert (found.wrong, found.shown[0].text) == (30, "text 3")
+    assert type(found).model_validate_json(found.model_dump_json()) == found
+    assert all(math.isfinite(row.figure) for row in found.shown)
+
+
 def test_right_answers_are_no_mistakes(labels: Task) -> None:
     found = mistakes(labels, results(label=[row.label for row in ROWS], predicted=[row.label for row in ROWS]), ROWS)
     assert (found.wrong, found.shown) == (0, [])

@@ -39,6 +39,11 @@ def test_a_prompt_that_memorised_its_rows_gives_them_away() -> None:
     assert abs(found["privacy.auc_zero_shot"] - 0.5) < 0.15
 
 
+def test_without_known_training_rows_nothing_is_measured() -> None:
+    engine, made = opinions(tiny())
+    assert membership(engine, made, [], rows(30, 2)) == {}
+
+
 @pytest.mark.parametrize("kind", [opinions, writing])
 def test_rows_that_all_have_the_likelier_answer_are_all_found(kind: object) -> None:
     engine, made = kind(tiny())  # type: ignore[operator]

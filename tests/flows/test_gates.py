@@ -10,6 +10,7 @@ from flows.outcome import Outcome
 from ptpipeline.data.rows import normalised, split_of
 from ptpipeline.records import PRODUCTION, Look, Verdict
 from registry.looks import count
+from registry.promotion import Cause
 from tests.flows.project import Project
 from tests.tiny import sentences, write_csv
 
@@ -136,6 +137,21 @@ def test_the_reserve_judges_when_the_test_rows_are_spent(project: Project) -> No
     assert any("the test rows have served 2 looks; the reserve of" in line for line in project.lines)
     again = project.run()
     assert (again.version, look(project, again.version)) == (versions[-1], look(project, versions[-1]))
+
+
+def test_a_reserve_that_is_cut_out_later_leaves_the_first_word_to_a_person(project: Project) -> None:
+    """The champion was trained on it, so nothing compares with it; once a person promoted what learnt without it, the gate decides again."""
+    project.edit("rule: superiority", "rule: superiority, looks: 1")
+    assert project.run().status == "promoted"
+    project.edit("split: {dev: 0.15, test: 0.25}", "split: {dev: 0.15, test: 0.25, reserve: 0.2}")
+    waiting = project.run()
+    assert (waiting.status, failed(project, waiting)) == ("awaiting approval", set())
+    assert any("was trained on" in check.observed for check in verdict(project, waiting.version).checks if check.name == "champion")
+    project.stages.move("tiny-sentiment", PRODUCTION, waiting.version, Cause("ann", "the first without the reserve"))
+    project.edit("learning_rate: 0.05", "learning_rate: 0.04")
+    found = verdict(project, project.run().version)
+    assert found.comparison is not None
+    assert (found.look and found.look.test_set, found.comparison.dropped) == (2, 0)
 
 
 def test_a_rebuilt_ledger_still_knows_the_looks(project: Project) -> None:

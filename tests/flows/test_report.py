@@ -73,5 +73,15 @@ def test_a_task_may_let_the_texts_of_wrong_answers_in(project: Project) -> None:
     ledger = (project.folder / "ledger.db").read_bytes()
     assert [text for text in texts if text.encode() in ledger] == []
     project.edit("texts_in_reports: true", "texts_in_reports: false")
-    project.run()
+    project.edit("steps: 2", "steps: 3")
+    assert project.run().version == number + 1
     assert [text for text in texts if text in shown(project, number)] == []
+
+
+def test_texts_that_somebody_deleted_are_shown_no_more(project: Project) -> None:
+    project.edit("texts_in_reports: false", "texts_in_reports: true")
+    number, store = project.run().version, project.stages.registry.store
+    assert "Rows that it gets wrong" in shown(project, number)
+    for key in [key for key in store.keys("prompts/tiny-sentiment") if "/mistakes-" in key]:
+        store.delete(key)
+    assert "Rows that it gets wrong" not in shown(project, number)

@@ -143,6 +143,24 @@ def test_a_champion_with_other_labels_needs_a_person(project: Project) -> None:
     assert project.stages.move("tiny-sentiment", PRODUCTION, 2, Cause("ann", "new labels")).version == 2
 
 
+def test_a_champion_that_was_mended_is_compared_after_all(project: Project) -> None:
+    """While its bytes were away the candidate waited for a person; once they are back the gate asks it, at the same look."""
+    project.run()
+    stages = project.stages
+    champion = stages.registry.ledger.version("tiny-sentiment", 1)
+    key = f"prompts/tiny-sentiment/{champion.digest}/prompt.safetensors"
+    body = stages.registry.store.read(key).body
+    stages.registry.store.delete(key)
+    project.edit("learning_rate: 0.05", "learning_rate: 0.04")
+    waiting = project.run()
+    assert (waiting.status, waiting.delta) == ("awaiting approval", None)
+    stages.registry.store.create(key, body)
+    compared = project.run()
+    assert (compared.version, compared.delta is None) == (waiting.version, False)
+    verdicts = stages.registry.ledger.verdicts("tiny-sentiment", stages.registry.ledger.version("tiny-sentiment", compared.version).digest)
+    assert len({verdict.look.number for verdict in verdicts if verdict.look}) == 1
+
+
 def test_an_older_version_is_judged_again_on_promotion(project: Project) -> None:
     project.edit("promote: auto", "promote: manual")
     for rate in ("0.05", "0.04"):

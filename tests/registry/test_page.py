@@ -122,7 +122,7 @@ def test_every_check_stands_on_the_page_with_what_it_does(seen: Parsed) -> None:
 @pytest.mark.parametrize(
     "words",
     [
-        "look 3 at these test rows", "0.0414 of 0.05 together, 83%", "The champion is version 4.", "measured on rows that were looked at 3 times",
+        "look 3 at these test rows", "0.0414 of 0.05 together, 83%", "The champion is version 4.", "measured on rows that were looked at 2 times before",
         "champion +0.1000 +0.0000 to +0.2000 0.25 exact McNemar 18", "anchor +0.0500", "zero-shot +0.3000", "hard prompt +0.2000", "(2 here)",
         "metric this prompt 95% interval hard prompt zero-shot majority", "accuracy 0.8000 0.8000 to 1.0000 0.7000 0.5000 0.0000", "calibration error 0.1000",
         "robustness: case 0.31", "at virtual token 1, 2, 3, 4", WARNING, "rows.csv", "c0ffee", "80 train, 10 dev, 20 test", "s3://bucket/some/prompts/mood",
@@ -171,7 +171,7 @@ def test_a_first_version_had_the_baselines_to_beat(entry: Entry) -> None:
     assert entry.verdict
     text = Parsed(page(replace(entry, champion=None, verdict=entry.verdict.model_copy(update={"champion": None, "comparison": None, "anchor": None})))).text
     assert "There was no champion yet" in text
-    assert "looked at 3 times" not in text
+    assert "looked at 2 times" not in text
 
 
 def test_the_spread_over_seeds_stands_beside_the_intervals(entry: Entry) -> None:
@@ -212,7 +212,7 @@ def test_the_description_tells_all_baselines_and_the_budget(entry: Entry) -> Non
     lines = entry.description(NUMBERED).splitlines()
     assert "- accuracy: **0.800** (0.800 to 1.000); prompt in words 0.700, without a prompt 0.500, majority 0.000" in lines
     assert "- against the champion version 4: accuracy **+0.100** (+0.000 to +0.200 at 95%, p 0.25 by exact McNemar, 18 rows)" in lines
-    assert any("looked at 3 times" in line for line in lines)
+    assert any("looked at 2 times before" in line for line in lines)
     assert "### Verdict: failed, 1 warning" in lines
     assert f"- ⚠ robustness: 31% & {HOSTILE}, required at most 25%" in lines
     assert "- look 3 at these test rows: it may err with a chance of 0.0034, 0.041 of 0.050 is spent" in lines

@@ -10,7 +10,7 @@ from ptpipeline.task import Task
 from registry.doctor import examine
 from registry.dossier import release_key, write_release
 from registry.ledger import Move, Release
-from registry.promotion import Cause, checked_alias, point, promote, promote_release, rollback, rollback_release
+from registry.promotion import Cause, checked_alias, path, point, promote, promote_release, rollback, rollback_release
 from registry.publish import register, stage
 from registry.reconcile import reconcile
 from registry.registry import Registry
@@ -54,6 +54,16 @@ def test_repeated_rollback_goes_further_back(plain: Registry, task: Task) -> Non
     assert [rollback(plain, task.name, ME).version for _ in range(2)] == [2, 1]
     with pytest.raises(PromotionRefused, match="nothing was promoted before version 1"):
         rollback(plain, task.name, ME)
+
+
+def test_the_path_drops_what_a_person_went_back_from(plain: Registry, task: Task) -> None:
+    for seed in (1, 2, 3):
+        published(plain, task, seed)
+        promote(plain, task, seed, Cause("me", "because", override=True))
+    rollback(plain, task.name, ME, to=2)
+    history = plain.ledger.history(task.name, "production")
+    assert [row.version for row in history] == [1, 2, 3, 2]
+    assert [(row.version, row.seq) for row in path(history)] == [(1, 1), (2, 4)]
 
 
 def test_rollback_to_a_named_version(plain: Registry, task: Task) -> None:

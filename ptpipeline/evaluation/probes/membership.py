@@ -29,6 +29,8 @@ def membership(engine: Engine, artifact: Artifact, train: Sequence[Row], test: S
     same attack on the base without the prompt: what it finds is in the rows, not in the prompt. Where fewer than two
     rows are left there is the count alone.
     """
+    if not train:  # of an imported prompt nobody knows them
+        return {}
     key = (lambda row: "") if artifact.manifest.generate else (lambda row: row.label)  # hardly two free texts are alike
     inside, outside = _balanced(within_limit(engine, artifact, train), within_limit(engine, artifact, test), key)
     ours, theirs = (_finite(prompted(engine, artifact, rows)) for rows in (inside, outside))
