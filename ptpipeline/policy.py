@@ -44,7 +44,7 @@ class Never(Rule):
 
 
 class Leakage(Rule):
-    """At most so large a share of the test rows stands, or nearly stands, among the rows that the prompt, or what it descends from, was trained on."""
+    """At most so large a share of the test rows stands, or nearly stands, among the rows that the prompt itself was trained on."""
 
     max_share: Share = 0.0
     max_near_share: Share = 0.01
