@@ -18,8 +18,8 @@ down: install
 	$(BIN)/ptp down
 
 test: install
-	$(BIN)/python -m pytest -m 'not soak' --ignore tests/benchmarks --numprocesses 3 --dist loadgroup
-	$(BIN)/python -m pytest -m 'not soak' tests/benchmarks  # alone: they print ratios
+	$(BIN)/python -m pytest -m 'not soak' --ignore tests/e2e --ignore tests/benchmarks --numprocesses 3 --dist loadfile
+	$(BIN)/python -m pytest -m 'not soak' tests/e2e tests/benchmarks  # alone: they share one local stack, or print ratios
 
 lint: install
 	$(BIN)/ruff check .

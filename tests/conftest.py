@@ -20,13 +20,6 @@ settings.register_profile("shared machine", deadline=None)  # time per example s
 settings.load_profile("shared machine")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the work, a file's tests stay together, and so do those of the one local stack."""
-    for item in items:
-        folder = Path(item.path).parent
-        item.add_marker(pytest.mark.xdist_group(folder.name if folder.name == "e2e" else str(item.path)))
-
-
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """One SeaweedFS for the whole run; its keys are in the environment while it lives."""

@@ -113,7 +113,7 @@ def test_every_look_asks_for_more(number: int, passes: bool) -> None:
 def test_the_verdict_says_how_much_is_spent_and_when_the_rows_are() -> None:
     required = {number: decide(TASK, second(look=look_at(1, number, 0.05))).checks[2].required for number in (2, 31)}
     assert required[2] == "better than the champion: p at most 0.0076 at look 2 of these test rows, where 0.038 of 0.050 is spent"
-    assert "look 31 of these test rows, which served their 30: give more rows, or a reserve" in required[31]
+    assert "look 31 of these test rows, which served their 30: fresh rows, or a reserve" in required[31]
 
 
 def test_non_inferiority_is_judged_against_the_margin_and_the_anchor() -> None:
