@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from ptpipeline.data.parquet import table_in
 from ptpipeline.evaluation.paired import Asked, difference, mean_difference
 from ptpipeline.evaluation.power import default_margin, rows_needed
 from ptpipeline.looks import look_at
@@ -40,7 +40,7 @@ class Pair(NamedTuple):
     @classmethod
     def read(cls) -> "Pair":
         """The stored pair."""
-        table = pq.read_table(PAIR).to_pydict()
+        table = table_in(PAIR.read_bytes()).to_pydict()
         return cls(table["label"], table["first"], table["second"])
 
     def swapped(self, rows: int, dice: Generator) -> "Pair":

@@ -8,7 +8,6 @@ Who can write to the store could also invent a consistent history, as he could m
 (PTP_TRUSTED_KEYS) keep bytes of his out, because a version whose manifest no trusted key signed is not taken.
 """
 
-import io
 import logging
 import re
 from collections.abc import Iterator, Mapping
@@ -17,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy import Connection, Table
 
+from ptpipeline.data.parquet import table_in
 from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.prompts.artifact import MANIFEST_FILE
 from ptpipeline.records import Snapshot, now, pointer_key, version_key
@@ -113,13 +113,11 @@ def _keep_dossier(connection: Connection, dossier: Dossier, at: str) -> None:
 
 def _looked_at(registry: Registry, dossier: Dossier) -> list[str]:
     """The ids of the test rows behind a verdict; none, with a warning, where the results of its rows are gone."""
-    import pyarrow.parquet as pq
-
     report = dossier.report
     try:
         body = registry.store.read(report.rows_key).body if report else b""
-        return [str(row) for row in pq.read_table(io.BytesIO(body), columns=["id"])["id"].to_pylist()]
-    except (NotFound, OSError, ValueError):  # pyarrow's own errors are both
+        return [str(row) for row in table_in(body, ["id"])["id"].to_pylist()]
+    except (KeyError, NotFound, OSError, ValueError):  # pyarrow's own errors are the last two
         log.warning("%s: a look at test rows of prompt %s is counted without its rows, whose results are gone", dossier.publication.tuned.task, dossier.publication.tuned.digest[:12])
         return []
 

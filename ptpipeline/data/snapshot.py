@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ptpipeline.data.parquet import table_in
 from ptpipeline.data.rows import CheckedRow, CheckedRows, Row, check_rows
 from ptpipeline.data.sources import read_rows, source_key
 from ptpipeline.errors import ArtifactError, DataError, NotFound, PreconditionFailed
@@ -191,10 +192,9 @@ def _encoded(rows: list[Row], slices: list[str]) -> bytes:
 
 def _decoded(body: bytes, where: str, slices: list[str]) -> list[Row]:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(io.BytesIO(body), columns=_columns(slices))
+        table = table_in(body, _columns(slices))
         columns = [table.column(name).to_pylist() for name in _columns(slices)]
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise ArtifactError(f"{where}: {len(body)} bytes are no Parquet file with {', '.join(_columns(slices))} ({type(error).__name__}); the object is truncated or altered") from None

@@ -1,13 +1,12 @@
 """One prompt against another, from the stored results of their test rows: as a whole, and part by part."""
 
-import io
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow.parquet as pq
 
+from ptpipeline.data.parquet import table_in
 from ptpipeline.evaluation.paired import Asked, Values, chance_of_harm, difference, mean_difference
 from ptpipeline.records import PairedDifference, Report, SliceDifference
 from ptpipeline.storage import ObjectStore
@@ -24,7 +23,7 @@ class Results(NamedTuple):
     @classmethod
     def of(cls, store: ObjectStore, report: Report) -> "Results":
         """The stored results of a report; NotFound where they are gone."""
-        table = pq.read_table(io.BytesIO(store.read(report.rows_key).body)).to_pydict()
+        table = table_in(store.read(report.rows_key).body).to_pydict()
         return cls({name: dict(zip(table["id"], values, strict=True)) for name, values in table.items()})
 
     @property
