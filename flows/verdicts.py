@@ -16,7 +16,7 @@ def tell(outcome: Outcome, verdict: Verdict) -> None:
 def markdown(outcome: Outcome, verdict: Verdict) -> str:
     """The verdict check by check, behind what the candidate was compared with; no row's text."""
     lines = [f"# {outcome.task}@{outcome.version}: {outcome.status}", "", _escaped(outcome.reason), "", *_compared(verdict), *_budget(verdict)]
-    lines += ["| check | | observed | required | if not met |", "|---|---|---|---|---|", *map(_check, verdict.checks)]
+    lines += ["## Checks", "", *map(_check, verdict.checks)]
     return "\n".join([*lines, *(["", f"[The version in MLflow]({outcome.page})"] if outcome.page else [])])
 
 
@@ -43,8 +43,9 @@ def _budget(verdict: Verdict) -> list[str]:
 
 
 def _check(check: Check) -> str:
+    """As a bullet: cells of Prefect's tables do not wrap, so the last of them would be out of sight."""
     mark = "✓ pass" if check.passed else "✗ **FAIL**" if check.blocks else "⚠ warning"
-    return f"| {check.name} | {mark} | {_escaped(check.observed)} | {_escaped(check.required)} | {check.policy}s |"
+    return f"- {mark} **{_escaped(check.name)}**: {_escaped(check.observed)}; required ({check.policy}s): {_escaped(check.required)}"
 
 
 def _escaped(text: str) -> str:
