@@ -33,11 +33,8 @@ class Gathering(Context):
         from ptpipeline.evaluation.compare import Results, sliced
 
         ours, rival = Results.of(self.registry.store, report), champion if champion != tuned.digest else None
-        rows = mine = self._unseen(task, ours.ids, tuned.digest)
-        theirs = self._results(task, report, rival) if rival else None
-        if rival and not isinstance(theirs, str):
-            fair = self._fair(task, mine, rival)
-            rows, theirs = (mine, fair) if isinstance(fair, str) else (fair, theirs)
+        mine = self._unseen(task, ours.ids, tuned.digest)
+        theirs, rows = self._against(task, report, mine, rival) if rival else (None, mine)
         look = take(self.registry.ledger, task.name, self.question(task, tuned.digest, champion, report.test_digest), ours.ids, task.gate.champion.budget) if champion != tuned.digest else None
         margin = self._margin(task, len(rows))
         comparison = self._compared(task, (ours, theirs), rows, margin) if rival else None
@@ -72,6 +69,14 @@ class Gathering(Context):
             return Results.of(self.registry.store, self.measured(task, digest, self.snapshot(task.name, report.snapshot), report.split))
         except INCOMPARABLE as error:
             return str(error)
+
+    def _against(self, task: Task, report: Report, rows: Sequence[str], digest: str) -> "tuple[Results | str, Sequence[str]]":
+        """What another version answers, and on which of these rows the two compare; a sentence, and all of them, where they do not."""
+        theirs = self._results(task, report, digest)
+        if isinstance(theirs, str):
+            return theirs, rows
+        fair = self._fair(task, rows, digest)
+        return (fair, rows) if isinstance(fair, str) else (theirs, fair)
 
     def _incomparable(self, task: Task, digest: str) -> str | None:
         """Why nothing can be compared with that version: it is gone, answers other labels, or nobody knows what it has seen."""
@@ -148,11 +153,8 @@ class Gathering(Context):
         anchor = self._anchor(task)
         if anchor is None or anchor in others:
             return None
-        theirs, fair = self._results(task, report, anchor), ours[1]
-        if not isinstance(theirs, str):
-            found = self._fair(task, ours[1], anchor)
-            theirs, fair = (found, fair) if isinstance(found, str) else (theirs, found)
-        return self._compared(task, (ours[0], theirs), fair, self._margin(task, len(ours[1])))
+        theirs, rows = self._against(task, report, ours[1], anchor)
+        return self._compared(task, (ours[0], theirs), rows, self._margin(task, len(ours[1])))
 
     def _anchor(self, task: Task) -> str | None:
         """The digest of the last version that was promoted for more than being no worse: as better, as the first, or by a person's word.
