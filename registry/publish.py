@@ -3,7 +3,7 @@
 import hashlib
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pydantic import ValidationError
 
@@ -168,15 +168,16 @@ def write_page(registry: Registry, entry: Entry, version: PromptVersion) -> str:
 def withhold_texts(registry: Registry, task: str) -> None:
     """Take the texts of rows off the pages of all the task's versions. Files of HTML that were stored before are left."""
     for publication in registry.ledger.with_texts(task):
-        registry.ledger.save_publication(publication.model_copy(update={"mistakes": None}))
         digest = publication.tuned.digest
         try:
-            entry, version = entry_of(registry, task, digest), registry.ledger.version_of(task, digest)
+            entry, version = replace(entry_of(registry, task, digest), mistakes=None), registry.ledger.version_of(task, digest)
         except NotFound:  # collected since: nobody shows it anew
-            continue
-        write_page(registry, entry, version)
-        if registry.mlflow:
-            registry.mlflow.describe(entry, version)
+            pass
+        else:
+            write_page(registry, entry, version)
+            if registry.mlflow:
+                registry.mlflow.describe(entry, version)
+        registry.ledger.save_publication(publication.model_copy(update={"mistakes": None}))  # last: killed before, it is done again
 
 
 def attach(registry: Registry, digest: str, found: Wayward) -> str:
