@@ -1,0 +1,356 @@
+"""The only module of these tests that imports the product: where a module moves, this file follows, and no pin changes."""
+
+import contextlib
+import hashlib
+import io
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal, get_args, get_origin
+
+import pyarrow.parquet
+import torch
+import typer
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import BaseModel
+
+from flows import requests as flow_requests
+from flows import webhook
+from flows.app import app
+from flows.cli import main
+from flows.deploy import FLOWS, rendered
+from flows.outcome import Outcome
+from flows.requests import PREFECT_ACTOR
+from flows.schedules import slug_of
+from flows.training import MACHINE
+from ptpipeline import gate, probe, task
+from ptpipeline.data import sources
+from ptpipeline.data.snapshot import ingest, load_split, read_snapshot
+from ptpipeline.data.tokens import EncodedRow, LabelTokens, TaskText
+from ptpipeline.evaluation import key as evaluation
+from ptpipeline.evaluation.baselines import Setup
+from ptpipeline.evaluation.evaluate import evaluate
+from ptpipeline.evaluation.mistakes import Mistakes
+from ptpipeline.evaluation.probes.every import asked
+from ptpipeline.looks import question
+from ptpipeline.models.base import prepare_base
+from ptpipeline.models.frozen import KeyValues
+from ptpipeline.models.load import load_base
+from ptpipeline.prompts.artifact import Artifact, read_artifact
+from ptpipeline.prompts.interpretation import Neighbours, Wayward
+from ptpipeline.prompts.signature import DOMAIN, Signature, SignedStore, SigningKey
+from ptpipeline.prompts.tensors import pack, pack_ensemble
+from ptpipeline.recipe import CURRENT, SharedPrompt
+from ptpipeline.records import (
+    PRODUCTION,
+    BaseModelRef,
+    Holding,
+    Pointer,
+    PromptManifest,
+    Report,
+    ServerReport,
+    Snapshot,
+    SplitInfo,
+    TunedPrompt,
+    Verdict,
+    VersionName,
+    digest_of,
+)
+from ptpipeline.serving.engine import Engine
+from ptpipeline.serving.servers import report_holdings
+from ptpipeline.settings import Settings, load_settings
+from ptpipeline.storage import FolderStore
+from ptpipeline.tuning import key as training
+from ptpipeline.tuning import loop
+from ptpipeline.tuning.checkpoint import Checkpoints
+from ptpipeline.tuning.member import Job
+from ptpipeline.tuning.multitask import Sources, shared_key
+from registry import database, door, mlflow_store
+from registry.doctor import examine
+from registry.dossier import Dossier
+from registry.ledger import Ledger, Release
+from registry.looks import take
+from registry.mend import fix
+from registry.mlflow_store import MlflowStore
+from registry.projection import lease_name
+from registry.promotion import Cause, promote, promote_release, rollback
+from registry.publish import Request, attach, register, stage
+from registry.registry import Registry
+from registry.tombstone import lock_name
+from registry.tracking import Tracking
+from tests.golden import inputs
+
+# ---------------------------------------------------------------- the command line
+
+
+def ptp(*arguments: str) -> tuple[int, str]:
+    """Exit code and standard output of one `ptp` command, as the console entry point runs it in this process."""
+    code, output = 0, io.StringIO()
+    with contextlib.redirect_stdout(output):
+        try:
+            main(arguments)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return code, output.getvalue()
+
+
+def verbs() -> dict[str, list[str]]:
+    """Each verb with its arguments and options."""
+    return dict(_verbs("ptp", typer.main.get_command(app)))
+
+
+def _verbs(name: str, command: Any) -> Iterator[tuple[str, list[str]]]:
+    if hasattr(command, "commands"):
+        for word, part in sorted(command.commands.items()):
+            yield from _verbs(f"{name} {word}", part)
+        return
+    names = [[parameter.name] if parameter.param_type_name == "argument" else [*parameter.opts, *parameter.secondary_opts] for parameter in command.params]
+    yield name, [word for words in names for word in words if word != "--help"]
+
+
+# ---------------------------------------------------------------- names of fields
+
+
+def records() -> dict[str, Any]:
+    """The fields of what is stored, shown as a line of the night's table, or asked of a flow."""
+    stored = {
+        "snapshot": Snapshot, "prompt manifest": PromptManifest, "training": TunedPrompt, "report": Report, "verdict": Verdict, "dossier": Dossier, "pointer": Pointer,
+        "version name": VersionName, "server report": ServerReport, "release": Release, "signature": Signature, "neighbours": Neighbours, "wayward": Wayward,
+        "mistakes": Mistakes, "a line of the night's table": Outcome,
+    }  # fmt: skip
+    asks = {f"request {name}": getattr(flow_requests, f"{name.capitalize()}Request") for name in FLOWS}
+    return {name: fields(model) for name, model in (stored | asks).items()}
+
+
+def task_fields() -> dict[str, Any]:
+    """All keys of a task file, of base_models.yaml and of shared_prompts.yaml."""
+    models = {"task": task.Task, "base model": task.BaseModelSource, "shared prompt": SharedPrompt}
+    return {name: fields(model) for name, model in models.items()}
+
+
+def fields(model: type[BaseModel]) -> dict[str, Any]:
+    """Field -> the values that it may take where these are listed, its own fields where it is a section, both behind each other otherwise."""
+    return {name: _kind(info.annotation) for name, info in model.model_fields.items()}
+
+
+def _kind(annotation: Any) -> Any:
+    sections = [fields(part) for part in _parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+    choices = [value for part in _parts(annotation) if get_origin(part) is Literal for value in get_args(part)]
+    return [*choices, *sections] if choices or sections else "any"
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    if get_origin(annotation) is Literal or not get_args(annotation):
+        yield annotation
+        return
+    for part in get_args(annotation):
+        yield from _parts(part)
+
+
+def settings_names() -> list[str]:
+    """Variables of the environment that the product reads as its own."""
+    return sorted([*(f"{Settings.model_config['env_prefix']}{name}".upper() for name in Settings.model_fields), webhook.SECRET])
+
+
+def words() -> dict[str, Any]:
+    """Words and numbers that are stored and compared with later, so that a change forgets what is stored."""
+    return {
+        "engine": training.ENGINE_VERSION, "scoring": evaluation.SCORING_VERSION, "gate": task.GATE_VERSION, "ingest": sources.INGEST_VERSION,
+        "a check that needs a person": gate.APPROVAL, "alias of production": PRODUCTION, "alias of a shared prompt": CURRENT, "domain of signatures": DOMAIN,
+        "actor of the night": MACHINE, "actor of Prefect": PREFECT_ACTOR, "actor of MLflow": [door.CAUSE.actor, door.CAUSE.reason],
+        "lease of an alias": lease_name("mood", "production"), "lock of a digest": lock_name("mood", "a" * 64),
+        "webhook in MLflow": [mlflow_store.WEBHOOK, *mlflow_store.EVENTS],
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------- digests and artifacts
+
+
+def digests() -> dict[str, str]:
+    """Every identity that is computed from records alone."""
+    tasks, snapshot, report = {name: _task(declared) for name, declared in inputs.TASKS.items()}, Snapshot.model_validate(inputs.SNAPSHOT), Report.model_validate(inputs.REPORT | {"digest": "a" * 64})
+    plain, full = tasks["plain"], tasks["full"]
+    shared = Sources("moods", SharedPrompt.model_validate(inputs.SHARED), [(plain, snapshot), (full, snapshot)])
+    rows, sliced = SplitInfo(rows=2, labels={}, digest="1" * 64), SplitInfo(rows=2, labels={}, digest="1" * 64, slices="2" * 64)
+    found = {
+        "canonical JSON": digest_of({"ü": [1.0, 1e-7, None, True]}),
+        "training key": training.training_key(plain, snapshot, "f" * 64),
+        "training key from a start": training.training_key(plain, snapshot, "f" * 64, "4" * 64),
+        "shared key": shared_key(shared, "f" * 64),
+        "rows": evaluation.rows_identity(rows),
+        "rows with slices": evaluation.rows_identity(sliced),
+        "evaluation key": evaluation.evaluation_key("a" * 64, "1" * 64, "torch.float32"),
+        "evaluation key with a hard prompt": evaluation.evaluation_key("a" * 64, "1" * 64, "bfloat16", full.hard_prompt),
+        "gate key": gate.gate_key(plain, report, None),
+        "gate key against a champion": gate.gate_key(plain, report, "b" * 64),
+        "question of a look": question(("a" * 64, None), "1" * 64, plain.policy_digest()),
+        "verdict": _verdict("a" * 64, plain).verdict_digest(),
+    }
+    for name, declared in tasks.items():
+        found |= {f"recipe of {name}": declared.recipe_digest(), f"policy of {name}": declared.policy_digest(), f"probes of {name}": asked(declared.gate.checks)}
+        found |= {f"recipe of variant {place} of {name}": declared.model_copy(update={"tune": tune}).recipe_digest() for place, tune in enumerate(declared.tune.variants())}
+    return found
+
+
+def artifacts() -> dict[str, Artifact]:
+    """One artifact a method, of tensors that were set by hand."""
+    found = {}
+    for method, (dtype, own) in inputs.METHODS.items():
+        numbers = torch.tensor(inputs.NUMBERS)
+        prompt = KeyValues(numbers.reshape(2, 1, 3, 2), -numbers.reshape(2, 1, 3, 2)) if method == "prefix" else numbers
+        found[method] = pack(prompt, dtype, inputs.MANIFEST | {"method": method} | own)
+    members = [found["prompt"], pack(torch.tensor(inputs.NUMBERS) * 2, "float16", inputs.MANIFEST | {"method": "prompt", "seed": 1})]
+    return found | {"ensemble": pack_ensemble(members, "vote", inputs.MANIFEST | {"method": "ensemble"})}
+
+
+def described(artifact: Artifact) -> dict[str, Any]:
+    """What an artifact is known by: its digest, its bytes, and its manifest as it is stored."""
+    return {"digest": artifact.digest, "bytes": hashlib.sha256(artifact.tensors).hexdigest(), "manifest": artifact.manifest.to_json()}
+
+
+def snapshot(folder: Path) -> dict[str, Any]:
+    """A snapshot of a small csv in the present folder: its manifest, the ids of its rows by split, and the keys of the store."""
+    Path("rows.csv").write_text(inputs.ROWS, encoding="utf-8")
+    store = FolderStore(folder / "store")
+    made = ingest(_task(inputs.SLICED), store, folder / "home")
+    return {"manifest": made.to_json(), "rows": {split: [row.id for row in load_split(store, made, split)] for split in made.splits()}, "keys": sorted(_objects(store))}
+
+
+def _task(declared: dict[str, Any]) -> task.Task:
+    return task.Task.model_validate(declared)
+
+
+def _verdict(digest: str, declared: task.Task) -> Verdict:
+    return Verdict.model_validate(inputs.VERDICT | {"digest": digest, "policy": declared.policy_digest()})
+
+
+# ---------------------------------------------------------------- the store and the ledger
+
+
+def registered(folder: Path, mlflow: str | None = None) -> Registry:
+    """A registry in that folder in which everything happened once: publishing, promoting, a release, an experiment, damage that was mended."""
+    key = SigningKey(Ed25519PrivateKey.from_private_bytes(inputs.SIGNING_KEY))
+    store = SignedStore(FolderStore(folder / "store"), key=key)
+    registry = Registry(Ledger(f"sqlite:///{folder / 'ledger.db'}"), store, MlflowStore(mlflow) if mlflow else None)
+    declared, cause, made = _task(inputs.PLAIN), Cause(*inputs.CAUSE), artifacts()
+    registry.ledger.save_snapshot(Snapshot.model_validate(inputs.SNAPSHOT))
+    _publish(registry, made["prompt"])
+    promote(registry, declared, 1, cause)
+    attach(registry, made["prompt"].digest, Wayward.model_validate(inputs.WAYWARD))
+    store.create("prompts/mood/versions/2.json", b"{}")
+    second = pack(torch.tensor(inputs.NUMBERS) * 2, "float16", inputs.MANIFEST | {"method": "prompt", "seed": 1})
+    _publish(registry, made["ensemble"], second)
+    store.replace("prompts/mood/aliases/production.json", b"{}", store.read("prompts/mood/aliases/production.json").etag)
+    override = Cause(*inputs.CAUSE, override=True)
+    promote(registry, declared, 2, override)
+    promote(registry, declared, 2, cause, "staging")
+    rollback(registry, "mood", cause)
+    promote_release(registry, {"mood": declared}, Release(name="spring", actor="ada", reason="better", versions={"mood": 2}, at="2026-01-01"), override)
+    store.create("prompts/mood/aliases/strange.json", b"{}")
+    fix(registry, {"mood": declared}, examine(registry))
+    report_holdings(store, inputs.HOLDER, [Holding("mood", made["prompt"].digest)])
+    store.create(checkpoint_key(store), b"state")
+    take(registry.ledger, "mood", "9" * 64, ["0123456789abcdef", "fedcba9876543210-2"], 0.05)
+    return registry
+
+
+def _publish(registry: Registry, artifact: Artifact, *members: Artifact) -> None:
+    stage(registry.ledger, registry.store, artifact, members)
+    own, key, declared = {"digest": artifact.digest}, {"evaluation_key": artifact.digest[::-1]}, _task(inputs.PLAIN)
+    tuned, report = TunedPrompt.model_validate(inputs.TUNED | own), Report.model_validate(inputs.REPORT | own | key)
+    found = Neighbours.model_validate(inputs.NEIGHBOURS), Mistakes.model_validate(inputs.MISTAKES)
+    verdict = _verdict(artifact.digest, declared).model_copy(update=key)
+    register(registry, Request(tuned, report, verdict, {"learning_curve": inputs.PNG}, "c0ffee", *found))
+
+
+def objects(registry: Registry) -> dict[str, bytes]:
+    """Key -> bytes of all that lies in the registry's store."""
+    return _objects(registry.store)
+
+
+def _objects(store: Any) -> dict[str, bytes]:
+    root = Path(store.url.removeprefix("file://"))
+    files = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
+    return {path.as_posix(): (root / path).read_bytes() for path in files if not path.parts[0].startswith(".")}
+
+
+def probe_keys(folder: Path) -> list[str]:
+    """The keys that a probe of a store writes and removes."""
+    written: list[str] = []
+
+    class Noting(FolderStore):
+        def create(self, key: str, body: bytes) -> None:
+            written.append(key)
+            super().create(key, body)
+
+    probe.probe(Noting(folder))
+    return sorted(set(written))
+
+
+def checkpoint_key(store: Any) -> str:
+    """Where the checkpoint of a gang of one lies."""
+    return Checkpoints(store, 60.0).of(_base(), [_job()], "shared").key
+
+
+def _base() -> Any:
+    return SimpleNamespace(ref=BaseModelRef.model_validate(inputs.BASE), dtype=torch.float32)
+
+
+def _job() -> Job:
+    declared, labels = _task(inputs.PLAIN), LabelTokens(("bad", "good"), ((5,), (6, 7)))
+    rows = [EncodedRow("1", [3, 4], (5,), "bad"), EncodedRow("2", [4], (6, 7), "good")]
+    return Job("mood", declared, declared.tune, torch.tensor(inputs.NUMBERS), TaskText("mood", "{text}", labels, 100, lambda text, special: []), rows, rows[:1])
+
+
+def ledger_schema(folder: Path) -> dict[str, Any]:
+    """SQL of every table, index and trigger of a new ledger as SQLite states it, and the migrations in order."""
+    Ledger(f"sqlite:///{folder / 'ledger.db'}").close()
+    config = Config()
+    config.set_main_option("script_location", str(database.MIGRATIONS))
+    with sqlite3.connect(folder / "ledger.db") as connection:
+        statements = dict(connection.execute("SELECT type || ' ' || name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY 1"))
+    return {"revisions": [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1], "sqlite": statements}
+
+
+def measured(name: str, number: int) -> tuple[Report, list[str]]:
+    """A version of the project in the present folder, measured anew on its test rows; and the columns of the results per row."""
+    settings = load_settings()
+    store, declared = FolderStore(settings.home / "store"), task.find_task(settings.tasks, name)
+    artifact = read_artifact(store, name, Ledger(settings.ledger).version(name, number).digest)
+    for kept in (settings.home / "store" / "reports").rglob("*.parquet"):
+        kept.unlink()
+    engine = Engine(load_base(prepare_base(declared.base_model, settings), "float32"))
+    setup = Setup("test", declared.data.slices, declared.hard_prompt)
+    report = evaluate(engine, artifact, read_snapshot(store, name, artifact.manifest.snapshot), store, setup)
+    return report, pyarrow.parquet.read_schema(io.BytesIO(store.read(report.rows_key).body)).names
+
+
+# ---------------------------------------------------------------- Prefect and MLflow
+
+
+def deployments() -> str:
+    """The rendered prefect.yaml for the fixed tasks."""
+    return rendered([_task(declared) for declared in inputs.TASKS.values()])
+
+
+def slugs(schedules: list[tuple[str, str]]) -> list[str]:
+    """The slug of each schedule."""
+    return [slug_of(task.Schedule(cron=cron, timezone=zone)) for cron, zone in schedules]
+
+
+def follow_a_training(mlflow: str) -> None:
+    """What a training of the fixed job tells MLflow while it runs."""
+    job = _job()
+    tracking, point = Tracking(mlflow), TunedPrompt.model_validate(inputs.TUNED | {"digest": "a" * 64}).curve[0]
+    run = tracking.start("mood/trial", loop._parameters(_base(), SimpleNamespace(job=job)), {"ptp.task": "mood"})  # type: ignore[arg-type]
+    tracking.point(run, point)
+    tracking.finish(run, "FINISHED")
+
+
+def refuse_an_alias(registry: Registry) -> None:
+    """What is left on a version from which an alias was taken."""
+    if registry.mlflow is not None:
+        registry.mlflow.refuse("mood", "1", "not yours")
