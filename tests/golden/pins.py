@@ -35,7 +35,7 @@ def without_words(value: Any, fields: Collection[str]) -> Any:
 def assert_same(found: Any, expected: Any, tolerance: float = 1e-6, place: str = "") -> None:
     """All fields and values alike, floats within the tolerance; says where they differ first."""
     if isinstance(expected, dict) and isinstance(found, dict):
-        assert sorted(found) == sorted(expected), f"{place}: other fields"
+        assert found.keys() == expected.keys(), f"{place}: missing {sorted(expected.keys() - found.keys())}, new {sorted(found.keys() - expected.keys())}"
         for name, value in expected.items():
             assert_same(found[name], value, tolerance, f"{place}.{name}")
     elif isinstance(expected, list) and isinstance(found, list):

@@ -23,7 +23,6 @@ from flows.app import app
 from flows.cli import main
 from flows.deploy import FLOWS, rendered
 from flows.outcome import Outcome
-from flows.requests import PREFECT_ACTOR
 from flows.schedules import slug_of
 from flows.training import MACHINE
 from ptpipeline import gate, probe, task
@@ -68,6 +67,7 @@ from ptpipeline.tuning import loop
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.member import Job
 from ptpipeline.tuning.multitask import Sources, shared_key
+from ptpipeline.tuning.tune import _trial
 from registry import database, door, mlflow_store
 from registry.doctor import examine
 from registry.dossier import Dossier
@@ -79,6 +79,7 @@ from registry.projection import lease_name
 from registry.promotion import Cause, promote, promote_release, rollback
 from registry.publish import Request, attach, register, stage
 from registry.registry import Registry
+from registry.roots import sources_in
 from registry.tombstone import lock_name
 from registry.tracking import Tracking
 from tests.golden import inputs
@@ -157,10 +158,12 @@ def settings_names() -> list[str]:
 
 def words() -> dict[str, Any]:
     """Words and numbers that are stored and compared with later, so that a change forgets what is stored."""
+    full = _task(inputs.FULL)
     return {
+        "trial of a search": _trial(full, full.tune.variants()[0]), "sources in trials": sources_in("moods", ["moods/teacher of mood", "moods/full"]),
         "engine": training.ENGINE_VERSION, "scoring": evaluation.SCORING_VERSION, "gate": task.GATE_VERSION, "ingest": sources.INGEST_VERSION,
         "a check that needs a person": gate.APPROVAL, "alias of production": PRODUCTION, "alias of a shared prompt": CURRENT, "domain of signatures": DOMAIN,
-        "actor of the night": MACHINE, "actor of Prefect": PREFECT_ACTOR, "actor of MLflow": [door.CAUSE.actor, door.CAUSE.reason],
+        "actor of the night": MACHINE, "actor of Prefect": flow_requests.PREFECT_ACTOR, "actor of MLflow": [door.CAUSE.actor, door.CAUSE.reason],
         "lease of an alias": lease_name("mood", "production"), "lock of a digest": lock_name("mood", "a" * 64),
         "webhook in MLflow": [mlflow_store.WEBHOOK, *mlflow_store.EVENTS],
     }  # fmt: skip
@@ -202,7 +205,8 @@ def artifacts() -> dict[str, Artifact]:
         numbers = torch.tensor(inputs.NUMBERS)
         prompt = KeyValues(numbers.reshape(2, 1, 3, 2), -numbers.reshape(2, 1, 3, 2)) if method == "prefix" else numbers
         found[method] = pack(prompt, dtype, inputs.MANIFEST | {"method": method} | own)
-    members = [found["prompt"], pack(torch.tensor(inputs.NUMBERS) * 2, "float16", inputs.MANIFEST | {"method": "prompt", "seed": 1})]
+    found["prompt of another seed"] = pack(torch.tensor(inputs.NUMBERS) * 2, "float16", inputs.MANIFEST | {"method": "prompt", "seed": 1})
+    members = [found["prompt"], found["prompt of another seed"]]
     return found | {"ensemble": pack_ensemble(members, "vote", inputs.MANIFEST | {"method": "ensemble"})}
 
 
@@ -216,7 +220,7 @@ def snapshot(folder: Path) -> dict[str, Any]:
     Path("rows.csv").write_text(inputs.ROWS, encoding="utf-8")
     store = FolderStore(folder / "store")
     made = ingest(_task(inputs.SLICED), store, folder / "home")
-    return {"manifest": made.to_json(), "rows": {split: [row.id for row in load_split(store, made, split)] for split in made.splits()}, "keys": sorted(_objects(store))}
+    return {"manifest": made.to_json(), "rows": {split: [row.id for row in load_split(store, made, split)] for split in made.splits()}, "keys": sorted(objects(store))}
 
 
 def _task(declared: dict[str, Any]) -> task.Task:
@@ -241,8 +245,7 @@ def registered(folder: Path, mlflow: str | None = None) -> Registry:
     promote(registry, declared, 1, cause)
     attach(registry, made["prompt"].digest, Wayward.model_validate(inputs.WAYWARD))
     store.create("prompts/mood/versions/2.json", b"{}")
-    second = pack(torch.tensor(inputs.NUMBERS) * 2, "float16", inputs.MANIFEST | {"method": "prompt", "seed": 1})
-    _publish(registry, made["ensemble"], second)
+    _publish(registry, made["ensemble"], made["prompt of another seed"])
     store.replace("prompts/mood/aliases/production.json", b"{}", store.read("prompts/mood/aliases/production.json").etag)
     override = Cause(*inputs.CAUSE, override=True)
     promote(registry, declared, 2, override)
@@ -252,7 +255,7 @@ def registered(folder: Path, mlflow: str | None = None) -> Registry:
     store.create("prompts/mood/aliases/strange.json", b"{}")
     fix(registry, {"mood": declared}, examine(registry))
     report_holdings(store, inputs.HOLDER, [Holding("mood", made["prompt"].digest)])
-    store.create(checkpoint_key(store), b"state")
+    store.create(Checkpoints(store, 60.0).of(_base(), [_job()], "shared").key, b"state")
     take(registry.ledger, "mood", "9" * 64, ["0123456789abcdef", "fedcba9876543210-2"], 0.05)
     return registry
 
@@ -266,12 +269,8 @@ def _publish(registry: Registry, artifact: Artifact, *members: Artifact) -> None
     register(registry, Request(tuned, report, verdict, {"learning_curve": inputs.PNG}, "c0ffee", *found))
 
 
-def objects(registry: Registry) -> dict[str, bytes]:
-    """Key -> bytes of all that lies in the registry's store."""
-    return _objects(registry.store)
-
-
-def _objects(store: Any) -> dict[str, bytes]:
+def objects(store: Any) -> dict[str, bytes]:
+    """Key -> bytes of all that lies in a store over a folder."""
     root = Path(store.url.removeprefix("file://"))
     files = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
     return {path.as_posix(): (root / path).read_bytes() for path in files if not path.parts[0].startswith(".")}
@@ -288,11 +287,6 @@ def probe_keys(folder: Path) -> list[str]:
 
     probe.probe(Noting(folder))
     return sorted(set(written))
-
-
-def checkpoint_key(store: Any) -> str:
-    """Where the checkpoint of a gang of one lies."""
-    return Checkpoints(store, 60.0).of(_base(), [_job()], "shared").key
 
 
 def _base() -> Any:

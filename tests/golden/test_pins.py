@@ -45,7 +45,7 @@ def test_the_ledger_keeps_its_schema(tmp_path: Path) -> None:
 
 def test_store_and_ledger_hold_the_same(tmp_path: Path) -> None:
     registry = product.registered(tmp_path)
-    assert_same(dict(stored(key, body) for key, body in sorted(product.objects(registry).items())), pinned("pins/store.json"))
+    assert_same(dict(stored(key, body) for key, body in sorted(product.objects(registry.store).items())), pinned("pins/store.json"))
     assert_same(rows(tmp_path / "ledger.db"), pinned("pins/ledger_rows.json"))
 
 
