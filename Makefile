@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install quickstart down test lint soak bench
+.PHONY: install quickstart down test test-limited lint soak bench
 
 install: .venv/.installed
 
@@ -20,6 +20,15 @@ down: install
 test: install
 	$(BIN)/python -m pytest -m 'not soak' --ignore tests/e2e --ignore tests/benchmarks --numprocesses 3 --dist loadfile
 	$(BIN)/python -m pytest -m 'not soak' tests/e2e tests/benchmarks  # alone: they share one local stack, or print ratios
+
+# What trains, ranks and measures once more, rounded as a processor without AVX-512 does: no test may rest on this machine's.
+LIMITED := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
+COMPUTING := tests/test_tiny.py tests/tuning tests/serving tests/models tests/prompts tests/evaluation/test_baselines.py \
+  tests/evaluation/test_probes_*.py tests/flows/test_gates.py tests/flows/test_generation.py
+
+test-limited: install
+	$(LIMITED) $(BIN)/python -c 'import torch; print("limited to", torch.backends.cpu.get_cpu_capability())'
+	$(LIMITED) $(BIN)/python -m pytest -m 'not soak and not servers' $(COMPUTING) --numprocesses 3 --dist loadfile
 
 lint: install
 	$(BIN)/ruff check .

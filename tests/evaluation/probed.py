@@ -3,6 +3,7 @@
 import copy
 import functools
 import hashlib
+import random
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ptpipeline.data.rows import Row
-from ptpipeline.data.tokens import label_tokens
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase, Input, KeyValues, SoftPrompt
 from ptpipeline.models.load import load_base
@@ -22,6 +22,7 @@ from ptpipeline.prompts.tensors import pack
 from ptpipeline.records import Generation
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.settings import Settings
+from tests.models.families import family
 from tests.tiny import sentences, tiny_project
 
 LABELS = {"negative": " negative", "positive": " positive"}
@@ -79,19 +80,40 @@ def answer(engine: Engine, made: Artifact, text: str) -> str:
     return list(LABELS)[int(engine.log_likelihoods(question)[0].argmax())]
 
 
-def fitted(base: FrozenBase, given: list[Row], steps: int = 200) -> KeyValues:
-    """A prefix of 32 tokens that was trained on these rows alone, whatever their labels."""
-    start = activations(base, embeddings(base, " yes film the" * 16)[:32])
+NUMBERS = {"negative": " 41", "positive": " 42"}
+
+
+class Numbers:
+    """A tokenizer of texts of numbers: each is its own token."""
+
+    bos_token_id = eos_token_id = None
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [int(word) for word in text.split()]}
+
+
+def numbered(count: int, seed: int) -> list[Row]:
+    """Rows of four random numbers whose labels nothing but memory can tell."""
+    dice = random.Random(seed)
+    texts = [" ".join(str(dice.randint(5, 39)) for _ in range(4)) for _ in range(count)]
+    return [Row(hashlib.sha256(text.encode()).hexdigest()[:16], text, dice.choice(sorted(NUMBERS))) for text in texts]
+
+
+def memorised(given: list[Row], steps: int = 100) -> tuple[Engine, Artifact]:
+    """A prefix of 32 tokens that was trained on these rows alone, over a random base in float64 that tells every text from every other."""
+    base = replace(family("llama"), tokenizer=Numbers())
+    start = activations(base, base.embed(torch.arange(3, 35)).detach())
     learnt = KeyValues(start.key.clone().requires_grad_(), start.value.clone().requires_grad_())
-    optimizer = torch.optim.Adam(list(learnt), lr=0.03)
-    tokens = label_tokens("movies", LABELS, base.encode)
-    inputs = [Input(base.encode(f"{row.text}\nSentiment:", True), (), 0) for row in given]
-    aims = torch.tensor([tokens.ids[tokens.names.index(row.label)][0] for row in given])
+    optimizer = torch.optim.Adam(list(learnt), lr=0.1)
+    inputs, aims = [Input(base.encode(row.text, True), (), 0) for row in given], torch.tensor([int(NUMBERS[row.label]) for row in given])
     for _ in range(steps):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(base.logits(base.states(base.prefix([learnt]), inputs)), aims).backward()
         optimizer.step()
-    return KeyValues(learnt.key.detach(), learnt.value.detach())
+    prompt = KeyValues(learnt.key.detach(), learnt.value.detach())
+    made, engine = artifact(base, prompt, method="prefix", template="{text}", labels=NUMBERS), Engine(base)
+    engine.load(made)
+    return engine, made
 
 
 def blind(base: FrozenBase, word: str) -> FrozenBase:

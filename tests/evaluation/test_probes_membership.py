@@ -1,6 +1,5 @@
 """The attack on training rows: what a memorised prompt gives away, and what it cannot."""
 
-import random
 from collections import Counter
 
 import numpy as np
@@ -12,16 +11,10 @@ from ptpipeline.evaluation.probes.likelihood import bare, prompted
 from ptpipeline.evaluation.probes.membership import _balanced, attack, interval, membership
 from ptpipeline.models.frozen import Input
 from ptpipeline.records import Generation
-from ptpipeline.serving.engine import Engine, Question
-from tests.evaluation.probed import LABELS, artifact, blind, embeddings, fitted, opinions, rows, tiny, writing
+from ptpipeline.serving.engine import Question
+from tests.evaluation.probed import LABELS, blind, embeddings, memorised, numbered, opinions, rows, tiny, writing
 
 OTHER = {"negative": "positive", "positive": "negative"}
-
-
-def tossed(count: int) -> list[Row]:
-    """Rows whose labels nothing but memory can tell."""
-    dice = random.Random(3)
-    return [row._replace(label=dice.choice(sorted(LABELS))) for row in rows(count, 5)]
 
 
 def wrong(given: list[Row]) -> list[Row]:
@@ -29,10 +22,8 @@ def wrong(given: list[Row]) -> list[Row]:
 
 
 def test_a_prompt_that_memorised_its_rows_gives_them_away() -> None:
-    given, base = tossed(60), tiny()
-    made = artifact(base, fitted(base, given[:8]), method="prefix")
-    engine = Engine(base)
-    engine.load(made)
+    given = numbered(88, seed=13)
+    engine, made = memorised(given[:8])
     found = membership(engine, made, given[:8], given[8:])
     assert found["privacy.auc"] > 0.8
     assert found["privacy.low"] > 0.5

@@ -52,7 +52,7 @@ def test_a_task_is_run_shown_and_asked(environment: dict[str, str]) -> None:
 
 def test_a_failed_gate_is_exit_code_4(environment: dict[str, str]) -> None:
     path = Path(environment["PTP_TASKS"]) / "tiny-sentiment.yaml"
-    path.write_text(path.read_text().replace('init: {text: " yes"}, steps: 40', "steps: 2"))
+    path.write_text(path.read_text().replace('init: {text: " yes"}, steps: 10', "steps: 2"))
     ran = ptp(environment, "run", "tiny-sentiment", "--json")
     assert ran.returncode == 4
     assert json.loads(ran.stdout)["status"] == "no gain"
@@ -60,7 +60,7 @@ def test_a_failed_gate_is_exit_code_4(environment: dict[str, str]) -> None:
 
 def test_a_failed_version_goes_to_production_by_override_alone(environment: dict[str, str]) -> None:
     path = Path(environment["PTP_TASKS"]) / "tiny-sentiment.yaml"
-    path.write_text(path.read_text().replace('init: {text: " yes"}, steps: 40', "steps: 2"))
+    path.write_text(path.read_text().replace('init: {text: " yes"}, steps: 10', "steps: 2"))
     assert ptp(environment, "run", "tiny-sentiment").returncode == 4
     assert "it failed the gate" in error_of(ptp(environment, "promote", "tiny-sentiment@1", "--reason", "urgent"), 1)
     assert "needs an actor and a reason" in error_of(ptp(environment, "promote", "tiny-sentiment@1", "--override", "--reason", " "), 1)
@@ -72,7 +72,7 @@ def test_a_failed_version_goes_to_production_by_override_alone(environment: dict
 def test_a_release_is_promoted_and_rolled_back(environment: dict[str, str]) -> None:
     assert ptp(environment, "run", "tiny-sentiment").returncode == 0
     tasks = Path(environment["PTP_TASKS"])
-    tasks.joinpath("tiny-sentiment.yaml").write_text(tasks.joinpath("tiny-sentiment.yaml").read_text().replace("steps: 40", "steps: 41").replace("promote: auto", "promote: manual"))
+    tasks.joinpath("tiny-sentiment.yaml").write_text(tasks.joinpath("tiny-sentiment.yaml").read_text().replace("steps: 10", "steps: 11").replace("promote: auto", "promote: manual"))
     assert ptp(environment, "run", "tiny-sentiment").returncode == 0
     assert "name a task twice" in error_of(ptp(environment, "release", "promote", "spring", "tiny-sentiment@1", "tiny-sentiment@2", "--reason", "both"), 1)
     promoted = ptp(environment, "release", "promote", "spring", "tiny-sentiment@2", "--reason", "new base", "--json")
@@ -106,8 +106,8 @@ def test_lineage_leads_from_a_version_to_its_rows_and_back(environment: dict[str
 def test_garbage_is_listed_first_and_collected_on_demand(environment: dict[str, str]) -> None:
     path = Path(environment["PTP_TASKS"]) / "tiny-sentiment.yaml"
     text = path.read_text().replace("promote: auto", "promote: manual")
-    for steps in (40, 41, 42):
-        path.write_text(text.replace("steps: 40", f"steps: {steps}"))
+    for steps in (10, 11, 12):
+        path.write_text(text.replace("steps: 10", f"steps: {steps}"))
         assert ptp(environment, "run", "tiny-sentiment").returncode == 0
     assert ptp(environment, "promote", "tiny-sentiment@2", "--reason", "good").returncode == 0
     would = ptp(environment, "gc", "--keep", "1", "--grace", "0", "--json")

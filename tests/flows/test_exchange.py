@@ -61,7 +61,7 @@ def trained_by_peft(project: Project, folder: Path, text: str | None = " yes", m
 @pytest.mark.parametrize("recipe", ["", "method: prefix, ", "method: p_tuning, encoder: mlp, encoder_width: 8, ", "method: residual, encoder_width: 8, "])
 def test_peft_loads_a_version_and_computes_the_same(project: Project, recipe: str) -> None:
     project.edit("tune: {", f"tune: {{{recipe}")
-    project.edit("steps: 40", "steps: 12")
+    project.edit("steps: 10", "steps: 4")
     version = project.run().version
     done = export(project.settings, f"{TASK}@{version}", "peft", project.folder / "out")
     assert done.files == ["adapter_config.json", "adapter_model.safetensors", "manifest.json"]
@@ -74,7 +74,7 @@ def test_peft_loads_a_version_and_computes_the_same(project: Project, recipe: st
 
 def test_members_of_an_ensemble_are_adapters_of_their_own(project: Project) -> None:
     project.edit("tune: {", "tune: {method: ensemble, ensemble: {members: 2}, ")
-    project.edit("steps: 40", "steps: 5")
+    project.edit("steps: 10", "steps: 5")
     project.run()
     done = export(project.settings, f"{TASK}@1", "peft", project.folder / "out")
     assert [name for name in done.files if name.endswith("safetensors")] == ["0/adapter_model.safetensors", "1/adapter_model.safetensors"]
@@ -92,7 +92,7 @@ def test_a_prompt_behind_bos_leaves_as_an_array_only(project: Project) -> None:
     }  # fmt: skip
     path.write_text(json.dumps(tokenizer))
     project.edit("tune: {", "tune: {placement: after_bos, ")
-    project.edit("steps: 40", "steps: 5")
+    project.edit("steps: 10", "steps: 5")
     project.run()
     with pytest.raises(DataError, match=r"behind BOS .*--format npy"):
         export(project.settings, f"{TASK}@1", "peft", project.folder / "out")
@@ -105,7 +105,7 @@ def test_a_prompt_behind_bos_leaves_as_an_array_only(project: Project) -> None:
 
 
 def test_a_folder_that_holds_something_is_left_alone(project: Project) -> None:
-    project.edit("steps: 40", "steps: 2")
+    project.edit("steps: 10", "steps: 2")
     project.run()
     out = project.folder / "out"
     out.mkdir()
@@ -146,7 +146,7 @@ def test_an_import_is_promoted_by_the_person_who_brings_it(project: Project) -> 
 
 
 def test_what_was_imported_computes_as_in_peft(project: Project) -> None:
-    project.edit("eval_every: 10", "eval_every: 10, store_dtype: float32")
+    project.edit("eval_every: 5", "eval_every: 5, store_dtype: float32")
     for method in ("prompt", "prefix"):
         trained_by_peft(project, project.folder / method, text=None, method=method)
         adopt(project, project.folder / method)
@@ -175,7 +175,7 @@ def test_a_task_of_manual_policy_waits_for_a_person(project: Project) -> None:
 def test_a_repeated_import_registers_nothing_new(project: Project) -> None:
     trained_by_peft(project, project.folder / "adapter")
     first = adopt(project, project.folder / "adapter")
-    project.edit("steps: 40", "steps: 41")  # another recipe of training makes no other import
+    project.edit("steps: 10", "steps: 11")  # another recipe of training makes no other import
     second = adopt(project, project.folder / "adapter")
     assert (second.version, second.status) == (first.version, "unchanged")
     assert len(project.stages.registry.ledger.versions(TASK)) == 1
@@ -187,7 +187,7 @@ def test_the_nightly_run_takes_an_import_for_no_training_of_its_own(project: Pro
     adopt(project, project.folder / "adapter")
     project.run()
     assert not project.trained
-    project.edit("steps: 40", "steps: 3")
+    project.edit("steps: 10", "steps: 3")
     project.run()
     assert project.trained
 
@@ -203,14 +203,14 @@ def test_an_import_first_leaves_the_training_to_be_done(project: Project) -> Non
 def test_an_imported_champion_can_be_trained_further(project: Project) -> None:
     trained_by_peft(project, project.folder / "adapter")
     adopt(project, project.folder / "adapter")
-    project.edit('init: {text: " yes"}, steps: 40', "init: champion, steps: 3")
+    project.edit('init: {text: " yes"}, steps: 10', "init: champion, steps: 3")
     project.run()
     versions = project.stages.registry.ledger.versions(TASK)
     assert read_artifact(project.stages.registry.store, TASK, versions[0].digest).manifest.parents == [versions[1].digest]
 
 
 def test_out_and_in_again_keeps_every_bit(project: Project) -> None:
-    project.edit("steps: 40", "steps: 3")
+    project.edit("steps: 10", "steps: 3")
     project.run()
     export(project.settings, f"{TASK}@1", "peft", project.folder / "out")
     adopt(project, project.folder / "out")

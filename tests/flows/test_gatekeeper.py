@@ -32,7 +32,7 @@ from tests.tiny import sentences as rows_of
 from tests.tiny import write_csv
 
 NAME = "tiny-sentiment"
-GOOD, POOR = 'init: {text: " yes"}, steps: 40', "steps: 2"
+GOOD, POOR = 'init: {text: " yes"}, steps: 10', "steps: 2"
 
 
 def task_of(project: Project) -> Task:

@@ -57,7 +57,7 @@ def test_a_prompt_that_leans_to_one_label_has_collapsed(project: Project) -> Non
     spec = project.stages.tasks()[0].data.split
     write_csv(rows_file(project), [(text, label) for text, label in sentences(400) if label == "positive" or split_of(normalised(text), spec) == "test"])
     project.edit("split: {dev: 0.15, test: 0.25}", "split: {dev: 0.15, test: 0.25}\n  checks: {rows_per_label: off, near_duplicate: off}")
-    project.edit('init: {text: " yes"}, steps: 40, batch_size: 8, learning_rate: 0.05', "init: sampled_vocab, steps: 120, batch_size: 8, learning_rate: 1.0")
+    project.edit('init: {text: " yes"}, steps: 10, batch_size: 8, learning_rate: 0.05', "init: sampled_vocab, steps: 120, batch_size: 8, learning_rate: 1.0")
     project.edit("minimum: 0.7", "minimum: 0.0, checks: {collapse: {max_share: 0.7}}")
     assert "collapse" in failed(project, project.run())
     assert promotions(project) == 0

@@ -173,8 +173,8 @@ def sources(tmp_path: Path) -> Project:
     """Two source tasks, a shared prompt over them, and a target."""
     project = Project(tmp_path, ("tiny-a", "tiny-b", "tiny-sentiment"))
     (project.tasks / "shared_prompts.yaml").write_text(
-        "tiny-shared: {base_model: tiny, sources: [tiny-a, tiny-b], tune: {num_virtual_tokens: 4, init: {text: ' yes'}, steps: 20, "
-        "batch_size: 8, learning_rate: 0.05, warmup_steps: 5, eval_every: 10}}\n"
+        "tiny-shared: {base_model: tiny, sources: [tiny-a, tiny-b], tune: {num_virtual_tokens: 4, init: {text: ' yes'}, steps: 10, "
+        "batch_size: 8, learning_rate: 0.05, warmup_steps: 3, eval_every: 5}}\n"
     )
     project.edit(PLAIN, "method: multitask, shared: tiny-shared, num_virtual_tokens: 4")
     return project

@@ -64,7 +64,7 @@ def nights(project: Project) -> list[str]:
     """Two nights, what the verbs say in between and afterwards, and what MLflow would show; every line that was reported."""
     project.run()
     lines = list(project.lines)
-    project.edit('init: {text: " yes"}, steps: 40', "steps: 2")
+    project.edit('init: {text: " yes"}, steps: 10', "steps: 2")
     lines.append(project.run().model_dump_json())
     lines += project.lines
     registry, task = open_registry(project.settings), project.stages.tasks([NAME])[0]
@@ -106,6 +106,6 @@ def test_a_message_about_a_broken_file_holds_no_text(trained: Project, name: str
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Project:
     project = Project(tmp_path_factory.mktemp("trained"), (NAME,))
-    project.edit('init: {text: " yes"}, steps: 40', "steps: 2")
+    project.edit('init: {text: " yes"}, steps: 10', "steps: 2")
     project.run()
     return project

@@ -64,7 +64,7 @@ def test_unchanged_nights_store_no_second_report(project: Project) -> None:
 def test_a_task_may_let_the_texts_of_wrong_answers_in(project: Project) -> None:
     """They stand in the page and beside the prompt, not in the ledger; what is switched off is not shown any more."""
     project.edit("promote: manual", "promote: manual\ntexts_in_reports: true")
-    project.edit('init: {text: " yes"}, steps: 40', "steps: 2")
+    project.edit('init: {text: " yes"}, steps: 10', "steps: 2")
     number = project.run().version
     texts = [text for text, _ in sentences(240)]
     assert [text for text in texts if text in shown(project, number)]

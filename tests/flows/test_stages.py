@@ -19,7 +19,7 @@ from ptpipeline.records import PRODUCTION, prompt_prefix
 from registry.doctor import examine
 from registry.promotion import Cause
 from tests.flows.project import Project
-from tests.tiny import sentences, tiny_base, write_csv
+from tests.tiny import other_base, sentences, write_csv
 
 
 @pytest.fixture
@@ -66,7 +66,7 @@ def test_a_new_policy_gates_again_without_training(project: Project) -> None:
 
 
 def test_a_failed_gate_registers_but_does_not_promote(project: Project) -> None:
-    project.edit('init: {text: " yes"}, steps: 40', "steps: 2")
+    project.edit('init: {text: " yes"}, steps: 10', "steps: 2")
     outcome = project.run()
     assert (outcome.status, outcome.version) == ("no gain", 1)
     with pytest.raises(PromotionRefused, match="failed the gate"):
@@ -237,7 +237,7 @@ def test_a_question_over_the_context_is_refused(project: Project) -> None:
 
 def test_another_base_than_the_artifacts_is_refused(project: Project) -> None:
     project.run()
-    (project.tasks / "base_models.yaml").write_text(f'tiny: {{path: "{tiny_base(project.folder / "other", seed=1)}"}}\n')
+    (project.tasks / "base_models.yaml").write_text(f'tiny: {{path: "{other_base(project.folder / "other")}"}}\n')
     with pytest.raises(BaseModelError, match="trained on base model tiny"):
         ptpipeline.load("tiny-sentiment", project.settings)
 

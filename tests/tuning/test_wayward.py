@@ -46,6 +46,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
     tasks, store = tiny_project(folder), FolderStore(folder / "store")
     base = load_base(prepare_base("tiny", Settings(home=folder / "home", tasks=tasks)), "float32")
     task = find_task(tasks, "tiny-sentiment")
+    task = task.model_copy(update={"tune": task.tune.model_copy(update={"steps": 40})})  # a pulled prompt has a way to go
     snapshot = ingest(task, store, folder / "home")
     plain = plain_job(base, task, snapshot, store)
     return Ready(base, plain, plain.text.rows(load_split(store, snapshot, "test")))
