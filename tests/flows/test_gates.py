@@ -53,11 +53,11 @@ def rows_file(project: Project) -> Path:
 
 
 def test_a_prompt_that_leans_to_one_label_has_collapsed(project: Project) -> None:
-    """It saw one label while it trained, and the test rows have both."""
+    """Every row was called positive while it trained, and the test rows have both labels."""
     spec = project.stages.tasks()[0].data.split
-    write_csv(rows_file(project), [(text, label) for text, label in sentences(400) if label == "positive" or split_of(normalised(text), spec) == "test"])
+    write_csv(rows_file(project), [(text, label if split_of(normalised(text), spec) == "test" else "positive") for text, label in sentences(240)])
     project.edit("split: {dev: 0.15, test: 0.25}", "split: {dev: 0.15, test: 0.25}\n  checks: {rows_per_label: off, near_duplicate: off}")
-    project.edit('init: {text: " yes"}, steps: 10, batch_size: 8, learning_rate: 0.05', "init: sampled_vocab, steps: 120, batch_size: 8, learning_rate: 1.0")
+    project.edit('init: {text: " yes"}, steps: 10, batch_size: 8, learning_rate: 0.05', "init: sampled_vocab, steps: 40, batch_size: 8, learning_rate: 0.1")
     project.edit("minimum: 0.7", "minimum: 0.0, checks: {collapse: {max_share: 0.7}}")
     assert "collapse" in failed(project, project.run())
     assert promotions(project) == 0
