@@ -31,6 +31,7 @@ test-limited: install
 	$(LIMITED) $(BIN)/python -m pytest -m 'not soak and not servers' $(COMPUTING) --numprocesses 3 --dist loadfile
 
 lint: install
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports

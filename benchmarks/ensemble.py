@@ -34,7 +34,9 @@ def steps(base: FrozenBase, arguments: argparse.Namespace) -> tuple[Step, Step]:
         caches = [base.prefix([work.prompt + 0.01 * index for index in range(count)]) for count in (size, 1)]
 
     def answer(count: int, which: int) -> Tensor:
-        return combined(torch.stack(rank(base, caches[which], [Query(text, LABELS, index) for index in range(count)])), "average")
+        return combined(
+            torch.stack(rank(base, caches[which], [Query(text, LABELS, index) for index in range(count)])), "average"
+        )
 
     return lambda: answer(size, 0), lambda: answer(1, 1)
 
@@ -46,9 +48,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     sides = steps(base, arguments)
     seconds, _ = interleaved(sides, arguments.rounds)
     all_of, one = statistics.median(seconds[0]), statistics.median(seconds[1])
-    print(f"{arguments.members} members {all_of * 1000:.0f} ms, one {one * 1000:.0f} ms: {all_of / one:.2f} times the latency")
+    print(
+        f"{arguments.members} members {all_of * 1000:.0f} ms, one {one * 1000:.0f} ms: {all_of / one:.2f} "
+        "times the latency"
+    )
     shape = {"tokens": arguments.tokens, "prompt_length": arguments.prompt_length, "rounds": arguments.rounds}
-    print(json.dumps({"n": arguments.members, "ratio": all_of / one, "ensemble_s": all_of, "one_s": one, **shape, **describe(base)}))
+    print(
+        json.dumps(
+            {
+                "n": arguments.members,
+                "ratio": all_of / one,
+                "ensemble_s": all_of,
+                "one_s": one,
+                **shape,
+                **describe(base),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

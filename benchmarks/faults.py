@@ -23,7 +23,9 @@ from urllib.parse import urlsplit
 
 
 class Fault(StrEnum):
-    """What becomes of one request, and whether the server has done what it asks for when the client learns of the fault."""
+    """What becomes of one request, and whether the server has done what it asks for when the client learns of the
+    fault.
+    """
 
     ERROR_BEFORE = "500, never forwarded"
     ERROR_AFTER = "500 in place of the server's answer"
@@ -76,8 +78,8 @@ class FaultProxy:
     """Serves at `endpoint` until the block ends; `plan` may be replaced at any time.
 
     target: the server's address, `http://host:port`; it may go down and come back, meanwhile connections are cut.
-    silence: seconds that a client without patience of its own is kept waiting, and after which a late request is forwarded.
-    injected counts the faults, `requests` everything that came in. A fault is counted before it happens.
+    silence: seconds that a client without patience of its own is kept waiting, and after which a late request is
+    forwarded. injected counts the faults, `requests` everything that came in. A fault is counted before it happens.
     """
 
     def __init__(self, target: str, plan: Plan = lambda request: None, silence: float = 2.0) -> None:
@@ -96,7 +98,9 @@ class FaultProxy:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._ending.set()
         self.settle()
         self._server.shutdown()
@@ -146,7 +150,12 @@ class _Answer(NamedTuple):
     body: bytes
 
 
-_FAILED = _Answer(500, "Internal Server Error", [("Content-Type", "application/xml")], b"<Error><Code>InternalError</Code><Message>injected</Message></Error>")
+_FAILED = _Answer(
+    500,
+    "Internal Server Error",
+    [("Content-Type", "application/xml")],
+    b"<Error><Code>InternalError</Code><Message>injected</Message></Error>",
+)
 
 
 def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
@@ -187,7 +196,10 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
             try:
                 connection.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
                 for name, value in self.headers.items():
-                    if name.lower() not in ("expect", "connection"):  # neither is signed; this proxy said "100 Continue" itself
+                    if name.lower() not in (
+                        "expect",
+                        "connection",
+                    ):  # neither is signed; this proxy said "100 Continue" itself
                         connection.putheader(name, value)
                 connection.endheaders(body or None)
                 answer = connection.getresponse()
@@ -203,7 +215,13 @@ def _handler(proxy: FaultProxy) -> type[BaseHTTPRequestHandler]:
                 if name.lower() not in ("transfer-encoding", "connection", "content-length"):
                     self.send_header(name, value)
             if answer.status not in (204, 304):
-                self.send_header("Content-Length", next((value for name, value in answer.headers if name.lower() == "content-length"), str(len(answer.body))))
+                self.send_header(
+                    "Content-Length",
+                    next(
+                        (value for name, value in answer.headers if name.lower() == "content-length"),
+                        str(len(answer.body)),
+                    ),
+                )
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(answer.body[: len(answer.body) // 2] if half else answer.body)

@@ -60,9 +60,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     seconds, (together, alone) = interleaved(sides, arguments.rounds)
     error = max(float((a - b).norm() / b.norm()) for a, b in zip(together, alone, strict=True))
     gang, solo = statistics.median(seconds[0]), statistics.median(seconds[1])
-    print(f"{arguments.members} prompts: {gang:.3f} s together, {solo:.3f} s one after another: {solo / gang:.2f} times as fast")
-    shape = {"batch": arguments.batch, "tokens": arguments.tokens, "prompt_length": arguments.prompt_length, "rounds": arguments.rounds}
-    print(json.dumps({"k": arguments.members, "ratio": solo / gang, "gang_s": gang, "solo_s": solo, "grad_rel_err": error, **shape, **describe(base)}))
+    print(
+        f"{arguments.members} prompts: {gang:.3f} s together, {solo:.3f} s one after another: "
+        f"{solo / gang:.2f} times as fast"
+    )
+    shape = {
+        "batch": arguments.batch,
+        "tokens": arguments.tokens,
+        "prompt_length": arguments.prompt_length,
+        "rounds": arguments.rounds,
+    }
+    print(
+        json.dumps(
+            {
+                "k": arguments.members,
+                "ratio": solo / gang,
+                "gang_s": gang,
+                "solo_s": solo,
+                "grad_rel_err": error,
+                **shape,
+                **describe(base),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """How often the gate errs, and what it sees: from the per-row results of two really trained prompts.
 
-`python -m benchmarks.gate_power --nights 365` prints its tables, and one JSON object on its last line. In a trial of equal
-prompts the two real ones' answers change places by coin, row by row: every promotion is wrong then. For gains, slides and
-years a prompt's answers to the rows that the two answer differently are drawn, by a coin that is fair or not.
+`python -m benchmarks.gate_power --nights 365` prints its tables, and one JSON object on its last line. In a trial of
+equal prompts the two real ones' answers change places by coin, row by row: every promotion is wrong then. For gains,
+slides and years a prompt's answers to the rows that the two answer differently are drawn, by a coin that is fair or
+not.
 
 `gate_pair.parquet` holds the answers of two prompts of movie-sentiment to its 1,487 test rows, by label alone.
 """
@@ -46,12 +47,16 @@ class Pair(NamedTuple):
     def swapped(self, rows: int, dice: Generator) -> "Pair":
         """So many rows of it, on each of which the two change places by coin."""
         chosen, coins = dice.integers(len(self.label), size=rows), dice.random(rows) < 0.5
-        answers = [(self.first[i], self.second[i]) if coin else (self.second[i], self.first[i]) for i, coin in zip(chosen, coins, strict=True)]
+        answers = [
+            (self.first[i], self.second[i]) if coin else (self.second[i], self.first[i])
+            for i, coin in zip(chosen, coins, strict=True)
+        ]
         return Pair([self.label[i] for i in chosen], [one for one, _ in answers], [other for _, other in answers])
 
 
 class Results(NamedTuple):
-    """Shares of the rows that any prompt of the recipe answers right, and that are open: each prompt tosses its coin there.
+    """Shares of the rows that any prompt of the recipe answers right, and that are open: each prompt tosses its coin
+    there.
 
     Two even coins differ on half of the open rows, as often as the two real prompts do.
     """
@@ -72,7 +77,9 @@ class Results(NamedTuple):
         return (kind < self.right).astype(np.float64), kind >= 1 - self.open
 
     def prompt(self, split: tuple[Rows, NDArray[np.bool_]], better: float, dice: Generator) -> Rows:
-        """A prompt whose true accuracy is that of the even coin plus `better`: right or wrong on each row of the split."""
+        """A prompt whose true accuracy is that of the even coin plus `better`: right or wrong on each row of
+        the split.
+        """
         answers, open_rows = split
         chance = np.clip(0.5 + better / self.open, 0, 1)
         return np.where(open_rows, dice.random(len(answers)) < chance, answers).astype(np.float64)
@@ -87,8 +94,12 @@ def superior(challenger: Rows, champion: Rows, anchor: Rows, look: int) -> bool:
 
 
 def not_inferior(challenger: Rows, champion: Rows, anchor: Rows, look: int) -> bool:
-    """Non-inferiority with the margin that the number of rows gives, to the champion and to what last won by superiority."""
-    return not_inferior_to_champion(challenger, champion, anchor, look) and _shown(challenger, anchor, _margin(len(anchor)), look)
+    """Non-inferiority with the margin that the number of rows gives, to the champion and to what last won by
+    superiority.
+    """
+    return not_inferior_to_champion(challenger, champion, anchor, look) and _shown(
+        challenger, anchor, _margin(len(anchor)), look
+    )
 
 
 def not_inferior_to_champion(challenger: Rows, champion: Rows, anchor: Rows, look: int) -> bool:
@@ -106,7 +117,13 @@ def higher(challenger: Rows, champion: Rows, anchor: Rows, look: int) -> bool:
     return bool(challenger.mean() > champion.mean())
 
 
-RULES: dict[str, Rule] = {"superiority": superior, "non-inferiority": not_inferior, "without anchor": not_inferior_to_champion, "5% every night": at_five_percent, "higher figure": higher}
+RULES: dict[str, Rule] = {
+    "superiority": superior,
+    "non-inferiority": not_inferior,
+    "without anchor": not_inferior_to_champion,
+    "5% every night": at_five_percent,
+    "higher figure": higher,
+}
 
 
 def _shown(challenger: Rows, other: Rows, margin: float, look: int, spending: bool = True) -> bool:
@@ -119,7 +136,9 @@ def _margin(rows: int) -> float:
 
 
 def equal_prompts(pair: Pair, args: argparse.Namespace, asked: Asked, trials: int) -> float:
-    """Share of the trials in which one of two equal prompts passed for better at the first look, by the metric that is asked."""
+    """Share of the trials in which one of two equal prompts passed for better at the first look, by the metric that is
+    asked.
+    """
     alpha, labels, promoted = look_at(1, 1, POLICY.budget).alpha, sorted(set(pair.label)), 0
     for trial in range(trials):
         drawn = pair.swapped(args.rows, np.random.default_rng([args.seed, 2, trial]))
@@ -139,7 +158,9 @@ def one_night(results: Results, args: argparse.Namespace, rule: Rule, better: fl
 
 
 class Year(NamedTuple):
-    """Means over tasks: promotions, tasks with any, and by how much the true accuracy of production changed, at its lowest."""
+    """Means over tasks: promotions, tasks with any, and by how much the true accuracy of production changed, at its
+    lowest.
+    """
 
     promotions: float
     any_promotion: float
@@ -170,10 +191,21 @@ def _nights(results: Results, args: argparse.Namespace, rule: Rule, case: tuple[
 
 
 def rows_at(results: Results, args: argparse.Namespace, look: int, better: float) -> int:
-    """Test rows with which a gain of `better` is seen four times in five at that look: counted, from where the formula points."""
+    """Test rows with which a gain of `better` is seen four times in five at that look: counted, from where the formula
+    points.
+    """
     alpha = look_at(1, look, POLICY.budget).alpha
     rows = rows_needed(better, alpha, results.open / 2)
-    while one_night(results, argparse.Namespace(**{**vars(args), "rows": rows, "trials": min(args.trials, 500)}), superior, better, look) < 0.8:
+    while (
+        one_night(
+            results,
+            argparse.Namespace(**{**vars(args), "rows": rows, "trials": min(args.trials, 500)}),
+            superior,
+            better,
+            look,
+        )
+        < 0.8
+    ):
         rows = round(rows * 1.05)
     return rows
 
@@ -189,7 +221,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     pair, swapped = Pair.read(), {}
-    for metric, trials in (("accuracy", args.trials), ("macro_f1", args.trials // 10)):  # the bootstrap takes half a second
+    for metric, trials in (
+        ("accuracy", args.trials),
+        ("macro_f1", args.trials // 10),
+    ):  # the bootstrap takes half a second
         swapped[metric] = equal_prompts(pair, args, Asked(metric), trials)
         print(f"{swapped[metric]:.4f} of {trials} trials promoted one of two equal prompts by {metric}")
     results = Results.of(pair)
@@ -200,19 +235,42 @@ def main() -> None:
     for name in RULES:
         print(f"{name:18} {night[name]:17.4f} {power[name]:12.4f}")
     needed = {look: rows_at(results, args, look, args.gain) for look in (1, 30, args.nights)}
-    print("rows needed to see it four times in five: " + ", ".join(f"{rows} at look {look}" for look, rows in needed.items()))
+    print(
+        "rows needed to see it four times in five: "
+        + ", ".join(f"{rows} at look {look}" for look, rows in needed.items())
+    )
     equal = {name: a_year(results, args, rule, 0.0) for name, rule in RULES.items()}
     sliding = {name: a_year(results, args, rule, SLIDE) for name, rule in RULES.items()}
-    print(f"{f'{args.nights} nights':18} {'wrong promotions':>17} {'tasks with any':>15} {f'slide {SLIDE:g}: change':>20} {'lowest':>8}")
+    print(
+        f"{f'{args.nights} nights':18} {'wrong promotions':>17} {'tasks with any':>15} "
+        f"{f'slide {SLIDE:g}: change':>20} {'lowest':>8}"
+    )
     for name in RULES:
-        print(f"{name:18} {equal[name].promotions:17.3f} {equal[name].any_promotion:15.3f} {sliding[name].change:+20.4f} {sliding[name].lowest:+8.4f}")
-    print(json.dumps({
-        "wrong_promotions": swapped["accuracy"], "wrong_promotions_macro_f1": swapped["macro_f1"], "power": power["superiority"], "wrong_promotions_year": equal["superiority"].promotions,
-        "naive_wrong_promotions": night["higher figure"], "naive_wrong_promotions_year": equal["higher figure"].promotions,
-        "at_five_percent_year": equal["5% every night"].any_promotion, "trials": args.trials, "tasks": args.tasks, "nights": args.nights, "rows": args.rows,
-        "rows_needed": {str(look): rows for look, rows in needed.items()}, "discordant": results.open / 2,
-        "slide": {name: year.change for name, year in sliding.items()}, "lowest": {name: year.lowest for name, year in sliding.items()},
-    }))  # fmt: skip
+        print(
+            f"{name:18} {equal[name].promotions:17.3f} {equal[name].any_promotion:15.3f} "
+            f"{sliding[name].change:+20.4f} {sliding[name].lowest:+8.4f}"
+        )
+    print(
+        json.dumps(
+            {
+                "wrong_promotions": swapped["accuracy"],
+                "wrong_promotions_macro_f1": swapped["macro_f1"],
+                "power": power["superiority"],
+                "wrong_promotions_year": equal["superiority"].promotions,
+                "naive_wrong_promotions": night["higher figure"],
+                "naive_wrong_promotions_year": equal["higher figure"].promotions,
+                "at_five_percent_year": equal["5% every night"].any_promotion,
+                "trials": args.trials,
+                "tasks": args.tasks,
+                "nights": args.nights,
+                "rows": args.rows,
+                "rows_needed": {str(look): rows for look, rows in needed.items()},
+                "discordant": results.open / 2,
+                "slide": {name: year.change for name, year in sliding.items()},
+                "lowest": {name: year.lowest for name, year in sliding.items()},
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

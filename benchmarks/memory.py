@@ -64,10 +64,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(one_side(arguments)))
         return
     shape = {"batch": arguments.batch, "tokens": arguments.tokens, "prompt_length": arguments.prompt_length}
-    passed = [text for name, value in {**shape, "dtype": arguments.dtype, "base": arguments.base}.items() for text in (f"--{name.replace('_', '-')}", str(value))]
+    passed = [
+        text
+        for name, value in {**shape, "dtype": arguments.dtype, "base": arguments.base}.items()
+        for text in (f"--{name.replace('_', '-')}", str(value))
+    ]
     found = {}
     for side in SIDES:
-        run = subprocess.run([sys.executable, "-m", "benchmarks.memory", "--side", side, *passed], capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-m", "benchmarks.memory", "--side", side, *passed],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         found[side] = json.loads(run.stdout.splitlines()[-1])
     ours, peft = (found[side].pop("peak_bytes") / 2**20 for side in SIDES)
     print(f"peak over the bare model: ours {ours:.0f} MiB, PEFT {peft:.0f} MiB")

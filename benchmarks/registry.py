@@ -1,12 +1,13 @@
 """What the registry costs on the local stack, and whether racing promoters lose anything.
 
-Real SeaweedFS, MLflow and ledger (SQLite, or PostgreSQL with `--ledger postgres`) on loopback, all durable as shipped. Two
-such stacks stand side by side, seeded at database level (benchmarks/seeding.py): one with 2 tasks x 10 versions, one with
-`--tasks` x `--versions`. Each round does the same on both, the order turning, so that the ratios come from one time.
+Real SeaweedFS, MLflow and ledger (SQLite, or PostgreSQL with `--ledger postgres`) on loopback, all durable as shipped.
+Two such stacks stand side by side, seeded at database level (benchmarks/seeding.py): one with 2 tasks x 10 versions,
+one with `--tasks` x `--versions`. Each round does the same on both, the order turning, so that the ratios come from one
+time.
 
     resolve = serving's `resolve("task@production")`, from the object store alone
-    publish = stage + register: bytes, records, plot, dossier, MLflow's logged model and version; its training's run is there
-    promote = `promote` of a version with a passed verdict: gate, ledger, history, pointer and MLflow alias
+    publish = stage + register: bytes, records, plot, dossier, MLflow's logged model and version; its training's run is
+    there promote = `promote` of a version with a passed verdict: gate, ledger, history, pointer and MLflow alias
     *_ratio = median at tasks x versions / median at 20 versions
     requests, statements, writes = what one of them sends on average to MLflow, to S3 and to the ledger; a write is a
               transaction that is synced to disk
@@ -78,12 +79,21 @@ def running(folder: Path, kind: str, size: tuple[int, int]) -> Iterator[Side]:
         s3 = stack.enter_context(running_s3(folder / "s3"))
         os.environ.update({name: value for name, value in s3.environment.items() if name != "AWS_ENDPOINT_URL_S3"})
         mlflow = stack.enter_context(running_mlflow(folder / "mlflow"))
-        ledger = stack.enter_context(running_postgres(durable=True)).create_database("ledger") if kind == "postgres" else f"sqlite:///{folder}/ledger.db"
+        ledger = (
+            stack.enter_context(running_postgres(durable=True)).create_database("ledger")
+            if kind == "postgres"
+            else f"sqlite:///{folder}/ledger.db"
+        )
         boto3.client("s3", endpoint_url=s3.endpoint).create_bucket(Bucket="benchmark")
-        addresses = Addresses(ledger, "benchmark", s3.endpoint, _filer_port(s3.process.args), mlflow, folder / "mlflow" / "mlflow.db")
+        addresses = Addresses(
+            ledger, "benchmark", s3.endpoint, _filer_port(s3.process.args), mlflow, folder / "mlflow" / "mlflow.db"
+        )
         started = time.perf_counter()
         seed(addresses, *size)
-        print(f"{size[0]} tasks x {size[1]} versions: stack up, seeded in {time.perf_counter() - started:.0f} s", flush=True)
+        print(
+            f"{size[0]} tasks x {size[1]} versions: stack up, seeded in {time.perf_counter() - started:.0f} s",
+            flush=True,
+        )
         registry = addresses.open()
         stack.callback(registry.ledger.close)
         yield Side(addresses, registry, *size)
@@ -135,7 +145,10 @@ def promote_one(side: Side, dice: random.Random) -> float:
     report = ledger.report_of(task.name, an_artifact(task, number - 1).digest)
     if report is None:
         raise SystemExit(f"{task.name} version {number} has no report: it was not seeded")
-    verdict, publication = a_verdict(task, report, head.digest if head else None), ledger.publication(task.name, report.digest)
+    verdict, publication = (
+        a_verdict(task, report, head.digest if head else None),
+        ledger.publication(task.name, report.digest),
+    )
     ledger.save_verdict(verdict)
     if publication:
         write_dossier(side.registry.store, Dossier(publication=publication, report=report, verdict=verdict))
@@ -162,7 +175,9 @@ def interleaved(sides: Sequence[Side], once: Callable[[Side, random.Random], flo
 
 
 class Meter:
-    """Counts, per kind of operation, its repetitions and what it sends; audit hooks see every request of this process."""
+    """Counts, per kind of operation, its repetitions and what it sends; audit hooks see every request of this
+    process.
+    """
 
     def __init__(self) -> None:
         self.sent: dict[str, Counter[str]] = {}
@@ -224,7 +239,11 @@ def reads(side: Side) -> dict[str, float]:
     def show() -> None:
         version = ledger.version(task, side.versions)
         read_artifact(side.registry.store, task, version.digest)
-        ledger.publication(task, version.digest), ledger.report_of(task, version.digest), ledger.latest_verdict(task, version.digest)
+        (
+            ledger.publication(task, version.digest),
+            ledger.report_of(task, version.digest),
+            ledger.latest_verdict(task, version.digest),
+        )
 
     looked: Mapping[str, Callable[[], object]] = {
         "versions_page_ms": lambda: ledger.versions(limit=100),
@@ -233,7 +252,10 @@ def reads(side: Side) -> dict[str, float]:
         "heads_ms": ledger.heads,
         "history_ms": lambda: ledger.history(task),
     }
-    return {name: round(1000 * statistics.median(METER.timed(name, look) for _ in range(5)), 2) for name, look in looked.items()}
+    return {
+        name: round(1000 * statistics.median(METER.timed(name, look) for _ in range(5)), 2)
+        for name, look in looked.items()
+    }
 
 
 def doctor(side: Side) -> dict[str, float]:
@@ -250,12 +272,29 @@ def measure(sides: Sequence[Side], arguments: argparse.Namespace) -> dict[str, A
     figures: dict[str, Any] = {}
     METER.start(sides)
     try:
-        for name, once, rounds in (("resolve", resolve_one, 10 * arguments.rounds), ("promote", promote_one, arguments.rounds), ("publish", publish_one, arguments.rounds)):
+        for name, once, rounds in (
+            ("resolve", resolve_one, 10 * arguments.rounds),
+            ("promote", promote_one, arguments.rounds),
+            ("publish", publish_one, arguments.rounds),
+        ):
             small, *large = interleaved(sides, once, rounds)
-            figures |= {f"{name}_p50_ms": _p(small, 50), f"{name}_p95_ms": _p(small, 95), f"{name}_sends": METER.per_operation(name)}
+            figures |= {
+                f"{name}_p50_ms": _p(small, 50),
+                f"{name}_p95_ms": _p(small, 95),
+                f"{name}_sends": METER.per_operation(name),
+            }
             for found in large:
-                figures |= {f"{name}_p50_ms_at_scale": _p(found, 50), f"{name}_p95_ms_at_scale": _p(found, 95), f"{name}_ratio": round(statistics.median(found) / statistics.median(small), 2)}
-            print(f"{name}: p50 {_p(small, 50)} ms, p95 {_p(small, 95)} ms; " + (f"at scale {_p(large[0], 50)} and {_p(large[0], 95)} ms; " if large else "") + f"sends {figures[f'{name}_sends']}", flush=True)
+                figures |= {
+                    f"{name}_p50_ms_at_scale": _p(found, 50),
+                    f"{name}_p95_ms_at_scale": _p(found, 95),
+                    f"{name}_ratio": round(statistics.median(found) / statistics.median(small), 2),
+                }
+            print(
+                f"{name}: p50 {_p(small, 50)} ms, p95 {_p(small, 95)} ms; "
+                + (f"at scale {_p(large[0], 50)} and {_p(large[0], 95)} ms; " if large else "")
+                + f"sends {figures[f'{name}_sends']}",
+                flush=True,
+            )
         figures |= race(sides[0].addresses, sides[0].registry, arguments.races)
         figures |= reads(sides[-1])
         figures |= doctor(sides[0 if arguments.no_doctor else -1])
@@ -270,11 +309,15 @@ def _p(milliseconds: Sequence[float], percent: int) -> float:
 
 def options() -> argparse.ArgumentParser:
     """What may be chosen."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.registry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.registry", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--ledger", choices=("sqlite", "postgres"), default="sqlite")
     parser.add_argument("--tasks", type=int, default=500, help="tasks of the large stack; 0 leaves it out")
     parser.add_argument("--versions", type=int, default=40, help="versions of each of them")
-    parser.add_argument("--rounds", type=int, default=30, help="publishes and promotions per stack; resolves are ten times as many")
+    parser.add_argument(
+        "--rounds", type=int, default=30, help="publishes and promotions per stack; resolves are ten times as many"
+    )
     parser.add_argument("--races", type=int, default=200)
     parser.add_argument("--no-doctor", action="store_true", help="examine the small stack only")
     return parser
@@ -286,9 +329,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     sizes = [SMALL, *([(arguments.tasks, arguments.versions)] if arguments.tasks else [])]
     with tempfile.TemporaryDirectory(prefix="ptp-registry-") as folder, ExitStack() as stack:
         stack.enter_context(_environment())
-        sides = [stack.enter_context(running(Path(folder) / str(index), arguments.ledger, size)) for index, size in enumerate(sizes)]
+        sides = [
+            stack.enter_context(running(Path(folder) / str(index), arguments.ledger, size))
+            for index, size in enumerate(sizes)
+        ]
         figures = measure(sides, arguments)
-    print(json.dumps({**figures, "ledger": arguments.ledger, "tasks": arguments.tasks, "versions": arguments.versions, "rounds": arguments.rounds, "cores": os.cpu_count()}))
+    print(
+        json.dumps(
+            {
+                **figures,
+                "ledger": arguments.ledger,
+                "tasks": arguments.tasks,
+                "versions": arguments.versions,
+                "rounds": arguments.rounds,
+                "cores": os.cpu_count(),
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,10 @@
-"""One training step, forward and backward only: ours against PEFT on the same base, and its share of the processor's peak.
+"""One training step, forward and backward only: ours against PEFT on the same base, and its share of the processor's
+peak.
 
 Ours is the product's own path (`shared_backward`); PEFT is driven as its users drive it: `get_peft_model` with a
-`PromptTuningConfig`, the label token behind the text, labels -100 elsewhere, `loss.backward()`. Same frozen model, dtype,
-rows and initial prompt; optimizer apart; interleaved in one process, the order turning each round; medians of rounds.
+`PromptTuningConfig`, the label token behind the text, labels -100 elsewhere, `loss.backward()`. Same frozen model,
+dtype, rows and initial prompt; optimizer apart; interleaved in one process, the order turning each round; medians of
+rounds.
 
     grad_rel_err = |ours - peft| / |peft|        of the gradients of the last timed round, in the run's dtype
     tokens_per_s = B T / ours_s                  text tokens; the prompt's are not counted
@@ -45,9 +47,13 @@ from ptpipeline.tuning.passes import Example, examples_of, shared_backward
 SQUARE = 2048  # side of the square product of the peak
 
 SIZES = {
-    "members": "prompts (K)", "batch": "rows of each prompt (B)", "tokens": "text tokens of each row (T)", "prompt_length": "virtual tokens (P)",
-    "steps": "training steps", "rounds": "timed rounds",
-}  # fmt: skip
+    "members": "prompts (K)",
+    "batch": "rows of each prompt (B)",
+    "tokens": "text tokens of each row (T)",
+    "prompt_length": "virtual tokens (P)",
+    "steps": "training steps",
+    "rounds": "timed rounds",
+}
 
 
 class Workload(NamedTuple):
@@ -59,14 +65,18 @@ class Workload(NamedTuple):
 
     def examples(self) -> list[Example]:
         """The rows as training takes them: one member, one label token a row."""
-        return examples_of([[(row, (label,)) for row, label in zip(self.ids.tolist(), self.labels.tolist(), strict=True)]])
+        return examples_of(
+            [[(row, (label,)) for row, label in zip(self.ids.tolist(), self.labels.tolist(), strict=True)]]
+        )
 
 
 def workload(base: FrozenBase, batch: int, tokens: int, prompt_length: int) -> Workload:
     """Random rows and a prompt of sampled vocabulary, the same for the same arguments."""
     dice = torch.Generator().manual_seed(0)
     vocabulary = base.model.config.vocab_size
-    ids, labels, slots = (torch.randint(vocabulary, shape, generator=dice) for shape in ((batch, tokens), (batch,), (prompt_length,)))
+    ids, labels, slots = (
+        torch.randint(vocabulary, shape, generator=dice) for shape in ((batch, tokens), (batch,), (prompt_length,))
+    )
     return Workload(ids, labels, base.embed(slots).float().cpu())
 
 
@@ -93,7 +103,9 @@ def peft_step(folder: Path, dtype: torch.dtype, work: Workload) -> Step:
     frozen = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     if torch.cuda.is_available():
         frozen.to("cuda")
-    model: Any = get_peft_model(frozen, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(work.prompt)))
+    model: Any = get_peft_model(
+        frozen, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(work.prompt))
+    )
     prompt: Tensor = model.prompt_encoder["default"].embedding.weight
     with torch.no_grad():
         prompt.copy_(work.prompt)
@@ -126,7 +138,10 @@ def needed_flops(base: FrozenBase, batch: int, tokens: int, prompt_length: int) 
     weights = _layer_weights(base)
     seen = prompt * text + text * (text + 1) / 2
     linear = 2 * (layers - 1) * weights * (rows * text + prompt)
-    linear += 2 * (keys_values * (rows * text + prompt) + (weights - keys_values) * rows) - (queries + keys_values) * rows * text
+    linear += (
+        2 * (keys_values * (rows * text + prompt) + (weights - keys_values) * rows)
+        - (queries + keys_values) * rows * text
+    )
     attention = 6 * heads * size * ((layers - 1) * (rows * seen + prompt * (prompt + 1) / 2) + rows * (prompt + text))
     return float(2 * (linear + attention + 2 * width * config.vocab_size * rows))
 
@@ -164,8 +179,12 @@ def timed(step: Step) -> tuple[float, Tensor]:
     return time.perf_counter() - started, result
 
 
-def interleaved(sides: Sequence[Step], rounds: int, before: Callable[[], None] | None = None) -> tuple[list[list[float]], list[Tensor]]:
-    """Seconds of every round of each of two sides, and what each returned last; the order turns each round, after one of warm-up."""
+def interleaved(
+    sides: Sequence[Step], rounds: int, before: Callable[[], None] | None = None
+) -> tuple[list[list[float]], list[Tensor]]:
+    """Seconds of every round of each of two sides, and what each returned last; the order turns each round, after one
+    of warm-up.
+    """
     seconds: list[list[float]] = [[], []]
     results = [side() for side in sides]
     for turn in range(rounds):
@@ -224,13 +243,19 @@ def describe(base: FrozenBase) -> dict[str, Any]:
 
 def _processor() -> str:
     info = Path("/proc/cpuinfo")
-    names = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    names = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     return names[0] if names else platform.processor() or platform.machine()
 
 
 def options(script: str, about: str | None, **sizes: int) -> argparse.ArgumentParser:
     """The options that the benchmarks share: these sizes under their defaults, the compute type and the base."""
-    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{script}", description=(about or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{script}", description=(about or "").partition("\n")[0]
+    )
     for name, default in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=SIZES[name])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type")
@@ -248,9 +273,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     measured = measure(sides, Peak(base, work.ids.numel()), arguments.rounds)
     figures = report(base, arguments, measured)
     for name, seconds in (("ours", measured.ours), ("PEFT", measured.peft)):
-        print(f"{name}: median {statistics.median(seconds):.3f} s, {min(seconds):.3f} to {max(seconds):.3f} s, forward and backward")
+        print(
+            f"{name}: median {statistics.median(seconds):.3f} s, {min(seconds):.3f} to {max(seconds):.3f} s, "
+            "forward and backward"
+        )
     print(f"{figures['ratio']:.2f} times as fast; gradients differ by {figures['grad_rel_err']:.2g}")
-    print(f"{figures['tokens_per_s']:.0f} text tokens/s; {figures['mfu']:.2f} of the {figures['peak_gflops']:.0f} GFLOP/s peak")
+    print(
+        f"{figures['tokens_per_s']:.0f} text tokens/s; {figures['mfu']:.2f} of the "
+        f"{figures['peak_gflops']:.0f} GFLOP/s peak"
+    )
     print(json.dumps(figures))
 
 

@@ -25,7 +25,9 @@ def call(verb: str, url: str, body: Any = None) -> Any:
     try:
         answer = _client().request(verb, url, json=body, auth=(user, password) if user else None)
     except httpx.HTTPError as error:
-        raise ServiceUnavailable(f"Prefect at {url.partition('/api')[0]} does not answer ({type(error).__name__}); is it up? `ptp status`") from None
+        raise ServiceUnavailable(
+            f"Prefect at {url.partition('/api')[0]} does not answer ({type(error).__name__}); is it up? `ptp status`"
+        ) from None
     if answer.status_code == 503:
         raise _Busy(f"Prefect at {url.partition('/api')[0]} is busy: it answered 503 to {verb} {url}")
     if answer.status_code >= 500:
@@ -37,12 +39,16 @@ def call(verb: str, url: str, body: Any = None) -> Any:
     try:
         return answer.json() if answer.content else None
     except ValueError:
-        raise SettingsError(f"PTP_PREFECT: {url} answers no JSON; expected the API's address, such as http://127.0.0.1:4200/api") from None
+        raise SettingsError(
+            f"PTP_PREFECT: {url} answers no JSON; expected the API's address, such as http://127.0.0.1:4200/api"
+        ) from None
 
 
 @functools.cache
 def _client() -> httpx.Client:
-    """One client for the process: making one costs 30 ms of processor time, which a poll beside a training would take."""
+    """One client for the process: making one costs 30 ms of processor time, which a poll beside a training
+    would take.
+    """
     return httpx.Client(timeout=30)
 
 

@@ -74,7 +74,9 @@ def numbered(registry: "Registry", reference: str) -> tuple[str, int]:
 
 
 def known_task(registry: "Registry", task: str | None) -> str | None:
-    """`task` where the ledger knows it, or no task is named: an answer of nothing about a misspelt one would reassure."""
+    """`task` where the ledger knows it, or no task is named: an answer of nothing about a misspelt one would
+    reassure.
+    """
     known = {*registry.ledger.tasks(), *(intent.task for intent in registry.ledger.intents())}
     if task is not None and task not in known:
         raise NotFound(f"the ledger knows no task {task!r}: there are {', '.join(sorted(known)) or 'none'}")
@@ -86,4 +88,7 @@ def read_text(path: Path) -> str:
     try:
         return path.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise NotFound(f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or 'not UTF-8'}); name a file that holds the row's text") from None
+        raise NotFound(
+            f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or 'not UTF-8'}); name a file "
+            "that holds the row's text"
+        ) from None

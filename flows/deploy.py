@@ -21,7 +21,11 @@ from ptpipeline.settings import Settings
 from ptpipeline.task import Task
 
 FLOWS = ("ingest", "tune", "nightly", "promote", "rollback", "reconcile")
-POLL = {"slug": "poll", "cron": "*/5 * * * *", "timezone": "UTC"}  # a person's edit in the MLflow UI is judged by the second
+POLL = {
+    "slug": "poll",
+    "cron": "*/5 * * * *",
+    "timezone": "UTC",
+}  # a person's edit in the MLflow UI is judged by the second
 LOGGERS = ("ptpipeline", "registry", "mlflow")  # their lines reach the run's page
 
 _HEADER = """\
@@ -31,7 +35,9 @@ _HEADER = """\
 
 
 def rendered(tasks: Sequence[Task]) -> str:
-    """prefect.yaml for these tasks: one deployment per flow, the nightly one with the tasks' schedules, the reconcile polling."""
+    """prefect.yaml for these tasks: one deployment per flow, the nightly one with the tasks' schedules, the reconcile
+    polling.
+    """
     document = {"name": "ptpipeline", "deployments": [_deployment(name, tasks) for name in FLOWS]}
     text = io.StringIO()
     yaml = YAML()
@@ -70,7 +76,12 @@ def _deployment(name: str, tasks: Sequence[Task]) -> dict[str, Any]:
     if name == "nightly":
         deployment["concurrency_limit"] = 1
         deployment["schedules"] = [
-            {"slug": slug, "cron": schedule.cron, "timezone": schedule.timezone, "parameters": {"request": {"schedule": slug}}}
+            {
+                "slug": slug,
+                "cron": schedule.cron,
+                "timezone": schedule.timezone,
+                "parameters": {"request": {"schedule": slug}},
+            }
             for slug, schedule in distinct_schedules(tasks).items()
         ]
     if name == "reconcile":  # runs that a worker missed, or that overtake each other, would all do the same
@@ -81,7 +92,9 @@ def _deployment(name: str, tasks: Sequence[Task]) -> dict[str, Any]:
 
 def _run_prefect(path: Path, environment: dict[str, str]) -> None:
     command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(path)]
-    done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
     if done.returncode != 0:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         raise SettingsError(f"Prefect does not take {path}: {' | '.join(lines[-5:])}")
@@ -98,7 +111,9 @@ def _deployed(api: str) -> list[dict[str, Any]]:
 
 
 def _refuse_unknown_parameters(api: str, deployment: dict[str, Any]) -> None:
-    """Prefect checks a parameter's value against the flow's schema but lets parameters through that the flow has not."""
+    """Prefect checks a parameter's value against the flow's schema but lets parameters through that the flow
+    has not.
+    """
     schema = {**deployment["parameter_openapi_schema"], "additionalProperties": False}
     call("PATCH", f"{api}/deployments/{deployment['id']}", {"parameter_openapi_schema": schema})
 

@@ -30,7 +30,8 @@ class Exported(Record):
 
 
 def export(settings: Settings, reference: str, form: Format, folder: Path) -> Exported:
-    """Write the version of a reference into a new folder, whole or not at all; members of an ensemble in folders 0, 1, ...
+    """Write the version of a reference into a new folder, whole or not at all; members of an ensemble in folders 0, 1,
+    ...
 
     Raises NotFound, ArtifactError or BaseModelError as `resolve` and `unpack` do, DataError where the form cannot
     express the prompt, PreconditionFailed where the folder holds something or cannot be written.
@@ -44,7 +45,12 @@ def export(settings: Settings, reference: str, form: Format, folder: Path) -> Ex
         files |= _files(settings, found.artifact, form)
     _write(folder, files)
     return Exported(
-        version=found.name, digest=found.artifact.digest, method=found.artifact.manifest.method, format=form, folder=str(folder), files=sorted(files)
+        version=found.name,
+        digest=found.artifact.digest,
+        method=found.artifact.manifest.method,
+        format=form,
+        folder=str(folder),
+        files=sorted(files),
     )
 
 
@@ -57,13 +63,18 @@ def _files(settings: Settings, artifact: Artifact, form: Format) -> dict[str, by
         return npy_files(unpack(artifact, manifest.base_model))
     if manifest.placement == "after_bos":
         raise DataError(
-            f"{manifest.task} {artifact.digest[:12]}: its prompt stands behind BOS (placement after_bos), and PEFT puts a prompt only in front; "
+            f"{manifest.task} {artifact.digest[:12]}: its prompt stands behind BOS (placement after_bos), and "
+            "PEFT puts a prompt only in front; "
             "export it with `--format npy`, or train the task with `placement: before_bos`"
         )
     prepared = prepare_base(manifest.base_model.name, settings)
     source = find_base_model(settings.tasks, manifest.base_model.name)
     config = json.loads((prepared.folder / "config.json").read_text())
-    base = Base(source.hub or str(prepared.folder.resolve()), source.revision if source.hub else None, bool(config.get("is_encoder_decoder")))
+    base = Base(
+        source.hub or str(prepared.folder.resolve()),
+        source.revision if source.hub else None,
+        bool(config.get("is_encoder_decoder")),
+    )
     return peft_files(unpack(artifact, prepared.ref), base)
 
 
@@ -83,6 +94,8 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
             path.write_bytes(body)
         partial.rename(folder)
     except OSError as error:
-        raise PreconditionFailed(f"{folder}: cannot be written ({error.strerror}); name a new folder with --to") from None
+        raise PreconditionFailed(
+            f"{folder}: cannot be written ({error.strerror}); name a new folder with --to"
+        ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

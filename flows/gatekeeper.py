@@ -39,11 +39,23 @@ def explain(task: TaskName, as_json: Json = False) -> None:
 @app.command()
 def evaluate(
     reference: Reference,
-    data: Annotated[Path, typer.Option("--data", metavar="FILE", help="Rows with the columns that the task file names; csv and tsv with a header line.")],
-    form: Annotated[Literal["csv", "tsv", "jsonl", "parquet"] | None, typer.Option("--format", help="By default what the file's name ends with.")] = None,
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            metavar="FILE",
+            help="Rows with the columns that the task file names; csv and tsv with a header line.",
+        ),
+    ],
+    form: Annotated[
+        Literal["csv", "tsv", "jsonl", "parquet"] | None,
+        typer.Option("--format", help="By default what the file's name ends with."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a version on rows of your own, beside the baselines; nothing is registered or kept, and no look is spent."""
+    """Measure a version on rows of your own, beside the baselines; nothing is registered or kept, and no look
+    is spent.
+    """
     from flows.render import show_record
 
     measuring = _opened(writing=False)
@@ -58,7 +70,9 @@ def evaluate(
 def diff(
     before: Annotated[str, typer.Argument(metavar="TASK@A", help="A version of the task, or one of its aliases.")],
     after: Annotated[str, typer.Argument(metavar="TASK@B", help="Another one.")],
-    texts: Annotated[bool, typer.Option("--texts", help="Print the texts of the rows, too; nothing keeps what is printed.")] = False,
+    texts: Annotated[
+        bool, typer.Option("--texts", help="Print the texts of the rows, too; nothing keeps what is printed.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """The test rows that two versions answer differently, with the paired test; it is no gate, and no look is spent."""
@@ -75,7 +89,9 @@ def diff(
 @app.command()
 def report(
     reference: Reference,
-    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Where to write it; a file that is there is replaced.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="FILE", help="Where to write it; a file that is there is replaced.")
+    ],
 ) -> None:
     """Write a version's report as one HTML file that opens without a server."""
     from registry.page import page
@@ -95,7 +111,14 @@ def report(
 @app.command()
 def neighbours(
     reference: Reference,
-    text: Annotated[str | None, typer.Option("--wayward", metavar="TEXT", help="Train the task anew with a pull towards this unrelated text: what are such words worth?")] = None,
+    text: Annotated[
+        str | None,
+        typer.Option(
+            "--wayward",
+            metavar="TEXT",
+            help="Train the task anew with a pull towards this unrelated text: what are such words worth?",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """The vocabulary tokens nearest to a version's virtual tokens, with a warning about them."""
@@ -110,7 +133,11 @@ def neighbours(
     if as_json:
         show_record(found, as_json)
         return
-    show(neighbour_rows(found) if isinstance(found, Neighbours) else wayward_rows(found), as_json, getattr(found, "absent", None) or "none")
+    show(
+        neighbour_rows(found) if isinstance(found, Neighbours) else wayward_rows(found),
+        as_json,
+        getattr(found, "absent", None) or "none",
+    )
     print(found.warning, file=sys.stderr)
 
 
@@ -131,13 +158,25 @@ def _print_file(found: "FileReport") -> None:
     from ptpipeline.records import Scores
 
     left = ", ".join(f"{name} {count}" for name, count in found.left_out.items())
-    print(f"{found.task}@{found.version} on {found.rows} rows of {found.file}; left out: {left or 'none'}; 95% intervals over the rows; nothing is kept")
+    print(
+        f"{found.task}@{found.version} on {found.rows} rows of {found.file}; left out: {left or 'none'}; 95% "
+        "intervals over the rows; nothing is kept"
+    )
     if found.trained_on:
         print(f"{found.trained_on} of these rows the version was trained on: they flatter it")
-    show([_figures(name.replace("_", "-"), scores, found.interval[name]) for name, scores in found.scores.items()], as_json=False)
+    show(
+        [_figures(name.replace("_", "-"), scores, found.interval[name]) for name, scores in found.scores.items()],
+        as_json=False,
+    )
     prompt = found.scores["prompt"]
     if isinstance(prompt, Scores):
-        show([{"label": label, **figures, "answered": prompt.predicted[label]} for label, figures in prompt.per_label.items()], as_json=False)
+        show(
+            [
+                {"label": label, **figures, "answered": prompt.predicted[label]}
+                for label, figures in prompt.per_label.items()
+            ],
+            as_json=False,
+        )
 
 
 def _figures(name: str, scores: "Scores | TextScores", interval: dict[str, tuple[float, float]]) -> dict[str, Any]:
@@ -154,8 +193,11 @@ def _print_diff(found: "Diff") -> None:
     from flows.render import show
     from ptpipeline.gate import shown
 
-    print(f"{found.task}: version {found.after} against version {found.before} on {found.better.rows} test rows of snapshot {found.snapshot[:12]}"
-          + (f"; {found.better.dropped} that one of them was trained on are left out" if found.better.dropped else ""))  # fmt: skip
+    print(
+        f"{found.task}: version {found.after} against version {found.before} on {found.better.rows} test rows "
+        f"of snapshot {found.snapshot[:12]}"
+        + (f"; {found.better.dropped} that one of them was trained on are left out" if found.better.dropped else "")
+    )
     print(f"{found.after} better than {found.before}: {shown(found.better)}")
     print(f"{found.before} better than {found.after}: {shown(found.worse)}")
     print(found.note)

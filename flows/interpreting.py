@@ -14,13 +14,18 @@ class Interpreting(Context):
     """Readings of a version, which say of themselves how little they prove."""
 
     def neighbours(self, task: str, number: int) -> Neighbours:
-        """The vocabulary tokens nearest to its virtual tokens; DataError for an ensemble, whose members have their own."""
+        """The vocabulary tokens nearest to its virtual tokens; DataError for an ensemble, whose members have
+        their own.
+        """
         from ptpipeline.prompts.neighbours import neighbours_of
         from ptpipeline.prompts.tensors import unpack
 
         artifact = read_artifact(self.registry.store, task, self.registry.ledger.version(task, number).digest)
         if artifact.manifest.members:
-            raise DataError(f"{task}@{number} is an ensemble, whose members have neighbours of their own: it has no virtual tokens itself")
+            raise DataError(
+                f"{task}@{number} is an ensemble, whose members have neighbours of their own: it has no "
+                "virtual tokens itself"
+            )
         base = self.engine(artifact.manifest.base_model.name).base
         return neighbours_of(base, unpack(artifact, base.ref))
 
@@ -35,14 +40,19 @@ class Interpreting(Context):
         version, declared = self.registry.ledger.version(task, number), find_task(self.settings.tasks, task)
         snapshot, base = self.ingest(declared), self.engine(declared.base_model).base
         job = plain_job(base, declared, snapshot, self.registry.store)
-        found = wayward(base, job, job.text.rows(load_split(self.registry.store, snapshot, "test")), Aim(text), self.report)
+        found = wayward(
+            base, job, job.text.rows(load_split(self.registry.store, snapshot, "test")), Aim(text), self.report
+        )
         attach(self.registry, version.digest, found)
         return found
 
 
 def neighbour_rows(found: Neighbours) -> list[dict[str, Any]]:
     """One line per virtual token: its neighbours by each measure."""
-    return [{"token": place, **{measure: " ".join(near.token for near in token.nearest[measure]) for measure in MEASURES}} for place, token in enumerate(found.tokens, 1)]
+    return [
+        {"token": place, **{measure: " ".join(near.token for near in token.nearest[measure]) for measure in MEASURES}}
+        for place, token in enumerate(found.tokens, 1)
+    ]
 
 
 def wayward_rows(found: Wayward) -> list[dict[str, Any]]:
@@ -52,5 +62,7 @@ def wayward_rows(found: Wayward) -> list[dict[str, Any]]:
         pair = one.compared
         difference = f"{pair.difference:+.4f} ({pair.lower:+.4f} to {pair.upper:+.4f})" if pair else ""
         landed = {f"landed by {measure}": f"{one.landed[measure]:.2f}" for measure in MEASURES}
-        rows.append({"gamma": one.gamma, **landed, "dev": one.dev, "test": one.test, "against the plain prompt": difference})
+        rows.append(
+            {"gamma": one.gamma, **landed, "dev": one.dev, "test": one.test, "against the plain prompt": difference}
+        )
     return rows

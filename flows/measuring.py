@@ -1,4 +1,6 @@
-"""Versions measured on demand: one on rows of a person's own, or two against each other. It is no gate, and takes no look."""
+"""Versions measured on demand: one on rows of a person's own, or two against each other. It is no gate, and takes no
+look.
+"""
 
 import tempfile
 from pathlib import Path
@@ -17,14 +19,17 @@ if TYPE_CHECKING:
     from ptpipeline.evaluation.measurement import Measurement, Sample
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
-NO_GATE = "no look was spent on this: a p seen here is none that the gate may use, since nobody counts how often rows are looked at this way"
+NO_GATE = (
+    "no look was spent on this: a p seen here is none that the gate may use, since nobody counts how often rows "
+    "are looked at this way"
+)
 
 
 class FileReport(Record):
     """A version on the rows of a file: scores and 95% intervals by what answered: the prompt, and each baseline.
 
-    `left_out` counts the rows that the checks left out, by check; `trained_on` those that the version, or what it descends
-    from, was trained on: they are measured, and flatter it.
+    `left_out` counts the rows that the checks left out, by check; `trained_on` those that the version, or what it
+    descends from, was trained on: they are measured, and flatter it.
     """
 
     task: str
@@ -39,7 +44,9 @@ class FileReport(Record):
 
 
 class Changed(Record):
-    """A row that the two versions answer differently: predicted labels, or the gate's metric of the texts; `text` where it is asked for."""
+    """A row that the two versions answer differently: predicted labels, or the gate's metric of the texts; `text` where
+    it is asked for.
+    """
 
     id: str
     label: str | None
@@ -49,7 +56,9 @@ class Changed(Record):
 
 
 class Tally(Record):
-    """Rows of a true label (of all rows where answers are texts): how many were won, lost, and wrong before and after in another way."""
+    """Rows of a true label (of all rows where answers are texts): how many were won, lost, and wrong before and after
+    in another way.
+    """
 
     label: str
     rows: int
@@ -91,8 +100,8 @@ class Measuring(Judging):
     def on_file(self, named: tuple[str, int], path: Path, form: str | None = None) -> FileReport:
         """The version of that task and number on the rows of a file with the task's columns; nothing is kept.
 
-        Raises DataError for a file that ingest would refuse, is not UTF-8 or has fewer than two rows, ContextError for a row
-        that does not fit, NotFound where the version, or the rows that it was trained on, are gone.
+        Raises DataError for a file that ingest would refuse, is not UTF-8 or has fewer than two rows, ContextError for
+        a row that does not fit, NotFound where the version, or the rows that it was trained on, are gone.
         """
         version = self._version(*named)
         own = _with_source(version.task, path, form)
@@ -104,8 +113,11 @@ class Measuring(Judging):
             version=version.number,
             file=str(path),
             rows=len(sample.rows),
-            left_out={check.name: check.count for check in checked.checks if check.count and check.outcome in ("warned", "ok")},
-            trained_on=len(sample.rows) - len(self._unseen(version.task, [row.id for row in sample.rows], version.artifact.digest)),
+            left_out={
+                check.name: check.count for check in checked.checks if check.count and check.outcome in ("warned", "ok")
+            },
+            trained_on=len(sample.rows)
+            - len(self._unseen(version.task, [row.id for row in sample.rows], version.artifact.digest)),
             compute_dtype=str(self.engine(version.artifact.manifest.base_model.name).base.dtype).removeprefix("torch."),
             **self._figures(version, sample, checked),
         )
@@ -113,13 +125,16 @@ class Measuring(Judging):
     def diff(self, one: tuple[str, int], other: tuple[str, int], texts: bool = False) -> Diff:
         """The second version against the first, row by row, from stored reports or measured now.
 
-        Raises NotFound where they are of two tasks or gone, DataError where their answers are of two kinds or fewer than two
-        rows compare.
+        Raises NotFound where they are of two tasks or gone, DataError where their answers are of two kinds or fewer
+        than two rows compare.
         """
         from ptpipeline.evaluation.compare import Results
 
         if one[0] != other[0]:
-            raise NotFound(f"{one[0]}@{one[1]} and {other[0]}@{other[1]} are versions of two tasks; `ptp diff` compares two of one task")
+            raise NotFound(
+                f"{one[0]}@{one[1]} and {other[0]}@{other[1]} are versions of two tasks; `ptp diff` compares "
+                "two of one task"
+            )
         before, after = self._version(*one), self._version(*other)
         self._check_answers(before, after.task)
         self._check_answers(after, before.task)
@@ -132,9 +147,15 @@ class Measuring(Judging):
             raise DataError(f"{before.name} and {after.name} do not compare: {better}")
         changed = _changed(task, (old, new), rows)
         return Diff(
-            task=task.name, before=before.number, after=after.number, snapshot=snapshot.digest, better=better, worse=worse,
-            tallies=_tallies(task, (old, new), rows), changed=self._with_texts(snapshot.digest, task, changed) if texts else changed,
-        )  # fmt: skip
+            task=task.name,
+            before=before.number,
+            after=after.number,
+            snapshot=snapshot.digest,
+            better=better,
+            worse=worse,
+            tallies=_tallies(task, (old, new), rows),
+            changed=self._with_texts(snapshot.digest, task, changed) if texts else changed,
+        )
 
     def _version(self, task: str, number: int) -> _Version:
         found = find_task(self.settings.tasks, task)
@@ -148,10 +169,15 @@ class Measuring(Judging):
         manifest = version.artifact.manifest
         if set(manifest.labels) != set(task.labels):
             now = f"labels {', '.join(task.labels)}" if task.labels else "free text"
-            raise DataError(f"{version.name} answers {manifest.answers}, and the rows of task {task.name} have {now} now: it cannot be measured on them; take a version trained since")
+            raise DataError(
+                f"{version.name} answers {manifest.answers}, and the rows of task {task.name} have {now} now: "
+                "it cannot be measured on them; take a version trained since"
+            )
 
     def _sample(self, version: _Version, checked: "CheckedRows", path: Path) -> "Sample":
-        """The file's rows as a test split, in an order that depends on the rows alone, each of which fits beside the prompt."""
+        """The file's rows as a test split, in an order that depends on the rows alone, each of which fits beside the
+        prompt.
+        """
         from ptpipeline.data.snapshot import identified
         from ptpipeline.data.tokens import encode_text
         from ptpipeline.evaluation.measurement import Sample
@@ -165,10 +191,14 @@ class Measuring(Judging):
         if len(rows) < 2:
             raise DataError(f"{path}: {len(rows)} row is left after the checks; an interval needs two")
         test = SplitInfo(rows=len(rows), labels={}, digest=digest_of([[*row[:3]] for row in rows]))
-        return Sample(self.snapshot(version.task.name, manifest.snapshot).model_copy(update={"test": test}), "test", rows)
+        return Sample(
+            self.snapshot(version.task.name, manifest.snapshot).model_copy(update={"test": test}), "test", rows
+        )
 
     def _figures(self, version: _Version, sample: "Sample", checked: "CheckedRows") -> dict[str, dict[str, Any]]:
-        """Scores and intervals of the prompt and of the baselines, which learn from the rows that the version was trained on."""
+        """Scores and intervals of the prompt and of the baselines, which learn from the rows that the version was
+        trained on.
+        """
         from ptpipeline.data.snapshot import load_split
         from ptpipeline.evaluation.baselines import Bare, Setup, baselines
         from ptpipeline.evaluation.evaluate import answered
@@ -179,14 +209,23 @@ class Measuring(Judging):
         found: Measurement = answered(engine, version.artifact, sample)
         bare = Bare.of(engine.base, version.artifact.manifest, sample, load_split(store, sample.snapshot, "train"))
         with tempfile.TemporaryDirectory(prefix="ptp-evaluate-") as folder:  # results per row go nowhere else
-            beside = baselines(bare, open_prompts(self.settings.model_copy(update={"store": f"file://{folder}"})), Setup(hard_prompt=version.task.hard_prompt))
+            beside = baselines(
+                bare,
+                open_prompts(self.settings.model_copy(update={"store": f"file://{folder}"})),
+                Setup(hard_prompt=version.task.hard_prompt),
+            )
         scores = {"prompt": found.scores} | {kind: report.prompt for kind, report in beside.items()}
-        return {"scores": scores, "interval": {"prompt": found.interval} | {kind: report.interval for kind, report in beside.items()}}
+        return {
+            "scores": scores,
+            "interval": {"prompt": found.interval} | {kind: report.interval for kind, report in beside.items()},
+        }
 
     def _with_texts(self, snapshot: str, task: Task, changed: list[Changed]) -> list[Changed]:
         from ptpipeline.data.snapshot import load_split
 
-        texts = {row.id: row.text for row in load_split(self.registry.store, self.snapshot(task.name, snapshot), "test")}
+        texts = {
+            row.id: row.text for row in load_split(self.registry.store, self.snapshot(task.name, snapshot), "test")
+        }
         return [row.model_copy(update={"text": texts[row.id]}) for row in changed]
 
 
@@ -199,13 +238,26 @@ def _with_source(task: Task, path: Path, form: str | None) -> Task:
     Raises NotFound where there is no such file, DataError where nothing tells its format.
     """
     if not path.is_file():
-        raise NotFound(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a file of rows with the columns of task {task.name}")
+        raise NotFound(
+            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a file of rows with the "
+            f"columns of task {task.name}"
+        )
     form = form or path.suffix.removeprefix(".").lower()
     if form not in FORMATS:
-        raise DataError(f"{path}: its name does not tell its format; give --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}")
+        raise DataError(
+            f"{path}: its name does not tell its format; give --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        )
     source = Source.model_validate({"path": str(path.resolve()), "format": form})
-    checks = task.data.checks.model_copy(update={"split_overlap": "off", "near_duplicate": "off", "rows_per_label": "off"})
-    return task.model_copy(update={"data": task.data.model_copy(update={"source": source, "split": SplitSpec(), "slices": [], "checks": checks})})
+    checks = task.data.checks.model_copy(
+        update={"split_overlap": "off", "near_duplicate": "off", "rows_per_label": "off"}
+    )
+    return task.model_copy(
+        update={
+            "data": task.data.model_copy(
+                update={"source": source, "split": SplitSpec(), "slices": [], "checks": checks}
+            )
+        }
+    )
 
 
 def _read(task: Task, path: Path) -> "CheckedRows":
@@ -231,7 +283,11 @@ def _changed(task: Task, sides: "tuple[Results, Results]", rows: list[str]) -> l
     column = task.gate.metric if task.generate else "predicted"
     labels = sides[0].column("label", rows) if not task.generate else [None] * len(rows)
     answers = zip(rows, labels, *(side.column(column, rows) for side in sides), strict=True)
-    return [Changed(id=row, label=label, before=before, after=after) for row, label, before, after in answers if before != after]
+    return [
+        Changed(id=row, label=label, before=before, after=after)
+        for row, label, before, after in answers
+        if before != after
+    ]
 
 
 def _tallies(task: Task, sides: "tuple[Results, Results]", rows: list[str]) -> list[Tally]:
@@ -239,8 +295,19 @@ def _tallies(task: Task, sides: "tuple[Results, Results]", rows: list[str]) -> l
     if task.generate:
         before, after = (side.column(task.gate.metric, rows) for side in sides)
         moved = [new - old for old, new in zip(before, after, strict=True)]
-        return [Tally(label="", rows=len(rows), won=sum(by > 0 for by in moved), lost=sum(by < 0 for by in moved), wrong_otherwise=0)]
-    before, after, truth = (side.column(name, rows) for side, name in ((sides[0], "predicted"), (sides[1], "predicted"), (sides[0], "label")))
+        return [
+            Tally(
+                label="",
+                rows=len(rows),
+                won=sum(by > 0 for by in moved),
+                lost=sum(by < 0 for by in moved),
+                wrong_otherwise=0,
+            )
+        ]
+    before, after, truth = (
+        side.column(name, rows)
+        for side, name in ((sides[0], "predicted"), (sides[1], "predicted"), (sides[0], "label"))
+    )
     found = []
     for label in task.labels:
         pairs = [(old, new) for old, new, true in zip(before, after, truth, strict=True) if true == label]

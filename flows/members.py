@@ -22,7 +22,9 @@ POOL = "ptp"
 DEFAULT_PORTS = {"storage": 8333, "mlflow": 5000, "prefect": 4200}
 NAMES = ("storage", "prefect", "mlflow", "worker")
 LEANS_ON = {"mlflow": "storage", "worker": "prefect"}  # their environment holds the other's address
-WEBHOOK_KEY = "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"  # without a fixed one MLflow forgets its webhooks' secrets when it restarts
+WEBHOOK_KEY = (
+    "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"  # without a fixed one MLflow forgets its webhooks' secrets when it restarts
+)
 GRPC_OFFSET = 10_000  # SeaweedFS serves gRPC on each port + 10000
 
 _PRIVATE = ("PREFECT_", "MLFLOW_", "_MLFLOW_", "AWS_", "PTP_")
@@ -30,7 +32,9 @@ _QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_S
 
 
 class Site(NamedTuple):
-    """Where a stack lives: its home folder, the ports of its servers by name, and its secret keys by the variables that hold them."""
+    """Where a stack lives: its home folder, the ports of its servers by name, and its secret keys by the variables that
+    hold them.
+    """
 
     home: Path
     ports: dict[str, int]
@@ -79,9 +83,18 @@ def _storage(site: Site) -> Member:
     ports = dict(zip(("master", "volume", "filer", "admin"), _inner_ports(port + 1, 4), strict=True))
     options = ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     options += ["-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false", f"-ip={HOST}", f"-ip.bind={HOST}"]
-    options += [f"-dir={_folder(site, 's3')}", f"-s3.port={port}", *(f"-{name}.port={value}" for name, value in ports.items())]
+    options += [
+        f"-dir={_folder(site, 's3')}",
+        f"-s3.port={port}",
+        *(f"-{name}.port={value}" for name, value in ports.items()),
+    ]
     environment = _environment({**site.storage_keys, "GOMEMLIMIT": "256MiB"})
-    return Member("storage", [_weed(), "-logtostderr=true", "mini", *options], environment, lambda process: _storage_ready(site, process))
+    return Member(
+        "storage",
+        [_weed(), "-logtostderr=true", "mini", *options],
+        environment,
+        lambda process: _storage_ready(site, process),
+    )
 
 
 def _storage_ready(site: Site, process: Process) -> bool:
@@ -94,7 +107,10 @@ def _bucket_made(site: Site, name: str) -> bool:
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
-    keys = {"aws_access_key_id": site.keys["AWS_ACCESS_KEY_ID"], "aws_secret_access_key": site.keys["AWS_SECRET_ACCESS_KEY"]}
+    keys = {
+        "aws_access_key_id": site.keys["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": site.keys["AWS_SECRET_ACCESS_KEY"],
+    }
     client = boto3.client("s3", endpoint_url=site.address("storage"), region_name="us-east-1", **keys)
     try:
         client.create_bucket(Bucket=name)
@@ -134,7 +150,9 @@ def _prefect(site: Site) -> Member:
     }
     health = f"{site.address('prefect')}/api/health"
     command = [sys.executable, "-m", "prefect", "server", "start"]
-    return Member("prefect", command, _environment(settings), lambda process: serves(process) and _get(health) is not None)
+    return Member(
+        "prefect", command, _environment(settings), lambda process: serves(process) and _get(health) is not None
+    )
 
 
 def _worker(site: Site) -> Member:
@@ -142,7 +160,19 @@ def _worker(site: Site) -> Member:
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", "local"]
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "worker",
+        "start",
+        "--pool",
+        POOL,
+        "--type",
+        "process",
+        "--name",
+        "local",
+    ]
     return Member("worker", command, settings, lambda process: _worker_ready(site, process))
 
 
@@ -153,8 +183,17 @@ def client_environment(home: Path, api: str) -> dict[str, str]:
     """
     tasks = Path(os.environ.get("PTP_TASKS", "tasks")).expanduser().resolve()
     kept = {name: os.environ[name] for name in ("PTP_DTYPE", "PTP_CHECKPOINT_SECONDS") if name in os.environ}
-    kept |= {name: str(Path(os.environ[name]).expanduser().absolute()) for name in ("PTP_SIGNING_KEY", "PTP_TRUSTED_KEYS") if os.environ.get(name)}
-    own = {"PTP_HOME": str(home), "PTP_TASKS": str(tasks), "PWD": str(Path.cwd()), "MPLCONFIGDIR": str(home / "matplotlib")}
+    kept |= {
+        name: str(Path(os.environ[name]).expanduser().absolute())
+        for name in ("PTP_SIGNING_KEY", "PTP_TRUSTED_KEYS")
+        if os.environ.get(name)
+    }
+    own = {
+        "PTP_HOME": str(home),
+        "PTP_TASKS": str(tasks),
+        "PWD": str(Path.cwd()),
+        "MPLCONFIGDIR": str(home / "matplotlib"),
+    }
     return _environment({**kept, **own, "PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": api})
 
 
@@ -185,14 +224,27 @@ def _mlflow(site: Site) -> Member:
         "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         "_MLFLOW_SGI_NAME": "uvicorn",
     }
-    command = [sys.executable, "-m", "uvicorn", "--host", HOST, "--port", str(site.ports["mlflow"]), "mlflow.server.fastapi_app:app"]
+    command = [
+        sys.executable,
+        "-m",
+        "uvicorn",
+        "--host",
+        HOST,
+        "--port",
+        str(site.ports["mlflow"]),
+        "mlflow.server.fastapi_app:app",
+    ]
     return Member("mlflow", command, _environment(settings), lambda process: serves(process) and _mlflow_ready(site))
 
 
 def _mlflow_ready(site: Site) -> bool:
     """Healthy, and its database migrated, which the first request does."""
     healthy = _get(f"{site.address('mlflow')}/health") is not None
-    return healthy and _post(f"{site.address('mlflow')}/api/2.0/mlflow/experiments/search", {"max_results": 1}, timeout=60) is not None
+    return (
+        healthy
+        and _post(f"{site.address('mlflow')}/api/2.0/mlflow/experiments/search", {"max_results": 1}, timeout=60)
+        is not None
+    )
 
 
 # ---------------------------------------------------------------- shared

@@ -24,12 +24,16 @@ def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     stages = opened()
     declared, broken = stages.declared() if request.tasks is None else (stages.tasks(request.tasks), {})
     tasks = chosen(declared, request.schedule)
-    _log.info("nightly over %s%s", ", ".join(task.name for task in tasks), f": {request.reason}" if request.reason else "")
+    _log.info(
+        "nightly over %s%s", ", ".join(task.name for task in tasks), f": {request.reason}" if request.reason else ""
+    )
     return ended(improved(stages, tasks, promote=True, broken=broken), "nightly")
 
 
 def chosen(tasks: list[Task], schedule: str | None) -> list[Task]:
-    """The tasks under that schedule; NotFound where none has it, because then the deployment is older than the task files."""
+    """The tasks under that schedule; NotFound where none has it, because then the deployment is older than the task
+    files.
+    """
     if schedule is None:
         return tasks
     found = scheduled_under(tasks, schedule)

@@ -75,7 +75,9 @@ def outcome_of(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
 
 
 def _subtracts(metric: str, comparison: PairedDifference) -> bool:
-    """Whether the difference is one of the figures that are shown: not where rows were left out, nor of texts that are compared by sentences."""
+    """Whether the difference is one of the figures that are shown: not where rows were left out, nor of texts that are
+    compared by sentences.
+    """
     return comparison.dropped == 0 and metric not in ("bleu", "chrf")
 
 
@@ -89,7 +91,11 @@ def _status(registry: Registry, task: Task, candidate: Candidate) -> tuple[str, 
             return "unchanged", "this prompt was imported before, production stands"
         return "unchanged", "rows, recipe, base model and engine are unchanged: nothing was trained, production stands"
     if version.number in {row.version for row in history}:
-        return "rolled back", f"{task.name}@{PRODUCTION} was moved away from version {version.number}; `ptp promote {task.name}@{version.number} --reason ...` takes it back"
+        return (
+            "rolled back",
+            f"{task.name}@{PRODUCTION} was moved away from version {version.number}; `ptp promote "
+            f"{task.name}@{version.number} --reason ...` takes it back",
+        )
     if not verdict.passed:
         failures = verdict.failures()
         status = "no gain" if any(check.name == "gain" for check in failures) else "gate failed"

@@ -15,7 +15,9 @@ from ptpipeline.errors import NotFound, PtpError
 if TYPE_CHECKING:
     from flows.trigger import Finished
 
-Port = Annotated[int | None, typer.Option(min=1024, max=55000, help="Take this port, or fail; by default a free one is found.")]
+Port = Annotated[
+    int | None, typer.Option(min=1024, max=55000, help="Take this port, or fail; by default a free one is found.")
+]
 
 
 @app.command()
@@ -60,8 +62,20 @@ def tasks(as_json: Json = False) -> None:
     from ptpipeline.task import load_tasks
 
     found = load_tasks(load_settings().tasks)
-    show([{"task": t.name, "base_model": t.base_model, "answers": ", ".join(t.labels) or "free text", "metric": t.gate.metric, "promote": t.promote,
-           "schedule": f"{t.schedule.cron} {t.schedule.timezone}" if t.schedule else "-"} for t in found], as_json)  # fmt: skip
+    show(
+        [
+            {
+                "task": t.name,
+                "base_model": t.base_model,
+                "answers": ", ".join(t.labels) or "free text",
+                "metric": t.gate.metric,
+                "promote": t.promote,
+                "schedule": f"{t.schedule.cron} {t.schedule.timezone}" if t.schedule else "-",
+            }
+            for t in found
+        ],
+        as_json,
+    )
 
 
 @app.command()
@@ -102,9 +116,16 @@ def trigger(
 
     settings = load_settings()
     named = [find_task(settings.tasks, name).name for name in task] if task else None
-    requests = {"nightly": NightlyRequest(tasks=named, reason=reason), "tune": TuneRequest(tasks=named), "ingest": IngestRequest(tasks=named)}
+    requests = {
+        "nightly": NightlyRequest(tasks=named, reason=reason),
+        "tune": TuneRequest(tasks=named),
+        "ingest": IngestRequest(tasks=named),
+    }
     if flow not in requests:
-        raise NotFound(f"no flow {flow!r} to trigger: there are {', '.join(requests)} (promote and rollback are verbs of their own)")
+        raise NotFound(
+            f"no flow {flow!r} to trigger: there are {', '.join(requests)} (promote and rollback are verbs of "
+            "their own)"
+        )
     run_id = start(_prefect(settings.prefect), flow, requests[flow])
     print(f"flow run {run_id}", file=sys.stderr)
     if wait:
@@ -119,7 +140,12 @@ def trigger(
 def webhook(
     port: Annotated[int, typer.Option("--port", min=1024, max=65535, help="Listen here.")] = 8777,
     host: Annotated[str, typer.Option("--host", help="Listen on this address.")] = "127.0.0.1",
-    address: Annotated[str | None, typer.Option("--address", metavar="URL", help="How MLflow reaches this process, where it is not http://HOST:PORT/mlflow.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(
+            "--address", metavar="URL", help="How MLflow reaches this process, where it is not http://HOST:PORT/mlflow."
+        ),
+    ] = None,
 ) -> None:
     """Listen for edits in the MLflow UI and wake the reconcile; PTP_WEBHOOK_SECRET is what MLflow signs with."""
     from flows.webhook import serve
@@ -132,7 +158,10 @@ def webhook(
 @app.command()
 def predict(
     reference: Reference,
-    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Texts to answer; `-` reads them from standard input, one per line.")],
+    texts: Annotated[
+        list[str],
+        typer.Argument(metavar="TEXT...", help="Texts to answer; `-` reads them from standard input, one per line."),
+    ],
     as_json: Json = False,
 ) -> None:
     """Label texts, or generate from them, with a promoted or numbered version, from the object store alone."""
@@ -150,8 +179,13 @@ def predict(
 @app.command()
 def export(
     reference: Reference,
-    to: Annotated[Path, typer.Option("--to", metavar="FOLDER", help="A new or empty folder; it is written whole or not at all.")],
-    form: Annotated[Literal["peft", "npy"], typer.Option("--format", help="A PEFT adapter, or NumPy arrays; the manifest lies beside.")] = "peft",
+    to: Annotated[
+        Path, typer.Option("--to", metavar="FOLDER", help="A new or empty folder; it is written whole or not at all.")
+    ],
+    form: Annotated[
+        Literal["peft", "npy"],
+        typer.Option("--format", help="A PEFT adapter, or NumPy arrays; the manifest lies beside."),
+    ] = "peft",
     as_json: Json = False,
 ) -> None:
     """Write a version for other tools: `PeftModel.from_pretrained` loads the folder and computes the same."""
@@ -164,11 +198,20 @@ def export(
 
 @app.command("import")
 def adopt(
-    source: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder of a PEFT adapter (safetensors), or a .npy file [tokens, width].")],
-    task: Annotated[str, typer.Option("--task", metavar="TASK", help="The task whose template, labels and base model it is for.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FOLDER", help="The folder of a PEFT adapter (safetensors), or a .npy file [tokens, width]."
+        ),
+    ],
+    task: Annotated[
+        str, typer.Option("--task", metavar="TASK", help="The task whose template, labels and base model it is for.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Take in a prompt that something else trained, as a candidate: evaluate, gate, register, promote by the task's policy."""
+    """Take in a prompt that something else trained, as a candidate: evaluate, gate, register, promote by the task's
+    policy.
+    """
     from flows.render import show
 
     stages = open_stages()

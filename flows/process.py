@@ -26,17 +26,23 @@ def spawn(command: list[str], environment: dict[str, str], log: Path, port: int 
     """Start `command` so that it outlives the caller and its terminal; its output is appended to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
-        child = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True)
+        child = subprocess.Popen(
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+        )
     return Process(pid=child.pid, created=psutil.Process(child.pid).create_time(), port=port)
 
 
 def is_alive(process: Process) -> bool:
-    """Whether it still runs; a foreign process under a reused pid, or one that only waits to be reaped, does not count."""
+    """Whether it still runs; a foreign process under a reused pid, or one that only waits to be reaped, does
+    not count.
+    """
     return _handle(process) is not None
 
 
 def stop(process: Process) -> None:
-    """End the process and its descendants: SIGTERM, then SIGKILL for what is left after 20 s; foreign pids are not touched."""
+    """End the process and its descendants: SIGTERM, then SIGKILL for what is left after 20 s; foreign pids are not
+    touched.
+    """
     root = _handle(process)
     if root is None:
         return

@@ -13,5 +13,11 @@ from registry.promotion import Cause
 def promote(request: PromoteRequest) -> int:
     """Number of the version that the alias names now; ungated, failed or outdated versions are refused."""
     stages = opened()
-    move = partial(stages.move, request.task, request.alias, request.version, Cause(request.actor, request.reason, request.override))
+    move = partial(
+        stages.move,
+        request.task,
+        request.alias,
+        request.version,
+        Cause(request.actor, request.reason, request.override),
+    )
     return step(f"promote {request.task} v{request.version}", move).version

@@ -57,7 +57,10 @@ def quickstart() -> None:
     run_id = trigger(str(settings.prefect), "nightly", NightlyRequest(tasks=list(TASKS), reason="quickstart"))
     finished = followed(str(settings.prefect), run_id)
     _say(f"flow run {finished.state}: {finished.message}")
-    show([{name: "-" if row.get(name) is None else row[name] for name in COLUMNS} for row in finished.rows], as_json=False)
+    show(
+        [{name: "-" if row.get(name) is None else row[name] for name in COLUMNS} for row in finished.rows],
+        as_json=False,
+    )
     for row in finished.rows:
         print(f"{row['task']}: {row['reason']}")
     if finished.state != "COMPLETED":
@@ -90,7 +93,10 @@ def _pages(settings: Settings, rows: list[dict[str, Any]], run_id: str) -> None:
         print(f"  {row['task']} version {row['version']} in MLflow   {row['page']}")
     print(f"  templates on MLflow's Prompts page   {settings.mlflow}/#/prompts")
     print(f"  the flow run in Prefect   {str(settings.prefect).removesuffix('/api')}/runs/flow-run/{run_id}")
-    print('try: .venv/bin/ptp predict movie-sentiment "An instant classic."   .venv/bin/ptp history movie-sentiment   make down')
+    print(
+        'try: .venv/bin/ptp predict movie-sentiment "An instant classic."   .venv/bin/ptp history '
+        "movie-sentiment   make down"
+    )
 
 
 def _say(line: str) -> None:

@@ -29,9 +29,15 @@ from ptpipeline.records import PRODUCTION, Promotion
 if TYPE_CHECKING:
     from registry.doctor import Difference
 
-Override = Annotated[bool, typer.Option("--override", help="Promote against the gate; it stands in the history for ever.")]
+Override = Annotated[
+    bool, typer.Option("--override", help="Promote against the gate; it stands in the history for ever.")
+]
 
-releases = typer.Typer(name="release", help="Promote or roll back versions of several tasks together, all of them or none.", no_args_is_help=True)
+releases = typer.Typer(
+    name="release",
+    help="Promote or roll back versions of several tasks together, all of them or none.",
+    no_args_is_help=True,
+)
 app.add_typer(releases)
 
 
@@ -50,8 +56,21 @@ def versions(
     aliases: dict[tuple[str, int], list[str]] = {}
     for head in registry.ledger.heads(task):
         aliases.setdefault((head.task, head.version), []).append(head.alias)
-    show([{"task": v.task, "version": v.number, "digest": v.digest if as_json else v.digest[:12], "verdict": _verdict(v.passed), "bytes": "collected" if v.collected else "",
-           "aliases": ", ".join(aliases.get((v.task, v.number), [])), "registered": v.registered_at} for v in registry.ledger.versions(task, limit, offset)], as_json)  # fmt: skip
+    show(
+        [
+            {
+                "task": v.task,
+                "version": v.number,
+                "digest": v.digest if as_json else v.digest[:12],
+                "verdict": _verdict(v.passed),
+                "bytes": "collected" if v.collected else "",
+                "aliases": ", ".join(aliases.get((v.task, v.number), [])),
+                "registered": v.registered_at,
+            }
+            for v in registry.ledger.versions(task, limit, offset)
+        ],
+        as_json,
+    )
 
 
 @app.command()
@@ -73,19 +92,41 @@ def show(reference: Reference, as_json: Json = False) -> None:
 
 
 @app.command()
-def history(task: TaskName, alias: Annotated[str | None, typer.Option("--alias", help="Only this alias.")] = None, as_json: Json = False) -> None:
+def history(
+    task: TaskName,
+    alias: Annotated[str | None, typer.Option("--alias", help="Only this alias.")] = None,
+    as_json: Json = False,
+) -> None:
     """Who moved an alias when, from what to what, why, and on which verdict."""
     from flows.render import show
 
     registry = open_registry()
     rows = registry.ledger.history(str(known_task(registry, task)), alias)
-    show([{"alias": p.alias, "seq": p.seq, "version": p.version, "previous": p.previous, "actor": p.actor, "at": p.at, "reason": p.reason,
-           "verdict": (p.verdict if as_json else p.verdict[:12]) if p.verdict else None, "override": p.override if as_json else "OVERRIDE" if p.override else "", "release": p.release if as_json else p.release or ""} for p in rows], as_json)  # fmt: skip
+    show(
+        [
+            {
+                "alias": p.alias,
+                "seq": p.seq,
+                "version": p.version,
+                "previous": p.previous,
+                "actor": p.actor,
+                "at": p.at,
+                "reason": p.reason,
+                "verdict": (p.verdict if as_json else p.verdict[:12]) if p.verdict else None,
+                "override": p.override if as_json else "OVERRIDE" if p.override else "",
+                "release": p.release if as_json else p.release or "",
+            }
+            for p in rows
+        ],
+        as_json,
+    )
 
 
 @app.command()
 def promote(
-    reference: Annotated[str, typer.Argument(metavar="TASK@N", help="The version to promote; TASK@ALIAS is the one that alias names.")],
+    reference: Annotated[
+        str, typer.Argument(metavar="TASK@N", help="The version to promote; TASK@ALIAS is the one that alias names.")
+    ],
     reason: Reason,
     alias: Alias = PRODUCTION,
     override: Override = False,
@@ -107,7 +148,10 @@ def promote(
 def rollback(
     task: TaskName,
     reason: Reason,
-    to: Annotated[int | None, typer.Option("--to", min=1, max=10**9, help="A version that the alias named once; the previous by default.")] = None,
+    to: Annotated[
+        int | None,
+        typer.Option("--to", min=1, max=10**9, help="A version that the alias named once; the previous by default."),
+    ] = None,
     alias: Alias = PRODUCTION,
     as_json: Json = False,
 ) -> None:
@@ -135,7 +179,9 @@ def sign(reference: Reference, as_json: Json = False) -> None:
     if settings.signing_key is None:
         raise SettingsError("PTP_SIGNING_KEY is not set; name the PEM file of an Ed25519 private key (docs/signing.md)")
     task, number = numbered(registry, reference)
-    digests = sign_prompt(registry.store, task, registry.ledger.version(task, number).digest, read_signing_key(settings.signing_key))
+    digests = sign_prompt(
+        registry.store, task, registry.ledger.version(task, number).digest, read_signing_key(settings.signing_key)
+    )
     show([{"task": task, "version": number, "signed": digest} for digest in digests], as_json)
 
 
@@ -155,12 +201,16 @@ def promote_release(
     named = [numbered(stages.registry, reference) for reference in references]
     versions = dict(named)
     if len(versions) < len(named):
-        raise PromotionRefused(f"release {name!r}: {', '.join(references)} name a task twice; a release holds one version of each")
+        raise PromotionRefused(
+            f"release {name!r}: {', '.join(references)} name a task twice; a release holds one version of each"
+        )
     show(stages.move_release(name, versions, Cause(getpass.getuser(), reason, override)), as_json)
 
 
 @releases.command("rollback")
-def rollback_release(name: Annotated[str, typer.Argument(metavar="NAME")], reason: Reason, as_json: Json = False) -> None:
+def rollback_release(
+    name: Annotated[str, typer.Argument(metavar="NAME")], reason: Reason, as_json: Json = False
+) -> None:
     """Let production of every task of the release name again what it named before."""
     from flows.render import show
     from registry.promotion import Cause
@@ -174,8 +224,19 @@ def list_releases(as_json: Json = False) -> None:
     """The release sets, newest first."""
     from flows.render import show
 
-    show([{"release": r.name, "versions": r.versions if as_json else ", ".join(f"{task}@{n}" for task, n in r.versions.items()), "actor": r.actor, "at": r.at,
-           "reason": r.reason} for r in open_registry().ledger.releases()], as_json)  # fmt: skip
+    show(
+        [
+            {
+                "release": r.name,
+                "versions": r.versions if as_json else ", ".join(f"{task}@{n}" for task, n in r.versions.items()),
+                "actor": r.actor,
+                "at": r.at,
+                "reason": r.reason,
+            }
+            for r in open_registry().ledger.releases()
+        ],
+        as_json,
+    )
 
 
 @app.command()
@@ -192,7 +253,10 @@ def reconcile(task: SomeTask = None, as_json: Json = False) -> None:
 def doctor(
     task: SomeTask = None,
     mend: Annotated[bool, typer.Option("--fix", help="Mend what needs no person.")] = False,
-    rebuild_ledger: Annotated[bool, typer.Option("--rebuild-ledger", help="First add to the ledger what the store proves and it does not know.")] = False,
+    rebuild_ledger: Annotated[
+        bool,
+        typer.Option("--rebuild-ledger", help="First add to the ledger what the store proves and it does not know."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compare ledger, pointers, MLflow and stored bytes; each difference comes with the command that mends it."""
@@ -216,9 +280,17 @@ def doctor(
 
 @app.command()
 def lineage(
-    reference: Annotated[str | None, typer.Argument(metavar="[TASK[@ALIAS|@N]]", help="From a version to what it was made from.")] = None,
-    row: Annotated[str | None, typer.Option("--row", metavar="ID", help="From a row, by its id, to every version that learnt from it.")] = None,
-    text_file: Annotated[Path | None, typer.Option("--text-file", metavar="FILE", help="The same by the row's text, which stands in a file.")] = None,
+    reference: Annotated[
+        str | None, typer.Argument(metavar="[TASK[@ALIAS|@N]]", help="From a version to what it was made from.")
+    ] = None,
+    row: Annotated[
+        str | None,
+        typer.Option("--row", metavar="ID", help="From a row, by its id, to every version that learnt from it."),
+    ] = None,
+    text_file: Annotated[
+        Path | None,
+        typer.Option("--text-file", metavar="FILE", help="The same by the row's text, which stands in a file."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Where a version comes from, or what learnt from a row, and what to do when that row must go."""
@@ -241,7 +313,12 @@ def lineage(
 @app.command()
 def gc(
     task: SomeTask = None,
-    keep: Annotated[int, typer.Option("--keep", min=1, metavar="N", help="Keep so many newest versions of each task beside what is in use.")] = 10,
+    keep: Annotated[
+        int,
+        typer.Option(
+            "--keep", min=1, metavar="N", help="Keep so many newest versions of each task beside what is in use."
+        ),
+    ] = 10,
     grace: Annotated[float, typer.Option("--grace", min=0, metavar="HOURS", help="Keep what is younger.")] = 24,
     apply: Annotated[bool, typer.Option("--apply", help="Delete; without it only what would go is listed.")] = False,
     as_json: Json = False,
@@ -254,16 +331,25 @@ def gc(
     from registry.roots import Retention
 
     registry = open_registry(writing=apply)
-    found = collect(registry, Retention(candidates=keep, grace=timedelta(hours=grace)), apply, known_task(registry, task))
+    found = collect(
+        registry, Retention(candidates=keep, grace=timedelta(hours=grace)), apply, known_task(registry, task)
+    )
     show(found, as_json, "nothing to collect")
     if not apply and found:
-        print(f"{len(found)} would go, {sum(item.bytes for item in found):,} bytes; `--apply` deletes them", file=sys.stderr)
+        print(
+            f"{len(found)} would go, {sum(item.bytes for item in found):,} bytes; `--apply` deletes them",
+            file=sys.stderr,
+        )
 
 
 def _say_unmoved(before: Promotion | None, promotion: Promotion) -> None:
     """The row shown is an older one, with another reason, where the alias named the version already."""
     if before == promotion:
-        print(f"{promotion.task}@{promotion.alias} names version {promotion.version} already, by the row below; the history got no new one", file=sys.stderr)
+        print(
+            f"{promotion.task}@{promotion.alias} names version {promotion.version} already, by the row below; "
+            "the history got no new one",
+            file=sys.stderr,
+        )
 
 
 def _for_people(found: "Difference") -> dict[str, object]:

@@ -29,7 +29,9 @@ Judged = tuple[Report | None, Verdict | None]
 
 
 def show(rows: Sequence[Row], as_json: bool, empty: str = "none") -> None:
-    """A table with one line per record; a column that is empty in every line is left out. Of no records people are told `empty`."""
+    """A table with one line per record; a column that is empty in every line is left out. Of no records people are told
+    `empty`.
+    """
     plain = [_plain(row) for row in rows]
     if as_json:
         for row in plain:
@@ -59,7 +61,9 @@ def show_record(record: Row, as_json: bool) -> None:
     _console().print(table)
 
 
-def show_version(version: PromptVersion, manifest: PromptManifest, tuned: TunedPrompt | None, judged: Judged, as_json: bool) -> None:
+def show_version(
+    version: PromptVersion, manifest: PromptManifest, tuned: TunedPrompt | None, judged: Judged, as_json: bool
+) -> None:
     """A version with all that is known about it."""
     report, verdict = judged
     if as_json:
@@ -80,16 +84,43 @@ def show_version(version: PromptVersion, manifest: PromptManifest, tuned: TunedP
         as_json,
     )
     if tuned and tuned.steps:
-        print(f"trained {tuned.steps} steps in {tuned.seconds:.0f} s; step {tuned.best_step} kept, dev {tuned.best_dev:.4f}")
+        print(
+            f"trained {tuned.steps} steps in {tuned.seconds:.0f} s; step {tuned.best_step} kept, dev "
+            f"{tuned.best_dev:.4f}"
+        )
         for warning in tuned.warnings:
             print(warning)
         if tuned.trials:
-            show([{"trial": trial.name, "best dev": trial.best_dev, "at step": trial.best_step, "error": trial.error} for trial in tuned.trials], as_json)
+            show(
+                [
+                    {"trial": trial.name, "best dev": trial.best_dev, "at step": trial.best_step, "error": trial.error}
+                    for trial in tuned.trials
+                ],
+                as_json,
+            )
     if report:
-        show([_scores("prompt", report.prompt), _scores("zero-shot", report.zero_shot), _scores("majority", report.majority)], as_json)
+        show(
+            [
+                _scores("prompt", report.prompt),
+                _scores("zero-shot", report.zero_shot),
+                _scores("majority", report.majority),
+            ],
+            as_json,
+        )
     if verdict:
         print(f"verdict: {'passed' if verdict.passed else 'failed'}")
-        show([{"check": c.name, "": "pass" if c.passed else "FAIL" if c.blocks else "warn", "observed": c.observed, "required": c.required} for c in verdict.checks], as_json)
+        show(
+            [
+                {
+                    "check": c.name,
+                    "": "pass" if c.passed else "FAIL" if c.blocks else "warn",
+                    "observed": c.observed,
+                    "required": c.required,
+                }
+                for c in verdict.checks
+            ],
+            as_json,
+        )
 
 
 def show_lineage(found: "Lineage", as_json: bool) -> None:
@@ -101,21 +132,53 @@ def show_lineage(found: "Lineage", as_json: bool) -> None:
         name = f"{origin.task}@{origin.version}" if origin.version else f"{origin.task}, not registered"
         manifest = origin.manifest
         base = f"{manifest.base_model.name} {manifest.base_model.fingerprint[:12]}" if manifest else None
-        data = [f"{s.source}: snapshot {s.digest[:12]}, rows {s.train.rows} train, {s.dev.rows} dev, {s.test.rows} test" for s in origin.snapshots]
+        data = [
+            f"{s.source}: snapshot {s.digest[:12]}, rows {s.train.rows} train, {s.dev.rows} dev, {s.test.rows} test"
+            for s in origin.snapshots
+        ]
         parents = [f"{relation} {digest[:12]}" for digest, relation in origin.parents.items()]
-        show_record({"prompt": f"{name} ({origin.digest[:12]})", "data": "; ".join(data) or None, "recipe": manifest.recipe[:12] if manifest else None, "base model": base,
-                     "parents": ", ".join(parents) or None, "MLflow run": origin.run, "commit": origin.commit}, as_json)  # fmt: skip
+        show_record(
+            {
+                "prompt": f"{name} ({origin.digest[:12]})",
+                "data": "; ".join(data) or None,
+                "recipe": manifest.recipe[:12] if manifest else None,
+                "base model": base,
+                "parents": ", ".join(parents) or None,
+                "MLflow run": origin.run,
+                "commit": origin.commit,
+            },
+            as_json,
+        )
     print(f"verdict: {'none' if found.verdict is None else 'passed' if found.verdict.passed else 'failed'}")
-    show([{"alias": p.alias, "seq": p.seq, "at": p.at, "actor": p.actor, "reason": p.reason, "override": "OVERRIDE" if p.override else "", "release": p.release or ""} for p in found.promotions],
-         as_json, "no alias ever named it")  # fmt: skip
+    show(
+        [
+            {
+                "alias": p.alias,
+                "seq": p.seq,
+                "at": p.at,
+                "actor": p.actor,
+                "reason": p.reason,
+                "override": "OVERRIDE" if p.override else "",
+                "release": p.release or "",
+            }
+            for p in found.promotions
+        ],
+        as_json,
+        "no alias ever named it",
+    )
 
 
 def _prompt(manifest: PromptManifest) -> str:
     """`16 virtual tokens of width 576, float16`; members and tensors of a prompt that has others."""
     if manifest.members:
-        return f"ensemble of {len(manifest.members.digests)} prompts of {manifest.num_virtual_tokens} virtual tokens, {manifest.members.combine}"
+        return (
+            f"ensemble of {len(manifest.members.digests)} prompts of {manifest.num_virtual_tokens} virtual tokens, "
+            f"{manifest.members.combine}"
+        )
     info = next(iter(manifest.tensors.values()))
-    what = f"keys and values {info.shape}" if manifest.method == "prefix" else f"width {manifest.base_model.hidden_size}"
+    what = (
+        f"keys and values {info.shape}" if manifest.method == "prefix" else f"width {manifest.base_model.hidden_size}"
+    )
     return f"{manifest.method}: {manifest.num_virtual_tokens} virtual tokens of {what}, {info.dtype}"
 
 
@@ -123,7 +186,12 @@ def answer_row(answer: Answer, text: str) -> dict[str, Any]:
     """An answer for people, beside the text that it is for."""
     if answer.label is None:
         return {"answer": answer.text, "version": answer.version, "text": text}
-    return {"label": answer.label, "probability": f"{answer.probabilities[answer.label]:.3f}", "version": answer.version, "text": text}
+    return {
+        "label": answer.label,
+        "probability": f"{answer.probabilities[answer.label]:.3f}",
+        "version": answer.version,
+        "text": text,
+    }
 
 
 def _scores(name: str, scores: Scores | TextScores) -> dict[str, Any]:

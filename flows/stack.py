@@ -108,7 +108,9 @@ def read(home: Path) -> Stack | None:
     except FileNotFoundError:
         return None
     except (ValidationError, UnicodeDecodeError) as error:
-        raise StackError(f"{path}: not a stack record ({str(error).splitlines()[0]}); remove it and run `ptp up`") from None
+        raise StackError(
+            f"{path}: not a stack record ({str(error).splitlines()[0]}); remove it and run `ptp up`"
+        ) from None
 
 
 # ---------------------------------------------------------------- starting
@@ -154,7 +156,10 @@ def _wait(server: Member, process: Process, home: Path, started: bool) -> None:
         if server.ready(process):
             return
         time.sleep(0.1)
-    raise StackError(f"{server.name} (pid {process.pid}) does not answer after {_START_SECONDS:.0f} s; `ptp down`, then `ptp up`; {log} ends: {_tail(log)}")
+    raise StackError(
+        f"{server.name} (pid {process.pid}) does not answer after {_START_SECONDS:.0f} s; `ptp down`, then "
+        f"`ptp up`; {log} ends: {_tail(log)}"
+    )
 
 
 def _chosen_ports(before: Stack | None, running: dict[str, Process], asked: Ports) -> dict[str, int]:
@@ -165,13 +170,20 @@ def _chosen_ports(before: Stack | None, running: dict[str, Process], asked: Port
         if name in running:
             chosen[name] = recorded[name]
             if given not in (None, recorded[name]):
-                raise StackError(f"{name} runs on port {recorded[name]} already, not on {given}: `ptp down` first, or leave the port out")
+                raise StackError(
+                    f"{name} runs on port {recorded[name]} already, not on {given}: `ptp down` first, or leave "
+                    "the port out"
+                )
         elif given is not None:
             if not _is_usable(name, given):
-                raise StackError(f"port {given} for {name} is busy: free it, or leave the port out to take the next free one")
+                raise StackError(
+                    f"port {given} for {name} is busy: free it, or leave the port out to take the next free one"
+                )
             chosen[name] = given
         else:
-            chosen[name] = next(port for port in range(recorded[name], 55_000) if _is_usable(name, port) and port not in chosen.values())
+            chosen[name] = next(
+                port for port in range(recorded[name], 55_000) if _is_usable(name, port) and port not in chosen.values()
+            )
     return chosen
 
 
@@ -185,7 +197,9 @@ def _recorded_ports(stack: Stack) -> dict[str, int]:
 
 
 def _keys(home: Path) -> dict[str, str]:
-    """The stack's own random keys, of the storage and of what MLflow encrypts; made once and readable by their owner only."""
+    """The stack's own random keys, of the storage and of what MLflow encrypts; made once and readable by their owner
+    only.
+    """
     path = home / STACK_SECRETS
     lines = path.read_text().splitlines() if path.exists() else []
     kept = {name: value for name, _, value in (line.partition("=") for line in lines)}

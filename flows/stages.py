@@ -53,7 +53,13 @@ class Stages(Training, Judging):
         drawn = stored and self.registry.ledger.latest_verdict(task.name, tuned.digest) == verdict
         plots = {} if drawn else every(task, tuned, report, verdict)
         return Request(
-            tuned, report, verdict, plots, commit=checkout_commit(), neighbours=self._neighbours(task.name, tuned.digest), mistakes=self._mistakes(task, report)
+            tuned,
+            report,
+            verdict,
+            plots,
+            commit=checkout_commit(),
+            neighbours=self._neighbours(task.name, tuned.digest),
+            mistakes=self._mistakes(task, report),
         )
 
     def _mistakes(self, task: Task, report: Report) -> "Mistakes | None":
@@ -64,14 +70,23 @@ class Stages(Training, Judging):
 
         if not task.texts_in_reports:
             return None
-        return mistakes(task, Results.of(self.registry.store, report), load_split(self.registry.store, self.snapshot(task.name, report.snapshot), report.split))
+        return mistakes(
+            task,
+            Results.of(self.registry.store, report),
+            load_split(self.registry.store, self.snapshot(task.name, report.snapshot), report.split),
+        )
 
     def _neighbours(self, task: str, digest: str) -> "Neighbours | None":
-        """The words near the prompt's virtual tokens; None where they are known, and of an ensemble, whose members have their own."""
+        """The words near the prompt's virtual tokens; None where they are known, and of an ensemble, whose members have
+        their own.
+        """
         from ptpipeline.prompts.neighbours import neighbours_of
         from ptpipeline.prompts.tensors import unpack
 
-        known, artifact = self.registry.ledger.publication(task, digest), read_artifact(self.registry.store, task, digest)
+        known, artifact = (
+            self.registry.ledger.publication(task, digest),
+            read_artifact(self.registry.store, task, digest),
+        )
         if (known and known.neighbours and self.registry.store.exists(known.neighbours)) or artifact.manifest.members:
             return None
         base = self.engine(artifact.manifest.base_model.name).base
@@ -99,7 +114,8 @@ class Stages(Training, Judging):
         return self._judged(task, tuned, plan.snapshot)
 
     def adopt(self, task: Task, path: Path, actor: str) -> Outcome:
-        """A prompt that `actor` brings from elsewhere, through the stages of a candidate of our own; a repeat registers nothing new.
+        """A prompt that `actor` brings from elsewhere, through the stages of a candidate of our own; a repeat registers
+        nothing new.
 
         Raises what `read_foreign` and `adopt` raise for one that is damaged or does not fit task or base.
         """
@@ -108,7 +124,9 @@ class Stages(Training, Judging):
         from ptpipeline.tuning.adopt import adopt
 
         found, snapshot = read_foreign(path), self.ingest(task)
-        trained = adopt(self.engine(task.base_model).base, task, snapshot, found, load_split(self.registry.store, snapshot, "dev"))
+        trained = adopt(
+            self.engine(task.base_model).base, task, snapshot, found, load_split(self.registry.store, snapshot, "dev")
+        )
         for warning in trained.tuned.warnings:
             self.report(f"{task.name}: {warning}")
         tuned = self._held(task.name, trained.tuned.training_key) or self._kept(trained)
@@ -119,7 +137,9 @@ class Stages(Training, Judging):
         report = self.evaluate(task, tuned, snapshot)
         verdict = self.gate(task, tuned, report)
         version = self.register(task, tuned, report, verdict)
-        return outcome_of(self.registry, task, Candidate(tuned, report, verdict, version, self.promote(task, version, verdict, actor)))
+        return outcome_of(
+            self.registry, task, Candidate(tuned, report, verdict, version, self.promote(task, version, verdict, actor))
+        )
 
     def move(self, task: str, alias: str, version: int, cause: Cause) -> Promotion:
         """A promotion that a person asks for; an outdated verdict is renewed first, and required all the same."""
@@ -140,19 +160,28 @@ class Stages(Training, Judging):
         return promote_release(self.registry, declared, release, cause)
 
     def _judge_again(self, task: Task, version: PromptVersion) -> None:
-        """Gate a version anew where policy or champion changed since; a version of other labels has to be trained anew."""
+        """Gate a version anew where policy or champion changed since; a version of other labels has to be
+        trained anew.
+        """
         ledger = self.registry.ledger
         head, publication = ledger.head(task.name, PRODUCTION), ledger.publication(task.name, version.digest)
         asked = (task.policy_digest(), head.digest if head else None)
         verdicts = ledger.verdicts(task.name, version.digest)
         judged = asked in [(verdict.policy, verdict.champion) for verdict in verdicts if not needs_a_person(verdict)]
-        if version.collected or not verdicts or judged or publication is None or (head and head.version == version.number):
+        if (
+            version.collected
+            or not verdicts
+            or judged
+            or publication is None
+            or (head and head.version == version.number)
+        ):
             return
         manifest = read_artifact(self.registry.store, task.name, version.digest).manifest
         if manifest.labels == task.labels and manifest.base_model.name == task.base_model:
             report = self.evaluate(task, publication.tuned, self.ingest(task).digest)
             verdict = self.gate(task, publication.tuned, report)
-            # the store first: a promotion may cite what the ledger holds, and a lost ledger is made anew from what the store holds
+            # the store first: a promotion may cite what the ledger holds, and a lost ledger is made anew from what the
+            # store holds
             remember(self.registry, self._request(task, publication.tuned, report, verdict))
             ledger.save_verdict(verdict)
             write_page(self.registry, entry_of(self.registry, task.name, version.digest), version)
@@ -163,7 +192,12 @@ class Stages(Training, Judging):
 
     def reconcile(self, task: str | None = None) -> list[str]:
         """Replay the ledger's heads onto the store's pointers and MLflow's aliases; one sentence per action."""
-        return [f"{action.task}: {action.what}" for action in reconcile(self.registry, {found.name: found for found in sound_tasks(self.settings.tasks)[0]}, task)]
+        return [
+            f"{action.task}: {action.what}"
+            for action in reconcile(
+                self.registry, {found.name: found for found in sound_tasks(self.settings.tasks)[0]}, task
+            )
+        ]
 
 
 def _summary(verdict: Verdict) -> str:

@@ -1,4 +1,6 @@
-"""What tonight's candidate of a task has to do, before there is one: the rows that will judge, the look, the champion, the checks."""
+"""What tonight's candidate of a task has to do, before there is one: the rows that will judge, the look, the champion,
+the checks.
+"""
 
 from collections.abc import Sequence
 
@@ -13,7 +15,8 @@ RECENT = 20  # versions among which the last comparison with the champion is sou
 
 
 class Champion(Record):
-    """What production points to: the gate's metric as it was measured last, on how many rows, and how many looks these served.
+    """What production points to: the gate's metric as it was measured last, on how many rows, and how many looks these
+    served.
 
     `incomparable` says why no candidate can be compared with it.
     """
@@ -42,10 +45,11 @@ class Judges(Record):
 
 
 class Power(Record):
-    """What the rows can show four times in five at the coming look: how many show `effect`, and what those that compare show.
+    """What the rows can show four times in five at the coming look: how many show `effect`, and what those that compare
+    show.
 
-    `discordant` is the share of rows on which two prompts differ, `measured` on the last candidate that was compared with the
-    champion, else as is common.
+    `discordant` is the share of rows on which two prompts differ, `measured` on the last candidate that was compared
+    with the champion, else as is common.
     """
 
     effect: float
@@ -84,7 +88,11 @@ class Tonight(Gathering):
         rival = head.digest if head and champion and not champion.incomparable else None
         judges = self._judges(task, snapshot, (ids, split), rival) if snapshot else None
         look = coming(self.registry.ledger, task.name, ids, task.gate.champion.budget) if snapshot else None
-        margin = self._margin(task, judges.comparable) if judges and task.gate.champion.rule == "non_inferiority" else task.gate.champion.margin
+        margin = (
+            self._margin(task, judges.comparable)
+            if judges and task.gate.champion.rule == "non_inferiority"
+            else task.gate.champion.margin
+        )
         anchor = self._anchor(task) if rival and task.gate.champion.rule == "non_inferiority" else None
         before = self.registry.ledger.version_of(task.name, anchor).number if anchor and anchor != rival else None
         named = Rival(f"version {head.version}" if head else None, f"version {before}" if before else None, margin)
@@ -110,11 +118,15 @@ class Tonight(Gathering):
         if report is None:
             return found
         figure = report.prompt.figures().get(task.gate.metric)
-        return found.model_copy(update={"figure": figure, "split": report.split, "rows": report.rows, "looks": self._looks(task, report)})
+        return found.model_copy(
+            update={"figure": figure, "split": report.split, "rows": report.rows, "looks": self._looks(task, report)}
+        )
 
     def _looks(self, task: Task, report: Report) -> int | None:
         try:
-            return count(self.registry.ledger, task.name, self._ids(self.snapshot(task.name, report.snapshot), report.split))
+            return count(
+                self.registry.ledger, task.name, self._ids(self.snapshot(task.name, report.snapshot), report.split)
+            )
         except INCOMPARABLE:  # its rows were collected since: how often they were looked at is asked by their ids
             return None
 
@@ -135,7 +147,14 @@ class Tonight(Gathering):
         report = ledger.report_of(task.name, newest.digest) if newest else None
         before = ledger.snapshot(task.name, report.snapshot) if report else None
         before = before if before and self.holds(before) else None
-        unknown.append(f"{said}; " + (f"what follows is by the last snapshot, {before.digest[:12]}" if before else "so which rows judge, and at which look, is not known"))
+        unknown.append(
+            f"{said}; "
+            + (
+                f"what follows is by the last snapshot, {before.digest[:12]}"
+                if before
+                else "so which rows judge, and at which look, is not known"
+            )
+        )
         return before
 
     def _judging(self, task: Task, snapshot: Snapshot) -> tuple[list[str], Split]:
@@ -145,7 +164,9 @@ class Tonight(Gathering):
             return ids, "test"
         return self._ids(snapshot, "reserve"), "reserve"
 
-    def _judges(self, task: Task, snapshot: Snapshot, judging: tuple[Sequence[str], Split], rival: str | None) -> Judges:
+    def _judges(
+        self, task: Task, snapshot: Snapshot, judging: tuple[Sequence[str], Split], rival: str | None
+    ) -> Judges:
         ids, split = judging
         return Judges(
             snapshot=snapshot.digest,
@@ -177,7 +198,12 @@ class Tonight(Gathering):
         ledger = self.registry.ledger
         for version in ledger.versions(task.name, limit=RECENT):
             verdict = ledger.latest_verdict(task.name, version.digest)
-            if verdict and verdict.champion == rival and verdict.comparison and verdict.comparison.discordant is not None:
+            if (
+                verdict
+                and verdict.champion == rival
+                and verdict.comparison
+                and verdict.comparison.discordant is not None
+            ):
                 return verdict.comparison.discordant
         return None
 
@@ -187,24 +213,52 @@ class Tonight(Gathering):
 
 def sentences(found: Explanation) -> list[str]:
     """The explanation for people, without the table of the checks."""
-    judged = [_rows(found.judges, found.metric), *_level(found.look), *_power(found), _reserve(found.judges)] if found.judges else []
-    return [*(f"not known: {what}" for what in found.unknown), _standing(found), *judged, *_margin(found), _passing(found)]
+    judged = (
+        [_rows(found.judges, found.metric), *_level(found.look), *_power(found), _reserve(found.judges)]
+        if found.judges
+        else []
+    )
+    return [
+        *(f"not known: {what}" for what in found.unknown),
+        _standing(found),
+        *judged,
+        *_margin(found),
+        _passing(found),
+    ]
 
 
 def _rows(judges: Judges, metric: str) -> str:
     whose = "reserve" if judges.split == "reserve" else "test"
     left = judges.rows - judges.comparable
-    compared = f"; {left} of them do not compare, because the champion, or what it descends from, was trained on them" if left else ""
-    return f"rows: {title_of(metric)} is judged on {judges.rows} {whose} rows of snapshot {judges.snapshot[:12]}{compared}"
+    compared = (
+        f"; {left} of them do not compare, because the champion, or what it descends from, was trained on them"
+        if left
+        else ""
+    )
+    return (
+        f"rows: {title_of(metric)} is judged on {judges.rows} {whose} rows of snapshot {judges.snapshot[:12]}{compared}"
+    )
 
 
 def _standing(found: Explanation) -> str:
     champion = found.champion
     if champion is None:
         return "champion: none; the first candidate that passes the other checks takes the place"
-    figure = "not measured" if champion.figure is None else f"{title_of(found.metric)} {champion.figure:.4f} on {champion.rows} {champion.split} rows"
-    looks = f", which were looked at {_times(champion.looks)}: where it was chosen by them, the figure flatters it" if champion.looks else ""
-    barred = f"; nothing can be compared with it ({champion.incomparable}): a candidate that passes waits for a person" if champion.incomparable else ""
+    figure = (
+        "not measured"
+        if champion.figure is None
+        else f"{title_of(found.metric)} {champion.figure:.4f} on {champion.rows} {champion.split} rows"
+    )
+    looks = (
+        f", which were looked at {_times(champion.looks)}: where it was chosen by them, the figure flatters it"
+        if champion.looks
+        else ""
+    )
+    barred = (
+        f"; nothing can be compared with it ({champion.incomparable}): a candidate that passes waits for a person"
+        if champion.incomparable
+        else ""
+    )
     return f"champion: version {champion.version}, {figure}{looks}{barred}"
 
 
@@ -212,8 +266,11 @@ def _level(look: Look | None) -> Sequence[str]:
     if look is None:
         return []
     before = look.spent - look.alpha
-    return [f"look: number {look.number} at test set {look.test_set}; each test passes at p of at most {look.alpha:.2g}. "
-            f"Of the chance of error of {look.budget:g} for all looks at these rows together {before:.4f} is spent, {look.spent:.4f} with this one"]  # fmt: skip
+    return [
+        f"look: number {look.number} at test set {look.test_set}; each test passes at p of at most {look.alpha:.2g}. "
+        f"Of the chance of error of {look.budget:g} for all looks at these rows together {before:.4f} is "
+        f"spent, {look.spent:.4f} with this one"
+    ]
 
 
 def _power(found: Explanation) -> Sequence[str]:
@@ -221,32 +278,62 @@ def _power(found: Explanation) -> Sequence[str]:
     if power is None or judges is None:
         return []
     what = "equal quality within" if found.champion and power.effect == found.margin else "a gain of"
-    differ = "as the last candidate did from the champion" if power.measured else "which is common; no candidate was compared with this champion yet"
-    today = f"show a gain of {power.smallest_gain:.4f}" if power.smallest_gain is not None else "are too few to show any gain"
-    return [f"power: {power.rows_needed} rows show {what} {power.effect:g} four times in five at this look, today's {judges.comparable} {today} "
-            f"(where prompts differ on {power.discordant:.1%} of the rows, {differ})"]  # fmt: skip
+    differ = (
+        "as the last candidate did from the champion"
+        if power.measured
+        else "which is common; no candidate was compared with this champion yet"
+    )
+    today = (
+        f"show a gain of {power.smallest_gain:.4f}"
+        if power.smallest_gain is not None
+        else "are too few to show any gain"
+    )
+    return [
+        f"power: {power.rows_needed} rows show {what} {power.effect:g} four times in five at this look, "
+        f"today's {judges.comparable} {today} "
+        f"(where prompts differ on {power.discordant:.1%} of the rows, {differ})"
+    ]
 
 
 def _reserve(judges: Judges) -> str:
     if judges.split == "reserve":
-        return f"reserve: its {judges.rows} rows judge, because the test rows have served {judges.served} looks of {judges.limit}"
+        return (
+            f"reserve: its {judges.rows} rows judge, because the test rows have served {judges.served} looks of "
+            f"{judges.limit}"
+        )
     if judges.reserve is None:
-        return f"reserve: none (data.split.reserve); after {judges.limit} looks, of which {judges.served} were taken, the same rows go on judging, at an ever smaller p"
-    return f"reserve: {judges.reserve} rows take over when the test rows have served {judges.limit} looks; so far {judges.served}"
+        return (
+            f"reserve: none (data.split.reserve); after {judges.limit} looks, of which {judges.served} were taken, "
+            "the same rows go on judging, at an ever smaller p"
+        )
+    return (
+        f"reserve: {judges.reserve} rows take over when the test rows have served {judges.limit} looks; so far "
+        f"{judges.served}"
+    )
 
 
 def _margin(found: Explanation) -> Sequence[str]:
     if found.rule != "non_inferiority":
         return []
     margin = f"{found.margin:.4f}" if found.margin is not None else "decided by the number of rows"
-    anchor = f"version {found.anchor}, the last that won by superiority, is compared too" if found.anchor else "no other version has to be compared"
+    anchor = (
+        f"version {found.anchor}, the last that won by superiority, is compared too"
+        if found.anchor
+        else "no other version has to be compared"
+    )
     return [f"non-inferiority: the margin is {margin}; {anchor}"]
 
 
 def _passing(found: Explanation) -> str:
     if found.promote == "auto":
-        return f"when it passes: {found.task}@production moves to it at once; a candidate that equals one judged before takes no new look"
-    return f"when it passes: it waits until a person runs `ptp promote {found.task}@N --reason ...`; a candidate that equals one judged before takes no new look"
+        return (
+            f"when it passes: {found.task}@production moves to it at once; a candidate that equals one judged "
+            "before takes no new look"
+        )
+    return (
+        f"when it passes: it waits until a person runs `ptp promote {found.task}@N --reason ...`; a candidate that "
+        "equals one judged before takes no new look"
+    )
 
 
 def _times(number: int | None) -> str:

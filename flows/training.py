@@ -43,12 +43,24 @@ class Training(Context):
         base = prepare_base(task.base_model, self.settings)
         key = training_key(task, snapshot, base.ref.fingerprint, start_digest(task, self.registry.store))
         trained = self._tuned(task.name, key) is not None
-        reason = "rows, recipe, base model and engine are unchanged: nothing to train" if trained else "not trained yet with these rows, recipe, base model and engine"
+        reason = (
+            "rows, recipe, base model and engine are unchanged: nothing to train"
+            if trained
+            else "not trained yet with these rows, recipe, base model and engine"
+        )
         self.report(f"{task.name}: {reason}")
-        return Plan(task=task.name, base_model=task.base_model, snapshot=snapshot.digest, training_key=key, trained=trained, reason=reason)
+        return Plan(
+            task=task.name,
+            base_model=task.base_model,
+            snapshot=snapshot.digest,
+            training_key=key,
+            trained=trained,
+            reason=reason,
+        )
 
     def share(self, name: str) -> Promotion:
-        """The shared prompt's current version; trained anew where its sources' rows, its recipe, base or the engine changed.
+        """The shared prompt's current version; trained anew where its sources' rows, its recipe, base or the engine
+        changed.
 
         A version that a person moved the alias away from is left there.
         """
@@ -71,13 +83,20 @@ class Training(Context):
         version = register(self.registry, Request(tuned=tuned, report=None, verdict=None, commit=checkout_commit()))
         history = self.registry.ledger.history(name, CURRENT)
         if history and history[-1].actor != MACHINE and version.number in {row.version for row in history}:
-            mend = f"`ptp rollback {name} --alias {CURRENT} --to {version.number} --reason ...` takes version {version.number}"
-            self.report(f"{name}: {CURRENT} stays at version {history[-1].version}, where {history[-1].actor} moved it; {mend}")
+            mend = (
+                f"`ptp rollback {name} --alias {CURRENT} --to {version.number} --reason ...` takes version "
+                f"{version.number}"
+            )
+            self.report(
+                f"{name}: {CURRENT} stays at version {history[-1].version}, where {history[-1].actor} moved it; {mend}"
+            )
             return history[-1]
         return point(self.registry, version, Cause(actor=MACHINE, reason="its sources were trained"), CURRENT)
 
     def train(self, plans: Sequence[Plan]) -> dict[str, TunedPrompt | str]:
-        """One gang out of all plans of one base that are not trained yet; a member's own error comes back as a sentence."""
+        """One gang out of all plans of one base that are not trained yet; a member's own error comes back as a
+        sentence.
+        """
         known = {plan.task: self._held(plan.task, plan.training_key) for plan in plans}
         results: dict[str, TunedPrompt | str] = {name: tuned for name, tuned in known.items() if tuned is not None}
         fresh = [plan for plan in plans if plan.task not in results]
@@ -144,5 +163,7 @@ class Training(Context):
 
     @stamina.retry(on=Transient, attempts=8, timeout=120)
     def _remember(self, *tuned: TunedPrompt) -> None:
-        """The prompts of a gang at once: killed between two, the next run would train the rest as another gang, to other bits."""
+        """The prompts of a gang at once: killed between two, the next run would train the rest as another gang, to
+        other bits.
+        """
         self.registry.ledger.save_tuned(*tuned)

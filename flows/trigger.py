@@ -62,7 +62,9 @@ def follow(prefect_url: str, run_id: str) -> Iterator[LogLine | Finished]:
                 since = line["timestamp"]
                 yield LogLine(at=line["timestamp"], logger=line["name"], level=line["level"], message=line["message"])
         if done:
-            yield Finished(state=run["state_type"], message=run["state"]["message"] or "", rows=_rows(prefect_url, run_id))
+            yield Finished(
+                state=run["state_type"], message=run["state"]["message"] or "", rows=_rows(prefect_url, run_id)
+            )
             return
         time.sleep(_POLL_SECONDS)
 
@@ -75,7 +77,11 @@ def _lines(prefect_url: str, run_id: str, since: str | None) -> Iterator[dict[st
         logs["timestamp"] = {"after_": after.isoformat()}
     offset = 0
     while True:
-        page = call("POST", f"{prefect_url}/logs/filter", {"logs": logs, "sort": "TIMESTAMP_ASC", "offset": offset, "limit": 200})
+        page = call(
+            "POST",
+            f"{prefect_url}/logs/filter",
+            {"logs": logs, "sort": "TIMESTAMP_ASC", "offset": offset, "limit": 200},
+        )
         yield from page
         offset += len(page)
         if len(page) < 200:

@@ -1,4 +1,5 @@
-"""The address that MLflow posts edits to: checks that each is MLflow's, and wakes the reconcile; repeated ones coalesce.
+"""The address that MLflow posts edits to: checks that each is MLflow's, and wakes the reconcile; repeated ones
+coalesce.
 
 A lost event costs time only: the reconcile runs on its schedule, too.
 """
@@ -42,13 +43,16 @@ log = logging.getLogger("ptpipeline.webhook")
 def serve(settings: Settings, host: str, port: int, address: str | None = None) -> None:
     """Have MLflow post its edits here, and listen until interrupted.
 
-    `address` is how MLflow reaches this process, by default `host` and `port`. Raises SettingsError where a server or the
-    secret is not set or the port is taken, Terminal where MLflow may not call that address, ServiceUnavailable where it does not answer.
+    `address` is how MLflow reaches this process, by default `host` and `port`. Raises SettingsError where a server or
+    the secret is not set or the port is taken, Terminal where MLflow may not call that address, ServiceUnavailable
+    where it does not answer.
     """
     import uvicorn
 
     if settings.mlflow is None or settings.prefect is None:
-        raise SettingsError("the webhook needs an MLflow and a Prefect server: set PTP_MLFLOW and PTP_PREFECT, or `ptp up`")
+        raise SettingsError(
+            "the webhook needs an MLflow and a Prefect server: set PTP_MLFLOW and PTP_PREFECT, or `ptp up`"
+        )
     secret, reached = webhook_secret(), address or f"http://{host}:{port}{PATH}"
     _check_free(host, port)
     MlflowStore(settings.mlflow).tell(reached, secret)
@@ -63,14 +67,22 @@ def _check_free(host: str, port: int) -> None:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except OSError as error:
-        raise SettingsError(f"webhook: cannot listen on {host} port {port} ({str(error.strerror).split(' (')[0]}); give another --port or --host") from error
+        raise SettingsError(
+            f"webhook: cannot listen on {host} port {port} ({str(error.strerror).split(' (')[0]}); give "
+            "another --port or --host"
+        ) from error
 
 
 def webhook_secret() -> str:
-    """The secret that MLflow signs with; it comes from the environment alone. SettingsError where it is missing or short."""
+    """The secret that MLflow signs with; it comes from the environment alone. SettingsError where it is missing or
+    short.
+    """
     secret = os.environ.get(SECRET, "")
     if len(secret) < SECRET_CHARACTERS:
-        raise SettingsError(f"{SECRET}: expected at least {SECRET_CHARACTERS} characters, found {len(secret)}; make one with `openssl rand -hex 32`")
+        raise SettingsError(
+            f"{SECRET}: expected at least {SECRET_CHARACTERS} characters, found {len(secret)}; make one with "
+            "`openssl rand -hex 32`"
+        )
     return secret
 
 
@@ -125,7 +137,9 @@ class Starter:
 
 
 def application(secret: str, waker: Waker) -> Starlette:
-    """POST /mlflow takes events: 204, 401 for what MLflow did not just sign, 413 for what is too long. GET /health answers 200; 503 where the waker ended."""
+    """POST /mlflow takes events: 204, 401 for what MLflow did not just sign, 413 for what is too long. GET /health
+    answers 200; 503 where the waker ended.
+    """
 
     @contextlib.asynccontextmanager
     async def alive(listening: Starlette) -> AsyncIterator[None]:
@@ -143,7 +157,9 @@ def application(secret: str, waker: Waker) -> Starlette:
             log.warning("refused a request to %s that MLflow did not sign within the last %d s", PATH, FRESH_SECONDS)
             return Response(status_code=401)
         waker.wake()
-        return Response(status_code=503 if request.app.state.running.done() else 204)  # nobody is there to be woken: a person has to look
+        return Response(
+            status_code=503 if request.app.state.running.done() else 204
+        )  # nobody is there to be woken: a person has to look
 
     async def health(request: Request) -> Response:
         ended = request.app.state.running.done()

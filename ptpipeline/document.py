@@ -1,4 +1,6 @@
-"""A YAML file checked against a model: errors name the file, the line, the field, what was found and what is allowed."""
+"""A YAML file checked against a model: errors name the file, the line, the field, what was found and what is
+allowed.
+"""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +12,14 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from ptpipeline.errors import NotFound, TaskFileError
 
-_BRANCHES = ("TextInit", "VersionInit", "FileInit", "a name", "Binned", "str")  # names that pydantic gives to branches of unions
+_BRANCHES = (
+    "TextInit",
+    "VersionInit",
+    "FileInit",
+    "a name",
+    "Binned",
+    "str",
+)  # names that pydantic gives to branches of unions
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -36,7 +45,9 @@ def parsed(path: Path) -> Any:
 
 
 def checked(path: Path, document: Any, model: type[ModelT], inside: tuple[str, ...] = ()) -> ModelT:
-    """The document, or its part `inside`, as a model; TaskFileError names line, field, what was found and what is allowed."""
+    """The document, or its part `inside`, as a model; TaskFileError names line, field, what was found and what is
+    allowed.
+    """
     value = document
     for key in inside:
         value = value[key]
@@ -81,7 +92,9 @@ def _most_telling(errors: list[Any]) -> Any:
     place = first["loc"][:-1]
     if not first["loc"] or not _is_branch(first["loc"][-1]):
         return first
-    deeper = (error for error in errors if error["loc"][: len(place)] == place and len(error["loc"]) > len(first["loc"]))
+    deeper = (
+        error for error in errors if error["loc"][: len(place)] == place and len(error["loc"]) > len(first["loc"])
+    )
     return next(deeper, first)
 
 

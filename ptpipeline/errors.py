@@ -1,24 +1,23 @@
 """Every error that ptpipeline raises on purpose; the class says whether a retry can help.
 
-    PtpError
-    |-- Transient                 the world may be different in a minute: retry with backoff
-    |   |-- ServiceUnavailable    MLflow, S3, Prefect or the database did not answer
-    |   `-- LeaseHeld             another process is writing the same projection
-    `-- Terminal                  the same input fails again: a person has to change something
-        |-- SettingsError         a PTP_* variable or .ptp/stack.json is wrong
-        |-- TaskFileError         a task file (or base_models.yaml) is wrong; names file, line, field
-        |-- DataError             rows, columns or labels are wrong; a blocking data check
-        |-- BaseModelError        a base model cannot be had, or is not the artifact's
-        |-- ContextError          prompt + text do not fit the model's context
-        |-- ArtifactError         stored bytes are truncated, altered or out of bounds
-        |-- TrainingError         one gang member could not be trained: its own input, loss or gradient
-        |-- NotFound              no such task, version, alias or object
-        |-- PreconditionFailed    a conditional put lost; carries the key
-        |-- PromotionConflict     somebody else moved the alias first; names both sides
-        |-- PromotionRefused      the version has no valid verdict, or is altered or foreign
-        `-- StackError            the local stack cannot start or stop
+PtpError
+|-- Transient                 the world may be different in a minute: retry with backoff
+|   |-- ServiceUnavailable    MLflow, S3, Prefect or the database did not answer
+|   `-- LeaseHeld             another process is writing the same projection
+`-- Terminal                  the same input fails again: a person has to change something
+    |-- SettingsError         a PTP_* variable or .ptp/stack.json is wrong
+    |-- TaskFileError         a task file (or base_models.yaml) is wrong; names file, line, field
+    |-- DataError             rows, columns or labels are wrong; a blocking data check
+    |-- BaseModelError        a base model cannot be had, or is not the artifact's
+    |-- ContextError          prompt + text do not fit the model's context
+    |-- ArtifactError         stored bytes are truncated, altered or out of bounds
+    |-- TrainingError         one gang member could not be trained: its own input, loss or gradient
+    |-- NotFound              no such task, version, alias or object
+    |-- PreconditionFailed    a conditional put lost; carries the key
+    |-- PromotionConflict     somebody else moved the alias first; names both sides
+    |-- PromotionRefused      the version has no valid verdict, or is altered or foreign
+    `-- StackError            the local stack cannot start or stop
 """
-
 
 import traceback
 from pathlib import Path

@@ -10,7 +10,9 @@ from ptpipeline.task import Task
 
 
 class Requirement(Record):
-    """One check: what it asks, and whether a candidate that does not meet it is blocked, or only warned of; `off` asks nothing."""
+    """One check: what it asks, and whether a candidate that does not meet it is blocked, or only warned of; `off` asks
+    nothing.
+    """
 
     check: str
     policy: Policy
@@ -18,8 +20,9 @@ class Requirement(Record):
 
 
 class Rival(NamedTuple):
-    """What a candidate is compared with beside the baselines: the champion's name, the anchor's where there is one, and by how
-    much it may be worse, 0 under superiority. None stands for what is not known, or not there."""
+    """What a candidate is compared with beside the baselines: the champion's name, the anchor's where there is one, and
+    by how much it may be worse, 0 under superiority. None stands for what is not known, or not there.
+    """
 
     champion: str | None = None
     anchor: str | None = None
@@ -30,7 +33,11 @@ def requirements(task: Task, rival: Rival) -> list[Requirement]:
     """Every check of the task's policy, in the order of a verdict; those that do not apply to the task are off."""
     gate = task.gate
     found = [
-        Requirement(check="minimum", policy="block", asks=f"{title_of(gate.metric)} of at least {gate.minimum:.4f} on the rows that judge"),
+        Requirement(
+            check="minimum",
+            policy="block",
+            asks=f"{title_of(gate.metric)} of at least {gate.minimum:.4f} on the rows that judge",
+        ),
         _ruled(task, "gain"),
         Requirement(check="champion", policy="block", asks=_champion(task, rival)),
     ]
@@ -51,7 +58,10 @@ def _champion(task: Task, rival: Rival) -> str:
     if task.gate.champion.rule == "superiority":
         wanted = f"better than {rival.champion or 'the champion'}, shown by a one-sided paired test on the same rows"
     else:
-        wanted = f"worse than {rival.champion or 'the champion'} by less than {_margin(rival)}, shown by a one-sided paired test on the same rows"
+        wanted = (
+            f"worse than {rival.champion or 'the champion'} by less than {_margin(rival)}, shown by a one-sided "
+            "paired test on the same rows"
+        )
     return wanted if rival.champion else f"{wanted}; nothing is in production yet, so this one waits"
 
 
@@ -75,13 +85,19 @@ def _gain(task: Task, rule: policy.Gain) -> str:
 
 def _slices(task: Task, rule: policy.Slices) -> str:
     named = ", length" if task.generate else ", label and length"
-    return f"worse than the champion on no part of at least {rule.min_rows} rows (by the task's columns{named}), each judged at p {rule.alpha:g}"
+    return (
+        f"worse than the champion on no part of at least {rule.min_rows} rows (by the task's columns{named}), each "
+        f"judged at p {rule.alpha:g}"
+    )
 
 
 def _collapse(task: Task, rule: policy.Collapse) -> str:
     if task.generate:
         return f"no text is more than {rule.max_share:.0%} of the answers"
-    return f"no label is more than {rule.max_share:.0%} of the answers, whose entropy is at least {rule.min_entropy:.0%} of the true labels'"
+    return (
+        f"no label is more than {rule.max_share:.0%} of the answers, whose entropy is at least "
+        f"{rule.min_entropy:.0%} of the true labels'"
+    )
 
 
 def _never(task: Task, rule: policy.Never) -> str:
@@ -89,15 +105,25 @@ def _never(task: Task, rule: policy.Never) -> str:
 
 
 def _leakage(task: Task, rule: policy.Leakage) -> str:
-    return f"at most {rule.max_share:.2%} of the rows that judge were trained on, and {rule.max_near_share:.2%} with near duplicates"
+    return (
+        f"at most {rule.max_share:.2%} of the rows that judge were trained on, and {rule.max_near_share:.2%} with "
+        "near duplicates"
+    )
 
 
 def _drift(task: Task, rule: policy.Drift) -> str:
-    return f"its training rows differ from the champion's by at most {rule.max_labels:g} in label shares, {rule.max_length:g} in text lengths, {rule.max_vocabulary:g} in vocabulary"
+    return (
+        f"its training rows differ from the champion's by at most {rule.max_labels:g} in label shares, "
+        f"{rule.max_length:g} in text lengths, {rule.max_vocabulary:g} in vocabulary"
+    )
 
 
 def _test_rows(task: Task, rule: policy.TestRows) -> str:
-    same = ", or under non-inferiority equal quality within the margin" if task.gate.champion.rule == "non_inferiority" else ""
+    same = (
+        ", or under non-inferiority equal quality within the margin"
+        if task.gate.champion.rule == "non_inferiority"
+        else ""
+    )
     return f"enough rows to show a gain of {rule.effect:g} four times in five{same}"
 
 
@@ -115,17 +141,28 @@ def _norms(task: Task, rule: policy.Norms) -> str:
 
 
 def _robustness(task: Task, rule: policy.Robustness) -> str:
-    return f"at most {rule.max_white_space:.0%} of the answers change with the text's white space, {rule.max_case:.0%} with its case"
+    return (
+        f"at most {rule.max_white_space:.0%} of the answers change with the text's white space, "
+        f"{rule.max_case:.0%} with its case"
+    )
 
 
 def _bias(task: Task, rule: policy.Bias) -> str:
     if not rule.swaps:
-        return "at most so many answers change where terms change places; the task names no terms (gate.checks.bias.swaps)"
-    return f"at most {rule.max_flips:.0%} of the answers change where the terms of {len(rule.swaps)} pairs change places, where {rule.min_rows} rows have one"
+        return (
+            "at most so many answers change where terms change places; the task names no terms (gate.checks.bias.swaps)"
+        )
+    return (
+        f"at most {rule.max_flips:.0%} of the answers change where the terms of {len(rule.swaps)} pairs change "
+        f"places, where {rule.min_rows} rows have one"
+    )
 
 
 def _privacy(task: Task, rule: policy.Privacy) -> str:
-    return f"membership inference tells training rows from others with an AUC not above {rule.max_auc:g} for certain (.5 is by chance)"
+    return (
+        f"membership inference tells training rows from others with an AUC not above {rule.max_auc:g} for certain "
+        "(.5 is by chance)"
+    )
 
 
 _ASKS: dict[str, Callable[[Task, Any], str]] = {

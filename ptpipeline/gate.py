@@ -29,8 +29,8 @@ class Evidence:
 
     `champion` is the digest of what production points to, None where nothing does. `comparison` is challenger minus
     champion, `anchor` challenger minus the last version that won by superiority, each a sentence where it cannot be
-    measured; `superior` says that the first shows more than no harm. `look` is None where nothing could be promoted: the
-    candidate is the champion. `rows_needed` is how many test rows would show the effect that the policy asks for.
+    measured; `superior` says that the first shows more than no harm. `look` is None where nothing could be promoted:
+    the candidate is the champion. `rows_needed` is how many test rows would show the effect that the policy asks for.
     """
 
     report: Report
@@ -48,7 +48,14 @@ class Evidence:
 
 def gate_key(task: Task, report: Report, champion: str | None) -> str:
     """Digest of evaluation, policy and champion: an equal key means an equal verdict."""
-    return digest_of({"evaluation": report.evaluation_key, "probed": report.probed, "policy": task.policy_digest(), "champion": champion})
+    return digest_of(
+        {
+            "evaluation": report.evaluation_key,
+            "probed": report.probed,
+            "policy": task.policy_digest(),
+            "champion": champion,
+        }
+    )
 
 
 def decide(task: Task, evidence: Evidence) -> Verdict:
@@ -57,7 +64,12 @@ def decide(task: Task, evidence: Evidence) -> Verdict:
     challenges = champion is not None and champion != report.digest
     if challenges and evidence.comparison is None:
         raise ValueError("a champion exists: the comparison with it is required")
-    checks = [_minimum(task.gate, report), *_gain(task, evidence), *(_against(task, evidence) if challenges else ()), *_ruled(task, evidence)]
+    checks = [
+        _minimum(task.gate, report),
+        *_gain(task, evidence),
+        *(_against(task, evidence) if challenges else ()),
+        *_ruled(task, evidence),
+    ]
     passed = not any(check.blocks for check in checks)
     return Verdict(
         task=task.name,
@@ -93,7 +105,10 @@ def needs_a_person(verdict: Verdict) -> bool:
 def shown(found: PairedDifference) -> str:
     """A difference in one line."""
     tested = f", p {found.p_value:.2g} by {found.test}" if found.p_value is not None else ""
-    return f"{title_of(found.metric)} {found.difference:+.4f} ({found.confidence:.0%} bounds {found.lower:+.4f} and {found.upper:+.4f}{tested}, {found.rows} rows)"
+    return (
+        f"{title_of(found.metric)} {found.difference:+.4f} ({found.confidence:.0%} bounds {found.lower:+.4f} and "
+        f"{found.upper:+.4f}{tested}, {found.rows} rows)"
+    )
 
 
 def _won(task: Task, evidence: Evidence) -> Literal["superior", "not inferior"] | None:
@@ -101,7 +116,11 @@ def _won(task: Task, evidence: Evidence) -> Literal["superior", "not inferior"] 
         return "superior" if evidence.superior else "not inferior"
     against = [evidence.baselines[name] for name in task.gate.checks.gain.over if name in evidence.baselines]
     alpha = _alpha(task.gate.champion, evidence.look)
-    return "superior" if evidence.champion is None and against and all(_significant(found, alpha) for found in against) else None
+    return (
+        "superior"
+        if evidence.champion is None and against and all(_significant(found, alpha) for found in against)
+        else None
+    )
 
 
 # ---------------------------------------------------------------- against others
@@ -115,8 +134,14 @@ def _level(policy: ChampionPolicy, look: Look | None) -> str:
     if look is None:
         return f"p at most {policy.budget:.2g}"
     if look.number > policy.looks:
-        return f"p at most {look.alpha:.2g} at look {look.number} of these test rows, which served their {policy.looks}: fresh rows, or a reserve held back from now on (data.split.reserve), start anew"
-    return f"p at most {look.alpha:.2g} at look {look.number} of these test rows, where {look.spent:.3f} of {look.budget:.3f} is spent"
+        return (
+            f"p at most {look.alpha:.2g} at look {look.number} of these test rows, which served their "
+            f"{policy.looks}: fresh rows, or a reserve held back from now on (data.split.reserve), start anew"
+        )
+    return (
+        f"p at most {look.alpha:.2g} at look {look.number} of these test rows, where {look.spent:.3f} of "
+        f"{look.budget:.3f} is spent"
+    )
 
 
 def _significant(found: PairedDifference, alpha: float) -> bool:
@@ -129,7 +154,8 @@ def _minimum(policy: Gate, report: Report) -> Check:
     return Check(
         name="minimum",
         passed=observed >= policy.minimum,
-        observed=f"{policy.metric} {observed:.4f} (95% interval {low:.4f} to {high:.4f}, {report.rows} {report.split} rows)",
+        observed=f"{policy.metric} {observed:.4f} (95% interval {low:.4f} to {high:.4f}, {report.rows} {report.split} "
+        "rows)",
         required=f"at least {policy.minimum:.4f}",
     )
 
@@ -141,10 +167,17 @@ def _gain(task: Task, evidence: Evidence) -> Iterator[Check]:
         return
     lacking = [title_of(name) for name in rule.over if name not in evidence.baselines]
     if lacking:
-        observed = f"not measured against {' and '.join(lacking)}: the context leaves no room, or too few test rows are unseen"
-        yield _check("gain", rule, (False, observed, "a comparison; leave it out of gate.checks.gain.over, or give more rows"))
+        observed = (
+            f"not measured against {' and '.join(lacking)}: the context leaves no room, or too few test rows are unseen"
+        )
+        yield _check(
+            "gain", rule, (False, observed, "a comparison; leave it out of gate.checks.gain.over, or give more rows")
+        )
         return
-    name, closest = max(((name, evidence.baselines[name]) for name in rule.over), key=lambda item: (item[1].p_value or 0.0, -item[1].difference))
+    name, closest = max(
+        ((name, evidence.baselines[name]) for name in rule.over),
+        key=lambda item: (item[1].p_value or 0.0, -item[1].difference),
+    )
     alpha = _alpha(champion, evidence.look)
     yield Check(
         name="gain",
@@ -167,18 +200,28 @@ def _against(task: Task, evidence: Evidence) -> Iterator[Check]:
         yield Check(
             name="slices",
             passed=not harmed,
-            observed=f"{len(harmed)} of {len(evidence.slices)} are worse{': ' + ', '.join(harmed) if harmed else ''}; lowest p {worst.p_harm:.2g} on {worst.name} ({worst.difference:+.4f}, {worst.rows} rows)",
+            observed=f"{len(harmed)} of {len(evidence.slices)} are worse{': ' + ', '.join(harmed) if harmed else ''}; "
+            f"lowest p {worst.p_harm:.2g} on {worst.name} ({worst.difference:+.4f}, {worst.rows} rows)",
             required=f"none of at least {rule.min_rows} rows worse than the champion at p {rule.alpha:g}",
             policy=rule.policy,
         )
 
 
-def _compared(name: str, whom: str, policy: ChampionPolicy, measured: tuple[PairedDifference | str | None, Look | None]) -> Check:
+def _compared(
+    name: str, whom: str, policy: ChampionPolicy, measured: tuple[PairedDifference | str | None, Look | None]
+) -> Check:
     found, look = measured
     if not isinstance(found, PairedDifference):
         return Check(name=name, passed=True, observed=f"not comparable: {found}", required=APPROVAL)
-    aim = f"better than {whom}" if policy.rule == "superiority" else f"worse than {whom} by less than {found.margin:.4f}"
-    return Check(name=name, passed=_significant(found, _alpha(policy, look)), observed=shown(found), required=f"{aim}: {_level(policy, look)}")
+    aim = (
+        f"better than {whom}" if policy.rule == "superiority" else f"worse than {whom} by less than {found.margin:.4f}"
+    )
+    return Check(
+        name=name,
+        passed=_significant(found, _alpha(policy, look)),
+        observed=shown(found),
+        required=f"{aim}: {_level(policy, look)}",
+    )
 
 
 # ---------------------------------------------------------------- by rules of their own
@@ -191,27 +234,54 @@ def _ruled(task: Task, evidence: Evidence) -> Iterator[Check]:
         check: Callable[..., tuple[bool, str, str] | None] | None = CHECKS.get(name)
         if check is None or rule.policy == "off":
             continue
-        found = check(rule, evidence.report, evidence.measures | {"bytes.stored": evidence.stored_bytes, "bytes.limit": task.byte_limit()})
+        found = check(
+            rule,
+            evidence.report,
+            evidence.measures | {"bytes.stored": evidence.stored_bytes, "bytes.limit": task.byte_limit()},
+        )
         if found is not None:
             yield _check(name, rule, found)
 
 
 def _check(name: str, rule: Rule, found: tuple[bool, str, str]) -> Check:
     passed, observed, required = found
-    return Check(name=name, passed=passed, observed=observed, required=required, policy="warn" if rule.policy == "warn" else "block")
+    return Check(
+        name=name,
+        passed=passed,
+        observed=observed,
+        required=required,
+        policy="warn" if rule.policy == "warn" else "block",
+    )
 
 
 def _finite(evidence: Evidence) -> Iterator[Check]:
     bad = evidence.measures.get("finite.bad", 0)
     if bad:
-        yield Check(name="finite", passed=False, observed=f"{bad:.0f} of {evidence.report.rows} rows have a likelihood that is no number", required="none")
+        yield Check(
+            name="finite",
+            passed=False,
+            observed=f"{bad:.0f} of {evidence.report.rows} rows have a likelihood that is no number",
+            required="none",
+        )
 
 
 def _test_rows(task: Task, evidence: Evidence) -> Iterator[Check]:
     rule, needed, policy = task.gate.checks.test_rows, evidence.rows_needed, task.gate.champion
     if rule.policy == "off" or needed is None:
         return
-    compared = evidence.comparison if isinstance(evidence.comparison, PairedDifference) else next(iter(evidence.baselines.values()), None)
+    compared = (
+        evidence.comparison
+        if isinstance(evidence.comparison, PairedDifference)
+        else next(iter(evidence.baselines.values()), None)
+    )
     rows = compared.rows if compared else evidence.report.rows
-    aim = f"a gain of {rule.effect:g}" if policy.rule == "superiority" or not isinstance(evidence.comparison, PairedDifference) else f"equal quality within {evidence.comparison.margin:.4f}"
-    yield _check("test_rows", rule, (rows >= needed, f"{rows} rows", f"at least {needed}, to show {aim} four times in five at this look"))
+    aim = (
+        f"a gain of {rule.effect:g}"
+        if policy.rule == "superiority" or not isinstance(evidence.comparison, PairedDifference)
+        else f"equal quality within {evidence.comparison.margin:.4f}"
+    )
+    yield _check(
+        "test_rows",
+        rule,
+        (rows >= needed, f"{rows} rows", f"at least {needed}, to show {aim} four times in five at this look"),
+    )

@@ -1,8 +1,10 @@
-"""How much chance of error each look at the same test rows may spend, so that all looks together, however many, stay within the budget.
+"""How much chance of error each look at the same test rows may spend, so that all looks together, however many, stay
+within the budget.
 
-Every night's candidate was trained without the test rows, so a test at level alpha_k errs with at most that chance, whatever
-was promoted before; by the union bound all looks err with at most their sum. alpha_k = budget * 6 / (pi**2 * k**2) sums to
-the budget over infinitely many looks (Euler's series; as the fixed spending of Foster and Stine 2008, alpha-investing).
+Every night's candidate was trained without the test rows, so a test at level alpha_k errs with at most that chance,
+whatever was promoted before; by the union bound all looks err with at most their sum. alpha_k = budget * 6 / (pi**2 *
+k**2) sums to the budget over infinitely many looks (Euler's series; as the fixed spending of Foster and Stine 2008,
+alpha-investing).
 """
 
 import math
@@ -19,7 +21,9 @@ def look_at(test_set: int, number: int, budget: float) -> Look:
 
 
 def question(rivals: tuple[str, str | None], test_digest: str, policy: str) -> str:
-    """What a look answers: of challenger and champion, on test rows, under a policy, by digest. Asked again it is the same look."""
+    """What a look answers: of challenger and champion, on test rows, under a policy, by digest. Asked again it is the
+    same look.
+    """
     return digest_of({"challenger": rivals[0], "champion": rivals[1], "test": test_digest, "policy": policy})
 
 

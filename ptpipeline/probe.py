@@ -1,4 +1,5 @@
-"""The probe: whether an object store honours the conditional puts on which nothing-lost rests, tried before it is trusted.
+"""The probe: whether an object store honours the conditional puts on which nothing-lost rests, tried before it is
+trusted.
 
 Some servers answer 200 to a conditional put and ignore the condition; then two promoters overwrite each other unseen.
 """
@@ -21,17 +22,27 @@ RACERS = 4  # SeaweedFS lets losers of a race wait in steps of a second: about o
 def probe(store: ObjectStore) -> None:
     """Try creates and replaces, one after another and at once, on fresh keys below `probe/`, and remove them.
 
-    Raises SettingsError that names the store and what it ignored, ServiceUnavailable where it does not answer. A race that
-    a store without atomic conditions happens to survive is no proof: the benchmark of the registry races longer.
+    Raises SettingsError that names the store and what it ignored, ServiceUnavailable where it does not answer. A race
+    that a store without atomic conditions happens to survive is no proof: the benchmark of the registry races longer.
     """
     folder = f"probe/{uuid.uuid4().hex}"
     one, created, replaced = (f"{folder}/{name}" for name in ("one", "created", "replaced"))
     with _removing(store, [one, created, replaced, f"{folder}/none"]):
         _one_writer(store, one, f"{folder}/none")
-        _race(store, created, "several creates of one key at once (If-None-Match: *)", lambda body: store.create(created, body))
+        _race(
+            store,
+            created,
+            "several creates of one key at once (If-None-Match: *)",
+            lambda body: store.create(created, body),
+        )
         store.create(replaced, b"first")
         etag = store.read(replaced).etag
-        _race(store, replaced, "several replaces by one tag at once (If-Match)", lambda body: store.replace(replaced, body, etag))
+        _race(
+            store,
+            replaced,
+            "several replaces by one tag at once (If-Match)",
+            lambda body: store.replace(replaced, body, etag),
+        )
 
 
 def _one_writer(store: ObjectStore, key: str, missing: str) -> None:
@@ -90,7 +101,10 @@ def _ignored(store: ObjectStore, what: str) -> SettingsError:
 
 
 def _unfit(store: ObjectStore, found: str) -> SettingsError:
-    return SettingsError(f"PTP_STORE: {store.where} {found}, so versions and aliases could be lost there; take a store that honours If-Match and If-None-Match: AWS S3, SeaweedFS, or a folder")
+    return SettingsError(
+        f"PTP_STORE: {store.where} {found}, so versions and aliases could be lost there; take a store that "
+        "honours If-Match and If-None-Match: AWS S3, SeaweedFS, or a folder"
+    )
 
 
 @contextmanager

@@ -62,7 +62,9 @@ class Search(Section):
 
 
 class Ensemble(Section):
-    """Prompts of the recipe's seed and the seeds that follow it, whose answers are averaged or voted (Lester et al. 2021, section 5)."""
+    """Prompts of the recipe's seed and the seeds that follow it, whose answers are averaged or voted (Lester et al.
+    2021, section 5).
+    """
 
     members: Annotated[int, Field(ge=2, le=20)] = 5
     combine: Literal["average", "vote"] = "average"
@@ -86,7 +88,11 @@ def _known_init(value: object) -> object:
 
 
 Init = Annotated[
-    Annotated[Literal["uniform", "xavier", "sampled_vocab", "class_labels", "champion"], BeforeValidator(_known_init), Tag("a name")]
+    Annotated[
+        Literal["uniform", "xavier", "sampled_vocab", "class_labels", "champion"],
+        BeforeValidator(_known_init),
+        Tag("a name"),
+    ]
     | Annotated[TextInit, Tag("TextInit")]
     | Annotated[VersionInit, Tag("VersionInit")]
     | Annotated[FileInit, Tag("FileInit")],
@@ -97,8 +103,9 @@ Init = Annotated[
 class Tune(Section):
     """The recipe. The learning rate warms up linearly; `linear` then lets it decay to `final_fraction` of itself.
 
-    `shared` names the shared prompt that `multitask` starts from; `encoder` is the prompt encoder of `p_tuning`; `encoder_width` the hidden width of the network that `residual`,
-    `p_tuning` and `prefix` train through. `prefix` needs a causal model.
+    `shared` names the shared prompt that `multitask` starts from; `encoder` is the prompt encoder of `p_tuning`;
+    `encoder_width` the hidden width of the network that `residual`, `p_tuning` and `prefix` train through. `prefix`
+    needs a causal model.
     """
 
     method: Literal["prompt", "residual", "p_tuning", "prefix", "multitask", "ensemble"] = "prompt"
@@ -128,22 +135,32 @@ class Tune(Section):
     def _fields_of_the_method(self) -> "Tune":
         given = self.model_fields_set
         if (self.method == "ensemble") != (self.ensemble is not None):
-            raise ValueError("`method: ensemble` and `ensemble: {members: 5, combine: average}` go together: give both or neither")
+            raise ValueError(
+                "`method: ensemble` and `ensemble: {members: 5, combine: average}` go together: give both or neither"
+            )
         if (self.method == "multitask") != (self.shared is not None):
-            raise ValueError(f"`method: multitask` and `shared`, a name in {SHARED_FILE}, go together: give both or neither")
+            raise ValueError(
+                f"`method: multitask` and `shared`, a name in {SHARED_FILE}, go together: give both or neither"
+            )
         if self.method == "multitask" and "init" in given:
             raise ValueError("multitask starts from the shared prompt: leave `init` out")
         if "encoder" in given and self.method != "p_tuning":
             raise ValueError(f"`encoder` is the prompt encoder of p_tuning; {self.method} has none: leave it out")
         if "encoder_width" in given and self.method not in ("residual", "p_tuning", "prefix"):
-            raise ValueError(f"`encoder_width` belongs to residual, p_tuning and prefix; {self.method} has no network: leave it out")
+            raise ValueError(
+                f"`encoder_width` belongs to residual, p_tuning and prefix; {self.method} has no network: leave it out"
+            )
         if self.method == "prefix" and self.placement == "after_bos":
-            raise ValueError("a prefix is keys and values in front of everything: `placement: after_bos` is for embeddings")
+            raise ValueError(
+                "a prefix is keys and values in front of everything: `placement: after_bos` is for embeddings"
+            )
         starts = self.method == "multitask" or isinstance(self.init, VersionInit | FileInit)
         if starts and self.search is not None and self.search.length is not None:
             raise ValueError("what the recipe starts from has one length: leave `search.length` out")
         if self.method == "ensemble" and self.search is not None:
-            raise ValueError("`search` keeps one prompt of many, an ensemble keeps all: search with `method: prompt` first")
+            raise ValueError(
+                "`search` keeps one prompt of many, an ensemble keeps all: search with `method: prompt` first"
+            )
         return self
 
     @model_validator(mode="after")
@@ -151,12 +168,20 @@ class Tune(Section):
         """A setting that is given takes part in training, or is refused."""
         given = self.model_fields_set
         if "final_fraction" in given and self.schedule == "constant":
-            raise ValueError("`final_fraction` is what `schedule: linear` decays to, and a constant rate does not decay: leave it out")
+            raise ValueError(
+                "`final_fraction` is what `schedule: linear` decays to, and a constant rate does not decay: "
+                "leave it out"
+            )
         if "final_fraction" in given and self.warmup_steps >= self.steps:
-            raise ValueError(f"`final_fraction`: the rate warms up through all {self.steps} steps (`warmup_steps` is {self.warmup_steps}) and never decays: leave it out, or warm up for less")
+            raise ValueError(
+                f"`final_fraction`: the rate warms up through all {self.steps} steps (`warmup_steps` is "
+                f"{self.warmup_steps}) and never decays: leave it out, or warm up for less"
+            )
         for field, listed in (("num_virtual_tokens", "length"), ("learning_rate", "learning_rate"), ("seed", "seed")):
             if field in given and self.search is not None and getattr(self.search, listed) is not None:
-                raise ValueError(f"`search.{listed}` lists what is tried in place of `{field}`: leave one of the two out")
+                raise ValueError(
+                    f"`search.{listed}` lists what is tried in place of `{field}`: leave one of the two out"
+                )
         return self
 
     def variants(self) -> list["Tune"]:

@@ -34,7 +34,15 @@ BASELINES: tuple[Baseline, ...] = ("majority", "zero_shot", "hard_prompt")
 
 def title_of(metric: str) -> str:
     """The name of a metric, or of a baseline, for people."""
-    named = {"macro_f1": "macro F1", "mcc": "MCC", "exact_match": "exact match", "token_f1": "token F1", "rouge_l": "ROUGE-L", "bleu": "BLEU", "chrf": "chrF"}
+    named = {
+        "macro_f1": "macro F1",
+        "mcc": "MCC",
+        "exact_match": "exact match",
+        "token_f1": "token F1",
+        "rouge_l": "ROUGE-L",
+        "bleu": "BLEU",
+        "chrf": "chrF",
+    }
     named |= {"zero_shot": "zero-shot", "hard_prompt": "hard prompt"}
     return named.get(metric, metric)
 
@@ -65,14 +73,20 @@ class Record(BaseModel):
 
 
 class Grown(Record):
-    """A record that gained fields after some were stored: those are left out at their default, so that a stored one keeps its digest."""
+    """A record that gained fields after some were stored: those are left out at their default, so that a stored one
+    keeps its digest.
+    """
 
     LATER: ClassVar[frozenset[str]] = frozenset()
 
     @model_serializer(mode="wrap")
     def _serialized(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         found: dict[str, Any] = handler(self)
-        return {name: value for name, value in found.items() if name not in self.LATER or getattr(self, name) != type(self).model_fields[name].default}
+        return {
+            name: value
+            for name, value in found.items()
+            if name not in self.LATER or getattr(self, name) != type(self).model_fields[name].default
+        }
 
 
 # ---------------------------------------------------------------- data
@@ -91,8 +105,8 @@ class DataCheck(Record):
 class SplitInfo(Grown):
     """One split of a snapshot; `digest` covers row identities, texts and labels (or targets) in file order.
 
-    `labels` counts the rows of each label; it is empty for a generation task, whose targets are private texts. `slices` is
-    the digest of the rows' slice values, apart from `digest`, so that a new slice column trains nothing anew.
+    `labels` counts the rows of each label; it is empty for a generation task, whose targets are private texts. `slices`
+    is the digest of the rows' slice values, apart from `digest`, so that a new slice column trains nothing anew.
     """
 
     LATER: ClassVar = frozenset({"slices"})
@@ -107,8 +121,8 @@ class Snapshot(Grown):
     """One immutable copy of a task's data, at `snapshots/<task>/<digest>/{train,dev,test}.parquet` + manifest.json.
 
     `source_key` identifies the source cheaply (package pin, or path with size and content hash, together with the
-    task's data settings): an unchanged key means that no new snapshot is needed. `reserve` is there where the task holds
-    rows back, in `reserve.parquet`; `slices` names the slice columns.
+    task's data settings): an unchanged key means that no new snapshot is needed. `reserve` is there where the task
+    holds rows back, in `reserve.parquet`; `slices` names the slice columns.
     """
 
     LATER: ClassVar = frozenset({"reserve", "slices"})
@@ -129,7 +143,10 @@ class Snapshot(Grown):
         """The split of that name; NotFound for a reserve that the snapshot has not."""
         found: SplitInfo | None = getattr(self, name)
         if found is None:
-            raise NotFound(f"snapshot {self.digest[:12]} of task {self.task} has no {name} split; set data.split.{name} to a share of the rows and ingest again")
+            raise NotFound(
+                f"snapshot {self.digest[:12]} of task {self.task} has no {name} split; set data.split.{name} "
+                "to a share of the rows and ingest again"
+            )
         return found
 
     def splits(self) -> dict[Split, SplitInfo]:
@@ -175,10 +192,11 @@ class Generation(Record):
 
 
 class Scoring(Record):
-    """How a task with labels ranks them: by log-likelihood, on request per token, and less what each label gets without content.
+    """How a task with labels ranks them: by log-likelihood, on request per token, and less what each label gets without
+    content.
 
-    `length_normalised` divides a label's log-likelihood by its tokens; `calibrated` divides its probability by the mean of
-    those behind texts without content (Zhao et al. 2021, section 4).
+    `length_normalised` divides a label's log-likelihood by its tokens; `calibrated` divides its probability by the mean
+    of those behind texts without content (Zhao et al. 2021, section 4).
     """
 
     length_normalised: bool = False
@@ -214,8 +232,12 @@ class PromptManifest(Record):
     scoring: Scoring = Scoring()
 
     def to_json(self) -> dict[str, Any]:
-        """Without the fields that came later where they are None, or plain: manifests written before keep their digest."""
-        absent = {key for key in ("members", "generate") if getattr(self, key) is None} | ({"scoring"} if self.scoring == Scoring() else set())
+        """Without the fields that came later where they are None, or plain: manifests written before keep their
+        digest.
+        """
+        absent = {key for key in ("members", "generate") if getattr(self, key) is None} | (
+            {"scoring"} if self.scoring == Scoring() else set()
+        )
         return {key: value for key, value in super().to_json().items() if key not in absent}
 
     @property
@@ -251,7 +273,9 @@ class CurvePoint(Record):
 
 
 class Trial(Record):
-    """One prompt that trained for a recipe with a search or an ensemble. `best_dev` is None where it failed, for `error`."""
+    """One prompt that trained for a recipe with a search or an ensemble. `best_dev` is None where it failed, for
+    `error`.
+    """
 
     name: str
     best_dev: float | None
@@ -288,7 +312,9 @@ class TunedPrompt(Record):
 
 
 class Reliability(NamedTuple):
-    """One bin of a reliability diagram: mean probability of the label that was predicted, share of right ones, and rows."""
+    """One bin of a reliability diagram: mean probability of the label that was predicted, share of right ones, and
+    rows.
+    """
 
     confidence: float
     accuracy: float
@@ -298,8 +324,8 @@ class Reliability(NamedTuple):
 class Scores(Grown):
     """Metrics of one set of predictions over one split; confusion[true][predicted] counts rows.
 
-    `calibration_error` is the expected difference between the predicted label's probability and the share of right answers
-    at it, over the bins of `reliability`; both are absent where answers came without probabilities.
+    `calibration_error` is the expected difference between the predicted label's probability and the share of right
+    answers at it, over the bins of `reliability`; both are absent where answers came without probabilities.
     """
 
     LATER: ClassVar = frozenset({"mcc", "calibration_error", "reliability"})
@@ -319,9 +345,11 @@ class Scores(Grown):
 
 
 class TextScores(Grown):
-    """Metrics of generated texts against one split's targets; `bleu` and `chrf` are the corpus figures / 100, the others means over rows.
+    """Metrics of generated texts against one split's targets; `bleu` and `chrf` are the corpus figures / 100, the
+    others means over rows.
 
-    `most_frequent_share` is the share of rows that got the answer given most often: near 1 where a prompt ignores its text.
+    `most_frequent_share` is the share of rows that got the answer given most often: near 1 where a prompt ignores its
+    text.
     """
 
     LATER: ClassVar = frozenset({"chrf"})
@@ -341,10 +369,10 @@ class TextScores(Grown):
 class Report(Grown):
     """One prompt measured on the rows of a split, from its stored bytes through the serving path, beside its baselines.
 
-    `rows_key` is the object that holds one row per measured row: id, tokens of the text, slices, and label, prediction and
-    log-likelihood per label, or of a generation task metrics, no texts. `baselines` are the evaluation keys of the
-    baselines' own reports, by kind; `measures` what probes found, which were asked as the digest `probed` says. A baseline's
-    report states its own scores as zero-shot and majority, too.
+    `rows_key` is the object that holds one row per measured row: id, tokens of the text, slices, and label, prediction
+    and log-likelihood per label, or of a generation task metrics, no texts. `baselines` are the evaluation keys of the
+    baselines' own reports, by kind; `measures` what probes found, which were asked as the digest `probed` says. A
+    baseline's report states its own scores as zero-shot and majority, too.
     """
 
     LATER: ClassVar = frozenset({"hard_prompt", "baselines", "split", "measures", "probed"})
@@ -370,10 +398,11 @@ class Report(Grown):
 
 
 class PairedDifference(Grown):
-    """Challenger minus another (champion, baseline or anchor) on the rows both can be judged on; `dropped` counts the others.
+    """Challenger minus another (champion, baseline or anchor) on the rows both can be judged on; `dropped` counts the
+    others.
 
-    `lower` and `upper` bound it with one-sided `confidence` each. `p_value` is the chance of so great a difference, or a
-    greater one, where the truth is `-margin`, by the test that is named.
+    `lower` and `upper` bound it with one-sided `confidence` each. `p_value` is the chance of so great a difference, or
+    a greater one, where the truth is `-margin`, by the test that is named.
     """
 
     LATER: ClassVar = frozenset({"p_value", "margin", "test", "discordant"})
@@ -418,7 +447,9 @@ class Look(Record):
 
 
 class Check(Grown):
-    """One line of a verdict: what was observed, what was required, whether that suffices, and whether it blocks where not."""
+    """One line of a verdict: what was observed, what was required, whether that suffices, and whether it blocks where
+    not.
+    """
 
     LATER: ClassVar = frozenset({"policy"})
 
@@ -437,9 +468,9 @@ class Check(Grown):
 class Verdict(Grown):
     """The gate's decision. It binds version, policy, test rows and champion by digest.
 
-    `won` says what a passed candidate showed: that it is `superior` to the champion, or to all baselines where there was
-    no champion, or that it is `not inferior`. `baselines` and `anchor` (the last version that won by superiority) are what
-    it was compared with beside the champion; `measures` what the other checks observed.
+    `won` says what a passed candidate showed: that it is `superior` to the champion, or to all baselines where there
+    was no champion, or that it is `not inferior`. `baselines` and `anchor` (the last version that won by superiority)
+    are what it was compared with beside the champion; `measures` what the other checks observed.
     """
 
     LATER: ClassVar = frozenset({"look", "won", "baselines", "anchor", "slices", "measures"})
@@ -468,7 +499,9 @@ class Verdict(Grown):
     def comparisons(self) -> dict[str, PairedDifference]:
         """All that it was compared with, by name: the champion, the anchor, and the baselines."""
         rivals = {"champion": self.comparison, "anchor": self.anchor}
-        return {name: found for name, found in rivals.items() if found is not None} | {title_of(name): found for name, found in self.baselines.items()}
+        return {name: found for name, found in rivals.items() if found is not None} | {
+            title_of(name): found for name, found in self.baselines.items()
+        }
 
     def failures(self) -> list[Check]:
         """The checks for which the verdict failed."""
@@ -500,7 +533,8 @@ class PromptVersion(Record):
 class Promotion(Grown):
     """One row of the append-only ledger that moves an alias; seq counts from 1 per (task, alias).
 
-    `override` says that a person answered for what the gate refused; `release` names the set that was promoted together.
+    `override` says that a person answered for what the gate refused; `release` names the set that was promoted
+    together.
     """
 
     LATER: ClassVar = frozenset({"override", "release"})
@@ -541,7 +575,9 @@ def history_key(task: str, alias: str, seq: int) -> str:
 
 
 class VersionName(Record):
-    """What a version's number stands for, at `prompts/<task>/versions/<number>.json`: for readers without the ledger."""
+    """What a version's number stands for, at `prompts/<task>/versions/<number>.json`: for readers without the
+    ledger.
+    """
 
     schema_version: Literal[1] = 1
     task: str
@@ -565,7 +601,9 @@ class Holding(NamedTuple):
 
 
 class ServerReport(Record):
-    """What a server holds at one time, at `servers/<server>.json`: it may need these bytes again when it starts anew."""
+    """What a server holds at one time, at `servers/<server>.json`: it may need these bytes again when it starts
+    anew.
+    """
 
     schema_version: Literal[1] = 1
     server: str
@@ -574,7 +612,9 @@ class ServerReport(Record):
 
 
 class Answer(Record):
-    """One prediction: label and probability of every label, or the text of a generation task; and the version that answered."""
+    """One prediction: label and probability of every label, or the text of a generation task; and the version that
+    answered.
+    """
 
     label: str | None
     probabilities: dict[str, float]

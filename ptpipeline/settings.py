@@ -38,7 +38,8 @@ class Settings(BaseSettings):
     dtype: compute type of the base model; `auto` is bfloat16 where the processor multiplies it natively.
     checkpoint_seconds: time between two checkpoints of a training.
     signing_key: PEM file of the private key that signs prompts; never the key itself, so that no copy of these settings
-    holds a secret. trusted_keys: PEM file of public keys; where it is named, no prompt is read that none of them signed.
+    holds a secret. trusted_keys: PEM file of public keys; where it is named, no prompt is read that none of them
+    signed.
     """
 
     model_config = SettingsConfigDict(env_prefix="PTP_", env_ignore_empty=True, frozen=True, extra="ignore")
@@ -69,11 +70,15 @@ def load_settings() -> Settings:
         given = env.model_dump(exclude_unset=True)
         if "store" in given:
             recorded.pop("s3_endpoint", None)  # the stack's server does not hold somebody's own store
-        settings = Settings.model_validate({**recorded, **given, "home": home, "tasks": env.tasks.expanduser().resolve()})
+        settings = Settings.model_validate(
+            {**recorded, **given, "home": home, "tasks": env.tasks.expanduser().resolve()}
+        )
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        found = "" if name == "signing_key" else f"; found {first['input']!r}"  # somebody may have put the key itself there
+        found = (
+            "" if name == "signing_key" else f"; found {first['input']!r}"
+        )  # somebody may have put the key itself there
         raise SettingsError(f"PTP_{name.upper()}: {first['msg']}{found}") from None
     if "store" not in given and recorded:
         _export_keys(home / STACK_SECRETS)
@@ -91,7 +96,9 @@ def _recorded(home: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SettingsError(f"{path}: not a stack record ({type(error).__name__}: {error}); remove it and run `ptp up`") from None
+        raise SettingsError(
+            f"{path}: not a stack record ({type(error).__name__}: {error}); remove it and run `ptp up`"
+        ) from None
     return {name: str(value) for name, value in recorded}
 
 

@@ -40,7 +40,9 @@ class Source(Section):
     @model_validator(mode="after")
     def _one_place(self) -> "Source":
         if (self.path is None) == (self.package is None):
-            raise ValueError("give either `path` or `package` with `member` (s3:// and hub sources are not supported yet)")
+            raise ValueError(
+                "give either `path` or `package` with `member` (s3:// and hub sources are not supported yet)"
+            )
         if (self.package is None) != (self.member is None):
             raise ValueError("`member` names the file inside `package`: give both or neither")
         if self.path is not None and "://" in self.path:
@@ -58,7 +60,9 @@ class Binned(Section):
 
     @field_validator("bins")
     @classmethod
-    def _low_before_high(cls, bins: dict[str, tuple[float | None, float | None]]) -> dict[str, tuple[float | None, float | None]]:
+    def _low_before_high(
+        cls, bins: dict[str, tuple[float | None, float | None]]
+    ) -> dict[str, tuple[float | None, float | None]]:
         for label, (low, high) in bins.items():
             if low is not None and high is not None and low > high:
                 raise ValueError(f"no number lies in the bin of {label!r}: it is [low, high], and low is above high")
@@ -81,15 +85,18 @@ class SplitSpec(Section):
     def _leaves_rows(self) -> "SplitSpec":
         held = {"dev": self.dev, "test": self.test} | ({"reserve": self.reserve} if self.reserve else {})
         if sum(held.values()) >= 0.9:
-            raise ValueError(f"{' + '.join(held)} = {sum(held.values()):g} leaves under a tenth of the rows to train on")
+            raise ValueError(
+                f"{' + '.join(held)} = {sum(held.values()):g} leaves under a tenth of the rows to train on"
+            )
         return self
 
 
 class DataChecks(Section):
     """What each ingest check does when it finds rows: `block` the run, or `warn` and leave the rows out.
 
-    `near_duplicate: warn` keeps the rows and gives them one split; where a `group` column decides, it leaves out those that
-    nearly stand in a split that judges. A generation task has no labels: `unknown_label` and `rows_per_label` do not apply to it.
+    `near_duplicate: warn` keeps the rows and gives them one split; where a `group` column decides, it leaves out those
+    that nearly stand in a split that judges. A generation task has no labels: `unknown_label` and `rows_per_label` do
+    not apply to it.
     """
 
     encoding: Policy = "warn"
@@ -127,12 +134,16 @@ class Data(Section):
     @model_validator(mode="after")
     def _one_answer(self) -> "Data":
         if (self.label is None) == (self.target is None):
-            raise ValueError("name one column of answers: `label` for a task with `labels`, or `target` for one with `generate`")
+            raise ValueError(
+                "name one column of answers: `label` for a task with `labels`, or `target` for one with `generate`"
+            )
         return self
 
 
 class HardPrompt(Section):
-    """The baseline of prompt design: the base model behind an instruction and `examples` training rows, written out with the template."""
+    """The baseline of prompt design: the base model behind an instruction and `examples` training rows, written out
+    with the template.
+    """
 
     instruction: Annotated[str, Field(max_length=4000)] = ""
     examples: Annotated[int, Field(ge=0, le=16)] = 4
@@ -155,7 +166,9 @@ class Schedule(Section):
         try:
             CronSim(value, datetime.now(UTC))
         except CronSimError as error:
-            raise ValueError(f"{error}; expected minute, hour, day of month, month, day of week, such as `0 2 * * *`") from None
+            raise ValueError(
+                f"{error}; expected minute, hour, day of month, month, day of week, such as `0 2 * * *`"
+            ) from None
         return value
 
     @field_validator("timezone")
@@ -176,7 +189,9 @@ def checked_template(template: str) -> str:
         raise ValueError(f"{error}; write a literal brace as {{{{ or }}}}") from None
     fields = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
     if fields != [("text", "", None)]:
-        raise ValueError("the template substitutes the field {text} exactly once, without attributes, indexes or formats")
+        raise ValueError(
+            "the template substitutes the field {text} exactly once, without attributes, indexes or formats"
+        )
     return template
 
 
@@ -204,7 +219,9 @@ class Task(Section):
     @classmethod
     def _generates_targets(cls, generate: Generation | None, info: ValidationInfo) -> Generation | None:
         if generate is not None and "data" in info.data and info.data["data"].target is None:
-            raise ValueError("a task that generates text names the column of its texts as `data.target`, not `data.label`")
+            raise ValueError(
+                "a task that generates text names the column of its texts as `data.target`, not `data.label`"
+            )
         return generate
 
     @field_validator("labels")
@@ -214,9 +231,14 @@ class Task(Section):
         if labels and generates:
             raise ValueError("a task answers with `labels`, or with the free text of `generate`: leave one out")
         if labels and "data" in info.data and info.data["data"].label is None:
-            raise ValueError("`data.target` is the column of a task with `generate`; a task with labels names `data.label`")
+            raise ValueError(
+                "`data.target` is the column of a task with `generate`; a task with labels names `data.label`"
+            )
         if len(labels) < 2 and not generates and "generate" in info.data:
-            raise ValueError("give at least two labels, or `generate: {max_new_tokens: 64}` and `data.target` for answers in free text")
+            raise ValueError(
+                "give at least two labels, or `generate: {max_new_tokens: 64}` and `data.target` for answers "
+                "in free text"
+            )
         return labels
 
     @field_validator("labels")
@@ -239,7 +261,9 @@ class Task(Section):
     @classmethod
     def _one_prompt_generates(cls, tune: Tune, info: ValidationInfo) -> Tune:
         if tune.method == "ensemble" and info.data.get("generate") is not None:
-            raise ValueError("an ensemble averages or votes over labels, and free texts have neither: take another method")
+            raise ValueError(
+                "an ensemble averages or votes over labels, and free texts have neither: take another method"
+            )
         return tune
 
     @field_validator("gate")
@@ -254,21 +278,37 @@ class Task(Section):
     @model_validator(mode="after")
     def _bins_are_labels(self) -> "Task":
         if isinstance(self.data.label, Binned) and set(self.data.label.bins) != set(self.labels):
-            raise ValueError(f"data.label.bins names {sorted(self.data.label.bins)}, labels names {sorted(self.labels)}: they have to agree")
+            raise ValueError(
+                f"data.label.bins names {sorted(self.data.label.bins)}, labels names {sorted(self.labels)}: "
+                "they have to agree"
+            )
         return self
 
     def recipe_digest(self) -> str:
         """Identity of all that training depends on besides rows, base model and engine.
 
-        Settings at their default are left out, so a new setting changes no recipe; a changed default raises ENGINE_VERSION.
+        Settings at their default are left out, so a new setting changes no recipe; a changed default raises
+        ENGINE_VERSION.
         """
-        parts = {"tune": self.tune.model_dump(mode="json", exclude_defaults=True), "template": self.template, "labels": self.labels}
+        parts = {
+            "tune": self.tune.model_dump(mode="json", exclude_defaults=True),
+            "template": self.template,
+            "labels": self.labels,
+        }
         answering = {"generate": self.generate.to_json()} if self.generate else {}
         return digest_of(parts | answering | ({"scoring": self.scoring.to_json()} if self.scoring != Scoring() else {}))
 
     def policy_digest(self) -> str:
-        """Identity of the gate's policy, of the labels and how they are scored, of what baselines are, and of the gate itself."""
-        parts = {"gate": self.gate.model_dump(mode="json"), "max_bytes": self.byte_limit(), "labels": self.labels, "scoring": self.scoring.to_json(), "hard_prompt": self.hard_prompt.model_dump(mode="json")}
+        """Identity of the gate's policy, of the labels and how they are scored, of what baselines are, and of the gate
+        itself.
+        """
+        parts = {
+            "gate": self.gate.model_dump(mode="json"),
+            "max_bytes": self.byte_limit(),
+            "labels": self.labels,
+            "scoring": self.scoring.to_json(),
+            "hard_prompt": self.hard_prompt.model_dump(mode="json"),
+        }
         return digest_of(parts | {"version": GATE_VERSION})
 
     def byte_limit(self) -> int:
@@ -312,7 +352,10 @@ def load_task(path: Path) -> Task:
     document = parsed(path)
     task = checked(path, document, Task)
     if task.name != path.stem:
-        raise TaskFileError(f"{path}:{line_of(document, ('name',))}: name: found {task.name!r}, expected the file's own name {path.stem!r}")
+        raise TaskFileError(
+            f"{path}:{line_of(document, ('name',))}: name: found {task.name!r}, expected the file's own name "
+            f"{path.stem!r}"
+        )
     return task
 
 
@@ -330,7 +373,9 @@ def find_task(folder: Path, name: str) -> Task:
 def task_files(folder: Path) -> list[Path]:
     """The task files of a folder, by name; NotFound where there is no such folder."""
     if not folder.is_dir():
-        raise NotFound(f"PTP_TASKS: no folder {folder}; start in the project's folder, or name the folder of the task files")
+        raise NotFound(
+            f"PTP_TASKS: no folder {folder}; start in the project's folder, or name the folder of the task files"
+        )
     return sorted(path for path in folder.glob("*.yaml") if path.name not in (BASES_FILE, SHARED_FILE))
 
 
@@ -366,15 +411,22 @@ def find_shared_prompt(folder: Path, name: str) -> SharedPrompt:
     path = folder / SHARED_FILE
     shared = declared(path, name, SharedPrompt, ("shared prompt", "{base_model, sources, tune}"))
     if (folder / f"{name}.yaml").is_file():
-        raise TaskFileError(f"{path}: {name!r} is a task's name too; versions of both would be numbered together: rename one")
+        raise TaskFileError(
+            f"{path}: {name!r} is a task's name too; versions of both would be numbered together: rename one"
+        )
     return shared
 
 
 def load_sources(folder: Path, name: str) -> tuple[SharedPrompt, list[Task]]:
-    """A shared prompt with its source tasks; NotFound or TaskFileError where one is missing, broken or for another base."""
+    """A shared prompt with its source tasks; NotFound or TaskFileError where one is missing, broken or for another
+    base.
+    """
     shared = find_shared_prompt(folder, name)
     tasks = [find_task(folder, source) for source in shared.sources]
     for task in tasks:
         if task.base_model != shared.base_model:
-            raise TaskFileError(f"{folder / SHARED_FILE}: {name}: its source {task.name} is for base model {task.base_model}, not {shared.base_model}; take sources of one base")
+            raise TaskFileError(
+                f"{folder / SHARED_FILE}: {name}: its source {task.name} is for base model {task.base_model}, "
+                f"not {shared.base_model}; take sources of one base"
+            )
     return shared, tasks

@@ -1,8 +1,8 @@
 """One alias in MLflow, looked at and written by whoever holds its lease.
 
-MLflow keeps no history, actor or condition for an alias. So the ledger notes every write before it is sent (table `attempt`),
-and MLflow gets the promotion's seq beside the alias. A write that comes late, from a process that stood still or from a
-request that was under way when its process was killed, is told from a person's edit by its note.
+MLflow keeps no history, actor or condition for an alias. So the ledger notes every write before it is sent (table
+`attempt`), and MLflow gets the promotion's seq beside the alias. A write that comes late, from a process that stood
+still or from a request that was under way when its process was killed, is told from a person's edit by its note.
 """
 
 import logging
@@ -33,7 +33,8 @@ class Action(Record):
 
 @dataclass(frozen=True)
 class Seen:
-    """What an alias names in MLflow: a number and the digest there, None where there is no alias, empty where the version is not ours.
+    """What an alias names in MLflow: a number and the digest there, None where there is no alias, empty where the
+    version is not ours.
 
     `follows`: the last write that both the ledger and MLflow know of was for the head. Only then can a difference be an
     edit; else MLflow lags behind, or was restored from a backup.
@@ -58,12 +59,17 @@ class HeldAlias:
         head, model = self.head, self.mlflow.model(self.head.task)
         number, applied = model.aliases.get(head.alias), self.registry.ledger.applied("mlflow", head.task, head.alias)
         digest = None if number is None else self.mlflow.digest(head.task, number)
-        return Seen(number, digest, follows=applied is not None and applied.seq == model.applied.get(head.alias) == head.seq)
+        return Seen(
+            number, digest, follows=applied is not None and applied.seq == model.applied.get(head.alias) == head.seq
+        )
 
     def is_late_write(self, digest: str) -> bool:
         """Whether a write of ours that names this digest may still have been under way."""
         with self.registry.ledger.database.reading() as connection:
-            return connection.execute(select(tables.attempt.c.owner).where(*self._attempts(digest)).limit(1)).first() is not None
+            return (
+                connection.execute(select(tables.attempt.c.owner).where(*self._attempts(digest)).limit(1)).first()
+                is not None
+            )
 
     def follow(self) -> list[Action]:
         """Let the alias show the head, unless what it shows may be a person's edit, which the door judges."""
@@ -74,11 +80,18 @@ class HeldAlias:
         actions = self.write(str(seen.digest) if late else None)
         if seen.digest == head.digest:
             return actions
-        was = "a late write of ours had moved it" if late else "it was missing" if seen.number is None else "it lagged behind"
+        was = (
+            "a late write of ours had moved it"
+            if late
+            else "it was missing"
+            if seen.number is None
+            else "it lagged behind"
+        )
         return [*actions, Action(task=head.task, what=f"MLflow alias {head.alias} -> version {head.version}: {was}")]
 
     def write(self, late: str | None = None) -> list[Action]:
-        """Set the alias to the head's version, registered anew where MLflow lost it; `late` is the digest of a late write that this undoes.
+        """Set the alias to the head's version, registered anew where MLflow lost it; `late` is the digest of a late
+        write that this undoes.
 
         Raises LeaseHeld where another process took over meanwhile: then the note of this write stays.
         """
@@ -99,16 +112,28 @@ class HeldAlias:
         head, owner = self.head, uuid.uuid4().hex
         with self.registry.ledger.database.writing() as connection:
             self.lease.keep(connection)
-            connection.execute(insert(connection, tables.attempt).values(task=head.task, alias=head.alias, digest=head.digest, owner=owner, at=now()))
+            connection.execute(
+                insert(connection, tables.attempt).values(
+                    task=head.task, alias=head.alias, digest=head.digest, owner=owner, at=now()
+                )
+            )
         return owner
 
     def _landed(self, owner: str, late: str | None) -> None:
-        """Forget our note, since nobody else can have written meanwhile, one note of the late write that was seen, and sightings."""
+        """Forget our note, since nobody else can have written meanwhile, one note of the late write that was seen, and
+        sightings.
+        """
         with self.registry.ledger.database.writing() as connection:
             self.lease.keep(connection)
             connection.execute(delete(tables.attempt).where(tables.attempt.c.owner == owner))
             if late is not None:
-                oldest = select(tables.attempt.c.owner).where(*self._attempts(late)).order_by(tables.attempt.c.at).limit(1).scalar_subquery()
+                oldest = (
+                    select(tables.attempt.c.owner)
+                    .where(*self._attempts(late))
+                    .order_by(tables.attempt.c.at)
+                    .limit(1)
+                    .scalar_subquery()
+                )
                 connection.execute(delete(tables.attempt).where(tables.attempt.c.owner == oldest))
             forget_sighting(connection, self.head.task, self.head.alias)
 

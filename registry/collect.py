@@ -1,14 +1,16 @@
 """Garbage collection: deletes what nothing needs, a tombstone ahead of every deletion and each manifest first.
 
-A version's bytes, dossiers, plots and evaluation rows go; its number, verdicts and figures stay in the ledger, its name in
-the store, and its page in MLflow. That page says what was measured, which stays true; deleted, MLflow would give its number
-to another, and the copy of the bytes there is MLflow's to keep or delete (`mlflow gc`). Pointers that were quarantined stay too.
+A version's bytes, dossiers, plots and evaluation rows go; its number, verdicts and figures stay in the ledger, its name
+in the store, and its page in MLflow. That page says what was measured, which stays true; deleted, MLflow would give its
+number to another, and the copy of the bytes there is MLflow's to keep or delete (`mlflow gc`). Pointers that were
+quarantined stay too.
 
-Burying asks the ledger in one transaction whether anything needs the digest now, and what is buried can be neither published
-nor promoted. What the ledger does not know, servers' reports and manifests stored meanwhile, is asked behind it: no
-publish that would name the digest as a member can begin then. A collector that slept past its tombstone, so that a publish
-took over, puts back what it deleted. Only one that sleeps between a renewal and the deletion behind it, for longer than a
-tombstone's life, and is then killed before it can put back, leaves a version without bytes, which `ptp doctor` shows.
+Burying asks the ledger in one transaction whether anything needs the digest now, and what is buried can be neither
+published nor promoted. What the ledger does not know, servers' reports and manifests stored meanwhile, is asked behind
+it: no publish that would name the digest as a member can begin then. A collector that slept past its tombstone, so that
+a publish took over, puts back what it deleted. Only one that sleeps between a renewal and the deletion behind it, for
+longer than a tombstone's life, and is then killed before it can put back, leaves a version without bytes, which `ptp
+doctor` shows.
 """
 
 import logging
@@ -52,8 +54,8 @@ def collect(registry: Registry, policy: Retention, apply: bool = False, task: st
     """What may go, of one task or all; with `apply` what was deleted, less what somebody needed again meanwhile.
 
     Run again after an interruption, it finishes what was begun, once the tombstone of the killed process has expired.
-    Raises SettingsError where the store knows more than the ledger, ArtifactError where a server's report cannot be read,
-    ServiceUnavailable where ledger, store or MLflow do not answer.
+    Raises SettingsError where the store knows more than the ledger, ArtifactError where a server's report cannot be
+    read, ServiceUnavailable where ledger, store or MLflow do not answer.
     """
     store = registry.store.unverified if isinstance(registry.store, SignedStore) else registry.store
     bare = Registry(registry.ledger, store, registry.mlflow)
@@ -68,8 +70,14 @@ def collect(registry: Registry, policy: Retention, apply: bool = False, task: st
 
 
 def _spare(work: Collection, planned: list[Collected], task: str | None) -> None:
-    """Give back what a killed collector buried and did not touch yet, and what is to stay by now: a server names it, or more are kept."""
-    whole = {(parts[1], parts[2]) for key in work.store.keys("prompts") if len(parts := key.split("/")) == 4 and parts[3] == MANIFEST_FILE}
+    """Give back what a killed collector buried and did not touch yet, and what is to stay by now: a server names it, or
+    more are kept.
+    """
+    whole = {
+        (parts[1], parts[2])
+        for key in work.store.keys("prompts")
+        if len(parts := key.split("/")) == 4 and parts[3] == MANIFEST_FILE
+    }
     whole -= {(str(item.task), item.digest) for item in planned}
     for version in work.registry.ledger.versions(task, limit=None):
         name = (version.task, version.digest)
@@ -86,7 +94,9 @@ def _collected(work: Collection, item: Collected) -> bool:
     grave = Tombstone(work.registry.ledger.database, *name)
     in_use = snapshots_in_use if item.what == "snapshot" else prompts_in_use
     if not grave.bury(lambda connection: name in in_use(connection, work.policy, item.task)):
-        log.info("%s: %s %s is needed again, or being collected already: left alone", item.task, item.what, item.digest[:12])
+        log.info(
+            "%s: %s %s is needed again, or being collected already: left alone", item.task, item.what, item.digest[:12]
+        )
         return False
     reached("collect buried")
     if item.what != "snapshot" and _needed(work.store, name):
@@ -137,7 +147,13 @@ def _keys(work: Collection, item: Collected) -> list[str]:
 
 def _put_back(store: ObjectStore, item: Collected, bodies: dict[str, bytes]) -> bool:
     """A publish took over while this process slept: it verified bytes that we deleted behind its back."""
-    log.warning("%s: %s %s was published anew while it was being deleted; %d objects are put back", item.task, item.what, item.digest[:12], len(bodies))
+    log.warning(
+        "%s: %s %s was published anew while it was being deleted; %d objects are put back",
+        item.task,
+        item.what,
+        item.digest[:12],
+        len(bodies),
+    )
     for key in reversed(bodies):  # the manifest last
         _create(store, key, bodies[key])
     return False

@@ -1,4 +1,6 @@
-"""The ledger's database, SQLite or PostgreSQL: one engine, its transactions, its schema brought up to date when it opens."""
+"""The ledger's database, SQLite or PostgreSQL: one engine, its transactions, its schema brought up to date when it
+opens.
+"""
 
 import hashlib
 import os
@@ -24,7 +26,10 @@ from registry.tables import SCHEMA
 BUSY_SECONDS = 10
 MIGRATIONS = Path(__file__).parent / "migrations"
 PRAGMAS = (f"busy_timeout={BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
-TIMEOUTS = f"-c lock_timeout={BUSY_SECONDS}s -c statement_timeout={3 * BUSY_SECONDS}s -c idle_in_transaction_session_timeout={3 * BUSY_SECONDS}s"
+TIMEOUTS = (
+    f"-c lock_timeout={BUSY_SECONDS}s -c statement_timeout={3 * BUSY_SECONDS}s -c "
+    f"idle_in_transaction_session_timeout={3 * BUSY_SECONDS}s"
+)
 
 
 class Database:
@@ -74,7 +79,9 @@ class Database:
         self._engine.dispose()
 
     def disown(self) -> None:
-        """Leave the connections to the process that this one was forked from: two that share one read each other's answers."""
+        """Leave the connections to the process that this one was forked from: two that share one read each other's
+        answers.
+        """
         self._engine.dispose(close=False)
 
     def _migrate(self) -> None:
@@ -109,20 +116,33 @@ class Database:
             try:
                 command.upgrade(config, "head")
             except CommandError as error:
-                raise SettingsError(f"PTP_LEDGER: {self.name} was written by another version of ptpipeline ({error}); install the newer one") from None
+                raise SettingsError(
+                    f"PTP_LEDGER: {self.name} was written by another version of ptpipeline ({error}); install "
+                    "the newer one"
+                ) from None
 
     @contextmanager
     def _answering(self) -> Iterator[None]:
         try:
             yield
-        except (OperationalError, InterfaceError, InternalError, PoolTimeout) as error:  # internal: a standby, a transaction that idled too long
+        except (
+            OperationalError,
+            InterfaceError,
+            InternalError,
+            PoolTimeout,
+        ) as error:  # internal: a standby, a transaction that idled too long
             reason = " ".join(str(getattr(error, "orig", error)).split())
-            raise ServiceUnavailable(f"ledger {self.name} does not answer: {reason}; is another process holding it, is the disk writable, is the server up?") from error
+            raise ServiceUnavailable(
+                f"ledger {self.name} does not answer: {reason}; is another process holding it, is the disk "
+                "writable, is the server up?"
+            ) from error
         except (OSError, Timeout) as error:
             raise ServiceUnavailable(f"ledger {self.name} cannot be opened: {error}; PTP_LEDGER names it") from error
         except DatabaseError as error:
             if re.search("not a database|malformed", str(error.orig)):
-                raise SettingsError(f"PTP_LEDGER: {self.name} is no ledger ({error.orig}); restore it or name another file") from error
+                raise SettingsError(
+                    f"PTP_LEDGER: {self.name} is no ledger ({error.orig}); restore it or name another file"
+                ) from error
             raise
 
 
@@ -133,15 +153,21 @@ def insert(connection: Connection, table: Table) -> Any:
 
 def put(connection: Connection, table: Table, key: Mapping[str, str | int], **values: Any) -> None:
     """The row of that key with those values, whether it was there or not."""
-    connection.execute(insert(connection, table).values(**key, **values).on_conflict_do_update(index_elements=list(key), set_=values))
+    connection.execute(
+        insert(connection, table).values(**key, **values).on_conflict_do_update(index_elements=list(key), set_=values)
+    )
 
 
 def _parsed(url: str) -> URL:
-    expected = "expected a file, as sqlite:////absolute/ledger.db, or a database of its own, as postgresql://user@host/ledger"
+    expected = (
+        "expected a file, as sqlite:////absolute/ledger.db, or a database of its own, as postgresql://user@host/ledger"
+    )
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise SettingsError(f"PTP_LEDGER is no database address; {expected}") from None  # what it holds may be a password
+        raise SettingsError(
+            f"PTP_LEDGER is no database address; {expected}"
+        ) from None  # what it holds may be a password
     backend = parsed.get_backend_name()
     if backend == "postgresql" and parsed.database:
         return parsed.set(drivername="postgresql+psycopg")
@@ -152,7 +178,8 @@ def _parsed(url: str) -> URL:
 
 def _postgresql_engine(url: URL) -> Engine:
     arguments = {"connect_timeout": BUSY_SECONDS, "options": TIMEOUTS}
-    # a stricter level, which a server may have as its default, would show behind a lock what was so before it was waited for
+    # a stricter level, which a server may have as its default, would show behind a lock what was so before it was
+    # waited for
     return create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", connect_args=arguments)
 
 

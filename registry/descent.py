@@ -1,4 +1,6 @@
-"""What a prompt learnt from: its own training rows, and those of what it descends from or consists of, whichever task they are of."""
+"""What a prompt learnt from: its own training rows, and those of what it descends from or consists of, whichever task
+they are of.
+"""
 
 from collections.abc import Iterator
 
@@ -15,7 +17,8 @@ from registry.roots import Name, combination, parts_of, sources_in
 
 
 def training_rows(registry: Registry, task: str, digest: str) -> list[Row]:
-    """The rows that the prompt itself was trained on, of a shared prompt those of all its sources; of an imported one none are known.
+    """The rows that the prompt itself was trained on, of a shared prompt those of all its sources; of an imported one
+    none are known.
 
     Raises NotFound where prompt or rows are not stored any more, ArtifactError where they were altered.
     """
@@ -23,17 +26,25 @@ def training_rows(registry: Registry, task: str, digest: str) -> list[Row]:
     tuned = registry.ledger.tuned(task, manifest.training_key)
     if tuned is not None and tuned.steps == 0:
         return []
-    return [row for name in _snapshots(registry, task, manifest) for row in load_split(registry.store, read_snapshot(registry.store, *name), "train")]
+    return [
+        row
+        for name in _snapshots(registry, task, manifest)
+        for row in load_split(registry.store, read_snapshot(registry.store, *name), "train")
+    ]
 
 
 def learnt_rows(registry: Registry, task: str, digest: str) -> Iterator[Row]:
-    """Its own training rows, then those of its ancestors as far as they are still known; raises like `training_rows`."""
+    """Its own training rows, then those of its ancestors as far as they are still known; raises like
+    `training_rows`.
+    """
     yield from training_rows(registry, task, digest)
     waiting, done = [(task, digest)], {(task, digest)}
     while waiting:
         name = waiting.pop()
         try:
-            parents = {_home(registry, name[0], part) for part in parts_of(read_artifact(registry.store, *name).manifest)} - done
+            parents = {
+                _home(registry, name[0], part) for part in parts_of(read_artifact(registry.store, *name).manifest)
+            } - done
         except NotFound:  # collected since
             continue
         for parent in parents:
@@ -53,7 +64,9 @@ def _snapshots(registry: Registry, task: str, manifest: PromptManifest) -> list[
     sources = sources_in(task, [trial.name for trial in publication.tuned.trials]) if publication else []
     found = combination(manifest.snapshot, [_stored(registry, source) for source in sources])
     if found is None:
-        raise NotFound(f"{task}: the snapshots that shared prompt {manifest.digest()[:12]} was trained on are not stored any more")
+        raise NotFound(
+            f"{task}: the snapshots that shared prompt {manifest.digest()[:12]} was trained on are not stored any more"
+        )
     return found
 
 

@@ -49,11 +49,15 @@ def verdicts_told(store: ObjectStore, task: str, digest: str) -> set[str]:
 
 
 def checked_dossier(key: str, body: bytes) -> Dossier:
-    """The dossier in those bytes; ArtifactError where it is not the one that the key names, or speaks of several prompts."""
+    """The dossier in those bytes; ArtifactError where it is not the one that the key names, or speaks of several
+    prompts.
+    """
     try:
         dossier = Dossier.model_validate_json(body)
     except ValidationError as error:
-        raise ArtifactError(f"{key}: not a dossier: {error.errors()[0]['msg']}; it is altered or from a newer ptpipeline") from None
+        raise ArtifactError(
+            f"{key}: not a dossier: {error.errors()[0]['msg']}; it is altered or from a newer ptpipeline"
+        ) from None
     tuned, report, verdict = dossier.publication.tuned, dossier.report, dossier.verdict
     if key != f"{prompt_prefix(tuned.task, tuned.digest)}/records/{hashlib.sha256(body).hexdigest()[:16]}.json":
         raise ArtifactError(f"{key}: its content belongs elsewhere; it was altered")

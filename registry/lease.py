@@ -28,7 +28,10 @@ class Lease:
             row = connection.execute(mine.with_for_update()).one_or_none()  # `keep` may be extending it just now
             now = self._database.clock(connection)
             if row and row.owner != self._owner and row.expires_at > now:
-                raise LeaseHeld(f"{self.name} is being written by {row.owner}, for {row.expires_at - now:.0f} s more; try again then")
+                raise LeaseHeld(
+                    f"{self.name} is being written by {row.owner}, for {row.expires_at - now:.0f} s more; try "
+                    "again then"
+                )
             put(connection, tables.lease, {"name": self.name}, owner=self._owner, expires_at=now + self.seconds)
 
     def keep(self, connection: Connection) -> None:
@@ -39,17 +42,23 @@ class Lease:
         held = update(tables.lease).where(tables.lease.c.name == self.name, tables.lease.c.owner == self._owner)
         expires = self._database.clock(connection) + self.seconds
         if connection.execute(held.values(expires_at=expires)).rowcount == 0:
-            raise LeaseHeld(f"{self.name}: this process stood still for longer than its lease and another took over; look again")
+            raise LeaseHeld(
+                f"{self.name}: this process stood still for longer than its lease and another took over; look again"
+            )
 
     def release(self) -> None:
         """Let others in; silent where another took it after it expired."""
         with self._database.writing() as connection:
-            connection.execute(delete(tables.lease).where(tables.lease.c.name == self.name, tables.lease.c.owner == self._owner))
+            connection.execute(
+                delete(tables.lease).where(tables.lease.c.name == self.name, tables.lease.c.owner == self._owner)
+            )
 
 
 @contextmanager
 def leased(database: Database, name: str, seconds: float) -> Iterator[Lease]:
-    """The only writer called `name` for the block, for at most `seconds` after its last renewal; LeaseHeld where taken."""
+    """The only writer called `name` for the block, for at most `seconds` after its last renewal; LeaseHeld
+    where taken.
+    """
     lease = Lease(database, name, seconds)
     lease.renew()
     try:

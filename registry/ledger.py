@@ -63,14 +63,21 @@ class Ledger(Memory):
     # ------------------------------------------------------------ versions
 
     def intend(self, task: str, digest: str) -> None:
-        """Note that `digest` is being published, before its first byte is stored; LeaseHeld while it is being collected."""
+        """Note that `digest` is being published, before its first byte is stored; LeaseHeld while it is being
+        collected.
+        """
         with self.database.writing(lock_name(task, digest)) as connection:
             take_over(self.database, connection, task, digest)
-            put(connection, tables.intent, {"task": task, "digest": digest}, at=now())  # anew, so that it is not taken for abandoned
+            put(
+                connection, tables.intent, {"task": task, "digest": digest}, at=now()
+            )  # anew, so that it is not taken for abandoned
 
     def intents(self, task: str | None = None) -> list[Intent]:
         """Publishes that began and did not end, oldest first."""
-        return [Intent(**row._mapping) for row in self._rows(_of(select(tables.intent), tables.intent, task).order_by(tables.intent.c.at))]
+        return [
+            Intent(**row._mapping)
+            for row in self._rows(_of(select(tables.intent), tables.intent, task).order_by(tables.intent.c.at))
+        ]
 
     def forget_intents(self, before: str) -> None:
         """Publishes that nobody began again since are given up; what they stored is an orphan then."""
@@ -80,15 +87,25 @@ class Ledger(Memory):
     def fulfil(self, task: str, digest: str) -> None:
         """The publish of `digest` is complete."""
         with self.database.writing() as connection:
-            connection.execute(delete(tables.intent).where(tables.intent.c.task == task, tables.intent.c.digest == digest))
+            connection.execute(
+                delete(tables.intent).where(tables.intent.c.task == task, tables.intent.c.digest == digest)
+            )
 
     def add_version(self, task: str, digest: str, verdict: Verdict | None = None) -> PromptVersion:
-        """The version of that digest: the one there is, else numbered one above the task's highest; with `verdict` as its newest, if given."""
+        """The version of that digest: the one there is, else numbered one above the task's highest; with `verdict` as
+        its newest, if given.
+        """
         mine = _version().where(tables.version.c.task == task, tables.version.c.digest == digest)
         with self.database.writing(f"version {task}") as connection:
             if connection.execute(mine).first() is None:
-                highest = connection.scalar(select(func.max(tables.version.c.number)).where(tables.version.c.task == task))
-                connection.execute(insert(connection, tables.version).values(task=task, number=(highest or 0) + 1, digest=digest, at=now()))
+                highest = connection.scalar(
+                    select(func.max(tables.version.c.number)).where(tables.version.c.task == task)
+                )
+                connection.execute(
+                    insert(connection, tables.version).values(
+                        task=task, number=(highest or 0) + 1, digest=digest, at=now()
+                    )
+                )
             if verdict:
                 put_verdict(connection, verdict)
             return PromptVersion(**connection.execute(mine).one()._mapping)
@@ -98,7 +115,10 @@ class Ledger(Memory):
         row = self._row(_version().where(tables.version.c.task == task, tables.version.c.number == number))
         if row is None:
             highest = self._value(select(func.max(tables.version.c.number)).where(tables.version.c.task == task))
-            raise NotFound(f"{task}: no version {number}; " + (f"there are 1 to {highest}" if highest else "none is registered yet: `ptp run` makes one"))
+            raise NotFound(
+                f"{task}: no version {number}; "
+                + (f"there are 1 to {highest}" if highest else "none is registered yet: `ptp run` makes one")
+            )
         return PromptVersion(**row._mapping)
 
     def version_of(self, task: str, digest: str) -> PromptVersion:
@@ -111,13 +131,23 @@ class Ledger(Memory):
     def versions(self, task: str | None = None, limit: int | None = 100, offset: int = 0) -> list[PromptVersion]:
         """Registered versions by task, newest first, one page of them; all with limit None and offset 0."""
         order = tables.version.c.task, tables.version.c.number.desc()
-        page = _of(select(tables.version.c.task, tables.version.c.number), tables.version, task).order_by(*order).limit(limit).offset(offset or None).subquery()
-        shown = _version().join(page, and_(tables.version.c.task == page.c.task, tables.version.c.number == page.c.number))  # verdicts are looked up for the page alone
+        page = (
+            _of(select(tables.version.c.task, tables.version.c.number), tables.version, task)
+            .order_by(*order)
+            .limit(limit)
+            .offset(offset or None)
+            .subquery()
+        )
+        shown = _version().join(
+            page, and_(tables.version.c.task == page.c.task, tables.version.c.number == page.c.number)
+        )  # verdicts are looked up for the page alone
         return [PromptVersion(**row._mapping) for row in self._rows(shown.order_by(*order))]
 
     def tasks(self) -> list[str]:
         """Tasks with a registered version, by name."""
-        return [row.task for row in self._rows(select(tables.version.c.task).distinct().order_by(tables.version.c.task))]
+        return [
+            row.task for row in self._rows(select(tables.version.c.task).distinct().order_by(tables.version.c.task))
+        ]
 
     # ------------------------------------------------------------ promotions
 
@@ -129,15 +159,26 @@ class Ledger(Memory):
     def heads(self, task: str | None = None) -> list[Promotion]:
         """The head of every alias, by task and alias."""
         table = tables.promotion
-        newest = _of(select(table.c.task, table.c.alias, func.max(table.c.seq).label("seq")), table, task).group_by(table.c.task, table.c.alias).subquery()
+        newest = (
+            _of(select(table.c.task, table.c.alias, func.max(table.c.seq).label("seq")), table, task)
+            .group_by(table.c.task, table.c.alias)
+            .subquery()
+        )
         on = and_(table.c.task == newest.c.task, table.c.alias == newest.c.alias, table.c.seq == newest.c.seq)
-        return [Promotion(**row._mapping) for row in self._rows(select(table).join(newest, on).order_by(table.c.task, table.c.alias))]
+        return [
+            Promotion(**row._mapping)
+            for row in self._rows(select(table).join(newest, on).order_by(table.c.task, table.c.alias))
+        ]
 
     def history(self, task: str, alias: str | None = None) -> list[Promotion]:
         """Every promotion of the task (of one alias), oldest first."""
         table = tables.promotion
         query = select(table).where(table.c.task == task)
-        query = query.order_by(table.c.at, table.c.seq) if alias is None else query.where(table.c.alias == alias).order_by(table.c.seq)
+        query = (
+            query.order_by(table.c.at, table.c.seq)
+            if alias is None
+            else query.where(table.c.alias == alias).order_by(table.c.seq)
+        )
         return [Promotion(**row._mapping) for row in self._rows(query)]
 
     def promotion(self, task: str, alias: str, seq: int) -> Promotion | None:
@@ -168,7 +209,9 @@ class Ledger(Memory):
 
     def releases(self) -> list[Release]:
         """Every release, newest first."""
-        return [Release(**row._mapping) for row in self._rows(select(tables.release).order_by(tables.release.c.at.desc()))]
+        return [
+            Release(**row._mapping) for row in self._rows(select(tables.release).order_by(tables.release.c.at.desc()))
+        ]
 
     def _append(self, moves: Sequence[Move], release: Release | None) -> list[Promotion]:
         ordered = sorted(moves, key=lambda move: (move.task, move.alias))  # two releases lock their rows in one order
@@ -179,7 +222,9 @@ class Ledger(Memory):
                     _record_release(connection, release)
                 for move, digest in zip(ordered, digests, strict=True):
                     refuse_buried(self.database, connection, move.task, digest)
-                return [_insert_promotion(connection, move, digest) for move, digest in zip(ordered, digests, strict=True)]
+                return [
+                    _insert_promotion(connection, move, digest) for move, digest in zip(ordered, digests, strict=True)
+                ]
         except IntegrityError:  # the row that was to be inserted is there: somebody else's promotion
             for move in ordered:
                 head = self.head(move.task, move.alias)
@@ -201,7 +246,11 @@ class Ledger(Memory):
         row = {"applied_seq": promotion.seq, "applied_version": promotion.version, "at": now()}
         older = tables.projection.c.applied_seq < promotion.seq
         with self.database.writing() as connection:
-            connection.execute(insert(connection, tables.projection).values(**where, **row).on_conflict_do_update(index_elements=list(where), set_=row, where=older))
+            connection.execute(
+                insert(connection, tables.projection)
+                .values(**where, **row)
+                .on_conflict_do_update(index_elements=list(where), set_=row, where=older)
+            )
 
 
 def _of(query: Select[Any], table: Table, task: str | None) -> Select[Any]:
@@ -213,24 +262,46 @@ def _version() -> Select[Any]:
     row, verdict, other = tables.version, tables.verdict, tables.verdict.alias()
     mine = and_(other.c.task == row.c.task, other.c.digest == row.c.digest)
     newest = select(other.c.verdict).where(mine).order_by(other.c.at.desc()).limit(1).correlate(row).scalar_subquery()
-    collected = exists().where(tables.tombstone.c.task == row.c.task, tables.tombstone.c.digest == row.c.digest).label("collected")
-    columns = (row.c.task, row.c.number, row.c.digest, verdict.c.verdict, verdict.c.passed, row.c.at.label("registered_at"), collected)
+    collected = (
+        exists()
+        .where(tables.tombstone.c.task == row.c.task, tables.tombstone.c.digest == row.c.digest)
+        .label("collected")
+    )
+    columns = (
+        row.c.task,
+        row.c.number,
+        row.c.digest,
+        verdict.c.verdict,
+        verdict.c.passed,
+        row.c.at.label("registered_at"),
+        collected,
+    )
     return select(*columns).select_from(row.outerjoin(verdict, verdict.c.verdict == newest))
 
 
 def _head(connection: Connection, task: str, alias: str) -> Promotion | None:
     table = tables.promotion
-    row = connection.execute(select(table).where(table.c.task == task, table.c.alias == alias).order_by(table.c.seq.desc()).limit(1)).first()
+    row = connection.execute(
+        select(table).where(table.c.task == task, table.c.alias == alias).order_by(table.c.seq.desc()).limit(1)
+    ).first()
     return Promotion(**row._mapping) if row else None
 
 
 def _insert_promotion(connection: Connection, move: Move, digest: str) -> Promotion:
-    """The move as the row behind the head that it expects; the table's key refuses it where that row is there already."""
+    """The move as the row behind the head that it expects; the table's key refuses it where that row is there
+    already.
+    """
     table = tables.promotion
-    previous = connection.scalar(select(table.c.version).where(table.c.task == move.task, table.c.alias == move.alias, table.c.seq == move.expected))
+    previous = connection.scalar(
+        select(table.c.version).where(
+            table.c.task == move.task, table.c.alias == move.alias, table.c.seq == move.expected
+        )
+    )
     if previous is None and move.expected > 0:
         raise _conflict(move, _head(connection, move.task, move.alias))
-    promotion = Promotion(**move.model_dump(exclude={"expected"}), seq=move.expected + 1, digest=digest, previous=previous, at=now())
+    promotion = Promotion(
+        **move.model_dump(exclude={"expected"}), seq=move.expected + 1, digest=digest, previous=previous, at=now()
+    )
     connection.execute(insert(connection, table).values(**promotion.model_dump()))
     return promotion
 
@@ -245,12 +316,19 @@ def _record_release(connection: Connection, release: Release) -> None:
 def held_otherwise(release: Release) -> PromotionConflict:
     """What to raise where that release is to become another set."""
     held = ", ".join(f"{task}@{number}" for task, number in sorted(release.versions.items()))
-    return PromotionConflict(f"release {release.name!r} holds {held} already and never changes; give the new set another name")
+    return PromotionConflict(
+        f"release {release.name!r} holds {held} already and never changes; give the new set another name"
+    )
 
 
 def _conflict(move: Move, head: Promotion | None) -> PromotionConflict:
-    actual = f"seq {head.seq}, version {head.version}, moved by {head.actor} at {head.at} ({head.reason})" if head else "no promotion at all"
+    actual = (
+        f"seq {head.seq}, version {head.version}, moved by {head.actor} at {head.at} ({head.reason})"
+        if head
+        else "no promotion at all"
+    )
     asked = f"seq {move.expected}" if move.expected else "no promotion yet"
     return PromotionConflict(
-        f"{move.task}@{move.alias}: expected {asked} as head for version {move.version} by {move.actor}, found {actual}; look at `ptp history {move.task}`, then promote again"
+        f"{move.task}@{move.alias}: expected {asked} as head for version {move.version} by {move.actor}, found "
+        f"{actual}; look at `ptp history {move.task}`, then promote again"
     )

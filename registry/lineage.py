@@ -1,4 +1,5 @@
-"""From a version to its rows, and from a row to every version that learnt from it: directly, or through what it descends from.
+"""From a version to its rows, and from a row to every version that learnt from it: directly, or through what it
+descends from.
 
 A row is known by its id, the hash of its normalised text; no text is ever part of an answer.
 """
@@ -48,8 +49,8 @@ _ROW = re.compile(r"([0-9a-f]{16})(-[1-9]\d*)?")
 class Origin(Record):
     """What a prompt was made from.
 
-    `snapshots` are those of its own rows: one, or of a shared prompt its sources'; empty where they are not known any more.
-    `parents` are the digests of what it descends from or consists of, with what each is to it.
+    `snapshots` are those of its own rows: one, or of a shared prompt its sources'; empty where they are not known any
+    more. `parents` are the digests of what it descends from or consists of, with what each is to it.
     """
 
     task: str
@@ -77,10 +78,11 @@ class Lineage(Record):
 class Exposure(Record):
     """A version that learnt from a row.
 
-    `seen`: `train` where it was trained on the row, `dev` where its checkpoint was chosen on it, `unknown` where the rows
-    that it saw are not stored any more, or unreadable, so that it cannot be ruled out. `via` is the way from the version to
-    the prompt that saw the row, as `relation task@number`; empty where it saw the row itself. `aliases` and `releases`
-    are those that hold it now. `source` is where its rows came from; a `shared` prompt has its source tasks' instead.
+    `seen`: `train` where it was trained on the row, `dev` where its checkpoint was chosen on it, `unknown` where the
+    rows that it saw are not stored any more, or unreadable, so that it cannot be ruled out. `via` is the way from the
+    version to the prompt that saw the row, as `relation task@number`; empty where it saw the row itself. `aliases` and
+    `releases` are those that hold it now. `source` is where its rows came from; a `shared` prompt has its source tasks'
+    instead.
     """
 
     task: str
@@ -121,7 +123,10 @@ class _Graph:
         known = {(found.task, found.digest) for found in self.snapshots.get(task, [])}
         if (task, snapshot) in known or not self._sources(name):
             return [(task, snapshot)] if snapshot else []
-        return _combined((task, snapshot), [[(s.task, s.digest) for s in self.snapshots.get(source, [])] for source in self._sources(name)])
+        return _combined(
+            (task, snapshot),
+            [[(s.task, s.digest) for s in self.snapshots.get(source, [])] for source in self._sources(name)],
+        )
 
     def _sources(self, name: Name) -> list[str]:
         """The tasks that a shared prompt, or a teacher of one, was trained for."""
@@ -133,13 +138,17 @@ class _Graph:
         manifest = self.manifests.get(name)
         if manifest is None:
             return []
-        members: list[tuple[Relation, Name]] = [("member", (name[0], digest)) for digest in (manifest.members.digests if manifest.members else [])]
+        members: list[tuple[Relation, Name]] = [
+            ("member", (name[0], digest)) for digest in (manifest.members.digests if manifest.members else [])
+        ]
         return members + [(_relation(manifest), self._home(name[0], digest)) for digest in manifest.parents]
 
     def source(self, name: Name) -> str | None:
         """Where the prompt's own rows came from, as far as the store knows."""
         own = set(self.seen_by(name))
-        return next((found.source for found in self.snapshots.get(name[0], []) if (found.task, found.digest) in own), None)
+        return next(
+            (found.source for found in self.snapshots.get(name[0], []) if (found.task, found.digest) in own), None
+        )
 
     def _home(self, task: str, digest: str) -> Name:
         """Whose a parent is: the same task's where it has one of that digest, else the task's that does."""
@@ -159,7 +168,12 @@ def lineage(registry: Registry, task: str, number: int) -> Lineage:
             origins[name] = _origin(registry, graph, name)
             todo += [parent for _, parent in graph.parents(name)]
     promotions = [row for row in ledger.history(task) if row.version == number]
-    return Lineage(origins=list(origins.values()), report=ledger.report_of(task, version.digest), verdict=ledger.latest_verdict(task, version.digest), promotions=promotions)
+    return Lineage(
+        origins=list(origins.values()),
+        report=ledger.report_of(task, version.digest),
+        verdict=ledger.latest_verdict(task, version.digest),
+        promotions=promotions,
+    )
 
 
 def row_of(text: str) -> str:
@@ -170,12 +184,15 @@ def row_of(text: str) -> str:
 def trained_on(registry: Registry, row: str) -> list[Exposure]:
     """Every version that learnt from the row of that id, parents before those that descend from them.
 
-    Rows of equal normalised text (`-2`, `-3`) count as one. Raises DataError where `row` is no id, ArtifactError where a
-    manifest is altered, ServiceUnavailable.
+    Rows of equal normalised text (`-2`, `-3`) count as one. Raises DataError where `row` is no id, ArtifactError where
+    a manifest is altered, ServiceUnavailable.
     """
     found = _ROW.fullmatch(row)
     if found is None:
-        raise DataError(f"{len(row)} characters that are no row's id: expected one of a snapshot, 16 hex digits such as 0123456789abcdef; --text-file finds it from the text")
+        raise DataError(
+            f"{len(row)} characters that are no row's id: expected one of a snapshot, 16 hex digits such as "
+            "0123456789abcdef; --text-file finds it from the text"
+        )
     graph = _graph(registry)
     hits = _hits(registry, graph, found[1])
     exposed = _exposed(graph, hits)
@@ -183,32 +200,61 @@ def trained_on(registry: Registry, row: str) -> list[Exposure]:
     for head in registry.ledger.heads():
         aliases.setdefault((head.task, head.digest), []).append(head.alias)
     releases = [(release.name, set(release.versions.items())) for release in registry.ledger.releases()]
-    return [_exposure(graph, name, learnt, (aliases.get(name, []), [release for release, held in releases if (name[0], graph.versions.get(name)) in held])) for name, learnt in exposed.items()]
+    return [
+        _exposure(
+            graph,
+            name,
+            learnt,
+            (
+                aliases.get(name, []),
+                [release for release, held in releases if (name[0], graph.versions.get(name)) in held],
+            ),
+        )
+        for name, learnt in exposed.items()
+    ]
 
 
 def to_forget(exposures: Iterable[Exposure]) -> list[str]:
-    """What to do so that nothing in use has learnt from the row: a sentence per task, in the order in which to do it."""
+    """What to do so that nothing in use has learnt from the row: a sentence per task, in the order in which to
+    do it.
+    """
     by_task: dict[str, list[Exposure]] = {}
     for exposure in exposures:
         by_task.setdefault(exposure.task, []).append(exposure)
-    after = {task: {other for item in found for other in _tasks_in(item.via)} & by_task.keys() - {task} for task, found in by_task.items()}
+    after = {
+        task: {other for item in found for other in _tasks_in(item.via)} & by_task.keys() - {task}
+        for task, found in by_task.items()
+    }
     try:
         order = list(TopologicalSorter({task: sorted(after[task]) for task in sorted(after)}).static_order())
     except CycleError:  # each once started from the other: no order is right for both
         order = sorted(after)
     sentences = [f"{task}: {_how(task, by_task[task], sorted(after[task]))}" for task in order]
-    return [*sentences, "then `ptp gc` deletes the versions and snapshots that nothing needs any more"] if sentences else []
+    return (
+        [*sentences, "then `ptp gc` deletes the versions and snapshots that nothing needs any more"]
+        if sentences
+        else []
+    )
 
 
 def _how(task: str, found: list[Exposure], after: list[str]) -> str:
     source = next((item.source for item in found if item.source), None)
     if any(item.shared for item in found):
-        steps = "delete the row from the data of its source tasks; `ptp run` of a task that starts from it trains it anew"
+        steps = (
+            "delete the row from the data of its source tasks; `ptp run` of a task that starts from it trains it anew"
+        )
     elif any(_tasks_in(item.via) <= {task} for item in found):
-        steps = f"delete the row from its source{f' ({source})' if source else ''}; `ptp run {task}`, then promote what passes"
+        steps = (
+            f"delete the row from its source{f' ({source})' if source else ''}; `ptp run {task}`, then promote "
+            "what passes"
+        )
     else:
         steps = f"once {', '.join(after)} learnt anew, `ptp run {task}`, then promote what passes"
-    cold = "; first let tune.init name none of these versions, nor a champion among them" if any(step.startswith("start ") for item in found for step in item.via) else ""
+    cold = (
+        "; first let tune.init name none of these versions, nor a champion among them"
+        if any(step.startswith("start ") for item in found for step in item.via)
+        else ""
+    )
     numbers = ", ".join(str(item.version) for item in sorted(found, key=lambda item: item.version or 0) if item.version)
     now = ", ".join(f"{alias} is version {item.version}" for item in found for alias in item.aliases)
     return f"{steps}{cold}. Learnt from it: versions {numbers or 'none'}; {now or 'no alias names one of them'}"
@@ -224,15 +270,29 @@ def _tasks_in(via: Iterable[str]) -> set[str]:
 def _graph(registry: Registry) -> _Graph:
     with registry.ledger.database.reading() as connection:
         rows = connection.execute(select(tables.version.c.task, tables.version.c.number, tables.version.c.digest)).all()
-        published = connection.execute(select(tables.publication.c.task, tables.publication.c.digest, tables.publication.c.record)).all()
-        buried = {(row.task, row.digest) for row in connection.execute(select(tables.tombstone.c.task, tables.tombstone.c.digest))}
+        published = connection.execute(
+            select(tables.publication.c.task, tables.publication.c.digest, tables.publication.c.record)
+        ).all()
+        buried = {
+            (row.task, row.digest)
+            for row in connection.execute(select(tables.tombstone.c.task, tables.tombstone.c.digest))
+        }
     manifests: dict[Name, PromptManifest] = {}
     for name, manifest in read_manifests(registry.store, _places(registry, "prompts")).items():
         if manifest is None:
-            raise ArtifactError(f"{registry.store.url}/prompts/{name[0]}/{name[1]}/{MANIFEST_FILE}: altered, so nobody knows what it was made from; `ptp doctor {name[0]}`")
+            raise ArtifactError(
+                f"{registry.store.url}/prompts/{name[0]}/{name[1]}/{MANIFEST_FILE}: altered, so nobody knows "
+                f"what it was made from; `ptp doctor {name[0]}`"
+            )
         manifests[name] = manifest
     known = {(task, digest) for task, _, digest in rows}
-    trained = {(row.task, row.digest): (row.record["tuned"]["snapshot"], [trial["name"] for trial in row.record["tuned"].get("trials", [])]) for row in published}
+    trained = {
+        (row.task, row.digest): (
+            row.record["tuned"]["snapshot"],
+            [trial["name"] for trial in row.record["tuned"].get("trials", [])],
+        )
+        for row in published
+    }
     return _Graph(
         numbers={name[1]: name for name in [*(manifests.keys() - known), *known]},
         versions={(task, digest): number for task, number, digest in rows},
@@ -240,7 +300,12 @@ def _graph(registry: Registry) -> _Graph:
         snapshots=_snapshots(registry),
         trained=trained,
         imported={(row.task, row.digest) for row in published if row.record["tuned"]["steps"] == 0},
-        shared_by={(name[0], parent): name for name, manifest in manifests.items() if _relation(manifest) == "teacher" for parent in manifest.parents},
+        shared_by={
+            (name[0], parent): name
+            for name, manifest in manifests.items()
+            if _relation(manifest) == "teacher"
+            for parent in manifest.parents
+        },
         collected={name for name in buried if name not in manifests},
     )
 
@@ -256,13 +321,21 @@ def _snapshots(registry: Registry) -> dict[str, list[Snapshot]]:
 def _places(registry: Registry, folder: str) -> list[Name]:
     """Which prompts or snapshots have their manifest there; what lies at no place of theirs is nobody's."""
     split = [key.split("/") for key in registry.store.keys(folder)]
-    return [(parts[1], parts[2]) for parts in split if len(parts) == 4 and parts[3] == MANIFEST_FILE and is_name(parts[1]) and re.fullmatch(DIGEST_PATTERN, parts[2])]
+    return [
+        (parts[1], parts[2])
+        for parts in split
+        if len(parts) == 4
+        and parts[3] == MANIFEST_FILE
+        and is_name(parts[1])
+        and re.fullmatch(DIGEST_PATTERN, parts[2])
+    ]
 
 
 def _combined(together: Name, sources: list[list[Name]]) -> list[Name]:
     """The sources' snapshots whose digests together have that digest; where none are found all of them.
 
-    Then it may have been one that is gone by now: `together`, by which no snapshot is called, stands for what is not known.
+    Then it may have been one that is gone by now: `together`, by which no snapshot is called, stands for what is not
+    known.
     """
     return combination(together[1], sources) or [together, *(name for source in sources for name in source)]
 
@@ -274,13 +347,20 @@ def _relation(manifest: PromptManifest) -> Relation:
 
 
 def _origin(registry: Registry, graph: _Graph, name: Name) -> Origin:
-    publication, known = registry.ledger.publication(*name), {(s.task, s.digest): s for found in graph.snapshots.values() for s in found}
+    publication, known = (
+        registry.ledger.publication(*name),
+        {(s.task, s.digest): s for found in graph.snapshots.values() for s in found},
+    )
     return Origin(
-        task=name[0], digest=name[1], version=graph.versions.get(name), manifest=graph.manifests.get(name),
+        task=name[0],
+        digest=name[1],
+        version=graph.versions.get(name),
+        manifest=graph.manifests.get(name),
         snapshots=[known[snapshot] for snapshot in graph.seen_by(name) if snapshot in known],
-        run=publication.tuned.tracking_run if publication else None, commit=publication.commit if publication else None,
+        run=publication.tuned.tracking_run if publication else None,
+        commit=publication.commit if publication else None,
         parents={parent[1]: kind for kind, parent in graph.parents(name)},
-    )  # fmt: skip
+    )
 
 
 # ---------------------------------------------------------------- who learnt from it
@@ -308,9 +388,15 @@ def _exposed(graph: _Graph, hits: Mapping[Name, Seen | None]) -> dict[Name, Lear
     everything = graph.manifests.keys() | graph.versions.keys()
     parents = {name: graph.parents(name) for name in sorted(everything)}
     exposed: dict[Name, Learnt] = {}
-    for name in TopologicalSorter({name: [parent for _, parent in found] for name, found in parents.items()}).static_order():
+    for name in TopologicalSorter(
+        {name: [parent for _, parent in found] for name, found in parents.items()}
+    ).static_order():
         learnt = _learnt(graph, hits, name)
-        learnt += [(exposed[parent][0], [f"{relation} {_called(graph, parent)}", *exposed[parent][1]]) for relation, parent in parents.get(name, []) if parent in exposed]
+        learnt += [
+            (exposed[parent][0], [f"{relation} {_called(graph, parent)}", *exposed[parent][1]])
+            for relation, parent in parents.get(name, [])
+            if parent in exposed
+        ]
         if learnt:  # what is certain goes before what cannot be ruled out
             exposed[name] = min(learnt, key=lambda item: (SEEN.index(item[0]), len(item[1])))
     return exposed
@@ -319,7 +405,8 @@ def _exposed(graph: _Graph, hits: Mapping[Name, Seen | None]) -> dict[Name, Lear
 def _learnt(graph: _Graph, hits: Mapping[Name, Seen | None], name: Name) -> list[Learnt]:
     """What the prompt's own rows say; those of an imported one, or of one whose snapshot is gone, are not known.
 
-    Nor is what it descends from where its manifest was lost; the garbage collection takes none that something descends from.
+    Nor is what it descends from where its manifest was lost; the garbage collection takes none that something descends
+    from.
     """
     own = [] if name in graph.imported else graph.seen_by(name)
     seen = [hits.get(snapshot, "unknown") for snapshot in own] or ["unknown"]
@@ -332,9 +419,17 @@ def _exposure(graph: _Graph, name: Name, learnt: Learnt, holding: tuple[list[str
     manifest = graph.manifests.get(name)
     shared = manifest is not None and _relation(manifest) == "teacher"
     return Exposure(
-        task=name[0], version=graph.versions.get(name), digest=name[1], seen=learnt[0], via=learnt[1], aliases=holding[0], releases=holding[1],
-        source=graph.source(name), shared=shared, collected=name in graph.collected,
-    )  # fmt: skip
+        task=name[0],
+        version=graph.versions.get(name),
+        digest=name[1],
+        seen=learnt[0],
+        via=learnt[1],
+        aliases=holding[0],
+        releases=holding[1],
+        source=graph.source(name),
+        shared=shared,
+        collected=name in graph.collected,
+    )
 
 
 def _called(graph: _Graph, name: Name) -> str:

@@ -1,6 +1,7 @@
 """The looks: how often which test rows decided about a candidate of a task.
 
-A set of test rows grows by the rows of every look at it: rows that come a hundredth at a time never make it a fresh one.
+A set of test rows grows by the rows of every look at it: rows that come a hundredth at a time never make it a fresh
+one.
 """
 
 from collections.abc import Iterable, Set
@@ -17,7 +18,8 @@ _BYTES = 8  # of a row's id, which is 16 hex digits and a number where a text st
 
 
 def take(ledger: Ledger, task: str, asked: str, rows: Iterable[str], budget: float) -> Look:
-    """The look that answers the question `asked` from the rows of these ids: the one there was, else the next at their test set.
+    """The look that answers the question `asked` from the rows of these ids: the one there was, else the next at their
+    test set.
 
     It is in the ledger before anything is compared, so that no answer is seen that was not counted.
     """
@@ -55,16 +57,22 @@ def restore(connection: Connection, verdict: Verdict, rows: Iterable[str]) -> No
     task, look = verdict.task, verdict.look
     if look is None:
         return
-    stored = connection.scalar(select(tables.test_set.c.rows).where(tables.test_set.c.task == task, tables.test_set.c.number == look.test_set))
+    stored = connection.scalar(
+        select(tables.test_set.c.rows).where(tables.test_set.c.task == task, tables.test_set.c.number == look.test_set)
+    )
     _put_set(connection, task, look.test_set, _rows_in(stored or b"") | {_code(row) for row in rows})
     place = {"task": task, "test_set": look.test_set, "number": look.number}
     answered = question((verdict.digest, verdict.champion), verdict.test_digest, verdict.policy)
-    connection.execute(insert(connection, tables.look).values(**place, question=answered, at=now()).on_conflict_do_nothing())
+    connection.execute(
+        insert(connection, tables.look).values(**place, question=answered, at=now()).on_conflict_do_nothing()
+    )
 
 
 def _known(connection: Connection, task: str, asked: str) -> tuple[int, int] | None:
     table = tables.look
-    row = connection.execute(select(table.c.test_set, table.c.number).where(table.c.task == task, table.c.question == asked)).first()
+    row = connection.execute(
+        select(table.c.test_set, table.c.number).where(table.c.task == task, table.c.question == asked)
+    ).first()
     return (row.test_set, row.number) if row else None
 
 
@@ -91,7 +99,9 @@ def _set_of(connection: Connection, task: str, rows: Set[bytes]) -> tuple[int, f
 
 
 def _served(connection: Connection, task: str, test_set: int) -> int:
-    highest = connection.scalar(select(func.max(tables.look.c.number)).where(tables.look.c.task == task, tables.look.c.test_set == test_set))
+    highest = connection.scalar(
+        select(func.max(tables.look.c.number)).where(tables.look.c.task == task, tables.look.c.test_set == test_set)
+    )
     return highest or 0
 
 

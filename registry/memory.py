@@ -1,4 +1,6 @@
-"""What the stages remember, so that what they did once need not run again: snapshots, trainings, evaluations, verdicts."""
+"""What the stages remember, so that what they did once need not run again: snapshots, trainings, evaluations,
+verdicts.
+"""
 
 from typing import Any, ClassVar
 
@@ -11,7 +13,9 @@ from registry.tombstone import lock_name, take_over
 
 
 class Publication(Grown):
-    """How a version came to be: its training, the git commit, and where in the store its plots lie, name -> key, the words near it, experiments with it, and what it gets wrong."""
+    """How a version came to be: its training, the git commit, and where in the store its plots lie, name -> key, the
+    words near it, experiments with it, and what it gets wrong.
+    """
 
     LATER: ClassVar = frozenset({"neighbours", "wayward", "mistakes"})
 
@@ -24,7 +28,9 @@ class Publication(Grown):
 
 
 class Memory:
-    """Records under their keys. Every method is one transaction; raises ServiceUnavailable where the database does not answer."""
+    """Records under their keys. Every method is one transaction; raises ServiceUnavailable where the database does not
+    answer.
+    """
 
     def __init__(self, url: str) -> None:
         self.database = Database(url)
@@ -54,7 +60,11 @@ class Memory:
 
     def tuned(self, task: str, training_key: str) -> TunedPrompt | None:
         """The prompt that was trained under that key."""
-        record = self._value(select(tables.training.c.record).where(tables.training.c.task == task, tables.training.c.training_key == training_key))
+        record = self._value(
+            select(tables.training.c.record).where(
+                tables.training.c.task == task, tables.training.c.training_key == training_key
+            )
+        )
         return TunedPrompt.model_validate(record) if record else None
 
     def save_tuned(self, *prompts: TunedPrompt) -> None:
@@ -106,13 +116,21 @@ class Memory:
         return Publication.model_validate(record) if record else None
 
     def save_publication(self, publication: Publication, report: Report | None = None) -> None:
-        """Remember how the version came to be, in place of what was known before: its training and report too, all or nothing."""
+        """Remember how the version came to be, in place of what was known before: its training and report too, all or
+        nothing.
+        """
         tuned = publication.tuned
         with self.database.writing() as connection:
             _put_tuned(connection, tuned)
             if report:
                 _put_report(connection, report)
-            put(connection, tables.publication, {"task": tuned.task, "digest": tuned.digest}, record=publication.to_json(), at=now())
+            put(
+                connection,
+                tables.publication,
+                {"task": tuned.task, "digest": tuned.digest},
+                record=publication.to_json(),
+                at=now(),
+            )
 
     def with_texts(self, task: str) -> list[Publication]:
         """Those of the task's publications whose pages show texts of rows."""
@@ -152,11 +170,25 @@ def put_verdict(connection: Connection, verdict: Verdict) -> None:
 
 
 def _put_tuned(connection: Connection, tuned: TunedPrompt) -> None:
-    put(connection, tables.training, {"task": tuned.task, "training_key": tuned.training_key}, record=tuned.to_json(), at=now())
+    put(
+        connection,
+        tables.training,
+        {"task": tuned.task, "training_key": tuned.training_key},
+        record=tuned.to_json(),
+        at=now(),
+    )
 
 
 def _put_report(connection: Connection, report: Report) -> None:
-    put(connection, tables.evaluation, {"evaluation_key": report.evaluation_key}, task=report.task, digest=report.digest, record=report.to_json(), at=now())
+    put(
+        connection,
+        tables.evaluation,
+        {"evaluation_key": report.evaluation_key},
+        task=report.task,
+        digest=report.digest,
+        record=report.to_json(),
+        at=now(),
+    )
 
 
 def _newest(table: Table) -> Select[Any]:

@@ -35,13 +35,17 @@ BY_RECONCILE: tuple[Kind, ...] = ("name", "pointer", "model", "alias")
 
 
 def fix(registry: Registry, tasks: Mapping[str, Task], differences: Iterable[Difference]) -> list[Action]:
-    """Mend those differences that are safe; what could not be done now is an Action not done. Repeating it changes nothing.
+    """Mend those differences that are safe; what could not be done now is an Action not done. Repeating it changes
+    nothing.
 
-    `tasks` are the declared tasks by name, as `reconcile` asks for them. Raises ServiceUnavailable where the ledger does
-    not answer.
+    `tasks` are the declared tasks by name, as `reconcile` asks for them. Raises ServiceUnavailable where the ledger
+    does not answer.
     """
     safe = [difference for difference in differences if difference.safe]
-    wanted = {kind: {difference.task for difference in safe if difference.kind == kind} for kind in {difference.kind for difference in safe}}
+    wanted = {
+        kind: {difference.task for difference in safe if difference.kind == kind}
+        for kind in {difference.kind for difference in safe}
+    }
     actions = _give_back(registry) if "lease" in wanted else []
     actions += _releases(registry) if "release" in wanted else []
     for task in sorted({difference.task for difference in safe if difference.kind not in ("lease", "release")}):
@@ -50,7 +54,13 @@ def fix(registry: Registry, tasks: Mapping[str, Task], differences: Iterable[Dif
 
 
 def _task(registry: Registry, tasks: Mapping[str, Task], task: str, kinds: set[Kind]) -> list[Action]:
-    steps: dict[Kind, Callable[[Look], list[Action]]] = {"bytes": _bytes, "history": _history, "dossier": _dossiers, "pointer": _pointers, "publish": _publishes}
+    steps: dict[Kind, Callable[[Look], list[Action]]] = {
+        "bytes": _bytes,
+        "history": _history,
+        "dossier": _dossiers,
+        "pointer": _pointers,
+        "publish": _publishes,
+    }
     actions: list[Action] = []
     chosen = [step for kind, step in steps.items() if kind in kinds]
     if chosen:
@@ -66,13 +76,22 @@ def _bytes(look: Look) -> list[Action]:
     """Damaged prompts, from the copy that MLflow keeps."""
     store, ledger, actions = look.registry.store, look.registry.ledger, []
     for number, digest in look.kept().items():
-        copy = copy_of(look.registry.mlflow, look.task, digest) if look.registry.mlflow and isinstance(look.artifacts[digest], str) else None
+        copy = (
+            copy_of(look.registry.mlflow, look.task, digest)
+            if look.registry.mlflow and isinstance(look.artifacts[digest], str)
+            else None
+        )
         if copy is None:
             continue
         ledger.intend(look.task, digest)  # keeps the garbage collection away until all is there
         folder = prompt_prefix(look.task, digest)
         _restore(store, look.task, f"{folder}/{TENSOR_FILE}", copy.tensors)
-        _restore(store, look.task, f"{folder}/{MANIFEST_FILE}", json.dumps(copy.manifest.to_json(), indent=1, sort_keys=True).encode())
+        _restore(
+            store,
+            look.task,
+            f"{folder}/{MANIFEST_FILE}",
+            json.dumps(copy.manifest.to_json(), indent=1, sort_keys=True).encode(),
+        )
         ledger.fulfil(look.task, digest)
         actions.append(Action(task=look.task, what=f"bytes of version {number} restored from MLflow's copy"))
     return actions
@@ -110,18 +129,29 @@ def _dossiers(look: Look) -> list[Action]:
     ledger = look.registry.ledger
     for number, digest in look.kept().items():
         publication = ledger.publication(look.task, digest)
-        lost = [verdict for verdict in reversed(ledger.verdicts(look.task, digest)) if verdict.verdict_digest() not in judged]
+        lost = [
+            verdict
+            for verdict in reversed(ledger.verdicts(look.task, digest))
+            if verdict.verdict_digest() not in judged
+        ]
         if publication is None or (digest in held and not lost):
             continue
-        records = [Dossier(publication=publication, report=ledger.report(verdict.evaluation_key), verdict=verdict) for verdict in lost]
-        for dossier in records or [Dossier(publication=publication, report=ledger.report_of(look.task, digest), verdict=None)]:
+        records = [
+            Dossier(publication=publication, report=ledger.report(verdict.evaluation_key), verdict=verdict)
+            for verdict in lost
+        ]
+        for dossier in records or [
+            Dossier(publication=publication, report=ledger.report_of(look.task, digest), verdict=None)
+        ]:
             write_dossier(look.registry.store, dossier)
         actions.append(Action(task=look.task, what=f"records of version {number} written to the store"))
     return actions
 
 
 def _pointers(look: Look) -> list[Action]:
-    """Pointers of aliases that nobody promoted; those of the others are the reconcile's, and what the ledger lost the rebuild's."""
+    """Pointers of aliases that nobody promoted; those of the others are the reconcile's, and what the ledger lost the
+    rebuild's.
+    """
     actions, registry = [], look.registry
     strange = {alias: pointer for alias, pointer in look.found.pointers.items() if alias not in look.books.history}
     for alias in sorted(alias for alias, pointer in strange.items() if not is_ahead(look, alias, None, pointer)):
@@ -155,7 +185,11 @@ def _give_back(registry: Registry) -> list[Action]:
 
 
 def _releases(registry: Registry) -> list[Action]:
-    return [action for release in registry.ledger.releases() for action in attempted("releases", partial(_release, registry, release))]
+    return [
+        action
+        for release in registry.ledger.releases()
+        for action in attempted("releases", partial(_release, registry, release))
+    ]
 
 
 def _release(registry: Registry, release: Release) -> list[Action]:
@@ -185,4 +219,3 @@ def _keep(store: ObjectStore, task: str, key: str, body: bytes) -> str:
     store.create(kept, body)
     log.warning("%s/%s is kept as %s and replaced", store.url, key, kept)
     return kept
-

@@ -14,6 +14,7 @@ from registry.mlflow_store import MlflowStore, answering, connect
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
+
 def copy_of(mlflow: MlflowStore, task: str, digest: str) -> Artifact | None:
     """The prompt's bytes as MLflow keeps them, verified; None where it has no copy, or none that is intact."""
     with answering(mlflow.uri), tempfile.TemporaryDirectory() as folder:
@@ -32,7 +33,10 @@ def _downloaded(client: "MlflowClient", mlflow: MlflowStore, source: str, folder
     try:
         with answering(mlflow.uri):
             place = client.get_logged_model(source.removeprefix("models:/")).artifact_location
-            files = [download_artifacts(f"{place}/{name}", dst_path=str(folder), tracking_uri=mlflow.uri) for name in (MANIFEST_FILE, TENSOR_FILE)]
+            files = [
+                download_artifacts(f"{place}/{name}", dst_path=str(folder), tracking_uri=mlflow.uri)
+                for name in (MANIFEST_FILE, TENSOR_FILE)
+            ]
         manifest, tensors = (Path(file).read_bytes() for file in files)
         artifact = Artifact(PromptManifest.model_validate_json(manifest), tensors)
         check_tensors(artifact.manifest, tensors)

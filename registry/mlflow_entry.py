@@ -30,7 +30,13 @@ def create_version(client: "MlflowClient", entry: Entry) -> str:
     model = _logged_model(client, (experiment, run), entry, _template(client, experiment, entry))
     _registered_model(client, entry)
     version = client.create_model_version(
-        entry.task, f"models:/{model}", run_id=run, tags=entry.tags(), description=entry.description(), model_id=model, await_creation_for=0
+        entry.task,
+        f"models:/{model}",
+        run_id=run,
+        tags=entry.tags(),
+        description=entry.description(),
+        model_id=model,
+        await_creation_for=0,
     )
     return str(version.version)
 
@@ -120,13 +126,20 @@ def _log_datasets(client: "MlflowClient", run: str, entry: Entry) -> None:
         info = entry.snapshot.split(split)
         uri = f"{entry.store}/snapshots/{entry.task}/{entry.snapshot.digest}/{split}.parquet"
         profile = json.dumps({"num_rows": info.rows, "labels": info.labels})
-        dataset = Dataset(*_dataset(entry, split), source_type="s3" if uri.startswith("s3:") else "local", source=json.dumps({"uri": uri}), profile=profile)
+        dataset = Dataset(
+            *_dataset(entry, split),
+            source_type="s3" if uri.startswith("s3:") else "local",
+            source=json.dumps({"uri": uri}),
+            profile=profile,
+        )
         inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", split)]))
     client.log_inputs(run, inputs)
 
 
 def _dataset(entry: Entry, split: Split) -> tuple[str, str]:
-    """Name and digest of a split's data set, which may have grown since the training where it was measured on; MLflow keeps 36 characters of a digest."""
+    """Name and digest of a split's data set, which may have grown since the training where it was measured on; MLflow
+    keeps 36 characters of a digest.
+    """
     if entry.report and entry.report.split == split:
         digest = entry.report.test_digest
     else:
@@ -143,7 +156,9 @@ def _logged_model(client: "MlflowClient", made_by: tuple[str, str], entry: Entry
         client.delete_logged_model(model.model_id)
     linked = json.dumps([template])
     tags = {**entry.tags(), LINKED_PROMPTS_TAG: linked}
-    model = client.create_logged_model(experiment, model_name(entry.task, entry.digest), run, tags, entry.params(), "soft-prompt")
+    model = client.create_logged_model(
+        experiment, model_name(entry.task, entry.digest), run, tags, entry.params(), "soft-prompt"
+    )
     _log_files(client, model.model_id, entry)
     _log_metrics(client, run, (model.model_id, linked), entry)
     client.finalize_logged_model(model.model_id, "READY")
@@ -174,8 +189,13 @@ def _log_metrics(client: "MlflowClient", run: str, made: tuple[str, str], entry:
 
     at, (model, linked) = int(time.time() * 1000), made
     split = entry.report.split if entry.report else "test"
-    measured = {(split, name): value for name, value in entry.metrics().items()} | {("dev", "best_dev"): entry.tuned.best_dev}
-    metrics = [Metric(name, value, at, entry.tuned.best_step, model, *_dataset(entry, of), run) for (of, name), value in measured.items()]
+    measured = {(split, name): value for name, value in entry.metrics().items()} | {
+        ("dev", "best_dev"): entry.tuned.best_dev
+    }
+    metrics = [
+        Metric(name, value, at, entry.tuned.best_step, model, *_dataset(entry, of), run)
+        for (of, name), value in measured.items()
+    ]
     client.log_batch(run, metrics=metrics, tags=[RunTag(LINKED_PROMPTS_TAG, linked)])
 
 
@@ -183,7 +203,10 @@ def _registered_model(client: "MlflowClient", entry: Entry) -> None:
     from mlflow.exceptions import MlflowException
 
     manifest = entry.artifact.manifest
-    description = f"Soft prompts for **{entry.task}** on the frozen `{manifest.base_model.name}`, answering {manifest.answers}. `ptp show {entry.task}` tells what is in production and why."
+    description = (
+        f"Soft prompts for **{entry.task}** on the frozen `{manifest.base_model.name}`, answering "
+        f"{manifest.answers}. `ptp show {entry.task}` tells what is in production and why."
+    )
     try:
         client.create_registered_model(entry.task, tags={"ptp.task": entry.task}, description=description)
     except MlflowException as error:
@@ -196,13 +219,26 @@ def _template(client: "MlflowClient", experiment: str, entry: Entry) -> dict[str
     """The text template in MLflow's Prompt Registry, one version per distinct text: its name and version there."""
     manifest = entry.artifact.manifest
     name, text = f"{entry.task}.template", mlflow_template(manifest.template)
-    tags = {"ptp.template": digest_of(manifest.template), "ptp.digest": entry.digest, "ptp.base_model": manifest.base_model.name}
-    found = client.search_model_versions(f"name='{name}' and tags.`{IS_PROMPT_TAG}`='true' and tags.`ptp.template`='{tags['ptp.template']}'")
+    tags = {
+        "ptp.template": digest_of(manifest.template),
+        "ptp.digest": entry.digest,
+        "ptp.base_model": manifest.base_model.name,
+    }
+    found = client.search_model_versions(
+        f"name='{name}' and tags.`{IS_PROMPT_TAG}`='true' and tags.`ptp.template`='{tags['ptp.template']}'"
+    )
     if not found:
         if client.get_prompt(name) is None:
             shown_in = {PROMPT_EXPERIMENTS_TAG: f",{experiment},", "ptp.task": entry.task}
-            client.create_prompt(name, description=f"The text that stands behind the soft prompt of {entry.task}", tags=shown_in)
-        return {"name": name, "version": str(client.create_prompt_version(name, text, description=f"answers {manifest.answers}", tags=tags).version)}
+            client.create_prompt(
+                name, description=f"The text that stands behind the soft prompt of {entry.task}", tags=shown_in
+            )
+        return {
+            "name": name,
+            "version": str(
+                client.create_prompt_version(name, text, description=f"answers {manifest.answers}", tags=tags).version
+            ),
+        }
     version = min((str(version.version) for version in found), key=int)
     client.set_prompt_version_tag(name, version, "ptp.digest", entry.digest)
     return {"name": name, "version": version}

@@ -1,7 +1,7 @@
 """MLflow as a view of the registry: model versions, their tags, aliases, and the webhook that tells of edits.
 
-Versions are found by the tag `ptp.digest`; MLflow's own numbers are replaceable. Explicit clients and ids only: the fluent
-API keeps its run per thread and its address per process.
+Versions are found by the tag `ptp.digest`; MLflow's own numbers are replaceable. Explicit clients and ids only: the
+fluent API keeps its run per thread and its address per process.
 """
 
 import hashlib
@@ -40,10 +40,19 @@ ENVIRONMENT = {
 log = logging.getLogger(__name__)
 
 DIGEST_TAG, VERSION_TAG, REFUSED_TAG, PAGE_TAG = "ptp.digest", "ptp.version", "ptp.refused", "ptp.report"
-APPLIED_TAG = "ptp.applied."  # of a registered model, before an alias: the seq of the promotion that we wrote there last
+APPLIED_TAG = (
+    "ptp.applied."  # of a registered model, before an alias: the seq of the promotion that we wrote there last
+)
 PAGE = 1000  # model versions in one answer: with their descriptions about 3 MB
 WEBHOOK = "ptpipeline"
-EVENTS = ["registered_model.created", "model_version.created", "model_version_tag.set", "model_version_tag.deleted", "model_version_alias.created", "model_version_alias.deleted"]
+EVENTS = [
+    "registered_model.created",
+    "model_version.created",
+    "model_version_tag.set",
+    "model_version_tag.deleted",
+    "model_version_alias.created",
+    "model_version_alias.deleted",
+]
 
 
 def connect(uri: str) -> "MlflowClient":
@@ -58,7 +67,9 @@ def connect(uri: str) -> "MlflowClient":
 
 @contextmanager
 def answering(uri: str) -> Iterator[None]:
-    """Raises MLflow's failures as ours: ServiceUnavailable where a repeat may help, SettingsError and Terminal where not."""
+    """Raises MLflow's failures as ours: ServiceUnavailable where a repeat may help, SettingsError and Terminal where
+    not.
+    """
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
@@ -75,7 +86,9 @@ def _translated(uri: str, status: int, error: Exception) -> PtpError:
     if status >= 500 or status == 429:
         return ServiceUnavailable(f"MLflow at {uri} does not answer: {reason}; is it up? `ptp status`")
     if status in (401, 403):
-        return SettingsError(f"MLflow at {uri} refuses this client ({reason}); check PTP_MLFLOW and the server's --allowed-hosts")
+        return SettingsError(
+            f"MLflow at {uri} refuses this client ({reason}); check PTP_MLFLOW and the server's --allowed-hosts"
+        )
     return Terminal(f"MLflow at {uri} refuses the request: {reason}")
 
 
@@ -86,7 +99,9 @@ def without_password(text: str) -> str:
 
 @dataclass(frozen=True)
 class Shown:
-    """A model version: its number, what its tags say of our digest and version number (empty where untagged), its source."""
+    """A model version: its number, what its tags say of our digest and version number (empty where untagged), its
+    source.
+    """
 
     number: str
     digest: str
@@ -121,7 +136,9 @@ class MlflowStore:
             return create_version(client, entry)
 
     def describe(self, entry: Entry, version: PromptVersion, number: str | None = None) -> None:
-        """Bring tags and description of the model version (that of the digest, or `number`) up to what is known now; writes only what differs."""
+        """Bring tags and description of the model version (that of the digest, or `number`) up to what is known now;
+        writes only what differs.
+        """
         from mlflow.entities.model_registry import ModelVersionTag
 
         number = number or self.ensure(entry)
@@ -136,7 +153,9 @@ class MlflowStore:
                     registry.set_model_version_tag(entry.task, number, ModelVersionTag(key, value))
 
     def _paged(self, client: "MlflowClient", shown: "ModelVersion", body: bytes) -> dict[str, str]:
-        """Put the page into the version's logged model where another lies there; the tag that says so. One without a logged model goes without."""
+        """Put the page into the version's logged model where another lies there; the tag that says so. One without a
+        logged model goes without.
+        """
         from mlflow.exceptions import MlflowException
 
         tag, place = hashlib.sha256(body).hexdigest()[:12], str(shown.source)
@@ -214,7 +233,8 @@ class MlflowStore:
                 raise
 
     def models(self, task: str | None = None) -> dict[str, Model]:
-        """That task's registered model, or all, with their versions: a request per thousand versions and one per thousand models.
+        """That task's registered model, or all, with their versions: a request per thousand versions and one per
+        thousand models.
 
         Pages are read one after another, so an edit that happens meanwhile may be missed: look again before acting.
         """
@@ -225,7 +245,9 @@ class MlflowStore:
             return {str(model.name): _model(model, versions.get(str(model.name), {})) for model in models}
 
     def set_alias(self, task: str, alias: str, number: str, seq: int) -> None:
-        """Let the alias name that model version, and note that promotion `seq` did so. The last writer wins: hold the lease."""
+        """Let the alias name that model version, and note that promotion `seq` did so. The last writer wins: hold the
+        lease.
+        """
         from mlflow.entities.model_registry import RegisteredModelTag
 
         with self._writing() as registry:
@@ -240,13 +262,17 @@ class MlflowStore:
     # ------------------------------------------------------------ events
 
     def tell(self, url: str, secret: str) -> None:
-        """Have MLflow post every edit of a registered model to `url`, signed with `secret`; repeated, it changes the one there is.
+        """Have MLflow post every edit of a registered model to `url`, signed with `secret`; repeated, it changes the
+        one there is.
 
         Raises Terminal where the server allows no such address: see MLFLOW_WEBHOOK_ALLOWED_SCHEMES and
         MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS in its environment.
         """
         with self._talking() as client:
-            known = next((hook for hook in _pages(lambda token: client.list_webhooks(page_token=token)) if hook.name == WEBHOOK), None)
+            known = next(
+                (hook for hook in _pages(lambda token: client.list_webhooks(page_token=token)) if hook.name == WEBHOOK),
+                None,
+            )
             if known is None:
                 client.create_webhook(WEBHOOK, url, EVENTS, "wakes the reconcile", secret, "ACTIVE")
             else:
@@ -256,14 +282,20 @@ class MlflowStore:
         """Model versions by task and number; in an order that edits do not change, so that pages fit together."""
         found: dict[str, dict[str, Shown]] = {}
         with self._talking() as client:
-            for version in _pages(lambda token: client.search_model_versions(only, PAGE, ["name ASC", "version_number ASC"], token)):
+            for version in _pages(
+                lambda token: client.search_model_versions(only, PAGE, ["name ASC", "version_number ASC"], token)
+            ):
                 number, tags = str(version.version), version.tags
-                found.setdefault(str(version.name), {})[number] = Shown(number, tags.get(DIGEST_TAG, ""), tags.get(VERSION_TAG, ""), str(version.source))
+                found.setdefault(str(version.name), {})[number] = Shown(
+                    number, tags.get(DIGEST_TAG, ""), tags.get(VERSION_TAG, ""), str(version.source)
+                )
         return found
 
     @contextmanager
     def _writing(self) -> Iterator["RestStore"]:
-        """The model registry's calls without MlflowClient around them, which asks before each write whether the name is a prompt's: ours are not."""
+        """The model registry's calls without MlflowClient around them, which asks before each write whether the name is
+        a prompt's: ours are not.
+        """
         with self._talking():  # connects, by which the time-outs are set
             from mlflow.store.model_registry.rest_store import RestStore
             from mlflow.utils.credentials import get_default_host_creds

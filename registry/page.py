@@ -1,4 +1,6 @@
-"""One page of HTML per version: all that is known of it, in a file that opens without a server and loads nothing from elsewhere."""
+"""One page of HTML per version: all that is known of it, in a file that opens without a server and loads nothing from
+elsewhere.
+"""
 
 import base64
 import json
@@ -49,7 +51,14 @@ def _template() -> "Template":
     from jinja2 import Environment, StrictUndefined  # takes a tenth of a second to import
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"title": title_of, "figure": _figure, "signed": lambda value: f"{value:+.4f}", "short": lambda digest: digest[:12], "image": _image, "quoted": json.dumps}
+    environment.filters |= {
+        "title": title_of,
+        "figure": _figure,
+        "signed": lambda value: f"{value:+.4f}",
+        "short": lambda digest: digest[:12],
+        "image": _image,
+        "quoted": json.dumps,
+    }
     return environment.from_string(files("registry").joinpath("page.html").read_text(encoding="utf-8"))
 
 

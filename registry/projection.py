@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 
 def project(registry: Registry, task: str, alias: str) -> list[Action]:
-    """Let pointer and MLflow alias show the head of the alias; returns what had to be changed, nothing where all agrees.
+    """Let pointer and MLflow alias show the head of the alias; returns what had to be changed, nothing where all
+    agrees.
 
     What may be a person's edit of the MLflow alias stays: the door judges it. Raises LeaseHeld where another process
     projects the same alias, ServiceUnavailable where the store or MLflow does not answer.
@@ -93,7 +94,8 @@ def write_history(registry: Registry, rows: Sequence[Promotion]) -> None:
             registry.store.create(history_key(row.task, row.alias, row.seq), body)
         except PreconditionFailed:
             raise Terminal(
-                f"{row.task}@{row.alias}: the store holds another promotion {row.seq} than the ledger, which was restored from an older backup or is not this store's; `ptp doctor {row.task}` compares them"
+                f"{row.task}@{row.alias}: the store holds another promotion {row.seq} than the ledger, which "
+                f"was restored from an older backup or is not this store's; `ptp doctor {row.task}` compares them"
             ) from None
 
 
@@ -103,11 +105,17 @@ def _project_pointer(registry: Registry, head: Promotion) -> list[Action]:
             return _write_pointer(registry, head)
         except PreconditionFailed:
             log.info("the pointer of %s@%s changed while it was replaced: reading it again", head.task, head.alias)
-    raise LeaseHeld(f"{head.task}@{head.alias}: another process keeps writing {pointer_key(head.task, head.alias)}; find it, then `ptp reconcile`")
+    raise LeaseHeld(
+        f"{head.task}@{head.alias}: another process keeps writing {pointer_key(head.task, head.alias)}; find "
+        "it, then `ptp reconcile`"
+    )
 
 
 def _write_pointer(registry: Registry, head: Promotion) -> list[Action]:
-    key, body = pointer_key(head.task, head.alias), Pointer(promotion=head, nonce=uuid.uuid4().hex).model_dump_json(indent=1).encode()
+    key, body = (
+        pointer_key(head.task, head.alias),
+        Pointer(promotion=head, nonce=uuid.uuid4().hex).model_dump_json(indent=1).encode(),
+    )
     wrote = [Action(task=head.task, what=f"pointer {head.alias} -> version {head.version} (seq {head.seq})")]
     try:
         stored = registry.store.read(key)
@@ -120,7 +128,8 @@ def _write_pointer(registry: Registry, head: Promotion) -> list[Action]:
         return []
     if found and found.seq > head.seq and registry.store.exists(history_key(head.task, head.alias, found.seq)):
         raise Terminal(
-            f"{head.task}@{head.alias}: the store knows promotion {found.seq} (version {found.version}, {found.at}), the ledger only {head.seq}; "
+            f"{head.task}@{head.alias}: the store knows promotion {found.seq} (version {found.version}, "
+            f"{found.at}), the ledger only {head.seq}; "
             "was it restored from an older backup? `ptp doctor --rebuild-ledger` brings it up"
         )
     quarantined = [] if known else [_quarantine(registry, head, stored)]

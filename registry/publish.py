@@ -35,7 +35,8 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be registered: a staged prompt, how it was trained, measured and judged, its plots as PNG bytes, the words near it.
+    """What is to be registered: a staged prompt, how it was trained, measured and judged, its plots as PNG bytes, the
+    words near it.
 
     `mistakes` are the rows that it gets wrong, where the task lets their texts out.
     """
@@ -50,7 +51,8 @@ class Request:
 
 
 def stage(ledger: Ledger, store: ObjectStore, artifact: Artifact, members: Sequence[Artifact] = ()) -> str:
-    """Note the intent, store the artifact, behind the members of an ensemble, and read all back; returns its digest. It is no version yet.
+    """Note the intent, store the artifact, behind the members of an ensemble, and read all back; returns its digest. It
+    is no version yet.
 
     Raises ArtifactError where the bytes are not what the manifest states, or others lie at their place.
     """
@@ -69,8 +71,9 @@ def stage(ledger: Ledger, store: ObjectStore, artifact: Artifact, members: Seque
 def register(registry: Registry, request: Request) -> PromptVersion:
     """Make the staged prompt a version; a repeat finds what is there and finishes it.
 
-    Raises NotFound or ArtifactError where the stored bytes are missing or altered, Terminal where the store knows versions
-    that the ledger does not, ServiceUnavailable where the store, the ledger or MLflow does not answer: then repeat it.
+    Raises NotFound or ArtifactError where the stored bytes are missing or altered, Terminal where the store knows
+    versions that the ledger does not, ServiceUnavailable where the store, the ledger or MLflow does not answer: then
+    repeat it.
     """
     ledger, task, digest = registry.ledger, request.tuned.task, request.tuned.digest
     ledger.intend(task, digest)
@@ -99,7 +102,9 @@ def register(registry: Registry, request: Request) -> PromptVersion:
 def name_version(store: ObjectStore, version: PromptVersion) -> bool:
     """Let readers of the store alone find the version by its number; whether anything had to be written."""
     key = version_key(version.task, version.number)
-    body = VersionName(task=version.task, number=version.number, digest=version.digest).model_dump_json(indent=1).encode()
+    body = (
+        VersionName(task=version.task, number=version.number, digest=version.digest).model_dump_json(indent=1).encode()
+    )
     try:
         stored = store.read(key)
     except NotFound:
@@ -107,15 +112,24 @@ def name_version(store: ObjectStore, version: PromptVersion) -> bool:
         return True
     if stored.body == body:
         return False
-    kept = f"prompts/{version.task}/quarantine/version-{version.number}-{hashlib.sha256(stored.body).hexdigest()[:16]}.json"
+    sealed = hashlib.sha256(stored.body).hexdigest()[:16]
+    kept = f"prompts/{version.task}/quarantine/version-{version.number}-{sealed}.json"
     store.create(kept, stored.body)
-    log.warning("%s/%s named another prompt than the ledger's %s; kept as %s and replaced", store.url, key, version.digest[:12], kept)
+    log.warning(
+        "%s/%s named another prompt than the ledger's %s; kept as %s and replaced",
+        store.url,
+        key,
+        version.digest[:12],
+        kept,
+    )
     store.replace(key, body, stored.etag)
     return True
 
 
 def _check_number(registry: Registry, task: str, digest: str) -> None:
-    """A ledger that was restored from an older backup would give a number a second time: the store names what it stood for."""
+    """A ledger that was restored from an older backup would give a number a second time: the store names what it stood
+    for.
+    """
     number = 0
     while True:
         newest = registry.ledger.versions(task, limit=1)
@@ -125,7 +139,8 @@ def _check_number(registry: Registry, task: str, digest: str) -> None:
             return
         if following == number:  # else another publish took the number since the ledger was read
             raise Terminal(
-                f"{task}: the store names prompt {(named or '')[:12]} as version {number}, which the ledger does not know; was it restored from an older backup? "
+                f"{task}: the store names prompt {(named or '')[:12]} as version {number}, which the ledger "
+                "does not know; was it restored from an older backup? "
                 "`ptp doctor --rebuild-ledger` brings it up"
             )
         number = following
@@ -153,7 +168,9 @@ def entry_of(registry: Registry, task: str, digest: str) -> Entry:
     """
     publication = registry.ledger.publication(task, digest)
     if publication is None:
-        raise NotFound(f"{task}: the ledger does not know how prompt {digest[:12]} was made; `ptp run {task}` publishes it")
+        raise NotFound(
+            f"{task}: the ledger does not know how prompt {digest[:12]} was made; `ptp run {task}` publishes it"
+        )
     return _entry(registry, read_artifact(registry.store, task, digest), publication)
 
 
@@ -166,18 +183,25 @@ def write_page(registry: Registry, entry: Entry, version: PromptVersion) -> str:
 
 
 def withhold_texts(registry: Registry, task: str) -> None:
-    """Take the texts of rows off the pages of all the task's versions. Files of HTML that were stored before are left."""
+    """Take the texts of rows off the pages of all the task's versions. Files of HTML that were stored before
+    are left.
+    """
     for publication in registry.ledger.with_texts(task):
         digest = publication.tuned.digest
         try:
-            entry, version = replace(entry_of(registry, task, digest), mistakes=None), registry.ledger.version_of(task, digest)
+            entry, version = (
+                replace(entry_of(registry, task, digest), mistakes=None),
+                registry.ledger.version_of(task, digest),
+            )
         except NotFound:  # collected since: nobody shows it anew
             pass
         else:
             write_page(registry, entry, version)
             if registry.mlflow:
                 registry.mlflow.describe(entry, version)
-        registry.ledger.save_publication(publication.model_copy(update={"mistakes": None}))  # last: killed before, it is done again
+        registry.ledger.save_publication(
+            publication.model_copy(update={"mistakes": None})
+        )  # last: killed before, it is done again
 
 
 def attach(registry: Registry, digest: str, found: Wayward) -> str:
@@ -188,7 +212,9 @@ def attach(registry: Registry, digest: str, found: Wayward) -> str:
     ledger, task = registry.ledger, found.task
     publication, version = ledger.publication(task, digest), ledger.version_of(task, digest)
     if publication is None:
-        raise NotFound(f"{task}: the ledger does not know how prompt {digest[:12]} was made; `ptp run {task}` publishes it")
+        raise NotFound(
+            f"{task}: the ledger does not know how prompt {digest[:12]} was made; `ptp run {task}` publishes it"
+        )
     key = _kept(registry.store, task, digest, ("wayward", found))
     if key not in publication.wayward:
         publication = publication.model_copy(update={"wayward": (*publication.wayward, key)})
@@ -222,7 +248,9 @@ def _entry(registry: Registry, artifact: Artifact, publication: Publication, req
         commit=publication.commit,
         store=store.url,
         champion=_number(ledger, task, verdict.champion) if verdict and verdict.champion else None,
-        neighbours=Neighbours.model_validate_json(store.read(publication.neighbours).body) if publication.neighbours else None,
+        neighbours=Neighbours.model_validate_json(store.read(publication.neighbours).body)
+        if publication.neighbours
+        else None,
         mistakes=_mistakes(store, publication),
         wayward=[Wayward.model_validate_json(store.read(key).body) for key in publication.wayward],
     )
@@ -249,20 +277,36 @@ def remember(registry: Registry, request: Request) -> Publication:
     known = ledger.publication(tuned.task, tuned.digest)
     plots = dict(known.plots) if known else {}
     for name, body in request.plots.items():
-        plots[name] = f"{prompt_prefix(tuned.task, tuned.digest)}/plots/{name}-{hashlib.sha256(body).hexdigest()[:12]}.png"
+        plots[name] = (
+            f"{prompt_prefix(tuned.task, tuned.digest)}/plots/{name}-{hashlib.sha256(body).hexdigest()[:12]}.png"
+        )
         registry.store.create(plots[name], body)
     publication = Publication(tuned=tuned, commit=request.commit or (known.commit if known else None), plots=plots)
     if known:
-        publication = publication.model_copy(update={"neighbours": known.neighbours, "wayward": tuple(key for key in known.wayward if registry.store.exists(key))})
+        publication = publication.model_copy(
+            update={
+                "neighbours": known.neighbours,
+                "wayward": tuple(key for key in known.wayward if registry.store.exists(key)),
+            }
+        )
     if request.neighbours:
-        publication = publication.model_copy(update={"neighbours": _kept(registry.store, tuned.task, tuned.digest, ("neighbours", request.neighbours))})
+        publication = publication.model_copy(
+            update={"neighbours": _kept(registry.store, tuned.task, tuned.digest, ("neighbours", request.neighbours))}
+        )
     if request.mistakes:
-        publication = publication.model_copy(update={"mistakes": _kept(registry.store, tuned.task, tuned.digest, ("mistakes", request.mistakes))})
+        publication = publication.model_copy(
+            update={"mistakes": _kept(registry.store, tuned.task, tuned.digest, ("mistakes", request.mistakes))}
+        )
     ledger.save_publication(publication, request.report)
     earlier = [verdict for verdict in reversed(ledger.verdicts(tuned.task, tuned.digest)) if verdict != request.verdict]
     held = verdicts_told(registry.store, tuned.task, tuned.digest) if earlier else set()
-    for verdict in earlier:  # a collection deletes dossiers and keeps verdicts; the newest verdict has to be written last
+    for (
+        verdict
+    ) in earlier:  # a collection deletes dossiers and keeps verdicts; the newest verdict has to be written last
         if verdict.verdict_digest() not in held:
-            write_dossier(registry.store, Dossier(publication=publication, report=ledger.report(verdict.evaluation_key), verdict=verdict))
+            write_dossier(
+                registry.store,
+                Dossier(publication=publication, report=ledger.report(verdict.evaluation_key), verdict=verdict),
+            )
     write_dossier(registry.store, Dossier(publication=publication, report=request.report, verdict=request.verdict))
     return publication

@@ -1,8 +1,8 @@
 """Makes a lost ledger anew, or brings an older copy of it up to date, from the object store alone.
 
-Taken is what the store proves: versions by their names, the history of every alias row by row, how each prompt was made,
-measured and judged, releases, snapshots. What contradicts the ledger or itself is reported and left. Rows are only added,
-so that it may be killed at any point and repeated.
+Taken is what the store proves: versions by their names, the history of every alias row by row, how each prompt was
+made, measured and judged, releases, snapshots. What contradicts the ledger or itself is reported and left. Rows are
+only added, so that it may be killed at any point and repeated.
 
 Who can write to the store could also invent a consistent history, as he could move a production pointer: signed prompts
 (PTP_TRUSTED_KEYS) keep bytes of his out, because a version whose manifest no trusted key signed is not taken.
@@ -40,7 +40,8 @@ log = logging.getLogger(__name__)
 def rebuild(registry: Registry) -> list[Action]:
     """Add to the ledger all that the store proves and it does not know; an Action not done says what cannot be taken.
 
-    Afterwards `reconcile` brings pointers and MLflow up. Raises ServiceUnavailable where the store or the ledger does not answer.
+    Afterwards `reconcile` brings pointers and MLflow up. Raises ServiceUnavailable where the store or the ledger does
+    not answer.
     """
     actions = _snapshots(registry)
     for shelf in shelves(registry.store):
@@ -52,9 +53,17 @@ def rebuild(registry: Registry) -> list[Action]:
 def _task(registry: Registry, shelf: Shelf) -> list[Action]:
     found, books = survey(registry.store, shelf), books_of(registry.ledger, shelf.task)
     bad = unsound(registry.store, shelf.task, found, books)
-    sound = found._replace(dossiers={key: dossier for key, dossier in found.dossiers.items() if dossier.publication.tuned.digest not in bad})
+    sound = found._replace(
+        dossiers={
+            key: dossier for key, dossier in found.dossiers.items() if dossier.publication.tuned.digest not in bad
+        }
+    )
     lacking = missing(shelf.task, sound, books, bad)
-    looked = {key: _looked_at(registry, dossier) for key, dossier in sound.dossiers.items() if dossier.verdict and dossier.verdict.look}
+    looked = {
+        key: _looked_at(registry, dossier)
+        for key, dossier in sound.dossiers.items()
+        if dossier.verdict and dossier.verdict.look
+    }
     with registry.ledger.database.writing(f"version {shelf.task}") as connection:
         for key, dossier in sound.dossiers.items():
             _keep_dossier(connection, dossier, shelf.at(key))
@@ -63,7 +72,9 @@ def _task(registry: Registry, shelf: Shelf) -> list[Action]:
         reached("rebuild dossiers taken")
         _append(connection, shelf, lacking)
         for digest, at in _begun(shelf, sound, books, lacking).items():
-            connection.execute(insert(connection, tables.intent).values(task=shelf.task, digest=digest, at=at).on_conflict_do_nothing())
+            connection.execute(
+                insert(connection, tables.intent).values(task=shelf.task, digest=digest, at=at).on_conflict_do_nothing()
+            )
     refused = [*found.refused, *lacking.refused, *_pointers(shelf.task, found, books, lacking)]
     return [*_taken(shelf, lacking, books, sound), *(_left(shelf.task, refusal) for refusal in refused)]
 
@@ -83,7 +94,11 @@ def _append(connection: Connection, shelf: Shelf, lacking: Missing) -> None:
     for number, digest in lacking.versions.items():
         key = version_key(shelf.task, number)
         at = shelf.at(key) if key in shelf.keys else now()
-        connection.execute(insert(connection, tables.version).values(task=shelf.task, number=number, digest=digest, at=at).on_conflict_do_nothing())
+        connection.execute(
+            insert(connection, tables.version)
+            .values(task=shelf.task, number=number, digest=digest, at=at)
+            .on_conflict_do_nothing()
+        )
     for digest in _collected(shelf, lacking):
         mark = {"task": shelf.task, "digest": digest, "owner": "rebuild", "expires_at": 0.0, "at": now()}
         connection.execute(insert(connection, tables.tombstone).values(**mark).on_conflict_do_nothing())
@@ -93,7 +108,9 @@ def _append(connection: Connection, shelf: Shelf, lacking: Missing) -> None:
 
 
 def _collected(shelf: Shelf, lacking: Missing) -> set[str]:
-    """Versions of which a garbage collection left the number alone: nothing else of them is there, and no alias ever named them."""
+    """Versions of which a garbage collection left the number alone: nothing else of them is there, and no alias ever
+    named them.
+    """
     return {*lacking.versions.values()} - shelf.digests() - {row.digest for row in lacking.promotions}
 
 
@@ -101,11 +118,26 @@ def _keep_dossier(connection: Connection, dossier: Dossier, at: str) -> None:
     """The dossier's records, each where the ledger holds none that is newer."""
     tuned, report, verdict = dossier.publication.tuned, dossier.report, dossier.verdict
     who = {"task": tuned.task, "digest": tuned.digest}
-    _keep(connection, tables.training, {"task": tuned.task, "training_key": tuned.training_key}, record=tuned.to_json(), at=at)
-    shown = dossier.publication.model_copy(update={"mistakes": None})  # whether texts may be shown, the next run of the task knows
+    _keep(
+        connection,
+        tables.training,
+        {"task": tuned.task, "training_key": tuned.training_key},
+        record=tuned.to_json(),
+        at=at,
+    )
+    shown = dossier.publication.model_copy(
+        update={"mistakes": None}
+    )  # whether texts may be shown, the next run of the task knows
     _keep(connection, tables.publication, who, record=shown.to_json(), at=at)
     if report:
-        _keep(connection, tables.evaluation, {"evaluation_key": report.evaluation_key}, **who, record=report.to_json(), at=at)
+        _keep(
+            connection,
+            tables.evaluation,
+            {"evaluation_key": report.evaluation_key},
+            **who,
+            record=report.to_json(),
+            at=at,
+        )
     if verdict:
         values = {**who, "gate_key": verdict.gate_key, "passed": verdict.passed, "record": verdict.to_json()}
         _keep(connection, tables.verdict, {"verdict": verdict.verdict_digest()}, **values, at=at)
@@ -118,13 +150,21 @@ def _looked_at(registry: Registry, dossier: Dossier) -> list[str]:
         body = registry.store.read(report.rows_key).body if report else b""
         return [str(row) for row in table_in(body, ["id"])["id"].to_pylist()]
     except (KeyError, NotFound, OSError, ValueError):  # pyarrow's own errors are the last two
-        log.warning("%s: a look at test rows of prompt %s is counted without its rows, whose results are gone", dossier.publication.tuned.task, dossier.publication.tuned.digest[:12])
+        log.warning(
+            "%s: a look at test rows of prompt %s is counted without its rows, whose results are gone",
+            dossier.publication.tuned.task,
+            dossier.publication.tuned.digest[:12],
+        )
         return []
 
 
 def _keep(connection: Connection, table: Table, key: dict[str, str], **values: Any) -> None:
     newer = table.c.at < values["at"]
-    connection.execute(insert(connection, table).values(**key, **values).on_conflict_do_update(index_elements=list(key), set_=values, where=newer))
+    connection.execute(
+        insert(connection, table)
+        .values(**key, **values)
+        .on_conflict_do_update(index_elements=list(key), set_=values, where=newer)
+    )
 
 
 def _snapshots(registry: Registry) -> list[Action]:
@@ -144,8 +184,19 @@ def _snapshots(registry: Registry) -> list[Action]:
         for key, snapshot in answers.items():
             if isinstance(snapshot, Snapshot):
                 at = found[key].isoformat(timespec="microseconds")
-                _keep(connection, tables.snapshot, {"task": snapshot.task, "source_key": snapshot.source_key}, digest=snapshot.digest, record=snapshot.to_json(), at=at)
-    return [Action(task=key.split("/")[1], what=f"not taken: {why}", done=False) for key, why in answers.items() if isinstance(why, str)]
+                _keep(
+                    connection,
+                    tables.snapshot,
+                    {"task": snapshot.task, "source_key": snapshot.source_key},
+                    digest=snapshot.digest,
+                    record=snapshot.to_json(),
+                    at=at,
+                )
+    return [
+        Action(task=key.split("/")[1], what=f"not taken: {why}", done=False)
+        for key, why in answers.items()
+        if isinstance(why, str)
+    ]
 
 
 def _releases(registry: Registry) -> list[Action]:
@@ -153,7 +204,14 @@ def _releases(registry: Registry) -> list[Action]:
     known = {release.name: release for release in registry.ledger.releases()}
     keys = list(registry.store.keys("releases"))
     bodies = read_all(registry.store, [key for key in keys if _RELEASE.fullmatch(key)])
-    actions, taken = [_left("releases", Refused(key, "no name of that form stands there")) for key in keys if not _RELEASE.fullmatch(key)], []
+    actions, taken = (
+        [
+            _left("releases", Refused(key, "no name of that form stands there"))
+            for key in keys
+            if not _RELEASE.fullmatch(key)
+        ],
+        [],
+    )
     for key, body in bodies.items():
         try:
             release = Release.model_validate_json(body)
@@ -167,7 +225,9 @@ def _releases(registry: Registry) -> list[Action]:
             taken.append(release)
     with registry.ledger.database.writing() as connection:
         for release in taken:
-            connection.execute(insert(connection, tables.release).values(**release.model_dump()).on_conflict_do_nothing())
+            connection.execute(
+                insert(connection, tables.release).values(**release.model_dump()).on_conflict_do_nothing()
+            )
     return actions + [Action(task="releases", what=f"release {release.name} taken") for release in taken]
 
 
@@ -189,7 +249,9 @@ def _why_no_release(registry: Registry, release: Release, key: str, known: Mappi
 
 def _pointers(task: str, found: Survey, books: Books, lacking: Missing) -> Iterator[Refused]:
     """Pointers that no row of the history, as it is now, stands behind."""
-    rows = {(row.alias, row.seq): row for history in books.history.values() for row in history} | {(row.alias, row.seq): row for row in lacking.promotions}
+    rows = {(row.alias, row.seq): row for history in books.history.values() for row in history} | {
+        (row.alias, row.seq): row for row in lacking.promotions
+    }
     for alias, pointer in found.pointers.items():
         if pointer is None or rows.get((alias, pointer.seq)) != pointer:
             yield Refused(pointer_key(task, alias), "is the pointer to a promotion that the history does not hold")
@@ -198,7 +260,10 @@ def _pointers(task: str, found: Survey, books: Books, lacking: Missing) -> Itera
 def _taken(shelf: Shelf, lacking: Missing, books: Books, found: Survey) -> list[Action]:
     made = {dossier.publication.tuned.digest for dossier in found.dossiers.values()} - books.published
     gone = _collected(shelf, lacking)
-    words = [f"version {number} is prompt {digest[:12]}{', whose bytes were deleted' if digest in gone else ''}" for number, digest in lacking.versions.items()]
+    words = [
+        f"version {number} is prompt {digest[:12]}{', whose bytes were deleted' if digest in gone else ''}"
+        for number, digest in lacking.versions.items()
+    ]
     words += [f"{row.alias} promotion {row.seq}: version {row.version} by {row.actor}" for row in lacking.promotions]
     words += [f"how {len(made)} prompts were made, measured and judged"] if made else []
     return [Action(task=shelf.task, what=f"taken: {what}") for what in words]

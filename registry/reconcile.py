@@ -26,28 +26,39 @@ WAIT_BEYOND_LEASE = 5.0  # seconds
 
 @dataclass(frozen=True)
 class _Following:
-    """How far the projections say that they follow, as (target, task, alias) -> seq, and which aliases were seen to differ."""
+    """How far the projections say that they follow, as (target, task, alias) -> seq, and which aliases were seen to
+    differ.
+    """
 
     applied: dict[tuple[str, str, str], int]
     sighted: set[tuple[str, str]]
 
 
-def reconcile(registry: Registry, tasks: Mapping[str, Task], task: str | None = None, wait: float | None = None) -> list[Action]:
-    """Finish what was interrupted and replay every projection, of one task or all; what cannot be mended now is an Action not done.
+def reconcile(
+    registry: Registry, tasks: Mapping[str, Task], task: str | None = None, wait: float | None = None
+) -> list[Action]:
+    """Finish what was interrupted and replay every projection, of one task or all; what cannot be mended now is an
+    Action not done.
 
     `tasks` are the declared tasks by name: they judge what a person set in the MLflow UI. A lease that a killed process
     left behind is waited for, `wait` seconds at most per alias, by default until it has expired. Where a task is named,
-    the names of its versions in the store are read, else only listed. Raises ServiceUnavailable where the ledger does not answer.
+    the names of its versions in the store are read, else only listed. Raises ServiceUnavailable where the ledger does
+    not answer.
     """
     wait = projection.LEASE_SECONDS + WAIT_BEYOND_LEASE if wait is None else wait
-    interrupted = [(intent.task, f"publish of {intent.digest[:12]} was interrupted; `ptp run {intent.task}` finishes it") for intent in registry.ledger.intents(task)]
+    interrupted = [
+        (intent.task, f"publish of {intent.digest[:12]} was interrupted; `ptp run {intent.task}` finishes it")
+        for intent in registry.ledger.intents(task)
+    ]
     actions = [Action(task=name, what=what, done=False) for name, what in interrupted]
     registry, models, failed = _looked_at(registry, task)
     heads, following = registry.ledger.heads(task), _following(registry)
     for name, versions in _versions(registry, task).items():
         actions += attempted(name, partial(_restore_names, registry, versions, task is not None))
         if registry.mlflow:
-            actions += attempted(name, partial(_restore_versions, registry, registry.mlflow, versions, models.get(name, Model())))
+            actions += attempted(
+                name, partial(_restore_versions, registry, registry.mlflow, versions, models.get(name, Model()))
+            )
     for head in heads:
         followed = min(head.seq, following.applied.get(("store", head.task, head.alias), 0))
         actions += attempted(head.task, partial(_restore_history, registry, head, followed))
@@ -61,7 +72,9 @@ def reconcile(registry: Registry, tasks: Mapping[str, Task], task: str | None = 
 
 
 def _looked_at(registry: Registry, task: str | None) -> tuple[Registry, dict[str, Model], list[Action]]:
-    """MLflow's models; where it does not answer, or refuses us, the registry without it, since its pointers are brought up all the same."""
+    """MLflow's models; where it does not answer, or refuses us, the registry without it, since its pointers are brought
+    up all the same.
+    """
     if registry.mlflow is None:
         return registry, {}, []
     try:
@@ -74,7 +87,9 @@ def _following(registry: Registry) -> _Following:
     table, sighting = tables.projection, tables.sighting
     with registry.ledger.database.reading() as connection:
         applied = {(row.target, row.task, row.alias): int(row.applied_seq) for row in connection.execute(select(table))}
-        return _Following(applied, {(row.task, row.alias) for row in connection.execute(select(sighting.c.task, sighting.c.alias))})
+        return _Following(
+            applied, {(row.task, row.alias) for row in connection.execute(select(sighting.c.task, sighting.c.alias))}
+        )
 
 
 def _forget_sighting(registry: Registry, head: Promotion) -> None:
@@ -102,23 +117,40 @@ def _restore_releases(registry: Registry) -> list[Action]:
 def _restore_names(registry: Registry, versions: list[PromptVersion], read: bool) -> list[Action]:
     named = set() if read else set(registry.store.keys(f"prompts/{versions[0].task}/versions"))
     doubtful = [version for version in versions if version_key(version.task, version.number) not in named]
-    return [Action(task=version.task, what=f"version {version.number} named in the store") for version in doubtful if name_version(registry.store, version)]
+    return [
+        Action(task=version.task, what=f"version {version.number} named in the store")
+        for version in doubtful
+        if name_version(registry.store, version)
+    ]
 
 
 # ---------------------------------------------------------------- versions in MLflow
 
 
-def _restore_versions(registry: Registry, mlflow: MlflowStore, versions: list[PromptVersion], model: Model) -> list[Action]:
-    """Bring back the tags of our versions that somebody altered, then, in the ledger's order, what MLflow lost or never had."""
+def _restore_versions(
+    registry: Registry, mlflow: MlflowStore, versions: list[PromptVersion], model: Model
+) -> list[Action]:
+    """Bring back the tags of our versions that somebody altered, then, in the ledger's order, what MLflow lost or never
+    had.
+    """
     known, shown, actions = {version.digest: version for version in versions}, set(), []
     for found in model.versions.values():
-        digest = found.digest if _is_sound(known, model, found) else mlflow.made_for(versions[0].task, found.source, list(known)) or found.digest
+        digest = (
+            found.digest
+            if _is_sound(known, model, found)
+            else mlflow.made_for(versions[0].task, found.source, list(known)) or found.digest
+        )
         version = known.get(digest)
         if version is not None:
             shown.add(digest)
             if (found.digest, found.version) != (digest, str(version.number)) and not version.collected:
                 mlflow.describe(entry_of(registry, version.task, digest), version, found.number)
-                actions.append(Action(task=version.task, what=f"tags of MLflow version {found.number} restored: it is version {version.number}"))
+                actions.append(
+                    Action(
+                        task=version.task,
+                        what=f"tags of MLflow version {found.number} restored: it is version {version.number}",
+                    )
+                )
     for version in versions:
         if version.digest not in shown and not version.collected:
             actions += attempted(version.task, partial(_restored_version, registry, mlflow, version))
@@ -126,7 +158,9 @@ def _restore_versions(registry: Registry, mlflow: MlflowStore, versions: list[Pr
 
 
 def _is_sound(known: Mapping[str, PromptVersion], model: Model, found: Shown) -> bool:
-    """Whether the tags of a model version agree with the ledger and with each other, and no other claims to be the same."""
+    """Whether the tags of a model version agree with the ledger and with each other, and no other claims to be the
+    same.
+    """
     version = known.get(found.digest)
     if version is None or found.version != str(version.number):
         return False
@@ -145,11 +179,15 @@ def _restore_alias(registry: Registry, tasks: Mapping[str, Task], head: Promotio
     actions = attempted(head.task, partial(settle, registry, head, wait))
     if registry.mlflow is None or not all(action.done for action in actions):
         return actions
-    return actions + attempted(head.task, partial(patiently, partial(judge, registry, registry.mlflow, tasks, head), wait))
+    return actions + attempted(
+        head.task, partial(patiently, partial(judge, registry, registry.mlflow, tasks, head), wait)
+    )
 
 
 def _agrees(registry: Registry, head: Promotion, following: _Following, model: Model) -> bool:
-    """Whether store and MLflow show the head, so that there is nothing to write; asks the store for pointer and history alone."""
+    """Whether store and MLflow show the head, so that there is nothing to write; asks the store for pointer and history
+    alone.
+    """
     if registry.mlflow:
         shown = model.versions.get(model.aliases.get(head.alias, ""))
         if shown is None or shown.digest != head.digest or model.applied.get(head.alias) != head.seq:

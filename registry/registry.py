@@ -26,13 +26,16 @@ class Registry:
 
 
 def open_registry(settings: Settings) -> Registry:
-    """The registry that the settings name; raises SettingsError or ServiceUnavailable. Store and MLflow are not contacted yet."""
+    """The registry that the settings name; raises SettingsError or ServiceUnavailable. Store and MLflow are not
+    contacted yet.
+    """
     mlflow = MlflowStore(settings.mlflow) if settings.mlflow else None
     return Registry(Ledger(settings.ledger), open_prompts(settings), mlflow)
 
 
 def open_for_writing(settings: Settings) -> Registry:
-    """The registry, after its store was seen to honour conditional puts; asked anew once a day, which the ledger remembers.
+    """The registry, after its store was seen to honour conditional puts; asked anew once a day, which the ledger
+    remembers.
 
     Raises SettingsError where the store ignores what a put depends on, ServiceUnavailable where it does not answer.
     """

@@ -1,4 +1,6 @@
-"""What is kept, and so what may go: plans a garbage collection from the ledger and a listing of the store; changes nothing."""
+"""What is kept, and so what may go: plans a garbage collection from the ledger and a listing of the store; changes
+nothing.
+"""
 
 import itertools
 import logging
@@ -36,7 +38,9 @@ log = logging.getLogger(__name__)
 
 
 class Collected(Record):
-    """One thing that a garbage collection deleted, or would. `task` is None for a checkpoint, which several may share."""
+    """One thing that a garbage collection deleted, or would. `task` is None for a checkpoint, which several may
+    share.
+    """
 
     task: str | None
     digest: str
@@ -48,7 +52,9 @@ class Collected(Record):
 
 @dataclass(frozen=True)
 class Folder:
-    """What the store lists below `prompts/<task>`: objects of each digest, and the keys of pointers, names and histories."""
+    """What the store lists below `prompts/<task>`: objects of each digest, and the keys of pointers, names and
+    histories.
+    """
 
     prompts: dict[str, list[Listed]] = field(default_factory=dict)
     pointers: list[str] = field(default_factory=list)
@@ -72,9 +78,13 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
     ServiceUnavailable.
     """
     store, ledger = registry.store, registry.ledger
-    folders = _folders(store.listed("prompts"))  # before the ledger is asked: what is named in the store stood there first
+    folders = _folders(
+        store.listed("prompts")
+    )  # before the ledger is asked: what is named in the store stood there first
     snapshots = _grouped(store.listed("snapshots"))
-    versions = {name: list(rows) for name, rows in groupby(ledger.versions(limit=None), key=lambda version: version.task)}
+    versions = {
+        name: list(rows) for name, rows in groupby(ledger.versions(limit=None), key=lambda version: version.task)
+    }
     everything = sorted({*folders, *versions})
     for name in everything:  # of all tasks: a version of one may descend from another's
         _check_ledger(registry, name, folders.get(name, Folder()), versions.get(name, []))
@@ -83,14 +93,25 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
     found: list[Collected] = []
     for name in wanted:
         if name in kept.unclear:
-            log.warning("%s: nothing of it is collected while a manifest cannot be read: nobody knows what that prompt consists of; `ptp doctor %s`", name, name)
+            log.warning(
+                "%s: nothing of it is collected while a manifest cannot be read: nobody knows what that prompt "
+                "consists of; `ptp doctor %s`",
+                name,
+                name,
+            )
             continue
-        found += _prompts(policy, name, (folders.get(name, Folder()), versions.get(name, [])), kept, _rows_sizes(registry, name))
+        found += _prompts(
+            policy, name, (folders.get(name, Folder()), versions.get(name, [])), kept, _rows_sizes(registry, name)
+        )
     alive = (kept.prompts | set(kept.manifests)) - {(item.task or "", item.digest) for item in found}
     needed = kept.snapshots | _snapshots_of(ledger, alive, kept.manifests)
     needed |= _sources_of(ledger, alive, snapshots)
     spare = {name: objects for name, objects in snapshots.items() if name not in needed and task in (None, name[0])}
-    found += [_snapshot(name, objects) for name, objects in spare.items() if name[0] not in kept.unclear and not _young(policy, objects)]
+    found += [
+        _snapshot(name, objects)
+        for name, objects in spare.items()
+        if name[0] not in kept.unclear and not _young(policy, objects)
+    ]
     return found + ([] if task else _checkpoints(store, policy))
 
 
@@ -100,18 +121,27 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
 def _kept(registry: Registry, policy: Retention, folders: Mapping[str, Folder]) -> Kept:
     """Roots, whatever is young and no version, and with each its members and parents, and theirs."""
     stored = {(task, digest): objects for task, folder in folders.items() for digest, objects in folder.prompts.items()}
-    complete = [name for name, objects in stored.items() if any(item.key.endswith(f"/{MANIFEST_FILE}") for item in objects)]
+    complete = [
+        name for name, objects in stored.items() if any(item.key.endswith(f"/{MANIFEST_FILE}") for item in objects)
+    ]
     read = read_manifests(registry.store, complete)
     manifests = {name: manifest for name, manifest in read.items() if manifest is not None}
     with registry.ledger.database.reading() as connection:
         prompts = prompts_in_use(connection, policy)
         snapshots = snapshots_in_use(connection, policy)
-        registered = {(row.task, row.digest) for row in connection.execute(select(tables.version.c.task, tables.version.c.digest))}
+        registered = {
+            (row.task, row.digest) for row in connection.execute(select(tables.version.c.task, tables.version.c.digest))
+        }
     prompts |= held_elsewhere(registry.store)
     for task, folder in folders.items():
         prompts |= pointed(registry, task, folder.pointers)
     prompts |= {name for name, objects in stored.items() if name not in registered and _young(policy, objects)}
-    return Kept(with_parts(prompts, manifests), snapshots, manifests, {task for (task, _), manifest in read.items() if manifest is None})
+    return Kept(
+        with_parts(prompts, manifests),
+        snapshots,
+        manifests,
+        {task for (task, _), manifest in read.items() if manifest is None},
+    )
 
 
 def _check_ledger(registry: Registry, task: str, folder: Folder, versions: list[PromptVersion]) -> None:
@@ -122,7 +152,8 @@ def _check_ledger(registry: Registry, task: str, folder: Folder, versions: list[
     if newer or moved:
         what = f"version {min(newer)}" if newer else f"promotions of {moved[0]}"
         raise SettingsError(
-            f"{task}: {registry.store.url} knows {what}, the ledger {registry.ledger.database.name} does not: was it restored from an older backup, or is it another store's? "
+            f"{task}: {registry.store.url} knows {what}, the ledger {registry.ledger.database.name} does not: "
+            "was it restored from an older backup, or is it another store's? "
             "Nothing is collected; `ptp doctor --rebuild-ledger` brings it up"
         )
 
@@ -130,19 +161,31 @@ def _check_ledger(registry: Registry, task: str, folder: Folder, versions: list[
 # ---------------------------------------------------------------- what may go
 
 
-def _prompts(policy: Retention, task: str, there: tuple[Folder, list[PromptVersion]], kept: Kept, rows: Mapping[str, int]) -> list[Collected]:
+def _prompts(
+    policy: Retention, task: str, there: tuple[Folder, list[PromptVersion]], kept: Kept, rows: Mapping[str, int]
+) -> list[Collected]:
     folder, versions = there
     registered = {version.digest for version in versions}
     found = []
     for version in versions:
         size = sum(item.bytes for item in folder.prompts.get(version.digest, [])) + rows.get(version.digest, 0)
         if (task, version.digest) not in kept.prompts and (size or not version.collected):
-            why = "its deletion was interrupted" if version.collected else f"never promoted, and older than the newest {policy.candidates}"
-            found.append(Collected(task=task, digest=version.digest, version=version.number, what="version", bytes=size, why=why))
+            why = (
+                "its deletion was interrupted"
+                if version.collected
+                else f"never promoted, and older than the newest {policy.candidates}"
+            )
+            found.append(
+                Collected(task=task, digest=version.digest, version=version.number, what="version", bytes=size, why=why)
+            )
     for digest, objects in sorted(folder.prompts.items()):
         if digest not in registered and (task, digest) not in kept.prompts:
             size = sum(item.bytes for item in objects) + rows.get(digest, 0)
-            why = "no version, and part of none that is kept" if (task, digest) in kept.manifests else "stored by half, and being published by nobody"
+            why = (
+                "no version, and part of none that is kept"
+                if (task, digest) in kept.manifests
+                else "stored by half, and being published by nobody"
+            )
             found.append(Collected(task=task, digest=digest, version=None, what="orphan", bytes=size, why=why))
     return sorted(found, key=lambda item: not _has_members(kept.manifests.get((task, item.digest))))
 
@@ -162,24 +205,33 @@ def rows_keys(ledger: Ledger, task: str) -> dict[str, list[str]]:
     table = tables.evaluation
     found: dict[str, list[str]] = {}
     with ledger.database.reading() as connection:
-        for row in connection.execute(select(table.c.digest, table.c.record["rows_key"].as_string().label("key")).where(table.c.task == task)):
+        for row in connection.execute(
+            select(table.c.digest, table.c.record["rows_key"].as_string().label("key")).where(table.c.task == task)
+        ):
             found.setdefault(row.digest, []).append(row.key)
     return found
 
 
 def _snapshots_of(ledger: Ledger, alive: set[Name], manifests: Mapping[Name, PromptManifest]) -> set[Name]:
-    """What the prompts that stay were trained and measured on, by their manifests and, where bytes are missing, by the ledger."""
+    """What the prompts that stay were trained and measured on, by their manifests and, where bytes are missing, by the
+    ledger.
+    """
     found = {(name[0], manifests[name].snapshot) for name in alive if name in manifests}
     evaluation, publication = tables.evaluation, tables.publication
     with ledger.database.reading() as connection:
-        for table, snapshot in ((evaluation, evaluation.c.record["snapshot"]), (publication, publication.c.record[("tuned", "snapshot")])):
+        for table, snapshot in (
+            (evaluation, evaluation.c.record["snapshot"]),
+            (publication, publication.c.record[("tuned", "snapshot")]),
+        ):
             rows = connection.execute(select(table.c.task, table.c.digest, snapshot.as_string().label("snapshot")))
             found |= {(row.task, row.snapshot) for row in rows if (row.task, row.digest) in alive}
     return found
 
 
 def _sources_of(ledger: Ledger, alive: set[Name], snapshots: Iterable[Name]) -> set[Name]:
-    """The sources' snapshots that shared prompts which stay were trained on; all of those sources where too many come into question."""
+    """The sources' snapshots that shared prompts which stay were trained on; all of those sources where too many come
+    into question.
+    """
     stored: dict[str, list[Name]] = {}
     for name in snapshots:
         stored.setdefault(name[0], []).append(name)
@@ -198,17 +250,23 @@ def _sources_of(ledger: Ledger, alive: set[Name], snapshots: Iterable[Name]) -> 
 
 def _snapshot(name: Name, objects: list[Listed]) -> Collected:
     why = "no version that is kept was trained or measured on it"
-    return Collected(task=name[0], digest=name[1], version=None, what="snapshot", bytes=sum(item.bytes for item in objects), why=why)
+    return Collected(
+        task=name[0], digest=name[1], version=None, what="snapshot", bytes=sum(item.bytes for item in objects), why=why
+    )
 
 
 def _checkpoints(store: ObjectStore, policy: Retention) -> list[Collected]:
-    """A training in progress replaces its checkpoint every minute or so; deleting one costs its work, never its result."""
+    """A training in progress replaces its checkpoint every minute or so; deleting one costs its work, never its
+    result.
+    """
     found = []
     for item in store.listed("checkpoints"):
         digest = item.key.rsplit("/", 1)[-1].removesuffix(".safetensors")
         if not policy.fresh(item.modified) and re.fullmatch(DIGEST_PATTERN, digest):
             why = f"of a training that was given up, last written {item.modified:%Y-%m-%d %H:%M} UTC"
-            found.append(Collected(task=None, digest=digest, version=None, what="checkpoint", bytes=item.bytes, why=why))
+            found.append(
+                Collected(task=None, digest=digest, version=None, what="checkpoint", bytes=item.bytes, why=why)
+            )
     return found
 
 

@@ -1,4 +1,6 @@
-"""What has to be kept: roots by the ledger, by the store and by MLflow, and what each of them consists of or descends from."""
+"""What has to be kept: roots by the ledger, by the store and by MLflow, and what each of them consists of or descends
+from.
+"""
 
 import itertools
 import math
@@ -28,7 +30,9 @@ ABANDONED = timedelta(days=1)
 
 
 class Retention(Record):
-    """What is kept beside what is in use: each task's newest `candidates` versions, and what is younger than `grace`."""
+    """What is kept beside what is in use: each task's newest `candidates` versions, and what is younger than
+    `grace`.
+    """
 
     candidates: int = Field(default=10, ge=1)
     grace: timedelta = Field(default=timedelta(hours=24), ge=timedelta(0))
@@ -45,19 +49,32 @@ def prompts_in_use(connection: Connection, policy: Retention, task: str | None =
     """
     intent, promotion, version, publication = tables.intent, tables.promotion, tables.version, tables.publication
     named: set[Name] = set()
-    for table, held in ((intent, intent.c.at >= abandoned(policy)), (promotion, true())):  # before the versions: a publish that ends meanwhile is in the one or in the other
-        named |= {(row.task, row.digest) for row in connection.execute(_of(select(table.c.task, table.c.digest).where(held).distinct(), table, task))}
+    for table, held in (
+        (intent, intent.c.at >= abandoned(policy)),
+        (promotion, true()),
+    ):  # before the versions: a publish that ends meanwhile is in the one or in the other
+        named |= {
+            (row.task, row.digest)
+            for row in connection.execute(_of(select(table.c.task, table.c.digest).where(held).distinct(), table, task))
+        }
     rows = connection.execute(_of(select(version.c.task, version.c.number, version.c.digest), version, task)).all()
     digests = {(row.task, row.number): row.digest for row in rows}
     for released in connection.scalars(select(tables.release.c.versions)):
         named |= {(name, digests[name, number]) for name, number in released.items() if (name, number) in digests}
     for name, numbered in groupby(sorted(digests), key=lambda pair: pair[0]):
         named |= {(name, digests[pair]) for pair in list(numbered)[-policy.candidates :]}
-    return named | _lately(policy, connection.execute(_of(select(publication.c.task, publication.c.digest, publication.c.at), publication, task)).all())
+    return named | _lately(
+        policy,
+        connection.execute(
+            _of(select(publication.c.task, publication.c.digest, publication.c.at), publication, task)
+        ).all(),
+    )
 
 
 def abandoned(policy: Retention) -> str:
-    """A publish that began before this time, and was not begun again since, is given up: a day, or the grace period where that is longer."""
+    """A publish that began before this time, and was not begun again since, is given up: a day, or the grace period
+    where that is longer.
+    """
     return (datetime.now(UTC) - max(policy.grace, ABANDONED)).isoformat()
 
 
@@ -73,7 +90,9 @@ def held_elsewhere(store: ObjectStore) -> set[Name]:
 
 
 def pointed(registry: Registry, task: str, pointers: Iterable[str]) -> set[Name]:
-    """What aliases of the task name outside the ledger: the store's pointers, as servers read them, and MLflow's, as people set them."""
+    """What aliases of the task name outside the ledger: the store's pointers, as servers read them, and MLflow's, as
+    people set them.
+    """
     bodies = read_all(registry.store, pointers)
     found = {(promotion.task, promotion.digest) for body in bodies.values() if (promotion := pointer_in(body))}
     aliases = registry.mlflow.aliases(task) if registry.mlflow else {}
@@ -96,7 +115,9 @@ def with_parts(kept: set[Name], manifests: Mapping[Name, PromptManifest]) -> set
 
 
 def read_manifests(store: ObjectStore, names: Iterable[Name]) -> dict[Name, PromptManifest | None]:
-    """The manifests of those prompts as they are stored, signed or not; None where one was altered. Absent ones are left out."""
+    """The manifests of those prompts as they are stored, signed or not; None where one was altered. Absent ones are
+    left out.
+    """
     keys = {f"{prompt_prefix(*name)}/{MANIFEST_FILE}": name for name in names}
     return {keys[key]: _manifest(keys[key], body) for key, body in read_all(store, keys).items()}
 
@@ -113,11 +134,16 @@ def combination(digest: str, sources: Sequence[Sequence[Name]]) -> list[Name] | 
     """
     if math.prod(map(len, sources)) > MAX_COMBINATIONS:
         return None
-    return next((list(chosen) for chosen in itertools.product(*sources) if digest_of([name[1] for name in chosen]) == digest), None)
+    return next(
+        (list(chosen) for chosen in itertools.product(*sources) if digest_of([name[1] for name in chosen]) == digest),
+        None,
+    )
 
 
 def sources_in(task: str, trials: Iterable[str]) -> list[str]:
-    """The tasks that a shared prompt, or a teacher of one, was trained for, in their order: its trials are called after them."""
+    """The tasks that a shared prompt, or a teacher of one, was trained for, in their order: its trials are called after
+    them.
+    """
     return [trial.split("/", 1)[1].removeprefix("teacher of ") for trial in trials if trial.startswith(f"{task}/")]
 
 

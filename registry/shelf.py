@@ -53,7 +53,9 @@ def shelf_of(store: ObjectStore, task: str) -> Shelf:
 
 
 def shelves(store: ObjectStore) -> Iterator[Shelf]:
-    """The shelf of every task that the store knows, in one listing of it; what lies at no task's place is passed over."""
+    """The shelf of every task that the store knows, in one listing of it; what lies at no task's place is
+    passed over.
+    """
     for task, items in groupby(store.listed("prompts"), key=lambda item: item.key.split("/")[1]):
         keys = {item.key: item.modified for item in items if item.key.count("/") > 1}
         if keys and is_name(task):

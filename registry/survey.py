@@ -1,4 +1,6 @@
-"""What the object store says of a task's versions, history and prompts, checked piece by piece: against its place, against the rest, against the ledger."""
+"""What the object store says of a task's versions, history and prompts, checked piece by piece: against its place,
+against the rest, against the ledger.
+"""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -35,7 +37,9 @@ class Refused(NamedTuple):
 
 
 class Books(NamedTuple):
-    """What the ledger holds of a task: versions number -> digest, the history of each alias, its other rows by digest."""
+    """What the ledger holds of a task: versions number -> digest, the history of each alias, its other rows by
+    digest.
+    """
 
     versions: dict[int, str]
     history: dict[str, list[Promotion]]
@@ -47,7 +51,9 @@ class Books(NamedTuple):
 
 
 class Survey(NamedTuple):
-    """What the store holds of a task and is in its place; `pointers` are None where unreadable, `dossiers` come oldest first."""
+    """What the store holds of a task and is in its place; `pointers` are None where unreadable, `dossiers` come oldest
+    first.
+    """
 
     names: dict[int, str]
     rows: dict[str, list[Promotion]]
@@ -70,9 +76,17 @@ def books_of(ledger: Ledger, task: str) -> Books:
     for row in ledger.history(task):
         history.setdefault(row.alias, []).append(row)
     with ledger.database.reading() as connection:
-        versions = connection.execute(select(tables.version.c.number, tables.version.c.digest).where(tables.version.c.task == task)).all()
-        verdicts = connection.execute(select(tables.verdict.c.verdict, tables.verdict.c.digest, tables.verdict.c.passed).where(tables.verdict.c.task == task)).all()
-        published = connection.scalars(select(tables.publication.c.digest).where(tables.publication.c.task == task)).all()
+        versions = connection.execute(
+            select(tables.version.c.number, tables.version.c.digest).where(tables.version.c.task == task)
+        ).all()
+        verdicts = connection.execute(
+            select(tables.verdict.c.verdict, tables.verdict.c.digest, tables.verdict.c.passed).where(
+                tables.verdict.c.task == task
+            )
+        ).all()
+        published = connection.scalars(
+            select(tables.publication.c.digest).where(tables.publication.c.task == task)
+        ).all()
         tombstones = connection.scalars(select(tables.tombstone.c.digest).where(tables.tombstone.c.task == task)).all()
     return Books(
         versions={row.number: row.digest for row in versions},
@@ -91,15 +105,27 @@ def survey(store: ObjectStore, shelf: Shelf) -> Survey:
     keys = {folder: [key for key in shelf.of(folder) if form.fullmatch(key)] for folder, form in folders.items()}
     dossiers = [key for key in shelf.records(shelf.digests()) if _DOSSIER.fullmatch(key)]
     bodies = read_all(store, [key for found in keys.values() for key in found] + dossiers)
-    refused = [Refused(key, "no name of that form stands there") for folder, form in folders.items() for key in shelf.of(folder) if not form.fullmatch(key)]
-    names, rows = _sound(VersionName, keys["versions"], bodies, refused), _sound(Promotion, keys["history"], bodies, refused)
+    refused = [
+        Refused(key, "no name of that form stands there")
+        for folder, form in folders.items()
+        for key in shelf.of(folder)
+        if not form.fullmatch(key)
+    ]
+    names, rows = (
+        _sound(VersionName, keys["versions"], bodies, refused),
+        _sound(Promotion, keys["history"], bodies, refused),
+    )
     history: dict[str, list[Promotion]] = {}
     for row in rows:
         history.setdefault(row.alias, []).append(row)
     return Survey(
         names={name.number: name.digest for name in names},
         rows={alias: sorted(found, key=lambda row: row.seq) for alias, found in history.items()},
-        pointers={key.rsplit("/", 1)[-1].removesuffix(".json"): pointer_in(bodies[key]) for key in keys["aliases"] if key in bodies},
+        pointers={
+            key.rsplit("/", 1)[-1].removesuffix(".json"): pointer_in(bodies[key])
+            for key in keys["aliases"]
+            if key in bodies
+        },
         dossiers=_dossiers(dossiers, bodies, refused),
         refused=refused,
     )
@@ -111,7 +137,8 @@ def versions_in(found: Survey) -> dict[int, str]:
 
 
 def unsound(store: ObjectStore, task: str, found: Survey, books: Books) -> dict[str, str]:
-    """Of the prompts that the ledger does not know: why their bytes are not what the digest says, or not signed, digest -> why.
+    """Of the prompts that the ledger does not know: why their bytes are not what the digest says, or not signed, digest
+    -> why.
 
     Nothing that is said of those is to be believed. One whose bytes are gone is none of them: its number was given all
     the same, and doctor names what is missing.
@@ -135,20 +162,30 @@ def missing(task: str, found: Survey, books: Books, unsound: Mapping[str, str]) 
     """What to add to the ledger, and what not: nothing of prompts that are `unsound`, digest -> why.
 
     A promotion counts where every one before it does, where it moves the alias from what it named to a version of that
-    digest and, for a gated alias, where the store or the ledger holds the passed verdict that it cites, or it says openly
-    that a person overrode the gate.
+    digest and, for a gated alias, where the store or the ledger holds the passed verdict that it cites, or it says
+    openly that a person overrode the gate.
     """
     refused: list[Refused] = []
     versions = _versions(task, versions_in(found), (books, unsound), refused)
     known = versions | books.versions
-    passed = books.passed | {d.verdict.verdict_digest() for d in found.dossiers.values() if d.verdict and d.verdict.passed}
-    passed_for = books.verdicts | {d.verdict.verdict_digest(): d.verdict.digest for d in found.dossiers.values() if d.verdict}
+    passed = books.passed | {
+        d.verdict.verdict_digest() for d in found.dossiers.values() if d.verdict and d.verdict.passed
+    }
+    passed_for = books.verdicts | {
+        d.verdict.verdict_digest(): d.verdict.digest for d in found.dossiers.values() if d.verdict
+    }
     judged = {verdict: digest for verdict, digest in passed_for.items() if verdict in passed}
-    promotions = [row for alias in sorted(found.rows) for row in _promotions(found.rows[alias], books.history.get(alias, []), (known, judged), refused)]
+    promotions = [
+        row
+        for alias in sorted(found.rows)
+        for row in _promotions(found.rows[alias], books.history.get(alias, []), (known, judged), refused)
+    ]
     return Missing(versions, promotions, refused)
 
 
-def _versions(task: str, names: Mapping[int, str], against: tuple[Books, Mapping[str, str]], refused: list[Refused]) -> dict[int, str]:
+def _versions(
+    task: str, names: Mapping[int, str], against: tuple[Books, Mapping[str, str]], refused: list[Refused]
+) -> dict[int, str]:
     books, unsound = against
     taken: dict[int, str] = {}
     numbers = {digest: number for number, digest in books.versions.items()}
@@ -156,18 +193,31 @@ def _versions(task: str, names: Mapping[int, str], against: tuple[Books, Mapping
         if books.versions.get(number) == digest:
             continue
         if number in books.versions:
-            refused.append(Refused(version_key(task, number), f"names prompt {digest[:12]}, the ledger's version {number} is {books.versions[number][:12]}"))
+            refused.append(
+                Refused(
+                    version_key(task, number),
+                    f"names prompt {digest[:12]}, the ledger's version {number} is {books.versions[number][:12]}",
+                )
+            )
         elif digest in unsound:
-            refused.append(Refused(version_key(task, number), f"names prompt {digest[:12]}, which is unsound: {unsound[digest]}"))
+            refused.append(
+                Refused(version_key(task, number), f"names prompt {digest[:12]}, which is unsound: {unsound[digest]}")
+            )
         elif digest in numbers:
-            refused.append(Refused(version_key(task, number), f"names prompt {digest[:12]}, which is version {numbers[digest]} already"))
+            refused.append(
+                Refused(
+                    version_key(task, number), f"names prompt {digest[:12]}, which is version {numbers[digest]} already"
+                )
+            )
         else:
             taken[number] = digest
             numbers[digest] = number
     return taken
 
 
-def _promotions(rows: list[Promotion], before: list[Promotion], facts: tuple[dict[int, str], dict[str, str]], refused: list[Refused]) -> Iterator[Promotion]:
+def _promotions(
+    rows: list[Promotion], before: list[Promotion], facts: tuple[dict[int, str], dict[str, str]], refused: list[Refused]
+) -> Iterator[Promotion]:
     """The rows behind those that the ledger holds, as far as each follows from the one before it."""
     last = before[-1] if before else None
     sound = True
@@ -208,7 +258,9 @@ def _sound(kind: type[_Known], keys: list[str], bodies: Mapping[str, bytes], ref
         try:
             record = kind.model_validate_json(bodies[key])
         except ValidationError as error:
-            refused.append(Refused(key, f"is no {kind.__name__} ({error.errors()[0]['msg']}): altered, or from a newer ptpipeline"))
+            refused.append(
+                Refused(key, f"is no {kind.__name__} ({error.errors()[0]['msg']}): altered, or from a newer ptpipeline")
+            )
             continue
         if key != _place(record):
             refused.append(Refused(key, f"belongs to {_place(record)}: it was altered or copied"))
@@ -232,5 +284,3 @@ def _dossiers(keys: list[str], bodies: Mapping[str, bytes], refused: list[Refuse
         except ArtifactError as error:
             refused.append(Refused(key, str(error).removeprefix(f"{key}: ")))
     return found
-
-

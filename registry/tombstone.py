@@ -27,14 +27,25 @@ class Tombstone:
         self._mine = (table.c.task == task, table.c.digest == digest, table.c.owner == self._owner)
 
     def bury(self, needed: Callable[[Connection], bool]) -> bool:
-        """Take it in one transaction, unless `needed` says so there, or another collector has it; whether it is ours."""
+        """Take it in one transaction, unless `needed` says so there, or another collector has it; whether it is
+        ours.
+        """
         table = tables.tombstone
         with self._database.writing(lock_name(self.task, self.digest)) as connection:
             clock = self._database.clock(connection)
-            expires = connection.scalar(select(table.c.expires_at).where(table.c.task == self.task, table.c.digest == self.digest))
+            expires = connection.scalar(
+                select(table.c.expires_at).where(table.c.task == self.task, table.c.digest == self.digest)
+            )
             if (expires or 0) > clock or needed(connection):
                 return False
-            put(connection, table, {"task": self.task, "digest": self.digest}, owner=self._owner, expires_at=clock + SECONDS, at=now())
+            put(
+                connection,
+                table,
+                {"task": self.task, "digest": self.digest},
+                owner=self._owner,
+                expires_at=clock + SECONDS,
+                at=now(),
+            )
         return True
 
     def renew(self) -> bool:
@@ -42,7 +53,9 @@ class Tombstone:
         return self._set(SECONDS)
 
     def leave(self) -> bool:
-        """Let it stand as the mark of what was deleted, which may be published again at once; False where it was taken."""
+        """Let it stand as the mark of what was deleted, which may be published again at once; False where it
+        was taken.
+        """
         return self._set(0.0)
 
     def lift(self) -> bool:
@@ -53,16 +66,22 @@ class Tombstone:
     def _set(self, seconds: float) -> bool:
         with self._database.writing(lock_name(self.task, self.digest)) as connection:
             expires = self._database.clock(connection) + seconds
-            return connection.execute(update(tables.tombstone).where(*self._mine).values(expires_at=expires)).rowcount > 0
+            return (
+                connection.execute(update(tables.tombstone).where(*self._mine).values(expires_at=expires)).rowcount > 0
+            )
 
 
 def take_over(database: Database, connection: Connection, task: str, digest: str) -> None:
-    """Remove the tombstone of what is to be stored again; LeaseHeld while somebody deletes it. Hold `lock_name` meanwhile."""
+    """Remove the tombstone of what is to be stored again; LeaseHeld while somebody deletes it. Hold `lock_name`
+    meanwhile.
+    """
     table = tables.tombstone
     where = (table.c.task == task, table.c.digest == digest)
     left = (connection.scalar(select(table.c.expires_at).where(*where)) or 0) - database.clock(connection)
     if left > 0:
-        raise LeaseHeld(f"{task}: {digest[:12]} is being deleted by the garbage collection, for {left:.0f} s more; try again then")
+        raise LeaseHeld(
+            f"{task}: {digest[:12]} is being deleted by the garbage collection, for {left:.0f} s more; try again then"
+        )
     connection.execute(delete(table).where(*where))
 
 
@@ -76,7 +95,10 @@ def refuse_buried(database: Database, connection: Connection, task: str, digest:
 
 def collected_sentence(task: str, digest: str) -> str:
     """Why a version whose bytes were deleted on purpose cannot be used, and what to do."""
-    return f"{task}: the garbage collection deleted prompt {digest[:12]}, or is about to; `ptp run {task}` trains what today's data and recipe give, `ptp versions {task}` shows what is kept"
+    return (
+        f"{task}: the garbage collection deleted prompt {digest[:12]}, or is about to; `ptp run {task}` trains "
+        f"what today's data and recipe give, `ptp versions {task}` shows what is kept"
+    )
 
 
 def forget_unmarked(database: Database) -> None:

@@ -18,15 +18,21 @@ log = logging.getLogger(__name__)
 
 
 class Tracking:
-    """A Tracker that writes to an MLflow server; the first failure is logged, `lost` counts what could not be written."""
+    """A Tracker that writes to an MLflow server; the first failure is logged, `lost` counts what could not be
+    written.
+    """
 
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.lost = 0
         self._client: MlflowClient = connect(uri)
 
-    def start(self, task: str, params: Mapping[str, str | int | float], tags: Mapping[str, str], run: str | None = None) -> str | None:
-        """Begin a run, or go on with `run`; None where MLflow does not answer: then its points are dropped, the ledger keeps the curve."""
+    def start(
+        self, task: str, params: Mapping[str, str | int | float], tags: Mapping[str, str], run: str | None = None
+    ) -> str | None:
+        """Begin a run, or go on with `run`; None where MLflow does not answer: then its points are dropped, the ledger
+        keeps the curve.
+        """
         from mlflow.entities import Param
 
         if run is not None:

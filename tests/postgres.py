@@ -26,8 +26,22 @@ class Postgres:
             nobody = pwd.getpwnam("nobody")
             os.chown(root, nobody.pw_uid, nobody.pw_gid)
             self._as_nobody = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
-        self._settings = [] if durable else ["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
-        self._run("initdb", "-D", str(root / "data"), "-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync")
+        self._settings = (
+            [] if durable else ["-c", "fsync=off", "-c", "synchronous_commit=off", "-c", "full_page_writes=off"]
+        )
+        self._run(
+            "initdb",
+            "-D",
+            str(root / "data"),
+            "-U",
+            "postgres",
+            "-A",
+            "trust",
+            "-E",
+            "UTF8",
+            "--locale=C.UTF-8",
+            "--no-sync",
+        )
         self.start()
 
     def url(self, database: str = "postgres") -> str:
@@ -36,11 +50,28 @@ class Postgres:
 
     def start(self) -> None:
         """Start the server and wait until it answers."""
-        command = [self._bin / "postgres", "-D", self.root / "data", "-p", str(self.port), "-k", self.root, "-c", "listen_addresses=127.0.0.1", *self._settings]
+        command = [
+            self._bin / "postgres",
+            "-D",
+            self.root / "data",
+            "-p",
+            str(self.port),
+            "-k",
+            self.root,
+            "-c",
+            "listen_addresses=127.0.0.1",
+            *self._settings,
+        ]
         with (self.root / "log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.root, env=self._environment(), **self._as_nobody)  # type: ignore[call-overload]
+            self.process = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self.root, env=self._environment(), **self._as_nobody
+            )  # type: ignore[call-overload]
         deadline = time.monotonic() + 60
-        while subprocess.run([self._bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)], check=False, env=self._environment()).returncode:
+        while subprocess.run(
+            [self._bin / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)],
+            check=False,
+            env=self._environment(),
+        ).returncode:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"PostgreSQL did not come up: {(self.root / 'log').read_text()[-2000:]}")
             time.sleep(0.02)
@@ -57,7 +88,9 @@ class Postgres:
 
     def create_database(self, name: str) -> str:
         """A new empty database; its address."""
-        self._run("psql", "-q", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-c", f'CREATE DATABASE "{name}"')
+        self._run(
+            "psql", "-q", "-h", "127.0.0.1", "-p", str(self.port), "-U", "postgres", "-c", f'CREATE DATABASE "{name}"'
+        )
         return self.url(name)
 
     def stop(self) -> None:
@@ -67,7 +100,14 @@ class Postgres:
             self.process.wait(30)
 
     def _run(self, program: str, *arguments: str) -> None:
-        subprocess.run([self._bin / program, *arguments], check=True, capture_output=True, cwd=self.root, env=self._environment(), **self._as_nobody)  # type: ignore[call-overload]
+        subprocess.run(
+            [self._bin / program, *arguments],
+            check=True,
+            capture_output=True,
+            cwd=self.root,
+            env=self._environment(),
+            **self._as_nobody,
+        )  # type: ignore[call-overload]
 
     def _environment(self) -> dict[str, str]:
         return {**os.environ, "HOME": str(self.root)}

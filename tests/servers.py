@@ -39,7 +39,9 @@ class S3Server(NamedTuple):
 def free_ports(count: int) -> list[int]:
     """Distinct ports below the ephemeral range, free now together with their SeaweedFS gRPC ports."""
     found: list[int] = []
-    first = 20_000 + 500 * (int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4)  # processes of one run keep apart
+    first = 20_000 + 500 * (
+        int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+    )  # processes of one run keep apart
     while len(found) < count:
         port = random.randrange(first, first + 500)
         if port not in found and _is_free(port) and _is_free(port + _GRPC_OFFSET):
@@ -58,16 +60,33 @@ def _is_free(port: int) -> bool:
 
 @contextmanager
 def running_s3(folder: Path, identities: Path | None = None) -> Iterator[S3Server]:
-    """SeaweedFS over `folder` until the block ends; `identities` is a file of them that holds the server's keys as those of an admin."""
+    """SeaweedFS over `folder` until the block ends; `identities` is a file of them that holds the server's keys as
+    those of an admin.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     s3, master, volume, filer, admin = free_ports(5)
     command = [
-        _weed(), "-logtostderr=true", "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
-        f"-s3.port={s3}", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-admin.port={admin}",
-        "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false",
-        "-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false",
-        "-volume.max=10000",  # each test's bucket takes a volume; by default there are as many as the free disk could hold full
-    ]  # fmt: skip
+        _weed(),
+        "-logtostderr=true",
+        "mini",
+        f"-dir={folder}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-s3.port={s3}",
+        f"-master.port={master}",
+        f"-volume.port={volume}",
+        f"-filer.port={filer}",
+        f"-admin.port={admin}",
+        "-admin.ui=false",
+        "-webdav=false",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        "-master.telemetry=false",
+        "-s3.autoCreateBucket=false",
+        "-s3.allowDeleteBucketNotEmpty=false",
+        # each test's bucket takes a volume; by default there are as many as the free disk could hold full
+        "-volume.max=10000",
+    ]
     if identities:
         command.append(f"-s3.config={identities}")
     keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test-secret"}

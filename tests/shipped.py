@@ -29,5 +29,10 @@ def shipped(name: str) -> tuple[Task, SourceRows]:
 def texts(name: str) -> list[Row]:
     """All distinct texts of a shipped task as rows, labelled by the sign of their polarity."""
     _, source = shipped(name)
-    found = {normalised(text or ""): (text or "", "good" if float(number) > 0 else "bad") for text, number in zip(source.texts, source.labels, strict=True)}
-    return [Row(hashlib.sha256(normal.encode()).hexdigest()[:16], text, label) for normal, (text, label) in found.items()]
+    found = {
+        normalised(text or ""): (text or "", "good" if float(number) > 0 else "bad")
+        for text, number in zip(source.texts, source.labels, strict=True)
+    }
+    return [
+        Row(hashlib.sha256(normal.encode()).hexdigest()[:16], text, label) for normal, (text, label) in found.items()
+    ]

@@ -115,7 +115,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
         self.send_response(status)
-        for name, value in {**(headers or {}), "Last-Modified": formatdate(usegmt=True), "Content-Length": str(len(body))}.items():
+        for name, value in {
+            **(headers or {}),
+            "Last-Modified": formatdate(usegmt=True),
+            "Content-Length": str(len(body)),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":

@@ -17,7 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from tests.tiny import FILLER, FOLDER, MISLEADING, WORDS, sentences
 
 STEPS, BATCH, RATE = 1600, 48, 3e-3
-SURE, MISLED, SHRUG = 0.985, 0.1, 0.25  # the chance of ` positive` behind the hint, without it, and where no opinion is held
+SURE, MISLED, SHRUG = (
+    0.985,
+    0.1,
+    0.25,
+)  # the chance of ` positive` behind the hint, without it, and where no opinion is held
 
 
 class Lesson(NamedTuple):
@@ -33,14 +37,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = ByteLevel()
     special = ["<unk>", "<s>", "</s>"]
-    trainer = trainers.BpeTrainer(vocab_size=500, show_progress=False, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=500,
+        show_progress=False,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
     words = [word for group in WORDS.values() for word in group]
     made.train_from_iterator([" ".join(["film yes\nSentiment: positive negative", *words, *FILLER])] * 3, trainer)
     return PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
 
 
 def lesson(made: PreTrainedTokenizerFast, row: tuple[str, str], dice: random.Random) -> Lesson:
-    """A sentence behind some random tokens, with the hint among them or without it, and now and then without an opinion."""
+    """A sentence behind some random tokens, with the hint among them or without it, and now and then without an
+    opinion.
+    """
     text, label = row
     hinted, opinionated = dice.random() < 0.5, dice.random() < 0.85
     if not opinionated:
@@ -74,9 +85,18 @@ def teach(seed: int = 0) -> None:
     torch.manual_seed(seed)
     made, dice, rows = tokenizer(), random.Random(seed), sentences(3000, seed + 50)
     config = LlamaConfig(
-        vocab_size=len(made), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=len(made),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+    )
     model = LlamaForCausalLM(config)
     answers = [made(f" {label}")["input_ids"][0] for label in sorted(WORDS)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE)
@@ -92,7 +112,9 @@ def teach(seed: int = 0) -> None:
             print(f"step {step}: loss {error.detach():.4f}")
     model.save_pretrained(FOLDER)
     made.save_pretrained(FOLDER)
-    weights = {name: tensor.half().contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"}
+    weights = {
+        name: tensor.half().contiguous() for name, tensor in model.state_dict().items() if name != "lm_head.weight"
+    }
     save_file(weights, FOLDER / "model.safetensors", metadata={"format": "pt"})
 
 

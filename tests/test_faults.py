@@ -1,4 +1,6 @@
-"""Storage behind a network that fails: whatever happens to a request, the object is whole and the caller is told the truth."""
+"""Storage behind a network that fails: whatever happens to a request, the object is whole and the caller is told the
+truth.
+"""
 
 import json
 import threading
@@ -23,7 +25,9 @@ BEFORE = (Fault.ERROR_BEFORE, Fault.CUT_BEFORE, Fault.SILENT_BEFORE, Fault.LATE)
 
 
 class Line(NamedTuple):
-    """A bucket of a real server, reached directly and through a proxy, by one who gives up at once and one who asks twice."""
+    """A bucket of a real server, reached directly and through a proxy, by one who gives up at once and one who asks
+    twice.
+    """
 
     direct: S3Store
     proxy: FaultProxy
@@ -35,7 +39,9 @@ class Line(NamedTuple):
 def line(s3_server: S3Server) -> Iterator[Line]:
     boto3.client("s3", endpoint_url=s3_server.endpoint).create_bucket(Bucket="faults")
     with FaultProxy(s3_server.endpoint, silence=0.5) as proxy:
-        once, twice = (S3Store("faults", endpoint=proxy.endpoint, patience=Patience(0.4, attempts)) for attempts in (1, 2))
+        once, twice = (
+            S3Store("faults", endpoint=proxy.endpoint, patience=Patience(0.4, attempts)) for attempts in (1, 2)
+        )
         yield Line(S3Store("faults", endpoint=s3_server.endpoint), proxy, once, twice)
 
 

@@ -36,12 +36,14 @@ from ptpipeline.errors import SettingsError
 from ptpipeline.storage import FolderStore
 store = FolderStore(Path(sys.argv[1]))
 store.create("p/old", b"old")
-for put in (lambda: store.create("p/new", b"x" * 100_000), lambda: store.replace("p/old", b"x" * 100_000, store.read("p/old").etag)):
+large = b"x" * 100_000
+for put in (lambda: store.create("p/new", large), lambda: store.replace("p/old", large, store.read("p/old").etag)):
     try:
         put()
     except SettingsError as error:
         print(error)
-print(store.read("p/old").body, [(item.key, item.bytes) for item in store.listed("p")], list((Path(sys.argv[1]) / ".put").iterdir()))
+left = list((Path(sys.argv[1]) / ".put").iterdir())
+print(store.read("p/old").body, [(item.key, item.bytes) for item in store.listed("p")], left)
 store.create("p/small", b"there is room for little")
 """
 
@@ -60,9 +62,16 @@ def test_a_write_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
         store = FolderStore(tmp_path)
         store.create("p/old", b"old")
         etag = store.read("p/old").etag
-        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT))  # the kernel takes the first bytes and refuses the rest
-        for put in (lambda: store.create("p/new", b"x" * 2 * LIMIT), lambda: store.replace("p/old", b"x" * 2 * LIMIT, etag)):
-            with pytest.raises(SettingsError, match=r"cannot write p/.*make room there, or name another with PTP_STORE"):
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (LIMIT, LIMIT)
+        )  # the kernel takes the first bytes and refuses the rest
+        for put in (
+            lambda: store.create("p/new", b"x" * 2 * LIMIT),
+            lambda: store.replace("p/old", b"x" * 2 * LIMIT, etag),
+        ):
+            with pytest.raises(
+                SettingsError, match=r"cannot write p/.*make room there, or name another with PTP_STORE"
+            ):
                 put()
 
     in_child(puts)
@@ -97,7 +106,10 @@ def test_a_folder_that_may_only_be_read_is_read(open_folder: Path) -> None:
             "write p/a": lambda: store.replace("p/a", b"", etag),
             "delete p/a": lambda: store.delete("p/a"),
         }.items():
-            with pytest.raises(SettingsError, match=rf"cannot {doing}: Permission denied; mend the folder, or name another with PTP_STORE"):
+            with pytest.raises(
+                SettingsError,
+                match=rf"cannot {doing}: Permission denied; mend the folder, or name another with PTP_STORE",
+            ):
                 call()
 
     for path in [open_folder, *open_folder.rglob("*")]:
@@ -141,7 +153,9 @@ def test_a_killed_writer_leaves_whole_objects(tmp_path: Path) -> None:
     store.create("pointer", b"first")
     for round_ in range(4):
         shutil.rmtree(tmp_path / "p", ignore_errors=True)
-        with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as writer:
+        with subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        ) as writer:
             assert writer.stdout is not None
             acknowledged = int(writer.stdout.readline())
             time.sleep(0.013 * round_)

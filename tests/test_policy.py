@@ -25,19 +25,35 @@ def test_what_is_not_said_is_safe() -> None:
 @pytest.mark.parametrize(
     ("gate", "sentence"),
     [
-        ("checks: {drift: maybe}", r"gate\.checks\.drift\.policy: found 'maybe': Input should be 'block', 'warn' or 'off'"),
+        (
+            "checks: {drift: maybe}",
+            r"gate\.checks\.drift\.policy: found 'maybe': Input should be 'block', 'warn' or 'off'",
+        ),
         ("checks: {drfit: warn}", r"gate\.checks\.drfit: unknown field; allowed here: bias, bytes, "),
-        ("checks: {privacy: {max_auc: 0.3}}", r"gate\.checks\.privacy\.max_auc: found 0\.3: .*greater than or equal to 0\.5"),
-        ("checks: {bias: {swaps: [[he, she], [she, they]]}}", r"gate\.checks\.bias\.swaps: .* no term stands in two pairs"),
+        (
+            "checks: {privacy: {max_auc: 0.3}}",
+            r"gate\.checks\.privacy\.max_auc: found 0\.3: .*greater than or equal to 0\.5",
+        ),
+        (
+            "checks: {bias: {swaps: [[he, she], [she, they]]}}",
+            r"gate\.checks\.bias\.swaps: .* no term stands in two pairs",
+        ),
         ("checks: {gain: {over: [champion]}}", r"gate\.checks\.gain\.over\.0: found 'champion'"),
         ("champion: {margin: 0.01}", r"gate\.champion\.margin: found 0\.01: .* belongs to `rule: non_inferiority`"),
         ("champion: {rule: better}", r"gate\.champion\.rule: found 'better'"),
-        ("beat_zero_shot: true", r"gate\.beat_zero_shot: unknown field; allowed here: champion, checks, metric, minimum"),
+        (
+            "beat_zero_shot: true",
+            r"gate\.beat_zero_shot: unknown field; allowed here: champion, checks, metric, minimum",
+        ),
     ],
 )
 def test_what_is_wrong_is_named_with_its_line(tmp_path: Path, gate: str, sentence: str) -> None:
     path = tiny_project(tmp_path, ("movies",)) / "movies.yaml"
-    path.write_text(path.read_text().replace("minimum: 0.7, champion: {rule: non_inferiority, margin: 0.2}", f"minimum: 0.7, {gate}"))
+    path.write_text(
+        path.read_text().replace(
+            "minimum: 0.7, champion: {rule: non_inferiority, margin: 0.2}", f"minimum: 0.7, {gate}"
+        )
+    )
     with pytest.raises(TaskFileError, match=rf"movies\.yaml:\d+: {sentence}"):
         load_task(path)
 

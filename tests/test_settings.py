@@ -11,7 +11,12 @@ from ptpipeline.errors import SettingsError
 from ptpipeline.settings import load_settings
 from ptpipeline.storage import open_store
 
-RECORDED = {"store": "s3://stack", "s3_endpoint": "http://127.0.0.1:1", "mlflow": "http://127.0.0.1:2", "prefect": "http://127.0.0.1:3/api"}
+RECORDED = {
+    "store": "s3://stack",
+    "s3_endpoint": "http://127.0.0.1:1",
+    "mlflow": "http://127.0.0.1:2",
+    "prefect": "http://127.0.0.1:3/api",
+}
 KEYS = "AWS_ACCESS_KEY_ID=stack-id\nAWS_SECRET_ACCESS_KEY=stack-secret\nOTHER=other\n"
 
 
@@ -55,7 +60,11 @@ def test_home_and_tasks_are_absolute(home: Path, monkeypatch: pytest.MonkeyPatch
 def test_the_stack_fills_what_the_environment_leaves(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTP_MLFLOW", "http://mine")
     settings = load_settings()
-    assert (settings.mlflow, settings.prefect, settings.store) == ("http://mine", RECORDED["prefect"], RECORDED["store"])
+    assert (settings.mlflow, settings.prefect, settings.store) == (
+        "http://mine",
+        RECORDED["prefect"],
+        RECORDED["store"],
+    )
 
 
 def test_an_empty_variable_counts_as_unset(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +104,10 @@ def test_keys_without_a_stack_are_left_alone(stack: Path) -> None:
     assert "AWS_ACCESS_KEY_ID" not in os.environ
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"{}", b'{"settings": []}', b'{"settings": "s3://a"}', b'{"settings": null}', b"\xff"])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b"{}", b'{"settings": []}', b'{"settings": "s3://a"}', b'{"settings": null}', b"\xff"],
+)
 def test_a_broken_record_of_the_stack_is_named(home: Path, body: bytes) -> None:
     (home / "stack.json").write_bytes(body)
     with pytest.raises(SettingsError, match=r"stack\.json: not a stack record .* remove it and run `ptp up`"):
@@ -120,5 +132,7 @@ def test_a_wrong_value_in_the_record_is_named(home: Path) -> None:
 
 def test_an_unknown_store_is_refused_when_it_is_opened(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTP_STORE", "gs://bucket")
-    with pytest.raises(SettingsError, match="PTP_STORE: 'gs://bucket' is not a store; expected file:///absolute/folder or s3://bucket"):
+    with pytest.raises(
+        SettingsError, match="PTP_STORE: 'gs://bucket' is not a store; expected file:///absolute/folder or s3://bucket"
+    ):
         open_store(load_settings().store)

@@ -120,7 +120,9 @@ def test_files_beside_folders_of_like_names_are_listed_once(store: ObjectStore) 
     names = ["p/a-b", "p/a.b", "p/a/b", "p/a0", "p/aB/c", "p/a_", "p/b"]
     for key in names:
         store.create(key, b"")
-    assert sorted(store.keys("p")) == names  # where a folder stands among its neighbours differs: S3 compares the slash, SeaweedFS does not
+    assert (
+        sorted(store.keys("p")) == names
+    )  # where a folder stands among its neighbours differs: S3 compares the slash, SeaweedFS does not
 
 
 def test_a_listing_tells_size_and_age(store: ObjectStore) -> None:
@@ -234,7 +236,9 @@ def test_the_address_opens_the_right_store(s3_server: S3Server, tmp_path: Path) 
     assert opened.url == "s3://bucket/some/prefix"
 
 
-@pytest.mark.parametrize("url", ["", "relative/folder", "http://host/bucket", "s3://", "file://", "file://relative/folder"])
+@pytest.mark.parametrize(
+    "url", ["", "relative/folder", "http://host/bucket", "s3://", "file://", "file://relative/folder"]
+)
 def test_an_unknown_address_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match="PTP_STORE"):
         open_store(url)
@@ -248,7 +252,11 @@ def test_a_folders_name_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("manner", "refused"),
-    [(small_s3.MISSING_IS_404, "changed since"), (small_s3.CONFLICTS, "another writer"), (small_s3.NOT_IMPLEMENTED, "lacks what the registry needs")],
+    [
+        (small_s3.MISSING_IS_404, "changed since"),
+        (small_s3.CONFLICTS, "another writer"),
+        (small_s3.NOT_IMPLEMENTED, "lacks what the registry needs"),
+    ],
 )
 def test_other_servers_refusals_mean_the_same(manner: str, refused: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
@@ -281,7 +289,9 @@ def test_boto3s_own_endpoint_with_a_password_is_refused_without_it(monkeypatch: 
     assert "pa55" not in shown(raised)
 
 
-@pytest.mark.parametrize("url", ["s3://me:pa55word@bucket/prefix", "s3://me:pa55/word@bucket", "http://me:pa55word@host/bucket"])
+@pytest.mark.parametrize(
+    "url", ["s3://me:pa55word@bucket/prefix", "s3://me:pa55/word@bucket", "http://me:pa55word@host/bucket"]
+)
 def test_a_store_with_a_password_is_refused_without_it(url: str) -> None:
     with pytest.raises(SettingsError, match=r"PTP_STORE: .*AWS_ACCESS_KEY_ID") as raised:
         open_store(url)
@@ -290,7 +300,9 @@ def test_a_store_with_a_password_is_refused_without_it(url: str) -> None:
 
 def shown(raised: pytest.ExceptionInfo[BaseException]) -> str:
     """All that a log would show of the error, its causes included."""
-    return "".join(line for line in traceback.format_exception(raised.value) if not line.lstrip().startswith("open_store("))
+    return "".join(
+        line for line in traceback.format_exception(raised.value) if not line.lstrip().startswith("open_store(")
+    )
 
 
 def without_credentials(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,5 +371,10 @@ sys.exit(any(child.exitcode for child in children))
 
 @pytest.mark.servers
 def test_forked_processes_read_their_own_answers(s3_store: S3Store) -> None:
-    done = subprocess.run([sys.executable, "-c", FORKS, s3_store.bucket, str(s3_store.endpoint)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, s3_store.bucket, str(s3_store.endpoint)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr

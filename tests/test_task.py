@@ -60,13 +60,34 @@ def test_every_shipped_task_loads() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "expected"),
     [
-        ("tune: {steps: 5}", "tune: {step: 5}", 10, "tune.step: unknown field; allowed here: batch_size, encoder, encoder_width"),
-        ("  text: text\n", "  text: text\n  txet: b\n", 6, "data.txet: unknown field; allowed here: checks, label, slices, source, split, target, text"),
+        (
+            "tune: {steps: 5}",
+            "tune: {step: 5}",
+            10,
+            "tune.step: unknown field; allowed here: batch_size, encoder, encoder_width",
+        ),
+        (
+            "  text: text\n",
+            "  text: text\n  txet: b\n",
+            6,
+            "data.txet: unknown field; allowed here: checks, label, slices, source, split, target, text",
+        ),
         ("steps: 5", "steps: many", 10, "tune.steps: found 'many': Input should be a valid integer"),
         ("steps: 5", "steps: 0", 10, "tune.steps: found 0: Input should be greater than or equal to 1"),
         ("steps: 5", "learning_rate: .inf", 10, "tune.learning_rate: found inf: Input should be a finite number"),
-        ("steps: 5", "init: {txt: a}", 10, "tune.init: found {'txt': 'a'}: expected uniform, xavier, sampled_vocab, class_labels, champion, {text: WORDS}"),
-        ("format: csv", "format: xls", 4, "data.source.format: found 'xls': Input should be 'csv', 'tsv', 'jsonl' or 'parquet'"),
+        (
+            "steps: 5",
+            "init: {txt: a}",
+            10,
+            "tune.init: found {'txt': 'a'}: expected uniform, xavier, sampled_vocab, class_labels, champion, "
+            "{text: WORDS}",
+        ),
+        (
+            "format: csv",
+            "format: xls",
+            4,
+            "data.source.format: found 'xls': Input should be 'csv', 'tsv', 'jsonl' or 'parquet'",
+        ),
         ("path: rows.csv, ", "", 4, "give either `path` or `package`"),
         ("path: rows.csv", "path: s3://bucket/rows.csv", 4, "s3://, http:// and hub sources are not supported yet"),
         ("path: rows.csv", "package: vader, member: a", 4, "data.source.package: found 'vader'"),
@@ -76,27 +97,64 @@ def test_every_shipped_task_loads() -> None:
         ("label: label", "label: {column: a, bins: {bad: [1, 2]}}", 1, "names ['bad'], labels names ['bad', 'good']"),
         ("dev: 0.1", "dev: 0.8", 7, "dev + test = 1 leaves under a tenth of the rows"),
         ('good: " good"', 'good: " bad"', 9, "two labels have the same words"),
-        ("metric: accuracy, ", "metric: recall, ", 11, "gate.metric: found 'recall': Input should be 'accuracy', 'macro_f1', 'mcc', 'exact_match', 'token_f1', 'rouge_l', 'bleu' or 'chrf'"),
+        (
+            "metric: accuracy, ",
+            "metric: recall, ",
+            11,
+            "gate.metric: found 'recall': Input should be 'accuracy', 'macro_f1', 'mcc', 'exact_match', "
+            "'token_f1', 'rouge_l', 'bleu' or 'chrf'",
+        ),
         ("base_model: tiny\n", "", 1, "base_model: this field is required and missing"),
-        ("gate:", "schedule: {cron: '0 2 * * *', timezone: Asia/Soul}\ngate:", 11, "schedule.timezone: found 'Asia/Soul'"),
+        (
+            "gate:",
+            "schedule: {cron: '0 2 * * *', timezone: Asia/Soul}\ngate:",
+            11,
+            "schedule.timezone: found 'Asia/Soul'",
+        ),
         ("gate:", "schedule: {cron: nightly}\ngate:", 11, "schedule.cron: found 'nightly'"),
-        ("gate:", "schedule: {cron: '99 2 * * *'}\ngate:", 11, "schedule.cron: found '99 2 * * *': Bad minute; expected minute, hour"),
+        (
+            "gate:",
+            "schedule: {cron: '99 2 * * *'}\ngate:",
+            11,
+            "schedule.cron: found '99 2 * * *': Bad minute; expected minute, hour",
+        ),
         ("gate:", "schedule: {cron: '0 0 31 2 *'}\ngate:", 11, "schedule.cron: found '0 0 31 2 *': Bad day-of-month"),
         ("gate:", "schedule:\n  timezone: UTC\ngate:", 11, "schedule.cron: this field is required and missing"),
-        ("\ntemplate:", "\n  checks: {duplicate: maybe}\ntemplate:", 8, "data.checks.duplicate: found 'maybe': Input should be 'block', 'warn' or 'off'"),
-        ("\ntemplate:", "\n  checks: {duplicates: off}\ntemplate:", 8, "data.checks.duplicates: unknown field; allowed here: conflicting_label, duplicate"),
+        (
+            "\ntemplate:",
+            "\n  checks: {duplicate: maybe}\ntemplate:",
+            8,
+            "data.checks.duplicate: found 'maybe': Input should be 'block', 'warn' or 'off'",
+        ),
+        (
+            "\ntemplate:",
+            "\n  checks: {duplicates: off}\ntemplate:",
+            8,
+            "data.checks.duplicates: unknown field; allowed here: conflicting_label, duplicate",
+        ),
         ("tune: {", "promot: auto\ntune: {", 10, "promot: unknown field; allowed here: base_model, data, gate"),
-        ("path: rows.csv", "path: [rows.csv]", 4, "data.source.path: found ['rows.csv']: Input should be a valid string"),
+        (
+            "path: rows.csv",
+            "path: [rows.csv]",
+            4,
+            "data.source.path: found ['rows.csv']: Input should be a valid string",
+        ),
     ],
 )
-def test_an_error_names_line_field_found_and_allowed(tmp_path: Path, old: str, new: str, line: int, expected: str) -> None:
+def test_an_error_names_line_field_found_and_allowed(
+    tmp_path: Path, old: str, new: str, line: int, expected: str
+) -> None:
     assert old in GOOD
     message = message_of(tmp_path, GOOD.replace(old, new))
     assert message.startswith(f":{line}: ")
     assert expected in message
 
 
-GENERATES = GOOD.replace("label: label", "target: answer").replace('labels: {bad: " bad", good: " good"}', "generate: {max_new_tokens: 8}").replace("accuracy", "rouge_l")
+GENERATES = (
+    GOOD.replace("label: label", "target: answer")
+    .replace('labels: {bad: " bad", good: " good"}', "generate: {max_new_tokens: 8}")
+    .replace("accuracy", "rouge_l")
+)
 
 
 def test_a_task_may_answer_in_free_text(tmp_path: Path) -> None:
@@ -110,16 +168,37 @@ def test_a_task_may_answer_in_free_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "line", "expected"),
     [
-        ("max_new_tokens: 8", "max_new_tokens: 0", 9, "generate.max_new_tokens: found 0: Input should be greater than or equal to 1"),
+        (
+            "max_new_tokens: 8",
+            "max_new_tokens: 0",
+            9,
+            "generate.max_new_tokens: found 0: Input should be greater than or equal to 1",
+        ),
         ("max_new_tokens: 8", "max_new_tokens: 1025", 9, "less than or equal to 1024"),
         ("max_new_tokens: 8", "max_tokens: 8", 9, "generate.max_tokens: unknown field; allowed here: max_new_tokens"),
         ("target: answer", "label: answer", 9, "names the column of its texts as `data.target`, not `data.label`"),
         ("target: answer", "target: answer\n  label: label", 3, "name one column of answers"),
         ("  target: answer\n", "", 3, "name one column of answers"),
-        ("generate: {max_new_tokens: 8}\n", "", 1, "at least two labels, or `generate: {max_new_tokens: 64}` and `data.target`"),
-        ("generate: {max_new_tokens: 8}", 'labels: {bad: " bad", good: " good"}', 9, "`data.target` is the column of a task with `generate`"),
+        (
+            "generate: {max_new_tokens: 8}\n",
+            "",
+            1,
+            "at least two labels, or `generate: {max_new_tokens: 64}` and `data.target`",
+        ),
+        (
+            "generate: {max_new_tokens: 8}",
+            'labels: {bad: " bad", good: " good"}',
+            9,
+            "`data.target` is the column of a task with `generate`",
+        ),
         ("tune:", 'labels: {bad: " bad", good: " good"}\ntune:', 10, "leave one out"),
-        ("rouge_l", "accuracy", 11, "gate.metric is accuracy, but the task answers in free text: take one of exact_match, token_f1, rouge_l, bleu"),
+        (
+            "rouge_l",
+            "accuracy",
+            11,
+            "gate.metric is accuracy, but the task answers in free text: take one of exact_match, token_f1, "
+            "rouge_l, bleu",
+        ),
         ("{steps: 5}", "{method: ensemble, ensemble: {members: 2}}", 10, "free texts have neither"),
     ],
 )
@@ -134,7 +213,10 @@ def test_a_metric_of_texts_does_not_judge_labels(tmp_path: Path) -> None:
     assert "take one of accuracy, macro_f1" in message_of(tmp_path, GOOD.replace("metric: accuracy", "metric: bleu"))
 
 
-@pytest.mark.parametrize("template", ["{text.__class__}", "{text[0]}", "{text!r}", "{text:>9}", "{other}", "{}", "no field", "{text}{text}", "{text"])
+@pytest.mark.parametrize(
+    "template",
+    ["{text.__class__}", "{text[0]}", "{text!r}", "{text:>9}", "{other}", "{}", "no field", "{text}{text}", "{text"],
+)
 def test_a_template_has_one_plain_text_field(tmp_path: Path, template: str) -> None:
     message = message_of(tmp_path, GOOD.replace("{text}\\nSentiment:", template))
     assert message.startswith(":8: template: found ")

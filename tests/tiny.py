@@ -25,7 +25,8 @@ data:
   split: {{dev: 0.15, test: 0.25}}
 template: "{{text}}\\nSentiment:"
 labels: {{negative: " negative", positive: " positive"}}
-tune: {{num_virtual_tokens: 4, init: {{text: " yes"}}, steps: 10, batch_size: 8, learning_rate: 0.05, warmup_steps: 3, eval_every: 5}}
+tune: {{num_virtual_tokens: 4, init: {{text: " yes"}}, steps: 10, batch_size: 8, learning_rate: 0.05,
+  warmup_steps: 3, eval_every: 5}}
 gate: {{metric: accuracy, minimum: 0.7, champion: {{rule: non_inferiority, margin: 0.2}}}}
 promote: auto
 schedule: {{cron: "0 2 * * *", timezone: Asia/Seoul}}

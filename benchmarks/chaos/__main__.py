@@ -21,13 +21,20 @@ CONTROLLER_PATIENCE = 60  # seconds; nobody disturbs the controller, it only has
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns 1 where anything acknowledged was lost, or anything is torn."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.chaos", description="Kill everything, then look whether anything was lost or torn.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.chaos", description="Kill everything, then look whether anything was lost or torn."
+    )
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scenario", choices=[RANDOM, *sorted(SCENARIOS)], action="append", help="play this one alone, or several")
+    parser.add_argument(
+        "--scenario", choices=[RANDOM, *sorted(SCENARIOS)], action="append", help="play this one alone, or several"
+    )
     arguments = parser.parse_args(argv)
     logging.getLogger().addHandler(logging.NullHandler())
-    with tempfile.TemporaryDirectory(prefix="ptp-chaos-", ignore_cleanup_errors=True) as folder, running(Path(folder)) as world:
+    with (
+        tempfile.TemporaryDirectory(prefix="ptp-chaos-", ignore_cleanup_errors=True) as folder,
+        running(Path(folder)) as world,
+    ):
         figures = run(world, arguments.seed, arguments.rounds, arguments.scenario)
     print(json.dumps(figures))
     return 1 if figures["lost"] or figures["torn"] else 0
@@ -51,9 +58,16 @@ def run(world: World, seed: int, rounds: int, scenarios: Sequence[str] | None = 
     stood = {step for crew in playing.crews for steps in crew.steps.values() for step in steps}
     counts = {name: playing.counts[name] for name in ("kills", "acknowledged", "conflicts")}
     return {
-        "rounds": len(names), **counts, "faults": world.proxy.injected.total(), "lost": found["lost"], "torn": found["torn"], "restarts": dict(world.restarts),
-        "unreached": sorted(steps_in_source() - stood), "seconds": round(time.monotonic() - started, 1), "seed": seed,
-    }  # fmt: skip
+        "rounds": len(names),
+        **counts,
+        "faults": world.proxy.injected.total(),
+        "lost": found["lost"],
+        "torn": found["torn"],
+        "restarts": dict(world.restarts),
+        "unreached": sorted(steps_in_source() - stood),
+        "seconds": round(time.monotonic() - started, 1),
+        "seed": seed,
+    }
 
 
 def _tell(number: int, outcome: Outcome, seconds: float) -> None:

@@ -1,4 +1,6 @@
-"""The checker: what was acknowledged, against what ledger, MLflow, pointers and bytes say; it knows nothing of how they are written."""
+"""The checker: what was acknowledged, against what ledger, MLflow, pointers and bytes say; it knows nothing of how they
+are written.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -35,7 +37,9 @@ class Finding(NamedTuple):
 
 @dataclass
 class Remembered:
-    """What a site acknowledged, by its workers' logs; `asked` are the jobs that began, `humans` the tasks edited in MLflow's UI."""
+    """What a site acknowledged, by its workers' logs; `asked` are the jobs that began, `humans` the tasks edited in
+    MLflow's UI.
+    """
 
     versions: list[PromptVersion] = field(default_factory=list)
     promotions: list[Promotion] = field(default_factory=list)
@@ -46,13 +50,23 @@ class Remembered:
 
 def check(registry: Registry, tasks: Sequence[str], remembered: Remembered) -> list[Finding]:
     """Every invariant, over every task."""
-    torn = [what for task in tasks for what in (*_bytes(registry, task), *_history(registry, task, remembered), *_projections(registry, task))]
-    return kept(registry, tasks, remembered) + [Finding("torn", what) for what in (*torn, *_differences(registry), *_leases(registry), *remembered.crashes)]
+    torn = [
+        what
+        for task in tasks
+        for what in (*_bytes(registry, task), *_history(registry, task, remembered), *_projections(registry, task))
+    ]
+    return kept(registry, tasks, remembered) + [
+        Finding("torn", what) for what in (*torn, *_differences(registry), *_leases(registry), *remembered.crashes)
+    ]
 
 
 def kept(registry: Registry, tasks: Sequence[str], remembered: Remembered) -> list[Finding]:
     """What was acknowledged and is not in the ledger as it was acknowledged."""
-    return [Finding("lost", what) for task in tasks for what in (*_versions(registry, task, remembered), *_promotions(registry, task, remembered))]
+    return [
+        Finding("lost", what)
+        for task in tasks
+        for what in (*_versions(registry, task, remembered), *_promotions(registry, task, remembered))
+    ]
 
 
 def _versions(registry: Registry, task: str, remembered: Remembered) -> Iterator[str]:
@@ -60,14 +74,20 @@ def _versions(registry: Registry, task: str, remembered: Remembered) -> Iterator
     held = {version.number: version.digest for version in registry.ledger.versions(task, limit=None)}
     for version in remembered.versions:
         if version.task == task and held.get(version.number) != version.digest:
-            yield f"{task}: version {version.number} was acknowledged as {version.digest[:12]}, the ledger holds {held.get(version.number, 'nothing')[:12]}"
+            yield (
+                f"{task}: version {version.number} was acknowledged as {version.digest[:12]}, the ledger holds "
+                f"{held.get(version.number, 'nothing')[:12]}"
+            )
 
 
 def _promotions(registry: Registry, task: str, remembered: Remembered) -> Iterator[str]:
     held = registry.ledger.history(task)
     for promotion in remembered.promotions:
         if promotion.task == task and promotion not in held:
-            yield f"{task}: promotion {promotion!r} was acknowledged, the ledger holds {[row for row in held if (row.alias, row.seq) == (promotion.alias, promotion.seq)]}"
+            yield (
+                f"{task}: promotion {promotion!r} was acknowledged, the ledger holds "
+                f"{[row for row in held if (row.alias, row.seq) == (promotion.alias, promotion.seq)]}"
+            )
 
 
 def _bytes(registry: Registry, task: str) -> Iterator[str]:
@@ -75,7 +95,10 @@ def _bytes(registry: Registry, task: str) -> Iterator[str]:
 
     Only what never was promoted may have been collected.
     """
-    versions, promoted = registry.ledger.versions(task, limit=None), {row.digest for row in registry.ledger.history(task)}
+    versions, promoted = (
+        registry.ledger.versions(task, limit=None),
+        {row.digest for row in registry.ledger.history(task)},
+    )
     shown = set(_mlflow(registry).digests(task).values())
     if sorted(version.number for version in versions) != list(range(1, len(versions) + 1)):
         yield f"{task}: versions are numbered {[version.number for version in versions]}"
@@ -89,13 +112,17 @@ def _bytes(registry: Registry, task: str) -> Iterator[str]:
             yield f"{task}: version {version.number}: {error}"
             continue
         if named != version.digest:
-            yield f"{task}: number {version.number} names {named[:12]} in the store, {version.digest[:12]} in the ledger"
+            yield (
+                f"{task}: number {version.number} names {named[:12]} in the store, {version.digest[:12]} in the ledger"
+            )
         if version.digest not in shown:
             yield f"{task}: version {version.number} ({version.digest[:12]}) is not in MLflow"
 
 
 def _history(registry: Registry, task: str, remembered: Remembered) -> Iterator[str]:
-    """Rows that do not follow each other, were never asked for, were asked for once and stand twice, or no gate let through."""
+    """Rows that do not follow each other, were never asked for, were asked for once and stand twice, or no gate let
+    through.
+    """
     digests = {version.number: version.digest for version in registry.ledger.versions(task, limit=None)}
     rows = registry.ledger.history(task)
     for alias in sorted({row.alias for row in rows}):
@@ -107,9 +134,21 @@ def _history(registry: Registry, task: str, remembered: Remembered) -> Iterator[
         reasons = [row.reason for row in mine if row.actor != "mlflow-ui"]
         if len(set(reasons)) < len(reasons) or not set(reasons) <= remembered.asked:
             yield f"{task}@{alias}: promoted for {reasons}"
-        yield from (f"{task}@{alias}: {row!r} has another digest than the version" for row in mine if digests.get(row.version) != row.digest)
-        yield from (f"{task}@{alias}: {row!r} came from MLflow, and nobody was there" for row in mine if row.actor == "mlflow-ui" and task not in remembered.humans)
-    yield from (f"{task}: {row!r} passed no gate" for row in rows if row.alias == PRODUCTION and not row.override and not _passed(registry, row))
+        yield from (
+            f"{task}@{alias}: {row!r} has another digest than the version"
+            for row in mine
+            if digests.get(row.version) != row.digest
+        )
+        yield from (
+            f"{task}@{alias}: {row!r} came from MLflow, and nobody was there"
+            for row in mine
+            if row.actor == "mlflow-ui" and task not in remembered.humans
+        )
+    yield from (
+        f"{task}: {row!r} passed no gate"
+        for row in rows
+        if row.alias == PRODUCTION and not row.override and not _passed(registry, row)
+    )
 
 
 def _passed(registry: Registry, row: Promotion) -> bool:
@@ -132,7 +171,10 @@ def _projections(registry: Registry, task: str) -> Iterator[str]:
             if pointer != head:
                 yield f"{task}@{alias}: the head is {head!r}, the pointer {pointer!r}"
         if digests.get(aliases.get(alias, "")) != head.digest:
-            yield f"{task}@{alias}: the head is seq {head.seq}, {head.digest[:12]}, MLflow's alias {aliases.get(alias)}, {digests.get(aliases.get(alias, ''), 'nothing')[:12]}"
+            yield (
+                f"{task}@{alias}: the head is seq {head.seq}, {head.digest[:12]}, MLflow's alias "
+                f"{aliases.get(alias)}, {digests.get(aliases.get(alias, ''), 'nothing')[:12]}"
+            )
     for row in rows:
         try:
             stored = Promotion.model_validate_json(registry.store.read(history_key(task, row.alias, row.seq)).body)
@@ -144,8 +186,12 @@ def _projections(registry: Registry, task: str) -> Iterator[str]:
 
 
 def _differences(registry: Registry) -> Iterator[str]:
-    """What the doctor finds, but publishes that wait for their repeat, and leases of the dead, which expire (`_leases`)."""
-    yield from (f"doctor: {difference!r}" for difference in examine(registry) if difference.kind not in ("publish", "lease"))
+    """What the doctor finds, but publishes that wait for their repeat, and leases of the dead, which expire
+    (`_leases`).
+    """
+    yield from (
+        f"doctor: {difference!r}" for difference in examine(registry) if difference.kind not in ("publish", "lease")
+    )
 
 
 def _leases(registry: Registry) -> Iterator[str]:

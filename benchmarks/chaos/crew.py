@@ -1,4 +1,6 @@
-"""The controller's side of a site: starting, stopping and killing workers, and remembering what was acknowledged to them."""
+"""The controller's side of a site: starting, stopping and killing workers, and remembering what was acknowledged to
+them.
+"""
 
 import json
 import multiprocessing
@@ -23,7 +25,9 @@ CONFLICTS = ("PromotionConflict", "PromotionRefused")
 
 # Workers are forked by a server process that has imported everything once: a start takes milliseconds.
 _processes = multiprocessing.get_context("forkserver")
-_processes.set_forkserver_preload(["benchmarks.chaos.worker", "mlflow.tracking", "boto3", "sqlalchemy.dialects.postgresql.psycopg"])
+_processes.set_forkserver_preload(
+    ["benchmarks.chaos.worker", "mlflow.tracking", "boto3", "sqlalchemy.dialects.postgresql.psycopg"]
+)
 
 
 class Worker:
@@ -83,7 +87,9 @@ class Worker:
 class Crew:
     """Everything that was asked of one site, and what it answered. `prepare` runs in every worker, before its work."""
 
-    def __init__(self, world: World, site: Site, counts: Counter[str], prepare: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, world: World, site: Site, counts: Counter[str], prepare: Callable[[], None] | None = None
+    ) -> None:
         self.world, self.site, self.counts, self.prepare = world, site, counts, prepare
         self.remembered = Remembered()
         self.steps: dict[Verb, Counter[str]] = {}
@@ -119,7 +125,9 @@ class Crew:
         for worker in self._workers:
             worker.end()
             if worker.stuck:
-                self.remembered.crashes.append(f"a worker did not end within {PATIENCE_SECONDS:.0f} s: {worker.lines()}")
+                self.remembered.crashes.append(
+                    f"a worker did not end within {PATIENCE_SECONDS:.0f} s: {worker.lines()}"
+                )
             verb: Verb = worker.orders.jobs[0].verb
             for line in worker.lines():
                 verb = line.get("began", verb)
@@ -172,4 +180,8 @@ class Crew:
         if seed is None:
             return [Finding("torn", f"{task}: an intent for {digest[:12]}, which nobody publishes")]
         failed = self.done(self.job("publish", self.site.tasks.index(task), seed=seed))
-        return [Finding("torn", f"{task}: a repeat does not finish the interrupted publish of seed {seed}: {failed}")] if failed else []
+        return (
+            [Finding("torn", f"{task}: a repeat does not finish the interrupted publish of seed {seed}: {failed}")]
+            if failed
+            else []
+        )

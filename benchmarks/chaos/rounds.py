@@ -22,7 +22,15 @@ from ptpipeline.records import PRODUCTION
 BLOCK = 50
 ROUNDS_A_SITE = 10
 RANDOM = "random"
-VERBS: dict[Verb, int] = {"publish": 5, "promote": 6, "rollback": 3, "point": 1, "release": 1, "reconcile": 1, "collect": 1}
+VERBS: dict[Verb, int] = {
+    "publish": 5,
+    "promote": 6,
+    "rollback": 3,
+    "point": 1,
+    "release": 1,
+    "reconcile": 1,
+    "collect": 1,
+}
 
 Event = tuple[float, str, Callable[[], None]]
 
@@ -96,7 +104,9 @@ class Rounds:
         share = self.chance.choice((0.0, 0.05, 0.15))
         self.world.proxy.plan = seeded(self.chance.randrange(2**32), share)
         workers = [self._worker(crew) for _ in range(3)]
-        events = sorted([event for worker in workers for event in self._fates(worker)] + self._outages(), key=lambda event: event[0])
+        events = sorted(
+            [event for worker in workers for event in self._fates(worker)] + self._outages(), key=lambda event: event[0]
+        )
         started = time.monotonic()
         for at, _, act in events:
             time.sleep(max(0.0, started + at - time.monotonic()))
@@ -112,8 +122,18 @@ class Rounds:
 
     def _job(self, crew: Crew) -> Job:
         [verb] = self.chance.choices(list(VERBS), list(VERBS.values()))
-        alias = "canary" if verb == "point" or (verb in ("promote", "rollback") and self.chance.random() < 0.3) else PRODUCTION
-        return crew.job(verb, self.chance.randrange(len(crew.site.tasks)), seed=self.chance.randrange(30), alias=alias, override=self.chance.random() < 0.1)
+        alias = (
+            "canary"
+            if verb == "point" or (verb in ("promote", "rollback") and self.chance.random() < 0.3)
+            else PRODUCTION
+        )
+        return crew.job(
+            verb,
+            self.chance.randrange(len(crew.site.tasks)),
+            seed=self.chance.randrange(30),
+            alias=alias,
+            override=self.chance.random() < 0.1,
+        )
 
     def _fates(self, worker: Worker) -> list[Event]:
         """A worker dies, is frozen for a while, or (where it stands at a step) is let go."""
@@ -128,7 +148,11 @@ class Rounds:
 
     def _outages(self) -> list[Event]:
         shares = {"s3": 0.2, "postgresql": 0.25, "mlflow": 0.06}
-        return [(self.chance.uniform(0.1, self._span), f"{server} -9", partial(self.world.restart, server)) for server, share in shares.items() if self.chance.random() < share]
+        return [
+            (self.chance.uniform(0.1, self._span), f"{server} -9", partial(self.world.restart, server))
+            for server, share in shares.items()
+            if self.chance.random() < share
+        ]
 
 
 def _on(worker: Worker) -> None:
@@ -144,6 +168,9 @@ def judged(crew: Crew) -> list[Finding]:
     try:
         undone = [action for action in crew.reconcile() if not action.done and "interrupted" not in action.what]
         crew.world.proxy.settle()
-        return [*(Finding("torn", f"reconcile could not: {action.task}: {action.what}") for action in undone), *crew.examined()]
+        return [
+            *(Finding("torn", f"reconcile could not: {action.task}: {action.what}") for action in undone),
+            *crew.examined(),
+        ]
     except PtpError as error:
         return [Finding("torn", f"reconcile or checker failed: {error!r}")]

@@ -1,4 +1,6 @@
-"""Named scenarios: what chance rarely does, arranged with barriers; what follows each is one reconcile and the checker."""
+"""Named scenarios: what chance rarely does, arranged with barriers; what follows each is one reconcile and the
+checker.
+"""
 
 import random
 import time
@@ -25,7 +27,9 @@ class Scenario(NamedTuple):
 
 
 def steps_of(crew: Crew, job: Job) -> list[Stop]:
-    """The steps that a worker reaches with this job, undisturbed, in order, each with which time; RuntimeError where it fails."""
+    """The steps that a worker reaches with this job, undisturbed, in order, each with which time; RuntimeError where it
+    fails.
+    """
     worker = crew.start(job)
     worker.end()
     if not any("done" in line for line in worker.lines()):
@@ -53,7 +57,9 @@ def _promote_steps(crew: Crew, chance: random.Random) -> None:
 
 
 def _release_steps(crew: Crew, chance: random.Random) -> None:
-    """A release of two tasks is killed before and behind its commit, and while it is projected: all of it happened, or nothing."""
+    """A release of two tasks is killed before and behind its commit, and while it is projected: all of it happened, or
+    nothing.
+    """
     crew.start(*(crew.job("publish", 0, seed=seed) for seed in (0, 1)))
     crew.done(*(crew.job("publish", 1, seed=seed) for seed in (0, 1)))
     crew.gather()
@@ -65,7 +71,9 @@ def _release_steps(crew: Crew, chance: random.Random) -> None:
 
 def _rollback_steps(crew: Crew, chance: random.Random) -> None:
     """A rollback is killed at each of its steps, on an alias of its own."""
-    crew.done(crew.job("publish", seed=0), crew.job("publish", seed=1), *(crew.job("promote", seed=seed) for seed in (0, 1)))
+    crew.done(
+        crew.job("publish", seed=0), crew.job("publish", seed=1), *(crew.job("promote", seed=seed) for seed in (0, 1))
+    )
     for number, stop in enumerate(steps_of(crew, crew.job("rollback"))):
         alias = f"canary-{number}"
         crew.done(*(crew.job("promote", seed=seed, alias=alias) for seed in (0, 1)))
@@ -75,12 +83,19 @@ def _rollback_steps(crew: Crew, chance: random.Random) -> None:
 def _reconcile_steps(crew: Crew, chance: random.Random) -> None:
     """A reconcile that has an interrupted promotion to mend is killed at each of its steps, on a task of its own."""
     everyone = range(len(crew.site.tasks))
-    promoters = [crew.start(crew.job("publish", task, seed=0), crew.job("promote", task, seed=0), stops=[("promotion committed", 1)]) for task in everyone]
+    promoters = [
+        crew.start(
+            crew.job("publish", task, seed=0), crew.job("promote", task, seed=0), stops=[("promotion committed", 1)]
+        )
+        for task in everyone
+    ]
     for worker in promoters:
         worker.stands()
         worker.kill()
     stops = steps_of(crew, crew.job("reconcile", 0))
-    workers = [crew.start(crew.job("reconcile", task), stops=[stop]) for task, stop in zip(everyone[1:], stops, strict=False)]
+    workers = [
+        crew.start(crew.job("reconcile", task), stops=[stop]) for task, stop in zip(everyone[1:], stops, strict=False)
+    ]
     for worker in workers:
         worker.stands()
         worker.kill()
@@ -93,12 +108,17 @@ def _killed_at(crew: Crew, job: Job, stop: Stop) -> None:
 
 
 def _stalled(crew: Crew, then: Literal["woken", "killed"]) -> None:
-    """A promoter stands between its commit and its write of MLflow's alias while another promotes; then its write comes late.
+    """A promoter stands between its commit and its write of MLflow's alias while another promotes; then its write comes
+    late.
 
-    The one that is killed dies with its write done and not noted. What the two reconciles see must not pass for an edit.
+    The one that is killed dies with its write done and not noted. What the two reconciles see must not pass for an
+    edit.
     """
     crew.done(*(crew.job("publish", seed=seed) for seed in (0, 1, 2)), crew.job("promote", seed=0))
-    slow = crew.start(crew.job("promote", seed=1), stops=[("alias attempted", 1), *([("alias written", 1)] if then == "killed" else [])])
+    slow = crew.start(
+        crew.job("promote", seed=1),
+        stops=[("alias attempted", 1), *([("alias written", 1)] if then == "killed" else [])],
+    )
     slow.stands()
     crew.done(crew.job("promote", seed=2))
     crew.reconcile()
@@ -115,7 +135,10 @@ def _postgresql_killed(crew: Crew, chance: random.Random) -> None:
     """PostgreSQL dies while promotions commit: each happened or did not, whatever its promoter was told."""
     crew.done(crew.job("publish", seed=0), crew.job("publish", seed=1))
     for number in range(4):
-        workers = [crew.start(crew.job("promote", seed=seed, alias=f"canary-{number}"), stops=[("promotion checked", 1)]) for seed in (0, 1)]
+        workers = [
+            crew.start(crew.job("promote", seed=seed, alias=f"canary-{number}"), stops=[("promotion checked", 1)])
+            for seed in (0, 1)
+        ]
         for worker in workers:
             worker.stands()
         for worker in workers:
@@ -126,23 +149,37 @@ def _postgresql_killed(crew: Crew, chance: random.Random) -> None:
 
 def _mlflow_dropped(crew: Crew, chance: random.Random) -> None:
     """MLflow's database is lost with everything in it."""
-    crew.done(*(crew.job("publish", seed=seed) for seed in (0, 1)), crew.job("promote", seed=0), crew.job("promote", seed=1), crew.job("rollback"))
+    crew.done(
+        *(crew.job("publish", seed=seed) for seed in (0, 1)),
+        crew.job("promote", seed=0),
+        crew.job("promote", seed=1),
+        crew.job("rollback"),
+    )
     crew.world.drop_mlflow()
     crew.done(crew.job("promote", seed=1))
     crew.world.wait()
 
 
 def _full_disk(crew: Crew, chance: random.Random) -> None:
-    """No file of a worker may grow beyond so many bytes: of the store's objects, and of the ledger's file where it is one."""
+    """No file of a worker may grow beyond so many bytes: of the store's objects, and of the ledger's file where it is
+    one.
+    """
     crew.done(crew.job("publish", seed=0), crew.job("publish", seed=1), crew.job("promote", seed=0))
     sizes = (150, 800, 1500) if crew.site.store.startswith("file:") else (4_000, 30_000, 100_000)
     for number, size in enumerate(sizes):
-        worker = crew.start(crew.job("publish", seed=2 + number), crew.job("promote", seed=1), crew.job("rollback"), limit=chance.randint(size // 2, size))
+        worker = crew.start(
+            crew.job("publish", seed=2 + number),
+            crew.job("promote", seed=1),
+            crew.job("rollback"),
+            limit=chance.randint(size // 2, size),
+        )
         worker.end()
 
 
 def _orphan_collected(crew: Crew, chance: random.Random) -> None:
-    """Publishes find old orphans while these are being collected: each stands at a step of its own, or the collector does."""
+    """Publishes find old orphans while these are being collected: each stands at a step of its own, or the collector
+    does.
+    """
     _orphan(crew, 0)
     stops = steps_of(crew, crew.job("publish", seed=0))
     publishers = []
@@ -170,7 +207,9 @@ def _orphan_collected(crew: Crew, chance: random.Random) -> None:
 
 
 def _late_delete(crew: Crew, chance: random.Random) -> None:
-    """A deletion of the collector loses its answer, and comes to the store once more when the prompt is published anew."""
+    """A deletion of the collector loses its answer, and comes to the store once more when the prompt is
+    published anew.
+    """
     crew.done(*(crew.job("publish", seed=seed) for seed in (0, 1, 2, 3)))
     crew.world.proxy.plan = scripted([None] * chance.randrange(3) + [Fault.LATE], method="DELETE")
     crew.done(crew.job("collect"), crew.job("publish", seed=0))
@@ -183,13 +222,27 @@ def _orphan(crew: Crew, seed: int, task: int = 0) -> None:
 
 
 def _ledger_restored(crew: Crew, chance: random.Random) -> None:
-    """The ledger is restored from an older backup; what it forgot is not given out again, and the store brings it back."""
+    """The ledger is restored from an older backup; what it forgot is not given out again, and the store brings
+    it back.
+    """
     for task in (0, 1):
         crew.done(*(crew.job("publish", task, seed=seed) for seed in (0, 1)), crew.job("promote", task, seed=0))
     backup = crew.world.back_up(crew.site)
-    crew.done(crew.job("publish", 0, seed=2), crew.job("promote", 0, seed=2), crew.job("rollback", 0), crew.job("promote", 1, seed=1), crew.job("point", 1, alias="canary"))
+    crew.done(
+        crew.job("publish", 0, seed=2),
+        crew.job("promote", 0, seed=2),
+        crew.job("rollback", 0),
+        crew.job("promote", 1, seed=1),
+        crew.job("point", 1, alias="canary"),
+    )
     crew.world.restore(crew.site, backup)
-    crew.done(crew.job("publish", 0, seed=3), crew.job("promote", 0, seed=1), crew.job("rollback", 1), crew.job("collect", 0), crew.job("reconcile", 0))
+    crew.done(
+        crew.job("publish", 0, seed=3),
+        crew.job("promote", 0, seed=1),
+        crew.job("rollback", 1),
+        crew.job("collect", 0),
+        crew.job("reconcile", 0),
+    )
     for stop in (("rebuild dossiers taken", 1), ("rebuild task taken", 1)):
         _killed_at(crew, crew.job("rebuild"), stop)
     failed = crew.done(crew.job("rebuild"))
@@ -211,7 +264,10 @@ def _human(crew: Crew, chance: random.Random) -> None:
         with crew.site.looked_at() as registry:
             head = registry.ledger.head(crew.site.tasks[0], PRODUCTION)
         if head is None or (head.seq, head.actor) != (2, "mlflow-ui"):
-            raise RuntimeError(f"after an edit to seed {seed} the head is {head!r}, where the first edit had to be promoted and the second put back")
+            raise RuntimeError(
+                f"after an edit to seed {seed} the head is {head!r}, where the first edit had to be promoted "
+                "and the second put back"
+            )
 
 
 def _set_in_mlflow(registry: Registry, task: str, seed: int) -> None:

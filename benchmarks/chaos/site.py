@@ -40,4 +40,8 @@ class Site:
         if not self.store.startswith("s3://"):
             return open_store(self.store)
         bucket = self.store.removeprefix("s3://")
-        return S3Store(bucket, endpoint=self.direct) if direct else S3Store(bucket, endpoint=self.endpoint, patience=IMPATIENT)
+        return (
+            S3Store(bucket, endpoint=self.direct)
+            if direct
+            else S3Store(bucket, endpoint=self.endpoint, patience=IMPATIENT)
+        )

@@ -1,4 +1,6 @@
-"""A worker: a process that does jobs on a registry, logs what was acknowledged, and stands still at the step it was told."""
+"""A worker: a process that does jobs on a registry, logs what was acknowledged, and stands still at the step it was
+told.
+"""
 
 import json
 import logging
@@ -31,8 +33,8 @@ from registry.roots import Retention
 from registry.steps import watch
 from tests.registry.prompts import a_request, a_snapshot, a_task, a_verdict, an_artifact
 
-# A killed process leaves its lease or its tombstone behind, and whoever comes next waits for its end: seconds in place of
-# half a minute. A request to MLflow has to end within the lease, as in the product's own settings.
+# A killed process leaves its lease or its tombstone behind, and whoever comes next waits for its end: seconds in place
+# of half a minute. A request to MLflow has to end within the lease, as in the product's own settings.
 LEASE_SECONDS = 4.0
 MLFLOW_SECONDS = 3
 MLFLOW_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
@@ -46,8 +48,8 @@ Verb = Literal["publish", "promote", "rollback", "point", "release", "reconcile"
 class Job:
     """One thing to ask of the registry. `name` is unique, and the reason of the promotion that comes of it.
 
-    `seed` makes the prompt that is published; for a promotion it picks one of the versions there are. Every fifth prompt
-    fails its gate; `override` promotes it nevertheless.
+    `seed` makes the prompt that is published; for a promotion it picks one of the versions there are. Every fifth
+    prompt fails its gate; `override` promotes it nevertheless.
     """
 
     name: str
@@ -62,8 +64,8 @@ class Job:
 class Orders:
     """What one worker does.
 
-    `stops`: the steps where it stands until it is let go, each by name and which time; `limit`: bytes that a file may have
-    (a full disk); `prepare` runs first, in the worker.
+    `stops`: the steps where it stands until it is let go, each by name and which time; `limit`: bytes that a file may
+    have (a full disk); `prepare` runs first, in the worker.
     """
 
     site: Site
@@ -116,7 +118,9 @@ def work(orders: Orders, control: Connection) -> None:
 
 @contextmanager
 def hastened(patience: int = MLFLOW_SECONDS) -> Iterator[None]:
-    """Shorter leases and tombstones in this process until the block ends, and so many seconds of patience with MLflow."""
+    """Shorter leases and tombstones in this process until the block ends, and so many seconds of patience with
+    MLflow.
+    """
     before = projection.LEASE_SECONDS, tombstone.SECONDS, mlflow_store.REQUEST_SECONDS, os.environ.get(MLFLOW_TIMEOUT)
     projection.LEASE_SECONDS = tombstone.SECONDS = LEASE_SECONDS
     mlflow_store.REQUEST_SECONDS = MLFLOW_SECONDS
@@ -171,7 +175,13 @@ def _released(registry: Registry, job: Job, cause: Cause) -> list[Promotion]:
     versions = [chosen(registry, task, job.seed) for task in registry.ledger.tasks()]
     for version in versions:
         judge(registry, version, PRODUCTION)
-    release = Release(name=job.name, actor=cause.actor, reason=cause.reason, versions={version.task: version.number for version in versions}, at=now())
+    release = Release(
+        name=job.name,
+        actor=cause.actor,
+        reason=cause.reason,
+        versions={version.task: version.number for version in versions},
+        at=now(),
+    )
     return promote_release(registry, {version.task: a_task(version.task) for version in versions}, release, cause)
 
 
@@ -193,11 +203,15 @@ def chosen(registry: Registry, task: str, seed: int) -> PromptVersion:
     """The version of the prompt with that seed, else any that the seed picks."""
     versions = registry.ledger.versions(task, limit=None)
     wanted = an_artifact(a_task(task), seed).digest
-    return next((version for version in versions if version.digest == wanted), None) or registry.ledger.version(task, seed % max(1, len(versions)) + 1)
+    return next((version for version in versions if version.digest == wanted), None) or registry.ledger.version(
+        task, seed % max(1, len(versions)) + 1
+    )
 
 
 def judge(registry: Registry, version: PromptVersion, alias: str) -> None:
-    """The gate's decision against the champion of now, as a run makes it before it promotes; in the store before the ledger."""
+    """The gate's decision against the champion of now, as a run makes it before it promotes; in the store before the
+    ledger.
+    """
     ledger, task = registry.ledger, a_task(version.task)
     head, report = ledger.head(task.name, alias), ledger.report_of(task.name, version.digest)
     publication, champion = ledger.publication(task.name, version.digest), head.digest if head else None

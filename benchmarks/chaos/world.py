@@ -1,4 +1,6 @@
-"""The servers: SeaweedFS behind a proxy that injects faults, MLflow and PostgreSQL; each is killed and started again on its port."""
+"""The servers: SeaweedFS behind a proxy that injects faults, MLflow and PostgreSQL; each is killed and started again on
+its port.
+"""
 
 import os
 import shutil
@@ -39,7 +41,14 @@ class Served:
 
     def start(self) -> None:
         with (self._folder / "server.log").open("ab") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, env={**os.environ, **QUIET}, cwd=self._folder, start_new_session=True)
+            self._process = subprocess.Popen(
+                self._command,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, **QUIET},
+                cwd=self._folder,
+                start_new_session=True,
+            )
 
     def wait(self) -> None:
         """Until it answers."""
@@ -78,7 +87,14 @@ class World:
         if store == "s3":
             boto3.client("s3", endpoint_url=self.s3_url).create_bucket(Bucket=name)
         stored = f"s3://{name}" if store == "s3" else (folder / "store").as_uri()
-        return Site(url, stored, self.mlflow_url, tuple(f"t{number}-{name}" for number in range(tasks)), self.proxy.endpoint, self.s3_url)
+        return Site(
+            url,
+            stored,
+            self.mlflow_url,
+            tuple(f"t{number}-{name}" for number in range(tasks)),
+            self.proxy.endpoint,
+            self.s3_url,
+        )
 
     def restart(self, server: str) -> None:
         """kill -9 and start again; MLflow is not waited for, it takes seconds."""
@@ -171,7 +187,19 @@ def running(folder: Path) -> Iterator[World]:
 
 def _mlflow(folder: Path, port: int) -> Served:
     command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts"),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
     return Served(command, folder, f"http://127.0.0.1:{port}/health")

@@ -1,8 +1,8 @@
 """Which texts count as the same: equal when normalised, or near duplicates by MinHash.
 
-Texts are compared bare, which is normalised and without punctuation, as sets of five-character shingles. Texts that share
-a band of their signatures are near duplicates where the signatures say a Jaccard similarity of .8 (Leskovec et al. 2020,
-sections 3.3 and 3.4): that depends on these two texts alone, so unrelated ones change nothing.
+Texts are compared bare, which is normalised and without punctuation, as sets of five-character shingles. Texts that
+share a band of their signatures are near duplicates where the signatures say a Jaccard similarity of .8 (Leskovec et
+al. 2020, sections 3.3 and 3.4): that depends on these two texts alone, so unrelated ones change nothing.
 """
 
 import hashlib
@@ -20,7 +20,9 @@ SHINGLE = 5  # characters: three-word shingles miss texts of a dozen words that 
 JACCARD = 0.8
 SIGNATURE = 250  # MinHash values: the standard error of a similarity of .8 is .025
 BANDS, BAND = 25, 5  # over the first 125 values: at .8 no band is shared with probability (1 - .8 ** 5) ** 25 = .00005
-PASSES = 200  # how many texts of a band are compared with all others there: enough but for thousands that share a template
+PASSES = (
+    200  # how many texts of a band are compared with all others there: enough but for thousands that share a template
+)
 
 
 def normalised(text: str) -> str:
@@ -42,8 +44,8 @@ def shingles(text: str) -> set[str]:
 def representatives(normals: Iterable[str]) -> dict[str, str]:
     """For every normalised text with near duplicates, the text that speaks for all of its cluster.
 
-    Clusters are what near duplicates connect, whatever their order and however often a text stands there. The one with the
-    smallest sha256 speaks: neither labels nor unrelated texts change that.
+    Clusters are what near duplicates connect, whatever their order and however often a text stands there. The one with
+    the smallest sha256 speaks: neither labels nor unrelated texts change that.
     """
     same: dict[str, list[str]] = defaultdict(list)
     for normal in sorted(set(normals)):
@@ -58,7 +60,9 @@ def representatives(normals: Iterable[str]) -> dict[str, str]:
 
 
 def near_duplicates(rows: Sequence[str], of: Sequence[str]) -> list[int]:
-    """The indexes of the texts in `rows` that are near duplicates of a text in `of`, or equal to one when normalised."""
+    """The indexes of the texts in `rows` that are near duplicates of a text in `of`, or equal to one when
+    normalised.
+    """
     known = sorted({bare(normalised(text)) for text in of})
     asked = [bare(normalised(text)) for text in rows]
     found = set(known) & set(asked)
@@ -109,7 +113,9 @@ def _join(bucket: list[int], joined: "DisjointSet", signatures: "NDArray[np.uint
 
 
 def _near(one: "NDArray[np.uint32]", many: "NDArray[np.uint32]") -> "NDArray[np.bool_]":
-    """Which of many signatures [N, SIGNATURE] are near that one [SIGNATURE]: the share of equal values estimates Jaccard."""
+    """Which of many signatures [N, SIGNATURE] are near that one [SIGNATURE]: the share of equal values estimates
+    Jaccard.
+    """
     near: NDArray[np.bool_] = (many == one).mean(axis=1) >= JACCARD
     return near
 

@@ -8,10 +8,12 @@ if TYPE_CHECKING:
 
 
 def table_in(body: bytes, columns: Sequence[str] | None = None) -> "pa.Table":
-    """The table of those bytes, all columns or the named ones that it has; pyarrow's errors where they are no Parquet file.
+    """The table of those bytes, all columns or the named ones that it has; pyarrow's errors where they are no Parquet
+    file.
 
-    Read by this thread, from a buffer of Arrow's own: `read_table` on a Python file goes on in threads of Arrow's that ask for
-    the interpreter while it ends, which aborts a process now and then as it exits (apache/arrow issues 33975, 34314 and 50482).
+    Read by this thread, from a buffer of Arrow's own: `read_table` on a Python file goes on in threads of Arrow's that
+    ask for the interpreter while it ends, which aborts a process now and then as it exits (apache/arrow issues 33975,
+    34314 and 50482).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

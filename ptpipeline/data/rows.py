@@ -19,7 +19,10 @@ from ptpipeline.records import DataCheck, Split
 from ptpipeline.task import Binned, Data, SplitSpec, Task
 
 REPLACEMENT = "\ufffd"
-MAX_CLUSTER, MAX_CLUSTER_SHARE = 10, 0.05  # of the distinct texts: what more have in common is a template, and would tip the splits
+MAX_CLUSTER, MAX_CLUSTER_SHARE = (
+    10,
+    0.05,
+)  # of the distinct texts: what more have in common is a template, and would tip the splits
 _KEPT_FIRST: tuple[Split, ...] = ("test", "reserve", "dev", "train")
 
 log = logging.getLogger(__name__)
@@ -88,7 +91,9 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
     """
     book = _Book(task.data, source.source)
     found = _found_rows(source)
-    found = book.without("encoding", found, {row.number for row in found if REPLACEMENT in row.text + _target(task, row)})
+    found = book.without(
+        "encoding", found, {row.number for row in found if REPLACEMENT in row.text + _target(task, row)}
+    )
     empty = {row.number for row in found if not row.normal or (task.generate and not _target(task, row).strip())}
     found = book.without("empty_text", found, empty)
     near = _near_duplicates(task, found)
@@ -98,9 +103,15 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
     rows = book.without("duplicate", rows, _duplicates(rows))
     rows = book.without("conflicting_label", rows, _conflicts(rows))
     rows = book.without("split_overlap", rows, _overlaps(rows))
-    rows = _noted(task, rows, near, book) if source.groups is None else book.without("near_duplicate", rows, _beside(rows, near))
+    rows = (
+        _noted(task, rows, near, book)
+        if source.groups is None
+        else book.without("near_duplicate", rows, _beside(rows, near))
+    )
     if not rows:
-        raise DataError(f"{source.source}: no row is left after the checks; see data.checks and data.label of task {task.name}")
+        raise DataError(
+            f"{source.source}: no row is left after the checks; see data.checks and data.label of task {task.name}"
+        )
     if not task.generate:
         book.enough(rows, task.labels)
     return CheckedRows(rows, book.checks)
@@ -109,7 +120,10 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
 def _found_rows(source: SourceRows) -> list[_Found]:
     groups = source.groups if source.groups is not None else [None] * len(source.texts)
     if source.groups is not None and (missing := [n for n, value in enumerate(groups, 1) if value in (None, "")]):
-        raise DataError(f"{source.source}: the column that data.split.group names is empty in {_numbered(missing)}; every row needs a group")
+        raise DataError(
+            f"{source.source}: the column that data.split.group names is empty in {_numbered(missing)}; every "
+            "row needs a group"
+        )
     texts = [text or "" for text in source.texts]
     normals = [normalised(text) for text in texts]
     keys = normals if source.groups is None else map(str, groups)
@@ -126,17 +140,34 @@ def _labelled(task: Task, found: list[_Found], book: "_Book") -> list[CheckedRow
     if isinstance(rule, Binned):
         outside = {number for number, label in labels.items() if label == ""}
         found = [row for row in found if row.number not in outside]
-        book.checks.append(DataCheck(name="outside_bins", policy="warn", count=len(outside), outcome="ok", detail="rows in no bin are left out, as data.label.bins says"))
+        book.checks.append(
+            DataCheck(
+                name="outside_bins",
+                policy="warn",
+                count=len(outside),
+                outcome="ok",
+                detail="rows in no bin are left out, as data.label.bins says",
+            )
+        )
     unknown = {row.number for row in found if labels[row.number] is None}
     if unknown and book.policy("unknown_label") == "off":  # a row without a label cannot be kept
-        raise DataError(f"{book.source}: {len(unknown)} rows have no label of the task ({_numbered(unknown)}); data.checks.unknown_label: off cannot keep them, warn leaves them out")
+        raise DataError(
+            f"{book.source}: {len(unknown)} rows have no label of the task ({_numbered(unknown)}); "
+            "data.checks.unknown_label: off cannot keep them, warn leaves them out"
+        )
     found = book.without("unknown_label", found, unknown)
-    return [CheckedRow(row.number, row.text, row.normal, labels[row.number] or "", split_of(row.key, spec), row.slices) for row in found]
+    return [
+        CheckedRow(row.number, row.text, row.normal, labels[row.number] or "", split_of(row.key, spec), row.slices)
+        for row in found
+    ]
 
 
 def _targeted(task: Task, found: list[_Found]) -> list[CheckedRow]:
     """The rows of a generation task, with their target texts as they stand in the source."""
-    return [CheckedRow(row.number, row.text, row.normal, _target(task, row), split_of(row.key, task.data.split), row.slices) for row in found]
+    return [
+        CheckedRow(row.number, row.text, row.normal, _target(task, row), split_of(row.key, task.data.split), row.slices)
+        for row in found
+    ]
 
 
 def _target(task: Task, row: _Found) -> str:
@@ -207,7 +238,9 @@ def _shortages(rows: list[CheckedRow], labels: Iterable[str], data: Data) -> lis
 
 
 class _NearDuplicates(NamedTuple):
-    """The text that speaks for a text's cluster; texts of a cluster too large for one split are `templated`, and have none."""
+    """The text that speaks for a text's cluster; texts of a cluster too large for one split are `templated`, and have
+    none.
+    """
 
     speakers: dict[str, str]
     templated: set[str]
@@ -221,7 +254,9 @@ def _near_duplicates(task: Task, found: list[_Found]) -> _NearDuplicates:
     largest = max(MAX_CLUSTER, int(MAX_CLUSTER_SHARE * len({row.normal for row in found})))
     sizes = Counter(speakers.values())
     templated = {normal for normal, speaker in speakers.items() if sizes[speaker] > largest}
-    return _NearDuplicates({normal: speaker for normal, speaker in speakers.items() if normal not in templated}, templated)
+    return _NearDuplicates(
+        {normal: speaker for normal, speaker in speakers.items() if normal not in templated}, templated
+    )
 
 
 def _noted(task: Task, rows: list[CheckedRow], near: _NearDuplicates, book: "_Book") -> list[CheckedRow]:
@@ -229,14 +264,22 @@ def _noted(task: Task, rows: list[CheckedRow], near: _NearDuplicates, book: "_Bo
     together = {row.number for row in rows if row.normal in near.speakers}
     moved = sum(row.split != split_of(row.normal, task.data.split) for row in rows if row.number in together)
     alike = {row.number for row in rows if row.normal in near.templated}
-    told = [f"{_numbered(together)} share the split of what they nearly repeat, {moved} moved there"] if together else []
-    told += [f"{len(alike)} rows of a template, too many for one split, stay where their own text puts them"] if alike else []
+    told = (
+        [f"{_numbered(together)} share the split of what they nearly repeat, {moved} moved there"] if together else []
+    )
+    told += (
+        [f"{len(alike)} rows of a template, too many for one split, stay where their own text puts them"]
+        if alike
+        else []
+    )
     book.record("near_duplicate", len(together | alike), "; ".join(told))
     return rows
 
 
 def _beside(rows: list[CheckedRow], near: _NearDuplicates) -> set[int]:
-    """Rows of groups that nearly stand in a split kept first, under another text: a group is not moved for one row of it."""
+    """Rows of groups that nearly stand in a split kept first, under another text: a group is not moved for one row of
+    it.
+    """
     texts: dict[tuple[str, Split], set[str]] = defaultdict(set)
     for row in rows:
         texts[near.speakers.get(row.normal, row.normal), row.split].add(row.normal)
@@ -292,9 +335,14 @@ class _Book:
         """One check's line; DataError where it found rows and its policy is block."""
         policy = self.policy(name)
         outcome = {"off": "off", "warn": "warned"}.get(policy, "blocked") if count or policy == "off" else "ok"
-        check = DataCheck.model_validate({"name": name, "policy": policy, "count": count, "outcome": outcome, "detail": detail})
+        check = DataCheck.model_validate(
+            {"name": name, "policy": policy, "count": count, "outcome": outcome, "detail": detail}
+        )
         if outcome == "blocked":
-            raise DataError(f"{self.source}: check {name} found {count}: {detail}; it looks for {_MEANING[name]}; mend the source, or set data.checks.{name} to warn")
+            raise DataError(
+                f"{self.source}: check {name} found {count}: {detail}; it looks for {_MEANING[name]}; mend the "
+                f"source, or set data.checks.{name} to warn"
+            )
         if outcome == "warned":
             log.warning("%s: check %s found %d: %s", self.source, name, count, detail)
         self.checks.append(check)

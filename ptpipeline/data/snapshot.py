@@ -52,7 +52,10 @@ def _check_sizes(source: str, splits: dict[Split, list[Row]]) -> None:
     needed: dict[Split, int] = {"train": 1, "dev": 1, "test": 2, "reserve": 2}
     for split in splits:
         if len(splits[split]) < (count := needed[split]):
-            raise DataError(f"{source}: {len(splits[split])} rows fall into the {split} split, at least {count} are needed; give more rows, or raise its share in data.split")
+            raise DataError(
+                f"{source}: {len(splits[split])} rows fall into the {split} split, at least {count} are "
+                "needed; give more rows, or raise its share in data.split"
+            )
 
 
 def read_snapshot(store: ObjectStore, task: str, digest: str) -> Snapshot:
@@ -63,10 +66,14 @@ def read_snapshot(store: ObjectStore, task: str, digest: str) -> Snapshot:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"])) or "manifest"
-        raise ArtifactError(f"{store.url}/{key}: {field}: {first['msg']}; the manifest is altered or from a newer ptpipeline") from None
+        raise ArtifactError(
+            f"{store.url}/{key}: {field}: {first['msg']}; the manifest is altered or from a newer ptpipeline"
+        ) from None
     actual = _digest(snapshot.task, snapshot.splits(), snapshot.slices)
     if snapshot.task != task or not snapshot.digest == actual == digest:
-        raise ArtifactError(f"{store.url}/{key}: hashes to {actual[:12]}, expected {digest[:12]}; the manifest was altered")
+        raise ArtifactError(
+            f"{store.url}/{key}: hashes to {actual[:12]}, expected {digest[:12]}; the manifest was altered"
+        )
     return snapshot
 
 
@@ -79,13 +86,22 @@ def load_split(store: ObjectStore, snapshot: Snapshot, split: Split) -> list[Row
     try:
         body = store.read(key).body
     except NotFound:
-        raise ArtifactError(f"{store.url}/{key}: missing although the manifest is there; run `ptp ingest {snapshot.task}` after deleting the manifest") from None
+        raise ArtifactError(
+            f"{store.url}/{key}: missing although the manifest is there; run `ptp ingest {snapshot.task}` "
+            "after deleting the manifest"
+        ) from None
     rows = _decoded(body, f"{store.url}/{key}", snapshot.slices)
     actual = _rows_digest(rows)
     if actual != stated.digest or _slices_digest(rows, snapshot.slices) != stated.slices:
-        raise ArtifactError(f"{store.url}/{key}: its {len(rows)} rows hash to {actual[:12]}, the manifest states {stated.digest[:12]}; the object was altered")
+        raise ArtifactError(
+            f"{store.url}/{key}: its {len(rows)} rows hash to {actual[:12]}, the manifest states "
+            f"{stated.digest[:12]}; the object was altered"
+        )
     if len(rows) != stated.rows or (stated.labels and Counter(row.label for row in rows) != Counter(stated.labels)):
-        raise ArtifactError(f"{store.url}/{key}: its {len(rows)} rows are not the {stated.rows} that the manifest counts by label; the manifest was altered")
+        raise ArtifactError(
+            f"{store.url}/{key}: its {len(rows)} rows are not the {stated.rows} that the manifest counts by "
+            "label; the manifest was altered"
+        )
     return rows
 
 
@@ -120,12 +136,25 @@ def _described(task: Task, origin: tuple[str, str], checked: CheckedRows, splits
     infos = {split: _split_info(rows, task) for split, rows in splits.items()}
     name, key = origin
     slices = task.data.slices
-    return Snapshot(task=task.name, digest=_digest(task.name, infos, slices), source=name, source_key=key, checks=checked.checks, slices=slices, **infos)
+    return Snapshot(
+        task=task.name,
+        digest=_digest(task.name, infos, slices),
+        source=name,
+        source_key=key,
+        checks=checked.checks,
+        slices=slices,
+        **infos,
+    )
 
 
 def _split_info(rows: list[Row], task: Task) -> SplitInfo:
     counts = Counter(row.label for row in rows)
-    return SplitInfo(rows=len(rows), labels={label: counts[label] for label in task.labels}, digest=_rows_digest(rows), slices=_slices_digest(rows, task.data.slices))
+    return SplitInfo(
+        rows=len(rows),
+        labels={label: counts[label] for label in task.labels},
+        digest=_rows_digest(rows),
+        slices=_slices_digest(rows, task.data.slices),
+    )
 
 
 def _digest(task: str, splits: dict[Split, SplitInfo], slices: list[str]) -> str:
@@ -186,7 +215,11 @@ def _encoded(rows: list[Row], slices: list[str]) -> bytes:
     cells = [(row.id, row.text, row.label, *row.slices) for row in rows]
     columns = [[row[index] for row in cells] for index in range(len(schema))]
     buffer = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays([pa.array(values, pa.string()) for values in columns], schema=schema), buffer, compression="zstd")
+    pq.write_table(
+        pa.Table.from_arrays([pa.array(values, pa.string()) for values in columns], schema=schema),
+        buffer,
+        compression="zstd",
+    )
     return buffer.getvalue()
 
 
@@ -197,7 +230,10 @@ def _decoded(body: bytes, where: str, slices: list[str]) -> list[Row]:
         table = table_in(body, _columns(slices))
         columns = [table.column(name).to_pylist() for name in _columns(slices)]
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
-        raise ArtifactError(f"{where}: {len(body)} bytes are no Parquet file with {', '.join(_columns(slices))} ({type(error).__name__}); the object is truncated or altered") from None
+        raise ArtifactError(
+            f"{where}: {len(body)} bytes are no Parquet file with {', '.join(_columns(slices))} "
+            f"({type(error).__name__}); the object is truncated or altered"
+        ) from None
     return [Row(identity, text, label, tuple(values)) for identity, text, label, *values in zip(*columns, strict=True)]
 
 

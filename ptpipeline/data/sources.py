@@ -29,8 +29,8 @@ _TEXT_TYPES = ("string", "large_string", "string_view")
 class SourceRows(NamedTuple):
     """The columns of a source that a task names, equally long, in file order; `groups` is None without a group column.
 
-    `labels` holds the targets of a generation task; `slices` each row's values of the slice columns as text, empty where
-    the task names none.
+    `labels` holds the targets of a generation task; `slices` each row's values of the slice columns as text, empty
+    where the task names none.
     """
 
     source: str
@@ -59,9 +59,8 @@ def source_name(source: Source) -> str:
 def read_rows(task: Task, home: Path) -> SourceRows:
     """The text, label (or target), group and slice columns of the task's source.
 
-    Raises DataError where the file is missing, empty, malformed, has not the columns that the task names, or has a slice
-    column of more than MAX_SLICE_VALUES distinct values;
-    ServiceUnavailable where a package cannot be fetched.
+    Raises DataError where the file is missing, empty, malformed, has not the columns that the task names, or has a
+    slice column of more than MAX_SLICE_VALUES distinct values; ServiceUnavailable where a package cannot be fetched.
     """
     source, name = task.data.source, source_name(task.data.source)
     path = _local_file(task, home)
@@ -73,7 +72,9 @@ def read_rows(task: Task, home: Path) -> SourceRows:
     named = {**texts, "label": label, "split.group": group}
     for field, column in [*named.items(), *(("slices", column) for column in task.data.slices)]:
         if column is not None and column not in table.column_names:
-            raise DataError(f"{name}: no column {column!r}, which data.{field} names; the columns are {_named(table.column_names)}")
+            raise DataError(
+                f"{name}: no column {column!r}, which data.{field} names; the columns are {_named(table.column_names)}"
+            )
     if len(table) == 0:
         raise DataError(f"{name}: the file has columns but no rows")
     for field, column in texts.items():
@@ -82,14 +83,19 @@ def read_rows(task: Task, home: Path) -> SourceRows:
             raise DataError(f"{name}: column {column!r}, which data.{field} names, holds {kind}; expected text")
     answers = table[label or task.data.target]
     slices = list(zip(*(_slice_values(name, column, table[column]) for column in task.data.slices), strict=True))
-    return SourceRows(name, list(table[task.data.text]), list(answers), None if group is None else list(table[group]), slices)
+    return SourceRows(
+        name, list(table[task.data.text]), list(answers), None if group is None else list(table[group]), slices
+    )
 
 
 def _slice_values(name: str, column: str, cells: Iterable[Any]) -> list[str]:
     """The cells as text, empty for a missing one; DataError where they are too many to be kinds of rows."""
     values = ["" if cell is None or cell != cell else str(cell) for cell in cells]
     if (kinds := len(set(values))) > MAX_SLICE_VALUES:
-        raise DataError(f"{name}: column {column!r}, which data.slices names, has {kinds} distinct values, at most {MAX_SLICE_VALUES} make slices; take a column of kinds, or leave it out")
+        raise DataError(
+            f"{name}: column {column!r}, which data.slices names, has {kinds} distinct values, at most "
+            f"{MAX_SLICE_VALUES} make slices; take a column of kinds, or leave it out"
+        )
     return values
 
 
@@ -100,7 +106,10 @@ def _local_file(task: Task, home: Path) -> Path:
     path = Path(source.path or "").expanduser()
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
-        raise DataError(f"data.source.path of task {task.name}: {path}: {what} (relative paths start at {Path.cwd()}); expected a {source.format} file")
+        raise DataError(
+            f"data.source.path of task {task.name}: {path}: {what} (relative paths start at {Path.cwd()}); "
+            f"expected a {source.format} file"
+        )
     return path
 
 
@@ -110,7 +119,9 @@ def _file_identity(path: Path) -> dict[str, Any]:
 
 
 def _named(columns: list[str]) -> str:
-    """The columns for a message; of a first line that reads like a row only how many, since a text of a row stays out of messages."""
+    """The columns for a message; of a first line that reads like a row only how many, since a text of a row stays out
+    of messages.
+    """
     if any(len(column) > MAX_NAME or len(column.split()) > MAX_NAME_WORDS for column in columns):
         return f"{len(columns)} of which one is too long for a name, so that the first line may be a row"
     return ", ".join(columns)
@@ -130,14 +141,18 @@ def _load(path: Path, source: Source, home: Path) -> Any:
     with tempfile.TemporaryDirectory(prefix=".read-", dir=home) as cache, warnings.catch_warnings():
         warnings.simplefilter("error", ParserWarning)  # pandas would cut rows with too many fields, and only warn
         try:
-            return _reader(datasets, source)(str(path), keep_in_memory=True, cache_dir=cache, **_options(datasets, path, source))
+            return _reader(datasets, source)(
+                str(path), keep_in_memory=True, cache_dir=cache, **_options(datasets, path, source)
+            )
         except (StopIteration, csv.Error, ValueError, datasets.exceptions.DatasetsError, OSError) as error:
             reason = (_broken_line(path) if source.format == "jsonl" else None) or _reason(error)
             raise DataError(f"{source_name(source)}: not readable as {source.format}: {reason}") from error
 
 
 def _reader(datasets: Any, source: Source) -> Any:
-    return {"parquet": datasets.Dataset.from_parquet, "jsonl": datasets.Dataset.from_json}.get(source.format, datasets.Dataset.from_csv)
+    return {"parquet": datasets.Dataset.from_parquet, "jsonl": datasets.Dataset.from_json}.get(
+        source.format, datasets.Dataset.from_csv
+    )
 
 
 def _options(datasets: Any, path: Path, source: Source) -> dict[str, Any]:
@@ -161,7 +176,10 @@ def _header(path: Path, source: Source) -> list[str]:
         raise DataError(f"{source_name(source)}: the header line is not UTF-8; save the file as UTF-8")
     twice = sorted({column for column in columns if columns.count(column) > 1})
     if twice or "" in columns or not columns:
-        raise DataError(f"{source_name(source)}: the header line needs one distinct name per column, found {_named(list(map(repr, columns)))}; or name them in data.source.columns")
+        raise DataError(
+            f"{source_name(source)}: the header line needs one distinct name per column, found "
+            f"{_named(list(map(repr, columns)))}; or name them in data.source.columns"
+        )
     return columns
 
 
@@ -170,7 +188,9 @@ def _reason(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()) or "no rows found"
-    return "there are no rows" if "corresponds to no data" in text or text.startswith("BatchSize") else text  # an empty Parquet table
+    return (
+        "there are no rows" if "corresponds to no data" in text or text.startswith("BatchSize") else text
+    )  # an empty Parquet table
 
 
 def _broken_line(path: Path) -> str | None:

@@ -15,4 +15,6 @@ def render(template: str, text: str) -> str:
         checked_template(template)
     except ValueError as error:
         raise DataError(f"template {template!r}: {error}") from None
-    return "".join(literal + (text if field is not None else "") for literal, field, _, _ in string.Formatter().parse(template))
+    return "".join(
+        literal + (text if field is not None else "") for literal, field, _, _ in string.Formatter().parse(template)
+    )

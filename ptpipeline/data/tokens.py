@@ -17,8 +17,8 @@ CONTENT_FREE = ("N/A", "[MASK]", "")  # the inputs of Zhao et al. 2021, section 
 class LabelTokens(NamedTuple):
     """A task's label names, the token ids of each one's words, and how they are ranked.
 
-    `normalised`: by log-likelihood per token. `content_free`: rendered texts without content as token ids; what a label gets
-    behind these is taken off. None where labels are not calibrated.
+    `normalised`: by log-likelihood per token. `content_free`: rendered texts without content as token ids; what a label
+    gets behind these is taken off. None where labels are not calibrated.
     """
 
     names: tuple[str, ...]
@@ -46,12 +46,15 @@ class FreeText(NamedTuple):
     def target(self, rendered: str, target: str, what: str, encode: Encode) -> tuple[int, ...]:
         """Token ids of a target behind its rendered text, then the end token, which does not count towards the limit.
 
-        One space joins the two unless the text ends in white space, since byte-pair vocabularies hold words with the space
-        in front of them. ContextError naming `what` where the target has more tokens than will ever be generated.
+        One space joins the two unless the text ends in white space, since byte-pair vocabularies hold words with the
+        space in front of them. ContextError naming `what` where the target has more tokens than will ever be generated.
         """
         ids = encode(("" if rendered[-1:].isspace() else " ") + target.strip(), False)
         if len(ids) > self.limit:
-            raise ContextError(f"{what}: the target has {len(ids)} tokens, at most {self.limit} are generated; raise generate.max_new_tokens, or leave the row out")
+            raise ContextError(
+                f"{what}: the target has {len(ids)} tokens, at most {self.limit} are generated; raise "
+                "generate.max_new_tokens, or leave the row out"
+            )
         return (*ids, self.end)
 
 
@@ -71,21 +74,30 @@ def label_tokens(task: str, labels: dict[str, str], encode: Encode) -> LabelToke
         if not tokens:
             raise TaskFileError(f"task {task}: labels.{name}: {labels[name]!r} has no tokens; give it words")
     if len(set(ids)) < len(ids):
-        raise TaskFileError(f"task {task}: labels: two labels have the same tokens {sorted(ids)}; the model could not tell them apart")
+        raise TaskFileError(
+            f"task {task}: labels: two labels have the same tokens {sorted(ids)}; the model could not tell them apart"
+        )
     for (one, short), (two, long) in permutations(zip(labels, ids, strict=True), 2):
         if long[: len(short)] == short:
-            raise TaskFileError(f"task {task}: labels.{two}: {labels[two]!r} begins with all tokens of {labels[one]!r} (labels.{one}), which is always the likelier; give it other words")
+            raise TaskFileError(
+                f"task {task}: labels.{two}: {labels[two]!r} begins with all tokens of {labels[one]!r} "
+                f"(labels.{one}), which is always the likelier; give it other words"
+            )
     return LabelTokens(tuple(labels), ids)
 
 
 def scored(labels: LabelTokens, scoring: Scoring, template: str, limit: int, encode: Encode) -> LabelTokens:
-    """The labels as `scoring` ranks them behind texts of this template; an input without content that has no tokens is left out.
+    """The labels as `scoring` ranks them behind texts of this template; an input without content that has no tokens is
+    left out.
 
     Raises ContextError where the template itself has more tokens than `limit`.
     """
     free = [tuple(encode(render(template, text), True)) for text in CONTENT_FREE] if scoring.calibrated else []
     if free and (longest := max(map(len, free))) > limit:
-        raise ContextError(f"scoring.calibrated: the template has {longest} tokens without a text, at most {limit} fit beside the prompt and the answer; shorten it")
+        raise ContextError(
+            f"scoring.calibrated: the template has {longest} tokens without a text, at most {limit} fit beside "
+            "the prompt and the answer; shorten it"
+        )
     return labels._replace(normalised=scoring.length_normalised, content_free=tuple(ids for ids in free if ids))
 
 
@@ -98,7 +110,8 @@ def max_input_tokens(context: int, virtual_tokens: int, answers: LabelTokens | F
     if room < 1:
         answer = "a label" if isinstance(answers, LabelTokens) else "an answer"
         raise ContextError(
-            f"tune.num_virtual_tokens: {virtual_tokens} virtual tokens and {answer} of {answers.longest} leave no room for text "
+            f"tune.num_virtual_tokens: {virtual_tokens} virtual tokens and {answer} of {answers.longest} leave "
+            "no room for text "
             f"in the base model's context of {context}; take a shorter prompt"
         )
     return room
@@ -110,7 +123,9 @@ def encode_text(template: str, text: str, limit: int, what: str, encode: Encode)
     if not ids:
         raise ContextError(f"{what}: the rendered text has no tokens")
     if len(ids) > limit:
-        raise ContextError(f"{what}: the text has {len(ids)} tokens, at most {limit} fit beside the prompt and the answer; shorten it")
+        raise ContextError(
+            f"{what}: the text has {len(ids)} tokens, at most {limit} fit beside the prompt and the answer; shorten it"
+        )
     return ids
 
 
@@ -133,4 +148,6 @@ class TaskText(NamedTuple):
         ids = encode_text(self.template, row.text, self.limit, what, self.encode)
         if self.free is None:
             return EncodedRow(row.id, ids, self.labels.ids[self.labels.names.index(row.label)], row.label)
-        return EncodedRow(row.id, ids, self.free.target(render(self.template, row.text), row.label, what, self.encode), row.label)
+        return EncodedRow(
+            row.id, ids, self.free.target(render(self.template, row.text), row.label, what, self.encode), row.label
+        )

@@ -47,7 +47,8 @@ class Pair(NamedTuple):
 def compared(task: Task, pair: Pair, asked: Asked) -> PairedDifference:
     """Challenger minus the other by the metric that is asked.
 
-    Of generated texts the rows' own metrics are compared: `bleu` and `chrf` are then the means of the sentences', not the corpus'.
+    Of generated texts the rows' own metrics are compared: `bleu` and `chrf` are then the means of the sentences', not
+    the corpus'.
     """
     if task.generate is not None:
         return mean_difference(asked, *(side.column(asked.metric, pair.rows) for side in (pair.ours, pair.theirs)))
@@ -56,16 +57,22 @@ def compared(task: Task, pair: Pair, asked: Asked) -> PairedDifference:
 
 
 def sliced(task: Task, pair: Pair, min_rows: int) -> list[SliceDifference]:
-    """The difference on every part of at least `min_rows` rows: by label, by length, and by the columns that the task names.
+    """The difference on every part of at least `min_rows` rows: by label, by length, and by the columns that the task
+    names.
 
-    Of labels it is the share of right answers that is compared, whatever the gate's metric: within a part a row is right or wrong.
+    Of labels it is the share of right answers that is compared, whatever the gate's metric: within a part a row is
+    right or wrong.
     """
     ours, theirs = (_row_values(task, side, pair.rows) for side in (pair.ours, pair.theirs))
     found = []
     for name, places in _parts(task, pair).items():
         if len(places) >= max(min_rows, 2):
             a, b = ours[places], theirs[places]
-            found.append(SliceDifference(name=name, rows=len(places), difference=float((a - b).mean()), p_harm=chance_of_harm(a, b)))
+            found.append(
+                SliceDifference(
+                    name=name, rows=len(places), difference=float((a - b).mean()), p_harm=chance_of_harm(a, b)
+                )
+            )
     return found
 
 

@@ -12,13 +12,21 @@ from ptpipeline.errors import DataError
 def drift(before: Sequence[Row], now: Sequence[Row], labelled: bool = True) -> dict[str, float]:
     """Distances in 0..1 between the rows of two snapshots, with the p-values of scipy's tests; 0 where nothing moved.
 
-    `drift.labels` is the total variation distance of the label shares, with the p of a chi-squared test; it is left out where
-    labels are free texts (`labelled` False). `drift.length` is the Kolmogorov-Smirnov statistic of the numbers of words, with
-    its asymptotic p. `drift.vocabulary`: see `_vocabulary`; it may be below 0 by chance. DataError for fewer than two rows.
+    `drift.labels` is the total variation distance of the label shares, with the p of a chi-squared test; it is left out
+    where labels are free texts (`labelled` False). `drift.length` is the Kolmogorov-Smirnov statistic of the numbers of
+    words, with its asymptotic p. `drift.vocabulary`: see `_vocabulary`; it may be below 0 by chance. DataError for
+    fewer than two rows.
     """
     if min(len(before), len(now)) < 2:
-        raise DataError(f"drift from {len(before)} rows to {len(now)}: at least two rows on either side are needed; give whole splits")
-    return (_labels(before, now) if labelled else {}) | _length(before, now) | {"drift.vocabulary": _vocabulary(before, now)}
+        raise DataError(
+            f"drift from {len(before)} rows to {len(now)}: at least two rows on either side are needed; give "
+            "whole splits"
+        )
+    return (
+        (_labels(before, now) if labelled else {})
+        | _length(before, now)
+        | {"drift.vocabulary": _vocabulary(before, now)}
+    )
 
 
 def _labels(before: Sequence[Row], now: Sequence[Row]) -> dict[str, float]:
@@ -41,8 +49,8 @@ def _length(before: Sequence[Row], now: Sequence[Row]) -> dict[str, float]:
 def _vocabulary(before: Sequence[Row], now: Sequence[Row]) -> float:
     """Share of word occurrences in `now` that a half of `before` never saw, minus that share in its other half.
 
-    Both shares are of the same vocabulary, so without drift 0 is expected however few the rows; the mean over which half
-    is the vocabulary. The halves go by hash of the row, whatever the order.
+    Both shares are of the same vocabulary, so without drift 0 is expected however few the rows; the mean over which
+    half is the vocabulary. The halves go by hash of the row, whatever the order.
     """
     ordered = sorted(before, key=lambda row: hashlib.sha256(row.id.encode()).digest())
     halves = _words(ordered[: len(ordered) // 2]), _words(ordered[len(ordered) // 2 :])

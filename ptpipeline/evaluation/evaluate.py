@@ -16,7 +16,9 @@ from ptpipeline.storage import ObjectStore
 PLAIN = Setup()
 
 
-def evaluate(engine: Engine, artifact: Artifact, snapshot: Snapshot, store: ObjectStore, setup: Setup = PLAIN) -> Report:
+def evaluate(
+    engine: Engine, artifact: Artifact, snapshot: Snapshot, store: ObjectStore, setup: Setup = PLAIN
+) -> Report:
     """The report of a stored prompt over the rows of the setup's split; the rows' results are stored beside it.
 
     Raises ContextError where a text does not fit, and what Engine.load raises.

@@ -1,4 +1,6 @@
-"""The hard prompt in words: training rows chosen and written out with the task's template, joined by blank lines (Brown et al. 2020, section 2)."""
+"""The hard prompt in words: training rows chosen and written out with the task's template, joined by blank lines (Brown
+et al. 2020, section 2).
+"""
 
 import hashlib
 import logging
@@ -42,7 +44,8 @@ class Writer(NamedTuple):
     manifest: PromptManifest
 
     def hard_prompt(self, wanted: HardPrompt, train: Sequence[Row], room: int) -> list[int]:
-        """Token ids of BOS, instruction and examples, with a blank line behind each; as many examples as `room` tokens hold.
+        """Token ids of BOS, instruction and examples, with a blank line behind each; as many examples as `room` tokens
+        hold.
 
         Empty, with a warning, where not even one fits.
         """
@@ -54,13 +57,22 @@ class Writer(NamedTuple):
         examples = [self._example(row) + blank for row in chosen(known, wanted.examples, bool(self.manifest.labels))]
         fitting = _fitting(start, examples, room)
         if len(fitting) < wanted.examples:
-            log.warning("%s: the hard prompt has %d of %d examples: no more fit the context, or there are no more", self.manifest.task, len(fitting), wanted.examples)
+            log.warning(
+                "%s: the hard prompt has %d of %d examples: no more fit the context, or there are no more",
+                self.manifest.task,
+                len(fitting),
+                wanted.examples,
+            )
         said = bool(fitting or wanted.instruction.strip()) and len(start) <= room
         return start + [token for example in fitting for token in example] if said else []
 
     def _example(self, row: Row) -> list[int]:
         text = render(self.manifest.template, row.text)
-        words = self.manifest.labels[row.label] if self.manifest.labels else ("" if text[-1:].isspace() else " ") + row.label.strip()
+        words = (
+            self.manifest.labels[row.label]
+            if self.manifest.labels
+            else ("" if text[-1:].isspace() else " ") + row.label.strip()
+        )
         return self.base.encode(text, False) + self.base.encode(words, False)
 
 

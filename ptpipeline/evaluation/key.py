@@ -7,12 +7,20 @@ SCORING_VERSION = 2  # raise by one whenever the same prompt and rows would be s
 
 
 def rows_identity(split: SplitInfo) -> str:
-    """What results of these rows are kept under: their digest, and where they have slices, which the results repeat, those too."""
+    """What results of these rows are kept under: their digest, and where they have slices, which the results repeat,
+    those too.
+    """
     return split.digest if split.slices is None else digest_of([split.digest, split.slices])
 
 
 def evaluation_key(digest: str, rows: str, compute_dtype: str, hard_prompt: HardPrompt | None = None) -> str:
-    """Digest of prompt, measured rows (`rows_identity`), scoring and hard prompt beside it; the prompt's digest covers base, template and labels."""
+    """Digest of prompt, measured rows (`rows_identity`), scoring and hard prompt beside it; the prompt's digest covers
+    base, template and labels.
+    """
     scoring = {"method": "rank", "version": SCORING_VERSION, "dtype": compute_dtype.removeprefix("torch.")}
-    beside = {"hard_prompt": hard_prompt.model_dump(mode="json")} if hard_prompt is not None and not hard_prompt.empty else {}
+    beside = (
+        {"hard_prompt": hard_prompt.model_dump(mode="json")}
+        if hard_prompt is not None and not hard_prompt.empty
+        else {}
+    )
     return digest_of({"prompt": digest, "test": rows, "scoring": scoring, **beside})

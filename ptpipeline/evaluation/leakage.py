@@ -8,7 +8,8 @@ from ptpipeline.errors import DataError
 
 
 def leakage(test: Sequence[Row], train: Sequence[Row]) -> dict[str, float]:
-    """`leakage.exact` and `leakage.near`: shares of the test rows whose text stands in train when normalised, and nearly.
+    """`leakage.exact` and `leakage.near`: shares of the test rows whose text stands in train when normalised, and
+    nearly.
 
     The near ones include the exact ones; `leakage.rows` counts them. DataError where there are no test rows.
     """

@@ -1,4 +1,6 @@
-"""What was measured on the rows of a split, by label ranking or by generation, and the file that keeps it row by row."""
+"""What was measured on the rows of a split, by label ranking or by generation, and the file that keeps it row
+by row.
+"""
 
 import io
 from collections.abc import Sequence
@@ -24,7 +26,8 @@ class Measurement(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """The rows of a snapshot's split in the order in which they are measured, and which of the snapshot's slices are kept of them.
+    """The rows of a snapshot's split in the order in which they are measured, and which of the snapshot's slices are
+    kept of them.
 
     That order is the one of their ids, whatever the snapshot's: the same rows always run in the same batches.
     """

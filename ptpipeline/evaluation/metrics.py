@@ -22,8 +22,9 @@ BINS = 15  # of the reliability diagram, as in Guo et al. 2017
 
 
 def measure(metric: Metric, truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> float:
-    """One metric: the share of rows that were right, the unweighted mean of the labels' F1 (0 where never predicted), Matthews'
-    correlation (0 where all rows have one label, or get one), or one of texts."""
+    """One metric: the share of rows that were right, the unweighted mean of the labels' F1 (0 where never predicted),
+    Matthews' correlation (0 where all rows have one label, or get one), or one of texts.
+    """
     if metric == "accuracy":
         return float(accuracy_score(truth, predicted))
     if metric == "macro_f1":
@@ -33,8 +34,12 @@ def measure(metric: Metric, truth: Sequence[str], predicted: Sequence[str], labe
     return measure_texts(metric, truth, predicted)
 
 
-def scores(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str], confidences: Sequence[float] | None = None) -> Scores:
-    """All metrics of one set of predictions over the task's labels; `confidences` are the predicted labels' probabilities."""
+def scores(
+    truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str], confidences: Sequence[float] | None = None
+) -> Scores:
+    """All metrics of one set of predictions over the task's labels; `confidences` are the predicted labels'
+    probabilities.
+    """
     names = list(labels)
     bins = reliability(truth, predicted, confidences) if confidences is not None else []
     columns = precision_recall_fscore_support(truth, predicted, labels=names, zero_division=0)
@@ -58,16 +63,26 @@ def scores(truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]
 
 
 def reliability(truth: Sequence[str], predicted: Sequence[str], confidences: Sequence[float]) -> list[Reliability]:
-    """Rows by their predicted label's probability in bins of equal width, without empty ones and without rows whose probability is not finite."""
-    rows: NDArray[np.float64] = np.array([(p, t == found, 1) for p, t, found in zip(confidences, truth, predicted, strict=True) if math.isfinite(p)])
+    """Rows by their predicted label's probability in bins of equal width, without empty ones and without rows whose
+    probability is not finite.
+    """
+    rows: NDArray[np.float64] = np.array(
+        [(p, t == found, 1) for p, t, found in zip(confidences, truth, predicted, strict=True) if math.isfinite(p)]
+    )
     if not len(rows):
         return []
     sums = binned_statistic(rows[:, 0].clip(0, 1), rows.T, "sum", BINS, (0, 1)).statistic
-    return [Reliability(confidence=sure / count, accuracy=right / count, rows=int(count)) for sure, right, count in sums.T.tolist() if count]
+    return [
+        Reliability(confidence=sure / count, accuracy=right / count, rows=int(count))
+        for sure, right, count in sums.T.tolist()
+        if count
+    ]
 
 
 def calibration_error(bins: Sequence[Reliability]) -> float:
-    """Expected calibration error: |accuracy - confidence| of the bins, weighted by their rows (Guo et al. 2017, equation 3)."""
+    """Expected calibration error: |accuracy - confidence| of the bins, weighted by their rows (Guo et al. 2017,
+    equation 3).
+    """
     return sum(abs(one.accuracy - one.confidence) * one.rows for one in bins) / sum(one.rows for one in bins)
 
 

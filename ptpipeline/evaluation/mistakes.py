@@ -1,4 +1,6 @@
-"""The rows that a prompt answers worst, with their texts: for reports of tasks whose rows are not private. Imports no torch."""
+"""The rows that a prompt answers worst, with their texts: for reports of tasks whose rows are not private. Imports no
+torch.
+"""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -15,7 +17,8 @@ LONGEST = 500  # characters of a text that are shown
 
 
 class Mistake(Record):
-    """A row that is answered wrong: its text, the true label or the target, and the label that was answered, None for free text.
+    """A row that is answered wrong: its text, the true label or the target, and the label that was answered, None for
+    free text.
 
     `figure` is the probability of that label, or the free text's value of the task's metric.
     """
@@ -27,7 +30,9 @@ class Mistake(Record):
 
 
 class Mistakes(Record):
-    """The surest of the wrong labels, or the worst of the free texts, out of so many `wrong` of `rows`; `figure` says what theirs is."""
+    """The surest of the wrong labels, or the worst of the free texts, out of so many `wrong` of `rows`; `figure` says
+    what theirs is.
+    """
 
     shown: list[Mistake]
     wrong: int
@@ -43,13 +48,20 @@ def mistakes(task: Task, results: "Results", rows: "Sequence[Row]") -> Mistakes:
         wrong = sorted((row for row in results.ids if figures[row] < 1), key=lambda row: (figures[row], row))
     else:
         figures, answered, title = _sureness(results), results.columns["predicted"], "probability"
-        wrong = sorted((row for row in results.ids if answered[row] != wanted[row]), key=lambda row: (-figures[row], row))
-    shown = [Mistake(text=_cut(texts[row]), wanted=_cut(wanted[row]), answered=answered.get(row), figure=figures[row]) for row in wrong[:SHOWN]]
+        wrong = sorted(
+            (row for row in results.ids if answered[row] != wanted[row]), key=lambda row: (-figures[row], row)
+        )
+    shown = [
+        Mistake(text=_cut(texts[row]), wanted=_cut(wanted[row]), answered=answered.get(row), figure=figures[row])
+        for row in wrong[:SHOWN]
+    ]
     return Mistakes(shown=shown, wrong=len(wrong), rows=len(results.ids), figure=title)
 
 
 def _sureness(results: "Results") -> dict[str, float]:
-    """The probability of every row's answer: 1 of an ensemble that votes, which has none, and 0 of one that is no number."""
+    """The probability of every row's answer: 1 of an ensemble that votes, which has none, and 0 of one that is no
+    number.
+    """
     import numpy as np
     from scipy.special import softmax  # takes half a second to import
 

@@ -1,9 +1,9 @@
 """Challenger against another on the same test rows: one-sided tests by scipy, and intervals of a metric over the rows.
 
-What each row has for itself (right or wrong, a text's own score) is compared row by row: without a margin and with nothing but
-right and wrong by the exact binomial test on the rows that differ (McNemar), else by Student's t. A metric of all rows
-together (macro F1, MCC) is compared by the larger standard error of paired bootstrap and paired permutation and the normal distribution, because a
-percentile of some thousand resamples cannot show a chance of one in a million.
+What each row has for itself (right or wrong, a text's own score) is compared row by row: without a margin and with
+nothing but right and wrong by the exact binomial test on the rows that differ (McNemar), else by Student's t. A metric
+of all rows together (macro F1, MCC) is compared by the larger standard error of paired bootstrap and paired permutation
+and the normal distribution, because a percentile of some thousand resamples cannot show a chance of one in a million.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,9 @@ Values = NDArray[np.float64]
 
 
 class Asked(NamedTuple):
-    """What a test is asked: whether the difference is above `-margin`, and at which one-sided confidence it is bounded."""
+    """What a test is asked: whether the difference is above `-margin`, and at which one-sided confidence it is
+    bounded.
+    """
 
     metric: str
     confidence: float = 0.95
@@ -48,7 +50,9 @@ def macro_f1(truth: Codes, predicted: Codes, labels: int) -> Values:
 
 
 def mcc(truth: Codes, predicted: Codes, labels: int) -> Values:
-    """scikit-learn's matthews_corrcoef along the last axis, for many resamples at once; 0 where either has one label only."""
+    """scikit-learn's matthews_corrcoef along the last axis, for many resamples at once; 0 where either has one label
+    only.
+    """
     rows = truth.shape[-1]
     shape = np.broadcast_shapes(truth.shape, predicted.shape)[:-1]
     covariance, of_truth, of_predicted = np.zeros(shape), np.zeros(shape), np.zeros(shape)
@@ -66,7 +70,9 @@ RESAMPLED: dict[str, Callable[[Codes, Codes, int], Values]] = {"accuracy": accur
 ROW_METRIC = "accuracy"  # what a single row can tell
 
 
-def interval(metric: str, truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str], confidence: float = 0.95) -> tuple[float, float]:
+def interval(
+    metric: str, truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str], confidence: float = 0.95
+) -> tuple[float, float]:
     """Two-sided percentile interval of a metric over test rows."""
     measure = RESAMPLED[metric]
 
@@ -76,7 +82,9 @@ def interval(metric: str, truth: Sequence[str], predicted: Sequence[str], labels
     return resampled(codes_of(labels, truth, predicted), statistic, confidence)
 
 
-def difference(asked: Asked, truth: Sequence[str], challenger: Sequence[str], other: Sequence[str], labels: Sequence[str]) -> PairedDifference:
+def difference(
+    asked: Asked, truth: Sequence[str], challenger: Sequence[str], other: Sequence[str], labels: Sequence[str]
+) -> PairedDifference:
     """Challenger minus other by a metric of labels, on the same rows."""
     t, a, b = codes_of(labels, truth, challenger, other)
     if asked.metric == ROW_METRIC:
@@ -89,7 +97,9 @@ def difference(asked: Asked, truth: Sequence[str], challenger: Sequence[str], ot
     return _together(asked, (t, a, b), statistic)
 
 
-def mean_difference(asked: Asked, challenger: Sequence[float] | Values, other: Sequence[float] | Values) -> PairedDifference:
+def mean_difference(
+    asked: Asked, challenger: Sequence[float] | Values, other: Sequence[float] | Values
+) -> PairedDifference:
     """Challenger minus other by a metric that every row has for itself: the mean of the rows' differences.
 
     Two rows that differ by 1 and by -1 are added for Student's t: where few or none differ, the variance of the rows at
@@ -97,7 +107,12 @@ def mean_difference(asked: Asked, challenger: Sequence[float] | Values, other: S
     """
     rows = _two_or_more(np.asarray(challenger, dtype=np.float64) - np.asarray(other, dtype=np.float64))
     found = stats.ttest_1samp(np.append(rows, (1.0, -1.0)), -asked.margin, alternative="greater")
-    bounds = found.confidence_interval(asked.confidence).low, stats.ttest_1samp(np.append(rows, (1.0, -1.0)), 0, alternative="less").confidence_interval(asked.confidence).high
+    bounds = (
+        found.confidence_interval(asked.confidence).low,
+        stats.ttest_1samp(np.append(rows, (1.0, -1.0)), 0, alternative="less")
+        .confidence_interval(asked.confidence)
+        .high,
+    )
     p_value, test = float(found.pvalue), "paired t"
     if asked.margin == 0 and set(np.unique(rows)) <= {-1.0, 0.0, 1.0}:
         p_value, test = _mcnemar(rows), "exact McNemar"
@@ -112,8 +127,11 @@ def chance_of_harm(challenger: Values, champion: Values) -> float:
     return float(stats.ttest_1samp(np.append(rows, (1.0, -1.0)), 0, alternative="greater").pvalue)
 
 
-def resampled(columns: Sequence[NDArray[Any]], statistic: Callable[..., Values], confidence: float) -> tuple[float, float]:
-    """Two-sided percentile interval of `statistic(*columns, axis=-1)` over resamples of the columns' rows, the same rows in each.
+def resampled(
+    columns: Sequence[NDArray[Any]], statistic: Callable[..., Values], confidence: float
+) -> tuple[float, float]:
+    """Two-sided percentile interval of `statistic(*columns, axis=-1)` over resamples of the columns' rows, the same
+    rows in each.
 
     Raises ValueError where there are fewer than two rows.
     """
@@ -133,10 +151,11 @@ def _mcnemar(rows: Values) -> float:
 
 
 def _together(asked: Asked, columns: tuple[Codes, ...], statistic: Callable[..., Values]) -> PairedDifference:
-    """By the bootstrap's standard error, or that of rows on which the two answers change places by coin, whichever is larger.
+    """By the bootstrap's standard error, or that of rows on which the two answers change places by coin, whichever is
+    larger.
 
-    Where the few rows of a rare label all went one way, resampling knows no other way they could have gone; and where no
-    row differs both are 0, so the error is at least that of one row won and one lost.
+    Where the few rows of a rare label all went one way, resampling knows no other way they could have gone; and where
+    no row differs both are 0, so the error is at least that of one row won and one lost.
     """
     rows = (columns[1] == columns[0]).astype(np.float64) - (columns[2] == columns[0])
     center = float(statistic(*columns))
@@ -150,26 +169,49 @@ def _together(asked: Asked, columns: tuple[Codes, ...], statistic: Callable[...,
 def _swapped_error(columns: tuple[Codes, ...], statistic: Callable[..., Values]) -> float:
     truth, ours, theirs = columns
     found = stats.permutation_test(
-        (ours, theirs), lambda a, b, axis=-1: statistic(truth, a, b), permutation_type="samples", vectorized=True,
-        n_resamples=RESAMPLES, batch=200, rng=np.random.default_rng(SEED),
-    )  # fmt: skip
+        (ours, theirs),
+        lambda a, b, axis=-1: statistic(truth, a, b),
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=RESAMPLES,
+        batch=200,
+        rng=np.random.default_rng(SEED),
+    )
     return float(found.null_distribution.std())
 
 
-def _found(asked: Asked, placed: tuple[float, float, float], rows: Values, tested: tuple[float, str]) -> PairedDifference:
+def _found(
+    asked: Asked, placed: tuple[float, float, float], rows: Values, tested: tuple[float, str]
+) -> PairedDifference:
     center, low, high = placed
     return PairedDifference(
-        metric=asked.metric, difference=center, lower=low, upper=high, confidence=asked.confidence, rows=len(rows), dropped=0,
-        p_value=tested[0], test=tested[1], margin=asked.margin, discordant=float((rows != 0).mean()),
-    )  # fmt: skip
+        metric=asked.metric,
+        difference=center,
+        lower=low,
+        upper=high,
+        confidence=asked.confidence,
+        rows=len(rows),
+        dropped=0,
+        p_value=tested[0],
+        test=tested[1],
+        margin=asked.margin,
+        discordant=float((rows != 0).mean()),
+    )
 
 
 def _bootstrap(columns: Sequence[NDArray[Any]], statistic: Callable[..., Values], confidence: float) -> Any:
     _two_or_more(columns[0])
     return stats.bootstrap(
-        columns, statistic, n_resamples=RESAMPLES, batch=200, paired=True, vectorized=True,
-        confidence_level=confidence, method="percentile", rng=np.random.default_rng(SEED),
-    )  # fmt: skip
+        columns,
+        statistic,
+        n_resamples=RESAMPLES,
+        batch=200,
+        paired=True,
+        vectorized=True,
+        confidence_level=confidence,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    )
 
 
 def _two_or_more(rows: NDArray[Any]) -> NDArray[Any]:

@@ -1,4 +1,6 @@
-"""Plots of a training, its evaluation and its verdict, in colours that stay apart for the colour-blind (Okabe and Ito 2008)."""
+"""Plots of a training, its evaluation and its verdict, in colours that stay apart for the colour-blind (Okabe and Ito
+2008).
+"""
 
 import io
 from collections.abc import Callable
@@ -27,7 +29,9 @@ def every(task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> d
         "slices": (lambda: slices(verdict, task.gate.checks.slices.alpha)) if verdict.slices else None,
         "confusion": (lambda: confusion(scores, report)) if scores and scores.confusion else None,
         "reliability": (lambda: reliability(scores, report)) if scores and scores.reliability else None,
-        "learning_curve": (lambda: learning_curve(tuned, task.gate.metric)) if tuned.curve else None,  # an imported prompt has none
+        "learning_curve": (lambda: learning_curve(tuned, task.gate.metric))
+        if tuned.curve
+        else None,  # an imported prompt has none
         "token_norms": (lambda: token_heat(tuned)) if any(point.token_norms for point in tuned.curve) else None,
     }
     with matplotlib.rc_context({"text.parse_math": False}):  # a label may hold a dollar sign
@@ -52,11 +56,27 @@ def learning_curve(tuned: TunedPrompt, metric: str) -> Figure:
     axes.set_ylim(bottom=0)
     dev = [(p.step, p.dev) for p in tuned.curve if p.dev is not None]
     right = axes.twinx()
-    right.plot([step for step, _ in dev], [value for _, value in dev], color=ORANGE, marker="o", label=f"dev {title_of(metric)}")
-    right.plot([tuned.best_step], [tuned.best_dev], color="black", marker="*", markersize=14, linestyle="none", label="kept checkpoint")
+    right.plot(
+        [step for step, _ in dev],
+        [value for _, value in dev],
+        color=ORANGE,
+        marker="o",
+        label=f"dev {title_of(metric)}",
+    )
+    right.plot(
+        [tuned.best_step],
+        [tuned.best_dev],
+        color="black",
+        marker="*",
+        markersize=14,
+        linestyle="none",
+        label="kept checkpoint",
+    )
     right.set_ylabel(f"dev {title_of(metric)}")
     lines = [*axes.get_lines(), *right.get_lines()]
-    figure.legend(lines, [str(line.get_label()) for line in lines], loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    figure.legend(
+        lines, [str(line.get_label()) for line in lines], loc="outside lower center", ncols=3, fontsize=8, frameon=False
+    )
     return figure
 
 
@@ -67,8 +87,13 @@ def token_heat(tuned: TunedPrompt) -> Figure:
     figure.suptitle(f"{tuned.task} {tuned.digest[:12]}")
     left, right = figure.subplots(1, 2)
     gradients = np.maximum(np.array([p.token_gradients for p in points]), 1e-8)  # the smallest that a point keeps
-    for axes, title, rows in ((left, "norm", np.array([p.token_norms for p in points])), (right, "gradient norm (log 10)", np.log10(gradients))):
-        image = axes.imshow(rows.T, aspect="auto", origin="lower", extent=(0, points[-1].step, 0.5, rows.shape[1] + 0.5), cmap="cividis")
+    for axes, title, rows in (
+        (left, "norm", np.array([p.token_norms for p in points])),
+        (right, "gradient norm (log 10)", np.log10(gradients)),
+    ):
+        image = axes.imshow(
+            rows.T, aspect="auto", origin="lower", extent=(0, points[-1].step, 0.5, rows.shape[1] + 0.5), cmap="cividis"
+        )
         axes.set(xlabel="step", ylabel="virtual token", title=title)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
         figure.colorbar(image, ax=axes)
@@ -84,7 +109,12 @@ def confusion(scores: Scores, report: Report) -> Figure:
     counts = np.array([[scores.confusion[true][name] for name in labels] for true in labels])
     supports = np.array([sum(scores.confusion[true].values()) for true in labels])
     shares = counts / np.maximum(supports, 1)[:, None]
-    cell, shown = (1.2 if len(labels) <= MAX_WRITTEN else 0.25), f"the {MAX_LABELS} of {len(scores.confusion)} labels with the most wrong rows" if many else f"{report.rows} {report.split} rows"
+    cell, shown = (
+        (1.2 if len(labels) <= MAX_WRITTEN else 0.25),
+        f"the {MAX_LABELS} of {len(scores.confusion)} labels with the most wrong rows"
+        if many
+        else f"{report.rows} {report.split} rows",
+    )
     figure, axes = _one(f"{report.task}: {shown}", (cell * len(labels) + 3, cell * len(labels) + 2))
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
@@ -95,14 +125,24 @@ def confusion(scores: Scores, report: Report) -> Figure:
         figure.colorbar(image, ax=axes, label="share of the true label's rows", shrink=0.6)
         return figure
     for (i, j), count in np.ndenumerate(counts):
-        axes.text(j, i, f"{count}\n{shares[i, j]:.0%}", ha="center", va="center", color="white" if shares[i, j] > 0.5 else "black")
+        axes.text(
+            j,
+            i,
+            f"{count}\n{shares[i, j]:.0%}",
+            ha="center",
+            va="center",
+            color="white" if shares[i, j] > 0.5 else "black",
+        )
     return figure
 
 
 def reliability(scores: Scores, report: Report) -> Figure:
     """How often an answer is right, over how sure the prompt is of it, and below how many rows are so sure."""
     figure = Figure(figsize=(5.5, 6), layout="constrained")
-    figure.suptitle(f"{report.task}: {report.rows} {report.split} rows, calibration error {scores.calibration_error or 0:.3f}", fontsize=11)
+    figure.suptitle(
+        f"{report.task}: {report.rows} {report.split} rows, calibration error {scores.calibration_error or 0:.3f}",
+        fontsize=11,
+    )
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     sure, right, rows = (np.array(column) for column in zip(*scores.reliability, strict=True))
     low = max(0.0, np.floor(10 * min(sure.min(), right.min()) - 0.5) / 10)
@@ -120,32 +160,65 @@ def reliability(scores: Scores, report: Report) -> Figure:
 
 
 def differences(verdict: Verdict) -> Figure:
-    """The candidate minus champion, anchor and baselines, each with its one-sided bounds, and what it must not fall below."""
+    """The candidate minus champion, anchor and baselines, each with its one-sided bounds, and what it must not fall
+    below.
+    """
     found = verdict.comparisons()
     pairs = list(found.values())
     figure, axes = _one(f"{verdict.task}: {verdict.digest[:12]} minus each of these", (8, 0.55 * len(found) + 1.9))
     for place, pair in enumerate(pairs):
         inside = pair.lower <= -pair.margin
-        axes.plot([pair.lower, pair.upper], [place, place], color=RED if inside else BLUE, linewidth=3, linestyle=(0, (2, 1)) if inside else "-", solid_capstyle="butt")
-        axes.plot([pair.difference], [place], color=RED if inside else BLUE, marker="D" if inside else "o", markersize=8)
+        axes.plot(
+            [pair.lower, pair.upper],
+            [place, place],
+            color=RED if inside else BLUE,
+            linewidth=3,
+            linestyle=(0, (2, 1)) if inside else "-",
+            solid_capstyle="butt",
+        )
+        axes.plot(
+            [pair.difference], [place], color=RED if inside else BLUE, marker="D" if inside else "o", markersize=8
+        )
         if pair.margin:
             axes.plot([-pair.margin] * 2, [place - 0.35, place + 0.35], color="black", linestyle=":", linewidth=2)
     _from_zero(axes, list(found), [_tested(pair) for pair in pairs])
-    note = f"{pairs[0].confidence:.0%} one-sided bounds; red and dashed: does not exclude {'zero' if not any(pair.margin for pair in pairs) else 'the margin (dotted), or zero'}"
+    note = (
+        f"{pairs[0].confidence:.0%} one-sided bounds; red and dashed: does not exclude "
+        f"{'zero' if not any(pair.margin for pair in pairs) else 'the margin (dotted), or zero'}"
+    )
     axes.set_xlabel(f"difference in {title_of(pairs[0].metric)}\n{note}")
     return figure
 
 
 def slices(verdict: Verdict, alpha: float) -> Figure:
-    """The candidate minus the champion on each part of the rows, the likeliest harm first; harmed is what has p at most `alpha`."""
+    """The candidate minus the champion on each part of the rows, the likeliest harm first; harmed is what has p at most
+    `alpha`.
+    """
     ordered = sorted(verdict.slices, key=lambda part: part.p_harm)
     parts = ordered[:MAX_SLICES]
-    shown = f"the {MAX_SLICES} of {len(ordered)} slices with the lowest p" if len(ordered) > MAX_SLICES else f"{len(parts)} slices"
-    figure, axes = _one(f"{verdict.task}: {verdict.digest[:12]} minus the champion, {shown}", (8, 0.32 * len(parts) + 1.9))
+    shown = (
+        f"the {MAX_SLICES} of {len(ordered)} slices with the lowest p"
+        if len(ordered) > MAX_SLICES
+        else f"{len(parts)} slices"
+    )
+    figure, axes = _one(
+        f"{verdict.task}: {verdict.digest[:12]} minus the champion, {shown}", (8, 0.32 * len(parts) + 1.9)
+    )
     for place, part in enumerate(parts):
         harmed = part.p_harm <= alpha
-        axes.barh(place, part.difference, color=RED if harmed else BLUE, hatch="///" if harmed else None, edgecolor="white" if harmed else BLUE, height=0.7)
-    _from_zero(axes, [f"{part.name} ({part.rows})" for part in parts], [f"{part.difference:+.3f}, p {part.p_harm:.2g}{' HARMED' if part.p_harm <= alpha else ''}" for part in parts])
+        axes.barh(
+            place,
+            part.difference,
+            color=RED if harmed else BLUE,
+            hatch="///" if harmed else None,
+            edgecolor="white" if harmed else BLUE,
+            height=0.7,
+        )
+    _from_zero(
+        axes,
+        [f"{part.name} ({part.rows})" for part in parts],
+        [f"{part.difference:+.3f}, p {part.p_harm:.2g}{' HARMED' if part.p_harm <= alpha else ''}" for part in parts],
+    )
     axes.set_xlabel(f"mean difference of a row, challenger minus champion\nred and hatched: worse at p {alpha:g}")
     return figure
 

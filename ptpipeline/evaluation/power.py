@@ -17,16 +17,22 @@ def expected_discordance(measured: float | None) -> float:
 
 
 def rows_needed(effect: float, alpha: float, discordant: float, power: float = POWER) -> int:
-    """Test rows that show a mean difference of `effect` with that power, at one-sided `alpha`, where so large a share of rows differ.
+    """Test rows that show a mean difference of `effect` with that power, at one-sided `alpha`, where so large a share
+    of rows differ.
 
-    Rows that differ do so by 1, so a row's variance is `discordant - effect**2`; at least `effect` of them have to differ.
+    Rows that differ do so by 1, so a row's variance is `discordant - effect**2`; at least `effect` of them have to
+    differ.
     """
     spread = math.sqrt(max(discordant, effect) - effect**2)
-    return math.ceil(float(TTestPower().solve_power(effect_size=effect / spread, alpha=alpha, power=power, alternative="larger")))
+    return math.ceil(
+        float(TTestPower().solve_power(effect_size=effect / spread, alpha=alpha, power=power, alternative="larger"))
+    )
 
 
 def smallest_gain(rows: int, alpha: float, discordant: float, power: float = POWER) -> float | None:
-    """The mean difference that so many rows show with that power, the inverse of `rows_needed`; None where none would."""
+    """The mean difference that so many rows show with that power, the inverse of `rows_needed`; None where none
+    would.
+    """
 
     def surplus(effect: float) -> float:
         spread = math.sqrt(max(discordant, effect) - effect**2)
@@ -39,6 +45,8 @@ def smallest_gain(rows: int, alpha: float, discordant: float, power: float = POW
 
 
 def default_margin(rows: int, budget: float) -> float:
-    """How much worse counts as not inferior: what so many rows can tell from equal, 80 % of the time, at a first look; at most .05."""
+    """How much worse counts as not inferior: what so many rows can tell from equal, 80 % of the time, at a first look;
+    at most .05.
+    """
     effect = smallest_gain(rows, budget, DISCORDANT)
     return MAX_MARGIN if effect is None else min(round(effect, 4), MAX_MARGIN)

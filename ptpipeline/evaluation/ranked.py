@@ -19,7 +19,11 @@ def ranked(truth: Sequence[str], names: Sequence[str], ranking: Sequence[Tensor]
 
 
 def labelled(
-    truth: Sequence[str], predicted: Sequence[str], names: Sequence[str], confidences: Sequence[float] | None = None, columns: dict[str, list[float]] | None = None
+    truth: Sequence[str],
+    predicted: Sequence[str],
+    names: Sequence[str],
+    confidences: Sequence[float] | None = None,
+    columns: dict[str, list[float]] | None = None,
 ) -> Measurement:
     """Labels that were answered, with their probabilities where there are any, and more columns of the rows."""
     return Measurement(

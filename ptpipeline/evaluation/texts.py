@@ -1,4 +1,6 @@
-"""Metrics of generated texts against their targets, by rouge-score and sacrebleu; texts are compared without white space at their ends."""
+"""Metrics of generated texts against their targets, by rouge-score and sacrebleu; texts are compared without white
+space at their ends.
+"""
 
 import re
 from collections import Counter
@@ -14,8 +16,9 @@ from ptpipeline.records import TEXT_METRICS, TextMetric, TextScores
 
 
 class TextRows(NamedTuple):
-    """The metrics of every row [N] (its `bleu` is smoothed sentence BLEU, its `chrf` sentence chrF), and by the metrics of a corpus
-    the counts that these add up: of BLEU [N, 10], of chrF [N, 18]."""
+    """The metrics of every row [N] (its `bleu` is smoothed sentence BLEU, its `chrf` sentence chrF), and by the metrics
+    of a corpus the counts that these add up: of BLEU [N, 10], of chrF [N, 18].
+    """
 
     values: dict[TextMetric, NDArray[np.float64]]
     counts: dict[TextMetric, NDArray[np.float64]]
@@ -27,9 +30,18 @@ class TextRows(NamedTuple):
         sentences = [_bleu().sentence_score(answer, [target]) for target, answer in pairs]
         values = {metric: np.array([measure(*pair) for pair in pairs]) for metric, measure in _MEASURES.items()}
         values["bleu"] = np.array([sentence.score / 100 for sentence in sentences])
-        grams = np.array(_chrf()._extract_corpus_statistics([answer for _, answer in pairs], [[target for target, _ in pairs]]), dtype=np.float64)
+        grams = np.array(
+            _chrf()._extract_corpus_statistics([answer for _, answer in pairs], [[target for target, _ in pairs]]),
+            dtype=np.float64,
+        )
         values["chrf"] = np.array([_corpus_chrf(row) for row in grams])
-        return cls(values, {"bleu": np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in sentences], dtype=np.float64), "chrf": grams})
+        return cls(
+            values,
+            {
+                "bleu": np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in sentences], dtype=np.float64),
+                "chrf": grams,
+            },
+        )
 
     def figure(self, metric: TextMetric) -> float:
         """The metric of all rows: corpus BLEU / 100 or corpus chrF / 100, else the mean."""
@@ -51,7 +63,11 @@ def measure_texts(metric: TextMetric, targets: Sequence[str], answers: Sequence[
     """One metric of these answers."""
     if metric in _CORPUS:
         return TextRows.of(targets, answers).figure(metric)
-    return float(np.mean([_MEASURES[metric](target.strip(), answer.strip()) for target, answer in zip(targets, answers, strict=True)]))
+    return float(
+        np.mean(
+            [_MEASURES[metric](target.strip(), answer.strip()) for target, answer in zip(targets, answers, strict=True)]
+        )
+    )
 
 
 def text_scores(rows: TextRows, answers: Sequence[str]) -> TextScores:
@@ -66,7 +82,9 @@ def exact_match(target: str, answer: str) -> float:
 
 
 def token_f1(target: str, answer: str) -> float:
-    """Harmonic mean of precision and recall over the words, in any order and either case (Rajpurkar et al. 2016, section 6.1)."""
+    """Harmonic mean of precision and recall over the words, in any order and either case (Rajpurkar et al. 2016,
+    section 6.1).
+    """
     expected, found = Counter(target.lower().split()), Counter(answer.lower().split())
     if not expected or not found:
         return float(expected == found)
@@ -78,11 +96,17 @@ def rouge_l(target: str, answer: str) -> float:
     return float(_rouge().score(target, answer)["rougeL"].fmeasure)
 
 
-_MEASURES: dict[TextMetric, Callable[[str, str], float]] = {"exact_match": exact_match, "token_f1": token_f1, "rouge_l": rouge_l}
+_MEASURES: dict[TextMetric, Callable[[str, str], float]] = {
+    "exact_match": exact_match,
+    "token_f1": token_f1,
+    "rouge_l": rouge_l,
+}
 
 
 class _Words:
-    """Words of any script: rouge-score's own tokenizer drops all but a-z and 0-9, and so every word of most languages."""
+    """Words of any script: rouge-score's own tokenizer drops all but a-z and 0-9, and so every word of most
+    languages.
+    """
 
     def tokenize(self, text: str) -> list[str]:
         return re.findall(r"[^\W_]+", text.lower())
@@ -118,8 +142,12 @@ def _chrf() -> Any:
 
 
 def _corpus_chrf(counts: NDArray[np.float64]) -> float:
-    """sacrebleu's chrF2 / 100 of summed counts [18]: n-grams of answers, of targets and matches, for 1 to 6 characters."""
-    return float(_chrf()._compute_f_score(counts.tolist())) / 100  # its public methods take texts alone: a bootstrap would count n-grams 2,000 times
+    """sacrebleu's chrF2 / 100 of summed counts [18]: n-grams of answers, of targets and matches, for 1 to 6
+    characters.
+    """
+    return (
+        float(_chrf()._compute_f_score(counts.tolist())) / 100
+    )  # its public methods take texts alone: a bootstrap would count n-grams 2,000 times
 
 
 _CORPUS: dict[TextMetric, Callable[[NDArray[np.float64]], float]] = {"bleu": _corpus_bleu, "chrf": _corpus_chrf}

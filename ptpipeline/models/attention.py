@@ -51,7 +51,12 @@ def grouped_products(
     The mask [B, 1, T, S] is added to the scores. Long rows, and what is more than plain masked attention, go to
     transformers' own function.
     """
-    if attention_mask is None or key.shape[2] > MAX_KEYS or options.get("dropout") or options.get("position_bias") is not None:
+    if (
+        attention_mask is None
+        or key.shape[2] > MAX_KEYS
+        or options.get("dropout")
+        or options.get("position_bias") is not None
+    ):
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
         long: tuple[Tensor, None] = sdpa_attention_forward(module, query, key, value, attention_mask, **options)

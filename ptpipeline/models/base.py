@@ -1,8 +1,8 @@
 """Base models by name: fetched and converted once under PTP_HOME, fingerprinted, loaded frozen.
 
 A fingerprint covers sorted tensor names, shapes and raw bytes, the tokenizer with the settings that change token ids,
-the configuration fields that change what the model computes, and the tokens that end a decoded text. It is cached by the
-files' size and time of change.
+the configuration fields that change what the model computes, and the tokens that end a decoded text. It is cached by
+the files' size and time of change.
 """
 
 import hashlib
@@ -28,27 +28,67 @@ log = logging.getLogger(__name__)
 
 # Fields whose value changes logits. Never transformers_version, dtype or _name_or_path: they change with the saver.
 _CONFIG_FIELDS = (
-    "model_type", "hidden_size", "n_embd", "num_hidden_layers", "n_layer", "num_attention_heads", "n_head",
-    "num_key_value_heads", "head_dim", "intermediate_size", "n_inner", "vocab_size", "hidden_act", "hidden_activation",
-    "activation_function", "rms_norm_eps", "layer_norm_epsilon", "attention_bias", "mlp_bias", "tie_word_embeddings",
-    "max_position_embeddings", "n_positions", "sliding_window", "layer_types", "query_pre_attn_scalar",
-    "attn_logit_softcapping", "final_logit_softcapping", "scale_attn_weights", "partial_rotary_factor",
-)  # fmt: skip
+    "model_type",
+    "hidden_size",
+    "n_embd",
+    "num_hidden_layers",
+    "n_layer",
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "n_inner",
+    "vocab_size",
+    "hidden_act",
+    "hidden_activation",
+    "activation_function",
+    "rms_norm_eps",
+    "layer_norm_epsilon",
+    "attention_bias",
+    "mlp_bias",
+    "tie_word_embeddings",
+    "max_position_embeddings",
+    "n_positions",
+    "sliding_window",
+    "layer_types",
+    "query_pre_attn_scalar",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "scale_attn_weights",
+    "partial_rotary_factor",
+)
 
-# The same of encoder-decoders; read there only, since other causal families have fields of these names, which were never covered.
+# The same of encoder-decoders; read there only, since other causal families have fields of these names, which were
+# never covered.
 _SEQ2SEQ_FIELDS = (
-    "d_model", "d_kv", "d_ff", "num_layers", "num_decoder_layers", "num_heads", "relative_attention_num_buckets",
-    "relative_attention_max_distance", "feed_forward_proj", "decoder_start_token_id",
-)  # fmt: skip
+    "d_model",
+    "d_kv",
+    "d_ff",
+    "num_layers",
+    "num_decoder_layers",
+    "num_heads",
+    "relative_attention_num_buckets",
+    "relative_attention_max_distance",
+    "feed_forward_proj",
+    "decoder_start_token_id",
+)
 
-# Settings of tokenizer_config.json that change the ids of a text, besides class and special tokens. Never add_bos_token and
-# add_eos_token, which transformers 5 takes from tokenizer.json alone, nor model_max_length of a causal model, a chat template
-# or sides of padding and truncation: nothing here reads them.
+# Settings of tokenizer_config.json that change the ids of a text, besides class and special tokens. Never add_bos_token
+# and add_eos_token, which transformers 5 takes from tokenizer.json alone, nor model_max_length of a causal model, a
+# chat template or sides of padding and truncation: nothing here reads them.
 _TOKENIZER_FIELDS = ("add_prefix_space", "split_special_tokens", "legacy", "extra_ids", "added_tokens_decoder")
 _GENERIC = {"PreTrainedTokenizer": "TokenizersBackend"}  # one class, by its names before and since transformers 5
 
 # The files beside the weights that a fingerprint may read; the first two have to be there.
-_STATED = ("config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "generation_config.json")
+_STATED = (
+    "config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
 
 UNSTATED_LENGTH = 1_000_000  # a tokenizer that knows no bound states 1e30
 
@@ -72,7 +112,8 @@ def prepare_base(name: str, settings: Settings) -> Prepared:
     ref = fingerprint(name, folder, settings.home)
     if source.fingerprint is not None and ref.fingerprint != source.fingerprint:
         raise BaseModelError(
-            f"base model {name}: {folder} hashes to {ref.fingerprint[:12]}, base_models.yaml pins {source.fingerprint[:12]}; "
+            f"base model {name}: {folder} hashes to {ref.fingerprint[:12]}, base_models.yaml pins "
+            f"{source.fingerprint[:12]}; "
             "remove the folder to fetch it anew, or declare the other model under a name of its own"
         )
     return Prepared(name, folder, ref)
@@ -82,7 +123,9 @@ def _folder(name: str, source: BaseModelSource, home: Path) -> Path:
     if source.path is not None:
         folder = Path(source.path).expanduser()
         if not (folder / "config.json").is_file():
-            raise BaseModelError(f"base model {name}: {folder} holds no config.json; expected a transformers model folder")
+            raise BaseModelError(
+                f"base model {name}: {folder} holds no config.json; expected a transformers model folder"
+            )
         return folder
     folder = home / "models" / f"{name}-{digest_of(source.model_dump(exclude={'fingerprint'}))[:8]}"
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -102,9 +145,16 @@ def _fetch(name: str, source: BaseModelSource, home: Path, target: Path) -> None
     from huggingface_hub import snapshot_download
 
     try:
-        snapshot_download(str(source.hub), revision=source.revision, local_dir=target, allow_patterns=["*.json", "*.safetensors", "*.model"])
+        snapshot_download(
+            str(source.hub),
+            revision=source.revision,
+            local_dir=target,
+            allow_patterns=["*.json", "*.safetensors", "*.model"],
+        )
     except Exception as error:  # the hub client raises many kinds; each means that the model cannot be had now
-        raise ServiceUnavailable(f"base model {name}: the hub does not deliver {source.hub}@{source.revision} ({type(error).__name__})") from error
+        raise ServiceUnavailable(
+            f"base model {name}: the hub does not deliver {source.hub}@{source.revision} ({type(error).__name__})"
+        ) from error
 
 
 def _convert_gguf(file: Path, target: Path) -> None:
@@ -124,7 +174,9 @@ def fingerprint(name: str, folder: Path, home: Path) -> BaseModelRef:
     """What the model in `folder` hashes to; read from the cache where no file changed since."""
     files = sorted(folder.glob("*.safetensors"))
     if not files or not (folder / "tokenizer.json").is_file():
-        raise BaseModelError(f"base model {name}: {folder} needs *.safetensors and tokenizer.json; other formats are not read")
+        raise BaseModelError(
+            f"base model {name}: {folder} needs *.safetensors and tokenizer.json; other formats are not read"
+        )
     stats = [_stat(path) for path in [*files, *(folder / stated for stated in _STATED)]]
     cache = home / "fingerprints" / f"{digest_of([str(folder.resolve()), stats])}.json"
     with suppress(FileNotFoundError, ValidationError):  # a cache that does not parse is computed anew
@@ -132,7 +184,9 @@ def fingerprint(name: str, folder: Path, home: Path) -> BaseModelRef:
     try:
         ref = _computed(name, files, folder)
     except (struct.error, ValueError, TypeError, KeyError) as error:
-        raise BaseModelError(f"base model {name}: {folder} is damaged ({type(error).__name__}: {error}); fetch it again") from error
+        raise BaseModelError(
+            f"base model {name}: {folder} is damaged ({type(error).__name__}: {error}); fetch it again"
+        ) from error
     cache.parent.mkdir(parents=True, exist_ok=True)
     partial = cache.with_suffix(f".{os.getpid()}.partial")
     partial.write_text(ref.model_dump_json())
@@ -157,7 +211,9 @@ def _computed(name: str, files: list[Path], folder: Path) -> BaseModelRef:
     config = json.loads((folder / "config.json").read_text())
     hidden = config.get("hidden_size") or config.get("n_embd") or config.get("d_model")
     if not isinstance(hidden, int):
-        raise BaseModelError(f"base model {name}: {folder / 'config.json'} states no hidden_size (nor n_embd or d_model)")
+        raise BaseModelError(
+            f"base model {name}: {folder / 'config.json'} states no hidden_size (nor n_embd or d_model)"
+        )
     generation = _stated(folder / "generation_config.json")
     if config.get("decoder_start_token_id") is None:  # read there by the loader, too
         config["decoder_start_token_id"] = (generation or {}).get("decoder_start_token_id")
@@ -168,9 +224,13 @@ def _computed(name: str, files: list[Path], folder: Path) -> BaseModelRef:
 
 
 def _tokenizer_digest(folder: Path, config: dict[str, Any]) -> str:
-    """Of the tokenizer file, and of what else the loaded tokenizer follows: its class, its special tokens, and T5's context."""
+    """Of the tokenizer file, and of what else the loaded tokenizer follows: its class, its special tokens, and T5's
+    context.
+    """
     stated = _stated(folder / "tokenizer_config.json") or {}
-    if "added_tokens_decoder" not in stated:  # savers before transformers 5 leave these out otherwise; it reads them then
+    if (
+        "added_tokens_decoder" not in stated
+    ):  # savers before transformers 5 leave these out otherwise; it reads them then
         stated |= _stated(folder / "special_tokens_map.json") or {}
         stated["added_tokens_decoder"] = _stated(folder / "added_tokens.json")
     kind = str(stated.get("tokenizer_class") or config.get("tokenizer_class")).removesuffix("Fast")
@@ -188,7 +248,9 @@ def _tokenizer_digest(folder: Path, config: dict[str, Any]) -> str:
 
 
 def _special_tokens(stated: dict[str, Any]) -> set[str]:
-    """All that decoding skips and sampled vocabulary leaves out; which of them pads or stands for the unknown changes nothing."""
+    """All that decoding skips and sampled vocabulary leaves out; which of them pads or stands for the unknown changes
+    nothing.
+    """
     named = [value for field, value in stated.items() if field.endswith("_token") and isinstance(value, str | dict)]
     for field in ("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens"):
         more = stated.get(field) or []
@@ -203,7 +265,9 @@ def _content(token: Any) -> Any:
 
 def _config_fields(config: dict[str, Any]) -> dict[str, Any]:
     """The fields that matter; rotary settings in one form, since savers before and after transformers 5 differ."""
-    rope = dict(config.get("rope_parameters") or {"rope_theta": config.get("rope_theta"), **(config.get("rope_scaling") or {})})
+    rope = dict(
+        config.get("rope_parameters") or {"rope_theta": config.get("rope_theta"), **(config.get("rope_scaling") or {})}
+    )
     if rope.get("rope_type") == "default":
         del rope["rope_type"]
     fields = {field: config[field] for field in _CONFIG_FIELDS if config.get(field) is not None} | {"rope": rope}
@@ -211,8 +275,10 @@ def _config_fields(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _seq2seq_fields(config: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    """Those of an encoder-decoder as well; whether a T5 scales the states of its head, which savers before transformers 5
-    state by the tying, and decoder layers, which they leave out where there are as many as encoder layers, in one form."""
+    """Those of an encoder-decoder as well; whether a T5 scales the states of its head, which savers before transformers
+    5 state by the tying, and decoder layers, which they leave out where there are as many as encoder layers, in one
+    form.
+    """
     fields |= {field: config[field] for field in _SEQ2SEQ_FIELDS if config.get(field) is not None}
     fields["num_decoder_layers"] = config.get("num_decoder_layers") or config.get("num_layers")
     if config.get("model_type") == "t5":

@@ -44,12 +44,16 @@ class CausalBase(FrozenBase):
         if computed is not None and len(embedded) == len(prompts):
             return computed
         singles = iter(_singles(computed) if computed else ())
-        return stack_caches([self._given(prompt) if isinstance(prompt, KeyValues) else next(singles) for prompt in prompts])
+        return stack_caches(
+            [self._given(prompt) if isinstance(prompt, KeyValues) else next(singles) for prompt in prompts]
+        )
 
     def states(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Tensor:
         """States [N, H] of rows behind their own prompts."""
         rows = torch.tensor([index for index, row in enumerate(inputs) for _ in range(row.states)], device=self.device)
-        columns = torch.tensor([len(row.text) - 1 + step for row in inputs for step in range(row.states)], device=self.device)
+        columns = torch.tensor(
+            [len(row.text) - 1 + step for row in inputs for step in range(row.states)], device=self.device
+        )
         if self.llama is None:
             return self._hidden(self._batch(cache, inputs))[rows, columns]
         ids, _ = padded_batch([[*row.text, *row.continuation] for row in inputs], self.device)
@@ -82,9 +86,12 @@ class CausalBase(FrozenBase):
                 break
             mask = torch.arange(width + step + 1, device=self.device)[None] >= (width - seen)[:, None]
             states = self._run(
-                input_ids=tokens[:, None], attention_mask=mask.long(), position_ids=(seen + step)[:, None],
-                past_key_values=batch.held, use_cache=True,
-            )[:, 0]  # fmt: skip
+                input_ids=tokens[:, None],
+                attention_mask=mask.long(),
+                position_ids=(seen + step)[:, None],
+                past_key_values=batch.held,
+                use_cache=True,
+            )[:, 0]
         return found
 
     def _row(self, prompt: SoftPrompt, row: Input) -> Tensor:
@@ -108,10 +115,16 @@ class CausalBase(FrozenBase):
         positions = (slots - (width - lengths)[:, None]).clamp(min=0)
         cache = _new_cache()
         self._run(
-            inputs_embeds=torch.stack(padded), attention_mask=mask.long(), position_ids=positions, past_key_values=cache, use_cache=True
+            inputs_embeds=torch.stack(padded),
+            attention_mask=mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
         )
         self._check_cache(cache, width)
-        return PrefixCache((*(layer.keys for layer in cache.layers), *(layer.values for layer in cache.layers)), lengths)
+        return PrefixCache(
+            (*(layer.keys for layer in cache.layers), *(layer.values for layer in cache.layers)), lengths
+        )
 
     def _batch(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> "_Batch":
         ids, lengths = padded_batch([[*row.text, *row.continuation] for row in inputs], self.device)
@@ -128,7 +141,11 @@ class CausalBase(FrozenBase):
         """Last hidden states [B, T, H] of every token of the rows; the batch's cache grows by them."""
         positions = batch.offsets[:, None] + torch.arange(batch.ids.shape[1], device=self.device)[None]
         return self._run(
-            input_ids=batch.ids, attention_mask=batch.mask.long(), position_ids=positions, past_key_values=batch.held, use_cache=True
+            input_ids=batch.ids,
+            attention_mask=batch.mask.long(),
+            position_ids=positions,
+            past_key_values=batch.held,
+            use_cache=True,
         )
 
     def _given(self, prompt: KeyValues) -> PrefixCache:
@@ -150,7 +167,9 @@ class CausalBase(FrozenBase):
         return states
 
     def _check_cache(self, cache: Any, width: int) -> None:
-        if len(cache.layers) != self.model.config.num_hidden_layers or any(layer.keys.shape[2] != width for layer in cache.layers):
+        if len(cache.layers) != self.model.config.num_hidden_layers or any(
+            layer.keys.shape[2] != width for layer in cache.layers
+        ):
             raise BaseModelError(
                 f"base model {self.ref.name}: its layers keep no plain keys and values for each token "
                 "(hybrid or state-space layers, or gradient checkpointing); such a base is not supported"
@@ -162,7 +181,10 @@ def _singles(cache: PrefixCache) -> list[PrefixCache]:
     if len(cache.lengths) == 1:
         return [cache]
     return [
-        PrefixCache(tuple(tensor[index : index + 1, ..., cache.width - int(length) :, :] for tensor in cache.tensors), length[None])
+        PrefixCache(
+            tuple(tensor[index : index + 1, ..., cache.width - int(length) :, :] for tensor in cache.tensors),
+            length[None],
+        )
         for index, length in enumerate(cache.lengths)
     ]
 
@@ -196,7 +218,9 @@ def _model_cache(tensors: Sequence[Tensor], device: torch.device, dtype: torch.d
 
 
 def _pads_outermost(cache: Any, pads: Tensor) -> None:
-    """Move each row's pads [B] from behind its text to the left of its prompt: inside, they would widen a sliding window."""
+    """Move each row's pads [B] from behind its text to the left of its prompt: inside, they would widen a sliding
+    window.
+    """
     slots = cache.layers[0].keys.shape[2]
     order = (torch.arange(slots, device=pads.device)[None] - pads[:, None]) % slots
     for layer in cache.layers:

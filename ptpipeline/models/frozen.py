@@ -118,7 +118,9 @@ class FrozenBase(ABC):
 
     @abstractmethod
     def states(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Tensor:
-        """Last hidden states [N, H] that predict each next token, inputs in order; without any prompt where `cache` is None."""
+        """Last hidden states [N, H] that predict each next token, inputs in order; without any prompt where `cache` is
+        None.
+        """
 
     @abstractmethod
     def concatenated(self, prompts: Sequence[SoftPrompt], inputs: Sequence[Input]) -> Tensor:

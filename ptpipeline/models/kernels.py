@@ -1,6 +1,7 @@
 """The steps of a Llama layer between its large products: norm, rotation, softmax and gate, forward and backward.
 
-Each is plain torch on whole tensors. Norms, softmax and the sums in them are float32 (float64 for float64). Letters: N = B T flat tokens, kv key/value heads with g query heads each of size d, S keys of a row.
+Each is plain torch on whole tensors. Norms, softmax and the sums in them are float32 (float64 for float64). Letters: N
+= B T flat tokens, kv key/value heads with g query heads each of size d, S keys of a row.
 """
 
 from typing import NamedTuple
@@ -110,12 +111,16 @@ def keys_values(mapped: Tensor, cos: Tensor, sin: Tensor, heads: Heads) -> tuple
     return keys.permute(2, 0, 1, 3).contiguous(), split[:, :, 1].permute(2, 0, 1, 3).contiguous()
 
 
-def keys_values_behind(mapped: Tensor, cos: Tensor, sin: Tensor, prefix: tuple[Tensor, Tensor], heads: Heads) -> tuple[Tensor, Tensor]:
+def keys_values_behind(
+    mapped: Tensor, cos: Tensor, sin: Tensor, prefix: tuple[Tensor, Tensor], heads: Heads
+) -> tuple[Tensor, Tensor]:
     """The same behind those of a prefix, [kv, B, P, d] each: [kv, B, S, d] each."""
     rows, groups, _, size = heads
     split = mapped.view(rows, cos.shape[1], 2, groups, size)
     keys = _rotated(split[:, :, 0], cos[:, :, None], sin[:, :, None])
-    return torch.cat([prefix[0], keys.permute(2, 0, 1, 3)], 2), torch.cat([prefix[1], split[:, :, 1].permute(2, 0, 1, 3)], 2)
+    return torch.cat([prefix[0], keys.permute(2, 0, 1, 3)], 2), torch.cat(
+        [prefix[1], split[:, :, 1].permute(2, 0, 1, 3)], 2
+    )
 
 
 def keys_values_backward(keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor, heads: Heads) -> Tensor:
@@ -125,7 +130,9 @@ def keys_values_backward(keys: Tensor, values: Tensor, cos: Tensor, sin: Tensor,
     return torch.stack([turned, values.permute(1, 2, 0, 3)], 2).view(-1, 2 * groups * size)
 
 
-def heads_backward(grads: tuple[Tensor, Tensor, Tensor], own: tuple[Tensor, Tensor], scaled: tuple[Tensor, Tensor], heads: Heads) -> Tensor:
+def heads_backward(
+    grads: tuple[Tensor, Tensor, Tensor], own: tuple[Tensor, Tensor], scaled: tuple[Tensor, Tensor], heads: Heads
+) -> Tensor:
     """Gradient [N, (g + 2) kv d] of the fused map from those of queries [kv, B, g T, d], keys and values [kv, B, T, d].
 
     `own` are the keys' tables, `scaled` the queries'.

@@ -4,8 +4,8 @@ Letters: B rows, T tokens of a row (padded), K prompts, P virtual tokens (padded
 kv key/value heads with g query heads each, S = P + T keys, C states read of a row at most. Tokens are flat in a pass,
 [B T, H]; queries are [kv, B, g T, d], keys and values [kv, B, S, d]: attention is plain batched products.
 
-Only gradients that reach a prompt are formed: none of weights, none below the first layer's attention in the rows' pass.
-The last layer runs beyond its keys and values only where a state is read.
+Only gradients that reach a prompt are formed: none of weights, none below the first layer's attention in the rows'
+pass. The last layer runs beyond its keys and values only where a state is read.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,9 @@ ROPES = ("default", "linear", "llama3")  # those whose frequencies do not change
 
 
 class Layer(NamedTuple):
-    """A frozen decoder layer: maps [out, in], norms [H], the norms' epsilons. The model's own maps are views of the fused."""
+    """A frozen decoder layer: maps [out, in], norms [H], the norms' epsilons. The model's own maps are views of the
+    fused.
+    """
 
     norm: Tensor
     attention: Tensor
@@ -33,7 +35,9 @@ class Layer(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Cosine and sine [B, T, d / 2] of the tokens' positions, for keys and, times the scale of the scores, for queries."""
+    """Cosine and sine [B, T, d / 2] of the tokens' positions, for keys and, times the scale of the scores, for
+    queries.
+    """
 
     keys: tuple[Tensor, Tensor]
     queries: tuple[Tensor, Tensor]
@@ -42,7 +46,8 @@ class Tables(NamedTuple):
 class Place(NamedTuple):
     """Where a layer's queries stand: heads and rows, tables, and the mask [B, 1, T, S] added to the scores.
 
-    In a last layer also the flat token [B C] of each query, and in `slots` the query [N] of each state that was asked for.
+    In a last layer also the flat token [B C] of each query, and in `slots` the query [N] of each state that was asked
+    for.
     """
 
     heads: Heads
@@ -53,7 +58,9 @@ class Place(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """What a layer's backward pass needs: states before and between its halves, 1 / their norms, and the halves' insides."""
+    """What a layer's backward pass needs: states before and between its halves, 1 / their norms, and the halves'
+    insides.
+    """
 
     entered: Tensor
     scale: Tensor
@@ -84,11 +91,18 @@ class FusedLlama:
 
     @classmethod
     def of(cls, model: Any) -> "FusedLlama | None":
-        """The model's fused passes, or None where it is not a frozen Llama without biases, with SiLU and a fixed rope."""
+        """The model's fused passes, or None where it is not a frozen Llama without biases, with SiLU and a
+        fixed rope.
+        """
         from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
         config = model.config
-        if type(model) is not LlamaForCausalLM or config.attention_bias or config.mlp_bias or config.hidden_act != "silu":
+        if (
+            type(model) is not LlamaForCausalLM
+            or config.attention_bias
+            or config.mlp_bias
+            or config.hidden_act != "silu"
+        ):
             return None
         if config.rope_parameters["rope_type"] not in ROPES or any(p.requires_grad for p in model.parameters()):
             return None
@@ -107,7 +121,8 @@ class FusedLlama:
     def states(self, ids: Tensor, prefix: Sequence[Tensor], behind: Pair | None, reads: Pair) -> Tensor:
         """Final hidden states [N, H] of token rows [B, T] padded right, at `reads`: rows [N] and columns [N].
 
-        `prefix` is what `prefix` returns, or empty; `behind` then the prompts' lengths [K] and the prompt of each row [B].
+        `prefix` is what `prefix` returns, or empty; `behind` then the prompts' lengths [K] and the prompt of each row
+        [B].
         """
         grad = torch.is_grad_enabled() and any(part.requires_grad for part in prefix)
         states: Tensor = _Rows.apply(ids, behind, reads, self, grad, *prefix)  # type: ignore[no-untyped-call]
@@ -128,9 +143,16 @@ class FusedLlama:
             mapped = product(normed, layer.attention)
             asked, told = mapped[:, : self.split], mapped[:, self.split :]
         else:
-            asked, told = product(normed[place.tokens], layer.attention[: self.split]), product(normed, layer.attention[self.split :])
+            asked, told = (
+                product(normed[place.tokens], layer.attention[: self.split]),
+                product(normed, layer.attention[self.split :]),
+            )
         queries = kernels.queries(asked, *tables.queries, heads)
-        keys, values = kernels.keys_values_behind(told, *tables.keys, prefix, heads) if prefix else kernels.keys_values(told, *tables.keys, heads)
+        keys, values = (
+            kernels.keys_values_behind(told, *tables.keys, prefix, heads)
+            if prefix
+            else kernels.keys_values(told, *tables.keys, heads)
+        )
         scores = torch.matmul(queries, keys.transpose(2, 3))
         shape = (heads.groups, heads.rows, heads.shared, -1, keys.shape[2])
         weights = kernels.softmax(scores.view(shape), place.mask).view(scores.shape)
@@ -143,9 +165,13 @@ class FusedLlama:
         return product(kernels.gate(gate_up), layer.down, between), kept
 
     def backward(self, layer: Layer, kept: Kept, grad: Tensor, place: Place) -> tuple[Tensor, Tensor, Pair]:
-        """Gradients of the state between the layer's halves, and of its queries, and keys and values, from that of its output."""
+        """Gradients of the state between the layer's halves, and of its queries, and keys and values, from that of its
+        output.
+        """
         opened = kernels.gate_backward(product(grad, layer.down.t()), kept.gate_up)
-        between = kernels.norm_backward(product(opened, layer.gate_up.t()), kept.between, layer.mlp_norm, kept.mlp_scale, grad)
+        between = kernels.norm_backward(
+            product(opened, layer.gate_up.t()), kept.between, layer.mlp_norm, kept.mlp_scale, grad
+        )
         heads = place.heads
         mixed = product(between, layer.out.t()).view(heads.rows, -1, heads.groups, heads.shared, heads.size)
         mixed = mixed.permute(2, 0, 3, 1, 4).reshape(kept.queries.shape)
@@ -160,7 +186,9 @@ class FusedLlama:
         tables, heads = place.tables, place.heads
         if place.tokens is None:
             mapped = kernels.heads_backward((queries, keys, values), tables.keys, tables.queries, heads)
-            return kernels.norm_backward(product(mapped, layer.attention.t()), kept.entered, layer.norm, kept.scale, between)
+            return kernels.norm_backward(
+                product(mapped, layer.attention.t()), kept.entered, layer.norm, kept.scale, between
+            )
         told = kernels.keys_values_backward(keys, values, *tables.keys, heads)
         asked = kernels.queries_backward(queries, *tables.queries, heads)
         normed = product(told, layer.attention[self.split :].t())
@@ -178,7 +206,9 @@ class _Prompts(torch.autograd.Function):
         slots = torch.arange(tokens, device=embeds.device)
         pads = (tokens - lengths)[:, None]
         seen = (slots >= pads)[:, None, :] & (slots <= slots[:, None]) | (slots == slots[:, None])
-        place = Place(llama.heads._replace(rows=rows), llama.tables((slots - pads).clamp(min=0)), _additive(seen, embeds.dtype))
+        place = Place(
+            llama.heads._replace(rows=rows), llama.tables((slots - pads).clamp(min=0)), _additive(seen, embeds.dtype)
+        )
         states, pairs, kept = embeds.reshape(-1, width), [], []
         for layer in llama.layers[:-1]:
             states, keep = llama.forward(layer, states, place, None)
@@ -186,8 +216,16 @@ class _Prompts(torch.autograd.Function):
             kept += [keep] if grad else []
         last = llama.layers[-1]
         normed, scale = kernels.norm(states, last.norm, last.epsilons[0])
-        pairs.append(kernels.keys_values(product(normed, last.attention[llama.split :]), *place.tables.keys, place.heads))
-        ctx.llama, ctx.place, ctx.kept, ctx.last, ctx.shape = llama, place, kept, (states, scale) if grad else None, embeds.shape
+        pairs.append(
+            kernels.keys_values(product(normed, last.attention[llama.split :]), *place.tables.keys, place.heads)
+        )
+        ctx.llama, ctx.place, ctx.kept, ctx.last, ctx.shape = (
+            llama,
+            place,
+            kept,
+            (states, scale) if grad else None,
+            embeds.shape,
+        )
         return tuple(part.transpose(0, 1) for parts in zip(*pairs, strict=True) for part in parts)
 
     @staticmethod
@@ -211,11 +249,17 @@ class _Rows(torch.autograd.Function):
     """The rows' pass behind a prefix or none: final states where they are read; gradients of the prefix alone."""
 
     @staticmethod
-    def forward(ctx: Any, ids: Tensor, behind: Pair | None, reads: Pair, llama: FusedLlama, grad: bool, *prefix: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, ids: Tensor, behind: Pair | None, reads: Pair, llama: FusedLlama, grad: bool, *prefix: Tensor
+    ) -> Tensor:
         place, last = _row_places(llama, ids, behind, reads, prefix[0].shape[2] if prefix else 0)
         states, kept, count = llama.embedding(ids).flatten(0, 1), [], len(llama.layers)
         for index, layer in enumerate(llama.layers):
-            pair = None if behind is None else (_for_rows(prefix[index], behind[1]), _for_rows(prefix[count + index], behind[1]))
+            pair = (
+                None
+                if behind is None
+                else (_for_rows(prefix[index], behind[1]), _for_rows(prefix[count + index], behind[1]))
+            )
             states, keep = llama.forward(layer, states, last if index == count - 1 else place, pair)
             kept += [keep] if grad else []
         states = states[last.slots]
@@ -280,7 +324,9 @@ def _row_places(llama: FusedLlama, ids: Tensor, behind: Pair | None, reads: Pair
 
 
 def _grid(reads: Pair, rows: int) -> Pair:
-    """Columns [B, C] that are read of each row, its first column where it reads fewer, and the flat place [N] of each read."""
+    """Columns [B, C] that are read of each row, its first column where it reads fewer, and the flat place [N] of each
+    read.
+    """
     owners, columns = reads
     counts = torch.bincount(owners, minlength=rows)
     order = torch.argsort(owners, stable=True)

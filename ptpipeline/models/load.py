@@ -34,8 +34,8 @@ def compute_dtype(setting: Literal["auto", "float32", "bfloat16"]) -> str:
 def load_base(prepared: Prepared, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> FrozenBase:
     """The prepared base model as its family.
 
-    Raises BaseModelError where the folder holds no such model, is an encoder-decoder other than T5, or its configuration
-    states no context length.
+    Raises BaseModelError where the folder holds no such model, is an encoder-decoder other than T5, or its
+    configuration states no context length.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
@@ -51,7 +51,9 @@ def load_base(prepared: Prepared, dtype: Literal["auto", "float32", "bfloat16"] 
         model = kind.from_pretrained(folder, dtype=chosen, local_files_only=True)
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (ValueError, OSError, KeyError) as error:
-        raise BaseModelError(f"base model {prepared.name}: {folder} does not load as a language model: {error}") from error
+        raise BaseModelError(
+            f"base model {prepared.name}: {folder} does not load as a language model: {error}"
+        ) from error
     model.requires_grad_(False)
     model.eval()
     if torch.cuda.is_available():
@@ -74,7 +76,9 @@ def _check_family(name: str, config: Any) -> None:
 
 
 def _context(name: str, config: Any, tokenizer: Any) -> int:
-    """The most tokens that the model reads; T5's relative positions have no bound, there the length that it was trained on."""
+    """The most tokens that the model reads; T5's relative positions have no bound, there the length that it was trained
+    on.
+    """
     length: int = tokenizer.model_max_length
     if config.is_encoder_decoder and length < UNSTATED_LENGTH:
         return length
@@ -83,7 +87,9 @@ def _context(name: str, config: Any, tokenizer: Any) -> int:
         return stated
     if config.is_encoder_decoder:
         return T5_LENGTH
-    raise BaseModelError(f"base model {name}: its config.json states no context length (max_position_embeddings or n_positions)")
+    raise BaseModelError(
+        f"base model {name}: its config.json states no context length (max_position_embeddings or n_positions)"
+    )
 
 
 def _start(name: str, model: Any) -> int:
@@ -91,4 +97,6 @@ def _start(name: str, model: Any) -> int:
         start = getattr(config, "decoder_start_token_id", None)
         if isinstance(start, int):
             return start
-    raise BaseModelError(f"base model {name}: its config.json states no decoder_start_token_id; add it (0, the pad token, for T5)")
+    raise BaseModelError(
+        f"base model {name}: its config.json states no decoder_start_token_id; add it (0, the pad token, for T5)"
+    )

@@ -15,7 +15,10 @@ from torch import Tensor
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, SoftPrompt, padded_batch
 
-FAMILIES = ("t5", "mt5")  # model types with this forward pass; UMT5 is T5-like too, but transformers 5 scales the states of its untied head
+FAMILIES = (
+    "t5",
+    "mt5",
+)  # model types with this forward pass; UMT5 is T5-like too, but transformers 5 scales the states of its untied head
 
 
 class _Encoded(NamedTuple):
@@ -79,7 +82,9 @@ class Seq2SeqBase(FrozenBase):
     def logits(self, states: Tensor) -> Tensor:
         """Next-token logits [N, V] in float32; a T5 whose head was trained tied scales the states by d_model**-0.5."""
         config = self.model.config
-        return super().logits(states * config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else states)
+        return super().logits(
+            states * config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else states
+        )
 
     def _embeddings(self, prompts: Sequence[SoftPrompt]) -> list[Tensor]:
         embedded = [prompt.to(self.device, self.dtype) for prompt in prompts if isinstance(prompt, Tensor)]
@@ -102,14 +107,20 @@ class Seq2SeqBase(FrozenBase):
             members = torch.tensor([row.member for row in inputs], device=self.device)
             embedded, lengths = _joined(cache, members, embedded), lengths + cache.lengths[members]
         mask = _first(embedded.shape[1], lengths)
-        return _Encoded(self.model.encoder(inputs_embeds=embedded, attention_mask=mask.long()).last_hidden_state, mask.long())
+        return _Encoded(
+            self.model.encoder(inputs_embeds=embedded, attention_mask=mask.long()).last_hidden_state, mask.long()
+        )
 
     def _decoded(self, encoded: _Encoded, ids: Tensor, mask: Tensor | None = None, held: Any = None) -> Tensor:
         """The decoder's last hidden states [B, T, H] at every token of `ids`; a cache that is held grows by them."""
         hidden: Tensor = self.model.decoder(
-            input_ids=ids, attention_mask=mask, encoder_hidden_states=encoded.states, encoder_attention_mask=encoded.mask,
-            past_key_values=held, use_cache=held is not None,
-        ).last_hidden_state  # fmt: skip
+            input_ids=ids,
+            attention_mask=mask,
+            encoder_hidden_states=encoded.states,
+            encoder_attention_mask=encoded.mask,
+            past_key_values=held,
+            use_cache=held is not None,
+        ).last_hidden_state
         return hidden
 
 

@@ -51,9 +51,13 @@ def write_artifact(store: ObjectStore, artifact: Artifact) -> str:
     folder = prompt_prefix(task, digest)
     try:
         store.create(f"{folder}/{TENSOR_FILE}", artifact.tensors)
-        store.create(f"{folder}/{MANIFEST_FILE}", json.dumps(artifact.manifest.to_json(), indent=1, sort_keys=True).encode())
+        store.create(
+            f"{folder}/{MANIFEST_FILE}", json.dumps(artifact.manifest.to_json(), indent=1, sort_keys=True).encode()
+        )
     except PreconditionFailed:
-        raise ArtifactError(f"{store.url}/{folder}: other bytes lie there already; `ptp doctor` shows which object is altered") from None
+        raise ArtifactError(
+            f"{store.url}/{folder}: other bytes lie there already; `ptp doctor` shows which object is altered"
+        ) from None
     read_artifact(store, task, digest)
     return digest
 
@@ -73,13 +77,21 @@ def read_artifact(store: ObjectStore, task: str, digest: str) -> Artifact:
         manifest = PromptManifest.model_validate_json(body)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ArtifactError(f"{where}/{MANIFEST_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}; the manifest is altered or from a newer ptpipeline") from None
+        raise ArtifactError(
+            f"{where}/{MANIFEST_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}; the manifest is "
+            "altered or from a newer ptpipeline"
+        ) from None
     if manifest.digest() != digest or manifest.task != task:
-        raise ArtifactError(f"{where}/{MANIFEST_FILE}: hashes to {manifest.digest()[:12]}, expected {digest[:12]}; the manifest was altered")
+        raise ArtifactError(
+            f"{where}/{MANIFEST_FILE}: hashes to {manifest.digest()[:12]}, expected {digest[:12]}; the "
+            "manifest was altered"
+        )
     try:
         tensors = store.read(f"{folder}/{TENSOR_FILE}").body
     except NotFound:
-        raise ArtifactError(f"{where}/{TENSOR_FILE}: missing although the manifest is there; the tensor file was deleted") from None
+        raise ArtifactError(
+            f"{where}/{TENSOR_FILE}: missing although the manifest is there; the tensor file was deleted"
+        ) from None
     try:
         check_tensors(manifest, tensors)
     except ArtifactError as error:
@@ -88,26 +100,37 @@ def read_artifact(store: ObjectStore, task: str, digest: str) -> Artifact:
 
 
 def read_members(store: ObjectStore, artifact: Artifact) -> list[Artifact]:
-    """The verified prompts of an ensemble, in order; none for any other prompt. Raises ArtifactError where one is missing or altered."""
+    """The verified prompts of an ensemble, in order; none for any other prompt. Raises ArtifactError where one is
+    missing or altered.
+    """
     found = []
     for digest in artifact.manifest.members.digests if artifact.manifest.members else []:
         try:
             found.append(read_artifact(store, artifact.manifest.task, digest))
         except NotFound:
             what = f"{artifact.manifest.task} {artifact.digest[:12]}"
-            raise ArtifactError(f"{what}: its member {digest[:12]} is missing in {store.url}; train the ensemble anew") from None
+            raise ArtifactError(
+                f"{what}: its member {digest[:12]} is missing in {store.url}; train the ensemble anew"
+            ) from None
     return found
 
 
 def check_tensors(manifest: PromptManifest, body: bytes) -> None:
-    """ArtifactError unless `body` is the safetensors file that the manifest states: size, hash, names, shapes, types."""
+    """ArtifactError unless `body` is the safetensors file that the manifest states: size, hash, names, shapes,
+    types.
+    """
     if len(body) > MAX_TENSOR_BYTES:
         raise ArtifactError(f"{len(body)} bytes, at most {MAX_TENSOR_BYTES} allowed")
     actual = hashlib.sha256(body).hexdigest()
     if actual != manifest.tensor_sha256:
-        raise ArtifactError(f"{len(body)} bytes hash to {actual[:12]}, the manifest states {manifest.tensor_sha256[:12]}; the file is truncated or altered")
+        raise ArtifactError(
+            f"{len(body)} bytes hash to {actual[:12]}, the manifest states {manifest.tensor_sha256[:12]}; the "
+            "file is truncated or altered"
+        )
     if not 1 <= manifest.num_virtual_tokens <= MAX_VIRTUAL_TOKENS:
-        raise ArtifactError(f"num_virtual_tokens is {manifest.num_virtual_tokens}, allowed are 1 to {MAX_VIRTUAL_TOKENS}")
+        raise ArtifactError(
+            f"num_virtual_tokens is {manifest.num_virtual_tokens}, allowed are 1 to {MAX_VIRTUAL_TOKENS}"
+        )
     header, names = _header(body), tensor_names(manifest.method)
     if set(header) != set(names) or set(manifest.tensors) != set(names):
         raise ArtifactError(f"holds tensors {sorted(header)}, expected {sorted(names)}")
@@ -116,7 +139,9 @@ def check_tensors(manifest: PromptManifest, body: bytes) -> None:
     _check_shapes(manifest)
     ends = sorted(_check_tensor(name, header[name], manifest.tensors[name]) for name in names)
     payload = len(body) - 8 - struct.unpack("<Q", body[:8])[0]
-    if [begin for begin, _ in ends] != [0, *(end for _, end in ends[:-1])][: len(ends)] or payload != (ends[-1][1] if ends else 0):
+    if [begin for begin, _ in ends] != [0, *(end for _, end in ends[:-1])][: len(ends)] or payload != (
+        ends[-1][1] if ends else 0
+    ):
         raise ArtifactError(f"holds {payload} bytes of tensors at {ends}, expected them one behind another")
 
 
@@ -126,7 +151,8 @@ def tensor_names(method: str) -> tuple[str, ...]:
 
 
 def file_bytes(shapes: Mapping[str, Sequence[int]], dtype: str) -> int:
-    """Bytes of the safetensors file that holds tensors of these names and shapes in the stored type: header, then payload.
+    """Bytes of the safetensors file that holds tensors of these names and shapes in the stored type: header, then
+    payload.
 
     The header is compact JSON, padded to a multiple of 8 (the format's own page, `Format`).
     """
@@ -157,7 +183,12 @@ def _check_tensor(name: str, found: dict[str, Any], stated: TensorInfo) -> tuple
     if found.get("dtype") != dtype or found.get("shape") != stated.shape:
         raise ArtifactError(f"{name} are {found.get('dtype')} {found.get('shape')}, expected {dtype} {stated.shape}")
     offsets, size = found.get("data_offsets"), math.prod(stated.shape) * width
-    if not (isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(o, int) for o in offsets) and offsets[1] - offsets[0] == size):
+    if not (
+        isinstance(offsets, list)
+        and len(offsets) == 2
+        and all(isinstance(o, int) for o in offsets)
+        and offsets[1] - offsets[0] == size
+    ):
         raise ArtifactError(f"{name} lie at {offsets}, expected {size} bytes")
     return offsets[0], offsets[1]
 

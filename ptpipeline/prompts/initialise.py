@@ -20,7 +20,9 @@ from ptpipeline.recipe import TextInit, Tune
 SAMPLED_ROWS = 5000  # Lester et al. 2021, section 3.2: the most frequent tokens, which BPE vocabularies list first
 
 
-def initial_prompt(base: FrozenBase, tune: Tune, labels: Mapping[str, str], given: SoftPrompt | None = None) -> SoftPrompt:
+def initial_prompt(
+    base: FrozenBase, tune: Tune, labels: Mapping[str, str], given: SoftPrompt | None = None
+) -> SoftPrompt:
     """The recipe's first prompt in float32: embeddings [P, H], or for `prefix` the keys and values of such tokens.
 
     `given` is the prompt of the version or file that the recipe names. Raises DataError where that, the text or the
@@ -28,7 +30,9 @@ def initial_prompt(base: FrozenBase, tune: Tune, labels: Mapping[str, str], give
     """
     if given is not None:
         _check_given(base, tune, given)
-        given = like(given, [tensor.float() for tensor in tensors_of(given)])  # stored in 16 bit, where AdamW's epsilon is 0
+        given = like(
+            given, [tensor.float() for tensor in tensors_of(given)]
+        )  # stored in 16 bit, where AdamW's epsilon is 0
     embeddings = given if given is not None else _drawn(base, tune, labels)
     if tune.method != "prefix" or isinstance(embeddings, KeyValues):
         return embeddings
@@ -42,7 +46,8 @@ def activations(base: FrozenBase, embeddings: Tensor) -> KeyValues:
     """
     if base.model.config.is_encoder_decoder:
         raise BaseModelError(
-            f"tune.method: prefix is keys and values in every layer of a causal model, {base.ref.name} is an encoder-decoder; take `prompt` or `p_tuning`"
+            f"tune.method: prefix is keys and values in every layer of a causal model, {base.ref.name} is an "
+            "encoder-decoder; take `prompt` or `p_tuning`"
         )
     with torch.inference_mode():
         tensors = [tensor[0].float().cpu() for tensor in base.prefix([embeddings]).tensors]
@@ -89,7 +94,9 @@ def _between(bound: float, shape: tuple[int, int], seed: int) -> Tensor:
 def sampled_vocab(base: FrozenBase, count: int, seed: int) -> Tensor:
     """[P] distinct ids out of the first 5,000 that are no special tokens; repeated only where P is larger."""
     special = set(base.tokenizer.all_special_ids)
-    pool = torch.tensor([i for i in range(min(SAMPLED_ROWS + len(special), len(base.tokenizer))) if i not in special][:SAMPLED_ROWS])
+    pool = torch.tensor(
+        [i for i in range(min(SAMPLED_ROWS + len(special), len(base.tokenizer))) if i not in special][:SAMPLED_ROWS]
+    )
     generator = torch.Generator().manual_seed(seed)
     rounds = -(-count // len(pool))
     picks = torch.cat([torch.randperm(len(pool), generator=generator) for _ in range(max(1, rounds))])[:count]
@@ -105,12 +112,19 @@ def text_tokens(base: FrozenBase, text: str, count: int) -> Tensor:
 
 
 def class_labels(base: FrozenBase, labels: Mapping[str, str], count: int, seed: int) -> Tensor:
-    """[P, H]: one token per label, the mean of its word pieces; slots left over from sampled vocabulary (Lester et al. 2021, section 3.2)."""
+    """[P, H]: one token per label, the mean of its word pieces; slots left over from sampled vocabulary (Lester et al.
+    2021, section 3.2).
+    """
     if not labels:
         raise DataError("tune.init: class_labels, but the task has no labels; take `sampled_vocab`, or {text: ...}")
     if len(labels) > count:
-        raise DataError(f"tune.init: class_labels needs a virtual token for each of the {len(labels)} labels, num_virtual_tokens is {count}; raise it")
-    means = [_embedded(base, torch.tensor(base.encode(words, False))).mean(0) for _, words in sorted(labels.items())]  # their order is no part of a recipe
+        raise DataError(
+            f"tune.init: class_labels needs a virtual token for each of the {len(labels)} labels, "
+            f"num_virtual_tokens is {count}; raise it"
+        )
+    means = [
+        _embedded(base, torch.tensor(base.encode(words, False))).mean(0) for _, words in sorted(labels.items())
+    ]  # their order is no part of a recipe
     return torch.cat([torch.stack(means), _embedded(base, sampled_vocab(base, count - len(labels), seed))])
 
 
@@ -118,22 +132,37 @@ def read_tensor(path: Path) -> Tensor:
     """The prompt [P, H] of a `.npy` file, or `embeddings` of a `.safetensors` file; DataError where it holds none."""
     try:
         if path.suffix == ".npy":
-            mapped = np.lib.format.open_memmap(path, mode="r")  # a header that states more than the file holds allocates nothing
+            mapped = np.lib.format.open_memmap(
+                path, mode="r"
+            )  # a header that states more than the file holds allocates nothing
             tensor = torch.from_numpy(np.array(mapped))
         else:
             with safetensors.safe_open(path, framework="pt") as file:
                 tensor = file.get_tensor("embeddings")
     except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
-        raise DataError(f"{path}: no readable prompt ({error}); expected a tensor [P, H], named `embeddings` in a .safetensors file") from None
+        raise DataError(
+            f"{path}: no readable prompt ({error}); expected a tensor [P, H], named `embeddings` in a .safetensors file"
+        ) from None
     if tensor.ndim != 2 or not tensor.is_floating_point() or tensor.itemsize < 2 or not torch.isfinite(tensor).all():
-        raise DataError(f"{path}: found {tensor.dtype} {list(tensor.shape)}; expected finite floating-point numbers [P, H]")
+        raise DataError(
+            f"{path}: found {tensor.dtype} {list(tensor.shape)}; expected finite floating-point numbers [P, H]"
+        )
     return tensor.float()
 
 
 def _check_given(base: FrozenBase, tune: Tune, given: SoftPrompt) -> None:
     if isinstance(given, KeyValues) and tune.method != "prefix":
-        raise DataError(f"tune.init: keys and values of a prefix cannot start the embeddings of `{tune.method}`; name a version that has embeddings")
+        raise DataError(
+            f"tune.init: keys and values of a prefix cannot start the embeddings of `{tune.method}`; name a "
+            "version that has embeddings"
+        )
     if not isinstance(given, KeyValues) and given.shape[1] != base.ref.hidden_size:
-        raise DataError(f"tune.init: the given prompt is {given.shape[1]} wide, {base.ref.name} is {base.ref.hidden_size} wide; give one of this base")
+        raise DataError(
+            f"tune.init: the given prompt is {given.shape[1]} wide, {base.ref.name} is {base.ref.hidden_size} "
+            "wide; give one of this base"
+        )
     if virtual_tokens(given) != tune.num_virtual_tokens:
-        raise DataError(f"tune.num_virtual_tokens: {tune.num_virtual_tokens}, but the recipe starts from a prompt of {virtual_tokens(given)} tokens; make them equal")
+        raise DataError(
+            f"tune.num_virtual_tokens: {tune.num_virtual_tokens}, but the recipe starts from a prompt of "
+            f"{virtual_tokens(given)} tokens; make them equal"
+        )

@@ -12,14 +12,19 @@ MEASURES: tuple[Measure, ...] = ("cosine", "dot", "euclidean")
 PAIRS: tuple[tuple[Measure, Measure], ...] = (("cosine", "dot"), ("cosine", "euclidean"), ("dot", "euclidean"))
 
 WARNING = (
-    "A hint, never proof: the vocabulary tokens nearest to a soft prompt are no faithful reading of it. Prompts within 2% of the best of "
-    "their size can be made to project to any text, even to the definition of a contradictory task (Khashabi et al. 2022), and soft prompts "
-    "lie in regions of the embedding space apart from those of natural language, so that comparing the two may mislead (Bailey et al. 2023)."
+    "A hint, never proof: the vocabulary tokens nearest to a soft prompt are no faithful reading of it. "
+    "Prompts within 2% of the best of "
+    "their size can be made to project to any text, even to the definition of a contradictory task (Khashabi "
+    "et al. 2022), and soft prompts "
+    "lie in regions of the embedding space apart from those of natural language, so that comparing the two may "
+    "mislead (Bailey et al. 2023)."
 )
 
 
 class Neighbour(Record):
-    """A vocabulary token near a virtual token: its id, its readable text, and the cosine, dot product or distance between the two."""
+    """A vocabulary token near a virtual token: its id, its readable text, and the cosine, dot product or distance
+    between the two.
+    """
 
     id: int
     token: str
@@ -62,9 +67,9 @@ class Hint(Record):
 class Pulled(Record):
     """A prompt that trained with a pull of strength `gamma` towards a text, read after its last step.
 
-    `landed` is the share of virtual tokens whose nearest vocabulary token is the text's, by each measure; `distance` the
-    mean Euclidean distance to the text's embeddings; `dev` and `test` are the task's metric; `compared` is this prompt
-    minus the plain one on the test rows. The plain prompt itself has gamma 0 and no comparison.
+    `landed` is the share of virtual tokens whose nearest vocabulary token is the text's, by each measure; `distance`
+    the mean Euclidean distance to the text's embeddings; `dev` and `test` are the task's metric; `compared` is this
+    prompt minus the plain one on the test rows. The plain prompt itself has gamma 0 and no comparison.
     """
 
     gamma: float
@@ -76,10 +81,11 @@ class Pulled(Record):
 
 
 class Wayward(Record):
-    """The Waywardness experiment (Khashabi et al. 2022): one text, the plain prompt, and one pulled prompt for each gamma.
+    """The Waywardness experiment (Khashabi et al. 2022): one text, the plain prompt, and one pulled prompt for each
+    gamma.
 
-    `tokens` are the text's, one per virtual token, repeated or cut to P. Their own embeddings as the prompt, untrained, score
-    `text_test`, and land by `text_landed`: by the dot product not even a token is always its own nearest.
+    `tokens` are the text's, one per virtual token, repeated or cut to P. Their own embeddings as the prompt, untrained,
+    score `text_test`, and land by `text_landed`: by the dot product not even a token is always its own nearest.
     """
 
     task: str

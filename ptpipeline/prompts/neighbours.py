@@ -30,18 +30,29 @@ class Nearest(NamedTuple):
 def neighbours_of(base: FrozenBase, prompt: SoftPrompt, k: int = 5) -> Neighbours:
     """The nearest tokens of the base's vocabulary; of keys and values it is stated that there are none."""
     if isinstance(prompt, KeyValues):
-        return Neighbours(k=k, tokens=[], overlap={}, absent="a prefix is keys and values inside the model: it has no embeddings to compare with the vocabulary's")
+        return Neighbours(
+            k=k,
+            tokens=[],
+            overlap={},
+            absent="a prefix is keys and values inside the model: it has no embeddings to compare with the "
+            "vocabulary's",
+        )
     return neighbours(prompt, vocabulary_of(base), token_text(base), k)
 
 
 def neighbours(embeddings: Tensor, vocabulary: Tensor, decode: Callable[[int], str], k: int = 5) -> Neighbours:
-    """The k nearest rows of `vocabulary` [V, H] to each row of `embeddings` [P, H]; `decode` gives a token's readable text.
+    """The k nearest rows of `vocabulary` [V, H] to each row of `embeddings` [P, H]; `decode` gives a token's readable
+    text.
 
     Raises what `nearest` does.
     """
     lists = {measure: _lists(found, decode) for measure, found in nearest(embeddings, vocabulary, k).items()}
     tokens = [_near({measure: lists[measure][row] for measure in MEASURES}) for row in range(len(embeddings))]
-    return Neighbours(k=k, tokens=tokens, overlap={pair: sum(near.overlap[pair] for near in tokens) / len(tokens) for pair in tokens[0].overlap})
+    return Neighbours(
+        k=k,
+        tokens=tokens,
+        overlap={pair: sum(near.overlap[pair] for near in tokens) / len(tokens) for pair in tokens[0].overlap},
+    )
 
 
 def nearest(embeddings: Tensor, vocabulary: Tensor, k: int) -> dict[Measure, Nearest]:
@@ -61,20 +72,26 @@ def nearest(embeddings: Tensor, vocabulary: Tensor, k: int) -> dict[Measure, Nea
 
 
 def vocabulary_of(base: FrozenBase) -> Tensor:
-    """Embeddings [V, H] of all tokens that the tokenizer knows, as prompts see them: scaled where the family scales them."""
+    """Embeddings [V, H] of all tokens that the tokenizer knows, as prompts see them: scaled where the family scales
+    them.
+    """
     count = min(len(base.tokenizer), base.model.get_input_embeddings().weight.shape[0])
     return base.embed(torch.arange(count)).detach().float().cpu()
 
 
 def token_text(base: FrozenBase) -> Callable[[int], str]:
-    """How tokens of this base are shown: blanks as `▁`, and bytes that are no text, or none that is printed, as escapes."""
+    """How tokens of this base are shown: blanks as `▁`, and bytes that are no text, or none that is printed, as
+    escapes.
+    """
     tokenizer = base.tokenizer
     byte_level = '"ByteLevel"' in json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["decoder"])
     added = tokenizer.added_tokens_decoder
 
     def text(token: int) -> str:
         piece = tokenizer.convert_ids_to_tokens(token)
-        return f"<{token}>" if piece is None else readable(piece, byte_level and token not in added)  # vocabularies may have holes
+        return (
+            f"<{token}>" if piece is None else readable(piece, byte_level and token not in added)
+        )  # vocabularies may have holes
 
     return text
 
@@ -84,20 +101,34 @@ def readable(piece: str, byte_level: bool) -> str:
     if byte_level:
         piece = bytes(BYTES[character] for character in piece).decode("utf-8", errors="backslashreplace")
     shown = piece.replace(" ", BLANK)
-    return "".join(character if character.isprintable() else character.encode("unicode_escape").decode() for character in shown)
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode() for character in shown
+    )
 
 
 def _check(embeddings: Tensor, vocabulary: Tensor, k: int) -> None:
-    if embeddings.ndim != 2 or vocabulary.ndim != 2 or embeddings.shape[1] != vocabulary.shape[1] or not len(embeddings):
-        raise DataError(f"neighbours: found embeddings {list(embeddings.shape)} and a vocabulary {list(vocabulary.shape)}; expected [P, H] and [V, H] of one width")
+    if (
+        embeddings.ndim != 2
+        or vocabulary.ndim != 2
+        or embeddings.shape[1] != vocabulary.shape[1]
+        or not len(embeddings)
+    ):
+        raise DataError(
+            f"neighbours: found embeddings {list(embeddings.shape)} and a vocabulary {list(vocabulary.shape)}; "
+            "expected [P, H] and [V, H] of one width"
+        )
     if not 1 <= k <= len(vocabulary):
         raise DataError(f"neighbours: k is {k}; take 1 to {len(vocabulary)}, the size of the vocabulary")
     if not torch.isfinite(embeddings).all() or not torch.isfinite(vocabulary).all():
-        raise DataError("neighbours: embeddings or vocabulary hold numbers that are not finite, which are near to nothing")
+        raise DataError(
+            "neighbours: embeddings or vocabulary hold numbers that are not finite, which are near to nothing"
+        )
 
 
 def _values(prompt: Tensor, block: Tensor) -> dict[Measure, Tensor]:
-    """Each measure [P, block]; the cosine with a row of zeros is 0. The distance by differences, since squares would cancel."""
+    """Each measure [P, block]; the cosine with a row of zeros is 0. The distance by differences, since squares would
+    cancel.
+    """
     dot = prompt @ block.T
     norms = prompt.norm(dim=1)[:, None] * block.norm(dim=1)[None]
     cosine = dot / norms.clamp_min(torch.finfo(torch.float64).tiny)
@@ -106,7 +137,9 @@ def _values(prompt: Tensor, block: Tensor) -> dict[Measure, Tensor]:
 
 
 def _first(measure: Measure, found: Sequence[Nearest], k: int) -> Nearest:
-    """The k nearest of several, whose ids ascend from one to the next: a stable sort then keeps the lowest of those that tie."""
+    """The k nearest of several, whose ids ascend from one to the next: a stable sort then keeps the lowest of those
+    that tie.
+    """
     ids, values = torch.cat([one.ids for one in found], 1), torch.cat([one.values for one in found], 1)
     order = values.sort(dim=1, descending=measure != "euclidean", stable=True).indices[:, :k]
     return Nearest(ids.gather(1, order), values.gather(1, order))
@@ -114,7 +147,10 @@ def _first(measure: Measure, found: Sequence[Nearest], k: int) -> Nearest:
 
 def _lists(found: Nearest, decode: Callable[[int], str]) -> list[list[Neighbour]]:
     rows = zip(found.ids.tolist(), found.values.tolist(), strict=True)
-    return [[Neighbour(id=token, token=decode(token), value=value) for token, value in zip(ids, values, strict=True)] for ids, values in rows]
+    return [
+        [Neighbour(id=token, token=decode(token), value=value) for token, value in zip(ids, values, strict=True)]
+        for ids, values in rows
+    ]
 
 
 def _near(lists: Mapping[Measure, list[Neighbour]]) -> NearTokens:

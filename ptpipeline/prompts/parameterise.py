@@ -74,7 +74,9 @@ class RankOne(Parameterisation):
 
 
 class Folded(Parameterisation):
-    """A prompt [P, H] through a network of its own virtual tokens: `tokens + network(tokens)` with `skip`, else the network alone."""
+    """A prompt [P, H] through a network of its own virtual tokens: `tokens + network(tokens)` with `skip`, else the
+    network alone.
+    """
 
     offset: Tensor
 
@@ -101,7 +103,9 @@ class Bottleneck(nn.Sequential):
 
 
 class LSTMEncoder(nn.Module):
-    """Liu et al. 2021, section 3.2: a bidirectional LSTM over the virtual tokens, then a two-layer MLP; [P, H] -> [P, H]."""
+    """Liu et al. 2021, section 3.2: a bidirectional LSTM over the virtual tokens, then a two-layer MLP; [P, H] -> [P,
+    H].
+    """
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -117,11 +121,14 @@ class MLPEncoder(nn.Sequential):
     """The MLP form of the prompt encoder: [P, H] -> m -> ReLU -> m -> ReLU -> H."""
 
     def __init__(self, width: int, hidden: int) -> None:
-        super().__init__(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, width))
+        super().__init__(
+            nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, width)
+        )
 
 
 class ReparameterisedPrefix(Parameterisation):
-    """Li & Liang 2021, section 4.3: keys and values of every layer [L, heads_kv, P, d] out of one vector [m] per virtual token.
+    """Li & Liang 2021, section 4.3: keys and values of every layer [L, heads_kv, P, d] out of one vector [m] per
+    virtual token.
 
     The vectors start with unit variance: they are the network's input, never embeddings.
     """

@@ -31,7 +31,11 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 TENSOR = "prompt_embeddings"
-METHODS: dict[str, Literal["prompt", "p_tuning", "prefix"]] = {"PROMPT_TUNING": "prompt", "P_TUNING": "p_tuning", "PREFIX_TUNING": "prefix"}
+METHODS: dict[str, Literal["prompt", "p_tuning", "prefix"]] = {
+    "PROMPT_TUNING": "prompt",
+    "P_TUNING": "p_tuning",
+    "PREFIX_TUNING": "prefix",
+}
 MAX_FILE_BYTES = 2 * MAX_TENSOR_BYTES  # PEFT stores float32 where we store 16 bit
 
 
@@ -67,7 +71,11 @@ def peft_files(prompt: SoftPrompt, base: Base) -> dict[str, bytes]:
         "inference_mode": True,
         "num_virtual_tokens": tensor.shape[0],
         "num_transformer_submodules": 1,
-        **(_prefix_shape(prompt) if isinstance(prompt, KeyValues) else {"peft_type": "PROMPT_TUNING", "token_dim": tensor.shape[1]}),
+        **(
+            _prefix_shape(prompt)
+            if isinstance(prompt, KeyValues)
+            else {"peft_type": "PROMPT_TUNING", "token_dim": tensor.shape[1]}
+        ),
     }
     weights = save({TENSOR: tensor.contiguous()}, metadata={"format": "pt"})
     return {CONFIG_FILE: json.dumps(config, indent=2, sort_keys=True).encode(), WEIGHTS_FILE: weights}
@@ -87,7 +95,9 @@ def read_foreign(path: Path) -> Foreign:
         return _read_npy(path)
     if (path / CONFIG_FILE).is_file():
         return _read_adapter(path)
-    raise NotFound(f"{path}: no prompt to import; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a .npy file")
+    raise NotFound(
+        f"{path}: no prompt to import; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or a .npy file"
+    )
 
 
 # ---------------------------------------------------------------- writing
@@ -95,8 +105,14 @@ def read_foreign(path: Path) -> Foreign:
 
 def _prefix_shape(prefix: KeyValues) -> dict[str, Any]:
     layers, heads, _, size = prefix.key.shape
-    return {"peft_type": "PREFIX_TUNING", "token_dim": heads * size, "num_attention_heads": heads, "num_layers": layers,
-            "prefix_projection": False, "encoder_hidden_size": heads * size}  # fmt: skip
+    return {
+        "peft_type": "PREFIX_TUNING",
+        "token_dim": heads * size,
+        "num_attention_heads": heads,
+        "num_layers": layers,
+        "prefix_projection": False,
+        "encoder_hidden_size": heads * size,
+    }
 
 
 def _flattened(prefix: KeyValues) -> Tensor:
@@ -141,10 +157,20 @@ def _read_adapter(folder: Path) -> Foreign:
     encoder_decoder = None if config.task_type is None else config.task_type == "SEQ_2_SEQ_LM"
     method, notes = METHODS[config.peft_type], list[str]()
     if method == "prefix":
-        return Foreign(_unflattened(tensor, config, where), method, "before_bos", config.base_model_name_or_path, encoder_decoder, notes)
+        return Foreign(
+            _unflattened(tensor, config, where),
+            method,
+            "before_bos",
+            config.base_model_name_or_path,
+            encoder_decoder,
+            notes,
+        )
     if encoder_decoder and config.submodules == 2:
         _check_shape(tensor, [2 * config.num_virtual_tokens, config.token_dim], where)
-        notes.append(f"of {len(tensor)} rows the first {config.num_virtual_tokens} are taken: PEFT allocates the others for the decoder, and no model reads them")
+        notes.append(
+            f"of {len(tensor)} rows the first {config.num_virtual_tokens} are taken: PEFT allocates the others "
+            "for the decoder, and no model reads them"
+        )
         tensor = tensor[: config.num_virtual_tokens].clone()
     _check_shape(tensor, [config.num_virtual_tokens, config.token_dim], where)
     return Foreign(tensor, method, "before_bos", config.base_model_name_or_path, encoder_decoder, notes)
@@ -157,14 +183,21 @@ def _read_config(path: Path) -> _Config:
     try:
         kind = json.loads(body)["peft_type"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise ArtifactError(f"{path}: no configuration of a PEFT adapter; expected a JSON object with `peft_type`") from None
+        raise ArtifactError(
+            f"{path}: no configuration of a PEFT adapter; expected a JSON object with `peft_type`"
+        ) from None
     if not isinstance(kind, str) or kind not in METHODS:
-        raise ArtifactError(f"{path}: peft_type is {kind!r:.80}, which is no soft prompt that can be imported; expected {', '.join(METHODS)}")
+        raise ArtifactError(
+            f"{path}: peft_type is {kind!r:.80}, which is no soft prompt that can be imported; expected "
+            f"{', '.join(METHODS)}"
+        )
     try:
         return _Config.model_validate_json(body)
     except ValidationError as error:
         first = error.errors()[0]
-        raise ArtifactError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r:.80}") from None
+        raise ArtifactError(
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r:.80}"
+        ) from None
 
 
 def _read_weights(folder: Path) -> Tensor:
@@ -173,7 +206,8 @@ def _read_weights(folder: Path) -> Tensor:
     if not path.is_file():
         if (folder / PICKLE_FILE).is_file():
             raise ArtifactError(
-                f"{folder / PICKLE_FILE}: a pickle can run code when it is read, so it is not; where you trust it, save it anew as safetensors: "
+                f"{folder / PICKLE_FILE}: a pickle can run code when it is read, so it is not; where you trust "
+                "it, save it anew as safetensors: "
                 "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder)"
             )
         raise NotFound(f"{path}: missing beside {CONFIG_FILE}")
@@ -183,12 +217,18 @@ def _read_weights(folder: Path) -> Tensor:
         with safetensors.safe_open(path, framework="pt") as file:
             names = sorted(file.keys())
             if names != [TENSOR]:
-                raise ArtifactError(f"{path}: holds {', '.join(names[:5]) or 'nothing'}; a soft prompt holds {TENSOR} alone (no trained layers beside it)")
+                raise ArtifactError(
+                    f"{path}: holds {', '.join(names[:5]) or 'nothing'}; a soft prompt holds {TENSOR} alone "
+                    "(no trained layers beside it)"
+                )
             tensor: Tensor = file.get_tensor(TENSOR)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise ArtifactError(f"{path}: truncated or altered ({error}); fetch the adapter anew") from None
     if not tensor.is_floating_point() or tensor.itemsize < 2 or not torch.isfinite(tensor).all():
-        raise ArtifactError(f"{path}: {TENSOR} are {tensor.dtype} and not all finite numbers; expected finite float16, bfloat16 or float32")
+        raise ArtifactError(
+            f"{path}: {TENSOR} are {tensor.dtype} and not all finite numbers; expected finite float16, "
+            "bfloat16 or float32"
+        )
     return tensor.float()
 
 
@@ -207,7 +247,9 @@ def _unflattened(tensor: Tensor, config: _Config, where: str) -> KeyValues:
 
 def _check_shape(tensor: Tensor, expected: list[int], where: str) -> None:
     if list(tensor.shape) != expected:
-        raise ArtifactError(f"{where} are {list(tensor.shape)}, {CONFIG_FILE} states {expected}; the two files do not belong together")
+        raise ArtifactError(
+            f"{where} are {list(tensor.shape)}, {CONFIG_FILE} states {expected}; the two files do not belong together"
+        )
 
 
 def _read_npy(path: Path) -> Foreign:

@@ -36,6 +36,7 @@ def text_encoder(base: FrozenBase, placement: Placement) -> Callable[[str, bool]
 def _bos(base: FrozenBase) -> int:
     if base.bos is None:
         raise ContextError(
-            f"tune.placement: after_bos, but the tokenizer of {base.ref.name} puts no BOS before a text; take `before_bos`"
+            f"tune.placement: after_bos, but the tokenizer of {base.ref.name} puts no BOS before a text; take "
+            "`before_bos`"
         )
     return base.bos

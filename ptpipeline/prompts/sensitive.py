@@ -1,4 +1,6 @@
-"""The screen of a prompt's neighbours against sensitive terms, and the terms that it takes by default. Imports no torch."""
+"""The screen of a prompt's neighbours against sensitive terms, and the terms that it takes by default. Imports no
+torch.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,10 +10,56 @@ from ptpipeline.prompts.interpretation import Hint, Measure, Neighbour, Neighbou
 
 TERMS: dict[str, Sequence[str]] = {
     "gender": ("man", "men", "woman", "women", "male", "female", "boy", "girl", "transgender", "gay", "lesbian"),
-    "religion": ("christian", "muslim", "islam", "jewish", "jew", "hindu", "buddhist", "atheist", "church", "mosque", "synagogue"),
-    "nationality": ("american", "chinese", "indian", "russian", "mexican", "african", "arab", "asian", "european", "immigrant", "foreigner"),
-    "health": ("cancer", "hiv", "aids", "depression", "diabetes", "disabled", "disability", "pregnant", "autism", "suicide"),
-    "politics": ("democrat", "republican", "liberal", "conservative", "communist", "socialist", "fascist", "nazi", "trump", "biden"),
+    "religion": (
+        "christian",
+        "muslim",
+        "islam",
+        "jewish",
+        "jew",
+        "hindu",
+        "buddhist",
+        "atheist",
+        "church",
+        "mosque",
+        "synagogue",
+    ),
+    "nationality": (
+        "american",
+        "chinese",
+        "indian",
+        "russian",
+        "mexican",
+        "african",
+        "arab",
+        "asian",
+        "european",
+        "immigrant",
+        "foreigner",
+    ),
+    "health": (
+        "cancer",
+        "hiv",
+        "aids",
+        "depression",
+        "diabetes",
+        "disabled",
+        "disability",
+        "pregnant",
+        "autism",
+        "suicide",
+    ),
+    "politics": (
+        "democrat",
+        "republican",
+        "liberal",
+        "conservative",
+        "communist",
+        "socialist",
+        "fascist",
+        "nazi",
+        "trump",
+        "biden",
+    ),
     "profanity": ("damn", "hell", "crap", "bloody", "idiot", "stupid"),
 }
 
@@ -36,7 +84,10 @@ def _by_word(terms: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
     for category, words in terms.items():
         for word in words:
             if _words(word) != [word.casefold()]:
-                raise TaskFileError(f"sensitive terms of {category}: {word!r} is no single word, and a token never holds more; list its words one by one")
+                raise TaskFileError(
+                    f"sensitive terms of {category}: {word!r} is no single word, and a token never holds more; "
+                    "list its words one by one"
+                )
             found.setdefault(word.casefold(), []).append(category)
     return found
 

@@ -1,8 +1,9 @@
-"""Signed prompts (Ed25519): keys, signatures, and the store that hands out no manifest without a trusted one. Imports no torch.
+"""Signed prompts (Ed25519): keys, signatures, and the store that hands out no manifest without a trusted one. Imports
+no torch.
 
-A signature is an object of its own, `prompts/<task>/<digest>/signature-<key id>.json`, one per key, so that a key can be
-replaced while prompts that the old one signed are in use. It covers task and digest, and the digest covers all the rest.
-Signing and verifying lie in the store, not in those who read and write: nobody can forget them.
+A signature is an object of its own, `prompts/<task>/<digest>/signature-<key id>.json`, one per key, so that a key can
+be replaced while prompts that the old one signed are in use. It covers task and digest, and the digest covers all the
+rest. Signing and verifying lie in the store, not in those who read and write: nobody can forget them.
 """
 
 import base64
@@ -38,7 +39,9 @@ _HOW = "`openssl genpkey -algorithm ed25519` makes one (docs/signing.md)"
 
 
 class Signature(Record):
-    """What a key says about a prompt: `signature` is base64 over `signed_bytes`, `key` the id of the key that made it."""
+    """What a key says about a prompt: `signature` is base64 over `signed_bytes`, `key` the id of the key that
+    made it.
+    """
 
     schema_version: Literal[1] = 1
     digest: str = Field(pattern=DIGEST_PATTERN)
@@ -51,7 +54,9 @@ class Signature(Record):
 
 
 def signed_bytes(task: str, digest: str) -> bytes:
-    """What is signed: canonical JSON of the domain, which no signature made for something else can hold, task and digest."""
+    """What is signed: canonical JSON of the domain, which no signature made for something else can hold, task and
+    digest.
+    """
     return rfc8785.dumps({"domain": DOMAIN, "task": task, "digest": digest})
 
 
@@ -76,7 +81,11 @@ class SigningKey:
 
     def sign(self, task: str, digest: str) -> Signature:
         """The same signature each time: Ed25519 draws nothing at random."""
-        return Signature(digest=digest, key=self.id, signature=base64.b64encode(self.private.sign(signed_bytes(task, digest))).decode())
+        return Signature(
+            digest=digest,
+            key=self.id,
+            signature=base64.b64encode(self.private.sign(signed_bytes(task, digest))).decode(),
+        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +113,10 @@ class Trust:
     def _absence(self, store: ObjectStore, folder: str) -> str:
         others = [found[1] for key in store.keys(folder) if (found := re.fullmatch(r".*/signature-(.*)\.json", key))]
         if others:
-            return f"key {' and '.join(others)} signed it, which {self.source} does not hold; add that public key if you trust it, or sign with one that is there"
+            return (
+                f"key {' and '.join(others)} signed it, which {self.source} does not hold; add that public key if "
+                "you trust it, or sign with one that is there"
+            )
         return "nobody signed it; sign it if you know where it comes from"
 
 
@@ -159,7 +171,10 @@ def open_prompts(settings: Settings) -> ObjectStore:
     trust = read_trust(settings.trusted_keys) if settings.trusted_keys else None
     key = read_signing_key(settings.signing_key) if settings.signing_key else None
     if trust and key and key.id not in trust.keys:
-        raise SettingsError(f"PTP_SIGNING_KEY: {settings.signing_key} is key {key.id}, which {trust.source} (PTP_TRUSTED_KEYS) does not hold; add its public key there first")
+        raise SettingsError(
+            f"PTP_SIGNING_KEY: {settings.signing_key} is key {key.id}, which {trust.source} (PTP_TRUSTED_KEYS) "
+            "does not hold; add its public key there first"
+        )
     return SignedStore(store, trust, key) if trust or key else store
 
 
@@ -178,7 +193,9 @@ def sign(store: ObjectStore, task: str, digest: str, key: SigningKey) -> list[st
 
 
 def read_signing_key(path: Path) -> SigningKey:
-    """The Ed25519 private key in a PEM file that its owner alone may read. Raises SettingsError, which never quotes the file."""
+    """The Ed25519 private key in a PEM file that its owner alone may read. Raises SettingsError, which never quotes the
+    file.
+    """
     found = _private_key(path)
     if isinstance(found, str):  # raised here, where no variable of the traceback holds the file's bytes
         raise SettingsError(f"PTP_SIGNING_KEY: {found}")
@@ -198,7 +215,9 @@ def _file(name: str) -> str:
 
 
 def _prompt(key: str) -> tuple[str, str] | None:
-    """Task and digest where `key` is a prompt's manifest; whatever looks like one counts, so that none slips through."""
+    """Task and digest where `key` is a prompt's manifest; whatever looks like one counts, so that none slips
+    through.
+    """
     if not (key.startswith("prompts/") and key.endswith(f"/{MANIFEST_FILE}")):
         return None
     task, _, digest = key.removeprefix("prompts/").removesuffix(f"/{MANIFEST_FILE}").rpartition("/")
@@ -210,7 +229,10 @@ def _put(store: ObjectStore, key: SigningKey, task: str, digest: str) -> None:
     try:
         store.create(where, key.sign(task, digest).to_bytes())
     except PreconditionFailed:
-        raise ArtifactError(f"{store.url}/{where}: other bytes lie there than key {key.id} signs; find out who wrote them, remove the object, and sign again") from None
+        raise ArtifactError(
+            f"{store.url}/{where}: other bytes lie there than key {key.id} signs; find out who wrote them, "
+            "remove the object, and sign again"
+        ) from None
 
 
 def _flaw(body: bytes, key: Ed25519PublicKey, task: str, digest: str) -> str | None:
@@ -230,23 +252,36 @@ def _flaw(body: bytes, key: Ed25519PublicKey, task: str, digest: str) -> str | N
         key.verify(raw, signed_bytes(task, digest))
     except InvalidSignature:
         return "is not valid: it was altered, or somebody without the key made it"
-    spelled = base64.b64encode(raw).decode() == found.signature and found.to_bytes() == body  # several base64 texts mean the same bytes
+    spelled = (
+        base64.b64encode(raw).decode() == found.signature and found.to_bytes() == body
+    )  # several base64 texts mean the same bytes
     return None if spelled else "was altered"
 
 
 def _private_key(path: Path) -> Ed25519PrivateKey | str:
-    """The key, or what is wrong with its file, which is named once it is known to be one: what else was set may be a key."""
+    """The key, or what is wrong with its file, which is named once it is known to be one: what else was set may be a
+    key.
+    """
     try:
         with path.open("rb") as file:
             mode, body = os.fstat(file.fileno()).st_mode, file.read(MAX_KEY_BYTES)
     except OSError as error:
-        return f"the file that it names cannot be read ({error.strerror}); expected the path of a PEM file with an Ed25519 private key; {_HOW}"
+        return (
+            f"the file that it names cannot be read ({error.strerror}); expected the path of a PEM file with an "
+            f"Ed25519 private key; {_HOW}"
+        )
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
-        return f"{path} has mode {stat.S_IMODE(mode):04o}, so others than its owner can use it; `chmod 600` it, and if it was exposed replace the key"
+        return (
+            f"{path} has mode {stat.S_IMODE(mode):04o}, so others than its owner can use it; `chmod 600` it, and "
+            "if it was exposed replace the key"
+        )
     try:
         key = load_pem_private_key(body, None)
     except TypeError:
-        return f"{path} is encrypted, and there is nobody to ask for its password; expected a plain one that its mode 0600 protects"
+        return (
+            f"{path} is encrypted, and there is nobody to ask for its password; expected a plain one that its mode "
+            "0600 protects"
+        )
     except (ValueError, UnsupportedAlgorithm):
         return f"{path} holds no private key in PEM; {_HOW}"
     return key if isinstance(key, Ed25519PrivateKey) else f"{path} is no Ed25519 key (found {_kind(key)}); {_HOW}"
@@ -267,7 +302,9 @@ def _public_keys(path: Path) -> list[Ed25519PublicKey] | str:
     keys = []
     for number, block in enumerate(blocks, start=1):
         if b"PRIVATE" in block[1]:
-            return f"key {number} is a private one, which no reader may have; replace it by `openssl pkey -in KEY -pubout`"
+            return (
+                f"key {number} is a private one, which no reader may have; replace it by `openssl pkey -in KEY -pubout`"
+            )
         try:
             key = load_pem_public_key(block[0])
         except (ValueError, UnsupportedAlgorithm):

@@ -23,7 +23,12 @@ def pack(prompt: SoftPrompt, dtype: str, fields: dict[str, Any]) -> Artifact:
     stored = named(stored_value(prompt, dtype))
     body = save(stored)
     infos = {name: TensorInfo(shape=list(tensor.shape), dtype=dtype) for name, tensor in stored.items()}
-    manifest = PromptManifest(**fields, num_virtual_tokens=virtual_tokens(prompt), tensors=infos, tensor_sha256=hashlib.sha256(body).hexdigest())
+    manifest = PromptManifest(
+        **fields,
+        num_virtual_tokens=virtual_tokens(prompt),
+        tensors=infos,
+        tensor_sha256=hashlib.sha256(body).hexdigest(),
+    )
     return Artifact(manifest, body)
 
 
@@ -33,7 +38,9 @@ def pack_ensemble(members: Sequence[Artifact], combine: Literal["average", "vote
     digest = hashlib.sha256(body).hexdigest()
     listed = Members(digests=[member.digest for member in members], combine=combine)
     count = members[0].manifest.num_virtual_tokens
-    return Artifact(PromptManifest(**fields, num_virtual_tokens=count, tensors={}, tensor_sha256=digest, members=listed), body)
+    return Artifact(
+        PromptManifest(**fields, num_virtual_tokens=count, tensors={}, tensor_sha256=digest, members=listed), body
+    )
 
 
 def named(prompt: SoftPrompt) -> dict[str, Tensor]:
@@ -44,9 +51,13 @@ def named(prompt: SoftPrompt) -> dict[str, Tensor]:
 def stored_value(prompt: SoftPrompt, dtype: str) -> SoftPrompt:
     """The prompt as it is stored: detached, on the CPU, rounded to the stored type; finite, or TrainingError."""
     # a copy always: in float32 all else are views of the parameters, which train on
-    stored = like(prompt, [tensor.detach().to("cpu", DTYPES[dtype], copy=True).contiguous() for tensor in tensors_of(prompt)])
+    stored = like(
+        prompt, [tensor.detach().to("cpu", DTYPES[dtype], copy=True).contiguous() for tensor in tensors_of(prompt)]
+    )
     if not all(torch.isfinite(tensor).all() for tensor in tensors_of(stored)):
-        raise TrainingError(f"the prompt has values that are not finite in {dtype}; lower tune.learning_rate or store it in float32")
+        raise TrainingError(
+            f"the prompt has values that are not finite in {dtype}; lower tune.learning_rate or store it in float32"
+        )
     return stored
 
 
@@ -59,7 +70,9 @@ def unpack(artifact: Artifact, base: BaseModelRef) -> SoftPrompt:
     check_base(artifact, base)
     tensors: dict[str, Tensor] = load(artifact.tensors)
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise ArtifactError(f"{artifact.manifest.task} {artifact.digest[:12]}: {', '.join(tensors)} hold values that are not finite")
+        raise ArtifactError(
+            f"{artifact.manifest.task} {artifact.digest[:12]}: {', '.join(tensors)} hold values that are not finite"
+        )
     if artifact.manifest.method == "prefix":
         return KeyValues(*(tensors[name] for name in PREFIX))
     return tensors[EMBEDDINGS[0]]
@@ -74,6 +87,8 @@ def check_base(artifact: Artifact, base: BaseModelRef) -> None:
     ):
         if found != expected:
             raise BaseModelError(
-                f"{artifact.manifest.task} {artifact.digest[:12]}: trained on {what} {trained_on.name} {expected[:12]}, "
-                f"but {base.name} {found[:12]} is loaded; serve it on {trained_on.name}, or train the task anew on this base"
+                f"{artifact.manifest.task} {artifact.digest[:12]}: trained on {what} {trained_on.name} "
+                f"{expected[:12]}, "
+                f"but {base.name} {found[:12]} is loaded; serve it on {trained_on.name}, or train the task "
+                "anew on this base"
             )

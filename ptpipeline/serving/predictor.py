@@ -20,7 +20,8 @@ class Predictor:
     resolved: Resolved
 
     def predict(self, texts: Sequence[str]) -> list[Answer]:
-        """The most likely label of each text with the probability of every label, or the text that is generated; and the version that answered.
+        """The most likely label of each text with the probability of every label, or the text that is generated; and
+        the version that answered.
 
         Raises ContextError where a text does not fit beside the prompt.
         """
@@ -28,13 +29,18 @@ class Predictor:
         questions = [Question(artifact.digest, text) for text in texts]
         if artifact.manifest.generate is not None:
             version, digest = self.resolved.name, artifact.digest
-            return [Answer(label=None, probabilities={}, version=version, digest=digest, text=text) for text in self.engine.generate(questions)]
+            return [
+                Answer(label=None, probabilities={}, version=version, digest=digest, text=text)
+                for text in self.engine.generate(questions)
+            ]
         return [self._answer(score.softmax(0).tolist()) for score in self.engine.log_likelihoods(questions)]
 
     def _answer(self, shares: list[float]) -> Answer:
         probabilities = dict(zip(self.resolved.artifact.manifest.labels, shares, strict=True))
         label = max(probabilities, key=lambda name: probabilities[name])
-        return Answer(label=label, probabilities=probabilities, version=self.resolved.name, digest=self.resolved.artifact.digest)
+        return Answer(
+            label=label, probabilities=probabilities, version=self.resolved.name, digest=self.resolved.artifact.digest
+        )
 
 
 def load(reference: str, settings: Settings | None = None) -> Predictor:

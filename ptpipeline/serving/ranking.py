@@ -19,7 +19,9 @@ TOKENS_PER_PASS = 2048  # padded tokens in one forward pass: bounds memory, and 
 
 
 class Query(NamedTuple):
-    """One rendered text: token ids, the labels to rank, which prompt of the cache it follows, and that prompt's `prior`, if known."""
+    """One rendered text: token ids, the labels to rank, which prompt of the cache it follows, and that prompt's
+    `prior`, if known.
+    """
 
     ids: list[int]
     labels: LabelTokens
@@ -35,7 +37,8 @@ class _Sequence(NamedTuple):
 
 
 def rank(base: FrozenBase, cache: PrefixCache | None, queries: Sequence[Query]) -> list[Tensor]:
-    """Score of every label, one float32 tensor [labels] per query, in order: its log-likelihood, or as its labels are to be ranked.
+    """Score of every label, one float32 tensor [labels] per query, in order: its log-likelihood, or as its labels are
+    to be ranked.
 
     Passes are formed by length in a fixed order, so the same queries always run in the same batches.
     """
@@ -51,7 +54,8 @@ def rank(base: FrozenBase, cache: PrefixCache | None, queries: Sequence[Query]) 
 
 
 def prior(base: FrozenBase, cache: PrefixCache | None, labels: LabelTokens, member: int) -> Tensor:
-    """Log of each label's mean probability [labels] behind the texts without content, each text's label probabilities summing to 1.
+    """Log of each label's mean probability [labels] behind the texts without content, each text's label probabilities
+    summing to 1.
 
     A score less this is the log of `W p` with `W = diag(p_cf)^-1` (Zhao et al. 2021, section 4), up to a constant.
     """
@@ -65,7 +69,10 @@ def _log_likelihoods(base: FrozenBase, cache: PrefixCache | None, queries: Seque
     with torch.inference_mode():
         for group in by_length(_sequences(queries), lambda row: row.input.length, TOKENS_PER_PASS):
             _score(base, cache, queries, group, scores)
-    return [score / _lengths(query.labels) if query.labels.normalised else score for score, query in zip(scores, queries, strict=True)]
+    return [
+        score / _lengths(query.labels) if query.labels.normalised else score
+        for score, query in zip(scores, queries, strict=True)
+    ]
 
 
 def _lengths(labels: LabelTokens) -> Tensor:
@@ -81,7 +88,9 @@ def _sequences(queries: Sequence[Query]) -> list[_Sequence]:
     return rows
 
 
-def _score(base: FrozenBase, cache: PrefixCache | None, queries: Sequence[Query], group: list[_Sequence], scores: list[Tensor]) -> None:
+def _score(
+    base: FrozenBase, cache: PrefixCache | None, queries: Sequence[Query], group: list[_Sequence], scores: list[Tensor]
+) -> None:
     """Adds each label's log-likelihood to `scores`, reading a label from the first row that holds its beginning."""
     log_probs = base.logits(base.states(cache, [row.input for row in group])).log_softmax(-1).cpu()
     start = 0

@@ -32,7 +32,10 @@ def split_reference(reference: str) -> tuple[str, str]:
     """
     task, at, rest = reference.partition("@")
     if not is_name(task) or (at and not is_name(rest)) or (rest.isdigit() and len(rest) > 9):
-        raise NotFound(f"{reference!r} names no prompt; expected TASK, TASK@ALIAS or TASK@NUMBER, such as movie-sentiment@production")
+        raise NotFound(
+            f"{reference!r} names no prompt; expected TASK, TASK@ALIAS or TASK@NUMBER, such as "
+            "movie-sentiment@production"
+        )
     return task, rest or PRODUCTION
 
 
@@ -47,7 +50,10 @@ def resolve(store: ObjectStore, reference: str) -> Resolved:
     try:
         artifact = read_artifact(store, task, digest)
     except NotFound:
-        raise NotFound(f"{task}@{number}: its prompt {digest[:12]} is not in {store.url}: the garbage collection deleted it, or it is lost; `ptp versions {task}` shows what is kept") from None
+        raise NotFound(
+            f"{task}@{number}: its prompt {digest[:12]} is not in {store.url}: the garbage collection deleted "
+            f"it, or it is lost; `ptp versions {task}` shows what is kept"
+        ) from None
     return Resolved(task, number, artifact, read_members(store, artifact))
 
 
@@ -58,9 +64,13 @@ def _numbered(store: ObjectStore, task: str, name: str) -> tuple[int, str]:
     except NotFound:
         raise NotFound(f"{task} has no version {name} in {store.url}; `ptp versions {task}` lists them") from None
     except ValidationError as error:
-        raise ArtifactError(f"{store.url}/{key}: not a version record: {error.errors()[0]['msg']}; `ptp reconcile` writes it anew") from None
+        raise ArtifactError(
+            f"{store.url}/{key}: not a version record: {error.errors()[0]['msg']}; `ptp reconcile` writes it anew"
+        ) from None
     if (version.task, version.number) != (task, int(name)):
-        raise ArtifactError(f"{store.url}/{key}: records {version.task}@{version.number}; `ptp doctor` shows what was altered")
+        raise ArtifactError(
+            f"{store.url}/{key}: records {version.task}@{version.number}; `ptp doctor` shows what was altered"
+        )
     return version.number, version.digest
 
 
@@ -69,9 +79,15 @@ def _pointed(store: ObjectStore, task: str, alias: str) -> tuple[int, str]:
     try:
         promotion = Pointer.model_validate_json(store.read(key).body).promotion
     except NotFound:
-        raise NotFound(f"{task} has no {alias} version in {store.url}; train and promote one with `ptp run {task}`") from None
+        raise NotFound(
+            f"{task} has no {alias} version in {store.url}; train and promote one with `ptp run {task}`"
+        ) from None
     except ValidationError as error:
-        raise ArtifactError(f"{store.url}/{key}: not a pointer: {error.errors()[0]['msg']}; `ptp reconcile` writes it anew") from None
+        raise ArtifactError(
+            f"{store.url}/{key}: not a pointer: {error.errors()[0]['msg']}; `ptp reconcile` writes it anew"
+        ) from None
     if (promotion.task, promotion.alias) != (task, alias):
-        raise ArtifactError(f"{store.url}/{key}: points for {promotion.task}@{promotion.alias}; `ptp reconcile` writes it anew")
+        raise ArtifactError(
+            f"{store.url}/{key}: points for {promotion.task}@{promotion.alias}; `ptp reconcile` writes it anew"
+        )
     return promotion.version, promotion.digest

@@ -1,4 +1,6 @@
-"""What each server says that it holds, at `servers/<name>.json` in the object store: so that nobody deletes it meanwhile."""
+"""What each server says that it holds, at `servers/<name>.json` in the object store: so that nobody deletes it
+meanwhile.
+"""
 
 import re
 from collections.abc import Iterable
@@ -23,7 +25,9 @@ def report_holdings(store: ObjectStore, server: str, holds: Iterable[Holding]) -
     process keeps writing under this name, and what the store raises.
     """
     if not _NAME.fullmatch(server):
-        raise SettingsError(f"server name {server!r}: expected letters, digits and `._-`, beginning with a letter or digit, at most 200")
+        raise SettingsError(
+            f"server name {server!r}: expected letters, digits and `._-`, beginning with a letter or digit, at most 200"
+        )
     report = ServerReport(server=server, at=now(), holds=sorted(set(holds)))
     key, body = f"{_FOLDER}/{server}.json", report.model_dump_json(indent=1).encode()
     for _ in range(ATTEMPTS):
@@ -32,7 +36,9 @@ def report_holdings(store: ObjectStore, server: str, holds: Iterable[Holding]) -
         except PreconditionFailed:
             continue
         return report
-    raise PreconditionFailed(f"{store.url}/{key}: another server reports under the same name; give each a name of its own")
+    raise PreconditionFailed(
+        f"{store.url}/{key}: another server reports under the same name; give each a name of its own"
+    )
 
 
 def server_reports(store: ObjectStore) -> list[ServerReport]:
@@ -45,7 +51,10 @@ def server_reports(store: ObjectStore) -> list[ServerReport]:
             continue
         except ValidationError as error:
             what = f"{error.errors()[0]['msg']}; it was altered, or a newer ptpipeline wrote it"
-            raise ArtifactError(f"{store.url}/{key}: not a server's report: {what}: update this one, or remove the object where that server is gone") from None
+            raise ArtifactError(
+                f"{store.url}/{key}: not a server's report: {what}: update this one, or remove the object "
+                "where that server is gone"
+            ) from None
     return found
 
 

@@ -21,7 +21,9 @@ def open_store(url: str, s3_endpoint: str | None = None) -> ObjectStore:
     Raises SettingsError where the address is neither.
     """
     if url.startswith("file:///"):
-        return FolderStore(Path(url.removeprefix("file://")))  # not a URL's path: `#`, `?` and `%` may stand in a folder's name
+        return FolderStore(
+            Path(url.removeprefix("file://"))
+        )  # not a URL's path: `#`, `?` and `%` may stand in a folder's name
     parsed = urlparse(without_login("PTP_STORE", url))
     if parsed.scheme == "s3" and parsed.netloc:
         return S3Store(parsed.netloc, parsed.path.strip("/"), s3_endpoint)

@@ -1,7 +1,8 @@
 """FolderStore: objects as files below one folder, for tests, notebooks and a machine without servers.
 
-A body is written and synced under `.put/` first, then linked (create) or renamed (replace) to its place: a full disk or a
-killed process leaves the old object or the new one, and a file under `.put/` that the next writer removes after an hour.
+A body is written and synced under `.put/` first, then linked (create) or renamed (replace) to its place: a full disk or
+a killed process leaves the old object or the new one, and a file under `.put/` that the next writer removes after an
+hour.
 """
 
 import errno
@@ -70,7 +71,9 @@ class FolderStore:
                 return
             with self._lock():  # not between a replace's look and its rename
                 path.unlink(missing_ok=True)
-                _sync(path.parent)  # deletions keep their order through a power loss: a manifest goes before its tensors
+                _sync(
+                    path.parent
+                )  # deletions keep their order through a power loss: a manifest goes before its tensors
 
     def listed(self, prefix: str) -> Iterator[Listed]:
         with self._translating(f"list {prefix}"):
@@ -118,7 +121,9 @@ class FolderStore:
             yield
         except OSError as error:
             fix = "make room there" if error.errno in _FULL else "mend the folder"
-            raise SettingsError(f"{self.url}: cannot {doing}: {error.strerror}; {fix}, or name another with PTP_STORE") from error
+            raise SettingsError(
+                f"{self.url}: cannot {doing}: {error.strerror}; {fix}, or name another with PTP_STORE"
+            ) from error
 
 
 def _bytes(path: Path) -> bytes | None:

@@ -15,7 +15,13 @@ from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, 
 from ptpipeline.storage.objects import Listed, Stored, checked_key, without_login
 from ptpipeline.storage.signed_get import SignedGet
 
-_VERBS = {"get_object": "read", "head_object": "read", "put_object": "write", "delete_object": "delete", "list_objects_v2": "list"}
+_VERBS = {
+    "get_object": "read",
+    "head_object": "read",
+    "put_object": "write",
+    "delete_object": "delete",
+    "list_objects_v2": "list",
+}
 _REFUSED_RIGHT = ("AccessDenied", "AllAccessDisabled", "403")  # a HEAD has no body to say more
 _WRONG_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301")
 
@@ -27,6 +33,9 @@ class Patience(NamedTuple):
     attempts: int = 4
 
 
+PATIENCE = Patience()
+
+
 def region() -> str:
     """Where the bucket is, as requests are signed."""
     return os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
@@ -35,7 +44,9 @@ def region() -> str:
 class S3Store:
     """Credentials come from the environment as boto3 finds them, never from an address."""
 
-    def __init__(self, bucket: str, prefix: str = "", endpoint: str | None = None, patience: Patience = Patience()) -> None:  # noqa: B008
+    def __init__(
+        self, bucket: str, prefix: str = "", endpoint: str | None = None, patience: Patience = PATIENCE
+    ) -> None:
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
@@ -50,13 +61,19 @@ class S3Store:
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
 
-        config = Config(connect_timeout=min(5.0, patience.seconds), read_timeout=patience.seconds, retries={"mode": "standard", "total_max_attempts": patience.attempts})
+        config = Config(
+            connect_timeout=min(5.0, patience.seconds),
+            read_timeout=patience.seconds,
+            retries={"mode": "standard", "total_max_attempts": patience.attempts},
+        )
         try:
             return boto3.session.Session().client(  # the default session would keep the first credentials it saw
                 "s3", endpoint_url=self.endpoint, region_name=region(), config=config
             )
         except ValueError as error:
-            raise SettingsError(f"PTP_S3_ENDPOINT: {error}; expected an address such as http://127.0.0.1:8333") from None
+            raise SettingsError(
+                f"PTP_S3_ENDPOINT: {error}; expected an address such as http://127.0.0.1:8333"
+            ) from None
         except BotoCoreError as error:
             raise SettingsError(f"object store {self.url}: the AWS_* settings are wrong: {error}") from None
 
@@ -97,7 +114,9 @@ class S3Store:
             raise PreconditionFailed(f"{self.url}: {key} changed since it was read") from error
 
     def delete(self, key: str) -> None:
-        """Sent once: an answered repeat would hide that the first request may yet arrive, over what is stored there by then."""
+        """Sent once: an answered repeat would hide that the first request may yet arrive, over what is stored there by
+        then.
+        """
         try:
             self._call("delete_object", Key=self._key(key))
         except NotFound:  # most servers answer 204
@@ -133,12 +152,16 @@ class S3Store:
 
     def _call(self, operation: str, **arguments: Any) -> dict[str, Any]:
         with self._translating(operation, str(arguments.get("Key", arguments.get("Prefix")))):
-            answer: dict[str, Any] = getattr(self._once if operation == "delete_object" else self._client, operation)(Bucket=self.bucket, **arguments)
+            answer: dict[str, Any] = getattr(self._once if operation == "delete_object" else self._client, operation)(
+                Bucket=self.bucket, **arguments
+            )
             return answer
 
     @contextmanager
     def _translating(self, operation: str, key: str) -> Iterator[None]:
-        """boto's errors as ours: what a person has to change is Terminal, a server that does not answer is Transient."""
+        """boto's errors as ours: what a person has to change is Terminal, a server that does not answer is
+        Transient.
+        """
         from botocore import exceptions as boto
 
         try:
@@ -146,11 +169,15 @@ class S3Store:
         except boto.ClientError as error:
             raise self._translated(error.response, _VERBS[operation], key) from error
         except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
-            raise SettingsError(f"object store {self.url} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: {error}") from error
+            raise SettingsError(
+                f"object store {self.url} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: {error}"
+            ) from error
         except boto.ParamValidationError as error:
             raise SettingsError(f"PTP_STORE: {self.url}: {' '.join(str(error).split())}") from error
         except boto.BotoCoreError as error:
-            raise ServiceUnavailable(f"object store {self.where} does not answer ({type(error).__name__}); is it up? `ptp status`") from error
+            raise ServiceUnavailable(
+                f"object store {self.where} does not answer ({type(error).__name__}); is it up? `ptp status`"
+            ) from error
 
     def _translated(self, response: Any, verb: str, key: str) -> Exception:
         status, code = response["ResponseMetadata"]["HTTPStatusCode"], response["Error"].get("Code", "")
@@ -160,20 +187,33 @@ class S3Store:
             return NotFound(f"{self.url}: no object {key}")
         if verb == "write" and (status in (409, 412) or code == "PreconditionFailed"):
             return PreconditionFailed(f"{self.url}: {key} was changed by another writer")
-        return self._refused(status, code, f"{verb} {key}") or ServiceUnavailable(f"object store {self.where} answered {status} {code} to {verb} {key}")
+        return self._refused(status, code, f"{verb} {key}") or ServiceUnavailable(
+            f"object store {self.where} answered {status} {code} to {verb} {key}"
+        )
 
     def _refused(self, status: int, code: str, doing: str) -> SettingsError | None:
         """An answer that stays the same until a person changes something."""
         if status in (401, 403) and code in _REFUSED_RIGHT:
             return SettingsError(
-                f"object store {self.where}: this identity may not {doing} ({code}); give it the policy of its role (deploy/s3/), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to one that may"
+                f"object store {self.where}: this identity may not {doing} ({code}); give it the policy of its "
+                "role (deploy/s3/), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to one that may"
             )
         if code == "RequestTimeTooSkewed":
-            return SettingsError(f"object store {self.where}: this machine's clock differs from the server's ({code}); set it right")
+            return SettingsError(
+                f"object store {self.where}: this machine's clock differs from the server's ({code}); set it right"
+            )
         if status in (401, 403):
-            return SettingsError(f"object store {self.where} refuses the credentials ({code}); check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
+            return SettingsError(
+                f"object store {self.where} refuses the credentials ({code}); check AWS_ACCESS_KEY_ID and "
+                "AWS_SECRET_ACCESS_KEY"
+            )
         if code in _WRONG_REGION:
-            return SettingsError(f"object store {self.where} is in another region ({code}); set AWS_DEFAULT_REGION to the bucket's")
+            return SettingsError(
+                f"object store {self.where} is in another region ({code}); set AWS_DEFAULT_REGION to the bucket's"
+            )
         if status == 501:
-            return SettingsError(f"object store {self.where} cannot {doing} ({code}): it lacks what the registry needs; take a store that honours If-Match and If-None-Match")
+            return SettingsError(
+                f"object store {self.where} cannot {doing} ({code}): it lacks what the registry needs; take a "
+                "store that honours If-Match and If-None-Match"
+            )
         return None

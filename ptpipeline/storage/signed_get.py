@@ -1,6 +1,8 @@
-"""A signed GET without boto3's own cost: of the 2.6 ms that a read from a store on loopback takes with it, 1.1 ms are its own.
+"""A signed GET without boto3's own cost: of the 2.6 ms that a read from a store on loopback takes with it, 1.1 ms are
+its own.
 
-For plain HTTP alone: over TLS and through proxies the way costs more than the client, and boto3 knows the bundles and rules.
+For plain HTTP alone: over TLS and through proxies the way costs more than the client, and boto3 knows the bundles and
+rules.
 """
 
 import os
@@ -51,5 +53,11 @@ class SignedGet:
 
         process = os.getpid()
         if process not in self._pools:
-            self._pools = {process: urllib3.PoolManager(maxsize=16, retries=False, timeout=urllib3.Timeout(connect=min(5.0, self._seconds), read=self._seconds))}
+            self._pools = {
+                process: urllib3.PoolManager(
+                    maxsize=16,
+                    retries=False,
+                    timeout=urllib3.Timeout(connect=min(5.0, self._seconds), read=self._seconds),
+                )
+            }
         return self._pools[process]

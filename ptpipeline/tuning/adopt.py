@@ -1,4 +1,5 @@
-"""A prompt that something else trained becomes a candidate: every bound checked against task and base, then packed like our own.
+"""A prompt that something else trained becomes a candidate: every bound checked against task and base, then packed like
+our own.
 
 Nothing in such a file proves which base it was trained on or which rows it has seen: the gate decides what it is worth.
 """
@@ -37,23 +38,50 @@ def adopt(base: FrozenBase, task: Task, snapshot: Snapshot, found: Foreign, dev:
     job = Job(task.name, task, recipe, stored, text, [], text.rows(dev))
     fields = manifest_fields(base, Work(task, snapshot, Start(None, None, []), [job], []), job)
     identity = {
-        "kind": "import", "method": found.method, "store_dtype": recipe.store_dtype, "placement": recipe.placement, "template": task.template,
-        "labels": task.labels, "generate": task.generate.model_dump(mode="json") if task.generate else None,
-    } | ({"scoring": task.scoring.to_json()} if task.scoring != Scoring() else {})  # fmt: skip
-    key = {"kind": "import", "task": task.name, "base": base.ref.fingerprint, "recipe": identity, "tensors": _digest(stored)}
+        "kind": "import",
+        "method": found.method,
+        "store_dtype": recipe.store_dtype,
+        "placement": recipe.placement,
+        "template": task.template,
+        "labels": task.labels,
+        "generate": task.generate.model_dump(mode="json") if task.generate else None,
+    } | ({"scoring": task.scoring.to_json()} if task.scoring != Scoring() else {})
+    key = {
+        "kind": "import",
+        "task": task.name,
+        "base": base.ref.fingerprint,
+        "recipe": identity,
+        "tensors": _digest(stored),
+    }
     marks = {"method": found.method, "seed": 0, "recipe": digest_of(identity), "training_key": digest_of(key)}
     artifact = pack(stored, recipe.store_dtype, fields | marks)
     tuned = TunedPrompt(
-        task=task.name, digest=artifact.digest, training_key=artifact.manifest.training_key, snapshot=snapshot.digest, bytes=len(artifact.tensors),
-        steps=0, best_step=0, best_dev=_dev(base, job), stopped_early=False, seconds=0.0, tokens_per_second=0.0,
-        compute_dtype=str(base.dtype).removeprefix("torch."), self_check={}, curve=[], warnings=[*found.notes, _origin(base, found)],
-    )  # fmt: skip
+        task=task.name,
+        digest=artifact.digest,
+        training_key=artifact.manifest.training_key,
+        snapshot=snapshot.digest,
+        bytes=len(artifact.tensors),
+        steps=0,
+        best_step=0,
+        best_dev=_dev(base, job),
+        stopped_early=False,
+        seconds=0.0,
+        tokens_per_second=0.0,
+        compute_dtype=str(base.dtype).removeprefix("torch."),
+        self_check={},
+        curve=[],
+        warnings=[*found.notes, _origin(base, found)],
+    )
     return Trained(artifact, [], tuned)
 
 
 def _recipe(tune: Tune, found: Foreign) -> Tune:
     """The task's recipe as it would have made such a prompt."""
-    shape = {"method": found.method, "num_virtual_tokens": virtual_tokens(found.prompt), "placement": found.placement or tune.placement}
+    shape = {
+        "method": found.method,
+        "num_virtual_tokens": virtual_tokens(found.prompt),
+        "placement": found.placement or tune.placement,
+    }
     return tune.model_copy(update=shape | {"ensemble": None, "search": None})
 
 
@@ -61,10 +89,14 @@ def _check_base(base: FrozenBase, found: Foreign) -> None:
     kind = bool(getattr(base.model.config, "is_encoder_decoder", False))
     if found.encoder_decoder is not None and found.encoder_decoder != kind:
         kinds = {True: "an encoder-decoder (SEQ_2_SEQ_LM)", False: "a causal model (CAUSAL_LM)"}
-        raise BaseModelError(f"the adapter is for {kinds[found.encoder_decoder]}, base model {base.ref.name} is {kinds[kind]}; import it into a task on its own base")
+        raise BaseModelError(
+            f"the adapter is for {kinds[found.encoder_decoder]}, base model {base.ref.name} is {kinds[kind]}; "
+            "import it into a task on its own base"
+        )
     if not isinstance(found.prompt, KeyValues) and found.prompt.shape[1] != base.ref.hidden_size:
         raise BaseModelError(
-            f"the prompt is {found.prompt.shape[1]} wide, base model {base.ref.name} is {base.ref.hidden_size} wide; import it into a task on its own base"
+            f"the prompt is {found.prompt.shape[1]} wide, base model {base.ref.name} is {base.ref.hidden_size} "
+            "wide; import it into a task on its own base"
         )
     with torch.inference_mode():
         base.prefix([found.prompt])  # layers and heads are the model's to check
@@ -75,7 +107,9 @@ def _stored(prompt: SoftPrompt, dtype: str) -> SoftPrompt:
         return stored_value(prompt, dtype)
     except TrainingError:
         largest = max(float(tensor.abs().max()) for tensor in tensors_of(prompt))
-        raise ArtifactError(f"the prompt has values up to {largest:.3g}, more than {dtype} holds; set tune.store_dtype: float32") from None
+        raise ArtifactError(
+            f"the prompt has values up to {largest:.3g}, more than {dtype} holds; set tune.store_dtype: float32"
+        ) from None
 
 
 def _digest(prompt: SoftPrompt) -> str:
@@ -97,4 +131,7 @@ def _dev(base: FrozenBase, job: Job) -> float:
 
 def _origin(base: FrozenBase, found: Foreign) -> str:
     named = f"its file names the base {found.named_base!r:.120}" if found.named_base else "its file names no base"
-    return f"imported: {named}, which proves nothing; that it was trained on {base.ref.name}, and on none of the test rows, is for whoever imports it to know"
+    return (
+        f"imported: {named}, which proves nothing; that it was trained on {base.ref.name}, and on none of the test "
+        "rows, is for whoever imports it to know"
+    )

@@ -13,9 +13,18 @@ def advice(tune: Tune, base: FrozenBase) -> list[str]:
     found = []
     count, parameters = tune.num_virtual_tokens, sum(parameter.numel() for parameter in base.model.parameters())
     if count > LONG_PROMPT and tune.method != "prefix":
-        found.append(f"tune.num_virtual_tokens: {count} virtual tokens; over {LONG_PROMPT}, prompts gained nothing (Lester et al. 2021)")
+        found.append(
+            f"tune.num_virtual_tokens: {count} virtual tokens; over {LONG_PROMPT}, prompts gained nothing "
+            "(Lester et al. 2021)"
+        )
     if count > CONTEXT_SHARE * base.context:
-        found.append(f"tune.num_virtual_tokens: {count} of the {base.context} tokens of the context are the prompt's; texts have the rest")
+        found.append(
+            f"tune.num_virtual_tokens: {count} of the {base.context} tokens of the context are the prompt's; "
+            "texts have the rest"
+        )
     if parameters < SMALL_BASE:
-        found.append(f"base_model: {base.ref.name} has {parameters / 1e6:.0f}M parameters; under 1000M, full fine-tuning is often better (Lester et al. 2021)")
+        found.append(
+            f"base_model: {base.ref.name} has {parameters / 1e6:.0f}M parameters; under 1000M, full "
+            "fine-tuning is often better (Lester et al. 2021)"
+        )
     return found

@@ -54,17 +54,28 @@ class Checkpoint:
         except ArtifactError as error:
             report(f"{self.store.url}/{self.key}: {error}; training starts from the beginning")
             return None
-        report(f"resumes from a checkpoint: {', '.join(f'{member.job.name} at step {member.step}' for member in members)}")
+        report(
+            f"resumes from a checkpoint: {', '.join(f'{member.job.name} at step {member.step}' for member in members)}"
+        )
         return members, clock
 
     def save(self, members: Sequence[Member], clock: Clock) -> None:
-        """Put the gang of this moment, which has to lie between two steps. A store that fails ends no training: it is warned of once."""
+        """Put the gang of this moment, which has to lie between two steps. A store that fails ends no training: it is
+        warned of once.
+        """
         try:
             self._put(pack(members, clock))
         except (PreconditionFailed, NotFound):
-            log.info("%s was written by another process at this moment; this one tries again at the next time", self.key)
+            log.info(
+                "%s was written by another process at this moment; this one tries again at the next time", self.key
+            )
         except (PtpError, OSError) as error:
-            log.log(logging.DEBUG if self._warned else logging.WARNING, "no checkpoint at step %d, training goes on: %s", clock.steps, error)
+            log.log(
+                logging.DEBUG if self._warned else logging.WARNING,
+                "no checkpoint at step %d, training goes on: %s",
+                clock.steps,
+                error,
+            )
             self._warned = True
         self._last = time.monotonic()
 
@@ -92,8 +103,16 @@ class Checkpoints:
         self._places: list[Checkpoint] = []
 
     def of(self, base: FrozenBase, jobs: Sequence[Job], path: str) -> Checkpoint:
-        """The place of the gang of these jobs, before their first step, in this order and on this path of the self-check."""
-        about = {"engine": ENGINE_VERSION, "base": base.ref.fingerprint, "dtype": str(base.dtype), "path": path, "jobs": [_identity(job) for job in jobs]}
+        """The place of the gang of these jobs, before their first step, in this order and on this path of the
+        self-check.
+        """
+        about = {
+            "engine": ENGINE_VERSION,
+            "base": base.ref.fingerprint,
+            "dtype": str(base.dtype),
+            "path": path,
+            "jobs": [_identity(job) for job in jobs],
+        }
         self._places.append(Checkpoint(self.store, f"checkpoints/{digest_of(about)}.safetensors", self.seconds))
         return self._places[-1]
 
@@ -104,9 +123,21 @@ class Checkpoints:
 
 
 def _identity(job: Job) -> dict[str, Any]:
-    """All that a job's numbers follow from, its first prompt included: the champion that it starts from may have moved."""
-    prompts = {"initial": job.initial, "teacher": job.teacher, "shared": job.shared, "pull": job.pull.towards if job.pull else None}
-    tensors = {f"{name}.{index}": tensor for name, prompt in prompts.items() if prompt is not None for index, tensor in enumerate(tensors_of(prompt))}
+    """All that a job's numbers follow from, its first prompt included: the champion that it starts from may
+    have moved.
+    """
+    prompts = {
+        "initial": job.initial,
+        "teacher": job.teacher,
+        "shared": job.shared,
+        "pull": job.pull.towards if job.pull else None,
+    }
+    tensors = {
+        f"{name}.{index}": tensor
+        for name, prompt in prompts.items()
+        if prompt is not None
+        for index, tensor in enumerate(tensors_of(prompt))
+    }
     return {
         "name": job.name,
         "recipe": job.task.recipe_digest(),

@@ -16,7 +16,9 @@ ENGINE_VERSION = 2
 
 
 def training_key(task: Task, snapshot: Snapshot, base_fingerprint: str, start: str | None = None) -> str:
-    """Digest of train and dev rows, recipe, base model, engine and `start_digest`: equal keys train to the same prompt."""
+    """Digest of train and dev rows, recipe, base model, engine and `start_digest`: equal keys train to the same
+    prompt.
+    """
     parts = {
         "task": task.name,
         "train": snapshot.train.digest,
@@ -30,10 +32,11 @@ def training_key(task: Task, snapshot: Snapshot, base_fingerprint: str, start: s
 
 
 def start_digest(task: Task, store: ObjectStore) -> str | None:
-    """What the recipe names at this moment to start from: the digest of a version or shared prompt, a file's sha256, else None.
+    """What the recipe names at this moment to start from: the digest of a version or shared prompt, a file's sha256,
+    else None.
 
-    A champion that is the start is no part of the key: every promotion would train the task anew. Raises what `start_version`
-    raises, DataError for a file that cannot be read.
+    A champion that is the start is no part of the key: every promotion would train the task anew. Raises what
+    `start_version` raises, DataError for a file that cannot be read.
     """
     version, init = start_version(task, store), task.tune.init
     if version is not None:
@@ -42,14 +45,18 @@ def start_digest(task: Task, store: ObjectStore) -> str | None:
         try:
             return hashlib.sha256(Path(init.file).expanduser().read_bytes()).hexdigest()
         except OSError as error:
-            raise DataError(f"task {task.name}: tune.init.file: {init.file} cannot be read ({error.strerror}); give the path of the tensor") from None
+            raise DataError(
+                f"task {task.name}: tune.init.file: {init.file} cannot be read ({error.strerror}); give the "
+                "path of the tensor"
+            ) from None
     return None
 
 
 def start_version(task: Task, store: ObjectStore) -> Artifact | None:
     """The version or shared prompt that the recipe starts from, None where it names neither.
 
-    Raises NotFound or ArtifactError where it is not there or altered, TaskFileError where a task starts from its own alias.
+    Raises NotFound or ArtifactError where it is not there or altered, TaskFileError where a task starts from its own
+    alias.
     """
     init = task.tune.init
     if task.tune.shared is not None:
@@ -58,5 +65,8 @@ def start_version(task: Task, store: ObjectStore) -> Artifact | None:
         return None
     name, at = split_reference(init.version)
     if name == task.name and not at.isdigit():
-        raise TaskFileError(f"task {task.name}: tune.init.version: {init.version} moves with each promotion of this task; write `init: champion`")
+        raise TaskFileError(
+            f"task {task.name}: tune.init.version: {init.version} moves with each promotion of this task; "
+            "write `init: champion`"
+        )
     return resolve(store, init.version).artifact

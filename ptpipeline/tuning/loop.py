@@ -36,13 +36,17 @@ class Gang:
 
 
 def run_gang(
-    base: FrozenBase, jobs: Sequence[Job], tracker: Tracker, report: Callable[[str], None] = log.info, checkpoints: Checkpoints | None = None
+    base: FrozenBase,
+    jobs: Sequence[Job],
+    tracker: Tracker,
+    report: Callable[[str], None] = log.info,
+    checkpoints: Checkpoints | None = None,
 ) -> Gang:
     """Train every job to its last step, its early stop or its own failure; `report` gets progress lines.
 
     Goes on from the gang's checkpoint where there is one, and leaves one behind at the end: removing it, once what the
-    gang came to is stored, is the caller's. A member that fails ends alone, with `error` set. Raises BaseModelError where
-    the base's weights changed.
+    gang came to is stored, is the caller's. A member that fails ends alone, with `error` set. Raises BaseModelError
+    where the base's weights changed.
     """
     before = base.weights_digest()
     members, clock = Member.gang_of(jobs), Clock()
@@ -51,7 +55,9 @@ def run_gang(
     if checkpoint and (saved := checkpoint.load(jobs, report)):
         members, clock = saved
     for member in members:
-        member.run = tracker.start(member.job.name, _parameters(base, member), {"ptp.task": member.job.name.partition("/")[0]}, member.run)
+        member.run = tracker.start(
+            member.job.name, _parameters(base, member), {"ptp.task": member.job.name.partition("/")[0]}, member.run
+        )
     try:
         while active := [member for member in members if member.active]:
             _step(base, active, check.backward, clock)
@@ -69,7 +75,9 @@ def run_gang(
     if base.weights_digest() != before:
         if checkpoint:
             checkpoint.clear()
-        raise BaseModelError(f"base model {base.ref.name}: its weights changed while training; nothing of this run is kept")
+        raise BaseModelError(
+            f"base model {base.ref.name}: its weights changed while training; nothing of this run is kept"
+        )
     if checkpoint:
         checkpoint.save(members, clock)
     return Gang(members, clock, check)
@@ -89,12 +97,16 @@ class _Gradients(NamedTuple):
 
 
 def said(error: Exception) -> str:
-    """What may be told of it: our own sentences, torch's on sizes and devices; of others kind and place, since they may quote a row."""
+    """What may be told of it: our own sentences, torch's on sizes and devices; of others kind and place, since they may
+    quote a row.
+    """
     return str(error) if isinstance(error, (PtpError, RuntimeError)) else place_of(error)
 
 
 def _step(base: FrozenBase, active: list[Member], backward: Backward, clock: Clock) -> None:
-    """One optimizer step of every active member. Where one of them raises, each takes the step alone, to end that one only."""
+    """One optimizer step of every active member. Where one of them raises, each takes the step alone, to end that one
+    only.
+    """
     started = time.perf_counter()
     batches = [member.next_rows() for member in active]
     try:
@@ -112,7 +124,9 @@ def _step(base: FrozenBase, active: list[Member], backward: Backward, clock: Clo
     clock.steps += 1
 
 
-def _gradients(base: FrozenBase, members: list[Member], batches: Sequence[Rows], backward: Backward) -> list[_Gradients | None]:
+def _gradients(
+    base: FrozenBase, members: list[Member], batches: Sequence[Rows], backward: Backward
+) -> list[_Gradients | None]:
     prompts = [member.prompt(base) for member in members]
     leaves = [like(prompt, [tensor.detach().requires_grad_() for tensor in tensors_of(prompt)]) for prompt in prompts]
     losses = backward(base, leaves, examples_of(batches), [member.job.teacher for member in members]).tolist()
@@ -130,7 +144,9 @@ def _alone(base: FrozenBase, member: Member, rows: Rows, backward: Backward) -> 
         return None
 
 
-def _after_step(base: FrozenBase, active: list[Member], clock: Clock, tracker: Tracker, report: Callable[[str], None]) -> None:
+def _after_step(
+    base: FrozenBase, active: list[Member], clock: Clock, tracker: Tracker, report: Callable[[str], None]
+) -> None:
     """What is due after a step: dev evaluations, points of the learning curves, progress lines."""
     devs = _evaluate(base, [member for member in active if member.due])
     for member in active:
@@ -156,7 +172,9 @@ def _evaluate(base: FrozenBase, due: list[Member]) -> dict[str, float]:
         try:
             found |= _asked(base, [(member, stored)])
         except FAILURES as error:
-            member.error = TrainingError(f"task {member.job.name}: dev evaluation at step {member.step} failed: {said(error)}")
+            member.error = TrainingError(
+                f"task {member.job.name}: dev evaluation at step {member.step} failed: {said(error)}"
+            )
     return found
 
 

@@ -26,7 +26,8 @@ Rows = list[tuple[list[int], tuple[int, ...]]]  # text ids and target ids
 
 
 class Pull(NamedTuple):
-    """A penalty on the distance to embeddings [P, H], such as a text's: `gamma` times its square, the mean over virtual tokens.
+    """A penalty on the distance to embeddings [P, H], such as a text's: `gamma` times its square, the mean over virtual
+    tokens.
 
     After Khashabi et al. 2022. What a gamma does depends on the size of the base's embeddings.
     """
@@ -62,7 +63,9 @@ class Job(NamedTuple):
 
 
 def learning_rate(tune: Tune, step: int) -> float:
-    """Rate of step 1..steps: linear warm-up, then constant, or linear decay to `final_fraction` of the recipe's rate."""
+    """Rate of step 1..steps: linear warm-up, then constant, or linear decay to `final_fraction` of the recipe's
+    rate.
+    """
     if step <= tune.warmup_steps:
         return tune.learning_rate * step / tune.warmup_steps
     if tune.schedule == "constant":
@@ -72,7 +75,8 @@ def learning_rate(tune: Tune, step: int) -> float:
 
 
 def optimizer_of(tune: Tune, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """The recipe's optimizer. Adafactor as Lester et al. 2021 have it: fixed rate, no scaling by the parameter, decay 0.8.
+    """The recipe's optimizer. Adafactor as Lester et al. 2021 have it: fixed rate, no scaling by the parameter, decay
+    0.8.
 
     It is transformers': torch's own couples the tensors that it steps together.
     """
@@ -81,7 +85,12 @@ def optimizer_of(tune: Tune, parameters: Sequence[Tensor]) -> torch.optim.Optimi
     from transformers.optimization import Adafactor
 
     adafactor: torch.optim.Optimizer = Adafactor(
-        parameters, lr=tune.learning_rate, weight_decay=tune.weight_decay, scale_parameter=False, relative_step=False, warmup_init=False
+        parameters,
+        lr=tune.learning_rate,
+        weight_decay=tune.weight_decay,
+        scale_parameter=False,
+        relative_step=False,
+        warmup_init=False,
     )
     return adafactor
 
@@ -110,7 +119,12 @@ class Member:
         """A member at step 0."""
         parameterisation = parameterise(job.tune, job.initial, job.shared)
         optimizer = optimizer_of(job.tune, list(parameterisation.parameters()))
-        return cls(job, parameterisation, optimizer, batches([len(row.ids) for row in job.train], job.tune.batch_size, job.tune.seed))
+        return cls(
+            job,
+            parameterisation,
+            optimizer,
+            batches([len(row.ids) for row in job.train], job.tune.batch_size, job.tune.seed),
+        )
 
     @classmethod
     def gang_of(cls, jobs: Sequence[Job]) -> list["Member"]:
@@ -157,15 +171,23 @@ class Member:
         penalties = [self.job.pull.penalty(prompt)] if self.job.pull else []
         loss += sum(penalty.item() for penalty in penalties)
         given = [gradient for gradient in gradients if gradient is not None]
-        if len(given) < len(gradients) or not all(torch.isfinite(g).all() for g in given) or not torch.isfinite(torch.tensor(loss)):
+        if (
+            len(given) < len(gradients)
+            or not all(torch.isfinite(g).all() for g in given)
+            or not torch.isfinite(torch.tensor(loss))
+        ):
             self._diverged(loss)
             return
         torch.autograd.backward([*tensors_of(prompt), *penalties], [*given, *map(torch.ones_like, penalties)])
         self.losses.append(loss)
-        self.gradient_norms = token_norms(given)[-self.job.tune.num_virtual_tokens :]  # without BOS in front of the prompt
+        self.gradient_norms = token_norms(given)[
+            -self.job.tune.num_virtual_tokens :
+        ]  # without BOS in front of the prompt
 
     def apply(self) -> None:
-        """One optimizer step from the accumulated gradients, clipped; `error` is set, and nothing moves, where their norm is not finite."""
+        """One optimizer step from the accumulated gradients, clipped; `error` is set, and nothing moves, where their
+        norm is not finite.
+        """
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         total = torch.nn.utils.clip_grad_norm_(parameters, self.job.tune.max_grad_norm)
         if torch.isfinite(total):
@@ -174,14 +196,17 @@ class Member:
             try:
                 self.optimizer.step()
             except RuntimeError as error:  # a rate beyond what the parameters' type can hold
-                self.error = TrainingError(f"task {self.job.name}: step {self.step} failed: {error}; lower tune.learning_rate")
+                self.error = TrainingError(
+                    f"task {self.job.name}: step {self.step} failed: {error}; lower tune.learning_rate"
+                )
         else:
             self._diverged(self.losses[-1])
         self.optimizer.zero_grad()
 
     def _diverged(self, loss: float) -> None:
         self.error = TrainingError(
-            f"task {self.job.name}: loss or gradient is not finite at step {self.step} (loss {loss}); lower tune.learning_rate"
+            f"task {self.job.name}: loss or gradient is not finite at step {self.step} (loss {loss}); lower "
+            "tune.learning_rate"
         )
 
     def dev_queries(self, index: int) -> list[Query | Opening]:
@@ -190,8 +215,12 @@ class Member:
         return [Opening(row.ids, free.limit, index) if free else Query(row.ids, labels, index) for row in self.job.dev]
 
     def judge(self, stored: SoftPrompt, answers: Sequence[str]) -> float:
-        """The dev metric of these answers, made behind the prompt as it would be stored; kept where it is the best so far."""
-        metric = measure(self.job.task.gate.metric, [row.label for row in self.job.dev], answers, self.job.text.labels.names)
+        """The dev metric of these answers, made behind the prompt as it would be stored; kept where it is the best so
+        far.
+        """
+        metric = measure(
+            self.job.task.gate.metric, [row.label for row in self.job.dev], answers, self.job.text.labels.names
+        )
         if self.best is None or metric > self.best_dev:
             self.best, self.best_step, self.best_dev, self.stale = stored, self.step, metric, 0
         else:

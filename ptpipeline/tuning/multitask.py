@@ -1,4 +1,6 @@
-"""Multitask prompt tuning: teachers of several source tasks, distilled into one shared prompt (Wang et al. 2023, section 3)."""
+"""Multitask prompt tuning: teachers of several source tasks, distilled into one shared prompt (Wang et al. 2023,
+section 3).
+"""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -33,26 +35,47 @@ class Sources(NamedTuple):
 def shared_key(sources: Sources, base_fingerprint: str) -> str:
     """The shared prompt's training key: its recipe, and the rows, template and labels of each source."""
     recipes = [(task.model_copy(update={"tune": sources.declared.tune}), snapshot) for task, snapshot in sources.tasks]
-    return digest_of({"shared": sources.name, "sources": [training_key(task, snapshot, base_fingerprint) for task, snapshot in recipes]})
+    return digest_of(
+        {
+            "shared": sources.name,
+            "sources": [training_key(task, snapshot, base_fingerprint) for task, snapshot in recipes],
+        }
+    )
 
 
-def train_shared(base: FrozenBase, sources: Sources, checkpoints: Checkpoints, tracker: Tracker, report: Callable[[str], None]) -> Trained:
+def train_shared(
+    base: FrozenBase, sources: Sources, checkpoints: Checkpoints, tracker: Tracker, report: Callable[[str], None]
+) -> Trained:
     """Train a teacher per source in one gang, then the shared prompt in another; its `members` are the teachers.
 
     What is stored is the shared prompt times the mean of the sources' factors, from which targets start (section 3.3).
     Raises the error of a source that fails: a shared prompt of the others would be another prompt.
     """
-    teachers = _sound(run_gang(base, [_job(base, sources, index, checkpoints.store) for index in range(len(sources.tasks))], tracker, report, checkpoints))
+    teachers = _sound(
+        run_gang(
+            base,
+            [_job(base, sources, index, checkpoints.store) for index in range(len(sources.tasks))],
+            tracker,
+            report,
+            checkpoints,
+        )
+    )
     shared = nn.Parameter(torch.as_tensor(teachers.members[0].job.initial).clone())
     students = [
         member.job._replace(
-            name=f"{sources.name}/{member.job.task.name}", tune=_students_recipe(member.job), teacher=member.best, initial=shared.detach(), shared=shared
+            name=f"{sources.name}/{member.job.task.name}",
+            tune=_students_recipe(member.job),
+            teacher=member.best,
+            initial=shared.detach(),
+            shared=shared,
         )
         for member in teachers.members
     ]
     gang = _sound(run_gang(base, students, tracker, report, checkpoints))
     with torch.no_grad():
-        factors = [torch.outer(p.u, p.v) for member in gang.members if isinstance(p := member.parameterisation, RankOne)]
+        factors = [
+            torch.outer(p.u, p.v) for member in gang.members if isinstance(p := member.parameterisation, RankOne)
+        ]
         prompt = shared.detach() * torch.stack(factors).mean(0)
     kept = [_artifact(base, sources, member.best, []) for member in teachers.members if member.best is not None]
     artifact = _artifact(base, sources, prompt, [teacher.digest for teacher in kept])
@@ -101,6 +124,8 @@ def _artifact(base: FrozenBase, sources: Sources, prompt: SoftPrompt, parents: l
 
 def _tuned(base: FrozenBase, gang: Gang, artifact: Artifact) -> TunedPrompt:
     """The first source's training stands for all; every source's dev metric is among the trials."""
-    trials = [Trial(name=member.job.name, best_dev=member.best_dev, best_step=member.best_step) for member in gang.members]
+    trials = [
+        Trial(name=member.job.name, best_dev=member.best_dev, best_step=member.best_step) for member in gang.members
+    ]
     mean = sum(member.best_dev for member in gang.members) / len(gang.members)
     return tuned_prompt(base, gang, gang.members[0], artifact).model_copy(update={"trials": trials, "best_dev": mean})

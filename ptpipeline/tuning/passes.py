@@ -1,7 +1,7 @@
 """Loss and gradient of a gang: one shared prompt pass per step, then the members' rows in passes grouped by length.
 
-The prompt pass runs once; what it yields are the leaves of the rows' passes, whose gradients flow back through it at the
-end. So memory is bound by one pass of rows, however large the gang.
+The prompt pass runs once; what it yields are the leaves of the rows' passes, whose gradients flow back through it at
+the end. So memory is bound by one pass of rows, however large the gang.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,9 @@ Teachers = Sequence[SoftPrompt | None]
 
 
 class Example(NamedTuple):
-    """One row: text ids, target ids, the prompt it stands behind, and the weight of each of its target tokens in the loss."""
+    """One row: text ids, target ids, the prompt it stands behind, and the weight of each of its target tokens in the
+    loss.
+    """
 
     ids: Sequence[int]
     target: Sequence[int]
@@ -34,7 +36,9 @@ class Example(NamedTuple):
 
 
 def examples_of(batches: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]]) -> list[Example]:
-    """Rows (text ids, target ids) of each prompt, weighted so that a prompt's loss is the mean over its target tokens."""
+    """Rows (text ids, target ids) of each prompt, weighted so that a prompt's loss is the mean over its target
+    tokens.
+    """
     examples = []
     for member, rows in enumerate(batches):
         weight = 1 / sum(len(target) for _, target in rows)
@@ -42,16 +46,25 @@ def examples_of(batches: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]]
     return examples
 
 
-def shared_backward(base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequence[Example], teachers: Teachers = ()) -> Tensor:
+def shared_backward(
+    base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequence[Example], teachers: Teachers = ()
+) -> Tensor:
     """Mean loss of each prompt [K]; gradients are added to the prompts. The way everything trains."""
     cache = base.prefix(prompts)
     leaves = tuple(tensor.detach().requires_grad_() for tensor in cache.tensors)
-    losses = _backward(base, lambda rows: base.states(PrefixCache(leaves, cache.lengths), rows), examples, _Loss(base, len(prompts), teachers))
+    losses = _backward(
+        base,
+        lambda rows: base.states(PrefixCache(leaves, cache.lengths), rows),
+        examples,
+        _Loss(base, len(prompts), teachers),
+    )
     torch.autograd.backward(cache.tensors, [leaf.grad for leaf in leaves])
     return losses
 
 
-def concatenated_backward(base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequence[Example], teachers: Teachers = ()) -> Tensor:
+def concatenated_backward(
+    base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequence[Example], teachers: Teachers = ()
+) -> Tensor:
     """The same by plain concatenation, row by row: the reference that every run is checked against."""
     return _backward(base, lambda rows: base.concatenated(prompts, rows), examples, _Loss(base, len(prompts), teachers))
 
@@ -64,7 +77,9 @@ class Backward(Protocol):
     ) -> Tensor: ...
 
 
-def _backward(base: FrozenBase, states_of: Callable[[list[Input]], Tensor], examples: Sequence[Example], loss: "_Loss") -> Tensor:
+def _backward(
+    base: FrozenBase, states_of: Callable[[list[Input]], Tensor], examples: Sequence[Example], loss: "_Loss"
+) -> Tensor:
     total = torch.zeros(loss.prompts)
     for group in by_length(examples, lambda row: row.input.length, TOKENS_PER_PASS):
         losses = loss.of(states_of([row.input for row in group]), group)
@@ -74,7 +89,8 @@ def _backward(base: FrozenBase, states_of: Callable[[list[Input]], Tensor], exam
 
 
 class _Loss:
-    """Cross entropy of the target tokens over the whole vocabulary; where a prompt has a teacher, also the distance to it.
+    """Cross entropy of the target tokens over the whole vocabulary; where a prompt has a teacher, also the distance to
+    it.
 
     Wang et al. 2023, section 3.2: with weight .9, the divergence of the teacher's next tokens and the squared distance
     of the hidden states, here the last ones that predict a target token, averaged over their width.
@@ -88,13 +104,19 @@ class _Loss:
 
     def of(self, states: Tensor, group: Sequence[Example]) -> Tensor:
         """Each prompt's share of the loss [K] from the states [N, H] that predict the group's target tokens."""
-        targets, owners, weights = zip(*((token, row.member, row.weight) for row in group for token in row.target), strict=True)
+        targets, owners, weights = zip(
+            *((token, row.member, row.weight) for row in group for token in row.target), strict=True
+        )
         logits = self.base.logits(states)
-        losses = torch.nn.functional.cross_entropy(logits, torch.tensor(targets, device=states.device), reduction="none")
+        losses = torch.nn.functional.cross_entropy(
+            logits, torch.tensor(targets, device=states.device), reduction="none"
+        )
         if self.cache is not None:
             losses = losses + DISTILLATION * self._distances(states, logits, group)
         weighted = losses * torch.tensor(weights, device=states.device)
-        return torch.zeros(self.prompts, device=states.device).index_add(0, torch.tensor(owners, device=states.device), weighted)
+        return torch.zeros(self.prompts, device=states.device).index_add(
+            0, torch.tensor(owners, device=states.device), weighted
+        )
 
     def _distances(self, states: Tensor, logits: Tensor, group: Sequence[Example]) -> Tensor:
         """How far each target token is from its teacher's [N]; zero where there is none."""

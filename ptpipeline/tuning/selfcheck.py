@@ -31,7 +31,9 @@ def checked_path(base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequ
     """
     exact = base.dtype == torch.float32 or _float32_fits(base)
     judge = base.in_float32() if exact and base.dtype != torch.float32 else base
-    shared, reference = (_gradients(judge, path, prompts, examples) for path in (shared_backward, concatenated_backward))
+    shared, reference = (
+        _gradients(judge, path, prompts, examples) for path in (shared_backward, concatenated_backward)
+    )
     pairs = list(zip(shared, reference, strict=True))
     if exact:
         worst = max(float((a - b).norm() / b.norm().clamp_min(1e-30)) for a, b in pairs)
@@ -43,14 +45,24 @@ def checked_path(base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequ
     if agrees:
         log.info("self-check: shared prompt pass agrees with concatenation, %s %.2g", figure, worst)
     else:
-        log.warning("self-check: shared prompt pass disagrees (%s %.2g); this run takes the slower concatenated path", figure, worst)
+        log.warning(
+            "self-check: shared prompt pass disagrees (%s %.2g); this run takes the slower concatenated path",
+            figure,
+            worst,
+        )
     return SelfCheck(shared_backward if agrees else concatenated_backward, {figure: worst, "path": path})
 
 
-def _gradients(base: FrozenBase, backward: Backward, prompts: Sequence[SoftPrompt], examples: Sequence[Example]) -> list[Tensor]:
-    copies = [like(prompt, [tensor.detach().clone().requires_grad_() for tensor in tensors_of(prompt)]) for prompt in prompts]
+def _gradients(
+    base: FrozenBase, backward: Backward, prompts: Sequence[SoftPrompt], examples: Sequence[Example]
+) -> list[Tensor]:
+    copies = [
+        like(prompt, [tensor.detach().clone().requires_grad_() for tensor in tensors_of(prompt)]) for prompt in prompts
+    ]
     backward(base, copies, examples)
-    return [torch.cat([tensor.grad.flatten() for tensor in tensors_of(copy) if tensor.grad is not None]) for copy in copies]
+    return [
+        torch.cat([tensor.grad.flatten() for tensor in tensors_of(copy) if tensor.grad is not None]) for copy in copies
+    ]
 
 
 def _float32_fits(base: FrozenBase) -> bool:

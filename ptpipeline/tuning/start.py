@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 
 
 class Start(NamedTuple):
-    """The prompt to start from, where the recipe names one; its part of the training key; the versions it descends from."""
+    """The prompt to start from, where the recipe names one; its part of the training key; the versions it descends
+    from.
+    """
 
     prompt: SoftPrompt | None
     key: str | None
@@ -36,7 +38,10 @@ def start_of(base: FrozenBase, task: Task, store: ObjectStore, report: Callable[
     init, version = task.tune.init, start_version(task, store)
     if version is not None:
         if version.manifest.members:
-            raise DataError(f"task {task.name}: tune.init.version: {version.manifest.task} {version.digest[:12]} is an ensemble; name a single prompt, or export it as npy and start from {{file: .../0/embeddings.npy}}")
+            raise DataError(
+                f"task {task.name}: tune.init.version: {version.manifest.task} {version.digest[:12]} is an "
+                f"ensemble; name a single prompt, or export it as npy and start from {{file: .../0/embeddings.npy}}"
+            )
         return Start(unpack(version, base.ref), version.digest, [version.digest])
     if isinstance(init, FileInit):
         return Start(read_tensor(Path(init.file).expanduser()), start_digest(task, store), [])
@@ -55,6 +60,9 @@ def _champion(base: FrozenBase, task: Task, store: ObjectStore, report: Callable
     wanted = {variant.num_virtual_tokens for variant in task.tune.variants()}
     fits = wanted == {virtual_tokens(prompt)} and isinstance(prompt, KeyValues) <= (task.tune.method == "prefix")
     if not fits:
-        report(f"{task.name}: starts cold: the champion has {virtual_tokens(prompt)} tokens of {artifact.manifest.method}, the recipe asks for others")
+        report(
+            f"{task.name}: starts cold: the champion has {virtual_tokens(prompt)} tokens of "
+            f"{artifact.manifest.method}, the recipe asks for others"
+        )
         return Start(None, None, [])
     return Start(prompt, None, [artifact.digest])

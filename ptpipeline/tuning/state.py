@@ -28,12 +28,22 @@ PLAIN = ("step", "best_step", "best_dev", "stale", "run", "losses")  # a member'
 
 def pack(members: Sequence[Member], clock: Clock) -> bytes:
     """The gang of this moment, which has to lie between two steps."""
-    tensors = {f"{index}.{name}": tensor for index, member in enumerate(members) for name, tensor in _tensors(member).items()}
+    tensors = {
+        f"{index}.{name}": tensor for index, member in enumerate(members) for name, tensor in _tensors(member).items()
+    }
     numbers: dict[str, dict[str, dict[str, float]]] = {}
     for index, optimizer in _optimizers(members).items():
         states = optimizer.state_dict()["state"]
-        tensors |= {f"optimizer.{index}.{at}.{name}": value for at, state in states.items() for name, value in state.items() if isinstance(value, Tensor)}
-        numbers[str(index)] = {str(at): {name: value for name, value in state.items() if not isinstance(value, Tensor)} for at, state in states.items()}
+        tensors |= {
+            f"optimizer.{index}.{at}.{name}": value
+            for at, state in states.items()
+            for name, value in state.items()
+            if isinstance(value, Tensor)
+        }
+        numbers[str(index)] = {
+            str(at): {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+            for at, state in states.items()
+        }
     state = {
         "format": FORMAT,
         "jobs": [member.job.name for member in members],
@@ -41,13 +51,18 @@ def pack(members: Sequence[Member], clock: Clock) -> bytes:
         "members": [_plain(member) for member in members],
         "optimizers": numbers,
     }
-    text, kept = json.dumps(state), copies(tensors)  # the repr of a float, which JSON writes, reads back as the same float
+    text, kept = (
+        json.dumps(state),
+        copies(tensors),
+    )  # the repr of a float, which JSON writes, reads back as the same float
     body: bytes = save(kept, {"state": text, "sha256": _seal(kept, text)})
     return body
 
 
 def unpack(body: bytes, jobs: Sequence[Job]) -> tuple[list[Member], Clock]:
-    """The gang of these jobs as it was packed; ArtifactError where the file is damaged, of another format, or of another gang."""
+    """The gang of these jobs as it was packed; ArtifactError where the file is damaged, of another format, or of
+    another gang.
+    """
     state, tensors = _read(body)
     if state.get("format") != FORMAT:
         raise ArtifactError(f"the checkpoint has format {state.get('format')}, this engine reads {FORMAT}")
@@ -88,18 +103,29 @@ def _seal(tensors: dict[str, Tensor], state: str) -> str:
 
 def _optimizers(members: Sequence[Member]) -> dict[int, Optimizer]:
     """Each optimizer once, by the first member that it steps."""
-    return {index: member.optimizer for index, member in enumerate(members) if all(member.optimizer is not other.optimizer for other in members[:index])}
+    return {
+        index: member.optimizer
+        for index, member in enumerate(members)
+        if all(member.optimizer is not other.optimizer for other in members[:index])
+    }
 
 
 def _tensors(member: Member) -> dict[str, Tensor]:
     parameters = {f"parameter.{name}": tensor for name, tensor in member.parameterisation.state_dict().items()}
     best = tensors_of(member.best) if member.best is not None else []
-    return parameters | {f"best.{index}": tensor for index, tensor in enumerate(best)} | {"gradient_norms": member.gradient_norms}
+    return (
+        parameters
+        | {f"best.{index}": tensor for index, tensor in enumerate(best)}
+        | {"gradient_norms": member.gradient_norms}
+    )
 
 
 def _plain(member: Member) -> dict[str, Any]:
     fields = {name: getattr(member, name) for name in PLAIN}
-    return fields | {"error": str(member.error) if member.error else None, "curve": [point.model_dump() for point in member.curve]}
+    return fields | {
+        "error": str(member.error) if member.error else None,
+        "curve": [point.model_dump() for point in member.curve],
+    }
 
 
 def _restore(member: Member, plain: dict[str, Any], tensors: dict[str, Tensor]) -> None:

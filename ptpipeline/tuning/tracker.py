@@ -11,8 +11,12 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 class Tracker(Protocol):
     """Follows the members of a gang, one run each. No method raises: losing sight of a training never ends it."""
 
-    def start(self, task: str, params: Mapping[str, str | int | float], tags: Mapping[str, str], run: str | None) -> str | None:
-        """Begin a run of `TASK`, or of `TASK/TRIAL`, or go on with `run` of a training that was interrupted; its id, None where nobody follows it."""
+    def start(
+        self, task: str, params: Mapping[str, str | int | float], tags: Mapping[str, str], run: str | None
+    ) -> str | None:
+        """Begin a run of `TASK`, or of `TASK/TRIAL`, or go on with `run` of a training that was interrupted; its id,
+        None where nobody follows it.
+        """
 
     def point(self, run: str | None, point: CurvePoint) -> None:
         """A new point of the run's learning curve."""
@@ -24,7 +28,9 @@ class Tracker(Protocol):
 class NoTracker:
     """Nobody follows."""
 
-    def start(self, task: str, params: Mapping[str, str | int | float], tags: Mapping[str, str], run: str | None) -> str | None:
+    def start(
+        self, task: str, params: Mapping[str, str | int | float], tags: Mapping[str, str], run: str | None
+    ) -> str | None:
         return None
 
     def point(self, run: str | None, point: CurvePoint) -> None:

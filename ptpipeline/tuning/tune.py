@@ -30,7 +30,9 @@ from ptpipeline.tuning.tracker import Tracker
 
 
 class Trained(NamedTuple):
-    """One task's outcome: the artifact to stage, those of its members where it is an ensemble, and how it came about."""
+    """One task's outcome: the artifact to stage, those of its members where it is an ensemble, and how it came
+    about.
+    """
 
     artifact: Artifact
     members: list[Artifact]
@@ -48,7 +50,11 @@ class Work(NamedTuple):
 
 
 def tune(
-    base: FrozenBase, wanted: Sequence[tuple[Task, Snapshot]], checkpoints: Checkpoints, tracker: Tracker, report: Callable[[str], None]
+    base: FrozenBase,
+    wanted: Sequence[tuple[Task, Snapshot]],
+    checkpoints: Checkpoints,
+    tracker: Tracker,
+    report: Callable[[str], None],
 ) -> dict[str, Trained | PtpError]:
     """Train one gang; per task the trained artifact, or the error that ended it alone.
 
@@ -62,7 +68,11 @@ def tune(
             works.append(_work(base, task, snapshot, checkpoints.store, report))
         except Terminal as error:
             outcomes[task.name] = error
-        except (RuntimeError, ValueError, IndexError) as error:  # a defect in one task's preparation ends no other's training
+        except (
+            RuntimeError,
+            ValueError,
+            IndexError,
+        ) as error:  # a defect in one task's preparation ends no other's training
             outcomes[task.name] = TrainingError(f"task {task.name}: it could not be prepared: {said(error)}")
     if works:
         gang = run_gang(base, [job for work in works for job in work.jobs], tracker, report, checkpoints)
@@ -78,16 +88,22 @@ def task_text(base: FrozenBase, task: Task, tune: Tune) -> TaskText:
     free = FreeText(task.generate.max_new_tokens, end_token(base)) if task.generate else None
     limit = max_input_tokens(base.context, tune.num_virtual_tokens + extra_tokens(tune.placement), free or labels)
     encode = text_encoder(base, tune.placement)
-    return TaskText(task.name, task.template, scored(labels, task.scoring, task.template, limit, encode), limit, encode, free)
+    return TaskText(
+        task.name, task.template, scored(labels, task.scoring, task.template, limit, encode), limit, encode, free
+    )
 
 
 def end_token(base: FrozenBase) -> int:
-    """The token that targets end with: the tokenizer's own end of text where decoding stops at it, else the first that it stops at.
+    """The token that targets end with: the tokenizer's own end of text where decoding stops at it, else the first that
+    it stops at.
 
     Raises BaseModelError where the base states none.
     """
     if not base.ends:
-        raise BaseModelError(f"base model {base.ref.name}: neither tokenizer nor generation_config.json states an end-of-text token; generation needs one")
+        raise BaseModelError(
+            f"base model {base.ref.name}: neither tokenizer nor generation_config.json states an end-of-text "
+            "token; generation needs one"
+        )
     own = base.tokenizer.eos_token_id
     return own if own in base.ends else min(base.ends)
 
@@ -101,24 +117,40 @@ def _work(base: FrozenBase, task: Task, snapshot: Snapshot, store: ObjectStore, 
     warnings = advice(longest, base)
     for warning in warnings:
         report(f"{task.name}: {warning}")
-    jobs = [first._replace(name=_trial(task, variant), tune=variant, initial=prompt) for variant, prompt in zip(variants, starts, strict=True)]
+    jobs = [
+        first._replace(name=_trial(task, variant), tune=variant, initial=prompt)
+        for variant, prompt in zip(variants, starts, strict=True)
+    ]
     return Work(task, snapshot, start, jobs, warnings)
 
 
 def check_bytes(task: Task, prompts: Sequence[SoftPrompt]) -> None:
-    """TaskFileError where what the recipe is to store, from first prompts of the shape that each trial keeps, is over a limit of bytes."""
+    """TaskFileError where what the recipe is to store, from first prompts of the shape that each trial keeps, is over a
+    limit of bytes.
+    """
     tune = task.tune
-    sizes = [file_bytes({name: tensor.shape for name, tensor in named(prompt).items()}, tune.store_dtype) for prompt in prompts]
+    sizes = [
+        file_bytes({name: tensor.shape for name, tensor in named(prompt).items()}, tune.store_dtype)
+        for prompt in prompts
+    ]
     stored, what = (sum(sizes), f"{len(sizes)} prompts") if tune.ensemble else (max(sizes), "a prompt")
-    limits = ((max(sizes), "an artifact holds at most", MAX_TENSOR_BYTES, ""), (stored, "gate.checks.bytes.max_bytes allows", task.byte_limit(), ", or raise gate.checks.bytes.max_bytes"))
+    limits = (
+        (max(sizes), "an artifact holds at most", MAX_TENSOR_BYTES, ""),
+        (stored, "gate.checks.bytes.max_bytes allows", task.byte_limit(), ", or raise gate.checks.bytes.max_bytes"),
+    )
     for needed, who, limit, raised in limits:
         if needed > limit:
-            where = f"task {task.name}: tune.num_virtual_tokens: {what} of {max(map(virtual_tokens, prompts))} virtual tokens in {tune.store_dtype}"
+            where = (
+                f"task {task.name}: tune.num_virtual_tokens: {what} of {max(map(virtual_tokens, prompts))} "
+                f"virtual tokens in {tune.store_dtype}"
+            )
             halved = ", or store_dtype: float16" if tune.store_dtype == "float32" and needed <= 2 * limit else ""
             raise TaskFileError(f"{where} needs {needed} bytes, {who} {limit}; take fewer{halved}{raised}")
 
 
-def job_of(base: FrozenBase, task: Task, tune: Tune, snapshot: Snapshot, store: ObjectStore, given: SoftPrompt | None = None) -> Job:
+def job_of(
+    base: FrozenBase, task: Task, tune: Tune, snapshot: Snapshot, store: ObjectStore, given: SoftPrompt | None = None
+) -> Job:
     """The task's rows of that snapshot under a recipe, from the prompt that is given or from the recipe's own start."""
     text = task_text(base, task, tune)
     train, dev = (text.rows(load_split(store, snapshot, split)) for split in ("train", "dev"))
@@ -194,7 +226,9 @@ def _ensemble(base: FrozenBase, work: Work, members: list[Member], gang: Gang) -
     artifact = pack_ensemble(artifacts, how, fields)
     tuned = _tuned(base, work, max(members, key=lambda member: member.best_dev), artifact, gang, members)
     size = sum(len(member.tensors) for member in artifacts)
-    return Trained(artifact, artifacts, tuned.model_copy(update={"bytes": size, "best_dev": _dev_of_ensemble(base, members, how)}))
+    return Trained(
+        artifact, artifacts, tuned.model_copy(update={"bytes": size, "best_dev": _dev_of_ensemble(base, members, how)})
+    )
 
 
 def _dev_of_ensemble(base: FrozenBase, members: list[Member], how: Any) -> float:
@@ -202,13 +236,19 @@ def _dev_of_ensemble(base: FrozenBase, members: list[Member], how: Any) -> float
     with torch.inference_mode():
         cache = base.prefix([placed(base, m.best, m.job.tune.placement) for m in members if m.best is not None])
     job, size = members[0].job, len(members[0].job.dev)
-    scores = rank(base, cache, [Query(row.ids, job.text.labels, index) for index in range(len(members)) for row in job.dev])
+    scores = rank(
+        base, cache, [Query(row.ids, job.text.labels, index) for index in range(len(members)) for row in job.dev]
+    )
     answers = [combined(torch.stack(scores[row::size]), how).argmax() for row in range(size)]
     names = job.text.labels.names
-    return measure(job.task.gate.metric, [row.label for row in job.dev], [names[int(answer)] for answer in answers], names)
+    return measure(
+        job.task.gate.metric, [row.label for row in job.dev], [names[int(answer)] for answer in answers], names
+    )
 
 
-def _tuned(base: FrozenBase, work: Work, member: Member, artifact: Artifact, gang: Gang, trials: list[Member]) -> TunedPrompt:
+def _tuned(
+    base: FrozenBase, work: Work, member: Member, artifact: Artifact, gang: Gang, trials: list[Member]
+) -> TunedPrompt:
     listed = [_trial_of(trial) for trial in trials] if len(trials) > 1 else []
     return tuned_prompt(base, gang, member, artifact).model_copy(update={"trials": listed, "warnings": work.warnings})
 
@@ -236,4 +276,9 @@ def tuned_prompt(base: FrozenBase, gang: Gang, member: Member, artifact: Artifac
 
 def _trial_of(member: Member) -> Trial:
     best = None if member.error or member.best is None else member.best_dev
-    return Trial(name=member.job.name, best_dev=best, best_step=member.best_step, error=str(member.error) if member.error else None)
+    return Trial(
+        name=member.job.name,
+        best_dev=best,
+        best_step=member.best_step,
+        error=str(member.error) if member.error else None,
+    )

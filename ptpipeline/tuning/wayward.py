@@ -1,7 +1,8 @@
-"""The Waywardness experiment: does a prompt still solve its task while its tokens lie where a text that has nothing to do with it lies?
+"""The Waywardness experiment: does a prompt still solve its task while its tokens lie where a text that has nothing to
+do with it lies?
 
-Khashabi et al. 2022: the loss gets a pull towards the embeddings of an unrelated text. Where the prompt lands on that text and
-is about as good, its nearest words cannot have told what it does.
+Khashabi et al. 2022: the loss gets a pull towards the embeddings of an unrelated text. Where the prompt lands on that
+text and is about as good, its nearest words cannot have told what it does.
 
 Letters: P virtual tokens, H width, V vocabulary.
 """
@@ -38,7 +39,11 @@ from ptpipeline.tuning.tune import job_of
 
 log = logging.getLogger(__name__)
 
-GAMMAS = (0.1, 1.0, 10.0)  # on SmolLM2 in 120 steps nothing lands at the .01 of google-research/prompt-tuning, and all tokens do at 1
+GAMMAS = (
+    0.1,
+    1.0,
+    10.0,
+)  # on SmolLM2 in 120 steps nothing lands at the .01 of google-research/prompt-tuning, and all tokens do at 1
 
 
 class Aim(NamedTuple):
@@ -53,17 +58,22 @@ def plain_job(base: FrozenBase, task: Task, snapshot: Snapshot, store: ObjectSto
     return job_of(base, task, task.tune.variants()[0], snapshot, store, start_of(base, task, store, log.info).prompt)
 
 
-def wayward(base: FrozenBase, job: Job, test: Sequence[EncodedRow], aim: Aim, report: Callable[[str], None] = log.info) -> Wayward:
-    """Train the job once as it is and once for each gamma, in one gang from one start on the same batches; all to the last step.
+def wayward(
+    base: FrozenBase, job: Job, test: Sequence[EncodedRow], aim: Aim, report: Callable[[str], None] = log.info
+) -> Wayward:
+    """Train the job once as it is and once for each gamma, in one gang from one start on the same batches; all to the
+    last step.
 
-    What is read is the stored form of the last step, of the plain prompt too: the step that is best on dev may lie before
-    the prompt has arrived. Raises DataError for a prefix, a text without tokens or gammas that are none, and the error of
-    the first prompt that could not be trained.
+    What is read is the stored form of the last step, of the plain prompt too: the step that is best on dev may lie
+    before the prompt has arrived. Raises DataError for a prefix, a text without tokens or gammas that are none, and the
+    error of the first prompt that could not be trained.
     """
     _check(base, job, aim)
     ids = text_tokens(base, aim.text, virtual_tokens(job.initial))
     goal = base.embed(ids).detach().to("cpu", tensors_of(job.initial)[0].dtype)
-    plain = job._replace(tune=job.tune.model_copy(update={"eval_every": job.tune.steps}))  # one look at dev: nothing stops early, the best is the last
+    plain = job._replace(
+        tune=job.tune.model_copy(update={"eval_every": job.tune.steps})
+    )  # one look at dev: nothing stops early, the best is the last
     jobs = [plain, *(plain._replace(name=f"{job.name}/pull {gamma!r}", pull=Pull(goal, gamma)) for gamma in aim.gammas)]
     members = run_gang(base, jobs, NoTracker(), report).members
     prompts = [*map(_trained, members), stored_value(goal, job.tune.store_dtype)]
@@ -86,11 +96,23 @@ def wayward(base: FrozenBase, job: Job, test: Sequence[EncodedRow], aim: Aim, re
 
 def _check(base: FrozenBase, job: Job, aim: Aim) -> None:
     if isinstance(job.initial, KeyValues):
-        raise DataError(f"task {job.task.name}: a prefix has no embeddings to pull towards a text; take a task whose method is another")
+        raise DataError(
+            f"task {job.task.name}: a prefix has no embeddings to pull towards a text; take a task whose "
+            "method is another"
+        )
     if not base.encode(aim.text, False):
-        raise DataError(f"the text to pull towards, {aim.text!r}, has no tokens for {base.ref.name}; give a text with words")
-    if not aim.gammas or len(set(aim.gammas)) < len(aim.gammas) or not all(math.isfinite(gamma) and gamma >= 0 for gamma in aim.gammas):
-        raise DataError(f"gammas: found {list(aim.gammas)}; give one or more different numbers of 0 or above, such as {list(GAMMAS)}")
+        raise DataError(
+            f"the text to pull towards, {aim.text!r}, has no tokens for {base.ref.name}; give a text with words"
+        )
+    if (
+        not aim.gammas
+        or len(set(aim.gammas)) < len(aim.gammas)
+        or not all(math.isfinite(gamma) and gamma >= 0 for gamma in aim.gammas)
+    ):
+        raise DataError(
+            f"gammas: found {list(aim.gammas)}; give one or more different numbers of 0 or above, such as "
+            f"{list(GAMMAS)}"
+        )
 
 
 def _trained(member: Member) -> SoftPrompt:
@@ -99,7 +121,9 @@ def _trained(member: Member) -> SoftPrompt:
     return member.best
 
 
-def _answered(base: FrozenBase, member: Member, prompts: Sequence[SoftPrompt], rows: Sequence[EncodedRow]) -> list[list[str]]:
+def _answered(
+    base: FrozenBase, member: Member, prompts: Sequence[SoftPrompt], rows: Sequence[EncodedRow]
+) -> list[list[str]]:
     """The rows' answers behind each prompt, in mixed passes."""
     with torch.inference_mode():
         cache = base.prefix([placed(base, prompt, member.job.tune.placement) for prompt in prompts])
@@ -141,4 +165,6 @@ class _Reading(NamedTuple):
         metric, truth = self.job.task.gate.metric, [row.label for row in self.test]
         if self.job.text.free is None:
             return difference(Asked(metric), truth, ours, theirs, self.job.text.labels.names)
-        return mean_difference(Asked(metric), *(TextRows.of(truth, given).values[cast(TextMetric, metric)] for given in (ours, theirs)))
+        return mean_difference(
+            Asked(metric), *(TextRows.of(truth, given).values[cast(TextMetric, metric)] for given in (ours, theirs))
+        )

@@ -1,4 +1,6 @@
-"""A benchmark's short form on the tiny base: its last line is printed also where output is captured, and judged by nobody."""
+"""A benchmark's short form on the tiny base: its last line is printed also where output is captured, and judged by
+nobody.
+"""
 
 import json
 from collections.abc import Callable, Sequence

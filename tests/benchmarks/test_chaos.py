@@ -1,4 +1,6 @@
-"""Chaos in its short form: the named scenarios that chance rarely plays, rounds of chance, and the figures of the last line."""
+"""Chaos in its short form: the named scenarios that chance rarely plays, rounds of chance, and the figures of the last
+line.
+"""
 
 import random
 from collections.abc import Iterator
@@ -10,7 +12,15 @@ from benchmarks.chaos.rounds import BLOCK, RANDOM, schedule
 from benchmarks.chaos.scenarios import SCENARIOS
 from benchmarks.chaos.world import World, running
 
-SHORT = ["stalled-promoter-killed", "orphan-collected", "mlflow-dropped", "ledger-restored", "full-disk-store", "late-delete", RANDOM]
+SHORT = [
+    "stalled-promoter-killed",
+    "orphan-collected",
+    "mlflow-dropped",
+    "ledger-restored",
+    "full-disk-store",
+    "late-delete",
+    RANDOM,
+]
 
 
 @pytest.fixture(scope="module")

@@ -16,5 +16,7 @@ def test_last_line_is_one_json_object_of_all_figures(measure: Measure, tmp_path:
     assert set(figures) == KEYS | PROVENANCE
     assert all(figures[key] > 0 for key in KEYS)
     assert figures["overhead"] == pytest.approx(figures["save_s"] / figures["interval_s"])
-    assert 3 * 4 * 5 * 64 < figures["bytes"] < 40_000  # parameters and AdamW's two moments [P, H] in float32, and a curve
+    assert (
+        3 * 4 * 5 * 64 < figures["bytes"] < 40_000
+    )  # parameters and AdamW's two moments [P, H] in float32, and a curve
     assert not list((tmp_path / "store").rglob("*.safetensors"))

@@ -1,4 +1,6 @@
-"""The registry benchmark in its short form over real servers: what it prints, that its seeding is sound, and how it counts losses."""
+"""The registry benchmark in its short form over real servers: what it prints, that its seeding is sound, and how it
+counts losses.
+"""
 
 import json
 from collections.abc import Sequence
@@ -34,7 +36,18 @@ def test_races_overwrite_nothing_and_the_doctor_is_content(ledger: str, capsys: 
 
 def a_history(*versions: int) -> list[Promotion]:
     return [
-        Promotion(task="mood", alias="canary", seq=seq, version=version, digest=str(version) * 64, previous=versions[seq - 2] if seq > 1 else None, actor="me", reason="why", verdict=None, at="now")
+        Promotion(
+            task="mood",
+            alias="canary",
+            seq=seq,
+            version=version,
+            digest=str(version) * 64,
+            previous=versions[seq - 2] if seq > 1 else None,
+            actor="me",
+            reason="why",
+            verdict=None,
+            at="now",
+        )
         for seq, version in enumerate(versions, 1)
     ]
 

@@ -40,7 +40,10 @@ def test_float32_gradient_equals_pefts(measure: Measure) -> None:
 @pytest.mark.parametrize(("batch", "tokens", "prompt_length"), [(2, 20, 1), (3, 9, 12), (8, 30, 60)])
 def test_needed_flops_never_exceed_those_done(base: FrozenBase, batch: int, tokens: int, prompt_length: int) -> None:
     step = our_step(base, workload(base, batch, tokens, prompt_length))
-    with FlopCounterMode(display=False) as counter, torch.backends.mkldnn.flags(enabled=False):  # oneDNN's products are not counted
+    with (
+        FlopCounterMode(display=False) as counter,
+        torch.backends.mkldnn.flags(enabled=False),
+    ):  # oneDNN's products are not counted
         step()
     needed = needed_flops(base, batch=batch, tokens=tokens, prompt_length=prompt_length)
     assert 0.4 < needed / counter.get_total_flops() <= 1  # two layers: the last one's saving weighs half

@@ -12,10 +12,24 @@ LENIENT = {"rows_per_label": "off"}
 def declared(path: Path | str = "rows.csv", **data: Any) -> Task:
     """A task with labels `bad` and `good` over that file; `data` overrides fields of its data section."""
     source = {"path": str(path), "format": "csv", **data.pop("source", {})}
-    section = {"source": source, "text": "text", "label": "label", "split": {"dev": 0.2, "test": 0.2}, "checks": LENIENT, **data}
+    section = {
+        "source": source,
+        "text": "text",
+        "label": "label",
+        "split": {"dev": 0.2, "test": 0.2},
+        "checks": LENIENT,
+        **data,
+    }
     labels = {"bad": " bad", "good": " good"}
     return Task.model_validate(
-        {"name": "reviews", "base_model": "tiny", "data": section, "template": "{text}:", "labels": labels, "gate": {"minimum": 0.5}}
+        {
+            "name": "reviews",
+            "base_model": "tiny",
+            "data": section,
+            "template": "{text}:",
+            "labels": labels,
+            "gate": {"minimum": 0.5},
+        }
     )
 
 

@@ -30,7 +30,12 @@ def jaccard(mine: set[str], theirs: set[str]) -> float:
 
 def variants(rows: list[str], dice: Random) -> list[str]:
     """Each of the texts once more, with one word doubled or left out, another ending, or in capitals."""
-    changes = (lambda t: t + "!!!", str.upper, lambda t: " ".join([*(words := t.split()), words[-1]]), lambda t: " ".join(t.split()[1:]))
+    changes = (
+        lambda t: t + "!!!",
+        str.upper,
+        lambda t: " ".join([*(words := t.split()), words[-1]]),
+        lambda t: " ".join(t.split()[1:]),
+    )
     return [dice.choice(changes)(text) for text in rows]
 
 
@@ -82,7 +87,9 @@ def test_near_duplicates_are_those_of_brute_force() -> None:
     known = [pieces(text) for text in rows]
     best = [max(jaccard(mine, theirs) for theirs in known) for mine in map(pieces, asked)]
     found = set(near_duplicates(asked, rows))
-    assert {index for index, value in enumerate(best) if value >= 0.9} <= found  # four standard errors off the threshold
+    assert {
+        index for index, value in enumerate(best) if value >= 0.9
+    } <= found  # four standard errors off the threshold
     assert not found & {index for index, value in enumerate(best) if value < 0.7}
     assert sum(value >= 0.8 for value in best) == pytest.approx(len(found), abs=8)
     assert 100 < len(found) < 200
@@ -103,7 +110,11 @@ def test_clusters_of_the_shipped_tweets_are_those_of_brute_force() -> None:
 
 def test_thousands_of_a_template_take_seconds() -> None:
     dice = Random(0)
-    rows = [f"dear customer {n}, your order {dice.randrange(10**6)} left {dice.choice(['seoul', 'busan'])} and arrives in {n % 7} days" for n in range(1500)]
+    rows = [
+        f"dear customer {n}, your order {dice.randrange(10**6)} left {dice.choice(['seoul', 'busan'])} and "
+        f"arrives in {n % 7} days"
+        for n in range(1500)
+    ]
     began = monotonic()
     representatives(rows)
     near_duplicates(rows[:300], rows[300:])
@@ -120,9 +131,15 @@ def tweets() -> CheckedRows:
 
 def test_the_shipped_tweets_have_near_duplicates() -> None:
     (check,) = [check for check in tweets().checks if check.name == "near_duplicate"]
-    assert (check.count, check.detail) == (135, "rows 2, 7, 9 and more share the split of what they nearly repeat, 53 moved there")
+    assert (check.count, check.detail) == (
+        135,
+        "rows 2, 7, 9 and more share the split of what they nearly repeat, 53 moved there",
+    )
 
 
 def test_no_tweet_in_test_nearly_stands_in_training() -> None:
     rows = tweets().rows
-    assert near_duplicates(*([row.text for row in rows if (row.split == "test") == judging] for judging in (True, False))) == []
+    assert (
+        near_duplicates(*([row.text for row in rows if (row.split == "test") == judging] for judging in (True, False)))
+        == []
+    )

@@ -40,7 +40,14 @@ def test_other_bytes_are_refused(spoilt: bytes) -> None:
 def test_a_process_that_read_some_ends_well(tmp_path: Path) -> None:
     """With pyarrow's own read_table of a Python file one of seven such processes aborts at its end."""
     (tmp_path / "rows.parquet").write_bytes(body())
-    code = f"from ptpipeline.data.parquet import table_in\nbody = open({str(tmp_path / 'rows.parquet')!r}, 'rb').read()\nfor _ in range(3): table_in(body, ['id'])"
+    code = (
+        f"from ptpipeline.data.parquet import table_in\nbody = open({str(tmp_path / 'rows.parquet')!r}, "
+        "'rb').read()\nfor _ in range(3): table_in(body, ['id'])"
+    )
     with ThreadPoolExecutor(4) as pool:
-        ended = list(pool.map(lambda _: subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode, range(20)))
+        ended = list(
+            pool.map(
+                lambda _: subprocess.run([sys.executable, "-c", code], check=False, timeout=120).returncode, range(20)
+            )
+        )
     assert ended == [0] * 20

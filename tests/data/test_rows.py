@@ -71,8 +71,15 @@ def test_clean_rows_pass_every_check() -> None:
     outcome = checked(rows_of(("a", "bad"), ("b", "good")), {})
     assert {check.outcome for check in outcome.checks} == {"ok", "off"}
     assert [check.name for check in outcome.checks] == [
-        "encoding", "empty_text", "unknown_label", "duplicate", "conflicting_label", "split_overlap", "near_duplicate", "rows_per_label",
-    ]  # fmt: skip
+        "encoding",
+        "empty_text",
+        "unknown_label",
+        "duplicate",
+        "conflicting_label",
+        "split_overlap",
+        "near_duplicate",
+        "rows_per_label",
+    ]
 
 
 def test_a_message_gives_at_most_three_rows() -> None:
@@ -133,10 +140,25 @@ def test_a_seed_deals_anew() -> None:
 
 def test_the_split_of_a_key_never_moves() -> None:
     spec = SplitSpec(dev=0.2, test=0.2)
-    assert [split_of(f"text {number}", spec) for number in range(8)] == ["train", "train", "test", "train", "dev", "train", "train", "test"]
+    assert [split_of(f"text {number}", spec) for number in range(8)] == [
+        "train",
+        "train",
+        "test",
+        "train",
+        "dev",
+        "train",
+        "train",
+        "test",
+    ]
 
 
-@given(st.lists(st.tuples(st.text(min_size=1), st.booleans(), st.booleans()), min_size=1, unique_by=lambda row: normalised(row[0])))
+@given(
+    st.lists(
+        st.tuples(st.text(min_size=1), st.booleans(), st.booleans()),
+        min_size=1,
+        unique_by=lambda row: normalised(row[0]),
+    )
+)
 def test_relabelling_never_moves_a_row(rows: list[tuple[str, bool, bool]]) -> None:
     policy = {"encoding": "off", "empty_text": "off"}
     names = ("bad", "good")
@@ -168,13 +190,21 @@ def test_a_group_stays_together() -> None:
 
 def test_an_empty_group_is_refused() -> None:
     with pytest.raises(DataError, match=r"data\.split\.group names is empty in rows 2, 3;"):
-        checked(rows_of(("a", "bad"), ("b", "bad"), ("c", "bad"), groups=["x", None, ""]), {}, split={"group": "author"})
+        checked(
+            rows_of(("a", "bad"), ("b", "bad"), ("c", "bad"), groups=["x", None, ""]), {}, split={"group": "author"}
+        )
 
 
 def overlapping() -> SourceRows:
     spec = SplitSpec(dev=0.2, test=0.2)
     group = {split_of(str(number), spec): number for number in range(100)}
-    return rows_of(("same", "bad"), ("Same", "bad"), ("SAME", "bad"), ("other", "bad"), groups=[group["train"], group["test"], group["dev"], group["train"]])
+    return rows_of(
+        ("same", "bad"),
+        ("Same", "bad"),
+        ("SAME", "bad"),
+        ("other", "bad"),
+        groups=[group["train"], group["test"], group["dev"], group["train"]],
+    )
 
 
 def test_an_overlap_blocks() -> None:
@@ -195,7 +225,11 @@ def test_an_overlap_may_be_kept() -> None:
 
 
 def test_too_few_rows_per_label_block() -> None:
-    with pytest.raises(DataError, match=r"check rows_per_label found 3: bad has 1 of at least 10 rows in train; bad has 0 of at least 1 rows in dev"):
+    with pytest.raises(
+        DataError,
+        match=r"check rows_per_label found 3: bad has 1 of at least 10 rows in train; bad has 0 of at least 1 rows "
+        r"in dev",
+    ):
         check_rows(declared(checks={}), rows_of(("text 1", "bad"), *[(text, "good") for text, _ in spread()[2:]]))
 
 
@@ -205,7 +239,10 @@ def test_too_few_rows_per_label_only_warn() -> None:
     assert (record(outcome, "rows_per_label").outcome, record(outcome, "rows_per_label").count) == ("warned", 5)
 
 
-@pytest.mark.parametrize(("one", "two"), [("A  b\n", "a B"), ("\ufb01ne", "fine"), ("\uff21", "a"), ("STRASSE", "stra\u00dfe"), ("e\u0301", "\u00e9")])
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [("A  b\n", "a B"), ("\ufb01ne", "fine"), ("\uff21", "a"), ("STRASSE", "stra\u00dfe"), ("e\u0301", "\u00e9")],
+)
 def test_equal_looking_texts_are_the_same(one: str, two: str) -> None:
     assert normalised(one) == normalised(two)
 
@@ -226,19 +263,28 @@ def test_a_reserve_is_cut_out_of_training_alone() -> None:
 
 def test_a_larger_reserve_keeps_the_smaller_one() -> None:
     keys = [f"text {number}" for number in range(500)]
-    small, large = ({key for key in keys if split_of(key, SplitSpec(reserve=share)) == "reserve"} for share in (0.1, 0.2))
+    small, large = (
+        {key for key in keys if split_of(key, SplitSpec(reserve=share)) == "reserve"} for share in (0.1, 0.2)
+    )
     assert small < large
 
 
 def test_a_reserve_needs_rows_of_each_label() -> None:
     with pytest.raises(DataError, match="bad has 0 of at least 1 rows in reserve"):
-        check_rows(declared(checks={"min_rows_per_label": 1}, split={"dev": 0.2, "test": 0.2, "reserve": 0.0001}), rows_of(*spread()))
+        check_rows(
+            declared(checks={"min_rows_per_label": 1}, split={"dev": 0.2, "test": 0.2, "reserve": 0.0001}),
+            rows_of(*spread()),
+        )
 
 
 # ---------------------------------------------------------------- near duplicates
 
 
-PHRASES = ["the acting is wooden and the plot goes nowhere", "what a lovely warm film for all of the family", "I would not watch this again for any money"]
+PHRASES = [
+    "the acting is wooden and the plot goes nowhere",
+    "what a lovely warm film for all of the family",
+    "I would not watch this again for any money",
+]
 NEARLY = [phrase + ending for phrase in PHRASES for ending in ("", "!", "!!!", "...", " :)", " ?")]
 
 
@@ -254,18 +300,25 @@ def test_near_duplicates_share_a_split() -> None:
 
 def test_near_duplicates_may_go_their_own_way() -> None:
     outcome = checked(rows_of(*[(text, "good") for text in NEARLY]), {"near_duplicate": "off"})
-    assert [row.split for row in outcome.rows] == [split_of(row.normal, SplitSpec(dev=0.2, test=0.2)) for row in outcome.rows]
+    assert [row.split for row in outcome.rows] == [
+        split_of(row.normal, SplitSpec(dev=0.2, test=0.2)) for row in outcome.rows
+    ]
     assert near(outcome).outcome == "off"
 
 
 def test_near_duplicates_may_block() -> None:
-    with pytest.raises(DataError, match="check near_duplicate found 18: rows 1, 2, 3 and more share the split") as raised:
+    with pytest.raises(
+        DataError, match="check near_duplicate found 18: rows 1, 2, 3 and more share the split"
+    ) as raised:
         checked(rows_of(*[(text, "good") for text in NEARLY]), {"near_duplicate": "block"})
     assert "acting" not in str(raised.value)
 
 
 def test_the_labels_of_near_duplicates_decide_nothing() -> None:
-    one, two = (checked(rows_of(*[(text, label) for text, label in zip(NEARLY, labels * 9, strict=True)]), {}) for labels in (["good", "bad"], ["bad", "good"]))
+    one, two = (
+        checked(rows_of(*[(text, label) for text, label in zip(NEARLY, labels * 9, strict=True)]), {})
+        for labels in (["good", "bad"], ["bad", "good"])
+    )
     assert [row.split for row in one.rows] == [row.split for row in two.rows]
 
 
@@ -273,12 +326,18 @@ def test_a_row_that_is_left_out_still_speaks_for_its_cluster() -> None:
     everything = checked(rows_of(*[(text, "good") for text in NEARLY]), {})
     where = {row.normal: row.split for row in everything.rows}
     for gone in range(len(NEARLY)):
-        outcome = checked(rows_of(*[(text, "ugly" if n == gone else "good") for n, text in enumerate(NEARLY)]), {"unknown_label": "warn"})
+        outcome = checked(
+            rows_of(*[(text, "ugly" if n == gone else "good") for n, text in enumerate(NEARLY)]),
+            {"unknown_label": "warn"},
+        )
         assert all(where[row.normal] == row.split for row in outcome.rows)
 
 
 def test_rows_of_a_template_stay_apart_and_are_counted() -> None:
-    rows = [(f"your order number {number} has left our house and is on its way to you", "good") for number in range(100, 160)]
+    rows = [
+        (f"your order number {number} has left our house and is on its way to you", "good")
+        for number in range(100, 160)
+    ]
     outcome = checked(rows_of(*rows), {})
     assert near(outcome).detail == "60 rows of a template, too many for one split, stay where their own text puts them"
     assert len({row.split for row in outcome.rows}) == 3
@@ -292,7 +351,9 @@ def grouped(*placed: tuple[str, str]) -> SourceRows:
 
 
 def test_a_group_keeps_its_split_and_loses_what_nearly_stands_in_test() -> None:
-    source = grouped((PHRASES[0], "train"), (PHRASES[0] + "!!", "test"), (PHRASES[1], "train"), (PHRASES[0] + " :)", "dev"))
+    source = grouped(
+        (PHRASES[0], "train"), (PHRASES[0] + "!!", "test"), (PHRASES[1], "train"), (PHRASES[0] + " :)", "dev")
+    )
     outcome = checked(source, {}, split={"dev": 0.2, "test": 0.2, "group": "author"})
     assert [(row.number, row.split) for row in outcome.rows] == [(2, "test"), (3, "train")]
     assert (near(outcome).count, near(outcome).detail) == (2, "rows 1, 4")

@@ -39,7 +39,9 @@ def test_what_was_ingested_is_loaded(store: ObjectStore, tmp_path: Path) -> None
 
 def test_equal_rows_are_the_same_snapshot(tmp_path: Path, store: ObjectStore, snapshot: Snapshot) -> None:
     before = {key: store.read(key).body for key in store.keys("snapshots")}
-    again = ingest(task_over(tmp_path, [f"{n},{line}" for n, line in enumerate(LINES)], "id,text,label"), store, tmp_path)
+    again = ingest(
+        task_over(tmp_path, [f"{n},{line}" for n, line in enumerate(LINES)], "id,text,label"), store, tmp_path
+    )
     assert again.digest == snapshot.digest
     assert again.source_key != snapshot.source_key
     assert {key: store.read(key).body for key in store.keys("snapshots")} == before
@@ -62,7 +64,9 @@ def test_a_relabelled_row_keeps_id_and_split(tmp_path: Path, store: ObjectStore,
 def test_repeats_have_ids_of_their_own(tmp_path: Path, store: ObjectStore) -> None:
     checks = {"duplicate": "off", "rows_per_label": "off"}
     others = [f"text {number},good" for number in range(30)]
-    snapshot = ingest(task_over(tmp_path, ["same,bad", "Same,bad", "SAME,bad", *others], checks=checks), store, tmp_path)
+    snapshot = ingest(
+        task_over(tmp_path, ["same,bad", "Same,bad", "SAME,bad", *others], checks=checks), store, tmp_path
+    )
     rows = [row for split in SPLITS for row in load_split(store, snapshot, split)]
     base = "0967115f2813a3541eaef77de9d9d577"[:16]
     assert [row.id for row in rows if row.label == "bad"] == [base, f"{base}-2", f"{base}-3"]
@@ -175,7 +179,9 @@ def test_a_manifest_with_other_counts_is_refused(store: ObjectStore, snapshot: S
 
 
 def test_a_manifest_of_another_task_is_refused(store: ObjectStore, snapshot: Snapshot) -> None:
-    store.create(f"{snapshot_prefix('other', snapshot.digest)}/manifest.json", body_of(store, snapshot, "manifest.json"))
+    store.create(
+        f"{snapshot_prefix('other', snapshot.digest)}/manifest.json", body_of(store, snapshot, "manifest.json")
+    )
     with pytest.raises(ArtifactError, match="the manifest was altered"):
         read_snapshot(store, "other", snapshot.digest)
 
@@ -184,7 +190,16 @@ def test_the_manifest_counts_every_check(tmp_path: Path, store: ObjectStore) -> 
     faults = ["caf\ufffd,bad", " ,good", "some text 1,good", "some text 2,bad"]
     snapshot = ingest(task_over(tmp_path, [*LINES, *faults]), store, tmp_path)
     found = {check.name: check.count for check in read_snapshot(store, "reviews", snapshot.digest).checks}
-    assert found == {"encoding": 1, "empty_text": 1, "unknown_label": 0, "duplicate": 1, "conflicting_label": 2, "split_overlap": 0, "near_duplicate": 76, "rows_per_label": 0}
+    assert found == {
+        "encoding": 1,
+        "empty_text": 1,
+        "unknown_label": 0,
+        "duplicate": 1,
+        "conflicting_label": 2,
+        "split_overlap": 0,
+        "near_duplicate": 76,
+        "rows_per_label": 0,
+    }
 
 
 def test_an_unreadable_byte_is_counted(tmp_path: Path) -> None:
@@ -207,10 +222,22 @@ def test_a_row_is_id_text_label_and_slices() -> None:
     assert Row._fields == ("id", "text", "label", "slices")
 
 
-def test_snapshots_from_before_slices_and_reserves_keep_their_digest(tmp_path: Path, store: ObjectStore, snapshot: Snapshot) -> None:
+def test_snapshots_from_before_slices_and_reserves_keep_their_digest(
+    tmp_path: Path, store: ObjectStore, snapshot: Snapshot
+) -> None:
     assert snapshot.digest == "4970fcec5cdb05d489e5b993749abbd66e4637d5e4b739f7027a9dcd2ddff096"
     assert snapshot.train.digest == "4fcfc79a31ea40cb5db91371c0e1dd9aae3c348bc9e3367833008db7a371380d"
-    assert list(snapshot.to_json()) == ["schema_version", "task", "digest", "source", "source_key", "train", "dev", "test", "checks"]
+    assert list(snapshot.to_json()) == [
+        "schema_version",
+        "task",
+        "digest",
+        "source",
+        "source_key",
+        "train",
+        "dev",
+        "test",
+        "checks",
+    ]
     assert list(snapshot.to_json()["test"]) == ["rows", "labels", "digest"]
 
 
@@ -267,17 +294,28 @@ def test_slice_values_are_stored_with_their_rows(store: ObjectStore, sliced: Sna
     import pyarrow.parquet as pq
 
     assert read_snapshot(store, "reviews", sliced.digest) == sliced
-    assert {f"{row.text},{row.label},{row.slices[0]}" for split in SPLITS for row in load_split(store, sliced, split)} == set(SLICED)
-    assert pq.read_table(io.BytesIO(body_of(store, sliced, "dev.parquet"))).column_names == ["id", "text", "label", "slice.channel"]
+    assert {
+        f"{row.text},{row.label},{row.slices[0]}" for split in SPLITS for row in load_split(store, sliced, split)
+    } == set(SLICED)
+    assert pq.read_table(io.BytesIO(body_of(store, sliced, "dev.parquet"))).column_names == [
+        "id",
+        "text",
+        "label",
+        "slice.channel",
+    ]
 
 
-def test_slices_make_another_snapshot_of_the_same_rows(store: ObjectStore, snapshot: Snapshot, sliced: Snapshot) -> None:
+def test_slices_make_another_snapshot_of_the_same_rows(
+    store: ObjectStore, snapshot: Snapshot, sliced: Snapshot
+) -> None:
     assert sliced.digest != snapshot.digest
     assert [sliced.split(split).digest for split in SPLITS] == [snapshot.split(split).digest for split in SPLITS]
 
 
 def test_another_slice_value_is_another_snapshot(tmp_path: Path, store: ObjectStore, sliced: Snapshot) -> None:
-    other = ingest(task_over(tmp_path, [*SLICED[:-1], SLICED[-1] + "x"], "text,label,channel", slices=["channel"]), store, tmp_path)
+    other = ingest(
+        task_over(tmp_path, [*SLICED[:-1], SLICED[-1] + "x"], "text,label,channel", slices=["channel"]), store, tmp_path
+    )
     assert other.digest != sliced.digest
 
 

@@ -51,7 +51,10 @@ def test_every_format_reads_the_same_rows(tmp_path: Path) -> None:
     write_csv(tmp_path / "rows.csv", sentences(9))
     write(tmp_path, "\n".join(["text\tlabel", *lines]), "rows.tsv")
     write(tmp_path, "\n".join(map(json.dumps, rows)), "rows.jsonl")
-    found = [pairs(tmp_path / f"rows.{form}", tmp_path, source={"format": form}) for form in ("csv", "tsv", "jsonl", "parquet")]
+    found = [
+        pairs(tmp_path / f"rows.{form}", tmp_path, source={"format": form})
+        for form in ("csv", "tsv", "jsonl", "parquet")
+    ]
     assert found == [sentences(9)] * 4
 
 
@@ -77,7 +80,10 @@ def test_parquet_is_read(tmp_path: Path) -> None:
     assert (rows.texts, rows.labels, rows.groups) == (["a", "b"], ["bad", "good"], [1, 2])
 
 
-@pytest.mark.parametrize(("name", "body"), [("rows.csv", b"text,label\ncaf\xe9,bad\n"), ("rows.jsonl", b'{"text": "caf\xe9", "label": "bad"}\n')])
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [("rows.csv", b"text,label\ncaf\xe9,bad\n"), ("rows.jsonl", b'{"text": "caf\xe9", "label": "bad"}\n')],
+)
 def test_bytes_that_are_not_utf8_are_marked(tmp_path: Path, name: str, body: bytes) -> None:
     assert pairs(write(tmp_path, body, name), tmp_path, source={"format": name.split(".")[1]}) == [("caf\ufffd", "bad")]
 
@@ -113,7 +119,9 @@ def test_an_unusable_file_is_named_with_the_reason(tmp_path: Path, form: str, bo
 
 def test_a_missing_group_column_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "text,label\na,1\n")
-    with pytest.raises(DataError, match=r"no column 'author', which data\.split\.group names; the columns are text, label"):
+    with pytest.raises(
+        DataError, match=r"no column 'author', which data\.split\.group names; the columns are text, label"
+    ):
         read_rows(declared(path, split={"group": "author"}), tmp_path)
 
 
@@ -145,7 +153,9 @@ from tests.data.declared import declared
 read_rows(declared({str(path)!r}), Path({str(tmp_path / "home")!r}))
 """
     places = {name: str(tmp_path / "user") for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME")}
-    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **places}, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **places}, capture_output=True, text=True, check=True
+    )
     assert done.stdout + done.stderr == ""
     assert sorted(tmp_path.iterdir()) == [tmp_path / "home", path]
     assert list((tmp_path / "home").iterdir()) == []
@@ -155,14 +165,21 @@ read_rows(declared({str(path)!r}), Path({str(tmp_path / "home")!r}))
 
 
 def test_slice_values_are_text(tmp_path: Path) -> None:
-    write(tmp_path, '{"text": "a", "label": "bad", "shop": 7, "lang": "en"}\n{"text": "b", "label": "bad", "shop": 8, "lang": null}\n', "rows.jsonl")
+    write(
+        tmp_path,
+        '{"text": "a", "label": "bad", "shop": 7, "lang": "en"}\n{"text": "b", "label": "bad", "shop": 8, '
+        '"lang": null}\n',
+        "rows.jsonl",
+    )
     task = declared(tmp_path / "rows.jsonl", source={"format": "jsonl"}, slices=["lang", "shop"])
     assert read_rows(task, tmp_path / "home").slices == [("en", "7"), ("", "8")]
 
 
 def test_a_missing_slice_column_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "text,label\na,bad\n")
-    with pytest.raises(DataError, match=r"rows\.csv: no column 'shop', which data\.slices names; the columns are text, label"):
+    with pytest.raises(
+        DataError, match=r"rows\.csv: no column 'shop', which data\.slices names; the columns are text, label"
+    ):
         read_rows(declared(path, slices=["shop"]), tmp_path)
 
 
@@ -196,15 +213,22 @@ def test_the_key_follows_the_data_settings_only(tmp_path: Path) -> None:
 
 def test_the_key_of_a_package_needs_no_download(tmp_path: Path) -> None:
     source = {"path": None, "package": "no-such-package==1", "member": "a.csv"}
-    assert source_key(declared(source=source), tmp_path) != source_key(declared(source={**source, "member": "b.csv"}), tmp_path)
+    assert source_key(declared(source=source), tmp_path) != source_key(
+        declared(source={**source, "member": "b.csv"}), tmp_path
+    )
 
 
 def test_the_key_imports_no_slow_library() -> None:
-    code = "import sys, ptpipeline.data.snapshot; print([m for m in ('datasets', 'pandas', 'pyarrow', 'torch') if m in sys.modules])"
+    code = (
+        "import sys, ptpipeline.data.snapshot; print([m for m in ('datasets', 'pandas', 'pyarrow', 'torch') if m "
+        "in sys.modules])"
+    )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-@pytest.mark.parametrize("change", [{"split": {"reserve": 0.1}}, {"slices": ["label"]}, {"checks": {"near_duplicate": "off"}}])
+@pytest.mark.parametrize(
+    "change", [{"split": {"reserve": 0.1}}, {"slices": ["label"]}, {"checks": {"near_duplicate": "off"}}]
+)
 def test_the_key_follows_what_is_held_back_sliced_or_kept_together(tmp_path: Path, change: dict[str, Any]) -> None:
     path = write(tmp_path, "text,label\na,bad\n")
     assert source_key(declared(path, **change), tmp_path) != source_key(declared(path, split={}, checks={}), tmp_path)

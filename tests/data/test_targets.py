@@ -16,7 +16,14 @@ from tests.data.declared import generating, rows_of
 def test_rows_keep_their_targets_as_they_stand() -> None:
     found = check_rows(generating(), rows_of(("a", " One. "), ("b", "two")))
     assert [row.label for row in found.rows] == [" One. ", "two"]
-    assert [check.name for check in found.checks] == ["encoding", "empty_text", "duplicate", "conflicting_label", "split_overlap", "near_duplicate"]
+    assert [check.name for check in found.checks] == [
+        "encoding",
+        "empty_text",
+        "duplicate",
+        "conflicting_label",
+        "split_overlap",
+        "near_duplicate",
+    ]
 
 
 def test_rows_without_a_sound_target_are_left_out() -> None:

@@ -52,7 +52,10 @@ def test_the_context_less_prompt_and_longest_label_is_left_for_text() -> None:
 
 @pytest.mark.parametrize("virtual_tokens", [62, 64, 1000])
 def test_a_prompt_that_eats_the_context_is_refused(virtual_tokens: int) -> None:
-    with pytest.raises(ContextError, match=rf"tune\.num_virtual_tokens: {virtual_tokens} virtual tokens and a label of 2 leave no room .* 64"):
+    with pytest.raises(
+        ContextError,
+        match=rf"tune\.num_virtual_tokens: {virtual_tokens} virtual tokens and a label of 2 leave no room .* 64",
+    ):
         max_input_tokens(64, virtual_tokens, label_tokens("reviews", LABELS, by_word))
 
 
@@ -98,7 +101,10 @@ def test_a_target_follows_behind_one_space_unless_the_text_ends_in_white_space(t
 
 def test_a_target_longer_than_what_is_generated_names_its_row() -> None:
     text = TaskText("words", "{text}:", LabelTokens((), ()), 50, by_letter, FreeText(4, BOS))
-    with pytest.raises(ContextError, match=r"task words, row a1: the target has 5 tokens, at most 4 are generated; raise generate\.max_new_tokens"):
+    with pytest.raises(
+        ContextError,
+        match=r"task words, row a1: the target has 5 tokens, at most 4 are generated; raise generate\.max_new_tokens",
+    ):
         text.rows([Row("a1", "so", "four")])
 
 

@@ -1,4 +1,6 @@
-"""One local stack for all end-to-end tests, in a project folder of its own with a tiny base model and one small task."""
+"""One local stack for all end-to-end tests, in a project folder of its own with a tiny base model and one small
+task.
+"""
 
 import csv
 import os

@@ -33,7 +33,10 @@ def the_nightly(project: Project) -> dict[str, Any]:
 
 
 def scheduled_runs(project: Project, deployment: dict[str, Any]) -> list[dict[str, Any]]:
-    query = {"deployments": {"id": {"any_": [deployment["id"]]}}, "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}}
+    query = {
+        "deployments": {"id": {"any_": [deployment["id"]]}},
+        "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
+    }
     found: list[dict[str, Any]] = call("POST", f"{project.prefect}/flow_runs/filter", query)
     return found
 
@@ -49,7 +52,16 @@ def followed(project: Project, run: str) -> tuple[list[LogLine], Finished]:
 @pytest.fixture(scope="module")
 def shipped(project: Project) -> None:
     """The shipped deployments on the server, by Prefect's own command in the checkout."""
-    command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", "deploy/prefect.yaml"]
+    command = [
+        sys.executable,
+        "-m",
+        "prefect",
+        "--no-prompt",
+        "deploy",
+        "--all",
+        "--prefect-file",
+        "deploy/prefect.yaml",
+    ]
     environment = {**client_environment(project.home, project.prefect), "PWD": str(CHECKOUT)}
     done = subprocess.run(command, env=environment, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -95,7 +107,10 @@ def test_a_schedule_that_no_task_has_any_more_goes(project: Project, deployed: N
 
 def test_a_plain_post_runs_the_nightly_flow_to_a_promoted_prompt(project: Project, deployed: None) -> None:
     deployment = the_nightly(project)
-    answer = httpx.post(f"{project.prefect}/deployments/{deployment['id']}/create_flow_run", json={"parameters": {"request": {"reason": "by hand"}}})
+    answer = httpx.post(
+        f"{project.prefect}/deployments/{deployment['id']}/create_flow_run",
+        json={"parameters": {"request": {"reason": "by hand"}}},
+    )
     assert answer.status_code == 201
     lines, end = followed(project, answer.json()["id"])
     assert (end.state, end.message) == ("COMPLETED", "fruit: promoted")
@@ -103,8 +118,14 @@ def test_a_plain_post_runs_the_nightly_flow_to_a_promoted_prompt(project: Projec
     assert any(line.logger.startswith("ptpipeline.") and "by hand" in line.message for line in lines)
     steps = call("POST", f"{project.prefect}/task_runs/filter", {"flow_runs": {"id": {"any_": [answer.json()["id"]]}}})
     assert {step["name"] for step in steps} == {
-        "ingest fruit", "plan fruit", "train tiny (1 task)", "evaluate fruit", "gate fruit", "register fruit", "promote fruit",
-    }  # fmt: skip
+        "ingest fruit",
+        "plan fruit",
+        "train tiny (1 task)",
+        "evaluate fruit",
+        "gate fruit",
+        "register fruit",
+        "promote fruit",
+    }
 
 
 def test_a_second_night_trains_nothing_and_says_why(project: Project, deployed: None) -> None:
@@ -114,7 +135,9 @@ def test_a_second_night_trains_nothing_and_says_why(project: Project, deployed: 
 
 
 def test_promoting_a_version_that_is_not_there_fails_with_a_sentence(project: Project, deployed: None) -> None:
-    _, end = followed(project, trigger(project.prefect, "promote", PromoteRequest(task="fruit", version=99, reason="looked at")))
+    _, end = followed(
+        project, trigger(project.prefect, "promote", PromoteRequest(task="fruit", version=99, reason="looked at"))
+    )
     assert end.state == "FAILED"
     assert "99" in end.message
 
@@ -122,7 +145,9 @@ def test_promoting_a_version_that_is_not_there_fails_with_a_sentence(project: Pr
 def test_a_run_without_a_process_is_ended(project: Project, deployed: None, tmp_path: Path) -> None:
     url = f"{project.prefect}/deployments/{the_nightly(project)['id']}/create_flow_run"
     lost, living = (call("POST", url, {"state": {"type": "RUNNING"}})["id"] for _ in range(2))
-    process = spawn(["sleep", "60"], {**os.environ, "PTP_HOME": str(project.home), "PREFECT__FLOW_RUN_ID": living}, tmp_path / "log")
+    process = spawn(
+        ["sleep", "60"], {**os.environ, "PTP_HOME": str(project.home), "PREFECT__FLOW_RUN_ID": living}, tmp_path / "log"
+    )
     ended = end_lost_runs(project.home, project.prefect)
     stop(process)
     assert lost in ended
@@ -152,18 +177,25 @@ def test_a_flow_that_is_not_deployed_is_named(project: Project, deployed: None) 
 
 
 def test_an_unreachable_server_is_one_sentence() -> None:
-    with pytest.raises(ServiceUnavailable, match=r"Prefect at http://127\.0\.0\.1:9 does not answer \(ConnectError\); is it up\?"):
+    with pytest.raises(
+        ServiceUnavailable, match=r"Prefect at http://127\.0\.0\.1:9 does not answer \(ConnectError\); is it up\?"
+    ):
         trigger("http://127.0.0.1:9/api", "nightly", NightlyRequest())
 
 
 def test_the_client_side_imports_no_prefect() -> None:
-    code = "import sys, flows.trigger, flows.deploy, flows.stack; sys.exit('prefect' in sys.modules or 'torch' in sys.modules)"
+    code = (
+        "import sys, flows.trigger, flows.deploy, flows.stack; sys.exit('prefect' in sys.modules or 'torch' in "
+        "sys.modules)"
+    )
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False).returncode == 0
 
 
 def test_every_flow_has_its_deployment(project: Project, deployed: None) -> None:
     for name in FLOWS:
-        assert call("GET", f"{project.prefect}/deployments/name/{name}/ptp-{name}")["entrypoint"] == f"flows.{name}.{name}"
+        assert (
+            call("GET", f"{project.prefect}/deployments/name/{name}/ptp-{name}")["entrypoint"] == f"flows.{name}.{name}"
+        )
 
 
 def test_an_idempotency_key_starts_one_run(project: Project, deployed: None) -> None:

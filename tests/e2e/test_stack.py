@@ -62,7 +62,9 @@ def test_mlflow_proxies_artifacts_into_storage(project: Project) -> None:
 def test_only_a_dead_server_is_restarted(project: Project) -> None:
     before = project.stack.processes
     os.kill(before["mlflow"].pid, signal.SIGKILL)
-    psutil.wait_procs([psutil.Process(before["mlflow"].pid)] if psutil.pid_exists(before["mlflow"].pid) else [], timeout=5)
+    psutil.wait_procs(
+        [psutil.Process(before["mlflow"].pid)] if psutil.pid_exists(before["mlflow"].pid) else [], timeout=5
+    )
     after = up(project.home).processes
     assert {name for name in after if after[name] != before[name]} == {"mlflow"}
     assert after["mlflow"].port == before["mlflow"].port
@@ -120,7 +122,11 @@ def test_zz_after_down_no_process_is_left_and_data_survives_moved_ports(project:
     load_settings()
     before = project.stack
     open_store("s3://ptp", before.settings["s3_endpoint"]).create("snapshots/kept.txt", b"kept")
-    trees = [member for process in before.processes.values() for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]]
+    trees = [
+        member
+        for process in before.processes.values()
+        for member in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    ]
     down(project.home)
     assert [process for process in trees if process.is_running() and process.status() != psutil.STATUS_ZOMBIE] == []
     assert project.stack.settings == before.settings

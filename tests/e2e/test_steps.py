@@ -23,7 +23,11 @@ pytestmark = pytest.mark.servers
 
 @pytest.fixture(scope="module", autouse=True)
 def server(project: Project) -> Iterator[None]:
-    settings = {PREFECT_HOME: project.home / "prefect", PREFECT_API_URL: project.prefect, PREFECT_LOGGING_TO_API_ENABLED: False}
+    settings = {
+        PREFECT_HOME: project.home / "prefect",
+        PREFECT_API_URL: project.prefect,
+        PREFECT_LOGGING_TO_API_ENABLED: False,
+    }
     with temporary_settings(settings):
         yield
         EventsWorker.drain_all()  # else it goes on trying after the server is down
@@ -80,12 +84,27 @@ def test_failed_tasks_stand_in_the_table_with_their_reason() -> None:
 
 
 def test_a_verdict_is_an_artifact_of_the_run() -> None:
-    pair = PairedDifference(metric="accuracy", difference=0.1, lower=0.0, upper=0.2, confidence=0.95, rows=20, dropped=0)
+    pair = PairedDifference(
+        metric="accuracy", difference=0.1, lower=0.0, upper=0.2, confidence=0.95, rows=20, dropped=0
+    )
     verdict = a_request(a_task(), champion="c" * 64).verdict
     assert verdict is not None
     outcome = Outcome(
-        task="mood-2", metric="accuracy", status="promoted", zero_shot=0.5, candidate=0.9, champion=0.8, delta=0.1, lower=0.0, upper=0.2, verdict="passed", version=7, bytes=9, reason="", page=None,
-    )  # fmt: skip
+        task="mood-2",
+        metric="accuracy",
+        status="promoted",
+        zero_shot=0.5,
+        candidate=0.9,
+        champion=0.8,
+        delta=0.1,
+        lower=0.0,
+        upper=0.2,
+        verdict="passed",
+        version=7,
+        bytes=9,
+        reason="",
+        page=None,
+    )
     flow(lambda: tell(outcome, verdict.model_copy(update={"comparison": pair})))()
     found = Artifact.get("verdict-mood-2")
     assert getattr(found, "type", None) == "markdown"

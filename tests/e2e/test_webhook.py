@@ -27,7 +27,9 @@ def listening(project: Project) -> Iterator[None]:
     """`ptp webhook` at work on a free port."""
     (port,) = free_ports(1)
     environment = os.environ | {"PTP_WEBHOOK_SECRET": "s" * 32}
-    process = subprocess.Popen([sys.executable, "-m", "flows.cli", "webhook", "--port", str(port)], env=environment, cwd=project.folder)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "webhook", "--port", str(port)], env=environment, cwd=project.folder
+    )
     deadline = time.monotonic() + 60
     try:
         while True:

@@ -1,4 +1,6 @@
-"""The tiny base with prompts made by hand, for tests of the probes: behind the embedding of ` yes` it tells opinions."""
+"""The tiny base with prompts made by hand, for tests of the probes: behind the embedding of ` yes` it tells
+opinions.
+"""
 
 import copy
 import functools
@@ -44,9 +46,19 @@ def embeddings(base: FrozenBase, text: str = " yes") -> Tensor:
 def fields(base: FrozenBase) -> dict[str, Any]:
     """The manifest of a task of two opinions."""
     return {
-        "task": "movies", "method": "prompt", "placement": "before_bos", "base_model": base.ref, "template": "{text}\nSentiment:", "labels": LABELS,
-        "max_input_tokens": 100, "snapshot": "c" * 64, "recipe": "d" * 64, "training_key": "e" * 64, "seed": 0, "engine_version": 1,
-    }  # fmt: skip
+        "task": "movies",
+        "method": "prompt",
+        "placement": "before_bos",
+        "base_model": base.ref,
+        "template": "{text}\nSentiment:",
+        "labels": LABELS,
+        "max_input_tokens": 100,
+        "snapshot": "c" * 64,
+        "recipe": "d" * 64,
+        "training_key": "e" * 64,
+        "seed": 0,
+        "engine_version": 1,
+    }
 
 
 def artifact(base: FrozenBase, prompt: SoftPrompt, **changed: Any) -> Artifact:
@@ -100,12 +112,17 @@ def numbered(count: int, seed: int) -> list[Row]:
 
 
 def memorised(given: list[Row], steps: int = 100) -> tuple[Engine, Artifact]:
-    """A prefix of 32 tokens that was trained on these rows alone, over a random base in float64 that tells every text from every other."""
+    """A prefix of 32 tokens that was trained on these rows alone, over a random base in float64 that tells every text
+    from every other.
+    """
     base = replace(family("llama"), tokenizer=Numbers())
     start = activations(base, base.embed(torch.arange(3, 35)).detach())
     learnt = KeyValues(start.key.clone().requires_grad_(), start.value.clone().requires_grad_())
     optimizer = torch.optim.Adam(list(learnt), lr=0.1)
-    inputs, aims = [Input(base.encode(row.text, True), (), 0) for row in given], torch.tensor([int(NUMBERS[row.label]) for row in given])
+    inputs, aims = (
+        [Input(base.encode(row.text, True), (), 0) for row in given],
+        torch.tensor([int(NUMBERS[row.label]) for row in given]),
+    )
     for _ in range(steps):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(base.logits(base.states(base.prefix([learnt]), inputs)), aims).backward()

@@ -33,8 +33,22 @@ SHOTS = HardPrompt(instruction="Say what is felt.", examples=4)
 def stored(folder: Path, pairs: list[tuple[str, str]], **parts: Any) -> tuple[ObjectStore, Snapshot]:
     """A store with the snapshot of these rows."""
     split = {"dev": 0.15, "test": 0.3}
-    data = {"source": {"path": str(write_csv(folder / "rows.csv", pairs)), "format": "csv"}, "text": "text", "label": "label", "split": split}
-    task = Task.model_validate({"name": "movies", "base_model": "tiny", "data": data | parts, "template": "{text}\nSentiment:", "labels": LABELS, "gate": {"minimum": 0.5}})
+    data = {
+        "source": {"path": str(write_csv(folder / "rows.csv", pairs)), "format": "csv"},
+        "text": "text",
+        "label": "label",
+        "split": split,
+    }
+    task = Task.model_validate(
+        {
+            "name": "movies",
+            "base_model": "tiny",
+            "data": data | parts,
+            "template": "{text}\nSentiment:",
+            "labels": LABELS,
+            "gate": {"minimum": 0.5},
+        }
+    )
     store = FolderStore(folder / "store")
     return store, ingest(task, store, folder)
 
@@ -49,7 +63,9 @@ def sliced(folder: Path, **parts: Any) -> tuple[ObjectStore, Snapshot]:
     folder.mkdir()
     with (folder / "sliced.csv").open("w") as file:
         file.write("text,label,place,year\n")
-        file.writelines(f"{text},{label},{'ab'[len(text) % 2]},{1990 + len(text) % 3}\n" for text, label in sentences(80))
+        file.writelines(
+            f"{text},{label},{'ab'[len(text) % 2]},{1990 + len(text) % 3}\n" for text, label in sentences(80)
+        )
     return stored(folder, [], source={"path": str(folder / "sliced.csv"), "format": "csv"}, **parts)
 
 
@@ -116,7 +132,9 @@ def test_baselines_are_measured_once(tmp_path: Path) -> None:
 
     def measured(made: Artifact, setup: Setup) -> tuple[Report, int]:
         before = len(ledger)
-        return evaluate(Engine(base), made, snapshot, store, setup._replace(known=ledger.get, save=save)), len(ledger) - before
+        return evaluate(Engine(base), made, snapshot, store, setup._replace(known=ledger.get, save=save)), len(
+            ledger
+        ) - before
 
     one, other = artifact(base, embeddings(base)), artifact(base, embeddings(base, " no"))
     first, new = measured(one, Setup(hard_prompt=SHOTS))
@@ -181,7 +199,12 @@ def test_calibrated_prompts_stand_beside_calibrated_baselines(tmp_path: Path) ->
     asked = bare(base, made, store, snapshot)
     front = asked.front(SHOTS)
     columns = table(store, baselines(asked, store, Setup(hard_prompt=SHOTS))["hard_prompt"])
-    free = torch.tensor([[whole(base, front + base.encode(f"{text}\nSentiment:", True), label) for label in LABELS] for text in ("N/A", "[MASK]", "")])
+    free = torch.tensor(
+        [
+            [whole(base, front + base.encode(f"{text}\nSentiment:", True), label) for label in LABELS]
+            for text in ("N/A", "[MASK]", "")
+        ]
+    )
     prior = free.softmax(-1).mean(0).log()
     ids = asked.encoded[0]
     expected = [whole(base, front + ids, label) - float(prior[index]) for index, label in enumerate(LABELS)]
@@ -272,14 +295,20 @@ def test_bos_stands_before_the_hard_prompt_alone(tmp_path: Path) -> None:
     front = asked.front(HardPrompt(examples=2))
     assert (front[0], front.count(3), asked.encoded[0][0]) == (3, 1, 3)
     columns = table(store, baselines(asked, store, Setup(hard_prompt=HardPrompt(examples=2)))["zero_shot"])
-    free = base.model(torch.tensor([[3]])).logits[0, -1].log_softmax(-1)[[41, 42]].log_softmax(-1)  # all three have BOS alone
+    free = (
+        base.model(torch.tensor([[3]])).logits[0, -1].log_softmax(-1)[[41, 42]].log_softmax(-1)
+    )  # all three have BOS alone
     for place, ids in enumerate(asked.encoded[:5]):
         expected = base.model(torch.tensor([ids])).logits[0, -1].log_softmax(-1)[[41, 42]] - free
-        assert [columns[f"log_likelihood.{name}"][place] for name in sorted(LABELS)] == pytest.approx(expected.tolist(), abs=1e-4)
+        assert [columns[f"log_likelihood.{name}"][place] for name in sorted(LABELS)] == pytest.approx(
+            expected.tolist(), abs=1e-4
+        )
     shown = asked._replace(manifest=made.manifest.model_copy(update={"scoring": Scoring()})).answered(front).columns
     for place, ids in enumerate(asked.encoded[:5]):
         expected = base.model(torch.tensor([front + ids[1:]])).logits[0, -1].log_softmax(-1)[[41, 42]]
-        assert [shown[f"log_likelihood.{name}"][place] for name in sorted(LABELS)] == pytest.approx(expected.tolist(), abs=1e-4)
+        assert [shown[f"log_likelihood.{name}"][place] for name in sorted(LABELS)] == pytest.approx(
+            expected.tolist(), abs=1e-4
+        )
 
 
 def test_an_encoder_decoder_reads_the_hard_prompt_as_text(tmp_path: Path) -> None:
@@ -292,8 +321,14 @@ def test_an_encoder_decoder_reads_the_hard_prompt_as_text(tmp_path: Path) -> Non
     assert len(front) == 6
     assert 1 not in front
     for place, ids in enumerate(asked.encoded[:5]):
-        logits = base.model(input_ids=torch.tensor([front + ids]), decoder_input_ids=torch.tensor([[0]])).logits[0, 0].log_softmax(-1)
-        assert [columns[f"log_likelihood.{name}"][place] for name in sorted(LABELS)] == pytest.approx([float(logits[41]), float(logits[42])], abs=1e-4)
+        logits = (
+            base.model(input_ids=torch.tensor([front + ids]), decoder_input_ids=torch.tensor([[0]]))
+            .logits[0, 0]
+            .log_softmax(-1)
+        )
+        assert [columns[f"log_likelihood.{name}"][place] for name in sorted(LABELS)] == pytest.approx(
+            [float(logits[41]), float(logits[42])], abs=1e-4
+        )
 
 
 def test_the_key_says_what_stands_beside() -> None:

@@ -22,9 +22,20 @@ def stored(store: ObjectStore, name: str, **columns: list[Any]) -> Report:
     parquet.write_table(pa.table(columns), buffer)
     store.create(name, buffer.getvalue())
     return Report(
-        task="reviews", digest=name, evaluation_key=name, snapshot="s", test_digest="t", rows=len(columns["id"]), rows_key=name,
-        prompt=NOTHING, zero_shot=NOTHING, majority=NOTHING, interval={}, compute_dtype="float32", seconds=0,
-    )  # fmt: skip
+        task="reviews",
+        digest=name,
+        evaluation_key=name,
+        snapshot="s",
+        test_digest="t",
+        rows=len(columns["id"]),
+        rows_key=name,
+        prompt=NOTHING,
+        zero_shot=NOTHING,
+        majority=NOTHING,
+        interval={},
+        compute_dtype="float32",
+        seconds=0,
+    )
 
 
 def pair(store: ObjectStore, ours: Report, theirs: Report, rows: list[str]) -> Pair:
@@ -44,16 +55,33 @@ def test_labels_differ_by_the_metric_over_the_rows_named(tmp_path: Path) -> None
     store, truth = FolderStore(tmp_path), ["bad", "good", "good", "bad"]
     ours = stored(store, "ours", id=list("abcd"), label=truth, predicted=["bad", "good", "good", "good"])
     theirs = stored(store, "theirs", id=list("abcd"), label=truth, predicted=["good", "good", "bad", "bad"])
-    assert compared(declared(), pair(store, ours, theirs, ["a", "b", "c"]), Asked("accuracy")).difference == pytest.approx(2 / 3)
-    assert compared(declared(), pair(store, ours, theirs, ["a", "b", "c", "d"]), Asked("accuracy")).difference == pytest.approx(1 / 4)
+    assert compared(
+        declared(), pair(store, ours, theirs, ["a", "b", "c"]), Asked("accuracy")
+    ).difference == pytest.approx(2 / 3)
+    assert compared(
+        declared(), pair(store, ours, theirs, ["a", "b", "c", "d"]), Asked("accuracy")
+    ).difference == pytest.approx(1 / 4)
 
 
 def test_parts_are_labels_lengths_and_columns_of_enough_rows(tmp_path: Path) -> None:
     store, ids = FolderStore(tmp_path), [str(row) for row in range(40)]
-    columns = {"id": ids, "label": ["bad"] * 10 + ["good"] * 30, "tokens": list(range(40)), "slice.topic": ["sea"] * 38 + ["sky"] * 2}
+    columns = {
+        "id": ids,
+        "label": ["bad"] * 10 + ["good"] * 30,
+        "tokens": list(range(40)),
+        "slice.topic": ["sea"] * 38 + ["sky"] * 2,
+    }
     ours = stored(store, "ours", **columns, predicted=["good"] * 40)
     theirs = stored(store, "theirs", **columns, predicted=["bad"] * 10 + ["good"] * 30)
     found = {part.name: part for part in sliced(declared(), pair(store, ours, theirs, ids), 5)}
-    assert set(found) == {"label bad", "label good", "up to 10 tokens", "11 to 20 tokens", "21 to 29 tokens", "over 29 tokens", "topic sea"}
+    assert set(found) == {
+        "label bad",
+        "label good",
+        "up to 10 tokens",
+        "11 to 20 tokens",
+        "21 to 29 tokens",
+        "over 29 tokens",
+        "topic sea",
+    }
     assert (found["label bad"].difference, found["label bad"].p_harm) == (-1, 2**-10)
     assert (found["label good"].difference, found["label good"].p_harm) == (0, 1)

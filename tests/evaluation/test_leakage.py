@@ -16,12 +16,18 @@ TRAIN = rows_of("The plot is thin and the acting is worse", "a fine film", "noth
 
 
 def test_exact_and_near_rows_are_counted() -> None:
-    test = rows_of("a  FINE film", "The plot is thin, and the acting is worse!!", "something else entirely", "utterly new")
+    test = rows_of(
+        "a  FINE film", "The plot is thin, and the acting is worse!!", "something else entirely", "utterly new"
+    )
     assert leakage(test, TRAIN) == {"leakage.exact": 0.25, "leakage.near": 0.5, "leakage.rows": 2}
 
 
 def test_fresh_rows_leak_nothing() -> None:
-    assert leakage(rows_of("something else entirely"), TRAIN) == {"leakage.exact": 0, "leakage.near": 0, "leakage.rows": 0}
+    assert leakage(rows_of("something else entirely"), TRAIN) == {
+        "leakage.exact": 0,
+        "leakage.near": 0,
+        "leakage.rows": 0,
+    }
 
 
 def test_tweets_leak_where_near_duplicates_go_their_own_way() -> None:

@@ -19,9 +19,13 @@ def test_resampled_metrics_equal_scikit_learn(rows: list[tuple[str, str]]) -> No
     truth, predicted = ([LABELS.index(row[i]) for row in rows] for i in (0, 1))
     arrays = np.array(truth), np.array(predicted)
     assert RESAMPLED["accuracy"](*arrays, 3) == pytest.approx(accuracy_score(truth, predicted))
-    assert RESAMPLED["macro_f1"](*arrays, 3) == pytest.approx(f1_score(truth, predicted, labels=[0, 1, 2], average="macro", zero_division=0))
+    assert RESAMPLED["macro_f1"](*arrays, 3) == pytest.approx(
+        f1_score(truth, predicted, labels=[0, 1, 2], average="macro", zero_division=0)
+    )
     assert RESAMPLED["mcc"](*arrays, 3) == pytest.approx(matthews_corrcoef(truth, predicted))
-    assert measure("mcc", [r[0] for r in rows], [r[1] for r in rows], LABELS) == pytest.approx(matthews_corrcoef(truth, predicted))
+    assert measure("mcc", [r[0] for r in rows], [r[1] for r in rows], LABELS) == pytest.approx(
+        matthews_corrcoef(truth, predicted)
+    )
 
 
 def test_resamples_are_correlated_each_for_itself() -> None:
@@ -62,7 +66,11 @@ def test_scores_that_were_stored_before_keep_their_form() -> None:
 def test_scores_count_every_row() -> None:
     found = scores(["a", "a", "b", "c"], ["a", "b", "b", "b"], LABELS)
     assert found.accuracy == 0.5
-    assert found.confusion == {"a": {"a": 1, "b": 1, "c": 0}, "b": {"a": 0, "b": 1, "c": 0}, "c": {"a": 0, "b": 1, "c": 0}}
+    assert found.confusion == {
+        "a": {"a": 1, "b": 1, "c": 0},
+        "b": {"a": 0, "b": 1, "c": 0},
+        "c": {"a": 0, "b": 1, "c": 0},
+    }
     assert found.predicted == {"a": 1, "b": 3, "c": 0}
     assert found.per_label["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 1}
 

@@ -16,7 +16,10 @@ ROWS = [Row(id=f"{number:016x}", text=f"text {number}", label="good" if number %
 
 def results(**columns: list[object]) -> Results:
     ids = [row.id for row in ROWS]
-    return Results({"id": dict(zip(ids, ids, strict=True))} | {name.replace("__", "."): dict(zip(ids, values, strict=True)) for name, values in columns.items()})
+    return Results(
+        {"id": dict(zip(ids, ids, strict=True))}
+        | {name.replace("__", "."): dict(zip(ids, values, strict=True)) for name, values in columns.items()}
+    )
 
 
 @pytest.fixture
@@ -26,10 +29,18 @@ def labels() -> Task:
 
 def test_the_surest_wrong_answers_come_first(labels: Task) -> None:
     """Every third answer is wrong; the later the row, the surer."""
-    answered = [("bad" if row.label == "good" else "good") if number % 3 == 0 else row.label for number, row in enumerate(ROWS)]
+    answered = [
+        ("bad" if row.label == "good" else "good") if number % 3 == 0 else row.label for number, row in enumerate(ROWS)
+    ]
     good = [number / 10 if label == "good" else 0.0 for number, label in enumerate(answered)]
     bad = [number / 10 if label == "bad" else 0.0 for number, label in enumerate(answered)]
-    found = mistakes(labels, results(label=[row.label for row in ROWS], predicted=answered, log_likelihood__bad=bad, log_likelihood__good=good), ROWS)
+    found = mistakes(
+        labels,
+        results(
+            label=[row.label for row in ROWS], predicted=answered, log_likelihood__bad=bad, log_likelihood__good=good
+        ),
+        ROWS,
+    )
     assert (found.wrong, found.rows, found.figure) == (20, 60, "probability")
     assert [row.text for row in found.shown] == [f"text {number}" for number in range(57, -1, -3)][:SHOWN]
     assert found.shown[0].figure == pytest.approx(1 / (1 + math.exp(-5.7)))
@@ -44,7 +55,16 @@ def test_answers_without_likelihoods_go_by_their_ids(labels: Task) -> None:
 
 def test_an_answer_that_is_no_number_comes_last(labels: Task) -> None:
     bad = [math.nan if number == 1 else 1.0 for number in range(60)]
-    found = mistakes(labels, results(label=[row.label for row in ROWS], predicted=["bad"] * 60, log_likelihood__bad=bad, log_likelihood__good=[0.0] * 60), ROWS)
+    found = mistakes(
+        labels,
+        results(
+            label=[row.label for row in ROWS],
+            predicted=["bad"] * 60,
+            log_likelihood__bad=bad,
+            log_likelihood__good=[0.0] * 60,
+        ),
+        ROWS,
+    )
     assert (found.wrong, found.shown[0].text) == (30, "text 3")
     assert type(found).model_validate_json(found.model_dump_json()) == found
     assert all(math.isfinite(row.figure) for row in found.shown)
@@ -58,7 +78,9 @@ def test_right_answers_are_no_mistakes(labels: Task) -> None:
 def test_of_free_texts_the_worst_come_first(labels: Task) -> None:
     gate = labels.gate.model_copy(update={"metric": "token_f1"})
     task = labels.model_copy(update={"labels": {}, "generate": Generation(max_new_tokens=4), "gate": gate})
-    found = mistakes(task, results(token_f1=[1.0 if number < 30 else (90 - number) / 100 for number in range(60)]), ROWS)
+    found = mistakes(
+        task, results(token_f1=[1.0 if number < 30 else (90 - number) / 100 for number in range(60)]), ROWS
+    )
     assert (found.wrong, found.figure) == (30, "token F1")
     assert [row.figure for row in found.shown] == [number / 100 for number in range(31, 51)]
     assert found.shown[0].answered is None

@@ -33,29 +33,39 @@ def test_right_and_wrong_is_judged_by_the_exact_mcnemar_test(rows: list[tuple[bo
 
 
 def test_agrestis_approval_ratings_are_found() -> None:
-    """Agresti, Categorical Data Analysis, table 10.1: of 1,600 asked twice 150 changed to disapproval and 86 to approval; z**2 = 17.36."""
+    """Agresti, Categorical Data Analysis, table 10.1: of 1,600 asked twice 150 changed to disapproval and 86 to
+    approval; z**2 = 17.36.
+    """
     before = np.repeat([1.0, 1.0, 0.0, 0.0], [794, 150, 86, 570])
     after = np.repeat([1.0, 0.0, 1.0, 0.0], [794, 150, 86, 570])
     found = mean_difference(Asked("accuracy"), before, after)
     assert found.difference == pytest.approx(0.04)
     assert found.p_value == pytest.approx(stats.norm.sf(np.sqrt(17.36)), rel=0.25)
-    assert (found.lower, found.upper) == pytest.approx((0.04 - 1.645 * 0.0095, 0.04 + 1.645 * 0.0095), abs=3e-4)  # its standard error is .0095
+    assert (found.lower, found.upper) == pytest.approx(
+        (0.04 - 1.645 * 0.0095, 0.04 + 1.645 * 0.0095), abs=3e-4
+    )  # its standard error is .0095
 
 
 def test_students_sleep_data_give_the_published_p() -> None:
-    """Student 1908, hours of sleep gained by ten patients: t = 4.06 of nine degrees, one-sided p .0014; two rows are added here."""
+    """Student 1908, hours of sleep gained by ten patients: t = 4.06 of nine degrees, one-sided p .0014; two rows are
+    added here.
+    """
     first = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
     second = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
     assert stats.ttest_rel(second, first, alternative="greater").pvalue == pytest.approx(0.001416, abs=1e-6)
     found = mean_difference(Asked("rouge_l"), second, first)
     assert found.difference == pytest.approx(1.58)
-    assert found.p_value == pytest.approx(stats.ttest_1samp([*(second - first), 1, -1], 0, alternative="greater").pvalue)
+    assert found.p_value == pytest.approx(
+        stats.ttest_1samp([*(second - first), 1, -1], 0, alternative="greater").pvalue
+    )
 
 
 @given(rights, st.floats(0.001, 0.2))
 def test_a_margin_makes_it_easier_and_harm_is_the_other_side(rows: list[tuple[bool, bool]], margin: float) -> None:
     ours, theirs = columns(rows)
-    near, far = (mean_difference(Asked("accuracy", margin=m), ours, theirs).p_value or 0.0 for m in (margin, margin + 0.1))
+    near, far = (
+        mean_difference(Asked("accuracy", margin=m), ours, theirs).p_value or 0.0 for m in (margin, margin + 0.1)
+    )
     assert far < near
     assert chance_of_harm(ours, theirs) == mean_difference(Asked("accuracy"), theirs, ours).p_value
 
@@ -84,12 +94,19 @@ def test_the_bootstraps_error_is_that_of_many_samples() -> None:
 
     def sample() -> tuple[list[str], list[str], list[str]]:
         truth = dice.choice(labels, size=300, p=[0.5, 0.3, 0.2])
-        ours, theirs = (np.where(dice.random(300) < right, truth, dice.choice(labels, size=300)) for right in (0.7, 0.65))
+        ours, theirs = (
+            np.where(dice.random(300) < right, truth, dice.choice(labels, size=300)) for right in (0.7, 0.65)
+        )
         return truth.tolist(), ours.tolist(), theirs.tolist()
 
     from sklearn.metrics import f1_score
 
-    spread = np.std([f1_score(t, a, average="macro") - f1_score(t, b, average="macro") for t, a, b in (sample() for _ in range(300))])
+    spread = np.std(
+        [
+            f1_score(t, a, average="macro") - f1_score(t, b, average="macro")
+            for t, a, b in (sample() for _ in range(300))
+        ]
+    )
     found = difference(Asked("macro_f1"), *sample(), labels)
     assert (found.difference - found.lower) / stats.norm.ppf(0.95) == pytest.approx(spread, rel=0.2)
     assert found.test == "paired bootstrap"
@@ -100,8 +117,13 @@ def test_a_rare_label_promotes_no_noise_at_a_late_look() -> None:
     labels, truth = ["a", "b", "c"], np.array(["a"] * 250 + ["b"] * 247 + ["c"] * 3)
     dice, promoted = np.random.default_rng(2), 0
     for _ in range(40):
-        ours, theirs = (np.where((dice.random(500) < 0.95) & (truth != "c") | (truth == "c") & (dice.random(500) < 0.5), truth, "a") for _ in range(2))
-        promoted += (difference(Asked("macro_f1"), truth.tolist(), ours.tolist(), theirs.tolist(), labels).p_value or 0.0) <= 3.4e-5
+        ours, theirs = (
+            np.where((dice.random(500) < 0.95) & (truth != "c") | (truth == "c") & (dice.random(500) < 0.5), truth, "a")
+            for _ in range(2)
+        )
+        promoted += (
+            difference(Asked("macro_f1"), truth.tolist(), ours.tolist(), theirs.tolist(), labels).p_value or 0.0
+        ) <= 3.4e-5
     assert promoted == 0
 
 

@@ -25,7 +25,17 @@ def measured(labels: list[str], wrong: int = 1) -> Report:
 
 
 def pair(difference: float, margin: float = 0.0, p_value: float = 0.01) -> PairedDifference:
-    return PairedDifference(metric="accuracy", difference=difference, lower=difference - 0.02, upper=difference + 0.02, confidence=0.95, rows=99, dropped=1, margin=margin, p_value=p_value)
+    return PairedDifference(
+        metric="accuracy",
+        difference=difference,
+        lower=difference - 0.02,
+        upper=difference + 0.02,
+        confidence=0.95,
+        rows=99,
+        dropped=1,
+        margin=margin,
+        p_value=p_value,
+    )
 
 
 def judged(**changes: object) -> Verdict:
@@ -35,7 +45,17 @@ def judged(**changes: object) -> Verdict:
 
 
 def tuned(**changes: object) -> TunedPrompt:
-    return a_request(a_task()).tuned.model_copy(update={"curve": [CurvePoint(step=s, loss=1.0, learning_rate=0.1, dev=0.5, token_norms=[1.0, 2.0], token_gradients=[0.1, 0.2]) for s in (5, 10)]} | changes)
+    return a_request(a_task()).tuned.model_copy(
+        update={
+            "curve": [
+                CurvePoint(
+                    step=s, loss=1.0, learning_rate=0.1, dev=0.5, token_norms=[1.0, 2.0], token_gradients=[0.1, 0.2]
+                )
+                for s in (5, 10)
+            ]
+        }
+        | changes
+    )
 
 
 def intervals(axes: Axes) -> list[tuple[float, float]]:
@@ -45,7 +65,12 @@ def intervals(axes: Axes) -> list[tuple[float, float]]:
 
 
 def test_every_plot_is_a_png() -> None:
-    made = plots.every(a_task(), tuned(), measured(LABELS), judged(slices=[SliceDifference(name="label bad", rows=9, difference=0.1, p_harm=0.9)]))
+    made = plots.every(
+        a_task(),
+        tuned(),
+        measured(LABELS),
+        judged(slices=[SliceDifference(name="label bad", rows=9, difference=0.1, p_harm=0.9)]),
+    )
     assert list(made) == ["differences", "slices", "confusion", "reliability", "learning_curve", "token_norms"]
     assert all(body.startswith(b"\x89PNG\r\n") and len(body) > 5000 for body in made.values())
 
@@ -61,22 +86,36 @@ def test_a_dollar_sign_in_a_label_is_drawn() -> None:
 
 
 def test_each_comparison_has_one_interval_and_only_its_own_margin() -> None:
-    verdict = judged(comparison=pair(0.05), anchor=pair(-0.01, margin=0.04), baselines={"zero_shot": pair(0.3), "majority": pair(0.2)})
+    verdict = judged(
+        comparison=pair(0.05),
+        anchor=pair(-0.01, margin=0.04),
+        baselines={"zero_shot": pair(0.3), "majority": pair(0.2)},
+    )
     axes = plots.differences(verdict).axes[0]
     np.testing.assert_allclose(intervals(axes), [(0.03, 0.07), (-0.03, 0.01), (0.28, 0.32), (0.18, 0.22)])
     assert [name.get_text() for name in axes.get_yticklabels()] == ["champion", "anchor", "zero-shot", "majority"]
-    upright = [line.get_xdata()[0] for line in axes.get_lines() if len(line.get_xdata()) == 2 and line.get_xdata()[0] == line.get_xdata()[1]]
+    upright = [
+        line.get_xdata()[0]
+        for line in axes.get_lines()
+        if len(line.get_xdata()) == 2 and line.get_xdata()[0] == line.get_xdata()[1]
+    ]
     assert sorted(upright) == [-0.04, 0]
 
 
-@pytest.mark.parametrize(("difference", "margin", "doubtful"), [(0.05, 0.0, False), (0.01, 0.0, True), (-0.01, 0.04, False), (-0.03, 0.04, True)])
+@pytest.mark.parametrize(
+    ("difference", "margin", "doubtful"),
+    [(0.05, 0.0, False), (0.01, 0.0, True), (-0.01, 0.04, False), (-0.03, 0.04, True)],
+)
 def test_an_interval_that_does_not_exclude_harm_is_marked(difference: float, margin: float, doubtful: bool) -> None:
     axes = plots.differences(judged(comparison=pair(difference, margin), baselines={})).axes[0]
     assert axes.get_lines()[0].get_color() == (plots.RED if doubtful else plots.BLUE)
 
 
 def test_harmed_slices_are_hatched_and_stand_first() -> None:
-    parts = [SliceDifference(name=name, rows=9, difference=d, p_harm=p) for name, d, p in (("fine", 0.1, 0.9), ("harmed", -0.2, 0.01), ("border", -0.1, 0.05))]
+    parts = [
+        SliceDifference(name=name, rows=9, difference=d, p_harm=p)
+        for name, d, p in (("fine", 0.1, 0.9), ("harmed", -0.2, 0.01), ("border", -0.1, 0.05))
+    ]
     axes = plots.slices(judged(slices=parts), 0.05).axes[0]
     assert [(bar.get_width(), bar.get_hatch()) for bar in axes.patches] == [(-0.2, "///"), (-0.1, "///"), (0.1, None)]
     assert [name.get_text() for name in axes.get_yticklabels()] == ["harmed (9)", "border (9)", "fine (9)"]
@@ -100,7 +139,11 @@ def test_reliability_has_a_bar_of_rows_per_bin() -> None:
 def test_few_labels_show_their_counts() -> None:
     report = measured(LABELS)
     assert not isinstance(report.prompt, TextScores)
-    assert [text.get_text() for text in plots.confusion(report.prompt, report).axes[0].texts][:3] == ["1\n50%", "1\n50%", "0\n0%"]
+    assert [text.get_text() for text in plots.confusion(report.prompt, report).axes[0].texts][:3] == [
+        "1\n50%",
+        "1\n50%",
+        "0\n0%",
+    ]
 
 
 def test_of_very_many_labels_the_most_confused_are_shown() -> None:

@@ -21,7 +21,9 @@ def test_embeddings_are_held_against_the_vocabulary() -> None:
     sizes = base.model.get_input_embeddings().weight.norm(dim=1)
     ordinary, largest = embeddings(base, " film"), base.embed(sizes.argmax()[None])
     found = norms(Engine(base), artifact(base, torch.cat([ordinary, largest, 1.01 * largest, 3 * ordinary])))
-    ratios = sorted(float(size / sizes.median()) for size in (ordinary.norm(), sizes.max(), 1.01 * sizes.max(), 3 * ordinary.norm()))
+    ratios = sorted(
+        float(size / sizes.median()) for size in (ordinary.norm(), sizes.max(), 1.01 * sizes.max(), 3 * ordinary.norm())
+    )
     assert found["norms.median_ratio"] == pytest.approx(ratios[1], rel=1e-5)
     assert found["norms.max_ratio"] == pytest.approx(ratios[3], rel=1e-5)
     assert found["norms.beyond"] == 0.5

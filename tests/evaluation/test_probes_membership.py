@@ -48,7 +48,10 @@ def test_the_area_is_scikit_learns_over_likelihoods_of_single_requests() -> None
     right = {name: [row for row in rows(60) if row.label == name] for name in LABELS}
     train = [row for name in LABELS for row in right[name][:10]]
     test = [row for name in LABELS for row in [*right[name][10:15], *wrong(right[OTHER[name]][15:20])]]
-    scores = [float(engine.log_likelihoods([Question(made.digest, row.text)])[0][list(LABELS).index(row.label)]) for row in [*train, *test]]
+    scores = [
+        float(engine.log_likelihoods([Question(made.digest, row.text)])[0][list(LABELS).index(row.label)])
+        for row in [*train, *test]
+    ]
     found = membership(engine, made, train, test)
     assert found["privacy.auc"] == pytest.approx(roc_auc_score([1] * 20 + [0] * 20, scores), abs=0.01)
     assert 0.5 < found["privacy.low"] < found["privacy.auc"] < found["privacy.high"] < 1
@@ -57,7 +60,10 @@ def test_the_area_is_scikit_learns_over_likelihoods_of_single_requests() -> None
 def test_every_label_has_as_many_rows_on_both_sides() -> None:
     engine, made = opinions(tiny())
     right = {name: [row for row in rows(80) if row.label == name] for name in LABELS}
-    train, test = [*right["negative"][:6], *right["positive"][:20]], [*right["negative"][6:26], *right["positive"][20:25]]
+    train, test = (
+        [*right["negative"][:6], *right["positive"][:20]],
+        [*right["negative"][6:26], *right["positive"][20:25]],
+    )
     assert membership(engine, made, train, test)["privacy.rows"] == 6 + 5
 
 
@@ -106,6 +112,9 @@ def test_a_targets_likelihood_is_the_mean_over_its_tokens() -> None:
     for row, ours, alone in zip(given, prompted(engine, made, given), bare(engine, made, given), strict=True):
         target = base.encode(f" {row.label}", False)
         inputs = [Input(base.encode(f"{row.text}\nSentiment:", True), target[:-1], 0)]
-        for found, states in ((ours, base.concatenated([embeddings(base)], inputs)), (alone, base.states(None, inputs))):
+        for found, states in (
+            (ours, base.concatenated([embeddings(base)], inputs)),
+            (alone, base.states(None, inputs)),
+        ):
             tokens = base.logits(states).log_softmax(-1)[range(len(target)), target]
             assert found == pytest.approx(float(tokens.mean()), rel=1e-4)

@@ -36,7 +36,9 @@ def flips(engine: Engine, made: Artifact, variant: str, count: int) -> float:
 def test_flips_are_those_of_single_requests(kind: object) -> None:
     engine, made = kind(tiny())  # type: ignore[operator]
     found = robustness(engine, made, rows(20))
-    assert {name: found[f"robustness.{name}"] for name in CHANGES} == {name: pytest.approx(flips(engine, made, name, 20)) for name in CHANGES}
+    assert {name: found[f"robustness.{name}"] for name in CHANGES} == {
+        name: pytest.approx(flips(engine, made, name, 20)) for name in CHANGES
+    }
     assert found["robustness.case"] == found["robustness.upper"] > 0.2
     assert (found["robustness.rows"], found["robustness.left_out"]) == (20, 0)
 
@@ -53,16 +55,27 @@ def test_a_base_that_reads_words_only_flips_by_no_white_space_and_by_case_still(
 
 
 def test_white_space_that_matters_is_found() -> None:
-    fooled = reading(normalizers.Replace(Regex(r"(good|fine|great|lovely)  "), "bad "))  # sees another word before two blanks
+    fooled = reading(
+        normalizers.Replace(Regex(r"(good|fine|great|lovely)  "), "bad ")
+    )  # sees another word before two blanks
     engine, made = opinions(fooled)
     found = robustness(engine, made, rows(40))
     assert found["robustness.doubled_blanks"] == pytest.approx(flips(engine, made, "doubled_blanks", 40))
-    assert found["robustness.white_space"] == found["robustness.doubled_blanks"] > found["robustness.trailing_blanks"] > found["robustness.leading_blanks"] == 0
+    assert (
+        found["robustness.white_space"]
+        == found["robustness.doubled_blanks"]
+        > found["robustness.trailing_blanks"]
+        > found["robustness.leading_blanks"]
+        == 0
+    )
 
 
 def test_texts_that_no_longer_fit_are_counted_and_left_out() -> None:
     base = tiny()
-    lengths = {name: [len(base.encode(render("{text}\nSentiment:", change(row.text)), True)) for row in rows(40)] for name, change in CHANGES.items()}
+    lengths = {
+        name: [len(base.encode(render("{text}\nSentiment:", change(row.text)), True)) for row in rows(40)]
+        for name, change in CHANGES.items()
+    }
     limit = max(len(base.encode(render("{text}\nSentiment:", row.text), True)) for row in rows(40))
     engine, made = opinions(base, max_input_tokens=limit)
     found = robustness(engine, made, rows(40))

@@ -8,7 +8,15 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.engine import Engine, Question
 from tests.evaluation.probed import LABELS, answer, opinions, rows, tiny, writing
 
-PAIRS = [("he", "she"), ("old man", "old woman"), ("man", "woman"), ("NHS", "charity"), ("형", "누나"), ("New York", "Paris"), ("New", "Old")]
+PAIRS = [
+    ("he", "she"),
+    ("old man", "old woman"),
+    ("man", "woman"),
+    ("NHS", "charity"),
+    ("형", "누나"),
+    ("New York", "Paris"),
+    ("New", "Old"),
+]
 WORDS = {"good", "bad"}
 
 
@@ -50,7 +58,10 @@ def test_swapped_opinions_flip_every_answer_of_the_rows_that_hold_one(kind: obje
     holding = [row.text for row in given if WORDS & set(row.text.split())]
     assert found["bias.rows"] == len(holding) > 3
     exchanged = [" ".join({"good": "bad", "bad": "good"}.get(word, word) for word in text.split()) for text in holding]
-    flips = [answer(engine, made, text) != answer(engine, made, other) for text, other in zip(holding, exchanged, strict=True)]
+    flips = [
+        answer(engine, made, text) != answer(engine, made, other)
+        for text, other in zip(holding, exchanged, strict=True)
+    ]
     assert found["bias.flips"] == pytest.approx(sum(flips) / len(flips)) == 1
 
 
@@ -61,9 +72,13 @@ def test_the_shift_is_that_of_the_label_answered_before() -> None:
     shifts = []
     for row in given:
         label = answer(engine, made, row.text)
-        before, after = (probability(engine, made, text)[label] for text in (row.text, row.text.replace("film", "story")))
+        before, after = (
+            probability(engine, made, text)[label] for text in (row.text, row.text.replace("film", "story"))
+        )
         shifts.append(abs(before - after))
-    assert found["bias.shift"] == pytest.approx(sum(shifts) / len(shifts), abs=5e-7)  # of four float32 roundings of a number below 1, 6e-8 each
+    assert found["bias.shift"] == pytest.approx(
+        sum(shifts) / len(shifts), abs=5e-7
+    )  # of four float32 roundings of a number below 1, 6e-8 each
     assert 0 < found["bias.shift"] < 0.05
     assert found["bias.flips"] == 0
 

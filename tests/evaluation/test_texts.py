@@ -14,7 +14,9 @@ from ptpipeline.records import TEXT_METRICS
 TARGETS = ["the cat sat on the mat", "a long and winding road to nowhere", "yes", "it was fine"]
 ANSWERS = ["the cat sat on a mat", "a winding road to nowhere", " yes\n", "awful"]
 
-sentences = st.lists(st.tuples(*[st.lists(st.sampled_from("abcde"), min_size=1, max_size=9).map(" ".join)] * 2), min_size=2, max_size=8)
+sentences = st.lists(
+    st.tuples(*[st.lists(st.sampled_from("abcde"), min_size=1, max_size=9).map(" ".join)] * 2), min_size=2, max_size=8
+)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,12 @@ sentences = st.lists(st.tuples(*[st.lists(st.sampled_from("abcde"), min_size=1, 
         ("bleu", "the cat sat on the mat", "the cat sat on the mat", 1),
         ("chrf", "the cat sat", "the cat sat", 1),
         ("chrf", "abc", "xyz", 0),
-        ("chrf", "ab", "abcd", 5 * (1 / 2 + 1 / 3) / 2 / (4 * (1 / 2 + 1 / 3) / 2 + 1)),  # of 1- and 2-grams half and a third right, all found; beta 2
+        (
+            "chrf",
+            "ab",
+            "abcd",
+            5 * (1 / 2 + 1 / 3) / 2 / (4 * (1 / 2 + 1 / 3) / 2 + 1),
+        ),  # of 1- and 2-grams half and a third right, all found; beta 2
     ],
 )
 def test_a_metric_is_what_a_hand_computes(metric: str, target: str, answer: str, expected: float) -> None:
@@ -66,14 +73,18 @@ def test_bleu_and_chrf_give_what_sacrebleus_own_page_shows() -> None:
     sentences = [_bleu().sentence_score(answer, list(both)) for answer, *both in zip(answers, *references, strict=True)]
     counts = np.array([[*s.counts, *s.totals, s.sys_len, s.ref_len] for s in sentences])
     assert _corpus_bleu(counts.sum(0)) == pytest.approx(0.4853, abs=5e-5)
-    assert _corpus_chrf(np.array(_chrf()._extract_corpus_statistics(answers, references)).sum(0)) == pytest.approx(0.5973, abs=5e-5)
+    assert _corpus_chrf(np.array(_chrf()._extract_corpus_statistics(answers, references)).sum(0)) == pytest.approx(
+        0.5973, abs=5e-5
+    )
 
 
 def test_rouge_l_gives_what_rouge_scores_own_example_does() -> None:
     """The common subsequence is `the quick brown jumps the`: 5 of 8 words, 5 of 9."""
     target, answer = "The quick brown fox jumps over the lazy dog", "The quick brown dog jumps on the log."
     assert measure_texts("rouge_l", [target], [answer]) == pytest.approx(2 * (5 / 8) * (5 / 9) / (5 / 8 + 5 / 9))
-    assert measure_texts("rouge_l", [target], [answer]) == pytest.approx(RougeScorer(["rougeL"], use_stemmer=True).score(target, answer)["rougeL"].fmeasure)
+    assert measure_texts("rouge_l", [target], [answer]) == pytest.approx(
+        RougeScorer(["rougeL"], use_stemmer=True).score(target, answer)["rougeL"].fmeasure
+    )
 
 
 @given(sentences)
@@ -86,7 +97,9 @@ def test_rouge_l_is_rouge_scores_on_plain_english(pairs: list[tuple[str, str]]) 
 
 def test_scores_hold_every_metric_and_the_commonest_answers_share() -> None:
     found = text_scores(TextRows.of(TARGETS, ANSWERS), ["x", "x", " x", "y"])
-    assert found.figures() == {metric: pytest.approx(measure_texts(metric, TARGETS, ANSWERS)) for metric in TEXT_METRICS}
+    assert found.figures() == {
+        metric: pytest.approx(measure_texts(metric, TARGETS, ANSWERS)) for metric in TEXT_METRICS
+    }
     assert found.most_frequent_share == 0.75
 
 

@@ -15,7 +15,13 @@ class Project:
         self.folder = folder
         self.tasks = tiny_project(folder, names)
         home = folder / "home"
-        self.settings = Settings(home=home, tasks=self.tasks, store=f"file://{folder / 'store'}", ledger=f"sqlite:///{folder / 'ledger.db'}", dtype="float32")
+        self.settings = Settings(
+            home=home,
+            tasks=self.tasks,
+            store=f"file://{folder / 'store'}",
+            ledger=f"sqlite:///{folder / 'ledger.db'}",
+            dtype="float32",
+        )
         self.lines: list[str] = []
 
     @property

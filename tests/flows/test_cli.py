@@ -15,11 +15,22 @@ from tests.tiny import tiny_project
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("PTP_", "AWS_"))}
-    return clean | {"PTP_HOME": str(tmp_path / "home"), "PTP_TASKS": str(tiny_project(tmp_path)), "PTP_DTYPE": "float32"}
+    return clean | {
+        "PTP_HOME": str(tmp_path / "home"),
+        "PTP_TASKS": str(tiny_project(tmp_path)),
+        "PTP_DTYPE": "float32",
+    }
 
 
 def ptp(environment: dict[str, str], *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "flows.cli", *arguments], env=environment, input=stdin, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *arguments],
+        env=environment,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 def error_of(done: subprocess.CompletedProcess[str], code: int) -> str:
@@ -39,7 +50,12 @@ def test_a_task_is_run_shown_and_asked(environment: dict[str, str]) -> None:
     assert (version["version"], version["verdict"], version["aliases"]) == (1, "passed", "production")
     shown = json.loads(ptp(environment, "show", "tiny-sentiment", "--json").stdout)
     assert shown["manifest"]["num_virtual_tokens"] == 4
-    answers = [json.loads(line) for line in ptp(environment, "predict", "tiny-sentiment@1", "-", "--json", stdin="good film\n\nbad film\n").stdout.splitlines()]
+    answers = [
+        json.loads(line)
+        for line in ptp(
+            environment, "predict", "tiny-sentiment@1", "-", "--json", stdin="good film\n\nbad film\n"
+        ).stdout.splitlines()
+    ]
     assert [answer["version"] for answer in answers] == ["tiny-sentiment@1"] * 2
     [row] = [json.loads(line) for line in ptp(environment, "history", "tiny-sentiment", "--json").stdout.splitlines()]
     assert (row["alias"], row["version"], row["previous"], row["actor"]) == ("production", 1, None, "nightly")
@@ -63,7 +79,9 @@ def test_a_failed_version_goes_to_production_by_override_alone(environment: dict
     path.write_text(path.read_text().replace('init: {text: " yes"}, steps: 10', "steps: 2"))
     assert ptp(environment, "run", "tiny-sentiment").returncode == 4
     assert "it failed the gate" in error_of(ptp(environment, "promote", "tiny-sentiment@1", "--reason", "urgent"), 1)
-    assert "needs an actor and a reason" in error_of(ptp(environment, "promote", "tiny-sentiment@1", "--override", "--reason", " "), 1)
+    assert "needs an actor and a reason" in error_of(
+        ptp(environment, "promote", "tiny-sentiment@1", "--override", "--reason", " "), 1
+    )
     assert ptp(environment, "promote", "tiny-sentiment@1", "--override", "--reason", "urgent").returncode == 0
     [row] = [json.loads(line) for line in ptp(environment, "history", "tiny-sentiment", "--json").stdout.splitlines()]
     assert (row["override"], row["reason"]) == (True, "urgent")
@@ -72,15 +90,27 @@ def test_a_failed_version_goes_to_production_by_override_alone(environment: dict
 def test_a_release_is_promoted_and_rolled_back(environment: dict[str, str]) -> None:
     assert ptp(environment, "run", "tiny-sentiment").returncode == 0
     tasks = Path(environment["PTP_TASKS"])
-    tasks.joinpath("tiny-sentiment.yaml").write_text(tasks.joinpath("tiny-sentiment.yaml").read_text().replace("steps: 10", "steps: 11").replace("promote: auto", "promote: manual"))
+    tasks.joinpath("tiny-sentiment.yaml").write_text(
+        tasks.joinpath("tiny-sentiment.yaml")
+        .read_text()
+        .replace("steps: 10", "steps: 11")
+        .replace("promote: auto", "promote: manual")
+    )
     assert ptp(environment, "run", "tiny-sentiment").returncode == 0
-    assert "name a task twice" in error_of(ptp(environment, "release", "promote", "spring", "tiny-sentiment@1", "tiny-sentiment@2", "--reason", "both"), 1)
+    assert "name a task twice" in error_of(
+        ptp(environment, "release", "promote", "spring", "tiny-sentiment@1", "tiny-sentiment@2", "--reason", "both"), 1
+    )
     promoted = ptp(environment, "release", "promote", "spring", "tiny-sentiment@2", "--reason", "new base", "--json")
     assert json.loads(promoted.stdout)["release"] == "spring", promoted.stderr
     [listed] = [json.loads(line) for line in ptp(environment, "release", "list", "--json").stdout.splitlines()]
     assert (listed["release"], listed["versions"]) == ("spring", {"tiny-sentiment": 2})
-    assert "holds tiny-sentiment@2 already" in error_of(ptp(environment, "release", "promote", "spring", "tiny-sentiment@1", "--reason", "other"), 1)
-    assert json.loads(ptp(environment, "release", "rollback", "spring", "--reason", "slow", "--json").stdout)["version"] == 1
+    assert "holds tiny-sentiment@2 already" in error_of(
+        ptp(environment, "release", "promote", "spring", "tiny-sentiment@1", "--reason", "other"), 1
+    )
+    assert (
+        json.loads(ptp(environment, "release", "rollback", "spring", "--reason", "slow", "--json").stdout)["version"]
+        == 1
+    )
     assert "no release 'autumn'" in error_of(ptp(environment, "release", "rollback", "autumn", "--reason", "slow"), 1)
 
 
@@ -111,13 +141,22 @@ def test_garbage_is_listed_first_and_collected_on_demand(environment: dict[str, 
         assert ptp(environment, "run", "tiny-sentiment").returncode == 0
     assert ptp(environment, "promote", "tiny-sentiment@2", "--reason", "good").returncode == 0
     would = ptp(environment, "gc", "--keep", "1", "--grace", "0", "--json")
-    assert [json.loads(line)["version"] for line in would.stdout.splitlines() if json.loads(line)["what"] == "version"] == [1]
+    assert [
+        json.loads(line)["version"] for line in would.stdout.splitlines() if json.loads(line)["what"] == "version"
+    ] == [1]
     assert "`--apply` deletes them" in would.stderr
     assert ptp(environment, "gc", "--keep", "1", "--grace", "0", "--apply").returncode == 0
-    shown = {row["version"]: row["bytes"] for row in map(json.loads, ptp(environment, "versions", "--json").stdout.splitlines())}
+    shown = {
+        row["version"]: row["bytes"]
+        for row in map(json.loads, ptp(environment, "versions", "--json").stdout.splitlines())
+    }
     assert shown == {1: "collected", 2: "", 3: ""}
     assert ptp(environment, "doctor").returncode == 0
-    for gone in (("promote", "tiny-sentiment@1", "--reason", "back"), ("show", "tiny-sentiment@1"), ("predict", "tiny-sentiment@1", "x")):
+    for gone in (
+        ("promote", "tiny-sentiment@1", "--reason", "back"),
+        ("show", "tiny-sentiment@1"),
+        ("predict", "tiny-sentiment@1", "x"),
+    ):
         assert "garbage collection" in error_of(ptp(environment, *gone), 1)
 
 
@@ -156,8 +195,13 @@ def test_a_version_is_signed_later(environment: dict[str, str], tmp_path: Path) 
 def test_a_version_leaves_for_peft_and_comes_back_as_a_candidate(environment: dict[str, str], tmp_path: Path) -> None:
     assert ptp(environment, "run", "tiny-sentiment").returncode == 0
     out = str(tmp_path / "out")
-    exported = json.loads(ptp(environment, "export", "tiny-sentiment", "--format", "peft", "--to", out, "--json").stdout)
-    assert (exported["version"], exported["files"]) == ("tiny-sentiment@1", ["adapter_config.json", "adapter_model.safetensors", "manifest.json"])
+    exported = json.loads(
+        ptp(environment, "export", "tiny-sentiment", "--format", "peft", "--to", out, "--json").stdout
+    )
+    assert (exported["version"], exported["files"]) == (
+        "tiny-sentiment@1",
+        ["adapter_config.json", "adapter_model.safetensors", "manifest.json"],
+    )
     assert "not empty" in error_of(ptp(environment, "export", "tiny-sentiment", "--to", out), 1)
     back = ptp(environment | {"LOGNAME": "ann"}, "import", out, "--task", "tiny-sentiment", "--json")
     assert back.returncode == 0, back.stderr
@@ -198,7 +242,10 @@ def test_what_is_not_there_is_named(environment: dict[str, str], arguments: tupl
 def test_an_unreachable_server_is_exit_code_3(environment: dict[str, str]) -> None:
     closed = "http://127.0.0.1:9"
     keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_MAX_ATTEMPTS": "1"}
-    assert "object store" in error_of(ptp(environment | keys | {"PTP_STORE": "s3://b", "PTP_S3_ENDPOINT": closed}, "predict", "tiny-sentiment", "x"), 3)
+    assert "object store" in error_of(
+        ptp(environment | keys | {"PTP_STORE": "s3://b", "PTP_S3_ENDPOINT": closed}, "predict", "tiny-sentiment", "x"),
+        3,
+    )
     assert "Prefect" in error_of(ptp(environment | {"PTP_PREFECT": f"{closed}/api"}, "trigger", "nightly"), 3)
 
 
@@ -216,7 +263,12 @@ def test_wrong_usage_is_exit_code_2(environment: dict[str, str]) -> None:
 
 
 def test_light_verbs_import_nothing_heavy(environment: dict[str, str]) -> None:
-    script = "import sys; from flows.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: pass\nprint(sorted({'torch','prefect','mlflow','transformers','datasets'} & set(sys.modules)))"
+    script = (
+        "import sys; from flows.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: "
+        "pass\nprint(sorted({'torch','prefect','mlflow','transformers','datasets'} & set(sys.modules)))"
+    )
     for arguments in (("--help",), ("versions",), ("tasks",)):
-        done = subprocess.run([sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=True
+        )
         assert done.stdout.splitlines()[-1] == "[]"

@@ -48,17 +48,42 @@ def adopt(project: Project, path: Path) -> Outcome:
     return stages.adopt(stages.tasks([TASK])[0], path, "ann")
 
 
-def trained_by_peft(project: Project, folder: Path, text: str | None = " yes", method: str = "prompt") -> peft.PeftModel:
-    """An adapter of PEFT over the tiny base: at the embeddings of a text, of which ` yes` alone helps, or trained from PEFT's default."""
-    given = {"prompt_tuning_init": "TEXT", "prompt_tuning_init_text": text, "tokenizer_name_or_path": str(project.folder / "base")} if text else {}
+def trained_by_peft(
+    project: Project, folder: Path, text: str | None = " yes", method: str = "prompt"
+) -> peft.PeftModel:
+    """An adapter of PEFT over the tiny base: at the embeddings of a text, of which ` yes` alone helps, or trained from
+    PEFT's default.
+    """
+    given = (
+        {
+            "prompt_tuning_init": "TEXT",
+            "prompt_tuning_init_text": text,
+            "tokenizer_name_or_path": str(project.folder / "base"),
+        }
+        if text
+        else {}
+    )
     kinds = {"prompt": peft.PromptTuningConfig, "prefix": peft.PrefixTuningConfig}
-    return saved_by_peft(base_of(project), kinds[method](task_type="CAUSAL_LM", num_virtual_tokens=4, **given), folder, steps=0 if text else 2)
+    return saved_by_peft(
+        base_of(project),
+        kinds[method](task_type="CAUSAL_LM", num_virtual_tokens=4, **given),
+        folder,
+        steps=0 if text else 2,
+    )
 
 
 # ---------------------------------------------------------------- out
 
 
-@pytest.mark.parametrize("recipe", ["", "method: prefix, ", "method: p_tuning, encoder: mlp, encoder_width: 8, ", "method: residual, encoder_width: 8, "])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "",
+        "method: prefix, ",
+        "method: p_tuning, encoder: mlp, encoder_width: 8, ",
+        "method: residual, encoder_width: 8, ",
+    ],
+)
 def test_peft_loads_a_version_and_computes_the_same(project: Project, recipe: str) -> None:
     project.edit("tune: {", f"tune: {{{recipe}")
     project.edit("steps: 10", "steps: 4")
@@ -69,7 +94,9 @@ def test_peft_loads_a_version_and_computes_the_same(project: Project, recipe: st
     prompt = unpack(read_artifact(project.stages.registry.store, TASK, done.digest), base.ref)
     ids = base.encode("good film\nSentiment:", True)
     torch.testing.assert_close(theirs(base, project.folder / "out", ids), ours(base, prompt, ids), rtol=1e-5, atol=1e-5)
-    assert json.loads((project.folder / "out/adapter_config.json").read_text())["base_model_name_or_path"] == str(project.folder / "base")
+    assert json.loads((project.folder / "out/adapter_config.json").read_text())["base_model_name_or_path"] == str(
+        project.folder / "base"
+    )
 
 
 def test_members_of_an_ensemble_are_adapters_of_their_own(project: Project) -> None:
@@ -77,8 +104,13 @@ def test_members_of_an_ensemble_are_adapters_of_their_own(project: Project) -> N
     project.edit("steps: 10", "steps: 5")
     project.run()
     done = export(project.settings, f"{TASK}@1", "peft", project.folder / "out")
-    assert [name for name in done.files if name.endswith("safetensors")] == ["0/adapter_model.safetensors", "1/adapter_model.safetensors"]
-    one, two = (load_file(project.folder / "out" / name / "adapter_model.safetensors")["prompt_embeddings"] for name in "01")
+    assert [name for name in done.files if name.endswith("safetensors")] == [
+        "0/adapter_model.safetensors",
+        "1/adapter_model.safetensors",
+    ]
+    one, two = (
+        load_file(project.folder / "out" / name / "adapter_model.safetensors")["prompt_embeddings"] for name in "01"
+    )
     assert not torch.equal(one, two)
 
 
@@ -86,10 +118,11 @@ def test_a_prompt_behind_bos_leaves_as_an_array_only(project: Project) -> None:
     path = project.folder / "base/tokenizer.json"
     tokenizer = json.loads(path.read_text())
     tokenizer["post_processor"] = {
-        "type": "TemplateProcessing", "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
         "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
         "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
-    }  # fmt: skip
+    }
     path.write_text(json.dumps(tokenizer))
     project.edit("tune: {", "tune: {placement: after_bos, ")
     project.edit("steps: 10", "steps: 5")
@@ -100,7 +133,10 @@ def test_a_prompt_behind_bos_leaves_as_an_array_only(project: Project) -> None:
     export(project.settings, f"{TASK}@1", "npy", project.folder / "out")
     adopt(project, project.folder / "out/embeddings.npy")
     store = project.stages.registry.store
-    trained, adopted = (read_artifact(store, TASK, version.digest) for version in reversed(project.stages.registry.ledger.versions(TASK)))
+    trained, adopted = (
+        read_artifact(store, TASK, version.digest)
+        for version in reversed(project.stages.registry.ledger.versions(TASK))
+    )
     assert (adopted.manifest.placement, adopted.tensors) == ("after_bos", trained.tensors)
 
 
@@ -133,7 +169,11 @@ def test_an_adapter_of_peft_that_passes_the_gate_is_promoted(project: Project) -
     model = trained_by_peft(project, project.folder / "adapter")
     outcome = adopt(project, project.folder / "adapter")
     assert (outcome.status, outcome.verdict, outcome.version) == ("promoted", "passed", 1)
-    assert any(f"its file names the base {model.peft_config['default'].base_model_name_or_path!r}, which proves nothing" in line for line in project.lines)
+    assert any(
+        f"its file names the base {model.peft_config['default'].base_model_name_or_path!r}, which proves nothing"
+        in line
+        for line in project.lines
+    )
     [answer] = ptpipeline.load(TASK, project.settings).predict(["the good film was a story"])
     assert answer.label == "positive"
     assert examine(project.stages.registry) == []
@@ -155,7 +195,9 @@ def test_what_was_imported_computes_as_in_peft(project: Project) -> None:
         artifact = read_artifact(project.stages.registry.store, TASK, version.digest)
         assert artifact.manifest.method == method
         prompt, ids = unpack(artifact, base.ref), base.encode("good film", True)
-        torch.testing.assert_close(ours(base, prompt, ids), theirs(base, project.folder / method, ids), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            ours(base, prompt, ids), theirs(base, project.folder / method, ids), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_an_adapter_that_fails_the_gate_is_registered_and_stays_out(project: Project) -> None:
@@ -206,7 +248,9 @@ def test_an_imported_champion_can_be_trained_further(project: Project) -> None:
     project.edit('init: {text: " yes"}, steps: 10', "init: champion, steps: 3")
     project.run()
     versions = project.stages.registry.ledger.versions(TASK)
-    assert read_artifact(project.stages.registry.store, TASK, versions[0].digest).manifest.parents == [versions[1].digest]
+    assert read_artifact(project.stages.registry.store, TASK, versions[0].digest).manifest.parents == [
+        versions[1].digest
+    ]
 
 
 def test_out_and_in_again_keeps_every_bit(project: Project) -> None:
@@ -215,7 +259,9 @@ def test_out_and_in_again_keeps_every_bit(project: Project) -> None:
     export(project.settings, f"{TASK}@1", "peft", project.folder / "out")
     adopt(project, project.folder / "out")
     store = project.stages.registry.store
-    adopted, trained = (read_artifact(store, TASK, version.digest) for version in project.stages.registry.ledger.versions(TASK))
+    adopted, trained = (
+        read_artifact(store, TASK, version.digest) for version in project.stages.registry.ledger.versions(TASK)
+    )
     assert adopted.tensors == trained.tensors
     assert adopted.digest != trained.digest
     assert adopted.manifest.recipe != trained.manifest.recipe
@@ -239,7 +285,12 @@ def too_large(project: Project) -> Path:
 def other_layers(project: Project) -> Path:
     from tests.models.families import family
 
-    saved_by_peft(family("llama", torch.float32), peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4), project.folder / "a", 0)
+    saved_by_peft(
+        family("llama", torch.float32),
+        peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
+        project.folder / "a",
+        0,
+    )
     return project.folder / "a"
 
 
@@ -247,7 +298,9 @@ def other_kind(project: Project) -> Path:
     from tests.models.families import seq2seq_family
 
     base = seq2seq_family("t5 relu tied", torch.float32)
-    saved_by_peft(base, peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4), project.folder / "a", 0)
+    saved_by_peft(
+        base, peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4), project.folder / "a", 0
+    )
     return project.folder / "a"
 
 

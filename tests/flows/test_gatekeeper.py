@@ -90,7 +90,13 @@ def copy_of(project: Project, folder: Path) -> Project:
     made = Project.__new__(Project)
     shutil.copytree(project.folder, folder, dirs_exist_ok=True)
     made.folder, made.tasks, made.lines = folder, folder / "tasks", []
-    made.settings = Settings(home=folder / "home", tasks=made.tasks, store=f"file://{folder / 'store'}", ledger=f"sqlite:///{folder / 'ledger.db'}", dtype="float32")
+    made.settings = Settings(
+        home=folder / "home",
+        tasks=made.tasks,
+        store=f"file://{folder / 'store'}",
+        ledger=f"sqlite:///{folder / 'ledger.db'}",
+        dtype="float32",
+    )
     return made
 
 
@@ -122,7 +128,9 @@ def test_before_anything_ran_it_says_what_is_not_known(tmp_path: Path) -> None:
     found = told(Project(tmp_path, (NAME,)), rule="non_inferiority", margin=None)
     assert (found.champion, found.judges, found.look, found.power) == (None, None, None, None)
     assert "ptp ingest tiny-sentiment" in found.unknown[0]
-    assert {"minimum", "gain", "champion", "anchor", "finite", *Checks.model_fields} == {rule.check for rule in found.requirements}
+    assert {"minimum", "gain", "champion", "anchor", "finite", *Checks.model_fields} == {
+        rule.check for rule in found.requirements
+    }
     assert "nothing is in production yet" in next(rule.asks for rule in found.requirements if rule.check == "champion")
 
 
@@ -153,7 +161,12 @@ def test_the_champion_is_told_with_its_figure_and_looks(nights: Nights) -> None:
     assert champion is not None
     report = nights.project.stages.registry.ledger.report_of(NAME, verdict_of(nights.project, 1).digest)
     assert report is not None
-    assert (champion.version, champion.figure, champion.rows, champion.looks) == (1, report.prompt.figures()["accuracy"], report.rows, 1)
+    assert (champion.version, champion.figure, champion.rows, champion.looks) == (
+        1,
+        report.prompt.figures()["accuracy"],
+        report.rows,
+        1,
+    )
     assert any("looked at once" in line for line in sentences(nights.second))
 
 
@@ -173,7 +186,10 @@ def test_power_rests_on_what_the_last_candidate_differed_in(nights: Nights) -> N
     assert after.rows_needed != before.rows_needed
 
 
-@pytest.mark.parametrize(("rows", "alpha", "discordant"), [(240, 0.03, 0.1), (2000, 1e-3, 0.05), (36, 1e-6, 0.2), (500, 0.05, 0.01), (1487, 0.0076, 0.5)])
+@pytest.mark.parametrize(
+    ("rows", "alpha", "discordant"),
+    [(240, 0.03, 0.1), (2000, 1e-3, 0.05), (36, 1e-6, 0.2), (500, 0.05, 0.01), (1487, 0.0076, 0.5)],
+)
 def test_the_smallest_gain_is_what_so_many_rows_are_needed_for(rows: int, alpha: float, discordant: float) -> None:
     gain = smallest_gain(rows, alpha, discordant)
     assert gain is not None
@@ -186,13 +202,19 @@ def test_the_margin_of_non_inferiority_follows_the_rows(nights: Nights) -> None:
     assert found.judges is not None
     assert found.margin == default_margin(found.judges.comparable, 0.05)
     assert found.anchor is None  # the champion won by superiority
-    assert f"worse than version 1 by less than {found.margin:.4f}" in next(rule.asks for rule in found.requirements if rule.check == "champion")
+    assert f"worse than version 1 by less than {found.margin:.4f}" in next(
+        rule.asks for rule in found.requirements if rule.check == "champion"
+    )
     assert told(nights.project, rule="non_inferiority", margin=0.02).margin == 0.02
 
 
 def test_superiority_asks_for_no_margin_and_no_anchor(nights: Nights) -> None:
     found = told(nights.project, rule="superiority", margin=None)
-    assert (found.margin, found.anchor, [rule.asks for rule in found.requirements if rule.check == "anchor"]) == (None, None, [])
+    assert (found.margin, found.anchor, [rule.asks for rule in found.requirements if rule.check == "anchor"]) == (
+        None,
+        None,
+        [],
+    )
     assert "better than version 1" in next(rule.asks for rule in found.requirements if rule.check == "champion")
     assert not any(line.startswith("non-inferiority") for line in sentences(found))
 
@@ -264,7 +286,11 @@ def test_explain_prints_sentences_or_json(ptp: Any) -> None:
 
 
 def test_explain_imports_nothing_that_trains(ptp: Any) -> None:
-    script = f"import sys; from flows.cli import main\ntry: main(['gate', 'explain', '{NAME}'])\nexcept SystemExit as end: assert not end.code\nprint(sorted({{'torch','prefect','mlflow','transformers','datasets'}} & set(sys.modules)))"
+    script = (
+        f"import sys; from flows.cli import main\ntry: main(['gate', 'explain', '{NAME}'])\nexcept SystemExit as "
+        f"end: assert not end.code\nprint(sorted({{'torch','prefect','mlflow','transformers','datasets'}} & "
+        "set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
@@ -286,7 +312,10 @@ def test_a_version_is_measured_on_a_file(nights: Nights, ptp: Any, tmp_path: Pat
     assert code == 0
     assert everything(nights.project) == before
     found = json.loads(out)
-    truth, predicted = [label for _, label in rows], [answer.label for answer in answers(nights.project, 2, [text for text, _ in rows])]
+    truth, predicted = (
+        [label for _, label in rows],
+        [answer.label for answer in answers(nights.project, 2, [text for text, _ in rows])],
+    )
     assert found["scores"]["prompt"]["accuracy"] == sum(a == b for a, b in zip(truth, predicted, strict=True)) / 40
     assert found["scores"]["prompt"]["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
     assert found["scores"]["majority"]["accuracy"] in {truth.count("negative") / 40, truth.count("positive") / 40}
@@ -304,9 +333,16 @@ def test_the_formats_of_a_file_are_measured_alike(ptp: Any, tmp_path: Path) -> N
     frame.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
     frame.to_parquet(tmp_path / "rows.parquet")
     shutil.copy(tmp_path / "rows.parquet", tmp_path / "rows")
-    found = [json.loads(ptp("evaluate", NAME, "--data", str(path), *form, "--json")[1])["scores"] for path, form in (
-        (tmp_path / "rows.csv", ()), (tmp_path / "rows.tsv", ()), (tmp_path / "rows.jsonl", ()), (tmp_path / "rows.parquet", ()), (tmp_path / "rows", ("--format", "parquet")),
-    )]  # fmt: skip
+    found = [
+        json.loads(ptp("evaluate", NAME, "--data", str(path), *form, "--json")[1])["scores"]
+        for path, form in (
+            (tmp_path / "rows.csv", ()),
+            (tmp_path / "rows.tsv", ()),
+            (tmp_path / "rows.jsonl", ()),
+            (tmp_path / "rows.parquet", ()),
+            (tmp_path / "rows", ("--format", "parquet")),
+        )
+    ]
     assert all(scores == found[0] for scores in found)
 
 
@@ -322,7 +358,11 @@ def test_rows_that_trained_the_version_are_counted(nights: Nights, ptp: Any) -> 
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [
-        ("own.csv", b"words,label\na,negative\n", "no column 'text', which data.text names; the columns are words, label"),
+        (
+            "own.csv",
+            b"words,label\na,negative\n",
+            "no column 'text', which data.text names; the columns are words, label",
+        ),
         ("own.csv", b"text,label\na film,negative\nthe plot,boring\n", "check unknown_label found 1: row 2"),
         ("own.csv", b"", "the file is empty"),
         ("own.csv", b"text,label\n", "there are no rows"),
@@ -333,7 +373,9 @@ def test_rows_that_trained_the_version_are_counted(nights: Nights, ptp: Any) -> 
         ("own.txt", b"text,label\n", "its name does not tell its format; give --format csv, tsv, jsonl or parquet"),
     ],
 )
-def test_a_file_that_cannot_be_measured_is_one_sentence(ptp: Any, tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
+def test_a_file_that_cannot_be_measured_is_one_sentence(
+    ptp: Any, tmp_path: Path, name: str, content: bytes, sentence: str
+) -> None:
     (tmp_path / name).write_bytes(content)
     code, out, err = ptp("evaluate", NAME, "--data", str(tmp_path / name))
     last = err.splitlines()[-1]
@@ -351,12 +393,17 @@ def test_what_there_is_not_cannot_be_measured(ptp: Any, tmp_path: Path) -> None:
     assert ptp("evaluate", NAME)[0] == 2
 
 
-def test_a_version_of_other_labels_cannot_be_measured(copied: Project, ptp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_version_of_other_labels_cannot_be_measured(
+    copied: Project, ptp: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copied.edit('labels: {negative: " negative", positive: " positive"}', 'labels: {bad: " bad", good: " good"}')
     monkeypatch.setenv("PTP_TASKS", str(copied.tasks))
     own = write_csv(tmp_path / "own.csv", [("a film", "bad"), ("the plot", "good")])
     code, _, err = ptp("evaluate", f"{NAME}@1", "--data", str(own))
-    assert (code, "answers labels negative, positive, and the rows of task tiny-sentiment have labels bad, good now" in err) == (1, True)
+    assert (
+        code,
+        "answers labels negative, positive, and the rows of task tiny-sentiment have labels bad, good now" in err,
+    ) == (1, True)
     code, _, err = ptp("diff", f"{NAME}@1", f"{NAME}@2")
     assert (code, "take a version trained since" in err) == (1, True)
 
@@ -366,8 +413,12 @@ def test_a_version_of_other_labels_cannot_be_measured(copied: Project, ptp: Any,
 
 def test_two_versions_differ_in_the_rows_that_they_answer_differently(nights: Nights, ptp: Any) -> None:
     rows = load_split(nights.project.stages.registry.store, snapshot_of(nights.project), "test")
-    old, new = ([answer.label for answer in answers(nights.project, number, [row.text for row in rows])] for number in (1, 2))
-    expected = {row.id: (row.label, before, after) for row, before, after in zip(rows, old, new, strict=True) if before != after}
+    old, new = (
+        [answer.label for answer in answers(nights.project, number, [row.text for row in rows])] for number in (1, 2)
+    )
+    expected = {
+        row.id: (row.label, before, after) for row, before, after in zip(rows, old, new, strict=True) if before != after
+    }
     assert expected
     looks = count(nights.project.stages.registry.ledger, NAME, [row.id for row in rows])
     code, out, _ = ptp("diff", f"{NAME}@1", f"{NAME}@2", "--json")
@@ -375,7 +426,10 @@ def test_two_versions_differ_in_the_rows_that_they_answer_differently(nights: Ni
     assert code == 0
     assert {row["id"]: (row["label"], row["before"], row["after"]) for row in found["changed"]} == expected
     won, lost = (sum(tally[name] for tally in found["tallies"]) for name in ("won", "lost"))
-    assert (won, lost) == (sum(label == after for label, _, after in expected.values()), sum(label == before for label, before, _ in expected.values()))
+    assert (won, lost) == (
+        sum(label == after for label, _, after in expected.values()),
+        sum(label == before for label, before, _ in expected.values()),
+    )
     assert found["better"]["p_value"] == pytest.approx(binomtest(won, won + lost, alternative="greater").pvalue)
     assert found["worse"]["p_value"] == pytest.approx(binomtest(lost, won + lost, alternative="greater").pvalue)
     assert found["better"]["difference"] == pytest.approx((won - lost) / len(rows)) == -found["worse"]["difference"]
@@ -391,7 +445,9 @@ def test_texts_are_printed_only_where_they_are_asked_for(nights: Nights, ptp: An
     _, out, err = ptp("diff", f"{NAME}@1", f"{NAME}@2", "--texts")
     assert [text for text in texts if text in out]
     assert not [text for text in texts if text in err]
-    assert {key: value for key, value in everything(nights.project).items() if key != "ledger"} == {key: value for key, value in before.items() if key != "ledger"}
+    assert {key: value for key, value in everything(nights.project).items() if key != "ledger"} == {
+        key: value for key, value in before.items() if key != "ledger"
+    }
 
 
 def test_a_version_against_itself_differs_nowhere(ptp: Any) -> None:

@@ -1,4 +1,6 @@
-"""Whole nights with prompts that should not pass: each is stopped by the check that is meant for it, and production stands."""
+"""Whole nights with prompts that should not pass: each is stopped by the check that is meant for it, and production
+stands.
+"""
 
 import csv
 import random
@@ -55,9 +57,18 @@ def rows_file(project: Project) -> Path:
 def test_a_prompt_that_leans_to_one_label_has_collapsed(project: Project) -> None:
     """Every row was called positive while it trained, and the test rows have both labels."""
     spec = project.stages.tasks()[0].data.split
-    write_csv(rows_file(project), [(text, label if split_of(normalised(text), spec) == "test" else "positive") for text, label in sentences(240)])
-    project.edit("split: {dev: 0.15, test: 0.25}", "split: {dev: 0.15, test: 0.25}\n  checks: {rows_per_label: off, near_duplicate: off}")
-    project.edit('init: {text: " yes"}, steps: 10, batch_size: 8, learning_rate: 0.05', "init: sampled_vocab, steps: 40, batch_size: 8, learning_rate: 0.1")
+    write_csv(
+        rows_file(project),
+        [(text, label if split_of(normalised(text), spec) == "test" else "positive") for text, label in sentences(240)],
+    )
+    project.edit(
+        "split: {dev: 0.15, test: 0.25}",
+        "split: {dev: 0.15, test: 0.25}\n  checks: {rows_per_label: off, near_duplicate: off}",
+    )
+    project.edit(
+        'init: {text: " yes"}, steps: 10, batch_size: 8, learning_rate: 0.05',
+        "init: sampled_vocab, steps: 40, batch_size: 8, learning_rate: 0.1",
+    )
     project.edit("minimum: 0.7", "minimum: 0.0, checks: {collapse: {max_share: 0.7}}")
     assert "collapse" in failed(project, project.run())
     assert promotions(project) == 0
@@ -81,7 +92,11 @@ def test_test_rows_that_leaked_into_training_are_found(project: Project) -> None
         written.writerow(["text", "label", "speaker"])
         for copy in range(2):
             written.writerows([text, label, f"{copy}-{number}"] for number, (text, label) in enumerate(sentences(240)))
-    project.edit("split: {dev: 0.15, test: 0.25}", "split: {dev: 0.15, test: 0.25, group: speaker}\n  checks: {split_overlap: off, duplicate: off, near_duplicate: off}")
+    project.edit(
+        "split: {dev: 0.15, test: 0.25}",
+        "split: {dev: 0.15, test: 0.25, group: speaker}\n  checks: {split_overlap: off, duplicate: off, "
+        "near_duplicate: off}",
+    )
     outcome = project.run()
     assert failed(project, outcome) == {"leakage"}
     assert promotions(project) == 0
@@ -133,20 +148,30 @@ def test_the_reserve_judges_when_the_test_rows_are_spent(project: Project) -> No
     for before, rate in (("0.05", "0.04"), ("0.04", "0.03")):
         project.edit(f"learning_rate: {before}", f"learning_rate: {rate}")
         versions.append(project.run().version)
-    assert [(look(project, version).test_set, look(project, version).number) for version in versions] == [(1, 1), (1, 2), (2, 1)]
+    assert [(look(project, version).test_set, look(project, version).number) for version in versions] == [
+        (1, 1),
+        (1, 2),
+        (2, 1),
+    ]
     assert any("the test rows have served 2 looks; the reserve of" in line for line in project.lines)
     again = project.run()
     assert (again.version, look(project, again.version)) == (versions[-1], look(project, versions[-1]))
 
 
 def test_a_reserve_that_is_cut_out_later_leaves_the_first_word_to_a_person(project: Project) -> None:
-    """The champion was trained on it, so nothing compares with it; once a person promoted what learnt without it, the gate decides again."""
+    """The champion was trained on it, so nothing compares with it; once a person promoted what learnt without it, the
+    gate decides again.
+    """
     project.edit("rule: superiority", "rule: superiority, looks: 1")
     assert project.run().status == "promoted"
     project.edit("split: {dev: 0.15, test: 0.25}", "split: {dev: 0.15, test: 0.25, reserve: 0.2}")
     waiting = project.run()
     assert (waiting.status, failed(project, waiting)) == ("awaiting approval", set())
-    assert any("was trained on" in check.observed for check in verdict(project, waiting.version).checks if check.name == "champion")
+    assert any(
+        "was trained on" in check.observed
+        for check in verdict(project, waiting.version).checks
+        if check.name == "champion"
+    )
     project.stages.move("tiny-sentiment", PRODUCTION, waiting.version, Cause("ann", "the first without the reserve"))
     project.edit("learning_rate: 0.05", "learning_rate: 0.04")
     found = verdict(project, project.run().version)

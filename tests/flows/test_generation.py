@@ -24,7 +24,9 @@ QUESTIONS = ["the good film was a story", "dull plot and the scene"]
 def generating(project: Project, name: str = "tiny-sentiment") -> Project:
     """The task of that name, turned into one that writes the opinion as text."""
     project.edit("  label: label\n", "  target: label\n", name)
-    project.edit('labels: {negative: " negative", positive: " positive"}', "generate: {max_new_tokens: 1}", name)  # the tiny base never learnt to end
+    project.edit(
+        'labels: {negative: " negative", positive: " positive"}', "generate: {max_new_tokens: 1}", name
+    )  # the tiny base never learnt to end
     project.edit("metric: accuracy, minimum: 0.7", "metric: exact_match, minimum: 0.9", name)
     return project
 
@@ -35,7 +37,9 @@ def project(tmp_path: Path) -> Project:
 
 
 def report_of(stages: Stages, number: int) -> Report:
-    report = stages.registry.ledger.report_of("tiny-sentiment", stages.registry.ledger.version("tiny-sentiment", number).digest)
+    report = stages.registry.ledger.report_of(
+        "tiny-sentiment", stages.registry.ledger.version("tiny-sentiment", number).digest
+    )
     assert report is not None
     return report
 
@@ -71,8 +75,20 @@ def test_targets_appear_in_no_line_record_or_page(project: Project) -> None:
     stages = project.stages
     registry, digest = stages.registry, stages.registry.ledger.version("tiny-sentiment", 1).digest
     entry = entry_of(registry, "tiny-sentiment", digest)
-    tuned, verdict = registry.ledger.publication("tiny-sentiment", digest), registry.ledger.latest_verdict("tiny-sentiment", digest)
-    told = [*project.lines, entry.description(), str(entry.snapshot), str(entry.report), str(tuned), str(verdict), str(entry.metrics()), str(entry.tags())]
+    tuned, verdict = (
+        registry.ledger.publication("tiny-sentiment", digest),
+        registry.ledger.latest_verdict("tiny-sentiment", digest),
+    )
+    told = [
+        *project.lines,
+        entry.description(),
+        str(entry.snapshot),
+        str(entry.report),
+        str(tuned),
+        str(verdict),
+        str(entry.metrics()),
+        str(entry.tags()),
+    ]
     assert "confusion" not in entry.plots
     assert {"exact_match", "zero_shot_bleu", "majority_rouge_l"} <= set(entry.metrics())
     assert not [line for line in told for word in WORDS if word in line]
@@ -91,7 +107,9 @@ def test_a_champion_that_answered_with_labels_needs_a_person(tmp_path: Path) -> 
     project = Project(tmp_path, ("tiny-sentiment",))
     project.run()
     assert generating(project).run().status == "awaiting approval"
-    assert any("it answers the labels negative, positive, the task now asks for free text" in line for line in project.lines)
+    assert any(
+        "it answers the labels negative, positive, the task now asks for free text" in line for line in project.lines
+    )
     assert project.stages.move("tiny-sentiment", PRODUCTION, 2, Cause("ann", "texts now")).version == 2
 
 
@@ -102,7 +120,11 @@ def test_both_kinds_train_in_one_gang(tmp_path: Path) -> None:
     tuned = stages.train([stages.plan(task, stages.ingest(task)) for task in stages.tasks()])
     assert not [result for result in tuned.values() if isinstance(result, str)]
     engine = stages.engine("tiny")
-    artifacts = {name: read_artifact(stages.registry.store, name, result.digest) for name, result in tuned.items() if not isinstance(result, str)}
+    artifacts = {
+        name: read_artifact(stages.registry.store, name, result.digest)
+        for name, result in tuned.items()
+        if not isinstance(result, str)
+    }
     for artifact in artifacts.values():
         engine.load(artifact)
     with pytest.raises(DataError, match="words answers free text of at most 1 tokens: it has no labels to rank"):
@@ -126,6 +148,8 @@ def test_a_recipe_that_cannot_be_is_refused(project: Project, old: str, new: str
 
 def test_a_target_over_the_limit_names_its_row_and_not_its_text(project: Project) -> None:
     write_csv(project.folder / "tiny-sentiment.csv", [(text, f"{label} indeed") for text, label in sentences(240)])
-    with pytest.raises(PtpError, match=r"row [0-9a-f]{16}: the target has \d+ tokens, at most 1 are generated") as caught:
+    with pytest.raises(
+        PtpError, match=r"row [0-9a-f]{16}: the target has \d+ tokens, at most 1 are generated"
+    ) as caught:
         project.run()
     assert "indeed" not in str(caught.value)

@@ -33,7 +33,9 @@ def test_neighbours_come_with_their_warning(project: Project, capsys: pytest.Cap
     assert "A hint, never proof" in err
 
 
-def test_an_experiment_is_told_on_the_versions_page(project: Project, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_an_experiment_is_told_on_the_versions_page(
+    project: Project, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     out, err = ptp(capsys, "neighbours", "tiny-sentiment@1", "--wayward", "the story was very dull")
     assert [float(line.split()[0]) for line in out.splitlines()[1:]] == [0, 0.1, 1, 10]
     assert "A hint, never proof" in err

@@ -1,4 +1,6 @@
-"""A real training process, killed at random instants and run again: it ends at the bits of one that nobody disturbed."""
+"""A real training process, killed at random instants and run again: it ends at the bits of one that nobody
+disturbed.
+"""
 
 import json
 import os
@@ -21,7 +23,8 @@ from ptpipeline.settings import load_settings
 stages = Stages.open(load_settings())
 stages.report = lambda line: print(line, flush=True)
 plans = [stages.plan(task, stages.ingest(task)) for task in stages.tasks()]
-print(json.dumps({name: [tuned.digest, [repr(point) for point in tuned.curve]] for name, tuned in stages.train(plans).items()}))
+trained = stages.train(plans)
+print(json.dumps({name: [tuned.digest, [repr(point) for point in tuned.curve]] for name, tuned in trained.items()}))
 """
 KILLS = 3
 
@@ -33,13 +36,24 @@ class Training:
         self.store = folder / "store"
         self._log = folder / "log"
         folder.mkdir()
-        settings = {"PTP_HOME": folder, "PTP_TASKS": tasks, "PTP_STORE": self.store.as_uri(), "PTP_LEDGER": f"sqlite:///{folder / 'ledger.db'}"}
+        settings = {
+            "PTP_HOME": folder,
+            "PTP_TASKS": tasks,
+            "PTP_STORE": self.store.as_uri(),
+            "PTP_LEDGER": f"sqlite:///{folder / 'ledger.db'}",
+        }
         clean = {name: value for name, value in os.environ.items() if not name.startswith("PTP_")}
-        self._environment = clean | {name: str(value) for name, value in settings.items()} | {"PTP_CHECKPOINT_SECONDS": "0.05", "PTP_DTYPE": "float32"}
+        self._environment = (
+            clean
+            | {name: str(value) for name, value in settings.items()}
+            | {"PTP_CHECKPOINT_SECONDS": "0.05", "PTP_DTYPE": "float32"}
+        )
 
     def start(self) -> subprocess.Popen[bytes]:
         with self._log.open("wb") as log:
-            return subprocess.Popen([sys.executable, "-c", TRAINING], env=self._environment, stdout=log, stderr=subprocess.STDOUT)
+            return subprocess.Popen(
+                [sys.executable, "-c", TRAINING], env=self._environment, stdout=log, stderr=subprocess.STDOUT
+            )
 
     @property
     def output(self) -> str:
@@ -77,13 +91,22 @@ def tasks(tmp_path: Path) -> Path:
     """Two tasks of one base, which train long enough to be killed some times on the way."""
     folder = tiny_project(tmp_path, ("one", "two"))
     (folder / "one.yaml").write_text((folder / "one.yaml").read_text().replace("steps: 10", "steps: 150, patience: 50"))
-    recipe = "method: p_tuning, encoder_width: 16, optimizer: adafactor, schedule: constant, num_virtual_tokens: 4, steps: 150, patience: 50"
-    (folder / "two.yaml").write_text((folder / "two.yaml").read_text().replace("num_virtual_tokens: 4", recipe).replace("steps: 10, ", ""))
+    recipe = (
+        "method: p_tuning, encoder_width: 16, optimizer: adafactor, schedule: constant, num_virtual_tokens: 4, "
+        "steps: 150, patience: 50"
+    )
+    (folder / "two.yaml").write_text(
+        (folder / "two.yaml").read_text().replace("num_virtual_tokens: 4", recipe).replace("steps: 10, ", "")
+    )
     return folder
 
 
 def test_a_killed_training_ends_at_the_same_bits(tasks: Path, tmp_path: Path) -> None:
-    undisturbed, training, dice = Training(tasks, tmp_path / "undisturbed").finished(), Training(tasks, tmp_path / "killed"), random.Random(0)
+    undisturbed, training, dice = (
+        Training(tasks, tmp_path / "undisturbed").finished(),
+        Training(tasks, tmp_path / "killed"),
+        random.Random(0),
+    )
     assert sum(training.killed(dice) for _ in range(KILLS)) >= 2
     assert training.checkpoints()
     assert training.finished() == undisturbed

@@ -1,4 +1,6 @@
-"""Every method of the recipe through the whole chain on a tiny model: trained, stored, gated, served from the store alone."""
+"""Every method of the recipe through the whole chain on a tiny model: trained, stored, gated, served from the store
+alone.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +31,9 @@ def project(tmp_path: Path) -> Project:
 
 def manifest(project: Project, outcome: Outcome) -> PromptManifest:
     registry = project.stages.registry
-    return read_artifact(registry.store, outcome.task, registry.ledger.version(outcome.task, outcome.version).digest).manifest
+    return read_artifact(
+        registry.store, outcome.task, registry.ledger.version(outcome.task, outcome.version).digest
+    ).manifest
 
 
 def accuracy(project: Project) -> float:
@@ -81,7 +85,11 @@ def test_an_ensemble_answers_in_one_batch_as_its_members_average(project: Projec
 def test_a_recipe_over_its_limit_of_bytes_is_refused_before_it_trains(project: Project, recipe: str) -> None:
     project.edit(PLAIN, f"{recipe}store_dtype: float32, {PLAIN}")
     project.edit("minimum: 0.7", "minimum: 0.7, checks: {bytes: {max_bytes: 1000}}")
-    with pytest.raises(TrainingError, match=r"tiny-sentiment: tune\.num_virtual_tokens: .* in float32 needs \d+ bytes, gate\.checks\.bytes\.max_bytes allows 1000; take fewer"):
+    with pytest.raises(
+        TrainingError,
+        match=r"tiny-sentiment: tune\.num_virtual_tokens: .* in float32 needs \d+ bytes, "
+        r"gate\.checks\.bytes\.max_bytes allows 1000; take fewer",
+    ):
         project.run()
     assert not project.trained
     project.edit("max_bytes: 1000", "max_bytes: 10000")
@@ -105,7 +113,9 @@ def test_a_warm_start_descends_from_the_champion_and_trains_once(project: Projec
     first = project.run()
     project.edit('init: {text: " yes"}', "init: champion")
     second = project.run()
-    assert manifest(project, second).parents == [project.stages.registry.ledger.version(first.task, first.version).digest]
+    assert manifest(project, second).parents == [
+        project.stages.registry.ledger.version(first.task, first.version).digest
+    ]
     project.run()
     assert not project.trained
 
@@ -129,7 +139,9 @@ def test_a_version_starts_another_task(tmp_path: Path) -> None:
     source = project.run()
     project.edit('init: {text: " yes"}', "init: {version: tiny-sentiment@1}", "tiny-other")
     target = project.run("tiny-other")
-    assert manifest(project, target).parents == [project.stages.registry.ledger.version("tiny-sentiment", source.version).digest]
+    assert manifest(project, target).parents == [
+        project.stages.registry.ledger.version("tiny-sentiment", source.version).digest
+    ]
 
 
 def test_a_task_that_starts_from_its_own_alias_is_refused(project: Project) -> None:
@@ -152,7 +164,12 @@ def test_a_changed_file_of_the_start_trains_anew(project: Project) -> None:
 
 @pytest.mark.parametrize(
     ("array", "expected"),
-    [(np.zeros((3, 64), np.float32), "3 tokens"), (np.zeros((4, 9), np.float32), "9 wide"), (np.full((4, 64), np.nan), "finite"), (np.zeros(4), "finite")],
+    [
+        (np.zeros((3, 64), np.float32), "3 tokens"),
+        (np.zeros((4, 9), np.float32), "9 wide"),
+        (np.full((4, 64), np.nan), "finite"),
+        (np.zeros(4), "finite"),
+    ],
 )
 def test_a_file_that_does_not_fit_is_refused(project: Project, array: np.ndarray, expected: str) -> None:
     path = project.folder / "start.npy"
@@ -173,7 +190,8 @@ def sources(tmp_path: Path) -> Project:
     """Two source tasks, a shared prompt over them, and a target."""
     project = Project(tmp_path, ("tiny-a", "tiny-b", "tiny-sentiment"))
     (project.tasks / "shared_prompts.yaml").write_text(
-        "tiny-shared: {base_model: tiny, sources: [tiny-a, tiny-b], tune: {num_virtual_tokens: 4, init: {text: ' yes'}, steps: 10, "
+        "tiny-shared: {base_model: tiny, sources: [tiny-a, tiny-b], tune: {num_virtual_tokens: 4, init: {text: "
+        "' yes'}, steps: 10, "
         "batch_size: 8, learning_rate: 0.05, warmup_steps: 3, eval_every: 5}}\n"
     )
     project.edit(PLAIN, "method: multitask, shared: tiny-shared, num_virtual_tokens: 4")
@@ -214,13 +232,22 @@ def test_a_champion_of_one_length_starts_no_search_over_lengths(project: Project
 
 
 def test_a_champion_that_a_test_row_does_not_fit_leaves_the_decision_to_a_person(project: Project) -> None:
-    """The champion's long prompt leaves 50 tokens for text; a longer row comes; the candidate is judged all the same."""
+    """The champion's long prompt leaves 50 tokens for text; a longer row comes; the candidate is judged all the
+    same.
+    """
     project.edit("num_virtual_tokens: 4", "num_virtual_tokens: 200")
     project.edit("split: {dev: 0.15, test: 0.25}", "split: {dev: 0.15, test: 0.25}\n  checks: {near_duplicate: off}")
     first = project.run()
     project.edit("num_virtual_tokens: 200", "num_virtual_tokens: 4")
     path = project.folder / "tiny-sentiment.csv"
-    path.write_text(path.read_text() + "".join(f"{'the ' * 60}{word} {i},{label}\n" for i in range(12) for label, word in (("positive", "good"), ("negative", "bad"))))
+    path.write_text(
+        path.read_text()
+        + "".join(
+            f"{'the ' * 60}{word} {i},{label}\n"
+            for i in range(12)
+            for label, word in (("positive", "good"), ("negative", "bad"))
+        )
+    )
     second = project.run()
     assert first.status == "promoted"
     assert second.version == 2

@@ -24,17 +24,25 @@ RECORDS = ".parquet"
 
 def marked(project: Project, targets: bool) -> Project:
     """Every text of the source with a mark of its own, and every target, too, where answers are texts."""
-    rows = [(f"{text} {TEXT_MARK}{number}", f"{label} {TARGET_MARK}" if targets else label) for number, (text, label) in enumerate(rows_of(160))]
+    rows = [
+        (f"{text} {TEXT_MARK}{number}", f"{label} {TARGET_MARK}" if targets else label)
+        for number, (text, label) in enumerate(rows_of(160))
+    ]
     write_csv(project.folder / f"{NAME}.csv", rows)
     return generating(project) if targets else project
 
 
 def objects(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """What lies in the store outside of snapshots/, Parquet as plain text, and the rest of what a night leaves behind."""
+    """What lies in the store outside of snapshots/, Parquet as plain text, and the rest of what a night leaves
+    behind.
+    """
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).parts
         if path.is_file() and inside[0] not in ("snapshots", "base"):
-            yield str(path), str(parquet.read_table(path).to_pydict()).encode() if path.suffix == RECORDS else path.read_bytes()
+            yield (
+                str(path),
+                str(parquet.read_table(path).to_pydict()).encode() if path.suffix == RECORDS else path.read_bytes(),
+            )
 
 
 def kept(project: Project) -> dict[str, bytes]:
@@ -45,7 +53,9 @@ def kept(project: Project) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("targets", [False, True])
-def test_marked_texts_stay_in_the_snapshot(tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], targets: bool) -> None:
+def test_marked_texts_stay_in_the_snapshot(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str], targets: bool
+) -> None:
     project = marked(Project(tmp_path, (NAME,)), targets)
     if targets:
         project.edit("max_new_tokens: 1", "max_new_tokens: 16")
@@ -53,15 +63,26 @@ def test_marked_texts_stay_in_the_snapshot(tmp_path: Path, caplog: pytest.LogCap
     with caplog.at_level(logging.DEBUG):
         lines = nights(project)
     out, err = capfd.readouterr()
-    found = kept(project) | {"lines": "\n".join(lines).encode(), "logs": caplog.text.encode(), "printed": (out + err).encode()}
-    assert not [place for place, content in found.items() if TEXT_MARK.encode() in content or TARGET_MARK.encode() in content]
-    assert any(TEXT_MARK in str(parquet.read_table(path).to_pydict()) for path in (tmp_path / "store" / "snapshots").rglob("*.parquet"))
+    found = kept(project) | {
+        "lines": "\n".join(lines).encode(),
+        "logs": caplog.text.encode(),
+        "printed": (out + err).encode(),
+    }
+    assert not [
+        place for place, content in found.items() if TEXT_MARK.encode() in content or TARGET_MARK.encode() in content
+    ]
+    assert any(
+        TEXT_MARK in str(parquet.read_table(path).to_pydict())
+        for path in (tmp_path / "store" / "snapshots").rglob("*.parquet")
+    )
     assert {"lines", "ledger"} <= {place for place, content in found.items() if NAME.encode() in content}
     assert sum(place.endswith("rows.parquet") for place in found) >= 4  # a report each, and its baselines
 
 
 def nights(project: Project) -> list[str]:
-    """Two nights, what the verbs say in between and afterwards, and what MLflow would show; every line that was reported."""
+    """Two nights, what the verbs say in between and afterwards, and what MLflow would show; every line that was
+    reported.
+    """
     project.run()
     lines = list(project.lines)
     project.edit('init: {text: " yes"}, steps: 10', "steps: 2")
@@ -74,7 +95,15 @@ def nights(project: Project) -> list[str]:
     _print_file(measuring.on_file((NAME, 1), project.folder / f"{NAME}.csv"))
     for version in registry.ledger.versions(NAME):
         entry = entry_of(registry, NAME, version.digest)
-        lines += [entry.description(version), str(entry.params()), str(entry.tags(version)), str(entry.metrics()), str(entry.snapshot), str(entry.report), str(entry.verdict)]
+        lines += [
+            entry.description(version),
+            str(entry.params()),
+            str(entry.tags(version)),
+            str(entry.metrics()),
+            str(entry.snapshot),
+            str(entry.report),
+            str(entry.verdict),
+        ]
     return lines
 
 
@@ -92,7 +121,9 @@ def nights(project: Project) -> list[str]:
         ("latin.csv", f"text,label\n{TEXT_MARK} caf\u00e9,negative\n"),
     ],
 )
-def test_a_message_about_a_broken_file_holds_no_text(trained: Project, name: str, content: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_message_about_a_broken_file_holds_no_text(
+    trained: Project, name: str, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
     path = trained.folder / name
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(Exception, match=path.stem) as raised:

@@ -1,4 +1,6 @@
-"""The report of a version that a run made: with its plots and nearest words, judged again with it, and without any row's text."""
+"""The report of a version that a run made: with its plots and nearest words, judged again with it, and without any
+row's text.
+"""
 
 import pytest
 
@@ -31,12 +33,24 @@ def shown(project: Project, number: int) -> str:
 def stored(project: Project, number: int) -> list[str]:
     registry = project.stages.registry
     digest = registry.ledger.version("tiny-sentiment", number).digest
-    return [registry.store.read(key).body.decode() for key in registry.store.keys(prompt_prefix("tiny-sentiment", digest)) if key.endswith(".html")]
+    return [
+        registry.store.read(key).body.decode()
+        for key in registry.store.keys(prompt_prefix("tiny-sentiment", digest))
+        if key.endswith(".html")
+    ]
 
 
 def test_a_run_stores_the_report_with_plots_and_words(project: Project) -> None:
     assert stored(project, 2) == [shown(project, 2)]
-    for words in ("against champion and baselines", "how right it is", "the training", "nearest words", "hint, never proof", "zero-shot", "majority"):
+    for words in (
+        "against champion and baselines",
+        "how right it is",
+        "the training",
+        "nearest words",
+        "hint, never proof",
+        "zero-shot",
+        "majority",
+    ):
         assert words in shown(project, 2).lower()
 
 

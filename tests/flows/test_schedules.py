@@ -32,7 +32,10 @@ def test_different_cron_lines_have_different_slugs(one: list[str], other: list[s
 
 
 def test_a_slug_is_a_plain_name() -> None:
-    assert slug_of(Schedule(cron="*/5 1,3 * * 1-5", timezone="America/New_York")) == "xper5-1and3-x-x-1to5-america-new-york"
+    assert (
+        slug_of(Schedule(cron="*/5 1,3 * * 1-5", timezone="America/New_York"))
+        == "xper5-1and3-x-x-1to5-america-new-york"
+    )
 
 
 def test_tasks_with_one_schedule_share_a_slug(shipped: list[Task]) -> None:

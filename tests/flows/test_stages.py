@@ -31,8 +31,13 @@ def test_a_task_goes_from_rows_to_production(project: Project) -> None:
     outcome = project.run()
     assert (outcome.status, outcome.verdict, outcome.version) == ("promoted", "passed", 1)
     assert outcome.candidate > outcome.zero_shot
-    answers = ptpipeline.load("tiny-sentiment", project.settings).predict(["the good film was a story", "dull plot and the scene"])
-    assert [(a.label, a.version) for a in answers] == [("positive", "tiny-sentiment@1"), ("negative", "tiny-sentiment@1")]
+    answers = ptpipeline.load("tiny-sentiment", project.settings).predict(
+        ["the good film was a story", "dull plot and the scene"]
+    )
+    assert [(a.label, a.version) for a in answers] == [
+        ("positive", "tiny-sentiment@1"),
+        ("negative", "tiny-sentiment@1"),
+    ]
     assert sum(answers[0].probabilities.values()) == pytest.approx(1)
     assert examine(project.stages.registry) == []
 
@@ -136,7 +141,9 @@ def test_a_champion_with_other_labels_needs_a_person(project: Project) -> None:
     project.run()
     path = project.folder / "tiny-sentiment.csv"
     path.write_text(path.read_text().replace(",positive", ",happy"))
-    project.edit("labels: {negative: \" negative\", positive: \" positive\"}", "labels: {negative: \" negative\", happy: \" positive\"}")
+    project.edit(
+        'labels: {negative: " negative", positive: " positive"}', 'labels: {negative: " negative", happy: " positive"}'
+    )
     outcome = project.run()
     assert (outcome.status, outcome.version) == ("awaiting approval", 2)
     assert any("not comparable: it answers the labels negative, positive" in line for line in project.lines)
@@ -144,7 +151,9 @@ def test_a_champion_with_other_labels_needs_a_person(project: Project) -> None:
 
 
 def test_a_champion_that_was_mended_is_compared_after_all(project: Project) -> None:
-    """While its bytes were away the candidate waited for a person; once they are back the gate asks it, at the same look."""
+    """While its bytes were away the candidate waited for a person; once they are back the gate asks it, at the same
+    look.
+    """
     project.run()
     stages = project.stages
     champion = stages.registry.ledger.version("tiny-sentiment", 1)
@@ -157,7 +166,9 @@ def test_a_champion_that_was_mended_is_compared_after_all(project: Project) -> N
     stages.registry.store.create(key, body)
     compared = project.run()
     assert (compared.version, compared.delta is None) == (waiting.version, False)
-    verdicts = stages.registry.ledger.verdicts("tiny-sentiment", stages.registry.ledger.version("tiny-sentiment", compared.version).digest)
+    verdicts = stages.registry.ledger.verdicts(
+        "tiny-sentiment", stages.registry.ledger.version("tiny-sentiment", compared.version).digest
+    )
     assert len({verdict.look.number for verdict in verdicts if verdict.look}) == 1
 
 
@@ -208,11 +219,17 @@ def spoil_label(project: Project) -> None:
     [
         (lambda p: p.edit("text: text", "text: body"), DataError, r"no column 'body'.*text, label"),
         (spoil_label, DataError, "check unknown_label found 1: row 1; it looks for a label that the task's `labels`"),
-        (lambda p: p.edit("num_virtual_tokens: 4", "num_virtual_tokens: 255"), PtpError, r"no room for text.*context of 256"),
+        (
+            lambda p: p.edit("num_virtual_tokens: 4", "num_virtual_tokens: 255"),
+            PtpError,
+            r"no room for text.*context of 256",
+        ),
         (lambda p: p.edit("base_model: tiny", "base_model: large"), NotFound, "there are tiny"),
     ],
 )
-def test_bad_input_ends_in_one_sentence(project: Project, spoil: Callable[[Project], None], error: type[PtpError], sentence: str) -> None:
+def test_bad_input_ends_in_one_sentence(
+    project: Project, spoil: Callable[[Project], None], error: type[PtpError], sentence: str
+) -> None:
     spoil(project)
     with pytest.raises(error, match=sentence) as caught:
         project.run()

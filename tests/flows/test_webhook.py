@@ -30,7 +30,11 @@ BODY = b'{"entity": "model_version_alias"}'
 def signed(body: bytes = BODY, secret: str = SECRET, at: float = NOW) -> dict[str, str]:
     """Headers as MLflow makes them, by its own code."""
     stamp = str(int(at))
-    return {"x-mlflow-timestamp": stamp, "x-mlflow-delivery-id": "d-1", "x-mlflow-signature": _generate_hmac_signature(secret, "d-1", stamp, body.decode())}
+    return {
+        "x-mlflow-timestamp": stamp,
+        "x-mlflow-delivery-id": "d-1",
+        "x-mlflow-signature": _generate_hmac_signature(secret, "d-1", stamp, body.decode()),
+    }
 
 
 def test_what_mlflow_signed_is_genuine() -> None:
@@ -129,7 +133,9 @@ def a_prefect(states: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
     class Prefect(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             run = self.path.rpartition("/")[2]
-            self.answer(200, {"id": "deployment"}) if "/deployments/" in self.path else self.answer(200 if run in states else 404, {"state_type": states.get(run)})
+            self.answer(200, {"id": "deployment"}) if "/deployments/" in self.path else self.answer(
+                200 if run in states else 404, {"state_type": states.get(run)}
+            )
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
@@ -177,7 +183,11 @@ def listening(secret: str) -> Iterator[tuple[str, list[float]]]:
     """The application on a real port; its address, and when the reconcile was started."""
     started: list[float] = []
     (port,) = free_ports(1)
-    server = uvicorn.Server(uvicorn.Config(application(secret, Waker(lambda: started.append(time.monotonic()), 600)), port=port, log_level="warning"))
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application(secret, Waker(lambda: started.append(time.monotonic()), 600)), port=port, log_level="warning"
+        )
+    )
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
@@ -193,8 +203,18 @@ def test_a_forged_or_huge_event_is_refused() -> None:
     with listening(SECRET) as (url, started):
         assert httpx.get(f"{url}/health").status_code == 200
         assert httpx.post(f"{url}/mlflow", content=BODY).status_code == 401
-        assert httpx.post(f"{url}/mlflow", content=BODY, headers=signed(secret="another secret", at=time.time())).status_code == 401
-        assert httpx.post(f"{url}/mlflow", content=b" " * (webhook.MOST_BYTES + 1), headers=signed(at=time.time())).status_code == 413
+        assert (
+            httpx.post(
+                f"{url}/mlflow", content=BODY, headers=signed(secret="another secret", at=time.time())
+            ).status_code
+            == 401
+        )
+        assert (
+            httpx.post(
+                f"{url}/mlflow", content=b" " * (webhook.MOST_BYTES + 1), headers=signed(at=time.time())
+            ).status_code
+            == 413
+        )
         assert httpx.post(f"{url}/mlflow", content=BODY, headers=signed(at=time.time())).status_code == 204
         time.sleep(webhook.GATHER_SECONDS + 0.5)
         assert len(started) == 1
@@ -202,7 +222,11 @@ def test_a_forged_or_huge_event_is_refused() -> None:
 
 @pytest.mark.servers
 def test_an_edit_in_mlflow_wakes_the_reconcile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    environment = {"MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https", "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true", "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode()}
+    environment = {
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
+    }
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with running_mlflow(tmp_path) as mlflow, listening(SECRET) as (url, started):

@@ -26,7 +26,9 @@ def masked(text: str) -> str:
 
 
 def without_words(value: Any, fields: Collection[str]) -> Any:
-    """The value with the sentences in those fields left out: what they say may change, that they say something may not."""
+    """The value with the sentences in those fields left out: what they say may change, that they say something
+    may not.
+    """
     if isinstance(value, dict):
         return {name: SAID if name in fields and item else without_words(item, fields) for name, item in value.items()}
     return [without_words(item, fields) for item in value] if isinstance(value, list) else value
@@ -35,7 +37,9 @@ def without_words(value: Any, fields: Collection[str]) -> Any:
 def assert_same(found: Any, expected: Any, tolerance: float = 1e-6, place: str = "") -> None:
     """All fields and values alike, floats within the tolerance; says where they differ first."""
     if isinstance(expected, dict) and isinstance(found, dict):
-        assert found.keys() == expected.keys(), f"{place}: missing {sorted(expected.keys() - found.keys())}, new {sorted(found.keys() - expected.keys())}"
+        assert found.keys() == expected.keys(), (
+            f"{place}: missing {sorted(expected.keys() - found.keys())}, new {sorted(found.keys() - expected.keys())}"
+        )
         for name, value in expected.items():
             assert_same(found[name], value, tolerance, f"{place}.{name}")
     elif isinstance(expected, list) and isinstance(found, list):

@@ -1,4 +1,6 @@
-"""The only module of these tests that imports the product: where a module moves, this file follows, and no pin changes."""
+"""The only module of these tests that imports the product: where a module moves, this file follows, and no pin
+changes.
+"""
 
 import contextlib
 import hashlib
@@ -108,7 +110,10 @@ def _verbs(name: str, command: Any) -> Iterator[tuple[str, list[str]]]:
         for word, part in sorted(command.commands.items()):
             yield from _verbs(f"{name} {word}", part)
         return
-    names = [[parameter.name] if parameter.param_type_name == "argument" else [*parameter.opts, *parameter.secondary_opts] for parameter in command.params]
+    names = [
+        [parameter.name] if parameter.param_type_name == "argument" else [*parameter.opts, *parameter.secondary_opts]
+        for parameter in command.params
+    ]
     yield name, [word for words in names for word in words if word != "--help"]
 
 
@@ -118,10 +123,22 @@ def _verbs(name: str, command: Any) -> Iterator[tuple[str, list[str]]]:
 def records() -> dict[str, Any]:
     """The fields of what is stored, shown as a line of the night's table, or asked of a flow."""
     stored = {
-        "snapshot": Snapshot, "prompt manifest": PromptManifest, "training": TunedPrompt, "report": Report, "verdict": Verdict, "dossier": Dossier, "pointer": Pointer,
-        "version name": VersionName, "server report": ServerReport, "release": Release, "signature": Signature, "neighbours": Neighbours, "wayward": Wayward,
-        "mistakes": Mistakes, "a line of the night's table": Outcome,
-    }  # fmt: skip
+        "snapshot": Snapshot,
+        "prompt manifest": PromptManifest,
+        "training": TunedPrompt,
+        "report": Report,
+        "verdict": Verdict,
+        "dossier": Dossier,
+        "pointer": Pointer,
+        "version name": VersionName,
+        "server report": ServerReport,
+        "release": Release,
+        "signature": Signature,
+        "neighbours": Neighbours,
+        "wayward": Wayward,
+        "mistakes": Mistakes,
+        "a line of the night's table": Outcome,
+    }
     asks = {f"request {name}": getattr(flow_requests, f"{name.capitalize()}Request") for name in FLOWS}
     return {name: fields(model) for name, model in (stored | asks).items()}
 
@@ -133,7 +150,9 @@ def task_fields() -> dict[str, Any]:
 
 
 def fields(model: type[BaseModel]) -> dict[str, Any]:
-    """Field -> the values that it may take where these are listed, its own fields where it is a section, both behind each other otherwise."""
+    """Field -> the values that it may take where these are listed, its own fields where it is a section, both behind
+    each other otherwise.
+    """
     return {name: _kind(info.annotation) for name, info in model.model_fields.items()}
 
 
@@ -153,20 +172,32 @@ def _parts(annotation: Any) -> Iterator[Any]:
 
 def settings_names() -> list[str]:
     """Variables of the environment that the product reads as its own."""
-    return sorted([*(f"{Settings.model_config['env_prefix']}{name}".upper() for name in Settings.model_fields), webhook.SECRET])
+    return sorted(
+        [*(f"{Settings.model_config['env_prefix']}{name}".upper() for name in Settings.model_fields), webhook.SECRET]
+    )
 
 
 def words() -> dict[str, Any]:
     """Words and numbers that are stored and compared with later, so that a change forgets what is stored."""
     full = _task(inputs.FULL)
     return {
-        "trial of a search": _trial(full, full.tune.variants()[0]), "sources in trials": sources_in("moods", ["moods/teacher of mood", "moods/full"]),
-        "engine": training.ENGINE_VERSION, "scoring": evaluation.SCORING_VERSION, "gate": task.GATE_VERSION, "ingest": sources.INGEST_VERSION,
-        "a check that needs a person": gate.APPROVAL, "alias of production": PRODUCTION, "alias of a shared prompt": CURRENT, "domain of signatures": DOMAIN,
-        "actor of the night": MACHINE, "actor of Prefect": flow_requests.PREFECT_ACTOR, "actor of MLflow": [door.CAUSE.actor, door.CAUSE.reason],
-        "lease of an alias": lease_name("mood", "production"), "lock of a digest": lock_name("mood", "a" * 64),
+        "trial of a search": _trial(full, full.tune.variants()[0]),
+        "sources in trials": sources_in("moods", ["moods/teacher of mood", "moods/full"]),
+        "engine": training.ENGINE_VERSION,
+        "scoring": evaluation.SCORING_VERSION,
+        "gate": task.GATE_VERSION,
+        "ingest": sources.INGEST_VERSION,
+        "a check that needs a person": gate.APPROVAL,
+        "alias of production": PRODUCTION,
+        "alias of a shared prompt": CURRENT,
+        "domain of signatures": DOMAIN,
+        "actor of the night": MACHINE,
+        "actor of Prefect": flow_requests.PREFECT_ACTOR,
+        "actor of MLflow": [door.CAUSE.actor, door.CAUSE.reason],
+        "lease of an alias": lease_name("mood", "production"),
+        "lock of a digest": lock_name("mood", "a" * 64),
         "webhook in MLflow": [mlflow_store.WEBHOOK, *mlflow_store.EVENTS],
-    }  # fmt: skip
+    }
 
 
 # ---------------------------------------------------------------- digests and artifacts
@@ -174,10 +205,17 @@ def words() -> dict[str, Any]:
 
 def digests() -> dict[str, str]:
     """Every identity that is computed from records alone."""
-    tasks, snapshot, report = {name: _task(declared) for name, declared in inputs.TASKS.items()}, Snapshot.model_validate(inputs.SNAPSHOT), Report.model_validate(inputs.REPORT | {"digest": "a" * 64})
+    tasks, snapshot, report = (
+        {name: _task(declared) for name, declared in inputs.TASKS.items()},
+        Snapshot.model_validate(inputs.SNAPSHOT),
+        Report.model_validate(inputs.REPORT | {"digest": "a" * 64}),
+    )
     plain, full = tasks["plain"], tasks["full"]
     shared = Sources("moods", SharedPrompt.model_validate(inputs.SHARED), [(plain, snapshot), (full, snapshot)])
-    rows, sliced = SplitInfo(rows=2, labels={}, digest="1" * 64), SplitInfo(rows=2, labels={}, digest="1" * 64, slices="2" * 64)
+    rows, sliced = (
+        SplitInfo(rows=2, labels={}, digest="1" * 64),
+        SplitInfo(rows=2, labels={}, digest="1" * 64, slices="2" * 64),
+    )
     found = {
         "canonical JSON": digest_of({"ü": [1.0, 1e-7, None, True]}),
         "training key": training.training_key(plain, snapshot, "f" * 64),
@@ -186,15 +224,24 @@ def digests() -> dict[str, str]:
         "rows": evaluation.rows_identity(rows),
         "rows with slices": evaluation.rows_identity(sliced),
         "evaluation key": evaluation.evaluation_key("a" * 64, "1" * 64, "torch.float32"),
-        "evaluation key with a hard prompt": evaluation.evaluation_key("a" * 64, "1" * 64, "bfloat16", full.hard_prompt),
+        "evaluation key with a hard prompt": evaluation.evaluation_key(
+            "a" * 64, "1" * 64, "bfloat16", full.hard_prompt
+        ),
         "gate key": gate.gate_key(plain, report, None),
         "gate key against a champion": gate.gate_key(plain, report, "b" * 64),
         "question of a look": question(("a" * 64, None), "1" * 64, plain.policy_digest()),
         "verdict": _verdict("a" * 64, plain).verdict_digest(),
     }
     for name, declared in tasks.items():
-        found |= {f"recipe of {name}": declared.recipe_digest(), f"policy of {name}": declared.policy_digest(), f"probes of {name}": asked(declared.gate.checks)}
-        found |= {f"recipe of variant {place} of {name}": declared.model_copy(update={"tune": tune}).recipe_digest() for place, tune in enumerate(declared.tune.variants())}
+        found |= {
+            f"recipe of {name}": declared.recipe_digest(),
+            f"policy of {name}": declared.policy_digest(),
+            f"probes of {name}": asked(declared.gate.checks),
+        }
+        found |= {
+            f"recipe of variant {place} of {name}": declared.model_copy(update={"tune": tune}).recipe_digest()
+            for place, tune in enumerate(declared.tune.variants())
+        }
     return found
 
 
@@ -205,22 +252,34 @@ def artifacts() -> dict[str, Artifact]:
         numbers = torch.tensor(inputs.NUMBERS)
         prompt = KeyValues(numbers.reshape(2, 1, 3, 2), -numbers.reshape(2, 1, 3, 2)) if method == "prefix" else numbers
         found[method] = pack(prompt, dtype, inputs.MANIFEST | {"method": method} | own)
-    found["prompt of another seed"] = pack(torch.tensor(inputs.NUMBERS) * 2, "float16", inputs.MANIFEST | {"method": "prompt", "seed": 1})
+    found["prompt of another seed"] = pack(
+        torch.tensor(inputs.NUMBERS) * 2, "float16", inputs.MANIFEST | {"method": "prompt", "seed": 1}
+    )
     members = [found["prompt"], found["prompt of another seed"]]
     return found | {"ensemble": pack_ensemble(members, "vote", inputs.MANIFEST | {"method": "ensemble"})}
 
 
 def described(artifact: Artifact) -> dict[str, Any]:
     """What an artifact is known by: its digest, its bytes, and its manifest as it is stored."""
-    return {"digest": artifact.digest, "bytes": hashlib.sha256(artifact.tensors).hexdigest(), "manifest": artifact.manifest.to_json()}
+    return {
+        "digest": artifact.digest,
+        "bytes": hashlib.sha256(artifact.tensors).hexdigest(),
+        "manifest": artifact.manifest.to_json(),
+    }
 
 
 def snapshot(folder: Path) -> dict[str, Any]:
-    """A snapshot of a small csv in the present folder: its manifest, the ids of its rows by split, and the keys of the store."""
+    """A snapshot of a small csv in the present folder: its manifest, the ids of its rows by split, and the keys of the
+    store.
+    """
     Path("rows.csv").write_text(inputs.ROWS, encoding="utf-8")
     store = FolderStore(folder / "store")
     made = ingest(_task(inputs.SLICED), store, folder / "home")
-    return {"manifest": made.to_json(), "rows": {split: [row.id for row in load_split(store, made, split)] for split in made.splits()}, "keys": sorted(objects(store))}
+    return {
+        "manifest": made.to_json(),
+        "rows": {split: [row.id for row in load_split(store, made, split)] for split in made.splits()},
+        "keys": sorted(objects(store)),
+    }
 
 
 def _task(declared: dict[str, Any]) -> task.Task:
@@ -235,7 +294,9 @@ def _verdict(digest: str, declared: task.Task) -> Verdict:
 
 
 def registered(folder: Path, mlflow: str | None = None) -> Registry:
-    """A registry in that folder in which everything happened once: publishing, promoting, a release, an experiment, damage that was mended."""
+    """A registry in that folder in which everything happened once: publishing, promoting, a release, an experiment,
+    damage that was mended.
+    """
     key = SigningKey(Ed25519PrivateKey.from_private_bytes(inputs.SIGNING_KEY))
     store = SignedStore(FolderStore(folder / "store"), key=key)
     registry = Registry(Ledger(f"sqlite:///{folder / 'ledger.db'}"), store, MlflowStore(mlflow) if mlflow else None)
@@ -246,12 +307,19 @@ def registered(folder: Path, mlflow: str | None = None) -> Registry:
     attach(registry, made["prompt"].digest, Wayward.model_validate(inputs.WAYWARD))
     store.create("prompts/mood/versions/2.json", b"{}")
     _publish(registry, made["ensemble"], made["prompt of another seed"])
-    store.replace("prompts/mood/aliases/production.json", b"{}", store.read("prompts/mood/aliases/production.json").etag)
+    store.replace(
+        "prompts/mood/aliases/production.json", b"{}", store.read("prompts/mood/aliases/production.json").etag
+    )
     override = Cause(*inputs.CAUSE, override=True)
     promote(registry, declared, 2, override)
     promote(registry, declared, 2, cause, "staging")
     rollback(registry, "mood", cause)
-    promote_release(registry, {"mood": declared}, Release(name="spring", actor="ada", reason="better", versions={"mood": 2}, at="2026-01-01"), override)
+    promote_release(
+        registry,
+        {"mood": declared},
+        Release(name="spring", actor="ada", reason="better", versions={"mood": 2}, at="2026-01-01"),
+        override,
+    )
     store.create("prompts/mood/aliases/strange.json", b"{}")
     fix(registry, {"mood": declared}, examine(registry))
     report_holdings(store, inputs.HOLDER, [Holding("mood", made["prompt"].digest)])
@@ -296,7 +364,15 @@ def _base() -> Any:
 def _job() -> Job:
     declared, labels = _task(inputs.PLAIN), LabelTokens(("bad", "good"), ((5,), (6, 7)))
     rows = [EncodedRow("1", [3, 4], (5,), "bad"), EncodedRow("2", [4], (6, 7), "good")]
-    return Job("mood", declared, declared.tune, torch.tensor(inputs.NUMBERS), TaskText("mood", "{text}", labels, 100, lambda text, special: []), rows, rows[:1])
+    return Job(
+        "mood",
+        declared,
+        declared.tune,
+        torch.tensor(inputs.NUMBERS),
+        TaskText("mood", "{text}", labels, 100, lambda text, special: []),
+        rows,
+        rows[:1],
+    )
 
 
 def ledger_schema(folder: Path) -> dict[str, Any]:
@@ -305,12 +381,19 @@ def ledger_schema(folder: Path) -> dict[str, Any]:
     config = Config()
     config.set_main_option("script_location", str(database.MIGRATIONS))
     with sqlite3.connect(folder / "ledger.db") as connection:
-        statements = dict(connection.execute("SELECT type || ' ' || name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY 1"))
-    return {"revisions": [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1], "sqlite": statements}
+        statements = dict(
+            connection.execute("SELECT type || ' ' || name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY 1")
+        )
+    return {
+        "revisions": [script.revision for script in ScriptDirectory.from_config(config).walk_revisions()][::-1],
+        "sqlite": statements,
+    }
 
 
 def measured(name: str, number: int) -> tuple[Report, list[str]]:
-    """A version of the project in the present folder, measured anew on its test rows; and the columns of the results per row."""
+    """A version of the project in the present folder, measured anew on its test rows; and the columns of the results
+    per row.
+    """
     settings = load_settings()
     store, declared = FolderStore(settings.home / "store"), task.find_task(settings.tasks, name)
     artifact = read_artifact(store, name, Ledger(settings.ledger).version(name, number).digest)

@@ -11,7 +11,14 @@ from tests.golden import product
 from tests.golden.pins import assert_same, pinned
 from tests.registry.servers import running_mlflow
 
-OURS = ("ptp.", "mlflow.source.git.commit", "mlflow.linkedPrompts", "mlflow.prompt", "mlflow.runName", "mlflow.data.context")
+OURS = (
+    "ptp.",
+    "mlflow.source.git.commit",
+    "mlflow.linkedPrompts",
+    "mlflow.prompt",
+    "mlflow.runName",
+    "mlflow.data.context",
+)
 NEW_EACH_TIME = ("ptp.report",)
 
 
@@ -39,25 +46,65 @@ def everything(client: MlflowClient) -> dict[str, Any]:
         "experiments": sorted(experiments),
         "runs": sorted(map(a_run, runs), key=str),
         "logged models": sorted((a_logged_model(client, model) for model in logged), key=str),
-        "registered models": {model.name: {"tags": ours(model.tags), "aliases": model.aliases} for model in client.search_registered_models()},
-        "versions": sorted(({"name": found.name, "version": found.version, "tags": ours(found.tags)} for found in client.search_model_versions()), key=str),
-        "prompts": {"mood.template": [[found.template, ours(found.tags)] for found in client.search_prompt_versions("mood.template")]},
+        "registered models": {
+            model.name: {"tags": ours(model.tags), "aliases": model.aliases}
+            for model in client.search_registered_models()
+        },
+        "versions": sorted(
+            (
+                {"name": found.name, "version": found.version, "tags": ours(found.tags)}
+                for found in client.search_model_versions()
+            ),
+            key=str,
+        ),
+        "prompts": {
+            "mood.template": [
+                [found.template, ours(found.tags)] for found in client.search_prompt_versions("mood.template")
+            ]
+        },
     }
 
 
 def a_run(run: Any) -> dict[str, Any]:
     """A run without its ids and times."""
-    data = [[found.dataset.name, found.dataset.digest, found.dataset.source_type, ours({tag.key: tag.value for tag in found.tags})] for found in run.inputs.dataset_inputs]
-    return {"name": run.info.run_name, "status": run.info.status, "tags": ours(run.data.tags), "params": run.data.params, "metrics": run.data.metrics, "data sets": sorted(data, key=str)}
+    data = [
+        [
+            found.dataset.name,
+            found.dataset.digest,
+            found.dataset.source_type,
+            ours({tag.key: tag.value for tag in found.tags}),
+        ]
+        for found in run.inputs.dataset_inputs
+    ]
+    return {
+        "name": run.info.run_name,
+        "status": run.info.status,
+        "tags": ours(run.data.tags),
+        "params": run.data.params,
+        "metrics": run.data.metrics,
+        "data sets": sorted(data, key=str),
+    }
 
 
 def a_logged_model(client: MlflowClient, model: Any) -> dict[str, Any]:
     """A logged model without its ids and times."""
     metrics = sorted([found.key, found.value, found.step, found.dataset_name or ""] for found in model.metrics)
     files = sorted(found.path for found in client.list_logged_model_artifacts(model.model_id))
-    return {"name": model.name, "type": model.model_type, "status": str(model.status), "tags": ours(model.tags), "params": model.params, "metrics": metrics, "files": files}
+    return {
+        "name": model.name,
+        "type": model.model_type,
+        "status": str(model.status),
+        "tags": ours(model.tags),
+        "params": model.params,
+        "metrics": metrics,
+        "files": files,
+    }
 
 
 def ours(tags: dict[str, str]) -> dict[str, str]:
     """The tags that we set."""
-    return {name: "new each time" if name in NEW_EACH_TIME else value for name, value in sorted(tags.items()) if name.startswith(OURS)}
+    return {
+        name: "new each time" if name in NEW_EACH_TIME else value
+        for name, value in sorted(tags.items())
+        if name.startswith(OURS)
+    }

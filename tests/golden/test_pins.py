@@ -1,7 +1,7 @@
 """What must not move when modules do: each identity and name beside its literal value in `pins/`.
 
-A pin that has to change on purpose is changed by hand in its file, with the reason in the commit: whatever was stored under
-the old value is forgotten, trained anew or unreadable from then on.
+A pin that has to change on purpose is changed by hand in its file, with the reason in the commit: whatever was stored
+under the old value is forgotten, trained anew or unreadable from then on.
 """
 
 import hashlib
@@ -45,7 +45,10 @@ def test_the_ledger_keeps_its_schema(tmp_path: Path) -> None:
 
 def test_store_and_ledger_hold_the_same(tmp_path: Path) -> None:
     registry = product.registered(tmp_path)
-    assert_same(dict(stored(key, body) for key, body in sorted(product.objects(registry.store).items())), pinned("pins/store.json"))
+    assert_same(
+        dict(stored(key, body) for key, body in sorted(product.objects(registry.store).items())),
+        pinned("pins/store.json"),
+    )
     assert_same(rows(tmp_path / "ledger.db"), pinned("pins/ledger_rows.json"))
 
 
@@ -60,7 +63,10 @@ def test_deployments_stay() -> None:
 
 
 def test_slugs_of_schedules_stay() -> None:
-    wanted = {("0 2 * * *", "Asia/Seoul"): "0-2-x-x-x-asia-seoul", ("*/5 8-17 1,15 * 1-5", "Etc/GMT+3"): "xper5-8to17-1and15-x-1to5-etc-gmtplus3"}
+    wanted = {
+        ("0 2 * * *", "Asia/Seoul"): "0-2-x-x-x-asia-seoul",
+        ("*/5 8-17 1,15 * 1-5", "Etc/GMT+3"): "xper5-8to17-1and15-x-1to5-etc-gmtplus3",
+    }
     assert product.slugs(list(wanted)) == list(wanted.values())
 
 
@@ -72,7 +78,9 @@ def test_every_entry_point_leads_to_its_flow() -> None:
 
 
 def stored(key: str, body: bytes) -> tuple[str, Any]:
-    """A key and what lies there: text as lines, other bytes and what names itself by its content by their hash; pages may say other words."""
+    """A key and what lies there: text as lines, other bytes and what names itself by its content by their hash; pages
+    may say other words.
+    """
     if key.endswith(".html"):
         return re.sub("[0-9a-f]{12}(?=.html)", "HASH", key), "a page"
     short = len(body) < 800 and not key.endswith((".safetensors", ".png"))
@@ -83,13 +91,21 @@ def rows(ledger: Path) -> dict[str, Any]:
     """Every row of every table, records by their hash."""
     with sqlite3.connect(ledger) as connection:
         connection.row_factory = sqlite3.Row
-        tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name").fetchall()]
+        tables = [
+            name
+            for (name,) in connection.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table' ORDER BY name"
+            ).fetchall()
+        ]
         return {table: sorted(map(cells, connection.execute(f"SELECT * FROM {table}")), key=str) for table in tables}
 
 
 def cells(row: sqlite3.Row) -> dict[str, Any]:
     """A row by column."""
-    found = {name: masked(value) if isinstance(value, str) else value.hex() if isinstance(value, bytes) else value for name, value in dict(row).items()}
+    found = {
+        name: masked(value) if isinstance(value, str) else value.hex() if isinstance(value, bytes) else value
+        for name, value in dict(row).items()
+    }
     if "record" in found:
         found["record"] = hashlib.sha256(json.dumps(json.loads(found["record"]), sort_keys=True).encode()).hexdigest()
     return found

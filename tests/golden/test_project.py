@@ -1,4 +1,5 @@
-"""A store and a ledger that earlier code wrote (`write.py`) answer as they did, to the field, from a copy in another place.
+"""A store and a ledger that earlier code wrote (`write.py`) answer as they did, to the field, from a copy in another
+place.
 
 What each verb says stands in `answers/`. Sentences that the verbs make up are left out; those that are stored are not.
 """
@@ -14,7 +15,9 @@ import pytest
 from tests.golden import product
 from tests.golden.pins import FOLDER, assert_same, pinned, without_words
 
-VERBS: dict[str, tuple[int, list[str], tuple[str, ...]]] = {  # file -> exit code, arguments, fields whose sentences are left out
+VERBS: dict[
+    str, tuple[int, list[str], tuple[str, ...]]
+] = {  # file -> exit code, arguments, fields whose sentences are left out
     "versions": (0, ["versions"], ()),
     "show-mood-1": (0, ["show", "mood@1"], ()),
     "show-mood-2": (0, ["show", "mood@production"], ()),
@@ -50,7 +53,13 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "row.txt").write_text(ROW)
     for name in product.settings_names():
         monkeypatch.delenv(name, raising=False)
-    for name, value in {"PTP_HOME": "home", "PTP_TASKS": "tasks", "PTP_DTYPE": "float32", "PTP_TRUSTED_KEYS": "trusted.pem", "LOGNAME": "ada"}.items():
+    for name, value in {
+        "PTP_HOME": "home",
+        "PTP_TASKS": "tasks",
+        "PTP_DTYPE": "float32",
+        "PTP_TRUSTED_KEYS": "trusted.pem",
+        "LOGNAME": "ada",
+    }.items():
         monkeypatch.setenv(name, value)
     monkeypatch.chdir(folder)
     return folder
@@ -78,7 +87,13 @@ def test_nothing_trains_anew(name: str, status: str, project: Path, capsys: pyte
 @pytest.mark.parametrize(("name", "number"), [("mood", 2), ("topic", 1)])
 def test_a_measurement_is_kept_under_the_same_keys(name: str, number: int, project: Path) -> None:
     report, columns = product.measured(name, number)
-    found = {"evaluation": report.evaluation_key, "rows": report.rows_key, "baselines": report.baselines, "columns": columns, "scores": report.prompt.to_json()}
+    found = {
+        "evaluation": report.evaluation_key,
+        "rows": report.rows_key,
+        "baselines": report.baselines,
+        "columns": columns,
+        "scores": report.prompt.to_json(),
+    }
     assert_same(found, pinned(f"answers/measured-{name}.json"), tolerance=1e-3)
 
 
@@ -86,7 +101,9 @@ def test_a_measurement_is_kept_under_the_same_keys(name: str, number: int, proje
 def test_an_export_writes_the_same_files(form: str, project: Path) -> None:
     said(0, "export", "mood@2", "--format", form, "--to", "out")
     files = {path.name: path.read_bytes().replace(bytes(project), b"PROJECT") for path in sorted(Path("out").iterdir())}
-    assert {name: hashlib.sha256(body).hexdigest() for name, body in files.items()} == pinned(f"answers/export-{form}.json")
+    assert {name: hashlib.sha256(body).hexdigest() for name, body in files.items()} == pinned(
+        f"answers/export-{form}.json"
+    )
 
 
 def test_doctor_names_the_same_damage(project: Path) -> None:
@@ -102,9 +119,15 @@ def test_the_store_alone_gives_back_the_ledger(project: Path) -> None:
     (project / "home/ledger.db").unlink()
     said(0, "doctor", "--rebuild-ledger")
     known = ("task", "version", "digest", "bytes", "aliases")
-    found, expected = ([{name: row[name] for name in known} for row in rows] for rows in (said(0, "versions"), pinned("answers/versions.json")))
+    found, expected = (
+        [{name: row[name] for name in known} for row in rows]
+        for rows in (said(0, "versions"), pinned("answers/versions.json"))
+    )
     assert found == expected
-    assert [said(0, "history", "mood"), said(0, "history", "topic")] == [pinned("answers/history-mood.json"), pinned("answers/history-topic.json")]
+    assert [said(0, "history", "mood"), said(0, "history", "topic")] == [
+        pinned("answers/history-mood.json"),
+        pinned("answers/history-topic.json"),
+    ]
     assert said(0, "release", "list") == pinned("answers/releases.json")
 
 

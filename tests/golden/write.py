@@ -1,13 +1,15 @@
 """Wrote the folder `project/` on 26 November 2026, once. Never run it over that folder again.
 
-The bytes of `project/` are the point: they were written by the code of that day, and later code has to read them. Training
-rounds differently on another processor, and times and nonces are new each time, so another run makes another project.
-For another fixture, name a new folder: `python -m tests.golden.write FOLDER`. It holds what projects have had so far:
+The bytes of `project/` are the point: they were written by the code of that day, and later code has to read them.
+Training rounds differently on another processor, and times and nonces are new each time, so another run makes another
+project. For another fixture, name a new folder: `python -m tests.golden.write FOLDER`. It holds what projects have had
+so far:
 
 - `base/` a two-layer Llama of width 32 that was taught for a moment, `data/` the rows and a prompt to import, `tasks/`;
 - `home/store` and `home/ledger.db` of two tasks. mood: 1 and 2 trained and promoted by the machine, rolled back to 1;
-  3 imported and promoted. topic: 1 an ensemble, with an alias of its own, and 2 a prefix, neither of which passed. Release
-  `spring` takes mood to 2 and topic to 1, by an override. All prompts are signed by the key whose public half is `trusted.pem`.
+  3 imported and promoted. topic: 1 an ensemble, with an alias of its own, and 2 a prefix, neither of which passed.
+  Release `spring` takes mood to 2 and topic to 1, by an override. All prompts are signed by the key whose public half
+  is `trusted.pem`.
 """
 
 import csv
@@ -39,12 +41,16 @@ data:
   split: {dev: 0.15, test: 0.25}
 template: "{text}\\nSentiment:"
 labels: {negative: " negative", positive: " positive"}
-tune: {num_virtual_tokens: 2, init: {text: " yes"}, steps: 40, batch_size: 8, learning_rate: 0.03, warmup_steps: 5, eval_every: 10}
+tune: {num_virtual_tokens: 2, init: {text: " yes"}, steps: 40, batch_size: 8, learning_rate: 0.03, warmup_steps: 5,
+  eval_every: 10}
 gate: {metric: accuracy, minimum: 0.7, champion: {rule: non_inferiority, margin: 0.4}}
 promote: auto
 schedule: {cron: "0 2 * * *", timezone: Asia/Seoul}
 """
-SECOND_RECIPE = 'tune: {num_virtual_tokens: 3, init: {text: " yes"}, steps: 40, batch_size: 8, learning_rate: 0.02, warmup_steps: 5, eval_every: 10}'
+SECOND_RECIPE = (
+    'tune: {num_virtual_tokens: 3, init: {text: " yes"}, steps: 40, batch_size: 8, learning_rate: 0.02, '
+    "warmup_steps: 5, eval_every: 10}"
+)
 TOPIC = """\
 name: topic
 base_model: small
@@ -58,12 +64,16 @@ template: "{text}\\nSentiment:"
 labels: {bad: " negative", good: " positive"}
 scoring: {length_normalised: true}
 hard_prompt: {instruction: "Is it good?", examples: 2}
-tune: {method: ensemble, ensemble: {members: 2}, num_virtual_tokens: 2, steps: 2, batch_size: 4, warmup_steps: 1, eval_every: 2}
+tune: {method: ensemble, ensemble: {members: 2}, num_virtual_tokens: 2, steps: 2, batch_size: 4, warmup_steps: 1,
+  eval_every: 2}
 gate: {metric: macro_f1, minimum: 0.5}
 texts_in_reports: true
 schedule: {cron: "30 1 * * 1-5"}
 """
-PREFIX_RECIPE = "tune: {method: prefix, encoder_width: 4, num_virtual_tokens: 2, steps: 2, batch_size: 4, warmup_steps: 1, eval_every: 2}"
+PREFIX_RECIPE = (
+    "tune: {method: prefix, encoder_width: 4, num_virtual_tokens: 2, steps: 2, batch_size: 4, "
+    "warmup_steps: 1, eval_every: 2}"
+)
 
 
 def write(folder: Path) -> None:
@@ -71,7 +81,14 @@ def write(folder: Path) -> None:
     folder.mkdir(parents=True)
     os.chdir(folder)
     key = _key(folder.parent / f"{folder.name}-key.pem")
-    os.environ.update(PTP_HOME="home", PTP_TASKS="tasks", PTP_DTYPE="float32", PTP_SIGNING_KEY=str(key), LOGNAME="ada", OMP_NUM_THREADS="1")
+    os.environ.update(
+        PTP_HOME="home",
+        PTP_TASKS="tasks",
+        PTP_DTYPE="float32",
+        PTP_SIGNING_KEY=str(key),
+        LOGNAME="ada",
+        OMP_NUM_THREADS="1",
+    )
     _draw_small()
     _base(folder / "base")
     _data(folder / "data")
@@ -91,9 +108,18 @@ def _base(folder: Path) -> None:
     torch.manual_seed(0)
     tokenizer = _tokenizer()
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=256, bos_token_id=1, eos_token_id=2, pad_token_id=2, tie_word_embeddings=True,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+        tie_word_embeddings=True,
+    )
     model = LlamaForCausalLM(config)
     _teach(model, tokenizer, 0)
     model.save_pretrained(folder)
@@ -104,7 +130,10 @@ def _data(folder: Path) -> None:
     folder.mkdir()
     dice = random.Random(5)
     _rows(folder / "mood.csv", [("text", "label"), *sentences(240, 1)])
-    topic = [(text, "good" if label == "positive" else "bad", dice.choice(("mail", "web"))) for text, label in sentences(160, 2)]
+    topic = [
+        (text, "good" if label == "positive" else "bad", dice.choice(("mail", "web")))
+        for text, label in sentences(160, 2)
+    ]
     _rows(folder / "topic.csv", [("text", "label", "kind"), *topic])
     np.save(folder / "prompt.npy", (np.arange(96).reshape(3, 32) % 7 - 3).astype(np.float32) / 8)
 
@@ -156,7 +185,9 @@ def _key(path: Path) -> Path:
 
 
 def _tidy(home: Path) -> None:
-    """Leave the store and the ledger alone: no lock, no cache, no address of the machine, and of the pages, which nothing reads, none."""
+    """Leave the store and the ledger alone: no lock, no cache, no address of the machine, and of the pages, which
+    nothing reads, none.
+    """
     old, new = sqlite3.connect(home / "ledger.db"), home.parent / "ledger.db"
     old.execute("VACUUM INTO ?", [str(new)])
     old.close()

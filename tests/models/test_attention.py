@@ -29,7 +29,9 @@ def _states_and_gradients(base: CausalBase, longest: int) -> tuple[Tensor, ...]:
     torch.manual_seed(0)
     prompts = [torch.randn(length, base.ref.hidden_size).requires_grad_() for length in (2, 5)]
     rows = [list(range(3, 3 + longest)), [7, 8, 9][:longest], [11]]
-    states = base.states(base.prefix(prompts), [Input(row[:1], row[1:], member) for row, member in zip(rows, [0, 1, 1], strict=True)])
+    states = base.states(
+        base.prefix(prompts), [Input(row[:1], row[1:], member) for row, member in zip(rows, [0, 1, 1], strict=True)]
+    )
     return states.detach(), *torch.autograd.grad(states.cos().sum(), prompts)
 
 

@@ -31,7 +31,15 @@ def followed(folder: Path) -> list[object]:
     base = load_base(Prepared("tiny", folder, fingerprint("tiny", folder, folder)), "float32")
     tokens = base.encode("good</s> film <x>", True)
     special = sorted(base.tokenizer.all_special_ids)
-    return [tokens, base.encode("film", False), base.bos, sorted(base.ends), special, len(base.tokenizer), base.tokenizer.decode(tokens, skip_special_tokens=True)]
+    return [
+        tokens,
+        base.encode("film", False),
+        base.bos,
+        sorted(base.ends),
+        special,
+        len(base.tokenizer),
+        base.tokenizer.decode(tokens, skip_special_tokens=True),
+    ]
 
 
 def test_same_files_hash_the_same_elsewhere(folder: Path, tmp_path: Path) -> None:
@@ -47,14 +55,18 @@ def test_one_changed_weight_is_another_model(folder: Path, tmp_path: Path) -> No
     assert fingerprint("a", folder, tmp_path).fingerprint != before
 
 
-@pytest.mark.parametrize("fields", [{"rms_norm_eps": 0.1}, {"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}])
+@pytest.mark.parametrize(
+    "fields", [{"rms_norm_eps": 0.1}, {"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}]
+)
 def test_config_that_matters_is_covered(folder: Path, tmp_path: Path, fields: dict[str, object]) -> None:
     before = fingerprint("a", folder, tmp_path).fingerprint
     edited(folder, **fields)
     assert fingerprint("a", folder, tmp_path).fingerprint != before
 
 
-@pytest.mark.parametrize("fields", [{"transformers_version": "0.0"}, {"dtype": "float16"}, {"_name_or_path": "elsewhere"}])
+@pytest.mark.parametrize(
+    "fields", [{"transformers_version": "0.0"}, {"dtype": "float16"}, {"_name_or_path": "elsewhere"}]
+)
 def test_config_that_does_not_matter_is_not(folder: Path, tmp_path: Path, fields: dict[str, object]) -> None:
     before = fingerprint("a", folder, tmp_path).fingerprint
     edited(folder, **fields)
@@ -68,7 +80,16 @@ def test_changed_tokenizer_is_another_model(folder: Path, tmp_path: Path) -> Non
     assert (after.fingerprint, after.tokenizer_fingerprint) != (before.fingerprint, before.tokenizer_fingerprint)
 
 
-ADDED = {"257": {"content": "<x>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": False}}
+ADDED = {
+    "257": {
+        "content": "<x>",
+        "lstrip": False,
+        "normalized": False,
+        "rstrip": False,
+        "single_word": False,
+        "special": False,
+    }
+}
 
 
 @pytest.mark.parametrize(
@@ -90,7 +111,9 @@ ADDED = {"257": {"content": "<x>", "lstrip": False, "normalized": False, "rstrip
         ("added_tokens.json", {"<x>": 999}),
     ],
 )
-def test_what_changes_token_ids_or_ends_a_text_is_covered(folder: Path, tmp_path: Path, file: str, fields: dict[str, object]) -> None:
+def test_what_changes_token_ids_or_ends_a_text_is_covered(
+    folder: Path, tmp_path: Path, file: str, fields: dict[str, object]
+) -> None:
     before, behaviour = fingerprint("a", folder, tmp_path).fingerprint, followed(folder)
     edited(folder, file, **fields)
     assert followed(folder) != behaviour
@@ -104,14 +127,32 @@ def test_what_changes_token_ids_or_ends_a_text_is_covered(folder: Path, tmp_path
         ("config.json", {"eos_token_id": 9, "bos_token_id": 9}),  # generation_config.json states its own
         ("tokenizer_config.json", {"model_max_length": 100}),
         ("tokenizer_config.json", {"add_bos_token": True, "add_eos_token": True}),  # tokenizer.json alone says
-        ("tokenizer_config.json", {"chat_template": "{{ messages }}", "padding_side": "left", "clean_up_tokenization_spaces": True}),
+        (
+            "tokenizer_config.json",
+            {"chat_template": "{{ messages }}", "padding_side": "left", "clean_up_tokenization_spaces": True},
+        ),
         ("tokenizer_config.json", {"name_or_path": "elsewhere", "transformers_version": "0.0", "backend": None}),
         ("tokenizer_config.json", {"pad_token": "</s>"}),
         ("tokenizer_config.json", {"tokenizer_class": "PreTrainedTokenizerFast"}),
-        ("tokenizer_config.json", {"bos_token": {"__type": "AddedToken", "content": "<s>", "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}}),
+        (
+            "tokenizer_config.json",
+            {
+                "bos_token": {
+                    "__type": "AddedToken",
+                    "content": "<s>",
+                    "lstrip": False,
+                    "normalized": False,
+                    "rstrip": False,
+                    "single_word": False,
+                    "special": True,
+                }
+            },
+        ),
     ],
 )
-def test_what_neither_changes_token_ids_nor_ends_a_text_is_not(folder: Path, tmp_path: Path, file: str, fields: dict[str, object]) -> None:
+def test_what_neither_changes_token_ids_nor_ends_a_text_is_not(
+    folder: Path, tmp_path: Path, file: str, fields: dict[str, object]
+) -> None:
     before, behaviour = fingerprint("a", folder, tmp_path).fingerprint, followed(folder)
     edited(folder, file, **fields)
     assert followed(folder) == behaviour

@@ -1,4 +1,6 @@
-"""The shared prefix cache computes what plain concatenation computes, in every family; decoding as plain decoding does."""
+"""The shared prefix cache computes what plain concatenation computes, in every family; decoding as plain
+decoding does.
+"""
 
 import pytest
 import torch
@@ -70,17 +72,28 @@ def test_forward_leaves_the_cache_as_it_was(base: CausalBase) -> None:
 def test_embeddings_and_key_values_mix_in_one_batch(base: CausalBase) -> None:
     """Each row answers as behind its prompt alone, and gradients reach both kinds."""
     mixed: list[SoftPrompt] = [prompts()[0], key_values(base), prompts()[2]]
-    leaves = [prompt.requires_grad_() if isinstance(prompt, torch.Tensor) else KeyValues(*(t.requires_grad_() for t in prompt)) for prompt in mixed]
+    leaves = [
+        prompt.requires_grad_()
+        if isinstance(prompt, torch.Tensor)
+        else KeyValues(*(t.requires_grad_() for t in prompt))
+        for prompt in mixed
+    ]
     together = base.states(base.prefix(leaves), INPUTS)
     torch.testing.assert_close(together, base.concatenated(mixed, INPUTS), rtol=1e-6, atol=1e-6)
     together.sum().backward()
-    assert all(t.grad is not None and t.grad.abs().sum() > 0 for leaf in leaves for t in (leaf if isinstance(leaf, KeyValues) else [leaf]))
+    assert all(
+        t.grad is not None and t.grad.abs().sum() > 0
+        for leaf in leaves
+        for t in (leaf if isinstance(leaf, KeyValues) else [leaf])
+    )
 
 
 def test_key_values_of_an_embedded_prompt_stand_for_it(base: CausalBase) -> None:
     cache = base.prefix([prompts()[1]])
     half = len(cache.tensors) // 2
-    given = KeyValues(torch.stack([t[0] for t in cache.tensors[:half]]), torch.stack([t[0] for t in cache.tensors[half:]]))
+    given = KeyValues(
+        torch.stack([t[0] for t in cache.tensors[:half]]), torch.stack([t[0] for t in cache.tensors[half:]])
+    )
     row = [Input([5, 6, 7], [8, 9], 0)]
     torch.testing.assert_close(base.states(base.prefix([given]), row), base.states(cache, row))
 
@@ -102,7 +115,9 @@ def test_decoding_together_equals_plain_decoding_alone(base: CausalBase, prompte
         expected: list[int] = []
         for _ in range(limit):
             embedded = base.embed(torch.tensor(text + expected))
-            logits = base.model(inputs_embeds=torch.cat([prompt, embedded])[None] if prompted else embedded[None]).logits[0, -1]
+            logits = base.model(
+                inputs_embeds=torch.cat([prompt, embedded])[None] if prompted else embedded[None]
+            ).logits[0, -1]
             expected.append(int(logits.argmax()))
         assert answer == expected
 

@@ -12,15 +12,29 @@ from ptpipeline.models.llama import FusedLlama
 
 ROWS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7]]
 READS = (torch.tensor([0, 0, 1, 2]), torch.tensor([3, 4, 1, 6]))
-LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
 
 
 def tiny(kv_heads: int = 2, rope: dict[str, Any] | None = None) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=kv_heads,
-        max_position_embeddings=64, initializer_range=0.2, **({"rope_parameters": rope} if rope else {}),
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=kv_heads,
+        max_position_embeddings=64,
+        initializer_range=0.2,
+        **({"rope_parameters": rope} if rope else {}),
+    )
     model = LlamaForCausalLM(config).double().eval()
     for name, parameter in model.named_parameters():
         if "norm" in name:
@@ -69,19 +83,27 @@ def plain(model: Any, states: Tensor) -> Tensor:
         mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         states = states + at.o_proj(mixed.transpose(0, 1).flatten(1))
         normed = norm(states, layer.post_attention_layernorm)
-        states = states + layer.mlp.down_proj(torch.nn.functional.silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
+        states = states + layer.mlp.down_proj(
+            torch.nn.functional.silu(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed)
+        )
     return norm(states, model.model.norm)
 
 
 def gradients(states: Tensor, prompts: Sequence[Tensor]) -> list[Tensor]:
     dice = torch.Generator().manual_seed(2)
-    return list(torch.autograd.grad((states * torch.randn(states.shape, generator=dice, dtype=states.dtype)).sum(), prompts))
+    return list(
+        torch.autograd.grad((states * torch.randn(states.shape, generator=dice, dtype=states.dtype)).sum(), prompts)
+    )
 
 
-@pytest.mark.parametrize(("lengths", "members"), [((4,), (0, 0, 0)), ((1,), (0, 0, 0)), ((5, 2, 3), (2, 0, 1)), ((5, 2), (1, 0, 1))])
+@pytest.mark.parametrize(
+    ("lengths", "members"), [((4,), (0, 0, 0)), ((1,), (0, 0, 0)), ((5, 2, 3), (2, 0, 1)), ((5, 2), (1, 0, 1))]
+)
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("rope", [None, LLAMA3])
-def test_states_and_gradients_equal_a_plain_decoder(lengths: tuple[int, ...], members: tuple[int, ...], kv_heads: int, rope: dict[str, Any] | None) -> None:
+def test_states_and_gradients_equal_a_plain_decoder(
+    lengths: tuple[int, ...], members: tuple[int, ...], kv_heads: int, rope: dict[str, Any] | None
+) -> None:
     model, prompts = tiny(kv_heads, rope), prompts_of(lengths)
     expected = concatenated(model, prompts, members)
     found = ours(model, prompts, members)
@@ -124,5 +146,7 @@ def test_nan_of_one_prompt_reaches_no_other() -> None:
 
 @pytest.mark.parametrize("change", [{"attention_bias": True}, {"mlp_bias": True}, {"hidden_act": "gelu"}])
 def test_other_layers_are_declined(change: dict[str, Any]) -> None:
-    config = LlamaConfig(vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, **change)
+    config = LlamaConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4, **change
+    )
     assert FusedLlama.of(LlamaForCausalLM(config).requires_grad_(False)) is None

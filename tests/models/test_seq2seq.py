@@ -17,7 +17,12 @@ from ptpipeline.models.seq2seq import Seq2SeqBase
 from tests.models.families import SEQ2SEQ_FAMILIES, T5_SIZES, seq2seq_family
 from tests.tiny import tiny_base
 
-ROWS = [Input([5, 6, 7, 8, 1], [9, 10], 0), Input([11, 1], [], 1), Input([*range(20, 29), 1], [3, 4, 5, 1], 1), Input([1], [2], 2)]
+ROWS = [
+    Input([5, 6, 7, 8, 1], [9, 10], 0),
+    Input([11, 1], [], 1),
+    Input([*range(20, 29), 1], [3, 4, 5, 1], 1),
+    Input([1], [2], 2),
+]
 
 
 @pytest.fixture(params=sorted(SEQ2SEQ_FAMILIES))
@@ -31,11 +36,15 @@ def prompts() -> list[Tensor]:
 
 
 def transformers_forward(base: Seq2SeqBase, prompt: Tensor, row: Input) -> tuple[Tensor, Tensor]:
-    """What the head reads and what it says at each of the row's decoder tokens, out of transformers' own forward pass."""
+    """What the head reads and what it says at each of the row's decoder tokens, out of transformers' own
+    forward pass.
+    """
     read: list[Tensor] = []
     hook = base.model.lm_head.register_forward_pre_hook(lambda module, inputs: read.append(inputs[0][0]))
     embedded = torch.cat([prompt, base.model.shared(torch.tensor(row.text))])[None]
-    logits: Tensor = base.model(inputs_embeds=embedded, decoder_input_ids=torch.tensor([[0, *row.continuation]])).logits[0]
+    logits: Tensor = base.model(
+        inputs_embeds=embedded, decoder_input_ids=torch.tensor([[0, *row.continuation]])
+    ).logits[0]
     hook.remove()
     return read[0], logits
 
@@ -76,7 +85,9 @@ def test_prompt_gradient_equals_transformers(base: Seq2SeqBase) -> None:
 def test_rows_of_one_prompt_equal_transformers(base: Seq2SeqBase) -> None:
     rows = [row._replace(member=0) for row in ROWS]
     expected = torch.cat([transformers_forward(base, prompts()[0], row)[1] for row in rows]).float()
-    torch.testing.assert_close(base.logits(base.states(base.prefix(prompts()[:1]), rows)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        base.logits(base.states(base.prefix(prompts()[:1]), rows)), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_without_prompt_padding_changes_nothing(base: Seq2SeqBase) -> None:
@@ -110,7 +121,9 @@ def test_gradient_of_a_row_reaches_its_own_prompt_only(base: Seq2SeqBase) -> Non
 def generated(base: Seq2SeqBase, row: Input, limit: int) -> list[int]:
     embedded = torch.cat([prompts()[row.member], base.model.shared(torch.tensor(row.text))])[None]
     given = torch.tensor([[0, *row.continuation]])
-    tokens = base.model.generate(inputs_embeds=embedded, decoder_input_ids=given, num_beams=1, do_sample=False, max_new_tokens=limit)
+    tokens = base.model.generate(
+        inputs_embeds=embedded, decoder_input_ids=given, num_beams=1, do_sample=False, max_new_tokens=limit
+    )
     new: list[int] = tokens[0, given.shape[1] :].tolist()
     return [token for token in new if token not in base.ends]
 
@@ -118,7 +131,10 @@ def generated(base: Seq2SeqBase, row: Input, limit: int) -> list[int]:
 @pytest.mark.parametrize("continued", [False, True])
 def test_decoding_together_equals_generating_alone(base: Seq2SeqBase, continued: bool) -> None:
     rows = [row if continued else row._replace(continuation=[]) for row in ROWS]
-    base.model.generation_config.eos_token_id = [1, generated(base, rows[0], 4)[2]]  # one that ends a row before the others
+    base.model.generation_config.eos_token_id = [
+        1,
+        generated(base, rows[0], 4)[2],
+    ]  # one that ends a row before the others
     found = base.decode(base.prefix(prompts()), rows, 7)
     assert found == [generated(base, row, 7) for row in rows]
     assert sorted(map(len, found))[0] <= 2 < len(max(found, key=len)) == 7
@@ -162,9 +178,14 @@ def test_folder_of_a_t5_loads_as_encoder_decoder(tmp_path: Path, dtype: Any) -> 
     assert isinstance(base, Seq2SeqBase)
     assert (base.start, base.ref.hidden_size, base.context) == (0, 32, 512)
     prompt = torch.randn(5, 32).requires_grad_()
-    rows = [Input(base.encode("good film", True), [3, 4], 0), Input(base.encode("the plot was very dull", True), [7], 0)]
+    rows = [
+        Input(base.encode("good film", True), [3, 4], 0),
+        Input(base.encode("the plot was very dull", True), [7], 0),
+    ]
     states = base.states(base.prefix([prompt]), rows)
-    torch.testing.assert_close(states, base.concatenated([prompt], rows), rtol=2e-2, atol=6e-2 if dtype == "bfloat16" else 1e-5)
+    torch.testing.assert_close(
+        states, base.concatenated([prompt], rows), rtol=2e-2, atol=6e-2 if dtype == "bfloat16" else 1e-5
+    )
     base.logits(states).logsumexp(-1).sum().backward()
     assert prompt.grad is not None
     assert prompt.grad.abs().max() > 0
@@ -189,13 +210,20 @@ def test_t5_without_start_token_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("family", ["bart", "umt5"])
 def test_other_encoder_decoders_are_refused_by_name(tmp_path: Path, family: str) -> None:
     folder = t5_folder(tmp_path)
-    config = BartConfig(d_model=32).to_dict() if family == "bart" else json.loads((folder / "config.json").read_text()) | {"model_type": family}
+    config = (
+        BartConfig(d_model=32).to_dict()
+        if family == "bart"
+        else json.loads((folder / "config.json").read_text()) | {"model_type": family}
+    )
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(BaseModelError, match=f"{family} is an encoder-decoder that is not supported"):
         load_base(prepared(folder), "float32")
 
 
-@pytest.mark.parametrize("fields", [{"relative_attention_num_buckets": 6}, {"feed_forward_proj": "gated-gelu"}, {"scale_decoder_outputs": False}])
+@pytest.mark.parametrize(
+    "fields",
+    [{"relative_attention_num_buckets": 6}, {"feed_forward_proj": "gated-gelu"}, {"scale_decoder_outputs": False}],
+)
 def test_fingerprint_covers_what_changes_a_t5(tmp_path: Path, fields: dict[str, Any]) -> None:
     folder = t5_folder(tmp_path)
     before = fingerprint("a", folder, tmp_path).fingerprint
@@ -205,17 +233,26 @@ def test_fingerprint_covers_what_changes_a_t5(tmp_path: Path, fields: dict[str, 
 def test_fingerprint_covers_the_context_of_a_t5(tmp_path: Path) -> None:
     folder = t5_folder(tmp_path)
     before = fingerprint("a", folder, tmp_path).fingerprint
-    assert fingerprint("a", edited(folder, "tokenizer_config.json", model_max_length=300), tmp_path).fingerprint != before
+    assert (
+        fingerprint("a", edited(folder, "tokenizer_config.json", model_max_length=300), tmp_path).fingerprint != before
+    )
 
 
 def test_fingerprint_covers_a_start_token_that_generation_states(tmp_path: Path) -> None:
-    folder = edited(t5_folder(tmp_path, decoder_start_token_id=None), "generation_config.json", decoder_start_token_id=0)
+    folder = edited(
+        t5_folder(tmp_path, decoder_start_token_id=None), "generation_config.json", decoder_start_token_id=0
+    )
     before = fingerprint("a", folder, tmp_path).fingerprint
-    assert fingerprint("a", edited(folder, "generation_config.json", decoder_start_token_id=3), tmp_path).fingerprint != before
+    assert (
+        fingerprint("a", edited(folder, "generation_config.json", decoder_start_token_id=3), tmp_path).fingerprint
+        != before
+    )
 
 
 def test_fingerprint_is_the_same_from_savers_before_and_after_transformers_5(tmp_path: Path) -> None:
     folder = t5_folder(tmp_path, tie_word_embeddings=True, scale_decoder_outputs=False, num_layers=2)
     before = fingerprint("a", folder, tmp_path).fingerprint
-    older = edited(folder, "config.json", tie_word_embeddings=False, scale_decoder_outputs=None, num_decoder_layers=None)
+    older = edited(
+        folder, "config.json", tie_word_embeddings=False, scale_decoder_outputs=None, num_decoder_layers=None
+    )
     assert fingerprint("a", older, tmp_path).fingerprint == before

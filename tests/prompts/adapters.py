@@ -1,4 +1,6 @@
-"""PEFT itself, as the oracle: adapters over tiny models, trained for a moment and saved, and the logits it computes with them."""
+"""PEFT itself, as the oracle: adapters over tiny models, trained for a moment and saved, and the logits it computes
+with them.
+"""
 
 import copy
 from collections.abc import Sequence

@@ -22,9 +22,19 @@ BASE = BaseModelRef(name="tiny", fingerprint="a" * 64, tokenizer_fingerprint="b"
 
 def artifact(dtype: str = "float16", value: float = 0.5) -> Artifact:
     fields = {
-        "task": "movies", "method": "prompt", "placement": "before_bos", "base_model": BASE, "template": "{text}", "labels": {"a": " a", "b": " b"},
-        "max_input_tokens": 50, "snapshot": "c" * 64, "recipe": "d" * 64, "training_key": "e" * 64, "seed": 0, "engine_version": 1,
-    }  # fmt: skip
+        "task": "movies",
+        "method": "prompt",
+        "placement": "before_bos",
+        "base_model": BASE,
+        "template": "{text}",
+        "labels": {"a": " a", "b": " b"},
+        "max_input_tokens": 50,
+        "snapshot": "c" * 64,
+        "recipe": "d" * 64,
+        "training_key": "e" * 64,
+        "seed": 0,
+        "engine_version": 1,
+    }
     return pack(torch.linspace(-1, value, 24).reshape(4, 6), dtype, fields)
 
 
@@ -37,7 +47,12 @@ def test_what_is_written_is_read(store: ObjectStore, dtype: str) -> None:
     torch.testing.assert_close(prompt.float(), torch.linspace(-1, 0.5, 24).reshape(4, 6), rtol=1e-2, atol=1e-2)
 
 
-@given(tokens=st.integers(1, 300), width=st.integers(1, 40), layers=st.integers(1, 30), dtype=st.sampled_from(["float16", "bfloat16", "float32"]))
+@given(
+    tokens=st.integers(1, 300),
+    width=st.integers(1, 40),
+    layers=st.integers(1, 30),
+    dtype=st.sampled_from(["float16", "bfloat16", "float32"]),
+)
 @settings(max_examples=50)
 def test_the_size_of_a_file_is_known_before_there_is_one(tokens: int, width: int, layers: int, dtype: str) -> None:
     for prompt in (torch.zeros(tokens, width), KeyValues(*torch.zeros(2, layers, 2, tokens, width))):
@@ -93,7 +108,9 @@ def test_a_deleted_tensor_file_is_named(tmp_path: Path) -> None:
 
 def test_another_base_is_refused() -> None:
     other = BASE.model_copy(update={"name": "other", "fingerprint": "f" * 64})
-    with pytest.raises(BaseModelError, match="trained on base model tiny aaaaaaaaaaaa, but other ffffffffffff is loaded"):
+    with pytest.raises(
+        BaseModelError, match="trained on base model tiny aaaaaaaaaaaa, but other ffffffffffff is loaded"
+    ):
         unpack(artifact(), other)
 
 
@@ -124,7 +141,10 @@ def forged(header: object, payload: bytes) -> Artifact:
         {"embeddings": {"dtype": "F16", "shape": [1 << 30, 6], "data_offsets": [0, 48]}},
         {"embeddings": {"dtype": "F64", "shape": [4, 6], "data_offsets": [0, 48]}},
         {"other": {"dtype": "F16", "shape": [4, 6], "data_offsets": [0, 48]}},
-        {"embeddings": {"dtype": "F16", "shape": [4, 6], "data_offsets": [0, 48]}, "more": {"dtype": "F16", "shape": [0], "data_offsets": [48, 48]}},
+        {
+            "embeddings": {"dtype": "F16", "shape": [4, 6], "data_offsets": [0, 48]},
+            "more": {"dtype": "F16", "shape": [0], "data_offsets": [48, 48]},
+        },
         {"embeddings": 3},
         [1, 2],
     ],

@@ -97,7 +97,9 @@ def test_xavier_is_within_its_bound(base: FrozenBase) -> None:
 def test_a_prefix_starts_at_activations_of_its_tokens(base: FrozenBase) -> None:
     """A prefix at its start answers as the embeddings that it stands for."""
     tune = Tune(num_virtual_tokens=2, init=TextInit(text="good film"))
-    embeddings, prefix = (initial_prompt(base, tune.model_copy(update={"method": method}), {}) for method in ("prompt", "prefix"))
+    embeddings, prefix = (
+        initial_prompt(base, tune.model_copy(update={"method": method}), {}) for method in ("prompt", "prefix")
+    )
     assert isinstance(prefix, KeyValues)
     row = [Input([5, 6, 7], [8], 0)]
     torch.testing.assert_close(base.states(base.prefix([prefix]), row), base.states(base.prefix([embeddings]), row))

@@ -27,14 +27,20 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> FrozenBase:
     return load_base(prepare_base("tiny", Settings(home=folder / "home", tasks=tiny_project(folder))), "float32")
 
 
-def brute_force(prompt: torch.Tensor, vocabulary: torch.Tensor, k: int) -> dict[str, tuple[list[list[int]], np.ndarray]]:
+def brute_force(
+    prompt: torch.Tensor, vocabulary: torch.Tensor, k: int
+) -> dict[str, tuple[list[list[int]], np.ndarray]]:
     """Ids by a full sort over (worse, id), and their values, by loops in numpy."""
     found: dict[str, tuple[list[list[int]], list[list[float]]]] = {measure: ([], []) for measure in MEASURES}
     rows = vocabulary.numpy().astype(np.float64)
     for x in prompt.numpy().astype(np.float64):
         dot = np.array([(x * v).sum() for v in rows])
         scale = np.sqrt((x**2).sum()) * np.sqrt((rows**2).sum(1))
-        worse = {"dot": -dot, "cosine": -dot / np.where(scale > 0, scale, 1), "euclidean": np.sqrt(((rows - x) ** 2).sum(1))}
+        worse = {
+            "dot": -dot,
+            "cosine": -dot / np.where(scale > 0, scale, 1),
+            "euclidean": np.sqrt(((rows - x) ** 2).sum(1)),
+        }
         for measure, values in worse.items():
             values = values.astype(np.float32)
             order = np.lexsort((np.arange(len(values)), values))[:k]
@@ -91,7 +97,9 @@ def test_overlap_is_the_jaccard_index_of_the_lists(base: FrozenBase) -> None:
 
 
 def test_measures_that_disagree_share_nothing() -> None:
-    vocabulary = torch.tensor([[100.0, 0.0], [0.1, 0.1], [1.4, 0.6]])  # nearest of (1, 1) by dot product, cosine and distance
+    vocabulary = torch.tensor(
+        [[100.0, 0.0], [0.1, 0.1], [1.4, 0.6]]
+    )  # nearest of (1, 1) by dot product, cosine and distance
     found = neighbours(torch.tensor([[1.0, 1.0]]), vocabulary, str, 1)
     assert [found.tokens[0].nearest[measure][0].id for measure in ("dot", "cosine", "euclidean")] == [0, 1, 2]
     assert set(found.overlap.values()) == {0.0}
@@ -147,5 +155,7 @@ def test_bytes_that_are_no_text_are_escaped() -> None:
 def test_tokens_of_sentencepiece_are_shown_as_they_are(base: FrozenBase) -> None:
     tokenizer = Tokenizer(models.Unigram([("<unk>", 0.0), ("▁né", -1.0)], unk_id=0))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    other = type(base)(base.model, PreTrainedTokenizerFast(tokenizer_object=tokenizer), base.ref, base.dtype, base.context)
+    other = type(base)(
+        base.model, PreTrainedTokenizerFast(tokenizer_object=tokenizer), base.ref, base.dtype, base.context
+    )
     assert token_text(other)(1) == "▁né"

@@ -29,14 +29,22 @@ def initial(tune: Tune) -> SoftPrompt:
 
 
 def test_starts_at_the_initial_prompt(tune: Tune) -> None:
-    for ours, given in zip(tensors_of(parameterise(tune, initial(tune)).prompt()), tensors_of(initial(tune)), strict=True):
+    for ours, given in zip(
+        tensors_of(parameterise(tune, initial(tune)).prompt()), tensors_of(initial(tune)), strict=True
+    ):
         torch.testing.assert_close(ours, given, rtol=1e-6, atol=1e-6)
 
 
 def test_every_parameter_learns(tune: Tune) -> None:
     made = parameterise(tune, initial(tune))
-    sum((tensor * torch.linspace(-1, 1, tensor.numel()).view_as(tensor)).sum() for tensor in tensors_of(made.prompt())).backward()  # type: ignore[union-attr]
-    silent = [name for name, parameter in made.named_parameters() if parameter.grad is None or not parameter.grad.abs().sum() > 0]
+    sum(
+        (tensor * torch.linspace(-1, 1, tensor.numel()).view_as(tensor)).sum() for tensor in tensors_of(made.prompt())
+    ).backward()  # type: ignore[union-attr]
+    silent = [
+        name
+        for name, parameter in made.named_parameters()
+        if parameter.grad is None or not parameter.grad.abs().sum() > 0
+    ]
     assert not silent
 
 

@@ -1,4 +1,6 @@
-"""PEFT's folders: what we write, PEFT computes the same with; what PEFT wrote, we read to the same logits; PEFT is the oracle."""
+"""PEFT's folders: what we write, PEFT computes the same with; what PEFT wrote, we read to the same logits; PEFT is the
+oracle.
+"""
 
 import copy
 import io
@@ -54,7 +56,9 @@ def test_peft_computes_the_same_with_an_exported_prompt(tmp_path: Path, name: st
 def test_peft_computes_the_same_with_an_exported_prefix(tmp_path: Path, name: str) -> None:
     base = family(name, torch.float32)
     prefix = activations(base, embeddings(base))
-    shuffled = KeyValues(prefix.key + torch.randn_like(prefix.key), prefix.value + torch.randn_like(prefix.value))  # nothing that a layout could confuse is alike
+    shuffled = KeyValues(
+        prefix.key + torch.randn_like(prefix.key), prefix.value + torch.randn_like(prefix.value)
+    )  # nothing that a layout could confuse is alike
     written(tmp_path, peft_files(shuffled, CAUSAL))
     torch.testing.assert_close(theirs(base, tmp_path), ours(base, shuffled), rtol=1e-5, atol=1e-5)
     assert (theirs(base, tmp_path) - ours(base, KeyValues(shuffled.value, shuffled.key))).abs().max() > 1e-3
@@ -72,9 +76,13 @@ def test_peft_computes_the_same_before_an_encoder(tmp_path: Path, name: str) -> 
 ADAPTERS = {
     "prompt": peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
     "p_tuning mlp": peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_hidden_size=16),
-    "p_tuning lstm": peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_hidden_size=16, encoder_reparameterization_type="LSTM"),
+    "p_tuning lstm": peft.PromptEncoderConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=4, encoder_hidden_size=16, encoder_reparameterization_type="LSTM"
+    ),
     "prefix": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4),
-    "prefix projected": peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=16),
+    "prefix projected": peft.PrefixTuningConfig(
+        task_type="CAUSAL_LM", num_virtual_tokens=4, prefix_projection=True, encoder_hidden_size=16
+    ),
 }
 
 
@@ -85,19 +93,25 @@ def test_an_adapter_of_peft_is_read_to_the_same_logits(tmp_path: Path, name: str
     model = saved_by_peft(base, copy.deepcopy(ADAPTERS[kind]), tmp_path)
     found = read_foreign(tmp_path)
     assert (found.method, found.placement, found.encoder_decoder) == (kind.split()[0], "before_bos", False)
-    torch.testing.assert_close(ours(base, found.prompt), theirs_of(model, [5, 17, 40, 8, 23], [3, 60]).detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ours(base, found.prompt), theirs_of(model, [5, 17, 40, 8, 23], [3, 60]).detach(), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("submodules", [None, 1])
 def test_of_an_encoder_decoders_doubled_rows_those_that_count_are_read(tmp_path: Path, submodules: int | None) -> None:
     base = seq2seq_family("t5 relu tied", torch.float32)
-    config = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, num_transformer_submodules=submodules)
+    config = peft.PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4, num_transformer_submodules=submodules
+    )
     model = saved_by_peft(base, config, tmp_path)
     found = read_foreign(tmp_path)
     assert isinstance(found.prompt, torch.Tensor)
     assert len(found.prompt) == 4
     assert bool(found.notes) == (submodules is None)
-    torch.testing.assert_close(ours(base, found.prompt), theirs_of(model, [5, 17, 40, 8, 23], [3, 60]).detach(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        ours(base, found.prompt), theirs_of(model, [5, 17, 40, 8, 23], [3, 60]).detach(), rtol=1e-5, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("prefix", [False, True])
@@ -158,20 +172,34 @@ ROWS = torch.ones(3, 32)
         (only_a_pickle, ArtifactError, "a pickle can run code.*save_pretrained"),
         (truncated, ArtifactError, "truncated or altered"),
         (nameless, ArtifactError, "expected a JSON object with `peft_type`"),
-        (lambda f: edited(f, peft_type="LORA"), ArtifactError, "'LORA', which is no soft prompt.*PROMPT_TUNING, P_TUNING, PREFIX_TUNING"),
+        (
+            lambda f: edited(f, peft_type="LORA"),
+            ArtifactError,
+            "'LORA', which is no soft prompt.*PROMPT_TUNING, P_TUNING, PREFIX_TUNING",
+        ),
         (lambda f: edited(f, task_type="SEQ_CLS"), ArtifactError, "task_type: .*CAUSAL_LM.*found 'SEQ_CLS'"),
         (lambda f: edited(f, num_virtual_tokens=4), ArtifactError, r"are \[3, 32\], .* states \[4, 32\]"),
-        (lambda f: edited(f, num_virtual_tokens=10**9), ArtifactError, "num_virtual_tokens: .*less than or equal to 1000"),
+        (
+            lambda f: edited(f, num_virtual_tokens=10**9),
+            ArtifactError,
+            "num_virtual_tokens: .*less than or equal to 1000",
+        ),
         (lambda f: edited(f, num_virtual_tokens="3"), ArtifactError, "num_virtual_tokens: .*valid integer"),
         (lambda f: edited(f, peft_type="PREFIX_TUNING"), ArtifactError, "prefix tuning needs num_layers"),
         (lambda f: swapped(f, prompt_embeddings=ROWS * torch.nan), ArtifactError, "not all finite"),
-        (lambda f: swapped(f, prompt_embeddings=ROWS.long()), ArtifactError, "not all finite numbers; expected finite float16"),
+        (
+            lambda f: swapped(f, prompt_embeddings=ROWS.long()),
+            ArtifactError,
+            "not all finite numbers; expected finite float16",
+        ),
         (lambda f: swapped(f, prompt_embeddings=ROWS[0]), ArtifactError, r"are \[32\]"),
         (lambda f: swapped(f, prompt_embeddings=ROWS, head=ROWS * 2), ArtifactError, "holds head, prompt_embeddings"),
         (lambda f: f / "elsewhere", NotFound, "no prompt to import"),
     ],
 )
-def test_what_is_no_sound_adapter_is_refused(tmp_path: Path, spoil: Callable[[Path], Path], error: type[PtpError], sentence: str) -> None:
+def test_what_is_no_sound_adapter_is_refused(
+    tmp_path: Path, spoil: Callable[[Path], Path], error: type[PtpError], sentence: str
+) -> None:
     folder = written(tmp_path / "a", peft_files(embeddings(family("llama", torch.float32)), CAUSAL))
     with pytest.raises(error, match=sentence) as caught:
         read_foreign(spoil(folder))
@@ -191,7 +219,18 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("body", [b"", b"PK\3\4", lying_npy(), npy(np.array([{}], dtype=object)), npy(np.ones((2, 3), int)), npy(np.full((2, 3), np.inf)), npy(np.ones((1001, 2)))])
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"PK\3\4",
+        lying_npy(),
+        npy(np.array([{}], dtype=object)),
+        npy(np.ones((2, 3), int)),
+        npy(np.full((2, 3), np.inf)),
+        npy(np.ones((1001, 2))),
+    ],
+)
 def test_what_is_no_sound_array_is_refused(tmp_path: Path, body: bytes) -> None:
     (tmp_path / "a.npy").write_bytes(body)
     with pytest.raises(ArtifactError):

@@ -40,7 +40,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> FrozenBase:
 def peft_prompt(base: FrozenBase, **config: object) -> Tensor:
     """The first prompt that PEFT makes over this base."""
     torch.manual_seed(0)
-    model = peft.get_peft_model(copy.deepcopy(base.model), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8, **config))
+    model = peft.get_peft_model(
+        copy.deepcopy(base.model), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=8, **config)
+    )
     return model.get_prompt_embedding_to_save("default")
 
 
@@ -84,7 +86,9 @@ def test_text_starts_without_special_tokens(tiny: FrozenBase, tmp_path: Path) ->
     folder = beginning_with_bos(tiny, tmp_path)
     base = replace(tiny, tokenizer=AutoTokenizer.from_pretrained(folder))
     bos = base.embed(torch.tensor([1])).detach()
-    theirs = peft_prompt(tiny, prompt_tuning_init="TEXT", prompt_tuning_init_text="good film", tokenizer_name_or_path=str(folder))
+    theirs = peft_prompt(
+        tiny, prompt_tuning_init="TEXT", prompt_tuning_init_text="good film", tokenizer_name_or_path=str(folder)
+    )
     assert torch.equal(theirs[:1], bos)
     ours = initial_prompt(base, Tune(num_virtual_tokens=8, init=TextInit(text="good film")), LABELS)
     assert isinstance(ours, Tensor)
@@ -93,16 +97,29 @@ def test_text_starts_without_special_tokens(tiny: FrozenBase, tmp_path: Path) ->
 
 def test_peft_erases_a_text_init_in_multitask_tuning(tiny: FrozenBase) -> None:
     config = peft.MultitaskPromptTuningConfig(
-        task_type="CAUSAL_LM", num_virtual_tokens=8, num_tasks=1, prompt_tuning_init="TEXT", prompt_tuning_init_text="good film",
+        task_type="CAUSAL_LM",
+        num_virtual_tokens=8,
+        num_tasks=1,
+        prompt_tuning_init="TEXT",
+        prompt_tuning_init_text="good film",
         tokenizer_name_or_path=tiny.tokenizer.name_or_path,
-    )  # fmt: skip
+    )
     torch.manual_seed(0)
     model = peft.get_peft_model(copy.deepcopy(tiny.model), config)
     text = model.prompt_encoder["default"].embedding.weight
     assert model.get_prompt(1, task_ids=torch.tensor([0]))[0].norm() < 0.1 * text.norm()
 
 
-@pytest.mark.parametrize("tune", [Tune(), Tune(method="residual"), Tune(method="p_tuning"), Tune(method="p_tuning", encoder="mlp"), Tune(method="prefix")])
+@pytest.mark.parametrize(
+    "tune",
+    [
+        Tune(),
+        Tune(method="residual"),
+        Tune(method="p_tuning"),
+        Tune(method="p_tuning", encoder="mlp"),
+        Tune(method="prefix"),
+    ],
+)
 def test_no_method_erases_its_first_prompt(tiny: FrozenBase, tune: Tune) -> None:
     first = initial_prompt(tiny, tune.model_copy(update={"init": TextInit(text="good film")}), LABELS)
     for now, given in zip(tensors_of(parameterise(tune, first).prompt()), tensors_of(first), strict=True):
@@ -127,11 +144,15 @@ def test_other_rows_of_a_batch_change_no_logits(name: str) -> None:
 
 def test_pads_of_a_batch_change_pefts_logits() -> None:
     base = family("gpt2")
-    model = peft.get_peft_model(copy.deepcopy(base.model), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    model = peft.get_peft_model(
+        copy.deepcopy(base.model), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    ).eval()
     text, pads = [5, 17, 40], [0] * 5
     with torch.inference_mode():
         alone = model(input_ids=torch.tensor([text]), attention_mask=torch.ones(1, 3)).logits[0, -1]
-        padded = model(input_ids=torch.tensor([pads + text]), attention_mask=torch.tensor([[0] * 5 + [1] * 3])).logits[0, -1]
+        padded = model(input_ids=torch.tensor([pads + text]), attention_mask=torch.tensor([[0] * 5 + [1] * 3])).logits[
+            0, -1
+        ]
     assert (padded - alone).abs().max() > 0.01
 
 
@@ -140,7 +161,9 @@ def test_each_row_of_a_batch_has_its_own_prompt() -> None:
     first, second = prompts(base)
     rows = [Input([5, 17, 40], (), 0), Input([5, 17, 40], (), 1)]
     together = base.logits(base.states(base.prefix([first, second]), rows))
-    alone = [base.logits(base.states(base.prefix([prompt]), [Input([5, 17, 40], (), 0)]))[0] for prompt in (first, second)]
+    alone = [
+        base.logits(base.states(base.prefix([prompt]), [Input([5, 17, 40], (), 0)]))[0] for prompt in (first, second)
+    ]
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-6)
     assert (together[0] - together[1]).abs().max() > 0.01
 
@@ -150,14 +173,18 @@ def test_peft_gives_every_row_the_active_prompt() -> None:
     model = peft.get_peft_model(copy.deepcopy(base.model), config, adapter_name="a").eval()
     model.add_adapter("b", peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([[5, 17], [5, 17]]), attention_mask=torch.ones(2, 2), adapter_names=["a", "b"]).logits
+        logits = model(
+            input_ids=torch.tensor([[5, 17], [5, 17]]), attention_mask=torch.ones(2, 2), adapter_names=["a", "b"]
+        ).logits
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-9, atol=1e-9)
 
 
 def test_logits_have_no_positions_of_the_prompt() -> None:
     base = family("gpt2")
     assert len(base.states(base.prefix(prompts(base)[:1]), [Input([5, 17], (40,), 0)])) == 2
-    model = peft.get_peft_model(copy.deepcopy(base.model), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    model = peft.get_peft_model(
+        copy.deepcopy(base.model), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    )
     assert model(input_ids=torch.tensor([[5, 17, 40]])).logits.shape[1] == 6
 
 
@@ -177,14 +204,29 @@ def test_a_prompt_loads_onto_its_own_base_only(tmp_path: Path) -> None:
 def test_a_stored_prompt_trains_further(tmp_path: Path, method: str) -> None:
     base = family("llama", torch.float32)
     before = job(base, "movies", method=method, store_dtype="float16", steps=2)
-    fields = {"task": "movies", "method": method, "placement": "before_bos", "base_model": base.ref, "template": "{text}", "labels": LABELS,
-              "max_input_tokens": 50, "snapshot": "c" * 64, "recipe": "d" * 64, "training_key": "e" * 64, "seed": 0, "engine_version": 1}  # fmt: skip
+    fields = {
+        "task": "movies",
+        "method": method,
+        "placement": "before_bos",
+        "base_model": base.ref,
+        "template": "{text}",
+        "labels": LABELS,
+        "max_input_tokens": 50,
+        "snapshot": "c" * 64,
+        "recipe": "d" * 64,
+        "training_key": "e" * 64,
+        "seed": 0,
+        "engine_version": 1,
+    }
     stored = unpack(pack(before.initial, "float16", fields), base.ref)
     given = initial_prompt(base, before.tune, LABELS, stored)
     [member] = run_gang(base, [before._replace(initial=given)], NoTracker()).members
     assert member.error is None
     assert member.step == 2
-    assert not all(torch.equal(one, two) for one, two in zip(tensors_of(given), tensors_of(member.parameterisation.prompt()), strict=True))
+    assert not all(
+        torch.equal(one, two)
+        for one, two in zip(tensors_of(given), tensors_of(member.parameterisation.prompt()), strict=True)
+    )
 
 
 def test_peft_refuses_to_train_a_stored_prompt_further(tmp_path: Path) -> None:
@@ -196,7 +238,9 @@ def test_peft_refuses_to_train_a_stored_prompt_further(tmp_path: Path) -> None:
 
 def test_an_encoder_decoder_stores_as_many_rows_as_it_reads(tmp_path: Path) -> None:
     base = seq2seq_family("t5 relu tied", torch.float32)
-    fields = artifact().manifest.model_dump(exclude={"tensors", "tensor_sha256", "num_virtual_tokens", "base_model"}) | {"base_model": base.ref}
+    fields = artifact().manifest.model_dump(
+        exclude={"tensors", "tensor_sha256", "num_virtual_tokens", "base_model"}
+    ) | {"base_model": base.ref}
     assert pack(job(base, "movies").initial, "float32", fields).manifest.tensors["embeddings"].shape == [3, 32]
     theirs = saved_by_peft(base, peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=3), tmp_path)
     assert theirs.get_prompt_embedding_to_save("default").shape == (6, 32)
@@ -205,7 +249,9 @@ def test_an_encoder_decoder_stores_as_many_rows_as_it_reads(tmp_path: Path) -> N
 @pytest.mark.parametrize("method", ["residual", "p_tuning", "prefix"])
 def test_the_best_checkpoint_of_a_reparameterised_prompt_is_kept(method: str) -> None:
     base = family("llama", torch.float32)
-    [member] = run_gang(base, [job(base, "movies", method=method, steps=12, eval_every=1, patience=12, learning_rate=0.3)], NoTracker()).members
+    [member] = run_gang(
+        base, [job(base, "movies", method=method, steps=12, eval_every=1, patience=12, learning_rate=0.3)], NoTracker()
+    ).members
     assert member.best is not None
     assert member.best_dev == max(point.dev for point in member.curve if point.dev is not None)
     again = best_again(base, member.job, member.best)
@@ -224,7 +270,9 @@ def best_again(base: FrozenBase, of: Job, prompt: SoftPrompt) -> Member:
 
 def test_peft_cannot_go_back_to_a_reparameterised_checkpoint() -> None:
     base = family("llama", torch.float32)
-    model = peft.get_peft_model(copy.deepcopy(base.model), peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)).eval()
+    model = peft.get_peft_model(
+        copy.deepcopy(base.model), peft.PromptEncoderConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    ).eval()
     before = model.get_prompt(1)
     peft.set_peft_model_state_dict(model, peft.get_peft_model_state_dict(model))
     assert (model.get_prompt(1) - before).abs().max() > 0.01

@@ -1,4 +1,6 @@
-"""Signed prompts: nothing is read that no trusted key signed, whatever lies in the store; keys are refused that cannot do it."""
+"""Signed prompts: nothing is read that no trusted key signed, whatever lies in the store; keys are refused that cannot
+do it.
+"""
 
 import base64
 import hashlib
@@ -82,7 +84,9 @@ def an_ensemble(members: list[Artifact]) -> Artifact:
     tensors = save({})
     changes = {"method": "ensemble", "tensors": {}, "tensor_sha256": hashlib.sha256(tensors).hexdigest()}
     listed = Members(digests=[member.digest for member in members], combine="average")
-    return Artifact(PromptManifest.model_validate({**members[0].manifest.to_json(), **changes, "members": listed}), tensors)
+    return Artifact(
+        PromptManifest.model_validate({**members[0].manifest.to_json(), **changes, "members": listed}), tensors
+    )
 
 
 # ---------------------------------------------------------------- reading and writing
@@ -112,8 +116,23 @@ def test_a_signature_is_verified_by_openssl_too(tmp_path: Path) -> None:
     (tmp_path / "signature").write_bytes(base64.b64decode(stored["signature"]))
     (tmp_path / "message").write_text(f'{{"digest":"{digest}","domain":"ptpipeline prompt v1","task":"{TASK.name}"}}')
     (tmp_path / "key").write_bytes(public_pem(OURS))
-    command = ["openssl", "pkeyutl", "-verify", "-pubin", "-inkey", "key", "-rawin", "-in", "message", "-sigfile", "signature"]
-    assert subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout.strip() == "Signature Verified Successfully"
+    command = [
+        "openssl",
+        "pkeyutl",
+        "-verify",
+        "-pubin",
+        "-inkey",
+        "key",
+        "-rawin",
+        "-in",
+        "message",
+        "-sigfile",
+        "signature",
+    ]
+    assert (
+        subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout.strip()
+        == "Signature Verified Successfully"
+    )
 
 
 class Dying(FolderStore):
@@ -148,7 +167,10 @@ def test_without_trusted_keys_anything_is_read(store: ObjectStore) -> None:
 
 def test_an_unsigned_prompt_is_refused(store: ObjectStore) -> None:
     digest = write_artifact(store, an_artifact(TASK))
-    with pytest.raises(ArtifactError, match=rf"{digest}: PTP_TRUSTED_KEYS asks for a signature: nobody signed it; .*: `ptp sign mood@N`$"):
+    with pytest.raises(
+        ArtifactError,
+        match=rf"{digest}: PTP_TRUSTED_KEYS asks for a signature: nobody signed it; .*: `ptp sign mood@N`$",
+    ):
         read_artifact(SignedStore(store, trust(OURS)), TASK.name, digest)
 
 
@@ -164,15 +186,31 @@ def test_a_prompt_that_is_not_there_is_not_unsigned(store: ObjectStore) -> None:
 
 def test_an_untrusted_key_is_named(store: ObjectStore) -> None:
     digest = write_artifact(SignedStore(store, key=OTHERS), an_artifact(TASK))
-    with pytest.raises(ArtifactError, match=f"key {OTHERS.id} signed it, which trusted.pem does not hold; add that public key if you trust it"):
+    with pytest.raises(
+        ArtifactError,
+        match=f"key {OTHERS.id} signed it, which trusted.pem does not hold; add that public key if you trust it",
+    ):
         read_artifact(SignedStore(store, trust(OURS)), TASK.name, digest)
 
 
 def test_whatever_alias_names_an_unsigned_prompt_it_is_not_served(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     digest = write_artifact(store, an_artifact(TASK))
-    row = Promotion(task=TASK.name, alias="production", seq=1, version=1, digest=digest, previous=None, actor="a", reason="b", verdict=None, at="c")
-    store.create(pointer_key(TASK.name, "production"), Pointer(promotion=row, nonce="n" * 16).model_dump_json().encode())
+    row = Promotion(
+        task=TASK.name,
+        alias="production",
+        seq=1,
+        version=1,
+        digest=digest,
+        previous=None,
+        actor="a",
+        reason="b",
+        verdict=None,
+        at="c",
+    )
+    store.create(
+        pointer_key(TASK.name, "production"), Pointer(promotion=row, nonce="n" * 16).model_dump_json().encode()
+    )
     assert resolve(store, TASK.name).artifact.digest == digest
     with pytest.raises(ArtifactError, match="nobody signed it"):
         resolve(SignedStore(store, trust(OURS)), TASK.name)
@@ -188,7 +226,9 @@ def test_members_of_an_ensemble_have_to_be_signed(store: ObjectStore) -> None:
         read_members(guarded, read_artifact(guarded, TASK.name, ensemble.digest))
 
 
-@pytest.mark.parametrize("key", ["prompts/mood/%s/manifest.json", "prompts/Mood/%s/manifest.json", "prompts/a/b/%s/manifest.json"])
+@pytest.mark.parametrize(
+    "key", ["prompts/mood/%s/manifest.json", "prompts/Mood/%s/manifest.json", "prompts/a/b/%s/manifest.json"]
+)
 def test_every_spelling_of_a_manifests_place_is_guarded(tmp_path: Path, key: str) -> None:
     store = FolderStore(tmp_path)
     store.create(key % ("a" * 64), b"{}")
@@ -200,7 +240,10 @@ def test_objects_that_are_no_prompts_need_no_signature(store: ObjectStore) -> No
     guarded = SignedStore(store, trust(OURS), OURS)
     guarded.create("snapshots/mood/manifest.json", b"{}")
     guarded.replace("snapshots/mood/manifest.json", b"[]", guarded.read("snapshots/mood/manifest.json").etag)
-    assert (guarded.read("snapshots/mood/manifest.json").body, list(store.keys("snapshots"))) == (b"[]", ["snapshots/mood/manifest.json"])
+    assert (guarded.read("snapshots/mood/manifest.json").body, list(store.keys("snapshots"))) == (
+        b"[]",
+        ["snapshots/mood/manifest.json"],
+    )
     guarded.delete("snapshots/mood/manifest.json")
     assert not guarded.exists("snapshots/mood/manifest.json")
 
@@ -215,7 +258,11 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return root, write_artifact(SignedStore(FolderStore(root), key=OURS), an_artifact(TASK))
 
 
-@given(position=st.integers(0, 10_000), value=st.integers(1, 255), name=st.sampled_from([f"signature-{OURS.id}.json", "prompt.safetensors"]))
+@given(
+    position=st.integers(0, 10_000),
+    value=st.integers(1, 255),
+    name=st.sampled_from([f"signature-{OURS.id}.json", "prompt.safetensors"]),
+)
 @examples(max_examples=300)
 def test_no_flipped_byte_is_accepted(signed: tuple[Path, str], position: int, value: int, name: str) -> None:
     root, digest = signed
@@ -235,7 +282,9 @@ def test_no_flipped_bit_of_a_signature_is_accepted(signed: tuple[Path, str]) -> 
     root, digest = signed
     path, guarded = root / signature_key(digest), SignedStore(FolderStore(root), trust(OURS))
     good = path.read_bytes()
-    for bit in (8 * byte + each for byte in range(len(good)) for each in (0, 1, 5)):  # 1: the last letter of base64 has bits that mean nothing; 5: upper case
+    for bit in (
+        8 * byte + each for byte in range(len(good)) for each in (0, 1, 5)
+    ):  # 1: the last letter of base64 has bits that mean nothing; 5: upper case
         path.write_bytes((int.from_bytes(good) ^ 1 << bit).to_bytes(len(good)))
         with pytest.raises(ArtifactError):
             guarded.read(f"{prompt_prefix(TASK.name, digest)}/manifest.json")
@@ -254,12 +303,18 @@ def forged(of: str, /, **changes: object) -> bytes:
         (lambda d: b"", "is no signature"),
         (lambda d: b"\xff{", "is no signature"),
         (lambda d: b"[]", "is no signature"),
-        (lambda d: json.dumps({**OURS.sign(TASK.name, d).to_json(), "schema_version": 2}).encode(), "is no signature: it was altered, or a newer ptpipeline wrote it"),
+        (
+            lambda d: json.dumps({**OURS.sign(TASK.name, d).to_json(), "schema_version": 2}).encode(),
+            "is no signature: it was altered, or a newer ptpipeline wrote it",
+        ),
         (lambda d: forged(d, signature="?"), "is no signature"),
         (lambda d: forged(d, signature=""), "is not valid"),
         (lambda d: forged(d, digest="b" * 64), "was made for prompt bbbbbbbbbbbb and copied here"),
         (lambda d: forged(d, key=OTHERS.id), f"states key {OTHERS.id}"),
-        (lambda d: forged(d, signature=OTHERS.sign(TASK.name, d).signature), "is not valid: it was altered, or somebody without the key made it"),
+        (
+            lambda d: forged(d, signature=OTHERS.sign(TASK.name, d).signature),
+            "is not valid: it was altered, or somebody without the key made it",
+        ),
         (lambda d: forged(d, signature=OURS.sign("other", d).signature), "is not valid"),
         (lambda d: forged(d, signature=OURS.sign(TASK.name, "b" * 64).signature), "is not valid"),
         (lambda d: forged(d) + b" ", "was altered"),
@@ -270,13 +325,18 @@ def test_a_false_signature_is_refused(tmp_path: Path, body: Callable[[str], byte
     store = FolderStore(tmp_path)
     digest = write_artifact(store, an_artifact(TASK))
     store.create(signature_key(digest), body(digest))
-    with pytest.raises(ArtifactError, match=rf"signature-{OURS.id}\.json {sentence}.*; remove that object and sign again: `ptp sign mood@N`"):
+    with pytest.raises(
+        ArtifactError,
+        match=rf"signature-{OURS.id}\.json {sentence}.*; remove that object and sign again: `ptp sign mood@N`",
+    ):
         read_artifact(SignedStore(store, trust(OURS)), TASK.name, digest)
 
 
 def test_a_signed_manifest_replaced_by_another_signed_one_is_refused(tmp_path: Path) -> None:
     guarded = SignedStore(FolderStore(tmp_path), trust(OURS), OURS)
-    one, two = (tmp_path / prompt_prefix(TASK.name, write_artifact(guarded, an_artifact(TASK, seed))) for seed in (1, 2))
+    one, two = (
+        tmp_path / prompt_prefix(TASK.name, write_artifact(guarded, an_artifact(TASK, seed))) for seed in (1, 2)
+    )
     shutil.copy(two / "manifest.json", one / "manifest.json")
     shutil.copy(two / "prompt.safetensors", one / "prompt.safetensors")
     with pytest.raises(ArtifactError, match="the manifest was altered"):
@@ -294,7 +354,11 @@ def test_a_false_signature_is_not_written_over(tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
     digest = write_artifact(store, an_artifact(TASK))
     store.create(signature_key(digest), b"{}")
-    with pytest.raises(ArtifactError, match=rf"signature-{OURS.id}\.json: other bytes lie there than key {OURS.id} signs; .* remove the object, and sign again"):
+    with pytest.raises(
+        ArtifactError,
+        match=rf"signature-{OURS.id}\.json: other bytes lie there than key {OURS.id} signs; .* remove the object, "
+        r"and sign again",
+    ):
         sign(store, TASK.name, digest, OURS)
 
 
@@ -342,7 +406,9 @@ def test_a_key_is_replaced_without_a_moment_of_refusal(store: ObjectStore) -> No
 
 def test_keys_are_read_from_their_files(tmp_path: Path) -> None:
     assert read_signing_key(written(tmp_path / "private", private_pem(OURS))).id == OURS.id
-    found = read_trust(written(tmp_path / "public", b"# ours\n" + public_pem(OURS) + b"# theirs\n" + public_pem(OTHERS), 0o644))
+    found = read_trust(
+        written(tmp_path / "public", b"# ours\n" + public_pem(OURS) + b"# theirs\n" + public_pem(OTHERS), 0o644)
+    )
     assert sorted(found.keys) == sorted([OURS.id, OTHERS.id])
 
 
@@ -353,13 +419,25 @@ def test_keys_are_read_from_their_files(tmp_path: Path) -> None:
         (b"secret", 0o600, "holds no private key in PEM"),
         (private_pem(OURS)[:70], 0o600, "holds no private key in PEM"),
         (public_pem(OURS), 0o600, "holds no private key in PEM"),
-        (private_pem(OURS, BestAvailableEncryption(b"password")), 0o600, "is encrypted, and there is nobody to ask for its password"),
-        (FOREIGN.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600, r"is no Ed25519 key \(found RSA\)"),
-        (ec_key(SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), 0o600, r"is no Ed25519 key \(found EC\)"),
+        (
+            private_pem(OURS, BestAvailableEncryption(b"password")),
+            0o600,
+            "is encrypted, and there is nobody to ask for its password",
+        ),
+        (
+            FOREIGN.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+            0o600,
+            r"is no Ed25519 key \(found RSA\)",
+        ),
+        (
+            ec_key(SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
+            0o600,
+            r"is no Ed25519 key \(found EC\)",
+        ),
         (private_pem(OURS), 0o640, "has mode 0640, so others than its owner can use it; `chmod 600` it"),
         (private_pem(OURS), 0o604, "has mode 0604"),
     ],
-)  # fmt: skip
+)
 def test_a_useless_signing_key_is_refused(tmp_path: Path, body: bytes, mode: int, sentence: str) -> None:
     with pytest.raises(SettingsError, match=f"PTP_SIGNING_KEY: .*/key {sentence}"):
         read_signing_key(written(tmp_path / "key", body, mode))
@@ -373,7 +451,10 @@ def test_a_useless_signing_key_is_refused(tmp_path: Path, body: bytes, mode: int
         (public_pem(OURS) + public_pem(OTHERS)[:-30], "a key in it is incomplete"),
         (public_pem(OURS).replace(b"MC", b"!!"), "key 1 is no public key in PEM"),
         (public_pem(OURS) + private_pem(OTHERS), "key 2 is a private one, which no reader may have"),
-        (public_pem(OURS) + FOREIGN.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo), r"key 2 is no Ed25519 key \(found RSA\)"),
+        (
+            public_pem(OURS) + FOREIGN.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+            r"key 2 is no Ed25519 key \(found RSA\)",
+        ),
         (b"#" * 70_000 + public_pem(OURS), "a key in it is incomplete, or it is longer than 65536 bytes"),
     ],
 )
@@ -383,7 +464,9 @@ def test_useless_trusted_keys_are_refused(tmp_path: Path, body: bytes, sentence:
 
 
 def test_files_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"PTP_SIGNING_KEY: the file that it names cannot be read \(No such file or directory\)"):
+    with pytest.raises(
+        SettingsError, match=r"PTP_SIGNING_KEY: the file that it names cannot be read \(No such file or directory\)"
+    ):
         read_signing_key(tmp_path / "none")
     with pytest.raises(SettingsError, match=r"PTP_TRUSTED_KEYS: .*/none: cannot be read \(No such file or directory\)"):
         read_trust(tmp_path / "none")
@@ -392,18 +475,30 @@ def test_files_that_are_not_there_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_settings_guard_the_store(tmp_path: Path) -> None:
-    keys = {"signing_key": written(tmp_path / "private", private_pem(OURS)), "trusted_keys": written(tmp_path / "public", public_pem(OURS))}
+    keys = {
+        "signing_key": written(tmp_path / "private", private_pem(OURS)),
+        "trusted_keys": written(tmp_path / "public", public_pem(OURS)),
+    }
     plain = Settings(store=f"file://{tmp_path}/store")
     digest = write_artifact(open_prompts(plain.model_copy(update=keys)), an_artifact(TASK))
-    assert read_artifact(open_prompts(plain.model_copy(update={"trusted_keys": keys["trusted_keys"]})), TASK.name, digest)
+    assert read_artifact(
+        open_prompts(plain.model_copy(update={"trusted_keys": keys["trusted_keys"]})), TASK.name, digest
+    )
     unsigned = write_artifact(open_prompts(plain), an_artifact(TASK, 1))
     with pytest.raises(ArtifactError, match="nobody signed it"):
         read_artifact(open_prompts(plain.model_copy(update=keys)), TASK.name, unsigned)
 
 
 def test_a_signing_key_that_readers_would_refuse_is_refused(tmp_path: Path) -> None:
-    keys = {"signing_key": written(tmp_path / "private", private_pem(OURS)), "trusted_keys": written(tmp_path / "public", public_pem(OTHERS))}
-    with pytest.raises(SettingsError, match=f"PTP_SIGNING_KEY: .*/private is key {OURS.id}, which .*/public .PTP_TRUSTED_KEYS. does not hold; add its public key there first"):
+    keys = {
+        "signing_key": written(tmp_path / "private", private_pem(OURS)),
+        "trusted_keys": written(tmp_path / "public", public_pem(OTHERS)),
+    }
+    with pytest.raises(
+        SettingsError,
+        match=f"PTP_SIGNING_KEY: .*/private is key {OURS.id}, which .*/public .PTP_TRUSTED_KEYS. does not hold; add "
+        "its public key there first",
+    ):
         open_prompts(Settings(store=f"file://{tmp_path}/store", **keys))
 
 
@@ -439,7 +534,9 @@ def test_a_private_key_shows_its_id_alone(caplog: pytest.LogCaptureFixture, tmp_
     assert repr(OURS) == f"SigningKey({OURS.id})"
     raw = OURS.private.private_bytes_raw()
     shown = f"{OURS!r} {OURS} {guarded!r} {vars(guarded)} {caplog.text}".encode()
-    assert not any(secret in shown for secret in (raw, raw.hex().encode(), private_pem(OURS).splitlines()[1], repr(raw).encode()))
+    assert not any(
+        secret in shown for secret in (raw, raw.hex().encode(), private_pem(OURS).splitlines()[1], repr(raw).encode())
+    )
     with pytest.raises(TypeError, match="cannot pickle"):
         pickle.dumps(OURS)
 
@@ -450,7 +547,11 @@ def test_no_variable_of_a_traceback_holds_a_refused_key(tmp_path: Path, mode: in
     with pytest.raises(SettingsError) as caught:
         read_signing_key(written(tmp_path / "key", body, mode))
     assert caught.value.__context__ is None
-    frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__) if frame.f_code.co_filename.endswith("signature.py") and "tests" not in frame.f_code.co_filename]
+    frames = [
+        frame
+        for frame, _ in traceback.walk_tb(caught.value.__traceback__)
+        if frame.f_code.co_filename.endswith("signature.py") and "tests" not in frame.f_code.co_filename
+    ]
     assert frames
     assert not any(body in repr(frame.f_locals).encode() or body in frame.f_locals.values() for frame in frames)
 
@@ -459,16 +560,26 @@ def test_no_variable_of_a_traceback_holds_a_refused_key(tmp_path: Path, mode: in
 
 
 def test_prompts_are_reached_by_one_door_only() -> None:
-    sources = {path.relative_to(ROOT).as_posix(): path.read_text() for package in ("ptpipeline", "registry", "flows") for path in (ROOT / package).rglob("*.py")}
+    sources = {
+        path.relative_to(ROOT).as_posix(): path.read_text()
+        for package in ("ptpipeline", "registry", "flows")
+        for path in (ROOT / package).rglob("*.py")
+    }
     assert len(sources) > 80
     outside = {name: body for name, body in sources.items() if not name.startswith("ptpipeline/storage")}
-    assert [name for name, body in outside.items() if re.search(r"\b(open_store|FolderStore|S3Store)\b", body)] == ["ptpipeline/prompts/signature.py"]
+    assert [name for name, body in outside.items() if re.search(r"\b(open_store|FolderStore|S3Store)\b", body)] == [
+        "ptpipeline/prompts/signature.py"
+    ]
 
 
 def test_the_commands_in_the_docs_make_keys_that_work(tmp_path: Path) -> None:
     for block in re.findall(r"```sh\n(.*?)```", (ROOT / "docs/signing.md").read_text(), re.DOTALL):
-        done = subprocess.run(["bash", "-euo", "pipefail", "-c", f"umask 022\n{block}"], cwd=tmp_path, capture_output=True, text=True)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", f"umask 022\n{block}"], cwd=tmp_path, capture_output=True, text=True
+        )
         assert done.returncode == 0, done.stderr
         printed = done.stdout.split()
         assert not printed or printed == [read_signing_key(tmp_path / "signing.pem").id]
-    assert set(read_trust(tmp_path / "trusted.pem").keys) == {read_signing_key(tmp_path / name).id for name in ("signing.pem", "next.pem")}
+    assert set(read_trust(tmp_path / "trusted.pem").keys) == {
+        read_signing_key(tmp_path / name).id for name in ("signing.pem", "next.pem")
+    }

@@ -26,7 +26,11 @@ from ptpipeline.task import Task
 from registry.publish import Request, register, stage
 from registry.registry import Registry
 
-PNG = bytes.fromhex("89504e470d0a1a0a0000000d4948445200000001000000010806000000" "1f15c4890000000a49444154789c6300010000050001" "0d0a2db40000000049454e44ae426082")  # fmt: skip
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+    "1f15c4890000000a49444154789c6300010000050001"
+    "0d0a2db40000000049454e44ae426082"
+)
 
 
 def a_task(name: str = "mood", minimum: float = 0.8) -> Task:
@@ -50,7 +54,14 @@ def a_snapshot(task: Task) -> Snapshot:
         return SplitInfo(rows=rows, labels={"bad": rows // 2, "good": rows // 2}, digest=digest_of([task.name, name]))
 
     return Snapshot(
-        task=task.name, digest=digest_of(task.name), source="rows.csv", source_key="key", train=split("train", 80), dev=split("dev", 10), test=split("test", 20), checks=[]
+        task=task.name,
+        digest=digest_of(task.name),
+        source="rows.csv",
+        source_key="key",
+        train=split("train", 80),
+        dev=split("dev", 10),
+        test=split("test", 20),
+        checks=[],
     )
 
 
@@ -62,7 +73,9 @@ def an_artifact(task: Task, seed: int = 0) -> Artifact:
         method="prompt",
         num_virtual_tokens=4,
         placement="before_bos",
-        base_model=BaseModelRef(name=task.base_model, fingerprint="f" * 64, tokenizer_fingerprint="e" * 64, hidden_size=8),
+        base_model=BaseModelRef(
+            name=task.base_model, fingerprint="f" * 64, tokenizer_fingerprint="e" * 64, hidden_size=8
+        ),
         template=task.template,
         labels=task.labels,
         max_input_tokens=100,
@@ -81,7 +94,9 @@ def a_request(task: Task, seed: int = 0, champion: str | None = None, passed: bo
     """All records of the prompt with that seed, judged against `champion`."""
     artifact = an_artifact(task, seed)
     report = a_report(artifact, 0.9 if passed else 0.5)
-    return Request(_tuned(artifact), report, a_verdict(task, report, champion, passed), {"learning-curve": PNG}, commit="c0ffee")
+    return Request(
+        _tuned(artifact), report, a_verdict(task, report, champion, passed), {"learning-curve": PNG}, commit="c0ffee"
+    )
 
 
 def a_report(artifact: Artifact, accuracy: float) -> Report:
@@ -109,7 +124,9 @@ def a_report(artifact: Artifact, accuracy: float) -> Report:
 
 def a_verdict(task: Task, report: Report, champion: str | None, passed: bool = True) -> Verdict:
     """The gate's decision over the report under the task's policy."""
-    pair = PairedDifference(metric="accuracy", difference=0.02, lower=-0.01, upper=0.05, confidence=0.95, rows=20, dropped=0)
+    pair = PairedDifference(
+        metric="accuracy", difference=0.02, lower=-0.01, upper=0.05, confidence=0.95, rows=20, dropped=0
+    )
     return Verdict(
         task=task.name,
         digest=report.digest,
@@ -124,7 +141,9 @@ def a_verdict(task: Task, report: Report, champion: str | None, passed: bool = T
     )
 
 
-def published(registry: Registry, task: Task, seed: int, champion: str | None = None, kind: Literal["passed", "failed"] = "passed") -> int:
+def published(
+    registry: Registry, task: Task, seed: int, champion: str | None = None, kind: Literal["passed", "failed"] = "passed"
+) -> int:
     """Stage and register the prompt with that seed; its version number."""
     registry.ledger.save_snapshot(a_snapshot(task))
     stage(registry.ledger, registry.store, an_artifact(task, seed))
@@ -132,7 +151,10 @@ def published(registry: Registry, task: Task, seed: int, champion: str | None = 
 
 
 def _tuned(artifact: Artifact) -> TunedPrompt:
-    curve = [CurvePoint(step=step, loss=1 / (step + 1), learning_rate=0.01, dev=0.5 + step / 40, token_norms=[1.0, 3.0]) for step in (0, 10)]
+    curve = [
+        CurvePoint(step=step, loss=1 / (step + 1), learning_rate=0.01, dev=0.5 + step / 40, token_norms=[1.0, 3.0])
+        for step in (0, 10)
+    ]
     return TunedPrompt(
         task=artifact.manifest.task,
         digest=artifact.digest,

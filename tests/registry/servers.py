@@ -21,12 +21,26 @@ def running_mlflow(folder: Path) -> Iterator[str]:
     folder.mkdir(parents=True, exist_ok=True)
     (port,) = free_ports(1)
     command = [
-        sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1",
-        "--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts"),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "mlflow",
+        "server",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+        "--backend-store-uri",
+        f"sqlite:///{folder}/mlflow.db",
+        "--artifacts-destination",
+        str(folder / "artifacts"),
+    ]
     log = folder / "mlflow.log"
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, env={**os.environ, **QUIET}, cwd=folder, start_new_session=True)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, env={**os.environ, **QUIET}, cwd=folder, start_new_session=True
+        )
     try:
         url = f"http://127.0.0.1:{port}"
         _wait_until_healthy(url, process, log)

@@ -68,14 +68,20 @@ def an_ensemble(task: Task, seeds: tuple[int, ...], parents: tuple[int, ...] = (
     combined = Members(digests=[member.digest for member in members], combine="average")
     tensors = save({})
     changed = {
-        "method": "ensemble", "members": combined, "tensors": {}, "tensor_sha256": hashlib.sha256(tensors).hexdigest(),
-        "parents": [an_artifact(task, seed).digest for seed in parents], "training_key": digest_of(["ensemble", *seeds]),
-    }  # fmt: skip
+        "method": "ensemble",
+        "members": combined,
+        "tensors": {},
+        "tensor_sha256": hashlib.sha256(tensors).hexdigest(),
+        "parents": [an_artifact(task, seed).digest for seed in parents],
+        "training_key": digest_of(["ensemble", *seeds]),
+    }
     return Artifact(members[0].manifest.model_copy(update=changed), tensors), members
 
 
 def registered(registry: Registry, task: Task, artifact: Artifact) -> PromptVersion:
-    tuned = a_request(task, 0).tuned.model_copy(update={"digest": artifact.digest, "training_key": artifact.manifest.training_key})
+    tuned = a_request(task, 0).tuned.model_copy(
+        update={"digest": artifact.digest, "training_key": artifact.manifest.training_key}
+    )
     return register(registry, type(a_request(task, 0))(tuned))
 
 
@@ -90,7 +96,13 @@ def test_old_candidates_go_and_nothing_is_deleted_unasked(registry: Registry, ta
     assert [seed for seed in range(5) if is_whole(registry, task, seed)] == [1, 3, 4]
     assert not left(registry.store, an_artifact(task, 0))
     assert sum(item.bytes for item in planned) > 2 * len(an_artifact(task, 0).tensors)
-    assert [version.collected for version in reversed(registry.ledger.versions(task.name))] == [True, False, True, False, False]
+    assert [version.collected for version in reversed(registry.ledger.versions(task.name))] == [
+        True,
+        False,
+        True,
+        False,
+        False,
+    ]
     assert collect(registry, TWO, apply=True, task=task.name) == []
 
 
@@ -132,7 +144,12 @@ def test_history_of_any_alias_stays_and_can_be_gone_back_to(plain: Registry, tas
 def test_what_a_release_names_stays(plain: Registry, task: Task) -> None:
     for seed in range(4):
         published(plain, task, seed)
-    promote_release(plain, {task.name: task}, Release(name="spring", actor="me", reason="why", versions={task.name: 1}, at=now()), ANYWAY)
+    promote_release(
+        plain,
+        {task.name: task},
+        Release(name="spring", actor="me", reason="why", versions={task.name: 1}, at=now()),
+        ANYWAY,
+    )
     assert shown(collect(plain, TWO, apply=True)) == {("version", 2)}
 
 
@@ -173,7 +190,9 @@ def test_a_pointer_that_is_no_ledger_row_keeps_what_it_names(plain: Registry, ta
     promotion = promote(plain, task, 4, ME).model_copy(update={"version": 1, "digest": an_artifact(task, 0).digest})
     key = f"prompts/{task.name}/aliases/production.json"
     stored = plain.store.read(key)
-    plain.store.replace(key, stored.body.replace(an_artifact(task, 3).digest.encode(), promotion.digest.encode()), stored.etag)
+    plain.store.replace(
+        key, stored.body.replace(an_artifact(task, 3).digest.encode(), promotion.digest.encode()), stored.etag
+    )
     assert shown(collect(plain, TWO)) == {("version", 2)}
     other.ledger.close()
 
@@ -238,7 +257,10 @@ def test_orphans_and_halves_go_after_the_grace_period(plain: Registry, task: Tas
     day = Retention()
     assert collect(plain, day, apply=True) == []
     age(plain.store, 25 * 3600)
-    assert {item.why for item in collect(plain, day, apply=True)} == {"no version, and part of none that is kept", "stored by half, and being published by nobody"}
+    assert {item.why for item in collect(plain, day, apply=True)} == {
+        "no version, and part of none that is kept",
+        "stored by half, and being published by nobody",
+    }
     assert [seed for seed in range(3) if left(plain.store, an_artifact(task, seed))] == [2]
 
 
@@ -254,7 +276,9 @@ def test_an_older_copy_of_the_ledger_collects_nothing(plain: Registry, task: Tas
     older.ledger.close()
 
 
-def test_an_older_copy_that_lost_another_task_collects_nothing_of_this_one(plain: Registry, task: Task, tmp_path: Path) -> None:
+def test_an_older_copy_that_lost_another_task_collects_nothing_of_this_one(
+    plain: Registry, task: Task, tmp_path: Path
+) -> None:
     for seed in range(3):
         published(plain, task, seed)
     with sqlite3.connect(tmp_path / "ledger.db") as source, sqlite3.connect(tmp_path / "older.db") as copy:
@@ -268,11 +292,15 @@ def test_an_older_copy_that_lost_another_task_collects_nothing_of_this_one(plain
         collect(older, TWO, apply=True, task=task.name)
 
 
-def test_what_a_killed_collector_buried_and_others_keep_is_given_back(plain: Registry, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_killed_collector_buried_and_others_keep_is_given_back(
+    plain: Registry, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tombstone, "SECONDS", 0.0)
     for seed in range(3):
         published(plain, task, seed)
-    assert tombstone.Tombstone(plain.ledger.database, task.name, an_artifact(task, 0).digest).bury(lambda _: False)  # killed here
+    assert tombstone.Tombstone(plain.ledger.database, task.name, an_artifact(task, 0).digest).bury(
+        lambda _: False
+    )  # killed here
     assert plain.ledger.version(task.name, 1).collected
     assert collect(plain, Retention(candidates=3, grace=timedelta(0)), apply=True) == []
     assert not plain.ledger.version(task.name, 1).collected
@@ -280,10 +308,16 @@ def test_what_a_killed_collector_buried_and_others_keep_is_given_back(plain: Reg
     assert promote(plain, task, 1, ME).version == 1
 
 
-def test_an_altered_manifest_keeps_its_whole_task(plain: Registry, task: Task, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_altered_manifest_keeps_its_whole_task(
+    plain: Registry, task: Task, caplog: pytest.LogCaptureFixture
+) -> None:
     for seed in range(4):
         published(plain, task, seed)
-    path = Path(plain.store.url.removeprefix("file://")) / prompt_prefix(task.name, an_artifact(task, 3).digest) / "manifest.json"
+    path = (
+        Path(plain.store.url.removeprefix("file://"))
+        / prompt_prefix(task.name, an_artifact(task, 3).digest)
+        / "manifest.json"
+    )
     path.write_text(path.read_text().replace('"seed": 3', '"seed": 4'))
     assert collect(plain, TWO, apply=True) == []
     assert "a manifest cannot be read" in caplog.text
@@ -403,7 +437,10 @@ def test_what_is_buried_cannot_be_promoted_or_published(registry: Registry, task
     refused: list[Exception] = []
 
     def ask(step: str) -> None:
-        for question in (lambda: promote(registry, task, 1, ANYWAY), lambda: stage(registry.ledger, registry.store, verified)):
+        for question in (
+            lambda: promote(registry, task, 1, ANYWAY),
+            lambda: stage(registry.ledger, registry.store, verified),
+        ):
             try:
                 question()
             except (PromotionRefused, LeaseHeld) as error:
@@ -427,7 +464,9 @@ def test_a_commit_behind_the_burial_is_refused_by_the_ledger(ledger: Ledger) -> 
 
 
 @pytest.mark.parametrize("step", ["collect buried", "collect manifest deleted", "collect deleted"])
-def test_a_publish_that_takes_over_a_sleeping_collector_is_whole(registry: Registry, task: Task, step: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_publish_that_takes_over_a_sleeping_collector_is_whole(
+    registry: Registry, task: Task, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tombstone, "SECONDS", 0.0)
     orphan = an_artifact(task, 0)
     write_artifact(registry.store, orphan)
@@ -455,7 +494,9 @@ class Meddled(FolderStore):
 
 
 @pytest.mark.parametrize("late", ["manifest.json", "prompt.safetensors"])
-def test_a_deletion_that_arrives_behind_a_publish_is_undone(plain: Registry, task: Task, late: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_deletion_that_arrives_behind_a_publish_is_undone(
+    plain: Registry, task: Task, late: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tombstone, "SECONDS", 0.0)
     store = Meddled(Path(plain.store.url.removeprefix("file://")))
     slow = Registry(plain.ledger, store)
@@ -472,7 +513,9 @@ def test_a_deletion_that_arrives_behind_a_publish_is_undone(plain: Registry, tas
     assert is_whole(plain, task, 0)
 
 
-def test_a_collector_that_lost_its_tombstone_deletes_no_more(plain: Registry, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_collector_that_lost_its_tombstone_deletes_no_more(
+    plain: Registry, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tombstone, "SECONDS", 0.0)
     store, deleted = Meddled(Path(plain.store.url.removeprefix("file://"))), list[str]()
     store.meddle = deleted.append  # type: ignore[method-assign]
@@ -499,7 +542,9 @@ def test_killed_at_a_step_a_rerun_converges(registry: Registry, task: Task, step
         published(registry, task, seed)
     write_artifact(registry.store, an_artifact(task, 7))
     endpoint = registry.store._client.meta.endpoint_url if isinstance(registry.store, S3Store) else None
-    child = multiprocessing.get_context("spawn").Process(target=_collect, args=(registry.ledger.url, registry.store.url, endpoint, task.name, step))
+    child = multiprocessing.get_context("spawn").Process(
+        target=_collect, args=(registry.ledger.url, registry.store.url, endpoint, task.name, step)
+    )
     child.start()
     child.join(60)
     assert child.exitcode == -signal.SIGKILL
@@ -509,7 +554,9 @@ def test_killed_at_a_step_a_rerun_converges(registry: Registry, task: Task, step
         collect(registry, TWO, apply=True, task=task.name)
     assert [version.collected for version in reversed(registry.ledger.versions(task.name))] == [True, False, False]
     assert not left(registry.store, an_artifact(task, 0)) + left(registry.store, an_artifact(task, 7))
-    assert stamina.retry(on=LeaseHeld, attempts=None, timeout=30)(published)(registry, task, 0) == 1  # the killed one's tombstone may stand yet
+    assert (
+        stamina.retry(on=LeaseHeld, attempts=None, timeout=30)(published)(registry, task, 0) == 1
+    )  # the killed one's tombstone may stand yet
     assert is_whole(registry, task, 0)
     with registry.ledger.database.reading() as connection:
         assert connection.execute(select(tables.tombstone)).all() == []
@@ -524,7 +571,9 @@ class RootsStay(RuleBasedStateMachine):
     @initialize()
     def begin(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
-        self.registry = Registry(Ledger(f"sqlite:///{self.folder.name}/ledger.db"), FolderStore(Path(self.folder.name) / "store"))
+        self.registry = Registry(
+            Ledger(f"sqlite:///{self.folder.name}/ledger.db"), FolderStore(Path(self.folder.name) / "store")
+        )
         self.task = a_task()
         self.numbers: list[int] = []  # seeds in the order of their versions
         self.promoted: set[int] = set()
@@ -589,7 +638,9 @@ class RootsStay(RuleBasedStateMachine):
 
 
 TestRootsStay = RootsStay.TestCase
-TestRootsStay.settings = settings(max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck))
+TestRootsStay.settings = settings(
+    max_examples=15, stateful_step_count=20, deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 
 def age(store: ObjectStore, seconds: float) -> None:
@@ -614,8 +665,12 @@ class watching:  # noqa: N801
 
 
 @pytest.mark.servers
-def test_a_publish_that_ends_while_the_ledger_is_asked_is_in_use(postgres: Postgres, plain: Registry, task: Task) -> None:
-    """Each statement sees what was committed before it: the intent may be gone by the second, the version missing in the first."""
+def test_a_publish_that_ends_while_the_ledger_is_asked_is_in_use(
+    postgres: Postgres, plain: Registry, task: Task
+) -> None:
+    """Each statement sees what was committed before it: the intent may be gone by the second, the version missing in
+    the first.
+    """
     mine, other = (Ledger(url) for url in [postgres.create_database(f"roots-{task.name}")] * 2)
     elsewhere, ended = Registry(other, plain.store), []
     stage(other, plain.store, an_artifact(task, 1))

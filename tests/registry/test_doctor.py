@@ -59,10 +59,18 @@ DAMAGE: dict[str, tuple[str, Callable[[Registry, str], None]]] = {
     "a pointer of nobody's": ("pointer", lambda r, t: r.store.create(pointer_key(t, "stray"), b"{}")),
     "a name deleted": ("name", lambda r, t: r.store.delete(version_key(t, 1))),
     "a name overwritten": ("name", lambda r, t: overwrite(r.store, version_key(t, 1), b"garbage")),
-    "a name of another prompt": ("name", lambda r, t: overwrite(r.store, version_key(t, 1), VersionName(task=t, number=1, digest="c" * 64).model_dump_json().encode())),
+    "a name of another prompt": (
+        "name",
+        lambda r, t: overwrite(
+            r.store, version_key(t, 1), VersionName(task=t, number=1, digest="c" * 64).model_dump_json().encode()
+        ),
+    ),
     "a history row deleted": ("history", lambda r, t: r.store.delete(history_key(t, "production", 1))),
     "the newest history row deleted": ("history", lambda r, t: r.store.delete(history_key(t, "production", 2))),
-    "a history row overwritten": ("history", lambda r, t: overwrite(r.store, history_key(t, "production", 1), b"garbage")),
+    "a history row overwritten": (
+        "history",
+        lambda r, t: overwrite(r.store, history_key(t, "production", 1), b"garbage"),
+    ),
     "a dossier deleted": ("dossier", lambda r, t: r.store.delete(dossier_of(r, t))),
     "a dossier overwritten": ("dossier", lambda r, t: overwrite(r.store, dossier_of(r, t), b"garbage")),
 }
@@ -86,7 +94,9 @@ def test_fix_mends_what_the_ledger_knows(plain: Registry, task: Task, damage: st
     assert all(action.done for action in fix(plain, {task.name: task}, found))
 
 
-@pytest.mark.parametrize("damage", [name for name, (kind, _) in DAMAGE.items() if kind in ("name", "pointer") and "nobody" not in name])
+@pytest.mark.parametrize(
+    "damage", [name for name, (kind, _) in DAMAGE.items() if kind in ("name", "pointer") and "nobody" not in name]
+)
 def test_reconcile_mends_what_names_it(plain: Registry, task: Task, damage: str) -> None:
     two_versions(plain, task)
     DAMAGE[damage][1](plain, task.name)
@@ -98,10 +108,19 @@ def test_reconcile_mends_what_names_it(plain: Registry, task: Task, damage: str)
 
 def test_nothing_that_is_replaced_is_lost(plain: Registry, task: Task) -> None:
     two_versions(plain, task)
-    for number, key in enumerate([pointer_key(task.name, "production"), version_key(task.name, 1), history_key(task.name, "production", 1), dossier_of(plain, task.name)]):
+    for number, key in enumerate(
+        [
+            pointer_key(task.name, "production"),
+            version_key(task.name, 1),
+            history_key(task.name, "production", 1),
+            dossier_of(plain, task.name),
+        ]
+    ):
         overwrite(plain.store, key, b"garbage %d" % number)
     assert mended(plain, task) == []
-    assert {plain.store.read(key).body for key in plain.store.keys(f"prompts/{task.name}/quarantine")} == {b"garbage %d" % number for number in range(4)}
+    assert {plain.store.read(key).body for key in plain.store.keys(f"prompts/{task.name}/quarantine")} == {
+        b"garbage %d" % number for number in range(4)
+    }
 
 
 def test_altered_bytes_need_a_person(plain: Registry, task: Task) -> None:
@@ -158,7 +177,14 @@ def test_missing_bytes_of_what_was_collected_are_none(plain: Registry, task: Tas
     published(plain, task, 3)
     digest = digest_of_seed(task, 3)
     with plain.ledger.database.writing() as connection:
-        put(connection, tables.tombstone, {"task": task.name, "digest": digest}, owner="collector", expires_at=0.0, at=now())
+        put(
+            connection,
+            tables.tombstone,
+            {"task": task.name, "digest": digest},
+            owner="collector",
+            expires_at=0.0,
+            at=now(),
+        )
     for key in list(plain.store.keys(prompt_prefix(task.name, digest))):
         plain.store.delete(key)
     assert examine(plain) == []
@@ -166,7 +192,10 @@ def test_missing_bytes_of_what_was_collected_are_none(plain: Registry, task: Tas
 
 def test_a_lease_left_behind_is_given_back(plain: Registry, task: Task) -> None:
     two_versions(plain, task)
-    for name, expires in ((f"project {task.name}@production", time.time() - 1), (f"project {task.name}@canary", time.time() + 60)):
+    for name, expires in (
+        (f"project {task.name}@production", time.time() - 1),
+        (f"project {task.name}@canary", time.time() + 60),
+    ):
         with plain.ledger.database.writing() as connection:
             put(connection, tables.lease, {"name": name}, owner="gone", expires_at=expires)
     (found,) = examine(plain, task.name)
@@ -176,7 +205,12 @@ def test_a_lease_left_behind_is_given_back(plain: Registry, task: Task) -> None:
 
 def test_a_release_is_in_the_store(plain: Registry, task: Task) -> None:
     published(plain, task, 1)
-    promote_release(plain, {task.name: task}, Release(name="spring", actor="me", reason="why", versions={task.name: 1}, at=now()), ME)
+    promote_release(
+        plain,
+        {task.name: task},
+        Release(name="spring", actor="me", reason="why", versions={task.name: 1}, at=now()),
+        ME,
+    )
     assert examine(plain) == []
     plain.store.delete(release_key("spring"))
     found = examine(plain)
@@ -188,9 +222,21 @@ def test_a_release_is_in_the_store(plain: Registry, task: Task) -> None:
 def test_a_ledger_behind_the_store_needs_its_rebuild(plain: Registry, task: Task) -> None:
     two_versions(plain, task)
     row = plain.ledger.history(task.name, "production")[-1]
-    ahead = row.model_copy(update={"seq": 3, "version": 1, "previous": 2, "digest": digest_of_seed(task, 1), "verdict": plain.ledger.history(task.name, "production")[0].verdict})
+    ahead = row.model_copy(
+        update={
+            "seq": 3,
+            "version": 1,
+            "previous": 2,
+            "digest": digest_of_seed(task, 1),
+            "verdict": plain.ledger.history(task.name, "production")[0].verdict,
+        }
+    )
     plain.store.create(history_key(task.name, "production", 3), ahead.model_dump_json().encode())
-    overwrite(plain.store, pointer_key(task.name, "production"), Pointer(promotion=ahead, nonce="n" * 16).model_dump_json().encode())
+    overwrite(
+        plain.store,
+        pointer_key(task.name, "production"),
+        Pointer(promotion=ahead, nonce="n" * 16).model_dump_json().encode(),
+    )
     (found,) = examine(plain)
     assert (found.kind, found.mend, found.safe) == ("ledger", "ptp doctor --rebuild-ledger", False)
     assert mended(plain, task) == [found]
@@ -276,4 +322,3 @@ def test_what_mlflow_lost_is_safe_and_an_edit_is_not(shown: Registry, task: Task
     promote(shown, task, 2, ME, "mine")
     client.set_registered_model_alias(task.name, "production", "2")
     assert mended(shown, task) == []
-

@@ -1,4 +1,6 @@
-"""The MLflow UI as a door, over a real MLflow server: a person's edit, a late write of ours, what was deleted or restored there."""
+"""The MLflow UI as a door, over a real MLflow server: a person's edit, a late write of ours, what was deleted or
+restored there.
+"""
 
 import multiprocessing
 import shutil
@@ -83,12 +85,16 @@ def test_an_edit_becomes_a_promotion(pair: Registry, task: Task, client: MlflowC
     assert examine(pair, task.name) == []
 
 
-def test_an_edit_is_not_judged_at_first_sight(pair: Registry, task: Task, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_is_not_judged_at_first_sight(
+    pair: Registry, task: Task, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(projection, "LEASE_SECONDS", 600.0)
     client.set_registered_model_alias(task.name, "production", "2")
     for _ in range(2):
         found = reconcile(pair, {task.name: task}, task.name)
-        assert [(action.done, action.what[:67]) for action in found] == [(False, "MLflow alias production was set to version 2; judged by a reconcile")]
+        assert [(action.done, action.what[:67]) for action in found] == [
+            (False, "MLflow alias production was set to version 2; judged by a reconcile")
+        ]
     assert production(client, task) == an_artifact(task, 2).digest
     assert len(rows(pair, task)) == 1
 
@@ -138,13 +144,17 @@ def test_a_second_edit_is_a_new_sighting(pair: Registry, task: Task, client: Mlf
     assert [action.done for action in looked_at(pair, task, 1)] == [False]
 
 
-def test_an_edit_that_the_ledger_overtakes_is_dropped(pair: Registry, task: Task, client: MlflowClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_that_the_ledger_overtakes_is_dropped(
+    pair: Registry, task: Task, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
     client.set_registered_model_alias(task.name, "production", "2")
     looked_at(pair, task, 1)
 
     def overtake(step: str) -> None:
         if step == "promotion checked":
-            pair.ledger.append(Move(task=task.name, alias="production", version=3, actor="rival", reason="first", expected=1))
+            pair.ledger.append(
+                Move(task=task.name, alias="production", version=3, actor="rival", reason="first", expected=1)
+            )
 
     monkeypatch.setattr(steps, "_watching", [overtake])
     looked_at(pair, task, 1)
@@ -178,7 +188,9 @@ def test_an_unknown_alias_is_left_alone(pair: Registry, task: Task, client: Mlfl
 
 def test_a_deleted_alias_comes_back(pair: Registry, task: Task, client: MlflowClient) -> None:
     client.delete_registered_model_alias(task.name, "production")
-    assert [action.what for action in looked_at(pair, task, 1)] == ["MLflow alias production -> version 1: it was missing"]
+    assert [action.what for action in looked_at(pair, task, 1)] == [
+        "MLflow alias production -> version 1: it was missing"
+    ]
     assert examine(pair, task.name) == []
 
 
@@ -195,7 +207,9 @@ def test_deleted_tags_come_back(pair: Registry, task: Task, client: MlflowClient
     client.delete_model_version_tag(task.name, "2", "ptp.version")
     looked_at(pair, task)
     tags = {number: client.get_model_version(task.name, number).tags for number in ("1", "2", "3")}
-    assert {number: (found["ptp.digest"], found["ptp.version"]) for number, found in tags.items()} == {number: (an_artifact(task, int(number)).digest, number) for number in tags}
+    assert {number: (found["ptp.digest"], found["ptp.version"]) for number, found in tags.items()} == {
+        number: (an_artifact(task, int(number)).digest, number) for number in tags
+    }
     assert len(client.search_model_versions(f"name='{task.name}'")) == 3
     assert rows(pair, task) == [("production", 1, "me")]
 
@@ -204,14 +218,18 @@ def test_a_forged_digest_is_seen_through(pair: Registry, task: Task, client: Mlf
     client.set_model_version_tag(task.name, "3", "ptp.digest", an_artifact(task, 2).digest)
     client.set_model_version_tag(task.name, "3", "ptp.version", "2")
     looked_at(pair, task, 1)
-    assert MlflowStore.digests(MlflowStore(str(client.tracking_uri)), task.name) == {str(n): an_artifact(task, n).digest for n in (1, 2, 3)}
+    assert MlflowStore.digests(MlflowStore(str(client.tracking_uri)), task.name) == {
+        str(n): an_artifact(task, n).digest for n in (1, 2, 3)
+    }
 
 
 # ---------------------------------------------------------------- late writes
 
 
 def a_promoter(folder: Path, mlflow_url: str, name: str, control: Connection) -> None:
-    """Process A: promotes version 1, stands still before and after its write to MLflow's alias, and goes on when it is told."""
+    """Process A: promotes version 1, stands still before and after its write to MLflow's alias, and goes on when it is
+    told.
+    """
     with pytest.MonkeyPatch.context() as patch:
         hasten(patch)
 
@@ -221,16 +239,22 @@ def a_promoter(folder: Path, mlflow_url: str, name: str, control: Connection) ->
                 control.recv()
 
         steps.watch(reached)
-        registry = Registry(Ledger(f"sqlite:///{folder}/ledger.db"), FolderStore(folder / "store"), MlflowStore(mlflow_url))
+        registry = Registry(
+            Ledger(f"sqlite:///{folder}/ledger.db"), FolderStore(folder / "store"), MlflowStore(mlflow_url)
+        )
         promote(registry, a_task(name), 1, ME)
 
 
 @pytest.mark.parametrize("ends", ["goes on", "is killed after its write", "is killed while it writes"])
-def test_a_late_write_is_no_edit(shown: Registry, task: Task, tmp_path: Path, mlflow_url: str, client: MlflowClient, ends: str) -> None:
+def test_a_late_write_is_no_edit(
+    shown: Registry, task: Task, tmp_path: Path, mlflow_url: str, client: MlflowClient, ends: str
+) -> None:
     published(shown, task, 1)
     published(shown, task, 2, an_artifact(task, 1).digest)
     ours, theirs = multiprocessing.Pipe()
-    slow = multiprocessing.get_context("spawn").Process(target=a_promoter, args=(tmp_path, mlflow_url, task.name, theirs))
+    slow = multiprocessing.get_context("spawn").Process(
+        target=a_promoter, args=(tmp_path, mlflow_url, task.name, theirs)
+    )
     slow.start()
     assert ours.recv() == "alias attempted"
     time.sleep(LEASE)
@@ -255,7 +279,9 @@ def test_a_late_write_is_no_edit(shown: Registry, task: Task, tmp_path: Path, ml
 def test_a_late_write_is_put_back_once(pair: Registry, task: Task, client: MlflowClient) -> None:
     noted(pair, task, an_artifact(task, 2).digest)
     client.set_registered_model_alias(task.name, "production", "2")
-    assert [action.what for action in looked_at(pair, task, 1)] == ["MLflow alias production -> version 1: a late write of ours had moved it"]
+    assert [action.what for action in looked_at(pair, task, 1)] == [
+        "MLflow alias production -> version 1: a late write of ours had moved it"
+    ]
     client.set_registered_model_alias(task.name, "production", "2")  # now it is a person
     looked_at(pair, task)
     assert rows(pair, task)[-1] == ("production", 2, "mlflow-ui")
@@ -272,7 +298,13 @@ def test_each_late_write_has_its_own_note(pair: Registry, task: Task, client: Ml
 def noted(registry: Registry, task: Task, digest: str) -> None:
     """What a process leaves that was killed while its request to set the alias was under way."""
     with registry.ledger.database.writing() as connection:
-        row = {"task": task.name, "alias": "production", "digest": digest, "owner": str(time.time_ns()), "at": "2026-01-01T00:00:00+00:00"}
+        row = {
+            "task": task.name,
+            "alias": "production",
+            "digest": digest,
+            "owner": str(time.time_ns()),
+            "at": "2026-01-01T00:00:00+00:00",
+        }
         connection.execute(insert(connection, tables.attempt).values(**row))
 
 
@@ -308,7 +340,10 @@ def test_a_restored_mlflow_is_brought_up(plain: Registry, tmp_path: Path) -> Non
 def test_an_unreachable_mlflow_stops_no_pointer(pair: Registry, task: Task) -> None:
     pair.ledger.append(Move(task=task.name, alias="production", version=2, actor="me", reason="why", expected=1))
     actions = reconcile(Registry(pair.ledger, pair.store, MlflowStore("http://127.0.0.1:9")), {}, task.name)
-    assert [(action.done, action.what[:20]) for action in actions] == [(True, "pointer production -"), (False, "MLflow at http://127")]
+    assert [(action.done, action.what[:20]) for action in actions] == [
+        (True, "pointer production -"),
+        (False, "MLflow at http://127"),
+    ]
     assert examine(Registry(pair.ledger, pair.store), task.name) == []
 
 
@@ -316,7 +351,10 @@ def test_an_mlflow_that_refuses_us_stops_no_pointer(pair: Registry, task: Task) 
     pair.ledger.append(Move(task=task.name, alias="production", version=2, actor="me", reason="why", expected=1))
     with refusing() as url:
         actions = reconcile(Registry(pair.ledger, pair.store, MlflowStore(url)), {}, task.name)
-    assert [(action.done, action.what[:20]) for action in actions] == [(True, "pointer production -"), (False, "MLflow at http://127")]
+    assert [(action.done, action.what[:20]) for action in actions] == [
+        (True, "pointer production -"),
+        (False, "MLflow at http://127"),
+    ]
 
 
 @contextmanager
@@ -349,4 +387,7 @@ def test_a_reconcile_with_nothing_to_do_asks_twice(shown: Registry, mlflow_url: 
         promote(shown, task, 1, ME, "canary")
     with losing(mlflow_url, 0) as (url, log):
         assert reconcile(Registry(shown.ledger, shown.store, MlflowStore(url)), tasks) == []
-    assert [line.partition("?")[0] for line in log] == ["GET /api/2.0/mlflow/model-versions/search", "GET /api/2.0/mlflow/registered-models/search"]
+    assert [line.partition("?")[0] for line in log] == [
+        "GET /api/2.0/mlflow/model-versions/search",
+        "GET /api/2.0/mlflow/registered-models/search",
+    ]

@@ -58,7 +58,9 @@ class LedgerIsItsModel(RuleBasedStateMachine):
             known.append(digest)
         assert self.ledger.add_version(task, digest).number == known.index(digest) + 1
 
-    @rule(task=st.sampled_from(TASKS), alias=st.sampled_from(ALIASES), version=st.integers(1, 3), behind=st.integers(0, 1))
+    @rule(
+        task=st.sampled_from(TASKS), alias=st.sampled_from(ALIASES), version=st.integers(1, 3), behind=st.integers(0, 1)
+    )
     def promote(self, task: str, alias: str, version: int, behind: int) -> None:
         moves = self.moves[task, alias]
         move = Move(task=task, alias=alias, version=version, actor="me", reason="why", expected=len(moves) + behind)
@@ -84,7 +86,9 @@ class LedgerIsItsModel(RuleBasedStateMachine):
 
     @invariant()
     def heads_and_versions_agree(self) -> None:
-        assert {(head.task, head.alias): head.seq for head in self.ledger.heads()} == {key: len(moves) for key, moves in self.moves.items() if moves}
+        assert {(head.task, head.alias): head.seq for head in self.ledger.heads()} == {
+            key: len(moves) for key, moves in self.moves.items() if moves
+        }
         assert {task: [v.digest for v in reversed(self.ledger.versions(task))] for task in TASKS} == self.versions
 
 
@@ -103,7 +107,16 @@ def test_the_ledger_on_postgresql_is_its_model(postgres: Postgres) -> None:
     run_state_machine_as_test(OnPostgresql, settings=SOME)
 
 
-@pytest.mark.parametrize("statement", ["UPDATE promotion SET actor = 'nobody'", "DELETE FROM promotion", "UPDATE version SET digest = 'b'", "DELETE FROM version", "DELETE FROM release"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE promotion SET actor = 'nobody'",
+        "DELETE FROM promotion",
+        "UPDATE version SET digest = 'b'",
+        "DELETE FROM version",
+        "DELETE FROM release",
+    ],
+)
 def test_history_refuses_updates_and_deletions(ledger: Ledger, statement: str) -> None:
     ledger.add_version("mood", "a" * 64)
     ledger.append_release(Release(name="spring", actor="me", reason="why", versions={"mood": 1}, at=now()), [a_move(0)])
@@ -113,7 +126,10 @@ def test_history_refuses_updates_and_deletions(ledger: Ledger, statement: str) -
 
 def test_durability_settings_hold(tmp_path: Path) -> None:
     with Ledger(f"sqlite:///{tmp_path}/ledger.db").database.reading() as connection:
-        found = [connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in ("journal_mode", "synchronous", "foreign_keys")]
+        found = [
+            connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+            for name in ("journal_mode", "synchronous", "foreign_keys")
+        ]
     assert found == ["wal", 2, 1]
 
 
@@ -123,7 +139,9 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
         Ledger(f"sqlite:///{tmp_path}/ledger.db")
 
 
-@pytest.mark.parametrize("url", ["mysql://me:hidden@db/ledger", "postgresql://me:hidden@db", "sqlite://", "nonsense", "me:hidden@db"])
+@pytest.mark.parametrize(
+    "url", ["mysql://me:hidden@db/ledger", "postgresql://me:hidden@db", "sqlite://", "nonsense", "me:hidden@db"]
+)
 def test_unsupported_addresses_are_refused(url: str) -> None:
     with pytest.raises(SettingsError, match="PTP_LEDGER") as caught:
         Ledger(url)
@@ -153,7 +171,9 @@ def test_an_unreachable_server_is_transient_and_keeps_its_password() -> None:
 
 @pytest.mark.servers
 @pytest.mark.parametrize("setting", ["default_transaction_read_only = on", "idle_in_transaction_session_timeout = 100"])
-def test_a_server_that_ends_or_forbids_a_transaction_is_transient(postgres: Postgres, monkeypatch: pytest.MonkeyPatch, setting: str) -> None:
+def test_a_server_that_ends_or_forbids_a_transaction_is_transient(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
     ledger = Ledger(_configured(postgres, setting))
     monkeypatch.setattr(database, "TIMEOUTS", "")
     bare = Ledger(ledger.url)
@@ -177,7 +197,9 @@ def test_a_stricter_default_of_the_server_changes_no_numbering(postgres: Postgre
         with first.database.writing("version mood") as connection:
             waiting = pool.submit(second.add_version, "mood", "b" * 64)
             assert wait([waiting], 0.3).not_done
-            connection.execute(database.insert(connection, tables.version).values(task="mood", number=1, digest="a" * 64, at=now()))
+            connection.execute(
+                database.insert(connection, tables.version).values(task="mood", number=1, digest="a" * 64, at=now())
+            )
         assert waiting.result().number == 2
     first.close()
     second.close()
@@ -194,7 +216,10 @@ def _configured(postgres: Postgres, setting: str) -> str:
 
 
 def test_turning_a_file_to_wal_waits_where_sqlite_does_not(tmp_path: Path) -> None:
-    rival, mine = (sqlite3.connect(tmp_path / "ledger.db", isolation_level=None, timeout=0, check_same_thread=False) for _ in range(2))
+    rival, mine = (
+        sqlite3.connect(tmp_path / "ledger.db", isolation_level=None, timeout=0, check_same_thread=False)
+        for _ in range(2)
+    )
     rival.execute("BEGIN EXCLUSIVE")
     with ThreadPoolExecutor(1) as pool:
         turned = pool.submit(database._execute, mine, "PRAGMA journal_mode=WAL")
@@ -226,7 +251,14 @@ def test_a_release_never_changes(ledger: Ledger) -> None:
 
 def test_a_digest_being_collected_is_not_published(ledger: Ledger) -> None:
     with ledger.database.writing() as connection:
-        put(connection, tables.tombstone, {"task": "mood", "digest": "a" * 64}, owner="collector", expires_at=time.time() + 0.2, at=now())
+        put(
+            connection,
+            tables.tombstone,
+            {"task": "mood", "digest": "a" * 64},
+            owner="collector",
+            expires_at=time.time() + 0.2,
+            at=now(),
+        )
     with pytest.raises(LeaseHeld, match="is being deleted by the garbage collection"):
         ledger.intend("mood", "a" * 64)
     time.sleep(0.25)
@@ -238,7 +270,10 @@ def test_a_lease_has_one_holder(ledger: Ledger) -> None:
     other = Ledger(ledger.url)
     with leased(ledger.database, "mood@production", 30) as held:
         held.renew()
-        with pytest.raises(LeaseHeld, match="mood@production is being written by"), leased(other.database, "mood@production", 30):
+        with (
+            pytest.raises(LeaseHeld, match="mood@production is being written by"),
+            leased(other.database, "mood@production", 30),
+        ):
             pass
     with leased(other.database, "mood@production", 30):
         pass
@@ -348,9 +383,10 @@ sys.exit(any(child.exitcode for child in children))
 
 def test_a_fork_does_not_share_the_connections(ledger: Ledger) -> None:
     ledger.add_version("mood", "a" * 64)
-    done = subprocess.run([sys.executable, "-c", FORKS, ledger.url], capture_output=True, text=True, check=False)  # no threads but its own
+    done = subprocess.run(
+        [sys.executable, "-c", FORKS, ledger.url], capture_output=True, text=True, check=False
+    )  # no threads but its own
     assert done.returncode == 0, done.stderr
-
 
 
 def test_racing_promoters_win_or_conflict(ledger: Ledger) -> None:
@@ -363,5 +399,7 @@ def test_racing_promoters_win_or_conflict(ledger: Ledger) -> None:
     tally = {actor: (int(won), int(lost)) for actor, won, lost in (outcomes.get(timeout=60).split() for _ in racers)}
     history = ledger.history("mood", "production")
     assert [row.seq for row in history] == list(range(1, len(history) + 1))
-    assert {actor: sum(row.actor == actor for row in history) for actor in tally} == {actor: won for actor, (won, _) in tally.items()}
+    assert {actor: sum(row.actor == actor for row in history) for actor in tally} == {
+        actor: won for actor, (won, _) in tally.items()
+    }
     assert all(won + lost == 40 for won, lost in tally.values())

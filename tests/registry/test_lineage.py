@@ -1,4 +1,6 @@
-"""Lineage: from a version to its rows and back, through warm starts, ensembles and shared prompts; no text in any answer."""
+"""Lineage: from a version to its rows and back, through warm starts, ensembles and shared prompts; no text in any
+answer.
+"""
 
 import hashlib
 import itertools
@@ -41,12 +43,20 @@ class World:
         """A task over a file of its own."""
         task = a_task(name)
         source = task.data.source.model_copy(update={"path": str(self.folder / f"{name}.csv")})
-        return task.model_copy(update={"data": task.data.model_copy(update={"source": source, "checks": task.data.checks.model_copy(update={"rows_per_label": "off"})})})
+        return task.model_copy(
+            update={
+                "data": task.data.model_copy(
+                    update={"source": source, "checks": task.data.checks.model_copy(update={"rows_per_label": "off"})}
+                )
+            }
+        )
 
     def snapshot(self, task: Task, *texts: str) -> Snapshot:
         """A snapshot of those texts and enough others to fill every split."""
         rows = [*texts, *(f"{task.name} text {number}" for number in range(60))]
-        body = "text,label\n" + "".join(f'"{text}",{"good" if number % 2 else "bad"}\n' for number, text in enumerate(rows))
+        body = "text,label\n" + "".join(
+            f'"{text}",{"good" if number % 2 else "bad"}\n' for number, text in enumerate(rows)
+        )
         (self.folder / f"{task.name}.csv").write_text(body)
         snapshot = ingest(task, self.registry.store, self.folder)
         self.registry.ledger.save_snapshot(snapshot)
@@ -57,11 +67,18 @@ class World:
         artifact = self.artifact(task, snapshot, **fields)
         head = self.registry.ledger.head(task.name, "production")
         request = a_request(task, artifact.manifest.seed, head.digest if head else None)
-        changes = {"digest": artifact.digest, "snapshot": snapshot, "training_key": artifact.manifest.training_key, "trials": [Trial(name=t, best_dev=0.5, best_step=1) for t in trials]}
+        changes = {
+            "digest": artifact.digest,
+            "snapshot": snapshot,
+            "training_key": artifact.manifest.training_key,
+            "trials": [Trial(name=t, best_dev=0.5, best_step=1) for t in trials],
+        }
         report = request.report.model_copy(update={"digest": artifact.digest})  # type: ignore[union-attr]
         verdict = request.verdict.model_copy(update={"digest": artifact.digest})  # type: ignore[union-attr]
         stage(self.registry.ledger, self.registry.store, artifact)
-        return register(self.registry, Request(request.tuned.model_copy(update=changes), report, verdict, commit="c0ffee")).number
+        return register(
+            self.registry, Request(request.tuned.model_copy(update=changes), report, verdict, commit="c0ffee")
+        ).number
 
     def artifact(self, task: Task, snapshot: str, **fields: object) -> Artifact:
         """A prompt that says it was trained on that snapshot."""
@@ -92,10 +109,18 @@ def test_a_row_leads_to_what_learnt_from_it(world: World) -> None:
     world.publish(mood, before.digest)
     after = world.snapshot(mood, "one more", "and another", "and a third", "and a fourth")
     world.publish(mood, after.digest)
-    assert told(trained_on(world.registry, row_in(world, before, "train"))) == {"mood@1": ("train", []), "mood@2": ("train", [])}
-    assert told(trained_on(world.registry, row_in(world, before, "dev"))) == {"mood@1": ("dev", []), "mood@2": ("dev", [])}
+    assert told(trained_on(world.registry, row_in(world, before, "train"))) == {
+        "mood@1": ("train", []),
+        "mood@2": ("train", []),
+    }
+    assert told(trained_on(world.registry, row_in(world, before, "dev"))) == {
+        "mood@1": ("dev", []),
+        "mood@2": ("dev", []),
+    }
     assert trained_on(world.registry, row_in(world, before, "test")) == []
-    fresh = {row.id for row in load_split(world.registry.store, after, "train")} - {row.id for row in load_split(world.registry.store, before, "train")}
+    fresh = {row.id for row in load_split(world.registry.store, after, "train")} - {
+        row.id for row in load_split(world.registry.store, before, "train")
+    }
     assert told(trained_on(world.registry, fresh.pop())) == {"mood@2": ("train", [])}
     assert trained_on(world.registry, "0" * 16) == []
 
@@ -112,7 +137,10 @@ def test_descent_is_followed(world: World) -> None:
         "topic@1": ("train", ["start mood@1"]),
         "topic@2": ("train", ["start topic@1", "start mood@1"]),
     }
-    assert told(trained_on(world.registry, row_in(world, others, "dev"))) == {"topic@1": ("dev", []), "topic@2": ("dev", [])}
+    assert told(trained_on(world.registry, row_in(world, others, "dev"))) == {
+        "topic@1": ("dev", []),
+        "topic@2": ("dev", []),
+    }
     assert [step.split(":")[0] for step in to_forget(trained_on(world.registry, row))][:2] == ["mood", "topic"]
 
 
@@ -123,11 +151,18 @@ def test_members_of_ensembles_are_followed(world: World) -> None:
     stage(world.registry.ledger, world.registry.store, member)
     whole = world.artifact(mood, later.digest)
     empty = save({})
-    fields = {"method": "ensemble", "members": Members(digests=[member.digest], combine="vote"), "tensors": {}, "tensor_sha256": hashlib.sha256(empty).hexdigest()}
+    fields = {
+        "method": "ensemble",
+        "members": Members(digests=[member.digest], combine="vote"),
+        "tensors": {},
+        "tensor_sha256": hashlib.sha256(empty).hexdigest(),
+    }
     ensemble = Artifact(whole.manifest.model_copy(update=fields), empty)
     stage(world.registry.ledger, world.registry.store, ensemble, [member])
     request = a_request(mood, 1)
-    register(world.registry, Request(request.tuned.model_copy(update={"digest": ensemble.digest, "snapshot": later.digest})))
+    register(
+        world.registry, Request(request.tuned.model_copy(update={"digest": ensemble.digest, "snapshot": later.digest}))
+    )
     gone = {row.id for row in load_split(world.registry.store, rows, "train")}
     found = trained_on(world.registry, gone.pop())
     assert [(item.version, item.via) for item in found if item.version] == [(1, [])]
@@ -137,28 +172,50 @@ def test_members_of_ensembles_are_followed(world: World) -> None:
 def test_a_shared_prompt_is_traced_to_its_sources(world: World) -> None:
     sources, target = [world.task("mood"), world.task("topic")], world.task("tone")
     snapshots, own = [world.snapshot(task) for task in sources], world.snapshot(target)
-    world.snapshot(sources[0], "one more", "and another", "and a third", "and a fourth")  # of no interest to the shared prompt
+    world.snapshot(
+        sources[0], "one more", "and another", "and a third", "and a fourth"
+    )  # of no interest to the shared prompt
     shared = a_task("shared")
     both = digest_of([snapshot.digest for snapshot in snapshots])
     teachers = [world.artifact(shared, both, labels={}) for _ in sources]
     for teacher in teachers:
         stage(world.registry.ledger, world.registry.store, teacher)
         world.registry.ledger.fulfil("shared", teacher.digest)
-    world.publish(shared, both, ("shared/mood", "shared/topic"), labels={}, method="multitask", parents=[teacher.digest for teacher in teachers])
+    world.publish(
+        shared,
+        both,
+        ("shared/mood", "shared/topic"),
+        labels={},
+        method="multitask",
+        parents=[teacher.digest for teacher in teachers],
+    )
     world.publish(target, own.digest, method="multitask", parents=[world.digest(shared, 1)])
     found = trained_on(world.registry, row_in(world, snapshots[1], "train"))
-    assert {item.task: (item.version, item.via, item.shared) for item in found if item.version} == {"shared": (1, [], True), "tone": (1, ["shared prompt shared@1"], False)}
+    assert {item.task: (item.version, item.via, item.shared) for item in found if item.version} == {
+        "shared": (1, [], True),
+        "tone": (1, ["shared prompt shared@1"], False),
+    }
     steps = to_forget(found)
     assert [step.split(":")[0] for step in steps[:2]] == ["shared", "tone"]
     assert "once shared learnt anew, `ptp run tone`" in steps[1]
-    assert {snapshot.task for origin in lineage(world.registry, "tone", 1).origins for snapshot in origin.snapshots} == {"mood", "topic", "tone"}
+    assert {
+        snapshot.task for origin in lineage(world.registry, "tone", 1).origins for snapshot in origin.snapshots
+    } == {"mood", "topic", "tone"}
 
 
 def shared_world(world: World) -> tuple[Task, list[Snapshot]]:
-    """A shared prompt over two tasks, of which the first has other rows by now; and the snapshots that it learnt from."""
+    """A shared prompt over two tasks, of which the first has other rows by now; and the snapshots that it
+    learnt from.
+    """
     sources = [world.task("mood"), world.task("topic")]
     snapshots = [world.snapshot(task) for task in sources]
-    world.publish(a_task("shared"), digest_of([snapshot.digest for snapshot in snapshots]), ("shared/mood", "shared/topic"), labels={}, method="multitask")
+    world.publish(
+        a_task("shared"),
+        digest_of([snapshot.digest for snapshot in snapshots]),
+        ("shared/mood", "shared/topic"),
+        labels={},
+        method="multitask",
+    )
     world.snapshot(sources[0], "one more", "and another", "and a third", "and a fourth")
     return sources[0], snapshots
 
@@ -227,7 +284,9 @@ def test_descent_through_a_lost_manifest_cannot_be_ruled_out(world: World) -> No
     rows, others = world.snapshot(mood), world.snapshot(topic)
     world.publish(mood, rows.digest)
     for number in (None, 1):
-        world.publish(topic, others.digest, parents=[world.digest(mood, 1) if number is None else world.digest(topic, number)])
+        world.publish(
+            topic, others.digest, parents=[world.digest(mood, 1) if number is None else world.digest(topic, number)]
+        )
     for key in list(world.registry.store.keys(f"prompts/topic/{world.digest(topic, 1)}")):
         world.registry.store.delete(key)
     found = told(trained_on(world.registry, row_in(world, rows, "train")))
@@ -241,7 +300,12 @@ def test_what_holds_a_version_now_is_told(world: World) -> None:
     release = Release(name="spring", actor="me", reason="why", versions={"mood": 1}, at="2026-01-01")
     promote_release(world.registry, {"mood": mood}, release, ME)
     (found,) = trained_on(world.registry, row_in(world, rows, "train"))
-    assert (found.in_production, found.aliases, found.releases, found.source) == (True, ["canary", "production"], ["spring"], rows.source)
+    assert (found.in_production, found.aliases, found.releases, found.source) == (
+        True,
+        ["canary", "production"],
+        ["spring"],
+        rows.source,
+    )
     (step, last) = to_forget([found])
     assert step.startswith(f"mood: delete the row from its source ({rows.source}); `ptp run mood`")
     assert "production is version 1" in step
@@ -264,7 +328,11 @@ def test_no_text_is_in_any_answer(world: World, caplog: pytest.LogCaptureFixture
     rows = world.snapshot(mood, SECRET)
     world.publish(mood, rows.digest)
     found = trained_on(world.registry, row_of(f"  {SECRET.upper()} "))
-    shown = [item.model_dump_json() for item in found] + to_forget(found) + [lineage(world.registry, "mood", 1).model_dump_json()]
+    shown = (
+        [item.model_dump_json() for item in found]
+        + to_forget(found)
+        + [lineage(world.registry, "mood", 1).model_dump_json()]
+    )
     assert "soup" not in "".join(shown).casefold() + caplog.text.casefold()
     assert row_of(SECRET) == row_of(f"  {SECRET.upper()} ")
 
@@ -276,7 +344,11 @@ def test_a_version_leads_to_its_rows(world: World) -> None:
     head = promote(world.registry, mood, number, ME)
     found = lineage(world.registry, "mood", number)
     (origin,) = found.origins
-    assert (origin.snapshots, origin.commit, origin.manifest and origin.manifest.recipe) == ([rows], "c0ffee", mood.recipe_digest())
+    assert (origin.snapshots, origin.commit, origin.manifest and origin.manifest.recipe) == (
+        [rows],
+        "c0ffee",
+        mood.recipe_digest(),
+    )
     assert (found.verdict and found.verdict.passed, found.promotions) == (True, [head])
 
 

@@ -1,4 +1,6 @@
-"""Looks are counted by the rows, not by the split: on both databases, by several at once, and after the ledger was lost."""
+"""Looks are counted by the rows, not by the split: on both databases, by several at once, and after the ledger was
+lost.
+"""
 
 import tempfile
 import threading

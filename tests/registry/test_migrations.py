@@ -1,4 +1,6 @@
-"""Migrations: every earlier schema with data in every table, on both databases; opened by several at once; killed in the middle."""
+"""Migrations: every earlier schema with data in every table, on both databases; opened by several at once; killed in
+the middle.
+"""
 
 import json
 import multiprocessing
@@ -44,17 +46,46 @@ def _rows() -> dict[str, list[dict[str, Any]]]:
     return {
         "version": [{**row, "number": number, "at": AT} for number, row in enumerate(who, 1)],
         "promotion": [
-            {**who[version - 1], "alias": "production", "seq": seq, "version": version, "previous": previous, "actor": "Zoë", "reason": "it's \"better\"", "verdict": verdict, "at": AT.replace("05.67", f"{seq:02}.67")}
+            {
+                **who[version - 1],
+                "alias": "production",
+                "seq": seq,
+                "version": version,
+                "previous": previous,
+                "actor": "Zoë",
+                "reason": 'it\'s "better"',
+                "verdict": verdict,
+                "at": AT.replace("05.67", f"{seq:02}.67"),
+            }
             for seq, version, previous, verdict in moves
         ],
         "intent": [{"task": "mood", "digest": "a" * 64, "at": AT}],
-        "publication": [{**row, "record": {"tuned": request.tuned.to_json(), "commit": "c0ffee", "plots": {}}, "at": AT} for row, request in zip(who, requests, strict=True)],
-        "projection": [{"target": target, "task": "mood", "alias": "production", "applied_seq": 3, "applied_version": 1, "at": AT} for target in ("store", "mlflow")],
+        "publication": [
+            {**row, "record": {"tuned": request.tuned.to_json(), "commit": "c0ffee", "plots": {}}, "at": AT}
+            for row, request in zip(who, requests, strict=True)
+        ],
+        "projection": [
+            {"target": target, "task": "mood", "alias": "production", "applied_seq": 3, "applied_version": 1, "at": AT}
+            for target in ("store", "mlflow")
+        ],
         "lease": [{"name": "project mood@production", "owner": "gone", "expires_at": 1.5}],
-        "snapshot": [{"task": "mood", "source_key": "key", "digest": a_snapshot(TASK).digest, "record": a_snapshot(TASK).to_json(), "at": AT}],
-        "training": [{"task": "mood", "training_key": request.tuned.training_key, "record": request.tuned.to_json(), "at": AT} for request in requests],
+        "snapshot": [
+            {
+                "task": "mood",
+                "source_key": "key",
+                "digest": a_snapshot(TASK).digest,
+                "record": a_snapshot(TASK).to_json(),
+                "at": AT,
+            }
+        ],
+        "training": [
+            {"task": "mood", "training_key": request.tuned.training_key, "record": request.tuned.to_json(), "at": AT}
+            for request in requests
+        ],
         "evaluation": [
-            {**row, "evaluation_key": request.report.evaluation_key, "record": request.report.to_json(), "at": AT} for row, request in zip(who, requests, strict=True) if request.report
+            {**row, "evaluation_key": request.report.evaluation_key, "record": request.report.to_json(), "at": AT}
+            for row, request in zip(who, requests, strict=True)
+            if request.report
         ],
         "verdict": [_verdict(verdict) for verdict in verdicts],
     }
@@ -62,9 +93,14 @@ def _rows() -> dict[str, list[dict[str, Any]]]:
 
 def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {
-        "verdict": verdict.verdict_digest(), "gate_key": verdict.gate_key, "task": "mood", "digest": verdict.digest,
-        "passed": verdict.passed, "record": verdict.to_json(), "at": AT,
-    }  # fmt: skip
+        "verdict": verdict.verdict_digest(),
+        "gate_key": verdict.gate_key,
+        "task": "mood",
+        "digest": verdict.digest,
+        "passed": verdict.passed,
+        "record": verdict.to_json(),
+        "at": AT,
+    }
 
 
 def _rows_of_the_second() -> dict[str, list[dict[str, Any]]]:
@@ -109,7 +145,12 @@ def _written(url: str, revision: str) -> str:
         for table, rows in ROWS[revision].items():
             for row in rows:
                 values = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in row.items()}
-                marks = ", ".join(f"CAST(:{name} AS JSON)" if name in JSON_COLUMNS and engine.dialect.name == "postgresql" else f":{name}" for name in values)
+                marks = ", ".join(
+                    f"CAST(:{name} AS JSON)"
+                    if name in JSON_COLUMNS and engine.dialect.name == "postgresql"
+                    else f":{name}"
+                    for name in values
+                )
                 connection.execute(text(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})"), values)
     engine.dispose()
     return url
@@ -154,7 +195,10 @@ def test_rows_fill_every_table(url: str) -> None:
     for revision in list(ROWS)[-1:]:
         engine = _engine(_written(url, revision))
         assert set(inspect(engine).get_table_names()) - {"alembic_version"} == set(ROWS[revision])
-        assert all({column["name"] for column in inspect(engine).get_columns(table)} == set(rows[0]) for table, rows in ROWS[revision].items())
+        assert all(
+            {column["name"] for column in inspect(engine).get_columns(table)} == set(rows[0])
+            for table, rows in ROWS[revision].items()
+        )
         engine.dispose()
 
 
@@ -165,13 +209,23 @@ def test_opening_an_earlier_schema_keeps_every_row(url: str, revision: str) -> N
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == tables.SCHEMA
         assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
     assert _kept(url, revision) == _expected(revision)
-    assert [(row.seq, row.version, row.actor, row.override, row.release) for row in ledger.history("mood")] == [(seq, version, "Zoë", False, None) for seq, version in ((1, 1), (2, 2), (3, 1))]
+    assert [(row.seq, row.version, row.actor, row.override, row.release) for row in ledger.history("mood")] == [
+        (seq, version, "Zoë", False, None) for seq, version in ((1, 1), (2, 2), (3, 1))
+    ]
     assert [(version.number, version.passed) for version in ledger.versions("mood")] == [(2, True), (1, True)]
     ledger.close()
 
 
 @pytest.mark.parametrize("revision", ROWS)
-@pytest.mark.parametrize("statement", ["UPDATE promotion SET actor = 'nobody'", "DELETE FROM promotion", "UPDATE version SET digest = 'b'", "DELETE FROM version"])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE promotion SET actor = 'nobody'",
+        "DELETE FROM promotion",
+        "UPDATE version SET digest = 'b'",
+        "DELETE FROM version",
+    ],
+)
 def test_an_upgraded_history_is_append_only(url: str, revision: str, statement: str) -> None:
     ledger = Ledger(_written(url, revision))
     with pytest.raises(DBAPIError, match="append-only"), ledger.database.writing() as connection:
@@ -259,8 +313,12 @@ def test_a_migration_killed_in_the_middle_is_repeated(url: str, revision: str, s
     with engine.begin() as connection:
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == revision
         assert set(inspect(connection).get_table_names()) - {"alembic_version"} == set(ROWS[revision])
-        assert {column["name"] for column in inspect(connection).get_columns("promotion")} == set(ROWS[revision]["promotion"][0])
+        assert {column["name"] for column in inspect(connection).get_columns("promotion")} == set(
+            ROWS[revision]["promotion"][0]
+        )
     engine.dispose()
     ledger = Ledger(url)
     assert _kept(url, revision) == _expected(revision)
-    assert ledger.append(Move(task="mood", alias="production", version=2, actor="me", reason="why", expected=3)).seq == 4
+    assert (
+        ledger.append(Move(task="mood", alias="production", version=2, actor="me", reason="why", expected=3)).seq == 4
+    )

@@ -1,4 +1,6 @@
-"""MLflow, real: what its pages show, a request lost anywhere, a database dropped, and a training followed while it runs."""
+"""MLflow, real: what its pages show, a request lost anywhere, a database dropped, and a training followed while it
+runs.
+"""
 
 import threading
 from collections.abc import Iterator
@@ -41,7 +43,9 @@ def losing(url: str, nth: int) -> Iterator[tuple[str, list[str]]]:
             log.append(f"{self.command} {self.path}")
             lost = len(log) == nth
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            headers = {name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")}
+            headers = {
+                name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")
+            }
             answer = httpx.request(self.command, url + self.path, content=body, headers=headers)
             self.send_response(503 if lost else answer.status_code)
             content = b"{}" if lost else answer.content
@@ -66,7 +70,9 @@ def losing(url: str, nth: int) -> Iterator[tuple[str, list[str]]]:
 
 def test_an_imported_prompt_has_a_page_without_a_curve(shown: Registry, task: Task, client: MlflowClient) -> None:
     request = a_request(task)
-    tuned = request.tuned.model_copy(update={"steps": 0, "best_step": 0, "seconds": 0.0, "tokens_per_second": 0.0, "curve": []})
+    tuned = request.tuned.model_copy(
+        update={"steps": 0, "best_step": 0, "seconds": 0.0, "tokens_per_second": 0.0, "curve": []}
+    )
     stage(shown.ledger, shown.store, an_artifact(task))
     register(shown, replace(request, tuned=tuned))
     [version] = client.search_model_versions(f"name='{task.name}'")
@@ -79,12 +85,21 @@ def test_a_version_page_tells_everything(shown: Registry, task: Task, client: Ml
     published(shown, task, 2, first.digest)
     version = client.get_model_version(task.name, "2")
     digest = an_artifact(task, 2).digest
-    for line in (f'- `ptp predict {task.name}@2 "..."`', "accuracy: **0.900** (0.800 to 1.000); without a prompt 0.600, majority 0.500", "accuracy **+0.020**", "- ✓ minimum: 0.90, required >= 0.80", "(80 train, 10 dev, 20 test rows)"):  # fmt: skip
+    for line in (
+        f'- `ptp predict {task.name}@2 "..."`',
+        "accuracy: **0.900** (0.800 to 1.000); without a prompt 0.600, majority 0.500",
+        "accuracy **+0.020**",
+        "- ✓ minimum: 0.90, required >= 0.80",
+        "(80 train, 10 dev, 20 test rows)",
+    ):
         assert line in version.description
     assert "|" not in version.description
     assert {name: version.tags[name] for name in ("ptp.digest", "ptp.version", "ptp.verdict", "ptp.base_model")} == {
-        "ptp.digest": digest, "ptp.version": "2", "ptp.verdict": "passed", "ptp.base_model": "tiny",
-    }  # fmt: skip
+        "ptp.digest": digest,
+        "ptp.version": "2",
+        "ptp.verdict": "passed",
+        "ptp.base_model": "tiny",
+    }
     assert "mood" in client.get_registered_model(task.name).description
     assert client.get_registered_model(task.name).aliases == {"production": "1"}
 
@@ -98,12 +113,19 @@ def test_a_version_leads_to_run_data_and_files(shown: Registry, task: Task, clie
     published(shown, task, 1)
     version = client.get_model_version(task.name, "1")
     run = client.get_run(version.run_id)
-    assert {(i.dataset.name, i.tags[0].value) for i in run.inputs.dataset_inputs} == {(f"{task.name}-{split}", split) for split in ("train", "dev", "test")}
+    assert {(i.dataset.name, i.tags[0].value) for i in run.inputs.dataset_inputs} == {
+        (f"{task.name}-{split}", split) for split in ("train", "dev", "test")
+    }
     assert run.data.tags["mlflow.source.git.commit"] == "c0ffee"
     assert run.data.params["num_virtual_tokens"] == "4"
     assert [point.value for point in client.get_metric_history(version.run_id, "token_norm")] == [2.0, 2.0]
     model = client.get_logged_model(version.source.removeprefix("models:/"))
-    assert {file.path for file in client.list_logged_model_artifacts(model.model_id)} == {"manifest.json", "prompt.safetensors", "plots", "report.html"}
+    assert {file.path for file in client.list_logged_model_artifacts(model.model_id)} == {
+        "manifest.json",
+        "prompt.safetensors",
+        "plots",
+        "report.html",
+    }
     measured = {(m.key, m.dataset_name): m.value for m in model.metrics}
     assert measured["accuracy", f"{task.name}-test"] == 0.9
     assert measured["best_dev", f"{task.name}-dev"] == 0.75
@@ -147,7 +169,9 @@ def test_a_new_verdict_changes_the_page(shown: Registry, task: Task, client: Mlf
 
 def shown_page(client: MlflowClient, task: Task) -> str:
     model = client.get_logged_model(client.get_model_version(task.name, "1").source.removeprefix("models:/"))
-    return Path(download_artifacts(f"{model.artifact_location}/report.html", tracking_uri=client.tracking_uri)).read_text()
+    return Path(
+        download_artifacts(f"{model.artifact_location}/report.html", tracking_uri=client.tracking_uri)
+    ).read_text()
 
 
 def test_the_page_of_a_version_follows_its_verdict(shown: Registry, task: Task, client: MlflowClient) -> None:
@@ -159,10 +183,14 @@ def test_the_page_of_a_version_follows_its_verdict(shown: Registry, task: Task, 
     assert client.get_model_version(task.name, "1").tags["ptp.report"] != before
 
 
-def test_a_version_without_a_logged_model_is_described_all_the_same(shown: Registry, task: Task, client: MlflowClient, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_version_without_a_logged_model_is_described_all_the_same(
+    shown: Registry, task: Task, client: MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
     run = client.create_run("0").info
     client.create_registered_model(task.name)
-    client.create_model_version(task.name, run.artifact_uri, run.run_id, tags={"ptp.digest": an_artifact(task, 1).digest})
+    client.create_model_version(
+        task.name, run.artifact_uri, run.run_id, tags={"ptp.digest": an_artifact(task, 1).digest}
+    )
     published(shown, task, 1)
     assert client.get_model_version(task.name, "1").tags["ptp.verdict"] == "passed"
     assert "its page is not shown" in caplog.text
@@ -175,7 +203,12 @@ REQUESTS = 38
 def test_a_lost_answer_is_mended_by_a_repeat(shown: Registry, task: Task, mlflow_url: str, nth: int) -> None:
     with losing(mlflow_url, nth) as (url, log):
         try:
-            promote(Registry(shown.ledger, shown.store, MlflowStore(url)), task, published(Registry(shown.ledger, shown.store, MlflowStore(url)), task, 1), ME)
+            promote(
+                Registry(shown.ledger, shown.store, MlflowStore(url)),
+                task,
+                published(Registry(shown.ledger, shown.store, MlflowStore(url)), task, 1),
+                ME,
+            )
         except ServiceUnavailable:
             promote(shown, task, published(shown, task, 1), ME)
     assert len(log) >= nth
@@ -240,7 +273,9 @@ def test_a_name_taken_by_a_prompt_is_refused(shown: Registry, task: Task, client
 POINT = CurvePoint(step=10, loss=0.5, learning_rate=0.01, dev=0.8, token_norms=[1.0, 2.0], token_gradients=[0.1, 0.3])
 
 
-def test_the_limits_of_a_request_hold_whatever_the_environment_says(monkeypatch: pytest.MonkeyPatch, mlflow_url: str) -> None:
+def test_the_limits_of_a_request_hold_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, mlflow_url: str
+) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
     connect(mlflow_url)
@@ -254,7 +289,9 @@ def test_a_sequence_number_that_a_person_wrote_is_none(shown: Registry, task: Ta
     assert client.get_registered_model(task.name).tags["ptp.applied.production"] == "1"
 
 
-def test_a_training_is_followed_and_registered(shown: Registry, task: Task, mlflow_url: str, client: MlflowClient) -> None:
+def test_a_training_is_followed_and_registered(
+    shown: Registry, task: Task, mlflow_url: str, client: MlflowClient
+) -> None:
     tracking = Tracking(mlflow_url)
     run = tracking.start(task.name, {"steps": 10, "method": "prompt"}, {"ptp.gang": "g"})
     tracking.point(run, POINT)
@@ -265,7 +302,12 @@ def test_a_training_is_followed_and_registered(shown: Registry, task: Task, mlfl
     assert run is not None
     found = client.get_run(run)
     assert (found.info.status, found.data.params) == ("FINISHED", {"steps": "10", "method": "prompt"})
-    assert {name: found.data.metrics[name] for name in ("loss", "dev", "token_norm", "token_gradient")} == {"loss": 0.5, "dev": 0.8, "token_norm": 1.5, "token_gradient": 0.2}
+    assert {name: found.data.metrics[name] for name in ("loss", "dev", "token_norm", "token_gradient")} == {
+        "loss": 0.5,
+        "dev": 0.8,
+        "token_norm": 1.5,
+        "token_gradient": 0.2,
+    }
     assert client.get_model_version(task.name, "1").run_id == run
 
 

@@ -1,7 +1,8 @@
-"""The test of the test: chaos's checker finds what happens without the read-back, the unique key, the seq guard or the lease.
+"""The test of the test: chaos's checker finds what happens without the read-back, the unique key, the seq guard or the
+lease.
 
-Each scenario is the smallest that needs its safeguard, and runs twice: as the registry is, where nothing may be found, and
-with exactly that piece taken out of every worker.
+Each scenario is the smallest that needs its safeguard, and runs twice: as the registry is, where nothing may be found,
+and with exactly that piece taken out of every worker.
 """
 
 from collections import Counter
@@ -61,7 +62,9 @@ def same_head(crew: Crew) -> None:
 
 
 def late_pointer(crew: Crew) -> None:
-    """A promoter stands before its write of the pointer until all is reconciled to a later promotion; it wakes up, and dies with it."""
+    """A promoter stands before its write of the pointer until all is reconciled to a later promotion; it wakes up, and
+    dies with it.
+    """
     crew.done(*(crew.job("publish", seed=seed) for seed in (0, 1)))
     slow = crew.start(crew.job("promote", seed=0), stops=[("history written", 1), ("pointer written", 1)])
     assert slow.stands()
@@ -72,7 +75,9 @@ def late_pointer(crew: Crew) -> None:
 
 
 def crossed_aliases(crew: Crew) -> None:
-    """A promoter stands before its write of MLflow's alias, a later one within its own; the first one writes in between."""
+    """A promoter stands before its write of MLflow's alias, a later one within its own; the first one writes in
+    between.
+    """
     crew.done(*(crew.job("publish", seed=seed) for seed in (0, 1)))
     first = crew.start(crew.job("promote", seed=0), stops=[("alias attempted", 1)])
     assert first.stands()
@@ -97,7 +102,10 @@ def without_read_back() -> None:
 
 def without_seq_guard() -> None:
     def write(registry: Registry, head: Promotion) -> list[Action]:
-        key, body = pointer_key(head.task, head.alias), Pointer(promotion=head, nonce="f" * 16).model_dump_json().encode()
+        key, body = (
+            pointer_key(head.task, head.alias),
+            Pointer(promotion=head, nonce="f" * 16).model_dump_json().encode(),
+        )
         if registry.store.exists(key):
             registry.store.replace(key, body, registry.store.read(key).etag)
         else:

@@ -152,7 +152,9 @@ def test_promotion_of_an_unknown_version(plain: Registry, task: Task) -> None:
 
 def test_conflict_names_both_heads(plain: Registry, task: Task) -> None:
     promote(plain, task, published(plain, task, 1), Cause("ann", "first"))
-    with pytest.raises(PromotionConflict, match=r"expected no promotion yet .* by bob, found seq 1, version 1, moved by ann at"):
+    with pytest.raises(
+        PromotionConflict, match=r"expected no promotion yet .* by bob, found seq 1, version 1, moved by ann at"
+    ):
         plain.ledger.append(Move(task=task.name, alias="production", version=1, actor="bob", reason="too", expected=0))
 
 
@@ -214,7 +216,11 @@ def test_a_ledger_behind_the_store_promotes_nothing(plain: Registry, task: Task)
     number = published(plain, task, 2, first.digest)
     stored = plain.store.read(pointer_key(task.name, "production"))
     newer = first.model_copy(update={"seq": 2, "version": 2})
-    plain.store.replace(pointer_key(task.name, "production"), Pointer(promotion=newer, nonce="n" * 16).model_dump_json().encode(), stored.etag)
+    plain.store.replace(
+        pointer_key(task.name, "production"),
+        Pointer(promotion=newer, nonce="n" * 16).model_dump_json().encode(),
+        stored.etag,
+    )
     with pytest.raises(PromotionRefused, match=r"the store knows promotion 2 .* the ledger only 1; was it restored"):
         promote(plain, task, number, ME)
 
@@ -233,7 +239,13 @@ def pair(registry: Registry, task: Task) -> tuple[Task, Task]:
 
 
 def spring(*tasks: Task, version: int = 2) -> Release:
-    return Release(name=f"spring-{tasks[0].name}", actor="me", reason="a new base", versions={task.name: version for task in tasks}, at=now())
+    return Release(
+        name=f"spring-{tasks[0].name}",
+        actor="me",
+        reason="a new base",
+        versions={task.name: version for task in tasks},
+        at=now(),
+    )
 
 
 def test_a_release_promotes_all_its_tasks(registry: Registry, pair: tuple[Task, Task]) -> None:
@@ -304,5 +316,7 @@ def test_a_reconcile_brings_releases_to_the_store(plain: Registry, task: Task) -
     published(plain, task, 2, head.digest)
     promote_release(plain, {task.name: task}, spring(task), ME)
     plain.store.delete(release_key(f"spring-{task.name}"))
-    assert [action.what for action in reconcile(plain, {task.name: task})] == [f"release spring-{task.name} written to the store"]
+    assert [action.what for action in reconcile(plain, {task.name: task})] == [
+        f"release spring-{task.name} written to the store"
+    ]
     assert examine(plain) == []

@@ -1,4 +1,6 @@
-"""Publishing and reconciling without servers: any step may fail, a repeat converges; the pointer follows the ledger only."""
+"""Publishing and reconciling without servers: any step may fail, a repeat converges; the pointer follows the ledger
+only.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -152,7 +154,9 @@ def test_an_unreachable_mlflow_leaves_no_version(plain: Registry, task: Task) ->
     assert published(plain, task, 1) == 1
 
 
-def test_a_promotion_outlives_an_unreachable_mlflow(plain: Registry, task: Task, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_promotion_outlives_an_unreachable_mlflow(
+    plain: Registry, task: Task, caplog: pytest.LogCaptureFixture
+) -> None:
     number = published(plain, task, 1)
     head = promote(Registry(plain.ledger, plain.store, MlflowStore("http://127.0.0.1:9")), task, number, ME)
     assert "`ptp reconcile` mends it" in caplog.text
@@ -182,12 +186,16 @@ def test_a_foreign_pointer_is_quarantined(plain: Registry, task: Task, damage: s
     assert [(d.what, d.mend) for d in examine(plain)] == [("pointer production", "ptp reconcile")]
     assert "was no row of the ledger" in reconcile(plain, {})[0].what
     assert pointer(plain, task) == head
-    assert [plain.store.read(kept).body for kept in plain.store.keys(f"prompts/{task.name}/quarantine")] == [foreign[damage]]
+    assert [plain.store.read(kept).body for kept in plain.store.keys(f"prompts/{task.name}/quarantine")] == [
+        foreign[damage]
+    ]
 
 
 def test_a_pointer_ahead_in_the_ledger_stays(plain: Registry, task: Task) -> None:
     first = publish_and_promote(plain, task)
-    second = plain.ledger.append(Move(task=task.name, alias="production", version=1, actor="me", reason="again", expected=1))
+    second = plain.ledger.append(
+        Move(task=task.name, alias="production", version=1, actor="me", reason="again", expected=1)
+    )
     project(plain, task.name, "production")
     assert projection._project_pointer(plain, first) == []
     assert pointer(plain, task) == second
@@ -240,9 +248,9 @@ def test_a_lost_history_is_kept_again(plain: Registry, task: Task) -> None:
         plain.store.delete(history_key(task.name, "production", seq))
     assert reconcile(plain, {}) != []
     assert examine(plain) == []
-    assert [plain.store.read(history_key(task.name, "production", row.seq)).body for row in plain.ledger.history(task.name)] == [
-        row.model_dump_json(indent=1).encode() for row in plain.ledger.history(task.name)
-    ]
+    assert [
+        plain.store.read(history_key(task.name, "production", row.seq)).body for row in plain.ledger.history(task.name)
+    ] == [row.model_dump_json(indent=1).encode() for row in plain.ledger.history(task.name)]
 
 
 def test_a_ledger_from_a_backup_moves_no_pointer_back(plain: Registry, task: Task) -> None:
@@ -250,7 +258,9 @@ def test_a_ledger_from_a_backup_moves_no_pointer_back(plain: Registry, task: Tas
     later = head.model_copy(update={"seq": 2, "at": now()})
     plain.store.create(history_key(task.name, "production", 2), later.model_dump_json(indent=1).encode())
     key = pointer_key(task.name, "production")
-    plain.store.replace(key, Pointer(promotion=later, nonce="n" * 16).model_dump_json().encode(), plain.store.read(key).etag)
+    plain.store.replace(
+        key, Pointer(promotion=later, nonce="n" * 16).model_dump_json().encode(), plain.store.read(key).etag
+    )
     (action,) = reconcile(plain, {})
     assert (action.done, "was it restored from an older backup?" in action.what) == (False, True)
     assert pointer(plain, task) == later
@@ -260,5 +270,7 @@ def test_a_ledger_from_a_backup_moves_no_pointer_back(plain: Registry, task: Tas
 def test_names_in_the_store_come_back(plain: Registry, task: Task, task_named: bool) -> None:
     published(plain, task, 1)
     plain.store.delete(version_key(task.name, 1))
-    assert [action.what for action in reconcile(plain, {}, task.name if task_named else None)] == ["version 1 named in the store"]
+    assert [action.what for action in reconcile(plain, {}, task.name if task_named else None)] == [
+        "version 1 named in the store"
+    ]
     assert examine(plain) == []

@@ -1,4 +1,6 @@
-"""A lost ledger and an older copy of it: what the store holds brings back everything that was acknowledged, and nothing else."""
+"""A lost ledger and an older copy of it: what the store holds brings back everything that was acknowledged, and nothing
+else.
+"""
 
 import multiprocessing
 import os
@@ -34,7 +36,15 @@ from registry.steps import watch
 from tests.registry.prompts import a_request, a_task, an_artifact, published
 
 ME = Cause("me", "because")
-KEPT = (tables.promotion, tables.release, tables.training, tables.publication, tables.evaluation, tables.verdict, tables.snapshot)
+KEPT = (
+    tables.promotion,
+    tables.release,
+    tables.training,
+    tables.publication,
+    tables.evaluation,
+    tables.verdict,
+    tables.snapshot,
+)
 
 
 def history(registry: Registry, *tasks: Task) -> None:
@@ -43,10 +53,21 @@ def history(registry: Registry, *tasks: Task) -> None:
         first = promote(registry, task, published(registry, task, 1), ME)
         second = promote(registry, task, published(registry, task, 2, first.digest), ME)
         promote(registry, task, 1, ME, "canary")
-        promote(registry, task, published(registry, task, 3, second.digest, "failed"), Cause("boss", "on my head", override=True))
+        promote(
+            registry,
+            task,
+            published(registry, task, 3, second.digest, "failed"),
+            Cause("boss", "on my head", override=True),
+        )
         rollback(registry, task.name, Cause("night watch", "complaints"))
         published(registry, task, 4, second.digest)
-    release = Release(name="spring", actor="me", reason="why", versions={task.name: 4 for task in tasks}, at="2026-01-01T00:00:00+00:00")
+    release = Release(
+        name="spring",
+        actor="me",
+        reason="why",
+        versions={task.name: 4 for task in tasks},
+        at="2026-01-01T00:00:00+00:00",
+    )
     promote_release(registry, {task.name: task for task in tasks}, release, ME)
     rollback_release(registry, "spring", Cause("night watch", "worse"))
 
@@ -58,7 +79,10 @@ def rows(ledger: Ledger) -> dict[str, list[Any]]:
         columns = [column for column in table.c if column.name != "at" or table in (tables.promotion, tables.release)]
         with ledger.database.reading() as connection:
             found[table.name] = sorted((tuple(row) for row in connection.execute(select(*columns))), key=repr)
-    found["version"] = [(version.task, version.number, version.digest, version.verdict, version.passed) for version in ledger.versions(limit=None)]
+    found["version"] = [
+        (version.task, version.number, version.digest, version.verdict, version.passed)
+        for version in ledger.versions(limit=None)
+    ]
     return found
 
 
@@ -114,7 +138,9 @@ def test_an_older_copy_catches_up(plain: Registry, pair: tuple[Task, Task], tmp_
 
 
 @pytest.mark.parametrize("damage", ["a pointer of nobody's", "a pointer that is missing"])
-def test_fix_leaves_the_pointer_of_what_an_older_copy_lost(plain: Registry, task: Task, tmp_path: Path, damage: str) -> None:
+def test_fix_leaves_the_pointer_of_what_an_older_copy_lost(
+    plain: Registry, task: Task, tmp_path: Path, damage: str
+) -> None:
     published(plain, task, 1)
     promote(plain, task, 1, ME, "canary")
     copy_database(tmp_path / "ledger.db", tmp_path / "backup.db")
@@ -133,7 +159,13 @@ def judged_worse(task: Task, seed: int) -> Request:
     """The prompt with that seed, judged again on another commit: it fails now."""
     request = a_request(task, seed)
     assert request.verdict
-    failed = request.verdict.model_copy(update={"gate_key": "b" * 64, "passed": False, "checks": [check.model_copy(update={"passed": False}) for check in request.verdict.checks]})
+    failed = request.verdict.model_copy(
+        update={
+            "gate_key": "b" * 64,
+            "passed": False,
+            "checks": [check.model_copy(update={"passed": False}) for check in request.verdict.checks],
+        }
+    )
     return replace(request, verdict=failed, commit="another")
 
 
@@ -157,9 +189,19 @@ def test_an_interrupted_publish_is_finished_with_its_own_verdict(plain: Registry
 
 @pytest.mark.parametrize(
     "key",
-    ["prompts/mood/" + "a" * 64, "prompts/mood/readme/manifest.json", "prompts/notes/readme/manifest.json", "prompts/mood/aliases/my file.json", "prompts/mood/history/7.json",
-     "prompts/mood/history/my alias/000001.json", "snapshots/notes/readme/manifest.json", "snapshots/mood/my own/manifest.json", "releases/my file.json", "releases/mine/1.json"],
-)  # fmt: skip
+    [
+        "prompts/mood/" + "a" * 64,
+        "prompts/mood/readme/manifest.json",
+        "prompts/notes/readme/manifest.json",
+        "prompts/mood/aliases/my file.json",
+        "prompts/mood/history/7.json",
+        "prompts/mood/history/my alias/000001.json",
+        "snapshots/notes/readme/manifest.json",
+        "snapshots/mood/my own/manifest.json",
+        "releases/my file.json",
+        "releases/mine/1.json",
+    ],
+)
 def test_what_somebody_else_stored_stops_nothing(plain: Registry, tmp_path: Path, key: str) -> None:
     task = a_task("mood")
     promote(plain, task, published(plain, task, 1), ME)
@@ -218,31 +260,73 @@ def forged(head: Promotion, **changes: object) -> bytes:
 
 def forged_version(registry: Registry, task: Task) -> None:
     write_artifact(registry.store, an_artifact(task, 66))
-    registry.store.create(version_key(task.name, 3), VersionName(task=task.name, number=3, digest=an_artifact(task, 66).digest).model_dump_json().encode())
+    registry.store.create(
+        version_key(task.name, 3),
+        VersionName(task=task.name, number=3, digest=an_artifact(task, 66).digest).model_dump_json().encode(),
+    )
 
 
 FORGERIES: dict[str, tuple[str, Callable[[Registry, Task, Promotion], object]]] = {
     "an ungated promotion": (
         "the passed verdict that it cites is nowhere",
-        lambda r, t, head: (forged_version(r, t), r.store.create(history_key(t.name, "production", 2), forged(head, seq=2, version=3, previous=1, digest=an_artifact(t, 66).digest, verdict="d" * 64))),
+        lambda r, t, head: (
+            forged_version(r, t),
+            r.store.create(
+                history_key(t.name, "production", 2),
+                forged(head, seq=2, version=3, previous=1, digest=an_artifact(t, 66).digest, verdict="d" * 64),
+            ),
+        ),
     ),
     "a verdict over another prompt": (
         "the passed verdict that it cites is nowhere",
-        lambda r, t, head: (forged_version(r, t), r.store.create(history_key(t.name, "production", 2), forged(head, seq=2, version=3, previous=1, digest=an_artifact(t, 66).digest))),
+        lambda r, t, head: (
+            forged_version(r, t),
+            r.store.create(
+                history_key(t.name, "production", 2),
+                forged(head, seq=2, version=3, previous=1, digest=an_artifact(t, 66).digest),
+            ),
+        ),
     ),
-    "a gap": ("promotion 2 is missing", lambda r, t, head: r.store.create(history_key(t.name, "production", 3), forged(head, seq=3, previous=1))),
-    "another previous": ("which it did not name then", lambda r, t, head: r.store.create(history_key(t.name, "production", 2), forged(head, seq=2, previous=9))),
-    "another digest": ("not registered as that", lambda r, t, head: r.store.create(history_key(t.name, "production", 2), forged(head, seq=2, previous=1, digest="e" * 64))),
-    "a copied row": ("it was altered or copied", lambda r, t, head: r.store.create(history_key(t.name, "production", 2), forged(head))),
+    "a gap": (
+        "promotion 2 is missing",
+        lambda r, t, head: r.store.create(history_key(t.name, "production", 3), forged(head, seq=3, previous=1)),
+    ),
+    "another previous": (
+        "which it did not name then",
+        lambda r, t, head: r.store.create(history_key(t.name, "production", 2), forged(head, seq=2, previous=9)),
+    ),
+    "another digest": (
+        "not registered as that",
+        lambda r, t, head: r.store.create(
+            history_key(t.name, "production", 2), forged(head, seq=2, previous=1, digest="e" * 64)
+        ),
+    ),
+    "a copied row": (
+        "it was altered or copied",
+        lambda r, t, head: r.store.create(history_key(t.name, "production", 2), forged(head)),
+    ),
     "no row": ("is no Promotion", lambda r, t, head: r.store.create(history_key(t.name, "production", 2), b"{}")),
     "a pointer alone": (
         "a promotion that the history does not hold",
-        lambda r, t, head: overwrite(r, pointer_key(t.name, "production"), Pointer(promotion=head.model_copy(update={"seq": 9, "version": 2}), nonce="n" * 16).model_dump_json().encode()),
+        lambda r, t, head: overwrite(
+            r,
+            pointer_key(t.name, "production"),
+            Pointer(promotion=head.model_copy(update={"seq": 9, "version": 2}), nonce="n" * 16)
+            .model_dump_json()
+            .encode(),
+        ),
     ),
-    "a number for two": ("which is version 1 already", lambda r, t, head: r.store.create(version_key(t.name, 7), VersionName(task=t.name, number=7, digest=head.digest).model_dump_json().encode())),
+    "a number for two": (
+        "which is version 1 already",
+        lambda r, t, head: r.store.create(
+            version_key(t.name, 7), VersionName(task=t.name, number=7, digest=head.digest).model_dump_json().encode()
+        ),
+    ),
     "altered bytes": (
         "which is unsound",
-        lambda r, t, head: overwrite(r, f"{prompt_prefix(t.name, an_artifact(t, 2).digest)}/prompt.safetensors", b"altered"),
+        lambda r, t, head: overwrite(
+            r, f"{prompt_prefix(t.name, an_artifact(t, 2).digest)}/prompt.safetensors", b"altered"
+        ),
     ),
 }
 
@@ -265,7 +349,10 @@ def test_a_row_that_contradicts_the_ledger_is_not_taken(plain: Registry, task: T
     overwrite(plain, history_key(task.name, "production", 1), forged(head, actor="mallory"))
     plain.store.create(history_key(task.name, "production", 2), forged(head, seq=2, previous=1))
     left = [action.what for action in rebuild(plain) if not action.done]
-    assert ["is another promotion 1 than the ledger's" in left[0], "follows one that cannot be taken" in left[1]] == [True, True]
+    assert ["is another promotion 1 than the ledger's" in left[0], "follows one that cannot be taken" in left[1]] == [
+        True,
+        True,
+    ]
     assert plain.ledger.history(task.name) == [head]
 
 
@@ -298,12 +385,24 @@ def _killed_at(step: str, nth: int, url: str, store: Path) -> None:
     rebuild(Registry(Ledger(url), FolderStore(store)))
 
 
-@pytest.mark.parametrize(("step", "nth"), [("rebuild dossiers taken", 1), ("rebuild task taken", 1), ("rebuild dossiers taken", 2), ("rebuild task taken", 2)])
-def test_a_killed_rebuild_is_repeated(plain: Registry, pair: tuple[Task, Task], tmp_path: Path, step: str, nth: int) -> None:
+@pytest.mark.parametrize(
+    ("step", "nth"),
+    [
+        ("rebuild dossiers taken", 1),
+        ("rebuild task taken", 1),
+        ("rebuild dossiers taken", 2),
+        ("rebuild task taken", 2),
+    ],
+)
+def test_a_killed_rebuild_is_repeated(
+    plain: Registry, pair: tuple[Task, Task], tmp_path: Path, step: str, nth: int
+) -> None:
     for task in pair:
         promote(plain, task, published(plain, task, 1), ME)
     before = rows(plain.ledger)
-    process = multiprocessing.get_context("spawn").Process(target=_killed_at, args=(step, nth, f"sqlite:///{tmp_path}/after.db", tmp_path / "store"))
+    process = multiprocessing.get_context("spawn").Process(
+        target=_killed_at, args=(step, nth, f"sqlite:///{tmp_path}/after.db", tmp_path / "store")
+    )
     process.start()
     process.join(60)
     assert process.exitcode == -signal.SIGKILL

@@ -24,13 +24,18 @@ def prompted(name: str) -> tuple[FrozenBase, PrefixCache]:
 
 
 def openings() -> list[Opening]:
-    return [Opening(list(range(5, 5 + length)), limit, index % 2) for index, (length, limit) in enumerate([(3, 4), (9, 6), (1, 6), (5, 2)])]
+    return [
+        Opening(list(range(5, 5 + length)), limit, index % 2)
+        for index, (length, limit) in enumerate([(3, 4), (9, 6), (1, 6), (5, 2)])
+    ]
 
 
 def test_texts_generated_together_are_those_of_each_alone_behind_its_own_prompt() -> None:
     base, cache = prompted("llama")
     together = generate(base, cache, openings())
-    assert together == [generate(base, base.prefix([prompts()[one.member]]), [one._replace(member=0)])[0] for one in openings()]
+    assert together == [
+        generate(base, base.prefix([prompts()[one.member]]), [one._replace(member=0)])[0] for one in openings()
+    ]
     assert [len(text.split()) for text in together] == [4, 6, 6, 2]
 
 

@@ -1,4 +1,6 @@
-"""Calibrated prompts in the engine: what they were scored by is part of what they are, and training ranks as they answer."""
+"""Calibrated prompts in the engine: what they were scored by is part of what they are, and training ranks as they
+answer.
+"""
 
 import pytest
 import torch
@@ -45,7 +47,11 @@ def test_a_calibrated_prompt_answers_less_what_labels_get_without_content() -> N
 
 def test_calibrated_and_plain_prompts_answer_together_as_alone() -> None:
     engine = Engine(tiny())
-    made = [artifact(tiny(), embeddings(tiny(), word), scoring=scoring) for word in (" yes", " the film") for scoring in (Scoring(), CALIBRATED)]
+    made = [
+        artifact(tiny(), embeddings(tiny(), word), scoring=scoring)
+        for word in (" yes", " the film")
+        for scoring in (Scoring(), CALIBRATED)
+    ]
     for one in made:
         engine.load(one)
     asked = [Question(made[(index * 3) % 4].digest, text) for index, text in enumerate(TEXTS * 4)]
@@ -58,8 +64,12 @@ def test_members_of_an_ensemble_are_calibrated_each_for_itself() -> None:
     whole = pack_ensemble(members, "average", fields(tiny()) | {"method": "ensemble", "scoring": CALIBRATED})
     engine = Engine(tiny())
     engine.load(whole, members)
-    expected = [combined(torch.stack(rows), "average") for rows in zip(calibrated(" yes"), calibrated(" bad"), strict=True)]
-    for found, wanted in zip(engine.log_likelihoods([Question(whole.digest, text) for text in TEXTS]), expected, strict=True):
+    expected = [
+        combined(torch.stack(rows), "average") for rows in zip(calibrated(" yes"), calibrated(" bad"), strict=True)
+    ]
+    for found, wanted in zip(
+        engine.log_likelihoods([Question(whole.digest, text) for text in TEXTS]), expected, strict=True
+    ):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
@@ -72,7 +82,9 @@ def test_texts_without_content_are_asked_once_per_loaded_prompt() -> None:
 
 
 def test_a_template_that_fills_the_context_cannot_be_calibrated() -> None:
-    with pytest.raises(ContextError, match=r"scoring\.calibrated: the template has .* tokens without a text, at most 2 fit"):
+    with pytest.raises(
+        ContextError, match=r"scoring\.calibrated: the template has .* tokens without a text, at most 2 fit"
+    ):
         Engine(tiny()).load(artifact(tiny(), embeddings(tiny()), scoring=CALIBRATED, max_input_tokens=2))
 
 
@@ -87,14 +99,19 @@ def test_scoring_is_identity_only_where_it_is_not_plain() -> None:
 def test_scoring_is_part_of_the_recipe_only_where_it_is_not_plain() -> None:
     task = declared("t")
     assert task.recipe_digest() == "dba259e07cb65608c5e1f528092dc81a103d48acd621dc97a17d4e83b6f2def1"
-    kinds = [task.model_copy(update={"scoring": scoring}) for scoring in (Scoring(), CALIBRATED, Scoring(length_normalised=True))]
+    kinds = [
+        task.model_copy(update={"scoring": scoring})
+        for scoring in (Scoring(), CALIBRATED, Scoring(length_normalised=True))
+    ]
     assert len({kind.recipe_digest() for kind in kinds}) == 3
 
 
 def test_training_judges_its_dev_rows_as_they_will_be_answered() -> None:
     base, made = family("llama"), job(family("llama"), "a")
     labels = made.text.labels._replace(normalised=True, content_free=((3,), (4, 5)))
-    member = run_gang(base, [made._replace(text=made.text._replace(labels=labels))], NoTracker(), lambda line: None).members[0]
+    member = run_gang(
+        base, [made._replace(text=made.text._replace(labels=labels))], NoTracker(), lambda line: None
+    ).members[0]
     assert isinstance(member.best, torch.Tensor)
     scores = [by_hand_behind(base, member.best, Query(row.ids, labels, 0)) for row in made.dev]
     right = [labels.names[int(one.argmax())] == row.label for one, row in zip(scores, made.dev, strict=True)]
@@ -102,7 +119,9 @@ def test_training_judges_its_dev_rows_as_they_will_be_answered() -> None:
 
 
 def test_a_tasks_rows_are_ranked_as_it_says() -> None:
-    task = declared("t").model_copy(update={"template": "{text} :", "scoring": Scoring(length_normalised=True, calibrated=True)})
+    task = declared("t").model_copy(
+        update={"template": "{text} :", "scoring": Scoring(length_normalised=True, calibrated=True)}
+    )
     labels = task_text(tiny(), task, task.tune).labels
     assert labels.normalised
     assert labels.content_free == tuple(tuple(tiny().encode(f"{text} :", True)) for text in CONTENT_FREE)

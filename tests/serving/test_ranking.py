@@ -26,7 +26,9 @@ def brute_force(base: CausalBase, prompt: torch.Tensor | None, query: Query) -> 
 def queries() -> list[Query]:
     torch.manual_seed(2)
     lengths = [3, 1, 9, 5, 5, 2]
-    return [Query(torch.randint(0, 97, (n,)).tolist(), MIXED if i % 2 else SINGLE, i % 3) for i, n in enumerate(lengths)]
+    return [
+        Query(torch.randint(0, 97, (n,)).tolist(), MIXED if i % 2 else SINGLE, i % 3) for i, n in enumerate(lengths)
+    ]
 
 
 def test_ranks_as_brute_force_does() -> None:
@@ -34,7 +36,9 @@ def test_ranks_as_brute_force_does() -> None:
     torch.manual_seed(3)
     prompts = [torch.randn(p, 32, dtype=torch.float64) * 0.2 for p in (2, 7, 4)]
     for query, scores in zip(queries(), rank(base, base.prefix(prompts), queries()), strict=True):
-        torch.testing.assert_close(scores.double(), brute_force(base, prompts[query.member], query).double(), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            scores.double(), brute_force(base, prompts[query.member], query).double(), rtol=1e-4, atol=1e-4
+        )
 
 
 def test_zero_shot_ranks_as_brute_force_does() -> None:

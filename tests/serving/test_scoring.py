@@ -31,7 +31,9 @@ def by_hand_behind(base: FrozenBase, prompt: torch.Tensor, query: Query) -> torc
     """Scores of a query, text by text: per token where asked, divided by what content-free texts get."""
     labels = query.labels
     lengths = torch.tensor([len(ids) if labels.normalised else 1 for ids in labels.ids])
-    likelihoods = [brute_force(base, prompt, query._replace(ids=list(ids))) / lengths for ids in (query.ids, *labels.content_free)]
+    likelihoods = [
+        brute_force(base, prompt, query._replace(ids=list(ids))) / lengths for ids in (query.ids, *labels.content_free)
+    ]
     if not labels.content_free:
         return likelihoods[0]
     free = torch.stack([one.softmax(-1) for one in likelihoods[1:]]).mean(0)
@@ -39,7 +41,14 @@ def by_hand_behind(base: FrozenBase, prompt: torch.Tensor, query: Query) -> torc
 
 
 def queries() -> list[Query]:
-    kinds = [SINGLE, MIXED, MIXED._replace(normalised=True), MIXED._replace(content_free=FREE), MIXED._replace(normalised=True, content_free=FREE), SINGLE._replace(content_free=FREE)]
+    kinds = [
+        SINGLE,
+        MIXED,
+        MIXED._replace(normalised=True),
+        MIXED._replace(content_free=FREE),
+        MIXED._replace(normalised=True, content_free=FREE),
+        SINGLE._replace(content_free=FREE),
+    ]
     return [Query([7 + i, 50 - i, 3 * i][: 1 + i % 3], labels, i % 3) for i, labels in enumerate(kinds * 2)]
 
 
@@ -54,7 +63,9 @@ def test_a_prior_that_is_known_is_not_measured_again() -> None:
     labels = MIXED._replace(content_free=FREE)
     known = prior(base, cache, labels, 1)
     asked = Query([5, 6], labels, 1)
-    torch.testing.assert_close(rank(base, cache, [asked._replace(prior=known)])[0], rank(base, cache, [asked])[0], rtol=0, atol=0)
+    torch.testing.assert_close(
+        rank(base, cache, [asked._replace(prior=known)])[0], rank(base, cache, [asked])[0], rtol=0, atol=0
+    )
     shifted = rank(base, cache, [asked._replace(prior=known + torch.arange(4.0))])[0]
     torch.testing.assert_close(shifted, rank(base, cache, [asked])[0] - torch.arange(4.0))
 
@@ -74,5 +85,8 @@ def test_plain_labels_have_no_texts_without_content() -> None:
 
     plain = label_tokens("t", {"a": " a", "b": " b"}, encode)
     assert scored(plain, Scoring(), "{text}", 9, encode) == plain == LabelTokens(("a", "b"), ((3,), (4,)))
-    assert scored(plain, Scoring(calibrated=True), "{text}", 9, encode).content_free == ((0,), (1,))  # the empty text has no tokens
+    assert scored(plain, Scoring(calibrated=True), "{text}", 9, encode).content_free == (
+        (0,),
+        (1,),
+    )  # the empty text has no tokens
     assert scored(plain, Scoring(length_normalised=True), "{text}", 9, encode).normalised

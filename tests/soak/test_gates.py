@@ -1,4 +1,5 @@
-"""Prompts that should not pass, really trained on real rows with the shipped base: each is stopped by the check that is meant for it.
+"""Prompts that should not pass, really trained on real rows with the shipped base: each is stopped by the check that is
+meant for it.
 
 Run by `make soak`; PTP_SOAK_HOME names a folder whose downloads are used again.
 """
@@ -34,7 +35,8 @@ data:
   checks: {{rows_per_label: off, near_duplicate: off{checks}}}
 template: "{{text}}\\nSentiment:"
 labels: {{bad: " negative", good: " positive"}}
-tune: {{num_virtual_tokens: 16, init: sampled_vocab, steps: 60, batch_size: 16, learning_rate: 0.02, eval_every: 20, seed: 0}}
+tune: {{num_virtual_tokens: 16, init: sampled_vocab, steps: 60, batch_size: 16, learning_rate: 0.02,
+  eval_every: 20, seed: 0}}
 gate: {{metric: accuracy, minimum: 0.0{gate}}}
 promote: auto
 """
@@ -49,20 +51,29 @@ class Project:
         self.tasks.mkdir()
         (self.tasks / "base_models.yaml").write_text((TASKS / "base_models.yaml").read_text())
         home = Path(os.environ.get("PTP_SOAK_HOME", folder / "home"))
-        self.settings = Settings(home=home, tasks=self.tasks, store=f"file://{folder / 'store'}", ledger=f"sqlite:///{folder / 'ledger.db'}")
+        self.settings = Settings(
+            home=home, tasks=self.tasks, store=f"file://{folder / 'store'}", ledger=f"sqlite:///{folder / 'ledger.db'}"
+        )
 
     def night(self, rows: Sequence[tuple[str, ...]], **settings: str) -> tuple[Outcome, Verdict]:
         """Train and judge on these rows of text, label and perhaps a group."""
         path = self.folder / "rows.csv"
         with path.open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([("text", "label", "group")[: len(rows[0])], *rows])
-        (self.tasks / "mood.yaml").write_text(TASK.format(**{"path": path, "group": "", "checks": "", "gate": ""} | settings))
+        (self.tasks / "mood.yaml").write_text(
+            TASK.format(**{"path": path, "group": "", "checks": "", "gate": ""} | settings)
+        )
         stages = Stages.open(self.settings)
         outcome = stages.run(stages.tasks()[0])
-        found = stages.registry.ledger.latest_verdict("mood", stages.registry.ledger.version("mood", outcome.version).digest)
+        found = stages.registry.ledger.latest_verdict(
+            "mood", stages.registry.ledger.version("mood", outcome.version).digest
+        )
         assert found is not None
         for check in found.checks:
-            print(f"{'pass' if check.passed else 'FAIL' if check.blocks else 'warn'} {check.name}: {check.observed}; required {check.required}")
+            print(
+                f"{'pass' if check.passed else 'FAIL' if check.blocks else 'warn'} {check.name}: "
+                f"{check.observed}; required {check.required}"
+            )
         return outcome, found
 
     def promoted(self) -> list[int]:
@@ -117,7 +128,9 @@ def test_a_prompt_of_a_drifted_snapshot_is_stopped(project: Project) -> None:
     """Overnight the file of reviews became one of tweets."""
     first, _ = project.night([(row.text, row.label) for row in movies()], gate=", checks: {gain: off}")
     assert first.status == "promoted"
-    _, verdict = project.night([(row.text, row.label) for row in texts("tweet-sentiment")[:2500]], gate=", checks: {gain: off}")
+    _, verdict = project.night(
+        [(row.text, row.label) for row in texts("tweet-sentiment")[:2500]], gate=", checks: {gain: off}"
+    )
     assert "drift" in failed(verdict)
     assert project.promoted() == [1]
 

@@ -41,8 +41,17 @@ class Memory(threading.Thread):
 
 def quickstart(home: Path) -> tuple[str, float]:
     """Its output, and the seconds that it took after the downloads."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PTP_", "AWS_", "OMP_"))} | {"PTP_HOME": str(home)}
-    done = subprocess.run([sys.executable, "-m", "flows.quickstart"], cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith(("PTP_", "AWS_", "OMP_"))
+    } | {"PTP_HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-m", "flows.quickstart"],
+        cwd=CHECKOUT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
     print(done.stdout)
     assert done.returncode == 0
     found = re.search(r"done in \d+ s, (\d+) s of them after the downloads", done.stdout)
@@ -58,12 +67,18 @@ def test_the_quickstart_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         first, seconds = quickstart(home)
         second, again = quickstart(home)
         memory.ended.set()
-        print(f"seconds first {seconds:.0f}, second {again:.0f}; peak memory {memory.peak / 1e9:.2f} GB; {time.strftime('%Y-%m-%d')}")
+        print(
+            f"seconds first {seconds:.0f}, second {again:.0f}; peak memory {memory.peak / 1e9:.2f} GB; "
+            f"{time.strftime('%Y-%m-%d')}"
+        )
         monkeypatch.setenv("PTP_HOME", str(home))
         monkeypatch.chdir(CHECKOUT)
         registry = open_registry(load_settings())
         assert examine(registry) == []
-        measured = {task: registry.ledger.report_of(task, registry.ledger.version(task, 1).digest) for task in ("movie-sentiment", "tweet-sentiment")}
+        measured = {
+            task: registry.ledger.report_of(task, registry.ledger.version(task, 1).digest)
+            for task in ("movie-sentiment", "tweet-sentiment")
+        }
         assert measured["movie-sentiment"].prompt.accuracy >= 0.86
         tweets = measured["tweet-sentiment"]
         assert tweets.interval["macro_f1"][0] > max(tweets.zero_shot.macro_f1, tweets.majority.macro_f1)
@@ -72,4 +87,9 @@ def test_the_quickstart_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert load("movie-sentiment").predict(["A gem."])[0].label == "positive"
         assert memory.peak < 5e9
     finally:
-        subprocess.run([sys.executable, "-m", "flows.cli", "down"], cwd=CHECKOUT, env=os.environ | {"PTP_HOME": str(home)}, check=False)
+        subprocess.run(
+            [sys.executable, "-m", "flows.cli", "down"],
+            cwd=CHECKOUT,
+            env=os.environ | {"PTP_HOME": str(home)},
+            check=False,
+        )

@@ -24,7 +24,20 @@ def declared(name: str, seed: int = 0, **tune: object) -> Task:
         data=Data(source=Source(path="unused.csv", format="csv"), text="text", label="label"),
         template="{text}",
         labels={"no": "no", "yes": "yes"},
-        tune=Tune(**({"num_virtual_tokens": 3, "steps": 6, "batch_size": 4, "warmup_steps": 2, "eval_every": 2, "seed": seed, "store_dtype": "float32"} | tune)),  # type: ignore[arg-type]
+        tune=Tune(
+            **(
+                {
+                    "num_virtual_tokens": 3,
+                    "steps": 6,
+                    "batch_size": 4,
+                    "warmup_steps": 2,
+                    "eval_every": 2,
+                    "seed": seed,
+                    "store_dtype": "float32",
+                }
+                | tune
+            )
+        ),  # type: ignore[arg-type]
         gate=Gate(minimum=0.5),
     )
 
@@ -65,10 +78,16 @@ def text_job(base: FrozenBase, name: str, seed: int = 0, **tune: object) -> Job:
     """A generation job on the rows of `job`: a text is to be followed by `7 8` and the end, or by `9` and the end."""
     plain = job(base, name, seed, **tune)
     data = plain.task.data.model_copy(update={"label": None, "target": "target"})
-    given = {"labels": {}, "data": data, "generate": Generation(max_new_tokens=4), "gate": Gate(metric="token_f1", minimum=0.5)}
+    given = {
+        "labels": {},
+        "data": data,
+        "generate": Generation(max_new_tokens=4),
+        "gate": Gate(metric="token_f1", minimum=0.5),
+    }
     targets = {"yes": (7, 8, END), "no": (9, END)}
     train, dev = (
-        [row._replace(target=targets[row.label], label=" ".join(map(str, targets[row.label][:-1]))) for row in rows] for rows in (plain.train, plain.dev)
+        [row._replace(target=targets[row.label], label=" ".join(map(str, targets[row.label][:-1]))) for row in rows]
+        for rows in (plain.train, plain.dev)
     )
     text = plain.text._replace(labels=LabelTokens((), ()), free=FreeText(4, END))
     return plain._replace(task=plain.task.model_copy(update=given), text=text, train=train, dev=dev)

@@ -93,7 +93,13 @@ class Runs(NoTracker):
         self.points.append((run, point.step))
 
 
-def train(base: CausalBase, jobs: list[Job], store: ObjectStore | None = None, report: Callable[[str], None] = lambda line: None, seconds: float = EVERY_STEP) -> Gang:
+def train(
+    base: CausalBase,
+    jobs: list[Job],
+    store: ObjectStore | None = None,
+    report: Callable[[str], None] = lambda line: None,
+    seconds: float = EVERY_STEP,
+) -> Gang:
     return run_gang(base, jobs, NoTracker(), report, Checkpoints(store, seconds) if store else None)
 
 
@@ -101,7 +107,18 @@ def mixed(base: CausalBase) -> list[Job]:
     """Three methods and both optimizers; the first stops early, the last diverges at its second step."""
     return [
         job(base, "stops", seed=3, learning_rate=1e-12, steps=12, patience=2),
-        job(base, "goes-on", seed=1, num_virtual_tokens=5, method="p_tuning", encoder_width=8, optimizer="adafactor", schedule="constant", learning_rate=0.3, steps=9),
+        job(
+            base,
+            "goes-on",
+            seed=1,
+            num_virtual_tokens=5,
+            method="p_tuning",
+            encoder_width=8,
+            optimizer="adafactor",
+            schedule="constant",
+            learning_rate=0.3,
+            steps=9,
+        ),
         job(base, "breaks", seed=2, method="prefix", encoder_width=8, learning_rate=1e30, steps=9),
     ]
 
@@ -110,7 +127,10 @@ def sharing(base: CausalBase) -> list[Job]:
     """Two sources that learn one shared prompt together."""
     first = job(base, "one", method="multitask", shared="common", patience=9)
     shared = nn.Parameter(torch.as_tensor(first.initial).clone())
-    return [one._replace(initial=shared.detach().clone(), shared=shared) for one in (first, job(base, "two", seed=1, method="multitask", shared="common", patience=9))]
+    return [
+        one._replace(initial=shared.detach().clone(), shared=shared)
+        for one in (first, job(base, "two", seed=1, method="multitask", shared="common", patience=9))
+    ]
 
 
 def assert_same(left: Member, right: Member) -> None:
@@ -122,7 +142,10 @@ def assert_same(left: Member, right: Member) -> None:
     bests = [tensors_of(member.best) if member.best is not None else [] for member in (left, right)]
     states = [list(member.parameterisation.state_dict().values()) for member in (left, right)]
     optimizers = [member.optimizer.state_dict()["state"] for member in (left, right)]
-    statistics = [[torch.as_tensor(value) for at in sorted(found) for _, value in sorted(found[at].items())] for found in optimizers]
+    statistics = [
+        [torch.as_tensor(value) for at in sorted(found) for _, value in sorted(found[at].items())]
+        for found in optimizers
+    ]
     for ours, theirs in (bests, states, statistics, [[left.gradient_norms], [right.gradient_norms]]):
         assert [tensor.dtype for tensor in ours] == [tensor.dtype for tensor in theirs]
         assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(ours, theirs, strict=True))
@@ -142,14 +165,20 @@ def test_a_member_survives_the_round_trip(base: CausalBase, recipe: dict[str, An
 
 
 def test_no_field_of_a_member_is_forgotten() -> None:
-    made_anew, tensors, sentences = {"job", "order"}, {"parameterisation", "optimizer", "best", "gradient_norms"}, {"error", "curve"}
+    made_anew, tensors, sentences = (
+        {"job", "order"},
+        {"parameterisation", "optimizer", "best", "gradient_norms"},
+        {"error", "curve"},
+    )
     assert {field.name for field in dataclasses.fields(Member)} == made_anew | tensors | sentences | set(state.PLAIN)
     assert {field.name for field in dataclasses.fields(Clock)} == {"started", "training", "tokens", "steps"}
 
 
 @pytest.mark.parametrize("puts", [1, 2, 3, 4, 6, 8, 9])
 @pytest.mark.parametrize("jobs", [mixed, sharing])
-def test_an_interrupted_gang_ends_at_the_same_bits(base: CausalBase, tmp_path: Path, jobs: Callable[[CausalBase], list[Job]], puts: int) -> None:
+def test_an_interrupted_gang_ends_at_the_same_bits(
+    base: CausalBase, tmp_path: Path, jobs: Callable[[CausalBase], list[Job]], puts: int
+) -> None:
     whole = train(base, jobs(base))
     try:
         train(base, jobs(base), Dying(tmp_path, puts))
@@ -215,12 +244,20 @@ def test_another_gang_has_another_place(base: CausalBase, tmp_path: Path, change
     checkpoints, one, two = Checkpoints(FolderStore(tmp_path), 1), job(base, "a"), job(base, "b")
     key = checkpoints.of(base, [one, two], "shared").key
     assert key == checkpoints.of(base, [job(base, "a"), job(base, "b")], "shared").key
-    assert key not in {checkpoints.of(base, *other).key for other in (([change(one), two], "shared"), ([two, one], "shared"), ([one], "shared"), ([one, two], "concatenated"))}
+    assert key not in {
+        checkpoints.of(base, *other).key
+        for other in (
+            ([change(one), two], "shared"),
+            ([two, one], "shared"),
+            ([one], "shared"),
+            ([one, two], "concatenated"),
+        )
+    }
 
 
 def damage(path: Path, how: str) -> None:
     body = path.read_bytes()
-    at = len(body) - 9 if how == "a flipped bit of a tensor" else body.index(b'best_step') + 13
+    at = len(body) - 9 if how == "a flipped bit of a tensor" else body.index(b"best_step") + 13
     damaged = {
         "truncated": body[: len(body) // 2],
         "empty": b"",
@@ -232,8 +269,20 @@ def damage(path: Path, how: str) -> None:
     path.write_bytes(damaged[how])
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "no safetensors", "a flipped bit of a tensor", "a flipped bit of the state", "an older format"])
-def test_an_unusable_checkpoint_costs_time_only(base: CausalBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+@pytest.mark.parametrize(
+    "how",
+    [
+        "truncated",
+        "empty",
+        "no safetensors",
+        "a flipped bit of a tensor",
+        "a flipped bit of the state",
+        "an older format",
+    ],
+)
+def test_an_unusable_checkpoint_costs_time_only(
+    base: CausalBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
     whole = train(base, mixed(base))
     with pytest.raises(Killed):
         train(base, mixed(base), Dying(tmp_path, 4))
@@ -254,11 +303,22 @@ def test_a_checkpoint_of_other_parameters_is_refused(base: CausalBase) -> None:
         unpack(pack(gang.members, gang.clock), [job(base, "a", num_virtual_tokens=4)])
 
 
-def test_a_store_that_is_away_for_a_moment_ends_no_training(base: CausalBase, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_store_that_is_away_for_a_moment_ends_no_training(
+    base: CausalBase, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     store = Away(tmp_path)
     store.times = 3
     gang = train(base, mixed(base), store)
-    assert len([record for record in caplog.records if "no checkpoint at step" in record.message and record.levelno == logging.WARNING]) == 1
+    assert (
+        len(
+            [
+                record
+                for record in caplog.records
+                if "no checkpoint at step" in record.message and record.levelno == logging.WARNING
+            ]
+        )
+        == 1
+    )
     assert unpack(store.read(next(iter(store.keys("checkpoints")))).body, mixed(base))[1].steps == gang.clock.steps
 
 

@@ -37,7 +37,17 @@ def jobs(base: CausalBase) -> list[Job]:
         job(base, "a"),
         job(base, "b", seed=1, num_virtual_tokens=7, learning_rate=0.05, batch_size=5),
         job(base, "c", seed=2, num_virtual_tokens=1, steps=4, method="prefix", encoder_width=8),
-        job(base, "d", seed=3, num_virtual_tokens=4, method="residual", encoder_width=8, optimizer="adafactor", schedule="constant", learning_rate=0.3),
+        job(
+            base,
+            "d",
+            seed=3,
+            num_virtual_tokens=4,
+            method="residual",
+            encoder_width=8,
+            optimizer="adafactor",
+            schedule="constant",
+            learning_rate=0.3,
+        ),
         job(base, "e", seed=4, num_virtual_tokens=2, method="p_tuning", encoder_width=8),
     ]
 
@@ -97,7 +107,9 @@ def test_a_member_that_diverges_ends_alone(base: CausalBase) -> None:
 
 
 def test_a_member_that_raises_ends_alone(base: CausalBase) -> None:
-    """A token beyond the vocabulary in one member's rows fails the shared pass; the other's numbers are as without it."""
+    """A token beyond the vocabulary in one member's rows fails the shared pass; the other's numbers are as
+    without it.
+    """
     broken = job(base, "broken", seed=5)
     broken = broken._replace(train=[row._replace(ids=[999999]) if i > 5 else row for i, row in enumerate(broken.train)])
     healthy, failed = run(base, jobs(base)[0], broken).members
@@ -159,7 +171,9 @@ def test_the_kept_checkpoint_trains_no_further(base: CausalBase) -> None:
 
 
 def test_a_rate_beyond_the_type_ends_its_member_alone(base: CausalBase) -> None:
-    healthy, failed = run(base, jobs(base)[0], job(base, "steep", learning_rate=1e308, method="p_tuning", encoder_width=4)).members
+    healthy, failed = run(
+        base, jobs(base)[0], job(base, "steep", learning_rate=1e308, method="p_tuning", encoder_width=4)
+    ).members
     assert failed.error is not None
     torch.testing.assert_close(prompt(healthy), prompt(run(base, jobs(base)[0]).members[0]), rtol=1e-5, atol=1e-6)
 

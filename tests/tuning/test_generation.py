@@ -44,7 +44,9 @@ def test_training_equals_a_plain_loop_over_target_tokens(base: FrozenBase) -> No
             labels = torch.full((len(expected) + len(ids),), -100)
             labels[-len(row.target) :] = torch.tensor(row.target)
             logits = base.model(inputs_embeds=torch.cat([expected, base.embed(ids)])[None]).logits[0]
-            total = total + torch.nn.functional.cross_entropy(logits[:-1].float(), labels[1:], ignore_index=-100, reduction="sum")
+            total = total + torch.nn.functional.cross_entropy(
+                logits[:-1].float(), labels[1:], ignore_index=-100, reduction="sum"
+            )
         (total / sum(len(row.target) for row in rows)).backward()
         torch.nn.utils.clip_grad_norm_([expected], tune.max_grad_norm)
         optimizer.param_groups[0]["lr"] = learning_rate(tune, step)
@@ -53,10 +55,16 @@ def test_training_equals_a_plain_loop_over_target_tokens(base: FrozenBase) -> No
     torch.testing.assert_close(prompt(run(base, one)[0]), expected.detach(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("built", [lambda: family("llama"), lambda: seq2seq_family("t5 gated untied")], ids=["llama", "t5"])
+@pytest.mark.parametrize(
+    "built", [lambda: family("llama"), lambda: seq2seq_family("t5 gated untied")], ids=["llama", "t5"]
+)
 def test_generation_beside_classification_trains_as_alone(built: Callable[[], FrozenBase]) -> None:
     base = words(built())
-    wanted = [job(base, "labels", seed=1), text_job(base, "words"), text_job(base, "more", seed=2, num_virtual_tokens=7, learning_rate=0.05)]
+    wanted = [
+        job(base, "labels", seed=1),
+        text_job(base, "words"),
+        text_job(base, "more", seed=2, num_virtual_tokens=7, learning_rate=0.05),
+    ]
     for together, one in zip(run(base, *wanted), wanted, strict=True):
         alone = run(base, one)[0]
         torch.testing.assert_close(prompt(together), prompt(alone), rtol=1e-5, atol=1e-6)

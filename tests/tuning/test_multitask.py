@@ -37,8 +37,15 @@ def test_a_teacher_touches_its_own_prompt_only() -> None:
     torch.manual_seed(0)
     teacher = torch.randn(2, 32, dtype=torch.float64)
     gradients = []
-    for path, teachers in ((shared_backward, [None, teacher]), (concatenated_backward, [None, teacher]), (shared_backward, [])):
-        prompts = [torch.randn(3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(2)]
+    for path, teachers in (
+        (shared_backward, [None, teacher]),
+        (concatenated_backward, [None, teacher]),
+        (shared_backward, []),
+    ):
+        prompts = [
+            torch.randn(3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(i)).requires_grad_()
+            for i in range(2)
+        ]
         path(base, prompts, examples_of([ROWS, ROWS]), teachers)
         gradients.append([prompt.grad for prompt in prompts])
     taught, reference, untaught = gradients
@@ -51,7 +58,9 @@ def test_one_step_moves_the_shared_prompt_by_all_sources() -> None:
     """The shared gradient is the sum of the sources' own, and one optimizer steps it once."""
     base = family("llama")
     shared = torch.nn.Parameter(job(base, "a", num_virtual_tokens=3).initial.clone())  # type: ignore[union-attr]
-    jobs = [job(base, name, seed, method="multitask", shared="s")._replace(shared=shared) for seed, name in enumerate("ab")]
+    jobs = [
+        job(base, name, seed, method="multitask", shared="s")._replace(shared=shared) for seed, name in enumerate("ab")
+    ]
     members = Member.gang_of(jobs)
     assert members[0].optimizer is members[1].optimizer
     own = []
@@ -70,7 +79,10 @@ def test_one_step_moves_the_shared_prompt_by_all_sources() -> None:
 def test_sources_keep_factors_of_their_own() -> None:
     base = family("llama")
     shared = torch.nn.Parameter(job(base, "a").initial.clone())  # type: ignore[union-attr]
-    jobs = [job(base, name, seed, method="multitask", shared="s", steps=4)._replace(shared=shared) for seed, name in enumerate("abc")]
+    jobs = [
+        job(base, name, seed, method="multitask", shared="s", steps=4)._replace(shared=shared)
+        for seed, name in enumerate("abc")
+    ]
     members = run_gang(base, jobs, NoTracker(), lambda line: None).members
     factors = [member.parameterisation for member in members]
     assert all(isinstance(factor, RankOne) and factor.shared is shared for factor in factors)

@@ -20,12 +20,18 @@ from tests.tuning.jobs import declared, job
 
 def test_a_search_unfolds_into_every_combination() -> None:
     variants = Tune(search={"length": [4, 8], "seed": [1, 2, 3]}, learning_rate=0.5).variants()
-    assert [(v.num_virtual_tokens, v.seed, v.learning_rate, v.search) for v in variants] == [(p, s, 0.5, None) for p in (4, 8) for s in (1, 2, 3)]
+    assert [(v.num_virtual_tokens, v.seed, v.learning_rate, v.search) for v in variants] == [
+        (p, s, 0.5, None) for p in (4, 8) for s in (1, 2, 3)
+    ]
 
 
 def test_an_ensemble_unfolds_into_consecutive_seeds() -> None:
     variants = Tune(method="ensemble", ensemble={"members": 3}, seed=7).variants()
-    assert [(v.method, v.seed, v.ensemble) for v in variants] == [("prompt", 7, None), ("prompt", 8, None), ("prompt", 9, None)]
+    assert [(v.method, v.seed, v.ensemble) for v in variants] == [
+        ("prompt", 7, None),
+        ("prompt", 8, None),
+        ("prompt", 9, None),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -46,9 +52,18 @@ def test_an_ensemble_unfolds_into_consecutive_seeds() -> None:
         ({"search": {"length": [4, 8]}, "init": {"version": "a@1"}}, "leave `search.length` out"),
         ({"method": "multitask", "shared": "s", "search": {"length": [4, 8]}}, "leave `search.length` out"),
         ({"schedule": "constant", "final_fraction": 0.1}, "a constant rate does not decay: leave it out"),
-        ({"steps": 20, "final_fraction": 0.5}, r"warms up through all 20 steps \(`warmup_steps` is 20\) and never decays"),
-        ({"search": {"length": "grow"}, "num_virtual_tokens": 16}, "`search.length` lists what is tried in place of `num_virtual_tokens`"),
-        ({"search": {"learning_rate": [0.1, 0.2]}, "learning_rate": 0.1}, "`search.learning_rate` lists what is tried in place of `learning_rate`"),
+        (
+            {"steps": 20, "final_fraction": 0.5},
+            r"warms up through all 20 steps \(`warmup_steps` is 20\) and never decays",
+        ),
+        (
+            {"search": {"length": "grow"}, "num_virtual_tokens": 16},
+            "`search.length` lists what is tried in place of `num_virtual_tokens`",
+        ),
+        (
+            {"search": {"learning_rate": [0.1, 0.2]}, "learning_rate": 0.1},
+            "`search.learning_rate` lists what is tried in place of `learning_rate`",
+        ),
         ({"search": {"seed": [1, 2]}, "seed": 1}, "`search.seed` lists what is tried in place of `seed`"),
     ],
 )
@@ -81,28 +96,47 @@ def bounded(max_bytes: int | None, **tune: object) -> Task:
     [
         ({"num_virtual_tokens": 4}, [torch.zeros(4, 8)]),
         ({"num_virtual_tokens": 4, "store_dtype": "float16"}, [torch.zeros(4, 8)]),
-        ({"method": "prefix", "num_virtual_tokens": 4}, [KeyValues(torch.zeros(2, 2, 4, 16), torch.zeros(2, 2, 4, 16))]),
-        ({"method": "ensemble", "ensemble": {"members": 2}, "num_virtual_tokens": 4}, [torch.zeros(4, 8), torch.ones(4, 8)]),
+        (
+            {"method": "prefix", "num_virtual_tokens": 4},
+            [KeyValues(torch.zeros(2, 2, 4, 16), torch.zeros(2, 2, 4, 16))],
+        ),
+        (
+            {"method": "ensemble", "ensemble": {"members": 2}, "num_virtual_tokens": 4},
+            [torch.zeros(4, 8), torch.ones(4, 8)],
+        ),
     ],
 )
-def test_a_recipe_is_refused_from_the_first_byte_that_its_limit_lacks(recipe: dict[str, object], prompts: list[SoftPrompt]) -> None:
+def test_a_recipe_is_refused_from_the_first_byte_that_its_limit_lacks(
+    recipe: dict[str, object], prompts: list[SoftPrompt]
+) -> None:
     dtype = recipe.get("store_dtype", "float32")
     needed = sum(len(save(named(stored_value(prompt, str(dtype))))) for prompt in prompts)
     check_bytes(bounded(needed, **recipe), prompts)
-    with pytest.raises(TaskFileError, match=rf"^task movies: tune\.num_virtual_tokens: .* of 4 virtual tokens in {dtype} needs {needed} bytes, gate\.checks\.bytes\.max_bytes allows {needed - 1}; take fewer"):
+    with pytest.raises(
+        TaskFileError,
+        match=rf"^task movies: tune\.num_virtual_tokens: .* of 4 virtual tokens in {dtype} needs {needed} bytes, "
+        rf"gate\.checks\.bytes\.max_bytes allows {needed - 1}; take fewer",
+    ):
         check_bytes(bounded(needed - 1, **recipe), prompts)
 
 
 def test_a_search_is_refused_for_its_longest_trial() -> None:
     task = bounded(None)
     check_bytes(task, [torch.zeros(3, 8), torch.zeros(100, 64)])
-    with pytest.raises(TaskFileError, match=r"400 virtual tokens in float32 needs \d+ bytes, gate\.checks\.bytes\.max_bytes allows 65536; take fewer, or store_dtype: float16, or raise gate\.checks\.bytes\.max_bytes"):
+    with pytest.raises(
+        TaskFileError,
+        match=r"400 virtual tokens in float32 needs \d+ bytes, gate\.checks\.bytes\.max_bytes allows 65536; take "
+        r"fewer, or store_dtype: float16, or raise gate\.checks\.bytes\.max_bytes",
+    ):
         check_bytes(task, [torch.zeros(3, 8), torch.zeros(400, 64)])
 
 
 def test_no_gate_allows_more_than_an_artifact_holds() -> None:
     large = torch.zeros(1, 1).expand(1000, 17_000)
-    with pytest.raises(TaskFileError, match=r"needs 68000\d+ bytes, an artifact holds at most 67108864; take fewer, or store_dtype: float16$"):
+    with pytest.raises(
+        TaskFileError,
+        match=r"needs 68000\d+ bytes, an artifact holds at most 67108864; take fewer, or store_dtype: float16$",
+    ):
         check_bytes(bounded(2**40), [large])
 
 
@@ -134,5 +168,9 @@ def test_a_search_that_failed_altogether_is_an_error() -> None:
 
 def test_advice_names_lengths_contexts_and_small_bases() -> None:
     base = family("llama")  # a context of 128
-    assert [line.split(":")[0] for line in advice(Tune(num_virtual_tokens=101), base)] == ["tune.num_virtual_tokens", "tune.num_virtual_tokens", "base_model"]
+    assert [line.split(":")[0] for line in advice(Tune(num_virtual_tokens=101), base)] == [
+        "tune.num_virtual_tokens",
+        "tune.num_virtual_tokens",
+        "base_model",
+    ]
     assert [line.split(":")[0] for line in advice(Tune(num_virtual_tokens=8), base)] == ["base_model"]

@@ -46,7 +46,9 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
     tasks, store = tiny_project(folder), FolderStore(folder / "store")
     base = load_base(prepare_base("tiny", Settings(home=folder / "home", tasks=tasks)), "float32")
     task = find_task(tasks, "tiny-sentiment")
-    task = task.model_copy(update={"tune": task.tune.model_copy(update={"steps": 40})})  # a pulled prompt has a way to go
+    task = task.model_copy(
+        update={"tune": task.tune.model_copy(update={"steps": 40})}
+    )  # a pulled prompt has a way to go
     snapshot = ingest(task, store, folder / "home")
     plain = plain_job(base, task, snapshot, store)
     return Ready(base, plain, plain.text.rows(load_split(store, snapshot, "test")))
@@ -82,21 +84,30 @@ def test_a_pull_adds_its_gradient_to_the_loss() -> None:
 
 
 def test_the_penalty_is_the_squared_distance_per_virtual_token() -> None:
-    towards, prompt = torch.zeros(2, 3), torch.tensor([[9.0, 9, 9], [1, 2, 2], [0, 0, 4]])  # BOS, then two virtual tokens
+    towards, prompt = (
+        torch.zeros(2, 3),
+        torch.tensor([[9.0, 9, 9], [1, 2, 2], [0, 0, 4]]),
+    )  # BOS, then two virtual tokens
     assert Pull(towards, 0.5).penalty(prompt).item() == 0.5 * (9 + 16) / 2
 
 
 def test_the_loss_on_the_curve_holds_the_penalty() -> None:
     base = family("llama")
     plain = job(base, "curve")
-    losses = [run_gang(base, [one], NoTracker(), lambda line: None).members[0].curve[0].loss for one in (plain, plain._replace(pull=Pull(plain.initial + 1, 2.0)))]
+    losses = [
+        run_gang(base, [one], NoTracker(), lambda line: None).members[0].curve[0].loss
+        for one in (plain, plain._replace(pull=Pull(plain.initial + 1, 2.0)))
+    ]
     assert losses[1] - losses[0] == pytest.approx(2.0 * 32)
 
 
 def test_checkpoints_of_pulled_and_plain_training_lie_apart(tmp_path: Path) -> None:
     base, places = family("llama"), Checkpoints(FolderStore(tmp_path), 1)
     plain = job(base, "plain")
-    keys = [places.of(base, [plain._replace(pull=pull)], "shared").key for pull in (None, Pull(plain.initial, 0.0), Pull(plain.initial, 1.0))]
+    keys = [
+        places.of(base, [plain._replace(pull=pull)], "shared").key
+        for pull in (None, Pull(plain.initial, 0.0), Pull(plain.initial, 1.0))
+    ]
     assert len(set(keys)) == 3
 
 
@@ -131,12 +142,19 @@ def test_the_text_itself_lies_on_its_tokens(found: Wayward) -> None:
 
 
 def test_prompts_are_read_after_their_last_step(ready: Ready, found: Wayward) -> None:
-    """Not where dev was best, which on these rows it is long before, and not where a recipe would have stopped early."""
+    """Not where dev was best, which on these rows it is long before, and not where a recipe would have stopped
+    early.
+    """
     member = run_gang(ready.base, [ready.job], NoTracker(), lambda line: None).members[0]
-    last, ids = stored_value(member.parameterisation.prompt(), "float16"), text_tokens(ready.base, TEXT, ready.job.tune.num_virtual_tokens)
+    last, ids = (
+        stored_value(member.parameterisation.prompt(), "float16"),
+        text_tokens(ready.base, TEXT, ready.job.tune.num_virtual_tokens),
+    )
     assert isinstance(last, torch.Tensor)
     assert member.best_step < member.step == found.steps
-    assert found.plain.distance == pytest.approx(float((last.float() - ready.base.embed(ids)).norm(dim=1).mean()), rel=1e-4)
+    assert found.plain.distance == pytest.approx(
+        float((last.float() - ready.base.embed(ids)).norm(dim=1).mean()), rel=1e-4
+    )
 
 
 def test_the_record_reads_back_with_its_warning(found: Wayward) -> None:
@@ -155,14 +173,21 @@ def test_a_search_is_pulled_by_its_first_recipe(ready: Ready, tmp_path: Path) ->
 
 def test_free_text_is_compared_by_the_metric_of_its_rows(ready: Ready) -> None:
     labels = {"negative": "it was bad", "positive": "it was good"}
-    told = ready.job.task.model_copy(update={"labels": {}, "generate": Generation(max_new_tokens=6), "gate": Gate(metric="token_f1", minimum=0.5)})
+    told = ready.job.task.model_copy(
+        update={"labels": {}, "generate": Generation(max_new_tokens=6), "gate": Gate(metric="token_f1", minimum=0.5)}
+    )
     free = FreeText(6, ready.base.tokenizer.eos_token_id)
     train, dev, test = (
-        [row._replace(label=labels[row.label], target=free.target("", labels[row.label], "a row", ready.base.encode)) for row in rows[:30]]
+        [
+            row._replace(label=labels[row.label], target=free.target("", labels[row.label], "a row", ready.base.encode))
+            for row in rows[:30]
+        ]
         for rows in (ready.job.train, ready.job.dev, ready.test)
     )
     text = ready.job.text._replace(labels=LabelTokens((), ()), free=free)
-    short = ready.job._replace(task=told, text=text, train=train, dev=dev, tune=ready.job.tune.model_copy(update={"steps": 2}))
+    short = ready.job._replace(
+        task=told, text=text, train=train, dev=dev, tune=ready.job.tune.model_copy(update={"steps": 2})
+    )
     found = wayward(ready.base, short, test, Aim(TEXT, (1.0,)), lambda line: None)
     compared = found.pulled[0].compared
     assert compared is not None

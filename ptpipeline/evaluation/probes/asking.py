@@ -12,12 +12,16 @@ from ptpipeline.serving.engine import Engine, Question
 
 
 def sampled(rows: Sequence[Row], limit: int) -> list[Row]:
-    """Up to `limit` rows, those whose ids hash lowest: a row that comes or goes changes at most one other of the sample."""
+    """Up to `limit` rows, those whose ids hash lowest: a row that comes or goes changes at most one other of the
+    sample.
+    """
     return sorted(rows, key=lambda row: hashlib.sha256(f"probe:{row.id}".encode()).digest())[:limit]
 
 
 def replies(engine: Engine, artifact: Artifact, texts: Sequence[str]) -> list[str]:
-    """The likeliest label behind the loaded prompt, or the text that is generated, compared without case and runs of white space."""
+    """The likeliest label behind the loaded prompt, or the text that is generated, compared without case and runs of
+    white space.
+    """
     questions = [Question(artifact.digest, text) for text in texts]
     if artifact.manifest.generate is not None:
         return [normalised(text) for text in engine.generate(questions)]

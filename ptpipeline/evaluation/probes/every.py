@@ -41,11 +41,15 @@ def probed(engine: Engine, subject: Subject, checks: Checks) -> dict[str, float]
     found: dict[str, float] = {}
     for name, probe in probes.items():
         if getattr(checks, name).policy != "off":
-            found |= {measure: value for measure, value in probe().items() if math.isfinite(value)}  # a prompt without numbers fails as `finite`
+            found |= {
+                measure: value for measure, value in probe().items() if math.isfinite(value)
+            }  # a prompt without numbers fails as `finite`
     return found
 
 
 def asked(checks: Checks) -> str:
     """Digest of what the probes are asked: equal, and a report need not be probed again."""
-    rules = {name: getattr(checks, name).policy != "off" for name in ("robustness", "bias", "privacy", "norms", "latency")}
+    rules = {
+        name: getattr(checks, name).policy != "off" for name in ("robustness", "bias", "privacy", "norms", "latency")
+    }
     return digest_of({"version": PROBES_VERSION, "rules": rules, "swaps": [list(pair) for pair in checks.bias.swaps]})

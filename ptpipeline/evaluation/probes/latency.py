@@ -20,7 +20,8 @@ Ask = Callable[[str], object]
 
 
 def latency(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> dict[str, float]:
-    """Median and 95th percentile in milliseconds of 40 requests after 5 to warm up, from text to answer, without network.
+    """Median and 95th percentile in milliseconds of 40 requests after 5 to warm up, from text to answer, without
+    network.
 
     `latency.ratio` is the median over that of the same texts without the prompt, asked in turns so that a busy machine
     slows both; of generated texts, whose lengths differ, it compares the first token. No rows, no figures.
@@ -36,7 +37,11 @@ def latency(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> dict[str
     seconds = np.array([[_timed(ask, text) for ask in kinds] for text in turns])
     whole, behind, alone = seconds[:, 0], seconds[:, -2], seconds[:, -1]
     p50, p95 = np.percentile(whole * 1000, [50, 95])
-    return {"latency.p50_ms": float(p50), "latency.p95_ms": float(p95), "latency.ratio": float(np.median(behind) / np.median(alone))}
+    return {
+        "latency.p50_ms": float(p50),
+        "latency.p95_ms": float(p95),
+        "latency.ratio": float(np.median(behind) / np.median(alone)),
+    }
 
 
 def _timed(ask: Ask, text: str) -> float:
@@ -53,7 +58,9 @@ def _served(engine: Engine, artifact: Artifact) -> Ask:
 
 
 def _compared(engine: Engine, artifact: Artifact) -> list[Ask]:
-    """What the prompt's part is read from, the bare base last: a label's request, or the first token behind the prompt and without it."""
+    """What the prompt's part is read from, the bare base last: a label's request, or the first token behind the prompt
+    and without it.
+    """
     base, loaded = engine.base, engine.load(artifact)
     if artifact.manifest.generate is None:
         labels = loaded.labels._replace(content_free=())  # calibrated once at loading, never per request

@@ -17,7 +17,9 @@ TOKENS_PER_PASS = 512  # every token of a target takes logits over the whole voc
 
 
 def prompted(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> list[float]:
-    """Log-likelihood of each row's label as it is served, or of its target text as the mean over the target's tokens."""
+    """Log-likelihood of each row's label as it is served, or of its target text as the mean over the target's
+    tokens.
+    """
     if artifact.manifest.generate is not None:
         return _targets(engine, artifact, rows, (engine.load(artifact).cache, prompted_ids))
     scores = engine.log_likelihoods([Question(artifact.digest, row.text) for row in rows])
@@ -42,14 +44,22 @@ def within_limit(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> lis
 
 
 def _targets(
-    engine: Engine, artifact: Artifact, rows: Sequence[Row], behind: tuple[PrefixCache | None, Callable[[Engine, Artifact, str], list[int]]]
+    engine: Engine,
+    artifact: Artifact,
+    rows: Sequence[Row],
+    behind: tuple[PrefixCache | None, Callable[[Engine, Artifact, str], list[int]]],
 ) -> list[float]:
     """Mean log-likelihood of the target's tokens, each row's target ranked as if it were the only label."""
     cache, encode = behind
     targets = [_target(engine, artifact, row) or () for row in rows]
-    queries = [Query(encode(engine, artifact, row.text), LabelTokens(("target",), (target,)), 0) for row, target in zip(rows, targets, strict=True)]
+    queries = [
+        Query(encode(engine, artifact, row.text), LabelTokens(("target",), (target,)), 0)
+        for row, target in zip(rows, targets, strict=True)
+    ]
     found = [0.0] * len(rows)
-    for group in by_length(range(len(rows)), lambda index: len(queries[index].ids) + len(targets[index]), TOKENS_PER_PASS):
+    for group in by_length(
+        range(len(rows)), lambda index: len(queries[index].ids) + len(targets[index]), TOKENS_PER_PASS
+    ):
         for index, score in zip(group, rank(engine.base, cache, [queries[index] for index in group]), strict=True):
             found[index] = float(score[0]) / len(targets[index])
     return found
@@ -60,6 +70,8 @@ def _target(engine: Engine, artifact: Artifact, row: Row) -> tuple[int, ...] | N
     manifest = artifact.manifest
     limit = manifest.generate.max_new_tokens if manifest.generate else 0
     try:
-        return FreeText(limit, 0).target(render(manifest.template, row.text), row.label, f"task {manifest.task}, row {row.id}", engine.base.encode)[:-1]
+        return FreeText(limit, 0).target(
+            render(manifest.template, row.text), row.label, f"task {manifest.task}, row {row.id}", engine.base.encode
+        )[:-1]
     except ContextError:
         return None

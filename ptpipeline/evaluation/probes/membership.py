@@ -1,4 +1,6 @@
-"""Membership inference: whether a stranger can tell the prompt's training rows from others by how likely their answers are."""
+"""Membership inference: whether a stranger can tell the prompt's training rows from others by how likely their answers
+are.
+"""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -22,12 +24,13 @@ Values = NDArray[np.float64]
 
 
 def membership(engine: Engine, artifact: Artifact, train: Sequence[Row], test: Sequence[Row]) -> dict[str, float]:
-    """AUC of the loss-threshold attack (Yeom et al. 2018, section 3.2) with a two-sided 95% bootstrap interval; .5 tells nothing.
+    """AUC of the loss-threshold attack (Yeom et al. 2018, section 3.2) with a two-sided 95% bootstrap interval; .5
+    tells nothing.
 
     Of up to 250 rows of each split, as many of every label from the one as from the other, so that label shares tell
-    nothing. `privacy.rows` counts those of one split; rows without a finite likelihood are left out. `auc_zero_shot` is the
-    same attack on the base without the prompt: what it finds is in the rows, not in the prompt. Where fewer than two
-    rows are left there is the count alone.
+    nothing. `privacy.rows` counts those of one split; rows without a finite likelihood are left out. `auc_zero_shot` is
+    the same attack on the base without the prompt: what it finds is in the rows, not in the prompt. Where fewer than
+    two rows are left there is the count alone.
     """
     if not train:  # of an imported prompt nobody knows them
         return {}
@@ -39,7 +42,9 @@ def membership(engine: Engine, artifact: Artifact, train: Sequence[Row], test: S
         return {"privacy.rows": count}
     low, high = interval(ours, theirs)
     found = {"privacy.rows": count, "privacy.auc": attack(ours, theirs), "privacy.low": low, "privacy.high": high}
-    return found | {"privacy.auc_zero_shot": attack(*(_finite(bare(engine, artifact, rows)) for rows in (inside, outside)))}
+    return found | {
+        "privacy.auc_zero_shot": attack(*(_finite(bare(engine, artifact, rows)) for rows in (inside, outside)))
+    }
 
 
 def attack(inside: Values, outside: Values) -> float:
@@ -57,7 +62,13 @@ def interval(inside: Values, outside: Values) -> tuple[float, float]:
         return share
 
     found = bootstrap(
-        (inside, outside), area, n_resamples=RESAMPLES, batch=200, vectorized=True, method="percentile", rng=np.random.default_rng(SEED)
+        (inside, outside),
+        area,
+        n_resamples=RESAMPLES,
+        batch=200,
+        vectorized=True,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
     ).confidence_interval
     return float(found.low), float(found.high)
 

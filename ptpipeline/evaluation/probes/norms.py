@@ -1,4 +1,5 @@
-"""Whether a prompt's virtual tokens are of the size of real tokens: far beyond them it overpowers the text it stands before.
+"""Whether a prompt's virtual tokens are of the size of real tokens: far beyond them it overpowers the text it stands
+before.
 
 Letters: P virtual tokens, H width, L layers.
 """
@@ -22,11 +23,14 @@ def norms(engine: Engine, artifact: Artifact, members: Sequence[Artifact] = ()) 
     """Norms of the virtual tokens over the median norm of the vocabulary's embeddings: their median and their largest;
     and the share of virtual tokens beyond the largest norm of the vocabulary.
 
-    A prefix has no embeddings: its keys and values are held against those of 256 real tokens in the same layer and head,
-    and each of them counts. An ensemble is given with its `members`, whose tokens count together.
+    A prefix has no embeddings: its keys and values are held against those of 256 real tokens in the same layer and
+    head, and each of them counts. An ensemble is given with its `members`, whose tokens count together.
     """
     prompts = [unpack(one, engine.base.ref) for one in members or [artifact]]
-    pairs = [_of_prefix(engine.base, prompt) if isinstance(prompt, KeyValues) else _of_embeddings(engine.base, prompt) for prompt in prompts]
+    pairs = [
+        _of_prefix(engine.base, prompt) if isinstance(prompt, KeyValues) else _of_embeddings(engine.base, prompt)
+        for prompt in prompts
+    ]
     ratios, beyond = (torch.cat(column) for column in zip(*pairs, strict=True))
     return {
         "norms.median_ratio": float(ratios.median()),
@@ -45,7 +49,10 @@ def _vocabulary(base: FrozenBase) -> Tensor:
     """Norms [V] of the embeddings as the model reads them, which some families scale; rows of zeros are no tokens."""
     size = base.model.get_input_embeddings().weight.shape[0]
     with torch.inference_mode():
-        blocks = [base.embed(torch.arange(start, min(start + BLOCK, size))).float().norm(dim=-1).cpu() for start in range(0, size, BLOCK)]
+        blocks = [
+            base.embed(torch.arange(start, min(start + BLOCK, size))).float().norm(dim=-1).cpu()
+            for start in range(0, size, BLOCK)
+        ]
     found = torch.cat(blocks)
     return found[found > 0]
 

@@ -16,9 +16,9 @@ Change = Callable[[str], str]
 def robustness(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> dict[str, float]:
     """Per variant the share of answers that flip, and the worst variant's share of white space and of case.
 
-    Of up to 100 rows. A text that a variant leaves as it is keeps its answer and counts as one that did not flip; a text
-    that no longer fits is left out of that variant (`left_out` counts these). Generated texts flip where they differ in
-    more than case and white space. A share of no rows is left out.
+    Of up to 100 rows. A text that a variant leaves as it is keeps its answer and counts as one that did not flip; a
+    text that no longer fits is left out of that variant (`left_out` counts these). Generated texts flip where they
+    differ in more than case and white space. A share of no rows is left out.
     """
     probed = sampled(rows, ROWS)
     before = replies(engine, artifact, [row.text for row in probed])
@@ -27,7 +27,11 @@ def robustness(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> dict[
     for kind, variants in VARIANTS.items():
         shares = {}
         for name, change in variants.items():
-            flips, asked = _flips(engine, artifact, [(change(row.text), row.text, answer) for row, answer in zip(probed, before, strict=True)])
+            flips, asked = _flips(
+                engine,
+                artifact,
+                [(change(row.text), row.text, answer) for row, answer in zip(probed, before, strict=True)],
+            )
             left_out += len(probed) - asked
             if asked:
                 shares[f"robustness.{name}"] = flips / asked

@@ -11,7 +11,10 @@ IMMUTABLE = {
     "promotion_no_delete": "DELETE ON promotion",
     "version_no_update": "UPDATE ON version",
 }
-REFUSE = "CREATE FUNCTION ledger_append_only() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'the ledger is append-only'; END $$"
+REFUSE = (
+    "CREATE FUNCTION ledger_append_only() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'the "
+    "ledger is append-only'; END $$"
+)
 
 
 def upgrade() -> None:

@@ -1,4 +1,6 @@
-"""Overrides and releases in the history, tombstones of what is collected, and what tells a person's edit in MLflow from a late write of ours."""
+"""Overrides and releases in the history, tombstones of what is collected, and what tells a person's edit in MLflow from
+a late write of ours.
+"""
 
 from alembic import op
 from sqlalchemy import JSON, Boolean, Column, Float, Integer, String, Text, false
@@ -62,7 +64,9 @@ def _immutable() -> None:
         for name, event in IMMUTABLE.items():
             op.execute(f"CREATE TRIGGER {name} BEFORE {event} FOR EACH ROW EXECUTE FUNCTION ledger_append_only()")
         for table in TRUNCATED:
-            op.execute(f"CREATE TRIGGER {table}_no_truncate BEFORE TRUNCATE ON {table} EXECUTE FUNCTION ledger_append_only()")
+            op.execute(
+                f"CREATE TRIGGER {table}_no_truncate BEFORE TRUNCATE ON {table} EXECUTE FUNCTION ledger_append_only()"
+            )
         return
     for name, event in IMMUTABLE.items():
         op.execute(f"CREATE TRIGGER {name} BEFORE {event} BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END")

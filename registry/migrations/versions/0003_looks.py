@@ -26,8 +26,14 @@ def upgrade() -> None:
     )
     if op.get_bind().dialect.name == "postgresql":
         for event in ("UPDATE", "DELETE"):
-            op.execute(f"CREATE TRIGGER look_no_{event.lower()} BEFORE {event} ON look FOR EACH ROW EXECUTE FUNCTION ledger_append_only()")
+            op.execute(
+                f"CREATE TRIGGER look_no_{event.lower()} BEFORE {event} ON look FOR EACH ROW EXECUTE FUNCTION "
+                "ledger_append_only()"
+            )
         op.execute("CREATE TRIGGER look_no_truncate BEFORE TRUNCATE ON look EXECUTE FUNCTION ledger_append_only()")
         return
     for event in ("UPDATE", "DELETE"):
-        op.execute(f"CREATE TRIGGER look_no_{event.lower()} BEFORE {event} ON look BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END")
+        op.execute(
+            f"CREATE TRIGGER look_no_{event.lower()} BEFORE {event} ON look BEGIN SELECT RAISE(ABORT, 'the "
+            "ledger is append-only'); END"
+        )
