@@ -12,7 +12,7 @@ install: .venv/.installed
 	@touch $@
 
 quickstart: install
-	$(BIN)/python -m flows.quickstart
+	$(BIN)/python -m flows.cli.quickstart
 
 down: install
 	$(BIN)/ptp down
@@ -24,7 +24,7 @@ test: install
 # What trains, ranks and measures once more, rounded as a processor without AVX-512 does: no test may rest on this machine's.
 LIMITED := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 COMPUTING := tests/test_tiny.py tests/tuning tests/serving tests/models tests/prompts tests/evaluation/test_baselines.py \
-  tests/evaluation/test_probes_*.py tests/flows/test_gates.py tests/flows/test_generation.py
+  tests/evaluation/test_probes_*.py tests/flows/stages/test_judge.py tests/flows/stages/test_generation.py
 
 test-limited: install
 	$(LIMITED) $(BIN)/python -c 'import torch; print("limited to", torch.backends.cpu.get_cpu_capability())'

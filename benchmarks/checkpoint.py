@@ -24,10 +24,10 @@ from ptpipeline.data.tokens import EncodedRow, LabelTokens, TaskText
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.load import load_base
-from ptpipeline.recipe import Tune
 from ptpipeline.settings import Settings, load_settings
 from ptpipeline.storage import ObjectStore, open_store
-from ptpipeline.task import Data, Gate, Source, Task
+from ptpipeline.task.recipe import Tune
+from ptpipeline.task.task import Data, Gate, Source, Task
 from ptpipeline.tuning.checkpoint import Checkpoint
 from ptpipeline.tuning.loop import RECORD_EVERY, Gang, run_gang
 from ptpipeline.tuning.member import Job

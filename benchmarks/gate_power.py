@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 from ptpipeline.data.parquet import table_in
 from ptpipeline.evaluation.paired import Asked, difference, mean_difference
 from ptpipeline.evaluation.power import default_margin, rows_needed
-from ptpipeline.looks import look_at
-from ptpipeline.policy import ChampionPolicy
+from ptpipeline.gate.looks import look_at
+from ptpipeline.task.policy import ChampionPolicy
 
 PAIR = Path(__file__).parent / "gate_pair.parquet"
 POLICY = ChampionPolicy()

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 from benchmarks.seeding import Addresses, task_of
 from ptpipeline.errors import PromotionConflict
 from ptpipeline.records import Promotion, history_key, pointer_key
-from registry.projection import pointer_in
-from registry.promotion import Cause, promote
+from registry.failpoints import watch
 from registry.registry import Registry
-from registry.steps import watch
+from registry.versions.projection import pointer_in
+from registry.versions.promotion import Cause, promote
 
 RACED = "canary"
 PATIENCE = 120  # seconds that one racer waits for the other

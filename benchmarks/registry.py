@@ -40,13 +40,13 @@ from benchmarks.seeding import Addresses, seed, task_of
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import PRODUCTION
 from ptpipeline.serving.resolver import resolve
-from ptpipeline.task import Task
-from registry.doctor import examine
-from registry.dossier import Dossier, write_dossier
-from registry.promotion import Cause, promote
-from registry.publish import register, stage
+from ptpipeline.task.task import Task
+from registry.mlflow.tracking import Tracking
 from registry.registry import Registry
-from registry.tracking import Tracking
+from registry.repair.doctor import examine
+from registry.versions.promotion import Cause, promote
+from registry.versions.provenance import Dossier, write_dossier
+from registry.versions.publish import register, stage
 from tests.postgres import running_postgres
 from tests.registry.prompts import a_request, a_verdict, an_artifact
 from tests.registry.servers import running_mlflow

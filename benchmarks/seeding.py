@@ -35,14 +35,14 @@ from ptpipeline.records import (
     version_key,
 )
 from ptpipeline.storage import S3Store
-from ptpipeline.task import Task
-from registry import tables
-from registry.dossier import Dossier
-from registry.ledger import Ledger
-from registry.memory import Publication
-from registry.mlflow_store import APPLIED_TAG, MlflowStore
-from registry.publish import Request
+from ptpipeline.task.task import Task
+from registry.ledger import tables
+from registry.ledger.ledger import Ledger
+from registry.ledger.results import Publication
+from registry.mlflow.store import APPLIED_TAG, MlflowStore
 from registry.registry import Registry
+from registry.versions.provenance import Dossier
+from registry.versions.publish import Request
 from tests.registry.prompts import a_request, a_snapshot, a_task, an_artifact, published
 
 PATTERN = a_task("seed-pattern")

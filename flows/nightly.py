@@ -8,10 +8,10 @@ from prefect.client.schemas.objects import State
 
 from flows.night import ended
 from flows.requests import NightlyRequest
-from flows.schedules import distinct_schedules, scheduled_under
+from flows.server.schedules import distinct_schedules, scheduled_under
 from flows.steps import improved, opened
 from ptpipeline.errors import NotFound
-from ptpipeline.task import Task
+from ptpipeline.task.task import Task
 
 EVERYTHING = NightlyRequest()
 

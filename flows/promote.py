@@ -6,7 +6,7 @@ from prefect import flow
 
 from flows.requests import PromoteRequest
 from flows.steps import opened, step
-from registry.promotion import Cause
+from registry.versions.promotion import Cause
 
 
 @flow(name="promote", persist_result=False)

@@ -6,7 +6,7 @@ from prefect import flow
 
 from flows.requests import RollbackRequest
 from flows.steps import opened, step
-from registry.promotion import Cause
+from registry.versions.promotion import Cause
 
 
 @flow(name="rollback", persist_result=False)

@@ -12,14 +12,14 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task as Step
 from prefect.tasks import exponential_backoff
 
-from flows.outcome import Candidate, Outcome, outcome_of
-from flows.stages import Stages
-from flows.training import Plan
+from flows.stages.chain import Stages
+from flows.stages.outcome import Candidate, Outcome, outcome_of
+from flows.stages.train import Plan
 from flows.verdicts import tell
 from ptpipeline.errors import PtpError, Transient, place_of
 from ptpipeline.records import TunedPrompt
 from ptpipeline.settings import load_settings
-from ptpipeline.task import Task
+from ptpipeline.task.task import Task
 
 _RETRIES = 3
 _FIRST_DELAY = 2.0  # seconds, doubled with every retry

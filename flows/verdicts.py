@@ -6,7 +6,7 @@ import re
 
 from prefect.artifacts import create_markdown_artifact
 
-from flows.outcome import Outcome
+from flows.stages.outcome import Outcome
 from ptpipeline.records import Check, PairedDifference, Verdict, title_of
 
 

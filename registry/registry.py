@@ -4,14 +4,14 @@ from dataclasses import dataclass
 
 from sqlalchemy import select
 
-from ptpipeline.probe import probe
 from ptpipeline.prompts.signature import open_prompts
 from ptpipeline.settings import Settings
 from ptpipeline.storage import ObjectStore
-from registry import tables
-from registry.database import put
-from registry.ledger import Ledger
-from registry.mlflow_store import MlflowStore
+from ptpipeline.storage.conditional import probe
+from registry.ledger import tables
+from registry.ledger.database import put
+from registry.ledger.ledger import Ledger
+from registry.mlflow.store import MlflowStore
 
 PROBE_SECONDS = 24 * 3600.0
 

@@ -8,7 +8,7 @@ from tempfile import mkdtemp
 from ptpipeline.data.near import normalised
 from ptpipeline.data.rows import Row
 from ptpipeline.data.sources import SourceRows, read_rows
-from ptpipeline.task import Task, load_task
+from ptpipeline.task.task import Task, load_task
 
 TASKS = Path(__file__).parents[1] / "tasks"
 

@@ -22,10 +22,10 @@ from ptpipeline.records import (
     pointer_key,
     version_key,
 )
-from registry import tables
-from registry.doctor import examine
-from registry.mlflow_store import MlflowStore
+from registry.ledger import tables
+from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
+from registry.repair.doctor import examine
 
 
 class Finding(NamedTuple):

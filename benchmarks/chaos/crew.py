@@ -16,8 +16,8 @@ from benchmarks.chaos.site import Site
 from benchmarks.chaos.worker import Job, Orders, Stop, Verb, work
 from benchmarks.chaos.world import World
 from ptpipeline.records import Promotion, PromptVersion
-from registry.alias import Action
-from registry.reconcile import reconcile
+from registry.repair.reconcile import reconcile
+from registry.versions.mlflow_alias import Action
 from tests.registry.prompts import a_task, an_artifact
 
 PATIENCE_SECONDS = 120.0

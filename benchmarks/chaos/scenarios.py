@@ -12,7 +12,7 @@ from benchmarks.chaos.worker import LEASE_SECONDS, MLFLOW_SECONDS, Job, Stop, ch
 from benchmarks.faults import Fault, scripted
 from ptpipeline.prompts.artifact import write_artifact
 from ptpipeline.records import PRODUCTION
-from registry.mlflow_store import connect
+from registry.mlflow.store import connect
 from registry.registry import Registry
 from tests.registry.prompts import a_task, an_artifact
 

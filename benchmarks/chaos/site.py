@@ -5,8 +5,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from ptpipeline.storage import ObjectStore, Patience, S3Store, open_store
-from registry.ledger import Ledger
-from registry.mlflow_store import MlflowStore
+from registry.ledger.ledger import Ledger
+from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 
 IMPATIENT = Patience(seconds=1.5, attempts=3)

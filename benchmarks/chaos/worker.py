@@ -20,17 +20,19 @@ from typing import Any, Literal
 from benchmarks.chaos.site import Site
 from ptpipeline.errors import PtpError
 from ptpipeline.records import PRODUCTION, Promotion, PromptVersion, now
-from registry import mlflow_store, projection, tombstone
-from registry.collect import collect
-from registry.dossier import Dossier, write_dossier
-from registry.ledger import Release
-from registry.promotion import GATED, Cause, point, promote, promote_release, rollback
-from registry.publish import register, stage
-from registry.rebuild import rebuild
-from registry.reconcile import reconcile
+from registry.failpoints import watch
+from registry.garbage.collect import collect
+from registry.garbage.roots import Retention
+from registry.ledger import tombstone
+from registry.ledger.ledger import Release
+from registry.mlflow import store as mlflow_store
 from registry.registry import Registry
-from registry.roots import Retention
-from registry.steps import watch
+from registry.repair.rebuild import rebuild
+from registry.repair.reconcile import reconcile
+from registry.versions import projection
+from registry.versions.promotion import GATED, Cause, point, promote, promote_release, rollback
+from registry.versions.provenance import Dossier, write_dossier
+from registry.versions.publish import register, stage
 from tests.registry.prompts import a_request, a_snapshot, a_task, a_verdict, an_artifact
 
 # A killed process leaves its lease or its tombstone behind, and whoever comes next waits for its end: seconds in place

@@ -16,7 +16,7 @@ from ptpipeline.data.near import representatives
 from ptpipeline.data.sources import SourceRows
 from ptpipeline.errors import DataError
 from ptpipeline.records import DataCheck, Split
-from ptpipeline.task import Binned, Data, SplitSpec, Task
+from ptpipeline.task.task import Binned, Data, SplitSpec, Task
 
 REPLACEMENT = "\ufffd"
 MAX_CLUSTER, MAX_CLUSTER_SHARE = (

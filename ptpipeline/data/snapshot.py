@@ -21,7 +21,7 @@ from ptpipeline.data.sources import read_rows, source_key
 from ptpipeline.errors import ArtifactError, DataError, NotFound, PreconditionFailed
 from ptpipeline.records import SPLITS, Snapshot, Split, SplitInfo, digest_of
 from ptpipeline.storage import ObjectStore
-from ptpipeline.task import Task
+from ptpipeline.task.task import Task
 
 MANIFEST_FILE = "manifest.json"
 COLUMNS = ("id", "text", "label")

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ptpipeline.errors import DataError
 from ptpipeline.packages import package_member
 from ptpipeline.records import digest_of
-from ptpipeline.task import Binned, Source, Task
+from ptpipeline.task.task import Binned, Source, Task
 
 INGEST_VERSION = 2
 """Part of every source key: raise it where the same source would give other rows."""

@@ -3,7 +3,7 @@
 import string
 
 from ptpipeline.errors import DataError
-from ptpipeline.task import checked_template
+from ptpipeline.task.task import checked_template
 
 
 def render(template: str, text: str) -> str:

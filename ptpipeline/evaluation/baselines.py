@@ -24,7 +24,7 @@ from ptpipeline.records import Baseline, PromptManifest, Report, Split, digest_o
 from ptpipeline.serving.answers import Opening, generate
 from ptpipeline.serving.ranking import Query, rank
 from ptpipeline.storage import ObjectStore
-from ptpipeline.task import HardPrompt
+from ptpipeline.task.task import HardPrompt
 
 
 class Setup(NamedTuple):

@@ -10,7 +10,7 @@ from ptpipeline.data.parquet import table_in
 from ptpipeline.evaluation.paired import Asked, Values, chance_of_harm, difference, mean_difference
 from ptpipeline.records import PairedDifference, Report, SliceDifference
 from ptpipeline.storage import ObjectStore
-from ptpipeline.task import Task
+from ptpipeline.task.task import Task
 
 LENGTHS = 4  # parts of about equal size by the number of tokens
 

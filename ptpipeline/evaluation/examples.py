@@ -12,7 +12,7 @@ from ptpipeline.data.rows import Row
 from ptpipeline.data.template import render
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.records import PromptManifest
-from ptpipeline.task import HardPrompt
+from ptpipeline.task.task import HardPrompt
 
 log = logging.getLogger(__name__)
 

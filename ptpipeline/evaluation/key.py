@@ -1,7 +1,7 @@
 """The evaluation key: a report with the same key is the same measurement. Imports no torch."""
 
 from ptpipeline.records import SplitInfo, digest_of
-from ptpipeline.task import HardPrompt
+from ptpipeline.task.task import HardPrompt
 
 SCORING_VERSION = 2  # raise by one whenever the same prompt and rows would be scored otherwise
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ptpipeline.records import Record, title_of
-from ptpipeline.task import Task
+from ptpipeline.task.task import Task
 
 if TYPE_CHECKING:
     from ptpipeline.data.rows import Row

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ptpipeline.evaluation.metrics import BINS
 from ptpipeline.records import PairedDifference, Report, Scores, TunedPrompt, Verdict, title_of
-from ptpipeline.task import Task
+from ptpipeline.task.task import Task
 
 BLUE, ORANGE, RED, GREY = "#0072B2", "#E69F00", "#D55E00", "#6b6b6b"
 MAX_LABELS = 40  # of a confusion matrix

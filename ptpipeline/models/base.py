@@ -22,7 +22,7 @@ from ptpipeline.errors import BaseModelError, ServiceUnavailable
 from ptpipeline.packages import package_member
 from ptpipeline.records import BaseModelRef, digest_of
 from ptpipeline.settings import Settings
-from ptpipeline.task import BaseModelSource, find_base_model
+from ptpipeline.task.task import BaseModelSource, find_base_model
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ptpipeline.errors import BaseModelError, DataError
 from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, like, tensors_of, virtual_tokens
-from ptpipeline.recipe import TextInit, Tune
+from ptpipeline.task.recipe import TextInit, Tune
 
 SAMPLED_ROWS = 5000  # Lester et al. 2021, section 3.2: the most frequent tokens, which BPE vocabularies list first
 

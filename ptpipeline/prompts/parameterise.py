@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ptpipeline.models.frozen import KeyValues, SoftPrompt, like, tensors_of, virtual_tokens
-from ptpipeline.recipe import Tune
+from ptpipeline.task.recipe import Tune
 
 RESIDUAL_WIDTH = 800  # Razdaibiedina et al. 2023, the bottleneck of their code
 PREFIX_WIDTH = 512  # Li & Liang 2021, appendix A

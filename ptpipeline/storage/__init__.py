@@ -1,7 +1,7 @@
 """ObjectStore: S3 (boto3) and a local folder behind one protocol, with conditional puts.
 
 Immutable content goes in with `create` (If-None-Match: *), pointers move with `replace` (If-Match). A put that lost
-raises PreconditionFailed. `ptpipeline.probe` tells a store that only pretends.
+raises PreconditionFailed. `ptpipeline.storage.conditional` tells a store that only pretends.
 """
 
 from pathlib import Path

@@ -16,10 +16,10 @@ from ptpipeline.prompts.parameterise import Direct
 from ptpipeline.prompts.peft import Foreign
 from ptpipeline.prompts.placement import placed
 from ptpipeline.prompts.tensors import pack, stored_value
-from ptpipeline.recipe import Tune
 from ptpipeline.records import Scoring, Snapshot, TunedPrompt, digest_of
 from ptpipeline.serving.answers import answers
-from ptpipeline.task import Task
+from ptpipeline.task.recipe import Tune
+from ptpipeline.task.task import Task
 from ptpipeline.tuning.member import Job, Member, optimizer_of
 from ptpipeline.tuning.start import Start
 from ptpipeline.tuning.tune import Trained, Work, manifest_fields, task_text

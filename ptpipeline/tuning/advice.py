@@ -1,7 +1,7 @@
 """What a recipe is told about itself: settings outside the ranges that the papers support."""
 
 from ptpipeline.models.frozen import FrozenBase
-from ptpipeline.recipe import Tune
+from ptpipeline.task.recipe import Tune
 
 SMALL_BASE = 10**9  # Lester et al. 2021, figure 1: below about a billion parameters prompts trail fine-tuning
 LONG_PROMPT = 100  # section 3.2: beyond, larger models lose a little

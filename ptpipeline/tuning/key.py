@@ -5,11 +5,11 @@ from pathlib import Path
 
 from ptpipeline.errors import DataError, TaskFileError
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.recipe import CURRENT, FileInit, VersionInit
 from ptpipeline.records import Snapshot, digest_of
 from ptpipeline.serving.resolver import resolve, split_reference
 from ptpipeline.storage import ObjectStore
-from ptpipeline.task import Task
+from ptpipeline.task.recipe import CURRENT, FileInit, VersionInit
+from ptpipeline.task.task import Task
 
 # Raise by one whenever the same rows, recipe and base would train to other numbers; a golden-number test notices.
 ENGINE_VERSION = 2

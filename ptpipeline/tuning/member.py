@@ -15,11 +15,11 @@ from ptpipeline.models.frozen import FrozenBase, SoftPrompt, tensors_of
 from ptpipeline.prompts.parameterise import Parameterisation, parameterise
 from ptpipeline.prompts.placement import placed
 from ptpipeline.prompts.tensors import stored_value
-from ptpipeline.recipe import Tune
 from ptpipeline.records import CurvePoint
 from ptpipeline.serving.answers import Opening
 from ptpipeline.serving.ranking import Query
-from ptpipeline.task import Task
+from ptpipeline.task.recipe import Tune
+from ptpipeline.task.task import Task
 from ptpipeline.tuning.sampler import batches
 
 Rows = list[tuple[list[int], tuple[int, ...]]]  # text ids and target ids

@@ -12,10 +12,10 @@ from ptpipeline.models.frozen import FrozenBase, SoftPrompt
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.parameterise import RankOne
 from ptpipeline.prompts.tensors import pack
-from ptpipeline.recipe import SharedPrompt, Tune
 from ptpipeline.records import Snapshot, Trial, TunedPrompt, digest_of
 from ptpipeline.storage import ObjectStore
-from ptpipeline.task import Task
+from ptpipeline.task.recipe import SharedPrompt, Tune
+from ptpipeline.task.task import Task
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.key import ENGINE_VERSION, training_key
 from ptpipeline.tuning.loop import Gang, run_gang

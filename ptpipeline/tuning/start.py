@@ -9,11 +9,11 @@ from ptpipeline.errors import ArtifactError, BaseModelError, DataError, NotFound
 from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, virtual_tokens
 from ptpipeline.prompts.initialise import read_tensor
 from ptpipeline.prompts.tensors import unpack
-from ptpipeline.recipe import FileInit
 from ptpipeline.records import PRODUCTION
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.storage import ObjectStore
-from ptpipeline.task import Task
+from ptpipeline.task.recipe import FileInit
+from ptpipeline.task.task import Task
 from ptpipeline.tuning.key import start_digest, start_version
 
 log = logging.getLogger(__name__)

@@ -14,12 +14,12 @@ from ptpipeline.prompts.artifact import MAX_TENSOR_BYTES, Artifact, file_bytes
 from ptpipeline.prompts.initialise import initial_prompt
 from ptpipeline.prompts.placement import extra_tokens, placed, text_encoder
 from ptpipeline.prompts.tensors import named, pack, pack_ensemble
-from ptpipeline.recipe import Tune
 from ptpipeline.records import Snapshot, Trial, TunedPrompt
 from ptpipeline.serving.combine import combined
 from ptpipeline.serving.ranking import Query, rank
 from ptpipeline.storage import ObjectStore
-from ptpipeline.task import Task
+from ptpipeline.task.recipe import Tune
+from ptpipeline.task.task import Task
 from ptpipeline.tuning.advice import advice
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.key import ENGINE_VERSION, training_key

@@ -30,7 +30,7 @@ from ptpipeline.prompts.tensors import stored_value
 from ptpipeline.records import PairedDifference, Snapshot, TextMetric
 from ptpipeline.serving.answers import answers
 from ptpipeline.storage import ObjectStore
-from ptpipeline.task import Task
+from ptpipeline.task.task import Task
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Job, Member, Pull
 from ptpipeline.tuning.start import start_of

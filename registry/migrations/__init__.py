@@ -1,1 +1,1 @@
-"""The ledger's schema, revision by revision; `registry.database` applies them when a ledger opens."""
+"""The ledger's schema, revision by revision; `registry.ledger.database` applies them when a ledger opens."""

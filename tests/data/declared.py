@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ptpipeline.data.sources import SourceRows
-from ptpipeline.task import Task
+from ptpipeline.task.task import Task
 
 LENIENT = {"rows_per_label": "off"}
 

@@ -12,7 +12,7 @@ from ptpipeline.data.rows import CheckedRows, check_rows, normalised, split_of
 from ptpipeline.data.sources import SourceRows
 from ptpipeline.errors import DataError
 from ptpipeline.records import DataCheck
-from ptpipeline.task import SplitSpec
+from ptpipeline.task.task import SplitSpec
 from tests.data.declared import LENIENT, declared, rows_of
 
 BINS = {"column": "score", "bins": {"bad": [None, 0], "good": [0, 1]}}

@@ -11,7 +11,7 @@ from ptpipeline.data.snapshot import Row, ingest, load_split, read_snapshot, sna
 from ptpipeline.errors import ArtifactError, DataError, NotFound
 from ptpipeline.records import SPLITS, Snapshot
 from ptpipeline.storage import FolderStore, ObjectStore
-from ptpipeline.task import Task
+from ptpipeline.task.task import Task
 from tests.data.declared import declared
 
 LINES = [f"some text {number},{'good' if number % 3 else 'bad'}" for number in range(80)]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import pytest
 
-from flows.stack import Stack, down, read, up
+from flows.local.stack import Stack, down, read, up
 from ptpipeline.errors import StackError
 from tests.tiny import tiny_base
 

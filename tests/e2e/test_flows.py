@@ -10,16 +10,16 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.api import call
-from flows.deploy import FLOWS, deploy
-from flows.lost import end_lost_runs
-from flows.members import client_environment
-from flows.process import spawn, stop
+from flows.local.orphaned_runs import end_lost_runs
+from flows.local.process import spawn, stop
+from flows.local.servers import client_environment
 from flows.requests import NightlyRequest, PromoteRequest, Record
-from flows.trigger import Finished, LogLine, follow, trigger
+from flows.server.api import call
+from flows.server.deploy import FLOWS, deploy
+from flows.server.trigger import Finished, LogLine, follow, trigger
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
 from ptpipeline.settings import load_settings
-from ptpipeline.task import Task, load_task
+from ptpipeline.task.task import Task, load_task
 from tests.e2e.conftest import Project
 
 pytestmark = pytest.mark.servers

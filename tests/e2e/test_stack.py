@@ -10,8 +10,8 @@ import httpx
 import psutil
 import pytest
 
-from flows.process import is_alive, spawn, stop
-from flows.stack import Ports, down, read, status, up
+from flows.local.process import is_alive, spawn, stop
+from flows.local.stack import Ports, down, read, status, up
 from ptpipeline.errors import ServiceUnavailable, StackError
 from ptpipeline.settings import load_settings
 from ptpipeline.storage import open_store

@@ -9,12 +9,12 @@ from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
 from flows.night import ended, table
-from flows.outcome import Outcome
+from flows.stages.outcome import Outcome
 from flows.steps import Night, alone, step
 from flows.verdicts import tell
 from ptpipeline.errors import DataError, ServiceUnavailable
 from ptpipeline.records import PairedDifference
-from ptpipeline.task import find_task
+from ptpipeline.task.task import find_task
 from tests.e2e.conftest import Project
 from tests.registry.prompts import a_request, a_task
 

@@ -10,11 +10,11 @@ import httpx
 import pytest
 from mlflow import MlflowClient
 
-from flows.deploy import deploy
 from flows.requests import NightlyRequest
-from flows.trigger import trigger
+from flows.server.deploy import deploy
+from flows.server.trigger import trigger
 from ptpipeline.settings import load_settings
-from ptpipeline.task import load_tasks
+from ptpipeline.task.task import load_tasks
 from tests.e2e.conftest import Project
 from tests.e2e.test_flows import followed
 from tests.servers import free_ports

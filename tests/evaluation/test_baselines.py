@@ -22,7 +22,7 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records import Report, Scores, Scoring, Snapshot, TextScores, digest_of
 from ptpipeline.serving.engine import Engine
 from ptpipeline.storage import FolderStore, ObjectStore
-from ptpipeline.task import HardPrompt, Task
+from ptpipeline.task.task import HardPrompt, Task
 from tests.evaluation.probed import LABELS, artifact, embeddings, opinions, tiny, writing
 from tests.models.families import family, seq2seq_family
 from tests.tiny import sentences, write_csv

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from flows.outcome import Outcome
-from flows.stages import Stages
+from flows.stages.chain import Stages
+from flows.stages.outcome import Outcome
 from ptpipeline.settings import Settings
 from tests.tiny import tiny_project
 

@@ -20,14 +20,13 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import BaseModel
 
 from flows import requests as flow_requests
-from flows import webhook
-from flows.app import app
 from flows.cli import main
-from flows.deploy import FLOWS, rendered
-from flows.outcome import Outcome
-from flows.schedules import slug_of
-from flows.training import MACHINE
-from ptpipeline import gate, probe, task
+from flows.cli.app import app
+from flows.server import webhook
+from flows.server.deploy import FLOWS, rendered
+from flows.server.schedules import slug_of
+from flows.stages.outcome import Outcome
+from flows.stages.train import MACHINE
 from ptpipeline.data import sources
 from ptpipeline.data.snapshot import ingest, load_split, read_snapshot
 from ptpipeline.data.tokens import EncodedRow, LabelTokens, TaskText
@@ -36,7 +35,8 @@ from ptpipeline.evaluation.baselines import Setup
 from ptpipeline.evaluation.evaluate import evaluate
 from ptpipeline.evaluation.mistakes import Mistakes
 from ptpipeline.evaluation.probes.every import asked
-from ptpipeline.looks import question
+from ptpipeline.gate import decide as gate
+from ptpipeline.gate.looks import question
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import KeyValues
 from ptpipeline.models.load import load_base
@@ -44,7 +44,6 @@ from ptpipeline.prompts.artifact import Artifact, read_artifact
 from ptpipeline.prompts.interpretation import Neighbours, Wayward
 from ptpipeline.prompts.signature import DOMAIN, Signature, SignedStore, SigningKey
 from ptpipeline.prompts.tensors import pack, pack_ensemble
-from ptpipeline.recipe import CURRENT, SharedPrompt
 from ptpipeline.records import (
     PRODUCTION,
     BaseModelRef,
@@ -64,26 +63,31 @@ from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.settings import Settings, load_settings
 from ptpipeline.storage import FolderStore
+from ptpipeline.storage import conditional as probe
+from ptpipeline.task import task
+from ptpipeline.task.recipe import CURRENT, SharedPrompt
 from ptpipeline.tuning import key as training
 from ptpipeline.tuning import loop
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.member import Job
 from ptpipeline.tuning.multitask import Sources, shared_key
 from ptpipeline.tuning.tune import _trial
-from registry import database, door, mlflow_store
-from registry.doctor import examine
-from registry.dossier import Dossier
-from registry.ledger import Ledger, Release
-from registry.looks import take
-from registry.mend import fix
-from registry.mlflow_store import MlflowStore
-from registry.projection import lease_name
-from registry.promotion import Cause, promote, promote_release, rollback
-from registry.publish import Request, attach, register, stage
+from registry.garbage.roots import sources_in
+from registry.ledger import database
+from registry.ledger.ledger import Ledger, Release
+from registry.ledger.looks import take
+from registry.ledger.tombstone import lock_name
+from registry.mlflow import store as mlflow_store
+from registry.mlflow.store import MlflowStore
+from registry.mlflow.tracking import Tracking
 from registry.registry import Registry
-from registry.roots import sources_in
-from registry.tombstone import lock_name
-from registry.tracking import Tracking
+from registry.repair.doctor import examine
+from registry.repair.mend import fix
+from registry.versions import mlflow_edit as door
+from registry.versions.projection import lease_name
+from registry.versions.promotion import Cause, promote, promote_release, rollback
+from registry.versions.provenance import Dossier
+from registry.versions.publish import Request, attach, register, stage
 from tests.golden import inputs
 
 # ---------------------------------------------------------------- the command line

@@ -22,8 +22,8 @@ from ptpipeline.prompts.initialise import (
     uniform,
     xavier,
 )
-from ptpipeline.recipe import TextInit, Tune
 from ptpipeline.settings import Settings
+from ptpipeline.task.recipe import TextInit, Tune
 from tests.models.families import seq2seq_family
 from tests.tiny import tiny_project
 

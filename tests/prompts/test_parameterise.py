@@ -5,7 +5,7 @@ import torch
 
 from ptpipeline.models.frozen import KeyValues, SoftPrompt, tensors_of
 from ptpipeline.prompts.parameterise import parameterise
-from ptpipeline.recipe import Tune
+from ptpipeline.task.recipe import Tune
 
 RECIPES = {
     "prompt": Tune(),

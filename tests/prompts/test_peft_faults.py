@@ -17,8 +17,8 @@ from ptpipeline.prompts.initialise import initial_prompt
 from ptpipeline.prompts.parameterise import parameterise
 from ptpipeline.prompts.placement import placed
 from ptpipeline.prompts.tensors import pack, unpack
-from ptpipeline.recipe import TextInit, Tune
 from ptpipeline.settings import Settings
+from ptpipeline.task.recipe import TextInit, Tune
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Job, Member
 from ptpipeline.tuning.tracker import NoTracker

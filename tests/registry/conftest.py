@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from ptpipeline.storage import FolderStore
-from ptpipeline.task import Task
-from registry.ledger import Ledger
-from registry.mlflow_store import MlflowStore, connect
+from ptpipeline.task.task import Task
+from registry.ledger.ledger import Ledger
+from registry.mlflow.store import MlflowStore, connect
 from registry.registry import Registry
 from tests.postgres import Postgres, running_postgres
 from tests.registry.prompts import a_task

@@ -22,9 +22,9 @@ from ptpipeline.records import (
     Verdict,
     digest_of,
 )
-from ptpipeline.task import Task
-from registry.publish import Request, register, stage
+from ptpipeline.task.task import Task
 from registry.registry import Registry
+from registry.versions.publish import Request, register, stage
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010806000000"

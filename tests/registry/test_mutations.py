@@ -20,11 +20,11 @@ from benchmarks.chaos.world import World, running
 from benchmarks.faults import Fault, scripted
 from ptpipeline.records import Pointer, Promotion, pointer_key
 from ptpipeline.storage import S3Store, Stored
-from registry import door, projection
-from registry.alias import Action
-from registry.database import Database
-from registry.lease import Lease
+from registry.ledger.database import Database
+from registry.ledger.lease import Lease
 from registry.registry import Registry
+from registry.versions import mlflow_edit, projection
+from registry.versions.mlflow_alias import Action
 
 pytestmark = pytest.mark.servers
 
@@ -127,7 +127,7 @@ def without_lease() -> None:
     def leased(database: Database, name: str, seconds: float) -> Iterator[Lease]:
         yield NoLease(database, name, seconds)
 
-    projection.leased = door.leased = leased  # type: ignore[attr-defined]
+    projection.leased = mlflow_edit.leased = leased  # type: ignore[attr-defined]
 
 
 def without_unique_key(crew: Crew) -> None:

@@ -8,9 +8,9 @@ from sqlalchemy import select
 from ptpipeline.errors import SettingsError
 from ptpipeline.settings import Settings
 from registry import registry as opening
-from registry import tables
+from registry.ledger import tables
 from registry.registry import open_for_writing, open_registry
-from tests.small_s3 import IGNORES_IF_NONE_MATCH, small_s3
+from tests.storage.small_s3 import IGNORES_IF_NONE_MATCH, small_s3
 
 
 def settings_of(tmp_path: Path, store: str = "") -> Settings:

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from flows.outcome import Outcome
-from flows.stages import Stages
+from flows.stages.chain import Stages
+from flows.stages.outcome import Outcome
 from ptpipeline.data.rows import Row, normalised, split_of
 from ptpipeline.records import PRODUCTION, Verdict
 from ptpipeline.settings import Settings
-from ptpipeline.task import SplitSpec
+from ptpipeline.task.task import SplitSpec
 from tests.shipped import TASKS, texts
 
 pytestmark = pytest.mark.soak

@@ -13,8 +13,8 @@ import pytest
 
 from ptpipeline.serving.predictor import load
 from ptpipeline.settings import load_settings
-from registry.doctor import examine
 from registry.registry import open_registry
+from registry.repair.doctor import examine
 
 pytestmark = [pytest.mark.soak, pytest.mark.servers]
 
@@ -45,7 +45,7 @@ def quickstart(home: Path) -> tuple[str, float]:
         name: value for name, value in os.environ.items() if not name.startswith(("PTP_", "AWS_", "OMP_"))
     } | {"PTP_HOME": str(home)}
     done = subprocess.run(
-        [sys.executable, "-m", "flows.quickstart"],
+        [sys.executable, "-m", "flows.cli.quickstart"],
         cwd=CHECKOUT,
         env=environment,
         stdout=subprocess.PIPE,

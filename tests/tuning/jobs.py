@@ -8,9 +8,9 @@ import torch
 from ptpipeline.data.tokens import EncodedRow, FreeText, LabelTokens, TaskText
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt
 from ptpipeline.prompts.initialise import activations
-from ptpipeline.recipe import Tune
 from ptpipeline.records import Generation
-from ptpipeline.task import Data, Gate, Source, Task
+from ptpipeline.task.recipe import Tune
+from ptpipeline.task.task import Data, Gate, Source, Task
 from ptpipeline.tuning.member import Job
 
 LABELS = LabelTokens(("no", "yes"), ((41,), (42, 43)))

@@ -6,7 +6,7 @@ import torch
 from ptpipeline.errors import TrainingError
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import like, tensors_of
-from ptpipeline.recipe import Tune
+from ptpipeline.task.recipe import Tune
 from ptpipeline.tuning.loop import Gang, run_gang
 from ptpipeline.tuning.member import Job, Member, learning_rate
 from ptpipeline.tuning.passes import concatenated_backward, examples_of, shared_backward

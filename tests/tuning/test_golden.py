@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ptpipeline.recipe import Tune
+from ptpipeline.task.recipe import Tune
 from ptpipeline.tuning.key import ENGINE_VERSION
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.tracker import NoTracker

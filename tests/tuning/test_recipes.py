@@ -7,10 +7,10 @@ from safetensors.torch import save
 
 from ptpipeline.errors import TaskFileError, TrainingError
 from ptpipeline.models.frozen import KeyValues, SoftPrompt
-from ptpipeline.policy import Bytes, Checks, Gate
 from ptpipeline.prompts.tensors import named, stored_value
-from ptpipeline.recipe import Tune
-from ptpipeline.task import Task
+from ptpipeline.task.policy import Bytes, Checks, Gate
+from ptpipeline.task.recipe import Tune
+from ptpipeline.task.task import Task
 from ptpipeline.tuning.advice import advice
 from ptpipeline.tuning.member import Member
 from ptpipeline.tuning.tune import check_bytes, chosen

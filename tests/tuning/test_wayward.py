@@ -15,11 +15,11 @@ from ptpipeline.models.load import load_base
 from ptpipeline.prompts.initialise import text_tokens
 from ptpipeline.prompts.interpretation import MEASURES, WARNING, Wayward
 from ptpipeline.prompts.tensors import stored_value
-from ptpipeline.recipe import Tune
 from ptpipeline.records import Generation
 from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore
-from ptpipeline.task import Gate, find_task
+from ptpipeline.task.recipe import Tune
+from ptpipeline.task.task import Gate, find_task
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Job, Pull

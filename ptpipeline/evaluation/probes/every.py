@@ -10,10 +10,10 @@ from ptpipeline.evaluation.probes.membership import membership
 from ptpipeline.evaluation.probes.norms import norms
 from ptpipeline.evaluation.probes.robustness import robustness
 from ptpipeline.evaluation.probes.swaps import swaps
-from ptpipeline.policy import Checks
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records import digest_of
 from ptpipeline.serving.engine import Engine
+from ptpipeline.task.policy import Checks
 
 PROBES_VERSION = 1  # raise by one whenever the same prompt and rows would be probed otherwise
 

@@ -1,0 +1,24 @@
+"""`ptp`: parse, call, print. Heavy imports stay inside the verbs, so that `--help` answers at once.
+
+Exit codes: 0 done; 1 the input or the state of things forbids it; 2 wrong usage; 3 a server does not answer, try again;
+4 the answer is no (a candidate failed its gate, doctor found differences).
+"""
+
+import sys
+from collections.abc import Iterable
+
+from flows.cli import work  # noqa: F401  (the verbs, in the order of the help)
+
+# isort: split
+from flows.cli import quality, versions  # noqa: F401
+from flows.cli.app import FAILED, UNANSWERED, app
+from ptpipeline.errors import PtpError, Transient
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    """The command line: an error of ours is one line on standard error, and an exit code."""
+    try:
+        app(list(arguments) if arguments is not None else None)
+    except PtpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(UNANSWERED if isinstance(error, Transient) else FAILED)

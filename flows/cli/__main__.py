@@ -1,0 +1,5 @@
+"""`python -m flows.cli` is `ptp`."""
+
+from flows.cli import main
+
+main()

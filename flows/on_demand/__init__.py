@@ -1,0 +1,1 @@
+"""What a person asks for, outside of a night; no Prefect."""

@@ -1,0 +1,101 @@
+"""Registered prompts written for other tools: a PEFT adapter's folder, or NumPy arrays. Coming in is `Stages.adopt`."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from ptpipeline.errors import DataError, PreconditionFailed
+from ptpipeline.models.base import prepare_base
+from ptpipeline.prompts.artifact import MANIFEST_FILE, Artifact
+from ptpipeline.prompts.signature import open_prompts
+from ptpipeline.records import Record
+from ptpipeline.serving.resolver import resolve
+from ptpipeline.settings import Settings
+from ptpipeline.task.task import find_base_model
+
+Format = Literal["peft", "npy"]
+
+
+class Exported(Record):
+    """What was written where; `files` are relative to the folder."""
+
+    version: str
+    digest: str
+    method: str
+    format: Format
+    folder: str
+    files: list[str]
+
+
+def export(settings: Settings, reference: str, form: Format, folder: Path) -> Exported:
+    """Write the version of a reference into a new folder, whole or not at all; members of an ensemble in folders 0, 1,
+    ...
+
+    Raises NotFound, ArtifactError or BaseModelError as `resolve` and `unpack` do, DataError where the form cannot
+    express the prompt, PreconditionFailed where the folder holds something or cannot be written.
+    """
+    found = resolve(open_prompts(settings), reference)
+    files = {MANIFEST_FILE: json.dumps(found.artifact.manifest.to_json(), indent=1, sort_keys=True).encode()}
+    if found.members:
+        for index, member in enumerate(found.members):
+            files |= {f"{index}/{name}": body for name, body in _files(settings, member, form).items()}
+    else:
+        files |= _files(settings, found.artifact, form)
+    _write(folder, files)
+    return Exported(
+        version=found.name,
+        digest=found.artifact.digest,
+        method=found.artifact.manifest.method,
+        format=form,
+        folder=str(folder),
+        files=sorted(files),
+    )
+
+
+def _files(settings: Settings, artifact: Artifact, form: Format) -> dict[str, bytes]:
+    from ptpipeline.prompts.peft import Base, npy_files, peft_files
+    from ptpipeline.prompts.tensors import unpack
+
+    manifest = artifact.manifest
+    if form == "npy":
+        return npy_files(unpack(artifact, manifest.base_model))
+    if manifest.placement == "after_bos":
+        raise DataError(
+            f"{manifest.task} {artifact.digest[:12]}: its prompt stands behind BOS (placement after_bos), and "
+            "PEFT puts a prompt only in front; "
+            "export it with `--format npy`, or train the task with `placement: before_bos`"
+        )
+    prepared = prepare_base(manifest.base_model.name, settings)
+    source = find_base_model(settings.tasks, manifest.base_model.name)
+    config = json.loads((prepared.folder / "config.json").read_text())
+    base = Base(
+        source.hub or str(prepared.folder.resolve()),
+        source.revision if source.hub else None,
+        bool(config.get("is_encoder_decoder")),
+    )
+    return peft_files(unpack(artifact, prepared.ref), base)
+
+
+def _write(folder: Path, files: dict[str, bytes]) -> None:
+    """Into a sibling first, then under the folder's name at once."""
+    try:
+        folder = folder.expanduser().resolve()
+        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    except (RuntimeError, ValueError) as error:  # ~nobody, or the root folder
+        raise PreconditionFailed(f"{folder}: cannot be written ({error}); name a new folder with --to") from None
+    try:
+        if folder.exists() and any(folder.iterdir()):
+            raise PreconditionFailed(f"{folder}: not empty; name a new folder with --to")
+        for name, body in files.items():
+            path = partial / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(body)
+        partial.rename(folder)
+    except OSError as error:
+        raise PreconditionFailed(
+            f"{folder}: cannot be written ({error.strerror}); name a new folder with --to"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

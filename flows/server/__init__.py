@@ -1,0 +1,1 @@
+"""Prefect's REST side, and the address that MLflow posts edits to."""

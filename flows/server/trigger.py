@@ -1,0 +1,94 @@
+"""The client side of a flow run: start a deployment and follow its run. Imports no Prefect."""
+
+import json
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Any
+
+from flows.server.api import call
+from ptpipeline.errors import NotFound
+from ptpipeline.records import Record
+
+_POLL_SECONDS = 2.0
+_LATE_SECONDS = 60  # log lines come in batches, out of order
+_FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
+
+
+class LogLine(Record):
+    """One line that a flow run logged; `logger` and `level` are Python's: ptpipeline's own start with `ptpipeline.`."""
+
+    at: str
+    logger: str
+    level: int
+    message: str
+
+
+class Finished(Record):
+    """How a flow run ended: state type (COMPLETED, FAILED, CRASHED, CANCELLED), its message, the rows of its table."""
+
+    state: str
+    message: str
+    rows: list[dict[str, Any]]
+
+
+def trigger(prefect_url: str, flow: str, request: Record, idempotency_key: str | None = None) -> str:
+    """Start the deployment `ptp-<flow>` and return the flow run's id; a repeated key returns the first run's.
+
+    Raises ServiceUnavailable, NotFound where it is not deployed, SettingsError where Prefect refuses the request.
+    """
+    try:
+        deployment = call("GET", f"{prefect_url}/deployments/name/{flow}/ptp-{flow}")
+    except NotFound:
+        raise NotFound(f"Prefect at {prefect_url} has no deployment {flow}/ptp-{flow}: deploy with `ptp up`") from None
+    body = {"parameters": {"request": request.to_json()}, "idempotency_key": idempotency_key or uuid.uuid4().hex}
+    run = call("POST", f"{prefect_url}/deployments/{deployment['id']}/create_flow_run", body)
+    return str(run["id"])
+
+
+def follow(prefect_url: str, run_id: str) -> Iterator[LogLine | Finished]:
+    """New log lines as they come, then how the run ended."""
+    seen: set[str] = set()
+    since: str | None = None
+    while True:
+        run = call("GET", f"{prefect_url}/flow_runs/{run_id}")
+        done = run["state_type"] in _FINAL
+        if done:
+            time.sleep(_POLL_SECONDS)  # the last lines are stored after the state
+        for line in _lines(prefect_url, run_id, since):
+            if line["id"] not in seen:
+                seen.add(line["id"])
+                since = line["timestamp"]
+                yield LogLine(at=line["timestamp"], logger=line["name"], level=line["level"], message=line["message"])
+        if done:
+            yield Finished(
+                state=run["state_type"], message=run["state"]["message"] or "", rows=_rows(prefect_url, run_id)
+            )
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _lines(prefect_url: str, run_id: str, since: str | None) -> Iterator[dict[str, Any]]:
+    """The run's log lines from a minute before `since` on, page by page, in order of time."""
+    logs: dict[str, Any] = {"flow_run_id": {"any_": [run_id]}}
+    if since is not None:
+        after = datetime.fromisoformat(since) - timedelta(seconds=_LATE_SECONDS)
+        logs["timestamp"] = {"after_": after.isoformat()}
+    offset = 0
+    while True:
+        page = call(
+            "POST",
+            f"{prefect_url}/logs/filter",
+            {"logs": logs, "sort": "TIMESTAMP_ASC", "offset": offset, "limit": 200},
+        )
+        yield from page
+        offset += len(page)
+        if len(page) < 200:
+            return
+
+
+def _rows(prefect_url: str, run_id: str) -> list[dict[str, Any]]:
+    body = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "type": {"any_": ["table"]}}}
+    found = call("POST", f"{prefect_url}/artifacts/filter", body)
+    return [row for artifact in found for row in json.loads(artifact["data"])]

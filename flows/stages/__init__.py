@@ -1,0 +1,1 @@
+"""The stages of a night as plain functions; no Prefect."""

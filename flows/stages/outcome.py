@@ -1,0 +1,114 @@
+"""What a run came to for one task: a line of the night's table."""
+
+import logging
+from typing import NamedTuple
+
+from ptpipeline.errors import PtpError
+from ptpipeline.gate.decide import metric_of
+from ptpipeline.records import (
+    PRODUCTION,
+    PairedDifference,
+    Promotion,
+    PromptVersion,
+    Record,
+    Report,
+    TunedPrompt,
+    Verdict,
+)
+from ptpipeline.task.task import Task
+from registry.registry import Registry
+
+log = logging.getLogger("ptpipeline.stages")
+
+
+class Outcome(Record):
+    """One line of the night's table. Figures are the task's gate metric on the test split."""
+
+    task: str
+    metric: str
+    status: str
+    zero_shot: float
+    candidate: float
+    champion: float | None
+    delta: float | None
+    lower: float | None
+    upper: float | None
+    verdict: str
+    version: int
+    bytes: int
+    reason: str
+    page: str | None
+
+
+class Candidate(NamedTuple):
+    """A prompt that went through all stages, and the promotion that it came to, if any."""
+
+    tuned: TunedPrompt
+    report: Report
+    verdict: Verdict
+    version: PromptVersion
+    promotion: Promotion | None
+
+
+def outcome_of(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
+    """The task's line of the night's table."""
+    report, verdict, version = candidate.report, candidate.verdict, candidate.version
+    metric, comparison = task.gate.metric, verdict.comparison
+    found = metric_of(report.prompt, metric)
+    status, reason = _status(registry, task, candidate)
+    return Outcome(
+        task=task.name,
+        metric=metric,
+        status=status,
+        zero_shot=metric_of(report.zero_shot, metric),
+        candidate=found,
+        champion=found - comparison.difference if comparison and _subtracts(metric, comparison) else None,
+        delta=comparison.difference if comparison else None,
+        lower=comparison.lower if comparison else None,
+        upper=comparison.upper if comparison else None,
+        verdict="passed" if verdict.passed else "failed: " + ", ".join(check.name for check in verdict.failures()),
+        version=version.number,
+        bytes=candidate.tuned.bytes,
+        reason=reason,
+        page=_page(registry, task.name, candidate.tuned.digest),
+    )
+
+
+def _subtracts(metric: str, comparison: PairedDifference) -> bool:
+    """Whether the difference is one of the figures that are shown: not where rows were left out, nor of texts that are
+    compared by sentences.
+    """
+    return comparison.dropped == 0 and metric not in ("bleu", "chrf")
+
+
+def _status(registry: Registry, task: Task, candidate: Candidate) -> tuple[str, str]:
+    verdict, version = candidate.verdict, candidate.version
+    history = registry.ledger.history(task.name, PRODUCTION)
+    if candidate.promotion is not None:
+        return "promoted", f"{task.name}@{PRODUCTION} is version {version.number}"
+    if history and history[-1].version == version.number:
+        if candidate.tuned.steps == 0:
+            return "unchanged", "this prompt was imported before, production stands"
+        return "unchanged", "rows, recipe, base model and engine are unchanged: nothing was trained, production stands"
+    if version.number in {row.version for row in history}:
+        return (
+            "rolled back",
+            f"{task.name}@{PRODUCTION} was moved away from version {version.number}; `ptp promote "
+            f"{task.name}@{version.number} --reason ...` takes it back",
+        )
+    if not verdict.passed:
+        failures = verdict.failures()
+        status = "no gain" if any(check.name == "gain" for check in failures) else "gate failed"
+        return status, "; ".join(f"{check.name}: {check.observed}, required {check.required}" for check in failures)
+    return "awaiting approval", f"`ptp promote {task.name}@{version.number} --reason ...` takes it to production"
+
+
+def _page(registry: Registry, task: str, digest: str) -> str | None:
+    if registry.mlflow is None:
+        return None
+    try:
+        number = registry.mlflow.find(task, digest)
+    except PtpError as error:  # the promotion stands; only the link is missing
+        log.warning("%s: no link to its page: %s", task, error)
+        return None
+    return registry.mlflow.page(task, number) if number else None

@@ -1,0 +1,1 @@
+"""Policy and evidence to a verdict, check by check; pure functions."""

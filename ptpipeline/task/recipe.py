@@ -1,0 +1,226 @@
+"""The recipe of a task file: how a prompt trains, from what, and which settings go together."""
+
+import itertools
+import math
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+
+from ptpipeline.records import NAME_PATTERN
+from ptpipeline.task.document import Section
+
+SHARED_FILE = "shared_prompts.yaml"
+CURRENT = "current"  # the alias of a shared prompt that multitask recipes start from
+
+
+class TextInit(Section):
+    """Initialise from the embeddings of a text, tiled or cut to the prompt's length."""
+
+    text: Annotated[str, Field(min_length=1)]
+
+
+class VersionInit(Section):
+    """Initialise from another version, `TASK@ALIAS` or `TASK@N`, of the same base model (SPoT, Vu et al. 2022)."""
+
+    version: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*@[a-z0-9][a-z0-9-]*$")]
+
+
+class FileInit(Section):
+    """Initialise from a tensor `[P, H]` in a `.npy` file, or named `embeddings` in a `.safetensors` file."""
+
+    file: Annotated[str, Field(pattern=r"\.(npy|safetensors)$")]
+
+
+class Search(Section):
+    """Recipes to try in one gang: every combination of these trains, and the best on dev is kept.
+
+    `length: grow` tries 8, 16 and 32 virtual tokens, and keeps the shortest that the next one does not better.
+    """
+
+    length: Annotated[list[Annotated[int, Field(ge=1, le=1000)]], Field(min_length=1)] | Literal["grow"] | None = None
+    learning_rate: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = None
+    seed: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] | None = None
+
+    @property
+    def lengths(self) -> list[int] | None:
+        """The prompt lengths to try."""
+        return [8, 16, 32] if self.length == "grow" else self.length
+
+    @property
+    def size(self) -> int:
+        """How many prompts train."""
+        return math.prod(len(values) for values in (self.lengths, self.learning_rate, self.seed) if values is not None)
+
+    @model_validator(mode="after")
+    def _bounded(self) -> "Search":
+        for name, values in (("length", self.lengths), ("learning_rate", self.learning_rate), ("seed", self.seed)):
+            if values is not None and len(set(values)) < len(values):
+                raise ValueError(f"`{name}` lists a value twice: {values}")
+        if not 2 <= self.size <= 64:
+            raise ValueError(f"{self.size} combinations: give 2 to 64 of `length`, `learning_rate` and `seed` values")
+        return self
+
+
+class Ensemble(Section):
+    """Prompts of the recipe's seed and the seeds that follow it, whose answers are averaged or voted (Lester et al.
+    2021, section 5).
+    """
+
+    members: Annotated[int, Field(ge=2, le=20)] = 5
+    combine: Literal["average", "vote"] = "average"
+
+
+def _init_kind(value: object) -> str:
+    """Which kind of `init` a value is meant to be: the section whose only field it gives, else a name."""
+    if isinstance(value, Section):
+        return type(value).__name__
+    kinds = {"text": "TextInit", "version": "VersionInit", "file": "FileInit"}
+    return kinds.get(next(iter(value)), "a name") if isinstance(value, dict) and len(value) == 1 else "a name"
+
+
+INITS = ("uniform", "xavier", "sampled_vocab", "class_labels", "champion")
+
+
+def _known_init(value: object) -> object:
+    if value not in INITS:
+        raise ValueError(f"expected {', '.join(INITS)}, {{text: WORDS}}, {{version: TASK@ALIAS}} or {{file: PATH}}")
+    return value
+
+
+Init = Annotated[
+    Annotated[
+        Literal["uniform", "xavier", "sampled_vocab", "class_labels", "champion"],
+        BeforeValidator(_known_init),
+        Tag("a name"),
+    ]
+    | Annotated[TextInit, Tag("TextInit")]
+    | Annotated[VersionInit, Tag("VersionInit")]
+    | Annotated[FileInit, Tag("FileInit")],
+    Discriminator(_init_kind),
+]
+
+
+class Tune(Section):
+    """The recipe. The learning rate warms up linearly; `linear` then lets it decay to `final_fraction` of itself.
+
+    `shared` names the shared prompt that `multitask` starts from; `encoder` is the prompt encoder of `p_tuning`;
+    `encoder_width` the hidden width of the network that `residual`, `p_tuning` and `prefix` train through. `prefix`
+    needs a causal model.
+    """
+
+    method: Literal["prompt", "residual", "p_tuning", "prefix", "multitask", "ensemble"] = "prompt"
+    num_virtual_tokens: Annotated[int, Field(ge=1, le=1000)] = 16
+    placement: Literal["before_bos", "after_bos"] = "before_bos"
+    init: Init = "sampled_vocab"
+    shared: Annotated[str, Field(pattern=NAME_PATTERN)] | None = None
+    encoder: Literal["lstm", "mlp"] = "lstm"
+    encoder_width: Annotated[int, Field(ge=1, le=8192)] | None = None
+    ensemble: Ensemble | None = None
+    search: Search | None = None
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    schedule: Literal["linear", "constant"] = "linear"
+    steps: Annotated[int, Field(ge=1)] = 300
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    warmup_steps: Annotated[int, Field(ge=0)] = 20
+    final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    eval_every: Annotated[int, Field(ge=1)] = 50
+    patience: Annotated[int, Field(ge=1)] = 4
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    store_dtype: Literal["float16", "bfloat16", "float32"] = "float16"
+
+    @model_validator(mode="after")
+    def _fields_of_the_method(self) -> "Tune":
+        given = self.model_fields_set
+        if (self.method == "ensemble") != (self.ensemble is not None):
+            raise ValueError(
+                "`method: ensemble` and `ensemble: {members: 5, combine: average}` go together: give both or neither"
+            )
+        if (self.method == "multitask") != (self.shared is not None):
+            raise ValueError(
+                f"`method: multitask` and `shared`, a name in {SHARED_FILE}, go together: give both or neither"
+            )
+        if self.method == "multitask" and "init" in given:
+            raise ValueError("multitask starts from the shared prompt: leave `init` out")
+        if "encoder" in given and self.method != "p_tuning":
+            raise ValueError(f"`encoder` is the prompt encoder of p_tuning; {self.method} has none: leave it out")
+        if "encoder_width" in given and self.method not in ("residual", "p_tuning", "prefix"):
+            raise ValueError(
+                f"`encoder_width` belongs to residual, p_tuning and prefix; {self.method} has no network: leave it out"
+            )
+        if self.method == "prefix" and self.placement == "after_bos":
+            raise ValueError(
+                "a prefix is keys and values in front of everything: `placement: after_bos` is for embeddings"
+            )
+        starts = self.method == "multitask" or isinstance(self.init, VersionInit | FileInit)
+        if starts and self.search is not None and self.search.length is not None:
+            raise ValueError("what the recipe starts from has one length: leave `search.length` out")
+        if self.method == "ensemble" and self.search is not None:
+            raise ValueError(
+                "`search` keeps one prompt of many, an ensemble keeps all: search with `method: prompt` first"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> "Tune":
+        """A setting that is given takes part in training, or is refused."""
+        given = self.model_fields_set
+        if "final_fraction" in given and self.schedule == "constant":
+            raise ValueError(
+                "`final_fraction` is what `schedule: linear` decays to, and a constant rate does not decay: "
+                "leave it out"
+            )
+        if "final_fraction" in given and self.warmup_steps >= self.steps:
+            raise ValueError(
+                f"`final_fraction`: the rate warms up through all {self.steps} steps (`warmup_steps` is "
+                f"{self.warmup_steps}) and never decays: leave it out, or warm up for less"
+            )
+        for field, listed in (("num_virtual_tokens", "length"), ("learning_rate", "learning_rate"), ("seed", "seed")):
+            if field in given and self.search is not None and getattr(self.search, listed) is not None:
+                raise ValueError(
+                    f"`search.{listed}` lists what is tried in place of `{field}`: leave one of the two out"
+                )
+        return self
+
+    def variants(self) -> list["Tune"]:
+        """The recipes that train for this one: those of its search or ensemble, in a fixed order, or itself alone."""
+        if self.ensemble is not None:
+            alone = {"method": "prompt", "ensemble": None}
+            return [self.model_copy(update={**alone, "seed": self.seed + i}) for i in range(self.ensemble.members)]
+        if self.search is None:
+            return [self]
+        lengths = self.search.lengths or [self.num_virtual_tokens]
+        rates, seeds = self.search.learning_rate or [self.learning_rate], self.search.seed or [self.seed]
+        return [
+            self.model_copy(update={"search": None, "num_virtual_tokens": length, "learning_rate": rate, "seed": seed})
+            for length, rate, seed in itertools.product(lengths, rates, seeds)
+        ]
+
+
+class SharedPrompt(Section):
+    """A prompt that several source tasks train together (multitask prompt tuning, Wang et al. 2023).
+
+    By the recipe `tune`, first a teacher prompt trains for each source, then all are distilled into the shared prompt.
+    """
+
+    base_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+    sources: Annotated[list[Annotated[str, Field(pattern=NAME_PATTERN)]], Field(min_length=2, max_length=50)]
+    tune: Tune = Tune()
+
+    @field_validator("sources")
+    @classmethod
+    def _distinct_sources(cls, sources: list[str]) -> list[str]:
+        if len(set(sources)) < len(sources):
+            raise ValueError("a source stands in the list twice")
+        return sources
+
+    @field_validator("tune")
+    @classmethod
+    def _plain_recipe(cls, tune: Tune) -> Tune:
+        if tune.method != "prompt" or tune.search is not None:
+            raise ValueError("teachers and the shared prompt train by `method: prompt`, without a search")
+        if isinstance(tune.init, VersionInit | FileInit) or tune.init in ("champion", "class_labels"):
+            raise ValueError("all sources start alike, and cold: take sampled_vocab, uniform, xavier or {text: WORDS}")
+        return tune

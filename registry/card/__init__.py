@@ -1,0 +1,1 @@
+"""All that is known of a version, as Markdown and as one HTML page."""

@@ -1,0 +1,306 @@
+"""What is kept, and so what may go: plans a garbage collection from the ledger and a listing of the store; changes
+nothing.
+"""
+
+import itertools
+import logging
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Literal, NamedTuple
+
+from sqlalchemy import select
+
+from ptpipeline.errors import SettingsError
+from ptpipeline.prompts.artifact import MANIFEST_FILE
+from ptpipeline.records import DIGEST_PATTERN, PromptManifest, PromptVersion, Record, is_name
+from ptpipeline.storage import Listed, ObjectStore
+from registry.garbage.roots import (
+    MAX_COMBINATIONS,
+    Name,
+    Retention,
+    combination,
+    held_elsewhere,
+    pointed,
+    prompts_in_use,
+    read_manifests,
+    snapshots_in_use,
+    sources_in,
+    with_parts,
+)
+from registry.ledger import tables
+from registry.ledger.ledger import Ledger
+from registry.registry import Registry
+
+log = logging.getLogger(__name__)
+
+
+class Collected(Record):
+    """One thing that a garbage collection deleted, or would. `task` is None for a checkpoint, which several may
+    share.
+    """
+
+    task: str | None
+    digest: str
+    version: int | None
+    what: Literal["version", "orphan", "snapshot", "checkpoint"]
+    bytes: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Folder:
+    """What the store lists below `prompts/<task>`: objects of each digest, and the keys of pointers, names and
+    histories.
+    """
+
+    prompts: dict[str, list[Listed]] = field(default_factory=dict)
+    pointers: list[str] = field(default_factory=list)
+    numbers: set[int] = field(default_factory=set)
+    rows: set[tuple[str, int]] = field(default_factory=set)
+
+
+class Kept(NamedTuple):
+    """Prompts and snapshots that stay, every stored manifest that can be read, and tasks with one that cannot."""
+
+    prompts: set[Name]
+    snapshots: set[Name]
+    manifests: dict[Name, PromptManifest]
+    unclear: set[str]
+
+
+def plan(registry: Registry, policy: Retention, task: str | None = None) -> list[Collected]:
+    """What may go, of one task or all, in the order in which it has to: what consists of others before those.
+
+    Raises SettingsError where the store knows more than the ledger, ArtifactError for an unreadable server report,
+    ServiceUnavailable.
+    """
+    store, ledger = registry.store, registry.ledger
+    folders = _folders(
+        store.listed("prompts")
+    )  # before the ledger is asked: what is named in the store stood there first
+    snapshots = _grouped(store.listed("snapshots"))
+    versions = {
+        name: list(rows) for name, rows in groupby(ledger.versions(limit=None), key=lambda version: version.task)
+    }
+    everything = sorted({*folders, *versions})
+    for name in everything:  # of all tasks: a version of one may descend from another's
+        _check_ledger(registry, name, folders.get(name, Folder()), versions.get(name, []))
+    wanted = [name for name in everything if task in (None, name)]
+    kept = _kept(registry, policy, folders)
+    found: list[Collected] = []
+    for name in wanted:
+        if name in kept.unclear:
+            log.warning(
+                "%s: nothing of it is collected while a manifest cannot be read: nobody knows what that prompt "
+                "consists of; `ptp doctor %s`",
+                name,
+                name,
+            )
+            continue
+        found += _prompts(
+            policy, name, (folders.get(name, Folder()), versions.get(name, [])), kept, _rows_sizes(registry, name)
+        )
+    alive = (kept.prompts | set(kept.manifests)) - {(item.task or "", item.digest) for item in found}
+    needed = kept.snapshots | _snapshots_of(ledger, alive, kept.manifests)
+    needed |= _sources_of(ledger, alive, snapshots)
+    spare = {name: objects for name, objects in snapshots.items() if name not in needed and task in (None, name[0])}
+    found += [
+        _snapshot(name, objects)
+        for name, objects in spare.items()
+        if name[0] not in kept.unclear and not _young(policy, objects)
+    ]
+    return found + ([] if task else _checkpoints(store, policy))
+
+
+# ---------------------------------------------------------------- what is kept
+
+
+def _kept(registry: Registry, policy: Retention, folders: Mapping[str, Folder]) -> Kept:
+    """Roots, whatever is young and no version, and with each its members and parents, and theirs."""
+    stored = {(task, digest): objects for task, folder in folders.items() for digest, objects in folder.prompts.items()}
+    complete = [
+        name for name, objects in stored.items() if any(item.key.endswith(f"/{MANIFEST_FILE}") for item in objects)
+    ]
+    read = read_manifests(registry.store, complete)
+    manifests = {name: manifest for name, manifest in read.items() if manifest is not None}
+    with registry.ledger.database.reading() as connection:
+        prompts = prompts_in_use(connection, policy)
+        snapshots = snapshots_in_use(connection, policy)
+        registered = {
+            (row.task, row.digest) for row in connection.execute(select(tables.version.c.task, tables.version.c.digest))
+        }
+    prompts |= held_elsewhere(registry.store)
+    for task, folder in folders.items():
+        prompts |= pointed(registry, task, folder.pointers)
+    prompts |= {name for name, objects in stored.items() if name not in registered and _young(policy, objects)}
+    return Kept(
+        with_parts(prompts, manifests),
+        snapshots,
+        manifests,
+        {task for (task, _), manifest in read.items() if manifest is None},
+    )
+
+
+def _check_ledger(registry: Registry, task: str, folder: Folder, versions: list[PromptVersion]) -> None:
+    """A ledger restored from an older backup, or another store's, takes registered versions for orphans."""
+    newer = folder.numbers - {version.number for version in versions}
+    heads = {head.alias: head.seq for head in registry.ledger.heads(task)}
+    moved = sorted(alias for alias, seq in folder.rows if seq > heads.get(alias, 0))
+    if newer or moved:
+        what = f"version {min(newer)}" if newer else f"promotions of {moved[0]}"
+        raise SettingsError(
+            f"{task}: {registry.store.url} knows {what}, the ledger {registry.ledger.database.name} does not: "
+            "was it restored from an older backup, or is it another store's? "
+            "Nothing is collected; `ptp doctor --rebuild-ledger` brings it up"
+        )
+
+
+# ---------------------------------------------------------------- what may go
+
+
+def _prompts(
+    policy: Retention, task: str, there: tuple[Folder, list[PromptVersion]], kept: Kept, rows: Mapping[str, int]
+) -> list[Collected]:
+    folder, versions = there
+    registered = {version.digest for version in versions}
+    found = []
+    for version in versions:
+        size = sum(item.bytes for item in folder.prompts.get(version.digest, [])) + rows.get(version.digest, 0)
+        if (task, version.digest) not in kept.prompts and (size or not version.collected):
+            why = (
+                "its deletion was interrupted"
+                if version.collected
+                else f"never promoted, and older than the newest {policy.candidates}"
+            )
+            found.append(
+                Collected(task=task, digest=version.digest, version=version.number, what="version", bytes=size, why=why)
+            )
+    for digest, objects in sorted(folder.prompts.items()):
+        if digest not in registered and (task, digest) not in kept.prompts:
+            size = sum(item.bytes for item in objects) + rows.get(digest, 0)
+            why = (
+                "no version, and part of none that is kept"
+                if (task, digest) in kept.manifests
+                else "stored by half, and being published by nobody"
+            )
+            found.append(Collected(task=task, digest=digest, version=None, what="orphan", bytes=size, why=why))
+    return sorted(found, key=lambda item: not _has_members(kept.manifests.get((task, item.digest))))
+
+
+def _has_members(manifest: PromptManifest | None) -> bool:
+    return bool(manifest and (manifest.members or manifest.method == "multitask"))
+
+
+def _rows_sizes(registry: Registry, task: str) -> dict[str, int]:
+    """Bytes of the stored evaluation rows of each prompt of the task."""
+    sizes = {item.key: item.bytes for item in registry.store.listed(f"reports/{task}")}
+    return {digest: sum(sizes.get(key, 0) for key in keys) for digest, keys in rows_keys(registry.ledger, task).items()}
+
+
+def rows_keys(ledger: Ledger, task: str) -> dict[str, list[str]]:
+    """Where the evaluation rows of each prompt of the task were stored."""
+    table = tables.evaluation
+    found: dict[str, list[str]] = {}
+    with ledger.database.reading() as connection:
+        for row in connection.execute(
+            select(table.c.digest, table.c.record["rows_key"].as_string().label("key")).where(table.c.task == task)
+        ):
+            found.setdefault(row.digest, []).append(row.key)
+    return found
+
+
+def _snapshots_of(ledger: Ledger, alive: set[Name], manifests: Mapping[Name, PromptManifest]) -> set[Name]:
+    """What the prompts that stay were trained and measured on, by their manifests and, where bytes are missing, by the
+    ledger.
+    """
+    found = {(name[0], manifests[name].snapshot) for name in alive if name in manifests}
+    evaluation, publication = tables.evaluation, tables.publication
+    with ledger.database.reading() as connection:
+        for table, snapshot in (
+            (evaluation, evaluation.c.record["snapshot"]),
+            (publication, publication.c.record[("tuned", "snapshot")]),
+        ):
+            rows = connection.execute(select(table.c.task, table.c.digest, snapshot.as_string().label("snapshot")))
+            found |= {(row.task, row.snapshot) for row in rows if (row.task, row.digest) in alive}
+    return found
+
+
+def _sources_of(ledger: Ledger, alive: set[Name], snapshots: Iterable[Name]) -> set[Name]:
+    """The sources' snapshots that shared prompts which stay were trained on; all of those sources where too many come
+    into question.
+    """
+    stored: dict[str, list[Name]] = {}
+    for name in snapshots:
+        stored.setdefault(name[0], []).append(name)
+    found: set[Name] = set()
+    table = tables.publication
+    with ledger.database.reading() as connection:
+        record = table.c.record[("tuned", "snapshot")].as_string(), table.c.record[("tuned", "trials")]
+        rows = connection.execute(select(table.c.task, table.c.digest, *record)).all()
+    for task, _, snapshot, trials in (row for row in rows if (row.task, row.digest) in alive):
+        sources = [stored.get(source, []) for source in sources_in(task, [trial["name"] for trial in trials or []])]
+        if sources and (task, snapshot) not in stored.get(task, []):
+            many = math.prod(map(len, sources)) > MAX_COMBINATIONS
+            found.update(itertools.chain(*sources) if many else combination(snapshot, sources) or ())
+    return found
+
+
+def _snapshot(name: Name, objects: list[Listed]) -> Collected:
+    why = "no version that is kept was trained or measured on it"
+    return Collected(
+        task=name[0], digest=name[1], version=None, what="snapshot", bytes=sum(item.bytes for item in objects), why=why
+    )
+
+
+def _checkpoints(store: ObjectStore, policy: Retention) -> list[Collected]:
+    """A training in progress replaces its checkpoint every minute or so; deleting one costs its work, never its
+    result.
+    """
+    found = []
+    for item in store.listed("checkpoints"):
+        digest = item.key.rsplit("/", 1)[-1].removesuffix(".safetensors")
+        if not policy.fresh(item.modified) and re.fullmatch(DIGEST_PATTERN, digest):
+            why = f"of a training that was given up, last written {item.modified:%Y-%m-%d %H:%M} UTC"
+            found.append(
+                Collected(task=None, digest=digest, version=None, what="checkpoint", bytes=item.bytes, why=why)
+            )
+    return found
+
+
+# ---------------------------------------------------------------- the listing
+
+
+def _folders(items: Iterable[Listed]) -> dict[str, Folder]:
+    """By task; what has no such form is nobody's garbage."""
+    folders: dict[str, Folder] = {}
+    for item in items:
+        parts = item.key.split("/")
+        if len(parts) < 4 or not is_name(parts[1]):
+            continue
+        folder, stem = folders.setdefault(parts[1], Folder()), parts[-1].removesuffix(".json")
+        if re.fullmatch(DIGEST_PATTERN, parts[2]):
+            folder.prompts.setdefault(parts[2], []).append(item)
+        elif parts[2] == "aliases" and is_name(stem):
+            folder.pointers.append(item.key)
+        elif parts[2] == "versions" and stem.isdecimal():
+            folder.numbers.add(int(stem))
+        elif parts[2] == "history" and stem.isdecimal() and is_name(parts[3]):
+            folder.rows.add((parts[3], int(stem)))
+    return folders
+
+
+def _grouped(items: Iterable[Listed]) -> dict[Name, list[Listed]]:
+    """Objects at `<kind>/<task>/<digest>/...` by task and digest."""
+    found: dict[Name, list[Listed]] = {}
+    for item in items:
+        parts = item.key.split("/")
+        if len(parts) > 3 and is_name(parts[1]) and re.fullmatch(DIGEST_PATTERN, parts[2]):
+            found.setdefault((parts[1], parts[2]), []).append(item)
+    return found
+
+
+def _young(policy: Retention, objects: Iterable[Listed]) -> bool:
+    return any(policy.fresh(item.modified) for item in objects)

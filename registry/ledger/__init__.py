@@ -1,0 +1,1 @@
+"""The database that numbers and decides; the only code that speaks SQL."""

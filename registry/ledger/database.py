@@ -1,0 +1,220 @@
+"""The ledger's database, SQLite or PostgreSQL: one engine, its transactions, its schema brought up to date when it
+opens.
+"""
+
+import hashlib
+import os
+import re
+import sqlite3
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from weakref import WeakSet
+
+import stamina
+from filelock import FileLock, Timeout
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, inspect, make_url, text
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+
+from ptpipeline.errors import ServiceUnavailable, SettingsError
+from registry.ledger.tables import SCHEMA
+
+BUSY_SECONDS = 10
+MIGRATIONS = Path(__file__).parents[1] / "migrations"
+PRAGMAS = (f"busy_timeout={BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+TIMEOUTS = (
+    f"-c lock_timeout={BUSY_SECONDS}s -c statement_timeout={3 * BUSY_SECONDS}s -c "
+    f"idle_in_transaction_session_timeout={3 * BUSY_SECONDS}s"
+)
+
+
+class Database:
+    """A database with the ledger's tables; raises ServiceUnavailable where it cannot be reached or stays locked."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        parsed = _parsed(url)
+        self.name = parsed.render_as_string(hide_password=True)
+        self.file = Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None
+        self._engine = _sqlite_engine(parsed) if self.file else _postgresql_engine(parsed)
+        self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
+        _opened.add(self)
+        self._migrate()
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that writes nothing."""
+        with self._answering(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self, name: str | None = None) -> Iterator[Connection]:
+        """A transaction, durable when the block ends; blocks of the same `name` never run at the same time.
+
+        On SQLite every block has the only writer's place from its first statement.
+        """
+        with self._answering(), self._writer.begin() as connection:
+            if name is not None:
+                self.hold(connection, name)
+            yield connection
+
+    def hold(self, connection: Connection, name: str) -> None:
+        """Keep other writing blocks of that name waiting until this transaction ends."""
+        if self.file is None:
+            key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+            connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+
+    def clock(self, connection: Connection) -> float:
+        """Seconds since 1970 by the one clock that all users of this database share."""
+        if self.file:
+            return time.time()
+        return float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self._engine.dispose()
+
+    def disown(self) -> None:
+        """Leave the connections to the process that this one was forked from: two that share one read each other's
+        answers.
+        """
+        self._engine.dispose(close=False)
+
+    def _migrate(self) -> None:
+        with self._answering():
+            if self.file is None:
+                if self._revision() != SCHEMA:
+                    self._upgrade()
+                return
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            if self.file.exists() and self._revision() == SCHEMA:
+                return
+            with FileLock(f"{self.file}.lock", timeout=60):
+                if self._revision() != SCHEMA:
+                    self._upgrade()
+
+    def _revision(self) -> str | None:
+        with self._engine.begin() as connection:
+            if not inspect(connection).has_table("alembic_version"):
+                return None
+            revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
+            return revision
+
+    def _upgrade(self) -> None:
+        from alembic import command
+        from alembic.config import Config
+        from alembic.util import CommandError
+
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        with self.writing("migrate") as connection:  # whoever waited here finds nothing left to do
+            config.attributes["connection"] = connection
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise SettingsError(
+                    f"PTP_LEDGER: {self.name} was written by another version of ptpipeline ({error}); install "
+                    "the newer one"
+                ) from None
+
+    @contextmanager
+    def _answering(self) -> Iterator[None]:
+        try:
+            yield
+        except (
+            OperationalError,
+            InterfaceError,
+            InternalError,
+            PoolTimeout,
+        ) as error:  # internal: a standby, a transaction that idled too long
+            reason = " ".join(str(getattr(error, "orig", error)).split())
+            raise ServiceUnavailable(
+                f"ledger {self.name} does not answer: {reason}; is another process holding it, is the disk "
+                "writable, is the server up?"
+            ) from error
+        except (OSError, Timeout) as error:
+            raise ServiceUnavailable(f"ledger {self.name} cannot be opened: {error}; PTP_LEDGER names it") from error
+        except DatabaseError as error:
+            if re.search("not a database|malformed", str(error.orig)):
+                raise SettingsError(
+                    f"PTP_LEDGER: {self.name} is no ledger ({error.orig}); restore it or name another file"
+                ) from error
+            raise
+
+
+def insert(connection: Connection, table: Table) -> Any:
+    """An INSERT that may say ON CONFLICT, which each database spells for itself."""
+    return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
+
+
+def put(connection: Connection, table: Table, key: Mapping[str, str | int], **values: Any) -> None:
+    """The row of that key with those values, whether it was there or not."""
+    connection.execute(
+        insert(connection, table).values(**key, **values).on_conflict_do_update(index_elements=list(key), set_=values)
+    )
+
+
+def _parsed(url: str) -> URL:
+    expected = (
+        "expected a file, as sqlite:////absolute/ledger.db, or a database of its own, as postgresql://user@host/ledger"
+    )
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise SettingsError(
+            f"PTP_LEDGER is no database address; {expected}"
+        ) from None  # what it holds may be a password
+    backend = parsed.get_backend_name()
+    if backend == "postgresql" and parsed.database:
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend != "sqlite" or parsed.database in (None, "", ":memory:"):
+        raise SettingsError(f"PTP_LEDGER: {parsed.render_as_string(hide_password=True)!r} is not supported; {expected}")
+    return parsed
+
+
+def _postgresql_engine(url: URL) -> Engine:
+    arguments = {"connect_timeout": BUSY_SECONDS, "options": TIMEOUTS}
+    # a stricter level, which a server may have as its default, would show behind a lock what was so before it was
+    # waited for
+    return create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", connect_args=arguments)
+
+
+def _sqlite_engine(url: URL) -> Engine:
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def connected(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver would begin late and deferred: `began` does it
+        for pragma in PRAGMAS:
+            _execute(connection, f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def began(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+    return engine
+
+
+def _is_busy(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+
+
+@stamina.retry(on=_is_busy, attempts=None, timeout=BUSY_SECONDS, wait_initial=0.01, wait_max=0.2)
+def _execute(connection: sqlite3.Connection, statement: str) -> None:
+    """SQLite does not wait by itself where two processes turn a new file to WAL at once."""
+    connection.execute(statement)
+
+
+_opened: WeakSet[Database] = WeakSet()
+
+
+def _disown_all() -> None:
+    for database in _opened:
+        database.disown()
+
+
+os.register_at_fork(after_in_child=_disown_all)

@@ -1,0 +1,72 @@
+"""Leases: the right to write one projection until it expires, held in the ledger's database."""
+
+import os
+import socket
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, delete, select, update
+
+from ptpipeline.errors import LeaseHeld
+from registry.ledger import tables
+from registry.ledger.database import Database, put
+
+
+class Lease:
+    """The right to write what `name` says, for `seconds` after it was last renewed."""
+
+    def __init__(self, database: Database, name: str, seconds: float) -> None:
+        self.name, self.seconds = name, seconds
+        self._database = database
+        self._owner = owner()
+
+    def renew(self) -> None:
+        """Take the lease, or hold it from now on anew; LeaseHeld where another process has it."""
+        with self._database.writing(f"lease {self.name}") as connection:
+            mine = select(tables.lease).where(tables.lease.c.name == self.name)
+            row = connection.execute(mine.with_for_update()).one_or_none()  # `keep` may be extending it just now
+            now = self._database.clock(connection)
+            if row and row.owner != self._owner and row.expires_at > now:
+                raise LeaseHeld(
+                    f"{self.name} is being written by {row.owner}, for {row.expires_at - now:.0f} s more; try "
+                    "again then"
+                )
+            put(connection, tables.lease, {"name": self.name}, owner=self._owner, expires_at=now + self.seconds)
+
+    def keep(self, connection: Connection) -> None:
+        """Hold it from now on anew as part of that transaction; LeaseHeld where it was not ours all the while.
+
+        Unlike `renew` it never takes the lease back: another holder may have come and gone.
+        """
+        held = update(tables.lease).where(tables.lease.c.name == self.name, tables.lease.c.owner == self._owner)
+        expires = self._database.clock(connection) + self.seconds
+        if connection.execute(held.values(expires_at=expires)).rowcount == 0:
+            raise LeaseHeld(
+                f"{self.name}: this process stood still for longer than its lease and another took over; look again"
+            )
+
+    def release(self) -> None:
+        """Let others in; silent where another took it after it expired."""
+        with self._database.writing() as connection:
+            connection.execute(
+                delete(tables.lease).where(tables.lease.c.name == self.name, tables.lease.c.owner == self._owner)
+            )
+
+
+@contextmanager
+def leased(database: Database, name: str, seconds: float) -> Iterator[Lease]:
+    """The only writer called `name` for the block, for at most `seconds` after its last renewal; LeaseHeld
+    where taken.
+    """
+    lease = Lease(database, name, seconds)
+    lease.renew()
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def owner() -> str:
+    """A name for one holder, by which people find its process."""
+    return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"

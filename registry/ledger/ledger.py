@@ -1,0 +1,334 @@
+"""The ledger: numbers versions, decides which version an alias names, and keeps who moved it when and why."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, Select, Table, and_, delete, exists, func, select
+from sqlalchemy.exc import IntegrityError
+
+from ptpipeline.errors import NotFound, PromotionConflict
+from ptpipeline.records import Promotion, PromptVersion, Record, Verdict, now
+from registry.ledger import tables
+from registry.ledger.database import insert, put
+from registry.ledger.results import Memory, put_verdict
+from registry.ledger.tombstone import lock_name, refuse_buried, take_over
+
+
+class Intent(Record):
+    """A publish that began: its artifact may be in the store, it is no version yet."""
+
+    task: str
+    digest: str
+    at: str
+
+
+class Move(Record):
+    """A promotion that is asked for: which alias of which task to which version, by whom and why.
+
+    `expected` is the sequence number of the alias's head as it was read, 0 where it had none. `override` says that a
+    person answers for what the gate would refuse; `release` names the set that is promoted together.
+    """
+
+    task: str
+    alias: str
+    version: int
+    actor: str
+    reason: str
+    expected: int
+    verdict: str | None = None
+    override: bool = False
+    release: str | None = None
+
+
+class Release(Record):
+    """Versions of several tasks that are promoted together: task -> version number. `name` is unique for ever."""
+
+    name: str
+    actor: str
+    reason: str
+    versions: dict[str, int]
+    at: str
+
+
+class Applied(NamedTuple):
+    """How far a projection followed the ledger."""
+
+    seq: int
+    version: int
+
+
+class Ledger(Memory):
+    """One database. Every method is one transaction; raises ServiceUnavailable where the database does not answer."""
+
+    # ------------------------------------------------------------ versions
+
+    def intend(self, task: str, digest: str) -> None:
+        """Note that `digest` is being published, before its first byte is stored; LeaseHeld while it is being
+        collected.
+        """
+        with self.database.writing(lock_name(task, digest)) as connection:
+            take_over(self.database, connection, task, digest)
+            put(
+                connection, tables.intent, {"task": task, "digest": digest}, at=now()
+            )  # anew, so that it is not taken for abandoned
+
+    def intents(self, task: str | None = None) -> list[Intent]:
+        """Publishes that began and did not end, oldest first."""
+        return [
+            Intent(**row._mapping)
+            for row in self._rows(_of(select(tables.intent), tables.intent, task).order_by(tables.intent.c.at))
+        ]
+
+    def forget_intents(self, before: str) -> None:
+        """Publishes that nobody began again since are given up; what they stored is an orphan then."""
+        with self.database.writing() as connection:
+            connection.execute(delete(tables.intent).where(tables.intent.c.at < before))
+
+    def fulfil(self, task: str, digest: str) -> None:
+        """The publish of `digest` is complete."""
+        with self.database.writing() as connection:
+            connection.execute(
+                delete(tables.intent).where(tables.intent.c.task == task, tables.intent.c.digest == digest)
+            )
+
+    def add_version(self, task: str, digest: str, verdict: Verdict | None = None) -> PromptVersion:
+        """The version of that digest: the one there is, else numbered one above the task's highest; with `verdict` as
+        its newest, if given.
+        """
+        mine = _version().where(tables.version.c.task == task, tables.version.c.digest == digest)
+        with self.database.writing(f"version {task}") as connection:
+            if connection.execute(mine).first() is None:
+                highest = connection.scalar(
+                    select(func.max(tables.version.c.number)).where(tables.version.c.task == task)
+                )
+                connection.execute(
+                    insert(connection, tables.version).values(
+                        task=task, number=(highest or 0) + 1, digest=digest, at=now()
+                    )
+                )
+            if verdict:
+                put_verdict(connection, verdict)
+            return PromptVersion(**connection.execute(mine).one()._mapping)
+
+    def version(self, task: str, number: int) -> PromptVersion:
+        """Version `number` of the task; NotFound names the versions there are."""
+        row = self._row(_version().where(tables.version.c.task == task, tables.version.c.number == number))
+        if row is None:
+            highest = self._value(select(func.max(tables.version.c.number)).where(tables.version.c.task == task))
+            raise NotFound(
+                f"{task}: no version {number}; "
+                + (f"there are 1 to {highest}" if highest else "none is registered yet: `ptp run` makes one")
+            )
+        return PromptVersion(**row._mapping)
+
+    def version_of(self, task: str, digest: str) -> PromptVersion:
+        """The version of that digest; NotFound where it was never registered."""
+        row = self._row(_version().where(tables.version.c.task == task, tables.version.c.digest == digest))
+        if row is None:
+            raise NotFound(f"{task}: prompt {digest[:12]} is no registered version; `ptp run {task}` registers it")
+        return PromptVersion(**row._mapping)
+
+    def versions(self, task: str | None = None, limit: int | None = 100, offset: int = 0) -> list[PromptVersion]:
+        """Registered versions by task, newest first, one page of them; all with limit None and offset 0."""
+        order = tables.version.c.task, tables.version.c.number.desc()
+        page = (
+            _of(select(tables.version.c.task, tables.version.c.number), tables.version, task)
+            .order_by(*order)
+            .limit(limit)
+            .offset(offset or None)
+            .subquery()
+        )
+        shown = _version().join(
+            page, and_(tables.version.c.task == page.c.task, tables.version.c.number == page.c.number)
+        )  # verdicts are looked up for the page alone
+        return [PromptVersion(**row._mapping) for row in self._rows(shown.order_by(*order))]
+
+    def tasks(self) -> list[str]:
+        """Tasks with a registered version, by name."""
+        return [
+            row.task for row in self._rows(select(tables.version.c.task).distinct().order_by(tables.version.c.task))
+        ]
+
+    # ------------------------------------------------------------ promotions
+
+    def head(self, task: str, alias: str) -> Promotion | None:
+        """The promotion that decides what the alias names now."""
+        with self.database.reading() as connection:
+            return _head(connection, task, alias)
+
+    def heads(self, task: str | None = None) -> list[Promotion]:
+        """The head of every alias, by task and alias."""
+        table = tables.promotion
+        newest = (
+            _of(select(table.c.task, table.c.alias, func.max(table.c.seq).label("seq")), table, task)
+            .group_by(table.c.task, table.c.alias)
+            .subquery()
+        )
+        on = and_(table.c.task == newest.c.task, table.c.alias == newest.c.alias, table.c.seq == newest.c.seq)
+        return [
+            Promotion(**row._mapping)
+            for row in self._rows(select(table).join(newest, on).order_by(table.c.task, table.c.alias))
+        ]
+
+    def history(self, task: str, alias: str | None = None) -> list[Promotion]:
+        """Every promotion of the task (of one alias), oldest first."""
+        table = tables.promotion
+        query = select(table).where(table.c.task == task)
+        query = (
+            query.order_by(table.c.at, table.c.seq)
+            if alias is None
+            else query.where(table.c.alias == alias).order_by(table.c.seq)
+        )
+        return [Promotion(**row._mapping) for row in self._rows(query)]
+
+    def promotion(self, task: str, alias: str, seq: int) -> Promotion | None:
+        """One row of the history."""
+        table = tables.promotion
+        row = self._row(select(table).where(table.c.task == task, table.c.alias == alias, table.c.seq == seq))
+        return Promotion(**row._mapping) if row else None
+
+    def append(self, move: Move) -> Promotion:
+        """Move an alias from the head that the move expects.
+
+        Raises PromotionConflict, naming both heads, where somebody moved it first; NotFound where there is no such
+        version, PromotionRefused where the garbage collection deleted it or is about to.
+        """
+        return self._append([move], None)[0]
+
+    def append_release(self, release: Release, moves: Sequence[Move]) -> list[Promotion]:
+        """Move all those aliases or none, in one transaction that records the release; raises as `append` does.
+
+        A release of that name which holds other versions is refused with PromotionConflict.
+        """
+        return self._append(moves, release)
+
+    def release(self, name: str) -> Release | None:
+        """The release of that name."""
+        row = self._row(select(tables.release).where(tables.release.c.name == name))
+        return Release(**row._mapping) if row else None
+
+    def releases(self) -> list[Release]:
+        """Every release, newest first."""
+        return [
+            Release(**row._mapping) for row in self._rows(select(tables.release).order_by(tables.release.c.at.desc()))
+        ]
+
+    def _append(self, moves: Sequence[Move], release: Release | None) -> list[Promotion]:
+        ordered = sorted(moves, key=lambda move: (move.task, move.alias))  # two releases lock their rows in one order
+        digests = [self.version(move.task, move.version).digest for move in ordered]
+        try:
+            with self.database.writing() as connection:
+                if release:
+                    _record_release(connection, release)
+                for move, digest in zip(ordered, digests, strict=True):
+                    refuse_buried(self.database, connection, move.task, digest)
+                return [
+                    _insert_promotion(connection, move, digest) for move, digest in zip(ordered, digests, strict=True)
+                ]
+        except IntegrityError:  # the row that was to be inserted is there: somebody else's promotion
+            for move in ordered:
+                head = self.head(move.task, move.alias)
+                if (head.seq if head else 0) != move.expected:
+                    raise _conflict(move, head) from None
+            raise
+
+    # ------------------------------------------------------------ projections
+
+    def applied(self, target: str, task: str, alias: str) -> Applied | None:
+        """How far `target` (`store`, `mlflow`) followed the head of the alias."""
+        table = tables.projection
+        row = self._row(select(table).where(table.c.target == target, table.c.task == task, table.c.alias == alias))
+        return Applied(row.applied_seq, row.applied_version) if row else None
+
+    def record_applied(self, target: str, promotion: Promotion) -> None:
+        """`target` shows that promotion; an older one than recorded changes nothing."""
+        where = {"target": target, "task": promotion.task, "alias": promotion.alias}
+        row = {"applied_seq": promotion.seq, "applied_version": promotion.version, "at": now()}
+        older = tables.projection.c.applied_seq < promotion.seq
+        with self.database.writing() as connection:
+            connection.execute(
+                insert(connection, tables.projection)
+                .values(**where, **row)
+                .on_conflict_do_update(index_elements=list(where), set_=row, where=older)
+            )
+
+
+def _of(query: Select[Any], table: Table, task: str | None) -> Select[Any]:
+    return query if task is None else query.where(table.c.task == task)
+
+
+def _version() -> Select[Any]:
+    """Versions with their newest verdict, as the fields of PromptVersion."""
+    row, verdict, other = tables.version, tables.verdict, tables.verdict.alias()
+    mine = and_(other.c.task == row.c.task, other.c.digest == row.c.digest)
+    newest = select(other.c.verdict).where(mine).order_by(other.c.at.desc()).limit(1).correlate(row).scalar_subquery()
+    collected = (
+        exists()
+        .where(tables.tombstone.c.task == row.c.task, tables.tombstone.c.digest == row.c.digest)
+        .label("collected")
+    )
+    columns = (
+        row.c.task,
+        row.c.number,
+        row.c.digest,
+        verdict.c.verdict,
+        verdict.c.passed,
+        row.c.at.label("registered_at"),
+        collected,
+    )
+    return select(*columns).select_from(row.outerjoin(verdict, verdict.c.verdict == newest))
+
+
+def _head(connection: Connection, task: str, alias: str) -> Promotion | None:
+    table = tables.promotion
+    row = connection.execute(
+        select(table).where(table.c.task == task, table.c.alias == alias).order_by(table.c.seq.desc()).limit(1)
+    ).first()
+    return Promotion(**row._mapping) if row else None
+
+
+def _insert_promotion(connection: Connection, move: Move, digest: str) -> Promotion:
+    """The move as the row behind the head that it expects; the table's key refuses it where that row is there
+    already.
+    """
+    table = tables.promotion
+    previous = connection.scalar(
+        select(table.c.version).where(
+            table.c.task == move.task, table.c.alias == move.alias, table.c.seq == move.expected
+        )
+    )
+    if previous is None and move.expected > 0:
+        raise _conflict(move, _head(connection, move.task, move.alias))
+    promotion = Promotion(
+        **move.model_dump(exclude={"expected"}), seq=move.expected + 1, digest=digest, previous=previous, at=now()
+    )
+    connection.execute(insert(connection, table).values(**promotion.model_dump()))
+    return promotion
+
+
+def _record_release(connection: Connection, release: Release) -> None:
+    connection.execute(insert(connection, tables.release).values(**release.model_dump()).on_conflict_do_nothing())
+    stored = connection.scalar(select(tables.release.c.versions).where(tables.release.c.name == release.name))
+    if stored is not None and stored != release.versions:
+        raise held_otherwise(release.model_copy(update={"versions": stored}))
+
+
+def held_otherwise(release: Release) -> PromotionConflict:
+    """What to raise where that release is to become another set."""
+    held = ", ".join(f"{task}@{number}" for task, number in sorted(release.versions.items()))
+    return PromotionConflict(
+        f"release {release.name!r} holds {held} already and never changes; give the new set another name"
+    )
+
+
+def _conflict(move: Move, head: Promotion | None) -> PromotionConflict:
+    actual = (
+        f"seq {head.seq}, version {head.version}, moved by {head.actor} at {head.at} ({head.reason})"
+        if head
+        else "no promotion at all"
+    )
+    asked = f"seq {move.expected}" if move.expected else "no promotion yet"
+    return PromotionConflict(
+        f"{move.task}@{move.alias}: expected {asked} as head for version {move.version} by {move.actor}, found "
+        f"{actual}; look at `ptp history {move.task}`, then promote again"
+    )

@@ -1,0 +1,195 @@
+"""What the stages remember, so that what they did once need not run again: snapshots, trainings, evaluations,
+verdicts.
+"""
+
+from typing import Any, ClassVar
+
+from sqlalchemy import Connection, Row, Select, Table, select
+
+from ptpipeline.records import Grown, Report, Snapshot, TunedPrompt, Verdict, now
+from registry.ledger import tables
+from registry.ledger.database import Database, put
+from registry.ledger.tombstone import lock_name, take_over
+
+
+class Publication(Grown):
+    """How a version came to be: its training, the git commit, and where in the store its plots lie, name -> key, the
+    words near it, experiments with it, and what it gets wrong.
+    """
+
+    LATER: ClassVar = frozenset({"neighbours", "wayward", "mistakes"})
+
+    tuned: TunedPrompt
+    commit: str | None
+    plots: dict[str, str]
+    neighbours: str | None = None
+    wayward: tuple[str, ...] = ()
+    mistakes: str | None = None
+
+
+class Memory:
+    """Records under their keys. Every method is one transaction; raises ServiceUnavailable where the database does not
+    answer.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.database = Database(url)
+        self.url = url
+
+    def close(self) -> None:
+        """Give the database connections back."""
+        self.database.close()
+
+    def snapshot_for(self, task: str, source_key: str) -> Snapshot | None:
+        """The snapshot that was made of that source."""
+        return self._snapshot(tables.snapshot.c.task == task, tables.snapshot.c.source_key == source_key)
+
+    def snapshot(self, task: str, digest: str) -> Snapshot | None:
+        """The snapshot of that digest."""
+        return self._snapshot(tables.snapshot.c.task == task, tables.snapshot.c.digest == digest)
+
+    def save_snapshot(self, snapshot: Snapshot) -> None:
+        """Remember the snapshot under its source key as the task's newest; LeaseHeld while it is being deleted.
+
+        For the grace period of the garbage collection from now on it is not deleted.
+        """
+        key = {"task": snapshot.task, "source_key": snapshot.source_key}
+        with self.database.writing(lock_name(snapshot.task, snapshot.digest)) as connection:
+            take_over(self.database, connection, snapshot.task, snapshot.digest)
+            put(connection, tables.snapshot, key, digest=snapshot.digest, record=snapshot.to_json(), at=now())
+
+    def tuned(self, task: str, training_key: str) -> TunedPrompt | None:
+        """The prompt that was trained under that key."""
+        record = self._value(
+            select(tables.training.c.record).where(
+                tables.training.c.task == task, tables.training.c.training_key == training_key
+            )
+        )
+        return TunedPrompt.model_validate(record) if record else None
+
+    def save_tuned(self, *prompts: TunedPrompt) -> None:
+        """Remember prompts under their training keys, in place of earlier ones: those of one gang all or none."""
+        with self.database.writing() as connection:
+            for tuned in prompts:
+                _put_tuned(connection, tuned)
+
+    def report(self, evaluation_key: str) -> Report | None:
+        """The evaluation that was made under that key."""
+        return self._report(tables.evaluation.c.evaluation_key == evaluation_key)
+
+    def report_of(self, task: str, digest: str) -> Report | None:
+        """The newest evaluation of the prompt of that digest."""
+        return self._report(tables.evaluation.c.task == task, tables.evaluation.c.digest == digest)
+
+    def save_report(self, report: Report) -> None:
+        """Remember the evaluation under its key."""
+        with self.database.writing() as connection:
+            _put_report(connection, report)
+
+    def verdict_for(self, gate_key: str) -> Verdict | None:
+        """The newest verdict under that gate key."""
+        return self._verdict(tables.verdict.c.gate_key == gate_key)
+
+    def verdict(self, digest: str) -> Verdict | None:
+        """The verdict of that digest, as promotions cite it."""
+        return self._verdict(tables.verdict.c.verdict == digest)
+
+    def latest_verdict(self, task: str, digest: str) -> Verdict | None:
+        """The newest verdict over the prompt of that digest."""
+        return self._verdict(tables.verdict.c.task == task, tables.verdict.c.digest == digest)
+
+    def verdicts(self, task: str, digest: str) -> list[Verdict]:
+        """Every verdict over the prompt of that digest, newest first."""
+        table = tables.verdict
+        query = select(table.c.record).where(table.c.task == task, table.c.digest == digest).order_by(table.c.at.desc())
+        return [Verdict.model_validate(row.record) for row in self._rows(query)]
+
+    def save_verdict(self, verdict: Verdict) -> None:
+        """Remember the verdict as the newest; saving it again makes it the newest again."""
+        with self.database.writing() as connection:
+            put_verdict(connection, verdict)
+
+    def publication(self, task: str, digest: str) -> Publication | None:
+        """How the version of that digest came to be."""
+        table = tables.publication
+        record = self._value(select(table.c.record).where(table.c.task == task, table.c.digest == digest))
+        return Publication.model_validate(record) if record else None
+
+    def save_publication(self, publication: Publication, report: Report | None = None) -> None:
+        """Remember how the version came to be, in place of what was known before: its training and report too, all or
+        nothing.
+        """
+        tuned = publication.tuned
+        with self.database.writing() as connection:
+            _put_tuned(connection, tuned)
+            if report:
+                _put_report(connection, report)
+            put(
+                connection,
+                tables.publication,
+                {"task": tuned.task, "digest": tuned.digest},
+                record=publication.to_json(),
+                at=now(),
+            )
+
+    def with_texts(self, task: str) -> list[Publication]:
+        """Those of the task's publications whose pages show texts of rows."""
+        table = tables.publication
+        shown = select(table.c.record).where(table.c.task == task, table.c.record["mistakes"].as_string().is_not(None))
+        return [Publication.model_validate(row.record) for row in self._rows(shown)]
+
+    def _snapshot(self, *where: Any) -> Snapshot | None:
+        record = self._value(_newest(tables.snapshot).where(*where))
+        return Snapshot.model_validate(record) if record else None
+
+    def _report(self, *where: Any) -> Report | None:
+        record = self._value(_newest(tables.evaluation).where(*where))
+        return Report.model_validate(record) if record else None
+
+    def _verdict(self, *where: Any) -> Verdict | None:
+        record = self._value(_newest(tables.verdict).where(*where))
+        return Verdict.model_validate(record) if record else None
+
+    def _rows(self, query: Select[Any]) -> list[Row[Any]]:
+        with self.database.reading() as connection:
+            return list(connection.execute(query))
+
+    def _row(self, query: Select[Any]) -> Row[Any] | None:
+        with self.database.reading() as connection:
+            return connection.execute(query).first()
+
+    def _value(self, query: Select[Any]) -> Any:
+        with self.database.reading() as connection:
+            return connection.scalar(query)
+
+
+def put_verdict(connection: Connection, verdict: Verdict) -> None:
+    """The verdict as the newest one."""
+    values = {"gate_key": verdict.gate_key, "task": verdict.task, "digest": verdict.digest, "passed": verdict.passed}
+    put(connection, tables.verdict, {"verdict": verdict.verdict_digest()}, **values, record=verdict.to_json(), at=now())
+
+
+def _put_tuned(connection: Connection, tuned: TunedPrompt) -> None:
+    put(
+        connection,
+        tables.training,
+        {"task": tuned.task, "training_key": tuned.training_key},
+        record=tuned.to_json(),
+        at=now(),
+    )
+
+
+def _put_report(connection: Connection, report: Report) -> None:
+    put(
+        connection,
+        tables.evaluation,
+        {"evaluation_key": report.evaluation_key},
+        task=report.task,
+        digest=report.digest,
+        record=report.to_json(),
+        at=now(),
+    )
+
+
+def _newest(table: Table) -> Select[Any]:
+    return select(table.c.record).order_by(table.c.at.desc()).limit(1)

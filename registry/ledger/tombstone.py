@@ -1,0 +1,114 @@
+"""Tombstones: the right to delete a prompt or a snapshot, in the database that holds the intents of publishing.
+
+Burying and intending are transactions of one name, so one of them is first and the other sees it. A tombstone is held
+for SECONDS after it was last renewed; then a publish may take over. That of a deleted version stays as its mark.
+"""
+
+from collections.abc import Callable
+
+from sqlalchemy import Connection, delete, exists, select, update
+
+from ptpipeline.errors import LeaseHeld, PromotionRefused
+from ptpipeline.records import now
+from registry.ledger import tables
+from registry.ledger.database import Database, put
+from registry.ledger.lease import owner
+
+SECONDS = 60.0
+
+
+class Tombstone:
+    """One collector's tombstone for the prompt, or the snapshot, of that digest."""
+
+    def __init__(self, database: Database, task: str, digest: str) -> None:
+        self.task, self.digest = task, digest
+        self._database, self._owner = database, owner()
+        table = tables.tombstone
+        self._mine = (table.c.task == task, table.c.digest == digest, table.c.owner == self._owner)
+
+    def bury(self, needed: Callable[[Connection], bool]) -> bool:
+        """Take it in one transaction, unless `needed` says so there, or another collector has it; whether it is
+        ours.
+        """
+        table = tables.tombstone
+        with self._database.writing(lock_name(self.task, self.digest)) as connection:
+            clock = self._database.clock(connection)
+            expires = connection.scalar(
+                select(table.c.expires_at).where(table.c.task == self.task, table.c.digest == self.digest)
+            )
+            if (expires or 0) > clock or needed(connection):
+                return False
+            put(
+                connection,
+                table,
+                {"task": self.task, "digest": self.digest},
+                owner=self._owner,
+                expires_at=clock + SECONDS,
+                at=now(),
+            )
+        return True
+
+    def renew(self) -> bool:
+        """Hold it for SECONDS from now; False where it expired and somebody took over."""
+        return self._set(SECONDS)
+
+    def leave(self) -> bool:
+        """Let it stand as the mark of what was deleted, which may be published again at once; False where it
+        was taken.
+        """
+        return self._set(0.0)
+
+    def lift(self) -> bool:
+        """Remove it, as if it never was; False where it was taken."""
+        with self._database.writing(lock_name(self.task, self.digest)) as connection:
+            return connection.execute(delete(tables.tombstone).where(*self._mine)).rowcount > 0
+
+    def _set(self, seconds: float) -> bool:
+        with self._database.writing(lock_name(self.task, self.digest)) as connection:
+            expires = self._database.clock(connection) + seconds
+            return (
+                connection.execute(update(tables.tombstone).where(*self._mine).values(expires_at=expires)).rowcount > 0
+            )
+
+
+def take_over(database: Database, connection: Connection, task: str, digest: str) -> None:
+    """Remove the tombstone of what is to be stored again; LeaseHeld while somebody deletes it. Hold `lock_name`
+    meanwhile.
+    """
+    table = tables.tombstone
+    where = (table.c.task == task, table.c.digest == digest)
+    left = (connection.scalar(select(table.c.expires_at).where(*where)) or 0) - database.clock(connection)
+    if left > 0:
+        raise LeaseHeld(
+            f"{task}: {digest[:12]} is being deleted by the garbage collection, for {left:.0f} s more; try again then"
+        )
+    connection.execute(delete(table).where(*where))
+
+
+def refuse_buried(database: Database, connection: Connection, task: str, digest: str) -> None:
+    """Nobody can bury the prompt from now until the transaction ends; PromotionRefused where somebody has."""
+    database.hold(connection, lock_name(task, digest))
+    table = tables.tombstone
+    if connection.scalar(select(table.c.at).where(table.c.task == task, table.c.digest == digest)) is not None:
+        raise PromotionRefused(collected_sentence(task, digest))
+
+
+def collected_sentence(task: str, digest: str) -> str:
+    """Why a version whose bytes were deleted on purpose cannot be used, and what to do."""
+    return (
+        f"{task}: the garbage collection deleted prompt {digest[:12]}, or is about to; `ptp run {task}` trains "
+        f"what today's data and recipe give, `ptp versions {task}` shows what is kept"
+    )
+
+
+def forget_unmarked(database: Database) -> None:
+    """Remove what killed collectors left behind: expired tombstones that mark no version."""
+    table, version = tables.tombstone, tables.version
+    marks = exists().where(version.c.task == table.c.task, version.c.digest == table.c.digest)
+    with database.writing() as connection:
+        connection.execute(delete(table).where(table.c.expires_at < database.clock(connection), ~marks))
+
+
+def lock_name(task: str, digest: str) -> str:
+    """The name that all transactions over the existence of that prompt or snapshot share."""
+    return f"digest {task}/{digest}"

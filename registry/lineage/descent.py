@@ -1,0 +1,83 @@
+"""What a prompt learnt from: its own training rows, and those of what it descends from or consists of, whichever task
+they are of.
+"""
+
+from collections.abc import Iterator
+
+from sqlalchemy import select
+
+from ptpipeline.data.rows import Row
+from ptpipeline.data.snapshot import MANIFEST_FILE, load_split, read_snapshot
+from ptpipeline.errors import NotFound
+from ptpipeline.prompts.artifact import read_artifact
+from ptpipeline.records import PromptManifest
+from registry.garbage.roots import Name, combination, parts_of, sources_in
+from registry.ledger import tables
+from registry.registry import Registry
+
+
+def training_rows(registry: Registry, task: str, digest: str) -> list[Row]:
+    """The rows that the prompt itself was trained on, of a shared prompt those of all its sources; of an imported one
+    none are known.
+
+    Raises NotFound where prompt or rows are not stored any more, ArtifactError where they were altered.
+    """
+    manifest = read_artifact(registry.store, task, digest).manifest
+    tuned = registry.ledger.tuned(task, manifest.training_key)
+    if tuned is not None and tuned.steps == 0:
+        return []
+    return [
+        row
+        for name in _snapshots(registry, task, manifest)
+        for row in load_split(registry.store, read_snapshot(registry.store, *name), "train")
+    ]
+
+
+def learnt_rows(registry: Registry, task: str, digest: str) -> Iterator[Row]:
+    """Its own training rows, then those of its ancestors as far as they are still known; raises like
+    `training_rows`.
+    """
+    yield from training_rows(registry, task, digest)
+    waiting, done = [(task, digest)], {(task, digest)}
+    while waiting:
+        name = waiting.pop()
+        try:
+            parents = {
+                _home(registry, name[0], part) for part in parts_of(read_artifact(registry.store, *name).manifest)
+            } - done
+        except NotFound:  # collected since
+            continue
+        for parent in parents:
+            try:
+                yield from training_rows(registry, *parent)
+            except NotFound:  # collected since, or the teacher of a shared prompt, whose rows are among that one's
+                continue
+        waiting += parents
+        done |= parents
+
+
+def _snapshots(registry: Registry, task: str, manifest: PromptManifest) -> list[Name]:
+    """Its snapshot, or of a shared prompt its sources', whose digests together make the one that it states."""
+    if manifest.method != "multitask" or manifest.labels or manifest.generate:
+        return [(task, manifest.snapshot)]
+    publication = registry.ledger.publication(task, manifest.digest())
+    sources = sources_in(task, [trial.name for trial in publication.tuned.trials]) if publication else []
+    found = combination(manifest.snapshot, [_stored(registry, source) for source in sources])
+    if found is None:
+        raise NotFound(
+            f"{task}: the snapshots that shared prompt {manifest.digest()[:12]} was trained on are not stored any more"
+        )
+    return found
+
+
+def _stored(registry: Registry, task: str) -> list[Name]:
+    """The snapshots of the task that are stored whole."""
+    keys = [key.split("/") for key in registry.store.keys(f"snapshots/{task}")]
+    return [(task, parts[2]) for parts in keys if len(parts) == 4 and parts[3] == MANIFEST_FILE]
+
+
+def _home(registry: Registry, task: str, digest: str) -> Name:
+    """Whose that digest is: the task's own where it holds one, else the task's that registered it."""
+    with registry.ledger.database.reading() as connection:
+        homes = connection.scalars(select(tables.version.c.task).where(tables.version.c.digest == digest)).all()
+    return (task, digest) if task in homes or not homes else (homes[0], digest)

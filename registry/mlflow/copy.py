@@ -1,0 +1,45 @@
+"""The copy of a prompt's bytes that MLflow keeps as a logged model, for the day when the store's are damaged."""
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from ptpipeline.errors import ArtifactError, Terminal
+from ptpipeline.prompts.artifact import MANIFEST_FILE, TENSOR_FILE, Artifact, check_tensors
+from ptpipeline.records import PromptManifest
+from registry.mlflow.store import MlflowStore, answering, connect
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+
+def copy_of(mlflow: MlflowStore, task: str, digest: str) -> Artifact | None:
+    """The prompt's bytes as MLflow keeps them, verified; None where it has no copy, or none that is intact."""
+    with answering(mlflow.uri), tempfile.TemporaryDirectory() as folder:
+        client = connect(mlflow.uri)
+        for version in client.search_model_versions(f"name='{task}' and tags.`ptp.digest`='{digest}'"):
+            artifact = _downloaded(client, mlflow, str(version.source), Path(folder))
+            if artifact and artifact.manifest.task == task and artifact.digest == digest:
+                return artifact
+    return None
+
+
+def _downloaded(client: "MlflowClient", mlflow: MlflowStore, source: str, folder: Path) -> Artifact | None:
+    from mlflow.artifacts import download_artifacts
+    from mlflow.exceptions import MlflowException
+
+    try:
+        with answering(mlflow.uri):
+            place = client.get_logged_model(source.removeprefix("models:/")).artifact_location
+            files = [
+                download_artifacts(f"{place}/{name}", dst_path=str(folder), tracking_uri=mlflow.uri)
+                for name in (MANIFEST_FILE, TENSOR_FILE)
+            ]
+        manifest, tensors = (Path(file).read_bytes() for file in files)
+        artifact = Artifact(PromptManifest.model_validate_json(manifest), tensors)
+        check_tensors(artifact.manifest, tensors)
+    except (Terminal, ArtifactError, ValidationError, MlflowException, OSError):
+        return None  # no copy there, or not an intact one
+    return artifact

@@ -1,0 +1,329 @@
+"""MLflow as a view of the registry: model versions, their tags, aliases, and the webhook that tells of edits.
+
+Versions are found by the tag `ptp.digest`; MLflow's own numbers are replaceable. Explicit clients and ids only: the
+fluent API keeps its run per thread and its address per process.
+"""
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError, Terminal
+from ptpipeline.records import PromptVersion
+from registry.card.card import Entry
+from registry.card.page import page
+from registry.failpoints import reached
+from registry.mlflow.write import create_version, log_page, model_name
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.store.model_registry.rest_store import RestStore
+
+REQUEST_SECONDS = 10
+LIMITS = {  # on which the leases rest, so they hold whatever the environment says
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_SECONDS),
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a repeat inside the client could write after our lease ended
+}
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # stdout belongs to the command that prints records
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+log = logging.getLogger(__name__)
+
+DIGEST_TAG, VERSION_TAG, REFUSED_TAG, PAGE_TAG = "ptp.digest", "ptp.version", "ptp.refused", "ptp.report"
+APPLIED_TAG = (
+    "ptp.applied."  # of a registered model, before an alias: the seq of the promotion that we wrote there last
+)
+PAGE = 1000  # model versions in one answer: with their descriptions about 3 MB
+WEBHOOK = "ptpipeline"
+EVENTS = [
+    "registered_model.created",
+    "model_version.created",
+    "model_version_tag.set",
+    "model_version_tag.deleted",
+    "model_version_alias.created",
+    "model_version_alias.deleted",
+]
+
+
+def connect(uri: str) -> "MlflowClient":
+    """A client of the MLflow server at `uri`, with a hard time-out per request; contacts nothing yet."""
+    os.environ.update(LIMITS)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def answering(uri: str) -> Iterator[None]:
+    """Raises MLflow's failures as ours: ServiceUnavailable where a repeat may help, SettingsError and Terminal where
+    not.
+    """
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise _translated(uri, error.get_http_status_code(), error) from error
+    except RequestException as error:
+        raise _translated(uri, error.response.status_code if error.response is not None else 503, error) from error
+
+
+def _translated(uri: str, status: int, error: Exception) -> PtpError:
+    reason, uri = without_password(str(error).splitlines()[0][:300]), without_password(uri)
+    if status >= 500 or status == 429:
+        return ServiceUnavailable(f"MLflow at {uri} does not answer: {reason}; is it up? `ptp status`")
+    if status in (401, 403):
+        return SettingsError(
+            f"MLflow at {uri} refuses this client ({reason}); check PTP_MLFLOW and the server's --allowed-hosts"
+        )
+    return Terminal(f"MLflow at {uri} refuses the request: {reason}")
+
+
+def without_password(text: str) -> str:
+    """The text with its addresses as people may see them: `http://user:password@host` as `http://host`."""
+    return re.sub(r"//[^/@\s]*@", "//", text)
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A model version: its number, what its tags say of our digest and version number (empty where untagged), its
+    source.
+    """
+
+    number: str
+    digest: str
+    version: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Model:
+    """A registered model: its versions by number, what its aliases name, and the seq that we wrote last by alias."""
+
+    aliases: dict[str, str] = field(default_factory=dict)
+    applied: dict[str, int] = field(default_factory=dict)
+    versions: dict[str, Shown] = field(default_factory=dict)
+
+
+class MlflowStore:
+    """The registered models of one MLflow server. Every method raises ServiceUnavailable where it does not answer."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri.rstrip("/")
+        self._connected: MlflowClient | None = None
+
+    # ------------------------------------------------------------ versions
+
+    def ensure(self, entry: Entry) -> str:
+        """The number of the model version of that digest; registered now where it is missing."""
+        found = self.find(entry.task, entry.digest)
+        if found is not None:
+            return found
+        with self._talking() as client:
+            return create_version(client, entry)
+
+    def describe(self, entry: Entry, version: PromptVersion, number: str | None = None) -> None:
+        """Bring tags and description of the model version (that of the digest, or `number`) up to what is known now;
+        writes only what differs.
+        """
+        from mlflow.entities.model_registry import ModelVersionTag
+
+        number = number or self.ensure(entry)
+        with self._talking() as client:
+            shown = client.get_model_version(entry.task, number)
+            tags = entry.tags(version) | self._paged(client, shown, page(entry, version))
+        with self._writing() as registry:
+            if shown.description != entry.description(version):
+                registry.update_model_version(entry.task, number, entry.description(version))
+            for key, value in tags.items():
+                if shown.tags.get(key) != value:
+                    registry.set_model_version_tag(entry.task, number, ModelVersionTag(key, value))
+
+    def _paged(self, client: "MlflowClient", shown: "ModelVersion", body: bytes) -> dict[str, str]:
+        """Put the page into the version's logged model where another lies there; the tag that says so. One without a
+        logged model goes without.
+        """
+        from mlflow.exceptions import MlflowException
+
+        tag, place = hashlib.sha256(body).hexdigest()[:12], str(shown.source)
+        if shown.tags.get(PAGE_TAG) == tag:
+            return {}
+        try:
+            if place.startswith("models:/"):
+                log_page(client, place.removeprefix("models:/"), body)
+                return {PAGE_TAG: tag}
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+        log.warning("%s: MLflow version %s has no logged model; its page is not shown", shown.name, shown.version)
+        return {}
+
+    def find(self, task: str, digest: str) -> str | None:
+        """The lowest number under which that digest is registered."""
+        with self._talking() as client:
+            found = client.search_model_versions(f"name='{task}' and tags.`{DIGEST_TAG}`='{digest}'")
+        return min((str(version.version) for version in found), key=int, default=None)
+
+    def digest(self, task: str, number: str) -> str:
+        """The digest that the version's tag states; empty where it has none, or the version is gone."""
+        from mlflow.exceptions import MlflowException
+
+        with self._talking() as client:
+            try:
+                return str(client.get_model_version(task, number).tags.get(DIGEST_TAG, ""))
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return ""
+                raise
+
+    def made_for(self, task: str, source: str, digests: list[str]) -> str | None:
+        """Which of the digests a model version of that source was registered for, whatever its tags say now."""
+        from mlflow.exceptions import MlflowException
+
+        model = re.fullmatch(r"models:/(m-\w+)", source)
+        if model is None:
+            return None
+        with self._talking() as client:
+            try:
+                name = client.get_logged_model(model[1]).name
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return None
+                raise
+        return next((digest for digest in digests if model_name(task, digest) == name), None)
+
+    def refuse(self, task: str, number: str, why: str) -> None:
+        """Leave on the model version why an alias was taken from it."""
+        with self._talking() as client:
+            client.set_model_version_tag(task, number, REFUSED_TAG, why[:5000])
+
+    def digests(self, task: str) -> dict[str, str]:
+        """Number -> digest of every model version of the task; the digest is empty where MLflow made it without us."""
+        return {number: shown.digest for number, shown in self._versions(f"name='{task}'").get(task, {}).items()}
+
+    # ------------------------------------------------------------ aliases
+
+    def aliases(self, task: str) -> dict[str, str]:
+        """Alias -> number of the model version that it names; empty where the task is not registered."""
+        return self.model(task).aliases
+
+    def model(self, task: str) -> Model:
+        """The registered model of the task without its versions; empty where the task is not registered."""
+        from mlflow.exceptions import MlflowException
+
+        with self._talking() as client:
+            try:
+                return _model(client.get_registered_model(task), {})
+            except MlflowException as error:
+                if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                    return Model()
+                raise
+
+    def models(self, task: str | None = None) -> dict[str, Model]:
+        """That task's registered model, or all, with their versions: a request per thousand versions and one per
+        thousand models.
+
+        Pages are read one after another, so an edit that happens meanwhile may be missed: look again before acting.
+        """
+        only = None if task is None else f"name='{task}'"
+        versions = self._versions(only)
+        with self._talking() as client:
+            models = _pages(lambda token: client.search_registered_models(only, max_results=1000, page_token=token))
+            return {str(model.name): _model(model, versions.get(str(model.name), {})) for model in models}
+
+    def set_alias(self, task: str, alias: str, number: str, seq: int) -> None:
+        """Let the alias name that model version, and note that promotion `seq` did so. The last writer wins: hold the
+        lease.
+        """
+        from mlflow.entities.model_registry import RegisteredModelTag
+
+        with self._writing() as registry:
+            registry.set_registered_model_alias(task, alias, number)
+            reached("alias moved")
+            registry.set_registered_model_tag(task, RegisteredModelTag(f"{APPLIED_TAG}{alias}", str(seq)))
+
+    def page(self, task: str, number: str) -> str:
+        """The address of the model version in MLflow's web interface."""
+        return f"{without_password(self.uri)}/#/models/{task}/versions/{number}"
+
+    # ------------------------------------------------------------ events
+
+    def tell(self, url: str, secret: str) -> None:
+        """Have MLflow post every edit of a registered model to `url`, signed with `secret`; repeated, it changes the
+        one there is.
+
+        Raises Terminal where the server allows no such address: see MLFLOW_WEBHOOK_ALLOWED_SCHEMES and
+        MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS in its environment.
+        """
+        with self._talking() as client:
+            known = next(
+                (hook for hook in _pages(lambda token: client.list_webhooks(page_token=token)) if hook.name == WEBHOOK),
+                None,
+            )
+            if known is None:
+                client.create_webhook(WEBHOOK, url, EVENTS, "wakes the reconcile", secret, "ACTIVE")
+            else:
+                client.update_webhook(known.webhook_id, url=url, events=EVENTS, secret=secret, status="ACTIVE")
+
+    def _versions(self, only: str | None) -> dict[str, dict[str, Shown]]:
+        """Model versions by task and number; in an order that edits do not change, so that pages fit together."""
+        found: dict[str, dict[str, Shown]] = {}
+        with self._talking() as client:
+            for version in _pages(
+                lambda token: client.search_model_versions(only, PAGE, ["name ASC", "version_number ASC"], token)
+            ):
+                number, tags = str(version.version), version.tags
+                found.setdefault(str(version.name), {})[number] = Shown(
+                    number, tags.get(DIGEST_TAG, ""), tags.get(VERSION_TAG, ""), str(version.source)
+                )
+        return found
+
+    @contextmanager
+    def _writing(self) -> Iterator["RestStore"]:
+        """The model registry's calls without MlflowClient around them, which asks before each write whether the name is
+        a prompt's: ours are not.
+        """
+        with self._talking():  # connects, by which the time-outs are set
+            from mlflow.store.model_registry.rest_store import RestStore
+            from mlflow.utils.credentials import get_default_host_creds
+
+            yield RestStore(partial(get_default_host_creds, self.uri))
+
+    @contextmanager
+    def _talking(self) -> Iterator["MlflowClient"]:
+        with answering(self.uri):
+            if self._connected is None:
+                self._connected = connect(self.uri)
+            yield self._connected
+
+
+def _pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
+    token: str | None = None
+    while True:
+        page = fetch(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _model(found: Any, versions: dict[str, Shown]) -> Model:
+    applied = {key.removeprefix(APPLIED_TAG): value for key, value in found.tags.items() if key.startswith(APPLIED_TAG)}
+    return Model(
+        aliases={alias: str(number) for alias, number in found.aliases.items()},
+        applied={alias: int(seq) for alias, seq in applied.items() if re.fullmatch(r"[0-9]{1,9}", seq)},
+        versions=versions,
+    )

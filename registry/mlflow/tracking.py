@@ -1,0 +1,69 @@
+"""Follows a training in MLflow while it runs: one run per gang member in the experiment `ptpipeline/<task>`."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from ptpipeline.errors import PtpError
+from ptpipeline.records import CurvePoint
+from ptpipeline.tuning.tracker import RunStatus
+from registry.mlflow.store import answering, connect
+from registry.mlflow.write import curve_metrics, experiment_of
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+
+class Tracking:
+    """A Tracker that writes to an MLflow server; the first failure is logged, `lost` counts what could not be
+    written.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.lost = 0
+        self._client: MlflowClient = connect(uri)
+
+    def start(
+        self, task: str, params: Mapping[str, str | int | float], tags: Mapping[str, str], run: str | None = None
+    ) -> str | None:
+        """Begin a run, or go on with `run`; None where MLflow does not answer: then its points are dropped, the ledger
+        keeps the curve.
+        """
+        from mlflow.entities import Param
+
+        if run is not None:
+            with self._forgiving(f"that run {run} goes on"):
+                self._client.update_run(run, "RUNNING")
+            return run
+        with self._forgiving(f"the training of {task}"):
+            experiment = experiment_of(self._client, task.partition("/")[0])
+            run = str(self._client.create_run(experiment, tags=dict(tags), run_name=task).info.run_id)
+            self._client.log_batch(run, params=[Param(name, str(value)) for name, value in params.items()])
+            return run
+        return None
+
+    def point(self, run: str | None, point: CurvePoint) -> None:
+        """Loss, learning rate, dev metric, and mean norm and gradient of the virtual tokens, at the point's step."""
+        if run is not None:
+            with self._forgiving(f"step {point.step} of run {run}"):
+                self._client.log_batch(run, metrics=curve_metrics(point))
+
+    def finish(self, run: str | None, status: RunStatus) -> None:
+        """The run is over."""
+        if run is not None:
+            with self._forgiving(f"the end of run {run}"):
+                self._client.set_terminated(run, status)
+
+    @contextmanager
+    def _forgiving(self, what: str) -> Iterator[None]:
+        try:
+            with answering(self.uri):
+                yield
+        except PtpError as error:
+            self.lost += 1
+            if self.lost == 1:
+                log.warning("MLflow does not show %s and maybe more of this training, which goes on: %s", what, error)

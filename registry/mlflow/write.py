@@ -1,0 +1,244 @@
+"""One prompt written into MLflow: its run, logged model, text template and model version.
+
+Every function finds what an interrupted one left, and finishes it.
+"""
+
+import json
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptpipeline.prompts.artifact import MANIFEST_FILE, TENSOR_FILE
+from ptpipeline.records import SPLITS, CurvePoint, Split, digest_of
+from registry.card.card import Entry, mlflow_template
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+COMMIT_TAG = "mlflow.source.git.commit"
+LINKED_PROMPTS_TAG = "mlflow.linkedPrompts"
+PROMPT_EXPERIMENTS_TAG = "_mlflow_experiment_ids"
+IS_PROMPT_TAG = "mlflow.prompt.is_prompt"
+PAGE_FILE = "report.html"
+
+
+def create_version(client: "MlflowClient", entry: Entry) -> str:
+    """A new model version for the entry's digest, over its run and logged model; its number."""
+    experiment = experiment_of(client, entry.task)
+    run = _run(client, experiment, entry)
+    model = _logged_model(client, (experiment, run), entry, _template(client, experiment, entry))
+    _registered_model(client, entry)
+    version = client.create_model_version(
+        entry.task,
+        f"models:/{model}",
+        run_id=run,
+        tags=entry.tags(),
+        description=entry.description(),
+        model_id=model,
+        await_creation_for=0,
+    )
+    return str(version.version)
+
+
+def experiment_of(client: "MlflowClient", task: str) -> str:
+    """The id of the experiment `ptpipeline/<task>`, made or restored where needed."""
+    from mlflow.exceptions import MlflowException
+
+    name = f"ptpipeline/{task}"
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return str(client.create_experiment(name))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return str(found.experiment_id)
+
+
+def curve_metrics(point: CurvePoint) -> list[Any]:
+    """A point of the learning curve as MLflow metrics; per-token norms and gradients as their means."""
+    from mlflow.entities import Metric
+
+    values = {"loss": point.loss, "learning_rate": point.learning_rate}
+    if point.dev is not None:
+        values["dev"] = point.dev
+    for name, per_token in (("token_norm", point.token_norms), ("token_gradient", point.token_gradients)):
+        if per_token:
+            values[name] = sum(per_token) / len(per_token)
+    return [Metric(name, value, int(time.time() * 1000), point.step) for name, value in values.items()]
+
+
+def model_name(task: str, digest: str) -> str:
+    """What a logged model is called, and unlike its tags never called otherwise."""
+    return f"{task}-{digest[:12]}"
+
+
+def _run(client: "MlflowClient", experiment: str, entry: Entry) -> str:
+    """The run that made the prompt: the training's own, else one that is filled from the ledger."""
+    from mlflow.entities import RunTag
+
+    run = _own_run(client, entry.tuned.tracking_run)
+    if run is None:
+        earlier = client.search_runs([experiment], f"tags.`ptp.digest` = '{entry.digest}'", max_results=1)
+        run = str(earlier[0].info.run_id) if earlier else _filled_run(client, experiment, entry)
+    tags = {"ptp.digest": entry.digest, **({COMMIT_TAG: entry.commit} if entry.commit else {})}
+    client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+    _log_datasets(client, run, entry)
+    return run
+
+
+def _own_run(client: "MlflowClient", run: str | None) -> str | None:
+    from mlflow.exceptions import MlflowException
+
+    if run is None:
+        return None
+    try:
+        return run if client.get_run(run).info.lifecycle_stage == "active" else None
+    except MlflowException as error:
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
+        raise
+
+
+def _filled_run(client: "MlflowClient", experiment: str, entry: Entry) -> str:
+    from mlflow.entities import Param
+
+    run = str(client.create_run(experiment, run_name=f"{entry.task}-{entry.digest[:12]}").info.run_id)
+    metrics = [metric for point in entry.tuned.curve for metric in curve_metrics(point)]
+    client.log_batch(run, params=[Param(name, value) for name, value in entry.params().items()])
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run, metrics=metrics[start : start + 1000])
+    client.set_terminated(run)
+    return run
+
+
+def _log_datasets(client: "MlflowClient", run: str, entry: Entry) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    if entry.snapshot is None:
+        return
+    inputs = []
+    for split in SPLITS:
+        info = entry.snapshot.split(split)
+        uri = f"{entry.store}/snapshots/{entry.task}/{entry.snapshot.digest}/{split}.parquet"
+        profile = json.dumps({"num_rows": info.rows, "labels": info.labels})
+        dataset = Dataset(
+            *_dataset(entry, split),
+            source_type="s3" if uri.startswith("s3:") else "local",
+            source=json.dumps({"uri": uri}),
+            profile=profile,
+        )
+        inputs.append(DatasetInput(dataset, [InputTag("mlflow.data.context", split)]))
+    client.log_inputs(run, inputs)
+
+
+def _dataset(entry: Entry, split: Split) -> tuple[str, str]:
+    """Name and digest of a split's data set, which may have grown since the training where it was measured on; MLflow
+    keeps 36 characters of a digest.
+    """
+    if entry.report and entry.report.split == split:
+        digest = entry.report.test_digest
+    else:
+        digest = entry.snapshot.split(split).digest if entry.snapshot else entry.artifact.manifest.snapshot
+    return f"{entry.task}-{split}", digest[:32]
+
+
+def _logged_model(client: "MlflowClient", made_by: tuple[str, str], entry: Entry, template: dict[str, str]) -> str:
+    """The complete logged model of that digest; one that was left half-written is replaced."""
+    experiment, run = made_by
+    for model in client.search_logged_models([experiment], filter_string=f"tags.`ptp.digest` = '{entry.digest}'"):
+        if str(model.status) in ("READY", "LoggedModelStatus.READY"):
+            return str(model.model_id)
+        client.delete_logged_model(model.model_id)
+    linked = json.dumps([template])
+    tags = {**entry.tags(), LINKED_PROMPTS_TAG: linked}
+    model = client.create_logged_model(
+        experiment, model_name(entry.task, entry.digest), run, tags, entry.params(), "soft-prompt"
+    )
+    _log_files(client, model.model_id, entry)
+    _log_metrics(client, run, (model.model_id, linked), entry)
+    client.finalize_logged_model(model.model_id, "READY")
+    return str(model.model_id)
+
+
+def _log_files(client: "MlflowClient", model: str, entry: Entry) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        (root / TENSOR_FILE).write_bytes(entry.artifact.tensors)
+        (root / MANIFEST_FILE).write_text(json.dumps(entry.artifact.manifest.to_json(), indent=1, sort_keys=True))
+        for name, body in entry.plots.items():
+            (root / "plots").mkdir(exist_ok=True)
+            (root / "plots" / f"{name}.png").write_bytes(body)
+        client.log_model_artifacts(model, str(root))
+
+
+def log_page(client: "MlflowClient", model: str, body: bytes) -> None:
+    """The version's page among the logged model's files, in place of an earlier one."""
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / PAGE_FILE).write_bytes(body)
+        client.log_model_artifacts(model, folder)
+
+
+def _log_metrics(client: "MlflowClient", run: str, made: tuple[str, str], entry: Entry) -> None:
+    """The run gets the metrics of the logged model, and the template that was linked to it."""
+    from mlflow.entities import Metric, RunTag
+
+    at, (model, linked) = int(time.time() * 1000), made
+    split = entry.report.split if entry.report else "test"
+    measured = {(split, name): value for name, value in entry.metrics().items()} | {
+        ("dev", "best_dev"): entry.tuned.best_dev
+    }
+    metrics = [
+        Metric(name, value, at, entry.tuned.best_step, model, *_dataset(entry, of), run)
+        for (of, name), value in measured.items()
+    ]
+    client.log_batch(run, metrics=metrics, tags=[RunTag(LINKED_PROMPTS_TAG, linked)])
+
+
+def _registered_model(client: "MlflowClient", entry: Entry) -> None:
+    from mlflow.exceptions import MlflowException
+
+    manifest = entry.artifact.manifest
+    description = (
+        f"Soft prompts for **{entry.task}** on the frozen `{manifest.base_model.name}`, answering "
+        f"{manifest.answers}. `ptp show {entry.task}` tells what is in production and why."
+    )
+    try:
+        client.create_registered_model(entry.task, tags={"ptp.task": entry.task}, description=description)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+        client.get_registered_model(entry.task)  # raises where the name is a prompt's
+
+
+def _template(client: "MlflowClient", experiment: str, entry: Entry) -> dict[str, str]:
+    """The text template in MLflow's Prompt Registry, one version per distinct text: its name and version there."""
+    manifest = entry.artifact.manifest
+    name, text = f"{entry.task}.template", mlflow_template(manifest.template)
+    tags = {
+        "ptp.template": digest_of(manifest.template),
+        "ptp.digest": entry.digest,
+        "ptp.base_model": manifest.base_model.name,
+    }
+    found = client.search_model_versions(
+        f"name='{name}' and tags.`{IS_PROMPT_TAG}`='true' and tags.`ptp.template`='{tags['ptp.template']}'"
+    )
+    if not found:
+        if client.get_prompt(name) is None:
+            shown_in = {PROMPT_EXPERIMENTS_TAG: f",{experiment},", "ptp.task": entry.task}
+            client.create_prompt(
+                name, description=f"The text that stands behind the soft prompt of {entry.task}", tags=shown_in
+            )
+        return {
+            "name": name,
+            "version": str(
+                client.create_prompt_version(name, text, description=f"answers {manifest.answers}", tags=tags).version
+            ),
+        }
+    version = min((str(version.version) for version in found), key=int)
+    client.set_prompt_version_tag(name, version, "ptp.digest", entry.digest)
+    return {"name": name, "version": version}

@@ -1,0 +1,1 @@
+"""Compare ledger, store and MLflow, and bring them together."""

@@ -1,0 +1,274 @@
+"""Makes a lost ledger anew, or brings an older copy of it up to date, from the object store alone.
+
+Taken is what the store proves: versions by their names, the history of every alias row by row, how each prompt was
+made, measured and judged, releases, snapshots. What contradicts the ledger or itself is reported and left. Rows are
+only added, so that it may be killed at any point and repeated.
+
+Who can write to the store could also invent a consistent history, as he could move a production pointer: signed prompts
+(PTP_TRUSTED_KEYS) keep bytes of his out, because a version whose manifest no trusted key signed is not taken.
+"""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import Connection, Table
+
+from ptpipeline.data.parquet import table_in
+from ptpipeline.errors import ArtifactError, NotFound
+from ptpipeline.prompts.artifact import MANIFEST_FILE
+from ptpipeline.records import Snapshot, now, pointer_key, version_key
+from registry.failpoints import reached
+from registry.ledger import tables
+from registry.ledger.database import insert
+from registry.ledger.ledger import Release
+from registry.ledger.looks import restore
+from registry.listing import Shelf, asked, read_all, shelves
+from registry.registry import Registry
+from registry.repair.inventory import Books, Missing, Refused, Survey, books_of, missing, survey, unsound
+from registry.versions.mlflow_alias import Action
+from registry.versions.provenance import Dossier, release_key
+
+_SNAPSHOT = re.compile(rf"snapshots/[a-z0-9][a-z0-9-]*/[0-9a-f]{{64}}/{re.escape(MANIFEST_FILE)}")
+_RELEASE = re.compile(r"releases/[a-z0-9][a-z0-9-]*\.json")
+
+log = logging.getLogger(__name__)
+
+
+def rebuild(registry: Registry) -> list[Action]:
+    """Add to the ledger all that the store proves and it does not know; an Action not done says what cannot be taken.
+
+    Afterwards `reconcile` brings pointers and MLflow up. Raises ServiceUnavailable where the store or the ledger does
+    not answer.
+    """
+    actions = _snapshots(registry)
+    for shelf in shelves(registry.store):
+        actions += _task(registry, shelf)
+        reached("rebuild task taken")
+    return actions + _releases(registry)
+
+
+def _task(registry: Registry, shelf: Shelf) -> list[Action]:
+    found, books = survey(registry.store, shelf), books_of(registry.ledger, shelf.task)
+    bad = unsound(registry.store, shelf.task, found, books)
+    sound = found._replace(
+        dossiers={
+            key: dossier for key, dossier in found.dossiers.items() if dossier.publication.tuned.digest not in bad
+        }
+    )
+    lacking = missing(shelf.task, sound, books, bad)
+    looked = {
+        key: _looked_at(registry, dossier)
+        for key, dossier in sound.dossiers.items()
+        if dossier.verdict and dossier.verdict.look
+    }
+    with registry.ledger.database.writing(f"version {shelf.task}") as connection:
+        for key, dossier in sound.dossiers.items():
+            _keep_dossier(connection, dossier, shelf.at(key))
+            if dossier.verdict and dossier.verdict.look:
+                restore(connection, dossier.verdict, looked[key])
+        reached("rebuild dossiers taken")
+        _append(connection, shelf, lacking)
+        for digest, at in _begun(shelf, sound, books, lacking).items():
+            connection.execute(
+                insert(connection, tables.intent).values(task=shelf.task, digest=digest, at=at).on_conflict_do_nothing()
+            )
+    refused = [*found.refused, *lacking.refused, *_pointers(shelf.task, found, books, lacking)]
+    return [*_taken(shelf, lacking, books, sound), *(_left(shelf.task, refusal) for refusal in refused)]
+
+
+def _begun(shelf: Shelf, found: Survey, books: Books, lacking: Missing) -> dict[str, str]:
+    """Prompts that were being published: stored with a dossier, and no version; with the time of the dossier."""
+    known = {*books.versions.values(), *lacking.versions.values(), *books.tombstones}
+    begun = {dossier.publication.tuned.digest: shelf.at(key) for key, dossier in found.dossiers.items()}
+    stored = {key.split("/")[2] for key in shelf.keys if key.endswith(f"/{MANIFEST_FILE}")}
+    return {digest: at for digest, at in begun.items() if digest in stored - known}
+
+
+# ---------------------------------------------------------------- rows
+
+
+def _append(connection: Connection, shelf: Shelf, lacking: Missing) -> None:
+    for number, digest in lacking.versions.items():
+        key = version_key(shelf.task, number)
+        at = shelf.at(key) if key in shelf.keys else now()
+        connection.execute(
+            insert(connection, tables.version)
+            .values(task=shelf.task, number=number, digest=digest, at=at)
+            .on_conflict_do_nothing()
+        )
+    for digest in _collected(shelf, lacking):
+        mark = {"task": shelf.task, "digest": digest, "owner": "rebuild", "expires_at": 0.0, "at": now()}
+        connection.execute(insert(connection, tables.tombstone).values(**mark).on_conflict_do_nothing())
+    for row in lacking.promotions:
+        values = {name: getattr(row, name) for name in type(row).model_fields}
+        connection.execute(insert(connection, tables.promotion).values(**values).on_conflict_do_nothing())
+
+
+def _collected(shelf: Shelf, lacking: Missing) -> set[str]:
+    """Versions of which a garbage collection left the number alone: nothing else of them is there, and no alias ever
+    named them.
+    """
+    return {*lacking.versions.values()} - shelf.digests() - {row.digest for row in lacking.promotions}
+
+
+def _keep_dossier(connection: Connection, dossier: Dossier, at: str) -> None:
+    """The dossier's records, each where the ledger holds none that is newer."""
+    tuned, report, verdict = dossier.publication.tuned, dossier.report, dossier.verdict
+    who = {"task": tuned.task, "digest": tuned.digest}
+    _keep(
+        connection,
+        tables.training,
+        {"task": tuned.task, "training_key": tuned.training_key},
+        record=tuned.to_json(),
+        at=at,
+    )
+    shown = dossier.publication.model_copy(
+        update={"mistakes": None}
+    )  # whether texts may be shown, the next run of the task knows
+    _keep(connection, tables.publication, who, record=shown.to_json(), at=at)
+    if report:
+        _keep(
+            connection,
+            tables.evaluation,
+            {"evaluation_key": report.evaluation_key},
+            **who,
+            record=report.to_json(),
+            at=at,
+        )
+    if verdict:
+        values = {**who, "gate_key": verdict.gate_key, "passed": verdict.passed, "record": verdict.to_json()}
+        _keep(connection, tables.verdict, {"verdict": verdict.verdict_digest()}, **values, at=at)
+
+
+def _looked_at(registry: Registry, dossier: Dossier) -> list[str]:
+    """The ids of the test rows behind a verdict; none, with a warning, where the results of its rows are gone."""
+    report = dossier.report
+    try:
+        body = registry.store.read(report.rows_key).body if report else b""
+        return [str(row) for row in table_in(body, ["id"])["id"].to_pylist()]
+    except (KeyError, NotFound, OSError, ValueError):  # pyarrow's own errors are the last two
+        log.warning(
+            "%s: a look at test rows of prompt %s is counted without its rows, whose results are gone",
+            dossier.publication.tuned.task,
+            dossier.publication.tuned.digest[:12],
+        )
+        return []
+
+
+def _keep(connection: Connection, table: Table, key: dict[str, str], **values: Any) -> None:
+    newer = table.c.at < values["at"]
+    connection.execute(
+        insert(connection, table)
+        .values(**key, **values)
+        .on_conflict_do_update(index_elements=list(key), set_=values, where=newer)
+    )
+
+
+def _snapshots(registry: Registry) -> list[Action]:
+    """Every complete snapshot under its source key, so that an unchanged source is not read again."""
+    from ptpipeline.data.snapshot import read_snapshot
+
+    found = {item.key: item.modified for item in registry.store.listed("snapshots") if _SNAPSHOT.fullmatch(item.key)}
+
+    def read(key: str) -> Snapshot | str:
+        try:
+            return read_snapshot(registry.store, *key.split("/")[1:3])
+        except (ArtifactError, NotFound) as error:
+            return str(error)
+
+    answers = asked(read, found)
+    with registry.ledger.database.writing() as connection:
+        for key, snapshot in answers.items():
+            if isinstance(snapshot, Snapshot):
+                at = found[key].isoformat(timespec="microseconds")
+                _keep(
+                    connection,
+                    tables.snapshot,
+                    {"task": snapshot.task, "source_key": snapshot.source_key},
+                    digest=snapshot.digest,
+                    record=snapshot.to_json(),
+                    at=at,
+                )
+    return [
+        Action(task=key.split("/")[1], what=f"not taken: {why}", done=False)
+        for key, why in answers.items()
+        if isinstance(why, str)
+    ]
+
+
+def _releases(registry: Registry) -> list[Action]:
+    """Every release whose versions are registered."""
+    known = {release.name: release for release in registry.ledger.releases()}
+    keys = list(registry.store.keys("releases"))
+    bodies = read_all(registry.store, [key for key in keys if _RELEASE.fullmatch(key)])
+    actions, taken = (
+        [
+            _left("releases", Refused(key, "no name of that form stands there"))
+            for key in keys
+            if not _RELEASE.fullmatch(key)
+        ],
+        [],
+    )
+    for key, body in bodies.items():
+        try:
+            release = Release.model_validate_json(body)
+        except ValidationError:
+            actions.append(_left("releases", Refused(key, "is no release: it was altered")))
+            continue
+        why = _why_no_release(registry, release, key, known)
+        if why:
+            actions.append(_left("releases", Refused(key, why)))
+        elif release.name not in known:
+            taken.append(release)
+    with registry.ledger.database.writing() as connection:
+        for release in taken:
+            connection.execute(
+                insert(connection, tables.release).values(**release.model_dump()).on_conflict_do_nothing()
+            )
+    return actions + [Action(task="releases", what=f"release {release.name} taken") for release in taken]
+
+
+def _why_no_release(registry: Registry, release: Release, key: str, known: Mapping[str, Release]) -> str:
+    if key != release_key(release.name):
+        return f"belongs to {release_key(release.name)}: it was altered or copied"
+    if known.get(release.name, release) != release:
+        return "is another release of that name than the ledger's"
+    try:
+        for task, number in release.versions.items():
+            registry.ledger.version(task, number)
+    except NotFound as error:
+        return str(error)
+    return ""
+
+
+# ---------------------------------------------------------------- words
+
+
+def _pointers(task: str, found: Survey, books: Books, lacking: Missing) -> Iterator[Refused]:
+    """Pointers that no row of the history, as it is now, stands behind."""
+    rows = {(row.alias, row.seq): row for history in books.history.values() for row in history} | {
+        (row.alias, row.seq): row for row in lacking.promotions
+    }
+    for alias, pointer in found.pointers.items():
+        if pointer is None or rows.get((alias, pointer.seq)) != pointer:
+            yield Refused(pointer_key(task, alias), "is the pointer to a promotion that the history does not hold")
+
+
+def _taken(shelf: Shelf, lacking: Missing, books: Books, found: Survey) -> list[Action]:
+    made = {dossier.publication.tuned.digest for dossier in found.dossiers.values()} - books.published
+    gone = _collected(shelf, lacking)
+    words = [
+        f"version {number} is prompt {digest[:12]}{', whose bytes were deleted' if digest in gone else ''}"
+        for number, digest in lacking.versions.items()
+    ]
+    words += [f"{row.alias} promotion {row.seq}: version {row.version} by {row.actor}" for row in lacking.promotions]
+    words += [f"how {len(made)} prompts were made, measured and judged"] if made else []
+    return [Action(task=shelf.task, what=f"taken: {what}") for what in words]
+
+
+def _left(task: str, refused: Refused) -> Action:
+    log.warning("%s %s; not taken into the ledger", refused.key, refused.why)
+    return Action(task=task, what=f"not taken: {refused.key} {refused.why}", done=False)

@@ -1,0 +1,215 @@
+"""Reconciling: finishes what was interrupted and brings store and MLflow to what the ledger says.
+
+It looks at all of the store's names and MLflow's models in a few large reads, and then goes to what differs alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+
+from sqlalchemy import select
+
+from ptpipeline.errors import NotFound, PtpError
+from ptpipeline.records import Promotion, PromptVersion, history_key, pointer_key, version_key
+from ptpipeline.task.task import Task
+from registry.ledger import tables
+from registry.mlflow.store import MlflowStore, Model, Shown
+from registry.registry import Registry
+from registry.versions import projection
+from registry.versions.mlflow_alias import Action, forget_sighting, restore
+from registry.versions.mlflow_edit import judge
+from registry.versions.projection import attempted, patiently, pointer_in, settle, write_history
+from registry.versions.provenance import release_key, write_release
+from registry.versions.publish import entry_of, name_version
+
+WAIT_BEYOND_LEASE = 5.0  # seconds
+
+
+@dataclass(frozen=True)
+class _Following:
+    """How far the projections say that they follow, as (target, task, alias) -> seq, and which aliases were seen to
+    differ.
+    """
+
+    applied: dict[tuple[str, str, str], int]
+    sighted: set[tuple[str, str]]
+
+
+def reconcile(
+    registry: Registry, tasks: Mapping[str, Task], task: str | None = None, wait: float | None = None
+) -> list[Action]:
+    """Finish what was interrupted and replay every projection, of one task or all; what cannot be mended now is an
+    Action not done.
+
+    `tasks` are the declared tasks by name: they judge what a person set in the MLflow UI. A lease that a killed process
+    left behind is waited for, `wait` seconds at most per alias, by default until it has expired. Where a task is named,
+    the names of its versions in the store are read, else only listed. Raises ServiceUnavailable where the ledger does
+    not answer.
+    """
+    wait = projection.LEASE_SECONDS + WAIT_BEYOND_LEASE if wait is None else wait
+    interrupted = [
+        (intent.task, f"publish of {intent.digest[:12]} was interrupted; `ptp run {intent.task}` finishes it")
+        for intent in registry.ledger.intents(task)
+    ]
+    actions = [Action(task=name, what=what, done=False) for name, what in interrupted]
+    registry, models, failed = _looked_at(registry, task)
+    heads, following = registry.ledger.heads(task), _following(registry)
+    for name, versions in _versions(registry, task).items():
+        actions += attempted(name, partial(_restore_names, registry, versions, task is not None))
+        if registry.mlflow:
+            actions += attempted(
+                name, partial(_restore_versions, registry, registry.mlflow, versions, models.get(name, Model()))
+            )
+    for head in heads:
+        followed = min(head.seq, following.applied.get(("store", head.task, head.alias), 0))
+        actions += attempted(head.task, partial(_restore_history, registry, head, followed))
+        if not _agrees(registry, head, following, models.get(head.task, Model())):
+            actions += _restore_alias(registry, tasks, head, wait)
+        elif (head.task, head.alias) in following.sighted:
+            _forget_sighting(registry, head)
+    if task is None:
+        actions += attempted("releases", partial(_restore_releases, registry))
+    return actions + failed
+
+
+def _looked_at(registry: Registry, task: str | None) -> tuple[Registry, dict[str, Model], list[Action]]:
+    """MLflow's models; where it does not answer, or refuses us, the registry without it, since its pointers are brought
+    up all the same.
+    """
+    if registry.mlflow is None:
+        return registry, {}, []
+    try:
+        return registry, registry.mlflow.models(task), []
+    except PtpError as error:
+        return replace(registry, mlflow=None), {}, [Action(task=task or "all tasks", what=str(error), done=False)]
+
+
+def _following(registry: Registry) -> _Following:
+    table, sighting = tables.projection, tables.sighting
+    with registry.ledger.database.reading() as connection:
+        applied = {(row.target, row.task, row.alias): int(row.applied_seq) for row in connection.execute(select(table))}
+        return _Following(
+            applied, {(row.task, row.alias) for row in connection.execute(select(sighting.c.task, sighting.c.alias))}
+        )
+
+
+def _forget_sighting(registry: Registry, head: Promotion) -> None:
+    with registry.ledger.database.writing() as connection:
+        forget_sighting(connection, head.task, head.alias)
+
+
+def _versions(registry: Registry, task: str | None) -> dict[str, list[PromptVersion]]:
+    """The registered versions by task, oldest first."""
+    found: dict[str, list[PromptVersion]] = {}
+    for version in reversed(registry.ledger.versions(task, limit=None)):
+        found.setdefault(version.task, []).append(version)
+    return dict(sorted(found.items()))
+
+
+def _restore_releases(registry: Registry) -> list[Action]:
+    """Releases that the store does not hold, because their promoter died behind the commit."""
+    held = set(registry.store.keys("releases"))
+    lost = [release for release in registry.ledger.releases() if release_key(release.name) not in held]
+    for release in lost:
+        write_release(registry.store, release)
+    return [Action(task="releases", what=f"release {release.name} written to the store") for release in lost]
+
+
+def _restore_names(registry: Registry, versions: list[PromptVersion], read: bool) -> list[Action]:
+    named = set() if read else set(registry.store.keys(f"prompts/{versions[0].task}/versions"))
+    doubtful = [version for version in versions if version_key(version.task, version.number) not in named]
+    return [
+        Action(task=version.task, what=f"version {version.number} named in the store")
+        for version in doubtful
+        if name_version(registry.store, version)
+    ]
+
+
+# ---------------------------------------------------------------- versions in MLflow
+
+
+def _restore_versions(
+    registry: Registry, mlflow: MlflowStore, versions: list[PromptVersion], model: Model
+) -> list[Action]:
+    """Bring back the tags of our versions that somebody altered, then, in the ledger's order, what MLflow lost or never
+    had.
+    """
+    known, shown, actions = {version.digest: version for version in versions}, set(), []
+    for found in model.versions.values():
+        digest = (
+            found.digest
+            if _is_sound(known, model, found)
+            else mlflow.made_for(versions[0].task, found.source, list(known)) or found.digest
+        )
+        version = known.get(digest)
+        if version is not None:
+            shown.add(digest)
+            if (found.digest, found.version) != (digest, str(version.number)) and not version.collected:
+                mlflow.describe(entry_of(registry, version.task, digest), version, found.number)
+                actions.append(
+                    Action(
+                        task=version.task,
+                        what=f"tags of MLflow version {found.number} restored: it is version {version.number}",
+                    )
+                )
+    for version in versions:
+        if version.digest not in shown and not version.collected:
+            actions += attempted(version.task, partial(_restored_version, registry, mlflow, version))
+    return actions
+
+
+def _is_sound(known: Mapping[str, PromptVersion], model: Model, found: Shown) -> bool:
+    """Whether the tags of a model version agree with the ledger and with each other, and no other claims to be the
+    same.
+    """
+    version = known.get(found.digest)
+    if version is None or found.version != str(version.number):
+        return False
+    return sum(other.digest == found.digest for other in model.versions.values()) == 1
+
+
+def _restored_version(registry: Registry, mlflow: MlflowStore, version: PromptVersion) -> list[Action]:
+    return [restore(registry, mlflow, version)]
+
+
+# ---------------------------------------------------------------- aliases
+
+
+def _restore_alias(registry: Registry, tasks: Mapping[str, Task], head: Promotion, wait: float) -> list[Action]:
+    """Project an alias that does not agree everywhere; what MLflow shows elsewhere then is for the door to judge."""
+    actions = attempted(head.task, partial(settle, registry, head, wait))
+    if registry.mlflow is None or not all(action.done for action in actions):
+        return actions
+    return actions + attempted(
+        head.task, partial(patiently, partial(judge, registry, registry.mlflow, tasks, head), wait)
+    )
+
+
+def _agrees(registry: Registry, head: Promotion, following: _Following, model: Model) -> bool:
+    """Whether store and MLflow show the head, so that there is nothing to write; asks the store for pointer and history
+    alone.
+    """
+    if registry.mlflow:
+        shown = model.versions.get(model.aliases.get(head.alias, ""))
+        if shown is None or shown.digest != head.digest or model.applied.get(head.alias) != head.seq:
+            return False
+        if following.applied.get(("mlflow", head.task, head.alias)) != head.seq:
+            return False
+    return following.applied.get(("store", head.task, head.alias)) == head.seq and _is_stored(registry, head)
+
+
+def _is_stored(registry: Registry, head: Promotion) -> bool:
+    try:
+        return pointer_in(registry.store.read(pointer_key(head.task, head.alias)).body) == head
+    except NotFound:
+        return False
+
+
+def _restore_history(registry: Registry, head: Promotion, followed: int) -> list[Action]:
+    """Promotions up to `followed` that the store lost; the projection brings the later ones."""
+    held = set(registry.store.keys(f"prompts/{head.task}/history/{head.alias}"))
+    lost = [seq for seq in range(1, followed + 1) if history_key(head.task, head.alias, seq) not in held]
+    if not lost:
+        return []
+    write_history(registry, [row for row in registry.ledger.history(head.task, head.alias) if row.seq in lost])
+    return [Action(task=head.task, what=f"{len(lost)} promotions of {head.alias} kept in the store again")]

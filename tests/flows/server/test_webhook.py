@@ -1,0 +1,245 @@
+"""The webhook: what MLflow signed is taken and wakes the reconcile once, all else is refused."""
+
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from cryptography.fernet import Fernet
+from mlflow.webhooks.delivery import _generate_hmac_signature
+
+from flows.server import webhook
+from flows.server.webhook import Starter, Waker, application, is_genuine, serve, webhook_secret
+from ptpipeline.errors import ServiceUnavailable, SettingsError, Terminal
+from ptpipeline.settings import Settings
+from registry.mlflow.store import MlflowStore, connect
+from tests.registry.servers import running_mlflow
+from tests.servers import free_ports
+
+SECRET, NOW = "a secret of the test", 1_800_000_000.0
+BODY = b'{"entity": "model_version_alias"}'
+
+
+def signed(body: bytes = BODY, secret: str = SECRET, at: float = NOW) -> dict[str, str]:
+    """Headers as MLflow makes them, by its own code."""
+    stamp = str(int(at))
+    return {
+        "x-mlflow-timestamp": stamp,
+        "x-mlflow-delivery-id": "d-1",
+        "x-mlflow-signature": _generate_hmac_signature(secret, "d-1", stamp, body.decode()),
+    }
+
+
+def test_what_mlflow_signed_is_genuine() -> None:
+    assert is_genuine(SECRET, signed(), BODY, NOW)
+
+
+@pytest.mark.parametrize("change", ["x-mlflow-timestamp", "x-mlflow-delivery-id", "x-mlflow-signature"])
+@pytest.mark.parametrize("value", ["", "1", "é", "9" * 5000])
+def test_an_altered_header_is_refused(change: str, value: str) -> None:
+    assert not is_genuine(SECRET, signed() | {change: value}, BODY, NOW)
+
+
+def test_another_body_or_secret_is_refused() -> None:
+    assert not is_genuine(SECRET, signed(), BODY + b" ", NOW)
+    assert not is_genuine(SECRET, signed(secret="another secret of the test"), BODY, NOW)
+    assert not is_genuine(SECRET, {}, BODY, NOW)
+
+
+@pytest.mark.parametrize(("late", "genuine"), [(-301, False), (-299, True), (299, True), (301, False)])
+def test_only_fresh_events_are_genuine(late: int, genuine: bool) -> None:
+    assert is_genuine(SECRET, signed(at=NOW + late), BODY, NOW) == genuine
+
+
+def test_the_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTP_WEBHOOK_SECRET", "too short")
+    with pytest.raises(SettingsError, match="at least 16 characters, found 9") as caught:
+        webhook_secret()
+    assert "too short" not in str(caught.value)
+    monkeypatch.setenv("PTP_WEBHOOK_SECRET", SECRET)
+    assert webhook_secret() == SECRET
+
+
+def test_a_webhook_without_servers_is_refused() -> None:
+    with pytest.raises(SettingsError, match="set PTP_MLFLOW and PTP_PREFECT"):
+        serve(Settings(mlflow=None), "127.0.0.1", 1)
+
+
+# ---------------------------------------------------------------- waking
+
+
+def starts(wakes: list[float], again: float, seconds: float) -> int:
+    """How often the reconcile was started, when events come at those times."""
+    started: list[None] = []
+
+    async def run() -> None:
+        waker = Waker(lambda: started.append(None), again)
+        running = asyncio.create_task(waker.run())
+        began = asyncio.get_running_loop().time()
+        for at in wakes:
+            await asyncio.sleep(max(0.0, began + at - asyncio.get_running_loop().time()))
+            waker.wake()
+        await asyncio.sleep(max(0.0, began + seconds - asyncio.get_running_loop().time()))
+        running.cancel()
+
+    asyncio.run(run())
+    return len(started)
+
+
+def test_many_events_start_one_reconcile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "GATHER_SECONDS", 0.3)
+    assert starts([0.0] * 20, again=60, seconds=1) == 1
+
+
+def test_a_second_look_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "GATHER_SECONDS", 0.1)
+    assert starts([0.0], again=0.3, seconds=2) == 2
+
+
+def test_no_event_starts_nothing() -> None:
+    assert starts([], again=0.1, seconds=0.5) == 0
+
+
+def test_a_failed_start_is_survived(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(webhook, "GATHER_SECONDS", 0.05)
+
+    def fail() -> None:
+        raise ServiceUnavailable("Prefect does not answer")
+
+    async def run() -> None:
+        waker = Waker(fail, 0.1)
+        running = asyncio.create_task(waker.run())
+        waker.wake()
+        await asyncio.sleep(1)
+        assert not running.done()
+        running.cancel()
+
+    asyncio.run(run())
+    assert caplog.text.count("it runs on its schedule") == 2
+
+
+@contextmanager
+def a_prefect(states: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
+    """A server that answers as Prefect's API does: its address, and the ids of the runs that were created."""
+    created: list[str] = []
+
+    class Prefect(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            run = self.path.rpartition("/")[2]
+            self.answer(200, {"id": "deployment"}) if "/deployments/" in self.path else self.answer(
+                200 if run in states else 404, {"state_type": states.get(run)}
+            )
+
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            created.append(f"run-{len(created) + 1}")
+            self.answer(201, {"id": created[-1]})
+
+        def answer(self, status: int, body: object) -> None:
+            content = json.dumps(body).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Prefect)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/api", created
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_run_that_waits_is_not_doubled() -> None:
+    states = {"run-1": "SCHEDULED"}
+    with a_prefect(states) as (url, created):
+        starter = Starter(url)
+        for _ in range(3):
+            starter.start()
+        assert created == ["run-1"]
+        states["run-1"] = "RUNNING"  # it may have read the alias before the edit
+        starter.start()
+        assert created == ["run-1", "run-2"]
+        starter.start()  # run-2 is unknown to Prefect: somebody deleted it
+        assert created == ["run-1", "run-2", "run-3"]
+
+
+# ---------------------------------------------------------------- a real MLflow
+
+
+@contextmanager
+def listening(secret: str) -> Iterator[tuple[str, list[float]]]:
+    """The application on a real port; its address, and when the reconcile was started."""
+    started: list[float] = []
+    (port,) = free_ports(1)
+    server = uvicorn.Server(
+        uvicorn.Config(
+            application(secret, Waker(lambda: started.append(time.monotonic()), 600)), port=port, log_level="warning"
+        )
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    try:
+        while not server.started:
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}", started
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_a_forged_or_huge_event_is_refused() -> None:
+    with listening(SECRET) as (url, started):
+        assert httpx.get(f"{url}/health").status_code == 200
+        assert httpx.post(f"{url}/mlflow", content=BODY).status_code == 401
+        assert (
+            httpx.post(
+                f"{url}/mlflow", content=BODY, headers=signed(secret="another secret", at=time.time())
+            ).status_code
+            == 401
+        )
+        assert (
+            httpx.post(
+                f"{url}/mlflow", content=b" " * (webhook.MOST_BYTES + 1), headers=signed(at=time.time())
+            ).status_code
+            == 413
+        )
+        assert httpx.post(f"{url}/mlflow", content=BODY, headers=signed(at=time.time())).status_code == 204
+        time.sleep(webhook.GATHER_SECONDS + 0.5)
+        assert len(started) == 1
+
+
+@pytest.mark.servers
+def test_an_edit_in_mlflow_wakes_the_reconcile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    environment = {
+        "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+        "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+        "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY": Fernet.generate_key().decode(),
+    }
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with running_mlflow(tmp_path) as mlflow, listening(SECRET) as (url, started):
+        with pytest.raises(Terminal, match="Allowed schemes are: http, https"):
+            MlflowStore(mlflow).tell("ftp://127.0.0.1:9/mlflow", SECRET)
+        MlflowStore(mlflow).tell("http://127.0.0.1:9/mlflow", "an earlier secret")
+        MlflowStore(mlflow).tell(f"{url}/mlflow", SECRET)
+        client = connect(mlflow)
+        assert [(hook.name, hook.url) for hook in client.list_webhooks()] == [("ptpipeline", f"{url}/mlflow")]
+        client.create_registered_model("mood")
+        client.create_model_version("mood", "s3://x/y", await_creation_for=0)
+        client.set_registered_model_alias("mood", "production", "1")
+        deadline = time.monotonic() + 30
+        while not started and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert started

@@ -1,0 +1,270 @@
+"""The whole chain on a tiny model, a folder and SQLite: what is new runs, what is known does not run again."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import ptpipeline
+from ptpipeline.errors import (
+    ArtifactError,
+    BaseModelError,
+    ContextError,
+    DataError,
+    NotFound,
+    PromotionRefused,
+    PtpError,
+)
+from ptpipeline.records import PRODUCTION, prompt_prefix
+from registry.repair.doctor import examine
+from registry.versions.promotion import Cause
+from tests.flows.project import Project
+from tests.tiny import other_base, sentences, write_csv
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    return Project(tmp_path, ("tiny-sentiment",))
+
+
+def test_a_task_goes_from_rows_to_production(project: Project) -> None:
+    outcome = project.run()
+    assert (outcome.status, outcome.verdict, outcome.version) == ("promoted", "passed", 1)
+    assert outcome.candidate > outcome.zero_shot
+    answers = ptpipeline.load("tiny-sentiment", project.settings).predict(
+        ["the good film was a story", "dull plot and the scene"]
+    )
+    assert [(a.label, a.version) for a in answers] == [
+        ("positive", "tiny-sentiment@1"),
+        ("negative", "tiny-sentiment@1"),
+    ]
+    assert sum(answers[0].probabilities.values()) == pytest.approx(1)
+    assert examine(project.stages.registry) == []
+
+
+def test_a_second_run_trains_and_measures_nothing(project: Project) -> None:
+    first = project.run()
+    second = project.run()
+    assert not project.trained
+    assert any("source unchanged" in line for line in project.lines)
+    assert any("was measured on these" in line for line in project.lines)
+    assert (second.status, second.version) == ("unchanged", first.version)
+    assert len(project.stages.registry.ledger.history("tiny-sentiment")) == 1
+
+
+def test_a_new_recipe_trains_and_meets_the_champion(project: Project) -> None:
+    project.run()
+    project.edit("learning_rate: 0.05", "learning_rate: 0.04")
+    outcome = project.run()
+    assert project.trained
+    assert outcome.version == 2
+    assert outcome.champion is not None
+    assert any("pass champion: accuracy +" in line or "pass champion: accuracy -" in line for line in project.lines)
+
+
+def test_a_new_policy_gates_again_without_training(project: Project) -> None:
+    project.run()
+    project.edit("minimum: 0.7", "minimum: 0.75")
+    outcome = project.run()
+    assert not project.trained
+    assert outcome.verdict == "passed"
+
+
+def test_a_failed_gate_registers_but_does_not_promote(project: Project) -> None:
+    project.edit('init: {text: " yes"}, steps: 10', "steps: 2")
+    outcome = project.run()
+    assert (outcome.status, outcome.version) == ("no gain", 1)
+    with pytest.raises(PromotionRefused, match="failed the gate"):
+        project.stages.move("tiny-sentiment", PRODUCTION, 1, Cause("me", "I insist"))
+    with pytest.raises(NotFound):
+        ptpipeline.load("tiny-sentiment", project.settings)
+
+
+def test_manual_promotion_awaits_a_person(project: Project) -> None:
+    project.edit("promote: auto", "promote: manual")
+    assert project.run().status == "awaiting approval"
+    project.stages.move("tiny-sentiment", PRODUCTION, 1, Cause("ann", "reviewed"))
+    assert ptpipeline.load("tiny-sentiment", project.settings).resolved.number == 1
+
+
+def test_a_gang_trains_several_tasks_and_one_failure_stays_alone(tmp_path: Path) -> None:
+    project = Project(tmp_path, ("one", "two", "three"))
+    project.edit("learning_rate: 0.05", "learning_rate: 1.0e+30", "two")
+    stages = project.stages
+    plans = [stages.plan(task, stages.ingest(task)) for task in stages.tasks()]
+    results = stages.train(plans)
+    assert "not finite" in str(results["two"])
+    assert not isinstance(results["one"], str)
+    assert not isinstance(results["three"], str)
+
+
+def test_changed_rows_make_a_new_snapshot_and_train(project: Project) -> None:
+    project.run()
+    write_csv(project.folder / "tiny-sentiment.csv", sentences(260))
+    assert project.run().version == 2
+
+
+def test_a_rollback_goes_back_and_is_served(project: Project) -> None:
+    project.run()
+    project.edit("learning_rate: 0.05", "learning_rate: 0.04")
+    assert project.run().status == "promoted"
+    project.stages.roll_back("tiny-sentiment", PRODUCTION, None, Cause("ann", "complaints"))
+    assert ptpipeline.load("tiny-sentiment", project.settings).resolved.number == 1
+    assert ptpipeline.load("tiny-sentiment@2", project.settings).resolved.number == 2
+
+
+def test_a_night_does_not_undo_a_rollback(project: Project) -> None:
+    project.run()
+    project.edit("learning_rate: 0.05", "learning_rate: 0.04")
+    assert project.run().version == 2
+    project.stages.roll_back("tiny-sentiment", PRODUCTION, None, Cause("ann", "complaints"))
+    outcome = project.run()
+    assert outcome.status == "rolled back"
+    assert ptpipeline.load("tiny-sentiment", project.settings).resolved.number == 1
+
+
+def test_changed_test_rows_are_measured_without_training(project: Project) -> None:
+    from ptpipeline.data.rows import normalised, split_of
+
+    first = project.run()
+    stages = project.stages
+    spec = stages.tasks()[0].data.split
+    more = [row for row in sentences(600, 7) if split_of(normalised(row[0]), spec) == "test"]
+    write_csv(project.folder / "tiny-sentiment.csv", list(dict([*sentences(240), *more]).items()))
+    second = project.run()
+    assert not project.trained
+    assert any("test accuracy" in line for line in project.lines)
+    assert second.version == first.version
+
+
+def test_a_champion_with_other_labels_needs_a_person(project: Project) -> None:
+    project.run()
+    path = project.folder / "tiny-sentiment.csv"
+    path.write_text(path.read_text().replace(",positive", ",happy"))
+    project.edit(
+        'labels: {negative: " negative", positive: " positive"}', 'labels: {negative: " negative", happy: " positive"}'
+    )
+    outcome = project.run()
+    assert (outcome.status, outcome.version) == ("awaiting approval", 2)
+    assert any("not comparable: it answers the labels negative, positive" in line for line in project.lines)
+    assert project.stages.move("tiny-sentiment", PRODUCTION, 2, Cause("ann", "new labels")).version == 2
+
+
+def test_a_champion_that_was_mended_is_compared_after_all(project: Project) -> None:
+    """While its bytes were away the candidate waited for a person; once they are back the gate asks it, at the same
+    look.
+    """
+    project.run()
+    stages = project.stages
+    champion = stages.registry.ledger.version("tiny-sentiment", 1)
+    key = f"prompts/tiny-sentiment/{champion.digest}/prompt.safetensors"
+    body = stages.registry.store.read(key).body
+    stages.registry.store.delete(key)
+    project.edit("learning_rate: 0.05", "learning_rate: 0.04")
+    waiting = project.run()
+    assert (waiting.status, waiting.delta) == ("awaiting approval", None)
+    stages.registry.store.create(key, body)
+    compared = project.run()
+    assert (compared.version, compared.delta is None) == (waiting.version, False)
+    verdicts = stages.registry.ledger.verdicts(
+        "tiny-sentiment", stages.registry.ledger.version("tiny-sentiment", compared.version).digest
+    )
+    assert len({verdict.look.number for verdict in verdicts if verdict.look}) == 1
+
+
+def test_an_older_version_is_judged_again_on_promotion(project: Project) -> None:
+    project.edit("promote: auto", "promote: manual")
+    for rate in ("0.05", "0.04"):
+        project.edit("learning_rate: 0.05", f"learning_rate: {rate}")
+        project.run()
+    project.stages.move("tiny-sentiment", PRODUCTION, 2, Cause("ann", "first"))
+    moved = project.stages.move("tiny-sentiment", PRODUCTION, 1, Cause("ann", "on second thoughts"))
+    assert (moved.version, moved.previous) == (1, 2)
+
+
+def test_a_broken_task_file_stops_no_other(project: Project) -> None:
+    (project.tasks / "broken.yaml").write_text("name: [\n")
+    tasks, broken = project.stages.declared()
+    assert [task.name for task in tasks] == ["tiny-sentiment"]
+    assert "not valid YAML" in broken["broken"]
+
+
+def test_lost_bytes_are_trained_anew(project: Project) -> None:
+    import shutil
+
+    project.run()
+    digest = project.stages.registry.ledger.version("tiny-sentiment", 1).digest
+    shutil.rmtree(project.folder / "store" / prompt_prefix("tiny-sentiment", digest))
+    outcome = project.run()
+    assert project.trained
+    assert outcome.version == 1
+    assert examine(project.stages.registry) == []
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def nothing_registered(project: Project) -> bool:
+    store = project.stages.registry.store
+    return not list(store.keys("prompts")) and project.stages.registry.ledger.versions() == []
+
+
+def spoil_label(project: Project) -> None:
+    path = project.folder / "tiny-sentiment.csv"
+    path.write_text(path.read_text().replace(",positive", ",splendid", 1))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "error", "sentence"),
+    [
+        (lambda p: p.edit("text: text", "text: body"), DataError, r"no column 'body'.*text, label"),
+        (spoil_label, DataError, "check unknown_label found 1: row 1; it looks for a label that the task's `labels`"),
+        (
+            lambda p: p.edit("num_virtual_tokens: 4", "num_virtual_tokens: 255"),
+            PtpError,
+            r"no room for text.*context of 256",
+        ),
+        (lambda p: p.edit("base_model: tiny", "base_model: large"), NotFound, "there are tiny"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(
+    project: Project, spoil: Callable[[Project], None], error: type[PtpError], sentence: str
+) -> None:
+    spoil(project)
+    with pytest.raises(error, match=sentence) as caught:
+        project.run()
+    assert "\n" not in str(caught.value)
+    assert nothing_registered(project)
+
+
+def test_a_text_over_the_context_is_named(project: Project) -> None:
+    rows = sentences(240)
+    rows[0] = ("good " * 300, "positive")
+    write_csv(project.folder / "tiny-sentiment.csv", rows)
+    with pytest.raises(PtpError, match=r"row [0-9a-f]{16}: the text has \d+ tokens, at most \d+ fit"):
+        project.run()
+    assert nothing_registered(project)
+
+
+def test_a_question_over_the_context_is_refused(project: Project) -> None:
+    project.run()
+    with pytest.raises(ContextError, match="text 1 for tiny-sentiment: the text has"):
+        ptpipeline.load("tiny-sentiment", project.settings).predict(["good " * 300])
+
+
+def test_another_base_than_the_artifacts_is_refused(project: Project) -> None:
+    project.run()
+    (project.tasks / "base_models.yaml").write_text(f'tiny: {{path: "{other_base(project.folder / "other")}"}}\n')
+    with pytest.raises(BaseModelError, match="trained on base model tiny"):
+        ptpipeline.load("tiny-sentiment", project.settings)
+
+
+@pytest.mark.parametrize("alter", [lambda b: b[:-5], lambda b: b[:-1] + b"x"])
+def test_a_truncated_or_altered_artifact_is_refused(project: Project, alter: Callable[[bytes], bytes]) -> None:
+    project.run()
+    digest = project.stages.registry.ledger.version("tiny-sentiment", 1).digest
+    path = project.folder / "store" / prompt_prefix("tiny-sentiment", digest) / "prompt.safetensors"
+    path.write_bytes(alter(path.read_bytes()))
+    with pytest.raises(ArtifactError, match="truncated or altered"):
+        ptpipeline.load("tiny-sentiment", project.settings)
+    assert [d.what for d in examine(project.stages.registry)] == ["bytes of version 1"]

@@ -1,0 +1,33 @@
+"""What each look may spend: never more than the budget together."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptpipeline.gate.looks import look_at, question
+
+
+def test_all_looks_of_a_long_life_stay_within_the_budget() -> None:
+    assert sum(look_at(1, number, 0.05).alpha for number in range(1, 20_000)) < 0.05
+
+
+@given(st.integers(1, 400), st.floats(0.001, 0.5))
+def test_what_is_spent_is_the_sum_of_the_looks(number: int, budget: float) -> None:
+    assert look_at(1, number, budget).spent == pytest.approx(
+        sum(look_at(1, k, budget).alpha for k in range(1, number + 1))
+    )
+
+
+def test_a_question_is_of_challenger_champion_rows_and_policy() -> None:
+    assert (
+        len(
+            {
+                question(("a", "b"), "t", "p"),
+                question(("a", None), "t", "p"),
+                question(("b", "a"), "t", "p"),
+                question(("a", "b"), "u", "p"),
+                question(("a", "b"), "t", "q"),
+            }
+        )
+        == 5
+    )

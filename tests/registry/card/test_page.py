@@ -1,0 +1,435 @@
+"""The page of a version, and its description: complete, harmless whatever labels say, and without anything from
+elsewhere.
+"""
+
+import base64
+import re
+from dataclasses import replace
+from datetime import timedelta
+from html.parser import HTMLParser
+
+import pytest
+from mlflow.utils.validation import _validate_metric_name
+
+from ptpipeline.evaluation.metrics import scores
+from ptpipeline.prompts.interpretation import MEASURES, WARNING, NearTokens, Neighbour, Neighbours, Pulled, Wayward
+from ptpipeline.records import (
+    Check,
+    Look,
+    PairedDifference,
+    PromptVersion,
+    Scores,
+    SliceDifference,
+    TextScores,
+    Trial,
+    prompt_prefix,
+)
+from registry.card.card import MAX_DESCRIPTION, Entry
+from registry.card.page import page
+from registry.garbage.collect import collect
+from registry.garbage.roots import Retention
+from registry.registry import Registry
+from registry.repair.doctor import examine
+from registry.versions.publish import attach, entry_of, register, stage
+from tests.registry.prompts import PNG, a_request, a_snapshot, a_task, an_artifact, published
+
+HOSTILE = "<script>alert('x')</script>"
+LABELS = ["bad", "good", HOSTILE]
+CHECKS = [
+    Check(name="minimum", passed=True, observed="accuracy 0.9", required="at least 0.8"),
+    Check(name="champion", passed=False, observed="no better", required="better: p at most 0.003"),
+    Check(name="robustness", passed=False, observed=f"31% & {HOSTILE}", required="at most 25%", policy="warn"),
+]
+
+
+class Parsed(HTMLParser):
+    """What a browser would see: tags with attributes, and the text between them."""
+
+    def __init__(self, body: bytes) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(body.decode())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def pair(difference: float) -> PairedDifference:
+    return PairedDifference(
+        metric="accuracy",
+        difference=difference,
+        lower=difference - 0.1,
+        upper=difference + 0.1,
+        confidence=0.95,
+        rows=18,
+        dropped=2,
+        p_value=0.25,
+        test="exact McNemar",
+    )
+
+
+def measured(labels: list[str], right: int) -> Scores:
+    """Of 60 rows so many right."""
+    truth = [labels[i % len(labels)] for i in range(60)]
+    wrong = [labels[(i + 1) % len(labels)] for i in range(60)]
+    return scores(truth, [*truth[:right], *wrong[right:]], labels, [0.7] * 60)
+
+
+def an_entry(labels: list[str] = LABELS) -> Entry:
+    """A version of that many labels that was refused, with all that may be known of one."""
+    task = a_task()
+    artifact, request = an_artifact(task, 1), a_request(task, 1, "c" * 64)
+    assert request.report
+    assert request.verdict
+    artifact = artifact._replace(
+        manifest=artifact.manifest.model_copy(update={"labels": {name: f" {name}" for name in labels}})
+    )
+    report = request.report.model_copy(
+        update={
+            "rows": 60,
+            "prompt": measured(labels, 48),
+            "zero_shot": measured(labels, 30),
+            "hard_prompt": measured(labels, 42),
+            "majority": measured(labels, 0),
+            "measures": {"robustness.case": 0.31},
+        }
+    )
+    verdict = request.verdict.model_copy(
+        update={
+            "comparison": pair(0.1),
+            "anchor": pair(0.05),
+            "baselines": {"zero_shot": pair(0.3), "hard_prompt": pair(0.2)},
+            "checks": CHECKS,
+            "passed": False,
+            "look": Look(test_set=1, number=3, alpha=0.0034, spent=0.0414, budget=0.05),
+            "slices": [SliceDifference(name=f"label {name}", rows=20, difference=-0.1, p_harm=0.01) for name in labels],
+            "measures": {"robustness.case": 0.31, "bytes.stored": float("nan")},
+        }
+    )
+    near = NearTokens(
+        nearest={
+            measure: [Neighbour(id=1, token="▁Woman", value=0.5), Neighbour(id=2, token="<b>", value=0.4)]
+            for measure in MEASURES
+        },
+        overlap={"cosine/dot": 0.5},
+    )
+    neighbours = Neighbours(k=2, tokens=[near] * 4, overlap={"cosine/dot": 0.5})
+    return Entry(
+        artifact=artifact,
+        tuned=request.tuned,
+        snapshot=a_snapshot(task),
+        report=report,
+        verdict=verdict,
+        plots={"confusion": PNG, "differences": PNG + b"other"},
+        commit="c0ffee",
+        store="s3://bucket/some",
+        champion=4,
+        neighbours=neighbours,
+    )
+
+
+NUMBERED = PromptVersion(
+    task="mood", number=5, digest="d" * 64, verdict=None, passed=True, registered_at="2026-01-01T00:00:00+00:00"
+)
+
+
+@pytest.fixture(scope="module")
+def entry() -> Entry:
+    return an_entry()
+
+
+@pytest.fixture(scope="module")
+def seen(entry: Entry) -> Parsed:
+    return Parsed(page(entry, NUMBERED))
+
+
+# ---------------------------------------------------------------- the page
+
+
+def test_every_check_stands_on_the_page_with_what_it_does(seen: Parsed) -> None:
+    for check, mark, blocks in zip(
+        CHECKS, ("✓ pass", "✗ FAIL", "⚠ warning"), ("blocks", "blocks", "warns"), strict=True
+    ):
+        assert f"{check.name} {mark} {check.observed} {check.required} {blocks}" in seen.text
+    assert "failed the gate for champion" in seen.text
+    assert "warned by robustness" in seen.text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "look 3 at these test rows",
+        "0.0414 of 0.05 together, 83%",
+        "The champion is version 4.",
+        "measured on rows that were looked at 2 times before",
+        "champion +0.1000 +0.0000 to +0.2000 0.25 exact McNemar 18",
+        "anchor +0.0500",
+        "zero-shot +0.3000",
+        "hard prompt +0.2000",
+        "(2 here)",
+        "metric this prompt 95% interval hard prompt zero-shot majority",
+        "accuracy 0.8000 0.8000 to 1.0000 0.7000 0.5000 0.0000",
+        "calibration error 0.1000",
+        "robustness: case 0.31",
+        "at virtual token 1, 2, 3, 4",
+        WARNING,
+        "rows.csv",
+        "c0ffee",
+        "80 train, 10 dev, 20 test",
+        "s3://bucket/some/prompts/mood",
+        "base model tiny, fingerprint " + "f" * 64,
+    ],
+)
+def test_the_page_tells(seen: Parsed, words: str) -> None:
+    assert words in seen.text
+
+
+def test_hostile_labels_are_shown_as_text(seen: Parsed) -> None:
+    assert seen.text.count(HOSTILE) >= 4
+    assert {tag for tag, _ in seen.tags}.isdisjoint(
+        {"script", "b", "iframe", "object", "link", "a", "form"}
+    )  # <b> is one of the neighbours
+    assert not [name for _, attributes in seen.tags for name in attributes if name.startswith("on")]
+
+
+def test_nothing_comes_from_elsewhere(entry: Entry, seen: Parsed) -> None:
+    addresses = [
+        value or ""
+        for _, attributes in seen.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "srcset", "action", "data", "poster")
+    ]
+    assert addresses
+    assert all(address.startswith("data:image/png;base64,") for address in addresses)
+    assert not re.search(r"https?:|url\(|@import", page(entry, NUMBERED).decode())
+    assert {
+        "http-equiv": "Content-Security-Policy",
+        "content": "default-src 'none'; img-src data:; style-src 'unsafe-inline'",
+    } in [attributes for tag, attributes in seen.tags if tag == "meta"]
+
+
+def test_every_plot_is_inside(entry: Entry, seen: Parsed) -> None:
+    inside = [
+        base64.b64decode((attributes["src"] or "").partition(",")[2]) for tag, attributes in seen.tags if tag == "img"
+    ]
+    assert sorted(inside) == sorted(entry.plots.values())
+
+
+def test_the_same_records_make_the_same_page(entry: Entry) -> None:
+    assert page(entry, NUMBERED) == page(an_entry(), NUMBERED)
+
+
+def test_a_plot_of_another_name_is_shown_too(entry: Entry) -> None:
+    assert Parsed(page(replace(entry, plots={"curve-of-old": PNG}))).text.count("curve-of-old") == 1
+
+
+def test_a_prompt_that_was_never_judged_has_a_page(entry: Entry) -> None:
+    text = Parsed(
+        page(replace(entry, report=None, verdict=None, plots={}, neighbours=None, snapshot=None, commit=None))
+    ).text
+    assert "not judged" in text
+    assert "cannot go to production" in text
+    assert "Nearest words" not in text
+
+
+def test_a_first_version_had_the_baselines_to_beat(entry: Entry) -> None:
+    assert entry.verdict
+    text = Parsed(
+        page(
+            replace(
+                entry,
+                champion=None,
+                verdict=entry.verdict.model_copy(update={"champion": None, "comparison": None, "anchor": None}),
+            )
+        )
+    ).text
+    assert "There was no champion yet" in text
+    assert "looked at 2 times" not in text
+
+
+def test_the_spread_over_seeds_stands_beside_the_intervals(entry: Entry) -> None:
+    """Of the recipe that has two seeds; one that failed, and one of a single seed, have no spread."""
+    tried = [
+        ("rate 0.1, seed 1", 0.70),
+        ("rate 0.1, seed 2", 0.80),
+        ("rate 0.1, seed 3", None),
+        ("rate 0.2, seed 1", 0.9),
+    ]
+    trials = [
+        Trial(name=f"mood/4 tokens, {name}", best_dev=dev, best_step=5, error=None if dev else "it diverged")
+        for name, dev in tried
+    ]
+    searched = replace(entry, tuned=entry.tuned.model_copy(update={"trials": trials}))
+    words = "2 seeds of 4 tokens, rate 0.1: dev 0.7500, standard deviation 0.0707, lowest 0.7000, highest 0.8000"
+    assert words in Parsed(page(searched)).text
+    assert "it diverged" in Parsed(page(searched)).text
+    assert f"- {words}" in searched.description()
+    assert "0.2: dev" not in searched.description()
+
+
+def test_of_one_seed_it_is_said_that_the_spread_is_not_known(entry: Entry, seen: Parsed) -> None:
+    assert "One seed was trained: how much the recipe varies with it is not known" in seen.text
+    assert "- one seed was trained" in entry.description()
+
+
+def test_a_prefix_says_that_it_is_near_to_no_words(entry: Entry) -> None:
+    assert (
+        "None: keys and values."
+        in Parsed(
+            page(replace(entry, neighbours=Neighbours(k=5, tokens=[], overlap={}, absent="keys and values")))
+        ).text
+    )
+
+
+def test_generated_texts_have_their_own_metrics(entry: Entry) -> None:
+    assert entry.report
+    texts = TextScores(exact_match=0.25, token_f1=0.5, rouge_l=0.75, bleu=0.125, most_frequent_share=0.0625)
+    report = entry.report.model_copy(
+        update={"prompt": texts, "zero_shot": texts, "majority": texts, "hard_prompt": None, "interval": {}}
+    )
+    text = Parsed(page(replace(entry, report=report, verdict=None))).text
+    assert "ROUGE-L 0.7500 – 0.7500 0.7500" in text
+    assert "commonest answer's share 0.0625" in text
+    assert "By label" not in text
+
+
+# ---------------------------------------------------------------- the description and the metrics
+
+
+def test_the_description_tells_all_baselines_and_the_budget(entry: Entry) -> None:
+    lines = entry.description(NUMBERED).splitlines()
+    assert (
+        "- accuracy: **0.800** (0.800 to 1.000); prompt in words 0.700, without a prompt 0.500, majority 0.000" in lines
+    )
+    assert (
+        "- against the champion version 4: accuracy **+0.100** (+0.000 to +0.200 at 95%, p 0.25 by exact "
+        "McNemar, 18 rows)" in lines
+    )
+    assert any("looked at 2 times before" in line for line in lines)
+    assert "### Verdict: failed, 1 warning" in lines
+    assert f"- ⚠ robustness: 31% & {HOSTILE}, required at most 25%" in lines
+    assert "- look 3 at these test rows: it may err with a chance of 0.0034, 0.041 of 0.050 is spent" in lines
+
+
+def test_a_description_of_a_hundred_labels_fits_in_whole_lines() -> None:
+    labels = [f"a label with quite a long name, {i}" for i in range(100)]
+    entry = an_entry(labels)
+    assert entry.verdict
+    long = Check(
+        name="never", passed=False, observed="never answered: " + ", ".join(labels), required="all", policy="warn"
+    )
+    found = replace(entry, verdict=entry.verdict.model_copy(update={"checks": [*CHECKS, *[long] * 3]})).description(
+        NUMBERED
+    )
+    assert len(found) <= MAX_DESCRIPTION
+    assert "### Made from" in found
+    assert "report.html" in found.splitlines()[-1]
+    crowded = replace(entry, verdict=entry.verdict.model_copy(update={"checks": [*CHECKS, *[long] * 30]})).description(
+        NUMBERED
+    )
+    assert MAX_DESCRIPTION - 500 < len(crowded) <= MAX_DESCRIPTION
+    assert crowded.splitlines()[-1].endswith("…")
+
+
+def test_metrics_are_finite_under_names_that_mlflow_takes(entry: Entry) -> None:
+    found = entry.metrics()
+    assert {
+        name: found[name]
+        for name in ("accuracy", "hard_prompt_accuracy", "zero_shot_mcc", "majority_accuracy", "robustness.case")
+    } == pytest.approx(
+        {
+            "accuracy": 0.8,
+            "hard_prompt_accuracy": 0.7,
+            "zero_shot_mcc": measured(LABELS, 30).mcc,
+            "majority_accuracy": 0.0,
+            "robustness.case": 0.31,
+        }
+    )
+    assert found["calibration_error"] == pytest.approx(0.1)
+    assert "bytes.stored" not in found  # it was no number
+    for name in found:
+        _validate_metric_name(name)
+
+
+# ---------------------------------------------------------------- in the store
+
+
+def pages(registry: Registry, digest: str) -> list[str]:
+    return [key for key in registry.store.keys(prompt_prefix("mood", digest)) if key.endswith(".html")]
+
+
+def test_a_version_has_its_page_in_the_store(plain: Registry) -> None:
+    task = a_task()
+    published(plain, task, 1)
+    digest = an_artifact(task, 1).digest
+    [key] = pages(plain, digest)
+    assert plain.store.read(key).body == page(entry_of(plain, "mood", digest), plain.ledger.version("mood", 1))
+    published(plain, task, 1)
+    assert pages(plain, digest) == [key]
+
+
+def test_a_new_verdict_has_a_page_of_its_own(plain: Registry) -> None:
+    task = a_task()
+    published(plain, task, 1, kind="failed")
+    published(plain, task, 1)
+    told = [Parsed(plain.store.read(key).body).text for key in pages(plain, an_artifact(task, 1).digest)]
+    assert sorted("passed the gate" in text for text in told) == [False, True]
+
+
+def test_neighbours_are_kept_with_the_version(plain: Registry, entry: Entry) -> None:
+    task = a_task()
+    stage(plain.ledger, plain.store, an_artifact(task, 1))
+    register(plain, replace(a_request(task, 1), neighbours=entry.neighbours))
+    register(plain, a_request(task, 1))
+    assert entry_of(plain, "mood", an_artifact(task, 1).digest).neighbours == entry.neighbours
+
+
+def test_an_experiment_is_told_on_the_page_and_stays_there(plain: Registry) -> None:
+    task, digest = a_task(), an_artifact(a_task(), 1).digest
+    published(plain, task, 1)
+    plainly = Pulled(gamma=0, landed={"cosine": 0.0, "dot": 0.0, "euclidean": 0.0}, distance=3.5, dev=0.8, test=0.8)
+    pulled = Pulled(
+        gamma=0.01,
+        landed={"cosine": 0.75, "dot": 0.5, "euclidean": 1.0},
+        distance=0.25,
+        dev=0.7,
+        test=0.7,
+        compared=pair(-0.1),
+    )
+    found = Wayward(
+        task="mood",
+        text=f"a tale {HOSTILE}",
+        tokens=["a", "▁tale"],
+        metric="accuracy",
+        steps=10,
+        test_rows=20,
+        text_test=0.5,
+        text_landed={"cosine": 1.0, "dot": 1.0, "euclidean": 1.0},
+        plain=plainly,
+        pulled=[pulled],
+    )
+    key = attach(plain, digest, found)
+    published(plain, task, 1)
+    assert attach(plain, digest, found) == key
+    text = Parsed(plain.store.read(key).body).text
+    assert f"a tale {HOSTILE}" in text
+    assert "0.01 75% 50% 100% 0.25 0.7000 0.7000 -0.1000 (-0.2000 to +0.0000)" in text
+    assert examine(plain) == []
+
+
+def test_a_collection_takes_page_and_neighbours_with_the_version(plain: Registry, entry: Entry) -> None:
+    task = a_task()
+    stage(plain.ledger, plain.store, an_artifact(task, 1))
+    register(plain, replace(a_request(task, 1), neighbours=entry.neighbours))
+    published(plain, task, 2)
+    collect(plain, Retention(candidates=1, grace=timedelta(0)), apply=True)
+    assert list(plain.store.keys(prompt_prefix("mood", an_artifact(task, 1).digest))) == []
+    assert pages(plain, an_artifact(task, 2).digest)

@@ -1,0 +1,324 @@
+"""Migrations: every earlier schema with data in every table, on both databases; opened by several at once; killed in
+the middle.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy.exc import DBAPIError
+
+from ptpipeline.errors import SettingsError
+from ptpipeline.records import Verdict
+from ptpipeline.storage import FolderStore
+from registry.ledger import database, tables
+from registry.ledger.ledger import Ledger, Move
+from registry.registry import Registry
+from registry.versions.promotion import Cause, promote
+from registry.versions.publish import stage
+from tests.postgres import Postgres
+from tests.registry.prompts import a_request, a_snapshot, a_task, an_artifact
+
+TASK = a_task("mood")
+FIRST, SECOND = an_artifact(TASK, 1), an_artifact(TASK, 2)
+AT = "2026-01-02T03:04:05.678901+00:00"
+
+
+def _rows() -> dict[str, list[dict[str, Any]]]:
+    """Rows of every table of the first schema: two versions, one promoted and rolled back to, both judged."""
+    requests = [a_request(TASK, 1), a_request(TASK, 2, FIRST.digest)]
+    verdicts = [request.verdict for request in requests if request.verdict]
+    who = [{"task": "mood", "digest": artifact.digest} for artifact in (FIRST, SECOND)]
+    first, second = (verdict.verdict_digest() for verdict in verdicts)
+    moves = [(1, 1, None, first), (2, 2, 1, second), (3, 1, 2, first)]
+    return {
+        "version": [{**row, "number": number, "at": AT} for number, row in enumerate(who, 1)],
+        "promotion": [
+            {
+                **who[version - 1],
+                "alias": "production",
+                "seq": seq,
+                "version": version,
+                "previous": previous,
+                "actor": "Zoë",
+                "reason": 'it\'s "better"',
+                "verdict": verdict,
+                "at": AT.replace("05.67", f"{seq:02}.67"),
+            }
+            for seq, version, previous, verdict in moves
+        ],
+        "intent": [{"task": "mood", "digest": "a" * 64, "at": AT}],
+        "publication": [
+            {**row, "record": {"tuned": request.tuned.to_json(), "commit": "c0ffee", "plots": {}}, "at": AT}
+            for row, request in zip(who, requests, strict=True)
+        ],
+        "projection": [
+            {"target": target, "task": "mood", "alias": "production", "applied_seq": 3, "applied_version": 1, "at": AT}
+            for target in ("store", "mlflow")
+        ],
+        "lease": [{"name": "project mood@production", "owner": "gone", "expires_at": 1.5}],
+        "snapshot": [
+            {
+                "task": "mood",
+                "source_key": "key",
+                "digest": a_snapshot(TASK).digest,
+                "record": a_snapshot(TASK).to_json(),
+                "at": AT,
+            }
+        ],
+        "training": [
+            {"task": "mood", "training_key": request.tuned.training_key, "record": request.tuned.to_json(), "at": AT}
+            for request in requests
+        ],
+        "evaluation": [
+            {**row, "evaluation_key": request.report.evaluation_key, "record": request.report.to_json(), "at": AT}
+            for row, request in zip(who, requests, strict=True)
+            if request.report
+        ],
+        "verdict": [_verdict(verdict) for verdict in verdicts],
+    }
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "verdict": verdict.verdict_digest(),
+        "gate_key": verdict.gate_key,
+        "task": "mood",
+        "digest": verdict.digest,
+        "passed": verdict.passed,
+        "record": verdict.to_json(),
+        "at": AT,
+    }
+
+
+def _rows_of_the_second() -> dict[str, list[dict[str, Any]]]:
+    """The same rows in the second schema, and some of the tables that came with it."""
+    rows = _rows()
+    return rows | {
+        "promotion": [row | {"override": False, "release": None} for row in rows["promotion"]],
+        "release": [{"name": "base-2", "actor": "Zoë", "reason": "new base", "versions": {"mood": 1}, "at": AT}],
+        "tombstone": [{"task": "mood", "digest": "c" * 64, "owner": "gone", "expires_at": 2.5, "at": AT}],
+        "attempt": [{"task": "mood", "alias": "production", "digest": FIRST.digest, "owner": "gone", "at": AT}],
+        "sighting": [{"task": "mood", "alias": "production", "seq": 3, "found": SECOND.digest, "seen_at": 3.5}],
+        "probe": [{"store": "s3://prompts", "at": 4.5}],
+    }
+
+
+ROWS = {"0001": _rows(), "0002": _rows_of_the_second()}  # revision -> rows of all of its tables
+JSON_COLUMNS = ("record", "versions")
+FLAGS = ("passed", "override")
+
+
+def _config(connection: Connection | None = None) -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(database.MIGRATIONS))
+    if connection is not None:
+        config.attributes["connection"] = connection
+    return config
+
+
+def _revisions() -> list[str]:
+    return [script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()][::-1]
+
+
+def _engine(url: str) -> Engine:
+    return create_engine(make_url(url).set(drivername="postgresql+psycopg") if url.startswith("postgresql") else url)
+
+
+def _written(url: str, revision: str) -> str:
+    """A ledger of that schema with its rows, by plain SQL."""
+    engine = _engine(url)
+    with engine.begin() as connection:
+        command.upgrade(_config(connection), revision)
+        for table, rows in ROWS[revision].items():
+            for row in rows:
+                values = {name: json.dumps(value) if isinstance(value, dict) else value for name, value in row.items()}
+                marks = ", ".join(
+                    f"CAST(:{name} AS JSON)"
+                    if name in JSON_COLUMNS and engine.dialect.name == "postgresql"
+                    else f":{name}"
+                    for name in values
+                )
+                connection.execute(text(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})"), values)
+    engine.dispose()
+    return url
+
+
+def _kept(url: str, revision: str) -> dict[str, list[dict[str, Any]]]:
+    """What the tables of that schema hold now, in its columns."""
+    engine, found = _engine(url), {}
+    with engine.begin() as connection:
+        for table, rows in ROWS[revision].items():
+            stored = connection.execute(text(f"SELECT {', '.join(rows[0])} FROM {table}")).mappings()
+            found[table] = [{name: _plain(name, value) for name, value in row.items()} for row in stored]
+    engine.dispose()
+    return {table: sorted(rows, key=repr) for table, rows in found.items()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name in JSON_COLUMNS and isinstance(value, str):
+        return json.loads(value)
+    return bool(value) if name in FLAGS else value
+
+
+def _expected(revision: str) -> dict[str, list[dict[str, Any]]]:
+    return {table: sorted(json.loads(json.dumps(rows)), key=repr) for table, rows in ROWS[revision].items()}
+
+
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.servers)])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The address of an empty database."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/ledger.db"
+        return
+    server: Postgres = request.getfixturevalue("postgres")
+    yield server.create_database(f"ledger-{uuid.uuid4().hex}")
+
+
+def test_every_earlier_schema_has_rows_here() -> None:
+    assert list(ROWS) == _revisions()[:-1]
+
+
+def test_rows_fill_every_table(url: str) -> None:
+    for revision in list(ROWS)[-1:]:
+        engine = _engine(_written(url, revision))
+        assert set(inspect(engine).get_table_names()) - {"alembic_version"} == set(ROWS[revision])
+        assert all(
+            {column["name"] for column in inspect(engine).get_columns(table)} == set(rows[0])
+            for table, rows in ROWS[revision].items()
+        )
+        engine.dispose()
+
+
+@pytest.mark.parametrize("revision", ROWS)
+def test_opening_an_earlier_schema_keeps_every_row(url: str, revision: str) -> None:
+    ledger = Ledger(_written(url, revision))
+    with ledger.database.reading() as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == tables.SCHEMA
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+    assert _kept(url, revision) == _expected(revision)
+    assert [(row.seq, row.version, row.actor, row.override, row.release) for row in ledger.history("mood")] == [
+        (seq, version, "Zoë", False, None) for seq, version in ((1, 1), (2, 2), (3, 1))
+    ]
+    assert [(version.number, version.passed) for version in ledger.versions("mood")] == [(2, True), (1, True)]
+    ledger.close()
+
+
+@pytest.mark.parametrize("revision", ROWS)
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "UPDATE promotion SET actor = 'nobody'",
+        "DELETE FROM promotion",
+        "UPDATE version SET digest = 'b'",
+        "DELETE FROM version",
+    ],
+)
+def test_an_upgraded_history_is_append_only(url: str, revision: str, statement: str) -> None:
+    ledger = Ledger(_written(url, revision))
+    with pytest.raises(DBAPIError, match="append-only"), ledger.database.writing() as connection:
+        connection.execute(text(statement))
+    ledger.close()
+
+
+@pytest.mark.parametrize("revision", ROWS)
+def test_an_upgraded_ledger_promotes_on(url: str, revision: str, tmp_path: Path) -> None:
+    registry = Registry(Ledger(_written(url, revision)), FolderStore(tmp_path / "store"))
+    for artifact in (FIRST, SECOND):
+        stage(registry.ledger, registry.store, artifact)
+    head = promote(registry, TASK, 2, Cause("me", "because"))
+    assert (head.seq, head.previous, head.verdict) == (4, 1, ROWS[revision]["promotion"][1]["verdict"])
+    registry.ledger.close()
+
+
+def test_migrations_make_the_declared_tables(ledger: Ledger) -> None:
+    with ledger.database.reading() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), tables.metadata) == []
+
+
+def test_schema_constant_is_the_newest_revision() -> None:
+    assert ScriptDirectory.from_config(_config()).get_current_head() == tables.SCHEMA
+
+
+def test_a_newer_ledger_is_refused(ledger: Ledger) -> None:
+    with ledger.database.writing() as connection:
+        connection.execute(text("UPDATE alembic_version SET version_num = '9999'"))
+    with pytest.raises(SettingsError, match="written by another version of ptpipeline"):
+        Ledger(ledger.url)
+
+
+# ---------------------------------------------------------------- several processes, and killed ones
+
+
+def _open(url: str, outcomes: "multiprocessing.Queue[str]") -> None:
+    try:
+        Ledger(url).add_version("topic", "a" * 64)
+        outcomes.put("ok")
+    except Exception as error:  # noqa: BLE001
+        outcomes.put(repr(error))
+
+
+def _opened_by(processes: int, url: str) -> list[str]:
+    spawn = multiprocessing.get_context("spawn")
+    outcomes = spawn.Queue()
+    racers = [spawn.Process(target=_open, args=(url, outcomes)) for _ in range(processes)]
+    for racer in racers:
+        racer.start()
+    return [outcomes.get(timeout=60) for _ in racers]
+
+
+def test_processes_open_a_new_ledger_together(url: str) -> None:
+    assert _opened_by(4, url) == ["ok"] * 4
+
+
+@pytest.mark.parametrize("revision", ROWS)
+def test_processes_open_an_earlier_schema_together(url: str, revision: str) -> None:
+    assert _opened_by(3, _written(url, revision)) == ["ok"] * 3
+    assert Ledger(url).version_of("topic", "a" * 64).number == 1
+
+
+def _die_at(statement: int, url: str) -> None:
+    """Open the ledger, and die instead of sending the n-th statement that changes the schema."""
+    seen = []
+
+    @event.listens_for(Engine, "before_cursor_execute")
+    def count(*arguments: Any) -> None:
+        if str(arguments[2]).lstrip().upper().startswith(("CREATE", "ALTER", "UPDATE ALEMBIC")):
+            seen.append(arguments[2])
+            if len(seen) == statement:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    Ledger(url)
+
+
+@pytest.mark.parametrize(("revision", "statement"), [("0001", 2), ("0001", 7), ("0001", 10), ("0002", 2), ("0002", 4)])
+def test_a_migration_killed_in_the_middle_is_repeated(url: str, revision: str, statement: int) -> None:
+    killed = multiprocessing.get_context("spawn").Process(target=_die_at, args=(statement, _written(url, revision)))
+    killed.start()
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
+    engine = _engine(url)
+    with engine.begin() as connection:
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == revision
+        assert set(inspect(connection).get_table_names()) - {"alembic_version"} == set(ROWS[revision])
+        assert {column["name"] for column in inspect(connection).get_columns("promotion")} == set(
+            ROWS[revision]["promotion"][0]
+        )
+    engine.dispose()
+    ledger = Ledger(url)
+    assert _kept(url, revision) == _expected(revision)
+    assert (
+        ledger.append(Move(task="mood", alias="production", version=2, actor="me", reason="why", expected=3)).seq == 4
+    )

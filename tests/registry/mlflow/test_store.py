@@ -1,0 +1,332 @@
+"""MLflow, real: what its pages show, a request lost anywhere, a database dropped, and a training followed while it
+runs.
+"""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
+
+from ptpipeline.errors import ServiceUnavailable, Terminal
+from ptpipeline.records import CurvePoint
+from ptpipeline.task.task import Task
+from registry.card.card import mlflow_template
+from registry.mlflow.store import MlflowStore, connect
+from registry.mlflow.tracking import Tracking
+from registry.registry import Registry
+from registry.repair.doctor import examine
+from registry.repair.reconcile import reconcile
+from registry.versions.promotion import Cause, promote
+from registry.versions.publish import register, stage
+from tests.registry.prompts import a_request, a_task, an_artifact, published
+from tests.registry.servers import running_mlflow
+
+pytestmark = pytest.mark.servers
+ME = Cause("me", "because")
+
+
+@contextmanager
+def losing(url: str, nth: int) -> Iterator[tuple[str, list[str]]]:
+    """A proxy of `url` that forwards every request and loses the answer of the n-th; yields its address and its log."""
+    log: list[str] = []
+
+    class Proxy(BaseHTTPRequestHandler):
+        def forward(self) -> None:
+            log.append(f"{self.command} {self.path}")
+            lost = len(log) == nth
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            headers = {
+                name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")
+            }
+            answer = httpx.request(self.command, url + self.path, content=body, headers=headers)
+            self.send_response(503 if lost else answer.status_code)
+            content = b"{}" if lost else answer.content
+            self.send_header("Content-Type", answer.headers.get("Content-Type", "application/json"))
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", log
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_an_imported_prompt_has_a_page_without_a_curve(shown: Registry, task: Task, client: MlflowClient) -> None:
+    request = a_request(task)
+    tuned = request.tuned.model_copy(
+        update={"steps": 0, "best_step": 0, "seconds": 0.0, "tokens_per_second": 0.0, "curve": []}
+    )
+    stage(shown.ledger, shown.store, an_artifact(task))
+    register(shown, replace(request, tuned=tuned))
+    [version] = client.search_model_versions(f"name='{task.name}'")
+    assert "- imported, not trained here: dev score 0.750" in version.description
+    assert client.get_run(version.run_id).data.metrics["best_dev"] == 0.75
+
+
+def test_a_version_page_tells_everything(shown: Registry, task: Task, client: MlflowClient) -> None:
+    first = promote(shown, task, published(shown, task, 1), ME)
+    published(shown, task, 2, first.digest)
+    version = client.get_model_version(task.name, "2")
+    digest = an_artifact(task, 2).digest
+    for line in (
+        f'- `ptp predict {task.name}@2 "..."`',
+        "accuracy: **0.900** (0.800 to 1.000); without a prompt 0.600, majority 0.500",
+        "accuracy **+0.020**",
+        "- ✓ minimum: 0.90, required >= 0.80",
+        "(80 train, 10 dev, 20 test rows)",
+    ):
+        assert line in version.description
+    assert "|" not in version.description
+    assert {name: version.tags[name] for name in ("ptp.digest", "ptp.version", "ptp.verdict", "ptp.base_model")} == {
+        "ptp.digest": digest,
+        "ptp.version": "2",
+        "ptp.verdict": "passed",
+        "ptp.base_model": "tiny",
+    }
+    assert "mood" in client.get_registered_model(task.name).description
+    assert client.get_registered_model(task.name).aliases == {"production": "1"}
+
+
+def test_publishing_prints_nothing(shown: Registry, task: Task, capfd: pytest.CaptureFixture[str]) -> None:
+    promote(shown, task, published(shown, task, 1), ME)
+    assert capfd.readouterr().out == ""
+
+
+def test_a_version_leads_to_run_data_and_files(shown: Registry, task: Task, client: MlflowClient) -> None:
+    published(shown, task, 1)
+    version = client.get_model_version(task.name, "1")
+    run = client.get_run(version.run_id)
+    assert {(i.dataset.name, i.tags[0].value) for i in run.inputs.dataset_inputs} == {
+        (f"{task.name}-{split}", split) for split in ("train", "dev", "test")
+    }
+    assert run.data.tags["mlflow.source.git.commit"] == "c0ffee"
+    assert run.data.params["num_virtual_tokens"] == "4"
+    assert [point.value for point in client.get_metric_history(version.run_id, "token_norm")] == [2.0, 2.0]
+    model = client.get_logged_model(version.source.removeprefix("models:/"))
+    assert {file.path for file in client.list_logged_model_artifacts(model.model_id)} == {
+        "manifest.json",
+        "prompt.safetensors",
+        "plots",
+        "report.html",
+    }
+    measured = {(m.key, m.dataset_name): m.value for m in model.metrics}
+    assert measured["accuracy", f"{task.name}-test"] == 0.9
+    assert measured["best_dev", f"{task.name}-dev"] == 0.75
+
+
+def test_the_template_is_one_prompt(shown: Registry, task: Task, client: MlflowClient) -> None:
+    for seed in (1, 2):
+        published(shown, task, seed)
+    name = f"{task.name}.template"
+    prompts = client.search_prompt_versions(name)
+    assert [(prompt.version, prompt.template) for prompt in prompts] == [(1, "{{text}}\nMood:")]
+    assert client.get_prompt_version(name, 1).tags["ptp.digest"] == an_artifact(task, 2).digest
+    source = client.get_model_version(task.name, "2").source.removeprefix("models:/")
+    assert client.get_logged_model(source).tags["mlflow.linkedPrompts"] == f'[{{"name": "{name}", "version": "1"}}]'
+
+
+def test_another_template_is_another_prompt_version(shown: Registry, task: Task, client: MlflowClient) -> None:
+    published(shown, task, 1)
+    published(shown, task.model_copy(update={"template": "Review: {text}\nMood:"}), 1)
+    assert sorted(prompt.version for prompt in client.search_prompt_versions(f"{task.name}.template")) == [1, 2]
+
+
+def test_no_password_of_an_address_is_told() -> None:
+    store = MlflowStore("http://me:hidden@127.0.0.1:9")
+    with pytest.raises(ServiceUnavailable, match=r"http://127\.0\.0\.1:9 does not answer") as refused:
+        store.aliases("mood")
+    assert "hidden" not in f"{refused.value} {store.page('mood', '1')}"
+
+
+def test_mlflow_templates_double_the_braces() -> None:
+    assert mlflow_template("{{not a field}} {text}\nMood:") == "{not a field} {{text}}\nMood:"
+
+
+def test_a_new_verdict_changes_the_page(shown: Registry, task: Task, client: MlflowClient) -> None:
+    published(shown, task, 1, kind="failed")
+    published(shown, task, 1)
+    version = client.get_model_version(task.name, "1")
+    assert version.tags["ptp.verdict"] == "passed"
+    assert "### Verdict: passed" in version.description
+
+
+def shown_page(client: MlflowClient, task: Task) -> str:
+    model = client.get_logged_model(client.get_model_version(task.name, "1").source.removeprefix("models:/"))
+    return Path(
+        download_artifacts(f"{model.artifact_location}/report.html", tracking_uri=client.tracking_uri)
+    ).read_text()
+
+
+def test_the_page_of_a_version_follows_its_verdict(shown: Registry, task: Task, client: MlflowClient) -> None:
+    published(shown, task, 1, kind="failed")
+    assert "failed the gate" in shown_page(client, task)
+    before = client.get_model_version(task.name, "1").tags["ptp.report"]
+    published(shown, task, 1)
+    assert "passed the gate" in shown_page(client, task)
+    assert client.get_model_version(task.name, "1").tags["ptp.report"] != before
+
+
+def test_a_version_without_a_logged_model_is_described_all_the_same(
+    shown: Registry, task: Task, client: MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = client.create_run("0").info
+    client.create_registered_model(task.name)
+    client.create_model_version(
+        task.name, run.artifact_uri, run.run_id, tags={"ptp.digest": an_artifact(task, 1).digest}
+    )
+    published(shown, task, 1)
+    assert client.get_model_version(task.name, "1").tags["ptp.verdict"] == "passed"
+    assert "its page is not shown" in caplog.text
+
+
+REQUESTS = 38
+
+
+@pytest.mark.parametrize("nth", range(2, REQUESTS, 3))
+def test_a_lost_answer_is_mended_by_a_repeat(shown: Registry, task: Task, mlflow_url: str, nth: int) -> None:
+    with losing(mlflow_url, nth) as (url, log):
+        try:
+            promote(
+                Registry(shown.ledger, shown.store, MlflowStore(url)),
+                task,
+                published(Registry(shown.ledger, shown.store, MlflowStore(url)), task, 1),
+                ME,
+            )
+        except ServiceUnavailable:
+            promote(shown, task, published(shown, task, 1), ME)
+    assert len(log) >= nth
+    reconcile(shown, {}, task.name)
+    assert examine(shown, task.name) == []
+    assert MlflowStore(mlflow_url).digests(task.name) == {"1": an_artifact(task, 1).digest}
+
+
+def test_an_alias_edited_in_the_ui_is_seen(shown: Registry, task: Task, client: MlflowClient) -> None:
+    first = promote(shown, task, published(shown, task, 1), ME)
+    published(shown, task, 2, first.digest)
+    client.set_registered_model_alias(task.name, "production", "2")
+    client.set_registered_model_alias(task.name, "mine", "2")
+    assert [(d.what, d.mend) for d in examine(shown, task.name)] == [
+        ("MLflow alias mine", f"ptp promote {task.name}@2 --alias mine --reason ..."),
+        ("MLflow alias production", "ptp reconcile"),
+    ]
+
+
+def test_a_version_deleted_in_the_ui_comes_back(shown: Registry, task: Task, client: MlflowClient) -> None:
+    promote(shown, task, published(shown, task, 1), ME)
+    client.delete_model_version(task.name, "1")
+    assert [d.what for d in examine(shown, task.name)] == ["MLflow version of version 1", "MLflow alias production"]
+    reconcile(shown, {}, task.name)
+    assert examine(shown, task.name) == []
+
+
+def test_a_registry_without_mlflow_catches_up(plain: Registry, shown: Registry, task: Task) -> None:
+    first = promote(plain, task, published(plain, task, 1), ME)
+    promote(plain, task, published(plain, task, 2, first.digest), ME)
+    assert all(action.done for action in reconcile(shown, {}, task.name))
+    assert examine(shown, task.name) == []
+    assert reconcile(shown, {}, task.name) == []
+
+
+def test_a_dropped_mlflow_database_is_rebuilt(plain: Registry, tmp_path: Path) -> None:
+    task = a_task()
+    with running_mlflow(tmp_path / "before") as url:
+        before = Registry(plain.ledger, plain.store, MlflowStore(url))
+        first = promote(before, task, published(before, task, 1), ME)
+        promote(before, task, published(before, task, 2, first.digest), ME)
+        promote(before, task, 1, ME, "canary")
+        pages = [connect(url).get_model_version(task.name, number).description for number in ("1", "2")]
+    with running_mlflow(tmp_path / "after") as url:
+        after = Registry(plain.ledger, plain.store, MlflowStore(url))
+        assert len(examine(after)) == 4
+        assert all(action.done for action in reconcile(after, {}))
+        assert examine(after) == []
+        assert [connect(url).get_model_version(task.name, number).description for number in ("1", "2")] == pages
+        assert connect(url).get_registered_model(task.name).aliases == {"production": "2", "canary": "1"}
+
+
+def test_a_name_taken_by_a_prompt_is_refused(shown: Registry, task: Task, client: MlflowClient) -> None:
+    client.create_prompt(task.name)
+    with pytest.raises(Terminal, match="refuses the request"):
+        published(shown, task, 1)
+
+
+# ---------------------------------------------------------------- tracking
+
+
+POINT = CurvePoint(step=10, loss=0.5, learning_rate=0.01, dev=0.8, token_norms=[1.0, 2.0], token_gradients=[0.1, 0.3])
+
+
+def test_the_limits_of_a_request_hold_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, mlflow_url: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
+    connect(mlflow_url)
+    assert (MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), MLFLOW_HTTP_REQUEST_TIMEOUT.get()) == (0, 10)
+
+
+def test_a_sequence_number_that_a_person_wrote_is_none(shown: Registry, task: Task, client: MlflowClient) -> None:
+    promote(shown, task, published(shown, task, 1), ME)
+    client.set_registered_model_tag(task.name, "ptp.applied.production", "9" * 5000)
+    assert reconcile(shown, {task.name: task}, task.name) == []
+    assert client.get_registered_model(task.name).tags["ptp.applied.production"] == "1"
+
+
+def test_a_training_is_followed_and_registered(
+    shown: Registry, task: Task, mlflow_url: str, client: MlflowClient
+) -> None:
+    tracking = Tracking(mlflow_url)
+    run = tracking.start(task.name, {"steps": 10, "method": "prompt"}, {"ptp.gang": "g"})
+    tracking.point(run, POINT)
+    tracking.finish(run, "FINISHED")
+    stage(shown.ledger, shown.store, an_artifact(task))
+    request = a_request(task)
+    register(shown, type(request)(request.tuned.model_copy(update={"tracking_run": run})))
+    assert run is not None
+    found = client.get_run(run)
+    assert (found.info.status, found.data.params) == ("FINISHED", {"steps": "10", "method": "prompt"})
+    assert {name: found.data.metrics[name] for name in ("loss", "dev", "token_norm", "token_gradient")} == {
+        "loss": 0.5,
+        "dev": 0.8,
+        "token_norm": 1.5,
+        "token_gradient": 0.2,
+    }
+    assert client.get_model_version(task.name, "1").run_id == run
+
+
+def test_a_resumed_training_goes_on_in_its_run(task: Task, mlflow_url: str, client: MlflowClient) -> None:
+    tracking = Tracking(mlflow_url)
+    run = tracking.start(task.name, {"steps": 10}, {}, None)
+    assert run is not None
+    tracking.finish(run, "KILLED")
+    assert Tracking(mlflow_url).start(task.name, {"steps": 10}, {}, run) == run
+    assert client.get_run(run).info.status == "RUNNING"
+    tracking.finish(run, "FINISHED")
+    assert client.get_run(run).info.status == "FINISHED"
+
+
+def test_a_training_outlives_its_tracking(caplog: pytest.LogCaptureFixture) -> None:
+    tracking = Tracking("http://127.0.0.1:9")
+    assert tracking.start("mood", {}, {}) is None
+    for _ in range(2):
+        tracking.point("a-run", POINT)
+    tracking.finish(None, "FAILED")
+    assert tracking.lost == 3
+    assert len([record for record in caplog.records if "MLflow does not show" in record.message]) == 1

@@ -1,0 +1,413 @@
+"""A lost ledger and an older copy of it: what the store holds brings back everything that was acknowledged, and nothing
+else.
+"""
+
+import multiprocessing
+import os
+import signal
+import sqlite3
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select
+
+from ptpipeline.errors import PromotionRefused, Terminal
+from ptpipeline.prompts.artifact import write_artifact
+from ptpipeline.records import Pointer, Promotion, VersionName, history_key, pointer_key, prompt_prefix, version_key
+from ptpipeline.storage import FolderStore
+from ptpipeline.task.task import Task
+from registry.failpoints import watch
+from registry.garbage.collect import collect
+from registry.garbage.roots import Retention
+from registry.ledger import tables
+from registry.ledger.ledger import Ledger, Release
+from registry.lineage.trace import trained_on
+from registry.registry import Registry
+from registry.repair.doctor import examine
+from registry.repair.mend import fix
+from registry.repair.rebuild import rebuild
+from registry.repair.reconcile import reconcile
+from registry.versions.promotion import Cause, promote, promote_release, rollback, rollback_release
+from registry.versions.publish import Request, register, stage
+from tests.registry.prompts import a_request, a_task, an_artifact, published
+
+ME = Cause("me", "because")
+KEPT = (
+    tables.promotion,
+    tables.release,
+    tables.training,
+    tables.publication,
+    tables.evaluation,
+    tables.verdict,
+    tables.snapshot,
+)
+
+
+def history(registry: Registry, *tasks: Task) -> None:
+    """Versions, promotions of two aliases, an override, a rollback and a release, of each task."""
+    for task in tasks:
+        first = promote(registry, task, published(registry, task, 1), ME)
+        second = promote(registry, task, published(registry, task, 2, first.digest), ME)
+        promote(registry, task, 1, ME, "canary")
+        promote(
+            registry,
+            task,
+            published(registry, task, 3, second.digest, "failed"),
+            Cause("boss", "on my head", override=True),
+        )
+        rollback(registry, task.name, Cause("night watch", "complaints"))
+        published(registry, task, 4, second.digest)
+    release = Release(
+        name="spring",
+        actor="me",
+        reason="why",
+        versions={task.name: 4 for task in tasks},
+        at="2026-01-01T00:00:00+00:00",
+    )
+    promote_release(registry, {task.name: task for task in tasks}, release, ME)
+    rollback_release(registry, "spring", Cause("night watch", "worse"))
+
+
+def rows(ledger: Ledger) -> dict[str, list[Any]]:
+    """What the ledger holds, without the times of what is only remembered, and of versions."""
+    found: dict[str, list[Any]] = {}
+    for table in KEPT:
+        columns = [column for column in table.c if column.name != "at" or table in (tables.promotion, tables.release)]
+        with ledger.database.reading() as connection:
+            found[table.name] = sorted((tuple(row) for row in connection.execute(select(*columns))), key=repr)
+    found["version"] = [
+        (version.task, version.number, version.digest, version.verdict, version.passed)
+        for version in ledger.versions(limit=None)
+    ]
+    return found
+
+
+def emptied(registry: Registry, tmp_path: Path, name: str = "after") -> Registry:
+    """The registry after its ledger was lost."""
+    return Registry(Ledger(f"sqlite:///{tmp_path}/{name}.db"), registry.store, registry.mlflow)
+
+
+@pytest.fixture
+def pair(task: Task) -> tuple[Task, Task]:
+    return task, a_task(f"{task.name}-two")
+
+
+def test_a_lost_ledger_comes_back_whole(registry: Registry, pair: tuple[Task, Task], tmp_path: Path) -> None:
+    history(registry, *pair)
+    before, tasks = rows(registry.ledger), {task.name: task for task in pair}
+    after = emptied(registry, tmp_path)
+    actions = rebuild(after)
+    assert [action.what for action in actions if not action.done] == []
+    found = rows(after.ledger)
+    before.pop("snapshot"), found.pop("snapshot")  # these tests store none
+    assert found == before
+    assert rebuild(after) == []
+    reconcile(after, tasks)
+    assert [difference for name in tasks for difference in examine(after, name)] == []
+    fifth = published(after, pair[0], 5, after.ledger.head(pair[0].name, "production").digest)  # type: ignore[union-attr]
+    assert (fifth, promote(after, pair[0], fifth, ME).seq) == (5, 7)
+
+
+def test_an_older_copy_catches_up(plain: Registry, pair: tuple[Task, Task], tmp_path: Path) -> None:
+    task = pair[0]
+    first = promote(plain, task, published(plain, task, 1), ME)
+    copy_database(tmp_path / "ledger.db", tmp_path / "backup.db")
+    promote(plain, task, published(plain, task, 2, first.digest), ME)
+    promote(plain, task, 1, ME, "canary")
+    whole = rows(plain.ledger)
+    older = emptied(plain, tmp_path, "backup")
+    assert [action.done for action in reconcile(older, {task.name: task})] == [False]
+    assert served(plain, task) == 2
+    assert {difference.kind for difference in examine(older)} == {"ledger"}
+    with pytest.raises(PromotionRefused, match="`ptp doctor --rebuild-ledger`"):
+        promote(older, task, 1, ME, "canary")
+    with pytest.raises(Terminal, match="`ptp doctor --rebuild-ledger`"):
+        published(older, task, 7)
+    assert all(action.done for action in rebuild(older))
+    assert rows(older.ledger) == whole
+    reconcile(older, {task.name: task})
+    assert [d for d in examine(older) if d.kind != "publish"] == []
+    fix(older, {task.name: task}, examine(older))
+    assert published(older, task, 7, older.ledger.head(task.name, "production").digest) == 3  # type: ignore[union-attr]
+    assert promote(older, task, 3, ME).seq == 3
+    assert examine(older) == []
+
+
+@pytest.mark.parametrize("damage", ["a pointer of nobody's", "a pointer that is missing"])
+def test_fix_leaves_the_pointer_of_what_an_older_copy_lost(
+    plain: Registry, task: Task, tmp_path: Path, damage: str
+) -> None:
+    published(plain, task, 1)
+    promote(plain, task, 1, ME, "canary")
+    copy_database(tmp_path / "ledger.db", tmp_path / "backup.db")
+    promote(plain, task, 1, ME)
+    older = emptied(plain, tmp_path, "backup")
+    if damage == "a pointer of nobody's":
+        plain.store.create(pointer_key(task.name, "stray"), b"{}")
+    else:
+        plain.store.delete(pointer_key(task.name, "canary"))
+    fix(older, {task.name: task}, examine(older))
+    assert served(plain, task) == 1
+    assert {difference.mend for difference in examine(older)} == {"ptp doctor --rebuild-ledger"}
+
+
+def judged_worse(task: Task, seed: int) -> Request:
+    """The prompt with that seed, judged again on another commit: it fails now."""
+    request = a_request(task, seed)
+    assert request.verdict
+    failed = request.verdict.model_copy(
+        update={
+            "gate_key": "b" * 64,
+            "passed": False,
+            "checks": [check.model_copy(update={"passed": False}) for check in request.verdict.checks],
+        }
+    )
+    return replace(request, verdict=failed, commit="another")
+
+
+def test_the_newest_verdict_comes_back_as_the_newest(plain: Registry, task: Task, tmp_path: Path) -> None:
+    published(plain, task, 1)
+    register(plain, judged_worse(task, 1))
+    after = emptied(plain, tmp_path)
+    rebuild(after)
+    assert after.ledger.latest_verdict(task.name, an_artifact(task, 1).digest) == judged_worse(task, 1).verdict
+
+
+def test_an_interrupted_publish_is_finished_with_its_own_verdict(plain: Registry, task: Task) -> None:
+    published(plain, task, 1)
+    plain.ledger.intend(task.name, an_artifact(task, 1).digest)
+    from registry.versions.publish import remember
+
+    remember(plain, judged_worse(task, 1))  # killed before the verdict was the ledger's
+    fix(plain, {task.name: task}, examine(plain))
+    assert plain.ledger.latest_verdict(task.name, an_artifact(task, 1).digest) == judged_worse(task, 1).verdict
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "prompts/mood/" + "a" * 64,
+        "prompts/mood/readme/manifest.json",
+        "prompts/notes/readme/manifest.json",
+        "prompts/mood/aliases/my file.json",
+        "prompts/mood/history/7.json",
+        "prompts/mood/history/my alias/000001.json",
+        "snapshots/notes/readme/manifest.json",
+        "snapshots/mood/my own/manifest.json",
+        "releases/my file.json",
+        "releases/mine/1.json",
+    ],
+)
+def test_what_somebody_else_stored_stops_nothing(plain: Registry, tmp_path: Path, key: str) -> None:
+    task = a_task("mood")
+    promote(plain, task, published(plain, task, 1), ME)
+    path = tmp_path / "store" / key
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"hello")
+    examine(plain)
+    rebuild(plain)
+    assert all(action.done for action in reconcile(plain, {"mood": task}))
+    assert collect(plain, Retention(grace=timedelta(0)), apply=True) == []
+    assert [found.version for found in trained_on(plain, "0" * 16)] == [1]
+    assert path.read_bytes() == b"hello"
+
+
+def test_a_history_written_without_its_pointer_is_known(plain: Registry, task: Task, tmp_path: Path) -> None:
+    first = promote(plain, task, published(plain, task, 1), ME)
+    pointer = plain.store.read(pointer_key(task.name, "production"))
+    copy_database(tmp_path / "ledger.db", tmp_path / "backup.db")
+    promote(plain, task, published(plain, task, 2, first.digest), ME)
+    key = pointer_key(task.name, "production")
+    plain.store.replace(key, pointer.body, plain.store.read(key).etag)  # as if killed between history and pointer
+    older = emptied(plain, tmp_path, "backup")
+    with pytest.raises(PromotionRefused, match="the store knows promotion 2"):
+        promote(older, task, published_again(older, task), ME)
+    rebuild(older)
+    reconcile(older, {task.name: task})
+    assert (served(older, task), examine(older)) == (2, [])
+
+
+def published_again(registry: Registry, task: Task) -> int:
+    """A version that the older ledger gets to know by publishing its very bytes again: the same number."""
+    return published(registry, task, 2, registry.ledger.version(task.name, 1).digest)
+
+
+def test_an_interrupted_publish_stays_one(plain: Registry, task: Task, tmp_path: Path) -> None:
+    promote(plain, task, published(plain, task, 1), ME)
+    stage(plain.ledger, plain.store, an_artifact(task, 2))
+    from registry.versions.publish import remember
+
+    remember(plain, a_request(task, 2))  # killed before it was numbered
+    after = emptied(plain, tmp_path)
+    rebuild(after)
+    assert [intent.digest for intent in after.ledger.intents()] == [an_artifact(task, 2).digest]
+    assert after.ledger.tuned(task.name, a_request(task, 2).tuned.training_key) is not None
+    assert [difference.kind for difference in examine(after)] == ["publish"]
+    fix(after, {task.name: task}, examine(after))
+    assert (examine(after), len(after.ledger.versions(task.name))) == ([], 2)
+
+
+# ---------------------------------------------------------------- what is not believed
+
+
+def forged(head: Promotion, **changes: object) -> bytes:
+    return head.model_copy(update=changes).model_dump_json().encode()
+
+
+def forged_version(registry: Registry, task: Task) -> None:
+    write_artifact(registry.store, an_artifact(task, 66))
+    registry.store.create(
+        version_key(task.name, 3),
+        VersionName(task=task.name, number=3, digest=an_artifact(task, 66).digest).model_dump_json().encode(),
+    )
+
+
+FORGERIES: dict[str, tuple[str, Callable[[Registry, Task, Promotion], object]]] = {
+    "an ungated promotion": (
+        "the passed verdict that it cites is nowhere",
+        lambda r, t, head: (
+            forged_version(r, t),
+            r.store.create(
+                history_key(t.name, "production", 2),
+                forged(head, seq=2, version=3, previous=1, digest=an_artifact(t, 66).digest, verdict="d" * 64),
+            ),
+        ),
+    ),
+    "a verdict over another prompt": (
+        "the passed verdict that it cites is nowhere",
+        lambda r, t, head: (
+            forged_version(r, t),
+            r.store.create(
+                history_key(t.name, "production", 2),
+                forged(head, seq=2, version=3, previous=1, digest=an_artifact(t, 66).digest),
+            ),
+        ),
+    ),
+    "a gap": (
+        "promotion 2 is missing",
+        lambda r, t, head: r.store.create(history_key(t.name, "production", 3), forged(head, seq=3, previous=1)),
+    ),
+    "another previous": (
+        "which it did not name then",
+        lambda r, t, head: r.store.create(history_key(t.name, "production", 2), forged(head, seq=2, previous=9)),
+    ),
+    "another digest": (
+        "not registered as that",
+        lambda r, t, head: r.store.create(
+            history_key(t.name, "production", 2), forged(head, seq=2, previous=1, digest="e" * 64)
+        ),
+    ),
+    "a copied row": (
+        "it was altered or copied",
+        lambda r, t, head: r.store.create(history_key(t.name, "production", 2), forged(head)),
+    ),
+    "no row": ("is no Promotion", lambda r, t, head: r.store.create(history_key(t.name, "production", 2), b"{}")),
+    "a pointer alone": (
+        "a promotion that the history does not hold",
+        lambda r, t, head: overwrite(
+            r,
+            pointer_key(t.name, "production"),
+            Pointer(promotion=head.model_copy(update={"seq": 9, "version": 2}), nonce="n" * 16)
+            .model_dump_json()
+            .encode(),
+        ),
+    ),
+    "a number for two": (
+        "which is version 1 already",
+        lambda r, t, head: r.store.create(
+            version_key(t.name, 7), VersionName(task=t.name, number=7, digest=head.digest).model_dump_json().encode()
+        ),
+    ),
+    "altered bytes": (
+        "which is unsound",
+        lambda r, t, head: overwrite(
+            r, f"{prompt_prefix(t.name, an_artifact(t, 2).digest)}/prompt.safetensors", b"altered"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("forgery", FORGERIES)
+def test_a_forgery_is_reported_and_not_taken(plain: Registry, task: Task, tmp_path: Path, forgery: str) -> None:
+    head = promote(plain, task, published(plain, task, 1), ME)
+    published(plain, task, 2, head.digest)
+    why, forge = FORGERIES[forgery]
+    forge(plain, task, head)
+    after = emptied(plain, tmp_path)
+    left = [action.what for action in rebuild(after) if not action.done]
+    assert any(why in what for what in left)
+    assert after.ledger.history(task.name) == [head]
+    assert after.ledger.version(task.name, 1).digest == head.digest
+
+
+def test_a_row_that_contradicts_the_ledger_is_not_taken(plain: Registry, task: Task) -> None:
+    head = promote(plain, task, published(plain, task, 1), ME)
+    overwrite(plain, history_key(task.name, "production", 1), forged(head, actor="mallory"))
+    plain.store.create(history_key(task.name, "production", 2), forged(head, seq=2, previous=1))
+    left = [action.what for action in rebuild(plain) if not action.done]
+    assert ["is another promotion 1 than the ledger's" in left[0], "follows one that cannot be taken" in left[1]] == [
+        True,
+        True,
+    ]
+    assert plain.ledger.history(task.name) == [head]
+
+
+def overwrite(registry: Registry, key: str, body: bytes) -> None:
+    registry.store.replace(key, body, registry.store.read(key).etag)
+
+
+def served(registry: Registry, task: Task) -> int:
+    return Pointer.model_validate_json(registry.store.read(pointer_key(task.name, "production")).body).promotion.version
+
+
+def copy_database(source: Path, target: Path) -> None:
+    """A backup as SQLite makes it, while the ledger is in use."""
+    with sqlite3.connect(source) as opened, sqlite3.connect(target) as copy:
+        opened.backup(copy)
+
+
+# ---------------------------------------------------------------- killed
+
+
+def _killed_at(step: str, nth: int, url: str, store: Path) -> None:
+    seen: list[str] = []
+
+    def die(reached: str) -> None:
+        seen.append(reached)
+        if seen.count(step) == nth:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    watch(die)
+    rebuild(Registry(Ledger(url), FolderStore(store)))
+
+
+@pytest.mark.parametrize(
+    ("step", "nth"),
+    [
+        ("rebuild dossiers taken", 1),
+        ("rebuild task taken", 1),
+        ("rebuild dossiers taken", 2),
+        ("rebuild task taken", 2),
+    ],
+)
+def test_a_killed_rebuild_is_repeated(
+    plain: Registry, pair: tuple[Task, Task], tmp_path: Path, step: str, nth: int
+) -> None:
+    for task in pair:
+        promote(plain, task, published(plain, task, 1), ME)
+    before = rows(plain.ledger)
+    process = multiprocessing.get_context("spawn").Process(
+        target=_killed_at, args=(step, nth, f"sqlite:///{tmp_path}/after.db", tmp_path / "store")
+    )
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    after = emptied(plain, tmp_path)
+    rebuild(after)
+    found = rows(after.ledger)
+    before.pop("snapshot"), found.pop("snapshot")
+    assert found == before

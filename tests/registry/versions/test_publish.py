@@ -1,0 +1,276 @@
+"""Publishing and reconciling without servers: any step may fail, a repeat converges; the pointer follows the ledger
+only.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PtpError, ServiceUnavailable
+from ptpipeline.prompts.artifact import read_artifact
+from ptpipeline.records import (
+    Pointer,
+    Promotion,
+    history_key,
+    now,
+    pointer_key,
+    prompt_prefix,
+    version_key,
+)
+from ptpipeline.storage import FolderStore, Listed, ObjectStore, Stored
+from ptpipeline.task.task import Task
+from registry.ledger.lease import leased
+from registry.ledger.ledger import Ledger, Move
+from registry.mlflow.store import MlflowStore
+from registry.registry import Registry
+from registry.repair.doctor import examine
+from registry.repair.reconcile import reconcile
+from registry.versions import projection
+from registry.versions.projection import project
+from registry.versions.promotion import Cause, promote
+from registry.versions.publish import register, stage
+from tests.registry.prompts import a_request, an_artifact, published
+
+ME = Cause("me", "because")
+CALLS = 21  # to the store, by one publish and one promotion
+
+
+class FailingStore:
+    """A store whose n-th call is lost on the way: before it happened, or (`after`) after it."""
+
+    def __init__(self, inner: ObjectStore, fails_at: int, after: bool = False) -> None:
+        self.inner, self.fails_at, self.after, self.url, self.where = inner, fails_at, after, inner.url, inner.where
+        self.calls = 0
+
+    def read(self, key: str) -> Stored:
+        with self._call():
+            return self.inner.read(key)
+
+    def exists(self, key: str) -> bool:
+        with self._call():
+            return self.inner.exists(key)
+
+    def create(self, key: str, body: bytes) -> None:
+        with self._call():
+            self.inner.create(key, body)
+
+    def replace(self, key: str, body: bytes, etag: str) -> None:
+        with self._call():
+            self.inner.replace(key, body, etag)
+
+    def delete(self, key: str) -> None:
+        with self._call():
+            self.inner.delete(key)
+
+    def listed(self, prefix: str) -> Iterator[Listed]:
+        with self._call():
+            yield from self.inner.listed(prefix)
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        with self._call():
+            yield from self.inner.keys(prefix)
+
+    def _call(self) -> "_Call":
+        self.calls += 1
+        return _Call(self.calls == self.fails_at, self.after)
+
+
+class _Call:
+    def __init__(self, fails: bool, after: bool) -> None:
+        self.fails, self.after = fails, after
+
+    def __enter__(self) -> None:
+        if self.fails and not self.after:
+            raise ServiceUnavailable("the store went away")
+
+    def __exit__(self, *_: object) -> None:
+        if self.fails and self.after:
+            raise ServiceUnavailable("the store's answer was lost")
+
+
+def publish_and_promote(registry: Registry, task: Task) -> Promotion:
+    return promote(registry, task, published(registry, task, 1), ME)
+
+
+def pointer(registry: Registry, task: Task) -> Promotion:
+    return Pointer.model_validate_json(registry.store.read(pointer_key(task.name, "production")).body).promotion
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", range(1, CALLS + 1))
+def test_a_repeat_finishes_what_failed_at_any_step(plain: Registry, task: Task, step: int, after: bool) -> None:
+    failing = Registry(plain.ledger, FailingStore(plain.store, step, after))
+    try:
+        publish_and_promote(failing, task)
+    except PtpError:
+        publish_and_promote(plain, task)
+    reconcile(plain, {})
+    assert examine(plain) == []
+    assert [row.seq for row in plain.ledger.history(task.name)] == [1]
+    assert pointer(plain, task) == plain.ledger.head(task.name, "production")
+
+
+def test_every_step_of_a_publish_was_made_to_fail(plain: Registry, task: Task) -> None:
+    counting = FailingStore(plain.store, 0)
+    publish_and_promote(Registry(plain.ledger, counting), task)
+    assert counting.calls == CALLS
+
+
+def test_publishing_twice_is_one_version(plain: Registry, task: Task) -> None:
+    assert [published(plain, task, 1) for _ in range(2)] == [1, 1]
+    assert plain.ledger.intents() == []
+
+
+def test_a_staged_prompt_is_no_version(plain: Registry, task: Task) -> None:
+    digest = stage(plain.ledger, plain.store, an_artifact(task))
+    assert [intent.digest for intent in plain.ledger.intents(task.name)] == [digest]
+    assert plain.ledger.versions(task.name) == []
+    (found,) = examine(plain)
+    assert found.what == f"publish of {digest[:12]}"
+    assert found.mend.startswith(f"`ptp run {task.name}`")
+
+
+def test_registering_unstored_bytes_is_refused(plain: Registry, task: Task) -> None:
+    with pytest.raises(NotFound, match="no object"):
+        register(plain, a_request(task))
+    assert plain.ledger.versions(task.name) == []
+
+
+def test_registering_altered_bytes_is_refused(plain: Registry, task: Task) -> None:
+    digest = stage(plain.ledger, plain.store, an_artifact(task))
+    key = f"{prompt_prefix(task.name, digest)}/prompt.safetensors"
+    stored = plain.store.read(key)
+    plain.store.replace(key, stored.body[:-4], stored.etag)
+    with pytest.raises(ArtifactError, match="truncated or altered"):
+        register(plain, a_request(task))
+    assert plain.ledger.versions(task.name) == []
+
+
+def test_an_unreachable_mlflow_leaves_no_version(plain: Registry, task: Task) -> None:
+    with pytest.raises(ServiceUnavailable, match=r"MLflow at http://127.0.0.1:9 does not answer"):
+        published(Registry(plain.ledger, plain.store, MlflowStore("http://127.0.0.1:9")), task, 1)
+    assert plain.ledger.versions(task.name) == []
+    assert published(plain, task, 1) == 1
+
+
+def test_a_promotion_outlives_an_unreachable_mlflow(
+    plain: Registry, task: Task, caplog: pytest.LogCaptureFixture
+) -> None:
+    number = published(plain, task, 1)
+    head = promote(Registry(plain.ledger, plain.store, MlflowStore("http://127.0.0.1:9")), task, number, ME)
+    assert "`ptp reconcile` mends it" in caplog.text
+    assert pointer(plain, task) == head == plain.ledger.head(task.name, "production")
+    assert plain.ledger.applied("mlflow", task.name, "production") is None
+
+
+# ---------------------------------------------------------------- the pointer
+
+
+def test_projecting_again_changes_nothing(plain: Registry, task: Task) -> None:
+    publish_and_promote(plain, task)
+    before = plain.store.read(pointer_key(task.name, "production"))
+    assert project(plain, task.name, "production") == []
+    assert plain.store.read(pointer_key(task.name, "production")) == before
+
+
+@pytest.mark.parametrize("damage", ["garbage", "foreign", "ahead"])
+def test_a_foreign_pointer_is_quarantined(plain: Registry, task: Task, damage: str) -> None:
+    head = publish_and_promote(plain, task)
+    foreign = {"garbage": b"not JSON"}
+    changes: dict[str, dict[str, object]] = {"foreign": {"digest": "b" * 64}, "ahead": {"seq": 9, "at": now()}}
+    for name, change in changes.items():
+        foreign[name] = Pointer(promotion=head.model_copy(update=change), nonce="n" * 16).model_dump_json().encode()
+    key = pointer_key(task.name, "production")
+    plain.store.replace(key, foreign[damage], plain.store.read(key).etag)
+    assert [(d.what, d.mend) for d in examine(plain)] == [("pointer production", "ptp reconcile")]
+    assert "was no row of the ledger" in reconcile(plain, {})[0].what
+    assert pointer(plain, task) == head
+    assert [plain.store.read(kept).body for kept in plain.store.keys(f"prompts/{task.name}/quarantine")] == [
+        foreign[damage]
+    ]
+
+
+def test_a_pointer_ahead_in_the_ledger_stays(plain: Registry, task: Task) -> None:
+    first = publish_and_promote(plain, task)
+    second = plain.ledger.append(
+        Move(task=task.name, alias="production", version=1, actor="me", reason="again", expected=1)
+    )
+    project(plain, task.name, "production")
+    assert projection._project_pointer(plain, first) == []
+    assert pointer(plain, task) == second
+
+
+def test_a_deleted_pointer_comes_back(plain: Registry, task: Task) -> None:
+    head = publish_and_promote(plain, task)
+    plain.store.delete(pointer_key(task.name, "production"))
+    assert [action.what for action in reconcile(plain, {})] == ["pointer production -> version 1 (seq 1)"]
+    assert pointer(plain, task) == head
+
+
+def test_a_pointer_without_promotion_is_reported(plain: Registry, task: Task) -> None:
+    published(plain, task, 1)
+    plain.store.create(pointer_key(task.name, "stray"), b"{}")
+    assert [(d.what, d.expected) for d in examine(plain)] == [("pointer stray", "no such alias in the ledger")]
+
+
+def test_projection_waits_for_the_lease(plain: Registry, task: Task) -> None:
+    publish_and_promote(plain, task)
+    plain.store.delete(pointer_key(task.name, "production"))
+    with leased(plain.ledger.database, f"project {task.name}@production", 30):
+        with pytest.raises(LeaseHeld):
+            project(plain, task.name, "production")
+        assert [action.done for action in reconcile(plain, {}, wait=0.1)] == [False]
+
+
+def test_doctor_names_damaged_bytes_and_orphans(plain: Registry, task: Task) -> None:
+    publish_and_promote(plain, task)
+    plain.store.delete(f"{prompt_prefix(task.name, an_artifact(task, 1).digest)}/prompt.safetensors")
+    plain.store.create(f"{prompt_prefix(task.name, 'c' * 64)}/prompt.safetensors", b"left behind")
+    assert [d.what for d in examine(plain)] == ["bytes of version 1", f"stored prompt {'c' * 12}"]
+
+
+def test_an_empty_registry_agrees(tmp_path: Path, ledger: Ledger) -> None:
+    empty = Registry(ledger, FolderStore(tmp_path / "store"))
+    assert examine(empty) == []
+    assert reconcile(empty, {}) == []
+
+
+def test_stored_bytes_are_the_trained_ones(plain: Registry, task: Task) -> None:
+    publish_and_promote(plain, task)
+    assert read_artifact(plain.store, task.name, pointer(plain, task).digest) == an_artifact(task, 1)
+
+
+def test_a_lost_history_is_kept_again(plain: Registry, task: Task) -> None:
+    first = publish_and_promote(plain, task)
+    promote(plain, task, published(plain, task, 2, first.digest), ME)
+    for seq in (1, 2):
+        plain.store.delete(history_key(task.name, "production", seq))
+    assert reconcile(plain, {}) != []
+    assert examine(plain) == []
+    assert [
+        plain.store.read(history_key(task.name, "production", row.seq)).body for row in plain.ledger.history(task.name)
+    ] == [row.model_dump_json(indent=1).encode() for row in plain.ledger.history(task.name)]
+
+
+def test_a_ledger_from_a_backup_moves_no_pointer_back(plain: Registry, task: Task) -> None:
+    head = publish_and_promote(plain, task)
+    later = head.model_copy(update={"seq": 2, "at": now()})
+    plain.store.create(history_key(task.name, "production", 2), later.model_dump_json(indent=1).encode())
+    key = pointer_key(task.name, "production")
+    plain.store.replace(
+        key, Pointer(promotion=later, nonce="n" * 16).model_dump_json().encode(), plain.store.read(key).etag
+    )
+    (action,) = reconcile(plain, {})
+    assert (action.done, "was it restored from an older backup?" in action.what) == (False, True)
+    assert pointer(plain, task) == later
+
+
+@pytest.mark.parametrize("task_named", [True, False])
+def test_names_in_the_store_come_back(plain: Registry, task: Task, task_named: bool) -> None:
+    published(plain, task, 1)
+    plain.store.delete(version_key(task.name, 1))
+    assert [action.what for action in reconcile(plain, {}, task.name if task_named else None)] == [
+        "version 1 named in the store"
+    ]
+    assert examine(plain) == []

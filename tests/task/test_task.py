@@ -1,0 +1,286 @@
+"""Task files: what a wrong one is told, and what the shipped ones promise."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptpipeline.errors import NotFound, TaskFileError
+from ptpipeline.task.task import find_base_model, find_task, load_task, task_files
+
+SHIPPED = Path(__file__).parents[2] / "tasks"
+
+GOOD = """\
+name: reviews
+base_model: tiny
+data:
+  source: {path: rows.csv, format: csv}
+  text: text
+  label: label
+  split: {dev: 0.1, test: 0.2}
+template: "{text}\\nSentiment:"
+labels: {bad: " bad", good: " good"}
+tune: {steps: 5}
+gate: {metric: accuracy, minimum: 0.5}
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "reviews.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def message_of(folder: Path, text: str) -> str:
+    path = written(folder, text)
+    with pytest.raises(TaskFileError) as raised:
+        load_task(path)
+    message = str(raised.value)
+    assert message.startswith(str(path))
+    assert "\n" not in message
+    return message.removeprefix(str(path))
+
+
+def test_a_good_file_loads(tmp_path: Path) -> None:
+    task = load_task(written(tmp_path, GOOD))
+    assert task.data.split.dev == 0.1
+    assert task.tune.learning_rate == 0.01
+
+
+def test_every_shipped_task_loads() -> None:
+    files = [path for path in SHIPPED.rglob("*") if path.is_file() and path.name != "base_models.yaml"]
+    names = [load_task(path).name for path in files]
+    assert sorted(names) == ["movie-sentiment", "tweet-sentiment"]
+    assert sorted(files) == task_files(SHIPPED)
+    for path in files:
+        assert find_base_model(SHIPPED, load_task(path).base_model).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "expected"),
+    [
+        (
+            "tune: {steps: 5}",
+            "tune: {step: 5}",
+            10,
+            "tune.step: unknown field; allowed here: batch_size, encoder, encoder_width",
+        ),
+        (
+            "  text: text\n",
+            "  text: text\n  txet: b\n",
+            6,
+            "data.txet: unknown field; allowed here: checks, label, slices, source, split, target, text",
+        ),
+        ("steps: 5", "steps: many", 10, "tune.steps: found 'many': Input should be a valid integer"),
+        ("steps: 5", "steps: 0", 10, "tune.steps: found 0: Input should be greater than or equal to 1"),
+        ("steps: 5", "learning_rate: .inf", 10, "tune.learning_rate: found inf: Input should be a finite number"),
+        (
+            "steps: 5",
+            "init: {txt: a}",
+            10,
+            "tune.init: found {'txt': 'a'}: expected uniform, xavier, sampled_vocab, class_labels, champion, "
+            "{text: WORDS}",
+        ),
+        (
+            "format: csv",
+            "format: xls",
+            4,
+            "data.source.format: found 'xls': Input should be 'csv', 'tsv', 'jsonl' or 'parquet'",
+        ),
+        ("path: rows.csv, ", "", 4, "give either `path` or `package`"),
+        ("path: rows.csv", "path: s3://bucket/rows.csv", 4, "s3://, http:// and hub sources are not supported yet"),
+        ("path: rows.csv", "package: vader, member: a", 4, "data.source.package: found 'vader'"),
+        ("label: label", "label: {column: a, bins: {bad: [1, low]}}", 6, "data.label.bins.bad.1: found 'low'"),
+        ("label: label", "label: {column: a, bins: {bad: [1, 0]}}", 6, "low is above high"),
+        ("label: label", "label: {column: a, bin: {bad: [1, 2]}}", 6, "data.label.bins: this field is required"),
+        ("label: label", "label: {column: a, bins: {bad: [1, 2]}}", 1, "names ['bad'], labels names ['bad', 'good']"),
+        ("dev: 0.1", "dev: 0.8", 7, "dev + test = 1 leaves under a tenth of the rows"),
+        ('good: " good"', 'good: " bad"', 9, "two labels have the same words"),
+        (
+            "metric: accuracy, ",
+            "metric: recall, ",
+            11,
+            "gate.metric: found 'recall': Input should be 'accuracy', 'macro_f1', 'mcc', 'exact_match', "
+            "'token_f1', 'rouge_l', 'bleu' or 'chrf'",
+        ),
+        ("base_model: tiny\n", "", 1, "base_model: this field is required and missing"),
+        (
+            "gate:",
+            "schedule: {cron: '0 2 * * *', timezone: Asia/Soul}\ngate:",
+            11,
+            "schedule.timezone: found 'Asia/Soul'",
+        ),
+        ("gate:", "schedule: {cron: nightly}\ngate:", 11, "schedule.cron: found 'nightly'"),
+        (
+            "gate:",
+            "schedule: {cron: '99 2 * * *'}\ngate:",
+            11,
+            "schedule.cron: found '99 2 * * *': Bad minute; expected minute, hour",
+        ),
+        ("gate:", "schedule: {cron: '0 0 31 2 *'}\ngate:", 11, "schedule.cron: found '0 0 31 2 *': Bad day-of-month"),
+        ("gate:", "schedule:\n  timezone: UTC\ngate:", 11, "schedule.cron: this field is required and missing"),
+        (
+            "\ntemplate:",
+            "\n  checks: {duplicate: maybe}\ntemplate:",
+            8,
+            "data.checks.duplicate: found 'maybe': Input should be 'block', 'warn' or 'off'",
+        ),
+        (
+            "\ntemplate:",
+            "\n  checks: {duplicates: off}\ntemplate:",
+            8,
+            "data.checks.duplicates: unknown field; allowed here: conflicting_label, duplicate",
+        ),
+        ("tune: {", "promot: auto\ntune: {", 10, "promot: unknown field; allowed here: base_model, data, gate"),
+        (
+            "path: rows.csv",
+            "path: [rows.csv]",
+            4,
+            "data.source.path: found ['rows.csv']: Input should be a valid string",
+        ),
+    ],
+)
+def test_an_error_names_line_field_found_and_allowed(
+    tmp_path: Path, old: str, new: str, line: int, expected: str
+) -> None:
+    assert old in GOOD
+    message = message_of(tmp_path, GOOD.replace(old, new))
+    assert message.startswith(f":{line}: ")
+    assert expected in message
+
+
+GENERATES = (
+    GOOD.replace("label: label", "target: answer")
+    .replace('labels: {bad: " bad", good: " good"}', "generate: {max_new_tokens: 8}")
+    .replace("accuracy", "rouge_l")
+)
+
+
+def test_a_task_may_answer_in_free_text(tmp_path: Path) -> None:
+    task = load_task(written(tmp_path, GENERATES))
+    assert task.generate is not None
+    assert (task.generate.max_new_tokens, task.labels, task.data.target) == (8, {}, "answer")
+    longer = load_task(written(tmp_path, GENERATES.replace("max_new_tokens: 8", "max_new_tokens: 9")))
+    assert task.recipe_digest() != longer.recipe_digest()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "expected"),
+    [
+        (
+            "max_new_tokens: 8",
+            "max_new_tokens: 0",
+            9,
+            "generate.max_new_tokens: found 0: Input should be greater than or equal to 1",
+        ),
+        ("max_new_tokens: 8", "max_new_tokens: 1025", 9, "less than or equal to 1024"),
+        ("max_new_tokens: 8", "max_tokens: 8", 9, "generate.max_tokens: unknown field; allowed here: max_new_tokens"),
+        ("target: answer", "label: answer", 9, "names the column of its texts as `data.target`, not `data.label`"),
+        ("target: answer", "target: answer\n  label: label", 3, "name one column of answers"),
+        ("  target: answer\n", "", 3, "name one column of answers"),
+        (
+            "generate: {max_new_tokens: 8}\n",
+            "",
+            1,
+            "at least two labels, or `generate: {max_new_tokens: 64}` and `data.target`",
+        ),
+        (
+            "generate: {max_new_tokens: 8}",
+            'labels: {bad: " bad", good: " good"}',
+            9,
+            "`data.target` is the column of a task with `generate`",
+        ),
+        ("tune:", 'labels: {bad: " bad", good: " good"}\ntune:', 10, "leave one out"),
+        (
+            "rouge_l",
+            "accuracy",
+            11,
+            "gate.metric is accuracy, but the task answers in free text: take one of exact_match, token_f1, "
+            "rouge_l, bleu",
+        ),
+        ("{steps: 5}", "{method: ensemble, ensemble: {members: 2}}", 10, "free texts have neither"),
+    ],
+)
+def test_the_two_kinds_of_task_do_not_mix(tmp_path: Path, old: str, new: str, line: int, expected: str) -> None:
+    assert old in GENERATES
+    message = message_of(tmp_path, GENERATES.replace(old, new))
+    assert message.startswith(f":{line}: ")
+    assert expected in message
+
+
+def test_a_metric_of_texts_does_not_judge_labels(tmp_path: Path) -> None:
+    assert "take one of accuracy, macro_f1" in message_of(tmp_path, GOOD.replace("metric: accuracy", "metric: bleu"))
+
+
+@pytest.mark.parametrize(
+    "template",
+    ["{text.__class__}", "{text[0]}", "{text!r}", "{text:>9}", "{other}", "{}", "no field", "{text}{text}", "{text"],
+)
+def test_a_template_has_one_plain_text_field(tmp_path: Path, template: str) -> None:
+    message = message_of(tmp_path, GOOD.replace("{text}\\nSentiment:", template))
+    assert message.startswith(":8: template: found ")
+    assert repr(template) in message
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (GOOD + "tune: [1\n", ":13: not valid YAML"),
+        (GOOD + "name: reviews\n", ':12: not valid YAML: found duplicate key "name"'),
+        ("", ":1: expected a mapping of fields"),
+        ("- a\n", ":1: expected a mapping of fields"),
+        (GOOD + "made: 2020-13-99\n", ": not readable as YAML in UTF-8: month must be in 1..12"),
+        ("[" * 1000, ": not readable as YAML in UTF-8: maximum recursion depth"),
+        ("name: \x07\n", ": not readable as YAML in UTF-8: unacceptable character"),
+        ("name: !!python/object/apply:os.getcwd []\n", ":1: "),
+    ],
+)
+def test_a_file_that_is_no_task_is_named_with_its_line(tmp_path: Path, text: str, expected: str) -> None:
+    assert message_of(tmp_path, text).startswith(expected)
+
+
+def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "reviews.yaml"
+    path.write_bytes(GOOD.replace("Sentiment", "Gef\u00fchl").encode("latin-1"))
+    with pytest.raises(TaskFileError, match=r"reviews\.yaml: not readable as YAML in UTF-8"):
+        load_task(path)
+
+
+def test_the_name_is_the_files_own(tmp_path: Path) -> None:
+    text = "# note\n" + GOOD.replace("name: reviews", "name: other")
+    assert message_of(tmp_path, text) == ":2: name: found 'other', expected the file's own name 'reviews'"
+
+
+@pytest.mark.parametrize("name", ["review", "../reviews", "Reviews", ""])
+def test_an_unknown_task_is_not_found(tmp_path: Path, name: str) -> None:
+    written(tmp_path, GOOD)
+    with pytest.raises(NotFound, match=r"reviews|lower-case"):
+        find_task(tmp_path, name)
+
+
+def test_an_unknown_base_model_lists_the_known(tmp_path: Path) -> None:
+    (tmp_path / "base_models.yaml").write_text("one: {path: a}\ntwo: {path: b}\n")
+    with pytest.raises(NotFound, match="one, two"):
+        find_base_model(tmp_path, "three")
+
+
+def test_a_wrong_base_model_names_its_line(tmp_path: Path) -> None:
+    (tmp_path / "base_models.yaml").write_text("one: {path: a}\ntwo: {path: b, hub: c}\n")
+    with pytest.raises(TaskFileError, match=r"base_models.yaml:2: two: .*give exactly one"):
+        find_base_model(tmp_path, "two")
+
+
+@given(st.text(max_size=40))
+def test_no_text_ends_in_anything_but_a_task_file_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.getbasetemp() / "reviews.yaml"
+    path.write_bytes(text.encode(errors="replace"))
+    with pytest.raises(TaskFileError):
+        load_task(path)
+
+
+def test_a_gate_policy_is_no_part_of_the_recipe(tmp_path: Path) -> None:
+    one = load_task(written(tmp_path, GOOD))
+    two = load_task(written(tmp_path, GOOD.replace("minimum: 0.5", "minimum: 0.6")))
+    assert one.recipe_digest() == two.recipe_digest()
+    assert one.policy_digest() != two.policy_digest()
