@@ -19,7 +19,7 @@ from ptpipeline.data.tokens import LabelTokens
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.load import load_base
-from ptpipeline.serving.combine import combined
+from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import Query, rank
 from ptpipeline.settings import load_settings
 
@@ -31,10 +31,10 @@ def steps(base: FrozenBase, arguments: argparse.Namespace) -> tuple[Step, Step]:
     work = workload(base, 1, arguments.tokens, arguments.prompt_length)
     text, size = work.ids[0].tolist(), arguments.members
     with torch.inference_mode():
-        caches = [base.prefix([work.prompt + 0.01 * index for index in range(count)]) for count in (size, 1)]
+        caches = [base.compute_prefix([work.prompt + 0.01 * index for index in range(count)]) for count in (size, 1)]
 
     def answer(count: int, which: int) -> Tensor:
-        return combined(
+        return combine(
             torch.stack(rank(base, caches[which], [Query(text, LABELS, index) for index in range(count)])), "average"
         )
 

@@ -22,7 +22,7 @@ from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.load import load_base
 from ptpipeline.settings import load_settings
-from ptpipeline.tuning.passes import examples_of, shared_backward
+from ptpipeline.tuning.passes import build_examples, shared_backward
 
 Rows = list[tuple[list[int], tuple[int, ...]]]
 
@@ -41,12 +41,12 @@ def steps(base: FrozenBase, arguments: argparse.Namespace) -> tuple[Step, Step]:
         return found
 
     def gang() -> Tensor:
-        shared_backward(base, prompts, examples_of(batches))
+        shared_backward(base, prompts, build_examples(batches))
         return gradients()
 
     def solo() -> Tensor:
         for prompt, batch in zip(prompts, batches, strict=True):
-            shared_backward(base, [prompt], examples_of([batch]))
+            shared_backward(base, [prompt], build_examples([batch]))
         return gradients()
 
     return gang, solo

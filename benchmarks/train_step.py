@@ -42,7 +42,7 @@ from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.load import load_base
 from ptpipeline.settings import load_settings
-from ptpipeline.tuning.passes import Example, examples_of, shared_backward
+from ptpipeline.tuning.passes import Example, build_examples, shared_backward
 
 SQUARE = 2048  # side of the square product of the peak
 
@@ -65,7 +65,7 @@ class Workload(NamedTuple):
 
     def examples(self) -> list[Example]:
         """The rows as training takes them: one member, one label token a row."""
-        return examples_of(
+        return build_examples(
             [[(row, (label,)) for row, label in zip(self.ids.tolist(), self.labels.tolist(), strict=True)]]
         )
 

@@ -55,12 +55,12 @@ def export(settings: Settings, reference: str, form: Format, folder: Path) -> Ex
 
 
 def _files(settings: Settings, artifact: Artifact, form: Format) -> dict[str, bytes]:
-    from ptpipeline.prompts.peft import Base, npy_files, peft_files
+    from ptpipeline.prompts.peft import AdapterBase, build_npy_files, build_peft_files
     from ptpipeline.prompts.tensors import unpack
 
     manifest = artifact.manifest
     if form == "npy":
-        return npy_files(unpack(artifact, manifest.base_model))
+        return build_npy_files(unpack(artifact, manifest.base_model))
     if manifest.placement == "after_bos":
         raise DataError(
             f"{manifest.task} {artifact.digest[:12]}: its prompt stands behind BOS (placement after_bos), and "
@@ -70,12 +70,12 @@ def _files(settings: Settings, artifact: Artifact, form: Format) -> dict[str, by
     prepared = prepare_base(manifest.base_model.name, settings)
     source = find_base_model(settings.tasks, manifest.base_model.name)
     config = json.loads((prepared.folder / "config.json").read_text())
-    base = Base(
+    base = AdapterBase(
         source.hub or str(prepared.folder.resolve()),
         source.revision if source.hub else None,
         bool(config.get("is_encoder_decoder")),
     )
-    return peft_files(unpack(artifact, prepared.ref), base)
+    return build_peft_files(unpack(artifact, prepared.ref), base)
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

@@ -17,7 +17,7 @@ class Interpreting(Context):
         """The vocabulary tokens nearest to its virtual tokens; DataError for an ensemble, whose members have
         their own.
         """
-        from ptpipeline.prompts.neighbours import neighbours_of
+        from ptpipeline.prompts.neighbours import find_neighbours
         from ptpipeline.prompts.tensors import unpack
 
         artifact = read_artifact(self.registry.store, task, self.registry.ledger.version(task, number).digest)
@@ -27,7 +27,7 @@ class Interpreting(Context):
                 "virtual tokens itself"
             )
         base = self.engine(artifact.manifest.base_model.name).base
-        return neighbours_of(base, unpack(artifact, base.ref))
+        return find_neighbours(base, unpack(artifact, base.ref))
 
     def wayward(self, task: str, number: int, text: str) -> Wayward:
         """The task trained anew with a pull towards an unrelated text; the version's report tells of it from then on.
@@ -35,12 +35,12 @@ class Interpreting(Context):
         Raises DataError for a prefix, or a text without tokens.
         """
         from ptpipeline.data.snapshot import load_split
-        from ptpipeline.tuning.wayward import Aim, plain_job, wayward
+        from ptpipeline.tuning.wayward import Aim, build_plain_job, run_wayward
 
         version, declared = self.registry.ledger.version(task, number), find_task(self.settings.tasks, task)
         snapshot, base = self.ingest(declared), self.engine(declared.base_model).base
-        job = plain_job(base, declared, snapshot, self.registry.store)
-        found = wayward(
+        job = build_plain_job(base, declared, snapshot, self.registry.store)
+        found = run_wayward(
             base, job, job.text.rows(load_split(self.registry.store, snapshot, "test")), Aim(text), self.report
         )
         attach(self.registry, version.digest, found)

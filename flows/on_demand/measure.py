@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flows.stages.judge import Judging
 from ptpipeline.errors import DataError, NotFound
-from ptpipeline.prompts.artifact import Artifact, read_artifact, read_members
+from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
 from ptpipeline.records import PairedDifference, Record, Scores, SplitInfo, TextScores, digest_of
 from ptpipeline.task.task import Source, SplitSpec, Task, find_task
 from registry.ledger.tombstone import collected_sentence
@@ -181,10 +181,10 @@ class Measuring(Judging):
         from ptpipeline.data.snapshot import identified
         from ptpipeline.data.tokens import encode_text
         from ptpipeline.evaluation.measurement import Sample
-        from ptpipeline.prompts.placement import text_encoder
+        from ptpipeline.prompts.placement import build_text_encoder
 
         manifest = version.artifact.manifest
-        encode = text_encoder(self.engine(manifest.base_model.name).base, manifest.placement)
+        encode = build_text_encoder(self.engine(manifest.base_model.name).base, manifest.placement)
         for row in checked.rows:  # the engine would number them as it gets them
             encode_text(manifest.template, row.text, manifest.max_input_tokens, f"{path}: row {row.number}", encode)
         rows = sorted(identified(checked.rows), key=lambda row: row.id)
@@ -205,7 +205,7 @@ class Measuring(Judging):
         from ptpipeline.prompts.signature import open_prompts
 
         store, engine = self.registry.store, self.engine(version.artifact.manifest.base_model.name)
-        engine.load(version.artifact, read_members(store, version.artifact))
+        engine.load(version.artifact, read_ensemble(store, version.artifact))
         found: Measurement = answered(engine, version.artifact, sample)
         bare = Bare.of(engine.base, version.artifact.manifest, sample, load_split(store, sample.snapshot, "train"))
         with tempfile.TemporaryDirectory(prefix="ptp-evaluate-") as folder:  # results per row go nowhere else

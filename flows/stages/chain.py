@@ -80,7 +80,7 @@ class Stages(Training, Judging):
         """The words near the prompt's virtual tokens; None where they are known, and of an ensemble, whose members have
         their own.
         """
-        from ptpipeline.prompts.neighbours import neighbours_of
+        from ptpipeline.prompts.neighbours import find_neighbours
         from ptpipeline.prompts.tensors import unpack
 
         known, artifact = (
@@ -90,7 +90,7 @@ class Stages(Training, Judging):
         if (known and known.neighbours and self.registry.store.exists(known.neighbours)) or artifact.manifest.members:
             return None
         base = self.engine(artifact.manifest.base_model.name).base
-        return neighbours_of(base, unpack(artifact, base.ref))
+        return find_neighbours(base, unpack(artifact, base.ref))
 
     def promote(self, task: Task, version: PromptVersion, verdict: Verdict, actor: str = MACHINE) -> Promotion | None:
         """Promotion by the task's policy: `auto` promotes what passed, `manual` leaves it to a person.

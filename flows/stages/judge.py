@@ -2,7 +2,7 @@
 
 from flows.stages.evidence import Gathering
 from ptpipeline.gate.decide import decide, gate_key, metric_of, needs_a_person
-from ptpipeline.prompts.artifact import read_artifact, read_members
+from ptpipeline.prompts.artifact import read_artifact, read_ensemble
 from ptpipeline.records import PRODUCTION, Report, Snapshot, Split, TunedPrompt, Verdict
 from ptpipeline.task.task import Task
 from registry.ledger.looks import count, taken
@@ -44,12 +44,12 @@ class Judging(Gathering):
         from ptpipeline.evaluation.baselines import Setup
         from ptpipeline.evaluation.evaluate import evaluate
         from ptpipeline.evaluation.key import evaluation_key, rows_identity
-        from ptpipeline.models.load import compute_dtype
+        from ptpipeline.models.load import choose_dtype
 
         ledger, store = self.registry.ledger, self.registry.store
         known = ledger.report(
             evaluation_key(
-                digest, rows_identity(snapshot.split(split)), compute_dtype(self.settings.dtype), task.hard_prompt
+                digest, rows_identity(snapshot.split(split)), choose_dtype(self.settings.dtype), task.hard_prompt
             )
         )
         if known is not None and all(self._stands(key) for key in (known.evaluation_key, *known.baselines.values())):
@@ -104,7 +104,7 @@ class Judging(Gathering):
         rows = [training_rows(self.registry, task.name, report.digest), load_split(store, snapshot, report.split)]
         found = probed(
             self.engine(artifact.manifest.base_model.name),
-            Subject(artifact, read_members(store, artifact), *rows),
+            Subject(artifact, read_ensemble(store, artifact), *rows),
             task.gate.checks,
         )
         report = report.model_copy(update={"measures": found, "probed": settings})

@@ -12,13 +12,13 @@ from ptpipeline.prompts.artifact import MANIFEST_FILE
 from ptpipeline.records import Promotion, Record, Snapshot, TunedPrompt, prompt_prefix
 from ptpipeline.task.recipe import CURRENT
 from ptpipeline.task.task import Task, find_task, load_sources
-from ptpipeline.tuning.key import start_digest, training_key
+from ptpipeline.tuning.key import compute_training_key, digest_start
 from registry.versions.promotion import Cause, point
 from registry.versions.publish import Request, register, stage
 
 if TYPE_CHECKING:
     from ptpipeline.tuning.checkpoint import Checkpoints
-    from ptpipeline.tuning.tune import Trained
+    from ptpipeline.tuning.tune import TrainedTask
 
 
 class Plan(Record):
@@ -41,7 +41,7 @@ class Training(Context):
     def plan(self, task: Task, snapshot: Snapshot) -> Plan:
         """Whether anything that training depends on changed since it last ran."""
         base = prepare_base(task.base_model, self.settings)
-        key = training_key(task, snapshot, base.ref.fingerprint, start_digest(task, self.registry.store))
+        key = compute_training_key(task, snapshot, base.ref.fingerprint, digest_start(task, self.registry.store))
         trained = self._tuned(task.name, key) is not None
         reason = (
             "rows, recipe, base model and engine are unchanged: nothing to train"
@@ -64,11 +64,11 @@ class Training(Context):
 
         A version that a person moved the alias away from is left there.
         """
-        from ptpipeline.tuning.multitask import Sources, shared_key, train_shared
+        from ptpipeline.tuning.multitask import Sources, compute_shared_key, train_shared
 
         declared, tasks = load_sources(self.settings.tasks, name)
         sources = Sources(name, declared, [(task, self.ingest(task)) for task in tasks])
-        key = shared_key(sources, prepare_base(declared.base_model, self.settings).ref.fingerprint)
+        key = compute_shared_key(sources, prepare_base(declared.base_model, self.settings).ref.fingerprint)
         tuned = self._held(name, key)
         if tuned is None:
             base = self.engine(declared.base_model).base
@@ -150,13 +150,13 @@ class Training(Context):
 
         return Checkpoints(self.registry.store, self.settings.checkpoint_seconds)
 
-    def _kept(self, trained: "Trained") -> TunedPrompt:
+    def _kept(self, trained: "TrainedTask") -> TunedPrompt:
         tuned = self._staged(trained)
         self._remember(tuned)
         return tuned
 
     @stamina.retry(on=Transient, attempts=8, timeout=120)
-    def _staged(self, trained: "Trained") -> TunedPrompt:
+    def _staged(self, trained: "TrainedTask") -> TunedPrompt:
         """Minutes of training are not thrown away over a store that is away for a moment."""
         stage(self.registry.ledger, self.registry.store, trained.artifact, trained.members)
         return trained.tuned

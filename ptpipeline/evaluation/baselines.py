@@ -85,7 +85,7 @@ class Bare(NamedTuple):
         """
         manifest, skipped = self.manifest, int(bool(front) and self.base.bos is not None)
         with torch.inference_mode():
-            cache = self.base.prefix([self.base.embed(torch.tensor(front))]) if front else None
+            cache = self.base.compute_prefix([self.base.embed(torch.tensor(front))]) if front else None
         texts = [ids[skipped:] for ids in self.encoded]
         if manifest.generate:
             limit = manifest.generate.max_new_tokens

@@ -8,7 +8,7 @@ from ptpipeline.evaluation.generated import generated
 from ptpipeline.evaluation.key import evaluation_key
 from ptpipeline.evaluation.measurement import Measurement, Sample, store_rows
 from ptpipeline.evaluation.ranked import ranked
-from ptpipeline.prompts.artifact import Artifact, read_members
+from ptpipeline.prompts.artifact import Artifact, read_ensemble
 from ptpipeline.records import Report, Snapshot
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.storage import ObjectStore
@@ -25,7 +25,7 @@ def evaluate(
     """
     started = time.perf_counter()
     manifest, sample = artifact.manifest, Sample.of(store, snapshot, setup.split, setup.slices)
-    engine.load(artifact, read_members(store, artifact))
+    engine.load(artifact, read_ensemble(store, artifact))
     measured = answered(engine, artifact, sample)
     bare = Bare.of(engine.base, manifest, sample, load_split(store, snapshot, "train"))
     beside = baselines(bare, store, setup)
@@ -57,4 +57,4 @@ def answered(engine: Engine, artifact: Artifact, sample: Sample) -> Measurement:
     questions = [Question(artifact.digest, row.text) for row in sample.rows]
     if artifact.manifest.generate:
         return generated(sample.answers, engine.generate(questions))
-    return ranked(sample.answers, list(artifact.manifest.labels), engine.log_likelihoods(questions))
+    return ranked(sample.answers, list(artifact.manifest.labels), engine.score_labels(questions))

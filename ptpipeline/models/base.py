@@ -1,7 +1,7 @@
-"""Base models by name: fetched and converted once under PTP_HOME, fingerprinted, loaded frozen.
+"""Base models by name: fetched and converted once under PTP_HOME, and fingerprinted.
 
 A fingerprint covers sorted tensor names, shapes and raw bytes, the tokenizer with the settings that change token ids,
-the configuration fields that change what the model computes, and the tokens that end a decoded text. It is cached by
+the configuration fields that change what the model computes, and the tokens that end a decoded text. It is cached under
 the files' size and time of change.
 """
 
@@ -59,8 +59,8 @@ _CONFIG_FIELDS = (
     "partial_rotary_factor",
 )
 
-# The same of encoder-decoders; read there only, since other causal families have fields of these names, which were
-# never covered.
+# The same for encoder-decoders. They are read there only: causal families have fields of these names, which their
+# fingerprints never covered.
 _SEQ2SEQ_FIELDS = (
     "d_model",
     "d_kv",
@@ -74,14 +74,14 @@ _SEQ2SEQ_FIELDS = (
     "decoder_start_token_id",
 )
 
-# Settings of tokenizer_config.json that change the ids of a text, besides class and special tokens. Never add_bos_token
-# and add_eos_token, which transformers 5 takes from tokenizer.json alone, nor model_max_length of a causal model, a
-# chat template or sides of padding and truncation: nothing here reads them.
+# Settings of tokenizer_config.json that change the ids of a text, besides class and special tokens. Not add_bos_token
+# and add_eos_token, which transformers 5 takes from tokenizer.json alone. Not model_max_length of a causal model, chat
+# template, and sides of padding and truncation: nothing here reads them.
 _TOKENIZER_FIELDS = ("add_prefix_space", "split_special_tokens", "legacy", "extra_ids", "added_tokens_decoder")
 _GENERIC = {"PreTrainedTokenizer": "TokenizersBackend"}  # one class, by its names before and since transformers 5
 
-# The files beside the weights that a fingerprint may read; the first two have to be there.
-_STATED = (
+# The files beside the weights that a fingerprint may read; the first two must be there.
+_SIDE_FILES = (
     "config.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -90,10 +90,10 @@ _STATED = (
     "generation_config.json",
 )
 
-UNSTATED_LENGTH = 1_000_000  # a tokenizer that knows no bound states 1e30
+UNSTATED_LENGTH = 1_000_000  # tokens; a tokenizer without a bound states 1e30
 
 
-class Prepared(NamedTuple):
+class PreparedBase(NamedTuple):
     """A base model as a local transformers folder, with what it hashes to."""
 
     name: str
@@ -101,30 +101,29 @@ class Prepared(NamedTuple):
     ref: BaseModelRef
 
 
-def prepare_base(name: str, settings: Settings) -> Prepared:
-    """The base model's folder, fetched and converted where that was not done yet.
+def prepare_base(name: str, settings: Settings) -> PreparedBase:
+    """Return the base model's folder; fetch and convert the model first if that was not done yet.
 
-    Raises NotFound for an unknown name, ServiceUnavailable where the index or hub does not answer, BaseModelError where
-    the folder is not a model or does not hash to the fingerprint that `base_models.yaml` pins.
+    Raises NotFound for an unknown name, ServiceUnavailable if the index or hub does not answer, BaseModelError if the
+    folder is not a model or does not hash to the fingerprint that `base_models.yaml` pins.
     """
     source = find_base_model(settings.tasks, name)
-    folder = _folder(name, source, settings.home)
+    folder = _locate_folder(name, source, settings.home)
     ref = fingerprint(name, folder, settings.home)
     if source.fingerprint is not None and ref.fingerprint != source.fingerprint:
         raise BaseModelError(
             f"base model {name}: {folder} hashes to {ref.fingerprint[:12]}, base_models.yaml pins "
-            f"{source.fingerprint[:12]}; "
-            "remove the folder to fetch it anew, or declare the other model under a name of its own"
+            f"{source.fingerprint[:12]}; remove the folder to fetch it again, or declare this model under another name"
         )
-    return Prepared(name, folder, ref)
+    return PreparedBase(name, folder, ref)
 
 
-def _folder(name: str, source: BaseModelSource, home: Path) -> Path:
+def _locate_folder(name: str, source: BaseModelSource, home: Path) -> Path:
     if source.path is not None:
         folder = Path(source.path).expanduser()
         if not (folder / "config.json").is_file():
             raise BaseModelError(
-                f"base model {name}: {folder} holds no config.json; expected a transformers model folder"
+                f"base model {name}: {folder} holds no config.json; expected the folder of a transformers model"
             )
         return folder
     folder = home / "models" / f"{name}-{digest_of(source.model_dump(exclude={'fingerprint'}))[:8]}"
@@ -151,14 +150,15 @@ def _fetch(name: str, source: BaseModelSource, home: Path, target: Path) -> None
             local_dir=target,
             allow_patterns=["*.json", "*.safetensors", "*.model"],
         )
-    except Exception as error:  # the hub client raises many kinds; each means that the model cannot be had now
+    except Exception as error:  # the hub client raises many kinds; each means that it does not deliver now
         raise ServiceUnavailable(
-            f"base model {name}: the hub does not deliver {source.hub}@{source.revision} ({type(error).__name__})"
+            f"base model {name}: the hub does not deliver {source.hub}@{source.revision} ({type(error).__name__}); "
+            "run again later"
         ) from error
 
 
 def _convert_gguf(file: Path, target: Path) -> None:
-    """Dequantise once: a packed GGUF cannot be saved, and takes 11 s to load each time."""
+    """Dequantise once: a packed GGUF cannot be saved, and each load of it takes 11 s."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
@@ -171,18 +171,21 @@ def _convert_gguf(file: Path, target: Path) -> None:
 
 
 def fingerprint(name: str, folder: Path, home: Path) -> BaseModelRef:
-    """What the model in `folder` hashes to; read from the cache where no file changed since."""
+    """Return what the model in `folder` hashes to; from the cache if no file has changed since.
+
+    Raises BaseModelError if a file is missing or damaged.
+    """
     files = sorted(folder.glob("*.safetensors"))
     if not files or not (folder / "tokenizer.json").is_file():
         raise BaseModelError(
-            f"base model {name}: {folder} needs *.safetensors and tokenizer.json; other formats are not read"
+            f"base model {name}: {folder} lacks *.safetensors or tokenizer.json; save the model in these formats"
         )
-    stats = [_stat(path) for path in [*files, *(folder / stated for stated in _STATED)]]
+    stats = [_stat_file(path) for path in [*files, *(folder / stated for stated in _SIDE_FILES)]]
     cache = home / "fingerprints" / f"{digest_of([str(folder.resolve()), stats])}.json"
-    with suppress(FileNotFoundError, ValidationError):  # a cache that does not parse is computed anew
+    with suppress(FileNotFoundError, ValidationError):  # a cache that does not parse is written again
         return BaseModelRef.model_validate_json(cache.read_bytes()).model_copy(update={"name": name})
     try:
-        ref = _computed(name, files, folder)
+        ref = _compute_fingerprint(name, files, folder)
     except (struct.error, ValueError, TypeError, KeyError) as error:
         raise BaseModelError(
             f"base model {name}: {folder} is damaged ({type(error).__name__}: {error}); fetch it again"
@@ -194,52 +197,48 @@ def fingerprint(name: str, folder: Path, home: Path) -> BaseModelRef:
     return ref
 
 
-def _stat(path: Path) -> list[str]:
-    """Name, size and time of change; the name alone where there is no such file."""
+def _stat_file(path: Path) -> list[str]:
+    """Return name, size and time of change; the name alone if there is no such file."""
     if not path.is_file():
         return [path.name]
-    found = path.stat()
-    return [path.name, str(found.st_size), str(found.st_mtime_ns)]
+    stat = path.stat()
+    return [path.name, str(stat.st_size), str(stat.st_mtime_ns)]
 
 
-def _stated(path: Path) -> dict[str, Any] | None:
-    """The fields of a JSON file; None where there is no such file."""
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Return the fields of a JSON file; None if there is no such file."""
     return dict(json.loads(path.read_text())) if path.is_file() else None
 
 
-def _computed(name: str, files: list[Path], folder: Path) -> BaseModelRef:
+def _compute_fingerprint(name: str, files: list[Path], folder: Path) -> BaseModelRef:
     config = json.loads((folder / "config.json").read_text())
     hidden = config.get("hidden_size") or config.get("n_embd") or config.get("d_model")
     if not isinstance(hidden, int):
         raise BaseModelError(
             f"base model {name}: {folder / 'config.json'} states no hidden_size (nor n_embd or d_model)"
         )
-    generation = _stated(folder / "generation_config.json")
+    generation = _read_json(folder / "generation_config.json")
     if config.get("decoder_start_token_id") is None:  # read there by the loader, too
         config["decoder_start_token_id"] = (generation or {}).get("decoder_start_token_id")
-    tokenizer = _tokenizer_digest(folder, config)
+    tokenizer = _digest_tokenizer(folder, config)
     ends = (config if generation is None else generation).get("eos_token_id")  # as transformers reads them
-    parts = {"weights": _weights_digest(files), "tokenizer": tokenizer, "config": _config_fields(config), "ends": ends}
+    parts = {"weights": _digest_weights(files), "tokenizer": tokenizer, "config": _select_config(config), "ends": ends}
     return BaseModelRef(name=name, fingerprint=digest_of(parts), tokenizer_fingerprint=tokenizer, hidden_size=hidden)
 
 
-def _tokenizer_digest(folder: Path, config: dict[str, Any]) -> str:
-    """Of the tokenizer file, and of what else the loaded tokenizer follows: its class, its special tokens, and T5's
-    context.
-    """
-    stated = _stated(folder / "tokenizer_config.json") or {}
-    if (
-        "added_tokens_decoder" not in stated
-    ):  # savers before transformers 5 leave these out otherwise; it reads them then
-        stated |= _stated(folder / "special_tokens_map.json") or {}
-        stated["added_tokens_decoder"] = _stated(folder / "added_tokens.json")
+def _digest_tokenizer(folder: Path, config: dict[str, Any]) -> str:
+    """Return the digest of the tokenizer file and of what else decides ids: class, special tokens, and T5's context."""
+    stated = _read_json(folder / "tokenizer_config.json") or {}
+    if "added_tokens_decoder" not in stated:  # savers before transformers 5 write these two files in its place
+        stated |= _read_json(folder / "special_tokens_map.json") or {}
+        stated["added_tokens_decoder"] = _read_json(folder / "added_tokens.json")
     kind = str(stated.get("tokenizer_class") or config.get("tokenizer_class")).removesuffix("Fast")
     parts = {
         "file": hashlib.sha256((folder / "tokenizer.json").read_bytes()).hexdigest(),
         "class": _GENERIC.get(kind, kind),
-        "bos": _content(stated.get("bos_token")),
-        "eos": _content(stated.get("eos_token")),
-        "special": sorted(_special_tokens(stated)),
+        "bos": _read_token(stated.get("bos_token")),
+        "eos": _read_token(stated.get("eos_token")),
+        "special": sorted(_list_special_tokens(stated)),
         "settings": {field: stated[field] for field in _TOKENIZER_FIELDS if stated.get(field) is not None},
     }
     length = stated.get("model_max_length")
@@ -247,37 +246,36 @@ def _tokenizer_digest(folder: Path, config: dict[str, Any]) -> str:
     return digest_of(parts | ({"context": length} if bounded else {}))
 
 
-def _special_tokens(stated: dict[str, Any]) -> set[str]:
-    """All that decoding skips and sampled vocabulary leaves out; which of them pads or stands for the unknown changes
-    nothing.
-    """
-    named = [value for field, value in stated.items() if field.endswith("_token") and isinstance(value, str | dict)]
+def _list_special_tokens(stated: dict[str, Any]) -> set[str]:
+    """Return all tokens that decoding skips and sampled vocabulary leaves out; their roles change nothing."""
+    tokens = [value for field, value in stated.items() if field.endswith("_token") and isinstance(value, str | dict)]
     for field in ("extra_special_tokens", "additional_special_tokens", "model_specific_special_tokens"):
         more = stated.get(field) or []
-        named += more.values() if isinstance(more, dict) else more
-    return {str(_content(token)) for token in named}
+        tokens += more.values() if isinstance(more, dict) else more
+    return {str(_read_token(token)) for token in tokens}
 
 
-def _content(token: Any) -> Any:
-    """A token's text, which savers write plain or with how it is matched."""
+def _read_token(token: Any) -> Any:
+    """Return a token's text, which some savers wrap in a record of how it is matched."""
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _config_fields(config: dict[str, Any]) -> dict[str, Any]:
-    """The fields that matter; rotary settings in one form, since savers before and after transformers 5 differ."""
+def _select_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields that matter, rotary settings in one form: savers before and after transformers 5 differ."""
     rope = dict(
         config.get("rope_parameters") or {"rope_theta": config.get("rope_theta"), **(config.get("rope_scaling") or {})}
     )
     if rope.get("rope_type") == "default":
         del rope["rope_type"]
     fields = {field: config[field] for field in _CONFIG_FIELDS if config.get(field) is not None} | {"rope": rope}
-    return _seq2seq_fields(config, fields) if config.get("is_encoder_decoder") else fields
+    return _add_seq2seq_fields(config, fields) if config.get("is_encoder_decoder") else fields
 
 
-def _seq2seq_fields(config: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
-    """Those of an encoder-decoder as well; whether a T5 scales the states of its head, which savers before transformers
-    5 state by the tying, and decoder layers, which they leave out where there are as many as encoder layers, in one
-    form.
+def _add_seq2seq_fields(config: dict[str, Any], fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields with those of an encoder-decoder, two of them in one form.
+
+    Savers before transformers 5 state only by the tying whether a T5 scales the states of its head, and leave out the
+    number of decoder layers if it is that of the encoder.
     """
     fields |= {field: config[field] for field in _SEQ2SEQ_FIELDS if config.get(field) is not None}
     fields["num_decoder_layers"] = config.get("num_decoder_layers") or config.get("num_layers")
@@ -287,14 +285,14 @@ def _seq2seq_fields(config: dict[str, Any], fields: dict[str, Any]) -> dict[str,
     return fields
 
 
-def _weights_digest(files: list[Path]) -> str:
-    """sha256 over name, shape and raw bytes of every tensor, in the order of their names across files."""
+def _digest_weights(files: list[Path]) -> str:
+    """Return the sha256 over name, shape and raw bytes of every tensor, in the order of their names across files."""
     places: dict[str, tuple[Path, int, dict[str, Any]]] = {}
     for path in files:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             if length > path.stat().st_size:
-                raise BaseModelError(f"{path}: no safetensors file (a pointer of git-lfs, perhaps?); fetch it again")
+                raise BaseModelError(f"{path}: not a safetensors file (perhaps a git-lfs pointer); fetch it again")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         places.update({tensor: (path, 8 + length, info) for tensor, info in header.items()})
@@ -308,7 +306,7 @@ def _weights_digest(files: list[Path]) -> str:
             while remaining:
                 block = file.read(min(remaining, 1 << 22))
                 if not block:
-                    raise BaseModelError(f"{path}: truncated inside tensor {tensor}")
+                    raise BaseModelError(f"{path}: ends inside tensor {tensor}; fetch it again")
                 digest.update(block)
                 remaining -= len(block)
     return digest.hexdigest()

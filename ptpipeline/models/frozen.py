@@ -1,6 +1,7 @@
 """What every family of frozen base models offers: prompts become a prefix cache, rows behind it become hidden states.
 
-Letters: B rows of a pass, T tokens, P virtual tokens, H width, L layers, K prompts, N states that are read.
+Letters: B rows of a pass, T tokens, P virtual tokens, H width, L layers, K prompts, N states that are read, kv
+key/value heads, d a head's width, V vocabulary.
 """
 
 import copy
@@ -18,7 +19,7 @@ from ptpipeline.records import BaseModelRef
 
 
 class KeyValues(NamedTuple):
-    """A soft prompt that is keys and values of its own in every layer: two tensors [L, heads_kv, P, d]."""
+    """A soft prompt that is keys and values of its own in every layer: two tensors [L, kv, P, d]."""
 
     key: Tensor
     value: Tensor
@@ -27,26 +28,26 @@ class KeyValues(NamedTuple):
 SoftPrompt = Tensor | KeyValues  # embeddings [P, H], or keys and values
 
 
-def tensors_of(prompt: SoftPrompt) -> list[Tensor]:
-    """The prompt's tensors; dimension -2 of each counts the virtual tokens."""
+def list_tensors(prompt: SoftPrompt) -> list[Tensor]:
+    """Return the prompt's tensors; dimension -2 of each counts the virtual tokens."""
     return [prompt.key, prompt.value] if isinstance(prompt, KeyValues) else [prompt]
 
 
-def like(prompt: SoftPrompt, tensors: Sequence[Tensor]) -> SoftPrompt:
-    """These tensors as the same kind of soft prompt."""
+def rebuild(prompt: SoftPrompt, tensors: Sequence[Tensor]) -> SoftPrompt:
+    """Return a soft prompt of the same kind as `prompt` that holds these tensors."""
     return KeyValues(*tensors) if isinstance(prompt, KeyValues) else tensors[0]
 
 
-def virtual_tokens(prompt: SoftPrompt) -> int:
-    """P."""
-    return int(tensors_of(prompt)[0].shape[-2])
+def count_virtual_tokens(prompt: SoftPrompt) -> int:
+    """Return P."""
+    return int(list_tensors(prompt)[0].shape[-2])
 
 
 class PrefixCache(NamedTuple):
     """What rows consume of K prompts: tensors [K, ..., P_max, width], and each prompt's own length [K].
 
-    On a causal model the keys of all layers, then their values, [K, heads_kv, P_max, d] each; on an encoder-decoder
-    model the embeddings. Slots left of a prompt's length are padding and masked away.
+    On a causal model these are the keys of all layers, then their values, [K, kv, P_max, d] each; on an encoder-decoder
+    model the embeddings [K, P_max, H]. Slots left of a prompt's length are padding and masked away.
     """
 
     tensors: tuple[Tensor, ...]
@@ -58,40 +59,47 @@ class PrefixCache(NamedTuple):
         return self.tensors[0].shape[-2]
 
 
+def pad_left(tensor: Tensor, width: int) -> Tensor:
+    """Return [..., width, H] of [..., P, H], with zeros in front."""
+    return torch.nn.functional.pad(tensor, (0, 0, width - tensor.shape[-2], 0))
+
+
 def stack_caches(caches: Sequence[PrefixCache]) -> PrefixCache:
-    """Several caches as one, prompts in order, padded left to the longest."""
+    """Return several caches as one: prompts in order, padded left to the longest."""
     width = max(cache.width for cache in caches)
-
-    def padded(tensors: tuple[Tensor, ...]) -> Tensor:
-        return torch.cat([torch.nn.functional.pad(t, (0, 0, width - t.shape[-2], 0)) for t in tensors])
-
     stacked = zip(*(cache.tensors for cache in caches), strict=True)
-    return PrefixCache(tuple(map(padded, stacked)), torch.cat([cache.lengths for cache in caches]))
+    tensors = tuple(torch.cat([pad_left(tensor, width) for tensor in of_layer]) for of_layer in stacked)
+    return PrefixCache(tensors, torch.cat([cache.lengths for cache in caches]))
 
 
 class Input(NamedTuple):
-    """One row of a pass: the text, the tokens that follow it, and the prompt of the cache that it stands behind.
+    """One row of a pass: the text, the tokens that follow it, and the index in the cache of the prompt before it.
 
     It yields 1 + len(continuation) states: behind the text, and behind each token of the continuation.
     """
 
     text: Sequence[int]
     continuation: Sequence[int]
-    member: int
+    prompt: int
 
     @property
     def length(self) -> int:
-        """Tokens that the model reads of it, the prompt's apart."""
+        """Number of tokens that the model reads, without the prompt's."""
         return len(self.text) + len(self.continuation)
 
     @property
-    def states(self) -> int:
-        """How many states it yields."""
+    def state_count(self) -> int:
+        """Number of states that the row yields."""
         return 1 + len(self.continuation)
 
 
-def padded_batch(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Token ids padded right [B, T], and the rows' lengths [B]; a pad's value is irrelevant, since lengths mask it."""
+def index_prompts(inputs: Sequence[Input], device: torch.device) -> Tensor:
+    """Return the index in the cache [B] of each row's prompt."""
+    return torch.tensor([row.prompt for row in inputs], device=device)
+
+
+def pad_batch(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return token ids padded right [B, T], and the rows' lengths [B]. A pad has any value, since lengths mask it."""
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for index, row in enumerate(rows):
@@ -101,7 +109,7 @@ def padded_batch(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[T
 
 @dataclass(frozen=True)
 class FrozenBase(ABC):
-    """One frozen model in eval mode, its tokenizer, and what it hashes to."""
+    """One frozen model in eval mode, its tokenizer, what it hashes to, its compute type and its context length."""
 
     model: Any
     tokenizer: Any
@@ -110,25 +118,26 @@ class FrozenBase(ABC):
     context: int
 
     @abstractmethod
-    def prefix(self, prompts: Sequence[SoftPrompt]) -> PrefixCache:
-        """The prefix cache of K prompts in one pass; gradients flow back to each prompt.
+    def compute_prefix(self, prompts: Sequence[SoftPrompt]) -> PrefixCache:
+        """Return the prefix cache of K prompts, computed in one pass; gradients flow back to each prompt.
 
         Raises BaseModelError for a prompt that this model has no place for.
         """
 
     @abstractmethod
-    def states(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Tensor:
-        """Last hidden states [N, H] that predict each next token, inputs in order; without any prompt where `cache` is
-        None.
+    def compute_states(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Tensor:
+        """Return the last hidden states [N, H] that predict each next token, inputs in order.
+
+        Without a cache the rows follow no prompt.
         """
 
     @abstractmethod
-    def concatenated(self, prompts: Sequence[SoftPrompt], inputs: Sequence[Input]) -> Tensor:
-        """The same states by plain concatenation, one row at a time: the reference path."""
+    def concatenate(self, prompts: Sequence[SoftPrompt], inputs: Sequence[Input]) -> Tensor:
+        """Return the same states by plain concatenation, one row at a time: the reference path."""
 
     @abstractmethod
     def decode(self, cache: PrefixCache | None, inputs: Sequence[Input], limit: int) -> list[list[int]]:
-        """Greedy continuation of each input, up to `limit` new tokens or the end of text, which is not returned."""
+        """Return each input's greedy continuation: at most `limit` tokens, without the token that ends the text."""
 
     @property
     def device(self) -> torch.device:
@@ -138,39 +147,39 @@ class FrozenBase(ABC):
 
     @cached_property
     def bos(self) -> int | None:
-        """The token that the tokenizer puts before every text; None where it puts none."""
+        """The token that the tokenizer puts before every text; None if it puts none."""
         first: list[int] = self.tokenizer("a")["input_ids"][:1]
         return first[0] if first == [self.tokenizer.bos_token_id] else None
 
     @property
-    def ends(self) -> frozenset[int]:
+    def end_tokens(self) -> frozenset[int]:
         """Tokens that end a decoded text."""
         stated = getattr(self.model.generation_config, "eos_token_id", None)
         ends = stated if isinstance(stated, list) else [stated, self.tokenizer.eos_token_id]
         return frozenset(token for token in ends if token is not None)
 
     def encode(self, text: str, special: bool) -> list[int]:
-        """Token ids of a text; `special` as the tokenizer adds BOS and the like around an input."""
+        """Return the token ids of a text; with `special` those that the tokenizer adds around an input (BOS) too."""
         ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
         return ids
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Embeddings [..., H] from the embedding module, which scales them where the family does."""
+        """Return the embeddings [..., H] of ids [...] from the embedding module, which scales them in some families."""
         embedded: Tensor = self.model.get_input_embeddings()(ids.to(self.device))
         return embedded
 
-    def logits(self, states: Tensor) -> Tensor:
-        """Next-token logits [N, V] in float32 of states [N, H]."""
+    def compute_logits(self, states: Tensor) -> Tensor:
+        """Return next-token logits [N, V] in float32 of states [N, H]."""
         logits: Tensor = self.model.lm_head(states).float()
         cap = getattr(self.model.config, "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
 
-    def in_float32(self) -> "FrozenBase":
-        """A float32 copy, for exact checks."""
+    def to_float32(self) -> "FrozenBase":
+        """Return a float32 copy, for exact checks."""
         return replace(self, model=copy.deepcopy(self.model).float(), dtype=torch.float32)
 
-    def weights_digest(self) -> str:
-        """sha256 of the weights in memory: the same after training as before."""
+    def digest_weights(self) -> str:
+        """Return the sha256 of the weights in memory, which is the same after training as before."""
         digest = hashlib.sha256()
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(name.encode())

@@ -1,8 +1,10 @@
 """Forward and backward of frozen Llama decoders by hand: no weight gradients, one product for maps of the same input.
 
-Letters: B rows, T tokens of a row (padded), K prompts, P virtual tokens (padded), H width, L layers, d a head's size,
-kv key/value heads with g query heads each, S = P + T keys, C states read of a row at most. Tokens are flat in a pass,
-[B T, H]; queries are [kv, B, g T, d], keys and values [kv, B, S, d]: attention is plain batched products.
+Letters: B rows, T tokens of a row (padded), K prompts, P virtual tokens (padded), H width, I width of the MLP,
+L layers, d a head's width, kv key/value heads with g query heads each, S = P + T keys, N states that are read,
+C states read of one row at most. Tokens are flat in a pass, [B T, H]; queries are [kv, B, g T, d], keys and values
+[kv, B, S, d]: attention is plain batched products. The last layer of the rows' pass has C queries a row: behind its
+keys and values, read B C for B T and g C for g T.
 
 Only gradients that reach a prompt are formed: none of weights, none below the first layer's attention in the rows'
 pass. The last layer runs beyond its keys and values only where a state is read.
@@ -15,15 +17,15 @@ import torch
 from torch import Tensor
 
 from ptpipeline.models import kernels
-from ptpipeline.models.kernels import Heads, product
+from ptpipeline.models.frozen import PrefixCache
+from ptpipeline.models.kernels import HeadGradients, Heads, LayerKeyValues, linear
+from ptpipeline.models.layout import Geometry, Layout, Reads, RowPrompts, expand_to_rows, sum_over_rows
 
 ROPES = ("default", "linear", "llama3")  # those whose frequencies do not change with the length
 
 
 class Layer(NamedTuple):
-    """A frozen decoder layer: maps [out, in], norms [H], the norms' epsilons. The model's own maps are views of the
-    fused.
-    """
+    """The weights of a frozen decoder layer: norms [H], maps [out, in]. The model's own maps are views of the fused."""
 
     norm: Tensor
     attention: Tensor
@@ -31,328 +33,250 @@ class Layer(NamedTuple):
     mlp_norm: Tensor
     gate_up: Tensor
     down: Tensor
-    epsilons: tuple[float, float]
+    epsilon: float
+    mlp_epsilon: float
 
 
-class Tables(NamedTuple):
-    """Cosine and sine [B, T, d / 2] of the tokens' positions, for keys and, times the scale of the scores, for
-    queries.
+class Saved(NamedTuple):
+    """What a layer's backward pass needs of its forward pass.
+
+    `states` enter the layer, `between` are those between attention and MLP; each `scale` is 1 / their root mean square.
     """
 
-    keys: tuple[Tensor, Tensor]
-    queries: tuple[Tensor, Tensor]
+    states: Tensor  # [B T, H]
+    scale: Tensor  # [B T, 1]
+    queries: Tensor  # [kv, B, g T, d]
+    keys: Tensor  # [kv, B, S, d]
+    values: Tensor  # [kv, B, S, d]
+    weights: Tensor  # [kv, B, g T, S]
+    between: Tensor  # [B T, H]
+    mlp_scale: Tensor  # [B T, 1]
+    gate_up: Tensor  # [B T, 2 I]
 
 
-class Place(NamedTuple):
-    """Where a layer's queries stand: heads and rows, tables, and the mask [B, 1, T, S] added to the scores.
+class AttentionGradients(NamedTuple):
+    """Gradients of the states between attention and MLP [B T, H], and of the layer's heads."""
 
-    In a last layer also the flat token [B C] of each query, and in `slots` the query [N] of each state that was asked
-    for.
-    """
-
-    heads: Heads
-    tables: Tables
-    mask: Tensor
-    tokens: Tensor | None = None
-    slots: Tensor | None = None
-
-
-class Kept(NamedTuple):
-    """What a layer's backward pass needs: states before and between its halves, 1 / their norms, and the halves'
-    insides.
-    """
-
-    entered: Tensor
-    scale: Tensor
-    queries: Tensor
-    keys: Tensor
-    values: Tensor
-    weights: Tensor
     between: Tensor
-    mlp_scale: Tensor
-    gate_up: Tensor
-
-
-Pair = tuple[Tensor, Tensor]
+    heads: HeadGradients
 
 
 class FusedLlama:
     """The prompt pass and the rows' pass of one frozen Llama; `of` says whether a model is one."""
 
     def __init__(self, model: Any) -> None:
-        """Fuses the layers' maps in place: the model's own become views, so that no weight is held twice."""
+        """Fuse the layers' maps in place: the model's own become views, so that no weight is held twice."""
         config, body = model.config, model.base_model
         groups = config.num_key_value_heads
-        self.heads = Heads(0, groups, config.num_attention_heads // groups, body.layers[0].self_attn.head_dim)
-        self.layers = [_fused(layer) for layer in body.layers]
+        heads = Heads(0, groups, config.num_attention_heads // groups, body.layers[0].self_attn.head_dim)
+        self.layers = [_fuse(layer) for layer in body.layers]
         self.norm, self.epsilon = body.norm.weight, body.norm.variance_epsilon
-        self.rotary, self.embedding = body.rotary_emb, model.get_input_embeddings()
-        self.split = self.heads.groups * self.heads.shared * self.heads.size
+        self.geometry = Geometry(heads, body.rotary_emb, self.norm.dtype)
+        self.embedding = model.get_input_embeddings()
+        self.query_width = heads.groups * heads.shared * heads.width  # of the fused map; keys and values follow
 
     @classmethod
     def of(cls, model: Any) -> "FusedLlama | None":
-        """The model's fused passes, or None where it is not a frozen Llama without biases, with SiLU and a
-        fixed rope.
-        """
+        """Return the model's fused passes; None if it is no frozen Llama without biases, with SiLU and fixed rope."""
         from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
         config = model.config
-        if (
-            type(model) is not LlamaForCausalLM
-            or config.attention_bias
-            or config.mlp_bias
-            or config.hidden_act != "silu"
-        ):
+        if type(model) is not LlamaForCausalLM or any(parameter.requires_grad for parameter in model.parameters()):
             return None
-        if config.rope_parameters["rope_type"] not in ROPES or any(p.requires_grad for p in model.parameters()):
+        if config.attention_bias or config.mlp_bias or config.hidden_act != "silu":
+            return None
+        if config.rope_parameters["rope_type"] not in ROPES:
             return None
         with torch.inference_mode(False):  # else the joined weights could never take part in a backward pass
             return cls(model)
 
-    def prefix(self, embeds: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
-        """Keys of every layer, then values, [K, kv, P, d] each, of prompts [K, P, H] padded left to their lengths [K].
+    def compute_prefix(self, embeds: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        """Return the keys of every layer, then their values, [K, kv, P, d] each.
 
-        Gradients flow back to `embeds`; the keys and values of pads are finite and meaningless.
+        `embeds` [K, P, H] are prompts, padded left to their `lengths` [K]; gradients flow back to them. The keys and
+        values of pads are finite and mean nothing.
         """
         grad = torch.is_grad_enabled() and embeds.requires_grad
-        outputs: tuple[Tensor, ...] = _Prompts.apply(embeds, lengths, self, grad)  # type: ignore[no-untyped-call]
+        outputs: tuple[Tensor, ...] = _PromptPass.apply(embeds, lengths, self, grad)  # type: ignore[no-untyped-call]
         return outputs
 
-    def states(self, ids: Tensor, prefix: Sequence[Tensor], behind: Pair | None, reads: Pair) -> Tensor:
-        """Final hidden states [N, H] of token rows [B, T] padded right, at `reads`: rows [N] and columns [N].
+    def compute_states(self, ids: Tensor, cache: PrefixCache | None, prompts: Tensor | None, reads: Reads) -> Tensor:
+        """Return the final hidden states [N, H] of token rows `ids` [B, T], padded right, at `reads`.
 
-        `prefix` is what `prefix` returns, or empty; `behind` then the prompts' lengths [K] and the prompt of each row
-        [B].
+        `prompts` [B] is the prompt of `cache` that each row follows. Without a cache it is None too.
         """
-        grad = torch.is_grad_enabled() and any(part.requires_grad for part in prefix)
-        states: Tensor = _Rows.apply(ids, behind, reads, self, grad, *prefix)  # type: ignore[no-untyped-call]
+        tensors = () if cache is None else cache.tensors
+        behind = None if cache is None or prompts is None else RowPrompts(prompts, cache.lengths[prompts])
+        grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        states: Tensor = _RowPass.apply(ids, behind, reads, self, grad, *tensors)  # type: ignore[no-untyped-call]
         return states
 
-    def tables(self, positions: Tensor) -> Tables:
-        """Rotation of the model's own rotary module at positions [B, T], in the type that rotations are computed in."""
-        like = torch.empty((), dtype=kernels.wide(self.norm.dtype), device=positions.device)
-        cos, sin = (table[..., : table.shape[-1] // 2].contiguous() for table in self.rotary(like, positions))
-        scale = self.heads.size**-0.5
-        return Tables((cos, sin), (cos * scale, sin * scale))
-
-    def forward(self, layer: Layer, states: Tensor, place: Place, prefix: Pair | None) -> tuple[Tensor, Kept]:
-        """One layer: states [B T, H], or [B C, H] where the place names tokens."""
-        normed, scale = kernels.norm(states, layer.norm, layer.epsilons[0])
-        heads, tables = place.heads, place.tables
-        if place.tokens is None:
-            mapped = product(normed, layer.attention)
-            asked, told = mapped[:, : self.split], mapped[:, self.split :]
+    def forward_layer(
+        self, layer: Layer, states: Tensor, layout: Layout, prefix: LayerKeyValues | None
+    ) -> tuple[Tensor, Saved]:
+        """Return the states behind one layer, and what its backward pass needs: all [B T, H]."""
+        heads, rotations = layout.heads, layout.rotations
+        normed, scale = kernels.norm(states, layer.norm, layer.epsilon)  # [B T, H], [B T, 1]
+        if layout.tokens is None:
+            mapped = linear(normed, layer.attention)  # [B T, (g + 2) kv d]
+            flat_queries, flat_keys_values = mapped[:, : self.query_width], mapped[:, self.query_width :]
         else:
-            asked, told = (
-                product(normed[place.tokens], layer.attention[: self.split]),
-                product(normed, layer.attention[self.split :]),
-            )
-        queries = kernels.queries(asked, *tables.queries, heads)
-        keys, values = (
-            kernels.keys_values_behind(told, *tables.keys, prefix, heads)
-            if prefix
-            else kernels.keys_values(told, *tables.keys, heads)
-        )
-        scores = torch.matmul(queries, keys.transpose(2, 3))
-        shape = (heads.groups, heads.rows, heads.shared, -1, keys.shape[2])
-        weights = kernels.softmax(scores.view(shape), place.mask).view(scores.shape)
-        mixed = torch.matmul(weights, values).view(heads.groups, heads.rows, heads.shared, -1, heads.size)
-        joined = mixed.permute(1, 3, 0, 2, 4).reshape(-1, self.split)
-        between = product(joined, layer.out, states if place.tokens is None else states[place.tokens])
-        normed, mlp_scale = kernels.norm(between, layer.mlp_norm, layer.epsilons[1])
-        gate_up = product(normed, layer.gate_up)
-        kept = Kept(states, scale, queries, keys, values, weights, between, mlp_scale, gate_up)
-        return product(kernels.gate(gate_up), layer.down, between), kept
+            flat_queries = linear(normed[layout.tokens], layer.attention[: self.query_width])  # [B C, g kv d]
+            flat_keys_values = linear(normed, layer.attention[self.query_width :])  # [B T, 2 kv d]
+        queries = kernels.split_queries(flat_queries, rotations.queries, heads)  # [kv, B, g T, d]
+        keys, values = kernels.split_keys_values(flat_keys_values, rotations.keys, heads, prefix)  # [kv, B, S, d]
+        scores = torch.matmul(queries, keys.transpose(2, 3))  # [kv, B, g T, S]
+        by_head = scores.view(heads.groups, heads.rows, heads.shared, -1, keys.shape[2])  # [kv, B, g, T, S]
+        weights = kernels.softmax(by_head, layout.mask).view(scores.shape)  # [kv, B, g T, S]
+        mixed = torch.matmul(weights, values)  # [kv, B, g T, d]
+        mixed = mixed.view(heads.groups, heads.rows, heads.shared, -1, heads.width)  # [kv, B, g, T, d]
+        joined = mixed.permute(1, 3, 0, 2, 4).reshape(-1, self.query_width)  # [B T, g kv d]
+        around = states if layout.tokens is None else states[layout.tokens]  # [B T, H]
+        between = linear(joined, layer.out, around)  # [B T, H]
+        normed, mlp_scale = kernels.norm(between, layer.mlp_norm, layer.mlp_epsilon)  # [B T, H], [B T, 1]
+        gate_up = linear(normed, layer.gate_up)  # [B T, 2 I]
+        saved = Saved(states, scale, queries, keys, values, weights, between, mlp_scale, gate_up)
+        return linear(kernels.swiglu(gate_up), layer.down, between), saved
 
-    def backward(self, layer: Layer, kept: Kept, grad: Tensor, place: Place) -> tuple[Tensor, Tensor, Pair]:
-        """Gradients of the state between the layer's halves, and of its queries, and keys and values, from that of its
-        output.
+    def backward_attention(self, layer: Layer, saved: Saved, grad: Tensor, layout: Layout) -> AttentionGradients:
+        """Return the gradients inside a layer, from the gradient [B T, H] of its output.
+
+        Those of keys and values are [kv, B, S, d]: of the prefix and of the layer's own tokens.
         """
-        opened = kernels.gate_backward(product(grad, layer.down.t()), kept.gate_up)
-        between = kernels.norm_backward(
-            product(opened, layer.gate_up.t()), kept.between, layer.mlp_norm, kept.mlp_scale, grad
-        )
-        heads = place.heads
-        mixed = product(between, layer.out.t()).view(heads.rows, -1, heads.groups, heads.shared, heads.size)
-        mixed = mixed.permute(2, 0, 3, 1, 4).reshape(kept.queries.shape)
-        values = torch.matmul(kept.weights.transpose(2, 3), mixed)
-        scores = kernels.softmax_backward(torch.matmul(mixed, kept.values.transpose(2, 3)), kept.weights)
-        keys = torch.matmul(scores.transpose(2, 3), kept.queries)
-        return between, torch.matmul(scores, kept.keys), (keys, values)
+        heads = layout.heads
+        gate_up = kernels.swiglu_backward(linear(grad, layer.down.t()), saved.gate_up)  # [B T, 2 I]
+        normed = linear(gate_up, layer.gate_up.t())  # [B T, H]
+        between = kernels.norm_backward(normed, saved.between, layer.mlp_norm, saved.mlp_scale, grad)  # [B T, H]
+        joined = linear(between, layer.out.t())  # [B T, g kv d]
+        mixed = joined.view(heads.rows, -1, heads.groups, heads.shared, heads.width)  # [B, T, kv, g, d]
+        mixed = mixed.permute(2, 0, 3, 1, 4).reshape(saved.queries.shape)  # [kv, B, g T, d]
+        values = torch.matmul(saved.weights.transpose(2, 3), mixed)  # [kv, B, S, d]
+        weights = torch.matmul(mixed, saved.values.transpose(2, 3))  # [kv, B, g T, S]
+        scores = kernels.softmax_backward(weights, saved.weights)  # [kv, B, g T, S]
+        keys = torch.matmul(scores.transpose(2, 3), saved.queries)  # [kv, B, S, d]
+        return AttentionGradients(between, HeadGradients(torch.matmul(scores, saved.keys), keys, values))
 
-    def below(self, layer: Layer, kept: Kept, grads: tuple[Tensor, Tensor, Pair], place: Place) -> Tensor:
-        """Gradient of a layer's input from what `backward` returns, keys and values cut to the layer's own tokens."""
-        between, queries, (keys, values) = grads
-        tables, heads = place.tables, place.heads
-        if place.tokens is None:
-            mapped = kernels.heads_backward((queries, keys, values), tables.keys, tables.queries, heads)
-            return kernels.norm_backward(
-                product(mapped, layer.attention.t()), kept.entered, layer.norm, kept.scale, between
-            )
-        told = kernels.keys_values_backward(keys, values, *tables.keys, heads)
-        asked = kernels.queries_backward(queries, *tables.queries, heads)
-        normed = product(told, layer.attention[self.split :].t())
-        normed.index_add_(0, place.tokens, product(asked, layer.attention[: self.split].t()))
-        around = torch.zeros_like(kept.entered).index_add_(0, place.tokens, between)
-        return kernels.norm_backward(normed, kept.entered, layer.norm, kept.scale, around)
+    def backward_input(self, layer: Layer, saved: Saved, grads: AttentionGradients, layout: Layout) -> Tensor:
+        """Return the gradient [B T, H] of a layer's input; keys and values are those of the layer's own tokens."""
+        rotations, heads = layout.rotations, layout.heads
+        if layout.tokens is None:
+            mapped = kernels.split_heads_backward(grads.heads, rotations.keys, rotations.queries, heads)
+            normed = linear(mapped, layer.attention.t())  # [B T, H]
+            return kernels.norm_backward(normed, saved.states, layer.norm, saved.scale, grads.between)
+        own = LayerKeyValues(grads.heads.keys, grads.heads.values)
+        keys_values = kernels.split_keys_values_backward(own, rotations.keys, heads)  # [B T, 2 kv d]
+        queries = kernels.split_queries_backward(grads.heads.queries, rotations.queries, heads)  # [B C, g kv d]
+        normed = linear(keys_values, layer.attention[self.query_width :].t())  # [B T, H]
+        normed.index_add_(0, layout.tokens, linear(queries, layer.attention[: self.query_width].t()))
+        around = torch.zeros_like(saved.states).index_add_(0, layout.tokens, grads.between)  # [B T, H]
+        return kernels.norm_backward(normed, saved.states, layer.norm, saved.scale, around)
 
 
-class _Prompts(torch.autograd.Function):
-    """The prompt pass: every layer's keys and values; the last layer has nothing else."""
+class _PromptPass(torch.autograd.Function):
+    """The prompt pass: every layer's keys and values; the last layer has nothing else. Here B = K and T = P."""
 
     @staticmethod
     def forward(ctx: Any, embeds: Tensor, lengths: Tensor, llama: FusedLlama, grad: bool) -> tuple[Tensor, ...]:
-        rows, tokens, width = embeds.shape
-        slots = torch.arange(tokens, device=embeds.device)
-        pads = (tokens - lengths)[:, None]
-        seen = (slots >= pads)[:, None, :] & (slots <= slots[:, None]) | (slots == slots[:, None])
-        place = Place(
-            llama.heads._replace(rows=rows), llama.tables((slots - pads).clamp(min=0)), _additive(seen, embeds.dtype)
-        )
-        states, pairs, kept = embeds.reshape(-1, width), [], []
+        layout = llama.geometry.lay_out_prompts(embeds.shape[1], lengths)
+        states, own, saved = embeds.reshape(-1, embeds.shape[2]), [], []  # [K P, H]
         for layer in llama.layers[:-1]:
-            states, keep = llama.forward(layer, states, place, None)
-            pairs.append((keep.keys, keep.values))
-            kept += [keep] if grad else []
+            states, of_layer = llama.forward_layer(layer, states, layout, None)
+            own.append(LayerKeyValues(of_layer.keys, of_layer.values))
+            saved += [of_layer] if grad else []
         last = llama.layers[-1]
-        normed, scale = kernels.norm(states, last.norm, last.epsilons[0])
-        pairs.append(
-            kernels.keys_values(product(normed, last.attention[llama.split :]), *place.tables.keys, place.heads)
-        )
-        ctx.llama, ctx.place, ctx.kept, ctx.last, ctx.shape = (
-            llama,
-            place,
-            kept,
-            (states, scale) if grad else None,
-            embeds.shape,
-        )
-        return tuple(part.transpose(0, 1) for parts in zip(*pairs, strict=True) for part in parts)
+        normed, scale = kernels.norm(states, last.norm, last.epsilon)  # [K P, H], [K P, 1]
+        flat = linear(normed, last.attention[llama.query_width :])  # [K P, 2 kv d]
+        own.append(kernels.split_keys_values(flat, layout.rotations.keys, layout.heads))
+        ctx.llama, ctx.layout, ctx.saved, ctx.shape = llama, layout, saved, embeds.shape
+        ctx.last = (states, scale) if grad else None
+        by_kind = zip(*own, strict=True)  # the keys of all layers, then their values
+        return tuple(tensor.transpose(0, 1) for tensors in by_kind for tensor in tensors)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        llama, place, (states, scale) = ctx.llama, ctx.place, ctx.last
-        turned = [grad.transpose(0, 1) for grad in grads]
-        pairs = list(zip(turned[: len(llama.layers)], turned[len(llama.layers) :], strict=True))
+        llama, layout, (states, scale), count = ctx.llama, ctx.layout, ctx.last, len(ctx.llama.layers)
+        turned = [grad.transpose(0, 1) for grad in grads]  # L times keys, then L times values [kv, K, P, d]
+        outer = [LayerKeyValues(*pair) for pair in zip(turned[:count], turned[count:], strict=True)]
         last = llama.layers[-1]
-        keys, values = pairs[-1]
-        told = kernels.keys_values_backward(keys, values, place.tables.keys[0], place.tables.keys[1], place.heads)
-        grad = kernels.norm_backward(product(told, last.attention[llama.split :].t()), states, last.norm, scale, None)
-        for layer, pair in zip(reversed(llama.layers[:-1]), reversed(pairs[:-1]), strict=True):
-            kept = ctx.kept.pop()
-            between, queries, (keys, values) = llama.backward(layer, kept, grad, place)
-            grad = llama.below(layer, kept, (between, queries, (keys.add_(pair[0]), values.add_(pair[1]))), place)
+        flat = kernels.split_keys_values_backward(outer[-1], layout.rotations.keys, layout.heads)  # [K P, 2 kv d]
+        normed = linear(flat, last.attention[llama.query_width :].t())  # [K P, H]
+        grad = kernels.norm_backward(normed, states, last.norm, scale, None)  # [K P, H]
+        for layer, given in zip(reversed(llama.layers[:-1]), reversed(outer[:-1]), strict=True):
+            saved = ctx.saved.pop()
+            between, (queries, keys, values) = llama.backward_attention(layer, saved, grad, layout)
+            heads = HeadGradients(queries, keys.add_(given.keys), values.add_(given.values))
+            grad = llama.backward_input(layer, saved, AttentionGradients(between, heads), layout)  # [K P, H]
         return grad.view(ctx.shape), None, None, None
 
 
-class _Rows(torch.autograd.Function):
+class _RowPass(torch.autograd.Function):
     """The rows' pass behind a prefix or none: final states where they are read; gradients of the prefix alone."""
 
     @staticmethod
     def forward(
-        ctx: Any, ids: Tensor, behind: Pair | None, reads: Pair, llama: FusedLlama, grad: bool, *prefix: Tensor
+        ctx: Any, ids: Tensor, behind: RowPrompts | None, reads: Reads, llama: FusedLlama, grad: bool, *prefix: Tensor
     ) -> Tensor:
-        place, last = _row_places(llama, ids, behind, reads, prefix[0].shape[2] if prefix else 0)
-        states, kept, count = llama.embedding(ids).flatten(0, 1), [], len(llama.layers)
+        layouts = llama.geometry.lay_out_rows(ids, behind, prefix[0].shape[2] if prefix else 0, reads)
+        states, saved, count = llama.embedding(ids).flatten(0, 1), [], len(llama.layers)  # [B T, H]
         for index, layer in enumerate(llama.layers):
-            pair = (
-                None
-                if behind is None
-                else (_for_rows(prefix[index], behind[1]), _for_rows(prefix[count + index], behind[1]))
-            )
-            states, keep = llama.forward(layer, states, last if index == count - 1 else place, pair)
-            kept += [keep] if grad else []
-        states = states[last.slots]
-        normed, scale = kernels.norm(states, llama.norm, llama.epsilon)
-        ctx.llama, ctx.places, ctx.kept, ctx.behind = llama, (place, last), kept, behind
-        ctx.final, ctx.like = (states, scale) if grad else None, prefix[0].shape if prefix else None
+            before = None if behind is None else _layer_prefix(prefix, index, behind.indexes)
+            layout = layouts.last if index == count - 1 else layouts.inner
+            states, of_layer = llama.forward_layer(layer, states, layout, before)
+            saved += [of_layer] if grad else []
+        states = states[layouts.last.reads]  # [N, H]
+        normed, scale = kernels.norm(states, llama.norm, llama.epsilon)  # [N, H], [N, 1]
+        ctx.llama, ctx.layouts, ctx.saved, ctx.behind = llama, layouts, saved, behind
+        ctx.final, ctx.prefix_shape = (states, scale) if grad else None, prefix[0].shape if prefix else None
         return normed
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        llama, (place, last), (_, members), (states, scale) = ctx.llama, ctx.places, ctx.behind, ctx.final
-        grad = kernels.norm_backward(grad.contiguous(), states, llama.norm, scale, None)
-        grad = grad.new_zeros(len(last.tokens), grad.shape[1]).index_add_(0, last.slots, grad)
-        before, found = ctx.like[2], []
+        llama, layouts, prompts, shape = ctx.llama, ctx.layouts, ctx.behind.indexes, ctx.prefix_shape
+        states, scale = ctx.final
+        grad = kernels.norm_backward(grad.contiguous(), states, llama.norm, scale, None)  # [N, H]
+        grad = grad.new_zeros(len(layouts.last.tokens), grad.shape[1]).index_add_(
+            0, layouts.last.reads, grad
+        )  # [B C, H]
+        width, of_prefix = shape[2], []
         for index in reversed(range(len(llama.layers))):
-            kept, layer, here = ctx.kept.pop(), llama.layers[index], last if index == len(llama.layers) - 1 else place
-            between, queries, (keys, values) = llama.backward(layer, kept, grad, here)
-            found.append((_for_prompts(keys, members, ctx.like), _for_prompts(values, members, ctx.like)))
+            saved, layer = ctx.saved.pop(), llama.layers[index]
+            layout = layouts.last if index == len(llama.layers) - 1 else layouts.inner
+            between, (queries, keys, values) = llama.backward_attention(layer, saved, grad, layout)
+            of_prefix.append((sum_over_rows(keys, prompts, shape), sum_over_rows(values, prompts, shape)))
             if index:
-                grad = llama.below(layer, kept, (between, queries, (keys[:, :, before:], values[:, :, before:])), here)
-        return None, None, None, None, None, *(part for parts in zip(*reversed(found), strict=True) for part in parts)
+                own = HeadGradients(queries, keys[:, :, width:], values[:, :, width:])  # [kv, B, T, d]
+                grad = llama.backward_input(layer, saved, AttentionGradients(between, own), layout)  # [B T, H]
+        by_kind = zip(*reversed(of_prefix), strict=True)  # the keys of all layers, then their values
+        return None, None, None, None, None, *(tensor for tensors in by_kind for tensor in tensors)
 
 
-def _fused(layer: Any) -> Layer:
-    """A decoder layer's weights, joined where maps share their input."""
+def _layer_prefix(prefix: Sequence[Tensor], layer: int, prompts: Tensor) -> LayerKeyValues:
+    """Return the keys and values of a layer [kv, B, P, d] behind which each row stands."""
+    keys, values = prefix[layer], prefix[len(prefix) // 2 + layer]  # [K, kv, P, d]
+    return LayerKeyValues(expand_to_rows(keys, prompts), expand_to_rows(values, prompts))
+
+
+def _fuse(layer: Any) -> Layer:
+    """Return a decoder layer's weights, joined where maps share their input."""
     attention, mlp = layer.self_attn, layer.mlp
-    norms = layer.input_layernorm, layer.post_attention_layernorm
+    norm, mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
     return Layer(
-        norms[0].weight,
-        _joined([attention.q_proj, attention.k_proj, attention.v_proj]),
-        attention.o_proj.weight,
-        norms[1].weight,
-        _joined([mlp.gate_proj, mlp.up_proj]),
-        mlp.down_proj.weight,
-        (norms[0].variance_epsilon, norms[1].variance_epsilon),
+        norm=norm.weight,
+        attention=_join([attention.q_proj, attention.k_proj, attention.v_proj]),
+        out=attention.o_proj.weight,
+        mlp_norm=mlp_norm.weight,
+        gate_up=_join([mlp.gate_proj, mlp.up_proj]),
+        down=mlp.down_proj.weight,
+        epsilon=norm.variance_epsilon,
+        mlp_epsilon=mlp_norm.variance_epsilon,
     )
 
 
-def _joined(maps: Sequence[Any]) -> Tensor:
-    """The maps' weights as one [out, in], of which theirs become views."""
+def _join(maps: Sequence[Any]) -> Tensor:
+    """Return the maps' weights as one [out, in]; theirs become views of it."""
     whole = torch.cat([part.weight.detach() for part in maps])
     for part, view in zip(maps, torch.split(whole, [len(part.weight) for part in maps]), strict=True):
         part.weight.data = view
     return whole
-
-
-def _row_places(llama: FusedLlama, ids: Tensor, behind: Pair | None, reads: Pair, before: int) -> tuple[Place, Place]:
-    """Where the rows' queries stand in every layer but the last, and in the last."""
-    rows, tokens = ids.shape
-    slots = torch.arange(tokens, device=ids.device)
-    offsets = slots.new_zeros(rows, 1) if behind is None else behind[0][behind[1]][:, None]
-    prompt = (torch.arange(before, device=ids.device) >= before - offsets)[:, None].expand(-1, tokens, -1)
-    seen = torch.cat([prompt, (slots <= slots[:, None]).expand(rows, -1, -1)], 2)
-    heads, tables = llama.heads._replace(rows=rows), llama.tables(offsets + slots)
-    columns, chosen = _grid(reads, rows)
-    flat = (columns + tokens * torch.arange(rows, device=ids.device)[:, None]).flatten()
-    last = torch.arange(rows, device=ids.device)[:, None], columns
-    at = Tables(tables.keys, (tables.queries[0][last], tables.queries[1][last]))
-    dtype = llama.norm.dtype
-    return Place(heads, tables, _additive(seen, dtype)), Place(heads, at, _additive(seen[last], dtype), flat, chosen)
-
-
-def _grid(reads: Pair, rows: int) -> Pair:
-    """Columns [B, C] that are read of each row, its first column where it reads fewer, and the flat place [N] of each
-    read.
-    """
-    owners, columns = reads
-    counts = torch.bincount(owners, minlength=rows)
-    order = torch.argsort(owners, stable=True)
-    ranks = torch.empty_like(order)
-    ranks[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[owners[order]]
-    width = int(counts.max())
-    grid = columns.new_zeros(rows, width)
-    grid[owners, ranks] = columns
-    return grid, owners * width + ranks
-
-
-def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
-    """Mask [B, 1, T, S] of what is seen [B, T, S]."""
-    mask = torch.zeros(seen.shape, dtype=kernels.wide(dtype), device=seen.device)
-    return mask.masked_fill_(~seen, float("-inf"))[:, None]
-
-
-def _for_rows(prefix: Tensor, members: Tensor) -> Tensor:
-    """[K, kv, P, d] -> [kv, B, P, d], of each row's own prompt."""
-    turned = prefix.transpose(0, 1)
-    return turned.expand(-1, len(members), -1, -1) if len(prefix) == 1 else turned.index_select(1, members)
-
-
-def _for_prompts(grad: Tensor, members: Tensor, shape: torch.Size) -> Tensor:
-    """[kv, B, S, d] -> [K, kv, P, d], summed over each prompt's rows."""
-    part = grad[:, :, : shape[2]]
-    if shape[0] == 1:
-        return part.sum(1)[None]
-    return part.new_zeros(shape[1], shape[0], *shape[2:]).index_add_(1, members, part).transpose(0, 1)

@@ -1,4 +1,4 @@
-"""Loading a prepared base: frozen, in eval mode, in its compute type, as the family that its configuration states."""
+"""Loads a prepared base model: frozen, in eval mode, in its compute type, as the family of its configuration."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -7,7 +7,7 @@ import torch
 
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.attention import use_short_rows
-from ptpipeline.models.base import UNSTATED_LENGTH, Prepared
+from ptpipeline.models.base import UNSTATED_LENGTH, PreparedBase
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.seq2seq import FAMILIES, Seq2SeqBase
@@ -16,25 +16,25 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 T5_LENGTH = 512  # tokens of a row while T5 was trained (Raffel et al. 2020, section 3.1.2)
 
 
-def native_bfloat16() -> bool:
-    """Whether this machine multiplies bfloat16 matrices natively; emulated ones are slower than float32."""
+def has_native_bfloat16() -> bool:
+    """Return whether this machine multiplies bfloat16 matrices natively; emulation is slower than float32."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported())
     flags = torch.cpu.get_capabilities()
     return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))
 
 
-def compute_dtype(setting: Literal["auto", "float32", "bfloat16"]) -> str:
-    """The compute type that a setting means on this machine: `float32` or `bfloat16`."""
+def choose_dtype(setting: Literal["auto", "float32", "bfloat16"]) -> str:
+    """Return the compute type that a setting means on this machine: `float32` or `bfloat16`."""
     if setting == "auto":
-        return "bfloat16" if native_bfloat16() else "float32"
+        return "bfloat16" if has_native_bfloat16() else "float32"
     return setting
 
 
-def load_base(prepared: Prepared, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> FrozenBase:
-    """The prepared base model as its family.
+def load_base(prepared: PreparedBase, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> FrozenBase:
+    """Return the prepared base model as its family.
 
-    Raises BaseModelError where the folder holds no such model, is an encoder-decoder other than T5, or its
+    Raises BaseModelError if the folder holds no such model, if it is an encoder-decoder other than T5, or if its
     configuration states no context length.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
@@ -43,7 +43,7 @@ def load_base(prepared: Prepared, dtype: Literal["auto", "float32", "bfloat16"] 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     folder: Path = prepared.folder
-    chosen = DTYPES[compute_dtype(dtype)]
+    chosen = DTYPES[choose_dtype(dtype)]
     try:
         config = AutoConfig.from_pretrained(folder)
         _check_family(prepared.name, config)
@@ -58,11 +58,11 @@ def load_base(prepared: Prepared, dtype: Literal["auto", "float32", "bfloat16"] 
     model.eval()
     if torch.cuda.is_available():
         model.to("cuda")
-    context = _context(prepared.name, config, tokenizer)
+    context = _read_context_length(prepared.name, config, tokenizer)
     if config.is_encoder_decoder:
         if model.device.type == "cpu" and chosen == torch.bfloat16:
             model.set_attn_implementation("eager")  # .8 of the fused kernel's time, as near to the float32 gradient
-        return Seq2SeqBase(model, tokenizer, prepared.ref, chosen, context, _start(prepared.name, model))
+        return Seq2SeqBase(model, tokenizer, prepared.ref, chosen, context, _read_start_token(prepared.name, model))
     use_short_rows(model)
     return CausalBase(model, tokenizer, prepared.ref, chosen, context)
 
@@ -71,14 +71,12 @@ def _check_family(name: str, config: Any) -> None:
     if config.is_encoder_decoder and config.model_type not in FAMILIES:
         raise BaseModelError(
             f"base model {name}: {config.model_type} is an encoder-decoder that is not supported "
-            f"({' and '.join(FAMILIES)} are); take one of these or a causal model"
+            f"({' and '.join(FAMILIES)} are); choose one of these or a causal model"
         )
 
 
-def _context(name: str, config: Any, tokenizer: Any) -> int:
-    """The most tokens that the model reads; T5's relative positions have no bound, there the length that it was trained
-    on.
-    """
+def _read_context_length(name: str, config: Any, tokenizer: Any) -> int:
+    """Return the most tokens that the model reads; for T5, whose positions have no bound, those it was trained on."""
     length: int = tokenizer.model_max_length
     if config.is_encoder_decoder and length < UNSTATED_LENGTH:
         return length
@@ -87,12 +85,10 @@ def _context(name: str, config: Any, tokenizer: Any) -> int:
         return stated
     if config.is_encoder_decoder:
         return T5_LENGTH
-    raise BaseModelError(
-        f"base model {name}: its config.json states no context length (max_position_embeddings or n_positions)"
-    )
+    raise BaseModelError(f"base model {name}: its config.json states no context length; add max_position_embeddings")
 
 
-def _start(name: str, model: Any) -> int:
+def _read_start_token(name: str, model: Any) -> int:
     for config in (model.config, model.generation_config):
         start = getattr(config, "decoder_start_token_id", None)
         if isinstance(start, int):

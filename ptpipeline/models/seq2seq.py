@@ -1,8 +1,8 @@
 """The frozen encoder-decoder model: prompts stand in front of the encoder's input, states come out of its decoder.
 
-Letters: B rows of a batch, S slots of the encoder, T tokens, P virtual tokens, H width, K prompts, N states. Positions
-are relative here, so a pad between prompt and text would change what the model computes: an encoder row is
-`[prompt][text][pads]`. The decoder reads its start token and the continuation.
+Letters: B rows of a batch, S slots of the encoder, T tokens, P virtual tokens, H width, K prompts, N states, V
+vocabulary. Positions are relative here, so a pad between prompt and text would change what the model computes: an
+encoder row is `[prompt][text][pads]`. The decoder reads its start token and the continuation.
 """
 
 from collections.abc import Sequence
@@ -13,16 +13,14 @@ import torch
 from torch import Tensor
 
 from ptpipeline.errors import BaseModelError
-from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, SoftPrompt, padded_batch
+from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, SoftPrompt, index_prompts, pad_batch, pad_left
 
-FAMILIES = (
-    "t5",
-    "mt5",
-)  # model types with this forward pass; UMT5 is T5-like too, but transformers 5 scales the states of its untied head
+# Model types with this forward pass. UMT5 is T5-like too, but transformers 5 scales the states of its untied head.
+FAMILIES = ("t5", "mt5")
 
 
 class _Encoded(NamedTuple):
-    """B rows behind the encoder: its last states [B, S, H], and which slots hold a token [B, S], all where None."""
+    """B rows behind the encoder: its last states [B, S, H], and which slots hold a token [B, S] (None: all do)."""
 
     states: Tensor
     mask: Tensor | None
@@ -34,111 +32,120 @@ class Seq2SeqBase(FrozenBase):
 
     start: int
 
-    def prefix(self, prompts: Sequence[SoftPrompt]) -> PrefixCache:
-        """The embeddings of K prompts [K, P_max, H], padded left with zeros: the encoder reads them with each text."""
-        embedded = self._embeddings(prompts)
-        lengths = torch.tensor([len(prompt) for prompt in embedded], device=self.device)
+    def compute_prefix(self, prompts: Sequence[SoftPrompt]) -> PrefixCache:
+        """Return the embeddings of K prompts [K, P_max, H], padded left: the encoder reads them with each text."""
+        embedded = self._embed_prompts(prompts)
+        lengths = torch.tensor([len(prompt) for prompt in embedded], device=self.device)  # [K]
         width = max(map(len, embedded))
-        padded = [torch.nn.functional.pad(prompt, (0, 0, width - len(prompt), 0)) for prompt in embedded]
-        return PrefixCache((torch.stack(padded),), lengths)
+        stacked = torch.stack([pad_left(prompt, width) for prompt in embedded])  # [K, P_max, H]
+        return PrefixCache((stacked,), lengths)
 
-    def states(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Tensor:
-        """The decoder's states [N, H]: at its start token, and at each token of the continuation."""
-        ids, lengths = padded_batch([[self.start, *row.continuation] for row in inputs], self.device)
-        mask = _first(ids.shape[1], lengths)
-        return self._decoded(self._encoded(cache, inputs), ids, mask=mask.long())[mask]
+    def compute_states(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Tensor:
+        """Return the decoder's states [N, H]: at its start token, and at each token of the continuation."""
+        ids, lengths = pad_batch([[self.start, *row.continuation] for row in inputs], self.device)  # [B, T], [B]
+        mask = _mask_lengths(ids.shape[1], lengths)  # [B, T]
+        return self._decode_pass(self._encode_pass(cache, inputs), ids, mask=mask.long())[mask]
 
-    def concatenated(self, prompts: Sequence[SoftPrompt], inputs: Sequence[Input]) -> Tensor:
-        """`[prompt][text]` row by row, without pads or masks."""
-        embedded = self._embeddings(prompts)
-        return torch.cat([self._row(embedded[row.member], row) for row in inputs])
+    def concatenate(self, prompts: Sequence[SoftPrompt], inputs: Sequence[Input]) -> Tensor:
+        """Return the states [N, H] of `[prompt][text]`, row by row, without pads or masks."""
+        embedded = self._embed_prompts(prompts)
+        return torch.cat([self._concatenate_row(embedded[row.prompt], row) for row in inputs])
 
     @torch.inference_mode()
     def decode(self, cache: PrefixCache | None, inputs: Sequence[Input], limit: int) -> list[list[int]]:
-        """Greedy decoding with the cache of keys and values; rows together answer as each alone.
+        """Return each row's greedy continuation; rows decoded together answer as each row alone.
 
-        The rows' steps stay level, so that no pad stands among the decoder's positions: a row whose continuation is
+        All rows take the same steps, so that no pad stands among the decoder's positions: a row whose continuation is
         given reads that first.
         """
-        encoded, held = self._encoded(cache, inputs), _new_cache()
+        encoded, model_cache = self._encode_pass(cache, inputs), _new_cache()
         tokens = [self.start] * len(inputs)
-        found: list[list[int]] = [[] for _ in inputs]
-        going, step = set(range(len(inputs))) if limit > 0 else set(), 0
-        while going:
-            states = self._decoded(encoded, torch.tensor(tokens, device=self.device)[:, None], held=held)
-            tokens = self.logits(states[:, 0]).argmax(-1).tolist()
-            for row in sorted(going):
+        generated: list[list[int]] = [[] for _ in inputs]
+        unfinished, step = set(range(len(inputs))) if limit > 0 else set(), 0
+        while unfinished:
+            ids = torch.tensor(tokens, device=self.device)[:, None]  # [B, 1]
+            states = self._decode_pass(encoded, ids, model_cache=model_cache)  # [B, 1, H]
+            tokens = self.compute_logits(states[:, 0]).argmax(-1).tolist()
+            for row in sorted(unfinished):
                 given = inputs[row].continuation
                 if step < len(given):
                     tokens[row] = given[step]
                     continue
-                if tokens[row] not in self.ends:
-                    found[row].append(tokens[row])
-                if tokens[row] in self.ends or len(found[row]) == limit:
-                    going.remove(row)
+                if tokens[row] not in self.end_tokens:
+                    generated[row].append(tokens[row])
+                if tokens[row] in self.end_tokens or len(generated[row]) == limit:
+                    unfinished.remove(row)
             step += 1
-        return found
+        return generated
 
-    def logits(self, states: Tensor) -> Tensor:
-        """Next-token logits [N, V] in float32; a T5 whose head was trained tied scales the states by d_model**-0.5."""
+    def compute_logits(self, states: Tensor) -> Tensor:
+        """Return next-token logits [N, V] in float32 of states [N, H].
+
+        A T5 whose head was trained tied to its embeddings scales the states by d_model**-0.5.
+        """
         config = self.model.config
-        return super().logits(
-            states * config.d_model**-0.5 if getattr(config, "scale_decoder_outputs", False) else states
-        )
+        scaled = getattr(config, "scale_decoder_outputs", False)
+        return super().compute_logits(states * config.d_model**-0.5 if scaled else states)
 
-    def _embeddings(self, prompts: Sequence[SoftPrompt]) -> list[Tensor]:
+    def _embed_prompts(self, prompts: Sequence[SoftPrompt]) -> list[Tensor]:
         embedded = [prompt.to(self.device, self.dtype) for prompt in prompts if isinstance(prompt, Tensor)]
         if len(embedded) != len(prompts):
             raise BaseModelError(
-                f"base model {self.ref.name}: prefix tuning (keys and values in every layer) needs a causal model, "
-                "this one is an encoder-decoder; take the method prompt or p_tuning"
+                f"base model {self.ref.name} is an encoder-decoder, and prefix tuning (keys and values in every layer) "
+                "needs a causal model; set tune.method to prompt or p_tuning"
             )
         return embedded
 
-    def _row(self, prompt: Tensor, row: Input) -> Tensor:
-        joined = torch.cat([prompt, self.embed(torch.tensor(row.text, dtype=torch.long))])[None]
+    def _concatenate_row(self, prompt: Tensor, row: Input) -> Tensor:
+        text = self.embed(torch.tensor(row.text, dtype=torch.long))  # [T, H]
+        encoded = self.model.encoder(inputs_embeds=torch.cat([prompt, text])[None]).last_hidden_state  # [1, S, H]
         ids = torch.tensor([[self.start, *row.continuation]], device=self.device)
-        return self._decoded(_Encoded(self.model.encoder(inputs_embeds=joined).last_hidden_state, None), ids)[0]
+        return self._decode_pass(_Encoded(encoded, None), ids)[0]
 
-    def _encoded(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> _Encoded:
-        ids, lengths = padded_batch([row.text for row in inputs], self.device)
-        embedded = self.embed(ids)
+    def _encode_pass(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> _Encoded:
+        ids, lengths = pad_batch([row.text for row in inputs], self.device)  # [B, T], [B]
+        embedded = self.embed(ids)  # [B, T, H]
         if cache is not None:
-            members = torch.tensor([row.member for row in inputs], device=self.device)
-            embedded, lengths = _joined(cache, members, embedded), lengths + cache.lengths[members]
-        mask = _first(embedded.shape[1], lengths)
-        return _Encoded(
-            self.model.encoder(inputs_embeds=embedded, attention_mask=mask.long()).last_hidden_state, mask.long()
-        )
+            prompts = index_prompts(inputs, self.device)  # [B]
+            embedded = _put_prompts_before(cache, prompts, embedded)  # [B, S, H]
+            lengths = lengths + cache.lengths[prompts]  # [B]
+        mask = _mask_lengths(embedded.shape[1], lengths).long()  # [B, S]
+        return _Encoded(self.model.encoder(inputs_embeds=embedded, attention_mask=mask).last_hidden_state, mask)
 
-    def _decoded(self, encoded: _Encoded, ids: Tensor, mask: Tensor | None = None, held: Any = None) -> Tensor:
-        """The decoder's last hidden states [B, T, H] at every token of `ids`; a cache that is held grows by them."""
+    def _decode_pass(
+        self, encoded: _Encoded, ids: Tensor, mask: Tensor | None = None, model_cache: Any = None
+    ) -> Tensor:
+        """Return the decoder's last hidden states [B, T, H] at every token of `ids` [B, T]; a model's cache grows."""
         hidden: Tensor = self.model.decoder(
             input_ids=ids,
             attention_mask=mask,
             encoder_hidden_states=encoded.states,
             encoder_attention_mask=encoded.mask,
-            past_key_values=held,
-            use_cache=held is not None,
+            past_key_values=model_cache,
+            use_cache=model_cache is not None,
         ).last_hidden_state
         return hidden
 
 
-def _first(width: int, lengths: Tensor) -> Tensor:
-    """[B, width]: which slots lie within each row's length."""
+def _mask_lengths(width: int, lengths: Tensor) -> Tensor:
+    """Return [B, width]: which slots lie within each row's length [B]."""
     return torch.arange(width, device=lengths.device)[None] < lengths[:, None]
 
 
-def _joined(cache: PrefixCache, members: Tensor, text: Tensor) -> Tensor:
-    """`[prompt][text][pads]` of every row [B, P_max + T, H]; the pads left of shorter prompts move outermost right."""
-    prompts = cache.tensors[0].to(text.device, text.dtype)
-    own = prompts.expand(len(members), -1, -1) if len(prompts) == 1 else prompts.index_select(0, members)
-    joined = torch.cat([own, text], 1)
-    pads = cache.width - cache.lengths[members]
+def _put_prompts_before(cache: PrefixCache, prompts: Tensor, text: Tensor) -> Tensor:
+    """Return `[prompt][text][pads]` of every row [B, P_max + T, H] of texts [B, T, H] behind prompts [B].
+
+    The pads left of shorter prompts move to the right end.
+    """
+    stacked = cache.tensors[0].to(text.device, text.dtype)  # [K, P_max, H]
+    one = len(stacked) == 1
+    own = stacked.expand(len(prompts), -1, -1) if one else stacked.index_select(0, prompts)  # [B, P_max, H]
+    joined = torch.cat([own, text], 1)  # [B, S, H]
+    pads = cache.width - cache.lengths[prompts]  # [B]
     if not pads.any():
         return joined
     slots = joined.shape[1]
-    order = (torch.arange(slots, device=text.device)[None] + pads[:, None]) % slots
+    order = (torch.arange(slots, device=text.device)[None] + pads[:, None]) % slots  # [B, S]
     return joined.gather(1, order[..., None].expand_as(joined))
 
 

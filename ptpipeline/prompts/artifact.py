@@ -99,7 +99,7 @@ def read_artifact(store: ObjectStore, task: str, digest: str) -> Artifact:
     return Artifact(manifest, tensors)
 
 
-def read_members(store: ObjectStore, artifact: Artifact) -> list[Artifact]:
+def read_ensemble(store: ObjectStore, artifact: Artifact) -> list[Artifact]:
     """The verified prompts of an ensemble, in order; none for any other prompt. Raises ArtifactError where one is
     missing or altered.
     """
@@ -131,7 +131,7 @@ def check_tensors(manifest: PromptManifest, body: bytes) -> None:
         raise ArtifactError(
             f"num_virtual_tokens is {manifest.num_virtual_tokens}, allowed are 1 to {MAX_VIRTUAL_TOKENS}"
         )
-    header, names = _header(body), tensor_names(manifest.method)
+    header, names = _header(body), list_tensor_names(manifest.method)
     if set(header) != set(names) or set(manifest.tensors) != set(names):
         raise ArtifactError(f"holds tensors {sorted(header)}, expected {sorted(names)}")
     if (manifest.method == "ensemble") != (manifest.members is not None):
@@ -145,12 +145,12 @@ def check_tensors(manifest: PromptManifest, body: bytes) -> None:
         raise ArtifactError(f"holds {payload} bytes of tensors at {ends}, expected them one behind another")
 
 
-def tensor_names(method: str) -> tuple[str, ...]:
+def list_tensor_names(method: str) -> tuple[str, ...]:
     """What a prompt of that method stores: its embeddings, keys and values, or nothing of its own."""
     return {"prefix": PREFIX, "ensemble": ()}.get(method, EMBEDDINGS)
 
 
-def file_bytes(shapes: Mapping[str, Sequence[int]], dtype: str) -> int:
+def compute_file_bytes(shapes: Mapping[str, Sequence[int]], dtype: str) -> int:
     """Bytes of the safetensors file that holds tensors of these names and shapes in the stored type: header, then
     payload.
 

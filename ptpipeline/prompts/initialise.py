@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from ptpipeline.errors import BaseModelError, DataError
-from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, like, tensors_of, virtual_tokens
+from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
 from ptpipeline.task.recipe import TextInit, Tune
 
 SAMPLED_ROWS = 5000  # Lester et al. 2021, section 3.2: the most frequent tokens, which BPE vocabularies list first
 
 
-def initial_prompt(
+def make_initial_prompt(
     base: FrozenBase, tune: Tune, labels: Mapping[str, str], given: SoftPrompt | None = None
 ) -> SoftPrompt:
     """The recipe's first prompt in float32: embeddings [P, H], or for `prefix` the keys and values of such tokens.
@@ -30,16 +30,16 @@ def initial_prompt(
     """
     if given is not None:
         _check_given(base, tune, given)
-        given = like(
-            given, [tensor.float() for tensor in tensors_of(given)]
+        given = rebuild(
+            given, [tensor.float() for tensor in list_tensors(given)]
         )  # stored in 16 bit, where AdamW's epsilon is 0
     embeddings = given if given is not None else _drawn(base, tune, labels)
     if tune.method != "prefix" or isinstance(embeddings, KeyValues):
         return embeddings
-    return activations(base, embeddings)
+    return compute_activations(base, embeddings)
 
 
-def activations(base: FrozenBase, embeddings: Tensor) -> KeyValues:
+def compute_activations(base: FrozenBase, embeddings: Tensor) -> KeyValues:
     """Keys and values [L, heads_kv, P, d] of real tokens in every layer (Li & Liang 2021, section 5.3, for words).
 
     Raises BaseModelError for an encoder-decoder, whose prompts have none.
@@ -50,7 +50,7 @@ def activations(base: FrozenBase, embeddings: Tensor) -> KeyValues:
             "encoder-decoder; take `prompt` or `p_tuning`"
         )
     with torch.inference_mode():
-        tensors = [tensor[0].float().cpu() for tensor in base.prefix([embeddings]).tensors]
+        tensors = [tensor[0].float().cpu() for tensor in base.compute_prefix([embeddings]).tensors]
     half = len(tensors) // 2
     return KeyValues(torch.stack(tensors[:half]).clone(), torch.stack(tensors[half:]).clone())
 
@@ -58,21 +58,21 @@ def activations(base: FrozenBase, embeddings: Tensor) -> KeyValues:
 def _drawn(base: FrozenBase, tune: Tune, labels: Mapping[str, str]) -> Tensor:
     count, seed = tune.num_virtual_tokens, tune.seed
     if isinstance(tune.init, TextInit):
-        return _embedded(base, text_tokens(base, tune.init.text, count))
+        return _embedded(base, tokenize_text(base, tune.init.text, count))
     if tune.init == "uniform":
-        return uniform(base, count, seed)
+        return draw_uniform(base, count, seed)
     if tune.init == "xavier":
-        return xavier(base, count, seed)
+        return draw_xavier(base, count, seed)
     if tune.init == "class_labels":
-        return class_labels(base, labels, count, seed)
-    return _embedded(base, sampled_vocab(base, count, seed))
+        return embed_labels(base, labels, count, seed)
+    return _embedded(base, sample_vocabulary(base, count, seed))
 
 
 def _embedded(base: FrozenBase, ids: Tensor) -> Tensor:
     return base.embed(ids).detach().float().cpu()
 
 
-def uniform(base: FrozenBase, count: int, seed: int) -> Tensor:
+def draw_uniform(base: FrozenBase, count: int, seed: int) -> Tensor:
     """[P, H] uniform with the spread of the base's embedding table.
 
     Lester et al. draw from [-.5, .5], the scale of T5's table; other tables differ by up to fifty times.
@@ -81,7 +81,7 @@ def uniform(base: FrozenBase, count: int, seed: int) -> Tensor:
     return _between(math.sqrt(3) * float(table.std()), (count, table.shape[1]), seed)
 
 
-def xavier(base: FrozenBase, count: int, seed: int) -> Tensor:
+def draw_xavier(base: FrozenBase, count: int, seed: int) -> Tensor:
     """[P, H] uniform within sqrt(6 / (P + H)) (Glorot & Bengio 2010, equation 16)."""
     width = base.ref.hidden_size
     return _between(math.sqrt(6 / (count + width)), (count, width), seed)
@@ -91,7 +91,7 @@ def _between(bound: float, shape: tuple[int, int], seed: int) -> Tensor:
     return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1) * bound
 
 
-def sampled_vocab(base: FrozenBase, count: int, seed: int) -> Tensor:
+def sample_vocabulary(base: FrozenBase, count: int, seed: int) -> Tensor:
     """[P] distinct ids out of the first 5,000 that are no special tokens; repeated only where P is larger."""
     special = set(base.tokenizer.all_special_ids)
     pool = torch.tensor(
@@ -103,7 +103,7 @@ def sampled_vocab(base: FrozenBase, count: int, seed: int) -> Tensor:
     return pool[picks]
 
 
-def text_tokens(base: FrozenBase, text: str, count: int) -> Tensor:
+def tokenize_text(base: FrozenBase, text: str, count: int) -> Tensor:
     """[P] ids of the text without special tokens, repeated or cut to the count."""
     ids = base.encode(text, False)
     if not ids:
@@ -111,7 +111,7 @@ def text_tokens(base: FrozenBase, text: str, count: int) -> Tensor:
     return torch.tensor((ids * -(-count // len(ids)))[:count])
 
 
-def class_labels(base: FrozenBase, labels: Mapping[str, str], count: int, seed: int) -> Tensor:
+def embed_labels(base: FrozenBase, labels: Mapping[str, str], count: int, seed: int) -> Tensor:
     """[P, H]: one token per label, the mean of its word pieces; slots left over from sampled vocabulary (Lester et al.
     2021, section 3.2).
     """
@@ -125,7 +125,7 @@ def class_labels(base: FrozenBase, labels: Mapping[str, str], count: int, seed: 
     means = [
         _embedded(base, torch.tensor(base.encode(words, False))).mean(0) for _, words in sorted(labels.items())
     ]  # their order is no part of a recipe
-    return torch.cat([torch.stack(means), _embedded(base, sampled_vocab(base, count - len(labels), seed))])
+    return torch.cat([torch.stack(means), _embedded(base, sample_vocabulary(base, count - len(labels), seed))])
 
 
 def read_tensor(path: Path) -> Tensor:
@@ -161,8 +161,8 @@ def _check_given(base: FrozenBase, tune: Tune, given: SoftPrompt) -> None:
             f"tune.init: the given prompt is {given.shape[1]} wide, {base.ref.name} is {base.ref.hidden_size} "
             "wide; give one of this base"
         )
-    if virtual_tokens(given) != tune.num_virtual_tokens:
+    if count_virtual_tokens(given) != tune.num_virtual_tokens:
         raise DataError(
             f"tune.num_virtual_tokens: {tune.num_virtual_tokens}, but the recipe starts from a prompt of "
-            f"{virtual_tokens(given)} tokens; make them equal"
+            f"{count_virtual_tokens(given)} tokens; make them equal"
         )

@@ -27,7 +27,7 @@ class Nearest(NamedTuple):
     values: Tensor
 
 
-def neighbours_of(base: FrozenBase, prompt: SoftPrompt, k: int = 5) -> Neighbours:
+def find_neighbours(base: FrozenBase, prompt: SoftPrompt, k: int = 5) -> Neighbours:
     """The nearest tokens of the base's vocabulary; of keys and values it is stated that there are none."""
     if isinstance(prompt, KeyValues):
         return Neighbours(
@@ -37,16 +37,18 @@ def neighbours_of(base: FrozenBase, prompt: SoftPrompt, k: int = 5) -> Neighbour
             absent="a prefix is keys and values inside the model: it has no embeddings to compare with the "
             "vocabulary's",
         )
-    return neighbours(prompt, vocabulary_of(base), token_text(base), k)
+    return compare_with_vocabulary(prompt, embed_vocabulary(base), make_token_printer(base), k)
 
 
-def neighbours(embeddings: Tensor, vocabulary: Tensor, decode: Callable[[int], str], k: int = 5) -> Neighbours:
+def compare_with_vocabulary(
+    embeddings: Tensor, vocabulary: Tensor, decode: Callable[[int], str], k: int = 5
+) -> Neighbours:
     """The k nearest rows of `vocabulary` [V, H] to each row of `embeddings` [P, H]; `decode` gives a token's readable
     text.
 
     Raises what `nearest` does.
     """
-    lists = {measure: _lists(found, decode) for measure, found in nearest(embeddings, vocabulary, k).items()}
+    lists = {measure: _lists(found, decode) for measure, found in find_nearest(embeddings, vocabulary, k).items()}
     tokens = [_near({measure: lists[measure][row] for measure in MEASURES}) for row in range(len(embeddings))]
     return Neighbours(
         k=k,
@@ -55,7 +57,7 @@ def neighbours(embeddings: Tensor, vocabulary: Tensor, decode: Callable[[int], s
     )
 
 
-def nearest(embeddings: Tensor, vocabulary: Tensor, k: int) -> dict[Measure, Nearest]:
+def find_nearest(embeddings: Tensor, vocabulary: Tensor, k: int) -> dict[Measure, Nearest]:
     """The k nearest rows of `vocabulary` [V, H] to each of `embeddings` [P, H], by each measure.
 
     Computed in float64 and compared in float32, so that equal rows tie; of those the lowest ids stand first. Raises
@@ -71,7 +73,7 @@ def nearest(embeddings: Tensor, vocabulary: Tensor, k: int) -> dict[Measure, Nea
     return best
 
 
-def vocabulary_of(base: FrozenBase) -> Tensor:
+def embed_vocabulary(base: FrozenBase) -> Tensor:
     """Embeddings [V, H] of all tokens that the tokenizer knows, as prompts see them: scaled where the family scales
     them.
     """
@@ -79,7 +81,7 @@ def vocabulary_of(base: FrozenBase) -> Tensor:
     return base.embed(torch.arange(count)).detach().float().cpu()
 
 
-def token_text(base: FrozenBase) -> Callable[[int], str]:
+def make_token_printer(base: FrozenBase) -> Callable[[int], str]:
     """How tokens of this base are shown: blanks as `▁`, and bytes that are no text, or none that is printed, as
     escapes.
     """
@@ -90,13 +92,13 @@ def token_text(base: FrozenBase) -> Callable[[int], str]:
     def text(token: int) -> str:
         piece = tokenizer.convert_ids_to_tokens(token)
         return (
-            f"<{token}>" if piece is None else readable(piece, byte_level and token not in added)
+            f"<{token}>" if piece is None else make_readable(piece, byte_level and token not in added)
         )  # vocabularies may have holes
 
     return text
 
 
-def readable(piece: str, byte_level: bool) -> str:
+def make_readable(piece: str, byte_level: bool) -> str:
     """A piece of the vocabulary as one printable word; `byte_level` where its characters stand for bytes."""
     if byte_level:
         piece = bytes(BYTES[character] for character in piece).decode("utf-8", errors="backslashreplace")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ptpipeline.models.frozen import KeyValues, SoftPrompt, like, tensors_of, virtual_tokens
+from ptpipeline.models.frozen import KeyValues, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
 from ptpipeline.task.recipe import Tune
 
 RESIDUAL_WIDTH = 800  # Razdaibiedina et al. 2023, the bottleneck of their code
@@ -50,11 +50,11 @@ class Direct(Parameterisation):
 
     def __init__(self, initial: SoftPrompt) -> None:
         super().__init__()
-        self.tensors = nn.ParameterList([nn.Parameter(tensor.clone()) for tensor in tensors_of(initial)])
+        self.tensors = nn.ParameterList([nn.Parameter(tensor.clone()) for tensor in list_tensors(initial)])
         self._kind = initial
 
     def prompt(self) -> SoftPrompt:
-        return like(self._kind, list(self.tensors))
+        return rebuild(self._kind, list(self.tensors))
 
 
 class RankOne(Parameterisation):
@@ -139,7 +139,7 @@ class ReparameterisedPrefix(Parameterisation):
         super().__init__()
         layers, heads, _, size = initial.key.shape
         self.shape = (2, layers, heads, size)
-        self.tokens = nn.Parameter((torch.rand(virtual_tokens(initial), hidden) * 2 - 1) * 3**0.5)
+        self.tokens = nn.Parameter((torch.rand(count_virtual_tokens(initial), hidden) * 2 - 1) * 3**0.5)
         self.network = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 2 * layers * heads * size))
         self.register_buffer("offset", torch.stack(list(initial)) - self._output().detach())
 

@@ -24,7 +24,7 @@ from ptpipeline.errors import ArtifactError, DataError, NotFound
 from ptpipeline.models.frozen import KeyValues, SoftPrompt
 from ptpipeline.prompts.artifact import MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, MAX_VIRTUAL_TOKENS
 from ptpipeline.prompts.initialise import read_tensor
-from ptpipeline.prompts.tensors import named
+from ptpipeline.prompts.tensors import name_tensors
 from ptpipeline.records import Placement
 
 CONFIG_FILE = "adapter_config.json"
@@ -39,7 +39,7 @@ METHODS: dict[str, Literal["prompt", "p_tuning", "prefix"]] = {
 MAX_FILE_BYTES = 2 * MAX_TENSOR_BYTES  # PEFT stores float32 where we store 16 bit
 
 
-class Base(NamedTuple):
+class AdapterBase(NamedTuple):
     """The base model as an adapter's configuration names it: a folder or a hub id with its revision, and its kind."""
 
     name_or_path: str
@@ -47,7 +47,7 @@ class Base(NamedTuple):
     encoder_decoder: bool
 
 
-class Foreign(NamedTuple):
+class ForeignPrompt(NamedTuple):
     """A prompt that something else trained, float32 on the CPU, finite.
 
     What its file does not say is None: where the prompt stands, which base it names, for which kind of model it is.
@@ -61,7 +61,7 @@ class Foreign(NamedTuple):
     notes: list[str]
 
 
-def peft_files(prompt: SoftPrompt, base: Base) -> dict[str, bytes]:
+def build_peft_files(prompt: SoftPrompt, base: AdapterBase) -> dict[str, bytes]:
     """The files of a PEFT adapter that computes the same as this prompt in front of the text, in float32."""
     tensor = _flattened(prompt) if isinstance(prompt, KeyValues) else prompt.detach().float().cpu()
     config: dict[str, Any] = {
@@ -81,12 +81,12 @@ def peft_files(prompt: SoftPrompt, base: Base) -> dict[str, bytes]:
     return {CONFIG_FILE: json.dumps(config, indent=2, sort_keys=True).encode(), WEIGHTS_FILE: weights}
 
 
-def npy_files(prompt: SoftPrompt) -> dict[str, bytes]:
+def build_npy_files(prompt: SoftPrompt) -> dict[str, bytes]:
     """`embeddings.npy` [P, H], or `prefix_key.npy` and `prefix_value.npy` [L, heads_kv, P, d], in float32."""
-    return {f"{name.replace('.', '_')}.npy": _npy(tensor) for name, tensor in named(prompt).items()}
+    return {f"{name.replace('.', '_')}.npy": _npy(tensor) for name, tensor in name_tensors(prompt).items()}
 
 
-def read_foreign(path: Path) -> Foreign:
+def read_foreign(path: Path) -> ForeignPrompt:
     """The prompt of a PEFT adapter's folder, or of a `.npy` file [P, H].
 
     Raises NotFound where there is none, ArtifactError where its files are damaged, out of bounds or of another kind.
@@ -150,14 +150,14 @@ class _Config(BaseModel):
         return self.num_transformer_submodules or (2 if self.task_type == "SEQ_2_SEQ_LM" else 1)
 
 
-def _read_adapter(folder: Path) -> Foreign:
+def _read_adapter(folder: Path) -> ForeignPrompt:
     config = _read_config(folder / CONFIG_FILE)
     tensor = _read_weights(folder)
     where = f"{folder / WEIGHTS_FILE}: {TENSOR}"
     encoder_decoder = None if config.task_type is None else config.task_type == "SEQ_2_SEQ_LM"
     method, notes = METHODS[config.peft_type], list[str]()
     if method == "prefix":
-        return Foreign(
+        return ForeignPrompt(
             _unflattened(tensor, config, where),
             method,
             "before_bos",
@@ -173,7 +173,7 @@ def _read_adapter(folder: Path) -> Foreign:
         )
         tensor = tensor[: config.num_virtual_tokens].clone()
     _check_shape(tensor, [config.num_virtual_tokens, config.token_dim], where)
-    return Foreign(tensor, method, "before_bos", config.base_model_name_or_path, encoder_decoder, notes)
+    return ForeignPrompt(tensor, method, "before_bos", config.base_model_name_or_path, encoder_decoder, notes)
 
 
 def _read_config(path: Path) -> _Config:
@@ -252,7 +252,7 @@ def _check_shape(tensor: Tensor, expected: list[int], where: str) -> None:
         )
 
 
-def _read_npy(path: Path) -> Foreign:
+def _read_npy(path: Path) -> ForeignPrompt:
     if path.stat().st_size > MAX_FILE_BYTES:
         raise ArtifactError(f"{path}: {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} allowed")
     try:
@@ -261,4 +261,4 @@ def _read_npy(path: Path) -> Foreign:
         raise ArtifactError(str(error)) from None
     if not 1 <= len(tensor) <= MAX_VIRTUAL_TOKENS:
         raise ArtifactError(f"{path}: {len(tensor)} virtual tokens, allowed are 1 to {MAX_VIRTUAL_TOKENS}")
-    return Foreign(tensor, "prompt", None, None, None, [])
+    return ForeignPrompt(tensor, "prompt", None, None, None, [])

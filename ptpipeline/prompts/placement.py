@@ -9,7 +9,7 @@ from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt
 from ptpipeline.records import Placement
 
 
-def placed(base: FrozenBase, prompt: SoftPrompt, placement: Placement) -> SoftPrompt:
+def place_prompt(base: FrozenBase, prompt: SoftPrompt, placement: Placement) -> SoftPrompt:
     """What the model reads in front of the text: the prompt, or `[BOS][prompt]`, one token longer."""
     if placement == "before_bos" or isinstance(prompt, KeyValues):
         return prompt
@@ -17,12 +17,12 @@ def placed(base: FrozenBase, prompt: SoftPrompt, placement: Placement) -> SoftPr
     return torch.cat([bos, prompt])
 
 
-def extra_tokens(placement: Placement) -> int:
+def count_extra_tokens(placement: Placement) -> int:
     """How many tokens stand in front of the text besides the virtual ones."""
     return 1 if placement == "after_bos" else 0
 
 
-def text_encoder(base: FrozenBase, placement: Placement) -> Callable[[str, bool], list[int]]:
+def build_text_encoder(base: FrozenBase, placement: Placement) -> Callable[[str, bool], list[int]]:
     """The base's tokenizer for texts behind such a prompt: without BOS where that stands before the prompt.
 
     Raises ContextError where the tokenizer puts no BOS before a text.

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from pydantic import Field, ValidationError
 
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, SettingsError
-from ptpipeline.prompts.artifact import MANIFEST_FILE, read_artifact, read_members
+from ptpipeline.prompts.artifact import MANIFEST_FILE, read_artifact, read_ensemble
 from ptpipeline.records import DIGEST_PATTERN, Record, prompt_prefix
 from ptpipeline.settings import Settings
 from ptpipeline.storage import Listed, ObjectStore, Stored, open_store
@@ -53,14 +53,14 @@ class Signature(Record):
         return rfc8785.dumps(self.to_json())
 
 
-def signed_bytes(task: str, digest: str) -> bytes:
+def encode_signed(task: str, digest: str) -> bytes:
     """What is signed: canonical JSON of the domain, which no signature made for something else can hold, task and
     digest.
     """
     return rfc8785.dumps({"domain": DOMAIN, "task": task, "digest": digest})
 
 
-def key_id(key: Ed25519PublicKey) -> str:
+def compute_key_id(key: Ed25519PublicKey) -> str:
     """The first 16 hex digits of sha256 over the raw public key."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
 
@@ -77,14 +77,14 @@ class SigningKey:
     @property
     def id(self) -> str:
         """The id of its public half."""
-        return key_id(self.private.public_key())
+        return compute_key_id(self.private.public_key())
 
     def sign(self, task: str, digest: str) -> Signature:
         """The same signature each time: Ed25519 draws nothing at random."""
         return Signature(
             digest=digest,
             key=self.id,
-            signature=base64.b64encode(self.private.sign(signed_bytes(task, digest))).decode(),
+            signature=base64.b64encode(self.private.sign(encode_signed(task, digest))).decode(),
         )
 
 
@@ -186,7 +186,7 @@ def sign(store: ObjectStore, task: str, digest: str, key: SigningKey) -> list[st
     """
     bare = store.unverified if isinstance(store, SignedStore) else store
     artifact = read_artifact(bare, task, digest)
-    digests = [*(member.digest for member in read_members(bare, artifact)), digest]
+    digests = [*(member.digest for member in read_ensemble(bare, artifact)), digest]
     for each in digests:
         _put(bare, key, task, each)
     return digests
@@ -207,7 +207,7 @@ def read_trust(path: Path) -> Trust:
     found = _public_keys(path)
     if isinstance(found, str):
         raise SettingsError(f"PTP_TRUSTED_KEYS: {path}: {found}")
-    return Trust({key_id(key): key for key in found}, path)
+    return Trust({compute_key_id(key): key for key in found}, path)
 
 
 def _file(name: str) -> str:
@@ -246,10 +246,10 @@ def _flaw(body: bytes, key: Ed25519PublicKey, task: str, digest: str) -> str | N
         return "is no signature: it was altered, or a newer ptpipeline wrote it"
     if found.digest != digest:
         return f"was made for prompt {found.digest[:12]} and copied here"
-    if found.key != key_id(key):
+    if found.key != compute_key_id(key):
         return f"states key {found.key}"
     try:
-        key.verify(raw, signed_bytes(task, digest))
+        key.verify(raw, encode_signed(task, digest))
     except InvalidSignature:
         return "is not valid: it was altered, or somebody without the key made it"
     spelled = (

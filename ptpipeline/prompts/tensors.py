@@ -9,7 +9,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ptpipeline.errors import ArtifactError, BaseModelError, TrainingError
-from ptpipeline.models.frozen import KeyValues, SoftPrompt, like, tensors_of, virtual_tokens
+from ptpipeline.models.frozen import KeyValues, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
 from ptpipeline.models.load import DTYPES
 from ptpipeline.prompts.artifact import EMBEDDINGS, PREFIX, Artifact, check_tensors
 from ptpipeline.records import BaseModelRef, Members, PromptManifest, TensorInfo
@@ -20,12 +20,12 @@ def pack(prompt: SoftPrompt, dtype: str, fields: dict[str, Any]) -> Artifact:
 
     Raises TrainingError where a value is not finite in the stored type.
     """
-    stored = named(stored_value(prompt, dtype))
+    stored = name_tensors(round_to_stored(prompt, dtype))
     body = save(stored)
     infos = {name: TensorInfo(shape=list(tensor.shape), dtype=dtype) for name, tensor in stored.items()}
     manifest = PromptManifest(
         **fields,
-        num_virtual_tokens=virtual_tokens(prompt),
+        num_virtual_tokens=count_virtual_tokens(prompt),
         tensors=infos,
         tensor_sha256=hashlib.sha256(body).hexdigest(),
     )
@@ -43,18 +43,18 @@ def pack_ensemble(members: Sequence[Artifact], combine: Literal["average", "vote
     )
 
 
-def named(prompt: SoftPrompt) -> dict[str, Tensor]:
+def name_tensors(prompt: SoftPrompt) -> dict[str, Tensor]:
     """The prompt's tensors under the names they are stored with."""
-    return dict(zip(PREFIX if isinstance(prompt, KeyValues) else EMBEDDINGS, tensors_of(prompt), strict=True))
+    return dict(zip(PREFIX if isinstance(prompt, KeyValues) else EMBEDDINGS, list_tensors(prompt), strict=True))
 
 
-def stored_value(prompt: SoftPrompt, dtype: str) -> SoftPrompt:
+def round_to_stored(prompt: SoftPrompt, dtype: str) -> SoftPrompt:
     """The prompt as it is stored: detached, on the CPU, rounded to the stored type; finite, or TrainingError."""
     # a copy always: in float32 all else are views of the parameters, which train on
-    stored = like(
-        prompt, [tensor.detach().to("cpu", DTYPES[dtype], copy=True).contiguous() for tensor in tensors_of(prompt)]
+    stored = rebuild(
+        prompt, [tensor.detach().to("cpu", DTYPES[dtype], copy=True).contiguous() for tensor in list_tensors(prompt)]
     )
-    if not all(torch.isfinite(tensor).all() for tensor in tensors_of(stored)):
+    if not all(torch.isfinite(tensor).all() for tensor in list_tensors(stored)):
         raise TrainingError(
             f"the prompt has values that are not finite in {dtype}; lower tune.learning_rate or store it in float32"
         )

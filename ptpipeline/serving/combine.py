@@ -1,4 +1,4 @@
-"""An ensemble's answer out of its members' (Lester et al. 2021, section 5)."""
+"""An ensemble's answer out of its prompts' answers (Lester et al. 2021, section 5)."""
 
 import math
 from typing import Literal
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 
-def combined(log_likelihoods: Tensor, how: Literal["average", "vote"]) -> Tensor:
-    """Log-share of every label [labels] out of the members' log-likelihoods [N, labels].
+def combine(log_likelihoods: Tensor, how: Literal["average", "vote"]) -> Tensor:
+    """Return the log-share of every label [labels], out of the log-likelihoods [N, labels] of N prompts.
 
-    `average`: the mean of the members' probabilities. `vote`: each member has one vote, and their mean probabilities
-    are one more, spread over the labels: less than a vote apart, so they decide ties alone.
+    `average`: the mean of the prompts' probabilities. `vote`: each prompt has one vote, and their mean probabilities
+    are one more, spread over the labels. That is less than a vote for each, so it decides ties alone.
     """
     count, labels = log_likelihoods.shape
-    mean = log_likelihoods.log_softmax(-1).logsumexp(0) - math.log(count)
+    mean = log_likelihoods.log_softmax(-1).logsumexp(0) - math.log(count)  # [labels]
     if how == "average":
         return mean
-    votes = torch.nn.functional.one_hot(log_likelihoods.argmax(-1), labels).sum(0)
+    votes = torch.nn.functional.one_hot(log_likelihoods.argmax(-1), labels).sum(0)  # [labels]
     return torch.logaddexp(votes.log(), mean) - math.log(count + 1)

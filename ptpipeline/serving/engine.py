@@ -1,9 +1,10 @@
-"""One frozen base, many prompts: each version's prefix cache is computed once, a mixed batch gathers them.
+"""One frozen base, many prompts: each version's prefix cache is computed once, and a mixed batch gathers from them.
 
 Caches are keyed by the prompt's digest, never by a name or an alias, so a moved alias can never answer with old keys.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -13,19 +14,19 @@ from ptpipeline.data.tokens import LabelTokens, encode_text, label_tokens, score
 from ptpipeline.errors import DataError
 from ptpipeline.models.frozen import FrozenBase, PrefixCache, stack_caches
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.prompts.placement import placed, text_encoder
+from ptpipeline.prompts.placement import build_text_encoder, place_prompt
 from ptpipeline.prompts.tensors import check_base, unpack
 from ptpipeline.serving.answers import Opening
-from ptpipeline.serving.answers import generate as generated
-from ptpipeline.serving.combine import combined
-from ptpipeline.serving.ranking import Query, prior, rank
+from ptpipeline.serving.answers import generate as generate_texts
+from ptpipeline.serving.combine import combine
+from ptpipeline.serving.ranking import Query, compute_prior, rank
 
 
-class Loaded(NamedTuple):
-    """A verified prompt ready to answer: its artifact, the prefix cache of it or of its members, and its label tokens,
-    if it has labels.
+class LoadedPrompt(NamedTuple):
+    """A verified prompt ready to answer: its artifact, its prefix cache, and its label tokens, if it has labels.
 
-    `priors` are what its labels are calibrated by, one tensor [labels] per member; none where they are not.
+    An ensemble's cache holds all its prompts. `priors` calibrate the labels, one tensor [labels] per prompt; none if
+    the labels are not calibrated.
     """
 
     artifact: Artifact
@@ -35,10 +36,17 @@ class Loaded(NamedTuple):
 
 
 class Question(NamedTuple):
-    """One text for one loaded prompt."""
+    """One text for the loaded prompt of that digest."""
 
     digest: str
     text: str
+
+
+class _Batch(NamedTuple):
+    """The caches of several prompts as one, and by digest the index in it of each version's first prompt."""
+
+    cache: PrefixCache
+    first: dict[str, int]
 
 
 class Engine:
@@ -46,112 +54,92 @@ class Engine:
 
     def __init__(self, base: FrozenBase) -> None:
         self.base = base
-        self._loaded: dict[str, Loaded] = {}
+        self._loaded: dict[str, LoadedPrompt] = {}
 
-    def load(self, artifact: Artifact, members: Sequence[Artifact] = ()) -> Loaded:
-        """Verify a prompt, or an ensemble with its members, against this base and compute its prefix cache; once per
-        digest.
+    def load(self, artifact: Artifact, members: Sequence[Artifact] = ()) -> LoadedPrompt:
+        """Verify a prompt, or an ensemble with its `members`, against this base and compute its prefix cache.
 
-        Raises BaseModelError for a prompt of another base or tokenizer, ArtifactError for altered bytes.
+        A digest that is loaded already is not loaded again. Raises BaseModelError for a prompt of another base or
+        tokenizer, ArtifactError for altered bytes.
         """
         digest = artifact.digest
         if digest not in self._loaded:
             check_base(artifact, self.base.ref)
             prompts = [
-                placed(self.base, unpack(one, self.base.ref), one.manifest.placement) for one in members or [artifact]
+                place_prompt(self.base, unpack(single, self.base.ref), single.manifest.placement)
+                for single in members or [artifact]
             ]
             with torch.inference_mode():
-                cache = self.base.prefix(prompts)
-            labels = self._labels(artifact)
-            members_of = range(len(prompts)) if labels.content_free else ()
-            self._loaded[digest] = Loaded(
-                artifact, cache, labels, tuple(prior(self.base, cache, labels, member) for member in members_of)
-            )
+                cache = self.base.compute_prefix(prompts)
+            labels = self._encode_labels(artifact)
+            calibrated = range(len(prompts)) if labels.content_free else ()
+            priors = tuple(compute_prior(self.base, cache, labels, prompt) for prompt in calibrated)
+            self._loaded[digest] = LoadedPrompt(artifact, cache, labels, priors)
         return self._loaded[digest]
 
-    def log_likelihoods(self, questions: Sequence[Question]) -> list[Tensor]:
-        """Score of every label [labels], one tensor per question: log-likelihoods up to a constant, as its prompt
-        ranks; prompts may be mixed freely.
+    def score_labels(self, questions: Sequence[Question]) -> list[Tensor]:
+        """Return the score of every label [labels], one tensor per question; prompts may be mixed freely.
 
-        The members of an ensemble are calibrated each for itself, then combined.
-        Raises ContextError where a text does not fit beside its prompt, DataError where a prompt has no labels.
+        Scores are log-likelihoods in nats up to a constant, as the question's prompt ranks. Each prompt of an ensemble
+        is calibrated for itself, then all are combined. Raises ContextError if a text does not fit beside its prompt,
+        DataError if a prompt has no labels.
         """
         if not questions:
             return []
-        cache, first = self._caches(questions)
-        queries = [
-            self._queries(question, number, first[question.digest]) for number, question in enumerate(questions, 1)
-        ]
-        scores = iter(rank(self.base, cache, [query for group in queries for query in group]))
+        batch = self._build_batch(questions)
+        queries = [self._build_queries(question, number, batch) for number, question in enumerate(questions, 1)]
+        scores = iter(rank(self.base, batch.cache, [query for group in queries for query in group]))
         return [
-            self._answer(question, [next(scores) for _ in group])
+            self._combine(question, [next(scores) for _ in group])
             for question, group in zip(questions, queries, strict=True)
         ]
 
     def generate(self, questions: Sequence[Question]) -> list[str]:
-        """The text that follows each question behind its prompt; prompts may be mixed freely.
+        """Return the text that follows each question behind its prompt; prompts may be mixed freely.
 
-        Raises ContextError where a text does not fit beside its prompt, DataError where a prompt answers with labels.
+        Raises ContextError if a text does not fit beside its prompt, DataError if a prompt answers with labels.
         """
         if not questions:
             return []
-        cache, first = self._caches(questions)
-        return generated(
-            self.base,
-            cache,
-            [self._opening(question, number, first[question.digest]) for number, question in enumerate(questions, 1)],
-        )
+        batch = self._build_batch(questions)
+        openings = [self._build_opening(question, number, batch) for number, question in enumerate(questions, 1)]
+        return generate_texts(self.base, batch.cache, openings)
 
-    def _labels(self, artifact: Artifact) -> LabelTokens:
+    def _encode_labels(self, artifact: Artifact) -> LabelTokens:
         manifest = artifact.manifest
-        encode = text_encoder(self.base, manifest.placement) if manifest.scoring.calibrated else self.base.encode
-        return scored(
-            label_tokens(manifest.task, manifest.labels, self.base.encode),
-            manifest.scoring,
-            manifest.template,
-            manifest.max_input_tokens,
-            encode,
-        )
+        encode = build_text_encoder(self.base, manifest.placement) if manifest.scoring.calibrated else self.base.encode
+        labels = label_tokens(manifest.task, manifest.labels, self.base.encode)
+        return scored(labels, manifest.scoring, manifest.template, manifest.max_input_tokens, encode)
 
-    def _caches(self, questions: Sequence[Question]) -> tuple[PrefixCache, dict[str, int]]:
-        """The caches of all prompts asked as one, and where each prompt's begin in it."""
+    def _build_batch(self, questions: Sequence[Question]) -> _Batch:
         digests = sorted({question.digest for question in questions})
         caches = [self._loaded[digest].cache for digest in digests]
-        return stack_caches(caches), dict(zip(digests, _starts(caches), strict=True))
+        starts = accumulate((len(cache.lengths) for cache in caches), initial=0)
+        return _Batch(stack_caches(caches), dict(zip(digests, starts, strict=False)))  # the last start is the end
 
-    def _queries(self, question: Question, number: int, first: int) -> list[Query]:
-        """The question behind each prompt of its version, whose caches start at `first`."""
-        loaded = self._loaded[question.digest]
+    def _build_queries(self, question: Question, number: int, batch: _Batch) -> list[Query]:
+        """Return the question behind each prompt of its version."""
+        loaded, first = self._loaded[question.digest], batch.first[question.digest]
+        manifest = loaded.artifact.manifest
         if not loaded.labels.names:
-            raise DataError(
-                f"{loaded.artifact.manifest.task} answers {loaded.artifact.manifest.answers}: it has no labels to rank"
-            )
-        ids = self._encoded(question, number)
+            raise DataError(f"{manifest.task} answers {manifest.answers}: it has no labels to rank; ask for a text")
+        ids = self._encode_text(question, number)
         priors: Sequence[Tensor | None] = loaded.priors or [None] * len(loaded.cache.lengths)
-        return [Query(ids, loaded.labels, first + member, own) for member, own in enumerate(priors)]
+        return [Query(ids, loaded.labels, first + index, own) for index, own in enumerate(priors)]
 
-    def _opening(self, question: Question, number: int, first: int) -> Opening:
+    def _build_opening(self, question: Question, number: int, batch: _Batch) -> Opening:
         manifest = self._loaded[question.digest].artifact.manifest
         if manifest.generate is None:
-            raise DataError(f"{manifest.task} answers {manifest.answers}: it generates no text")
-        return Opening(self._encoded(question, number), manifest.generate.max_new_tokens, first)
+            raise DataError(f"{manifest.task} answers {manifest.answers}: it generates no text; ask for a label")
+        ids = self._encode_text(question, number)
+        return Opening(ids, manifest.generate.max_new_tokens, batch.first[question.digest])
 
-    def _encoded(self, question: Question, number: int) -> list[int]:
+    def _encode_text(self, question: Question, number: int) -> list[int]:
         manifest = self._loaded[question.digest].artifact.manifest
-        encode = text_encoder(self.base, manifest.placement)
-        return encode_text(
-            manifest.template, question.text, manifest.max_input_tokens, f"text {number} for {manifest.task}", encode
-        )
+        encode = build_text_encoder(self.base, manifest.placement)
+        where = f"text {number} for {manifest.task}"
+        return encode_text(manifest.template, question.text, manifest.max_input_tokens, where, encode)
 
-    def _answer(self, question: Question, scores: list[Tensor]) -> Tensor:
+    def _combine(self, question: Question, scores: list[Tensor]) -> Tensor:
         members = self._loaded[question.digest].artifact.manifest.members
-        return combined(torch.stack(scores), members.combine) if members else scores[0]
-
-
-def _starts(caches: Sequence[PrefixCache]) -> list[int]:
-    """Where each cache's prompts begin in the stack of all."""
-    starts, total = [], 0
-    for cache in caches:
-        starts.append(total)
-        total += len(cache.lengths)
-    return starts
+        return combine(torch.stack(scores), members.combine) if members else scores[0]

@@ -1,4 +1,4 @@
-"""`ptpipeline.load("task@alias").predict([...])`: the read side in two calls, from the object store alone."""
+"""`ptpipeline.load("task@alias").predict([...])`: answers in two calls, from the object store alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +20,9 @@ class Predictor:
     resolved: Resolved
 
     def predict(self, texts: Sequence[str]) -> list[Answer]:
-        """The most likely label of each text with the probability of every label, or the text that is generated; and
-        the version that answered.
+        """Return each text's answer: the most likely label and the probability of each, or the generated text.
 
-        Raises ContextError where a text does not fit beside the prompt.
+        Each answer also names the version that gave it. Raises ContextError if a text does not fit beside the prompt.
         """
         artifact = self.resolved.artifact
         questions = [Question(artifact.digest, text) for text in texts]
@@ -33,9 +32,9 @@ class Predictor:
                 Answer(label=None, probabilities={}, version=version, digest=digest, text=text)
                 for text in self.engine.generate(questions)
             ]
-        return [self._answer(score.softmax(0).tolist()) for score in self.engine.log_likelihoods(questions)]
+        return [self._build_answer(score.softmax(0).tolist()) for score in self.engine.score_labels(questions)]
 
-    def _answer(self, shares: list[float]) -> Answer:
+    def _build_answer(self, shares: list[float]) -> Answer:
         probabilities = dict(zip(self.resolved.artifact.manifest.labels, shares, strict=True))
         label = max(probabilities, key=lambda name: probabilities[name])
         return Answer(
@@ -44,7 +43,7 @@ class Predictor:
 
 
 def load(reference: str, settings: Settings | None = None) -> Predictor:
-    """The predictor of `TASK`, `TASK@ALIAS` or `TASK@N`; reads no registry and no database.
+    """Return the predictor of `TASK`, `TASK@ALIAS` or `TASK@N`; no registry and no database is read.
 
     Raises NotFound, ArtifactError, BaseModelError (another base than the prompt's), ServiceUnavailable.
     """

@@ -6,13 +6,13 @@ from typing import NamedTuple
 from pydantic import ValidationError
 
 from ptpipeline.errors import ArtifactError, NotFound
-from ptpipeline.prompts.artifact import Artifact, read_artifact, read_members
+from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
 from ptpipeline.records import PRODUCTION, Pointer, VersionName, is_name, pointer_key, version_key
 from ptpipeline.storage import ObjectStore
 
 
 class Resolved(NamedTuple):
-    """The artifact a reference stands for now, its members where it is an ensemble, and the number of its version."""
+    """The version that a reference means now: its number, its artifact, and an ensemble's prompts."""
 
     task: str
     number: int
@@ -26,9 +26,9 @@ class Resolved(NamedTuple):
 
 
 def split_reference(reference: str) -> tuple[str, str]:
-    """Task and alias or number of `TASK[@ALIAS|@N]`; the alias is `production` where none is given.
+    """Return task and alias or number of `TASK[@ALIAS|@N]`; the alias is `production` if none is given.
 
-    Raises NotFound where the reference has another form.
+    Raises NotFound if the reference has another form.
     """
     task, at, rest = reference.partition("@")
     if not is_name(task) or (at and not is_name(rest)) or (rest.isdigit() and len(rest) > 9):
@@ -40,24 +40,26 @@ def split_reference(reference: str) -> tuple[str, str]:
 
 
 def resolve(store: ObjectStore, reference: str) -> Resolved:
-    """The verified artifact of a reference.
+    """Return the verified artifact of a reference.
 
-    Raises NotFound where alias or version do not exist, ArtifactError where pointer or bytes are altered, or the store
+    Raises NotFound if alias or version do not exist, ArtifactError if pointer or bytes are altered, or if the store
     asks for a signature that is not there.
     """
     task, name = split_reference(reference)
-    number, digest = _numbered(store, task, name) if re.fullmatch(r"[0-9]+", name) else _pointed(store, task, name)
+    number, digest = (
+        _read_version(store, task, name) if re.fullmatch(r"[0-9]+", name) else _read_pointer(store, task, name)
+    )
     try:
         artifact = read_artifact(store, task, digest)
     except NotFound:
         raise NotFound(
-            f"{task}@{number}: its prompt {digest[:12]} is not in {store.url}: the garbage collection deleted "
-            f"it, or it is lost; `ptp versions {task}` shows what is kept"
+            f"{task}@{number}: its prompt {digest[:12]} is not in {store.url}: garbage collection deleted it, or it is "
+            f"lost; choose another version of `ptp versions {task}`"
         ) from None
-    return Resolved(task, number, artifact, read_members(store, artifact))
+    return Resolved(task, number, artifact, read_ensemble(store, artifact))
 
 
-def _numbered(store: ObjectStore, task: str, name: str) -> tuple[int, str]:
+def _read_version(store: ObjectStore, task: str, name: str) -> tuple[int, str]:
     key = version_key(task, int(name))
     try:
         version = VersionName.model_validate_json(store.read(key).body)
@@ -65,7 +67,7 @@ def _numbered(store: ObjectStore, task: str, name: str) -> tuple[int, str]:
         raise NotFound(f"{task} has no version {name} in {store.url}; `ptp versions {task}` lists them") from None
     except ValidationError as error:
         raise ArtifactError(
-            f"{store.url}/{key}: not a version record: {error.errors()[0]['msg']}; `ptp reconcile` writes it anew"
+            f"{store.url}/{key}: not a version record: {error.errors()[0]['msg']}; `ptp reconcile` writes it again"
         ) from None
     if (version.task, version.number) != (task, int(name)):
         raise ArtifactError(
@@ -74,7 +76,7 @@ def _numbered(store: ObjectStore, task: str, name: str) -> tuple[int, str]:
     return version.number, version.digest
 
 
-def _pointed(store: ObjectStore, task: str, alias: str) -> tuple[int, str]:
+def _read_pointer(store: ObjectStore, task: str, alias: str) -> tuple[int, str]:
     key = pointer_key(task, alias)
     try:
         promotion = Pointer.model_validate_json(store.read(key).body).promotion
@@ -84,10 +86,10 @@ def _pointed(store: ObjectStore, task: str, alias: str) -> tuple[int, str]:
         ) from None
     except ValidationError as error:
         raise ArtifactError(
-            f"{store.url}/{key}: not a pointer: {error.errors()[0]['msg']}; `ptp reconcile` writes it anew"
+            f"{store.url}/{key}: not a pointer: {error.errors()[0]['msg']}; `ptp reconcile` writes it again"
         ) from None
     if (promotion.task, promotion.alias) != (task, alias):
         raise ArtifactError(
-            f"{store.url}/{key}: points for {promotion.task}@{promotion.alias}; `ptp reconcile` writes it anew"
+            f"{store.url}/{key}: points for {promotion.task}@{promotion.alias}; `ptp reconcile` writes it again"
         )
     return promotion.version, promotion.digest

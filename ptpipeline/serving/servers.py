@@ -1,6 +1,4 @@
-"""What each server says that it holds, at `servers/<name>.json` in the object store: so that nobody deletes it
-meanwhile.
-"""
+"""Which prompts each server holds, at `servers/<name>.json` in the object store, so that nobody deletes them."""
 
 import re
 from collections.abc import Iterable
@@ -18,15 +16,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 def report_holdings(store: ObjectStore, server: str, holds: Iterable[Holding]) -> ServerReport:
-    """Let the store say what the server holds from now on, in place of its last report.
+    """Store what the server holds from now on, in place of its last report, and return the report.
 
-    Report a prompt before it is read: what a report names is not collected from then on. The name is the server's own,
-    such as its host's. Raises SettingsError for a name that cannot be part of a key, PreconditionFailed where another
+    Report a prompt before you read it: garbage collection keeps what a report names. `server` is the server's own name,
+    such as its host's. Raises SettingsError for a name that cannot be part of a key, PreconditionFailed if another
     process keeps writing under this name, and what the store raises.
     """
     if not _NAME.fullmatch(server):
         raise SettingsError(
-            f"server name {server!r}: expected letters, digits and `._-`, beginning with a letter or digit, at most 200"
+            f"server name {server!r}: expected at most 200 letters, digits and `._-`, beginning with a letter or digit"
         )
     report = ServerReport(server=server, at=now(), holds=sorted(set(holds)))
     key, body = f"{_FOLDER}/{server}.json", report.model_dump_json(indent=1).encode()
@@ -41,21 +39,23 @@ def report_holdings(store: ObjectStore, server: str, holds: Iterable[Holding]) -
     )
 
 
-def server_reports(store: ObjectStore) -> list[ServerReport]:
-    """The last report of every server, by name. Raises ArtifactError where one cannot be read: it may name anything."""
-    found = []
+def read_server_reports(store: ObjectStore) -> list[ServerReport]:
+    """Return the last report of every server, by name.
+
+    Raises ArtifactError if one cannot be read: it may name any prompt.
+    """
+    reports = []
     for key in store.keys(_FOLDER):
         try:
-            found.append(ServerReport.model_validate_json(store.read(key).body))
+            reports.append(ServerReport.model_validate_json(store.read(key).body))
         except NotFound:  # removed since it was listed
             continue
         except ValidationError as error:
-            what = f"{error.errors()[0]['msg']}; it was altered, or a newer ptpipeline wrote it"
             raise ArtifactError(
-                f"{store.url}/{key}: not a server's report: {what}: update this one, or remove the object "
-                "where that server is gone"
+                f"{store.url}/{key}: not a server's report ({error.errors()[0]['msg']}): it was altered, or a newer "
+                "ptpipeline wrote it; update this ptpipeline, or remove the object if that server is gone"
             ) from None
-    return found
+    return reports
 
 
 def _put(store: ObjectStore, key: str, body: bytes) -> None:

@@ -11,21 +11,21 @@ import torch
 
 from ptpipeline.data.rows import Row
 from ptpipeline.errors import ArtifactError, BaseModelError, TrainingError
-from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, tensors_of, virtual_tokens
+from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, count_virtual_tokens, list_tensors
 from ptpipeline.prompts.parameterise import Direct
-from ptpipeline.prompts.peft import Foreign
-from ptpipeline.prompts.placement import placed
-from ptpipeline.prompts.tensors import pack, stored_value
+from ptpipeline.prompts.peft import ForeignPrompt
+from ptpipeline.prompts.placement import place_prompt
+from ptpipeline.prompts.tensors import pack, round_to_stored
 from ptpipeline.records import Scoring, Snapshot, TunedPrompt, digest_of
-from ptpipeline.serving.answers import answers
+from ptpipeline.serving.answers import answer
 from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Task
-from ptpipeline.tuning.member import Job, Member, optimizer_of
+from ptpipeline.tuning.member import Job, Member, build_optimizer
 from ptpipeline.tuning.start import Start
-from ptpipeline.tuning.tune import Trained, Work, manifest_fields, task_text
+from ptpipeline.tuning.tune import TrainedTask, Work, build_manifest_fields, build_task_text
 
 
-def adopt(base: FrozenBase, task: Task, snapshot: Snapshot, found: Foreign, dev: Sequence[Row]) -> Trained:
+def adopt(base: FrozenBase, task: Task, snapshot: Snapshot, found: ForeignPrompt, dev: Sequence[Row]) -> TrainedTask:
     """The foreign prompt as an artifact of the task, with zero steps of training, measured on the task's dev rows.
 
     Raises BaseModelError where it does not fit the base, ContextError where it leaves no room for text, ArtifactError
@@ -33,10 +33,10 @@ def adopt(base: FrozenBase, task: Task, snapshot: Snapshot, found: Foreign, dev:
     """
     _check_base(base, found)
     recipe = _recipe(task.tune, found)
-    text = task_text(base, task, recipe)
+    text = build_task_text(base, task, recipe)
     stored = _stored(found.prompt, recipe.store_dtype)
     job = Job(task.name, task, recipe, stored, text, [], text.rows(dev))
-    fields = manifest_fields(base, Work(task, snapshot, Start(None, None, []), [job], []), job)
+    fields = build_manifest_fields(base, Work(task, snapshot, Start(None, None, []), [job], []), job)
     identity = {
         "kind": "import",
         "method": found.method,
@@ -72,20 +72,20 @@ def adopt(base: FrozenBase, task: Task, snapshot: Snapshot, found: Foreign, dev:
         curve=[],
         warnings=[*found.notes, _origin(base, found)],
     )
-    return Trained(artifact, [], tuned)
+    return TrainedTask(artifact, [], tuned)
 
 
-def _recipe(tune: Tune, found: Foreign) -> Tune:
+def _recipe(tune: Tune, found: ForeignPrompt) -> Tune:
     """The task's recipe as it would have made such a prompt."""
     shape = {
         "method": found.method,
-        "num_virtual_tokens": virtual_tokens(found.prompt),
+        "num_virtual_tokens": count_virtual_tokens(found.prompt),
         "placement": found.placement or tune.placement,
     }
     return tune.model_copy(update=shape | {"ensemble": None, "search": None})
 
 
-def _check_base(base: FrozenBase, found: Foreign) -> None:
+def _check_base(base: FrozenBase, found: ForeignPrompt) -> None:
     kind = bool(getattr(base.model.config, "is_encoder_decoder", False))
     if found.encoder_decoder is not None and found.encoder_decoder != kind:
         kinds = {True: "an encoder-decoder (SEQ_2_SEQ_LM)", False: "a causal model (CAUSAL_LM)"}
@@ -99,14 +99,14 @@ def _check_base(base: FrozenBase, found: Foreign) -> None:
             "wide; import it into a task on its own base"
         )
     with torch.inference_mode():
-        base.prefix([found.prompt])  # layers and heads are the model's to check
+        base.compute_prefix([found.prompt])  # layers and heads are the model's to check
 
 
 def _stored(prompt: SoftPrompt, dtype: str) -> SoftPrompt:
     try:
-        return stored_value(prompt, dtype)
+        return round_to_stored(prompt, dtype)
     except TrainingError:
-        largest = max(float(tensor.abs().max()) for tensor in tensors_of(prompt))
+        largest = max(float(tensor.abs().max()) for tensor in list_tensors(prompt))
         raise ArtifactError(
             f"the prompt has values up to {largest:.3g}, more than {dtype} holds; set tune.store_dtype: float32"
         ) from None
@@ -114,7 +114,7 @@ def _stored(prompt: SoftPrompt, dtype: str) -> SoftPrompt:
 
 def _digest(prompt: SoftPrompt) -> str:
     digest = hashlib.sha256()
-    for tensor in tensors_of(prompt):
+    for tensor in list_tensors(prompt):
         digest.update(str(list(tensor.shape)).encode())
         digest.update(tensor.contiguous().view(torch.uint8).numpy().data)
     return digest.hexdigest()
@@ -123,13 +123,13 @@ def _digest(prompt: SoftPrompt) -> str:
 def _dev(base: FrozenBase, job: Job) -> float:
     """The dev metric, as a member in training is judged."""
     parameterisation = Direct(job.initial)
-    member = Member(job, parameterisation, optimizer_of(job.tune, list(parameterisation.parameters())), iter(()))
+    member = Member(job, parameterisation, build_optimizer(job.tune, list(parameterisation.parameters())), iter(()))
     with torch.inference_mode():
-        cache = base.prefix([placed(base, job.initial, job.tune.placement)])
-    return member.judge(job.initial, answers(base, cache, member.dev_queries(0)))
+        cache = base.compute_prefix([place_prompt(base, job.initial, job.tune.placement)])
+    return member.judge(job.initial, answer(base, cache, member.dev_queries(0)))
 
 
-def _origin(base: FrozenBase, found: Foreign) -> str:
+def _origin(base: FrozenBase, found: ForeignPrompt) -> str:
     named = f"its file names the base {found.named_base!r:.120}" if found.named_base else "its file names no base"
     return (
         f"imported: {named}, which proves nothing; that it was trained on {base.ref.name}, and on none of the test "

@@ -8,7 +8,7 @@ LONG_PROMPT = 100  # section 3.2: beyond, larger models lose a little
 CONTEXT_SHARE = 0.25  # of the context that a prefix may take before texts are cramped
 
 
-def advice(tune: Tune, base: FrozenBase) -> list[str]:
+def advise(tune: Tune, base: FrozenBase) -> list[str]:
     """One sentence for each setting that the literature advises against; none stops the run."""
     found = []
     count, parameters = tune.num_virtual_tokens, sum(parameter.numel() for parameter in base.model.parameters())

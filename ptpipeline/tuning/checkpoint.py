@@ -13,13 +13,13 @@ from typing import Any
 from safetensors.torch import save
 
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, PtpError
-from ptpipeline.models.frozen import FrozenBase, tensors_of
+from ptpipeline.models.frozen import FrozenBase, list_tensors
 from ptpipeline.records import digest_of
 from ptpipeline.storage import ObjectStore
 from ptpipeline.tuning.clock import Clock
 from ptpipeline.tuning.key import ENGINE_VERSION
 from ptpipeline.tuning.member import Job, Member
-from ptpipeline.tuning.state import copies, pack, unpack
+from ptpipeline.tuning.state import copy_tensors, pack, unpack
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +136,7 @@ def _identity(job: Job) -> dict[str, Any]:
         f"{name}.{index}": tensor
         for name, prompt in prompts.items()
         if prompt is not None
-        for index, tensor in enumerate(tensors_of(prompt))
+        for index, tensor in enumerate(list_tensors(prompt))
     }
     return {
         "name": job.name,
@@ -145,5 +145,5 @@ def _identity(job: Job) -> dict[str, Any]:
         "tune": job.tune.model_dump(mode="json"),
         "labels": repr(job.text.labels),
         "rows": [hashlib.sha256(repr(rows).encode()).hexdigest() for rows in (job.train, job.dev)],
-        "prompts": hashlib.sha256(save(copies(tensors))).hexdigest(),
+        "prompts": hashlib.sha256(save(copy_tensors(tensors))).hexdigest(),
     } | ({"pull": job.pull.gamma} if job.pull else {})

@@ -15,7 +15,7 @@ from ptpipeline.task.task import Task
 ENGINE_VERSION = 2
 
 
-def training_key(task: Task, snapshot: Snapshot, base_fingerprint: str, start: str | None = None) -> str:
+def compute_training_key(task: Task, snapshot: Snapshot, base_fingerprint: str, start: str | None = None) -> str:
     """Digest of train and dev rows, recipe, base model, engine and `start_digest`: equal keys train to the same
     prompt.
     """
@@ -31,14 +31,14 @@ def training_key(task: Task, snapshot: Snapshot, base_fingerprint: str, start: s
     return digest_of(parts | ({"start": start} if start else {}))
 
 
-def start_digest(task: Task, store: ObjectStore) -> str | None:
+def digest_start(task: Task, store: ObjectStore) -> str | None:
     """What the recipe names at this moment to start from: the digest of a version or shared prompt, a file's sha256,
     else None.
 
     A champion that is the start is no part of the key: every promotion would train the task anew. Raises what
     `start_version` raises, DataError for a file that cannot be read.
     """
-    version, init = start_version(task, store), task.tune.init
+    version, init = read_start_version(task, store), task.tune.init
     if version is not None:
         return version.digest
     if isinstance(init, FileInit):
@@ -52,7 +52,7 @@ def start_digest(task: Task, store: ObjectStore) -> str | None:
     return None
 
 
-def start_version(task: Task, store: ObjectStore) -> Artifact | None:
+def read_start_version(task: Task, store: ObjectStore) -> Artifact | None:
     """The version or shared prompt that the recipe starts from, None where it names neither.
 
     Raises NotFound or ArtifactError where it is not there or altered, TaskFileError where a task starts from its own

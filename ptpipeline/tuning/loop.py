@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from ptpipeline.errors import BaseModelError, PtpError, TrainingError, place_of
-from ptpipeline.models.frozen import FrozenBase, SoftPrompt, like, tensors_of
-from ptpipeline.prompts.placement import placed
-from ptpipeline.serving.answers import answers
+from ptpipeline.models.frozen import FrozenBase, SoftPrompt, list_tensors, rebuild
+from ptpipeline.prompts.placement import place_prompt
+from ptpipeline.serving.answers import answer
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.clock import Clock
 from ptpipeline.tuning.member import Job, Member, Rows
-from ptpipeline.tuning.passes import Backward, examples_of
-from ptpipeline.tuning.selfcheck import SelfCheck, checked_path
+from ptpipeline.tuning.passes import Backward, build_examples
+from ptpipeline.tuning.selfcheck import SelfCheck, check_path
 from ptpipeline.tuning.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,8 @@ def run_gang(
     gang came to is stored, is the caller's. A member that fails ends alone, with `error` set. Raises BaseModelError
     where the base's weights changed.
     """
-    before = base.weights_digest()
-    members, clock = Member.gang_of(jobs), Clock()
+    before = base.digest_weights()
+    members, clock = Member.start_gang(jobs), Clock()
     check = _self_check(base, members)
     checkpoint = checkpoints.of(base, jobs, str(check.figures["path"])) if checkpoints else None
     if checkpoint and (saved := checkpoint.load(jobs, report)):
@@ -72,7 +72,7 @@ def run_gang(
         if member.best is None and member.error is None:
             member.error = TrainingError(f"task {member.job.name}: no step was evaluated on dev")
         tracker.finish(member.run, "FAILED" if member.error else "FINISHED")
-    if base.weights_digest() != before:
+    if base.digest_weights() != before:
         if checkpoint:
             checkpoint.clear()
         raise BaseModelError(
@@ -84,8 +84,8 @@ def run_gang(
 
 
 def _self_check(base: FrozenBase, members: Sequence[Member]) -> SelfCheck:
-    examples = examples_of([[(row.ids, row.target) for row in member.job.train[:2]] for member in members])
-    return checked_path(base, [member.prompt(base) for member in members], examples)
+    examples = build_examples([[(row.ids, row.target) for row in member.job.train[:2]] for member in members])
+    return check_path(base, [member.prompt(base) for member in members], examples)
 
 
 class _Gradients(NamedTuple):
@@ -96,7 +96,7 @@ class _Gradients(NamedTuple):
     gradients: list[Tensor | None]
 
 
-def said(error: Exception) -> str:
+def describe_failure(error: Exception) -> str:
     """What may be told of it: our own sentences, torch's on sizes and devices; of others kind and place, since they may
     quote a row.
     """
@@ -112,7 +112,7 @@ def _step(base: FrozenBase, active: list[Member], backward: Backward, clock: Clo
     try:
         found = _gradients(base, active, batches, backward)
     except FAILURES as error:
-        log.warning("a step of %d prompts failed (%s); each takes it alone", len(active), said(error))
+        log.warning("a step of %d prompts failed (%s); each takes it alone", len(active), describe_failure(error))
         found = [_alone(base, member, rows, backward) for member, rows in zip(active, batches, strict=True)]
     for member, result in zip(active, found, strict=True):
         if result is not None:
@@ -128,10 +128,12 @@ def _gradients(
     base: FrozenBase, members: list[Member], batches: Sequence[Rows], backward: Backward
 ) -> list[_Gradients | None]:
     prompts = [member.prompt(base) for member in members]
-    leaves = [like(prompt, [tensor.detach().requires_grad_() for tensor in tensors_of(prompt)]) for prompt in prompts]
-    losses = backward(base, leaves, examples_of(batches), [member.job.teacher for member in members]).tolist()
+    leaves = [
+        rebuild(prompt, [tensor.detach().requires_grad_() for tensor in list_tensors(prompt)]) for prompt in prompts
+    ]
+    losses = backward(base, leaves, build_examples(batches), [member.job.teacher for member in members]).tolist()
     return [
-        _Gradients(loss, prompt, [tensor.grad for tensor in tensors_of(leaf)])
+        _Gradients(loss, prompt, [tensor.grad for tensor in list_tensors(leaf)])
         for loss, prompt, leaf in zip(losses, prompts, leaves, strict=True)
     ]
 
@@ -140,7 +142,9 @@ def _alone(base: FrozenBase, member: Member, rows: Rows, backward: Backward) -> 
     try:
         return _gradients(base, [member], [rows], backward)[0]
     except FAILURES as error:
-        member.error = TrainingError(f"task {member.job.name}: step {member.step + 1} failed: {said(error)}")
+        member.error = TrainingError(
+            f"task {member.job.name}: step {member.step + 1} failed: {describe_failure(error)}"
+        )
         return None
 
 
@@ -166,14 +170,16 @@ def _evaluate(base: FrozenBase, due: list[Member]) -> dict[str, float]:
     try:
         return _asked(base, rounded)
     except FAILURES as error:
-        log.warning("a dev evaluation of %d prompts failed (%s); each is asked alone", len(rounded), said(error))
+        log.warning(
+            "a dev evaluation of %d prompts failed (%s); each is asked alone", len(rounded), describe_failure(error)
+        )
     found: dict[str, float] = {}
     for member, stored in rounded:
         try:
             found |= _asked(base, [(member, stored)])
         except FAILURES as error:
             member.error = TrainingError(
-                f"task {member.job.name}: dev evaluation at step {member.step} failed: {said(error)}"
+                f"task {member.job.name}: dev evaluation at step {member.step} failed: {describe_failure(error)}"
             )
     return found
 
@@ -181,9 +187,11 @@ def _evaluate(base: FrozenBase, due: list[Member]) -> dict[str, float]:
 def _asked(base: FrozenBase, rounded: list[tuple[Member, SoftPrompt]]) -> dict[str, float]:
     """The dev split of all these members in mixed passes, judged."""
     with torch.inference_mode():
-        cache = base.prefix([placed(base, stored, member.job.tune.placement) for member, stored in rounded])
+        cache = base.compute_prefix(
+            [place_prompt(base, stored, member.job.tune.placement) for member, stored in rounded]
+        )
     queries = [member.dev_queries(index) for index, (member, _) in enumerate(rounded)]
-    answered = iter(answers(base, cache, [query for rows in queries for query in rows]))
+    answered = iter(answer(base, cache, [query for rows in queries for query in rows]))
     judged = zip(rounded, queries, strict=True)
     return {member.job.name: member.judge(stored, [next(answered) for _ in rows]) for (member, stored), rows in judged}
 

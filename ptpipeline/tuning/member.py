@@ -11,16 +11,16 @@ from torch.nn import Parameter
 from ptpipeline.data.tokens import EncodedRow, TaskText
 from ptpipeline.errors import PtpError, TrainingError
 from ptpipeline.evaluation.metrics import measure
-from ptpipeline.models.frozen import FrozenBase, SoftPrompt, tensors_of
+from ptpipeline.models.frozen import FrozenBase, SoftPrompt, list_tensors
 from ptpipeline.prompts.parameterise import Parameterisation, parameterise
-from ptpipeline.prompts.placement import placed
-from ptpipeline.prompts.tensors import stored_value
+from ptpipeline.prompts.placement import place_prompt
+from ptpipeline.prompts.tensors import round_to_stored
 from ptpipeline.records import CurvePoint
 from ptpipeline.serving.answers import Opening
 from ptpipeline.serving.ranking import Query
 from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Task
-from ptpipeline.tuning.sampler import batches
+from ptpipeline.tuning.sampler import sample_batches
 
 Rows = list[tuple[list[int], tuple[int, ...]]]  # text ids and target ids
 
@@ -37,7 +37,7 @@ class Pull(NamedTuple):
 
     def penalty(self, prompt: SoftPrompt) -> Tensor:
         """Of a prompt of embeddings, which may stand behind BOS; with gradient."""
-        embeddings = tensors_of(prompt)[0][-len(self.towards) :]
+        embeddings = list_tensors(prompt)[0][-len(self.towards) :]
         penalty: Tensor = self.gamma * (embeddings - self.towards).pow(2).sum(1).mean()
         return penalty
 
@@ -62,7 +62,7 @@ class Job(NamedTuple):
     pull: Pull | None = None
 
 
-def learning_rate(tune: Tune, step: int) -> float:
+def compute_learning_rate(tune: Tune, step: int) -> float:
     """Rate of step 1..steps: linear warm-up, then constant, or linear decay to `final_fraction` of the recipe's
     rate.
     """
@@ -74,7 +74,7 @@ def learning_rate(tune: Tune, step: int) -> float:
     return tune.learning_rate * (1 - (1 - tune.final_fraction) * progress)
 
 
-def optimizer_of(tune: Tune, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
+def build_optimizer(tune: Tune, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
     """The recipe's optimizer. Adafactor as Lester et al. 2021 have it: fixed rate, no scaling by the parameter, decay
     0.8.
 
@@ -118,22 +118,22 @@ class Member:
     def of(cls, job: Job) -> "Member":
         """A member at step 0."""
         parameterisation = parameterise(job.tune, job.initial, job.shared)
-        optimizer = optimizer_of(job.tune, list(parameterisation.parameters()))
+        optimizer = build_optimizer(job.tune, list(parameterisation.parameters()))
         return cls(
             job,
             parameterisation,
             optimizer,
-            batches([len(row.ids) for row in job.train], job.tune.batch_size, job.tune.seed),
+            sample_batches([len(row.ids) for row in job.train], job.tune.batch_size, job.tune.seed),
         )
 
     @classmethod
-    def gang_of(cls, jobs: Sequence[Job]) -> list["Member"]:
+    def start_gang(cls, jobs: Sequence[Job]) -> list["Member"]:
         """Members of these jobs; those with one shared prompt are stepped together, by one optimizer."""
         members = [cls.of(job) for job in jobs]
         for shared in {id(job.shared): job.shared for job in jobs if job.shared is not None}.values():
             together = [member for member in members if member.job.shared is shared]
             parameters = {id(p): p for member in together for p in member.parameterisation.parameters()}
-            optimizer = optimizer_of(together[0].job.tune, list(parameters.values()))
+            optimizer = build_optimizer(together[0].job.tune, list(parameters.values()))
             for member in together:
                 member.optimizer = optimizer
         return members
@@ -156,7 +156,7 @@ class Member:
 
     def prompt(self, base: FrozenBase) -> SoftPrompt:
         """What stands in front of its rows now, with gradient to its parameters."""
-        return placed(base, self.parameterisation.prompt(), self.job.tune.placement)
+        return place_prompt(base, self.parameterisation.prompt(), self.job.tune.placement)
 
     def next_rows(self) -> Rows:
         """Text ids and target ids of the next batch."""
@@ -178,9 +178,9 @@ class Member:
         ):
             self._diverged(loss)
             return
-        torch.autograd.backward([*tensors_of(prompt), *penalties], [*given, *map(torch.ones_like, penalties)])
+        torch.autograd.backward([*list_tensors(prompt), *penalties], [*given, *map(torch.ones_like, penalties)])
         self.losses.append(loss)
-        self.gradient_norms = token_norms(given)[
+        self.gradient_norms = compute_token_norms(given)[
             -self.job.tune.num_virtual_tokens :
         ]  # without BOS in front of the prompt
 
@@ -192,7 +192,7 @@ class Member:
         total = torch.nn.utils.clip_grad_norm_(parameters, self.job.tune.max_grad_norm)
         if torch.isfinite(total):
             for group in self.optimizer.param_groups:
-                group["lr"] = learning_rate(self.job.tune, self.step)
+                group["lr"] = compute_learning_rate(self.job.tune, self.step)
             try:
                 self.optimizer.step()
             except RuntimeError as error:  # a rate beyond what the parameters' type can hold
@@ -230,7 +230,7 @@ class Member:
     def stored(self) -> SoftPrompt | None:
         """The prompt of this moment, rounded as it would be stored; None, and `error` is set, where that overflows."""
         try:
-            return stored_value(self.parameterisation.prompt(), self.job.tune.store_dtype)
+            return round_to_stored(self.parameterisation.prompt(), self.job.tune.store_dtype)
         except TrainingError as error:
             self.error = TrainingError(f"task {self.job.name}, step {self.step}: {error}")
             return None
@@ -238,11 +238,11 @@ class Member:
     def record(self, dev: float | None) -> CurvePoint:
         """A point of the learning curve over the losses since the last one."""
         with torch.no_grad():
-            norms = token_norms(tensors_of(self.parameterisation.prompt()))
+            norms = compute_token_norms(list_tensors(self.parameterisation.prompt()))
         point = CurvePoint(
             step=self.step,
             loss=sum(self.losses) / len(self.losses),
-            learning_rate=learning_rate(self.job.tune, self.step),
+            learning_rate=compute_learning_rate(self.job.tune, self.step),
             dev=dev,
             token_norms=[round(value, 5) for value in norms.tolist()],
             token_gradients=[round(value, 8) for value in self.gradient_norms.tolist()],
@@ -252,7 +252,7 @@ class Member:
         return point
 
 
-def token_norms(tensors: Sequence[Tensor]) -> Tensor:
+def compute_token_norms(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norm of each virtual token [P] over all that a prompt's tensors [..., P, width] hold of it."""
     norms: Tensor = torch.cat([tensor.transpose(0, -2).flatten(1) for tensor in tensors], 1).norm(dim=1)
     return norms.cpu()

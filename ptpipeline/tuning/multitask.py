@@ -17,11 +17,11 @@ from ptpipeline.storage import ObjectStore
 from ptpipeline.task.recipe import SharedPrompt, Tune
 from ptpipeline.task.task import Task
 from ptpipeline.tuning.checkpoint import Checkpoints
-from ptpipeline.tuning.key import ENGINE_VERSION, training_key
+from ptpipeline.tuning.key import ENGINE_VERSION, compute_training_key
 from ptpipeline.tuning.loop import Gang, run_gang
 from ptpipeline.tuning.member import Job
 from ptpipeline.tuning.tracker import Tracker
-from ptpipeline.tuning.tune import Trained, job_of, tuned_prompt
+from ptpipeline.tuning.tune import TrainedTask, build_job, describe_tuning
 
 
 class Sources(NamedTuple):
@@ -32,20 +32,20 @@ class Sources(NamedTuple):
     tasks: Sequence[tuple[Task, Snapshot]]
 
 
-def shared_key(sources: Sources, base_fingerprint: str) -> str:
+def compute_shared_key(sources: Sources, base_fingerprint: str) -> str:
     """The shared prompt's training key: its recipe, and the rows, template and labels of each source."""
     recipes = [(task.model_copy(update={"tune": sources.declared.tune}), snapshot) for task, snapshot in sources.tasks]
     return digest_of(
         {
             "shared": sources.name,
-            "sources": [training_key(task, snapshot, base_fingerprint) for task, snapshot in recipes],
+            "sources": [compute_training_key(task, snapshot, base_fingerprint) for task, snapshot in recipes],
         }
     )
 
 
 def train_shared(
     base: FrozenBase, sources: Sources, checkpoints: Checkpoints, tracker: Tracker, report: Callable[[str], None]
-) -> Trained:
+) -> TrainedTask:
     """Train a teacher per source in one gang, then the shared prompt in another; its `members` are the teachers.
 
     What is stored is the shared prompt times the mean of the sources' factors, from which targets start (section 3.3).
@@ -79,13 +79,13 @@ def train_shared(
         prompt = shared.detach() * torch.stack(factors).mean(0)
     kept = [_artifact(base, sources, member.best, []) for member in teachers.members if member.best is not None]
     artifact = _artifact(base, sources, prompt, [teacher.digest for teacher in kept])
-    return Trained(artifact, kept, _tuned(base, gang, artifact))
+    return TrainedTask(artifact, kept, _tuned(base, gang, artifact))
 
 
 def _job(base: FrozenBase, sources: Sources, index: int, store: ObjectStore) -> Job:
     """The teacher of one source: the source's rows under the shared prompt's recipe."""
     task, snapshot = sources.tasks[index]
-    job = job_of(base, task, sources.declared.tune, snapshot, store)
+    job = build_job(base, task, sources.declared.tune, snapshot, store)
     return job._replace(name=f"{sources.name}/teacher of {task.name}")
 
 
@@ -114,7 +114,7 @@ def _artifact(base: FrozenBase, sources: Sources, prompt: SoftPrompt, parents: l
         "max_input_tokens": base.context - tune.num_virtual_tokens,
         "snapshot": digest_of([snapshot.digest for _, snapshot in sources.tasks]),
         "recipe": digest_of(sources.declared.model_dump(mode="json", exclude_defaults=True)),
-        "training_key": shared_key(sources, base.ref.fingerprint),
+        "training_key": compute_shared_key(sources, base.ref.fingerprint),
         "seed": tune.seed,
         "engine_version": ENGINE_VERSION,
         "parents": parents,
@@ -128,4 +128,6 @@ def _tuned(base: FrozenBase, gang: Gang, artifact: Artifact) -> TunedPrompt:
         Trial(name=member.job.name, best_dev=member.best_dev, best_step=member.best_step) for member in gang.members
     ]
     mean = sum(member.best_dev for member in gang.members) / len(gang.members)
-    return tuned_prompt(base, gang, gang.members[0], artifact).model_copy(update={"trials": trials, "best_dev": mean})
+    return describe_tuning(base, gang, gang.members[0], artifact).model_copy(
+        update={"trials": trials, "best_dev": mean}
+    )

@@ -2,6 +2,8 @@
 
 The prompt pass runs once; what it yields are the leaves of the rows' passes, whose gradients flow back through it at
 the end. So memory is bound by one pass of rows, however large the gang.
+
+Letters: K prompts, N target tokens of a pass, H width, V vocabulary.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,44 +22,48 @@ Teachers = Sequence[SoftPrompt | None]
 
 
 class Example(NamedTuple):
-    """One row: text ids, target ids, the prompt it stands behind, and the weight of each of its target tokens in the
-    loss.
-    """
+    """One row of a pass: text ids, target ids, the index of its prompt, and the weight of each target token's loss."""
 
     ids: Sequence[int]
     target: Sequence[int]
-    member: int
+    prompt: int
     weight: float
 
     @property
     def input(self) -> Input:
         """What the model reads: the text and all target tokens but the last."""
-        return Input(self.ids, self.target[:-1], self.member)
+        return Input(self.ids, self.target[:-1], self.prompt)
 
 
-def examples_of(batches: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]]) -> list[Example]:
-    """Rows (text ids, target ids) of each prompt, weighted so that a prompt's loss is the mean over its target
-    tokens.
-    """
+def build_examples(batches: Sequence[Sequence[tuple[Sequence[int], Sequence[int]]]]) -> list[Example]:
+    """Return the rows (text ids, target ids) of each prompt; a prompt's loss is the mean over its target tokens."""
     examples = []
-    for member, rows in enumerate(batches):
+    for prompt, rows in enumerate(batches):
         weight = 1 / sum(len(target) for _, target in rows)
-        examples += [Example(ids, target, member, weight) for ids, target in rows]
+        examples += [Example(ids, target, prompt, weight) for ids, target in rows]
     return examples
+
+
+class Backward(Protocol):
+    """Return the mean loss of each of K prompts [K] in nats, and add the gradients to the prompts.
+
+    `teachers`, if given, are distilled into the prompts at the same place.
+    """
+
+    def __call__(
+        self, base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequence[Example], teachers: Teachers = ()
+    ) -> Tensor: ...
 
 
 def shared_backward(
     base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequence[Example], teachers: Teachers = ()
 ) -> Tensor:
-    """Mean loss of each prompt [K]; gradients are added to the prompts. The way everything trains."""
-    cache = base.prefix(prompts)
+    """Return each prompt's mean loss [K] and add the gradients, by one shared prompt pass: how every run trains."""
+    cache = base.compute_prefix(prompts)
     leaves = tuple(tensor.detach().requires_grad_() for tensor in cache.tensors)
-    losses = _backward(
-        base,
-        lambda rows: base.states(PrefixCache(leaves, cache.lengths), rows),
-        examples,
-        _Loss(base, len(prompts), teachers),
-    )
+    behind = PrefixCache(leaves, cache.lengths)
+    loss = _Loss(base, len(prompts), teachers)
+    losses = _backward_rows(lambda rows: base.compute_states(behind, rows), examples, loss)  # [K]
     torch.autograd.backward(cache.tensors, [leaf.grad for leaf in leaves])
     return losses
 
@@ -65,70 +71,57 @@ def shared_backward(
 def concatenated_backward(
     base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequence[Example], teachers: Teachers = ()
 ) -> Tensor:
-    """The same by plain concatenation, row by row: the reference that every run is checked against."""
-    return _backward(base, lambda rows: base.concatenated(prompts, rows), examples, _Loss(base, len(prompts), teachers))
+    """Return and add the same by plain concatenation, row by row: the reference that every run is checked against."""
+    loss = _Loss(base, len(prompts), teachers)
+    return _backward_rows(lambda rows: base.concatenate(prompts, rows), examples, loss)
 
 
-class Backward(Protocol):
-    """Loss and gradient of K prompts over their examples; `teachers` are distilled into the prompts at their place."""
-
-    def __call__(
-        self, base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequence[Example], teachers: Teachers = ()
-    ) -> Tensor: ...
-
-
-def _backward(
-    base: FrozenBase, states_of: Callable[[list[Input]], Tensor], examples: Sequence[Example], loss: "_Loss"
+def _backward_rows(
+    compute_states: Callable[[list[Input]], Tensor], examples: Sequence[Example], loss: "_Loss"
 ) -> Tensor:
-    total = torch.zeros(loss.prompts)
+    total = torch.zeros(loss.count)  # [K]
     for group in by_length(examples, lambda row: row.input.length, TOKENS_PER_PASS):
-        losses = loss.of(states_of([row.input for row in group]), group)
+        losses = loss.compute(compute_states([row.input for row in group]), group)  # [K]
         torch.autograd.backward(losses.sum())
         total += losses.detach().cpu()
     return total
 
 
 class _Loss:
-    """Cross entropy of the target tokens over the whole vocabulary; where a prompt has a teacher, also the distance to
-    it.
+    """Cross entropy of the target tokens over the whole vocabulary, plus a prompt's distance to its teacher, if any.
 
-    Wang et al. 2023, section 3.2: with weight .9, the divergence of the teacher's next tokens and the squared distance
-    of the hidden states, here the last ones that predict a target token, averaged over their width.
+    The distance has weight .9 (Wang et al. 2023, section 3.2): the divergence of the teacher's next tokens, and the
+    squared distance of the hidden states. Here these are the last ones that predict a target token, averaged over H.
     """
 
-    def __init__(self, base: FrozenBase, prompts: int, teachers: Teachers) -> None:
-        self.base, self.prompts = base, prompts
+    def __init__(self, base: FrozenBase, count: int, teachers: Teachers) -> None:
+        self.base, self.count = base, count
         self.taught = [index for index, teacher in enumerate(teachers) if teacher is not None]
+        given = [teacher for teacher in teachers if teacher is not None]
         with torch.no_grad():
-            self.cache = base.prefix([teacher for teacher in teachers if teacher is not None]) if self.taught else None
+            self.cache = base.compute_prefix(given) if given else None
 
-    def of(self, states: Tensor, group: Sequence[Example]) -> Tensor:
-        """Each prompt's share of the loss [K] from the states [N, H] that predict the group's target tokens."""
-        targets, owners, weights = zip(
-            *((token, row.member, row.weight) for row in group for token in row.target), strict=True
-        )
-        logits = self.base.logits(states)
-        losses = torch.nn.functional.cross_entropy(
-            logits, torch.tensor(targets, device=states.device), reduction="none"
-        )
+    def compute(self, states: Tensor, group: Sequence[Example]) -> Tensor:
+        """Return each prompt's share of the loss [K] from the states [N, H] that predict the group's target tokens."""
+        tokens = [(token, row.prompt, row.weight) for row in group for token in row.target]
+        targets, prompts, weights = (torch.tensor(part, device=states.device) for part in zip(*tokens, strict=True))
+        logits = self.base.compute_logits(states)  # [N, V]
+        losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")  # [N]
         if self.cache is not None:
-            losses = losses + DISTILLATION * self._distances(states, logits, group)
-        weighted = losses * torch.tensor(weights, device=states.device)
-        return torch.zeros(self.prompts, device=states.device).index_add(
-            0, torch.tensor(owners, device=states.device), weighted
-        )
+            losses = losses + DISTILLATION * self._measure_distances(states, logits, group)  # [N]
+        return torch.zeros(self.count, device=states.device).index_add(0, prompts, losses * weights)
 
-    def _distances(self, states: Tensor, logits: Tensor, group: Sequence[Example]) -> Tensor:
-        """How far each target token is from its teacher's [N]; zero where there is none."""
-        rows = [row.input._replace(member=self.taught.index(row.member)) for row in group if row.member in self.taught]
-        places = torch.tensor([row.member in self.taught for row in group for _ in row.target], device=states.device)
-        distances = torch.zeros(len(states), device=states.device)
+    def _measure_distances(self, states: Tensor, logits: Tensor, group: Sequence[Example]) -> Tensor:
+        """Return each target token's distance to the teacher [N], zero without one, from [N, H] and [N, V]."""
+        rows = [row.input._replace(prompt=self.taught.index(row.prompt)) for row in group if row.prompt in self.taught]
+        taught = torch.tensor([row.prompt in self.taught for row in group for _ in row.target], device=states.device)
+        distances = torch.zeros(len(states), device=states.device)  # [N]
         if not rows:
             return distances
         with torch.no_grad():
-            aims = self.base.states(self.cache, rows)
-            likely = self.base.logits(aims).log_softmax(-1)
-        found = logits[places].log_softmax(-1)
-        divergence = (likely.exp() * (likely - found)).sum(-1)
-        apart = (states[places].float() - aims.float()).pow(2).mean(-1)
-        return distances.masked_scatter(places, divergence + apart)
+            aims = self.base.compute_states(self.cache, rows)  # [taught, H]
+            log_aims = self.base.compute_logits(aims).log_softmax(-1)  # [taught, V]
+        log_probs = logits[taught].log_softmax(-1)  # [taught, V]
+        divergence = (log_aims.exp() * (log_aims - log_probs)).sum(-1)  # [taught]
+        apart = (states[taught].float() - aims.float()).pow(2).mean(-1)  # [taught]
+        return distances.masked_scatter(taught, divergence + apart)

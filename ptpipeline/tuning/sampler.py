@@ -7,7 +7,7 @@ import torch
 WINDOW = 16  # batches that are sorted by length together; their order is shuffled again
 
 
-def batches(lengths: Sequence[int], batch_size: int, seed: int) -> Iterator[list[int]]:
+def sample_batches(lengths: Sequence[int], batch_size: int, seed: int) -> Iterator[list[int]]:
     """Endless batches of row indexes; within an epoch every row comes exactly once."""
     generator = torch.Generator().manual_seed(seed)
     while True:

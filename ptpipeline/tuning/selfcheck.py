@@ -8,7 +8,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from ptpipeline.models.frozen import FrozenBase, SoftPrompt, like, tensors_of
+from ptpipeline.models.frozen import FrozenBase, SoftPrompt, list_tensors, rebuild
 from ptpipeline.tuning.passes import Backward, Example, concatenated_backward, shared_backward
 
 log = logging.getLogger(__name__)
@@ -24,13 +24,13 @@ class SelfCheck(NamedTuple):
     figures: dict[str, float | str]
 
 
-def checked_path(base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequence[Example]) -> SelfCheck:
+def check_path(base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequence[Example]) -> SelfCheck:
     """The shared path where it agrees with the concatenated one, which is taken otherwise, with a warning.
 
     Compared in float32 where a float32 copy of the base fits into free memory, else in the compute type by cosine.
     """
     exact = base.dtype == torch.float32 or _float32_fits(base)
-    judge = base.in_float32() if exact and base.dtype != torch.float32 else base
+    judge = base.to_float32() if exact and base.dtype != torch.float32 else base
     shared, reference = (
         _gradients(judge, path, prompts, examples) for path in (shared_backward, concatenated_backward)
     )
@@ -57,11 +57,13 @@ def _gradients(
     base: FrozenBase, backward: Backward, prompts: Sequence[SoftPrompt], examples: Sequence[Example]
 ) -> list[Tensor]:
     copies = [
-        like(prompt, [tensor.detach().clone().requires_grad_() for tensor in tensors_of(prompt)]) for prompt in prompts
+        rebuild(prompt, [tensor.detach().clone().requires_grad_() for tensor in list_tensors(prompt)])
+        for prompt in prompts
     ]
     backward(base, copies, examples)
     return [
-        torch.cat([tensor.grad.flatten() for tensor in tensors_of(copy) if tensor.grad is not None]) for copy in copies
+        torch.cat([tensor.grad.flatten() for tensor in list_tensors(copy) if tensor.grad is not None])
+        for copy in copies
     ]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ptpipeline.errors import ArtifactError, BaseModelError, DataError, NotFound
-from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, virtual_tokens
+from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, count_virtual_tokens
 from ptpipeline.prompts.initialise import read_tensor
 from ptpipeline.prompts.tensors import unpack
 from ptpipeline.records import PRODUCTION
@@ -14,7 +14,7 @@ from ptpipeline.serving.resolver import resolve
 from ptpipeline.storage import ObjectStore
 from ptpipeline.task.recipe import FileInit
 from ptpipeline.task.task import Task
-from ptpipeline.tuning.key import start_digest, start_version
+from ptpipeline.tuning.key import digest_start, read_start_version
 
 log = logging.getLogger(__name__)
 
@@ -29,13 +29,13 @@ class Start(NamedTuple):
     parents: list[str]
 
 
-def start_of(base: FrozenBase, task: Task, store: ObjectStore, report: Callable[[str], None]) -> Start:
+def load_start(base: FrozenBase, task: Task, store: ObjectStore, report: Callable[[str], None]) -> Start:
     """Read what `tune.init` names.
 
     Raises NotFound, ArtifactError or DataError where it is not there or damaged, BaseModelError where it was trained on
     another base. A champion that does not fit is reported, and the training starts cold.
     """
-    init, version = task.tune.init, start_version(task, store)
+    init, version = task.tune.init, read_start_version(task, store)
     if version is not None:
         if version.manifest.members:
             raise DataError(
@@ -44,7 +44,7 @@ def start_of(base: FrozenBase, task: Task, store: ObjectStore, report: Callable[
             )
         return Start(unpack(version, base.ref), version.digest, [version.digest])
     if isinstance(init, FileInit):
-        return Start(read_tensor(Path(init.file).expanduser()), start_digest(task, store), [])
+        return Start(read_tensor(Path(init.file).expanduser()), digest_start(task, store), [])
     return _champion(base, task, store, report) if init == "champion" else Start(None, None, [])
 
 
@@ -58,10 +58,10 @@ def _champion(base: FrozenBase, task: Task, store: ObjectStore, report: Callable
         report(f"{task.name}: starts cold: {error}")
         return Start(None, None, [])
     wanted = {variant.num_virtual_tokens for variant in task.tune.variants()}
-    fits = wanted == {virtual_tokens(prompt)} and isinstance(prompt, KeyValues) <= (task.tune.method == "prefix")
+    fits = wanted == {count_virtual_tokens(prompt)} and isinstance(prompt, KeyValues) <= (task.tune.method == "prefix")
     if not fits:
         report(
-            f"{task.name}: starts cold: the champion has {virtual_tokens(prompt)} tokens of "
+            f"{task.name}: starts cold: the champion has {count_virtual_tokens(prompt)} tokens of "
             f"{artifact.manifest.method}, the recipe asks for others"
         )
         return Start(None, None, [])

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ptpipeline.errors import ArtifactError, TrainingError
-from ptpipeline.models.frozen import like, tensors_of
+from ptpipeline.models.frozen import list_tensors, rebuild
 from ptpipeline.records import CurvePoint
 from ptpipeline.tuning.clock import Clock
 from ptpipeline.tuning.member import Job, Member
@@ -53,7 +53,7 @@ def pack(members: Sequence[Member], clock: Clock) -> bytes:
     }
     text, kept = (
         json.dumps(state),
-        copies(tensors),
+        copy_tensors(tensors),
     )  # the repr of a float, which JSON writes, reads back as the same float
     body: bytes = save(kept, {"state": text, "sha256": _seal(kept, text)})
     return body
@@ -66,7 +66,7 @@ def unpack(body: bytes, jobs: Sequence[Job]) -> tuple[list[Member], Clock]:
     state, tensors = _read(body)
     if state.get("format") != FORMAT:
         raise ArtifactError(f"the checkpoint has format {state.get('format')}, this engine reads {FORMAT}")
-    members = Member.gang_of(jobs)
+    members = Member.start_gang(jobs)
     parameters = [_below(tensors, f"{index}.parameter.") for index in range(len(members))]
     if [_shapes(own) for own in parameters] != [_shapes(member.parameterisation.state_dict()) for member in members]:
         raise ArtifactError("the checkpoint holds other parameters than these recipes train")
@@ -79,7 +79,7 @@ def unpack(body: bytes, jobs: Sequence[Job]) -> tuple[list[Member], Clock]:
     return members, Clock(time.perf_counter() - elapsed, **state["clock"])
 
 
-def copies(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def copy_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as safetensors takes them: on the CPU, contiguous, none sharing memory with another."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
@@ -112,7 +112,7 @@ def _optimizers(members: Sequence[Member]) -> dict[int, Optimizer]:
 
 def _tensors(member: Member) -> dict[str, Tensor]:
     parameters = {f"parameter.{name}": tensor for name, tensor in member.parameterisation.state_dict().items()}
-    best = tensors_of(member.best) if member.best is not None else []
+    best = list_tensors(member.best) if member.best is not None else []
     return (
         parameters
         | {f"best.{index}": tensor for index, tensor in enumerate(best)}
@@ -132,7 +132,7 @@ def _restore(member: Member, plain: dict[str, Any], tensors: dict[str, Tensor]) 
     for name in PLAIN:
         setattr(member, name, plain[name])
     best = _below(tensors, "best.")
-    member.best = like(member.job.initial, [best[name] for name in sorted(best)]) if best else None
+    member.best = rebuild(member.job.initial, [best[name] for name in sorted(best)]) if best else None
     member.gradient_norms = tensors["gradient_norms"]
     member.error = TrainingError(plain["error"]) if plain["error"] else None
     member.curve = [CurvePoint(**point) for point in plain["curve"]]

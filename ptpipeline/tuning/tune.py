@@ -9,27 +9,27 @@ from ptpipeline.data.snapshot import load_split
 from ptpipeline.data.tokens import FreeText, TaskText, label_tokens, max_input_tokens, scored
 from ptpipeline.errors import BaseModelError, PtpError, TaskFileError, Terminal, TrainingError
 from ptpipeline.evaluation.metrics import measure
-from ptpipeline.models.frozen import FrozenBase, SoftPrompt, virtual_tokens
-from ptpipeline.prompts.artifact import MAX_TENSOR_BYTES, Artifact, file_bytes
-from ptpipeline.prompts.initialise import initial_prompt
-from ptpipeline.prompts.placement import extra_tokens, placed, text_encoder
-from ptpipeline.prompts.tensors import named, pack, pack_ensemble
+from ptpipeline.models.frozen import FrozenBase, SoftPrompt, count_virtual_tokens
+from ptpipeline.prompts.artifact import MAX_TENSOR_BYTES, Artifact, compute_file_bytes
+from ptpipeline.prompts.initialise import make_initial_prompt
+from ptpipeline.prompts.placement import build_text_encoder, count_extra_tokens, place_prompt
+from ptpipeline.prompts.tensors import name_tensors, pack, pack_ensemble
 from ptpipeline.records import Snapshot, Trial, TunedPrompt
-from ptpipeline.serving.combine import combined
+from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import Query, rank
 from ptpipeline.storage import ObjectStore
 from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Task
-from ptpipeline.tuning.advice import advice
+from ptpipeline.tuning.advice import advise
 from ptpipeline.tuning.checkpoint import Checkpoints
-from ptpipeline.tuning.key import ENGINE_VERSION, training_key
-from ptpipeline.tuning.loop import Gang, run_gang, said
+from ptpipeline.tuning.key import ENGINE_VERSION, compute_training_key
+from ptpipeline.tuning.loop import Gang, describe_failure, run_gang
 from ptpipeline.tuning.member import Job, Member
-from ptpipeline.tuning.start import Start, start_of
+from ptpipeline.tuning.start import Start, load_start
 from ptpipeline.tuning.tracker import Tracker
 
 
-class Trained(NamedTuple):
+class TrainedTask(NamedTuple):
     """One task's outcome: the artifact to stage, those of its members where it is an ensemble, and how it came
     about.
     """
@@ -55,13 +55,13 @@ def tune(
     checkpoints: Checkpoints,
     tracker: Tracker,
     report: Callable[[str], None],
-) -> dict[str, Trained | PtpError]:
+) -> dict[str, TrainedTask | PtpError]:
     """Train one gang; per task the trained artifact, or the error that ended it alone.
 
     Reads from the store of the checkpoints, and writes nothing else there: staging the artifacts, and clearing the
     checkpoints after that, is the caller's. Raises BaseModelError where the base changed.
     """
-    outcomes: dict[str, Trained | PtpError] = {}
+    outcomes: dict[str, TrainedTask | PtpError] = {}
     works = []
     for task, snapshot in wanted:
         try:
@@ -73,7 +73,9 @@ def tune(
             ValueError,
             IndexError,
         ) as error:  # a defect in one task's preparation ends no other's training
-            outcomes[task.name] = TrainingError(f"task {task.name}: it could not be prepared: {said(error)}")
+            outcomes[task.name] = TrainingError(
+                f"task {task.name}: it could not be prepared: {describe_failure(error)}"
+            )
     if works:
         gang = run_gang(base, [job for work in works for job in work.jobs], tracker, report, checkpoints)
         members = iter(gang.members)
@@ -82,12 +84,12 @@ def tune(
     return outcomes
 
 
-def task_text(base: FrozenBase, task: Task, tune: Tune) -> TaskText:
+def build_task_text(base: FrozenBase, task: Task, tune: Tune) -> TaskText:
     """How the task's rows become tokens of this base; ContextError where the prompt leaves no room for text."""
     labels = label_tokens(task.name, task.labels, base.encode)
     free = FreeText(task.generate.max_new_tokens, end_token(base)) if task.generate else None
-    limit = max_input_tokens(base.context, tune.num_virtual_tokens + extra_tokens(tune.placement), free or labels)
-    encode = text_encoder(base, tune.placement)
+    limit = max_input_tokens(base.context, tune.num_virtual_tokens + count_extra_tokens(tune.placement), free or labels)
+    encode = build_text_encoder(base, tune.placement)
     return TaskText(
         task.name, task.template, scored(labels, task.scoring, task.template, limit, encode), limit, encode, free
     )
@@ -99,22 +101,22 @@ def end_token(base: FrozenBase) -> int:
 
     Raises BaseModelError where the base states none.
     """
-    if not base.ends:
+    if not base.end_tokens:
         raise BaseModelError(
             f"base model {base.ref.name}: neither tokenizer nor generation_config.json states an end-of-text "
             "token; generation needs one"
         )
     own = base.tokenizer.eos_token_id
-    return own if own in base.ends else min(base.ends)
+    return own if own in base.end_tokens else min(base.end_tokens)
 
 
 def _work(base: FrozenBase, task: Task, snapshot: Snapshot, store: ObjectStore, report: Callable[[str], None]) -> Work:
-    start, variants = start_of(base, task, store, report), task.tune.variants()
+    start, variants = load_start(base, task, store, report), task.tune.variants()
     longest = max(variants, key=lambda variant: variant.num_virtual_tokens)
-    first = job_of(base, task, longest, snapshot, store, start.prompt)
-    starts = [initial_prompt(base, variant, task.labels, start.prompt) for variant in variants]
+    first = build_job(base, task, longest, snapshot, store, start.prompt)
+    starts = [make_initial_prompt(base, variant, task.labels, start.prompt) for variant in variants]
     check_bytes(task, starts)
-    warnings = advice(longest, base)
+    warnings = advise(longest, base)
     for warning in warnings:
         report(f"{task.name}: {warning}")
     jobs = [
@@ -130,7 +132,7 @@ def check_bytes(task: Task, prompts: Sequence[SoftPrompt]) -> None:
     """
     tune = task.tune
     sizes = [
-        file_bytes({name: tensor.shape for name, tensor in named(prompt).items()}, tune.store_dtype)
+        compute_file_bytes({name: tensor.shape for name, tensor in name_tensors(prompt).items()}, tune.store_dtype)
         for prompt in prompts
     ]
     stored, what = (sum(sizes), f"{len(sizes)} prompts") if tune.ensemble else (max(sizes), "a prompt")
@@ -141,20 +143,20 @@ def check_bytes(task: Task, prompts: Sequence[SoftPrompt]) -> None:
     for needed, who, limit, raised in limits:
         if needed > limit:
             where = (
-                f"task {task.name}: tune.num_virtual_tokens: {what} of {max(map(virtual_tokens, prompts))} "
+                f"task {task.name}: tune.num_virtual_tokens: {what} of {max(map(count_virtual_tokens, prompts))} "
                 f"virtual tokens in {tune.store_dtype}"
             )
             halved = ", or store_dtype: float16" if tune.store_dtype == "float32" and needed <= 2 * limit else ""
             raise TaskFileError(f"{where} needs {needed} bytes, {who} {limit}; take fewer{halved}{raised}")
 
 
-def job_of(
+def build_job(
     base: FrozenBase, task: Task, tune: Tune, snapshot: Snapshot, store: ObjectStore, given: SoftPrompt | None = None
 ) -> Job:
     """The task's rows of that snapshot under a recipe, from the prompt that is given or from the recipe's own start."""
-    text = task_text(base, task, tune)
+    text = build_task_text(base, task, tune)
     train, dev = (text.rows(load_split(store, snapshot, split)) for split in ("train", "dev"))
-    return Job(task.name, task, tune, initial_prompt(base, tune, task.labels, given), text, train, dev)
+    return Job(task.name, task, tune, make_initial_prompt(base, tune, task.labels, given), text, train, dev)
 
 
 def _trial(task: Task, variant: Tune) -> str:
@@ -164,18 +166,18 @@ def _trial(task: Task, variant: Tune) -> str:
     return f"{task.name}/{variant.num_virtual_tokens} tokens, rate {variant.learning_rate!r}, seed {variant.seed}"
 
 
-def _outcome(base: FrozenBase, work: Work, members: list[Member], gang: Gang) -> Trained | PtpError:
+def _outcome(base: FrozenBase, work: Work, members: list[Member], gang: Gang) -> TrainedTask | PtpError:
     try:
         if work.task.tune.method == "ensemble":
             return _ensemble(base, work, members, gang)
-        best = chosen(work.task.tune, members)
+        best = choose_member(work.task.tune, members)
         artifact = _packed(base, work, best)
-        return Trained(artifact, [], _tuned(base, work, best, artifact, gang, members))
+        return TrainedTask(artifact, [], _tuned(base, work, best, artifact, gang, members))
     except PtpError as error:
         return error
 
 
-def chosen(tune: Tune, members: list[Member]) -> Member:
+def choose_member(tune: Tune, members: list[Member]) -> Member:
     """The member that is best on dev, the first of equals. `grow` stops at the length that the next does not better."""
     sound = [member for member in members if member.error is None and member.best is not None]
     if not sound:
@@ -195,11 +197,14 @@ def chosen(tune: Tune, members: list[Member]) -> Member:
 def _packed(base: FrozenBase, work: Work, member: Member) -> Artifact:
     if member.error is not None or member.best is None:
         raise member.error or TrainingError(f"task {member.job.name}: nothing was trained")
-    fields = manifest_fields(base, work, member.job) | {"method": member.job.tune.method, "seed": member.job.tune.seed}
+    fields = build_manifest_fields(base, work, member.job) | {
+        "method": member.job.tune.method,
+        "seed": member.job.tune.seed,
+    }
     return pack(member.best, member.job.tune.store_dtype, fields)
 
 
-def manifest_fields(base: FrozenBase, work: Work, job: Job) -> dict[str, Any]:
+def build_manifest_fields(base: FrozenBase, work: Work, job: Job) -> dict[str, Any]:
     """Identity fields of the manifest that all prompts of a task share."""
     return {
         "task": work.task.name,
@@ -212,21 +217,21 @@ def manifest_fields(base: FrozenBase, work: Work, job: Job) -> dict[str, Any]:
         "max_input_tokens": job.text.limit,
         "snapshot": work.snapshot.digest,
         "recipe": work.task.recipe_digest(),
-        "training_key": training_key(work.task, work.snapshot, base.ref.fingerprint, work.start.key),
+        "training_key": compute_training_key(work.task, work.snapshot, base.ref.fingerprint, work.start.key),
         "engine_version": ENGINE_VERSION,
         "parents": work.start.parents,
     }
 
 
-def _ensemble(base: FrozenBase, work: Work, members: list[Member], gang: Gang) -> Trained:
+def _ensemble(base: FrozenBase, work: Work, members: list[Member], gang: Gang) -> TrainedTask:
     """All members as one version; the error of the first that failed, since an ensemble is complete or none."""
     artifacts = [_packed(base, work, member) for member in members]
-    fields = manifest_fields(base, work, members[0].job) | {"method": "ensemble", "seed": work.task.tune.seed}
+    fields = build_manifest_fields(base, work, members[0].job) | {"method": "ensemble", "seed": work.task.tune.seed}
     how = work.task.tune.ensemble.combine if work.task.tune.ensemble else "average"
     artifact = pack_ensemble(artifacts, how, fields)
     tuned = _tuned(base, work, max(members, key=lambda member: member.best_dev), artifact, gang, members)
     size = sum(len(member.tensors) for member in artifacts)
-    return Trained(
+    return TrainedTask(
         artifact, artifacts, tuned.model_copy(update={"bytes": size, "best_dev": _dev_of_ensemble(base, members, how)})
     )
 
@@ -234,12 +239,14 @@ def _ensemble(base: FrozenBase, work: Work, members: list[Member], gang: Gang) -
 def _dev_of_ensemble(base: FrozenBase, members: list[Member], how: Any) -> float:
     """The dev metric of the members' combined answers."""
     with torch.inference_mode():
-        cache = base.prefix([placed(base, m.best, m.job.tune.placement) for m in members if m.best is not None])
+        cache = base.compute_prefix(
+            [place_prompt(base, m.best, m.job.tune.placement) for m in members if m.best is not None]
+        )
     job, size = members[0].job, len(members[0].job.dev)
     scores = rank(
         base, cache, [Query(row.ids, job.text.labels, index) for index in range(len(members)) for row in job.dev]
     )
-    answers = [combined(torch.stack(scores[row::size]), how).argmax() for row in range(size)]
+    answers = [combine(torch.stack(scores[row::size]), how).argmax() for row in range(size)]
     names = job.text.labels.names
     return measure(
         job.task.gate.metric, [row.label for row in job.dev], [names[int(answer)] for answer in answers], names
@@ -250,10 +257,12 @@ def _tuned(
     base: FrozenBase, work: Work, member: Member, artifact: Artifact, gang: Gang, trials: list[Member]
 ) -> TunedPrompt:
     listed = [_trial_of(trial) for trial in trials] if len(trials) > 1 else []
-    return tuned_prompt(base, gang, member, artifact).model_copy(update={"trials": listed, "warnings": work.warnings})
+    return describe_tuning(base, gang, member, artifact).model_copy(
+        update={"trials": listed, "warnings": work.warnings}
+    )
 
 
-def tuned_prompt(base: FrozenBase, gang: Gang, member: Member, artifact: Artifact) -> TunedPrompt:
+def describe_tuning(base: FrozenBase, gang: Gang, member: Member, artifact: Artifact) -> TunedPrompt:
     """How a member of a gang became the artifact."""
     return TunedPrompt(
         task=artifact.manifest.task,

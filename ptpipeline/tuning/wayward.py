@@ -21,21 +21,21 @@ from ptpipeline.errors import DataError, TrainingError
 from ptpipeline.evaluation.metrics import measure
 from ptpipeline.evaluation.paired import Asked, difference, mean_difference
 from ptpipeline.evaluation.texts import TextRows
-from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, tensors_of, virtual_tokens
-from ptpipeline.prompts.initialise import text_tokens
+from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, count_virtual_tokens, list_tensors
+from ptpipeline.prompts.initialise import tokenize_text
 from ptpipeline.prompts.interpretation import Measure, Pulled, Wayward
-from ptpipeline.prompts.neighbours import nearest, token_text, vocabulary_of
-from ptpipeline.prompts.placement import placed
-from ptpipeline.prompts.tensors import stored_value
+from ptpipeline.prompts.neighbours import embed_vocabulary, find_nearest, make_token_printer
+from ptpipeline.prompts.placement import place_prompt
+from ptpipeline.prompts.tensors import round_to_stored
 from ptpipeline.records import PairedDifference, Snapshot, TextMetric
-from ptpipeline.serving.answers import answers
+from ptpipeline.serving.answers import answer
 from ptpipeline.storage import ObjectStore
 from ptpipeline.task.task import Task
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Job, Member, Pull
-from ptpipeline.tuning.start import start_of
+from ptpipeline.tuning.start import load_start
 from ptpipeline.tuning.tracker import NoTracker
-from ptpipeline.tuning.tune import job_of
+from ptpipeline.tuning.tune import build_job
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +53,14 @@ class Aim(NamedTuple):
     gammas: Sequence[float] = GAMMAS
 
 
-def plain_job(base: FrozenBase, task: Task, snapshot: Snapshot, store: ObjectStore) -> Job:
+def build_plain_job(base: FrozenBase, task: Task, snapshot: Snapshot, store: ObjectStore) -> Job:
     """What the task trains, without a pull; of a search or an ensemble the first recipe."""
-    return job_of(base, task, task.tune.variants()[0], snapshot, store, start_of(base, task, store, log.info).prompt)
+    return build_job(
+        base, task, task.tune.variants()[0], snapshot, store, load_start(base, task, store, log.info).prompt
+    )
 
 
-def wayward(
+def run_wayward(
     base: FrozenBase, job: Job, test: Sequence[EncodedRow], aim: Aim, report: Callable[[str], None] = log.info
 ) -> Wayward:
     """Train the job once as it is and once for each gamma, in one gang from one start on the same batches; all to the
@@ -69,17 +71,17 @@ def wayward(
     error of the first prompt that could not be trained.
     """
     _check(base, job, aim)
-    ids = text_tokens(base, aim.text, virtual_tokens(job.initial))
-    goal = base.embed(ids).detach().to("cpu", tensors_of(job.initial)[0].dtype)
+    ids = tokenize_text(base, aim.text, count_virtual_tokens(job.initial))
+    goal = base.embed(ids).detach().to("cpu", list_tensors(job.initial)[0].dtype)
     plain = job._replace(
         tune=job.tune.model_copy(update={"eval_every": job.tune.steps})
     )  # one look at dev: nothing stops early, the best is the last
     jobs = [plain, *(plain._replace(name=f"{job.name}/pull {gamma!r}", pull=Pull(goal, gamma)) for gamma in aim.gammas)]
     members = run_gang(base, jobs, NoTracker(), report).members
-    prompts = [*map(_trained, members), stored_value(goal, job.tune.store_dtype)]
+    prompts = [*map(_trained, members), round_to_stored(goal, job.tune.store_dtype)]
     first, *others, bare = _answered(base, members[0], prompts, test)
-    reading = _Reading(job, test, ids, vocabulary_of(base))
-    show = token_text(base)
+    reading = _Reading(job, test, ids, embed_vocabulary(base))
+    show = make_token_printer(base)
     return Wayward(
         task=job.task.name,
         text=aim.text,
@@ -126,9 +128,9 @@ def _answered(
 ) -> list[list[str]]:
     """The rows' answers behind each prompt, in mixed passes."""
     with torch.inference_mode():
-        cache = base.prefix([placed(base, prompt, member.job.tune.placement) for prompt in prompts])
+        cache = base.compute_prefix([place_prompt(base, prompt, member.job.tune.placement) for prompt in prompts])
     asker = replace(member, job=member.job._replace(dev=list(rows)))
-    found = iter(answers(base, cache, [query for index in range(len(prompts)) for query in asker.dev_queries(index)]))
+    found = iter(answer(base, cache, [query for index in range(len(prompts)) for query in asker.dev_queries(index)]))
     return [[next(found) for _ in rows] for _ in prompts]
 
 
@@ -146,7 +148,7 @@ class _Reading(NamedTuple):
         return Pulled(
             gamma=member.job.pull.gamma if member.job.pull else 0.0,
             landed=self.landed(prompt),
-            distance=float((tensors_of(prompt)[0].float() - self.vocabulary[self.ids]).norm(dim=1).mean()),
+            distance=float((list_tensors(prompt)[0].float() - self.vocabulary[self.ids]).norm(dim=1).mean()),
             dev=member.best_dev,
             test=self.metric(given),
             compared=self._compared(given, plain) if plain is not None else None,
@@ -154,7 +156,7 @@ class _Reading(NamedTuple):
 
     def landed(self, prompt: SoftPrompt) -> dict[Measure, float]:
         """Share of virtual tokens whose nearest vocabulary token is the text's, by each measure."""
-        found = nearest(tensors_of(prompt)[0].float(), self.vocabulary, 1)
+        found = find_nearest(list_tensors(prompt)[0].float(), self.vocabulary, 1)
         return {kind: float((one.ids[:, 0] == self.ids).double().mean()) for kind, one in found.items()}
 
     def metric(self, given: Sequence[str]) -> float:

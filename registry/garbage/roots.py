@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, Select, Table, select, true
 
 from ptpipeline.prompts.artifact import MANIFEST_FILE
 from ptpipeline.records import PromptManifest, Record, digest_of, prompt_prefix
-from ptpipeline.serving.servers import server_reports
+from ptpipeline.serving.servers import read_server_reports
 from ptpipeline.storage import ObjectStore
 from registry.ledger import tables
 from registry.listing import read_all
@@ -86,7 +86,7 @@ def snapshots_in_use(connection: Connection, policy: Retention, task: str | None
 
 def held_elsewhere(store: ObjectStore) -> set[Name]:
     """Prompts that a server's last report names."""
-    return {(holding.task, holding.digest) for report in server_reports(store) for holding in report.holds}
+    return {(holding.task, holding.digest) for report in read_server_reports(store) for holding in report.holds}
 
 
 def pointed(registry: Registry, task: str, pointers: Iterable[str]) -> set[Name]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy import select
 
 from ptpipeline.errors import ArtifactError, NotFound
-from ptpipeline.prompts.artifact import read_artifact, read_members
+from ptpipeline.prompts.artifact import read_artifact, read_ensemble
 from ptpipeline.records import DIGEST_PATTERN, Promotion, Record, VersionName, history_key, version_key
 from ptpipeline.storage import ObjectStore
 from registry.ledger import tables
@@ -150,7 +150,7 @@ def unsound(store: ObjectStore, task: str, found: Survey, books: Books) -> dict[
 
 def _why_unsound(store: ObjectStore, task: str, digest: str) -> str:
     try:
-        read_members(store, read_artifact(store, task, digest))
+        read_ensemble(store, read_artifact(store, task, digest))
     except NotFound:
         return ""
     except ArtifactError as error:

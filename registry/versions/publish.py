@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from ptpipeline.errors import NotFound, Terminal
 from ptpipeline.evaluation.mistakes import Mistakes
-from ptpipeline.prompts.artifact import Artifact, read_artifact, read_members, write_artifact
+from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble, write_artifact
 from ptpipeline.prompts.interpretation import Neighbours, Wayward
 from ptpipeline.records import (
     PromptVersion,
@@ -78,7 +78,7 @@ def register(registry: Registry, request: Request) -> PromptVersion:
     ledger, task, digest = registry.ledger, request.tuned.task, request.tuned.digest
     ledger.intend(task, digest)
     artifact = read_artifact(registry.store, task, digest)
-    read_members(registry.store, artifact)
+    read_ensemble(registry.store, artifact)
     _check_number(registry, task, digest)
     publication = remember(registry, request)
     reached("publish remembered")
@@ -93,7 +93,7 @@ def register(registry: Registry, request: Request) -> PromptVersion:
     write_page(registry, entry, version)
     if registry.mlflow:
         registry.mlflow.describe(entry, version)
-    read_members(registry.store, read_artifact(registry.store, task, digest))
+    read_ensemble(registry.store, read_artifact(registry.store, task, digest))
     reached("publish verified")
     ledger.fulfil(task, digest)
     return version

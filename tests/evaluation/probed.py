@@ -19,7 +19,7 @@ from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase, Input, KeyValues, SoftPrompt
 from ptpipeline.models.load import load_base
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.prompts.initialise import activations
+from ptpipeline.prompts.initialise import compute_activations
 from ptpipeline.prompts.tensors import pack
 from ptpipeline.records import Generation
 from ptpipeline.serving.engine import Engine, Question
@@ -89,7 +89,7 @@ def answer(engine: Engine, made: Artifact, text: str) -> str:
     question = [Question(made.digest, text)]
     if made.manifest.generate:
         return engine.generate(question)[0]
-    return list(LABELS)[int(engine.log_likelihoods(question)[0].argmax())]
+    return list(LABELS)[int(engine.score_labels(question)[0].argmax())]
 
 
 NUMBERS = {"negative": " 41", "positive": " 42"}
@@ -116,7 +116,7 @@ def memorised(given: list[Row], steps: int = 100) -> tuple[Engine, Artifact]:
     from every other.
     """
     base = replace(family("llama"), tokenizer=Numbers())
-    start = activations(base, base.embed(torch.arange(3, 35)).detach())
+    start = compute_activations(base, base.embed(torch.arange(3, 35)).detach())
     learnt = KeyValues(start.key.clone().requires_grad_(), start.value.clone().requires_grad_())
     optimizer = torch.optim.Adam(list(learnt), lr=0.1)
     inputs, aims = (
@@ -125,7 +125,9 @@ def memorised(given: list[Row], steps: int = 100) -> tuple[Engine, Artifact]:
     )
     for _ in range(steps):
         optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(base.logits(base.states(base.prefix([learnt]), inputs)), aims).backward()
+        torch.nn.functional.cross_entropy(
+            base.compute_logits(base.compute_states(base.compute_prefix([learnt]), inputs)), aims
+        ).backward()
         optimizer.step()
     prompt = KeyValues(learnt.key.detach(), learnt.value.detach())
     made, engine = artifact(base, prompt, method="prefix", template="{text}", labels=NUMBERS), Engine(base)

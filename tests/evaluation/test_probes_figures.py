@@ -10,7 +10,7 @@ from torch import Tensor
 from ptpipeline.evaluation.probes.latency import latency
 from ptpipeline.evaluation.probes.norms import norms
 from ptpipeline.models.frozen import KeyValues
-from ptpipeline.prompts.initialise import activations, sampled_vocab
+from ptpipeline.prompts.initialise import compute_activations, sample_vocabulary
 from ptpipeline.prompts.tensors import pack_ensemble
 from ptpipeline.serving.engine import Engine, Question
 from tests.evaluation.probed import artifact, embeddings, fields, opinions, rows, tiny, writing
@@ -32,7 +32,7 @@ def test_embeddings_are_held_against_the_vocabulary() -> None:
 @pytest.mark.parametrize(("scale", "beyond"), [(1.0, 0.0), (10.0, 1.0)])
 def test_keys_and_values_are_held_against_those_of_words(scale: float, beyond: float) -> None:
     base = tiny()
-    words = activations(base, base.embed(sampled_vocab(base, 256, seed=0)).detach())
+    words = compute_activations(base, base.embed(sample_vocabulary(base, 256, seed=0)).detach())
     prompt = KeyValues(words.key[:, :, 100:108] * scale, words.value[:, :, 100:108] * scale)
     found = norms(Engine(base), artifact(base, prompt, method="prefix"))
     assert found["norms.median_ratio"] == pytest.approx(scale, rel=0.25)
@@ -49,11 +49,11 @@ def test_the_members_of_an_ensemble_count_together() -> None:
 class Slow(Engine):
     """Takes a prompt's request for nine, and five milliseconds more."""
 
-    def log_likelihoods(self, questions: Sequence[Question]) -> list[Tensor]:
+    def score_labels(self, questions: Sequence[Question]) -> list[Tensor]:
         time.sleep(0.005)
         for _ in range(8):
-            super().log_likelihoods(questions)
-        return super().log_likelihoods(questions)
+            super().score_labels(questions)
+        return super().score_labels(questions)
 
 
 def test_latency_is_the_time_of_one_request_and_its_ratio_the_prompts_part() -> None:

@@ -49,7 +49,7 @@ def test_the_area_is_scikit_learns_over_likelihoods_of_single_requests() -> None
     train = [row for name in LABELS for row in right[name][:10]]
     test = [row for name in LABELS for row in [*right[name][10:15], *wrong(right[OTHER[name]][15:20])]]
     scores = [
-        float(engine.log_likelihoods([Question(made.digest, row.text)])[0][list(LABELS).index(row.label)])
+        float(engine.score_labels([Question(made.digest, row.text)])[0][list(LABELS).index(row.label)])
         for row in [*train, *test]
     ]
     found = membership(engine, made, train, test)
@@ -113,8 +113,8 @@ def test_a_targets_likelihood_is_the_mean_over_its_tokens() -> None:
         target = base.encode(f" {row.label}", False)
         inputs = [Input(base.encode(f"{row.text}\nSentiment:", True), target[:-1], 0)]
         for found, states in (
-            (ours, base.concatenated([embeddings(base)], inputs)),
-            (alone, base.states(None, inputs)),
+            (ours, base.concatenate([embeddings(base)], inputs)),
+            (alone, base.compute_states(None, inputs)),
         ):
-            tokens = base.logits(states).log_softmax(-1)[range(len(target)), target]
+            tokens = base.compute_logits(states).log_softmax(-1)[range(len(target)), target]
             assert found == pytest.approx(float(tokens.mean()), rel=1e-4)

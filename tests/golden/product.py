@@ -70,7 +70,7 @@ from ptpipeline.tuning import key as training
 from ptpipeline.tuning import loop
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.member import Job
-from ptpipeline.tuning.multitask import Sources, shared_key
+from ptpipeline.tuning.multitask import Sources, compute_shared_key
 from ptpipeline.tuning.tune import _trial
 from registry.garbage.roots import sources_in
 from registry.ledger import database
@@ -222,9 +222,9 @@ def digests() -> dict[str, str]:
     )
     found = {
         "canonical JSON": digest_of({"ü": [1.0, 1e-7, None, True]}),
-        "training key": training.training_key(plain, snapshot, "f" * 64),
-        "training key from a start": training.training_key(plain, snapshot, "f" * 64, "4" * 64),
-        "shared key": shared_key(shared, "f" * 64),
+        "training key": training.compute_training_key(plain, snapshot, "f" * 64),
+        "training key from a start": training.compute_training_key(plain, snapshot, "f" * 64, "4" * 64),
+        "shared key": compute_shared_key(shared, "f" * 64),
         "rows": evaluation.rows_identity(rows),
         "rows with slices": evaluation.rows_identity(sliced),
         "evaluation key": evaluation.evaluation_key("a" * 64, "1" * 64, "torch.float32"),

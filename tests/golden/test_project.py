@@ -1,4 +1,4 @@
-"""A store and a ledger that earlier code wrote (`write.py`) answer as they did, to the field, from a copy in another
+"""A store and a ledger that earlier code wrote answer as they did, to the field, from a copy in another
 place.
 
 What each verb says stands in `answers/`. Sentences that the verbs make up are left out; those that are stored are not.

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptpipeline.models.attention import MAX_KEYS, NAME, fused, use_short_rows
-from ptpipeline.models.base import Prepared, fingerprint
+from ptpipeline.models.attention import MAX_KEYS, NAME, use_fused_attention, use_short_rows
+from ptpipeline.models.base import PreparedBase, fingerprint
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import Input
 from ptpipeline.models.load import load_base
@@ -19,7 +19,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[CausalBase, CausalBa
     """One tiny base in float32 twice: with this attention, and with the fused one."""
     folder = tiny_base(tmp_path_factory.mktemp("attention") / "base")
     ref = fingerprint("tiny", folder, folder)
-    short = load_base(Prepared("tiny", folder, ref), "bfloat16").in_float32()
+    short = load_base(PreparedBase("tiny", folder, ref), "bfloat16").to_float32()
     plain = CausalBase(copy.deepcopy(short.model), short.tokenizer, ref, torch.float32, short.context)
     plain.model.set_attn_implementation("sdpa")
     return short, plain
@@ -29,8 +29,9 @@ def _states_and_gradients(base: CausalBase, longest: int) -> tuple[Tensor, ...]:
     torch.manual_seed(0)
     prompts = [torch.randn(length, base.ref.hidden_size).requires_grad_() for length in (2, 5)]
     rows = [list(range(3, 3 + longest)), [7, 8, 9][:longest], [11]]
-    states = base.states(
-        base.prefix(prompts), [Input(row[:1], row[1:], member) for row, member in zip(rows, [0, 1, 1], strict=True)]
+    states = base.compute_states(
+        base.compute_prefix(prompts),
+        [Input(row[:1], row[1:], member) for row, member in zip(rows, [0, 1, 1], strict=True)],
     )
     return states.detach(), *torch.autograd.grad(states.cos().sum(), prompts)
 
@@ -55,6 +56,6 @@ def test_float32_models_keep_fused_attention(pair: tuple[CausalBase, CausalBase]
 
 def test_reference_runs_on_fused_attention(pair: tuple[CausalBase, CausalBase]) -> None:
     model = pair[0].model
-    with fused(model):
+    with use_fused_attention(model):
         assert model.config._attn_implementation == "sdpa"
     assert model.config._attn_implementation == NAME

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from ptpipeline.errors import BaseModelError, NotFound
-from ptpipeline.models.base import Prepared, fingerprint, prepare_base
+from ptpipeline.models.base import PreparedBase, fingerprint, prepare_base
 from ptpipeline.models.load import load_base
 from ptpipeline.settings import Settings
 from tests.tiny import tiny_base, tiny_project
@@ -28,14 +28,14 @@ def edited(folder: Path, name: str = "config.json", **fields: object) -> None:
 
 def followed(folder: Path) -> list[object]:
     """All that training and decoding take from a tokenizer and from the tokens that end a text."""
-    base = load_base(Prepared("tiny", folder, fingerprint("tiny", folder, folder)), "float32")
+    base = load_base(PreparedBase("tiny", folder, fingerprint("tiny", folder, folder)), "float32")
     tokens = base.encode("good</s> film <x>", True)
     special = sorted(base.tokenizer.all_special_ids)
     return [
         tokens,
         base.encode("film", False),
         base.bos,
-        sorted(base.ends),
+        sorted(base.end_tokens),
         special,
         len(base.tokenizer),
         base.tokenizer.decode(tokens, skip_special_tokens=True),
@@ -206,7 +206,7 @@ def test_unknown_base_lists_the_known(tmp_path: Path) -> None:
 
 def test_weights_in_memory_are_told_apart(tmp_path: Path) -> None:
     base = load_base(prepare_base("tiny", Settings(home=tmp_path / "home", tasks=tiny_project(tmp_path))), "float32")
-    before = base.weights_digest()
-    assert base.weights_digest() == before
+    before = base.digest_weights()
+    assert base.digest_weights() == before
     base.model.model.norm.weight.data[0] += 1e-3
-    assert base.weights_digest() != before
+    assert base.digest_weights() != before

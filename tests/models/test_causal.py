@@ -33,13 +33,13 @@ def key_values(base: CausalBase, length: int = 3) -> KeyValues:
 
 
 def test_shared_prefix_equals_concatenation(base: CausalBase) -> None:
-    shared = base.states(base.prefix(prompts()), INPUTS)
-    torch.testing.assert_close(shared, base.concatenated(prompts(), INPUTS), rtol=1e-6, atol=1e-6)
+    shared = base.compute_states(base.compute_prefix(prompts()), INPUTS)
+    torch.testing.assert_close(shared, base.concatenate(prompts(), INPUTS), rtol=1e-6, atol=1e-6)
 
 
 def test_prompt_gradient_equals_concatenation(base: CausalBase) -> None:
     gradients, direction = [], torch.cos(torch.arange(32.0, dtype=torch.float64))
-    for path in (lambda p: base.states(base.prefix(p), INPUTS), lambda p: base.concatenated(p, INPUTS)):
+    for path in (lambda p: base.compute_states(base.compute_prefix(p), INPUTS), lambda p: base.concatenate(p, INPUTS)):
         leaves = [prompt.requires_grad_() for prompt in prompts()]
         (path(leaves) * direction).sum().backward()  # the squared length of a normed state would be a constant
         gradients.append([leaf.grad for leaf in leaves])
@@ -48,25 +48,27 @@ def test_prompt_gradient_equals_concatenation(base: CausalBase) -> None:
 
 
 def test_states_are_those_behind_text_and_continuation(base: CausalBase) -> None:
-    every = base.states(None, [Input([5], [6, 7, 8], 0)])
-    torch.testing.assert_close(base.states(None, [Input([5, 6, 7], [8], 0)]), every[2:])
+    every = base.compute_states(None, [Input([5], [6, 7, 8], 0)])
+    torch.testing.assert_close(base.compute_states(None, [Input([5, 6, 7], [8], 0)]), every[2:])
 
 
 def test_without_prompt_padding_changes_nothing(base: CausalBase) -> None:
-    alone = [base.states(None, [row]) for row in INPUTS]
-    torch.testing.assert_close(base.states(None, INPUTS), torch.cat(alone), rtol=1e-6, atol=1e-6)
+    alone = [base.compute_states(None, [row]) for row in INPUTS]
+    torch.testing.assert_close(base.compute_states(None, INPUTS), torch.cat(alone), rtol=1e-6, atol=1e-6)
 
 
 def test_stacked_caches_answer_as_one_pass(base: CausalBase) -> None:
-    stacked = stack_caches([base.prefix([prompt]) for prompt in prompts()])
-    torch.testing.assert_close(base.states(stacked, INPUTS), base.states(base.prefix(prompts()), INPUTS))
+    stacked = stack_caches([base.compute_prefix([prompt]) for prompt in prompts()])
+    torch.testing.assert_close(
+        base.compute_states(stacked, INPUTS), base.compute_states(base.compute_prefix(prompts()), INPUTS)
+    )
 
 
 def test_forward_leaves_the_cache_as_it_was(base: CausalBase) -> None:
-    prefix = base.prefix(prompts())
-    first = base.states(prefix, INPUTS)
+    prefix = base.compute_prefix(prompts())
+    first = base.compute_states(prefix, INPUTS)
     assert prefix.width == 9
-    torch.testing.assert_close(base.states(prefix, INPUTS), first)
+    torch.testing.assert_close(base.compute_states(prefix, INPUTS), first)
 
 
 def test_embeddings_and_key_values_mix_in_one_batch(base: CausalBase) -> None:
@@ -78,8 +80,8 @@ def test_embeddings_and_key_values_mix_in_one_batch(base: CausalBase) -> None:
         else KeyValues(*(t.requires_grad_() for t in prompt))
         for prompt in mixed
     ]
-    together = base.states(base.prefix(leaves), INPUTS)
-    torch.testing.assert_close(together, base.concatenated(mixed, INPUTS), rtol=1e-6, atol=1e-6)
+    together = base.compute_states(base.compute_prefix(leaves), INPUTS)
+    torch.testing.assert_close(together, base.concatenate(mixed, INPUTS), rtol=1e-6, atol=1e-6)
     together.sum().backward()
     assert all(
         t.grad is not None and t.grad.abs().sum() > 0
@@ -89,19 +91,19 @@ def test_embeddings_and_key_values_mix_in_one_batch(base: CausalBase) -> None:
 
 
 def test_key_values_of_an_embedded_prompt_stand_for_it(base: CausalBase) -> None:
-    cache = base.prefix([prompts()[1]])
+    cache = base.compute_prefix([prompts()[1]])
     half = len(cache.tensors) // 2
     given = KeyValues(
         torch.stack([t[0] for t in cache.tensors[:half]]), torch.stack([t[0] for t in cache.tensors[half:]])
     )
     row = [Input([5, 6, 7], [8, 9], 0)]
-    torch.testing.assert_close(base.states(base.prefix([given]), row), base.states(cache, row))
+    torch.testing.assert_close(base.compute_states(base.compute_prefix([given]), row), base.compute_states(cache, row))
 
 
 def test_key_values_of_another_shape_are_refused(base: CausalBase) -> None:
     wrong = KeyValues(torch.zeros(7, 4, 3, 8), torch.zeros(7, 4, 3, 8))
     with pytest.raises(BaseModelError, match="7 layers"):
-        base.prefix([wrong])
+        base.compute_prefix([wrong])
 
 
 @pytest.mark.parametrize("prompted", [True, False])
@@ -109,7 +111,7 @@ def test_decoding_together_equals_plain_decoding_alone(base: CausalBase, prompte
     """The oracle reads the whole sequence anew for every token; windows are shorter than prompt and text."""
     base.model.generation_config.eos_token_id = None
     limit, texts = 7, [[5, 6, 7, 8], [11], [20, 21, 22, 23, 24, 25, 26, 27, 28]]
-    cache = base.prefix(prompts()) if prompted else None
+    cache = base.compute_prefix(prompts()) if prompted else None
     found = base.decode(cache, [Input(text, [], member) for member, text in enumerate(texts)], limit)
     for text, prompt, answer in zip(texts, prompts(), found, strict=True):
         expected: list[int] = []

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from ptpipeline.models.frozen import PrefixCache
+from ptpipeline.models.layout import Reads
 from ptpipeline.models.llama import FusedLlama
 
 ROWS = [[3, 1, 4, 1, 5], [9, 2], [6, 5, 3, 5, 8, 9, 7]]
-READS = (torch.tensor([0, 0, 1, 2]), torch.tensor([3, 4, 1, 6]))
+READS = Reads(torch.tensor([0, 0, 1, 2]), torch.tensor([3, 4, 1, 6]))
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -54,11 +56,12 @@ def ours(model: LlamaForCausalLM, prompts: Sequence[Tensor], members: Sequence[i
     for index, row in enumerate(ROWS):
         ids[index, : len(row)] = torch.tensor(row)
     if not prompts:
-        return llama.states(ids, (), None, READS)
+        return llama.compute_states(ids, None, None, READS)
     width = max(len(prompt) for prompt in prompts)
     lengths = torch.tensor([len(prompt) for prompt in prompts])
     padded = torch.stack([torch.nn.functional.pad(prompt, (0, 0, width - len(prompt), 0)) for prompt in prompts])
-    return llama.states(ids, llama.prefix(padded, lengths), (lengths, torch.tensor(members)), READS)
+    cache = PrefixCache(llama.compute_prefix(padded, lengths), lengths)
+    return llama.compute_states(ids, cache, torch.tensor(members), READS)
 
 
 def concatenated(model: LlamaForCausalLM, prompts: Sequence[Tensor], members: Sequence[int]) -> Tensor:

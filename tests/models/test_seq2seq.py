@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BartConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from ptpipeline.errors import BaseModelError
-from ptpipeline.models.base import Prepared, fingerprint
+from ptpipeline.models.base import PreparedBase, fingerprint
 from ptpipeline.models.frozen import Input, KeyValues, stack_caches
 from ptpipeline.models.load import load_base
 from ptpipeline.models.seq2seq import Seq2SeqBase
@@ -56,26 +56,30 @@ def scored(states: Tensor) -> Tensor:
 
 def test_mixed_rows_equal_transformers_alone(base: Seq2SeqBase) -> None:
     scale = 32**-0.5 if base.ref.name == "t5 relu tied" else 1.0
-    expected = torch.cat([transformers_forward(base, prompts()[row.member], row)[0] for row in ROWS])
-    torch.testing.assert_close(base.states(base.prefix(prompts()), ROWS) * scale, expected, rtol=1e-9, atol=1e-9)
+    expected = torch.cat([transformers_forward(base, prompts()[row.prompt], row)[0] for row in ROWS])
+    torch.testing.assert_close(
+        base.compute_states(base.compute_prefix(prompts()), ROWS) * scale, expected, rtol=1e-9, atol=1e-9
+    )
 
 
 def test_concatenated_equals_transformers(base: Seq2SeqBase) -> None:
-    expected = torch.cat([transformers_forward(base, prompts()[row.member], row)[1] for row in ROWS]).float()
-    torch.testing.assert_close(base.logits(base.concatenated(prompts(), ROWS)), expected, rtol=1e-5, atol=1e-5)
+    expected = torch.cat([transformers_forward(base, prompts()[row.prompt], row)[1] for row in ROWS]).float()
+    torch.testing.assert_close(base.compute_logits(base.concatenate(prompts(), ROWS)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_logits_are_those_of_transformers_in_float32(base: Seq2SeqBase) -> None:
-    expected = torch.cat([transformers_forward(base, prompts()[row.member], row)[1] for row in ROWS]).float()
-    torch.testing.assert_close(base.logits(base.states(base.prefix(prompts()), ROWS)), expected, rtol=1e-5, atol=1e-5)
+    expected = torch.cat([transformers_forward(base, prompts()[row.prompt], row)[1] for row in ROWS]).float()
+    torch.testing.assert_close(
+        base.compute_logits(base.compute_states(base.compute_prefix(prompts()), ROWS)), expected, rtol=1e-5, atol=1e-5
+    )
 
 
 def test_prompt_gradient_equals_transformers(base: Seq2SeqBase) -> None:
     scale = 32**-0.5 if base.ref.name == "t5 relu tied" else 1.0
     ours = [prompt.requires_grad_() for prompt in prompts()]
-    scored(base.states(base.prefix(ours), ROWS) * scale).backward()
+    scored(base.compute_states(base.compute_prefix(ours), ROWS) * scale).backward()
     theirs = [prompt.requires_grad_() for prompt in prompts()]
-    scored(torch.cat([transformers_forward(base, theirs[row.member], row)[0] for row in ROWS])).backward()
+    scored(torch.cat([transformers_forward(base, theirs[row.prompt], row)[0] for row in ROWS])).backward()
     for prompt, reference in zip(ours, theirs, strict=True):
         assert reference.grad is not None
         assert reference.grad.abs().max() > 1e-3
@@ -83,29 +87,34 @@ def test_prompt_gradient_equals_transformers(base: Seq2SeqBase) -> None:
 
 
 def test_rows_of_one_prompt_equal_transformers(base: Seq2SeqBase) -> None:
-    rows = [row._replace(member=0) for row in ROWS]
+    rows = [row._replace(prompt=0) for row in ROWS]
     expected = torch.cat([transformers_forward(base, prompts()[0], row)[1] for row in rows]).float()
     torch.testing.assert_close(
-        base.logits(base.states(base.prefix(prompts()[:1]), rows)), expected, rtol=1e-5, atol=1e-5
+        base.compute_logits(base.compute_states(base.compute_prefix(prompts()[:1]), rows)),
+        expected,
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
 def test_without_prompt_padding_changes_nothing(base: Seq2SeqBase) -> None:
     empty = torch.zeros(0, 32, dtype=torch.float64)
     expected = torch.cat([transformers_forward(base, empty, row)[1] for row in ROWS]).float()
-    torch.testing.assert_close(base.logits(base.states(None, ROWS)), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(base.compute_logits(base.compute_states(None, ROWS)), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_stacked_caches_answer_as_one(base: Seq2SeqBase) -> None:
-    stacked = stack_caches([base.prefix([prompt]) for prompt in prompts()])
-    torch.testing.assert_close(base.states(stacked, ROWS), base.states(base.prefix(prompts()), ROWS))
+    stacked = stack_caches([base.compute_prefix([prompt]) for prompt in prompts()])
+    torch.testing.assert_close(
+        base.compute_states(stacked, ROWS), base.compute_states(base.compute_prefix(prompts()), ROWS)
+    )
 
 
 def test_prompt_of_nan_spoils_its_own_rows_only(base: Seq2SeqBase) -> None:
-    members = torch.tensor([row.member for row in ROWS for _ in range(row.states)])
-    clean = base.states(base.prefix(prompts()), ROWS)
+    members = torch.tensor([row.prompt for row in ROWS for _ in range(row.state_count)])
+    clean = base.compute_states(base.compute_prefix(prompts()), ROWS)
     leaves = [prompt.requires_grad_() for prompt in prompts()]
-    states = base.states(base.prefix([leaves[0], leaves[1] * float("nan"), leaves[2]]), ROWS)
+    states = base.compute_states(base.compute_prefix([leaves[0], leaves[1] * float("nan"), leaves[2]]), ROWS)
     assert states[members == 1].isnan().all()
     torch.testing.assert_close(states[members != 1], clean[members != 1])
     scored(states).backward()
@@ -114,18 +123,18 @@ def test_prompt_of_nan_spoils_its_own_rows_only(base: Seq2SeqBase) -> None:
 
 def test_gradient_of_a_row_reaches_its_own_prompt_only(base: Seq2SeqBase) -> None:
     leaves = [prompt.requires_grad_() for prompt in prompts()]
-    scored(base.states(base.prefix(leaves), ROWS)[:3]).backward()
+    scored(base.compute_states(base.compute_prefix(leaves), ROWS)[:3]).backward()
     assert [bool(leaf.grad.any()) for leaf in leaves if leaf.grad is not None] == [True, False, False]
 
 
 def generated(base: Seq2SeqBase, row: Input, limit: int) -> list[int]:
-    embedded = torch.cat([prompts()[row.member], base.model.shared(torch.tensor(row.text))])[None]
+    embedded = torch.cat([prompts()[row.prompt], base.model.shared(torch.tensor(row.text))])[None]
     given = torch.tensor([[0, *row.continuation]])
     tokens = base.model.generate(
         inputs_embeds=embedded, decoder_input_ids=given, num_beams=1, do_sample=False, max_new_tokens=limit
     )
     new: list[int] = tokens[0, given.shape[1] :].tolist()
-    return [token for token in new if token not in base.ends]
+    return [token for token in new if token not in base.end_tokens]
 
 
 @pytest.mark.parametrize("continued", [False, True])
@@ -135,21 +144,21 @@ def test_decoding_together_equals_generating_alone(base: Seq2SeqBase, continued:
         1,
         generated(base, rows[0], 4)[2],
     ]  # one that ends a row before the others
-    found = base.decode(base.prefix(prompts()), rows, 7)
+    found = base.decode(base.compute_prefix(prompts()), rows, 7)
     assert found == [generated(base, row, 7) for row in rows]
     assert sorted(map(len, found))[0] <= 2 < len(max(found, key=len)) == 7
 
 
 def test_decoding_stops_at_the_limit(base: Seq2SeqBase) -> None:
-    longer = base.decode(base.prefix(prompts()), ROWS, 5)
-    assert base.decode(base.prefix(prompts()), ROWS, 2) == [tokens[:2] for tokens in longer]
-    assert base.decode(base.prefix(prompts()), ROWS, 0) == [[], [], [], []]
+    longer = base.decode(base.compute_prefix(prompts()), ROWS, 5)
+    assert base.decode(base.compute_prefix(prompts()), ROWS, 2) == [tokens[:2] for tokens in longer]
+    assert base.decode(base.compute_prefix(prompts()), ROWS, 0) == [[], [], [], []]
 
 
 def test_keys_and_values_are_refused() -> None:
     base = seq2seq_family("t5 relu tied")
     prefix = KeyValues(torch.zeros(3, 4, 2, 8), torch.zeros(3, 4, 2, 8))
-    for taking in (lambda: base.prefix([prefix]), lambda: base.concatenated([prefix], ROWS[:1])):
+    for taking in (lambda: base.compute_prefix([prefix]), lambda: base.concatenate([prefix], ROWS[:1])):
         with pytest.raises(BaseModelError, match=r"prefix tuning .* needs a causal model"):
             taking()
 
@@ -168,8 +177,8 @@ def edited(folder: Path, name: str, **fields: Any) -> Path:
     return folder
 
 
-def prepared(folder: Path) -> Prepared:
-    return Prepared("tiny-t5", folder, fingerprint("tiny-t5", folder, folder.parent))
+def prepared(folder: Path) -> PreparedBase:
+    return PreparedBase("tiny-t5", folder, fingerprint("tiny-t5", folder, folder.parent))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -182,11 +191,11 @@ def test_folder_of_a_t5_loads_as_encoder_decoder(tmp_path: Path, dtype: Any) -> 
         Input(base.encode("good film", True), [3, 4], 0),
         Input(base.encode("the plot was very dull", True), [7], 0),
     ]
-    states = base.states(base.prefix([prompt]), rows)
+    states = base.compute_states(base.compute_prefix([prompt]), rows)
     torch.testing.assert_close(
-        states, base.concatenated([prompt], rows), rtol=2e-2, atol=6e-2 if dtype == "bfloat16" else 1e-5
+        states, base.concatenate([prompt], rows), rtol=2e-2, atol=6e-2 if dtype == "bfloat16" else 1e-5
     )
-    base.logits(states).logsumexp(-1).sum().backward()
+    base.compute_logits(states).logsumexp(-1).sum().backward()
     assert prompt.grad is not None
     assert prompt.grad.abs().max() > 0
 

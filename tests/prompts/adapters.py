@@ -47,4 +47,4 @@ def theirs_of(model: peft.PeftModel, text: Sequence[int], answer: Sequence[int])
 def ours(base: FrozenBase, prompt: SoftPrompt, text: Sequence[int] = TEXT, answer: Sequence[int] = ANSWER) -> Tensor:
     """Logits [1 + answer, V] of the serving path."""
     with torch.inference_mode():
-        return base.logits(base.states(base.prefix([prompt]), [Input(text, answer, 0)]))
+        return base.compute_logits(base.compute_states(base.compute_prefix([prompt]), [Input(text, answer, 0)]))

@@ -12,8 +12,8 @@ from safetensors.torch import save
 
 from ptpipeline.errors import ArtifactError, BaseModelError, NotFound, TrainingError
 from ptpipeline.models.frozen import KeyValues
-from ptpipeline.prompts.artifact import Artifact, check_tensors, file_bytes, read_artifact, write_artifact
-from ptpipeline.prompts.tensors import named, pack, stored_value, unpack
+from ptpipeline.prompts.artifact import Artifact, check_tensors, compute_file_bytes, read_artifact, write_artifact
+from ptpipeline.prompts.tensors import name_tensors, pack, round_to_stored, unpack
 from ptpipeline.records import BaseModelRef, prompt_prefix
 from ptpipeline.storage import FolderStore, ObjectStore
 
@@ -56,8 +56,8 @@ def test_what_is_written_is_read(store: ObjectStore, dtype: str) -> None:
 @settings(max_examples=50)
 def test_the_size_of_a_file_is_known_before_there_is_one(tokens: int, width: int, layers: int, dtype: str) -> None:
     for prompt in (torch.zeros(tokens, width), KeyValues(*torch.zeros(2, layers, 2, tokens, width))):
-        tensors = named(stored_value(prompt, dtype))
-        assert file_bytes({name: tensor.shape for name, tensor in tensors.items()}, dtype) == len(save(tensors))
+        tensors = name_tensors(round_to_stored(prompt, dtype))
+        assert compute_file_bytes({name: tensor.shape for name, tensor in tensors.items()}, dtype) == len(save(tensors))
 
 
 def test_writing_twice_is_writing_once(store: ObjectStore) -> None:

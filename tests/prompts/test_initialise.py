@@ -13,14 +13,14 @@ from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase, Input, KeyValues
 from ptpipeline.models.load import load_base
 from ptpipeline.prompts.initialise import (
-    activations,
-    class_labels,
-    initial_prompt,
+    compute_activations,
+    draw_uniform,
+    draw_xavier,
+    embed_labels,
+    make_initial_prompt,
     read_tensor,
-    sampled_vocab,
-    text_tokens,
-    uniform,
-    xavier,
+    sample_vocabulary,
+    tokenize_text,
 )
 from ptpipeline.settings import Settings
 from ptpipeline.task.recipe import TextInit, Tune
@@ -35,28 +35,28 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> FrozenBase:
 
 
 def test_sampled_tokens_are_distinct_and_not_special(base: FrozenBase) -> None:
-    ids = sampled_vocab(base, 50, seed=0).tolist()
+    ids = sample_vocabulary(base, 50, seed=0).tolist()
     assert len(set(ids)) == 50
     assert not set(ids) & set(base.tokenizer.all_special_ids)
 
 
 def test_sampled_tokens_follow_the_seed(base: FrozenBase) -> None:
-    assert torch.equal(sampled_vocab(base, 9, 1), sampled_vocab(base, 9, 1))
-    assert not torch.equal(sampled_vocab(base, 9, 1), sampled_vocab(base, 9, 2))
+    assert torch.equal(sample_vocabulary(base, 9, 1), sample_vocabulary(base, 9, 1))
+    assert not torch.equal(sample_vocabulary(base, 9, 1), sample_vocabulary(base, 9, 2))
 
 
 def test_more_tokens_than_words_repeat(base: FrozenBase) -> None:
-    assert len(sampled_vocab(base, 900, 0)) == 900
+    assert len(sample_vocabulary(base, 900, 0)) == 900
 
 
 def test_text_is_tiled_and_cut_without_special_tokens(base: FrozenBase) -> None:
     ids = base.encode("good film", False)
-    assert text_tokens(base, "good film", len(ids) + 2).tolist() == [*ids, *ids][: len(ids) + 2]
-    assert text_tokens(base, "good film", 2).tolist() == ids[:2]
+    assert tokenize_text(base, "good film", len(ids) + 2).tolist() == [*ids, *ids][: len(ids) + 2]
+    assert tokenize_text(base, "good film", 2).tolist() == ids[:2]
 
 
 def test_prompt_starts_at_the_texts_embeddings(base: FrozenBase) -> None:
-    prompt = initial_prompt(base, Tune(num_virtual_tokens=2, init=TextInit(text="good film")), {})
+    prompt = make_initial_prompt(base, Tune(num_virtual_tokens=2, init=TextInit(text="good film")), {})
     torch.testing.assert_close(prompt, base.embed(torch.tensor(base.encode("good film", False)[:2])).float())
 
 
@@ -66,12 +66,12 @@ def test_text_without_tokens_is_refused(base: FrozenBase) -> None:
             return {"input_ids": []}
 
     with pytest.raises(DataError, match=r"tune\.init\.text"):
-        text_tokens(replace(base, tokenizer=Mute()), "x", 2)
+        tokenize_text(replace(base, tokenizer=Mute()), "x", 2)
 
 
 def test_class_labels_are_means_of_their_pieces(base: FrozenBase) -> None:
     labels = {"bad": " negative", "good": " very good film"}
-    prompt = class_labels(base, labels, 5, seed=0)
+    prompt = embed_labels(base, labels, 5, seed=0)
     for row, words in zip(prompt, labels.values(), strict=False):
         torch.testing.assert_close(row, base.embed(torch.tensor(base.encode(words, False))).float().mean(0))
     table = base.embed(torch.arange(len(base.tokenizer)))
@@ -80,17 +80,17 @@ def test_class_labels_are_means_of_their_pieces(base: FrozenBase) -> None:
 
 def test_more_labels_than_tokens_are_refused(base: FrozenBase) -> None:
     with pytest.raises(DataError, match="a virtual token for each of the 3 labels, num_virtual_tokens is 2"):
-        class_labels(base, {"a": " a", "b": " b", "c": " c"}, 2, seed=0)
+        embed_labels(base, {"a": " a", "b": " b", "c": " c"}, 2, seed=0)
 
 
 def test_uniform_has_the_spread_of_the_embedding_table(base: FrozenBase) -> None:
-    drawn, table = uniform(base, 200, seed=0), base.model.get_input_embeddings().weight
+    drawn, table = draw_uniform(base, 200, seed=0), base.model.get_input_embeddings().weight
     assert float(drawn.std()) == pytest.approx(float(table.std()), rel=0.05)
     assert float(drawn.abs().max()) <= 3**0.5 * float(table.std()) * 1.0001
 
 
 def test_xavier_is_within_its_bound(base: FrozenBase) -> None:
-    drawn = xavier(base, 16, seed=0)
+    drawn = draw_xavier(base, 16, seed=0)
     assert 0.9 * (6 / 80) ** 0.5 < float(drawn.abs().max()) <= (6 / 80) ** 0.5
 
 
@@ -98,11 +98,14 @@ def test_a_prefix_starts_at_activations_of_its_tokens(base: FrozenBase) -> None:
     """A prefix at its start answers as the embeddings that it stands for."""
     tune = Tune(num_virtual_tokens=2, init=TextInit(text="good film"))
     embeddings, prefix = (
-        initial_prompt(base, tune.model_copy(update={"method": method}), {}) for method in ("prompt", "prefix")
+        make_initial_prompt(base, tune.model_copy(update={"method": method}), {}) for method in ("prompt", "prefix")
     )
     assert isinstance(prefix, KeyValues)
     row = [Input([5, 6, 7], [8], 0)]
-    torch.testing.assert_close(base.states(base.prefix([prefix]), row), base.states(base.prefix([embeddings]), row))
+    torch.testing.assert_close(
+        base.compute_states(base.compute_prefix([prefix]), row),
+        base.compute_states(base.compute_prefix([embeddings]), row),
+    )
 
 
 @pytest.mark.parametrize("name", ["start.npy", "start.safetensors"])
@@ -128,14 +131,14 @@ def test_a_pickled_array_is_refused(tmp_path: Path) -> None:
 
 
 def test_class_labels_may_fill_the_prompt(base: FrozenBase) -> None:
-    assert class_labels(base, {"bad": " negative", "good": " positive"}, 2, seed=0).shape == (2, 64)
+    assert embed_labels(base, {"bad": " negative", "good": " positive"}, 2, seed=0).shape == (2, 64)
 
 
 def test_the_order_of_labels_changes_no_start(base: FrozenBase) -> None:
     labels = {"bad": " negative", "good": " positive"}
-    assert torch.equal(class_labels(base, labels, 3, 0), class_labels(base, dict(reversed(labels.items())), 3, 0))
+    assert torch.equal(embed_labels(base, labels, 3, 0), embed_labels(base, dict(reversed(labels.items())), 3, 0))
 
 
 def test_an_encoder_decoder_has_no_keys_and_values_to_start_from() -> None:
     with pytest.raises(BaseModelError, match="take `prompt` or `p_tuning`"):
-        activations(seq2seq_family("t5 relu tied"), torch.zeros(2, 32, dtype=torch.float64))
+        compute_activations(seq2seq_family("t5 relu tied"), torch.zeros(2, 32, dtype=torch.float64))

@@ -15,7 +15,15 @@ from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase, KeyValues
 from ptpipeline.models.load import load_base
 from ptpipeline.prompts.interpretation import MEASURES, WARNING, Neighbours
-from ptpipeline.prompts.neighbours import BLOCK, nearest, neighbours, neighbours_of, readable, token_text, vocabulary_of
+from ptpipeline.prompts.neighbours import (
+    BLOCK,
+    compare_with_vocabulary,
+    embed_vocabulary,
+    find_nearest,
+    find_neighbours,
+    make_readable,
+    make_token_printer,
+)
 from ptpipeline.settings import Settings
 from tests.models.families import family
 from tests.tiny import tiny_project
@@ -55,7 +63,7 @@ def test_neighbours_are_those_of_brute_force(tokens: int, width: int, size: int,
     generator = torch.Generator().manual_seed(seed)
     prompt, vocabulary = torch.randn(tokens, width, generator=generator), torch.randn(size, width, generator=generator)
     expected = brute_force(prompt, vocabulary, k)
-    for measure, found in nearest(prompt, vocabulary, k).items():
+    for measure, found in find_nearest(prompt, vocabulary, k).items():
         assert found.ids.tolist() == expected[measure][0]
         np.testing.assert_allclose(found.values.numpy(), expected[measure][1], rtol=1e-5, atol=1e-6)
 
@@ -65,7 +73,7 @@ def test_blocks_change_nothing() -> None:
     vocabulary = torch.randn(2 * BLOCK // 1024 + 700, 1024, generator=generator)  # two blocks and a part
     prompt = vocabulary[[5, 3000, len(vocabulary) - 1]] + 0.1
     expected = brute_force(prompt, vocabulary, 3)
-    for measure, found in nearest(prompt, vocabulary, 3).items():
+    for measure, found in find_nearest(prompt, vocabulary, 3).items():
         assert found.ids.tolist() == expected[measure][0]
 
 
@@ -74,20 +82,20 @@ def test_lowest_ids_come_first_among_equal_rows() -> None:
     vocabulary = torch.randn(BLOCK // 256 + 40, 256, generator=torch.Generator().manual_seed(2))
     twins = [7, 8, 4000, BLOCK // 256 - 1, BLOCK // 256, len(vocabulary) - 1]  # in both blocks, at their edges
     vocabulary[twins] = row
-    for found in nearest(row[None], vocabulary, 4).values():
+    for found in find_nearest(row[None], vocabulary, 4).values():
         assert found.ids.tolist() == [twins[:4]]
 
 
 def test_rows_of_the_vocabulary_find_themselves(base: FrozenBase) -> None:
     ids = [40, 200, 301]
-    found = nearest(vocabulary_of(base)[ids], vocabulary_of(base), 1)
+    found = find_nearest(embed_vocabulary(base)[ids], embed_vocabulary(base), 1)
     assert found["euclidean"].ids[:, 0].tolist() == found["cosine"].ids[:, 0].tolist() == ids
     assert found["euclidean"].values.tolist() == [[0.0]] * 3
     assert found["cosine"].values[:, 0].tolist() == pytest.approx([1.0] * 3)
 
 
 def test_overlap_is_the_jaccard_index_of_the_lists(base: FrozenBase) -> None:
-    found = neighbours_of(base, vocabulary_of(base)[[40, 200]] * 7 + 0.3, 4)
+    found = find_neighbours(base, embed_vocabulary(base)[[40, 200]] * 7 + 0.3, 4)
     for near in found.tokens:
         for pair, overlap in near.overlap.items():
             one, other = ({neighbour.id for neighbour in near.nearest[measure]} for measure in pair.split("/"))  # type: ignore[index]
@@ -100,26 +108,26 @@ def test_measures_that_disagree_share_nothing() -> None:
     vocabulary = torch.tensor(
         [[100.0, 0.0], [0.1, 0.1], [1.4, 0.6]]
     )  # nearest of (1, 1) by dot product, cosine and distance
-    found = neighbours(torch.tensor([[1.0, 1.0]]), vocabulary, str, 1)
+    found = compare_with_vocabulary(torch.tensor([[1.0, 1.0]]), vocabulary, str, 1)
     assert [found.tokens[0].nearest[measure][0].id for measure in ("dot", "cosine", "euclidean")] == [0, 1, 2]
     assert set(found.overlap.values()) == {0.0}
 
 
 def test_neighbours_read_back_from_json_with_their_warning(base: FrozenBase) -> None:
-    found = neighbours_of(base, vocabulary_of(base)[:2].to(torch.float16))
+    found = find_neighbours(base, embed_vocabulary(base)[:2].to(torch.float16))
     assert Neighbours.model_validate(found.to_json()) == found
     assert found.warning == WARNING
     assert all(name in WARNING for name in ("Khashabi et al. 2022", "Bailey et al. 2023", "never proof"))
 
 
 def test_a_prefix_states_that_it_has_none() -> None:
-    found = neighbours_of(family("llama"), KeyValues(torch.zeros(3, 2, 4, 8), torch.zeros(3, 2, 4, 8)))
+    found = find_neighbours(family("llama"), KeyValues(torch.zeros(3, 2, 4, 8), torch.zeros(3, 2, 4, 8)))
     assert not found.tokens
     assert "no embeddings" in str(found.absent)
 
 
 def test_a_row_of_zeros_is_near_to_nothing_by_cosine() -> None:
-    found = nearest(torch.ones(1, 2), torch.tensor([[0.0, 0.0], [1.0, 1.0]]), 2)["cosine"]
+    found = find_nearest(torch.ones(1, 2), torch.tensor([[0.0, 0.0], [1.0, 1.0]]), 2)["cosine"]
     assert found.ids.tolist() == [[1, 0]]
     assert found.values[0].tolist() == pytest.approx([1.0, 0.0])
 
@@ -135,21 +143,21 @@ def test_a_row_of_zeros_is_near_to_nothing_by_cosine() -> None:
 )
 def test_unfit_numbers_are_refused(prompt: torch.Tensor, vocabulary: torch.Tensor, k: int, named: str) -> None:
     with pytest.raises(DataError, match=named):
-        nearest(prompt, vocabulary, k)
+        find_nearest(prompt, vocabulary, k)
 
 
 def test_tokens_of_bytes_are_shown_as_text(base: FrozenBase) -> None:
-    show = token_text(base)
+    show = make_token_printer(base)
     assert [show(token) for token in base.encode(" good", False)] == ["▁good"]
     assert show(base.tokenizer.bos_token_id) == "<s>"
     assert show(base.encode("\n", False)[0]) == "\\n"
 
 
 def test_bytes_that_are_no_text_are_escaped() -> None:
-    assert readable("Ġâľ", True) == "▁\\xe2\\x9c"
-    assert readable("é", True) == "\\xe9", "a byte of byte-level BPE"
-    assert readable("é", False) == "é"
-    assert readable("\u200b", False) == "\\u200b"
+    assert make_readable("Ġâľ", True) == "▁\\xe2\\x9c"
+    assert make_readable("é", True) == "\\xe9", "a byte of byte-level BPE"
+    assert make_readable("é", False) == "é"
+    assert make_readable("\u200b", False) == "\\u200b"
 
 
 def test_tokens_of_sentencepiece_are_shown_as_they_are(base: FrozenBase) -> None:
@@ -158,4 +166,4 @@ def test_tokens_of_sentencepiece_are_shown_as_they_are(base: FrozenBase) -> None
     other = type(base)(
         base.model, PreTrainedTokenizerFast(tokenizer_object=tokenizer), base.ref, base.dtype, base.context
     )
-    assert token_text(other)(1) == "▁né"
+    assert make_token_printer(other)(1) == "▁né"

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ptpipeline.models.frozen import KeyValues, SoftPrompt, tensors_of
+from ptpipeline.models.frozen import KeyValues, SoftPrompt, list_tensors
 from ptpipeline.prompts.parameterise import parameterise
 from ptpipeline.task.recipe import Tune
 
@@ -30,7 +30,7 @@ def initial(tune: Tune) -> SoftPrompt:
 
 def test_starts_at_the_initial_prompt(tune: Tune) -> None:
     for ours, given in zip(
-        tensors_of(parameterise(tune, initial(tune)).prompt()), tensors_of(initial(tune)), strict=True
+        list_tensors(parameterise(tune, initial(tune)).prompt()), list_tensors(initial(tune)), strict=True
     ):
         torch.testing.assert_close(ours, given, rtol=1e-6, atol=1e-6)
 
@@ -38,7 +38,7 @@ def test_starts_at_the_initial_prompt(tune: Tune) -> None:
 def test_every_parameter_learns(tune: Tune) -> None:
     made = parameterise(tune, initial(tune))
     sum(
-        (tensor * torch.linspace(-1, 1, tensor.numel()).view_as(tensor)).sum() for tensor in tensors_of(made.prompt())
+        (tensor * torch.linspace(-1, 1, tensor.numel()).view_as(tensor)).sum() for tensor in list_tensors(made.prompt())
     ).backward()  # type: ignore[union-attr]
     silent = [
         name

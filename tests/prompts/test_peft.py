@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ptpipeline.errors import ArtifactError, NotFound, PtpError
-from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, tensors_of
-from ptpipeline.prompts.initialise import activations
-from ptpipeline.prompts.peft import Base, npy_files, peft_files, read_foreign
+from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, list_tensors
+from ptpipeline.prompts.initialise import compute_activations
+from ptpipeline.prompts.peft import AdapterBase, build_npy_files, build_peft_files, read_foreign
 from tests.models.families import family, seq2seq_family
 from tests.prompts.adapters import ours, saved_by_peft, theirs, theirs_of
 
-CAUSAL = Base("somewhere/base", None, False)
-SEQ2SEQ = Base("somewhere/base", None, True)
+CAUSAL = AdapterBase("somewhere/base", None, False)
+SEQ2SEQ = AdapterBase("somewhere/base", None, True)
 
 
 def embeddings(base: FrozenBase, count: int = 3) -> torch.Tensor:
@@ -47,7 +47,7 @@ def edited(folder: Path, **changes: object) -> Path:
 def test_peft_computes_the_same_with_an_exported_prompt(tmp_path: Path, name: str) -> None:
     base = family(name, torch.float32)
     prompt = embeddings(base)
-    written(tmp_path, peft_files(prompt, CAUSAL))
+    written(tmp_path, build_peft_files(prompt, CAUSAL))
     torch.testing.assert_close(theirs(base, tmp_path), ours(base, prompt), rtol=1e-5, atol=1e-5)
     assert (theirs(base, tmp_path) - ours(base, prompt.flip(0))).abs().max() > 1e-3
 
@@ -55,11 +55,11 @@ def test_peft_computes_the_same_with_an_exported_prompt(tmp_path: Path, name: st
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_peft_computes_the_same_with_an_exported_prefix(tmp_path: Path, name: str) -> None:
     base = family(name, torch.float32)
-    prefix = activations(base, embeddings(base))
+    prefix = compute_activations(base, embeddings(base))
     shuffled = KeyValues(
         prefix.key + torch.randn_like(prefix.key), prefix.value + torch.randn_like(prefix.value)
     )  # nothing that a layout could confuse is alike
-    written(tmp_path, peft_files(shuffled, CAUSAL))
+    written(tmp_path, build_peft_files(shuffled, CAUSAL))
     torch.testing.assert_close(theirs(base, tmp_path), ours(base, shuffled), rtol=1e-5, atol=1e-5)
     assert (theirs(base, tmp_path) - ours(base, KeyValues(shuffled.value, shuffled.key))).abs().max() > 1e-3
 
@@ -68,7 +68,7 @@ def test_peft_computes_the_same_with_an_exported_prefix(tmp_path: Path, name: st
 def test_peft_computes_the_same_before_an_encoder(tmp_path: Path, name: str) -> None:
     base = seq2seq_family(name, torch.float32)
     prompt = embeddings(base)
-    written(tmp_path, peft_files(prompt, SEQ2SEQ))
+    written(tmp_path, build_peft_files(prompt, SEQ2SEQ))
     assert load_file(tmp_path / "adapter_model.safetensors")["prompt_embeddings"].shape == (3, 32)
     torch.testing.assert_close(theirs(base, tmp_path), ours(base, prompt), rtol=1e-5, atol=1e-5)
 
@@ -117,23 +117,23 @@ def test_of_an_encoder_decoders_doubled_rows_those_that_count_are_read(tmp_path:
 @pytest.mark.parametrize("prefix", [False, True])
 def test_out_and_in_again_is_the_same_tensor(tmp_path: Path, prefix: bool) -> None:
     base = family("llama", torch.float32)
-    prompt: SoftPrompt = activations(base, embeddings(base)) if prefix else embeddings(base)
-    found = read_foreign(written(tmp_path / "a", peft_files(prompt, CAUSAL)))
-    assert all(torch.equal(one, two) for one, two in zip(tensors_of(found.prompt), tensors_of(prompt), strict=True))
+    prompt: SoftPrompt = compute_activations(base, embeddings(base)) if prefix else embeddings(base)
+    found = read_foreign(written(tmp_path / "a", build_peft_files(prompt, CAUSAL)))
+    assert all(torch.equal(one, two) for one, two in zip(list_tensors(found.prompt), list_tensors(prompt), strict=True))
     assert found.named_base == "somewhere/base"
 
 
 def test_an_array_is_written_and_read(tmp_path: Path) -> None:
     prompt = embeddings(family("llama", torch.float32))
-    found = read_foreign(written(tmp_path, npy_files(prompt.half())) / "embeddings.npy")
+    found = read_foreign(written(tmp_path, build_npy_files(prompt.half())) / "embeddings.npy")
     assert torch.equal(found.prompt, prompt.half().float())  # type: ignore[arg-type]
     assert (found.method, found.placement, found.named_base) == ("prompt", None, None)
 
 
 def test_keys_and_values_are_two_arrays(tmp_path: Path) -> None:
     base = family("llama", torch.float32)
-    prefix = activations(base, embeddings(base))
-    files = npy_files(prefix)
+    prefix = compute_activations(base, embeddings(base))
+    files = build_npy_files(prefix)
     assert np.array_equal(np.load(io.BytesIO(files["prefix_key.npy"])), prefix.key.numpy())
     assert np.array_equal(np.load(io.BytesIO(files["prefix_value.npy"])), prefix.value.numpy())
 
@@ -200,7 +200,7 @@ ROWS = torch.ones(3, 32)
 def test_what_is_no_sound_adapter_is_refused(
     tmp_path: Path, spoil: Callable[[Path], Path], error: type[PtpError], sentence: str
 ) -> None:
-    folder = written(tmp_path / "a", peft_files(embeddings(family("llama", torch.float32)), CAUSAL))
+    folder = written(tmp_path / "a", build_peft_files(embeddings(family("llama", torch.float32)), CAUSAL))
     with pytest.raises(error, match=sentence) as caught:
         read_foreign(spoil(folder))
     assert "\n" not in str(caught.value)

@@ -11,11 +11,11 @@ from transformers import AutoTokenizer
 
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.base import prepare_base
-from ptpipeline.models.frozen import FrozenBase, Input, SoftPrompt, tensors_of
+from ptpipeline.models.frozen import FrozenBase, Input, SoftPrompt, list_tensors
 from ptpipeline.models.load import load_base
-from ptpipeline.prompts.initialise import initial_prompt
+from ptpipeline.prompts.initialise import make_initial_prompt
 from ptpipeline.prompts.parameterise import parameterise
-from ptpipeline.prompts.placement import placed
+from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.prompts.tensors import pack, unpack
 from ptpipeline.settings import Settings
 from ptpipeline.task.recipe import TextInit, Tune
@@ -59,13 +59,13 @@ def test_peft_starts_far_outside_of_the_table(tiny: FrozenBase) -> None:
 
 @pytest.mark.parametrize("init", ["uniform", "sampled_vocab", "class_labels", TextInit(text="good film")])
 def test_every_first_prompt_is_of_the_tables_size(tiny: FrozenBase, init: object) -> None:
-    norms = initial_prompt(tiny, Tune(init=init), LABELS).norm(dim=1)  # type: ignore[arg-type, union-attr]
+    norms = make_initial_prompt(tiny, Tune(init=init), LABELS).norm(dim=1)  # type: ignore[arg-type, union-attr]
     assert norms.max() <= table_norms(tiny).max()
     assert norms.min() >= 0.5 * table_norms(tiny).min()
 
 
 def test_xavier_is_bounded_by_its_formula(tiny: FrozenBase) -> None:
-    prompt = initial_prompt(tiny, Tune(init="xavier"), LABELS)
+    prompt = make_initial_prompt(tiny, Tune(init="xavier"), LABELS)
     assert isinstance(prompt, Tensor)
     assert prompt.abs().max() <= (6 / (16 + 64)) ** 0.5
 
@@ -90,7 +90,7 @@ def test_text_starts_without_special_tokens(tiny: FrozenBase, tmp_path: Path) ->
         tiny, prompt_tuning_init="TEXT", prompt_tuning_init_text="good film", tokenizer_name_or_path=str(folder)
     )
     assert torch.equal(theirs[:1], bos)
-    ours = initial_prompt(base, Tune(num_virtual_tokens=8, init=TextInit(text="good film")), LABELS)
+    ours = make_initial_prompt(base, Tune(num_virtual_tokens=8, init=TextInit(text="good film")), LABELS)
     assert isinstance(ours, Tensor)
     assert not (ours == bos).all(1).any()
 
@@ -121,8 +121,8 @@ def test_peft_erases_a_text_init_in_multitask_tuning(tiny: FrozenBase) -> None:
     ],
 )
 def test_no_method_erases_its_first_prompt(tiny: FrozenBase, tune: Tune) -> None:
-    first = initial_prompt(tiny, tune.model_copy(update={"init": TextInit(text="good film")}), LABELS)
-    for now, given in zip(tensors_of(parameterise(tune, first).prompt()), tensors_of(first), strict=True):
+    first = make_initial_prompt(tiny, tune.model_copy(update={"init": TextInit(text="good film")}), LABELS)
+    for now, given in zip(list_tensors(parameterise(tune, first).prompt()), list_tensors(first), strict=True):
         torch.testing.assert_close(now, given, rtol=1e-5, atol=1e-6)
 
 
@@ -137,8 +137,11 @@ def prompts(base: FrozenBase) -> list[SoftPrompt]:
 def test_other_rows_of_a_batch_change_no_logits(name: str) -> None:
     base = family(name)
     row, longer = Input([5, 17, 40], (), 0), Input([9] * 8, (), 0)
-    cache = base.prefix(prompts(base)[:1])
-    alone, together = base.logits(base.states(cache, [row])), base.logits(base.states(cache, [row, longer]))
+    cache = base.compute_prefix(prompts(base)[:1])
+    alone, together = (
+        base.compute_logits(base.compute_states(cache, [row])),
+        base.compute_logits(base.compute_states(cache, [row, longer])),
+    )
     torch.testing.assert_close(together[:1], alone, rtol=1e-5, atol=1e-6)
 
 
@@ -160,9 +163,10 @@ def test_each_row_of_a_batch_has_its_own_prompt() -> None:
     base = family("gpt2")
     first, second = prompts(base)
     rows = [Input([5, 17, 40], (), 0), Input([5, 17, 40], (), 1)]
-    together = base.logits(base.states(base.prefix([first, second]), rows))
+    together = base.compute_logits(base.compute_states(base.compute_prefix([first, second]), rows))
     alone = [
-        base.logits(base.states(base.prefix([prompt]), [Input([5, 17, 40], (), 0)]))[0] for prompt in (first, second)
+        base.compute_logits(base.compute_states(base.compute_prefix([prompt]), [Input([5, 17, 40], (), 0)]))[0]
+        for prompt in (first, second)
     ]
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-5, atol=1e-6)
     assert (together[0] - together[1]).abs().max() > 0.01
@@ -181,7 +185,7 @@ def test_peft_gives_every_row_the_active_prompt() -> None:
 
 def test_logits_have_no_positions_of_the_prompt() -> None:
     base = family("gpt2")
-    assert len(base.states(base.prefix(prompts(base)[:1]), [Input([5, 17], (40,), 0)])) == 2
+    assert len(base.compute_states(base.compute_prefix(prompts(base)[:1]), [Input([5, 17], (40,), 0)])) == 2
     model = peft.get_peft_model(
         copy.deepcopy(base.model), peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
     )
@@ -219,13 +223,13 @@ def test_a_stored_prompt_trains_further(tmp_path: Path, method: str) -> None:
         "engine_version": 1,
     }
     stored = unpack(pack(before.initial, "float16", fields), base.ref)
-    given = initial_prompt(base, before.tune, LABELS, stored)
+    given = make_initial_prompt(base, before.tune, LABELS, stored)
     [member] = run_gang(base, [before._replace(initial=given)], NoTracker()).members
     assert member.error is None
     assert member.step == 2
     assert not all(
         torch.equal(one, two)
-        for one, two in zip(tensors_of(given), tensors_of(member.parameterisation.prompt()), strict=True)
+        for one, two in zip(list_tensors(given), list_tensors(member.parameterisation.prompt()), strict=True)
     )
 
 
@@ -260,11 +264,11 @@ def test_the_best_checkpoint_of_a_reparameterised_prompt_is_kept(method: str) ->
 
 def best_again(base: FrozenBase, of: Job, prompt: SoftPrompt) -> Member:
     """A member that is judged with this stored prompt alone: nothing of the network is needed."""
-    from ptpipeline.serving.answers import answers
+    from ptpipeline.serving.answers import answer
 
     member = Member.of(of)
-    cache = base.prefix([placed(base, prompt, of.tune.placement)])
-    member.judge(prompt, answers(base, cache, member.dev_queries(0)))
+    cache = base.compute_prefix([place_prompt(base, prompt, of.tune.placement)])
+    member.judge(prompt, answer(base, cache, member.dev_queries(0)))
     return member
 
 

@@ -33,13 +33,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from ptpipeline.errors import ArtifactError, NotFound, SettingsError
-from ptpipeline.prompts.artifact import Artifact, read_artifact, read_members, write_artifact
+from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble, write_artifact
 from ptpipeline.prompts.signature import (
     Signature,
     SignedStore,
     SigningKey,
     Trust,
-    key_id,
+    compute_key_id,
     open_prompts,
     read_signing_key,
     read_trust,
@@ -59,7 +59,7 @@ TASK = a_task()
 
 def trust(*keys: SigningKey) -> Trust:
     public = [key.private.public_key() for key in keys]
-    return Trust({key_id(key): key for key in public}, Path("trusted.pem"))
+    return Trust({compute_key_id(key): key for key in public}, Path("trusted.pem"))
 
 
 def private_pem(key: SigningKey, encryption: KeySerializationEncryption | None = None) -> bytes:
@@ -223,7 +223,7 @@ def test_members_of_an_ensemble_have_to_be_signed(store: ObjectStore) -> None:
     ensemble, guarded = an_ensemble(members), SignedStore(store, trust(OURS), OURS)
     write_artifact(guarded, ensemble)
     with pytest.raises(ArtifactError, match=f"{members[0].digest}: .*nobody signed it"):
-        read_members(guarded, read_artifact(guarded, TASK.name, ensemble.digest))
+        read_ensemble(guarded, read_artifact(guarded, TASK.name, ensemble.digest))
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_an_ensemble_is_signed_with_its_members(store: ObjectStore) -> None:
         write_artifact(store, each)
     assert sign(store, TASK.name, ensemble.digest, OURS) == [*(member.digest for member in members), ensemble.digest]
     guarded = SignedStore(store, trust(OURS))
-    assert read_members(guarded, read_artifact(guarded, TASK.name, ensemble.digest)) == members
+    assert read_ensemble(guarded, read_artifact(guarded, TASK.name, ensemble.digest)) == members
 
 
 def test_altered_bytes_are_not_signed(tmp_path: Path) -> None:

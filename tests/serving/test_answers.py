@@ -4,7 +4,7 @@ import torch
 
 from ptpipeline.data.tokens import LabelTokens
 from ptpipeline.models.frozen import FrozenBase, PrefixCache
-from ptpipeline.serving.answers import Opening, answers, generate
+from ptpipeline.serving.answers import Opening, answer, generate
 from ptpipeline.serving.ranking import Query
 from tests.models.families import family
 from tests.tuning.jobs import words
@@ -20,7 +20,7 @@ def prompts() -> list[torch.Tensor]:
 def prompted(name: str) -> tuple[FrozenBase, PrefixCache]:
     base = words(family(name))
     base.model.generation_config.eos_token_id = None
-    return base, base.prefix(prompts())
+    return base, base.compute_prefix(prompts())
 
 
 def openings() -> list[Opening]:
@@ -34,7 +34,7 @@ def test_texts_generated_together_are_those_of_each_alone_behind_its_own_prompt(
     base, cache = prompted("llama")
     together = generate(base, cache, openings())
     assert together == [
-        generate(base, base.prefix([prompts()[one.member]]), [one._replace(member=0)])[0] for one in openings()
+        generate(base, base.compute_prefix([prompts()[one.prompt]]), [one._replace(prompt=0)])[0] for one in openings()
     ]
     assert [len(text.split()) for text in together] == [4, 6, 6, 2]
 
@@ -48,9 +48,9 @@ def test_many_texts_are_decoded_in_several_groups() -> None:
 def test_labels_and_texts_are_answered_in_the_order_asked() -> None:
     base, cache = prompted("llama")
     asked = [openings()[0], Query([5, 6, 7], LABELS, 1), openings()[1], Query([8], LABELS, 0)]
-    assert answers(base, cache, asked) == [answers(base, cache, [one])[0] for one in asked]
+    assert answer(base, cache, asked) == [answer(base, cache, [one])[0] for one in asked]
 
 
 def test_nothing_asked_nothing_answered() -> None:
     base, cache = prompted("llama")
-    assert (answers(base, cache, []), generate(base, None, [])) == ([], [])
+    assert (answer(base, cache, []), generate(base, None, [])) == ([], [])

@@ -17,8 +17,8 @@ def brute_force(base: CausalBase, prompt: torch.Tensor | None, query: Query) -> 
     scores = []
     for label in query.labels.ids:
         rows = [Input(query.ids, label[:-1], 0)]
-        states = base.states(None, rows) if prompt is None else base.concatenated([prompt], rows)
-        log_probs = base.logits(states).log_softmax(-1)
+        states = base.compute_states(None, rows) if prompt is None else base.concatenate([prompt], rows)
+        log_probs = base.compute_logits(states).log_softmax(-1)
         scores.append(sum(log_probs[i, token] for i, token in enumerate(label)))
     return torch.stack(scores)
 
@@ -35,9 +35,9 @@ def test_ranks_as_brute_force_does() -> None:
     base = family("llama")
     torch.manual_seed(3)
     prompts = [torch.randn(p, 32, dtype=torch.float64) * 0.2 for p in (2, 7, 4)]
-    for query, scores in zip(queries(), rank(base, base.prefix(prompts), queries()), strict=True):
+    for query, scores in zip(queries(), rank(base, base.compute_prefix(prompts), queries()), strict=True):
         torch.testing.assert_close(
-            scores.double(), brute_force(base, prompts[query.member], query).double(), rtol=1e-4, atol=1e-4
+            scores.double(), brute_force(base, prompts[query.prompt], query).double(), rtol=1e-4, atol=1e-4
         )
 
 
@@ -50,7 +50,7 @@ def test_zero_shot_ranks_as_brute_force_does() -> None:
 def test_mixed_batch_answers_as_single_questions() -> None:
     base = family("gemma3 sliding")
     prompts = [torch.randn(p, 32, dtype=torch.float64) * 0.2 for p in (2, 7, 4)]
-    prefix = base.prefix(prompts)
+    prefix = base.compute_prefix(prompts)
     together = rank(base, prefix, queries())
     for query, scores in zip(queries(), together, strict=True):
         torch.testing.assert_close(rank(base, prefix, [query])[0], scores, rtol=1e-5, atol=1e-5)

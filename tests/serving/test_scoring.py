@@ -5,7 +5,7 @@ import torch
 from ptpipeline.data.tokens import LabelTokens, label_tokens, scored
 from ptpipeline.models.frozen import FrozenBase, PrefixCache
 from ptpipeline.records import Scoring
-from ptpipeline.serving.ranking import Query, prior, rank
+from ptpipeline.serving.ranking import Query, compute_prior, rank
 from tests.models.families import family
 from tests.serving.test_ranking import MIXED, SINGLE, brute_force
 
@@ -19,12 +19,12 @@ def prompts() -> list[torch.Tensor]:
 
 def based() -> tuple[FrozenBase, PrefixCache]:
     base = family("llama")
-    return base, base.prefix(prompts())
+    return base, base.compute_prefix(prompts())
 
 
 def by_hand(base: FrozenBase, query: Query) -> torch.Tensor:
     """Scores of a query behind its own prompt."""
-    return by_hand_behind(base, prompts()[query.member], query)
+    return by_hand_behind(base, prompts()[query.prompt], query)
 
 
 def by_hand_behind(base: FrozenBase, prompt: torch.Tensor, query: Query) -> torch.Tensor:
@@ -61,7 +61,7 @@ def test_scores_are_those_of_brute_force_in_mixed_batches() -> None:
 def test_a_prior_that_is_known_is_not_measured_again() -> None:
     base, cache = based()
     labels = MIXED._replace(content_free=FREE)
-    known = prior(base, cache, labels, 1)
+    known = compute_prior(base, cache, labels, 1)
     asked = Query([5, 6], labels, 1)
     torch.testing.assert_close(
         rank(base, cache, [asked._replace(prior=known)])[0], rank(base, cache, [asked])[0], rtol=0, atol=0

@@ -7,7 +7,7 @@ import torch
 
 from ptpipeline.data.tokens import EncodedRow, FreeText, LabelTokens, TaskText
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt
-from ptpipeline.prompts.initialise import activations
+from ptpipeline.prompts.initialise import compute_activations
 from ptpipeline.records import Generation
 from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Data, Gate, Source, Task
@@ -62,7 +62,7 @@ def first_prompt(base: FrozenBase, tune: Tune) -> SoftPrompt:
     """Embeddings of random tokens by the recipe's seed, or their activations for a prefix."""
     ids = torch.randint(0, 97, (tune.num_virtual_tokens,), generator=torch.Generator().manual_seed(tune.seed))
     embeddings = base.embed(ids).detach()
-    return activations(base, embeddings) if tune.method == "prefix" else embeddings
+    return compute_activations(base, embeddings) if tune.method == "prefix" else embeddings
 
 
 END = 2  # the token that the random models stop at

@@ -12,7 +12,7 @@ from torch import nn
 
 from ptpipeline.errors import ArtifactError, ServiceUnavailable
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import tensors_of
+from ptpipeline.models.frozen import list_tensors
 from ptpipeline.records import CurvePoint
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.tuning import state
@@ -139,7 +139,7 @@ def assert_same(left: Member, right: Member) -> None:
         assert repr(getattr(left, name)) == repr(getattr(right, name)), name  # not by value: nan is no nan
     assert str(left.error) == str(right.error)
     assert (left.best is None) == (right.best is None)
-    bests = [tensors_of(member.best) if member.best is not None else [] for member in (left, right)]
+    bests = [list_tensors(member.best) if member.best is not None else [] for member in (left, right)]
     states = [list(member.parameterisation.state_dict().values()) for member in (left, right)]
     optimizers = [member.optimizer.state_dict()["state"] for member in (left, right)]
     statistics = [

@@ -5,12 +5,12 @@ import torch
 
 from ptpipeline.errors import TrainingError
 from ptpipeline.models.causal import CausalBase
-from ptpipeline.models.frozen import like, tensors_of
+from ptpipeline.models.frozen import list_tensors, rebuild
 from ptpipeline.task.recipe import Tune
 from ptpipeline.tuning.loop import Gang, run_gang
-from ptpipeline.tuning.member import Job, Member, learning_rate
-from ptpipeline.tuning.passes import concatenated_backward, examples_of, shared_backward
-from ptpipeline.tuning.sampler import batches
+from ptpipeline.tuning.member import Job, Member, compute_learning_rate
+from ptpipeline.tuning.passes import build_examples, concatenated_backward, shared_backward
+from ptpipeline.tuning.sampler import sample_batches
 from ptpipeline.tuning.tracker import NoTracker
 from tests.models.families import family
 from tests.tuning.jobs import job
@@ -28,7 +28,7 @@ def run(base: CausalBase, *jobs: object) -> Gang:
 def prompt(member: Member) -> torch.Tensor:
     """All that the member's prompt holds now, flat."""
     with torch.no_grad():
-        return torch.cat([tensor.flatten() for tensor in tensors_of(member.parameterisation.prompt())])
+        return torch.cat([tensor.flatten() for tensor in list_tensors(member.parameterisation.prompt())])
 
 
 def jobs(base: CausalBase) -> list[Job]:
@@ -64,13 +64,13 @@ def test_each_member_trains_as_it_would_alone(base: CausalBase, count: int) -> N
 
 def test_gradients_equal_concatenation(base: CausalBase) -> None:
     members = [Member.of(one) for one in jobs(base)]
-    examples = examples_of([member.next_rows() for member in members])
+    examples = build_examples([member.next_rows() for member in members])
     gradients, losses = [], []
     for backward in (shared_backward, concatenated_backward):
         prompts = [member.parameterisation.prompt() for member in members]
-        leaves = [like(p, [tensor.detach().clone().requires_grad_() for tensor in tensors_of(p)]) for p in prompts]
+        leaves = [rebuild(p, [tensor.detach().clone().requires_grad_() for tensor in list_tensors(p)]) for p in prompts]
         losses.append(backward(base, leaves, examples))
-        gradients.append([tensor.grad for leaf in leaves for tensor in tensors_of(leaf)])
+        gradients.append([tensor.grad for leaf in leaves for tensor in list_tensors(leaf)])
     torch.testing.assert_close(*losses)
     for ours, reference in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6)
@@ -81,7 +81,7 @@ def test_training_equals_a_plain_loop(base: CausalBase) -> None:
     one = jobs(base)[1]
     tune, expected = one.tune, one.initial.clone().requires_grad_()  # type: ignore[union-attr]
     optimizer = torch.optim.AdamW([expected], lr=tune.learning_rate, weight_decay=tune.weight_decay)
-    order = batches([len(row.ids) for row in one.train], tune.batch_size, tune.seed)
+    order = sample_batches([len(row.ids) for row in one.train], tune.batch_size, tune.seed)
     for step in range(1, tune.steps + 1):
         rows = [one.train[i] for i in next(order)]
         total = torch.zeros((), dtype=torch.float64)
@@ -92,7 +92,7 @@ def test_training_equals_a_plain_loop(base: CausalBase) -> None:
             total = total + torch.nn.functional.cross_entropy(logits, label, reduction="sum")
         (total / sum(len(row.target) for row in rows)).backward()
         torch.nn.utils.clip_grad_norm_([expected], tune.max_grad_norm)
-        optimizer.param_groups[0]["lr"] = learning_rate(tune, step)
+        optimizer.param_groups[0]["lr"] = compute_learning_rate(tune, step)
         optimizer.step()
         optimizer.zero_grad()
     torch.testing.assert_close(prompt(run(base, one).members[0]), expected.detach().flatten(), rtol=1e-5, atol=1e-6)
@@ -126,9 +126,9 @@ def test_a_member_stops_early_on_its_own(base: CausalBase) -> None:
 
 
 def test_the_base_is_the_same_after_training(base: CausalBase) -> None:
-    before = base.weights_digest()
+    before = base.digest_weights()
     run(base, *jobs(base))
-    assert base.weights_digest() == before
+    assert base.digest_weights() == before
 
 
 def test_a_second_run_is_bit_identical(base: CausalBase) -> None:
@@ -145,8 +145,8 @@ def test_self_check_falls_back_where_paths_disagree(base: CausalBase, caplog: py
     """A base whose cache forgets the prompt: the run takes the concatenated path and says so."""
 
     class Forgetful(CausalBase):
-        def prefix(self, prompts):  # type: ignore[no-untyped-def]
-            return super().prefix([prompt * 0.5 for prompt in prompts])
+        def compute_prefix(self, prompts):  # type: ignore[no-untyped-def]
+            return super().compute_prefix([prompt * 0.5 for prompt in prompts])
 
     forgetful = Forgetful(base.model, base.tokenizer, base.ref, torch.float32, 128)
     forgetful.model.float()
@@ -158,7 +158,7 @@ def test_self_check_falls_back_where_paths_disagree(base: CausalBase, caplog: py
 @pytest.mark.parametrize(("step", "rate"), [(1, 0.05), (2, 0.1), (6, 0.055), (10, 0.01)])
 def test_learning_rate_warms_up_then_decays(step: int, rate: float) -> None:
     tune = Tune(steps=10, warmup_steps=2, learning_rate=0.1)
-    assert learning_rate(tune, step) == pytest.approx(rate)
+    assert compute_learning_rate(tune, step) == pytest.approx(rate)
 
 
 def test_the_kept_checkpoint_trains_no_further(base: CausalBase) -> None:

@@ -8,8 +8,8 @@ import torch
 from ptpipeline.evaluation.texts import measure_texts
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.tuning.loop import run_gang
-from ptpipeline.tuning.member import Job, Member, learning_rate
-from ptpipeline.tuning.sampler import batches
+from ptpipeline.tuning.member import Job, Member, compute_learning_rate
+from ptpipeline.tuning.sampler import sample_batches
 from ptpipeline.tuning.tracker import NoTracker
 from tests.models.families import family, seq2seq_family
 from tests.tuning.jobs import END, job, text_job, words
@@ -35,7 +35,7 @@ def test_training_equals_a_plain_loop_over_target_tokens(base: FrozenBase) -> No
     one = text_job(base, "words", learning_rate=0.05)
     tune, expected = one.tune, torch.as_tensor(one.initial).clone().requires_grad_()
     optimizer = torch.optim.AdamW([expected], lr=tune.learning_rate, weight_decay=0)
-    order = batches([len(row.ids) for row in one.train], tune.batch_size, tune.seed)
+    order = sample_batches([len(row.ids) for row in one.train], tune.batch_size, tune.seed)
     for step in range(1, tune.steps + 1):
         rows = [one.train[i] for i in next(order)]
         total = torch.zeros((), dtype=torch.float64)
@@ -49,7 +49,7 @@ def test_training_equals_a_plain_loop_over_target_tokens(base: FrozenBase) -> No
             )
         (total / sum(len(row.target) for row in rows)).backward()
         torch.nn.utils.clip_grad_norm_([expected], tune.max_grad_norm)
-        optimizer.param_groups[0]["lr"] = learning_rate(tune, step)
+        optimizer.param_groups[0]["lr"] = compute_learning_rate(tune, step)
         optimizer.step()
         optimizer.zero_grad()
     torch.testing.assert_close(prompt(run(base, one)[0]), expected.detach(), rtol=1e-5, atol=1e-6)

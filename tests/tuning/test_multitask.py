@@ -6,7 +6,7 @@ from ptpipeline.models.frozen import Input
 from ptpipeline.prompts.parameterise import RankOne
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Member
-from ptpipeline.tuning.passes import concatenated_backward, examples_of, shared_backward
+from ptpipeline.tuning.passes import build_examples, concatenated_backward, shared_backward
 from ptpipeline.tuning.tracker import NoTracker
 from tests.models.families import family
 from tests.tuning.jobs import job
@@ -22,13 +22,13 @@ def test_distillation_equals_the_papers_formula() -> None:
     expected, tokens = torch.zeros(()), sum(len(target) for _, target in ROWS)
     for ids, target in ROWS:
         row = Input(ids, target[:-1], 0)
-        ours, aims = base.concatenated([prompt], [row]), base.concatenated([teacher], [row])
-        log_ours, log_aims = base.logits(ours).log_softmax(-1), base.logits(aims).log_softmax(-1)
+        ours, aims = base.concatenate([prompt], [row]), base.concatenate([teacher], [row])
+        log_ours, log_aims = base.compute_logits(ours).log_softmax(-1), base.compute_logits(aims).log_softmax(-1)
         for step, token in enumerate(target):
             divergence = torch.nn.functional.kl_div(log_ours[step], log_aims[step], log_target=True, reduction="sum")
             apart = torch.nn.functional.mse_loss(ours[step].float(), aims[step].float())
             expected = expected - log_ours[step, token] + 0.9 * (divergence + apart)
-    found = shared_backward(base, [prompt.requires_grad_()], examples_of([ROWS]), [teacher])
+    found = shared_backward(base, [prompt.requires_grad_()], build_examples([ROWS]), [teacher])
     torch.testing.assert_close(found[0], expected / tokens, rtol=1e-5, atol=1e-6)
 
 
@@ -46,7 +46,7 @@ def test_a_teacher_touches_its_own_prompt_only() -> None:
             torch.randn(3, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(i)).requires_grad_()
             for i in range(2)
         ]
-        path(base, prompts, examples_of([ROWS, ROWS]), teachers)
+        path(base, prompts, build_examples([ROWS, ROWS]), teachers)
         gradients.append([prompt.grad for prompt in prompts])
     taught, reference, untaught = gradients
     torch.testing.assert_close(taught, reference, rtol=1e-5, atol=1e-7)
@@ -61,12 +61,12 @@ def test_one_step_moves_the_shared_prompt_by_all_sources() -> None:
     jobs = [
         job(base, name, seed, method="multitask", shared="s")._replace(shared=shared) for seed, name in enumerate("ab")
     ]
-    members = Member.gang_of(jobs)
+    members = Member.start_gang(jobs)
     assert members[0].optimizer is members[1].optimizer
     own = []
     for member, rows in zip(members, [member.next_rows() for member in members], strict=True):
         prompt = member.prompt(base).detach().requires_grad_()  # type: ignore[union-attr]
-        loss = shared_backward(base, [prompt], examples_of([rows]))
+        loss = shared_backward(base, [prompt], build_examples([rows]))
         member.accumulate(float(loss), member.prompt(base), [prompt.grad])
         own.append(prompt.grad)
     torch.testing.assert_close(shared.grad, own[0] + own[1])  # type: ignore[operator]

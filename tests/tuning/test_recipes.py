@@ -7,13 +7,13 @@ from safetensors.torch import save
 
 from ptpipeline.errors import TaskFileError, TrainingError
 from ptpipeline.models.frozen import KeyValues, SoftPrompt
-from ptpipeline.prompts.tensors import named, stored_value
+from ptpipeline.prompts.tensors import name_tensors, round_to_stored
 from ptpipeline.task.policy import Bytes, Checks, Gate
 from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Task
-from ptpipeline.tuning.advice import advice
+from ptpipeline.tuning.advice import advise
 from ptpipeline.tuning.member import Member
-from ptpipeline.tuning.tune import check_bytes, chosen
+from ptpipeline.tuning.tune import check_bytes, choose_member
 from tests.models.families import family
 from tests.tuning.jobs import declared, job
 
@@ -110,7 +110,7 @@ def test_a_recipe_is_refused_from_the_first_byte_that_its_limit_lacks(
     recipe: dict[str, object], prompts: list[SoftPrompt]
 ) -> None:
     dtype = recipe.get("store_dtype", "float32")
-    needed = sum(len(save(named(stored_value(prompt, str(dtype))))) for prompt in prompts)
+    needed = sum(len(save(name_tensors(round_to_stored(prompt, str(dtype))))) for prompt in prompts)
     check_bytes(bounded(needed, **recipe), prompts)
     with pytest.raises(
         TaskFileError,
@@ -153,24 +153,24 @@ def trial(length: int, dev: float, error: str | None = None) -> Member:
 )
 def test_growing_keeps_the_shortest_that_the_next_does_not_better(devs: tuple[float, ...], kept: int) -> None:
     members = [trial(length, dev) for length, dev in zip((8, 16, 32), devs, strict=True)]
-    assert chosen(Tune(search={"length": "grow"}), members).job.tune.num_virtual_tokens == kept
+    assert choose_member(Tune(search={"length": "grow"}), members).job.tune.num_virtual_tokens == kept
 
 
 def test_the_best_on_dev_is_kept_and_failures_are_not() -> None:
     members = [trial(2, 0.5), trial(3, 0.8, "diverged"), trial(4, 0.7)]
-    assert chosen(Tune(search={"length": [2, 3, 4]}), members) is members[2]
+    assert choose_member(Tune(search={"length": [2, 3, 4]}), members) is members[2]
 
 
 def test_a_search_that_failed_altogether_is_an_error() -> None:
     with pytest.raises(TrainingError, match="diverged"):
-        chosen(Tune(search={"seed": [1, 2]}), [trial(2, 0.5, "diverged"), trial(2, 0.5, "diverged too")])
+        choose_member(Tune(search={"seed": [1, 2]}), [trial(2, 0.5, "diverged"), trial(2, 0.5, "diverged too")])
 
 
 def test_advice_names_lengths_contexts_and_small_bases() -> None:
     base = family("llama")  # a context of 128
-    assert [line.split(":")[0] for line in advice(Tune(num_virtual_tokens=101), base)] == [
+    assert [line.split(":")[0] for line in advise(Tune(num_virtual_tokens=101), base)] == [
         "tune.num_virtual_tokens",
         "tune.num_virtual_tokens",
         "base_model",
     ]
-    assert [line.split(":")[0] for line in advice(Tune(num_virtual_tokens=8), base)] == ["base_model"]
+    assert [line.split(":")[0] for line in advise(Tune(num_virtual_tokens=8), base)] == ["base_model"]

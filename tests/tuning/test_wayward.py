@@ -12,9 +12,9 @@ from ptpipeline.errors import DataError
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt
 from ptpipeline.models.load import load_base
-from ptpipeline.prompts.initialise import text_tokens
+from ptpipeline.prompts.initialise import tokenize_text
 from ptpipeline.prompts.interpretation import MEASURES, WARNING, Wayward
-from ptpipeline.prompts.tensors import stored_value
+from ptpipeline.prompts.tensors import round_to_stored
 from ptpipeline.records import Generation
 from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore
@@ -24,7 +24,7 @@ from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Job, Pull
 from ptpipeline.tuning.tracker import NoTracker
-from ptpipeline.tuning.wayward import Aim, plain_job, wayward
+from ptpipeline.tuning.wayward import Aim, build_plain_job, run_wayward
 from tests.models.families import family
 from tests.tiny import tiny_project
 from tests.tuning.jobs import job
@@ -50,13 +50,13 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
         update={"tune": task.tune.model_copy(update={"steps": 40})}
     )  # a pulled prompt has a way to go
     snapshot = ingest(task, store, folder / "home")
-    plain = plain_job(base, task, snapshot, store)
+    plain = build_plain_job(base, task, snapshot, store)
     return Ready(base, plain, plain.text.rows(load_split(store, snapshot, "test")))
 
 
 @pytest.fixture(scope="module")
 def found(ready: Ready) -> Wayward:
-    return wayward(ready.base, ready.job, ready.test, Aim(TEXT, (0.0, 50.0)), lambda line: None)
+    return run_wayward(ready.base, ready.job, ready.test, Aim(TEXT, (0.0, 50.0)), lambda line: None)
 
 
 def trained(base: FrozenBase, one: Job) -> SoftPrompt:
@@ -147,8 +147,8 @@ def test_prompts_are_read_after_their_last_step(ready: Ready, found: Wayward) ->
     """
     member = run_gang(ready.base, [ready.job], NoTracker(), lambda line: None).members[0]
     last, ids = (
-        stored_value(member.parameterisation.prompt(), "float16"),
-        text_tokens(ready.base, TEXT, ready.job.tune.num_virtual_tokens),
+        round_to_stored(member.parameterisation.prompt(), "float16"),
+        tokenize_text(ready.base, TEXT, ready.job.tune.num_virtual_tokens),
     )
     assert isinstance(last, torch.Tensor)
     assert member.best_step < member.step == found.steps
@@ -167,7 +167,7 @@ def test_a_search_is_pulled_by_its_first_recipe(ready: Ready, tmp_path: Path) ->
     tasks = tiny_project(tmp_path, rows=120)
     task = find_task(tasks, "tiny-sentiment")
     searched = task.model_copy(update={"tune": Tune(search={"length": [3, 5]}, init=task.tune.init)})
-    plain = plain_job(ready.base, searched, ingest(task, store, tmp_path), store)
+    plain = build_plain_job(ready.base, searched, ingest(task, store, tmp_path), store)
     assert (plain.tune.num_virtual_tokens, plain.tune.search) == (3, None)
 
 
@@ -188,7 +188,7 @@ def test_free_text_is_compared_by_the_metric_of_its_rows(ready: Ready) -> None:
     short = ready.job._replace(
         task=told, text=text, train=train, dev=dev, tune=ready.job.tune.model_copy(update={"steps": 2})
     )
-    found = wayward(ready.base, short, test, Aim(TEXT, (1.0,)), lambda line: None)
+    found = run_wayward(ready.base, short, test, Aim(TEXT, (1.0,)), lambda line: None)
     compared = found.pulled[0].compared
     assert compared is not None
     assert (found.metric, compared.metric) == ("token_f1", "token_f1")
@@ -198,7 +198,7 @@ def test_free_text_is_compared_by_the_metric_of_its_rows(ready: Ready) -> None:
 def test_a_prefix_is_refused() -> None:
     base = family("llama", torch.float32)
     with pytest.raises(DataError, match="no embeddings to pull"):
-        wayward(base, job(base, "prefix", method="prefix"), [], Aim(TEXT))
+        run_wayward(base, job(base, "prefix", method="prefix"), [], Aim(TEXT))
 
 
 @pytest.mark.parametrize(
@@ -213,4 +213,4 @@ def test_a_prefix_is_refused() -> None:
 )
 def test_an_aim_that_is_none_is_refused(ready: Ready, aim: Aim, named: str) -> None:
     with pytest.raises(DataError, match=named):
-        wayward(ready.base, ready.job, ready.test, aim)
+        run_wayward(ready.base, ready.job, ready.test, aim)

@@ -7,7 +7,7 @@ from ptpipeline.data.rows import Row, normalised
 from ptpipeline.data.template import render
 from ptpipeline.data.tokens import encode_text
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.prompts.placement import extra_tokens, text_encoder
+from ptpipeline.prompts.placement import build_text_encoder, count_extra_tokens
 from ptpipeline.serving.engine import Engine, Question
 
 
@@ -26,25 +26,25 @@ def replies(engine: Engine, artifact: Artifact, texts: Sequence[str]) -> list[st
     if artifact.manifest.generate is not None:
         return [normalised(text) for text in engine.generate(questions)]
     names = list(artifact.manifest.labels)
-    return [names[int(scores.argmax())] for scores in engine.log_likelihoods(questions)]
+    return [names[int(scores.argmax())] for scores in engine.score_labels(questions)]
 
 
 def fits(engine: Engine, artifact: Artifact, text: str) -> bool:
     """Whether a text has tokens, and no more of them than fit beside the prompt."""
     manifest = artifact.manifest
-    ids = text_encoder(engine.base, manifest.placement)(render(manifest.template, text), True)
+    ids = build_text_encoder(engine.base, manifest.placement)(render(manifest.template, text), True)
     return 0 < len(ids) <= manifest.max_input_tokens
 
 
 def prompted_ids(engine: Engine, artifact: Artifact, text: str) -> list[int]:
     """Token ids of a text as it stands behind the prompt; ContextError where they do not fit."""
     manifest = artifact.manifest
-    encode = text_encoder(engine.base, manifest.placement)
+    encode = build_text_encoder(engine.base, manifest.placement)
     return encode_text(manifest.template, text, manifest.max_input_tokens, f"a probed text of {manifest.task}", encode)
 
 
 def bare_ids(engine: Engine, artifact: Artifact, text: str) -> list[int]:
     """Token ids of the same text for the base without the prompt."""
     manifest = artifact.manifest
-    limit = manifest.max_input_tokens + extra_tokens(manifest.placement)
+    limit = manifest.max_input_tokens + count_extra_tokens(manifest.placement)
     return encode_text(manifest.template, text, limit, f"a probed text of {manifest.task}", engine.base.encode)

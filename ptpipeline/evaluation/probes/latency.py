@@ -54,7 +54,7 @@ def _served(engine: Engine, artifact: Artifact) -> Ask:
     """A request as a server answers it."""
     if artifact.manifest.generate is not None:
         return lambda text: engine.generate([Question(artifact.digest, text)])
-    return lambda text: engine.log_likelihoods([Question(artifact.digest, text)])
+    return lambda text: engine.score_labels([Question(artifact.digest, text)])
 
 
 def _compared(engine: Engine, artifact: Artifact) -> list[Ask]:

@@ -22,7 +22,7 @@ def prompted(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> list[fl
     """
     if artifact.manifest.generate is not None:
         return _targets(engine, artifact, rows, (engine.load(artifact).cache, prompted_ids))
-    scores = engine.log_likelihoods([Question(artifact.digest, row.text) for row in rows])
+    scores = engine.score_labels([Question(artifact.digest, row.text) for row in rows])
     names = list(artifact.manifest.labels)
     return [float(score[names.index(row.label)]) for score, row in zip(scores, rows, strict=True)]
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ptpipeline.models.frozen import FrozenBase, KeyValues, tensors_of
+from ptpipeline.models.frozen import FrozenBase, KeyValues, list_tensors
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.prompts.initialise import activations, sampled_vocab
+from ptpipeline.prompts.initialise import compute_activations, sample_vocabulary
 from ptpipeline.prompts.tensors import unpack
 from ptpipeline.serving.engine import Engine
 
@@ -60,9 +60,9 @@ def _vocabulary(base: FrozenBase) -> Tensor:
 def _of_prefix(base: FrozenBase, prompt: KeyValues) -> tuple[Tensor, Tensor]:
     """The same of every key and value, [2 * L * heads * P]."""
     with torch.inference_mode():
-        real = activations(base, base.embed(sampled_vocab(base, min(WORDS, base.context), seed=0)))
+        real = compute_activations(base, base.embed(sample_vocabulary(base, min(WORDS, base.context), seed=0)))
     ratios, beyond = [], []
-    for ours, theirs in zip(tensors_of(prompt), tensors_of(real), strict=True):
+    for ours, theirs in zip(list_tensors(prompt), list_tensors(real), strict=True):
         found, words = ours.float().norm(dim=-1), theirs.norm(dim=-1)  # [L, heads, P], [L, heads, words]
         ratios.append((found / words.median(-1, keepdim=True).values).flatten())
         beyond.append((found > words.max(-1, keepdim=True).values).flatten())

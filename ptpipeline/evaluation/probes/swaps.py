@@ -77,7 +77,7 @@ def _cased(term: str, found: str) -> str:
 
 def _of_labels(engine: Engine, artifact: Artifact, before: Sequence[str], after: Sequence[str]) -> dict[str, float]:
     ours, theirs = (
-        engine.log_likelihoods([Question(artifact.digest, text) for text in texts]) for texts in (before, after)
+        engine.score_labels([Question(artifact.digest, text) for text in texts]) for texts in (before, after)
     )
     flips, shifts = 0, 0.0
     for one, other in zip(ours, theirs, strict=True):

@@ -20,10 +20,10 @@ from safetensors.numpy import save
 from sqlalchemy import event, select, update
 
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PromotionRefused, SettingsError
-from ptpipeline.prompts.artifact import Artifact, read_artifact, read_members, write_artifact
-from ptpipeline.prompts.signature import SignedStore, SigningKey, Trust, key_id
+from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble, write_artifact
+from ptpipeline.prompts.signature import SignedStore, SigningKey, Trust, compute_key_id
 from ptpipeline.records import Holding, Members, PromptVersion, digest_of, now, prompt_prefix
-from ptpipeline.serving.servers import report_holdings, server_reports
+from ptpipeline.serving.servers import read_server_reports, report_holdings
 from ptpipeline.storage import FolderStore, ObjectStore, S3Store
 from ptpipeline.task.task import Task
 from registry import failpoints
@@ -54,7 +54,7 @@ def version_of(registry: Registry, task: Task, seed: int) -> PromptVersion:
 
 def is_whole(registry: Registry, task: Task, seed: int) -> bool:
     try:
-        read_members(registry.store, read_artifact(registry.store, task.name, an_artifact(task, seed).digest))
+        read_ensemble(registry.store, read_artifact(registry.store, task.name, an_artifact(task, seed).digest))
     except (NotFound, ArtifactError):
         return False
     return True
@@ -162,7 +162,7 @@ def test_what_a_server_reports_stays_until_it_reports_something_else(registry: R
     assert shown(collect(registry, TWO, task=task.name)) == {("version", 2)}
     report_holdings(registry.store, server, [])
     assert shown(collect(registry, TWO, task=task.name)) == {("version", 1), ("version", 2)}
-    assert [report.holds for report in server_reports(registry.store)] == [[]]
+    assert [report.holds for report in read_server_reports(registry.store)] == [[]]
 
 
 def test_an_unreadable_server_report_stops_everything(plain: Registry, task: Task) -> None:
@@ -236,7 +236,7 @@ def test_a_member_that_another_ensemble_took_up_meanwhile_stays(plain: Registry,
 
     with watching(take_up):
         collect(plain, TWO, apply=True)
-    assert read_members(plain.store, read_artifact(plain.store, task.name, second.digest))
+    assert read_ensemble(plain.store, read_artifact(plain.store, task.name, second.digest))
 
 
 def test_parents_stay_across_tasks(plain: Registry, task: Task) -> None:
@@ -328,7 +328,7 @@ def test_signatures_and_evaluation_rows_go_with_the_version(plain: Registry, tas
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
     private = Ed25519PrivateKey.generate()
-    trust = Trust({key_id(private.public_key()): private.public_key()}, Path("keys.pem"))
+    trust = Trust({compute_key_id(private.public_key()): private.public_key()}, Path("keys.pem"))
     signed = Registry(plain.ledger, SignedStore(plain.store, trust, SigningKey(private)))
     for seed in range(3):
         published(signed, task, seed)
