@@ -1,4 +1,4 @@
-"""The ingest flow: take a snapshot of each task's data where its source changed."""
+"""The ingest flow: take a snapshot of each task's data if its source changed."""
 
 from functools import partial
 from typing import Any
@@ -7,8 +7,11 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
+from flows.night import sentences
 from flows.requests import IngestRequest
-from flows.steps import Night, alone, opened, step
+from flows.stages import context as stages
+from flows.stages.chain import Night, isolate
+from flows.steps import open_context, step
 
 EVERYTHING = IngestRequest()
 
@@ -16,12 +19,13 @@ EVERYTHING = IngestRequest()
 @flow(name="ingest", persist_result=False)
 def ingest(request: IngestRequest = EVERYTHING) -> State[Any]:
     """Bring the snapshots up to date; one task's failure never stops another."""
-    stages = opened()
-    tasks, broken = stages.declared() if request.tasks is None else (stages.tasks(request.tasks), {})
+    context = open_context()
+    tasks, broken = stages.select_tasks(context.settings, request.tasks)
     night, digests = Night({}, broken), {}
     for task in tasks:
-        with alone(night, [task]):
-            digests[task.name] = step(f"ingest {task.name}", partial(stages.ingest, task)).digest[:12]
+        with isolate(night, [task]):
+            snapshot = step(f"ingest {task.name}", partial(stages.ingest, context, task))
+            digests[task.name] = snapshot.digest[:12]
     if night.errors:
-        return Failed(message="; ".join(f"{task}: {sentence}" for task, sentence in night.errors.items()))
+        return Failed(message=sentences(night.errors))
     return Completed(message="; ".join(f"{task}: snapshot {digest}" for task, digest in digests.items()))

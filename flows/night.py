@@ -1,27 +1,108 @@
-"""How a run over several tasks ends: a table artifact with links, and Failed where a task ended with an error."""
+"""What Prefect shows of a run over several tasks: its table, its final state, and the verdict of each task."""
 
+import re
 from typing import Any
 
-from prefect.artifacts import create_table_artifact
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.steps import Night
+from flows.stages.chain import Night
+from flows.stages.outcome import Outcome
+from ptpipeline.records import Check, PairedDifference, Verdict, title_of
 
 
-def ended(night: Night, key: str) -> State[Any]:
-    """Write the table under `key` and give the run's final state: a failed gate is Completed, an error is Failed."""
+def end(night: Night, key: str) -> State[Any]:
+    """Write the table under `key` and return the run's final state: a failed gate is Completed, an error is Failed."""
     rows = table(night)
     links = [f"- [{row['task']} in MLflow]({row['page']})" for row in rows if row.get("page")]
     create_table_artifact(key=key, table=rows, description="\n".join([f"**{key}**: {len(rows)} tasks", "", *links]))
     if night.errors:
-        sentences = "; ".join(f"{task}: {sentence}" for task, sentence in night.errors.items())
-        return Failed(message=f"{len(night.errors)} of {len(rows)} tasks failed: {sentences}")
+        return Failed(message=f"{len(night.errors)} of {len(rows)} tasks failed: {sentences(night.errors)}")
     return Completed(message="; ".join(f"{row['task']}: {row['status']}" for row in rows) or "no tasks")
 
 
 def table(night: Night) -> list[dict[str, Any]]:
-    """One row per task: its outcome, or `failed` with the reason."""
+    """Return one row per task: its outcome, or `failed` with the reason."""
     outcomes = {task: outcome.to_json() for task, outcome in night.outcomes.items()}
     errors = {task: {"task": task, "status": "failed", "reason": sentence} for task, sentence in night.errors.items()}
     return [row for _, row in sorted((outcomes | errors).items())]
+
+
+def sentences(errors: dict[str, str]) -> str:
+    """Join the tasks' errors into one line."""
+    return "; ".join(f"{task}: {sentence}" for task, sentence in errors.items())
+
+
+# ---------------------------------------------------------------- verdicts
+
+
+def show_verdict(outcome: Outcome, verdict: Verdict) -> None:
+    """Write the Markdown artifact `verdict-<task>`; each night adds one under the same key."""
+    create_markdown_artifact(
+        key=f"verdict-{outcome.task}",
+        markdown=render_verdict(outcome, verdict),
+        description=f"{outcome.task}: {outcome.status}",
+    )
+
+
+def render_verdict(outcome: Outcome, verdict: Verdict) -> str:
+    """Render the verdict as Markdown: the comparisons, then check by check; it holds no text of a row."""
+    lines = [
+        f"# {outcome.task}@{outcome.version}: {outcome.status}",
+        "",
+        _escape(outcome.reason),
+        "",
+        *_comparisons(verdict),
+        *_budget(verdict),
+    ]
+    lines += ["## Checks", "", *map(_check, verdict.checks)]
+    return "\n".join([*lines, *(["", f"[The version in MLflow]({outcome.page})"] if outcome.page else [])])
+
+
+def _comparisons(verdict: Verdict) -> list[str]:
+    comparisons = verdict.comparisons()
+    if not comparisons:
+        return []
+    rows = [_difference(name, pair) for name, pair in comparisons.items()]
+    return [
+        "| candidate minus | metric | difference | bounds | p | test | rows |",
+        "|---|---|--:|--:|--:|---|--:|",
+        *rows,
+        "",
+    ]
+
+
+def _difference(name: str, pair: PairedDifference) -> str:
+    p_value = "–" if pair.p_value is None else f"{pair.p_value:.2g}"
+    margin = f" (margin {pair.margin:.4f})" if pair.margin else ""
+    bounds = f"{pair.lower:+.4f} to {pair.upper:+.4f} at {pair.confidence:.0%}"
+    return (
+        f"| {name}{margin} | {title_of(pair.metric)} | **{pair.difference:+.4f}** | {bounds} | {p_value} | "
+        f"{_escape(pair.test) or '–'} | {pair.rows} |"
+    )
+
+
+def _budget(verdict: Verdict) -> list[str]:
+    look = verdict.look
+    if look is None:
+        return []
+    return [
+        f"Look {look.number} at these test rows: it may err with a chance of {look.alpha:.2g}; "
+        f"{look.spent:.3f} of {look.budget:.3f} is spent.",
+        "",
+    ]
+
+
+def _check(check: Check) -> str:
+    """Render a check as a bullet: cells of Prefect's tables do not wrap, so the last of them would be out of sight."""
+    mark = "✓ pass" if check.passed else "✗ **FAIL**" if check.blocks else "⚠ warning"
+    return (
+        f"- {mark} **{_escape(check.name)}**: {_escape(check.observed)}; required ({check.policy}s): "
+        f"{_escape(check.required)}"
+    )
+
+
+def _escape(text: str) -> str:
+    """Escape a text so that Markdown shows it as it is, in one line: labels are a user's own words."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))

@@ -6,10 +6,12 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
-from flows.night import ended
+from flows.night import end, show_verdict
 from flows.requests import NightlyRequest
 from flows.server.schedules import distinct_schedules, scheduled_under
-from flows.steps import improved, opened
+from flows.stages.chain import Mode, run
+from flows.stages.context import select_tasks
+from flows.steps import open_context, step
 from ptpipeline.errors import NotFound
 from ptpipeline.task.task import Task
 
@@ -21,23 +23,23 @@ _log = logging.getLogger("ptpipeline.flows")
 @flow(name="nightly", persist_result=False)
 def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     """Ingest, train what changed, evaluate, gate, register, promote; one task's failure never stops another."""
-    stages = opened()
-    declared, broken = stages.declared() if request.tasks is None else (stages.tasks(request.tasks), {})
-    tasks = chosen(declared, request.schedule)
-    _log.info(
-        "nightly over %s%s", ", ".join(task.name for task in tasks), f": {request.reason}" if request.reason else ""
-    )
-    return ended(improved(stages, tasks, promote=True, broken=broken), "nightly")
+    context = open_context()
+    selection = select_tasks(context.settings, request.tasks)
+    selection = selection._replace(tasks=narrow(selection.tasks, request.schedule))
+    names = ", ".join(task.name for task in selection.tasks)
+    _log.info("nightly over %s%s", names, f": {request.reason}" if request.reason else "")
+    return end(run(context, selection, Mode(step, isolate=True, show=show_verdict)), "nightly")
 
 
-def chosen(tasks: list[Task], schedule: str | None) -> list[Task]:
-    """The tasks under that schedule; NotFound where none has it, because then the deployment is older than the task
-    files.
+def narrow(tasks: list[Task], schedule: str | None) -> list[Task]:
+    """Return the tasks under that schedule, or all without one.
+
+    Raises NotFound if no task has it: then the deployment is older than the task files.
     """
     if schedule is None:
         return tasks
-    found = scheduled_under(tasks, schedule)
-    if not found:
+    scheduled = scheduled_under(tasks, schedule)
+    if not scheduled:
         known = ", ".join(distinct_schedules(tasks)) or "none"
         raise NotFound(f"no task has the schedule {schedule!r}; there are {known}: deploy again with `ptp up`")
-    return found
+    return scheduled

@@ -5,13 +5,17 @@ from functools import partial
 from prefect import flow
 
 from flows.requests import ReconcileRequest
-from flows.steps import opened, step
+from flows.stages.context import select_tasks
+from flows.steps import open_context, step
+from registry.repair import reconcile as repair
 
 EVERYTHING = ReconcileRequest()
 
 
 @flow(name="reconcile", persist_result=False)
 def reconcile(request: ReconcileRequest = EVERYTHING) -> list[str]:
-    """What was mended, one sentence each; empty where all agreed."""
-    stages = opened()
-    return step(f"reconcile {request.task or 'all tasks'}", partial(stages.reconcile, request.task))
+    """Return what was mended, one sentence each; nothing if all agreed."""
+    context = open_context()
+    tasks = {task.name: task for task in select_tasks(context.settings).tasks}
+    work = partial(repair.reconcile, context.registry, tasks, request.task)
+    return [f"{action.task}: {action.what}" for action in step(f"reconcile {request.task or 'all tasks'}", work)]

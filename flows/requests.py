@@ -1,4 +1,4 @@
-"""What each flow is asked: one record per flow, strict about unknown fields; the Prefect form and `ptp` fill them."""
+"""What each flow is asked for: one record per flow, strict about unknown fields; Prefect's form and `ptp` fill them."""
 
 from ptpipeline.records import PRODUCTION, Record
 
@@ -6,19 +6,19 @@ PREFECT_ACTOR = "prefect"
 
 
 class IngestRequest(Record):
-    """Which tasks to ingest; None is all."""
+    """Which tasks to ingest; None means all."""
 
     tasks: list[str] | None = None
 
 
 class TuneRequest(Record):
-    """Which tasks to train, evaluate, gate and register, without promotion; None is all."""
+    """Which tasks to train, evaluate, gate and register, without promotion; None means all."""
 
     tasks: list[str] | None = None
 
 
 class NightlyRequest(Record):
-    """Which tasks to bring up to date and promote by their policy; None is all.
+    """Which tasks to bring up to date and promote by their policy; None means all.
 
     `schedule` narrows them to the tasks with the schedule of that slug; the scheduler sets it. `reason` is for the log.
     """
@@ -29,7 +29,7 @@ class NightlyRequest(Record):
 
 
 class PromoteRequest(Record):
-    """Move an alias to a version that passed its gate; `override` promotes one that did not, for ever visible."""
+    """Move an alias to a version that passed its gate; `override` promotes one that did not, recorded permanently."""
 
     task: str
     version: int
@@ -40,7 +40,7 @@ class PromoteRequest(Record):
 
 
 class RollbackRequest(Record):
-    """Move an alias back to a version that was once promoted; None is the one before."""
+    """Move an alias back to a version that was once promoted; None means the one before."""
 
     task: str
     reason: str
@@ -50,6 +50,6 @@ class RollbackRequest(Record):
 
 
 class ReconcileRequest(Record):
-    """Bring pointers and MLflow to what the ledger says, for one task; None is all."""
+    """Bring pointers and MLflow to what the ledger says, for one task; None means all."""
 
     task: str | None = None

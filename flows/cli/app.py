@@ -10,7 +10,7 @@ import typer
 from ptpipeline.errors import NotFound
 
 if TYPE_CHECKING:
-    from flows.stages.chain import Stages
+    from flows.stages.context import Context
     from ptpipeline.task.task import Task
     from registry.registry import Registry
 
@@ -43,13 +43,13 @@ def open_registry(writing: bool = False) -> "Registry":
     return (open_for_writing if writing else opened)(load_settings())
 
 
-def open_stages() -> "Stages":
-    """All stages over it; what they report goes to standard error."""
-    from flows.stages.chain import Stages
+def open_stages() -> "Context":
+    """The context of the stages over it; what they report goes to standard error."""
+    from flows.stages.context import Context
     from ptpipeline.settings import load_settings
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    return Stages(load_settings(), open_registry(writing=True), lambda line: print(line, file=sys.stderr, flush=True))
+    return Context(load_settings(), open_registry(writing=True), lambda line: print(line, file=sys.stderr, flush=True))
 
 
 def sound() -> dict[str, "Task"]:

@@ -11,7 +11,8 @@ from flows.cli.app import Json, Reference, TaskName, app, numbered, open_registr
 from ptpipeline.errors import NotFound
 
 if TYPE_CHECKING:
-    from flows.on_demand.measure import Diff, FileReport, Measuring
+    from flows.on_demand.measure import Diff, FileReport
+    from flows.stages.context import Context
     from ptpipeline.records import Scores, TextScores
 
 gates = typer.Typer(name="gate", help="What the gate asks of a candidate.", no_args_is_help=True)
@@ -22,12 +23,14 @@ app.add_typer(gates)
 def explain(task: TaskName, as_json: Json = False) -> None:
     """What tonight's candidate has to do, in plain words: the rows, the champion, the look, every check."""
     from flows.cli.render import show, show_record
-    from flows.on_demand.preview import Tonight, sentences
+    from flows.on_demand import preview
+    from flows.on_demand.explanation import sentences
+    from flows.stages.context import Context
     from ptpipeline.settings import load_settings
     from ptpipeline.task.task import find_task
 
     settings = load_settings()
-    found = Tonight(settings, open_registry()).explain(find_task(settings.tasks, task))
+    found = preview.explain(Context(settings, open_registry()), find_task(settings.tasks, task))
     if as_json:
         show_record(found, as_json)
         return
@@ -57,9 +60,10 @@ def evaluate(
     is spent.
     """
     from flows.cli.render import show_record
+    from flows.on_demand.measure import VersionRef, measure_file
 
-    measuring = _opened(writing=False)
-    found = measuring.on_file(numbered(measuring.registry, reference), data.expanduser(), form)
+    context = _opened(writing=False)
+    found = measure_file(context, VersionRef(*numbered(context.registry, reference)), data.expanduser(), form)
     if as_json:
         show_record(found, as_json)
     else:
@@ -77,9 +81,12 @@ def diff(
 ) -> None:
     """The test rows that two versions answer differently, with the paired test; it is no gate, and no look is spent."""
     from flows.cli.render import show_record
+    from flows.on_demand.measure import VersionRef
+    from flows.on_demand.measure import diff as compare
 
-    measuring = _opened(writing=True)
-    found = measuring.diff(numbered(measuring.registry, before), numbered(measuring.registry, after), texts)
+    context = _opened(writing=True)
+    old, new = (VersionRef(*numbered(context.registry, reference)) for reference in (before, after))
+    found = compare(context, old, new, texts)
     if as_json:
         show_record(found, as_json)
     else:
@@ -123,13 +130,14 @@ def neighbours(
 ) -> None:
     """The vocabulary tokens nearest to a version's virtual tokens, with a warning about them."""
     from flows.cli.render import show, show_record
-    from flows.on_demand.interpret import Interpreting, neighbour_rows, wayward_rows
+    from flows.on_demand.interpret import neighbour_rows, rank_neighbours, train_wayward, wayward_rows
+    from flows.stages.context import Context
     from ptpipeline.prompts.interpretation import Neighbours
     from ptpipeline.settings import load_settings
 
-    interpreting = Interpreting(load_settings(), open_registry(writing=text is not None), _tell)
-    task, number = numbered(interpreting.registry, reference)
-    found = interpreting.neighbours(task, number) if text is None else interpreting.wayward(task, number, text)
+    context = Context(load_settings(), open_registry(writing=text is not None), _tell)
+    task, number = numbered(context.registry, reference)
+    found = rank_neighbours(context, task, number) if text is None else train_wayward(context, task, number, text)
     if as_json:
         show_record(found, as_json)
         return
@@ -141,12 +149,12 @@ def neighbours(
     print(found.warning, file=sys.stderr)
 
 
-def _opened(writing: bool) -> "Measuring":
-    from flows.on_demand.measure import Measuring
+def _opened(writing: bool) -> "Context":
+    from flows.stages.context import Context
     from ptpipeline.settings import load_settings
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    return Measuring(load_settings(), open_registry(writing), _tell)
+    return Context(load_settings(), open_registry(writing), _tell)
 
 
 def _tell(line: str) -> None:

@@ -134,12 +134,13 @@ def promote(
 ) -> None:
     """Let an alias name a version; `production` takes only what passed today's gate."""
     from flows.cli.render import show_record
+    from flows.stages.release import move
     from registry.versions.promotion import Cause
 
     stages = open_stages()
     task, number = numbered(stages.registry, reference)
     before = stages.registry.ledger.head(task, alias)
-    promotion = stages.move(task, alias, number, Cause(getpass.getuser(), reason, override))
+    promotion = move(stages, task, alias, number, Cause(getpass.getuser(), reason, override))
     _say_unmoved(before, promotion)
     show_record(promotion, as_json)
 
@@ -195,6 +196,7 @@ def promote_release(
 ) -> None:
     """Let production of all these tasks name these versions, in one transaction."""
     from flows.cli.render import show
+    from flows.stages.release import move_release
     from registry.versions.promotion import Cause
 
     stages = open_stages()
@@ -204,7 +206,7 @@ def promote_release(
         raise PromotionRefused(
             f"release {name!r}: {', '.join(references)} name a task twice; a release holds one version of each"
         )
-    show(stages.move_release(name, versions, Cause(getpass.getuser(), reason, override)), as_json)
+    show(move_release(stages, name, versions, Cause(getpass.getuser(), reason, override)), as_json)
 
 
 @releases.command("rollback")

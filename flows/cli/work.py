@@ -82,18 +82,22 @@ def tasks(as_json: Json = False) -> None:
 def ingest(task: TaskName, as_json: Json = False) -> None:
     """Read, check and split a task's data into a snapshot."""
     from flows.cli.render import show_record
+    from flows.stages.context import ingest as take_snapshot
+    from ptpipeline.task.task import find_task
 
-    stages = open_stages()
-    show_record(stages.ingest(stages.tasks([task])[0]), as_json)
+    context = open_stages()
+    show_record(take_snapshot(context, find_task(context.settings.tasks, task)), as_json)
 
 
 @app.command()
 def run(task: TaskName, as_json: Json = False) -> None:
     """All stages for one task, here and now: ingest, train, evaluate, gate, register, promote."""
     from flows.cli.render import show
+    from flows.stages.chain import run_task
+    from ptpipeline.task.task import find_task
 
-    stages = open_stages()
-    outcome = stages.run(stages.tasks([task])[0])
+    context = open_stages()
+    outcome = run_task(context, find_task(context.settings.tasks, task))
     show([outcome], as_json)
     if outcome.verdict != "passed":
         raise typer.Exit(NO)
@@ -213,9 +217,11 @@ def adopt(
     policy.
     """
     from flows.cli.render import show
+    from flows.on_demand.adopt import adopt as take_in
+    from ptpipeline.task.task import find_task
 
-    stages = open_stages()
-    outcome = stages.adopt(stages.tasks([task])[0], Path(os.path.expanduser(source)), getpass.getuser())
+    context, path = open_stages(), Path(os.path.expanduser(source))
+    outcome = take_in(context, find_task(context.settings.tasks, task), path, getpass.getuser())
     show([outcome], as_json)
     if outcome.verdict != "passed":
         raise typer.Exit(NO)

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from flows.stages.context import Context
+from flows.stages.context import Context, ingest
+from flows.stages.release import find_neighbours
 from ptpipeline.errors import DataError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.prompts.interpretation import MEASURES, Neighbours, Wayward
@@ -10,59 +11,53 @@ from ptpipeline.task.task import find_task
 from registry.versions.publish import attach
 
 
-class Interpreting(Context):
-    """Readings of a version, which say of themselves how little they prove."""
+def rank_neighbours(context: Context, task: str, number: int) -> Neighbours:
+    """Return the vocabulary tokens nearest to a version's virtual tokens.
 
-    def neighbours(self, task: str, number: int) -> Neighbours:
-        """The vocabulary tokens nearest to its virtual tokens; DataError for an ensemble, whose members have
-        their own.
-        """
-        from ptpipeline.prompts.neighbours import find_neighbours
-        from ptpipeline.prompts.tensors import unpack
-
-        artifact = read_artifact(self.registry.store, task, self.registry.ledger.version(task, number).digest)
-        if artifact.manifest.members:
-            raise DataError(
-                f"{task}@{number} is an ensemble, whose members have neighbours of their own: it has no "
-                "virtual tokens itself"
-            )
-        base = self.engine(artifact.manifest.base_model.name).base
-        return find_neighbours(base, unpack(artifact, base.ref))
-
-    def wayward(self, task: str, number: int, text: str) -> Wayward:
-        """The task trained anew with a pull towards an unrelated text; the version's report tells of it from then on.
-
-        Raises DataError for a prefix, or a text without tokens.
-        """
-        from ptpipeline.data.snapshot import load_split
-        from ptpipeline.tuning.wayward import Aim, build_plain_job, run_wayward
-
-        version, declared = self.registry.ledger.version(task, number), find_task(self.settings.tasks, task)
-        snapshot, base = self.ingest(declared), self.engine(declared.base_model).base
-        job = build_plain_job(base, declared, snapshot, self.registry.store)
-        found = run_wayward(
-            base, job, job.text.rows(load_split(self.registry.store, snapshot, "test")), Aim(text), self.report
+    Raises DataError for an ensemble, whose members have neighbours of their own.
+    """
+    registry = context.registry
+    artifact = read_artifact(registry.store, task, registry.ledger.version(task, number).digest)
+    if artifact.manifest.members:
+        raise DataError(
+            f"{task}@{number} is an ensemble and has no virtual tokens itself; its members have neighbours of their own"
         )
-        attach(self.registry, version.digest, found)
-        return found
+    return find_neighbours(context, artifact)
 
 
-def neighbour_rows(found: Neighbours) -> list[dict[str, Any]]:
-    """One line per virtual token: its neighbours by each measure."""
+def train_wayward(context: Context, task: str, number: int, text: str) -> Wayward:
+    """Train the task again with a pull towards an unrelated text; the version's page shows the result from then on.
+
+    Raises DataError for a prefix, or a text without tokens.
+    """
+    from ptpipeline.data.snapshot import load_split
+    from ptpipeline.tuning.wayward import Aim, build_plain_job, run_wayward
+
+    registry = context.registry
+    version, declared = registry.ledger.version(task, number), find_task(context.settings.tasks, task)
+    snapshot, base = ingest(context, declared), context.engine(declared.base_model).base
+    job = build_plain_job(base, declared, snapshot, registry.store)
+    test = job.text.rows(load_split(registry.store, snapshot, "test"))
+    experiment = run_wayward(base, job, test, Aim(text), context.report)
+    attach(registry, version.digest, experiment)
+    return experiment
+
+
+def neighbour_rows(neighbours: Neighbours) -> list[dict[str, Any]]:
+    """Return one line per virtual token: its neighbours by each measure."""
     return [
         {"token": place, **{measure: " ".join(near.token for near in token.nearest[measure]) for measure in MEASURES}}
-        for place, token in enumerate(found.tokens, 1)
+        for place, token in enumerate(neighbours.tokens, 1)
     ]
 
 
-def wayward_rows(found: Wayward) -> list[dict[str, Any]]:
-    """One line per prompt that trained: how strongly it was pulled, what share landed, what it scores."""
+def wayward_rows(experiment: Wayward) -> list[dict[str, Any]]:
+    """Return one line per prompt that trained: how strongly it was pulled, what share landed, and its scores."""
     rows = []
-    for one in (found.plain, *found.pulled):
-        pair = one.compared
+    for prompt in (experiment.plain, *experiment.pulled):
+        pair = prompt.compared
         difference = f"{pair.difference:+.4f} ({pair.lower:+.4f} to {pair.upper:+.4f})" if pair else ""
-        landed = {f"landed by {measure}": f"{one.landed[measure]:.2f}" for measure in MEASURES}
-        rows.append(
-            {"gamma": one.gamma, **landed, "dev": one.dev, "test": one.test, "against the plain prompt": difference}
-        )
+        landed = {f"landed by {measure}": f"{prompt.landed[measure]:.2f}" for measure in MEASURES}
+        scores = {"dev": prompt.dev, "test": prompt.test, "against the plain prompt": difference}
+        rows.append({"gamma": prompt.gamma, **landed, **scores})
     return rows

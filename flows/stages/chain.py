@@ -1,206 +1,161 @@
-"""The stages as plain functions over records; the flows make them visible, `ptp run` calls them one after another.
+"""The order of the stages, written once: from the rows of all tasks to versions that production names.
 
-Every stage is idempotent by content: it asks the ledger under its key first, and says so where nothing is to be done.
+Every stage is idempotent by content: it first asks the ledger under its key, and says so if nothing is to be done.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
 
-from flows.stages.context import checkout_commit
-from flows.stages.judge import Judging
+from flows.stages.context import MACHINE, Context, Selection, ingest
+from flows.stages.judge import evaluate, gate
 from flows.stages.outcome import Candidate, Outcome, outcome_of
-from flows.stages.train import MACHINE, Training
-from ptpipeline.errors import TrainingError
-from ptpipeline.gate.decide import needs_a_person
-from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import PRODUCTION, Promotion, PromptVersion, Report, TunedPrompt, Verdict, now
-from ptpipeline.task.task import Task, find_task, load_tasks, sound_tasks
-from registry.ledger.ledger import Release
-from registry.repair.reconcile import reconcile
-from registry.versions.promotion import Cause, check_cause, check_release, promote, promote_release, rollback
-from registry.versions.publish import Request, entry_of, register, remember, withhold_texts, write_page
+from flows.stages.release import promote, register
+from flows.stages.train import Plan, plan, share, train
+from ptpipeline.errors import PtpError, TrainingError, place_of
+from ptpipeline.records import TunedPrompt, Verdict
+from ptpipeline.task.task import Task
 
-if TYPE_CHECKING:
-    from ptpipeline.evaluation.mistakes import Mistakes
-    from ptpipeline.prompts.interpretation import Neighbours
+Result = TypeVar("Result")
+
+log = logging.getLogger("ptpipeline.flows")
 
 
-class Stages(Training, Judging):
-    """All stages over one set of settings."""
+class Step(Protocol):
+    """Runs one stage under a name that people see, and returns its result."""
 
-    def tasks(self, names: Sequence[str] | None = None) -> list[Task]:
-        """The named tasks, or all; NotFound or TaskFileError before anything runs."""
-        if names is None:
-            return load_tasks(self.settings.tasks)
-        return [find_task(self.settings.tasks, name) for name in dict.fromkeys(names)]
-
-    def declared(self) -> tuple[list[Task], dict[str, str]]:
-        """All tasks whose files are sound, and one sentence for each of the others."""
-        return sound_tasks(self.settings.tasks)
-
-    def register(self, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> PromptVersion:
-        """The candidate as a numbered version, with verdict, figures and plots, whether it passed or not."""
-        if not task.texts_in_reports:
-            withhold_texts(self.registry, task.name)
-        return register(self.registry, self._request(task, tuned, report, verdict))
-
-    def _request(self, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> Request:
-        from ptpipeline.evaluation.plots import every
-
-        known = self.registry.ledger.publication(task.name, tuned.digest)
-        stored = known is not None and bool(known.plots) and all(map(self.registry.store.exists, known.plots.values()))
-        drawn = stored and self.registry.ledger.latest_verdict(task.name, tuned.digest) == verdict
-        plots = {} if drawn else every(task, tuned, report, verdict)
-        return Request(
-            tuned,
-            report,
-            verdict,
-            plots,
-            commit=checkout_commit(),
-            neighbours=self._neighbours(task.name, tuned.digest),
-            mistakes=self._mistakes(task, report),
-        )
-
-    def _mistakes(self, task: Task, report: Report) -> "Mistakes | None":
-        """The rows that it gets wrong, where the task lets their texts into reports."""
-        from ptpipeline.data.snapshot import load_split
-        from ptpipeline.evaluation.compare import Results
-        from ptpipeline.evaluation.mistakes import mistakes
-
-        if not task.texts_in_reports:
-            return None
-        return mistakes(
-            task,
-            Results.of(self.registry.store, report),
-            load_split(self.registry.store, self.snapshot(task.name, report.snapshot), report.split),
-        )
-
-    def _neighbours(self, task: str, digest: str) -> "Neighbours | None":
-        """The words near the prompt's virtual tokens; None where they are known, and of an ensemble, whose members have
-        their own.
-        """
-        from ptpipeline.prompts.neighbours import find_neighbours
-        from ptpipeline.prompts.tensors import unpack
-
-        known, artifact = (
-            self.registry.ledger.publication(task, digest),
-            read_artifact(self.registry.store, task, digest),
-        )
-        if (known and known.neighbours and self.registry.store.exists(known.neighbours)) or artifact.manifest.members:
-            return None
-        base = self.engine(artifact.manifest.base_model.name).base
-        return find_neighbours(base, unpack(artifact, base.ref))
-
-    def promote(self, task: Task, version: PromptVersion, verdict: Verdict, actor: str = MACHINE) -> Promotion | None:
-        """Promotion by the task's policy: `auto` promotes what passed, `manual` leaves it to a person.
-
-        What production named before and names no more was rolled back by a person, and what could not be compared with
-        the champion needs one to look at it: neither is promoted by a machine.
-        """
-        stood = version.number in {row.version for row in self.registry.ledger.history(task.name, PRODUCTION)}
-        if not verdict.passed or task.promote == "manual" or stood or needs_a_person(verdict):
-            return None
-        return promote(self.registry, task, version.number, Cause(actor, f"passed the gate: {_summary(verdict)}"))
-
-    def run(self, task: Task) -> Outcome:
-        """All stages for one task, one after another."""
-        if task.tune.shared is not None:
-            self.share(task.tune.shared)
-        plan = self.plan(task, self.ingest(task))
-        tuned = self.train([plan])[task.name]
-        if isinstance(tuned, str):
-            raise TrainingError(tuned)
-        return self._judged(task, tuned, plan.snapshot)
-
-    def adopt(self, task: Task, path: Path, actor: str) -> Outcome:
-        """A prompt that `actor` brings from elsewhere, through the stages of a candidate of our own; a repeat registers
-        nothing new.
-
-        Raises what `read_foreign` and `adopt` raise for one that is damaged or does not fit task or base.
-        """
-        from ptpipeline.data.snapshot import load_split
-        from ptpipeline.prompts.peft import read_foreign
-        from ptpipeline.tuning.adopt import adopt
-
-        found, snapshot = read_foreign(path), self.ingest(task)
-        trained = adopt(
-            self.engine(task.base_model).base, task, snapshot, found, load_split(self.registry.store, snapshot, "dev")
-        )
-        for warning in trained.tuned.warnings:
-            self.report(f"{task.name}: {warning}")
-        tuned = self._held(task.name, trained.tuned.training_key) or self._kept(trained)
-        return self._judged(task, tuned, snapshot.digest, actor)
-
-    def _judged(self, task: Task, tuned: TunedPrompt, snapshot: str, actor: str = MACHINE) -> Outcome:
-        """Evaluate, gate, register and promote a stored prompt."""
-        report = self.evaluate(task, tuned, snapshot)
-        verdict = self.gate(task, tuned, report)
-        version = self.register(task, tuned, report, verdict)
-        return outcome_of(
-            self.registry, task, Candidate(tuned, report, verdict, version, self.promote(task, version, verdict, actor))
-        )
-
-    def move(self, task: str, alias: str, version: int, cause: Cause) -> Promotion:
-        """A promotion that a person asks for; an outdated verdict is renewed first, and required all the same."""
-        check_cause(cause)  # before the gate takes its time
-        declared = find_task(self.settings.tasks, task)
-        if alias == PRODUCTION:
-            self._judge_again(declared, self.registry.ledger.version(task, version))
-        return promote(self.registry, declared, version, cause, alias)
-
-    def move_release(self, name: str, versions: Mapping[str, int], cause: Cause) -> list[Promotion]:
-        """Production of all these tasks to these versions, together; outdated verdicts are renewed first."""
-        release = Release(name=name, actor=cause.actor, reason=cause.reason, versions=dict(versions), at=now())
-        check_cause(cause)
-        check_release(self.registry, release)
-        declared = {task: find_task(self.settings.tasks, task) for task in versions}
-        for task, number in versions.items():
-            self._judge_again(declared[task], self.registry.ledger.version(task, number))
-        return promote_release(self.registry, declared, release, cause)
-
-    def _judge_again(self, task: Task, version: PromptVersion) -> None:
-        """Gate a version anew where policy or champion changed since; a version of other labels has to be
-        trained anew.
-        """
-        ledger = self.registry.ledger
-        head, publication = ledger.head(task.name, PRODUCTION), ledger.publication(task.name, version.digest)
-        asked = (task.policy_digest(), head.digest if head else None)
-        verdicts = ledger.verdicts(task.name, version.digest)
-        judged = asked in [(verdict.policy, verdict.champion) for verdict in verdicts if not needs_a_person(verdict)]
-        if (
-            version.collected
-            or not verdicts
-            or judged
-            or publication is None
-            or (head and head.version == version.number)
-        ):
-            return
-        manifest = read_artifact(self.registry.store, task.name, version.digest).manifest
-        if manifest.labels == task.labels and manifest.base_model.name == task.base_model:
-            report = self.evaluate(task, publication.tuned, self.ingest(task).digest)
-            verdict = self.gate(task, publication.tuned, report)
-            # the store first: a promotion may cite what the ledger holds, and a lost ledger is made anew from what the
-            # store holds
-            remember(self.registry, self._request(task, publication.tuned, report, verdict))
-            ledger.save_verdict(verdict)
-            write_page(self.registry, entry_of(self.registry, task.name, version.digest), version)
-
-    def roll_back(self, task: str, alias: str, to: int | None, cause: Cause) -> Promotion:
-        """Back to the previous version, or to the one named."""
-        return rollback(self.registry, task, cause, to, alias)
-
-    def reconcile(self, task: str | None = None) -> list[str]:
-        """Replay the ledger's heads onto the store's pointers and MLflow's aliases; one sentence per action."""
-        return [
-            f"{action.task}: {action.what}"
-            for action in reconcile(
-                self.registry, {found.name: found for found in sound_tasks(self.settings.tasks)[0]}, task
-            )
-        ]
+    def __call__(self, name: str, work: Callable[[], Result], /) -> Result: ...
 
 
-def _summary(verdict: Verdict) -> str:
-    found = verdict.comparison
-    against = f", {found.metric} {found.difference:+.4f} against the champion" if found else ", the first to do so"
-    return f"{len(verdict.checks)} checks{against}"
+def call(_name: str, work: Callable[[], Result], /) -> Result:
+    """Run the stage as it is."""
+    return work()
+
+
+def _show_nothing(_outcome: Outcome, _verdict: Verdict) -> None:
+    return None
+
+
+class Mode(NamedTuple):
+    """How the chain runs.
+
+    `step` runs each stage. With `isolate`, an error ends only the tasks that it concerns and goes to the night's
+    errors; without, it is raised. `show` gets each task's outcome as soon as it is there. `actor` is who promotes.
+    """
+
+    step: Step = call
+    isolate: bool = False
+    promote: bool = True
+    show: Callable[[Outcome, Verdict], None] = _show_nothing
+    actor: str = MACHINE
+
+
+DIRECT = Mode()
+
+
+class Night(NamedTuple):
+    """What a run came to, by task: the outcomes of those that came through, one sentence for each of the others."""
+
+    outcomes: dict[str, Outcome]
+    errors: dict[str, str]
+
+
+class Unexpected(Exception):
+    """A defect: which kind of error, and where, without its message, which may hold a row's text."""
+
+
+class _Planned(NamedTuple):
+    task: Task
+    plan: Plan
+
+
+def run(context: Context, selection: Selection, mode: Mode = DIRECT) -> Night:
+    """Ingest, train, evaluate, gate, register and promote the tasks; broken task files are errors beside them."""
+    night = Night({}, dict(selection.broken))
+    _share(context, selection.tasks, mode, night)
+    planned = []
+    for task in (task for task in selection.tasks if task.name not in night.errors):
+        with _guard(mode, night, [task]):
+            snapshot = mode.step(f"ingest {task.name}", partial(ingest, context, task))
+            todo = mode.step(f"plan {task.name}", partial(plan, context, task, snapshot))
+            planned.append(_Planned(task, todo))
+    trained = _train(context, planned, mode, night)
+    for task, todo in planned:
+        if task.name in trained:
+            with _guard(mode, night, [task]):
+                night.outcomes[task.name] = finish(context, task, trained[task.name], todo.snapshot, mode)
+    return night
+
+
+def run_task(context: Context, task: Task) -> Outcome:
+    """Run the whole chain for one task, here and now; an error is raised."""
+    return run(context, Selection([task], {})).outcomes[task.name]
+
+
+def finish(context: Context, task: Task, tuned: TunedPrompt, snapshot: str, mode: Mode = DIRECT) -> Outcome:
+    """Evaluate, gate, register and promote a stored prompt; `snapshot` is the digest of today's rows."""
+    name, step = task.name, mode.step
+    report = step(f"evaluate {name}", partial(evaluate, context, task, tuned, snapshot))
+    verdict = step(f"gate {name}", partial(gate, context, task, tuned, report))
+    version = step(f"register {name}", partial(register, context, task, tuned, report, verdict))
+    promotion = (
+        step(f"promote {name}", partial(promote, context, task, version, verdict, mode.actor)) if mode.promote else None
+    )
+    outcome = outcome_of(context.registry, task, Candidate(tuned, report, verdict, version, promotion))
+    mode.show(outcome, verdict)
+    return outcome
+
+
+def _share(context: Context, tasks: Sequence[Task], mode: Mode, night: Night) -> None:
+    """Bring the shared prompts up to date that these tasks start from; if one fails, so do the tasks."""
+    for name in dict.fromkeys(task.tune.shared for task in tasks if task.tune.shared):
+        with _guard(mode, night, [task for task in tasks if task.tune.shared == name]):
+            mode.step(f"share {name}", partial(share, context, name))
+
+
+def _train(context: Context, planned: Sequence[_Planned], mode: Mode, night: Night) -> dict[str, TunedPrompt]:
+    """Train one gang per base model."""
+    trained: dict[str, TunedPrompt] = {}
+    for base in sorted({todo.base_model for _, todo in planned}):
+        gang = [(task, todo) for task, todo in planned if todo.base_model == base]
+        fresh = sum(not todo.trained for _, todo in gang)
+        size = f"{fresh} task{'s' * (fresh != 1)}" if fresh else "unchanged"
+        with _guard(mode, night, [task for task, _ in gang]):
+            results = mode.step(f"train {base} ({size})", partial(train, context, [todo for _, todo in gang]))
+            for task, _ in gang:
+                with _guard(mode, night, [task]):
+                    trained[task.name] = _prompt_in(results[task.name])
+    return trained
+
+
+def _prompt_in(result: TunedPrompt | str) -> TunedPrompt:
+    if isinstance(result, str):
+        raise TrainingError(result)
+    return result
+
+
+# ---------------------------------------------------------------- isolation
+
+
+def _guard(mode: Mode, night: Night, tasks: Sequence[Task]) -> AbstractContextManager[None]:
+    return isolate(night, tasks) if mode.isolate else nullcontext()
+
+
+@contextmanager
+def isolate(night: Night, tasks: Sequence[Task]) -> Iterator[None]:
+    """Let an error inside end these tasks and no other; it goes to the night's errors."""
+    try:
+        yield
+    except PtpError as error:
+        night.errors.update({task.name: str(error) for task in tasks})
+    except Exception as error:  # noqa: BLE001  a defect in one task's stage must not end the others
+        sentence = str(error if isinstance(error, Unexpected) else unexpected(error))
+        log.error("%s", sentence)
+        night.errors.update({task.name: sentence for task in tasks})
+
+
+def unexpected(error: BaseException) -> Unexpected:
+    """Return the defect that stands for an error that nobody expected."""
+    return Unexpected(f"{place_of(error)}; `ptp run TASK` shows all of it on your own terminal")

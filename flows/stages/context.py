@@ -1,27 +1,29 @@
-"""What all stages work with: settings, registry, snapshots, and the base models that were loaded."""
+"""What all stages work with: settings, registry, tasks, the base models that were loaded, and snapshots of data."""
 
 import logging
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ptpipeline.models.base import prepare_base
-from ptpipeline.records import Snapshot
+from ptpipeline.records import Snapshot, Split
 from ptpipeline.settings import Settings
-from ptpipeline.task.task import Task
+from ptpipeline.task.task import Task, find_task, sound_tasks
 from ptpipeline.tuning.tracker import NoTracker, Tracker
 from registry.registry import Registry, open_for_writing
 
 if TYPE_CHECKING:
     from ptpipeline.serving.engine import Engine
 
+MACHINE = "nightly"  # who moves an alias if no person does
+
 log = logging.getLogger("ptpipeline.stages")
 
 
 class Context:
-    """One set of settings; heavy imports and a base model come with the first stage that needs them."""
+    """One set of settings; heavy imports and base models are loaded by the first stage that needs them."""
 
     def __init__(self, settings: Settings, registry: Registry, report: Callable[[str], None] = log.info) -> None:
         self.settings = settings
@@ -31,33 +33,12 @@ class Context:
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
-        """All over the registry that the settings name."""
+        """Open the registry that the settings name, for writing."""
         return cls(settings, open_for_writing(settings))
-
-    def ingest(self, task: Task) -> Snapshot:
-        """The task's snapshot; an unchanged source makes no new one."""
-        from ptpipeline.data.snapshot import ingest
-        from ptpipeline.data.sources import source_key
-
-        key = source_key(task, self.settings.home)
-        known = self.registry.ledger.snapshot_for(task.name, key)
-        if known is not None:
-            self.registry.ledger.save_snapshot(known)  # used again: from here on the garbage collection leaves it alone
-            if self.holds(known):
-                self.report(f"{task.name}: source unchanged, snapshot {known.digest[:12]} stands")
-                return known
-        snapshot = ingest(task, self.registry.store, self.settings.home)
-        self.registry.ledger.save_snapshot(snapshot)
-        if not self.holds(snapshot):  # an old one of the same rows went between the two
-            snapshot = ingest(task, self.registry.store, self.settings.home)
-        noticed = ", ".join(f"{check.name} {check.count}" for check in snapshot.checks if check.outcome == "warned")
-        rows = ", ".join(f"{name} {info.rows}" for name, info in snapshot.splits().items())
-        self.report(f"{task.name}: snapshot {snapshot.digest[:12]}, rows: {rows}; noticed: {noticed or 'nothing'}")
-        return snapshot
 
     @cached_property
     def tracker(self) -> Tracker:
-        """Where training is followed: MLflow where there is one."""
+        """Where training is followed: in MLflow, if the settings name a server."""
         if self.settings.mlflow is None:
             return NoTracker()
         from registry.mlflow.tracking import Tracking
@@ -65,9 +46,9 @@ class Context:
         return Tracking(self.settings.mlflow)
 
     def engine(self, base_model: str) -> "Engine":
-        """The engine over that base model, loaded once; its `base` is also what trains.
+        """Return the engine over that base model, loaded once; training uses its `base` too.
 
-        Raises what `prepare_base` and `load_base` raise where the base cannot be had or loaded.
+        Raises what `prepare_base` and `load_base` raise if the base model cannot be fetched or loaded.
         """
         from ptpipeline.models.load import load_base
         from ptpipeline.serving.engine import Engine
@@ -77,24 +58,69 @@ class Context:
         return self._engines[base_model]
 
     def snapshot(self, task: str, digest: str) -> Snapshot:
-        """The task's snapshot of that digest; NotFound or ArtifactError where it is missing or altered."""
+        """Read the task's snapshot of that digest; NotFound or ArtifactError if it is missing or altered."""
         from ptpipeline.data.snapshot import read_snapshot
 
         return read_snapshot(self.registry.store, task, digest)
 
-    def holds(self, snapshot: Snapshot) -> bool:
-        """Whether its rows are still stored."""
+    def has_rows(self, snapshot: Snapshot) -> bool:
+        """Whether the snapshot's rows are still stored."""
         from ptpipeline.data.snapshot import MANIFEST_FILE, snapshot_prefix
 
         return self.registry.store.exists(f"{snapshot_prefix(snapshot.task, snapshot.digest)}/{MANIFEST_FILE}")
 
+    def row_ids(self, snapshot: Snapshot, split: Split) -> list[str]:
+        """Return the ids of the rows of a split."""
+        from ptpipeline.data.snapshot import load_split
+
+        return [row.id for row in load_split(self.registry.store, snapshot, split)]
+
+
+class Selection(NamedTuple):
+    """Tasks to work on, and one sentence for each task whose file is broken."""
+
+    tasks: list[Task]
+    broken: dict[str, str]
+
+
+def select_tasks(settings: Settings, names: Sequence[str] | None = None) -> Selection:
+    """Return the named tasks, or all that are declared.
+
+    A broken file ends a run over all tasks only for its own task; NotFound or TaskFileError for a task that is named.
+    """
+    if names is None:
+        return Selection(*sound_tasks(settings.tasks))
+    return Selection([find_task(settings.tasks, name) for name in dict.fromkeys(names)], {})
+
+
+def ingest(context: Context, task: Task) -> Snapshot:
+    """Return the task's snapshot; an unchanged source makes no new one."""
+    from ptpipeline.data.snapshot import ingest as take_snapshot
+    from ptpipeline.data.sources import source_key
+
+    registry, home = context.registry, context.settings.home
+    known = registry.ledger.snapshot_for(task.name, source_key(task, home))
+    if known is not None:
+        registry.ledger.save_snapshot(known)  # it is used again: from now on the garbage collection keeps it
+        if context.has_rows(known):
+            context.report(f"{task.name}: source unchanged, snapshot {known.digest[:12]} stands")
+            return known
+    snapshot = take_snapshot(task, registry.store, home)
+    registry.ledger.save_snapshot(snapshot)
+    if not context.has_rows(snapshot):  # an old one of the same rows was collected between the two
+        snapshot = take_snapshot(task, registry.store, home)
+    noticed = ", ".join(f"{check.name} {check.count}" for check in snapshot.checks if check.outcome == "warned")
+    rows = ", ".join(f"{name} {info.rows}" for name, info in snapshot.splits().items())
+    context.report(f"{task.name}: snapshot {snapshot.digest[:12]}, rows: {rows}; noticed: {noticed or 'nothing'}")
+    return snapshot
+
 
 def checkout_commit() -> str | None:
-    """The commit of the project's checkout, None outside of one."""
+    """Return the commit of the project's checkout, None outside of one."""
     try:
-        found = subprocess.run(
+        answer = subprocess.run(
             ["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5, cwd=Path.cwd(), check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return found.stdout.strip() or None if found.returncode == 0 else None
+    return answer.stdout.strip() or None if answer.returncode == 0 else None

@@ -1,286 +1,193 @@
-"""What a verdict is decided on, gathered from the store and the ledger: comparisons on rows that neither side was
-trained on.
-"""
+"""What a verdict is decided on: a candidate beside champion, anchor and baselines, and measures of its data."""
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from flows.stages.compare import Learnt, Measured, compare, pair_with
 from flows.stages.context import Context
-from ptpipeline.errors import ArtifactError, BaseModelError, ContextError, DataError, NotFound
+from ptpipeline.errors import NotFound
 from ptpipeline.gate.decide import Evidence
-from ptpipeline.gate.looks import question
-from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import PRODUCTION, Look, PairedDifference, PromptManifest, Report, Snapshot, Split, TunedPrompt
+from ptpipeline.records import PRODUCTION, Look, PairedDifference, Report, SliceDifference, TunedPrompt
 from ptpipeline.task.task import Task
-from registry.ledger.looks import take
-from registry.lineage.descent import learnt_rows, training_rows
+from registry.ledger.ledger import Ledger
 from registry.versions.promotion import path
 
 if TYPE_CHECKING:
     from ptpipeline.evaluation.compare import Pair, Results
 
-INCOMPARABLE = (ArtifactError, BaseModelError, ContextError, DataError, NotFound)
+
+class Challenge(NamedTuple):
+    """A measured candidate beside the champion, before anything is compared.
+
+    `champion` is the digest of what production points to, None if it points to nothing. `pair` are the two on the rows
+    that neither learnt from; a sentence if they do not compare, None if there is no other version in production.
+    """
+
+    tuned: TunedPrompt
+    champion: str | None
+    measured: Measured
+    learnt: Learnt
+    rival: Learnt | None
+    pair: "Pair | str | None"
 
 
-class Gathering(Context):
-    """Comparisons and measures of one candidate; a look is noted before anything is compared."""
+def challenge(context: Context, task: Task, tuned: TunedPrompt, report: Report, champion: str | None) -> Challenge:
+    """Bring the candidate and the champion together on the rows of the report; the champion is measured if it was not.
 
-    def measured(self, task: Task, digest: str, snapshot: Snapshot, split: Split = "test") -> Report:
-        """The report of a stored prompt on a split of the snapshot."""
-        raise NotImplementedError
+    Raises NotFound or ArtifactError if the candidate's results or training rows are missing or altered.
+    """
+    from ptpipeline.evaluation.compare import Results
 
-    def evidence(self, task: Task, tuned: TunedPrompt, report: Report, champion: str | None) -> Evidence:
-        """All that the verdict over the candidate is decided on, `champion` being the digest of what production points
-        to.
-        """
-        from ptpipeline.evaluation.compare import Results, sliced
-
-        ours, rival = Results.of(self.registry.store, report), champion if champion != tuned.digest else None
-        mine = self._unseen(task, ours.ids, tuned.digest)
-        theirs, rows = self._against(task, report, mine, rival) if rival else (None, mine)
-        look = (
-            take(
-                self.registry.ledger,
-                task.name,
-                self.question(task, tuned.digest, champion, report.test_digest),
-                ours.ids,
-                task.gate.champion.budget,
-            )
-            if champion != tuned.digest
-            else None
-        )
-        margin = self._margin(task, len(rows))
-        comparison = self._compared(task, (ours, theirs), rows, margin) if rival else None
-        against = isinstance(comparison, PairedDifference)
-        parts = (
-            sliced(task, _pair(ours, theirs, rows), task.gate.checks.slices.min_rows)
-            if against and task.gate.checks.slices.policy != "off"
-            else []
-        )
-        return Evidence(
-            report=report,
-            stored_bytes=tuned.bytes,
-            champion=champion,
-            look=look,
-            comparison=comparison,
-            superior=isinstance(comparison, PairedDifference)
-            and self._superior(task, comparison, _pair(ours, theirs, rows), look),
-            anchor=self._anchored(task, report, (ours, rows), {tuned.digest, rival}) if against and margin else None,
-            baselines=self._baselines(task, report, (ours, mine)) if len(mine) > 1 else {},
-            slices=parts,
-            measures=report.measures
-            | _finite(ours)
-            | self._leakage(task, tuned, report)
-            | (self._drift(task, tuned, rival) if rival and against else {}),
-            rows_needed=_needed(task, look, comparison),
-        )
-
-    def question(self, task: Task, digest: str, champion: str | None, test_digest: str) -> str:
-        """What a look answers: about this candidate against this champion on these rows, under today's policy."""
-        return question((digest, champion), test_digest, task.policy_digest())
-
-    def _results(self, task: Task, report: Report, digest: str) -> "Results | str":
-        """What another version answers on the rows of the report; a sentence where it cannot be measured there."""
-        from ptpipeline.evaluation.compare import Results
-
-        barred = self._incomparable(task, digest)
-        if barred:
-            return barred
-        try:
-            return Results.of(
-                self.registry.store,
-                self.measured(task, digest, self.snapshot(task.name, report.snapshot), report.split),
-            )
-        except INCOMPARABLE as error:
-            return str(error)
-
-    def _against(
-        self, task: Task, report: Report, rows: Sequence[str], digest: str
-    ) -> "tuple[Results | str, Sequence[str]]":
-        """What another version answers, and on which of these rows the two compare; a sentence, and all of them, where
-        they do not.
-        """
-        theirs = self._results(task, report, digest)
-        if isinstance(theirs, str):
-            return theirs, rows
-        fair = self._fair(task, rows, digest)
-        return (fair, rows) if isinstance(fair, str) else (theirs, fair)
-
-    def _incomparable(self, task: Task, digest: str) -> str | None:
-        """Why nothing can be compared with that version: it is gone, answers other labels, or nobody knows what it has
-        seen.
-        """
-        try:
-            manifest = self._manifest(task, digest)
-            training_rows(self.registry, task.name, digest)
-        except INCOMPARABLE as error:
-            return str(error)
-        if set(manifest.labels) == set(task.labels):
-            return None
-        now = f"has {', '.join(task.labels)}" if task.labels else "asks for free text"
-        return f"it answers {'the ' if manifest.labels else ''}{manifest.answers}, the task now {now}"
-
-    def _fair(self, task: Task, rows: Sequence[str], digest: str) -> list[str] | str:
-        """Those rows that the other version has not seen either; a sentence where it has seen most of them, as of a
-        reserve that was cut out later.
-        """
-        left = self._unseen(task, rows, digest)
-        if 2 * len(left) < len(rows):
-            return (
-                f"it, or what it descends from, was trained on {len(rows) - len(left)} of the {len(rows)} rows "
-                "that judge"
-            )
-        return left
-
-    def _unseen(self, task: Task, rows: Sequence[str], digest: str) -> list[str]:
-        """Those rows that neither this version, nor what it descends from, was trained on."""
-        seen = {row.id[:16] for row in learnt_rows(self.registry, task.name, digest)}
-        return [row for row in rows if row[:16] not in seen]
-
-    def _manifest(self, task: Task, digest: str) -> PromptManifest:
-        return read_artifact(self.registry.store, task.name, digest).manifest
-
-    # ------------------------------------------------------------ comparisons
-
-    def _margin(self, task: Task, rows: int) -> float:
-        from ptpipeline.evaluation.power import default_margin
-
-        policy = task.gate.champion
-        if policy.rule == "superiority":
-            return 0.0
-        return policy.margin if policy.margin is not None else default_margin(rows, policy.budget)
-
-    def _compared(
-        self, task: Task, sides: "tuple[Results, Results | str | None]", rows: Sequence[str], margin: float
-    ) -> PairedDifference | str:
-        from ptpipeline.evaluation.compare import compared
-        from ptpipeline.evaluation.paired import Asked
-
-        ours, theirs = sides
-        if isinstance(theirs, str):
-            return theirs
-        if len(rows) < 2:
-            return f"{len(rows)} of today's test rows were in nobody's training rows; a comparison needs two"
-        found = compared(
-            task, _pair(ours, theirs, rows), Asked(task.gate.metric, task.gate.champion.confidence, margin)
-        )
-        return found.model_copy(update={"dropped": len(ours.ids) - len(rows)})
-
-    def _superior(self, task: Task, comparison: PairedDifference, pair: "Pair", look: Look | None) -> bool:
-        """Whether the challenger is better, and not only no worse: without a margin the comparison says it."""
-        from ptpipeline.evaluation.compare import compared
-        from ptpipeline.evaluation.paired import Asked
-
-        found = (compared(task, pair, Asked(task.gate.metric)) if comparison.margin else comparison).p_value
-        return found is not None and look is not None and found <= look.alpha
-
-    def _baselines(
-        self, task: Task, report: Report, ours: "tuple[Results, Sequence[str]]"
-    ) -> dict[str, PairedDifference]:
-        from ptpipeline.evaluation.compare import Results
-
-        found = {}
-        for kind, key in report.baselines.items():
-            baseline = self.registry.ledger.report(key)
-            if baseline is None:
-                raise NotFound(
-                    f"{task.name}: the ledger lost the report of baseline {kind} ({key[:12]}); `ptp run "
-                    f"{task.name}` measures it again"
-                )
-            against = self._compared(task, (ours[0], Results.of(self.registry.store, baseline)), ours[1], 0.0)
-            if isinstance(against, PairedDifference):
-                found[kind] = against
-        return found
-
-    def _anchored(
-        self, task: Task, report: Report, ours: "tuple[Results, Sequence[str]]", others: set[str | None]
-    ) -> PairedDifference | str | None:
-        """Challenger minus the last version that won by superiority; None where that is the champion, or the
-        challenger.
-        """
-        anchor = self._anchor(task)
-        if anchor is None or anchor in others:
-            return None
-        theirs, rows = self._against(task, report, ours[1], anchor)
-        return self._compared(task, (ours[0], theirs), rows, self._margin(task, len(ours[1])))
-
-    def _anchor(self, task: Task) -> str | None:
-        """The digest of the last version that was promoted for more than being no worse: as better, as the first, or by
-        a person's word.
-
-        What a person rolled back from is none.
-        """
-        for row in reversed(path(self.registry.ledger.history(task.name, PRODUCTION))):
-            verdict = self.registry.ledger.verdict(row.verdict) if row.verdict else None
-            if row.override or verdict is None or verdict.won != "not inferior":
-                return row.digest
-        return None
-
-    # ------------------------------------------------------------ measures of the data
-
-    def _leakage(self, task: Task, tuned: TunedPrompt, report: Report) -> dict[str, float]:
-        """How many of the test rows stand, or nearly stand, among its training rows; and how many its ancestors have
-        seen besides.
-
-        Those are left out of comparisons, and do not block: a row may change its split between two nights.
-        """
-        from ptpipeline.data.snapshot import load_split
-        from ptpipeline.evaluation.leakage import leakage
-
-        if task.gate.checks.leakage.policy == "off":
-            return {}
-        if tuned.steps == 0:  # imported: what it was trained on is not known
-            return {"leakage.unknown": 1}
-        test, own = (
-            load_split(self.registry.store, self.snapshot(task.name, report.snapshot), report.split),
-            training_rows(self.registry, task.name, tuned.digest),
-        )
-        inherited = {row.id[:16] for row in learnt_rows(self.registry, task.name, tuned.digest)} - {
-            row.id[:16] for row in own
-        }
-        return leakage(test, own) | {"leakage.inherited": sum(row.id[:16] in inherited for row in test) / len(test)}
-
-    def _drift(self, task: Task, tuned: TunedPrompt, champion: str) -> dict[str, float]:
-        """How far the candidate's training rows are from the champion's."""
-        from ptpipeline.evaluation.drift import drift
-
-        if task.gate.checks.drift.policy == "off":
-            return {}
-        champions, ours = (training_rows(self.registry, task.name, digest) for digest in (champion, tuned.digest))
-        return (
-            drift(champions, ours, labelled=task.generate is None) if champions and ours else {}
-        )  # of an imported one they are not known
-
-    def _ids(self, snapshot: Snapshot, split: Split) -> list[str]:
-        from ptpipeline.data.snapshot import load_split
-
-        return [row.id for row in load_split(self.registry.store, snapshot, split)]
+    results = Results.of(context.registry.store, report)
+    learnt = Learnt(context.registry, task.name, tuned.digest)
+    measured = Measured(report, results, learnt.unseen(results.ids))
+    rival = Learnt(context.registry, task.name, champion) if champion and champion != tuned.digest else None
+    pair = pair_with(context, task, measured, rival) if rival else None
+    return Challenge(tuned, champion, measured, learnt, rival, pair)
 
 
-def _pair(ours: "Results", theirs: "Results | str | None", rows: Sequence[str]) -> "Pair":
+def gather(context: Context, task: Task, challenge: Challenge, look: Look | None) -> Evidence:
+    """Compare the candidate with all that the policy names, and measure its data."""
+    measured, pair = challenge.measured, challenge.pair
+    margin = margin_for(task, len(measured.rows if pair is None or isinstance(pair, str) else pair.rows))
+    comparison = compare(task, pair, margin) if pair is not None else None
+    compared = None if isinstance(pair, str) or not isinstance(comparison, PairedDifference) else pair
+    return Evidence(
+        report=measured.report,
+        stored_bytes=challenge.tuned.bytes,
+        champion=challenge.champion,
+        look=look,
+        comparison=comparison,
+        superior=compared is not None and _is_superior(task, comparison, compared, look),
+        anchor=_compare_anchor(context, task, challenge, compared) if compared and margin else None,
+        baselines=_compare_baselines(context, task, measured) if len(measured.rows) > 1 else {},
+        slices=_compare_slices(task, compared) if compared else [],
+        measures=measured.report.measures
+        | _count_infinite(measured.results)
+        | _leakage(context, task, challenge)
+        | (_drift(task, challenge.learnt, challenge.rival) if compared and challenge.rival else {}),
+        rows_needed=_rows_needed(task, look, comparison),
+    )
+
+
+# ---------------------------------------------------------------- comparisons
+
+
+def margin_for(task: Task, rows: int) -> float:
+    """Return by how much a candidate may be worse than the champion on that many rows; 0 under superiority."""
+    from ptpipeline.evaluation.power import default_margin
+
+    policy = task.gate.champion
+    if policy.rule == "superiority":
+        return 0.0
+    return policy.margin if policy.margin is not None else default_margin(rows, policy.budget)
+
+
+def _is_superior(task: Task, comparison: PairedDifference | str | None, pair: "Pair", look: Look | None) -> bool:
+    """Whether the challenger is better, and not only no worse: without a margin the comparison says it."""
+    from ptpipeline.evaluation.compare import compared
+    from ptpipeline.evaluation.paired import Asked
+
+    if not isinstance(comparison, PairedDifference):
+        return False
+    p_value = (compared(task, pair, Asked(task.gate.metric)) if comparison.margin else comparison).p_value
+    return p_value is not None and look is not None and p_value <= look.alpha
+
+
+def _compare_baselines(context: Context, task: Task, measured: Measured) -> dict[str, PairedDifference]:
     from ptpipeline.evaluation.compare import Pair, Results
 
-    if not isinstance(theirs, Results):
-        raise TypeError("nothing to compare with")
-    return Pair(ours, theirs, rows)
+    differences = {}
+    for kind, key in measured.report.baselines.items():
+        baseline = context.registry.ledger.report(key)
+        if baseline is None:
+            raise NotFound(
+                f"{task.name}: the ledger lost the report of baseline {kind} ({key[:12]}); `ptp run {task.name}` "
+                "measures it again"
+            )
+        theirs = Results.of(context.registry.store, baseline)
+        difference = compare(task, Pair(measured.results, theirs, measured.rows), 0.0)
+        if isinstance(difference, PairedDifference):
+            differences[kind] = difference
+    return differences
 
 
-def _finite(ours: "Results") -> dict[str, float]:
-    """How many rows have a likelihood that is no number."""
-    columns = [values for name, values in ours.columns.items() if name.startswith("log_likelihood.")]
-    return {"finite.bad": sum(not all(math.isfinite(column[row]) for column in columns) for row in ours.ids)}
+def _compare_slices(task: Task, pair: "Pair") -> list[SliceDifference]:
+    from ptpipeline.evaluation.compare import sliced
+
+    rule = task.gate.checks.slices
+    return sliced(task, pair, rule.min_rows) if rule.policy != "off" else []
 
 
-def _needed(task: Task, look: Look | None, comparison: PairedDifference | str | None) -> int | None:
+def _compare_anchor(context: Context, task: Task, challenge: Challenge, pair: "Pair") -> PairedDifference | str | None:
+    """Return the challenger minus the anchor; None if the anchor is the champion, or the challenger itself."""
+    anchor = find_anchor(context.registry.ledger, task)
+    if anchor in (None, challenge.tuned.digest, challenge.champion):
+        return None
+    measured = challenge.measured._replace(rows=pair.rows)
+    rival = Learnt(context.registry, task.name, str(anchor))
+    return compare(task, pair_with(context, task, measured, rival), margin_for(task, len(pair.rows)))
+
+
+def find_anchor(ledger: Ledger, task: Task) -> str | None:
+    """Return the digest of the anchor: the last production version that was proven better than the one before.
+
+    The first version in production counts too, and one that a person promoted by an override; a version that was
+    rolled back from does not.
+    """
+    for row in reversed(path(ledger.history(task.name, PRODUCTION))):
+        verdict = ledger.verdict(row.verdict) if row.verdict else None
+        if row.override or verdict is None or verdict.won != "not inferior":
+            return row.digest
+    return None
+
+
+def _rows_needed(task: Task, look: Look | None, comparison: PairedDifference | str | None) -> int | None:
     from ptpipeline.evaluation.power import expected_discordance, rows_needed
 
     if task.gate.checks.test_rows.policy == "off":
         return None
-    found = comparison if isinstance(comparison, PairedDifference) else None
-    effect = found.margin if found and found.margin else task.gate.checks.test_rows.effect
+    difference = comparison if isinstance(comparison, PairedDifference) else None
+    effect = difference.margin if difference and difference.margin else task.gate.checks.test_rows.effect
     return rows_needed(
         effect,
         look.alpha if look else task.gate.champion.budget,
-        expected_discordance((found.discordant or 0.0) if found else None),
+        expected_discordance((difference.discordant or 0.0) if difference else None),
     )
+
+
+# ---------------------------------------------------------------- measures of the data
+
+
+def _count_infinite(results: "Results") -> dict[str, float]:
+    """Count the rows that have a likelihood that is not finite."""
+    columns = [values for name, values in results.columns.items() if name.startswith("log_likelihood.")]
+    return {"finite.bad": sum(not all(math.isfinite(column[row]) for column in columns) for row in results.ids)}
+
+
+def _leakage(context: Context, task: Task, challenge: Challenge) -> dict[str, float]:
+    """Measure how many of the test rows stand, or nearly stand, among the candidate's training rows.
+
+    `leakage.inherited` is the share that only its ancestors learnt from. Comparisons leave these rows out, and they do
+    not block: a row may move to another split between two nights.
+    """
+    from ptpipeline.data.snapshot import load_split
+    from ptpipeline.evaluation.leakage import leakage
+
+    if task.gate.checks.leakage.policy == "off":
+        return {}
+    if challenge.tuned.steps == 0:  # imported: its training rows are not known
+        return {"leakage.unknown": 1}
+    report, learnt = challenge.measured.report, challenge.learnt
+    test = load_split(context.registry.store, context.snapshot(task.name, report.snapshot), report.split)
+    inherited = sum(learnt.inherited_only(row.id) for row in test) / len(test)
+    return leakage(test, learnt.own) | {"leakage.inherited": inherited}
+
+
+def _drift(task: Task, learnt: Learnt, rival: Learnt) -> dict[str, float]:
+    """Measure how far the candidate's training rows are from the champion's."""
+    from ptpipeline.evaluation.drift import drift
+
+    if task.gate.checks.drift.policy == "off" or not rival.own or not learnt.own:  # imported: they are not known
+        return {}
+    return drift(rival.own, learnt.own, labelled=task.generate is None)

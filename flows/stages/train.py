@@ -1,11 +1,11 @@
-"""The stages that make a candidate: plan, share, train. What is trained already is found under its key."""
+"""The stages that make a candidate: plan, share, train. What was trained already is found under its training key."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import stamina
 
-from flows.stages.context import Context, checkout_commit
+from flows.stages.context import MACHINE, Context, checkout_commit, ingest
 from ptpipeline.errors import PtpError, Terminal, TrainingError, Transient
 from ptpipeline.models.base import prepare_base
 from ptpipeline.prompts.artifact import MANIFEST_FILE
@@ -18,11 +18,12 @@ from registry.versions.publish import Request, register, stage
 
 if TYPE_CHECKING:
     from ptpipeline.tuning.checkpoint import Checkpoints
+    from ptpipeline.tuning.multitask import Sources
     from ptpipeline.tuning.tune import TrainedTask
 
 
 class Plan(Record):
-    """Whether a task has to train tonight, and why."""
+    """Whether a task has to train, and why."""
 
     task: str
     base_model: str
@@ -32,138 +33,160 @@ class Plan(Record):
     reason: str
 
 
-MACHINE = "nightly"  # who moves an alias where no person does
+def plan(context: Context, task: Task, snapshot: Snapshot) -> Plan:
+    """Find out whether anything that training depends on changed since it last ran."""
+    base = prepare_base(task.base_model, context.settings)
+    key = compute_training_key(task, snapshot, base.ref.fingerprint, digest_start(task, context.registry.store))
+    trained = _find_trained(context, task.name, key) is not None
+    reason = (
+        "rows, recipe, base model and engine are unchanged: nothing to train"
+        if trained
+        else "not trained yet with these rows, recipe, base model and engine"
+    )
+    context.report(f"{task.name}: {reason}")
+    return Plan(
+        task=task.name,
+        base_model=task.base_model,
+        snapshot=snapshot.digest,
+        training_key=key,
+        trained=trained,
+        reason=reason,
+    )
 
 
-class Training(Context):
-    """From snapshots to staged prompts."""
+# ---------------------------------------------------------------- shared prompts
 
-    def plan(self, task: Task, snapshot: Snapshot) -> Plan:
-        """Whether anything that training depends on changed since it last ran."""
-        base = prepare_base(task.base_model, self.settings)
-        key = compute_training_key(task, snapshot, base.ref.fingerprint, digest_start(task, self.registry.store))
-        trained = self._tuned(task.name, key) is not None
-        reason = (
-            "rows, recipe, base model and engine are unchanged: nothing to train"
-            if trained
-            else "not trained yet with these rows, recipe, base model and engine"
+
+def share(context: Context, name: str) -> Promotion:
+    """Return the shared prompt's current version; it trains again if its sources' rows, recipe, base or engine changed.
+
+    If a person moved the alias away from that version, the alias stays where it is.
+    """
+    version = register(
+        context.registry,
+        Request(tuned=_train_shared(context, name), report=None, verdict=None, commit=checkout_commit()),
+    )
+    history = context.registry.ledger.history(name, CURRENT)
+    if history and history[-1].actor != MACHINE and version.number in {row.version for row in history}:
+        mend = f"`ptp rollback {name} --alias {CURRENT} --to {version.number} --reason ...` takes version "
+        context.report(
+            f"{name}: {CURRENT} stays at version {history[-1].version}, where {history[-1].actor} moved it; "
+            f"{mend}{version.number}"
         )
-        self.report(f"{task.name}: {reason}")
-        return Plan(
-            task=task.name,
-            base_model=task.base_model,
-            snapshot=snapshot.digest,
-            training_key=key,
-            trained=trained,
-            reason=reason,
-        )
+        return history[-1]
+    return point(context.registry, version, Cause(actor=MACHINE, reason="its sources were trained"), CURRENT)
 
-    def share(self, name: str) -> Promotion:
-        """The shared prompt's current version; trained anew where its sources' rows, its recipe, base or the engine
-        changed.
 
-        A version that a person moved the alias away from is left there.
-        """
-        from ptpipeline.tuning.multitask import Sources, compute_shared_key, train_shared
+def _train_shared(context: Context, name: str) -> TunedPrompt:
+    from ptpipeline.tuning.multitask import Sources, compute_shared_key
 
-        declared, tasks = load_sources(self.settings.tasks, name)
-        sources = Sources(name, declared, [(task, self.ingest(task)) for task in tasks])
-        key = compute_shared_key(sources, prepare_base(declared.base_model, self.settings).ref.fingerprint)
-        tuned = self._held(name, key)
-        if tuned is None:
-            base = self.engine(declared.base_model).base
-            checkpoints = self._checkpoints()
-            try:
-                trained = train_shared(base, sources, checkpoints, self.tracker, self.report)
-            except TrainingError:
-                checkpoints.clear()  # else the next night would resume the failure
-                raise
-            tuned = self._kept(trained)
-            checkpoints.clear()
-        version = register(self.registry, Request(tuned=tuned, report=None, verdict=None, commit=checkout_commit()))
-        history = self.registry.ledger.history(name, CURRENT)
-        if history and history[-1].actor != MACHINE and version.number in {row.version for row in history}:
-            mend = (
-                f"`ptp rollback {name} --alias {CURRENT} --to {version.number} --reason ...` takes version "
-                f"{version.number}"
-            )
-            self.report(
-                f"{name}: {CURRENT} stays at version {history[-1].version}, where {history[-1].actor} moved it; {mend}"
-            )
-            return history[-1]
-        return point(self.registry, version, Cause(actor=MACHINE, reason="its sources were trained"), CURRENT)
+    declared, tasks = load_sources(context.settings.tasks, name)
+    sources = Sources(name, declared, [(task, ingest(context, task)) for task in tasks])
+    key = compute_shared_key(sources, prepare_base(declared.base_model, context.settings).ref.fingerprint)
+    return claim_trained(context, name, key) or _train_sources(context, sources, declared.base_model)
 
-    def train(self, plans: Sequence[Plan]) -> dict[str, TunedPrompt | str]:
-        """One gang out of all plans of one base that are not trained yet; a member's own error comes back as a
-        sentence.
-        """
-        known = {plan.task: self._held(plan.task, plan.training_key) for plan in plans}
-        results: dict[str, TunedPrompt | str] = {name: tuned for name, tuned in known.items() if tuned is not None}
-        fresh = [plan for plan in plans if plan.task not in results]
-        if fresh:
-            results |= self._train(fresh)
-        return results
 
-    def _train(self, plans: Sequence[Plan]) -> dict[str, TunedPrompt | str]:
-        from ptpipeline.tuning.tune import tune
+def _train_sources(context: Context, sources: "Sources", base_model: str) -> TunedPrompt:
+    from ptpipeline.tuning.multitask import train_shared
 
-        results: dict[str, TunedPrompt | str] = {}
-        work = []
-        for plan in plans:
-            try:
-                work.append((find_task(self.settings.tasks, plan.task), self.snapshot(plan.task, plan.snapshot)))
-            except Terminal as error:
-                results[plan.task] = str(error)
-        checkpoints = self._checkpoints()
-        outcomes = tune(self.engine(plans[0].base_model).base, work, checkpoints, self.tracker, self.report)
-        staged: dict[str, TunedPrompt] = {}
-        for name, outcome in outcomes.items():
-            try:
-                if isinstance(outcome, PtpError):
-                    results[name] = str(outcome)
-                else:
-                    staged[name] = self._staged(outcome)
-            except PtpError as error:  # the others' minutes of training are kept all the same
-                results[name] = str(error)
-        self._remember(*staged.values())
-        if staged or all(isinstance(outcome, PtpError) for outcome in outcomes.values()):
-            checkpoints.clear()  # else nothing could be stored: the next run finds it all trained
-        return results | staged
+    base, checkpoints = context.engine(base_model).base, _open_checkpoints(context)
+    try:
+        trained = train_shared(base, sources, checkpoints, context.tracker, context.report)
+    except TrainingError:
+        checkpoints.clear()  # else the next night would resume the failure
+        raise
+    tuned = keep(context, trained)
+    checkpoints.clear()
+    return tuned
 
-    def _tuned(self, task: str, key: str) -> TunedPrompt | None:
-        """What was trained under that key, where its bytes are still there."""
-        tuned = self.registry.ledger.tuned(task, key)
-        kept = tuned is not None and self.registry.store.exists(f"{prompt_prefix(task, tuned.digest)}/{MANIFEST_FILE}")
-        return tuned if kept else None
 
-    @stamina.retry(on=Transient, attempts=8, timeout=120)
-    def _held(self, task: str, key: str) -> TunedPrompt | None:
-        """The same, with the intent to register it, which keeps the garbage collection away from it."""
-        tuned = self._tuned(task, key)
-        if tuned is not None:
-            self.registry.ledger.intend(task, tuned.digest)
-            tuned = self._tuned(task, key)  # it may have gone before the intent was there
-        return tuned
+# ---------------------------------------------------------------- a gang
 
-    def _checkpoints(self) -> "Checkpoints":
-        from ptpipeline.tuning.checkpoint import Checkpoints
 
-        return Checkpoints(self.registry.store, self.settings.checkpoint_seconds)
+def train(context: Context, plans: Sequence[Plan]) -> dict[str, TunedPrompt | str]:
+    """Train all plans of one base model that are not trained yet as one gang; a task's own error is its sentence."""
+    known = {plan.task: claim_trained(context, plan.task, plan.training_key) for plan in plans}
+    results: dict[str, TunedPrompt | str] = {name: tuned for name, tuned in known.items() if tuned is not None}
+    fresh = [plan for plan in plans if plan.task not in results]
+    if fresh:
+        results |= _train_gang(context, fresh)
+    return results
 
-    def _kept(self, trained: "TrainedTask") -> TunedPrompt:
-        tuned = self._staged(trained)
-        self._remember(tuned)
-        return tuned
 
-    @stamina.retry(on=Transient, attempts=8, timeout=120)
-    def _staged(self, trained: "TrainedTask") -> TunedPrompt:
-        """Minutes of training are not thrown away over a store that is away for a moment."""
-        stage(self.registry.ledger, self.registry.store, trained.artifact, trained.members)
-        return trained.tuned
+def _train_gang(context: Context, plans: Sequence[Plan]) -> dict[str, TunedPrompt | str]:
+    from ptpipeline.tuning.tune import tune
 
-    @stamina.retry(on=Transient, attempts=8, timeout=120)
-    def _remember(self, *tuned: TunedPrompt) -> None:
-        """The prompts of a gang at once: killed between two, the next run would train the rest as another gang, to
-        other bits.
-        """
-        self.registry.ledger.save_tuned(*tuned)
+    results: dict[str, TunedPrompt | str] = {}
+    work = []
+    for plan in plans:
+        try:
+            work.append((find_task(context.settings.tasks, plan.task), context.snapshot(plan.task, plan.snapshot)))
+        except Terminal as error:
+            results[plan.task] = str(error)
+    checkpoints = _open_checkpoints(context)
+    outcomes = tune(context.engine(plans[0].base_model).base, work, checkpoints, context.tracker, context.report)
+    staged: dict[str, TunedPrompt] = {}
+    for name, outcome in outcomes.items():
+        try:
+            if isinstance(outcome, PtpError):
+                results[name] = str(outcome)
+            else:
+                staged[name] = _stage(context, outcome)
+        except PtpError as error:  # the other tasks keep their minutes of training
+            results[name] = str(error)
+    _remember(context, *staged.values())
+    if staged or all(isinstance(outcome, PtpError) for outcome in outcomes.values()):
+        checkpoints.clear()  # if nothing could be stored, the next run resumes from them
+    return results | staged
+
+
+def _open_checkpoints(context: Context) -> "Checkpoints":
+    from ptpipeline.tuning.checkpoint import Checkpoints
+
+    return Checkpoints(context.registry.store, context.settings.checkpoint_seconds)
+
+
+# ---------------------------------------------------------------- what was trained
+
+
+@stamina.retry(on=Transient, attempts=8, timeout=120)
+def claim_trained(context: Context, task: str, key: str) -> TunedPrompt | None:
+    """Return what was trained under that key, if its bytes are stored, with the intent to register it.
+
+    The intent keeps the garbage collection away from it.
+    """
+    tuned = _find_trained(context, task, key)
+    if tuned is not None:
+        context.registry.ledger.intend(task, tuned.digest)
+        tuned = _find_trained(context, task, key)  # it may have been collected before the intent was there
+    return tuned
+
+
+def _find_trained(context: Context, task: str, key: str) -> TunedPrompt | None:
+    tuned = context.registry.ledger.tuned(task, key)
+    if tuned is None or not context.registry.store.exists(f"{prompt_prefix(task, tuned.digest)}/{MANIFEST_FILE}"):
+        return None
+    return tuned
+
+
+def keep(context: Context, trained: "TrainedTask") -> TunedPrompt:
+    """Store the prompt's bytes and remember how it was trained."""
+    tuned = _stage(context, trained)
+    _remember(context, tuned)
+    return tuned
+
+
+@stamina.retry(on=Transient, attempts=8, timeout=120)
+def _stage(context: Context, trained: "TrainedTask") -> TunedPrompt:
+    """Store the bytes; a store that does not answer for a moment must not cost minutes of training."""
+    stage(context.registry.ledger, context.registry.store, trained.artifact, trained.members)
+    return trained.tuned
+
+
+@stamina.retry(on=Transient, attempts=8, timeout=120)
+def _remember(context: Context, *tuned: TunedPrompt) -> None:
+    """Save the prompts of a gang together.
+
+    If the process were killed between two, the next run would train the rest as another gang, to other bits.
+    """
+    context.registry.ledger.save_tuned(*tuned)

@@ -38,6 +38,11 @@ def learnt_rows(registry: Registry, task: str, digest: str) -> Iterator[Row]:
     `training_rows`.
     """
     yield from training_rows(registry, task, digest)
+    yield from inherited_rows(registry, task, digest)
+
+
+def inherited_rows(registry: Registry, task: str, digest: str) -> Iterator[Row]:
+    """Yield the training rows of what the prompt descends from or consists of, as far as they are still known."""
     waiting, done = [(task, digest)], {(task, digest)}
     while waiting:
         name = waiting.pop()

@@ -8,10 +8,10 @@ from prefect.artifacts import Artifact
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
-from flows.night import ended, table
+from flows.night import end, show_verdict, table
+from flows.stages.chain import Night, isolate
 from flows.stages.outcome import Outcome
-from flows.steps import Night, alone, step
-from flows.verdicts import tell
+from flows.steps import step
 from ptpipeline.errors import DataError, ServiceUnavailable
 from ptpipeline.records import PairedDifference
 from ptpipeline.task.task import find_task
@@ -64,7 +64,7 @@ def test_a_defect_is_told_by_its_place_without_its_message(project: Project, cap
         raise KeyError("the text of a row")
 
     def run() -> None:
-        with alone(night, tasks):
+        with isolate(night, tasks):
             step("ingest fruit", work)
 
     flow(run)()
@@ -74,7 +74,7 @@ def test_a_defect_is_told_by_its_place_without_its_message(project: Project, cap
 
 
 def test_an_error_fails_the_run_and_names_the_task() -> None:
-    state = flow(lambda: ended(Night({}, {"one": "no rows"}), "nightly"))(return_state=True)
+    state = flow(lambda: end(Night({}, {"one": "no rows"}), "nightly"))(return_state=True)
     assert state.is_failed()
     assert state.message == "1 of 1 tasks failed: one: no rows"
 
@@ -105,7 +105,7 @@ def test_a_verdict_is_an_artifact_of_the_run() -> None:
         reason="",
         page=None,
     )
-    flow(lambda: tell(outcome, verdict.model_copy(update={"comparison": pair})))()
+    flow(lambda: show_verdict(outcome, verdict.model_copy(update={"comparison": pair})))()
     found = Artifact.get("verdict-mood-2")
     assert getattr(found, "type", None) == "markdown"
     assert str(getattr(found, "data", "")).startswith("# mood-2@7: promoted")

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
-from flows.stages.chain import Stages
+from flows.stages.chain import run_task
+from flows.stages.context import Context, select_tasks
 from flows.stages.outcome import Outcome
 from ptpipeline.settings import Settings
+from ptpipeline.task.task import Task
 from tests.tiny import tiny_project
 
 
@@ -25,16 +27,22 @@ class Project:
         self.lines: list[str] = []
 
     @property
-    def stages(self) -> Stages:
-        """Fresh stages, as a new process would have."""
-        opened = Stages.open(self.settings)
-        opened.report = self.lines.append
-        return opened
+    def stages(self) -> Context:
+        """What the stages work with, fresh, as a new process would have it."""
+        context = Context.open(self.settings)
+        context.report = self.lines.append
+        return context
+
+    def declared(self) -> list[Task]:
+        """The tasks whose files are sound."""
+        return select_tasks(self.settings).tasks
+
+    def task(self, name: str = "tiny-sentiment") -> Task:
+        return select_tasks(self.settings, [name]).tasks[0]
 
     def run(self, name: str = "tiny-sentiment") -> Outcome:
         self.lines.clear()
-        stages = self.stages
-        return stages.run(stages.tasks([name])[0])
+        return run_task(self.stages, self.task(name))
 
     def edit(self, old: str, new: str, name: str = "tiny-sentiment") -> None:
         path = self.tasks / f"{name}.yaml"

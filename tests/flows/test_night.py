@@ -1,7 +1,7 @@
 """What Prefect shows of a task's verdict: every check, and labels as they are written."""
 
+from flows.night import render_verdict
 from flows.stages.outcome import Outcome
-from flows.verdicts import markdown
 from ptpipeline.records import Check, Look, PairedDifference
 from tests.registry.prompts import a_request, a_task
 
@@ -44,7 +44,7 @@ def told() -> str:
         margin=0.01,
     )
     look = Look(test_set=1, number=2, alpha=0.0076, spent=0.038, budget=0.05)
-    return markdown(
+    return render_verdict(
         OUTCOME,
         verdict.model_copy(
             update={

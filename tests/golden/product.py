@@ -25,8 +25,8 @@ from flows.cli.app import app
 from flows.server import webhook
 from flows.server.deploy import FLOWS, rendered
 from flows.server.schedules import slug_of
+from flows.stages.context import MACHINE
 from flows.stages.outcome import Outcome
-from flows.stages.train import MACHINE
 from ptpipeline.data import sources
 from ptpipeline.data.snapshot import ingest, load_split, read_snapshot
 from ptpipeline.data.tokens import EncodedRow, LabelTokens, TaskText

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from flows.stages.chain import Stages
+from flows.stages.chain import run_task
+from flows.stages.context import Context, select_tasks
 from flows.stages.outcome import Outcome
 from ptpipeline.data.rows import Row, normalised, split_of
 from ptpipeline.records import PRODUCTION, Verdict
@@ -63,8 +64,8 @@ class Project:
         (self.tasks / "mood.yaml").write_text(
             TASK.format(**{"path": path, "group": "", "checks": "", "gate": ""} | settings)
         )
-        stages = Stages.open(self.settings)
-        outcome = stages.run(stages.tasks()[0])
+        stages = Context.open(self.settings)
+        outcome = run_task(stages, select_tasks(self.settings).tasks[0])
         found = stages.registry.ledger.latest_verdict(
             "mood", stages.registry.ledger.version("mood", outcome.version).digest
         )
@@ -78,7 +79,7 @@ class Project:
 
     def promoted(self) -> list[int]:
         """The versions that were promoted, in order."""
-        return [row.version for row in Stages.open(self.settings).registry.ledger.history("mood", PRODUCTION)]
+        return [row.version for row in Context.open(self.settings).registry.ledger.history("mood", PRODUCTION)]
 
 
 @pytest.fixture

@@ -16,7 +16,10 @@ from sklearn.metrics import f1_score
 
 import ptpipeline
 from flows.cli import main
-from flows.on_demand.preview import Explanation, Tonight, sentences
+from flows.on_demand.explanation import Explanation, sentences
+from flows.on_demand.preview import explain
+from flows.stages.context import Context, ingest
+from flows.stages.release import move
 from ptpipeline.data.snapshot import load_split
 from ptpipeline.errors import PtpError
 from ptpipeline.evaluation.power import default_margin, rows_needed, smallest_gain
@@ -36,14 +39,14 @@ GOOD, POOR = 'init: {text: " yes"}, steps: 10', "steps: 2"
 
 
 def task_of(project: Project) -> Task:
-    return project.stages.tasks([NAME])[0]
+    return project.task(NAME)
 
 
 def told(project: Project, **champion: Any) -> Explanation:
     """The explanation, under a changed rule for the champion where one is given."""
     task = task_of(project)
     gate = task.gate.model_copy(update={"champion": task.gate.champion.model_copy(update=champion)})
-    return Tonight(project.settings, open_registry(project.settings)).explain(task.model_copy(update={"gate": gate}))
+    return explain(Context(project.settings, open_registry(project.settings)), task.model_copy(update={"gate": gate}))
 
 
 def verdict_of(project: Project, number: int) -> Verdict:
@@ -54,7 +57,7 @@ def verdict_of(project: Project, number: int) -> Verdict:
 
 
 def snapshot_of(project: Project) -> Snapshot:
-    return project.stages.ingest(task_of(project))
+    return ingest(project.stages, task_of(project))
 
 
 def ids(project: Project, split: str = "test") -> list[str]:
@@ -220,7 +223,7 @@ def test_superiority_asks_for_no_margin_and_no_anchor(nights: Nights) -> None:
 
 
 def test_a_champion_by_a_persons_word_is_the_anchor_itself(copied: Project) -> None:
-    copied.stages.move(NAME, "production", 2, Cause("ann", "for the sake of it", override=True))
+    move(copied.stages, NAME, "production", 2, Cause("ann", "for the sake of it", override=True))
     found = told(copied, rule="non_inferiority")
     assert found.champion is not None
     assert (found.champion.version, found.anchor) == (2, None)
@@ -228,7 +231,7 @@ def test_a_champion_by_a_persons_word_is_the_anchor_itself(copied: Project) -> N
 
 def test_a_champion_of_other_labels_is_told_to_be_incomparable(copied: Project) -> None:
     task = task_of(copied).model_copy(update={"labels": {"bad": " bad", "good": " good"}})
-    champion = Tonight(copied.settings, open_registry(copied.settings)).explain(task).champion
+    champion = explain(Context(copied.settings, open_registry(copied.settings)), task).champion
     assert champion is not None
     assert "labels negative, positive" in (champion.incomparable or "")
 
@@ -405,7 +408,7 @@ def test_a_version_of_other_labels_cannot_be_measured(
         "answers labels negative, positive, and the rows of task tiny-sentiment have labels bad, good now" in err,
     ) == (1, True)
     code, _, err = ptp("diff", f"{NAME}@1", f"{NAME}@2")
-    assert (code, "take a version trained since" in err) == (1, True)
+    assert (code, "name a version that was trained since" in err) == (1, True)
 
 
 # ---------------------------------------------------------------- diff
@@ -441,7 +444,7 @@ def test_texts_are_printed_only_where_they_are_asked_for(nights: Nights, ptp: An
     before = everything(nights.project)
     _, out, err = ptp("diff", f"{NAME}@1", f"{NAME}@2")
     assert not [text for text in texts if text in out + err]
-    assert "none that the gate may use" in out
+    assert "the gate may not use a p seen here" in out
     _, out, err = ptp("diff", f"{NAME}@1", f"{NAME}@2", "--texts")
     assert [text for text in texts if text in out]
     assert not [text for text in texts if text in err]
@@ -461,21 +464,21 @@ def test_versions_of_two_tasks_do_not_compare(nights: Nights, ptp: Any) -> None:
 
 
 def test_a_version_of_free_text_is_compared_by_the_rows_metric(tmp_path: Path) -> None:
-    from flows.on_demand.measure import Measuring
+    from flows.on_demand.measure import VersionRef, diff, measure_file
     from tests.flows.stages.test_generation import generating
 
     project = generating(Project(tmp_path, (NAME,)))
     project.run()
     project.edit(GOOD, POOR)
     project.run()
-    measuring = Measuring(project.settings, open_registry(project.settings))
-    found = measuring.diff((NAME, 1), (NAME, 2), texts=True)
+    context = Context(project.settings, open_registry(project.settings))
+    found = diff(context, VersionRef(NAME, 1), VersionRef(NAME, 2), texts=True)
     [tally] = found.tallies
     assert found.changed
     assert (tally.rows, tally.won + tally.lost) == (found.better.rows, len(found.changed))
     assert found.better.difference == pytest.approx((tally.won - tally.lost) / tally.rows)
     assert all(row.text and row.label is None and {row.before, row.after} == {0.0, 1.0} for row in found.changed)
-    own = measuring.on_file((NAME, 1), write_csv(tmp_path / "own.csv", rows_of(8, seed=93)))
+    own = measure_file(context, VersionRef(NAME, 1), write_csv(tmp_path / "own.csv", rows_of(8, seed=93)))
     assert own.scores["prompt"].figures()["exact_match"] > own.scores["zero_shot"].figures()["exact_match"]
     with pytest.raises(PtpError, match="no such file"):
-        measuring.on_file((NAME, 1), tmp_path / "none.csv")
+        measure_file(context, VersionRef(NAME, 1), tmp_path / "none.csv")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from flows.stages.chain import run_task
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
 from registry.repair.doctor import examine
@@ -49,7 +50,7 @@ def test_a_run_beside_the_collection_of_its_candidate_ends_whole(project: Projec
             collected.append(collect(stages.registry, LAST, apply=True))
 
     stages.report = report
-    outcome = stages.run(stages.tasks(["tiny-sentiment"])[0])
+    outcome = run_task(stages, project.task())
     assert collected[0] == []
     assert outcome.version == 2
     assert examine(stages.registry) == []

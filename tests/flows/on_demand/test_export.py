@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import ptpipeline
+from flows.on_demand.adopt import adopt as take_in
 from flows.on_demand.export import export
 from flows.stages.outcome import Outcome
 from ptpipeline.errors import (
@@ -44,8 +45,7 @@ def base_of(project: Project) -> FrozenBase:
 
 def adopt(project: Project, path: Path) -> Outcome:
     project.lines.clear()
-    stages = project.stages
-    return stages.adopt(stages.tasks([TASK])[0], path, "ann")
+    return take_in(project.stages, project.task(TASK), path, "ann")
 
 
 def trained_by_peft(

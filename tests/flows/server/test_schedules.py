@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flows.nightly import chosen
+from flows.nightly import narrow
 from flows.server.deploy import FLOWS, rendered
 from flows.server.schedules import distinct_schedules, scheduled_under, slug_of
 from ptpipeline.errors import NotFound
@@ -49,7 +49,7 @@ def test_a_schedule_takes_only_its_own_tasks(shipped: list[Task]) -> None:
 
 def test_a_schedule_no_task_has_is_refused_by_name(shipped: list[Task]) -> None:
     with pytest.raises(NotFound, match="no task has the schedule 'gone'; there are 0-2-x-x-x-asia-seoul: deploy again"):
-        chosen(shipped, "gone")
+        narrow(shipped, "gone")
 
 
 def test_the_shipped_deployments_are_the_rendered_ones(shipped: list[Task]) -> None:

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 import ptpipeline
+from flows.stages.context import ingest, select_tasks
+from flows.stages.release import move
+from flows.stages.train import plan, train
 from ptpipeline.errors import (
     ArtifactError,
     BaseModelError,
@@ -17,7 +20,7 @@ from ptpipeline.errors import (
 )
 from ptpipeline.records import PRODUCTION, prompt_prefix
 from registry.repair.doctor import examine
-from registry.versions.promotion import Cause
+from registry.versions.promotion import Cause, rollback
 from tests.flows.project import Project
 from tests.tiny import other_base, sentences, write_csv
 
@@ -75,7 +78,7 @@ def test_a_failed_gate_registers_but_does_not_promote(project: Project) -> None:
     outcome = project.run()
     assert (outcome.status, outcome.version) == ("no gain", 1)
     with pytest.raises(PromotionRefused, match="failed the gate"):
-        project.stages.move("tiny-sentiment", PRODUCTION, 1, Cause("me", "I insist"))
+        move(project.stages, "tiny-sentiment", PRODUCTION, 1, Cause("me", "I insist"))
     with pytest.raises(NotFound):
         ptpipeline.load("tiny-sentiment", project.settings)
 
@@ -83,7 +86,7 @@ def test_a_failed_gate_registers_but_does_not_promote(project: Project) -> None:
 def test_manual_promotion_awaits_a_person(project: Project) -> None:
     project.edit("promote: auto", "promote: manual")
     assert project.run().status == "awaiting approval"
-    project.stages.move("tiny-sentiment", PRODUCTION, 1, Cause("ann", "reviewed"))
+    move(project.stages, "tiny-sentiment", PRODUCTION, 1, Cause("ann", "reviewed"))
     assert ptpipeline.load("tiny-sentiment", project.settings).resolved.number == 1
 
 
@@ -91,8 +94,8 @@ def test_a_gang_trains_several_tasks_and_one_failure_stays_alone(tmp_path: Path)
     project = Project(tmp_path, ("one", "two", "three"))
     project.edit("learning_rate: 0.05", "learning_rate: 1.0e+30", "two")
     stages = project.stages
-    plans = [stages.plan(task, stages.ingest(task)) for task in stages.tasks()]
-    results = stages.train(plans)
+    plans = [plan(stages, task, ingest(stages, task)) for task in project.declared()]
+    results = train(stages, plans)
     assert "not finite" in str(results["two"])
     assert not isinstance(results["one"], str)
     assert not isinstance(results["three"], str)
@@ -108,7 +111,7 @@ def test_a_rollback_goes_back_and_is_served(project: Project) -> None:
     project.run()
     project.edit("learning_rate: 0.05", "learning_rate: 0.04")
     assert project.run().status == "promoted"
-    project.stages.roll_back("tiny-sentiment", PRODUCTION, None, Cause("ann", "complaints"))
+    rollback(project.stages.registry, "tiny-sentiment", Cause("ann", "complaints"))
     assert ptpipeline.load("tiny-sentiment", project.settings).resolved.number == 1
     assert ptpipeline.load("tiny-sentiment@2", project.settings).resolved.number == 2
 
@@ -117,7 +120,7 @@ def test_a_night_does_not_undo_a_rollback(project: Project) -> None:
     project.run()
     project.edit("learning_rate: 0.05", "learning_rate: 0.04")
     assert project.run().version == 2
-    project.stages.roll_back("tiny-sentiment", PRODUCTION, None, Cause("ann", "complaints"))
+    rollback(project.stages.registry, "tiny-sentiment", Cause("ann", "complaints"))
     outcome = project.run()
     assert outcome.status == "rolled back"
     assert ptpipeline.load("tiny-sentiment", project.settings).resolved.number == 1
@@ -127,8 +130,7 @@ def test_changed_test_rows_are_measured_without_training(project: Project) -> No
     from ptpipeline.data.rows import normalised, split_of
 
     first = project.run()
-    stages = project.stages
-    spec = stages.tasks()[0].data.split
+    spec = project.task().data.split
     more = [row for row in sentences(600, 7) if split_of(normalised(row[0]), spec) == "test"]
     write_csv(project.folder / "tiny-sentiment.csv", list(dict([*sentences(240), *more]).items()))
     second = project.run()
@@ -147,7 +149,7 @@ def test_a_champion_with_other_labels_needs_a_person(project: Project) -> None:
     outcome = project.run()
     assert (outcome.status, outcome.version) == ("awaiting approval", 2)
     assert any("not comparable: it answers the labels negative, positive" in line for line in project.lines)
-    assert project.stages.move("tiny-sentiment", PRODUCTION, 2, Cause("ann", "new labels")).version == 2
+    assert move(project.stages, "tiny-sentiment", PRODUCTION, 2, Cause("ann", "new labels")).version == 2
 
 
 def test_a_champion_that_was_mended_is_compared_after_all(project: Project) -> None:
@@ -177,14 +179,14 @@ def test_an_older_version_is_judged_again_on_promotion(project: Project) -> None
     for rate in ("0.05", "0.04"):
         project.edit("learning_rate: 0.05", f"learning_rate: {rate}")
         project.run()
-    project.stages.move("tiny-sentiment", PRODUCTION, 2, Cause("ann", "first"))
-    moved = project.stages.move("tiny-sentiment", PRODUCTION, 1, Cause("ann", "on second thoughts"))
+    move(project.stages, "tiny-sentiment", PRODUCTION, 2, Cause("ann", "first"))
+    moved = move(project.stages, "tiny-sentiment", PRODUCTION, 1, Cause("ann", "on second thoughts"))
     assert (moved.version, moved.previous) == (1, 2)
 
 
 def test_a_broken_task_file_stops_no_other(project: Project) -> None:
     (project.tasks / "broken.yaml").write_text("name: [\n")
-    tasks, broken = project.stages.declared()
+    tasks, broken = select_tasks(project.settings)
     assert [task.name for task in tasks] == ["tiny-sentiment"]
     assert "not valid YAML" in broken["broken"]
 

@@ -6,7 +6,9 @@ import pytest
 from pyarrow import parquet
 
 import ptpipeline
-from flows.stages.chain import Stages
+from flows.stages.context import Context, ingest
+from flows.stages.release import move
+from flows.stages.train import plan, train
 from ptpipeline.errors import DataError, PtpError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import PRODUCTION, Report, TextScores
@@ -36,7 +38,7 @@ def project(tmp_path: Path) -> Project:
     return generating(Project(tmp_path, ("tiny-sentiment",)))
 
 
-def report_of(stages: Stages, number: int) -> Report:
+def report_of(stages: Context, number: int) -> Report:
     report = stages.registry.ledger.report_of(
         "tiny-sentiment", stages.registry.ledger.version("tiny-sentiment", number).digest
     )
@@ -110,14 +112,14 @@ def test_a_champion_that_answered_with_labels_needs_a_person(tmp_path: Path) -> 
     assert any(
         "it answers the labels negative, positive, the task now asks for free text" in line for line in project.lines
     )
-    assert project.stages.move("tiny-sentiment", PRODUCTION, 2, Cause("ann", "texts now")).version == 2
+    assert move(project.stages, "tiny-sentiment", PRODUCTION, 2, Cause("ann", "texts now")).version == 2
 
 
 def test_both_kinds_train_in_one_gang(tmp_path: Path) -> None:
     project = Project(tmp_path, ("labels", "words"))
     generating(project, "words")
     stages = project.stages
-    tuned = stages.train([stages.plan(task, stages.ingest(task)) for task in stages.tasks()])
+    tuned = train(stages, [plan(stages, task, ingest(stages, task)) for task in project.declared()])
     assert not [result for result in tuned.values() if isinstance(result, str)]
     engine = stages.engine("tiny")
     artifacts = {

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from flows.stages.outcome import Outcome
+from flows.stages.release import move
 from ptpipeline.data.rows import normalised, split_of
 from ptpipeline.records import PRODUCTION, Look, Verdict
 from registry.ledger.looks import count
@@ -56,7 +57,7 @@ def rows_file(project: Project) -> Path:
 
 def test_a_prompt_that_leans_to_one_label_has_collapsed(project: Project) -> None:
     """Every row was called positive while it trained, and the test rows have both labels."""
-    spec = project.stages.tasks()[0].data.split
+    spec = project.task().data.split
     write_csv(
         rows_file(project),
         [(text, label if split_of(normalised(text), spec) == "test" else "positive") for text, label in sentences(240)],
@@ -172,7 +173,7 @@ def test_a_reserve_that_is_cut_out_later_leaves_the_first_word_to_a_person(proje
         for check in verdict(project, waiting.version).checks
         if check.name == "champion"
     )
-    project.stages.move("tiny-sentiment", PRODUCTION, waiting.version, Cause("ann", "the first without the reserve"))
+    move(project.stages, "tiny-sentiment", PRODUCTION, waiting.version, Cause("ann", "the first without the reserve"))
     project.edit("learning_rate: 0.05", "learning_rate: 0.04")
     found = verdict(project, project.run().version)
     assert found.comparison is not None

@@ -17,13 +17,14 @@ from tests.tiny import tiny_project
 
 TRAINING = """
 import json
-from flows.stages.chain import Stages
+from flows.stages.context import Context, ingest, select_tasks
+from flows.stages.train import plan, train
 from ptpipeline.settings import load_settings
 
-stages = Stages.open(load_settings())
+stages = Context.open(load_settings())
 stages.report = lambda line: print(line, flush=True)
-plans = [stages.plan(task, stages.ingest(task)) for task in stages.tasks()]
-trained = stages.train(plans)
+plans = [plan(stages, task, ingest(stages, task)) for task in select_tasks(stages.settings).tasks]
+trained = train(stages, plans)
 print(json.dumps({name: [tuned.digest, [repr(point) for point in tuned.curve]] for name, tuned in trained.items()}))
 """
 KILLS = 3

@@ -15,7 +15,7 @@ from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import PRODUCTION, PromptManifest
 from ptpipeline.task.task import load_tasks
 from registry.repair.doctor import examine
-from registry.versions.promotion import Cause
+from registry.versions.promotion import Cause, rollback
 from tests.flows.project import Project
 from tests.tiny import sentences
 
@@ -268,7 +268,7 @@ def test_a_shared_prompt_that_a_person_moved_stays_there(sources: Project) -> No
     sources.run()
     sources.edit("Sentiment:", "Feeling:", "tiny-a")
     sources.run()
-    sources.stages.roll_back("tiny-shared", "current", None, Cause("ann", "complaints"))
+    rollback(sources.stages.registry, "tiny-shared", Cause("ann", "complaints"), alias="current")
     sources.run()
     assert sources.stages.registry.ledger.history("tiny-shared", "current")[-1].version == 1
     assert any("stays at version 1, where ann moved it" in line for line in sources.lines)

@@ -9,8 +9,10 @@ import pytest
 from pyarrow import parquet
 
 from flows.cli.quality import _print_diff, _print_file
-from flows.on_demand.measure import Measuring
-from flows.on_demand.preview import Tonight, sentences
+from flows.on_demand.explanation import sentences
+from flows.on_demand.measure import VersionRef, diff, measure_file
+from flows.on_demand.preview import explain
+from flows.stages.context import Context
 from registry.registry import open_registry
 from registry.versions.publish import entry_of
 from tests.flows.project import Project
@@ -88,11 +90,11 @@ def nights(project: Project) -> list[str]:
     project.edit('init: {text: " yes"}, steps: 10', "steps: 2")
     lines.append(project.run().model_dump_json())
     lines += project.lines
-    registry, task = open_registry(project.settings), project.stages.tasks([NAME])[0]
-    lines += sentences(Tonight(project.settings, registry).explain(task))
-    measuring = Measuring(project.settings, registry, lines.append)
-    _print_diff(measuring.diff((NAME, 1), (NAME, 2)))
-    _print_file(measuring.on_file((NAME, 1), project.folder / f"{NAME}.csv"))
+    registry, task = open_registry(project.settings), project.task(NAME)
+    lines += sentences(explain(Context(project.settings, registry), task))
+    context = Context(project.settings, registry, lines.append)
+    _print_diff(diff(context, VersionRef(NAME, 1), VersionRef(NAME, 2)))
+    _print_file(measure_file(context, VersionRef(NAME, 1), project.folder / f"{NAME}.csv"))
     for version in registry.ledger.versions(NAME):
         entry = entry_of(registry, NAME, version.digest)
         lines += [
@@ -127,7 +129,7 @@ def test_a_message_about_a_broken_file_holds_no_text(
     path = trained.folder / name
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(Exception, match=path.stem) as raised:
-        Measuring(trained.settings, open_registry(trained.settings)).on_file((NAME, 1), path)
+        measure_file(Context(trained.settings, open_registry(trained.settings)), VersionRef(NAME, 1), path)
     chain, error = "", raised.value
     while error is not None:
         chain, error = chain + str(error), error.__cause__

@@ -4,6 +4,7 @@ row's text.
 
 import pytest
 
+from flows.stages.release import move
 from ptpipeline.records import PRODUCTION, prompt_prefix
 from registry.card.page import page
 from registry.versions.promotion import Cause
@@ -60,8 +61,8 @@ def test_no_text_of_a_row_is_in_it(project: Project) -> None:
 
 
 def test_a_version_that_is_judged_again_has_a_new_report(project: Project) -> None:
-    project.stages.move("tiny-sentiment", PRODUCTION, 1, Cause("ann", "the first"))
-    project.stages.move("tiny-sentiment", PRODUCTION, 2, Cause("ann", "another", override=True))
+    move(project.stages, "tiny-sentiment", PRODUCTION, 1, Cause("ann", "the first"))
+    move(project.stages, "tiny-sentiment", PRODUCTION, 2, Cause("ann", "another", override=True))
     assert shown(project, 2) in stored(project, 2)
     assert len(stored(project, 2)) == 2
     assert "The champion is version 1." in shown(project, 2)

@@ -1,0 +1,66 @@
+"""A stored prompt measured on a split of a snapshot, and probed; each measurement is made once and kept."""
+
+from flows.stages.context import Context
+from ptpipeline.gate.decide import metric_of
+from ptpipeline.prompts.artifact import read_artifact, read_ensemble
+from ptpipeline.records import Report, Snapshot, Split
+from ptpipeline.task.task import Task
+from registry.lineage.descent import training_rows
+
+
+def measure(context: Context, task: Task, digest: str, snapshot: Snapshot, split: Split = "test") -> Report:
+    """Return the report of a stored prompt on the rows of a split, measured once per digest, rows and compute type.
+
+    Raises NotFound or ArtifactError if its bytes are missing or altered, ContextError if a row does not fit.
+    """
+    from ptpipeline.evaluation.baselines import Setup
+    from ptpipeline.evaluation.evaluate import evaluate
+    from ptpipeline.evaluation.key import evaluation_key, rows_identity
+    from ptpipeline.models.load import choose_dtype
+
+    ledger, store = context.registry.ledger, context.registry.store
+    rows, dtype = rows_identity(snapshot.split(split)), choose_dtype(context.settings.dtype)
+    known = ledger.report(evaluation_key(digest, rows, dtype, task.hard_prompt))
+    if known is not None and all(_is_stored(context, key) for key in (known.evaluation_key, *known.baselines.values())):
+        context.report(f"{task.name}: {digest[:12]} was measured on these {known.rows} {split} rows before")
+        return known
+    artifact = read_artifact(store, task.name, digest)
+    setup = Setup(split, task.data.slices, task.hard_prompt, ledger.report, ledger.save_report)
+    report = evaluate(context.engine(artifact.manifest.base_model.name), artifact, snapshot, store, setup)
+    ledger.save_report(report)
+    metric = task.gate.metric
+    context.report(
+        f"{task.name}: {digest[:12]} {split} {metric} {metric_of(report.prompt, metric):.4f}, zero-shot "
+        f"{metric_of(report.zero_shot, metric):.4f}"
+    )
+    return report
+
+
+def _is_stored(context: Context, key: str) -> bool:
+    """Whether the ledger has that report, and the store its results by row.
+
+    The garbage collection deletes results, and a rebuilt ledger lacks baselines.
+    """
+    report = context.registry.ledger.report(key)
+    return report is not None and context.registry.store.exists(report.rows_key)
+
+
+def probe(context: Context, task: Task, report: Report, snapshot: Snapshot) -> Report:
+    """Return the report with what the probes of the task's policy measure; a prompt is probed once."""
+    from ptpipeline.data.snapshot import load_split
+    from ptpipeline.evaluation.probes.every import Subject, asked, probed
+
+    settings, store = asked(task.gate.checks), context.registry.store
+    if report.probed == settings:
+        return report
+    artifact = read_artifact(store, task.name, report.digest)
+    subject = Subject(
+        artifact,
+        read_ensemble(store, artifact),
+        train=training_rows(context.registry, task.name, report.digest),
+        test=load_split(store, snapshot, report.split),
+    )
+    measures = probed(context.engine(artifact.manifest.base_model.name), subject, task.gate.checks)
+    report = report.model_copy(update={"measures": measures, "probed": settings})
+    context.registry.ledger.save_report(report)
+    return report
