@@ -7,7 +7,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 
-from flows.night import sentences
+from flows.night import join_errors
 from flows.requests import IngestRequest
 from flows.stages import context as stages
 from flows.stages.chain import Night, isolate
@@ -27,5 +27,5 @@ def ingest(request: IngestRequest = EVERYTHING) -> State[Any]:
             snapshot = step(f"ingest {task.name}", partial(stages.ingest, context, task))
             digests[task.name] = snapshot.digest[:12]
     if night.errors:
-        return Failed(message=sentences(night.errors))
+        return Failed(message=join_errors(night.errors))
     return Completed(message="; ".join(f"{task}: snapshot {digest}" for task, digest in digests.items()))

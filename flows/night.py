@@ -1,4 +1,4 @@
-"""What Prefect shows of a run over several tasks: its table, its final state, and the verdict of each task."""
+"""What Prefect shows of a run over several tasks: its build_table, its final state, and the verdict of each task."""
 
 import re
 from typing import Any
@@ -14,22 +14,22 @@ from ptpipeline.records import Check, PairedDifference, Verdict, title_of
 
 def end(night: Night, key: str) -> State[Any]:
     """Write the table under `key` and return the run's final state: a failed gate is Completed, an error is Failed."""
-    rows = table(night)
+    rows = build_table(night)
     links = [f"- [{row['task']} in MLflow]({row['page']})" for row in rows if row.get("page")]
     create_table_artifact(key=key, table=rows, description="\n".join([f"**{key}**: {len(rows)} tasks", "", *links]))
     if night.errors:
-        return Failed(message=f"{len(night.errors)} of {len(rows)} tasks failed: {sentences(night.errors)}")
+        return Failed(message=f"{len(night.errors)} of {len(rows)} tasks failed: {join_errors(night.errors)}")
     return Completed(message="; ".join(f"{row['task']}: {row['status']}" for row in rows) or "no tasks")
 
 
-def table(night: Night) -> list[dict[str, Any]]:
+def build_table(night: Night) -> list[dict[str, Any]]:
     """Return one row per task: its outcome, or `failed` with the reason."""
     outcomes = {task: outcome.to_json() for task, outcome in night.outcomes.items()}
     errors = {task: {"task": task, "status": "failed", "reason": sentence} for task, sentence in night.errors.items()}
     return [row for _, row in sorted((outcomes | errors).items())]
 
 
-def sentences(errors: dict[str, str]) -> str:
+def join_errors(errors: dict[str, str]) -> str:
     """Join the tasks' errors into one line."""
     return "; ".join(f"{task}: {sentence}" for task, sentence in errors.items())
 
@@ -53,18 +53,18 @@ def render_verdict(outcome: Outcome, verdict: Verdict) -> str:
         "",
         _escape(outcome.reason),
         "",
-        *_comparisons(verdict),
-        *_budget(verdict),
+        *_render_comparisons(verdict),
+        *_render_look(verdict),
     ]
-    lines += ["## Checks", "", *map(_check, verdict.checks)]
+    lines += ["## Checks", "", *map(_render_check, verdict.checks)]
     return "\n".join([*lines, *(["", f"[The version in MLflow]({outcome.page})"] if outcome.page else [])])
 
 
-def _comparisons(verdict: Verdict) -> list[str]:
+def _render_comparisons(verdict: Verdict) -> list[str]:
     comparisons = verdict.comparisons()
     if not comparisons:
         return []
-    rows = [_difference(name, pair) for name, pair in comparisons.items()]
+    rows = [_render_difference(name, pair) for name, pair in comparisons.items()]
     return [
         "| candidate minus | metric | difference | bounds | p | test | rows |",
         "|---|---|--:|--:|--:|---|--:|",
@@ -73,7 +73,7 @@ def _comparisons(verdict: Verdict) -> list[str]:
     ]
 
 
-def _difference(name: str, pair: PairedDifference) -> str:
+def _render_difference(name: str, pair: PairedDifference) -> str:
     p_value = "–" if pair.p_value is None else f"{pair.p_value:.2g}"
     margin = f" (margin {pair.margin:.4f})" if pair.margin else ""
     bounds = f"{pair.lower:+.4f} to {pair.upper:+.4f} at {pair.confidence:.0%}"
@@ -83,7 +83,7 @@ def _difference(name: str, pair: PairedDifference) -> str:
     )
 
 
-def _budget(verdict: Verdict) -> list[str]:
+def _render_look(verdict: Verdict) -> list[str]:
     look = verdict.look
     if look is None:
         return []
@@ -94,7 +94,7 @@ def _budget(verdict: Verdict) -> list[str]:
     ]
 
 
-def _check(check: Check) -> str:
+def _render_check(check: Check) -> str:
     """Render a check as a bullet: cells of Prefect's tables do not wrap, so the last of them would be out of sight."""
     mark = "✓ pass" if check.passed else "✗ **FAIL**" if check.blocks else "⚠ warning"
     return (

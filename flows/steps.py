@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task, exponential_backoff
 
-from flows.stages.chain import unexpected
+from flows.stages.chain import hide_message
 from flows.stages.context import Context
 from ptpipeline.errors import PtpError, Transient
 from ptpipeline.settings import load_settings
@@ -45,7 +45,7 @@ def step(name: str, work: Callable[[], Result], /) -> Result:
         except PtpError:
             raise
         except Exception as error:  # noqa: BLE001  Prefect would keep its message, which may hold a row's text
-            raise unexpected(error) from None
+            raise hide_message(error) from None
 
     return run()
 

@@ -24,7 +24,7 @@ def explain(task: TaskName, as_json: Json = False) -> None:
     """What tonight's candidate has to do, in plain words: the rows, the champion, the look, every check."""
     from flows.cli.render import show, show_record
     from flows.on_demand import preview
-    from flows.on_demand.explanation import sentences
+    from flows.on_demand.explanation import describe
     from flows.stages.context import Context
     from ptpipeline.settings import load_settings
     from ptpipeline.task.task import find_task
@@ -34,7 +34,7 @@ def explain(task: TaskName, as_json: Json = False) -> None:
     if as_json:
         show_record(found, as_json)
         return
-    for sentence in sentences(found):
+    for sentence in describe(found):
         print(sentence)
     show([{"check": rule.check, "if not": rule.policy, "asks": rule.asks} for rule in found.requirements], as_json)
 
@@ -130,7 +130,7 @@ def neighbours(
 ) -> None:
     """The vocabulary tokens nearest to a version's virtual tokens, with a warning about them."""
     from flows.cli.render import show, show_record
-    from flows.on_demand.interpret import neighbour_rows, rank_neighbours, train_wayward, wayward_rows
+    from flows.on_demand.interpret import rank_neighbours, tabulate_neighbours, tabulate_wayward, train_wayward
     from flows.stages.context import Context
     from ptpipeline.prompts.interpretation import Neighbours
     from ptpipeline.settings import load_settings
@@ -142,7 +142,7 @@ def neighbours(
         show_record(found, as_json)
         return
     show(
-        neighbour_rows(found) if isinstance(found, Neighbours) else wayward_rows(found),
+        tabulate_neighbours(found) if isinstance(found, Neighbours) else tabulate_wayward(found),
         as_json,
         getattr(found, "absent", None) or "none",
     )

@@ -66,28 +66,19 @@ class Explanation(Record):
     unknown: list[str]
 
 
-def sentences(explanation: Explanation) -> list[str]:
+def describe(explanation: Explanation) -> list[str]:
     """Return the explanation for people, without the table of the checks."""
-    judged = (
-        [
-            _rows_sentence(explanation.judges, explanation.metric),
-            *_look_sentences(explanation.look),
-            *_power_sentences(explanation),
-            _reserve_sentence(explanation.judges),
-        ]
-        if explanation.judges
-        else []
-    )
-    return [
-        *(f"not known: {what}" for what in explanation.unknown),
-        _champion_sentence(explanation),
-        *judged,
-        *_margin_sentences(explanation),
-        _promotion_sentence(explanation),
-    ]
+    lines = [f"not known: {what}" for what in explanation.unknown]
+    lines.append(_describe_champion(explanation))
+    if explanation.judges:
+        lines.append(_describe_rows(explanation.judges, explanation.metric))
+        lines += _describe_look(explanation.look)
+        lines += _describe_power(explanation)
+        lines.append(_describe_reserve(explanation.judges))
+    return [*lines, *_describe_margin(explanation), _describe_promotion(explanation)]
 
 
-def _rows_sentence(judges: Judges, metric: str) -> str:
+def _describe_rows(judges: Judges, metric: str) -> str:
     whose = "reserve" if judges.split == "reserve" else "test"
     left = judges.rows - judges.comparable
     compared = (
@@ -100,40 +91,40 @@ def _rows_sentence(judges: Judges, metric: str) -> str:
     )
 
 
-def _champion_sentence(explanation: Explanation) -> str:
+def _describe_champion(explanation: Explanation) -> str:
     champion = explanation.champion
     if champion is None:
-        return "champion: none; the first candidate that passes the other checks takes the place"
+        return "champion: none; the first candidate that passes the other checks becomes it"
     figure = (
         "not measured"
         if champion.figure is None
         else f"{title_of(explanation.metric)} {champion.figure:.4f} on {champion.rows} {champion.split} rows"
     )
     looks = (
-        f", which were looked at {_times(champion.looks)}: where it was chosen by them, the figure flatters it"
+        f", which were looked at {_times(champion.looks)}; if it was chosen by them, the figure is too good"
         if champion.looks
         else ""
     )
-    barred = (
+    obstacle = (
         f"; nothing can be compared with it ({champion.incomparable}): a candidate that passes waits for a person"
         if champion.incomparable
         else ""
     )
-    return f"champion: version {champion.version}, {figure}{looks}{barred}"
+    return f"champion: version {champion.version}, {figure}{looks}{obstacle}"
 
 
-def _look_sentences(look: Look | None) -> Sequence[str]:
+def _describe_look(look: Look | None) -> Sequence[str]:
     if look is None:
         return []
     before = look.spent - look.alpha
     return [
-        f"look: number {look.number} at test set {look.test_set}; each test passes at p of at most {look.alpha:.2g}. "
-        f"Of the chance of error of {look.budget:g} for all looks at these rows together {before:.4f} is "
-        f"spent, {look.spent:.4f} with this one"
+        f"look: number {look.number} at test set {look.test_set}; each test passes if p is at most {look.alpha:.2g}. "
+        f"All looks at these rows together may err with a chance of {look.budget:g}: {before:.4f} of it is spent, "
+        f"{look.spent:.4f} after this look"
     ]
 
 
-def _power_sentences(explanation: Explanation) -> Sequence[str]:
+def _describe_power(explanation: Explanation) -> Sequence[str]:
     power, judges = explanation.power, explanation.judges
     if power is None or judges is None:
         return []
@@ -151,11 +142,11 @@ def _power_sentences(explanation: Explanation) -> Sequence[str]:
     return [
         f"power: {power.rows_needed} rows show {what} {power.effect:g} four times in five at this look, "
         f"today's {judges.comparable} {today} "
-        f"(where prompts differ on {power.discordant:.1%} of the rows, {differ})"
+        f"(if prompts differ on {power.discordant:.1%} of the rows, {differ})"
     ]
 
 
-def _reserve_sentence(judges: Judges) -> str:
+def _describe_reserve(judges: Judges) -> str:
     if judges.split == "reserve":
         return (
             f"reserve: its {judges.rows} rows judge, because the test rows have served {judges.served} looks of "
@@ -164,7 +155,7 @@ def _reserve_sentence(judges: Judges) -> str:
     if judges.reserve is None:
         return (
             f"reserve: none (data.split.reserve); after {judges.limit} looks, of which {judges.served} were taken, "
-            "the same rows go on judging, at an ever smaller p"
+            "the same rows go on judging, and every look needs a smaller p"
         )
     return (
         f"reserve: {judges.reserve} rows take over when the test rows have served {judges.limit} looks; so far "
@@ -172,7 +163,7 @@ def _reserve_sentence(judges: Judges) -> str:
     )
 
 
-def _margin_sentences(explanation: Explanation) -> Sequence[str]:
+def _describe_margin(explanation: Explanation) -> Sequence[str]:
     if explanation.rule != "non_inferiority":
         return []
     margin = f"{explanation.margin:.4f}" if explanation.margin is not None else "decided by the number of rows"
@@ -184,7 +175,7 @@ def _margin_sentences(explanation: Explanation) -> Sequence[str]:
     return [f"non-inferiority: the margin is {margin}; {anchor}"]
 
 
-def _promotion_sentence(explanation: Explanation) -> str:
+def _describe_promotion(explanation: Explanation) -> str:
     consequence = (
         f"{explanation.task}@production moves to it at once"
         if explanation.promote == "auto"

@@ -1,4 +1,4 @@
-"""Registered prompts written for other tools: a PEFT adapter's folder, or NumPy arrays. Coming in is `Stages.adopt`."""
+"""Registered prompts written for other tools: a PEFT adapter's folder, or NumPy arrays (`ptp export`)."""
 
 import json
 import os
@@ -30,31 +30,32 @@ class Exported(Record):
 
 
 def export(settings: Settings, reference: str, form: Format, folder: Path) -> Exported:
-    """Write the version of a reference into a new folder, whole or not at all; members of an ensemble in folders 0, 1,
-    ...
+    """Write the version of a reference into a new folder, whole or not at all.
 
-    Raises NotFound, ArtifactError or BaseModelError as `resolve` and `unpack` do, DataError where the form cannot
-    express the prompt, PreconditionFailed where the folder holds something or cannot be written.
+    The members of an ensemble go into folders 0, 1, ... Raises NotFound, ArtifactError or BaseModelError as `resolve`
+    and `unpack` do, DataError if the format cannot express the prompt, PreconditionFailed if the folder is not empty or
+    cannot be written.
     """
-    found = resolve(open_prompts(settings), reference)
-    files = {MANIFEST_FILE: json.dumps(found.artifact.manifest.to_json(), indent=1, sort_keys=True).encode()}
-    if found.members:
-        for index, member in enumerate(found.members):
-            files |= {f"{index}/{name}": body for name, body in _files(settings, member, form).items()}
+    resolved = resolve(open_prompts(settings), reference)
+    files = {MANIFEST_FILE: json.dumps(resolved.artifact.manifest.to_json(), indent=1, sort_keys=True).encode()}
+    if resolved.members:
+        for index, member in enumerate(resolved.members):
+            files |= {f"{index}/{name}": body for name, body in _convert(settings, member, form).items()}
     else:
-        files |= _files(settings, found.artifact, form)
+        files |= _convert(settings, resolved.artifact, form)
     _write(folder, files)
     return Exported(
-        version=found.name,
-        digest=found.artifact.digest,
-        method=found.artifact.manifest.method,
+        version=resolved.name,
+        digest=resolved.artifact.digest,
+        method=resolved.artifact.manifest.method,
         format=form,
         folder=str(folder),
         files=sorted(files),
     )
 
 
-def _files(settings: Settings, artifact: Artifact, form: Format) -> dict[str, bytes]:
+def _convert(settings: Settings, artifact: Artifact, form: Format) -> dict[str, bytes]:
+    """Return the files of one prompt by name."""
     from ptpipeline.prompts.peft import AdapterBase, build_npy_files, build_peft_files
     from ptpipeline.prompts.tensors import unpack
 
@@ -64,8 +65,8 @@ def _files(settings: Settings, artifact: Artifact, form: Format) -> dict[str, by
     if manifest.placement == "after_bos":
         raise DataError(
             f"{manifest.task} {artifact.digest[:12]}: its prompt stands behind BOS (placement after_bos), and "
-            "PEFT puts a prompt only in front; "
-            "export it with `--format npy`, or train the task with `placement: before_bos`"
+            "PEFT puts prompts only in front of it; export it with `--format npy`, or train the task with "
+            "`placement: before_bos`"
         )
     prepared = prepare_base(manifest.base_model.name, settings)
     source = find_base_model(settings.tasks, manifest.base_model.name)
@@ -79,7 +80,7 @@ def _files(settings: Settings, artifact: Artifact, form: Format) -> dict[str, by
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Into a sibling first, then under the folder's name at once."""
+    """Write into a sibling folder, then rename it: a reader never sees half of the files."""
     try:
         folder = folder.expanduser().resolve()
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")

@@ -43,7 +43,7 @@ def train_wayward(context: Context, task: str, number: int, text: str) -> Waywar
     return experiment
 
 
-def neighbour_rows(neighbours: Neighbours) -> list[dict[str, Any]]:
+def tabulate_neighbours(neighbours: Neighbours) -> list[dict[str, Any]]:
     """Return one line per virtual token: its neighbours by each measure."""
     return [
         {"token": place, **{measure: " ".join(near.token for near in token.nearest[measure]) for measure in MEASURES}}
@@ -51,7 +51,7 @@ def neighbour_rows(neighbours: Neighbours) -> list[dict[str, Any]]:
     ]
 
 
-def wayward_rows(experiment: Wayward) -> list[dict[str, Any]]:
+def tabulate_wayward(experiment: Wayward) -> list[dict[str, Any]]:
     """Return one line per prompt that trained: how strongly it was pulled, what share landed, and its scores."""
     rows = []
     for prompt in (experiment.plain, *experiment.pulled):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from flows.stages.compare import Learnt, answers_otherwise, compare
+from flows.stages.compare import SeenRows, compare, find_mismatch
 from flows.stages.context import Context, ingest
 from flows.stages.measure import measure
 from ptpipeline.errors import DataError, NotFound
@@ -119,13 +119,13 @@ def _open(context: Context, ref: VersionRef) -> _Version:
     return _Version(ref, task, read_artifact(context.registry.store, ref.task, version.digest))
 
 
-def _check_answers(version: _Version, task: Task) -> None:
-    """Raise DataError if the version answers other labels than the task's rows have."""
-    reason = answers_otherwise(task, version.artifact.manifest)
+def _check_answers(version: _Version) -> None:
+    """Raise DataError if the version answers other labels than the task has now."""
+    reason = find_mismatch(version.task, version.artifact.manifest)
     if reason:
         raise DataError(
-            f"{version.ref} cannot be measured on the rows of task {task.name}: {reason}; name a version that was "
-            "trained since"
+            f"{version.ref} cannot be measured on the rows of task {version.ref.task}: {reason}; name a version that "
+            "was trained since"
         )
 
 
@@ -139,12 +139,12 @@ def measure_file(context: Context, ref: VersionRef, path: Path, form: str | None
     a row that does not fit, NotFound if the version, or the rows that it was trained on, are gone.
     """
     version = _open(context, ref)
-    task = _with_source(version.task, path, form)
-    _check_answers(version, task)
-    checked = _read(task, path)
-    sample = _sample(context, version, checked, path)
+    task = _replace_source(version.task, path, form)
+    _check_answers(version)
+    checked = _read_file(task, path)
+    sample = _build_sample(context, version, checked, path)
     scores = _score(context, version, sample)
-    learnt = Learnt(context.registry, ref.task, version.digest)
+    seen = SeenRows(context.registry, ref.task, version.digest)
     return FileReport(
         task=ref.task,
         version=ref.number,
@@ -153,14 +153,14 @@ def measure_file(context: Context, ref: VersionRef, path: Path, form: str | None
         left_out={
             check.name: check.count for check in checked.checks if check.count and check.outcome in ("warned", "ok")
         },
-        trained_on=sum(learnt.saw(row.id) for row in sample.rows),
+        trained_on=sum(row.id in seen for row in sample.rows),
         scores=scores.scores,
         interval=scores.interval,
         compute_dtype=str(context.engine(version.base_model).base.dtype).removeprefix("torch."),
     )
 
 
-def _sample(context: Context, version: _Version, checked: "CheckedRows", path: Path) -> "Sample":
+def _build_sample(context: Context, version: _Version, checked: "CheckedRows", path: Path) -> "Sample":
     """Return the file's rows as a test split, in an order that depends on the rows alone; each has to fit."""
     from ptpipeline.data.snapshot import identified
     from ptpipeline.data.tokens import encode_text
@@ -205,7 +205,7 @@ def _score(context: Context, version: _Version, sample: "Sample") -> _Scored:
     )
 
 
-def _with_source(task: Task, path: Path, form: str | None) -> Task:
+def _replace_source(task: Task, path: Path, form: str | None) -> Task:
     """Return the task with the file as its source; all rows are measured, so checks of splits are off.
 
     Raises NotFound if there is no such file, DataError if its format is not known.
@@ -233,7 +233,7 @@ def _with_source(task: Task, path: Path, form: str | None) -> Task:
     )
 
 
-def _read(task: Task, path: Path) -> "CheckedRows":
+def _read_file(task: Task, path: Path) -> "CheckedRows":
     """Return the rows that pass the checks of ingest; DataError for a text file with a line that is not UTF-8."""
     from ptpipeline.data.rows import check_rows
     from ptpipeline.data.sources import read_rows
@@ -264,14 +264,14 @@ def diff(context: Context, before: VersionRef, after: VersionRef, texts: bool = 
         raise NotFound(f"{before} and {after} are versions of two tasks; `ptp diff` compares two of one task")
     versions = [_open(context, ref) for ref in (before, after)]
     for version in versions:
-        _check_answers(version, version.task)
+        _check_answers(version)
     task = versions[0].task
     snapshot = ingest(context, task)
-    pair = _pair(context, task, snapshot, versions)
+    pair = _pair_up(context, task, snapshot, versions)
     better, worse = compare(task, pair, 0.0), compare(task, Pair(pair.theirs, pair.ours, pair.rows), 0.0)
     if isinstance(better, str) or isinstance(worse, str):
         raise DataError(f"{before} and {after} do not compare: {better}")
-    changed = _changed(task, pair)
+    changed = _list_changed(task, pair)
     return Diff(
         task=task.name,
         before=before.number,
@@ -279,12 +279,12 @@ def diff(context: Context, before: VersionRef, after: VersionRef, texts: bool = 
         snapshot=snapshot.digest,
         better=better,
         worse=worse,
-        tallies=_tallies(task, pair),
-        changed=_with_texts(context, snapshot, changed) if texts else changed,
+        tallies=_count_answers(task, pair),
+        changed=_add_texts(context, snapshot, changed) if texts else changed,
     )
 
 
-def _pair(context: Context, task: Task, snapshot: Snapshot, versions: Sequence[_Version]) -> "Pair":
+def _pair_up(context: Context, task: Task, snapshot: Snapshot, versions: Sequence[_Version]) -> "Pair":
     """Pair the second version with the first on the current test rows that neither learnt from."""
     from ptpipeline.evaluation.compare import Pair, Results
 
@@ -292,18 +292,18 @@ def _pair(context: Context, task: Task, snapshot: Snapshot, versions: Sequence[_
     before, after = (Results.of(store, measure(context, task, version.digest, snapshot)) for version in versions)
     rows = before.ids
     for version in versions:
-        rows = Learnt(context.registry, task.name, version.digest).unseen(rows)
+        rows = SeenRows(context.registry, task.name, version.digest).select_unseen(rows)
     return Pair(after, before, rows)
 
 
-def _with_texts(context: Context, snapshot: Snapshot, changed: list[Changed]) -> list[Changed]:
+def _add_texts(context: Context, snapshot: Snapshot, changed: list[Changed]) -> list[Changed]:
     from ptpipeline.data.snapshot import load_split
 
     texts = {row.id: row.text for row in load_split(context.registry.store, snapshot, "test")}
     return [row.model_copy(update={"text": texts[row.id]}) for row in changed]
 
 
-def _changed(task: Task, pair: "Pair") -> list[Changed]:
+def _list_changed(task: Task, pair: "Pair") -> list[Changed]:
     column = task.gate.metric if task.generate else "predicted"
     labels = pair.theirs.column("label", pair.rows) if not task.generate else [None] * len(pair.rows)
     answers = (side.column(column, pair.rows) for side in (pair.theirs, pair.ours))
@@ -314,7 +314,7 @@ def _changed(task: Task, pair: "Pair") -> list[Changed]:
     ]
 
 
-def _tallies(task: Task, pair: "Pair") -> list[Tally]:
+def _count_answers(task: Task, pair: "Pair") -> list[Tally]:
     """Count per true label; a generated text is won if its metric is higher."""
     if task.generate:
         metric = task.gate.metric

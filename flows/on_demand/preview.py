@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from flows.on_demand.explanation import Champion, Explanation, Judges, Power
-from flows.stages.compare import INCOMPARABLE, Learnt, comparable_rows, incomparable
+from flows.stages.compare import INCOMPARABLE, SeenRows, find_obstacle, select_comparable
 from flows.stages.context import Context
-from flows.stages.evidence import find_anchor, margin_for
-from flows.stages.judge import looks_served, reserve_judges
+from flows.stages.evidence import choose_margin, find_anchor
+from flows.stages.judge import count_looks, reserve_judges
 from ptpipeline.errors import DataError
 from ptpipeline.gate.explain import Rival, requirements
 from ptpipeline.records import PRODUCTION, Look, Promotion, Report, Snapshot, Split
@@ -30,12 +30,12 @@ def explain(context: Context, task: Task) -> Explanation:
     head = ledger.head(task.name, PRODUCTION)
     snapshot = _find_snapshot(context, task, unknown)
     rows = _find_rows(context, task, snapshot) if snapshot else None
-    learnt = Learnt(context.registry, task.name, head.digest) if head else None
-    champion = _champion(context, task, head, learnt, rows.ids if rows else []) if head and learnt else None
-    rival = learnt if champion and not champion.incomparable else None
-    judges = _judges(task, rows, rival) if rows else None
+    seen = SeenRows(context.registry, task.name, head.digest) if head else None
+    champion = _describe_champion(context, task, head, seen, rows.ids if rows else []) if head and seen else None
+    rival = seen if champion and not champion.incomparable else None
+    judges = _describe_judges(task, rows, rival) if rows else None
     look = coming(ledger, task.name, rows.ids, task.gate.champion.budget) if rows else None
-    margin = _margin(task, judges)
+    margin = _find_margin(task, judges)
     anchor = find_anchor(ledger, task) if rival and task.gate.champion.rule == "non_inferiority" else None
     anchored = ledger.version_of(task.name, anchor).number if anchor and rival and anchor != rival.digest else None
     named = Rival(f"version {head.version}" if head else None, f"version {anchored}" if anchored else None, margin)
@@ -49,7 +49,7 @@ def explain(context: Context, task: Task) -> Explanation:
         margin=margin,
         judges=judges,
         look=look,
-        power=_power(context, task, judges, look, rival) if judges and look else None,
+        power=_estimate_power(context, task, judges, look, rival) if judges and look else None,
         requirements=requirements(task, named),
         unknown=unknown,
     )
@@ -66,7 +66,7 @@ def _find_snapshot(context: Context, task: Task, unknown: list[str]) -> Snapshot
         snapshot, reason = None, str(error)
     if snapshot is not None and context.has_rows(snapshot):
         return snapshot
-    last = _last_snapshot(context, task)
+    last = _find_last_snapshot(context, task)
     consequence = (
         f"what follows is by the last snapshot, {last.digest[:12]}"
         if last
@@ -76,7 +76,7 @@ def _find_snapshot(context: Context, task: Task, unknown: list[str]) -> Snapshot
     return last
 
 
-def _last_snapshot(context: Context, task: Task) -> Snapshot | None:
+def _find_last_snapshot(context: Context, task: Task) -> Snapshot | None:
     ledger = context.registry.ledger
     newest = next(iter(ledger.versions(task.name, limit=1)), None)
     report = ledger.report_of(task.name, newest.digest) if newest else None
@@ -86,24 +86,24 @@ def _last_snapshot(context: Context, task: Task) -> Snapshot | None:
 
 def _find_rows(context: Context, task: Task, snapshot: Snapshot) -> _JudgingRows:
     """Return the rows that will judge."""
-    served = looks_served(context, task, snapshot)
+    served = count_looks(context, task, snapshot)
     split: Split = "reserve" if reserve_judges(task, snapshot, served) else "test"
     return _JudgingRows(snapshot, split, context.row_ids(snapshot, split), served)
 
 
-def _champion(context: Context, task: Task, head: Promotion, learnt: Learnt, ids: Sequence[str]) -> Champion:
+def _describe_champion(context: Context, task: Task, head: Promotion, seen: SeenRows, ids: Sequence[str]) -> Champion:
     ledger = context.registry.ledger
-    reason = incomparable(context, task, learnt)
-    rows = [] if reason else comparable_rows(learnt, ids)
+    reason = find_obstacle(context, task, seen)
+    rows = [] if reason else select_comparable(seen, ids)
     champion = Champion(version=head.version, incomparable=rows if isinstance(rows, str) else reason)
-    report = ledger.report_of(task.name, learnt.digest)
+    report = ledger.report_of(task.name, seen.digest)
     if report is None:
         return champion
-    figure, looks = report.prompt.figures().get(task.gate.metric), _count_looks(context, task, report)
+    figure, looks = report.prompt.figures().get(task.gate.metric), _count_looks_at(context, task, report)
     return champion.model_copy(update={"figure": figure, "split": report.split, "rows": report.rows, "looks": looks})
 
 
-def _count_looks(context: Context, task: Task, report: Report) -> int | None:
+def _count_looks_at(context: Context, task: Task, report: Report) -> int | None:
     """Count the looks at the report's rows; None if they were collected, because looks are counted by the rows' ids."""
     try:
         ids = context.row_ids(context.snapshot(task.name, report.snapshot), report.split)
@@ -112,32 +112,32 @@ def _count_looks(context: Context, task: Task, report: Report) -> int | None:
     return count(context.registry.ledger, task.name, ids)
 
 
-def _judges(task: Task, rows: _JudgingRows, rival: Learnt | None) -> Judges:
+def _describe_judges(task: Task, rows: _JudgingRows, rival: SeenRows | None) -> Judges:
     snapshot = rows.snapshot
     return Judges(
         snapshot=snapshot.digest,
         split=rows.split,
         rows=len(rows.ids),
-        comparable=len(rival.unseen(rows.ids)) if rival else len(rows.ids),
+        comparable=len(rival.select_unseen(rows.ids)) if rival else len(rows.ids),
         served=rows.served,
         limit=task.gate.champion.looks,
         reserve=snapshot.reserve.rows if snapshot.reserve else None,
     )
 
 
-def _margin(task: Task, judges: Judges | None) -> float | None:
+def _find_margin(task: Task, judges: Judges | None) -> float | None:
     """Return the margin; None if the number of rows decides it, and the rows are not known."""
     policy = task.gate.champion
     if judges is None or policy.rule != "non_inferiority":
         return policy.margin
-    return margin_for(task, judges.comparable)
+    return choose_margin(task, judges.comparable)
 
 
-def _power(context: Context, task: Task, judges: Judges, look: Look, rival: Learnt | None) -> Power:
+def _estimate_power(context: Context, task: Task, judges: Judges, look: Look, rival: SeenRows | None) -> Power:
     from ptpipeline.evaluation.power import expected_discordance, rows_needed, smallest_gain
 
-    margin = _margin(task, judges)
-    measured = _last_discordance(context, task, rival) if rival else None
+    margin = _find_margin(task, judges)
+    measured = _find_discordance(context, task, rival) if rival else None
     discordant = expected_discordance(measured)
     effect = margin if rival and margin else task.gate.checks.test_rows.effect
     return Power(
@@ -149,7 +149,7 @@ def _power(context: Context, task: Task, judges: Judges, look: Look, rival: Lear
     )
 
 
-def _last_discordance(context: Context, task: Task, rival: Learnt) -> float | None:
+def _find_discordance(context: Context, task: Task, rival: SeenRows) -> float | None:
     """Return the share of rows on which the last candidate differed that was compared with this champion."""
     ledger = context.registry.ledger
     for version in ledger.versions(task.name, limit=RECENT):

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol, TypeVar
 
 from flows.stages.context import MACHINE, Context, Selection, ingest
 from flows.stages.judge import evaluate, gate
-from flows.stages.outcome import Candidate, Outcome, outcome_of
+from flows.stages.outcome import Candidate, Outcome, summarise
 from flows.stages.release import promote, register
 from flows.stages.train import Plan, plan, share, train
 from ptpipeline.errors import PtpError, TrainingError, place_of
@@ -29,7 +29,7 @@ class Step(Protocol):
     def __call__(self, name: str, work: Callable[[], Result], /) -> Result: ...
 
 
-def call(_name: str, work: Callable[[], Result], /) -> Result:
+def run_directly(_name: str, work: Callable[[], Result], /) -> Result:
     """Run the stage as it is."""
     return work()
 
@@ -45,7 +45,7 @@ class Mode(NamedTuple):
     errors; without, it is raised. `show` gets each task's outcome as soon as it is there. `actor` is who promotes.
     """
 
-    step: Step = call
+    step: Step = run_directly
     isolate: bool = False
     promote: bool = True
     show: Callable[[Outcome, Verdict], None] = _show_nothing
@@ -103,7 +103,7 @@ def finish(context: Context, task: Task, tuned: TunedPrompt, snapshot: str, mode
     promotion = (
         step(f"promote {name}", partial(promote, context, task, version, verdict, mode.actor)) if mode.promote else None
     )
-    outcome = outcome_of(context.registry, task, Candidate(tuned, report, verdict, version, promotion))
+    outcome = summarise(context.registry, task, Candidate(tuned, report, verdict, version, promotion))
     mode.show(outcome, verdict)
     return outcome
 
@@ -151,11 +151,11 @@ def isolate(night: Night, tasks: Sequence[Task]) -> Iterator[None]:
     except PtpError as error:
         night.errors.update({task.name: str(error) for task in tasks})
     except Exception as error:  # noqa: BLE001  a defect in one task's stage must not end the others
-        sentence = str(error if isinstance(error, Unexpected) else unexpected(error))
+        sentence = str(error if isinstance(error, Unexpected) else hide_message(error))
         log.error("%s", sentence)
         night.errors.update({task.name: sentence for task in tasks})
 
 
-def unexpected(error: BaseException) -> Unexpected:
+def hide_message(error: BaseException) -> Unexpected:
     """Return the defect that stands for an error that nobody expected."""
     return Unexpected(f"{place_of(error)}; `ptp run TASK` shows all of it on your own terminal")

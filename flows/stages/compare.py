@@ -21,32 +21,34 @@ INCOMPARABLE = (ArtifactError, BaseModelError, ContextError, DataError, NotFound
 _TEXT_DIGITS = 16  # a row's id starts with this many digits of its text's digest
 
 
-class Learnt:
-    """The rows that a version learnt from, each set read once; reading raises what `training_rows` raises."""
+class SeenRows:
+    """The rows that a version saw in training, read once; reading raises what `training_rows` raises."""
 
     def __init__(self, registry: Registry, task: str, digest: str) -> None:
         self.digest = digest
-        self._version = registry, task, digest
+        self._registry = registry
+        self._task = task
 
     @cached_property
     def own(self) -> list["Row"]:
         """The rows that the version itself was trained on."""
-        return training_rows(*self._version)
+        return training_rows(self._registry, self._task, self.digest)
 
     @cached_property
     def inherited(self) -> set[str]:
         """The texts that only its ancestors were trained on, by digest."""
-        return {_text_of(row.id) for row in inherited_rows(*self._version)} - self._own_texts
+        rows = inherited_rows(self._registry, self._task, self.digest)
+        return {_text_of(row.id) for row in rows} - self._own_texts
 
-    def unseen(self, ids: Sequence[str]) -> list[str]:
+    def select_unseen(self, ids: Sequence[str]) -> list[str]:
         """Return those rows that neither the version, nor what it descends from, was trained on."""
-        return [row for row in ids if not self.saw(row)]
+        return [row for row in ids if row not in self]
 
-    def saw(self, row: str) -> bool:
+    def __contains__(self, row: str) -> bool:
         """Whether the version, or what it descends from, was trained on that row."""
-        return _text_of(row) in self._own_texts or self.inherited_only(row)
+        return _text_of(row) in self._own_texts or self.is_inherited(row)
 
-    def inherited_only(self, row: str) -> bool:
+    def is_inherited(self, row: str) -> bool:
         """Whether only what the version descends from was trained on that row."""
         return _text_of(row) in self.inherited
 
@@ -67,11 +69,11 @@ class Measured(NamedTuple):
     rows: Sequence[str]
 
 
-def pair_with(context: Context, task: Task, measured: Measured, rival: Learnt) -> "Pair | str":
+def pair_with(context: Context, task: Task, measured: Measured, rival: SeenRows) -> "Pair | str":
     """Pair a candidate with another version on the rows that neither learnt from; a sentence if they do not compare."""
     from ptpipeline.evaluation.compare import Pair, Results
 
-    reason = incomparable(context, task, rival)
+    reason = find_obstacle(context, task, rival)
     if reason:
         return reason
     report = measured.report
@@ -80,21 +82,21 @@ def pair_with(context: Context, task: Task, measured: Measured, rival: Learnt) -
         theirs = Results.of(context.registry.store, measure(context, task, rival.digest, snapshot, report.split))
     except INCOMPARABLE as error:
         return str(error)
-    rows = comparable_rows(rival, measured.rows)
+    rows = select_comparable(rival, measured.rows)
     return rows if isinstance(rows, str) else Pair(measured.results, theirs, rows)
 
 
-def incomparable(context: Context, task: Task, rival: Learnt) -> str | None:
+def find_obstacle(context: Context, task: Task, rival: SeenRows) -> str | None:
     """Say why nothing can be compared with a version: it is gone, answers other labels, or its rows are not known."""
     try:
         manifest = read_artifact(context.registry.store, task.name, rival.digest).manifest
         _ = rival.own
     except INCOMPARABLE as error:
         return str(error)
-    return answers_otherwise(task, manifest)
+    return find_mismatch(task, manifest)
 
 
-def answers_otherwise(task: Task, manifest: PromptManifest) -> str | None:
+def find_mismatch(task: Task, manifest: PromptManifest) -> str | None:
     """Say that a prompt answers other labels than the task has now; None if they are the same."""
     if set(manifest.labels) == set(task.labels):
         return None
@@ -102,16 +104,15 @@ def answers_otherwise(task: Task, manifest: PromptManifest) -> str | None:
     return f"it answers {'the ' if manifest.labels else ''}{manifest.answers}, the task now {now}"
 
 
-def comparable_rows(rival: Learnt, rows: Sequence[str]) -> list[str] | str:
+def select_comparable(rival: SeenRows, rows: Sequence[str]) -> list[str] | str:
     """Return the rows that a version did not learn from; a sentence if it learnt from most of them.
 
     That happens with a reserve that was cut out after the version was trained.
     """
-    unseen = rival.unseen(rows)
+    unseen = rival.select_unseen(rows)
     if 2 * len(unseen) < len(rows):
-        return (
-            f"it, or what it descends from, was trained on {len(rows) - len(unseen)} of the {len(rows)} rows that judge"
-        )
+        seen = len(rows) - len(unseen)
+        return f"it, or what it descends from, was trained on {seen} of the {len(rows)} rows that judge"
     return unseen
 
 
@@ -123,6 +124,6 @@ def compare(task: Task, pair: "Pair | str", margin: float) -> PairedDifference |
     if isinstance(pair, str):
         return pair
     if len(pair.rows) < 2:
-        return f"{len(pair.rows)} of today's test rows were in nobody's training rows; a comparison needs two"
+        return f"neither was trained on {len(pair.rows)} of today's test rows; a comparison needs two"
     asked = Asked(task.gate.metric, task.gate.champion.confidence, margin)
     return compared(task, pair, asked).model_copy(update={"dropped": len(pair.ours.ids) - len(pair.rows)})

@@ -3,7 +3,7 @@
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from flows.stages.compare import Learnt, Measured, compare, pair_with
+from flows.stages.compare import Measured, SeenRows, compare, pair_with
 from flows.stages.context import Context
 from ptpipeline.errors import NotFound
 from ptpipeline.gate.decide import Evidence
@@ -26,12 +26,12 @@ class Challenge(NamedTuple):
     tuned: TunedPrompt
     champion: str | None
     measured: Measured
-    learnt: Learnt
-    rival: Learnt | None
+    seen: SeenRows
+    rival: SeenRows | None
     pair: "Pair | str | None"
 
 
-def challenge(context: Context, task: Task, tuned: TunedPrompt, report: Report, champion: str | None) -> Challenge:
+def line_up(context: Context, task: Task, tuned: TunedPrompt, report: Report, champion: str | None) -> Challenge:
     """Bring the candidate and the champion together on the rows of the report; the champion is measured if it was not.
 
     Raises NotFound or ArtifactError if the candidate's results or training rows are missing or altered.
@@ -39,17 +39,17 @@ def challenge(context: Context, task: Task, tuned: TunedPrompt, report: Report, 
     from ptpipeline.evaluation.compare import Results
 
     results = Results.of(context.registry.store, report)
-    learnt = Learnt(context.registry, task.name, tuned.digest)
-    measured = Measured(report, results, learnt.unseen(results.ids))
-    rival = Learnt(context.registry, task.name, champion) if champion and champion != tuned.digest else None
+    seen = SeenRows(context.registry, task.name, tuned.digest)
+    measured = Measured(report, results, seen.select_unseen(results.ids))
+    rival = SeenRows(context.registry, task.name, champion) if champion and champion != tuned.digest else None
     pair = pair_with(context, task, measured, rival) if rival else None
-    return Challenge(tuned, champion, measured, learnt, rival, pair)
+    return Challenge(tuned, champion, measured, seen, rival, pair)
 
 
 def gather(context: Context, task: Task, challenge: Challenge, look: Look | None) -> Evidence:
     """Compare the candidate with all that the policy names, and measure its data."""
     measured, pair = challenge.measured, challenge.pair
-    margin = margin_for(task, len(measured.rows if pair is None or isinstance(pair, str) else pair.rows))
+    margin = choose_margin(task, len(measured.rows if pair is None or isinstance(pair, str) else pair.rows))
     comparison = compare(task, pair, margin) if pair is not None else None
     compared = None if isinstance(pair, str) or not isinstance(comparison, PairedDifference) else pair
     return Evidence(
@@ -64,16 +64,16 @@ def gather(context: Context, task: Task, challenge: Challenge, look: Look | None
         slices=_compare_slices(task, compared) if compared else [],
         measures=measured.report.measures
         | _count_infinite(measured.results)
-        | _leakage(context, task, challenge)
-        | (_drift(task, challenge.learnt, challenge.rival) if compared and challenge.rival else {}),
-        rows_needed=_rows_needed(task, look, comparison),
+        | _measure_leakage(context, task, challenge)
+        | (_measure_drift(task, challenge.seen, challenge.rival) if compared and challenge.rival else {}),
+        rows_needed=_count_rows_needed(task, look, comparison),
     )
 
 
 # ---------------------------------------------------------------- comparisons
 
 
-def margin_for(task: Task, rows: int) -> float:
+def choose_margin(task: Task, rows: int) -> float:
     """Return by how much a candidate may be worse than the champion on that many rows; 0 under superiority."""
     from ptpipeline.evaluation.power import default_margin
 
@@ -125,8 +125,8 @@ def _compare_anchor(context: Context, task: Task, challenge: Challenge, pair: "P
     if anchor in (None, challenge.tuned.digest, challenge.champion):
         return None
     measured = challenge.measured._replace(rows=pair.rows)
-    rival = Learnt(context.registry, task.name, str(anchor))
-    return compare(task, pair_with(context, task, measured, rival), margin_for(task, len(pair.rows)))
+    rival = SeenRows(context.registry, task.name, str(anchor))
+    return compare(task, pair_with(context, task, measured, rival), choose_margin(task, len(pair.rows)))
 
 
 def find_anchor(ledger: Ledger, task: Task) -> str | None:
@@ -142,7 +142,7 @@ def find_anchor(ledger: Ledger, task: Task) -> str | None:
     return None
 
 
-def _rows_needed(task: Task, look: Look | None, comparison: PairedDifference | str | None) -> int | None:
+def _count_rows_needed(task: Task, look: Look | None, comparison: PairedDifference | str | None) -> int | None:
     from ptpipeline.evaluation.power import expected_discordance, rows_needed
 
     if task.gate.checks.test_rows.policy == "off":
@@ -165,7 +165,7 @@ def _count_infinite(results: "Results") -> dict[str, float]:
     return {"finite.bad": sum(not all(math.isfinite(column[row]) for column in columns) for row in results.ids)}
 
 
-def _leakage(context: Context, task: Task, challenge: Challenge) -> dict[str, float]:
+def _measure_leakage(context: Context, task: Task, challenge: Challenge) -> dict[str, float]:
     """Measure how many of the test rows stand, or nearly stand, among the candidate's training rows.
 
     `leakage.inherited` is the share that only its ancestors learnt from. Comparisons leave these rows out, and they do
@@ -178,16 +178,16 @@ def _leakage(context: Context, task: Task, challenge: Challenge) -> dict[str, fl
         return {}
     if challenge.tuned.steps == 0:  # imported: its training rows are not known
         return {"leakage.unknown": 1}
-    report, learnt = challenge.measured.report, challenge.learnt
+    report, seen = challenge.measured.report, challenge.seen
     test = load_split(context.registry.store, context.snapshot(task.name, report.snapshot), report.split)
-    inherited = sum(learnt.inherited_only(row.id) for row in test) / len(test)
-    return leakage(test, learnt.own) | {"leakage.inherited": inherited}
+    inherited = sum(seen.is_inherited(row.id) for row in test) / len(test)
+    return leakage(test, seen.own) | {"leakage.inherited": inherited}
 
 
-def _drift(task: Task, learnt: Learnt, rival: Learnt) -> dict[str, float]:
+def _measure_drift(task: Task, seen: SeenRows, rival: SeenRows) -> dict[str, float]:
     """Measure how far the candidate's training rows are from the champion's."""
     from ptpipeline.evaluation.drift import drift
 
-    if task.gate.checks.drift.policy == "off" or not rival.own or not learnt.own:  # imported: they are not known
+    if task.gate.checks.drift.policy == "off" or not rival.own or not seen.own:  # imported: they are not known
         return {}
-    return drift(rival.own, learnt.own, labelled=task.generate is None)
+    return drift(rival.own, seen.own, labelled=task.generate is None)

@@ -1,7 +1,7 @@
 """The stages that judge a candidate: a report on the rows that judge, a look at them, and a verdict."""
 
 from flows.stages.context import Context
-from flows.stages.evidence import Challenge, challenge, gather
+from flows.stages.evidence import Challenge, gather, line_up
 from flows.stages.measure import measure, probe
 from ptpipeline.gate.decide import decide, gate_key, needs_a_person
 from ptpipeline.gate.looks import question
@@ -23,19 +23,19 @@ def evaluate(context: Context, task: Task, tuned: TunedPrompt, digest: str) -> R
 
 def gate(context: Context, task: Task, tuned: TunedPrompt, report: Report) -> Verdict:
     """Return the verdict over the candidate against today's champion; an equal question is decided once."""
-    champion = _champion(context, task)
+    champion = _find_champion(context, task)
     verdict = context.registry.ledger.verdict_for(gate_key(task, report, champion))
     if verdict is None or needs_a_person(verdict):  # what could not be compared may be mended by now
-        sides = challenge(context, task, tuned, report, champion)
-        look = _take_look(context, task, sides)  # it is noted before anything is compared
-        verdict = decide(task, gather(context, task, sides, look))
+        challenge = line_up(context, task, tuned, report, champion)
+        look = _take_look(context, task, challenge)  # it is noted before anything is compared
+        verdict = decide(task, gather(context, task, challenge, look))
     for check in verdict.checks:
         result = "pass" if check.passed else "FAIL" if check.blocks else "warning:"
         context.report(f"{task.name}: {result} {check.name}: {check.observed}; required {check.required}")
     return verdict
 
 
-def looks_served(context: Context, task: Task, snapshot: Snapshot) -> int:
+def count_looks(context: Context, task: Task, snapshot: Snapshot) -> int:
     """Count the looks that the snapshot's test rows have served."""
     return count(context.registry.ledger, task.name, context.row_ids(snapshot, "test"))
 
@@ -47,10 +47,10 @@ def reserve_judges(task: Task, snapshot: Snapshot, looks: int) -> bool:
 
 def _choose_split(context: Context, task: Task, digest: str, snapshot: Snapshot) -> Split:
     """Return which rows judge; the test rows go on answering the questions that they answered before."""
-    champion = _champion(context, task)
+    champion = _find_champion(context, task)
     if snapshot.reserve is None or champion == digest:
         return "test"
-    looks = looks_served(context, task, snapshot)
+    looks = count_looks(context, task, snapshot)
     asked = question((digest, champion), snapshot.test.digest, task.policy_digest())
     if not reserve_judges(task, snapshot, looks) or taken(context.registry.ledger, task.name, asked):
         return "test"
@@ -60,14 +60,15 @@ def _choose_split(context: Context, task: Task, digest: str, snapshot: Snapshot)
     return "reserve"
 
 
-def _take_look(context: Context, task: Task, sides: Challenge) -> Look | None:
+def _take_look(context: Context, task: Task, challenge: Challenge) -> Look | None:
     """Note the look at the rows that judge; None if the candidate is the champion, which nothing can promote."""
-    if sides.champion == sides.tuned.digest:
+    if challenge.champion == challenge.tuned.digest:
         return None
-    asked = question((sides.tuned.digest, sides.champion), sides.measured.report.test_digest, task.policy_digest())
-    return take(context.registry.ledger, task.name, asked, sides.measured.results.ids, task.gate.champion.budget)
+    report, results, _ = challenge.measured
+    asked = question((report.digest, challenge.champion), report.test_digest, task.policy_digest())
+    return take(context.registry.ledger, task.name, asked, results.ids, task.gate.champion.budget)
 
 
-def _champion(context: Context, task: Task) -> str | None:
+def _find_champion(context: Context, task: Task) -> str | None:
     head = context.registry.ledger.head(task.name, PRODUCTION)
     return head.digest if head else None

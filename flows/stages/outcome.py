@@ -41,7 +41,7 @@ class Outcome(Record):
 
 
 class Candidate(NamedTuple):
-    """A prompt that went through all stages, and the promotion that it came to, if any."""
+    """A prompt that went through all stages; `promotion` is None if it was not promoted."""
 
     tuned: TunedPrompt
     report: Report
@@ -50,19 +50,19 @@ class Candidate(NamedTuple):
     promotion: Promotion | None
 
 
-def outcome_of(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
-    """The task's line of the night's table."""
+def summarise(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
+    """Return the task's line of the night's table."""
     report, verdict, version = candidate.report, candidate.verdict, candidate.version
     metric, comparison = task.gate.metric, verdict.comparison
-    found = metric_of(report.prompt, metric)
-    status, reason = _status(registry, task, candidate)
+    figure = metric_of(report.prompt, metric)
+    status, reason = _find_status(registry, task, candidate)
     return Outcome(
         task=task.name,
         metric=metric,
         status=status,
         zero_shot=metric_of(report.zero_shot, metric),
-        candidate=found,
-        champion=found - comparison.difference if comparison and _subtracts(metric, comparison) else None,
+        candidate=figure,
+        champion=figure - comparison.difference if comparison and _is_of_figures(metric, comparison) else None,
         delta=comparison.difference if comparison else None,
         lower=comparison.lower if comparison else None,
         upper=comparison.upper if comparison else None,
@@ -70,26 +70,28 @@ def outcome_of(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
         version=version.number,
         bytes=candidate.tuned.bytes,
         reason=reason,
-        page=_page(registry, task.name, candidate.tuned.digest),
+        page=_find_page(registry, task.name, candidate.tuned.digest),
     )
 
 
-def _subtracts(metric: str, comparison: PairedDifference) -> bool:
-    """Whether the difference is one of the figures that are shown: not where rows were left out, nor of texts that are
-    compared by sentences.
+def _is_of_figures(metric: str, comparison: PairedDifference) -> bool:
+    """Whether candidate minus difference is the champion's figure.
+
+    It is not if rows were left out, or if texts are compared sentence by sentence.
     """
     return comparison.dropped == 0 and metric not in ("bleu", "chrf")
 
 
-def _status(registry: Registry, task: Task, candidate: Candidate) -> tuple[str, str]:
+def _find_status(registry: Registry, task: Task, candidate: Candidate) -> tuple[str, str]:
+    """Return the status and its reason."""
     verdict, version = candidate.verdict, candidate.version
     history = registry.ledger.history(task.name, PRODUCTION)
     if candidate.promotion is not None:
         return "promoted", f"{task.name}@{PRODUCTION} is version {version.number}"
     if history and history[-1].version == version.number:
         if candidate.tuned.steps == 0:
-            return "unchanged", "this prompt was imported before, production stands"
-        return "unchanged", "rows, recipe, base model and engine are unchanged: nothing was trained, production stands"
+            return "unchanged", "this prompt was imported before; production stays"
+        return "unchanged", "rows, recipe, base model and engine are unchanged: nothing was trained, production stays"
     if version.number in {row.version for row in history}:
         return (
             "rolled back",
@@ -103,12 +105,12 @@ def _status(registry: Registry, task: Task, candidate: Candidate) -> tuple[str, 
     return "awaiting approval", f"`ptp promote {task.name}@{version.number} --reason ...` takes it to production"
 
 
-def _page(registry: Registry, task: str, digest: str) -> str | None:
+def _find_page(registry: Registry, task: str, digest: str) -> str | None:
     if registry.mlflow is None:
         return None
     try:
         number = registry.mlflow.find(task, digest)
     except PtpError as error:  # the promotion stands; only the link is missing
-        log.warning("%s: no link to its page: %s", task, error)
+        log.warning("%s: the table gets no link to the MLflow page: %s", task, error)
         return None
     return registry.mlflow.page(task, number) if number else None

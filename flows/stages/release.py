@@ -12,6 +12,7 @@ from ptpipeline.task.task import Task, find_task
 from registry.ledger.ledger import Release
 from registry.versions import promotion, publish
 from registry.versions.promotion import Cause
+from registry.versions.publish import Request
 
 if TYPE_CHECKING:
     from ptpipeline.evaluation.mistakes import Mistakes
@@ -22,7 +23,7 @@ def register(context: Context, task: Task, tuned: TunedPrompt, report: Report, v
     """Register the candidate as a numbered version, with verdict, figures and plots, whether it passed or not."""
     if not task.texts_in_reports:
         publish.withhold_texts(context.registry, task.name)
-    return publish.register(context.registry, _request(context, task, tuned, report, verdict))
+    return publish.register(context.registry, _build_request(context, task, tuned, report, verdict))
 
 
 def promote(
@@ -36,7 +37,7 @@ def promote(
     was_promoted = version.number in {row.version for row in context.registry.ledger.history(task.name, PRODUCTION)}
     if not verdict.passed or task.promote == "manual" or was_promoted or needs_a_person(verdict):
         return None
-    cause = Cause(actor, f"passed the gate: {_summary(verdict)}")
+    cause = Cause(actor, f"passed the gate: {_summarise(verdict)}")
     return promotion.promote(context.registry, task, version.number, cause)
 
 
@@ -75,7 +76,7 @@ def judge_again(context: Context, task: Task, version: PromptVersion) -> None:
     report = evaluate(context, task, publication.tuned, ingest(context, task).digest)
     verdict = gate(context, task, publication.tuned, report)
     # first the store: a lost ledger is rebuilt from it, and a promotion may name only a verdict that survives that
-    publish.remember(context.registry, _request(context, task, publication.tuned, report, verdict))
+    publish.remember(context.registry, _build_request(context, task, publication.tuned, report, verdict))
     context.registry.ledger.save_verdict(verdict)
     publish.write_page(context.registry, publish.entry_of(context.registry, task.name, version.digest), version)
 
@@ -90,7 +91,7 @@ def _is_outdated(context: Context, task: Task, version: PromptVersion) -> bool:
     return today not in [(verdict.policy, verdict.champion) for verdict in verdicts if not needs_a_person(verdict)]
 
 
-def _summary(verdict: Verdict) -> str:
+def _summarise(verdict: Verdict) -> str:
     difference = verdict.comparison
     against = (
         f", {difference.metric} {difference.difference:+.4f} against the champion"
@@ -103,25 +104,25 @@ def _summary(verdict: Verdict) -> str:
 # ---------------------------------------------------------------- what is registered
 
 
-def _request(context: Context, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> publish.Request:
+def _build_request(context: Context, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> Request:
     from ptpipeline.evaluation.plots import every
 
     registry = context.registry
     known = registry.ledger.publication(task.name, tuned.digest)
     stored = known is not None and bool(known.plots) and all(map(registry.store.exists, known.plots.values()))
     drawn = stored and registry.ledger.latest_verdict(task.name, tuned.digest) == verdict
-    return publish.Request(
+    return Request(
         tuned,
         report,
         verdict,
         {} if drawn else every(task, tuned, report, verdict),
         commit=checkout_commit(),
-        neighbours=_new_neighbours(context, task.name, tuned.digest),
-        mistakes=_mistakes(context, task, report),
+        neighbours=_find_new_neighbours(context, task.name, tuned.digest),
+        mistakes=_find_mistakes(context, task, report),
     )
 
 
-def _mistakes(context: Context, task: Task, report: Report) -> "Mistakes | None":
+def _find_mistakes(context: Context, task: Task, report: Report) -> "Mistakes | None":
     """Return the rows that the prompt gets wrong; None unless the task allows their texts in reports."""
     from ptpipeline.data.snapshot import load_split
     from ptpipeline.evaluation.compare import Results
@@ -133,7 +134,7 @@ def _mistakes(context: Context, task: Task, report: Report) -> "Mistakes | None"
     return mistakes(task, Results.of(store, report), load_split(store, snapshot, report.split))
 
 
-def _new_neighbours(context: Context, task: str, digest: str) -> "Neighbours | None":
+def _find_new_neighbours(context: Context, task: str, digest: str) -> "Neighbours | None":
     """Return the words near the virtual tokens; None if they are stored, or are those of an ensemble's members."""
     registry = context.registry
     known, artifact = registry.ledger.publication(task, digest), read_artifact(registry.store, task, digest)

@@ -8,7 +8,7 @@ from prefect.artifacts import Artifact
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
-from flows.night import end, show_verdict, table
+from flows.night import build_table, end, show_verdict
 from flows.stages.chain import Night, isolate
 from flows.stages.outcome import Outcome
 from flows.steps import step
@@ -80,7 +80,7 @@ def test_an_error_fails_the_run_and_names_the_task() -> None:
 
 
 def test_failed_tasks_stand_in_the_table_with_their_reason() -> None:
-    assert table(Night({}, {"one": "no rows"})) == [{"task": "one", "status": "failed", "reason": "no rows"}]
+    assert build_table(Night({}, {"one": "no rows"})) == [{"task": "one", "status": "failed", "reason": "no rows"}]
 
 
 def test_a_verdict_is_an_artifact_of_the_run() -> None:

@@ -16,7 +16,7 @@ from sklearn.metrics import f1_score
 
 import ptpipeline
 from flows.cli import main
-from flows.on_demand.explanation import Explanation, sentences
+from flows.on_demand.explanation import Explanation, describe
 from flows.on_demand.preview import explain
 from flows.stages.context import Context, ingest
 from flows.stages.release import move
@@ -170,7 +170,7 @@ def test_the_champion_is_told_with_its_figure_and_looks(nights: Nights) -> None:
         report.rows,
         1,
     )
-    assert any("looked at once" in line for line in sentences(nights.second))
+    assert any("looked at once" in line for line in describe(nights.second))
 
 
 def test_asking_takes_no_look(nights: Nights) -> None:
@@ -219,7 +219,7 @@ def test_superiority_asks_for_no_margin_and_no_anchor(nights: Nights) -> None:
         [],
     )
     assert "better than version 1" in next(rule.asks for rule in found.requirements if rule.check == "champion")
-    assert not any(line.startswith("non-inferiority") for line in sentences(found))
+    assert not any(line.startswith("non-inferiority") for line in describe(found))
 
 
 def test_a_champion_by_a_persons_word_is_the_anchor_itself(copied: Project) -> None:
@@ -254,7 +254,7 @@ def test_rows_that_are_gone_judge_nothing(copied: Project) -> None:
     forget(copied, snapshot_of(copied))
     found = told(copied)
     assert found.judges is None
-    assert "`ptp ingest tiny-sentiment` does; so which rows judge" in found.unknown[0]
+    assert "`ptp ingest tiny-sentiment` does it; so which rows judge" in found.unknown[0]
 
 
 def forget(project: Project, snapshot: Snapshot) -> None:
@@ -276,7 +276,7 @@ def test_the_reserve_takes_over_after_the_looks(tmp_path: Path) -> None:
     assert after.look is not None
     assert (after.judges.split, after.judges.rows, after.judges.served) == ("reserve", len(reserve), 1)
     assert (after.look.test_set, after.look.number) == (taken.test_set + 1, 1)
-    assert f"{len(reserve)} reserve rows" in "".join(sentences(after))
+    assert f"{len(reserve)} reserve rows" in "".join(describe(after))
 
 
 def test_explain_prints_sentences_or_json(ptp: Any) -> None:
@@ -405,7 +405,8 @@ def test_a_version_of_other_labels_cannot_be_measured(
     code, _, err = ptp("evaluate", f"{NAME}@1", "--data", str(own))
     assert (
         code,
-        "answers labels negative, positive, and the rows of task tiny-sentiment have labels bad, good now" in err,
+        "on the rows of task tiny-sentiment: it answers the labels negative, positive, the task now has bad, good"
+        in err,
     ) == (1, True)
     code, _, err = ptp("diff", f"{NAME}@1", f"{NAME}@2")
     assert (code, "name a version that was trained since" in err) == (1, True)

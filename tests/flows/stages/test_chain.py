@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import ptpipeline
+from flows.stages.chain import Mode, Result, run
 from flows.stages.context import ingest, select_tasks
 from flows.stages.release import move
 from flows.stages.train import plan, train
@@ -99,6 +100,32 @@ def test_a_gang_trains_several_tasks_and_one_failure_stays_alone(tmp_path: Path)
     assert "not finite" in str(results["two"])
     assert not isinstance(results["one"], str)
     assert not isinstance(results["three"], str)
+
+
+def test_one_tasks_error_ends_that_task_alone(tmp_path: Path) -> None:
+    project = Project(tmp_path, ("one", "two"))
+    project.edit("text: text", "text: body", "two")
+    night = run(project.stages, select_tasks(project.settings), Mode(isolate=True))
+    assert (list(night.outcomes), list(night.errors)) == (["one"], ["two"])
+    assert "no column 'body'" in night.errors["two"]
+
+
+def test_every_stage_is_a_step_of_its_own(project: Project) -> None:
+    names: list[str] = []
+
+    def step(name: str, work: Callable[[], Result], /) -> Result:
+        names.append(name)
+        return work()
+
+    run(project.stages, select_tasks(project.settings), Mode(step))
+    stages = ["ingest", "plan", "train tiny (1 task)", "evaluate", "gate", "register", "promote"]
+    assert names == [stage if " " in stage else f"{stage} tiny-sentiment" for stage in stages]
+
+
+def test_a_run_without_promotion_leaves_production_alone(project: Project) -> None:
+    night = run(project.stages, select_tasks(project.settings), Mode(promote=False))
+    assert night.outcomes["tiny-sentiment"].status == "awaiting approval"
+    assert project.stages.registry.ledger.history("tiny-sentiment") == []
 
 
 def test_changed_rows_make_a_new_snapshot_and_train(project: Project) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pyarrow import parquet
 
 from flows.cli.quality import _print_diff, _print_file
-from flows.on_demand.explanation import sentences
+from flows.on_demand.explanation import describe
 from flows.on_demand.measure import VersionRef, diff, measure_file
 from flows.on_demand.preview import explain
 from flows.stages.context import Context
@@ -91,7 +91,7 @@ def nights(project: Project) -> list[str]:
     lines.append(project.run().model_dump_json())
     lines += project.lines
     registry, task = open_registry(project.settings), project.task(NAME)
-    lines += sentences(explain(Context(project.settings, registry), task))
+    lines += describe(explain(Context(project.settings, registry), task))
     context = Context(project.settings, registry, lines.append)
     _print_diff(diff(context, VersionRef(NAME, 1), VersionRef(NAME, 2)))
     _print_file(measure_file(context, VersionRef(NAME, 1), project.folder / f"{NAME}.csv"))
