@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import select
-
 from ptpipeline.prompts.signature import open_prompts
 from ptpipeline.settings import Settings
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.conditional import probe
-from registry.ledger import tables
-from registry.ledger.database import put
 from registry.ledger.ledger import Ledger
+from registry.ledger.probe import last_probe, record_probe
 from registry.mlflow.store import MlflowStore
 
 PROBE_SECONDS = 24 * 3600.0
@@ -40,13 +37,9 @@ def open_for_writing(settings: Settings) -> Registry:
     Raises SettingsError where the store ignores what a put depends on, ServiceUnavailable where it does not answer.
     """
     registry = open_registry(settings)
-    name = {"store": f"{registry.store.url} {settings.s3_endpoint or ''}".strip()[:500]}
-    database, table = registry.ledger.database, tables.probe
-    with database.reading() as connection:
-        probed = connection.scalar(select(table.c.at).where(table.c.store == name["store"]))
-        now = database.clock(connection)
-    if probed is None or now - probed > PROBE_SECONDS:
+    store, database = f"{registry.store.url} {settings.s3_endpoint or ''}".strip()[:500], registry.ledger.database
+    last = last_probe(database, store)
+    if last.at is None or last.now - last.at > PROBE_SECONDS:
         probe(registry.store)
-        with database.writing() as connection:
-            put(connection, table, name, at=now)
+        record_probe(database, store, last.now)
     return registry

@@ -25,18 +25,11 @@ from ptpipeline.prompts.signature import SignedStore
 from ptpipeline.records import prompt_prefix
 from ptpipeline.storage import ObjectStore
 from registry.failpoints import reached
-from registry.garbage.plan import Collected, plan, rows_keys
-from registry.garbage.roots import (
-    Name,
-    Retention,
-    abandoned,
-    held_elsewhere,
-    parts_of,
-    prompts_in_use,
-    read_manifests,
-    snapshots_in_use,
-)
-from registry.ledger.tombstone import Tombstone, forget_unmarked
+from registry.garbage.plan import Collected, plan
+from registry.garbage.roots import Retention, abandoned, held_elsewhere, prompts_in_use, snapshots_in_use
+from registry.ledger.tombstone import Needed, Tombstone, forget_unmarked
+from registry.ledger.usage import Name, prompt_uses, rows_keys, snapshot_uses
+from registry.lineage.ancestry import parts_of, read_manifests
 from registry.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -74,13 +67,13 @@ def _spare(work: Collection, planned: list[Collected], task: str | None) -> None
     more are kept.
     """
     whole = {
-        (parts[1], parts[2])
+        Name(parts[1], parts[2])
         for key in work.store.keys("prompts")
         if len(parts := key.split("/")) == 4 and parts[3] == MANIFEST_FILE
     }
-    whole -= {(str(item.task), item.digest) for item in planned}
+    whole -= {Name(str(item.task), item.digest) for item in planned}
     for version in work.registry.ledger.versions(task, limit=None):
-        name = (version.task, version.digest)
+        name = Name(version.task, version.digest)
         grave = Tombstone(work.registry.ledger.database, *name)
         if version.collected and name in whole and grave.bury(lambda _: False):
             _ = grave.lift() if work.store.exists(f"{prompt_prefix(*name)}/{MANIFEST_FILE}") else grave.leave()
@@ -90,10 +83,9 @@ def _collected(work: Collection, item: Collected) -> bool:
     if item.task is None:
         work.store.delete(f"checkpoints/{item.digest}.safetensors")
         return True
-    name = (item.task, item.digest)
+    name = Name(item.task, item.digest)
     grave = Tombstone(work.registry.ledger.database, *name)
-    in_use = snapshots_in_use if item.what == "snapshot" else prompts_in_use
-    if not grave.bury(lambda connection: name in in_use(connection, work.policy, item.task)):
+    if not grave.bury(_in_use(work, item, name)):
         log.info(
             "%s: %s %s is needed again, or being collected already: left alone", item.task, item.what, item.digest[:12]
         )
@@ -106,12 +98,18 @@ def _collected(work: Collection, item: Collected) -> bool:
     return _deleted(work, item, grave)
 
 
+def _in_use(work: Collection, item: Collected, name: Name) -> Needed:
+    """What asks the ledger, within its transaction, whether anything needs that prompt or snapshot."""
+    if item.what == "snapshot":
+        return lambda connection: name in snapshots_in_use(snapshot_uses(connection, name.task), work.policy)
+    return lambda connection: name in prompts_in_use(prompt_uses(connection, name.task), work.policy)
+
+
 def _needed(store: ObjectStore, name: Name) -> bool:
     """Whether a server reports the prompt by now, or another of its task that is stored by now consists of it."""
-    task, digest = name
-    stored = {(task, key.split("/")[2]) for key in store.keys(f"prompts/{task}") if key.endswith(f"/{MANIFEST_FILE}")}
-    others = read_manifests(store, stored - {name}).values()
-    return name in held_elsewhere(store) or any(other is None or digest in parts_of(other) for other in others)
+    keys = [key for key in store.keys(f"prompts/{name.task}") if key.endswith(f"/{MANIFEST_FILE}")]
+    others = read_manifests(store, {Name(name.task, key.split("/")[2]) for key in keys} - {name}).values()
+    return name in held_elsewhere(store) or any(other is None or name.digest in parts_of(other) for other in others)
 
 
 def _deleted(work: Collection, item: Collected, grave: Tombstone) -> bool:

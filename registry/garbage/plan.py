@@ -2,36 +2,20 @@
 nothing.
 """
 
-import itertools
 import logging
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal, NamedTuple
 
-from sqlalchemy import select
-
 from ptpipeline.errors import SettingsError
 from ptpipeline.prompts.artifact import MANIFEST_FILE
 from ptpipeline.records import DIGEST_PATTERN, PromptManifest, PromptVersion, Record, is_name
 from ptpipeline.storage import Listed, ObjectStore
-from registry.garbage.roots import (
-    MAX_COMBINATIONS,
-    Name,
-    Retention,
-    combination,
-    held_elsewhere,
-    pointed,
-    prompts_in_use,
-    read_manifests,
-    snapshots_in_use,
-    sources_in,
-    with_parts,
-)
-from registry.ledger import tables
-from registry.ledger.ledger import Ledger
+from registry.garbage.roots import Retention, held_elsewhere, pointed, prompts_in_use, snapshots_in_use
+from registry.ledger.usage import Name, prompt_uses, rows_keys, snapshot_links, snapshot_uses, trainings
+from registry.lineage.ancestry import read_manifests, snapshots_of, source_snapshots_of, with_parts
 from registry.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -103,9 +87,9 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
         found += _prompts(
             policy, name, (folders.get(name, Folder()), versions.get(name, [])), kept, _rows_sizes(registry, name)
         )
-    alive = (kept.prompts | set(kept.manifests)) - {(item.task or "", item.digest) for item in found}
-    needed = kept.snapshots | _snapshots_of(ledger, alive, kept.manifests)
-    needed |= _sources_of(ledger, alive, snapshots)
+    alive = (kept.prompts | set(kept.manifests)) - {Name(item.task or "", item.digest) for item in found}
+    needed = kept.snapshots | snapshots_of(alive, kept.manifests, snapshot_links(ledger))
+    needed |= source_snapshots_of(alive, trainings(ledger), snapshots)
     spare = {name: objects for name, objects in snapshots.items() if name not in needed and task in (None, name[0])}
     found += [
         _snapshot(name, objects)
@@ -120,19 +104,19 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
 
 def _kept(registry: Registry, policy: Retention, folders: Mapping[str, Folder]) -> Kept:
     """Roots, whatever is young and no version, and with each its members and parents, and theirs."""
-    stored = {(task, digest): objects for task, folder in folders.items() for digest, objects in folder.prompts.items()}
+    stored = {
+        Name(task, digest): objects for task, folder in folders.items() for digest, objects in folder.prompts.items()
+    }
     complete = [
         name for name, objects in stored.items() if any(item.key.endswith(f"/{MANIFEST_FILE}") for item in objects)
     ]
     read = read_manifests(registry.store, complete)
     manifests = {name: manifest for name, manifest in read.items() if manifest is not None}
     with registry.ledger.database.reading() as connection:
-        prompts = prompts_in_use(connection, policy)
-        snapshots = snapshots_in_use(connection, policy)
-        registered = {
-            (row.task, row.digest) for row in connection.execute(select(tables.version.c.task, tables.version.c.digest))
-        }
-    prompts |= held_elsewhere(registry.store)
+        uses = prompt_uses(connection)
+        snapshots = snapshots_in_use(snapshot_uses(connection), policy)
+    prompts = prompts_in_use(uses, policy) | held_elsewhere(registry.store)
+    registered = {*uses.versions.values()}
     for task, folder in folders.items():
         prompts |= pointed(registry, task, folder.pointers)
     prompts |= {name for name, objects in stored.items() if name not in registered and _young(policy, objects)}
@@ -187,7 +171,7 @@ def _prompts(
                 else "stored by half, and being published by nobody"
             )
             found.append(Collected(task=task, digest=digest, version=None, what="orphan", bytes=size, why=why))
-    return sorted(found, key=lambda item: not _has_members(kept.manifests.get((task, item.digest))))
+    return sorted(found, key=lambda item: not _has_members(kept.manifests.get(Name(task, item.digest))))
 
 
 def _has_members(manifest: PromptManifest | None) -> bool:
@@ -198,54 +182,6 @@ def _rows_sizes(registry: Registry, task: str) -> dict[str, int]:
     """Bytes of the stored evaluation rows of each prompt of the task."""
     sizes = {item.key: item.bytes for item in registry.store.listed(f"reports/{task}")}
     return {digest: sum(sizes.get(key, 0) for key in keys) for digest, keys in rows_keys(registry.ledger, task).items()}
-
-
-def rows_keys(ledger: Ledger, task: str) -> dict[str, list[str]]:
-    """Where the evaluation rows of each prompt of the task were stored."""
-    table = tables.evaluation
-    found: dict[str, list[str]] = {}
-    with ledger.database.reading() as connection:
-        for row in connection.execute(
-            select(table.c.digest, table.c.record["rows_key"].as_string().label("key")).where(table.c.task == task)
-        ):
-            found.setdefault(row.digest, []).append(row.key)
-    return found
-
-
-def _snapshots_of(ledger: Ledger, alive: set[Name], manifests: Mapping[Name, PromptManifest]) -> set[Name]:
-    """What the prompts that stay were trained and measured on, by their manifests and, where bytes are missing, by the
-    ledger.
-    """
-    found = {(name[0], manifests[name].snapshot) for name in alive if name in manifests}
-    evaluation, publication = tables.evaluation, tables.publication
-    with ledger.database.reading() as connection:
-        for table, snapshot in (
-            (evaluation, evaluation.c.record["snapshot"]),
-            (publication, publication.c.record[("tuned", "snapshot")]),
-        ):
-            rows = connection.execute(select(table.c.task, table.c.digest, snapshot.as_string().label("snapshot")))
-            found |= {(row.task, row.snapshot) for row in rows if (row.task, row.digest) in alive}
-    return found
-
-
-def _sources_of(ledger: Ledger, alive: set[Name], snapshots: Iterable[Name]) -> set[Name]:
-    """The sources' snapshots that shared prompts which stay were trained on; all of those sources where too many come
-    into question.
-    """
-    stored: dict[str, list[Name]] = {}
-    for name in snapshots:
-        stored.setdefault(name[0], []).append(name)
-    found: set[Name] = set()
-    table = tables.publication
-    with ledger.database.reading() as connection:
-        record = table.c.record[("tuned", "snapshot")].as_string(), table.c.record[("tuned", "trials")]
-        rows = connection.execute(select(table.c.task, table.c.digest, *record)).all()
-    for task, _, snapshot, trials in (row for row in rows if (row.task, row.digest) in alive):
-        sources = [stored.get(source, []) for source in sources_in(task, [trial["name"] for trial in trials or []])]
-        if sources and (task, snapshot) not in stored.get(task, []):
-            many = math.prod(map(len, sources)) > MAX_COMBINATIONS
-            found.update(itertools.chain(*sources) if many else combination(snapshot, sources) or ())
-    return found
 
 
 def _snapshot(name: Name, objects: list[Listed]) -> Collected:
@@ -298,7 +234,7 @@ def _grouped(items: Iterable[Listed]) -> dict[Name, list[Listed]]:
     for item in items:
         parts = item.key.split("/")
         if len(parts) > 3 and is_name(parts[1]) and re.fullmatch(DIGEST_PATTERN, parts[2]):
-            found.setdefault((parts[1], parts[2]), []).append(item)
+            found.setdefault(Name(parts[1], parts[2]), []).append(item)
     return found
 
 

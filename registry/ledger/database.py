@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 import stamina
 from filelock import FileLock, Timeout
-from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, inspect, make_url, text
+from sqlalchemy import URL, Connection, Engine, Select, Table, create_engine, event, inspect, make_url, text
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -144,6 +144,11 @@ class Database:
                     f"PTP_LEDGER: {self.name} is no ledger ({error.orig}); restore it or name another file"
                 ) from error
             raise
+
+
+def of_task(query: Select[Any], table: Table, task: str | None) -> Select[Any]:
+    """Return the query limited to rows of the task, if there is one."""
+    return query if task is None else query.where(table.c.task == task)
 
 
 def insert(connection: Connection, table: Table) -> Any:

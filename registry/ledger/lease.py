@@ -5,6 +5,7 @@ import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 from sqlalchemy import Connection, delete, select, update
 
@@ -65,6 +66,29 @@ def leased(database: Database, name: str, seconds: float) -> Iterator[Lease]:
         yield lease
     finally:
         lease.release()
+
+
+class ExpiredLease(NamedTuple):
+    """A lease that nobody gave back, because its holder was killed."""
+
+    name: str
+    owner: str
+
+
+def expired_leases(database: Database) -> list[ExpiredLease]:
+    """Return the leases that expired and are still there, by name."""
+    table = tables.lease
+    with database.reading() as connection:
+        now = database.clock(connection)
+        expired = select(table.c.name, table.c.owner).where(table.c.expires_at < now).order_by(table.c.name)
+        return [ExpiredLease(row.name, row.owner) for row in connection.execute(expired)]
+
+
+def remove_expired_leases(database: Database) -> int:
+    """Give back what killed holders left behind; return how many leases that were."""
+    with database.writing() as connection:
+        now = database.clock(connection)
+        return connection.execute(delete(tables.lease).where(tables.lease.c.expires_at < now)).rowcount
 
 
 def owner() -> str:

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, Table, and_, delete, exists, func, select
+from sqlalchemy import Connection, Select, and_, delete, exists, func, select
 from sqlalchemy.exc import IntegrityError
 
 from ptpipeline.errors import NotFound, PromotionConflict
 from ptpipeline.records import Promotion, PromptVersion, Record, Verdict, now
 from registry.ledger import tables
-from registry.ledger.database import insert, put
+from registry.ledger.database import insert, of_task, put
 from registry.ledger.results import Memory, put_verdict
 from registry.ledger.tombstone import lock_name, refuse_buried, take_over
 
@@ -76,7 +76,7 @@ class Ledger(Memory):
         """Publishes that began and did not end, oldest first."""
         return [
             Intent(**row._mapping)
-            for row in self._rows(_of(select(tables.intent), tables.intent, task).order_by(tables.intent.c.at))
+            for row in self._rows(of_task(select(tables.intent), tables.intent, task).order_by(tables.intent.c.at))
         ]
 
     def forget_intents(self, before: str) -> None:
@@ -132,7 +132,7 @@ class Ledger(Memory):
         """Registered versions by task, newest first, one page of them; all with limit None and offset 0."""
         order = tables.version.c.task, tables.version.c.number.desc()
         page = (
-            _of(select(tables.version.c.task, tables.version.c.number), tables.version, task)
+            of_task(select(tables.version.c.task, tables.version.c.number), tables.version, task)
             .order_by(*order)
             .limit(limit)
             .offset(offset or None)
@@ -160,7 +160,7 @@ class Ledger(Memory):
         """The head of every alias, by task and alias."""
         table = tables.promotion
         newest = (
-            _of(select(table.c.task, table.c.alias, func.max(table.c.seq).label("seq")), table, task)
+            of_task(select(table.c.task, table.c.alias, func.max(table.c.seq).label("seq")), table, task)
             .group_by(table.c.task, table.c.alias)
             .subquery()
         )
@@ -251,10 +251,6 @@ class Ledger(Memory):
                 .values(**where, **row)
                 .on_conflict_do_update(index_elements=list(where), set_=row, where=older)
             )
-
-
-def _of(query: Select[Any], table: Table, task: str | None) -> Select[Any]:
-    return query if task is None else query.where(table.c.task == task)
 
 
 def _version() -> Select[Any]:

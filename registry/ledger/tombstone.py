@@ -16,6 +16,8 @@ from registry.ledger.lease import owner
 
 SECONDS = 60.0
 
+Needed = Callable[[Connection], bool]
+
 
 class Tombstone:
     """One collector's tombstone for the prompt, or the snapshot, of that digest."""
@@ -26,7 +28,7 @@ class Tombstone:
         table = tables.tombstone
         self._mine = (table.c.task == task, table.c.digest == digest, table.c.owner == self._owner)
 
-    def bury(self, needed: Callable[[Connection], bool]) -> bool:
+    def bury(self, needed: Needed) -> bool:
         """Take it in one transaction, unless `needed` says so there, or another collector has it; whether it is
         ours.
         """

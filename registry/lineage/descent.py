@@ -4,15 +4,13 @@ they are of.
 
 from collections.abc import Iterator
 
-from sqlalchemy import select
-
 from ptpipeline.data.rows import Row
-from ptpipeline.data.snapshot import MANIFEST_FILE, load_split, read_snapshot
+from ptpipeline.data.snapshot import load_split, read_snapshot
 from ptpipeline.errors import NotFound
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import PromptManifest
-from registry.garbage.roots import Name, combination, parts_of, sources_in
-from registry.ledger import tables
+from registry.ledger.usage import Name, tasks_with
+from registry.lineage.ancestry import combination, is_shared, parts_of, sources_in, stored_names
 from registry.registry import Registry
 
 
@@ -38,12 +36,7 @@ def learnt_rows(registry: Registry, task: str, digest: str) -> Iterator[Row]:
     `training_rows`.
     """
     yield from training_rows(registry, task, digest)
-    yield from inherited_rows(registry, task, digest)
-
-
-def inherited_rows(registry: Registry, task: str, digest: str) -> Iterator[Row]:
-    """Yield the training rows of what the prompt descends from or consists of, as far as they are still known."""
-    waiting, done = [(task, digest)], {(task, digest)}
+    waiting, done = [Name(task, digest)], {Name(task, digest)}
     while waiting:
         name = waiting.pop()
         try:
@@ -63,11 +56,11 @@ def inherited_rows(registry: Registry, task: str, digest: str) -> Iterator[Row]:
 
 def _snapshots(registry: Registry, task: str, manifest: PromptManifest) -> list[Name]:
     """Its snapshot, or of a shared prompt its sources', whose digests together make the one that it states."""
-    if manifest.method != "multitask" or manifest.labels or manifest.generate:
-        return [(task, manifest.snapshot)]
+    if not is_shared(manifest):
+        return [Name(task, manifest.snapshot)]
     publication = registry.ledger.publication(task, manifest.digest())
     sources = sources_in(task, [trial.name for trial in publication.tuned.trials]) if publication else []
-    found = combination(manifest.snapshot, [_stored(registry, source) for source in sources])
+    found = combination(manifest.snapshot, [stored_names(registry.store, f"snapshots/{source}") for source in sources])
     if found is None:
         raise NotFound(
             f"{task}: the snapshots that shared prompt {manifest.digest()[:12]} was trained on are not stored any more"
@@ -75,14 +68,7 @@ def _snapshots(registry: Registry, task: str, manifest: PromptManifest) -> list[
     return found
 
 
-def _stored(registry: Registry, task: str) -> list[Name]:
-    """The snapshots of the task that are stored whole."""
-    keys = [key.split("/") for key in registry.store.keys(f"snapshots/{task}")]
-    return [(task, parts[2]) for parts in keys if len(parts) == 4 and parts[3] == MANIFEST_FILE]
-
-
 def _home(registry: Registry, task: str, digest: str) -> Name:
-    """Whose that digest is: the task's own where it holds one, else the task's that registered it."""
-    with registry.ledger.database.reading() as connection:
-        homes = connection.scalars(select(tables.version.c.task).where(tables.version.c.digest == digest)).all()
-    return (task, digest) if task in homes or not homes else (homes[0], digest)
+    """The prompt of that digest: the task's own if it registered one, else that of the task that did."""
+    tasks = tasks_with(registry.ledger, digest)
+    return Name(task if task in tasks or not tasks else tasks[0], digest)

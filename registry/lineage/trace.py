@@ -7,19 +7,13 @@ A row is known by its id, the hash of its normalised text; no text is ever part 
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
 from graphlib import CycleError, TopologicalSorter
 from typing import Literal
 
-from sqlalchemy import select
-
 from ptpipeline.data.rows import normalised
-from ptpipeline.data.snapshot import load_split, read_snapshot
+from ptpipeline.data.snapshot import load_split
 from ptpipeline.errors import ArtifactError, DataError, NotFound
-from ptpipeline.prompts.artifact import MANIFEST_FILE
 from ptpipeline.records import (
-    DIGEST_PATTERN,
     PRODUCTION,
     Promotion,
     PromptManifest,
@@ -28,14 +22,13 @@ from ptpipeline.records import (
     Snapshot,
     Split,
     Verdict,
-    is_name,
 )
-from registry.garbage.roots import Name, combination, read_manifests, sources_in
-from registry.ledger import tables
+from registry.ledger.usage import Name
+from registry.lineage.ancestry import Relation, is_shared
+from registry.lineage.graph import Graph, read_graph
 from registry.listing import asked
 from registry.registry import Registry
 
-Relation = Literal["start", "shared prompt", "teacher", "member", "source"]
 Seen = Literal["train", "dev", "unknown"]
 Learnt = tuple[Seen, list[str]]
 
@@ -102,66 +95,13 @@ class Exposure(Record):
         return PRODUCTION in self.aliases
 
 
-@dataclass(frozen=True)
-class _Graph:
-    """Every prompt that the ledger registered or the store holds, by digest."""
-
-    numbers: dict[str, Name]
-    versions: dict[Name, int]
-    manifests: dict[Name, PromptManifest]
-    snapshots: dict[str, list[Snapshot]]
-    trained: dict[Name, tuple[str, list[str]]]
-    imported: set[Name]
-    shared_by: dict[Name, Name]
-    collected: set[Name]
-
-    def seen_by(self, name: Name) -> list[Name]:
-        """The snapshots, as (task, digest), of the prompt's own rows; empty where nobody knows them any more."""
-        task = name[0]
-        manifest, trained = self.manifests.get(name), self.trained.get(name, ("", []))
-        snapshot = manifest.snapshot if manifest else trained[0]
-        known = {(found.task, found.digest) for found in self.snapshots.get(task, [])}
-        if (task, snapshot) in known or not self._sources(name):
-            return [(task, snapshot)] if snapshot else []
-        return _combined(
-            (task, snapshot),
-            [[(s.task, s.digest) for s in self.snapshots.get(source, [])] for source in self._sources(name)],
-        )
-
-    def _sources(self, name: Name) -> list[str]:
-        """The tasks that a shared prompt, or a teacher of one, was trained for."""
-        shared = self.shared_by.get(name, name)
-        return sources_in(name[0], self.trained.get(shared, ("", []))[1])
-
-    def parents(self, name: Name) -> list[tuple[Relation, Name]]:
-        """What the prompt descends from and consists of."""
-        manifest = self.manifests.get(name)
-        if manifest is None:
-            return []
-        members: list[tuple[Relation, Name]] = [
-            ("member", (name[0], digest)) for digest in (manifest.members.digests if manifest.members else [])
-        ]
-        return members + [(_relation(manifest), self._home(name[0], digest)) for digest in manifest.parents]
-
-    def source(self, name: Name) -> str | None:
-        """Where the prompt's own rows came from, as far as the store knows."""
-        own = set(self.seen_by(name))
-        return next(
-            (found.source for found in self.snapshots.get(name[0], []) if (found.task, found.digest) in own), None
-        )
-
-    def _home(self, task: str, digest: str) -> Name:
-        """Whose a parent is: the same task's where it has one of that digest, else the task's that does."""
-        return (task, digest) if (task, digest) in self.manifests else self.numbers.get(digest, (task, digest))
-
-
 def lineage(registry: Registry, task: str, number: int) -> Lineage:
     """Where that version comes from, its parents' origins among it.
 
     Raises NotFound where there is no such version, ArtifactError where a manifest is altered, ServiceUnavailable.
     """
-    version, ledger, graph = registry.ledger.version(task, number), registry.ledger, _graph(registry)
-    origins, todo = dict[Name, Origin](), [(task, version.digest)]
+    version, ledger, graph = registry.ledger.version(task, number), registry.ledger, read_graph(registry)
+    origins, todo = dict[Name, Origin](), [Name(task, version.digest)]
     while todo:
         name = todo.pop(0)
         if name not in origins:
@@ -193,12 +133,12 @@ def trained_on(registry: Registry, row: str) -> list[Exposure]:
             f"{len(row)} characters that are no row's id: expected one of a snapshot, 16 hex digits such as "
             "0123456789abcdef; --text-file finds it from the text"
         )
-    graph = _graph(registry)
+    graph = read_graph(registry)
     hits = _hits(registry, graph, found[1])
     exposed = _exposed(graph, hits)
     aliases: dict[Name, list[str]] = {}
     for head in registry.ledger.heads():
-        aliases.setdefault((head.task, head.digest), []).append(head.alias)
+        aliases.setdefault(Name(head.task, head.digest), []).append(head.alias)
     releases = [(release.name, set(release.versions.items())) for release in registry.ledger.releases()]
     return [
         _exposure(
@@ -264,118 +204,32 @@ def _tasks_in(via: Iterable[str]) -> set[str]:
     return {step.rsplit(" ", 1)[-1].split("@")[0] for step in via}
 
 
-# ---------------------------------------------------------------- the graph
-
-
-def _graph(registry: Registry) -> _Graph:
-    with registry.ledger.database.reading() as connection:
-        rows = connection.execute(select(tables.version.c.task, tables.version.c.number, tables.version.c.digest)).all()
-        published = connection.execute(
-            select(tables.publication.c.task, tables.publication.c.digest, tables.publication.c.record)
-        ).all()
-        buried = {
-            (row.task, row.digest)
-            for row in connection.execute(select(tables.tombstone.c.task, tables.tombstone.c.digest))
-        }
-    manifests: dict[Name, PromptManifest] = {}
-    for name, manifest in read_manifests(registry.store, _places(registry, "prompts")).items():
-        if manifest is None:
-            raise ArtifactError(
-                f"{registry.store.url}/prompts/{name[0]}/{name[1]}/{MANIFEST_FILE}: altered, so nobody knows "
-                f"what it was made from; `ptp doctor {name[0]}`"
-            )
-        manifests[name] = manifest
-    known = {(task, digest) for task, _, digest in rows}
-    trained = {
-        (row.task, row.digest): (
-            row.record["tuned"]["snapshot"],
-            [trial["name"] for trial in row.record["tuned"].get("trials", [])],
-        )
-        for row in published
-    }
-    return _Graph(
-        numbers={name[1]: name for name in [*(manifests.keys() - known), *known]},
-        versions={(task, digest): number for task, number, digest in rows},
-        manifests=manifests,
-        snapshots=_snapshots(registry),
-        trained=trained,
-        imported={(row.task, row.digest) for row in published if row.record["tuned"]["steps"] == 0},
-        shared_by={
-            (name[0], parent): name
-            for name, manifest in manifests.items()
-            if _relation(manifest) == "teacher"
-            for parent in manifest.parents
-        },
-        collected={name for name in buried if name not in manifests},
-    )
-
-
-def _snapshots(registry: Registry) -> dict[str, list[Snapshot]]:
-    """Every snapshot that the store holds whole, by task."""
-    found: dict[str, list[Snapshot]] = {}
-    for snapshot in asked(lambda name: read_snapshot(registry.store, *name), _places(registry, "snapshots")).values():
-        found.setdefault(snapshot.task, []).append(snapshot)
-    return found
-
-
-def _places(registry: Registry, folder: str) -> list[Name]:
-    """Which prompts or snapshots have their manifest there; what lies at no place of theirs is nobody's."""
-    split = [key.split("/") for key in registry.store.keys(folder)]
-    return [
-        (parts[1], parts[2])
-        for parts in split
-        if len(parts) == 4
-        and parts[3] == MANIFEST_FILE
-        and is_name(parts[1])
-        and re.fullmatch(DIGEST_PATTERN, parts[2])
-    ]
-
-
-def _combined(together: Name, sources: list[list[Name]]) -> list[Name]:
-    """The sources' snapshots whose digests together have that digest; where none are found all of them.
-
-    Then it may have been one that is gone by now: `together`, by which no snapshot is called, stands for what is not
-    known.
-    """
-    return combination(together[1], sources) or [together, *(name for source in sources for name in source)]
-
-
-def _relation(manifest: PromptManifest) -> Relation:
-    if manifest.method != "multitask":
-        return "start"
-    return "shared prompt" if manifest.labels or manifest.generate else "teacher"
-
-
-def _origin(registry: Registry, graph: _Graph, name: Name) -> Origin:
-    publication, known = (
-        registry.ledger.publication(*name),
-        {(s.task, s.digest): s for found in graph.snapshots.values() for s in found},
-    )
+def _origin(registry: Registry, graph: Graph, name: Name) -> Origin:
+    publication = registry.ledger.publication(*name)
     return Origin(
-        task=name[0],
-        digest=name[1],
+        task=name.task,
+        digest=name.digest,
         version=graph.versions.get(name),
         manifest=graph.manifests.get(name),
-        snapshots=[known[snapshot] for snapshot in graph.seen_by(name) if snapshot in known],
+        snapshots=[graph.records[snapshot] for snapshot in graph.seen_by(name) if snapshot in graph.records],
         run=publication.tuned.tracking_run if publication else None,
         commit=publication.commit if publication else None,
-        parents={parent[1]: kind for kind, parent in graph.parents(name)},
+        parents={parent.name.digest: parent.relation for parent in graph.parents(name)},
     )
 
 
 # ---------------------------------------------------------------- who learnt from it
 
 
-def _hits(registry: Registry, graph: _Graph, row: str) -> dict[Name, Seen | None]:
+def _hits(registry: Registry, graph: Graph, row: str) -> dict[Name, Seen | None]:
     """For each stored snapshot whether the row is in what is learnt from; each split is read once."""
-    snapshots = {(snapshot.task, snapshot.digest): snapshot for found in graph.snapshots.values() for snapshot in found}
-    return asked(partial(_hit, registry, snapshots, row), snapshots)
+    return asked(lambda name: _hit(registry, graph.records[name], row), graph.records)
 
 
-def _hit(registry: Registry, snapshots: Mapping[Name, Snapshot], row: str, name: Name) -> Seen | None:
+def _hit(registry: Registry, snapshot: Snapshot, row: str) -> Seen | None:
     for split in LEARNT_FROM:
         try:
-            rows = load_split(registry.store, snapshots[name], split)
+            rows = load_split(registry.store, snapshot, split)
         except (ArtifactError, NotFound):
             return "unknown"
         if any(found.id.split("-")[0] == row for found in rows):
@@ -383,7 +237,7 @@ def _hit(registry: Registry, snapshots: Mapping[Name, Snapshot], row: str, name:
     return None
 
 
-def _exposed(graph: _Graph, hits: Mapping[Name, Seen | None]) -> dict[Name, Learnt]:
+def _exposed(graph: Graph, hits: Mapping[Name, Seen | None]) -> dict[Name, Learnt]:
     """The prompts that learnt from the row, parents first."""
     everything = graph.manifests.keys() | graph.versions.keys()
     parents = {name: graph.parents(name) for name in sorted(everything)}
@@ -402,22 +256,22 @@ def _exposed(graph: _Graph, hits: Mapping[Name, Seen | None]) -> dict[Name, Lear
     return exposed
 
 
-def _learnt(graph: _Graph, hits: Mapping[Name, Seen | None], name: Name) -> list[Learnt]:
+def _learnt(graph: Graph, hits: Mapping[Name, Seen | None], name: Name) -> list[Learnt]:
     """What the prompt's own rows say; those of an imported one, or of one whose snapshot is gone, are not known.
 
     Nor is what it descends from where its manifest was lost; the garbage collection takes none that something descends
     from.
     """
-    own = [] if name in graph.imported else graph.seen_by(name)
+    own = [] if graph.is_imported(name) else graph.seen_by(name)
     seen = [hits.get(snapshot, "unknown") for snapshot in own] or ["unknown"]
     if name not in graph.manifests and name not in graph.collected:
         seen.append("unknown")
     return [(found, []) for found in seen if found]
 
 
-def _exposure(graph: _Graph, name: Name, learnt: Learnt, holding: tuple[list[str], list[str]]) -> Exposure:
+def _exposure(graph: Graph, name: Name, learnt: Learnt, holding: tuple[list[str], list[str]]) -> Exposure:
     manifest = graph.manifests.get(name)
-    shared = manifest is not None and _relation(manifest) == "teacher"
+    shared = manifest is not None and is_shared(manifest)
     return Exposure(
         task=name[0],
         version=graph.versions.get(name),
@@ -432,5 +286,5 @@ def _exposure(graph: _Graph, name: Name, learnt: Learnt, holding: tuple[list[str
     )
 
 
-def _called(graph: _Graph, name: Name) -> str:
+def _called(graph: Graph, name: Name) -> str:
     return f"{name[0]}@{graph.versions[name]}" if name in graph.versions else f"{name[0]}@{name[1][:12]}"

@@ -9,17 +9,16 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Literal, NamedTuple
 
-from sqlalchemy import select
-
 from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import Promotion, PromptManifest, Record, history_key, pointer_key, prompt_prefix, version_key
-from registry.ledger import tables
+from registry.ledger.holdings import Holdings, holdings
+from registry.ledger.lease import expired_leases
 from registry.listing import Shelf, asked, shelf_of, shelves
 from registry.mlflow.copy import copy_of
 from registry.mlflow.store import MlflowStore, Model
 from registry.registry import Registry
-from registry.repair.inventory import Books, Missing, Survey, books_of, missing, survey, unsound
+from registry.repair.inventory import Missing, Survey, missing, survey, unsound
 from registry.versions.provenance import release_key
 
 Kind = Literal[
@@ -62,7 +61,7 @@ class Look(NamedTuple):
 
     registry: Registry
     shelf: Shelf
-    books: Books
+    books: Holdings
     found: Survey
     lacking: Missing
     artifacts: dict[str, PromptManifest | str]
@@ -101,7 +100,7 @@ def examine(registry: Registry, task: str | None = None) -> list[Difference]:
 
 def look_at(registry: Registry, shelf: Shelf) -> Look:
     """Read what one task consists of: the ledger first, since what it knows is in the store already."""
-    books = books_of(registry.ledger, shelf.task)
+    books = holdings(registry.ledger, shelf.task)
     found = survey(registry.store, shelf)
     lacking = missing(shelf.task, found, books, unsound(registry.store, shelf.task, found, books))
     return Look(
@@ -437,20 +436,15 @@ def _strange_alias(task: str, alias: str, found: str, ours: int | None) -> Diffe
 
 def _leases(registry: Registry, task: str | None) -> Iterator[Difference]:
     """Leases that ended and that nobody gave back: their holder was killed."""
-    with registry.ledger.database.reading() as connection:
-        now = registry.ledger.database.clock(connection)
-        rows = connection.execute(
-            select(tables.lease).where(tables.lease.c.expires_at < now).order_by(tables.lease.c.name)
-        ).all()
-    for row in rows:
-        about = row.name.split(" ")[-1].split("@")[0]
+    for lease in expired_leases(registry.ledger.database):
+        about = lease.name.split(" ")[-1].split("@")[0]
         if task in (None, about):
             yield Difference(
                 task=about,
                 kind="lease",
-                what=f"lease {row.name!r}",
+                what=f"lease {lease.name!r}",
                 expected="given back",
-                found=f"left behind by {row.owner}",
+                found=f"left behind by {lease.owner}",
                 mend=FIX,
                 safe=True,
             )

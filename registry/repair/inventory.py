@@ -8,14 +8,12 @@ from functools import partial
 from typing import NamedTuple, TypeVar
 
 from pydantic import ValidationError
-from sqlalchemy import select
 
 from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.prompts.artifact import read_artifact, read_ensemble
 from ptpipeline.records import DIGEST_PATTERN, Promotion, Record, VersionName, history_key, version_key
 from ptpipeline.storage import ObjectStore
-from registry.ledger import tables
-from registry.ledger.ledger import Ledger
+from registry.ledger.holdings import Holdings
 from registry.listing import Shelf, asked, read_all
 from registry.versions.projection import pointer_in
 from registry.versions.promotion import GATED
@@ -36,20 +34,6 @@ class Refused(NamedTuple):
     why: str
 
 
-class Books(NamedTuple):
-    """What the ledger holds of a task: versions number -> digest, the history of each alias, its other rows by
-    digest.
-    """
-
-    versions: dict[int, str]
-    history: dict[str, list[Promotion]]
-    verdicts: dict[str, str]
-    passed: set[str]
-    published: set[str]
-    intents: dict[str, str]
-    tombstones: set[str]
-
-
 class Survey(NamedTuple):
     """What the store holds of a task and is in its place; `pointers` are None where unreadable, `dossiers` come oldest
     first.
@@ -68,35 +52,6 @@ class Missing(NamedTuple):
     versions: dict[int, str]
     promotions: list[Promotion]
     refused: list[Refused]
-
-
-def books_of(ledger: Ledger, task: str) -> Books:
-    """What the ledger holds of the task."""
-    history: dict[str, list[Promotion]] = {}
-    for row in ledger.history(task):
-        history.setdefault(row.alias, []).append(row)
-    with ledger.database.reading() as connection:
-        versions = connection.execute(
-            select(tables.version.c.number, tables.version.c.digest).where(tables.version.c.task == task)
-        ).all()
-        verdicts = connection.execute(
-            select(tables.verdict.c.verdict, tables.verdict.c.digest, tables.verdict.c.passed).where(
-                tables.verdict.c.task == task
-            )
-        ).all()
-        published = connection.scalars(
-            select(tables.publication.c.digest).where(tables.publication.c.task == task)
-        ).all()
-        tombstones = connection.scalars(select(tables.tombstone.c.digest).where(tables.tombstone.c.task == task)).all()
-    return Books(
-        versions={row.number: row.digest for row in versions},
-        history={alias: sorted(rows, key=lambda row: row.seq) for alias, rows in history.items()},
-        verdicts={row.verdict: row.digest for row in verdicts},
-        passed={row.verdict for row in verdicts if row.passed},
-        published=set(published),
-        intents={intent.digest: intent.at for intent in ledger.intents(task)},
-        tombstones=set(tombstones),
-    )
 
 
 def survey(store: ObjectStore, shelf: Shelf) -> Survey:
@@ -136,7 +91,7 @@ def versions_in(found: Survey) -> dict[int, str]:
     return {row.version: row.digest for rows in found.rows.values() for row in rows} | found.names
 
 
-def unsound(store: ObjectStore, task: str, found: Survey, books: Books) -> dict[str, str]:
+def unsound(store: ObjectStore, task: str, found: Survey, books: Holdings) -> dict[str, str]:
     """Of the prompts that the ledger does not know: why their bytes are not what the digest says, or not signed, digest
     -> why.
 
@@ -158,7 +113,7 @@ def _why_unsound(store: ObjectStore, task: str, digest: str) -> str:
     return ""
 
 
-def missing(task: str, found: Survey, books: Books, unsound: Mapping[str, str]) -> Missing:
+def missing(task: str, found: Survey, books: Holdings, unsound: Mapping[str, str]) -> Missing:
     """What to add to the ledger, and what not: nothing of prompts that are `unsound`, digest -> why.
 
     A promotion counts where every one before it does, where it moves the alias from what it named to a version of that
@@ -184,7 +139,7 @@ def missing(task: str, found: Survey, books: Books, unsound: Mapping[str, str]) 
 
 
 def _versions(
-    task: str, names: Mapping[int, str], against: tuple[Books, Mapping[str, str]], refused: list[Refused]
+    task: str, names: Mapping[int, str], against: tuple[Holdings, Mapping[str, str]], refused: list[Refused]
 ) -> dict[int, str]:
     books, unsound = against
     taken: dict[int, str] = {}

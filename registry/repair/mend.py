@@ -9,15 +9,12 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
-from sqlalchemy import delete
-
 from ptpipeline.errors import NotFound
 from ptpipeline.prompts.artifact import MANIFEST_FILE, TENSOR_FILE
 from ptpipeline.records import history_key, pointer_key, prompt_prefix
 from ptpipeline.storage import ObjectStore
 from ptpipeline.task.task import Task
-from registry.ledger import tables
-from registry.ledger.lease import leased
+from registry.ledger.lease import leased, remove_expired_leases
 from registry.ledger.ledger import Release
 from registry.listing import shelf_of
 from registry.mlflow.copy import copy_of
@@ -179,10 +176,8 @@ def _finish(registry: Registry, request: Request) -> list[Action]:
 
 
 def _give_back(registry: Registry) -> list[Action]:
-    database, table = registry.ledger.database, tables.lease
-    with database.writing() as connection:
-        found = connection.execute(delete(table).where(table.c.expires_at < database.clock(connection))).rowcount
-    return [Action(task="leases", what=f"{found} given back for holders that are gone")]
+    count = remove_expired_leases(registry.ledger.database)
+    return [Action(task="leases", what=f"{count} given back for holders that are gone")]
 
 
 def _releases(registry: Registry) -> list[Action]:

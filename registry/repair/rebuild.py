@@ -11,23 +11,27 @@ Who can write to the store could also invent a consistent history, as he could m
 import logging
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from pydantic import ValidationError
-from sqlalchemy import Connection, Table
 
 from ptpipeline.data.parquet import table_in
 from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.prompts.artifact import MANIFEST_FILE
-from ptpipeline.records import Snapshot, now, pointer_key, version_key
+from ptpipeline.records import PromptVersion, Snapshot, now, pointer_key, version_key
 from registry.failpoints import reached
-from registry.ledger import tables
-from registry.ledger.database import insert
-from registry.ledger.ledger import Release
-from registry.ledger.looks import restore
+from registry.ledger.holdings import Holdings, holdings
+from registry.ledger.ledger import Intent, Release
+from registry.ledger.recovery import (
+    RecoveredPrompt,
+    Recovery,
+    StoredSnapshot,
+    recover_releases,
+    recover_snapshots,
+    recover_task,
+)
 from registry.listing import Shelf, asked, read_all, shelves
 from registry.registry import Registry
-from registry.repair.inventory import Books, Missing, Refused, Survey, books_of, missing, survey, unsound
+from registry.repair.inventory import Missing, Refused, Survey, missing, survey, unsound
 from registry.versions.mlflow_alias import Action
 from registry.versions.provenance import Dossier, release_key
 
@@ -51,7 +55,7 @@ def rebuild(registry: Registry) -> list[Action]:
 
 
 def _task(registry: Registry, shelf: Shelf) -> list[Action]:
-    found, books = survey(registry.store, shelf), books_of(registry.ledger, shelf.task)
+    found, books = survey(registry.store, shelf), holdings(registry.ledger, shelf.task)
     bad = unsound(registry.store, shelf.task, found, books)
     sound = found._replace(
         dossiers={
@@ -59,27 +63,24 @@ def _task(registry: Registry, shelf: Shelf) -> list[Action]:
         }
     )
     lacking = missing(shelf.task, sound, books, bad)
-    looked = {
-        key: _looked_at(registry, dossier)
-        for key, dossier in sound.dossiers.items()
-        if dossier.verdict and dossier.verdict.look
-    }
-    with registry.ledger.database.writing(f"version {shelf.task}") as connection:
-        for key, dossier in sound.dossiers.items():
-            _keep_dossier(connection, dossier, shelf.at(key))
-            if dossier.verdict and dossier.verdict.look:
-                restore(connection, dossier.verdict, looked[key])
-        reached("rebuild dossiers taken")
-        _append(connection, shelf, lacking)
-        for digest, at in _begun(shelf, sound, books, lacking).items():
-            connection.execute(
-                insert(connection, tables.intent).values(task=shelf.task, digest=digest, at=at).on_conflict_do_nothing()
-            )
+    recover_task(
+        registry.ledger,
+        Recovery(
+            task=shelf.task,
+            prompts=[_prompt(registry, dossier, shelf.at(key)) for key, dossier in sound.dossiers.items()],
+            versions=_versions(shelf, lacking),
+            promotions=lacking.promotions,
+            intents=[
+                Intent(task=shelf.task, digest=digest, at=at)
+                for digest, at in _begun(shelf, sound, books, lacking).items()
+            ],
+        ),
+    )
     refused = [*found.refused, *lacking.refused, *_pointers(shelf.task, found, books, lacking)]
     return [*_taken(shelf, lacking, books, sound), *(_left(shelf.task, refusal) for refusal in refused)]
 
 
-def _begun(shelf: Shelf, found: Survey, books: Books, lacking: Missing) -> dict[str, str]:
+def _begun(shelf: Shelf, found: Survey, books: Holdings, lacking: Missing) -> dict[str, str]:
     """Prompts that were being published: stored with a dossier, and no version; with the time of the dossier."""
     known = {*books.versions.values(), *lacking.versions.values(), *books.tombstones}
     begun = {dossier.publication.tuned.digest: shelf.at(key) for key, dossier in found.dossiers.items()}
@@ -90,21 +91,23 @@ def _begun(shelf: Shelf, found: Survey, books: Books, lacking: Missing) -> dict[
 # ---------------------------------------------------------------- rows
 
 
-def _append(connection: Connection, shelf: Shelf, lacking: Missing) -> None:
+def _versions(shelf: Shelf, lacking: Missing) -> list[PromptVersion]:
+    collected = _collected(shelf, lacking)
+    versions = []
     for number, digest in lacking.versions.items():
         key = version_key(shelf.task, number)
-        at = shelf.at(key) if key in shelf.keys else now()
-        connection.execute(
-            insert(connection, tables.version)
-            .values(task=shelf.task, number=number, digest=digest, at=at)
-            .on_conflict_do_nothing()
+        versions.append(
+            PromptVersion(
+                task=shelf.task,
+                number=number,
+                digest=digest,
+                verdict=None,
+                passed=None,
+                registered_at=shelf.at(key) if key in shelf.keys else now(),
+                collected=digest in collected,
+            )
         )
-    for digest in _collected(shelf, lacking):
-        mark = {"task": shelf.task, "digest": digest, "owner": "rebuild", "expires_at": 0.0, "at": now()}
-        connection.execute(insert(connection, tables.tombstone).values(**mark).on_conflict_do_nothing())
-    for row in lacking.promotions:
-        values = {name: getattr(row, name) for name in type(row).model_fields}
-        connection.execute(insert(connection, tables.promotion).values(**values).on_conflict_do_nothing())
+    return versions
 
 
 def _collected(shelf: Shelf, lacking: Missing) -> set[str]:
@@ -114,33 +117,10 @@ def _collected(shelf: Shelf, lacking: Missing) -> set[str]:
     return {*lacking.versions.values()} - shelf.digests() - {row.digest for row in lacking.promotions}
 
 
-def _keep_dossier(connection: Connection, dossier: Dossier, at: str) -> None:
-    """The dossier's records, each where the ledger holds none that is newer."""
-    tuned, report, verdict = dossier.publication.tuned, dossier.report, dossier.verdict
-    who = {"task": tuned.task, "digest": tuned.digest}
-    _keep(
-        connection,
-        tables.training,
-        {"task": tuned.task, "training_key": tuned.training_key},
-        record=tuned.to_json(),
-        at=at,
-    )
-    shown = dossier.publication.model_copy(
-        update={"mistakes": None}
-    )  # whether texts may be shown, the next run of the task knows
-    _keep(connection, tables.publication, who, record=shown.to_json(), at=at)
-    if report:
-        _keep(
-            connection,
-            tables.evaluation,
-            {"evaluation_key": report.evaluation_key},
-            **who,
-            record=report.to_json(),
-            at=at,
-        )
-    if verdict:
-        values = {**who, "gate_key": verdict.gate_key, "passed": verdict.passed, "record": verdict.to_json()}
-        _keep(connection, tables.verdict, {"verdict": verdict.verdict_digest()}, **values, at=at)
+def _prompt(registry: Registry, dossier: Dossier, at: str) -> RecoveredPrompt:
+    look = dossier.verdict.look if dossier.verdict else None
+    rows = _looked_at(registry, dossier) if look else []
+    return RecoveredPrompt(dossier.publication, dossier.report, dossier.verdict, rows, at)
 
 
 def _looked_at(registry: Registry, dossier: Dossier) -> list[str]:
@@ -158,15 +138,6 @@ def _looked_at(registry: Registry, dossier: Dossier) -> list[str]:
         return []
 
 
-def _keep(connection: Connection, table: Table, key: dict[str, str], **values: Any) -> None:
-    newer = table.c.at < values["at"]
-    connection.execute(
-        insert(connection, table)
-        .values(**key, **values)
-        .on_conflict_do_update(index_elements=list(key), set_=values, where=newer)
-    )
-
-
 def _snapshots(registry: Registry) -> list[Action]:
     """Every complete snapshot under its source key, so that an unchanged source is not read again."""
     from ptpipeline.data.snapshot import read_snapshot
@@ -180,18 +151,8 @@ def _snapshots(registry: Registry) -> list[Action]:
             return str(error)
 
     answers = asked(read, found)
-    with registry.ledger.database.writing() as connection:
-        for key, snapshot in answers.items():
-            if isinstance(snapshot, Snapshot):
-                at = found[key].isoformat(timespec="microseconds")
-                _keep(
-                    connection,
-                    tables.snapshot,
-                    {"task": snapshot.task, "source_key": snapshot.source_key},
-                    digest=snapshot.digest,
-                    record=snapshot.to_json(),
-                    at=at,
-                )
+    sound = [StoredSnapshot(answer, found[key]) for key, answer in answers.items() if isinstance(answer, Snapshot)]
+    recover_snapshots(registry.ledger, sound)
     return [
         Action(task=key.split("/")[1], what=f"not taken: {why}", done=False)
         for key, why in answers.items()
@@ -223,11 +184,7 @@ def _releases(registry: Registry) -> list[Action]:
             actions.append(_left("releases", Refused(key, why)))
         elif release.name not in known:
             taken.append(release)
-    with registry.ledger.database.writing() as connection:
-        for release in taken:
-            connection.execute(
-                insert(connection, tables.release).values(**release.model_dump()).on_conflict_do_nothing()
-            )
+    recover_releases(registry.ledger, taken)
     return actions + [Action(task="releases", what=f"release {release.name} taken") for release in taken]
 
 
@@ -247,7 +204,7 @@ def _why_no_release(registry: Registry, release: Release, key: str, known: Mappi
 # ---------------------------------------------------------------- words
 
 
-def _pointers(task: str, found: Survey, books: Books, lacking: Missing) -> Iterator[Refused]:
+def _pointers(task: str, found: Survey, books: Holdings, lacking: Missing) -> Iterator[Refused]:
     """Pointers that no row of the history, as it is now, stands behind."""
     rows = {(row.alias, row.seq): row for history in books.history.values() for row in history} | {
         (row.alias, row.seq): row for row in lacking.promotions
@@ -257,7 +214,7 @@ def _pointers(task: str, found: Survey, books: Books, lacking: Missing) -> Itera
             yield Refused(pointer_key(task, alias), "is the pointer to a promotion that the history does not hold")
 
 
-def _taken(shelf: Shelf, lacking: Missing, books: Books, found: Survey) -> list[Action]:
+def _taken(shelf: Shelf, lacking: Missing, books: Holdings, found: Survey) -> list[Action]:
     made = {dossier.publication.tuned.digest for dossier in found.dossiers.values()} - books.published
     gone = _collected(shelf, lacking)
     words = [

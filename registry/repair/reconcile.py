@@ -4,35 +4,23 @@ It looks at all of the store's names and MLflow's models in a few large reads, a
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-
-from sqlalchemy import select
 
 from ptpipeline.errors import NotFound, PtpError
 from ptpipeline.records import Promotion, PromptVersion, history_key, pointer_key, version_key
 from ptpipeline.task.task import Task
-from registry.ledger import tables
+from registry.ledger.projections import Alias, Projection, Projections, applied_projections, forget_sighting
 from registry.mlflow.store import MlflowStore, Model, Shown
 from registry.registry import Registry
 from registry.versions import projection
-from registry.versions.mlflow_alias import Action, forget_sighting, restore
+from registry.versions.mlflow_alias import Action, restore
 from registry.versions.mlflow_edit import judge
 from registry.versions.projection import attempted, patiently, pointer_in, settle, write_history
 from registry.versions.provenance import release_key, write_release
 from registry.versions.publish import entry_of, name_version
 
 WAIT_BEYOND_LEASE = 5.0  # seconds
-
-
-@dataclass(frozen=True)
-class _Following:
-    """How far the projections say that they follow, as (target, task, alias) -> seq, and which aliases were seen to
-    differ.
-    """
-
-    applied: dict[tuple[str, str, str], int]
-    sighted: set[tuple[str, str]]
 
 
 def reconcile(
@@ -53,7 +41,7 @@ def reconcile(
     ]
     actions = [Action(task=name, what=what, done=False) for name, what in interrupted]
     registry, models, failed = _looked_at(registry, task)
-    heads, following = registry.ledger.heads(task), _following(registry)
+    heads, following = registry.ledger.heads(task), applied_projections(registry.ledger)
     for name, versions in _versions(registry, task).items():
         actions += attempted(name, partial(_restore_names, registry, versions, task is not None))
         if registry.mlflow:
@@ -61,12 +49,12 @@ def reconcile(
                 name, partial(_restore_versions, registry, registry.mlflow, versions, models.get(name, Model()))
             )
     for head in heads:
-        followed = min(head.seq, following.applied.get(("store", head.task, head.alias), 0))
+        followed = min(head.seq, following.applied.get(Projection("store", head.task, head.alias), 0))
         actions += attempted(head.task, partial(_restore_history, registry, head, followed))
         if not _agrees(registry, head, following, models.get(head.task, Model())):
             actions += _restore_alias(registry, tasks, head, wait)
-        elif (head.task, head.alias) in following.sighted:
-            _forget_sighting(registry, head)
+        elif Alias(head.task, head.alias) in following.sighted:
+            forget_sighting(registry.ledger, head)
     if task is None:
         actions += attempted("releases", partial(_restore_releases, registry))
     return actions + failed
@@ -82,20 +70,6 @@ def _looked_at(registry: Registry, task: str | None) -> tuple[Registry, dict[str
         return registry, registry.mlflow.models(task), []
     except PtpError as error:
         return replace(registry, mlflow=None), {}, [Action(task=task or "all tasks", what=str(error), done=False)]
-
-
-def _following(registry: Registry) -> _Following:
-    table, sighting = tables.projection, tables.sighting
-    with registry.ledger.database.reading() as connection:
-        applied = {(row.target, row.task, row.alias): int(row.applied_seq) for row in connection.execute(select(table))}
-        return _Following(
-            applied, {(row.task, row.alias) for row in connection.execute(select(sighting.c.task, sighting.c.alias))}
-        )
-
-
-def _forget_sighting(registry: Registry, head: Promotion) -> None:
-    with registry.ledger.database.writing() as connection:
-        forget_sighting(connection, head.task, head.alias)
 
 
 def _versions(registry: Registry, task: str | None) -> dict[str, list[PromptVersion]]:
@@ -185,7 +159,7 @@ def _restore_alias(registry: Registry, tasks: Mapping[str, Task], head: Promotio
     )
 
 
-def _agrees(registry: Registry, head: Promotion, following: _Following, model: Model) -> bool:
+def _agrees(registry: Registry, head: Promotion, following: Projections, model: Model) -> bool:
     """Whether store and MLflow show the head, so that there is nothing to write; asks the store for pointer and history
     alone.
     """
@@ -193,9 +167,9 @@ def _agrees(registry: Registry, head: Promotion, following: _Following, model: M
         shown = model.versions.get(model.aliases.get(head.alias, ""))
         if shown is None or shown.digest != head.digest or model.applied.get(head.alias) != head.seq:
             return False
-        if following.applied.get(("mlflow", head.task, head.alias)) != head.seq:
+        if following.applied.get(Projection("mlflow", head.task, head.alias)) != head.seq:
             return False
-    return following.applied.get(("store", head.task, head.alias)) == head.seq and _is_stored(registry, head)
+    return following.applied.get(Projection("store", head.task, head.alias)) == head.seq and _is_stored(registry, head)
 
 
 def _is_stored(registry: Registry, head: Promotion) -> bool:

@@ -6,16 +6,12 @@ still or from a request that was under way when its process was killed, is told 
 """
 
 import logging
-import uuid
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, delete, select
-
-from ptpipeline.records import Promotion, PromptVersion, Record, now
+from ptpipeline.records import Promotion, PromptVersion, Record
 from registry.failpoints import reached
-from registry.ledger import tables
-from registry.ledger.database import insert
 from registry.ledger.lease import Lease
+from registry.ledger.projections import end_attempt, is_attempted, note_attempt
 from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.versions.publish import entry_of
@@ -65,11 +61,7 @@ class HeldAlias:
 
     def is_late_write(self, digest: str) -> bool:
         """Whether a write of ours that names this digest may still have been under way."""
-        with self.registry.ledger.database.reading() as connection:
-            return (
-                connection.execute(select(tables.attempt.c.owner).where(*self._attempts(digest)).limit(1)).first()
-                is not None
-            )
+        return is_attempted(self.registry.ledger, self.head, digest)
 
     def follow(self) -> list[Action]:
         """Let the alias show the head, unless what it shows may be a person's edit, which the door judges."""
@@ -100,51 +92,12 @@ class HeldAlias:
         if number is None:
             actions.append(restore(self.registry, self.mlflow, self.registry.ledger.version(head.task, head.version)))
             number = self.mlflow.ensure(entry_of(self.registry, head.task, head.digest))
-        owner = self._note()
+        note = note_attempt(self.registry.ledger, self.lease, head)
         reached("alias attempted")
         self.mlflow.set_alias(head.task, head.alias, number, head.seq)
         reached("alias written")
-        self._landed(owner, late)
+        end_attempt(self.registry.ledger, self.lease, head, note, late)
         return actions
-
-    def _note(self) -> str:
-        """Note a write of the head's digest, by the holder of the lease alone; returns the note's name."""
-        head, owner = self.head, uuid.uuid4().hex
-        with self.registry.ledger.database.writing() as connection:
-            self.lease.keep(connection)
-            connection.execute(
-                insert(connection, tables.attempt).values(
-                    task=head.task, alias=head.alias, digest=head.digest, owner=owner, at=now()
-                )
-            )
-        return owner
-
-    def _landed(self, owner: str, late: str | None) -> None:
-        """Forget our note, since nobody else can have written meanwhile, one note of the late write that was seen, and
-        sightings.
-        """
-        with self.registry.ledger.database.writing() as connection:
-            self.lease.keep(connection)
-            connection.execute(delete(tables.attempt).where(tables.attempt.c.owner == owner))
-            if late is not None:
-                oldest = (
-                    select(tables.attempt.c.owner)
-                    .where(*self._attempts(late))
-                    .order_by(tables.attempt.c.at)
-                    .limit(1)
-                    .scalar_subquery()
-                )
-                connection.execute(delete(tables.attempt).where(tables.attempt.c.owner == oldest))
-            forget_sighting(connection, self.head.task, self.head.alias)
-
-    def _attempts(self, digest: str) -> tuple[ColumnElement[bool], ...]:
-        table = tables.attempt
-        return table.c.task == self.head.task, table.c.alias == self.head.alias, table.c.digest == digest
-
-
-def forget_sighting(connection: Connection, task: str, alias: str) -> None:
-    """The alias differs no more: another edit is seen for the first time."""
-    connection.execute(delete(tables.sighting).where(tables.sighting.c.task == task, tables.sighting.c.alias == alias))
 
 
 def restore(registry: Registry, mlflow: MlflowStore, version: PromptVersion) -> Action:

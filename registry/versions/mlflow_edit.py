@@ -8,15 +8,12 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 
-from sqlalchemy import select
-
 from ptpipeline.errors import NotFound, PromotionConflict, PromotionRefused
 from ptpipeline.records import Promotion, PromptVersion, now
 from ptpipeline.task.task import Task
 from registry.failpoints import reached
-from registry.ledger import tables
-from registry.ledger.database import put
 from registry.ledger.lease import leased
+from registry.ledger.projections import sight
 from registry.mlflow import store as mlflow_store
 from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
@@ -51,7 +48,7 @@ def judge(registry: Registry, mlflow: MlflowStore, tasks: Mapping[str, Task], he
                 seen,
                 "it is no version of the ledger: only what `ptp run` or `ptp import` published has been tested",
             )
-        left = _sighted(held, wanted)
+        left = seconds_apart() - sight(registry.ledger, current, wanted.digest)
         if left > 0:
             return [
                 Action(
@@ -85,27 +82,6 @@ def _version(registry: Registry, task: str, seen: Seen) -> PromptVersion | None:
         return registry.ledger.version_of(task, seen.digest or "")
     except NotFound:
         return None
-
-
-def _sighted(held: HeldAlias, wanted: PromptVersion) -> float:
-    """Seconds until this edit may be judged; the first look at it is noted by the database's clock."""
-    head, database, table = held.head, held.registry.ledger.database, tables.sighting
-    with database.writing() as connection:
-        clock = database.clock(connection)
-        row = connection.execute(
-            select(table).where(table.c.task == head.task, table.c.alias == head.alias)
-        ).one_or_none()
-        if row is None or (row.seq, row.found) != (head.seq, wanted.digest):
-            put(
-                connection,
-                table,
-                {"task": head.task, "alias": head.alias},
-                seq=head.seq,
-                found=wanted.digest,
-                seen_at=clock,
-            )
-            return seconds_apart()
-        return float(row.seen_at) + seconds_apart() - clock
 
 
 def _promoted(

@@ -32,6 +32,7 @@ from registry.garbage.plan import Collected
 from registry.garbage.roots import Retention, prompts_in_use
 from registry.ledger import tables, tombstone
 from registry.ledger.ledger import Ledger, Release
+from registry.ledger.usage import prompt_uses
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.versions.promotion import Cause, promote, promote_release, rollback
@@ -683,7 +684,7 @@ def test_a_publish_that_ends_while_the_ledger_is_asked_is_in_use(
 
     with mine.database.writing() as connection:
         event.listen(connection, "after_cursor_execute", publish)
-        used = prompts_in_use(connection, Retention(candidates=1, grace=timedelta(0)), task.name)
+        used = prompts_in_use(prompt_uses(connection, task.name), Retention(candidates=1, grace=timedelta(0)))
     assert (task.name, ended[0].digest) in used
     mine.close()
     other.close()
