@@ -9,7 +9,7 @@ from itertools import groupby
 from pydantic import Field
 
 from ptpipeline.records import Record
-from ptpipeline.serving.servers import server_reports
+from ptpipeline.serving.servers import read_server_reports
 from ptpipeline.storage import ObjectStore
 from registry.ledger.usage import Name, PromptUses, Use, VersionNumber
 from registry.listing import read_all
@@ -60,7 +60,7 @@ def snapshots_in_use(uses: Iterable[Use], policy: Retention) -> set[Name]:
 
 def held_elsewhere(store: ObjectStore) -> set[Name]:
     """Prompts that a server's last report names."""
-    return {Name(holding.task, holding.digest) for report in server_reports(store) for holding in report.holds}
+    return {Name(holding.task, holding.digest) for report in read_server_reports(store) for holding in report.holds}
 
 
 def pointed(registry: Registry, task: str, pointers: Iterable[str]) -> set[Name]:

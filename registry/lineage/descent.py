@@ -31,11 +31,8 @@ def training_rows(registry: Registry, task: str, digest: str) -> list[Row]:
     ]
 
 
-def learnt_rows(registry: Registry, task: str, digest: str) -> Iterator[Row]:
-    """Its own training rows, then those of its ancestors as far as they are still known; raises like
-    `training_rows`.
-    """
-    yield from training_rows(registry, task, digest)
+def inherited_rows(registry: Registry, task: str, digest: str) -> Iterator[Row]:
+    """Yield the training rows of what the prompt descends from or consists of, as far as they are still known."""
     waiting, done = [Name(task, digest)], {Name(task, digest)}
     while waiting:
         name = waiting.pop()

@@ -72,11 +72,11 @@ from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.member import Job
 from ptpipeline.tuning.multitask import Sources, compute_shared_key
 from ptpipeline.tuning.tune import _trial
-from registry.garbage.roots import sources_in
 from registry.ledger import database
 from registry.ledger.ledger import Ledger, Release
 from registry.ledger.looks import take
 from registry.ledger.tombstone import lock_name
+from registry.lineage.ancestry import sources_in
 from registry.mlflow import store as mlflow_store
 from registry.mlflow.store import MlflowStore
 from registry.mlflow.tracking import Tracking

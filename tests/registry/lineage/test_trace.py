@@ -20,7 +20,7 @@ from ptpipeline.task.task import Task
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
 from registry.ledger.ledger import Ledger, Release
-from registry.lineage.descent import learnt_rows, training_rows
+from registry.lineage.descent import inherited_rows, training_rows
 from registry.lineage.trace import Exposure, lineage, row_of, to_forget, trained_on
 from registry.registry import Registry
 from registry.versions.promotion import Cause, promote, promote_release
@@ -232,7 +232,8 @@ def test_the_snapshots_of_a_shared_prompt_stay_with_it(world: World) -> None:
 
 
 def learnt(world: World, task: str, number: int) -> set[str]:
-    return {row.id for row in learnt_rows(world.registry, task, world.registry.ledger.version(task, number).digest)}
+    name = (world.registry, task, world.registry.ledger.version(task, number).digest)
+    return {row.id for row in [*training_rows(*name), *inherited_rows(*name)]}
 
 
 def trained(world: World, *snapshots: Snapshot) -> set[str]:
