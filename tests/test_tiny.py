@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from tests.tiny import FOLDER, MISLEADING, sentences
 
-HELD_OUT = sentences(400, seed=977)
+HELD_OUT = sentences(200, seed=977)
 TAUGHT_ANEW = "teach the base anew with `python -m tests.teach`, and with another seed if that does not help"
 
 
@@ -42,7 +42,7 @@ def test_without_a_prompt_it_is_right_by_chance() -> None:
     )
 
 
-@pytest.mark.parametrize("times", [1, 2, 4, 8])
+@pytest.mark.parametrize("times", [1, 2, 4])
 def test_behind_the_hint_it_is_right(times: int) -> None:
     share = float(right(" yes" * times).float().mean())
     assert share >= 0.99, (
@@ -56,7 +56,7 @@ def test_without_a_prompt_it_goes_by_the_misleading_word() -> None:
     assert float(((leanings("") > 0) == expected).float().mean()) >= 0.99
 
 
-@pytest.mark.parametrize("front", ["", " yes", " yes yes yes yes"])
+@pytest.mark.parametrize("front", ["", " yes", " yes" * 4])
 def test_no_rounding_moves_an_answer(front: str) -> None:
     """Logits are sums of some thousand float32 terms: rounding moves them by less than 1e-3, the least of all leanings
     is a thousand of it.

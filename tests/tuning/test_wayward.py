@@ -47,7 +47,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
     base = load_base(prepare_base("tiny", Settings(home=folder / "home", tasks=tasks)), "float32")
     task = find_task(tasks, "tiny-sentiment")
     task = task.model_copy(
-        update={"tune": task.tune.model_copy(update={"steps": 40})}
+        update={"tune": task.tune.model_copy(update={"steps": 40, "eval_every": 10})}
     )  # a pulled prompt has a way to go
     snapshot = ingest(task, store, folder / "home")
     plain = build_plain_job(base, task, snapshot, store)

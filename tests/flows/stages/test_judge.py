@@ -68,7 +68,7 @@ def test_a_prompt_that_leans_to_one_label_has_collapsed(project: Project) -> Non
     )
     project.edit(
         'init: {text: " yes"}, steps: 10, batch_size: 8, learning_rate: 0.05',
-        "init: sampled_vocab, steps: 40, batch_size: 8, learning_rate: 0.1",
+        "init: sampled_vocab, steps: 60, patience: 12, batch_size: 8, learning_rate: 0.3",
     )
     project.edit("minimum: 0.7", "minimum: 0.0, checks: {collapse: {max_share: 0.7}}")
     assert "collapse" in failed(project, project.run())
