@@ -26,6 +26,7 @@ from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.load import load_base
 from ptpipeline.settings import Settings, load_settings
 from ptpipeline.storage import ObjectStore, open_store
+from ptpipeline.storage.keys import checkpoint_key
 from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Data, Gate, Source, Task
 from ptpipeline.tuning.checkpoint import Checkpoint
@@ -33,7 +34,7 @@ from ptpipeline.tuning.loop import RECORD_EVERY, Gang, run_gang
 from ptpipeline.tuning.member import Job
 from ptpipeline.tuning.tracker import NoTracker
 
-KEY = "checkpoints/benchmark.safetensors"
+KEY = checkpoint_key("benchmark")
 
 
 def trained(base: FrozenBase, arguments: argparse.Namespace) -> Gang:

@@ -8,7 +8,6 @@ and every fourth version once in production, so that history, pointer, alias and
 them. Not seeded: plots, MLflow's files and data set inputs, which nothing that is measured at scale reads.
 """
 
-import hashlib
 import http.client
 import json
 import sqlite3
@@ -21,20 +20,9 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Table
 
-from ptpipeline.prompts.artifact import MANIFEST_FILE, TENSOR_FILE
-from ptpipeline.records import (
-    PRODUCTION,
-    Pointer,
-    Promotion,
-    Record,
-    VersionName,
-    history_key,
-    now,
-    pointer_key,
-    prompt_prefix,
-    version_key,
-)
+from ptpipeline.records import PRODUCTION, Pointer, Promotion, Record, VersionName, now
 from ptpipeline.storage import S3Store
+from ptpipeline.storage.keys import dossier_key, history_key, manifest_key, pointer_key, tensors_key, version_key
 from ptpipeline.task.task import Task
 from registry.ledger import tables
 from registry.ledger.ledger import Ledger
@@ -125,9 +113,9 @@ def _objects(task: Task, versions: int) -> Iterator[tuple[str, bytes]]:
     for seed in range(versions):
         artifact = an_artifact(task, seed)
         digest = artifact.digest
-        yield f"{prompt_prefix(task.name, digest)}/{TENSOR_FILE}", artifact.tensors
+        yield tensors_key(task.name, digest), artifact.tensors
         yield (
-            f"{prompt_prefix(task.name, digest)}/{MANIFEST_FILE}",
+            manifest_key(task.name, digest),
             json.dumps(artifact.manifest.to_json(), indent=1, sort_keys=True).encode(),
         )
         yield version_key(task.name, seed + 1), _body(VersionName(task=task.name, number=seed + 1, digest=digest))
@@ -137,7 +125,7 @@ def _objects(task: Task, versions: int) -> Iterator[tuple[str, bytes]]:
             .model_dump_json()
             .encode()
         )
-        yield f"{prompt_prefix(task.name, digest)}/records/{hashlib.sha256(dossier).hexdigest()[:16]}.json", dossier
+        yield dossier_key(task.name, digest, dossier), dossier
     promotions = _promotions(task, versions)
     for promotion in promotions:
         yield history_key(task.name, PRODUCTION, promotion.seq), _body(promotion)

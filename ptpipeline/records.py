@@ -252,11 +252,6 @@ class PromptManifest(Record):
         return digest_of(self.to_json())
 
 
-def prompt_prefix(task: str, digest: str) -> str:
-    """Where the artifact of that digest lies in the object store."""
-    return f"prompts/{task}/{digest}"
-
-
 class CurvePoint(Record):
     """One line of the learning curve. Losses are means over the steps since the previous point.
 
@@ -564,16 +559,6 @@ class Pointer(Record):
     nonce: str = Field(min_length=16)
 
 
-def pointer_key(task: str, alias: str) -> str:
-    """Where the pointer of an alias lies in the object store."""
-    return f"prompts/{task}/aliases/{alias}.json"
-
-
-def history_key(task: str, alias: str, seq: int) -> str:
-    """Where a row of the alias's history lies in the object store, for the day when the ledger is lost."""
-    return f"prompts/{task}/history/{alias}/{seq:06d}.json"
-
-
 class VersionName(Record):
     """What a version's number stands for, at `prompts/<task>/versions/<number>.json`: for readers without the
     ledger.
@@ -583,11 +568,6 @@ class VersionName(Record):
     task: str
     number: int
     digest: str
-
-
-def version_key(task: str, number: int) -> str:
-    """Where the name of a numbered version lies in the object store."""
-    return f"prompts/{task}/versions/{number}.json"
 
 
 # ---------------------------------------------------------------- serving

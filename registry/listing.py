@@ -1,74 +1,112 @@
-"""What the object store holds of one task, listed once and read once: `prompts/<task>/...` by its parts."""
+"""What the object store holds of one task, listed once: the objects in its folder, and what lies at each key."""
 
-import re
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from datetime import datetime
-from functools import partial
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from itertools import groupby
 from typing import TypeVar
 
 from ptpipeline.errors import NotFound
-from ptpipeline.records import DIGEST_PATTERN, is_name
-from ptpipeline.storage import ObjectStore
+from ptpipeline.storage import Listed, ObjectStore
+from ptpipeline.storage.addresses import (
+    Address,
+    AliasPointer,
+    HistoryRow,
+    NumberedVersion,
+    PromptObject,
+    parse,
+    parse_task,
+)
+from ptpipeline.storage.keys import PROMPTS, aliases_prefix, histories_prefix, task_prefix, versions_prefix
 
 READERS = 8  # requests at a time; a client of S3 keeps ten connections
 
-_Asked = TypeVar("_Asked")
+_Thing = TypeVar("_Thing")
 _Answer = TypeVar("_Answer")
+_Kind = TypeVar("_Kind", bound=Address)
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """One task's keys, with the time at which each object was written."""
+class TaskListing:
+    """One task's objects by key, as the store listed them."""
 
     task: str
-    keys: dict[str, datetime]
+    objects: dict[str, Listed] = field(default_factory=dict)
 
-    def of(self, *folder: str) -> list[str]:
-        """The keys below `prompts/<task>/<folder>`, in order."""
-        prefix = "/".join(("prompts", self.task, *folder, ""))
-        return [key for key in self.keys if key.startswith(prefix)]
+    @cached_property
+    def versions(self) -> dict[str, NumberedVersion]:
+        """The names of versions, by key."""
+        return self._of_kind(NumberedVersion)
+
+    @cached_property
+    def history(self) -> dict[str, HistoryRow]:
+        """The promotions of all aliases, by key."""
+        return self._of_kind(HistoryRow)
+
+    @cached_property
+    def pointers(self) -> dict[str, AliasPointer]:
+        """The pointers of all aliases, by key."""
+        return self._of_kind(AliasPointer)
+
+    def malformed(self) -> list[str]:
+        """The keys in the folders of versions, history and aliases that are of none of their forms."""
+        folders = versions_prefix(self.task), histories_prefix(self.task), aliases_prefix(self.task)
+        known = self.versions | self.history | self.pointers
+        return [key for folder in folders for key in self.objects if key.startswith(f"{folder}/") and key not in known]
+
+    @cached_property
+    def prompts(self) -> dict[str, list[Listed]]:
+        """The objects of each prompt, by its digest."""
+        prompts: dict[str, list[Listed]] = {}
+        for key, address in self._of_kind(PromptObject).items():
+            prompts.setdefault(address.digest, []).append(self.objects[key])
+        return prompts
 
     def digests(self) -> set[str]:
-        """Prompts of which any object is there."""
-        found = {parts[2] for key in self.keys if len(parts := key.split("/")) > 3}
-        return {digest for digest in found if re.fullmatch(DIGEST_PATTERN, digest)}
+        """The prompts of which any object is stored."""
+        return set(self.prompts)
 
-    def records(self, digests: Iterable[str]) -> list[str]:
-        """The keys of the dossiers of those prompts, the oldest first."""
-        wanted = set(digests)
-        found = [key for key in self.keys if (parts := key.split("/"))[2] in wanted and parts[3:4] == ["records"]]
-        return sorted(found, key=lambda key: (self.keys[key], key))
+    def complete(self) -> set[str]:
+        """The prompts whose manifest is stored."""
+        return {address.digest for address in self._of_kind(PromptObject).values() if address.is_manifest}
+
+    def dossiers(self) -> list[str]:
+        """The keys of the dossiers of all prompts, the oldest first."""
+        dossiers = [key for key, address in self._of_kind(PromptObject).items() if address.is_dossier]
+        return sorted(dossiers, key=lambda key: (self.objects[key].modified, key))
 
     def at(self, key: str) -> str:
         """When the object was written, as the ledger writes times."""
-        return self.keys[key].isoformat(timespec="microseconds")
+        return self.objects[key].modified.isoformat(timespec="microseconds")
+
+    def _of_kind(self, kind: type[_Kind]) -> dict[str, _Kind]:
+        return {key: address for key, address in self._addresses.items() if isinstance(address, kind)}
+
+    @cached_property
+    def _addresses(self) -> dict[str, Address | None]:
+        return {key: parse(key) for key in self.objects}
 
 
-def shelf_of(store: ObjectStore, task: str) -> Shelf:
-    """That task's shelf."""
-    return Shelf(task, {item.key: item.modified for item in store.listed(f"prompts/{task}")})
+def list_task(store: ObjectStore, task: str) -> TaskListing:
+    """List that task's objects."""
+    return TaskListing(task, {item.key: item for item in store.listed(task_prefix(task))})
 
 
-def shelves(store: ObjectStore) -> Iterator[Shelf]:
-    """The shelf of every task that the store knows, in one listing of it; what lies at no task's place is
-    passed over.
-    """
-    for task, items in groupby(store.listed("prompts"), key=lambda item: item.key.split("/")[1]):
-        keys = {item.key: item.modified for item in items if item.key.count("/") > 1}
-        if keys and is_name(task):
-            yield Shelf(task, keys)
+def list_tasks(store: ObjectStore) -> Iterator[TaskListing]:
+    """List every task that the store knows, in one listing of it; what lies below no task's folder is passed over."""
+    for task, items in groupby(store.listed(PROMPTS), key=lambda item: parse_task(item.key)):
+        if task is not None:
+            yield TaskListing(task, {item.key: item for item in items})
 
 
 def read_all(store: ObjectStore, keys: Iterable[str]) -> dict[str, bytes]:
-    """The bodies of those objects, read side by side; one that is gone by now is left out."""
-    return {key: body for key, body in asked(partial(_body, store), keys).items() if body is not None}
+    """Read those objects side by side; one that is gone by now is left out."""
+    return {key: body for key, body in ask_all(partial(_body, store), keys).items() if body is not None}
 
 
-def asked(question: Callable[[_Asked], _Answer], things: Iterable[_Asked]) -> dict[_Asked, _Answer]:
-    """The answer for each thing, asked side by side; raises what the first that fails raises."""
+def ask_all(question: Callable[[_Thing], _Answer], things: Iterable[_Thing]) -> dict[_Thing, _Answer]:
+    """Ask the question about each thing, side by side; raises what the first that fails raises."""
     ordered = list(things)
     with ThreadPoolExecutor(READERS) as pool:
         return dict(zip(ordered, pool.map(question, ordered), strict=True))

@@ -8,11 +8,12 @@ from typing import Literal
 
 from ptpipeline.errors import DataError, PreconditionFailed
 from ptpipeline.models.base import prepare_base
-from ptpipeline.prompts.artifact import MANIFEST_FILE, Artifact
+from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.signature import open_prompts
 from ptpipeline.records import Record
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.settings import Settings
+from ptpipeline.storage.keys import MANIFEST_FILE
 from ptpipeline.task.task import find_base_model
 
 Format = Literal["peft", "npy"]

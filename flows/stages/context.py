@@ -65,9 +65,10 @@ class Context:
 
     def has_rows(self, snapshot: Snapshot) -> bool:
         """Whether the snapshot's rows are still stored."""
-        from ptpipeline.data.snapshot import MANIFEST_FILE, snapshot_prefix
 
-        return self.registry.store.exists(f"{snapshot_prefix(snapshot.task, snapshot.digest)}/{MANIFEST_FILE}")
+        from ptpipeline.storage.keys import snapshot_manifest_key
+
+        return self.registry.store.exists(snapshot_manifest_key(snapshot.task, snapshot.digest))
 
     def row_ids(self, snapshot: Snapshot, split: Split) -> list[str]:
         """Return the ids of the rows of a split."""

@@ -8,8 +8,8 @@ import stamina
 from flows.stages.context import MACHINE, Context, checkout_commit, ingest
 from ptpipeline.errors import PtpError, Terminal, TrainingError, Transient
 from ptpipeline.models.base import prepare_base
-from ptpipeline.prompts.artifact import MANIFEST_FILE
-from ptpipeline.records import Promotion, Record, Snapshot, TunedPrompt, prompt_prefix
+from ptpipeline.records import Promotion, Record, Snapshot, TunedPrompt
+from ptpipeline.storage.keys import manifest_key
 from ptpipeline.task.recipe import CURRENT
 from ptpipeline.task.task import Task, find_task, load_sources
 from ptpipeline.tuning.key import compute_training_key, digest_start
@@ -164,7 +164,7 @@ def claim_trained(context: Context, task: str, key: str) -> TunedPrompt | None:
 
 def _find_trained(context: Context, task: str, key: str) -> TunedPrompt | None:
     tuned = context.registry.ledger.tuned(task, key)
-    if tuned is None or not context.registry.store.exists(f"{prompt_prefix(task, tuned.digest)}/{MANIFEST_FILE}"):
+    if tuned is None or not context.registry.store.exists(manifest_key(task, tuned.digest)):
         return None
     return tuned
 

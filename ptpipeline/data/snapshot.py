@@ -21,9 +21,9 @@ from ptpipeline.data.sources import read_rows, source_key
 from ptpipeline.errors import ArtifactError, DataError, NotFound, PreconditionFailed
 from ptpipeline.records import SPLITS, Snapshot, Split, SplitInfo, digest_of
 from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.keys import snapshot_manifest_key, split_key
 from ptpipeline.task.task import Task
 
-MANIFEST_FILE = "manifest.json"
 COLUMNS = ("id", "text", "label")
 
 
@@ -39,8 +39,7 @@ def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
     splits = _split_rows(checked.rows, task)
     _check_sizes(source.source, splits)
     snapshot = _described(task, (source.source, key), checked, splits)
-    folder = snapshot_prefix(task.name, snapshot.digest)
-    if not store.exists(f"{folder}/{MANIFEST_FILE}"):
+    if not store.exists(snapshot_manifest_key(task.name, snapshot.digest)):
         for split, rows in splits.items():
             _store_split(store, snapshot, split, rows)
         _store_manifest(store, snapshot)
@@ -60,7 +59,7 @@ def _check_sizes(source: str, splits: dict[Split, list[Row]]) -> None:
 
 def read_snapshot(store: ObjectStore, task: str, digest: str) -> Snapshot:
     """The manifest of that snapshot; NotFound where there is no complete one, ArtifactError where it was altered."""
-    key = f"{snapshot_prefix(task, digest)}/{MANIFEST_FILE}"
+    key = snapshot_manifest_key(task, digest)
     try:
         snapshot = Snapshot.model_validate_json(store.read(key).body)
     except ValidationError as error:
@@ -82,7 +81,7 @@ def load_split(store: ObjectStore, snapshot: Snapshot, split: Split) -> list[Row
 
     NotFound where the snapshot has no such split.
     """
-    key, stated = _split_key(snapshot, split), snapshot.split(split)
+    key, stated = split_key(snapshot.task, snapshot.digest, split), snapshot.split(split)
     try:
         body = store.read(key).body
     except NotFound:
@@ -103,11 +102,6 @@ def load_split(store: ObjectStore, snapshot: Snapshot, split: Split) -> list[Row
             "label; the manifest was altered"
         )
     return rows
-
-
-def snapshot_prefix(task: str, digest: str) -> str:
-    """Where the snapshot of that digest lies in the object store."""
-    return f"snapshots/{task}/{digest}"
 
 
 # ---------------------------------------------------------------- identity
@@ -184,19 +178,15 @@ def _lines_digest(lines: Iterable[tuple[str, ...]]) -> str:
 # ---------------------------------------------------------------- storage
 
 
-def _split_key(snapshot: Snapshot, split: Split) -> str:
-    return f"{snapshot_prefix(snapshot.task, snapshot.digest)}/{split}.parquet"
-
-
 def _store_split(store: ObjectStore, snapshot: Snapshot, split: Split, rows: list[Row]) -> None:
     try:
-        store.create(_split_key(snapshot, split), _encoded(rows, snapshot.slices))
+        store.create(split_key(snapshot.task, snapshot.digest, split), _encoded(rows, snapshot.slices))
     except PreconditionFailed:  # another Parquet version wrote it before a crash: the rows decide
         load_split(store, snapshot, split)
 
 
 def _store_manifest(store: ObjectStore, snapshot: Snapshot) -> None:
-    key = f"{snapshot_prefix(snapshot.task, snapshot.digest)}/{MANIFEST_FILE}"
+    key = snapshot_manifest_key(snapshot.task, snapshot.digest)
     try:
         store.create(key, json.dumps(snapshot.to_json(), indent=1, sort_keys=True).encode())
     except PreconditionFailed:  # another ingest of the same rows was first, under another source key
@@ -237,4 +227,4 @@ def _decoded(body: bytes, where: str, slices: list[str]) -> list[Row]:
     return [Row(identity, text, label, tuple(values)) for identity, text, label, *values in zip(*columns, strict=True)]
 
 
-__all__ = ["Row", "ingest", "load_split", "read_snapshot", "snapshot_prefix"]
+__all__ = ["Row", "ingest", "load_split", "read_snapshot"]

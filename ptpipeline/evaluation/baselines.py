@@ -24,6 +24,7 @@ from ptpipeline.records import Baseline, PromptManifest, Report, Split, digest_o
 from ptpipeline.serving.answers import Opening, generate
 from ptpipeline.serving.ranking import Query, rank
 from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.keys import results_key
 from ptpipeline.task.task import HardPrompt
 
 
@@ -147,7 +148,7 @@ def _remembered(
     if known is not None and store.exists(known.rows_key):
         return known
     found = measure()
-    rows_key = f"reports/{bare.manifest.task}/{key}/rows.parquet"
+    rows_key = results_key(bare.manifest.task, key)
     store_rows(store, rows_key, sample.columns([len(ids) for ids in bare.encoded]) | found.columns)
     report = Report(
         task=bare.manifest.task,

@@ -12,6 +12,7 @@ from ptpipeline.prompts.artifact import Artifact, read_ensemble
 from ptpipeline.records import Report, Snapshot
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.keys import results_key
 
 PLAIN = Setup()
 
@@ -30,7 +31,7 @@ def evaluate(
     bare = Bare.of(engine.base, manifest, sample, load_split(store, snapshot, "train"))
     beside = baselines(bare, store, setup)
     key = evaluation_key(artifact.digest, sample.identity, str(engine.base.dtype), setup.hard_prompt)
-    rows_key = f"reports/{manifest.task}/{key}/rows.parquet"
+    rows_key = results_key(manifest.task, key)
     store_rows(store, rows_key, sample.columns([len(ids) for ids in bare.encoded]) | measured.columns)
     return Report(
         task=manifest.task,

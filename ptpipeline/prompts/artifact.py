@@ -14,11 +14,10 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed
-from ptpipeline.records import PromptManifest, TensorInfo, prompt_prefix
+from ptpipeline.records import PromptManifest, TensorInfo
 from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE, manifest_key, prompt_prefix, tensors_key
 
-TENSOR_FILE = "prompt.safetensors"
-MANIFEST_FILE = "manifest.json"
 MAX_TENSOR_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 64 * 2**10
 MAX_MANIFEST_BYTES = 2**20
@@ -48,15 +47,15 @@ def write_artifact(store: ObjectStore, artifact: Artifact) -> str:
     """
     task, digest = artifact.manifest.task, artifact.digest
     check_tensors(artifact.manifest, artifact.tensors)
-    folder = prompt_prefix(task, digest)
     try:
-        store.create(f"{folder}/{TENSOR_FILE}", artifact.tensors)
+        store.create(tensors_key(task, digest), artifact.tensors)
         store.create(
-            f"{folder}/{MANIFEST_FILE}", json.dumps(artifact.manifest.to_json(), indent=1, sort_keys=True).encode()
+            manifest_key(task, digest), json.dumps(artifact.manifest.to_json(), indent=1, sort_keys=True).encode()
         )
     except PreconditionFailed:
         raise ArtifactError(
-            f"{store.url}/{folder}: other bytes lie there already; `ptp doctor` shows which object is altered"
+            f"{store.url}/{prompt_prefix(task, digest)}: other bytes lie there already; `ptp doctor` shows which "
+            "object is altered"
         ) from None
     read_artifact(store, task, digest)
     return digest
@@ -68,9 +67,8 @@ def read_artifact(store: ObjectStore, task: str, digest: str) -> Artifact:
     Raises NotFound where there is no complete one, ArtifactError where its bytes are truncated or altered, or where the
     store (signature.SignedStore) finds no trusted signature for the manifest.
     """
-    folder = prompt_prefix(task, digest)
-    where = f"{store.url}/{folder}"
-    body = store.read(f"{folder}/{MANIFEST_FILE}").body
+    where = f"{store.url}/{prompt_prefix(task, digest)}"
+    body = store.read(manifest_key(task, digest)).body
     if len(body) > MAX_MANIFEST_BYTES:
         raise ArtifactError(f"{where}/{MANIFEST_FILE}: {len(body)} bytes, at most {MAX_MANIFEST_BYTES} allowed")
     try:
@@ -87,7 +85,7 @@ def read_artifact(store: ObjectStore, task: str, digest: str) -> Artifact:
             "manifest was altered"
         )
     try:
-        tensors = store.read(f"{folder}/{TENSOR_FILE}").body
+        tensors = store.read(tensors_key(task, digest)).body
     except NotFound:
         raise ArtifactError(
             f"{where}/{TENSOR_FILE}: missing although the manifest is there; the tensor file was deleted"

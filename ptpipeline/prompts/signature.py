@@ -24,10 +24,12 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from pydantic import Field, ValidationError
 
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, SettingsError
-from ptpipeline.prompts.artifact import MANIFEST_FILE, read_artifact, read_ensemble
-from ptpipeline.records import DIGEST_PATTERN, Record, prompt_prefix
+from ptpipeline.prompts.artifact import read_artifact, read_ensemble
+from ptpipeline.records import DIGEST_PATTERN, Record
 from ptpipeline.settings import Settings
 from ptpipeline.storage import Listed, ObjectStore, Stored, open_store
+from ptpipeline.storage.addresses import claimed_prompt, signer_id
+from ptpipeline.storage.keys import prompt_prefix, signature_file, signature_key
 
 DOMAIN = "ptpipeline prompt v1"
 KEY_ID_PATTERN = r"^[0-9a-f]{16}$"
@@ -100,18 +102,18 @@ class Trust:
         folder, flaws = prompt_prefix(task, digest), []
         for name, key in self.keys.items():
             try:
-                body = store.read(f"{folder}/{_file(name)}").body
+                body = store.read(signature_key(task, digest, name)).body
             except NotFound:
                 continue
             flaw = _flaw(body, key, task, digest)
             if flaw is None:
                 return
-            flaws.append(f"{_file(name)} {flaw}; remove that object and sign again")
+            flaws.append(f"{signature_file(name)} {flaw}; remove that object and sign again")
         what = "; ".join(flaws) or self._absence(store, folder)
         raise ArtifactError(f"{store.url}/{folder}: PTP_TRUSTED_KEYS asks for a signature: {what}: `ptp sign {task}@N`")
 
     def _absence(self, store: ObjectStore, folder: str) -> str:
-        others = [found[1] for key in store.keys(folder) if (found := re.fullmatch(r".*/signature-(.*)\.json", key))]
+        others = [signer for key in store.keys(folder) if (signer := signer_id(key)) is not None]
         if others:
             return (
                 f"key {' and '.join(others)} signed it, which {self.source} does not hold; add that public key if "
@@ -136,7 +138,7 @@ class SignedStore:
     def read(self, key: str) -> Stored:
         """ArtifactError for a manifest that no trusted key signed: without it there is no prompt."""
         stored = self.unverified.read(key)
-        if self.trust is not None and (prompt := _prompt(key)):
+        if self.trust is not None and (prompt := claimed_prompt(key)):
             self.trust.verify(self.unverified, *prompt)
         return stored
 
@@ -145,7 +147,7 @@ class SignedStore:
 
     def create(self, key: str, body: bytes) -> None:
         """The signature goes first, because a manifest's presence means that all is there."""
-        if self.key is not None and (prompt := _prompt(key)):
+        if self.key is not None and (prompt := claimed_prompt(key)):
             _put(self.unverified, self.key, *prompt)
         self.unverified.create(key, body)
 
@@ -210,22 +212,8 @@ def read_trust(path: Path) -> Trust:
     return Trust({compute_key_id(key): key for key in found}, path)
 
 
-def _file(name: str) -> str:
-    return f"signature-{name}.json"
-
-
-def _prompt(key: str) -> tuple[str, str] | None:
-    """Task and digest where `key` is a prompt's manifest; whatever looks like one counts, so that none slips
-    through.
-    """
-    if not (key.startswith("prompts/") and key.endswith(f"/{MANIFEST_FILE}")):
-        return None
-    task, _, digest = key.removeprefix("prompts/").removesuffix(f"/{MANIFEST_FILE}").rpartition("/")
-    return task, digest
-
-
 def _put(store: ObjectStore, key: SigningKey, task: str, digest: str) -> None:
-    where = f"{prompt_prefix(task, digest)}/{_file(key.id)}"
+    where = signature_key(task, digest, key.id)
     try:
         store.create(where, key.sign(task, digest).to_bytes())
     except PreconditionFailed:

@@ -7,8 +7,9 @@ from pydantic import ValidationError
 
 from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
-from ptpipeline.records import PRODUCTION, Pointer, VersionName, is_name, pointer_key, version_key
+from ptpipeline.records import PRODUCTION, Pointer, VersionName, is_name
 from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.keys import pointer_key, version_key
 
 
 class Resolved(NamedTuple):

@@ -1,6 +1,5 @@
 """Which prompts each server holds, at `servers/<name>.json` in the object store, so that nobody deletes them."""
 
-import re
 from collections.abc import Iterable
 
 from pydantic import ValidationError
@@ -8,11 +7,9 @@ from pydantic import ValidationError
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, SettingsError
 from ptpipeline.records import Holding, ServerReport, now
 from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.keys import SERVERS, is_server_name, server_key
 
 ATTEMPTS = 3
-
-_FOLDER = "servers"
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
 
 def report_holdings(store: ObjectStore, server: str, holds: Iterable[Holding]) -> ServerReport:
@@ -22,12 +19,12 @@ def report_holdings(store: ObjectStore, server: str, holds: Iterable[Holding]) -
     such as its host's. Raises SettingsError for a name that cannot be part of a key, PreconditionFailed if another
     process keeps writing under this name, and what the store raises.
     """
-    if not _NAME.fullmatch(server):
+    if not is_server_name(server):
         raise SettingsError(
             f"server name {server!r}: expected at most 200 letters, digits and `._-`, beginning with a letter or digit"
         )
     report = ServerReport(server=server, at=now(), holds=sorted(set(holds)))
-    key, body = f"{_FOLDER}/{server}.json", report.model_dump_json(indent=1).encode()
+    key, body = server_key(server), report.model_dump_json(indent=1).encode()
     for _ in range(ATTEMPTS):
         try:
             _put(store, key, body)
@@ -45,7 +42,7 @@ def read_server_reports(store: ObjectStore) -> list[ServerReport]:
     Raises ArtifactError if one cannot be read: it may name any prompt.
     """
     reports = []
-    for key in store.keys(_FOLDER):
+    for key in store.keys(SERVERS):
         try:
             reports.append(ServerReport.model_validate_json(store.read(key).body))
         except NotFound:  # removed since it was listed

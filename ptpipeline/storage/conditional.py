@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 from ptpipeline.errors import PreconditionFailed, PtpError, SettingsError
 from ptpipeline.storage import ObjectStore, Stored
+from ptpipeline.storage.keys import probe_key
 
 log = logging.getLogger(__name__)
 
@@ -25,10 +26,10 @@ def probe(store: ObjectStore) -> None:
     Raises SettingsError that names the store and what it ignored, ServiceUnavailable where it does not answer. A race
     that a store without atomic conditions happens to survive is no proof: the benchmark of the registry races longer.
     """
-    folder = f"probe/{uuid.uuid4().hex}"
-    one, created, replaced = (f"{folder}/{name}" for name in ("one", "created", "replaced"))
-    with _removing(store, [one, created, replaced, f"{folder}/none"]):
-        _one_writer(store, one, f"{folder}/none")
+    nonce = uuid.uuid4().hex
+    one, created, replaced, missing = (probe_key(nonce, name) for name in ("one", "created", "replaced", "none"))
+    with _removing(store, [one, created, replaced, missing]):
+        _one_writer(store, one, missing)
         _race(
             store,
             created,

@@ -16,6 +16,7 @@ from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, PtpEr
 from ptpipeline.models.frozen import FrozenBase, list_tensors
 from ptpipeline.records import digest_of
 from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.keys import checkpoint_key
 from ptpipeline.tuning.clock import Clock
 from ptpipeline.tuning.key import ENGINE_VERSION
 from ptpipeline.tuning.member import Job, Member
@@ -113,7 +114,7 @@ class Checkpoints:
             "path": path,
             "jobs": [_identity(job) for job in jobs],
         }
-        self._places.append(Checkpoint(self.store, f"checkpoints/{digest_of(about)}.safetensors", self.seconds))
+        self._places.append(Checkpoint(self.store, checkpoint_key(digest_of(about)), self.seconds))
         return self._places[-1]
 
     def clear(self) -> None:

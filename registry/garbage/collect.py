@@ -18,12 +18,11 @@ from typing import NamedTuple
 
 import stamina
 
-from ptpipeline.data.snapshot import snapshot_prefix
 from ptpipeline.errors import NotFound, PreconditionFailed, Transient
-from ptpipeline.prompts.artifact import MANIFEST_FILE
 from ptpipeline.prompts.signature import SignedStore
-from ptpipeline.records import prompt_prefix
 from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.addresses import PromptObject, is_manifest, parse
+from ptpipeline.storage.keys import PROMPTS, checkpoint_key, manifest_key, prompt_prefix, snapshot_prefix, task_prefix
 from registry.failpoints import reached
 from registry.garbage.plan import Collected, plan
 from registry.garbage.roots import Retention, abandoned, held_elsewhere, prompts_in_use, snapshots_in_use
@@ -67,21 +66,21 @@ def _spare(work: Collection, planned: list[Collected], task: str | None) -> None
     more are kept.
     """
     whole = {
-        Name(parts[1], parts[2])
-        for key in work.store.keys("prompts")
-        if len(parts := key.split("/")) == 4 and parts[3] == MANIFEST_FILE
+        Name(address.task, address.digest)
+        for address in map(parse, work.store.keys(PROMPTS))
+        if isinstance(address, PromptObject) and address.is_manifest
     }
     whole -= {Name(str(item.task), item.digest) for item in planned}
     for version in work.registry.ledger.versions(task, limit=None):
         name = Name(version.task, version.digest)
         grave = Tombstone(work.registry.ledger.database, *name)
         if version.collected and name in whole and grave.bury(lambda _: False):
-            _ = grave.lift() if work.store.exists(f"{prompt_prefix(*name)}/{MANIFEST_FILE}") else grave.leave()
+            _ = grave.lift() if work.store.exists(manifest_key(*name)) else grave.leave()
 
 
 def _collected(work: Collection, item: Collected) -> bool:
     if item.task is None:
-        work.store.delete(f"checkpoints/{item.digest}.safetensors")
+        work.store.delete(checkpoint_key(item.digest))
         return True
     name = Name(item.task, item.digest)
     grave = Tombstone(work.registry.ledger.database, *name)
@@ -92,7 +91,7 @@ def _collected(work: Collection, item: Collected) -> bool:
         return False
     reached("collect buried")
     if item.what != "snapshot" and _needed(work.store, name):
-        interrupted = not work.store.exists(f"{prompt_prefix(*name)}/{MANIFEST_FILE}")
+        interrupted = not work.store.exists(manifest_key(*name))
         _ = grave.leave() if interrupted else grave.lift()
         return False
     return _deleted(work, item, grave)
@@ -107,8 +106,9 @@ def _in_use(work: Collection, item: Collected, name: Name) -> Needed:
 
 def _needed(store: ObjectStore, name: Name) -> bool:
     """Whether a server reports the prompt by now, or another of its task that is stored by now consists of it."""
-    keys = [key for key in store.keys(f"prompts/{name.task}") if key.endswith(f"/{MANIFEST_FILE}")]
-    others = read_manifests(store, {Name(name.task, key.split("/")[2]) for key in keys} - {name}).values()
+    addresses = map(parse, store.keys(task_prefix(name.task)))
+    stored = {Name(name.task, each.digest) for each in addresses if isinstance(each, PromptObject) and each.is_manifest}
+    others = read_manifests(store, stored - {name}).values()
     return name in held_elsewhere(store) or any(other is None or name.digest in parts_of(other) for other in others)
 
 
@@ -124,7 +124,7 @@ def _deleted(work: Collection, item: Collected, grave: Tombstone) -> bool:
             return _put_back(work.store, item, bodies)
         bodies[key] = body
         work.store.delete(key)
-        if key.endswith(f"/{MANIFEST_FILE}"):
+        if is_manifest(key):
             reached("collect manifest deleted")
     reached("collect deleted")
     if not (grave.leave() if item.what == "version" else grave.lift()):
@@ -140,7 +140,7 @@ def _keys(work: Collection, item: Collected) -> list[str]:
         folder, rows = snapshot_prefix(task, item.digest), []
     else:
         folder, rows = prompt_prefix(task, item.digest), rows_keys(work.registry.ledger, task).get(item.digest, [])
-    return sorted(work.store.keys(folder), key=lambda key: not key.endswith(f"/{MANIFEST_FILE}")) + sorted(rows)
+    return sorted(work.store.keys(folder), key=lambda key: not is_manifest(key)) + sorted(rows)
 
 
 def _put_back(store: ObjectStore, item: Collected, bodies: dict[str, bytes]) -> bool:

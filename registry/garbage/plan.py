@@ -3,19 +3,19 @@ nothing.
 """
 
 import logging
-import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Literal, NamedTuple
 
 from ptpipeline.errors import SettingsError
-from ptpipeline.prompts.artifact import MANIFEST_FILE
-from ptpipeline.records import DIGEST_PATTERN, PromptManifest, PromptVersion, Record, is_name
+from ptpipeline.records import PromptManifest, PromptVersion, Record
 from ptpipeline.storage import Listed, ObjectStore
+from ptpipeline.storage.addresses import SnapshotObject, StoredCheckpoint, is_manifest, parse
+from ptpipeline.storage.keys import CHECKPOINTS, SNAPSHOTS, reports_prefix
 from registry.garbage.roots import Retention, held_elsewhere, pointed, prompts_in_use, snapshots_in_use
 from registry.ledger.usage import Name, prompt_uses, rows_keys, snapshot_links, snapshot_uses, trainings
 from registry.lineage.ancestry import read_manifests, snapshots_of, source_snapshots_of, with_parts
+from registry.listing import TaskListing, list_tasks
 from registry.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -34,18 +34,6 @@ class Collected(Record):
     why: str
 
 
-@dataclass(frozen=True)
-class Folder:
-    """What the store lists below `prompts/<task>`: objects of each digest, and the keys of pointers, names and
-    histories.
-    """
-
-    prompts: dict[str, list[Listed]] = field(default_factory=dict)
-    pointers: list[str] = field(default_factory=list)
-    numbers: set[int] = field(default_factory=set)
-    rows: set[tuple[str, int]] = field(default_factory=set)
-
-
 class Kept(NamedTuple):
     """Prompts and snapshots that stay, every stored manifest that can be read, and tasks with one that cannot."""
 
@@ -62,16 +50,15 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
     ServiceUnavailable.
     """
     store, ledger = registry.store, registry.ledger
-    folders = _folders(
-        store.listed("prompts")
-    )  # before the ledger is asked: what is named in the store stood there first
-    snapshots = _grouped(store.listed("snapshots"))
+    # before the ledger is asked: what is named in the store stood there first
+    folders = {listing.task: listing for listing in list_tasks(store)}
+    snapshots = _grouped(store.listed(SNAPSHOTS))
     versions = {
         name: list(rows) for name, rows in groupby(ledger.versions(limit=None), key=lambda version: version.task)
     }
     everything = sorted({*folders, *versions})
     for name in everything:  # of all tasks: a version of one may descend from another's
-        _check_ledger(registry, name, folders.get(name, Folder()), versions.get(name, []))
+        _check_ledger(registry, name, folders.get(name, TaskListing(name)), versions.get(name, []))
     wanted = [name for name in everything if task in (None, name)]
     kept = _kept(registry, policy, folders)
     found: list[Collected] = []
@@ -85,7 +72,11 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
             )
             continue
         found += _prompts(
-            policy, name, (folders.get(name, Folder()), versions.get(name, [])), kept, _rows_sizes(registry, name)
+            policy,
+            name,
+            (folders.get(name, TaskListing(name)), versions.get(name, [])),
+            kept,
+            _rows_sizes(registry, name),
         )
     alive = (kept.prompts | set(kept.manifests)) - {Name(item.task or "", item.digest) for item in found}
     needed = kept.snapshots | snapshots_of(alive, kept.manifests, snapshot_links(ledger))
@@ -102,14 +93,12 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
 # ---------------------------------------------------------------- what is kept
 
 
-def _kept(registry: Registry, policy: Retention, folders: Mapping[str, Folder]) -> Kept:
+def _kept(registry: Registry, policy: Retention, folders: Mapping[str, TaskListing]) -> Kept:
     """Roots, whatever is young and no version, and with each its members and parents, and theirs."""
     stored = {
         Name(task, digest): objects for task, folder in folders.items() for digest, objects in folder.prompts.items()
     }
-    complete = [
-        name for name, objects in stored.items() if any(item.key.endswith(f"/{MANIFEST_FILE}") for item in objects)
-    ]
+    complete = [name for name, objects in stored.items() if any(is_manifest(item.key) for item in objects)]
     read = read_manifests(registry.store, complete)
     manifests = {name: manifest for name, manifest in read.items() if manifest is not None}
     with registry.ledger.database.reading() as connection:
@@ -128,11 +117,11 @@ def _kept(registry: Registry, policy: Retention, folders: Mapping[str, Folder]) 
     )
 
 
-def _check_ledger(registry: Registry, task: str, folder: Folder, versions: list[PromptVersion]) -> None:
+def _check_ledger(registry: Registry, task: str, folder: TaskListing, versions: list[PromptVersion]) -> None:
     """A ledger restored from an older backup, or another store's, takes registered versions for orphans."""
-    newer = folder.numbers - {version.number for version in versions}
+    newer = {named.number for named in folder.versions.values()} - {version.number for version in versions}
     heads = {head.alias: head.seq for head in registry.ledger.heads(task)}
-    moved = sorted(alias for alias, seq in folder.rows if seq > heads.get(alias, 0))
+    moved = sorted(row.alias for row in folder.history.values() if row.seq > heads.get(row.alias, 0))
     if newer or moved:
         what = f"version {min(newer)}" if newer else f"promotions of {moved[0]}"
         raise SettingsError(
@@ -146,7 +135,7 @@ def _check_ledger(registry: Registry, task: str, folder: Folder, versions: list[
 
 
 def _prompts(
-    policy: Retention, task: str, there: tuple[Folder, list[PromptVersion]], kept: Kept, rows: Mapping[str, int]
+    policy: Retention, task: str, there: tuple[TaskListing, list[PromptVersion]], kept: Kept, rows: Mapping[str, int]
 ) -> list[Collected]:
     folder, versions = there
     registered = {version.digest for version in versions}
@@ -180,7 +169,7 @@ def _has_members(manifest: PromptManifest | None) -> bool:
 
 def _rows_sizes(registry: Registry, task: str) -> dict[str, int]:
     """Bytes of the stored evaluation rows of each prompt of the task."""
-    sizes = {item.key: item.bytes for item in registry.store.listed(f"reports/{task}")}
+    sizes = {item.key: item.bytes for item in registry.store.listed(reports_prefix(task))}
     return {digest: sum(sizes.get(key, 0) for key in keys) for digest, keys in rows_keys(registry.ledger, task).items()}
 
 
@@ -196,12 +185,12 @@ def _checkpoints(store: ObjectStore, policy: Retention) -> list[Collected]:
     result.
     """
     found = []
-    for item in store.listed("checkpoints"):
-        digest = item.key.rsplit("/", 1)[-1].removesuffix(".safetensors")
-        if not policy.fresh(item.modified) and re.fullmatch(DIGEST_PATTERN, digest):
+    for item in store.listed(CHECKPOINTS):
+        address = parse(item.key)
+        if isinstance(address, StoredCheckpoint) and not policy.fresh(item.modified):
             why = f"of a training that was given up, last written {item.modified:%Y-%m-%d %H:%M} UTC"
             found.append(
-                Collected(task=None, digest=digest, version=None, what="checkpoint", bytes=item.bytes, why=why)
+                Collected(task=None, digest=address.digest, version=None, what="checkpoint", bytes=item.bytes, why=why)
             )
     return found
 
@@ -209,33 +198,14 @@ def _checkpoints(store: ObjectStore, policy: Retention) -> list[Collected]:
 # ---------------------------------------------------------------- the listing
 
 
-def _folders(items: Iterable[Listed]) -> dict[str, Folder]:
-    """By task; what has no such form is nobody's garbage."""
-    folders: dict[str, Folder] = {}
-    for item in items:
-        parts = item.key.split("/")
-        if len(parts) < 4 or not is_name(parts[1]):
-            continue
-        folder, stem = folders.setdefault(parts[1], Folder()), parts[-1].removesuffix(".json")
-        if re.fullmatch(DIGEST_PATTERN, parts[2]):
-            folder.prompts.setdefault(parts[2], []).append(item)
-        elif parts[2] == "aliases" and is_name(stem):
-            folder.pointers.append(item.key)
-        elif parts[2] == "versions" and stem.isdecimal():
-            folder.numbers.add(int(stem))
-        elif parts[2] == "history" and stem.isdecimal() and is_name(parts[3]):
-            folder.rows.add((parts[3], int(stem)))
-    return folders
-
-
 def _grouped(items: Iterable[Listed]) -> dict[Name, list[Listed]]:
-    """Objects at `<kind>/<task>/<digest>/...` by task and digest."""
-    found: dict[Name, list[Listed]] = {}
+    """Return the objects of snapshots by task and digest."""
+    grouped: dict[Name, list[Listed]] = {}
     for item in items:
-        parts = item.key.split("/")
-        if len(parts) > 3 and is_name(parts[1]) and re.fullmatch(DIGEST_PATTERN, parts[2]):
-            found.setdefault(Name(parts[1], parts[2]), []).append(item)
-    return found
+        address = parse(item.key)
+        if isinstance(address, SnapshotObject):
+            grouped.setdefault(Name(address.task, address.digest), []).append(item)
+    return grouped
 
 
 def _young(policy: Retention, objects: Iterable[Listed]) -> bool:

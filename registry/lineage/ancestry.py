@@ -2,16 +2,16 @@
 
 import itertools
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Literal
 
 from pydantic import ValidationError
 
-from ptpipeline.prompts.artifact import MANIFEST_FILE
-from ptpipeline.records import DIGEST_PATTERN, PromptManifest, digest_of, is_name, prompt_prefix
+from ptpipeline.records import PromptManifest, digest_of
 from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.addresses import PromptObject, SnapshotObject, parse
+from ptpipeline.storage.keys import manifest_key
 from registry.ledger.usage import Name, SnapshotLink, Training
 from registry.listing import read_all
 
@@ -62,7 +62,7 @@ def read_manifests(store: ObjectStore, names: Iterable[Name]) -> dict[Name, Prom
 
     Those that are not stored are left out.
     """
-    keys = {f"{prompt_prefix(*name)}/{MANIFEST_FILE}": name for name in names}
+    keys = {manifest_key(*name): name for name in names}
     return {keys[key]: _manifest(keys[key], body) for key, body in read_all(store, keys).items()}
 
 
@@ -76,14 +76,10 @@ def _manifest(name: Name, body: bytes) -> PromptManifest | None:
 
 def stored_names(store: ObjectStore, folder: str) -> list[Name]:
     """Return the prompts or snapshots below `folder` that have their manifest; other objects are passed over."""
-    split = [key.split("/") for key in store.keys(folder)]
     return [
-        Name(parts[1], parts[2])
-        for parts in split
-        if len(parts) == 4
-        and parts[3] == MANIFEST_FILE
-        and is_name(parts[1])
-        and re.fullmatch(DIGEST_PATTERN, parts[2])
+        Name(address.task, address.digest)
+        for address in map(parse, store.keys(folder))
+        if isinstance(address, PromptObject | SnapshotObject) and address.is_manifest
     ]
 
 

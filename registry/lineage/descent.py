@@ -9,6 +9,7 @@ from ptpipeline.data.snapshot import load_split, read_snapshot
 from ptpipeline.errors import NotFound
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import PromptManifest
+from ptpipeline.storage.keys import snapshots_prefix
 from registry.ledger.usage import Name, tasks_with
 from registry.lineage.ancestry import combination, is_shared, parts_of, sources_in, stored_names
 from registry.registry import Registry
@@ -57,7 +58,9 @@ def _snapshots(registry: Registry, task: str, manifest: PromptManifest) -> list[
         return [Name(task, manifest.snapshot)]
     publication = registry.ledger.publication(task, manifest.digest())
     sources = sources_in(task, [trial.name for trial in publication.tuned.trials]) if publication else []
-    found = combination(manifest.snapshot, [stored_names(registry.store, f"snapshots/{source}") for source in sources])
+    found = combination(
+        manifest.snapshot, [stored_names(registry.store, snapshots_prefix(source)) for source in sources]
+    )
     if found is None:
         raise NotFound(
             f"{task}: the snapshots that shared prompt {manifest.digest()[:12]} was trained on are not stored any more"

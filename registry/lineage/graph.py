@@ -5,8 +5,8 @@ from typing import NamedTuple
 
 from ptpipeline.data.snapshot import read_snapshot
 from ptpipeline.errors import ArtifactError
-from ptpipeline.prompts.artifact import MANIFEST_FILE
 from ptpipeline.records import PromptManifest, Snapshot
+from ptpipeline.storage.keys import PROMPTS, SNAPSHOTS, manifest_key
 from registry.ledger.usage import Name, Training, registrations
 from registry.lineage.ancestry import (
     Relation,
@@ -17,7 +17,7 @@ from registry.lineage.ancestry import (
     sources_in,
     stored_names,
 )
-from registry.listing import asked
+from registry.listing import ask_all
 from registry.registry import Registry
 
 
@@ -94,7 +94,7 @@ def read_graph(registry: Registry) -> Graph:
     """Read the graph from ledger and store; raise ArtifactError if a manifest or a snapshot is altered."""
     known = registrations(registry.ledger)
     manifests = _manifests(registry)
-    records = asked(lambda name: read_snapshot(registry.store, *name), stored_names(registry.store, "snapshots"))
+    records = ask_all(lambda name: read_snapshot(registry.store, *name), stored_names(registry.store, SNAPSHOTS))
     snapshots: dict[str, list[Name]] = {}
     for name in records:
         snapshots.setdefault(name.task, []).append(name)
@@ -118,10 +118,10 @@ def read_graph(registry: Registry) -> Graph:
 
 def _manifests(registry: Registry) -> dict[Name, PromptManifest]:
     manifests: dict[Name, PromptManifest] = {}
-    for name, manifest in read_manifests(registry.store, stored_names(registry.store, "prompts")).items():
+    for name, manifest in read_manifests(registry.store, stored_names(registry.store, PROMPTS)).items():
         if manifest is None:
             raise ArtifactError(
-                f"{registry.store.url}/prompts/{name.task}/{name.digest}/{MANIFEST_FILE}: altered, so nobody knows "
+                f"{registry.store.url}/{manifest_key(*name)}: altered, so nobody knows "
                 f"what it was made from; `ptp doctor {name.task}`"
             )
         manifests[name] = manifest

@@ -26,7 +26,7 @@ from ptpipeline.records import (
 from registry.ledger.usage import Name
 from registry.lineage.ancestry import Relation, is_shared
 from registry.lineage.graph import Graph, read_graph
-from registry.listing import asked
+from registry.listing import ask_all
 from registry.registry import Registry
 
 Seen = Literal["train", "dev", "unknown"]
@@ -223,7 +223,7 @@ def _origin(registry: Registry, graph: Graph, name: Name) -> Origin:
 
 def _hits(registry: Registry, graph: Graph, row: str) -> dict[Name, Seen | None]:
     """For each stored snapshot whether the row is in what is learnt from; each split is read once."""
-    return asked(lambda name: _hit(registry, graph.records[name], row), graph.records)
+    return ask_all(lambda name: _hit(registry, graph.records[name], row), graph.records)
 
 
 def _hit(registry: Registry, snapshot: Snapshot, row: str) -> Seen | None:

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from ptpipeline.errors import ArtifactError, Terminal
-from ptpipeline.prompts.artifact import MANIFEST_FILE, TENSOR_FILE, Artifact, check_tensors
+from ptpipeline.prompts.artifact import Artifact, check_tensors
 from ptpipeline.records import PromptManifest
+from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE
 from registry.mlflow.store import MlflowStore, answering, connect
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptpipeline.prompts.artifact import MANIFEST_FILE, TENSOR_FILE
 from ptpipeline.records import SPLITS, CurvePoint, Split, digest_of
+from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE, split_key
 from registry.card.card import Entry, mlflow_template
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _log_datasets(client: "MlflowClient", run: str, entry: Entry) -> None:
     inputs = []
     for split in SPLITS:
         info = entry.snapshot.split(split)
-        uri = f"{entry.store}/snapshots/{entry.task}/{entry.snapshot.digest}/{split}.parquet"
+        uri = f"{entry.store}/{split_key(entry.task, entry.snapshot.digest, split)}"
         profile = json.dumps({"num_rows": info.rows, "labels": info.labels})
         dataset = Dataset(
             *_dataset(entry, split),

@@ -11,15 +11,16 @@ from typing import Literal, NamedTuple
 
 from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import Promotion, PromptManifest, Record, history_key, pointer_key, prompt_prefix, version_key
+from ptpipeline.records import Promotion, PromptManifest, Record
+from ptpipeline.storage.addresses import is_dossier
+from ptpipeline.storage.keys import RELEASES, history_key, pointer_key, prompt_prefix, release_key, version_key
 from registry.ledger.holdings import Holdings, holdings
 from registry.ledger.lease import expired_leases
-from registry.listing import Shelf, asked, shelf_of, shelves
+from registry.listing import TaskListing, ask_all, list_task, list_tasks
 from registry.mlflow.copy import copy_of
 from registry.mlflow.store import MlflowStore, Model
 from registry.registry import Registry
 from registry.repair.inventory import Missing, Survey, missing, survey, unsound
-from registry.versions.provenance import release_key
 
 Kind = Literal[
     "bytes",
@@ -60,7 +61,7 @@ class Look(NamedTuple):
     """One task as the ledger, the store and its artifacts show it."""
 
     registry: Registry
-    shelf: Shelf
+    shelf: TaskListing
     books: Holdings
     found: Survey
     lacking: Missing
@@ -98,7 +99,7 @@ def examine(registry: Registry, task: str | None = None) -> list[Difference]:
     return [*found, *_leases(registry, task), *(_releases(registry) if task is None else [])]
 
 
-def look_at(registry: Registry, shelf: Shelf) -> Look:
+def look_at(registry: Registry, shelf: TaskListing) -> Look:
     """Read what one task consists of: the ledger first, since what it knows is in the store already."""
     books = holdings(registry.ledger, shelf.task)
     found = survey(registry.store, shelf)
@@ -113,9 +114,9 @@ def look_at(registry: Registry, shelf: Shelf) -> Look:
     )
 
 
-def _shelf(registry: Registry, task: str) -> Shelf:
-    shelf = shelf_of(registry.store, task)
-    if not shelf.keys and task not in {
+def _shelf(registry: Registry, task: str) -> TaskListing:
+    shelf = list_task(registry.store, task)
+    if not shelf.objects and task not in {
         *registry.ledger.tasks(),
         *(intent.task for intent in registry.ledger.intents()),
     }:
@@ -126,20 +127,20 @@ def _shelf(registry: Registry, task: str) -> Shelf:
     return shelf
 
 
-def _all_shelves(registry: Registry) -> Iterator[Shelf]:
+def _all_shelves(registry: Registry) -> Iterator[TaskListing]:
     named = {*registry.ledger.tasks(), *(intent.task for intent in registry.ledger.intents())}
-    for shelf in shelves(registry.store):
+    for shelf in list_tasks(registry.store):
         named.discard(shelf.task)
         yield shelf
     for task in sorted(named):
-        yield shelf_of(registry.store, task)
+        yield list_task(registry.store, task)
 
 
 def _confirmed(look: Look) -> list[Difference]:
     first = [*_differences(look)]
     if not first:
         return []
-    again = {*_differences(look_at(look.registry, shelf_of(look.registry.store, look.task)))}
+    again = {*_differences(look_at(look.registry, list_task(look.registry.store, look.task)))}
     return [difference for difference in first if difference in again]
 
 
@@ -155,14 +156,14 @@ def _artifacts(registry: Registry, task: str, digests: set[str]) -> dict[str, Pr
     """The manifests of those prompts and of the members of ensembles, each artifact read and verified once; or
     why not.
     """
-    found = asked(partial(_manifest, registry, task), digests)
+    found = ask_all(partial(_manifest, registry, task), digests)
     members = {
         digest
         for manifest in found.values()
         if isinstance(manifest, PromptManifest) and manifest.members
         for digest in manifest.members.digests
     }
-    return found | asked(partial(_manifest, registry, task), members - found.keys())
+    return found | ask_all(partial(_manifest, registry, task), members - found.keys())
 
 
 def _manifest(registry: Registry, task: str, digest: str) -> PromptManifest | str:
@@ -241,7 +242,7 @@ def _ledger(look: Look) -> Iterator[Difference]:
     told = {version_key(look.task, number) for number in look.kept()}
     rows = {history_key(look.task, row.alias, row.seq) for history in look.books.history.values() for row in history}
     for refused in [*(refused for refused in look.found.refused if refused.key not in rows), *lacking.refused]:
-        if refused.key in told or "/records/" in refused.key:  # told as a name, as a dossier
+        if refused.key in told or is_dossier(refused.key):  # told as a name, as a dossier
             continue
         mend = f"compare it with a backup of the ledger; where nobody did that, delete the object {refused.key}"
         yield _difference(
@@ -272,7 +273,7 @@ def _pointers(look: Look) -> Iterator[Difference]:
         pointer = look.found.pointers.get(alias)
         if (head is not None and pointer == head) or is_ahead(look, alias, head, pointer):
             continue
-        stored = pointer_key(look.task, alias) in look.shelf.keys
+        stored = pointer_key(look.task, alias) in look.shelf.objects
         found = (
             "no object"
             if not stored
@@ -324,7 +325,7 @@ def _dossiers(look: Look) -> Iterator[Difference]:
             safe,
         )
     for refused in look.found.refused:
-        if "/records/" in refused.key:
+        if is_dossier(refused.key):
             yield _difference(
                 look, "dossier", f"object {refused.key}", ("how a prompt was made and judged", refused.why), FIX
             )
@@ -452,7 +453,7 @@ def _leases(registry: Registry, task: str | None) -> Iterator[Difference]:
 
 def _releases(registry: Registry) -> Iterator[Difference]:
     """Releases that the store does not hold, and releases or promotions that lead nowhere."""
-    stored = {item.key for item in registry.store.listed("releases")}
+    stored = {item.key for item in registry.store.listed(RELEASES)}
     known = {release.name: release for release in registry.ledger.releases()}
     for name in sorted(known):
         if release_key(name) not in stored:

@@ -3,7 +3,7 @@ against the rest, against the ledger.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from typing import NamedTuple, TypeVar
 
@@ -11,18 +11,14 @@ from pydantic import ValidationError
 
 from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.prompts.artifact import read_artifact, read_ensemble
-from ptpipeline.records import DIGEST_PATTERN, Promotion, Record, VersionName, history_key, version_key
+from ptpipeline.records import DIGEST_PATTERN, Promotion, Record, VersionName
 from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.keys import history_key, version_key
 from registry.ledger.holdings import Holdings
-from registry.listing import Shelf, asked, read_all
+from registry.listing import TaskListing, ask_all, read_all
 from registry.versions.projection import pointer_in
 from registry.versions.promotion import GATED
 from registry.versions.provenance import Dossier, checked_dossier
-
-_NAME = re.compile(r"prompts/[^/]+/versions/[1-9]\d{0,8}\.json")
-_ROW = re.compile(r"prompts/[^/]+/history/[a-z0-9][a-z0-9-]*/\d{6,9}\.json")
-_POINTER = re.compile(r"prompts/[^/]+/aliases/[a-z0-9][a-z0-9-]*\.json")
-_DOSSIER = re.compile(r"prompts/[^/]+/[0-9a-f]{64}/records/[0-9a-f]{16}\.json")
 
 _Known = TypeVar("_Known", bound=Record)
 
@@ -54,21 +50,15 @@ class Missing(NamedTuple):
     refused: list[Refused]
 
 
-def survey(store: ObjectStore, shelf: Shelf) -> Survey:
+def survey(store: ObjectStore, shelf: TaskListing) -> Survey:
     """Read the small objects of the shelf, each once."""
-    folders = {"versions": _NAME, "history": _ROW, "aliases": _POINTER}
-    keys = {folder: [key for key in shelf.of(folder) if form.fullmatch(key)] for folder, form in folders.items()}
-    dossiers = [key for key in shelf.records(shelf.digests()) if _DOSSIER.fullmatch(key)]
-    bodies = read_all(store, [key for found in keys.values() for key in found] + dossiers)
-    refused = [
-        Refused(key, "no name of that form stands there")
-        for folder, form in folders.items()
-        for key in shelf.of(folder)
-        if not form.fullmatch(key)
-    ]
+    numbered, history_rows, pointers = shelf.versions, shelf.history, shelf.pointers
+    dossiers = shelf.dossiers()
+    bodies = read_all(store, [*numbered, *history_rows, *pointers, *dossiers])
+    refused = [Refused(key, "no name of that form stands there") for key in shelf.malformed()]
     names, rows = (
-        _sound(VersionName, keys["versions"], bodies, refused),
-        _sound(Promotion, keys["history"], bodies, refused),
+        _sound(VersionName, numbered, bodies, refused),
+        _sound(Promotion, history_rows, bodies, refused),
     )
     history: dict[str, list[Promotion]] = {}
     for row in rows:
@@ -76,11 +66,7 @@ def survey(store: ObjectStore, shelf: Shelf) -> Survey:
     return Survey(
         names={name.number: name.digest for name in names},
         rows={alias: sorted(found, key=lambda row: row.seq) for alias, found in history.items()},
-        pointers={
-            key.rsplit("/", 1)[-1].removesuffix(".json"): pointer_in(bodies[key])
-            for key in keys["aliases"]
-            if key in bodies
-        },
+        pointers={pointer.alias: pointer_in(bodies[key]) for key, pointer in pointers.items() if key in bodies},
         dossiers=_dossiers(dossiers, bodies, refused),
         refused=refused,
     )
@@ -99,7 +85,7 @@ def unsound(store: ObjectStore, task: str, found: Survey, books: Holdings) -> di
     the same, and doctor names what is missing.
     """
     stated = {*versions_in(found).values(), *(dossier.publication.tuned.digest for dossier in found.dossiers.values())}
-    answers = asked(partial(_why_unsound, store, task), sorted(stated - {*books.versions.values()}))
+    answers = ask_all(partial(_why_unsound, store, task), sorted(stated - {*books.versions.values()}))
     return {digest: why for digest, why in answers.items() if why}
 
 
@@ -204,7 +190,9 @@ def _why_not(row: Promotion, last: Promotion | None, facts: tuple[dict[int, str]
     return ""
 
 
-def _sound(kind: type[_Known], keys: list[str], bodies: Mapping[str, bytes], refused: list[Refused]) -> list[_Known]:
+def _sound(
+    kind: type[_Known], keys: Iterable[str], bodies: Mapping[str, bytes], refused: list[Refused]
+) -> list[_Known]:
     """The records that say of themselves what their keys say."""
     found = []
     for key in keys:

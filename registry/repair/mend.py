@@ -3,20 +3,19 @@
 Nothing is thrown away: what is replaced in the store is kept under `prompts/<task>/quarantine/`.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from ptpipeline.errors import NotFound
-from ptpipeline.prompts.artifact import MANIFEST_FILE, TENSOR_FILE
-from ptpipeline.records import history_key, pointer_key, prompt_prefix
 from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.addresses import is_dossier
+from ptpipeline.storage.keys import history_key, manifest_key, pointer_key, quarantine_key, release_key, tensors_key
 from ptpipeline.task.task import Task
 from registry.ledger.lease import leased, remove_expired_leases
 from registry.ledger.ledger import Release
-from registry.listing import shelf_of
+from registry.listing import list_task
 from registry.mlflow.copy import copy_of
 from registry.registry import Registry
 from registry.repair.doctor import Difference, Kind, Look, is_ahead, look_at
@@ -24,7 +23,7 @@ from registry.repair.reconcile import reconcile
 from registry.versions import projection
 from registry.versions.mlflow_alias import Action
 from registry.versions.projection import attempted, lease_name, write_history
-from registry.versions.provenance import Dossier, release_key, write_dossier, write_release
+from registry.versions.provenance import Dossier, write_dossier, write_release
 from registry.versions.publish import Request, register
 
 log = logging.getLogger(__name__)
@@ -62,7 +61,7 @@ def _task(registry: Registry, tasks: Mapping[str, Task], task: str, kinds: set[K
     actions: list[Action] = []
     chosen = [step for kind, step in steps.items() if kind in kinds]
     if chosen:
-        look = look_at(registry, shelf_of(registry.store, task))
+        look = look_at(registry, list_task(registry.store, task))
         for step in chosen:
             actions += attempted(task, partial(step, look))
     if kinds.intersection(BY_RECONCILE):
@@ -82,12 +81,10 @@ def _bytes(look: Look) -> list[Action]:
         if copy is None:
             continue
         ledger.intend(look.task, digest)  # keeps the garbage collection away until all is there
-        folder = prompt_prefix(look.task, digest)
-        _restore(store, look.task, f"{folder}/{TENSOR_FILE}", copy.tensors)
+        _restore(store, tensors_key(look.task, digest), copy.tensors)
         _restore(
             store,
-            look.task,
-            f"{folder}/{MANIFEST_FILE}",
+            manifest_key(look.task, digest),
             json.dumps(copy.manifest.to_json(), indent=1, sort_keys=True).encode(),
         )
         ledger.fulfil(look.task, digest)
@@ -95,14 +92,14 @@ def _bytes(look: Look) -> list[Action]:
     return actions
 
 
-def _restore(store: ObjectStore, task: str, key: str, body: bytes) -> None:
+def _restore(store: ObjectStore, key: str, body: bytes) -> None:
     try:
         stored = store.read(key)
     except NotFound:
         store.create(key, body)
         return
     if stored.body != body:
-        _keep(store, task, key, stored.body)
+        _keep(store, key, stored.body)
         store.replace(key, body, stored.etag)
 
 
@@ -121,7 +118,7 @@ def _history(look: Look) -> list[Action]:
 
 def _dossiers(look: Look) -> list[Action]:
     """One dossier per verdict that the store does not hold; what is unreadable is set aside."""
-    actions = [_set_aside(look, refused.key) for refused in look.found.refused if "/records/" in refused.key]
+    actions = [_set_aside(look, refused.key) for refused in look.found.refused if is_dossier(refused.key)]
     held = {dossier.publication.tuned.digest for dossier in look.found.dossiers.values()}
     judged = {dossier.verdict.verdict_digest() for dossier in look.found.dossiers.values() if dossier.verdict}
     ledger = look.registry.ledger
@@ -202,16 +199,15 @@ def _set_aside(look: Look, key: str) -> Action:
     """Move an object that is not what its place says out of the way."""
     store = look.registry.store
     try:
-        kept = _keep(store, look.task, key, store.read(key).body)
+        kept = _keep(store, key, store.read(key).body)
     except NotFound:
         return Action(task=look.task, what=f"{key} is gone")
     store.delete(key)
     return Action(task=look.task, what=f"{key} was not the ledger's: kept as {kept}")
 
 
-def _keep(store: ObjectStore, task: str, key: str, body: bytes) -> str:
-    name = "-".join(key.split("/")[2:]).removesuffix(".json")
-    kept = f"prompts/{task}/quarantine/{name}-{hashlib.sha256(body).hexdigest()[:16]}"
+def _keep(store: ObjectStore, key: str, body: bytes) -> str:
+    kept = quarantine_key(key, body)
     store.create(kept, body)
     log.warning("%s/%s is kept as %s and replaced", store.url, key, kept)
     return kept

@@ -9,15 +9,15 @@ Who can write to the store could also invent a consistent history, as he could m
 """
 
 import logging
-import re
 from collections.abc import Iterator, Mapping
 
 from pydantic import ValidationError
 
 from ptpipeline.data.parquet import table_in
 from ptpipeline.errors import ArtifactError, NotFound
-from ptpipeline.prompts.artifact import MANIFEST_FILE
-from ptpipeline.records import PromptVersion, Snapshot, now, pointer_key, version_key
+from ptpipeline.records import PromptVersion, Snapshot, now
+from ptpipeline.storage.addresses import SnapshotObject, StoredRelease, parse
+from ptpipeline.storage.keys import RELEASES, SNAPSHOTS, pointer_key, release_key, version_key
 from registry.failpoints import reached
 from registry.ledger.holdings import Holdings, holdings
 from registry.ledger.ledger import Intent, Release
@@ -29,14 +29,11 @@ from registry.ledger.recovery import (
     recover_snapshots,
     recover_task,
 )
-from registry.listing import Shelf, asked, read_all, shelves
+from registry.listing import TaskListing, ask_all, list_tasks, read_all
 from registry.registry import Registry
 from registry.repair.inventory import Missing, Refused, Survey, missing, survey, unsound
 from registry.versions.mlflow_alias import Action
-from registry.versions.provenance import Dossier, release_key
-
-_SNAPSHOT = re.compile(rf"snapshots/[a-z0-9][a-z0-9-]*/[0-9a-f]{{64}}/{re.escape(MANIFEST_FILE)}")
-_RELEASE = re.compile(r"releases/[a-z0-9][a-z0-9-]*\.json")
+from registry.versions.provenance import Dossier
 
 log = logging.getLogger(__name__)
 
@@ -48,13 +45,13 @@ def rebuild(registry: Registry) -> list[Action]:
     not answer.
     """
     actions = _snapshots(registry)
-    for shelf in shelves(registry.store):
+    for shelf in list_tasks(registry.store):
         actions += _task(registry, shelf)
         reached("rebuild task taken")
     return actions + _releases(registry)
 
 
-def _task(registry: Registry, shelf: Shelf) -> list[Action]:
+def _task(registry: Registry, shelf: TaskListing) -> list[Action]:
     found, books = survey(registry.store, shelf), holdings(registry.ledger, shelf.task)
     bad = unsound(registry.store, shelf.task, found, books)
     sound = found._replace(
@@ -80,18 +77,17 @@ def _task(registry: Registry, shelf: Shelf) -> list[Action]:
     return [*_taken(shelf, lacking, books, sound), *(_left(shelf.task, refusal) for refusal in refused)]
 
 
-def _begun(shelf: Shelf, found: Survey, books: Holdings, lacking: Missing) -> dict[str, str]:
+def _begun(shelf: TaskListing, found: Survey, books: Holdings, lacking: Missing) -> dict[str, str]:
     """Prompts that were being published: stored with a dossier, and no version; with the time of the dossier."""
     known = {*books.versions.values(), *lacking.versions.values(), *books.tombstones}
     begun = {dossier.publication.tuned.digest: shelf.at(key) for key, dossier in found.dossiers.items()}
-    stored = {key.split("/")[2] for key in shelf.keys if key.endswith(f"/{MANIFEST_FILE}")}
-    return {digest: at for digest, at in begun.items() if digest in stored - known}
+    return {digest: at for digest, at in begun.items() if digest in shelf.complete() - known}
 
 
 # ---------------------------------------------------------------- rows
 
 
-def _versions(shelf: Shelf, lacking: Missing) -> list[PromptVersion]:
+def _versions(shelf: TaskListing, lacking: Missing) -> list[PromptVersion]:
     collected = _collected(shelf, lacking)
     versions = []
     for number, digest in lacking.versions.items():
@@ -103,14 +99,14 @@ def _versions(shelf: Shelf, lacking: Missing) -> list[PromptVersion]:
                 digest=digest,
                 verdict=None,
                 passed=None,
-                registered_at=shelf.at(key) if key in shelf.keys else now(),
+                registered_at=shelf.at(key) if key in shelf.objects else now(),
                 collected=digest in collected,
             )
         )
     return versions
 
 
-def _collected(shelf: Shelf, lacking: Missing) -> set[str]:
+def _collected(shelf: TaskListing, lacking: Missing) -> set[str]:
     """Versions of which a garbage collection left the number alone: nothing else of them is there, and no alias ever
     named them.
     """
@@ -142,20 +138,26 @@ def _snapshots(registry: Registry) -> list[Action]:
     """Every complete snapshot under its source key, so that an unchanged source is not read again."""
     from ptpipeline.data.snapshot import read_snapshot
 
-    found = {item.key: item.modified for item in registry.store.listed("snapshots") if _SNAPSHOT.fullmatch(item.key)}
+    written = {
+        address: item.modified
+        for item in registry.store.listed(SNAPSHOTS)
+        if isinstance(address := parse(item.key), SnapshotObject) and address.is_manifest
+    }
 
-    def read(key: str) -> Snapshot | str:
+    def read(address: SnapshotObject) -> Snapshot | str:
         try:
-            return read_snapshot(registry.store, *key.split("/")[1:3])
+            return read_snapshot(registry.store, address.task, address.digest)
         except (ArtifactError, NotFound) as error:
             return str(error)
 
-    answers = asked(read, found)
-    sound = [StoredSnapshot(answer, found[key]) for key, answer in answers.items() if isinstance(answer, Snapshot)]
+    answers = ask_all(read, written)
+    sound = [
+        StoredSnapshot(answer, written[place]) for place, answer in answers.items() if isinstance(answer, Snapshot)
+    ]
     recover_snapshots(registry.ledger, sound)
     return [
-        Action(task=key.split("/")[1], what=f"not taken: {why}", done=False)
-        for key, why in answers.items()
+        Action(task=address.task, what=f"not taken: {why}", done=False)
+        for address, why in answers.items()
         if isinstance(why, str)
     ]
 
@@ -163,13 +165,13 @@ def _snapshots(registry: Registry) -> list[Action]:
 def _releases(registry: Registry) -> list[Action]:
     """Every release whose versions are registered."""
     known = {release.name: release for release in registry.ledger.releases()}
-    keys = list(registry.store.keys("releases"))
-    bodies = read_all(registry.store, [key for key in keys if _RELEASE.fullmatch(key)])
+    keys = list(registry.store.keys(RELEASES))
+    bodies = read_all(registry.store, [key for key in keys if isinstance(parse(key), StoredRelease)])
     actions, taken = (
         [
             _left("releases", Refused(key, "no name of that form stands there"))
             for key in keys
-            if not _RELEASE.fullmatch(key)
+            if not isinstance(parse(key), StoredRelease)
         ],
         [],
     )
@@ -214,7 +216,7 @@ def _pointers(task: str, found: Survey, books: Holdings, lacking: Missing) -> It
             yield Refused(pointer_key(task, alias), "is the pointer to a promotion that the history does not hold")
 
 
-def _taken(shelf: Shelf, lacking: Missing, books: Holdings, found: Survey) -> list[Action]:
+def _taken(shelf: TaskListing, lacking: Missing, books: Holdings, found: Survey) -> list[Action]:
     made = {dossier.publication.tuned.digest for dossier in found.dossiers.values()} - books.published
     gone = _collected(shelf, lacking)
     words = [

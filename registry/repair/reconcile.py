@@ -8,7 +8,16 @@ from dataclasses import replace
 from functools import partial
 
 from ptpipeline.errors import NotFound, PtpError
-from ptpipeline.records import Promotion, PromptVersion, history_key, pointer_key, version_key
+from ptpipeline.records import Promotion, PromptVersion
+from ptpipeline.storage.keys import (
+    RELEASES,
+    history_key,
+    history_prefix,
+    pointer_key,
+    release_key,
+    version_key,
+    versions_prefix,
+)
 from ptpipeline.task.task import Task
 from registry.ledger.projections import Alias, Projection, Projections, applied_projections, forget_sighting
 from registry.mlflow.store import MlflowStore, Model, Shown
@@ -17,7 +26,7 @@ from registry.versions import projection
 from registry.versions.mlflow_alias import Action, restore
 from registry.versions.mlflow_edit import judge
 from registry.versions.projection import attempted, patiently, pointer_in, settle, write_history
-from registry.versions.provenance import release_key, write_release
+from registry.versions.provenance import write_release
 from registry.versions.publish import entry_of, name_version
 
 WAIT_BEYOND_LEASE = 5.0  # seconds
@@ -82,7 +91,7 @@ def _versions(registry: Registry, task: str | None) -> dict[str, list[PromptVers
 
 def _restore_releases(registry: Registry) -> list[Action]:
     """Releases that the store does not hold, because their promoter died behind the commit."""
-    held = set(registry.store.keys("releases"))
+    held = set(registry.store.keys(RELEASES))
     lost = [release for release in registry.ledger.releases() if release_key(release.name) not in held]
     for release in lost:
         write_release(registry.store, release)
@@ -90,7 +99,7 @@ def _restore_releases(registry: Registry) -> list[Action]:
 
 
 def _restore_names(registry: Registry, versions: list[PromptVersion], read: bool) -> list[Action]:
-    named = set() if read else set(registry.store.keys(f"prompts/{versions[0].task}/versions"))
+    named = set() if read else set(registry.store.keys(versions_prefix(versions[0].task)))
     doubtful = [version for version in versions if version_key(version.task, version.number) not in named]
     return [
         Action(task=version.task, what=f"version {version.number} named in the store")
@@ -181,7 +190,7 @@ def _is_stored(registry: Registry, head: Promotion) -> bool:
 
 def _restore_history(registry: Registry, head: Promotion, followed: int) -> list[Action]:
     """Promotions up to `followed` that the store lost; the projection brings the later ones."""
-    held = set(registry.store.keys(f"prompts/{head.task}/history/{head.alias}"))
+    held = set(registry.store.keys(history_prefix(head.task, head.alias)))
     lost = [seq for seq in range(1, followed + 1) if history_key(head.task, head.alias, seq) not in held]
     if not lost:
         return []

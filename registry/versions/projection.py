@@ -1,6 +1,5 @@
 """Projections: bringing the object store's pointer and MLflow's alias to the ledger's head, as often as needed."""
 
-import hashlib
 import logging
 import uuid
 from collections.abc import Callable, Sequence
@@ -9,8 +8,9 @@ import stamina
 from pydantic import ValidationError
 
 from ptpipeline.errors import LeaseHeld, NotFound, PreconditionFailed, PtpError, Terminal
-from ptpipeline.records import Pointer, Promotion, history_key, pointer_key
+from ptpipeline.records import Pointer, Promotion
 from ptpipeline.storage import Stored
+from ptpipeline.storage.keys import history_key, pointer_key, quarantined_pointer_key
 from registry.failpoints import reached
 from registry.ledger.lease import leased
 from registry.mlflow.store import REQUEST_SECONDS
@@ -151,7 +151,7 @@ def is_ledger_row(registry: Registry, found: Promotion, head: Promotion) -> bool
 
 
 def _quarantine(registry: Registry, head: Promotion, stored: Stored) -> Action:
-    key = f"prompts/{head.task}/quarantine/{head.alias}-{hashlib.sha256(stored.body).hexdigest()[:16]}.json"
+    key = quarantined_pointer_key(head.task, head.alias, stored.body)
     registry.store.create(key, stored.body)
     log.warning("the pointer of %s@%s is no row of the ledger; kept as %s and replaced", head.task, head.alias, key)
     return Action(task=head.task, what=f"pointer {head.alias} was no row of the ledger: kept as {key}")

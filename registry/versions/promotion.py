@@ -7,23 +7,15 @@ from dataclasses import dataclass
 
 from ptpipeline.errors import ArtifactError, NotFound, PromotionRefused, PtpError
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import (
-    PRODUCTION,
-    Promotion,
-    PromptManifest,
-    PromptVersion,
-    Verdict,
-    history_key,
-    is_name,
-    pointer_key,
-)
+from ptpipeline.records import PRODUCTION, Promotion, PromptManifest, PromptVersion, Verdict, is_name
+from ptpipeline.storage.keys import history_key, pointer_key, release_key
 from ptpipeline.task.task import Task
 from registry.failpoints import reached
 from registry.ledger.ledger import Move, Release, held_otherwise
 from registry.ledger.tombstone import collected_sentence
 from registry.registry import Registry
 from registry.versions.projection import pointer_in, settle
-from registry.versions.provenance import release_key, write_release
+from registry.versions.provenance import write_release
 
 GATED = (PRODUCTION,)
 RESERVED = re.compile(r"latest|v?\d+")

@@ -1,13 +1,13 @@
 """What the ledger knows about a prompt, beside its bytes in the store: so that a lost ledger can be made anew."""
 
-import hashlib
 from typing import Literal
 
 from pydantic import ValidationError
 
 from ptpipeline.errors import ArtifactError, NotFound
-from ptpipeline.records import Record, Report, Verdict, prompt_prefix
+from ptpipeline.records import Record, Report, Verdict
 from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.keys import dossier_key, dossiers_prefix, release_key
 from registry.ledger.ledger import Release
 from registry.ledger.results import Publication
 
@@ -25,7 +25,7 @@ def write_dossier(store: ObjectStore, dossier: Dossier) -> str:
     """Store the dossier under a name made of its content, so that a repeat changes nothing; returns its key."""
     body = dossier.model_dump_json().encode()
     tuned = dossier.publication.tuned
-    key = f"{prompt_prefix(tuned.task, tuned.digest)}/records/{hashlib.sha256(body).hexdigest()[:16]}.json"
+    key = dossier_key(tuned.task, tuned.digest, body)
     store.create(key, body)
     return key
 
@@ -38,7 +38,7 @@ def read_dossier(store: ObjectStore, key: str) -> Dossier:
 def verdicts_told(store: ObjectStore, task: str, digest: str) -> set[str]:
     """Digests of the verdicts that the stored dossiers of the prompt hold; an altered dossier holds none."""
     found = set()
-    for key in store.keys(f"{prompt_prefix(task, digest)}/records"):
+    for key in store.keys(dossiers_prefix(task, digest)):
         try:
             verdict = read_dossier(store, key).verdict
         except (ArtifactError, NotFound):
@@ -59,18 +59,13 @@ def checked_dossier(key: str, body: bytes) -> Dossier:
             f"{key}: not a dossier: {error.errors()[0]['msg']}; it is altered or from a newer ptpipeline"
         ) from None
     tuned, report, verdict = dossier.publication.tuned, dossier.report, dossier.verdict
-    if key != f"{prompt_prefix(tuned.task, tuned.digest)}/records/{hashlib.sha256(body).hexdigest()[:16]}.json":
+    if key != dossier_key(tuned.task, tuned.digest, body):
         raise ArtifactError(f"{key}: its content belongs elsewhere; it was altered")
     if any((record.task, record.digest) != (tuned.task, tuned.digest) for record in (report, verdict) if record):
         raise ArtifactError(f"{key}: its report or verdict is of another prompt; it was altered")
     if verdict and verdict.passed == any(check.blocks for check in verdict.checks):
         raise ArtifactError(f"{key}: its verdict says otherwise than its checks; it was altered")
     return dossier
-
-
-def release_key(name: str) -> str:
-    """Where a release lies in the object store."""
-    return f"releases/{name}.json"
 
 
 def write_release(store: ObjectStore, release: Release) -> None:

@@ -1,6 +1,5 @@
 """Publishing: from the bytes of a trained prompt to a numbered version; every step may be repeated."""
 
-import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,17 +10,9 @@ from ptpipeline.errors import NotFound, Terminal
 from ptpipeline.evaluation.mistakes import Mistakes
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble, write_artifact
 from ptpipeline.prompts.interpretation import Neighbours, Wayward
-from ptpipeline.records import (
-    PromptVersion,
-    Record,
-    Report,
-    TunedPrompt,
-    Verdict,
-    VersionName,
-    prompt_prefix,
-    version_key,
-)
+from ptpipeline.records import PromptVersion, Record, Report, TunedPrompt, Verdict, VersionName
 from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.keys import companion_key, page_key, plot_key, quarantined_version_key, version_key
 from registry.card.card import Entry
 from registry.card.page import page
 from registry.failpoints import reached
@@ -112,8 +103,7 @@ def name_version(store: ObjectStore, version: PromptVersion) -> bool:
         return True
     if stored.body == body:
         return False
-    sealed = hashlib.sha256(stored.body).hexdigest()[:16]
-    kept = f"prompts/{version.task}/quarantine/version-{version.number}-{sealed}.json"
+    kept = quarantined_version_key(version.task, version.number, stored.body)
     store.create(kept, stored.body)
     log.warning(
         "%s/%s named another prompt than the ledger's %s; kept as %s and replaced",
@@ -177,7 +167,7 @@ def entry_of(registry: Registry, task: str, digest: str) -> Entry:
 def write_page(registry: Registry, entry: Entry, version: PromptVersion) -> str:
     """Store the version's page under a name made of its content, so that a repeat changes nothing; returns its key."""
     body = page(entry, version)
-    key = f"{prompt_prefix(entry.task, entry.digest)}/report-{hashlib.sha256(body).hexdigest()[:12]}.html"
+    key = page_key(entry.task, entry.digest, body)
     registry.store.create(key, body)
     return key
 
@@ -228,7 +218,7 @@ def _kept(store: ObjectStore, task: str, digest: str, named: tuple[str, Record])
     """The key of a record that is stored beside the prompt, under a name made of its content."""
     name, record = named
     body = record.model_dump_json().encode()
-    key = f"{prompt_prefix(task, digest)}/{name}-{hashlib.sha256(body).hexdigest()[:12]}.json"
+    key = companion_key(task, digest, name, body)
     store.create(key, body)
     return key
 
@@ -277,9 +267,7 @@ def remember(registry: Registry, request: Request) -> Publication:
     known = ledger.publication(tuned.task, tuned.digest)
     plots = dict(known.plots) if known else {}
     for name, body in request.plots.items():
-        plots[name] = (
-            f"{prompt_prefix(tuned.task, tuned.digest)}/plots/{name}-{hashlib.sha256(body).hexdigest()[:12]}.png"
-        )
+        plots[name] = plot_key(tuned.task, tuned.digest, name, body)
         registry.store.create(plots[name], body)
     publication = Publication(tuned=tuned, commit=request.commit or (known.commit if known else None), plots=plots)
     if known:

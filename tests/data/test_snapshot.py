@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from ptpipeline.data.snapshot import Row, ingest, load_split, read_snapshot, snapshot_prefix
+from ptpipeline.data.snapshot import Row, ingest, load_split, read_snapshot
 from ptpipeline.errors import ArtifactError, DataError, NotFound
 from ptpipeline.records import SPLITS, Snapshot
 from ptpipeline.storage import FolderStore, ObjectStore
+from ptpipeline.storage.keys import snapshot_prefix
 from ptpipeline.task.task import Task
 from tests.data.declared import declared
 

@@ -14,8 +14,9 @@ from ptpipeline.errors import ArtifactError, BaseModelError, NotFound, TrainingE
 from ptpipeline.models.frozen import KeyValues
 from ptpipeline.prompts.artifact import Artifact, check_tensors, compute_file_bytes, read_artifact, write_artifact
 from ptpipeline.prompts.tensors import name_tensors, pack, round_to_stored, unpack
-from ptpipeline.records import BaseModelRef, prompt_prefix
+from ptpipeline.records import BaseModelRef
 from ptpipeline.storage import FolderStore, ObjectStore
+from ptpipeline.storage.keys import prompt_prefix
 
 BASE = BaseModelRef(name="tiny", fingerprint="a" * 64, tokenizer_fingerprint="b" * 64, hidden_size=6)
 

@@ -45,10 +45,11 @@ from ptpipeline.prompts.signature import (
     read_trust,
     sign,
 )
-from ptpipeline.records import Members, Pointer, Promotion, PromptManifest, pointer_key, prompt_prefix
+from ptpipeline.records import Members, Pointer, Promotion, PromptManifest
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.settings import Settings, load_settings
 from ptpipeline.storage import FolderStore, ObjectStore
+from ptpipeline.storage.keys import pointer_key, prompt_prefix
 from tests.registry.prompts import a_task, an_artifact
 
 ROOT = Path(__file__).parents[2]

@@ -18,8 +18,9 @@ from benchmarks.chaos.checker import Finding
 from benchmarks.chaos.crew import Crew
 from benchmarks.chaos.world import World, running
 from benchmarks.faults import Fault, scripted
-from ptpipeline.records import Pointer, Promotion, pointer_key
+from ptpipeline.records import Pointer, Promotion
 from ptpipeline.storage import S3Store, Stored
+from ptpipeline.storage.keys import pointer_key
 from registry.ledger.database import Database
 from registry.ledger.lease import Lease
 from registry.registry import Registry

@@ -13,10 +13,10 @@ import boto3
 import pytest
 
 from ptpipeline.errors import SettingsError
-from ptpipeline.records import version_key
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.storage import Patience, S3Store
 from ptpipeline.storage.conditional import probe
+from ptpipeline.storage.keys import version_key
 from registry.ledger.ledger import Ledger
 from registry.registry import Registry
 from registry.versions.promotion import Cause, promote, rollback

@@ -5,7 +5,8 @@ row's text.
 import pytest
 
 from flows.stages.release import move
-from ptpipeline.records import PRODUCTION, prompt_prefix
+from ptpipeline.records import PRODUCTION
+from ptpipeline.storage.keys import prompt_prefix
 from registry.card.page import page
 from registry.versions.promotion import Cause
 from registry.versions.publish import entry_of

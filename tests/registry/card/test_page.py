@@ -13,17 +13,8 @@ from mlflow.utils.validation import _validate_metric_name
 
 from ptpipeline.evaluation.metrics import scores
 from ptpipeline.prompts.interpretation import MEASURES, WARNING, NearTokens, Neighbour, Neighbours, Pulled, Wayward
-from ptpipeline.records import (
-    Check,
-    Look,
-    PairedDifference,
-    PromptVersion,
-    Scores,
-    SliceDifference,
-    TextScores,
-    Trial,
-    prompt_prefix,
-)
+from ptpipeline.records import Check, Look, PairedDifference, PromptVersion, Scores, SliceDifference, TextScores, Trial
+from ptpipeline.storage.keys import prompt_prefix
 from registry.card.card import MAX_DESCRIPTION, Entry
 from registry.card.page import page
 from registry.garbage.collect import collect

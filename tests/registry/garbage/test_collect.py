@@ -22,9 +22,10 @@ from sqlalchemy import event, select, update
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PromotionRefused, SettingsError
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble, write_artifact
 from ptpipeline.prompts.signature import SignedStore, SigningKey, Trust, compute_key_id
-from ptpipeline.records import Holding, Members, PromptVersion, digest_of, now, prompt_prefix
+from ptpipeline.records import Holding, Members, PromptVersion, digest_of, now
 from ptpipeline.serving.servers import read_server_reports, report_holdings
 from ptpipeline.storage import FolderStore, ObjectStore, S3Store
+from ptpipeline.storage.keys import prompt_prefix
 from ptpipeline.task.task import Task
 from registry import failpoints
 from registry.garbage.collect import collect

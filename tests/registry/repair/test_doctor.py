@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from ptpipeline.errors import NotFound
-from ptpipeline.records import Pointer, VersionName, history_key, now, pointer_key, prompt_prefix, version_key
+from ptpipeline.records import Pointer, VersionName, now
 from ptpipeline.storage import FolderStore, Listed, ObjectStore, Stored
+from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, release_key, version_key
 from ptpipeline.task.task import Task
 from registry.ledger import tables
 from registry.ledger.database import put
@@ -21,7 +22,6 @@ from registry.repair.mend import fix
 from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
 from registry.versions.promotion import Cause, promote, promote_release
-from registry.versions.provenance import release_key
 from registry.versions.publish import stage
 from tests.registry.prompts import a_task, an_artifact, published
 

@@ -17,8 +17,9 @@ from sqlalchemy import select
 
 from ptpipeline.errors import PromotionRefused, Terminal
 from ptpipeline.prompts.artifact import write_artifact
-from ptpipeline.records import Pointer, Promotion, VersionName, history_key, pointer_key, prompt_prefix, version_key
+from ptpipeline.records import Pointer, Promotion, VersionName
 from ptpipeline.storage import FolderStore
+from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task
 from registry.failpoints import watch
 from registry.garbage.collect import collect

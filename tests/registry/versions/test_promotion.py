@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from ptpipeline.errors import NotFound, PromotionConflict, PromotionRefused
-from ptpipeline.records import Pointer, now, pointer_key, prompt_prefix
+from ptpipeline.records import Pointer, now
+from ptpipeline.storage.keys import pointer_key, prompt_prefix, release_key
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Move, Release
 from registry.registry import Registry
@@ -21,7 +22,7 @@ from registry.versions.promotion import (
     rollback,
     rollback_release,
 )
-from registry.versions.provenance import release_key, write_release
+from registry.versions.provenance import write_release
 from registry.versions.publish import register, stage
 from tests.registry.prompts import a_request, a_task, an_artifact, published
 

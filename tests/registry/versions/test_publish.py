@@ -9,16 +9,9 @@ import pytest
 
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PtpError, ServiceUnavailable
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import (
-    Pointer,
-    Promotion,
-    history_key,
-    now,
-    pointer_key,
-    prompt_prefix,
-    version_key,
-)
+from ptpipeline.records import Pointer, Promotion, now
 from ptpipeline.storage import FolderStore, Listed, ObjectStore, Stored
+from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task
 from registry.ledger.lease import leased
 from registry.ledger.ledger import Ledger, Move

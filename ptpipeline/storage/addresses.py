@@ -1,0 +1,206 @@
+"""What lies at a key of the object store: keys parsed into records, by the forms that `keys` builds."""
+
+import re
+from typing import NamedTuple
+
+from ptpipeline.records import DIGEST_PATTERN, is_name
+from ptpipeline.storage import keys
+
+
+class PromptObject(NamedTuple):
+    """An object of a prompt; `path` is what follows the prompt's folder."""
+
+    task: str
+    digest: str
+    path: str
+
+    @property
+    def is_manifest(self) -> bool:
+        """Whether it says that the prompt is complete."""
+        return self.path == keys.MANIFEST_FILE
+
+    @property
+    def is_dossier(self) -> bool:
+        """Whether it says how the prompt was made, measured and judged."""
+        return re.fullmatch(rf"{keys.DOSSIERS}/[0-9a-f]{{16}}\.json", self.path) is not None
+
+
+class AliasPointer(NamedTuple):
+    """The pointer of an alias."""
+
+    task: str
+    alias: str
+
+
+class HistoryRow(NamedTuple):
+    """A promotion of an alias."""
+
+    task: str
+    alias: str
+    seq: int
+
+
+class NumberedVersion(NamedTuple):
+    """The name of a version."""
+
+    task: str
+    number: int
+
+
+class Quarantined(NamedTuple):
+    """What lay where it did not belong; `name` is its file."""
+
+    task: str
+    name: str
+
+
+class SnapshotObject(NamedTuple):
+    """An object of a snapshot; `path` is what follows the snapshot's folder."""
+
+    task: str
+    digest: str
+    path: str
+
+    @property
+    def is_manifest(self) -> bool:
+        """Whether it says that the snapshot is complete."""
+        return self.path == keys.MANIFEST_FILE
+
+
+class Results(NamedTuple):
+    """The results of an evaluation, row by row."""
+
+    task: str
+    evaluation_key: str
+
+
+class StoredRelease(NamedTuple):
+    """A release."""
+
+    name: str
+
+
+class StoredCheckpoint(NamedTuple):
+    """A checkpoint of a training in progress."""
+
+    digest: str
+
+
+class ServerHoldings(NamedTuple):
+    """What a server holds."""
+
+    server: str
+
+
+class ProbeObject(NamedTuple):
+    """What the test of conditional puts writes."""
+
+    nonce: str
+    name: str
+
+
+Address = (
+    PromptObject
+    | AliasPointer
+    | HistoryRow
+    | NumberedVersion
+    | Quarantined
+    | SnapshotObject
+    | Results
+    | StoredRelease
+    | StoredCheckpoint
+    | ServerHoldings
+    | ProbeObject
+)
+
+
+class ClaimedPrompt(NamedTuple):
+    """The prompt whose manifest a key claims to be; neither its task nor its digest was checked."""
+
+    task: str
+    digest: str
+
+
+def parse(key: str) -> Address | None:
+    """Return what lies at the key; None for a key of a form that `keys` does not build."""
+    match key.split("/"):
+        case [keys.PROMPTS, task, digest, *names] if names and is_name(task) and _is_digest(digest):
+            return PromptObject(task, digest, "/".join(names))
+        case [keys.SNAPSHOTS, task, digest, *names] if names and is_name(task) and _is_digest(digest):
+            return SnapshotObject(task, digest, "/".join(names))
+        case [keys.PROMPTS, task, *rest] if is_name(task):
+            return _parse_ledger_object(task, rest)
+        case [keys.REPORTS, task, evaluation_key, keys.ROWS_FILE] if is_name(task):
+            return Results(task, evaluation_key)
+        case [keys.RELEASES, file] if is_name(name := _stem(file)):
+            return StoredRelease(name)
+        case [keys.CHECKPOINTS, file] if _is_digest(digest := _stem(file, ".safetensors")):
+            return StoredCheckpoint(digest)
+        case [keys.SERVERS, file] if keys.is_server_name(server := _stem(file)):
+            return ServerHoldings(server)
+        case [keys.PROBES, nonce, name]:
+            return ProbeObject(nonce, name)
+    return None
+
+
+def parse_task(key: str) -> str | None:
+    """Return the task below whose folder of prompts the key lies, whatever it is there; None if it lies at none."""
+    parts = key.split("/")
+    return parts[1] if len(parts) > 2 and parts[0] == keys.PROMPTS and is_name(parts[1]) else None
+
+
+def is_manifest(key: str) -> bool:
+    """Whether the key is the manifest of a prompt or of a snapshot."""
+    address = parse(key)
+    return isinstance(address, PromptObject | SnapshotObject) and address.is_manifest
+
+
+def is_dossier(key: str) -> bool:
+    """Whether the key is a dossier of a prompt."""
+    address = parse(key)
+    return isinstance(address, PromptObject) and address.is_dossier
+
+
+def claimed_prompt(key: str) -> ClaimedPrompt | None:
+    """Return the prompt whose manifest the key claims to be.
+
+    Whatever looks like a manifest counts, so that none gets past the check of signatures: `parse` is stricter.
+    """
+    if not (key.startswith(f"{keys.PROMPTS}/") and key.endswith(f"/{keys.MANIFEST_FILE}")):
+        return None
+    task, _, digest = key.removeprefix(f"{keys.PROMPTS}/").removesuffix(f"/{keys.MANIFEST_FILE}").rpartition("/")
+    return ClaimedPrompt(task, digest)
+
+
+def signer_id(key: str) -> str | None:
+    """Return the id of the key that made the signature at `key`; None if no signature lies there."""
+    matched = re.fullmatch(rf".*/{keys.signature_file('(.*)')}", key)
+    return matched[1] if matched else None
+
+
+def _parse_ledger_object(task: str, rest: list[str]) -> Address | None:
+    """Parse what the ledger is rebuilt from and what was set aside, below the task's folder."""
+    match rest:
+        case [keys.ALIASES, file] if is_name(alias := _stem(file)):
+            return AliasPointer(task, alias)
+        case [keys.HISTORY, alias, file] if is_name(alias) and _is_seq(seq := _stem(file)):
+            return HistoryRow(task, alias, int(seq))
+        case [keys.VERSIONS, file] if re.fullmatch(r"[1-9][0-9]{0,8}", number := _stem(file)):
+            return NumberedVersion(task, int(number))
+        case [keys.QUARANTINE, name]:
+            return Quarantined(task, name)
+    return None
+
+
+def _stem(file: str, suffix: str = ".json") -> str:
+    """Return the file's name without the suffix; empty if it ends otherwise."""
+    return file.removesuffix(suffix) if file.endswith(suffix) else ""
+
+
+def _is_digest(text: str) -> bool:
+    return re.fullmatch(DIGEST_PATTERN, text) is not None
+
+
+def _is_seq(text: str) -> bool:
+    """Whether the number is written as `history_key` writes it."""
+    return re.fullmatch(r"[0-9]{6,9}", text) is not None and f"{int(text):06d}" == text

@@ -1,0 +1,214 @@
+"""The address book of the object store: every key is built here, and parsed in `addresses`; no other module knows one.
+
+    prompts/<task>/<digest>/prompt.safetensors         the tensors of a prompt
+    prompts/<task>/<digest>/manifest.json              written last: the prompt is complete
+    prompts/<task>/<digest>/signature-<key>.json       a signature of the manifest
+    prompts/<task>/<digest>/plots/<name>-<hash>.png    what its card shows
+    prompts/<task>/<digest>/<name>-<hash>.json         neighbours, mistakes, wayward
+    prompts/<task>/<digest>/report-<hash>.html         its page
+    prompts/<task>/<digest>/records/<hash>.json        a dossier: how it was made, measured and judged
+    prompts/<task>/aliases/<alias>.json                what an alias names: the pointer that servers read
+    prompts/<task>/history/<alias>/<seq>.json          a promotion of that alias
+    prompts/<task>/versions/<number>.json              what a number names
+    prompts/<task>/quarantine/<name>-<hash>[.json]     what lay where it did not belong
+    snapshots/<task>/<digest>/<split>.parquet          rows of a split
+    snapshots/<task>/<digest>/manifest.json            written last: the snapshot is complete
+    reports/<task>/<evaluation key>/rows.parquet       results of an evaluation, row by row
+    releases/<name>.json                               a set of versions that was promoted together
+    checkpoints/<digest>.safetensors                   a training in progress
+    servers/<server>.json                              what a server holds
+    probe/<nonce>/<name>                               what the test of conditional puts writes
+
+Names that users choose are checked where they come in (`is_name`), and every store checks each key (`checked_key`).
+"""
+
+import hashlib
+import re
+
+MANIFEST_FILE = "manifest.json"
+TENSOR_FILE = "prompt.safetensors"
+
+PROMPTS, SNAPSHOTS, REPORTS, RELEASES = "prompts", "snapshots", "reports", "releases"
+CHECKPOINTS, SERVERS, PROBES = "checkpoints", "servers", "probe"
+
+ALIASES, HISTORY, VERSIONS, QUARANTINE, DOSSIERS = "aliases", "history", "versions", "quarantine", "records"
+ROWS_FILE = "rows.parquet"
+_SERVER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+
+
+# ---------------------------------------------------------------- prompts
+
+
+def task_prefix(task: str) -> str:
+    """Return the folder of all that belongs to a task's prompts."""
+    return f"{PROMPTS}/{task}"
+
+
+def prompt_prefix(task: str, digest: str) -> str:
+    """Return the folder of the prompt of that digest."""
+    return f"{task_prefix(task)}/{digest}"
+
+
+def manifest_key(task: str, digest: str) -> str:
+    """Return the key of a prompt's manifest."""
+    return f"{prompt_prefix(task, digest)}/{MANIFEST_FILE}"
+
+
+def tensors_key(task: str, digest: str) -> str:
+    """Return the key of a prompt's tensors."""
+    return f"{prompt_prefix(task, digest)}/{TENSOR_FILE}"
+
+
+def signature_file(key_id: str) -> str:
+    """Return the name of the file with the signature that the key of that id made."""
+    return f"signature-{key_id}.json"
+
+
+def signature_key(task: str, digest: str, key_id: str) -> str:
+    """Return the key of the signature that the signing key of that id made for a prompt."""
+    return f"{prompt_prefix(task, digest)}/{signature_file(key_id)}"
+
+
+def plot_key(task: str, digest: str, name: str, body: bytes) -> str:
+    """Return the key of a plot, which names its content."""
+    return f"{prompt_prefix(task, digest)}/plots/{name}-{_hash(body, 12)}.png"
+
+
+def companion_key(task: str, digest: str, name: str, body: bytes) -> str:
+    """Return the key of a record that is stored beside a prompt, such as its neighbours; it names its content."""
+    return f"{prompt_prefix(task, digest)}/{name}-{_hash(body, 12)}.json"
+
+
+def page_key(task: str, digest: str, body: bytes) -> str:
+    """Return the key of a version's page, which names its content."""
+    return f"{prompt_prefix(task, digest)}/report-{_hash(body, 12)}.html"
+
+
+def dossiers_prefix(task: str, digest: str) -> str:
+    """Return the folder of a prompt's dossiers."""
+    return f"{prompt_prefix(task, digest)}/{DOSSIERS}"
+
+
+def dossier_key(task: str, digest: str, body: bytes) -> str:
+    """Return the key of a dossier, which names its content."""
+    return f"{dossiers_prefix(task, digest)}/{_hash(body, 16)}.json"
+
+
+# ---------------------------------------------------------------- aliases and versions
+
+
+def aliases_prefix(task: str) -> str:
+    """Return the folder of a task's pointers."""
+    return f"{task_prefix(task)}/{ALIASES}"
+
+
+def pointer_key(task: str, alias: str) -> str:
+    """Return the key of an alias's pointer."""
+    return f"{aliases_prefix(task)}/{alias}.json"
+
+
+def histories_prefix(task: str) -> str:
+    """Return the folder of the histories of a task's aliases."""
+    return f"{task_prefix(task)}/{HISTORY}"
+
+
+def history_prefix(task: str, alias: str) -> str:
+    """Return the folder of an alias's history."""
+    return f"{histories_prefix(task)}/{alias}"
+
+
+def history_key(task: str, alias: str, seq: int) -> str:
+    """Return the key of promotion `seq` of an alias."""
+    return f"{history_prefix(task, alias)}/{seq:06d}.json"
+
+
+def versions_prefix(task: str) -> str:
+    """Return the folder of the names of a task's versions."""
+    return f"{task_prefix(task)}/{VERSIONS}"
+
+
+def version_key(task: str, number: int) -> str:
+    """Return the key of the name of a version."""
+    return f"{versions_prefix(task)}/{number}.json"
+
+
+def quarantine_key(key: str, body: bytes) -> str:
+    """Return the key where the bytes that lay at another key of a task are kept."""
+    _, task, *names = key.split("/")
+    return _quarantine(task, "-".join(names).removesuffix(".json"), body)
+
+
+def quarantined_pointer_key(task: str, alias: str, body: bytes) -> str:
+    """Return the key where a pointer is kept that no promotion of the ledger stands behind."""
+    return f"{_quarantine(task, alias, body)}.json"
+
+
+def quarantined_version_key(task: str, number: int, body: bytes) -> str:
+    """Return the key where a version's name is kept that does not name the ledger's prompt."""
+    return f"{_quarantine(task, f'version-{number}', body)}.json"
+
+
+# ---------------------------------------------------------------- everything else
+
+
+def snapshots_prefix(task: str) -> str:
+    """Return the folder of a task's snapshots."""
+    return f"{SNAPSHOTS}/{task}"
+
+
+def snapshot_prefix(task: str, digest: str) -> str:
+    """Return the folder of the snapshot of that digest."""
+    return f"{snapshots_prefix(task)}/{digest}"
+
+
+def snapshot_manifest_key(task: str, digest: str) -> str:
+    """Return the key of a snapshot's manifest."""
+    return f"{snapshot_prefix(task, digest)}/{MANIFEST_FILE}"
+
+
+def split_key(task: str, digest: str, split: str) -> str:
+    """Return the key of a split's rows."""
+    return f"{snapshot_prefix(task, digest)}/{split}.parquet"
+
+
+def reports_prefix(task: str) -> str:
+    """Return the folder of the results of a task's evaluations."""
+    return f"{REPORTS}/{task}"
+
+
+def results_key(task: str, evaluation_key: str) -> str:
+    """Return the key of an evaluation's results, row by row."""
+    return f"{reports_prefix(task)}/{evaluation_key}/{ROWS_FILE}"
+
+
+def release_key(name: str) -> str:
+    """Return the key of a release."""
+    return f"{RELEASES}/{name}.json"
+
+
+def checkpoint_key(digest: str) -> str:
+    """Return the key of the checkpoint of a training; `digest` is over all that the training follows from."""
+    return f"{CHECKPOINTS}/{digest}.safetensors"
+
+
+def is_server_name(name: str) -> bool:
+    """Whether a server may report under that name, and so have it become part of a key."""
+    return _SERVER.fullmatch(name) is not None
+
+
+def server_key(server: str) -> str:
+    """Return the key of a server's report."""
+    return f"{SERVERS}/{server}.json"
+
+
+def probe_key(nonce: str, name: str) -> str:
+    """Return the key of an object that the test of conditional puts writes and removes."""
+    return f"{PROBES}/{nonce}/{name}"
+
+
+def _quarantine(task: str, name: str, body: bytes) -> str:
+    return f"{task_prefix(task)}/{QUARANTINE}/{name}-{_hash(body, 16)}"
+
+
+def _hash(body: bytes, digits: int) -> str:
+    return hashlib.sha256(body).hexdigest()[:digits]
