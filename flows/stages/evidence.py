@@ -10,7 +10,7 @@ from ptpipeline.gate.decide import Evidence
 from ptpipeline.records import PRODUCTION, Look, PairedDifference, Report, SliceDifference, TunedPrompt
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Ledger
-from registry.versions.promotion import path
+from registry.versions.history import path_of
 
 if TYPE_CHECKING:
     from ptpipeline.evaluation.compare import Pair, Results
@@ -135,7 +135,7 @@ def find_anchor(ledger: Ledger, task: Task) -> str | None:
     The first version in production counts too, and one that a person promoted by an override; a version that was
     rolled back from does not.
     """
-    for row in reversed(path(ledger.history(task.name, PRODUCTION))):
+    for row in reversed(path_of(ledger.history(task.name, PRODUCTION))):
         verdict = ledger.verdict(row.verdict) if row.verdict else None
         if row.override or verdict is None or verdict.won != "not inferior":
             return row.digest

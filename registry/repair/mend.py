@@ -22,7 +22,7 @@ from registry.repair.doctor import Difference, Kind, Look, is_ahead, look_at
 from registry.repair.reconcile import reconcile
 from registry.versions import projection
 from registry.versions.mlflow_alias import Action
-from registry.versions.projection import attempted, lease_name, write_history
+from registry.versions.projection import attempt, lease_name, write_history
 from registry.versions.provenance import Dossier, write_dossier, write_release
 from registry.versions.publish import Request, register
 
@@ -63,7 +63,7 @@ def _task(registry: Registry, tasks: Mapping[str, Task], task: str, kinds: set[K
     if chosen:
         look = look_at(registry, list_task(registry.store, task))
         for step in chosen:
-            actions += attempted(task, partial(step, look))
+            actions += attempt(task, partial(step, look))
     if kinds.intersection(BY_RECONCILE):
         actions += reconcile(registry, tasks, task)
     return actions
@@ -163,7 +163,7 @@ def _publishes(look: Look) -> list[Action]:
     for digest in sorted(look.books.intents.keys() & newest.keys()):
         dossier = newest[digest]
         request = Request(dossier.publication.tuned, dossier.report, dossier.verdict, commit=dossier.publication.commit)
-        actions += attempted(look.task, partial(_finish, look.registry, request))
+        actions += attempt(look.task, partial(_finish, look.registry, request))
     return actions
 
 
@@ -181,7 +181,7 @@ def _releases(registry: Registry) -> list[Action]:
     return [
         action
         for release in registry.ledger.releases()
-        for action in attempted("releases", partial(_release, registry, release))
+        for action in attempt("releases", partial(_release, registry, release))
     ]
 
 

@@ -25,7 +25,7 @@ from registry.registry import Registry
 from registry.versions import projection
 from registry.versions.mlflow_alias import Action, restore
 from registry.versions.mlflow_edit import judge
-from registry.versions.projection import attempted, patiently, pointer_in, settle, write_history
+from registry.versions.projection import attempt, pointer_in, settle, wait_for_lease, write_history
 from registry.versions.provenance import write_release
 from registry.versions.publish import entry_of, name_version
 
@@ -52,20 +52,20 @@ def reconcile(
     registry, models, failed = _looked_at(registry, task)
     heads, following = registry.ledger.heads(task), applied_projections(registry.ledger)
     for name, versions in _versions(registry, task).items():
-        actions += attempted(name, partial(_restore_names, registry, versions, task is not None))
+        actions += attempt(name, partial(_restore_names, registry, versions, task is not None))
         if registry.mlflow:
-            actions += attempted(
+            actions += attempt(
                 name, partial(_restore_versions, registry, registry.mlflow, versions, models.get(name, Model()))
             )
     for head in heads:
         followed = min(head.seq, following.applied.get(Projection("store", head.task, head.alias), 0))
-        actions += attempted(head.task, partial(_restore_history, registry, head, followed))
+        actions += attempt(head.task, partial(_restore_history, registry, head, followed))
         if not _agrees(registry, head, following, models.get(head.task, Model())):
             actions += _restore_alias(registry, tasks, head, wait)
         elif Alias(head.task, head.alias) in following.sighted:
             forget_sighting(registry.ledger, head)
     if task is None:
-        actions += attempted("releases", partial(_restore_releases, registry))
+        actions += attempt("releases", partial(_restore_releases, registry))
     return actions + failed
 
 
@@ -137,7 +137,7 @@ def _restore_versions(
                 )
     for version in versions:
         if version.digest not in shown and not version.collected:
-            actions += attempted(version.task, partial(_restored_version, registry, mlflow, version))
+            actions += attempt(version.task, partial(_restored_version, registry, mlflow, version))
     return actions
 
 
@@ -159,12 +159,12 @@ def _restored_version(registry: Registry, mlflow: MlflowStore, version: PromptVe
 
 
 def _restore_alias(registry: Registry, tasks: Mapping[str, Task], head: Promotion, wait: float) -> list[Action]:
-    """Project an alias that does not agree everywhere; what MLflow shows elsewhere then is for the door to judge."""
-    actions = attempted(head.task, partial(settle, registry, head, wait))
+    """Project an alias that does not agree everywhere; if MLflow shows another version then, the edit is judged."""
+    actions = attempt(head.task, partial(settle, registry, head, wait))
     if registry.mlflow is None or not all(action.done for action in actions):
         return actions
-    return actions + attempted(
-        head.task, partial(patiently, partial(judge, registry, registry.mlflow, tasks, head), wait)
+    return actions + attempt(
+        head.task, partial(wait_for_lease, partial(judge, registry, registry.mlflow, tasks, head), wait)
     )
 
 

@@ -1,8 +1,8 @@
-"""One alias in MLflow, looked at and written by whoever holds its lease.
+"""One alias in MLflow, read and written by whoever holds its lease.
 
 MLflow keeps no history, actor or condition for an alias. So the ledger notes every write before it is sent (table
-`attempt`), and MLflow gets the promotion's seq beside the alias. A write that comes late, from a process that stood
-still or from a request that was under way when its process was killed, is told from a person's edit by its note.
+`attempt`), and MLflow gets the promotion's seq beside the alias. A write may arrive late: its process was suspended, or
+was killed while the request was under way. The note distinguishes such a write from a person's edit.
 """
 
 import logging
@@ -29,11 +29,11 @@ class Action(Record):
 
 @dataclass(frozen=True)
 class Seen:
-    """What an alias names in MLflow: a number and the digest there, None where there is no alias, empty where the
-    version is not ours.
+    """What an alias names in MLflow: the number of a model version, and its digest.
 
-    `follows`: the last write that both the ledger and MLflow know of was for the head. Only then can a difference be an
-    edit; else MLflow lags behind, or was restored from a backup.
+    Both are None if there is no such alias; the digest is empty if the model version is not ours. `follows`: the last
+    write that both the ledger and MLflow know of was for the head. Only then can a difference be an edit; else MLflow
+    lags behind, or was restored from a backup.
     """
 
     number: str | None
@@ -51,7 +51,7 @@ class HeldAlias:
     lease: Lease
 
     def look(self) -> Seen:
-        """What the alias names now."""
+        """Read what the alias names now."""
         head, model = self.head, self.mlflow.model(self.head.task)
         number, applied = model.aliases.get(head.alias), self.registry.ledger.applied("mlflow", head.task, head.alias)
         digest = None if number is None else self.mlflow.digest(head.task, number)
@@ -64,7 +64,7 @@ class HeldAlias:
         return is_attempted(self.registry.ledger, self.head, digest)
 
     def follow(self) -> list[Action]:
-        """Let the alias show the head, unless what it shows may be a person's edit, which the door judges."""
+        """Let the alias show the head, unless what it shows may be a person's edit, which `mlflow_edit` judges."""
         head, seen = self.head, self.look()
         late = bool(seen.follows and seen.digest) and self.is_late_write(str(seen.digest))
         if seen.follows and (seen.digest == head.digest or (seen.digest is not None and not late)):
@@ -72,20 +72,15 @@ class HeldAlias:
         actions = self.write(str(seen.digest) if late else None)
         if seen.digest == head.digest:
             return actions
-        was = (
-            "a late write of ours had moved it"
-            if late
-            else "it was missing"
-            if seen.number is None
-            else "it lagged behind"
-        )
-        return [*actions, Action(task=head.task, what=f"MLflow alias {head.alias} -> version {head.version}: {was}")]
+        why = "it was missing" if seen.number is None else "it lagged behind"
+        why = "a late write of ours had moved it" if late else why
+        return [*actions, Action(task=head.task, what=f"MLflow alias {head.alias} -> version {head.version}: {why}")]
 
     def write(self, late: str | None = None) -> list[Action]:
-        """Set the alias to the head's version, registered anew where MLflow lost it; `late` is the digest of a late
-        write that this undoes.
+        """Set the alias to the head's version, which is registered again if MLflow lost it; `late` is the digest of a
+        late write that this undoes.
 
-        Raises LeaseHeld where another process took over meanwhile: then the note of this write stays.
+        Raises LeaseHeld if another process took over meanwhile: then the note of this write stays.
         """
         head, actions = self.head, []
         number = self.mlflow.find(head.task, head.digest)

@@ -1,12 +1,12 @@
-"""The MLflow UI as a front door: an alias that a person set there becomes a promotion, or is put back with the reason.
+"""Changing aliases in MLflow: an alias that a person set there becomes a promotion, or is put back with the reason.
 
-Only what stays the same over two looks, further apart than a lease and a request's time-out, is taken for a person's
-edit.
+A difference counts as a person's edit only if it is seen twice, further apart than a lease and a request's time-out.
 """
 
 import logging
 from collections.abc import Mapping
 from functools import partial
+from typing import NamedTuple
 
 from ptpipeline.errors import NotFound, PromotionConflict, PromotionRefused
 from ptpipeline.records import Promotion, PromptVersion, now
@@ -19,19 +19,27 @@ from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.versions import projection
 from registry.versions.mlflow_alias import Action, HeldAlias, Seen
-from registry.versions.projection import attempted, lease_name, settle
-from registry.versions.promotion import Cause, checked_move
+from registry.versions.projection import attempt, lease_name, settle
+from registry.versions.promotion import Cause, Transition, check_transition
 
 CAUSE = Cause("mlflow-ui", "alias set in the MLflow UI")
 
 log = logging.getLogger(__name__)
 
 
-def judge(registry: Registry, mlflow: MlflowStore, tasks: Mapping[str, Task], head: Promotion) -> list[Action]:
-    """What comes of an alias that MLflow shows elsewhere than the head; nothing where the projection answers for it.
+class Edit(NamedTuple):
+    """What a person set in MLflow: the version, and the promotion that was the alias's head then."""
 
-    `tasks` are the declared ones by name: an edit of another cannot be judged, so it is put back. Raises LeaseHeld
-    where another process writes the alias, ServiceUnavailable where MLflow, the store or the ledger does not answer.
+    head: Promotion
+    wanted: PromptVersion
+
+
+def judge(registry: Registry, mlflow: MlflowStore, tasks: Mapping[str, Task], head: Promotion) -> list[Action]:
+    """Judge an alias that MLflow shows at another version than the head's; returns what was done, nothing if the
+    difference is the projection's to mend.
+
+    `tasks` are the declared ones by name: the edit of another cannot be judged, so it is put back. Raises LeaseHeld if
+    another process writes the alias, ServiceUnavailable if MLflow, the store or the ledger does not answer.
     """
     with leased(registry.ledger.database, lease_name(head.task, head.alias), projection.LEASE_SECONDS) as lease:
         current = registry.ledger.head(head.task, head.alias)
@@ -43,27 +51,21 @@ def judge(registry: Registry, mlflow: MlflowStore, tasks: Mapping[str, Task], he
             return []
         wanted = _version(registry, head.task, seen)
         if wanted is None:
-            return _put_back(
-                held,
-                seen,
-                "it is no version of the ledger: only what `ptp run` or `ptp import` published has been tested",
-            )
+            why = "the ledger has no such version: only what `ptp run` or `ptp import` published has been tested"
+            return _put_back(held, seen, why)
         left = seconds_apart() - sight(registry.ledger, current, wanted.digest)
         if left > 0:
-            return [
-                Action(
-                    task=head.task,
-                    what=f"MLflow alias {head.alias} was set to version {wanted.number}; judged by a reconcile "
-                    f"{left:.0f} s from now or later",
-                    done=False,
-                )
-            ]
-    return _promoted(registry, mlflow, tasks.get(head.task), (wanted, current))
+            what = (
+                f"MLflow alias {head.alias} was set to version {wanted.number}; a reconcile judges it, {left:.0f} s "
+                "from now at the earliest"
+            )
+            return [Action(task=head.task, what=what, done=False)]
+    return _promote(registry, mlflow, tasks.get(head.task), Edit(current, wanted))
 
 
 def seconds_apart() -> float:
-    """How far apart two looks have to be: by then whoever held the lease has lost it, and its last request has
-    ended.
+    """Return how many seconds two looks have to be apart: by then, whoever held the lease has lost it, and its last
+    request has ended.
     """
     return projection.LEASE_SECONDS + mlflow_store.REQUEST_SECONDS
 
@@ -84,31 +86,28 @@ def _version(registry: Registry, task: str, seen: Seen) -> PromptVersion | None:
         return None
 
 
-def _promoted(
-    registry: Registry, mlflow: MlflowStore, task: Task | None, step: tuple[PromptVersion, Promotion]
-) -> list[Action]:
-    """The edit as a promotion from the very head that it was seen over, by today's rules; else put back."""
-    wanted, head = step
+def _promote(registry: Registry, mlflow: MlflowStore, task: Task | None, edit: Edit) -> list[Action]:
+    """Promote what the edit names, from the very head that it was seen over and by today's rules; else put it back."""
+    head, wanted = edit
     try:
         if task is None:
-            raise PromotionRefused(
-                f"{head.task}: no sound task file declares this task, so nothing can be judged for it"
-            )
-        promotion = registry.ledger.append(checked_move(registry, task, step, CAUSE, head.alias))
+            raise PromotionRefused(f"{head.task}: no valid task file declares this task, so the gate cannot judge it")
+        move = check_transition(registry, task, Transition(head, wanted), CAUSE, head.alias)
+        promotion = registry.ledger.append(move)
     except PromotionConflict:
         return settle(registry, head, projection.LEASE_SECONDS)
     except PromotionRefused as refusal:
-        return _refused(registry, mlflow, step, str(refusal))
+        return _refuse(registry, mlflow, edit, str(refusal))
     reached("promotion committed")
     done = Action(
         task=head.task,
         what=f"MLflow alias {head.alias}: a person set it to version {wanted.number}, promoted as seq {promotion.seq}",
     )
-    return [done, *attempted(head.task, partial(settle, registry, promotion, projection.LEASE_SECONDS))]
+    return [done, *attempt(head.task, partial(settle, registry, promotion, projection.LEASE_SECONDS))]
 
 
-def _refused(registry: Registry, mlflow: MlflowStore, step: tuple[PromptVersion, Promotion], why: str) -> list[Action]:
-    wanted, head = step
+def _refuse(registry: Registry, mlflow: MlflowStore, edit: Edit, why: str) -> list[Action]:
+    head, wanted = edit
     with leased(registry.ledger.database, lease_name(head.task, head.alias), projection.LEASE_SECONDS) as lease:
         held = HeldAlias(registry, mlflow, head, lease)
         seen = held.look()
@@ -117,7 +116,7 @@ def _refused(registry: Registry, mlflow: MlflowStore, step: tuple[PromptVersion,
             or seen.digest != wanted.digest
             or not _may_be_an_edit(held, seen)
         ):
-            return []  # judged over what is no longer so: the next reconcile looks again
+            return []  # something changed since it was judged: the next reconcile looks again
         return _put_back(held, seen, why)
 
 

@@ -1,4 +1,4 @@
-"""Projections: bringing the object store's pointer and MLflow's alias to the ledger's head, as often as needed."""
+"""Projections: let the object store's pointer and MLflow's alias show the ledger's head; may be repeated."""
 
 import logging
 import uuid
@@ -24,11 +24,10 @@ log = logging.getLogger(__name__)
 
 
 def project(registry: Registry, task: str, alias: str) -> list[Action]:
-    """Let pointer and MLflow alias show the head of the alias; returns what had to be changed, nothing where all
-    agrees.
+    """Let pointer and MLflow alias show the head of the alias; returns what had to be changed, nothing if all agree.
 
-    What may be a person's edit of the MLflow alias stays: the door judges it. Raises LeaseHeld where another process
-    projects the same alias, ServiceUnavailable where the store or MLflow does not answer.
+    What may be a person's edit of the MLflow alias stays: `mlflow_edit` judges it. Raises LeaseHeld if another process
+    projects the same alias, ServiceUnavailable if the store or MLflow does not answer.
     """
     with leased(registry.ledger.database, lease_name(task, alias), LEASE_SECONDS) as lease:
         head = registry.ledger.head(task, alias)
@@ -46,25 +45,25 @@ def project(registry: Registry, task: str, alias: str) -> list[Action]:
 
 
 def lease_name(task: str, alias: str) -> str:
-    """The lease of whoever writes that alias's pointer and MLflow alias."""
+    """Return the name of the lease that whoever writes this alias's pointer and MLflow alias has to hold."""
     return f"project {task}@{alias}"
 
 
 def settle(registry: Registry, head: Promotion, wait: float) -> list[Action]:
-    """`project` the head's alias, waiting up to `wait` seconds for another process that is at it."""
-    return patiently(lambda: project(registry, head.task, head.alias), wait)
+    """`project` the head's alias; wait up to `wait` seconds for another process that projects it."""
+    return wait_for_lease(lambda: project(registry, head.task, head.alias), wait)
 
 
-def patiently(step: Callable[[], list[Action]], wait: float) -> list[Action]:
-    """What the step did, repeated for up to `wait` seconds while another process holds its lease."""
+def wait_for_lease(step: Callable[[], list[Action]], wait: float) -> list[Action]:
+    """Return what the step did; repeat it for up to `wait` seconds while another process holds its lease."""
     for attempt in stamina.retry_context(on=LeaseHeld, attempts=None, timeout=wait, wait_initial=0.05, wait_max=1.0):
         with attempt:
             return step()
     return []
 
 
-def attempted(task: str, step: Callable[[], list[Action]]) -> list[Action]:
-    """What the step did, or the Action that it could not: one task's failure never stops another's."""
+def attempt(task: str, step: Callable[[], list[Action]]) -> list[Action]:
+    """Return what the step did, or an Action that says why it failed: one task's failure never stops another's."""
     try:
         return step()
     except PtpError as error:
@@ -76,7 +75,7 @@ def attempted(task: str, step: Callable[[], list[Action]]) -> list[Action]:
 
 
 def _project_history(registry: Registry, head: Promotion) -> None:
-    """Every promotion of the alias that the store does not hold yet, as an object of its own."""
+    """Store every promotion of the alias that the store does not hold yet, as an object of its own."""
     applied = registry.ledger.applied("store", head.task, head.alias)
     done = applied.seq if applied else 0
     if done >= head.seq:
@@ -87,15 +86,15 @@ def _project_history(registry: Registry, head: Promotion) -> None:
 
 
 def write_history(registry: Registry, rows: Sequence[Promotion]) -> None:
-    """Those promotions as objects; Terminal where the store holds others under their numbers."""
+    """Store those promotions; Terminal if the store holds others under their numbers."""
     for row in rows:
         body = row.model_dump_json(indent=1).encode()
         try:
             registry.store.create(history_key(row.task, row.alias, row.seq), body)
         except PreconditionFailed:
             raise Terminal(
-                f"{row.task}@{row.alias}: the store holds another promotion {row.seq} than the ledger, which "
-                f"was restored from an older backup or is not this store's; `ptp doctor {row.task}` compares them"
+                f"{row.task}@{row.alias}: promotion {row.seq} in the store differs from the ledger's; the ledger was "
+                f"restored from an older backup, or belongs to another store; `ptp doctor {row.task}` compares them"
             ) from None
 
 
@@ -107,30 +106,28 @@ def _project_pointer(registry: Registry, head: Promotion) -> list[Action]:
             log.info("the pointer of %s@%s changed while it was replaced: reading it again", head.task, head.alias)
     raise LeaseHeld(
         f"{head.task}@{head.alias}: another process keeps writing {pointer_key(head.task, head.alias)}; find "
-        "it, then `ptp reconcile`"
+        "it and stop it, then `ptp reconcile`"
     )
 
 
 def _write_pointer(registry: Registry, head: Promotion) -> list[Action]:
-    key, body = (
-        pointer_key(head.task, head.alias),
-        Pointer(promotion=head, nonce=uuid.uuid4().hex).model_dump_json(indent=1).encode(),
-    )
+    key = pointer_key(head.task, head.alias)
+    body = Pointer(promotion=head, nonce=uuid.uuid4().hex).model_dump_json(indent=1).encode()
     wrote = [Action(task=head.task, what=f"pointer {head.alias} -> version {head.version} (seq {head.seq})")]
     try:
         stored = registry.store.read(key)
     except NotFound:
         registry.store.create(key, body)
         return wrote
-    found = pointer_in(stored.body)
-    known = found is not None and is_ledger_row(registry, found, head)
-    if found and known and found.seq >= head.seq:
+    pointed = pointer_in(stored.body)
+    known = pointed is not None and is_ledger_row(registry, pointed, head)
+    if pointed and known and pointed.seq >= head.seq:
         return []
-    if found and found.seq > head.seq and registry.store.exists(history_key(head.task, head.alias, found.seq)):
+    if pointed and pointed.seq > head.seq and registry.store.exists(history_key(head.task, head.alias, pointed.seq)):
         raise Terminal(
-            f"{head.task}@{head.alias}: the store knows promotion {found.seq} (version {found.version}, "
-            f"{found.at}), the ledger only {head.seq}; "
-            "was it restored from an older backup? `ptp doctor --rebuild-ledger` brings it up"
+            f"{head.task}@{head.alias}: the store knows promotion {pointed.seq} (version {pointed.version}, "
+            f"{pointed.at}), the ledger only {head.seq}; "
+            "was it restored from an older backup? `ptp doctor --rebuild-ledger` adds what it lost"
         )
     quarantined = [] if known else [_quarantine(registry, head, stored)]
     registry.store.replace(key, body, stored.etag)
@@ -138,20 +135,20 @@ def _write_pointer(registry: Registry, head: Promotion) -> list[Action]:
 
 
 def pointer_in(body: bytes) -> Promotion | None:
-    """The promotion that a pointer's bytes carry; None where they are no pointer."""
+    """Return the promotion that a pointer's bytes hold; None if they are not a pointer."""
     try:
         return Pointer.model_validate_json(body).promotion
     except ValidationError:
         return None
 
 
-def is_ledger_row(registry: Registry, found: Promotion, head: Promotion) -> bool:
+def is_ledger_row(registry: Registry, promotion: Promotion, head: Promotion) -> bool:
     """Whether the ledger holds exactly that promotion of the head's alias."""
-    return found == registry.ledger.promotion(head.task, head.alias, found.seq)
+    return promotion == registry.ledger.promotion(head.task, head.alias, promotion.seq)
 
 
 def _quarantine(registry: Registry, head: Promotion, stored: Stored) -> Action:
     key = quarantined_pointer_key(head.task, head.alias, stored.body)
     registry.store.create(key, stored.body)
-    log.warning("the pointer of %s@%s is no row of the ledger; kept as %s and replaced", head.task, head.alias, key)
-    return Action(task=head.task, what=f"pointer {head.alias} was no row of the ledger: kept as {key}")
+    log.warning("the pointer of %s@%s is not a row of the ledger; kept as %s and replaced", head.task, head.alias, key)
+    return Action(task=head.task, what=f"pointer {head.alias} was not a row of the ledger: kept as {key}")

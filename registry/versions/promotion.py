@@ -4,6 +4,7 @@ import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from ptpipeline.errors import ArtifactError, NotFound, PromotionRefused, PtpError
 from ptpipeline.prompts.artifact import read_artifact
@@ -14,6 +15,7 @@ from registry.failpoints import reached
 from registry.ledger.ledger import Move, Release, held_otherwise
 from registry.ledger.tombstone import collected_sentence
 from registry.registry import Registry
+from registry.versions.history import rollback_target, row_of, version_before
 from registry.versions.projection import pointer_in, settle
 from registry.versions.provenance import write_release
 
@@ -26,9 +28,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Cause:
-    """Who moves an alias, and why; both stand in the history for ever.
+    """Who moves an alias, and why; the history keeps both permanently.
 
-    `override` says that this person answers for a version that the gate refuses, or has not judged.
+    `override` says that this person takes responsibility for a version that the gate refuses, or has not judged.
     """
 
     actor: str
@@ -36,74 +38,86 @@ class Cause:
     override: bool = False
 
 
+class Transition(NamedTuple):
+    """An alias's step from the promotion that is its head, None if it names nothing yet, to a version."""
+
+    head: Promotion | None
+    version: PromptVersion
+
+    @property
+    def changes(self) -> bool:
+        """Whether the alias names another version afterwards."""
+        return self.head is None or self.head.version != self.version.number
+
+
 def promote(registry: Registry, task: Task, version: int, cause: Cause, alias: str = PRODUCTION) -> Promotion:
     """Let `alias` name the version; promoting what it names already returns the head.
 
-    Raises PromotionRefused where the alias is gated and the version has no passed verdict over today's policy and
-    champion (unless the cause overrides the gate), or where it is of another base model or its bytes are missing or
-    altered; PromotionConflict where somebody moved the alias meanwhile; NotFound.
-    A store or MLflow that lags behind is logged: the promotion stands, `ptp reconcile` brings them up.
+    Raises PromotionRefused if the alias is gated and the version has no passed verdict over today's policy and
+    champion (unless the cause overrides the gate), if it is of another base model, or if its bytes are missing or
+    altered; PromotionConflict if somebody moved the alias meanwhile; NotFound.
+    A store or MLflow that lags behind is logged: the promotion stands, and `ptp reconcile` updates them.
     """
     wanted = registry.ledger.version(task.name, version)
-    head = registry.ledger.head(task.name, checked_alias(alias))
-    if head is None or head.version != version:
-        head = registry.ledger.append(checked_move(registry, task, (wanted, head), cause, alias))
+    transition = Transition(registry.ledger.head(task.name, check_alias(alias)), wanted)
+    head = transition.head
+    if head is None or transition.changes:
+        head = registry.ledger.append(check_transition(registry, task, transition, cause, alias))
         reached("promotion committed")
     _follow(registry, head)
     return head
 
 
-def checked_move(
-    registry: Registry, task: Task, step: tuple[PromptVersion, Promotion | None], cause: Cause, alias: str
-) -> Move:
-    """The move from the alias's head to the version, where it is allowed; raises as `promote` does."""
-    wanted, head = step
+def check_transition(registry: Registry, task: Task, transition: Transition, cause: Cause, alias: str) -> Move:
+    """Return the move that the transition is, if it is allowed; raises as `promote` does."""
+    head, wanted = transition
     check_cause(cause)
     _check_ledger(registry, wanted.task, alias, head)
-    _check_base(task, _verified(registry, wanted))
+    _check_base(task, _verify_bytes(registry, wanted))
     verdict, override = registry.ledger.latest_verdict(task.name, wanted.digest), False
     if alias in GATED:
         try:
-            verdict = _gated(registry, task, wanted, head)
+            verdict = _require_passed(registry, task, transition)
         except PromotionRefused as refusal:
             if not cause.override:
                 raise
             log.warning("%s: the gate is overridden by %s (%s)", refusal, cause.actor, cause.reason)
             override = True
     reached("promotion checked")
-    return _move(wanted, head, alias, cause, verdict).model_copy(update={"override": override})
+    return _move(transition, alias, cause, verdict).model_copy(update={"override": override})
 
 
 def point(registry: Registry, version: PromptVersion, cause: Cause, alias: str) -> Promotion:
-    """Let an alias that no gate guards name the version: for what has no task, such as a shared prompt.
+    """Let an alias without a gate name the version; for what has no task, such as a shared prompt.
 
     Raises PromotionRefused for a gated alias, or bytes that are missing or altered; PromotionConflict.
     """
     check_cause(cause)
-    if checked_alias(alias) in GATED:
+    if check_alias(alias) in GATED:
         raise PromotionRefused(
             f"{version.task}@{alias}: this alias is gated, and {version.task} has no gate; take another alias"
         )
-    head = registry.ledger.head(version.task, alias)
-    if head is None or head.version != version.number:
+    transition = Transition(registry.ledger.head(version.task, alias), version)
+    head = transition.head
+    if head is None or transition.changes:
         _check_ledger(registry, version.task, alias, head)
-        _verified(registry, version)
-        head = registry.ledger.append(_move(version, head, alias, cause, None))
+        _verify_bytes(registry, version)
+        head = registry.ledger.append(_move(transition, alias, cause, None))
     _follow(registry, head)
     return head
 
 
 def rollback(registry: Registry, task: str, cause: Cause, to: int | None = None, alias: str = PRODUCTION) -> Promotion:
-    """Let `alias` name again the version before the one that it names, or version `to`, which it named once.
+    """Move `alias` back to the version before the one that it names, or to version `to`, which it named once.
 
-    Repeated, it goes further back, never forth. Raises PromotionRefused where there is nothing to go back to, `to`
-    never was what the alias named, or its bytes are missing or altered; PromotionConflict; NotFound where there is no
-    such alias.
+    Each call goes one step back; repeating it never goes forward again. Raises PromotionRefused if there is nothing to
+    go back to, if the alias never named `to`, or if its bytes are missing or altered; PromotionConflict; NotFound if
+    there is no such alias.
     """
-    history = registry.ledger.history(task, checked_alias(alias))
+    history = registry.ledger.history(task, check_alias(alias))
     if not history:
         raise NotFound(f"{task}@{alias}: this alias was never promoted; there is nothing to roll back")
-    head, number = history[-1], _target(history, to)
+    head, number = history[-1], rollback_target(history, to)
     if number != head.version:
         head = registry.ledger.append(_return(registry, history, number, cause))
         reached("promotion committed")
@@ -112,48 +126,50 @@ def rollback(registry: Registry, task: str, cause: Cause, to: int | None = None,
 
 
 def promote_release(registry: Registry, tasks: Mapping[str, Task], release: Release, cause: Cause) -> list[Promotion]:
-    """Let production of every task of the release name its version there: all of them in one transaction, or none.
+    """Promote every version of the release to production: all of them in one transaction, or none.
 
-    What names it already is left alone. Raises as `promote` does for the first version that is refused or lost.
+    A version that production names already is left alone. Raises as `promote` does for the first version that is
+    refused or lost.
     """
     check_cause(cause)
     check_release(registry, release)
     ledger = registry.ledger
-    steps = {
-        task: (ledger.version(task, number), ledger.head(task, PRODUCTION))
+    transitions = {
+        task: Transition(ledger.head(task, PRODUCTION), ledger.version(task, number))
         for task, number in sorted(release.versions.items())
     }
-    changing = {task: step for task, step in steps.items() if step[1] is None or step[1].version != step[0].number}
-    moves = [checked_move(registry, tasks[task], step, cause, PRODUCTION) for task, step in changing.items()]
-    return _released(registry, release, moves)
+    moves = [
+        check_transition(registry, tasks[task], transition, cause, PRODUCTION)
+        for task, transition in transitions.items()
+        if transition.changes
+    ]
+    return _append_release(registry, release, moves)
 
 
 def rollback_release(registry: Registry, name: str, cause: Cause) -> list[Promotion]:
-    """Let production of every task of the release name again what it named before the release: all of them, or none.
+    """Move production of every task of the release back to what it named before the release: all of them, or none.
 
-    Tasks that moved on since are left alone. Raises NotFound where there is no such release, PromotionRefused where no
-    task stands there any more, or one had no version before.
+    Tasks whose production moved since are left alone. Raises NotFound if there is no such release, PromotionRefused if
+    no task's production comes from it any more, or if one named no version before.
     """
     check_cause(cause)
     release = registry.ledger.release(name)
     if release is None:
-        raise NotFound(f"no release {name!r}; `ptp release list` shows what there is")
+        raise NotFound(f"no release {name!r}; `ptp release list` shows all releases")
     moves = []
     for task in sorted(release.versions):
         history = registry.ledger.history(task, PRODUCTION)
-        if history and (history[-1].release, history[-1].version) == (
-            name,
-            release.versions[task],
-        ):  # not its own rollback
-            moves.append(_return(registry, history, _before(history, name), cause))
+        # a rollback of the release bears its name too, but another version
+        if history and (history[-1].release, history[-1].version) == (name, release.versions[task]):
+            moves.append(_return(registry, history, version_before(history, name), cause))
     if not moves:
         raise PromotionRefused(
             f"release {name!r}: no task's production comes from it any more; nothing was rolled back"
         )
-    return _released(registry, release, moves)
+    return _append_release(registry, release, moves)
 
 
-def _released(registry: Registry, release: Release, moves: list[Move]) -> list[Promotion]:
+def _append_release(registry: Registry, release: Release, moves: list[Move]) -> list[Promotion]:
     named = [move.model_copy(update={"release": release.name}) for move in moves]
     promotions = registry.ledger.append_release(release, named)
     reached("release committed")
@@ -166,30 +182,20 @@ def _released(registry: Registry, release: Release, moves: list[Move]) -> list[P
     return promotions
 
 
-def _before(history: list[Promotion], release: str) -> int:
-    """The version that the alias named before the newest promotion of that release, rollbacks of it left out."""
-    head = history[-1]
-    if head.previous is None:
-        raise PromotionRefused(
-            f"{head.task}@{head.alias}: it named nothing before release {release!r}; `ptp rollback {head.task} "
-            "--to N` chooses a version"
-        )
-    return head.previous
-
-
 def _return(registry: Registry, history: list[Promotion], number: int, cause: Cause) -> Move:
-    """The move of an alias back to a version that it named once, on the verdict that it had then."""
+    """Return the move of an alias back to a version that it named once, on the verdict that it had then."""
     head, wanted = history[-1], registry.ledger.version(history[-1].task, number)
     check_cause(cause)
     _check_ledger(registry, head.task, head.alias, head)
-    _verified(registry, wanted)
-    then = next(row for row in reversed(history) if row.version == wanted.number)
-    verdict = registry.ledger.verdict(then.verdict) if then.verdict else None
-    return _move(wanted, head, head.alias, cause, verdict).model_copy(update={"override": then.override})
+    _verify_bytes(registry, wanted)
+    earlier = row_of(history, number)
+    verdict = registry.ledger.verdict(earlier.verdict) if earlier.verdict else None
+    move = _move(Transition(head, wanted), head.alias, cause, verdict)
+    return move.model_copy(update={"override": earlier.override})
 
 
-def checked_alias(alias: str) -> str:
-    """`alias` itself where it may be one; PromotionRefused where it is malformed, or means something else already."""
+def check_alias(alias: str) -> str:
+    """Return `alias` itself; PromotionRefused if it is malformed, or means something else already."""
     if not is_name(alias) or RESERVED.fullmatch(alias):
         raise PromotionRefused(
             f"alias {alias!r}: expected lower-case letters, digits and dashes, and neither `latest` nor a "
@@ -198,36 +204,8 @@ def checked_alias(alias: str) -> str:
     return alias
 
 
-def _target(history: list[Promotion], to: int | None) -> int:
-    """The version to go back to: the one before on the alias's path."""
-    head = history[-1]
-    if to is not None:
-        if to not in {row.version for row in history}:
-            once = ", ".join(map(str, dict.fromkeys(row.version for row in history)))
-            raise PromotionRefused(
-                f"{head.task}@{head.alias}: version {to} was never promoted to it, only {once}; `ptp promote` "
-                "gates a new one"
-            )
-        return to
-    taken = path(history)
-    if len(taken) < 2:
-        raise PromotionRefused(
-            f"{head.task}@{head.alias}: nothing was promoted before version {head.version} first was (a return "
-            "to a version drops what followed it); name a version with --to"
-        )
-    return taken[-2].version
-
-
-def path(history: list[Promotion]) -> list[Promotion]:
-    """The way of an alias to where it is, one row per version: a return to a version drops what followed it."""
-    found: list[Promotion] = []
-    for row in history:
-        before = next((place for place, other in enumerate(found) if other.version == row.version), len(found))
-        found = [*found[:before], row]
-    return found
-
-
-def _verified(registry: Registry, version: PromptVersion) -> PromptManifest:
+def _verify_bytes(registry: Registry, version: PromptVersion) -> PromptManifest:
+    """Return the manifest of the version, all of whose bytes are intact; else PromotionRefused."""
     if version.collected:
         raise PromotionRefused(collected_sentence(version.task, version.digest))
     try:
@@ -239,33 +217,33 @@ def _verified(registry: Registry, version: PromptVersion) -> PromptManifest:
 
 
 def _check_ledger(registry: Registry, task: str, alias: str, head: Promotion | None) -> None:
-    """A ledger that was restored from an older backup would number promotions a second time: the store knows more than
-    it.
+    """Raise PromotionRefused if the store knows a promotion that the ledger does not: a ledger that was restored from
+    an older backup would give its number to another promotion.
 
-    The history is written before the pointer, so a process killed between leaves the one without the other.
+    The history is written before the pointer, so a process that was killed in between leaves the one without the other.
     """
     seq = head.seq if head else 0
     try:
-        found = pointer_in(registry.store.read(pointer_key(task, alias)).body)
+        pointed = pointer_in(registry.store.read(pointer_key(task, alias)).body)
     except NotFound:
-        found = None
-    known = (
-        found.seq
-        if found and found.seq > seq
-        else seq + 1
-        if registry.store.exists(history_key(task, alias, seq + 1))
-        else seq
-    )
+        pointed = None
+    known = seq
+    if pointed and pointed.seq > seq:
+        known = pointed.seq
+    elif registry.store.exists(history_key(task, alias, seq + 1)):
+        known = seq + 1
     if known > seq and registry.ledger.promotion(task, alias, known) is None:
         raise PromotionRefused(
             f"{task}@{alias}: the store knows promotion {known} of it, the ledger only {seq or 'none'}; was it "
-            "restored from an older backup? `ptp doctor --rebuild-ledger` brings it up"
+            "restored from an older backup? `ptp doctor --rebuild-ledger` adds what it lost"
         )
 
 
 def check_release(registry: Registry, release: Release) -> None:
-    """Before anything is judged for it: PromotionRefused for a malformed name, or where an older copy of the ledger
-    would give a name out again; PromotionConflict where the name stands for another set.
+    """Check a release before anything is judged for it.
+
+    Raises PromotionRefused if its name is malformed, or if the ledger lost a release of that name; PromotionConflict if
+    the name stands for another set.
     """
     if not is_name(release.name):
         raise PromotionRefused(f"release {release.name!r}: expected lower-case letters, digits and dashes")
@@ -273,7 +251,7 @@ def check_release(registry: Registry, release: Release) -> None:
     if known is None and registry.store.exists(release_key(release.name)):
         raise PromotionRefused(
             f"release {release.name!r}: the store holds it, the ledger does not; was it restored from an older "
-            "backup? `ptp doctor --rebuild-ledger` brings it up"
+            "backup? `ptp doctor --rebuild-ledger` adds what it lost"
         )
     if known is not None and known.versions != release.versions:
         raise held_otherwise(known)
@@ -287,64 +265,65 @@ def _check_base(task: Task, manifest: PromptManifest) -> None:
         )
 
 
-def _gated(registry: Registry, task: Task, version: PromptVersion, head: Promotion | None) -> Verdict:
-    """The newest verdict over today's policy and champion, which has to have passed."""
+def _require_passed(registry: Registry, task: Task, transition: Transition) -> Verdict:
+    """Return the newest verdict over today's policy and champion; PromotionRefused unless it passed."""
+    head, version = transition
     champion, where = head.digest if head else None, f"{task.name} version {version.number}"
     verdicts = registry.ledger.verdicts(task.name, version.digest)
     current = [
         verdict for verdict in verdicts if verdict.policy == task.policy_digest() and verdict.champion == champion
     ]
     if not verdicts:
-        raise PromotionRefused(f"{where}: the gate has not judged it; gate first: `ptp run {task.name}`")
+        raise PromotionRefused(f"{where}: the gate has not judged it; judge it first: `ptp run {task.name}`")
     if not current:
         changed = "the task's gate policy" if verdicts[0].policy != task.policy_digest() else "the champion"
         raise PromotionRefused(
-            f"{where}: {changed} changed since it was judged; gate again first: `ptp run {task.name}`"
+            f"{where}: {changed} changed since it was judged; judge it again first: `ptp run {task.name}`"
         )
     if not current[0].passed:
         reasons = "; ".join(
             f"{check.name}: {check.observed}, required {check.required}" for check in current[0].failures()
         )
         raise PromotionRefused(
-            f"{where}: it failed the gate ({reasons}); mend data or recipe and `ptp run {task.name}`, or "
-            "answer for it yourself with --override"
+            f"{where}: it failed the gate ({reasons}); correct data or recipe and `ptp run {task.name}`, or "
+            "promote anyway with --override (recorded permanently)"
         )
     return current[0]
 
 
-def _move(version: PromptVersion, head: Promotion | None, alias: str, cause: Cause, verdict: Verdict | None) -> Move:
-    cited, expected = verdict.verdict_digest() if verdict else None, head.seq if head else 0
+def _move(transition: Transition, alias: str, cause: Cause, verdict: Verdict | None) -> Move:
+    head, version = transition
     return Move(
         task=version.task,
         alias=alias,
         version=version.number,
         actor=cause.actor,
         reason=cause.reason,
-        expected=expected,
-        verdict=cited,
+        expected=head.seq if head else 0,
+        verdict=verdict.verdict_digest() if verdict else None,
     )
 
 
 def check_cause(cause: Cause) -> None:
-    """PromotionRefused where nobody, or no reason, is named, or they hold what no history can keep."""
+    """Raise PromotionRefused if the actor or the reason is empty, or holds what the history cannot keep."""
     if not (cause.actor.strip() and cause.reason.strip()):
         raise PromotionRefused(
-            "a promotion needs an actor and a reason, which stand in the history for ever; one of them is empty"
+            "a promotion needs an actor and a reason, which the history keeps permanently; one of them is empty"
         )
     if re.search("[\0\ud800-\udfff]", cause.actor + cause.reason):
         raise PromotionRefused(
-            "the actor or the reason holds a zero or bytes that are no UTF-8, which the history cannot keep; "
-            "write it in plain text"
+            "the actor or the reason holds a zero character or bytes that are not UTF-8, which the history cannot "
+            "keep; write it in plain text"
         )
 
 
 def _follow(registry: Registry, head: Promotion) -> None:
-    """Project; the promotion is committed already, so a projection that fails is only late."""
+    """Project the head; the promotion is committed already, so a failed projection only delays what others see."""
     try:
         settle(registry, head, PROJECTION_WAIT_SECONDS)
     except PtpError as error:
         log.warning(
-            "%s@%s is version %d; not everything shows it yet (%s); `ptp reconcile` mends it",
+            "%s@%s is version %d, but the store or MLflow does not show it yet (%s); run `ptp reconcile`",
             head.task,
             head.alias,
             head.version,

@@ -1,4 +1,4 @@
-"""The MLflow UI as a door, over a real MLflow server: a person's edit, a late write of ours, what was deleted or
+"""Changing aliases in MLflow, over a real MLflow server: a person's edit, a late write of ours, what was deleted or
 restored there.
 """
 
@@ -96,7 +96,7 @@ def test_an_edit_is_not_judged_at_first_sight(
     for _ in range(2):
         found = reconcile(pair, {task.name: task}, task.name)
         assert [(action.done, action.what[:67]) for action in found] == [
-            (False, "MLflow alias production was set to version 2; judged by a reconcile")
+            (False, "MLflow alias production was set to version 2; a reconcile judges it")
         ]
     assert production(client, task) == an_artifact(task, 2).digest
     assert len(rows(pair, task)) == 1
@@ -124,7 +124,7 @@ def test_an_edit_of_an_undeclared_task_is_put_back(pair: Registry, task: Task, c
     client.set_registered_model_alias(task.name, "production", "2")
     reconcile(pair, {}, task.name)
     time.sleep(APART)
-    assert "no sound task file declares this task" in reconcile(pair, {}, task.name)[-1].what
+    assert "no valid task file declares this task" in reconcile(pair, {}, task.name)[-1].what
     assert production(client, task) == an_artifact(task, 1).digest
 
 
@@ -170,7 +170,7 @@ def test_a_foreign_version_is_put_back_at_once(pair: Registry, task: Task, clien
     client.set_registered_model_alias(task.name, "production", str(foreign))
     looked_at(pair, task, 1)
     assert production(client, task) == an_artifact(task, 1).digest
-    assert "no version of the ledger" in client.get_model_version(task.name, str(foreign)).tags["ptp.refused"]
+    assert "the ledger has no such version" in client.get_model_version(task.name, str(foreign)).tags["ptp.refused"]
 
 
 def test_a_copy_of_the_head_is_the_head(pair: Registry, task: Task, client: MlflowClient) -> None:

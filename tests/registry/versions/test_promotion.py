@@ -12,10 +12,10 @@ from registry.ledger.ledger import Move, Release
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.reconcile import reconcile
+from registry.versions.history import path_of
 from registry.versions.promotion import (
     Cause,
-    checked_alias,
-    path,
+    check_alias,
     point,
     promote,
     promote_release,
@@ -62,7 +62,7 @@ def test_repeated_rollback_goes_further_back(plain: Registry, task: Task) -> Non
     for seed in (1, 2, 3):
         head = promote(plain, task, published(plain, task, seed, head.digest if head else None), ME)
     assert [rollback(plain, task.name, ME).version for _ in range(2)] == [2, 1]
-    with pytest.raises(PromotionRefused, match="nothing was promoted before version 1"):
+    with pytest.raises(PromotionRefused, match="version 1 is the first promotion; there is nothing to roll back to"):
         rollback(plain, task.name, ME)
 
 
@@ -73,7 +73,7 @@ def test_the_path_drops_what_a_person_went_back_from(plain: Registry, task: Task
     rollback(plain, task.name, ME, to=2)
     history = plain.ledger.history(task.name, "production")
     assert [row.version for row in history] == [1, 2, 3, 2]
-    assert [(row.version, row.seq) for row in path(history)] == [(1, 1), (2, 4)]
+    assert [(row.version, row.seq) for row in path_of(history)] == [(1, 1), (2, 4)]
 
 
 def test_rollback_to_a_named_version(plain: Registry, task: Task) -> None:
@@ -104,7 +104,7 @@ def test_production_refuses_a_failed_version(plain: Registry, task: Task) -> Non
 def test_production_refuses_an_outdated_champion(plain: Registry, task: Task) -> None:
     rival = published(plain, task, 2)
     promote(plain, task, published(plain, task, 1), ME)
-    with pytest.raises(PromotionRefused, match=r"the champion changed .* gate again first: `ptp run"):
+    with pytest.raises(PromotionRefused, match=r"the champion changed .* judge it again first: `ptp run"):
         promote(plain, task, rival, ME)
 
 
@@ -117,7 +117,7 @@ def test_production_refuses_another_policy(plain: Registry, task: Task) -> None:
 def test_production_refuses_an_unjudged_version(plain: Registry, task: Task) -> None:
     stage(plain.ledger, plain.store, an_artifact(task, 1))
     number = register(plain, replace(a_request(task, 1), verdict=None)).number
-    with pytest.raises(PromotionRefused, match="the gate has not judged it; gate first: `ptp run"):
+    with pytest.raises(PromotionRefused, match="the gate has not judged it; judge it first: `ptp run"):
         promote(plain, task, number, ME)
 
 
@@ -318,7 +318,7 @@ def test_an_unknown_release_is_not_rolled_back(plain: Registry) -> None:
 @pytest.mark.parametrize("alias", ["latest", "v1", "3", "Prod", "a/b", "", "-x"])
 def test_reserved_aliases_are_refused(alias: str) -> None:
     with pytest.raises(PromotionRefused, match="expected lower-case letters"):
-        checked_alias(alias)
+        check_alias(alias)
 
 
 def test_a_reconcile_brings_releases_to_the_store(plain: Registry, task: Task) -> None:

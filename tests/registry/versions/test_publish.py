@@ -152,7 +152,7 @@ def test_a_promotion_outlives_an_unreachable_mlflow(
 ) -> None:
     number = published(plain, task, 1)
     head = promote(Registry(plain.ledger, plain.store, MlflowStore("http://127.0.0.1:9")), task, number, ME)
-    assert "`ptp reconcile` mends it" in caplog.text
+    assert "run `ptp reconcile`" in caplog.text
     assert pointer(plain, task) == head == plain.ledger.head(task.name, "production")
     assert plain.ledger.applied("mlflow", task.name, "production") is None
 
@@ -177,7 +177,7 @@ def test_a_foreign_pointer_is_quarantined(plain: Registry, task: Task, damage: s
     key = pointer_key(task.name, "production")
     plain.store.replace(key, foreign[damage], plain.store.read(key).etag)
     assert [(d.what, d.mend) for d in examine(plain)] == [("pointer production", "ptp reconcile")]
-    assert "was no row of the ledger" in reconcile(plain, {})[0].what
+    assert "was not a row of the ledger" in reconcile(plain, {})[0].what
     assert pointer(plain, task) == head
     assert [plain.store.read(kept).body for kept in plain.store.keys(f"prompts/{task.name}/quarantine")] == [
         foreign[damage]

@@ -1,0 +1,55 @@
+"""The way of an alias through its promotions, and where a rollback takes it; computed from the rows alone."""
+
+from ptpipeline.errors import PromotionRefused
+from ptpipeline.records import Promotion
+
+
+def path_of(history: list[Promotion]) -> list[Promotion]:
+    """Return the way of an alias to where it is, one row per version: a return to a version drops what followed it."""
+    path: list[Promotion] = []
+    for row in history:
+        before = next((place for place, earlier in enumerate(path) if earlier.version == row.version), len(path))
+        path = [*path[:before], row]
+    return path
+
+
+def rollback_target(history: list[Promotion], to: int | None) -> int:
+    """Return the version to go back to: `to`, else the one before the head on the alias's path.
+
+    Raises PromotionRefused if the alias never named `to`, or if there is no version before.
+    """
+    head = history[-1]
+    if to is not None:
+        if to not in {row.version for row in history}:
+            promoted = ", ".join(map(str, dict.fromkeys(row.version for row in history)))
+            raise PromotionRefused(
+                f"{head.task}@{head.alias}: version {to} was never promoted to it, only {promoted}; `ptp promote` "
+                "gates a new one"
+            )
+        return to
+    path = path_of(history)
+    if len(path) < 2:
+        raise PromotionRefused(
+            f"{head.task}@{head.alias}: version {head.version} is the first promotion; there is nothing to roll back "
+            "to (returning to a version drops what followed it); name a version with --to"
+        )
+    return path[-2].version
+
+
+def version_before(history: list[Promotion], release: str) -> int:
+    """Return the version that the alias named before the release, whose promotion is the head.
+
+    Raises PromotionRefused if it named none.
+    """
+    head = history[-1]
+    if head.previous is None:
+        raise PromotionRefused(
+            f"{head.task}@{head.alias}: it named nothing before release {release!r}; choose a version with "
+            f"`ptp rollback {head.task} --to N`"
+        )
+    return head.previous
+
+
+def row_of(history: list[Promotion], version: int) -> Promotion:
+    """Return the newest promotion that moved the alias to that version."""
+    return next(row for row in reversed(history) if row.version == version)
