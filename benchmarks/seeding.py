@@ -24,13 +24,13 @@ from ptpipeline.records import PRODUCTION, Pointer, Promotion, Record, VersionNa
 from ptpipeline.storage import S3Store
 from ptpipeline.storage.keys import dossier_key, history_key, manifest_key, pointer_key, tensors_key, version_key
 from ptpipeline.task.task import Task
+from registry.card.card import Provenance
 from registry.ledger import tables
 from registry.ledger.ledger import Ledger
 from registry.ledger.results import Publication
 from registry.mlflow.store import APPLIED_TAG, MlflowStore
 from registry.registry import Registry
 from registry.versions.provenance import Dossier
-from registry.versions.publish import Request
 from tests.registry.prompts import a_request, a_snapshot, a_task, an_artifact, published
 
 PATTERN = a_task("seed-pattern")
@@ -187,7 +187,7 @@ def _version_rows(task: Task, seed: int) -> Rows:
     ]
 
 
-def _publication(request: Request) -> Publication:
+def _publication(request: Provenance) -> Publication:
     return Publication(tuned=request.tuned, commit=request.commit, plots={})
 
 

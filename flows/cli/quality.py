@@ -101,9 +101,9 @@ def report(
     ],
 ) -> None:
     """Write a version's report as one HTML file that opens without a server."""
-    from registry.card.page import page
+    from registry.card.page import render_page
     from registry.ledger.tombstone import collected_sentence
-    from registry.versions.publish import entry_of
+    from registry.versions.publish import load_card
 
     registry = open_registry()
     task, number = numbered(registry, reference)
@@ -111,7 +111,7 @@ def report(
     if version.collected:
         raise NotFound(collected_sentence(task, version.digest))
     path = to.expanduser()
-    path.write_bytes(page(entry_of(registry, task, version.digest), version))
+    path.write_bytes(render_page(load_card(registry, task, version.digest), version))
     print(path)
 
 

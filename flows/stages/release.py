@@ -9,10 +9,10 @@ from ptpipeline.gate.decide import needs_a_person
 from ptpipeline.prompts.artifact import Artifact, read_artifact
 from ptpipeline.records import PRODUCTION, Promotion, PromptVersion, Report, TunedPrompt, Verdict, now
 from ptpipeline.task.task import Task, find_task
+from registry.card.card import Provenance
 from registry.ledger.ledger import Release
 from registry.versions import promotion, publish
 from registry.versions.promotion import Cause
-from registry.versions.publish import Request
 
 if TYPE_CHECKING:
     from ptpipeline.evaluation.mistakes import Mistakes
@@ -23,7 +23,7 @@ def register(context: Context, task: Task, tuned: TunedPrompt, report: Report, v
     """Register the candidate as a numbered version, with verdict, figures and plots, whether it passed or not."""
     if not task.texts_in_reports:
         publish.withhold_texts(context.registry, task.name)
-    return publish.register(context.registry, _build_request(context, task, tuned, report, verdict))
+    return publish.register(context.registry, _build_provenance(context, task, tuned, report, verdict))
 
 
 def promote(
@@ -76,9 +76,9 @@ def judge_again(context: Context, task: Task, version: PromptVersion) -> None:
     report = evaluate(context, task, publication.tuned, ingest(context, task).digest)
     verdict = gate(context, task, publication.tuned, report)
     # first the store: a lost ledger is rebuilt from it, and a promotion may name only a verdict that survives that
-    publish.remember(context.registry, _build_request(context, task, publication.tuned, report, verdict))
+    publish.remember(context.registry, _build_provenance(context, task, publication.tuned, report, verdict))
     context.registry.ledger.save_verdict(verdict)
-    publish.write_page(context.registry, publish.entry_of(context.registry, task.name, version.digest), version)
+    publish.write_page(context.registry, publish.load_card(context.registry, task.name, version.digest), version)
 
 
 def _is_outdated(context: Context, task: Task, version: PromptVersion) -> bool:
@@ -104,14 +104,14 @@ def _summarise(verdict: Verdict) -> str:
 # ---------------------------------------------------------------- what is registered
 
 
-def _build_request(context: Context, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> Request:
+def _build_provenance(context: Context, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> Provenance:
     from ptpipeline.evaluation.plots import every
 
     registry = context.registry
     known = registry.ledger.publication(task.name, tuned.digest)
     stored = known is not None and bool(known.plots) and all(map(registry.store.exists, known.plots.values()))
     drawn = stored and registry.ledger.latest_verdict(task.name, tuned.digest) == verdict
-    return Request(
+    return Provenance(
         tuned,
         report,
         verdict,

@@ -13,8 +13,9 @@ from ptpipeline.storage.keys import manifest_key
 from ptpipeline.task.recipe import CURRENT
 from ptpipeline.task.task import Task, find_task, load_sources
 from ptpipeline.tuning.key import compute_training_key, digest_start
+from registry.card.card import Provenance
 from registry.versions.promotion import Cause, point
-from registry.versions.publish import Request, register, stage
+from registry.versions.publish import register, stage
 
 if TYPE_CHECKING:
     from ptpipeline.tuning.checkpoint import Checkpoints
@@ -64,7 +65,7 @@ def share(context: Context, name: str) -> Promotion:
     """
     version = register(
         context.registry,
-        Request(tuned=_train_shared(context, name), report=None, verdict=None, commit=checkout_commit()),
+        Provenance(tuned=_train_shared(context, name), report=None, verdict=None, commit=checkout_commit()),
     )
     history = context.registry.ledger.history(name, CURRENT)
     if history and history[-1].actor != MACHINE and version.number in {row.version for row in history}:

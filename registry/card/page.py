@@ -1,6 +1,4 @@
-"""One page of HTML per version: all that is known of it, in a file that opens without a server and loads nothing from
-elsewhere.
-"""
+"""A card as one page of HTML, which opens without a server and loads nothing from elsewhere."""
 
 import base64
 import json
@@ -10,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from ptpipeline.prompts.sensitive import screen
 from ptpipeline.records import PromptVersion, title_of
-from registry.card.card import Entry, columns, curse, seeds
+from ptpipeline.storage.keys import prompt_prefix
+from registry.card.card import Card, columns, seed_spread, selection_bias
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -25,25 +24,28 @@ CAPTIONS = {
 }
 
 
-def page(entry: Entry, version: PromptVersion | None = None) -> bytes:
-    """The page as UTF-8; the same of the same records. It holds no row's text but those of `entry.mistakes`."""
-    verdict, report = entry.verdict, entry.report
-    found = _template().render(
-        entry=entry,
+def render_page(card: Card, version: PromptVersion | None = None) -> bytes:
+    """Return the page as UTF-8, the same for the same records; of the rows' texts it shows the mistakes' alone."""
+    provenance = card.provenance
+    verdict, report = provenance.verdict, provenance.report
+    html = _template().render(
+        card=card,
+        provenance=provenance,
+        place=f"{card.store}/{prompt_prefix(card.task, card.digest)}",
         version=version,
-        manifest=entry.artifact.manifest,
-        tuned=entry.tuned,
+        manifest=card.artifact.manifest,
+        tuned=provenance.tuned,
         report=report,
         verdict=verdict,
         columns=columns(report) if report else {},
-        curse=curse(entry),
-        seeds=seeds(entry.tuned),
+        selection_bias=selection_bias(card),
+        seeds=seed_spread(provenance.tuned),
         measures=verdict.measures if verdict and verdict.measures else report.measures if report else {},
-        hints=_hints(entry),
-        captions={name: CAPTIONS.get(name, name) for name in entry.plots},
+        hints=_hints(card),
+        captions={name: CAPTIONS.get(name, name) for name in provenance.plots},
         placed=CAPTIONS,
     )
-    return found.encode()
+    return html.encode()
 
 
 @cache
@@ -62,12 +64,12 @@ def _template() -> "Template":
     return environment.from_string(files("registry.card").joinpath("page.html").read_text(encoding="utf-8"))
 
 
-def _hints(entry: Entry) -> dict[tuple[str, str], list[int]]:
-    """Sensitive terms with their category, and the virtual tokens that they are near to, from 1."""
-    found: dict[tuple[str, str], list[int]] = {}
-    for hint in screen(entry.neighbours) if entry.neighbours else []:
-        found.setdefault((hint.token, hint.category), []).append(hint.virtual_token + 1)
-    return found
+def _hints(card: Card) -> dict[tuple[str, str], list[int]]:
+    """Return the virtual tokens, counted from 1, that each sensitive term is near to, by term and category."""
+    near_to: dict[tuple[str, str], list[int]] = {}
+    for hint in screen(card.provenance.neighbours) if card.provenance.neighbours else []:
+        near_to.setdefault((hint.token, hint.category), []).append(hint.virtual_token + 1)
+    return near_to
 
 
 def _figure(value: float | None) -> str:

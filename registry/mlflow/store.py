@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError, Terminal
 from ptpipeline.records import PromptVersion
-from registry.card.card import Entry
-from registry.card.page import page
+from registry.card.card import Card
+from registry.card.description import render_description
+from registry.card.page import render_page
 from registry.failpoints import reached
 from registry.mlflow.write import create_version, log_page, model_name
 
@@ -127,30 +128,30 @@ class MlflowStore:
 
     # ------------------------------------------------------------ versions
 
-    def ensure(self, entry: Entry) -> str:
+    def ensure(self, card: Card) -> str:
         """The number of the model version of that digest; registered now where it is missing."""
-        found = self.find(entry.task, entry.digest)
+        found = self.find(card.task, card.digest)
         if found is not None:
             return found
         with self._talking() as client:
-            return create_version(client, entry)
+            return create_version(client, card)
 
-    def describe(self, entry: Entry, version: PromptVersion, number: str | None = None) -> None:
+    def describe(self, card: Card, version: PromptVersion, number: str | None = None) -> None:
         """Bring tags and description of the model version (that of the digest, or `number`) up to what is known now;
         writes only what differs.
         """
         from mlflow.entities.model_registry import ModelVersionTag
 
-        number = number or self.ensure(entry)
+        number = number or self.ensure(card)
         with self._talking() as client:
-            shown = client.get_model_version(entry.task, number)
-            tags = entry.tags(version) | self._paged(client, shown, page(entry, version))
+            shown = client.get_model_version(card.task, number)
+            tags = card.tags(version) | self._paged(client, shown, render_page(card, version))
         with self._writing() as registry:
-            if shown.description != entry.description(version):
-                registry.update_model_version(entry.task, number, entry.description(version))
+            if shown.description != render_description(card, version):
+                registry.update_model_version(card.task, number, render_description(card, version))
             for key, value in tags.items():
                 if shown.tags.get(key) != value:
-                    registry.set_model_version_tag(entry.task, number, ModelVersionTag(key, value))
+                    registry.set_model_version_tag(card.task, number, ModelVersionTag(key, value))
 
     def _paged(self, client: "MlflowClient", shown: "ModelVersion", body: bytes) -> dict[str, str]:
         """Put the page into the version's logged model where another lies there; the tag that says so. One without a

@@ -4,6 +4,7 @@ Every function finds what an interrupted one left, and finishes it.
 """
 
 import json
+import string
 import tempfile
 import time
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from ptpipeline.records import SPLITS, CurvePoint, Split, digest_of
 from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE, split_key
-from registry.card.card import Entry, mlflow_template
+from registry.card.card import Card
+from registry.card.description import render_description
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -23,18 +25,18 @@ IS_PROMPT_TAG = "mlflow.prompt.is_prompt"
 PAGE_FILE = "report.html"
 
 
-def create_version(client: "MlflowClient", entry: Entry) -> str:
-    """A new model version for the entry's digest, over its run and logged model; its number."""
-    experiment = experiment_of(client, entry.task)
-    run = _run(client, experiment, entry)
-    model = _logged_model(client, (experiment, run), entry, _template(client, experiment, entry))
-    _registered_model(client, entry)
+def create_version(client: "MlflowClient", card: Card) -> str:
+    """A new model version for the card's digest, over its run and logged model; its number."""
+    experiment = experiment_of(client, card.task)
+    run = _run(client, experiment, card)
+    model = _logged_model(client, (experiment, run), card, _template(client, experiment, card))
+    _registered_model(client, card)
     version = client.create_model_version(
-        entry.task,
+        card.task,
         f"models:/{model}",
         run_id=run,
-        tags=entry.tags(),
-        description=entry.description(),
+        tags=card.tags(),
+        description=render_description(card),
         model_id=model,
         await_creation_for=0,
     )
@@ -77,17 +79,17 @@ def model_name(task: str, digest: str) -> str:
     return f"{task}-{digest[:12]}"
 
 
-def _run(client: "MlflowClient", experiment: str, entry: Entry) -> str:
+def _run(client: "MlflowClient", experiment: str, card: Card) -> str:
     """The run that made the prompt: the training's own, else one that is filled from the ledger."""
     from mlflow.entities import RunTag
 
-    run = _own_run(client, entry.tuned.tracking_run)
+    run = _own_run(client, card.provenance.tuned.tracking_run)
     if run is None:
-        earlier = client.search_runs([experiment], f"tags.`ptp.digest` = '{entry.digest}'", max_results=1)
-        run = str(earlier[0].info.run_id) if earlier else _filled_run(client, experiment, entry)
-    tags = {"ptp.digest": entry.digest, **({COMMIT_TAG: entry.commit} if entry.commit else {})}
+        earlier = client.search_runs([experiment], f"tags.`ptp.digest` = '{card.digest}'", max_results=1)
+        run = str(earlier[0].info.run_id) if earlier else _filled_run(client, experiment, card)
+    tags = {"ptp.digest": card.digest, **({COMMIT_TAG: card.provenance.commit} if card.provenance.commit else {})}
     client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
-    _log_datasets(client, run, entry)
+    _log_datasets(client, run, card)
     return run
 
 
@@ -104,30 +106,30 @@ def _own_run(client: "MlflowClient", run: str | None) -> str | None:
         raise
 
 
-def _filled_run(client: "MlflowClient", experiment: str, entry: Entry) -> str:
+def _filled_run(client: "MlflowClient", experiment: str, card: Card) -> str:
     from mlflow.entities import Param
 
-    run = str(client.create_run(experiment, run_name=f"{entry.task}-{entry.digest[:12]}").info.run_id)
-    metrics = [metric for point in entry.tuned.curve for metric in curve_metrics(point)]
-    client.log_batch(run, params=[Param(name, value) for name, value in entry.params().items()])
+    run = str(client.create_run(experiment, run_name=f"{card.task}-{card.digest[:12]}").info.run_id)
+    metrics = [metric for point in card.provenance.tuned.curve for metric in curve_metrics(point)]
+    client.log_batch(run, params=[Param(name, value) for name, value in card.params().items()])
     for start in range(0, len(metrics), 1000):
         client.log_batch(run, metrics=metrics[start : start + 1000])
     client.set_terminated(run)
     return run
 
 
-def _log_datasets(client: "MlflowClient", run: str, entry: Entry) -> None:
+def _log_datasets(client: "MlflowClient", run: str, card: Card) -> None:
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    if entry.snapshot is None:
+    if card.snapshot is None:
         return
     inputs = []
     for split in SPLITS:
-        info = entry.snapshot.split(split)
-        uri = f"{entry.store}/{split_key(entry.task, entry.snapshot.digest, split)}"
+        info = card.snapshot.split(split)
+        uri = f"{card.store}/{split_key(card.task, card.snapshot.digest, split)}"
         profile = json.dumps({"num_rows": info.rows, "labels": info.labels})
         dataset = Dataset(
-            *_dataset(entry, split),
+            *_dataset(card, split),
             source_type="s3" if uri.startswith("s3:") else "local",
             source=json.dumps({"uri": uri}),
             profile=profile,
@@ -136,41 +138,41 @@ def _log_datasets(client: "MlflowClient", run: str, entry: Entry) -> None:
     client.log_inputs(run, inputs)
 
 
-def _dataset(entry: Entry, split: Split) -> tuple[str, str]:
+def _dataset(card: Card, split: Split) -> tuple[str, str]:
     """Name and digest of a split's data set, which may have grown since the training where it was measured on; MLflow
     keeps 36 characters of a digest.
     """
-    if entry.report and entry.report.split == split:
-        digest = entry.report.test_digest
+    if card.provenance.report and card.provenance.report.split == split:
+        digest = card.provenance.report.test_digest
     else:
-        digest = entry.snapshot.split(split).digest if entry.snapshot else entry.artifact.manifest.snapshot
-    return f"{entry.task}-{split}", digest[:32]
+        digest = card.snapshot.split(split).digest if card.snapshot else card.artifact.manifest.snapshot
+    return f"{card.task}-{split}", digest[:32]
 
 
-def _logged_model(client: "MlflowClient", made_by: tuple[str, str], entry: Entry, template: dict[str, str]) -> str:
+def _logged_model(client: "MlflowClient", made_by: tuple[str, str], card: Card, template: dict[str, str]) -> str:
     """The complete logged model of that digest; one that was left half-written is replaced."""
     experiment, run = made_by
-    for model in client.search_logged_models([experiment], filter_string=f"tags.`ptp.digest` = '{entry.digest}'"):
+    for model in client.search_logged_models([experiment], filter_string=f"tags.`ptp.digest` = '{card.digest}'"):
         if str(model.status) in ("READY", "LoggedModelStatus.READY"):
             return str(model.model_id)
         client.delete_logged_model(model.model_id)
     linked = json.dumps([template])
-    tags = {**entry.tags(), LINKED_PROMPTS_TAG: linked}
+    tags = {**card.tags(), LINKED_PROMPTS_TAG: linked}
     model = client.create_logged_model(
-        experiment, model_name(entry.task, entry.digest), run, tags, entry.params(), "soft-prompt"
+        experiment, model_name(card.task, card.digest), run, tags, card.params(), "soft-prompt"
     )
-    _log_files(client, model.model_id, entry)
-    _log_metrics(client, run, (model.model_id, linked), entry)
+    _log_files(client, model.model_id, card)
+    _log_metrics(client, run, (model.model_id, linked), card)
     client.finalize_logged_model(model.model_id, "READY")
     return str(model.model_id)
 
 
-def _log_files(client: "MlflowClient", model: str, entry: Entry) -> None:
+def _log_files(client: "MlflowClient", model: str, card: Card) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / TENSOR_FILE).write_bytes(entry.artifact.tensors)
-        (root / MANIFEST_FILE).write_text(json.dumps(entry.artifact.manifest.to_json(), indent=1, sort_keys=True))
-        for name, body in entry.plots.items():
+        (root / TENSOR_FILE).write_bytes(card.artifact.tensors)
+        (root / MANIFEST_FILE).write_text(json.dumps(card.artifact.manifest.to_json(), indent=1, sort_keys=True))
+        for name, body in card.provenance.plots.items():
             (root / "plots").mkdir(exist_ok=True)
             (root / "plots" / f"{name}.png").write_bytes(body)
         client.log_model_artifacts(model, str(root))
@@ -183,45 +185,45 @@ def log_page(client: "MlflowClient", model: str, body: bytes) -> None:
         client.log_model_artifacts(model, folder)
 
 
-def _log_metrics(client: "MlflowClient", run: str, made: tuple[str, str], entry: Entry) -> None:
+def _log_metrics(client: "MlflowClient", run: str, made: tuple[str, str], card: Card) -> None:
     """The run gets the metrics of the logged model, and the template that was linked to it."""
     from mlflow.entities import Metric, RunTag
 
     at, (model, linked) = int(time.time() * 1000), made
-    split = entry.report.split if entry.report else "test"
-    measured = {(split, name): value for name, value in entry.metrics().items()} | {
-        ("dev", "best_dev"): entry.tuned.best_dev
+    split = card.provenance.report.split if card.provenance.report else "test"
+    measured = {(split, name): value for name, value in card.metrics().items()} | {
+        ("dev", "best_dev"): card.provenance.tuned.best_dev
     }
     metrics = [
-        Metric(name, value, at, entry.tuned.best_step, model, *_dataset(entry, of), run)
+        Metric(name, value, at, card.provenance.tuned.best_step, model, *_dataset(card, of), run)
         for (of, name), value in measured.items()
     ]
     client.log_batch(run, metrics=metrics, tags=[RunTag(LINKED_PROMPTS_TAG, linked)])
 
 
-def _registered_model(client: "MlflowClient", entry: Entry) -> None:
+def _registered_model(client: "MlflowClient", card: Card) -> None:
     from mlflow.exceptions import MlflowException
 
-    manifest = entry.artifact.manifest
+    manifest = card.artifact.manifest
     description = (
-        f"Soft prompts for **{entry.task}** on the frozen `{manifest.base_model.name}`, answering "
-        f"{manifest.answers}. `ptp show {entry.task}` tells what is in production and why."
+        f"Soft prompts for **{card.task}** on the frozen `{manifest.base_model.name}`, answering "
+        f"{manifest.answers}. `ptp show {card.task}` tells what is in production and why."
     )
     try:
-        client.create_registered_model(entry.task, tags={"ptp.task": entry.task}, description=description)
+        client.create_registered_model(card.task, tags={"ptp.task": card.task}, description=description)
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        client.get_registered_model(entry.task)  # raises where the name is a prompt's
+        client.get_registered_model(card.task)  # raises where the name is a prompt's
 
 
-def _template(client: "MlflowClient", experiment: str, entry: Entry) -> dict[str, str]:
+def _template(client: "MlflowClient", experiment: str, card: Card) -> dict[str, str]:
     """The text template in MLflow's Prompt Registry, one version per distinct text: its name and version there."""
-    manifest = entry.artifact.manifest
-    name, text = f"{entry.task}.template", mlflow_template(manifest.template)
+    manifest = card.artifact.manifest
+    name, text = f"{card.task}.template", mlflow_template(manifest.template)
     tags = {
         "ptp.template": digest_of(manifest.template),
-        "ptp.digest": entry.digest,
+        "ptp.digest": card.digest,
         "ptp.base_model": manifest.base_model.name,
     }
     found = client.search_model_versions(
@@ -229,9 +231,9 @@ def _template(client: "MlflowClient", experiment: str, entry: Entry) -> dict[str
     )
     if not found:
         if client.get_prompt(name) is None:
-            shown_in = {PROMPT_EXPERIMENTS_TAG: f",{experiment},", "ptp.task": entry.task}
+            shown_in = {PROMPT_EXPERIMENTS_TAG: f",{experiment},", "ptp.task": card.task}
             client.create_prompt(
-                name, description=f"The text that stands behind the soft prompt of {entry.task}", tags=shown_in
+                name, description=f"The text that stands behind the soft prompt of {card.task}", tags=shown_in
             )
         return {
             "name": name,
@@ -240,5 +242,12 @@ def _template(client: "MlflowClient", experiment: str, entry: Entry) -> dict[str
             ),
         }
     version = min((str(version.version) for version in found), key=int)
-    client.set_prompt_version_tag(name, version, "ptp.digest", entry.digest)
+    client.set_prompt_version_tag(name, version, "ptp.digest", card.digest)
     return {"name": name, "version": version}
+
+
+def mlflow_template(template: str) -> str:
+    """Return our template, which has one `{text}`, in the notation of MLflow's prompts: `{{text}}`."""
+    return "".join(
+        literal + ("{{" + name + "}}" if name else "") for literal, name, _, _ in string.Formatter().parse(template)
+    )

@@ -18,7 +18,7 @@ from registry.ledger.holdings import Holdings
 from registry.listing import TaskListing, ask_all, read_all
 from registry.versions.projection import pointer_in
 from registry.versions.promotion import GATED
-from registry.versions.provenance import Dossier, checked_dossier
+from registry.versions.provenance import Dossier, check_dossier
 
 _Known = TypeVar("_Known", bound=Record)
 
@@ -223,7 +223,7 @@ def _dossiers(keys: list[str], bodies: Mapping[str, bytes], refused: list[Refuse
     for key in keys:
         try:
             if key in bodies:
-                found[key] = checked_dossier(key, bodies[key])
+                found[key] = check_dossier(key, bodies[key])
         except ArtifactError as error:
             refused.append(Refused(key, str(error).removeprefix(f"{key}: ")))
     return found

@@ -13,6 +13,7 @@ from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.addresses import is_dossier
 from ptpipeline.storage.keys import history_key, manifest_key, pointer_key, quarantine_key, release_key, tensors_key
 from ptpipeline.task.task import Task
+from registry.card.card import Provenance
 from registry.ledger.lease import leased, remove_expired_leases
 from registry.ledger.ledger import Release
 from registry.listing import list_task
@@ -24,7 +25,7 @@ from registry.versions import projection
 from registry.versions.mlflow_alias import Action
 from registry.versions.projection import attempt, lease_name, write_history
 from registry.versions.provenance import Dossier, write_dossier, write_release
-from registry.versions.publish import Request, register
+from registry.versions.publish import register
 
 log = logging.getLogger(__name__)
 
@@ -161,14 +162,12 @@ def _publishes(look: Look) -> list[Action]:
     newest = {dossier.publication.tuned.digest: dossier for dossier in look.found.dossiers.values()}
     actions = []
     for digest in sorted(look.books.intents.keys() & newest.keys()):
-        dossier = newest[digest]
-        request = Request(dossier.publication.tuned, dossier.report, dossier.verdict, commit=dossier.publication.commit)
-        actions += attempt(look.task, partial(_finish, look.registry, request))
+        actions += attempt(look.task, partial(_finish, look.registry, newest[digest].provenance))
     return actions
 
 
-def _finish(registry: Registry, request: Request) -> list[Action]:
-    version = register(registry, request)
+def _finish(registry: Registry, provenance: Provenance) -> list[Action]:
+    version = register(registry, provenance)
     return [Action(task=version.task, what=f"publish of {version.digest[:12]} finished: version {version.number}")]
 
 

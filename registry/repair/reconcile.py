@@ -27,7 +27,7 @@ from registry.versions.mlflow_alias import Action, restore
 from registry.versions.mlflow_edit import judge
 from registry.versions.projection import attempt, pointer_in, settle, wait_for_lease, write_history
 from registry.versions.provenance import write_release
-from registry.versions.publish import entry_of, name_version
+from registry.versions.publish import load_card, name_version
 
 WAIT_BEYOND_LEASE = 5.0  # seconds
 
@@ -128,7 +128,7 @@ def _restore_versions(
         if version is not None:
             shown.add(digest)
             if (found.digest, found.version) != (digest, str(version.number)) and not version.collected:
-                mlflow.describe(entry_of(registry, version.task, digest), version, found.number)
+                mlflow.describe(load_card(registry, version.task, digest), version, found.number)
                 actions.append(
                     Action(
                         task=version.task,

@@ -14,7 +14,7 @@ from registry.ledger.lease import Lease
 from registry.ledger.projections import end_attempt, is_attempted, note_attempt
 from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
-from registry.versions.publish import entry_of
+from registry.versions.publish import load_card
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class HeldAlias:
         number = self.mlflow.find(head.task, head.digest)
         if number is None:
             actions.append(restore(self.registry, self.mlflow, self.registry.ledger.version(head.task, head.version)))
-            number = self.mlflow.ensure(entry_of(self.registry, head.task, head.digest))
+            number = self.mlflow.ensure(load_card(self.registry, head.task, head.digest))
         note = note_attempt(self.registry.ledger, self.lease, head)
         reached("alias attempted")
         self.mlflow.set_alias(head.task, head.alias, number, head.seq)
@@ -97,5 +97,5 @@ class HeldAlias:
 
 def restore(registry: Registry, mlflow: MlflowStore, version: PromptVersion) -> Action:
     """Register a version in MLflow that MLflow lost, or never had."""
-    mlflow.describe(entry_of(registry, version.task, version.digest), version)
+    mlflow.describe(load_card(registry, version.task, version.digest), version)
     return Action(task=version.task, what=f"version {version.number} registered in MLflow")

@@ -72,6 +72,7 @@ from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.member import Job
 from ptpipeline.tuning.multitask import Sources, compute_shared_key
 from ptpipeline.tuning.tune import _trial
+from registry.card.card import Provenance
 from registry.ledger import database
 from registry.ledger.ledger import Ledger, Release
 from registry.ledger.looks import take
@@ -87,7 +88,7 @@ from registry.versions import mlflow_edit as door
 from registry.versions.projection import lease_name
 from registry.versions.promotion import Cause, promote, promote_release, rollback
 from registry.versions.provenance import Dossier
-from registry.versions.publish import Request, attach, register, stage
+from registry.versions.publish import attach, register, stage
 from tests.golden import inputs
 
 # ---------------------------------------------------------------- the command line
@@ -338,7 +339,7 @@ def _publish(registry: Registry, artifact: Artifact, *members: Artifact) -> None
     tuned, report = TunedPrompt.model_validate(inputs.TUNED | own), Report.model_validate(inputs.REPORT | own | key)
     found = Neighbours.model_validate(inputs.NEIGHBOURS), Mistakes.model_validate(inputs.MISTAKES)
     verdict = _verdict(artifact.digest, declared).model_copy(update=key)
-    register(registry, Request(tuned, report, verdict, {"learning_curve": inputs.PNG}, "c0ffee", *found))
+    register(registry, Provenance(tuned, report, verdict, {"learning_curve": inputs.PNG}, "c0ffee", *found))
 
 
 def objects(store: Any) -> dict[str, bytes]:

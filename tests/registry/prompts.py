@@ -23,8 +23,9 @@ from ptpipeline.records import (
     digest_of,
 )
 from ptpipeline.task.task import Task
+from registry.card.card import Provenance
 from registry.registry import Registry
-from registry.versions.publish import Request, register, stage
+from registry.versions.publish import register, stage
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
@@ -90,11 +91,11 @@ def an_artifact(task: Task, seed: int = 0) -> Artifact:
     return Artifact(manifest, tensors)
 
 
-def a_request(task: Task, seed: int = 0, champion: str | None = None, passed: bool = True) -> Request:
+def a_request(task: Task, seed: int = 0, champion: str | None = None, passed: bool = True) -> Provenance:
     """All records of the prompt with that seed, judged against `champion`."""
     artifact = an_artifact(task, seed)
     report = a_report(artifact, 0.9 if passed else 0.5)
-    return Request(
+    return Provenance(
         _tuned(artifact), report, a_verdict(task, report, champion, passed), {"learning-curve": PNG}, commit="c0ffee"
     )
 

@@ -253,7 +253,7 @@ def test_servers_report_under_names_that_are_keys(name: str, allowed: bool) -> N
 # ---------------------------------------------------------------- the border
 
 _OF_A_KEY = re.compile(
-    r"^(prompts|snapshots|reports|releases|checkpoints|servers|probe)/"
+    r"^/?(prompts|snapshots|reports|releases|checkpoints|servers|probe)/"
     r"|/(aliases|history|versions|quarantine|records|plots|signature-)/?"
     r"|manifest\.json|prompt\.safetensors|rows\.parquet"
 )

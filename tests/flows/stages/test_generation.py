@@ -13,9 +13,10 @@ from ptpipeline.errors import DataError, PtpError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import PRODUCTION, Report, TextScores
 from ptpipeline.serving.engine import Question
+from registry.card.description import render_description
 from registry.repair.doctor import examine
 from registry.versions.promotion import Cause
-from registry.versions.publish import entry_of
+from registry.versions.publish import load_card
 from tests.flows.project import Project
 from tests.tiny import sentences, write_csv
 
@@ -76,23 +77,23 @@ def test_targets_appear_in_no_line_record_or_page(project: Project) -> None:
     project.run()
     stages = project.stages
     registry, digest = stages.registry, stages.registry.ledger.version("tiny-sentiment", 1).digest
-    entry = entry_of(registry, "tiny-sentiment", digest)
+    card = load_card(registry, "tiny-sentiment", digest)
     tuned, verdict = (
         registry.ledger.publication("tiny-sentiment", digest),
         registry.ledger.latest_verdict("tiny-sentiment", digest),
     )
     told = [
         *project.lines,
-        entry.description(),
-        str(entry.snapshot),
-        str(entry.report),
+        render_description(card),
+        str(card.snapshot),
+        str(card.provenance.report),
         str(tuned),
         str(verdict),
-        str(entry.metrics()),
-        str(entry.tags()),
+        str(card.metrics()),
+        str(card.tags()),
     ]
-    assert "confusion" not in entry.plots
-    assert {"exact_match", "zero_shot_bleu", "majority_rouge_l"} <= set(entry.metrics())
+    assert "confusion" not in card.provenance.plots
+    assert {"exact_match", "zero_shot_bleu", "majority_rouge_l"} <= set(card.metrics())
     assert not [line for line in told for word in WORDS if word in line]
 
 

@@ -13,8 +13,9 @@ from flows.on_demand.explanation import describe
 from flows.on_demand.measure import VersionRef, diff, measure_file
 from flows.on_demand.preview import explain
 from flows.stages.context import Context
+from registry.card.description import render_description
 from registry.registry import open_registry
-from registry.versions.publish import entry_of
+from registry.versions.publish import load_card
 from tests.flows.project import Project
 from tests.flows.stages.test_generation import generating
 from tests.tiny import sentences as rows_of
@@ -96,15 +97,15 @@ def nights(project: Project) -> list[str]:
     _print_diff(diff(context, VersionRef(NAME, 1), VersionRef(NAME, 2)))
     _print_file(measure_file(context, VersionRef(NAME, 1), project.folder / f"{NAME}.csv"))
     for version in registry.ledger.versions(NAME):
-        entry = entry_of(registry, NAME, version.digest)
+        card = load_card(registry, NAME, version.digest)
         lines += [
-            entry.description(version),
-            str(entry.params()),
-            str(entry.tags(version)),
-            str(entry.metrics()),
-            str(entry.snapshot),
-            str(entry.report),
-            str(entry.verdict),
+            render_description(card, version),
+            str(card.params()),
+            str(card.tags(version)),
+            str(card.metrics()),
+            str(card.snapshot),
+            str(card.provenance.report),
+            str(card.provenance.verdict),
         ]
     return lines
 

@@ -7,9 +7,9 @@ import pytest
 from flows.stages.release import move
 from ptpipeline.records import PRODUCTION
 from ptpipeline.storage.keys import prompt_prefix
-from registry.card.page import page
+from registry.card.page import render_page
 from registry.versions.promotion import Cause
-from registry.versions.publish import entry_of
+from registry.versions.publish import load_card
 from tests.flows.project import Project
 from tests.tiny import sentences
 
@@ -29,7 +29,7 @@ def shown(project: Project, number: int) -> str:
     """The page of that version as it would be written now."""
     registry = project.stages.registry
     version = registry.ledger.version("tiny-sentiment", number)
-    return page(entry_of(registry, version.task, version.digest), version).decode()
+    return render_page(load_card(registry, version.task, version.digest), version).decode()
 
 
 def stored(project: Project, number: int) -> list[str]:

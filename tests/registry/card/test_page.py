@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from datetime import timedelta
 from html.parser import HTMLParser
+from typing import Any
 
 import pytest
 from mlflow.utils.validation import _validate_metric_name
@@ -15,13 +16,14 @@ from ptpipeline.evaluation.metrics import scores
 from ptpipeline.prompts.interpretation import MEASURES, WARNING, NearTokens, Neighbour, Neighbours, Pulled, Wayward
 from ptpipeline.records import Check, Look, PairedDifference, PromptVersion, Scores, SliceDifference, TextScores, Trial
 from ptpipeline.storage.keys import prompt_prefix
-from registry.card.card import MAX_DESCRIPTION, Entry
-from registry.card.page import page
+from registry.card.card import Card, Provenance
+from registry.card.description import MAX_DESCRIPTION, render_description
+from registry.card.page import render_page
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
 from registry.registry import Registry
 from registry.repair.doctor import examine
-from registry.versions.publish import attach, entry_of, register, stage
+from registry.versions.publish import attach, load_card, register, stage
 from tests.registry.prompts import PNG, a_request, a_snapshot, a_task, an_artifact, published
 
 HOSTILE = "<script>alert('x')</script>"
@@ -74,7 +76,7 @@ def measured(labels: list[str], right: int) -> Scores:
     return scores(truth, [*truth[:right], *wrong[right:]], labels, [0.7] * 60)
 
 
-def an_entry(labels: list[str] = LABELS) -> Entry:
+def a_card(labels: list[str] = LABELS) -> Card:
     """A version of that many labels that was refused, with all that may be known of one."""
     task = a_task()
     artifact, request = an_artifact(task, 1), a_request(task, 1, "c" * 64)
@@ -113,18 +115,27 @@ def an_entry(labels: list[str] = LABELS) -> Entry:
         overlap={"cosine/dot": 0.5},
     )
     neighbours = Neighbours(k=2, tokens=[near] * 4, overlap={"cosine/dot": 0.5})
-    return Entry(
+    return Card(
         artifact=artifact,
-        tuned=request.tuned,
+        provenance=Provenance(
+            tuned=request.tuned,
+            report=report,
+            verdict=verdict,
+            plots={"confusion": PNG, "differences": PNG + b"other"},
+            commit="c0ffee",
+            neighbours=neighbours,
+        ),
         snapshot=a_snapshot(task),
-        report=report,
-        verdict=verdict,
-        plots={"confusion": PNG, "differences": PNG + b"other"},
-        commit="c0ffee",
         store="s3://bucket/some",
         champion=4,
-        neighbours=neighbours,
     )
+
+
+def altered(card: Card, **changes: Any) -> Card:
+    """The card with other values, each in the record that holds it."""
+    own = {name: value for name, value in changes.items() if hasattr(card, name)}
+    held = {name: value for name, value in changes.items() if name not in own}
+    return replace(card, provenance=replace(card.provenance, **held), **own)
 
 
 NUMBERED = PromptVersion(
@@ -133,13 +144,13 @@ NUMBERED = PromptVersion(
 
 
 @pytest.fixture(scope="module")
-def entry() -> Entry:
-    return an_entry()
+def card() -> Card:
+    return a_card()
 
 
 @pytest.fixture(scope="module")
-def seen(entry: Entry) -> Parsed:
-    return Parsed(page(entry, NUMBERED))
+def seen(card: Card) -> Parsed:
+    return Parsed(render_page(card, NUMBERED))
 
 
 # ---------------------------------------------------------------- the page
@@ -191,7 +202,7 @@ def test_hostile_labels_are_shown_as_text(seen: Parsed) -> None:
     assert not [name for _, attributes in seen.tags for name in attributes if name.startswith("on")]
 
 
-def test_nothing_comes_from_elsewhere(entry: Entry, seen: Parsed) -> None:
+def test_nothing_comes_from_elsewhere(card: Card, seen: Parsed) -> None:
     addresses = [
         value or ""
         for _, attributes in seen.tags
@@ -200,45 +211,47 @@ def test_nothing_comes_from_elsewhere(entry: Entry, seen: Parsed) -> None:
     ]
     assert addresses
     assert all(address.startswith("data:image/png;base64,") for address in addresses)
-    assert not re.search(r"https?:|url\(|@import", page(entry, NUMBERED).decode())
+    assert not re.search(r"https?:|url\(|@import", render_page(card, NUMBERED).decode())
     assert {
         "http-equiv": "Content-Security-Policy",
         "content": "default-src 'none'; img-src data:; style-src 'unsafe-inline'",
     } in [attributes for tag, attributes in seen.tags if tag == "meta"]
 
 
-def test_every_plot_is_inside(entry: Entry, seen: Parsed) -> None:
+def test_every_plot_is_inside(card: Card, seen: Parsed) -> None:
     inside = [
         base64.b64decode((attributes["src"] or "").partition(",")[2]) for tag, attributes in seen.tags if tag == "img"
     ]
-    assert sorted(inside) == sorted(entry.plots.values())
+    assert sorted(inside) == sorted(card.provenance.plots.values())
 
 
-def test_the_same_records_make_the_same_page(entry: Entry) -> None:
-    assert page(entry, NUMBERED) == page(an_entry(), NUMBERED)
+def test_the_same_records_make_the_same_page(card: Card) -> None:
+    assert render_page(card, NUMBERED) == render_page(a_card(), NUMBERED)
 
 
-def test_a_plot_of_another_name_is_shown_too(entry: Entry) -> None:
-    assert Parsed(page(replace(entry, plots={"curve-of-old": PNG}))).text.count("curve-of-old") == 1
+def test_a_plot_of_another_name_is_shown_too(card: Card) -> None:
+    assert Parsed(render_page(altered(card, plots={"curve-of-old": PNG}))).text.count("curve-of-old") == 1
 
 
-def test_a_prompt_that_was_never_judged_has_a_page(entry: Entry) -> None:
+def test_a_prompt_that_was_never_judged_has_a_page(card: Card) -> None:
     text = Parsed(
-        page(replace(entry, report=None, verdict=None, plots={}, neighbours=None, snapshot=None, commit=None))
+        render_page(altered(card, report=None, verdict=None, plots={}, neighbours=None, snapshot=None, commit=None))
     ).text
     assert "not judged" in text
     assert "cannot go to production" in text
     assert "Nearest words" not in text
 
 
-def test_a_first_version_had_the_baselines_to_beat(entry: Entry) -> None:
-    assert entry.verdict
+def test_a_first_version_had_the_baselines_to_beat(card: Card) -> None:
+    assert card.provenance.verdict
     text = Parsed(
-        page(
-            replace(
-                entry,
+        render_page(
+            altered(
+                card,
                 champion=None,
-                verdict=entry.verdict.model_copy(update={"champion": None, "comparison": None, "anchor": None}),
+                verdict=card.provenance.verdict.model_copy(
+                    update={"champion": None, "comparison": None, "anchor": None}
+                ),
             )
         )
     ).text
@@ -246,7 +259,7 @@ def test_a_first_version_had_the_baselines_to_beat(entry: Entry) -> None:
     assert "looked at 2 times" not in text
 
 
-def test_the_spread_over_seeds_stands_beside_the_intervals(entry: Entry) -> None:
+def test_the_spread_over_seeds_stands_beside_the_intervals(card: Card) -> None:
     """Of the recipe that has two seeds; one that failed, and one of a single seed, have no spread."""
     tried = [
         ("rate 0.1, seed 1", 0.70),
@@ -258,35 +271,35 @@ def test_the_spread_over_seeds_stands_beside_the_intervals(entry: Entry) -> None
         Trial(name=f"mood/4 tokens, {name}", best_dev=dev, best_step=5, error=None if dev else "it diverged")
         for name, dev in tried
     ]
-    searched = replace(entry, tuned=entry.tuned.model_copy(update={"trials": trials}))
+    searched = altered(card, tuned=card.provenance.tuned.model_copy(update={"trials": trials}))
     words = "2 seeds of 4 tokens, rate 0.1: dev 0.7500, standard deviation 0.0707, lowest 0.7000, highest 0.8000"
-    assert words in Parsed(page(searched)).text
-    assert "it diverged" in Parsed(page(searched)).text
-    assert f"- {words}" in searched.description()
-    assert "0.2: dev" not in searched.description()
+    assert words in Parsed(render_page(searched)).text
+    assert "it diverged" in Parsed(render_page(searched)).text
+    assert f"- {words}" in render_description(searched)
+    assert "0.2: dev" not in render_description(searched)
 
 
-def test_of_one_seed_it_is_said_that_the_spread_is_not_known(entry: Entry, seen: Parsed) -> None:
+def test_of_one_seed_it_is_said_that_the_spread_is_not_known(card: Card, seen: Parsed) -> None:
     assert "One seed was trained: how much the recipe varies with it is not known" in seen.text
-    assert "- one seed was trained" in entry.description()
+    assert "- one seed was trained" in render_description(card)
 
 
-def test_a_prefix_says_that_it_is_near_to_no_words(entry: Entry) -> None:
+def test_a_prefix_says_that_it_is_near_to_no_words(card: Card) -> None:
     assert (
         "None: keys and values."
         in Parsed(
-            page(replace(entry, neighbours=Neighbours(k=5, tokens=[], overlap={}, absent="keys and values")))
+            render_page(altered(card, neighbours=Neighbours(k=5, tokens=[], overlap={}, absent="keys and values")))
         ).text
     )
 
 
-def test_generated_texts_have_their_own_metrics(entry: Entry) -> None:
-    assert entry.report
+def test_generated_texts_have_their_own_metrics(card: Card) -> None:
+    assert card.provenance.report
     texts = TextScores(exact_match=0.25, token_f1=0.5, rouge_l=0.75, bleu=0.125, most_frequent_share=0.0625)
-    report = entry.report.model_copy(
+    report = card.provenance.report.model_copy(
         update={"prompt": texts, "zero_shot": texts, "majority": texts, "hard_prompt": None, "interval": {}}
     )
-    text = Parsed(page(replace(entry, report=report, verdict=None))).text
+    text = Parsed(render_page(altered(card, report=report, verdict=None))).text
     assert "ROUGE-L 0.7500 – 0.7500 0.7500" in text
     assert "commonest answer's share 0.0625" in text
     assert "By label" not in text
@@ -295,8 +308,8 @@ def test_generated_texts_have_their_own_metrics(entry: Entry) -> None:
 # ---------------------------------------------------------------- the description and the metrics
 
 
-def test_the_description_tells_all_baselines_and_the_budget(entry: Entry) -> None:
-    lines = entry.description(NUMBERED).splitlines()
+def test_the_description_tells_all_baselines_and_the_budget(card: Card) -> None:
+    lines = render_description(card, NUMBERED).splitlines()
     assert (
         "- accuracy: **0.800** (0.800 to 1.000); prompt in words 0.700, without a prompt 0.500, majority 0.000" in lines
     )
@@ -312,26 +325,26 @@ def test_the_description_tells_all_baselines_and_the_budget(entry: Entry) -> Non
 
 def test_a_description_of_a_hundred_labels_fits_in_whole_lines() -> None:
     labels = [f"a label with quite a long name, {i}" for i in range(100)]
-    entry = an_entry(labels)
-    assert entry.verdict
+    card = a_card(labels)
+    assert card.provenance.verdict
     long = Check(
         name="never", passed=False, observed="never answered: " + ", ".join(labels), required="all", policy="warn"
     )
-    found = replace(entry, verdict=entry.verdict.model_copy(update={"checks": [*CHECKS, *[long] * 3]})).description(
-        NUMBERED
+    found = render_description(
+        altered(card, verdict=card.provenance.verdict.model_copy(update={"checks": [*CHECKS, *[long] * 3]})), NUMBERED
     )
     assert len(found) <= MAX_DESCRIPTION
     assert "### Made from" in found
     assert "report.html" in found.splitlines()[-1]
-    crowded = replace(entry, verdict=entry.verdict.model_copy(update={"checks": [*CHECKS, *[long] * 30]})).description(
-        NUMBERED
+    crowded = render_description(
+        altered(card, verdict=card.provenance.verdict.model_copy(update={"checks": [*CHECKS, *[long] * 30]})), NUMBERED
     )
     assert MAX_DESCRIPTION - 500 < len(crowded) <= MAX_DESCRIPTION
     assert crowded.splitlines()[-1].endswith("…")
 
 
-def test_metrics_are_finite_under_names_that_mlflow_takes(entry: Entry) -> None:
-    found = entry.metrics()
+def test_metrics_are_finite_under_names_that_mlflow_takes(card: Card) -> None:
+    found = card.metrics()
     assert {
         name: found[name]
         for name in ("accuracy", "hard_prompt_accuracy", "zero_shot_mcc", "majority_accuracy", "robustness.case")
@@ -362,7 +375,7 @@ def test_a_version_has_its_page_in_the_store(plain: Registry) -> None:
     published(plain, task, 1)
     digest = an_artifact(task, 1).digest
     [key] = pages(plain, digest)
-    assert plain.store.read(key).body == page(entry_of(plain, "mood", digest), plain.ledger.version("mood", 1))
+    assert plain.store.read(key).body == render_page(load_card(plain, "mood", digest), plain.ledger.version("mood", 1))
     published(plain, task, 1)
     assert pages(plain, digest) == [key]
 
@@ -375,12 +388,12 @@ def test_a_new_verdict_has_a_page_of_its_own(plain: Registry) -> None:
     assert sorted("passed the gate" in text for text in told) == [False, True]
 
 
-def test_neighbours_are_kept_with_the_version(plain: Registry, entry: Entry) -> None:
+def test_neighbours_are_kept_with_the_version(plain: Registry, card: Card) -> None:
     task = a_task()
     stage(plain.ledger, plain.store, an_artifact(task, 1))
-    register(plain, replace(a_request(task, 1), neighbours=entry.neighbours))
+    register(plain, replace(a_request(task, 1), neighbours=card.provenance.neighbours))
     register(plain, a_request(task, 1))
-    assert entry_of(plain, "mood", an_artifact(task, 1).digest).neighbours == entry.neighbours
+    assert load_card(plain, "mood", an_artifact(task, 1).digest).provenance.neighbours == card.provenance.neighbours
 
 
 def test_an_experiment_is_told_on_the_page_and_stays_there(plain: Registry) -> None:
@@ -416,10 +429,10 @@ def test_an_experiment_is_told_on_the_page_and_stays_there(plain: Registry) -> N
     assert examine(plain) == []
 
 
-def test_a_collection_takes_page_and_neighbours_with_the_version(plain: Registry, entry: Entry) -> None:
+def test_a_collection_takes_page_and_neighbours_with_the_version(plain: Registry, card: Card) -> None:
     task = a_task()
     stage(plain.ledger, plain.store, an_artifact(task, 1))
-    register(plain, replace(a_request(task, 1), neighbours=entry.neighbours))
+    register(plain, replace(a_request(task, 1), neighbours=card.provenance.neighbours))
     published(plain, task, 2)
     collect(plain, Retention(candidates=1, grace=timedelta(0)), apply=True)
     assert list(plain.store.keys(prompt_prefix("mood", an_artifact(task, 1).digest))) == []

@@ -17,6 +17,7 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records import Members, Snapshot, Split, Trial, digest_of
 from ptpipeline.storage import FolderStore
 from ptpipeline.task.task import Task
+from registry.card.card import Provenance
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
 from registry.ledger.ledger import Ledger, Release
@@ -24,7 +25,7 @@ from registry.lineage.descent import inherited_rows, training_rows
 from registry.lineage.trace import Exposure, lineage, row_of, to_forget, trained_on
 from registry.registry import Registry
 from registry.versions.promotion import Cause, promote, promote_release
-from registry.versions.publish import Request, register, stage
+from registry.versions.publish import register, stage
 from tests.registry.prompts import a_request, a_task, an_artifact
 
 ME = Cause("me", "because")
@@ -77,7 +78,7 @@ class World:
         verdict = request.verdict.model_copy(update={"digest": artifact.digest})  # type: ignore[union-attr]
         stage(self.registry.ledger, self.registry.store, artifact)
         return register(
-            self.registry, Request(request.tuned.model_copy(update=changes), report, verdict, commit="c0ffee")
+            self.registry, Provenance(request.tuned.model_copy(update=changes), report, verdict, commit="c0ffee")
         ).number
 
     def artifact(self, task: Task, snapshot: str, **fields: object) -> Artifact:
@@ -161,7 +162,8 @@ def test_members_of_ensembles_are_followed(world: World) -> None:
     stage(world.registry.ledger, world.registry.store, ensemble, [member])
     request = a_request(mood, 1)
     register(
-        world.registry, Request(request.tuned.model_copy(update={"digest": ensemble.digest, "snapshot": later.digest}))
+        world.registry,
+        Provenance(request.tuned.model_copy(update={"digest": ensemble.digest, "snapshot": later.digest})),
     )
     gone = {row.id for row in load_split(world.registry.store, rows, "train")}
     found = trained_on(world.registry, gone.pop())

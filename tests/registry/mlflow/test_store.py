@@ -18,9 +18,9 @@ from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW
 from ptpipeline.errors import ServiceUnavailable, Terminal
 from ptpipeline.records import CurvePoint
 from ptpipeline.task.task import Task
-from registry.card.card import mlflow_template
 from registry.mlflow.store import MlflowStore, connect
 from registry.mlflow.tracking import Tracking
+from registry.mlflow.write import mlflow_template
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.reconcile import reconcile

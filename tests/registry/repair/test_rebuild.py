@@ -33,7 +33,7 @@ from registry.repair.mend import fix
 from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
 from registry.versions.promotion import Cause, promote, promote_release, rollback, rollback_release
-from registry.versions.publish import Request, register, stage
+from registry.versions.publish import register, stage
 from tests.registry.prompts import a_request, a_task, an_artifact, published
 
 ME = Cause("me", "because")
@@ -156,7 +156,7 @@ def test_fix_leaves_the_pointer_of_what_an_older_copy_lost(
     assert {difference.mend for difference in examine(older)} == {"ptp doctor --rebuild-ledger"}
 
 
-def judged_worse(task: Task, seed: int) -> Request:
+def judged_worse(task: Task, seed: int) -> Provenance:
     """The prompt with that seed, judged again on another commit: it fails now."""
     request = a_request(task, seed)
     assert request.verdict
