@@ -27,7 +27,7 @@ from ptpipeline.errors import NotFound, PromotionRefused, SettingsError
 from ptpipeline.records import PRODUCTION, Promotion
 
 if TYPE_CHECKING:
-    from registry.repair.doctor import Difference
+    from registry.repair.difference import Difference
 
 Override = Annotated[
     bool, typer.Option("--override", help="Promote against the gate; it stands in the history for ever.")
@@ -297,18 +297,17 @@ def lineage(
 ) -> None:
     """Where a version comes from, or what learnt from a row, and what to do when that row must go."""
     from flows.cli.render import show, show_lineage
-    from registry.lineage.trace import lineage as traced
-    from registry.lineage.trace import row_of, to_forget, trained_on
+    from registry.lineage.trace import plan_erasure, row_id, trace_row, trace_version
 
     if [reference, row, text_file].count(None) != 2:
         raise typer.BadParameter("give a version, or --row, or --text-file")
     registry = open_registry()
     if reference is not None:
-        show_lineage(traced(registry, *numbered(registry, reference)), as_json)
+        show_lineage(trace_version(registry, *numbered(registry, reference)), as_json)
         return
-    found = trained_on(registry, row_of(read_text(text_file)) if text_file is not None else str(row))
+    found = trace_row(registry, row_id(read_text(text_file)) if text_file is not None else str(row))
     show(found, as_json, "nothing that is stored learnt from this row")
-    for step in to_forget(found):
+    for step in plan_erasure(found):
         print(step, file=sys.stderr)
 
 

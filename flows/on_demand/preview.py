@@ -12,7 +12,7 @@ from ptpipeline.errors import DataError
 from ptpipeline.gate.explain import Rival, requirements
 from ptpipeline.records import PRODUCTION, Look, Promotion, Report, Snapshot, Split
 from ptpipeline.task.task import Task
-from registry.ledger.looks import coming, count
+from registry.ledger import looks as ledger_looks
 
 RECENT = 20  # how many versions are searched for the last comparison with the champion
 
@@ -34,7 +34,7 @@ def explain(context: Context, task: Task) -> Explanation:
     champion = _describe_champion(context, task, head, seen, rows.ids if rows else []) if head and seen else None
     rival = seen if champion and not champion.incomparable else None
     judges = _describe_judges(task, rows, rival) if rows else None
-    look = coming(ledger, task.name, rows.ids, task.gate.champion.budget) if rows else None
+    look = ledger_looks.next_look(ledger, task.name, rows.ids, task.gate.champion.budget) if rows else None
     margin = _find_margin(task, judges)
     anchor = find_anchor(ledger, task) if rival and task.gate.champion.rule == "non_inferiority" else None
     anchored = ledger.version_of(task.name, anchor).number if anchor and rival and anchor != rival.digest else None
@@ -109,7 +109,7 @@ def _count_looks_at(context: Context, task: Task, report: Report) -> int | None:
         ids = context.row_ids(context.snapshot(task.name, report.snapshot), report.split)
     except INCOMPARABLE:
         return None
-    return count(context.registry.ledger, task.name, ids)
+    return ledger_looks.count_looks(context.registry.ledger, task.name, ids)
 
 
 def _describe_judges(task: Task, rows: _JudgingRows, rival: SeenRows | None) -> Judges:

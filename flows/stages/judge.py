@@ -7,7 +7,7 @@ from ptpipeline.gate.decide import decide, gate_key, needs_a_person
 from ptpipeline.gate.looks import question
 from ptpipeline.records import PRODUCTION, Look, Report, Snapshot, Split, TunedPrompt, Verdict
 from ptpipeline.task.task import Task
-from registry.ledger.looks import count, take, taken
+from registry.ledger import looks as ledger_looks
 
 
 def evaluate(context: Context, task: Task, tuned: TunedPrompt, digest: str) -> Report:
@@ -37,7 +37,7 @@ def gate(context: Context, task: Task, tuned: TunedPrompt, report: Report) -> Ve
 
 def count_looks(context: Context, task: Task, snapshot: Snapshot) -> int:
     """Count the looks that the snapshot's test rows have served."""
-    return count(context.registry.ledger, task.name, context.row_ids(snapshot, "test"))
+    return ledger_looks.count_looks(context.registry.ledger, task.name, context.row_ids(snapshot, "test"))
 
 
 def reserve_judges(task: Task, snapshot: Snapshot, looks: int) -> bool:
@@ -52,7 +52,7 @@ def _choose_split(context: Context, task: Task, digest: str, snapshot: Snapshot)
         return "test"
     looks = count_looks(context, task, snapshot)
     asked = question((digest, champion), snapshot.test.digest, task.policy_digest())
-    if not reserve_judges(task, snapshot, looks) or taken(context.registry.ledger, task.name, asked):
+    if not reserve_judges(task, snapshot, looks) or ledger_looks.is_answered(context.registry.ledger, task.name, asked):
         return "test"
     context.report(
         f"{task.name}: the test rows have served {looks} looks; the reserve of {snapshot.reserve.rows} rows judges"
@@ -66,7 +66,7 @@ def _take_look(context: Context, task: Task, challenge: Challenge) -> Look | Non
         return None
     report, results, _ = challenge.measured
     asked = question((report.digest, challenge.champion), report.test_digest, task.policy_digest())
-    return take(context.registry.ledger, task.name, asked, results.ids, task.gate.champion.budget)
+    return ledger_looks.take_look(context.registry.ledger, task.name, asked, results.ids, task.gate.champion.budget)
 
 
 def _find_champion(context: Context, task: Task) -> str | None:

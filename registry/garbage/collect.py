@@ -1,16 +1,16 @@
-"""Garbage collection: deletes what nothing needs, a tombstone ahead of every deletion and each manifest first.
+"""Garbage collection: deletes what nothing needs. A tombstone precedes every deletion, and each manifest goes first.
 
-A version's bytes, dossiers, plots and evaluation rows go; its number, verdicts and figures stay in the ledger, its name
-in the store, and its page in MLflow. That page says what was measured, which stays true; deleted, MLflow would give its
-number to another, and the copy of the bytes there is MLflow's to keep or delete (`mlflow gc`). Pointers that were
-quarantined stay too.
+Of a version, bytes, dossiers, plots and evaluation rows are deleted; its number, verdicts and figures stay in the
+ledger, its name in the store, and its page in MLflow. That page says what was measured, which stays true. If it were
+deleted, MLflow would give its number to another version. MLflow's copy of the bytes is MLflow's to keep or delete
+(`mlflow gc`). Pointers in quarantine stay too.
 
-Burying asks the ledger in one transaction whether anything needs the digest now, and what is buried can be neither
-published nor promoted. What the ledger does not know, servers' reports and manifests stored meanwhile, is asked behind
-it: no publish that would name the digest as a member can begin then. A collector that slept past its tombstone, so that
-a publish took over, puts back what it deleted. Only one that sleeps between a renewal and the deletion behind it, for
-longer than a tombstone's life, and is then killed before it can put back, leaves a version without bytes, which `ptp
-doctor` shows.
+Burying asks the ledger in one transaction whether anything needs the digest now; what is buried can be neither
+published nor promoted. What the ledger does not know (servers' reports, manifests that were stored meanwhile) is asked
+afterwards, when no publish can begin that would name the digest as a member. If a collector stood still for longer than
+its tombstone lasts, so that a publish took over, it puts back what it deleted. Only a collector that stands still for
+that long between a renewal and the next deletion, and is then killed before it can put anything back, leaves a version
+without bytes; `ptp doctor` shows it.
 """
 
 import logging
@@ -25,7 +25,7 @@ from ptpipeline.storage.addresses import PromptObject, is_manifest, parse
 from ptpipeline.storage.keys import PROMPTS, checkpoint_key, manifest_key, prompt_prefix, snapshot_prefix, task_prefix
 from registry.failpoints import reached
 from registry.garbage.plan import Collected, plan
-from registry.garbage.roots import Retention, abandoned, held_elsewhere, prompts_in_use, snapshots_in_use
+from registry.garbage.roots import Retention, abandoned_before, prompts_in_use, prompts_served, snapshots_in_use
 from registry.ledger.tombstone import Needed, Tombstone, forget_unmarked
 from registry.ledger.usage import Name, prompt_uses, rows_keys, snapshot_uses
 from registry.lineage.ancestry import parts_of, read_manifests
@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class Collection(NamedTuple):
-    """A collection that is under way; `store` shows bytes as they lie there, whoever signed them."""
+    """A collection that is under way; `store` reads bytes as they are, whoever signed them."""
 
     registry: Registry
     store: ObjectStore
@@ -43,27 +43,29 @@ class Collection(NamedTuple):
 
 
 def collect(registry: Registry, policy: Retention, apply: bool = False, task: str | None = None) -> list[Collected]:
-    """What may go, of one task or all; with `apply` what was deleted, less what somebody needed again meanwhile.
+    """Return what may go, of one task or all; with `apply` delete it and return what was deleted, which leaves out what
+    somebody needed again meanwhile.
 
-    Run again after an interruption, it finishes what was begun, once the tombstone of the killed process has expired.
-    Raises SettingsError where the store knows more than the ledger, ArtifactError where a server's report cannot be
-    read, ServiceUnavailable where ledger, store or MLflow do not answer.
+    After an interruption, the next call finishes what was begun, as soon as the killed process's tombstone has expired.
+    Raises SettingsError if the store knows more than the ledger, ArtifactError if a server's report cannot be read,
+    ServiceUnavailable if ledger, store or MLflow does not answer.
     """
     store = registry.store.unverified if isinstance(registry.store, SignedStore) else registry.store
     bare = Registry(registry.ledger, store, registry.mlflow)
     planned = plan(bare, policy, task)
     if not apply:
         return planned
-    registry.ledger.forget_intents(abandoned(policy))
-    done = [item for item in planned if _collected(Collection(registry, store, policy), item)]
-    _spare(Collection(registry, store, policy), planned, task)
+    registry.ledger.forget_intents(abandoned_before(policy))
+    work = Collection(registry, store, policy)
+    deleted = [item for item in planned if _collect(work, item)]
+    _spare(work, planned, task)
     forget_unmarked(registry.ledger.database)
-    return done
+    return deleted
 
 
 def _spare(work: Collection, planned: list[Collected], task: str | None) -> None:
-    """Give back what a killed collector buried and did not touch yet, and what is to stay by now: a server names it, or
-    more are kept.
+    """Lift tombstones of versions that are whole and not planned: a killed collector did not touch them yet, or
+    they are needed again.
     """
     whole = {
         Name(address.task, address.digest)
@@ -78,7 +80,7 @@ def _spare(work: Collection, planned: list[Collected], task: str | None) -> None
             _ = grave.lift() if work.store.exists(manifest_key(*name)) else grave.leave()
 
 
-def _collected(work: Collection, item: Collected) -> bool:
+def _collect(work: Collection, item: Collected) -> bool:
     if item.task is None:
         work.store.delete(checkpoint_key(item.digest))
         return True
@@ -86,7 +88,10 @@ def _collected(work: Collection, item: Collected) -> bool:
     grave = Tombstone(work.registry.ledger.database, *name)
     if not grave.bury(_in_use(work, item, name)):
         log.info(
-            "%s: %s %s is needed again, or being collected already: left alone", item.task, item.what, item.digest[:12]
+            "%s: %s %s is kept: it is needed again, or another process collects it",
+            item.task,
+            item.what,
+            item.digest[:12],
         )
         return False
     reached("collect buried")
@@ -94,26 +99,26 @@ def _collected(work: Collection, item: Collected) -> bool:
         interrupted = not work.store.exists(manifest_key(*name))
         _ = grave.leave() if interrupted else grave.lift()
         return False
-    return _deleted(work, item, grave)
+    return _delete(work, item, grave)
 
 
 def _in_use(work: Collection, item: Collected, name: Name) -> Needed:
-    """What asks the ledger, within its transaction, whether anything needs that prompt or snapshot."""
+    """Return the question to the ledger, asked within its transaction: does anything need that prompt or snapshot?"""
     if item.what == "snapshot":
         return lambda connection: name in snapshots_in_use(snapshot_uses(connection, name.task), work.policy)
     return lambda connection: name in prompts_in_use(prompt_uses(connection, name.task), work.policy)
 
 
 def _needed(store: ObjectStore, name: Name) -> bool:
-    """Whether a server reports the prompt by now, or another of its task that is stored by now consists of it."""
+    """Whether a server names the prompt by now, or a prompt of its task that was stored meanwhile consists of it."""
     addresses = map(parse, store.keys(task_prefix(name.task)))
     stored = {Name(name.task, each.digest) for each in addresses if isinstance(each, PromptObject) and each.is_manifest}
     others = read_manifests(store, stored - {name}).values()
-    return name in held_elsewhere(store) or any(other is None or name.digest in parts_of(other) for other in others)
+    return name in prompts_served(store) or any(other is None or name.digest in parts_of(other) for other in others)
 
 
-def _deleted(work: Collection, item: Collected, grave: Tombstone) -> bool:
-    """Delete object by object while the tombstone is ours; whether it was to the end."""
+def _delete(work: Collection, item: Collected, grave: Tombstone) -> bool:
+    """Delete object by object while the tombstone is ours; return whether it was to the end."""
     bodies: dict[str, bytes] = {}
     for key in _keys(work, item):
         try:
@@ -134,7 +139,7 @@ def _deleted(work: Collection, item: Collected, grave: Tombstone) -> bool:
 
 
 def _keys(work: Collection, item: Collected) -> list[str]:
-    """Where its bytes lie now: the manifest, then the other objects, then its evaluation rows."""
+    """The keys of its objects: the manifest, then the others, then its evaluation rows."""
     task = str(item.task)
     if item.what == "snapshot":
         folder, rows = snapshot_prefix(task, item.digest), []
@@ -144,9 +149,9 @@ def _keys(work: Collection, item: Collected) -> list[str]:
 
 
 def _put_back(store: ObjectStore, item: Collected, bodies: dict[str, bytes]) -> bool:
-    """A publish took over while this process slept: it verified bytes that we deleted behind its back."""
+    """Store the objects again: a publish took over while this process stood still, and counts on what we deleted."""
     log.warning(
-        "%s: %s %s was published anew while it was being deleted; %d objects are put back",
+        "%s: %s %s was published again while it was being deleted; %d objects are put back",
         item.task,
         item.what,
         item.digest[:12],
@@ -162,4 +167,4 @@ def _create(store: ObjectStore, key: str, body: bytes) -> None:
     try:
         store.create(key, body)
     except PreconditionFailed:
-        log.info("%s was written anew meanwhile", key)
+        log.info("%s was written again meanwhile", key)

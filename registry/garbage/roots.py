@@ -1,6 +1,4 @@
-"""What has to be kept: roots by the ledger, by the store and by MLflow, and what each of them consists of or descends
-from.
-"""
+"""The roots of garbage collection: what is in use by the ledger, by servers, by the store's pointers and by MLflow."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
@@ -16,28 +14,30 @@ from registry.listing import read_all
 from registry.registry import Registry
 from registry.versions.projection import pointer_in
 
-ABANDONED = timedelta(days=1)
+ABANDONED = timedelta(days=1)  # after which a publish that nobody began again is given up
 
 
 class Retention(Record):
-    """What is kept beside what is in use: each task's newest `candidates` versions, and what is younger than
+    """What is kept besides what is in use: each task's newest `candidates` versions, and what is younger than
     `grace`.
     """
 
     candidates: int = Field(default=10, ge=1)
     grace: timedelta = Field(default=timedelta(hours=24), ge=timedelta(0))
 
-    def fresh(self, at: datetime) -> bool:
-        """Whether that time lies within the grace period."""
+    def is_fresh(self, at: datetime) -> bool:
+        """Return whether that time lies within the grace period."""
         return datetime.now(UTC) - at < self.grace
 
 
 def prompts_in_use(uses: PromptUses, policy: Retention) -> set[Name]:
-    """Prompts that the ledger needs: ever promoted or released, being published, published lately, or among the newest.
+    """Return the prompts that the ledger needs: ever promoted or released, being published, published within the grace
+    period, or among the newest.
 
-    A run presents its candidate to the ledger each time, so what today's recipe and rows lead to is published lately.
+    Every run publishes its candidate again, so what today's recipe and rows lead to was published lately.
     """
-    named = {use.name for use in uses.intents if use.at >= abandoned(policy)} | uses.promoted
+    since = abandoned_before(policy)
+    named = {use.name for use in uses.intents if use.at >= since} | uses.promoted
     for release in uses.releases:
         numbers = {VersionNumber(task, number) for task, number in release.items()}
         named |= {uses.versions[number] for number in numbers & uses.versions.keys()}
@@ -46,40 +46,38 @@ def prompts_in_use(uses: PromptUses, policy: Retention) -> set[Name]:
     return named | _lately(policy, uses.published)
 
 
-def abandoned(policy: Retention) -> str:
-    """A publish that began before this time, and was not begun again since, is given up: a day, or the grace period
-    where that is longer.
-    """
+def abandoned_before(policy: Retention) -> str:
+    """Return the time before which a publish began that is given up: a day ago, or longer if the grace period is."""
     return (datetime.now(UTC) - max(policy.grace, ABANDONED)).isoformat()
 
 
 def snapshots_in_use(uses: Iterable[Use], policy: Retention) -> set[Name]:
-    """Snapshots that a run used lately, and the last one that any run of each task used."""
+    """Return the snapshots that runs used within the grace period, and the last one that a run of each task used."""
     return _lately(policy, uses)
 
 
-def held_elsewhere(store: ObjectStore) -> set[Name]:
-    """Prompts that a server's last report names."""
+def prompts_served(store: ObjectStore) -> set[Name]:
+    """Return the prompts that a server's last report names."""
     return {Name(holding.task, holding.digest) for report in read_server_reports(store) for holding in report.holds}
 
 
-def pointed(registry: Registry, task: str, pointers: Iterable[str]) -> set[Name]:
-    """What aliases of the task name outside the ledger: the store's pointers, as servers read them, and MLflow's, as
-    people set them.
+def prompts_aliased(registry: Registry, task: str, pointers: Iterable[str]) -> set[Name]:
+    """Return what aliases of the task name outside the ledger: the store's `pointers` (keys), as servers read them, and
+    MLflow's aliases, as people set them.
     """
     bodies = read_all(registry.store, pointers)
-    found = {Name(promotion.task, promotion.digest) for body in bodies.values() if (promotion := pointer_in(body))}
+    named = {Name(promotion.task, promotion.digest) for body in bodies.values() if (promotion := pointer_in(body))}
     aliases = registry.mlflow.aliases(task) if registry.mlflow else {}
     digests = registry.mlflow.digests(task) if registry.mlflow and aliases else {}
-    return found | {Name(task, digests.get(number, "")) for number in aliases.values()}
+    return named | {Name(task, digests.get(number, "")) for number in aliases.values()}
 
 
 def _lately(policy: Retention, uses: Iterable[Use]) -> set[Name]:
-    """What was used within the grace period, and what each task used last."""
+    """What was used within the grace period, and what was used last of each task."""
     used: set[Name] = set()
     last: dict[str, Use] = {}
     for use in uses:
         last[use.name.task] = max(last.get(use.name.task, use), use, key=lambda item: (item.at, item.name.digest))
-        if policy.fresh(datetime.fromisoformat(use.at)):
+        if policy.is_fresh(datetime.fromisoformat(use.at)):
             used.add(use.name)
     return used | {use.name for use in last.values()}

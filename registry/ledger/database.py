@@ -1,5 +1,5 @@
-"""The ledger's database, SQLite or PostgreSQL: one engine, its transactions, its schema brought up to date when it
-opens.
+"""The ledger's database, SQLite or PostgreSQL: one engine and its transactions. Opening it brings the schema up to
+date.
 """
 
 import hashlib
@@ -33,43 +33,43 @@ TIMEOUTS = (
 
 
 class Database:
-    """A database with the ledger's tables; raises ServiceUnavailable where it cannot be reached or stays locked."""
+    """A database with the ledger's tables; raises ServiceUnavailable if it cannot be reached or stays locked."""
 
     def __init__(self, url: str) -> None:
         self.url = url
-        parsed = _parsed(url)
+        parsed = _parse(url)
         self.name = parsed.render_as_string(hide_password=True)
         self.file = Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None
         self._engine = _sqlite_engine(parsed) if self.file else _postgresql_engine(parsed)
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
-        _opened.add(self)
+        _open.add(self)
         self._migrate()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A transaction that writes nothing."""
-        with self._answering(), self._engine.begin() as connection:
+        """Open a transaction that writes nothing."""
+        with self._translating(), self._engine.begin() as connection:
             yield connection
 
     @contextmanager
     def writing(self, name: str | None = None) -> Iterator[Connection]:
-        """A transaction, durable when the block ends; blocks of the same `name` never run at the same time.
+        """Open a transaction, durable when the block ends; blocks of the same `name` never run at the same time.
 
-        On SQLite every block has the only writer's place from its first statement.
+        On SQLite every block excludes all other writers from its first statement.
         """
-        with self._answering(), self._writer.begin() as connection:
+        with self._translating(), self._writer.begin() as connection:
             if name is not None:
                 self.hold(connection, name)
             yield connection
 
     def hold(self, connection: Connection, name: str) -> None:
-        """Keep other writing blocks of that name waiting until this transaction ends."""
+        """Let other writing blocks of that name wait until this transaction ends."""
         if self.file is None:
             key = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
     def clock(self, connection: Connection) -> float:
-        """Seconds since 1970 by the one clock that all users of this database share."""
+        """Return the seconds since 1970 by the one clock that all users of this database share."""
         if self.file:
             return time.time()
         return float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
@@ -79,13 +79,13 @@ class Database:
         self._engine.dispose()
 
     def disown(self) -> None:
-        """Leave the connections to the process that this one was forked from: two that share one read each other's
-        answers.
+        """Leave the connections to the process that this one was forked from: two processes that share one would read
+        each other's answers.
         """
         self._engine.dispose(close=False)
 
     def _migrate(self) -> None:
-        with self._answering():
+        with self._translating():
             if self.file is None:
                 if self._revision() != SCHEMA:
                     self._upgrade()
@@ -111,7 +111,7 @@ class Database:
 
         config = Config()
         config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-        with self.writing("migrate") as connection:  # whoever waited here finds nothing left to do
+        with self.writing("migrate") as connection:  # a process that waited here finds nothing left to do
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")
@@ -122,7 +122,7 @@ class Database:
                 ) from None
 
     @contextmanager
-    def _answering(self) -> Iterator[None]:
+    def _translating(self) -> Iterator[None]:
         try:
             yield
         except (
@@ -133,15 +133,15 @@ class Database:
         ) as error:  # internal: a standby, a transaction that idled too long
             reason = " ".join(str(getattr(error, "orig", error)).split())
             raise ServiceUnavailable(
-                f"ledger {self.name} does not answer: {reason}; is another process holding it, is the disk "
-                "writable, is the server up?"
+                f"ledger {self.name} does not answer: {reason}; check that no other process locks it, that the disk is "
+                "writable and that the server runs"
             ) from error
         except (OSError, Timeout) as error:
             raise ServiceUnavailable(f"ledger {self.name} cannot be opened: {error}; PTP_LEDGER names it") from error
         except DatabaseError as error:
             if re.search("not a database|malformed", str(error.orig)):
                 raise SettingsError(
-                    f"PTP_LEDGER: {self.name} is no ledger ({error.orig}); restore it or name another file"
+                    f"PTP_LEDGER: {self.name} is no ledger ({error.orig}); restore it, or name another file"
                 ) from error
             raise
 
@@ -152,27 +152,26 @@ def of_task(query: Select[Any], table: Table, task: str | None) -> Select[Any]:
 
 
 def insert(connection: Connection, table: Table) -> Any:
-    """An INSERT that may say ON CONFLICT, which each database spells for itself."""
+    """Return an INSERT that takes ON CONFLICT, in the database's own dialect."""
     return postgresql.insert(table) if connection.dialect.name == "postgresql" else sqlite.insert(table)
 
 
 def put(connection: Connection, table: Table, key: Mapping[str, str | int], **values: Any) -> None:
-    """The row of that key with those values, whether it was there or not."""
+    """Insert the row of that key with those values, or update it."""
     connection.execute(
         insert(connection, table).values(**key, **values).on_conflict_do_update(index_elements=list(key), set_=values)
     )
 
 
-def _parsed(url: str) -> URL:
+def _parse(url: str) -> URL:
     expected = (
         "expected a file, as sqlite:////absolute/ledger.db, or a database of its own, as postgresql://user@host/ledger"
     )
     try:
         parsed = make_url(url)
     except ArgumentError:
-        raise SettingsError(
-            f"PTP_LEDGER is no database address; {expected}"
-        ) from None  # what it holds may be a password
+        # the address is not shown, because it may hold a password
+        raise SettingsError(f"PTP_LEDGER is no database address; {expected}") from None
     backend = parsed.get_backend_name()
     if backend == "postgresql" and parsed.database:
         return parsed.set(drivername="postgresql+psycopg")
@@ -183,8 +182,7 @@ def _parsed(url: str) -> URL:
 
 def _postgresql_engine(url: URL) -> Engine:
     arguments = {"connect_timeout": BUSY_SECONDS, "options": TIMEOUTS}
-    # a stricter level, which a server may have as its default, would show behind a lock what was so before it was
-    # waited for
+    # after it waited for a lock, a stricter level (a server's default may be one) would show the state before the wait
     return create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", connect_args=arguments)
 
 
@@ -192,13 +190,13 @@ def _sqlite_engine(url: URL) -> Engine:
     engine = create_engine(url)
 
     @event.listens_for(engine, "connect")
-    def connected(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the driver would begin late and deferred: `began` does it
+    def set_pragmas(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver would begin late and deferred: `begin` does it
         for pragma in PRAGMAS:
             _execute(connection, f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
-    def began(connection: Connection) -> None:
+    def begin(connection: Connection) -> None:
         connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
 
     return engine
@@ -210,15 +208,15 @@ def _is_busy(error: Exception) -> bool:
 
 @stamina.retry(on=_is_busy, attempts=None, timeout=BUSY_SECONDS, wait_initial=0.01, wait_max=0.2)
 def _execute(connection: sqlite3.Connection, statement: str) -> None:
-    """SQLite does not wait by itself where two processes turn a new file to WAL at once."""
+    """Execute it with retries: SQLite does not wait by itself if two processes switch a new file to WAL at once."""
     connection.execute(statement)
 
 
-_opened: WeakSet[Database] = WeakSet()
+_open: WeakSet[Database] = WeakSet()
 
 
 def _disown_all() -> None:
-    for database in _opened:
+    for database in _open:
         database.disown()
 
 

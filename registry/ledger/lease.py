@@ -1,4 +1,4 @@
-"""Leases: the right to write one projection until it expires, held in the ledger's database."""
+"""Leases: the right to write one projection for a limited time, kept in the ledger's database."""
 
 import os
 import socket
@@ -23,7 +23,7 @@ class Lease:
         self._owner = owner()
 
     def renew(self) -> None:
-        """Take the lease, or hold it from now on anew; LeaseHeld where another process has it."""
+        """Take the lease, or extend it from now on; raise LeaseHeld if another process has it."""
         with self._database.writing(f"lease {self.name}") as connection:
             mine = select(tables.lease).where(tables.lease.c.name == self.name)
             row = connection.execute(mine.with_for_update()).one_or_none()  # `keep` may be extending it just now
@@ -36,19 +36,19 @@ class Lease:
             put(connection, tables.lease, {"name": self.name}, owner=self._owner, expires_at=now + self.seconds)
 
     def keep(self, connection: Connection) -> None:
-        """Hold it from now on anew as part of that transaction; LeaseHeld where it was not ours all the while.
+        """Extend it from now on, as part of that transaction; raise LeaseHeld if another process took it meanwhile.
 
         Unlike `renew` it never takes the lease back: another holder may have come and gone.
         """
-        held = update(tables.lease).where(tables.lease.c.name == self.name, tables.lease.c.owner == self._owner)
+        ours = update(tables.lease).where(tables.lease.c.name == self.name, tables.lease.c.owner == self._owner)
         expires = self._database.clock(connection) + self.seconds
-        if connection.execute(held.values(expires_at=expires)).rowcount == 0:
+        if connection.execute(ours.values(expires_at=expires)).rowcount == 0:
             raise LeaseHeld(
-                f"{self.name}: this process stood still for longer than its lease and another took over; look again"
+                f"{self.name}: this process stood still for longer than its lease, and another took over; run it again"
             )
 
     def release(self) -> None:
-        """Let others in; silent where another took it after it expired."""
+        """Give the lease back, unless another process took it after it expired."""
         with self._database.writing() as connection:
             connection.execute(
                 delete(tables.lease).where(tables.lease.c.name == self.name, tables.lease.c.owner == self._owner)
@@ -57,8 +57,9 @@ class Lease:
 
 @contextmanager
 def leased(database: Database, name: str, seconds: float) -> Iterator[Lease]:
-    """The only writer called `name` for the block, for at most `seconds` after its last renewal; LeaseHeld
-    where taken.
+    """Make the block the only writer called `name`, for at most `seconds` after the last renewal.
+
+    Raises LeaseHeld if another process has the lease.
     """
     lease = Lease(database, name, seconds)
     lease.renew()
@@ -92,5 +93,5 @@ def remove_expired_leases(database: Database) -> int:
 
 
 def owner() -> str:
-    """A name for one holder, by which people find its process."""
+    """Return a new name for one holder, by which people find its process."""
     return f"{socket.gethostname()}:{os.getpid()}:{uuid.uuid4().hex[:12]}"

@@ -1,4 +1,4 @@
-"""The ledger: numbers versions, decides which version an alias names, and keeps who moved it when and why."""
+"""The ledger: numbers versions, decides which version an alias names, and records who moved it, when and why."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,12 +10,12 @@ from ptpipeline.errors import NotFound, PromotionConflict
 from ptpipeline.records import Promotion, PromptVersion, Record, Verdict, now
 from registry.ledger import tables
 from registry.ledger.database import insert, of_task, put
-from registry.ledger.results import Memory, put_verdict
+from registry.ledger.results import Results, put_verdict
 from registry.ledger.tombstone import lock_name, refuse_buried, take_over
 
 
 class Intent(Record):
-    """A publish that began: its artifact may be in the store, it is no version yet."""
+    """A publish that began: its artifact may be in the store, but it is no version yet."""
 
     task: str
     digest: str
@@ -23,10 +23,10 @@ class Intent(Record):
 
 
 class Move(Record):
-    """A promotion that is asked for: which alias of which task to which version, by whom and why.
+    """A requested promotion: which alias of which task moves to which version, by whom and why.
 
-    `expected` is the sequence number of the alias's head as it was read, 0 where it had none. `override` says that a
-    person answers for what the gate would refuse; `release` names the set that is promoted together.
+    `expected` is the sequence number of the alias's head as it was read, 0 if it had none. `override` says that a
+    person promotes what the gate refused; `release` names the set that is promoted together.
     """
 
     task: str
@@ -41,7 +41,7 @@ class Move(Record):
 
 
 class Release(Record):
-    """Versions of several tasks that are promoted together: task -> version number. `name` is unique for ever."""
+    """Versions of several tasks that are promoted together: task -> version number. A `name` is never used twice."""
 
     name: str
     actor: str
@@ -51,49 +51,49 @@ class Release(Record):
 
 
 class Applied(NamedTuple):
-    """How far a projection followed the ledger."""
+    """The promotion, and its version, that a projection shows."""
 
     seq: int
     version: int
 
 
-class Ledger(Memory):
-    """One database. Every method is one transaction; raises ServiceUnavailable where the database does not answer."""
+class Ledger(Results):
+    """One database. Every method is one transaction and raises ServiceUnavailable if the database does not answer."""
 
     # ------------------------------------------------------------ versions
 
     def intend(self, task: str, digest: str) -> None:
-        """Note that `digest` is being published, before its first byte is stored; LeaseHeld while it is being
+        """Note that `digest` is being published, before its first byte is stored; raise LeaseHeld while it is being
         collected.
         """
         with self.database.writing(lock_name(task, digest)) as connection:
             take_over(self.database, connection, task, digest)
-            put(
-                connection, tables.intent, {"task": task, "digest": digest}, at=now()
-            )  # anew, so that it is not taken for abandoned
+            # with a new time, so that it does not look abandoned
+            put(connection, tables.intent, {"task": task, "digest": digest}, at=now())
 
     def intents(self, task: str | None = None) -> list[Intent]:
-        """Publishes that began and did not end, oldest first."""
+        """Return the publishes that began and did not end, oldest first."""
         return [
             Intent(**row._mapping)
             for row in self._rows(of_task(select(tables.intent), tables.intent, task).order_by(tables.intent.c.at))
         ]
 
     def forget_intents(self, before: str) -> None:
-        """Publishes that nobody began again since are given up; what they stored is an orphan then."""
+        """Give up publishes that nobody began again since then; what they stored is an orphan from now on."""
         with self.database.writing() as connection:
             connection.execute(delete(tables.intent).where(tables.intent.c.at < before))
 
     def fulfil(self, task: str, digest: str) -> None:
-        """The publish of `digest` is complete."""
+        """Note that the publish of `digest` is complete."""
         with self.database.writing() as connection:
             connection.execute(
                 delete(tables.intent).where(tables.intent.c.task == task, tables.intent.c.digest == digest)
             )
 
     def add_version(self, task: str, digest: str, verdict: Verdict | None = None) -> PromptVersion:
-        """The version of that digest: the one there is, else numbered one above the task's highest; with `verdict` as
-        its newest, if given.
+        """Return the version of that digest; if there is none, add it with the number above the task's highest.
+
+        `verdict` becomes the newest one on it.
         """
         mine = _version().where(tables.version.c.task == task, tables.version.c.digest == digest)
         with self.database.writing(f"version {task}") as connection:
@@ -111,7 +111,7 @@ class Ledger(Memory):
             return PromptVersion(**connection.execute(mine).one()._mapping)
 
     def version(self, task: str, number: int) -> PromptVersion:
-        """Version `number` of the task; NotFound names the versions there are."""
+        """Return version `number` of the task; NotFound names the versions that exist."""
         row = self._row(_version().where(tables.version.c.task == task, tables.version.c.number == number))
         if row is None:
             highest = self._value(select(func.max(tables.version.c.number)).where(tables.version.c.task == task))
@@ -122,14 +122,14 @@ class Ledger(Memory):
         return PromptVersion(**row._mapping)
 
     def version_of(self, task: str, digest: str) -> PromptVersion:
-        """The version of that digest; NotFound where it was never registered."""
+        """Return the version of that digest; raise NotFound if it was never registered."""
         row = self._row(_version().where(tables.version.c.task == task, tables.version.c.digest == digest))
         if row is None:
             raise NotFound(f"{task}: prompt {digest[:12]} is no registered version; `ptp run {task}` registers it")
         return PromptVersion(**row._mapping)
 
     def versions(self, task: str | None = None, limit: int | None = 100, offset: int = 0) -> list[PromptVersion]:
-        """Registered versions by task, newest first, one page of them; all with limit None and offset 0."""
+        """Return a page of the registered versions by task, newest first; all of them with limit None and offset 0."""
         order = tables.version.c.task, tables.version.c.number.desc()
         page = (
             of_task(select(tables.version.c.task, tables.version.c.number), tables.version, task)
@@ -144,7 +144,7 @@ class Ledger(Memory):
         return [PromptVersion(**row._mapping) for row in self._rows(shown.order_by(*order))]
 
     def tasks(self) -> list[str]:
-        """Tasks with a registered version, by name."""
+        """Return the tasks with a registered version, by name."""
         return [
             row.task for row in self._rows(select(tables.version.c.task).distinct().order_by(tables.version.c.task))
         ]
@@ -152,12 +152,12 @@ class Ledger(Memory):
     # ------------------------------------------------------------ promotions
 
     def head(self, task: str, alias: str) -> Promotion | None:
-        """The promotion that decides what the alias names now."""
+        """Return the promotion that decides what the alias names now."""
         with self.database.reading() as connection:
             return _head(connection, task, alias)
 
     def heads(self, task: str | None = None) -> list[Promotion]:
-        """The head of every alias, by task and alias."""
+        """Return the head of every alias, by task and alias."""
         table = tables.promotion
         newest = (
             of_task(select(table.c.task, table.c.alias, func.max(table.c.seq).label("seq")), table, task)
@@ -171,7 +171,7 @@ class Ledger(Memory):
         ]
 
     def history(self, task: str, alias: str | None = None) -> list[Promotion]:
-        """Every promotion of the task (of one alias), oldest first."""
+        """Return every promotion of the task, or of one alias, oldest first."""
         table = tables.promotion
         query = select(table).where(table.c.task == task)
         query = (
@@ -182,7 +182,7 @@ class Ledger(Memory):
         return [Promotion(**row._mapping) for row in self._rows(query)]
 
     def promotion(self, task: str, alias: str, seq: int) -> Promotion | None:
-        """One row of the history."""
+        """Return one row of the history."""
         table = tables.promotion
         row = self._row(select(table).where(table.c.task == task, table.c.alias == alias, table.c.seq == seq))
         return Promotion(**row._mapping) if row else None
@@ -190,31 +190,31 @@ class Ledger(Memory):
     def append(self, move: Move) -> Promotion:
         """Move an alias from the head that the move expects.
 
-        Raises PromotionConflict, naming both heads, where somebody moved it first; NotFound where there is no such
-        version, PromotionRefused where the garbage collection deleted it or is about to.
+        Raises PromotionConflict, which names both heads, if somebody moved it first; NotFound if there is no such
+        version, PromotionRefused if the garbage collection deleted it or is about to.
         """
         return self._append([move], None)[0]
 
     def append_release(self, release: Release, moves: Sequence[Move]) -> list[Promotion]:
         """Move all those aliases or none, in one transaction that records the release; raises as `append` does.
 
-        A release of that name which holds other versions is refused with PromotionConflict.
+        Raises PromotionConflict too if a release of that name holds other versions.
         """
         return self._append(moves, release)
 
     def release(self, name: str) -> Release | None:
-        """The release of that name."""
+        """Return the release of that name."""
         row = self._row(select(tables.release).where(tables.release.c.name == name))
         return Release(**row._mapping) if row else None
 
     def releases(self) -> list[Release]:
-        """Every release, newest first."""
+        """Return every release, newest first."""
         return [
             Release(**row._mapping) for row in self._rows(select(tables.release).order_by(tables.release.c.at.desc()))
         ]
 
     def _append(self, moves: Sequence[Move], release: Release | None) -> list[Promotion]:
-        ordered = sorted(moves, key=lambda move: (move.task, move.alias))  # two releases lock their rows in one order
+        ordered = sorted(moves, key=lambda move: (move.task, move.alias))  # so that two releases lock rows in one order
         digests = [self.version(move.task, move.version).digest for move in ordered]
         try:
             with self.database.writing() as connection:
@@ -225,7 +225,7 @@ class Ledger(Memory):
                 return [
                     _insert_promotion(connection, move, digest) for move, digest in zip(ordered, digests, strict=True)
                 ]
-        except IntegrityError:  # the row that was to be inserted is there: somebody else's promotion
+        except IntegrityError:  # somebody else inserted the row first
             for move in ordered:
                 head = self.head(move.task, move.alias)
                 if (head.seq if head else 0) != move.expected:
@@ -235,13 +235,13 @@ class Ledger(Memory):
     # ------------------------------------------------------------ projections
 
     def applied(self, target: str, task: str, alias: str) -> Applied | None:
-        """How far `target` (`store`, `mlflow`) followed the head of the alias."""
+        """Return which promotion of the alias `target` (`store`, `mlflow`) shows."""
         table = tables.projection
         row = self._row(select(table).where(table.c.target == target, table.c.task == task, table.c.alias == alias))
         return Applied(row.applied_seq, row.applied_version) if row else None
 
     def record_applied(self, target: str, promotion: Promotion) -> None:
-        """`target` shows that promotion; an older one than recorded changes nothing."""
+        """Record that `target` shows that promotion; one that is older than the recorded one changes nothing."""
         where = {"target": target, "task": promotion.task, "alias": promotion.alias}
         row = {"applied_seq": promotion.seq, "applied_version": promotion.version, "at": now()}
         older = tables.projection.c.applied_seq < promotion.seq
@@ -284,9 +284,7 @@ def _head(connection: Connection, task: str, alias: str) -> Promotion | None:
 
 
 def _insert_promotion(connection: Connection, move: Move, digest: str) -> Promotion:
-    """The move as the row behind the head that it expects; the table's key refuses it where that row is there
-    already.
-    """
+    """Insert the move as the row behind the head that it expects; the table's key refuses it if that row exists."""
     table = tables.promotion
     previous = connection.scalar(
         select(table.c.version).where(
@@ -306,14 +304,14 @@ def _record_release(connection: Connection, release: Release) -> None:
     connection.execute(insert(connection, tables.release).values(**release.model_dump()).on_conflict_do_nothing())
     stored = connection.scalar(select(tables.release.c.versions).where(tables.release.c.name == release.name))
     if stored is not None and stored != release.versions:
-        raise held_otherwise(release.model_copy(update={"versions": stored}))
+        raise release_conflict(release.model_copy(update={"versions": stored}))
 
 
-def held_otherwise(release: Release) -> PromotionConflict:
-    """What to raise where that release is to become another set."""
-    held = ", ".join(f"{task}@{number}" for task, number in sorted(release.versions.items()))
+def release_conflict(release: Release) -> PromotionConflict:
+    """Return the error for a request that would change that release."""
+    versions = ", ".join(f"{task}@{number}" for task, number in sorted(release.versions.items()))
     return PromotionConflict(
-        f"release {release.name!r} holds {held} already and never changes; give the new set another name"
+        f"release {release.name!r} holds {versions} already and never changes; give the new set another name"
     )
 
 
@@ -323,8 +321,8 @@ def _conflict(move: Move, head: Promotion | None) -> PromotionConflict:
         if head
         else "no promotion at all"
     )
-    asked = f"seq {move.expected}" if move.expected else "no promotion yet"
+    expected = f"seq {move.expected}" if move.expected else "no promotion yet"
     return PromotionConflict(
-        f"{move.task}@{move.alias}: expected {asked} as head for version {move.version} by {move.actor}, found "
+        f"{move.task}@{move.alias}: expected {expected} as head for version {move.version} by {move.actor}, found "
         f"{actual}; look at `ptp history {move.task}`, then promote again"
     )

@@ -11,7 +11,7 @@ from registry.failpoints import reached
 from registry.ledger import tables
 from registry.ledger.database import insert
 from registry.ledger.ledger import Intent, Ledger, Release
-from registry.ledger.looks import restore
+from registry.ledger.looks import restore_look
 from registry.ledger.results import Publication
 
 
@@ -57,10 +57,10 @@ def recover_task(ledger: Ledger, lost: Recovery) -> None:
             _add(connection, tables.intent, intent.model_dump())
 
 
-def recover_snapshots(ledger: Ledger, found: Iterable[StoredSnapshot]) -> None:
+def recover_snapshots(ledger: Ledger, snapshots: Iterable[StoredSnapshot]) -> None:
     """Add snapshots under their source keys."""
     with ledger.database.writing() as connection:
-        for snapshot, at in found:
+        for snapshot, at in snapshots:
             _add_newer(
                 connection,
                 tables.snapshot,
@@ -93,7 +93,7 @@ def _add_prompt(connection: Connection, prompt: RecoveredPrompt) -> None:
     if verdict:
         values = {**who, "gate_key": verdict.gate_key, "passed": verdict.passed, "record": verdict.to_json()}
         _add_newer(connection, tables.verdict, {"verdict": verdict.verdict_digest()}, **values, at=at)
-        restore(connection, verdict, prompt.rows)
+        restore_look(connection, verdict, prompt.rows)
 
 
 def _add_version(connection: Connection, version: PromptVersion) -> None:

@@ -1,5 +1,5 @@
-"""What the stages remember, so that what they did once need not run again: snapshots, trainings, evaluations,
-verdicts.
+"""The results of stages, kept so that none needs to run twice: snapshots, trainings, evaluations, verdicts,
+publications.
 """
 
 from typing import Any, ClassVar
@@ -13,8 +13,8 @@ from registry.ledger.tombstone import lock_name, take_over
 
 
 class Publication(Grown):
-    """How a version came to be: its training, the git commit, and where in the store its plots lie, name -> key, the
-    words near it, experiments with it, and what it gets wrong.
+    """How a version came to be: its training and the git commit, its plots (name -> key in the store), the words near
+    it, experiments with it, and what it gets wrong.
     """
 
     LATER: ClassVar = frozenset({"neighbours", "wayward", "mistakes"})
@@ -27,8 +27,8 @@ class Publication(Grown):
     mistakes: str | None = None
 
 
-class Memory:
-    """Records under their keys. Every method is one transaction; raises ServiceUnavailable where the database does not
+class Results:
+    """Records under their keys. Every method is one transaction and raises ServiceUnavailable if the database does not
     answer.
     """
 
@@ -41,17 +41,17 @@ class Memory:
         self.database.close()
 
     def snapshot_for(self, task: str, source_key: str) -> Snapshot | None:
-        """The snapshot that was made of that source."""
+        """Return the snapshot that was made of that source."""
         return self._snapshot(tables.snapshot.c.task == task, tables.snapshot.c.source_key == source_key)
 
     def snapshot(self, task: str, digest: str) -> Snapshot | None:
-        """The snapshot of that digest."""
+        """Return the snapshot of that digest."""
         return self._snapshot(tables.snapshot.c.task == task, tables.snapshot.c.digest == digest)
 
     def save_snapshot(self, snapshot: Snapshot) -> None:
-        """Remember the snapshot under its source key as the task's newest; LeaseHeld while it is being deleted.
+        """Remember the snapshot under its source key as the task's newest; raise LeaseHeld while it is being deleted.
 
-        For the grace period of the garbage collection from now on it is not deleted.
+        It is not deleted during the garbage collection's grace period, which starts now.
         """
         key = {"task": snapshot.task, "source_key": snapshot.source_key}
         with self.database.writing(lock_name(snapshot.task, snapshot.digest)) as connection:
@@ -59,7 +59,7 @@ class Memory:
             put(connection, tables.snapshot, key, digest=snapshot.digest, record=snapshot.to_json(), at=now())
 
     def tuned(self, task: str, training_key: str) -> TunedPrompt | None:
-        """The prompt that was trained under that key."""
+        """Return the prompt that was trained under that key."""
         record = self._value(
             select(tables.training.c.record).where(
                 tables.training.c.task == task, tables.training.c.training_key == training_key
@@ -68,17 +68,17 @@ class Memory:
         return TunedPrompt.model_validate(record) if record else None
 
     def save_tuned(self, *prompts: TunedPrompt) -> None:
-        """Remember prompts under their training keys, in place of earlier ones: those of one gang all or none."""
+        """Remember prompts under their training keys, in place of earlier ones: all or none."""
         with self.database.writing() as connection:
             for tuned in prompts:
                 _put_tuned(connection, tuned)
 
     def report(self, evaluation_key: str) -> Report | None:
-        """The evaluation that was made under that key."""
+        """Return the evaluation that was made under that key."""
         return self._report(tables.evaluation.c.evaluation_key == evaluation_key)
 
     def report_of(self, task: str, digest: str) -> Report | None:
-        """The newest evaluation of the prompt of that digest."""
+        """Return the newest evaluation of the prompt of that digest."""
         return self._report(tables.evaluation.c.task == task, tables.evaluation.c.digest == digest)
 
     def save_report(self, report: Report) -> None:
@@ -87,19 +87,19 @@ class Memory:
             _put_report(connection, report)
 
     def verdict_for(self, gate_key: str) -> Verdict | None:
-        """The newest verdict under that gate key."""
+        """Return the newest verdict under that gate key."""
         return self._verdict(tables.verdict.c.gate_key == gate_key)
 
     def verdict(self, digest: str) -> Verdict | None:
-        """The verdict of that digest, as promotions cite it."""
+        """Return the verdict of that digest, as promotions cite it."""
         return self._verdict(tables.verdict.c.verdict == digest)
 
     def latest_verdict(self, task: str, digest: str) -> Verdict | None:
-        """The newest verdict over the prompt of that digest."""
+        """Return the newest verdict on the prompt of that digest."""
         return self._verdict(tables.verdict.c.task == task, tables.verdict.c.digest == digest)
 
     def verdicts(self, task: str, digest: str) -> list[Verdict]:
-        """Every verdict over the prompt of that digest, newest first."""
+        """Return every verdict on the prompt of that digest, newest first."""
         table = tables.verdict
         query = select(table.c.record).where(table.c.task == task, table.c.digest == digest).order_by(table.c.at.desc())
         return [Verdict.model_validate(row.record) for row in self._rows(query)]
@@ -110,14 +110,14 @@ class Memory:
             put_verdict(connection, verdict)
 
     def publication(self, task: str, digest: str) -> Publication | None:
-        """How the version of that digest came to be."""
+        """Return how the version of that digest came to be."""
         table = tables.publication
         record = self._value(select(table.c.record).where(table.c.task == task, table.c.digest == digest))
         return Publication.model_validate(record) if record else None
 
     def save_publication(self, publication: Publication, report: Report | None = None) -> None:
-        """Remember how the version came to be, in place of what was known before: its training and report too, all or
-        nothing.
+        """Remember how the version came to be, with its training and its report, in place of what was known before: all
+        or nothing.
         """
         tuned = publication.tuned
         with self.database.writing() as connection:
@@ -132,8 +132,8 @@ class Memory:
                 at=now(),
             )
 
-    def with_texts(self, task: str) -> list[Publication]:
-        """Those of the task's publications whose pages show texts of rows."""
+    def publications_with_texts(self, task: str) -> list[Publication]:
+        """Return those of the task's publications whose pages show texts of rows."""
         table = tables.publication
         shown = select(table.c.record).where(table.c.task == task, table.c.record["mistakes"].as_string().is_not(None))
         return [Publication.model_validate(row.record) for row in self._rows(shown)]
@@ -164,7 +164,7 @@ class Memory:
 
 
 def put_verdict(connection: Connection, verdict: Verdict) -> None:
-    """The verdict as the newest one."""
+    """Write the verdict as the newest one."""
     values = {"gate_key": verdict.gate_key, "task": verdict.task, "digest": verdict.digest, "passed": verdict.passed}
     put(connection, tables.verdict, {"verdict": verdict.verdict_digest()}, **values, record=verdict.to_json(), at=now())
 

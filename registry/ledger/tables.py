@@ -1,10 +1,11 @@
 """The ledger's tables as SQLAlchemy describes them; the migrations create them.
 
 `version` numbers what is registered, `promotion` is the append-only history of every alias, `release` names promotions
-that were made together, `test_set` and `look` count how often which test rows decided, `intent` names what is being
-published and `tombstone` what is being collected, `projection` says how far MLflow and the object store follow,
-`attempt` which writes to MLflow's aliases may still be under way and `sighting` which of its aliases was seen to
-differ; the rest remembers stages that need not run again.
+that were made together, `test_set` and `look` count how often which test rows decided. `intent` names what is being
+published and `tombstone` what is being collected. `projection` says which promotion MLflow and the object store show,
+`attempt` which writes to MLflow's aliases may still be under way, `sighting` which of its aliases differed, `lease` who
+may write a projection, `probe` when an object store was last tested. The rest keeps results of stages, so that they
+need not run again.
 """
 
 from sqlalchemy import (

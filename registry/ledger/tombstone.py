@@ -1,7 +1,7 @@
 """Tombstones: the right to delete a prompt or a snapshot, in the database that holds the intents of publishing.
 
-Burying and intending are transactions of one name, so one of them is first and the other sees it. A tombstone is held
-for SECONDS after it was last renewed; then a publish may take over. That of a deleted version stays as its mark.
+Burying and intending are transactions of one name, so one of them is first and the other sees it. A tombstone lasts for
+SECONDS after it was last renewed; then a publish may take over. The tombstone of a deleted version stays as its mark.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Needed = Callable[[Connection], bool]
 
 
 class Tombstone:
-    """One collector's tombstone for the prompt, or the snapshot, of that digest."""
+    """The tombstone that one collector sets for a prompt or a snapshot."""
 
     def __init__(self, database: Database, task: str, digest: str) -> None:
         self.task, self.digest = task, digest
@@ -29,7 +29,7 @@ class Tombstone:
         self._mine = (table.c.task == task, table.c.digest == digest, table.c.owner == self._owner)
 
     def bury(self, needed: Needed) -> bool:
-        """Take it in one transaction, unless `needed` says so there, or another collector has it; whether it is
+        """Set it, unless `needed` answers yes in the same transaction or another collector has it; return whether it is
         ours.
         """
         table = tables.tombstone
@@ -51,17 +51,17 @@ class Tombstone:
         return True
 
     def renew(self) -> bool:
-        """Hold it for SECONDS from now; False where it expired and somebody took over."""
+        """Keep it for SECONDS from now; return False if it expired and somebody took over."""
         return self._set(SECONDS)
 
     def leave(self) -> bool:
-        """Let it stand as the mark of what was deleted, which may be published again at once; False where it
-        was taken.
+        """Leave it as the mark of what was deleted, which may be published again at once; return False if somebody took
+        over.
         """
         return self._set(0.0)
 
     def lift(self) -> bool:
-        """Remove it, as if it never was; False where it was taken."""
+        """Remove it; return False if somebody took over."""
         with self._database.writing(lock_name(self.task, self.digest)) as connection:
             return connection.execute(delete(tables.tombstone).where(*self._mine)).rowcount > 0
 
@@ -74,8 +74,9 @@ class Tombstone:
 
 
 def take_over(database: Database, connection: Connection, task: str, digest: str) -> None:
-    """Remove the tombstone of what is to be stored again; LeaseHeld while somebody deletes it. Hold `lock_name`
-    meanwhile.
+    """Remove the tombstone of what is about to be stored again; raise LeaseHeld while somebody deletes it.
+
+    The transaction must hold `lock_name`.
     """
     table = tables.tombstone
     where = (table.c.task == task, table.c.digest == digest)
@@ -88,7 +89,7 @@ def take_over(database: Database, connection: Connection, task: str, digest: str
 
 
 def refuse_buried(database: Database, connection: Connection, task: str, digest: str) -> None:
-    """Nobody can bury the prompt from now until the transaction ends; PromotionRefused where somebody has."""
+    """Let nobody bury the prompt until the transaction ends; raise PromotionRefused if somebody has."""
     database.hold(connection, lock_name(task, digest))
     table = tables.tombstone
     if connection.scalar(select(table.c.at).where(table.c.task == task, table.c.digest == digest)) is not None:
@@ -96,15 +97,15 @@ def refuse_buried(database: Database, connection: Connection, task: str, digest:
 
 
 def collected_sentence(task: str, digest: str) -> str:
-    """Why a version whose bytes were deleted on purpose cannot be used, and what to do."""
+    """Say why a version that was collected cannot be used, and what to do."""
     return (
         f"{task}: the garbage collection deleted prompt {digest[:12]}, or is about to; `ptp run {task}` trains "
-        f"what today's data and recipe give, `ptp versions {task}` shows what is kept"
+        f"a prompt from today's data and recipe, `ptp versions {task}` shows what is kept"
     )
 
 
 def forget_unmarked(database: Database) -> None:
-    """Remove what killed collectors left behind: expired tombstones that mark no version."""
+    """Remove expired tombstones that mark no version: killed collectors left them behind."""
     table, version = tables.tombstone, tables.version
     marks = exists().where(version.c.task == table.c.task, version.c.digest == table.c.digest)
     with database.writing() as connection:
@@ -112,5 +113,5 @@ def forget_unmarked(database: Database) -> None:
 
 
 def lock_name(task: str, digest: str) -> str:
-    """The name that all transactions over the existence of that prompt or snapshot share."""
+    """Return the name that all transactions about the existence of that prompt or snapshot share."""
     return f"digest {task}/{digest}"

@@ -1,5 +1,5 @@
-"""What a prompt learnt from: its own training rows, and those of what it descends from or consists of, whichever task
-they are of.
+"""Reads the rows that a prompt learnt from: its own training rows, and those of what it descends from or consists of,
+in any task.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,10 @@ from registry.registry import Registry
 
 
 def training_rows(registry: Registry, task: str, digest: str) -> list[Row]:
-    """The rows that the prompt itself was trained on, of a shared prompt those of all its sources; of an imported one
-    none are known.
+    """Return the rows that the prompt itself was trained on: those of all sources if it is a shared prompt, none if it
+    was imported, since they are not known.
 
-    Raises NotFound where prompt or rows are not stored any more, ArtifactError where they were altered.
+    Raises NotFound if prompt or rows are not stored any more, ArtifactError if they were altered.
     """
     manifest = read_artifact(registry.store, task, digest).manifest
     tuned = registry.ledger.tuned(task, manifest.training_key)
@@ -38,11 +38,10 @@ def inherited_rows(registry: Registry, task: str, digest: str) -> Iterator[Row]:
     while waiting:
         name = waiting.pop()
         try:
-            parents = {
-                _home(registry, name[0], part) for part in parts_of(read_artifact(registry.store, *name).manifest)
-            } - done
+            manifest = read_artifact(registry.store, *name).manifest
         except NotFound:  # collected since
             continue
+        parents = {_home(registry, name.task, part) for part in parts_of(manifest)} - done
         for parent in parents:
             try:
                 yield from training_rows(registry, *parent)
@@ -53,19 +52,18 @@ def inherited_rows(registry: Registry, task: str, digest: str) -> Iterator[Row]:
 
 
 def _snapshots(registry: Registry, task: str, manifest: PromptManifest) -> list[Name]:
-    """Its snapshot, or of a shared prompt its sources', whose digests together make the one that it states."""
+    """Its snapshot, or if it is a shared prompt those of its sources, whose digests together make the one it states."""
     if not is_shared(manifest):
         return [Name(task, manifest.snapshot)]
     publication = registry.ledger.publication(task, manifest.digest())
     sources = sources_in(task, [trial.name for trial in publication.tuned.trials]) if publication else []
-    found = combination(
-        manifest.snapshot, [stored_names(registry.store, snapshots_prefix(source)) for source in sources]
-    )
-    if found is None:
+    stored = [stored_names(registry.store, snapshots_prefix(source)) for source in sources]
+    snapshots = combination(manifest.snapshot, stored)
+    if snapshots is None:
         raise NotFound(
             f"{task}: the snapshots that shared prompt {manifest.digest()[:12]} was trained on are not stored any more"
         )
-    return found
+    return snapshots
 
 
 def _home(registry: Registry, task: str, digest: str) -> Name:

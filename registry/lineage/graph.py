@@ -48,8 +48,8 @@ class Graph:
     def seen_by(self, name: Name) -> list[Name]:
         """Return the snapshots of the prompt's own rows; none if they are not known any more.
 
-        If a shared prompt's sources have no snapshots that make its own together, it may have been trained on one that
-        is gone: then all of theirs, behind one that no snapshot is named by and that stands for what is not known.
+        If no snapshots of a shared prompt's sources make its own together, it may have been trained on one that is
+        gone: then all of theirs, after its own, which names no snapshot and so counts as unknown.
         """
         manifest, training = self.manifests.get(name), self.trainings.get(name)
         digest = manifest.snapshot if manifest else training.snapshot if training else ""
@@ -77,7 +77,8 @@ class Graph:
     def source(self, name: Name) -> str | None:
         """Return where the prompt's own rows came from, as far as the store knows."""
         own = set(self.seen_by(name))
-        return next((self.records[found].source for found in self.snapshots.get(name.task, []) if found in own), None)
+        known = (self.records[snapshot] for snapshot in self.snapshots.get(name.task, []) if snapshot in own)
+        return next((snapshot.source for snapshot in known), None)
 
     def _sources(self, name: Name) -> list[str]:
         """The tasks that a shared prompt, or a teacher of one, was trained for."""

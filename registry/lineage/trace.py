@@ -1,5 +1,5 @@
-"""From a version to its rows, and from a row to every version that learnt from it: directly, or through what it
-descends from.
+"""Traces a version to its rows, and a row to every version that learnt from it: itself, or through what it descends
+from.
 
 A row is known by its id, the hash of its normalised text; no text is ever part of an answer.
 """
@@ -8,7 +8,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ptpipeline.data.rows import normalised
 from ptpipeline.data.snapshot import load_split
@@ -30,10 +30,8 @@ from registry.listing import ask_all
 from registry.registry import Registry
 
 Seen = Literal["train", "dev", "unknown"]
-Learnt = tuple[Seen, list[str]]
 
-SEEN: tuple[Seen, ...] = ("train", "dev", "unknown")
-
+SEEN: tuple[Seen, ...] = ("train", "dev", "unknown")  # what is certain before what cannot be ruled out
 LEARNT_FROM: tuple[Split, ...] = ("train", "dev")
 
 _ROW = re.compile(r"([0-9a-f]{16})(-[1-9]\d*)?")
@@ -42,8 +40,8 @@ _ROW = re.compile(r"([0-9a-f]{16})(-[1-9]\d*)?")
 class Origin(Record):
     """What a prompt was made from.
 
-    `snapshots` are those of its own rows: one, or of a shared prompt its sources'; empty where they are not known any
-    more. `parents` are the digests of what it descends from or consists of, with what each is to it.
+    `snapshots` are those of its own rows: one, or those of its sources if it is a shared prompt; none if they are not
+    known any more. `parents` are what it descends from or consists of: digest -> what it is to this prompt.
     """
 
     task: str
@@ -57,7 +55,7 @@ class Origin(Record):
 
 
 class Lineage(Record):
-    """Where a version comes from, what it was found worth, and where it was promoted to.
+    """Where a version comes from, how it was measured and judged, and its promotions.
 
     `origins` begin with its own; each prompt that it descends from follows once.
     """
@@ -71,11 +69,11 @@ class Lineage(Record):
 class Exposure(Record):
     """A version that learnt from a row.
 
-    `seen`: `train` where it was trained on the row, `dev` where its checkpoint was chosen on it, `unknown` where the
-    rows that it saw are not stored any more, or unreadable, so that it cannot be ruled out. `via` is the way from the
-    version to the prompt that saw the row, as `relation task@number`; empty where it saw the row itself. `aliases` and
-    `releases` are those that hold it now. `source` is where its rows came from; a `shared` prompt has its source tasks'
-    instead.
+    `seen` is `train` if it was trained on the row, `dev` if its checkpoint was chosen on it, `unknown` if it cannot be
+    ruled out, because the rows that it saw are not stored any more or cannot be read. `via` is the way from the version
+    to the prompt that saw the row, as `relation task@number`; empty if it saw the row itself. `aliases` and `releases`
+    are those that name it now. `source` is where its rows came from; a `shared` prompt has the rows of its source
+    tasks.
     """
 
     task: str
@@ -95,10 +93,17 @@ class Exposure(Record):
         return PRODUCTION in self.aliases
 
 
-def lineage(registry: Registry, task: str, number: int) -> Lineage:
-    """Where that version comes from, its parents' origins among it.
+class _Learnt(NamedTuple):
+    """How a prompt saw the row, and the way to the prompt that saw it."""
 
-    Raises NotFound where there is no such version, ArtifactError where a manifest is altered, ServiceUnavailable.
+    seen: Seen
+    via: list[str]
+
+
+def trace_version(registry: Registry, task: str, number: int) -> Lineage:
+    """Return where that version comes from, with the origins of all that it descends from.
+
+    Raises NotFound if there is no such version, ArtifactError if a manifest is altered, ServiceUnavailable.
     """
     version, ledger, graph = registry.ledger.version(task, number), registry.ledger, read_graph(registry)
     origins, todo = dict[Name, Origin](), [Name(task, version.digest)]
@@ -106,7 +111,7 @@ def lineage(registry: Registry, task: str, number: int) -> Lineage:
         name = todo.pop(0)
         if name not in origins:
             origins[name] = _origin(registry, graph, name)
-            todo += [parent for _, parent in graph.parents(name)]
+            todo += [parent.name for parent in graph.parents(name)]
     promotions = [row for row in ledger.history(task) if row.version == number]
     return Lineage(
         origins=list(origins.values()),
@@ -116,92 +121,78 @@ def lineage(registry: Registry, task: str, number: int) -> Lineage:
     )
 
 
-def row_of(text: str) -> str:
-    """The id of the row with that text, as snapshots write it."""
+def row_id(text: str) -> str:
+    """Return the id of the row with that text, as snapshots write it."""
     return hashlib.sha256(normalised(text).encode()).hexdigest()[:16]
 
 
-def trained_on(registry: Registry, row: str) -> list[Exposure]:
-    """Every version that learnt from the row of that id, parents before those that descend from them.
+def trace_row(registry: Registry, row: str) -> list[Exposure]:
+    """Return every version that learnt from the row of that id, parents before those that descend from them.
 
-    Rows of equal normalised text (`-2`, `-3`) count as one. Raises DataError where `row` is no id, ArtifactError where
-    a manifest is altered, ServiceUnavailable.
+    Rows of equal normalised text (`-2`, `-3`) count as one. Raises DataError if `row` is no id, ArtifactError if a
+    manifest is altered, ServiceUnavailable.
     """
-    found = _ROW.fullmatch(row)
-    if found is None:
+    match = _ROW.fullmatch(row)
+    if match is None:
         raise DataError(
             f"{len(row)} characters that are no row's id: expected one of a snapshot, 16 hex digits such as "
-            "0123456789abcdef; --text-file finds it from the text"
+            "0123456789abcdef; --text-file finds the id of a text"
         )
     graph = read_graph(registry)
-    hits = _hits(registry, graph, found[1])
-    exposed = _exposed(graph, hits)
+    exposed = _exposed(graph, _hits(registry, graph, match[1]))
     aliases: dict[Name, list[str]] = {}
     for head in registry.ledger.heads():
         aliases.setdefault(Name(head.task, head.digest), []).append(head.alias)
-    releases = [(release.name, set(release.versions.items())) for release in registry.ledger.releases()]
+    releases: dict[Name, list[str]] = {}
+    for release in registry.ledger.releases():
+        for name in exposed:
+            if release.versions.get(name.task, 0) == graph.versions.get(name):
+                releases.setdefault(name, []).append(release.name)
     return [
-        _exposure(
-            graph,
-            name,
-            learnt,
-            (
-                aliases.get(name, []),
-                [release for release, held in releases if (name[0], graph.versions.get(name)) in held],
-            ),
-        )
+        _exposure(graph, name, learnt, aliases.get(name, []), releases.get(name, []))
         for name, learnt in exposed.items()
     ]
 
 
-def to_forget(exposures: Iterable[Exposure]) -> list[str]:
-    """What to do so that nothing in use has learnt from the row: a sentence per task, in the order in which to
-    do it.
-    """
+def plan_erasure(exposures: Iterable[Exposure]) -> list[str]:
+    """Return what to do so that nothing in use has learnt from the row: a sentence per task, in the order of work."""
     by_task: dict[str, list[Exposure]] = {}
     for exposure in exposures:
         by_task.setdefault(exposure.task, []).append(exposure)
     after = {
-        task: {other for item in found for other in _tasks_in(item.via)} & by_task.keys() - {task}
-        for task, found in by_task.items()
+        task: {other for item in learners for other in _tasks_in(item.via)} & by_task.keys() - {task}
+        for task, learners in by_task.items()
     }
     try:
         order = list(TopologicalSorter({task: sorted(after[task]) for task in sorted(after)}).static_order())
     except CycleError:  # each once started from the other: no order is right for both
         order = sorted(after)
-    sentences = [f"{task}: {_how(task, by_task[task], sorted(after[task]))}" for task in order]
-    return (
-        [*sentences, "then `ptp gc` deletes the versions and snapshots that nothing needs any more"]
-        if sentences
-        else []
-    )
+    sentences = [f"{task}: {_how_to_erase(task, by_task[task], sorted(after[task]))}" for task in order]
+    last = "then `ptp gc` deletes the versions and snapshots that nothing needs any more"
+    return [*sentences, last] if sentences else []
 
 
-def _how(task: str, found: list[Exposure], after: list[str]) -> str:
-    source = next((item.source for item in found if item.source), None)
-    if any(item.shared for item in found):
-        steps = (
-            "delete the row from the data of its source tasks; `ptp run` of a task that starts from it trains it anew"
-        )
-    elif any(_tasks_in(item.via) <= {task} for item in found):
-        steps = (
-            f"delete the row from its source{f' ({source})' if source else ''}; `ptp run {task}`, then promote "
-            "what passes"
-        )
+def _how_to_erase(task: str, learners: list[Exposure], after: list[str]) -> str:
+    source = next((item.source for item in learners if item.source), None)
+    if any(item.shared for item in learners):
+        remedy = "delete the row from the data of its source tasks; `ptp run` of a task that starts from it retrains it"
+    elif any(_tasks_in(item.via) <= {task} for item in learners):
+        place = f" ({source})" if source else ""
+        remedy = f"delete the row from its source{place}; `ptp run {task}`, then promote what passes"
     else:
-        steps = f"once {', '.join(after)} learnt anew, `ptp run {task}`, then promote what passes"
+        remedy = f"after new versions of {', '.join(after)}, `ptp run {task}`, then promote what passes"
     cold = (
         "; first let tune.init name none of these versions, nor a champion among them"
-        if any(step.startswith("start ") for item in found for step in item.via)
+        if any(link.startswith("start ") for item in learners for link in item.via)
         else ""
     )
-    numbers = ", ".join(str(item.version) for item in sorted(found, key=lambda item: item.version or 0) if item.version)
-    now = ", ".join(f"{alias} is version {item.version}" for item in found for alias in item.aliases)
-    return f"{steps}{cold}. Learnt from it: versions {numbers or 'none'}; {now or 'no alias names one of them'}"
+    numbers = ", ".join(map(str, sorted(item.version for item in learners if item.version)))
+    now = ", ".join(f"{alias} is version {item.version}" for item in learners for alias in item.aliases)
+    return f"{remedy}{cold}. Learnt from it: versions {numbers or 'none'}; {now or 'no alias names one of them'}"
 
 
 def _tasks_in(via: Iterable[str]) -> set[str]:
-    return {step.rsplit(" ", 1)[-1].split("@")[0] for step in via}
+    return {link.rsplit(" ", 1)[-1].split("@")[0] for link in via}
 
 
 def _origin(registry: Registry, graph: Graph, name: Name) -> Origin:
@@ -232,59 +223,56 @@ def _hit(registry: Registry, snapshot: Snapshot, row: str) -> Seen | None:
             rows = load_split(registry.store, snapshot, split)
         except (ArtifactError, NotFound):
             return "unknown"
-        if any(found.id.split("-")[0] == row for found in rows):
+        if any(other.id.split("-")[0] == row for other in rows):
             return "train" if split == "train" else "dev"
     return None
 
 
-def _exposed(graph: Graph, hits: Mapping[Name, Seen | None]) -> dict[Name, Learnt]:
+def _exposed(graph: Graph, hits: Mapping[Name, Seen | None]) -> dict[Name, _Learnt]:
     """The prompts that learnt from the row, parents first."""
-    everything = graph.manifests.keys() | graph.versions.keys()
-    parents = {name: graph.parents(name) for name in sorted(everything)}
-    exposed: dict[Name, Learnt] = {}
-    for name in TopologicalSorter(
-        {name: [parent for _, parent in found] for name, found in parents.items()}
-    ).static_order():
+    names = sorted(graph.manifests.keys() | graph.versions.keys())
+    parents = {name: graph.parents(name) for name in names}
+    ancestry = {name: [parent.name for parent in parents[name]] for name in names}
+    exposed: dict[Name, _Learnt] = {}
+    for name in TopologicalSorter(ancestry).static_order():
         learnt = _learnt(graph, hits, name)
-        learnt += [
-            (exposed[parent][0], [f"{relation} {_called(graph, parent)}", *exposed[parent][1]])
-            for relation, parent in parents.get(name, [])
-            if parent in exposed
-        ]
-        if learnt:  # what is certain goes before what cannot be ruled out
-            exposed[name] = min(learnt, key=lambda item: (SEEN.index(item[0]), len(item[1])))
+        for relation, parent in parents.get(name, []):
+            if parent in exposed:
+                link = f"{relation} {_label(graph, parent)}"
+                learnt.append(_Learnt(exposed[parent].seen, [link, *exposed[parent].via]))
+        if learnt:
+            exposed[name] = min(learnt, key=lambda item: (SEEN.index(item.seen), len(item.via)))
     return exposed
 
 
-def _learnt(graph: Graph, hits: Mapping[Name, Seen | None], name: Name) -> list[Learnt]:
-    """What the prompt's own rows say; those of an imported one, or of one whose snapshot is gone, are not known.
+def _learnt(graph: Graph, hits: Mapping[Name, Seen | None], name: Name) -> list[_Learnt]:
+    """What the prompt's own rows say; `unknown` if it was imported or if its snapshot is gone.
 
-    Nor is what it descends from where its manifest was lost; the garbage collection takes none that something descends
+    So is what it descends from if its manifest was lost; the garbage collection deletes none that another descends
     from.
     """
     own = [] if graph.is_imported(name) else graph.seen_by(name)
     seen = [hits.get(snapshot, "unknown") for snapshot in own] or ["unknown"]
     if name not in graph.manifests and name not in graph.collected:
         seen.append("unknown")
-    return [(found, []) for found in seen if found]
+    return [_Learnt(how, []) for how in seen if how]
 
 
-def _exposure(graph: Graph, name: Name, learnt: Learnt, holding: tuple[list[str], list[str]]) -> Exposure:
+def _exposure(graph: Graph, name: Name, learnt: _Learnt, aliases: list[str], releases: list[str]) -> Exposure:
     manifest = graph.manifests.get(name)
-    shared = manifest is not None and is_shared(manifest)
     return Exposure(
-        task=name[0],
+        task=name.task,
         version=graph.versions.get(name),
-        digest=name[1],
-        seen=learnt[0],
-        via=learnt[1],
-        aliases=holding[0],
-        releases=holding[1],
+        digest=name.digest,
+        seen=learnt.seen,
+        via=learnt.via,
+        aliases=aliases,
+        releases=releases,
         source=graph.source(name),
-        shared=shared,
+        shared=manifest is not None and is_shared(manifest),
         collected=name in graph.collected,
     )
 
 
-def _called(graph: Graph, name: Name) -> str:
-    return f"{name[0]}@{graph.versions[name]}" if name in graph.versions else f"{name[0]}@{name[1][:12]}"
+def _label(graph: Graph, name: Name) -> str:
+    return f"{name.task}@{graph.versions.get(name, name.digest[:12])}"

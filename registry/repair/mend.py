@@ -1,4 +1,4 @@
-"""Mends what doctor found and what needs no person: whatever the ledger, or a verified copy, says for certain.
+"""Mends differences that need no person, because the ledger or a verified copy says for certain what is right.
 
 Nothing is thrown away: what is replaced in the store is kept under `prompts/<task>/quarantine/`.
 """
@@ -9,17 +9,20 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
 from ptpipeline.errors import NotFound
+from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.addresses import is_dossier
 from ptpipeline.storage.keys import history_key, manifest_key, pointer_key, quarantine_key, release_key, tensors_key
 from ptpipeline.task.task import Task
 from registry.card.card import Provenance
 from registry.ledger.lease import leased, remove_expired_leases
-from registry.ledger.ledger import Release
+from registry.ledger.ledger import Ledger, Release
+from registry.ledger.usage import Name
 from registry.listing import list_task
 from registry.mlflow.copy import copy_of
 from registry.registry import Registry
-from registry.repair.doctor import Difference, Kind, Look, is_ahead, look_at
+from registry.repair.difference import Difference, Kind
+from registry.repair.inventory import Inventory, take_inventory
 from registry.repair.reconcile import reconcile
 from registry.versions import projection
 from registry.versions.mlflow_alias import Action
@@ -36,64 +39,62 @@ def fix(registry: Registry, tasks: Mapping[str, Task], differences: Iterable[Dif
     """Mend those differences that are safe; what could not be done now is an Action not done. Repeating it changes
     nothing.
 
-    `tasks` are the declared tasks by name, as `reconcile` asks for them. Raises ServiceUnavailable where the ledger
-    does not answer.
+    `tasks` are the declared tasks by name, as `reconcile` needs them. Raises ServiceUnavailable if the ledger does
+    not answer.
     """
-    safe = [difference for difference in differences if difference.safe]
-    wanted = {
-        kind: {difference.task for difference in safe if difference.kind == kind}
-        for kind in {difference.kind for difference in safe}
-    }
-    actions = _give_back(registry) if "lease" in wanted else []
-    actions += _releases(registry) if "release" in wanted else []
-    for task in sorted({difference.task for difference in safe if difference.kind not in ("lease", "release")}):
-        actions += _task(registry, tasks, task, {kind for kind, names in wanted.items() if task in names})
+    kinds: dict[str, set[Kind]] = {}
+    for difference in differences:
+        if difference.safe:
+            kinds.setdefault(difference.task, set()).add(difference.kind)
+    every_kind = {kind for of_task in kinds.values() for kind in of_task}
+    actions = _mend_leases(registry) if "lease" in every_kind else []
+    actions += _mend_releases(registry) if "release" in every_kind else []
+    for task, of_task in sorted(kinds.items()):
+        actions += _fix_task(registry, tasks, task, of_task)
     return actions
 
 
-def _task(registry: Registry, tasks: Mapping[str, Task], task: str, kinds: set[Kind]) -> list[Action]:
-    steps: dict[Kind, Callable[[Look], list[Action]]] = {
-        "bytes": _bytes,
-        "history": _history,
-        "dossier": _dossiers,
-        "pointer": _pointers,
-        "publish": _publishes,
+def _fix_task(registry: Registry, tasks: Mapping[str, Task], task: str, kinds: set[Kind]) -> list[Action]:
+    by_kind: dict[Kind, Callable[[Inventory], list[Action]]] = {
+        "bytes": _mend_bytes,
+        "history": _mend_history,
+        "dossier": _mend_dossiers,
+        "pointer": _mend_pointers,
+        "publish": _mend_publishes,
     }
     actions: list[Action] = []
-    chosen = [step for kind, step in steps.items() if kind in kinds]
+    chosen = [mend for kind, mend in by_kind.items() if kind in kinds]
     if chosen:
-        look = look_at(registry, list_task(registry.store, task))
-        for step in chosen:
-            actions += attempt(task, partial(step, look))
+        inventory = take_inventory(registry, list_task(registry.store, task))
+        for mend in chosen:
+            actions += attempt(task, partial(mend, inventory))
     if kinds.intersection(BY_RECONCILE):
         actions += reconcile(registry, tasks, task)
     return actions
 
 
-def _bytes(look: Look) -> list[Action]:
-    """Damaged prompts, from the copy that MLflow keeps."""
-    store, ledger, actions = look.registry.store, look.registry.ledger, []
-    for number, digest in look.kept().items():
-        copy = (
-            copy_of(look.registry.mlflow, look.task, digest)
-            if look.registry.mlflow and isinstance(look.artifacts[digest], str)
-            else None
-        )
-        if copy is None:
-            continue
-        ledger.intend(look.task, digest)  # keeps the garbage collection away until all is there
-        _restore(store, tensors_key(look.task, digest), copy.tensors)
-        _restore(
-            store,
-            manifest_key(look.task, digest),
-            json.dumps(copy.manifest.to_json(), indent=1, sort_keys=True).encode(),
-        )
-        ledger.fulfil(look.task, digest)
-        actions.append(Action(task=look.task, what=f"bytes of version {number} restored from MLflow's copy"))
+def _mend_bytes(inventory: Inventory) -> list[Action]:
+    """Restore damaged prompts from the copy that MLflow keeps."""
+    mlflow, actions = inventory.registry.mlflow, []
+    for number, digest in inventory.kept_versions().items():
+        damaged = isinstance(inventory.artifacts[digest], str)
+        copy = copy_of(mlflow, inventory.task, digest) if mlflow and damaged else None
+        if copy:
+            _write_copy(inventory.registry, copy)
+            actions.append(Action(task=inventory.task, what=f"bytes of version {number} restored from MLflow's copy"))
     return actions
 
 
-def _restore(store: ObjectStore, key: str, body: bytes) -> None:
+def _write_copy(registry: Registry, copy: Artifact) -> None:
+    task, digest = copy.manifest.task, copy.digest
+    registry.ledger.intend(task, digest)  # keeps the garbage collection away until all is there
+    manifest = json.dumps(copy.manifest.to_json(), indent=1, sort_keys=True).encode()
+    _write_body(registry.store, tensors_key(task, digest), copy.tensors)
+    _write_body(registry.store, manifest_key(task, digest), manifest)
+    registry.ledger.fulfil(task, digest)
+
+
+def _write_body(store: ObjectStore, key: str, body: bytes) -> None:
     try:
         stored = store.read(key)
     except NotFound:
@@ -104,65 +105,69 @@ def _restore(store: ObjectStore, key: str, body: bytes) -> None:
         store.replace(key, body, stored.etag)
 
 
-def _history(look: Look) -> list[Action]:
+def _mend_history(inventory: Inventory) -> list[Action]:
+    """Write promotions that the store does not hold; what is at their keys instead is set aside."""
     actions = []
-    for alias, rows in look.books.history.items():
-        keys = {history_key(look.task, alias, row.seq) for row in rows}
-        aside = [_set_aside(look, refused.key) for refused in look.found.refused if refused.key in keys]
-        held = {row.seq for row in look.found.rows.get(alias, [])}
-        lost = [row for row in rows if row.seq not in held]
+    for alias, rows in inventory.holdings.history.items():
+        keys = {history_key(inventory.task, alias, row.seq) for row in rows}
+        aside = [_set_aside(inventory, refused.key) for refused in inventory.contents.refused if refused.key in keys]
+        stored = {row.seq for row in inventory.contents.history.get(alias, [])}
+        lost = [row for row in rows if row.seq not in stored]
         if lost:
-            write_history(look.registry, lost)
-            actions += [*aside, Action(task=look.task, what=f"{len(lost)} promotions of {alias} written to the store")]
+            write_history(inventory.registry, lost)
+            what = f"{len(lost)} promotions of {alias} written to the store"
+            actions += [*aside, Action(task=inventory.task, what=what)]
     return actions
 
 
-def _dossiers(look: Look) -> list[Action]:
-    """One dossier per verdict that the store does not hold; what is unreadable is set aside."""
-    actions = [_set_aside(look, refused.key) for refused in look.found.refused if is_dossier(refused.key)]
-    held = {dossier.publication.tuned.digest for dossier in look.found.dossiers.values()}
-    judged = {dossier.verdict.verdict_digest() for dossier in look.found.dossiers.values() if dossier.verdict}
-    ledger = look.registry.ledger
-    for number, digest in look.kept().items():
-        publication = ledger.publication(look.task, digest)
-        lost = [
-            verdict
-            for verdict in reversed(ledger.verdicts(look.task, digest))
-            if verdict.verdict_digest() not in judged
-        ]
-        if publication is None or (digest in held and not lost):
+def _mend_dossiers(inventory: Inventory) -> list[Action]:
+    """Write a dossier for every verdict that the store does not hold; what is unreadable is set aside."""
+    unreadable = [refused.key for refused in inventory.contents.refused if is_dossier(refused.key)]
+    actions = [_set_aside(inventory, key) for key in unreadable]
+    described, stored = inventory.contents.described(), inventory.contents.verdict_digests()
+    for number, digest in inventory.kept_versions().items():
+        lost = _lost_dossiers(inventory.registry.ledger, Name(inventory.task, digest), stored, digest in described)
+        for dossier in lost:
+            write_dossier(inventory.registry.store, dossier)
+        if lost:
+            actions.append(Action(task=inventory.task, what=f"records of version {number} written to the store"))
+    return actions
+
+
+def _lost_dossiers(ledger: Ledger, name: Name, stored: set[str], described: bool) -> list[Dossier]:
+    """One dossier per verdict that is not `stored`, the oldest first; one without a verdict if none describes it."""
+    publication = ledger.publication(*name)
+    if publication is None:
+        return []
+    lost = [
+        Dossier(publication=publication, report=ledger.report(verdict.evaluation_key), verdict=verdict)
+        for verdict in reversed(ledger.verdicts(*name))
+        if verdict.verdict_digest() not in stored
+    ]
+    if lost or described:
+        return lost
+    return [Dossier(publication=publication, report=ledger.report_of(*name), verdict=None)]
+
+
+def _mend_pointers(inventory: Inventory) -> list[Action]:
+    """Set pointers aside whose alias nobody promoted. `reconcile` mends the others, `rebuild` what the ledger lost."""
+    actions, ledger = [], inventory.registry.ledger
+    for alias, pointer in sorted(inventory.contents.pointers.items()):
+        if alias in inventory.holdings.history or inventory.is_ahead(alias, pointer):
             continue
-        records = [
-            Dossier(publication=publication, report=ledger.report(verdict.evaluation_key), verdict=verdict)
-            for verdict in lost
-        ]
-        for dossier in records or [
-            Dossier(publication=publication, report=ledger.report_of(look.task, digest), verdict=None)
-        ]:
-            write_dossier(look.registry.store, dossier)
-        actions.append(Action(task=look.task, what=f"records of version {number} written to the store"))
+        with leased(ledger.database, lease_name(inventory.task, alias), projection.LEASE_SECONDS):
+            # unless somebody promoted it meanwhile
+            if inventory.holdings.versions and ledger.head(inventory.task, alias) is None:
+                actions.append(_set_aside(inventory, pointer_key(inventory.task, alias)))
     return actions
 
 
-def _pointers(look: Look) -> list[Action]:
-    """Pointers of aliases that nobody promoted; those of the others are the reconcile's, and what the ledger lost the
-    rebuild's.
-    """
-    actions, registry = [], look.registry
-    strange = {alias: pointer for alias, pointer in look.found.pointers.items() if alias not in look.books.history}
-    for alias in sorted(alias for alias, pointer in strange.items() if not is_ahead(look, alias, None, pointer)):
-        with leased(registry.ledger.database, lease_name(look.task, alias), projection.LEASE_SECONDS):
-            if look.books.versions and registry.ledger.head(look.task, alias) is None:  # nobody promoted it meanwhile
-                actions.append(_set_aside(look, pointer_key(look.task, alias)))
-    return actions
-
-
-def _publishes(look: Look) -> list[Action]:
-    """Interrupted publishes whose dossier says all that they were asked to do."""
-    newest = {dossier.publication.tuned.digest: dossier for dossier in look.found.dossiers.values()}
+def _mend_publishes(inventory: Inventory) -> list[Action]:
+    """Finish interrupted publishes whose dossier says all that they were asked to do."""
+    newest = {dossier.publication.tuned.digest: dossier for dossier in inventory.contents.dossiers.values()}
     actions = []
-    for digest in sorted(look.books.intents.keys() & newest.keys()):
-        actions += attempt(look.task, partial(_finish, look.registry, newest[digest].provenance))
+    for digest in sorted(inventory.holdings.intents.keys() & newest.keys()):
+        actions += attempt(inventory.task, partial(_finish, inventory.registry, newest[digest].provenance))
     return actions
 
 
@@ -171,20 +176,20 @@ def _finish(registry: Registry, provenance: Provenance) -> list[Action]:
     return [Action(task=version.task, what=f"publish of {version.digest[:12]} finished: version {version.number}")]
 
 
-def _give_back(registry: Registry) -> list[Action]:
+def _mend_leases(registry: Registry) -> list[Action]:
     count = remove_expired_leases(registry.ledger.database)
     return [Action(task="leases", what=f"{count} given back for holders that are gone")]
 
 
-def _releases(registry: Registry) -> list[Action]:
+def _mend_releases(registry: Registry) -> list[Action]:
     return [
         action
         for release in registry.ledger.releases()
-        for action in attempt("releases", partial(_release, registry, release))
+        for action in attempt("releases", partial(_mend_release, registry, release))
     ]
 
 
-def _release(registry: Registry, release: Release) -> list[Action]:
+def _mend_release(registry: Registry, release: Release) -> list[Action]:
     if registry.store.exists(release_key(release.name)):
         return []
     write_release(registry.store, release)
@@ -194,15 +199,15 @@ def _release(registry: Registry, release: Release) -> list[Action]:
 # ---------------------------------------------------------------- quarantine
 
 
-def _set_aside(look: Look, key: str) -> Action:
-    """Move an object that is not what its place says out of the way."""
-    store = look.registry.store
+def _set_aside(inventory: Inventory, key: str) -> Action:
+    """Move an object to quarantine that is not what its key says."""
+    store = inventory.registry.store
     try:
         kept = _keep(store, key, store.read(key).body)
     except NotFound:
-        return Action(task=look.task, what=f"{key} is gone")
+        return Action(task=inventory.task, what=f"{key} is gone")
     store.delete(key)
-    return Action(task=look.task, what=f"{key} was not the ledger's: kept as {kept}")
+    return Action(task=inventory.task, what=f"{key} was not the ledger's: kept as {kept}")
 
 
 def _keep(store: ObjectStore, key: str, body: bytes) -> str:

@@ -1,11 +1,11 @@
-"""Makes a lost ledger anew, or brings an older copy of it up to date, from the object store alone.
+"""Rebuilds a lost ledger, or brings an older copy of it up to date, from the object store alone.
 
-Taken is what the store proves: versions by their names, the history of every alias row by row, how each prompt was
+It takes what the store proves: versions by their names, the history of every alias row by row, how each prompt was
 made, measured and judged, releases, snapshots. What contradicts the ledger or itself is reported and left. Rows are
 only added, so that it may be killed at any point and repeated.
 
-Who can write to the store could also invent a consistent history, as he could move a production pointer: signed prompts
-(PTP_TRUSTED_KEYS) keep bytes of his out, because a version whose manifest no trusted key signed is not taken.
+Anybody who can write to the store could invent a consistent history, just as he could move a production pointer. Signed
+prompts (PTP_TRUSTED_KEYS) keep such bytes out: a version whose manifest no trusted key signed is not taken.
 """
 
 import logging
@@ -31,7 +31,8 @@ from registry.ledger.recovery import (
 )
 from registry.listing import TaskListing, ask_all, list_tasks, read_all
 from registry.registry import Registry
-from registry.repair.inventory import Missing, Refused, Survey, missing, survey, unsound
+from registry.repair.contents import Contents, Refused, read_contents
+from registry.repair.losses import Losses, find_losses, find_unsound
 from registry.versions.mlflow_alias import Action
 from registry.versions.provenance import Dossier
 
@@ -41,101 +42,101 @@ log = logging.getLogger(__name__)
 def rebuild(registry: Registry) -> list[Action]:
     """Add to the ledger all that the store proves and it does not know; an Action not done says what cannot be taken.
 
-    Afterwards `reconcile` brings pointers and MLflow up. Raises ServiceUnavailable where the store or the ledger does
-    not answer.
+    Afterwards `reconcile` brings pointers and MLflow up to date. Raises ServiceUnavailable if the store or the ledger
+    does not answer.
     """
-    actions = _snapshots(registry)
-    for shelf in list_tasks(registry.store):
-        actions += _task(registry, shelf)
+    actions = _take_snapshots(registry)
+    for listing in list_tasks(registry.store):
+        actions += _take_task(registry, listing)
         reached("rebuild task taken")
-    return actions + _releases(registry)
+    return actions + _take_releases(registry)
 
 
-def _task(registry: Registry, shelf: TaskListing) -> list[Action]:
-    found, books = survey(registry.store, shelf), holdings(registry.ledger, shelf.task)
-    bad = unsound(registry.store, shelf.task, found, books)
-    sound = found._replace(
-        dossiers={
-            key: dossier for key, dossier in found.dossiers.items() if dossier.publication.tuned.digest not in bad
-        }
-    )
-    lacking = missing(shelf.task, sound, books, bad)
+def _take_task(registry: Registry, listing: TaskListing) -> list[Action]:
+    contents, held = read_contents(registry.store, listing), holdings(registry.ledger, listing.task)
+    unsound = find_unsound(registry.store, listing.task, contents, held)
+    sound = {
+        key: dossier for key, dossier in contents.dossiers.items() if dossier.publication.tuned.digest not in unsound
+    }
+    believed = contents._replace(dossiers=sound)
+    losses = find_losses(listing.task, believed, held, unsound)
     recover_task(
         registry.ledger,
         Recovery(
-            task=shelf.task,
-            prompts=[_prompt(registry, dossier, shelf.at(key)) for key, dossier in sound.dossiers.items()],
-            versions=_versions(shelf, lacking),
-            promotions=lacking.promotions,
-            intents=[
-                Intent(task=shelf.task, digest=digest, at=at)
-                for digest, at in _begun(shelf, sound, books, lacking).items()
-            ],
+            task=listing.task,
+            prompts=[_prompt(registry, dossier, listing.at(key)) for key, dossier in sound.items()],
+            versions=_versions(listing, losses),
+            promotions=losses.promotions,
+            intents=_intents(listing, sound, held, losses),
         ),
     )
-    refused = [*found.refused, *lacking.refused, *_pointers(shelf.task, found, books, lacking)]
-    return [*_taken(shelf, lacking, books, sound), *(_left(shelf.task, refusal) for refusal in refused)]
+    refused = [*contents.refused, *losses.refused, *_pointers(listing.task, contents, held, losses)]
+    return [*_describe(listing, losses, held, believed), *(_report(listing.task, refusal) for refusal in refused)]
 
 
-def _begun(shelf: TaskListing, found: Survey, books: Holdings, lacking: Missing) -> dict[str, str]:
-    """Prompts that were being published: stored with a dossier, and no version; with the time of the dossier."""
-    known = {*books.versions.values(), *lacking.versions.values(), *books.tombstones}
-    begun = {dossier.publication.tuned.digest: shelf.at(key) for key, dossier in found.dossiers.items()}
-    return {digest: at for digest, at in begun.items() if digest in shelf.complete() - known}
+def _intents(listing: TaskListing, dossiers: Mapping[str, Dossier], held: Holdings, losses: Losses) -> list[Intent]:
+    """The publishes that did not end: prompts that are stored with a dossier and are no version. They began when the
+    dossier was written.
+    """
+    known = {*held.versions.values(), *losses.versions.values(), *held.tombstones}
+    began = {dossier.publication.tuned.digest: listing.at(key) for key, dossier in dossiers.items()}
+    unknown = listing.complete() - known
+    return [Intent(task=listing.task, digest=digest, at=at) for digest, at in began.items() if digest in unknown]
 
 
-# ---------------------------------------------------------------- rows
+# ---------------------------------------------------------------- what one task lost
 
 
-def _versions(shelf: TaskListing, lacking: Missing) -> list[PromptVersion]:
-    collected = _collected(shelf, lacking)
+def _versions(listing: TaskListing, losses: Losses) -> list[PromptVersion]:
+    collected = _collected(listing, losses)
     versions = []
-    for number, digest in lacking.versions.items():
-        key = version_key(shelf.task, number)
+    for number, digest in losses.versions.items():
+        key = version_key(listing.task, number)
         versions.append(
             PromptVersion(
-                task=shelf.task,
+                task=listing.task,
                 number=number,
                 digest=digest,
                 verdict=None,
                 passed=None,
-                registered_at=shelf.at(key) if key in shelf.objects else now(),
+                registered_at=listing.at(key) if key in listing.objects else now(),
                 collected=digest in collected,
             )
         )
     return versions
 
 
-def _collected(shelf: TaskListing, lacking: Missing) -> set[str]:
-    """Versions of which a garbage collection left the number alone: nothing else of them is there, and no alias ever
-    named them.
-    """
-    return {*lacking.versions.values()} - shelf.digests() - {row.digest for row in lacking.promotions}
+def _collected(listing: TaskListing, losses: Losses) -> set[str]:
+    """Versions of which the garbage collection left nothing but the number, and that no alias ever named."""
+    return {*losses.versions.values()} - listing.digests() - {row.digest for row in losses.promotions}
 
 
 def _prompt(registry: Registry, dossier: Dossier, at: str) -> RecoveredPrompt:
     look = dossier.verdict.look if dossier.verdict else None
-    rows = _looked_at(registry, dossier) if look else []
+    rows = _read_rows(registry, dossier) if look else []
     return RecoveredPrompt(dossier.publication, dossier.report, dossier.verdict, rows, at)
 
 
-def _looked_at(registry: Registry, dossier: Dossier) -> list[str]:
-    """The ids of the test rows behind a verdict; none, with a warning, where the results of its rows are gone."""
+def _read_rows(registry: Registry, dossier: Dossier) -> list[str]:
+    """The ids of the test rows behind a verdict; none, with a warning, if the results of these rows are gone."""
     report = dossier.report
     try:
         body = registry.store.read(report.rows_key).body if report else b""
         return [str(row) for row in table_in(body, ["id"])["id"].to_pylist()]
     except (KeyError, NotFound, OSError, ValueError):  # pyarrow's own errors are the last two
         log.warning(
-            "%s: a look at test rows of prompt %s is counted without its rows, whose results are gone",
+            "%s: the look at test rows for prompt %s is counted without its rows, because their results are gone",
             dossier.publication.tuned.task,
             dossier.publication.tuned.digest[:12],
         )
         return []
 
 
-def _snapshots(registry: Registry) -> list[Action]:
-    """Every complete snapshot under its source key, so that an unchanged source is not read again."""
+# ---------------------------------------------------------------- snapshots and releases
+
+
+def _take_snapshots(registry: Registry) -> list[Action]:
+    """Take every complete snapshot under its source key, so that an unchanged source is not read again."""
     from ptpipeline.data.snapshot import read_snapshot
 
     written = {
@@ -151,9 +152,7 @@ def _snapshots(registry: Registry) -> list[Action]:
             return str(error)
 
     answers = ask_all(read, written)
-    sound = [
-        StoredSnapshot(answer, written[place]) for place, answer in answers.items() if isinstance(answer, Snapshot)
-    ]
+    sound = [StoredSnapshot(answer, written[at]) for at, answer in answers.items() if isinstance(answer, Snapshot)]
     recover_snapshots(registry.ledger, sound)
     return [
         Action(task=address.task, what=f"not taken: {why}", done=False)
@@ -162,35 +161,30 @@ def _snapshots(registry: Registry) -> list[Action]:
     ]
 
 
-def _releases(registry: Registry) -> list[Action]:
-    """Every release whose versions are registered."""
+def _take_releases(registry: Registry) -> list[Action]:
+    """Take every release whose versions are registered."""
     known = {release.name: release for release in registry.ledger.releases()}
-    keys = list(registry.store.keys(RELEASES))
-    bodies = read_all(registry.store, [key for key in keys if isinstance(parse(key), StoredRelease)])
-    actions, taken = (
-        [
-            _left("releases", Refused(key, "no name of that form stands there"))
-            for key in keys
-            if not isinstance(parse(key), StoredRelease)
-        ],
-        [],
-    )
-    for key, body in bodies.items():
+    keys = {key: isinstance(parse(key), StoredRelease) for key in registry.store.keys(RELEASES)}
+    refused = [Refused(key, "has no key of the expected form") for key, is_release in keys.items() if not is_release]
+    lost = []
+    for key, body in read_all(registry.store, [key for key, is_release in keys.items() if is_release]).items():
         try:
             release = Release.model_validate_json(body)
         except ValidationError:
-            actions.append(_left("releases", Refused(key, "is no release: it was altered")))
+            refused.append(Refused(key, "is no release: it was altered"))
             continue
-        why = _why_no_release(registry, release, key, known)
+        why = _why_not(registry, release, key, known)
         if why:
-            actions.append(_left("releases", Refused(key, why)))
+            refused.append(Refused(key, why))
         elif release.name not in known:
-            taken.append(release)
-    recover_releases(registry.ledger, taken)
-    return actions + [Action(task="releases", what=f"release {release.name} taken") for release in taken]
+            lost.append(release)
+    recover_releases(registry.ledger, lost)
+    taken = [Action(task="releases", what=f"release {release.name} taken") for release in lost]
+    return [*(_report("releases", refusal) for refusal in refused), *taken]
 
 
-def _why_no_release(registry: Registry, release: Release, key: str, known: Mapping[str, Release]) -> str:
+def _why_not(registry: Registry, release: Release, key: str, known: Mapping[str, Release]) -> str:
+    """Why the release cannot be taken; empty if it can."""
     if key != release_key(release.name):
         return f"belongs to {release_key(release.name)}: it was altered or copied"
     if known.get(release.name, release) != release:
@@ -203,31 +197,33 @@ def _why_no_release(registry: Registry, release: Release, key: str, known: Mappi
     return ""
 
 
-# ---------------------------------------------------------------- words
+# ---------------------------------------------------------------- the report
 
 
-def _pointers(task: str, found: Survey, books: Holdings, lacking: Missing) -> Iterator[Refused]:
-    """Pointers that no row of the history, as it is now, stands behind."""
-    rows = {(row.alias, row.seq): row for history in books.history.values() for row in history} | {
-        (row.alias, row.seq): row for row in lacking.promotions
+def _pointers(task: str, contents: Contents, held: Holdings, losses: Losses) -> Iterator[Refused]:
+    """Pointers to a promotion that the history, as it is now, does not hold."""
+    rows = {(row.alias, row.seq): row for history in held.history.values() for row in history} | {
+        (row.alias, row.seq): row for row in losses.promotions
     }
-    for alias, pointer in found.pointers.items():
+    for alias, pointer in contents.pointers.items():
         if pointer is None or rows.get((alias, pointer.seq)) != pointer:
             yield Refused(pointer_key(task, alias), "is the pointer to a promotion that the history does not hold")
 
 
-def _taken(shelf: TaskListing, lacking: Missing, books: Holdings, found: Survey) -> list[Action]:
-    made = {dossier.publication.tuned.digest for dossier in found.dossiers.values()} - books.published
-    gone = _collected(shelf, lacking)
-    words = [
+def _describe(listing: TaskListing, losses: Losses, held: Holdings, contents: Contents) -> list[Action]:
+    """What was taken."""
+    made = contents.described() - held.published
+    gone = _collected(listing, losses)
+    sentences = [
         f"version {number} is prompt {digest[:12]}{', whose bytes were deleted' if digest in gone else ''}"
-        for number, digest in lacking.versions.items()
+        for number, digest in losses.versions.items()
     ]
-    words += [f"{row.alias} promotion {row.seq}: version {row.version} by {row.actor}" for row in lacking.promotions]
-    words += [f"how {len(made)} prompts were made, measured and judged"] if made else []
-    return [Action(task=shelf.task, what=f"taken: {what}") for what in words]
+    sentences += [f"{row.alias} promotion {row.seq}: version {row.version} by {row.actor}" for row in losses.promotions]
+    sentences += [f"how {len(made)} prompts were made, measured and judged"] if made else []
+    return [Action(task=listing.task, what=f"taken: {what}") for what in sentences]
 
 
-def _left(task: str, refused: Refused) -> Action:
+def _report(task: str, refused: Refused) -> Action:
+    """What was not taken, and why."""
     log.warning("%s %s; not taken into the ledger", refused.key, refused.why)
     return Action(task=task, what=f"not taken: {refused.key} {refused.why}", done=False)

@@ -1,6 +1,6 @@
-"""Reconciling: finishes what was interrupted and brings store and MLflow to what the ledger says.
+"""Reconciles: finishes what was interrupted and brings store and MLflow to what the ledger says.
 
-It looks at all of the store's names and MLflow's models in a few large reads, and then goes to what differs alone.
+It lists the store's names and MLflow's models in a few large reads, and then works only on what differs.
 """
 
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ from ptpipeline.storage.keys import (
     versions_prefix,
 )
 from ptpipeline.task.task import Task
+from registry.ledger.ledger import Intent
 from registry.ledger.projections import Alias, Projection, Projections, applied_projections, forget_sighting
 from registry.mlflow.store import MlflowStore, Model, Shown
 from registry.registry import Registry
@@ -38,19 +39,18 @@ def reconcile(
     """Finish what was interrupted and replay every projection, of one task or all; what cannot be mended now is an
     Action not done.
 
-    `tasks` are the declared tasks by name: they judge what a person set in the MLflow UI. A lease that a killed process
-    left behind is waited for, `wait` seconds at most per alias, by default until it has expired. Where a task is named,
-    the names of its versions in the store are read, else only listed. Raises ServiceUnavailable where the ledger does
-    not answer.
+    `tasks` are the declared tasks by name: their policies judge what a person set in the MLflow UI. `wait` says for how
+    many seconds per alias to wait for the lease of a killed process, by default until it has expired. If a task is
+    named, the names of its versions in the store are read, else only listed. Raises ServiceUnavailable if the ledger
+    does not answer.
     """
     wait = projection.LEASE_SECONDS + WAIT_BEYOND_LEASE if wait is None else wait
-    interrupted = [
-        (intent.task, f"publish of {intent.digest[:12]} was interrupted; `ptp run {intent.task}` finishes it")
-        for intent in registry.ledger.intents(task)
-    ]
-    actions = [Action(task=name, what=what, done=False) for name, what in interrupted]
-    registry, models, failed = _looked_at(registry, task)
-    heads, following = registry.ledger.heads(task), applied_projections(registry.ledger)
+    actions = [_interrupted(intent) for intent in registry.ledger.intents(task)]
+    models, failures = _models(registry, task), list[Action]()
+    if isinstance(models, Action):  # the store's pointers are brought up to date without MLflow
+        failures.append(models)
+        registry, models = replace(registry, mlflow=None), {}
+    heads, shown = registry.ledger.heads(task), applied_projections(registry.ledger)
     for name, versions in _versions(registry, task).items():
         actions += attempt(name, partial(_restore_names, registry, versions, task is not None))
         if registry.mlflow:
@@ -58,41 +58,42 @@ def reconcile(
                 name, partial(_restore_versions, registry, registry.mlflow, versions, models.get(name, Model()))
             )
     for head in heads:
-        followed = min(head.seq, following.applied.get(Projection("store", head.task, head.alias), 0))
+        followed = min(head.seq, shown.applied.get(Projection("store", head.task, head.alias), 0))
         actions += attempt(head.task, partial(_restore_history, registry, head, followed))
-        if not _agrees(registry, head, following, models.get(head.task, Model())):
+        if not _agrees(registry, head, shown, models.get(head.task, Model())):
             actions += _restore_alias(registry, tasks, head, wait)
-        elif Alias(head.task, head.alias) in following.sighted:
+        elif Alias(head.task, head.alias) in shown.sighted:
             forget_sighting(registry.ledger, head)
     if task is None:
         actions += attempt("releases", partial(_restore_releases, registry))
-    return actions + failed
+    return actions + failures
 
 
-def _looked_at(registry: Registry, task: str | None) -> tuple[Registry, dict[str, Model], list[Action]]:
-    """MLflow's models; where it does not answer, or refuses us, the registry without it, since its pointers are brought
-    up all the same.
-    """
-    if registry.mlflow is None:
-        return registry, {}, []
+def _interrupted(intent: Intent) -> Action:
+    what = f"publish of {intent.digest[:12]} was interrupted; `ptp run {intent.task}` finishes it"
+    return Action(task=intent.task, what=what, done=False)
+
+
+def _models(registry: Registry, task: str | None) -> dict[str, Model] | Action:
+    """MLflow's models by task, or the Action that they could not be read."""
     try:
-        return registry, registry.mlflow.models(task), []
+        return registry.mlflow.models(task) if registry.mlflow else {}
     except PtpError as error:
-        return replace(registry, mlflow=None), {}, [Action(task=task or "all tasks", what=str(error), done=False)]
+        return Action(task=task or "all tasks", what=str(error), done=False)
 
 
 def _versions(registry: Registry, task: str | None) -> dict[str, list[PromptVersion]]:
     """The registered versions by task, oldest first."""
-    found: dict[str, list[PromptVersion]] = {}
+    versions: dict[str, list[PromptVersion]] = {}
     for version in reversed(registry.ledger.versions(task, limit=None)):
-        found.setdefault(version.task, []).append(version)
-    return dict(sorted(found.items()))
+        versions.setdefault(version.task, []).append(version)
+    return dict(sorted(versions.items()))
 
 
 def _restore_releases(registry: Registry) -> list[Action]:
-    """Releases that the store does not hold, because their promoter died behind the commit."""
-    held = set(registry.store.keys(RELEASES))
-    lost = [release for release in registry.ledger.releases() if release_key(release.name) not in held]
+    """Write releases that the store does not hold, because their promoter died after the commit."""
+    stored = set(registry.store.keys(RELEASES))
+    lost = [release for release in registry.ledger.releases() if release_key(release.name) not in stored]
     for release in lost:
         write_release(registry.store, release)
     return [Action(task="releases", what=f"release {release.name} written to the store") for release in lost]
@@ -114,44 +115,36 @@ def _restore_names(registry: Registry, versions: list[PromptVersion], read: bool
 def _restore_versions(
     registry: Registry, mlflow: MlflowStore, versions: list[PromptVersion], model: Model
 ) -> list[Action]:
-    """Bring back the tags of our versions that somebody altered, then, in the ledger's order, what MLflow lost or never
-    had.
-    """
+    """Restore the tags that somebody altered, then register what MLflow lost or never had, in the ledger's order."""
     known, shown, actions = {version.digest: version for version in versions}, set(), []
-    for found in model.versions.values():
+    for entry in model.versions.values():
         digest = (
-            found.digest
-            if _is_sound(known, model, found)
-            else mlflow.made_for(versions[0].task, found.source, list(known)) or found.digest
+            entry.digest
+            if _is_sound(known, model, entry)
+            else mlflow.made_for(versions[0].task, entry.source, list(known)) or entry.digest
         )
         version = known.get(digest)
         if version is not None:
             shown.add(digest)
-            if (found.digest, found.version) != (digest, str(version.number)) and not version.collected:
-                mlflow.describe(load_card(registry, version.task, digest), version, found.number)
-                actions.append(
-                    Action(
-                        task=version.task,
-                        what=f"tags of MLflow version {found.number} restored: it is version {version.number}",
-                    )
-                )
+            if (entry.digest, entry.version) != (digest, str(version.number)) and not version.collected:
+                mlflow.describe(load_card(registry, version.task, digest), version, entry.number)
+                what = f"tags of MLflow version {entry.number} restored: it is version {version.number}"
+                actions.append(Action(task=version.task, what=what))
     for version in versions:
         if version.digest not in shown and not version.collected:
-            actions += attempt(version.task, partial(_restored_version, registry, mlflow, version))
+            actions += attempt(version.task, partial(_restore_version, registry, mlflow, version))
     return actions
 
 
-def _is_sound(known: Mapping[str, PromptVersion], model: Model, found: Shown) -> bool:
-    """Whether the tags of a model version agree with the ledger and with each other, and no other claims to be the
-    same.
-    """
-    version = known.get(found.digest)
-    if version is None or found.version != str(version.number):
+def _is_sound(known: Mapping[str, PromptVersion], model: Model, entry: Shown) -> bool:
+    """Whether the tags of a model version agree with the ledger and with each other, and no other has the same."""
+    version = known.get(entry.digest)
+    if version is None or entry.version != str(version.number):
         return False
-    return sum(other.digest == found.digest for other in model.versions.values()) == 1
+    return sum(other.digest == entry.digest for other in model.versions.values()) == 1
 
 
-def _restored_version(registry: Registry, mlflow: MlflowStore, version: PromptVersion) -> list[Action]:
+def _restore_version(registry: Registry, mlflow: MlflowStore, version: PromptVersion) -> list[Action]:
     return [restore(registry, mlflow, version)]
 
 
@@ -159,7 +152,7 @@ def _restored_version(registry: Registry, mlflow: MlflowStore, version: PromptVe
 
 
 def _restore_alias(registry: Registry, tasks: Mapping[str, Task], head: Promotion, wait: float) -> list[Action]:
-    """Project an alias that does not agree everywhere; if MLflow shows another version then, the edit is judged."""
+    """Project an alias that does not agree everywhere; what MLflow shows otherwise after that is judged as an edit."""
     actions = attempt(head.task, partial(settle, registry, head, wait))
     if registry.mlflow is None or not all(action.done for action in actions):
         return actions
@@ -168,17 +161,15 @@ def _restore_alias(registry: Registry, tasks: Mapping[str, Task], head: Promotio
     )
 
 
-def _agrees(registry: Registry, head: Promotion, following: Projections, model: Model) -> bool:
-    """Whether store and MLflow show the head, so that there is nothing to write; asks the store for pointer and history
-    alone.
-    """
+def _agrees(registry: Registry, head: Promotion, shown: Projections, model: Model) -> bool:
+    """Whether store and MLflow show the head, so that there is nothing to write; in the store it reads the pointer."""
     if registry.mlflow:
-        shown = model.versions.get(model.aliases.get(head.alias, ""))
-        if shown is None or shown.digest != head.digest or model.applied.get(head.alias) != head.seq:
+        version = model.versions.get(model.aliases.get(head.alias, ""))
+        if version is None or version.digest != head.digest or model.applied.get(head.alias) != head.seq:
             return False
-        if following.applied.get(Projection("mlflow", head.task, head.alias)) != head.seq:
+        if shown.applied.get(Projection("mlflow", head.task, head.alias)) != head.seq:
             return False
-    return following.applied.get(Projection("store", head.task, head.alias)) == head.seq and _is_stored(registry, head)
+    return shown.applied.get(Projection("store", head.task, head.alias)) == head.seq and _is_stored(registry, head)
 
 
 def _is_stored(registry: Registry, head: Promotion) -> bool:
@@ -189,9 +180,9 @@ def _is_stored(registry: Registry, head: Promotion) -> bool:
 
 
 def _restore_history(registry: Registry, head: Promotion, followed: int) -> list[Action]:
-    """Promotions up to `followed` that the store lost; the projection brings the later ones."""
-    held = set(registry.store.keys(history_prefix(head.task, head.alias)))
-    lost = [seq for seq in range(1, followed + 1) if history_key(head.task, head.alias, seq) not in held]
+    """Write promotions up to `followed` that the store lost; the projection brings the later ones."""
+    stored = set(registry.store.keys(history_prefix(head.task, head.alias)))
+    lost = [seq for seq in range(1, followed + 1) if history_key(head.task, head.alias, seq) not in stored]
     if not lost:
         return []
     write_history(registry, [row for row in registry.ledger.history(head.task, head.alias) if row.seq in lost])

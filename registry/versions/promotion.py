@@ -12,7 +12,7 @@ from ptpipeline.records import PRODUCTION, Promotion, PromptManifest, PromptVers
 from ptpipeline.storage.keys import history_key, pointer_key, release_key
 from ptpipeline.task.task import Task
 from registry.failpoints import reached
-from registry.ledger.ledger import Move, Release, held_otherwise
+from registry.ledger.ledger import Move, Release, release_conflict
 from registry.ledger.tombstone import collected_sentence
 from registry.registry import Registry
 from registry.versions.history import rollback_target, row_of, version_before
@@ -254,7 +254,7 @@ def check_release(registry: Registry, release: Release) -> None:
             "backup? `ptp doctor --rebuild-ledger` adds what it lost"
         )
     if known is not None and known.versions != release.versions:
-        raise held_otherwise(known)
+        raise release_conflict(known)
 
 
 def _check_base(task: Task, manifest: PromptManifest) -> None:

@@ -154,7 +154,7 @@ def write_page(registry: Registry, card: Card, version: PromptVersion) -> str:
 
 def withhold_texts(registry: Registry, task: str) -> None:
     """Take the texts of rows off the pages of all the task's versions. HTML files that were stored before remain."""
-    for publication in registry.ledger.with_texts(task):
+    for publication in registry.ledger.publications_with_texts(task):
         digest = publication.tuned.digest
         try:
             card, version = load_card(registry, task, digest), registry.ledger.version_of(task, digest)

@@ -75,7 +75,7 @@ from ptpipeline.tuning.tune import _trial
 from registry.card.card import Provenance
 from registry.ledger import database
 from registry.ledger.ledger import Ledger, Release
-from registry.ledger.looks import take
+from registry.ledger.looks import take_look
 from registry.ledger.tombstone import lock_name
 from registry.lineage.ancestry import sources_in
 from registry.mlflow import store as mlflow_store
@@ -329,7 +329,7 @@ def registered(folder: Path, mlflow: str | None = None) -> Registry:
     fix(registry, {"mood": declared}, examine(registry))
     report_holdings(store, inputs.HOLDER, [Holding("mood", made["prompt"].digest)])
     store.create(Checkpoints(store, 60.0).of(_base(), [_job()], "shared").key, b"state")
-    take(registry.ledger, "mood", "9" * 64, ["0123456789abcdef", "fedcba9876543210-2"], 0.05)
+    take_look(registry.ledger, "mood", "9" * 64, ["0123456789abcdef", "fedcba9876543210-2"], 0.05)
     return registry
 
 

@@ -27,7 +27,7 @@ from ptpipeline.records import Answer, Snapshot, Verdict
 from ptpipeline.settings import Settings
 from ptpipeline.task.policy import Checks
 from ptpipeline.task.task import Task
-from registry.ledger.looks import count, take
+from registry.ledger.looks import count_looks, take_look
 from registry.registry import open_registry
 from registry.versions.promotion import Cause
 from tests.flows.project import Project
@@ -175,7 +175,7 @@ def test_the_champion_is_told_with_its_figure_and_looks(nights: Nights) -> None:
 
 def test_asking_takes_no_look(nights: Nights) -> None:
     assert told(nights.project) == told(nights.project)
-    assert count(nights.project.stages.registry.ledger, NAME, ids(nights.project)) == 2
+    assert count_looks(nights.project.stages.registry.ledger, NAME, ids(nights.project)) == 2
 
 
 def test_power_rests_on_what_the_last_candidate_differed_in(nights: Nights) -> None:
@@ -270,7 +270,7 @@ def test_the_reserve_takes_over_after_the_looks(tmp_path: Path) -> None:
     before = told(project, looks=1)
     assert before.judges is not None
     assert (before.judges.split, before.judges.rows, before.judges.reserve) == ("test", len(test_rows), len(reserve))
-    taken = take(project.stages.registry.ledger, NAME, "a question", test_rows, 0.05)
+    taken = take_look(project.stages.registry.ledger, NAME, "a question", test_rows, 0.05)
     after = told(project, looks=1)
     assert after.judges is not None
     assert after.look is not None
@@ -424,7 +424,7 @@ def test_two_versions_differ_in_the_rows_that_they_answer_differently(nights: Ni
         row.id: (row.label, before, after) for row, before, after in zip(rows, old, new, strict=True) if before != after
     }
     assert expected
-    looks = count(nights.project.stages.registry.ledger, NAME, [row.id for row in rows])
+    looks = count_looks(nights.project.stages.registry.ledger, NAME, [row.id for row in rows])
     code, out, _ = ptp("diff", f"{NAME}@1", f"{NAME}@2", "--json")
     found = json.loads(out)
     assert code == 0
@@ -437,7 +437,7 @@ def test_two_versions_differ_in_the_rows_that_they_answer_differently(nights: Ni
     assert found["better"]["p_value"] == pytest.approx(binomtest(won, won + lost, alternative="greater").pvalue)
     assert found["worse"]["p_value"] == pytest.approx(binomtest(lost, won + lost, alternative="greater").pvalue)
     assert found["better"]["difference"] == pytest.approx((won - lost) / len(rows)) == -found["worse"]["difference"]
-    assert count(nights.project.stages.registry.ledger, NAME, [row.id for row in rows]) == looks
+    assert count_looks(nights.project.stages.registry.ledger, NAME, [row.id for row in rows]) == looks
 
 
 def test_texts_are_printed_only_where_they_are_asked_for(nights: Nights, ptp: Any) -> None:

@@ -12,7 +12,7 @@ from flows.stages.outcome import Outcome
 from flows.stages.release import move
 from ptpipeline.data.rows import normalised, split_of
 from ptpipeline.records import PRODUCTION, Look, Verdict
-from registry.ledger.looks import count
+from registry.ledger.looks import count_looks
 from registry.versions.promotion import Cause
 from tests.flows.project import Project
 from tests.tiny import sentences, write_csv
@@ -196,4 +196,4 @@ def test_a_rebuilt_ledger_still_knows_the_looks(project: Project) -> None:
     rebuild(stages.registry)
     project.edit("learning_rate: 0.04", "learning_rate: 0.03")
     assert look(project, project.run().version).number == 3
-    assert count(stages.registry.ledger, "tiny-sentiment", ["0" * 16]) == 0
+    assert count_looks(stages.registry.ledger, "tiny-sentiment", ["0" * 16]) == 0

@@ -262,7 +262,7 @@ def test_orphans_and_halves_go_after_the_grace_period(plain: Registry, task: Tas
     age(plain.store, 25 * 3600)
     assert {item.why for item in collect(plain, day, apply=True)} == {
         "no version, and part of none that is kept",
-        "stored by half, and being published by nobody",
+        "stored incompletely, and no publish of it is under way",
     }
     assert [seed for seed in range(3) if left(plain.store, an_artifact(task, seed))] == [2]
 

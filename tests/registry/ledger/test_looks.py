@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ptpipeline.gate.looks import OVERLAP
 from registry.ledger.ledger import Ledger
-from registry.ledger.looks import count, take, taken
+from registry.ledger.looks import count_looks, is_answered, take_look
 
 
 def rows(first: int, last: int) -> list[str]:
@@ -22,53 +22,53 @@ def rows(first: int, last: int) -> list[str]:
 
 
 def test_every_question_at_the_same_rows_is_the_next_look(ledger: Ledger) -> None:
-    looks = [take(ledger, "mood", asked, rows(0, 100), 0.05) for asked in ("a", "b", "c")]
+    looks = [take_look(ledger, "mood", asked, rows(0, 100), 0.05) for asked in ("a", "b", "c")]
     assert [(look.test_set, look.number) for look in looks] == [(1, 1), (1, 2), (1, 3)]
-    assert count(ledger, "mood", rows(0, 100)) == 3
+    assert count_looks(ledger, "mood", rows(0, 100)) == 3
 
 
 def test_a_question_that_is_asked_again_is_the_same_look(ledger: Ledger) -> None:
-    first = take(ledger, "mood", "a", rows(0, 100), 0.05)
-    take(ledger, "mood", "b", rows(0, 100), 0.05)
-    assert take(ledger, "mood", "a", rows(0, 100), 0.05) == first
-    assert (taken(ledger, "mood", "a"), taken(ledger, "mood", "c")) == (True, False)
+    first = take_look(ledger, "mood", "a", rows(0, 100), 0.05)
+    take_look(ledger, "mood", "b", rows(0, 100), 0.05)
+    assert take_look(ledger, "mood", "a", rows(0, 100), 0.05) == first
+    assert (is_answered(ledger, "mood", "a"), is_answered(ledger, "mood", "c")) == (True, False)
 
 
 def test_a_split_that_grows_by_a_hundredth_is_never_fresh(ledger: Ledger) -> None:
     """After a hundred nights no row of the first night need be left."""
-    looks = [take(ledger, "mood", str(night), rows(night, night + 100), 0.05) for night in range(120)]
+    looks = [take_look(ledger, "mood", str(night), rows(night, night + 100), 0.05) for night in range(120)]
     assert [look.number for look in looks] == list(range(1, 121))
 
 
 def test_other_rows_are_another_set_and_the_first_ones_are_known_again(ledger: Ledger) -> None:
-    take(ledger, "mood", "a", rows(0, 100), 0.05)
-    assert take(ledger, "mood", "b", rows(500, 600), 0.05).test_set == 2
-    assert take(ledger, "mood", "c", rows(0, 100), 0.05).number == 2
-    assert count(ledger, "mood", rows(900, 950)) == 0
+    take_look(ledger, "mood", "a", rows(0, 100), 0.05)
+    assert take_look(ledger, "mood", "b", rows(500, 600), 0.05).test_set == 2
+    assert take_look(ledger, "mood", "c", rows(0, 100), 0.05).number == 2
+    assert count_looks(ledger, "mood", rows(900, 950)) == 0
 
 
 def test_a_stray_row_makes_no_set_an_old_one(ledger: Ledger) -> None:
-    take(ledger, "mood", "a", rows(0, 1000), 0.05)
+    take_look(ledger, "mood", "a", rows(0, 1000), 0.05)
     shared = int(OVERLAP * 1000)
-    assert take(ledger, "mood", "b", rows(1000 - shared, 2000 - shared), 0.05).test_set == 2
-    assert take(ledger, "mood", "c", rows(999 - 2 * shared, 1999 - 2 * shared), 0.05).number == 2
+    assert take_look(ledger, "mood", "b", rows(1000 - shared, 2000 - shared), 0.05).test_set == 2
+    assert take_look(ledger, "mood", "c", rows(999 - 2 * shared, 1999 - 2 * shared), 0.05).number == 2
 
 
 def test_rows_that_repeat_a_text_count_as_it(ledger: Ledger) -> None:
-    take(ledger, "mood", "a", rows(0, 10), 0.05)
-    assert take(ledger, "mood", "b", [f"{row}-2" for row in rows(0, 10)], 0.05).number == 2
+    take_look(ledger, "mood", "a", rows(0, 10), 0.05)
+    assert take_look(ledger, "mood", "b", [f"{row}-2" for row in rows(0, 10)], 0.05).number == 2
 
 
 def test_tasks_do_not_share_looks(ledger: Ledger) -> None:
-    take(ledger, "mood", "a", rows(0, 10), 0.05)
-    assert take(ledger, "topic", "a", rows(0, 10), 0.05).number == 1
+    take_look(ledger, "mood", "a", rows(0, 10), 0.05)
+    assert take_look(ledger, "topic", "a", rows(0, 10), 0.05).number == 1
 
 
 def test_looks_at_the_same_time_get_numbers_of_their_own(ledger: Ledger) -> None:
     found: list[int] = []
 
     def look(name: str) -> None:
-        found.append(take(ledger, "mood", name, rows(0, 50), 0.05).number)
+        found.append(take_look(ledger, "mood", name, rows(0, 50), 0.05).number)
 
     threads = [threading.Thread(target=look, args=(str(number),)) for number in range(8)]
     for thread in threads:
@@ -80,7 +80,7 @@ def test_looks_at_the_same_time_get_numbers_of_their_own(ledger: Ledger) -> None
 
 @pytest.mark.parametrize("statement", ["DELETE FROM look", "UPDATE look SET number = 1"])
 def test_looks_are_never_taken_back(ledger: Ledger, statement: str) -> None:
-    take(ledger, "mood", "a", rows(0, 10), 0.05)
+    take_look(ledger, "mood", "a", rows(0, 10), 0.05)
     with pytest.raises(DBAPIError, match="append-only"), ledger.database.writing() as connection:
         connection.execute(text(statement))
 
@@ -102,7 +102,7 @@ def test_looks_agree_with_a_ten_line_model(asked: list[tuple[int, int, int]]) ->
             mine[0] |= wanted
             mine[1] += 1
             known[name] = (sets.index(mine) + 1, mine[1])
-        look = take(ledger, "mood", str(name), wanted, 0.05)
+        look = take_look(ledger, "mood", str(name), wanted, 0.05)
         assert (look.test_set, look.number) == known[name]
     ledger.close()
     folder.cleanup()

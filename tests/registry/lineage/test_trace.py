@@ -22,7 +22,7 @@ from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
 from registry.ledger.ledger import Ledger, Release
 from registry.lineage.descent import inherited_rows, training_rows
-from registry.lineage.trace import Exposure, lineage, row_of, to_forget, trained_on
+from registry.lineage.trace import Exposure, plan_erasure, row_id, trace_row, trace_version
 from registry.registry import Registry
 from registry.versions.promotion import Cause, promote, promote_release
 from registry.versions.publish import register, stage
@@ -67,18 +67,18 @@ class World:
         """A version trained on that snapshot; `fields` are of its manifest."""
         artifact = self.artifact(task, snapshot, **fields)
         head = self.registry.ledger.head(task.name, "production")
-        request = a_request(task, artifact.manifest.seed, head.digest if head else None)
+        provenance = a_request(task, artifact.manifest.seed, head.digest if head else None)
         changes = {
             "digest": artifact.digest,
             "snapshot": snapshot,
             "training_key": artifact.manifest.training_key,
             "trials": [Trial(name=t, best_dev=0.5, best_step=1) for t in trials],
         }
-        report = request.report.model_copy(update={"digest": artifact.digest})  # type: ignore[union-attr]
-        verdict = request.verdict.model_copy(update={"digest": artifact.digest})  # type: ignore[union-attr]
+        report = provenance.report.model_copy(update={"digest": artifact.digest})  # type: ignore[union-attr]
+        verdict = provenance.verdict.model_copy(update={"digest": artifact.digest})  # type: ignore[union-attr]
         stage(self.registry.ledger, self.registry.store, artifact)
         return register(
-            self.registry, Provenance(request.tuned.model_copy(update=changes), report, verdict, commit="c0ffee")
+            self.registry, Provenance(provenance.tuned.model_copy(update=changes), report, verdict, commit="c0ffee")
         ).number
 
     def artifact(self, task: Task, snapshot: str, **fields: object) -> Artifact:
@@ -110,20 +110,20 @@ def test_a_row_leads_to_what_learnt_from_it(world: World) -> None:
     world.publish(mood, before.digest)
     after = world.snapshot(mood, "one more", "and another", "and a third", "and a fourth")
     world.publish(mood, after.digest)
-    assert told(trained_on(world.registry, row_in(world, before, "train"))) == {
+    assert told(trace_row(world.registry, row_in(world, before, "train"))) == {
         "mood@1": ("train", []),
         "mood@2": ("train", []),
     }
-    assert told(trained_on(world.registry, row_in(world, before, "dev"))) == {
+    assert told(trace_row(world.registry, row_in(world, before, "dev"))) == {
         "mood@1": ("dev", []),
         "mood@2": ("dev", []),
     }
-    assert trained_on(world.registry, row_in(world, before, "test")) == []
+    assert trace_row(world.registry, row_in(world, before, "test")) == []
     fresh = {row.id for row in load_split(world.registry.store, after, "train")} - {
         row.id for row in load_split(world.registry.store, before, "train")
     }
-    assert told(trained_on(world.registry, fresh.pop())) == {"mood@2": ("train", [])}
-    assert trained_on(world.registry, "0" * 16) == []
+    assert told(trace_row(world.registry, fresh.pop())) == {"mood@2": ("train", [])}
+    assert trace_row(world.registry, "0" * 16) == []
 
 
 def test_descent_is_followed(world: World) -> None:
@@ -133,16 +133,16 @@ def test_descent_is_followed(world: World) -> None:
     world.publish(topic, others.digest, parents=[world.digest(mood, 1)])
     world.publish(topic, others.digest, parents=[world.digest(topic, 1)])
     row = row_in(world, rows, "train")
-    assert told(trained_on(world.registry, row)) == {
+    assert told(trace_row(world.registry, row)) == {
         "mood@1": ("train", []),
         "topic@1": ("train", ["start mood@1"]),
         "topic@2": ("train", ["start topic@1", "start mood@1"]),
     }
-    assert told(trained_on(world.registry, row_in(world, others, "dev"))) == {
+    assert told(trace_row(world.registry, row_in(world, others, "dev"))) == {
         "topic@1": ("dev", []),
         "topic@2": ("dev", []),
     }
-    assert [step.split(":")[0] for step in to_forget(trained_on(world.registry, row))][:2] == ["mood", "topic"]
+    assert [step.split(":")[0] for step in plan_erasure(trace_row(world.registry, row))][:2] == ["mood", "topic"]
 
 
 def test_members_of_ensembles_are_followed(world: World) -> None:
@@ -160,15 +160,18 @@ def test_members_of_ensembles_are_followed(world: World) -> None:
     }
     ensemble = Artifact(whole.manifest.model_copy(update=fields), empty)
     stage(world.registry.ledger, world.registry.store, ensemble, [member])
-    request = a_request(mood, 1)
+    provenance = a_request(mood, 1)
     register(
         world.registry,
-        Provenance(request.tuned.model_copy(update={"digest": ensemble.digest, "snapshot": later.digest})),
+        Provenance(provenance.tuned.model_copy(update={"digest": ensemble.digest, "snapshot": later.digest})),
     )
     gone = {row.id for row in load_split(world.registry.store, rows, "train")}
-    found = trained_on(world.registry, gone.pop())
+    found = trace_row(world.registry, gone.pop())
     assert [(item.version, item.via) for item in found if item.version] == [(1, [])]
-    assert [origin.parents for origin in lineage(world.registry, "mood", 1).origins] == [{member.digest: "member"}, {}]
+    assert [origin.parents for origin in trace_version(world.registry, "mood", 1).origins] == [
+        {member.digest: "member"},
+        {},
+    ]
 
 
 def test_a_shared_prompt_is_traced_to_its_sources(world: World) -> None:
@@ -192,16 +195,16 @@ def test_a_shared_prompt_is_traced_to_its_sources(world: World) -> None:
         parents=[teacher.digest for teacher in teachers],
     )
     world.publish(target, own.digest, method="multitask", parents=[world.digest(shared, 1)])
-    found = trained_on(world.registry, row_in(world, snapshots[1], "train"))
+    found = trace_row(world.registry, row_in(world, snapshots[1], "train"))
     assert {item.task: (item.version, item.via, item.shared) for item in found if item.version} == {
         "shared": (1, [], True),
         "tone": (1, ["shared prompt shared@1"], False),
     }
-    steps = to_forget(found)
+    steps = plan_erasure(found)
     assert [step.split(":")[0] for step in steps[:2]] == ["shared", "tone"]
-    assert "once shared learnt anew, `ptp run tone`" in steps[1]
+    assert "after new versions of shared, `ptp run tone`" in steps[1]
     assert {
-        snapshot.task for origin in lineage(world.registry, "tone", 1).origins for snapshot in origin.snapshots
+        snapshot.task for origin in trace_version(world.registry, "tone", 1).origins for snapshot in origin.snapshots
     } == {"mood", "topic", "tone"}
 
 
@@ -230,7 +233,7 @@ def test_the_snapshots_of_a_shared_prompt_stay_with_it(world: World) -> None:
     gone = collect(world.registry, Retention(candidates=1, grace=timedelta(0)), apply=True)
     assert old.digest in {item.digest for item in gone}
     assert snapshots[0].digest not in {item.digest for item in gone}
-    assert told(trained_on(world.registry, row))["shared@1"] == ("train", [])
+    assert told(trace_row(world.registry, row))["shared@1"] == ("train", [])
 
 
 def learnt(world: World, task: str, number: int) -> set[str]:
@@ -279,7 +282,7 @@ def test_a_shared_prompt_whose_snapshot_is_gone_cannot_be_ruled_out(world: World
     _, snapshots = shared_world(world)
     for key in list(world.registry.store.keys(f"snapshots/mood/{snapshots[0].digest}")):
         world.registry.store.delete(key)
-    assert told(trained_on(world.registry, "0" * 16)) == {"shared@1": ("unknown", [])}
+    assert told(trace_row(world.registry, "0" * 16)) == {"shared@1": ("unknown", [])}
 
 
 def test_descent_through_a_lost_manifest_cannot_be_ruled_out(world: World) -> None:
@@ -292,7 +295,7 @@ def test_descent_through_a_lost_manifest_cannot_be_ruled_out(world: World) -> No
         )
     for key in list(world.registry.store.keys(f"prompts/topic/{world.digest(topic, 1)}")):
         world.registry.store.delete(key)
-    found = told(trained_on(world.registry, row_in(world, rows, "train")))
+    found = told(trace_row(world.registry, row_in(world, rows, "train")))
     assert found == {"mood@1": ("train", []), "topic@1": ("unknown", []), "topic@2": ("unknown", ["start topic@1"])}
 
 
@@ -302,14 +305,14 @@ def test_what_holds_a_version_now_is_told(world: World) -> None:
     promote(world.registry, mood, world.publish(mood, rows.digest), ME, "canary")
     release = Release(name="spring", actor="me", reason="why", versions={"mood": 1}, at="2026-01-01")
     promote_release(world.registry, {"mood": mood}, release, ME)
-    (found,) = trained_on(world.registry, row_in(world, rows, "train"))
+    (found,) = trace_row(world.registry, row_in(world, rows, "train"))
     assert (found.in_production, found.aliases, found.releases, found.source) == (
         True,
         ["canary", "production"],
         ["spring"],
         rows.source,
     )
-    (step, last) = to_forget([found])
+    (step, last) = plan_erasure([found])
     assert step.startswith(f"mood: delete the row from its source ({rows.source}); `ptp run mood`")
     assert "production is version 1" in step
     assert "`ptp gc`" in last
@@ -322,7 +325,7 @@ def test_rows_that_are_gone_rule_nothing_out(world: World) -> None:
     row = row_in(world, rows, "train")
     for key in list(world.registry.store.keys(f"snapshots/mood/{rows.digest}")):
         world.registry.store.delete(key)
-    assert told(trained_on(world.registry, row)) == {"mood@1": ("unknown", [])}
+    assert told(trace_row(world.registry, row)) == {"mood@1": ("unknown", [])}
 
 
 def test_no_text_is_in_any_answer(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -330,14 +333,14 @@ def test_no_text_is_in_any_answer(world: World, caplog: pytest.LogCaptureFixture
     mood = world.task("mood")
     rows = world.snapshot(mood, SECRET)
     world.publish(mood, rows.digest)
-    found = trained_on(world.registry, row_of(f"  {SECRET.upper()} "))
+    found = trace_row(world.registry, row_id(f"  {SECRET.upper()} "))
     shown = (
         [item.model_dump_json() for item in found]
-        + to_forget(found)
-        + [lineage(world.registry, "mood", 1).model_dump_json()]
+        + plan_erasure(found)
+        + [trace_version(world.registry, "mood", 1).model_dump_json()]
     )
     assert "soup" not in "".join(shown).casefold() + caplog.text.casefold()
-    assert row_of(SECRET) == row_of(f"  {SECRET.upper()} ")
+    assert row_id(SECRET) == row_id(f"  {SECRET.upper()} ")
 
 
 def test_a_version_leads_to_its_rows(world: World) -> None:
@@ -345,7 +348,7 @@ def test_a_version_leads_to_its_rows(world: World) -> None:
     rows = world.snapshot(mood)
     number = world.publish(mood, rows.digest)
     head = promote(world.registry, mood, number, ME)
-    found = lineage(world.registry, "mood", number)
+    found = trace_version(world.registry, "mood", number)
     (origin,) = found.origins
     assert (origin.snapshots, origin.commit, origin.manifest and origin.manifest.recipe) == (
         [rows],
@@ -357,10 +360,10 @@ def test_a_version_leads_to_its_rows(world: World) -> None:
 
 def test_what_is_no_row_is_refused(world: World) -> None:
     with pytest.raises(DataError, match="16 hex digits") as refused:
-        trained_on(world.registry, SECRET)
+        trace_row(world.registry, SECRET)
     assert "Müller" not in str(refused.value)
     with pytest.raises(NotFound, match="no version 1"):
-        lineage(world.registry, "mood", 1)
+        trace_version(world.registry, "mood", 1)
 
 
 def test_a_chain_of_starts_is_followed(world: World) -> None:
@@ -370,5 +373,5 @@ def test_a_chain_of_starts_is_followed(world: World) -> None:
     for number in range(1, 12):
         world.publish(mood, later.digest, parents=[world.digest(mood, number)])
     only_first = {row.id for row in load_split(world.registry.store, rows, "train")}
-    assert len(trained_on(world.registry, only_first.pop())) == 12
-    assert len(lineage(world.registry, "mood", 12).origins) == 12
+    assert len(trace_row(world.registry, only_first.pop())) == 12
+    assert len(trace_version(world.registry, "mood", 12).origins) == 12

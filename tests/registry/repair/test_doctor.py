@@ -17,7 +17,8 @@ from registry.ledger.database import put
 from registry.ledger.ledger import Release
 from registry.mlflow.store import MlflowStore, connect
 from registry.registry import Registry
-from registry.repair.doctor import Difference, examine
+from registry.repair.difference import Difference
+from registry.repair.doctor import examine
 from registry.repair.mend import fix
 from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile

@@ -21,12 +21,13 @@ from ptpipeline.records import Pointer, Promotion, VersionName
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task
+from registry.card.card import Provenance
 from registry.failpoints import watch
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
 from registry.ledger import tables
 from registry.ledger.ledger import Ledger, Release
-from registry.lineage.trace import trained_on
+from registry.lineage.trace import trace_row
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.mend import fix
@@ -213,7 +214,7 @@ def test_what_somebody_else_stored_stops_nothing(plain: Registry, tmp_path: Path
     rebuild(plain)
     assert all(action.done for action in reconcile(plain, {"mood": task}))
     assert collect(plain, Retention(grace=timedelta(0)), apply=True) == []
-    assert [found.version for found in trained_on(plain, "0" * 16)] == [1]
+    assert [found.version for found in trace_row(plain, "0" * 16)] == [1]
     assert path.read_bytes() == b"hello"
 
 

@@ -1,0 +1,110 @@
+"""What the object store says of a task: names of versions, history, pointers and dossiers, each checked against its
+place.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple, TypeVar
+
+from pydantic import ValidationError
+
+from ptpipeline.errors import ArtifactError
+from ptpipeline.records import DIGEST_PATTERN, Promotion, Record, VersionName
+from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.keys import history_key, version_key
+from registry.listing import TaskListing, read_all
+from registry.versions.projection import pointer_in
+from registry.versions.provenance import Dossier, check_dossier
+
+_Known = TypeVar("_Known", bound=Record)
+
+
+class Refused(NamedTuple):
+    """An object that cannot be what it claims, and why."""
+
+    key: str
+    why: str
+
+
+class Contents(NamedTuple):
+    """What the store holds of a task and is in its place.
+
+    `names` are version number -> digest, `history` is alias -> promotions by seq, `pointers` are None if unreadable,
+    `dossiers` key -> dossier, oldest first.
+    """
+
+    names: dict[int, str]
+    history: dict[str, list[Promotion]]
+    pointers: dict[str, Promotion | None]
+    dossiers: dict[str, Dossier]
+    refused: list[Refused]
+
+    def described(self) -> set[str]:
+        """Return the digests of the prompts that have a dossier."""
+        return {dossier.publication.tuned.digest for dossier in self.dossiers.values()}
+
+    def verdict_digests(self) -> set[str]:
+        """Return the digests of the verdicts that the dossiers hold."""
+        return {dossier.verdict.verdict_digest() for dossier in self.dossiers.values() if dossier.verdict}
+
+    def stated_versions(self) -> dict[int, str]:
+        """Return number -> digest by the names of versions and, if a name was lost, by the promotions that cite it."""
+        cited = {row.version: row.digest for rows in self.history.values() for row in rows}
+        return cited | self.names
+
+
+def read_contents(store: ObjectStore, listing: TaskListing) -> Contents:
+    """Read the small objects of the listing, each once."""
+    numbered, promotions, pointers, dossiers = listing.versions, listing.history, listing.pointers, listing.dossiers()
+    bodies = read_all(store, [*numbered, *promotions, *pointers, *dossiers])
+    refused = [Refused(key, "has no key of the expected form") for key in listing.malformed()]
+    names = _sound(VersionName, numbered, bodies, refused)
+    history: dict[str, list[Promotion]] = {}
+    for row in _sound(Promotion, promotions, bodies, refused):
+        history.setdefault(row.alias, []).append(row)
+    return Contents(
+        names={name.number: name.digest for name in names},
+        history={alias: sorted(rows, key=lambda row: row.seq) for alias, rows in history.items()},
+        pointers={pointer.alias: pointer_in(bodies[key]) for key, pointer in pointers.items() if key in bodies},
+        dossiers=_dossiers(dossiers, bodies, refused),
+        refused=refused,
+    )
+
+
+def _sound(
+    kind: type[_Known], keys: Iterable[str], bodies: Mapping[str, bytes], refused: list[Refused]
+) -> list[_Known]:
+    """The records that say of themselves what their keys say; the others are added to `refused`."""
+    sound = []
+    for key in keys:
+        if key not in bodies:
+            continue
+        try:
+            record = kind.model_validate_json(bodies[key])
+        except ValidationError as error:
+            refused.append(
+                Refused(key, f"is no {kind.__name__} ({error.errors()[0]['msg']}): altered, or from a newer ptpipeline")
+            )
+            continue
+        if key != _place(record):
+            refused.append(Refused(key, f"belongs to {_place(record)}: it was altered or copied"))
+        else:
+            sound.append(record)
+    return sound
+
+
+def _place(record: Record) -> str:
+    if isinstance(record, VersionName):
+        return version_key(record.task, record.number) if re.fullmatch(DIGEST_PATTERN, record.digest) else "nowhere"
+    return history_key(record.task, record.alias, record.seq) if isinstance(record, Promotion) else "nowhere"
+
+
+def _dossiers(keys: list[str], bodies: Mapping[str, bytes], refused: list[Refused]) -> dict[str, Dossier]:
+    dossiers = {}
+    for key in keys:
+        try:
+            if key in bodies:
+                dossiers[key] = check_dossier(key, bodies[key])
+        except ArtifactError as error:
+            refused.append(Refused(key, str(error).removeprefix(f"{key}: ")))
+    return dossiers
