@@ -1,6 +1,6 @@
 """The named steps of publishing, promoting, projecting and collecting, so that a test can stop a process exactly there.
 
-Whoever watches is called in the process that reached the step, before it goes on.
+A watcher is called in the process that reached the step, before that process continues.
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ _watching: list[Callable[[str], None]] = []
 
 
 def reached(step: str) -> None:
-    """Tell whoever watches that this process came so far."""
+    """Tell the watchers that this process has reached the step."""
     for watcher in _watching:
         watcher(step)
 

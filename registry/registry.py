@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from ptpipeline.prompts.signature import open_prompts
 from ptpipeline.settings import Settings
 from ptpipeline.storage import ObjectStore
-from ptpipeline.storage.conditional import probe
+from ptpipeline.storage.conditional import check_conditional_puts
 from registry.ledger.ledger import Ledger
 from registry.ledger.probe import last_probe, record_probe
 from registry.mlflow.store import MlflowStore
 
-PROBE_SECONDS = 24 * 3600.0
+CHECK_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True)
 class Registry:
-    """`mlflow` is None where there is no MLflow server; a later reconcile brings everything there."""
+    """`mlflow` is None if there is no MLflow server; a later reconcile writes everything there."""
 
     ledger: Ledger
     store: ObjectStore
@@ -23,23 +23,23 @@ class Registry:
 
 
 def open_registry(settings: Settings) -> Registry:
-    """The registry that the settings name; raises SettingsError or ServiceUnavailable. Store and MLflow are not
-    contacted yet.
+    """Return the registry that the settings name; raises SettingsError or ServiceUnavailable. Store and MLflow are
+    not contacted yet.
     """
     mlflow = MlflowStore(settings.mlflow) if settings.mlflow else None
     return Registry(Ledger(settings.ledger), open_prompts(settings), mlflow)
 
 
 def open_for_writing(settings: Settings) -> Registry:
-    """The registry, after its store was seen to honour conditional puts; asked anew once a day, which the ledger
-    remembers.
+    """Return the registry after checking that its store honours conditional puts; the ledger remembers the check for a
+    day.
 
-    Raises SettingsError where the store ignores what a put depends on, ServiceUnavailable where it does not answer.
+    Raises SettingsError if the store ignores the condition of a put, ServiceUnavailable if it does not answer.
     """
     registry = open_registry(settings)
     store, database = f"{registry.store.url} {settings.s3_endpoint or ''}".strip()[:500], registry.ledger.database
     last = last_probe(database, store)
-    if last.at is None or last.now - last.at > PROBE_SECONDS:
-        probe(registry.store)
+    if last.at is None or last.now - last.at > CHECK_SECONDS:
+        check_conditional_puts(registry.store)
         record_probe(database, store, last.now)
     return registry

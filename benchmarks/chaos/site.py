@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ptpipeline.storage import ObjectStore, Patience, S3Store, open_store
+from ptpipeline.storage import ObjectStore, RequestLimits, S3Store, open_store
 from registry.ledger.ledger import Ledger
 from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 
-IMPATIENT = Patience(seconds=1.5, attempts=3)
+IMPATIENT = RequestLimits(seconds=1.5, attempts=3)
 
 
 @dataclass(frozen=True)
@@ -43,5 +43,5 @@ class Site:
         return (
             S3Store(bucket, endpoint=self.direct)
             if direct
-            else S3Store(bucket, endpoint=self.endpoint, patience=IMPATIENT)
+            else S3Store(bucket, endpoint=self.endpoint, limits=IMPATIENT)
         )

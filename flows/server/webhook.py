@@ -55,7 +55,7 @@ def serve(settings: Settings, host: str, port: int, address: str | None = None) 
         )
     secret, reached = webhook_secret(), address or f"http://{host}:{port}{PATH}"
     _check_free(host, port)
-    MlflowStore(settings.mlflow).tell(reached, secret)
+    MlflowStore(settings.mlflow).set_webhook(reached, secret)
     waker = Waker(Starter(settings.prefect).start, seconds_apart() + START_SECONDS)
     log.info("MLflow posts its edits to %s; Ctrl-C ends this", reached)
     uvicorn.run(application(secret, waker), host=host, port=port, log_level="warning", access_log=False)

@@ -113,4 +113,4 @@ def _find_page(registry: Registry, task: str, digest: str) -> str | None:
     except PtpError as error:  # the promotion stands; only the link is missing
         log.warning("%s: the table gets no link to the MLflow page: %s", task, error)
         return None
-    return registry.mlflow.page(task, number) if number else None
+    return registry.mlflow.page_url(task, number) if number else None

@@ -1,7 +1,7 @@
 """ObjectStore: S3 (boto3) and a local folder behind one protocol, with conditional puts.
 
 Immutable content goes in with `create` (If-None-Match: *), pointers move with `replace` (If-Match). A put that lost
-raises PreconditionFailed. `ptpipeline.storage.conditional` tells a store that only pretends.
+raises PreconditionFailed; `ptpipeline.storage.conditional` checks that a store does so.
 """
 
 from pathlib import Path
@@ -10,20 +10,19 @@ from urllib.parse import urlparse
 from ptpipeline.errors import SettingsError
 from ptpipeline.storage.folder import FolderStore
 from ptpipeline.storage.objects import Listed, ObjectStore, Stored, checked_key, without_login
-from ptpipeline.storage.s3 import Patience, S3Store
+from ptpipeline.storage.s3 import RequestLimits, S3Store
 
-__all__ = ["FolderStore", "Listed", "ObjectStore", "Patience", "S3Store", "Stored", "checked_key", "open_store"]
+__all__ = ["FolderStore", "Listed", "ObjectStore", "RequestLimits", "S3Store", "Stored", "checked_key", "open_store"]
 
 
 def open_store(url: str, s3_endpoint: str | None = None) -> ObjectStore:
-    """The store that `PTP_STORE` names: `file:///folder` or `s3://bucket[/prefix]`.
+    """Return the store that `PTP_STORE` names: `file:///folder` or `s3://bucket[/prefix]`.
 
-    Raises SettingsError where the address is neither.
+    Raises SettingsError if the address is neither.
     """
     if url.startswith("file:///"):
-        return FolderStore(
-            Path(url.removeprefix("file://"))
-        )  # not a URL's path: `#`, `?` and `%` may stand in a folder's name
+        # not parsed as a URL: a folder's name may contain `#`, `?` and `%`
+        return FolderStore(Path(url.removeprefix("file://")))
     parsed = urlparse(without_login("PTP_STORE", url))
     if parsed.scheme == "s3" and parsed.netloc:
         return S3Store(parsed.netloc, parsed.path.strip("/"), s3_endpoint)

@@ -48,7 +48,7 @@ class NumberedVersion(NamedTuple):
 
 
 class Quarantined(NamedTuple):
-    """What lay where it did not belong; `name` is its file."""
+    """A copy of an object that was altered or lay at the wrong key; `name` is its file."""
 
     task: str
     name: str
@@ -144,7 +144,7 @@ def parse(key: str) -> Address | None:
 
 
 def parse_task(key: str) -> str | None:
-    """Return the task below whose folder of prompts the key lies, whatever it is there; None if it lies at none."""
+    """Return the task in whose folder of prompts the key lies, whatever the object is; None if it lies in none."""
     parts = key.split("/")
     return parts[1] if len(parts) > 2 and parts[0] == keys.PROMPTS and is_name(parts[1]) else None
 

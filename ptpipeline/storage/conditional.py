@@ -1,5 +1,4 @@
-"""The probe: whether an object store honours the conditional puts on which nothing-lost rests, tried before it is
-trusted.
+"""Whether an object store honours conditional puts, tried before it is trusted: without them, versions could be lost.
 
 Some servers answer 200 to a conditional put and ignore the condition; then two promoters overwrite each other unseen.
 """
@@ -20,16 +19,16 @@ log = logging.getLogger(__name__)
 RACERS = 4  # SeaweedFS lets losers of a race wait in steps of a second: about one second with four, two with six
 
 
-def probe(store: ObjectStore) -> None:
-    """Try creates and replaces, one after another and at once, on fresh keys below `probe/`, and remove them.
+def check_conditional_puts(store: ObjectStore) -> None:
+    """Try creates and replaces on fresh keys, one after another and concurrently, and remove the keys.
 
-    Raises SettingsError that names the store and what it ignored, ServiceUnavailable where it does not answer. A race
-    that a store without atomic conditions happens to survive is no proof: the benchmark of the registry races longer.
+    Raises SettingsError that names the store and what it ignored, ServiceUnavailable if the store does not answer. A
+    store without atomic conditions may survive these few races by chance: the benchmark of the registry races longer.
     """
     nonce = uuid.uuid4().hex
     one, created, replaced, missing = (probe_key(nonce, name) for name in ("one", "created", "replaced", "none"))
-    with _removing(store, [one, created, replaced, missing]):
-        _one_writer(store, one, missing)
+    with _removed_afterwards(store, [one, created, replaced, missing]):
+        _check_one_writer(store, one, missing)
         _race(
             store,
             created,
@@ -46,29 +45,29 @@ def probe(store: ObjectStore) -> None:
         )
 
 
-def _one_writer(store: ObjectStore, key: str, missing: str) -> None:
+def _check_one_writer(store: ObjectStore, key: str, missing: str) -> None:
     store.create(key, b"first")
     first = _expect(store, key, b"first")
-    _refuses(store, "a create of a key that exists (If-None-Match: *)", lambda: store.create(key, b"second"))
+    _must_refuse(store, "a create of a key that exists (If-None-Match: *)", lambda: store.create(key, b"second"))
     _expect(store, key, b"first")
     try:
         store.replace(key, b"second", first.etag)
     except PreconditionFailed:
         raise _unfit(store, "refuses a replace by the tag that it just gave (If-Match)") from None
     _expect(store, key, b"second")
-    _refuses(store, "a replace by an outdated tag (If-Match)", lambda: store.replace(key, b"third", first.etag))
-    _refuses(store, "a replace of a missing key (If-Match)", lambda: store.replace(missing, b"third", first.etag))
+    _must_refuse(store, "a replace by an outdated tag (If-Match)", lambda: store.replace(key, b"third", first.etag))
+    _must_refuse(store, "a replace of a missing key (If-Match)", lambda: store.replace(missing, b"third", first.etag))
     _expect(store, key, b"second")
 
 
 def _expect(store: ObjectStore, key: str, body: bytes) -> Stored:
-    found = store.read(key)
-    if found.body != body:
-        raise _unfit(store, "does not give back the bytes that were written last")
-    return found
+    stored = store.read(key)
+    if stored.body != body:
+        raise _unfit(store, "does not return the bytes that were written last")
+    return stored
 
 
-def _refuses(store: ObjectStore, what: str, put: Callable[[], None]) -> None:
+def _must_refuse(store: ObjectStore, what: str, put: Callable[[], None]) -> None:
     try:
         put()
     except PreconditionFailed:
@@ -77,7 +76,7 @@ def _refuses(store: ObjectStore, what: str, put: Callable[[], None]) -> None:
 
 
 def _race(store: ObjectStore, key: str, what: str, put: Callable[[bytes], None]) -> None:
-    """RACERS puts of different bytes at once: exactly one is acknowledged, and its bytes are what lies there."""
+    """Put different bytes concurrently, RACERS times: exactly one may be acknowledged, and its bytes are stored."""
     start = threading.Barrier(RACERS)
 
     def attempt(number: int) -> bytes | None:
@@ -101,20 +100,20 @@ def _ignored(store: ObjectStore, what: str) -> SettingsError:
     return _unfit(store, f"answers with success to {what} and ignores the condition")
 
 
-def _unfit(store: ObjectStore, found: str) -> SettingsError:
+def _unfit(store: ObjectStore, fault: str) -> SettingsError:
     return SettingsError(
-        f"PTP_STORE: {store.where} {found}, so versions and aliases could be lost there; take a store that "
+        f"PTP_STORE: {store.where} {fault}, so versions and aliases could be lost there; use a store that "
         "honours If-Match and If-None-Match: AWS S3, SeaweedFS, or a folder"
     )
 
 
 @contextmanager
-def _removing(store: ObjectStore, keys: list[str]) -> Iterator[None]:
+def _removed_afterwards(store: ObjectStore, keys: list[str]) -> Iterator[None]:
     try:
         yield
     finally:
         for key in keys:
             try:
                 store.delete(key)
-            except PtpError as error:  # what the probe found matters more
-                log.warning("%s stays behind in %s: %s", key, store.url, error)
+            except PtpError as error:  # what the check found matters more
+                log.warning("%s could not be removed from %s: %s", key, store.url, error)

@@ -1,7 +1,7 @@
 """FolderStore: objects as files below one folder, for tests, notebooks and a machine without servers.
 
 A body is written and synced under `.put/` first, then linked (create) or renamed (replace) to its place: a full disk or
-a killed process leaves the old object or the new one, and a file under `.put/` that the next writer removes after an
+a killed process leaves the old object or the new one, and a file under `.put/`, which the next writer removes after an
 hour.
 """
 
@@ -21,7 +21,7 @@ from ptpipeline.errors import NotFound, PreconditionFailed, SettingsError
 from ptpipeline.storage.objects import Listed, Stored, checked_key
 
 _UNFINISHED = ".put"
-_ABANDONED_AFTER = 3600.0  # seconds; a put takes some
+_ABANDONED_AFTER = 3600.0  # seconds; a put takes a few
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -57,8 +57,8 @@ class FolderStore:
     def replace(self, key: str, body: bytes, etag: str) -> None:
         path = self._path(key)
         with self._translating(f"write {key}"), self._lock():
-            found = _bytes(path)
-            if found is None or _etag(found) != etag:
+            current = _bytes(path)
+            if current is None or _etag(current) != etag:
                 raise PreconditionFailed(f"{self.url}: {key} changed since it was read")
             with self._written(path, body) as unfinished:
                 unfinished.rename(path)
@@ -69,11 +69,9 @@ class FolderStore:
         with self._translating(f"delete {key}"):
             if not path.is_file():
                 return
-            with self._lock():  # not between a replace's look and its rename
+            with self._lock():  # not between a replace's read and its rename
                 path.unlink(missing_ok=True)
-                _sync(
-                    path.parent
-                )  # deletions keep their order through a power loss: a manifest goes before its tensors
+                _sync(path.parent)  # deletions keep their order through a power loss: the manifest before its tensors
 
     def listed(self, prefix: str) -> Iterator[Listed]:
         with self._translating(f"list {prefix}"):
@@ -91,7 +89,7 @@ class FolderStore:
 
     @contextmanager
     def _written(self, path: Path, body: bytes) -> Iterator[Path]:
-        """The body, whole and durable, in a file of its own until the block ends; the place's folder is there."""
+        """Yield a file that holds the body, whole and durable, until the block ends; the folder of `path` exists."""
         unfinished = self.root / _UNFINISHED / uuid.uuid4().hex
         for folder in (unfinished.parent, path.parent):
             _make(folder)
@@ -106,7 +104,7 @@ class FolderStore:
             unfinished.unlink(missing_ok=True)
 
     def _sweep(self, folder: Path) -> None:
-        """Remove what killed writers left, once in this store's life."""
+        """Remove what killed writers left behind, once per store object."""
         if self._swept:
             return
         self._swept = True
@@ -120,14 +118,14 @@ class FolderStore:
         try:
             yield
         except OSError as error:
-            fix = "make room there" if error.errno in _FULL else "mend the folder"
+            fix = "make room there" if error.errno in _FULL else "repair the folder"
             raise SettingsError(
                 f"{self.url}: cannot {doing}: {error.strerror}; {fix}, or name another with PTP_STORE"
             ) from error
 
 
 def _bytes(path: Path) -> bytes | None:
-    """The file's bytes; None where there is no such file."""
+    """Return the file's bytes; None if there is no such file."""
     try:
         return path.read_bytes()
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
@@ -139,7 +137,7 @@ def _etag(body: bytes) -> str:
 
 
 def _files(folder: Path, prefix: str) -> Iterator[Listed]:
-    """Files below the folder; one folder is read at a time, as far as they are taken."""
+    """Iterate over the files below the folder; each folder is read when its turn comes."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except (FileNotFoundError, NotADirectoryError):
@@ -156,7 +154,7 @@ def _files(folder: Path, prefix: str) -> Iterator[Listed]:
 
 
 def _make(folder: Path) -> None:
-    """The folder and its parents, each new one durable: an entry is data of the folder above it."""
+    """Create the folder and its parents, each durably: an entry is data of the folder above it."""
     if folder.is_dir():
         return
     _make(folder.parent)

@@ -10,7 +10,7 @@
     prompts/<task>/aliases/<alias>.json                what an alias names: the pointer that servers read
     prompts/<task>/history/<alias>/<seq>.json          a promotion of that alias
     prompts/<task>/versions/<number>.json              what a number names
-    prompts/<task>/quarantine/<name>-<hash>[.json]     what lay where it did not belong
+    prompts/<task>/quarantine/<name>-<hash>[.json]     a copy of what was altered or misplaced
     snapshots/<task>/<digest>/<split>.parquet          rows of a split
     snapshots/<task>/<digest>/manifest.json            written last: the snapshot is complete
     reports/<task>/<evaluation key>/rows.parquet       results of an evaluation, row by row
@@ -133,18 +133,18 @@ def version_key(task: str, number: int) -> str:
 
 
 def quarantine_key(key: str, body: bytes) -> str:
-    """Return the key where the bytes that lay at another key of a task are kept."""
+    """Return the key for a copy of the altered bytes that lay at another key of a task."""
     _, task, *names = key.split("/")
     return _quarantine(task, "-".join(names).removesuffix(".json"), body)
 
 
 def quarantined_pointer_key(task: str, alias: str, body: bytes) -> str:
-    """Return the key where a pointer is kept that no promotion of the ledger stands behind."""
+    """Return the key for a copy of a pointer that shows no promotion of the ledger."""
     return f"{_quarantine(task, alias, body)}.json"
 
 
 def quarantined_version_key(task: str, number: int, body: bytes) -> str:
-    """Return the key where a version's name is kept that does not name the ledger's prompt."""
+    """Return the key for a copy of a version's name that does not name the ledger's prompt."""
     return f"{_quarantine(task, f'version-{number}', body)}.json"
 
 

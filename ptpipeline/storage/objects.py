@@ -32,66 +32,66 @@ class ObjectStore(Protocol):
 
     url: the address as settings give it. where: the store as messages name it, with its server's address.
 
-    Any call raises ServiceUnavailable where the store does not answer, SettingsError where a person has to mend
-    something: credentials, rights, a missing bucket, a full disk. ServiceUnavailable from a put means "not known": it
-    is not there now, and a slow server may yet apply it. Then it is applied under its own condition, so it never
-    overwrites what came between: repeat a create with the same bytes, a replace from a fresh read.
+    Any call raises ServiceUnavailable if the store does not answer, SettingsError if a person has to correct
+    something: credentials, rights, a missing bucket, a full disk. ServiceUnavailable from a put means "not known": the
+    object is not there now, and a slow server may still apply the put. It does so under the put's own condition, so it
+    never overwrites what came in between: repeat a create with the same bytes, a replace from a fresh read.
     """
 
     url: str
     where: str
 
     def read(self, key: str) -> Stored:
-        """The object's bytes and tag; NotFound where there is none."""
+        """Return the object's bytes and tag; NotFound if there is none."""
 
     def exists(self, key: str) -> bool:
-        """Whether the object is there."""
+        """Return whether the object is there."""
 
     def create(self, key: str, body: bytes) -> None:
-        """Put a new object; PreconditionFailed where the key is taken by other bytes.
+        """Put a new object; PreconditionFailed if the key holds other bytes.
 
-        Silent where it holds the same bytes: such keys name content, so it is all the same who wrote it. Its age stays
-        that of the first write.
+        Does nothing if the key holds the same bytes: it does not matter who wrote them. The object's age stays that of
+        the first write.
         """
 
     def replace(self, key: str, body: bytes, etag: str) -> None:
-        """Overwrite the object that was read under `etag`; PreconditionFailed where it changed since, or is gone.
+        """Overwrite the object that was read under `etag`; PreconditionFailed if it changed since, or is gone.
 
-        Also raised where our write did happen, its answer was lost, and another replaced it before we looked: so it
-        says that the object is not ours now, never that it was not. Read again and decide anew. A lost answer is
-        settled by comparing bytes, and tags are hashes of bytes: where it matters who wrote, or where equal bytes may
-        come back, the body has to carry a nonce, as pointers do.
+        Also raised if our write did happen, its answer was lost, and another writer replaced it before we looked: so it
+        says that the object is not ours now, not that it never was. Read again and decide again. A lost answer is
+        settled by comparing bytes, and tags are hashes of bytes: if it matters who wrote, or if equal bytes may return,
+        the body has to contain a nonce, as pointers do.
         """
 
     def delete(self, key: str) -> None:
-        """Remove the object; silent where there is none.
+        """Remove the object; does nothing if there is none.
 
         After ServiceUnavailable it may still be removed later, and no condition protects what is created there
         meanwhile: whoever deletes keeps others from writing the key until a delete has been answered.
         """
 
     def listed(self, prefix: str) -> Iterator[Listed]:
-        """All objects below the folder `prefix`, fetched page by page as they are taken; those below one folder stand
+        """Iterate over all objects below the folder `prefix`, fetched page by page; those of one folder come
         together.
         """
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """The keys of `listed`."""
+        """Iterate over the keys of `listed`."""
 
 
 def checked_key(key: str) -> str:
-    """`key` itself where it is a safe relative name, else SettingsError: keys become paths and URLs."""
+    """Return `key` itself; SettingsError unless it is a safe relative name, because keys become paths and URLs."""
     if not _KEY.fullmatch(key):
         raise SettingsError(f"object key {key!r}: expected names of letters, digits, `._-` separated by `/`")
     return key
 
 
 def without_login(name: str, url: str) -> str:
-    """`url` itself where it carries no user name or password, else SettingsError naming the setting, without them."""
-    if "@" in url:  # also before a parser sees it: its errors would print the whole
+    """Return `url` itself; SettingsError that names the setting, without the login, if it contains one."""
+    if "@" in url:  # before any parser sees it, because its errors would print the whole address
         shown = re.sub(r"^(\w+://)?.*@", r"\1...@", url)
         raise SettingsError(
-            f"{name}: {shown!r} carries a user name or password; give the keys in AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY, and remove what stands before the @"
+            f"{name}: {shown!r} contains a user name or password; give the keys in AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY, and remove what is before the @"
         )
     return url

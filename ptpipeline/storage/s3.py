@@ -1,8 +1,8 @@
 """S3Store: objects in one bucket of any S3 server that honours If-Match and If-None-Match.
 
 A put may be applied although its answer says otherwise: the answer can be lost (time-out, cut connection, 500 after the
-write), and the repeated request of the client or of something between is then refused because of our own first one. So
-every put that was not answered with success is settled by reading back.
+write), and the repeated request of the client or of a proxy is then refused because of our own first one. So every put
+that was not answered with success is settled by reading back.
 """
 
 import os
@@ -26,18 +26,18 @@ _REFUSED_RIGHT = ("AccessDenied", "AllAccessDisabled", "403")  # a HEAD has no b
 _WRONG_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301")
 
 
-class Patience(NamedTuple):
-    """How long a request waits for the server to say something, in seconds, and how often it is sent in all."""
+class RequestLimits(NamedTuple):
+    """How long a request waits for the server's answer, in seconds, and how often it is sent in total."""
 
     seconds: float = 30.0
     attempts: int = 4
 
 
-PATIENCE = Patience()
+LIMITS = RequestLimits()
 
 
 def region() -> str:
-    """Where the bucket is, as requests are signed."""
+    """Return the region of the bucket, by which requests are signed."""
     return os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
 
 
@@ -45,26 +45,26 @@ class S3Store:
     """Credentials come from the environment as boto3 finds them, never from an address."""
 
     def __init__(
-        self, bucket: str, prefix: str = "", endpoint: str | None = None, patience: Patience = PATIENCE
+        self, bucket: str, prefix: str = "", endpoint: str | None = None, limits: RequestLimits = LIMITS
     ) -> None:
         self.bucket = bucket
         self.prefix = f"{prefix}/" if prefix else ""
         self.url = f"s3://{bucket}/{prefix}".rstrip("/")
         self.endpoint = endpoint and without_login("PTP_S3_ENDPOINT", endpoint)
-        self._client, self._once = self._connected(patience), self._connected(patience._replace(attempts=1))
+        self._client, self._once = self._connect(limits), self._connect(limits._replace(attempts=1))
         address = self._client.meta.endpoint_url
-        self._get = SignedGet(f"{address}/{bucket}", region(), patience.seconds) if SignedGet.fits(address) else None
+        self._get = SignedGet(f"{address}/{bucket}", region(), limits.seconds) if SignedGet.fits(address) else None
         self.where = f"{self.url} at {without_login('AWS_ENDPOINT_URL_S3', address)}"
 
-    def _connected(self, patience: Patience) -> Any:
+    def _connect(self, limits: RequestLimits) -> Any:
         import boto3
         from botocore.config import Config
         from botocore.exceptions import BotoCoreError
 
         config = Config(
-            connect_timeout=min(5.0, patience.seconds),
-            read_timeout=patience.seconds,
-            retries={"mode": "standard", "total_max_attempts": patience.attempts},
+            connect_timeout=min(5.0, limits.seconds),
+            read_timeout=limits.seconds,
+            retries={"mode": "standard", "total_max_attempts": limits.attempts},
         )
         try:
             return boto3.session.Session().client(  # the default session would keep the first credentials it saw
@@ -78,9 +78,9 @@ class S3Store:
             raise SettingsError(f"object store {self.url}: the AWS_* settings are wrong: {error}") from None
 
     def read(self, key: str) -> Stored:
-        found = self._get.read(self._key(key)) if self._get else None
-        if found is not None:
-            return found
+        stored = self._get.read(self._key(key)) if self._get else None
+        if stored is not None:
+            return stored
         answer = self._call("get_object", Key=self._key(key))
         with self._translating("get_object", key):  # the body is still on its way
             return Stored(answer["Body"].read(), answer["ETag"])
@@ -96,26 +96,26 @@ class S3Store:
         try:
             self._call("put_object", Key=self._key(key), Body=body, IfNoneMatch="*")
         except (PreconditionFailed, NotFound, ServiceUnavailable) as error:
-            found = self._found(key)
-            if found is None:
-                raise self._unsettled(error, key) from error
-            if found.body != body:
+            stored = self._read_if_stored(key)
+            if stored is None:
+                raise self._put_error(error, key) from error
+            if stored.body != body:
                 raise PreconditionFailed(f"{self.url}: {key} exists already with other content") from error
 
     def replace(self, key: str, body: bytes, etag: str) -> None:
         try:
             self._call("put_object", Key=self._key(key), Body=body, IfMatch=etag)
         except (PreconditionFailed, NotFound, ServiceUnavailable) as error:
-            found = self._found(key)
-            if found and found.body == body:
+            stored = self._read_if_stored(key)
+            if stored and stored.body == body:
                 return
-            if found and found.etag == etag:
-                raise self._unsettled(error, key) from error
+            if stored and stored.etag == etag:
+                raise self._put_error(error, key) from error
             raise PreconditionFailed(f"{self.url}: {key} changed since it was read") from error
 
     def delete(self, key: str) -> None:
-        """Sent once: an answered repeat would hide that the first request may yet arrive, over what is stored there by
-        then.
+        """Send the request once: an answered repeat would hide that the first request may still arrive, and remove what
+        is stored by then.
         """
         try:
             self._call("delete_object", Key=self._key(key))
@@ -138,14 +138,14 @@ class S3Store:
     def _key(self, key: str) -> str:
         return self.prefix + checked_key(key)
 
-    def _found(self, key: str) -> Stored | None:
+    def _read_if_stored(self, key: str) -> Stored | None:
         try:
             return self.read(key)
         except NotFound:
             return None
 
-    def _unsettled(self, error: Exception, key: str) -> Exception:
-        """What to raise where the object is as it was before our put: refused for good, or not known."""
+    def _put_error(self, error: Exception, key: str) -> Exception:
+        """Return what to raise if the object is as it was before our put: refused finally, or not known."""
         if isinstance(error, ServiceUnavailable):
             return error
         return PreconditionFailed(f"{self.url}: {key} was changed by another writer")
@@ -159,7 +159,7 @@ class S3Store:
 
     @contextmanager
     def _translating(self, operation: str, key: str) -> Iterator[None]:
-        """boto's errors as ours: what a person has to change is Terminal, a server that does not answer is
+        """Raise boto's errors as ours: what a person has to change is Terminal, a server that does not answer is
         Transient.
         """
         from botocore import exceptions as boto
@@ -167,7 +167,7 @@ class S3Store:
         try:
             yield
         except boto.ClientError as error:
-            raise self._translated(error.response, _VERBS[operation], key) from error
+            raise self._translate(error.response, _VERBS[operation], key) from error
         except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
             raise SettingsError(
                 f"object store {self.url} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: {error}"
@@ -179,7 +179,7 @@ class S3Store:
                 f"object store {self.where} does not answer ({type(error).__name__}); is it up? `ptp status`"
             ) from error
 
-    def _translated(self, response: Any, verb: str, key: str) -> Exception:
+    def _translate(self, response: Any, verb: str, key: str) -> Exception:
         status, code = response["ResponseMetadata"]["HTTPStatusCode"], response["Error"].get("Code", "")
         if code == "NoSuchBucket":
             return SettingsError(f"PTP_STORE: bucket {self.bucket!r} does not exist ({self.where}); create it")
@@ -187,12 +187,12 @@ class S3Store:
             return NotFound(f"{self.url}: no object {key}")
         if verb == "write" and (status in (409, 412) or code == "PreconditionFailed"):
             return PreconditionFailed(f"{self.url}: {key} was changed by another writer")
-        return self._refused(status, code, f"{verb} {key}") or ServiceUnavailable(
+        return self._refusal(status, code, f"{verb} {key}") or ServiceUnavailable(
             f"object store {self.where} answered {status} {code} to {verb} {key}"
         )
 
-    def _refused(self, status: int, code: str, doing: str) -> SettingsError | None:
-        """An answer that stays the same until a person changes something."""
+    def _refusal(self, status: int, code: str, doing: str) -> SettingsError | None:
+        """Return the error of an answer that stays the same until a person changes something; None for any other."""
         if status in (401, 403) and code in _REFUSED_RIGHT:
             return SettingsError(
                 f"object store {self.where}: this identity may not {doing} ({code}); give it the policy of its "
@@ -200,7 +200,7 @@ class S3Store:
             )
         if code == "RequestTimeTooSkewed":
             return SettingsError(
-                f"object store {self.where}: this machine's clock differs from the server's ({code}); set it right"
+                f"object store {self.where}: this machine's clock differs from the server's ({code}); correct the clock"
             )
         if status in (401, 403):
             return SettingsError(
@@ -213,7 +213,7 @@ class S3Store:
             )
         if status == 501:
             return SettingsError(
-                f"object store {self.where} cannot {doing} ({code}): it lacks what the registry needs; take a "
+                f"object store {self.where} cannot {doing} ({code}): it lacks what the registry needs; use a "
                 "store that honours If-Match and If-None-Match"
             )
         return None

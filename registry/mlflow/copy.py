@@ -1,4 +1,4 @@
-"""The copy of a prompt's bytes that MLflow keeps as a logged model, for the day when the store's are damaged."""
+"""The copy of a prompt's bytes that MLflow keeps as a logged model, in case the store's bytes are damaged."""
 
 import tempfile
 from pathlib import Path
@@ -10,29 +10,29 @@ from ptpipeline.errors import ArtifactError, Terminal
 from ptpipeline.prompts.artifact import Artifact, check_tensors
 from ptpipeline.records import PromptManifest
 from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE
-from registry.mlflow.store import MlflowStore, answering, connect
+from registry.mlflow.store import MlflowStore, connect, translated_errors
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def copy_of(mlflow: MlflowStore, task: str, digest: str) -> Artifact | None:
-    """The prompt's bytes as MLflow keeps them, verified; None where it has no copy, or none that is intact."""
-    with answering(mlflow.uri), tempfile.TemporaryDirectory() as folder:
+def load_copy(mlflow: MlflowStore, task: str, digest: str) -> Artifact | None:
+    """Return the prompt's bytes as MLflow keeps them, verified; None if it has no intact copy."""
+    with translated_errors(mlflow.uri), tempfile.TemporaryDirectory() as folder:
         client = connect(mlflow.uri)
         for version in client.search_model_versions(f"name='{task}' and tags.`ptp.digest`='{digest}'"):
-            artifact = _downloaded(client, mlflow, str(version.source), Path(folder))
+            artifact = _download(client, mlflow, str(version.source), Path(folder))
             if artifact and artifact.manifest.task == task and artifact.digest == digest:
                 return artifact
     return None
 
 
-def _downloaded(client: "MlflowClient", mlflow: MlflowStore, source: str, folder: Path) -> Artifact | None:
+def _download(client: "MlflowClient", mlflow: MlflowStore, source: str, folder: Path) -> Artifact | None:
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     try:
-        with answering(mlflow.uri):
+        with translated_errors(mlflow.uri):
             place = client.get_logged_model(source.removeprefix("models:/")).artifact_location
             files = [
                 download_artifacts(f"{place}/{name}", dst_path=str(folder), tracking_uri=mlflow.uri)

@@ -1,4 +1,4 @@
-"""MLflow as a view of the registry: model versions, their tags, aliases, and the webhook that tells of edits.
+"""MLflow as a view of the registry: model versions, their tags, aliases, and the webhook that reports edits.
 
 Versions are found by the tag `ptp.digest`; MLflow's own numbers are replaceable. Explicit clients and ids only: the
 fluent API keeps its run per thread and its address per process.
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow.store.model_registry.rest_store import RestStore
 
 REQUEST_SECONDS = 10
-LIMITS = {  # on which the leases rest, so they hold whatever the environment says
+LIMITS = {  # the leases depend on them, so the environment does not override them
     "MLFLOW_HTTP_REQUEST_TIMEOUT": str(REQUEST_SECONDS),
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a repeat inside the client could write after our lease ended
 }
@@ -67,22 +67,20 @@ def connect(uri: str) -> "MlflowClient":
 
 
 @contextmanager
-def answering(uri: str) -> Iterator[None]:
-    """Raises MLflow's failures as ours: ServiceUnavailable where a repeat may help, SettingsError and Terminal where
-    not.
-    """
+def translated_errors(uri: str) -> Iterator[None]:
+    """Raise MLflow's failures as ours: ServiceUnavailable if a repeat may help, else SettingsError or Terminal."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
     try:
         yield
     except MlflowException as error:
-        raise _translated(uri, error.get_http_status_code(), error) from error
+        raise _translate(uri, error.get_http_status_code(), error) from error
     except RequestException as error:
-        raise _translated(uri, error.response.status_code if error.response is not None else 503, error) from error
+        raise _translate(uri, error.response.status_code if error.response is not None else 503, error) from error
 
 
-def _translated(uri: str, status: int, error: Exception) -> PtpError:
+def _translate(uri: str, status: int, error: Exception) -> PtpError:
     reason, uri = without_password(str(error).splitlines()[0][:300]), without_password(uri)
     if status >= 500 or status == 429:
         return ServiceUnavailable(f"MLflow at {uri} does not answer: {reason}; is it up? `ptp status`")
@@ -94,15 +92,13 @@ def _translated(uri: str, status: int, error: Exception) -> PtpError:
 
 
 def without_password(text: str) -> str:
-    """The text with its addresses as people may see them: `http://user:password@host` as `http://host`."""
+    """Return the text with its addresses as people may see them: `http://user:password@host` as `http://host`."""
     return re.sub(r"//[^/@\s]*@", "//", text)
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A model version: its number, what its tags say of our digest and version number (empty where untagged), its
-    source.
-    """
+    """A model version: its number, our digest and version number by its tags (empty if untagged), its source."""
 
     number: str
     digest: str
@@ -112,7 +108,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Model:
-    """A registered model: its versions by number, what its aliases name, and the seq that we wrote last by alias."""
+    """A registered model: its versions by number, what its aliases name, and the seq last written by alias."""
 
     aliases: dict[str, str] = field(default_factory=dict)
     applied: dict[str, int] = field(default_factory=dict)
@@ -120,7 +116,7 @@ class Model:
 
 
 class MlflowStore:
-    """The registered models of one MLflow server. Every method raises ServiceUnavailable where it does not answer."""
+    """The registered models of one MLflow server. Every method raises ServiceUnavailable if it does not answer."""
 
     def __init__(self, uri: str) -> None:
         self.uri = uri.rstrip("/")
@@ -129,23 +125,23 @@ class MlflowStore:
     # ------------------------------------------------------------ versions
 
     def ensure(self, card: Card) -> str:
-        """The number of the model version of that digest; registered now where it is missing."""
-        found = self.find(card.task, card.digest)
-        if found is not None:
-            return found
-        with self._talking() as client:
+        """Return the number of the model version of that digest, which is registered now if it is missing."""
+        number = self.find(card.task, card.digest)
+        if number is not None:
+            return number
+        with self._connection() as client:
             return create_version(client, card)
 
     def describe(self, card: Card, version: PromptVersion, number: str | None = None) -> None:
-        """Bring tags and description of the model version (that of the digest, or `number`) up to what is known now;
-        writes only what differs.
+        """Update tags, description and page of the model version (that of the digest, or `number`); writes only what
+        differs.
         """
         from mlflow.entities.model_registry import ModelVersionTag
 
         number = number or self.ensure(card)
-        with self._talking() as client:
+        with self._connection() as client:
             shown = client.get_model_version(card.task, number)
-            tags = card.tags(version) | self._paged(client, shown, render_page(card, version))
+            tags = card.tags(version) | self._show_page(client, shown, render_page(card, version))
         with self._writing() as registry:
             if shown.description != render_description(card, version):
                 registry.update_model_version(card.task, number, render_description(card, version))
@@ -153,9 +149,9 @@ class MlflowStore:
                 if shown.tags.get(key) != value:
                     registry.set_model_version_tag(card.task, number, ModelVersionTag(key, value))
 
-    def _paged(self, client: "MlflowClient", shown: "ModelVersion", body: bytes) -> dict[str, str]:
-        """Put the page into the version's logged model where another lies there; the tag that says so. One without a
-        logged model goes without.
+    def _show_page(self, client: "MlflowClient", shown: "ModelVersion", body: bytes) -> dict[str, str]:
+        """Put the page into the version's logged model, if it holds another; returns the tag that says so. A version
+        without a logged model gets no page.
         """
         from mlflow.exceptions import MlflowException
 
@@ -173,16 +169,16 @@ class MlflowStore:
         return {}
 
     def find(self, task: str, digest: str) -> str | None:
-        """The lowest number under which that digest is registered."""
-        with self._talking() as client:
-            found = client.search_model_versions(f"name='{task}' and tags.`{DIGEST_TAG}`='{digest}'")
-        return min((str(version.version) for version in found), key=int, default=None)
+        """Return the lowest number under which that digest is registered; None if it is not."""
+        with self._connection() as client:
+            versions = client.search_model_versions(f"name='{task}' and tags.`{DIGEST_TAG}`='{digest}'")
+        return min((str(version.version) for version in versions), key=int, default=None)
 
     def digest(self, task: str, number: str) -> str:
-        """The digest that the version's tag states; empty where it has none, or the version is gone."""
+        """Return the digest that the version's tag states; empty if it has none, or the version is gone."""
         from mlflow.exceptions import MlflowException
 
-        with self._talking() as client:
+        with self._connection() as client:
             try:
                 return str(client.get_model_version(task, number).tags.get(DIGEST_TAG, ""))
             except MlflowException as error:
@@ -190,14 +186,14 @@ class MlflowStore:
                     return ""
                 raise
 
-    def made_for(self, task: str, source: str, digests: list[str]) -> str | None:
-        """Which of the digests a model version of that source was registered for, whatever its tags say now."""
+    def digest_of_source(self, task: str, source: str, digests: list[str]) -> str | None:
+        """Return which of the digests a model version of that source was registered for, independent of its tags."""
         from mlflow.exceptions import MlflowException
 
         model = re.fullmatch(r"models:/(m-\w+)", source)
         if model is None:
             return None
-        with self._talking() as client:
+        with self._connection() as client:
             try:
                 name = client.get_logged_model(model[1]).name
             except MlflowException as error:
@@ -207,25 +203,25 @@ class MlflowStore:
         return next((digest for digest in digests if model_name(task, digest) == name), None)
 
     def refuse(self, task: str, number: str, why: str) -> None:
-        """Leave on the model version why an alias was taken from it."""
-        with self._talking() as client:
+        """Note on the model version why an alias was taken from it."""
+        with self._connection() as client:
             client.set_model_version_tag(task, number, REFUSED_TAG, why[:5000])
 
     def digests(self, task: str) -> dict[str, str]:
-        """Number -> digest of every model version of the task; the digest is empty where MLflow made it without us."""
+        """Return number -> digest of every model version of the task; empty if the version is not ours."""
         return {number: shown.digest for number, shown in self._versions(f"name='{task}'").get(task, {}).items()}
 
     # ------------------------------------------------------------ aliases
 
     def aliases(self, task: str) -> dict[str, str]:
-        """Alias -> number of the model version that it names; empty where the task is not registered."""
+        """Return alias -> number of the model version that it names; empty if the task is not registered."""
         return self.model(task).aliases
 
     def model(self, task: str) -> Model:
-        """The registered model of the task without its versions; empty where the task is not registered."""
+        """Return the registered model of the task without its versions; empty if the task is not registered."""
         from mlflow.exceptions import MlflowException
 
-        with self._talking() as client:
+        with self._connection() as client:
             try:
                 return _model(client.get_registered_model(task), {})
             except MlflowException as error:
@@ -234,20 +230,20 @@ class MlflowStore:
                 raise
 
     def models(self, task: str | None = None) -> dict[str, Model]:
-        """That task's registered model, or all, with their versions: a request per thousand versions and one per
-        thousand models.
+        """Return that task's registered model, or all, with their versions, by name: one request per thousand versions,
+        one per thousand models.
 
         Pages are read one after another, so an edit that happens meanwhile may be missed: look again before acting.
         """
         only = None if task is None else f"name='{task}'"
         versions = self._versions(only)
-        with self._talking() as client:
+        with self._connection() as client:
             models = _pages(lambda token: client.search_registered_models(only, max_results=1000, page_token=token))
             return {str(model.name): _model(model, versions.get(str(model.name), {})) for model in models}
 
     def set_alias(self, task: str, alias: str, number: str, seq: int) -> None:
-        """Let the alias name that model version, and note that promotion `seq` did so. The last writer wins: hold the
-        lease.
+        """Let the alias name that model version, and note that promotion `seq` did so. The last writer wins, so hold
+        the lease.
         """
         from mlflow.entities.model_registry import RegisteredModelTag
 
@@ -256,20 +252,19 @@ class MlflowStore:
             reached("alias moved")
             registry.set_registered_model_tag(task, RegisteredModelTag(f"{APPLIED_TAG}{alias}", str(seq)))
 
-    def page(self, task: str, number: str) -> str:
-        """The address of the model version in MLflow's web interface."""
+    def page_url(self, task: str, number: str) -> str:
+        """Return the address of the model version in MLflow's web interface."""
         return f"{without_password(self.uri)}/#/models/{task}/versions/{number}"
 
     # ------------------------------------------------------------ events
 
-    def tell(self, url: str, secret: str) -> None:
-        """Have MLflow post every edit of a registered model to `url`, signed with `secret`; repeated, it changes the
-        one there is.
+    def set_webhook(self, url: str, secret: str) -> None:
+        """Let MLflow post every edit of a registered model to `url`, signed with `secret`; a repeat changes it.
 
-        Raises Terminal where the server allows no such address: see MLFLOW_WEBHOOK_ALLOWED_SCHEMES and
+        Raises Terminal if the server does not allow the address: see MLFLOW_WEBHOOK_ALLOWED_SCHEMES and
         MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS in its environment.
         """
-        with self._talking() as client:
+        with self._connection() as client:
             known = next(
                 (hook for hook in _pages(lambda token: client.list_webhooks(page_token=token)) if hook.name == WEBHOOK),
                 None,
@@ -280,32 +275,32 @@ class MlflowStore:
                 client.update_webhook(known.webhook_id, url=url, events=EVENTS, secret=secret, status="ACTIVE")
 
     def _versions(self, only: str | None) -> dict[str, dict[str, Shown]]:
-        """Model versions by task and number; in an order that edits do not change, so that pages fit together."""
-        found: dict[str, dict[str, Shown]] = {}
-        with self._talking() as client:
+        """Return model versions by task and number; in an order that edits do not change, so pages fit."""
+        shown: dict[str, dict[str, Shown]] = {}
+        with self._connection() as client:
             for version in _pages(
                 lambda token: client.search_model_versions(only, PAGE, ["name ASC", "version_number ASC"], token)
             ):
                 number, tags = str(version.version), version.tags
-                found.setdefault(str(version.name), {})[number] = Shown(
+                shown.setdefault(str(version.name), {})[number] = Shown(
                     number, tags.get(DIGEST_TAG, ""), tags.get(VERSION_TAG, ""), str(version.source)
                 )
-        return found
+        return shown
 
     @contextmanager
     def _writing(self) -> Iterator["RestStore"]:
-        """The model registry's calls without MlflowClient around them, which asks before each write whether the name is
-        a prompt's: ours are not.
+        """Yield the model registry's own client: MlflowClient asks before each write whether the name is a prompt's,
+        and ours are not.
         """
-        with self._talking():  # connects, by which the time-outs are set
+        with self._connection():  # connecting sets the time-outs
             from mlflow.store.model_registry.rest_store import RestStore
             from mlflow.utils.credentials import get_default_host_creds
 
             yield RestStore(partial(get_default_host_creds, self.uri))
 
     @contextmanager
-    def _talking(self) -> Iterator["MlflowClient"]:
-        with answering(self.uri):
+    def _connection(self) -> Iterator["MlflowClient"]:
+        with translated_errors(self.uri):
             if self._connected is None:
                 self._connected = connect(self.uri)
             yield self._connected
@@ -321,10 +316,12 @@ def _pages(fetch: Callable[[str | None], Any]) -> Iterator[Any]:
             return
 
 
-def _model(found: Any, versions: dict[str, Shown]) -> Model:
-    applied = {key.removeprefix(APPLIED_TAG): value for key, value in found.tags.items() if key.startswith(APPLIED_TAG)}
+def _model(registered: Any, versions: dict[str, Shown]) -> Model:
+    applied = {
+        key.removeprefix(APPLIED_TAG): value for key, value in registered.tags.items() if key.startswith(APPLIED_TAG)
+    }
     return Model(
-        aliases={alias: str(number) for alias, number in found.aliases.items()},
+        aliases={alias: str(number) for alias, number in registered.aliases.items()},
         applied={alias: int(seq) for alias, seq in applied.items() if re.fullmatch(r"[0-9]{1,9}", seq)},
         versions=versions,
     )

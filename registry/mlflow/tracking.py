@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from ptpipeline.errors import PtpError
 from ptpipeline.records import CurvePoint
 from ptpipeline.tuning.tracker import RunStatus
-from registry.mlflow.store import answering, connect
-from registry.mlflow.write import curve_metrics, experiment_of
+from registry.mlflow.store import connect, translated_errors
+from registry.mlflow.write import curve_metrics, ensure_experiment
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 
 class Tracking:
-    """A Tracker that writes to an MLflow server; the first failure is logged, `lost` counts what could not be
-    written.
+    """A Tracker that writes to an MLflow server; it logs the first failure and counts in `lost` what it could not
+    write.
     """
 
     def __init__(self, uri: str) -> None:
@@ -30,8 +30,8 @@ class Tracking:
     def start(
         self, task: str, params: Mapping[str, str | int | float], tags: Mapping[str, str], run: str | None = None
     ) -> str | None:
-        """Begin a run, or go on with `run`; None where MLflow does not answer: then its points are dropped, the ledger
-        keeps the curve.
+        """Begin a run, or continue `run`; returns its id, None if MLflow does not answer: then its points are dropped,
+        and the ledger keeps the curve.
         """
         from mlflow.entities import Param
 
@@ -40,20 +40,20 @@ class Tracking:
                 self._client.update_run(run, "RUNNING")
             return run
         with self._forgiving(f"the training of {task}"):
-            experiment = experiment_of(self._client, task.partition("/")[0])
+            experiment = ensure_experiment(self._client, task.partition("/")[0])
             run = str(self._client.create_run(experiment, tags=dict(tags), run_name=task).info.run_id)
             self._client.log_batch(run, params=[Param(name, str(value)) for name, value in params.items()])
             return run
         return None
 
     def point(self, run: str | None, point: CurvePoint) -> None:
-        """Loss, learning rate, dev metric, and mean norm and gradient of the virtual tokens, at the point's step."""
+        """Log loss, learning rate, dev metric, mean norm and gradient of the virtual tokens, at the point's step."""
         if run is not None:
             with self._forgiving(f"step {point.step} of run {run}"):
                 self._client.log_batch(run, metrics=curve_metrics(point))
 
     def finish(self, run: str | None, status: RunStatus) -> None:
-        """The run is over."""
+        """End the run."""
         if run is not None:
             with self._forgiving(f"the end of run {run}"):
                 self._client.set_terminated(run, status)
@@ -61,9 +61,11 @@ class Tracking:
     @contextmanager
     def _forgiving(self, what: str) -> Iterator[None]:
         try:
-            with answering(self.uri):
+            with translated_errors(self.uri):
                 yield
         except PtpError as error:
             self.lost += 1
             if self.lost == 1:
-                log.warning("MLflow does not show %s and maybe more of this training, which goes on: %s", what, error)
+                log.warning(
+                    "MLflow does not show %s and maybe more of this training; the training continues: %s", what, error
+                )

@@ -1,6 +1,6 @@
 """One prompt written into MLflow: its run, logged model, text template and model version.
 
-Every function finds what an interrupted one left, and finishes it.
+Every function finds what an interrupted run left, and finishes it.
 """
 
 import json
@@ -8,7 +8,7 @@ import string
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ptpipeline.records import SPLITS, CurvePoint, Split, digest_of
 from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE, split_key
@@ -25,12 +25,23 @@ IS_PROMPT_TAG = "mlflow.prompt.is_prompt"
 PAGE_FILE = "report.html"
 
 
+class Place(NamedTuple):
+    """Where a logged model belongs: its experiment, the run that made it, and the text template linked to it, as
+    MLflow's tag states it.
+    """
+
+    experiment: str
+    run: str
+    template: str
+
+
 def create_version(client: "MlflowClient", card: Card) -> str:
-    """A new model version for the card's digest, over its run and logged model; its number."""
-    experiment = experiment_of(client, card.task)
-    run = _run(client, experiment, card)
-    model = _logged_model(client, (experiment, run), card, _template(client, experiment, card))
-    _registered_model(client, card)
+    """Create a model version for the card's digest, with its run and logged model; returns its number."""
+    experiment = ensure_experiment(client, card.task)
+    run = _ensure_run(client, experiment, card)
+    template = json.dumps([_ensure_template(client, experiment, card)])
+    model = _ensure_logged_model(client, Place(experiment, run, template), card)
+    _ensure_registered_model(client, card)
     version = client.create_model_version(
         card.task,
         f"models:/{model}",
@@ -43,26 +54,26 @@ def create_version(client: "MlflowClient", card: Card) -> str:
     return str(version.version)
 
 
-def experiment_of(client: "MlflowClient", task: str) -> str:
-    """The id of the experiment `ptpipeline/<task>`, made or restored where needed."""
+def ensure_experiment(client: "MlflowClient", task: str) -> str:
+    """Return the id of the experiment `ptpipeline/<task>`, which is created or restored if needed."""
     from mlflow.exceptions import MlflowException
 
     name = f"ptpipeline/{task}"
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    experiment = client.get_experiment_by_name(name)
+    if experiment is None:
         try:
             return str(client.create_experiment(name))
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return str(found.experiment_id)
+            experiment = client.get_experiment_by_name(name)
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+    return str(experiment.experiment_id)
 
 
 def curve_metrics(point: CurvePoint) -> list[Any]:
-    """A point of the learning curve as MLflow metrics; per-token norms and gradients as their means."""
+    """Return a point of the learning curve as MLflow metrics; per-token norms and gradients as their means."""
     from mlflow.entities import Metric
 
     values = {"loss": point.loss, "learning_rate": point.learning_rate}
@@ -75,25 +86,25 @@ def curve_metrics(point: CurvePoint) -> list[Any]:
 
 
 def model_name(task: str, digest: str) -> str:
-    """What a logged model is called, and unlike its tags never called otherwise."""
+    """Return the name of a logged model, which, unlike its tags, never changes."""
     return f"{task}-{digest[:12]}"
 
 
-def _run(client: "MlflowClient", experiment: str, card: Card) -> str:
-    """The run that made the prompt: the training's own, else one that is filled from the ledger."""
+def _ensure_run(client: "MlflowClient", experiment: str, card: Card) -> str:
+    """Return the run that made the prompt: the training's own, else one that is filled from the ledger."""
     from mlflow.entities import RunTag
 
-    run = _own_run(client, card.provenance.tuned.tracking_run)
+    run = _training_run(client, card.provenance.tuned.tracking_run)
     if run is None:
         earlier = client.search_runs([experiment], f"tags.`ptp.digest` = '{card.digest}'", max_results=1)
-        run = str(earlier[0].info.run_id) if earlier else _filled_run(client, experiment, card)
+        run = str(earlier[0].info.run_id) if earlier else _create_run(client, experiment, card)
     tags = {"ptp.digest": card.digest, **({COMMIT_TAG: card.provenance.commit} if card.provenance.commit else {})}
     client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
     _log_datasets(client, run, card)
     return run
 
 
-def _own_run(client: "MlflowClient", run: str | None) -> str | None:
+def _training_run(client: "MlflowClient", run: str | None) -> str | None:
     from mlflow.exceptions import MlflowException
 
     if run is None:
@@ -106,7 +117,7 @@ def _own_run(client: "MlflowClient", run: str | None) -> str | None:
         raise
 
 
-def _filled_run(client: "MlflowClient", experiment: str, card: Card) -> str:
+def _create_run(client: "MlflowClient", experiment: str, card: Card) -> str:
     from mlflow.entities import Param
 
     run = str(client.create_run(experiment, run_name=f"{card.task}-{card.digest[:12]}").info.run_id)
@@ -129,7 +140,7 @@ def _log_datasets(client: "MlflowClient", run: str, card: Card) -> None:
         uri = f"{card.store}/{split_key(card.task, card.snapshot.digest, split)}"
         profile = json.dumps({"num_rows": info.rows, "labels": info.labels})
         dataset = Dataset(
-            *_dataset(card, split),
+            *_dataset_of(card, split),
             source_type="s3" if uri.startswith("s3:") else "local",
             source=json.dumps({"uri": uri}),
             profile=profile,
@@ -138,31 +149,34 @@ def _log_datasets(client: "MlflowClient", run: str, card: Card) -> None:
     client.log_inputs(run, inputs)
 
 
-def _dataset(card: Card, split: Split) -> tuple[str, str]:
-    """Name and digest of a split's data set, which may have grown since the training where it was measured on; MLflow
-    keeps 36 characters of a digest.
-    """
+class _DatasetName(NamedTuple):
+    """A data set by its name and digest, of which MLflow keeps 36 characters."""
+
+    name: str
+    digest: str
+
+
+def _dataset_of(card: Card, split: Split) -> _DatasetName:
+    """Return the data set of a split; the split that was measured on may have grown since the training."""
     if card.provenance.report and card.provenance.report.split == split:
         digest = card.provenance.report.test_digest
     else:
         digest = card.snapshot.split(split).digest if card.snapshot else card.artifact.manifest.snapshot
-    return f"{card.task}-{split}", digest[:32]
+    return _DatasetName(f"{card.task}-{split}", digest[:32])
 
 
-def _logged_model(client: "MlflowClient", made_by: tuple[str, str], card: Card, template: dict[str, str]) -> str:
-    """The complete logged model of that digest; one that was left half-written is replaced."""
-    experiment, run = made_by
-    for model in client.search_logged_models([experiment], filter_string=f"tags.`ptp.digest` = '{card.digest}'"):
+def _ensure_logged_model(client: "MlflowClient", place: Place, card: Card) -> str:
+    """Return the complete logged model of that digest; one that was left half-written is replaced."""
+    for model in client.search_logged_models([place.experiment], filter_string=f"tags.`ptp.digest` = '{card.digest}'"):
         if str(model.status) in ("READY", "LoggedModelStatus.READY"):
             return str(model.model_id)
         client.delete_logged_model(model.model_id)
-    linked = json.dumps([template])
-    tags = {**card.tags(), LINKED_PROMPTS_TAG: linked}
+    tags = {**card.tags(), LINKED_PROMPTS_TAG: place.template}
     model = client.create_logged_model(
-        experiment, model_name(card.task, card.digest), run, tags, card.params(), "soft-prompt"
+        place.experiment, model_name(card.task, card.digest), place.run, tags, card.params(), "soft-prompt"
     )
     _log_files(client, model.model_id, card)
-    _log_metrics(client, run, (model.model_id, linked), card)
+    _log_metrics(client, place, str(model.model_id), card)
     client.finalize_logged_model(model.model_id, "READY")
     return str(model.model_id)
 
@@ -179,34 +193,34 @@ def _log_files(client: "MlflowClient", model: str, card: Card) -> None:
 
 
 def log_page(client: "MlflowClient", model: str, body: bytes) -> None:
-    """The version's page among the logged model's files, in place of an earlier one."""
+    """Log the version's page among the logged model's files, in place of an earlier one."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / PAGE_FILE).write_bytes(body)
         client.log_model_artifacts(model, folder)
 
 
-def _log_metrics(client: "MlflowClient", run: str, made: tuple[str, str], card: Card) -> None:
-    """The run gets the metrics of the logged model, and the template that was linked to it."""
+def _log_metrics(client: "MlflowClient", place: Place, model: str, card: Card) -> None:
+    """Log the metrics of the logged model, and the template that is linked to it, to the run."""
     from mlflow.entities import Metric, RunTag
 
-    at, (model, linked) = int(time.time() * 1000), made
+    at = int(time.time() * 1000)
     split = card.provenance.report.split if card.provenance.report else "test"
     measured = {(split, name): value for name, value in card.metrics().items()} | {
         ("dev", "best_dev"): card.provenance.tuned.best_dev
     }
     metrics = [
-        Metric(name, value, at, card.provenance.tuned.best_step, model, *_dataset(card, of), run)
+        Metric(name, value, at, card.provenance.tuned.best_step, model, *_dataset_of(card, of), place.run)
         for (of, name), value in measured.items()
     ]
-    client.log_batch(run, metrics=metrics, tags=[RunTag(LINKED_PROMPTS_TAG, linked)])
+    client.log_batch(place.run, metrics=metrics, tags=[RunTag(LINKED_PROMPTS_TAG, place.template)])
 
 
-def _registered_model(client: "MlflowClient", card: Card) -> None:
+def _ensure_registered_model(client: "MlflowClient", card: Card) -> None:
     from mlflow.exceptions import MlflowException
 
     manifest = card.artifact.manifest
     description = (
-        f"Soft prompts for **{card.task}** on the frozen `{manifest.base_model.name}`, answering "
+        f"Soft prompts for **{card.task}** on the frozen `{manifest.base_model.name}`, translated_errors "
         f"{manifest.answers}. `ptp show {card.task}` tells what is in production and why."
     )
     try:
@@ -214,11 +228,11 @@ def _registered_model(client: "MlflowClient", card: Card) -> None:
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
-        client.get_registered_model(card.task)  # raises where the name is a prompt's
+        client.get_registered_model(card.task)  # raises if the name is a prompt's
 
 
-def _template(client: "MlflowClient", experiment: str, card: Card) -> dict[str, str]:
-    """The text template in MLflow's Prompt Registry, one version per distinct text: its name and version there."""
+def _ensure_template(client: "MlflowClient", experiment: str, card: Card) -> dict[str, str]:
+    """Return name and version of the text template in MLflow's Prompt Registry, which has a version per text."""
     manifest = card.artifact.manifest
     name, text = f"{card.task}.template", mlflow_template(manifest.template)
     tags = {
@@ -226,10 +240,10 @@ def _template(client: "MlflowClient", experiment: str, card: Card) -> dict[str, 
         "ptp.digest": card.digest,
         "ptp.base_model": manifest.base_model.name,
     }
-    found = client.search_model_versions(
+    versions = client.search_model_versions(
         f"name='{name}' and tags.`{IS_PROMPT_TAG}`='true' and tags.`ptp.template`='{tags['ptp.template']}'"
     )
-    if not found:
+    if not versions:
         if client.get_prompt(name) is None:
             shown_in = {PROMPT_EXPERIMENTS_TAG: f",{experiment},", "ptp.task": card.task}
             client.create_prompt(
@@ -241,7 +255,7 @@ def _template(client: "MlflowClient", experiment: str, card: Card) -> dict[str, 
                 client.create_prompt_version(name, text, description=f"answers {manifest.answers}", tags=tags).version
             ),
         }
-    version = min((str(version.version) for version in found), key=int)
+    version = min((str(version.version) for version in versions), key=int)
     client.set_prompt_version_tag(name, version, "ptp.digest", card.digest)
     return {"name": name, "version": version}
 

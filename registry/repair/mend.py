@@ -19,7 +19,7 @@ from registry.ledger.lease import leased, remove_expired_leases
 from registry.ledger.ledger import Ledger, Release
 from registry.ledger.usage import Name
 from registry.listing import list_task
-from registry.mlflow.copy import copy_of
+from registry.mlflow.copy import load_copy
 from registry.registry import Registry
 from registry.repair.difference import Difference, Kind
 from registry.repair.inventory import Inventory, take_inventory
@@ -78,7 +78,7 @@ def _mend_bytes(inventory: Inventory) -> list[Action]:
     mlflow, actions = inventory.registry.mlflow, []
     for number, digest in inventory.kept_versions().items():
         damaged = isinstance(inventory.artifacts[digest], str)
-        copy = copy_of(mlflow, inventory.task, digest) if mlflow and damaged else None
+        copy = load_copy(mlflow, inventory.task, digest) if mlflow and damaged else None
         if copy:
             _write_copy(inventory.registry, copy)
             actions.append(Action(task=inventory.task, what=f"bytes of version {number} restored from MLflow's copy"))

@@ -9,7 +9,7 @@ from ptpipeline.records import PromptManifest
 from ptpipeline.storage.addresses import is_dossier
 from ptpipeline.storage.keys import prompt_prefix
 from registry.lineage.ancestry import parts_of
-from registry.mlflow.copy import copy_of
+from registry.mlflow.copy import load_copy
 from registry.repair.difference import FIX, RECONCILE, Difference, how_to_end, how_to_finish
 from registry.repair.inventory import Inventory
 
@@ -37,7 +37,7 @@ def compare_bytes(inventory: Inventory) -> Iterator[Difference]:
 def has_copy(inventory: Inventory, digest: str) -> bool:
     """Return whether MLflow keeps a sound copy of the prompt."""
     mlflow = inventory.registry.mlflow
-    return mlflow is not None and copy_of(mlflow, inventory.task, digest) is not None
+    return mlflow is not None and load_copy(mlflow, inventory.task, digest) is not None
 
 
 def _how_to_restore(task: str, part: str, digest: str) -> str:

@@ -121,7 +121,7 @@ def _restore_versions(
         digest = (
             entry.digest
             if _is_sound(known, model, entry)
-            else mlflow.made_for(versions[0].task, entry.source, list(known)) or entry.digest
+            else mlflow.digest_of_source(versions[0].task, entry.source, list(known)) or entry.digest
         )
         version = known.get(digest)
         if version is not None:

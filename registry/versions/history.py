@@ -1,11 +1,11 @@
-"""The way of an alias through its promotions, and where a rollback takes it; computed from the rows alone."""
+"""The path of an alias through its promotions, and the target of a rollback; computed from the rows alone."""
 
 from ptpipeline.errors import PromotionRefused
 from ptpipeline.records import Promotion
 
 
 def path_of(history: list[Promotion]) -> list[Promotion]:
-    """Return the way of an alias to where it is, one row per version: a return to a version drops what followed it."""
+    """Return the path of an alias to its head, one row per version: returning to a version drops what followed it."""
     path: list[Promotion] = []
     for row in history:
         before = next((place for place, earlier in enumerate(path) if earlier.version == row.version), len(path))

@@ -49,7 +49,7 @@ def judge(registry: Registry, mlflow: MlflowStore, tasks: Mapping[str, Task], he
         seen = held.look()
         if not _may_be_an_edit(held, seen):
             return []
-        wanted = _version(registry, head.task, seen)
+        wanted = _find_version(registry, head.task, seen)
         if wanted is None:
             why = "the ledger has no such version: only what `ptp run` or `ptp import` published has been tested"
             return _put_back(held, seen, why)
@@ -79,7 +79,7 @@ def _may_be_an_edit(held: HeldAlias, seen: Seen) -> bool:
     )
 
 
-def _version(registry: Registry, task: str, seen: Seen) -> PromptVersion | None:
+def _find_version(registry: Registry, task: str, seen: Seen) -> PromptVersion | None:
     try:
         return registry.ledger.version_of(task, seen.digest or "")
     except NotFound:

@@ -119,7 +119,7 @@ def rollback(registry: Registry, task: str, cause: Cause, to: int | None = None,
         raise NotFound(f"{task}@{alias}: this alias was never promoted; there is nothing to roll back")
     head, number = history[-1], rollback_target(history, to)
     if number != head.version:
-        head = registry.ledger.append(_return(registry, history, number, cause))
+        head = registry.ledger.append(_return_move(registry, history, number, cause))
         reached("promotion committed")
     _follow(registry, head)
     return head
@@ -161,7 +161,7 @@ def rollback_release(registry: Registry, name: str, cause: Cause) -> list[Promot
         history = registry.ledger.history(task, PRODUCTION)
         # a rollback of the release bears its name too, but another version
         if history and (history[-1].release, history[-1].version) == (name, release.versions[task]):
-            moves.append(_return(registry, history, version_before(history, name), cause))
+            moves.append(_return_move(registry, history, version_before(history, name), cause))
     if not moves:
         raise PromotionRefused(
             f"release {name!r}: no task's production comes from it any more; nothing was rolled back"
@@ -182,7 +182,7 @@ def _append_release(registry: Registry, release: Release, moves: list[Move]) -> 
     return promotions
 
 
-def _return(registry: Registry, history: list[Promotion], number: int, cause: Cause) -> Move:
+def _return_move(registry: Registry, history: list[Promotion], number: int, cause: Cause) -> Move:
     """Return the move of an alias back to a version that it named once, on the verdict that it had then."""
     head, wanted = history[-1], registry.ledger.version(history[-1].task, number)
     check_cause(cause)

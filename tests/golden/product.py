@@ -62,8 +62,7 @@ from ptpipeline.records import (
 from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.settings import Settings, load_settings
-from ptpipeline.storage import FolderStore
-from ptpipeline.storage import conditional as probe
+from ptpipeline.storage import FolderStore, conditional
 from ptpipeline.task import task
 from ptpipeline.task.recipe import CURRENT, SharedPrompt
 from ptpipeline.tuning import key as training
@@ -358,7 +357,7 @@ def probe_keys(folder: Path) -> list[str]:
             written.append(key)
             super().create(key, body)
 
-    probe.probe(Noting(folder))
+    conditional.check_conditional_puts(Noting(folder))
     return sorted(set(written))
 
 

@@ -98,7 +98,7 @@ def without_read_back() -> None:
     def nothing(store: S3Store, key: str) -> Stored | None:
         return None
 
-    S3Store._found = nothing  # type: ignore[method-assign, assignment]
+    S3Store._read_if_stored = nothing  # type: ignore[method-assign, assignment]
 
 
 def without_seq_guard() -> None:

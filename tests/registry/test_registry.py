@@ -24,7 +24,7 @@ def test_a_store_is_probed_once_a_day(tmp_path: Path, monkeypatch: pytest.Monkey
         with ledger.database.reading() as connection:
             probed.append(connection.scalar(select(tables.probe.c.at)))
     assert probed[0] == probed[1] is not None
-    monkeypatch.setattr(opening, "PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(opening, "CHECK_SECONDS", 0.0)
     with open_for_writing(settings).ledger.database.reading() as connection:
         assert connection.scalar(select(tables.probe.c.at)) > probed[0]
 

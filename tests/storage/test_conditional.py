@@ -5,8 +5,8 @@ import os
 import pytest
 
 from ptpipeline.errors import ServiceUnavailable, SettingsError
-from ptpipeline.storage import ObjectStore, Patience, S3Store
-from ptpipeline.storage.conditional import probe
+from ptpipeline.storage import ObjectStore, RequestLimits, S3Store
+from ptpipeline.storage.conditional import check_conditional_puts
 from tests.storage import small_s3
 
 CARELESS = {
@@ -14,7 +14,7 @@ CARELESS = {
     small_s3.IGNORES_IF_MATCH: r"a replace by an outdated tag \(If-Match\) and ignores",
     small_s3.RACES_WITHOUT_LOCK: r"several creates of one key at once \(If-None-Match: \*\) and ignores",
     small_s3.REFUSES_ALL_IF_MATCH: "refuses a replace by the tag that it just gave",
-    small_s3.FORGETS: "does not give back the bytes",
+    small_s3.FORGETS: "does not return the bytes",
     small_s3.NOT_IMPLEMENTED: "lacks what the registry needs",
 }
 
@@ -26,14 +26,14 @@ def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_right_store_passes_and_keeps_nothing(store: ObjectStore) -> None:
-    probe(store)
+    check_conditional_puts(store)
     assert list(store.keys("probe")) == []
 
 
 @pytest.mark.parametrize("manner", ["", small_s3.MISSING_IS_404])
 def test_a_small_right_server_passes(manner: str) -> None:
     with small_s3.small_s3(manner) as server:
-        probe(S3Store("bucket", "some/prefix", server.endpoint))
+        check_conditional_puts(S3Store("bucket", "some/prefix", server.endpoint))
         assert server.objects == {}
 
 
@@ -41,7 +41,7 @@ def test_a_small_right_server_passes(manner: str) -> None:
 def test_a_careless_server_is_refused_by_name(manner: str) -> None:
     with small_s3.small_s3(manner) as server:
         with pytest.raises(SettingsError, match=CARELESS[manner]) as raised:
-            probe(S3Store("bucket", "some/prefix", server.endpoint))
+            check_conditional_puts(S3Store("bucket", "some/prefix", server.endpoint))
         assert f"s3://bucket/some/prefix at {server.endpoint}" in str(raised.value)
         assert "store that honours If-Match and If-None-Match" in str(raised.value)
         assert server.objects == {}
@@ -51,12 +51,12 @@ def test_a_race_of_replaces_alone_is_seen() -> None:
     with small_s3.small_s3() as server:
         store = RacyReplaces("bucket", endpoint=server.endpoint)
         with pytest.raises(SettingsError, match=r"several replaces by one tag at once \(If-Match\) and ignores"):
-            probe(store)
+            check_conditional_puts(store)
 
 
 def test_an_absent_server_is_unavailable() -> None:
     with pytest.raises(ServiceUnavailable, match="does not answer"):
-        probe(S3Store("bucket", endpoint="http://127.0.0.1:9", patience=Patience(1, 1)))
+        check_conditional_puts(S3Store("bucket", endpoint="http://127.0.0.1:9", limits=RequestLimits(1, 1)))
 
 
 class RacyReplaces(S3Store):

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks.faults import Fault, FaultProxy, Plan, Request, scripted, seeded
 from ptpipeline.errors import PreconditionFailed, ServiceUnavailable
-from ptpipeline.storage import ObjectStore, Patience, S3Store, Stored
+from ptpipeline.storage import ObjectStore, RequestLimits, S3Store, Stored
 from tests.servers import S3Server
 
 pytestmark = pytest.mark.servers
@@ -40,7 +40,7 @@ def line(s3_server: S3Server) -> Iterator[Line]:
     boto3.client("s3", endpoint_url=s3_server.endpoint).create_bucket(Bucket="faults")
     with FaultProxy(s3_server.endpoint, silence=0.5) as proxy:
         once, twice = (
-            S3Store("faults", endpoint=proxy.endpoint, patience=Patience(0.4, attempts)) for attempts in (1, 2)
+            S3Store("faults", endpoint=proxy.endpoint, limits=RequestLimits(0.4, attempts)) for attempts in (1, 2)
         )
         yield Line(S3Store("faults", endpoint=s3_server.endpoint), proxy, once, twice)
 

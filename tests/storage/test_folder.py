@@ -108,7 +108,7 @@ def test_a_folder_that_may_only_be_read_is_read(open_folder: Path) -> None:
         }.items():
             with pytest.raises(
                 SettingsError,
-                match=rf"cannot {doing}: Permission denied; mend the folder, or name another with PTP_STORE",
+                match=rf"cannot {doing}: Permission denied; repair the folder, or name another with PTP_STORE",
             ):
                 call()
 

@@ -14,8 +14,8 @@ import pytest
 
 from ptpipeline.errors import SettingsError
 from ptpipeline.serving.resolver import resolve
-from ptpipeline.storage import Patience, S3Store
-from ptpipeline.storage.conditional import probe
+from ptpipeline.storage import RequestLimits, S3Store
+from ptpipeline.storage.conditional import check_conditional_puts
 from ptpipeline.storage.keys import version_key
 from registry.ledger.ledger import Ledger
 from registry.registry import Registry
@@ -125,7 +125,7 @@ def stores(guarded: S3Server) -> dict[str, S3Store]:
             patch.setenv("AWS_ACCESS_KEY_ID", access)
             patch.setenv("AWS_SECRET_ACCESS_KEY", secret)
             patch.delenv("AWS_SESSION_TOKEN", raising=False)
-            opened[role] = S3Store(BUCKET, PREFIX, guarded.endpoint, Patience(10, 2))
+            opened[role] = S3Store(BUCKET, PREFIX, guarded.endpoint, RequestLimits(10, 2))
             assert not opened[role].exists("prompts/none")  # the keys are read with the first request
     return opened
 
@@ -169,7 +169,7 @@ def test_what_is_not_there_is_told_from_what_is_refused(role: str, stores: dict[
 @pytest.mark.servers
 @pytest.mark.parametrize("role", ["trainer", "promoter"])
 def test_who_writes_may_probe(role: str, stores: dict[str, S3Store]) -> None:
-    probe(stores[role])
+    check_conditional_puts(stores[role])
     assert list(stores[role].keys("probe")) == []
 
 

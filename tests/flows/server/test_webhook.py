@@ -231,9 +231,9 @@ def test_an_edit_in_mlflow_wakes_the_reconcile(tmp_path: Path, monkeypatch: pyte
         monkeypatch.setenv(name, value)
     with running_mlflow(tmp_path) as mlflow, listening(SECRET) as (url, started):
         with pytest.raises(Terminal, match="Allowed schemes are: http, https"):
-            MlflowStore(mlflow).tell("ftp://127.0.0.1:9/mlflow", SECRET)
-        MlflowStore(mlflow).tell("http://127.0.0.1:9/mlflow", "an earlier secret")
-        MlflowStore(mlflow).tell(f"{url}/mlflow", SECRET)
+            MlflowStore(mlflow).set_webhook("ftp://127.0.0.1:9/mlflow", SECRET)
+        MlflowStore(mlflow).set_webhook("http://127.0.0.1:9/mlflow", "an earlier secret")
+        MlflowStore(mlflow).set_webhook(f"{url}/mlflow", SECRET)
         client = connect(mlflow)
         assert [(hook.name, hook.url) for hook in client.list_webhooks()] == [("ptpipeline", f"{url}/mlflow")]
         client.create_registered_model("mood")

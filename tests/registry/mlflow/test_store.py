@@ -152,7 +152,7 @@ def test_no_password_of_an_address_is_told() -> None:
     store = MlflowStore("http://me:hidden@127.0.0.1:9")
     with pytest.raises(ServiceUnavailable, match=r"http://127\.0\.0\.1:9 does not answer") as refused:
         store.aliases("mood")
-    assert "hidden" not in f"{refused.value} {store.page('mood', '1')}"
+    assert "hidden" not in f"{refused.value} {store.page_url('mood', '1')}"
 
 
 def test_mlflow_templates_double_the_braces() -> None:
