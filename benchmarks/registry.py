@@ -126,7 +126,7 @@ def publish_one(side: Side, dice: random.Random) -> float:
     tracking = Tracking(side.addresses.mlflow)
     run = tracking.start(task.name, {"seed": number}, {})
     for point in request.tuned.curve:
-        tracking.point(run, point)
+        tracking.log_point(run, point)
     tracking.finish(run, "FINISHED")
     request = dataclasses.replace(request, tuned=request.tuned.model_copy(update={"tracking_run": run}))
 

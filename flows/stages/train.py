@@ -80,9 +80,10 @@ def share(context: Context, name: str) -> Promotion:
 
 def _train_shared(context: Context, name: str) -> TunedPrompt:
     from ptpipeline.tuning.multitask import Sources, compute_shared_key
+    from ptpipeline.tuning.tune import TaskData
 
     declared, tasks = load_sources(context.settings.tasks, name)
-    sources = Sources(name, declared, [(task, ingest(context, task)) for task in tasks])
+    sources = Sources(name, declared, [TaskData(task, ingest(context, task)) for task in tasks])
     key = compute_shared_key(sources, prepare_base(declared.base_model, context.settings).ref.fingerprint)
     return claim_trained(context, name, key) or _train_sources(context, sources, declared.base_model)
 
@@ -115,13 +116,14 @@ def train(context: Context, plans: Sequence[Plan]) -> dict[str, TunedPrompt | st
 
 
 def _train_gang(context: Context, plans: Sequence[Plan]) -> dict[str, TunedPrompt | str]:
-    from ptpipeline.tuning.tune import tune
+    from ptpipeline.tuning.tune import TaskData, tune
 
     results: dict[str, TunedPrompt | str] = {}
     work = []
     for plan in plans:
         try:
-            work.append((find_task(context.settings.tasks, plan.task), context.snapshot(plan.task, plan.snapshot)))
+            declared = find_task(context.settings.tasks, plan.task)
+            work.append(TaskData(declared, context.snapshot(plan.task, plan.snapshot)))
         except Terminal as error:
             results[plan.task] = str(error)
     checkpoints = _open_checkpoints(context)

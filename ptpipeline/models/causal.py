@@ -121,9 +121,8 @@ class CausalBase(FrozenBase):
     def _compute_embedded_prefix(self, prompts: Sequence[Tensor]) -> PrefixCache:
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)  # [K]
         width = int(lengths.max())
-        embeds = torch.stack(
-            [pad_left(prompt.to(self.device, self.dtype), width) for prompt in prompts]
-        )  # [K, P_max, H]
+        moved = [prompt.to(self.device, self.dtype) for prompt in prompts]
+        embeds = torch.stack([pad_left(prompt, width) for prompt in moved])  # [K, P_max, H]
         if self.llama is not None:
             return PrefixCache(self.llama.compute_prefix(embeds, lengths), lengths)
         places = torch.arange(width, device=self.device)[None] - (width - lengths)[:, None]  # [K, P_max]

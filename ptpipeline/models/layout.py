@@ -86,7 +86,7 @@ class Geometry(NamedTuple):
         text = (slots <= slots[:, None]).expand(rows, -1, -1)  # [B, T, T]
         visible = torch.cat([prompt[:, None].expand(-1, tokens, -1), text], 2)  # [B, T, S]
         heads, rotations = self.heads._replace(rows=rows), self.compute_rotations(offsets + slots)
-        columns, flat_reads = _grid(reads, rows)  # [B, C]
+        columns, flat_reads = _grid(reads, rows)  # [B, C], [N]
         row_index = torch.arange(rows, device=ids.device)[:, None]  # [B, 1]
         flat_tokens = (columns + tokens * row_index).flatten()  # [B C]
         chosen = Rotation(*(table[row_index, columns] for table in rotations.queries))

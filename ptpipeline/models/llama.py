@@ -7,7 +7,7 @@ C states read of one row at most. Tokens are flat in a pass, [B T, H]; queries a
 keys and values, read B C for B T and g C for g T.
 
 Only gradients that reach a prompt are formed: none of weights, none below the first layer's attention in the rows'
-pass. The last layer runs beyond its keys and values only where a state is read.
+pass. The last layer computes more than keys and values only for states that are read.
 """
 
 from collections.abc import Sequence
@@ -65,7 +65,7 @@ class FusedLlama:
     """The prompt pass and the rows' pass of one frozen Llama; `of` says whether a model is one."""
 
     def __init__(self, model: Any) -> None:
-        """Fuse the layers' maps in place: the model's own become views, so that no weight is held twice."""
+        """Fuse the layers' maps in place: the model's own become views, so that no weight is in memory twice."""
         config, body = model.config, model.base_model
         groups = config.num_key_value_heads
         heads = Heads(0, groups, config.num_attention_heads // groups, body.layers[0].self_attn.head_dim)
@@ -114,7 +114,10 @@ class FusedLlama:
     def forward_layer(
         self, layer: Layer, states: Tensor, layout: Layout, prefix: LayerKeyValues | None
     ) -> tuple[Tensor, Saved]:
-        """Return the states behind one layer, and what its backward pass needs: all [B T, H]."""
+        """Return the states [B T, H] behind one layer, and what its backward pass needs.
+
+        `states` [B T, H] enter the layer; `prefix` [kv, B, P, d] stands before the rows' own keys and values.
+        """
         heads, rotations = layout.heads, layout.rotations
         normed, scale = kernels.norm(states, layer.norm, layer.epsilon)  # [B T, H], [B T, 1]
         if layout.tokens is None:
@@ -211,7 +214,7 @@ class _PromptPass(torch.autograd.Function):
 
 
 class _RowPass(torch.autograd.Function):
-    """The rows' pass behind a prefix or none: final states where they are read; gradients of the prefix alone."""
+    """The rows' pass behind a prefix or none: the final states that are read; gradients of the prefix alone."""
 
     @staticmethod
     def forward(
@@ -236,9 +239,8 @@ class _RowPass(torch.autograd.Function):
         llama, layouts, prompts, shape = ctx.llama, ctx.layouts, ctx.behind.indexes, ctx.prefix_shape
         states, scale = ctx.final
         grad = kernels.norm_backward(grad.contiguous(), states, llama.norm, scale, None)  # [N, H]
-        grad = grad.new_zeros(len(layouts.last.tokens), grad.shape[1]).index_add_(
-            0, layouts.last.reads, grad
-        )  # [B C, H]
+        queries = grad.new_zeros(len(layouts.last.tokens), grad.shape[1])  # [B C, H]
+        grad = queries.index_add_(0, layouts.last.reads, grad)  # [B C, H]
         width, of_prefix = shape[2], []
         for index in reversed(range(len(llama.layers))):
             saved, layer = ctx.saved.pop(), llama.layers[index]
@@ -259,7 +261,7 @@ def _layer_prefix(prefix: Sequence[Tensor], layer: int, prompts: Tensor) -> Laye
 
 
 def _fuse(layer: Any) -> Layer:
-    """Return a decoder layer's weights, joined where maps share their input."""
+    """Return a decoder layer's weights; maps of the same input are joined."""
     attention, mlp = layer.self_attn, layer.mlp
     norm, mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
     return Layer(

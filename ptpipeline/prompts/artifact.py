@@ -41,9 +41,9 @@ class Artifact(NamedTuple):
 
 
 def write_artifact(store: ObjectStore, artifact: Artifact) -> str:
-    """Store tensors, then manifest, read both back and verify them; returns the digest.
+    """Store tensors, then manifest, read both back, verify them and return the digest.
 
-    Idempotent: a repeat finds what is there and finishes it. Raises ArtifactError where other bytes lie at the place.
+    Idempotent: a repeat finishes what is there. Raises ArtifactError if the place holds other bytes.
     """
     task, digest = artifact.manifest.task, artifact.digest
     check_tensors(artifact.manifest, artifact.tensors)
@@ -54,7 +54,7 @@ def write_artifact(store: ObjectStore, artifact: Artifact) -> str:
         )
     except PreconditionFailed:
         raise ArtifactError(
-            f"{store.url}/{prompt_prefix(task, digest)}: other bytes lie there already; `ptp doctor` shows which "
+            f"{store.url}/{prompt_prefix(task, digest)} holds other bytes already; `ptp doctor` shows which "
             "object is altered"
         ) from None
     read_artifact(store, task, digest)
@@ -62,10 +62,10 @@ def write_artifact(store: ObjectStore, artifact: Artifact) -> str:
 
 
 def read_artifact(store: ObjectStore, task: str, digest: str) -> Artifact:
-    """The verified artifact of that digest.
+    """Return the verified artifact of that digest.
 
-    Raises NotFound where there is no complete one, ArtifactError where its bytes are truncated or altered, or where the
-    store (signature.SignedStore) finds no trusted signature for the manifest.
+    Raises NotFound if there is no complete one, ArtifactError if its bytes are truncated or altered, or if the store
+    (signature.SignedStore) finds no trusted signature for the manifest.
     """
     where = f"{store.url}/{prompt_prefix(task, digest)}"
     body = store.read(manifest_key(task, digest)).body
@@ -98,24 +98,26 @@ def read_artifact(store: ObjectStore, task: str, digest: str) -> Artifact:
 
 
 def read_ensemble(store: ObjectStore, artifact: Artifact) -> list[Artifact]:
-    """The verified prompts of an ensemble, in order; none for any other prompt. Raises ArtifactError where one is
-    missing or altered.
+    """Return the verified prompts of an ensemble, in order; none for any other prompt.
+
+    Raises ArtifactError if one is missing or altered.
     """
-    found = []
+    prompts = []
     for digest in artifact.manifest.members.digests if artifact.manifest.members else []:
         try:
-            found.append(read_artifact(store, artifact.manifest.task, digest))
+            prompts.append(read_artifact(store, artifact.manifest.task, digest))
         except NotFound:
             what = f"{artifact.manifest.task} {artifact.digest[:12]}"
             raise ArtifactError(
-                f"{what}: its member {digest[:12]} is missing in {store.url}; train the ensemble anew"
+                f"{what}: its member {digest[:12]} is missing in {store.url}; train the ensemble again"
             ) from None
-    return found
+    return prompts
 
 
 def check_tensors(manifest: PromptManifest, body: bytes) -> None:
-    """ArtifactError unless `body` is the safetensors file that the manifest states: size, hash, names, shapes,
-    types.
+    """Raise ArtifactError unless `body` is the safetensors file that the manifest states.
+
+    Size, hash, names, shapes and types are checked before any tensor is allocated.
     """
     if len(body) > MAX_TENSOR_BYTES:
         raise ArtifactError(f"{len(body)} bytes, at most {MAX_TENSOR_BYTES} allowed")
@@ -129,30 +131,28 @@ def check_tensors(manifest: PromptManifest, body: bytes) -> None:
         raise ArtifactError(
             f"num_virtual_tokens is {manifest.num_virtual_tokens}, allowed are 1 to {MAX_VIRTUAL_TOKENS}"
         )
-    header, names = _header(body), list_tensor_names(manifest.method)
+    header, names = _parse_header(body), list_tensor_names(manifest.method)
     if set(header) != set(names) or set(manifest.tensors) != set(names):
         raise ArtifactError(f"holds tensors {sorted(header)}, expected {sorted(names)}")
     if (manifest.method == "ensemble") != (manifest.members is not None):
-        raise ArtifactError("an ensemble lists its members and no other prompt does; the manifest is malformed")
+        raise ArtifactError("the manifest is malformed: an ensemble lists its members, and no other prompt does")
     _check_shapes(manifest)
-    ends = sorted(_check_tensor(name, header[name], manifest.tensors[name]) for name in names)
+    places = sorted(_check_tensor(name, header[name], manifest.tensors[name]) for name in names)
     payload = len(body) - 8 - struct.unpack("<Q", body[:8])[0]
-    if [begin for begin, _ in ends] != [0, *(end for _, end in ends[:-1])][: len(ends)] or payload != (
-        ends[-1][1] if ends else 0
-    ):
-        raise ArtifactError(f"holds {payload} bytes of tensors at {ends}, expected them one behind another")
+    begins, ends = [begin for begin, _ in places], [0, *(end for _, end in places)]
+    if begins != ends[:-1] or payload != ends[-1]:
+        raise ArtifactError(f"holds {payload} bytes of tensors at {places}, expected them one behind another")
 
 
 def list_tensor_names(method: str) -> tuple[str, ...]:
-    """What a prompt of that method stores: its embeddings, keys and values, or nothing of its own."""
+    """Return the names of the tensors that a prompt of that method stores: an ensemble stores none of its own."""
     return {"prefix": PREFIX, "ensemble": ()}.get(method, EMBEDDINGS)
 
 
 def compute_file_bytes(shapes: Mapping[str, Sequence[int]], dtype: str) -> int:
-    """Bytes of the safetensors file that holds tensors of these names and shapes in the stored type: header, then
-    payload.
+    """Return the bytes of a safetensors file with tensors of these names and shapes in the stored type.
 
-    The header is compact JSON, padded to a multiple of 8 (the format's own page, `Format`).
+    Its header is compact JSON, padded to a multiple of 8 (safetensors' documentation, `Format`); the payload follows.
     """
     header: dict[str, dict[str, object]] = {}
     end, (code, width) = 0, _DTYPES[dtype]
@@ -163,7 +163,7 @@ def compute_file_bytes(shapes: Mapping[str, Sequence[int]], dtype: str) -> int:
 
 
 def _check_shapes(manifest: PromptManifest) -> None:
-    """Embeddings are [P, H]; keys and values [L, heads_kv, P, d] alike."""
+    """Raise ArtifactError unless embeddings are [P, H], or keys and values alike [L, kv, P, d]."""
     count, shapes = manifest.num_virtual_tokens, [info.shape for info in manifest.tensors.values()]
     if manifest.method == "prefix":
         sound = all(len(shape) == 4 and min(shape) > 0 and shape[2] == count and shape == shapes[0] for shape in shapes)
@@ -175,12 +175,12 @@ def _check_shapes(manifest: PromptManifest) -> None:
         raise ArtifactError(f"{', '.join(manifest.tensors)} are {shapes}, expected {expected}")
 
 
-def _check_tensor(name: str, found: dict[str, Any], stated: TensorInfo) -> tuple[int, int]:
-    """Where the tensor lies; ArtifactError unless type and shape are as stated, and the place has that size."""
+def _check_tensor(name: str, entry: dict[str, Any], stated: TensorInfo) -> tuple[int, int]:
+    """Return where the tensor lies; raise ArtifactError unless type, shape and size are as stated."""
     dtype, width = _DTYPES[stated.dtype]
-    if found.get("dtype") != dtype or found.get("shape") != stated.shape:
-        raise ArtifactError(f"{name} are {found.get('dtype')} {found.get('shape')}, expected {dtype} {stated.shape}")
-    offsets, size = found.get("data_offsets"), math.prod(stated.shape) * width
+    if entry.get("dtype") != dtype or entry.get("shape") != stated.shape:
+        raise ArtifactError(f"{name} are {entry.get('dtype')} {entry.get('shape')}, expected {dtype} {stated.shape}")
+    offsets, size = entry.get("data_offsets"), math.prod(stated.shape) * width
     if not (
         isinstance(offsets, list)
         and len(offsets) == 2
@@ -191,9 +191,9 @@ def _check_tensor(name: str, found: dict[str, Any], stated: TensorInfo) -> tuple
     return offsets[0], offsets[1]
 
 
-def _header(body: bytes) -> dict[str, dict[str, Any]]:
+def _parse_header(body: bytes) -> dict[str, dict[str, Any]]:
     if len(body) < 8:
-        raise ArtifactError(f"{len(body)} bytes are no safetensors file")
+        raise ArtifactError(f"{len(body)} bytes are not a safetensors file")
     (length,) = struct.unpack("<Q", body[:8])
     if length > MAX_HEADER_BYTES or 8 + length > len(body):
         raise ArtifactError(f"states a header of {length} bytes in a file of {len(body)}")

@@ -1,7 +1,8 @@
-"""Makes the first value of a soft prompt, in the base model's own embedding space. Never N(0, 1): that is many times
-the size of a token's embedding, and the prompt never recovers from it.
+"""Makes the first value of a soft prompt, in the base model's own embedding space.
 
-Letters: P virtual tokens, H width, V vocabulary.
+Never N(0, 1): that is many times the size of a token's embedding, and the prompt never recovers from it.
+
+Letters: P virtual tokens, H width, L layers, kv key/value heads, d a head's width.
 """
 
 import math
@@ -17,82 +18,82 @@ from ptpipeline.errors import BaseModelError, DataError
 from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
 from ptpipeline.task.recipe import TextInit, Tune
 
-SAMPLED_ROWS = 5000  # Lester et al. 2021, section 3.2: the most frequent tokens, which BPE vocabularies list first
+SAMPLED_ROWS = (
+    5000  # tokens; Lester et al. 2021, section 3.2: the most frequent ones, which BPE vocabularies list first
+)
 
 
 def make_initial_prompt(
     base: FrozenBase, tune: Tune, labels: Mapping[str, str], given: SoftPrompt | None = None
 ) -> SoftPrompt:
-    """The recipe's first prompt in float32: embeddings [P, H], or for `prefix` the keys and values of such tokens.
+    """Return the recipe's first prompt in float32: embeddings [P, H], or for `prefix` keys and values of such tokens.
 
-    `given` is the prompt of the version or file that the recipe names. Raises DataError where that, the text or the
-    labels do not fill P tokens.
+    `given` is the prompt of the version or file that the recipe names. Raises DataError if that, the text or the labels
+    do not fill P tokens.
     """
     if given is not None:
         _check_given(base, tune, given)
-        given = rebuild(
-            given, [tensor.float() for tensor in list_tensors(given)]
-        )  # stored in 16 bit, where AdamW's epsilon is 0
-    embeddings = given if given is not None else _drawn(base, tune, labels)
+        given = rebuild(given, [tensor.float() for tensor in list_tensors(given)])  # in 16 bit AdamW's epsilon is 0
+    embeddings = given if given is not None else _draw(base, tune, labels)
     if tune.method != "prefix" or isinstance(embeddings, KeyValues):
         return embeddings
     return compute_activations(base, embeddings)
 
 
 def compute_activations(base: FrozenBase, embeddings: Tensor) -> KeyValues:
-    """Keys and values [L, heads_kv, P, d] of real tokens in every layer (Li & Liang 2021, section 5.3, for words).
+    """Return keys and values [L, kv, P, d] of tokens [P, H] in every layer (Li & Liang 2021, section 5.3, for words).
 
     Raises BaseModelError for an encoder-decoder, whose prompts have none.
     """
     if base.model.config.is_encoder_decoder:
         raise BaseModelError(
             f"tune.method: prefix is keys and values in every layer of a causal model, {base.ref.name} is an "
-            "encoder-decoder; take `prompt` or `p_tuning`"
+            "encoder-decoder; set it to `prompt` or `p_tuning`"
         )
     with torch.inference_mode():
-        tensors = [tensor[0].float().cpu() for tensor in base.compute_prefix([embeddings]).tensors]
+        tensors = [tensor[0].float().cpu() for tensor in base.compute_prefix([embeddings]).tensors]  # [kv, P, d] each
     half = len(tensors) // 2
     return KeyValues(torch.stack(tensors[:half]).clone(), torch.stack(tensors[half:]).clone())
 
 
-def _drawn(base: FrozenBase, tune: Tune, labels: Mapping[str, str]) -> Tensor:
+def _draw(base: FrozenBase, tune: Tune, labels: Mapping[str, str]) -> Tensor:
     count, seed = tune.num_virtual_tokens, tune.seed
     if isinstance(tune.init, TextInit):
-        return _embedded(base, tokenize_text(base, tune.init.text, count))
+        return _embed(base, tokenize_text(base, tune.init.text, count))
     if tune.init == "uniform":
         return draw_uniform(base, count, seed)
     if tune.init == "xavier":
         return draw_xavier(base, count, seed)
     if tune.init == "class_labels":
         return embed_labels(base, labels, count, seed)
-    return _embedded(base, sample_vocabulary(base, count, seed))
+    return _embed(base, sample_vocabulary(base, count, seed))
 
 
-def _embedded(base: FrozenBase, ids: Tensor) -> Tensor:
+def _embed(base: FrozenBase, ids: Tensor) -> Tensor:
     return base.embed(ids).detach().float().cpu()
 
 
 def draw_uniform(base: FrozenBase, count: int, seed: int) -> Tensor:
-    """[P, H] uniform with the spread of the base's embedding table.
+    """Return [P, H] uniform numbers with the standard deviation of the base's embedding table.
 
-    Lester et al. draw from [-.5, .5], the scale of T5's table; other tables differ by up to fifty times.
+    Lester et al. 2021 draw from [-.5, .5], the scale of T5's table; other tables differ by up to fifty times.
     """
-    table = _embedded(base, torch.arange(min(SAMPLED_ROWS, base.model.get_input_embeddings().weight.shape[0])))
-    return _between(math.sqrt(3) * float(table.std()), (count, table.shape[1]), seed)
+    table = _embed(base, torch.arange(min(SAMPLED_ROWS, base.model.get_input_embeddings().weight.shape[0])))
+    return _draw_between(math.sqrt(3) * float(table.std()), (count, table.shape[1]), seed)
 
 
 def draw_xavier(base: FrozenBase, count: int, seed: int) -> Tensor:
-    """[P, H] uniform within sqrt(6 / (P + H)) (Glorot & Bengio 2010, equation 16)."""
+    """Return [P, H] uniform numbers within sqrt(6 / (P + H)) (Glorot & Bengio 2010, equation 16)."""
     width = base.ref.hidden_size
-    return _between(math.sqrt(6 / (count + width)), (count, width), seed)
+    return _draw_between(math.sqrt(6 / (count + width)), (count, width), seed)
 
 
-def _between(bound: float, shape: tuple[int, int], seed: int) -> Tensor:
+def _draw_between(bound: float, shape: tuple[int, int], seed: int) -> Tensor:
     return (torch.rand(shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1) * bound
 
 
 def sample_vocabulary(base: FrozenBase, count: int, seed: int) -> Tensor:
-    """[P] distinct ids out of the first 5,000 that are no special tokens; repeated only where P is larger."""
+    """Return [P] distinct ids from the first 5,000 that are not special tokens; repeated only if P is larger."""
     special = set(base.tokenizer.all_special_ids)
     pool = torch.tensor(
         [i for i in range(min(SAMPLED_ROWS + len(special), len(base.tokenizer))) if i not in special][:SAMPLED_ROWS]
@@ -104,7 +105,7 @@ def sample_vocabulary(base: FrozenBase, count: int, seed: int) -> Tensor:
 
 
 def tokenize_text(base: FrozenBase, text: str, count: int) -> Tensor:
-    """[P] ids of the text without special tokens, repeated or cut to the count."""
+    """Return [P] ids of the text without special tokens, repeated or cut to `count`."""
     ids = base.encode(text, False)
     if not ids:
         raise DataError(f"tune.init.text: {text!r} has no tokens for {base.ref.name}; give a text with words")
@@ -112,29 +113,32 @@ def tokenize_text(base: FrozenBase, text: str, count: int) -> Tensor:
 
 
 def embed_labels(base: FrozenBase, labels: Mapping[str, str], count: int, seed: int) -> Tensor:
-    """[P, H]: one token per label, the mean of its word pieces; slots left over from sampled vocabulary (Lester et al.
-    2021, section 3.2).
+    """Return [P, H]: one token per label, the mean of its word pieces, then tokens of sampled vocabulary.
+
+    Lester et al. 2021, section 3.2.
     """
     if not labels:
-        raise DataError("tune.init: class_labels, but the task has no labels; take `sampled_vocab`, or {text: ...}")
+        raise DataError(
+            "tune.init: class_labels, but the task has no labels; set it to `sampled_vocab`, or {text: ...}"
+        )
     if len(labels) > count:
         raise DataError(
             f"tune.init: class_labels needs a virtual token for each of the {len(labels)} labels, "
             f"num_virtual_tokens is {count}; raise it"
         )
-    means = [
-        _embedded(base, torch.tensor(base.encode(words, False))).mean(0) for _, words in sorted(labels.items())
-    ]  # their order is no part of a recipe
-    return torch.cat([torch.stack(means), _embedded(base, sample_vocabulary(base, count - len(labels), seed))])
+    ordered = [words for _, words in sorted(labels.items())]  # a recipe does not state their order
+    means = [_embed(base, torch.tensor(base.encode(words, False))).mean(0) for words in ordered]  # [H] each
+    return torch.cat([torch.stack(means), _embed(base, sample_vocabulary(base, count - len(labels), seed))])
 
 
 def read_tensor(path: Path) -> Tensor:
-    """The prompt [P, H] of a `.npy` file, or `embeddings` of a `.safetensors` file; DataError where it holds none."""
+    """Return the prompt [P, H] of a `.npy` file, or `embeddings` of a `.safetensors` file.
+
+    Raises DataError if it holds none.
+    """
     try:
         if path.suffix == ".npy":
-            mapped = np.lib.format.open_memmap(
-                path, mode="r"
-            )  # a header that states more than the file holds allocates nothing
+            mapped = np.lib.format.open_memmap(path, mode="r")  # a header beyond the file's size allocates nothing
             tensor = torch.from_numpy(np.array(mapped))
         else:
             with safetensors.safe_open(path, framework="pt") as file:

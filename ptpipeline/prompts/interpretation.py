@@ -1,4 +1,4 @@
-"""What may be said about the words near a soft prompt: records that carry their own warning. Imports no torch.
+"""Records of the words near a soft prompt, which carry their own warning. Imports no torch.
 
 Letters: P virtual tokens, k neighbours.
 """
@@ -22,9 +22,7 @@ WARNING = (
 
 
 class Neighbour(Record):
-    """A vocabulary token near a virtual token: its id, its readable text, and the cosine, dot product or distance
-    between the two.
-    """
+    """A vocabulary token near a virtual token: id, readable text, and cosine, dot product or distance of the two."""
 
     id: int
     token: str
@@ -34,7 +32,7 @@ class Neighbour(Record):
 class NearTokens(Record):
     """The k nearest vocabulary tokens of one virtual token by each measure, nearest first.
 
-    `overlap` is the Jaccard index of the k by two measures, 1 where they agree and 0 where they share no token.
+    `overlap` is the Jaccard index of the k by two measures: 1 if they agree, 0 if they share no token.
     """
 
     nearest: dict[Measure, list[Neighbour]]
@@ -44,7 +42,7 @@ class NearTokens(Record):
 class Neighbours(Record):
     """The nearest vocabulary tokens of each virtual token [P], and `overlap`, the means of their overlaps.
 
-    A prompt without embeddings has none, for the reason in `absent`.
+    A prompt without embeddings has none; `absent` tells why.
     """
 
     k: int
@@ -55,7 +53,7 @@ class Neighbours(Record):
 
 
 class Hint(Record):
-    """A sensitive term among the neighbours of a virtual token, whose place counts from 0, by these measures."""
+    """A sensitive term among the neighbours of a virtual token, counted from 0, by these measures."""
 
     virtual_token: int
     token: str
@@ -65,7 +63,7 @@ class Hint(Record):
 
 
 class Pulled(Record):
-    """A prompt that trained with a pull of strength `gamma` towards a text, read after its last step.
+    """A prompt that trained with a pull of strength `gamma` towards a text, as it was after its last step.
 
     `landed` is the share of virtual tokens whose nearest vocabulary token is the text's, by each measure; `distance`
     the mean Euclidean distance to the text's embeddings; `dev` and `test` are the task's metric; `compared` is this
@@ -81,11 +79,10 @@ class Pulled(Record):
 
 
 class Wayward(Record):
-    """The Waywardness experiment (Khashabi et al. 2022): one text, the plain prompt, and one pulled prompt for each
-    gamma.
+    """The Waywardness experiment (Khashabi et al. 2022): one text, the plain prompt, one pulled prompt for each gamma.
 
-    `tokens` are the text's, one per virtual token, repeated or cut to P. Their own embeddings as the prompt, untrained,
-    score `text_test`, and land by `text_landed`: by the dot product not even a token is always its own nearest.
+    `tokens` are the text's, one per virtual token, repeated or cut to P. Their own embeddings as an untrained prompt
+    score `text_test` and land by `text_landed`: by the dot product not even a token is always its own nearest.
     """
 
     task: str

@@ -1,9 +1,9 @@
-"""What trains in place of a soft prompt: the prompt itself, or a network that yields it and is folded away.
+"""What trains in place of a soft prompt: the prompt itself, or a network that yields it and is not stored.
 
-Every parameterisation yields exactly the initial prompt before the first step: what its random network puts out then
-is subtracted as a constant, so the recipe's initialisation is never drowned by it.
+Before the first step every parameterisation yields exactly the initial prompt: what its random network puts out then is
+subtracted as a constant, so that it never drowns the recipe's initialisation.
 
-Letters: P virtual tokens, H width, L layers, m the network's hidden width.
+Letters: P virtual tokens, H width, L layers, kv key/value heads, d a head's width, m the network's hidden width.
 """
 
 from collections.abc import Callable
@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from ptpipeline.models.frozen import KeyValues, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
 from ptpipeline.task.recipe import Tune
 
-RESIDUAL_WIDTH = 800  # Razdaibiedina et al. 2023, the bottleneck of their code
-PREFIX_WIDTH = 512  # Li & Liang 2021, appendix A
+RESIDUAL_WIDTH = 800  # m; Razdaibiedina et al. 2023, the bottleneck of their code
+PREFIX_WIDTH = 512  # m; Li & Liang 2021, appendix A
 
 
 class Parameterisation(nn.Module):
-    """Yields a soft prompt out of its parameters, with gradient."""
+    """Yields a soft prompt from its parameters, with gradient."""
 
-    def prompt(self) -> SoftPrompt:
-        """The prompt of this moment."""
+    def build_prompt(self) -> SoftPrompt:
+        """Return the prompt of this moment."""
         raise NotImplementedError
 
 
 def parameterise(tune: Tune, initial: SoftPrompt, shared: nn.Parameter | None = None) -> Parameterisation:
-    """The recipe's parameterisation, at `initial`; the network's weights come from the recipe's seed.
+    """Return the recipe's parameterisation, which yields `initial`; the recipe's seed decides the network's weights.
 
     `shared` is the prompt that a multitask member learns together with others.
     """
@@ -46,21 +46,21 @@ def parameterise(tune: Tune, initial: SoftPrompt, shared: nn.Parameter | None = 
 
 
 class Direct(Parameterisation):
-    """The prompt itself, [P, H]."""
+    """The prompt itself, of either kind."""
 
     def __init__(self, initial: SoftPrompt) -> None:
         super().__init__()
         self.tensors = nn.ParameterList([nn.Parameter(tensor.clone()) for tensor in list_tensors(initial)])
         self._kind = initial
 
-    def prompt(self) -> SoftPrompt:
+    def build_prompt(self) -> SoftPrompt:
         return rebuild(self._kind, list(self.tensors))
 
 
 class RankOne(Parameterisation):
-    """Wang et al. 2023, section 3.1: the shared prompt times a task's own rank-one matrix, `shared * (u v^T)`.
+    """The shared prompt [P, H] times a task's own rank-one matrix, `shared * (u v^T)` (Wang et al. 2023, section 3.1).
 
-    Both factors start at one, so that the prompt starts at the shared one.
+    Both factors, u [P] and v [H], start at one, so the prompt starts at the shared one.
     """
 
     def __init__(self, shared: nn.Parameter) -> None:
@@ -69,14 +69,12 @@ class RankOne(Parameterisation):
         self.u = nn.Parameter(torch.ones(shared.shape[0], dtype=shared.dtype))
         self.v = nn.Parameter(torch.ones(shared.shape[1], dtype=shared.dtype))
 
-    def prompt(self) -> SoftPrompt:
+    def build_prompt(self) -> SoftPrompt:
         return self.shared * torch.outer(self.u, self.v)
 
 
 class Folded(Parameterisation):
-    """A prompt [P, H] through a network of its own virtual tokens: `tokens + network(tokens)` with `skip`, else the
-    network alone.
-    """
+    """A prompt [P, H] through a network: `tokens + network(tokens)` with `skip`, else `network(tokens)` alone."""
 
     offset: Tensor
 
@@ -85,27 +83,25 @@ class Folded(Parameterisation):
         self.tokens = nn.Parameter(initial.clone())
         self.network = network.to(initial.dtype)
         self.skip = skip
-        self.register_buffer("offset", initial - self._output().detach())
+        self.register_buffer("offset", initial - self._compute_output().detach())
 
-    def prompt(self) -> SoftPrompt:
-        return self._output() + self.offset
+    def build_prompt(self) -> SoftPrompt:
+        return self._compute_output() + self.offset
 
-    def _output(self) -> Tensor:
+    def _compute_output(self) -> Tensor:
         encoded: Tensor = self.network(self.tokens)
         return self.tokens + encoded if self.skip else encoded
 
 
 class Bottleneck(nn.Sequential):
-    """Razdaibiedina et al. 2023, section 3: [P, H] -> m -> ReLU -> H -> LayerNorm, shared by all tokens."""
+    """[P, H] -> m -> ReLU -> H -> LayerNorm, the same for all tokens (Razdaibiedina et al. 2023, section 3)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width), nn.LayerNorm(width))
 
 
 class LSTMEncoder(nn.Module):
-    """Liu et al. 2021, section 3.2: a bidirectional LSTM over the virtual tokens, then a two-layer MLP; [P, H] -> [P,
-    H].
-    """
+    """A bidirectional LSTM over the virtual tokens, then a two-layer MLP: [P, H] -> [P, H] (Liu et al. 2021, 3.2)."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
@@ -113,7 +109,8 @@ class LSTMEncoder(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(2 * hidden, 2 * hidden), nn.ReLU(), nn.Linear(2 * hidden, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        encoded: Tensor = self.mlp(self.lstm(tokens[None])[0])[0]
+        states, _ = self.lstm(tokens[None])  # [1, P, 2 m]
+        encoded: Tensor = self.mlp(states)[0]  # [P, H]
         return encoded
 
 
@@ -127,8 +124,7 @@ class MLPEncoder(nn.Sequential):
 
 
 class ReparameterisedPrefix(Parameterisation):
-    """Li & Liang 2021, section 4.3: keys and values of every layer [L, heads_kv, P, d] out of one vector [m] per
-    virtual token.
+    """Keys and values of every layer [L, kv, P, d] from one vector [m] per virtual token (Li & Liang 2021, 4.3).
 
     The vectors start with unit variance: they are the network's input, never embeddings.
     """
@@ -137,16 +133,18 @@ class ReparameterisedPrefix(Parameterisation):
 
     def __init__(self, initial: KeyValues, hidden: int) -> None:
         super().__init__()
-        layers, heads, _, size = initial.key.shape
-        self.shape = (2, layers, heads, size)
+        layers, heads, _, width = initial.key.shape
+        self.shape = (2, layers, heads, width)
         self.tokens = nn.Parameter((torch.rand(count_virtual_tokens(initial), hidden) * 2 - 1) * 3**0.5)
-        self.network = nn.Sequential(nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 2 * layers * heads * size))
-        self.register_buffer("offset", torch.stack(list(initial)) - self._output().detach())
+        self.network = nn.Sequential(
+            nn.Linear(hidden, hidden), nn.Tanh(), nn.Linear(hidden, 2 * layers * heads * width)
+        )
+        self.register_buffer("offset", torch.stack(list(initial)) - self._compute_output().detach())
 
-    def prompt(self) -> SoftPrompt:
-        return KeyValues(*(self._output() + self.offset).unbind(0))
+    def build_prompt(self) -> SoftPrompt:
+        return KeyValues(*(self._compute_output() + self.offset).unbind(0))
 
-    def _output(self) -> Tensor:
-        """[2, L, heads_kv, P, d]"""
-        flat: Tensor = self.network(self.tokens)
+    def _compute_output(self) -> Tensor:
+        """Return keys and values as one [2, L, kv, P, d]."""
+        flat: Tensor = self.network(self.tokens)  # [P, 2 L kv d]
         return flat.view(-1, *self.shape).permute(1, 2, 3, 0, 4)

@@ -1,11 +1,11 @@
-"""Prompts as PEFT stores them, written and read without PEFT: `adapter_config.json` beside `adapter_model.safetensors`
-(the layout of PEFT 0.21), and as plain NumPy arrays.
+"""Prompts as PEFT stores them, written and read without PEFT, and as plain NumPy arrays.
 
-A PEFT adapter holds one tensor, `prompt_embeddings`: of prompt tuning and P-tuning [P, H]; of prefix tuning
-[P, L * 2 * heads_kv * d], the key and the value of each layer in turn. Its token_dim is heads_kv * d there, and its
-num_attention_heads are heads_kv. For encoder-decoders PEFT allocates 2 * P rows, of which the model reads the first P.
+A PEFT adapter is `adapter_config.json` beside `adapter_model.safetensors` (the layout of PEFT 0.21) with one tensor,
+`prompt_embeddings`: [P, H] for prompt tuning and P-tuning; [P, L 2 kv d] for prefix tuning, the key and the value of
+each layer in turn. In the second case its token_dim is kv d, and its num_attention_heads is kv. For encoder-decoders
+PEFT allocates 2 P rows, of which the model reads the first P.
 
-Letters: P virtual tokens, H width, L layers, d size of a head.
+Letters: P virtual tokens, H width, L layers, kv key/value heads, d a head's width.
 """
 
 import io
@@ -36,7 +36,7 @@ METHODS: dict[str, Literal["prompt", "p_tuning", "prefix"]] = {
     "P_TUNING": "p_tuning",
     "PREFIX_TUNING": "prefix",
 }
-MAX_FILE_BYTES = 2 * MAX_TENSOR_BYTES  # PEFT stores float32 where we store 16 bit
+MAX_FILE_BYTES = 2 * MAX_TENSOR_BYTES  # PEFT stores float32, we store 16 bit
 
 
 class AdapterBase(NamedTuple):
@@ -48,9 +48,9 @@ class AdapterBase(NamedTuple):
 
 
 class ForeignPrompt(NamedTuple):
-    """A prompt that something else trained, float32 on the CPU, finite.
+    """A prompt that something else trained: float32 on the CPU, finite.
 
-    What its file does not say is None: where the prompt stands, which base it names, for which kind of model it is.
+    What its file does not state is None: the placement, the base that it names, the kind of model that it is for.
     """
 
     prompt: SoftPrompt
@@ -62,8 +62,8 @@ class ForeignPrompt(NamedTuple):
 
 
 def build_peft_files(prompt: SoftPrompt, base: AdapterBase) -> dict[str, bytes]:
-    """The files of a PEFT adapter that computes the same as this prompt in front of the text, in float32."""
-    tensor = _flattened(prompt) if isinstance(prompt, KeyValues) else prompt.detach().float().cpu()
+    """Return the files of a PEFT adapter, in float32, that computes the same as this prompt before the text."""
+    tensor = _flatten(prompt) if isinstance(prompt, KeyValues) else prompt.detach().float().cpu()
     config: dict[str, Any] = {
         "task_type": "SEQ_2_SEQ_LM" if base.encoder_decoder else "CAUSAL_LM",
         "base_model_name_or_path": base.name_or_path,
@@ -72,7 +72,7 @@ def build_peft_files(prompt: SoftPrompt, base: AdapterBase) -> dict[str, bytes]:
         "num_virtual_tokens": tensor.shape[0],
         "num_transformer_submodules": 1,
         **(
-            _prefix_shape(prompt)
+            _describe_prefix(prompt)
             if isinstance(prompt, KeyValues)
             else {"peft_type": "PROMPT_TUNING", "token_dim": tensor.shape[1]}
         ),
@@ -82,14 +82,14 @@ def build_peft_files(prompt: SoftPrompt, base: AdapterBase) -> dict[str, bytes]:
 
 
 def build_npy_files(prompt: SoftPrompt) -> dict[str, bytes]:
-    """`embeddings.npy` [P, H], or `prefix_key.npy` and `prefix_value.npy` [L, heads_kv, P, d], in float32."""
-    return {f"{name.replace('.', '_')}.npy": _npy(tensor) for name, tensor in name_tensors(prompt).items()}
+    """Return `embeddings.npy` [P, H], or `prefix_key.npy` and `prefix_value.npy` [L, kv, P, d], in float32."""
+    return {f"{name.replace('.', '_')}.npy": _encode_npy(tensor) for name, tensor in name_tensors(prompt).items()}
 
 
 def read_foreign(path: Path) -> ForeignPrompt:
-    """The prompt of a PEFT adapter's folder, or of a `.npy` file [P, H].
+    """Return the prompt of a PEFT adapter's folder, or of a `.npy` file [P, H].
 
-    Raises NotFound where there is none, ArtifactError where its files are damaged, out of bounds or of another kind.
+    Raises NotFound if there is none, ArtifactError if its files are damaged, out of bounds or of another kind.
     """
     if path.suffix == ".npy" and path.is_file():
         return _read_npy(path)
@@ -103,25 +103,25 @@ def read_foreign(path: Path) -> ForeignPrompt:
 # ---------------------------------------------------------------- writing
 
 
-def _prefix_shape(prefix: KeyValues) -> dict[str, Any]:
-    layers, heads, _, size = prefix.key.shape
+def _describe_prefix(prefix: KeyValues) -> dict[str, Any]:
+    layers, heads, _, width = prefix.key.shape
     return {
         "peft_type": "PREFIX_TUNING",
-        "token_dim": heads * size,
+        "token_dim": heads * width,
         "num_attention_heads": heads,
         "num_layers": layers,
         "prefix_projection": False,
-        "encoder_hidden_size": heads * size,
+        "encoder_hidden_size": heads * width,
     }
 
 
-def _flattened(prefix: KeyValues) -> Tensor:
-    """[P, L * 2 * heads_kv * d] of twice [L, heads_kv, P, d]."""
-    stacked = torch.stack([tensor.detach().float().cpu() for tensor in prefix], 1)
+def _flatten(prefix: KeyValues) -> Tensor:
+    """Return [P, L 2 kv d] of keys and values, [L, kv, P, d] each."""
+    stacked = torch.stack([tensor.detach().float().cpu() for tensor in prefix], 1)  # [L, 2, kv, P, d]
     return stacked.permute(3, 0, 1, 2, 4).flatten(1)
 
 
-def _npy(tensor: Tensor) -> bytes:
+def _encode_npy(tensor: Tensor) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, tensor.detach().float().cpu().numpy(), allow_pickle=False)
     return buffer.getvalue()
@@ -131,7 +131,7 @@ def _npy(tensor: Tensor) -> bytes:
 
 
 class _Config(BaseModel):
-    """What of an adapter's configuration says how to read its tensor; the rest tells how it was trained."""
+    """The part of an adapter's configuration that tells how to read its tensor; the rest tells how it was trained."""
 
     model_config = ConfigDict(frozen=True, strict=True)
 
@@ -146,7 +146,7 @@ class _Config(BaseModel):
 
     @property
     def submodules(self) -> int:
-        """How many stacks of the model PEFT allocated rows for: both of an encoder-decoder, where nothing is stated."""
+        """Number of the model's stacks that PEFT allocated rows for; if not stated, both of an encoder-decoder."""
         return self.num_transformer_submodules or (2 if self.task_type == "SEQ_2_SEQ_LM" else 1)
 
 
@@ -158,7 +158,7 @@ def _read_adapter(folder: Path) -> ForeignPrompt:
     method, notes = METHODS[config.peft_type], list[str]()
     if method == "prefix":
         return ForeignPrompt(
-            _unflattened(tensor, config, where),
+            _unflatten(tensor, config, where),
             method,
             "before_bos",
             config.base_model_name_or_path,
@@ -168,7 +168,7 @@ def _read_adapter(folder: Path) -> ForeignPrompt:
     if encoder_decoder and config.submodules == 2:
         _check_shape(tensor, [2 * config.num_virtual_tokens, config.token_dim], where)
         notes.append(
-            f"of {len(tensor)} rows the first {config.num_virtual_tokens} are taken: PEFT allocates the others "
+            f"of {len(tensor)} rows the first {config.num_virtual_tokens} were imported: PEFT allocates the others "
             "for the decoder, and no model reads them"
         )
         tensor = tensor[: config.num_virtual_tokens].clone()
@@ -184,11 +184,11 @@ def _read_config(path: Path) -> _Config:
         kind = json.loads(body)["peft_type"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise ArtifactError(
-            f"{path}: no configuration of a PEFT adapter; expected a JSON object with `peft_type`"
+            f"{path}: not the configuration of a PEFT adapter; expected a JSON object with `peft_type`"
         ) from None
     if not isinstance(kind, str) or kind not in METHODS:
         raise ArtifactError(
-            f"{path}: peft_type is {kind!r:.80}, which is no soft prompt that can be imported; expected "
+            f"{path}: peft_type is {kind!r:.80}, which cannot be imported as a soft prompt; expected "
             f"{', '.join(METHODS)}"
         )
     try:
@@ -201,14 +201,13 @@ def _read_config(path: Path) -> _Config:
 
 
 def _read_weights(folder: Path) -> Tensor:
-    """The adapter's only tensor as finite float32; its size is checked before anything is read."""
+    """Return the adapter's only tensor as finite float32; its size is checked before anything is read."""
     path = folder / WEIGHTS_FILE
     if not path.is_file():
         if (folder / PICKLE_FILE).is_file():
             raise ArtifactError(
-                f"{folder / PICKLE_FILE}: a pickle can run code when it is read, so it is not; where you trust "
-                "it, save it anew as safetensors: "
-                "PeftModel.from_pretrained(base, folder).save_pretrained(new_folder)"
+                f"{folder / PICKLE_FILE}: it is not read, because a pickle can run code; if you trust it, save it as "
+                "safetensors: PeftModel.from_pretrained(base, folder).save_pretrained(new_folder)"
             )
         raise NotFound(f"{path}: missing beside {CONFIG_FILE}")
     if path.stat().st_size > MAX_FILE_BYTES:
@@ -223,7 +222,7 @@ def _read_weights(folder: Path) -> Tensor:
                 )
             tensor: Tensor = file.get_tensor(TENSOR)
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise ArtifactError(f"{path}: truncated or altered ({error}); fetch the adapter anew") from None
+        raise ArtifactError(f"{path}: truncated or altered ({error}); fetch the adapter again") from None
     if not tensor.is_floating_point() or tensor.itemsize < 2 or not torch.isfinite(tensor).all():
         raise ArtifactError(
             f"{path}: {TENSOR} are {tensor.dtype} and not all finite numbers; expected finite float16, "
@@ -232,16 +231,16 @@ def _read_weights(folder: Path) -> Tensor:
     return tensor.float()
 
 
-def _unflattened(tensor: Tensor, config: _Config, where: str) -> KeyValues:
-    """Keys and values [L, heads_kv, P, d] of [P, L * 2 * heads_kv * d]."""
+def _unflatten(tensor: Tensor, config: _Config, where: str) -> KeyValues:
+    """Return keys and values [L, kv, P, d] of [P, L 2 kv d]."""
     heads, layers = config.num_attention_heads, config.num_layers
     if heads is None or layers is None or config.token_dim % heads:
         raise ArtifactError(
             f"{where}: prefix tuning needs num_layers and num_attention_heads that divide token_dim in {CONFIG_FILE}, "
-            f"found {layers} and {heads} for {config.token_dim}; save the adapter anew with a current PEFT"
+            f"found {layers} and {heads} for {config.token_dim}; save the adapter again with a current PEFT"
         )
     _check_shape(tensor, [config.num_virtual_tokens, layers * 2 * config.token_dim], where)
-    split = tensor.view(config.num_virtual_tokens, layers, 2, heads, -1).permute(2, 1, 3, 0, 4)
+    split = tensor.view(config.num_virtual_tokens, layers, 2, heads, -1).permute(2, 1, 3, 0, 4)  # [2, L, kv, P, d]
     return KeyValues(*(part.contiguous() for part in split))
 
 

@@ -1,4 +1,4 @@
-"""Where a soft prompt stands: before the tokenizer's BOS, which is then part of the text, or behind it."""
+"""Where a soft prompt stands: before the tokenizer's BOS, which then belongs to the text, or behind it."""
 
 from collections.abc import Callable
 
@@ -10,33 +10,33 @@ from ptpipeline.records import Placement
 
 
 def place_prompt(base: FrozenBase, prompt: SoftPrompt, placement: Placement) -> SoftPrompt:
-    """What the model reads in front of the text: the prompt, or `[BOS][prompt]`, one token longer."""
+    """Return what the model reads before the text: the prompt [P, H], or `[BOS][prompt]` [1 + P, H]."""
     if placement == "before_bos" or isinstance(prompt, KeyValues):
         return prompt
-    bos = base.embed(torch.tensor([_bos(base)])).to(prompt.device, prompt.dtype)
+    bos = base.embed(torch.tensor([_require_bos(base)])).to(prompt.device, prompt.dtype)
     return torch.cat([bos, prompt])
 
 
 def count_extra_tokens(placement: Placement) -> int:
-    """How many tokens stand in front of the text besides the virtual ones."""
+    """Return how many tokens stand before the text besides the virtual ones."""
     return 1 if placement == "after_bos" else 0
 
 
 def build_text_encoder(base: FrozenBase, placement: Placement) -> Callable[[str, bool], list[int]]:
-    """The base's tokenizer for texts behind such a prompt: without BOS where that stands before the prompt.
+    """Return the base's tokenizer for texts behind such a prompt: without BOS if that stands before the prompt.
 
-    Raises ContextError where the tokenizer puts no BOS before a text.
+    Raises ContextError if the placement needs a BOS and the tokenizer puts none before a text.
     """
     if placement == "before_bos":
         return base.encode
-    _bos(base)
+    _require_bos(base)
     return lambda text, special: base.encode(text, special)[1 if special else 0 :]
 
 
-def _bos(base: FrozenBase) -> int:
+def _require_bos(base: FrozenBase) -> int:
     if base.bos is None:
         raise ContextError(
-            f"tune.placement: after_bos, but the tokenizer of {base.ref.name} puts no BOS before a text; take "
-            "`before_bos`"
+            f"tune.placement: after_bos, but the tokenizer of {base.ref.name} puts no BOS before a text; set it to "
+            "before_bos"
         )
     return base.bos

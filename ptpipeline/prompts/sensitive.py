@@ -1,6 +1,4 @@
-"""The screen of a prompt's neighbours against sensitive terms, and the terms that it takes by default. Imports no
-torch.
-"""
+"""Screens a prompt's neighbours for sensitive terms, and lists the default terms. Imports no torch."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -65,41 +63,41 @@ TERMS: dict[str, Sequence[str]] = {
 
 
 def screen(neighbours: Neighbours, terms: Mapping[str, Sequence[str]] = TERMS) -> list[Hint]:
-    """The neighbours that hold one of the terms (by category) as a whole word, in either case: hints, never proof.
+    """Return the neighbours that hold one of the terms (by category) as a whole word, in either case.
 
-    Raises TaskFileError where a term is no single word: a token never holds more.
+    These are hints, never proof. Raises TaskFileError if a term is not a single word: a token never holds more.
     """
-    categories = _by_word(terms)
+    categories = _index_terms(terms)
     return [
         Hint(virtual_token=place, token=token, category=category, measures=measures)
         for place, near in enumerate(neighbours.tokens)
-        for token, measures in _tokens(near.nearest).items()
-        for category in sorted({found for word in _words(token) for found in categories.get(word, ())})
+        for token, measures in _group_by_token(near.nearest).items()
+        for category in sorted({name for word in _split_words(token) for name in categories.get(word, ())})
     ]
 
 
-def _by_word(terms: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
-    """Categories by case-folded word."""
-    found: dict[str, list[str]] = {}
+def _index_terms(terms: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return categories by case-folded word."""
+    categories: dict[str, list[str]] = {}
     for category, words in terms.items():
         for word in words:
-            if _words(word) != [word.casefold()]:
+            if _split_words(word) != [word.casefold()]:
                 raise TaskFileError(
                     f"sensitive terms of {category}: {word!r} is no single word, and a token never holds more; "
                     "list its words one by one"
                 )
-            found.setdefault(word.casefold(), []).append(category)
-    return found
+            categories.setdefault(word.casefold(), []).append(category)
+    return categories
 
 
-def _tokens(nearest: Mapping[Measure, Sequence[Neighbour]]) -> dict[str, list[Measure]]:
-    """Each token once, with the measures that name it."""
-    found: dict[str, list[Measure]] = {}
+def _group_by_token(nearest: Mapping[Measure, Sequence[Neighbour]]) -> dict[str, list[Measure]]:
+    """Return each token once, with the measures that name it."""
+    measures: dict[str, list[Measure]] = {}
     for measure, listed in nearest.items():
         for neighbour in listed:
-            found.setdefault(neighbour.token, []).append(measure)
-    return found
+            measures.setdefault(neighbour.token, []).append(measure)
+    return measures
 
 
-def _words(text: str) -> list[str]:
+def _split_words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())

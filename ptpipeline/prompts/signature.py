@@ -1,9 +1,8 @@
-"""Signed prompts (Ed25519): keys, signatures, and the store that hands out no manifest without a trusted one. Imports
-no torch.
+"""Signed prompts (Ed25519): keys, signatures, and the store that returns only manifests with a trusted signature.
 
 A signature is an object of its own, `prompts/<task>/<digest>/signature-<key id>.json`, one per key, so that a key can
 be replaced while prompts that the old one signed are in use. It covers task and digest, and the digest covers all the
-rest. Signing and verifying lie in the store, not in those who read and write: nobody can forget them.
+rest. The store signs and verifies, not its callers, so that nobody can forget it. Imports no torch.
 """
 
 import base64
@@ -41,9 +40,7 @@ _HOW = "`openssl genpkey -algorithm ed25519` makes one (docs/signing.md)"
 
 
 class Signature(Record):
-    """What a key says about a prompt: `signature` is base64 over `signed_bytes`, `key` the id of the key that
-    made it.
-    """
+    """A key's signature of a prompt: `signature` is base64 over what `encode_signed` returns, `key` the key's id."""
 
     schema_version: Literal[1] = 1
     digest: str = Field(pattern=DIGEST_PATTERN)
@@ -51,19 +48,20 @@ class Signature(Record):
     signature: str
 
     def to_bytes(self) -> bytes:
-        """The object as it is stored; no other spelling of it is accepted."""
+        """Return the object as it is stored; no other spelling of it is accepted."""
         return rfc8785.dumps(self.to_json())
 
 
 def encode_signed(task: str, digest: str) -> bytes:
-    """What is signed: canonical JSON of the domain, which no signature made for something else can hold, task and
-    digest.
+    """Return what is signed: canonical JSON of domain, task and digest.
+
+    A signature that was made for something else has another domain.
     """
     return rfc8785.dumps({"domain": DOMAIN, "task": task, "digest": digest})
 
 
 def compute_key_id(key: Ed25519PublicKey) -> str:
-    """The first 16 hex digits of sha256 over the raw public key."""
+    """Return the first 16 hex digits of sha256 over the raw public key."""
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
 
 
@@ -82,7 +80,7 @@ class SigningKey:
         return compute_key_id(self.private.public_key())
 
     def sign(self, task: str, digest: str) -> Signature:
-        """The same signature each time: Ed25519 draws nothing at random."""
+        """Return the signature of a prompt, the same each time: Ed25519 draws nothing at random."""
         return Signature(
             digest=digest,
             key=self.id,
@@ -92,27 +90,27 @@ class SigningKey:
 
 @dataclass(frozen=True)
 class Trust:
-    """The public keys, by id, of which one has to have signed each prompt, and the file that they stand in."""
+    """The public keys, by id, and the file that they come from; one of them must have signed each prompt."""
 
     keys: Mapping[str, Ed25519PublicKey]
     source: Path
 
     def verify(self, store: ObjectStore, task: str, digest: str) -> None:
-        """ArtifactError unless a trusted key signed the prompt: it says what was found instead."""
+        """Raise ArtifactError unless a trusted key signed the prompt; the error tells what is there instead."""
         folder, flaws = prompt_prefix(task, digest), []
         for name, key in self.keys.items():
             try:
                 body = store.read(signature_key(task, digest, name)).body
             except NotFound:
                 continue
-            flaw = _flaw(body, key, task, digest)
+            flaw = _find_flaw(body, key, task, digest)
             if flaw is None:
                 return
             flaws.append(f"{signature_file(name)} {flaw}; remove that object and sign again")
-        what = "; ".join(flaws) or self._absence(store, folder)
+        what = "; ".join(flaws) or self._explain_absence(store, folder)
         raise ArtifactError(f"{store.url}/{folder}: PTP_TRUSTED_KEYS asks for a signature: {what}: `ptp sign {task}@N`")
 
-    def _absence(self, store: ObjectStore, folder: str) -> str:
+    def _explain_absence(self, store: ObjectStore, folder: str) -> str:
         others = [signer for key in store.keys(folder) if (signer := signer_id(key)) is not None]
         if others:
             return (
@@ -123,9 +121,9 @@ class Trust:
 
 
 class SignedStore:
-    """An object store in which manifests are read behind a trusted signature only, and written behind one's own.
+    """An object store that verifies each manifest's signature when it is read, and signs each that is written.
 
-    Without `trust` nothing is verified, without `key` nothing is signed. `unverified` is the store itself.
+    Without `trust` nothing is verified, without `key` nothing is signed. `unverified` is the plain store.
     """
 
     def __init__(self, unverified: ObjectStore, trust: Trust | None = None, key: SigningKey | None = None) -> None:
@@ -136,7 +134,7 @@ class SignedStore:
         self.where = unverified.where
 
     def read(self, key: str) -> Stored:
-        """ArtifactError for a manifest that no trusted key signed: without it there is no prompt."""
+        """Return the object; raise ArtifactError for a manifest that no trusted key signed."""
         stored = self.unverified.read(key)
         if self.trust is not None and (prompt := claimed_prompt(key)):
             self.trust.verify(self.unverified, *prompt)
@@ -146,7 +144,7 @@ class SignedStore:
         return self.unverified.exists(key)
 
     def create(self, key: str, body: bytes) -> None:
-        """The signature goes first, because a manifest's presence means that all is there."""
+        """Store the object, a manifest after its signature: its presence means that all is there."""
         if self.key is not None and (prompt := claimed_prompt(key)):
             _put(self.unverified, self.key, *prompt)
         self.unverified.create(key, body)
@@ -165,7 +163,7 @@ class SignedStore:
 
 
 def open_prompts(settings: Settings) -> ObjectStore:
-    """The object store of the settings, with their keys: the way in for whoever reads or writes prompts.
+    """Return the object store of the settings with their keys: open it so to read or write prompts.
 
     Raises SettingsError for a store or a key file that cannot be used, or a signing key that readers would refuse.
     """
@@ -181,10 +179,10 @@ def open_prompts(settings: Settings) -> ObjectStore:
 
 
 def sign(store: ObjectStore, task: str, digest: str, key: SigningKey) -> list[str]:
-    """Sign a prompt that lies in the store already, behind the members of an ensemble; returns the digests signed.
+    """Sign a prompt that is in the store already, after an ensemble's members, and return the signed digests.
 
-    All bytes are verified first. Take the digest from the ledger, never from the store, which is what signatures guard
-    against. Idempotent. Raises NotFound, or ArtifactError where bytes are altered or an invalid signature lies there.
+    All bytes are verified first. Take the digest from the ledger, never from the store: signatures guard against the
+    store. Idempotent. Raises NotFound, or ArtifactError if bytes are altered or an invalid signature is there.
     """
     bare = store.unverified if isinstance(store, SignedStore) else store
     artifact = read_artifact(bare, task, digest)
@@ -195,21 +193,25 @@ def sign(store: ObjectStore, task: str, digest: str, key: SigningKey) -> list[st
 
 
 def read_signing_key(path: Path) -> SigningKey:
-    """The Ed25519 private key in a PEM file that its owner alone may read. Raises SettingsError, which never quotes the
-    file.
+    """Return the Ed25519 private key in a PEM file that its owner alone may read.
+
+    Raises SettingsError, which never quotes the file.
     """
-    found = _private_key(path)
-    if isinstance(found, str):  # raised here, where no variable of the traceback holds the file's bytes
-        raise SettingsError(f"PTP_SIGNING_KEY: {found}")
-    return SigningKey(found)
+    key = _read_private_key(path)
+    if isinstance(key, str):  # raised here: no variable of the traceback holds the file's bytes
+        raise SettingsError(f"PTP_SIGNING_KEY: {key}")
+    return SigningKey(key)
 
 
 def read_trust(path: Path) -> Trust:
-    """The Ed25519 public keys in a PEM file, one or several; text between them is a comment. Raises SettingsError."""
-    found = _public_keys(path)
-    if isinstance(found, str):
-        raise SettingsError(f"PTP_TRUSTED_KEYS: {path}: {found}")
-    return Trust({compute_key_id(key): key for key in found}, path)
+    """Return the Ed25519 public keys in a PEM file, one or several; text between them is a comment.
+
+    Raises SettingsError if a key cannot be used.
+    """
+    keys = _read_public_keys(path)
+    if isinstance(keys, str):
+        raise SettingsError(f"PTP_TRUSTED_KEYS: {path}: {keys}")
+    return Trust({compute_key_id(key): key for key in keys}, path)
 
 
 def _put(store: ObjectStore, key: SigningKey, task: str, digest: str) -> None:
@@ -218,38 +220,35 @@ def _put(store: ObjectStore, key: SigningKey, task: str, digest: str) -> None:
         store.create(where, key.sign(task, digest).to_bytes())
     except PreconditionFailed:
         raise ArtifactError(
-            f"{store.url}/{where}: other bytes lie there than key {key.id} signs; find out who wrote them, "
-            "remove the object, and sign again"
+            f"{store.url}/{where} holds other bytes than key {key.id} signs; find out who wrote them, remove the "
+            "object, and sign again"
         ) from None
 
 
-def _flaw(body: bytes, key: Ed25519PublicKey, task: str, digest: str) -> str | None:
-    """What is wrong with a stored signature; None where `key` made it for this prompt."""
+def _find_flaw(body: bytes, key: Ed25519PublicKey, task: str, digest: str) -> str | None:
+    """Return what is wrong with a stored signature; None if `key` made it for this prompt."""
     if len(body) > MAX_SIGNATURE_BYTES:
         return f"has {len(body)} bytes, at most {MAX_SIGNATURE_BYTES} allowed"
     try:
-        found = Signature.model_validate_json(body)
-        raw = base64.b64decode(found.signature, validate=True)
+        signature = Signature.model_validate_json(body)
+        raw = base64.b64decode(signature.signature, validate=True)
     except (ValidationError, binascii.Error):
-        return "is no signature: it was altered, or a newer ptpipeline wrote it"
-    if found.digest != digest:
-        return f"was made for prompt {found.digest[:12]} and copied here"
-    if found.key != compute_key_id(key):
-        return f"states key {found.key}"
+        return "is not a signature: it was altered, or a newer ptpipeline wrote it"
+    if signature.digest != digest:
+        return f"was made for prompt {signature.digest[:12]} and copied here"
+    if signature.key != compute_key_id(key):
+        return f"states key {signature.key}"
     try:
         key.verify(raw, encode_signed(task, digest))
     except InvalidSignature:
         return "is not valid: it was altered, or somebody without the key made it"
-    spelled = (
-        base64.b64encode(raw).decode() == found.signature and found.to_bytes() == body
-    )  # several base64 texts mean the same bytes
-    return None if spelled else "was altered"
+    # several base64 texts mean the same bytes
+    as_stored = base64.b64encode(raw).decode() == signature.signature and signature.to_bytes() == body
+    return None if as_stored else "was altered"
 
 
-def _private_key(path: Path) -> Ed25519PrivateKey | str:
-    """The key, or what is wrong with its file, which is named once it is known to be one: what else was set may be a
-    key.
-    """
+def _read_private_key(path: Path) -> Ed25519PrivateKey | str:
+    """Return the key, or what is wrong with its file; a path that is not a file is not quoted, it may be a key."""
     try:
         with path.open("rb") as file:
             mode, body = os.fstat(file.fileno()).st_mode, file.read(MAX_KEY_BYTES)
@@ -261,22 +260,21 @@ def _private_key(path: Path) -> Ed25519PrivateKey | str:
     if mode & (stat.S_IRWXG | stat.S_IRWXO):
         return (
             f"{path} has mode {stat.S_IMODE(mode):04o}, so others than its owner can use it; `chmod 600` it, and "
-            "if it was exposed replace the key"
+            "replace the key if it was exposed"
         )
     try:
         key = load_pem_private_key(body, None)
     except TypeError:
-        return (
-            f"{path} is encrypted, and there is nobody to ask for its password; expected a plain one that its mode "
-            "0600 protects"
-        )
+        return f"{path} is encrypted, and nobody can be asked for its password; expected a plain key with mode 0600"
     except (ValueError, UnsupportedAlgorithm):
         return f"{path} holds no private key in PEM; {_HOW}"
-    return key if isinstance(key, Ed25519PrivateKey) else f"{path} is no Ed25519 key (found {_kind(key)}); {_HOW}"
+    return (
+        key if isinstance(key, Ed25519PrivateKey) else f"{path} is not an Ed25519 key (found {_name_kind(key)}); {_HOW}"
+    )
 
 
-def _public_keys(path: Path) -> list[Ed25519PublicKey] | str:
-    """The keys, or what is wrong with their file."""
+def _read_public_keys(path: Path) -> list[Ed25519PublicKey] | str:
+    """Return the keys, or what is wrong with their file."""
     try:
         with path.open("rb") as file:
             body = file.read(MAX_KEY_BYTES + 1)
@@ -291,17 +289,18 @@ def _public_keys(path: Path) -> list[Ed25519PublicKey] | str:
     for number, block in enumerate(blocks, start=1):
         if b"PRIVATE" in block[1]:
             return (
-                f"key {number} is a private one, which no reader may have; replace it by `openssl pkey -in KEY -pubout`"
+                f"key {number} is a private key, which no reader may have; replace it with the output of "
+                "`openssl pkey -in KEY -pubout`"
             )
         try:
             key = load_pem_public_key(block[0])
         except (ValueError, UnsupportedAlgorithm):
-            return f"key {number} is no public key in PEM; `openssl pkey -in KEY -pubout` prints one"
+            return f"key {number} is not a public key in PEM; `openssl pkey -in KEY -pubout` prints one"
         if not isinstance(key, Ed25519PublicKey):
-            return f"key {number} is no Ed25519 key (found {_kind(key)}); {_HOW}"
+            return f"key {number} is not an Ed25519 key (found {_name_kind(key)}); {_HOW}"
         keys.append(key)
     return keys
 
 
-def _kind(key: object) -> str:
+def _name_kind(key: object) -> str:
     return type(key).__name__.removesuffix("PrivateKey").removesuffix("PublicKey")

@@ -1,4 +1,4 @@
-"""Artifacts as tensors: packing a trained prompt into bytes, unpacking verified bytes for one base model."""
+"""Artifacts as tensors: packs a trained prompt into bytes, and unpacks verified bytes for one base model."""
 
 import hashlib
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from ptpipeline.records import BaseModelRef, Members, PromptManifest, TensorInfo
 
 
 def pack(prompt: SoftPrompt, dtype: str, fields: dict[str, Any]) -> Artifact:
-    """A trained prompt as an artifact; `fields` are the manifest's other identity fields.
+    """Return a trained prompt as an artifact; `fields` are the manifest's other identity fields.
 
-    Raises TrainingError where a value is not finite in the stored type.
+    Raises TrainingError if a value is not finite in the stored type.
     """
     stored = name_tensors(round_to_stored(prompt, dtype))
     body = save(stored)
@@ -33,7 +33,7 @@ def pack(prompt: SoftPrompt, dtype: str, fields: dict[str, Any]) -> Artifact:
 
 
 def pack_ensemble(members: Sequence[Artifact], combine: Literal["average", "vote"], fields: dict[str, Any]) -> Artifact:
-    """An ensemble of these prompts: a manifest that lists them, and no tensors of its own."""
+    """Return an ensemble of these prompts: a manifest that lists them, and no tensors of its own."""
     body = save({})
     digest = hashlib.sha256(body).hexdigest()
     listed = Members(digests=[member.digest for member in members], combine=combine)
@@ -44,13 +44,16 @@ def pack_ensemble(members: Sequence[Artifact], combine: Literal["average", "vote
 
 
 def name_tensors(prompt: SoftPrompt) -> dict[str, Tensor]:
-    """The prompt's tensors under the names they are stored with."""
+    """Return the prompt's tensors under their stored names."""
     return dict(zip(PREFIX if isinstance(prompt, KeyValues) else EMBEDDINGS, list_tensors(prompt), strict=True))
 
 
 def round_to_stored(prompt: SoftPrompt, dtype: str) -> SoftPrompt:
-    """The prompt as it is stored: detached, on the CPU, rounded to the stored type; finite, or TrainingError."""
-    # a copy always: in float32 all else are views of the parameters, which train on
+    """Return the prompt as it is stored: detached, on the CPU, rounded to the stored type.
+
+    Raises TrainingError if a value is not finite in that type.
+    """
+    # always a copy: in float32 the tensors would be views of the parameters, which train on
     stored = rebuild(
         prompt, [tensor.detach().to("cpu", DTYPES[dtype], copy=True).contiguous() for tensor in list_tensors(prompt)]
     )
@@ -62,9 +65,9 @@ def round_to_stored(prompt: SoftPrompt, dtype: str) -> SoftPrompt:
 
 
 def unpack(artifact: Artifact, base: BaseModelRef) -> SoftPrompt:
-    """The prompt of a verified artifact, for the base model that it was trained on and no other.
+    """Return the prompt of a verified artifact, for the base model that it was trained on and no other.
 
-    Raises BaseModelError where base or tokenizer differ, ArtifactError where a value is not finite.
+    Raises BaseModelError if base or tokenizer differ, ArtifactError if a value is not finite.
     """
     check_tensors(artifact.manifest, artifact.tensors)
     check_base(artifact, base)
@@ -79,16 +82,15 @@ def unpack(artifact: Artifact, base: BaseModelRef) -> SoftPrompt:
 
 
 def check_base(artifact: Artifact, base: BaseModelRef) -> None:
-    """BaseModelError unless the artifact was trained on this base model and tokenizer."""
+    """Raise BaseModelError unless the artifact was trained on this base model and tokenizer."""
     trained_on = artifact.manifest.base_model
-    for what, found, expected in (
+    for what, actual, expected in (
         ("base model", base.fingerprint, trained_on.fingerprint),
         ("tokenizer", base.tokenizer_fingerprint, trained_on.tokenizer_fingerprint),
     ):
-        if found != expected:
+        if actual != expected:
             raise BaseModelError(
                 f"{artifact.manifest.task} {artifact.digest[:12]}: trained on {what} {trained_on.name} "
-                f"{expected[:12]}, "
-                f"but {base.name} {found[:12]} is loaded; serve it on {trained_on.name}, or train the task "
-                "anew on this base"
+                f"{expected[:12]}, but {base.name} {actual[:12]} is loaded; serve it on {trained_on.name}, or train "
+                "the task on this base"
             )

@@ -1,17 +1,18 @@
-"""A prompt that something else trained becomes a candidate: every bound checked against task and base, then packed like
-our own.
+"""A prompt that something else trained becomes a candidate: checked against task and base, then packed like our own.
 
 Nothing in such a file proves which base it was trained on or which rows it has seen: the gate decides what it is worth.
 """
 
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from ptpipeline.data.rows import Row
 from ptpipeline.errors import ArtifactError, BaseModelError, TrainingError
 from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, count_virtual_tokens, list_tensors
+from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.parameterise import Direct
 from ptpipeline.prompts.peft import ForeignPrompt
 from ptpipeline.prompts.placement import place_prompt
@@ -25,21 +26,29 @@ from ptpipeline.tuning.start import Start
 from ptpipeline.tuning.tune import TrainedTask, Work, build_manifest_fields, build_task_text
 
 
-def adopt(base: FrozenBase, task: Task, snapshot: Snapshot, found: ForeignPrompt, dev: Sequence[Row]) -> TrainedTask:
-    """The foreign prompt as an artifact of the task, with zero steps of training, measured on the task's dev rows.
+def adopt(base: FrozenBase, task: Task, snapshot: Snapshot, foreign: ForeignPrompt, dev: Sequence[Row]) -> TrainedTask:
+    """Return the foreign prompt as an artifact of the task, after zero steps, measured on the task's dev rows.
 
-    Raises BaseModelError where it does not fit the base, ContextError where it leaves no room for text, ArtifactError
-    where the task's stored type cannot hold its values.
+    Raises BaseModelError if it does not fit the base, ContextError if it leaves no room for text, ArtifactError if the
+    task's stored type cannot hold its values.
     """
-    _check_base(base, found)
-    recipe = _recipe(task.tune, found)
+    _check_base(base, foreign)
+    recipe = _adapt_recipe(task.tune, foreign)
     text = build_task_text(base, task, recipe)
-    stored = _stored(found.prompt, recipe.store_dtype)
+    stored = _round_to_stored(foreign.prompt, recipe.store_dtype)
     job = Job(task.name, task, recipe, stored, text, [], text.rows(dev))
-    fields = build_manifest_fields(base, Work(task, snapshot, Start(None, None, []), [job], []), job)
+    work = Work(task, snapshot, Start(None, None, []), [job], [])
+    artifact = pack(stored, recipe.store_dtype, build_manifest_fields(base, work, job) | _identify(base, job))
+    warnings = [*foreign.notes, _describe_origin(base, foreign)]
+    return TrainedTask(artifact, [], _describe_adoption(base, job, artifact, warnings))
+
+
+def _identify(base: FrozenBase, job: Job) -> dict[str, Any]:
+    """Return the manifest's fields that say how the prompt came about, with a training key of the import."""
+    task, recipe = job.task, job.tune
     identity = {
         "kind": "import",
-        "method": found.method,
+        "method": recipe.method,
         "store_dtype": recipe.store_dtype,
         "placement": recipe.placement,
         "template": task.template,
@@ -51,58 +60,59 @@ def adopt(base: FrozenBase, task: Task, snapshot: Snapshot, found: ForeignPrompt
         "task": task.name,
         "base": base.ref.fingerprint,
         "recipe": identity,
-        "tensors": _digest(stored),
+        "tensors": _digest_tensors(job.initial),
     }
-    marks = {"method": found.method, "seed": 0, "recipe": digest_of(identity), "training_key": digest_of(key)}
-    artifact = pack(stored, recipe.store_dtype, fields | marks)
-    tuned = TunedPrompt(
-        task=task.name,
+    return {"method": recipe.method, "seed": 0, "recipe": digest_of(identity), "training_key": digest_of(key)}
+
+
+def _describe_adoption(base: FrozenBase, job: Job, artifact: Artifact, warnings: list[str]) -> TunedPrompt:
+    return TunedPrompt(
+        task=artifact.manifest.task,
         digest=artifact.digest,
         training_key=artifact.manifest.training_key,
-        snapshot=snapshot.digest,
+        snapshot=artifact.manifest.snapshot,
         bytes=len(artifact.tensors),
         steps=0,
         best_step=0,
-        best_dev=_dev(base, job),
+        best_dev=_measure_dev(base, job),
         stopped_early=False,
         seconds=0.0,
         tokens_per_second=0.0,
         compute_dtype=str(base.dtype).removeprefix("torch."),
         self_check={},
         curve=[],
-        warnings=[*found.notes, _origin(base, found)],
+        warnings=warnings,
     )
-    return TrainedTask(artifact, [], tuned)
 
 
-def _recipe(tune: Tune, found: ForeignPrompt) -> Tune:
-    """The task's recipe as it would have made such a prompt."""
+def _adapt_recipe(tune: Tune, foreign: ForeignPrompt) -> Tune:
+    """Return the task's recipe as it would have made such a prompt."""
     shape = {
-        "method": found.method,
-        "num_virtual_tokens": count_virtual_tokens(found.prompt),
-        "placement": found.placement or tune.placement,
+        "method": foreign.method,
+        "num_virtual_tokens": count_virtual_tokens(foreign.prompt),
+        "placement": foreign.placement or tune.placement,
     }
     return tune.model_copy(update=shape | {"ensemble": None, "search": None})
 
 
-def _check_base(base: FrozenBase, found: ForeignPrompt) -> None:
-    kind = bool(getattr(base.model.config, "is_encoder_decoder", False))
-    if found.encoder_decoder is not None and found.encoder_decoder != kind:
+def _check_base(base: FrozenBase, foreign: ForeignPrompt) -> None:
+    own_kind = bool(getattr(base.model.config, "is_encoder_decoder", False))
+    if foreign.encoder_decoder is not None and foreign.encoder_decoder != own_kind:
         kinds = {True: "an encoder-decoder (SEQ_2_SEQ_LM)", False: "a causal model (CAUSAL_LM)"}
         raise BaseModelError(
-            f"the adapter is for {kinds[found.encoder_decoder]}, base model {base.ref.name} is {kinds[kind]}; "
+            f"the adapter is for {kinds[foreign.encoder_decoder]}, base model {base.ref.name} is {kinds[own_kind]}; "
             "import it into a task on its own base"
         )
-    if not isinstance(found.prompt, KeyValues) and found.prompt.shape[1] != base.ref.hidden_size:
+    if not isinstance(foreign.prompt, KeyValues) and foreign.prompt.shape[1] != base.ref.hidden_size:
         raise BaseModelError(
-            f"the prompt is {found.prompt.shape[1]} wide, base model {base.ref.name} is {base.ref.hidden_size} "
+            f"the prompt is {foreign.prompt.shape[1]} wide, base model {base.ref.name} is {base.ref.hidden_size} "
             "wide; import it into a task on its own base"
         )
     with torch.inference_mode():
-        base.compute_prefix([found.prompt])  # layers and heads are the model's to check
+        base.compute_prefix([foreign.prompt])  # the model checks layers and heads
 
 
-def _stored(prompt: SoftPrompt, dtype: str) -> SoftPrompt:
+def _round_to_stored(prompt: SoftPrompt, dtype: str) -> SoftPrompt:
     try:
         return round_to_stored(prompt, dtype)
     except TrainingError:
@@ -112,7 +122,7 @@ def _stored(prompt: SoftPrompt, dtype: str) -> SoftPrompt:
         ) from None
 
 
-def _digest(prompt: SoftPrompt) -> str:
+def _digest_tensors(prompt: SoftPrompt) -> str:
     digest = hashlib.sha256()
     for tensor in list_tensors(prompt):
         digest.update(str(list(tensor.shape)).encode())
@@ -120,18 +130,18 @@ def _digest(prompt: SoftPrompt) -> str:
     return digest.hexdigest()
 
 
-def _dev(base: FrozenBase, job: Job) -> float:
-    """The dev metric, as a member in training is judged."""
+def _measure_dev(base: FrozenBase, job: Job) -> float:
+    """Return the dev metric, as a member in training is judged."""
     parameterisation = Direct(job.initial)
     member = Member(job, parameterisation, build_optimizer(job.tune, list(parameterisation.parameters())), iter(()))
     with torch.inference_mode():
         cache = base.compute_prefix([place_prompt(base, job.initial, job.tune.placement)])
-    return member.judge(job.initial, answer(base, cache, member.dev_queries(0)))
+    return member.judge(job.initial, answer(base, cache, member.build_dev_requests(0)))
 
 
-def _origin(base: FrozenBase, found: ForeignPrompt) -> str:
-    named = f"its file names the base {found.named_base!r:.120}" if found.named_base else "its file names no base"
+def _describe_origin(base: FrozenBase, foreign: ForeignPrompt) -> str:
+    named = f"the base {foreign.named_base!r:.120}" if foreign.named_base else "no base"
     return (
-        f"imported: {named}, which proves nothing; that it was trained on {base.ref.name}, and on none of the test "
-        "rows, is for whoever imports it to know"
+        f"imported: its file names {named}, which proves nothing; whoever imports it must know that it was trained on "
+        f"{base.ref.name} and on none of the test rows"
     )

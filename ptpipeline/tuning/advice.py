@@ -1,30 +1,30 @@
-"""What a recipe is told about itself: settings outside the ranges that the papers support."""
+"""Warnings about settings of a recipe outside the ranges that the papers support."""
 
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.task.recipe import Tune
 
 SMALL_BASE = 10**9  # Lester et al. 2021, figure 1: below about a billion parameters prompts trail fine-tuning
-LONG_PROMPT = 100  # section 3.2: beyond, larger models lose a little
+LONG_PROMPT = 100  # virtual tokens; section 3.2: beyond, larger models lose a little
 CONTEXT_SHARE = 0.25  # of the context that a prefix may take before texts are cramped
 
 
 def advise(tune: Tune, base: FrozenBase) -> list[str]:
-    """One sentence for each setting that the literature advises against; none stops the run."""
-    found = []
+    """Return one sentence for each setting that the literature advises against; none stops the run."""
+    warnings = []
     count, parameters = tune.num_virtual_tokens, sum(parameter.numel() for parameter in base.model.parameters())
     if count > LONG_PROMPT and tune.method != "prefix":
-        found.append(
-            f"tune.num_virtual_tokens: {count} virtual tokens; over {LONG_PROMPT}, prompts gained nothing "
+        warnings.append(
+            f"tune.num_virtual_tokens: {count} virtual tokens; prompts gained nothing beyond {LONG_PROMPT} "
             "(Lester et al. 2021)"
         )
     if count > CONTEXT_SHARE * base.context:
-        found.append(
-            f"tune.num_virtual_tokens: {count} of the {base.context} tokens of the context are the prompt's; "
-            "texts have the rest"
+        warnings.append(
+            f"tune.num_virtual_tokens: the prompt takes {count} of the {base.context} tokens of the context; "
+            "texts get the rest"
         )
     if parameters < SMALL_BASE:
-        found.append(
+        warnings.append(
             f"base_model: {base.ref.name} has {parameters / 1e6:.0f}M parameters; under 1000M, full "
             "fine-tuning is often better (Lester et al. 2021)"
         )
-    return found
+    return warnings

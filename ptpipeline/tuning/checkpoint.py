@@ -1,7 +1,7 @@
 """Checkpoints: where the state of a gang in training lies in the object store, and when it is written there.
 
-One object per gang, since a member's rounding depends on the batches that it shares. A killed run that is run again
-with the same gang goes on from it, and ends at the same bits.
+There is one object per gang, since a member's rounding depends on the batches that it shares. If a killed run is run
+again with the same gang, it goes on from the checkpoint and ends at the same bits.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from ptpipeline.storage.keys import checkpoint_key
 from ptpipeline.tuning.clock import Clock
 from ptpipeline.tuning.key import ENGINE_VERSION
 from ptpipeline.tuning.member import Job, Member
-from ptpipeline.tuning.state import copy_tensors, pack, unpack
+from ptpipeline.tuning.state import GangState, copy_tensors, pack, unpack
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 class Checkpoint:
     """The place of one gang's checkpoint.
 
-    Every put is conditional and replaces the whole object, so it is the older or the newer state at any instant. Two
-    processes that train the same gang compute the same numbers: either's checkpoint serves both, and the loser of a put
-    goes on and tries again at the next time.
+    Every put is conditional and replaces the whole object, so at any instant the object is the older or the newer
+    state. Two processes that train the same gang compute the same numbers: the checkpoint of either serves both, and
+    the one that loses a put goes on and tries again at the next interval.
     """
 
     def __init__(self, store: ObjectStore, key: str, seconds: float) -> None:
@@ -40,43 +40,37 @@ class Checkpoint:
 
     @property
     def due(self) -> bool:
-        """Whether `seconds` have passed since the last one, or since the beginning."""
+        """Whether `seconds` have passed since the last save, or since the beginning."""
         return time.monotonic() - self._last >= self.seconds
 
-    def load(self, jobs: Sequence[Job], report: Callable[[str], None]) -> tuple[list[Member], Clock] | None:
-        """The gang as it was saved; None where nothing is, or nothing usable, of which `report` is told.
+    def load(self, jobs: Sequence[Job], progress: Callable[[str], None]) -> GangState | None:
+        """Return the gang as it was saved; None if there is no usable checkpoint, which `progress` gets a line about.
 
-        Raises ServiceUnavailable where the store does not answer: to begin anew would throw away what it holds.
+        Raises ServiceUnavailable if the store does not answer: to start again would throw away what it holds.
         """
         try:
-            members, clock = unpack(self.store.read(self.key).body, jobs)
+            saved = unpack(self.store.read(self.key).body, jobs)
         except NotFound:
             return None
         except ArtifactError as error:
-            report(f"{self.store.url}/{self.key}: {error}; training starts from the beginning")
+            progress(f"{self.store.url}/{self.key}: {error}; training starts from the beginning")
             return None
-        report(
-            f"resumes from a checkpoint: {', '.join(f'{member.job.name} at step {member.step}' for member in members)}"
-        )
-        return members, clock
+        steps = ", ".join(f"{member.job.name} at step {member.step}" for member in saved.members)
+        progress(f"resumes from a checkpoint: {steps}")
+        return saved
 
     def save(self, members: Sequence[Member], clock: Clock) -> None:
-        """Put the gang of this moment, which has to lie between two steps. A store that fails ends no training: it is
-        warned of once.
+        """Put the gang of this moment, which must lie between two steps.
+
+        A store that fails does not end the training: one warning is logged.
         """
         try:
             self._put(pack(members, clock))
         except (PreconditionFailed, NotFound):
-            log.info(
-                "%s was written by another process at this moment; this one tries again at the next time", self.key
-            )
+            log.info("another process wrote %s at the same time; this one tries again at the next interval", self.key)
         except (PtpError, OSError) as error:
-            log.log(
-                logging.DEBUG if self._warned else logging.WARNING,
-                "no checkpoint at step %d, training goes on: %s",
-                clock.steps,
-                error,
-            )
+            level = logging.DEBUG if self._warned else logging.WARNING
+            log.log(level, "no checkpoint at step %d, training goes on: %s", clock.steps, error)
             self._warned = True
         self._last = time.monotonic()
 
@@ -89,11 +83,11 @@ class Checkpoint:
             self.store.replace(self.key, body, etag)
 
     def clear(self) -> None:
-        """Remove it; where the store does not let us, it stays behind and harms nothing."""
+        """Remove the checkpoint; if the store refuses, it stays behind and harms nothing."""
         try:
             self.store.delete(self.key)
         except (PtpError, OSError) as error:
-            log.warning("%s stays behind in %s: %s", self.key, self.store.url, error)
+            log.warning("%s stays in %s, which does no harm: %s", self.key, self.store.url, error)
 
 
 class Checkpoints:
@@ -103,30 +97,29 @@ class Checkpoints:
         self.store, self.seconds = store, seconds
         self._places: list[Checkpoint] = []
 
-    def of(self, base: FrozenBase, jobs: Sequence[Job], path: str) -> Checkpoint:
-        """The place of the gang of these jobs, before their first step, in this order and on this path of the
-        self-check.
+    def open(self, base: FrozenBase, jobs: Sequence[Job], path: str) -> Checkpoint:
+        """Return the place of the gang of these jobs before their first step, in this order.
+
+        `path` is the path that the self-check chose.
         """
-        about = {
+        identity = {
             "engine": ENGINE_VERSION,
             "base": base.ref.fingerprint,
             "dtype": str(base.dtype),
             "path": path,
-            "jobs": [_identity(job) for job in jobs],
+            "jobs": [_identify_job(job) for job in jobs],
         }
-        self._places.append(Checkpoint(self.store, checkpoint_key(digest_of(about)), self.seconds))
+        self._places.append(Checkpoint(self.store, checkpoint_key(digest_of(identity)), self.seconds))
         return self._places[-1]
 
     def clear(self) -> None:
-        """Remove them all; for when what they led to is stored."""
+        """Remove them all, once the results are stored."""
         for place in self._places:
             place.clear()
 
 
-def _identity(job: Job) -> dict[str, Any]:
-    """All that a job's numbers follow from, its first prompt included: the champion that it starts from may
-    have moved.
-    """
+def _identify_job(job: Job) -> dict[str, Any]:
+    """Return all that decides a job's numbers, with its first prompt: the champion to start from may have moved."""
     prompts = {
         "initial": job.initial,
         "teacher": job.teacher,

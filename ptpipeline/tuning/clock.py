@@ -1,4 +1,4 @@
-"""What a run's speed is computed from."""
+"""What a run's speed is computed from: its time and its tokens."""
 
 import time
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 @dataclass
 class Clock:
-    """Wall seconds, and text tokens trained on, evaluations apart. A resumed run counts on from its checkpoint."""
+    """Wall seconds, and text tokens trained on, without evaluations. A resumed run counts on from its checkpoint."""
 
     started: float = field(default_factory=time.perf_counter)
     training: float = 0.0
@@ -15,10 +15,10 @@ class Clock:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the run began, those between an interruption and its resumption apart."""
+        """Seconds since the run began, without those between an interruption and its resumption."""
         return time.perf_counter() - self.started
 
     @property
     def tokens_per_second(self) -> float:
-        """Text tokens (prompt tokens apart) per second of training steps."""
+        """Text tokens (without those of prompts) per second of training steps."""
         return self.tokens / max(self.training, 1e-9)

@@ -1,4 +1,4 @@
-"""The training key: what decides whether anything has to be trained. Imports no torch."""
+"""The training key, which decides whether anything has to be trained. Imports no torch."""
 
 import hashlib
 from pathlib import Path
@@ -11,13 +11,14 @@ from ptpipeline.storage import ObjectStore
 from ptpipeline.task.recipe import CURRENT, FileInit, VersionInit
 from ptpipeline.task.task import Task
 
-# Raise by one whenever the same rows, recipe and base would train to other numbers; a golden-number test notices.
+# Raise it by one if the same rows, recipe and base would train to other numbers; a golden-number test notices.
 ENGINE_VERSION = 2
 
 
 def compute_training_key(task: Task, snapshot: Snapshot, base_fingerprint: str, start: str | None = None) -> str:
-    """Digest of train and dev rows, recipe, base model, engine and `start_digest`: equal keys train to the same
-    prompt.
+    """Return the digest of train and dev rows, recipe, base model, engine and `start` (what `digest_start` returns).
+
+    Equal keys train to the same prompt.
     """
     parts = {
         "task": task.name,
@@ -32,11 +33,10 @@ def compute_training_key(task: Task, snapshot: Snapshot, base_fingerprint: str, 
 
 
 def digest_start(task: Task, store: ObjectStore) -> str | None:
-    """What the recipe names at this moment to start from: the digest of a version or shared prompt, a file's sha256,
-    else None.
+    """Return the digest of what the recipe starts from now: of a version, a shared prompt or a file; else None.
 
-    A champion that is the start is no part of the key: every promotion would train the task anew. Raises what
-    `start_version` raises, DataError for a file that cannot be read.
+    A champion as the start is not part of the key: every promotion would train the task again. Raises what
+    `read_start_version` raises, and DataError for a file that cannot be read.
     """
     version, init = read_start_version(task, store), task.tune.init
     if version is not None:
@@ -53,10 +53,9 @@ def digest_start(task: Task, store: ObjectStore) -> str | None:
 
 
 def read_start_version(task: Task, store: ObjectStore) -> Artifact | None:
-    """The version or shared prompt that the recipe starts from, None where it names neither.
+    """Return the version or shared prompt that the recipe starts from; None if it names neither.
 
-    Raises NotFound or ArtifactError where it is not there or altered, TaskFileError where a task starts from its own
-    alias.
+    Raises NotFound if it is missing, ArtifactError if it is altered, TaskFileError if a task starts from its own alias.
     """
     init = task.tune.init
     if task.tune.shared is not None:

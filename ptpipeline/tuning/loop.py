@@ -1,4 +1,4 @@
-"""The loop: K members train in one pass over one frozen model. One prompt is the gang with K = 1."""
+"""The loop: K members train in one pass over one frozen model. One prompt is a gang with K = 1."""
 
 import logging
 import time
@@ -13,7 +13,7 @@ from ptpipeline.errors import BaseModelError, PtpError, TrainingError, place_of
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt, list_tensors, rebuild
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.serving.answers import answer
-from ptpipeline.tuning.checkpoint import Checkpoints
+from ptpipeline.tuning.checkpoint import Checkpoint, Checkpoints
 from ptpipeline.tuning.clock import Clock
 from ptpipeline.tuning.member import Job, Member, Rows
 from ptpipeline.tuning.passes import Backward, build_examples
@@ -22,8 +22,10 @@ from ptpipeline.tuning.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
-FAILURES = (RuntimeError, ValueError, IndexError, PtpError)  # of one member, which are to end it alone
+FAILURES = (RuntimeError, ValueError, IndexError, PtpError)  # of one member: they end that member alone
 RECORD_EVERY = 10  # steps between two points of the learning curve
+
+Progress = Callable[[str], None]  # gets one line of text at a time
 
 
 @dataclass
@@ -39,32 +41,29 @@ def run_gang(
     base: FrozenBase,
     jobs: Sequence[Job],
     tracker: Tracker,
-    report: Callable[[str], None] = log.info,
+    progress: Progress = log.info,
     checkpoints: Checkpoints | None = None,
 ) -> Gang:
-    """Train every job to its last step, its early stop or its own failure; `report` gets progress lines.
+    """Train every job to its last step, its early stop or its own failure; `progress` gets lines on the way.
 
-    Goes on from the gang's checkpoint where there is one, and leaves one behind at the end: removing it, once what the
-    gang came to is stored, is the caller's. A member that fails ends alone, with `error` set. Raises BaseModelError
-    where the base's weights changed.
+    Training goes on from the gang's checkpoint if there is one, and leaves one behind at the end: the caller removes
+    it once the results are stored. A member that fails ends alone, with `error` set. Raises BaseModelError if the
+    base's weights changed.
     """
     before = base.digest_weights()
     members, clock = Member.start_gang(jobs), Clock()
-    check = _self_check(base, members)
-    checkpoint = checkpoints.of(base, jobs, str(check.figures["path"])) if checkpoints else None
-    if checkpoint and (saved := checkpoint.load(jobs, report)):
-        members, clock = saved
-    for member in members:
-        member.run = tracker.start(
-            member.job.name, _parameters(base, member), {"ptp.task": member.job.name.partition("/")[0]}, member.run
-        )
+    check = _run_self_check(base, members)
+    checkpoint = checkpoints.open(base, jobs, str(check.figures["path"])) if checkpoints else None
+    if checkpoint and (saved := checkpoint.load(jobs, progress)):
+        members, clock = list(saved.members), saved.clock
+    _start_runs(base, members, tracker)
     try:
         while active := [member for member in members if member.active]:
             _step(base, active, check.backward, clock)
-            _after_step(base, active, clock, tracker, report)
+            _finish_step(base, active, clock, tracker, progress)
             if checkpoint and checkpoint.due:
                 checkpoint.save(members, clock)
-    except BaseException:  # also when interrupted, no run is left open; within a step, there is no state to be saved
+    except BaseException:  # an interruption too leaves no run open; within a step there is no state to save
         for member in members:
             tracker.finish(member.run, "KILLED")
         raise
@@ -72,24 +71,35 @@ def run_gang(
         if member.best is None and member.error is None:
             member.error = TrainingError(f"task {member.job.name}: no step was evaluated on dev")
         tracker.finish(member.run, "FAILED" if member.error else "FINISHED")
-    if base.digest_weights() != before:
-        if checkpoint:
-            checkpoint.clear()
-        raise BaseModelError(
-            f"base model {base.ref.name}: its weights changed while training; nothing of this run is kept"
-        )
+    _check_weights(base, before, checkpoint)
     if checkpoint:
         checkpoint.save(members, clock)
     return Gang(members, clock, check)
 
 
-def _self_check(base: FrozenBase, members: Sequence[Member]) -> SelfCheck:
+def _run_self_check(base: FrozenBase, members: Sequence[Member]) -> SelfCheck:
     examples = build_examples([[(row.ids, row.target) for row in member.job.train[:2]] for member in members])
-    return check_path(base, [member.prompt(base) for member in members], examples)
+    return check_path(base, [member.build_prompt(base) for member in members], examples)
+
+
+def _start_runs(base: FrozenBase, members: Sequence[Member], tracker: Tracker) -> None:
+    for member in members:
+        tags = {"ptp.task": member.job.name.partition("/")[0]}
+        member.run = tracker.start(member.job.name, _list_parameters(base, member), tags, member.run)
+
+
+def _check_weights(base: FrozenBase, before: str, checkpoint: Checkpoint | None) -> None:
+    if base.digest_weights() == before:
+        return
+    if checkpoint:
+        checkpoint.clear()
+    raise BaseModelError(
+        f"base model {base.ref.name}: its weights changed while training, so nothing of this run is kept; run again"
+    )
 
 
 class _Gradients(NamedTuple):
-    """What one step of one member came to: its loss, and the gradient on each tensor of its prompt."""
+    """One step of one member: its loss, its prompt, and the gradient on each tensor of the prompt."""
 
     loss: float
     prompt: SoftPrompt
@@ -97,24 +107,24 @@ class _Gradients(NamedTuple):
 
 
 def describe_failure(error: Exception) -> str:
-    """What may be told of it: our own sentences, torch's on sizes and devices; of others kind and place, since they may
-    quote a row.
+    """Return what may be printed of an error: our own sentences, and torch's on sizes and devices.
+
+    Others may quote a row, so only their kind and place are printed.
     """
     return str(error) if isinstance(error, (PtpError, RuntimeError)) else place_of(error)
 
 
 def _step(base: FrozenBase, active: list[Member], backward: Backward, clock: Clock) -> None:
-    """One optimizer step of every active member. Where one of them raises, each takes the step alone, to end that one
-    only.
-    """
+    """Take one optimizer step of every active member; if one raises, each steps alone, so that only that one ends."""
     started = time.perf_counter()
-    batches = [member.next_rows() for member in active]
+    batches = [member.take_rows() for member in active]
+    results: Sequence[_Gradients | None]
     try:
-        found = _gradients(base, active, batches, backward)
+        results = _compute_gradients(base, active, batches, backward)
     except FAILURES as error:
-        log.warning("a step of %d prompts failed (%s); each takes it alone", len(active), describe_failure(error))
-        found = [_alone(base, member, rows, backward) for member, rows in zip(active, batches, strict=True)]
-    for member, result in zip(active, found, strict=True):
+        log.warning("a step of %d prompts failed (%s); each steps alone", len(active), describe_failure(error))
+        results = [_step_alone(base, member, rows, backward) for member, rows in zip(active, batches, strict=True)]
+    for member, result in zip(active, results, strict=True):
         if result is not None:
             member.accumulate(*result)
     for member in {id(member.optimizer): member for member in active if member.error is None}.values():
@@ -124,90 +134,99 @@ def _step(base: FrozenBase, active: list[Member], backward: Backward, clock: Clo
     clock.steps += 1
 
 
-def _gradients(
+def _compute_gradients(
     base: FrozenBase, members: list[Member], batches: Sequence[Rows], backward: Backward
-) -> list[_Gradients | None]:
-    prompts = [member.prompt(base) for member in members]
-    leaves = [
-        rebuild(prompt, [tensor.detach().requires_grad_() for tensor in list_tensors(prompt)]) for prompt in prompts
-    ]
-    losses = backward(base, leaves, build_examples(batches), [member.job.teacher for member in members]).tolist()
+) -> list[_Gradients]:
+    prompts = [member.build_prompt(base) for member in members]
+    leaves = [_detach(prompt) for prompt in prompts]
+    losses = backward(base, leaves, build_examples(batches), [member.job.teacher for member in members])  # [K]
     return [
         _Gradients(loss, prompt, [tensor.grad for tensor in list_tensors(leaf)])
-        for loss, prompt, leaf in zip(losses, prompts, leaves, strict=True)
+        for loss, prompt, leaf in zip(losses.tolist(), prompts, leaves, strict=True)
     ]
 
 
-def _alone(base: FrozenBase, member: Member, rows: Rows, backward: Backward) -> _Gradients | None:
+def _detach(prompt: SoftPrompt) -> SoftPrompt:
+    """Return the same values as leaves that collect gradients."""
+    return rebuild(prompt, [tensor.detach().requires_grad_() for tensor in list_tensors(prompt)])
+
+
+def _step_alone(base: FrozenBase, member: Member, rows: Rows, backward: Backward) -> _Gradients | None:
     try:
-        return _gradients(base, [member], [rows], backward)[0]
+        return _compute_gradients(base, [member], [rows], backward)[0]
     except FAILURES as error:
-        member.error = TrainingError(
-            f"task {member.job.name}: step {member.step + 1} failed: {describe_failure(error)}"
-        )
+        reason = describe_failure(error)
+        member.error = TrainingError(f"task {member.job.name}: step {member.step + 1} failed: {reason}")
         return None
 
 
-def _after_step(
-    base: FrozenBase, active: list[Member], clock: Clock, tracker: Tracker, report: Callable[[str], None]
-) -> None:
-    """What is due after a step: dev evaluations, points of the learning curves, progress lines."""
+def _finish_step(base: FrozenBase, active: list[Member], clock: Clock, tracker: Tracker, progress: Progress) -> None:
+    """Do what is due after a step: dev evaluations, points of the learning curves, progress lines."""
     devs = _evaluate(base, [member for member in active if member.due])
     for member in active:
         if member.error:
-            report(str(member.error))
+            progress(str(member.error))
         elif member.due or member.step % RECORD_EVERY == 0 or member.step == 1:
             dev = devs.get(member.job.name)
-            tracker.point(member.run, member.record(dev))
-            report(_progress(member, active, clock, dev))
+            tracker.log_point(member.run, member.record(dev))
+            progress(_format_progress(member, active, clock, dev))
+
+
+class _Rounded(NamedTuple):
+    """A member, and its prompt of this moment as it would be stored."""
+
+    member: Member
+    stored: SoftPrompt
 
 
 def _evaluate(base: FrozenBase, due: list[Member]) -> dict[str, float]:
-    """Dev metric of each member that is due; all of them are asked together, the stored form of each prompt."""
-    rounded = [(member, stored) for member in due if (stored := member.stored()) is not None]
+    """Return the dev metric of each member that is due, by the stored form of its prompt; all answer together."""
+    rounded = [_Rounded(member, stored) for member in due if (stored := member.round_to_stored()) is not None]
     if not rounded:
         return {}
     try:
-        return _asked(base, rounded)
+        return _judge(base, rounded)
     except FAILURES as error:
-        log.warning(
-            "a dev evaluation of %d prompts failed (%s); each is asked alone", len(rounded), describe_failure(error)
-        )
-    found: dict[str, float] = {}
-    for member, stored in rounded:
+        reason = describe_failure(error)
+        log.warning("a dev evaluation of %d prompts failed (%s); each answers alone", len(rounded), reason)
+    metrics: dict[str, float] = {}
+    for single in rounded:
+        member = single.member
         try:
-            found |= _asked(base, [(member, stored)])
+            metrics |= _judge(base, [single])
         except FAILURES as error:
+            reason = describe_failure(error)
             member.error = TrainingError(
-                f"task {member.job.name}: dev evaluation at step {member.step} failed: {describe_failure(error)}"
+                f"task {member.job.name}: dev evaluation at step {member.step} failed: {reason}"
             )
-    return found
+    return metrics
 
 
-def _asked(base: FrozenBase, rounded: list[tuple[Member, SoftPrompt]]) -> dict[str, float]:
-    """The dev split of all these members in mixed passes, judged."""
+def _judge(base: FrozenBase, rounded: list[_Rounded]) -> dict[str, float]:
+    """Return the members' dev metrics by name, from answers to all their dev splits in mixed passes."""
+    prompts = [place_prompt(base, stored, member.job.tune.placement) for member, stored in rounded]
     with torch.inference_mode():
-        cache = base.compute_prefix(
-            [place_prompt(base, stored, member.job.tune.placement) for member, stored in rounded]
-        )
-    queries = [member.dev_queries(index) for index, (member, _) in enumerate(rounded)]
-    answered = iter(answer(base, cache, [query for rows in queries for query in rows]))
-    judged = zip(rounded, queries, strict=True)
-    return {member.job.name: member.judge(stored, [next(answered) for _ in rows]) for (member, stored), rows in judged}
+        cache = base.compute_prefix(prompts)
+    requests = [member.build_dev_requests(prompt) for prompt, (member, _) in enumerate(rounded)]
+    answers = iter(answer(base, cache, [request for of_member in requests for request in of_member]))
+    return {
+        member.job.name: member.judge(stored, [next(answers) for _ in of_member])
+        for (member, stored), of_member in zip(rounded, requests, strict=True)
+    }
 
 
-def _progress(member: Member, active: list[Member], clock: Clock, dev: float | None) -> str:
-    """`task: step 50/300, loss 0.412, dev accuracy 0.87, 610 tokens/s, 2m05s left`"""
-    remaining = max(m.job.tune.steps - m.step for m in active)
+def _format_progress(member: Member, active: list[Member], clock: Clock, dev: float | None) -> str:
+    """Return `task: step 50/300, loss 0.412, dev accuracy 0.87, 610 tokens/s, 2m05s left`."""
+    remaining = max(other.job.tune.steps - other.step for other in active)
     left = int(clock.elapsed / clock.steps * remaining)
-    shown = f", dev {member.job.task.gate.metric} {dev:.3f}" if dev is not None else ""
+    metric = f", dev {member.job.task.gate.metric} {dev:.3f}" if dev is not None else ""
     return (
-        f"{member.job.name}: step {member.step}/{member.job.tune.steps}, loss {member.curve[-1].loss:.3f}{shown}, "
+        f"{member.job.name}: step {member.step}/{member.job.tune.steps}, loss {member.curve[-1].loss:.3f}{metric}, "
         f"{clock.tokens_per_second:.0f} tokens/s, {left // 60}m{left % 60:02d}s left"
     )
 
 
-def _parameters(base: FrozenBase, member: Member) -> dict[str, str | int | float]:
+def _list_parameters(base: FrozenBase, member: Member) -> dict[str, str | int | float]:
     tune = member.job.tune.model_dump(mode="json")
-    shown = {name: value if isinstance(value, (str, int, float)) else str(value) for name, value in tune.items()}
-    return shown | {"base_model": base.ref.name, "train_rows": len(member.job.train), "dev_rows": len(member.job.dev)}
+    plain = {name: value if isinstance(value, (str, int, float)) else str(value) for name, value in tune.items()}
+    return plain | {"base_model": base.ref.name, "train_rows": len(member.job.train), "dev_rows": len(member.job.dev)}

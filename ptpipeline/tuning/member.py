@@ -1,4 +1,7 @@
-"""One member of a gang: its parameterisation, data order, optimizer state, schedule, early stop and best checkpoint."""
+"""One member of a gang: its parameterisation, data order, optimizer state, schedule, early stop and best prompt.
+
+Letters: P virtual tokens, H width.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,22 +25,22 @@ from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Task
 from ptpipeline.tuning.sampler import sample_batches
 
-Rows = list[tuple[list[int], tuple[int, ...]]]  # text ids and target ids
+Rows = list[tuple[list[int], tuple[int, ...]]]  # text ids and target ids of each row
 
 
 class Pull(NamedTuple):
-    """A penalty on the distance to embeddings [P, H], such as a text's: `gamma` times its square, the mean over virtual
-    tokens.
+    """A penalty on the distance to embeddings [P, H], such as a text's: `gamma` times the mean squared distance.
 
-    After Khashabi et al. 2022. What a gamma does depends on the size of the base's embeddings.
+    The mean is over virtual tokens (Khashabi et al. 2022). The effect of a gamma depends on the size of the base's
+    embeddings.
     """
 
     towards: Tensor
     gamma: float
 
-    def penalty(self, prompt: SoftPrompt) -> Tensor:
-        """Of a prompt of embeddings, which may stand behind BOS; with gradient."""
-        embeddings = list_tensors(prompt)[0][-len(self.towards) :]
+    def compute_penalty(self, prompt: SoftPrompt) -> Tensor:
+        """Return the penalty [], with gradient, of a prompt of embeddings, which may stand behind BOS."""
+        embeddings = list_tensors(prompt)[0][-len(self.towards) :]  # [P, H]
         penalty: Tensor = self.gamma * (embeddings - self.towards).pow(2).sum(1).mean()
         return penalty
 
@@ -45,9 +48,9 @@ class Pull(NamedTuple):
 class Job(NamedTuple):
     """What one member trains: a recipe from a first prompt, on the encoded train and dev rows of a task.
 
-    `name` is its own within the gang: the task's, or that of one trial of it. A `teacher` is distilled into it;
-    jobs with the same `shared` prompt learn that together, each with a rank-one factor of its own. A `pull` adds its
-    penalty to the loss.
+    `name` is unique within the gang: the task's name, or that of one trial of the task. A `teacher` is distilled into
+    the prompt. Jobs with the same `shared` prompt learn it together, each with a rank-one factor of its own. A `pull`
+    adds its penalty to the loss.
     """
 
     name: str
@@ -63,8 +66,9 @@ class Job(NamedTuple):
 
 
 def compute_learning_rate(tune: Tune, step: int) -> float:
-    """Rate of step 1..steps: linear warm-up, then constant, or linear decay to `final_fraction` of the recipe's
-    rate.
+    """Return the rate of step 1..steps: linear warm-up, then constant or linear decay.
+
+    The decay ends at `final_fraction` of the recipe's rate.
     """
     if step <= tune.warmup_steps:
         return tune.learning_rate * step / tune.warmup_steps
@@ -75,10 +79,10 @@ def compute_learning_rate(tune: Tune, step: int) -> float:
 
 
 def build_optimizer(tune: Tune, parameters: Sequence[Tensor]) -> torch.optim.Optimizer:
-    """The recipe's optimizer. Adafactor as Lester et al. 2021 have it: fixed rate, no scaling by the parameter, decay
-    0.8.
+    """Return the recipe's optimizer.
 
-    It is transformers': torch's own couples the tensors that it steps together.
+    Adafactor is set as in Lester et al. 2021: fixed rate, no scaling by the parameter, decay 0.8. It is transformers'
+    own: torch's couples the tensors that it steps together.
     """
     if tune.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=tune.learning_rate, weight_decay=tune.weight_decay)
@@ -97,7 +101,7 @@ def build_optimizer(tune: Tune, parameters: Sequence[Tensor]) -> torch.optim.Opt
 
 @dataclass
 class Member:
-    """Mutable training state of one job; `error` ends it, and leaves the others alone."""
+    """Mutable training state of one job; `error` ends it, and leaves the others of the gang alone."""
 
     job: Job
     parameterisation: Parameterisation
@@ -116,19 +120,15 @@ class Member:
 
     @classmethod
     def of(cls, job: Job) -> "Member":
-        """A member at step 0."""
+        """Return a member at step 0."""
         parameterisation = parameterise(job.tune, job.initial, job.shared)
         optimizer = build_optimizer(job.tune, list(parameterisation.parameters()))
-        return cls(
-            job,
-            parameterisation,
-            optimizer,
-            sample_batches([len(row.ids) for row in job.train], job.tune.batch_size, job.tune.seed),
-        )
+        order = sample_batches([len(row.ids) for row in job.train], job.tune.batch_size, job.tune.seed)
+        return cls(job, parameterisation, optimizer, order)
 
     @classmethod
     def start_gang(cls, jobs: Sequence[Job]) -> list["Member"]:
-        """Members of these jobs; those with one shared prompt are stepped together, by one optimizer."""
+        """Return members of these jobs at step 0; one optimizer steps all those with the same shared prompt."""
         members = [cls.of(job) for job in jobs]
         for shared in {id(job.shared): job.shared for job in jobs if job.shared is not None}.values():
             together = [member for member in members if member.job.shared is shared]
@@ -154,39 +154,42 @@ class Member:
         tune = self.job.tune
         return self.error is None and (self.step % tune.eval_every == 0 or self.step == tune.steps)
 
-    def prompt(self, base: FrozenBase) -> SoftPrompt:
-        """What stands in front of its rows now, with gradient to its parameters."""
-        return place_prompt(base, self.parameterisation.prompt(), self.job.tune.placement)
+    def require_best(self) -> SoftPrompt:
+        """Return the best prompt; raise the error that ended the member, or TrainingError if it never trained."""
+        if self.error is not None or self.best is None:
+            raise self.error or TrainingError(f"task {self.job.name}: nothing was trained")
+        return self.best
 
-    def next_rows(self) -> Rows:
-        """Text ids and target ids of the next batch."""
+    def build_prompt(self, base: FrozenBase) -> SoftPrompt:
+        """Return what stands in front of its rows now, with gradient to its parameters."""
+        return place_prompt(base, self.parameterisation.build_prompt(), self.job.tune.placement)
+
+    def take_rows(self) -> Rows:
+        """Return text ids and target ids of the next batch."""
         return [(row.ids, row.target) for row in (self.job.train[index] for index in next(self.order))]
 
     def accumulate(self, loss: float, prompt: SoftPrompt, gradients: Sequence[Tensor | None]) -> None:
-        """Let the gradient on each tensor of what `prompt` returned flow back to the parameters.
+        """Let the gradient on each tensor of `prompt`, made by `build_prompt`, flow back to the parameters.
 
         A loss or gradient that is not finite sets `error` and leaves the parameters as they were.
         """
         self.step += 1
-        penalties = [self.job.pull.penalty(prompt)] if self.job.pull else []
+        penalties = [self.job.pull.compute_penalty(prompt)] if self.job.pull else []
         loss += sum(penalty.item() for penalty in penalties)
         given = [gradient for gradient in gradients if gradient is not None]
-        if (
-            len(given) < len(gradients)
-            or not all(torch.isfinite(g).all() for g in given)
-            or not torch.isfinite(torch.tensor(loss))
-        ):
-            self._diverged(loss)
+        complete = len(given) == len(gradients) and all(torch.isfinite(gradient).all() for gradient in given)
+        if not complete or not torch.isfinite(torch.tensor(loss)):
+            self._end_diverged(loss)
             return
         torch.autograd.backward([*list_tensors(prompt), *penalties], [*given, *map(torch.ones_like, penalties)])
         self.losses.append(loss)
-        self.gradient_norms = compute_token_norms(given)[
-            -self.job.tune.num_virtual_tokens :
-        ]  # without BOS in front of the prompt
+        count = self.job.tune.num_virtual_tokens
+        self.gradient_norms = compute_token_norms(given)[-count:]  # [P], without BOS in front of the prompt
 
     def apply(self) -> None:
-        """One optimizer step from the accumulated gradients, clipped; `error` is set, and nothing moves, where their
-        norm is not finite.
+        """Take one optimizer step from the accumulated gradients, clipped.
+
+        If their norm is not finite, `error` is set and nothing moves.
         """
         parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         total = torch.nn.utils.clip_grad_norm_(parameters, self.job.tune.max_grad_norm)
@@ -200,45 +203,44 @@ class Member:
                     f"task {self.job.name}: step {self.step} failed: {error}; lower tune.learning_rate"
                 )
         else:
-            self._diverged(self.losses[-1])
+            self._end_diverged(self.losses[-1])
         self.optimizer.zero_grad()
 
-    def _diverged(self, loss: float) -> None:
+    def _end_diverged(self, loss: float) -> None:
         self.error = TrainingError(
             f"task {self.job.name}: loss or gradient is not finite at step {self.step} (loss {loss}); lower "
             "tune.learning_rate"
         )
 
-    def dev_queries(self, index: int) -> list[Query | Opening]:
-        """What to ask for the dev split behind prompt `index` of a cache: labels to rank, or texts to go on from."""
+    def build_dev_requests(self, prompt: int) -> list[Query | Opening]:
+        """Return the dev split behind that prompt of a cache: labels to rank, or texts to continue."""
         labels, free = self.job.text.labels, self.job.text.free
-        return [Opening(row.ids, free.limit, index) if free else Query(row.ids, labels, index) for row in self.job.dev]
+        return [
+            Opening(row.ids, free.limit, prompt) if free else Query(row.ids, labels, prompt) for row in self.job.dev
+        ]
 
     def judge(self, stored: SoftPrompt, answers: Sequence[str]) -> float:
-        """The dev metric of these answers, made behind the prompt as it would be stored; kept where it is the best so
-        far.
-        """
-        metric = measure(
-            self.job.task.gate.metric, [row.label for row in self.job.dev], answers, self.job.text.labels.names
-        )
+        """Return the dev metric of these answers behind the prompt as it would be stored; keep the prompt if best."""
+        labels = [row.label for row in self.job.dev]
+        metric = measure(self.job.task.gate.metric, labels, answers, self.job.text.labels.names)
         if self.best is None or metric > self.best_dev:
             self.best, self.best_step, self.best_dev, self.stale = stored, self.step, metric, 0
         else:
             self.stale += 1
         return metric
 
-    def stored(self) -> SoftPrompt | None:
-        """The prompt of this moment, rounded as it would be stored; None, and `error` is set, where that overflows."""
+    def round_to_stored(self) -> SoftPrompt | None:
+        """Return the prompt of this moment as it would be stored; if that overflows, set `error` and return None."""
         try:
-            return round_to_stored(self.parameterisation.prompt(), self.job.tune.store_dtype)
+            return round_to_stored(self.parameterisation.build_prompt(), self.job.tune.store_dtype)
         except TrainingError as error:
             self.error = TrainingError(f"task {self.job.name}, step {self.step}: {error}")
             return None
 
     def record(self, dev: float | None) -> CurvePoint:
-        """A point of the learning curve over the losses since the last one."""
+        """Add a point to the learning curve, over the losses since the last one, and return it."""
         with torch.no_grad():
-            norms = compute_token_norms(list_tensors(self.parameterisation.prompt()))
+            norms = compute_token_norms(list_tensors(self.parameterisation.build_prompt()))
         point = CurvePoint(
             step=self.step,
             loss=sum(self.losses) / len(self.losses),
@@ -253,6 +255,6 @@ class Member:
 
 
 def compute_token_norms(tensors: Sequence[Tensor]) -> Tensor:
-    """Euclidean norm of each virtual token [P] over all that a prompt's tensors [..., P, width] hold of it."""
+    """Return the Euclidean norm of each virtual token [P], over all of a prompt's tensors [..., P, width]."""
     norms: Tensor = torch.cat([tensor.transpose(0, -2).flatten(1) for tensor in tensors], 1).norm(dim=1)
     return norms.cpu()

@@ -1,5 +1,6 @@
-"""Multitask prompt tuning: teachers of several source tasks, distilled into one shared prompt (Wang et al. 2023,
-section 3).
+"""Multitask prompt tuning (Wang et al. 2023, section 3): teachers of several source tasks, distilled into one prompt.
+
+Letters: P virtual tokens, H width.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,28 +13,27 @@ from ptpipeline.models.frozen import FrozenBase, SoftPrompt
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.parameterise import RankOne
 from ptpipeline.prompts.tensors import pack
-from ptpipeline.records import Snapshot, Trial, TunedPrompt, digest_of
+from ptpipeline.records import Trial, TunedPrompt, digest_of
 from ptpipeline.storage import ObjectStore
 from ptpipeline.task.recipe import SharedPrompt, Tune
-from ptpipeline.task.task import Task
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.key import ENGINE_VERSION, compute_training_key
 from ptpipeline.tuning.loop import Gang, run_gang
 from ptpipeline.tuning.member import Job
 from ptpipeline.tuning.tracker import Tracker
-from ptpipeline.tuning.tune import TrainedTask, build_job, describe_tuning
+from ptpipeline.tuning.tune import TaskData, TrainedTask, build_job, describe_tuning
 
 
 class Sources(NamedTuple):
-    """A shared prompt's declaration under its name, and its source tasks with their snapshots."""
+    """A shared prompt's name and declaration, and its source tasks with their snapshots."""
 
     name: str
     declared: SharedPrompt
-    tasks: Sequence[tuple[Task, Snapshot]]
+    tasks: Sequence[TaskData]
 
 
 def compute_shared_key(sources: Sources, base_fingerprint: str) -> str:
-    """The shared prompt's training key: its recipe, and the rows, template and labels of each source."""
+    """Return the shared prompt's training key: of its recipe, and of the rows, template and labels of each source."""
     recipes = [(task.model_copy(update={"tune": sources.declared.tune}), snapshot) for task, snapshot in sources.tasks]
     return digest_of(
         {
@@ -44,65 +44,56 @@ def compute_shared_key(sources: Sources, base_fingerprint: str) -> str:
 
 
 def train_shared(
-    base: FrozenBase, sources: Sources, checkpoints: Checkpoints, tracker: Tracker, report: Callable[[str], None]
+    base: FrozenBase, sources: Sources, checkpoints: Checkpoints, tracker: Tracker, progress: Callable[[str], None]
 ) -> TrainedTask:
     """Train a teacher per source in one gang, then the shared prompt in another; its `members` are the teachers.
 
-    What is stored is the shared prompt times the mean of the sources' factors, from which targets start (section 3.3).
-    Raises the error of a source that fails: a shared prompt of the others would be another prompt.
+    The stored prompt, from which targets start, is the shared prompt times the mean of the sources' factors (section
+    3.3). Raises the error of a source that fails: a shared prompt of the others would be another prompt.
     """
-    teachers = _sound(
-        run_gang(
-            base,
-            [_job(base, sources, index, checkpoints.store) for index in range(len(sources.tasks))],
-            tracker,
-            report,
-            checkpoints,
-        )
-    )
+    jobs = [_build_teacher_job(base, sources, data, checkpoints.store) for data in sources.tasks]
+    teachers = _require_sound(run_gang(base, jobs, tracker, progress, checkpoints))
     shared = nn.Parameter(torch.as_tensor(teachers.members[0].job.initial).clone())
     students = [
         member.job._replace(
             name=f"{sources.name}/{member.job.task.name}",
-            tune=_students_recipe(member.job),
+            tune=_adapt_recipe(member.job),
             teacher=member.best,
             initial=shared.detach(),
             shared=shared,
         )
         for member in teachers.members
     ]
-    gang = _sound(run_gang(base, students, tracker, report, checkpoints))
+    gang = _require_sound(run_gang(base, students, tracker, progress, checkpoints))
     with torch.no_grad():
-        factors = [
-            torch.outer(p.u, p.v) for member in gang.members if isinstance(p := member.parameterisation, RankOne)
-        ]
-        prompt = shared.detach() * torch.stack(factors).mean(0)
-    kept = [_artifact(base, sources, member.best, []) for member in teachers.members if member.best is not None]
-    artifact = _artifact(base, sources, prompt, [teacher.digest for teacher in kept])
-    return TrainedTask(artifact, kept, _tuned(base, gang, artifact))
+        parameterisations = [member.parameterisation for member in gang.members]
+        factors = [torch.outer(own.u, own.v) for own in parameterisations if isinstance(own, RankOne)]  # [P, H] each
+        prompt = shared.detach() * torch.stack(factors).mean(0)  # [P, H]
+    packed = [_pack_shared(base, sources, member.best, []) for member in teachers.members if member.best is not None]
+    artifact = _pack_shared(base, sources, prompt, [teacher.digest for teacher in packed])
+    return TrainedTask(artifact, packed, _describe_shared(base, gang, artifact))
 
 
-def _job(base: FrozenBase, sources: Sources, index: int, store: ObjectStore) -> Job:
-    """The teacher of one source: the source's rows under the shared prompt's recipe."""
-    task, snapshot = sources.tasks[index]
-    job = build_job(base, task, sources.declared.tune, snapshot, store)
-    return job._replace(name=f"{sources.name}/teacher of {task.name}")
+def _build_teacher_job(base: FrozenBase, sources: Sources, data: TaskData, store: ObjectStore) -> Job:
+    """Return the job of one source's teacher: the source's rows under the shared prompt's recipe."""
+    job = build_job(base, data, sources.declared.tune, store)
+    return job._replace(name=f"{sources.name}/teacher of {data.task.name}")
 
 
-def _students_recipe(job: Job) -> Tune:
-    """All sources learn to the end: an early stop of one would let the shared prompt drift away from it."""
+def _adapt_recipe(job: Job) -> Tune:
+    """Return the recipe of a student, without early stop: the shared prompt would drift away from one that stops."""
     return job.tune.model_copy(update={"method": "multitask", "patience": job.tune.steps})
 
 
-def _sound(gang: Gang) -> Gang:
+def _require_sound(gang: Gang) -> Gang:
     for member in gang.members:
         if member.error is not None:
             raise member.error
     return gang
 
 
-def _artifact(base: FrozenBase, sources: Sources, prompt: SoftPrompt, parents: list[str]) -> Artifact:
-    """A teacher, or with teachers for parents the shared prompt: it answers nothing by itself, so it has no labels."""
+def _pack_shared(base: FrozenBase, sources: Sources, prompt: SoftPrompt, parents: list[str]) -> Artifact:
+    """Return a teacher's artifact, or with teachers as parents the shared prompt's: neither answers, so no labels."""
     tune = sources.declared.tune
     fields: dict[str, Any] = {
         "task": sources.name,
@@ -122,8 +113,8 @@ def _artifact(base: FrozenBase, sources: Sources, prompt: SoftPrompt, parents: l
     return pack(prompt, tune.store_dtype, fields)
 
 
-def _tuned(base: FrozenBase, gang: Gang, artifact: Artifact) -> TunedPrompt:
-    """The first source's training stands for all; every source's dev metric is among the trials."""
+def _describe_shared(base: FrozenBase, gang: Gang, artifact: Artifact) -> TunedPrompt:
+    """Return the record of the first source's training, for all; the trials hold every source's dev metric."""
     trials = [
         Trial(name=member.job.name, best_dev=member.best_dev, best_step=member.best_step) for member in gang.members
     ]

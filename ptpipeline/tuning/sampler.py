@@ -1,4 +1,4 @@
-"""Training order of one member: epochs shuffled by its own seed, batches of rows of similar length."""
+"""Training order of one member: its own seed shuffles each epoch, and a batch has rows of similar length."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,16 +8,19 @@ WINDOW = 16  # batches that are sorted by length together; their order is shuffl
 
 
 def sample_batches(lengths: Sequence[int], batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Endless batches of row indexes; within an epoch every row comes exactly once."""
+    """Yield batches of row indexes without end; within an epoch every row comes exactly once.
+
+    `lengths` are the rows' numbers of tokens. The last batch of an epoch may be smaller.
+    """
     generator = torch.Generator().manual_seed(seed)
     while True:
-        yield from _epoch(lengths, batch_size, generator)
+        yield from _shuffle_epoch(lengths, batch_size, generator)
 
 
-def _epoch(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
+def _shuffle_epoch(lengths: Sequence[int], batch_size: int, generator: torch.Generator) -> list[list[int]]:
     order = torch.randperm(len(lengths), generator=generator).tolist()
-    formed = []
+    batches = []
     for start in range(0, len(order), batch_size * WINDOW):
         window = sorted(order[start : start + batch_size * WINDOW], key=lambda row: lengths[row])
-        formed += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
-    return [formed[i] for i in torch.randperm(len(formed), generator=generator).tolist()]
+        batches += [window[i : i + batch_size] for i in range(0, len(window), batch_size)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]

@@ -1,4 +1,4 @@
-"""Before a run starts: the shared prompt pass against plain concatenation, on two rows per member."""
+"""The check before each run: the shared prompt pass against plain concatenation, on two rows per member."""
 
 import logging
 from collections.abc import Sequence
@@ -18,21 +18,22 @@ MIN_COSINE = 0.95  # bfloat16: two exact paths differ by about 4%
 
 
 class SelfCheck(NamedTuple):
-    """The path that the run takes, and how well the two agreed: `relative_error` or `cosine`, worst member."""
+    """The path that the run takes, and how well the two agreed: `relative_error` or `cosine` of the worst member."""
 
     backward: Backward
     figures: dict[str, float | str]
 
 
 def check_path(base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequence[Example]) -> SelfCheck:
-    """The shared path where it agrees with the concatenated one, which is taken otherwise, with a warning.
+    """Return the shared path if its gradients agree with the concatenated path's; else that one, with a warning.
 
-    Compared in float32 where a float32 copy of the base fits into free memory, else in the compute type by cosine.
+    They are compared in float32 if a float32 copy of the base fits into free memory, else in the compute type by
+    cosine.
     """
     exact = base.dtype == torch.float32 or _float32_fits(base)
-    judge = base.to_float32() if exact and base.dtype != torch.float32 else base
+    checked = base.to_float32() if exact and base.dtype != torch.float32 else base
     shared, reference = (
-        _gradients(judge, path, prompts, examples) for path in (shared_backward, concatenated_backward)
+        _compute_gradients(checked, path, prompts, examples) for path in (shared_backward, concatenated_backward)
     )
     pairs = list(zip(shared, reference, strict=True))
     if exact:
@@ -53,7 +54,7 @@ def check_path(base: FrozenBase, prompts: Sequence[SoftPrompt], examples: Sequen
     return SelfCheck(shared_backward if agrees else concatenated_backward, {figure: worst, "path": path})
 
 
-def _gradients(
+def _compute_gradients(
     base: FrozenBase, backward: Backward, prompts: Sequence[SoftPrompt], examples: Sequence[Example]
 ) -> list[Tensor]:
     copies = [

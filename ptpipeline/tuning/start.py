@@ -20,20 +20,18 @@ log = logging.getLogger(__name__)
 
 
 class Start(NamedTuple):
-    """The prompt to start from, where the recipe names one; its part of the training key; the versions it descends
-    from.
-    """
+    """The prompt to start from, if the recipe names one; its part of the training key; the versions behind it."""
 
     prompt: SoftPrompt | None
     key: str | None
     parents: list[str]
 
 
-def load_start(base: FrozenBase, task: Task, store: ObjectStore, report: Callable[[str], None]) -> Start:
-    """Read what `tune.init` names.
+def load_start(base: FrozenBase, task: Task, store: ObjectStore, progress: Callable[[str], None]) -> Start:
+    """Return the prompt that `tune.init` names.
 
-    Raises NotFound, ArtifactError or DataError where it is not there or damaged, BaseModelError where it was trained on
-    another base. A champion that does not fit is reported, and the training starts cold.
+    Raises NotFound, ArtifactError or DataError if it is missing or damaged, BaseModelError if it was trained on another
+    base. If a champion does not fit, `progress` gets a line and the training starts cold.
     """
     init, version = task.tune.init, read_start_version(task, store)
     if version is not None:
@@ -45,24 +43,24 @@ def load_start(base: FrozenBase, task: Task, store: ObjectStore, report: Callabl
         return Start(unpack(version, base.ref), version.digest, [version.digest])
     if isinstance(init, FileInit):
         return Start(read_tensor(Path(init.file).expanduser()), digest_start(task, store), [])
-    return _champion(base, task, store, report) if init == "champion" else Start(None, None, [])
+    return _load_champion(base, task, store, progress) if init == "champion" else Start(None, None, [])
 
 
-def _champion(base: FrozenBase, task: Task, store: ObjectStore, report: Callable[[str], None]) -> Start:
+def _load_champion(base: FrozenBase, task: Task, store: ObjectStore, progress: Callable[[str], None]) -> Start:
     try:
         artifact = resolve(store, f"{task.name}@{PRODUCTION}").artifact
         if artifact.manifest.members:
             raise DataError("the champion is an ensemble of several prompts")
         prompt = unpack(artifact, base.ref)
     except (NotFound, BaseModelError, ArtifactError, DataError) as error:
-        report(f"{task.name}: starts cold: {error}")
+        progress(f"{task.name}: starts cold: {error}")
         return Start(None, None, [])
     wanted = {variant.num_virtual_tokens for variant in task.tune.variants()}
     fits = wanted == {count_virtual_tokens(prompt)} and isinstance(prompt, KeyValues) <= (task.tune.method == "prefix")
     if not fits:
-        report(
+        progress(
             f"{task.name}: starts cold: the champion has {count_virtual_tokens(prompt)} tokens of "
-            f"{artifact.manifest.method}, the recipe asks for others"
+            f"{artifact.manifest.method}, the recipe asks for another number or method"
         )
         return Start(None, None, [])
     return Start(prompt, None, [artifact.digest])

@@ -1,7 +1,7 @@
 """The state of a gang between two steps as bytes, and back, bit for bit.
 
 A safetensors file: all tensors (parameters, optimizers, best prompts), and everything else as JSON in its metadata,
-under a sha256 of the whole. What a seed gives back (network, data order) is made anew and only wound forward.
+under a sha256 of the whole. What a seed yields again (network, data order) is built again and moved to the same step.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import json
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -26,13 +26,22 @@ FORMAT = 1  # raised when what the file holds changes; an older one is not read
 PLAIN = ("step", "best_step", "best_dev", "stale", "run", "losses")  # a member's fields that JSON gives back exactly
 
 
+class GangState(NamedTuple):
+    """The members of a gang between two steps, and its clock."""
+
+    members: Sequence[Member]
+    clock: Clock
+
+
 def pack(members: Sequence[Member], clock: Clock) -> bytes:
-    """The gang of this moment, which has to lie between two steps."""
+    """Return the gang of this moment, which must lie between two steps, as bytes."""
     tensors = {
-        f"{index}.{name}": tensor for index, member in enumerate(members) for name, tensor in _tensors(member).items()
+        f"{index}.{name}": tensor
+        for index, member in enumerate(members)
+        for name, tensor in _list_member_tensors(member).items()
     }
     numbers: dict[str, dict[str, dict[str, float]]] = {}
-    for index, optimizer in _optimizers(members).items():
+    for index, optimizer in _list_optimizers(members).items():
         states = optimizer.state_dict()["state"]
         tensors |= {
             f"optimizer.{index}.{at}.{name}": value
@@ -48,61 +57,62 @@ def pack(members: Sequence[Member], clock: Clock) -> bytes:
         "format": FORMAT,
         "jobs": [member.job.name for member in members],
         "clock": {"elapsed": clock.elapsed, "training": clock.training, "tokens": clock.tokens, "steps": clock.steps},
-        "members": [_plain(member) for member in members],
+        "members": [_list_plain_fields(member) for member in members],
         "optimizers": numbers,
     }
-    text, kept = (
-        json.dumps(state),
-        copy_tensors(tensors),
-    )  # the repr of a float, which JSON writes, reads back as the same float
-    body: bytes = save(kept, {"state": text, "sha256": _seal(kept, text)})
+    text = json.dumps(state)  # it writes the repr of a float, which reads back as the same float
+    copied = copy_tensors(tensors)
+    body: bytes = save(copied, {"state": text, "sha256": _digest_state(copied, text)})
     return body
 
 
-def unpack(body: bytes, jobs: Sequence[Job]) -> tuple[list[Member], Clock]:
-    """The gang of these jobs as it was packed; ArtifactError where the file is damaged, of another format, or of
-    another gang.
+def unpack(body: bytes, jobs: Sequence[Job]) -> GangState:
+    """Return the gang of these jobs as it was packed.
+
+    Raises ArtifactError if the bytes are damaged, of another format, or of another gang.
     """
-    state, tensors = _read(body)
+    state, tensors = _read_state(body)
     if state.get("format") != FORMAT:
         raise ArtifactError(f"the checkpoint has format {state.get('format')}, this engine reads {FORMAT}")
     members = Member.start_gang(jobs)
-    parameters = [_below(tensors, f"{index}.parameter.") for index in range(len(members))]
-    if [_shapes(own) for own in parameters] != [_shapes(member.parameterisation.state_dict()) for member in members]:
+    parameters = [_select(tensors, f"{index}.parameter.") for index in range(len(members))]
+    if [_list_shapes(own) for own in parameters] != [
+        _list_shapes(member.parameterisation.state_dict()) for member in members
+    ]:
         raise ArtifactError("the checkpoint holds other parameters than these recipes train")
     for index, (member, plain) in enumerate(zip(members, state["members"], strict=True)):
         member.parameterisation.load_state_dict(parameters[index])
-        _restore(member, plain, _below(tensors, f"{index}."))
-    for first, optimizer in _optimizers(members).items():
-        _restore_optimizer(optimizer, state["optimizers"][str(first)], _below(tensors, f"optimizer.{first}."))
+        _restore(member, plain, _select(tensors, f"{index}."))
+    for first, optimizer in _list_optimizers(members).items():
+        _restore_optimizer(optimizer, state["optimizers"][str(first)], _select(tensors, f"optimizer.{first}."))
     elapsed = state["clock"].pop("elapsed")
-    return members, Clock(time.perf_counter() - elapsed, **state["clock"])
+    return GangState(members, Clock(time.perf_counter() - elapsed, **state["clock"]))
 
 
 def copy_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors as safetensors takes them: on the CPU, contiguous, none sharing memory with another."""
+    """Return the tensors as safetensors takes them: on the CPU, contiguous, none sharing memory with another."""
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def _read(body: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The JSON and the tensors, once the seal is verified: safetensors would not notice a bit that flipped."""
+def _read_state(body: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return JSON and tensors after verifying the sha256: safetensors does not notice a bit that flipped."""
     try:
         (length,) = struct.unpack("<Q", body[:8])
         metadata = json.loads(body[8 : 8 + length])["__metadata__"]
-        tensors = {name: tensor.clone() for name, tensor in load(body).items()}  # what is loaded are views of the bytes
-        if _seal(tensors, metadata["state"]) != metadata["sha256"]:
-            raise ArtifactError("the checkpoint is damaged: its sha256 is another")
+        tensors = {name: tensor.clone() for name, tensor in load(body).items()}  # loaded tensors are views of the bytes
+        if _digest_state(tensors, metadata["state"]) != metadata["sha256"]:
+            raise ArtifactError("the checkpoint is damaged: its sha256 does not match")
         return json.loads(metadata["state"]), tensors
     except (SafetensorError, struct.error, ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f"the checkpoint is damaged: {type(error).__name__}") from None
 
 
-def _seal(tensors: dict[str, Tensor], state: str) -> str:
+def _digest_state(tensors: dict[str, Tensor], state: str) -> str:
     return hashlib.sha256(save(tensors, {"state": state})).hexdigest()
 
 
-def _optimizers(members: Sequence[Member]) -> dict[int, Optimizer]:
-    """Each optimizer once, by the first member that it steps."""
+def _list_optimizers(members: Sequence[Member]) -> dict[int, Optimizer]:
+    """Return each optimizer once, by the index of the first member that it steps."""
     return {
         index: member.optimizer
         for index, member in enumerate(members)
@@ -110,7 +120,7 @@ def _optimizers(members: Sequence[Member]) -> dict[int, Optimizer]:
     }
 
 
-def _tensors(member: Member) -> dict[str, Tensor]:
+def _list_member_tensors(member: Member) -> dict[str, Tensor]:
     parameters = {f"parameter.{name}": tensor for name, tensor in member.parameterisation.state_dict().items()}
     best = list_tensors(member.best) if member.best is not None else []
     return (
@@ -120,7 +130,7 @@ def _tensors(member: Member) -> dict[str, Tensor]:
     )
 
 
-def _plain(member: Member) -> dict[str, Any]:
+def _list_plain_fields(member: Member) -> dict[str, Any]:
     fields = {name: getattr(member, name) for name in PLAIN}
     return fields | {
         "error": str(member.error) if member.error else None,
@@ -131,7 +141,7 @@ def _plain(member: Member) -> dict[str, Any]:
 def _restore(member: Member, plain: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     for name in PLAIN:
         setattr(member, name, plain[name])
-    best = _below(tensors, "best.")
+    best = _select(tensors, "best.")
     member.best = rebuild(member.job.initial, [best[name] for name in sorted(best)]) if best else None
     member.gradient_norms = tensors["gradient_norms"]
     member.error = TrainingError(plain["error"]) if plain["error"] else None
@@ -141,7 +151,7 @@ def _restore(member: Member, plain: dict[str, Any], tensors: dict[str, Tensor]) 
 
 
 def _restore_optimizer(optimizer: Optimizer, numbers: dict[str, dict[str, float]], tensors: dict[str, Tensor]) -> None:
-    """Its statistics; hyperparameters are the recipe's, and the learning rate is set at every step."""
+    """Restore its statistics; hyperparameters are the recipe's, and every step sets the learning rate."""
     states: dict[int, dict[str, Any]] = {int(at): dict(values) for at, values in numbers.items()}
     for place, tensor in tensors.items():
         at, _, name = place.partition(".")
@@ -149,9 +159,9 @@ def _restore_optimizer(optimizer: Optimizer, numbers: dict[str, dict[str, float]
     optimizer.load_state_dict({"state": states, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
-def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
+def _list_shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[Any, ...]]:
     return {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
 
 
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _select(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""What the tuner reports to while it trains; who listens is not its business."""
+"""Where the tuner writes what happens in training; the implementations are elsewhere (MLflow)."""
 
 from collections.abc import Mapping
 from typing import Literal, Protocol
@@ -9,31 +9,32 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
 class Tracker(Protocol):
-    """Follows the members of a gang, one run each. No method raises: losing sight of a training never ends it."""
+    """Records the members of a gang, one run each. No method raises: a tracker that fails never ends a training."""
 
     def start(
         self, task: str, params: Mapping[str, str | int | float], tags: Mapping[str, str], run: str | None
     ) -> str | None:
-        """Begin a run of `TASK`, or of `TASK/TRIAL`, or go on with `run` of a training that was interrupted; its id,
-        None where nobody follows it.
+        """Begin a run of `TASK` or `TASK/TRIAL`, or continue `run` of an interrupted training; return the run's id.
+
+        The id is None if nothing is recorded.
         """
 
-    def point(self, run: str | None, point: CurvePoint) -> None:
-        """A new point of the run's learning curve."""
+    def log_point(self, run: str | None, point: CurvePoint) -> None:
+        """Record a new point of the run's learning curve."""
 
     def finish(self, run: str | None, status: RunStatus) -> None:
-        """The run is over."""
+        """Record that the run is over."""
 
 
 class NoTracker:
-    """Nobody follows."""
+    """Records nothing."""
 
     def start(
         self, task: str, params: Mapping[str, str | int | float], tags: Mapping[str, str], run: str | None
     ) -> str | None:
         return None
 
-    def point(self, run: str | None, point: CurvePoint) -> None:
+    def log_point(self, run: str | None, point: CurvePoint) -> None:
         return None
 
     def finish(self, run: str | None, status: RunStatus) -> None:

@@ -1,7 +1,7 @@
-"""From tasks and their snapshots to trained artifacts: encode, train one gang, pack the best checkpoints."""
+"""From tasks and their snapshots to trained artifacts: encode, train one gang, pack the best prompts."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -29,10 +29,15 @@ from ptpipeline.tuning.start import Start, load_start
 from ptpipeline.tuning.tracker import Tracker
 
 
+class TaskData(NamedTuple):
+    """A task and the snapshot of its rows to train on."""
+
+    task: Task
+    snapshot: Snapshot
+
+
 class TrainedTask(NamedTuple):
-    """One task's outcome: the artifact to stage, those of its members where it is an ensemble, and how it came
-    about.
-    """
+    """One task's outcome: the artifact to stage, an ensemble's own artifacts, and how the training went."""
 
     artifact: Artifact
     members: list[Artifact]
@@ -40,7 +45,7 @@ class TrainedTask(NamedTuple):
 
 
 class Work(NamedTuple):
-    """One task of the gang: its snapshot, what it starts from, its jobs, and what its recipe was told."""
+    """One task of the gang: its snapshot, what it starts from, its jobs, and the warnings about its recipe."""
 
     task: Task
     snapshot: Snapshot
@@ -51,161 +56,181 @@ class Work(NamedTuple):
 
 def tune(
     base: FrozenBase,
-    wanted: Sequence[tuple[Task, Snapshot]],
+    tasks: Sequence[TaskData],
     checkpoints: Checkpoints,
     tracker: Tracker,
-    report: Callable[[str], None],
+    progress: Callable[[str], None],
 ) -> dict[str, TrainedTask | PtpError]:
-    """Train one gang; per task the trained artifact, or the error that ended it alone.
+    """Train the tasks as one gang; return for each task the trained artifact, or the error that ended it alone.
 
-    Reads from the store of the checkpoints, and writes nothing else there: staging the artifacts, and clearing the
-    checkpoints after that, is the caller's. Raises BaseModelError where the base changed.
+    Reads from the store of the checkpoints and writes only checkpoints there: the caller stages the artifacts, and
+    clears the checkpoints after that. Raises BaseModelError if the base changed.
     """
     outcomes: dict[str, TrainedTask | PtpError] = {}
     works = []
-    for task, snapshot in wanted:
+    for data in tasks:
+        task = data.task
         try:
-            works.append(_work(base, task, snapshot, checkpoints.store, report))
+            works.append(_prepare_work(base, data, checkpoints.store, progress))
         except Terminal as error:
             outcomes[task.name] = error
-        except (
-            RuntimeError,
-            ValueError,
-            IndexError,
-        ) as error:  # a defect in one task's preparation ends no other's training
-            outcomes[task.name] = TrainingError(
-                f"task {task.name}: it could not be prepared: {describe_failure(error)}"
-            )
+        except (RuntimeError, ValueError, IndexError) as error:  # a defect in one task ends no other's training
+            reason = describe_failure(error)
+            outcomes[task.name] = TrainingError(f"task {task.name}: it could not be prepared: {reason}")
     if works:
-        gang = run_gang(base, [job for work in works for job in work.jobs], tracker, report, checkpoints)
+        gang = run_gang(base, [job for work in works for job in work.jobs], tracker, progress, checkpoints)
         members = iter(gang.members)
         for work in works:
-            outcomes[work.task.name] = _outcome(base, work, [next(members) for _ in work.jobs], gang)
+            finished = _Finished(base, work, [next(members) for _ in work.jobs], gang)
+            outcomes[work.task.name] = _pack_outcome(finished)
     return outcomes
 
 
 def build_task_text(base: FrozenBase, task: Task, tune: Tune) -> TaskText:
-    """How the task's rows become tokens of this base; ContextError where the prompt leaves no room for text."""
+    """Return how the task's rows become tokens of this base.
+
+    Raises ContextError if the prompt leaves no room for text.
+    """
     labels = label_tokens(task.name, task.labels, base.encode)
-    free = FreeText(task.generate.max_new_tokens, end_token(base)) if task.generate else None
-    limit = max_input_tokens(base.context, tune.num_virtual_tokens + count_extra_tokens(tune.placement), free or labels)
+    free = FreeText(task.generate.max_new_tokens, choose_end_token(base)) if task.generate else None
+    prompt_tokens = tune.num_virtual_tokens + count_extra_tokens(tune.placement)
+    limit = max_input_tokens(base.context, prompt_tokens, free or labels)
     encode = build_text_encoder(base, tune.placement)
-    return TaskText(
-        task.name, task.template, scored(labels, task.scoring, task.template, limit, encode), limit, encode, free
-    )
+    labels = scored(labels, task.scoring, task.template, limit, encode)
+    return TaskText(task.name, task.template, labels, limit, encode, free)
 
 
-def end_token(base: FrozenBase) -> int:
-    """The token that targets end with: the tokenizer's own end of text where decoding stops at it, else the first that
-    it stops at.
+def choose_end_token(base: FrozenBase) -> int:
+    """Return the token that targets end with: the tokenizer's end of text if decoding stops at it, else the lowest.
 
-    Raises BaseModelError where the base states none.
+    Raises BaseModelError if the base states none.
     """
     if not base.end_tokens:
         raise BaseModelError(
-            f"base model {base.ref.name}: neither tokenizer nor generation_config.json states an end-of-text "
-            "token; generation needs one"
+            f"base model {base.ref.name}: neither tokenizer nor generation_config.json states an end-of-text token, "
+            "which generation needs; add eos_token_id to generation_config.json"
         )
     own = base.tokenizer.eos_token_id
     return own if own in base.end_tokens else min(base.end_tokens)
 
 
-def _work(base: FrozenBase, task: Task, snapshot: Snapshot, store: ObjectStore, report: Callable[[str], None]) -> Work:
-    start, variants = load_start(base, task, store, report), task.tune.variants()
+def _prepare_work(base: FrozenBase, data: TaskData, store: ObjectStore, progress: Callable[[str], None]) -> Work:
+    task = data.task
+    start, variants = load_start(base, task, store, progress), task.tune.variants()
     longest = max(variants, key=lambda variant: variant.num_virtual_tokens)
-    first = build_job(base, task, longest, snapshot, store, start.prompt)
-    starts = [make_initial_prompt(base, variant, task.labels, start.prompt) for variant in variants]
-    check_bytes(task, starts)
+    first = build_job(base, data, longest, store, start.prompt)
+    prompts = [make_initial_prompt(base, variant, task.labels, start.prompt) for variant in variants]
+    check_bytes(task, prompts)
     warnings = advise(longest, base)
     for warning in warnings:
-        report(f"{task.name}: {warning}")
+        progress(f"{task.name}: {warning}")
     jobs = [
-        first._replace(name=_trial(task, variant), tune=variant, initial=prompt)
-        for variant, prompt in zip(variants, starts, strict=True)
+        first._replace(name=_name_trial(task, variant), tune=variant, initial=prompt)
+        for variant, prompt in zip(variants, prompts, strict=True)
     ]
-    return Work(task, snapshot, start, jobs, warnings)
+    return Work(task, data.snapshot, start, jobs, warnings)
+
+
+class _Limit(NamedTuple):
+    """A limit of bytes: what needs how many, who sets the limit, the limit, and how to raise it."""
+
+    needed: int
+    owner: str
+    bytes: int
+    remedy: str
 
 
 def check_bytes(task: Task, prompts: Sequence[SoftPrompt]) -> None:
-    """TaskFileError where what the recipe is to store, from first prompts of the shape that each trial keeps, is over a
-    limit of bytes.
+    """Raise TaskFileError if what the recipe is to store exceeds a limit of bytes.
+
+    `prompts` are the trials' first prompts, which have the shapes that are stored.
     """
-    tune = task.tune
-    sizes = [
-        compute_file_bytes({name: tensor.shape for name, tensor in name_tensors(prompt).items()}, tune.store_dtype)
-        for prompt in prompts
-    ]
-    stored, what = (sum(sizes), f"{len(sizes)} prompts") if tune.ensemble else (max(sizes), "a prompt")
+    tune, largest = task.tune, MAX_TENSOR_BYTES
+    shapes = [{name: tensor.shape for name, tensor in name_tensors(prompt).items()} for prompt in prompts]
+    sizes = [compute_file_bytes(named, tune.store_dtype) for named in shapes]
+    total, what = (sum(sizes), f"{len(sizes)} prompts") if tune.ensemble else (max(sizes), "a prompt")
+    field = "gate.checks.bytes.max_bytes"
     limits = (
-        (max(sizes), "an artifact holds at most", MAX_TENSOR_BYTES, ""),
-        (stored, "gate.checks.bytes.max_bytes allows", task.byte_limit(), ", or raise gate.checks.bytes.max_bytes"),
+        _Limit(max(sizes), "an artifact holds at most", largest, ""),
+        _Limit(total, f"{field} allows", task.byte_limit(), f", or raise {field}"),
     )
-    for needed, who, limit, raised in limits:
-        if needed > limit:
+    for limit in limits:
+        if limit.needed > limit.bytes:
+            tokens = max(map(count_virtual_tokens, prompts))
             where = (
-                f"task {task.name}: tune.num_virtual_tokens: {what} of {max(map(count_virtual_tokens, prompts))} "
-                f"virtual tokens in {tune.store_dtype}"
+                f"task {task.name}: tune.num_virtual_tokens: {what} of {tokens} virtual tokens in {tune.store_dtype}"
             )
-            halved = ", or store_dtype: float16" if tune.store_dtype == "float32" and needed <= 2 * limit else ""
-            raise TaskFileError(f"{where} needs {needed} bytes, {who} {limit}; take fewer{halved}{raised}")
+            halving = tune.store_dtype == "float32" and limit.needed <= 2 * limit.bytes
+            halved = ", or store_dtype: float16" if halving else ""
+            raise TaskFileError(
+                f"{where} needs {limit.needed} bytes, {limit.owner} {limit.bytes}; take fewer{halved}{limit.remedy}"
+            )
 
 
-def build_job(
-    base: FrozenBase, task: Task, tune: Tune, snapshot: Snapshot, store: ObjectStore, given: SoftPrompt | None = None
-) -> Job:
-    """The task's rows of that snapshot under a recipe, from the prompt that is given or from the recipe's own start."""
-    text = build_task_text(base, task, tune)
-    train, dev = (text.rows(load_split(store, snapshot, split)) for split in ("train", "dev"))
+def build_job(base: FrozenBase, data: TaskData, tune: Tune, store: ObjectStore, given: SoftPrompt | None = None) -> Job:
+    """Return the job of the task's rows under a recipe, from the `given` prompt or else the recipe's own start."""
+    task, text = data.task, build_task_text(base, data.task, tune)
+    train, dev = (text.rows(load_split(store, data.snapshot, split)) for split in ("train", "dev"))
     return Job(task.name, task, tune, make_initial_prompt(base, tune, task.labels, given), text, train, dev)
 
 
-def _trial(task: Task, variant: Tune) -> str:
-    """A job's name: the task's own, or with what tells its trials apart."""
+def _name_trial(task: Task, variant: Tune) -> str:
+    """Return a job's name: the task's own; for a trial also how it differs from the others."""
     if variant is task.tune:
         return task.name
     return f"{task.name}/{variant.num_virtual_tokens} tokens, rate {variant.learning_rate!r}, seed {variant.seed}"
 
 
-def _outcome(base: FrozenBase, work: Work, members: list[Member], gang: Gang) -> TrainedTask | PtpError:
+class _Finished(NamedTuple):
+    """One task after training: its work, its own members, and the gang that they trained in."""
+
+    base: FrozenBase
+    work: Work
+    members: list[Member]
+    gang: Gang
+
+
+def _pack_outcome(finished: _Finished) -> TrainedTask | PtpError:
+    tune = finished.work.task.tune
     try:
-        if work.task.tune.method == "ensemble":
-            return _ensemble(base, work, members, gang)
-        best = choose_member(work.task.tune, members)
-        artifact = _packed(base, work, best)
-        return TrainedTask(artifact, [], _tuned(base, work, best, artifact, gang, members))
+        if tune.method == "ensemble":
+            return _pack_as_ensemble(finished)
+        best = choose_member(tune, finished.members)
+        artifact = _pack_member(finished.base, finished.work, best)
+        return TrainedTask(artifact, [], _describe_outcome(finished, best, artifact))
     except PtpError as error:
         return error
 
 
 def choose_member(tune: Tune, members: list[Member]) -> Member:
-    """The member that is best on dev, the first of equals. `grow` stops at the length that the next does not better."""
+    """Return the member that is best on dev, the first of equals.
+
+    `grow` stops at the first length that the next length does not improve on. Raises the first member's error if none
+    trained.
+    """
     sound = [member for member in members if member.error is None and member.best is not None]
     if not sound:
-        raise members[0].error or TrainingError(f"task {members[0].job.name}: nothing was trained")
+        members[0].require_best()
     if tune.search is None or tune.search.length != "grow":
         return max(sound, key=lambda member: member.best_dev)
-    kept = None
+    grown = None
     for length in tune.search.lengths or []:
         rivals = [member for member in sound if member.job.tune.num_virtual_tokens == length]
         best = max(rivals, key=lambda member: member.best_dev, default=None)
-        if best is None or (kept is not None and best.best_dev <= kept.best_dev):
+        if best is None or (grown is not None and best.best_dev <= grown.best_dev):
             break
-        kept = best
-    return kept or max(sound, key=lambda member: member.best_dev)
+        grown = best
+    return grown or max(sound, key=lambda member: member.best_dev)
 
 
-def _packed(base: FrozenBase, work: Work, member: Member) -> Artifact:
-    if member.error is not None or member.best is None:
-        raise member.error or TrainingError(f"task {member.job.name}: nothing was trained")
-    fields = build_manifest_fields(base, work, member.job) | {
-        "method": member.job.tune.method,
-        "seed": member.job.tune.seed,
-    }
-    return pack(member.best, member.job.tune.store_dtype, fields)
+def _pack_member(base: FrozenBase, work: Work, member: Member) -> Artifact:
+    best, tune = member.require_best(), member.job.tune
+    fields = build_manifest_fields(base, work, member.job) | {"method": tune.method, "seed": tune.seed}
+    return pack(best, tune.store_dtype, fields)
 
 
 def build_manifest_fields(base: FrozenBase, work: Work, job: Job) -> dict[str, Any]:
-    """Identity fields of the manifest that all prompts of a task share."""
+    """Return the identity fields of the manifest that all prompts of a task share."""
     return {
         "task": work.task.name,
         "placement": job.tune.placement,
@@ -223,47 +248,40 @@ def build_manifest_fields(base: FrozenBase, work: Work, job: Job) -> dict[str, A
     }
 
 
-def _ensemble(base: FrozenBase, work: Work, members: list[Member], gang: Gang) -> TrainedTask:
-    """All members as one version; the error of the first that failed, since an ensemble is complete or none."""
-    artifacts = [_packed(base, work, member) for member in members]
+def _pack_as_ensemble(finished: _Finished) -> TrainedTask:
+    """Return all members as one version; raise the error of the first that failed: an ensemble is complete or none."""
+    base, work, members, _ = finished
+    artifacts = [_pack_member(base, work, member) for member in members]
     fields = build_manifest_fields(base, work, members[0].job) | {"method": "ensemble", "seed": work.task.tune.seed}
     how = work.task.tune.ensemble.combine if work.task.tune.ensemble else "average"
     artifact = pack_ensemble(artifacts, how, fields)
-    tuned = _tuned(base, work, max(members, key=lambda member: member.best_dev), artifact, gang, members)
-    size = sum(len(member.tensors) for member in artifacts)
-    return TrainedTask(
-        artifact, artifacts, tuned.model_copy(update={"bytes": size, "best_dev": _dev_of_ensemble(base, members, how)})
-    )
+    best = max(members, key=lambda member: member.best_dev)
+    tuned = _describe_outcome(finished, best, artifact)
+    whole = {"bytes": sum(len(own.tensors) for own in artifacts), "best_dev": _measure_ensemble(base, members, how)}
+    return TrainedTask(artifact, artifacts, tuned.model_copy(update=whole))
 
 
-def _dev_of_ensemble(base: FrozenBase, members: list[Member], how: Any) -> float:
-    """The dev metric of the members' combined answers."""
+def _measure_ensemble(base: FrozenBase, members: list[Member], how: Literal["average", "vote"]) -> float:
+    """Return the dev metric of the members' combined answers."""
+    prompts = [place_prompt(base, member.require_best(), member.job.tune.placement) for member in members]
     with torch.inference_mode():
-        cache = base.compute_prefix(
-            [place_prompt(base, m.best, m.job.tune.placement) for m in members if m.best is not None]
-        )
-    job, size = members[0].job, len(members[0].job.dev)
-    scores = rank(
-        base, cache, [Query(row.ids, job.text.labels, index) for index in range(len(members)) for row in job.dev]
-    )
-    answers = [combine(torch.stack(scores[row::size]), how).argmax() for row in range(size)]
+        cache = base.compute_prefix(prompts)
+    job, count = members[0].job, len(members[0].job.dev)
+    queries = [Query(row.ids, job.text.labels, prompt) for prompt in range(len(members)) for row in job.dev]
+    scores = rank(base, cache, queries)  # of all rows behind the first prompt, then behind the second, ...
+    answers = [int(combine(torch.stack(scores[row::count]), how).argmax()) for row in range(count)]
     names = job.text.labels.names
-    return measure(
-        job.task.gate.metric, [row.label for row in job.dev], [names[int(answer)] for answer in answers], names
-    )
+    return measure(job.task.gate.metric, [row.label for row in job.dev], [names[best] for best in answers], names)
 
 
-def _tuned(
-    base: FrozenBase, work: Work, member: Member, artifact: Artifact, gang: Gang, trials: list[Member]
-) -> TunedPrompt:
-    listed = [_trial_of(trial) for trial in trials] if len(trials) > 1 else []
-    return describe_tuning(base, gang, member, artifact).model_copy(
-        update={"trials": listed, "warnings": work.warnings}
-    )
+def _describe_outcome(finished: _Finished, member: Member, artifact: Artifact) -> TunedPrompt:
+    trials = [_describe_trial(trial) for trial in finished.members] if len(finished.members) > 1 else []
+    tuned = describe_tuning(finished.base, finished.gang, member, artifact)
+    return tuned.model_copy(update={"trials": trials, "warnings": finished.work.warnings})
 
 
 def describe_tuning(base: FrozenBase, gang: Gang, member: Member, artifact: Artifact) -> TunedPrompt:
-    """How a member of a gang became the artifact."""
+    """Return the record of how a member of a gang became the artifact."""
     return TunedPrompt(
         task=artifact.manifest.task,
         digest=artifact.digest,
@@ -283,11 +301,7 @@ def describe_tuning(base: FrozenBase, gang: Gang, member: Member, artifact: Arti
     )
 
 
-def _trial_of(member: Member) -> Trial:
+def _describe_trial(member: Member) -> Trial:
     best = None if member.error or member.best is None else member.best_dev
-    return Trial(
-        name=member.job.name,
-        best_dev=best,
-        best_step=member.best_step,
-        error=str(member.error) if member.error else None,
-    )
+    error = str(member.error) if member.error else None
+    return Trial(name=member.job.name, best_dev=best, best_step=member.best_step, error=error)

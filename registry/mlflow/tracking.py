@@ -46,7 +46,7 @@ class Tracking:
             return run
         return None
 
-    def point(self, run: str | None, point: CurvePoint) -> None:
+    def log_point(self, run: str | None, point: CurvePoint) -> None:
         """Log loss, learning rate, dev metric, mean norm and gradient of the virtual tokens, at the point's step."""
         if run is not None:
             with self._forgiving(f"step {point.step} of run {run}"):

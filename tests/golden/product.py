@@ -70,7 +70,7 @@ from ptpipeline.tuning import loop
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.member import Job
 from ptpipeline.tuning.multitask import Sources, compute_shared_key
-from ptpipeline.tuning.tune import _trial
+from ptpipeline.tuning.tune import TaskData, _name_trial
 from registry.card.card import Provenance
 from registry.ledger import database
 from registry.ledger.ledger import Ledger, Release
@@ -185,7 +185,7 @@ def words() -> dict[str, Any]:
     """Words and numbers that are stored and compared with later, so that a change forgets what is stored."""
     full = _task(inputs.FULL)
     return {
-        "trial of a search": _trial(full, full.tune.variants()[0]),
+        "trial of a search": _name_trial(full, full.tune.variants()[0]),
         "sources in trials": sources_in("moods", ["moods/teacher of mood", "moods/full"]),
         "engine": training.ENGINE_VERSION,
         "scoring": evaluation.SCORING_VERSION,
@@ -215,7 +215,9 @@ def digests() -> dict[str, str]:
         Report.model_validate(inputs.REPORT | {"digest": "a" * 64}),
     )
     plain, full = tasks["plain"], tasks["full"]
-    shared = Sources("moods", SharedPrompt.model_validate(inputs.SHARED), [(plain, snapshot), (full, snapshot)])
+    shared = Sources(
+        "moods", SharedPrompt.model_validate(inputs.SHARED), [TaskData(plain, snapshot), TaskData(full, snapshot)]
+    )
     rows, sliced = (
         SplitInfo(rows=2, labels={}, digest="1" * 64),
         SplitInfo(rows=2, labels={}, digest="1" * 64, slices="2" * 64),
@@ -327,7 +329,7 @@ def registered(folder: Path, mlflow: str | None = None) -> Registry:
     store.create("prompts/mood/aliases/strange.json", b"{}")
     fix(registry, {"mood": declared}, examine(registry))
     report_holdings(store, inputs.HOLDER, [Holding("mood", made["prompt"].digest)])
-    store.create(Checkpoints(store, 60.0).of(_base(), [_job()], "shared").key, b"state")
+    store.create(Checkpoints(store, 60.0).open(_base(), [_job()], "shared").key, b"state")
     take_look(registry.ledger, "mood", "9" * 64, ["0123456789abcdef", "fedcba9876543210-2"], 0.05)
     return registry
 
@@ -426,8 +428,8 @@ def follow_a_training(mlflow: str) -> None:
     """What a training of the fixed job tells MLflow while it runs."""
     job = _job()
     tracking, point = Tracking(mlflow), TunedPrompt.model_validate(inputs.TUNED | {"digest": "a" * 64}).curve[0]
-    run = tracking.start("mood/trial", loop._parameters(_base(), SimpleNamespace(job=job)), {"ptp.task": "mood"})  # type: ignore[arg-type]
-    tracking.point(run, point)
+    run = tracking.start("mood/trial", loop._list_parameters(_base(), SimpleNamespace(job=job)), {"ptp.task": "mood"})  # type: ignore[arg-type]
+    tracking.log_point(run, point)
     tracking.finish(run, "FINISHED")
 
 

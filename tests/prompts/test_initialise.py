@@ -140,5 +140,5 @@ def test_the_order_of_labels_changes_no_start(base: FrozenBase) -> None:
 
 
 def test_an_encoder_decoder_has_no_keys_and_values_to_start_from() -> None:
-    with pytest.raises(BaseModelError, match="take `prompt` or `p_tuning`"):
+    with pytest.raises(BaseModelError, match="set it to `prompt` or `p_tuning`"):
         compute_activations(seq2seq_family("t5 relu tied"), torch.zeros(2, 32, dtype=torch.float64))

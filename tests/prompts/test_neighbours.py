@@ -136,8 +136,8 @@ def test_a_row_of_zeros_is_near_to_nothing_by_cosine() -> None:
     ("prompt", "vocabulary", "k", "named"),
     [
         (torch.zeros(2, 3), torch.zeros(4, 5), 1, "one width"),
-        (torch.zeros(2, 3), torch.zeros(4, 3), 5, "take 1 to 4"),
-        (torch.zeros(2, 3), torch.zeros(4, 3), 0, "take 1 to 4"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), 5, "choose 1 to 4"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), 0, "choose 1 to 4"),
         (torch.full((2, 3), torch.nan), torch.zeros(4, 3), 1, "not finite"),
     ],
 )

@@ -30,7 +30,7 @@ def initial(tune: Tune) -> SoftPrompt:
 
 def test_starts_at_the_initial_prompt(tune: Tune) -> None:
     for ours, given in zip(
-        list_tensors(parameterise(tune, initial(tune)).prompt()), list_tensors(initial(tune)), strict=True
+        list_tensors(parameterise(tune, initial(tune)).build_prompt()), list_tensors(initial(tune)), strict=True
     ):
         torch.testing.assert_close(ours, given, rtol=1e-6, atol=1e-6)
 
@@ -38,7 +38,8 @@ def test_starts_at_the_initial_prompt(tune: Tune) -> None:
 def test_every_parameter_learns(tune: Tune) -> None:
     made = parameterise(tune, initial(tune))
     sum(
-        (tensor * torch.linspace(-1, 1, tensor.numel()).view_as(tensor)).sum() for tensor in list_tensors(made.prompt())
+        (tensor * torch.linspace(-1, 1, tensor.numel()).view_as(tensor)).sum()
+        for tensor in list_tensors(made.build_prompt())
     ).backward()  # type: ignore[union-attr]
     silent = [
         name

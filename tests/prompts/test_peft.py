@@ -175,7 +175,7 @@ ROWS = torch.ones(3, 32)
         (
             lambda f: edited(f, peft_type="LORA"),
             ArtifactError,
-            "'LORA', which is no soft prompt.*PROMPT_TUNING, P_TUNING, PREFIX_TUNING",
+            "'LORA', which cannot be imported as a soft prompt.*PROMPT_TUNING, P_TUNING, PREFIX_TUNING",
         ),
         (lambda f: edited(f, task_type="SEQ_CLS"), ArtifactError, "task_type: .*CAUSAL_LM.*found 'SEQ_CLS'"),
         (lambda f: edited(f, num_virtual_tokens=4), ArtifactError, r"are \[3, 32\], .* states \[4, 32\]"),

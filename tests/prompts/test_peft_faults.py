@@ -122,7 +122,7 @@ def test_peft_erases_a_text_init_in_multitask_tuning(tiny: FrozenBase) -> None:
 )
 def test_no_method_erases_its_first_prompt(tiny: FrozenBase, tune: Tune) -> None:
     first = make_initial_prompt(tiny, tune.model_copy(update={"init": TextInit(text="good film")}), LABELS)
-    for now, given in zip(list_tensors(parameterise(tune, first).prompt()), list_tensors(first), strict=True):
+    for now, given in zip(list_tensors(parameterise(tune, first).build_prompt()), list_tensors(first), strict=True):
         torch.testing.assert_close(now, given, rtol=1e-5, atol=1e-6)
 
 
@@ -229,7 +229,7 @@ def test_a_stored_prompt_trains_further(tmp_path: Path, method: str) -> None:
     assert member.step == 2
     assert not all(
         torch.equal(one, two)
-        for one, two in zip(list_tensors(given), list_tensors(member.parameterisation.prompt()), strict=True)
+        for one, two in zip(list_tensors(given), list_tensors(member.parameterisation.build_prompt()), strict=True)
     )
 
 
@@ -268,7 +268,7 @@ def best_again(base: FrozenBase, of: Job, prompt: SoftPrompt) -> Member:
 
     member = Member.of(of)
     cache = base.compute_prefix([place_prompt(base, prompt, of.tune.placement)])
-    member.judge(prompt, answer(base, cache, member.dev_queries(0)))
+    member.judge(prompt, answer(base, cache, member.build_dev_requests(0)))
     return member
 
 

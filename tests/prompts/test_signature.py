@@ -301,14 +301,14 @@ def forged(of: str, /, **changes: object) -> bytes:
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [
-        (lambda d: b"", "is no signature"),
-        (lambda d: b"\xff{", "is no signature"),
-        (lambda d: b"[]", "is no signature"),
+        (lambda d: b"", "is not a signature"),
+        (lambda d: b"\xff{", "is not a signature"),
+        (lambda d: b"[]", "is not a signature"),
         (
             lambda d: json.dumps({**OURS.sign(TASK.name, d).to_json(), "schema_version": 2}).encode(),
-            "is no signature: it was altered, or a newer ptpipeline wrote it",
+            "is not a signature: it was altered, or a newer ptpipeline wrote it",
         ),
-        (lambda d: forged(d, signature="?"), "is no signature"),
+        (lambda d: forged(d, signature="?"), "is not a signature"),
         (lambda d: forged(d, signature=""), "is not valid"),
         (lambda d: forged(d, digest="b" * 64), "was made for prompt bbbbbbbbbbbb and copied here"),
         (lambda d: forged(d, key=OTHERS.id), f"states key {OTHERS.id}"),
@@ -357,7 +357,7 @@ def test_a_false_signature_is_not_written_over(tmp_path: Path) -> None:
     store.create(signature_key(digest), b"{}")
     with pytest.raises(
         ArtifactError,
-        match=rf"signature-{OURS.id}\.json: other bytes lie there than key {OURS.id} signs; .* remove the object, "
+        match=rf"signature-{OURS.id}\.json holds other bytes than key {OURS.id} signs; .* remove the object, "
         r"and sign again",
     ):
         sign(store, TASK.name, digest, OURS)
@@ -423,17 +423,17 @@ def test_keys_are_read_from_their_files(tmp_path: Path) -> None:
         (
             private_pem(OURS, BestAvailableEncryption(b"password")),
             0o600,
-            "is encrypted, and there is nobody to ask for its password",
+            "is encrypted, and nobody can be asked for its password",
         ),
         (
             FOREIGN.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
             0o600,
-            r"is no Ed25519 key \(found RSA\)",
+            r"is not an Ed25519 key \(found RSA\)",
         ),
         (
             ec_key(SECP256R1()).private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()),
             0o600,
-            r"is no Ed25519 key \(found EC\)",
+            r"is not an Ed25519 key \(found EC\)",
         ),
         (private_pem(OURS), 0o640, "has mode 0640, so others than its owner can use it; `chmod 600` it"),
         (private_pem(OURS), 0o604, "has mode 0604"),
@@ -450,11 +450,11 @@ def test_a_useless_signing_key_is_refused(tmp_path: Path, body: bytes, mode: int
         (b"", "holds no public key in PEM; `openssl pkey -in KEY -pubout` prints"),
         (b"# nothing\n", "holds no public key in PEM"),
         (public_pem(OURS) + public_pem(OTHERS)[:-30], "a key in it is incomplete"),
-        (public_pem(OURS).replace(b"MC", b"!!"), "key 1 is no public key in PEM"),
-        (public_pem(OURS) + private_pem(OTHERS), "key 2 is a private one, which no reader may have"),
+        (public_pem(OURS).replace(b"MC", b"!!"), "key 1 is not a public key in PEM"),
+        (public_pem(OURS) + private_pem(OTHERS), "key 2 is a private key, which no reader may have"),
         (
             public_pem(OURS) + FOREIGN.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
-            r"key 2 is no Ed25519 key \(found RSA\)",
+            r"key 2 is not an Ed25519 key \(found RSA\)",
         ),
         (b"#" * 70_000 + public_pem(OURS), "a key in it is incomplete, or it is longer than 65536 bytes"),
     ],

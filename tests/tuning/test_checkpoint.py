@@ -89,7 +89,7 @@ class Runs(NoTracker):
         (self.resumed if run else self.begun).append(run or f"run of {task}")
         return run or f"run of {task}"
 
-    def point(self, run: str | None, point: CurvePoint) -> None:
+    def log_point(self, run: str | None, point: CurvePoint) -> None:
         self.points.append((run, point.step))
 
 
@@ -242,10 +242,10 @@ def test_cleared_checkpoints_are_gone(base: CausalBase, store: ObjectStore) -> N
 )
 def test_another_gang_has_another_place(base: CausalBase, tmp_path: Path, change: Callable[[Job], Job]) -> None:
     checkpoints, one, two = Checkpoints(FolderStore(tmp_path), 1), job(base, "a"), job(base, "b")
-    key = checkpoints.of(base, [one, two], "shared").key
-    assert key == checkpoints.of(base, [job(base, "a"), job(base, "b")], "shared").key
+    key = checkpoints.open(base, [one, two], "shared").key
+    assert key == checkpoints.open(base, [job(base, "a"), job(base, "b")], "shared").key
     assert key not in {
-        checkpoints.of(base, *other).key
+        checkpoints.open(base, *other).key
         for other in (
             ([change(one), two], "shared"),
             ([two, one], "shared"),
@@ -353,7 +353,7 @@ def test_a_base_that_changed_leaves_no_checkpoint(tmp_path: Path) -> None:
     base = family("llama", torch.float32)
 
     class Careless(Runs):
-        def point(self, run: str | None, point: CurvePoint) -> None:
+        def log_point(self, run: str | None, point: CurvePoint) -> None:
             with torch.no_grad():
                 base.model.lm_head.weight.add_(1e-3)
 

@@ -28,7 +28,7 @@ def run(base: CausalBase, *jobs: object) -> Gang:
 def prompt(member: Member) -> torch.Tensor:
     """All that the member's prompt holds now, flat."""
     with torch.no_grad():
-        return torch.cat([tensor.flatten() for tensor in list_tensors(member.parameterisation.prompt())])
+        return torch.cat([tensor.flatten() for tensor in list_tensors(member.parameterisation.build_prompt())])
 
 
 def jobs(base: CausalBase) -> list[Job]:
@@ -64,10 +64,10 @@ def test_each_member_trains_as_it_would_alone(base: CausalBase, count: int) -> N
 
 def test_gradients_equal_concatenation(base: CausalBase) -> None:
     members = [Member.of(one) for one in jobs(base)]
-    examples = build_examples([member.next_rows() for member in members])
+    examples = build_examples([member.take_rows() for member in members])
     gradients, losses = [], []
     for backward in (shared_backward, concatenated_backward):
-        prompts = [member.parameterisation.prompt() for member in members]
+        prompts = [member.parameterisation.build_prompt() for member in members]
         leaves = [rebuild(p, [tensor.detach().clone().requires_grad_() for tensor in list_tensors(p)]) for p in prompts]
         losses.append(backward(base, leaves, examples))
         gradients.append([tensor.grad for leaf in leaves for tensor in list_tensors(leaf)])
@@ -164,7 +164,7 @@ def test_learning_rate_warms_up_then_decays(step: int, rate: float) -> None:
 def test_the_kept_checkpoint_trains_no_further(base: CausalBase) -> None:
     """In float32 nothing has to be rounded, and a view of the parameter would go on moving."""
     member = Member.of(job(family("llama", torch.float32), "a", store_dtype="float32"))
-    kept = member.stored()
+    kept = member.round_to_stored()
     with torch.no_grad():
         next(member.parameterisation.parameters()).add_(1)
     assert not torch.equal(prompt(member), kept.flatten())  # type: ignore[union-attr]

@@ -25,7 +25,7 @@ def run(base: FrozenBase, *jobs: Job) -> list[Member]:
 
 
 def prompt(member: Member) -> torch.Tensor:
-    found = member.parameterisation.prompt()
+    found = member.parameterisation.build_prompt()
     assert isinstance(found, torch.Tensor)
     return found.detach()
 

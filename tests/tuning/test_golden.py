@@ -43,7 +43,7 @@ def test_numbers_move_with_the_engine_version_only() -> None:
     member = run_gang(
         base, [job(base, "golden", learning_rate=0.05)._replace(initial=start)], NoTracker(), lambda line: None
     ).members[0]
-    found = (member.curve[0].loss, member.curve[-1].loss, float(member.parameterisation.prompt().detach().norm()))
+    found = (member.curve[0].loss, member.curve[-1].loss, float(member.parameterisation.build_prompt().detach().norm()))
     assert found == pytest.approx(GOLDEN[ENGINE_VERSION], rel=1e-4), "raise ENGINE_VERSION and add the new numbers"
 
 

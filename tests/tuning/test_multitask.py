@@ -64,10 +64,10 @@ def test_one_step_moves_the_shared_prompt_by_all_sources() -> None:
     members = Member.start_gang(jobs)
     assert members[0].optimizer is members[1].optimizer
     own = []
-    for member, rows in zip(members, [member.next_rows() for member in members], strict=True):
-        prompt = member.prompt(base).detach().requires_grad_()  # type: ignore[union-attr]
+    for member, rows in zip(members, [member.take_rows() for member in members], strict=True):
+        prompt = member.build_prompt(base).detach().requires_grad_()  # type: ignore[union-attr]
         loss = shared_backward(base, [prompt], build_examples([rows]))
-        member.accumulate(float(loss), member.prompt(base), [prompt.grad])
+        member.accumulate(float(loss), member.build_prompt(base), [prompt.grad])
         own.append(prompt.grad)
     torch.testing.assert_close(shared.grad, own[0] + own[1])  # type: ignore[operator]
     before = shared.detach().clone()

@@ -63,7 +63,7 @@ def trained(base: FrozenBase, one: Job) -> SoftPrompt:
     """The last prompt of a job that trains alone, before it is rounded."""
     member = run_gang(base, [one], NoTracker(), lambda line: None).members[0]
     assert member.error is None
-    return member.parameterisation.prompt().detach()
+    return member.parameterisation.build_prompt().detach()
 
 
 @pytest.mark.parametrize("method", ["prompt", "residual"])
@@ -88,7 +88,7 @@ def test_the_penalty_is_the_squared_distance_per_virtual_token() -> None:
         torch.zeros(2, 3),
         torch.tensor([[9.0, 9, 9], [1, 2, 2], [0, 0, 4]]),
     )  # BOS, then two virtual tokens
-    assert Pull(towards, 0.5).penalty(prompt).item() == 0.5 * (9 + 16) / 2
+    assert Pull(towards, 0.5).compute_penalty(prompt).item() == 0.5 * (9 + 16) / 2
 
 
 def test_the_loss_on_the_curve_holds_the_penalty() -> None:
@@ -105,7 +105,7 @@ def test_checkpoints_of_pulled_and_plain_training_lie_apart(tmp_path: Path) -> N
     base, places = family("llama"), Checkpoints(FolderStore(tmp_path), 1)
     plain = job(base, "plain")
     keys = [
-        places.of(base, [plain._replace(pull=pull)], "shared").key
+        places.open(base, [plain._replace(pull=pull)], "shared").key
         for pull in (None, Pull(plain.initial, 0.0), Pull(plain.initial, 1.0))
     ]
     assert len(set(keys)) == 3
@@ -147,7 +147,7 @@ def test_prompts_are_read_after_their_last_step(ready: Ready, found: Wayward) ->
     """
     member = run_gang(ready.base, [ready.job], NoTracker(), lambda line: None).members[0]
     last, ids = (
-        round_to_stored(member.parameterisation.prompt(), "float16"),
+        round_to_stored(member.parameterisation.build_prompt(), "float16"),
         tokenize_text(ready.base, TEXT, ready.job.tune.num_virtual_tokens),
     )
     assert isinstance(last, torch.Tensor)

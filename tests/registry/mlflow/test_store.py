@@ -294,7 +294,7 @@ def test_a_training_is_followed_and_registered(
 ) -> None:
     tracking = Tracking(mlflow_url)
     run = tracking.start(task.name, {"steps": 10, "method": "prompt"}, {"ptp.gang": "g"})
-    tracking.point(run, POINT)
+    tracking.log_point(run, POINT)
     tracking.finish(run, "FINISHED")
     stage(shown.ledger, shown.store, an_artifact(task))
     request = a_request(task)
@@ -326,7 +326,7 @@ def test_a_training_outlives_its_tracking(caplog: pytest.LogCaptureFixture) -> N
     tracking = Tracking("http://127.0.0.1:9")
     assert tracking.start("mood", {}, {}) is None
     for _ in range(2):
-        tracking.point("a-run", POINT)
+        tracking.log_point("a-run", POINT)
     tracking.finish(None, "FAILED")
     assert tracking.lost == 3
     assert len([record for record in caplog.records if "MLflow does not show" in record.message]) == 1
