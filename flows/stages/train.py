@@ -69,10 +69,10 @@ def share(context: Context, name: str) -> Promotion:
     )
     history = context.registry.ledger.history(name, CURRENT)
     if history and history[-1].actor != MACHINE and version.number in {row.version for row in history}:
-        mend = f"`ptp rollback {name} --alias {CURRENT} --to {version.number} --reason ...` takes version "
+        number, head = version.number, history[-1]
         context.report(
-            f"{name}: {CURRENT} stays at version {history[-1].version}, where {history[-1].actor} moved it; "
-            f"{mend}{version.number}"
+            f"{name}: {CURRENT} stays at version {head.version}, where {head.actor} moved it; `ptp rollback {name} "
+            f"--alias {CURRENT} --to {number} --reason ...` moves it to version {number}"
         )
         return history[-1]
     return point(context.registry, version, Cause(actor=MACHINE, reason="its sources were trained"), CURRENT)

@@ -76,7 +76,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
 
 def _started_by_another_process(home: Path) -> str:
     """Bring the stack up from a process that ends; returns the error of a second `up` in the meantime."""
-    code = "import sys; from pathlib import Path; from flows.stack import up; up(Path(sys.argv[1]))"
+    code = "import sys; from pathlib import Path; from flows.local.stack import up; up(Path(sys.argv[1]))"
     starter = subprocess.Popen([sys.executable, "-c", code, str(home)])
     while starter.poll() is None and not (home / "stack.json").exists():
         time.sleep(0.05)

@@ -185,8 +185,8 @@ def test_an_unreachable_server_is_one_sentence() -> None:
 
 def test_the_client_side_imports_no_prefect() -> None:
     code = (
-        "import sys, flows.trigger, flows.deploy, flows.stack; sys.exit('prefect' in sys.modules or 'torch' in "
-        "sys.modules)"
+        "import sys, flows.server.trigger, flows.server.deploy, flows.local.stack; "
+        "sys.exit('prefect' in sys.modules or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False).returncode == 0
 
