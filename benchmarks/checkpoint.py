@@ -1,13 +1,12 @@
-"""What checkpoints cost a training: seconds to write one, against the seconds between two.
+"""What checkpoints cost a training: seconds to write one, as a share of the seconds between two.
 
-One prompt (K = 1) of P virtual tokens trains with AdamW for some steps on the real base, so that there is a state to
-save, and its learning curve is as long as that of a whole default recipe. Then its checkpoint is written to the object
-store that the settings name (`PTP_STORE`, else a folder below PTP_HOME) some times, each in place of the last: median
-of rounds.
+One prompt (K = 1) of P virtual tokens trains with AdamW for a few steps on the real base, so that there is a state to
+save; its learning curve is made as long as that of a whole default recipe. Then its checkpoint is written several times
+to the object store of the settings (`PTP_STORE`, else a folder below PTP_HOME), each time replacing the last: median of
+rounds.
 
-    overhead = save_s / interval_s               training waits for a checkpoint, so this is the share of time that it
-    takes step_s                                       of the training step beside it, optimizer included, for
-    comparison
+    overhead = save_s / interval_s    training waits while a checkpoint is written, so this is its share of the time
+    step_s                            seconds of one training step, optimizer included, for comparison
 
 Letters: K prompts in a gang, P virtual tokens, B rows, T tokens.
 """
@@ -17,9 +16,9 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-from benchmarks.train_step import describe, options, workload
+from benchmarks.train_step import describe, make_parser, make_workload
 from ptpipeline.data.tokens import EncodedRow, LabelTokens, TaskText
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase
@@ -27,8 +26,9 @@ from ptpipeline.models.load import load_base
 from ptpipeline.settings import Settings, load_settings
 from ptpipeline.storage import ObjectStore, open_store
 from ptpipeline.storage.keys import checkpoint_key
+from ptpipeline.task.policy import Gate
 from ptpipeline.task.recipe import Tune
-from ptpipeline.task.task import Data, Gate, Source, Task
+from ptpipeline.task.task import Data, Source, Task
 from ptpipeline.tuning.checkpoint import Checkpoint
 from ptpipeline.tuning.loop import RECORD_EVERY, Gang, run_gang
 from ptpipeline.tuning.member import Job
@@ -37,9 +37,9 @@ from ptpipeline.tuning.tracker import NoTracker
 KEY = checkpoint_key("benchmark")
 
 
-def trained(base: FrozenBase, arguments: argparse.Namespace) -> Gang:
-    """A gang of one after its steps, with a curve as long as the default recipe's."""
-    work = workload(base, arguments.batch, arguments.tokens, arguments.prompt_length)
+def train(base: FrozenBase, arguments: argparse.Namespace) -> Gang:
+    """Train a gang of one; return it with a curve as long as the default recipe's."""
+    work = make_workload(base, arguments.batch, arguments.tokens, arguments.prompt_length)
     recipe = Tune(
         num_virtual_tokens=arguments.prompt_length,
         steps=arguments.steps,
@@ -67,27 +67,32 @@ def trained(base: FrozenBase, arguments: argparse.Namespace) -> Gang:
     return gang
 
 
-def measure(store: ObjectStore, gang: Gang, rounds: int) -> tuple[list[float], int]:
-    """Seconds of each save but the first, which creates the object, and the object's bytes; it is removed again."""
-    place, seconds = Checkpoint(store, KEY, 0), []
+class Saved(NamedTuple):
+    """Seconds of each save, and the object's size."""
+
+    seconds: list[float]
+    bytes: int
+
+
+def measure(store: ObjectStore, gang: Gang, rounds: int) -> Saved:
+    """Time `rounds` saves after a first one, which creates the object; remove the object again."""
+    checkpoint, seconds = Checkpoint(store, KEY, 0), []
     try:
         for _ in range(rounds + 1):
             started = time.perf_counter()
-            place.save(gang.members, gang.clock)
+            checkpoint.save(gang.members, gang.clock)
             seconds.append(time.perf_counter() - started)
-        return seconds[1:], len(store.read(KEY).body)
+        return Saved(seconds[1:], len(store.read(KEY).body))
     finally:
-        place.clear()
+        checkpoint.clear()
 
 
-def report(
-    base: FrozenBase, arguments: argparse.Namespace, gang: Gang, saved: tuple[list[float], int]
-) -> dict[str, Any]:
-    """The figures under the names that the last line prints."""
-    save, interval = statistics.median(saved[0]), Settings.model_fields["checkpoint_seconds"].default
+def report(base: FrozenBase, arguments: argparse.Namespace, gang: Gang, saved: Saved) -> dict[str, Any]:
+    """Return the figures under the names that the last line prints."""
+    save, interval = statistics.median(saved.seconds), Settings.model_fields["checkpoint_seconds"].default
     return {
         "save_s": save,
-        "bytes": saved[1],
+        "bytes": saved.bytes,
         "interval_s": interval,
         "overhead": save / interval,
         "step_s": gang.clock.training / gang.clock.steps,
@@ -101,17 +106,17 @@ def report(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print lines for people, then the figures as one JSON object on the last line."""
-    arguments = options("checkpoint", __doc__, batch=16, tokens=40, prompt_length=100, steps=3, rounds=20).parse_args(
-        argv
-    )
+    arguments = make_parser(
+        "checkpoint", __doc__, batch=16, tokens=40, prompt_length=100, steps=3, rounds=20
+    ).parse_args(argv)
     settings = load_settings()
     base = load_base(prepare_base(arguments.base, settings), arguments.dtype)
-    gang, store = trained(base, arguments), open_store(settings.store, settings.s3_endpoint)
+    gang, store = train(base, arguments), open_store(settings.store, settings.s3_endpoint)
     saved = measure(store, gang, arguments.rounds)
     figures = report(base, arguments, gang, saved)
     print(
         f"checkpoint of {figures['bytes'] / 1000:.0f} kB to {store.url}: median {1000 * figures['save_s']:.1f} "
-        f"ms, {1000 * min(saved[0]):.1f} to {1000 * max(saved[0]):.1f} ms"
+        f"ms, {1000 * min(saved.seconds):.1f} to {1000 * max(saved.seconds):.1f} ms"
     )
     print(
         f"every {figures['interval_s']:.0f} s: {100 * figures['overhead']:.3f}% of the time; a training step "

@@ -1,9 +1,9 @@
-"""How often the gate errs, and what it sees: from the per-row results of two really trained prompts.
+"""How often the gate errs, and which gains it detects: simulated from the per-row answers of two trained prompts.
 
-`python -m benchmarks.gate_power --nights 365` prints its tables, and one JSON object on its last line. In a trial of
-equal prompts the two real ones' answers change places by coin, row by row: every promotion is wrong then. For gains,
-slides and years a prompt's answers to the rows that the two answer differently are drawn, by a coin that is fair or
-not.
+`python -m benchmarks.gate_power --nights 365` prints tables, and one JSON object on its last line. In a trial of equal
+prompts, the answers of the two prompts are swapped at random, row by row: every promotion is then wrong. For gains,
+slides and years, a prompt's answers are drawn at random, on the rows that the two prompts answer differently, with a
+fair or an unfair coin.
 
 `gate_pair.parquet` holds the answers of two prompts of movie-sentiment to its 1,487 test rows, by label alone.
 """
@@ -12,7 +12,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.random import Generator
@@ -26,13 +26,13 @@ from ptpipeline.task.policy import ChampionPolicy
 
 PAIR = Path(__file__).parent / "gate_pair.parquet"
 POLICY = ChampionPolicy()
-SLIDE = 0.001  # by how much each night's challenger is worse than the champion, where data slowly rot
+SLIDE = 0.001  # how much worse each night's challenger is than the champion, if the data slowly get worse
 
 Rows = NDArray[np.float64]
 
 
 class Pair(NamedTuple):
-    """The labels of test rows, and what two prompts of equal recipe answered."""
+    """The labels of test rows, and the answers of two prompts of the same recipe."""
 
     label: list[str]
     first: list[str]
@@ -40,12 +40,12 @@ class Pair(NamedTuple):
 
     @classmethod
     def read(cls) -> "Pair":
-        """The stored pair."""
+        """Read the stored pair."""
         table = table_in(PAIR.read_bytes()).to_pydict()
         return cls(table["label"], table["first"], table["second"])
 
-    def swapped(self, rows: int, dice: Generator) -> "Pair":
-        """So many rows of it, on each of which the two change places by coin."""
+    def swap(self, rows: int, dice: Generator) -> "Pair":
+        """Draw that many rows, and swap the two answers of each with probability 1/2."""
         chosen, coins = dice.integers(len(self.label), size=rows), dice.random(rows) < 0.5
         answers = [
             (self.first[i], self.second[i]) if coin else (self.second[i], self.first[i])
@@ -54,67 +54,77 @@ class Pair(NamedTuple):
         return Pair([self.label[i] for i in chosen], [one for one, _ in answers], [other for _, other in answers])
 
 
-class Results(NamedTuple):
-    """Shares of the rows that any prompt of the recipe answers right, and that are open: each prompt tosses its coin
-    there.
+class Split(NamedTuple):
+    """A simulated test split: whether every prompt answers a row right (1) or wrong (0), and which rows are open."""
 
-    Two even coins differ on half of the open rows, as often as the two real prompts do.
+    answers: Rows
+    open: NDArray[np.bool_]
+
+
+class Recipe(NamedTuple):
+    """The share of rows that every prompt of a recipe answers right, and the share of open rows.
+
+    On an open row each prompt's answer is random. Two fair coins differ on half of the open rows; the shares are such
+    that two prompts differ as often as the two real ones.
     """
 
     right: float
     open: float
 
     @classmethod
-    def of(cls, pair: Pair) -> "Results":
-        """What the pair says of its recipe."""
+    def fit(cls, pair: Pair) -> "Recipe":
+        """Estimate the shares from the two real prompts."""
         first, second = (np.array(answers) == np.array(pair.label) for answers in (pair.first, pair.second))
         differ = float((first != second).mean())
         return cls(float((first & second).mean()) - differ / 2, 2 * differ)
 
-    def split(self, rows: int, dice: Generator) -> tuple[Rows, NDArray[np.bool_]]:
-        """A test split of so many rows: what every prompt answers, and which rows are open."""
+    def draw_split(self, rows: int, dice: Generator) -> Split:
+        """Draw a test split of that many rows."""
         kind = dice.random(rows)
-        return (kind < self.right).astype(np.float64), kind >= 1 - self.open
+        return Split((kind < self.right).astype(np.float64), kind >= 1 - self.open)
 
-    def prompt(self, split: tuple[Rows, NDArray[np.bool_]], better: float, dice: Generator) -> Rows:
-        """A prompt whose true accuracy is that of the even coin plus `better`: right or wrong on each row of
-        the split.
-        """
-        answers, open_rows = split
+    def draw_prompt(self, split: Split, better: float, dice: Generator) -> Rows:
+        """Draw a prompt: right (1) or wrong (0) on each row, with the true accuracy of the fair coin plus `better`."""
         chance = np.clip(0.5 + better / self.open, 0, 1)
-        return np.where(open_rows, dice.random(len(answers)) < chance, answers).astype(np.float64)
+        return np.where(split.open, dice.random(len(split.answers)) < chance, split.answers).astype(np.float64)
 
 
-Rule = Callable[[Rows, Rows, Rows, int], bool]  # challenger, champion, anchor, look -> promoted?
+class Night(NamedTuple):
+    """What a rule decides on: the rows' results of three prompts, and the number of this look at the test rows."""
+
+    challenger: Rows
+    champion: Rows
+    anchor: Rows
+    look: int
 
 
-def superior(challenger: Rows, champion: Rows, anchor: Rows, look: int) -> bool:
+Rule = Callable[[Night], bool]  # promoted?
+
+
+def superior(night: Night) -> bool:
     """The default rule."""
-    return _shown(challenger, champion, 0.0, look)
+    return _proves(night.challenger, night.champion, 0.0, night.look)
 
 
-def not_inferior(challenger: Rows, champion: Rows, anchor: Rows, look: int) -> bool:
-    """Non-inferiority with the margin that the number of rows gives, to the champion and to what last won by
-    superiority.
-    """
-    return not_inferior_to_champion(challenger, champion, anchor, look) and _shown(
-        challenger, anchor, _margin(len(anchor)), look
-    )
+def not_inferior(night: Night) -> bool:
+    """Non-inferiority to the champion and to the anchor, by the margin that the number of rows gives."""
+    margin = _margin(len(night.anchor))
+    return not_inferior_to_champion(night) and _proves(night.challenger, night.anchor, margin, night.look)
 
 
-def not_inferior_to_champion(challenger: Rows, champion: Rows, anchor: Rows, look: int) -> bool:
+def not_inferior_to_champion(night: Night) -> bool:
     """The same without the anchor."""
-    return _shown(challenger, champion, _margin(len(champion)), look)
+    return _proves(night.challenger, night.champion, _margin(len(night.champion)), night.look)
 
 
-def at_five_percent(challenger: Rows, champion: Rows, anchor: Rows, look: int) -> bool:
-    """The same test at 5 % every night, however often the rows were looked at."""
-    return _shown(challenger, champion, 0.0, 1, spending=False)
+def at_five_percent(night: Night) -> bool:
+    """Superiority at 5 % every night, no matter how many looks there were."""
+    return _proves(night.challenger, night.champion, 0.0, look=None)
 
 
-def higher(challenger: Rows, champion: Rows, anchor: Rows, look: int) -> bool:
+def higher(night: Night) -> bool:
     """What other pipelines do: the higher figure wins."""
-    return bool(challenger.mean() > champion.mean())
+    return bool(night.challenger.mean() > night.champion.mean())
 
 
 RULES: dict[str, Rule] = {
@@ -126,8 +136,8 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _shown(challenger: Rows, other: Rows, margin: float, look: int, spending: bool = True) -> bool:
-    alpha = look_at(1, look, POLICY.budget).alpha if spending else POLICY.budget
+def _proves(challenger: Rows, other: Rows, margin: float, look: int | None) -> bool:
+    alpha = POLICY.budget if look is None else look_at(1, look, POLICY.budget).alpha
     return (mean_difference(Asked("accuracy", margin=margin), challenger, other).p_value or 0.0) <= alpha
 
 
@@ -135,32 +145,29 @@ def _margin(rows: int) -> float:
     return default_margin(rows, POLICY.budget)
 
 
-def equal_prompts(pair: Pair, args: argparse.Namespace, asked: Asked, trials: int) -> float:
-    """Share of the trials in which one of two equal prompts passed for better at the first look, by the metric that is
-    asked.
-    """
+def promote_equal(pair: Pair, args: argparse.Namespace, metric: str, trials: int) -> float:
+    """Return the share of trials in which one of two equal prompts passed as better at the first look."""
     alpha, labels, promoted = look_at(1, 1, POLICY.budget).alpha, sorted(set(pair.label)), 0
     for trial in range(trials):
-        drawn = pair.swapped(args.rows, np.random.default_rng([args.seed, 2, trial]))
-        promoted += int((difference(asked, drawn.label, drawn.first, drawn.second, labels).p_value or 0.0) <= alpha)
+        drawn = pair.swap(args.rows, np.random.default_rng([args.seed, 2, trial]))
+        compared = difference(Asked(metric), drawn.label, drawn.first, drawn.second, labels)
+        promoted += int((compared.p_value or 0.0) <= alpha)
     return promoted / trials
 
 
-def one_night(results: Results, args: argparse.Namespace, rule: Rule, better: float, look: int = 1) -> float:
-    """Share of the trials in which the challenger was promoted at that look."""
+def play_night(recipe: Recipe, args: argparse.Namespace, rule: Rule, better: float, look: int = 1) -> float:
+    """Return the share of trials in which a challenger that is better by `better` was promoted at that look."""
     promoted = 0
     for trial in range(args.trials):
         dice = np.random.default_rng([args.seed, trial])
-        split = results.split(args.rows, dice)
-        champion, challenger = results.prompt(split, 0.0, dice), results.prompt(split, better, dice)
-        promoted += rule(challenger, champion, champion, look)
-    return promoted / args.trials
+        split = recipe.draw_split(args.rows, dice)
+        champion, challenger = recipe.draw_prompt(split, 0.0, dice), recipe.draw_prompt(split, better, dice)
+        promoted += rule(Night(challenger, champion, champion, look))
+    return float(promoted / args.trials)
 
 
 class Year(NamedTuple):
-    """Means over tasks: promotions, tasks with any, and by how much the true accuracy of production changed, at its
-    lowest.
-    """
+    """Means over tasks: promotions, share of tasks with any, change of production's true accuracy, and its minimum."""
 
     promotions: float
     any_promotion: float
@@ -168,79 +175,86 @@ class Year(NamedTuple):
     lowest: float
 
 
-def a_year(results: Results, args: argparse.Namespace, rule: Rule, slide: float) -> Year:
-    """Nights on one test split, each with a challenger that is worse than the champion by `slide`."""
-    found = [_nights(results, args, rule, (slide, task)) for task in range(args.tasks)]
-    counts, ends = np.array([count for count, _ in found]), np.array([end for _, end in found])
-    return Year(float(counts.mean()), float((counts > 0).mean()), float(ends.mean()), float(ends.min()))
+def play_year(recipe: Recipe, args: argparse.Namespace, rule: Rule, slide: float) -> Year:
+    """Simulate nights on one test split, each with a challenger that is worse than the champion by `slide`."""
+    tasks = [_play_task(recipe, args, rule, slide, task) for task in range(args.tasks)]
+    counts, changes = np.array([count for count, _ in tasks]), np.array([change for _, change in tasks])
+    return Year(float(counts.mean()), float((counts > 0).mean()), float(changes.mean()), float(changes.min()))
 
 
-def _nights(results: Results, args: argparse.Namespace, rule: Rule, case: tuple[float, int]) -> tuple[int, float]:
-    slide, task = case
+def _play_task(recipe: Recipe, args: argparse.Namespace, rule: Rule, slide: float, task: int) -> tuple[int, float]:
+    """The number of promotions, and the change of the champion's true accuracy."""
     dice = np.random.default_rng([args.seed, 1, task])
-    split = results.split(args.rows, dice)
-    champion = anchor = results.prompt(split, 0.0, dice)
+    split = recipe.draw_split(args.rows, dice)
+    champion = anchor = recipe.draw_prompt(split, 0.0, dice)
     quality, promotions = 0.0, 0
-    for night in range(1, args.nights + 1):
-        challenger = results.prompt(split, quality - slide, dice)
-        if rule(challenger, champion, anchor, night):
-            if rule is not_inferior and superior(challenger, champion, anchor, night):
-                anchor = challenger
-            champion, quality, promotions = challenger, max(quality - slide, -results.open / 2), promotions + 1
+    for look in range(1, args.nights + 1):
+        night = Night(recipe.draw_prompt(split, quality - slide, dice), champion, anchor, look)
+        if rule(night):
+            if rule is not_inferior and superior(night):
+                anchor = night.challenger
+            champion, quality, promotions = night.challenger, max(quality - slide, -recipe.open / 2), promotions + 1
     return promotions, quality
 
 
-def rows_at(results: Results, args: argparse.Namespace, look: int, better: float) -> int:
-    """Test rows with which a gain of `better` is seen four times in five at that look: counted, from where the formula
-    points.
+def count_rows(recipe: Recipe, args: argparse.Namespace, look: int) -> int:
+    """Return the test rows with which the gain is detected four times in five at that look.
+
+    It starts with the formula's number and adds rows until simulated nights agree.
     """
-    alpha = look_at(1, look, POLICY.budget).alpha
-    rows = rows_needed(better, alpha, results.open / 2)
-    while (
-        one_night(
-            results,
-            argparse.Namespace(**{**vars(args), "rows": rows, "trials": min(args.trials, 500)}),
-            superior,
-            better,
-            look,
-        )
-        < 0.8
-    ):
+    rows = rows_needed(args.gain, look_at(1, look, POLICY.budget).alpha, recipe.open / 2)
+    while play_night(recipe, _with_rows(args, rows), superior, args.gain, look) < 0.8:
         rows = round(rows * 1.05)
     return rows
 
 
-def main() -> None:
-    """Print the tables, and the JSON line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=2000, help="nights of two equal prompts")
-    parser.add_argument("--rows", type=int, default=2000, help="test rows")
-    parser.add_argument("--nights", type=int, default=365, help="nights on one test split")
-    parser.add_argument("--tasks", type=int, default=200, help="tasks that live through these nights")
-    parser.add_argument("--gain", type=float, default=0.03, help="true gain that is to be seen")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    pair, swapped = Pair.read(), {}
+def _with_rows(args: argparse.Namespace, rows: int) -> argparse.Namespace:
+    return argparse.Namespace(**{**vars(args), "rows": rows, "trials": min(args.trials, 500)})
+
+
+class Figures(NamedTuple):
+    """All that is simulated; by rule, metric or look."""
+
+    recipe: Recipe
+    equal_by_metric: dict[str, float]
+    wrong: dict[str, float]
+    power: dict[str, float]
+    rows_needed: dict[int, int]
+    equal: dict[str, Year]
+    sliding: dict[str, Year]
+
+
+def simulate(args: argparse.Namespace) -> Figures:
+    """Simulate everything, and print the tables on the way."""
+    pair = Pair.read()
+    equal_by_metric = {}
     for metric, trials in (
         ("accuracy", args.trials),
         ("macro_f1", args.trials // 10),
-    ):  # the bootstrap takes half a second
-        swapped[metric] = equal_prompts(pair, args, Asked(metric), trials)
-        print(f"{swapped[metric]:.4f} of {trials} trials promoted one of two equal prompts by {metric}")
-    results = Results.of(pair)
-    print(f"any prompt is right on {results.right:.3f} of the rows, {results.open:.3f} are open; {args.rows} test rows")
-    night = {name: one_night(results, args, rule, 0.0) for name, rule in RULES.items()}
-    power = {name: one_night(results, args, rule, args.gain) for name, rule in RULES.items()}
+    ):  # macro F1 needs a slow bootstrap
+        equal_by_metric[metric] = promote_equal(pair, args, metric, trials)
+        print(f"{equal_by_metric[metric]:.4f} of {trials} trials promoted one of two equal prompts by {metric}")
+    recipe = Recipe.fit(pair)
+    print(f"every prompt is right on {recipe.right:.3f} of the rows, {recipe.open:.3f} are open; {args.rows} test rows")
+    wrong = {name: play_night(recipe, args, rule, 0.0) for name, rule in RULES.items()}
+    power = {name: play_night(recipe, args, rule, args.gain) for name, rule in RULES.items()}
+    _print_night(args, wrong, power)
+    needed = {look: count_rows(recipe, args, look) for look in (1, 30, args.nights)}
+    listed = ", ".join(f"{rows} at look {look}" for look, rows in needed.items())
+    print(f"rows needed to see it four times in five: {listed}")
+    equal = {name: play_year(recipe, args, rule, 0.0) for name, rule in RULES.items()}
+    sliding = {name: play_year(recipe, args, rule, SLIDE) for name, rule in RULES.items()}
+    _print_year(args, equal, sliding)
+    return Figures(recipe, equal_by_metric, wrong, power, needed, equal, sliding)
+
+
+def _print_night(args: argparse.Namespace, wrong: dict[str, float], power: dict[str, float]) -> None:
     print(f"{'one night':18} {'wrong promotions':>17} {f'seen {args.gain:+.2f}':>12}")
     for name in RULES:
-        print(f"{name:18} {night[name]:17.4f} {power[name]:12.4f}")
-    needed = {look: rows_at(results, args, look, args.gain) for look in (1, 30, args.nights)}
-    print(
-        "rows needed to see it four times in five: "
-        + ", ".join(f"{rows} at look {look}" for look, rows in needed.items())
-    )
-    equal = {name: a_year(results, args, rule, 0.0) for name, rule in RULES.items()}
-    sliding = {name: a_year(results, args, rule, SLIDE) for name, rule in RULES.items()}
+        print(f"{name:18} {wrong[name]:17.4f} {power[name]:12.4f}")
+
+
+def _print_year(args: argparse.Namespace, equal: dict[str, Year], sliding: dict[str, Year]) -> None:
     print(
         f"{f'{args.nights} nights':18} {'wrong promotions':>17} {'tasks with any':>15} "
         f"{f'slide {SLIDE:g}: change':>20} {'lowest':>8}"
@@ -250,27 +264,45 @@ def main() -> None:
             f"{name:18} {equal[name].promotions:17.3f} {equal[name].any_promotion:15.3f} "
             f"{sliding[name].change:+20.4f} {sliding[name].lowest:+8.4f}"
         )
-    print(
-        json.dumps(
-            {
-                "wrong_promotions": swapped["accuracy"],
-                "wrong_promotions_macro_f1": swapped["macro_f1"],
-                "power": power["superiority"],
-                "wrong_promotions_year": equal["superiority"].promotions,
-                "naive_wrong_promotions": night["higher figure"],
-                "naive_wrong_promotions_year": equal["higher figure"].promotions,
-                "at_five_percent_year": equal["5% every night"].any_promotion,
-                "trials": args.trials,
-                "tasks": args.tasks,
-                "nights": args.nights,
-                "rows": args.rows,
-                "rows_needed": {str(look): rows for look, rows in needed.items()},
-                "discordant": results.open / 2,
-                "slide": {name: year.change for name, year in sliding.items()},
-                "lowest": {name: year.lowest for name, year in sliding.items()},
-            }
-        )
-    )
+
+
+def report(args: argparse.Namespace, figures: Figures) -> dict[str, Any]:
+    """Return the figures under the names that the last line prints."""
+    return {
+        "wrong_promotions": figures.equal_by_metric["accuracy"],
+        "wrong_promotions_macro_f1": figures.equal_by_metric["macro_f1"],
+        "power": figures.power["superiority"],
+        "wrong_promotions_year": figures.equal["superiority"].promotions,
+        "naive_wrong_promotions": figures.wrong["higher figure"],
+        "naive_wrong_promotions_year": figures.equal["higher figure"].promotions,
+        "at_five_percent_year": figures.equal["5% every night"].any_promotion,
+        "trials": args.trials,
+        "tasks": args.tasks,
+        "nights": args.nights,
+        "rows": args.rows,
+        "rows_needed": {str(look): rows for look, rows in figures.rows_needed.items()},
+        "discordant": figures.recipe.open / 2,
+        "slide": {name: year.change for name, year in figures.sliding.items()},
+        "lowest": {name: year.lowest for name, year in figures.sliding.items()},
+    }
+
+
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=2000, help="nights of two equal prompts")
+    parser.add_argument("--rows", type=int, default=2000, help="test rows")
+    parser.add_argument("--nights", type=int, default=365, help="nights on one test split")
+    parser.add_argument("--tasks", type=int, default=200, help="tasks that have these nights")
+    parser.add_argument("--gain", type=float, default=0.03, help="true gain to detect")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Simulate, print the tables, then the figures as one JSON object on the last line."""
+    args = parse_options()
+    print(json.dumps(report(args, simulate(args))))
 
 
 if __name__ == "__main__":

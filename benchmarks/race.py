@@ -1,9 +1,9 @@
-"""Two promoters that race for one alias, and whether anything of what they were told is lost.
+"""Two promoters that race for one alias, and whether any acknowledged promotion is lost.
 
-Two processes promote versions of their own to one alias, `--races` times. Every second time both stand behind the
-same head when they append; else they only start together. A promotion is overwritten where the history does not hold
-the row that was acknowledged, where a second row took its number, or where pointer, history objects or alias end up
-elsewhere.
+Two processes promote versions of their own to one alias, `--races` times. In every second race both have read the same
+head when they append; in the others they only start together. A promotion counts as overwritten if the history does not
+hold the row that was acknowledged, if a second row took its number, or if pointer, history objects or MLflow's alias
+differ from the ledger.
 """
 
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from registry.registry import Registry
 from registry.versions.projection import pointer_in
 from registry.versions.promotion import Cause, promote
 
-RACED = "canary"
-PATIENCE = 120  # seconds that one racer waits for the other
+ALIAS = "canary"
+PATIENCE_SECONDS = 120  # one racer waits this long for the other
 
 
 class Outcome(NamedTuple):
-    """What one racer was told: the promotions that were acknowledged, and how often it conflicted."""
+    """One racer's answers: the promotions that were acknowledged to it, as JSON, and how often it conflicted."""
 
     won: list[str]
     conflicts: int
 
 
 class Race(NamedTuple):
-    """What both racers need: where, which task, how often, and the barrier at which they meet."""
+    """What both racers share: the registry, the task, the number of races, and the barrier at which they meet."""
 
     addresses: Addresses
     task: str
@@ -41,65 +41,61 @@ class Race(NamedTuple):
 
 
 def race(addresses: Addresses, registry: Registry, races: int) -> dict[str, Any]:
-    """Two processes promote at once, over and over; then ledger, store and MLflow are compared with what they were
-    told.
-    """
+    """Let two processes promote at once, many times; then compare ledger, store and MLflow with their answers."""
     context = get_context("spawn")
     task, barrier = task_of(0), context.Barrier(2)
     published = [version.number for version in registry.ledger.versions(task.name, limit=None)]
     pipes = [context.Pipe(duplex=False) for _ in range(2)]
     racers = [
-        context.Process(target=_racer, args=(Race(addresses, task.name, races, barrier), own, pipe[1]))
+        context.Process(target=_promote_often, args=(Race(addresses, task.name, races, barrier), own, pipe[1]))
         for own, pipe in zip((published[:2], published[2:4]), pipes, strict=True)
     ]
     for racer in racers:
         racer.start()
-    told: list[Outcome] = [pipe[0].recv() for pipe in pipes if pipe[0].poll(PATIENCE + 2 * races)]
+    outcomes: list[Outcome] = [pipe[0].recv() for pipe in pipes if pipe[0].poll(PATIENCE_SECONDS + 2 * races)]
     for racer in racers:
-        racer.join(PATIENCE)
-    if len(told) < len(racers) or any(racer.exitcode for racer in racers):
-        raise SystemExit("a racer did not come to its end; its traceback stands above")
-    acknowledged = [Promotion.model_validate_json(row) for outcome in told for row in outcome.won]
-    lost = overwritten(acknowledged, registry.ledger.history(task.name, RACED)) + len(disagreeing(registry, task.name))
+        racer.join(PATIENCE_SECONDS)
+    if len(outcomes) < len(racers) or any(racer.exitcode for racer in racers):
+        raise SystemExit("a racer did not finish; its traceback is printed above")
+    acknowledged = [Promotion.model_validate_json(row) for outcome in outcomes for row in outcome.won]
+    in_ledger = count_overwritten(acknowledged, registry.ledger.history(task.name, ALIAS))
     return {
         "races": races,
         "won": len(acknowledged),
-        "conflicts": sum(outcome.conflicts for outcome in told),
-        "overwritten": lost,
+        "conflicts": sum(outcome.conflicts for outcome in outcomes),
+        "overwritten": in_ledger + len(find_disagreements(registry, task.name)),
     }
 
 
-def _racer(race: Race, own: Sequence[int], pipe: Any) -> None:
-    """Promote one of the own versions that the alias does not name, `races` times."""
+def _promote_often(race: Race, own: Sequence[int], pipe: Any) -> None:
+    """Promote, `races` times, that one of its own versions which the alias does not name."""
     registry, task, conflicts = race.addresses.open(), task_of(int(race.task.rpartition("-")[2])), 0
     won: list[str] = []
     together = False
 
     def meet(step: str) -> None:
         if together and step == "promotion checked":
-            race.barrier.wait(PATIENCE)
+            race.barrier.wait(PATIENCE_SECONDS)
 
     watch(meet)
     for index in range(race.races):
         together = False
-        race.barrier.wait(PATIENCE)
-        head = registry.ledger.head(race.task, RACED)
+        race.barrier.wait(PATIENCE_SECONDS)
+        head = registry.ledger.head(race.task, ALIAS)
         number = next(number for number in own if head is None or head.version != number)
-        race.barrier.wait(PATIENCE)
+        race.barrier.wait(PATIENCE_SECONDS)
         together = index % 2 == 0
         try:
             won.append(
-                promote(registry, task, number, Cause(f"racer {own[0]}", f"race {index}"), RACED).model_dump_json()
+                promote(registry, task, number, Cause(f"racer {own[0]}", f"race {index}"), ALIAS).model_dump_json()
             )
         except PromotionConflict:
             conflicts += 1
     pipe.send(Outcome(won, conflicts))
 
 
-def overwritten(acknowledged: Sequence[Promotion], history: Sequence[Promotion]) -> int:
-    """Promotions that were acknowledged and do not stand in the history as they were, or that stand there and were not;
-    gaps too.
-    """
+def count_overwritten(acknowledged: Sequence[Promotion], history: Sequence[Promotion]) -> int:
+    """Count acknowledged promotions that the history lacks or changed, rows that were not acknowledged, and gaps."""
     rows = {row.seq: row for row in history}
     missing = sum(rows.get(row.seq) != row for row in acknowledged)
     shared = len(acknowledged) - len({row.seq for row in acknowledged})
@@ -110,19 +106,17 @@ def overwritten(acknowledged: Sequence[Promotion], history: Sequence[Promotion])
     return missing + shared + chain + max(0, len(history) - len(acknowledged))
 
 
-def disagreeing(registry: Registry, task: str) -> list[str]:
-    """What does not show the history of the raced alias as the ledger has it: history objects, pointer, MLflow
-    alias.
-    """
-    history = registry.ledger.history(task, RACED)
+def find_disagreements(registry: Registry, task: str) -> list[str]:
+    """Return what differs from the ledger's history of the alias: history objects, pointer, MLflow's alias."""
+    history = registry.ledger.history(task, ALIAS)
     head, store = history[-1], registry.store
-    found = [
+    differing = [
         f"history {row.seq}"
         for row in history
-        if Promotion.model_validate_json(store.read(history_key(task, RACED, row.seq)).body) != row
+        if Promotion.model_validate_json(store.read(history_key(task, ALIAS, row.seq)).body) != row
     ]
-    if pointer_in(store.read(pointer_key(task, RACED)).body) != head:
-        found.append("pointer")
-    if registry.mlflow and registry.mlflow.digests(task)[registry.mlflow.aliases(task)[RACED]] != head.digest:
-        found.append("MLflow alias")
-    return found
+    if pointer_in(store.read(pointer_key(task, ALIAS)).body) != head:
+        differing.append("pointer")
+    if registry.mlflow and registry.mlflow.digests(task)[registry.mlflow.aliases(task)[ALIAS]] != head.digest:
+        differing.append("MLflow alias")
+    return differing

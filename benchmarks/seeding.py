@@ -1,11 +1,11 @@
 """Writes a registry of many versions straight into its databases and its store, as if each had been published and
 promoted.
 
-Seeded per version: the ledger's rows (version, training, evaluation, verdict, publication), the store's tensors,
-manifest, number and dossier, and in MLflow's SQLite file a copy of every row of one prompt that was published for real:
-run, logged model, model version, with their tags, params and metrics. Per task: snapshot, experiment, registered model,
-and every fourth version once in production, so that history, pointer, alias and projections stand as promotions leave
-them. Not seeded: plots, MLflow's files and data set inputs, which nothing that is measured at scale reads.
+Per version it writes the ledger's rows (version, training, evaluation, verdict, publication), the store's tensors,
+manifest, number and dossier, and, in MLflow's SQLite file, a copy of every row of one prompt that was really published:
+run, logged model, model version, with their tags, params and metrics. Per task it writes snapshot, experiment and
+registered model, and promotes every fourth version to production: history, pointer, alias and projections are those of
+real promotions. It writes no plots, no files and no data set inputs of MLflow: nothing that is measured reads them.
 """
 
 import http.client
@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Table
 
+from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, an_artifact, published
 from ptpipeline.records import PRODUCTION, Pointer, Promotion, Record, VersionName, now
 from ptpipeline.storage import S3Store
 from ptpipeline.storage.keys import dossier_key, history_key, manifest_key, pointer_key, tensors_key, version_key
@@ -31,7 +32,6 @@ from registry.ledger.results import Publication
 from registry.mlflow.store import APPLIED_TAG, MlflowStore
 from registry.registry import Registry
 from registry.versions.provenance import Dossier
-from tests.registry.prompts import a_request, a_snapshot, a_task, an_artifact, published
 
 PATTERN = a_task("seed-pattern")
 PROMOTED_EVERY = 4
@@ -40,9 +40,7 @@ Rows = list[tuple[Table, dict[str, Any]]]
 
 
 class Addresses(NamedTuple):
-    """Where a registry lives, for every process that opens it; `mlflow_db` is MLflow's SQLite file, `filer` SeaweedFS's
-    own port.
-    """
+    """The addresses of a registry. `mlflow_db` is MLflow's SQLite file, `filer` the port of SeaweedFS's filer."""
 
     ledger: str
     bucket: str
@@ -52,29 +50,29 @@ class Addresses(NamedTuple):
     mlflow_db: Path
 
     def open(self) -> Registry:
-        """The registry over real servers, without the probe of the store."""
+        """Open the registry, without the check of what its store guarantees."""
         return Registry(Ledger(self.ledger), S3Store(self.bucket, endpoint=self.s3), MlflowStore(self.mlflow))
 
 
 def task_of(index: int) -> Task:
-    """The seeded task of that index."""
+    """Return the seeded task of that index."""
     return a_task(f"task-{index:04d}")
 
 
 def seed(addresses: Addresses, tasks: int, versions: int) -> None:
-    """`versions` versions of each of `tasks` tasks, numbered from 1; seed s is version s + 1."""
+    """Write `versions` versions of each of `tasks` tasks, numbered from 1; the prompt of seed s is version s + 1."""
     registry = addresses.open()
     published(registry, PATTERN, 0)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        stored = pool.submit(_store_tasks, addresses, tasks, versions)
-        digests = [_remember_task(registry.ledger, versions, index) for index in range(tasks)]
-        _copy_in_mlflow(addresses.mlflow_db, digests, versions)
+        stored = pool.submit(_write_store, addresses, tasks, versions)
+        digests = [_write_ledger(registry.ledger, versions, index) for index in range(tasks)]
+        _write_mlflow(addresses.mlflow_db, digests, versions)
         stored.result()
     registry.ledger.close()
 
 
 def _promotions(task: Task, versions: int) -> list[Promotion]:
-    """Every fourth version went to production, one after another."""
+    """Promotions of every fourth version to production, in order."""
     numbers = list(range(1, versions + 1, PROMOTED_EVERY))
     return [
         Promotion(
@@ -96,8 +94,8 @@ def _promotions(task: Task, versions: int) -> list[Promotion]:
 # ------------------------------------------------------------ the store
 
 
-def _store_tasks(addresses: Addresses, tasks: int, versions: int) -> None:
-    """Every object of every task, put through the filer, on which SeaweedFS's S3 stands."""
+def _write_store(addresses: Addresses, tasks: int, versions: int) -> None:
+    """Put every object of every task through the filer, which SeaweedFS's S3 server uses, too."""
     connection = http.client.HTTPConnection("127.0.0.1", addresses.filer, timeout=60)
     for key, body in (item for index in range(tasks) for item in _objects(task_of(index), versions)):
         connection.request(
@@ -139,8 +137,8 @@ def _body(record: Record) -> bytes:
 # ------------------------------------------------------------ the ledger
 
 
-def _remember_task(ledger: Ledger, versions: int, index: int) -> list[str]:
-    """The ledger's rows of one task in one transaction; the digests of its versions."""
+def _write_ledger(ledger: Ledger, versions: int, index: int) -> list[str]:
+    """Write the ledger's rows of one task in one transaction; return the digests of its versions."""
     task = task_of(index)
     ledger.save_snapshot(a_snapshot(task))
     rows = [row for seed in range(versions) for row in _version_rows(task, seed)]
@@ -195,7 +193,7 @@ def _publication(request: Provenance) -> Publication:
 
 
 class _Copy(NamedTuple):
-    """A table whose rows of the pattern, those where the column `key` has its value, are copied."""
+    """A table of which the pattern's rows are copied: those whose column `key` has the pattern's value."""
 
     table: str
     key: str
@@ -217,65 +215,56 @@ _PER_VERSION = (
 )
 
 
-def _copy_in_mlflow(path: Path, digests: list[list[str]], versions: int) -> None:
-    """All copies in one transaction, beside the server that has the file open."""
+def _write_mlflow(path: Path, digests: list[list[str]], versions: int) -> None:
+    """Write all copies in one transaction, while the server has the file open."""
     connection = sqlite3.connect(path, timeout=60)
     with connection:
-        run, model = connection.execute(
-            "SELECT run_id, source FROM model_versions WHERE name = ?", (PATTERN.name,)
-        ).fetchone()
-        pattern = {
-            "run_uuid": run,
-            "model_id": model.removeprefix("models:/"),
-            "name": PATTERN.name,
-            "digest": an_artifact(PATTERN, 0).digest,
-        }
-        (pattern["experiment_id"],) = connection.execute(
-            "SELECT experiment_id FROM runs WHERE run_uuid = ?", (run,)
-        ).fetchone()
+        pattern = _read_pattern(connection)
         per_task, per_version = (
-            [_statement(connection, copy, pattern) for copy in copies] for copies in (_PER_TASK, _PER_VERSION)
+            [_make_statement(connection, copy, pattern) for copy in copies] for copies in (_PER_TASK, _PER_VERSION)
         )
         for index, of_task in enumerate(digests):
-            new = {f"old_{key}": value for key, value in pattern.items()} | {
-                "new_name": task_of(index).name,
-                "new_experiment_id": 1_000_000 + index,
-            }
+            name = task_of(index).name
+            values = {f"old_{key}": value for key, value in pattern.items()}
+            values |= {f"new_{key}": value for key, value in pattern.items()}
+            values |= {"new_name": name, "new_experiment_id": 1_000_000 + index, "number": 0}
             for statement in per_task:
-                connection.execute(
-                    statement,
-                    new
-                    | {
-                        "new_run_uuid": run,
-                        "new_model_id": pattern["model_id"],
-                        "new_digest": pattern["digest"],
-                        "number": 0,
-                    },
-                )
-            for values in _identities(of_task):
+                connection.execute(statement, values)
+            for identity in _new_identities(of_task):
                 for statement in per_version:
-                    connection.execute(statement, new | values)
-            champion = {
-                "name": task_of(index).name,
-                "alias": PRODUCTION,
-                "version": (versions - 1) // PROMOTED_EVERY * PROMOTED_EVERY + 1,
-            }
-            connection.execute(
-                "INSERT INTO registered_model_aliases (name, alias, version) VALUES (:name, :alias, :version)", champion
-            )
-            applied = {
-                "name": champion["name"],
-                "key": f"{APPLIED_TAG}{PRODUCTION}",
-                "value": str((versions - 1) // PROMOTED_EVERY + 1),
-            }
-            connection.execute(
-                "INSERT INTO registered_model_tags (name, key, value) VALUES (:name, :key, :value)", applied
-            )
+                    connection.execute(statement, values | identity)
+            _promote_in_mlflow(connection, name, versions)
         connection.execute("UPDATE model_version_tags SET value = CAST(version AS TEXT) WHERE key = 'ptp.version'")
     connection.close()
 
 
-def _identities(digests: list[str]) -> Iterator[dict[str, Any]]:
+def _read_pattern(connection: sqlite3.Connection) -> dict[str, Any]:
+    """Return the identities of the really published prompt."""
+    query = "SELECT run_id, source FROM model_versions WHERE name = ?"
+    run, model = connection.execute(query, (PATTERN.name,)).fetchone()
+    query = "SELECT experiment_id FROM runs WHERE run_uuid = ?"
+    (experiment,) = connection.execute(query, (run,)).fetchone()
+    return {
+        "run_uuid": run,
+        "model_id": model.removeprefix("models:/"),
+        "name": PATTERN.name,
+        "digest": an_artifact(PATTERN, 0).digest,
+        "experiment_id": experiment,
+    }
+
+
+def _promote_in_mlflow(connection: sqlite3.Connection, name: str, versions: int) -> None:
+    """Write the alias of the last promotion, and the tag with its number."""
+    promotions = (versions - 1) // PROMOTED_EVERY + 1
+    champion = {"name": name, "alias": PRODUCTION, "version": (promotions - 1) * PROMOTED_EVERY + 1}
+    connection.execute(
+        "INSERT INTO registered_model_aliases (name, alias, version) VALUES (:name, :alias, :version)", champion
+    )
+    applied = {"name": name, "key": f"{APPLIED_TAG}{PRODUCTION}", "value": str(promotions)}
+    connection.execute("INSERT INTO registered_model_tags (name, key, value) VALUES (:name, :key, :value)", applied)
+
+
+def _new_identities(digests: list[str]) -> Iterator[dict[str, Any]]:
     for number, digest in enumerate(digests, 1):
         yield {
             "new_run_uuid": uuid.uuid4().hex,
@@ -285,17 +274,15 @@ def _identities(digests: list[str]) -> Iterator[dict[str, Any]]:
         }
 
 
-def _statement(connection: sqlite3.Connection, copy: _Copy, pattern: dict[str, Any]) -> str:
-    """An INSERT of the pattern's rows with its identities replaced, in whichever text column they stand."""
+def _make_statement(connection: sqlite3.Connection, copy: _Copy, pattern: dict[str, Any]) -> str:
+    """Return an INSERT of the pattern's rows that replaces its identities in every text column."""
     columns = [(row[1], row[2]) for row in connection.execute(f"PRAGMA table_info({copy.table})")]
     connection.execute(
         f"CREATE TEMP TABLE pattern_{copy.table} AS SELECT * FROM {copy.table} WHERE {copy.key} = ?",
         (pattern[copy.key],),
     )
-    values, names = (
-        ", ".join(_value(name, kind) for name, kind in columns),
-        ", ".join(f'"{name}"' for name, _ in columns),
-    )
+    names = ", ".join(f'"{name}"' for name, _ in columns)
+    values = ", ".join(_value(name, kind) for name, kind in columns)
     return f"INSERT INTO {copy.table} ({names}) SELECT {values} FROM pattern_{copy.table}"
 
 

@@ -1,13 +1,13 @@
 """One training step, forward and backward only: ours against PEFT on the same base, and its share of the processor's
 peak.
 
-Ours is the product's own path (`shared_backward`); PEFT is driven as its users drive it: `get_peft_model` with a
-`PromptTuningConfig`, the label token behind the text, labels -100 elsewhere, `loss.backward()`. Same frozen model,
-dtype, rows and initial prompt; optimizer apart; interleaved in one process, the order turning each round; medians of
-rounds.
+Ours is training's own function (`shared_backward`). PEFT is used as its users do: `get_peft_model` with a
+`PromptTuningConfig`, the label token after the text, labels -100 elsewhere, `loss.backward()`. Both have the same
+frozen model, dtype, rows and initial prompt, and no optimizer. They are interleaved in one process, and their order
+alternates each round; medians of rounds.
 
     grad_rel_err = |ours - peft| / |peft|        of the gradients of the last timed round, in the run's dtype
-    tokens_per_s = B T / ours_s                  text tokens; the prompt's are not counted
+    tokens_per_s = B T / ours_s                  text tokens; virtual tokens are not counted
     mfu          = FLOPs / ours_s / peak
 
 Letters: B rows, T tokens, P virtual tokens, H width, L layers, a heads of size d, V vocabulary. FLOPs are what an exact
@@ -57,21 +57,21 @@ SIZES = {
 
 
 class Workload(NamedTuple):
-    """Rows of T text tokens and one label token each, and the initial prompt [P, H] in float32."""
+    """Rows of T text tokens and one label token each, and the initial prompt in float32."""
 
-    ids: Tensor
-    labels: Tensor
-    prompt: Tensor
+    ids: Tensor  # [B, T]
+    labels: Tensor  # [B]
+    prompt: Tensor  # [P, H]
 
     def examples(self) -> list[Example]:
-        """The rows as training takes them: one member, one label token a row."""
+        """Return the rows in training's form: one member, one label token per row."""
         return build_examples(
             [[(row, (label,)) for row, label in zip(self.ids.tolist(), self.labels.tolist(), strict=True)]]
         )
 
 
-def workload(base: FrozenBase, batch: int, tokens: int, prompt_length: int) -> Workload:
-    """Random rows and a prompt of sampled vocabulary, the same for the same arguments."""
+def make_workload(base: FrozenBase, batch: int, tokens: int, prompt_length: int) -> Workload:
+    """Make random rows and a prompt of sampled vocabulary, the same for the same arguments."""
     dice = torch.Generator().manual_seed(0)
     vocabulary = base.model.config.vocab_size
     ids, labels, slots = (
@@ -83,8 +83,8 @@ def workload(base: FrozenBase, batch: int, tokens: int, prompt_length: int) -> W
 Step = Callable[[], Tensor]
 
 
-def our_step(base: FrozenBase, work: Workload) -> Step:
-    """Forward and backward by the shared prompt pass; returns the prompt's gradient [P, H]."""
+def make_our_step(base: FrozenBase, work: Workload) -> Step:
+    """Return a step by the shared prompt pass, forward and backward; it gives the prompt's gradient [P, H]."""
     prompt, examples = work.prompt.clone().requires_grad_(), work.examples()
 
     def step() -> Tensor:
@@ -95,8 +95,8 @@ def our_step(base: FrozenBase, work: Workload) -> Step:
     return step
 
 
-def peft_step(folder: Path, dtype: torch.dtype, work: Workload) -> Step:
-    """The same by PEFT, on the base as transformers loads it; returns the prompt's gradient [P, H]."""
+def make_peft_step(folder: Path, dtype: torch.dtype, work: Workload) -> Step:
+    """Return the same step by PEFT, on the base as transformers loads it."""
     from peft import PromptTuningConfig, TaskType, get_peft_model
     from transformers import AutoModelForCausalLM
 
@@ -128,30 +128,30 @@ def _gradient(prompt: Tensor) -> Tensor:
     return prompt.grad.float().cpu()
 
 
-def needed_flops(base: FrozenBase, batch: int, tokens: int, prompt_length: int) -> float:
-    """FLOPs of one exact step by the formula of this module's docstring."""
+def count_needed_flops(base: FrozenBase, batch: int, tokens: int, prompt_length: int) -> float:
+    """Return the FLOPs of one exact step, by the formula in this module's docstring."""
     config, (rows, text, prompt) = base.model.config, (batch, tokens, prompt_length)
     width, heads = config.hidden_size, config.num_attention_heads
     size = getattr(config, "head_dim", None) or width // heads
     layers = config.num_hidden_layers
     queries, keys_values = width * heads * size, 2 * width * config.num_key_value_heads * size
-    weights = _layer_weights(base)
-    seen = prompt * text + text * (text + 1) / 2
+    weights = _count_layer_weights(base)
+    pairs = prompt * text + text * (text + 1) / 2
     linear = 2 * (layers - 1) * weights * (rows * text + prompt)
     linear += (
         2 * (keys_values * (rows * text + prompt) + (weights - keys_values) * rows)
         - (queries + keys_values) * rows * text
     )
-    attention = 6 * heads * size * ((layers - 1) * (rows * seen + prompt * (prompt + 1) / 2) + rows * (prompt + text))
+    attention = 6 * heads * size * ((layers - 1) * (rows * pairs + prompt * (prompt + 1) / 2) + rows * (prompt + text))
     return float(2 * (linear + attention + 2 * width * config.vocab_size * rows))
 
 
-def _layer_weights(base: FrozenBase) -> int:
+def _count_layer_weights(base: FrozenBase) -> int:
     return sum(p.numel() for p in base.model.base_model.layers[0].parameters() if p.ndim == 2)
 
 
 class Peak:
-    """The best matrix-product rate seen so far, in FLOP/s."""
+    """The best rate of a matrix product so far, in FLOP/s."""
 
     def __init__(self, base: FrozenBase, tokens: int) -> None:
         largest = max((p for p in base.model.base_model.layers[0].parameters() if p.ndim == 2), key=lambda p: p.numel())
@@ -161,15 +161,15 @@ class Peak:
         self.rate = 0.0
 
     def sample(self) -> None:
-        """Both products again, keeping the better rate."""
+        """Time both products again; keep the best rate."""
         for left, right, repeats in self._pairs:
             for _ in range(repeats):
-                seconds, _ = timed(lambda left=left, right=right: torch.nn.functional.linear(left, right))  # type: ignore[misc]
+                seconds, _ = run_timed(lambda left=left, right=right: torch.nn.functional.linear(left, right))  # type: ignore[misc]
                 self.rate = max(self.rate, 2 * left.shape[0] * right.numel() / seconds)
 
 
-def timed(step: Step) -> tuple[float, Tensor]:
-    """Wall seconds of one call, and what it returns; waits for a GPU on both sides."""
+def run_timed(step: Step) -> tuple[float, Tensor]:
+    """Run a step; return its wall seconds and its result. Waits for the GPU before and after."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     started = time.perf_counter()
@@ -179,11 +179,12 @@ def timed(step: Step) -> tuple[float, Tensor]:
     return time.perf_counter() - started, result
 
 
-def interleaved(
+def measure_interleaved(
     sides: Sequence[Step], rounds: int, before: Callable[[], None] | None = None
 ) -> tuple[list[list[float]], list[Tensor]]:
-    """Seconds of every round of each of two sides, and what each returned last; the order turns each round, after one
-    of warm-up.
+    """Run two sides in turn, in alternating order; return the seconds of each side's rounds and its last result.
+
+    One round before them warms up; `before` runs at the start of every round.
     """
     seconds: list[list[float]] = [[], []]
     results = [side() for side in sides]
@@ -191,8 +192,8 @@ def interleaved(
         if before is not None:
             before()
         for side in (0, 1) if turn % 2 == 0 else (1, 0):
-            taken, results[side] = timed(sides[side])
-            seconds[side].append(taken)
+            duration, results[side] = run_timed(sides[side])
+            seconds[side].append(duration)
     return seconds, results
 
 
@@ -206,13 +207,13 @@ class Measured(NamedTuple):
 
 
 def measure(sides: tuple[Step, Step], peak: Peak, rounds: int) -> Measured:
-    """Ours and PEFT's steps interleaved after one round of warm-up each, a sample of the peak in every round."""
-    seconds, (ours, peft) = interleaved(sides, rounds, peak.sample)
-    return Measured(*seconds, float((ours - peft).norm() / peft.norm()), peak.rate)
+    """Time our step and PEFT's, and sample the peak in every round."""
+    (our_seconds, peft_seconds), (ours, peft) = measure_interleaved(sides, rounds, peak.sample)
+    return Measured(our_seconds, peft_seconds, float((ours - peft).norm() / peft.norm()), peak.rate)
 
 
 def report(base: FrozenBase, arguments: argparse.Namespace, measured: Measured) -> dict[str, Any]:
-    """The figures under the names that the last line prints."""
+    """Return the figures under the names that the last line prints."""
     shape = {"batch": arguments.batch, "tokens": arguments.tokens, "prompt_length": arguments.prompt_length}
     ours, peft = statistics.median(measured.ours), statistics.median(measured.peft)
     return {
@@ -222,7 +223,7 @@ def report(base: FrozenBase, arguments: argparse.Namespace, measured: Measured) 
         "grad_rel_err": measured.grad_rel_err,
         "tokens_per_s": arguments.batch * arguments.tokens / ours,
         "peak_gflops": measured.peak / 1e9,
-        "mfu": needed_flops(base, **shape) / ours / measured.peak,
+        "mfu": count_needed_flops(base, **shape) / ours / measured.peak,
         **shape,
         "rounds": arguments.rounds,
         "peft": version("peft"),
@@ -231,7 +232,7 @@ def report(base: FrozenBase, arguments: argparse.Namespace, measured: Measured) 
 
 
 def describe(base: FrozenBase) -> dict[str, Any]:
-    """What a figure depends on besides the workload: base, type, threads, torch, machine."""
+    """Return what a figure depends on besides the workload: base, dtype, threads, torch, machine."""
     return {
         "dtype": str(base.dtype).removeprefix("torch."),
         "base": base.ref.name,
@@ -251,8 +252,8 @@ def _processor() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def options(script: str, about: str | None, **sizes: int) -> argparse.ArgumentParser:
-    """The options that the benchmarks share: these sizes under their defaults, the compute type and the base."""
+def make_parser(script: str, about: str | None, **sizes: int) -> argparse.ArgumentParser:
+    """Return a parser of the options that the benchmarks share: these sizes with their defaults, dtype and base."""
     parser = argparse.ArgumentParser(
         prog=f"python -m benchmarks.{script}", description=(about or "").partition("\n")[0]
     )
@@ -265,11 +266,11 @@ def options(script: str, about: str | None, **sizes: int) -> argparse.ArgumentPa
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print lines for people, then the figures as one JSON object on the last line."""
-    arguments = options("train_step", __doc__, batch=16, tokens=40, prompt_length=100, rounds=5).parse_args(argv)
+    arguments = make_parser("train_step", __doc__, batch=16, tokens=40, prompt_length=100, rounds=5).parse_args(argv)
     prepared = prepare_base(arguments.base, load_settings())
     base = load_base(prepared, arguments.dtype)
-    work = workload(base, arguments.batch, arguments.tokens, arguments.prompt_length)
-    sides = our_step(base, work), peft_step(prepared.folder, base.dtype, work)
+    work = make_workload(base, arguments.batch, arguments.tokens, arguments.prompt_length)
+    sides = make_our_step(base, work), make_peft_step(prepared.folder, base.dtype, work)
     measured = measure(sides, Peak(base, work.ids.numel()), arguments.rounds)
     figures = report(base, arguments, measured)
     for name, seconds in (("ours", measured.ours), ("PEFT", measured.peft)):

@@ -14,8 +14,8 @@ import boto3
 import pytest
 from hypothesis import settings
 
+from benchmarks.fixtures.s3_server import S3Server, running_s3
 from ptpipeline.storage import FolderStore, ObjectStore, S3Store
-from tests.servers import S3Server, running_s3
 
 settings.register_profile("shared machine", deadline=None)  # time per example says nothing where processors are shared
 settings.load_profile("shared machine")

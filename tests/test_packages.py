@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fixtures.s3_server import free_ports
 from ptpipeline.errors import DataError, ServiceUnavailable
 from ptpipeline.packages import package_member
-from tests.servers import free_ports
 
 INNER = "demo-1.0/data/inner.tar.gz"
 BACKEND = """

@@ -4,11 +4,12 @@ lost or torn.
     python -m benchmarks.chaos --rounds 300 --seed 7
     python -m benchmarks.chaos --scenario stalled-promoter
 
-A round starts workers (`worker`), kills them at random instants or at failpoints (`registry.failpoints`: a worker
-stands at a step until it is killed or let go), kills and restarts the servers (`world`) and lets a proxy lose and
-repeat requests to the store. Each worker writes what was acknowledged into a synced log of its own before it goes on.
-Then one reconcile runs, and `checker` compares the ledger, MLflow, the pointers and the bytes with those logs. Named
-scenarios (`scenarios`) do what chance rarely does; each runs once in every 50 rounds.
+In a round the controller of one target (`controller`, `target`) starts workers (`worker`) and kills them at random
+instants, or at failpoints (`registry.failpoints`): a worker waits at a step until it is killed or resumed. Servers are
+killed and restarted (`backends`), and a proxy loses and repeats requests to the store. Each worker writes what was
+acknowledged into a synced log of its own before it goes on. Then one reconcile runs, and `checker` compares the ledger,
+MLflow, the pointers and the bytes with those logs. Named scenarios (`scenarios`) do what chance rarely does; each runs
+once in every 50 rounds (`rounds`).
 
     lost   acknowledged versions or promotions that are missing or changed
     torn   disagreements of ledger, MLflow, pointers and bytes after the reconcile, ungated prompts in production,

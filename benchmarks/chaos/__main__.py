@@ -1,4 +1,4 @@
-"""The command line: plays rounds or one scenario, prints a line for each, and the figures as JSON on the last line."""
+"""The command line: plays rounds or scenarios, prints a line for each, and the figures as JSON on the last line."""
 
 import argparse
 import json
@@ -11,70 +11,68 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos.rounds import RANDOM, Outcome, Rounds, schedule, steps_in_source
+from benchmarks.chaos.backends import Backends, run_backends
+from benchmarks.chaos.rounds import RANDOM, Outcome, Rounds, find_steps, schedule
 from benchmarks.chaos.scenarios import SCENARIOS
-from benchmarks.chaos.worker import hastened
-from benchmarks.chaos.world import World, running
+from benchmarks.chaos.worker import shorten_timeouts
 
-CONTROLLER_PATIENCE = 60  # seconds; nobody disturbs the controller, it only has to wait on a busy machine
+CONTROLLER_PATIENCE = 60  # seconds for MLflow's answers: the controller is not disturbed, the machine may be busy
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 1 where anything acknowledged was lost, or anything is torn."""
+    """Play and print; return 1 if anything acknowledged was lost, or anything is torn."""
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.chaos", description="Kill everything, then look whether anything was lost or torn."
+        prog="python -m benchmarks.chaos", description="Kill everything, then check whether anything was lost or torn."
     )
     parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--scenario", choices=[RANDOM, *sorted(SCENARIOS)], action="append", help="play this one alone, or several"
+        "--scenario", choices=[RANDOM, *sorted(SCENARIOS)], action="append", help="play only this one; may be repeated"
     )
     arguments = parser.parse_args(argv)
     logging.getLogger().addHandler(logging.NullHandler())
     with (
         tempfile.TemporaryDirectory(prefix="ptp-chaos-", ignore_cleanup_errors=True) as folder,
-        running(Path(folder)) as world,
+        run_backends(Path(folder)) as backends,
     ):
-        figures = run(world, arguments.seed, arguments.rounds, arguments.scenario)
+        figures = run(backends, arguments.seed, arguments.rounds, arguments.scenario)
     print(json.dumps(figures))
     return 1 if figures["lost"] or figures["torn"] else 0
 
 
-def run(world: World, seed: int, rounds: int, scenarios: Sequence[str] | None = None) -> dict[str, Any]:
-    """Play the scenarios, or that many rounds of the seed's choice; the figures."""
-    started, playing = time.monotonic(), Rounds(world, seed)
-    found: Counter[str] = Counter()
+def run(backends: Backends, seed: int, rounds: int, scenarios: Sequence[str] | None = None) -> dict[str, Any]:
+    """Play the scenarios, or that many rounds of the seed's choice; return the figures."""
+    started, playing = time.monotonic(), Rounds(backends, seed)
+    findings: Counter[str] = Counter()
     names = list(scenarios or schedule(rounds, playing.chance))
-    with hastened(CONTROLLER_PATIENCE):
+    with shorten_timeouts(CONTROLLER_PATIENCE):
         for number, name in enumerate(names, start=1):
             began = time.monotonic()
             outcome = playing.play(name)
-            found.update(finding.kind for finding in outcome.findings)
-            _tell(number, outcome, time.monotonic() - began)
-        for crew in playing.crews:
-            for finding in crew.kept():
-                found[finding.kind] += 1
-                print(f"     at the end: {finding.kind}: {finding.what}", flush=True)
-    stood = {step for crew in playing.crews for steps in crew.steps.values() for step in steps}
-    counts = {name: playing.counts[name] for name in ("kills", "acknowledged", "conflicts")}
+            findings.update(finding.kind for finding in outcome.findings)
+            _print_round(number, outcome, time.monotonic() - began)
+        for finding in [finding for controller in playing.controllers for finding in controller.find_lost()]:
+            findings[finding.kind] += 1
+            print(f"     at the end: {finding.kind}: {finding.what}", flush=True)
+    reached = {step for controller in playing.controllers for steps in controller.steps.values() for step in steps}
     return {
         "rounds": len(names),
-        **counts,
-        "faults": world.proxy.injected.total(),
-        "lost": found["lost"],
-        "torn": found["torn"],
-        "restarts": dict(world.restarts),
-        "unreached": sorted(steps_in_source() - stood),
+        **{name: playing.counts[name] for name in ("kills", "acknowledged", "conflicts")},
+        "faults": backends.proxy.injected.total(),
+        "lost": findings["lost"],
+        "torn": findings["torn"],
+        "restarts": dict(backends.restarts),
+        "unreached": sorted(find_steps() - reached),
         "seconds": round(time.monotonic() - started, 1),
         "seed": seed,
     }
 
 
-def _tell(number: int, outcome: Outcome, seconds: float) -> None:
+def _print_round(number: int, outcome: Outcome, seconds: float) -> None:
     print(f"{number:4d} {seconds:5.1f} s  {outcome.name}: {'; '.join(outcome.notes) or 'as named'}", flush=True)
     for finding in outcome.findings:
         print(f"     {finding.kind}: {finding.what}", flush=True)
-    for line in outcome.crew.story() if outcome.findings else []:
+    for line in outcome.controller.newest_logs() if outcome.findings else []:
         print(f"       {line}", flush=True)
 
 

@@ -1,5 +1,5 @@
-"""The checker: what was acknowledged, against what ledger, MLflow, pointers and bytes say; it knows nothing of how they
-are written.
+"""The checker: compares what was acknowledged with ledger, MLflow, pointers and bytes; it does not know how they are
+written.
 """
 
 from collections.abc import Iterator, Sequence
@@ -28,64 +28,64 @@ class Finding(NamedTuple):
 
 
 @dataclass
-class Remembered:
-    """What a site acknowledged, by its workers' logs; `asked` are the jobs that began, `humans` the tasks edited in
-    MLflow's UI.
+class Acknowledged:
+    """What a target acknowledged, by its workers' logs. `started`: names of the jobs that began; `edited`: tasks that a
+    person edited in MLflow's UI.
     """
 
     versions: list[PromptVersion] = field(default_factory=list)
     promotions: list[Promotion] = field(default_factory=list)
-    asked: set[str] = field(default_factory=set)
-    humans: set[str] = field(default_factory=set)
+    started: set[str] = field(default_factory=set)
+    edited: set[str] = field(default_factory=set)
     crashes: list[str] = field(default_factory=list)
 
 
-def check(registry: Registry, tasks: Sequence[str], remembered: Remembered) -> list[Finding]:
-    """Every invariant, over every task."""
+def check(registry: Registry, tasks: Sequence[str], acknowledged: Acknowledged) -> list[Finding]:
+    """Check every invariant of every task."""
     torn = [
         what
         for task in tasks
-        for what in (*_bytes(registry, task), *_history(registry, task, remembered), *_projections(registry, task))
+        for what in (*_bytes(registry, task), *_history(registry, task, acknowledged), *_projections(registry, task))
     ]
-    return kept(registry, tasks, remembered) + [
-        Finding("torn", what) for what in (*torn, *_differences(registry), *_leases(registry), *remembered.crashes)
+    return find_lost(registry, tasks, acknowledged) + [
+        Finding("torn", what) for what in (*torn, *_differences(registry), *_leases(registry), *acknowledged.crashes)
     ]
 
 
-def kept(registry: Registry, tasks: Sequence[str], remembered: Remembered) -> list[Finding]:
-    """What was acknowledged and is not in the ledger as it was acknowledged."""
+def find_lost(registry: Registry, tasks: Sequence[str], acknowledged: Acknowledged) -> list[Finding]:
+    """Return what was acknowledged and is missing or different in the ledger."""
     return [
         Finding("lost", what)
         for task in tasks
-        for what in (*_versions(registry, task, remembered), *_promotions(registry, task, remembered))
+        for what in (*_lost_versions(registry, task, acknowledged), *_lost_promotions(registry, task, acknowledged))
     ]
 
 
-def _versions(registry: Registry, task: str, remembered: Remembered) -> Iterator[str]:
-    """Acknowledged versions that the ledger does not hold as acknowledged."""
-    held = {version.number: version.digest for version in registry.ledger.versions(task, limit=None)}
-    for version in remembered.versions:
-        if version.task == task and held.get(version.number) != version.digest:
+def _lost_versions(registry: Registry, task: str, acknowledged: Acknowledged) -> Iterator[str]:
+    """Acknowledged versions that are missing or different in the ledger."""
+    stored = {version.number: version.digest for version in registry.ledger.versions(task, limit=None)}
+    for version in acknowledged.versions:
+        if version.task == task and stored.get(version.number) != version.digest:
             yield (
                 f"{task}: version {version.number} was acknowledged as {version.digest[:12]}, the ledger holds "
-                f"{held.get(version.number, 'nothing')[:12]}"
+                f"{stored.get(version.number, 'nothing')[:12]}"
             )
 
 
-def _promotions(registry: Registry, task: str, remembered: Remembered) -> Iterator[str]:
-    held = registry.ledger.history(task)
-    for promotion in remembered.promotions:
-        if promotion.task == task and promotion not in held:
+def _lost_promotions(registry: Registry, task: str, acknowledged: Acknowledged) -> Iterator[str]:
+    stored = registry.ledger.history(task)
+    for promotion in acknowledged.promotions:
+        if promotion.task == task and promotion not in stored:
             yield (
                 f"{task}: promotion {promotion!r} was acknowledged, the ledger holds "
-                f"{[row for row in held if (row.alias, row.seq) == (promotion.alias, promotion.seq)]}"
+                f"{[row for row in stored if (row.alias, row.seq) == (promotion.alias, promotion.seq)]}"
             )
 
 
 def _bytes(registry: Registry, task: str) -> Iterator[str]:
-    """Versions, acknowledged or not, whose bytes, name in the store or page in MLflow are not theirs.
+    """Versions, acknowledged or not, whose bytes, name in the store or page in MLflow are wrong.
 
-    Only what never was promoted may have been collected.
+    Only a version that was never promoted may have been collected.
     """
     versions, promoted = (
         registry.ledger.versions(task, limit=None),
@@ -111,30 +111,29 @@ def _bytes(registry: Registry, task: str) -> Iterator[str]:
             yield f"{task}: version {version.number} ({version.digest[:12]}) is not in MLflow"
 
 
-def _history(registry: Registry, task: str, remembered: Remembered) -> Iterator[str]:
-    """Rows that do not follow each other, were never asked for, were asked for once and stand twice, or no gate let
-    through.
-    """
+def _history(registry: Registry, task: str, acknowledged: Acknowledged) -> Iterator[str]:
+    """Rows of the history that are out of order, that no job made, that are there twice, or that passed no gate."""
     digests = {version.number: version.digest for version in registry.ledger.versions(task, limit=None)}
     rows = registry.ledger.history(task)
     for alias in sorted({row.alias for row in rows}):
-        mine = sorted((row for row in rows if row.alias == alias), key=lambda row: row.seq)
-        if [row.seq for row in mine] != list(range(1, len(mine) + 1)):
-            yield f"{task}@{alias}: the history is numbered {[row.seq for row in mine]}"
-        if [row.previous for row in mine] != [None, *(row.version for row in mine[:-1])]:
-            yield f"{task}@{alias}: versions {[row.version for row in mine]} follow {[row.previous for row in mine]}"
-        reasons = [row.reason for row in mine if row.actor != "mlflow-ui"]
-        if len(set(reasons)) < len(reasons) or not set(reasons) <= remembered.asked:
+        of_alias = sorted((row for row in rows if row.alias == alias), key=lambda row: row.seq)
+        if [row.seq for row in of_alias] != list(range(1, len(of_alias) + 1)):
+            yield f"{task}@{alias}: the history is numbered {[row.seq for row in of_alias]}"
+        if [row.previous for row in of_alias] != [None, *(row.version for row in of_alias[:-1])]:
+            versions, previous = [row.version for row in of_alias], [row.previous for row in of_alias]
+            yield f"{task}@{alias}: versions {versions} follow {previous}"
+        reasons = [row.reason for row in of_alias if row.actor != "mlflow-ui"]
+        if len(set(reasons)) < len(reasons) or not set(reasons) <= acknowledged.started:
             yield f"{task}@{alias}: promoted for {reasons}"
         yield from (
             f"{task}@{alias}: {row!r} has another digest than the version"
-            for row in mine
+            for row in of_alias
             if digests.get(row.version) != row.digest
         )
         yield from (
-            f"{task}@{alias}: {row!r} came from MLflow, and nobody was there"
-            for row in mine
-            if row.actor == "mlflow-ui" and task not in remembered.humans
+            f"{task}@{alias}: {row!r} came from MLflow, but nobody edited there"
+            for row in of_alias
+            if row.actor == "mlflow-ui" and task not in acknowledged.edited
         )
     yield from (
         f"{task}: {row!r} passed no gate"
@@ -149,7 +148,7 @@ def _passed(registry: Registry, row: Promotion) -> bool:
 
 
 def _projections(registry: Registry, task: str) -> Iterator[str]:
-    """Aliases whose head, pointer, MLflow alias and stored history are not one."""
+    """Aliases whose head, pointer, MLflow alias and stored history disagree."""
     mlflow = _mlflow(registry)
     digests, aliases = mlflow.digests(task), mlflow.aliases(task)
     rows = registry.ledger.history(task)
@@ -178,16 +177,14 @@ def _projections(registry: Registry, task: str) -> Iterator[str]:
 
 
 def _differences(registry: Registry) -> Iterator[str]:
-    """What the doctor finds, but publishes that wait for their repeat, and leases of the dead, which expire
-    (`_leases`).
-    """
+    """What the doctor finds, without interrupted publishes (a repeat finishes them) and leases (see `_leases`)."""
     yield from (
         f"doctor: {difference!r}" for difference in examine(registry) if difference.kind not in ("publish", "lease")
     )
 
 
 def _leases(registry: Registry) -> Iterator[str]:
-    """Leases that end later than a lease lasts."""
+    """Leases whose end is further away than a lease lasts."""
     with registry.ledger.database.reading() as connection:
         now = registry.ledger.database.clock(connection)
         for row in connection.execute(select(tables.lease)):

@@ -1,272 +1,268 @@
-"""Named scenarios: what chance rarely does, arranged with barriers; what follows each is one reconcile and the
-checker.
-"""
+"""Named scenarios: what chance rarely does, arranged with stops. One reconcile and the checker follow each."""
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
-from benchmarks.chaos.crew import Crew
-from benchmarks.chaos.worker import LEASE_SECONDS, MLFLOW_SECONDS, Job, Stop, chosen, judge
+from benchmarks.chaos.controller import Controller, WorkerProcess
+from benchmarks.chaos.worker import LEASE_SECONDS, MLFLOW_SECONDS, Job, Stop, choose_version, judge
 from benchmarks.faults import Fault, scripted
+from benchmarks.fixtures.prompts import a_task, an_artifact
 from ptpipeline.prompts.artifact import write_artifact
 from ptpipeline.records import PRODUCTION
 from registry.mlflow.store import connect
 from registry.registry import Registry
-from tests.registry.prompts import a_task, an_artifact
 
 
 class Scenario(NamedTuple):
-    """What is played, and on which site."""
+    """What is played, and on what kind of target."""
 
-    play: Callable[[Crew, random.Random], None]
+    play: Callable[[Controller, random.Random], None]
     tasks: int = 1
     ledger: Literal["postgresql", "sqlite"] = "postgresql"
     store: Literal["s3", "folder"] = "s3"
 
 
-def steps_of(crew: Crew, job: Job) -> list[Stop]:
-    """The steps that a worker reaches with this job, undisturbed, in order, each with which time; RuntimeError where it
-    fails.
-    """
-    worker = crew.start(job)
+def find_stops(controller: Controller, job: Job) -> list[Stop]:
+    """Do the job undisturbed and return the steps that its worker passes, in order; RuntimeError if it fails."""
+    worker = controller.start(job)
     worker.end()
     if not any("done" in line for line in worker.lines()):
         raise RuntimeError(f"{job} failed undisturbed: {worker.lines()}")
     steps = [line["step"] for line in worker.lines() if "step" in line]
-    return [(step, steps[: place + 1].count(step)) for place, step in enumerate(steps)]
+    return [Stop(step, steps[: place + 1].count(step)) for place, step in enumerate(steps)]
 
 
-def _publish_steps(crew: Crew, chance: random.Random) -> None:
-    """A publish is killed at each of its steps, all of them at work on one task."""
-    stops = steps_of(crew, crew.job("publish", seed=0))
-    workers = [crew.start(crew.job("publish", seed=seed), stops=[stop]) for seed, stop in enumerate(stops, start=1)]
-    for worker in workers:
-        worker.stands()
-        worker.kill()
+def _publishes(controller: Controller, *seeds: int, task: int = 0) -> list[Job]:
+    return [controller.make_job("publish", task, seed=seed) for seed in seeds]
 
 
-def _promote_steps(crew: Crew, chance: random.Random) -> None:
-    """A promotion is killed at each of its steps: of production, then of aliases of their own."""
-    crew.done(crew.job("publish", seed=0), crew.job("publish", seed=1))
-    stops = steps_of(crew, crew.job("promote", seed=0))
+def _promotes(controller: Controller, *seeds: int, alias: str = PRODUCTION) -> list[Job]:
+    return [controller.make_job("promote", seed=seed, alias=alias) for seed in seeds]
+
+
+def _publish_steps(controller: Controller, chance: random.Random) -> None:
+    """Publishes of one task at the same time, each killed at another of its steps."""
+    stops = find_stops(controller, controller.make_job("publish", seed=0))
+    workers = [
+        controller.start(controller.make_job("publish", seed=seed), stops=[stop])
+        for seed, stop in enumerate(stops, start=1)
+    ]
+    _kill_at_stops(workers)
+
+
+def _promote_steps(controller: Controller, chance: random.Random) -> None:
+    """A promotion is killed at each of its steps, on an alias of its own; then one of production at a random step."""
+    controller.run(*_publishes(controller, 0, 1))
+    stops = find_stops(controller, controller.make_job("promote", seed=0))
     for number, stop in enumerate(stops):
-        _killed_at(crew, crew.job("promote", seed=1, alias=f"canary-{number}"), stop)
-    _killed_at(crew, crew.job("promote", seed=1), chance.choice(stops))
+        _kill_at(controller, controller.make_job("promote", seed=1, alias=f"canary-{number}"), stop)
+    _kill_at(controller, controller.make_job("promote", seed=1), chance.choice(stops))
 
 
-def _release_steps(crew: Crew, chance: random.Random) -> None:
-    """A release of two tasks is killed before and behind its commit, and while it is projected: all of it happened, or
-    nothing.
-    """
-    crew.start(*(crew.job("publish", 0, seed=seed) for seed in (0, 1)))
-    crew.done(*(crew.job("publish", 1, seed=seed) for seed in (0, 1)))
-    crew.gather()
-    stops = steps_of(crew, crew.job("release", seed=0))
-    for stop in (("promotion checked", 2), ("release committed", 1)):
-        _killed_at(crew, crew.job("release", seed=1), stop)
-    _killed_at(crew, crew.job("release", seed=0), chance.choice(stops[stops.index(("release committed", 1)) :]))
-
-
-def _rollback_steps(crew: Crew, chance: random.Random) -> None:
-    """A rollback is killed at each of its steps, on an alias of its own."""
-    crew.done(
-        crew.job("publish", seed=0), crew.job("publish", seed=1), *(crew.job("promote", seed=seed) for seed in (0, 1))
+def _release_steps(controller: Controller, chance: random.Random) -> None:
+    """A release of two tasks is killed before its commit, after it and during its projection: all of it, or nothing."""
+    controller.start(*_publishes(controller, 0, 1, task=0))
+    controller.run(*_publishes(controller, 0, 1, task=1))
+    controller.finish_workers()
+    stops = find_stops(controller, controller.make_job("release", seed=0))
+    for stop in (Stop("promotion checked", 2), Stop("release committed", 1)):
+        _kill_at(controller, controller.make_job("release", seed=1), stop)
+    _kill_at(
+        controller,
+        controller.make_job("release", seed=0),
+        chance.choice(stops[stops.index(Stop("release committed", 1)) :]),
     )
-    for number, stop in enumerate(steps_of(crew, crew.job("rollback"))):
+
+
+def _rollback_steps(controller: Controller, chance: random.Random) -> None:
+    """A rollback is killed at each of its steps, on an alias of its own."""
+    controller.run(*_publishes(controller, 0, 1), *_promotes(controller, 0, 1))
+    for number, stop in enumerate(find_stops(controller, controller.make_job("rollback"))):
         alias = f"canary-{number}"
-        crew.done(*(crew.job("promote", seed=seed, alias=alias) for seed in (0, 1)))
-        _killed_at(crew, crew.job("rollback", alias=alias), stop)
+        controller.run(*_promotes(controller, 0, 1, alias=alias))
+        _kill_at(controller, controller.make_job("rollback", alias=alias), stop)
 
 
-def _reconcile_steps(crew: Crew, chance: random.Random) -> None:
-    """A reconcile that has an interrupted promotion to mend is killed at each of its steps, on a task of its own."""
-    everyone = range(len(crew.site.tasks))
+def _reconcile_steps(controller: Controller, chance: random.Random) -> None:
+    """A reconcile that mends an interrupted promotion is killed at each of its steps, on a task of its own."""
+    everyone = range(len(controller.target.tasks))
     promoters = [
-        crew.start(
-            crew.job("publish", task, seed=0), crew.job("promote", task, seed=0), stops=[("promotion committed", 1)]
+        controller.start(
+            controller.make_job("publish", task, seed=0),
+            controller.make_job("promote", task, seed=0),
+            stops=[Stop("promotion committed", 1)],
         )
         for task in everyone
     ]
-    for worker in promoters:
-        worker.stands()
-        worker.kill()
-    stops = steps_of(crew, crew.job("reconcile", 0))
+    _kill_at_stops(promoters)
+    stops = find_stops(controller, controller.make_job("reconcile", 0))
     workers = [
-        crew.start(crew.job("reconcile", task), stops=[stop]) for task, stop in zip(everyone[1:], stops, strict=False)
+        controller.start(controller.make_job("reconcile", task), stops=[stop])
+        for task, stop in zip(everyone[1:], stops, strict=False)
     ]
+    _kill_at_stops(workers)
+
+
+def _kill_at(controller: Controller, job: Job, stop: Stop) -> None:
+    _kill_at_stops([controller.start(job, stops=[stop])])
+
+
+def _kill_at_stops(workers: Sequence[WorkerProcess]) -> None:
     for worker in workers:
-        worker.stands()
+        worker.reaches_stop()
         worker.kill()
 
 
-def _killed_at(crew: Crew, job: Job, stop: Stop) -> None:
-    worker = crew.start(job, stops=[stop])
-    worker.stands()
-    worker.kill()
+def _stalled(controller: Controller, then: Literal["woken", "killed"]) -> None:
+    """A promoter waits between its commit and its write of MLflow's alias while another one promotes; then it writes.
 
-
-def _stalled(crew: Crew, then: Literal["woken", "killed"]) -> None:
-    """A promoter stands between its commit and its write of MLflow's alias while another promotes; then its write comes
-    late.
-
-    The one that is killed dies with its write done and not noted. What the two reconciles see must not pass for an
-    edit.
+    The killed one dies after its write, before it records it. Two reconciles must not take this for a person's edit.
     """
-    crew.done(*(crew.job("publish", seed=seed) for seed in (0, 1, 2)), crew.job("promote", seed=0))
-    slow = crew.start(
-        crew.job("promote", seed=1),
-        stops=[("alias attempted", 1), *([("alias written", 1)] if then == "killed" else [])],
+    controller.run(*_publishes(controller, 0, 1, 2), controller.make_job("promote", seed=0))
+    slow = controller.start(
+        controller.make_job("promote", seed=1),
+        stops=[Stop("alias attempted", 1), *([Stop("alias written", 1)] if then == "killed" else [])],
     )
-    slow.stands()
-    crew.done(crew.job("promote", seed=2))
-    crew.reconcile()
-    slow.release()
+    slow.reaches_stop()
+    controller.run(controller.make_job("promote", seed=2))
+    controller.reconcile()
+    slow.resume()
     if then == "killed":
-        slow.stands()
+        slow.reaches_stop()
         slow.kill()
     slow.end()
-    crew.reconcile()
-    time.sleep(LEASE_SECONDS + MLFLOW_SECONDS)  # an edit counts where it is seen twice, that far apart
+    controller.reconcile()
+    time.sleep(LEASE_SECONDS + MLFLOW_SECONDS)  # an edit counts if it is seen twice, that far apart
 
 
-def _postgresql_killed(crew: Crew, chance: random.Random) -> None:
-    """PostgreSQL dies while promotions commit: each happened or did not, whatever its promoter was told."""
-    crew.done(crew.job("publish", seed=0), crew.job("publish", seed=1))
+def _postgresql_killed(controller: Controller, chance: random.Random) -> None:
+    """PostgreSQL dies while promotions commit: each happened or did not, no matter what answer its promoter got."""
+    controller.run(*_publishes(controller, 0, 1))
     for number in range(4):
         workers = [
-            crew.start(crew.job("promote", seed=seed, alias=f"canary-{number}"), stops=[("promotion checked", 1)])
+            controller.start(
+                controller.make_job("promote", seed=seed, alias=f"canary-{number}"),
+                stops=[Stop("promotion checked", 1)],
+            )
             for seed in (0, 1)
         ]
         for worker in workers:
-            worker.stands()
+            worker.reaches_stop()
         for worker in workers:
-            worker.release()
+            worker.resume()
         time.sleep(chance.uniform(0, 0.03))
-        crew.world.restart("postgresql")
+        controller.backends.restart("postgresql")
 
 
-def _mlflow_dropped(crew: Crew, chance: random.Random) -> None:
+def _mlflow_dropped(controller: Controller, chance: random.Random) -> None:
     """MLflow's database is lost with everything in it."""
-    crew.done(
-        *(crew.job("publish", seed=seed) for seed in (0, 1)),
-        crew.job("promote", seed=0),
-        crew.job("promote", seed=1),
-        crew.job("rollback"),
-    )
-    crew.world.drop_mlflow()
-    crew.done(crew.job("promote", seed=1))
-    crew.world.wait()
+    controller.run(*_publishes(controller, 0, 1), *_promotes(controller, 0, 1), controller.make_job("rollback"))
+    controller.backends.drop_mlflow()
+    controller.run(controller.make_job("promote", seed=1))
+    controller.backends.wait()
 
 
-def _full_disk(crew: Crew, chance: random.Random) -> None:
-    """No file of a worker may grow beyond so many bytes: of the store's objects, and of the ledger's file where it is
-    one.
-    """
-    crew.done(crew.job("publish", seed=0), crew.job("publish", seed=1), crew.job("promote", seed=0))
-    sizes = (150, 800, 1500) if crew.site.store.startswith("file:") else (4_000, 30_000, 100_000)
+def _full_disk(controller: Controller, chance: random.Random) -> None:
+    """No file that a worker writes may grow beyond a limit: an object of the store, or SQLite's file of the ledger."""
+    controller.run(*_publishes(controller, 0, 1), *_promotes(controller, 0))
+    sizes = (150, 800, 1500) if controller.target.store.startswith("file:") else (4_000, 30_000, 100_000)
     for number, size in enumerate(sizes):
-        worker = crew.start(
-            crew.job("publish", seed=2 + number),
-            crew.job("promote", seed=1),
-            crew.job("rollback"),
+        worker = controller.start(
+            controller.make_job("publish", seed=2 + number),
+            controller.make_job("promote", seed=1),
+            controller.make_job("rollback"),
             limit=chance.randint(size // 2, size),
         )
         worker.end()
 
 
-def _orphan_collected(crew: Crew, chance: random.Random) -> None:
-    """Publishes find old orphans while these are being collected: each stands at a step of its own, or the collector
-    does.
-    """
-    _orphan(crew, 0)
-    stops = steps_of(crew, crew.job("publish", seed=0))
+def _orphan_collected(controller: Controller, chance: random.Random) -> None:
+    """Publishes find old orphans while these are collected: each publish waits at a step, later each collector."""
+    _write_orphan(controller, 0)
+    stops = find_stops(controller, controller.make_job("publish", seed=0))
     publishers = []
     for seed, stop in enumerate(stops, start=1):
-        _orphan(crew, seed)
-        publishers.append(crew.start(crew.job("publish", seed=seed), stops=[stop]))
+        _write_orphan(controller, seed)
+        publishers.append(controller.start(controller.make_job("publish", seed=seed), stops=[stop]))
     for worker in publishers:
-        worker.stands()
-    crew.done(crew.job("collect"))
+        worker.reaches_stop()
+    controller.run(controller.make_job("collect"))
     for worker in publishers:
-        worker.release()
-    crew.gather()
+        worker.resume()
+    controller.finish_workers()
     collectors = []
     for task, step in enumerate(("collect buried", "collect manifest deleted", "collect deleted"), start=1):
-        _orphan(crew, 0, task)
-        collectors.append(crew.start(crew.job("collect", task), stops=[(step, 1)]))
+        _write_orphan(controller, 0, task)
+        collectors.append(controller.start(controller.make_job("collect", task), stops=[Stop(step, 1)]))
     for worker in collectors:
-        worker.stands()
-    crew.done(*(crew.job("publish", task, seed=0) for task in (1, 2, 3)))
+        worker.reaches_stop()
+    controller.run(*(controller.make_job("publish", task, seed=0) for task in (1, 2, 3)))
     chance.choice(collectors).kill()
-    time.sleep(LEASE_SECONDS)  # now the tombstones have expired, and the publishes go through under sleeping collectors
-    crew.done(*(crew.job("publish", task, seed=0) for task in (1, 2, 3)))
+    time.sleep(LEASE_SECONDS)  # the tombstones have expired, so these publishes succeed while the collectors wait
+    controller.run(*(controller.make_job("publish", task, seed=0) for task in (1, 2, 3)))
     for worker in collectors:
-        worker.release()
+        worker.resume()
 
 
-def _late_delete(crew: Crew, chance: random.Random) -> None:
-    """A deletion of the collector loses its answer, and comes to the store once more when the prompt is
-    published anew.
-    """
-    crew.done(*(crew.job("publish", seed=seed) for seed in (0, 1, 2, 3)))
-    crew.world.proxy.plan = scripted([None] * chance.randrange(3) + [Fault.LATE], method="DELETE")
-    crew.done(crew.job("collect"), crew.job("publish", seed=0))
+def _late_delete(controller: Controller, chance: random.Random) -> None:
+    """A deletion by the collector gets no answer, and reaches the store after the prompt was published again."""
+    controller.run(*_publishes(controller, 0, 1, 2, 3))
+    controller.backends.proxy.plan = scripted([None] * chance.randrange(3) + [Fault.LATE], method="DELETE")
+    controller.run(controller.make_job("collect"), controller.make_job("publish", seed=0))
 
 
-def _orphan(crew: Crew, seed: int, task: int = 0) -> None:
-    """The bytes of a prompt that no intent names, as an old ptpipeline or a restored backup leaves them."""
-    with crew.site.looked_at() as registry:
-        write_artifact(registry.store, an_artifact(a_task(crew.site.tasks[task]), seed))
+def _write_orphan(controller: Controller, seed: int, task: int = 0) -> None:
+    """Write a prompt's bytes without an intent, as an old ptpipeline or a restored backup leaves them."""
+    with controller.target.inspect() as registry:
+        write_artifact(registry.store, an_artifact(a_task(controller.target.tasks[task]), seed))
 
 
-def _ledger_restored(crew: Crew, chance: random.Random) -> None:
-    """The ledger is restored from an older backup; what it forgot is not given out again, and the store brings
-    it back.
-    """
+def _ledger_restored(controller: Controller, chance: random.Random) -> None:
+    """The ledger is restored from an older backup: lost numbers are not used again, and the store brings them back."""
     for task in (0, 1):
-        crew.done(*(crew.job("publish", task, seed=seed) for seed in (0, 1)), crew.job("promote", task, seed=0))
-    backup = crew.world.back_up(crew.site)
-    crew.done(
-        crew.job("publish", 0, seed=2),
-        crew.job("promote", 0, seed=2),
-        crew.job("rollback", 0),
-        crew.job("promote", 1, seed=1),
-        crew.job("point", 1, alias="canary"),
+        controller.run(*_publishes(controller, 0, 1, task=task), controller.make_job("promote", task, seed=0))
+    backup = controller.backends.back_up(controller.target)
+    controller.run(
+        controller.make_job("publish", 0, seed=2),
+        controller.make_job("promote", 0, seed=2),
+        controller.make_job("rollback", 0),
+        controller.make_job("promote", 1, seed=1),
+        controller.make_job("point", 1, alias="canary"),
     )
-    crew.world.restore(crew.site, backup)
-    crew.done(
-        crew.job("publish", 0, seed=3),
-        crew.job("promote", 0, seed=1),
-        crew.job("rollback", 1),
-        crew.job("collect", 0),
-        crew.job("reconcile", 0),
+    controller.backends.restore(controller.target, backup)
+    controller.run(
+        controller.make_job("publish", 0, seed=3),
+        controller.make_job("promote", 0, seed=1),
+        controller.make_job("rollback", 1),
+        controller.make_job("collect", 0),
+        controller.make_job("reconcile", 0),
     )
-    for stop in (("rebuild dossiers taken", 1), ("rebuild task taken", 1)):
-        _killed_at(crew, crew.job("rebuild"), stop)
-    failed = crew.done(crew.job("rebuild"))
+    for stop in (Stop("rebuild dossiers taken", 1), Stop("rebuild task taken", 1)):
+        _kill_at(controller, controller.make_job("rebuild"), stop)
+    failed = controller.run(controller.make_job("rebuild"))
     if failed:
         raise RuntimeError(f"the ledger is not rebuilt: {failed}")
 
 
-def _human(crew: Crew, chance: random.Random) -> None:
-    """A person sets production in MLflow's UI: to what the gate lets through, then to what it refuses."""
-    crew.remembered.humans.add(crew.site.tasks[0])
-    crew.done(*(crew.job("publish", seed=seed) for seed in (0, 1, 4)), crew.job("promote", seed=0))
+def _human_edit(controller: Controller, chance: random.Random) -> None:
+    """A person sets production in MLflow's UI: first to a version that passes the gate, then to one that fails."""
+    controller.acknowledged.edited.add(controller.target.tasks[0])
+    controller.run(*_publishes(controller, 0, 1, 4), controller.make_job("promote", seed=0))
     for seed in (1, 4):
-        with crew.site.looked_at() as registry:
-            judge(registry, chosen(registry, crew.site.tasks[0], seed), PRODUCTION)
-            _set_in_mlflow(registry, crew.site.tasks[0], seed)
-        crew.done(crew.job("reconcile"))
+        with controller.target.inspect() as registry:
+            judge(registry, choose_version(registry, controller.target.tasks[0], seed), PRODUCTION)
+            _set_in_mlflow(registry, controller.target.tasks[0], seed)
+        controller.run(controller.make_job("reconcile"))
         time.sleep(LEASE_SECONDS + MLFLOW_SECONDS)
-        _killed_at(crew, crew.job("reconcile"), ("promotion committed", 1))
-        with crew.site.looked_at() as registry:
-            head = registry.ledger.head(crew.site.tasks[0], PRODUCTION)
+        _kill_at(controller, controller.make_job("reconcile"), Stop("promotion committed", 1))
+        with controller.target.inspect() as registry:
+            head = registry.ledger.head(controller.target.tasks[0], PRODUCTION)
         if head is None or (head.seq, head.actor) != (2, "mlflow-ui"):
             raise RuntimeError(
-                f"after an edit to seed {seed} the head is {head!r}, where the first edit had to be promoted "
-                "and the second put back"
+                f"after an edit to seed {seed} the head is {head!r}; expected: the first edit is promoted, the "
+                "second is undone"
             )
 
 
@@ -283,14 +279,14 @@ SCENARIOS: dict[str, Scenario] = {
     "release-steps": Scenario(_release_steps, tasks=2),
     "rollback-steps": Scenario(_rollback_steps),
     "reconcile-steps": Scenario(_reconcile_steps, tasks=5),
-    "stalled-promoter": Scenario(lambda crew, _: _stalled(crew, "woken")),
-    "stalled-promoter-killed": Scenario(lambda crew, _: _stalled(crew, "killed")),
+    "stalled-promoter": Scenario(lambda controller, _: _stalled(controller, "woken")),
+    "stalled-promoter-killed": Scenario(lambda controller, _: _stalled(controller, "killed")),
     "orphan-collected": Scenario(_orphan_collected, tasks=4),
     "late-delete": Scenario(_late_delete),
     "postgresql-killed": Scenario(_postgresql_killed),
     "mlflow-dropped": Scenario(_mlflow_dropped),
     "ledger-restored": Scenario(_ledger_restored, tasks=2),
-    "human-edit": Scenario(_human),
+    "human-edit": Scenario(_human_edit),
     "full-disk-store": Scenario(_full_disk, store="folder"),
     "full-disk-ledger": Scenario(_full_disk, ledger="sqlite"),
 }

@@ -1,6 +1,4 @@
-"""A worker: a process that does jobs on a registry, logs what was acknowledged, and stands still at the step it was
-told.
-"""
+"""A worker: a process that does jobs on a registry, logs what was acknowledged, and waits at chosen steps."""
 
 import json
 import logging
@@ -15,9 +13,10 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-from benchmarks.chaos.site import Site
+from benchmarks.chaos.target import Target
+from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, a_verdict, an_artifact
 from ptpipeline.errors import PtpError
 from ptpipeline.records import PRODUCTION, Promotion, PromptVersion, now
 from registry.failpoints import watch
@@ -33,25 +32,30 @@ from registry.versions import projection
 from registry.versions.promotion import GATED, Cause, point, promote, promote_release, rollback
 from registry.versions.provenance import Dossier, write_dossier
 from registry.versions.publish import register, stage
-from tests.registry.prompts import a_request, a_snapshot, a_task, a_verdict, an_artifact
 
-# A killed process leaves its lease or its tombstone behind, and whoever comes next waits for its end: seconds in place
-# of half a minute. A request to MLflow has to end within the lease, as in the product's own settings.
+# A killed process leaves its lease or tombstone behind, and the next process waits until it expires: here after seconds
+# instead of half a minute. A request to MLflow must end within the lease, as in the product's own settings.
 LEASE_SECONDS = 4.0
 MLFLOW_SECONDS = 3
 MLFLOW_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 KEEP = Retention(candidates=3, grace=timedelta(0))
 
-Stop = tuple[str, int]
 Verb = Literal["publish", "promote", "rollback", "point", "release", "reconcile", "collect", "rebuild"]
+
+
+class Stop(NamedTuple):
+    """A step at which a worker waits, the `time`-th time that it gets there (from 1)."""
+
+    step: str
+    time: int
 
 
 @dataclass(frozen=True)
 class Job:
-    """One thing to ask of the registry. `name` is unique, and the reason of the promotion that comes of it.
+    """One call of the registry. `name` is unique, and the reason of the promotion that the job makes.
 
-    `seed` makes the prompt that is published; for a promotion it picks one of the versions there are. Every fifth
-    prompt fails its gate; `override` promotes it nevertheless.
+    `seed` makes the prompt to publish; for a promotion it chooses one of the versions. Every fifth prompt fails its
+    gate; `override` promotes it nevertheless.
     """
 
     name: str
@@ -63,14 +67,14 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Orders:
+class Assignment:
     """What one worker does.
 
-    `stops`: the steps where it stands until it is let go, each by name and which time; `limit`: bytes that a file may
-    have (a full disk); `prepare` runs first, in the worker.
+    It waits at each of `stops` until the controller resumes it. `limit`: bytes that a file may have (a full disk);
+    `prepare` runs first, in the worker.
     """
 
-    site: Site
+    target: Target
     jobs: tuple[Job, ...]
     log: Path
     stops: tuple[Stop, ...] = ()
@@ -80,7 +84,7 @@ class Orders:
 
 
 class Log:
-    """Lines of JSON, on disk before `write` returns; the disk is never full for them."""
+    """Lines of JSON, on disk before `write` returns; the limit on file sizes does not apply to them."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
@@ -93,40 +97,38 @@ class Log:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def work(orders: Orders, control: Connection) -> None:
-    """The worker's whole life: `control` gets a step's name when the worker stands there, and lets it go on."""
-    os.environ.update(orders.environment)
-    logging.getLogger().addHandler(logging.NullHandler())  # warnings of what chaos does are no news
-    log = Log(orders.log)
-    _watch(orders.stops, control, log)
-    if orders.prepare:
-        orders.prepare()
-    if orders.limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (orders.limit, resource.RLIM_INFINITY))
+def work(assignment: Assignment, control: Connection) -> None:
+    """Do all jobs of the assignment; at a stop, send the step's name on `control` and wait for an answer."""
+    os.environ.update(assignment.environment)
+    logging.getLogger().addHandler(logging.NullHandler())  # hides the warnings about injected faults
+    log = Log(assignment.log)
+    _watch(assignment.stops, control, log)
+    if assignment.prepare:
+        assignment.prepare()
+    if assignment.limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (assignment.limit, resource.RLIM_INFINITY))
     registry: Registry | None = None
-    with hastened():
-        for job in orders.jobs:
+    with shorten_timeouts():
+        for job in assignment.jobs:
             log.write(job=job.name, began=job.verb)
             try:
-                registry = registry or orders.site.opened()
-                done = do(registry, job)
+                registry = registry or assignment.target.open()
+                done = do_job(registry, job)
             except PtpError as error:
                 log.write(job=job.name, error=type(error).__name__, message=str(error))
-            except Exception:  # noqa: BLE001 - whatever it is, no user should see it, so it is a finding
+            except Exception:  # noqa: BLE001 - no user should see any other error, so each is a finding
                 log.write(job=job.name, error="crash", message=traceback.format_exc())
             else:
                 log.write(job=job.name, done=done)
 
 
 @contextmanager
-def hastened(patience: int = MLFLOW_SECONDS) -> Iterator[None]:
-    """Shorter leases and tombstones in this process until the block ends, and so many seconds of patience with
-    MLflow.
-    """
+def shorten_timeouts(mlflow_seconds: int = MLFLOW_SECONDS) -> Iterator[None]:
+    """Use short leases and tombstones in this process until the block ends, and this timeout for MLflow's answers."""
     before = projection.LEASE_SECONDS, tombstone.SECONDS, mlflow_store.REQUEST_SECONDS, os.environ.get(MLFLOW_TIMEOUT)
     projection.LEASE_SECONDS = tombstone.SECONDS = LEASE_SECONDS
     mlflow_store.REQUEST_SECONDS = MLFLOW_SECONDS
-    os.environ[MLFLOW_TIMEOUT] = str(patience)
+    os.environ[MLFLOW_TIMEOUT] = str(mlflow_seconds)
     try:
         yield
     finally:
@@ -140,15 +142,15 @@ def _watch(stops: tuple[Stop, ...], control: Connection, log: Log) -> None:
     def reached(step: str) -> None:
         times[step] += 1
         log.write(step=step)
-        if (step, times[step]) in stops:
+        if Stop(step, times[step]) in stops:
             control.send(step)
             control.recv()
 
     watch(reached)
 
 
-def do(registry: Registry, job: Job) -> list[dict[str, Any]]:
-    """Do the job; returns what the registry acknowledged, versions and promotions as JSON."""
+def do_job(registry: Registry, job: Job) -> list[dict[str, Any]]:
+    """Do the job; return what the registry acknowledged, versions and promotions as JSON."""
     task, cause = a_task(job.task), Cause(f"worker of {job.verb}", job.name, job.override)
     if job.verb == "publish":
         return [publish(registry, job.task, job.seed).to_json()]
@@ -164,17 +166,17 @@ def do(registry: Registry, job: Job) -> list[dict[str, Any]]:
     if job.verb == "rollback":
         return [rollback(registry, job.task, cause, alias=job.alias).to_json()]
     if job.verb == "release":
-        return [promotion.to_json() for promotion in _released(registry, job, cause)]
-    version = chosen(registry, job.task, job.seed)
+        return [promotion.to_json() for promotion in _promote_release(registry, job, cause)]
+    version = choose_version(registry, job.task, job.seed)
     judge(registry, version, job.alias)
     if job.verb == "point":
         return [point(registry, version, cause, job.alias).to_json()]
     return [promote(registry, task, version.number, cause, job.alias).to_json()]
 
 
-def _released(registry: Registry, job: Job, cause: Cause) -> list[Promotion]:
-    """Every task's version that the seed picks, promoted together."""
-    versions = [chosen(registry, task, job.seed) for task in registry.ledger.tasks()]
+def _promote_release(registry: Registry, job: Job, cause: Cause) -> list[Promotion]:
+    """Promote together, for each task, the version that the seed chooses."""
+    versions = [choose_version(registry, task, job.seed) for task in registry.ledger.tasks()]
     for version in versions:
         judge(registry, version, PRODUCTION)
     release = Release(
@@ -187,22 +189,22 @@ def _released(registry: Registry, job: Job, cause: Cause) -> list[Promotion]:
     return promote_release(registry, {version.task: a_task(version.task) for version in versions}, release, cause)
 
 
-def passes(seed: int) -> bool:
-    """Whether the prompt made of that seed passes its gate."""
+def passes_gate(seed: int) -> bool:
+    """Whether the prompt of that seed passes its gate."""
     return seed % 5 != 4
 
 
 def publish(registry: Registry, name: str, seed: int) -> PromptVersion:
-    """What a run does once a prompt is trained: stage its bytes, judge it, register it."""
+    """Do what a run does with a trained prompt: stage its bytes, judge it, register it."""
     task = a_task(name)
     registry.ledger.save_snapshot(a_snapshot(task))
     stage(registry.ledger, registry.store, an_artifact(task, seed))
     head = registry.ledger.head(name, PRODUCTION)
-    return register(registry, a_request(task, seed, head.digest if head else None, passes(seed)))
+    return register(registry, a_request(task, seed, head.digest if head else None, passes_gate(seed)))
 
 
-def chosen(registry: Registry, task: str, seed: int) -> PromptVersion:
-    """The version of the prompt with that seed, else any that the seed picks."""
+def choose_version(registry: Registry, task: str, seed: int) -> PromptVersion:
+    """Return the version of the prompt with that seed, else any one that the seed chooses."""
     versions = registry.ledger.versions(task, limit=None)
     wanted = an_artifact(a_task(task), seed).digest
     return next((version for version in versions if version.digest == wanted), None) or registry.ledger.version(
@@ -211,9 +213,7 @@ def chosen(registry: Registry, task: str, seed: int) -> PromptVersion:
 
 
 def judge(registry: Registry, version: PromptVersion, alias: str) -> None:
-    """The gate's decision against the champion of now, as a run makes it before it promotes; in the store before the
-    ledger.
-    """
+    """Save the gate's decision against the current champion, as a run does before it promotes: first in the store."""
     ledger, task = registry.ledger, a_task(version.task)
     head, report = ledger.head(task.name, alias), ledger.report_of(task.name, version.digest)
     publication, champion = ledger.publication(task.name, version.digest), head.digest if head else None

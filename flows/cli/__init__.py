@@ -7,16 +7,19 @@ Exit codes: 0 done; 1 the input or the state of things forbids it; 2 wrong usage
 import sys
 from collections.abc import Iterable
 
-from flows.cli import work  # noqa: F401  (the verbs, in the order of the help)
+from flows.cli import work  # noqa: F401  (importing a module adds its verbs, in the order of the help)
 
 # isort: split
 from flows.cli import quality, versions  # noqa: F401
+
+# isort: split
+from flows.cli import maintenance  # noqa: F401
 from flows.cli.app import FAILED, UNANSWERED, app
 from ptpipeline.errors import PtpError, Transient
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """The command line: an error of ours is one line on standard error, and an exit code."""
+    """Run `ptp`; print an error of ptpipeline as one line on standard error, and exit with its code."""
     try:
         app(list(arguments) if arguments is not None else None)
     except PtpError as error:

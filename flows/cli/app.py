@@ -1,9 +1,9 @@
-"""What the verbs of `ptp` share: the application, its options and exit codes, and how a verb opens what it works on."""
+"""What the verbs of `ptp` share: the application, options, exit codes, and how a verb opens what it works on."""
 
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ptpipeline.task.task import Task
     from registry.registry import Registry
 
-FAILED, UNANSWERED, NO = 1, 3, 4  # exit codes, as the epilog tells them
+FAILED, UNANSWERED, NO = 1, 3, 4  # exit codes; the epilog explains them
 
 app = typer.Typer(
     name="ptp",
@@ -27,24 +27,26 @@ app = typer.Typer(
 )
 
 TaskName = Annotated[str, typer.Argument(metavar="TASK", help="A task of the tasks folder.")]
-SomeTask = Annotated[str | None, typer.Argument(metavar="[TASK]", help="One task; all where none is named.")]
-Reference = Annotated[str, typer.Argument(metavar="TASK[@ALIAS|@N]", help="A task, one of its aliases or versions.")]
+OptionalTask = Annotated[str | None, typer.Argument(metavar="TASK", help="One task; by default all.")]
+Reference = Annotated[
+    str,
+    typer.Argument(metavar="TASK[@ALIAS|@N]", help="A task (its production version), alias or version."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print records as JSON, one object per line.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the history for ever.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; the history keeps it forever.")]
 Alias = Annotated[str, typer.Option("--alias", help="The alias to move.")]
 
 
 def open_registry(writing: bool = False) -> "Registry":
-    """The registry that the settings name; for `writing`, its store is probed first."""
+    """Open the registry that the settings name; for `writing`, check first what its store guarantees."""
     from ptpipeline.settings import load_settings
-    from registry.registry import open_for_writing
-    from registry.registry import open_registry as opened
+    from registry import registry
 
-    return (open_for_writing if writing else opened)(load_settings())
+    return (registry.open_for_writing if writing else registry.open_registry)(load_settings())
 
 
-def open_stages() -> "Context":
-    """The context of the stages over it; what they report goes to standard error."""
+def open_context() -> "Context":
+    """Open what the stages work with; print what they report on standard error."""
     from flows.stages.context import Context
     from ptpipeline.settings import load_settings
 
@@ -52,43 +54,50 @@ def open_stages() -> "Context":
     return Context(load_settings(), open_registry(writing=True), lambda line: print(line, file=sys.stderr, flush=True))
 
 
-def sound() -> dict[str, "Task"]:
-    """The tasks whose files are sound, by name."""
+def load_sound_tasks() -> dict[str, "Task"]:
+    """Return the tasks whose files are valid, by name."""
     from ptpipeline.settings import load_settings
     from ptpipeline.task.task import sound_tasks
 
     return {task.name: task for task in sound_tasks(load_settings().tasks)[0]}
 
 
-def numbered(registry: "Registry", reference: str) -> tuple[str, int]:
-    """Task and version number of a reference, by the ledger."""
+class VersionId(NamedTuple):
+    """A version by its task and number."""
+
+    task: str
+    number: int
+
+
+def find_version(registry: "Registry", reference: str) -> VersionId:
+    """Return the version that a reference (`task`, `task@alias` or `task@3`) names in the ledger."""
     from ptpipeline.serving.resolver import split_reference
 
     task, name = split_reference(reference)
     if name.isdigit():
-        return task, int(name)
+        return VersionId(task, int(name))
     head = registry.ledger.head(task, name)
     if head is None:
         raise NotFound(f"{task} has no {name} version; `ptp versions {task}` lists what is registered")
-    return task, head.version
+    return VersionId(task, head.version)
 
 
-def known_task(registry: "Registry", task: str | None) -> str | None:
-    """`task` where the ledger knows it, or no task is named: an answer of nothing about a misspelt one would
-    reassure.
+def check_task(registry: "Registry", task: str | None) -> str | None:
+    """Return `task`; raise NotFound if the ledger does not know it.
+
+    Without this check a misspelt name would get an empty answer, which looks like good news.
     """
     known = {*registry.ledger.tasks(), *(intent.task for intent in registry.ledger.intents())}
     if task is not None and task not in known:
-        raise NotFound(f"the ledger knows no task {task!r}: there are {', '.join(sorted(known)) or 'none'}")
+        listed = f"it knows {', '.join(sorted(known))}" if known else "nothing is registered yet"
+        raise NotFound(f"the ledger knows no task {task!r}; {listed}")
     return task
 
 
 def read_text(path: Path) -> str:
-    """The text in a file; NotFound where it cannot be read."""
+    """Return the text of a file; raise NotFound if it cannot be read."""
     try:
         return path.expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise NotFound(
-            f"{path}: cannot be read as text ({getattr(error, 'strerror', None) or 'not UTF-8'}); name a file "
-            "that holds the row's text"
-        ) from None
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise NotFound(f"{path}: cannot be read as text ({reason}); name a file that holds the row's text") from None

@@ -1,4 +1,4 @@
-"""The verbs of `ptp` about quality: what the gate asks, and how good versions are."""
+"""Verbs of `ptp` about quality: what the gate requires, and how good versions are."""
 
 import logging
 import sys
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.cli.app import Json, Reference, TaskName, app, numbered, open_registry
+from flows.cli.app import Json, Reference, TaskName, app, find_version, open_registry
 from ptpipeline.errors import NotFound
 
 if TYPE_CHECKING:
@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     from flows.stages.context import Context
     from ptpipeline.records import Scores, TextScores
 
-gates = typer.Typer(name="gate", help="What the gate asks of a candidate.", no_args_is_help=True)
+gates = typer.Typer(name="gate", help="Explain what the gate requires of a candidate.", no_args_is_help=True)
 app.add_typer(gates)
 
 
 @gates.command()
 def explain(task: TaskName, as_json: Json = False) -> None:
-    """What tonight's candidate has to do, in plain words: the rows, the champion, the look, every check."""
-    from flows.cli.render import show, show_record
+    """Explain what tonight's candidate has to pass.
+
+    It names the test rows, the champion, the look at the rows, and every check.
+    """
+    from flows.cli.render import print_record, print_table
     from flows.on_demand import preview
     from flows.on_demand.explanation import describe
     from flows.stages.context import Context
@@ -30,13 +33,14 @@ def explain(task: TaskName, as_json: Json = False) -> None:
     from ptpipeline.task.task import find_task
 
     settings = load_settings()
-    found = preview.explain(Context(settings, open_registry()), find_task(settings.tasks, task))
+    explanation = preview.explain(Context(settings, open_registry()), find_task(settings.tasks, task))
     if as_json:
-        show_record(found, as_json)
+        print_record(explanation, as_json)
         return
-    for sentence in describe(found):
+    for sentence in describe(explanation):
         print(sentence)
-    show([{"check": rule.check, "if not": rule.policy, "asks": rule.asks} for rule in found.requirements], as_json)
+    rules = [{"check": rule.check, "if not": rule.policy, "asks": rule.asks} for rule in explanation.requirements]
+    print_table(rules, as_json)
 
 
 @app.command()
@@ -47,66 +51,71 @@ def evaluate(
         typer.Option(
             "--data",
             metavar="FILE",
-            help="Rows with the columns that the task file names; csv and tsv with a header line.",
+            help="Rows with the columns that the task file names; csv and tsv need a header line.",
         ),
     ],
     form: Annotated[
         Literal["csv", "tsv", "jsonl", "parquet"] | None,
-        typer.Option("--format", help="By default what the file's name ends with."),
+        typer.Option("--format", help="By default the ending of the file's name."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure a version on rows of your own, beside the baselines; nothing is registered or kept, and no look
-    is spent.
+    """Measure a version on your own rows.
+
+    The baselines are measured beside it. Nothing is registered or stored, and no look at the test rows is used up.
     """
-    from flows.cli.render import show_record
+    from flows.cli.render import print_record
     from flows.on_demand.measure import VersionRef, measure_file
 
-    context = _opened(writing=False)
-    found = measure_file(context, VersionRef(*numbered(context.registry, reference)), data.expanduser(), form)
+    context = _open_context(writing=False)
+    measured = measure_file(context, VersionRef(*find_version(context.registry, reference)), data.expanduser(), form)
     if as_json:
-        show_record(found, as_json)
+        print_record(measured, as_json)
     else:
-        _print_file(found)
+        _print_file(measured)
 
 
 @app.command()
 def diff(
     before: Annotated[str, typer.Argument(metavar="TASK@A", help="A version of the task, or one of its aliases.")],
-    after: Annotated[str, typer.Argument(metavar="TASK@B", help="Another one.")],
+    after: Annotated[str, typer.Argument(metavar="TASK@B", help="Another version of the same task.")],
     texts: Annotated[
-        bool, typer.Option("--texts", help="Print the texts of the rows, too; nothing keeps what is printed.")
+        bool, typer.Option("--texts", help="Also print the texts of the rows; they are stored nowhere.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """The test rows that two versions answer differently, with the paired test; it is no gate, and no look is spent."""
-    from flows.cli.render import show_record
+    """List the test rows that two versions answer differently.
+
+    It also prints the paired test. It is no decision of the gate, and no look at the test rows is used up.
+    """
+    from flows.cli.render import print_record
     from flows.on_demand.measure import VersionRef
     from flows.on_demand.measure import diff as compare
 
-    context = _opened(writing=True)
-    old, new = (VersionRef(*numbered(context.registry, reference)) for reference in (before, after))
-    found = compare(context, old, new, texts)
+    context = _open_context(writing=True)
+    old, new = (VersionRef(*find_version(context.registry, reference)) for reference in (before, after))
+    difference = compare(context, old, new, texts)
     if as_json:
-        show_record(found, as_json)
+        print_record(difference, as_json)
     else:
-        _print_diff(found)
+        _print_diff(difference)
 
 
 @app.command()
 def report(
     reference: Reference,
-    to: Annotated[
-        Path, typer.Option("--to", metavar="FILE", help="Where to write it; a file that is there is replaced.")
-    ],
+    to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Write to this file; an existing one is replaced.")],
 ) -> None:
-    """Write a version's report as one HTML file that opens without a server."""
+    """Write a version's report as one HTML file.
+
+    A browser opens it without a server.
+    """
     from registry.card.page import render_page
     from registry.ledger.tombstone import collected_sentence
     from registry.versions.publish import load_card
 
     registry = open_registry()
-    task, number = numbered(registry, reference)
+    task, number = find_version(registry, reference)
     version = registry.ledger.version(task, number)
     if version.collected:
         raise NotFound(collected_sentence(task, version.digest))
@@ -123,62 +132,65 @@ def neighbours(
         typer.Option(
             "--wayward",
             metavar="TEXT",
-            help="Train the task anew with a pull towards this unrelated text: what are such words worth?",
+            help="Train the task again, pulled towards this unrelated text, to see what such words are worth.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The vocabulary tokens nearest to a version's virtual tokens, with a warning about them."""
-    from flows.cli.render import show, show_record
+    """List the tokens nearest to a version's virtual tokens.
+
+    A warning says how little these words mean.
+    """
+    from flows.cli.render import print_record, print_table
     from flows.on_demand.interpret import rank_neighbours, tabulate_neighbours, tabulate_wayward, train_wayward
     from flows.stages.context import Context
     from ptpipeline.prompts.interpretation import Neighbours
     from ptpipeline.settings import load_settings
 
-    context = Context(load_settings(), open_registry(writing=text is not None), _tell)
-    task, number = numbered(context.registry, reference)
-    found = rank_neighbours(context, task, number) if text is None else train_wayward(context, task, number, text)
+    context = Context(load_settings(), open_registry(writing=text is not None), _print_progress)
+    task, number = find_version(context.registry, reference)
+    result = rank_neighbours(context, task, number) if text is None else train_wayward(context, task, number, text)
     if as_json:
-        show_record(found, as_json)
+        print_record(result, as_json)
         return
-    show(
-        tabulate_neighbours(found) if isinstance(found, Neighbours) else tabulate_wayward(found),
-        as_json,
-        getattr(found, "absent", None) or "none",
-    )
-    print(found.warning, file=sys.stderr)
+    rows = tabulate_neighbours(result) if isinstance(result, Neighbours) else tabulate_wayward(result)
+    print_table(rows, as_json, getattr(result, "absent", None) or "none")
+    print(result.warning, file=sys.stderr)
 
 
-def _opened(writing: bool) -> "Context":
+def _open_context(writing: bool) -> "Context":
     from flows.stages.context import Context
     from ptpipeline.settings import load_settings
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    return Context(load_settings(), open_registry(writing), _tell)
+    return Context(load_settings(), open_registry(writing), _print_progress)
 
 
-def _tell(line: str) -> None:
+def _print_progress(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _print_file(found: "FileReport") -> None:
-    from flows.cli.render import show
+def _print_file(measured: "FileReport") -> None:
+    from flows.cli.render import print_table
     from ptpipeline.records import Scores
 
-    left = ", ".join(f"{name} {count}" for name, count in found.left_out.items())
+    left_out = ", ".join(f"{reason} {count}" for reason, count in measured.left_out.items()) or "none"
     print(
-        f"{found.task}@{found.version} on {found.rows} rows of {found.file}; left out: {left or 'none'}; 95% "
-        "intervals over the rows; nothing is kept"
+        f"{measured.task}@{measured.version} on {measured.rows} rows of {measured.file}; left out: {left_out}; "
+        "in brackets: 95% intervals over the rows; nothing is stored"
     )
-    if found.trained_on:
-        print(f"{found.trained_on} of these rows the version was trained on: they flatter it")
-    show(
-        [_figures(name.replace("_", "-"), scores, found.interval[name]) for name, scores in found.scores.items()],
+    if measured.trained_on:
+        print(f"the version was trained on {measured.trained_on} of these rows, so its figures are too good")
+    print_table(
+        [
+            _figure_row(name.replace("_", "-"), scores, measured.interval[name])
+            for name, scores in measured.scores.items()
+        ],
         as_json=False,
     )
-    prompt = found.scores["prompt"]
+    prompt = measured.scores["prompt"]
     if isinstance(prompt, Scores):
-        show(
+        print_table(
             [
                 {"label": label, **figures, "answered": prompt.predicted[label]}
                 for label, figures in prompt.per_label.items()
@@ -187,27 +199,28 @@ def _print_file(found: "FileReport") -> None:
         )
 
 
-def _figures(name: str, scores: "Scores | TextScores", interval: dict[str, tuple[float, float]]) -> dict[str, Any]:
+def _figure_row(name: str, scores: "Scores | TextScores", interval: dict[str, tuple[float, float]]) -> dict[str, Any]:
     from ptpipeline.records import Scores, title_of
 
-    found: dict[str, Any] = {"": name}
+    row: dict[str, Any] = {"": name}
     for metric, value in scores.figures().items():
         low, high = interval[metric]
-        found[title_of(metric)] = f"{value:.4f} ({low:.4f} to {high:.4f})"
-    return found | {"calibration error": scores.calibration_error if isinstance(scores, Scores) else None}
+        row[title_of(metric)] = f"{value:.4f} ({low:.4f} to {high:.4f})"
+    return row | {"calibration error": scores.calibration_error if isinstance(scores, Scores) else None}
 
 
-def _print_diff(found: "Diff") -> None:
-    from flows.cli.render import show
+def _print_diff(difference: "Diff") -> None:
+    from flows.cli.render import print_table
     from ptpipeline.gate.decide import shown
 
+    better, dropped = difference.better, difference.better.dropped
     print(
-        f"{found.task}: version {found.after} against version {found.before} on {found.better.rows} test rows "
-        f"of snapshot {found.snapshot[:12]}"
-        + (f"; {found.better.dropped} that one of them was trained on are left out" if found.better.dropped else "")
+        f"{difference.task}: version {difference.after} against version {difference.before} on {better.rows} test rows "
+        f"of snapshot {difference.snapshot[:12]}"
+        + (f"; {dropped} rows are left out: one of the versions was trained on them" if dropped else "")
     )
-    print(f"{found.after} better than {found.before}: {shown(found.better)}")
-    print(f"{found.before} better than {found.after}: {shown(found.worse)}")
-    print(found.note)
-    show([tally.to_json() for tally in found.tallies], as_json=False)
-    show([row.to_json() for row in found.changed], as_json=False, empty="no row is answered differently")
+    print(f"{difference.after} better than {difference.before}: {shown(difference.better)}")
+    print(f"{difference.before} better than {difference.after}: {shown(difference.worse)}")
+    print(difference.note)
+    print_table([tally.to_json() for tally in difference.tallies], as_json=False)
+    print_table([row.to_json() for row in difference.changed], as_json=False, empty="no row is answered differently")

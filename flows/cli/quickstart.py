@@ -1,6 +1,6 @@
-"""`make quickstart`: stack up, flows deployed, demo data and base fetched, the nightly flow triggered and followed.
+"""`make quickstart`: fetch demo data and base model, start the stack, deploy and run the nightly flow, print results.
 
-Environment: KEEP=0 ends the stack afterwards; by default it stays up so that the pages open.
+Environment: KEEP=0 stops the stack afterwards; by default it stays up so that its pages open.
 """
 
 import os
@@ -9,12 +9,12 @@ import sys
 import time
 from typing import Any
 
-from flows.cli.render import answer_row, show
-from flows.cli.work import followed
+from flows.cli.render import answer_row, print_table
+from flows.cli.work import follow_to_end
 from flows.local.stack import down, up
 from flows.requests import NightlyRequest
 from flows.server.deploy import deploy
-from flows.server.trigger import trigger
+from flows.server.trigger import Finished, trigger
 from ptpipeline.errors import PtpError, Terminal
 from ptpipeline.settings import Settings, load_settings
 from ptpipeline.task.task import load_tasks
@@ -27,7 +27,7 @@ SAMPLES = (
 )
 COLUMNS = ("task", "metric", "zero_shot", "candidate", "champion", "verdict", "version", "bytes", "status")
 
-# In a process of its own, so that the memory that a conversion takes is given back before training.
+# Runs in a process of its own, so that the memory of the model's conversion is free again before training.
 _FETCH = """
 import sys
 from ptpipeline.data.sources import read_rows
@@ -43,42 +43,47 @@ for name in sys.argv[1:]:
 
 
 def quickstart() -> None:
-    """The whole way from nothing to promoted prompts; raises PtpError where a step fails."""
+    """Go the whole way from nothing to promoted prompts; raise PtpError if a step fails."""
     started = time.monotonic()
     settings = load_settings()
-    _say("1/5 fetching the demo data and the base model (a few hundred MB the first time)")
+    _print_step("1/5 fetching the demo data and the base model (a few hundred MB the first time)")
     _fetch(TASKS)
     fetched = time.monotonic()
-    _say(f"2/5 starting Prefect, MLflow and S3 on loopback, data in {settings.home}")
+    _print_step(f"2/5 starting Prefect, MLflow and S3 on loopback, data in {settings.home}")
     up(settings.home)
     settings = load_settings()
     deploy(settings, load_tasks(settings.tasks))
-    _say("3/5 triggering the nightly flow through the Prefect API")
+    _print_step("3/5 triggering the nightly flow through the Prefect API")
     run_id = trigger(str(settings.prefect), "nightly", NightlyRequest(tasks=list(TASKS), reason="quickstart"))
-    finished = followed(str(settings.prefect), run_id)
-    _say(f"flow run {finished.state}: {finished.message}")
-    show(
-        [{name: "-" if row.get(name) is None else row[name] for name in COLUMNS} for row in finished.rows],
-        as_json=False,
-    )
-    for row in finished.rows:
-        print(f"{row['task']}: {row['reason']}")
+    finished = follow_to_end(str(settings.prefect), run_id)
+    _print_night(finished)
     if finished.state != "COMPLETED":
         raise Terminal(f"the nightly flow ended {finished.state}: {finished.message}")
-    _say("4/5 answers of the promoted prompts, read from S3 alone")
-    show(_answers(), as_json=False)
-    _say("5/5 the pages that show it")
-    _pages(settings, finished.rows, run_id)
-    _say(f"done in {time.monotonic() - started:.0f} s, {time.monotonic() - fetched:.0f} s of them after the downloads")
+    _print_step("4/5 answers of the promoted prompts, read from S3 alone")
+    print_table(_answer_samples(), as_json=False)
+    _print_step("5/5 the pages that show it")
+    _print_pages(settings, finished.rows, run_id)
+    ended = time.monotonic()
+    _print_step(f"done in {ended - started:.0f} s, {ended - fetched:.0f} s of them after the downloads")
+
+
+def _print_night(finished: Finished) -> None:
+    _print_step(f"flow run {finished.state}: {finished.message}")
+    rows = [{name: "-" if row.get(name) is None else row[name] for name in COLUMNS} for row in finished.rows]
+    print_table(rows, as_json=False)
+    for row in finished.rows:
+        print(f"{row['task']}: {row['reason']}")
 
 
 def _fetch(names: tuple[str, ...]) -> None:
     done = subprocess.run([sys.executable, "-c", _FETCH, *names], stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode != 0:
-        raise Terminal(f"fetching failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+        raise Terminal(
+            f"fetching demo data or base model failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}"
+        )
 
 
-def _answers() -> list[dict[str, Any]]:
+def _answer_samples() -> list[dict[str, Any]]:
     from ptpipeline.serving.predictor import load
 
     rows: list[dict[str, Any]] = []
@@ -88,23 +93,23 @@ def _answers() -> list[dict[str, Any]]:
     return rows
 
 
-def _pages(settings: Settings, rows: list[dict[str, Any]], run_id: str) -> None:
+def _print_pages(settings: Settings, rows: list[dict[str, Any]], run_id: str) -> None:
     for row in rows:
         print(f"  {row['task']} version {row['version']} in MLflow   {row['page']}")
     print(f"  templates on MLflow's Prompts page   {settings.mlflow}/#/prompts")
     print(f"  the flow run in Prefect   {str(settings.prefect).removesuffix('/api')}/runs/flow-run/{run_id}")
-    print(
-        'try: .venv/bin/ptp predict movie-sentiment "An instant classic."   .venv/bin/ptp history '
-        "movie-sentiment   make down"
-    )
+    print("try:")
+    print('  .venv/bin/ptp predict movie-sentiment "An instant classic."')
+    print("  .venv/bin/ptp history movie-sentiment")
+    print("  make down")
 
 
-def _say(line: str) -> None:
+def _print_step(line: str) -> None:
     print(f"\n== {line}", flush=True)
 
 
 def main() -> None:
-    """Run it; an error is one line, and the stack stays up for a look at its logs unless KEEP=0."""
+    """Run the quickstart; print an error as one line. The stack stays up, with its logs, unless KEEP=0."""
     try:
         quickstart()
     except PtpError as error:

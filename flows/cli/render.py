@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
@@ -22,16 +22,23 @@ from ptpipeline.records import (
 )
 
 if TYPE_CHECKING:
-    from registry.lineage.trace import Lineage
+    from registry.lineage.trace import Lineage, Origin
 
 Row = Mapping[str, Any] | Record
-Judged = tuple[Report | None, Verdict | None]
 
 
-def show(rows: Sequence[Row], as_json: bool, empty: str = "none") -> None:
-    """A table with one line per record; a column that is empty in every line is left out. Of no records people are told
-    `empty`.
-    """
+class VersionDetails(NamedTuple):
+    """A version with all that is known about it."""
+
+    version: PromptVersion
+    manifest: PromptManifest
+    training: TunedPrompt | None
+    report: Report | None
+    verdict: Verdict | None
+
+
+def print_table(rows: Sequence[Row], as_json: bool, empty: str = "none") -> None:
+    """Print one line per record, without the columns that are empty in every line; `empty` if there are no records."""
     plain = [_plain(row) for row in rows]
     if as_json:
         for row in plain:
@@ -41,16 +48,31 @@ def show(rows: Sequence[Row], as_json: bool, empty: str = "none") -> None:
         print(empty, file=sys.stderr)
         return
     columns = [name for name in plain[0] if any(row.get(name) not in (None, "") for row in plain)]
+    console = _console()
+    lines = [[_cell(row.get(name)) for name in columns] for row in plain]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in columns:
-        table.add_column(name.replace("_", " "), overflow="fold")
-    for row in plain:
-        table.add_row(*(_cell(row.get(name)) for name in columns))
-    _console().print(table)
+    headings = [name.replace("_", " ") for name in columns]
+    widths = _column_widths([headings, *lines], console.width - 2 * (len(columns) - 1))
+    for heading, width in zip(headings, widths, strict=True):
+        table.add_column(heading, overflow="fold", width=width)
+    for line in lines:
+        table.add_row(*line)
+    console.print(table)
 
 
-def show_record(record: Row, as_json: bool) -> None:
-    """One record, a field per line."""
+def _column_widths(lines: list[list[str]], available: int) -> list[int | None]:
+    """Widths that break no word, if there is room for that; else None, which lets rich break words."""
+    cells = list(zip(*lines, strict=True))
+    full = [max(len(part) for cell in column for part in cell.split("\n")) for column in cells]
+    least = [max(len(word) for cell in column for word in cell.split() or [""]) for column in cells]
+    if sum(full) <= available or sum(least) > available:
+        return [None] * len(cells)
+    spare, wanted = available - sum(least), sum(full) - sum(least)
+    return [low + spare * (high - low) // wanted for low, high in zip(least, full, strict=True)]
+
+
+def print_record(record: Row, as_json: bool) -> None:
+    """Print one record, a field per line."""
     plain = _plain(record)
     if as_json:
         print(json.dumps(plain))
@@ -61,129 +83,135 @@ def show_record(record: Row, as_json: bool) -> None:
     _console().print(table)
 
 
-def show_version(
-    version: PromptVersion, manifest: PromptManifest, tuned: TunedPrompt | None, judged: Judged, as_json: bool
-) -> None:
-    """A version with all that is known about it."""
-    report, verdict = judged
+def print_version(details: VersionDetails, as_json: bool) -> None:
+    """Print a version's manifest, training, report and verdict."""
     if as_json:
-        parts = {"version": version, "manifest": manifest, "training": tuned, "report": report, "verdict": verdict}
+        parts = details._asdict()
         print(json.dumps({name: part.to_json() if part else None for name, part in parts.items()}))
         return
-    show_record(
+    _print_manifest(details.version, details.manifest)
+    if details.training and details.training.steps:
+        _print_training(details.training)
+    if details.report:
+        _print_report(details.report)
+    if details.verdict:
+        _print_verdict(details.verdict)
+
+
+def _print_manifest(version: PromptVersion, manifest: PromptManifest) -> None:
+    print_record(
         {
             "version": f"{version.task}@{version.number}",
             "digest": version.digest,
             "registered": version.registered_at,
-            "method": _prompt(manifest),
+            "method": _describe_prompt(manifest),
             "base model": f"{manifest.base_model.name} {manifest.base_model.fingerprint[:12]}",
             "template": json.dumps(manifest.template),
             "answers": manifest.labels or manifest.answers,
             "snapshot": manifest.snapshot,
         },
-        as_json,
+        as_json=False,
     )
-    if tuned and tuned.steps:
-        print(
-            f"trained {tuned.steps} steps in {tuned.seconds:.0f} s; step {tuned.best_step} kept, dev "
-            f"{tuned.best_dev:.4f}"
-        )
-        for warning in tuned.warnings:
-            print(warning)
-        if tuned.trials:
-            show(
-                [
-                    {"trial": trial.name, "best dev": trial.best_dev, "at step": trial.best_step, "error": trial.error}
-                    for trial in tuned.trials
-                ],
-                as_json,
-            )
-    if report:
-        show(
-            [
-                _scores("prompt", report.prompt),
-                _scores("zero-shot", report.zero_shot),
-                _scores("majority", report.majority),
-            ],
-            as_json,
-        )
-    if verdict:
-        print(f"verdict: {'passed' if verdict.passed else 'failed'}")
-        show(
-            [
-                {
-                    "check": c.name,
-                    "": "pass" if c.passed else "FAIL" if c.blocks else "warn",
-                    "observed": c.observed,
-                    "required": c.required,
-                }
-                for c in verdict.checks
-            ],
-            as_json,
-        )
 
 
-def show_lineage(found: "Lineage", as_json: bool) -> None:
-    """Where a version comes from: a block per prompt, its own first; then verdict and promotions."""
-    if as_json:
-        print(json.dumps(found.to_json()))
-        return
-    for origin in found.origins:
-        name = f"{origin.task}@{origin.version}" if origin.version else f"{origin.task}, not registered"
-        manifest = origin.manifest
-        base = f"{manifest.base_model.name} {manifest.base_model.fingerprint[:12]}" if manifest else None
-        data = [
-            f"{s.source}: snapshot {s.digest[:12]}, rows {s.train.rows} train, {s.dev.rows} dev, {s.test.rows} test"
-            for s in origin.snapshots
-        ]
-        parents = [f"{relation} {digest[:12]}" for digest, relation in origin.parents.items()]
-        show_record(
-            {
-                "prompt": f"{name} ({origin.digest[:12]})",
-                "data": "; ".join(data) or None,
-                "recipe": manifest.recipe[:12] if manifest else None,
-                "base model": base,
-                "parents": ", ".join(parents) or None,
-                "MLflow run": origin.run,
-                "commit": origin.commit,
-            },
-            as_json,
-        )
-    print(f"verdict: {'none' if found.verdict is None else 'passed' if found.verdict.passed else 'failed'}")
-    show(
+def _print_training(tuned: TunedPrompt) -> None:
+    print(
+        f"trained {tuned.steps} steps in {tuned.seconds:.0f} s; kept step {tuned.best_step}, dev {tuned.best_dev:.4f}"
+    )
+    for warning in tuned.warnings:
+        print(warning)
+    trials = [
+        {"trial": trial.name, "best dev": trial.best_dev, "at step": trial.best_step, "error": trial.error}
+        for trial in tuned.trials
+    ]
+    if trials:
+        print_table(trials, as_json=False)
+
+
+def _print_report(report: Report) -> None:
+    measured = {"prompt": report.prompt, "zero-shot": report.zero_shot, "majority": report.majority}
+    print_table([_score_row(name, scores) for name, scores in measured.items()], as_json=False)
+
+
+def _print_verdict(verdict: Verdict) -> None:
+    print(f"verdict: {'passed' if verdict.passed else 'failed'}")
+    print_table(
         [
             {
-                "alias": p.alias,
-                "seq": p.seq,
-                "at": p.at,
-                "actor": p.actor,
-                "reason": p.reason,
-                "override": "OVERRIDE" if p.override else "",
-                "release": p.release or "",
+                "check": check.name,
+                "": "pass" if check.passed else "FAIL" if check.blocks else "warn",
+                "observed": check.observed,
+                "required": check.required,
             }
-            for p in found.promotions
+            for check in verdict.checks
         ],
-        as_json,
-        "no alias ever named it",
+        as_json=False,
     )
 
 
-def _prompt(manifest: PromptManifest) -> str:
-    """`16 virtual tokens of width 576, float16`; members and tensors of a prompt that has others."""
+def print_lineage(lineage: "Lineage", as_json: bool) -> None:
+    """Print where a version comes from: a block per prompt, its own first; then its verdict and promotions."""
+    if as_json:
+        print(json.dumps(lineage.to_json()))
+        return
+    for origin in lineage.origins:
+        _print_origin(origin)
+    verdict = lineage.verdict
+    print(f"verdict: {'none' if verdict is None else 'passed' if verdict.passed else 'failed'}")
+    promotions = [
+        {
+            "alias": promotion.alias,
+            "seq": promotion.seq,
+            "at": promotion.at,
+            "actor": promotion.actor,
+            "reason": promotion.reason,
+            "override": "OVERRIDE" if promotion.override else "",
+            "release": promotion.release or "",
+        }
+        for promotion in lineage.promotions
+    ]
+    print_table(promotions, as_json=False, empty="no alias has ever named it")
+
+
+def _print_origin(origin: "Origin") -> None:
+    name = f"{origin.task}@{origin.version}" if origin.version else f"{origin.task}, not registered"
+    manifest = origin.manifest
+    data = [
+        f"{snapshot.source}: snapshot {snapshot.digest[:12]}, rows {snapshot.train.rows} train, "
+        f"{snapshot.dev.rows} dev, {snapshot.test.rows} test"
+        for snapshot in origin.snapshots
+    ]
+    parents = [f"{relation} {digest[:12]}" for digest, relation in origin.parents.items()]
+    print_record(
+        {
+            "prompt": f"{name} ({origin.digest[:12]})",
+            "data": "; ".join(data) or None,
+            "recipe": manifest.recipe[:12] if manifest else None,
+            "base model": f"{manifest.base_model.name} {manifest.base_model.fingerprint[:12]}" if manifest else None,
+            "parents": ", ".join(parents) or None,
+            "MLflow run": origin.run,
+            "commit": origin.commit,
+        },
+        as_json=False,
+    )
+
+
+def _describe_prompt(manifest: PromptManifest) -> str:
+    """For example `prompt: 16 virtual tokens of width 576, float16`; an ensemble's members, a prefix's shape."""
     if manifest.members:
         return (
             f"ensemble of {len(manifest.members.digests)} prompts of {manifest.num_virtual_tokens} virtual tokens, "
             f"{manifest.members.combine}"
         )
     info = next(iter(manifest.tensors.values()))
-    what = (
+    size = (
         f"keys and values {info.shape}" if manifest.method == "prefix" else f"width {manifest.base_model.hidden_size}"
     )
-    return f"{manifest.method}: {manifest.num_virtual_tokens} virtual tokens of {what}, {info.dtype}"
+    return f"{manifest.method}: {manifest.num_virtual_tokens} virtual tokens of {size}, {info.dtype}"
 
 
 def answer_row(answer: Answer, text: str) -> dict[str, Any]:
-    """An answer for people, beside the text that it is for."""
+    """Return an answer for people, beside its text."""
     if answer.label is None:
         return {"answer": answer.text, "version": answer.version, "text": text}
     return {
@@ -194,7 +222,7 @@ def answer_row(answer: Answer, text: str) -> dict[str, Any]:
     }
 
 
-def _scores(name: str, scores: Scores | TextScores) -> dict[str, Any]:
+def _score_row(name: str, scores: Scores | TextScores) -> dict[str, Any]:
     figures = {title_of(metric): value for metric, value in scores.figures().items()}
     per_label = {f"F1 {k}": v["f1"] for k, v in scores.per_label.items()} if isinstance(scores, Scores) else {}
     return {"on the test split": name} | figures | per_label
@@ -217,5 +245,5 @@ def _cell(value: Any) -> str:
 
 
 def _console() -> Console:
-    """The terminal's width where there is one; never cut where the output goes to a file or a pipe."""
+    """A console of the terminal's width; wide enough for every line if the output goes to a file or a pipe."""
     return Console(soft_wrap=False, markup=False, highlight=False, width=None if sys.stdout.isatty() else 400)

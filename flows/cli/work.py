@@ -1,4 +1,4 @@
-"""The verbs of `ptp` that work: the local stack, a task's stages, and the prompts that come out of them."""
+"""Verbs of `ptp`: the local stack, a task's stages, and the use of the prompts that they make."""
 
 import getpass
 import logging
@@ -9,20 +9,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.cli.app import FAILED, NO, Json, Reference, TaskName, app, open_stages
+from flows.cli.app import FAILED, NO, Json, Reference, TaskName, app, open_context
 from ptpipeline.errors import NotFound, PtpError
 
 if TYPE_CHECKING:
     from flows.server.trigger import Finished
 
 Port = Annotated[
-    int | None, typer.Option(min=1024, max=55000, help="Take this port, or fail; by default a free one is found.")
+    int | None, typer.Option(min=1024, max=55000, help="Use this port, or fail; by default a free one is found.")
 ]
 
 
 @app.command()
 def up(prefect_port: Port = None, mlflow_port: Port = None, s3_port: Port = None, as_json: Json = False) -> None:
-    """Start the local stack (Prefect, MLflow, S3) and deploy the flows; repeat it to deploy changed schedules."""
+    """Start the local stack and deploy the flows.
+
+    The stack is Prefect, MLflow and S3 on this machine. Run it again to deploy changed schedules.
+    """
     from flows.local.stack import Ports
     from flows.local.stack import up as start
     from flows.server.deploy import deploy
@@ -46,59 +49,59 @@ def down() -> None:
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """The servers of the local stack: state, address, memory."""
-    from flows.cli.render import show
-    from flows.local.stack import status as members
+    """Show state, address and memory of the local stack's servers."""
+    from flows.cli.render import print_table
+    from flows.local.stack import status as read_status
     from ptpipeline.settings import load_settings
 
-    show(members(load_settings().home), as_json)
+    print_table(read_status(load_settings().home), as_json)
 
 
 @app.command()
 def tasks(as_json: Json = False) -> None:
-    """Validate the task files and list the tasks."""
-    from flows.cli.render import show
+    """Check the task files and list the tasks."""
+    from flows.cli.render import print_table
     from ptpipeline.settings import load_settings
     from ptpipeline.task.task import load_tasks
 
-    found = load_tasks(load_settings().tasks)
-    show(
-        [
-            {
-                "task": t.name,
-                "base_model": t.base_model,
-                "answers": ", ".join(t.labels) or "free text",
-                "metric": t.gate.metric,
-                "promote": t.promote,
-                "schedule": f"{t.schedule.cron} {t.schedule.timezone}" if t.schedule else "-",
-            }
-            for t in found
-        ],
-        as_json,
-    )
+    rows = [
+        {
+            "task": task.name,
+            "base_model": task.base_model,
+            "answers": ", ".join(task.labels) or "free text",
+            "metric": task.gate.metric,
+            "promote": task.promote,
+            "schedule": f"{task.schedule.cron} {task.schedule.timezone}" if task.schedule else "-",
+        }
+        for task in load_tasks(load_settings().tasks)
+    ]
+    print_table(rows, as_json)
 
 
 @app.command()
 def ingest(task: TaskName, as_json: Json = False) -> None:
     """Read, check and split a task's data into a snapshot."""
-    from flows.cli.render import show_record
+    from flows.cli.render import print_record
     from flows.stages.context import ingest as take_snapshot
     from ptpipeline.task.task import find_task
 
-    context = open_stages()
-    show_record(take_snapshot(context, find_task(context.settings.tasks, task)), as_json)
+    context = open_context()
+    print_record(take_snapshot(context, find_task(context.settings.tasks, task)), as_json)
 
 
 @app.command()
 def run(task: TaskName, as_json: Json = False) -> None:
-    """All stages for one task, here and now: ingest, train, evaluate, gate, register, promote."""
-    from flows.cli.render import show
+    """Run all stages of one task, here and now.
+
+    The stages are ingest, train, evaluate, gate, register and promote. No server is needed.
+    """
+    from flows.cli.render import print_table
     from flows.stages.chain import run_task
     from ptpipeline.task.task import find_task
 
-    context = open_stages()
+    context = open_context()
     outcome = run_task(context, find_task(context.settings.tasks, task))
-    show([outcome], as_json)
+    print_table([outcome], as_json)
     if outcome.verdict != "passed":
         raise typer.Exit(NO)
 
@@ -107,34 +110,34 @@ def run(task: TaskName, as_json: Json = False) -> None:
 def trigger(
     flow: Annotated[str, typer.Argument(metavar="FLOW", help="nightly, tune or ingest.")] = "nightly",
     task: Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")] = None,
-    reason: Annotated[str, typer.Option("--reason", help="Why, for the run's log.")] = "",
+    reason: Annotated[str, typer.Option("--reason", help="Why; the run's log shows it.")] = "",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the run to its end, or only start it.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Start a flow through the Prefect API and follow its log to the end."""
-    from flows.cli.render import show
+    """Start a flow in Prefect and follow its log to the end."""
+    from flows.cli.render import print_table
     from flows.requests import IngestRequest, NightlyRequest, TuneRequest
     from flows.server.trigger import trigger as start
     from ptpipeline.settings import load_settings
     from ptpipeline.task.task import find_task
 
     settings = load_settings()
-    named = [find_task(settings.tasks, name).name for name in task] if task else None
+    names = [find_task(settings.tasks, name).name for name in task] if task else None
     requests = {
-        "nightly": NightlyRequest(tasks=named, reason=reason),
-        "tune": TuneRequest(tasks=named),
-        "ingest": IngestRequest(tasks=named),
+        "nightly": NightlyRequest(tasks=names, reason=reason),
+        "tune": TuneRequest(tasks=names),
+        "ingest": IngestRequest(tasks=names),
     }
     if flow not in requests:
         raise NotFound(
-            f"no flow {flow!r} to trigger: there are {', '.join(requests)} (promote and rollback are verbs of "
-            "their own)"
+            f"no flow {flow!r} to trigger: choose {', '.join(requests)}; to promote or roll back, use `ptp promote` "
+            "or `ptp rollback`"
         )
-    run_id = start(_prefect(settings.prefect), flow, requests[flow])
+    run_id = start(_require_prefect(settings.prefect), flow, requests[flow])
     print(f"flow run {run_id}", file=sys.stderr)
     if wait:
-        finished = followed(str(settings.prefect), run_id)
-        show(finished.rows, as_json)
+        finished = follow_to_end(str(settings.prefect), run_id)
+        print_table(finished.rows, as_json)
         if finished.state != "COMPLETED":
             print(f"error: flow run {run_id} ended {finished.state}: {finished.message}", file=sys.stderr)
             raise typer.Exit(FAILED)
@@ -142,16 +145,19 @@ def trigger(
 
 @app.command()
 def webhook(
-    port: Annotated[int, typer.Option("--port", min=1024, max=65535, help="Listen here.")] = 8777,
+    port: Annotated[int, typer.Option("--port", min=1024, max=65535, help="Listen on this port.")] = 8777,
     host: Annotated[str, typer.Option("--host", help="Listen on this address.")] = "127.0.0.1",
     address: Annotated[
         str | None,
         typer.Option(
-            "--address", metavar="URL", help="How MLflow reaches this process, where it is not http://HOST:PORT/mlflow."
+            "--address", metavar="URL", help="MLflow reaches this process here; by default http://HOST:PORT/mlflow."
         ),
     ] = None,
 ) -> None:
-    """Listen for edits in the MLflow UI and wake the reconcile; PTP_WEBHOOK_SECRET is what MLflow signs with."""
+    """Listen for edits in the MLflow UI and start the reconcile.
+
+    MLflow signs its requests with the secret in PTP_WEBHOOK_SECRET.
+    """
     from flows.server.webhook import serve
     from ptpipeline.settings import load_settings
 
@@ -164,40 +170,46 @@ def predict(
     reference: Reference,
     texts: Annotated[
         list[str],
-        typer.Argument(metavar="TEXT...", help="Texts to answer; `-` reads them from standard input, one per line."),
+        typer.Argument(metavar="TEXT", help="Texts to answer; `-` reads them from standard input, one per line."),
     ],
     as_json: Json = False,
 ) -> None:
-    """Label texts, or generate from them, with a promoted or numbered version, from the object store alone."""
-    from flows.cli.render import answer_row, show
+    """Label texts with a version, or generate answers to them.
+
+    It reads from the object store alone; no other server is needed.
+    """
+    from flows.cli.render import answer_row, print_table
     from ptpipeline.serving.predictor import load
 
     given = [line for line in sys.stdin.read().splitlines() if line.strip()] if texts == ["-"] else texts
     answers = load(reference).predict(given)
     if as_json:
-        show(answers, as_json)
+        print_table(answers, as_json)
     else:
-        show([answer_row(answer, text) for answer, text in zip(answers, given, strict=True)], as_json)
+        print_table([answer_row(answer, text) for answer, text in zip(answers, given, strict=True)], as_json)
 
 
 @app.command()
 def export(
     reference: Reference,
     to: Annotated[
-        Path, typer.Option("--to", metavar="FOLDER", help="A new or empty folder; it is written whole or not at all.")
+        Path, typer.Option("--to", metavar="FOLDER", help="A new or empty folder; all files are written, or none.")
     ],
     form: Annotated[
         Literal["peft", "npy"],
-        typer.Option("--format", help="A PEFT adapter, or NumPy arrays; the manifest lies beside."),
+        typer.Option("--format", help="A PEFT adapter, or NumPy arrays; both with the manifest."),
     ] = "peft",
     as_json: Json = False,
 ) -> None:
-    """Write a version for other tools: `PeftModel.from_pretrained` loads the folder and computes the same."""
-    from flows.cli.render import show_record
+    """Write a version for PEFT or NumPy.
+
+    `PeftModel.from_pretrained` loads the folder and computes the same.
+    """
+    from flows.cli.render import print_record
     from flows.on_demand.export import export as write
     from ptpipeline.settings import load_settings
 
-    show_record(write(load_settings(), reference, form, to), as_json)
+    print_record(write(load_settings(), reference, form, to), as_json)
 
 
 @app.command("import")
@@ -208,27 +220,26 @@ def adopt(
             metavar="FOLDER", help="The folder of a PEFT adapter (safetensors), or a .npy file [tokens, width]."
         ),
     ],
-    task: Annotated[
-        str, typer.Option("--task", metavar="TASK", help="The task whose template, labels and base model it is for.")
-    ],
+    task: Annotated[str, typer.Option("--task", metavar="TASK", help="The task that it is for.")],
     as_json: Json = False,
 ) -> None:
-    """Take in a prompt that something else trained, as a candidate: evaluate, gate, register, promote by the task's
-    policy.
+    """Take in a prompt that was trained elsewhere.
+
+    It becomes a candidate of the task: it is evaluated, gated, registered and, by the task's policy, promoted.
     """
-    from flows.cli.render import show
+    from flows.cli.render import print_table
     from flows.on_demand.adopt import adopt as take_in
     from ptpipeline.task.task import find_task
 
-    context, path = open_stages(), Path(os.path.expanduser(source))
+    context, path = open_context(), Path(os.path.expanduser(source))
     outcome = take_in(context, find_task(context.settings.tasks, task), path, getpass.getuser())
-    show([outcome], as_json)
+    print_table([outcome], as_json)
     if outcome.verdict != "passed":
         raise typer.Exit(NO)
 
 
-def followed(prefect: str, run_id: str) -> "Finished":
-    """Print what our own code logs in a run as it comes, and everybody's warnings; how it ended."""
+def follow_to_end(prefect: str, run_id: str) -> "Finished":
+    """Print ptpipeline's log lines of a run, and all warnings, as they arrive; return how the run ended."""
     from flows.server.trigger import Finished, follow
 
     for event in follow(prefect, run_id):
@@ -236,10 +247,10 @@ def followed(prefect: str, run_id: str) -> "Finished":
             return event
         if event.logger.startswith(("ptpipeline", "registry")) or event.level >= logging.WARNING:
             print(f"{event.at[11:19]} {event.message}", file=sys.stderr, flush=True)
-    raise PtpError(f"flow run {run_id}: its log ended without a final state")
+    raise PtpError(f"flow run {run_id}: its log ended without a final state; look at the run's page in Prefect")
 
 
-def _prefect(address: str | None) -> str:
+def _require_prefect(address: str | None) -> str:
     if address is None:
         raise NotFound("no Prefect server: `ptp up` starts a local one, or set PTP_PREFECT to the API address of yours")
     return address

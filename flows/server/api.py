@@ -1,4 +1,4 @@
-"""Prefect's REST API through plain httpx: no Prefect import, and errors of ptpipeline."""
+"""Calls to Prefect's REST API by plain httpx: imports no Prefect, raises errors of ptpipeline."""
 
 import functools
 import os
@@ -11,14 +11,14 @@ from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
 
 
 class _Busy(ServiceUnavailable):
-    """503: a writer held Prefect's SQLite file for too long; Prefect's own client repeats such a request, too."""
+    """503: a writer held Prefect's SQLite file for too long. Prefect's own client repeats such a request too."""
 
 
 @stamina.retry(on=_Busy, attempts=6, timeout=30, wait_initial=0.3)
 def call(verb: str, url: str, body: Any = None) -> Any:
-    """The answer's JSON, None where it is empty.
+    """Send a request and return the answer's JSON, None if the answer is empty.
 
-    Raises ServiceUnavailable where the server does not answer or answers 5xx, NotFound for 404, SettingsError where it
+    Raises ServiceUnavailable if the server does not answer or answers 5xx, NotFound for 404, SettingsError if it
     refuses the request. Credentials come from PREFECT_API_AUTH_STRING (`user:password`), as for Prefect's own client.
     """
     user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
@@ -33,22 +33,21 @@ def call(verb: str, url: str, body: Any = None) -> Any:
     if answer.status_code >= 500:
         raise ServiceUnavailable(f"Prefect answered {answer.status_code} to {verb} {url}; its log says why")
     if answer.status_code == 404:
-        raise NotFound(f"Prefect knows no {url.partition('/api/')[2]}")
+        raise NotFound(f"Prefect at {url.partition('/api/')[0]} has no {url.partition('/api/')[2]}")
     if answer.is_error:
         raise SettingsError(f"Prefect refuses {verb} {url.partition('/api/')[2]}: {_detail(answer)}")
     try:
         return answer.json() if answer.content else None
     except ValueError:
         raise SettingsError(
-            f"PTP_PREFECT: {url} answers no JSON; expected the API's address, such as http://127.0.0.1:4200/api"
+            f"PTP_PREFECT: {url} answers something other than JSON; set it to the API's address, such as "
+            "http://127.0.0.1:4200/api"
         ) from None
 
 
 @functools.cache
 def _client() -> httpx.Client:
-    """One client for the process: making one costs 30 ms of processor time, which a poll beside a training
-    would take.
-    """
+    """Return the one client of this process: making one takes 30 ms of processor time, and training needs it."""
     return httpx.Client(timeout=30)
 
 

@@ -1,7 +1,8 @@
-"""Deploying the flows: renders the deployments with the tasks' schedules and hands them to Prefect. Imports no Prefect.
+"""Deploying the flows: renders deployments with the tasks' schedules, passes them to Prefect. Imports no Prefect.
 
-A schedule keeps its id and its paused state over deployments because of its slug; a slug that no task has any more is
-removed, and a deployment that somebody paused is paused again, both of which Prefect leaves to its user.
+Every call deploys every flow, so a deployment whose entry point has moved since gets the new one. A schedule keeps its
+id and its paused state because of its slug. What Prefect leaves to its user is done here: a schedule whose slug no task
+has any more is removed, and a deployment that was paused is paused again.
 """
 
 import io
@@ -13,20 +14,17 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from flows.local.servers import POOL, client_environment
 from flows.server.api import call
+from flows.server.environment import POOL, client_environment
 from flows.server.schedules import distinct_schedules
 from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.settings import Settings
 from ptpipeline.task.task import Task
 
 FLOWS = ("ingest", "tune", "nightly", "promote", "rollback", "reconcile")
-POLL = {
-    "slug": "poll",
-    "cron": "*/5 * * * *",
-    "timezone": "UTC",
-}  # a person's edit in the MLflow UI is judged by the second
-LOGGERS = ("ptpipeline", "registry", "mlflow")  # their lines reach the run's page
+# A person's edit in the MLflow UI is judged by the second of two polls.
+POLL = {"slug": "poll", "cron": "*/5 * * * *", "timezone": "UTC"}
+LOGGERS = ("ptpipeline", "registry", "mlflow")  # Prefect shows their lines on the run's page
 
 _HEADER = """\
 # The deployments of ptpipeline's flows, as rendered from the task files' schedules (flows/server/deploy.py).
@@ -34,9 +32,10 @@ _HEADER = """\
 """
 
 
-def rendered(tasks: Sequence[Task]) -> str:
-    """prefect.yaml for these tasks: one deployment per flow, the nightly one with the tasks' schedules, the reconcile
-    polling.
+def render(tasks: Sequence[Task]) -> str:
+    """Return prefect.yaml for these tasks: one deployment per flow.
+
+    `nightly` runs on the tasks' schedules, `reconcile` every five minutes, the others on request.
     """
     document = {"name": "ptpipeline", "deployments": [_deployment(name, tasks) for name in FLOWS]}
     text = io.StringIO()
@@ -49,21 +48,23 @@ def rendered(tasks: Sequence[Task]) -> str:
 def deploy(settings: Settings, tasks: Sequence[Task]) -> None:
     """Deploy all flows to the Prefect server of the settings.
 
-    Raises SettingsError where there is none or it refuses the deployments, ServiceUnavailable where it does not answer.
+    Raises SettingsError if there is none or it refuses the deployments, ServiceUnavailable if it does not answer.
     """
     if settings.prefect is None:
-        raise SettingsError("PTP_PREFECT is not set: `ptp up` starts a local Prefect server, or name yours")
+        raise SettingsError(
+            "PTP_PREFECT is not set: `ptp up` starts a local Prefect server, or set it to the API address of yours"
+        )
     call("GET", f"{settings.prefect}/health")
-    paused = [found["id"] for found in _deployed(settings.prefect) if found["paused"]]
+    paused = [deployment["id"] for deployment in _read_deployments(settings.prefect) if deployment["paused"]]
     path = settings.home / "prefect.yaml"
-    path.write_text(rendered(tasks), encoding="utf-8")
+    path.write_text(render(tasks), encoding="utf-8")
     _run_prefect(path, client_environment(settings.home, settings.prefect))
-    for found in _deployed(settings.prefect):
-        if found["id"] in paused:
-            call("POST", f"{settings.prefect}/deployments/{found['id']}/pause_deployment")
-        _refuse_unknown_parameters(settings.prefect, found)
-        if found["name"] == "ptp-nightly":
-            _remove_schedules(settings.prefect, found, set(distinct_schedules(tasks)))
+    for deployment in _read_deployments(settings.prefect):
+        if deployment["id"] in paused:
+            call("POST", f"{settings.prefect}/deployments/{deployment['id']}/pause_deployment")
+        _refuse_unknown_parameters(settings.prefect, deployment)
+        if deployment["name"] == "ptp-nightly":
+            _remove_other_schedules(settings.prefect, deployment, set(distinct_schedules(tasks)))
 
 
 def _deployment(name: str, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def _deployment(name: str, tasks: Sequence[Task]) -> dict[str, Any]:
             }
             for slug, schedule in distinct_schedules(tasks).items()
         ]
-    if name == "reconcile":  # runs that a worker missed, or that overtake each other, would all do the same
+    if name == "reconcile":  # late runs and runs at the same time would all do the same work
         deployment["concurrency_limit"] = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
         deployment["schedules"] = [POLL]
     return deployment
@@ -97,28 +98,26 @@ def _run_prefect(path: Path, environment: dict[str, str]) -> None:
     )
     if done.returncode != 0:
         lines = [line.strip() for line in (done.stdout + done.stderr).splitlines() if line.strip()]
-        raise SettingsError(f"Prefect does not take {path}: {' | '.join(lines[-5:])}")
+        raise SettingsError(f"Prefect refuses the deployments of {path}: {' | '.join(lines[-5:])}")
 
 
-def _deployed(api: str) -> list[dict[str, Any]]:
-    found = []
+def _read_deployments(api: str) -> list[dict[str, Any]]:
+    deployments = []
     for name in FLOWS:
         try:
-            found.append(call("GET", f"{api}/deployments/name/{name}/ptp-{name}"))
+            deployments.append(call("GET", f"{api}/deployments/name/{name}/ptp-{name}"))
         except NotFound:
             continue
-    return found
+    return deployments
 
 
 def _refuse_unknown_parameters(api: str, deployment: dict[str, Any]) -> None:
-    """Prefect checks a parameter's value against the flow's schema but lets parameters through that the flow
-    has not.
-    """
+    """Let Prefect refuse parameters that the flow does not have; by default it checks the known ones only."""
     schema = {**deployment["parameter_openapi_schema"], "additionalProperties": False}
     call("PATCH", f"{api}/deployments/{deployment['id']}", {"parameter_openapi_schema": schema})
 
 
-def _remove_schedules(api: str, deployment: dict[str, Any], slugs: set[str]) -> None:
+def _remove_other_schedules(api: str, deployment: dict[str, Any], slugs: set[str]) -> None:
     for schedule in deployment["schedules"]:
         if schedule["slug"] not in slugs:
             call("DELETE", f"{api}/deployments/{deployment['id']}/schedules/{schedule['id']}")

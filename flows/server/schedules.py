@@ -8,17 +8,17 @@ _SPELLED = str.maketrans({"*": "x", "/": "per", ",": "and", "-": "to", " ": "-",
 
 
 def slug_of(schedule: Schedule) -> str:
-    """A name that stays the same while cron line and time zone do, such as `0-2-x-x-x-asia-seoul`."""
+    """Return a name that depends on cron line and time zone only, such as `0-2-x-x-x-asia-seoul`."""
     zone = schedule.timezone.replace("/", "-").replace("_", "-").replace("+", "plus")
     return f"{schedule.cron.translate(_SPELLED)}-{zone}".lower()
 
 
 def distinct_schedules(tasks: Sequence[Task]) -> dict[str, Schedule]:
-    """The different schedules of the tasks by slug, in order of slug."""
-    found = {slug_of(task.schedule): task.schedule for task in tasks if task.schedule}
-    return dict(sorted(found.items()))
+    """Return the different schedules of the tasks by slug, in order of slug."""
+    schedules = {slug_of(task.schedule): task.schedule for task in tasks if task.schedule}
+    return dict(sorted(schedules.items()))
 
 
 def scheduled_under(tasks: Sequence[Task], slug: str) -> list[Task]:
-    """The tasks whose schedule has that slug."""
+    """Return the tasks whose schedule has that slug."""
     return [task for task in tasks if task.schedule and slug_of(task.schedule) == slug]

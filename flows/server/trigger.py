@@ -1,4 +1,4 @@
-"""The client side of a flow run: start a deployment and follow its run. Imports no Prefect."""
+"""Flow runs from the client's side: start one and follow its log. Imports no Prefect."""
 
 import json
 import time
@@ -17,7 +17,7 @@ _FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 class LogLine(Record):
-    """One line that a flow run logged; `logger` and `level` are Python's: ptpipeline's own start with `ptpipeline.`."""
+    """One line of a flow run's log; `logger` and `level` are those of Python's logging."""
 
     at: str
     logger: str
@@ -34,21 +34,24 @@ class Finished(Record):
 
 
 def trigger(prefect_url: str, flow: str, request: Record, idempotency_key: str | None = None) -> str:
-    """Start the deployment `ptp-<flow>` and return the flow run's id; a repeated key returns the first run's.
+    """Start the deployment `ptp-<flow>` and return the flow run's id; a repeated key returns the id of the first run.
 
-    Raises ServiceUnavailable, NotFound where it is not deployed, SettingsError where Prefect refuses the request.
+    Raises ServiceUnavailable if Prefect does not answer, NotFound if the flow is not deployed, SettingsError if Prefect
+    refuses the request.
     """
     try:
         deployment = call("GET", f"{prefect_url}/deployments/name/{flow}/ptp-{flow}")
     except NotFound:
-        raise NotFound(f"Prefect at {prefect_url} has no deployment {flow}/ptp-{flow}: deploy with `ptp up`") from None
+        raise NotFound(
+            f"Prefect at {prefect_url} has no deployment {flow}/ptp-{flow}: run `ptp up`, which deploys the flows"
+        ) from None
     body = {"parameters": {"request": request.to_json()}, "idempotency_key": idempotency_key or uuid.uuid4().hex}
     run = call("POST", f"{prefect_url}/deployments/{deployment['id']}/create_flow_run", body)
     return str(run["id"])
 
 
 def follow(prefect_url: str, run_id: str) -> Iterator[LogLine | Finished]:
-    """New log lines as they come, then how the run ended."""
+    """Yield the run's log lines as they arrive, then how the run ended."""
     seen: set[str] = set()
     since: str | None = None
     while True:
@@ -70,7 +73,7 @@ def follow(prefect_url: str, run_id: str) -> Iterator[LogLine | Finished]:
 
 
 def _lines(prefect_url: str, run_id: str, since: str | None) -> Iterator[dict[str, Any]]:
-    """The run's log lines from a minute before `since` on, page by page, in order of time."""
+    """Yield the run's log lines in order of time, starting a minute before `since`."""
     logs: dict[str, Any] = {"flow_run_id": {"any_": [run_id]}}
     if since is not None:
         after = datetime.fromisoformat(since) - timedelta(seconds=_LATE_SECONDS)
@@ -90,5 +93,5 @@ def _lines(prefect_url: str, run_id: str, since: str | None) -> Iterator[dict[st
 
 def _rows(prefect_url: str, run_id: str) -> list[dict[str, Any]]:
     body = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "type": {"any_": ["table"]}}}
-    found = call("POST", f"{prefect_url}/artifacts/filter", body)
-    return [row for artifact in found for row in json.loads(artifact["data"])]
+    artifacts = call("POST", f"{prefect_url}/artifacts/filter", body)
+    return [row for artifact in artifacts for row in json.loads(artifact["data"])]

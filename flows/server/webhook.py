@@ -1,7 +1,6 @@
-"""The address that MLflow posts edits to: checks that each is MLflow's, and wakes the reconcile; repeated ones
-coalesce.
+"""The address that MLflow posts edits to: checks MLflow's signature and starts the reconcile, once for many events.
 
-A lost event costs time only: the reconcile runs on its schedule, too.
+A lost event costs only time: the reconcile also runs on its schedule.
 """
 
 import asyncio
@@ -32,9 +31,9 @@ from registry.versions.mlflow_edit import seconds_apart
 SECRET = "PTP_WEBHOOK_SECRET"  # noqa: S105  the variable's name
 SECRET_CHARACTERS = 16
 FRESH_SECONDS = 300
-MOST_BYTES = 1 << 20
-GATHER_SECONDS = 1.0  # one edit in the UI, or one promotion of ours, comes as several events
-START_SECONDS = 20.0  # that a run of the first look may take longer to begin than the second's
+MAX_BYTES = 1 << 20
+GATHER_SECONDS = 1.0  # one edit in the UI, or one promotion by ptp, arrives as several events
+START_SECONDS = 20.0  # the first of two reconciles may start this much later than the second
 PATH = "/mlflow"
 
 log = logging.getLogger("ptpipeline.webhook")
@@ -43,40 +42,38 @@ log = logging.getLogger("ptpipeline.webhook")
 def serve(settings: Settings, host: str, port: int, address: str | None = None) -> None:
     """Have MLflow post its edits here, and listen until interrupted.
 
-    `address` is how MLflow reaches this process, by default `host` and `port`. Raises SettingsError where a server or
-    the secret is not set or the port is taken, Terminal where MLflow may not call that address, ServiceUnavailable
-    where it does not answer.
+    `address` is the URL at which MLflow reaches this process, by default http://HOST:PORT/mlflow. Raises SettingsError
+    if a server or the secret is not set or the port is taken, Terminal if MLflow may not call that address,
+    ServiceUnavailable if MLflow does not answer.
     """
     import uvicorn
 
     if settings.mlflow is None or settings.prefect is None:
         raise SettingsError(
-            "the webhook needs an MLflow and a Prefect server: set PTP_MLFLOW and PTP_PREFECT, or `ptp up`"
+            "the webhook needs an MLflow and a Prefect server: set PTP_MLFLOW and PTP_PREFECT, or run `ptp up`"
         )
-    secret, reached = webhook_secret(), address or f"http://{host}:{port}{PATH}"
-    _check_free(host, port)
-    MlflowStore(settings.mlflow).set_webhook(reached, secret)
+    secret, url = read_secret(), address or f"http://{host}:{port}{PATH}"
+    _check_port(host, port)
+    MlflowStore(settings.mlflow).set_webhook(url, secret)
     waker = Waker(Starter(settings.prefect).start, seconds_apart() + START_SECONDS)
-    log.info("MLflow posts its edits to %s; Ctrl-C ends this", reached)
-    uvicorn.run(application(secret, waker), host=host, port=port, log_level="warning", access_log=False)
+    log.info("MLflow posts its edits to %s; Ctrl-C ends this", url)
+    uvicorn.run(make_application(secret, waker), host=host, port=port, log_level="warning", access_log=False)
 
 
-def _check_free(host: str, port: int) -> None:
-    """Before MLflow is told of an address where something else listens."""
+def _check_port(host: str, port: int) -> None:
+    """Raise SettingsError if the port is taken, before MLflow learns an address where another program listens."""
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass
     except OSError as error:
         raise SettingsError(
-            f"webhook: cannot listen on {host} port {port} ({str(error.strerror).split(' (')[0]}); give "
+            f"webhook: cannot listen on {host} port {port} ({str(error.strerror).split(' (')[0]}); choose "
             "another --port or --host"
         ) from error
 
 
-def webhook_secret() -> str:
-    """The secret that MLflow signs with; it comes from the environment alone. SettingsError where it is missing or
-    short.
-    """
+def read_secret() -> str:
+    """Return the secret that MLflow signs with, from the environment; raise SettingsError if it is missing or short."""
     secret = os.environ.get(SECRET, "")
     if len(secret) < SECRET_CHARACTERS:
         raise SettingsError(
@@ -87,27 +84,28 @@ def webhook_secret() -> str:
 
 
 class Waker:
-    """Calls `start` soon after an event, and once more `again` seconds later, when a person's edit may be judged."""
+    """Calls `start` soon after an event, and once more `again` seconds later, when a person's edit can be judged."""
 
     def __init__(self, start: Callable[[], None], again: float) -> None:
         self._start, self._again = start, again
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
-        """Something changed in MLflow."""
+        """Note that something changed in MLflow."""
         self._woken.set()
 
     async def run(self) -> None:
-        """Wait for events, for ever; a start that fails is logged, the schedule makes up for it."""
-        second: float | None = None
+        """Wait for events until cancelled. A failed start is only logged: the reconcile also runs on its schedule."""
+        second_start: float | None = None
         clock = asyncio.get_running_loop().time
         while True:
             try:
-                await asyncio.wait_for(self._woken.wait(), None if second is None else max(second - clock(), 0))
+                timeout = None if second_start is None else max(second_start - clock(), 0)
+                await asyncio.wait_for(self._woken.wait(), timeout)
                 await asyncio.sleep(GATHER_SECONDS)
-                second = clock() + self._again
+                second_start = clock() + self._again
             except TimeoutError:
-                second = None
+                second_start = None
             self._woken.clear()
             try:
                 await asyncio.to_thread(self._start)
@@ -116,14 +114,14 @@ class Waker:
 
 
 class Starter:
-    """Starts the `reconcile` deployment, unless the run that it started before has not begun: that one will see all."""
+    """Starts the `reconcile` deployment, unless the run it started last has not begun: that run will see all edits."""
 
     def __init__(self, prefect: str) -> None:
         self._prefect = prefect
         self._last: str | None = None
 
     def start(self) -> None:
-        """One run, or none; raises as `trigger` does."""
+        """Start one run, or none; raises the errors of `trigger`."""
         if self._last is not None and self._is_waiting(self._last):
             return
         self._last = trigger(self._prefect, "reconcile", ReconcileRequest())
@@ -132,44 +130,45 @@ class Starter:
     def _is_waiting(self, run: str) -> bool:
         try:
             return call("GET", f"{self._prefect}/flow_runs/{run}")["state_type"] in ("SCHEDULED", "PENDING")
-        except NotFound:  # somebody deleted it
+        except NotFound:  # a person deleted it
             return False
 
 
-def application(secret: str, waker: Waker) -> Starlette:
-    """POST /mlflow takes events: 204, 401 for what MLflow did not just sign, 413 for what is too long. GET /health
-    answers 200; 503 where the waker ended.
+def make_application(secret: str, waker: Waker) -> Starlette:
+    """Return the web application: POST /mlflow takes events, GET /health says whether the waker runs.
+
+    Events are answered with 204, 401 if MLflow did not sign them in the last five minutes, 413 if they are too long;
+    both addresses answer 503 if the waker has ended, and then a person has to look.
     """
 
     @contextlib.asynccontextmanager
-    async def alive(listening: Starlette) -> AsyncIterator[None]:
-        listening.state.running = asyncio.create_task(waker.run())
+    async def run_waker(application: Starlette) -> AsyncIterator[None]:
+        application.state.running = asyncio.create_task(waker.run())
         yield
-        listening.state.running.cancel()
+        application.state.running.cancel()
 
-    async def event(request: Request) -> Response:
+    async def take_event(request: Request) -> Response:
         body = b""
         async for part in request.stream():
             body += part
-            if len(body) > MOST_BYTES:
+            if len(body) > MAX_BYTES:
                 return Response(status_code=413)
         if not is_genuine(secret, request.headers, body, time.time()):
             log.warning("refused a request to %s that MLflow did not sign within the last %d s", PATH, FRESH_SECONDS)
             return Response(status_code=401)
         waker.wake()
-        return Response(
-            status_code=503 if request.app.state.running.done() else 204
-        )  # nobody is there to be woken: a person has to look
+        return Response(status_code=503 if request.app.state.running.done() else 204)
 
-    async def health(request: Request) -> Response:
+    async def report_health(request: Request) -> Response:
         ended = request.app.state.running.done()
         return PlainTextResponse("the waker ended; see the log" if ended else "OK", status_code=503 if ended else 200)
 
-    return Starlette(routes=[Route(PATH, event, methods=["POST"]), Route("/health", health)], lifespan=alive)
+    routes = [Route(PATH, take_event, methods=["POST"]), Route("/health", report_health)]
+    return Starlette(routes=routes, lifespan=run_waker)
 
 
 def is_genuine(secret: str, headers: Mapping[str, str], body: bytes, clock: float) -> bool:
-    """Whether MLflow signed this body with our secret, within five minutes of `clock` (seconds since 1970).
+    """Whether MLflow signed this body with `secret`, within five minutes of `clock` (seconds since 1970).
 
     The signature is HMAC-SHA256 over `id.timestamp.body`, in base64 behind `v1,` (mlflow/webhooks/delivery.py).
     """

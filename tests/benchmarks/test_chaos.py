@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 
 from benchmarks.chaos.__main__ import run
+from benchmarks.chaos.backends import Backends, run_backends
 from benchmarks.chaos.rounds import BLOCK, RANDOM, schedule
 from benchmarks.chaos.scenarios import SCENARIOS
-from benchmarks.chaos.world import World, running
 
 SHORT = [
     "stalled-promoter-killed",
@@ -24,15 +24,15 @@ SHORT = [
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running(tmp_path_factory.mktemp("chaos")) as world:
-        yield world
+def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
+    with run_backends(tmp_path_factory.mktemp("chaos")) as backends:
+        yield backends
 
 
 @pytest.mark.servers
 @pytest.mark.timeout(900)
-def test_nothing_is_lost_or_torn(world: World, capsys: pytest.CaptureFixture[str]) -> None:
-    figures = run(world, seed=1, rounds=0, scenarios=SHORT)
+def test_nothing_is_lost_or_torn(backends: Backends, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = run(backends, seed=1, rounds=0, scenarios=SHORT)
     told = capsys.readouterr().out
     with capsys.disabled():
         print(f"\nchaos: {figures}")

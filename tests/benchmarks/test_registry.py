@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from benchmarks.race import overwritten
+from benchmarks.race import count_overwritten
 from benchmarks.registry import main
 from ptpipeline.records import Promotion
 
@@ -59,14 +59,14 @@ def a_history(*versions: int) -> list[Promotion]:
 )
 def test_missing_rows_count_as_overwritten(kept: Sequence[int], lost: int) -> None:
     told = a_history(1, 2, 3)
-    assert overwritten(told, [told[index] for index in kept]) == lost
+    assert count_overwritten(told, [told[index] for index in kept]) == lost
 
 
 def test_another_row_in_its_place_counts_as_overwritten() -> None:
     told, other = a_history(1, 2, 3), a_history(1, 3, 2)
-    assert overwritten(told, other) >= 2
+    assert count_overwritten(told, other) >= 2
 
 
 def test_one_number_given_twice_counts_as_overwritten() -> None:
     told = a_history(1, 2)
-    assert overwritten([*told, told[1].model_copy(update={"actor": "you"})], told) >= 1
+    assert count_overwritten([*told, told[1].model_copy(update={"actor": "you"})], told) >= 1

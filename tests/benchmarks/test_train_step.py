@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.train_step import main, needed_flops, our_step, workload
+from benchmarks.train_step import count_needed_flops, main, make_our_step, make_workload
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.load import load_base
@@ -39,11 +39,11 @@ def test_float32_gradient_equals_pefts(measure: Measure) -> None:
 
 @pytest.mark.parametrize(("batch", "tokens", "prompt_length"), [(2, 20, 1), (3, 9, 12), (8, 30, 60)])
 def test_needed_flops_never_exceed_those_done(base: FrozenBase, batch: int, tokens: int, prompt_length: int) -> None:
-    step = our_step(base, workload(base, batch, tokens, prompt_length))
+    step = make_our_step(base, make_workload(base, batch, tokens, prompt_length))
     with (
         FlopCounterMode(display=False) as counter,
         torch.backends.mkldnn.flags(enabled=False),
     ):  # oneDNN's products are not counted
         step()
-    needed = needed_flops(base, batch=batch, tokens=tokens, prompt_length=prompt_length)
+    needed = count_needed_flops(base, batch=batch, tokens=tokens, prompt_length=prompt_length)
     assert 0.4 < needed / counter.get_total_flops() <= 1  # two layers: the last one's saving weighs half

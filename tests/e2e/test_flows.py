@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from flows.local.orphaned_runs import end_lost_runs
+from flows.local.orphaned_runs import end_orphaned_runs
 from flows.local.process import spawn, stop
-from flows.local.servers import client_environment
 from flows.requests import NightlyRequest, PromoteRequest, Record
 from flows.server.api import call
 from flows.server.deploy import FLOWS, deploy
+from flows.server.environment import client_environment
 from flows.server.trigger import Finished, LogLine, follow, trigger
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
 from ptpipeline.settings import load_settings
@@ -98,6 +98,18 @@ def test_deploying_again_keeps_what_somebody_paused(project: Project, shipped: N
     call("POST", f"{project.prefect}/deployments/{before['id']}/resume_deployment")
 
 
+def test_up_gives_every_deployment_its_new_entry_point(project: Project, deployed: None) -> None:
+    urls = [f"{project.prefect}/deployments/name/{name}/ptp-{name}" for name in FLOWS]
+    before = [call("GET", url) for url in urls]
+    for name, deployment in zip(FLOWS, before, strict=True):  # as an older version, with its flows elsewhere, left it
+        call("PATCH", f"{project.prefect}/deployments/{deployment['id']}", {"entrypoint": f"flows.old.{name}"})
+    assert [call("GET", url)["entrypoint"] for url in urls] == [f"flows.old.{name}" for name in FLOWS]
+    subprocess.run([sys.executable, "-m", "flows.cli", "up"], env=dict(os.environ), capture_output=True, check=True)
+    after = [call("GET", url) for url in urls]
+    assert [found["entrypoint"] for found in after] == [f"flows.{name}.{name}" for name in FLOWS]
+    assert [found["id"] for found in after] == [found["id"] for found in before]
+
+
 def test_a_schedule_that_no_task_has_any_more_goes(project: Project, deployed: None, task: Task) -> None:
     deploy(load_settings(), [task.model_copy(update={"schedule": None})])
     assert the_nightly(project)["schedules"] == []
@@ -148,12 +160,12 @@ def test_a_run_without_a_process_is_ended(project: Project, deployed: None, tmp_
     process = spawn(
         ["sleep", "60"], {**os.environ, "PTP_HOME": str(project.home), "PREFECT__FLOW_RUN_ID": living}, tmp_path / "log"
     )
-    ended = end_lost_runs(project.home, project.prefect)
+    ended = end_orphaned_runs(project.home, project.prefect)
     stop(process)
     assert lost in ended
     assert living not in ended
     assert followed(project, lost)[1].state == "CRASHED"
-    assert living in end_lost_runs(project.home, project.prefect)
+    assert living in end_orphaned_runs(project.home, project.prefect)
 
 
 class _Stray(Record):
@@ -172,7 +184,7 @@ def test_unknown_parameters_are_refused_before_any_run(project: Project, deploye
 
 
 def test_a_flow_that_is_not_deployed_is_named(project: Project, deployed: None) -> None:
-    with pytest.raises(NotFound, match="no deployment train/ptp-train: deploy with `ptp up`"):
+    with pytest.raises(NotFound, match="no deployment train/ptp-train: run `ptp up`"):
         trigger(project.prefect, "train", NightlyRequest())
 
 

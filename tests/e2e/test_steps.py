@@ -8,6 +8,7 @@ from prefect.artifacts import Artifact
 from prefect.events.worker import EventsWorker
 from prefect.settings import PREFECT_API_URL, PREFECT_HOME, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 
+from benchmarks.fixtures.prompts import a_request, a_task
 from flows.night import build_table, end, show_verdict
 from flows.stages.chain import Night, isolate
 from flows.stages.outcome import Outcome
@@ -16,7 +17,6 @@ from ptpipeline.errors import DataError, ServiceUnavailable
 from ptpipeline.records import PairedDifference
 from ptpipeline.task.task import find_task
 from tests.e2e.conftest import Project
-from tests.registry.prompts import a_request, a_task
 
 pytestmark = pytest.mark.servers
 

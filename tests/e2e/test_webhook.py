@@ -10,6 +10,7 @@ import httpx
 import pytest
 from mlflow import MlflowClient
 
+from benchmarks.fixtures.s3_server import free_ports
 from flows.requests import NightlyRequest
 from flows.server.deploy import deploy
 from flows.server.trigger import trigger
@@ -17,7 +18,6 @@ from ptpipeline.settings import load_settings
 from ptpipeline.task.task import load_tasks
 from tests.e2e.conftest import Project
 from tests.e2e.test_flows import followed
-from tests.servers import free_ports
 
 pytestmark = pytest.mark.servers
 

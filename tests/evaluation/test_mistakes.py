@@ -4,12 +4,12 @@ import math
 
 import pytest
 
+from benchmarks.fixtures.prompts import a_task
 from ptpipeline.data.rows import Row
 from ptpipeline.evaluation.compare import Results
 from ptpipeline.evaluation.mistakes import LONGEST, SHOWN, mistakes
 from ptpipeline.records import Generation
 from ptpipeline.task.task import Task
-from tests.registry.prompts import a_task
 
 ROWS = [Row(id=f"{number:016x}", text=f"text {number}", label="good" if number % 2 else "bad") for number in range(60)]
 

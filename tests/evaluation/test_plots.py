@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
+from benchmarks.fixtures.prompts import a_request, a_task
 from ptpipeline.evaluation import plots
 from ptpipeline.evaluation.metrics import scores
 from ptpipeline.records import CurvePoint, PairedDifference, Report, SliceDifference, TextScores, TunedPrompt, Verdict
-from tests.registry.prompts import a_request, a_task
 
 LABELS = ["bad", "good", "mixed"]
 

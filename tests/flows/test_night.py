@@ -1,9 +1,9 @@
 """What Prefect shows of a task's verdict: every check, and labels as they are written."""
 
+from benchmarks.fixtures.prompts import a_request, a_task
 from flows.night import render_verdict
 from flows.stages.outcome import Outcome
 from ptpipeline.records import Check, Look, PairedDifference
-from tests.registry.prompts import a_request, a_task
 
 OUTCOME = Outcome(
     task="mood",

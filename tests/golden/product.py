@@ -23,7 +23,7 @@ from flows import requests as flow_requests
 from flows.cli import main
 from flows.cli.app import app
 from flows.server import webhook
-from flows.server.deploy import FLOWS, rendered
+from flows.server.deploy import FLOWS, render
 from flows.server.schedules import slug_of
 from flows.stages.context import MACHINE
 from flows.stages.outcome import Outcome
@@ -416,7 +416,7 @@ def measured(name: str, number: int) -> tuple[Report, list[str]]:
 
 def deployments() -> str:
     """The rendered prefect.yaml for the fixed tasks."""
-    return rendered([_task(declared) for declared in inputs.TASKS.values()])
+    return render([_task(declared) for declared in inputs.TASKS.values()])
 
 
 def slugs(schedules: list[tuple[str, str]]) -> list[str]:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
+from benchmarks.fixtures.mlflow_server import running_mlflow
 from tests.golden import product
 from tests.golden.pins import assert_same, pinned
-from tests.registry.servers import running_mlflow
 
 OURS = (
     "ptp.",

@@ -32,6 +32,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
+from benchmarks.fixtures.prompts import a_task, an_artifact
 from ptpipeline.errors import ArtifactError, NotFound, SettingsError
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble, write_artifact
 from ptpipeline.prompts.signature import (
@@ -50,7 +51,6 @@ from ptpipeline.serving.resolver import resolve
 from ptpipeline.settings import Settings, load_settings
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.storage.keys import pointer_key, prompt_prefix
-from tests.registry.prompts import a_task, an_artifact
 
 ROOT = Path(__file__).parents[2]
 OURS, OTHERS = (SigningKey(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)) for number in (1, 2))

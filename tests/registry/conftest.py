@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from benchmarks.fixtures.mlflow_server import running_mlflow
+from benchmarks.fixtures.postgres import Postgres, running_postgres
+from benchmarks.fixtures.prompts import a_task
 from ptpipeline.storage import FolderStore
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Ledger
 from registry.mlflow.store import MlflowStore, connect
 from registry.registry import Registry
-from tests.postgres import Postgres, running_postgres
-from tests.registry.prompts import a_task
-from tests.registry.servers import running_mlflow
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -14,9 +14,10 @@ import psycopg
 import pytest
 from sqlalchemy import Connection
 
+from benchmarks.chaos.backends import Backends, run_backends
 from benchmarks.chaos.checker import Finding
-from benchmarks.chaos.crew import Crew
-from benchmarks.chaos.world import World, running
+from benchmarks.chaos.controller import Controller
+from benchmarks.chaos.worker import Stop
 from benchmarks.faults import Fault, scripted
 from ptpipeline.records import Pointer, Promotion
 from ptpipeline.storage import S3Store, Stored
@@ -31,64 +32,69 @@ pytestmark = pytest.mark.servers
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    with running(tmp_path_factory.mktemp("mutations")) as world:
-        yield world
+def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
+    with run_backends(tmp_path_factory.mktemp("mutations")) as backends:
+        yield backends
 
 
 # ---------------------------------------------------------------- scenarios
 
 
-def lost_answer(crew: Crew) -> None:
+def lost_answer(controller: Controller) -> None:
     """The answer to the write of the promotion's history is lost, and the client's repeat meets its own write."""
-    crew.done(crew.job("publish", seed=0))
-    worker = crew.start(crew.job("promote", seed=0), stops=[("promotion committed", 1)])
-    worker.stands()
-    crew.world.proxy.plan = scripted([Fault.CUT_AFTER], method="PUT")
-    worker.release()
-    crew.gather()
-    crew.done(crew.job("reconcile"))
+    controller.run(controller.make_job("publish", seed=0))
+    worker = controller.start(controller.make_job("promote", seed=0), stops=[Stop("promotion committed", 1)])
+    worker.reaches_stop()
+    controller.backends.proxy.plan = scripted([Fault.CUT_AFTER], method="PUT")
+    worker.resume()
+    controller.finish_workers()
+    controller.run(controller.make_job("reconcile"))
 
 
-def same_head(crew: Crew) -> None:
+def same_head(controller: Controller) -> None:
     """Two promoters read the same head before either commits."""
-    crew.done(crew.job("publish", seed=0), crew.job("publish", seed=1))
-    workers = [crew.start(crew.job("promote", seed=seed), stops=[("promotion checked", 1)]) for seed in (0, 1)]
+    controller.run(controller.make_job("publish", seed=0), controller.make_job("publish", seed=1))
+    workers = [
+        controller.start(controller.make_job("promote", seed=seed), stops=[Stop("promotion checked", 1)])
+        for seed in (0, 1)
+    ]
     for worker in workers:
-        assert worker.stands()
+        assert worker.reaches_stop()
     for worker in workers:
-        worker.release()
-    crew.gather()
-    crew.done(crew.job("reconcile"))
+        worker.resume()
+    controller.finish_workers()
+    controller.run(controller.make_job("reconcile"))
 
 
-def late_pointer(crew: Crew) -> None:
+def late_pointer(controller: Controller) -> None:
     """A promoter stands before its write of the pointer until all is reconciled to a later promotion; it wakes up, and
     dies with it.
     """
-    crew.done(*(crew.job("publish", seed=seed) for seed in (0, 1)))
-    slow = crew.start(crew.job("promote", seed=0), stops=[("history written", 1), ("pointer written", 1)])
-    assert slow.stands()
-    crew.done(crew.job("promote", seed=1), crew.job("reconcile"))
-    slow.release()
-    assert slow.stands()
+    controller.run(*(controller.make_job("publish", seed=seed) for seed in (0, 1)))
+    slow = controller.start(
+        controller.make_job("promote", seed=0), stops=[Stop("history written", 1), Stop("pointer written", 1)]
+    )
+    assert slow.reaches_stop()
+    controller.run(controller.make_job("promote", seed=1), controller.make_job("reconcile"))
+    slow.resume()
+    assert slow.reaches_stop()
     slow.kill()
 
 
-def crossed_aliases(crew: Crew) -> None:
+def crossed_aliases(controller: Controller) -> None:
     """A promoter stands before its write of MLflow's alias, a later one within its own; the first one writes in
     between.
     """
-    crew.done(*(crew.job("publish", seed=seed) for seed in (0, 1)))
-    first = crew.start(crew.job("promote", seed=0), stops=[("alias attempted", 1)])
-    assert first.stands()
-    second = crew.start(crew.job("promote", seed=1), stops=[("alias moved", 1)])
-    assert second.stands()
-    first.release()
+    controller.run(*(controller.make_job("publish", seed=seed) for seed in (0, 1)))
+    first = controller.start(controller.make_job("promote", seed=0), stops=[Stop("alias attempted", 1)])
+    assert first.reaches_stop()
+    second = controller.start(controller.make_job("promote", seed=1), stops=[Stop("alias moved", 1)])
+    assert second.reaches_stop()
+    first.resume()
     first.end()
-    second.release()
+    second.resume()
     second.end()
-    crew.done(crew.job("reconcile"))
+    controller.run(controller.make_job("reconcile"))
 
 
 # ---------------------------------------------------------------- mutations, each run in the worker before its work
@@ -131,17 +137,17 @@ def without_lease() -> None:
     projection.leased = mlflow_edit.leased = leased  # type: ignore[attr-defined]
 
 
-def without_unique_key(crew: Crew) -> None:
-    with psycopg.connect(crew.site.ledger) as connection:
+def without_unique_key(controller: Controller) -> None:
+    with psycopg.connect(controller.target.ledger) as connection:
         connection.execute("ALTER TABLE promotion DROP CONSTRAINT promotion_pkey")
 
 
 class Case(NamedTuple):
     """A scenario, and what it needs: a piece taken out of the workers, or out of the ledger's database."""
 
-    scenario: Callable[[Crew], None]
+    scenario: Callable[[Controller], None]
     prepare: Callable[[], None] | None = None
-    damage: Callable[[Crew], None] = lambda crew: None
+    damage: Callable[[Controller], None] = lambda controller: None
 
 
 CASES = {
@@ -152,22 +158,22 @@ CASES = {
 }
 
 
-def found(world: World, case: Case, mutated: bool) -> list[Finding]:
-    crew = Crew(world, world.site(1), Counter(), case.prepare if mutated else None)
+def found(backends: Backends, case: Case, mutated: bool) -> list[Finding]:
+    controller = Controller(backends, backends.make_target(1), Counter(), case.prepare if mutated else None)
     if mutated:
-        with crew.site.looked_at():  # which makes the tables
-            case.damage(crew)
-    case.scenario(crew)
-    crew.gather()
-    return crew.examined()
+        with controller.target.inspect():  # which makes the tables
+            case.damage(controller)
+    case.scenario(controller)
+    controller.finish_workers()
+    return controller.examine()
 
 
 @pytest.mark.parametrize("safeguard", CASES)
-def test_with_its_safeguard_nothing_is_lost_or_torn(world: World, safeguard: str) -> None:
-    assert found(world, CASES[safeguard], mutated=False) == []
+def test_with_its_safeguard_nothing_is_lost_or_torn(backends: Backends, safeguard: str) -> None:
+    assert found(backends, CASES[safeguard], mutated=False) == []
 
 
 @pytest.mark.parametrize("safeguard", CASES)
-def test_without_its_safeguard_the_checker_reports(world: World, safeguard: str) -> None:
-    findings = found(world, CASES[safeguard], mutated=True)
+def test_without_its_safeguard_the_checker_reports(backends: Backends, safeguard: str) -> None:
+    findings = found(backends, CASES[safeguard], mutated=True)
     assert findings, f"chaos would not notice that the {safeguard} is gone"

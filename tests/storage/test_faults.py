@@ -14,9 +14,9 @@ import boto3
 import pytest
 
 from benchmarks.faults import Fault, FaultProxy, Plan, Request, scripted, seeded
+from benchmarks.fixtures.s3_server import S3Server
 from ptpipeline.errors import PreconditionFailed, ServiceUnavailable
 from ptpipeline.storage import ObjectStore, RequestLimits, S3Store, Stored
-from tests.servers import S3Server
 
 pytestmark = pytest.mark.servers
 

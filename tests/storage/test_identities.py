@@ -12,6 +12,8 @@ from typing import Any
 import boto3
 import pytest
 
+from benchmarks.fixtures.prompts import a_task, an_artifact, published
+from benchmarks.fixtures.s3_server import S3Server, running_s3
 from ptpipeline.errors import SettingsError
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.storage import RequestLimits, S3Store
@@ -20,8 +22,6 @@ from ptpipeline.storage.keys import version_key
 from registry.ledger.ledger import Ledger
 from registry.registry import Registry
 from registry.versions.promotion import Cause, promote, rollback
-from tests.registry.prompts import a_task, an_artifact, published
-from tests.servers import S3Server, running_s3
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "s3"
 ROLES = ("trainer", "promoter", "server")

@@ -17,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.faults import FaultProxy
+from benchmarks.fixtures.s3_server import S3Server, free_ports
 from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
 from ptpipeline.storage import FolderStore, ObjectStore, S3Store, checked_key, open_store
-from tests.servers import S3Server, free_ports
 from tests.storage import small_s3
 
 WRITERS = 6

@@ -354,7 +354,7 @@ def test_rows_that_trained_the_version_are_counted(nights: Nights, ptp: Any) -> 
     assert code == 0
     assert json.loads(out)["trained_on"] == len(ids(nights.project, "train"))
     _, out, _ = ptp("evaluate", f"{NAME}@1", "--data", str(nights.project.folder / f"{NAME}.csv"))
-    assert "trained on: they flatter it" in out
+    assert "of these rows, so its figures are too good" in out
     assert all(word in out for word in ("zero-shot", "macro F1", "calibration error", "precision", "answered"))
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.nightly import narrow
-from flows.server.deploy import FLOWS, rendered
+from flows.server.deploy import FLOWS, render
 from flows.server.schedules import distinct_schedules, scheduled_under, slug_of
 from ptpipeline.errors import NotFound
 from ptpipeline.task.task import Schedule, Task, load_task, task_files
@@ -53,10 +53,10 @@ def test_a_schedule_no_task_has_is_refused_by_name(shipped: list[Task]) -> None:
 
 
 def test_the_shipped_deployments_are_the_rendered_ones(shipped: list[Task]) -> None:
-    assert (PROJECT / "deploy" / "prefect.yaml").read_text() == rendered(shipped)
+    assert (PROJECT / "deploy" / "prefect.yaml").read_text() == render(shipped)
 
 
 def test_every_flow_is_deployed_by_module_path(shipped: list[Task]) -> None:
-    text = rendered(shipped)
+    text = render(shipped)
     assert [f"entrypoint: flows.{name}.{name}" in text for name in FLOWS] == [True] * 6
     assert "active:" not in text

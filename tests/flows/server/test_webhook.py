@@ -15,13 +15,13 @@ import uvicorn
 from cryptography.fernet import Fernet
 from mlflow.webhooks.delivery import _generate_hmac_signature
 
+from benchmarks.fixtures.mlflow_server import running_mlflow
+from benchmarks.fixtures.s3_server import free_ports
 from flows.server import webhook
-from flows.server.webhook import Starter, Waker, application, is_genuine, serve, webhook_secret
+from flows.server.webhook import Starter, Waker, is_genuine, make_application, read_secret, serve
 from ptpipeline.errors import ServiceUnavailable, SettingsError, Terminal
 from ptpipeline.settings import Settings
 from registry.mlflow.store import MlflowStore, connect
-from tests.registry.servers import running_mlflow
-from tests.servers import free_ports
 
 SECRET, NOW = "a secret of the test", 1_800_000_000.0
 BODY = b'{"entity": "model_version_alias"}'
@@ -61,10 +61,10 @@ def test_only_fresh_events_are_genuine(late: int, genuine: bool) -> None:
 def test_the_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTP_WEBHOOK_SECRET", "too short")
     with pytest.raises(SettingsError, match="at least 16 characters, found 9") as caught:
-        webhook_secret()
+        read_secret()
     assert "too short" not in str(caught.value)
     monkeypatch.setenv("PTP_WEBHOOK_SECRET", SECRET)
-    assert webhook_secret() == SECRET
+    assert read_secret() == SECRET
 
 
 def test_a_webhook_without_servers_is_refused() -> None:
@@ -185,7 +185,9 @@ def listening(secret: str) -> Iterator[tuple[str, list[float]]]:
     (port,) = free_ports(1)
     server = uvicorn.Server(
         uvicorn.Config(
-            application(secret, Waker(lambda: started.append(time.monotonic()), 600)), port=port, log_level="warning"
+            make_application(secret, Waker(lambda: started.append(time.monotonic()), 600)),
+            port=port,
+            log_level="warning",
         )
     )
     thread = threading.Thread(target=server.run, daemon=True)
@@ -211,7 +213,7 @@ def test_a_forged_or_huge_event_is_refused() -> None:
         )
         assert (
             httpx.post(
-                f"{url}/mlflow", content=b" " * (webhook.MOST_BYTES + 1), headers=signed(at=time.time())
+                f"{url}/mlflow", content=b" " * (webhook.MAX_BYTES + 1), headers=signed(at=time.time())
             ).status_code
             == 413
         )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from mlflow.utils.validation import _validate_metric_name
 
+from benchmarks.fixtures.prompts import PNG, a_request, a_snapshot, a_task, an_artifact, published
 from ptpipeline.evaluation.metrics import scores
 from ptpipeline.prompts.interpretation import MEASURES, WARNING, NearTokens, Neighbour, Neighbours, Pulled, Wayward
 from ptpipeline.records import Check, Look, PairedDifference, PromptVersion, Scores, SliceDifference, TextScores, Trial
@@ -24,7 +25,6 @@ from registry.garbage.roots import Retention
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.versions.publish import attach, load_card, register, stage
-from tests.registry.prompts import PNG, a_request, a_snapshot, a_task, an_artifact, published
 
 HOSTILE = "<script>alert('x')</script>"
 LABELS = ["bad", "good", HOSTILE]

@@ -19,6 +19,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from safetensors.numpy import save
 from sqlalchemy import event, select, update
 
+from benchmarks.fixtures.postgres import Postgres
+from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, an_artifact, published
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PromotionRefused, SettingsError
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble, write_artifact
 from ptpipeline.prompts.signature import SignedStore, SigningKey, Trust, compute_key_id
@@ -38,8 +40,6 @@ from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.versions.promotion import Cause, promote, promote_release, rollback
 from registry.versions.publish import register, stage
-from tests.postgres import Postgres
-from tests.registry.prompts import a_request, a_snapshot, a_task, an_artifact, published
 
 ME = Cause("me", "because")
 ANYWAY = Cause("me", "because", override=True)

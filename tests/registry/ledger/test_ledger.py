@@ -17,15 +17,15 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
+from benchmarks.fixtures.postgres import Postgres
+from benchmarks.fixtures.prompts import a_report, a_request, a_snapshot, a_task, a_verdict, an_artifact
+from benchmarks.fixtures.s3_server import free_ports
 from ptpipeline.errors import LeaseHeld, NotFound, PromotionConflict, ServiceUnavailable, SettingsError
 from ptpipeline.records import now
 from registry.ledger import database, tables
 from registry.ledger.database import put
 from registry.ledger.lease import Lease, leased
 from registry.ledger.ledger import Ledger, Move, Release
-from tests.postgres import Postgres
-from tests.registry.prompts import a_report, a_request, a_snapshot, a_task, a_verdict, an_artifact
-from tests.servers import free_ports
 
 TASKS, ALIASES, DIGESTS = ("mood", "topic"), ("production", "canary"), tuple(letter * 64 for letter in "abcdef")
 

@@ -4,6 +4,7 @@ import time
 
 import pytest
 
+from benchmarks.fixtures.prompts import a_request, a_task
 from ptpipeline.errors import LeaseHeld
 from ptpipeline.records import PromptVersion, Trial, now
 from registry.card.card import Provenance
@@ -34,7 +35,6 @@ from registry.ledger.usage import (
     snapshot_links,
     tasks_with,
 )
-from tests.registry.prompts import a_request, a_task
 
 DIGEST = "a" * 64
 

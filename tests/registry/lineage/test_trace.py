@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import save
 
+from benchmarks.fixtures.prompts import a_request, a_task, an_artifact
 from ptpipeline.data.snapshot import ingest, load_split
 from ptpipeline.errors import DataError, NotFound
 from ptpipeline.prompts.artifact import Artifact
@@ -26,7 +27,6 @@ from registry.lineage.trace import Exposure, plan_erasure, row_id, trace_row, tr
 from registry.registry import Registry
 from registry.versions.promotion import Cause, promote, promote_release
 from registry.versions.publish import register, stage
-from tests.registry.prompts import a_request, a_task, an_artifact
 
 ME = Cause("me", "because")
 SECRET = "Frau Müller, Hauptstraße 7, complained about the soup"

@@ -20,6 +20,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError
 
+from benchmarks.fixtures.postgres import Postgres
+from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, an_artifact
 from ptpipeline.errors import SettingsError
 from ptpipeline.records import Verdict
 from ptpipeline.storage import FolderStore
@@ -28,8 +30,6 @@ from registry.ledger.ledger import Ledger, Move
 from registry.registry import Registry
 from registry.versions.promotion import Cause, promote
 from registry.versions.publish import stage
-from tests.postgres import Postgres
-from tests.registry.prompts import a_request, a_snapshot, a_task, an_artifact
 
 TASK = a_task("mood")
 FIRST, SECOND = an_artifact(TASK, 1), an_artifact(TASK, 2)

@@ -15,6 +15,8 @@ from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 
+from benchmarks.fixtures.mlflow_server import running_mlflow
+from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, published
 from ptpipeline.errors import ServiceUnavailable, Terminal
 from ptpipeline.records import CurvePoint
 from ptpipeline.task.task import Task
@@ -26,8 +28,6 @@ from registry.repair.doctor import examine
 from registry.repair.reconcile import reconcile
 from registry.versions.promotion import Cause, promote
 from registry.versions.publish import register, stage
-from tests.registry.prompts import a_request, a_task, an_artifact, published
-from tests.registry.servers import running_mlflow
 
 pytestmark = pytest.mark.servers
 ME = Cause("me", "because")

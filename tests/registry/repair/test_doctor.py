@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fixtures.prompts import a_task, an_artifact, published
 from ptpipeline.errors import NotFound
 from ptpipeline.records import Pointer, VersionName, now
 from ptpipeline.storage import FolderStore, Listed, ObjectStore, Stored
@@ -24,7 +25,6 @@ from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
 from registry.versions.promotion import Cause, promote, promote_release
 from registry.versions.publish import stage
-from tests.registry.prompts import a_task, an_artifact, published
 
 ME = Cause("me", "because")
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, published
 from ptpipeline.errors import PromotionRefused, Terminal
 from ptpipeline.prompts.artifact import write_artifact
 from ptpipeline.records import Pointer, Promotion, VersionName
@@ -35,7 +36,6 @@ from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
 from registry.versions.promotion import Cause, promote, promote_release, rollback, rollback_release
 from registry.versions.publish import register, stage
-from tests.registry.prompts import a_request, a_task, an_artifact, published
 
 ME = Cause("me", "because")
 KEPT = (

@@ -16,6 +16,8 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy import select
 
+from benchmarks.fixtures.mlflow_server import running_mlflow
+from benchmarks.fixtures.prompts import a_task, an_artifact, published
 from ptpipeline.storage import FolderStore
 from ptpipeline.task.task import Task
 from registry import failpoints
@@ -31,8 +33,6 @@ from registry.versions import projection
 from registry.versions.mlflow_alias import Action
 from registry.versions.promotion import Cause, promote
 from tests.registry.mlflow.test_store import losing
-from tests.registry.prompts import a_task, an_artifact, published
-from tests.registry.servers import running_mlflow
 
 pytestmark = pytest.mark.servers
 ME = Cause("me", "because")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, published
 from ptpipeline.errors import NotFound, PromotionConflict, PromotionRefused
 from ptpipeline.records import Pointer, now
 from ptpipeline.storage.keys import pointer_key, prompt_prefix, release_key
@@ -24,7 +25,6 @@ from registry.versions.promotion import (
 )
 from registry.versions.provenance import write_release
 from registry.versions.publish import register, stage
-from tests.registry.prompts import a_request, a_task, an_artifact, published
 
 ME = Cause("me", "because")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.fixtures.prompts import a_request, an_artifact, published
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PtpError, ServiceUnavailable
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records import Pointer, Promotion, now
@@ -23,7 +24,6 @@ from registry.versions import projection
 from registry.versions.projection import project
 from registry.versions.promotion import Cause, promote
 from registry.versions.publish import register, stage
-from tests.registry.prompts import a_request, an_artifact, published
 
 ME = Cause("me", "because")
 CALLS = 21  # to the store, by one publish and one promotion

@@ -1,0 +1,140 @@
+"""Verbs of `ptp` that keep the registry in order: compare and mend, trace rows, delete what nothing needs."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flows.cli.app import (
+    NO,
+    Json,
+    OptionalTask,
+    app,
+    check_task,
+    find_version,
+    load_sound_tasks,
+    open_registry,
+    read_text,
+)
+
+if TYPE_CHECKING:
+    from registry.repair.difference import Difference
+
+
+@app.command()
+def reconcile(task: OptionalTask = None, as_json: Json = False) -> None:
+    """Bring pointers and MLflow's aliases to what the ledger says."""
+    from flows.cli.render import print_table
+    from registry.repair.reconcile import reconcile as replay
+
+    registry = open_registry(writing=True)
+    print_table(replay(registry, load_sound_tasks(), check_task(registry, task)), as_json, "nothing to do")
+
+
+@app.command()
+def doctor(
+    task: OptionalTask = None,
+    mend: Annotated[bool, typer.Option("--fix", help="Mend what needs no decision by a person.")] = False,
+    rebuild_ledger: Annotated[
+        bool,
+        typer.Option("--rebuild-ledger", help="First add to the ledger what the store proves and the ledger lacks."),
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare ledger, pointers, MLflow and stored bytes.
+
+    Each difference is listed with the command that mends it.
+    """
+    from flows.cli.render import print_table
+    from registry.repair.doctor import examine
+    from registry.repair.mend import fix
+    from registry.repair.rebuild import rebuild
+
+    registry = open_registry(writing=mend or rebuild_ledger)
+    actions = rebuild(registry) if rebuild_ledger else []
+    differences = examine(registry, task)
+    if mend and differences:
+        actions += fix(registry, load_sound_tasks(), differences)
+        differences = examine(registry, task)
+    for action in actions:
+        print(f"{action.task}: {action.what}", file=sys.stderr)
+    rows = [difference if as_json else _difference_row(difference) for difference in differences]
+    print_table(rows, as_json, "no differences")
+    if differences or not all(action.done for action in actions):
+        raise typer.Exit(NO)
+
+
+@app.command()
+def lineage(
+    reference: Annotated[
+        str | None, typer.Argument(metavar="TASK[@ALIAS|@N]", help="From a version to what it was made from.")
+    ] = None,
+    row: Annotated[
+        str | None,
+        typer.Option("--row", metavar="ID", help="From a row, by its id, to every version that learnt from it."),
+    ] = None,
+    text_file: Annotated[
+        Path | None,
+        typer.Option("--text-file", metavar="FILE", help="The same, by the row's text in a file."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Trace a version to its rows, or a row to the versions.
+
+    For a row it also says what to do if the row must be forgotten.
+    """
+    from flows.cli.render import print_lineage, print_table
+    from registry.lineage.trace import plan_erasure, row_id, trace_row, trace_version
+
+    if [reference, row, text_file].count(None) != 2:
+        raise typer.BadParameter("give a version, or --row, or --text-file")
+    registry = open_registry()
+    if reference is not None:
+        print_lineage(trace_version(registry, *find_version(registry, reference)), as_json)
+        return
+    exposures = trace_row(registry, row_id(read_text(text_file)) if text_file is not None else str(row))
+    print_table(exposures, as_json, "nothing that is stored learnt from this row")
+    for step in plan_erasure(exposures):
+        print(step, file=sys.stderr)
+
+
+@app.command()
+def gc(
+    task: OptionalTask = None,
+    keep: Annotated[
+        int,
+        typer.Option(
+            "--keep", min=1, metavar="N", help="Keep this many newest versions of each task beside what is in use."
+        ),
+    ] = 10,
+    grace: Annotated[
+        float, typer.Option("--grace", min=0, metavar="HOURS", help="Keep what is younger than this.")
+    ] = 24,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Delete; without it, only list what would be deleted.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """List, or delete with --apply, what nothing needs.
+
+    That is old candidates, orphans, snapshots and checkpoints. What an alias has ever named stays.
+    """
+    from datetime import timedelta
+
+    from flows.cli.render import print_table
+    from registry.garbage.collect import collect
+    from registry.garbage.roots import Retention
+
+    registry = open_registry(writing=apply)
+    retention = Retention(candidates=keep, grace=timedelta(hours=grace))
+    garbage = collect(registry, retention, apply, check_task(registry, task))
+    print_table(garbage, as_json, "nothing to collect")
+    if not apply and garbage:
+        size = sum(item.bytes for item in garbage)
+        print(f"{len(garbage)} items would be deleted, {size:,} bytes; `--apply` deletes them", file=sys.stderr)
+
+
+def _difference_row(difference: "Difference") -> dict[str, object]:
+    row: dict[str, object] = difference.to_json()
+    return {name: value for name, value in row.items() if name != "safe"} | {"--fix mends it": difference.safe}

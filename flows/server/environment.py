@@ -1,0 +1,40 @@
+"""The environment variables of the processes that talk to Prefect: flow runs, the worker, the client that deploys."""
+
+import os
+from pathlib import Path
+
+POOL = "ptp"  # the work pool of all deployments
+
+_PRIVATE = ("PREFECT_", "MLFLOW_", "_MLFLOW_", "AWS_", "PTP_")
+_NO_TELEMETRY = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+}
+
+
+def client_environment(home: Path, api: str) -> dict[str, str]:
+    """Return the whole environment of a process that talks to the Prefect server at `api` and runs or deploys flows.
+
+    Flows find stores and servers through PTP_HOME, as every other entry point does.
+    """
+    tasks = Path(os.environ.get("PTP_TASKS", "tasks")).expanduser().resolve()
+    inherited = {name: os.environ[name] for name in ("PTP_DTYPE", "PTP_CHECKPOINT_SECONDS") if name in os.environ}
+    inherited |= {
+        name: str(Path(os.environ[name]).expanduser().absolute())
+        for name in ("PTP_SIGNING_KEY", "PTP_TRUSTED_KEYS")
+        if os.environ.get(name)
+    }
+    own = {
+        "PTP_HOME": str(home),
+        "PTP_TASKS": str(tasks),
+        "PWD": str(Path.cwd()),
+        "MPLCONFIGDIR": str(home / "matplotlib"),
+    }
+    return clean_environment({**inherited, **own, "PREFECT_HOME": str(home / "prefect"), "PREFECT_API_URL": api})
+
+
+def clean_environment(added: dict[str, str]) -> dict[str, str]:
+    """Return `added` over the caller's environment without the settings of other stacks, servers and accounts."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
+    return {**inherited, **_NO_TELEMETRY, "PYTHONUNBUFFERED": "1", **added}

@@ -1,0 +1,18 @@
+"""Tables for people: how columns share the terminal."""
+
+from flows.cli.render import _column_widths
+
+LINES = [["task", "answers"], ["movie-sentiment", "negative, positive"]]
+
+
+def test_columns_that_fit_are_left_alone() -> None:
+    assert _column_widths(LINES, 33) == [None, None]
+
+
+def test_a_narrow_table_breaks_between_words_only() -> None:
+    assert _column_widths(LINES, 32) == [15, 17]
+    assert _column_widths(LINES, 24) == [15, 9]
+
+
+def test_words_that_do_not_fit_are_broken() -> None:
+    assert _column_widths(LINES, 23) == [None, None]
