@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from ptpipeline.records import Promotion
+from ptpipeline.storage.addresses import is_dossier
 from ptpipeline.storage.keys import history_key, pointer_key, version_key
 from registry.repair.difference import FIX, REBUILD, RECONCILE, Difference, describe_head
 from registry.repair.inventory import Inventory
@@ -40,7 +41,7 @@ def _foreign(inventory: Inventory) -> Iterator[Difference]:
     rows = {history_key(task, row.alias, row.seq) for history in histories for row in history}
     unread = [refused for refused in inventory.contents.refused if refused.key not in rows]
     for refused in [*unread, *inventory.losses.refused]:
-        if refused.key not in names and "/records/" not in refused.key:
+        if refused.key not in names and not is_dossier(refused.key):
             yield Difference(
                 task=task,
                 kind="foreign",
