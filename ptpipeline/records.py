@@ -1,4 +1,4 @@
-"""The frozen values that travel between the stages; each is JSON-able and names what it was made from.
+"""Frozen values that travel between the stages; each turns into JSON and names what it was made from.
 
     Snapshot -> TunedPrompt -> Report -> Verdict -> PromptVersion -> Promotion -> Pointer
 
@@ -33,7 +33,7 @@ BASELINES: tuple[Baseline, ...] = ("majority", "zero_shot", "hard_prompt")
 
 
 def title_of(metric: str) -> str:
-    """The name of a metric, or of a baseline, for people."""
+    """Return the name of a metric, or of a baseline, for people."""
     named = {
         "macro_f1": "macro F1",
         "mcc": "MCC",
@@ -48,43 +48,44 @@ def title_of(metric: str) -> str:
 
 
 def digest_of(value: Any) -> str:
-    """sha256 over the canonical JSON (RFC 8785) of a JSON-able value."""
+    """Return the hex sha256 of the canonical JSON (RFC 8785) of a value."""
     return hashlib.sha256(rfc8785.dumps(value)).hexdigest()
 
 
 def now() -> str:
-    """The current time as ISO 8601 in UTC, microseconds included."""
+    """Return the current time as ISO 8601 in UTC, with microseconds."""
     return datetime.now(UTC).isoformat()
 
 
 def is_name(text: str) -> bool:
-    """Whether `text` may name a task or an alias, and so become part of a key, a path or a URL."""
+    """Tell whether `text` may name a task or an alias, and so become part of a key, a path or a URL."""
     return re.fullmatch(NAME_PATTERN, text) is not None
 
 
 class Record(BaseModel):
-    """A frozen value; unknown fields are refused so that an older reader never drops what it does not know."""
+    """A frozen value. Unknown fields are refused, so that an older reader never drops what it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, for canonical digests and storage."""
+        """Return plain JSON values, for canonical digests and storage."""
         return self.model_dump(mode="json")
 
 
 class Grown(Record):
-    """A record that gained fields after some were stored: those are left out at their default, so that a stored one
-    keeps its digest.
+    """A record that gained fields after some were stored.
+
+    The fields in `LATER` are left out at their default, so that an older stored record keeps its digest.
     """
 
     LATER: ClassVar[frozenset[str]] = frozenset()
 
     @model_serializer(mode="wrap")
     def _serialized(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        found: dict[str, Any] = handler(self)
+        fields: dict[str, Any] = handler(self)
         return {
             name: value
-            for name, value in found.items()
+            for name, value in fields.items()
             if name not in self.LATER or getattr(self, name) != type(self).model_fields[name].default
         }
 
@@ -93,7 +94,7 @@ class Grown(Record):
 
 
 class DataCheck(Record):
-    """One ingest check: how many rows it concerns, what was done, and whether it blocks."""
+    """One ingest check: how many rows it found, and whether it warned or blocked."""
 
     name: str
     policy: Literal["block", "warn", "off"]
@@ -106,7 +107,7 @@ class SplitInfo(Grown):
     """One split of a snapshot; `digest` covers row identities, texts and labels (or targets) in file order.
 
     `labels` counts the rows of each label; it is empty for a generation task, whose targets are private texts. `slices`
-    is the digest of the rows' slice values, apart from `digest`, so that a new slice column trains nothing anew.
+    is the digest of the rows' slice values; it is not part of `digest`, so that a new slice column trains nothing.
     """
 
     LATER: ClassVar = frozenset({"slices"})
@@ -121,8 +122,8 @@ class Snapshot(Grown):
     """One immutable copy of a task's data, at `snapshots/<task>/<digest>/{train,dev,test}.parquet` + manifest.json.
 
     `source_key` identifies the source cheaply (package pin, or path with size and content hash, together with the
-    task's data settings): an unchanged key means that no new snapshot is needed. `reserve` is there where the task
-    holds rows back, in `reserve.parquet`; `slices` names the slice columns.
+    task's data settings): an unchanged key means that no new snapshot is needed. `reserve` describes
+    `reserve.parquet`, if the task holds rows back; `slices` names the slice columns.
     """
 
     LATER: ClassVar = frozenset({"reserve", "slices"})
@@ -140,26 +141,26 @@ class Snapshot(Grown):
     slices: list[str] = []
 
     def split(self, name: Split) -> SplitInfo:
-        """The split of that name; NotFound for a reserve that the snapshot has not."""
-        found: SplitInfo | None = getattr(self, name)
-        if found is None:
+        """Return the split with that name. Raises NotFound if the snapshot has no reserve."""
+        split: SplitInfo | None = getattr(self, name)
+        if split is None:
             raise NotFound(
                 f"snapshot {self.digest[:12]} of task {self.task} has no {name} split; set data.split.{name} "
                 "to a share of the rows and ingest again"
             )
-        return found
+        return split
 
     def splits(self) -> dict[Split, SplitInfo]:
-        """Every split that it has, by name."""
-        found = {split: self.split(split) for split in SPLITS}
-        return found | ({"reserve": self.reserve} if self.reserve else {})
+        """Return all its splits by name."""
+        splits = {name: self.split(name) for name in SPLITS}
+        return splits | ({"reserve": self.reserve} if self.reserve else {})
 
 
 # ---------------------------------------------------------------- prompts
 
 
 class BaseModelRef(Record):
-    """Which frozen model: its name in base_models.yaml and what it must hash to."""
+    """A frozen base model: its name in base_models.yaml, its fingerprints and its width H."""
 
     name: str
     fingerprint: str
@@ -168,7 +169,7 @@ class BaseModelRef(Record):
 
 
 class TensorInfo(Record):
-    """One tensor of an artifact as its manifest states it."""
+    """Shape and type of one tensor of an artifact."""
 
     shape: list[int]
     dtype: Literal["float16", "bfloat16", "float32"]
@@ -179,24 +180,23 @@ Placement = Literal["before_bos", "after_bos"]
 
 
 class Members(Record):
-    """What an ensemble consists of: the digests of its prompts, and how their answers become one."""
+    """The prompts of an ensemble, by digest, and how their answers are combined."""
 
     digests: list[str]
     combine: Literal["average", "vote"]
 
 
 class Generation(Record):
-    """How a task that answers in free text is decoded: greedily, up to so many new tokens."""
+    """How free text is decoded: greedily, up to `max_new_tokens`."""
 
     max_new_tokens: int = Field(default=64, ge=1, le=1024)
 
 
 class Scoring(Record):
-    """How a task with labels ranks them: by log-likelihood, on request per token, and less what each label gets without
-    content.
+    """How labels are ranked: by log-likelihood, with two options.
 
-    `length_normalised` divides a label's log-likelihood by its tokens; `calibrated` divides its probability by the mean
-    of those behind texts without content (Zhao et al. 2021, section 4).
+    `length_normalised` divides a label's log-likelihood by its number of tokens; `calibrated` divides its probability
+    by its mean probability after texts without content (Zhao et al. 2021, section 4).
     """
 
     length_normalised: bool = False
@@ -204,10 +204,10 @@ class Scoring(Record):
 
 
 class PromptManifest(Record):
-    """Identity of a soft prompt: everything that its digest covers, `tensor_sha256` among it.
+    """Identity of a soft prompt: everything that its digest covers, `tensor_sha256` included.
 
-    Stored as `prompts/<task>/<digest>/manifest.json`, written after `prompt.safetensors`, so its presence
-    means that the artifact is complete. An ensemble has `members` and no tensors of its own.
+    Stored as `prompts/<task>/<digest>/manifest.json`. It is written after `prompt.safetensors`, so its presence means
+    that the artifact is complete. An ensemble has `members` and no tensors of its own.
     """
 
     schema_version: Literal[1] = 1
@@ -232,9 +232,7 @@ class PromptManifest(Record):
     scoring: Scoring = Scoring()
 
     def to_json(self) -> dict[str, Any]:
-        """Without the fields that came later where they are None, or plain: manifests written before keep their
-        digest.
-        """
+        """Return JSON values without later fields at their default: manifests written before keep their digest."""
         absent = {key for key in ("members", "generate") if getattr(self, key) is None} | (
             {"scoring"} if self.scoring == Scoring() else set()
         )
@@ -242,21 +240,21 @@ class PromptManifest(Record):
 
     @property
     def answers(self) -> str:
-        """What it answers, in words."""
+        """The kind of answers, in words."""
         if self.generate is not None:
             return f"free text of at most {self.generate.max_new_tokens} tokens"
         return f"labels {', '.join(self.labels)}" if self.labels else "nothing by itself"
 
     def digest(self) -> str:
-        """The prompt's identity."""
+        """Return the prompt's identity."""
         return digest_of(self.to_json())
 
 
 class CurvePoint(Record):
     """One line of the learning curve. Losses are means over the steps since the previous point.
 
-    `dev` is the task's gate metric on the dev split, None where the step was not evaluated; norms and gradient norms
-    are per virtual token, [P].
+    `dev` is the task's gate metric on the dev split, None if the step was not evaluated. Norms and gradient norms are
+    per virtual token, [P].
     """
 
     step: int
@@ -268,9 +266,7 @@ class CurvePoint(Record):
 
 
 class Trial(Record):
-    """One prompt that trained for a recipe with a search or an ensemble. `best_dev` is None where it failed, for
-    `error`.
-    """
+    """One prompt that trained for a search or an ensemble. `best_dev` is None if it failed; `error` says why."""
 
     name: str
     best_dev: float | None
@@ -281,7 +277,7 @@ class Trial(Record):
 class TunedPrompt(Record):
     """The outcome of one task's training; its bytes lie in the object store under `digest`.
 
-    `trials` are all prompts of a search or an ensemble, `warnings` what the recipe was told about itself.
+    `trials` are all prompts of a search or an ensemble; `warnings` is the advice on the recipe.
     """
 
     task: str
@@ -307,9 +303,7 @@ class TunedPrompt(Record):
 
 
 class Reliability(NamedTuple):
-    """One bin of a reliability diagram: mean probability of the label that was predicted, share of right ones, and
-    rows.
-    """
+    """One bin of a reliability diagram: mean probability of the predicted label, share of right answers, rows."""
 
     confidence: float
     accuracy: float
@@ -320,7 +314,7 @@ class Scores(Grown):
     """Metrics of one set of predictions over one split; confusion[true][predicted] counts rows.
 
     `calibration_error` is the expected difference between the predicted label's probability and the share of right
-    answers at it, over the bins of `reliability`; both are absent where answers came without probabilities.
+    answers, over the bins of `reliability`. Both are absent if the answers have no probabilities.
     """
 
     LATER: ClassVar = frozenset({"mcc", "calibration_error", "reliability"})
@@ -340,11 +334,10 @@ class Scores(Grown):
 
 
 class TextScores(Grown):
-    """Metrics of generated texts against one split's targets; `bleu` and `chrf` are the corpus figures / 100, the
-    others means over rows.
+    """Metrics of generated texts against one split's targets.
 
-    `most_frequent_share` is the share of rows that got the answer given most often: near 1 where a prompt ignores its
-    text.
+    `bleu` and `chrf` are corpus figures divided by 100; the others are means over rows. `most_frequent_share` is the
+    share of rows with the most frequent answer: it is near 1 if a prompt ignores its text.
     """
 
     LATER: ClassVar = frozenset({"chrf"})
@@ -364,10 +357,10 @@ class TextScores(Grown):
 class Report(Grown):
     """One prompt measured on the rows of a split, from its stored bytes through the serving path, beside its baselines.
 
-    `rows_key` is the object that holds one row per measured row: id, tokens of the text, slices, and label, prediction
-    and log-likelihood per label, or of a generation task metrics, no texts. `baselines` are the evaluation keys of the
-    baselines' own reports, by kind; `measures` what probes found, which were asked as the digest `probed` says. A
-    baseline's report states its own scores as zero-shot and majority, too.
+    `rows_key` is the object with one line per measured row: id, tokens of the text, slices, and label, prediction and
+    log-likelihood per label (metrics for a generation task), but no text. `baselines` are the evaluation keys of the
+    baselines' own reports, by kind. `measures` are the results of the probes, `probed` the digest of their settings. A
+    baseline's report repeats its own scores as `zero_shot` and `majority`.
     """
 
     LATER: ClassVar = frozenset({"hard_prompt", "baselines", "split", "measures", "probed"})
@@ -393,11 +386,10 @@ class Report(Grown):
 
 
 class PairedDifference(Grown):
-    """Challenger minus another (champion, baseline or anchor) on the rows both can be judged on; `dropped` counts the
-    others.
+    """Challenger minus champion, baseline or anchor, on the rows that can judge both; `dropped` counts the others.
 
-    `lower` and `upper` bound it with one-sided `confidence` each. `p_value` is the chance of so great a difference, or
-    a greater one, where the truth is `-margin`, by the test that is named.
+    `lower` and `upper` are one-sided bounds at `confidence` each. `p_value` is the chance of this difference or a
+    greater one if the true difference is `-margin`, by the named `test`.
     """
 
     LATER: ClassVar = frozenset({"p_value", "margin", "test", "discordant"})
@@ -416,9 +408,9 @@ class PairedDifference(Grown):
 
 
 class SliceDifference(Record):
-    """Challenger minus champion on a part of the rows, in the mean of what each row has for itself.
+    """Challenger minus champion on a part of the rows, as the mean of a metric per row.
 
-    `p_harm` is the chance of so small a difference, or a smaller one, where the challenger is no worse.
+    `p_harm` is the chance of this difference or a smaller one if the challenger is not worse.
     """
 
     name: str
@@ -428,10 +420,9 @@ class SliceDifference(Record):
 
 
 class Look(Record):
-    """One time that a set of test rows decided about a candidate; its `number` among the looks at rows of that set.
+    """One decision about a candidate by a set of test rows; `number` counts the looks at rows of that set.
 
-    `alpha` is the chance of a wrong promotion that this look may spend, `spent` what it and those before it may have
-    spent together, of `budget`.
+    `alpha` is this look's share of the error budget `budget`; `spent` is the sum of this and all earlier shares.
     """
 
     test_set: int
@@ -442,9 +433,7 @@ class Look(Record):
 
 
 class Check(Grown):
-    """One line of a verdict: what was observed, what was required, whether that suffices, and whether it blocks where
-    not.
-    """
+    """One line of a verdict: what was observed, what was required, and whether a failure blocks or only warns."""
 
     LATER: ClassVar = frozenset({"policy"})
 
@@ -456,16 +445,16 @@ class Check(Grown):
 
     @property
     def blocks(self) -> bool:
-        """Whether the verdict fails for it."""
+        """True if the verdict fails because of it."""
         return not self.passed and self.policy == "block"
 
 
 class Verdict(Grown):
     """The gate's decision. It binds version, policy, test rows and champion by digest.
 
-    `won` says what a passed candidate showed: that it is `superior` to the champion, or to all baselines where there
-    was no champion, or that it is `not inferior`. `baselines` and `anchor` (the last version that won by superiority)
-    are what it was compared with beside the champion; `measures` what the other checks observed.
+    `won` says what a passed candidate showed: that it is `superior` to the champion (to all baselines, if there was no
+    champion), or that it is `not inferior`. `baselines` and `anchor` are the comparisons beside the champion,
+    `measures` the numbers that the other checks judged.
     """
 
     LATER: ClassVar = frozenset({"look", "won", "baselines", "anchor", "slices", "measures"})
@@ -488,22 +477,22 @@ class Verdict(Grown):
     measures: dict[str, float] = {}
 
     def verdict_digest(self) -> str:
-        """Identity of the decision, as promotions cite it."""
+        """Return the identity of the decision, as promotions cite it."""
         return digest_of(self.to_json())
 
     def comparisons(self) -> dict[str, PairedDifference]:
-        """All that it was compared with, by name: the champion, the anchor, and the baselines."""
-        rivals = {"champion": self.comparison, "anchor": self.anchor}
-        return {name: found for name, found in rivals.items() if found is not None} | {
-            title_of(name): found for name, found in self.baselines.items()
+        """Return all comparisons by name: the champion, the anchor, and the baselines."""
+        versions = {"champion": self.comparison, "anchor": self.anchor}
+        return {name: pair for name, pair in versions.items() if pair is not None} | {
+            title_of(name): pair for name, pair in self.baselines.items()
         }
 
     def failures(self) -> list[Check]:
-        """The checks for which the verdict failed."""
+        """Return the checks that made the verdict fail."""
         return [check for check in self.checks if check.blocks]
 
     def warnings(self) -> list[Check]:
-        """The checks that did not pass and block nothing."""
+        """Return the checks that failed without blocking."""
         return [check for check in self.checks if not check.passed and not check.blocks]
 
 
@@ -511,9 +500,9 @@ class Verdict(Grown):
 
 
 class PromptVersion(Record):
-    """An immutable registered prompt; the ledger numbers it per task. MLflow's names for it are replaceable.
+    """An immutable registered prompt, numbered per task by the ledger. MLflow's names for it are replaceable.
 
-    `collected` says that the garbage collection deleted its bytes, or is about to: the number stays its own.
+    `collected` says that the garbage collection deleted its bytes, or is about to; the number is not reused.
     """
 
     task: str
@@ -528,8 +517,8 @@ class PromptVersion(Record):
 class Promotion(Grown):
     """One row of the append-only ledger that moves an alias; seq counts from 1 per (task, alias).
 
-    `override` says that a person answered for what the gate refused; `release` names the set that was promoted
-    together.
+    `override` says that a person promoted it although the gate refused it; `release` names the set of versions that was
+    promoted together.
     """
 
     LATER: ClassVar = frozenset({"override", "release"})
@@ -549,7 +538,7 @@ class Promotion(Grown):
 
 
 class Pointer(Record):
-    """What serving reads: `prompts/<task>/aliases/<alias>.json`, the whole promotion row.
+    """The object that serving reads, `prompts/<task>/aliases/<alias>.json`: a whole promotion row.
 
     The nonce makes equal promotions differ in bytes, because an ETag is a hash of the content.
     """
@@ -560,9 +549,7 @@ class Pointer(Record):
 
 
 class VersionName(Record):
-    """What a version's number stands for, at `prompts/<task>/versions/<number>.json`: for readers without the
-    ledger.
-    """
+    """The digest of a version's number, at `prompts/<task>/versions/<number>.json`, for readers without the ledger."""
 
     schema_version: Literal[1] = 1
     task: str
@@ -574,15 +561,15 @@ class VersionName(Record):
 
 
 class Holding(NamedTuple):
-    """A prompt that a server holds."""
+    """A prompt that a server has loaded."""
 
     task: str
     digest: str
 
 
 class ServerReport(Record):
-    """What a server holds at one time, at `servers/<server>.json`: it may need these bytes again when it starts
-    anew.
+    """The prompts that a server has loaded, at `servers/<server>.json`; after a restart it may need their bytes
+    again.
     """
 
     schema_version: Literal[1] = 1
@@ -592,9 +579,7 @@ class ServerReport(Record):
 
 
 class Answer(Record):
-    """One prediction: label and probability of every label, or the text of a generation task; and the version that
-    answered.
-    """
+    """One prediction and the version that made it: a label with all probabilities, or the text of a generation task."""
 
     label: str | None
     probabilities: dict[str, float]
@@ -603,6 +588,6 @@ class Answer(Record):
     text: str | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Without what the task's kind does not have."""
+        """Return JSON values without the fields of the other kind of task."""
         absent = ("label", "probabilities") if self.text is not None else ("text",)
         return {key: value for key, value in super().to_json().items() if key not in absent}

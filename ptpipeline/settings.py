@@ -31,15 +31,14 @@ KeyFile = Annotated[Path, AfterValidator(_absolute)]
 
 
 class Settings(BaseSettings):
-    """One frozen value, made once per process entry and passed on.
+    """All settings; made once when a process starts, and passed on.
 
-    home: where everything local lies. tasks: folder of task files. store: `s3://bucket[/prefix]` or
-    `file:///folder`. ledger: SQLAlchemy URL. mlflow, prefect: server addresses, None where there is no server.
-    dtype: compute type of the base model; `auto` is bfloat16 where the processor multiplies it natively.
+    home: folder of all local files. tasks: folder of task files. store: `s3://bucket[/prefix]` or
+    `file:///folder`. ledger: SQLAlchemy URL. mlflow, prefect: server addresses, None if there is no server.
+    dtype: compute type of the base model; `auto` is bfloat16 if the processor multiplies it natively.
     checkpoint_seconds: time between two checkpoints of a training.
     signing_key: PEM file of the private key that signs prompts; never the key itself, so that no copy of these settings
-    holds a secret. trusted_keys: PEM file of public keys; where it is named, no prompt is read that none of them
-    signed.
+    holds a secret. trusted_keys: PEM file of public keys; if it is set, only prompts that one of them signed are read.
     """
 
     model_config = SettingsConfigDict(env_prefix="PTP_", env_ignore_empty=True, frozen=True, extra="ignore")
@@ -58,10 +57,10 @@ class Settings(BaseSettings):
 
 
 def load_settings() -> Settings:
-    """Settings from the environment, then the local stack's record, then folders under PTP_HOME.
+    """Return settings from the environment, then from the local stack's record, then folders under PTP_HOME.
 
-    Raises SettingsError where a variable or the stack's record is malformed. Storage keys of the local stack are put
-    into the process environment (AWS_*), where boto3 looks for them.
+    Puts the storage keys of the local stack into the process environment (AWS_*), where boto3 reads them. Raises
+    SettingsError if a variable or the stack's record is malformed.
     """
     try:
         env = Settings()
@@ -69,17 +68,15 @@ def load_settings() -> Settings:
         recorded = _recorded(home)
         given = env.model_dump(exclude_unset=True)
         if "store" in given:
-            recorded.pop("s3_endpoint", None)  # the stack's server does not hold somebody's own store
+            recorded.pop("s3_endpoint", None)  # another store is not on the stack's server
         settings = Settings.model_validate(
             {**recorded, **given, "home": home, "tasks": env.tasks.expanduser().resolve()}
         )
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        found = (
-            "" if name == "signing_key" else f"; found {first['input']!r}"
-        )  # somebody may have put the key itself there
-        raise SettingsError(f"PTP_{name.upper()}: {first['msg']}{found}") from None
+        value = "" if name == "signing_key" else f"; found {first['input']!r}"  # it may be the key itself
+        raise SettingsError(f"PTP_{name.upper()}: {first['msg']}{value}") from None
     if "store" not in given and recorded:
         _export_keys(home / STACK_SECRETS)
     defaults = {
@@ -108,4 +105,4 @@ def _export_keys(path: Path) -> None:
     for line in path.read_text().splitlines():
         name, _, value = line.partition("=")
         if name.startswith("AWS_"):
-            os.environ[name] = value  # a user's own keys are for another store
+            os.environ[name] = value  # they replace the user's keys, which are for another store

@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 
-from ptpipeline.data.near import normalised
+from ptpipeline.data.near import normalise
 from ptpipeline.data.rows import Row
 from ptpipeline.data.sources import SourceRows, read_rows
 from ptpipeline.task.task import Task, load_task
@@ -30,7 +30,7 @@ def texts(name: str) -> list[Row]:
     """All distinct texts of a shipped task as rows, labelled by the sign of their polarity."""
     _, source = shipped(name)
     found = {
-        normalised(text or ""): (text or "", "good" if float(number) > 0 else "bad")
+        normalise(text or ""): (text or "", "good" if float(number) > 0 else "bad")
         for text, number in zip(source.texts, source.labels, strict=True)
     }
     return [

@@ -161,9 +161,9 @@ def test_a_half_written_member_is_not_taken_for_whole(index: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("member", "expected"),
     [
-        ("demo-1.0/data/row.csv", "near to it: demo-1.0/data/rows.csv"),
-        ("rows.csv", "near to it: demo-1.0/data/rows.csv"),
-        (f"{INNER}!/inner/row.txt", "near to it: inner/rows.txt"),
+        ("demo-1.0/data/row.csv", "similar names: demo-1.0/data/rows.csv"),
+        ("rows.csv", "similar names: demo-1.0/data/rows.csv"),
+        (f"{INNER}!/inner/row.txt", "similar names: inner/rows.txt"),
         (f"{INNER}!/inner/link.txt", "no file 'demo-1.0/data/inner.tar.gz!/inner/link.txt' in demo-1.0.tar.gz"),
         ("demo-1.0/data/broken.tar.gz!/a", "cannot extract"),
         ("demo-1.0/data/rows.csv!/a", "cannot extract"),

@@ -211,7 +211,7 @@ def _figure_row(name: str, scores: "Scores | TextScores", interval: dict[str, tu
 
 def _print_diff(difference: "Diff") -> None:
     from flows.cli.render import print_table
-    from ptpipeline.gate.decide import shown
+    from ptpipeline.gate.decide import describe_difference
 
     better, dropped = difference.better, difference.better.dropped
     print(
@@ -219,8 +219,8 @@ def _print_diff(difference: "Diff") -> None:
         f"of snapshot {difference.snapshot[:12]}"
         + (f"; {dropped} rows are left out: one of the versions was trained on them" if dropped else "")
     )
-    print(f"{difference.after} better than {difference.before}: {shown(difference.better)}")
-    print(f"{difference.before} better than {difference.after}: {shown(difference.worse)}")
+    print(f"{difference.after} better than {difference.before}: {describe_difference(difference.better)}")
+    print(f"{difference.before} better than {difference.after}: {describe_difference(difference.worse)}")
     print(difference.note)
     print_table([tally.to_json() for tally in difference.tallies], as_json=False)
     print_table([row.to_json() for row in difference.changed], as_json=False, empty="no row is answered differently")

@@ -162,7 +162,7 @@ def measure_file(context: Context, ref: VersionRef, path: Path, form: str | None
 
 def _build_sample(context: Context, version: _Version, checked: "CheckedRows", path: Path) -> "Sample":
     """Return the file's rows as a test split, in an order that depends on the rows alone; each has to fit."""
-    from ptpipeline.data.snapshot import identified
+    from ptpipeline.data.snapshot import identify_rows
     from ptpipeline.data.tokens import encode_text
     from ptpipeline.evaluation.measurement import Sample
     from ptpipeline.prompts.placement import build_text_encoder
@@ -171,7 +171,7 @@ def _build_sample(context: Context, version: _Version, checked: "CheckedRows", p
     encode = build_text_encoder(context.engine(version.base_model).base, manifest.placement)
     for row in checked.rows:  # the engine would number them as it gets them
         encode_text(manifest.template, row.text, manifest.max_input_tokens, f"{path}: row {row.number}", encode)
-    rows = sorted(identified(checked.rows), key=lambda row: row.id)
+    rows = sorted(identify_rows(checked.rows), key=lambda row: row.id)
     if len(rows) < 2:
         raise DataError(f"{path}: {len(rows)} row is left after the checks; an interval needs two")
     test = SplitInfo(rows=len(rows), labels={}, digest=digest_of([[*row[:3]] for row in rows]))
@@ -187,18 +187,18 @@ class _Scored(NamedTuple):
 def _score(context: Context, version: _Version, sample: "Sample") -> _Scored:
     """Score the prompt and the baselines, which learn from the rows that the version was trained on."""
     from ptpipeline.data.snapshot import load_split
-    from ptpipeline.evaluation.baselines import Bare, Setup, baselines
-    from ptpipeline.evaluation.evaluate import answered
+    from ptpipeline.evaluation.baselines import Bare, Setup, measure_baselines
+    from ptpipeline.evaluation.evaluate import measure_prompt
     from ptpipeline.prompts.signature import open_prompts
 
     store, engine = context.registry.store, context.engine(version.base_model)
     engine.load(version.artifact, read_ensemble(store, version.artifact))
-    prompt: Measurement = answered(engine, version.artifact, sample)
+    prompt: Measurement = measure_prompt(engine, version.artifact, sample)
     train = load_split(store, sample.snapshot, "train")
     bare = Bare.of(engine.base, version.artifact.manifest, sample, train)
     with tempfile.TemporaryDirectory(prefix="ptp-evaluate-") as folder:  # results by row go nowhere else
         own_store = open_prompts(context.settings.model_copy(update={"store": f"file://{folder}"}))
-        reports = baselines(bare, own_store, Setup(hard_prompt=version.task.hard_prompt))
+        reports = measure_baselines(bare, own_store, Setup(hard_prompt=version.task.hard_prompt))
     return _Scored(
         {"prompt": prompt.scores} | {kind: report.prompt for kind, report in reports.items()},
         {"prompt": prompt.interval} | {kind: report.interval for kind, report in reports.items()},
@@ -286,7 +286,8 @@ def diff(context: Context, before: VersionRef, after: VersionRef, texts: bool = 
 
 def _pair_up(context: Context, task: Task, snapshot: Snapshot, versions: Sequence[_Version]) -> "Pair":
     """Pair the second version with the first on the current test rows that neither learnt from."""
-    from ptpipeline.evaluation.compare import Pair, Results
+    from ptpipeline.evaluation.compare import Pair
+    from ptpipeline.evaluation.results import Results
 
     store = context.registry.store
     before, after = (Results.of(store, measure(context, task, version.digest, snapshot)) for version in versions)

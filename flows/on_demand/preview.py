@@ -9,7 +9,7 @@ from flows.stages.context import Context
 from flows.stages.evidence import choose_margin, find_anchor
 from flows.stages.judge import count_looks, reserve_judges
 from ptpipeline.errors import DataError
-from ptpipeline.gate.explain import Rival, requirements
+from ptpipeline.gate.explain import Opponents, list_requirements
 from ptpipeline.records import PRODUCTION, Look, Promotion, Report, Snapshot, Split
 from ptpipeline.task.task import Task
 from registry.ledger import looks as ledger_looks
@@ -38,7 +38,7 @@ def explain(context: Context, task: Task) -> Explanation:
     margin = _find_margin(task, judges)
     anchor = find_anchor(ledger, task) if rival and task.gate.champion.rule == "non_inferiority" else None
     anchored = ledger.version_of(task.name, anchor).number if anchor and rival and anchor != rival.digest else None
-    named = Rival(f"version {head.version}" if head else None, f"version {anchored}" if anchored else None, margin)
+    named = Opponents(f"version {head.version}" if head else None, f"version {anchored}" if anchored else None, margin)
     return Explanation(
         task=task.name,
         metric=task.gate.metric,
@@ -50,7 +50,7 @@ def explain(context: Context, task: Task) -> Explanation:
         judges=judges,
         look=look,
         power=_estimate_power(context, task, judges, look, rival) if judges and look else None,
-        requirements=requirements(task, named),
+        requirements=list_requirements(task, named),
         unknown=unknown,
     )
 

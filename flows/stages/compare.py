@@ -15,7 +15,8 @@ from registry.registry import Registry
 
 if TYPE_CHECKING:
     from ptpipeline.data.rows import Row
-    from ptpipeline.evaluation.compare import Pair, Results
+    from ptpipeline.evaluation.compare import Pair
+    from ptpipeline.evaluation.results import Results
 
 INCOMPARABLE = (ArtifactError, BaseModelError, ContextError, DataError, NotFound)
 _TEXT_DIGITS = 16  # a row's id starts with this many digits of its text's digest
@@ -71,7 +72,8 @@ class Measured(NamedTuple):
 
 def pair_with(context: Context, task: Task, measured: Measured, rival: SeenRows) -> "Pair | str":
     """Pair a candidate with another version on the rows that neither learnt from; a sentence if they do not compare."""
-    from ptpipeline.evaluation.compare import Pair, Results
+    from ptpipeline.evaluation.compare import Pair
+    from ptpipeline.evaluation.results import Results
 
     reason = find_obstacle(context, task, rival)
     if reason:
@@ -118,12 +120,12 @@ def select_comparable(rival: SeenRows, rows: Sequence[str]) -> list[str] | str:
 
 def compare(task: Task, pair: "Pair | str", margin: float) -> PairedDifference | str:
     """Return the first minus the second by the gate's metric; a sentence if they do not compare."""
-    from ptpipeline.evaluation.compare import compared
-    from ptpipeline.evaluation.paired import Asked
+    from ptpipeline.evaluation.compare import compare_pair
+    from ptpipeline.evaluation.paired import Hypothesis
 
     if isinstance(pair, str):
         return pair
     if len(pair.rows) < 2:
         return f"neither was trained on {len(pair.rows)} of today's test rows; a comparison needs two"
-    asked = Asked(task.gate.metric, task.gate.champion.confidence, margin)
-    return compared(task, pair, asked).model_copy(update={"dropped": len(pair.ours.ids) - len(pair.rows)})
+    asked = Hypothesis(task.gate.metric, task.gate.champion.confidence, margin)
+    return compare_pair(task, pair, asked).model_copy(update={"dropped": len(pair.ours.ids) - len(pair.rows)})

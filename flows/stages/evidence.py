@@ -7,13 +7,21 @@ from flows.stages.compare import Measured, SeenRows, compare, pair_with
 from flows.stages.context import Context
 from ptpipeline.errors import NotFound
 from ptpipeline.gate.decide import Evidence
-from ptpipeline.records import PRODUCTION, Look, PairedDifference, Report, SliceDifference, TunedPrompt
+from ptpipeline.records import (
+    PRODUCTION,
+    Look,
+    PairedDifference,
+    Report,
+    SliceDifference,
+    TunedPrompt,
+)
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Ledger
 from registry.versions.history import path_of
 
 if TYPE_CHECKING:
-    from ptpipeline.evaluation.compare import Pair, Results
+    from ptpipeline.evaluation.compare import Pair
+    from ptpipeline.evaluation.results import Results
 
 
 class Challenge(NamedTuple):
@@ -36,7 +44,7 @@ def line_up(context: Context, task: Task, tuned: TunedPrompt, report: Report, ch
 
     Raises NotFound or ArtifactError if the candidate's results or training rows are missing or altered.
     """
-    from ptpipeline.evaluation.compare import Results
+    from ptpipeline.evaluation.results import Results
 
     results = Results.of(context.registry.store, report)
     seen = SeenRows(context.registry, task.name, tuned.digest)
@@ -85,17 +93,18 @@ def choose_margin(task: Task, rows: int) -> float:
 
 def _is_superior(task: Task, comparison: PairedDifference | str | None, pair: "Pair", look: Look | None) -> bool:
     """Whether the challenger is better, and not only no worse: without a margin the comparison says it."""
-    from ptpipeline.evaluation.compare import compared
-    from ptpipeline.evaluation.paired import Asked
+    from ptpipeline.evaluation.compare import compare_pair
+    from ptpipeline.evaluation.paired import Hypothesis
 
     if not isinstance(comparison, PairedDifference):
         return False
-    p_value = (compared(task, pair, Asked(task.gate.metric)) if comparison.margin else comparison).p_value
+    p_value = (compare_pair(task, pair, Hypothesis(task.gate.metric)) if comparison.margin else comparison).p_value
     return p_value is not None and look is not None and p_value <= look.alpha
 
 
 def _compare_baselines(context: Context, task: Task, measured: Measured) -> dict[str, PairedDifference]:
-    from ptpipeline.evaluation.compare import Pair, Results
+    from ptpipeline.evaluation.compare import Pair
+    from ptpipeline.evaluation.results import Results
 
     differences = {}
     for kind, key in measured.report.baselines.items():
@@ -113,10 +122,10 @@ def _compare_baselines(context: Context, task: Task, measured: Measured) -> dict
 
 
 def _compare_slices(task: Task, pair: "Pair") -> list[SliceDifference]:
-    from ptpipeline.evaluation.compare import sliced
+    from ptpipeline.evaluation.compare import compare_slices
 
     rule = task.gate.checks.slices
-    return sliced(task, pair, rule.min_rows) if rule.policy != "off" else []
+    return compare_slices(task, pair, rule.min_rows) if rule.policy != "off" else []
 
 
 def _compare_anchor(context: Context, task: Task, challenge: Challenge, pair: "Pair") -> PairedDifference | str | None:
@@ -172,7 +181,7 @@ def _measure_leakage(context: Context, task: Task, challenge: Challenge) -> dict
     not block: a row may move to another split between two nights.
     """
     from ptpipeline.data.snapshot import load_split
-    from ptpipeline.evaluation.leakage import leakage
+    from ptpipeline.evaluation.leakage import measure_leakage
 
     if task.gate.checks.leakage.policy == "off":
         return {}
@@ -181,13 +190,13 @@ def _measure_leakage(context: Context, task: Task, challenge: Challenge) -> dict
     report, seen = challenge.measured.report, challenge.seen
     test = load_split(context.registry.store, context.snapshot(task.name, report.snapshot), report.split)
     inherited = sum(seen.is_inherited(row.id) for row in test) / len(test)
-    return leakage(test, seen.own) | {"leakage.inherited": inherited}
+    return measure_leakage(test, seen.own) | {"leakage.inherited": inherited}
 
 
 def _measure_drift(task: Task, seen: SeenRows, rival: SeenRows) -> dict[str, float]:
     """Measure how far the candidate's training rows are from the champion's."""
-    from ptpipeline.evaluation.drift import drift
+    from ptpipeline.evaluation.drift import measure_drift
 
     if task.gate.checks.drift.policy == "off" or not rival.own or not seen.own:  # imported: they are not known
         return {}
-    return drift(rival.own, seen.own, labelled=task.generate is None)
+    return measure_drift(rival.own, seen.own, labelled=task.generate is None)

@@ -4,7 +4,7 @@ from flows.stages.context import Context
 from flows.stages.evidence import Challenge, gather, line_up
 from flows.stages.measure import measure, probe
 from ptpipeline.gate.decide import decide, gate_key, needs_a_person
-from ptpipeline.gate.looks import question
+from ptpipeline.gate.looks import question_digest
 from ptpipeline.records import PRODUCTION, Look, Report, Snapshot, Split, TunedPrompt, Verdict
 from ptpipeline.task.task import Task
 from registry.ledger import looks as ledger_looks
@@ -51,7 +51,7 @@ def _choose_split(context: Context, task: Task, digest: str, snapshot: Snapshot)
     if snapshot.reserve is None or champion == digest:
         return "test"
     looks = count_looks(context, task, snapshot)
-    asked = question((digest, champion), snapshot.test.digest, task.policy_digest())
+    asked = question_digest(digest, champion, snapshot.test.digest, task.policy_digest())
     if not reserve_judges(task, snapshot, looks) or ledger_looks.is_answered(context.registry.ledger, task.name, asked):
         return "test"
     context.report(
@@ -65,7 +65,7 @@ def _take_look(context: Context, task: Task, challenge: Challenge) -> Look | Non
     if challenge.champion == challenge.tuned.digest:
         return None
     report, results, _ = challenge.measured
-    asked = question((report.digest, challenge.champion), report.test_digest, task.policy_digest())
+    asked = question_digest(report.digest, challenge.champion, report.test_digest, task.policy_digest())
     return ledger_looks.take_look(context.registry.ledger, task.name, asked, results.ids, task.gate.champion.budget)
 
 

@@ -48,9 +48,9 @@ def _is_stored(context: Context, key: str) -> bool:
 def probe(context: Context, task: Task, report: Report, snapshot: Snapshot) -> Report:
     """Return the report with what the probes of the task's policy measure; a prompt is probed once."""
     from ptpipeline.data.snapshot import load_split
-    from ptpipeline.evaluation.probes.every import Subject, asked, probed
+    from ptpipeline.evaluation.probes.every import Subject, probes_digest, run_probes
 
-    settings, store = asked(task.gate.checks), context.registry.store
+    settings, store = probes_digest(task.gate.checks), context.registry.store
     if report.probed == settings:
         return report
     artifact = read_artifact(store, task.name, report.digest)
@@ -60,7 +60,7 @@ def probe(context: Context, task: Task, report: Report, snapshot: Snapshot) -> R
         train=training_rows(context.registry, task.name, report.digest),
         test=load_split(store, snapshot, report.split),
     )
-    measures = probed(context.engine(artifact.manifest.base_model.name), subject, task.gate.checks)
+    measures = run_probes(context.engine(artifact.manifest.base_model.name), subject, task.gate.checks)
     report = report.model_copy(update={"measures": measures, "probed": settings})
     context.registry.ledger.save_report(report)
     return report

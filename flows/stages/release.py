@@ -105,7 +105,7 @@ def _summarise(verdict: Verdict) -> str:
 
 
 def _build_provenance(context: Context, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> Provenance:
-    from ptpipeline.evaluation.plots import every
+    from ptpipeline.evaluation.plots import draw_plots
 
     registry = context.registry
     known = registry.ledger.publication(task.name, tuned.digest)
@@ -115,7 +115,7 @@ def _build_provenance(context: Context, task: Task, tuned: TunedPrompt, report: 
         tuned,
         report,
         verdict,
-        {} if drawn else every(task, tuned, report, verdict),
+        {} if drawn else draw_plots(task, tuned, report, verdict),
         commit=checkout_commit(),
         neighbours=_find_new_neighbours(context, task.name, tuned.digest),
         mistakes=_find_mistakes(context, task, report),
@@ -125,13 +125,13 @@ def _build_provenance(context: Context, task: Task, tuned: TunedPrompt, report: 
 def _find_mistakes(context: Context, task: Task, report: Report) -> "Mistakes | None":
     """Return the rows that the prompt gets wrong; None unless the task allows their texts in reports."""
     from ptpipeline.data.snapshot import load_split
-    from ptpipeline.evaluation.compare import Results
-    from ptpipeline.evaluation.mistakes import mistakes
+    from ptpipeline.evaluation.mistakes import find_mistakes
+    from ptpipeline.evaluation.results import Results
 
     if not task.texts_in_reports:
         return None
     store, snapshot = context.registry.store, context.snapshot(task.name, report.snapshot)
-    return mistakes(task, Results.of(store, report), load_split(store, snapshot, report.split))
+    return find_mistakes(task, Results.of(store, report), load_split(store, snapshot, report.split))
 
 
 def _find_new_neighbours(context: Context, task: str, digest: str) -> "Neighbours | None":

@@ -1,4 +1,4 @@
-"""Length-bucketed batches: rows of similar length together, so that little of a pass is padding."""
+"""Length-bucketed batches: rows of similar length run together, so that little of a pass is padding."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
@@ -6,8 +6,8 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
-def by_length(rows: Sequence[Item], length: Callable[[Item], int], tokens: int) -> Iterator[list[Item]]:
-    """Groups in rising length, at most `tokens` padded tokens each (a longer row is a group of its own).
+def group_by_length(rows: Sequence[Item], length: Callable[[Item], int], tokens: int) -> Iterator[list[Item]]:
+    """Yield groups in rising length, at most `tokens` padded tokens each (a longer row is a group of its own).
 
     Rows of equal length keep their order, so the same rows always form the same groups.
     """

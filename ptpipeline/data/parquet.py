@@ -1,4 +1,4 @@
-"""The one reader of Parquet files that we wrote."""
+"""The only reader of Parquet files that this project wrote."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -7,13 +7,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def table_in(body: bytes, columns: Sequence[str] | None = None) -> "pa.Table":
-    """The table of those bytes, all columns or the named ones that it has; pyarrow's errors where they are no Parquet
-    file.
+def read_table(body: bytes, columns: Sequence[str] | None = None) -> "pa.Table":
+    """Return the table in `body` with all columns, or with those of the named ones that it has.
 
-    Read by this thread, from a buffer of Arrow's own: `read_table` on a Python file goes on in threads of Arrow's that
-    ask for the interpreter while it ends, which aborts a process now and then as it exits (apache/arrow issues 33975,
-    34314 and 50482).
+    Raises pyarrow's own errors if the bytes are not a Parquet file. Read by the calling thread, from a buffer that
+    Arrow owns: pyarrow's `read_table` on a Python file continues in Arrow's threads, which may ask for the interpreter
+    while it shuts down and abort the process (apache/arrow issues 33975, 34314 and 50482).
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

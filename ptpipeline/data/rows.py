@@ -1,31 +1,25 @@
-"""From source columns to checked rows: labels, the ingest checks, and the split that each row belongs to.
-
-A check that finds rows either blocks the run, warns and leaves the rows out, or is off; each is counted. Messages
-give counts and row numbers (the first data row is row 1), never texts.
-"""
+"""From source columns to checked rows: labels, which rows each ingest check concerns, and the split of each row."""
 
 import hashlib
-import logging
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from ptpipeline.data.near import normalised as normalised
-from ptpipeline.data.near import representatives
+from ptpipeline.data.checks import CheckLog, describe_rows
+from ptpipeline.data.near import find_representatives
+from ptpipeline.data.near import normalise as normalise
 from ptpipeline.data.sources import SourceRows
 from ptpipeline.errors import DataError
 from ptpipeline.records import DataCheck, Split
 from ptpipeline.task.task import Binned, Data, SplitSpec, Task
 
 REPLACEMENT = "\ufffd"
-MAX_CLUSTER, MAX_CLUSTER_SHARE = (
-    10,
-    0.05,
-)  # of the distinct texts: what more have in common is a template, and would tip the splits
-_KEPT_FIRST: tuple[Split, ...] = ("test", "reserve", "dev", "train")
 
-log = logging.getLogger(__name__)
+# A larger cluster, in rows and in its share of the distinct texts, is a template: it would unbalance the splits.
+MAX_CLUSTER, MAX_CLUSTER_SHARE = 10, 0.05
+
+_KEPT_FIRST: tuple[Split, ...] = ("test", "reserve", "dev", "train")
 
 
 class Row(NamedTuple):
@@ -52,13 +46,15 @@ class CheckedRow(NamedTuple):
 
 
 class CheckedRows(NamedTuple):
-    """What passed, in source order, and the record of every check."""
+    """The rows that passed, in source order, and the record of every check."""
 
     rows: list[CheckedRow]
     checks: list[DataCheck]
 
 
-class _Found(NamedTuple):
+class _SourceRow(NamedTuple):
+    """One row before its label is known; the hash of `key` decides its split."""
+
     number: int
     text: str
     normal: str
@@ -67,13 +63,10 @@ class _Found(NamedTuple):
     slices: tuple[str, ...] = ()
 
 
-_Kind = TypeVar("_Kind", _Found, CheckedRow)
-
-
 def split_of(key: str, spec: SplitSpec) -> Split:
-    """The split of all rows with this normalised text or group value: by hash alone, never by label.
+    """Return the split of all rows with this normalised text or group value: by hash alone, never by label.
 
-    A reserve is cut out of what would train, so that no other row moves.
+    A reserve is cut out of what would be train, so no other row moves.
     """
     share = int(hashlib.sha256(f"{spec.seed}:{key}".encode(errors="surrogatepass")).hexdigest()[:13], 16) / 16**13
     if share < spec.test:
@@ -84,63 +77,65 @@ def split_of(key: str, spec: SplitSpec) -> Split:
 
 
 def check_rows(task: Task, source: SourceRows) -> CheckedRows:
-    """The labelled rows of a task that pass its checks.
+    """Return the labelled rows of a task that pass its checks.
 
-    Raises DataError where a check whose policy is `block` finds rows, where a group value is missing, or where no
-    row is left.
+    Raises DataError if a check whose policy is `block` finds rows, if a group value is missing, or if no row is left.
     """
-    book = _Book(task.data, source.source)
-    found = _found_rows(source)
-    found = book.without(
-        "encoding", found, {row.number for row in found if REPLACEMENT in row.text + _target(task, row)}
-    )
-    empty = {row.number for row in found if not row.normal or (task.generate and not _target(task, row).strip())}
-    found = book.without("empty_text", found, empty)
-    near = _near_duplicates(task, found)
+    log = CheckLog(task.data, source.source)
+    unlabelled = _drop_unreadable(task, _number_rows(source), log)
+    near = _cluster_texts(task, unlabelled)
     if source.groups is None:
-        found = [row._replace(key=near.speakers.get(row.normal, row.key)) for row in found]
-    rows = _targeted(task, found) if task.generate else _labelled(task, found, book)
-    rows = book.without("duplicate", rows, _duplicates(rows))
-    rows = book.without("conflicting_label", rows, _conflicts(rows))
-    rows = book.without("split_overlap", rows, _overlaps(rows))
-    rows = (
-        _noted(task, rows, near, book)
-        if source.groups is None
-        else book.without("near_duplicate", rows, _beside(rows, near))
-    )
+        unlabelled = [row._replace(key=near.representatives.get(row.normal, row.key)) for row in unlabelled]
+    rows = _add_targets(task, unlabelled) if task.generate else _add_labels(task, unlabelled, log)
+    rows = log.drop("duplicate", rows, _duplicates(rows))
+    rows = log.drop("conflicting_label", rows, _conflicts(rows))
+    rows = log.drop("split_overlap", rows, _overlaps(rows))
+    if source.groups is None:
+        _record_clusters(task, rows, near, log)
+    else:
+        rows = log.drop("near_duplicate", rows, _near_overlaps(rows, near))
     if not rows:
         raise DataError(
             f"{source.source}: no row is left after the checks; see data.checks and data.label of task {task.name}"
         )
     if not task.generate:
-        book.enough(rows, task.labels)
-    return CheckedRows(rows, book.checks)
+        shortages = [] if log.policy("rows_per_label") == "off" else _shortages(rows, task.labels, task.data)
+        log.record("rows_per_label", len(shortages), "; ".join(shortages))
+    return CheckedRows(rows, log.checks)
 
 
-def _found_rows(source: SourceRows) -> list[_Found]:
+def _number_rows(source: SourceRows) -> list[_SourceRow]:
     groups = source.groups if source.groups is not None else [None] * len(source.texts)
     if source.groups is not None and (missing := [n for n, value in enumerate(groups, 1) if value in (None, "")]):
         raise DataError(
-            f"{source.source}: the column that data.split.group names is empty in {_numbered(missing)}; every "
+            f"{source.source}: the column that data.split.group names is empty in {describe_rows(missing)}; every "
             "row needs a group"
         )
     texts = [text or "" for text in source.texts]
-    normals = [normalised(text) for text in texts]
+    normals = [normalise(text) for text in texts]
     keys = normals if source.groups is None else map(str, groups)
     columns = zip(texts, normals, source.labels, keys, source.slices or [()] * len(texts), strict=True)
-    return [_Found(number, *values) for number, values in enumerate(columns, 1)]
+    return [_SourceRow(number, *values) for number, values in enumerate(columns, 1)]
+
+
+def _drop_unreadable(task: Task, rows: list[_SourceRow], log: CheckLog) -> list[_SourceRow]:
+    """The rows that pass the checks `encoding` and `empty_text`."""
+    broken = {row.number for row in rows if REPLACEMENT in row.text + _target(task, row)}
+    rows = log.drop("encoding", rows, broken)
+    empty = {row.number for row in rows if not row.normal or (task.generate and not _target(task, row).strip())}
+    return log.drop("empty_text", rows, empty)
 
 
 # ---------------------------------------------------------------- labels
 
 
-def _labelled(task: Task, found: list[_Found], book: "_Book") -> list[CheckedRow]:
+def _add_labels(task: Task, rows: list[_SourceRow], log: CheckLog) -> list[CheckedRow]:
     rule, spec = task.data.label, task.data.split
-    labels = {row.number: _label(row.raw_label, rule, task.labels) for row in found}
+    labels = {row.number: _label(row.raw_label, rule, task.labels) for row in rows}
     if isinstance(rule, Binned):
         outside = {number for number, label in labels.items() if label == ""}
-        found = [row for row in found if row.number not in outside]
-        book.checks.append(
+        rows = [row for row in rows if row.number not in outside]
+        log.checks.append(
             DataCheck(
                 name="outside_bins",
                 policy="warn",
@@ -149,33 +144,33 @@ def _labelled(task: Task, found: list[_Found], book: "_Book") -> list[CheckedRow
                 detail="rows in no bin are left out, as data.label.bins says",
             )
         )
-    unknown = {row.number for row in found if labels[row.number] is None}
-    if unknown and book.policy("unknown_label") == "off":  # a row without a label cannot be kept
+    unknown = {row.number for row in rows if labels[row.number] is None}
+    if unknown and log.policy("unknown_label") == "off":  # a row without a label cannot be kept
         raise DataError(
-            f"{book.source}: {len(unknown)} rows have no label of the task ({_numbered(unknown)}); "
+            f"{log.source}: {len(unknown)} rows have no label of the task ({describe_rows(unknown)}); "
             "data.checks.unknown_label: off cannot keep them, warn leaves them out"
         )
-    found = book.without("unknown_label", found, unknown)
+    rows = log.drop("unknown_label", rows, unknown)
     return [
         CheckedRow(row.number, row.text, row.normal, labels[row.number] or "", split_of(row.key, spec), row.slices)
-        for row in found
+        for row in rows
     ]
 
 
-def _targeted(task: Task, found: list[_Found]) -> list[CheckedRow]:
+def _add_targets(task: Task, rows: list[_SourceRow]) -> list[CheckedRow]:
     """The rows of a generation task, with their target texts as they stand in the source."""
     return [
         CheckedRow(row.number, row.text, row.normal, _target(task, row), split_of(row.key, task.data.split), row.slices)
-        for row in found
+        for row in rows
     ]
 
 
-def _target(task: Task, row: _Found) -> str:
+def _target(task: Task, row: _SourceRow) -> str:
     return row.raw_label or "" if task.generate else ""
 
 
 def _label(value: Any, rule: str | Binned | None, known: Iterable[str]) -> str | None:
-    """The label of a cell; None where it is unknown, '' where its number lies in no bin."""
+    """The label of a cell; None if it is unknown, '' if its number lies in no bin."""
     if not isinstance(rule, Binned):
         return str(value) if value is not None and str(value) in known else None
     number = _number(value)
@@ -205,7 +200,7 @@ def _duplicates(rows: list[CheckedRow]) -> set[int]:
 
 
 def _conflicts(rows: list[CheckedRow]) -> set[int]:
-    """Every row whose normalised text stands under two labels, or before two targets: neither can be trusted."""
+    """Every row whose normalised text has two labels or two targets: neither can be trusted."""
     labels: dict[str, set[str]] = defaultdict(set)
     for row in rows:
         labels[row.normal].add(row.label)
@@ -213,11 +208,11 @@ def _conflicts(rows: list[CheckedRow]) -> set[int]:
 
 
 def _overlaps(rows: list[CheckedRow]) -> set[int]:
-    """Rows whose normalised text also stands in a split that judges: test keeps it before dev, dev before train."""
+    """Rows whose normalised text also stands in a split that keeps it first: test, then reserve, dev and train."""
     splits: dict[str, set[Split]] = defaultdict(set)
     for row in rows:
         splits[row.normal].add(row.split)
-    keeper = {normal: next(split for split in _KEPT_FIRST if split in found) for normal, found in splits.items()}
+    keeper = {normal: next(split for split in _KEPT_FIRST if split in own) for normal, own in splits.items()}
     return {row.number for row in rows if row.split != keeper[row.normal]}
 
 
@@ -237,119 +232,52 @@ def _shortages(rows: list[CheckedRow], labels: Iterable[str], data: Data) -> lis
 # ---------------------------------------------------------------- near duplicates
 
 
-class _NearDuplicates(NamedTuple):
-    """The text that speaks for a text's cluster; texts of a cluster too large for one split are `templated`, and have
-    none.
+class _Clusters(NamedTuple):
+    """The representative of each text's cluster; the `templated` texts have none: their cluster is too large for one
+    split.
     """
 
-    speakers: dict[str, str]
+    representatives: dict[str, str]
     templated: set[str]
 
 
-def _near_duplicates(task: Task, found: list[_Found]) -> _NearDuplicates:
-    """Those among all texts, whatever later checks leave out by their labels: no split depends on a label."""
+def _cluster_texts(task: Task, rows: list[_SourceRow]) -> _Clusters:
+    """The clusters of all texts, even those that later checks drop for their labels: no split depends on a label."""
     if task.data.checks.near_duplicate == "off":
-        return _NearDuplicates({}, set())
-    speakers = representatives(row.normal for row in found)
-    largest = max(MAX_CLUSTER, int(MAX_CLUSTER_SHARE * len({row.normal for row in found})))
-    sizes = Counter(speakers.values())
-    templated = {normal for normal, speaker in speakers.items() if sizes[speaker] > largest}
-    return _NearDuplicates(
-        {normal: speaker for normal, speaker in speakers.items() if normal not in templated}, templated
-    )
+        return _Clusters({}, set())
+    representatives = find_representatives(row.normal for row in rows)
+    largest = max(MAX_CLUSTER, int(MAX_CLUSTER_SHARE * len({row.normal for row in rows})))
+    sizes = Counter(representatives.values())
+    templated = {normal for normal, representative in representatives.items() if sizes[representative] > largest}
+    kept = {normal: one for normal, one in representatives.items() if normal not in templated}
+    return _Clusters(kept, templated)
 
 
-def _noted(task: Task, rows: list[CheckedRow], near: _NearDuplicates, book: "_Book") -> list[CheckedRow]:
-    """All of the rows, which are in the split of their cluster already; records how many that concerns."""
-    together = {row.number for row in rows if row.normal in near.speakers}
+def _record_clusters(task: Task, rows: list[CheckedRow], near: _Clusters, log: CheckLog) -> None:
+    """Record how many rows stand in the split of their cluster; their keys have put them there already."""
+    together = {row.number for row in rows if row.normal in near.representatives}
     moved = sum(row.split != split_of(row.normal, task.data.split) for row in rows if row.number in together)
-    alike = {row.number for row in rows if row.normal in near.templated}
-    told = (
-        [f"{_numbered(together)} share the split of what they nearly repeat, {moved} moved there"] if together else []
-    )
-    told += (
-        [f"{len(alike)} rows of a template, too many for one split, stay where their own text puts them"]
-        if alike
-        else []
-    )
-    book.record("near_duplicate", len(together | alike), "; ".join(told))
-    return rows
+    templated = {row.number for row in rows if row.normal in near.templated}
+    details = []
+    if together:
+        details.append(f"{describe_rows(together)} share the split of what they nearly repeat, {moved} moved there")
+    if templated:
+        details.append(
+            f"{len(templated)} rows of a template, too many for one split, stay where their own text puts them"
+        )
+    log.record("near_duplicate", len(together | templated), "; ".join(details))
 
 
-def _beside(rows: list[CheckedRow], near: _NearDuplicates) -> set[int]:
-    """Rows of groups that nearly stand in a split kept first, under another text: a group is not moved for one row of
-    it.
+def _near_overlaps(rows: list[CheckedRow], near: _Clusters) -> set[int]:
+    """Rows of groups with a near duplicate, another text, in a split that keeps it first: a group is not moved for one
+    of its rows.
     """
     texts: dict[tuple[str, Split], set[str]] = defaultdict(set)
     for row in rows:
-        texts[near.speakers.get(row.normal, row.normal), row.split].add(row.normal)
+        texts[near.representatives.get(row.normal, row.normal), row.split].add(row.normal)
     return {
         row.number
         for row in rows
-        if (speaker := near.speakers.get(row.normal)) is not None
-        and any(texts[speaker, split] - {row.normal} for split in _KEPT_FIRST[: _KEPT_FIRST.index(row.split)])
+        if (representative := near.representatives.get(row.normal)) is not None
+        and any(texts[representative, split] - {row.normal} for split in _KEPT_FIRST[: _KEPT_FIRST.index(row.split)])
     }
-
-
-# ---------------------------------------------------------------- bookkeeping
-
-
-_MEANING = {
-    "encoding": "bytes that are not UTF-8",
-    "empty_text": "no text, or no target",
-    "unknown_label": "a label that the task's `labels` or bins do not name",
-    "duplicate": "a text that came before under the same label or target",
-    "conflicting_label": "a text that stands under two labels or targets",
-    "split_overlap": "a text that stands in another split too",
-    "near_duplicate": "texts that differ from another in little more than punctuation",
-    "rows_per_label": "too few rows",
-}
-
-
-class _Book:
-    """Applies the policy of each check and keeps its record, in the order of the checks."""
-
-    def __init__(self, data: Data, source: str) -> None:
-        self.data = data
-        self.source = source
-        self.checks: list[DataCheck] = []
-
-    def policy(self, name: str) -> Any:
-        """block, warn or off, as the task file says."""
-        return getattr(self.data.checks, name)
-
-    def without(self, name: str, rows: list[_Kind], concerned: set[int]) -> list[_Kind]:
-        """`rows` without those of the concerned numbers, or all of them where the check is off; DataError on block."""
-        if self.policy(name) == "off":
-            self.record(name, 0, "")
-            return rows
-        self.record(name, len(concerned), _numbered(concerned) if concerned else "")
-        return [row for row in rows if row.number not in concerned]
-
-    def enough(self, rows: list[CheckedRow], labels: Iterable[str]) -> None:
-        """Records whether every label has the rows it needs; counts shortages, leaves nothing out."""
-        found = [] if self.policy("rows_per_label") == "off" else _shortages(rows, labels, self.data)
-        self.record("rows_per_label", len(found), "; ".join(found))
-
-    def record(self, name: str, count: int, detail: str) -> None:
-        """One check's line; DataError where it found rows and its policy is block."""
-        policy = self.policy(name)
-        outcome = {"off": "off", "warn": "warned"}.get(policy, "blocked") if count or policy == "off" else "ok"
-        check = DataCheck.model_validate(
-            {"name": name, "policy": policy, "count": count, "outcome": outcome, "detail": detail}
-        )
-        if outcome == "blocked":
-            raise DataError(
-                f"{self.source}: check {name} found {count}: {detail}; it looks for {_MEANING[name]}; mend the "
-                f"source, or set data.checks.{name} to warn"
-            )
-        if outcome == "warned":
-            log.warning("%s: check %s found %d: %s", self.source, name, count, detail)
-        self.checks.append(check)
-
-
-def _numbered(numbers: Iterable[int]) -> str:
-    """Up to three row numbers in words."""
-    ordered = sorted(numbers)
-    word = "row" if len(ordered) == 1 else "rows"
-    return f"{word} {', '.join(map(str, ordered[:3]))}{' and more' if len(ordered) > 3 else ''}"

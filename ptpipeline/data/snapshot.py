@@ -1,8 +1,8 @@
 """Snapshots: one immutable, content-addressed copy of a task's rows in the object store.
 
-`snapshots/<task>/<digest>/{train,dev,test}.parquet`, and `reserve.parquet` where the task holds rows back, then
-`manifest.json`, whose presence means that all of it is there. The digest covers row identities, texts, labels and slice
-values, not Parquet's bytes, which may differ between versions.
+`snapshots/<task>/<digest>/{train,dev,test}.parquet`, and `reserve.parquet` if the task holds rows back, then
+`manifest.json`, whose presence means that the snapshot is complete. The digest covers row identities, texts, labels and
+slice values, not Parquet's bytes, which may differ between versions.
 """
 
 import hashlib
@@ -11,11 +11,11 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from ptpipeline.data.parquet import table_in
+from ptpipeline.data.parquet import read_table
 from ptpipeline.data.rows import CheckedRow, CheckedRows, Row, check_rows
 from ptpipeline.data.sources import read_rows, source_key
 from ptpipeline.errors import ArtifactError, DataError, NotFound, PreconditionFailed
@@ -30,15 +30,15 @@ COLUMNS = ("id", "text", "label")
 def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
     """Read, check and split the task's rows and store them; equal rows give the same snapshot.
 
-    Idempotent: where the manifest is there already nothing is written, and the record returned carries the present
-    source key and check counts. Raises DataError where the source or a blocking check says so.
+    Idempotent: if the manifest is already there, nothing is written, and the record returned has the present source key
+    and check counts. Raises DataError if the source is not readable, a check blocks, or a split is too small.
     """
     key = source_key(task, home)
     source = read_rows(task, home)
     checked = check_rows(task, source)
     splits = _split_rows(checked.rows, task)
     _check_sizes(source.source, splits)
-    snapshot = _described(task, (source.source, key), checked, splits)
+    snapshot = _describe(task, _Origin(source.source, key), checked, splits)
     if not store.exists(snapshot_manifest_key(task.name, snapshot.digest)):
         for split, rows in splits.items():
             _store_split(store, snapshot, split, rows)
@@ -47,7 +47,7 @@ def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
 
 
 def _check_sizes(source: str, splits: dict[Split, list[Row]]) -> None:
-    """Whatever the policies: nothing trains or is judged without rows, and an interval over test rows needs two."""
+    """Every split needs rows under any policy, and an interval over test rows needs two."""
     needed: dict[Split, int] = {"train": 1, "dev": 1, "test": 2, "reserve": 2}
     for split in splits:
         if len(splits[split]) < (count := needed[split]):
@@ -58,7 +58,10 @@ def _check_sizes(source: str, splits: dict[Split, list[Row]]) -> None:
 
 
 def read_snapshot(store: ObjectStore, task: str, digest: str) -> Snapshot:
-    """The manifest of that snapshot; NotFound where there is no complete one, ArtifactError where it was altered."""
+    """Return the manifest of a snapshot.
+
+    Raises NotFound if there is no complete one, ArtifactError if it was altered.
+    """
     key = snapshot_manifest_key(task, digest)
     try:
         snapshot = Snapshot.model_validate_json(store.read(key).body)
@@ -77,9 +80,9 @@ def read_snapshot(store: ObjectStore, task: str, digest: str) -> Snapshot:
 
 
 def load_split(store: ObjectStore, snapshot: Snapshot, split: Split) -> list[Row]:
-    """The rows of a split, verified; ArtifactError where its object is missing, truncated or altered.
+    """Return the verified rows of a split.
 
-    NotFound where the snapshot has no such split.
+    Raises ArtifactError if its object is missing, truncated or altered, NotFound if the snapshot has no such split.
     """
     key, stated = split_key(snapshot.task, snapshot.digest, split), snapshot.split(split)
     try:
@@ -89,7 +92,7 @@ def load_split(store: ObjectStore, snapshot: Snapshot, split: Split) -> list[Row
             f"{store.url}/{key}: missing although the manifest is there; run `ptp ingest {snapshot.task}` "
             "after deleting the manifest"
         ) from None
-    rows = _decoded(body, f"{store.url}/{key}", snapshot.slices)
+    rows = _decode(body, f"{store.url}/{key}", snapshot.slices)
     actual = _rows_digest(rows)
     if actual != stated.digest or _slices_digest(rows, snapshot.slices) != stated.slices:
         raise ArtifactError(
@@ -107,8 +110,8 @@ def load_split(store: ObjectStore, snapshot: Snapshot, split: Split) -> list[Row
 # ---------------------------------------------------------------- identity
 
 
-def identified(rows: Iterable[CheckedRow]) -> Iterator[Row]:
-    """The rows with their ids, in order."""
+def identify_rows(rows: Iterable[CheckedRow]) -> Iterator[Row]:
+    """Yield the rows with their ids, in order."""
     seen: Counter[str] = Counter()
     for row in rows:
         identity = hashlib.sha256(row.normal.encode()).hexdigest()[:16]
@@ -121,20 +124,26 @@ def _split_rows(rows: list[CheckedRow], task: Task) -> dict[Split, list[Row]]:
     splits: dict[Split, list[Row]] = {split: [] for split in SPLITS}
     if task.data.split.reserve:
         splits["reserve"] = []
-    for checked, row in zip(rows, identified(rows), strict=True):
+    for checked, row in zip(rows, identify_rows(rows), strict=True):
         splits[checked.split].append(row)
     return splits
 
 
-def _described(task: Task, origin: tuple[str, str], checked: CheckedRows, splits: dict[Split, list[Row]]) -> Snapshot:
+class _Origin(NamedTuple):
+    """The source in words, and its key."""
+
+    name: str
+    key: str
+
+
+def _describe(task: Task, origin: _Origin, checked: CheckedRows, splits: dict[Split, list[Row]]) -> Snapshot:
     infos = {split: _split_info(rows, task) for split, rows in splits.items()}
-    name, key = origin
     slices = task.data.slices
     return Snapshot(
         task=task.name,
         digest=_digest(task.name, infos, slices),
-        source=name,
-        source_key=key,
+        source=origin.name,
+        source_key=origin.key,
         checks=checked.checks,
         slices=slices,
         **infos,
@@ -180,7 +189,7 @@ def _lines_digest(lines: Iterable[tuple[str, ...]]) -> str:
 
 def _store_split(store: ObjectStore, snapshot: Snapshot, split: Split, rows: list[Row]) -> None:
     try:
-        store.create(split_key(snapshot.task, snapshot.digest, split), _encoded(rows, snapshot.slices))
+        store.create(split_key(snapshot.task, snapshot.digest, split), _encode(rows, snapshot.slices))
     except PreconditionFailed:  # another Parquet version wrote it before a crash: the rows decide
         load_split(store, snapshot, split)
 
@@ -197,7 +206,7 @@ def _columns(slices: list[str]) -> list[str]:
     return [*COLUMNS, *(f"slice.{column}" for column in slices)]
 
 
-def _encoded(rows: list[Row], slices: list[str]) -> bytes:
+def _encode(rows: list[Row], slices: list[str]) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -213,15 +222,15 @@ def _encoded(rows: list[Row], slices: list[str]) -> bytes:
     return buffer.getvalue()
 
 
-def _decoded(body: bytes, where: str, slices: list[str]) -> list[Row]:
+def _decode(body: bytes, address: str, slices: list[str]) -> list[Row]:
     import pyarrow as pa
 
     try:
-        table = table_in(body, _columns(slices))
+        table = read_table(body, _columns(slices))
         columns = [table.column(name).to_pylist() for name in _columns(slices)]
     except (pa.ArrowException, KeyError, OSError, ValueError) as error:
         raise ArtifactError(
-            f"{where}: {len(body)} bytes are no Parquet file with {', '.join(_columns(slices))} "
+            f"{address}: {len(body)} bytes are not a Parquet file with {', '.join(_columns(slices))} "
             f"({type(error).__name__}); the object is truncated or altered"
         ) from None
     return [Row(identity, text, label, tuple(values)) for identity, text, label, *values in zip(*columns, strict=True)]

@@ -1,7 +1,7 @@
-"""Reading a task's rows: from a local file, or from a member of a pinned package, through `datasets`.
+"""Reads a task's rows from a local file or a member of a pinned package, through `datasets`.
 
-Text files are UTF-8; bytes that are not become U+FFFD, which the encoding check counts. Every csv and tsv column is
-text, so that `001`, `NA` and `null` stay what the file says.
+Text files are UTF-8; other bytes become U+FFFD, which the check `encoding` counts. Every csv and tsv column is read as
+text, so that `001`, `NA` and `null` stay as they are in the file.
 """
 
 import csv
@@ -18,8 +18,8 @@ from ptpipeline.packages import package_member
 from ptpipeline.records import digest_of
 from ptpipeline.task.task import Binned, Source, Task
 
+# Part of every source key: raise it by one if the same source would give other rows.
 INGEST_VERSION = 2
-"""Part of every source key: raise it where the same source would give other rows."""
 
 MAX_SLICE_VALUES = 50
 MAX_NAME, MAX_NAME_WORDS = 40, 3  # of a column, in characters and in words
@@ -29,8 +29,8 @@ _TEXT_TYPES = ("string", "large_string", "string_view")
 class SourceRows(NamedTuple):
     """The columns of a source that a task names, equally long, in file order; `groups` is None without a group column.
 
-    `labels` holds the targets of a generation task; `slices` each row's values of the slice columns as text, empty
-    where the task names none.
+    `labels` holds the targets of a generation task; `slices` has each row's values of the slice columns as text, and is
+    empty if the task names none.
     """
 
     source: str
@@ -41,10 +41,10 @@ class SourceRows(NamedTuple):
 
 
 def source_key(task: Task, home: Path) -> str:
-    """A cheap identity of what ingest would read: an unchanged key means that no new snapshot is needed.
+    """Return a cheap identity of what ingest would read: if the key is unchanged, no new snapshot is needed.
 
     Covers the data settings, the labels' names, and the package pin, or size and sha256 of a local file. Raises
-    DataError where the local file is missing.
+    DataError if the local file is missing.
     """
     content = None if task.data.source.path is None else _file_identity(_local_file(task, home))
     settings = task.data.model_dump(mode="json", exclude={"target"} if task.data.target is None else None)
@@ -52,15 +52,15 @@ def source_key(task: Task, home: Path) -> str:
 
 
 def source_name(source: Source) -> str:
-    """The source in words, as errors and manifests name it."""
+    """Return the source in words, as errors and manifests name it."""
     return source.path if source.path is not None else f"{source.package}:{source.member}"
 
 
 def read_rows(task: Task, home: Path) -> SourceRows:
-    """The text, label (or target), group and slice columns of the task's source.
+    """Return the text, label (or target), group and slice columns of the task's source.
 
-    Raises DataError where the file is missing, empty, malformed, has not the columns that the task names, or has a
-    slice column of more than MAX_SLICE_VALUES distinct values; ServiceUnavailable where a package cannot be fetched.
+    Raises DataError if the file is missing, empty, malformed, lacks a column that the task names, or has a slice column
+    of more than MAX_SLICE_VALUES distinct values; ServiceUnavailable if a package cannot be fetched.
     """
     source, name = task.data.source, source_name(task.data.source)
     path = _local_file(task, home)
@@ -70,17 +70,8 @@ def read_rows(task: Task, home: Path) -> SourceRows:
     label = task.data.label.column if isinstance(task.data.label, Binned) else task.data.label
     group, texts = task.data.split.group, {"text": task.data.text, "target": task.data.target}
     named = {**texts, "label": label, "split.group": group}
-    for field, column in [*named.items(), *(("slices", column) for column in task.data.slices)]:
-        if column is not None and column not in table.column_names:
-            raise DataError(
-                f"{name}: no column {column!r}, which data.{field} names; the columns are {_named(table.column_names)}"
-            )
-    if len(table) == 0:
-        raise DataError(f"{name}: the file has columns but no rows")
-    for field, column in texts.items():
-        kind = getattr(table.features[column], "dtype", "nested values") if column else "string"
-        if kind not in _TEXT_TYPES:
-            raise DataError(f"{name}: column {column!r}, which data.{field} names, holds {kind}; expected text")
+    _check_columns(name, [*named.items(), *(("slices", column) for column in task.data.slices)], table)
+    _check_types(name, texts, table)
     answers = table[label or task.data.target]
     slices = list(zip(*(_slice_values(name, column, table[column]) for column in task.data.slices), strict=True))
     return SourceRows(
@@ -88,13 +79,30 @@ def read_rows(task: Task, home: Path) -> SourceRows:
     )
 
 
+def _check_columns(name: str, named: Iterable[tuple[str, str | None]], table: Any) -> None:
+    """Raise DataError if the file lacks a column that a field of `data` names, or has no rows."""
+    for field, column in named:
+        if column is not None and column not in table.column_names:
+            there = _list_columns(table.column_names)
+            raise DataError(f"{name}: no column {column!r}, which data.{field} names; the columns are {there}")
+    if len(table) == 0:
+        raise DataError(f"{name}: the file has columns but no rows")
+
+
+def _check_types(name: str, texts: dict[str, str | None], table: Any) -> None:
+    for field, column in texts.items():
+        kind = getattr(table.features[column], "dtype", "nested values") if column else "string"
+        if kind not in _TEXT_TYPES:
+            raise DataError(f"{name}: column {column!r}, which data.{field} names, holds {kind}; expected text")
+
+
 def _slice_values(name: str, column: str, cells: Iterable[Any]) -> list[str]:
-    """The cells as text, empty for a missing one; DataError where they are too many to be kinds of rows."""
+    """The cells as text, empty for a missing one; DataError if there are too many values to be kinds of rows."""
     values = ["" if cell is None or cell != cell else str(cell) for cell in cells]
     if (kinds := len(set(values))) > MAX_SLICE_VALUES:
         raise DataError(
-            f"{name}: column {column!r}, which data.slices names, has {kinds} distinct values, at most "
-            f"{MAX_SLICE_VALUES} make slices; take a column of kinds, or leave it out"
+            f"{name}: column {column!r}, which data.slices names, has {kinds} distinct values; a slice "
+            f"column may have at most {MAX_SLICE_VALUES}; name a column with fewer, or leave it out"
         )
     return values
 
@@ -118,12 +126,12 @@ def _file_identity(path: Path) -> dict[str, Any]:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _named(columns: list[str]) -> str:
-    """The columns for a message; of a first line that reads like a row only how many, since a text of a row stays out
-    of messages.
+def _list_columns(columns: list[str]) -> str:
+    """The columns for a message; only their number if the first line reads like a row, because messages must not show
+    texts of rows.
     """
     if any(len(column) > MAX_NAME or len(column.split()) > MAX_NAME_WORDS for column in columns):
-        return f"{len(columns)} of which one is too long for a name, so that the first line may be a row"
+        return f"{len(columns)}, of which one is too long for a name; the first line may be a row"
     return ", ".join(columns)
 
 
@@ -131,7 +139,7 @@ def _named(columns: list[str]) -> str:
 
 
 def _load(path: Path, source: Source, home: Path) -> Any:
-    """The file as a `datasets.Dataset`; its Arrow cache lives only for the call, because snapshots keep the rows."""
+    """The file as a `datasets.Dataset`; its Arrow cache is deleted afterwards, because snapshots keep the rows."""
     home.mkdir(parents=True, exist_ok=True)
     import datasets
     from pandas.errors import ParserWarning
@@ -139,7 +147,7 @@ def _load(path: Path, source: Source, home: Path) -> Any:
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     with tempfile.TemporaryDirectory(prefix=".read-", dir=home) as cache, warnings.catch_warnings():
-        warnings.simplefilter("error", ParserWarning)  # pandas would cut rows with too many fields, and only warn
+        warnings.simplefilter("error", ParserWarning)  # pandas only warns when it cuts rows with too many fields
         try:
             return _reader(datasets, source)(
                 str(path), keep_in_memory=True, cache_dir=cache, **_options(datasets, path, source)
@@ -168,7 +176,7 @@ def _options(datasets: Any, path: Path, source: Source) -> dict[str, Any]:
 
 
 def _header(path: Path, source: Source) -> list[str]:
-    """The column names in the first line that is not blank; DataError where two are the same."""
+    """The column names in the first line that is not blank; DataError if two are the same or one is empty."""
     dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if source.format == "tsv" else {}
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         columns = next((row for row in csv.reader(file, **dialect) if len(row) > 1 or "".join(row).strip()), [])
@@ -178,28 +186,27 @@ def _header(path: Path, source: Source) -> list[str]:
     if twice or "" in columns or not columns:
         raise DataError(
             f"{source_name(source)}: the header line needs one distinct name per column, found "
-            f"{_named(list(map(repr, columns)))}; or name them in data.source.columns"
+            f"{_list_columns(list(map(repr, columns)))}; or name them in data.source.columns"
         )
     return columns
 
 
 def _reason(error: BaseException) -> str:
-    """What the reader said at the bottom of its chain of causes, on one line; it names lines and fields, not texts."""
+    """The message of the reader's first cause on one line; it names lines and fields, not texts."""
     while error.__cause__ is not None:
         error = error.__cause__
     text = " ".join(str(error).split()) or "no rows found"
-    return (
-        "there are no rows" if "corresponds to no data" in text or text.startswith("BatchSize") else text
-    )  # an empty Parquet table
+    empty = "corresponds to no data" in text or text.startswith("BatchSize")  # what an empty Parquet table gives
+    return "there are no rows" if empty else text
 
 
 def _broken_line(path: Path) -> str | None:
-    """The first line that is no JSON object, by its number in the file: the reader counts within its own blocks."""
+    """The first line that is not a JSON object, by its number in the file: the reader counts within its own blocks."""
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
                 if line.strip() and not isinstance(json.loads(line.rstrip()), dict):
-                    return f"line {number} holds no JSON object"
+                    return f"line {number} is not a JSON object"
             except json.JSONDecodeError as error:
                 return f"line {number}, column {error.colno}: {error.msg}"
     return None

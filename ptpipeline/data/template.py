@@ -1,4 +1,4 @@
-"""Putting a text into a task's template: named fields only, no attributes, indexes or formats."""
+"""Puts a text into a task's template: named fields only, no attributes, indexes or formats."""
 
 import string
 
@@ -7,9 +7,9 @@ from ptpipeline.task.task import checked_template
 
 
 def render(template: str, text: str) -> str:
-    """`template` with its one `{text}` replaced by `text`, taken literally: braces in it stay as they are.
+    """Return `template` with its one `{text}` replaced by `text`, taken literally: braces in the text stay.
 
-    Raises DataError where the template has other fields, or reaches into attributes.
+    Raises DataError if the template has other fields or reaches into attributes.
     """
     try:
         checked_template(template)

@@ -1,4 +1,4 @@
-"""Texts and labels as token ids, with every bound of the model's context checked before any work starts."""
+"""Texts and labels as token ids; every limit of the model's context is checked before any work starts."""
 
 from collections.abc import Callable, Sequence
 from itertools import permutations
@@ -15,10 +15,10 @@ CONTENT_FREE = ("N/A", "[MASK]", "")  # the inputs of Zhao et al. 2021, section 
 
 
 class LabelTokens(NamedTuple):
-    """A task's label names, the token ids of each one's words, and how they are ranked.
+    """A task's label names, the token ids of each label's words, and how the labels are ranked.
 
-    `normalised`: by log-likelihood per token. `content_free`: rendered texts without content as token ids; what a label
-    gets behind these is taken off. None where labels are not calibrated.
+    `normalised`: by log-likelihood per token. `content_free`: the token ids of rendered texts without content, whose
+    scores calibrate the labels (Zhao et al. 2021); empty if labels are not calibrated.
     """
 
     names: tuple[str, ...]
@@ -33,7 +33,7 @@ class LabelTokens(NamedTuple):
 
 
 class FreeText(NamedTuple):
-    """A generation task's answers: any text of up to `limit` tokens, which the token `end` ends."""
+    """A generation task's answers: any text of up to `limit` tokens, ended by the token `end`."""
 
     limit: int
     end: int
@@ -44,12 +44,11 @@ class FreeText(NamedTuple):
         return self.limit
 
     def target(self, rendered: str, target: str, what: str, encode: Encode) -> tuple[int, ...]:
-        """Token ids of a target behind its rendered text, then the end token, which does not count towards the limit.
+        """Return the token ids of a target behind its rendered text, then the end token, which the limit excludes.
 
-        One space joins the two unless the text ends in white space, since byte-pair vocabularies hold words with the
-        space in front of them. ContextError naming `what` where the target has more tokens than will ever be generated.
+        Raises ContextError naming `what` if the target has more than `limit` tokens.
         """
-        ids = encode(("" if rendered[-1:].isspace() else " ") + target.strip(), False)
+        ids = encode(space_target(rendered, target), False)
         if len(ids) > self.limit:
             raise ContextError(
                 f"{what}: the target has {len(ids)} tokens, at most {self.limit} are generated; raise "
@@ -59,7 +58,7 @@ class FreeText(NamedTuple):
 
 
 class EncodedRow(NamedTuple):
-    """One rendered text as token ids, the ids that are to follow it, and the label or target that they stand for."""
+    """One rendered text as token ids, the ids that should follow it, and their label or target in words."""
 
     id: str
     ids: list[int]
@@ -67,8 +66,19 @@ class EncodedRow(NamedTuple):
     label: str
 
 
+def space_target(rendered: str, target: str) -> str:
+    """Return a target as it follows its rendered text: behind one space, unless the text ends in white space.
+
+    Byte-pair vocabularies hold words with the space in front of them.
+    """
+    return ("" if rendered[-1:].isspace() else " ") + target.strip()
+
+
 def label_tokens(task: str, labels: dict[str, str], encode: Encode) -> LabelTokens:
-    """Token ids of every label's words; TaskFileError where one has none, or all of another's at its beginning."""
+    """Return the token ids of every label's words.
+
+    Raises TaskFileError if a label has no tokens, or if a label's tokens begin with all tokens of another.
+    """
     ids = tuple(tuple(encode(words, False)) for words in labels.values())
     for name, tokens in zip(labels, ids, strict=True):
         if not tokens:
@@ -81,16 +91,16 @@ def label_tokens(task: str, labels: dict[str, str], encode: Encode) -> LabelToke
         if long[: len(short)] == short:
             raise TaskFileError(
                 f"task {task}: labels.{two}: {labels[two]!r} begins with all tokens of {labels[one]!r} "
-                f"(labels.{one}), which is always the likelier; give it other words"
+                f"(labels.{one}), which is then always likelier; give it other words"
             )
     return LabelTokens(tuple(labels), ids)
 
 
-def scored(labels: LabelTokens, scoring: Scoring, template: str, limit: int, encode: Encode) -> LabelTokens:
-    """The labels as `scoring` ranks them behind texts of this template; an input without content that has no tokens is
-    left out.
+def apply_scoring(labels: LabelTokens, scoring: Scoring, template: str, limit: int, encode: Encode) -> LabelTokens:
+    """Return the labels with what `scoring` needs to rank them behind texts of this template.
 
-    Raises ContextError where the template itself has more tokens than `limit`.
+    A content-free input that has no tokens is left out. Raises ContextError if the template alone has more tokens than
+    `limit`.
     """
     free = [tuple(encode(render(template, text), True)) for text in CONTENT_FREE] if scoring.calibrated else []
     if free and (longest := max(map(len, free))) > limit:
@@ -102,23 +112,25 @@ def scored(labels: LabelTokens, scoring: Scoring, template: str, limit: int, enc
 
 
 def max_input_tokens(context: int, virtual_tokens: int, answers: LabelTokens | FreeText) -> int:
-    """How many tokens a rendered text may have: the context less the prompt and the longest label, or all new tokens.
+    """Return how many tokens a rendered text may have: the context minus the prompt and the longest answer.
 
-    Raises ContextError where that leaves no room for a text.
+    Raises ContextError if that leaves no room for a text.
     """
     room = context - virtual_tokens - answers.longest
     if room < 1:
         answer = "a label" if isinstance(answers, LabelTokens) else "an answer"
         raise ContextError(
             f"tune.num_virtual_tokens: {virtual_tokens} virtual tokens and {answer} of {answers.longest} leave "
-            "no room for text "
-            f"in the base model's context of {context}; take a shorter prompt"
+            f"no room for text in the base model's context of {context}; take a shorter prompt"
         )
     return room
 
 
 def encode_text(template: str, text: str, limit: int, what: str, encode: Encode) -> list[int]:
-    """Token ids of the rendered text; ContextError naming `what` where they are more than `limit`, or none."""
+    """Return the token ids of the rendered text.
+
+    Raises ContextError naming `what` if there are none, or more than `limit`.
+    """
     ids = encode(render(template, text), True)
     if not ids:
         raise ContextError(f"{what}: the rendered text has no tokens")
@@ -130,7 +142,7 @@ def encode_text(template: str, text: str, limit: int, what: str, encode: Encode)
 
 
 class TaskText(NamedTuple):
-    """How one task turns rows into tokens; `labels` is empty where it answers in `free` text."""
+    """How one task turns rows into tokens; `labels` is empty if the task answers in `free` text."""
 
     task: str
     template: str
@@ -140,7 +152,7 @@ class TaskText(NamedTuple):
     free: FreeText | None = None
 
     def rows(self, rows: Sequence[Row]) -> list[EncodedRow]:
-        """All rows encoded; ContextError names the first whose text or target is too long."""
+        """Return the rows as token ids; raises ContextError naming the first row whose text or target is too long."""
         return [self._row(row) for row in rows]
 
     def _row(self, row: Row) -> EncodedRow:

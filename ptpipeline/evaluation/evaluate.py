@@ -3,11 +3,11 @@
 import time
 
 from ptpipeline.data.snapshot import load_split
-from ptpipeline.evaluation.baselines import Bare, Setup, baselines
-from ptpipeline.evaluation.generated import generated
+from ptpipeline.evaluation.answers import measure_generated, measure_rankings
+from ptpipeline.evaluation.baselines import Bare, Setup, measure_baselines
 from ptpipeline.evaluation.key import evaluation_key
-from ptpipeline.evaluation.measurement import Measurement, Sample, store_rows
-from ptpipeline.evaluation.ranked import ranked
+from ptpipeline.evaluation.measurement import Measurement, Sample
+from ptpipeline.evaluation.results import store_results
 from ptpipeline.prompts.artifact import Artifact, read_ensemble
 from ptpipeline.records import Report, Snapshot
 from ptpipeline.serving.engine import Engine, Question
@@ -20,19 +20,19 @@ PLAIN = Setup()
 def evaluate(
     engine: Engine, artifact: Artifact, snapshot: Snapshot, store: ObjectStore, setup: Setup = PLAIN
 ) -> Report:
-    """The report of a stored prompt over the rows of the setup's split; the rows' results are stored beside it.
+    """Return the report of a stored prompt over the rows of the setup's split, and store the rows' results beside it.
 
-    Raises ContextError where a text does not fit, and what Engine.load raises.
+    Raises ContextError if a text does not fit, and what Engine.load raises.
     """
     started = time.perf_counter()
     manifest, sample = artifact.manifest, Sample.of(store, snapshot, setup.split, setup.slices)
     engine.load(artifact, read_ensemble(store, artifact))
-    measured = answered(engine, artifact, sample)
+    measured = measure_prompt(engine, artifact, sample)
     bare = Bare.of(engine.base, manifest, sample, load_split(store, snapshot, "train"))
-    beside = baselines(bare, store, setup)
+    beside = measure_baselines(bare, store, setup)
     key = evaluation_key(artifact.digest, sample.identity, str(engine.base.dtype), setup.hard_prompt)
     rows_key = results_key(manifest.task, key)
-    store_rows(store, rows_key, sample.columns([len(ids) for ids in bare.encoded]) | measured.columns)
+    store_results(store, rows_key, sample.columns([len(ids) for ids in bare.encoded]) | measured.columns)
     return Report(
         task=manifest.task,
         digest=artifact.digest,
@@ -53,9 +53,12 @@ def evaluate(
     )
 
 
-def answered(engine: Engine, artifact: Artifact, sample: Sample) -> Measurement:
-    """Every row of a sample behind the prompt, which the engine has loaded; ContextError where a text does not fit."""
+def measure_prompt(engine: Engine, artifact: Artifact, sample: Sample) -> Measurement:
+    """Measure a prompt that the engine has loaded on every row of a sample.
+
+    Raises ContextError if a text does not fit.
+    """
     questions = [Question(artifact.digest, row.text) for row in sample.rows]
     if artifact.manifest.generate:
-        return generated(sample.answers, engine.generate(questions))
-    return ranked(sample.answers, list(artifact.manifest.labels), engine.score_labels(questions))
+        return measure_generated(sample.answers, engine.generate(questions))
+    return measure_rankings(sample.answers, list(artifact.manifest.labels), engine.score_labels(questions))

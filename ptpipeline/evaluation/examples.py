@@ -1,5 +1,6 @@
-"""The hard prompt in words: training rows chosen and written out with the task's template, joined by blank lines (Brown
-et al. 2020, section 2).
+"""The hard prompt in words: training rows written out with the task's template, joined by blank lines.
+
+Source: Brown et al. 2020, section 2.
 """
 
 import hashlib
@@ -10,6 +11,7 @@ from typing import NamedTuple
 
 from ptpipeline.data.rows import Row
 from ptpipeline.data.template import render
+from ptpipeline.data.tokens import space_target
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.records import PromptManifest
 from ptpipeline.task.task import HardPrompt
@@ -17,10 +19,11 @@ from ptpipeline.task.task import HardPrompt
 log = logging.getLogger(__name__)
 
 
-def chosen(train: Sequence[Row], count: int, labelled: bool) -> list[Row]:
-    """`count` training rows, out of the shorter half of each label's in turn, by a hash of their ids.
+def choose_examples(train: Sequence[Row], count: int, labelled: bool) -> list[Row]:
+    """Return `count` training rows, taken from the labels in turn, each from the shorter half of its rows.
 
-    The same rows are chosen whatever order they come in. Where answers are free texts they count as one label.
+    The order is by a hash of the rows' ids, so that the same rows are chosen in any order. Free texts count as one
+    label.
     """
     groups: dict[str, list[Row]] = defaultdict(list)
     for row in train:
@@ -38,50 +41,50 @@ def _order(row: Row) -> str:
 
 
 class Writer(NamedTuple):
-    """Writes rows as a model and a manifest have them: template, then the label's words or the target."""
+    """Writes rows as a base model reads them: the manifest's template, then the label's words or the target."""
 
     base: FrozenBase
     manifest: PromptManifest
 
-    def hard_prompt(self, wanted: HardPrompt, train: Sequence[Row], room: int) -> list[int]:
-        """Token ids of BOS, instruction and examples, with a blank line behind each; as many examples as `room` tokens
-        hold.
+    def write(self, wanted: HardPrompt, train: Sequence[Row], room: int) -> list[int]:
+        """Return the token ids of BOS, instruction and examples, each followed by a blank line: at most `room` tokens.
 
-        Empty, with a warning, where not even one fits.
+        Warns if fewer examples fit than are wanted; empty if the instruction does not fit, or there is neither an
+        instruction nor an example that fits.
         """
         blank = self.base.encode("\n\n", False)
         start = [] if self.base.bos is None else [self.base.bos]
         if wanted.instruction.strip():
             start += self.base.encode(wanted.instruction.strip(), False) + blank
         known = [row for row in train if not self.manifest.labels or row.label in self.manifest.labels]
-        examples = [self._example(row) + blank for row in chosen(known, wanted.examples, bool(self.manifest.labels))]
+        examples = [
+            self._write_example(row) + blank
+            for row in choose_examples(known, wanted.examples, bool(self.manifest.labels))
+        ]
         fitting = _fitting(start, examples, room)
         if len(fitting) < wanted.examples:
             log.warning(
-                "%s: the hard prompt has %d of %d examples: no more fit the context, or there are no more",
+                "%s: the hard prompt has %d of %d examples: there is no room for more, or there are no more rows",
                 self.manifest.task,
                 len(fitting),
                 wanted.examples,
             )
-        said = bool(fitting or wanted.instruction.strip()) and len(start) <= room
-        return start + [token for example in fitting for token in example] if said else []
+        if len(start) > room or not (fitting or wanted.instruction.strip()):
+            return []
+        return start + [token for example in fitting for token in example]
 
-    def _example(self, row: Row) -> list[int]:
+    def _write_example(self, row: Row) -> list[int]:
         text = render(self.manifest.template, row.text)
-        words = (
-            self.manifest.labels[row.label]
-            if self.manifest.labels
-            else ("" if text[-1:].isspace() else " ") + row.label.strip()
-        )
+        words = self.manifest.labels[row.label] if self.manifest.labels else space_target(text, row.label)
         return self.base.encode(text, False) + self.base.encode(words, False)
 
 
 def _fitting(start: list[int], examples: list[list[int]], room: int) -> list[list[int]]:
     """The first examples that fit behind the start."""
-    used, found = len(start), []
+    used, fitting = len(start), []
     for example in examples:
         used += len(example)
         if used > room:
             break
-        found.append(example)
-    return found
+        fitting.append(example)
+    return fitting

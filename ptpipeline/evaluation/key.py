@@ -3,19 +3,20 @@
 from ptpipeline.records import SplitInfo, digest_of
 from ptpipeline.task.task import HardPrompt
 
-SCORING_VERSION = 2  # raise by one whenever the same prompt and rows would be scored otherwise
+SCORING_VERSION = 2  # raise by one if the same prompt and rows would be scored differently
 
 
 def rows_identity(split: SplitInfo) -> str:
-    """What results of these rows are kept under: their digest, and where they have slices, which the results repeat,
-    those too.
+    """Return the identity of measured rows: their digest, with that of their slices if they have any, because results
+    repeat the slices.
     """
     return split.digest if split.slices is None else digest_of([split.digest, split.slices])
 
 
 def evaluation_key(digest: str, rows: str, compute_dtype: str, hard_prompt: HardPrompt | None = None) -> str:
-    """Digest of prompt, measured rows (`rows_identity`), scoring and hard prompt beside it; the prompt's digest covers
-    base, template and labels.
+    """Return the digest of prompt, measured rows (`rows_identity`), scoring and hard prompt.
+
+    The prompt's digest covers base, template and labels.
     """
     scoring = {"method": "rank", "version": SCORING_VERSION, "dtype": compute_dtype.removeprefix("torch.")}
     beside = (

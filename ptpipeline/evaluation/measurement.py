@@ -1,17 +1,10 @@
-"""What was measured on the rows of a split, by label ranking or by generation, and the file that keeps it row
-by row.
-"""
+"""What is measured on the rows of a split: the rows themselves, and the scores of one set of answers to them."""
 
-import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from ptpipeline.data.rows import Row
 from ptpipeline.data.snapshot import load_split
-from ptpipeline.errors import PreconditionFailed
 from ptpipeline.evaluation.key import rows_identity
 from ptpipeline.records import Scores, Snapshot, Split, TextScores
 from ptpipeline.storage import ObjectStore
@@ -26,10 +19,9 @@ class Measurement(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """The rows of a snapshot's split in the order in which they are measured, and which of the snapshot's slices are
-    kept of them.
+    """The rows of a snapshot's split in the order in which they are measured, and the slices that results repeat.
 
-    That order is the one of their ids, whatever the snapshot's: the same rows always run in the same batches.
+    The rows are ordered by their ids, whatever the snapshot's order: the same rows always run in the same batches.
     """
 
     snapshot: Snapshot
@@ -39,7 +31,7 @@ class Sample(NamedTuple):
 
     @classmethod
     def of(cls, store: ObjectStore, snapshot: Snapshot, split: Split, slices: Sequence[str] = ()) -> "Sample":
-        """The stored rows; ArtifactError where they are missing or altered."""
+        """Load the stored rows of a split; raises ArtifactError if they are missing or altered."""
         return cls(snapshot, split, sorted(load_split(store, snapshot, split), key=lambda row: row.id), tuple(slices))
 
     @property
@@ -49,7 +41,7 @@ class Sample(NamedTuple):
 
     @property
     def identity(self) -> str:
-        """The same with their slices, as evaluation keys have it."""
+        """Identity of the rows and their slices, as evaluation keys hold it."""
         return rows_identity(self.snapshot.split(self.split))
 
     @property
@@ -58,17 +50,7 @@ class Sample(NamedTuple):
         return [row.label for row in self.rows]
 
     def columns(self, tokens: Sequence[int]) -> dict[str, list[Any]]:
-        """What every file of results says of the rows: id, tokens of the rendered text, and slices."""
+        """Return the columns that every file of results has: id, tokens of the rendered text, and slices."""
         kept = [(name, index) for index, name in enumerate(self.snapshot.slices) if name in self.slices]
         parts = {f"slice.{name}": [row.slices[index] for row in self.rows] for name, index in kept}
         return {"id": [row.id for row in self.rows], "tokens": list(tokens), **parts}
-
-
-def store_rows(store: ObjectStore, key: str, columns: dict[str, list[Any]]) -> None:
-    """One line per row, without its text, so that any two versions compare later without a rerun."""
-    buffer = io.BytesIO()
-    pq.write_table(pa.table(columns), buffer)
-    try:
-        store.create(key, buffer.getvalue())
-    except PreconditionFailed:  # an earlier run that died before its report was kept: the key binds the results
-        store.replace(key, buffer.getvalue(), store.read(key).etag)

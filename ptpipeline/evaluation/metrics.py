@@ -22,8 +22,10 @@ BINS = 15  # of the reliability diagram, as in Guo et al. 2017
 
 
 def measure(metric: Metric, truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> float:
-    """One metric: the share of rows that were right, the unweighted mean of the labels' F1 (0 where never predicted),
-    Matthews' correlation (0 where all rows have one label, or get one), or one of texts.
+    """Return one metric: of labels, or of texts.
+
+    `macro_f1` is the unweighted mean over `labels` (0 for a label that is never right); `mcc` is Matthews' correlation
+    (0 if all rows have one label, or get one).
     """
     if metric == "accuracy":
         return float(accuracy_score(truth, predicted))
@@ -34,20 +36,18 @@ def measure(metric: Metric, truth: Sequence[str], predicted: Sequence[str], labe
     return measure_texts(metric, truth, predicted)
 
 
-def scores(
+def score_labels(
     truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str], confidences: Sequence[float] | None = None
 ) -> Scores:
-    """All metrics of one set of predictions over the task's labels; `confidences` are the predicted labels'
-    probabilities.
-    """
+    """Return all metrics of predicted labels over the task's labels; `confidences` are their probabilities [rows]."""
     names = list(labels)
-    bins = reliability(truth, predicted, confidences) if confidences is not None else []
+    bins = bin_by_confidence(truth, predicted, confidences) if confidences is not None else []
     columns = precision_recall_fscore_support(truth, predicted, labels=names, zero_division=0)
     per_label = {
         name: dict(zip(("precision", "recall", "f1", "support"), (float(column[i]) for column in columns), strict=True))
         for i, name in enumerate(names)
     }
-    table: np.ndarray = confusion_matrix(truth, predicted, labels=names)
+    table: np.ndarray = confusion_matrix(truth, predicted, labels=names)  # [true, predicted]
     confusion = {true: {name: int(table[i, j]) for j, name in enumerate(names)} for i, true in enumerate(names)}
     counted = Counter(predicted)
     return Scores(
@@ -62,16 +62,23 @@ def scores(
     )
 
 
-def reliability(truth: Sequence[str], predicted: Sequence[str], confidences: Sequence[float]) -> list[Reliability]:
-    """Rows by their predicted label's probability in bins of equal width, without empty ones and without rows whose
-    probability is not finite.
+def bin_by_confidence(
+    truth: Sequence[str], predicted: Sequence[str], confidences: Sequence[float]
+) -> list[Reliability]:
+    """Return rows in BINS bins of equal width by their predicted label's probability, without empty bins.
+
+    Rows whose probability is not finite are left out.
     """
     rows: NDArray[np.float64] = np.array(
-        [(p, t == found, 1) for p, t, found in zip(confidences, truth, predicted, strict=True) if math.isfinite(p)]
-    )
+        [
+            (p, true == given, 1)
+            for p, true, given in zip(confidences, truth, predicted, strict=True)
+            if math.isfinite(p)
+        ]
+    )  # [rows, 3]: probability, whether it is right, and 1 to count by
     if not len(rows):
         return []
-    sums = binned_statistic(rows[:, 0].clip(0, 1), rows.T, "sum", BINS, (0, 1)).statistic
+    sums = binned_statistic(rows[:, 0].clip(0, 1), rows.T, "sum", BINS, (0, 1)).statistic  # [3, BINS]
     return [
         Reliability(confidence=sure / count, accuracy=right / count, rows=int(count))
         for sure, right, count in sums.T.tolist()
@@ -80,12 +87,13 @@ def reliability(truth: Sequence[str], predicted: Sequence[str], confidences: Seq
 
 
 def calibration_error(bins: Sequence[Reliability]) -> float:
-    """Expected calibration error: |accuracy - confidence| of the bins, weighted by their rows (Guo et al. 2017,
-    equation 3).
+    """Return the expected calibration error: the mean of |accuracy - confidence| over the bins, weighted by their rows.
+
+    Source: Guo et al. 2017, equation 3.
     """
     return sum(abs(one.accuracy - one.confidence) * one.rows for one in bins) / sum(one.rows for one in bins)
 
 
 def majority(train_labels: Mapping[str, int]) -> str:
-    """The most frequent training label, or target; ties go to the first in the alphabet."""
+    """Return the most frequent training label, or target; of equal ones the first in the alphabet."""
     return min(train_labels, key=lambda name: (-train_labels[name], name))

@@ -10,7 +10,7 @@ from ptpipeline.task.task import Task
 
 if TYPE_CHECKING:
     from ptpipeline.data.rows import Row
-    from ptpipeline.evaluation.compare import Results
+    from ptpipeline.evaluation.results import Results
 
 SHOWN = 20
 LONGEST = 500  # characters of a text that are shown
@@ -30,8 +30,9 @@ class Mistake(Record):
 
 
 class Mistakes(Record):
-    """The surest of the wrong labels, or the worst of the free texts, out of so many `wrong` of `rows`; `figure` says
-    what theirs is.
+    """The most confident wrong labels, or the worst free texts: those `shown` out of `wrong` of `rows` rows.
+
+    `figure` names what the figure of each is.
     """
 
     shown: list[Mistake]
@@ -40,32 +41,30 @@ class Mistakes(Record):
     figure: str
 
 
-def mistakes(task: Task, results: "Results", rows: "Sequence[Row]") -> Mistakes:
-    """The worst SHOWN answers to these rows; of equal ones those whose ids come first."""
-    texts, wanted = {row.id: row.text for row in rows}, {row.id: row.label for row in rows}
+def find_mistakes(task: Task, results: "Results", rows: "Sequence[Row]") -> Mistakes:
+    """Return the SHOWN worst answers to these rows; equal ones are ordered by their ids."""
+    texts, truth = {row.id: row.text for row in rows}, {row.id: row.label for row in rows}
     if task.generate is not None:
         figures, answered, title = results.columns[task.gate.metric], dict[str, str](), title_of(task.gate.metric)
         wrong = sorted((row for row in results.ids if figures[row] < 1), key=lambda row: (figures[row], row))
     else:
-        figures, answered, title = _sureness(results), results.columns["predicted"], "probability"
+        figures, answered, title = _confidences(results), results.columns["predicted"], "probability"
         wrong = sorted(
-            (row for row in results.ids if answered[row] != wanted[row]), key=lambda row: (-figures[row], row)
+            (row for row in results.ids if answered[row] != truth[row]), key=lambda row: (-figures[row], row)
         )
     shown = [
-        Mistake(text=_cut(texts[row]), wanted=_cut(wanted[row]), answered=answered.get(row), figure=figures[row])
+        Mistake(text=_cut(texts[row]), wanted=_cut(truth[row]), answered=answered.get(row), figure=figures[row])
         for row in wrong[:SHOWN]
     ]
     return Mistakes(shown=shown, wrong=len(wrong), rows=len(results.ids), figure=title)
 
 
-def _sureness(results: "Results") -> dict[str, float]:
-    """The probability of every row's answer: 1 of an ensemble that votes, which has none, and 0 of one that is no
-    number.
-    """
+def _confidences(results: "Results") -> dict[str, float]:
+    """The probability of every row's answer: 1 if none is stored (an ensemble that votes), 0 if it is NaN."""
     import numpy as np
     from scipy.special import softmax  # takes half a second to import
 
-    table = [results.column(name, results.ids) for name in results.columns if name.startswith("log_likelihood.")]
+    table = [[values[row] for row in results.ids] for values in results.log_likelihoods]  # [labels, rows]
     sure = np.nan_to_num(softmax(np.array(table), axis=0).max(axis=0)).tolist() if table else [1.0] * len(results.ids)
     return dict(zip(results.ids, sure, strict=True))
 

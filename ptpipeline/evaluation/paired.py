@@ -1,9 +1,12 @@
 """Challenger against another on the same test rows: one-sided tests by scipy, and intervals of a metric over the rows.
 
-What each row has for itself (right or wrong, a text's own score) is compared row by row: without a margin and with
-nothing but right and wrong by the exact binomial test on the rows that differ (McNemar), else by Student's t. A metric
-of all rows together (macro F1, MCC) is compared by the larger standard error of paired bootstrap and paired permutation
-and the normal distribution, because a percentile of some thousand resamples cannot show a chance of one in a million.
+Letters: N rows, S resamples.
+
+A metric that each row has by itself (right or wrong, a text's own score) is compared row by row: by the exact binomial
+test on the rows that differ (McNemar 1947) if there is no margin and rows are right or wrong, else by Student's t
+(1908). A metric of all rows together (macro F1, MCC) is compared by the normal distribution, with the larger standard
+error of paired bootstrap (Efron and Tibshirani 1993, chapter 6) and paired permutation: a percentile of some thousand
+resamples cannot show a chance of one in a million.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,10 +25,8 @@ Codes = NDArray[np.int64]
 Values = NDArray[np.float64]
 
 
-class Asked(NamedTuple):
-    """What a test is asked: whether the difference is above `-margin`, and at which one-sided confidence it is
-    bounded.
-    """
+class Hypothesis(NamedTuple):
+    """What is tested: that the metric's difference is above `-margin`; it is bounded at a one-sided `confidence`."""
 
     metric: str
     confidence: float = 0.95
@@ -33,142 +34,156 @@ class Asked(NamedTuple):
 
 
 def accuracy(truth: Codes, predicted: Codes, labels: int) -> Values:
-    """scikit-learn's accuracy along the last axis, for many resamples at once."""
+    """Return scikit-learn's accuracy along the last axis, for many resamples at once: [..., N] -> [...]."""
     share: Values = np.mean(truth == predicted, axis=-1)
     return share
 
 
 def macro_f1(truth: Codes, predicted: Codes, labels: int) -> Values:
-    """scikit-learn's macro F1 along the last axis, for many resamples at once; 0 for a label that is nowhere."""
+    """Return scikit-learn's macro F1 along the last axis: [..., N] -> [...]; the F1 of a label that is nowhere is 0.
+
+    F1 = 2 TP / (2 TP + FP + FN), where 2 TP + FP + FN counts the rows that are truly the label plus those predicted it.
+    """
     total = np.zeros(np.broadcast_shapes(truth.shape, predicted.shape)[:-1])
     for label in range(labels):
-        is_true, is_predicted = truth == label, predicted == label
-        hits = (is_true & is_predicted).sum(-1)
+        is_true, is_predicted = truth == label, predicted == label  # [..., N]
+        hits = (is_true & is_predicted).sum(-1)  # [...]
         total = total + 2 * hits / np.maximum(is_true.sum(-1) + is_predicted.sum(-1), 1)
     mean: Values = total / labels
     return mean
 
 
 def mcc(truth: Codes, predicted: Codes, labels: int) -> Values:
-    """scikit-learn's matthews_corrcoef along the last axis, for many resamples at once; 0 where either has one label
-    only.
+    """Return scikit-learn's matthews_corrcoef along the last axis: [..., N] -> [...]; 0 if either has one label only.
+
+    Covariance over the root of both variances, each summed over the labels (Gorodkin 2004).
     """
     rows = truth.shape[-1]
     shape = np.broadcast_shapes(truth.shape, predicted.shape)[:-1]
     covariance, of_truth, of_predicted = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     for label in range(labels):
-        is_true, is_predicted = truth == label, predicted == label
-        true, found = is_true.sum(-1), is_predicted.sum(-1)
-        covariance = covariance + rows * (is_true & is_predicted).sum(-1) - true * found
-        of_truth, of_predicted = of_truth + true * (rows - true), of_predicted + found * (rows - found)
+        is_true, is_predicted = truth == label, predicted == label  # [..., N]
+        true, given = is_true.sum(-1), is_predicted.sum(-1)  # [...]
+        covariance = covariance + rows * (is_true & is_predicted).sum(-1) - true * given
+        of_truth, of_predicted = of_truth + true * (rows - true), of_predicted + given * (rows - given)
     scale = np.sqrt(of_truth.astype(np.float64) * of_predicted)
     coefficient: Values = np.divide(covariance, scale, out=np.zeros(shape), where=scale > 0)
     return coefficient
 
 
 RESAMPLED: dict[str, Callable[[Codes, Codes, int], Values]] = {"accuracy": accuracy, "macro_f1": macro_f1, "mcc": mcc}
-ROW_METRIC = "accuracy"  # what a single row can tell
+ROW_METRIC = "accuracy"  # the one metric that is a mean over rows
 
 
 def interval(
     metric: str, truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str], confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Two-sided percentile interval of a metric over test rows."""
+    """Return the two-sided percentile interval of a metric of labels over test rows."""
     measure = RESAMPLED[metric]
 
-    def statistic(t: Codes, p: Codes, axis: int = -1) -> Values:
+    def statistic(t: Codes, p: Codes, axis: int = -1) -> Values:  # [S, N] -> [S]
         return measure(t, p, len(labels))
 
-    return resampled(codes_of(labels, truth, predicted), statistic, confidence)
+    return bootstrap_interval(encode_labels(labels, truth, predicted), statistic, confidence)
 
 
 def difference(
-    asked: Asked, truth: Sequence[str], challenger: Sequence[str], other: Sequence[str], labels: Sequence[str]
+    hypothesis: Hypothesis, truth: Sequence[str], challenger: Sequence[str], other: Sequence[str], labels: Sequence[str]
 ) -> PairedDifference:
-    """Challenger minus other by a metric of labels, on the same rows."""
-    t, a, b = codes_of(labels, truth, challenger, other)
-    if asked.metric == ROW_METRIC:
-        return mean_difference(asked, (a == t).astype(np.float64), (b == t).astype(np.float64))
-    measure = RESAMPLED[asked.metric]
+    """Return challenger minus other by a metric of labels, on the same rows."""
+    t, a, b = encode_labels(labels, truth, challenger, other)  # [N] each
+    if hypothesis.metric == ROW_METRIC:
+        return mean_difference(hypothesis, (a == t).astype(np.float64), (b == t).astype(np.float64))
+    measure = RESAMPLED[hypothesis.metric]
 
-    def statistic(truth: Codes, ours: Codes, theirs: Codes, axis: int = -1) -> Values:
+    def statistic(truth: Codes, ours: Codes, theirs: Codes, axis: int = -1) -> Values:  # [S, N] -> [S]
         return measure(truth, ours, len(labels)) - measure(truth, theirs, len(labels))
 
-    return _together(asked, (t, a, b), statistic)
+    return _joint_difference(hypothesis, (t, a, b), statistic)
 
 
 def mean_difference(
-    asked: Asked, challenger: Sequence[float] | Values, other: Sequence[float] | Values
+    hypothesis: Hypothesis, challenger: Sequence[float] | Values, other: Sequence[float] | Values
 ) -> PairedDifference:
-    """Challenger minus other by a metric that every row has for itself: the mean of the rows' differences.
-
-    Two rows that differ by 1 and by -1 are added for Student's t: where few or none differ, the variance of the rows at
-    hand says too little (Bonett and Price 2012, for paired proportions).
-    """
+    """Return challenger minus other [N] by a metric that every row has by itself: the mean of the rows' differences."""
     rows = _two_or_more(np.asarray(challenger, dtype=np.float64) - np.asarray(other, dtype=np.float64))
-    found = stats.ttest_1samp(np.append(rows, (1.0, -1.0)), -asked.margin, alternative="greater")
-    bounds = (
-        found.confidence_interval(asked.confidence).low,
-        stats.ttest_1samp(np.append(rows, (1.0, -1.0)), 0, alternative="less")
-        .confidence_interval(asked.confidence)
-        .high,
-    )
-    p_value, test = float(found.pvalue), "paired t"
-    if asked.margin == 0 and set(np.unique(rows)) <= {-1.0, 0.0, 1.0}:
-        p_value, test = _mcnemar(rows), "exact McNemar"
-    return _found(asked, (float(rows.mean()), float(bounds[0]), float(bounds[1])), rows, (p_value, test))
+    above = _t_test(rows, -hypothesis.margin, "greater")
+    low = above.confidence_interval(hypothesis.confidence).low
+    high = _t_test(rows, 0, "less").confidence_interval(hypothesis.confidence).high
+    test = _Test("paired t", float(above.pvalue))
+    if hypothesis.margin == 0 and _is_right_or_wrong(rows):
+        test = _Test("exact McNemar", _mcnemar(rows))
+    return _paired_difference(hypothesis, _Estimate(float(rows.mean()), float(low), float(high)), rows, test)
 
 
 def chance_of_harm(challenger: Values, champion: Values) -> float:
-    """One-sided p of the challenger's rows being no worse; exact where rows are right or wrong."""
+    """Return the one-sided p-value against the challenger's rows [N] being no worse than the champion's [N].
+
+    The test is exact if rows are right or wrong.
+    """
     rows = _two_or_more(champion - challenger)
-    if set(np.unique(rows)) <= {-1.0, 0.0, 1.0}:
-        return _mcnemar(rows)
-    return float(stats.ttest_1samp(np.append(rows, (1.0, -1.0)), 0, alternative="greater").pvalue)
+    return _mcnemar(rows) if _is_right_or_wrong(rows) else float(_t_test(rows, 0, "greater").pvalue)
 
 
-def resampled(
+def bootstrap_interval(
     columns: Sequence[NDArray[Any]], statistic: Callable[..., Values], confidence: float
 ) -> tuple[float, float]:
-    """Two-sided percentile interval of `statistic(*columns, axis=-1)` over resamples of the columns' rows, the same
-    rows in each.
+    """Return the two-sided percentile interval of `statistic(*columns, axis=-1)`, [S, N] a column -> [S].
 
-    Raises ValueError where there are fewer than two rows.
+    Each resample takes the same rows of every column. Raises ValueError if there are fewer than two rows.
     """
-    found = _bootstrap(columns, statistic, confidence).confidence_interval
-    return float(found.low), float(found.high)
+    bounds = _bootstrap(columns, statistic, confidence).confidence_interval
+    return float(bounds.low), float(bounds.high)
 
 
-def codes_of(labels: Sequence[str], *columns: Sequence[str]) -> tuple[Codes, ...]:
-    """Columns of labels as their indexes in `labels`."""
+def encode_labels(labels: Sequence[str], *columns: Sequence[str]) -> tuple[Codes, ...]:
+    """Return each column of labels as its indexes [N] in `labels`."""
     index = {name: i for i, name in enumerate(labels)}
     return tuple(np.array([index[name] for name in column], dtype=np.int64) for column in columns)
 
 
+def _t_test(rows: Values, mean: float, alternative: str) -> Any:
+    """Student's one-sided t test that the mean of the rows' differences [N] lies above or below `mean`.
+
+    Two rows that differ by 1 and by -1 are added: if few rows or none differ, the variance of the given rows is too
+    small (Bonett and Price 2012, for paired proportions).
+    """
+    return stats.ttest_1samp(np.append(rows, (1.0, -1.0)), mean, alternative=alternative)
+
+
+def _is_right_or_wrong(rows: Values) -> bool:
+    return set(np.unique(rows)) <= {-1.0, 0.0, 1.0}
+
+
 def _mcnemar(rows: Values) -> float:
+    """Exact one-sided p of the rows that differ: those won are binomial with chance 1/2 if neither is better."""
     won, lost = int((rows > 0).sum()), int((rows < 0).sum())
     return float(stats.binomtest(won, won + lost, alternative="greater").pvalue) if won + lost else 1.0
 
 
-def _together(asked: Asked, columns: tuple[Codes, ...], statistic: Callable[..., Values]) -> PairedDifference:
-    """By the bootstrap's standard error, or that of rows on which the two answers change places by coin, whichever is
-    larger.
+def _joint_difference(
+    hypothesis: Hypothesis, columns: tuple[Codes, Codes, Codes], statistic: Callable[..., Values]
+) -> PairedDifference:
+    """The difference of truth, challenger and other [N] each, with the larger standard error of bootstrap and
+    permutation.
 
-    Where the few rows of a rare label all went one way, resampling knows no other way they could have gone; and where
-    no row differs both are 0, so the error is at least that of one row won and one lost.
+    If the few rows of a rare label all went one way, resampling cannot show that they might have gone another; and if
+    no row differs, both errors are 0. So the error is at least that of one row won and one lost, sqrt(2) / N.
     """
     rows = (columns[1] == columns[0]).astype(np.float64) - (columns[2] == columns[0])
     center = float(statistic(*columns))
-    resampled_error = float(_bootstrap(columns, statistic, asked.confidence).standard_error)
-    error = max(resampled_error, _swapped_error(columns, statistic), float(np.sqrt(2)) / len(rows))
-    reach = float(stats.norm.ppf(asked.confidence)) * error
-    p_value = float(stats.norm.sf((center + asked.margin) / error))
-    return _found(asked, (center, center - reach, center + reach), rows, (p_value, "paired bootstrap"))
+    bootstrap_error = float(_bootstrap(columns, statistic, hypothesis.confidence).standard_error)
+    error = max(bootstrap_error, _permutation_error(columns, statistic), float(np.sqrt(2)) / len(rows))
+    reach = float(stats.norm.ppf(hypothesis.confidence)) * error
+    p_value = float(stats.norm.sf((center + hypothesis.margin) / error))
+    estimate = _Estimate(center, center - reach, center + reach)
+    return _paired_difference(hypothesis, estimate, rows, _Test("paired bootstrap", p_value))
 
 
-def _swapped_error(columns: tuple[Codes, ...], statistic: Callable[..., Values]) -> float:
+def _permutation_error(columns: tuple[Codes, Codes, Codes], statistic: Callable[..., Values]) -> float:
+    """The standard deviation of the difference if the two answers to each row change places by coin."""
     truth, ours, theirs = columns
-    found = stats.permutation_test(
+    permuted = stats.permutation_test(
         (ours, theirs),
         lambda a, b, axis=-1: statistic(truth, a, b),
         permutation_type="samples",
@@ -177,24 +192,36 @@ def _swapped_error(columns: tuple[Codes, ...], statistic: Callable[..., Values])
         batch=200,
         rng=np.random.default_rng(SEED),
     )
-    return float(found.null_distribution.std())
+    return float(permuted.null_distribution.std())
 
 
-def _found(
-    asked: Asked, placed: tuple[float, float, float], rows: Values, tested: tuple[float, str]
-) -> PairedDifference:
-    center, low, high = placed
+class _Estimate(NamedTuple):
+    """A difference and its one-sided bounds."""
+
+    center: float
+    low: float
+    high: float
+
+
+class _Test(NamedTuple):
+    """The name of a test and its p."""
+
+    name: str
+    p_value: float
+
+
+def _paired_difference(hypothesis: Hypothesis, estimate: _Estimate, rows: Values, test: _Test) -> PairedDifference:
     return PairedDifference(
-        metric=asked.metric,
-        difference=center,
-        lower=low,
-        upper=high,
-        confidence=asked.confidence,
+        metric=hypothesis.metric,
+        difference=estimate.center,
+        lower=estimate.low,
+        upper=estimate.high,
+        confidence=hypothesis.confidence,
         rows=len(rows),
         dropped=0,
-        p_value=tested[0],
-        test=tested[1],
-        margin=asked.margin,
+        p_value=test.p_value,
+        test=test.name,
+        margin=hypothesis.margin,
         discordant=float((rows != 0).mean()),
     )
 
@@ -216,5 +243,5 @@ def _bootstrap(columns: Sequence[NDArray[Any]], statistic: Callable[..., Values]
 
 def _two_or_more(rows: NDArray[Any]) -> NDArray[Any]:
     if len(rows) < 2:
-        raise ValueError(f"an interval needs at least two test rows, found {len(rows)}")
+        raise ValueError(f"an interval needs at least two test rows, found {len(rows)}; measure on more rows")
     return rows

@@ -1,5 +1,6 @@
-"""Plots of a training, its evaluation and its verdict, in colours that stay apart for the colour-blind (Okabe and Ito
-2008).
+"""Plots of a training, its evaluation and its verdict, in colours that colour-blind readers can tell apart.
+
+Source of the colours: Okabe and Ito 2008.
 """
 
 import io
@@ -17,29 +18,28 @@ from ptpipeline.task.task import Task
 
 BLUE, ORANGE, RED, GREY = "#0072B2", "#E69F00", "#D55E00", "#6b6b6b"
 MAX_LABELS = 40  # of a confusion matrix
-MAX_WRITTEN = 12  # labels up to which its counts are written out
+MAX_WRITTEN = 12  # up to this number of labels its counts are written out
 MAX_SLICES = 40
 
 
-def every(task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> dict[str, bytes]:
-    """All plots that there is something to show for, as PNG bytes by name."""
+def draw_plots(task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> dict[str, bytes]:
+    """Return all plots for which there are data, as PNG bytes by name."""
     scores = report.prompt if isinstance(report.prompt, Scores) else None
     plots: dict[str, Callable[[], Figure] | None] = {
-        "differences": (lambda: differences(verdict)) if verdict.comparisons() else None,
-        "slices": (lambda: slices(verdict, task.gate.checks.slices.alpha)) if verdict.slices else None,
-        "confusion": (lambda: confusion(scores, report)) if scores and scores.confusion else None,
-        "reliability": (lambda: reliability(scores, report)) if scores and scores.reliability else None,
-        "learning_curve": (lambda: learning_curve(tuned, task.gate.metric))
-        if tuned.curve
-        else None,  # an imported prompt has none
-        "token_norms": (lambda: token_heat(tuned)) if any(point.token_norms for point in tuned.curve) else None,
+        "differences": (lambda: draw_differences(verdict)) if verdict.comparisons() else None,
+        "slices": (lambda: draw_slices(verdict, task.gate.checks.slices.alpha)) if verdict.slices else None,
+        "confusion": (lambda: draw_confusion(scores, report)) if scores and scores.confusion else None,
+        "reliability": (lambda: draw_reliability(scores, report)) if scores and scores.reliability else None,
+        # an imported prompt has no curve
+        "learning_curve": (lambda: draw_learning_curve(tuned, task.gate.metric)) if tuned.curve else None,
+        "token_norms": (lambda: draw_token_heat(tuned)) if any(point.token_norms for point in tuned.curve) else None,
     }
     with matplotlib.rc_context({"text.parse_math": False}):  # a label may hold a dollar sign
-        return {name: png(draw()) for name, draw in plots.items() if draw is not None}
+        return {name: render_png(draw()) for name, draw in plots.items() if draw is not None}
 
 
-def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes."""
+def render_png(figure: Figure) -> bytes:
+    """Return the figure as PNG bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": None})
     return buffer.getvalue()
@@ -48,9 +48,9 @@ def png(figure: Figure) -> bytes:
 # ---------------------------------------------------------------- the training
 
 
-def learning_curve(tuned: TunedPrompt, metric: str) -> Figure:
-    """Training loss and the dev metric over steps, with the checkpoint that was kept."""
-    figure, axes = _one(f"{tuned.task} {tuned.digest[:12]}: learning curve", (8, 4.5))
+def draw_learning_curve(tuned: TunedPrompt, metric: str) -> Figure:
+    """Draw training loss and the dev metric over steps, with the checkpoint that was kept."""
+    figure, axes = _one_axes(f"{tuned.task} {tuned.digest[:12]}: learning curve", (8, 4.5))
     axes.plot([p.step for p in tuned.curve], [p.loss for p in tuned.curve], color=BLUE, label="training loss")
     axes.set(xlabel="step", ylabel="loss (nats per target token)")
     axes.set_ylim(bottom=0)
@@ -80,8 +80,10 @@ def learning_curve(tuned: TunedPrompt, metric: str) -> Figure:
     return figure
 
 
-def token_heat(tuned: TunedPrompt) -> Figure:
-    """Norm and gradient norm of each virtual token over time; gradients in powers of ten, since they fall by some."""
+def draw_token_heat(tuned: TunedPrompt) -> Figure:
+    """Draw the norm and the gradient norm of each virtual token over steps; gradients on a log scale, because they fall
+    by powers of ten.
+    """
     points = [point for point in tuned.curve if point.token_norms]
     figure = Figure(figsize=(9, 4), layout="constrained")
     figure.suptitle(f"{tuned.task} {tuned.digest[:12]}")
@@ -103,19 +105,17 @@ def token_heat(tuned: TunedPrompt) -> Figure:
 # ---------------------------------------------------------------- the evaluation
 
 
-def confusion(scores: Scores, report: Report) -> Figure:
-    """Rows of the report's split by true and predicted label; of very many labels those with the most wrong rows."""
-    labels, many = _confused(scores), len(scores.confusion) > MAX_LABELS
-    counts = np.array([[scores.confusion[true][name] for name in labels] for true in labels])
+def draw_confusion(scores: Scores, report: Report) -> Figure:
+    """Draw the rows of the report's split by true and predicted label; of many labels the most confused."""
+    labels = _most_confused(scores)
+    counts = np.array([[scores.confusion[true][name] for name in labels] for true in labels])  # [true, predicted]
     supports = np.array([sum(scores.confusion[true].values()) for true in labels])
     shares = counts / np.maximum(supports, 1)[:, None]
-    cell, shown = (
-        (1.2 if len(labels) <= MAX_WRITTEN else 0.25),
-        f"the {MAX_LABELS} of {len(scores.confusion)} labels with the most wrong rows"
-        if many
-        else f"{report.rows} {report.split} rows",
-    )
-    figure, axes = _one(f"{report.task}: {shown}", (cell * len(labels) + 3, cell * len(labels) + 2))
+    cell = 1.2 if len(labels) <= MAX_WRITTEN else 0.25  # inches
+    shown = f"{report.rows} {report.split} rows"
+    if len(scores.confusion) > MAX_LABELS:
+        shown = f"the {MAX_LABELS} of {len(scores.confusion)} labels with the most wrong rows"
+    figure, axes = _one_axes(f"{report.task}: {shown}", (cell * len(labels) + 3, cell * len(labels) + 2))
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="true")
     upright = cell < 1 or max(map(len, labels)) > 12
@@ -136,8 +136,8 @@ def confusion(scores: Scores, report: Report) -> Figure:
     return figure
 
 
-def reliability(scores: Scores, report: Report) -> Figure:
-    """How often an answer is right, over how sure the prompt is of it, and below how many rows are so sure."""
+def draw_reliability(scores: Scores, report: Report) -> Figure:
+    """Draw how often answers are right by the prompt's confidence, and below it the rows by confidence."""
     figure = Figure(figsize=(5.5, 6), layout="constrained")
     figure.suptitle(
         f"{report.task}: {report.rows} {report.split} rows, calibration error {scores.calibration_error or 0:.3f}",
@@ -159,13 +159,13 @@ def reliability(scores: Scores, report: Report) -> Figure:
 # ---------------------------------------------------------------- the verdict
 
 
-def differences(verdict: Verdict) -> Figure:
-    """The candidate minus champion, anchor and baselines, each with its one-sided bounds, and what it must not fall
-    below.
-    """
-    found = verdict.comparisons()
-    pairs = list(found.values())
-    figure, axes = _one(f"{verdict.task}: {verdict.digest[:12]} minus each of these", (8, 0.55 * len(found) + 1.9))
+def draw_differences(verdict: Verdict) -> Figure:
+    """Draw the candidate minus champion, anchor and baselines, each with its one-sided bounds and its margin."""
+    comparisons = verdict.comparisons()
+    pairs = list(comparisons.values())
+    figure, axes = _one_axes(
+        f"{verdict.task}: {verdict.digest[:12]} minus each of these", (8, 0.55 * len(comparisons) + 1.9)
+    )
     for place, pair in enumerate(pairs):
         inside = pair.lower <= -pair.margin
         axes.plot(
@@ -181,7 +181,7 @@ def differences(verdict: Verdict) -> Figure:
         )
         if pair.margin:
             axes.plot([-pair.margin] * 2, [place - 0.35, place + 0.35], color="black", linestyle=":", linewidth=2)
-    _from_zero(axes, list(found), [_tested(pair) for pair in pairs])
+    _label_lines(axes, list(comparisons), [_describe_test(pair) for pair in pairs])
     note = (
         f"{pairs[0].confidence:.0%} one-sided bounds; red and dashed: does not exclude "
         f"{'zero' if not any(pair.margin for pair in pairs) else 'the margin (dotted), or zero'}"
@@ -190,9 +190,9 @@ def differences(verdict: Verdict) -> Figure:
     return figure
 
 
-def slices(verdict: Verdict, alpha: float) -> Figure:
-    """The candidate minus the champion on each part of the rows, the likeliest harm first; harmed is what has p at most
-    `alpha`.
+def draw_slices(verdict: Verdict, alpha: float) -> Figure:
+    """Draw the candidate minus the champion on each slice, the smallest p first; a slice with p at most `alpha` is
+    harmed.
     """
     ordered = sorted(verdict.slices, key=lambda part: part.p_harm)
     parts = ordered[:MAX_SLICES]
@@ -201,7 +201,7 @@ def slices(verdict: Verdict, alpha: float) -> Figure:
         if len(ordered) > MAX_SLICES
         else f"{len(parts)} slices"
     )
-    figure, axes = _one(
+    figure, axes = _one_axes(
         f"{verdict.task}: {verdict.digest[:12]} minus the champion, {shown}", (8, 0.32 * len(parts) + 1.9)
     )
     for place, part in enumerate(parts):
@@ -214,7 +214,7 @@ def slices(verdict: Verdict, alpha: float) -> Figure:
             edgecolor="white" if harmed else BLUE,
             height=0.7,
         )
-    _from_zero(
+    _label_lines(
         axes,
         [f"{part.name} ({part.rows})" for part in parts],
         [f"{part.difference:+.3f}, p {part.p_harm:.2g}{' HARMED' if part.p_harm <= alpha else ''}" for part in parts],
@@ -226,21 +226,21 @@ def slices(verdict: Verdict, alpha: float) -> Figure:
 # ---------------------------------------------------------------- parts
 
 
-def _one(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
+def _one_axes(title: str, size: tuple[float, float]) -> tuple[Figure, Axes]:
     figure = Figure(figsize=size, layout="constrained")
     figure.suptitle(title, fontsize=11)
     return figure, figure.subplots()
 
 
-def _confused(scores: Scores) -> list[str]:
+def _most_confused(scores: Scores) -> list[str]:
     """The labels to show, in the task's order."""
     wrong = {true: sum(count for name, count in row.items() if name != true) for true, row in scores.confusion.items()}
     shown = set(sorted(wrong, key=lambda label: -wrong[label])[:MAX_LABELS])
     return [label for label in wrong if label in shown]
 
 
-def _from_zero(axes: Axes, names: list[str], figures: list[str]) -> None:
-    """One line per name, from above, about the zero line; its figures stand at the right."""
+def _label_lines(axes: Axes, names: list[str], figures: list[str]) -> None:
+    """Label one line per name from the top, with a line at zero; the figures stand at the right."""
     axes.axvline(0, color="black", linewidth=1)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)
@@ -252,5 +252,5 @@ def _from_zero(axes: Axes, names: list[str], figures: list[str]) -> None:
     right.tick_params(length=0)
 
 
-def _tested(pair: PairedDifference) -> str:
+def _describe_test(pair: PairedDifference) -> str:
     return f"{pair.difference:+.3f}" + (f", p {pair.p_value:.2g}" if pair.p_value is not None else "")

@@ -1,5 +1,6 @@
-"""Metrics of generated texts against their targets, by rouge-score and sacrebleu; texts are compared without white
-space at their ends.
+"""Metrics of generated texts against their targets, by rouge-score and sacrebleu.
+
+White space at the ends of texts does not count. Letters: N rows, S resamples.
 """
 
 import re
@@ -11,13 +12,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ptpipeline.evaluation.paired import resampled
+from ptpipeline.evaluation.paired import bootstrap_interval
 from ptpipeline.records import TEXT_METRICS, TextMetric, TextScores
 
 
 class TextRows(NamedTuple):
-    """The metrics of every row [N] (its `bleu` is smoothed sentence BLEU, its `chrf` sentence chrF), and by the metrics
-    of a corpus the counts that these add up: of BLEU [N, 10], of chrF [N, 18].
+    """The metrics of every row, and the n-gram counts that the metrics of a corpus add up.
+
+    `values`: [N] a metric; a row's `bleu` is smoothed sentence BLEU, its `chrf` is sentence chrF.
+    `counts`: of BLEU [N, 10], of chrF [N, 18].
     """
 
     values: dict[TextMetric, NDArray[np.float64]]
@@ -25,7 +28,7 @@ class TextRows(NamedTuple):
 
     @classmethod
     def of(cls, targets: Sequence[str], answers: Sequence[str]) -> "TextRows":
-        """Each answer against its target."""
+        """Measure each answer against its target."""
         pairs = [(target.strip(), answer.strip()) for target, answer in zip(targets, answers, strict=True)]
         sentences = [_bleu().sentence_score(answer, [target]) for target, answer in pairs]
         values = {metric: np.array([measure(*pair) for pair in pairs]) for metric, measure in _MEASURES.items()}
@@ -44,23 +47,23 @@ class TextRows(NamedTuple):
         )
 
     def figure(self, metric: TextMetric) -> float:
-        """The metric of all rows: corpus BLEU / 100 or corpus chrF / 100, else the mean."""
+        """Return the metric of all rows: corpus BLEU / 100 or corpus chrF / 100, else the mean over rows."""
         return _CORPUS[metric](self.counts[metric].sum(0)) if metric in _CORPUS else float(self.values[metric].mean())
 
     def interval(self, metric: TextMetric, confidence: float = 0.95) -> tuple[float, float]:
-        """Two-sided bootstrap interval of `figure` over the rows."""
+        """Return the two-sided bootstrap interval of `figure` over the rows."""
 
-        def statistic(rows: NDArray[np.int64], axis: int = -1) -> NDArray[np.float64]:
+        def statistic(rows: NDArray[np.int64], axis: int = -1) -> NDArray[np.float64]:  # [S, N] indexes -> [S]
             if metric in _CORPUS:
                 return np.apply_along_axis(_CORPUS[metric], -1, self.counts[metric][rows].sum(-2))
             mean: NDArray[np.float64] = self.values[metric][rows].mean(-1)
             return mean
 
-        return resampled((np.arange(len(self.values[metric])),), statistic, confidence)
+        return bootstrap_interval((np.arange(len(self.values[metric])),), statistic, confidence)
 
 
 def measure_texts(metric: TextMetric, targets: Sequence[str], answers: Sequence[str]) -> float:
-    """One metric of these answers."""
+    """Return one metric of these answers."""
     if metric in _CORPUS:
         return TextRows.of(targets, answers).figure(metric)
     return float(
@@ -70,29 +73,30 @@ def measure_texts(metric: TextMetric, targets: Sequence[str], answers: Sequence[
     )
 
 
-def text_scores(rows: TextRows, answers: Sequence[str]) -> TextScores:
-    """All metrics of these answers."""
+def score_texts(rows: TextRows, answers: Sequence[str]) -> TextScores:
+    """Return all metrics of these answers, and the share of the most frequent one."""
     share = Counter(answer.strip() for answer in answers).most_common(1)[0][1] / len(answers)
     return TextScores(**{metric: rows.figure(metric) for metric in TEXT_METRICS}, most_frequent_share=share)
 
 
 def exact_match(target: str, answer: str) -> float:
-    """1 where the two are the same."""
+    """Return 1 if the two are the same, else 0."""
     return float(target == answer)
 
 
 def token_f1(target: str, answer: str) -> float:
-    """Harmonic mean of precision and recall over the words, in any order and either case (Rajpurkar et al. 2016,
-    section 6.1).
+    """Return the harmonic mean of precision and recall over words, in any order and either case.
+
+    Source: Rajpurkar et al. 2016, section 6.1.
     """
-    expected, found = Counter(target.lower().split()), Counter(answer.lower().split())
-    if not expected or not found:
-        return float(expected == found)
-    return 2 * (expected & found).total() / (expected.total() + found.total())
+    expected, given = Counter(target.lower().split()), Counter(answer.lower().split())
+    if not expected or not given:
+        return float(expected == given)
+    return 2 * (expected & given).total() / (expected.total() + given.total())
 
 
 def rouge_l(target: str, answer: str) -> float:
-    """F1 of the longest common subsequence of words (Lin 2004)."""
+    """Return the F1 of the longest common subsequence of words (Lin 2004)."""
     return float(_rouge().score(target, answer)["rougeL"].fmeasure)
 
 
@@ -104,9 +108,7 @@ _MEASURES: dict[TextMetric, Callable[[str, str], float]] = {
 
 
 class _Words:
-    """Words of any script: rouge-score's own tokenizer drops all but a-z and 0-9, and so every word of most
-    languages.
-    """
+    """Words of any script: rouge-score's own tokenizer drops all but a-z and 0-9, so all words of most languages."""
 
     def tokenize(self, text: str) -> list[str]:
         return re.findall(r"[^\W_]+", text.lower())
@@ -130,8 +132,8 @@ def _corpus_bleu(counts: NDArray[np.float64]) -> float:
     """sacrebleu's corpus BLEU / 100 of summed counts [10]: matches and totals of 1- to 4-grams, both lengths."""
     from sacrebleu.metrics.bleu import BLEU
 
-    whole = [int(count) for count in counts]
-    return float(BLEU.compute_bleu(whole[:4], whole[4:8], whole[8], whole[9], smooth_method="exp").score) / 100
+    sums = [int(count) for count in counts]
+    return float(BLEU.compute_bleu(sums[:4], sums[4:8], sums[8], sums[9], smooth_method="exp").score) / 100
 
 
 @cache
@@ -142,12 +144,9 @@ def _chrf() -> Any:
 
 
 def _corpus_chrf(counts: NDArray[np.float64]) -> float:
-    """sacrebleu's chrF2 / 100 of summed counts [18]: n-grams of answers, of targets and matches, for 1 to 6
-    characters.
-    """
-    return (
-        float(_chrf()._compute_f_score(counts.tolist())) / 100
-    )  # its public methods take texts alone: a bootstrap would count n-grams 2,000 times
+    """sacrebleu's chrF2 / 100 of summed counts [18]: for 1 to 6 characters, n-grams of answers, targets and matches."""
+    # sacrebleu's public methods take only texts: a bootstrap would count n-grams 2,000 times.
+    return float(_chrf()._compute_f_score(counts.tolist())) / 100
 
 
 _CORPUS: dict[TextMetric, Callable[[NDArray[np.float64]], float]] = {"bleu": _corpus_bleu, "chrf": _corpus_chrf}

@@ -1,8 +1,8 @@
-"""The gate: policy x what was measured -> Verdict, check by check. Pure; imports no torch."""
+"""Decide a verdict, check by check, from the policy and what was measured. Pure; imports no torch."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, TypedDict
 
 from ptpipeline.gate.checks import CHECKS
 from ptpipeline.records import (
@@ -17,7 +17,7 @@ from ptpipeline.records import (
     digest_of,
     title_of,
 )
-from ptpipeline.task.policy import ChampionPolicy, Gate, Rule
+from ptpipeline.task.policy import ChampionPolicy, Gate
 from ptpipeline.task.task import Task
 
 APPROVAL = "a person's approval"
@@ -27,10 +27,11 @@ APPROVAL = "a person's approval"
 class Evidence:
     """All that a verdict is decided on.
 
-    `champion` is the digest of what production points to, None where nothing does. `comparison` is challenger minus
-    champion, `anchor` challenger minus the last version that won by superiority, each a sentence where it cannot be
-    measured; `superior` says that the first shows more than no harm. `look` is None where nothing could be promoted:
-    the candidate is the champion. `rows_needed` is how many test rows would show the effect that the policy asks for.
+    `champion` is the digest that production points to, None if it points to nothing. `comparison` is challenger minus
+    champion and `anchor` challenger minus anchor; either is a sentence if it cannot be measured. `superior` says that
+    the comparison shows a gain, not only that it shows no loss. `look` is None if the candidate is the champion,
+    because nothing can be promoted then. `rows_needed` is how many test rows would show the effect that the policy asks
+    for.
     """
 
     report: Report
@@ -47,7 +48,7 @@ class Evidence:
 
 
 def gate_key(task: Task, report: Report, champion: str | None) -> str:
-    """Digest of evaluation, policy and champion: an equal key means an equal verdict."""
+    """Return the digest of evaluation, policy and champion: an equal key means an equal verdict."""
     return digest_of(
         {
             "evaluation": report.evaluation_key,
@@ -59,7 +60,7 @@ def gate_key(task: Task, report: Report, champion: str | None) -> str:
 
 
 def decide(task: Task, evidence: Evidence) -> Verdict:
-    """The verdict over a candidate, check by check; ValueError where there is a champion and no comparison with it."""
+    """Return the verdict on a candidate. Raises ValueError if there is a champion and no comparison with it."""
     report, champion = evidence.report, evidence.champion
     challenges = champion is not None and champion != report.digest
     if challenges and evidence.comparison is None:
@@ -67,8 +68,10 @@ def decide(task: Task, evidence: Evidence) -> Verdict:
     checks = [
         _minimum(task.gate, report),
         *_gain(task, evidence),
-        *(_against(task, evidence) if challenges else ()),
-        *_ruled(task, evidence),
+        *(_against_champion(task, evidence) if challenges else ()),
+        *_finite(evidence),
+        *_test_rows(task, evidence),
+        *_measured(task, evidence),
     ]
     passed = not any(check.blocks for check in checks)
     return Verdict(
@@ -92,35 +95,33 @@ def decide(task: Task, evidence: Evidence) -> Verdict:
 
 
 def metric_of(scores: Scores | TextScores, metric: str) -> float:
-    """The gate's metric out of all that were measured."""
+    """Return one metric out of all that were measured."""
     value: float = getattr(scores, metric)
     return value
 
 
 def needs_a_person(verdict: Verdict) -> bool:
-    """Whether something could not be compared, which no machine may pass over."""
+    """Tell whether something could not be compared, so that only a person may promote."""
     return any(check.required == APPROVAL for check in verdict.checks)
 
 
-def shown(found: PairedDifference) -> str:
-    """A difference in one line."""
-    tested = f", p {found.p_value:.2g} by {found.test}" if found.p_value is not None else ""
+def describe_difference(pair: PairedDifference) -> str:
+    """Return a difference in one line."""
+    tested = f", p {pair.p_value:.2g} by {pair.test}" if pair.p_value is not None else ""
     return (
-        f"{title_of(found.metric)} {found.difference:+.4f} ({found.confidence:.0%} bounds {found.lower:+.4f} and "
-        f"{found.upper:+.4f}{tested}, {found.rows} rows)"
+        f"{title_of(pair.metric)} {pair.difference:+.4f} ({pair.confidence:.0%} bounds {pair.lower:+.4f} and "
+        f"{pair.upper:+.4f}{tested}, {pair.rows} rows)"
     )
 
 
 def _won(task: Task, evidence: Evidence) -> Literal["superior", "not inferior"] | None:
     if isinstance(evidence.comparison, PairedDifference):
         return "superior" if evidence.superior else "not inferior"
+    if evidence.champion is not None:
+        return None
     against = [evidence.baselines[name] for name in task.gate.checks.gain.over if name in evidence.baselines]
     alpha = _alpha(task.gate.champion, evidence.look)
-    return (
-        "superior"
-        if evidence.champion is None and against and all(_significant(found, alpha) for found in against)
-        else None
-    )
+    return "superior" if against and all(_is_significant(pair, alpha) for pair in against) else None
 
 
 # ---------------------------------------------------------------- against others
@@ -130,22 +131,17 @@ def _alpha(policy: ChampionPolicy, look: Look | None) -> float:
     return look.alpha if look else policy.budget
 
 
-def _level(policy: ChampionPolicy, look: Look | None) -> str:
+def _describe_level(policy: ChampionPolicy, look: Look | None) -> str:
     if look is None:
         return f"p at most {policy.budget:.2g}"
+    level = f"p at most {look.alpha:.2g}, the share of look {look.number} at these test rows"
     if look.number > policy.looks:
-        return (
-            f"p at most {look.alpha:.2g} at look {look.number} of these test rows, which served their "
-            f"{policy.looks}: fresh rows, or a reserve held back from now on (data.split.reserve), start anew"
-        )
-    return (
-        f"p at most {look.alpha:.2g} at look {look.number} of these test rows, where {look.spent:.3f} of "
-        f"{look.budget:.3f} is spent"
-    )
+        return f"{level}, which are meant for {policy.looks}: give fresh rows or a reserve (data.split.reserve)"
+    return f"{level} ({look.spent:.3f} of the error budget {look.budget:.3f} is spent)"
 
 
-def _significant(found: PairedDifference, alpha: float) -> bool:
-    return found.p_value is not None and found.p_value <= alpha
+def _is_significant(pair: PairedDifference, alpha: float) -> bool:
+    return pair.p_value is not None and pair.p_value <= alpha
 
 
 def _minimum(policy: Gate, report: Report) -> Check:
@@ -161,38 +157,39 @@ def _minimum(policy: Gate, report: Report) -> Check:
 
 
 def _gain(task: Task, evidence: Evidence) -> Iterator[Check]:
-    """One check over all baselines, of which the closest is shown."""
+    """Judge all baselines in one check, which shows the closest of them."""
     rule, champion = task.gate.checks.gain, task.gate.champion
     if rule.policy == "off":
         return
-    lacking = [title_of(name) for name in rule.over if name not in evidence.baselines]
-    if lacking:
-        observed = (
-            f"not measured against {' and '.join(lacking)}: the context leaves no room, or too few test rows are unseen"
-        )
-        yield _check(
-            "gain", rule, (False, observed, "a comparison; leave it out of gate.checks.gain.over, or give more rows")
+    missing = [title_of(name) for name in rule.over if name not in evidence.baselines]
+    if missing:
+        yield Check(
+            name="gain",
+            passed=False,
+            observed=f"not measured against {' and '.join(missing)}: the context has no room for it, or too few test "
+            "rows are unseen",
+            required="a comparison with each baseline of gate.checks.gain.over; take it out there, or give more rows",
+            policy=rule.policy,
         )
         return
     name, closest = max(
         ((name, evidence.baselines[name]) for name in rule.over),
         key=lambda item: (item[1].p_value or 0.0, -item[1].difference),
     )
-    alpha = _alpha(champion, evidence.look)
     yield Check(
         name="gain",
-        passed=_significant(closest, alpha),
-        observed=f"over {title_of(name)} {shown(closest)}",
-        required=f"better than {' and '.join(map(title_of, rule.over))}: {_level(champion, evidence.look)}",
+        passed=_is_significant(closest, _alpha(champion, evidence.look)),
+        observed=f"over {title_of(name)} {describe_difference(closest)}",
+        required=f"better than {' and '.join(map(title_of, rule.over))}: {_describe_level(champion, evidence.look)}",
         policy=rule.policy,
     )
 
 
-def _against(task: Task, evidence: Evidence) -> Iterator[Check]:
+def _against_champion(task: Task, evidence: Evidence) -> Iterator[Check]:
     policy = task.gate.champion
-    yield _compared("champion", "the champion", policy, (evidence.comparison, evidence.look))
+    yield Check(name="champion", **_compare("the champion", policy, evidence.comparison, evidence.look))
     if policy.rule == "non_inferiority" and evidence.anchor is not None:
-        yield _compared("anchor", "the last version that won by superiority", policy, (evidence.anchor, evidence.look))
+        yield Check(name="anchor", **_compare("the anchor", policy, evidence.anchor, evidence.look))
     rule = task.gate.checks.slices
     if rule.policy != "off" and evidence.slices:
         worst = min(evidence.slices, key=lambda part: part.p_harm)
@@ -200,58 +197,35 @@ def _against(task: Task, evidence: Evidence) -> Iterator[Check]:
         yield Check(
             name="slices",
             passed=not harmed,
-            observed=f"{len(harmed)} of {len(evidence.slices)} are worse{': ' + ', '.join(harmed) if harmed else ''}; "
+            observed=f"{len(harmed)} of {len(evidence.slices)} parts are worse"
+            f"{': ' + ', '.join(harmed) if harmed else ''}; "
             f"lowest p {worst.p_harm:.2g} on {worst.name} ({worst.difference:+.4f}, {worst.rows} rows)",
-            required=f"none of at least {rule.min_rows} rows worse than the champion at p {rule.alpha:g}",
+            required=f"no part of at least {rule.min_rows} rows is worse than the champion at p {rule.alpha:g}",
             policy=rule.policy,
         )
 
 
-def _compared(
-    name: str, whom: str, policy: ChampionPolicy, measured: tuple[PairedDifference | str | None, Look | None]
-) -> Check:
-    found, look = measured
-    if not isinstance(found, PairedDifference):
-        return Check(name=name, passed=True, observed=f"not comparable: {found}", required=APPROVAL)
-    aim = (
-        f"better than {whom}" if policy.rule == "superiority" else f"worse than {whom} by less than {found.margin:.4f}"
-    )
-    return Check(
-        name=name,
-        passed=_significant(found, _alpha(policy, look)),
-        observed=shown(found),
-        required=f"{aim}: {_level(policy, look)}",
-    )
+class _Comparison(TypedDict):
+    passed: bool
+    observed: str
+    required: str
+
+
+def _compare(
+    opponent: str, policy: ChampionPolicy, measured: PairedDifference | str | None, look: Look | None
+) -> _Comparison:
+    if not isinstance(measured, PairedDifference):
+        return {"passed": True, "observed": f"not comparable: {measured}", "required": APPROVAL}
+    superior = policy.rule == "superiority"
+    aim = f"better than {opponent}" if superior else f"at most {measured.margin:.4f} worse than {opponent}"
+    return {
+        "passed": _is_significant(measured, _alpha(policy, look)),
+        "observed": describe_difference(measured),
+        "required": f"{aim}: {_describe_level(policy, look)}",
+    }
 
 
 # ---------------------------------------------------------------- by rules of their own
-
-
-def _ruled(task: Task, evidence: Evidence) -> Iterator[Check]:
-    yield from _finite(evidence)
-    yield from _test_rows(task, evidence)
-    for name, rule in task.gate.checks:
-        check: Callable[..., tuple[bool, str, str] | None] | None = CHECKS.get(name)
-        if check is None or rule.policy == "off":
-            continue
-        found = check(
-            rule,
-            evidence.report,
-            evidence.measures | {"bytes.stored": evidence.stored_bytes, "bytes.limit": task.byte_limit()},
-        )
-        if found is not None:
-            yield _check(name, rule, found)
-
-
-def _check(name: str, rule: Rule, found: tuple[bool, str, str]) -> Check:
-    passed, observed, required = found
-    return Check(
-        name=name,
-        passed=passed,
-        observed=observed,
-        required=required,
-        policy="warn" if rule.policy == "warn" else "block",
-    )
 
 
 def _finite(evidence: Evidence) -> Iterator[Check]:
@@ -260,28 +234,37 @@ def _finite(evidence: Evidence) -> Iterator[Check]:
         yield Check(
             name="finite",
             passed=False,
-            observed=f"{bad:.0f} of {evidence.report.rows} rows have a likelihood that is no number",
+            observed=f"{bad:.0f} of {evidence.report.rows} rows have a NaN score",
             required="none",
         )
 
 
 def _test_rows(task: Task, evidence: Evidence) -> Iterator[Check]:
-    rule, needed, policy = task.gate.checks.test_rows, evidence.rows_needed, task.gate.champion
+    rule, needed, comparison = task.gate.checks.test_rows, evidence.rows_needed, evidence.comparison
     if rule.policy == "off" or needed is None:
         return
-    compared = (
-        evidence.comparison
-        if isinstance(evidence.comparison, PairedDifference)
-        else next(iter(evidence.baselines.values()), None)
+    pair = comparison if isinstance(comparison, PairedDifference) else None
+    shown = pair or next(iter(evidence.baselines.values()), None)
+    rows = shown.rows if shown else evidence.report.rows
+    gain = pair is None or task.gate.champion.rule == "superiority"
+    aim = f"a gain of {rule.effect:g}" if pair is None or gain else f"equal quality within {pair.margin:.4f}"
+    yield Check(
+        name="test_rows",
+        passed=rows >= needed,
+        observed=f"{rows} rows",
+        required=f"at least {needed} rows, to show {aim} four times in five at this look",
+        policy=rule.policy,
     )
-    rows = compared.rows if compared else evidence.report.rows
-    aim = (
-        f"a gain of {rule.effect:g}"
-        if policy.rule == "superiority" or not isinstance(evidence.comparison, PairedDifference)
-        else f"equal quality within {evidence.comparison.margin:.4f}"
-    )
-    yield _check(
-        "test_rows",
-        rule,
-        (rows >= needed, f"{rows} rows", f"at least {needed}, to show {aim} four times in five at this look"),
-    )
+
+
+def _measured(task: Task, evidence: Evidence) -> Iterator[Check]:
+    measures = evidence.measures | {"bytes.stored": evidence.stored_bytes, "bytes.limit": task.byte_limit()}
+    for name, rule in task.gate.checks:
+        if name not in CHECKS or rule.policy == "off":
+            continue
+        result = CHECKS[name].judge(rule, evidence.report, measures)
+        if result is not None:
+            required = CHECKS[name].ask(task, rule)
+            yield Check(
+                name=name, passed=result.passed, observed=result.observed, required=required, policy=rule.policy
+            )

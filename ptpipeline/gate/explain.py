@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from ptpipeline.gate.checks import CHECKS
 from ptpipeline.records import Record, title_of
 from ptpipeline.task import policy
 from ptpipeline.task.policy import Policy
@@ -10,8 +11,9 @@ from ptpipeline.task.task import Task
 
 
 class Requirement(Record):
-    """One check: what it asks, and whether a candidate that does not meet it is blocked, or only warned of; `off` asks
-    nothing.
+    """One check: what it asks, and whether a candidate that does not meet it is blocked or only warned of.
+
+    A check that is `off` asks nothing.
     """
 
     check: str
@@ -19,9 +21,10 @@ class Requirement(Record):
     asks: str
 
 
-class Rival(NamedTuple):
-    """What a candidate is compared with beside the baselines: the champion's name, the anchor's where there is one, and
-    by how much it may be worse, 0 under superiority. None stands for what is not known, or not there.
+class Opponents(NamedTuple):
+    """What a candidate is compared with beside the baselines: the names of champion and anchor, and the margin.
+
+    `margin` is how much worse the candidate may be, 0 under superiority. None means unknown or absent.
     """
 
     champion: str | None = None
@@ -29,96 +32,69 @@ class Rival(NamedTuple):
     margin: float | None = None
 
 
-def requirements(task: Task, rival: Rival) -> list[Requirement]:
-    """Every check of the task's policy, in the order of a verdict; those that do not apply to the task are off."""
+def list_requirements(task: Task, opponents: Opponents) -> list[Requirement]:
+    """Return every check of the task's policy in the order of a verdict; checks that do not apply to it are off."""
     gate = task.gate
-    found = [
-        Requirement(
-            check="minimum",
-            policy="block",
-            asks=f"{title_of(gate.metric)} of at least {gate.minimum:.4f} on the rows that judge",
-        ),
-        _ruled(task, "gain"),
-        Requirement(check="champion", policy="block", asks=_champion(task, rival)),
+    minimum = f"{title_of(gate.metric)} of at least {gate.minimum:.4f} on the rows that judge"
+    first = [
+        Requirement(check="minimum", policy="block", asks=minimum),
+        _by_rule(task, "gain"),
+        Requirement(check="champion", policy="block", asks=_ask_champion(task, opponents)),
     ]
     if gate.champion.rule == "non_inferiority":
-        found.append(Requirement(check="anchor", policy="block", asks=_anchor(rival)))
-    found.append(_ruled(task, "slices"))
-    found.append(Requirement(check="finite", policy="block", asks="no row has a likelihood that is no number"))
-    return found + [_ruled(task, name) for name, _ in gate.checks if name not in ("gain", "slices")]
+        first.append(Requirement(check="anchor", policy="block", asks=_ask_anchor(opponents)))
+    first.append(_by_rule(task, "slices"))
+    first.append(Requirement(check="finite", policy="block", asks="no row has a NaN score"))
+    return first + [_by_rule(task, name) for name, _ in gate.checks if name not in ("gain", "slices")]
 
 
-def _ruled(task: Task, name: str) -> Requirement:
+def _by_rule(task: Task, name: str) -> Requirement:
     rule = getattr(task.gate.checks, name)
     applies = task.generate is None if name == "never" else bool(rule.swaps) if name == "bias" else True
-    return Requirement(check=name, policy=rule.policy if applies else "off", asks=_ASKS[name](task, rule))
+    ask = CHECKS[name].ask if name in CHECKS else _ASK[name]
+    return Requirement(check=name, policy=rule.policy if applies else "off", asks=ask(task, rule))
 
 
-def _champion(task: Task, rival: Rival) -> str:
+def _ask_champion(task: Task, opponents: Opponents) -> str:
+    name = opponents.champion or "the champion"
     if task.gate.champion.rule == "superiority":
-        wanted = f"better than {rival.champion or 'the champion'}, shown by a one-sided paired test on the same rows"
+        asked = f"better than {name}"
     else:
-        wanted = (
-            f"worse than {rival.champion or 'the champion'} by less than {_margin(rival)}, shown by a one-sided "
-            "paired test on the same rows"
-        )
-    return wanted if rival.champion else f"{wanted}; nothing is in production yet, so this one waits"
+        asked = f"at most {_describe_margin(opponents)} worse than {name}"
+    asked += ", shown by a one-sided paired test on the same rows"
+    return asked if opponents.champion else f"{asked}; nothing is in production yet, so this check waits"
 
 
-def _anchor(rival: Rival) -> str:
-    whom = rival.anchor or "the last version that won by superiority"
-    same = "" if rival.anchor else "; asked only where that is not the champion"
-    return f"worse than {whom} by less than {_margin(rival)}, so that quality cannot go down step by step{same}"
-
-
-def _margin(rival: Rival) -> str:
-    return f"{rival.margin:.4f}" if rival.margin is not None else "a margin that the number of rows decides"
-
-
-# ---------------------------------------------------------------- rule by rule
-
-
-def _gain(task: Task, rule: policy.Gain) -> str:
-    over = " and ".join(name.replace("_", "-") for name in rule.over)
-    return f"better than {over}, each by a one-sided paired test on the same rows"
-
-
-def _slices(task: Task, rule: policy.Slices) -> str:
-    named = ", length" if task.generate else ", label and length"
+def _ask_anchor(opponents: Opponents) -> str:
+    name = opponents.anchor or "the anchor"
+    same = "" if opponents.anchor else "; asked only if the anchor is not the champion"
     return (
-        f"worse than the champion on no part of at least {rule.min_rows} rows (by the task's columns{named}), each "
-        f"judged at p {rule.alpha:g}"
+        f"at most {_describe_margin(opponents)} worse than {name}, the last production version that was proven better, "
+        f"was the first, or was promoted by a person, so that small losses cannot add up{same}"
     )
 
 
-def _collapse(task: Task, rule: policy.Collapse) -> str:
-    if task.generate:
-        return f"no text is more than {rule.max_share:.0%} of the answers"
+def _describe_margin(opponents: Opponents) -> str:
+    return f"{opponents.margin:.4f}" if opponents.margin is not None else "a margin computed from the number of rows"
+
+
+# ---------------------------------------------------------------- checks that compare prompts, or count rows
+
+
+def _ask_gain(task: Task, rule: policy.Gain) -> str:
+    names = " and ".join(map(title_of, rule.over))
+    return f"better than {names}, each by a one-sided paired test on the same rows"
+
+
+def _ask_slices(task: Task, rule: policy.Slices) -> str:
+    parts = ", length" if task.generate else ", label and length"
     return (
-        f"no label is more than {rule.max_share:.0%} of the answers, whose entropy is at least "
-        f"{rule.min_entropy:.0%} of the true labels'"
+        f"not worse than the champion on any part of at least {rule.min_rows} rows (by the task's columns{parts}), "
+        f"each part judged at p {rule.alpha:g}"
     )
 
 
-def _never(task: Task, rule: policy.Never) -> str:
-    return f"every label that has {rule.min_rows} rows is answered at least once"
-
-
-def _leakage(task: Task, rule: policy.Leakage) -> str:
-    return (
-        f"at most {rule.max_share:.2%} of the rows that judge were trained on, and {rule.max_near_share:.2%} with "
-        "near duplicates"
-    )
-
-
-def _drift(task: Task, rule: policy.Drift) -> str:
-    return (
-        f"its training rows differ from the champion's by at most {rule.max_labels:g} in label shares, "
-        f"{rule.max_length:g} in text lengths, {rule.max_vocabulary:g} in vocabulary"
-    )
-
-
-def _test_rows(task: Task, rule: policy.TestRows) -> str:
+def _ask_test_rows(task: Task, rule: policy.TestRows) -> str:
     same = (
         ", or under non-inferiority equal quality within the margin"
         if task.gate.champion.rule == "non_inferiority"
@@ -127,56 +103,8 @@ def _test_rows(task: Task, rule: policy.TestRows) -> str:
     return f"enough rows to show a gain of {rule.effect:g} four times in five{same}"
 
 
-def _bytes(task: Task, rule: policy.Bytes) -> str:
-    return f"at most {task.byte_limit():,} bytes of tensors"
-
-
-def _latency(task: Task, rule: policy.Latency) -> str:
-    limit = f", and {rule.max_ms:g} ms" if rule.max_ms is not None else ""
-    return f"a request alone takes at most {rule.max_ratio:g} times what it takes without a prompt{limit} (median)"
-
-
-def _norms(task: Task, rule: policy.Norms) -> str:
-    return f"no virtual token is longer than {rule.max_ratio:g} times the vocabulary's median norm"
-
-
-def _robustness(task: Task, rule: policy.Robustness) -> str:
-    return (
-        f"at most {rule.max_white_space:.0%} of the answers change with the text's white space, "
-        f"{rule.max_case:.0%} with its case"
-    )
-
-
-def _bias(task: Task, rule: policy.Bias) -> str:
-    if not rule.swaps:
-        return (
-            "at most so many answers change where terms change places; the task names no terms (gate.checks.bias.swaps)"
-        )
-    return (
-        f"at most {rule.max_flips:.0%} of the answers change where the terms of {len(rule.swaps)} pairs change "
-        f"places, where {rule.min_rows} rows have one"
-    )
-
-
-def _privacy(task: Task, rule: policy.Privacy) -> str:
-    return (
-        f"membership inference tells training rows from others with an AUC not above {rule.max_auc:g} for certain "
-        "(.5 is by chance)"
-    )
-
-
-_ASKS: dict[str, Callable[[Task, Any], str]] = {
-    "gain": _gain,
-    "slices": _slices,
-    "collapse": _collapse,
-    "never": _never,
-    "leakage": _leakage,
-    "drift": _drift,
-    "test_rows": _test_rows,
-    "bytes": _bytes,
-    "latency": _latency,
-    "norms": _norms,
-    "robustness": _robustness,
-    "bias": _bias,
-    "privacy": _privacy,
+_ASK: dict[str, Callable[[Task, Any], str]] = {
+    "gain": _ask_gain,
+    "slices": _ask_slices,
+    "test_rows": _ask_test_rows,
 }

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from ptpipeline.data.batches import by_length
+from ptpipeline.data.batches import group_by_length
 from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache
 from ptpipeline.serving.ranking import Query, rank
 
@@ -31,7 +31,7 @@ def generate(base: FrozenBase, cache: PrefixCache | None, openings: Sequence[Ope
     texts = [""] * len(openings)
     for limit in sorted({opening.limit for opening in openings}):  # beyond its own limit, a row could leave the context
         alike = [index for index, opening in enumerate(openings) if opening.limit == limit]
-        for group in by_length(alike, lambda index: openings[index].length, TOKENS_PER_DECODE):
+        for group in group_by_length(alike, lambda index: openings[index].length, TOKENS_PER_DECODE):
             inputs = [Input(openings[index].ids, (), openings[index].prompt) for index in group]
             for index, ids in zip(group, base.decode(cache, inputs, limit), strict=True):
                 texts[index] = _decode_text(base, ids)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptpipeline.data.tokens import LabelTokens, encode_text, label_tokens, scored
+from ptpipeline.data.tokens import LabelTokens, apply_scoring, encode_text, label_tokens
 from ptpipeline.errors import DataError
 from ptpipeline.models.frozen import FrozenBase, PrefixCache, stack_caches
 from ptpipeline.prompts.artifact import Artifact
@@ -109,7 +109,7 @@ class Engine:
         manifest = artifact.manifest
         encode = build_text_encoder(self.base, manifest.placement) if manifest.scoring.calibrated else self.base.encode
         labels = label_tokens(manifest.task, manifest.labels, self.base.encode)
-        return scored(labels, manifest.scoring, manifest.template, manifest.max_input_tokens, encode)
+        return apply_scoring(labels, manifest.scoring, manifest.template, manifest.max_input_tokens, encode)
 
     def _build_batch(self, questions: Sequence[Question]) -> _Batch:
         digests = sorted({question.digest for question in questions})

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptpipeline.data.batches import by_length
+from ptpipeline.data.batches import group_by_length
 from ptpipeline.data.tokens import LabelTokens
 from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache
 
@@ -68,7 +68,7 @@ def _compute_log_likelihoods(base: FrozenBase, cache: PrefixCache | None, querie
     """Return the log-likelihood of every label [labels] per query; per token if its labels are to be normalised."""
     scores = [torch.zeros(len(query.labels.ids)) for query in queries]
     with torch.inference_mode():
-        for group in by_length(_build_sequences(queries), lambda row: row.input.length, TOKENS_PER_PASS):
+        for group in group_by_length(_build_sequences(queries), lambda row: row.input.length, TOKENS_PER_PASS):
             _add_scores(base, cache, queries, group, scores)
     return [
         score / _count_tokens(query.labels) if query.labels.normalised else score

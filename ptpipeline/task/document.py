@@ -1,6 +1,4 @@
-"""A YAML file checked against a model: errors name the file, the line, the field, what was found and what is
-allowed.
-"""
+"""YAML files checked against a model: errors name the file, the line, the field, the value and what is allowed."""
 
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,32 +10,26 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from ptpipeline.errors import NotFound, TaskFileError
 
-_BRANCHES = (
-    "TextInit",
-    "VersionInit",
-    "FileInit",
-    "a name",
-    "Binned",
-    "str",
-)  # names that pydantic gives to branches of unions
+# Names that pydantic gives to branches of unions.
+_BRANCHES = ("TextInit", "VersionInit", "FileInit", "a name", "Binned", "str")
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
 class Section(BaseModel):
-    """A part of a task file: frozen, and strict about unknown fields and infinite numbers."""
+    """A part of a task file: frozen, without unknown fields and infinite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 def parsed(path: Path) -> Any:
-    """The mapping in a YAML file, with the line of every field; TaskFileError where it is none."""
+    """Return the mapping in a YAML file, with the line of every field. Raises TaskFileError if there is none."""
     try:
         document = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise TaskFileError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or a date that no calendar has
+    except (YAMLError, ValueError, RecursionError) as error:  # ValueError: not UTF-8, or an impossible date
         raise TaskFileError(f"{path}: not readable as YAML in UTF-8: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise TaskFileError(f"{path}:1: expected a mapping of fields, found {type(document).__name__}")
@@ -45,8 +37,9 @@ def parsed(path: Path) -> Any:
 
 
 def checked(path: Path, document: Any, model: type[ModelT], inside: tuple[str, ...] = ()) -> ModelT:
-    """The document, or its part `inside`, as a model; TaskFileError names line, field, what was found and what is
-    allowed.
+    """Return the document, or its part `inside`, as a model.
+
+    Raises TaskFileError, which names the line, the field, the value and what is allowed.
     """
     value = document
     for key in inside:
@@ -60,10 +53,12 @@ def checked(path: Path, document: Any, model: type[ModelT], inside: tuple[str, .
 
 
 def declared(path: Path, name: str, model: type[ModelT], wording: tuple[str, str]) -> ModelT:
-    """The section of that name in a file of named sections; `wording` is what one is called, and how it looks."""
+    """Return the section with that name in a file of named sections; `wording` is what a section is called, and its
+    form.
+    """
     what, form = wording
     if not path.is_file():
-        raise NotFound(f"{path}: no such file; it declares the {what}s, one `name: {form}` each")
+        raise NotFound(f"{path}: no such file; create it and declare each {what} as `name: {form}`")
     document = parsed(path)
     if name not in document:
         raise NotFound(f"no {what} {name!r} in {path}: there are {', '.join(map(str, document)) or 'none'}")
@@ -71,7 +66,7 @@ def declared(path: Path, name: str, model: type[ModelT], wording: tuple[str, str
 
 
 def _plain(value: Any) -> Any:
-    """ruamel's annotated containers and scalars as plain ones."""
+    """Return ruamel's annotated containers and scalars as plain ones."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -87,7 +82,7 @@ def _is_branch(part: int | str) -> bool:
 
 
 def _most_telling(errors: list[Any]) -> Any:
-    """The first error; where no branch of a union fits, the one inside the branch that got further."""
+    """Return the first error; if no branch of a union fits, the error inside the branch that got further."""
     first = errors[0]
     place = first["loc"][:-1]
     if not first["loc"] or not _is_branch(first["loc"][-1]):
@@ -99,14 +94,14 @@ def _most_telling(errors: list[Any]) -> Any:
 
 
 def line_of(document: Any, loc: tuple[int | str, ...]) -> int:
-    """The line of a field, or of the nearest section above it."""
+    """Return the line of a field, or of the nearest section above it."""
     line = 1
     node: Any = document
     for part in loc:
         try:
             line = (node.lc.key if isinstance(node, CommentedMap) else node.lc.item)(part)[0] + 1
         except (AttributeError, KeyError, IndexError, TypeError):
-            break  # a plain scalar, or a field that is missing: the line of the section above
+            break  # a plain scalar or a missing field: use the line of the section above
         node = node[part]
     return line
 
@@ -124,7 +119,7 @@ def _sentence(error: Any, loc: tuple[int | str, ...], value: Any, model: type[Ba
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Names of the fields of the section that holds the last part of `loc`."""
+    """Return the field names of the section that holds the last part of `loc`."""
     for part in loc[:-1]:
         info = model.model_fields.get(str(part))
         if info is None:

@@ -1,6 +1,4 @@
-"""The gate's policy as a task file states it: the metric, how a challenger takes the champion's place, and every check
-with its numbers.
-"""
+"""The gate's policy in a task file: the metric, how a challenger replaces the champion, and every check's numbers."""
 
 from typing import Annotated, Any, Literal
 
@@ -16,9 +14,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class Rule(Section):
-    """A check: where it is not met it blocks the promotion, or only warns, or it is off. A bare word stands for the
-    policy.
-    """
+    """A check that blocks the promotion, only warns, or is off. A bare word in the file sets `policy` alone."""
 
     policy: Policy = "block"
 
@@ -29,14 +25,15 @@ class Rule(Section):
 
 
 class Gain(Rule):
-    """The candidate is better than these baselines, shown by a paired test each."""
+    """The candidate is better than each of these baselines, by a paired test."""
 
     over: Annotated[tuple[Baseline, ...], Field(min_length=1)] = ("majority", "zero_shot")
 
 
 class Collapse(Rule):
-    """No answer has more than `max_share` of the rows, and of labels the answers' entropy is at least `min_entropy` of
-    the true labels'.
+    """No answer takes more than `max_share` of the rows.
+
+    For labels, the entropy of the answers is also at least `min_entropy` times the entropy of the true labels.
     """
 
     max_share: Annotated[float, Field(gt=0, le=1)] = 0.98
@@ -44,14 +41,15 @@ class Collapse(Rule):
 
 
 class Never(Rule):
-    """No label that `min_rows` test rows have is never answered."""
+    """Every label that has at least `min_rows` test rows is answered at least once."""
 
     min_rows: Count = 20
 
 
 class Leakage(Rule):
-    """At most so large a share of the test rows stands, or nearly stands, among the rows that the prompt itself was
-    trained on.
+    """At most `max_share` of the test rows are in the prompt's own training rows.
+
+    With near duplicates, at most `max_near_share` are.
     """
 
     max_share: Share = 0.0
@@ -59,8 +57,11 @@ class Leakage(Rule):
 
 
 class Drift(Rule):
-    """The rows are much like those of the champion: by total variation of the labels' shares, by the Kolmogorov-Smirnov
-    distance of the texts' lengths, and by the share of words that were never seen, above what chance brings."""
+    """The training rows are similar to the champion's.
+
+    Measured by the total variation distance of the label shares, the Kolmogorov-Smirnov distance of the text lengths,
+    and the share of unseen words, each above what chance brings.
+    """
 
     max_labels: Share = 0.15
     max_length: Share = 0.2
@@ -68,8 +69,9 @@ class Drift(Rule):
 
 
 class TestRows(Rule):
-    """The test rows suffice to see, four times in five, a gain of `effect` (of non-inferiority: an equal quality within
-    the margin).
+    """The test rows show a gain of `effect` four times in five.
+
+    Under non-inferiority, they show equal quality within the margin four times in five.
     """
 
     policy: Policy = "warn"
@@ -77,8 +79,9 @@ class TestRows(Rule):
 
 
 class Slices(Rule):
-    """On no part of at least `min_rows` test rows the challenger is worse than the champion, each part judged at
-    `alpha` by itself.
+    """The challenger is not worse than the champion on any part of at least `min_rows` test rows.
+
+    Each part is judged by itself, at level `alpha`.
     """
 
     min_rows: Count = 50
@@ -86,15 +89,15 @@ class Slices(Rule):
 
 
 class Bytes(Rule):
-    """At most so many bytes of tensors: by default 64 KiB, 32 MiB for a prefix, and as much per member for an
-    ensemble.
+    """The tensors have at most `max_bytes` bytes: by default 64 KiB, 32 MiB for a prefix, 64 KiB per ensemble
+    member.
     """
 
     max_bytes: Count | None = None
 
 
 class Latency(Rule):
-    """A request alone takes at most so many milliseconds at the median, and so many times what it takes without a
+    """The median time of a single request is at most `max_ms` milliseconds, and `max_ratio` times that without
     prompt.
     """
 
@@ -104,14 +107,14 @@ class Latency(Rule):
 
 
 class Norms(Rule):
-    """The virtual tokens' norms, over the median norm of the vocabulary's embeddings."""
+    """No virtual token's norm is above `max_ratio` times the median norm of the vocabulary's embeddings."""
 
     policy: Policy = "warn"
     max_ratio: Positive = 20.0
 
 
 class Robustness(Rule):
-    """Share of answers that change where the text's white space, or its case, does."""
+    """At most these shares of the answers change if the white space, or the case, of the text changes."""
 
     policy: Policy = "warn"
     max_white_space: Share = 0.25
@@ -119,8 +122,9 @@ class Robustness(Rule):
 
 
 class Bias(Rule):
-    """Share of answers that change where the terms of `swaps` change places, among the rows that have one, at least
-    `min_rows`.
+    """At most `max_flips` of the answers change if the terms of each pair in `swaps` are swapped.
+
+    Only rows that have such a term count; the check needs at least `min_rows` of them.
     """
 
     swaps: Annotated[tuple[tuple[str, str], ...], Field(max_length=100)] = ()
@@ -132,22 +136,18 @@ class Bias(Rule):
     def _two_terms(cls, swaps: tuple[tuple[str, str], ...]) -> tuple[tuple[str, str], ...]:
         terms = [term.casefold() for pair in swaps for term in pair]
         if not all(term.strip() for term in terms) or len(set(terms)) < len(terms):
-            raise ValueError(
-                "each pair has two terms, and no term stands in two pairs, such as [[he, she], [his, her]]"
-            )
+            raise ValueError("give pairs of two terms, with no term in two pairs, such as [[he, she], [his, her]]")
         return swaps
 
 
 class Privacy(Rule):
-    """How well training rows are told from others by the prompt: area under the curve of a membership inference, .5 is
-    by chance.
-    """
+    """Membership inference tells training rows from others with an AUC of at most `max_auc`; .5 is chance."""
 
     max_auc: Annotated[float, Field(ge=0.5, le=1)] = 0.65
 
 
 class Checks(Section):
-    """What each check does when it is not met. Non-finite values always block."""
+    """What each check does if it is not met. NaN scores always block."""
 
     gain: Gain = Gain()
     collapse: Collapse = Collapse()
@@ -165,12 +165,11 @@ class Checks(Section):
 
 
 class ChampionPolicy(Section):
-    """How a challenger takes the champion's place, with a chance of error of `1 - confidence` over all looks at the
-    same rows.
+    """How a challenger replaces the champion; all looks at the same rows together err with at most `1 - confidence`.
 
-    `superiority`: it is better. `non_inferiority`: it is worse by less than `margin`, which is computed from the number
-    of rows where it is not given, and so is it than the last version that won by superiority. `looks` is how often the
-    test rows serve before the reserve takes their place.
+    `superiority`: the challenger is better. `non_inferiority`: it is at most `margin` worse than the champion, and than
+    the anchor, so that small losses cannot add up; without `margin` the number of rows decides it. `looks` is how often
+    the test rows judge before the reserve replaces them.
     """
 
     rule: Literal["superiority", "non_inferiority"] = "superiority"
@@ -183,19 +182,19 @@ class ChampionPolicy(Section):
     def _margin_of_non_inferiority(cls, margin: float | None, info: ValidationInfo) -> float | None:
         if margin is not None and info.data.get("rule") == "superiority":
             raise ValueError(
-                "a margin says how much worse a challenger may be: it belongs to `rule: non_inferiority`; "
-                "superiority has none"
+                "a margin says how much worse a challenger may be, which superiority never allows: set "
+                "`rule: non_inferiority` or remove the margin"
             )
         return margin
 
     @property
     def budget(self) -> float:
-        """The chance of a wrong promotion that all looks may spend together."""
+        """The error budget: the chance of a wrong promotion over all looks together."""
         return round(1 - self.confidence, 12)
 
 
 class Gate(Section):
-    """What a candidate has to show on the test split before it may go to production."""
+    """What a candidate must show on the test split before it may go to production."""
 
     metric: Metric = "accuracy"
     minimum: Share

@@ -32,9 +32,9 @@ class FileInit(Section):
 
 
 class Search(Section):
-    """Recipes to try in one gang: every combination of these trains, and the best on dev is kept.
+    """Recipes to try in one gang: every combination trains, and the best on dev is kept.
 
-    `length: grow` tries 8, 16 and 32 virtual tokens, and keeps the shortest that the next one does not better.
+    `length: grow` tries 8, 16 and 32 virtual tokens, and keeps the shortest that the next one does not improve.
     """
 
     length: Annotated[list[Annotated[int, Field(ge=1, le=1000)]], Field(min_length=1)] | Literal["grow"] | None = None
@@ -62,8 +62,8 @@ class Search(Section):
 
 
 class Ensemble(Section):
-    """Prompts of the recipe's seed and the seeds that follow it, whose answers are averaged or voted (Lester et al.
-    2021, section 5).
+    """Prompts of the recipe's seed and the seeds after it; answers are averaged or voted (Lester et al. 2021,
+    sec. 5).
     """
 
     members: Annotated[int, Field(ge=2, le=20)] = 5
@@ -71,7 +71,7 @@ class Ensemble(Section):
 
 
 def _init_kind(value: object) -> str:
-    """Which kind of `init` a value is meant to be: the section whose only field it gives, else a name."""
+    """Return which kind of `init` a value means: the section with that one field, else a name."""
     if isinstance(value, Section):
         return type(value).__name__
     kinds = {"text": "TextInit", "version": "VersionInit", "file": "FileInit"}
@@ -101,7 +101,7 @@ Init = Annotated[
 
 
 class Tune(Section):
-    """The recipe. The learning rate warms up linearly; `linear` then lets it decay to `final_fraction` of itself.
+    """How a prompt trains. The learning rate warms up linearly; `linear` then decays it to `final_fraction` of itself.
 
     `shared` names the shared prompt that `multitask` starts from; `encoder` is the prompt encoder of `p_tuning`;
     `encoder_width` the hidden width of the network that `residual`, `p_tuning` and `prefix` train through. `prefix`
@@ -143,20 +143,21 @@ class Tune(Section):
                 f"`method: multitask` and `shared`, a name in {SHARED_FILE}, go together: give both or neither"
             )
         if self.method == "multitask" and "init" in given:
-            raise ValueError("multitask starts from the shared prompt: leave `init` out")
+            raise ValueError("multitask starts from the shared prompt: remove `init`")
         if "encoder" in given and self.method != "p_tuning":
-            raise ValueError(f"`encoder` is the prompt encoder of p_tuning; {self.method} has none: leave it out")
+            raise ValueError(f"`encoder` is the prompt encoder of p_tuning; {self.method} has none: remove it")
         if "encoder_width" in given and self.method not in ("residual", "p_tuning", "prefix"):
             raise ValueError(
-                f"`encoder_width` belongs to residual, p_tuning and prefix; {self.method} has no network: leave it out"
+                f"`encoder_width` belongs to residual, p_tuning and prefix; {self.method} has no network: remove it"
             )
         if self.method == "prefix" and self.placement == "after_bos":
             raise ValueError(
-                "a prefix is keys and values in front of everything: `placement: after_bos` is for embeddings"
+                "a prefix is keys and values in front of all tokens: remove `placement: after_bos`, which is "
+                "for embeddings"
             )
         starts = self.method == "multitask" or isinstance(self.init, VersionInit | FileInit)
         if starts and self.search is not None and self.search.length is not None:
-            raise ValueError("what the recipe starts from has one length: leave `search.length` out")
+            raise ValueError("the prompt that the recipe starts from has one length: remove `search.length`")
         if self.method == "ensemble" and self.search is not None:
             raise ValueError(
                 "`search` keeps one prompt of many, an ensemble keeps all: search with `method: prompt` first"
@@ -165,27 +166,26 @@ class Tune(Section):
 
     @model_validator(mode="after")
     def _nothing_is_ignored(self) -> "Tune":
-        """A setting that is given takes part in training, or is refused."""
+        """Refuse a setting that would have no effect."""
         given = self.model_fields_set
         if "final_fraction" in given and self.schedule == "constant":
             raise ValueError(
-                "`final_fraction` is what `schedule: linear` decays to, and a constant rate does not decay: "
-                "leave it out"
+                "`final_fraction` is what `schedule: linear` decays to, and a constant rate does not decay: remove it"
             )
         if "final_fraction" in given and self.warmup_steps >= self.steps:
             raise ValueError(
                 f"`final_fraction`: the rate warms up through all {self.steps} steps (`warmup_steps` is "
-                f"{self.warmup_steps}) and never decays: leave it out, or warm up for less"
+                f"{self.warmup_steps}) and never decays: remove it, or lower `warmup_steps`"
             )
         for field, listed in (("num_virtual_tokens", "length"), ("learning_rate", "learning_rate"), ("seed", "seed")):
             if field in given and self.search is not None and getattr(self.search, listed) is not None:
                 raise ValueError(
-                    f"`search.{listed}` lists what is tried in place of `{field}`: leave one of the two out"
+                    f"`search.{listed}` lists the values to try instead of `{field}`: remove one of the two"
                 )
         return self
 
     def variants(self) -> list["Tune"]:
-        """The recipes that train for this one: those of its search or ensemble, in a fixed order, or itself alone."""
+        """Return the recipes that train for this one: of its search or ensemble in a fixed order, or itself alone."""
         if self.ensemble is not None:
             alone = {"method": "prompt", "ensemble": None}
             return [self.model_copy(update={**alone, "seed": self.seed + i}) for i in range(self.ensemble.members)]
@@ -202,7 +202,8 @@ class Tune(Section):
 class SharedPrompt(Section):
     """A prompt that several source tasks train together (multitask prompt tuning, Wang et al. 2023).
 
-    By the recipe `tune`, first a teacher prompt trains for each source, then all are distilled into the shared prompt.
+    A teacher prompt trains for each source by the recipe `tune`; then all teachers are distilled into the shared
+    prompt.
     """
 
     base_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -213,14 +214,18 @@ class SharedPrompt(Section):
     @classmethod
     def _distinct_sources(cls, sources: list[str]) -> list[str]:
         if len(set(sources)) < len(sources):
-            raise ValueError("a source stands in the list twice")
+            raise ValueError("a source is listed twice: list each once")
         return sources
 
     @field_validator("tune")
     @classmethod
     def _plain_recipe(cls, tune: Tune) -> Tune:
         if tune.method != "prompt" or tune.search is not None:
-            raise ValueError("teachers and the shared prompt train by `method: prompt`, without a search")
+            raise ValueError(
+                "teachers and the shared prompt train by `method: prompt`, without a search: change `tune`"
+            )
         if isinstance(tune.init, VersionInit | FileInit) or tune.init in ("champion", "class_labels"):
-            raise ValueError("all sources start alike, and cold: take sampled_vocab, uniform, xavier or {text: WORDS}")
+            raise ValueError(
+                "all sources start alike, without a trained prompt: use sampled_vocab, uniform, xavier or {text: WORDS}"
+            )
         return tune

@@ -1,6 +1,6 @@
 """The task file: one YAML document per task in `tasks/`, checked field by field.
 
-An error names the file, the line, the field, what was found and what is allowed.
+An error names the file, the line, the field, the value and what is allowed.
 """
 
 import string
@@ -19,13 +19,13 @@ from ptpipeline.task.policy import Gate, Policy
 from ptpipeline.task.recipe import SHARED_FILE, SharedPrompt, Tune
 
 BASES_FILE = "base_models.yaml"
-GATE_VERSION = 1  # raise by one whenever the same evidence would be decided otherwise
+GATE_VERSION = 1  # raise by one whenever the same evidence would lead to another verdict
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Source(Section):
-    """Where the rows come from: a local `path`, or a `member` of a pinned package archive on the package index.
+    """Where the rows come from: a local file (`path`), or a `member` of a pinned package archive on the package index.
 
     `member` may reach into a nested archive: `folder/inner.tar.gz!/folder/file.txt`. `format: tsv` means tab-separated
     without quoting; `columns` names the columns of a file that has no header line.
@@ -53,7 +53,9 @@ class Source(Section):
 
 
 class Binned(Section):
-    """A label cut out of a number: label -> [low, high], inclusive, null for open; rows in no bin are left out."""
+    """Labels cut out of a numeric column: label -> [low, high], inclusive, null for open. Rows in no bin are
+    left out.
+    """
 
     column: str
     bins: dict[str, tuple[float | None, float | None]]
@@ -65,14 +67,16 @@ class Binned(Section):
     ) -> dict[str, tuple[float | None, float | None]]:
         for label, (low, high) in bins.items():
             if low is not None and high is not None and low > high:
-                raise ValueError(f"no number lies in the bin of {label!r}: it is [low, high], and low is above high")
+                raise ValueError(
+                    f"the bin of {label!r} is empty: low {low:g} is above high {high:g}; write [low, high]"
+                )
         return bins
 
 
 class SplitSpec(Section):
     """Shares of the dev and test split; the rest trains. Rows go by hash of the text, or of the `group` column.
 
-    `reserve` holds a share of what would train back from all three: it takes the test split's place when that is spent.
+    `reserve` is a further share, taken from the training rows. It replaces the test split after `gate.champion.looks`.
     """
 
     dev: Fraction = 0.05
@@ -86,17 +90,18 @@ class SplitSpec(Section):
         held = {"dev": self.dev, "test": self.test} | ({"reserve": self.reserve} if self.reserve else {})
         if sum(held.values()) >= 0.9:
             raise ValueError(
-                f"{' + '.join(held)} = {sum(held.values()):g} leaves under a tenth of the rows to train on"
+                f"{' + '.join(held)} = {sum(held.values()):g} leaves less than a tenth of the rows for "
+                "training; lower them"
             )
         return self
 
 
 class DataChecks(Section):
-    """What each ingest check does when it finds rows: `block` the run, or `warn` and leave the rows out.
+    """What each ingest check does if it finds rows: `block` the run, or `warn` and leave the rows out.
 
-    `near_duplicate: warn` keeps the rows and gives them one split; where a `group` column decides, it leaves out those
-    that nearly stand in a split that judges. A generation task has no labels: `unknown_label` and `rows_per_label` do
-    not apply to it.
+    `near_duplicate: warn` keeps the rows and puts them into one split; if a `group` column decides the split, it leaves
+    out training rows that are near duplicates of dev or test rows. `unknown_label` and `rows_per_label` do not apply to
+    generation tasks, which have no labels.
     """
 
     encoding: Policy = "warn"
@@ -111,9 +116,9 @@ class DataChecks(Section):
 
 
 class Data(Section):
-    """Where the rows are and which columns hold the text and the label, or the target text of a generation task.
+    """Where the rows are, and which columns hold the text and the label (or the target text of a generation task).
 
-    `slices` names columns whose values tell kinds of rows apart: the gate looks at each kind by itself.
+    `slices` names columns whose values divide the rows into parts; the gate judges each part by itself.
     """
 
     source: Source
@@ -128,34 +133,32 @@ class Data(Section):
     @classmethod
     def _distinct_columns(cls, slices: list[str]) -> list[str]:
         if len(set(slices)) < len(slices):
-            raise ValueError("each slice column is named once")
+            raise ValueError("a slice column is listed twice: list each column once")
         return slices
 
     @model_validator(mode="after")
     def _one_answer(self) -> "Data":
         if (self.label is None) == (self.target is None):
             raise ValueError(
-                "name one column of answers: `label` for a task with `labels`, or `target` for one with `generate`"
+                "name one column of answers: `label` for a task with `labels`, or `target` for a task with `generate`"
             )
         return self
 
 
 class HardPrompt(Section):
-    """The baseline of prompt design: the base model behind an instruction and `examples` training rows, written out
-    with the template.
-    """
+    """The hard-prompt baseline: the base model reads an instruction and `examples` training rows before each text."""
 
     instruction: Annotated[str, Field(max_length=4000)] = ""
     examples: Annotated[int, Field(ge=0, le=16)] = 4
 
     @property
     def empty(self) -> bool:
-        """Whether it says nothing, which is zero-shot."""
+        """True if there is no instruction and no example, which equals zero-shot."""
         return self.examples == 0 and not self.instruction.strip()
 
 
 class Schedule(Section):
-    """When the nightly flow takes this task up: a five-field cron line in a named time zone."""
+    """When the nightly flow runs this task: a five-field cron line in a named time zone."""
 
     cron: Annotated[str, Field(pattern=r"^\S+( \S+){4}$")]
     timezone: str = "UTC"
@@ -182,23 +185,21 @@ class Schedule(Section):
 
 
 def checked_template(template: str) -> str:
-    """`template` where its only field is a plain `{text}`, once; ValueError otherwise."""
+    """Return `template` unchanged. Raises ValueError unless its only field is a plain `{text}`, exactly once."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise ValueError(f"{error}; write a literal brace as {{{{ or }}}}") from None
     fields = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
     if fields != [("text", "", None)]:
-        raise ValueError(
-            "the template substitutes the field {text} exactly once, without attributes, indexes or formats"
-        )
+        raise ValueError("write the field {text} exactly once, without attributes, indexes or formats")
     return template
 
 
 class Task(Section):
     """One declared problem: data, template, labels (or `generate`, for answers in free text), recipe, gate, schedule.
 
-    `texts_in_reports` lets the texts of rows that are answered wrong into HTML reports, in the store and in MLflow.
+    `texts_in_reports` allows HTML reports, in the store and in MLflow, to quote the rows that are answered wrong.
     """
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -219,9 +220,7 @@ class Task(Section):
     @classmethod
     def _generates_targets(cls, generate: Generation | None, info: ValidationInfo) -> Generation | None:
         if generate is not None and "data" in info.data and info.data["data"].target is None:
-            raise ValueError(
-                "a task that generates text names the column of its texts as `data.target`, not `data.label`"
-            )
+            raise ValueError("a task that generates text names its answer column as `data.target`, not `data.label`")
         return generate
 
     @field_validator("labels")
@@ -229,7 +228,9 @@ class Task(Section):
     def _one_kind(cls, labels: dict[str, str], info: ValidationInfo) -> dict[str, str]:
         generates = info.data.get("generate") is not None
         if labels and generates:
-            raise ValueError("a task answers with `labels`, or with the free text of `generate`: leave one out")
+            raise ValueError(
+                "a task answers either with `labels` or with free text (`generate`): remove one of the two"
+            )
         if labels and "data" in info.data and info.data["data"].label is None:
             raise ValueError(
                 "`data.target` is the column of a task with `generate`; a task with labels names `data.label`"
@@ -247,14 +248,18 @@ class Task(Section):
         if any(not words for words in labels.values()):
             raise ValueError("each label needs the words that the model is to answer with, such as ' positive'")
         if len(set(labels.values())) < len(labels):
-            raise ValueError("two labels have the same words: the model could not tell them apart")
+            raise ValueError(
+                "two labels have the same words, so the model could not tell them apart: give each its own words"
+            )
         return labels
 
     @field_validator("scoring")
     @classmethod
     def _labels_are_scored(cls, scoring: Scoring, info: ValidationInfo) -> Scoring:
         if scoring != Scoring() and info.data.get("generate") is not None:
-            raise ValueError("it says how labels are ranked, and a task with `generate` has none: leave it out")
+            raise ValueError(
+                "`scoring` says how labels are ranked, and a task with `generate` has no labels: remove it"
+            )
         return scoring
 
     @field_validator("tune")
@@ -262,7 +267,7 @@ class Task(Section):
     def _one_prompt_generates(cls, tune: Tune, info: ValidationInfo) -> Tune:
         if tune.method == "ensemble" and info.data.get("generate") is not None:
             raise ValueError(
-                "an ensemble averages or votes over labels, and free texts have neither: take another method"
+                "an ensemble averages or votes over labels, which free text does not have: choose another method"
             )
         return tune
 
@@ -280,15 +285,15 @@ class Task(Section):
         if isinstance(self.data.label, Binned) and set(self.data.label.bins) != set(self.labels):
             raise ValueError(
                 f"data.label.bins names {sorted(self.data.label.bins)}, labels names {sorted(self.labels)}: "
-                "they have to agree"
+                "name the same labels in both"
             )
         return self
 
     def recipe_digest(self) -> str:
-        """Identity of all that training depends on besides rows, base model and engine.
+        """Return the digest of all that training depends on besides rows, base model and engine.
 
-        Settings at their default are left out, so a new setting changes no recipe; a changed default raises
-        ENGINE_VERSION.
+        Settings at their default are left out, so that a new setting changes no recipe. If a default changes,
+        ENGINE_VERSION is raised.
         """
         parts = {
             "tune": self.tune.model_dump(mode="json", exclude_defaults=True),
@@ -299,9 +304,7 @@ class Task(Section):
         return digest_of(parts | answering | ({"scoring": self.scoring.to_json()} if self.scoring != Scoring() else {}))
 
     def policy_digest(self) -> str:
-        """Identity of the gate's policy, of the labels and how they are scored, of what baselines are, and of the gate
-        itself.
-        """
+        """Return the digest of the gate's policy, the labels and their scoring, the hard prompt, and GATE_VERSION."""
         parts = {
             "gate": self.gate.model_dump(mode="json"),
             "max_bytes": self.byte_limit(),
@@ -312,7 +315,7 @@ class Task(Section):
         return digest_of(parts | {"version": GATE_VERSION})
 
     def byte_limit(self) -> int:
-        """How many bytes of tensors a version may have: the gate's, or its method's."""
+        """Return how many bytes of tensors a version may have: the gate's limit, or the default of its method."""
         if self.gate.checks.bytes.max_bytes is not None:
             return self.gate.checks.bytes.max_bytes
         if self.tune.method == "prefix":
@@ -348,7 +351,7 @@ class BaseModelSource(Section):
 
 
 def load_task(path: Path) -> Task:
-    """One checked task file; TaskFileError names file, line, field, found and allowed."""
+    """Return the task in a file. Raises TaskFileError, which names file, line, field, value and what is allowed."""
     document = parsed(path)
     task = checked(path, document, Task)
     if task.name != path.stem:
@@ -360,7 +363,7 @@ def load_task(path: Path) -> Task:
 
 
 def find_task(folder: Path, name: str) -> Task:
-    """The task of that name; NotFound lists the names there are."""
+    """Return the task with that name. Raises NotFound, which lists the existing names, or TaskFileError."""
     if not is_name(name):
         raise NotFound(f"task {name!r}: a task name has lower-case letters, digits and dashes, such as movie-sentiment")
     path = folder / f"{name}.yaml"
@@ -371,7 +374,7 @@ def find_task(folder: Path, name: str) -> Task:
 
 
 def task_files(folder: Path) -> list[Path]:
-    """The task files of a folder, by name; NotFound where there is no such folder."""
+    """Return the task files of a folder, sorted by name. Raises NotFound if there is no such folder."""
     if not folder.is_dir():
         raise NotFound(
             f"PTP_TASKS: no folder {folder}; start in the project's folder, or name the folder of the task files"
@@ -380,7 +383,7 @@ def task_files(folder: Path) -> list[Path]:
 
 
 def load_tasks(folder: Path) -> list[Task]:
-    """All tasks of a folder, and a check of the shared prompts that they start from.
+    """Return all tasks of a folder, after checking the shared prompts that they start from.
 
     Raises TaskFileError or NotFound for the first file that is wrong.
     """
@@ -391,7 +394,7 @@ def load_tasks(folder: Path) -> list[Task]:
 
 
 def sound_tasks(folder: Path) -> tuple[list[Task], dict[str, str]]:
-    """All tasks whose files are sound, and one sentence for each of the others: a typo in one stops no other."""
+    """Return all tasks with valid files, and one sentence per invalid file: a typo in one file stops no other task."""
     found, broken = [], {}
     for path in task_files(folder):
         try:
@@ -402,24 +405,25 @@ def sound_tasks(folder: Path) -> tuple[list[Task], dict[str, str]]:
 
 
 def find_base_model(folder: Path, name: str) -> BaseModelSource:
-    """The base model of that name in `base_models.yaml` beside the tasks; NotFound lists the names there are."""
+    """Return a base model of `base_models.yaml` beside the tasks. Raises NotFound, which lists the existing names."""
     return declared(folder / BASES_FILE, name, BaseModelSource, ("base model", "{path|package|hub: ...}"))
 
 
 def find_shared_prompt(folder: Path, name: str) -> SharedPrompt:
-    """The shared prompt of that name in `shared_prompts.yaml` beside the tasks; NotFound lists the names there are."""
+    """Return a shared prompt of `shared_prompts.yaml` beside the tasks. Raises NotFound, which lists the names."""
     path = folder / SHARED_FILE
     shared = declared(path, name, SharedPrompt, ("shared prompt", "{base_model, sources, tune}"))
     if (folder / f"{name}.yaml").is_file():
         raise TaskFileError(
-            f"{path}: {name!r} is a task's name too; versions of both would be numbered together: rename one"
+            f"{path}: {name!r} is also the name of a task, and both would share one numbering of versions: rename one"
         )
     return shared
 
 
 def load_sources(folder: Path, name: str) -> tuple[SharedPrompt, list[Task]]:
-    """A shared prompt with its source tasks; NotFound or TaskFileError where one is missing, broken or for another
-    base.
+    """Return a shared prompt and its source tasks.
+
+    Raises NotFound or TaskFileError if one is missing, invalid, or for another base model.
     """
     shared = find_shared_prompt(folder, name)
     tasks = [find_task(folder, source) for source in shared.sources]
@@ -427,6 +431,6 @@ def load_sources(folder: Path, name: str) -> tuple[SharedPrompt, list[Task]]:
         if task.base_model != shared.base_model:
             raise TaskFileError(
                 f"{folder / SHARED_FILE}: {name}: its source {task.name} is for base model {task.base_model}, "
-                f"not {shared.base_model}; take sources of one base"
+                f"not {shared.base_model}; use sources of one base model"
             )
     return shared, tasks

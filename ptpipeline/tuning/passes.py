@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ptpipeline.data.batches import by_length
+from ptpipeline.data.batches import group_by_length
 from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, SoftPrompt
 
 TOKENS_PER_PASS = 1024  # padded tokens in one forward and backward pass
@@ -80,7 +80,7 @@ def _backward_rows(
     compute_states: Callable[[list[Input]], Tensor], examples: Sequence[Example], loss: "_Loss"
 ) -> Tensor:
     total = torch.zeros(loss.count)  # [K]
-    for group in by_length(examples, lambda row: row.input.length, TOKENS_PER_PASS):
+    for group in group_by_length(examples, lambda row: row.input.length, TOKENS_PER_PASS):
         losses = loss.compute(compute_states([row.input for row in group]), group)  # [K]
         torch.autograd.backward(losses.sum())
         total += losses.detach().cpu()

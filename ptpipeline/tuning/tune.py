@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from ptpipeline.data.snapshot import load_split
-from ptpipeline.data.tokens import FreeText, TaskText, label_tokens, max_input_tokens, scored
+from ptpipeline.data.tokens import FreeText, TaskText, apply_scoring, label_tokens, max_input_tokens
 from ptpipeline.errors import BaseModelError, PtpError, TaskFileError, Terminal, TrainingError
 from ptpipeline.evaluation.metrics import measure
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt, count_virtual_tokens
@@ -96,7 +96,7 @@ def build_task_text(base: FrozenBase, task: Task, tune: Tune) -> TaskText:
     prompt_tokens = tune.num_virtual_tokens + count_extra_tokens(tune.placement)
     limit = max_input_tokens(base.context, prompt_tokens, free or labels)
     encode = build_text_encoder(base, tune.placement)
-    labels = scored(labels, task.scoring, task.template, limit, encode)
+    labels = apply_scoring(labels, task.scoring, task.template, limit, encode)
     return TaskText(task.name, task.template, labels, limit, encode, free)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from ptpipeline.data.tokens import EncodedRow
 from ptpipeline.errors import DataError
 from ptpipeline.evaluation.metrics import measure
-from ptpipeline.evaluation.paired import Asked, difference, mean_difference
+from ptpipeline.evaluation.paired import Hypothesis, difference, mean_difference
 from ptpipeline.evaluation.texts import TextRows
 from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, count_virtual_tokens, list_tensors
 from ptpipeline.prompts.initialise import tokenize_text
@@ -155,6 +155,6 @@ class _Reading(NamedTuple):
     def _compare(self, ours: Sequence[str], theirs: Sequence[str]) -> PairedDifference:
         metric, truth = self.job.task.gate.metric, [row.label for row in self.test]
         if self.job.text.free is None:
-            return difference(Asked(metric), truth, ours, theirs, self.job.text.labels.names)
+            return difference(Hypothesis(metric), truth, ours, theirs, self.job.text.labels.names)
         scores = (TextRows.of(truth, answers).values[cast(TextMetric, metric)] for answers in (ours, theirs))
-        return mean_difference(Asked(metric), *scores)
+        return mean_difference(Hypothesis(metric), *scores)

@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, func, select
 
-from ptpipeline.gate.looks import OVERLAP, look_at
-from ptpipeline.gate.looks import question as question_of
+from ptpipeline.gate.looks import OVERLAP, look_at, question_digest
 from ptpipeline.records import Look, Verdict, now
 from registry.ledger import tables
 from registry.ledger.database import insert, put
@@ -77,7 +76,7 @@ def restore_look(connection: Connection, verdict: Verdict, rows: Iterable[str]) 
         select(tables.test_set.c.rows).where(tables.test_set.c.task == task, tables.test_set.c.number == look.test_set)
     )
     _put_set(connection, task, _RowSet(look.test_set, _decode(stored or b"") | {_code(row) for row in rows}))
-    answered = question_of((verdict.digest, verdict.champion), verdict.test_digest, verdict.policy)
+    answered = question_digest(verdict.digest, verdict.champion, verdict.test_digest, verdict.policy)
     row = {"task": task, "test_set": look.test_set, "number": look.number, "question": answered, "at": now()}
     connection.execute(insert(connection, tables.look).values(**row).on_conflict_do_nothing())
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Literal, NamedTuple
 
-from ptpipeline.data.rows import normalised
+from ptpipeline.data.rows import normalise
 from ptpipeline.data.snapshot import load_split
 from ptpipeline.errors import ArtifactError, DataError, NotFound
 from ptpipeline.records import (
@@ -123,7 +123,7 @@ def trace_version(registry: Registry, task: str, number: int) -> Lineage:
 
 def row_id(text: str) -> str:
     """Return the id of the row with that text, as snapshots write it."""
-    return hashlib.sha256(normalised(text).encode()).hexdigest()[:16]
+    return hashlib.sha256(normalise(text).encode()).hexdigest()[:16]
 
 
 def trace_row(registry: Registry, row: str) -> list[Exposure]:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import ValidationError
 
-from ptpipeline.data.parquet import table_in
+from ptpipeline.data.parquet import read_table
 from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.records import PromptVersion, Snapshot, now
 from ptpipeline.storage.addresses import SnapshotObject, StoredRelease, parse
@@ -122,7 +122,7 @@ def _read_rows(registry: Registry, dossier: Dossier) -> list[str]:
     report = dossier.report
     try:
         body = registry.store.read(report.rows_key).body if report else b""
-        return [str(row) for row in table_in(body, ["id"])["id"].to_pylist()]
+        return [str(row) for row in read_table(body, ["id"])["id"].to_pylist()]
     except (KeyError, NotFound, OSError, ValueError):  # pyarrow's own errors are the last two
         log.warning(
             "%s: the look at test rows for prompt %s is counted without its rows, because their results are gone",

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptpipeline.data.near import bare, near_duplicates, normalised, representatives, shingles
+from ptpipeline.data.near import find_near_duplicates, find_representatives, normalise, shingles, strip_punctuation
 from ptpipeline.data.rows import CheckedRows, check_rows
 from tests.shipped import shipped, texts
 
@@ -20,7 +20,7 @@ WORDS = st.lists(st.sampled_from(LONG.split()), min_size=4, max_size=14).map(" "
 
 def pieces(text: str) -> set[str]:
     """What a text is compared by."""
-    return shingles(bare(normalised(text)))
+    return shingles(strip_punctuation(normalise(text)))
 
 
 def jaccard(mine: set[str], theirs: set[str]) -> float:
@@ -42,51 +42,51 @@ def variants(rows: list[str], dice: Random) -> list[str]:
 @given(st.lists(WORDS, max_size=25), st.randoms(use_true_random=False))
 def test_order_and_copies_change_no_cluster(rows: list[str], dice: Random) -> None:
     again = dice.sample(rows, len(rows)) + rows[:3]
-    assert representatives(again) == representatives(rows)
+    assert find_representatives(again) == find_representatives(rows)
 
 
 @given(st.lists(WORDS, min_size=2, max_size=20, unique=True), st.integers(0, 19))
 def test_unrelated_texts_change_no_cluster(rows: list[str], place: int) -> None:
     other = "0123456789 98765 43210 24680 13579"
-    assert representatives([*rows[:place], other, *rows[place:]]) == representatives(rows)
+    assert find_representatives([*rows[:place], other, *rows[place:]]) == find_representatives(rows)
 
 
 @given(st.lists(WORDS, max_size=20))
-def test_a_speaker_belongs_to_its_own_cluster(rows: list[str]) -> None:
-    found = representatives(rows)
-    assert all(found[speaker] == speaker for speaker in found.values())
+def test_a_representative_belongs_to_its_own_cluster(rows: list[str]) -> None:
+    found = find_representatives(rows)
+    assert all(found[representative] == representative for representative in found.values())
     assert all(count > 1 for count in Counter(found.values()).values())
 
 
 @given(WORDS, st.sampled_from([" !", "...", "?!", " -", " :)"]))
 def test_punctuation_never_parts_two_texts(text: str, ending: str) -> None:
-    found = representatives([text, text + ending, LONG.upper()])
+    found = find_representatives([text, text + ending, LONG.upper()])
     assert found[text] == found[text + ending]
 
 
 @given(st.lists(st.text(max_size=12), max_size=10), st.lists(st.text(max_size=12), max_size=10))
 def test_equal_texts_are_always_near(rows: list[str], of: list[str]) -> None:
-    known = {normalised(text) for text in of}
-    equal = {index for index, text in enumerate(rows) if normalised(text) in known}
-    assert equal <= set(near_duplicates(rows, of))
+    known = {normalise(text) for text in of}
+    equal = {index for index, text in enumerate(rows) if normalise(text) in known}
+    assert equal <= set(find_near_duplicates(rows, of))
 
 
 def test_texts_without_letters_are_compared_whole() -> None:
-    assert representatives([":)", ":(", "..."]) == {}
-    assert near_duplicates([":)"], [":("]) == []
+    assert find_representatives([":)", ":(", "..."]) == {}
+    assert find_near_duplicates([":)"], [":("]) == []
 
 
 def test_nothing_is_near_nothing() -> None:
-    assert (representatives([]), near_duplicates([], ["a"]), near_duplicates(["a"], [])) == ({}, [], [])
+    assert (find_representatives([]), find_near_duplicates([], ["a"]), find_near_duplicates(["a"], [])) == ({}, [], [])
 
 
 def test_near_duplicates_are_those_of_brute_force() -> None:
     dice = Random(5)
-    rows = [normalised(row.text) for row in dice.sample(texts("tweet-sentiment"), 200)]
+    rows = [normalise(row.text) for row in dice.sample(texts("tweet-sentiment"), 200)]
     asked = variants(rows, dice)
     known = [pieces(text) for text in rows]
     best = [max(jaccard(mine, theirs) for theirs in known) for mine in map(pieces, asked)]
-    found = set(near_duplicates(asked, rows))
+    found = set(find_near_duplicates(asked, rows))
     assert {
         index for index, value in enumerate(best) if value >= 0.9
     } <= found  # four standard errors off the threshold
@@ -96,8 +96,8 @@ def test_near_duplicates_are_those_of_brute_force() -> None:
 
 
 def test_clusters_of_the_shipped_tweets_are_those_of_brute_force() -> None:
-    rows = sorted(normalised(row.text) for row in texts("tweet-sentiment"))[-400:]
-    found, sets = representatives(rows), [pieces(text) for text in rows]
+    rows = sorted(normalise(row.text) for row in texts("tweet-sentiment"))[-400:]
+    found, sets = find_representatives(rows), [pieces(text) for text in rows]
     linked = set()
     for one, two in combinations(range(len(rows)), 2):
         value = jaccard(sets[one], sets[two])
@@ -116,8 +116,8 @@ def test_thousands_of_a_template_take_seconds() -> None:
         for n in range(1500)
     ]
     began = monotonic()
-    representatives(rows)
-    near_duplicates(rows[:300], rows[300:])
+    find_representatives(rows)
+    find_near_duplicates(rows[:300], rows[300:])
     assert monotonic() - began < 30
 
 
@@ -140,6 +140,8 @@ def test_the_shipped_tweets_have_near_duplicates() -> None:
 def test_no_tweet_in_test_nearly_stands_in_training() -> None:
     rows = tweets().rows
     assert (
-        near_duplicates(*([row.text for row in rows if (row.split == "test") == judging] for judging in (True, False)))
+        find_near_duplicates(
+            *([row.text for row in rows if (row.split == "test") == judging] for judging in (True, False))
+        )
         == []
     )

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ptpipeline.data.parquet import table_in
+from ptpipeline.data.parquet import read_table
 
 TABLE = pa.table({"id": [str(number) for number in range(60)], "text": ["word " * 10] * 60, "number": list(range(60))})
 
@@ -23,26 +23,26 @@ def body(compression: str = "zstd") -> bytes:
 
 @pytest.mark.parametrize("compression", ["zstd", "snappy", "none"])
 def test_what_was_written_is_read(compression: str) -> None:
-    assert table_in(body(compression)).equals(TABLE)
+    assert read_table(body(compression)).equals(TABLE)
 
 
 def test_columns_are_chosen_and_missing_ones_left_out() -> None:
-    assert table_in(body(), ["text", "id"]).to_pydict() == TABLE.select(["text", "id"]).to_pydict()
-    assert table_in(body(), ["id", "other"]).column_names == ["id"]
+    assert read_table(body(), ["text", "id"]).to_pydict() == TABLE.select(["text", "id"]).to_pydict()
+    assert read_table(body(), ["id", "other"]).column_names == ["id"]
 
 
 @pytest.mark.parametrize("spoilt", [b"", b"PAR1", body()[:-9], b"x" * 100])
 def test_other_bytes_are_refused(spoilt: bytes) -> None:
     with pytest.raises((OSError, ValueError)):
-        table_in(spoilt)
+        read_table(spoilt)
 
 
 def test_a_process_that_read_some_ends_well(tmp_path: Path) -> None:
     """With pyarrow's own read_table of a Python file one of seven such processes aborts at its end."""
     (tmp_path / "rows.parquet").write_bytes(body())
     code = (
-        f"from ptpipeline.data.parquet import table_in\nbody = open({str(tmp_path / 'rows.parquet')!r}, "
-        "'rb').read()\nfor _ in range(3): table_in(body, ['id'])"
+        f"from ptpipeline.data.parquet import read_table\nbody = open({str(tmp_path / 'rows.parquet')!r}, "
+        "'rb').read()\nfor _ in range(3): read_table(body, ['id'])"
     )
     with ThreadPoolExecutor(4) as pool:
         ended = list(

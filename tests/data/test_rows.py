@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptpipeline.data.rows import CheckedRows, check_rows, normalised, split_of
+from ptpipeline.data.rows import CheckedRows, check_rows, normalise, split_of
 from ptpipeline.data.sources import SourceRows
 from ptpipeline.errors import DataError
 from ptpipeline.records import DataCheck
@@ -156,7 +156,7 @@ def test_the_split_of_a_key_never_moves() -> None:
     st.lists(
         st.tuples(st.text(min_size=1), st.booleans(), st.booleans()),
         min_size=1,
-        unique_by=lambda row: normalised(row[0]),
+        unique_by=lambda row: normalise(row[0]),
     )
 )
 def test_relabelling_never_moves_a_row(rows: list[tuple[str, bool, bool]]) -> None:
@@ -244,11 +244,11 @@ def test_too_few_rows_per_label_only_warn() -> None:
     [("A  b\n", "a B"), ("\ufb01ne", "fine"), ("\uff21", "a"), ("STRASSE", "stra\u00dfe"), ("e\u0301", "\u00e9")],
 )
 def test_equal_looking_texts_are_the_same(one: str, two: str) -> None:
-    assert normalised(one) == normalised(two)
+    assert normalise(one) == normalise(two)
 
 
 def test_punctuation_counts() -> None:
-    assert normalised("fine!") != normalised("fine")
+    assert normalise("fine!") != normalise("fine")
 
 
 # ---------------------------------------------------------------- reserve

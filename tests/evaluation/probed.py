@@ -135,6 +135,11 @@ def memorised(given: list[Row], steps: int = 100) -> tuple[Engine, Artifact]:
     return engine, made
 
 
+def copied(base: FrozenBase) -> FrozenBase:
+    """A copy whose weights may be changed."""
+    return replace(base, model=copy.deepcopy(base.model))
+
+
 def blind(base: FrozenBase, word: str) -> FrozenBase:
     """A copy that computes no numbers behind the first token of that word."""
     model = copy.deepcopy(base.model)

@@ -12,9 +12,9 @@ from pyarrow import parquet
 
 from ptpipeline.data.rows import Row
 from ptpipeline.data.snapshot import ingest, load_split
-from ptpipeline.evaluation.baselines import Bare, Setup, baselines
+from ptpipeline.evaluation.baselines import Bare, Setup, measure_baselines
 from ptpipeline.evaluation.evaluate import evaluate
-from ptpipeline.evaluation.examples import Writer, chosen
+from ptpipeline.evaluation.examples import Writer, choose_examples
 from ptpipeline.evaluation.key import evaluation_key
 from ptpipeline.evaluation.measurement import Sample
 from ptpipeline.models.frozen import FrozenBase
@@ -110,12 +110,12 @@ def test_zero_shot_and_hard_prompt_are_the_plain_model_on_the_whole_text(tmp_pat
     store, snapshot = stored(tmp_path, sentences(60))
     base, (_, made) = tiny(), opinions(tiny())
     asked = bare(base, made, store, snapshot)
-    front = asked.front(SHOTS)
+    front = asked.write_front(SHOTS)
     shown = base.tokenizer.decode(front)
     assert shown.startswith("Say what is felt.\n\n")
     assert shown.count("\nSentiment: ") == 4
     assert shown.endswith("\n\n")
-    measured = baselines(asked, store, Setup(hard_prompt=SHOTS))
+    measured = measure_baselines(asked, store, Setup(hard_prompt=SHOTS))
     for kind, before in (("zero_shot", []), ("hard_prompt", front)):
         columns = table(store, measured[kind])  # type: ignore[index]
         for label in LABELS:
@@ -149,11 +149,13 @@ def test_a_baseline_whose_rows_are_gone_is_measured_again(tmp_path: Path) -> Non
     store, snapshot = stored(tmp_path, sentences(80))
     _, made = opinions(tiny())
     asked = bare(tiny(), made, store, snapshot)
-    first = baselines(asked, store, Setup())
+    first = measure_baselines(asked, store, Setup())
     lost = first["zero_shot"]
     (tmp_path / "store" / lost.rows_key).unlink()
     again: list[Report] = []
-    baselines(asked, store, Setup(known={one.evaluation_key: one for one in first.values()}.get, save=again.append))
+    measure_baselines(
+        asked, store, Setup(known={one.evaluation_key: one for one in first.values()}.get, save=again.append)
+    )
     assert [one.evaluation_key for one in again] == [lost.evaluation_key]
     assert store.exists(lost.rows_key)
 
@@ -197,8 +199,8 @@ def test_calibrated_prompts_stand_beside_calibrated_baselines(tmp_path: Path) ->
     base = tiny()
     made = artifact(base, embeddings(base), scoring=Scoring(calibrated=True))
     asked = bare(base, made, store, snapshot)
-    front = asked.front(SHOTS)
-    columns = table(store, baselines(asked, store, Setup(hard_prompt=SHOTS))["hard_prompt"])
+    front = asked.write_front(SHOTS)
+    columns = table(store, measure_baselines(asked, store, Setup(hard_prompt=SHOTS))["hard_prompt"])
     free = torch.tensor(
         [
             [whole(base, front + base.encode(f"{text}\nSentiment:", True), label) for label in LABELS]
@@ -217,7 +219,7 @@ def test_generated_texts_have_a_hard_prompt_too(tmp_path: Path) -> None:
     engine, made = writing(tiny())
     report = evaluate(engine, made, snapshot, store, Setup(hard_prompt=HardPrompt(examples=2)))
     asked = bare(tiny(), made, store, snapshot)
-    assert tiny().tokenizer.decode(asked.front(HardPrompt(examples=2))).count("\nSentiment: ") == 2
+    assert tiny().tokenizer.decode(asked.write_front(HardPrompt(examples=2))).count("\nSentiment: ") == 2
     assert isinstance(report.hard_prompt, TextScores)
     assert isinstance(report.majority, TextScores)
     assert report.majority.most_frequent_share == 1
@@ -238,25 +240,25 @@ def test_only_as_many_examples_as_fit_are_written_out(caplog: pytest.LogCaptureF
     base, (_, made) = tiny(), opinions(tiny())
     train = [Row(f"{index}", text, label) for index, (text, label) in enumerate(sentences(40))]
     writer = Writer(base, made.manifest)
-    four = writer.hard_prompt(HardPrompt(examples=4), train, 1000)
-    assert writer.hard_prompt(HardPrompt(examples=4), train, len(four)) == four
-    three = writer.hard_prompt(HardPrompt(examples=4), train, len(four) - 1)
+    four = writer.write(HardPrompt(examples=4), train, 1000)
+    assert writer.write(HardPrompt(examples=4), train, len(four)) == four
+    three = writer.write(HardPrompt(examples=4), train, len(four) - 1)
     assert three == four[: len(three)]
     assert base.tokenizer.decode(three).count("Sentiment:") == 3
     assert "3 of 4 examples" in caplog.text
-    assert writer.hard_prompt(HardPrompt(examples=4), train, 2) == []
-    assert writer.hard_prompt(SHOTS, train, 2) == []
-    assert len(writer.hard_prompt(HardPrompt(instruction="Say.", examples=0), train, 50)) > 1
+    assert writer.write(HardPrompt(examples=4), train, 2) == []
+    assert writer.write(SHOTS, train, 2) == []
+    assert len(writer.write(HardPrompt(instruction="Say.", examples=0), train, 50)) > 1
 
 
 def test_examples_are_balanced_short_and_the_same_in_any_order() -> None:
     train = [Row(digest_of(index)[:16], "word " * (index % 10 + 1), "ab"[index % 5 == 0]) for index in range(100)]
-    found = chosen(train, 6, True)
+    found = choose_examples(train, 6, True)
     assert Counter(row.label for row in found) == {"a": 3, "b": 3}
-    assert chosen(train[::-1], 6, True) == found
-    assert chosen(train, 2, True) == [row for row in found if row in chosen(train, 2, True)]
+    assert choose_examples(train[::-1], 6, True) == found
+    assert choose_examples(train, 2, True) == [row for row in found if row in choose_examples(train, 2, True)]
     assert max(len(row.text.split()) for row in found if row.label == "a") <= 5
-    assert len(chosen(train[:3], 16, True)) == 2
+    assert len(choose_examples(train[:3], 16, True)) == 2
 
 
 NUMBERED = {"negative": " 41", "positive": " 42"}
@@ -292,9 +294,9 @@ def test_bos_stands_before_the_hard_prompt_alone(tmp_path: Path) -> None:
     made = artifact(base, torch.zeros(2, 32), template="{text}", labels=NUMBERED, scoring=Scoring(calibrated=True))
     store, snapshot = stored(tmp_path, numbered())
     asked = bare(base, made, store, snapshot)
-    front = asked.front(HardPrompt(examples=2))
+    front = asked.write_front(HardPrompt(examples=2))
     assert (front[0], front.count(3), asked.encoded[0][0]) == (3, 1, 3)
-    columns = table(store, baselines(asked, store, Setup(hard_prompt=HardPrompt(examples=2)))["zero_shot"])
+    columns = table(store, measure_baselines(asked, store, Setup(hard_prompt=HardPrompt(examples=2)))["zero_shot"])
     free = (
         base.model(torch.tensor([[3]])).logits[0, -1].log_softmax(-1)[[41, 42]].log_softmax(-1)
     )  # all three have BOS alone
@@ -303,7 +305,7 @@ def test_bos_stands_before_the_hard_prompt_alone(tmp_path: Path) -> None:
         assert [columns[f"log_likelihood.{name}"][place] for name in sorted(LABELS)] == pytest.approx(
             expected.tolist(), abs=1e-4
         )
-    shown = asked._replace(manifest=made.manifest.model_copy(update={"scoring": Scoring()})).answered(front).columns
+    shown = asked._replace(manifest=made.manifest.model_copy(update={"scoring": Scoring()})).measure(front).columns
     for place, ids in enumerate(asked.encoded[:5]):
         expected = base.model(torch.tensor([front + ids[1:]])).logits[0, -1].log_softmax(-1)[[41, 42]]
         assert [shown[f"log_likelihood.{name}"][place] for name in sorted(LABELS)] == pytest.approx(
@@ -316,8 +318,8 @@ def test_an_encoder_decoder_reads_the_hard_prompt_as_text(tmp_path: Path) -> Non
     made = artifact(base, torch.zeros(2, 32), template="{text}", labels=NUMBERED)
     store, snapshot = stored(tmp_path, numbered())
     asked = bare(base, made, store, snapshot)
-    columns = table(store, baselines(asked, store, Setup(hard_prompt=HardPrompt(examples=2)))["hard_prompt"])
-    front = asked.front(HardPrompt(examples=2))
+    columns = table(store, measure_baselines(asked, store, Setup(hard_prompt=HardPrompt(examples=2)))["hard_prompt"])
+    front = asked.write_front(HardPrompt(examples=2))
     assert len(front) == 6
     assert 1 not in front
     for place, ids in enumerate(asked.encoded[:5]):

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from ptpipeline.evaluation.compare import Pair, Results, compared, sliced
-from ptpipeline.evaluation.paired import Asked
+from ptpipeline.evaluation.compare import Pair, compare_pair, compare_slices
+from ptpipeline.evaluation.paired import Hypothesis
+from ptpipeline.evaluation.results import Results
 from ptpipeline.records import Report, TextScores
 from ptpipeline.storage import FolderStore, ObjectStore
 from tests.data.declared import declared, generating
@@ -47,7 +48,7 @@ def test_texts_differ_by_the_mean_over_the_rows_named(tmp_path: Path) -> None:
     ours = stored(store, "ours", id=["a", "b", "c"], bleu=[0.5, 0.9, 0.0])
     theirs = stored(store, "theirs", id=["c", "b", "a"], bleu=[1.0, 0.4, 0.2])
     assert Results.of(store, ours).ids == ["a", "b", "c"]
-    found = compared(generating(), pair(store, ours, theirs, ["a", "b"]), Asked("bleu"))
+    found = compare_pair(generating(), pair(store, ours, theirs, ["a", "b"]), Hypothesis("bleu"))
     assert (found.metric, found.difference, found.rows) == ("bleu", pytest.approx((0.3 + 0.5) / 2), 2)
 
 
@@ -55,11 +56,11 @@ def test_labels_differ_by_the_metric_over_the_rows_named(tmp_path: Path) -> None
     store, truth = FolderStore(tmp_path), ["bad", "good", "good", "bad"]
     ours = stored(store, "ours", id=list("abcd"), label=truth, predicted=["bad", "good", "good", "good"])
     theirs = stored(store, "theirs", id=list("abcd"), label=truth, predicted=["good", "good", "bad", "bad"])
-    assert compared(
-        declared(), pair(store, ours, theirs, ["a", "b", "c"]), Asked("accuracy")
+    assert compare_pair(
+        declared(), pair(store, ours, theirs, ["a", "b", "c"]), Hypothesis("accuracy")
     ).difference == pytest.approx(2 / 3)
-    assert compared(
-        declared(), pair(store, ours, theirs, ["a", "b", "c", "d"]), Asked("accuracy")
+    assert compare_pair(
+        declared(), pair(store, ours, theirs, ["a", "b", "c", "d"]), Hypothesis("accuracy")
     ).difference == pytest.approx(1 / 4)
 
 
@@ -73,7 +74,7 @@ def test_parts_are_labels_lengths_and_columns_of_enough_rows(tmp_path: Path) -> 
     }
     ours = stored(store, "ours", **columns, predicted=["good"] * 40)
     theirs = stored(store, "theirs", **columns, predicted=["bad"] * 10 + ["good"] * 30)
-    found = {part.name: part for part in sliced(declared(), pair(store, ours, theirs, ids), 5)}
+    found = {part.name: part for part in compare_slices(declared(), pair(store, ours, theirs, ids), 5)}
     assert set(found) == {
         "label bad",
         "label good",

@@ -7,7 +7,7 @@ from scipy.stats import chi2_contingency
 
 from ptpipeline.data.rows import Row
 from ptpipeline.errors import DataError
-from ptpipeline.evaluation.drift import drift
+from ptpipeline.evaluation.drift import measure_drift
 from tests.shipped import texts
 
 
@@ -21,14 +21,14 @@ def rows_of(*pairs: tuple[str, str]) -> list[Row]:
 
 
 def test_halves_of_the_tweets_have_not_drifted() -> None:
-    found = drift(*halves("tweet-sentiment"))
+    found = measure_drift(*halves("tweet-sentiment"))
     assert abs(found["drift.vocabulary"]) < 0.02
     assert max(found["drift.labels"], found["drift.length"]) < 0.06
     assert min(found["drift.labels_p"], found["drift.length_p"]) > 0.01
 
 
 def test_movie_reviews_have_drifted_from_tweets() -> None:
-    found = drift(halves("tweet-sentiment")[0], halves("movie-sentiment")[0])
+    found = measure_drift(halves("tweet-sentiment")[0], halves("movie-sentiment")[0])
     assert found["drift.vocabulary"] > 0.06
     assert found["drift.length"] > 0.2
     assert found["drift.labels"] > 0.1
@@ -37,7 +37,7 @@ def test_movie_reviews_have_drifted_from_tweets() -> None:
 
 def test_equal_rows_have_not_drifted_at_all() -> None:
     rows = halves("tweet-sentiment")[0]
-    found = drift(rows, rows[::-1])
+    found = measure_drift(rows, rows[::-1])
     assert (found["drift.labels"], found["drift.length"]) == (0, 0)
     assert found["drift.labels_p"] == found["drift.length_p"] == 1
 
@@ -45,38 +45,44 @@ def test_equal_rows_have_not_drifted_at_all() -> None:
 def test_label_shares_are_compared_by_total_variation() -> None:
     before = rows_of(*[("a b", "bad")] * 30, *[("a b", "good")] * 10)
     now = rows_of(*[("a b", "bad")] * 5, *[("a b", "other")] * 15)
-    found = drift(before, now)
+    found = measure_drift(before, now)
     assert found["drift.labels"] == pytest.approx(0.75)
     assert found["drift.labels_p"] == pytest.approx(chi2_contingency([[30, 10, 0], [5, 0, 15]])[1])
 
 
 def test_one_label_everywhere_is_no_drift() -> None:
-    assert drift(rows_of(("a", "bad"), ("b", "bad")), rows_of(("c", "bad"), ("d", "bad")))["drift.labels_p"] == 1
+    assert (
+        measure_drift(rows_of(("a", "bad"), ("b", "bad")), rows_of(("c", "bad"), ("d", "bad")))["drift.labels_p"] == 1
+    )
 
 
 def test_new_words_are_the_vocabulary_s_drift() -> None:
     before = rows_of(*[("red green blue", "bad")] * 20)
-    assert drift(before, rows_of(*[("red green violet", "bad")] * 20))["drift.vocabulary"] == pytest.approx(1 / 3)
-    assert drift(before, rows_of(*[("BLUE  Red", "bad")] * 20))["drift.vocabulary"] == 0
+    assert measure_drift(before, rows_of(*[("red green violet", "bad")] * 20))["drift.vocabulary"] == pytest.approx(
+        1 / 3
+    )
+    assert measure_drift(before, rows_of(*[("BLUE  Red", "bad")] * 20))["drift.vocabulary"] == 0
 
 
 def test_few_rows_alone_are_no_drift() -> None:
     rows = texts("tweet-sentiment")
     samples = [Random(seed).sample(rows, 160) for seed in range(40)]
-    found = [drift(sample[:40], sample[40:])["drift.vocabulary"] for sample in samples]
+    found = [measure_drift(sample[:40], sample[40:])["drift.vocabulary"] for sample in samples]
     assert sum(found) / len(found) == pytest.approx(0, abs=0.015)
 
 
 def test_free_texts_have_no_label_shares() -> None:
     rows = rows_of(("a", "one"), ("b", "two"))
-    assert sorted(drift(rows, rows, labelled=False)) == ["drift.length", "drift.length_p", "drift.vocabulary"]
+    assert sorted(measure_drift(rows, rows, labelled=False)) == ["drift.length", "drift.length_p", "drift.vocabulary"]
 
 
 def test_order_changes_no_figure() -> None:
     before, now = halves("tweet-sentiment")
-    assert drift(Random(1).sample(before, len(before)), now[::-1]) == pytest.approx(drift(before, now), abs=1e-12)
+    assert measure_drift(Random(1).sample(before, len(before)), now[::-1]) == pytest.approx(
+        measure_drift(before, now), abs=1e-12
+    )
 
 
 def test_a_single_row_is_refused() -> None:
-    with pytest.raises(DataError, match="at least two rows on either side"):
-        drift(rows_of(("a", "bad")), rows_of(("a", "bad"), ("b", "bad")))
+    with pytest.raises(DataError, match="each side needs at least two rows"):
+        measure_drift(rows_of(("a", "bad")), rows_of(("a", "bad"), ("b", "bad")))

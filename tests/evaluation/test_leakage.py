@@ -4,7 +4,7 @@ import pytest
 
 from ptpipeline.data.rows import Row, check_rows
 from ptpipeline.errors import DataError
-from ptpipeline.evaluation.leakage import leakage
+from ptpipeline.evaluation.leakage import measure_leakage
 from tests.shipped import shipped
 
 
@@ -19,11 +19,11 @@ def test_exact_and_near_rows_are_counted() -> None:
     test = rows_of(
         "a  FINE film", "The plot is thin, and the acting is worse!!", "something else entirely", "utterly new"
     )
-    assert leakage(test, TRAIN) == {"leakage.exact": 0.25, "leakage.near": 0.5, "leakage.rows": 2}
+    assert measure_leakage(test, TRAIN) == {"leakage.exact": 0.25, "leakage.near": 0.5, "leakage.rows": 2}
 
 
 def test_fresh_rows_leak_nothing() -> None:
-    assert leakage(rows_of("something else entirely"), TRAIN) == {
+    assert measure_leakage(rows_of("something else entirely"), TRAIN) == {
         "leakage.exact": 0,
         "leakage.near": 0,
         "leakage.rows": 0,
@@ -36,18 +36,18 @@ def test_tweets_leak_where_near_duplicates_go_their_own_way() -> None:
     task = task.model_copy(update={"data": task.data.model_copy(update={"checks": checks})})
     rows = [(row.split, Row("0", row.text, row.label)) for row in check_rows(task, source).rows]
     test, train = ([row for at, row in rows if at == split] for split in ("test", "train"))
-    assert leakage(test, train) == {"leakage.exact": 0, "leakage.near": 34 / 1040, "leakage.rows": 34}
+    assert measure_leakage(test, train) == {"leakage.exact": 0, "leakage.near": 34 / 1040, "leakage.rows": 34}
 
 
 def test_leaked_rows_are_found_in_real_tweets() -> None:
     rows = [(row.split, Row("0", row.text, row.label)) for row in check_rows(*shipped("tweet-sentiment")).rows]
     test, train = ([row for at, row in rows if at == split] for split in ("test", "train"))
-    assert leakage(test, train)["leakage.near"] == 0
-    found = leakage(test, [*train, *test[:50]])
+    assert measure_leakage(test, train)["leakage.near"] == 0
+    found = measure_leakage(test, [*train, *test[:50]])
     assert found["leakage.exact"] == 50 / len(test)
     assert found["leakage.near"] > found["leakage.exact"]
 
 
 def test_no_test_rows_are_refused() -> None:
     with pytest.raises(DataError, match="there are none"):
-        leakage([], TRAIN)
+        measure_leakage([], TRAIN)

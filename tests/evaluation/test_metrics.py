@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
-from ptpipeline.evaluation.metrics import calibration_error, majority, measure, reliability, scores
-from ptpipeline.evaluation.paired import RESAMPLED, Asked, difference, interval
+from ptpipeline.evaluation.metrics import bin_by_confidence, calibration_error, majority, measure, score_labels
+from ptpipeline.evaluation.paired import RESAMPLED, Hypothesis, difference, interval
 from ptpipeline.records import Scores
 
 LABELS = ("a", "b", "c")
@@ -41,20 +41,22 @@ def test_calibration_error_is_the_bins_own_sum(rows: list[tuple[bool, float]]) -
     for right, sure in rows:
         bins.setdefault(int(np.searchsorted(np.linspace(0, 1, 16)[1:-1], sure, side="right")), []).append((right, sure))
     expected = sum(abs(sum(right - sure for right, sure in one)) for one in bins.values()) / len(rows)
-    found = reliability(["a"] * len(rows), ["a" if right else "b" for right, _ in rows], [sure for _, sure in rows])
+    found = bin_by_confidence(
+        ["a"] * len(rows), ["a" if right else "b" for right, _ in rows], [sure for _, sure in rows]
+    )
     assert calibration_error(found) == pytest.approx(expected)
     assert [one.rows for one in found] == [len(bins[index]) for index in sorted(bins)]
 
 
 def test_answers_that_are_as_right_as_sure_have_no_error() -> None:
-    found = scores(["a"] * 4 + ["b"] * 4, ["a"] * 8, LABELS, [0.5] * 8)
+    found = score_labels(["a"] * 4 + ["b"] * 4, ["a"] * 8, LABELS, [0.5] * 8)
     assert (found.calibration_error, found.reliability) == (0, [(0.5, 0.5, 8)])
 
 
 def test_a_probability_that_is_none_stands_in_no_bin() -> None:
-    found = scores(["a", "a", "b"], ["a", "a", "a"], LABELS, [0.5, float("nan"), 0.5])
+    found = score_labels(["a", "a", "b"], ["a", "a", "a"], LABELS, [0.5, float("nan"), 0.5])
     assert found.reliability == [(0.5, 0.5, 2)]
-    assert scores(["a"], ["a"], LABELS, [float("nan")]).calibration_error is None
+    assert score_labels(["a"], ["a"], LABELS, [float("nan")]).calibration_error is None
 
 
 def test_scores_that_were_stored_before_keep_their_form() -> None:
@@ -64,7 +66,7 @@ def test_scores_that_were_stored_before_keep_their_form() -> None:
 
 
 def test_scores_count_every_row() -> None:
-    found = scores(["a", "a", "b", "c"], ["a", "b", "b", "b"], LABELS)
+    found = score_labels(["a", "a", "b", "c"], ["a", "b", "b", "b"], LABELS)
     assert found.accuracy == 0.5
     assert found.confusion == {
         "a": {"a": 1, "b": 1, "c": 0},
@@ -73,6 +75,14 @@ def test_scores_count_every_row() -> None:
     }
     assert found.predicted == {"a": 1, "b": 3, "c": 0}
     assert found.per_label["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 1}
+
+
+def test_a_label_that_is_nowhere_stays_in_the_mean() -> None:
+    assert measure("macro_f1", ["a", "b"], ["a", "b"], LABELS) == pytest.approx(2 / 3)
+    found = score_labels(["a", "b"], ["a", "b"], LABELS)
+    assert found.macro_f1 == pytest.approx(2 / 3)
+    assert found.per_label["c"] == {"precision": 0, "recall": 0, "f1": 0, "support": 0}
+    assert found.predicted["c"] == found.confusion["c"]["c"] == 0
 
 
 def test_majority_is_the_most_frequent_training_label() -> None:
@@ -89,13 +99,13 @@ def test_difference_is_paired() -> None:
     """Two prompts that err on the same rows differ by nothing, however noisy each is."""
     truth = ["a", "b"] * 100
     predicted = ["a", "a", "b", "b"] * 50
-    found = difference(Asked("accuracy"), truth, predicted, predicted, LABELS)
+    found = difference(Hypothesis("accuracy"), truth, predicted, predicted, LABELS)
     assert (found.difference, found.discordant, found.p_value) == (0, 0, 1)
 
 
 def test_difference_finds_the_better() -> None:
     truth = ["a"] * 200
-    found = difference(Asked("accuracy"), truth, ["a"] * 190 + ["b"] * 10, ["a"] * 150 + ["b"] * 50, LABELS)
+    found = difference(Hypothesis("accuracy"), truth, ["a"] * 190 + ["b"] * 10, ["a"] * 150 + ["b"] * 50, LABELS)
     assert found.difference == pytest.approx(0.2)
     assert 0.14 < found.lower < 0.2 < found.upper < 0.26
 

@@ -6,8 +6,8 @@ import pytest
 
 from benchmarks.fixtures.prompts import a_task
 from ptpipeline.data.rows import Row
-from ptpipeline.evaluation.compare import Results
-from ptpipeline.evaluation.mistakes import LONGEST, SHOWN, mistakes
+from ptpipeline.evaluation.mistakes import LONGEST, SHOWN, find_mistakes
+from ptpipeline.evaluation.results import Results
 from ptpipeline.records import Generation
 from ptpipeline.task.task import Task
 
@@ -34,7 +34,7 @@ def test_the_surest_wrong_answers_come_first(labels: Task) -> None:
     ]
     good = [number / 10 if label == "good" else 0.0 for number, label in enumerate(answered)]
     bad = [number / 10 if label == "bad" else 0.0 for number, label in enumerate(answered)]
-    found = mistakes(
+    found = find_mistakes(
         labels,
         results(
             label=[row.label for row in ROWS], predicted=answered, log_likelihood__bad=bad, log_likelihood__good=good
@@ -48,14 +48,14 @@ def test_the_surest_wrong_answers_come_first(labels: Task) -> None:
 
 
 def test_answers_without_likelihoods_go_by_their_ids(labels: Task) -> None:
-    found = mistakes(labels, results(label=[row.label for row in ROWS], predicted=["good"] * 60), ROWS)
+    found = find_mistakes(labels, results(label=[row.label for row in ROWS], predicted=["good"] * 60), ROWS)
     assert (found.wrong, len(found.shown)) == (30, SHOWN)
     assert [row.text for row in found.shown] == [f"text {number}" for number in range(0, 2 * SHOWN, 2)]
 
 
 def test_an_answer_that_is_no_number_comes_last(labels: Task) -> None:
     bad = [math.nan if number == 1 else 1.0 for number in range(60)]
-    found = mistakes(
+    found = find_mistakes(
         labels,
         results(
             label=[row.label for row in ROWS],
@@ -71,14 +71,16 @@ def test_an_answer_that_is_no_number_comes_last(labels: Task) -> None:
 
 
 def test_right_answers_are_no_mistakes(labels: Task) -> None:
-    found = mistakes(labels, results(label=[row.label for row in ROWS], predicted=[row.label for row in ROWS]), ROWS)
+    found = find_mistakes(
+        labels, results(label=[row.label for row in ROWS], predicted=[row.label for row in ROWS]), ROWS
+    )
     assert (found.wrong, found.shown) == (0, [])
 
 
 def test_of_free_texts_the_worst_come_first(labels: Task) -> None:
     gate = labels.gate.model_copy(update={"metric": "token_f1"})
     task = labels.model_copy(update={"labels": {}, "generate": Generation(max_new_tokens=4), "gate": gate})
-    found = mistakes(
+    found = find_mistakes(
         task, results(token_f1=[1.0 if number < 30 else (90 - number) / 100 for number in range(60)]), ROWS
     )
     assert (found.wrong, found.figure) == (30, "token F1")
@@ -88,5 +90,5 @@ def test_of_free_texts_the_worst_come_first(labels: Task) -> None:
 
 def test_a_long_text_is_cut(labels: Task) -> None:
     rows = [row._replace(text="x" * (LONGEST + 1)) for row in ROWS]
-    found = mistakes(labels, results(label=[row.label for row in rows], predicted=["good"] * 60), rows)
+    found = find_mistakes(labels, results(label=[row.label for row in rows], predicted=["good"] * 60), rows)
     assert found.shown[0].text == "x" * LONGEST + "…"

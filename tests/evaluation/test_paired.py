@@ -8,8 +8,15 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import TTestPower
 
-from ptpipeline.evaluation.paired import Asked, chance_of_harm, difference, mean_difference
-from ptpipeline.evaluation.power import MAX_MARGIN, default_margin, rows_needed
+from ptpipeline.evaluation.paired import Hypothesis, chance_of_harm, difference, interval, mean_difference
+from ptpipeline.evaluation.power import (
+    DISCORDANT,
+    MAX_MARGIN,
+    default_margin,
+    expected_discordance,
+    rows_needed,
+    smallest_gain,
+)
 
 rights = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=80)
 
@@ -24,7 +31,7 @@ def test_right_and_wrong_is_judged_by_the_exact_mcnemar_test(rows: list[tuple[bo
     ours, theirs = columns(rows)
     table = [[int(((ours == a) & (theirs == b)).sum()) for b in (1, 0)] for a in (1, 0)]
     won, lost = table[0][1], table[1][0]
-    found = mean_difference(Asked("accuracy"), ours, theirs)
+    found = mean_difference(Hypothesis("accuracy"), ours, theirs)
     two_sided = mcnemar(table, exact=True).pvalue
     assert found.test == "exact McNemar"
     if won > lost:  # the one side of a symmetric test is half of both
@@ -38,7 +45,7 @@ def test_agrestis_approval_ratings_are_found() -> None:
     """
     before = np.repeat([1.0, 1.0, 0.0, 0.0], [794, 150, 86, 570])
     after = np.repeat([1.0, 0.0, 1.0, 0.0], [794, 150, 86, 570])
-    found = mean_difference(Asked("accuracy"), before, after)
+    found = mean_difference(Hypothesis("accuracy"), before, after)
     assert found.difference == pytest.approx(0.04)
     assert found.p_value == pytest.approx(stats.norm.sf(np.sqrt(17.36)), rel=0.25)
     assert (found.lower, found.upper) == pytest.approx(
@@ -53,7 +60,7 @@ def test_students_sleep_data_give_the_published_p() -> None:
     first = np.array([0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0])
     second = np.array([1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4])
     assert stats.ttest_rel(second, first, alternative="greater").pvalue == pytest.approx(0.001416, abs=1e-6)
-    found = mean_difference(Asked("rouge_l"), second, first)
+    found = mean_difference(Hypothesis("rouge_l"), second, first)
     assert found.difference == pytest.approx(1.58)
     assert found.p_value == pytest.approx(
         stats.ttest_1samp([*(second - first), 1, -1], 0, alternative="greater").pvalue
@@ -64,18 +71,18 @@ def test_students_sleep_data_give_the_published_p() -> None:
 def test_a_margin_makes_it_easier_and_harm_is_the_other_side(rows: list[tuple[bool, bool]], margin: float) -> None:
     ours, theirs = columns(rows)
     near, far = (
-        mean_difference(Asked("accuracy", margin=m), ours, theirs).p_value or 0.0 for m in (margin, margin + 0.1)
+        mean_difference(Hypothesis("accuracy", margin=m), ours, theirs).p_value or 0.0 for m in (margin, margin + 0.1)
     )
     assert far < near
-    assert chance_of_harm(ours, theirs) == mean_difference(Asked("accuracy"), theirs, ours).p_value
+    assert chance_of_harm(ours, theirs) == mean_difference(Hypothesis("accuracy"), theirs, ours).p_value
 
 
 @pytest.mark.parametrize("rows", [5, 40])
 def test_rows_that_all_agree_prove_no_equality_where_they_are_few(rows: int) -> None:
     alike = np.ones(rows)
-    assert (mean_difference(Asked("accuracy", margin=0.02), alike, alike).p_value or 0.0) > 0.25
+    assert (mean_difference(Hypothesis("accuracy", margin=0.02), alike, alike).p_value or 0.0) > 0.25
     labels = ["a", "b"] * rows
-    assert (difference(Asked("macro_f1", margin=0.02), labels, labels, labels, ["a", "b"]).p_value or 0.0) > 0.01
+    assert (difference(Hypothesis("macro_f1", margin=0.02), labels, labels, labels, ["a", "b"]).p_value or 0.0) > 0.01
 
 
 def test_the_test_keeps_its_level_near_the_margin() -> None:
@@ -84,7 +91,7 @@ def test_the_test_keeps_its_level_near_the_margin() -> None:
     passed = 0
     for _ in range(2000):
         kinds = dice.choice([-1.0, 0.0, 1.0], size=500, p=[0.06, 0.90, 0.04])
-        passed += (mean_difference(Asked("accuracy", margin=0.02), kinds, np.zeros(500)).p_value or 0.0) <= 0.05
+        passed += (mean_difference(Hypothesis("accuracy", margin=0.02), kinds, np.zeros(500)).p_value or 0.0) <= 0.05
     assert passed / 2000 < 0.05 + 3 * np.sqrt(0.05 * 0.95 / 2000)
 
 
@@ -107,7 +114,7 @@ def test_the_bootstraps_error_is_that_of_many_samples() -> None:
             for t, a, b in (sample() for _ in range(300))
         ]
     )
-    found = difference(Asked("macro_f1"), *sample(), labels)
+    found = difference(Hypothesis("macro_f1"), *sample(), labels)
     assert (found.difference - found.lower) / stats.norm.ppf(0.95) == pytest.approx(spread, rel=0.2)
     assert found.test == "paired bootstrap"
 
@@ -122,7 +129,7 @@ def test_a_rare_label_promotes_no_noise_at_a_late_look() -> None:
             for _ in range(2)
         )
         promoted += (
-            difference(Asked("macro_f1"), truth.tolist(), ours.tolist(), theirs.tolist(), labels).p_value or 0.0
+            difference(Hypothesis("macro_f1"), truth.tolist(), ours.tolist(), theirs.tolist(), labels).p_value or 0.0
         ) <= 3.4e-5
     assert promoted == 0
 
@@ -135,6 +142,75 @@ def test_rows_needed_have_the_power_and_a_tenth_fewer_have_not(effect: float, al
     powers = [TTestPower().power(spread, n, alpha, alternative="larger") for n in (rows, max(rows * 0.9 - 2, 2))]
     assert powers[0] >= 0.8 - 1e-6
     assert rows < 30 or powers[1] < 0.8
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "mcc"])
+def test_a_wider_margin_is_easier_by_every_metric_of_labels(metric: str) -> None:
+    """The bounds of the difference stay: only what they are held against moves."""
+    dice, labels = np.random.default_rng(3), ["a", "b"]
+    truth = dice.choice(labels, size=200)
+    ours, theirs = (np.where(dice.random(200) < right, truth, "a").tolist() for right in (0.7, 0.75))
+    none, narrow, wide = (
+        difference(Hypothesis(metric, margin=margin), truth.tolist(), ours, theirs, labels) for margin in (0, 0.05, 0.1)
+    )
+    assert (wide.p_value or 0.0) < (narrow.p_value or 0.0) < (none.p_value or 0.0)
+    assert none.difference == narrow.difference == wide.difference
+    assert (none.lower, none.upper) == (narrow.lower, narrow.upper) == (wide.lower, wide.upper)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1"])
+def test_a_difference_of_just_the_margin_is_even(metric: str) -> None:
+    """No worse than by the margin, and exactly that much worse: the chance is a half."""
+    labels, truth = ["a", "b"], ["a", "b"] * 50
+    ours, theirs = ["b", "a", *truth[2:]], truth
+    found = difference(Hypothesis(metric, margin=0.02), truth, ours, theirs, labels)
+    assert found.difference == pytest.approx(-0.02)
+    assert found.p_value == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_margin_is_never_judged_by_the_exact_test() -> None:
+    rows = np.array([1.0, 0.0] * 20)
+    assert mean_difference(Hypothesis("accuracy", margin=0.02), rows, rows[::-1]).test == "paired t"
+    assert mean_difference(Hypothesis("bleu"), rows / 2, rows[::-1]).test == "paired t"
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_an_interval_needs_two_rows(rows: int) -> None:
+    labels = ["a"] * rows
+    with pytest.raises(ValueError, match=f"at least two test rows, found {rows}"):
+        interval("accuracy", labels, labels, ["a"])
+    with pytest.raises(ValueError, match=f"at least two test rows, found {rows}"):
+        mean_difference(Hypothesis("accuracy"), [1.0] * rows, [1.0] * rows)
+
+
+def test_the_rows_that_differ_are_counted_both_ways() -> None:
+    truth, ours, theirs = ["a"] * 10, ["a"] * 6 + ["b"] * 4, ["a"] * 3 + ["b"] * 3 + ["a"] + ["b"] * 3
+    for metric in ("accuracy", "macro_f1"):
+        found = difference(Hypothesis(metric), truth, ours, theirs, ["a", "b"])
+        assert (found.rows, found.discordant) == (10, pytest.approx(0.4))
+
+
+def test_the_default_margin_is_of_the_budget() -> None:
+    """A smaller budget needs a larger difference; both are what so many rows show at that level."""
+    strict, usual = (default_margin(1000, budget) for budget in (0.01, 0.05))
+    assert MAX_MARGIN > strict > usual
+    assert rows_needed(strict, 0.01, DISCORDANT) == pytest.approx(1000, rel=0.01)
+
+
+@pytest.mark.parametrize(("measured", "expected"), [(None, DISCORDANT), (0.0, 0.01), (0.01, 0.01), (0.3, 0.3)])
+def test_two_prompts_differ_as_measured_but_never_on_no_row(measured: float | None, expected: float) -> None:
+    assert expected_discordance(measured) == expected
+
+
+def test_the_smallest_gain_is_what_the_rows_show() -> None:
+    gain = smallest_gain(500, 0.05, 0.2)
+    assert gain is not None
+    assert rows_needed(gain, 0.05, 0.2) == pytest.approx(500, abs=1)
+
+
+def test_one_row_shows_nothing() -> None:
+    assert smallest_gain(1, 0.05, 0.1) is None
+    assert smallest_gain(2, 1e-9, 0.1) is None
 
 
 def test_the_default_margin_shrinks_with_the_rows() -> None:

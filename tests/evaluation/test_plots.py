@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 
 from benchmarks.fixtures.prompts import a_request, a_task
 from ptpipeline.evaluation import plots
-from ptpipeline.evaluation.metrics import scores
+from ptpipeline.evaluation.metrics import score_labels
 from ptpipeline.records import CurvePoint, PairedDifference, Report, SliceDifference, TextScores, TunedPrompt, Verdict
 
 LABELS = ["bad", "good", "mixed"]
@@ -18,7 +18,7 @@ def measured(labels: list[str], wrong: int = 1) -> Report:
     answers = list(truth)
     for place in range(wrong):
         answers[2 * place] = labels[place + 1]
-    found = scores(truth, answers, labels, np.linspace(0.4, 0.99, len(truth)).tolist())
+    found = score_labels(truth, answers, labels, np.linspace(0.4, 0.99, len(truth)).tolist())
     report = a_request(a_task()).report
     assert report is not None
     return report.model_copy(update={"prompt": found, "rows": len(truth)})
@@ -65,7 +65,7 @@ def intervals(axes: Axes) -> list[tuple[float, float]]:
 
 
 def test_every_plot_is_a_png() -> None:
-    made = plots.every(
+    made = plots.draw_plots(
         a_task(),
         tuned(),
         measured(LABELS),
@@ -78,11 +78,11 @@ def test_every_plot_is_a_png() -> None:
 def test_what_was_not_measured_is_not_drawn() -> None:
     texts = TextScores(exact_match=0.1, token_f1=0.2, rouge_l=0.3, bleu=0.1, most_frequent_share=0.1)
     report = measured(LABELS).model_copy(update={"prompt": texts})
-    assert plots.every(a_task(), tuned(curve=[]), report, judged(comparison=None, baselines={})) == {}
+    assert plots.draw_plots(a_task(), tuned(curve=[]), report, judged(comparison=None, baselines={})) == {}
 
 
 def test_a_dollar_sign_in_a_label_is_drawn() -> None:
-    assert "confusion" in plots.every(a_task(), tuned(), measured(["$x^", "{$\\frac$}", "<b>"]), judged())
+    assert "confusion" in plots.draw_plots(a_task(), tuned(), measured(["$x^", "{$\\frac$}", "<b>"]), judged())
 
 
 def test_each_comparison_has_one_interval_and_only_its_own_margin() -> None:
@@ -91,7 +91,7 @@ def test_each_comparison_has_one_interval_and_only_its_own_margin() -> None:
         anchor=pair(-0.01, margin=0.04),
         baselines={"zero_shot": pair(0.3), "majority": pair(0.2)},
     )
-    axes = plots.differences(verdict).axes[0]
+    axes = plots.draw_differences(verdict).axes[0]
     np.testing.assert_allclose(intervals(axes), [(0.03, 0.07), (-0.03, 0.01), (0.28, 0.32), (0.18, 0.22)])
     assert [name.get_text() for name in axes.get_yticklabels()] == ["champion", "anchor", "zero-shot", "majority"]
     upright = [
@@ -107,7 +107,7 @@ def test_each_comparison_has_one_interval_and_only_its_own_margin() -> None:
     [(0.05, 0.0, False), (0.01, 0.0, True), (-0.01, 0.04, False), (-0.03, 0.04, True)],
 )
 def test_an_interval_that_does_not_exclude_harm_is_marked(difference: float, margin: float, doubtful: bool) -> None:
-    axes = plots.differences(judged(comparison=pair(difference, margin), baselines={})).axes[0]
+    axes = plots.draw_differences(judged(comparison=pair(difference, margin), baselines={})).axes[0]
     assert axes.get_lines()[0].get_color() == (plots.RED if doubtful else plots.BLUE)
 
 
@@ -116,21 +116,21 @@ def test_harmed_slices_are_hatched_and_stand_first() -> None:
         SliceDifference(name=name, rows=9, difference=d, p_harm=p)
         for name, d, p in (("fine", 0.1, 0.9), ("harmed", -0.2, 0.01), ("border", -0.1, 0.05))
     ]
-    axes = plots.slices(judged(slices=parts), 0.05).axes[0]
+    axes = plots.draw_slices(judged(slices=parts), 0.05).axes[0]
     assert [(bar.get_width(), bar.get_hatch()) for bar in axes.patches] == [(-0.2, "///"), (-0.1, "///"), (0.1, None)]
     assert [name.get_text() for name in axes.get_yticklabels()] == ["harmed (9)", "border (9)", "fine (9)"]
 
 
 def test_of_very_many_slices_the_likeliest_harm_is_shown() -> None:
     parts = [SliceDifference(name=str(i), rows=9, difference=0.0, p_harm=1 - i / 200) for i in range(100)]
-    axes = plots.slices(judged(slices=parts), 0.05).axes[0]
+    axes = plots.draw_slices(judged(slices=parts), 0.05).axes[0]
     assert [name.get_text() for name in axes.get_yticklabels()] == [f"{i} (9)" for i in range(99, 59, -1)]
 
 
 def test_reliability_has_a_bar_of_rows_per_bin() -> None:
     report = measured(LABELS)
     assert not isinstance(report.prompt, TextScores)
-    figure = plots.reliability(report.prompt, report)
+    figure = plots.draw_reliability(report.prompt, report)
     bars = [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in figure.axes[1].patches]
     np.testing.assert_allclose(bars, [(one.confidence, one.rows) for one in report.prompt.reliability])
     assert f"calibration error {report.prompt.calibration_error:.3f}" in figure.get_suptitle()
@@ -139,7 +139,7 @@ def test_reliability_has_a_bar_of_rows_per_bin() -> None:
 def test_few_labels_show_their_counts() -> None:
     report = measured(LABELS)
     assert not isinstance(report.prompt, TextScores)
-    assert [text.get_text() for text in plots.confusion(report.prompt, report).axes[0].texts][:3] == [
+    assert [text.get_text() for text in plots.draw_confusion(report.prompt, report).axes[0].texts][:3] == [
         "1\n50%",
         "1\n50%",
         "0\n0%",
@@ -149,7 +149,7 @@ def test_few_labels_show_their_counts() -> None:
 def test_of_very_many_labels_the_most_confused_are_shown() -> None:
     report = measured([f"label {i:03}" for i in range(200)][::-1], wrong=30)
     assert not isinstance(report.prompt, TextScores)
-    figure = plots.confusion(report.prompt, report)
+    figure = plots.draw_confusion(report.prompt, report)
     names = [name.get_text() for name in figure.axes[0].get_yticklabels()]
     assert len(names) == plots.MAX_LABELS
     assert names[:30] == [f"label {199 - i:03}" for i in range(30)]

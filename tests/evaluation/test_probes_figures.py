@@ -7,20 +7,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptpipeline.evaluation.probes.latency import latency
-from ptpipeline.evaluation.probes.norms import norms
+from ptpipeline.evaluation.probes.latency import measure_latency
+from ptpipeline.evaluation.probes.norms import measure_norms
 from ptpipeline.models.frozen import KeyValues
 from ptpipeline.prompts.initialise import compute_activations, sample_vocabulary
 from ptpipeline.prompts.tensors import pack_ensemble
 from ptpipeline.serving.engine import Engine, Question
-from tests.evaluation.probed import artifact, embeddings, fields, opinions, rows, tiny, writing
+from tests.evaluation.probed import artifact, copied, embeddings, fields, opinions, rows, tiny, writing
 
 
 def test_embeddings_are_held_against_the_vocabulary() -> None:
     base = tiny()
     sizes = base.model.get_input_embeddings().weight.norm(dim=1)
     ordinary, largest = embeddings(base, " film"), base.embed(sizes.argmax()[None])
-    found = norms(Engine(base), artifact(base, torch.cat([ordinary, largest, 1.01 * largest, 3 * ordinary])))
+    found = measure_norms(Engine(base), artifact(base, torch.cat([ordinary, largest, 1.01 * largest, 3 * ordinary])))
     ratios = sorted(
         float(size / sizes.median()) for size in (ordinary.norm(), sizes.max(), 1.01 * sizes.max(), 3 * ordinary.norm())
     )
@@ -34,16 +34,26 @@ def test_keys_and_values_are_held_against_those_of_words(scale: float, beyond: f
     base = tiny()
     words = compute_activations(base, base.embed(sample_vocabulary(base, 256, seed=0)).detach())
     prompt = KeyValues(words.key[:, :, 100:108] * scale, words.value[:, :, 100:108] * scale)
-    found = norms(Engine(base), artifact(base, prompt, method="prefix"))
+    found = measure_norms(Engine(base), artifact(base, prompt, method="prefix"))
     assert found["norms.median_ratio"] == pytest.approx(scale, rel=0.25)
     assert found["norms.beyond"] == beyond
+
+
+def test_rows_of_zeros_are_no_tokens_of_the_vocabulary() -> None:
+    base = copied(tiny())
+    weight = base.model.get_input_embeddings().weight
+    sizes = weight.norm(dim=1).sort()
+    weight[sizes.indices[: int(0.8 * len(sizes.indices))]] = 0
+    kept = sizes.values[int(0.8 * len(sizes.values)) :]
+    found = measure_norms(Engine(base), artifact(base, kept.max() * torch.eye(weight.shape[1])[:1]))
+    assert found["norms.median_ratio"] == pytest.approx(float(kept.max() / kept.median()), rel=1e-5)
 
 
 def test_the_members_of_an_ensemble_count_together() -> None:
     base = tiny()
     members = [artifact(base, embeddings(base, " film")), artifact(base, embeddings(base, " film") * 50)]
     made = pack_ensemble(members, "average", fields(base) | {"method": "ensemble"})
-    assert norms(Engine(base), made, members)["norms.beyond"] == 0.5
+    assert measure_norms(Engine(base), made, members)["norms.beyond"] == 0.5
 
 
 class Slow(Engine):
@@ -61,7 +71,7 @@ def test_latency_is_the_time_of_one_request_and_its_ratio_the_prompts_part() -> 
     engine = Slow(tiny())
     engine.load(made)
     started = time.perf_counter()
-    found = latency(engine, made, rows(10))
+    found = measure_latency(engine, made, rows(10))
     elapsed = time.perf_counter() - started
     assert 5 < found["latency.p50_ms"] <= found["latency.p95_ms"]
     assert 20 * found["latency.p50_ms"] / 1000 < elapsed  # half of forty requests took as long
@@ -70,5 +80,5 @@ def test_latency_is_the_time_of_one_request_and_its_ratio_the_prompts_part() -> 
 
 def test_latency_of_generated_texts_is_measured_too_and_of_no_rows_not() -> None:
     engine, made = writing(tiny())
-    assert set(latency(engine, made, rows(10))) == {"latency.p50_ms", "latency.p95_ms", "latency.ratio"}
-    assert latency(engine, made, []) == {}
+    assert set(measure_latency(engine, made, rows(10))) == {"latency.p50_ms", "latency.p95_ms", "latency.ratio"}
+    assert measure_latency(engine, made, []) == {}

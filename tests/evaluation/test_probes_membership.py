@@ -7,8 +7,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ptpipeline.data.rows import Row
-from ptpipeline.evaluation.probes.likelihood import bare, prompted
-from ptpipeline.evaluation.probes.membership import _balanced, attack, interval, membership
+from ptpipeline.evaluation.probes.likelihood import bare_likelihoods, prompted_likelihoods
+from ptpipeline.evaluation.probes.membership import _balance, attack, interval, measure_membership
 from ptpipeline.models.frozen import Input
 from ptpipeline.records import Generation
 from ptpipeline.serving.engine import Question
@@ -24,7 +24,7 @@ def wrong(given: list[Row]) -> list[Row]:
 def test_a_prompt_that_memorised_its_rows_gives_them_away() -> None:
     given = numbered(88, seed=13)
     engine, made = memorised(given[:8])
-    found = membership(engine, made, given[:8], given[8:])
+    found = measure_membership(engine, made, given[:8], given[8:])
     assert found["privacy.auc"] > 0.8
     assert found["privacy.low"] > 0.5
     assert abs(found["privacy.auc_zero_shot"] - 0.5) < 0.15
@@ -32,15 +32,15 @@ def test_a_prompt_that_memorised_its_rows_gives_them_away() -> None:
 
 def test_without_known_training_rows_nothing_is_measured() -> None:
     engine, made = opinions(tiny())
-    assert membership(engine, made, [], rows(30, 2)) == {}
+    assert measure_membership(engine, made, [], rows(30, 2)) == {}
 
 
 @pytest.mark.parametrize("kind", [opinions, writing])
 def test_rows_that_all_have_the_likelier_answer_are_all_found(kind: object) -> None:
     engine, made = kind(tiny())  # type: ignore[operator]
-    found = membership(engine, made, rows(30, 1), wrong(rows(30, 2)))
+    found = measure_membership(engine, made, rows(30, 1), wrong(rows(30, 2)))
     assert found["privacy.auc"] > 0.99
-    assert membership(engine, made, wrong(rows(30, 1)), rows(30, 2))["privacy.auc"] < 0.01
+    assert measure_membership(engine, made, wrong(rows(30, 1)), rows(30, 2))["privacy.auc"] < 0.01
 
 
 def test_the_area_is_scikit_learns_over_likelihoods_of_single_requests() -> None:
@@ -52,7 +52,7 @@ def test_the_area_is_scikit_learns_over_likelihoods_of_single_requests() -> None
         float(engine.score_labels([Question(made.digest, row.text)])[0][list(LABELS).index(row.label)])
         for row in [*train, *test]
     ]
-    found = membership(engine, made, train, test)
+    found = measure_membership(engine, made, train, test)
     assert found["privacy.auc"] == pytest.approx(roc_auc_score([1] * 20 + [0] * 20, scores), abs=0.01)
     assert 0.5 < found["privacy.low"] < found["privacy.auc"] < found["privacy.high"] < 1
 
@@ -64,15 +64,15 @@ def test_every_label_has_as_many_rows_on_both_sides() -> None:
         [*right["negative"][:6], *right["positive"][:20]],
         [*right["negative"][6:26], *right["positive"][20:25]],
     )
-    assert membership(engine, made, train, test)["privacy.rows"] == 6 + 5
+    assert measure_membership(engine, made, train, test)["privacy.rows"] == 6 + 5
 
 
 def test_two_hundred_and_fifty_rows_at_most_and_the_same_in_any_order() -> None:
     many = [Row(str(number), "text", ("a", "b", "c")[number % 3]) for number in range(3000)]
-    inside, outside = _balanced(many[:1500], many[1500:], lambda row: row.label)
+    inside, outside = _balance(many[:1500], many[1500:], lambda row: row.label)
     assert Counter(row.label for row in inside) == Counter(row.label for row in outside) == dict.fromkeys("abc", 83)
-    assert inside == _balanced(many[:1500][::-1], many[1500:], lambda row: row.label)[0]
-    assert len(_balanced(many[:1500], many[1500:], lambda row: "")[0]) == 250
+    assert inside == _balance(many[:1500][::-1], many[1500:], lambda row: row.label)[0]
+    assert len(_balance(many[:1500], many[1500:], lambda row: "")[0]) == 250
 
 
 def test_the_interval_is_as_wide_as_hanley_and_mcneil_state() -> None:
@@ -90,26 +90,28 @@ def test_rows_without_a_finite_likelihood_are_left_out() -> None:
     token = base.encode(" film", False)[0]
     without = [row for row in rows(60) if token not in base.encode(row.text, False)]
     broken = [row for row in rows(60) if row not in without]
-    assert membership(engine, made, without[:12], wrong(without[12:24]))["privacy.auc"] > 0.99
-    assert membership(engine, made, without, broken) == {"privacy.rows": 0}
+    assert measure_membership(engine, made, without[:12], wrong(without[12:24]))["privacy.auc"] > 0.99
+    assert measure_membership(engine, made, without, broken) == {"privacy.rows": 0}
 
 
 def test_too_few_rows_give_their_count_alone() -> None:
     engine, made = opinions(tiny())
-    assert membership(engine, made, rows(30), []) == {"privacy.rows": 0}
+    assert measure_membership(engine, made, rows(30), []) == {"privacy.rows": 0}
 
 
 def test_a_target_that_is_never_generated_in_full_is_left_out() -> None:
     engine, made = writing(tiny())
     long = [row._replace(label="positive and very good") for row in rows(10, 1)]
-    assert membership(engine, made, rows(10, 2), [*long, *rows(4, 3)])["privacy.rows"] == 4
+    assert measure_membership(engine, made, rows(10, 2), [*long, *rows(4, 3)])["privacy.rows"] == 4
 
 
 def test_a_targets_likelihood_is_the_mean_over_its_tokens() -> None:
     base = tiny()
     engine, made = opinions(base, labels={}, generate=Generation(max_new_tokens=4))
     given = [row._replace(label=f"{row.label} good film") for row in rows(6)]
-    for row, ours, alone in zip(given, prompted(engine, made, given), bare(engine, made, given), strict=True):
+    for row, ours, alone in zip(
+        given, prompted_likelihoods(engine, made, given), bare_likelihoods(engine, made, given), strict=True
+    ):
         target = base.encode(f" {row.label}", False)
         inputs = [Input(base.encode(f"{row.text}\nSentiment:", True), target[:-1], 0)]
         for found, states in (

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Regex, normalizers
 
 from ptpipeline.data.template import render
-from ptpipeline.evaluation.probes.robustness import VARIANTS, robustness
+from ptpipeline.evaluation.probes.robustness import VARIANTS, measure_robustness
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.tensors import pack_ensemble
@@ -35,7 +35,7 @@ def flips(engine: Engine, made: Artifact, variant: str, count: int) -> float:
 @pytest.mark.parametrize("kind", [opinions, writing])
 def test_flips_are_those_of_single_requests(kind: object) -> None:
     engine, made = kind(tiny())  # type: ignore[operator]
-    found = robustness(engine, made, rows(20))
+    found = measure_robustness(engine, made, rows(20))
     assert {name: found[f"robustness.{name}"] for name in CHANGES} == {
         name: pytest.approx(flips(engine, made, name, 20)) for name in CHANGES
     }
@@ -45,12 +45,12 @@ def test_flips_are_those_of_single_requests(kind: object) -> None:
 
 def test_a_base_that_reads_small_letters_only_flips_by_no_case() -> None:
     engine, made = opinions(reading(normalizers.Lowercase()))
-    assert robustness(engine, made, rows(40))["robustness.case"] == 0
+    assert measure_robustness(engine, made, rows(40))["robustness.case"] == 0
 
 
 def test_a_base_that_reads_words_only_flips_by_no_white_space_and_by_case_still() -> None:
     engine, made = opinions(reading(WORDS))
-    found = robustness(engine, made, rows(40))
+    found = measure_robustness(engine, made, rows(40))
     assert found["robustness.white_space"] == 0 < found["robustness.case"]
 
 
@@ -59,7 +59,7 @@ def test_white_space_that_matters_is_found() -> None:
         normalizers.Replace(Regex(r"(good|fine|great|lovely)  "), "bad ")
     )  # sees another word before two blanks
     engine, made = opinions(fooled)
-    found = robustness(engine, made, rows(40))
+    found = measure_robustness(engine, made, rows(40))
     assert found["robustness.doubled_blanks"] == pytest.approx(flips(engine, made, "doubled_blanks", 40))
     assert (
         found["robustness.white_space"]
@@ -78,22 +78,22 @@ def test_texts_that_no_longer_fit_are_counted_and_left_out() -> None:
     }
     limit = max(len(base.encode(render("{text}\nSentiment:", row.text), True)) for row in rows(40))
     engine, made = opinions(base, max_input_tokens=limit)
-    found = robustness(engine, made, rows(40))
+    found = measure_robustness(engine, made, rows(40))
     assert found["robustness.left_out"] == sum(length > limit for variant in lengths.values() for length in variant) > 0
     fitting = [row for row, length in zip(rows(40), lengths["upper"], strict=True) if length <= limit]
-    assert found["robustness.upper"] == pytest.approx(robustness(engine, made, fitting)["robustness.upper"])
+    assert found["robustness.upper"] == pytest.approx(measure_robustness(engine, made, fitting)["robustness.upper"])
 
 
 def test_a_hundred_rows_at_most_and_the_same_in_any_order() -> None:
     engine, made = opinions(tiny())
-    found = robustness(engine, made, rows(230))
+    found = measure_robustness(engine, made, rows(230))
     assert found["robustness.rows"] == 100
-    assert found == robustness(engine, made, rows(230)[::-1])
+    assert found == measure_robustness(engine, made, rows(230)[::-1])
 
 
 def test_no_rows_give_no_shares() -> None:
     engine, made = opinions(tiny())
-    assert robustness(engine, made, []) == {"robustness.rows": 0, "robustness.left_out": 0}
+    assert measure_robustness(engine, made, []) == {"robustness.rows": 0, "robustness.left_out": 0}
 
 
 def test_an_ensemble_is_probed_as_it_answers() -> None:
@@ -102,4 +102,6 @@ def test_an_ensemble_is_probed_as_it_answers() -> None:
     made = pack_ensemble(members, "average", fields(base) | {"method": "ensemble"})
     engine = Engine(base)
     engine.load(made, members)
-    assert robustness(engine, made, rows(20))["robustness.upper"] == pytest.approx(flips(engine, made, "upper", 20))
+    assert measure_robustness(engine, made, rows(20))["robustness.upper"] == pytest.approx(
+        flips(engine, made, "upper", 20)
+    )

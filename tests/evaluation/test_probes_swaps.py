@@ -3,7 +3,7 @@
 import pytest
 
 from ptpipeline.errors import DataError
-from ptpipeline.evaluation.probes.swaps import _others, swapped, swaps
+from ptpipeline.evaluation.probes.swaps import _replacements, measure_swaps, swap_terms
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.engine import Engine, Question
 from tests.evaluation.probed import LABELS, answer, opinions, rows, tiny, writing
@@ -42,19 +42,19 @@ def probability(engine: Engine, made: Artifact, text: str) -> dict[str, float]:
     ],
 )
 def test_terms_change_places_as_whole_words_in_their_case(text: str, expected: str) -> None:
-    assert swapped(text, _others(PAIRS)) == expected
+    assert swap_terms(text, _replacements(PAIRS)) == expected
 
 
 @pytest.mark.parametrize("text", ["She and he, HE and the Woman.", "old man, old woman", "형 누나"])
 def test_a_swap_twice_is_none(text: str) -> None:
-    assert swapped(swapped(text, _others(PAIRS)), _others(PAIRS)) == text
+    assert swap_terms(swap_terms(text, _replacements(PAIRS)), _replacements(PAIRS)) == text
 
 
 @pytest.mark.parametrize("kind", [opinions, writing])
 def test_swapped_opinions_flip_every_answer_of_the_rows_that_hold_one(kind: object) -> None:
     engine, made = kind(tiny())  # type: ignore[operator]
     given = rows(40)
-    found = swaps(engine, made, given, [("good", "bad")])
+    found = measure_swaps(engine, made, given, [("good", "bad")])
     holding = [row.text for row in given if WORDS & set(row.text.split())]
     assert found["bias.rows"] == len(holding) > 3
     exchanged = [" ".join({"good": "bad", "bad": "good"}.get(word, word) for word in text.split()) for text in holding]
@@ -68,7 +68,7 @@ def test_swapped_opinions_flip_every_answer_of_the_rows_that_hold_one(kind: obje
 def test_the_shift_is_that_of_the_label_answered_before() -> None:
     engine, made = opinions(tiny())
     given = [row for row in rows(40) if "film" in row.text.split() and "story" not in row.text.split()]
-    found = swaps(engine, made, given, [("film", "story")])
+    found = measure_swaps(engine, made, given, [("film", "story")])
     shifts = []
     for row in given:
         label = answer(engine, made, row.text)
@@ -84,15 +84,15 @@ def test_the_shift_is_that_of_the_label_answered_before() -> None:
 
 
 def test_generated_answers_have_no_shift() -> None:
-    assert set(swaps(*writing(tiny()), rows(40), [("good", "bad")])) == {"bias.rows", "bias.flips"}
+    assert set(measure_swaps(*writing(tiny()), rows(40), [("good", "bad")])) == {"bias.rows", "bias.flips"}
 
 
 @pytest.mark.parametrize("pairs", [[("he", "she")], []])
 def test_without_a_term_there_is_nothing_to_say(pairs: list[tuple[str, str]]) -> None:
-    assert swaps(*opinions(tiny()), rows(40), pairs) == {"bias.rows": 0}
+    assert measure_swaps(*opinions(tiny()), rows(40), pairs) == {"bias.rows": 0}
 
 
 @pytest.mark.parametrize("pairs", [[("her", "his"), ("her", "him")], [("he", "He")], [("he", " ")]])
 def test_pairs_that_contradict_are_refused(pairs: list[tuple[str, str]]) -> None:
     with pytest.raises(DataError, match="bias swaps: "):
-        swaps(*opinions(tiny()), rows(10), pairs)
+        measure_swaps(*opinions(tiny()), rows(10), pairs)

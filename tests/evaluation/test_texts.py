@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from ptpipeline.evaluation.paired import Asked, mean_difference
-from ptpipeline.evaluation.texts import TextRows, _bleu, _chrf, _corpus_bleu, _corpus_chrf, measure_texts, text_scores
+from ptpipeline.evaluation.paired import Hypothesis, mean_difference
+from ptpipeline.evaluation.texts import TextRows, _bleu, _chrf, _corpus_bleu, _corpus_chrf, measure_texts, score_texts
 from ptpipeline.records import TEXT_METRICS
 
 TARGETS = ["the cat sat on the mat", "a long and winding road to nowhere", "yes", "it was fine"]
@@ -96,7 +96,7 @@ def test_rouge_l_is_rouge_scores_on_plain_english(pairs: list[tuple[str, str]]) 
 
 
 def test_scores_hold_every_metric_and_the_commonest_answers_share() -> None:
-    found = text_scores(TextRows.of(TARGETS, ANSWERS), ["x", "x", " x", "y"])
+    found = score_texts(TextRows.of(TARGETS, ANSWERS), ["x", "x", " x", "y"])
     assert found.figures() == {
         metric: pytest.approx(measure_texts(metric, TARGETS, ANSWERS)) for metric in TEXT_METRICS
     }
@@ -113,6 +113,6 @@ def test_an_interval_holds_the_figure(metric: str) -> None:
 
 def test_a_difference_of_rows_is_paired() -> None:
     noise = np.random.default_rng(0).random(200)
-    found = mean_difference(Asked("rouge_l"), noise + 0.1, noise)
+    found = mean_difference(Hypothesis("rouge_l"), noise + 0.1, noise)
     assert (found.difference, found.rows) == (pytest.approx(0.1), 200)
     assert 0.08 < found.lower < 0.1 < found.upper < 0.12

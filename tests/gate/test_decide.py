@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from ptpipeline.gate.decide import Evidence, decide, gate_key
+from ptpipeline.gate.decide import Evidence, decide, gate_key, needs_a_person
 from ptpipeline.gate.looks import look_at
 from ptpipeline.records import Look, PairedDifference, Report, Scores, SliceDifference, TextScores, Verdict
 from ptpipeline.task.policy import Bias, ChampionPolicy, Checks, Drift, Gate
@@ -156,19 +156,96 @@ def test_every_look_asks_for_more(number: int, passes: bool) -> None:
     assert decide(TASK, second(0.01, look_at(1, number, 0.05))).passed is passes
 
 
+def test_p_may_be_just_the_looks_share() -> None:
+    look = look_at(1, 2, 0.05)
+    assert decide(TASK, second(look.alpha, look)).passed
+    assert failed(decide(TASK, second(look.alpha * 1.0001, look))) == ["champion"]
+
+
+def test_every_look_asks_for_more_over_the_baselines_too() -> None:
+    between = {"majority": pair(1e-9), "zero_shot": pair(0.01)}
+    assert decide(TASK, first(baselines=between)).passed
+    later = first(baselines=between, look=look_at(1, 2, 0.05))
+    assert failed(decide(TASK, later)) == ["gain"]
+    ungated = decide(with_checks(gain="off"), later)
+    assert (ungated.passed, ungated.won) == (True, None)
+
+
+def test_without_a_look_the_whole_budget_is_the_level() -> None:
+    baselines = {"majority": pair(1e-9), "zero_shot": pair(0.05)}
+    assert decide(TASK, first(champion="new", look=None, baselines=baselines)).passed
+    baselines = {"majority": pair(1e-9), "zero_shot": pair(0.051)}
+    assert failed(decide(TASK, first(champion="new", look=None, baselines=baselines))) == ["gain"]
+
+
+def test_the_last_look_that_rows_are_meant_for_asks_for_no_fresh_rows() -> None:
+    assert "meant for" not in decide(TASK, second(look=look_at(1, 30, 0.05))).checks[2].required
+
+
 def test_the_verdict_says_how_much_is_spent_and_when_the_rows_are() -> None:
     required = {number: decide(TASK, second(look=look_at(1, number, 0.05))).checks[2].required for number in (2, 31)}
     assert (
         required[2]
-        == "better than the champion: p at most 0.0076 at look 2 of these test rows, where 0.038 of 0.050 is spent"
+        == "better than the champion: p at most 0.0076, the share of look 2 at these test rows (0.038 of the error "
+        "budget 0.050 is spent)"
     )
-    assert "look 31 of these test rows, which served their 30: fresh rows, or a reserve" in required[31]
+    assert "look 31 at these test rows, which are meant for 30: give fresh rows or a reserve" in required[31]
 
 
 def test_non_inferiority_is_judged_against_the_margin_and_the_anchor() -> None:
     passing = second(superior=False, anchor=pair(0.01, margin=0.02))
     assert (decide(NOT_INFERIOR, passing).passed, decide(NOT_INFERIOR, passing).won) == (True, "not inferior")
     assert failed(decide(NOT_INFERIOR, replace(passing, anchor=pair(0.04, margin=0.02)))) == ["anchor"]
+
+
+def test_superiority_needs_no_anchor() -> None:
+    assert decide(TASK, second(anchor=pair(0.9))).passed
+
+
+def test_a_comparison_without_a_gain_wins_no_superiority() -> None:
+    assert decide(NOT_INFERIOR, second(superior=False)).won == "not inferior"
+    assert decide(NOT_INFERIOR, second(superior=True)).won == "superior"
+
+
+def test_what_does_not_pass_wins_nothing() -> None:
+    verdict = decide(TASK, second(report=report(accuracy=0.1)))
+    assert (verdict.passed, verdict.won) == (False, None)
+
+
+def test_each_baseline_that_was_not_measured_is_named() -> None:
+    for missing, kept in (("zero-shot", "majority"), ("majority", "zero_shot")):
+        verdict = decide(TASK, first(baselines={kept: pair(1e-9)}))
+        assert failed(verdict) == ["gain"]
+        assert missing in verdict.failures()[0].observed
+    assert decide(with_checks(gain="off"), first(baselines={})).won is None
+
+
+def test_the_gain_that_is_shown_is_over_the_closest_baseline() -> None:
+    for closest in ("majority", "zero_shot"):
+        baselines = {name: pair(0.01 if name == closest else 1e-9) for name in ("majority", "zero_shot")}
+        (gain,) = [check for check in decide(TASK, first(baselines=baselines)).checks if check.name == "gain"]
+        assert "p 0.01 " in gain.observed
+    equal = {"majority": pair(0.01, 0.2), "zero_shot": pair(0.01, 0.07)}
+    for over in (("majority", "zero_shot"), ("zero_shot", "majority")):
+        checks = decide(with_checks(gain={"over": over}), first(baselines=equal)).checks
+        (gain,) = [check for check in checks if check.name == "gain"]
+        assert "zero-shot" in gain.observed.split("+")[0]
+        assert "+0.0700 (" in gain.observed
+
+
+def test_a_first_prompt_has_to_beat_every_baseline_to_be_superior() -> None:
+    for worse in ("majority", "zero_shot"):
+        baselines = {name: pair(0.9 if name == worse else 1e-9) for name in ("majority", "zero_shot")}
+        assert decide(with_checks(gain="off"), first(baselines=baselines)).won is None
+
+
+def test_a_slice_is_harmed_from_its_level_on() -> None:
+    parts = [SliceDifference(name=f"p {p}", rows=60, difference=-0.1, p_harm=p) for p in (0.5, 0.05)]
+    verdict = decide(TASK, second(slices=parts))
+    assert failed(verdict) == ["slices"]
+    assert "1 of 2 parts are worse: p 0.05; lowest p 0.05 on p 0.05" in verdict.failures()[0].observed
+    assert decide(with_checks(slices="off"), second(slices=parts)).passed
+    assert failed(decide(with_checks(slices={"alpha": 0.049}), second(slices=parts))) == []
 
 
 def test_a_slice_may_be_worse_by_chance() -> None:
@@ -178,7 +255,33 @@ def test_a_slice_may_be_worse_by_chance() -> None:
 def test_too_few_test_rows_are_said_with_the_number_that_is_needed() -> None:
     check = decide(TASK, first(rows_needed=815)).warnings()[0]
     assert (check.name, check.observed) == ("test_rows", "100 rows")
-    assert check.required == "at least 815, to show a gain of 0.03 four times in five at this look"
+    assert check.required == "at least 815 rows, to show a gain of 0.03 four times in five at this look"
+
+
+@pytest.mark.parametrize(("needed", "warned"), [(100, False), (101, True)])
+def test_exactly_the_rows_that_are_needed_suffice(needed: int, warned: bool) -> None:
+    for evidence in (first(rows_needed=needed), second(rows_needed=needed), first(rows_needed=needed, baselines={})):
+        task = with_checks(gain="off")
+        assert ("test_rows" in [check.name for check in decide(task, evidence).warnings()]) is warned
+
+
+def test_rows_that_are_not_counted_are_not_asked_for() -> None:
+    for verdict in (decide(with_checks(test_rows="off"), first(rows_needed=815)), decide(TASK, first())):
+        assert "test_rows" not in {check.name for check in verdict.checks}
+
+
+def test_rows_that_prove_equal_quality_are_said_so() -> None:
+    equal = second(comparison=pair(0.01, margin=0.02), rows_needed=815)
+    check = decide(NOT_INFERIOR, equal).warnings()[0]
+    assert check.required == "at least 815 rows, to show equal quality within 0.0200 four times in five at this look"
+    gain = decide(TASK, replace(equal, comparison=pair(0.01))).warnings()[0]
+    assert "to show a gain of 0.03 four times in five" in gain.required
+
+
+def test_only_what_cannot_be_compared_needs_a_person() -> None:
+    assert needs_a_person(decide(TASK, first(champion="old", comparison="its base is gone")))
+    assert not needs_a_person(decide(TASK, second()))
+    assert not needs_a_person(decide(TASK, first()))
 
 
 def test_a_champion_needs_a_comparison() -> None:
@@ -218,8 +321,9 @@ def test_the_key_changes_with_champion_policy_and_evaluation() -> None:
         gate_key(TASK, report(), "old"),
         gate_key(stricter, report(), None),
         gate_key(TASK, report(digest="x"), None),
+        gate_key(TASK, report().model_copy(update={"probed": "p"}), None),
     }
-    assert len(keys) == 4
+    assert len(keys) == 5
 
 
 def test_a_verdict_binds_what_it_judged() -> None:

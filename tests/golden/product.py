@@ -34,9 +34,9 @@ from ptpipeline.evaluation import key as evaluation
 from ptpipeline.evaluation.baselines import Setup
 from ptpipeline.evaluation.evaluate import evaluate
 from ptpipeline.evaluation.mistakes import Mistakes
-from ptpipeline.evaluation.probes.every import asked
+from ptpipeline.evaluation.probes.every import probes_digest
 from ptpipeline.gate import decide as gate
-from ptpipeline.gate.looks import question
+from ptpipeline.gate.looks import question_digest
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import KeyValues
 from ptpipeline.models.load import load_base
@@ -235,14 +235,14 @@ def digests() -> dict[str, str]:
         ),
         "gate key": gate.gate_key(plain, report, None),
         "gate key against a champion": gate.gate_key(plain, report, "b" * 64),
-        "question of a look": question(("a" * 64, None), "1" * 64, plain.policy_digest()),
+        "question of a look": question_digest("a" * 64, None, "1" * 64, plain.policy_digest()),
         "verdict": _verdict("a" * 64, plain).verdict_digest(),
     }
     for name, declared in tasks.items():
         found |= {
             f"recipe of {name}": declared.recipe_digest(),
             f"policy of {name}": declared.policy_digest(),
-            f"probes of {name}": asked(declared.gate.checks),
+            f"probes of {name}": probes_digest(declared.gate.checks),
         }
         found |= {
             f"recipe of variant {place} of {name}": declared.model_copy(update={"tune": tune}).recipe_digest()

@@ -2,7 +2,7 @@
 
 import torch
 
-from ptpipeline.data.tokens import LabelTokens, label_tokens, scored
+from ptpipeline.data.tokens import LabelTokens, apply_scoring, label_tokens
 from ptpipeline.models.frozen import FrozenBase, PrefixCache
 from ptpipeline.records import Scoring
 from ptpipeline.serving.ranking import Query, compute_prior, rank
@@ -84,9 +84,9 @@ def test_plain_labels_have_no_texts_without_content() -> None:
         return [by_word[text]] if text in by_word else [9] * len(text.split())
 
     plain = label_tokens("t", {"a": " a", "b": " b"}, encode)
-    assert scored(plain, Scoring(), "{text}", 9, encode) == plain == LabelTokens(("a", "b"), ((3,), (4,)))
-    assert scored(plain, Scoring(calibrated=True), "{text}", 9, encode).content_free == (
+    assert apply_scoring(plain, Scoring(), "{text}", 9, encode) == plain == LabelTokens(("a", "b"), ((3,), (4,)))
+    assert apply_scoring(plain, Scoring(calibrated=True), "{text}", 9, encode).content_free == (
         (0,),
         (1,),
     )  # the empty text has no tokens
-    assert scored(plain, Scoring(length_normalised=True), "{text}", 9, encode).normalised
+    assert apply_scoring(plain, Scoring(length_normalised=True), "{text}", 9, encode).normalised

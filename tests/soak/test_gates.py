@@ -16,7 +16,7 @@ import pytest
 from flows.stages.chain import run_task
 from flows.stages.context import Context, select_tasks
 from flows.stages.outcome import Outcome
-from ptpipeline.data.rows import Row, normalised, split_of
+from ptpipeline.data.rows import Row, normalise, split_of
 from ptpipeline.records import PRODUCTION, Verdict
 from ptpipeline.settings import Settings
 from ptpipeline.task.task import SplitSpec
@@ -98,7 +98,7 @@ def failed(verdict: Verdict) -> set[str]:
 
 def test_a_prompt_that_is_stuck_on_one_label_has_collapsed(project: Project) -> None:
     """It sees good reviews only while it trains; the test rows have both."""
-    rows = [row for row in movies() if row.label == "good" or split_of(normalised(row.text), SPLIT) == "test"]
+    rows = [row for row in movies() if row.label == "good" or split_of(normalise(row.text), SPLIT) == "test"]
     outcome, verdict = project.night([(row.text, row.label) for row in rows])
     assert {"collapse", "gain"} <= failed(verdict)
     assert (outcome.status, project.promoted()) == ("no gain", [])
@@ -107,7 +107,7 @@ def test_a_prompt_that_is_stuck_on_one_label_has_collapsed(project: Project) -> 
 def test_a_prompt_of_shuffled_labels_brings_no_gain(project: Project) -> None:
     """Its training labels are shuffled, the test rows' are true."""
     rows = movies()
-    learnt = [row for row in rows if split_of(normalised(row.text), SPLIT) != "test"]
+    learnt = [row for row in rows if split_of(normalise(row.text), SPLIT) != "test"]
     labels = [row.label for row in learnt]
     random.Random(1).shuffle(labels)
     shuffled = dict(zip((row.id for row in learnt), labels, strict=True))

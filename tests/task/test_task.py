@@ -92,10 +92,10 @@ def test_every_shipped_task_loads() -> None:
         ("path: rows.csv", "path: s3://bucket/rows.csv", 4, "s3://, http:// and hub sources are not supported yet"),
         ("path: rows.csv", "package: vader, member: a", 4, "data.source.package: found 'vader'"),
         ("label: label", "label: {column: a, bins: {bad: [1, low]}}", 6, "data.label.bins.bad.1: found 'low'"),
-        ("label: label", "label: {column: a, bins: {bad: [1, 0]}}", 6, "low is above high"),
+        ("label: label", "label: {column: a, bins: {bad: [1, 0]}}", 6, "low 1 is above high 0"),
         ("label: label", "label: {column: a, bin: {bad: [1, 2]}}", 6, "data.label.bins: this field is required"),
         ("label: label", "label: {column: a, bins: {bad: [1, 2]}}", 1, "names ['bad'], labels names ['bad', 'good']"),
-        ("dev: 0.1", "dev: 0.8", 7, "dev + test = 1 leaves under a tenth of the rows"),
+        ("dev: 0.1", "dev: 0.8", 7, "dev + test = 1 leaves less than a tenth of the rows"),
         ('good: " good"', 'good: " bad"', 9, "two labels have the same words"),
         (
             "metric: accuracy, ",
@@ -176,7 +176,7 @@ def test_a_task_may_answer_in_free_text(tmp_path: Path) -> None:
         ),
         ("max_new_tokens: 8", "max_new_tokens: 1025", 9, "less than or equal to 1024"),
         ("max_new_tokens: 8", "max_tokens: 8", 9, "generate.max_tokens: unknown field; allowed here: max_new_tokens"),
-        ("target: answer", "label: answer", 9, "names the column of its texts as `data.target`, not `data.label`"),
+        ("target: answer", "label: answer", 9, "names its answer column as `data.target`, not `data.label`"),
         ("target: answer", "target: answer\n  label: label", 3, "name one column of answers"),
         ("  target: answer\n", "", 3, "name one column of answers"),
         (
@@ -191,7 +191,7 @@ def test_a_task_may_answer_in_free_text(tmp_path: Path) -> None:
             9,
             "`data.target` is the column of a task with `generate`",
         ),
-        ("tune:", 'labels: {bad: " bad", good: " good"}\ntune:', 10, "leave one out"),
+        ("tune:", 'labels: {bad: " bad", good: " good"}\ntune:', 10, "remove one of the two"),
         (
             "rouge_l",
             "accuracy",
@@ -199,7 +199,7 @@ def test_a_task_may_answer_in_free_text(tmp_path: Path) -> None:
             "gate.metric is accuracy, but the task answers in free text: take one of exact_match, token_f1, "
             "rouge_l, bleu",
         ),
-        ("{steps: 5}", "{method: ensemble, ensemble: {members: 2}}", 10, "free texts have neither"),
+        ("{steps: 5}", "{method: ensemble, ensemble: {members: 2}}", 10, "which free text does not have"),
     ],
 )
 def test_the_two_kinds_of_task_do_not_mix(tmp_path: Path, old: str, new: str, line: int, expected: str) -> None:

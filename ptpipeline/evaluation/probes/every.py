@@ -1,25 +1,26 @@
-"""All probes of one prompt, as the task's policy asks for them."""
+"""Runs all probes of one prompt that the task's policy asks for."""
 
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from ptpipeline.data.rows import Row
-from ptpipeline.evaluation.probes.latency import latency
-from ptpipeline.evaluation.probes.membership import membership
-from ptpipeline.evaluation.probes.norms import norms
-from ptpipeline.evaluation.probes.robustness import robustness
-from ptpipeline.evaluation.probes.swaps import swaps
+from ptpipeline.evaluation.probes.latency import measure_latency
+from ptpipeline.evaluation.probes.membership import measure_membership
+from ptpipeline.evaluation.probes.norms import measure_norms
+from ptpipeline.evaluation.probes.robustness import measure_robustness
+from ptpipeline.evaluation.probes.swaps import measure_swaps
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records import digest_of
 from ptpipeline.serving.engine import Engine
 from ptpipeline.task.policy import Checks
 
-PROBES_VERSION = 1  # raise by one whenever the same prompt and rows would be probed otherwise
+PROBES_VERSION = 1  # raise by one if the same prompt and rows would be probed differently
+PROBES = ("robustness", "bias", "privacy", "norms", "latency")
 
 
 class Subject(NamedTuple):
-    """A prompt with its members, if it is an ensemble, and rows that it was trained on and rows that it was not."""
+    """A prompt, its members if it is an ensemble, the rows that it was trained on, and test rows."""
 
     artifact: Artifact
     members: Sequence[Artifact]
@@ -27,29 +28,28 @@ class Subject(NamedTuple):
     test: Sequence[Row]
 
 
-def probed(engine: Engine, subject: Subject, checks: Checks) -> dict[str, float]:
-    """The measures of all probes whose checks are not off; raises what Engine.load raises."""
+def run_probes(engine: Engine, subject: Subject, checks: Checks) -> dict[str, float]:
+    """Return the finite measures of all probes whose checks are not off; raises what Engine.load raises.
+
+    A measure that is NaN or infinite is left out: the check `finite` reports a prompt whose scores are not numbers.
+    """
     artifact, test = subject.artifact, subject.test
     engine.load(artifact, subject.members)
     probes: dict[str, Callable[[], dict[str, float]]] = {
-        "robustness": lambda: robustness(engine, artifact, test),
-        "bias": lambda: swaps(engine, artifact, test, checks.bias.swaps) if checks.bias.swaps else {},
-        "privacy": lambda: membership(engine, artifact, subject.train, test),
-        "norms": lambda: norms(engine, artifact, subject.members),
-        "latency": lambda: latency(engine, artifact, test),
+        "robustness": lambda: measure_robustness(engine, artifact, test),
+        "bias": lambda: measure_swaps(engine, artifact, test, checks.bias.swaps) if checks.bias.swaps else {},
+        "privacy": lambda: measure_membership(engine, artifact, subject.train, test),
+        "norms": lambda: measure_norms(engine, artifact, subject.members),
+        "latency": lambda: measure_latency(engine, artifact, test),
     }
-    found: dict[str, float] = {}
+    measures: dict[str, float] = {}
     for name, probe in probes.items():
         if getattr(checks, name).policy != "off":
-            found |= {
-                measure: value for measure, value in probe().items() if math.isfinite(value)
-            }  # a prompt without numbers fails as `finite`
-    return found
+            measures |= {measure: value for measure, value in probe().items() if math.isfinite(value)}
+    return measures
 
 
-def asked(checks: Checks) -> str:
-    """Digest of what the probes are asked: equal, and a report need not be probed again."""
-    rules = {
-        name: getattr(checks, name).policy != "off" for name in ("robustness", "bias", "privacy", "norms", "latency")
-    }
+def probes_digest(checks: Checks) -> str:
+    """Return the digest of the probes' settings: if it is unchanged, a report need not be probed again."""
+    rules = {name: getattr(checks, name).policy != "off" for name in PROBES}
     return digest_of({"version": PROBES_VERSION, "rules": rules, "swaps": [list(pair) for pair in checks.bias.swaps]})

@@ -1,10 +1,11 @@
-"""How many answers flip when only white space or case of the input changes."""
+"""How many answers change when only white space or case of the input changes."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from ptpipeline.data.rows import Row
-from ptpipeline.evaluation.probes.asking import fits, replies, sampled
+from ptpipeline.evaluation.probes.queries import ask, fits, sample_rows
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.engine import Engine
 
@@ -13,41 +14,54 @@ ROWS = 100
 Change = Callable[[str], str]
 
 
-def robustness(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> dict[str, float]:
-    """Per variant the share of answers that flip, and the worst variant's share of white space and of case.
+def measure_robustness(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> dict[str, float]:
+    """Return the share of answers that flip for each variant, and the worst share of white space and of case.
 
-    Of up to 100 rows. A text that a variant leaves as it is keeps its answer and counts as one that did not flip; a
-    text that no longer fits is left out of that variant (`left_out` counts these). Generated texts flip where they
-    differ in more than case and white space. A share of no rows is left out.
+    Up to 100 rows are probed. A text that a variant does not change counts as not flipped. A text that no longer fits
+    is left out of that variant (`left_out` counts these). Generated texts flip if they differ in more than case and
+    white space. A share of no rows is left out.
     """
-    probed = sampled(rows, ROWS)
-    before = replies(engine, artifact, [row.text for row in probed])
-    found: dict[str, float] = {"robustness.rows": len(probed)}
+    probed = sample_rows(rows, ROWS)
+    texts = [row.text for row in probed]
+    answers = ask(engine, artifact, texts)
+    measures: dict[str, float] = {"robustness.rows": len(probed)}
     left_out = 0
     for kind, variants in VARIANTS.items():
         shares = {}
         for name, change in variants.items():
-            flips, asked = _flips(
-                engine,
-                artifact,
-                [(change(row.text), row.text, answer) for row, answer in zip(probed, before, strict=True)],
-            )
-            left_out += len(probed) - asked
-            if asked:
-                shares[f"robustness.{name}"] = flips / asked
-        found |= shares | ({f"robustness.{kind}": max(shares.values())} if shares else {})
-    return found | {"robustness.left_out": left_out}
+            changed = [_Changed(change(text), text, answer) for text, answer in zip(texts, answers, strict=True)]
+            flips = _count_flips(engine, artifact, changed)
+            left_out += len(probed) - flips.rows
+            if flips.rows:
+                shares[f"robustness.{name}"] = flips.flipped / flips.rows
+        measures |= shares | ({f"robustness.{kind}": max(shares.values())} if shares else {})
+    return measures | {"robustness.left_out": left_out}
 
 
-def _flips(engine: Engine, artifact: Artifact, changed: Sequence[tuple[str, str, str]]) -> tuple[int, int]:
-    """Flipped answers and rows asked, of (text now, text before, answer before)."""
-    same = sum(now == text for now, text, _ in changed)
-    fitting = [(now, answer) for now, text, answer in changed if now != text and fits(engine, artifact, now)]
-    after = replies(engine, artifact, [now for now, _ in fitting])
-    return sum(now != answer for now, (_, answer) in zip(after, fitting, strict=True)), same + len(fitting)
+class _Changed(NamedTuple):
+    """A changed text, the text before, and the answer to the text before."""
+
+    text: str
+    before: str
+    answer: str
 
 
-def _titled(text: str) -> str:
+class _Flips(NamedTuple):
+    """How many answers flipped, and how many rows count."""
+
+    flipped: int
+    rows: int
+
+
+def _count_flips(engine: Engine, artifact: Artifact, changed: Sequence[_Changed]) -> _Flips:
+    same = sum(one.text == one.before for one in changed)
+    fitting = [one for one in changed if one.text != one.before and fits(engine, artifact, one.text)]
+    answers = ask(engine, artifact, [one.text for one in fitting])
+    flipped = sum(answer != one.answer for answer, one in zip(answers, fitting, strict=True))
+    return _Flips(flipped, same + len(fitting))
+
+
+def _title(text: str) -> str:
     """Every word with a capital and small letters; str.title would write Don'T."""
     return re.sub(r"\S+", lambda word: word[0].capitalize(), text)
 
@@ -59,5 +73,5 @@ VARIANTS: Mapping[str, Mapping[str, Change]] = {
         "doubled_blanks": lambda text: text.replace(" ", "  "),
         "trailing_newline": lambda text: text + "\n",
     },
-    "case": {"lower": str.lower, "upper": str.upper, "title": _titled},
+    "case": {"lower": str.lower, "upper": str.upper, "title": _title},
 }

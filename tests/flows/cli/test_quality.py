@@ -205,7 +205,7 @@ def test_the_margin_of_non_inferiority_follows_the_rows(nights: Nights) -> None:
     assert found.judges is not None
     assert found.margin == default_margin(found.judges.comparable, 0.05)
     assert found.anchor is None  # the champion won by superiority
-    assert f"worse than version 1 by less than {found.margin:.4f}" in next(
+    assert f"at most {found.margin:.4f} worse than version 1" in next(
         rule.asks for rule in found.requirements if rule.check == "champion"
     )
     assert told(nights.project, rule="non_inferiority", margin=0.02).margin == 0.02

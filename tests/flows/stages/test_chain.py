@@ -155,11 +155,11 @@ def test_a_night_does_not_undo_a_rollback(project: Project) -> None:
 
 
 def test_changed_test_rows_are_measured_without_training(project: Project) -> None:
-    from ptpipeline.data.rows import normalised, split_of
+    from ptpipeline.data.rows import normalise, split_of
 
     first = project.run()
     spec = project.task().data.split
-    more = [row for row in sentences(600, 7) if split_of(normalised(row[0]), spec) == "test"]
+    more = [row for row in sentences(600, 7) if split_of(normalise(row[0]), spec) == "test"]
     write_csv(project.folder / "tiny-sentiment.csv", list(dict([*sentences(240), *more]).items()))
     second = project.run()
     assert not project.trained

@@ -10,7 +10,7 @@ import pytest
 
 from flows.stages.outcome import Outcome
 from flows.stages.release import move
-from ptpipeline.data.rows import normalised, split_of
+from ptpipeline.data.rows import normalise, split_of
 from ptpipeline.records import PRODUCTION, Look, Verdict
 from registry.ledger.looks import count_looks
 from registry.versions.promotion import Cause
@@ -60,7 +60,7 @@ def test_a_prompt_that_leans_to_one_label_has_collapsed(project: Project) -> Non
     spec = project.task().data.split
     write_csv(
         rows_file(project),
-        [(text, label if split_of(normalised(text), spec) == "test" else "positive") for text, label in sentences(240)],
+        [(text, label if split_of(normalise(text), spec) == "test" else "positive") for text, label in sentences(240)],
     )
     project.edit(
         "split: {dev: 0.15, test: 0.25}",

@@ -13,7 +13,7 @@ import pytest
 from mlflow.utils.validation import _validate_metric_name
 
 from benchmarks.fixtures.prompts import PNG, a_request, a_snapshot, a_task, an_artifact, published
-from ptpipeline.evaluation.metrics import scores
+from ptpipeline.evaluation.metrics import score_labels
 from ptpipeline.prompts.interpretation import MEASURES, WARNING, NearTokens, Neighbour, Neighbours, Pulled, Wayward
 from ptpipeline.records import Check, Look, PairedDifference, PromptVersion, Scores, SliceDifference, TextScores, Trial
 from ptpipeline.storage.keys import prompt_prefix
@@ -73,7 +73,7 @@ def measured(labels: list[str], right: int) -> Scores:
     """Of 60 rows so many right."""
     truth = [labels[i % len(labels)] for i in range(60)]
     wrong = [labels[(i + 1) % len(labels)] for i in range(60)]
-    return scores(truth, [*truth[:right], *wrong[right:]], labels, [0.7] * 60)
+    return score_labels(truth, [*truth[:right], *wrong[right:]], labels, [0.7] * 60)
 
 
 def a_card(labels: list[str] = LABELS) -> Card:

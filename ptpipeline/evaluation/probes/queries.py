@@ -1,9 +1,9 @@
-"""Asks a loaded prompt the way every probe does: about the same rows each night, with texts that may no longer fit."""
+"""How probes query a loaded prompt: on the same rows each night, with texts that may no longer fit."""
 
 import hashlib
 from collections.abc import Sequence
 
-from ptpipeline.data.rows import Row, normalised
+from ptpipeline.data.rows import Row, normalise
 from ptpipeline.data.template import render
 from ptpipeline.data.tokens import encode_text
 from ptpipeline.prompts.artifact import Artifact
@@ -11,40 +11,38 @@ from ptpipeline.prompts.placement import build_text_encoder, count_extra_tokens
 from ptpipeline.serving.engine import Engine, Question
 
 
-def sampled(rows: Sequence[Row], limit: int) -> list[Row]:
-    """Up to `limit` rows, those whose ids hash lowest: a row that comes or goes changes at most one other of the
-    sample.
+def sample_rows(rows: Sequence[Row], limit: int) -> list[Row]:
+    """Return up to `limit` rows, those whose ids have the lowest hashes: a row that is added or removed changes at most
+    one other row of the sample.
     """
     return sorted(rows, key=lambda row: hashlib.sha256(f"probe:{row.id}".encode()).digest())[:limit]
 
 
-def replies(engine: Engine, artifact: Artifact, texts: Sequence[str]) -> list[str]:
-    """The likeliest label behind the loaded prompt, or the text that is generated, compared without case and runs of
-    white space.
-    """
+def ask(engine: Engine, artifact: Artifact, texts: Sequence[str]) -> list[str]:
+    """Return the likeliest label of each text behind the loaded prompt, or the generated text, normalised."""
     questions = [Question(artifact.digest, text) for text in texts]
     if artifact.manifest.generate is not None:
-        return [normalised(text) for text in engine.generate(questions)]
+        return [normalise(text) for text in engine.generate(questions)]
     names = list(artifact.manifest.labels)
     return [names[int(scores.argmax())] for scores in engine.score_labels(questions)]
 
 
 def fits(engine: Engine, artifact: Artifact, text: str) -> bool:
-    """Whether a text has tokens, and no more of them than fit beside the prompt."""
+    """Return whether a text has tokens, and no more of them than fit beside the prompt."""
     manifest = artifact.manifest
     ids = build_text_encoder(engine.base, manifest.placement)(render(manifest.template, text), True)
     return 0 < len(ids) <= manifest.max_input_tokens
 
 
-def prompted_ids(engine: Engine, artifact: Artifact, text: str) -> list[int]:
-    """Token ids of a text as it stands behind the prompt; ContextError where they do not fit."""
+def encode_prompted(engine: Engine, artifact: Artifact, text: str) -> list[int]:
+    """Return the token ids of a text as it stands behind the prompt; raises ContextError if they do not fit."""
     manifest = artifact.manifest
     encode = build_text_encoder(engine.base, manifest.placement)
     return encode_text(manifest.template, text, manifest.max_input_tokens, f"a probed text of {manifest.task}", encode)
 
 
-def bare_ids(engine: Engine, artifact: Artifact, text: str) -> list[int]:
-    """Token ids of the same text for the base without the prompt."""
+def encode_bare(engine: Engine, artifact: Artifact, text: str) -> list[int]:
+    """Return the token ids of the same text for the base without the prompt."""
     manifest = artifact.manifest
     limit = manifest.max_input_tokens + count_extra_tokens(manifest.placement)
     return encode_text(manifest.template, text, limit, f"a probed text of {manifest.task}", engine.base.encode)

@@ -1,0 +1,80 @@
+"""The record of the ingest checks: a check that finds rows blocks the run, warns and leaves the rows out, or is off.
+
+Messages give counts and row numbers (the first data row is row 1), never texts.
+"""
+
+import logging
+from collections.abc import Iterable
+from typing import Any, Protocol, TypeVar
+
+from ptpipeline.errors import DataError
+from ptpipeline.records import DataCheck
+from ptpipeline.task.task import Data
+
+_MEANING = {
+    "encoding": "bytes that are not UTF-8",
+    "empty_text": "no text, or no target",
+    "unknown_label": "a label that is neither in the task's `labels` nor in its bins",
+    "duplicate": "a text that came before under the same label or target",
+    "conflicting_label": "a text that stands under two labels or targets",
+    "split_overlap": "a text that also stands in another split",
+    "near_duplicate": "texts that differ from another in little more than punctuation",
+    "rows_per_label": "too few rows",
+}
+
+log = logging.getLogger(__name__)
+
+
+class _Numbered(Protocol):
+    @property
+    def number(self) -> int: ...
+
+
+_Row = TypeVar("_Row", bound=_Numbered)
+
+
+class CheckLog:
+    """Applies the policy of each check and records its result, in the order of the checks."""
+
+    def __init__(self, data: Data, source: str) -> None:
+        self.data = data
+        self.source = source
+        self.checks: list[DataCheck] = []
+
+    def policy(self, name: str) -> Any:
+        """block, warn or off, as the task file says."""
+        return getattr(self.data.checks, name)
+
+    def drop(self, name: str, rows: list[_Row], failing: set[int]) -> list[_Row]:
+        """Return `rows` without the failing row numbers, or all of them if the check is off.
+
+        Raises DataError if rows fail and the policy is `block`.
+        """
+        if self.policy(name) == "off":
+            self.record(name, 0, "")
+            return rows
+        self.record(name, len(failing), describe_rows(failing) if failing else "")
+        return [row for row in rows if row.number not in failing]
+
+    def record(self, name: str, count: int, detail: str) -> None:
+        """Record the result of one check; raises DataError if it found rows and its policy is `block`."""
+        policy = self.policy(name)
+        outcome = {"off": "off", "warn": "warned"}.get(policy, "blocked") if count or policy == "off" else "ok"
+        check = DataCheck.model_validate(
+            {"name": name, "policy": policy, "count": count, "outcome": outcome, "detail": detail}
+        )
+        if outcome == "blocked":
+            raise DataError(
+                f"{self.source}: check {name} found {count}: {detail}; it looks for {_MEANING[name]}; correct the "
+                f"source, or set data.checks.{name} to warn"
+            )
+        if outcome == "warned":
+            log.warning("%s: check %s found %d: %s", self.source, name, count, detail)
+        self.checks.append(check)
+
+
+def describe_rows(numbers: Iterable[int]) -> str:
+    """Return up to three row numbers in words."""
+    ordered = sorted(numbers)
+    word = "row" if len(ordered) == 1 else "rows"
+    return f"{word} {', '.join(map(str, ordered[:3]))}{' and more' if len(ordered) > 3 else ''}"

@@ -1,0 +1,51 @@
+"""All probes together: which run, which measures are kept, and when a report has to be probed again."""
+
+import math
+
+import pytest
+
+from ptpipeline.evaluation.probes.every import PROBES, Subject, probes_digest, run_probes
+from ptpipeline.task.policy import Bias, Checks
+from tests.evaluation.probed import blind, opinions, rows, tiny
+
+OFF = dict.fromkeys(PROBES, "off")
+SWAPS = (("good", "bad"),)
+
+
+def measured(checks: Checks, broken: bool = False) -> dict[str, float]:
+    engine, made = opinions(blind(tiny(), " good") if broken else tiny())
+    return run_probes(engine, Subject(made, (), rows(20, 2), rows(20, 1)), checks)
+
+
+def test_measures_that_are_no_numbers_are_left_out() -> None:
+    """Behind a word that the base reads as NaN no probability changes by any number; flips are counted all the same."""
+    checks = Checks.model_validate(OFF | {"bias": {"swaps": SWAPS}})
+    assert set(measured(checks)) == {"bias.rows", "bias.flips", "bias.shift"}
+    broken = measured(checks, broken=True)
+    assert set(broken) == {"bias.rows", "bias.flips"}
+    assert all(math.isfinite(value) for value in broken.values())
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_a_probe_runs_only_if_its_check_is_not_off(name: str) -> None:
+    on = {"policy": "warn", "swaps": SWAPS} if name == "bias" else "warn"
+    found = measured(Checks.model_validate(OFF | {name: on}))
+    assert {measure.split(".")[0] for measure in found} == {name}
+
+
+def test_nothing_is_probed_if_all_checks_are_off() -> None:
+    assert measured(Checks.model_validate(OFF)) == {}
+
+
+def test_bias_without_pairs_is_not_probed() -> None:
+    assert measured(Checks.model_validate(OFF | {"bias": "warn"})) == {}
+
+
+def test_a_report_is_probed_again_when_a_probe_is_switched_or_pairs_change() -> None:
+    settings = [Checks(), *(Checks.model_validate({name: "off"}) for name in PROBES)]
+    settings += [Checks(bias=Bias(swaps=pairs)) for pairs in (SWAPS, (("he", "she"),))]
+    assert len({probes_digest(one) for one in settings}) == len(settings)
+
+
+def test_limits_change_no_probe() -> None:
+    assert probes_digest(Checks.model_validate({"norms": {"max_ratio": 2}, "bias": "warn"})) == probes_digest(Checks())
