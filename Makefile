@@ -18,17 +18,16 @@ down: install
 	$(BIN)/ptp down
 
 test: install
-	$(BIN)/python -m pytest -m 'not soak' --ignore tests/e2e --ignore tests/benchmarks --numprocesses 3 --dist loadfile
-	$(BIN)/python -m pytest -m 'not soak' tests/e2e tests/benchmarks  # alone: they share one local stack, or print ratios
+	$(BIN)/python -m pytest -m 'not soak' --numprocesses 3  # tests/schedule.py says which tests stay together
 
 # What trains, ranks and measures once more, rounded as a processor without AVX-512 does: no test may rest on this machine's.
 LIMITED := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 COMPUTING := tests/test_tiny.py tests/tuning tests/serving tests/models tests/prompts tests/evaluation/test_baselines.py \
-  tests/evaluation/test_probes_*.py tests/flows/stages/test_judge.py tests/flows/stages/test_generation.py
+  tests/evaluation/probes tests/flows/stages/test_judge.py tests/flows/stages/test_generation.py
 
 test-limited: install
 	$(LIMITED) $(BIN)/python -c 'import torch; print("limited to", torch.backends.cpu.get_cpu_capability())'
-	$(LIMITED) $(BIN)/python -m pytest -m 'not soak and not servers' $(COMPUTING) --numprocesses 3 --dist loadfile
+	$(LIMITED) $(BIN)/python -m pytest -m 'not soak and not servers' $(COMPUTING) --numprocesses 3
 
 lint: install
 	$(BIN)/ruff format --check .

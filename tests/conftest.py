@@ -1,9 +1,12 @@
 """Fixtures that several packages share: object stores over a folder and over a real S3 server."""
 
+import functools
+import multiprocessing
 import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 # One thread unless the environment names a number: tiny models gain nothing from threads that wait for each other, and
 # real servers run beside them. `OMP_NUM_THREADS=2 make test` has to pass too.
@@ -11,14 +14,38 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 import boto3
+import botocore.session
 import pytest
 from hypothesis import settings
 
 from benchmarks.fixtures.s3_server import S3Server, running_s3
 from ptpipeline.storage import FolderStore, ObjectStore, S3Store
+from tests import processes
+from tests.schedule import ByFile, rank
+
+# Each store has sessions of its own, and each session would read boto's description of S3 again: 0.1 s.
+botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
 settings.register_profile("shared machine", deadline=None)  # time per example says nothing where processors are shared
 settings.load_profile("shared machine")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Bring what takes longest to the front, where several processes share the tests."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: rank(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """Give out the tests as tests/schedule.py says."""
+    config.option.loadscopereorder = False
+    return ByFile(config, log)
+
+
+def pytest_collection_finish() -> None:
+    """Only now, since a test module may name other imports for the one fork server of this process."""
+    multiprocessing.set_forkserver_preload(processes.IMPORTED)
 
 
 @pytest.fixture(scope="session")
@@ -28,6 +55,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         for name, value in server.environment.items():
             patch.setenv(name, value)
         yield server
+
+
+@pytest.fixture(scope="session")
+def s3_bucket(s3_server: S3Server) -> str:
+    """One bucket for the tests to which a prefix of their own is enough: a fresh bucket's first write takes 0.2 s."""
+    boto3.client("s3", endpoint_url=s3_server.endpoint).create_bucket(Bucket="shared")
+    return "shared"
 
 
 @pytest.fixture
@@ -42,6 +76,6 @@ def s3_store(s3_server: S3Server) -> S3Store:
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
     """Each implementation of the object store in turn, empty."""
     if request.param == "s3":
-        opened: S3Store = request.getfixturevalue("s3_store")
-        return opened
+        server: S3Server = request.getfixturevalue("s3_server")
+        return S3Store(request.getfixturevalue("s3_bucket"), uuid.uuid4().hex, server.endpoint)
     return FolderStore(tmp_path / "store")

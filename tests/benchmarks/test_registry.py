@@ -3,6 +3,7 @@ counts losses.
 """
 
 import json
+import sys
 from collections.abc import Sequence
 
 import pytest
@@ -24,7 +25,7 @@ def test_races_overwrite_nothing_and_the_doctor_is_content(ledger: str, capsys: 
     main(options)
     line = capsys.readouterr().out.splitlines()[-1]
     with capsys.disabled():
-        print(f"\nbenchmarks.registry {' '.join(options)}: {line}")
+        print(f"\nbenchmarks.registry {' '.join(options)}: {line}", file=sys.stderr)
     figures = json.loads(line)
     timed = {f"{name}_{suffix}" for name in MEASURED for suffix in ("p50_ms", "p95_ms", "sends")}
     assert set(figures) == timed | READ | RACED | PROVENANCE | {"doctor_s", "doctor_differences"}

@@ -1,5 +1,6 @@
 """The chain of steps as Prefect runs it: retries, isolation of failures, the final state."""
 
+import logging
 from collections.abc import Iterator
 
 import pytest
@@ -31,6 +32,9 @@ def server(project: Project) -> Iterator[None]:
     with temporary_settings(settings):
         yield
         EventsWorker.drain_all()  # else it goes on trying after the server is down
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if type(handler).__module__.startswith("prefect")]:
+        root.removeHandler(handler)  # else it prints what later tests of this process log
 
 
 def test_transient_errors_are_retried() -> None:

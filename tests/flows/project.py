@@ -1,5 +1,6 @@
 """A tiny project in a folder: tasks, a folder store and SQLite, for tests of whole chains."""
 
+import shutil
 from pathlib import Path
 
 from flows.stages.chain import run_task
@@ -14,17 +15,29 @@ class Project:
     """A tasks folder, a home, and the lines that the stages report."""
 
     def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
+        self._live_in(folder, tiny_project(folder, names))
+
+    def _live_in(self, folder: Path, tasks: Path) -> None:
         self.folder = folder
-        self.tasks = tiny_project(folder, names)
-        home = folder / "home"
+        self.tasks = tasks
         self.settings = Settings(
-            home=home,
-            tasks=self.tasks,
+            home=folder / "home",
+            tasks=tasks,
             store=f"file://{folder / 'store'}",
             ledger=f"sqlite:///{folder / 'ledger.db'}",
             dtype="float32",
         )
         self.lines: list[str] = []
+
+    def copy(self, folder: Path) -> "Project":
+        """The project as it is now, in another folder; its task files name their rows and base there."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        for path in (folder / "tasks").glob("*.yaml"):
+            path.write_text(path.read_text().replace(str(self.folder), str(folder)))
+        copied = Project.__new__(Project)
+        copied._live_in(folder, folder / "tasks")
+        copied.lines += self.lines
+        return copied
 
     @property
     def stages(self) -> Context:

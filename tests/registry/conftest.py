@@ -1,5 +1,6 @@
 """Fixtures of the registry's tests: a ledger, a registry over a folder, one over real servers."""
 
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,8 @@ import pytest
 from benchmarks.fixtures.mlflow_server import running_mlflow
 from benchmarks.fixtures.postgres import Postgres, running_postgres
 from benchmarks.fixtures.prompts import a_task
-from ptpipeline.storage import FolderStore
+from benchmarks.fixtures.s3_server import S3Server
+from ptpipeline.storage import FolderStore, S3Store
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Ledger
 from registry.mlflow.store import MlflowStore, connect
@@ -34,22 +36,38 @@ def postgres() -> Iterator[Postgres]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def new_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ledger's file that was just made; tests begin with a copy, which takes less time than its tables."""
+    path = tmp_path_factory.mktemp("new") / "ledger.db"
+    Ledger(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def new_database(postgres: Postgres) -> str:
+    """The name of a ledger's database that was just made, to copy likewise."""
+    Ledger(postgres.create_database("new")).close()
+    return "new"
+
+
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.servers)])
-def ledger(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ledger]:
+def ledger(request: pytest.FixtureRequest, tmp_path: Path, new_file: Path) -> Iterator[Ledger]:
     """An empty ledger on each database in turn."""
     if request.param == "sqlite":
-        opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+        opened = Ledger(f"sqlite:///{shutil.copy(new_file, tmp_path)}")
     else:
         server: Postgres = request.getfixturevalue("postgres")
-        opened = Ledger(server.create_database(f"ledger-{uuid.uuid4().hex}"))
+        template = request.getfixturevalue("new_database")
+        opened = Ledger(server.create_database(f"ledger-{uuid.uuid4().hex}", template))
     yield opened
     opened.close()
 
 
 @pytest.fixture
-def plain(tmp_path: Path) -> Iterator[Registry]:
+def plain(tmp_path: Path, new_file: Path) -> Iterator[Registry]:
     """A registry without any server."""
-    opened = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+    opened = Ledger(f"sqlite:///{shutil.copy(new_file, tmp_path)}")
     yield Registry(opened, FolderStore(tmp_path / "store"))
     opened.close()
 
@@ -61,8 +79,11 @@ def registry(request: pytest.FixtureRequest) -> Iterator[Registry]:
         yield request.getfixturevalue("plain")
         return
     server: Postgres = request.getfixturevalue("postgres")
-    opened = Ledger(server.create_database(f"registry-{uuid.uuid4().hex}"))
-    yield Registry(opened, request.getfixturevalue("s3_store"), MlflowStore(request.getfixturevalue("mlflow_url")))
+    template = request.getfixturevalue("new_database")
+    opened = Ledger(server.create_database(f"registry-{uuid.uuid4().hex}", template))
+    s3: S3Server = request.getfixturevalue("s3_server")
+    store = S3Store(request.getfixturevalue("s3_bucket"), uuid.uuid4().hex, s3.endpoint)
+    yield Registry(opened, store, MlflowStore(request.getfixturevalue("mlflow_url")))
     opened.close()
 
 

@@ -2,13 +2,12 @@
 
 import subprocess
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import boto3
@@ -20,6 +19,7 @@ from benchmarks.faults import FaultProxy
 from benchmarks.fixtures.s3_server import S3Server, free_ports
 from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
 from ptpipeline.storage import FolderStore, ObjectStore, S3Store, checked_key, open_store
+from tests.http_server import Quiet, serve
 from tests.storage import small_s3
 
 WRITERS = 6
@@ -318,7 +318,7 @@ def without_credentials(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def breaking_server() -> Iterator[str]:
     """An HTTP server that promises a hundred bytes and closes after four."""
 
-    class Breaking(BaseHTTPRequestHandler):
+    class Breaking(Quiet, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
             self.send_header("Content-Length", "100")
@@ -326,13 +326,8 @@ def breaking_server() -> Iterator[str]:
             self.end_headers()
             self.wfile.write(b"four")
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Breaking) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
+    with serve(Breaking) as url:
+        yield url
 
 
 def _race(write: Callable[[int], None]) -> list[str]:

@@ -1,28 +1,68 @@
-"""`ptp` as a person runs it: one-line errors, exit codes, JSON, and a help that imports nothing heavy."""
+"""`ptp` as a person runs it: one-line errors, exit codes, JSON, and a help that imports nothing heavy.
+
+Most verbs run in the tests' own process, which has imported everything; a few run as a process of their own.
+"""
 
 import csv
+import io
 import json
 import os
+import shutil
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
 
+from flows.cli import main
 from tests.tiny import tiny_project
+
+Done = subprocess.CompletedProcess[str]
+
+
+def environment_of(folder: Path) -> dict[str, str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PTP_", "AWS_"))}
+    return clean | {"PTP_HOME": str(folder / "home"), "PTP_TASKS": str(folder / "tasks"), "PTP_DTYPE": "float32"}
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PTP_", "AWS_"))}
-    return clean | {
-        "PTP_HOME": str(tmp_path / "home"),
-        "PTP_TASKS": str(tiny_project(tmp_path)),
-        "PTP_DTYPE": "float32",
-    }
+    tiny_project(tmp_path)
+    return environment_of(tmp_path)
 
 
-def ptp(environment: dict[str, str], *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def first_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose one task ran: version 1 is in production."""
+    folder = tmp_path_factory.mktemp("first-run")
+    tiny_project(folder)
+    assert ptp(environment_of(folder), "run", "tiny-sentiment").returncode == 0
+    return folder
+
+
+@pytest.fixture
+def ran(environment: dict[str, str], first_run: Path, tmp_path: Path) -> None:
+    """The test's task ran: version 1 is in production."""
+    shutil.copytree(first_run / "home", tmp_path / "home")
+
+
+def ptp(environment: dict[str, str], *arguments: str, stdin: str = "") -> Done:
+    """The verb in this process, with that environment and standard input."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name in os.environ.keys() - environment.keys():
+            patch.delenv(name)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+    return Done(arguments, int(ended.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def process(environment: dict[str, str], *arguments: str, stdin: str = "") -> Done:
+    """The verb as a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "flows.cli", *arguments],
         env=environment,
@@ -33,7 +73,7 @@ def ptp(environment: dict[str, str], *arguments: str, stdin: str = "") -> subpro
     )
 
 
-def error_of(done: subprocess.CompletedProcess[str], code: int) -> str:
+def error_of(done: Done, code: int) -> str:
     """The one line that the command ended with."""
     assert done.returncode == code, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.strip()]
@@ -52,7 +92,7 @@ def test_a_task_is_run_shown_and_asked(environment: dict[str, str]) -> None:
     assert shown["manifest"]["num_virtual_tokens"] == 4
     answers = [
         json.loads(line)
-        for line in ptp(
+        for line in process(
             environment, "predict", "tiny-sentiment@1", "-", "--json", stdin="good film\n\nbad film\n"
         ).stdout.splitlines()
     ]
@@ -87,8 +127,8 @@ def test_a_failed_version_goes_to_production_by_override_alone(environment: dict
     assert (row["override"], row["reason"]) == (True, "urgent")
 
 
+@pytest.mark.usefixtures("ran")
 def test_a_release_is_promoted_and_rolled_back(environment: dict[str, str]) -> None:
-    assert ptp(environment, "run", "tiny-sentiment").returncode == 0
     tasks = Path(environment["PTP_TASKS"])
     tasks.joinpath("tiny-sentiment.yaml").write_text(
         tasks.joinpath("tiny-sentiment.yaml")
@@ -114,8 +154,8 @@ def test_a_release_is_promoted_and_rolled_back(environment: dict[str, str]) -> N
     assert "no release 'autumn'" in error_of(ptp(environment, "release", "rollback", "autumn", "--reason", "slow"), 1)
 
 
+@pytest.mark.usefixtures("ran")
 def test_lineage_leads_from_a_version_to_its_rows_and_back(environment: dict[str, str], tmp_path: Path) -> None:
-    assert ptp(environment, "run", "tiny-sentiment").returncode == 0
     traced = json.loads(ptp(environment, "lineage", "tiny-sentiment", "--json").stdout)
     assert traced["origins"][0]["version"] == 1
     rows = Path(environment["PTP_TASKS"]).parent / "tiny-sentiment.csv"
@@ -160,8 +200,8 @@ def test_garbage_is_listed_first_and_collected_on_demand(environment: dict[str, 
         assert "garbage collection" in error_of(ptp(environment, *gone), 1)
 
 
+@pytest.mark.usefixtures("ran")
 def test_a_lost_ledger_is_made_anew(environment: dict[str, str]) -> None:
-    assert ptp(environment, "run", "tiny-sentiment").returncode == 0
     before = ptp(environment, "history", "tiny-sentiment", "--json").stdout
     for file in Path(environment["PTP_HOME"]).glob("ledger.db*"):
         file.unlink()
@@ -172,15 +212,15 @@ def test_a_lost_ledger_is_made_anew(environment: dict[str, str]) -> None:
     assert json.loads(again.stdout)["status"] == "unchanged", again.stderr
 
 
+@pytest.mark.usefixtures("ran")
 def test_a_damaged_pointer_is_mended(environment: dict[str, str]) -> None:
-    assert ptp(environment, "run", "tiny-sentiment").returncode == 0
     (Path(environment["PTP_HOME"]) / "store/prompts/tiny-sentiment/aliases/production.json").write_text("{}")
     assert ptp(environment, "doctor").returncode == 4
     assert ptp(environment, "doctor", "--fix").returncode == 0
 
 
+@pytest.mark.usefixtures("ran")
 def test_a_version_is_signed_later(environment: dict[str, str], tmp_path: Path) -> None:
-    assert ptp(environment, "run", "tiny-sentiment").returncode == 0
     assert "PTP_SIGNING_KEY is not set" in error_of(ptp(environment, "sign", "tiny-sentiment"), 1)
     key, public = tmp_path / "key.pem", tmp_path / "public.pem"
     subprocess.run(["openssl", "genpkey", "-algorithm", "ed25519", "-out", key], check=True, capture_output=True)
@@ -192,8 +232,8 @@ def test_a_version_is_signed_later(environment: dict[str, str], tmp_path: Path) 
     assert ptp(strict, "predict", "tiny-sentiment", "good film").returncode == 0
 
 
+@pytest.mark.usefixtures("ran")
 def test_a_version_leaves_for_peft_and_comes_back_as_a_candidate(environment: dict[str, str], tmp_path: Path) -> None:
-    assert ptp(environment, "run", "tiny-sentiment").returncode == 0
     out = str(tmp_path / "out")
     exported = json.loads(
         ptp(environment, "export", "tiny-sentiment", "--format", "peft", "--to", out, "--json").stdout
@@ -214,9 +254,11 @@ def test_a_version_leaves_for_peft_and_comes_back_as_a_candidate(environment: di
 
 def test_an_unknown_field_is_one_line(environment: dict[str, str]) -> None:
     path = Path(environment["PTP_TASKS"]) / "tiny-sentiment.yaml"
-    path.write_text(path.read_text().replace("promote:", "promotion:"))
+    lines = path.read_text().replace("promote:", "promotion:").splitlines()
+    path.write_text("\n".join(lines))
+    number = 1 + lines.index("promotion: auto")
     line = error_of(ptp(environment, "tasks"), 1)
-    assert f"{path}:12: promotion: unknown field; allowed here:" in line
+    assert f"{path}:{number}: promotion: unknown field; allowed here:" in line
 
 
 @pytest.mark.parametrize(
@@ -257,6 +299,14 @@ def test_an_unreachable_mlflow_keeps_what_was_trained(environment: dict[str, str
     assert json.loads(again.stdout)["status"] == "promoted"
 
 
+def test_a_process_keeps_answer_and_error_apart(environment: dict[str, str]) -> None:
+    listed = process(environment, "tasks", "--json")
+    assert (listed.returncode, json.loads(listed.stdout)["task"], listed.stderr) == (0, "tiny-sentiment", "")
+    refused = process(environment, "show", "tiny-sentiment")
+    assert "tiny-sentiment has no production version" in error_of(refused, 1)
+    assert refused.stdout == ""
+
+
 def test_wrong_usage_is_exit_code_2(environment: dict[str, str]) -> None:
     assert ptp(environment, "promote", "tiny-sentiment@1").returncode == 2
     assert ptp(environment, "export", "tiny-sentiment", "--format", "onnx", "--to", "out").returncode == 2
@@ -264,11 +314,10 @@ def test_wrong_usage_is_exit_code_2(environment: dict[str, str]) -> None:
 
 def test_light_verbs_import_nothing_heavy(environment: dict[str, str]) -> None:
     script = (
-        "import sys; from flows.cli import main\ntry: main(sys.argv[1:])\nexcept SystemExit: "
-        "pass\nprint(sorted({'torch','prefect','mlflow','transformers','datasets'} & set(sys.modules)))"
+        "import sys; from flows.cli import main\nfor verb in ('--help', 'versions', 'tasks'):\n try: main([verb])\n "
+        "except SystemExit as ended: assert not ended.code\n"
+        "print(sorted({'torch','prefect','mlflow','transformers','datasets'} & set(sys.modules)))"
     )
-    for arguments in (("--help",), ("versions",), ("tasks",)):
-        done = subprocess.run(
-            [sys.executable, "-c", script, *arguments], env=environment, capture_output=True, text=True, check=True
-        )
-        assert done.stdout.splitlines()[-1] == "[]"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    assert all(words in done.stdout for words in ("Exit codes:", "tiny-sentiment"))

@@ -24,7 +24,6 @@ from ptpipeline.data.snapshot import load_split
 from ptpipeline.errors import PtpError
 from ptpipeline.evaluation.power import default_margin, rows_needed, smallest_gain
 from ptpipeline.records import Answer, Snapshot, Verdict
-from ptpipeline.settings import Settings
 from ptpipeline.task.policy import Checks
 from ptpipeline.task.task import Task
 from registry.ledger.looks import count_looks, take_look
@@ -86,21 +85,7 @@ def nights(tmp_path_factory: pytest.TempPathFactory) -> Nights:
 @pytest.fixture
 def copied(nights: Nights, tmp_path: Path) -> Project:
     """The project after its nights, to change."""
-    return copy_of(nights.project, tmp_path)
-
-
-def copy_of(project: Project, folder: Path) -> Project:
-    made = Project.__new__(Project)
-    shutil.copytree(project.folder, folder, dirs_exist_ok=True)
-    made.folder, made.tasks, made.lines = folder, folder / "tasks", []
-    made.settings = Settings(
-        home=folder / "home",
-        tasks=made.tasks,
-        store=f"file://{folder / 'store'}",
-        ledger=f"sqlite:///{folder / 'ledger.db'}",
-        dtype="float32",
-    )
-    return made
+    return nights.project.copy(tmp_path)
 
 
 @pytest.fixture
@@ -236,11 +221,10 @@ def test_a_champion_of_other_labels_is_told_to_be_incomparable(copied: Project) 
     assert "labels negative, positive" in (champion.incomparable or "")
 
 
-def test_a_champion_whose_training_rows_are_gone_is_told_to_be_incomparable(nights: Nights, copied: Project) -> None:
+def test_a_champion_whose_training_rows_are_gone_is_told_to_be_incomparable(copied: Project) -> None:
     old = snapshot_of(copied)
     path = copied.folder / "tiny-sentiment.csv"
     path.write_text(path.read_text() + "something new,positive\n")
-    copied.edit(str(nights.project.folder / "tiny-sentiment.csv"), str(path))
     assert snapshot_of(copied).digest != old.digest
     forget(copied, old)
     found = told(copied)

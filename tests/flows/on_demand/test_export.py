@@ -72,6 +72,21 @@ def trained_by_peft(
     )
 
 
+@pytest.fixture(scope="module")
+def first_import(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project that took in an adapter of PEFT, which is in production."""
+    made = Project(tmp_path_factory.mktemp("first-import"), (TASK,))
+    trained_by_peft(made, made.folder / "adapter")
+    assert adopt(made, made.folder / "adapter").status == "promoted"
+    return made
+
+
+@pytest.fixture
+def imported(project: Project, first_import: Project) -> None:
+    """The test's project took in an adapter of PEFT, which is in production."""
+    project.lines += first_import.copy(project.folder).lines
+
+
 # ---------------------------------------------------------------- out
 
 
@@ -179,9 +194,8 @@ def test_an_adapter_of_peft_that_passes_the_gate_is_promoted(project: Project) -
     assert examine(project.stages.registry) == []
 
 
+@pytest.mark.usefixtures("imported")
 def test_an_import_is_promoted_by_the_person_who_brings_it(project: Project) -> None:
-    trained_by_peft(project, project.folder / "adapter")
-    adopt(project, project.folder / "adapter")
     assert [row.actor for row in project.stages.registry.ledger.history(TASK)] == ["ann"]
 
 
@@ -223,8 +237,8 @@ def test_a_repeated_import_registers_nothing_new(project: Project) -> None:
     assert len(project.stages.registry.ledger.versions(TASK)) == 1
 
 
+@pytest.mark.usefixtures("promoted")
 def test_the_nightly_run_takes_an_import_for_no_training_of_its_own(project: Project) -> None:
-    project.run()
     trained_by_peft(project, project.folder / "adapter")
     adopt(project, project.folder / "adapter")
     project.run()
@@ -234,17 +248,15 @@ def test_the_nightly_run_takes_an_import_for_no_training_of_its_own(project: Pro
     assert project.trained
 
 
+@pytest.mark.usefixtures("imported")
 def test_an_import_first_leaves_the_training_to_be_done(project: Project) -> None:
-    trained_by_peft(project, project.folder / "adapter")
-    adopt(project, project.folder / "adapter")
     outcome = project.run()
     assert project.trained
     assert outcome.version == 2
 
 
+@pytest.mark.usefixtures("imported")
 def test_an_imported_champion_can_be_trained_further(project: Project) -> None:
-    trained_by_peft(project, project.folder / "adapter")
-    adopt(project, project.folder / "adapter")
     project.edit('init: {text: " yes"}, steps: 10', "init: champion, steps: 3")
     project.run()
     versions = project.stages.registry.ledger.versions(TASK)

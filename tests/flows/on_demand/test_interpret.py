@@ -9,12 +9,11 @@ from tests.flows.project import Project
 
 
 @pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
-    made = Project(tmp_path, ("tiny-sentiment",))
+def project(first_night: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
+    made = first_night.copy(tmp_path)
     settings = made.settings
     for name in ("home", "tasks", "store", "ledger", "dtype"):
         monkeypatch.setenv(f"PTP_{name.upper()}", str(getattr(settings, name)))
-    made.run()
     return made
 
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import httpx
@@ -22,6 +22,8 @@ from flows.server.webhook import Starter, Waker, is_genuine, make_application, r
 from ptpipeline.errors import ServiceUnavailable, SettingsError, Terminal
 from ptpipeline.settings import Settings
 from registry.mlflow.store import MlflowStore, connect
+from tests import http_server
+from tests.http_server import Quiet
 
 SECRET, NOW = "a secret of the test", 1_800_000_000.0
 BODY = b'{"entity": "model_version_alias"}'
@@ -130,35 +132,24 @@ def a_prefect(states: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
     """A server that answers as Prefect's API does: its address, and the ids of the runs that were created."""
     created: list[str] = []
 
-    class Prefect(BaseHTTPRequestHandler):
+    class Prefect(Quiet, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             run = self.path.rpartition("/")[2]
-            self.answer(200, {"id": "deployment"}) if "/deployments/" in self.path else self.answer(
-                200 if run in states else 404, {"state_type": states.get(run)}
-            )
+            if "/deployments/" in self.path:
+                self.tell(200, {"id": "deployment"})
+            else:
+                self.tell(200 if run in states else 404, {"state_type": states.get(run)})
 
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
             created.append(f"run-{len(created) + 1}")
-            self.answer(201, {"id": created[-1]})
+            self.tell(201, {"id": created[-1]})
 
-        def answer(self, status: int, body: object) -> None:
-            content = json.dumps(body).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+        def tell(self, status: int, body: object) -> None:
+            self.answer(status, json.dumps(body).encode())
 
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Prefect)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}/api", created
-    finally:
-        server.shutdown()
-        server.server_close()
+    with http_server.serve(Prefect) as url:
+        yield f"{url}/api", created
 
 
 def test_a_run_that_waits_is_not_doubled() -> None:

@@ -57,8 +57,8 @@ def test_a_second_run_trains_and_measures_nothing(project: Project) -> None:
     assert len(project.stages.registry.ledger.history("tiny-sentiment")) == 1
 
 
+@pytest.mark.usefixtures("promoted")
 def test_a_new_recipe_trains_and_meets_the_champion(project: Project) -> None:
-    project.run()
     project.edit("learning_rate: 0.05", "learning_rate: 0.04")
     outcome = project.run()
     assert project.trained
@@ -67,8 +67,8 @@ def test_a_new_recipe_trains_and_meets_the_champion(project: Project) -> None:
     assert any("pass champion: accuracy +" in line or "pass champion: accuracy -" in line for line in project.lines)
 
 
+@pytest.mark.usefixtures("promoted")
 def test_a_new_policy_gates_again_without_training(project: Project) -> None:
-    project.run()
     project.edit("minimum: 0.7", "minimum: 0.75")
     outcome = project.run()
     assert not project.trained
@@ -129,14 +129,14 @@ def test_a_run_without_promotion_leaves_production_alone(project: Project) -> No
     assert project.stages.registry.ledger.history("tiny-sentiment") == []
 
 
+@pytest.mark.usefixtures("promoted")
 def test_changed_rows_make_a_new_snapshot_and_train(project: Project) -> None:
-    project.run()
     write_csv(project.folder / "tiny-sentiment.csv", sentences(260))
     assert project.run().version == 2
 
 
+@pytest.mark.usefixtures("promoted")
 def test_a_rollback_goes_back_and_is_served(project: Project) -> None:
-    project.run()
     project.edit("learning_rate: 0.05", "learning_rate: 0.04")
     assert project.run().status == "promoted"
     rollback(project.stages.registry, "tiny-sentiment", Cause("ann", "complaints"))
@@ -144,8 +144,8 @@ def test_a_rollback_goes_back_and_is_served(project: Project) -> None:
     assert ptpipeline.load("tiny-sentiment@2", project.settings).resolved.number == 2
 
 
+@pytest.mark.usefixtures("promoted")
 def test_a_night_does_not_undo_a_rollback(project: Project) -> None:
-    project.run()
     project.edit("learning_rate: 0.05", "learning_rate: 0.04")
     assert project.run().version == 2
     rollback(project.stages.registry, "tiny-sentiment", Cause("ann", "complaints"))
@@ -167,8 +167,8 @@ def test_changed_test_rows_are_measured_without_training(project: Project) -> No
     assert second.version == first.version
 
 
+@pytest.mark.usefixtures("promoted")
 def test_a_champion_with_other_labels_needs_a_person(project: Project) -> None:
-    project.run()
     path = project.folder / "tiny-sentiment.csv"
     path.write_text(path.read_text().replace(",positive", ",happy"))
     project.edit(
@@ -180,11 +180,11 @@ def test_a_champion_with_other_labels_needs_a_person(project: Project) -> None:
     assert move(project.stages, "tiny-sentiment", PRODUCTION, 2, Cause("ann", "new labels")).version == 2
 
 
+@pytest.mark.usefixtures("promoted")
 def test_a_champion_that_was_mended_is_compared_after_all(project: Project) -> None:
     """While its bytes were away the candidate waited for a person; once they are back the gate asks it, at the same
     look.
     """
-    project.run()
     stages = project.stages
     champion = stages.registry.ledger.version("tiny-sentiment", 1)
     key = f"prompts/tiny-sentiment/{champion.digest}/prompt.safetensors"
@@ -219,10 +219,10 @@ def test_a_broken_task_file_stops_no_other(project: Project) -> None:
     assert "not valid YAML" in broken["broken"]
 
 
+@pytest.mark.usefixtures("promoted")
 def test_lost_bytes_are_trained_anew(project: Project) -> None:
     import shutil
 
-    project.run()
     digest = project.stages.registry.ledger.version("tiny-sentiment", 1).digest
     shutil.rmtree(project.folder / "store" / prompt_prefix("tiny-sentiment", digest))
     outcome = project.run()
@@ -276,22 +276,22 @@ def test_a_text_over_the_context_is_named(project: Project) -> None:
     assert nothing_registered(project)
 
 
+@pytest.mark.usefixtures("promoted")
 def test_a_question_over_the_context_is_refused(project: Project) -> None:
-    project.run()
     with pytest.raises(ContextError, match="text 1 for tiny-sentiment: the text has"):
         ptpipeline.load("tiny-sentiment", project.settings).predict(["good " * 300])
 
 
+@pytest.mark.usefixtures("promoted")
 def test_another_base_than_the_artifacts_is_refused(project: Project) -> None:
-    project.run()
     (project.tasks / "base_models.yaml").write_text(f'tiny: {{path: "{other_base(project.folder / "other")}"}}\n')
     with pytest.raises(BaseModelError, match="trained on base model tiny"):
         ptpipeline.load("tiny-sentiment", project.settings)
 
 
 @pytest.mark.parametrize("alter", [lambda b: b[:-5], lambda b: b[:-1] + b"x"])
+@pytest.mark.usefixtures("promoted")
 def test_a_truncated_or_altered_artifact_is_refused(project: Project, alter: Callable[[bytes], bytes]) -> None:
-    project.run()
     digest = project.stages.registry.ledger.version("tiny-sentiment", 1).digest
     path = project.folder / "store" / prompt_prefix("tiny-sentiment", digest) / "prompt.safetensors"
     path.write_bytes(alter(path.read_bytes()))

@@ -39,6 +39,13 @@ def project(tmp_path: Path) -> Project:
     return generating(Project(tmp_path, ("tiny-sentiment",)))
 
 
+@pytest.fixture(scope="module")
+def first_night(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = generating(Project(tmp_path_factory.mktemp("first-night"), ("tiny-sentiment",)))
+    made.run()
+    return made
+
+
 def report_of(stages: Context, number: int) -> Report:
     report = stages.registry.ledger.report_of(
         "tiny-sentiment", stages.registry.ledger.version("tiny-sentiment", number).digest
@@ -59,8 +66,8 @@ def test_free_text_goes_from_rows_to_production(project: Project) -> None:
     assert examine(project.stages.registry) == []
 
 
+@pytest.mark.usefixtures("promoted")
 def test_a_report_measures_texts_and_keeps_none(project: Project) -> None:
-    project.run()
     stages = project.stages
     report = report_of(stages, 1)
     assert isinstance(report.prompt, TextScores)
@@ -73,8 +80,8 @@ def test_a_report_measures_texts_and_keeps_none(project: Project) -> None:
     assert sum(table.column("exact_match").to_pylist()) / report.rows == report.prompt.exact_match
 
 
+@pytest.mark.usefixtures("promoted")
 def test_targets_appear_in_no_line_record_or_page(project: Project) -> None:
-    project.run()
     stages = project.stages
     registry, digest = stages.registry, stages.registry.ledger.version("tiny-sentiment", 1).digest
     card = load_card(registry, "tiny-sentiment", digest)
@@ -97,8 +104,8 @@ def test_targets_appear_in_no_line_record_or_page(project: Project) -> None:
     assert not [line for line in told for word in WORDS if word in line]
 
 
+@pytest.mark.usefixtures("promoted")
 def test_a_challenger_is_compared_row_by_row(project: Project) -> None:
-    project.run()
     project.edit("learning_rate: 0.05", "learning_rate: 0.04")
     outcome = project.run()
     assert project.trained

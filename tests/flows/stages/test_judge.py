@@ -20,10 +20,21 @@ from tests.tiny import sentences, write_csv
 DEFAULT = "champion: {rule: superiority}"
 
 
+def by_superiority(folder: Path) -> Project:
+    made = Project(folder, ("tiny-sentiment",))
+    made.edit("champion: {rule: non_inferiority, margin: 0.2}", DEFAULT)
+    return made
+
+
 @pytest.fixture
 def project(tmp_path: Path) -> Project:
-    made = Project(tmp_path, ("tiny-sentiment",))
-    made.edit("champion: {rule: non_inferiority, margin: 0.2}", DEFAULT)
+    return by_superiority(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def first_night(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = by_superiority(tmp_path_factory.mktemp("first-night"))
+    assert made.run().status == "promoted"
     return made
 
 
@@ -103,8 +114,8 @@ def test_test_rows_that_leaked_into_training_are_found(project: Project) -> None
     assert promotions(project) == 0
 
 
+@pytest.mark.usefixtures("promoted")
 def test_a_snapshot_that_drifted_is_found(project: Project) -> None:
-    project.run()
     kept = [(text, label) for text, label in sentences(600) if label == "positive" or len(text) % 5 == 0]
     write_csv(rows_file(project), [(f"yesterday evening somebody wrote {text}", label) for text, label in kept])
     outcome = project.run()
@@ -112,8 +123,8 @@ def test_a_snapshot_that_drifted_is_found(project: Project) -> None:
     assert [row.version for row in project.stages.registry.ledger.history("tiny-sentiment", PRODUCTION)] == [1]
 
 
+@pytest.mark.usefixtures("promoted")
 def test_an_equal_challenger_does_not_take_the_champions_place(project: Project) -> None:
-    project.run()
     project.edit("learning_rate: 0.05", "learning_rate: 0.04")
     outcome = project.run()
     assert (outcome.status, failed(project, outcome), promotions(project)) == ("gate failed", {"champion"}, 1)
@@ -122,8 +133,9 @@ def test_an_equal_challenger_does_not_take_the_champions_place(project: Project)
 # ---------------------------------------------------------------- nights on the same rows
 
 
+@pytest.mark.usefixtures("promoted")
 def test_every_new_candidate_is_a_look_and_an_unchanged_night_is_none(project: Project) -> None:
-    looks = [look(project, project.run().version)]
+    looks = [look(project, 1)]
     project.run()
     for before, rate in (("0.05", "0.04"), ("0.04", "0.03")):
         project.edit(f"learning_rate: {before}", f"learning_rate: {rate}")
@@ -132,8 +144,8 @@ def test_every_new_candidate_is_a_look_and_an_unchanged_night_is_none(project: P
     assert [found.alpha for found in looks] == sorted((found.alpha for found in looks), reverse=True)
 
 
+@pytest.mark.usefixtures("promoted")
 def test_a_policy_that_is_changed_until_it_passes_takes_a_look_each_time(project: Project) -> None:
-    project.run()
     project.edit("learning_rate: 0.05", "learning_rate: 0.04")
     first = look(project, project.run().version)
     project.run()
@@ -180,10 +192,10 @@ def test_a_reserve_that_is_cut_out_later_leaves_the_first_word_to_a_person(proje
     assert (found.look and found.look.test_set, found.comparison.dropped) == (2, 0)
 
 
+@pytest.mark.usefixtures("promoted")
 def test_a_rebuilt_ledger_still_knows_the_looks(project: Project) -> None:
     from registry.repair.rebuild import rebuild
 
-    project.run()
     project.edit("learning_rate: 0.05", "learning_rate: 0.04")
     project.run()
     stages = project.stages

@@ -91,10 +91,10 @@ class Training:
 def tasks(tmp_path: Path) -> Path:
     """Two tasks of one base, which train long enough to be killed some times on the way."""
     folder = tiny_project(tmp_path, ("one", "two"))
-    (folder / "one.yaml").write_text((folder / "one.yaml").read_text().replace("steps: 10", "steps: 150, patience: 50"))
+    (folder / "one.yaml").write_text((folder / "one.yaml").read_text().replace("steps: 10", "steps: 60, patience: 50"))
     recipe = (
         "method: p_tuning, encoder_width: 16, optimizer: adafactor, schedule: constant, num_virtual_tokens: 4, "
-        "steps: 150, patience: 50"
+        "steps: 60, patience: 50"
     )
     (folder / "two.yaml").write_text(
         (folder / "two.yaml").read_text().replace("num_virtual_tokens: 4", recipe).replace("steps: 10, ", "")

@@ -99,7 +99,7 @@ def test_a_recipe_over_its_limit_of_bytes_is_refused_before_it_trains(project: P
 
 def test_a_search_reports_every_trial_and_keeps_the_best(project: Project) -> None:
     project.edit(PLAIN, f"search: {{length: [1, 4], learning_rate: [0.0000001, 0.05]}}, {START}")
-    project.edit("learning_rate: 0.05, ", "")
+    project.edit("learning_rate: 0.05,", "")
     outcome = project.run()
     stages = project.stages
     digest = stages.registry.ledger.version(outcome.task, outcome.version).digest
@@ -185,10 +185,9 @@ def test_class_labels_need_a_token_each(project: Project) -> None:
         project.run()
 
 
-@pytest.fixture
-def sources(tmp_path: Path) -> Project:
+def sharing(folder: Path) -> Project:
     """Two source tasks, a shared prompt over them, and a target."""
-    project = Project(tmp_path, ("tiny-a", "tiny-b", "tiny-sentiment"))
+    project = Project(folder, ("tiny-a", "tiny-b", "tiny-sentiment"))
     (project.tasks / "shared_prompts.yaml").write_text(
         "tiny-shared: {base_model: tiny, sources: [tiny-a, tiny-b], tune: {num_virtual_tokens: 4, init: {text: "
         "' yes'}, steps: 10, "
@@ -196,6 +195,24 @@ def sources(tmp_path: Path) -> Project:
     )
     project.edit(PLAIN, "method: multitask, shared: tiny-shared, num_virtual_tokens: 4")
     return project
+
+
+@pytest.fixture
+def sources(tmp_path: Path) -> Project:
+    return sharing(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def first_shared(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = sharing(tmp_path_factory.mktemp("first-shared"))
+    made.run()
+    return made
+
+
+@pytest.fixture
+def shared(sources: Project, first_shared: Project) -> None:
+    """The sources ran once."""
+    sources.lines += first_shared.copy(sources.folder).lines
 
 
 def test_a_target_starts_from_the_shared_prompt(sources: Project) -> None:
@@ -225,8 +242,8 @@ def test_a_shared_prompt_of_another_length_is_refused(sources: Project) -> None:
         sources.run()
 
 
+@pytest.mark.usefixtures("promoted")
 def test_a_champion_of_one_length_starts_no_search_over_lengths(project: Project) -> None:
-    project.run()
     project.edit(PLAIN, "init: champion, search: {length: [4, 8]}")
     assert manifest(project, project.run()).parents == []
 
@@ -254,8 +271,8 @@ def test_a_champion_that_a_test_row_does_not_fit_leaves_the_decision_to_a_person
     assert second.status in ("awaiting approval", "gate failed")
 
 
+@pytest.mark.usefixtures("shared")
 def test_a_source_that_goes_back_takes_the_shared_prompt_along(sources: Project) -> None:
-    sources.run()
     sources.edit("Sentiment:", "Feeling:", "tiny-a")
     sources.run()
     sources.edit("Feeling:", "Sentiment:", "tiny-a")
@@ -264,8 +281,8 @@ def test_a_source_that_goes_back_takes_the_shared_prompt_along(sources: Project)
     assert [row.version for row in ledger.history("tiny-shared", "current")] == [1, 2, 1]
 
 
+@pytest.mark.usefixtures("shared")
 def test_a_shared_prompt_that_a_person_moved_stays_there(sources: Project) -> None:
-    sources.run()
     sources.edit("Sentiment:", "Feeling:", "tiny-a")
     sources.run()
     rollback(sources.stages.registry, "tiny-shared", Cause("ann", "complaints"), alias="current")

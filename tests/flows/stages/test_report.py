@@ -43,7 +43,8 @@ def stored(project: Project, number: int) -> list[str]:
 
 
 def test_a_run_stores_the_report_with_plots_and_words(project: Project) -> None:
-    assert stored(project, 2) == [shown(project, 2)]
+    written = shown(project, 2)
+    assert stored(project, 2) == [written]
     for words in (
         "against champion and baselines",
         "how right it is",
@@ -53,7 +54,7 @@ def test_a_run_stores_the_report_with_plots_and_words(project: Project) -> None:
         "zero-shot",
         "majority",
     ):
-        assert words in shown(project, 2).lower()
+        assert words in written.lower()
 
 
 def test_no_text_of_a_row_is_in_it(project: Project) -> None:
@@ -82,16 +83,17 @@ def test_a_task_may_let_the_texts_of_wrong_answers_in(project: Project) -> None:
     project.edit("promote: manual", "promote: manual\ntexts_in_reports: true")
     project.edit('init: {text: " yes"}, steps: 10', "steps: 2")
     number = project.run().version
-    texts = [text for text, _ in sentences(240)]
-    assert [text for text in texts if text in shown(project, number)]
-    assert "Rows that it gets wrong" in shown(project, number)
-    assert shown(project, number) in stored(project, number)
+    texts, written = [text for text, _ in sentences(240)], shown(project, number)
+    assert [text for text in texts if text in written]
+    assert "Rows that it gets wrong" in written
+    assert written in stored(project, number)
     ledger = (project.folder / "ledger.db").read_bytes()
     assert [text for text in texts if text.encode() in ledger] == []
     project.edit("texts_in_reports: true", "texts_in_reports: false")
     project.edit("steps: 2", "steps: 3")
     assert project.run().version == number + 1
-    assert [text for text in texts if text in shown(project, number)] == []
+    written = shown(project, number)
+    assert [text for text in texts if text in written] == []
 
 
 def test_texts_that_somebody_deleted_are_shown_no_more(project: Project) -> None:

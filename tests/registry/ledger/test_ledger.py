@@ -1,6 +1,5 @@
 """The ledger: numbering, the append-only history, leases, and what a damaged or busy database answers."""
 
-import multiprocessing
 import sqlite3
 import subprocess
 import sys
@@ -8,6 +7,7 @@ import tempfile
 import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor, wait
+from multiprocessing.queues import Queue
 from pathlib import Path
 
 import pytest
@@ -26,6 +26,7 @@ from registry.ledger import database, tables
 from registry.ledger.database import put
 from registry.ledger.lease import Lease, leased
 from registry.ledger.ledger import Ledger, Move, Release
+from tests import processes
 
 TASKS, ALIASES, DIGESTS = ("mood", "topic"), ("production", "canary"), tuple(letter * 64 for letter in "abcdef")
 
@@ -99,10 +100,10 @@ TestLedgerIsItsModel.settings = SOME
 
 
 @pytest.mark.servers
-def test_the_ledger_on_postgresql_is_its_model(postgres: Postgres) -> None:
+def test_the_ledger_on_postgresql_is_its_model(postgres: Postgres, new_database: str) -> None:
     class OnPostgresql(LedgerIsItsModel):
         def address(self) -> str:
-            return postgres.create_database(f"model-{uuid.uuid4().hex}")
+            return postgres.create_database(f"model-{uuid.uuid4().hex}", new_database)
 
     run_state_machine_as_test(OnPostgresql, settings=SOME)
 
@@ -349,7 +350,7 @@ def test_versions_come_in_pages(ledger: Ledger) -> None:
 # ---------------------------------------------------------------- several processes
 
 
-def _promote(url: str, actor: str, rounds: int, outcomes: "multiprocessing.Queue[str]") -> None:
+def _promote(url: str, actor: str, rounds: int, outcomes: "Queue[str]") -> None:
     ledger, won, lost = Ledger(url), 0, 0
     for _ in range(rounds):
         head = ledger.head("mood", "production")
@@ -391,11 +392,8 @@ def test_a_fork_does_not_share_the_connections(ledger: Ledger) -> None:
 
 def test_racing_promoters_win_or_conflict(ledger: Ledger) -> None:
     ledger.add_version("mood", "a" * 64)
-    spawn = multiprocessing.get_context("spawn")
-    outcomes = spawn.Queue()
-    racers = [spawn.Process(target=_promote, args=(ledger.url, actor, 40, outcomes)) for actor in ("ann", "bob")]
-    for racer in racers:
-        racer.start()
+    outcomes = processes.Queue()
+    racers = [processes.start(_promote, ledger.url, actor, 40, outcomes) for actor in ("ann", "bob")]
     tally = {actor: (int(won), int(lost)) for actor, won, lost in (outcomes.get(timeout=60).split() for _ in racers)}
     history = ledger.history("mood", "production")
     assert [row.seq for row in history] == list(range(1, len(history) + 1))

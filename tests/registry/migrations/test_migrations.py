@@ -3,11 +3,11 @@ the middle.
 """
 
 import json
-import multiprocessing
 import os
 import signal
 import uuid
 from collections.abc import Iterator
+from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from registry.ledger.ledger import Ledger, Move
 from registry.registry import Registry
 from registry.versions.promotion import Cause, promote
 from registry.versions.publish import stage
+from tests import processes
 
 TASK = a_task("mood")
 FIRST, SECOND = an_artifact(TASK, 1), an_artifact(TASK, 2)
@@ -262,7 +263,7 @@ def test_a_newer_ledger_is_refused(ledger: Ledger) -> None:
 # ---------------------------------------------------------------- several processes, and killed ones
 
 
-def _open(url: str, outcomes: "multiprocessing.Queue[str]") -> None:
+def _open(url: str, outcomes: "Queue[str]") -> None:
     try:
         Ledger(url).add_version("topic", "a" * 64)
         outcomes.put("ok")
@@ -270,12 +271,9 @@ def _open(url: str, outcomes: "multiprocessing.Queue[str]") -> None:
         outcomes.put(repr(error))
 
 
-def _opened_by(processes: int, url: str) -> list[str]:
-    spawn = multiprocessing.get_context("spawn")
-    outcomes = spawn.Queue()
-    racers = [spawn.Process(target=_open, args=(url, outcomes)) for _ in range(processes)]
-    for racer in racers:
-        racer.start()
+def _opened_by(count: int, url: str) -> list[str]:
+    outcomes = processes.Queue()
+    racers = [processes.start(_open, url, outcomes) for _ in range(count)]
     return [outcomes.get(timeout=60) for _ in racers]
 
 
@@ -305,8 +303,7 @@ def _die_at(statement: int, url: str) -> None:
 
 @pytest.mark.parametrize(("revision", "statement"), [("0001", 2), ("0001", 7), ("0001", 10), ("0002", 2), ("0002", 4)])
 def test_a_migration_killed_in_the_middle_is_repeated(url: str, revision: str, statement: int) -> None:
-    killed = multiprocessing.get_context("spawn").Process(target=_die_at, args=(statement, _written(url, revision)))
-    killed.start()
+    killed = processes.start(_die_at, statement, _written(url, revision))
     killed.join(60)
     assert killed.exitcode == -signal.SIGKILL
     engine = _engine(url)

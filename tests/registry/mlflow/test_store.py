@@ -2,11 +2,10 @@
 runs.
 """
 
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import httpx
@@ -16,7 +15,7 @@ from mlflow.artifacts import download_artifacts
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
 
 from benchmarks.fixtures.mlflow_server import running_mlflow
-from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, published
+from benchmarks.fixtures.prompts import a_request, an_artifact, published
 from ptpipeline.errors import ServiceUnavailable, Terminal
 from ptpipeline.records import CurvePoint
 from ptpipeline.task.task import Task
@@ -28,6 +27,7 @@ from registry.repair.doctor import examine
 from registry.repair.reconcile import reconcile
 from registry.versions.promotion import Cause, promote
 from registry.versions.publish import register, stage
+from tests.http_server import Quiet, serve
 
 pytestmark = pytest.mark.servers
 ME = Cause("me", "because")
@@ -38,7 +38,7 @@ def losing(url: str, nth: int) -> Iterator[tuple[str, list[str]]]:
     """A proxy of `url` that forwards every request and loses the answer of the n-th; yields its address and its log."""
     log: list[str] = []
 
-    class Proxy(BaseHTTPRequestHandler):
+    class Proxy(Quiet, BaseHTTPRequestHandler):
         def forward(self) -> None:
             log.append(f"{self.command} {self.path}")
             lost = len(log) == nth
@@ -47,25 +47,13 @@ def losing(url: str, nth: int) -> Iterator[tuple[str, list[str]]]:
                 name: value for name, value in self.headers.items() if name.lower() not in ("host", "connection")
             }
             answer = httpx.request(self.command, url + self.path, content=body, headers=headers)
-            self.send_response(503 if lost else answer.status_code)
-            content = b"{}" if lost else answer.content
-            self.send_header("Content-Type", answer.headers.get("Content-Type", "application/json"))
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            kind = answer.headers.get("Content-Type", "application/json")
+            self.answer(503, b"{}", kind) if lost else self.answer(answer.status_code, answer.content, kind)
 
         do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = forward  # noqa: N815
 
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", log
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serve(Proxy) as address:
+        yield address, log
 
 
 def test_an_imported_prompt_has_a_page_without_a_curve(shown: Registry, task: Task, client: MlflowClient) -> None:
@@ -244,15 +232,14 @@ def test_a_registry_without_mlflow_catches_up(plain: Registry, shown: Registry, 
     assert reconcile(shown, {}, task.name) == []
 
 
-def test_a_dropped_mlflow_database_is_rebuilt(plain: Registry, tmp_path: Path) -> None:
-    task = a_task()
-    with running_mlflow(tmp_path / "before") as url:
-        before = Registry(plain.ledger, plain.store, MlflowStore(url))
-        first = promote(before, task, published(before, task, 1), ME)
-        promote(before, task, published(before, task, 2, first.digest), ME)
-        promote(before, task, 1, ME, "canary")
-        pages = [connect(url).get_model_version(task.name, number).description for number in ("1", "2")]
-    with running_mlflow(tmp_path / "after") as url:
+def test_a_dropped_mlflow_database_is_rebuilt(
+    plain: Registry, shown: Registry, task: Task, client: MlflowClient, tmp_path: Path
+) -> None:
+    first = promote(shown, task, published(shown, task, 1), ME)
+    promote(shown, task, published(shown, task, 2, first.digest), ME)
+    promote(shown, task, 1, ME, "canary")
+    pages = [client.get_model_version(task.name, number).description for number in ("1", "2")]
+    with running_mlflow(tmp_path) as url:
         after = Registry(plain.ledger, plain.store, MlflowStore(url))
         assert len(examine(after)) == 4
         assert all(action.done for action in reconcile(after, {}))

@@ -2,7 +2,6 @@
 else.
 """
 
-import multiprocessing
 import os
 import signal
 import sqlite3
@@ -36,6 +35,7 @@ from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
 from registry.versions.promotion import Cause, promote, promote_release, rollback, rollback_release
 from registry.versions.publish import register, stage
+from tests import processes
 
 ME = Cause("me", "because")
 KEPT = (
@@ -402,10 +402,7 @@ def test_a_killed_rebuild_is_repeated(
     for task in pair:
         promote(plain, task, published(plain, task, 1), ME)
     before = rows(plain.ledger)
-    process = multiprocessing.get_context("spawn").Process(
-        target=_killed_at, args=(step, nth, f"sqlite:///{tmp_path}/after.db", tmp_path / "store")
-    )
-    process.start()
+    process = processes.start(_killed_at, step, nth, f"sqlite:///{tmp_path}/after.db", tmp_path / "store")
     process.join(60)
     assert process.exitcode == -signal.SIGKILL
     after = emptied(plain, tmp_path)

@@ -2,13 +2,12 @@
 restored there.
 """
 
-import multiprocessing
 import shutil
-import threading
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -32,6 +31,8 @@ from registry.repair.reconcile import reconcile
 from registry.versions import projection
 from registry.versions.mlflow_alias import Action
 from registry.versions.promotion import Cause, promote
+from tests import processes
+from tests.http_server import Quiet, serve
 from tests.registry.mlflow.test_store import losing
 
 pytestmark = pytest.mark.servers
@@ -59,12 +60,16 @@ def pair(shown: Registry, task: Task) -> Registry:
     return shown
 
 
+LOOKED: dict[str, float] = {}  # when a task was last looked at
+
+
 def looked_at(registry: Registry, task: Task, times: int = 2) -> list[Action]:
     """What that many reconciles did, further apart than lease plus time-out."""
     actions = []
     for _ in range(times):
+        time.sleep(max(0.0, LOOKED.get(task.name, 0.0) + APART - time.monotonic()))
         actions = reconcile(registry, {task.name: task}, task.name)
-        time.sleep(APART)
+        LOOKED[task.name] = time.monotonic()
     return actions
 
 
@@ -254,11 +259,8 @@ def test_a_late_write_is_no_edit(
 ) -> None:
     published(shown, task, 1)
     published(shown, task, 2, an_artifact(task, 1).digest)
-    ours, theirs = multiprocessing.Pipe()
-    slow = multiprocessing.get_context("spawn").Process(
-        target=a_promoter, args=(tmp_path, mlflow_url, task.name, theirs)
-    )
-    slow.start()
+    ours, theirs = processes.Pipe()
+    slow = processes.start(a_promoter, tmp_path, mlflow_url, task.name, theirs)
     assert ours.recv() == "alias attempted"
     time.sleep(LEASE)
     head = promote(shown, task, 2, ME)
@@ -322,14 +324,16 @@ def test_a_write_that_arrived_leaves_no_note(pair: Registry, task: Task) -> None
 def test_a_restored_mlflow_is_brought_up(plain: Registry, tmp_path: Path) -> None:
     task, folder = a_task(), tmp_path / "mlflow"
     with running_mlflow(folder) as url:
-        early = Registry(plain.ledger, plain.store, MlflowStore(url))
-        first = promote(early, task, published(early, task, 1), ME)
-        promote(early, task, 1, ME, "canary")
-    shutil.copy(folder / "mlflow.db", tmp_path / "backup.db")
-    with running_mlflow(folder) as url:
-        late = Registry(plain.ledger, plain.store, MlflowStore(url))
-        promote(late, task, published(late, task, 3, first.digest, "failed"), ME, "canary")
-        promote(late, task, published(late, task, 2, first.digest), ME)
+        shown = Registry(plain.ledger, plain.store, MlflowStore(url))
+        first = promote(shown, task, published(shown, task, 1), ME)
+        promote(shown, task, 1, ME, "canary")
+        with (
+            closing(sqlite3.connect(folder / "mlflow.db")) as mlflow,
+            closing(sqlite3.connect(tmp_path / "backup.db")) as copy,
+        ):
+            mlflow.backup(copy)
+        promote(shown, task, published(shown, task, 3, first.digest, "failed"), ME, "canary")
+        promote(shown, task, published(shown, task, 2, first.digest), ME)
     for name in ("mlflow.db", "mlflow.db-wal", "mlflow.db-shm"):
         (folder / name).unlink(missing_ok=True)
     shutil.copy(tmp_path / "backup.db", folder / "mlflow.db")
@@ -364,22 +368,12 @@ def test_an_mlflow_that_refuses_us_stops_no_pointer(pair: Registry, task: Task) 
 def refusing() -> Iterator[str]:
     """An MLflow server that lets nobody in."""
 
-    class Refusing(BaseHTTPRequestHandler):
+    class Refusing(Quiet, BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            self.send_response(403)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self.answer(403)
 
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
+    with serve(Refusing) as url:
+        yield url
 
 
 def test_a_reconcile_with_nothing_to_do_asks_twice(shown: Registry, mlflow_url: str) -> None:

@@ -14,16 +14,20 @@ from tests.flows.project import Project
 LAST = Retention(candidates=1, grace=timedelta(0))
 
 
-@pytest.fixture
-def project(tmp_path: Path) -> Project:
+@pytest.fixture(scope="module")
+def three_nights(first_night: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A champion, and two candidates behind it."""
-    made = Project(tmp_path, ("tiny-sentiment",))
-    made.run()
+    made = first_night.copy(tmp_path_factory.mktemp("three-nights"))
     made.edit("promote: auto", "promote: manual")
     for rate in ("0.04", "0.03"):
         made.edit(f"learning_rate: {'0.05' if rate == '0.04' else '0.04'}", f"learning_rate: {rate}")
         made.run()
     return made
+
+
+@pytest.fixture
+def project(three_nights: Project, tmp_path: Path) -> Project:
+    return three_nights.copy(tmp_path)
 
 
 def test_a_collected_candidate_is_trained_and_compared_anew(project: Project) -> None:

@@ -14,7 +14,7 @@ import psycopg
 import pytest
 from sqlalchemy import Connection
 
-from benchmarks.chaos.backends import Backends, run_backends
+from benchmarks.chaos.backends import Backends
 from benchmarks.chaos.checker import Finding
 from benchmarks.chaos.controller import Controller
 from benchmarks.chaos.worker import Stop
@@ -29,12 +29,6 @@ from registry.versions import mlflow_edit, projection
 from registry.versions.mlflow_alias import Action
 
 pytestmark = pytest.mark.servers
-
-
-@pytest.fixture(scope="module")
-def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
-    with run_backends(tmp_path_factory.mktemp("mutations")) as backends:
-        yield backends
 
 
 # ---------------------------------------------------------------- scenarios

@@ -3,12 +3,12 @@ line.
 """
 
 import random
-from collections.abc import Iterator
+import sys
 
 import pytest
 
 from benchmarks.chaos.__main__ import run
-from benchmarks.chaos.backends import Backends, run_backends
+from benchmarks.chaos.backends import Backends
 from benchmarks.chaos.rounds import BLOCK, RANDOM, schedule
 from benchmarks.chaos.scenarios import SCENARIOS
 
@@ -23,19 +23,13 @@ SHORT = [
 ]
 
 
-@pytest.fixture(scope="module")
-def backends(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Backends]:
-    with run_backends(tmp_path_factory.mktemp("chaos")) as backends:
-        yield backends
-
-
 @pytest.mark.servers
 @pytest.mark.timeout(900)
 def test_nothing_is_lost_or_torn(backends: Backends, capsys: pytest.CaptureFixture[str]) -> None:
     figures = run(backends, seed=1, rounds=0, scenarios=SHORT)
     told = capsys.readouterr().out
     with capsys.disabled():
-        print(f"\nchaos: {figures}")
+        print(f"\nchaos: {figures}", file=sys.stderr)
     assert (figures["lost"], figures["torn"]) == (0, 0), told
     assert (figures["rounds"], figures["acknowledged"] > 0, figures["kills"] > 0) == (len(SHORT), True, True)
     assert {"faults", "conflicts", "restarts", "seconds", "seed"} < figures.keys()

@@ -1,0 +1,56 @@
+"""Tests stand beside what they test."""
+
+from pathlib import Path
+
+TESTS = Path(__file__).parent
+# tests/data is of ptpipeline/data, tests/registry of registry, and a helper of tests has its test beside it
+TREES = (TESTS.parent / "ptpipeline", TESTS.parent, TESTS)
+WHOLE = ("e2e", "soak", "golden")  # folders about everything together
+
+TOPICS = {
+    "data/test_targets.py": "rows of free text, from source to snapshot",
+    "evaluation/probes/test_figures.py": "norms and latency",
+    "flows/stages/test_collected.py": "a run behind a garbage collection, and beside one",
+    "flows/stages/test_generation.py": "a task of free text through the whole chain",
+    "flows/stages/test_killed.py": "a training process that is killed",
+    "flows/stages/test_methods.py": "every method of the recipe through the whole chain",
+    "flows/stages/test_privacy.py": "no text of a row leaves the snapshot",
+    "flows/stages/test_report.py": "the page of a version that a run made",
+    "prompts/test_key_files.py": "the files that hold the keys of signatures",
+    "prompts/test_peft_faults.py": "what is wrong in PEFT and right here",
+    "registry/ledger/test_questions.py": "what the other rooms ask the ledger",
+    "registry/garbage/test_races.py": "a collection beside others, killed, and in any order",
+    "serving/test_scoring.py": "length normalisation and calibration of a ranking",
+    "storage/test_faults.py": "a network that fails",
+    "storage/test_identities.py": "the roles of deploy/s3",
+    "test_layout.py": "this rule",
+    "tuning/test_gang.py": "many prompts in one pass",
+    "tuning/test_generation.py": "tasks of free text in a gang",
+    "tuning/test_golden.py": "what a training gives, to the bit",
+    "tuning/test_recipes.py": "what a recipe unfolds into",
+}
+
+
+def modules_of(test: Path) -> list[Path]:
+    """The modules, or the packages of the same name as their folder, that a test file may be of."""
+    folder, name = test.parent, test.stem.removeprefix("test_")
+    modules = [f"{name}.py", name] + (["."] if folder.name == name else [])
+    return [tree / folder / module for tree in TREES for module in modules]
+
+
+def test_every_test_stands_at_the_place_of_its_module_or_is_a_topic() -> None:
+    files = [path.relative_to(TESTS) for path in TESTS.rglob("test_*.py")]
+    assert len(files) > 80
+    strays = [
+        str(file)
+        for file in files
+        if file.parts[0] not in WHOLE
+        and str(file) not in TOPICS
+        and not any(module.exists() for module in modules_of(file))
+    ]
+    assert strays == []
+
+
+def test_every_topic_has_its_tests_and_no_module() -> None:
+    assert [topic for topic in TOPICS if not (TESTS / topic).exists()] == []
+    assert [topic for topic in TOPICS if any(module.exists() for module in modules_of(Path(topic)))] == []
