@@ -12,9 +12,16 @@ from safetensors.torch import save
 
 from ptpipeline.errors import ArtifactError, BaseModelError, NotFound, TrainingError
 from ptpipeline.models.frozen import KeyValues
-from ptpipeline.prompts.artifact import Artifact, check_tensors, compute_file_bytes, read_artifact, write_artifact
+from ptpipeline.prompts.artifact import (
+    MAX_VIRTUAL_TOKENS,
+    Artifact,
+    check_tensors,
+    compute_file_bytes,
+    read_artifact,
+    write_artifact,
+)
 from ptpipeline.prompts.tensors import name_tensors, pack, round_to_stored, unpack
-from ptpipeline.records import BaseModelRef
+from ptpipeline.records import BaseModelRef, Members, TensorInfo
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.storage.keys import prompt_prefix
 
@@ -97,6 +104,73 @@ def test_a_changed_manifest_is_refused(tmp_path: Path) -> None:
     path.write_text(path.read_text().replace('"seed": 0', '"seed": 1'))
     with pytest.raises(ArtifactError, match="the manifest was altered"):
         read_artifact(store, "movies", digest)
+
+
+def test_a_prompt_copied_under_another_task_is_refused(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    digest = write_artifact(store, artifact())
+    for name in ("prompt.safetensors", "manifest.json"):
+        body = store.read(f"{prompt_prefix('movies', digest)}/{name}").body
+        store.create(f"{prompt_prefix('books', digest)}/{name}", body)
+    with pytest.raises(ArtifactError, match="the manifest was altered"):
+        read_artifact(store, "books", digest)
+    assert read_artifact(store, "movies", digest) == artifact()
+
+
+def test_a_prompt_copied_under_another_digest_is_refused(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path)
+    digest = write_artifact(store, artifact())
+    for name in ("prompt.safetensors", "manifest.json"):
+        body = store.read(f"{prompt_prefix('movies', digest)}/{name}").body
+        store.create(f"{prompt_prefix('movies', '0' * 64)}/{name}", body)
+    with pytest.raises(ArtifactError, match="the manifest was altered"):
+        read_artifact(store, "movies", "0" * 64)
+
+
+def test_other_bytes_at_the_place_are_not_written_over(tmp_path: Path) -> None:
+    store, made = FolderStore(tmp_path), artifact()
+    key = f"{prompt_prefix('movies', made.digest)}/prompt.safetensors"
+    store.create(key, b"of somebody")
+    with pytest.raises(ArtifactError, match="holds other bytes already"):
+        write_artifact(store, made)
+    assert store.read(key).body == b"of somebody"
+
+
+def test_bytes_that_the_manifest_does_not_state_are_not_stored(tmp_path: Path) -> None:
+    made = artifact()
+    with pytest.raises(ArtifactError, match="truncated or altered"):
+        write_artifact(FolderStore(tmp_path), Artifact(made.manifest, made.tensors[:-1]))
+    assert list(FolderStore(tmp_path).keys("prompts")) == []
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"num_virtual_tokens": 3},
+        {"method": "ensemble"},
+        {"members": Members(digests=["a" * 64], combine="average")},
+        {"method": "prefix"},
+        {"base_model": BASE.model_copy(update={"hidden_size": 7})},
+        {"tensors": {}},
+        {"tensors": {"embeddings": TensorInfo(shape=[4, 6], dtype="float32")}},
+        {"tensors": {"embeddings": TensorInfo(shape=[6, 4], dtype="float16")}},
+    ],
+)
+def test_a_manifest_that_states_other_than_its_tensors_is_refused(change: dict[str, object]) -> None:
+    made = artifact()
+    check_tensors(made.manifest, made.tensors)
+    with pytest.raises(ArtifactError):
+        check_tensors(made.manifest.model_copy(update=change), made.tensors)
+
+
+@pytest.mark.parametrize(
+    ("count", "allowed"), [(0, False), (1, True), (MAX_VIRTUAL_TOKENS, True), (MAX_VIRTUAL_TOKENS + 1, False)]
+)
+def test_the_number_of_virtual_tokens_is_bounded(count: int, allowed: bool) -> None:
+    made = artifact()
+    with pytest.raises(ArtifactError) as refused:
+        check_tensors(made.manifest.model_copy(update={"num_virtual_tokens": count}), made.tensors)
+    assert ("allowed are 1 to" in str(refused.value)) != allowed  # one that is allowed differs from the tensors' shape
 
 
 def test_a_deleted_tensor_file_is_named(tmp_path: Path) -> None:

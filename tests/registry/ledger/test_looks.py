@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ptpipeline.gate.looks import OVERLAP
 from registry.ledger.ledger import Ledger
-from registry.ledger.looks import count_looks, is_answered, take_look
+from registry.ledger.looks import count_looks, is_answered, next_look, take_look
 
 
 def rows(first: int, last: int) -> list[str]:
@@ -52,6 +52,37 @@ def test_a_stray_row_makes_no_set_an_old_one(ledger: Ledger) -> None:
     shared = int(OVERLAP * 1000)
     assert take_look(ledger, "mood", "b", rows(1000 - shared, 2000 - shared), 0.05).test_set == 2
     assert take_look(ledger, "mood", "c", rows(999 - 2 * shared, 1999 - 2 * shared), 0.05).number == 2
+
+
+def test_a_few_of_many_known_rows_are_no_fresh_set(ledger: Ledger) -> None:
+    take_look(ledger, "mood", "a", rows(0, 1000), 0.05)
+    assert take_look(ledger, "mood", "b", rows(0, 5), 0.05).number == 2
+    assert count_looks(ledger, "mood", rows(7, 9)) == 2
+
+
+def test_many_new_rows_beside_a_few_known_ones_are_a_fresh_set(ledger: Ledger) -> None:
+    take_look(ledger, "mood", "a", rows(0, 5), 0.05)
+    assert take_look(ledger, "mood", "b", rows(0, 1000), 0.05).test_set == 2
+
+
+def test_the_coming_look_is_the_one_that_is_taken_then_and_asking_takes_none(ledger: Ledger) -> None:
+    for asked, first in (("a", 0), ("b", 0), ("c", 500)):
+        told = [next_look(ledger, "mood", rows(first, first + 100), 0.05) for _ in range(2)]
+        assert [take_look(ledger, "mood", asked, rows(first, first + 100), 0.05)] * 2 == told
+    assert count_looks(ledger, "mood", rows(0, 100)) == 2
+
+
+def test_rows_of_two_sets_count_for_the_one_that_was_looked_at_more(ledger: Ledger) -> None:
+    for asked, first in (("a", 0), ("b", 500), ("c", 500)):
+        take_look(ledger, "mood", asked, rows(first, first + 100), 0.05)
+    both = [*rows(0, 50), *rows(500, 550)]
+    look = take_look(ledger, "mood", "d", both, 0.05)
+    assert (look.test_set, look.number) == (2, 3)
+
+
+def test_a_question_of_another_task_was_not_asked(ledger: Ledger) -> None:
+    take_look(ledger, "mood", "a", rows(0, 10), 0.05)
+    assert not is_answered(ledger, "topic", "a")
 
 
 def test_rows_that_repeat_a_text_count_as_it(ledger: Ledger) -> None:

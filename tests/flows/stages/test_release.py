@@ -1,0 +1,228 @@
+"""What a machine promotes, which verdicts are renewed, what is trained anew, and how a candidate is told."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, published
+from flows.stages.context import Context
+from flows.stages.outcome import Candidate, summarise
+from flows.stages.release import judge_again, promote
+from flows.stages.train import claim_trained
+from ptpipeline.errors import DataError
+from ptpipeline.gate.decide import APPROVAL
+from ptpipeline.prompts.artifact import write_artifact
+from ptpipeline.records import Check, PromptVersion, Verdict
+from ptpipeline.storage import FolderStore
+from ptpipeline.storage.keys import prompt_prefix
+from ptpipeline.task.task import Task
+from registry.ledger import tables
+from registry.ledger.tombstone import Tombstone
+from registry.registry import Registry
+from registry.versions import promotion
+from registry.versions.promotion import Cause, rollback
+from registry.versions.publish import register, stage
+from tests.flows.stages.test_evidence import anchor_after, digest, judged
+
+ME = Cause("me", "because")
+
+
+# ---------------------------------------------------------------- what a machine promotes
+
+
+def candidate(context: Context, task: Task, seed: int = 1, **verdict: Any) -> tuple[PromptVersion, Verdict]:
+    version = judged(context, task, seed, None)
+    found = context.registry.ledger.latest_verdict(task.name, version.digest)
+    assert found is not None
+    return version, found.model_copy(update=verdict)
+
+
+def auto(**fields: Any) -> Task:
+    return Task.model_validate(a_task().model_dump(mode="json", exclude_unset=True) | {"promote": "auto"} | fields)
+
+
+def test_a_machine_promotes_what_passed(context: Context) -> None:
+    head = promote(context, auto(), *candidate(context, auto()))
+    assert head is not None
+    assert (head.version, head.actor) == (1, "nightly")
+
+
+def test_a_machine_leaves_it_to_a_person_if_the_task_says_so(context: Context) -> None:
+    assert promote(context, auto(promote="manual"), *candidate(context, auto())) is None
+
+
+def test_a_machine_promotes_nothing_that_failed(context: Context) -> None:
+    assert promote(context, auto(), *candidate(context, auto(), passed=False)) is None
+
+
+def test_a_machine_promotes_nothing_that_was_not_compared(context: Context) -> None:
+    check = Check(name="champion", passed=True, observed="they answer other labels", required=APPROVAL)
+    assert promote(context, auto(), *candidate(context, auto(), checks=[check])) is None
+
+
+def test_a_machine_does_not_take_back_what_a_person_rolled_back(context: Context) -> None:
+    task = auto()
+    anchor_after(context, task, (1, None, None, ME), (2, 1, None, ME))
+    rollback(context.registry, task.name, ME)
+    second = context.registry.ledger.version(task.name, 2)
+    judged(context, task, 2, 1)
+    verdict = context.registry.ledger.latest_verdict(task.name, second.digest)
+    assert verdict is not None
+    assert promote(context, task, second, verdict) is None
+
+
+# ---------------------------------------------------------------- judged again
+
+
+def is_judged_again(context: Context, task: Task, version: int) -> bool:
+    """Whether the version is evaluated anew, which asks for rows that these tests do not have."""
+    try:
+        judge_again(context, task, context.registry.ledger.version(task.name, version))
+    except DataError:
+        return True
+    return False
+
+
+def test_an_outdated_verdict_is_renewed(context: Context) -> None:
+    task = a_task()
+    rival = judged(context, task, 2, None)
+    anchor_after(context, task, (1, None, None, ME))
+    assert is_judged_again(context, task, rival.number)
+
+
+def test_a_verdict_under_another_policy_is_renewed(context: Context) -> None:
+    version = judged(context, a_task(), 1, None)
+    assert is_judged_again(context, a_task(minimum=0.85), version.number)
+
+
+def test_a_verdict_of_today_is_not_renewed(context: Context) -> None:
+    version = judged(context, a_task(), 1, None)
+    assert not is_judged_again(context, a_task(), version.number)
+
+
+def test_a_verdict_over_what_did_not_compare_is_renewed(context: Context) -> None:
+    task = a_task()
+    version = judged(context, task, 1, None)
+    verdict = context.registry.ledger.latest_verdict(task.name, version.digest)
+    assert verdict is not None
+    check = Check(name="champion", passed=True, observed="they answer other labels", required=APPROVAL)
+    request = a_request(task, 1)
+    register(context.registry, replace(request, verdict=verdict.model_copy(update={"checks": [check]})))
+    with context.registry.ledger.database.writing() as connection:
+        connection.execute(tables.verdict.delete().where(tables.verdict.c.verdict == verdict.verdict_digest()))
+    assert is_judged_again(context, task, version.number)
+
+
+def test_the_champion_is_not_judged_again(context: Context) -> None:
+    anchor_after(context, a_task(), (1, None, None, ME))
+    assert not is_judged_again(context, a_task(minimum=0.85), 1)
+
+
+def test_a_version_that_was_never_judged_is_not_judged_again(context: Context) -> None:
+    task = a_task()
+    stage(context.registry.ledger, context.registry.store, an_artifact(task, 1))
+    version = register(context.registry, replace(a_request(task, 1), verdict=None))
+    assert not is_judged_again(context, task, version.number)
+
+
+def test_a_version_that_was_collected_is_not_judged_again(context: Context) -> None:
+    version = judged(context, a_task(), 1, None)
+    grave = Tombstone(context.registry.ledger.database, version.task, version.digest)
+    assert grave.bury(lambda _: False)
+    assert not is_judged_again(context, a_task(minimum=0.85), version.number)
+
+
+def test_a_version_of_other_labels_or_of_another_base_is_left_as_it_is(context: Context) -> None:
+    version = judged(context, a_task(), 1, None)
+    stricter = a_task(minimum=0.85)
+    assert not is_judged_again(context, stricter.model_copy(update={"base_model": "other"}), version.number)
+    labels = {"bad": " poor", "good": " good"}
+    assert not is_judged_again(context, stricter.model_copy(update={"labels": labels}), version.number)
+
+
+# ---------------------------------------------------------------- claimed
+
+
+class Vanishing(FolderStore):
+    """A folder whose objects are gone once somebody saw that they are there."""
+
+    def exists(self, key: str) -> bool:
+        there = super().exists(key)
+        self.delete(key)
+        return there
+
+
+def trained(context: Context, task: Task) -> str:
+    write_artifact(context.registry.store, an_artifact(task, 1))
+    tuned = a_request(task, 1).tuned
+    context.registry.ledger.save_tuned(tuned)
+    return tuned.training_key
+
+
+def test_what_was_trained_is_claimed_with_an_intent(context: Context) -> None:
+    task = a_task()
+    found = claim_trained(context, task.name, trained(context, task))
+    assert found is not None
+    assert [intent.digest for intent in context.registry.ledger.intents()] == [found.digest]
+
+
+def test_what_is_collected_before_it_is_claimed_is_trained_anew(context: Context, tmp_path: Path) -> None:
+    task = a_task()
+    key = trained(context, task)
+    meddled = Context(context.settings, Registry(context.registry.ledger, Vanishing(tmp_path / "store")))
+    assert claim_trained(meddled, task.name, key) is None
+
+
+def test_what_lost_its_manifest_is_trained_anew(context: Context) -> None:
+    task = a_task()
+    key = trained(context, task)
+    context.registry.store.delete(f"{prompt_prefix(task.name, digest(task, 1))}/manifest.json")
+    assert claim_trained(context, task.name, key) is None
+    assert context.registry.ledger.intents() == []
+
+
+# ---------------------------------------------------------------- the night's table
+
+
+def status(context: Context, task: Task, version: PromptVersion, verdict: Verdict) -> str:
+    request = a_request(task, 1)
+    assert request.report is not None
+    return summarise(context.registry, task, Candidate(request.tuned, request.report, verdict, version, None)).status
+
+
+def test_a_failed_candidate_is_told_by_what_it_failed(context: Context) -> None:
+    task = a_task()
+    version, verdict = candidate(context, task, passed=False)
+    failed = [Check(name=name, passed=False, observed="0.1", required="0.2") for name in ("minimum", "gain")]
+    for checks, expected in (([failed[0]], "gate failed"), ([failed[1]], "no gain"), (failed, "no gain")):
+        assert status(context, task, version, verdict.model_copy(update={"checks": checks})) == expected
+
+
+def test_a_passed_candidate_that_nobody_promoted_awaits_approval(context: Context) -> None:
+    assert status(context, a_task(), *candidate(context, a_task())) == "awaiting approval"
+
+
+def test_what_stands_in_production_is_unchanged_and_what_stood_there_was_rolled_back(context: Context) -> None:
+    task = a_task()
+    version, verdict = candidate(context, task)
+    promotion.promote(context.registry, task, version.number, ME)
+    assert status(context, task, version, verdict) == "unchanged"
+    promotion.promote(context.registry, task, published(context.registry, task, 2, digest(task, 1)), ME)
+    assert status(context, task, version, verdict) == "rolled back"
+
+
+@pytest.mark.parametrize(("dropped", "known"), [(0, True), (1, False)])
+def test_the_champions_figure_is_told_where_no_row_was_left_out(context: Context, dropped: int, known: bool) -> None:
+    task = a_task()
+    version, verdict = candidate(context, task)
+    request = a_request(task, 1, champion="c" * 64)
+    assert request.verdict is not None
+    assert request.verdict.comparison is not None
+    assert request.report is not None
+    comparison = request.verdict.comparison.model_copy(update={"dropped": dropped})
+    told = verdict.model_copy(update={"comparison": comparison})
+    line = summarise(context.registry, task, Candidate(request.tuned, request.report, told, version, None))
+    assert (line.champion is not None) == known
+    assert line.delta == comparison.difference

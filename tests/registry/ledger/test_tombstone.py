@@ -1,0 +1,136 @@
+"""Tombstones: one collector at a time, each undoes only its own, and each stands for one prompt of one task."""
+
+import pytest
+
+from ptpipeline.errors import LeaseHeld, PromotionRefused
+from registry.ledger import tombstone
+from registry.ledger.ledger import Ledger, Move
+from registry.ledger.tombstone import Tombstone, forget_unmarked
+from registry.registry import Registry
+
+ONE, OTHER = "a" * 64, "b" * 64
+
+
+@pytest.fixture
+def ledger(plain: Registry) -> Ledger:
+    return plain.ledger
+
+
+def buried(ledger: Ledger, task: str = "mood", digest: str = ONE) -> Tombstone:
+    grave = Tombstone(ledger.database, task, digest)
+    assert grave.bury(lambda _: False)
+    return grave
+
+
+def overtaken(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> Tombstone:
+    """A tombstone that expired, and that another collector holds now."""
+    monkeypatch.setattr(tombstone, "SECONDS", 0.0)
+    late = buried(ledger)
+    monkeypatch.setattr(tombstone, "SECONDS", 60.0)
+    buried(ledger)
+    return late
+
+
+def is_buried(ledger: Ledger, task: str = "mood", digest: str = ONE) -> bool:
+    try:
+        ledger.intend(task, digest)
+    except LeaseHeld:
+        return True
+    return False
+
+
+def test_two_collectors_do_not_bury_the_same_prompt(ledger: Ledger) -> None:
+    buried(ledger)
+    assert not Tombstone(ledger.database, "mood", ONE).bury(lambda _: False)
+
+
+def test_what_is_needed_is_not_buried(ledger: Ledger) -> None:
+    assert not Tombstone(ledger.database, "mood", ONE).bury(lambda _: True)
+    assert not is_buried(ledger)
+
+
+@pytest.mark.parametrize(("task", "digest"), [("topic", ONE), ("mood", OTHER)])
+def test_a_tombstone_keeps_nobody_from_burying_another_prompt(ledger: Ledger, task: str, digest: str) -> None:
+    buried(ledger)
+    buried(ledger, task, digest)
+
+
+def test_a_collector_that_was_overtaken_holds_the_tombstone_no_longer(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = overtaken(ledger, monkeypatch)
+    assert (late.renew(), late.leave(), late.lift()) == (False, False, False)
+    assert is_buried(ledger)
+
+
+def test_a_renewed_tombstone_lasts_from_then_on(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tombstone, "SECONDS", 0.0)
+    grave = buried(ledger)
+    monkeypatch.setattr(tombstone, "SECONDS", 60.0)
+    assert grave.renew()
+    assert is_buried(ledger)
+
+
+def test_a_left_tombstone_is_a_mark_that_a_publish_takes_over(ledger: Ledger) -> None:
+    ledger.add_version("mood", ONE)
+    assert buried(ledger).leave()
+    assert ledger.version("mood", 1).collected
+    assert not is_buried(ledger)
+    assert not ledger.version("mood", 1).collected
+
+
+@pytest.mark.parametrize(("task", "digest"), [("topic", ONE), ("mood", OTHER)])
+def test_a_publish_takes_over_the_tombstone_of_its_own_prompt_alone(ledger: Ledger, task: str, digest: str) -> None:
+    ledger.add_version("mood", ONE)
+    buried(ledger).leave()
+    ledger.intend(task, digest)
+    assert ledger.version("mood", 1).collected
+
+
+@pytest.mark.parametrize(("task", "digest"), [("topic", ONE), ("mood", OTHER)])
+def test_a_lifted_or_left_tombstone_is_its_own_alone(ledger: Ledger, task: str, digest: str) -> None:
+    buried(ledger)
+    other = buried(ledger, task, digest)
+    assert (other.leave(), other.lift()) == (True, True)
+    assert is_buried(ledger)
+
+
+@pytest.mark.parametrize(("task", "digest"), [("topic", ONE), ("mood", OTHER)])
+def test_a_tombstone_marks_and_refuses_its_own_version_alone(ledger: Ledger, task: str, digest: str) -> None:
+    ledger.add_version("mood", ONE)
+    buried(ledger, task, digest)
+    assert not ledger.version("mood", 1).collected
+    move = Move(task="mood", alias="canary", version=1, actor="me", reason="why", expected=0)
+    assert ledger.append(move).version == 1
+
+
+def test_one_buried_version_keeps_a_whole_release_from_moving(ledger: Ledger) -> None:
+    from registry.ledger.ledger import Release
+
+    for task in ("mood", "topic"):
+        ledger.add_version(task, ONE)
+    buried(ledger, "topic")
+    moves = [
+        Move(task=task, alias="production", version=1, actor="me", reason="why", expected=0)
+        for task in ("mood", "topic")
+    ]
+    spring = Release(name="spring", actor="me", reason="why", versions={"mood": 1, "topic": 1}, at="2026-01-01")
+    with pytest.raises(PromotionRefused, match="topic: the garbage collection deleted"):
+        ledger.append_release(spring, moves)
+    assert (ledger.heads(), ledger.releases()) == ([], [])
+
+
+def test_only_expired_tombstones_that_mark_no_version_are_forgotten(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ledger.add_version("mood", ONE)
+    monkeypatch.setattr(tombstone, "SECONDS", -1.0)
+    for task, digest in (("mood", ONE), ("topic", ONE), ("mood", OTHER)):
+        buried(ledger, task, digest)
+    monkeypatch.setattr(tombstone, "SECONDS", 60.0)
+    buried(ledger, "tone")
+    forget_unmarked(ledger.database)
+    from registry.ledger.holdings import holdings
+
+    left = {task: holdings(ledger, task).tombstones for task in ("mood", "topic", "tone")}
+    assert left == {"mood": {ONE}, "topic": set(), "tone": {ONE}}
