@@ -1,15 +1,21 @@
 """Members with one shared prompt learn it together; teachers are distilled with the loss of the paper."""
 
+from typing import Any
+
 import torch
 
 from ptpipeline.models.frozen import Input
 from ptpipeline.prompts.parameterise import RankOne
+from ptpipeline.records import Snapshot, SplitInfo
+from ptpipeline.task.recipe import SharedPrompt, Tune
+from ptpipeline.task.task import Task
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Member
+from ptpipeline.tuning.multitask import Sources, compute_shared_key
 from ptpipeline.tuning.passes import build_examples, concatenated_backward, shared_backward
 from ptpipeline.tuning.tracker import NoTracker
 from tests.models.families import family
-from tests.tuning.jobs import job
+from tests.tuning.jobs import declared, job
 
 ROWS = [([5, 6, 7], (41,)), ([11, 12], (42, 43)), ([3], (41, 7))]
 
@@ -87,3 +93,41 @@ def test_sources_keep_factors_of_their_own() -> None:
     factors = [member.parameterisation for member in members]
     assert all(isinstance(factor, RankOne) and factor.shared is shared for factor in factors)
     assert len({tuple(factor.u.tolist()) for factor in factors if isinstance(factor, RankOne)}) == 3
+
+
+# ---------------------------------------------------------------- the training key of a shared prompt
+
+
+def a_source(name: str, train: str = "a", **changes: Any) -> tuple[Task, Snapshot]:
+    def split(digest: str) -> SplitInfo:
+        return SplitInfo(rows=4, labels={"no": 2, "yes": 2}, digest=digest * 64)
+
+    rows = {"train": split(train), "dev": split("b"), "test": split("c")}
+    snapshot = Snapshot(task=name, digest=train * 64, source="rows.csv", source_key="key", checks=[], **rows)
+    return declared(name).model_copy(update=changes), snapshot
+
+
+def shared_key(sources: list[tuple[Task, Snapshot]], name: str = "common", base: str = "f" * 64, **tune: Any) -> str:
+    shared = SharedPrompt(base_model="tiny", sources=[task.name for task, _ in sources], tune=Tune(**tune))
+    return compute_shared_key(Sources(name, shared, sources), base)
+
+
+def test_each_part_of_a_shared_training_changes_its_key() -> None:
+    two = [a_source("mood"), a_source("topic")]
+    keys = [
+        shared_key(two),
+        shared_key(two, name="other"),
+        shared_key(two, base="e" * 64),
+        shared_key(two, steps=7),
+        shared_key([a_source("mood", train="d"), two[1]]),
+        shared_key([two[0], a_source("topic", train="d")]),
+        shared_key([a_source("mood", template="{text}!"), two[1]]),
+        shared_key([*two, a_source("tone")]),
+        shared_key(two[::-1]),
+    ]
+    assert len(set(keys)) == len(keys)
+
+
+def test_the_recipe_of_a_source_is_no_part_of_a_shared_training() -> None:
+    other = a_source("mood", tune=declared("mood", steps=9).tune)
+    assert shared_key([other, a_source("topic")]) == shared_key([a_source("mood"), a_source("topic")])

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 
 from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, published
+from flows.stages.chain import Night, isolate
 from flows.stages.context import Context
 from flows.stages.outcome import Candidate, summarise
 from flows.stages.release import judge_again, promote
 from flows.stages.train import claim_trained
-from ptpipeline.errors import DataError
+from ptpipeline.errors import DataError, ServiceUnavailable
 from ptpipeline.gate.decide import APPROVAL
 from ptpipeline.prompts.artifact import write_artifact
 from ptpipeline.records import Check, PromptVersion, Verdict
@@ -226,3 +227,51 @@ def test_the_champions_figure_is_told_where_no_row_was_left_out(context: Context
     line = summarise(context.registry, task, Candidate(request.tuned, request.report, told, version, None))
     assert (line.champion is not None) == known
     assert line.delta == comparison.difference
+
+
+# ---------------------------------------------------------------- what is given up, and what a moment costs
+
+
+class Faltering(FolderStore):
+    """A folder that does not answer to its next question whether something is there."""
+
+    faults = 1
+
+    def exists(self, key: str) -> bool:
+        if self.faults:
+            self.faults -= 1
+            raise ServiceUnavailable("the store does not answer")
+        return super().exists(key)
+
+
+def test_a_store_that_is_away_for_a_moment_costs_no_training(context: Context, tmp_path: Path) -> None:
+    task = a_task()
+    key = trained(context, task)
+    store = Faltering(tmp_path / "store")
+    assert claim_trained(Context(context.settings, Registry(context.registry.ledger, store)), task.name, key)
+    assert store.faults == 0
+
+
+def test_a_failure_ends_its_own_tasks_alone() -> None:
+    night = Night({}, {})
+    mood, topic = a_task("mood"), a_task("topic")
+    with isolate(night, [mood]):
+        raise DataError("mood: no rows")
+    with isolate(night, [topic]):
+        pass
+    assert night.errors == {"mood": "mood: no rows"}
+
+
+def test_a_defect_is_told_by_its_place_and_not_by_a_message_that_may_quote_a_row() -> None:
+    night = Night({}, {})
+    with isolate(night, [a_task("mood")]):
+        raise ValueError("a secret text")
+    assert "secret" not in night.errors["mood"]
+    assert "ValueError" in night.errors["mood"]
+
+
+def test_an_interrupt_is_no_failure_of_a_task() -> None:
+    night = Night({}, {})
+    with pytest.raises(KeyboardInterrupt), isolate(night, [a_task("mood")]):
+        raise KeyboardInterrupt
+    assert night.errors == {}

@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, an_artifact, published
+from ptpipeline.errors import ServiceUnavailable
 from ptpipeline.prompts.artifact import Artifact, write_artifact
 from ptpipeline.records import Holding, digest_of
 from ptpipeline.serving.servers import report_holdings
@@ -151,6 +152,55 @@ def test_a_manifest_is_put_back_behind_what_it_describes(
     recording.before_deletion = take_over_behind_the_last
     assert collect(Registry(plain.ledger, recording), ONE, apply=True) == []
     assert [key.rsplit("/", 1)[-1] for key in recording.created] == ["prompt.safetensors", "manifest.json"]
+
+
+class Faltering(Recording):
+    """A folder that does not answer to its next put."""
+
+    faults = 1
+
+    def create(self, key: str, body: bytes) -> None:
+        if self.faults:
+            self.faults -= 1
+            raise ServiceUnavailable("the store does not answer")
+        super().create(key, body)
+
+
+def test_a_store_that_is_away_for_a_moment_gets_everything_back(
+    plain: Registry, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tombstone, "SECONDS", 0.0)
+    orphan = an_artifact(task, 1)
+    write_artifact(plain.store, orphan)
+    before = prompt_keys(plain, task, 1)
+    store = Faltering(Path(plain.store.url.removeprefix("file://")))
+    store.before_deletion = lambda key: plain.ledger.intend(task.name, orphan.digest)
+    assert collect(Registry(plain.ledger, store), ONE, apply=True) == []
+    assert (prompt_keys(plain, task, 1), store.faults) == (before, 0)
+
+
+def test_what_was_written_anew_meanwhile_is_not_written_over(
+    plain: Registry, task: Task, recording: Recording, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tombstone, "SECONDS", 0.0)
+    orphan = an_artifact(task, 1)
+    write_artifact(plain.store, orphan)
+    plots = f"{prompt_prefix(task.name, orphan.digest)}/plots/one.png"
+    plain.store.create(plots, b"old")
+    deleted: list[str] = []
+
+    def take_over_behind_the_last(key: str) -> None:
+        deleted.append(key)
+        if len(deleted) == 3:
+            plain.ledger.intend(task.name, orphan.digest)
+            if not plain.store.exists(plots):
+                plain.store.create(plots, b"new")
+
+    recording.before_deletion = take_over_behind_the_last
+    assert collect(Registry(plain.ledger, recording), ONE, apply=True) == []
+    assert deleted[1] == plots
+    assert plain.store.read(plots).body == b"new"
+    assert len(prompt_keys(plain, task, 1)) == 3
 
 
 def test_a_shared_prompt_goes_before_the_prompts_that_it_descends_from(plain: Registry, task: Task) -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, published
-from ptpipeline.errors import PromotionConflict, PromotionRefused
+from ptpipeline.errors import PromotionConflict, PromotionRefused, ServiceUnavailable
+from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import prompt_prefix
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Ledger, Release
@@ -174,6 +175,12 @@ def test_pointing_at_what_is_there_changes_nothing(plain: Registry, task: Task) 
     assert heads[0] == heads[1]
 
 
+def test_a_rollback_to_what_is_there_changes_nothing(plain: Registry, task: Task) -> None:
+    two_promoted(plain, task)
+    assert rollback(plain, task.name, ME, to=2) == plain.ledger.head(task.name, "production")
+    assert len(plain.ledger.history(task.name)) == 2
+
+
 # ---------------------------------------------------------------- which verdict
 
 
@@ -229,6 +236,26 @@ def test_a_release_leaves_alone_what_stands_there_already(plain: Registry, task:
     moved = promote_release(plain, {t.name: t for t in (task, other)}, a_release(task, other), ANYWAY)
     assert [row.task for row in moved] == [other.name]
     assert len(plain.ledger.history(task.name)) == 2
+
+
+class WithoutReleases(FolderStore):
+    """A folder that takes no releases."""
+
+    def create(self, key: str, body: bytes) -> None:
+        if key.startswith("releases/"):
+            raise ServiceUnavailable("the store went away")
+        super().create(key, body)
+
+
+def test_a_release_stands_though_the_store_did_not_take_it(
+    plain: Registry, task: Task, caplog: pytest.LogCaptureFixture
+) -> None:
+    published(plain, task, 1)
+    away = Registry(plain.ledger, WithoutReleases(Path(plain.store.url.removeprefix("file://"))))
+    (moved,) = promote_release(away, {task.name: task}, a_release(task, version=1), ME)
+    assert "release spring is not in the store yet" in caplog.text
+    assert (moved.version, [found.name for found in plain.ledger.releases()]) == (1, ["spring"])
+    assert plain.ledger.applied("store", task.name, "production") == (1, 1)
 
 
 def test_the_first_promotion_by_a_release_is_not_rolled_back(plain: Registry, task: Task) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,16 @@ from benchmarks.fixtures.prompts import an_artifact, published
 from ptpipeline.records import Promotion
 from ptpipeline.storage import FolderStore, Stored
 from ptpipeline.task.task import Task
+from registry.garbage.collect import collect
+from registry.garbage.roots import Retention
+from registry.ledger import tables
 from registry.ledger.ledger import Move
-from registry.ledger.projections import sight
+from registry.ledger.projections import applied_projections, sight
 from registry.mlflow import store as mlflow_store
 from registry.mlflow.store import APPLIED_TAG, MlflowStore, Model
 from registry.registry import Registry
 from registry.repair.doctor import examine
+from registry.repair.reconcile import reconcile
 from registry.versions import projection
 from registry.versions.mlflow_alias import Action
 from registry.versions.mlflow_edit import judge
@@ -162,3 +167,36 @@ def test_only_what_mlflow_followed_before_can_be_an_edit(
         client.set_registered_model_tag(task.name, f"{APPLIED_TAG}production", "7")
     (found,) = examine(shown, task.name)
     assert (found.kind, found.safe) == (("edit", False) if followed else ("alias", True))
+
+
+# ---------------------------------------------------------------- other looks at MLflow
+
+
+def test_a_version_that_a_persons_alias_names_is_not_collected(
+    shown: Registry, task: Task, head: Promotion, client: MlflowClient
+) -> None:
+    published(shown, task, 4, head.digest)
+    client.set_registered_model_alias(task.name, "mine", "2")
+    planned = collect(shown, Retention(candidates=1, grace=timedelta(0)), task=task.name)
+    assert [item.version for item in planned] == [3]
+
+
+def test_a_sequence_number_that_was_lost_in_mlflow_is_written_again(
+    shown: Registry, task: Task, head: Promotion, client: MlflowClient
+) -> None:
+    client.set_registered_model_tag(task.name, f"{APPLIED_TAG}production", "7")
+    reconcile(shown, {task.name: task}, task.name)
+    assert client.get_registered_model(task.name).tags[f"{APPLIED_TAG}production"] == "1"
+
+
+def test_what_mlflow_shows_and_the_ledger_did_not_note_is_noted(shown: Registry, task: Task, head: Promotion) -> None:
+    with shown.ledger.database.writing() as connection:
+        connection.execute(tables.projection.delete().where(tables.projection.c.target == "mlflow"))
+    reconcile(shown, {task.name: task}, task.name)
+    assert shown.ledger.applied("mlflow", task.name, "production") == (1, 1)
+
+
+def test_an_alias_that_agrees_again_is_forgotten_as_a_difference(shown: Registry, task: Task, head: Promotion) -> None:
+    sight(shown.ledger, head, an_artifact(task, 2).digest)
+    reconcile(shown, {task.name: task}, task.name)
+    assert applied_projections(shown.ledger).sighted == set()

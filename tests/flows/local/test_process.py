@@ -1,0 +1,116 @@
+"""Processes of the local stack: known by pid and start, ended with their descendants, and nobody else's touched."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.local import process as module
+from flows.local.process import Process, is_alive, is_free, memory, serves, spawn, stop
+
+SLEEP = "import time; print('up', flush=True); time.sleep(60)"
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP
+PARENT = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])\n" + SLEEP
+SERVER = "import socket, sys; s = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n" + SLEEP
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Starts Python code and waits until it is up; what is left of it at the end is killed."""
+    made: list[Process] = []
+
+    def start(code: str, *arguments: str, lines: int = 1) -> Process:
+        log = tmp_path / f"{len(made)}.log"
+        made.append(spawn([sys.executable, "-c", code, *arguments], dict(os.environ), log))
+        deadline = time.monotonic() + 30
+        while log.read_bytes().count(b"up") < lines and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return made[-1]
+
+    yield start
+    for process in made:
+        if is_alive(process):
+            for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+                one.kill()
+
+
+def test_a_process_is_alive_until_it_ends(started: Callable[..., Process]) -> None:
+    process = started(SLEEP)
+    assert is_alive(process)
+    assert memory(process) > 0
+    psutil.Process(process.pid).kill()
+    deadline = time.monotonic() + 10
+    while is_alive(process) and time.monotonic() < deadline:  # it waits to be reaped, which does not count
+        time.sleep(0.02)
+    assert (is_alive(process), memory(process)) == (False, 0)
+
+
+def test_another_process_under_a_reused_pid_is_neither_alive_nor_ended(started: Callable[..., Process]) -> None:
+    process = started(SLEEP)
+    before = process.model_copy(update={"created": process.created - 100})
+    assert not is_alive(before)
+    stop(before)
+    assert is_alive(process)
+
+
+def test_a_process_is_ended_with_its_descendants(
+    started: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_STOP_SECONDS", 0.3)
+    process = started(PARENT, SLEEP, lines=2)
+    (child,) = psutil.Process(process.pid).children()
+    stop(process)
+    assert not is_alive(process)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_descendant_that_ignores_its_end_is_killed(
+    started: Callable[..., Process], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_STOP_SECONDS", 0.3)
+    process = started(PARENT, STUBBORN, lines=2)
+    (child,) = psutil.Process(process.pid).children()
+    stop(process)
+    assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_only_who_listens_on_its_own_port_serves(started: Callable[..., Process]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as ours:
+        taken = ours.getsockname()[1]
+        free = _free_port()
+        server = started(SERVER, str(free))
+        assert serves(server.model_copy(update={"port": free}))
+        assert not serves(server.model_copy(update={"port": taken}))
+        assert (is_free(taken), is_free(free)) == (False, False)
+
+
+def test_who_ended_serves_nothing(started: Callable[..., Process]) -> None:
+    free = _free_port()
+    server = started(SERVER, str(free)).model_copy(update={"port": free})
+    stop(server)
+    assert (serves(server), is_free(free)) == (False, True)
+
+
+def test_a_process_outlives_the_terminal_of_its_caller(started: Callable[..., Process]) -> None:
+    process = started(SLEEP)
+    assert os.getsid(process.pid) == process.pid
+
+
+def test_what_never_ran_is_not_alive() -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    created = psutil.Process(ended.pid).create_time()
+    ended.wait()
+    assert not is_alive(Process(pid=ended.pid, created=created))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
