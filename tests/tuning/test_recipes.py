@@ -40,7 +40,7 @@ def test_an_ensemble_unfolds_into_consecutive_seeds() -> None:
         ({"method": "ensemble"}, "go together"),
         ({"ensemble": {"members": 3}}, "go together"),
         ({"method": "multitask"}, "`shared`, a name in shared_prompts.yaml"),
-        ({"method": "multitask", "shared": "s", "init": "xavier"}, "leave `init` out"),
+        ({"method": "multitask", "shared": "s", "init": "xavier"}, "remove `init`"),
         ({"encoder": "mlp"}, "prompt encoder of p_tuning; prompt has none"),
         ({"encoder_width": 4}, "prompt has no network"),
         ({"method": "prefix", "placement": "after_bos"}, "is for embeddings"),
@@ -49,22 +49,22 @@ def test_an_ensemble_unfolds_into_consecutive_seeds() -> None:
         ({"search": {"seed": [1, 1]}}, "`seed` lists a value twice"),
         ({"search": {"seed": list(range(9)), "learning_rate": [0.1 * i for i in range(1, 9)]}}, "72 combinations"),
         ({"search": {"length": "shrink"}}, "grow"),
-        ({"search": {"length": [4, 8]}, "init": {"version": "a@1"}}, "leave `search.length` out"),
-        ({"method": "multitask", "shared": "s", "search": {"length": [4, 8]}}, "leave `search.length` out"),
-        ({"schedule": "constant", "final_fraction": 0.1}, "a constant rate does not decay: leave it out"),
+        ({"search": {"length": [4, 8]}, "init": {"version": "a@1"}}, "remove `search.length`"),
+        ({"method": "multitask", "shared": "s", "search": {"length": [4, 8]}}, "remove `search.length`"),
+        ({"schedule": "constant", "final_fraction": 0.1}, "a constant rate does not decay: remove it"),
         (
             {"steps": 20, "final_fraction": 0.5},
             r"warms up through all 20 steps \(`warmup_steps` is 20\) and never decays",
         ),
         (
             {"search": {"length": "grow"}, "num_virtual_tokens": 16},
-            "`search.length` lists what is tried in place of `num_virtual_tokens`",
+            "`search.length` lists the values to try instead of `num_virtual_tokens`",
         ),
         (
             {"search": {"learning_rate": [0.1, 0.2]}, "learning_rate": 0.1},
-            "`search.learning_rate` lists what is tried in place of `learning_rate`",
+            "`search.learning_rate` lists the values to try instead of `learning_rate`",
         ),
-        ({"search": {"seed": [1, 2]}, "seed": 1}, "`search.seed` lists what is tried in place of `seed`"),
+        ({"search": {"seed": [1, 2]}, "seed": 1}, "`search.seed` lists the values to try instead of `seed`"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(recipe: dict[str, object], expected: str) -> None:

@@ -295,7 +295,7 @@ def test_a_shared_prompt_that_a_person_moved_stays_there(sources: Project) -> No
     ("old", "new", "expected"),
     [
         ("[tiny-a, tiny-b]", "[tiny-a, tiny-c]", "no task 'tiny-c'"),
-        ("[tiny-a, tiny-b]", "[tiny-a, tiny-a]", "stands in the list twice"),
+        ("[tiny-a, tiny-b]", "[tiny-a, tiny-a]", "a source is listed twice"),
         ("[tiny-a, tiny-b]", "[tiny-a]", "sources"),
         ("base_model: tiny,", "base_model: other,", "is for base model tiny, not other"),
         ("tiny-shared:", "tiny-a:", "no shared prompt 'tiny-shared'"),
