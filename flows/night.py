@@ -1,4 +1,4 @@
-"""What Prefect shows of a run over several tasks: its build_table, its final state, and the verdict of each task."""
+"""What Prefect shows of a run over several tasks: its table, its final state, and the verdict of each task."""
 
 import re
 from typing import Any

@@ -127,5 +127,5 @@ def compare(task: Task, pair: "Pair | str", margin: float) -> PairedDifference |
         return pair
     if len(pair.rows) < 2:
         return f"neither was trained on {len(pair.rows)} of today's test rows; a comparison needs two"
-    asked = Hypothesis(task.gate.metric, task.gate.champion.confidence, margin)
-    return compare_pair(task, pair, asked).model_copy(update={"dropped": len(pair.ours.ids) - len(pair.rows)})
+    hypothesis = Hypothesis(task.gate.metric, task.gate.champion.confidence, margin)
+    return compare_pair(task, pair, hypothesis).model_copy(update={"dropped": len(pair.ours.ids) - len(pair.rows)})

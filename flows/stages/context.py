@@ -65,7 +65,6 @@ class Context:
 
     def has_rows(self, snapshot: Snapshot) -> bool:
         """Whether the snapshot's rows are still stored."""
-
         from ptpipeline.storage.keys import snapshot_manifest_key
 
         return self.registry.store.exists(snapshot_manifest_key(snapshot.task, snapshot.digest))

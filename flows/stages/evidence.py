@@ -7,14 +7,7 @@ from flows.stages.compare import Measured, SeenRows, compare, pair_with
 from flows.stages.context import Context
 from ptpipeline.errors import NotFound
 from ptpipeline.gate.decide import Evidence
-from ptpipeline.records import (
-    PRODUCTION,
-    Look,
-    PairedDifference,
-    Report,
-    SliceDifference,
-    TunedPrompt,
-)
+from ptpipeline.records import PRODUCTION, Look, PairedDifference, Report, SliceDifference, TunedPrompt
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Ledger
 from registry.versions.history import path_of

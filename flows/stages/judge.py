@@ -51,8 +51,10 @@ def _choose_split(context: Context, task: Task, digest: str, snapshot: Snapshot)
     if snapshot.reserve is None or champion == digest:
         return "test"
     looks = count_looks(context, task, snapshot)
-    asked = question_digest(digest, champion, snapshot.test.digest, task.policy_digest())
-    if not reserve_judges(task, snapshot, looks) or ledger_looks.is_answered(context.registry.ledger, task.name, asked):
+    question = question_digest(digest, champion, snapshot.test.digest, task.policy_digest())
+    if not reserve_judges(task, snapshot, looks) or ledger_looks.is_answered(
+        context.registry.ledger, task.name, question
+    ):
         return "test"
     context.report(
         f"{task.name}: the test rows have served {looks} looks; the reserve of {snapshot.reserve.rows} rows judges"
@@ -65,8 +67,8 @@ def _take_look(context: Context, task: Task, challenge: Challenge) -> Look | Non
     if challenge.champion == challenge.tuned.digest:
         return None
     report, results, _ = challenge.measured
-    asked = question_digest(report.digest, challenge.champion, report.test_digest, task.policy_digest())
-    return ledger_looks.take_look(context.registry.ledger, task.name, asked, results.ids, task.gate.champion.budget)
+    question = question_digest(report.digest, challenge.champion, report.test_digest, task.policy_digest())
+    return ledger_looks.take_look(context.registry.ledger, task.name, question, results.ids, task.gate.champion.budget)
 
 
 def _find_champion(context: Context, task: Task) -> str | None:
