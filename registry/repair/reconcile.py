@@ -152,7 +152,7 @@ def _restore_version(registry: Registry, mlflow: MlflowStore, version: PromptVer
 
 
 def _restore_alias(registry: Registry, tasks: Mapping[str, Task], head: Promotion, wait: float) -> list[Action]:
-    """Project an alias that does not agree everywhere; what MLflow shows otherwise after that is judged as an edit."""
+    """Project an alias that does not agree everywhere; if MLflow shows another version then, the edit is judged."""
     actions = attempt(head.task, partial(settle, registry, head, wait))
     if registry.mlflow is None or not all(action.done for action in actions):
         return actions

@@ -16,7 +16,7 @@ from ptpipeline.task.task import Task
 from registry.ledger import tables
 from registry.ledger.database import put
 from registry.ledger.ledger import Release
-from registry.mlflow.store import MlflowStore, connect
+from registry.mlflow.store import connect
 from registry.registry import Registry
 from registry.repair.difference import Difference
 from registry.repair.doctor import examine
@@ -286,12 +286,6 @@ def test_each_object_is_read_once_and_listed_once(plain: Registry, task: Task, t
 
 
 # ---------------------------------------------------------------- MLflow
-
-
-@pytest.fixture
-def shown(plain: Registry, mlflow_url: str) -> Registry:
-    """A registry over a folder and the real MLflow server."""
-    return Registry(plain.ledger, plain.store, MlflowStore(mlflow_url))
 
 
 @pytest.mark.servers
