@@ -41,7 +41,7 @@ def _quality(card: Card) -> list[str]:
         return ["### Quality", "- not evaluated yet"]
     lines = [
         f"### Quality on {report.rows} {report.split} rows",
-        *(_compared(report, metric) for metric in report.prompt.figures()),
+        *(_compare_baselines(report, metric) for metric in report.prompt.figures()),
     ]
     if isinstance(report.prompt, Scores) and report.prompt.calibration_error is not None:
         lines.append(f"- calibration error: **{report.prompt.calibration_error:.3f}**")
@@ -53,7 +53,7 @@ def _quality(card: Card) -> list[str]:
     return lines + ([f"- {sentence}" for sentence in seed_spread(tuned)] if tuned.steps else [])
 
 
-def _compared(report: Report, metric: str) -> str:
+def _compare_baselines(report: Report, metric: str) -> str:
     between = report.interval.get(metric)
     interval = f" ({between[0]:.3f} to {between[1]:.3f})" if between else ""
     figures = {name: scores.figures().get(metric) for name, scores in columns(report).items()}

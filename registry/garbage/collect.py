@@ -95,7 +95,7 @@ def _collect(work: Collection, item: Collected) -> bool:
         )
         return False
     reached("collect buried")
-    if item.what != "snapshot" and _needed(work.store, name):
+    if item.what != "snapshot" and _is_needed(work.store, name):
         interrupted = not work.store.exists(manifest_key(*name))
         _ = grave.leave() if interrupted else grave.lift()
         return False
@@ -109,7 +109,7 @@ def _in_use(work: Collection, item: Collected, name: Name) -> Needed:
     return lambda connection: name in prompts_in_use(prompt_uses(connection, name.task), work.policy)
 
 
-def _needed(store: ObjectStore, name: Name) -> bool:
+def _is_needed(store: ObjectStore, name: Name) -> bool:
     """Whether a server names the prompt by now, or a prompt of its task that was stored meanwhile consists of it."""
     addresses = map(parse, store.keys(task_prefix(name.task)))
     stored = {Name(name.task, each.digest) for each in addresses if isinstance(each, PromptObject) and each.is_manifest}

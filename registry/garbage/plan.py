@@ -62,7 +62,7 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
     """
     # the store is listed before the ledger is read, because the ledger knows of a name before the store does
     folders = {listing.task: listing for listing in list_tasks(registry.store)}
-    snapshots = _grouped(registry.store.listed(SNAPSHOTS))
+    snapshots = _group_snapshots(registry.store.listed(SNAPSHOTS))
     versions = {
         name: list(rows)
         for name, rows in groupby(registry.ledger.versions(limit=None), key=lambda version: version.task)
@@ -73,7 +73,7 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
     ]
     for each in tasks:  # all, because a version of one task may descend from another's
         _check_ledger(registry, each)
-    kept = _kept(registry, policy, folders)
+    kept = _find_kept(registry, policy, folders)
     wanted = [each for each in tasks if task in (None, each.name)]
     garbage = [item for each in wanted for item in _prompts(registry, policy, each, kept)]
     alive = (kept.prompts | set(kept.manifests)) - {Name(item.task or "", item.digest) for item in garbage}
@@ -85,7 +85,7 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
         if name not in needed
         and task in (None, name.task)
         and name.task not in kept.unclear
-        and not _young(policy, objects)
+        and not _is_young(policy, objects)
     ]
     return garbage + ([] if task else _checkpoints(registry.store, policy))
 
@@ -93,7 +93,7 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
 # ---------------------------------------------------------------- what is kept
 
 
-def _kept(registry: Registry, policy: Retention, folders: Mapping[str, TaskListing]) -> Kept:
+def _find_kept(registry: Registry, policy: Retention, folders: Mapping[str, TaskListing]) -> Kept:
     """The roots, what is young and no version, and all that these consist of or descend from."""
     stored = {
         Name(task, digest): objects for task, folder in folders.items() for digest, objects in folder.prompts.items()
@@ -108,7 +108,7 @@ def _kept(registry: Registry, policy: Retention, folders: Mapping[str, TaskListi
     registered = {*uses.versions.values()}
     for task, folder in folders.items():
         prompts |= prompts_aliased(registry, task, folder.pointers)
-    prompts |= {name for name, objects in stored.items() if name not in registered and _young(policy, objects)}
+    prompts |= {name for name, objects in stored.items() if name not in registered and _is_young(policy, objects)}
     return Kept(
         with_parts(prompts, manifests),
         snapshots,
@@ -225,7 +225,7 @@ def _checkpoints(store: ObjectStore, policy: Retention) -> list[Collected]:
 # ---------------------------------------------------------------- the listing
 
 
-def _grouped(items: Iterable[Listed]) -> dict[Name, list[Listed]]:
+def _group_snapshots(items: Iterable[Listed]) -> dict[Name, list[Listed]]:
     """The objects of snapshots, by task and digest."""
     objects: dict[Name, list[Listed]] = {}
     for item in items:
@@ -235,5 +235,5 @@ def _grouped(items: Iterable[Listed]) -> dict[Name, list[Listed]]:
     return objects
 
 
-def _young(policy: Retention, objects: Iterable[Listed]) -> bool:
+def _is_young(policy: Retention, objects: Iterable[Listed]) -> bool:
     return any(policy.is_fresh(item.modified) for item in objects)

@@ -43,7 +43,7 @@ def prompts_in_use(uses: PromptUses, policy: Retention) -> set[Name]:
         named |= {uses.versions[number] for number in numbers & uses.versions.keys()}
     for _, numbered in groupby(sorted(uses.versions), key=lambda version: version.task):
         named |= {uses.versions[version] for version in list(numbered)[-policy.candidates :]}
-    return named | _lately(policy, uses.published)
+    return named | _find_recent(policy, uses.published)
 
 
 def abandoned_before(policy: Retention) -> str:
@@ -53,7 +53,7 @@ def abandoned_before(policy: Retention) -> str:
 
 def snapshots_in_use(uses: Iterable[Use], policy: Retention) -> set[Name]:
     """Return the snapshots that runs used within the grace period, and the last one that a run of each task used."""
-    return _lately(policy, uses)
+    return _find_recent(policy, uses)
 
 
 def prompts_served(store: ObjectStore) -> set[Name]:
@@ -72,7 +72,7 @@ def prompts_aliased(registry: Registry, task: str, pointers: Iterable[str]) -> s
     return named | {Name(task, digests.get(number, "")) for number in aliases.values()}
 
 
-def _lately(policy: Retention, uses: Iterable[Use]) -> set[Name]:
+def _find_recent(policy: Retention, uses: Iterable[Use]) -> set[Name]:
     """What was used within the grace period, and what was used last of each task."""
     used: set[Name] = set()
     last: dict[str, Use] = {}

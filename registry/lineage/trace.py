@@ -139,7 +139,7 @@ def trace_row(registry: Registry, row: str) -> list[Exposure]:
             "0123456789abcdef; --text-file finds the id of a text"
         )
     graph = read_graph(registry)
-    exposed = _exposed(graph, _hits(registry, graph, match[1]))
+    exposed = _find_exposed(graph, _hits(registry, graph, match[1]))
     aliases: dict[Name, list[str]] = {}
     for head in registry.ledger.heads():
         aliases.setdefault(Name(head.task, head.digest), []).append(head.alias)
@@ -228,14 +228,14 @@ def _hit(registry: Registry, snapshot: Snapshot, row: str) -> Seen | None:
     return None
 
 
-def _exposed(graph: Graph, hits: Mapping[Name, Seen | None]) -> dict[Name, _Learnt]:
+def _find_exposed(graph: Graph, hits: Mapping[Name, Seen | None]) -> dict[Name, _Learnt]:
     """The prompts that learnt from the row, parents first."""
     names = sorted(graph.manifests.keys() | graph.versions.keys())
     parents = {name: graph.parents(name) for name in names}
     ancestry = {name: [parent.name for parent in parents[name]] for name in names}
     exposed: dict[Name, _Learnt] = {}
     for name in TopologicalSorter(ancestry).static_order():
-        learnt = _learnt(graph, hits, name)
+        learnt = _find_learnt(graph, hits, name)
         for relation, parent in parents.get(name, []):
             if parent in exposed:
                 link = f"{relation} {_label(graph, parent)}"
@@ -245,7 +245,7 @@ def _exposed(graph: Graph, hits: Mapping[Name, Seen | None]) -> dict[Name, _Lear
     return exposed
 
 
-def _learnt(graph: Graph, hits: Mapping[Name, Seen | None], name: Name) -> list[_Learnt]:
+def _find_learnt(graph: Graph, hits: Mapping[Name, Seen | None], name: Name) -> list[_Learnt]:
     """What the prompt's own rows say; `unknown` if it was imported or if its snapshot is gone.
 
     So is what it descends from if its manifest was lost; the garbage collection deletes none that another descends

@@ -39,7 +39,7 @@ class Contents(NamedTuple):
     dossiers: dict[str, Dossier]
     refused: list[Refused]
 
-    def described(self) -> set[str]:
+    def described_digests(self) -> set[str]:
         """Return the digests of the prompts that have a dossier."""
         return {dossier.publication.tuned.digest for dossier in self.dossiers.values()}
 
@@ -58,9 +58,9 @@ def read_contents(store: ObjectStore, listing: TaskListing) -> Contents:
     numbered, promotions, pointers, dossiers = listing.versions, listing.history, listing.pointers, listing.dossiers()
     bodies = read_all(store, [*numbered, *promotions, *pointers, *dossiers])
     refused = [Refused(key, "has no key of the expected form") for key in listing.malformed()]
-    names = _sound(VersionName, numbered, bodies, refused)
+    names = _parse_sound(VersionName, numbered, bodies, refused)
     history: dict[str, list[Promotion]] = {}
-    for row in _sound(Promotion, promotions, bodies, refused):
+    for row in _parse_sound(Promotion, promotions, bodies, refused):
         history.setdefault(row.alias, []).append(row)
     return Contents(
         names={name.number: name.digest for name in names},
@@ -71,7 +71,7 @@ def read_contents(store: ObjectStore, listing: TaskListing) -> Contents:
     )
 
 
-def _sound(
+def _parse_sound(
     kind: type[_Known], keys: Iterable[str], bodies: Mapping[str, bytes], refused: list[Refused]
 ) -> list[_Known]:
     """The records that say of themselves what their keys say; the others are added to `refused`."""

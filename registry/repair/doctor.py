@@ -41,7 +41,7 @@ def examine(registry: Registry, task: str | None = None) -> list[Difference]:
     for listing in _list_all(registry) if task is None else [_list_one(registry, task)]:
         inventory = take_inventory(registry, listing)
         versions[listing.task] = inventory.kept_versions()
-        differences += _confirmed(inventory)
+        differences += _confirm_differences(inventory)
     if registry.mlflow:
         models = registry.mlflow.models(task)
         for name, kept in versions.items():
@@ -72,7 +72,7 @@ def _known_tasks(registry: Registry) -> set[str]:
     return {*registry.ledger.tasks(), *(intent.task for intent in registry.ledger.intents())}
 
 
-def _confirmed(inventory: Inventory) -> list[Difference]:
+def _confirm_differences(inventory: Inventory) -> list[Difference]:
     first = [*_differences(inventory)]
     if not first:
         return []

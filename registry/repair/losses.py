@@ -37,7 +37,7 @@ def find_unsound(store: ObjectStore, task: str, contents: Contents, holdings: Ho
     Nothing that is said of those is to be believed. A prompt whose bytes are gone is not among them: its number was
     given all the same, and doctor names what is missing.
     """
-    stated = {*contents.stated_versions().values()} | contents.described()
+    stated = {*contents.stated_versions().values()} | contents.described_digests()
     answers = ask_all(partial(_why_unsound, store, task), sorted(stated - {*holdings.versions.values()}))
     return {digest: why for digest, why in answers.items() if why}
 
@@ -61,7 +61,7 @@ def find_losses(task: str, contents: Contents, holdings: Holdings, unsound: Mapp
     """
     refused: list[Refused] = []
     versions = _versions(task, contents.stated_versions(), holdings, unsound, refused)
-    facts = _Facts(versions | holdings.versions, _passed(contents, holdings))
+    facts = _Facts(versions | holdings.versions, _find_passed(contents, holdings))
     promotions = [
         row
         for alias in sorted(contents.history)
@@ -70,7 +70,7 @@ def find_losses(task: str, contents: Contents, holdings: Holdings, unsound: Mapp
     return Losses(versions, promotions, refused)
 
 
-def _passed(contents: Contents, holdings: Holdings) -> dict[str, str]:
+def _find_passed(contents: Contents, holdings: Holdings) -> dict[str, str]:
     """The passed verdicts that the store or the ledger holds: verdict -> digest of the prompt."""
     stored = [dossier.verdict for dossier in contents.dossiers.values() if dossier.verdict]
     passed = holdings.passed | {verdict.verdict_digest() for verdict in stored if verdict.passed}

@@ -124,7 +124,7 @@ def _mend_dossiers(inventory: Inventory) -> list[Action]:
     """Write a dossier for every verdict that the store does not hold; what is unreadable is set aside."""
     unreadable = [refused.key for refused in inventory.contents.refused if is_dossier(refused.key)]
     actions = [_set_aside(inventory, key) for key in unreadable]
-    described, stored = inventory.contents.described(), inventory.contents.verdict_digests()
+    described, stored = inventory.contents.described_digests(), inventory.contents.verdict_digests()
     for number, digest in inventory.kept_versions().items():
         lost = _lost_dossiers(inventory.registry.ledger, Name(inventory.task, digest), stored, digest in described)
         for dossier in lost:

@@ -32,7 +32,7 @@ def compare_model(registry: Registry, task: str, versions: dict[int, str], model
 
 
 def _moved_alias(registry: Registry, head: Promotion, model: Model) -> Difference:
-    edited = head.alias in model.aliases and _followed(registry, head, model)
+    edited = head.alias in model.aliases and _has_shown(registry, head, model)
     return Difference(
         task=head.task,
         kind="edit" if edited else "alias",
@@ -44,7 +44,7 @@ def _moved_alias(registry: Registry, head: Promotion, model: Model) -> Differenc
     )
 
 
-def _followed(registry: Registry, head: Promotion, model: Model) -> bool:
+def _has_shown(registry: Registry, head: Promotion, model: Model) -> bool:
     """Whether MLflow showed the head before: then what differs is somebody's edit, which the reconcile judges."""
     applied = registry.ledger.applied("mlflow", head.task, head.alias)
     return applied is not None and applied.seq == model.applied.get(head.alias) == head.seq

@@ -64,19 +64,19 @@ def compare_names(inventory: Inventory) -> Iterator[Difference]:
 
 def compare_dossiers(inventory: Inventory) -> Iterator[Difference]:
     """Yield versions of which the store does not tell, for a lost ledger, how they were made and judged."""
-    described, stored = inventory.contents.described(), inventory.contents.verdict_digests()
+    described, stored = inventory.contents.described_digests(), inventory.contents.verdict_digests()
     lost = Counter(digest for verdict, digest in inventory.holdings.verdicts.items() if verdict not in stored)
     for number, digest in inventory.kept_versions().items():
         if digest in described and not lost[digest]:
             continue
         safe = digest in inventory.holdings.published
-        found = f"{lost[digest]} verdicts are not in the store" if digest in described else "nothing in the store"
+        state = f"{lost[digest]} verdicts are not in the store" if digest in described else "nothing in the store"
         yield Difference(
             task=inventory.task,
             kind="dossier",
             what=f"records of version {number}",
             expected="how it was made and judged",
-            found=found if safe else "nothing in the store or the ledger",
+            found=state if safe else "nothing in the store or the ledger",
             mend=FIX if safe else how_to_end(inventory.task),
             safe=safe,
         )
@@ -95,7 +95,7 @@ def compare_dossiers(inventory: Inventory) -> Iterator[Difference]:
 
 def compare_publishes(inventory: Inventory) -> Iterator[Difference]:
     """Yield publishes that began and did not end."""
-    described = inventory.contents.described()
+    described = inventory.contents.described_digests()
     for digest, at in sorted(inventory.holdings.intents.items()):
         safe = digest in described  # the dossier says all that the publish was asked to do
         yield Difference(

@@ -88,7 +88,7 @@ def _intents(listing: TaskListing, dossiers: Mapping[str, Dossier], held: Holdin
 
 
 def _versions(listing: TaskListing, losses: Losses) -> list[PromptVersion]:
-    collected = _collected(listing, losses)
+    collected = _find_collected(listing, losses)
     versions = []
     for number, digest in losses.versions.items():
         key = version_key(listing.task, number)
@@ -106,7 +106,7 @@ def _versions(listing: TaskListing, losses: Losses) -> list[PromptVersion]:
     return versions
 
 
-def _collected(listing: TaskListing, losses: Losses) -> set[str]:
+def _find_collected(listing: TaskListing, losses: Losses) -> set[str]:
     """Versions of which the garbage collection left nothing but the number, and that no alias ever named."""
     return {*losses.versions.values()} - listing.digests() - {row.digest for row in losses.promotions}
 
@@ -212,8 +212,8 @@ def _pointers(task: str, contents: Contents, held: Holdings, losses: Losses) -> 
 
 def _describe(listing: TaskListing, losses: Losses, held: Holdings, contents: Contents) -> list[Action]:
     """What was taken."""
-    made = contents.described() - held.published
-    gone = _collected(listing, losses)
+    made = contents.described_digests() - held.published
+    gone = _find_collected(listing, losses)
     sentences = [
         f"version {number} is prompt {digest[:12]}{', whose bytes were deleted' if digest in gone else ''}"
         for number, digest in losses.versions.items()

@@ -45,7 +45,7 @@ def reconcile(
     does not answer.
     """
     wait = projection.LEASE_SECONDS + WAIT_BEYOND_LEASE if wait is None else wait
-    actions = [_interrupted(intent) for intent in registry.ledger.intents(task)]
+    actions = [_report_interrupted(intent) for intent in registry.ledger.intents(task)]
     models, failures = _models(registry, task), list[Action]()
     if isinstance(models, Action):  # the store's pointers are brought up to date without MLflow
         failures.append(models)
@@ -69,7 +69,7 @@ def reconcile(
     return actions + failures
 
 
-def _interrupted(intent: Intent) -> Action:
+def _report_interrupted(intent: Intent) -> Action:
     what = f"publish of {intent.digest[:12]} was interrupted; `ptp run {intent.task}` finishes it"
     return Action(task=intent.task, what=what, done=False)
 
