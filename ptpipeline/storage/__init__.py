@@ -9,10 +9,10 @@ from urllib.parse import urlparse
 
 from ptpipeline.errors import SettingsError
 from ptpipeline.storage.folder import FolderStore
-from ptpipeline.storage.objects import Listed, ObjectStore, Stored, checked_key, without_login
+from ptpipeline.storage.objects import Listed, ObjectStore, Stored, check_key, without_login
 from ptpipeline.storage.s3 import RequestLimits, S3Store
 
-__all__ = ["FolderStore", "Listed", "ObjectStore", "RequestLimits", "S3Store", "Stored", "checked_key", "open_store"]
+__all__ = ["FolderStore", "Listed", "ObjectStore", "RequestLimits", "S3Store", "Stored", "check_key", "open_store"]
 
 
 def open_store(url: str, s3_endpoint: str | None = None) -> ObjectStore:

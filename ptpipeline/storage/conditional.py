@@ -72,7 +72,7 @@ def _must_refuse(store: ObjectStore, what: str, put: Callable[[], None]) -> None
         put()
     except PreconditionFailed:
         return
-    raise _ignored(store, what)
+    raise _ignored_condition(store, what)
 
 
 def _race(store: ObjectStore, key: str, what: str, put: Callable[[bytes], None]) -> None:
@@ -93,10 +93,10 @@ def _race(store: ObjectStore, key: str, what: str, put: Callable[[bytes], None])
     if not won:
         raise _unfit(store, f"refuses all of {what}")
     if len(won) > 1 or store.read(key).body != won[0]:
-        raise _ignored(store, what)
+        raise _ignored_condition(store, what)
 
 
-def _ignored(store: ObjectStore, what: str) -> SettingsError:
+def _ignored_condition(store: ObjectStore, what: str) -> SettingsError:
     return _unfit(store, f"answers with success to {what} and ignores the condition")
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ptpipeline.errors import NotFound, PreconditionFailed, SettingsError
-from ptpipeline.storage.objects import Listed, Stored, checked_key
+from ptpipeline.storage.objects import Listed, Stored, check_key
 
 _UNFINISHED = ".put"
 _ABANDONED_AFTER = 3600.0  # seconds; a put takes a few
@@ -81,7 +81,7 @@ class FolderStore:
         return (item.key for item in self.listed(prefix))
 
     def _path(self, key: str) -> Path:
-        return self.root / checked_key(key)
+        return self.root / check_key(key)
 
     def _lock(self) -> FileLock:
         _make(self.root)

@@ -19,7 +19,7 @@
     servers/<server>.json                              what a server holds
     probe/<nonce>/<name>                               what the test of conditional puts writes
 
-Names that users choose are checked where they come in (`is_name`), and every store checks each key (`checked_key`).
+Names that users choose are checked where they come in (`is_name`), and every store checks each key (`check_key`).
 """
 
 import hashlib

@@ -79,7 +79,7 @@ class ObjectStore(Protocol):
         """Iterate over the keys of `listed`."""
 
 
-def checked_key(key: str) -> str:
+def check_key(key: str) -> str:
     """Return `key` itself; SettingsError unless it is a safe relative name, because keys become paths and URLs."""
     if not _KEY.fullmatch(key):
         raise SettingsError(f"object key {key!r}: expected names of letters, digits, `._-` separated by `/`")

@@ -12,7 +12,7 @@ from datetime import UTC
 from typing import Any, NamedTuple
 
 from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
-from ptpipeline.storage.objects import Listed, Stored, checked_key, without_login
+from ptpipeline.storage.objects import Listed, Stored, check_key, without_login
 from ptpipeline.storage.signed_get import SignedGet
 
 _VERBS = {
@@ -136,7 +136,7 @@ class S3Store:
         return (item.key for item in self.listed(prefix))
 
     def _key(self, key: str) -> str:
-        return self.prefix + checked_key(key)
+        return self.prefix + check_key(key)
 
     def _read_if_stored(self, key: str) -> Stored | None:
         try:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptpipeline.storage import checked_key, keys
+from ptpipeline.storage import check_key, keys
 from ptpipeline.storage.addresses import (
     Address,
     AliasPointer,
@@ -157,7 +157,7 @@ FOREIGN = [
 @pytest.mark.parametrize(("built", "key", "address"), BUILT, ids=[key for _, key, _ in BUILT])
 def test_each_key_is_built_as_stored_and_parsed_back(built: str, key: str, address: Address) -> None:
     assert (built, parse(key), type(parse(key))) == (key, address, type(address))
-    assert checked_key(built) == built
+    assert check_key(built) == built
 
 
 @pytest.mark.parametrize("key", FOREIGN)

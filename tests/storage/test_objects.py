@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from benchmarks.faults import FaultProxy
 from benchmarks.fixtures.s3_server import S3Server, free_ports
 from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
-from ptpipeline.storage import FolderStore, ObjectStore, S3Store, checked_key, open_store
+from ptpipeline.storage import FolderStore, ObjectStore, S3Store, check_key, open_store
 from tests.http_server import Quiet, serve
 from tests.storage import small_s3
 
@@ -151,7 +151,7 @@ def test_an_unsafe_key_is_refused(store: ObjectStore, key: str) -> None:
 @given(st.text(max_size=20))
 def test_a_checked_key_stays_below_its_root(key: str) -> None:
     try:
-        path = (Path("/root") / checked_key(key)).resolve()
+        path = (Path("/root") / check_key(key)).resolve()
     except SettingsError:
         return
     assert path.is_relative_to("/root")
