@@ -65,7 +65,7 @@ def load_settings() -> Settings:
     try:
         env = Settings()
         home = env.home.expanduser().resolve()
-        recorded = _recorded(home)
+        recorded = _read_recorded(home)
         given = env.model_dump(exclude_unset=True)
         if "store" in given:
             recorded.pop("s3_endpoint", None)  # another store is not on the stack's server
@@ -86,7 +86,7 @@ def load_settings() -> Settings:
     return settings.model_copy(update=defaults)
 
 
-def _recorded(home: Path) -> dict[str, str]:
+def _read_recorded(home: Path) -> dict[str, str]:
     path = home / STACK_FILE
     try:
         recorded = json.loads(path.read_text())["settings"].items()

@@ -3,7 +3,7 @@
 import string
 
 from ptpipeline.errors import DataError
-from ptpipeline.task.task import checked_template
+from ptpipeline.task.task import check_template
 
 
 def render(template: str, text: str) -> str:
@@ -12,7 +12,7 @@ def render(template: str, text: str) -> str:
     Raises DataError if the template has other fields or reaches into attributes.
     """
     try:
-        checked_template(template)
+        check_template(template)
     except ValueError as error:
         raise DataError(f"template {template!r}: {error}") from None
     return "".join(

@@ -61,7 +61,7 @@ class Writer(NamedTuple):
             self._write_example(row) + blank
             for row in choose_examples(known, wanted.examples, bool(self.manifest.labels))
         ]
-        fitting = _fitting(start, examples, room)
+        fitting = _select_fitting(start, examples, room)
         if len(fitting) < wanted.examples:
             log.warning(
                 "%s: the hard prompt has %d of %d examples: there is no room for more, or there are no more rows",
@@ -79,7 +79,7 @@ class Writer(NamedTuple):
         return self.base.encode(text, False) + self.base.encode(words, False)
 
 
-def _fitting(start: list[int], examples: list[list[int]], room: int) -> list[list[int]]:
+def _select_fitting(start: list[int], examples: list[list[int]], room: int) -> list[list[int]]:
     """The first examples that fit behind the start."""
     used, fitting = len(start), []
     for example in examples:

@@ -71,7 +71,7 @@ def decide(task: Task, evidence: Evidence) -> Verdict:
         *(_against_champion(task, evidence) if challenges else ()),
         *_finite(evidence),
         *_test_rows(task, evidence),
-        *_measured(task, evidence),
+        *_judge_measures(task, evidence),
     ]
     passed = not any(check.blocks for check in checks)
     return Verdict(
@@ -86,7 +86,7 @@ def decide(task: Task, evidence: Evidence) -> Verdict:
         checks=checks,
         passed=passed,
         look=evidence.look,
-        won=_won(task, evidence) if passed else None,
+        won=_judge_win(task, evidence) if passed else None,
         baselines=evidence.baselines,
         anchor=None if isinstance(evidence.anchor, str) else evidence.anchor,
         slices=evidence.slices,
@@ -114,7 +114,7 @@ def describe_difference(pair: PairedDifference) -> str:
     )
 
 
-def _won(task: Task, evidence: Evidence) -> Literal["superior", "not inferior"] | None:
+def _judge_win(task: Task, evidence: Evidence) -> Literal["superior", "not inferior"] | None:
     if isinstance(evidence.comparison, PairedDifference):
         return "superior" if evidence.superior else "not inferior"
     if evidence.champion is not None:
@@ -257,7 +257,7 @@ def _test_rows(task: Task, evidence: Evidence) -> Iterator[Check]:
     )
 
 
-def _measured(task: Task, evidence: Evidence) -> Iterator[Check]:
+def _judge_measures(task: Task, evidence: Evidence) -> Iterator[Check]:
     measures = evidence.measures | {"bytes.stored": evidence.stored_bytes, "bytes.limit": task.byte_limit()}
     for name, rule in task.gate.checks:
         if name not in CHECKS or rule.policy == "off":

@@ -22,7 +22,7 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def parsed(path: Path) -> Any:
+def parse_yaml(path: Path) -> Any:
     """Return the mapping in a YAML file, with the line of every field. Raises TaskFileError if there is none."""
     try:
         document = YAML(typ="rt").load(path.read_text(encoding="utf-8"))
@@ -36,7 +36,7 @@ def parsed(path: Path) -> Any:
     return document
 
 
-def checked(path: Path, document: Any, model: type[ModelT], inside: tuple[str, ...] = ()) -> ModelT:
+def validate(path: Path, document: Any, model: type[ModelT], inside: tuple[str, ...] = ()) -> ModelT:
     """Return the document, or its part `inside`, as a model.
 
     Raises TaskFileError, which names the line, the field, the value and what is allowed.
@@ -52,17 +52,17 @@ def checked(path: Path, document: Any, model: type[ModelT], inside: tuple[str, .
         raise TaskFileError(f"{path}:{line_of(document, loc)}: {_sentence(first, loc, value, model)}") from None
 
 
-def declared(path: Path, name: str, model: type[ModelT], wording: tuple[str, str]) -> ModelT:
+def load_section(path: Path, name: str, model: type[ModelT], wording: tuple[str, str]) -> ModelT:
     """Return the section with that name in a file of named sections; `wording` is what a section is called, and its
     form.
     """
     what, form = wording
     if not path.is_file():
         raise NotFound(f"{path}: no such file; create it and declare each {what} as `name: {form}`")
-    document = parsed(path)
+    document = parse_yaml(path)
     if name not in document:
         raise NotFound(f"no {what} {name!r} in {path}: there are {', '.join(map(str, document)) or 'none'}")
-    return checked(path, document, model, (name,))
+    return validate(path, document, model, (name,))
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,7 @@ from pydantic import AfterValidator, Field, ValidationInfo, field_validator, mod
 
 from ptpipeline.errors import NotFound, TaskFileError
 from ptpipeline.records import LABEL_METRICS, NAME_PATTERN, TEXT_METRICS, Generation, Scoring, digest_of, is_name
-from ptpipeline.task.document import Section, checked, declared, line_of, parsed
+from ptpipeline.task.document import Section, line_of, load_section, parse_yaml, validate
 from ptpipeline.task.policy import Gate, Policy
 from ptpipeline.task.recipe import SHARED_FILE, SharedPrompt, Tune
 
@@ -184,7 +184,7 @@ class Schedule(Section):
         return value
 
 
-def checked_template(template: str) -> str:
+def check_template(template: str) -> str:
     """Return `template` unchanged. Raises ValueError unless its only field is a plain `{text}`, exactly once."""
     try:
         parts = list(string.Formatter().parse(template))
@@ -205,7 +205,7 @@ class Task(Section):
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     base_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     data: Data
-    template: Annotated[str, AfterValidator(checked_template)]
+    template: Annotated[str, AfterValidator(check_template)]
     generate: Generation | None = None
     labels: dict[str, str] = Field(default_factory=dict, max_length=100, validate_default=True)
     scoring: Scoring = Scoring()
@@ -352,8 +352,8 @@ class BaseModelSource(Section):
 
 def load_task(path: Path) -> Task:
     """Return the task in a file. Raises TaskFileError, which names file, line, field, value and what is allowed."""
-    document = parsed(path)
-    task = checked(path, document, Task)
+    document = parse_yaml(path)
+    task = validate(path, document, Task)
     if task.name != path.stem:
         raise TaskFileError(
             f"{path}:{line_of(document, ('name',))}: name: found {task.name!r}, expected the file's own name "
@@ -395,24 +395,24 @@ def load_tasks(folder: Path) -> list[Task]:
 
 def sound_tasks(folder: Path) -> tuple[list[Task], dict[str, str]]:
     """Return all tasks with valid files, and one sentence per invalid file: a typo in one file stops no other task."""
-    found, broken = [], {}
+    sound, broken = [], {}
     for path in task_files(folder):
         try:
-            found.append(load_task(path))
+            sound.append(load_task(path))
         except TaskFileError as error:
             broken[path.stem] = str(error)
-    return found, broken
+    return sound, broken
 
 
 def find_base_model(folder: Path, name: str) -> BaseModelSource:
     """Return a base model of `base_models.yaml` beside the tasks. Raises NotFound, which lists the existing names."""
-    return declared(folder / BASES_FILE, name, BaseModelSource, ("base model", "{path|package|hub: ...}"))
+    return load_section(folder / BASES_FILE, name, BaseModelSource, ("base model", "{path|package|hub: ...}"))
 
 
 def find_shared_prompt(folder: Path, name: str) -> SharedPrompt:
     """Return a shared prompt of `shared_prompts.yaml` beside the tasks. Raises NotFound, which lists the names."""
     path = folder / SHARED_FILE
-    shared = declared(path, name, SharedPrompt, ("shared prompt", "{base_model, sources, tune}"))
+    shared = load_section(path, name, SharedPrompt, ("shared prompt", "{base_model, sources, tune}"))
     if (folder / f"{name}.yaml").is_file():
         raise TaskFileError(
             f"{path}: {name!r} is also the name of a task, and both would share one numbering of versions: rename one"

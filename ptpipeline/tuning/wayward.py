@@ -145,7 +145,7 @@ class _Reading(NamedTuple):
     def measure_landing(self, prompt: SoftPrompt) -> dict[Measure, float]:
         """Return the share of virtual tokens whose nearest vocabulary token is the text's, by each measure."""
         nearest = find_nearest(list_tensors(prompt)[0].float(), self.vocabulary, 1)
-        return {kind: float((found.ids[:, 0] == self.ids).double().mean()) for kind, found in nearest.items()}
+        return {kind: float((tokens.ids[:, 0] == self.ids).double().mean()) for kind, tokens in nearest.items()}
 
     def measure(self, answers: Sequence[str]) -> float:
         """Return the task's metric of these answers to the test rows."""
