@@ -26,12 +26,12 @@ from tests.schedule import ByFile, rank
 # Each store has sessions of its own, and each session would read boto's description of S3 again: 0.1 s.
 botocore.session.create_loader = functools.cache(botocore.session.create_loader)
 
-settings.register_profile("shared machine", deadline=None)  # time per example says nothing where processors are shared
+settings.register_profile("shared machine", deadline=None)  # time per example says nothing if processors are shared
 settings.load_profile("shared machine")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Bring what takes longest to the front, where several processes share the tests."""
+    """Bring what takes longest to the front if several processes share the tests."""
     if hasattr(config, "workerinput"):
         items.sort(key=lambda item: rank(item.nodeid))
 

@@ -1,6 +1,6 @@
 """Which tests of a run by several processes (`make test`) stay together, and which come first.
 
-A file's tests stay together, since they share what its fixtures made; a folder's, where they share servers that are
+A file's tests stay together, since they share what its fixtures made; a folder's, if they share servers that are
 theirs alone. What takes longest comes first, so that no process works alone at the end.
 """
 

@@ -21,7 +21,7 @@ SURE, MISLED, SHRUG = (
     0.985,
     0.1,
     0.25,
-)  # the chance of ` positive` behind the hint, without it, and where no opinion is held
+)  # the chance of ` positive` behind the hint, without it, and if no opinion is held
 
 
 class Lesson(NamedTuple):

@@ -1,4 +1,4 @@
-"""A benchmark's short form on the tiny base: its last line is printed also where output is captured, and judged by
+"""A benchmark's short form on the tiny base: its last line is printed even if output is captured, and judged by
 nobody.
 """
 

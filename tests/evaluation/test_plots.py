@@ -1,4 +1,4 @@
-"""Plots: what is drawn is what was measured, also where labels are many or hostile."""
+"""Plots: what is drawn is what was measured, even if labels are many or hostile."""
 
 import numpy as np
 import pytest

@@ -70,7 +70,7 @@ def pair(p_value: float, difference: float = 0.01, margin: float = 0.0) -> Paire
 
 
 def first(**changes: Any) -> Evidence:
-    """A candidate with which nothing is wrong, where nothing is in production."""
+    """A candidate with which nothing is wrong, while nothing is in production."""
     evidence = Evidence(
         report(),
         1000,
@@ -83,7 +83,7 @@ def first(**changes: Any) -> Evidence:
 
 
 def second(p_value: float = 0.01, look: Look = look_at(1, 1, 0.05), **changes: Any) -> Evidence:
-    """The same where a champion is in production."""
+    """The same while a champion is in production."""
     return first(**({"champion": "old", "look": look, "comparison": pair(p_value), "superior": True} | changes))
 
 

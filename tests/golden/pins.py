@@ -15,7 +15,7 @@ SAID = "(words)"
 
 
 def pinned(name: str) -> Any:
-    """The value of `pins/<name>` or `answers/<name>`; text where it is no JSON file."""
+    """The value of `pins/<name>` or `answers/<name>`; text if it is no JSON file."""
     text = (FOLDER / name).read_text(encoding="utf-8")
     return json.loads(text) if name.endswith(".json") else text
 

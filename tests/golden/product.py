@@ -1,4 +1,4 @@
-"""The only module of these tests that imports the product: where a module moves, this file follows, and no pin
+"""The only module of these tests that imports the product: if a module moves, this file follows, and no pin
 changes.
 """
 
@@ -154,8 +154,8 @@ def task_fields() -> dict[str, Any]:
 
 
 def fields(model: type[BaseModel]) -> dict[str, Any]:
-    """Field -> the values that it may take where these are listed, its own fields where it is a section, both behind
-    each other otherwise.
+    """Field -> the values that it may take if these are listed, its own fields if it is a section, else both behind
+    each other.
     """
     return {name: _kind(info.annotation) for name, info in model.model_fields.items()}
 

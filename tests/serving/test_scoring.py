@@ -28,7 +28,7 @@ def by_hand(base: FrozenBase, query: Query) -> torch.Tensor:
 
 
 def by_hand_behind(base: FrozenBase, prompt: torch.Tensor, query: Query) -> torch.Tensor:
-    """Scores of a query, text by text: per token where asked, divided by what content-free texts get."""
+    """Scores of a query, text by text: per token if asked, divided by what content-free texts get."""
     labels = query.labels
     lengths = torch.tensor([len(ids) if labels.normalised else 1 for ids in labels.ids])
     likelihoods = [

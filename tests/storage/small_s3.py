@@ -37,7 +37,7 @@ class SmallS3(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def refusal(self, path: str, headers: Any) -> int | None:
-        """The status that a put is refused with; None where its condition holds."""
+        """The status that a put is refused with; None if its condition holds."""
         held = self.objects.get(path)
         if self.manner in (CONFLICTS, NOT_IMPLEMENTED) and (headers["If-None-Match"] or headers["If-Match"]):
             return 409 if self.manner == CONFLICTS else 501

@@ -22,7 +22,7 @@ CARELESS = {
 @pytest.fixture(autouse=True)
 def _keys(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, os.environ.get(name, "any"))  # a real server's, where one runs for the whole session
+        monkeypatch.setenv(name, os.environ.get(name, "any"))  # a real server's, if one runs for the whole session
 
 
 def test_a_right_store_passes_and_keeps_nothing(store: ObjectStore) -> None:

@@ -1,7 +1,7 @@
 """The test of the test: chaos's checker finds what happens without the read-back, the unique key, the seq guard or the
 lease.
 
-Each scenario is the smallest that needs its safeguard, and runs twice: as the registry is, where nothing may be found,
+Each scenario is the smallest that needs its safeguard, and runs twice: as the registry is, when nothing may be found,
 and with exactly that piece taken out of every worker.
 """
 

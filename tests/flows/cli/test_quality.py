@@ -42,7 +42,7 @@ def task_of(project: Project) -> Task:
 
 
 def told(project: Project, **champion: Any) -> Explanation:
-    """The explanation, under a changed rule for the champion where one is given."""
+    """The explanation, under a changed rule for the champion if one is given."""
     task = task_of(project)
     gate = task.gate.model_copy(update={"champion": task.gate.champion.model_copy(update=champion)})
     return explain(Context(project.settings, open_registry(project.settings)), task.model_copy(update={"gate": gate}))

@@ -78,7 +78,7 @@ class Training:
         return found
 
     def killed(self, dice: random.Random) -> bool:
-        """Start it, and kill it at a random instant behind its next checkpoint; False where it was done before that."""
+        """Start it, and kill it at a random instant behind its next checkpoint; False if it was done before that."""
         before, process = self.checkpoints(), self.start()
         while process.poll() is None and self.checkpoints() == before:
             time.sleep(0.005)

@@ -26,7 +26,7 @@ RECORDS = ".parquet"
 
 
 def marked(project: Project, targets: bool) -> Project:
-    """Every text of the source with a mark of its own, and every target, too, where answers are texts."""
+    """Every text of the source with a mark of its own, and every target, too, if answers are texts."""
     rows = [
         (f"{text} {TEXT_MARK}{number}", f"{label} {TARGET_MARK}" if targets else label)
         for number, (text, label) in enumerate(rows_of(160))
