@@ -220,7 +220,7 @@ def _ensure_registered_model(client: "MlflowClient", card: Card) -> None:
 
     manifest = card.artifact.manifest
     description = (
-        f"Soft prompts for **{card.task}** on the frozen `{manifest.base_model.name}`, translated_errors "
+        f"Soft prompts for **{card.task}** on the frozen `{manifest.base_model.name}`, answering "
         f"{manifest.answers}. `ptp show {card.task}` tells what is in production and why."
     )
     try:

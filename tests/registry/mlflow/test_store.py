@@ -88,7 +88,9 @@ def test_a_version_page_tells_everything(shown: Registry, task: Task, client: Ml
         "ptp.verdict": "passed",
         "ptp.base_model": "tiny",
     }
-    assert "mood" in client.get_registered_model(task.name).description
+    about = client.get_registered_model(task.name).description
+    assert f"Soft prompts for **{task.name}** on the frozen `tiny`, answering labels bad, good. " in about
+    assert about.endswith(f"`ptp show {task.name}` tells what is in production and why.")
     assert client.get_registered_model(task.name).aliases == {"production": "1"}
 
 
