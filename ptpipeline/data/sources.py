@@ -9,7 +9,7 @@ import hashlib
 import json
 import tempfile
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,7 +70,7 @@ def read_rows(task: Task, home: Path) -> SourceRows:
     label = task.data.label.column if isinstance(task.data.label, Binned) else task.data.label
     group, texts = task.data.split.group, {"text": task.data.text, "target": task.data.target}
     named = {**texts, "label": label, "split.group": group}
-    _check_columns(name, [*named.items(), *(("slices", column) for column in task.data.slices)], table)
+    _check_columns(name, named, task.data.slices, table)
     _check_types(name, texts, table)
     answers = table[label or task.data.target]
     slices = list(zip(*(_slice_values(name, column, table[column]) for column in task.data.slices), strict=True))
@@ -79,9 +79,9 @@ def read_rows(task: Task, home: Path) -> SourceRows:
     )
 
 
-def _check_columns(name: str, named: Iterable[tuple[str, str | None]], table: Any) -> None:
+def _check_columns(name: str, named: Mapping[str, str | None], slices: Iterable[str], table: Any) -> None:
     """Raise DataError if the file lacks a column that a field of `data` names, or has no rows."""
-    for field, column in named:
+    for field, column in [*named.items(), *(("slices", column) for column in slices)]:
         if column is not None and column not in table.column_names:
             there = _list_columns(table.column_names)
             raise DataError(f"{name}: no column {column!r}, which data.{field} names; the columns are {there}")
