@@ -90,12 +90,12 @@ class TaskListing:
 
 def list_task(store: ObjectStore, task: str) -> TaskListing:
     """List that task's objects."""
-    return TaskListing(task, {item.key: item for item in store.listed(task_prefix(task))})
+    return TaskListing(task, {item.key: item for item in store.list_objects(task_prefix(task))})
 
 
 def list_tasks(store: ObjectStore) -> Iterator[TaskListing]:
     """List every task that the store knows, in one listing of it; what lies below no task's folder is passed over."""
-    for task, items in groupby(store.listed(PROMPTS), key=lambda item: parse_task(item.key)):
+    for task, items in groupby(store.list_objects(PROMPTS), key=lambda item: parse_task(item.key)):
         if task is not None:
             yield TaskListing(task, {item.key: item for item in items})
 

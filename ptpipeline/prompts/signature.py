@@ -155,8 +155,8 @@ class SignedStore:
     def delete(self, key: str) -> None:
         self.unverified.delete(key)
 
-    def listed(self, prefix: str) -> Iterator[Listed]:
-        return self.unverified.listed(prefix)
+    def list_objects(self, prefix: str) -> Iterator[Listed]:
+        return self.unverified.list_objects(prefix)
 
     def keys(self, prefix: str) -> Iterator[str]:
         return self.unverified.keys(prefix)

@@ -73,12 +73,12 @@ class FolderStore:
                 path.unlink(missing_ok=True)
                 _sync(path.parent)  # deletions keep their order through a power loss: the manifest before its tensors
 
-    def listed(self, prefix: str) -> Iterator[Listed]:
+    def list_objects(self, prefix: str) -> Iterator[Listed]:
         with self._translating(f"list {prefix}"):
             yield from _files(self._path(prefix), prefix)
 
     def keys(self, prefix: str) -> Iterator[str]:
-        return (item.key for item in self.listed(prefix))
+        return (item.key for item in self.list_objects(prefix))
 
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)

@@ -70,13 +70,13 @@ class ObjectStore(Protocol):
         meanwhile: whoever deletes keeps others from writing the key until a delete has been answered.
         """
 
-    def listed(self, prefix: str) -> Iterator[Listed]:
+    def list_objects(self, prefix: str) -> Iterator[Listed]:
         """Iterate over all objects below the folder `prefix`, fetched page by page; those of one folder come
         together.
         """
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """Iterate over the keys of `listed`."""
+        """Iterate over the keys of `list_objects`."""
 
 
 def check_key(key: str) -> str:

@@ -122,7 +122,7 @@ class S3Store:
         except NotFound:  # most servers answer 204
             return
 
-    def listed(self, prefix: str) -> Iterator[Listed]:
+    def list_objects(self, prefix: str) -> Iterator[Listed]:
         token: dict[str, str] = {}
         while True:
             page = self._call("list_objects_v2", Prefix=f"{self._key(prefix)}/", **token)
@@ -133,7 +133,7 @@ class S3Store:
             token = {"ContinuationToken": page["NextContinuationToken"]}
 
     def keys(self, prefix: str) -> Iterator[str]:
-        return (item.key for item in self.listed(prefix))
+        return (item.key for item in self.list_objects(prefix))
 
     def _key(self, key: str) -> str:
         return self.prefix + check_key(key)

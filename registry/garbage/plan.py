@@ -62,7 +62,7 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
     """
     # the store is listed before the ledger is read, because the ledger knows of a name before the store does
     folders = {listing.task: listing for listing in list_tasks(registry.store)}
-    snapshots = _group_snapshots(registry.store.listed(SNAPSHOTS))
+    snapshots = _group_snapshots(registry.store.list_objects(SNAPSHOTS))
     versions = {
         name: list(rows)
         for name, rows in groupby(registry.ledger.versions(limit=None), key=lambda version: version.task)
@@ -151,7 +151,7 @@ def _prompts(registry: Registry, policy: Retention, task: _Task, kept: Kept) -> 
 
 def _sizes(registry: Registry, task: _Task) -> Counter[str]:
     """The stored bytes of each prompt and of its evaluation rows, by digest."""
-    stored = {item.key: item.bytes for item in registry.store.listed(reports_prefix(task.name))}
+    stored = {item.key: item.bytes for item in registry.store.list_objects(reports_prefix(task.name))}
     sizes = Counter({digest: sum(item.bytes for item in objects) for digest, objects in task.folder.prompts.items()})
     for digest, keys in rows_keys(registry.ledger, task.name).items():
         sizes[digest] += sum(stored.get(key, 0) for key in keys)
@@ -212,7 +212,7 @@ def _checkpoints(store: ObjectStore, policy: Retention) -> list[Collected]:
     Deleting one costs its work, never its result.
     """
     garbage = []
-    for item in store.listed(CHECKPOINTS):
+    for item in store.list_objects(CHECKPOINTS):
         address = parse(item.key)
         if isinstance(address, StoredCheckpoint) and not policy.is_fresh(item.modified):
             why = f"of a training that was given up; last written {item.modified:%Y-%m-%d %H:%M} UTC"

@@ -114,7 +114,7 @@ def _leases(registry: Registry, task: str | None) -> Iterator[Difference]:
 
 def _releases(registry: Registry) -> Iterator[Difference]:
     """Releases that the store does not hold, then those that the ledger lost."""
-    stored = {item.key for item in registry.store.listed(RELEASES)}
+    stored = {item.key for item in registry.store.list_objects(RELEASES)}
     known = {release_key(release.name): release.name for release in registry.ledger.releases()}
     for name in sorted(known[key] for key in known.keys() - stored):
         yield Difference(

@@ -141,7 +141,7 @@ def _take_snapshots(registry: Registry) -> list[Action]:
 
     written = {
         address: item.modified
-        for item in registry.store.listed(SNAPSHOTS)
+        for item in registry.store.list_objects(SNAPSHOTS)
         if isinstance(address := parse(item.key), SnapshotObject) and address.is_manifest
     }
 

@@ -135,7 +135,7 @@ def test_what_a_killed_writer_left_is_removed_after_an_hour(tmp_path: Path, seco
 def test_an_object_of_the_same_bytes_keeps_its_age(store: FolderStore, tmp_path: Path) -> None:
     os.utime(tmp_path / "p" / "old", (1_000_000,) * 2)
     store.create("p/old", b"old")
-    (listed,) = store.listed("p")
+    (listed,) = store.list_objects("p")
     assert (listed.modified.timestamp(), listed.bytes) == (1_000_000, 3)
 
 

@@ -43,7 +43,7 @@ for put in (lambda: store.create("p/new", large), lambda: store.replace("p/old",
     except SettingsError as error:
         print(error)
 left = list((Path(sys.argv[1]) / ".put").iterdir())
-print(store.read("p/old").body, [(item.key, item.bytes) for item in store.listed("p")], left)
+print(store.read("p/old").body, [(item.key, item.bytes) for item in store.list_objects("p")], left)
 store.create("p/small", b"there is room for little")
 """
 
@@ -161,7 +161,7 @@ def test_a_killed_writer_leaves_whole_objects(tmp_path: Path) -> None:
             time.sleep(0.013 * round_)
             writer.kill()
             acknowledged = max([acknowledged, *map(int, writer.stdout.read().split())])
-        written = {int(item.key[2:].split("-")[0]): store.read(item.key).body for item in store.listed("p")}
+        written = {int(item.key[2:].split("-")[0]): store.read(item.key).body for item in store.list_objects("p")}
         assert set(written) >= set(range(acknowledged + 1))
         assert all(body == b"%d " % number * 200_000 for number, body in written.items())
         assert store.read("pointer").body in (written[acknowledged], written.get(acknowledged + 1))

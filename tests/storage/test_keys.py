@@ -278,7 +278,11 @@ def _key_literals(path: Path) -> Iterator[str]:
         text = node.value if isinstance(node, ast.Constant) and id(node) not in documentation else None
         if isinstance(text, str) and _OF_A_KEY.search(text) and " " not in text:
             yield text
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in ("keys", "listed"):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and node.func.attr in ("keys", "list_objects")
+        ):
             yield from (
                 each.value
                 for each in node.args

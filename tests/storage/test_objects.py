@@ -128,7 +128,7 @@ def test_files_beside_folders_of_like_names_are_listed_once(store: ObjectStore) 
 def test_a_listing_tells_size_and_age(store: ObjectStore) -> None:
     before = datetime.now(UTC) - timedelta(seconds=2)  # servers tell whole seconds
     store.create("p/a", b"four")
-    (item,) = store.listed("p")
+    (item,) = store.list_objects("p")
     assert (item.key, item.bytes) == ("p/a", 4)
     assert before <= item.modified <= datetime.now(UTC) + timedelta(seconds=2)
     assert item.modified.utcoffset() == timedelta(0)

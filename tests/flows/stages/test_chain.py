@@ -248,7 +248,11 @@ def spoil_label(project: Project) -> None:
     ("spoil", "error", "sentence"),
     [
         (lambda p: p.edit("text: text", "text: body"), DataError, r"no column 'body'.*text, label"),
-        (spoil_label, DataError, "check unknown_label found 1: row 1; it looks for a label that is neither in the task's `labels`"),
+        (
+            spoil_label,
+            DataError,
+            "check unknown_label found 1: row 1; it looks for a label that is neither in the task's `labels`",
+        ),
         (
             lambda p: p.edit("num_virtual_tokens: 4", "num_virtual_tokens: 255"),
             PtpError,

@@ -271,9 +271,9 @@ class CountingStore(FolderStore):
         self.reads[key] += 1
         return super().read(key)
 
-    def listed(self, prefix: str) -> Iterator[Listed]:
+    def list_objects(self, prefix: str) -> Iterator[Listed]:
         self.listings.append(prefix)
-        return super().listed(prefix)
+        return super().list_objects(prefix)
 
 
 def test_each_object_is_read_once_and_listed_once(plain: Registry, task: Task, tmp_path: Path) -> None:

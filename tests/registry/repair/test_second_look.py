@@ -43,11 +43,11 @@ class Meddled(FolderStore):
         self.before_listing: Callable[[int], None] = lambda number: None
         self.before_read: Callable[[str], None] = lambda key: None
 
-    def listed(self, prefix: str) -> Iterator[Listed]:
+    def list_objects(self, prefix: str) -> Iterator[Listed]:
         if prefix.startswith("prompts"):
             self.listings += 1
             self.before_listing(self.listings)
-        return super().listed(prefix)
+        return super().list_objects(prefix)
 
     def read(self, key: str) -> Stored:
         self.before_read(key)

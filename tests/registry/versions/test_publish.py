@@ -56,9 +56,9 @@ class FailingStore:
         with self._call():
             self.inner.delete(key)
 
-    def listed(self, prefix: str) -> Iterator[Listed]:
+    def list_objects(self, prefix: str) -> Iterator[Listed]:
         with self._call():
-            yield from self.inner.listed(prefix)
+            yield from self.inner.list_objects(prefix)
 
     def keys(self, prefix: str) -> Iterator[str]:
         with self._call():
