@@ -26,9 +26,10 @@ from ptpipeline.models.load import load_base
 from ptpipeline.settings import Settings, load_settings
 from ptpipeline.storage import ObjectStore, open_store
 from ptpipeline.storage.keys import checkpoint_key
+from ptpipeline.task.data import Data, Source
 from ptpipeline.task.policy import Gate
 from ptpipeline.task.recipe import Tune
-from ptpipeline.task.task import Data, Source, Task
+from ptpipeline.task.task import Task
 from ptpipeline.tuning.checkpoint import Checkpoint
 from ptpipeline.tuning.loop import RECORD_EVERY, Gang, run_gang
 from ptpipeline.tuning.member import Job

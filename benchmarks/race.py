@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.seeding import Addresses, task_of
 from ptpipeline.errors import PromotionConflict
-from ptpipeline.records import Promotion
+from ptpipeline.records.versions import Promotion
 from ptpipeline.storage.keys import history_key, pointer_key
 from registry.failpoints import watch
 from registry.registry import Registry

@@ -43,7 +43,7 @@ from benchmarks.fixtures.s3_server import running_s3
 from benchmarks.race import race
 from benchmarks.seeding import Addresses, seed, task_of
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import PRODUCTION
+from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.task.task import Task
 from registry.mlflow.tracking import Tracking

@@ -21,7 +21,8 @@ from typing import Any, NamedTuple
 from sqlalchemy import Table
 
 from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, an_artifact, published
-from ptpipeline.records import PRODUCTION, Pointer, Promotion, Record, VersionName, now
+from ptpipeline.records.base import Record, now
+from ptpipeline.records.versions import PRODUCTION, Pointer, Promotion, VersionName
 from ptpipeline.storage import S3Store
 from ptpipeline.storage.keys import dossier_key, history_key, manifest_key, pointer_key, tensors_key, version_key
 from ptpipeline.task.task import Task

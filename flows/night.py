@@ -9,7 +9,8 @@ from prefect.states import Completed, Failed
 
 from flows.stages.chain import Night
 from flows.stages.outcome import Outcome
-from ptpipeline.records import Check, PairedDifference, Verdict, title_of
+from ptpipeline.records.reports import PairedDifference, title_of
+from ptpipeline.records.verdicts import Check, Verdict
 
 
 def end(night: Night, key: str) -> State[Any]:

@@ -1,6 +1,7 @@
 """What each flow is asked for: one record per flow, strict about unknown fields; Prefect's form and `ptp` fill them."""
 
-from ptpipeline.records import PRODUCTION, Record
+from ptpipeline.records.base import Record
+from ptpipeline.records.versions import PRODUCTION
 
 PREFECT_ACTOR = "prefect"
 

@@ -9,7 +9,8 @@ from tempfile import gettempdir, mkdtemp
 from ptpipeline.data.near import normalise
 from ptpipeline.data.rows import Row
 from ptpipeline.data.sources import SourceRows, read_rows
-from ptpipeline.task.task import Task, load_task
+from ptpipeline.task.folder import load_task
+from ptpipeline.task.task import Task
 
 TASKS = Path(__file__).parents[1] / "tasks"
 

@@ -12,7 +12,7 @@ from sqlalchemy import select
 from benchmarks.chaos.worker import LEASE_SECONDS
 from ptpipeline.errors import PtpError
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import PRODUCTION, Pointer, Promotion, PromptVersion, VersionName
+from ptpipeline.records.versions import PRODUCTION, Pointer, Promotion, PromptVersion, VersionName
 from ptpipeline.storage.keys import history_key, pointer_key, version_key
 from registry.ledger import tables
 from registry.mlflow.store import MlflowStore

@@ -14,7 +14,7 @@ from benchmarks.chaos.checker import Acknowledged, Finding, check, find_lost
 from benchmarks.chaos.target import Target
 from benchmarks.chaos.worker import Assignment, Job, Stop, Verb, work
 from benchmarks.fixtures.prompts import a_task, an_artifact
-from ptpipeline.records import Promotion, PromptVersion
+from ptpipeline.records.versions import Promotion, PromptVersion
 from registry.repair.reconcile import reconcile
 from registry.versions.mlflow_alias import Action
 

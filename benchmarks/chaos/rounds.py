@@ -17,7 +17,7 @@ from benchmarks.chaos.scenarios import SCENARIOS
 from benchmarks.chaos.worker import LEASE_SECONDS, Job, Stop, Verb
 from benchmarks.faults import seeded
 from ptpipeline.errors import PtpError
-from ptpipeline.records import PRODUCTION
+from ptpipeline.records.versions import PRODUCTION
 
 BLOCK = 50
 ROUNDS_PER_TARGET = 10

@@ -10,7 +10,7 @@ from benchmarks.chaos.worker import LEASE_SECONDS, MLFLOW_SECONDS, Job, Stop, ch
 from benchmarks.faults import Fault, scripted
 from benchmarks.fixtures.prompts import a_task, an_artifact
 from ptpipeline.prompts.artifact import write_artifact
-from ptpipeline.records import PRODUCTION
+from ptpipeline.records.versions import PRODUCTION
 from registry.mlflow.store import connect
 from registry.registry import Registry
 

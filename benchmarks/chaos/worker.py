@@ -18,7 +18,8 @@ from typing import Any, Literal, NamedTuple
 from benchmarks.chaos.target import Target
 from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, a_verdict, an_artifact
 from ptpipeline.errors import PtpError
-from ptpipeline.records import PRODUCTION, Promotion, PromptVersion, now
+from ptpipeline.records.base import now
+from ptpipeline.records.versions import PRODUCTION, Promotion, PromptVersion
 from registry.failpoints import watch
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention

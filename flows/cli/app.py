@@ -57,7 +57,7 @@ def open_context() -> "Context":
 def load_sound_tasks() -> dict[str, "Task"]:
     """Return the tasks whose files are valid, by name."""
     from ptpipeline.settings import load_settings
-    from ptpipeline.task.task import sound_tasks
+    from ptpipeline.task.folder import sound_tasks
 
     return {task.name: task for task in sound_tasks(load_settings().tasks)[0]}
 

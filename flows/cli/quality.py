@@ -13,7 +13,7 @@ from ptpipeline.errors import NotFound
 if TYPE_CHECKING:
     from flows.on_demand.measure import Diff, FileReport
     from flows.stages.context import Context
-    from ptpipeline.records import Scores, TextScores
+    from ptpipeline.records.reports import Scores, TextScores
 
 gates = typer.Typer(name="gate", help="Explain what the gate requires of a candidate.", no_args_is_help=True)
 app.add_typer(gates)
@@ -30,7 +30,7 @@ def explain(task: TaskName, as_json: Json = False) -> None:
     from flows.on_demand.explanation import describe
     from flows.stages.context import Context
     from ptpipeline.settings import load_settings
-    from ptpipeline.task.task import find_task
+    from ptpipeline.task.folder import find_task
 
     settings = load_settings()
     explanation = preview.explain(Context(settings, open_registry()), find_task(settings.tasks, task))
@@ -172,7 +172,7 @@ def _print_progress(line: str) -> None:
 
 def _print_file(measured: "FileReport") -> None:
     from flows.cli.render import print_table
-    from ptpipeline.records import Scores
+    from ptpipeline.records.reports import Scores
 
     left_out = ", ".join(f"{reason} {count}" for reason, count in measured.left_out.items()) or "none"
     print(
@@ -200,7 +200,7 @@ def _print_file(measured: "FileReport") -> None:
 
 
 def _figure_row(name: str, scores: "Scores | TextScores", interval: dict[str, tuple[float, float]]) -> dict[str, Any]:
-    from ptpipeline.records import Scores, title_of
+    from ptpipeline.records.reports import Scores, title_of
 
     row: dict[str, Any] = {"": name}
     for metric, value in scores.figures().items():

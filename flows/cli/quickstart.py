@@ -17,7 +17,7 @@ from flows.server.deploy import deploy
 from flows.server.trigger import Finished, trigger
 from ptpipeline.errors import PtpError, Terminal
 from ptpipeline.settings import Settings, load_settings
-from ptpipeline.task.task import load_tasks
+from ptpipeline.task.folder import load_tasks
 
 TASKS = ("movie-sentiment", "tweet-sentiment")
 SAMPLES = (
@@ -33,7 +33,7 @@ import sys
 from ptpipeline.data.sources import read_rows
 from ptpipeline.models.base import prepare_base
 from ptpipeline.settings import load_settings
-from ptpipeline.task.task import find_task
+from ptpipeline.task.folder import find_task
 settings = load_settings()
 for name in sys.argv[1:]:
     task = find_task(settings.tasks, name)

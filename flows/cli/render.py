@@ -8,18 +8,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from ptpipeline.records import (
-    Answer,
-    PromptManifest,
-    PromptVersion,
-    Record,
-    Report,
-    Scores,
-    TextScores,
-    TunedPrompt,
-    Verdict,
-    title_of,
-)
+from ptpipeline.records.answers import Answer
+from ptpipeline.records.base import Record
+from ptpipeline.records.prompts import PromptManifest, TunedPrompt
+from ptpipeline.records.reports import Report, Scores, TextScores, title_of
+from ptpipeline.records.verdicts import Verdict
+from ptpipeline.records.versions import PromptVersion
 
 if TYPE_CHECKING:
     from registry.lineage.trace import Lineage, Origin

@@ -20,7 +20,7 @@ from flows.cli.app import (
     open_registry,
 )
 from ptpipeline.errors import NotFound, PromotionRefused, SettingsError
-from ptpipeline.records import PRODUCTION, Promotion
+from ptpipeline.records.versions import PRODUCTION, Promotion
 
 Override = Annotated[bool, typer.Option("--override", help="Promote against the gate; the history keeps it forever.")]
 

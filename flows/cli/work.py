@@ -30,7 +30,7 @@ def up(prefect_port: Port = None, mlflow_port: Port = None, s3_port: Port = None
     from flows.local.stack import up as start
     from flows.server.deploy import deploy
     from ptpipeline.settings import load_settings
-    from ptpipeline.task.task import load_tasks
+    from ptpipeline.task.folder import load_tasks
 
     start(load_settings().home, Ports(prefect=prefect_port, mlflow=mlflow_port, storage=s3_port))
     settings = load_settings()
@@ -62,7 +62,7 @@ def tasks(as_json: Json = False) -> None:
     """Check the task files and list the tasks."""
     from flows.cli.render import print_table
     from ptpipeline.settings import load_settings
-    from ptpipeline.task.task import load_tasks
+    from ptpipeline.task.folder import load_tasks
 
     rows = [
         {
@@ -83,7 +83,7 @@ def ingest(task: TaskName, as_json: Json = False) -> None:
     """Read, check and split a task's data into a snapshot."""
     from flows.cli.render import print_record
     from flows.stages.context import ingest as take_snapshot
-    from ptpipeline.task.task import find_task
+    from ptpipeline.task.folder import find_task
 
     context = open_context()
     print_record(take_snapshot(context, find_task(context.settings.tasks, task)), as_json)
@@ -97,7 +97,7 @@ def run(task: TaskName, as_json: Json = False) -> None:
     """
     from flows.cli.render import print_table
     from flows.stages.chain import run_task
-    from ptpipeline.task.task import find_task
+    from ptpipeline.task.folder import find_task
 
     context = open_context()
     outcome = run_task(context, find_task(context.settings.tasks, task))
@@ -119,7 +119,7 @@ def trigger(
     from flows.requests import IngestRequest, NightlyRequest, TuneRequest
     from flows.server.trigger import trigger as start
     from ptpipeline.settings import load_settings
-    from ptpipeline.task.task import find_task
+    from ptpipeline.task.folder import find_task
 
     settings = load_settings()
     names = [find_task(settings.tasks, name).name for name in task] if task else None
@@ -229,7 +229,7 @@ def adopt(
     """
     from flows.cli.render import print_table
     from flows.on_demand.adopt import adopt as take_in
-    from ptpipeline.task.task import find_task
+    from ptpipeline.task.folder import find_task
 
     context, path = open_context(), Path(os.path.expanduser(source))
     outcome = take_in(context, find_task(context.settings.tasks, task), path, getpass.getuser())

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import psutil
 
-from ptpipeline.records import Record
+from ptpipeline.records.base import Record
 
 HOST = "127.0.0.1"
 _STOP_SECONDS = 20.0

@@ -33,7 +33,7 @@ from flows.local.servers import (
     define_server,
 )
 from ptpipeline.errors import StackError
-from ptpipeline.records import Record
+from ptpipeline.records.base import Record
 from ptpipeline.settings import STACK_FILE, STACK_SECRETS
 
 _START_SECONDS = 180.0

@@ -3,7 +3,10 @@
 from collections.abc import Sequence
 
 from ptpipeline.gate.explain import Requirement
-from ptpipeline.records import Look, Record, Split, title_of
+from ptpipeline.records.base import Record
+from ptpipeline.records.data import Split
+from ptpipeline.records.reports import title_of
+from ptpipeline.records.verdicts import Look
 
 
 class Champion(Record):

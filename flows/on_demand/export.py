@@ -10,11 +10,11 @@ from ptpipeline.errors import DataError, PreconditionFailed
 from ptpipeline.models.base import prepare_base
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.signature import open_prompts
-from ptpipeline.records import Record
+from ptpipeline.records.base import Record
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.settings import Settings
 from ptpipeline.storage.keys import MANIFEST_FILE
-from ptpipeline.task.task import find_base_model
+from ptpipeline.task.folder import find_base_model
 
 Format = Literal["peft", "npy"]
 

@@ -7,7 +7,7 @@ from flows.stages.release import find_neighbours
 from ptpipeline.errors import DataError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.prompts.interpretation import MEASURES, Neighbours, Wayward
-from ptpipeline.task.task import find_task
+from ptpipeline.task.folder import find_task
 from registry.versions.publish import attach
 
 

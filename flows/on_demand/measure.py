@@ -13,8 +13,12 @@ from flows.stages.context import Context, ingest
 from flows.stages.measure import measure
 from ptpipeline.errors import DataError, NotFound
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
-from ptpipeline.records import PairedDifference, Record, Scores, Snapshot, SplitInfo, TextScores, digest_of
-from ptpipeline.task.task import Source, SplitSpec, Task, find_task
+from ptpipeline.records.base import Record, digest_of
+from ptpipeline.records.data import Snapshot, SplitInfo
+from ptpipeline.records.reports import PairedDifference, Scores, TextScores
+from ptpipeline.task.data import Source, SplitSpec
+from ptpipeline.task.folder import find_task
+from ptpipeline.task.task import Task
 from registry.ledger.tombstone import collected_sentence
 
 if TYPE_CHECKING:

@@ -10,7 +10,10 @@ from flows.stages.evidence import choose_margin, find_anchor
 from flows.stages.judge import count_looks, reserve_judges
 from ptpipeline.errors import DataError
 from ptpipeline.gate.explain import Opponents, list_requirements
-from ptpipeline.records import PRODUCTION, Look, Promotion, Report, Snapshot, Split
+from ptpipeline.records.data import Snapshot, Split
+from ptpipeline.records.reports import Report
+from ptpipeline.records.verdicts import Look
+from ptpipeline.records.versions import PRODUCTION, Promotion
 from ptpipeline.task.task import Task
 from registry.ledger import looks as ledger_looks
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from flows.server.api import call
 from ptpipeline.errors import NotFound
-from ptpipeline.records import Record
+from ptpipeline.records.base import Record
 
 _POLL_SECONDS = 2.0
 _LATE_SECONDS = 60  # log lines come in batches, out of order

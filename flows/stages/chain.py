@@ -15,7 +15,8 @@ from flows.stages.outcome import Candidate, Outcome, summarise
 from flows.stages.release import promote, register
 from flows.stages.train import Plan, plan, share, train
 from ptpipeline.errors import PtpError, TrainingError, place_of
-from ptpipeline.records import TunedPrompt, Verdict
+from ptpipeline.records.prompts import TunedPrompt
+from ptpipeline.records.verdicts import Verdict
 from ptpipeline.task.task import Task
 
 Result = TypeVar("Result")

@@ -8,7 +8,8 @@ from flows.stages.context import Context
 from flows.stages.measure import measure
 from ptpipeline.errors import ArtifactError, BaseModelError, ContextError, DataError, NotFound
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import PairedDifference, PromptManifest, Report
+from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.records.reports import PairedDifference, Report
 from ptpipeline.task.task import Task
 from registry.lineage.descent import inherited_rows, training_rows
 from registry.registry import Registry

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ptpipeline.models.base import prepare_base
-from ptpipeline.records import Snapshot, Split
+from ptpipeline.records.data import Snapshot, Split
 from ptpipeline.settings import Settings
-from ptpipeline.task.task import Task, find_task, sound_tasks
+from ptpipeline.task.folder import find_task, sound_tasks
+from ptpipeline.task.task import Task
 from ptpipeline.tuning.tracker import NoTracker, Tracker
 from registry.registry import Registry, open_for_writing
 

@@ -7,7 +7,10 @@ from flows.stages.compare import Measured, SeenRows, compare, pair_with
 from flows.stages.context import Context
 from ptpipeline.errors import NotFound
 from ptpipeline.gate.decide import Evidence
-from ptpipeline.records import PRODUCTION, Look, PairedDifference, Report, SliceDifference, TunedPrompt
+from ptpipeline.records.prompts import TunedPrompt
+from ptpipeline.records.reports import PairedDifference, Report, SliceDifference
+from ptpipeline.records.verdicts import Look
+from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Ledger
 from registry.versions.history import path_of

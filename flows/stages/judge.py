@@ -5,7 +5,11 @@ from flows.stages.evidence import Challenge, gather, line_up
 from flows.stages.measure import measure, probe
 from ptpipeline.gate.decide import decide, gate_key, needs_a_person
 from ptpipeline.gate.looks import question_digest
-from ptpipeline.records import PRODUCTION, Look, Report, Snapshot, Split, TunedPrompt, Verdict
+from ptpipeline.records.data import Snapshot, Split
+from ptpipeline.records.prompts import TunedPrompt
+from ptpipeline.records.reports import Report
+from ptpipeline.records.verdicts import Look, Verdict
+from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.task.task import Task
 from registry.ledger import looks as ledger_looks
 

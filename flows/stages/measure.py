@@ -3,7 +3,8 @@
 from flows.stages.context import Context
 from ptpipeline.gate.decide import metric_of
 from ptpipeline.prompts.artifact import read_artifact, read_ensemble
-from ptpipeline.records import Report, Snapshot, Split
+from ptpipeline.records.data import Snapshot, Split
+from ptpipeline.records.reports import Report
 from ptpipeline.task.task import Task
 from registry.lineage.descent import training_rows
 

@@ -5,16 +5,11 @@ from typing import NamedTuple
 
 from ptpipeline.errors import PtpError
 from ptpipeline.gate.decide import metric_of
-from ptpipeline.records import (
-    PRODUCTION,
-    PairedDifference,
-    Promotion,
-    PromptVersion,
-    Record,
-    Report,
-    TunedPrompt,
-    Verdict,
-)
+from ptpipeline.records.base import Record
+from ptpipeline.records.prompts import TunedPrompt
+from ptpipeline.records.reports import PairedDifference, Report
+from ptpipeline.records.verdicts import Verdict
+from ptpipeline.records.versions import PRODUCTION, Promotion, PromptVersion
 from ptpipeline.task.task import Task
 from registry.registry import Registry
 

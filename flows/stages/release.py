@@ -7,8 +7,13 @@ from flows.stages.context import MACHINE, Context, checkout_commit, ingest
 from flows.stages.judge import evaluate, gate
 from ptpipeline.gate.decide import needs_a_person
 from ptpipeline.prompts.artifact import Artifact, read_artifact
-from ptpipeline.records import PRODUCTION, Promotion, PromptVersion, Report, TunedPrompt, Verdict, now
-from ptpipeline.task.task import Task, find_task
+from ptpipeline.records.base import now
+from ptpipeline.records.prompts import TunedPrompt
+from ptpipeline.records.reports import Report
+from ptpipeline.records.verdicts import Verdict
+from ptpipeline.records.versions import PRODUCTION, Promotion, PromptVersion
+from ptpipeline.task.folder import find_task
+from ptpipeline.task.task import Task
 from registry.card.card import Provenance
 from registry.ledger.ledger import Release
 from registry.versions import promotion, publish

@@ -8,10 +8,14 @@ import stamina
 from flows.stages.context import MACHINE, Context, checkout_commit, ingest
 from ptpipeline.errors import PtpError, Terminal, TrainingError, Transient
 from ptpipeline.models.base import prepare_base
-from ptpipeline.records import Promotion, Record, Snapshot, TunedPrompt
+from ptpipeline.records.base import Record
+from ptpipeline.records.data import Snapshot
+from ptpipeline.records.prompts import TunedPrompt
+from ptpipeline.records.versions import Promotion
 from ptpipeline.storage.keys import manifest_key
+from ptpipeline.task.folder import find_task, load_sources
 from ptpipeline.task.recipe import CURRENT
-from ptpipeline.task.task import Task, find_task, load_sources
+from ptpipeline.task.task import Task
 from ptpipeline.tuning.key import compute_training_key, digest_start
 from registry.card.card import Provenance
 from registry.versions.promotion import Cause, point

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import Any, Protocol, TypeVar
 
 from ptpipeline.errors import DataError
-from ptpipeline.records import DataCheck
-from ptpipeline.task.task import Data
+from ptpipeline.records.data import DataCheck
+from ptpipeline.task.data import Data
 
 _MEANING = {
     "encoding": "bytes that are not UTF-8",

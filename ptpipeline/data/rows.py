@@ -11,8 +11,9 @@ from ptpipeline.data.near import find_representatives
 from ptpipeline.data.near import normalise as normalise
 from ptpipeline.data.sources import SourceRows
 from ptpipeline.errors import DataError
-from ptpipeline.records import DataCheck, Split
-from ptpipeline.task.task import Binned, Data, SplitSpec, Task
+from ptpipeline.records.data import DataCheck, Split
+from ptpipeline.task.data import Binned, Data, SplitSpec
+from ptpipeline.task.task import Task
 
 REPLACEMENT = "\ufffd"
 

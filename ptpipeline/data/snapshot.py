@@ -19,7 +19,8 @@ from ptpipeline.data.parquet import read_table
 from ptpipeline.data.rows import CheckedRow, CheckedRows, Row, check_rows
 from ptpipeline.data.sources import read_rows, source_key
 from ptpipeline.errors import ArtifactError, DataError, NotFound, PreconditionFailed
-from ptpipeline.records import SPLITS, Snapshot, Split, SplitInfo, digest_of
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.data import SPLITS, Snapshot, Split, SplitInfo
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import snapshot_manifest_key, split_key
 from ptpipeline.task.task import Task

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from ptpipeline.errors import DataError
 from ptpipeline.packages import package_member
-from ptpipeline.records import digest_of
-from ptpipeline.task.task import Binned, Source, Task
+from ptpipeline.records.base import digest_of
+from ptpipeline.task.data import Binned, Source
+from ptpipeline.task.task import Task
 
 # Part of every source key: raise it by one if the same source would give other rows.
 INGEST_VERSION = 2

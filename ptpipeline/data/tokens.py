@@ -7,7 +7,7 @@ from typing import NamedTuple
 from ptpipeline.data.rows import Row
 from ptpipeline.data.template import render
 from ptpipeline.errors import ContextError, TaskFileError
-from ptpipeline.records import Scoring
+from ptpipeline.records.prompts import Scoring
 
 Encode = Callable[[str, bool], list[int]]
 

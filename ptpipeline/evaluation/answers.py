@@ -9,7 +9,7 @@ from ptpipeline.evaluation.measurement import Measurement
 from ptpipeline.evaluation.metrics import score_labels
 from ptpipeline.evaluation.paired import RESAMPLED, interval
 from ptpipeline.evaluation.texts import TextRows, score_texts
-from ptpipeline.records import TEXT_METRICS
+from ptpipeline.records.reports import TEXT_METRICS
 
 
 def measure_rankings(truth: Sequence[str], names: Sequence[str], rankings: Sequence[Tensor]) -> Measurement:

@@ -20,7 +20,10 @@ from ptpipeline.evaluation.measurement import Measurement, Sample
 from ptpipeline.evaluation.metrics import majority
 from ptpipeline.evaluation.results import store_results
 from ptpipeline.models.frozen import FrozenBase
-from ptpipeline.records import Baseline, PromptManifest, Report, Split, digest_of
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.data import Split
+from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.records.reports import Baseline, Report
 from ptpipeline.serving.answers import Opening, generate
 from ptpipeline.serving.ranking import Query, rank
 from ptpipeline.storage import ObjectStore

@@ -8,7 +8,7 @@ import numpy as np
 
 from ptpipeline.evaluation.paired import Hypothesis, Values, chance_of_harm, difference, mean_difference
 from ptpipeline.evaluation.results import Results
-from ptpipeline.records import PairedDifference, SliceDifference
+from ptpipeline.records.reports import PairedDifference, SliceDifference
 from ptpipeline.task.task import Task
 
 LENGTHS = 4  # slices of about equal size by the number of tokens

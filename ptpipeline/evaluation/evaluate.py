@@ -9,7 +9,8 @@ from ptpipeline.evaluation.key import evaluation_key
 from ptpipeline.evaluation.measurement import Measurement, Sample
 from ptpipeline.evaluation.results import store_results
 from ptpipeline.prompts.artifact import Artifact, read_ensemble
-from ptpipeline.records import Report, Snapshot
+from ptpipeline.records.data import Snapshot
+from ptpipeline.records.reports import Report
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import results_key

@@ -13,7 +13,7 @@ from ptpipeline.data.rows import Row
 from ptpipeline.data.template import render
 from ptpipeline.data.tokens import space_target
 from ptpipeline.models.frozen import FrozenBase
-from ptpipeline.records import PromptManifest
+from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.task.task import HardPrompt
 
 log = logging.getLogger(__name__)

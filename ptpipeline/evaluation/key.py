@@ -1,6 +1,7 @@
 """The evaluation key: a report with the same key is the same measurement. Imports no torch."""
 
-from ptpipeline.records import SplitInfo, digest_of
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.data import SplitInfo
 from ptpipeline.task.task import HardPrompt
 
 SCORING_VERSION = 2  # raise by one if the same prompt and rows would be scored differently

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 from ptpipeline.data.rows import Row
 from ptpipeline.data.snapshot import load_split
 from ptpipeline.evaluation.key import rows_identity
-from ptpipeline.records import Scores, Snapshot, Split, TextScores
+from ptpipeline.records.data import Snapshot, Split
+from ptpipeline.records.reports import Scores, TextScores
 from ptpipeline.storage import ObjectStore
 
 

@@ -16,7 +16,7 @@ from sklearn.metrics import (
 )
 
 from ptpipeline.evaluation.texts import measure_texts
-from ptpipeline.records import Metric, Reliability, Scores
+from ptpipeline.records.reports import Metric, Reliability, Scores
 
 BINS = 15  # of the reliability diagram, as in Guo et al. 2017
 

@@ -5,7 +5,8 @@ torch.
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ptpipeline.records import Record, title_of
+from ptpipeline.records.base import Record
+from ptpipeline.records.reports import title_of
 from ptpipeline.task.task import Task
 
 if TYPE_CHECKING:

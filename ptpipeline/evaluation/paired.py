@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from ptpipeline.records import PairedDifference
+from ptpipeline.records.reports import PairedDifference
 
 RESAMPLES = 2000
 SEED = 0

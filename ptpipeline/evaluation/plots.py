@@ -13,7 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ptpipeline.evaluation.metrics import BINS
-from ptpipeline.records import PairedDifference, Report, Scores, TunedPrompt, Verdict, title_of
+from ptpipeline.records.prompts import TunedPrompt
+from ptpipeline.records.reports import PairedDifference, Report, Scores, title_of
+from ptpipeline.records.verdicts import Verdict
 from ptpipeline.task.task import Task
 
 BLUE, ORANGE, RED, GREY = "#0072B2", "#E69F00", "#D55E00", "#6b6b6b"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from ptpipeline.data.parquet import read_table
 from ptpipeline.errors import PreconditionFailed
-from ptpipeline.records import Report
+from ptpipeline.records.reports import Report
 from ptpipeline.storage import ObjectStore
 from ptpipeline.task.task import Task
 

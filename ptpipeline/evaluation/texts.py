@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptpipeline.evaluation.paired import bootstrap_interval
-from ptpipeline.records import TEXT_METRICS, TextMetric, TextScores
+from ptpipeline.records.reports import TEXT_METRICS, TextMetric, TextScores
 
 
 class TextRows(NamedTuple):

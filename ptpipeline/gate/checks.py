@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ptpipeline.records import Report, TextScores
+from ptpipeline.records.reports import Report, TextScores
 from ptpipeline.task import policy
 from ptpipeline.task.task import Task
 

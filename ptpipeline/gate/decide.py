@@ -5,18 +5,9 @@ from dataclasses import dataclass, field
 from typing import Literal, TypedDict
 
 from ptpipeline.gate.checks import CHECKS
-from ptpipeline.records import (
-    Check,
-    Look,
-    PairedDifference,
-    Report,
-    Scores,
-    SliceDifference,
-    TextScores,
-    Verdict,
-    digest_of,
-    title_of,
-)
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.reports import PairedDifference, Report, Scores, SliceDifference, TextScores, title_of
+from ptpipeline.records.verdicts import Check, Look, Verdict
 from ptpipeline.task.policy import ChampionPolicy, Gate
 from ptpipeline.task.task import Task
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from ptpipeline.gate.checks import CHECKS
-from ptpipeline.records import Record, title_of
+from ptpipeline.records.base import Record
+from ptpipeline.records.reports import title_of
 from ptpipeline.task import policy
 from ptpipeline.task.policy import Policy
 from ptpipeline.task.task import Task

@@ -8,7 +8,8 @@ and Stine 2008, alpha-investing).
 
 import math
 
-from ptpipeline.records import Look, digest_of
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.verdicts import Look
 
 OVERLAP = 0.01  # a set of test rows that shares more of its rows than this with an earlier set is not fresh
 

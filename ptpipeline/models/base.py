@@ -20,9 +20,10 @@ from pydantic import ValidationError
 
 from ptpipeline.errors import BaseModelError, ServiceUnavailable
 from ptpipeline.packages import package_member
-from ptpipeline.records import BaseModelRef, digest_of
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.prompts import BaseModelRef
 from ptpipeline.settings import Settings
-from ptpipeline.task.task import BaseModelSource, find_base_model
+from ptpipeline.task.folder import BaseModelSource, find_base_model
 
 log = logging.getLogger(__name__)
 

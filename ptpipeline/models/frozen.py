@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ptpipeline.records import BaseModelRef
+from ptpipeline.records.prompts import BaseModelRef
 
 
 class KeyValues(NamedTuple):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed
-from ptpipeline.records import PromptManifest, TensorInfo
+from ptpipeline.records.prompts import PromptManifest, TensorInfo
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE, manifest_key, prompt_prefix, tensors_key
 

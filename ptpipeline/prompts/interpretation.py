@@ -5,7 +5,8 @@ Letters: P virtual tokens, k neighbours.
 
 from typing import Literal
 
-from ptpipeline.records import PairedDifference, Record
+from ptpipeline.records.base import Record
+from ptpipeline.records.reports import PairedDifference
 
 Measure = Literal["cosine", "dot", "euclidean"]
 MEASURES: tuple[Measure, ...] = ("cosine", "dot", "euclidean")

@@ -25,7 +25,7 @@ from ptpipeline.models.frozen import KeyValues, SoftPrompt
 from ptpipeline.prompts.artifact import MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, MAX_VIRTUAL_TOKENS
 from ptpipeline.prompts.initialise import read_tensor
 from ptpipeline.prompts.tensors import name_tensors
-from ptpipeline.records import Placement
+from ptpipeline.records.prompts import Placement
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"

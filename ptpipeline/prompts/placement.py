@@ -6,7 +6,7 @@ import torch
 
 from ptpipeline.errors import ContextError
 from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt
-from ptpipeline.records import Placement
+from ptpipeline.records.prompts import Placement
 
 
 def place_prompt(base: FrozenBase, prompt: SoftPrompt, placement: Placement) -> SoftPrompt:

@@ -24,7 +24,7 @@ from pydantic import Field, ValidationError
 
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, SettingsError
 from ptpipeline.prompts.artifact import read_artifact, read_ensemble
-from ptpipeline.records import DIGEST_PATTERN, Record
+from ptpipeline.records.base import DIGEST_PATTERN, Record
 from ptpipeline.settings import Settings
 from ptpipeline.storage import Listed, ObjectStore, Stored, open_store
 from ptpipeline.storage.addresses import claimed_prompt, signer_id

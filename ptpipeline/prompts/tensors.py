@@ -12,7 +12,7 @@ from ptpipeline.errors import ArtifactError, BaseModelError, TrainingError
 from ptpipeline.models.frozen import KeyValues, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
 from ptpipeline.models.load import DTYPES
 from ptpipeline.prompts.artifact import EMBEDDINGS, PREFIX, Artifact, check_tensors
-from ptpipeline.records import BaseModelRef, Members, PromptManifest, TensorInfo
+from ptpipeline.records.prompts import BaseModelRef, Members, PromptManifest, TensorInfo
 
 
 def pack(prompt: SoftPrompt, dtype: str, fields: dict[str, Any]) -> Artifact:

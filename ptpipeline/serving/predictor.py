@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.load import load_base
 from ptpipeline.prompts.signature import open_prompts
-from ptpipeline.records import Answer
+from ptpipeline.records.answers import Answer
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.resolver import Resolved, resolve
 from ptpipeline.settings import Settings, load_settings

@@ -7,7 +7,8 @@ from pydantic import ValidationError
 
 from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
-from ptpipeline.records import PRODUCTION, Pointer, VersionName, is_name
+from ptpipeline.records.base import is_name
+from ptpipeline.records.versions import PRODUCTION, Pointer, VersionName
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import pointer_key, version_key
 

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from pydantic import ValidationError
 
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, SettingsError
-from ptpipeline.records import Holding, ServerReport, now
+from ptpipeline.records.answers import Holding, ServerReport
+from ptpipeline.records.base import now
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import SERVERS, is_server_name, server_key
 

@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from ptpipeline.records import DIGEST_PATTERN, is_name
+from ptpipeline.records.base import DIGEST_PATTERN, is_name
 from ptpipeline.storage import keys
 
 

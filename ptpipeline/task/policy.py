@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from ptpipeline.records import Baseline, Metric
+from ptpipeline.records.reports import Baseline, Metric
 from ptpipeline.task.document import Section
 
 Policy = Literal["block", "warn", "off"]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from ptpipeline.records import NAME_PATTERN
+from ptpipeline.records.base import NAME_PATTERN
 from ptpipeline.task.document import Section
 
 SHARED_FILE = "shared_prompts.yaml"

@@ -17,7 +17,9 @@ from ptpipeline.prompts.parameterise import Direct
 from ptpipeline.prompts.peft import ForeignPrompt
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.prompts.tensors import pack, round_to_stored
-from ptpipeline.records import Scoring, Snapshot, TunedPrompt, digest_of
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.data import Snapshot
+from ptpipeline.records.prompts import Scoring, TunedPrompt
 from ptpipeline.serving.answers import answer
 from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Task

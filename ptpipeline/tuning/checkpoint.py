@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, PtpError
 from ptpipeline.models.frozen import FrozenBase, list_tensors
-from ptpipeline.records import digest_of
+from ptpipeline.records.base import digest_of
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import checkpoint_key
 from ptpipeline.tuning.clock import Clock

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ptpipeline.errors import DataError, TaskFileError
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.records import Snapshot, digest_of
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.data import Snapshot
 from ptpipeline.serving.resolver import resolve, split_reference
 from ptpipeline.storage import ObjectStore
 from ptpipeline.task.recipe import CURRENT, FileInit, VersionInit

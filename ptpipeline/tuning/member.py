@@ -18,7 +18,7 @@ from ptpipeline.models.frozen import FrozenBase, SoftPrompt, list_tensors
 from ptpipeline.prompts.parameterise import Parameterisation, parameterise
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.prompts.tensors import round_to_stored
-from ptpipeline.records import CurvePoint
+from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.serving.answers import Opening
 from ptpipeline.serving.ranking import Query
 from ptpipeline.task.recipe import Tune

@@ -13,7 +13,8 @@ from ptpipeline.models.frozen import FrozenBase, SoftPrompt
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.parameterise import RankOne
 from ptpipeline.prompts.tensors import pack
-from ptpipeline.records import Trial, TunedPrompt, digest_of
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.prompts import Trial, TunedPrompt
 from ptpipeline.storage import ObjectStore
 from ptpipeline.task.recipe import SharedPrompt, Tune
 from ptpipeline.tuning.checkpoint import Checkpoints

@@ -9,7 +9,7 @@ from ptpipeline.errors import ArtifactError, BaseModelError, DataError, NotFound
 from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, count_virtual_tokens
 from ptpipeline.prompts.initialise import read_tensor
 from ptpipeline.prompts.tensors import unpack
-from ptpipeline.records import PRODUCTION
+from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.storage import ObjectStore
 from ptpipeline.task.recipe import FileInit

@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from ptpipeline.errors import ArtifactError, TrainingError
 from ptpipeline.models.frozen import list_tensors, rebuild
-from ptpipeline.records import CurvePoint
+from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.tuning.clock import Clock
 from ptpipeline.tuning.member import Job, Member
 

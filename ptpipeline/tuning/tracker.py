@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
-from ptpipeline.records import CurvePoint
+from ptpipeline.records.prompts import CurvePoint
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 

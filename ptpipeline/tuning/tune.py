@@ -14,7 +14,8 @@ from ptpipeline.prompts.artifact import MAX_TENSOR_BYTES, Artifact, compute_file
 from ptpipeline.prompts.initialise import make_initial_prompt
 from ptpipeline.prompts.placement import build_text_encoder, count_extra_tokens, place_prompt
 from ptpipeline.prompts.tensors import name_tensors, pack, pack_ensemble
-from ptpipeline.records import Snapshot, Trial, TunedPrompt
+from ptpipeline.records.data import Snapshot
+from ptpipeline.records.prompts import Trial, TunedPrompt
 from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import Query, rank
 from ptpipeline.storage import ObjectStore

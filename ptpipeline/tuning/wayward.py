@@ -26,7 +26,8 @@ from ptpipeline.prompts.interpretation import Measure, Pulled, Wayward
 from ptpipeline.prompts.neighbours import embed_vocabulary, find_nearest, make_token_printer
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.prompts.tensors import round_to_stored
-from ptpipeline.records import PairedDifference, Snapshot, TextMetric
+from ptpipeline.records.data import Snapshot
+from ptpipeline.records.reports import PairedDifference, TextMetric
 from ptpipeline.serving.answers import answer
 from ptpipeline.storage import ObjectStore
 from ptpipeline.task.task import Task

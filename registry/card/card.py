@@ -9,16 +9,11 @@ from dataclasses import dataclass, field
 from ptpipeline.evaluation.mistakes import Mistakes
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.interpretation import Neighbours, Wayward
-from ptpipeline.records import (
-    PromptVersion,
-    Report,
-    Scores,
-    Snapshot,
-    TextScores,
-    TunedPrompt,
-    Verdict,
-    title_of,
-)
+from ptpipeline.records.data import Snapshot
+from ptpipeline.records.prompts import TunedPrompt
+from ptpipeline.records.reports import Report, Scores, TextScores, title_of
+from ptpipeline.records.verdicts import Verdict
+from ptpipeline.records.versions import PromptVersion
 
 SUMMED = ("bleu", "chrf")  # compared by sentences, shown of the corpus: the two do not subtract
 

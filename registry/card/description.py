@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 
-from ptpipeline.records import Check, PairedDifference, PromptVersion, Report, Scores, Verdict, title_of
+from ptpipeline.records.reports import PairedDifference, Report, Scores, title_of
+from ptpipeline.records.verdicts import Check, Verdict
+from ptpipeline.records.versions import PromptVersion
 from ptpipeline.storage.keys import prompt_prefix
 from registry.card.card import Card, columns, seed_spread, selection_bias
 

@@ -7,7 +7,8 @@ from importlib.resources import files
 from typing import TYPE_CHECKING
 
 from ptpipeline.prompts.sensitive import screen
-from ptpipeline.records import PromptVersion, title_of
+from ptpipeline.records.reports import title_of
+from ptpipeline.records.versions import PromptVersion
 from ptpipeline.storage.keys import prompt_prefix
 from registry.card.card import Card, columns, seed_spread, selection_bias
 

@@ -9,7 +9,9 @@ from itertools import groupby
 from typing import Literal, NamedTuple
 
 from ptpipeline.errors import SettingsError
-from ptpipeline.records import PromptManifest, PromptVersion, Record
+from ptpipeline.records.base import Record
+from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.records.versions import PromptVersion
 from ptpipeline.storage import Listed, ObjectStore
 from ptpipeline.storage.addresses import SnapshotObject, StoredCheckpoint, is_manifest, parse
 from ptpipeline.storage.keys import CHECKPOINTS, SNAPSHOTS, reports_prefix

@@ -6,7 +6,7 @@ from itertools import groupby
 
 from pydantic import Field
 
-from ptpipeline.records import Record
+from ptpipeline.records.base import Record
 from ptpipeline.serving.servers import read_server_reports
 from ptpipeline.storage import ObjectStore
 from registry.ledger.usage import Name, PromptUses, Use, VersionNumber

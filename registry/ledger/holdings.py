@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from sqlalchemy import select
 
-from ptpipeline.records import Promotion
+from ptpipeline.records.versions import Promotion
 from registry.ledger import tables
 from registry.ledger.ledger import Ledger
 

@@ -7,7 +7,9 @@ from sqlalchemy import Connection, Select, and_, delete, exists, func, select
 from sqlalchemy.exc import IntegrityError
 
 from ptpipeline.errors import NotFound, PromotionConflict
-from ptpipeline.records import Promotion, PromptVersion, Record, Verdict, now
+from ptpipeline.records.base import Record, now
+from ptpipeline.records.verdicts import Verdict
+from ptpipeline.records.versions import Promotion, PromptVersion
 from registry.ledger import tables
 from registry.ledger.database import insert, of_task, put
 from registry.ledger.results import Results, put_verdict

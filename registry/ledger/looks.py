@@ -10,7 +10,8 @@ from typing import NamedTuple
 from sqlalchemy import Connection, func, select
 
 from ptpipeline.gate.looks import OVERLAP, look_at, question_digest
-from ptpipeline.records import Look, Verdict, now
+from ptpipeline.records.base import now
+from ptpipeline.records.verdicts import Look, Verdict
 from registry.ledger import tables
 from registry.ledger.database import insert, put
 from registry.ledger.ledger import Ledger

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, delete, select
 
-from ptpipeline.records import Promotion, now
+from ptpipeline.records.base import now
+from ptpipeline.records.versions import Promotion
 from registry.ledger import tables
 from registry.ledger.database import insert, put
 from registry.ledger.lease import Lease

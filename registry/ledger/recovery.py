@@ -6,7 +6,11 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table
 
-from ptpipeline.records import Promotion, PromptVersion, Report, Snapshot, Verdict, now
+from ptpipeline.records.base import now
+from ptpipeline.records.data import Snapshot
+from ptpipeline.records.reports import Report
+from ptpipeline.records.verdicts import Verdict
+from ptpipeline.records.versions import Promotion, PromptVersion
 from registry.failpoints import reached
 from registry.ledger import tables
 from registry.ledger.database import insert

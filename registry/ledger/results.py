@@ -6,7 +6,11 @@ from typing import Any, ClassVar
 
 from sqlalchemy import Connection, Row, Select, Table, select
 
-from ptpipeline.records import Grown, Report, Snapshot, TunedPrompt, Verdict, now
+from ptpipeline.records.base import Grown, now
+from ptpipeline.records.data import Snapshot
+from ptpipeline.records.prompts import TunedPrompt
+from ptpipeline.records.reports import Report
+from ptpipeline.records.verdicts import Verdict
 from registry.ledger import tables
 from registry.ledger.database import Database, put
 from registry.ledger.tombstone import lock_name, take_over

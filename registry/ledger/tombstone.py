@@ -9,7 +9,7 @@ from collections.abc import Callable
 from sqlalchemy import Connection, delete, exists, select, update
 
 from ptpipeline.errors import LeaseHeld, PromotionRefused
-from ptpipeline.records import now
+from ptpipeline.records.base import now
 from registry.ledger import tables
 from registry.ledger.database import Database, put
 from registry.ledger.lease import owner

@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from ptpipeline.records import PromptManifest, digest_of
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.addresses import PromptObject, SnapshotObject, parse
 from ptpipeline.storage.keys import manifest_key

@@ -8,7 +8,7 @@ from ptpipeline.data.rows import Row
 from ptpipeline.data.snapshot import load_split, read_snapshot
 from ptpipeline.errors import NotFound
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import PromptManifest
+from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.storage.keys import snapshots_prefix
 from registry.ledger.usage import Name, tasks_with
 from registry.lineage.ancestry import combination, is_shared, parts_of, sources_in, stored_names

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from ptpipeline.data.snapshot import read_snapshot
 from ptpipeline.errors import ArtifactError
-from ptpipeline.records import PromptManifest, Snapshot
+from ptpipeline.records.data import Snapshot
+from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.storage.keys import PROMPTS, SNAPSHOTS, manifest_key
 from registry.ledger.usage import Name, Training, registrations
 from registry.lineage.ancestry import (

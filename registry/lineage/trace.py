@@ -13,16 +13,12 @@ from typing import Literal, NamedTuple
 from ptpipeline.data.rows import normalise
 from ptpipeline.data.snapshot import load_split
 from ptpipeline.errors import ArtifactError, DataError, NotFound
-from ptpipeline.records import (
-    PRODUCTION,
-    Promotion,
-    PromptManifest,
-    Record,
-    Report,
-    Snapshot,
-    Split,
-    Verdict,
-)
+from ptpipeline.records.base import Record
+from ptpipeline.records.data import Snapshot, Split
+from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.records.reports import Report
+from ptpipeline.records.verdicts import Verdict
+from ptpipeline.records.versions import PRODUCTION, Promotion
 from registry.ledger.usage import Name
 from registry.lineage.ancestry import Relation, is_shared
 from registry.lineage.graph import Graph, read_graph

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from ptpipeline.errors import ArtifactError, Terminal
 from ptpipeline.prompts.artifact import Artifact, check_tensors
-from ptpipeline.records import PromptManifest
+from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE
 from registry.mlflow.store import MlflowStore, connect, translated_errors
 

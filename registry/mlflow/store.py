@@ -15,7 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError, Terminal
-from ptpipeline.records import PromptVersion
+from ptpipeline.records.versions import PromptVersion
 from registry.card.card import Card
 from registry.card.description import render_description
 from registry.card.page import render_page

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ptpipeline.errors import PtpError
-from ptpipeline.records import CurvePoint
+from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.tuning.tracker import RunStatus
 from registry.mlflow.store import connect, translated_errors
 from registry.mlflow.write import curve_metrics, ensure_experiment

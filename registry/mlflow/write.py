@@ -10,7 +10,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ptpipeline.records import SPLITS, CurvePoint, Split, digest_of
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.data import SPLITS, Split
+from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE, split_key
 from registry.card.card import Card
 from registry.card.description import render_description

@@ -9,7 +9,8 @@ from typing import NamedTuple, TypeVar
 from pydantic import ValidationError
 
 from ptpipeline.errors import ArtifactError
-from ptpipeline.records import DIGEST_PATTERN, Promotion, Record, VersionName
+from ptpipeline.records.base import DIGEST_PATTERN, Record
+from ptpipeline.records.versions import Promotion, VersionName
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import history_key, version_key
 from registry.listing import TaskListing, read_all

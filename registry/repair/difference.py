@@ -2,7 +2,8 @@
 
 from typing import Literal
 
-from ptpipeline.records import Promotion, Record
+from ptpipeline.records.base import Record
+from ptpipeline.records.versions import Promotion
 
 Kind = Literal[
     "bytes",

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import Promotion, PromptManifest
+from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.records.versions import Promotion
 from registry.ledger.holdings import Holdings, holdings
 from registry.listing import TaskListing, ask_all
 from registry.registry import Registry

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.prompts.artifact import read_artifact, read_ensemble
-from ptpipeline.records import Promotion
+from ptpipeline.records.versions import Promotion
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import history_key, version_key
 from registry.ledger.holdings import Holdings

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ptpipeline.records import Promotion
+from ptpipeline.records.versions import Promotion
 from registry.mlflow.store import Model
 from registry.registry import Registry
 from registry.repair.difference import REBUILD, RECONCILE, Difference, describe_head

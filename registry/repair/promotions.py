@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from ptpipeline.records import Promotion
+from ptpipeline.records.versions import Promotion
 from ptpipeline.storage.addresses import is_dossier
 from ptpipeline.storage.keys import history_key, pointer_key, version_key
 from registry.repair.difference import FIX, REBUILD, RECONCILE, Difference, describe_head

@@ -5,7 +5,7 @@ version.
 from collections import Counter
 from collections.abc import Iterator
 
-from ptpipeline.records import PromptManifest
+from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.storage.addresses import is_dossier
 from ptpipeline.storage.keys import prompt_prefix
 from registry.lineage.ancestry import parts_of

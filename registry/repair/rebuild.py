@@ -15,7 +15,9 @@ from pydantic import ValidationError
 
 from ptpipeline.data.parquet import read_table
 from ptpipeline.errors import ArtifactError, NotFound
-from ptpipeline.records import PromptVersion, Snapshot, now
+from ptpipeline.records.base import now
+from ptpipeline.records.data import Snapshot
+from ptpipeline.records.versions import PromptVersion
 from ptpipeline.storage.addresses import SnapshotObject, StoredRelease, parse
 from ptpipeline.storage.keys import RELEASES, SNAPSHOTS, pointer_key, release_key, version_key
 from registry.failpoints import reached

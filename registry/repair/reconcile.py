@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 
 from ptpipeline.errors import NotFound, PtpError
-from ptpipeline.records import Promotion, PromptVersion
+from ptpipeline.records.versions import Promotion, PromptVersion
 from ptpipeline.storage.keys import (
     RELEASES,
     history_key,

@@ -1,7 +1,7 @@
 """The path of an alias through its promotions, and the target of a rollback; computed from the rows alone."""
 
 from ptpipeline.errors import PromotionRefused
-from ptpipeline.records import Promotion
+from ptpipeline.records.versions import Promotion
 
 
 def path_of(history: list[Promotion]) -> list[Promotion]:

@@ -8,7 +8,8 @@ was killed while the request was under way. The note distinguishes such a write 
 import logging
 from dataclasses import dataclass
 
-from ptpipeline.records import Promotion, PromptVersion, Record
+from ptpipeline.records.base import Record
+from ptpipeline.records.versions import Promotion, PromptVersion
 from registry.failpoints import reached
 from registry.ledger.lease import Lease
 from registry.ledger.projections import end_attempt, is_attempted, note_attempt

@@ -9,7 +9,8 @@ from functools import partial
 from typing import NamedTuple
 
 from ptpipeline.errors import NotFound, PromotionConflict, PromotionRefused
-from ptpipeline.records import Promotion, PromptVersion, now
+from ptpipeline.records.base import now
+from ptpipeline.records.versions import Promotion, PromptVersion
 from ptpipeline.task.task import Task
 from registry.failpoints import reached
 from registry.ledger.lease import leased

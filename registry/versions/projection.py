@@ -8,7 +8,7 @@ import stamina
 from pydantic import ValidationError
 
 from ptpipeline.errors import LeaseHeld, NotFound, PreconditionFailed, PtpError, Terminal
-from ptpipeline.records import Pointer, Promotion
+from ptpipeline.records.versions import Pointer, Promotion
 from ptpipeline.storage import Stored
 from ptpipeline.storage.keys import history_key, pointer_key, quarantined_pointer_key
 from registry.failpoints import reached

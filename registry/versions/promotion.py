@@ -8,7 +8,10 @@ from typing import NamedTuple
 
 from ptpipeline.errors import ArtifactError, NotFound, PromotionRefused, PtpError
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import PRODUCTION, Promotion, PromptManifest, PromptVersion, Verdict, is_name
+from ptpipeline.records.base import is_name
+from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.records.verdicts import Verdict
+from ptpipeline.records.versions import PRODUCTION, Promotion, PromptVersion
 from ptpipeline.storage.keys import history_key, pointer_key, release_key
 from ptpipeline.task.task import Task
 from registry.failpoints import reached

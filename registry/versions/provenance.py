@@ -5,7 +5,9 @@ from typing import Literal
 from pydantic import ValidationError
 
 from ptpipeline.errors import ArtifactError, NotFound
-from ptpipeline.records import Record, Report, Verdict
+from ptpipeline.records.base import Record
+from ptpipeline.records.reports import Report
+from ptpipeline.records.verdicts import Verdict
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import dossier_key, dossiers_prefix, release_key
 from registry.card.card import Provenance

@@ -10,7 +10,8 @@ from ptpipeline.errors import NotFound, Terminal
 from ptpipeline.evaluation.mistakes import Mistakes
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble, write_artifact
 from ptpipeline.prompts.interpretation import Neighbours, Wayward
-from ptpipeline.records import PromptVersion, Record, VersionName
+from ptpipeline.records.base import Record
+from ptpipeline.records.versions import PromptVersion, VersionName
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import companion_key, page_key, plot_key, quarantined_version_key, version_key
 from registry.card.card import Card, Provenance

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.race import count_overwritten
 from benchmarks.registry import main
-from ptpipeline.records import Promotion
+from ptpipeline.records.versions import Promotion
 
 MEASURED = ("resolve", "promote", "publish")
 READ = {"versions_page_ms", "versions_last_page_ms", "show_ms", "heads_ms", "history_ms"}

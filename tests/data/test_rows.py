@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from ptpipeline.data.rows import CheckedRows, check_rows, normalise, split_of
 from ptpipeline.data.sources import SourceRows
 from ptpipeline.errors import DataError
-from ptpipeline.records import DataCheck
-from ptpipeline.task.task import SplitSpec
+from ptpipeline.records.data import DataCheck
+from ptpipeline.task.data import SplitSpec
 from tests.data.declared import LENIENT, declared, rows_of
 
 BINS = {"column": "score", "bins": {"bad": [None, 0], "good": [0, 1]}}

@@ -9,7 +9,7 @@ import pytest
 
 from ptpipeline.data.snapshot import Row, ingest, load_split, read_snapshot
 from ptpipeline.errors import ArtifactError, DataError, NotFound
-from ptpipeline.records import SPLITS, Snapshot
+from ptpipeline.records.data import SPLITS, Snapshot
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.storage.keys import snapshot_prefix
 from ptpipeline.task.task import Task

@@ -8,7 +8,7 @@ from ptpipeline.data.rows import check_rows
 from ptpipeline.data.snapshot import ingest, load_split
 from ptpipeline.data.sources import read_rows
 from ptpipeline.errors import DataError
-from ptpipeline.records import SPLITS
+from ptpipeline.records.data import SPLITS
 from ptpipeline.storage import FolderStore
 from tests.data.declared import generating, rows_of
 

@@ -12,14 +12,16 @@ import pytest
 
 from flows.local.orphaned_runs import end_orphaned_runs
 from flows.local.process import spawn, stop
-from flows.requests import NightlyRequest, PromoteRequest, Record
+from flows.requests import NightlyRequest, PromoteRequest
 from flows.server.api import call
 from flows.server.deploy import FLOWS, deploy
 from flows.server.environment import client_environment
 from flows.server.trigger import Finished, LogLine, follow, trigger
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
+from ptpipeline.records.base import Record
 from ptpipeline.settings import load_settings
-from ptpipeline.task.task import Task, load_task
+from ptpipeline.task.folder import load_task
+from ptpipeline.task.task import Task
 from tests.e2e.conftest import Project
 
 pytestmark = pytest.mark.servers

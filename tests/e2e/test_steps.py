@@ -15,8 +15,8 @@ from flows.stages.chain import Night, isolate
 from flows.stages.outcome import Outcome
 from flows.steps import step
 from ptpipeline.errors import DataError, ServiceUnavailable
-from ptpipeline.records import PairedDifference
-from ptpipeline.task.task import find_task
+from ptpipeline.records.reports import PairedDifference
+from ptpipeline.task.folder import find_task
 from tests.e2e.conftest import Project
 
 pytestmark = pytest.mark.servers

@@ -15,7 +15,7 @@ from flows.requests import NightlyRequest
 from flows.server.deploy import deploy
 from flows.server.trigger import trigger
 from ptpipeline.settings import load_settings
-from ptpipeline.task.task import load_tasks
+from ptpipeline.task.folder import load_tasks
 from tests.e2e.conftest import Project
 from tests.e2e.test_flows import followed
 

@@ -21,7 +21,7 @@ from ptpipeline.models.load import load_base
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.initialise import compute_activations
 from ptpipeline.prompts.tensors import pack
-from ptpipeline.records import Generation
+from ptpipeline.records.prompts import Generation
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.settings import Settings
 from tests.models.families import family

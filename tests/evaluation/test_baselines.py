@@ -19,7 +19,10 @@ from ptpipeline.evaluation.key import evaluation_key
 from ptpipeline.evaluation.measurement import Sample
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.records import Report, Scores, Scoring, Snapshot, TextScores, digest_of
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.data import Snapshot
+from ptpipeline.records.prompts import Scoring
+from ptpipeline.records.reports import Report, Scores, TextScores
 from ptpipeline.serving.engine import Engine
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.task.task import HardPrompt, Task

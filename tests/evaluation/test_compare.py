@@ -11,7 +11,7 @@ from pyarrow import parquet
 from ptpipeline.evaluation.compare import Pair, compare_pair, compare_slices
 from ptpipeline.evaluation.paired import Hypothesis
 from ptpipeline.evaluation.results import Results
-from ptpipeline.records import Report, TextScores
+from ptpipeline.records.reports import Report, TextScores
 from ptpipeline.storage import FolderStore, ObjectStore
 from tests.data.declared import declared, generating
 

@@ -8,7 +8,7 @@ from sklearn.metrics import accuracy_score, f1_score, matthews_corrcoef
 
 from ptpipeline.evaluation.metrics import bin_by_confidence, calibration_error, majority, measure, score_labels
 from ptpipeline.evaluation.paired import RESAMPLED, Hypothesis, difference, interval
-from ptpipeline.records import Scores
+from ptpipeline.records.reports import Scores
 
 LABELS = ("a", "b", "c")
 columns = st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from(LABELS)), min_size=1, max_size=40)

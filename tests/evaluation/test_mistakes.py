@@ -8,7 +8,7 @@ from benchmarks.fixtures.prompts import a_task
 from ptpipeline.data.rows import Row
 from ptpipeline.evaluation.mistakes import LONGEST, SHOWN, find_mistakes
 from ptpipeline.evaluation.results import Results
-from ptpipeline.records import Generation
+from ptpipeline.records.prompts import Generation
 from ptpipeline.task.task import Task
 
 ROWS = [Row(id=f"{number:016x}", text=f"text {number}", label="good" if number % 2 else "bad") for number in range(60)]

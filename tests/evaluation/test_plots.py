@@ -7,7 +7,9 @@ from matplotlib.axes import Axes
 from benchmarks.fixtures.prompts import a_request, a_task
 from ptpipeline.evaluation import plots
 from ptpipeline.evaluation.metrics import score_labels
-from ptpipeline.records import CurvePoint, PairedDifference, Report, SliceDifference, TextScores, TunedPrompt, Verdict
+from ptpipeline.records.prompts import CurvePoint, TunedPrompt
+from ptpipeline.records.reports import PairedDifference, Report, SliceDifference, TextScores
+from ptpipeline.records.verdicts import Verdict
 
 LABELS = ["bad", "good", "mixed"]
 

@@ -9,7 +9,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from ptpipeline.evaluation.paired import Hypothesis, mean_difference
 from ptpipeline.evaluation.texts import TextRows, _bleu, _chrf, _corpus_bleu, _corpus_chrf, measure_texts, score_texts
-from ptpipeline.records import TEXT_METRICS
+from ptpipeline.records.reports import TEXT_METRICS
 
 TARGETS = ["the cat sat on the mat", "a long and winding road to nowhere", "yes", "it was fine"]
 ANSWERS = ["the cat sat on a mat", "a winding road to nowhere", " yes\n", "awful"]

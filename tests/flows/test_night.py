@@ -3,7 +3,8 @@
 from benchmarks.fixtures.prompts import a_request, a_task
 from flows.night import render_verdict
 from flows.stages.outcome import Outcome
-from ptpipeline.records import Check, Look, PairedDifference
+from ptpipeline.records.reports import PairedDifference
+from ptpipeline.records.verdicts import Check, Look
 
 OUTCOME = Outcome(
     task="mood",

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ptpipeline.gate.checks import CHECKS, Result
-from ptpipeline.records import TextScores
+from ptpipeline.records.reports import TextScores
 from ptpipeline.task import policy
 from tests.gate.test_decide import report
 

@@ -7,7 +7,8 @@ import pytest
 
 from ptpipeline.gate.decide import Evidence, decide, gate_key, needs_a_person
 from ptpipeline.gate.looks import look_at
-from ptpipeline.records import Look, PairedDifference, Report, Scores, SliceDifference, TextScores, Verdict
+from ptpipeline.records.reports import PairedDifference, Report, Scores, SliceDifference, TextScores
+from ptpipeline.records.verdicts import Look, Verdict
 from ptpipeline.task.policy import Bias, ChampionPolicy, Checks, Drift, Gate
 from ptpipeline.task.task import Task
 from tests.tuning.jobs import declared

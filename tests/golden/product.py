@@ -44,26 +44,18 @@ from ptpipeline.prompts.artifact import Artifact, read_artifact
 from ptpipeline.prompts.interpretation import Neighbours, Wayward
 from ptpipeline.prompts.signature import DOMAIN, Signature, SignedStore, SigningKey
 from ptpipeline.prompts.tensors import pack, pack_ensemble
-from ptpipeline.records import (
-    PRODUCTION,
-    BaseModelRef,
-    Holding,
-    Pointer,
-    PromptManifest,
-    Report,
-    ServerReport,
-    Snapshot,
-    SplitInfo,
-    TunedPrompt,
-    Verdict,
-    VersionName,
-    digest_of,
-)
+from ptpipeline.records.answers import Holding, ServerReport
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.data import Snapshot, SplitInfo
+from ptpipeline.records.prompts import BaseModelRef, PromptManifest, TunedPrompt
+from ptpipeline.records.reports import Report
+from ptpipeline.records.verdicts import Verdict
+from ptpipeline.records.versions import PRODUCTION, Pointer, VersionName
 from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.settings import Settings, load_settings
 from ptpipeline.storage import FolderStore, conditional
-from ptpipeline.task import task
+from ptpipeline.task import folder, task
 from ptpipeline.task.recipe import CURRENT, SharedPrompt
 from ptpipeline.tuning import key as training
 from ptpipeline.tuning import loop
@@ -149,7 +141,7 @@ def records() -> dict[str, Any]:
 
 def task_fields() -> dict[str, Any]:
     """All keys of a task file, of base_models.yaml and of shared_prompts.yaml."""
-    models = {"task": task.Task, "base model": task.BaseModelSource, "shared prompt": SharedPrompt}
+    models = {"task": task.Task, "base model": folder.BaseModelSource, "shared prompt": SharedPrompt}
     return {name: fields(model) for name, model in models.items()}
 
 
@@ -401,7 +393,7 @@ def measured(name: str, number: int) -> tuple[Report, list[str]]:
     per row.
     """
     settings = load_settings()
-    store, declared = FolderStore(settings.home / "store"), task.find_task(settings.tasks, name)
+    store, declared = FolderStore(settings.home / "store"), folder.find_task(settings.tasks, name)
     artifact = read_artifact(store, name, Ledger(settings.ledger).version(name, number).digest)
     for kept in (settings.home / "store" / "reports").rglob("*.parquet"):
         kept.unlink()

@@ -21,7 +21,7 @@ from transformers import (
 
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.seq2seq import Seq2SeqBase
-from ptpipeline.records import BaseModelRef
+from ptpipeline.records.prompts import BaseModelRef
 
 SIZES = {
     "vocab_size": 97,

@@ -21,7 +21,7 @@ from ptpipeline.prompts.artifact import (
     write_artifact,
 )
 from ptpipeline.prompts.tensors import name_tensors, pack, round_to_stored, unpack
-from ptpipeline.records import BaseModelRef, Members, TensorInfo
+from ptpipeline.records.prompts import BaseModelRef, Members, TensorInfo
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.storage.keys import prompt_prefix
 

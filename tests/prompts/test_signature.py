@@ -34,7 +34,8 @@ from ptpipeline.prompts.signature import (
     compute_key_id,
     sign,
 )
-from ptpipeline.records import Members, Pointer, Promotion, PromptManifest
+from ptpipeline.records.prompts import Members, PromptManifest
+from ptpipeline.records.versions import Pointer, Promotion
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.storage.keys import pointer_key, prompt_prefix

@@ -8,7 +8,7 @@ import torch
 from ptpipeline.data.tokens import CONTENT_FREE
 from ptpipeline.errors import ContextError
 from ptpipeline.prompts.tensors import pack_ensemble
-from ptpipeline.records import Scoring
+from ptpipeline.records.prompts import Scoring
 from ptpipeline.serving.combine import combine
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.ranking import Query

@@ -4,7 +4,7 @@ import torch
 
 from ptpipeline.data.tokens import LabelTokens, apply_scoring, label_tokens
 from ptpipeline.models.frozen import FrozenBase, PrefixCache
-from ptpipeline.records import Scoring
+from ptpipeline.records.prompts import Scoring
 from ptpipeline.serving.ranking import Query, compute_prior, rank
 from tests.models.families import family
 from tests.serving.test_ranking import MIXED, SINGLE, brute_force

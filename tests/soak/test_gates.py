@@ -17,9 +17,10 @@ from flows.stages.chain import run_task
 from flows.stages.context import Context, select_tasks
 from flows.stages.outcome import Outcome
 from ptpipeline.data.rows import Row, normalise, split_of
-from ptpipeline.records import PRODUCTION, Verdict
+from ptpipeline.records.verdicts import Verdict
+from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.settings import Settings
-from ptpipeline.task.task import SplitSpec
+from ptpipeline.task.data import SplitSpec
 from tests.shipped import TASKS, texts
 
 pytestmark = pytest.mark.soak

@@ -6,8 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from ptpipeline.errors import TaskFileError
+from ptpipeline.task.folder import load_task
 from ptpipeline.task.policy import Bias, ChampionPolicy, Checks, Gate
-from ptpipeline.task.task import load_task
 from tests.tiny import tiny_project
 
 

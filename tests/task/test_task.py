@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ptpipeline.errors import NotFound, TaskFileError
-from ptpipeline.task.task import find_base_model, find_task, load_task, task_files
+from ptpipeline.task.folder import find_base_model, find_task, load_task, task_files
 
 SHIPPED = Path(__file__).parents[2] / "tasks"
 

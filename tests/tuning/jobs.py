@@ -8,9 +8,10 @@ import torch
 from ptpipeline.data.tokens import EncodedRow, FreeText, LabelTokens, TaskText
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt
 from ptpipeline.prompts.initialise import compute_activations
-from ptpipeline.records import Generation
+from ptpipeline.records.prompts import Generation
+from ptpipeline.task.data import Data, Source
 from ptpipeline.task.recipe import Tune
-from ptpipeline.task.task import Data, Gate, Source, Task
+from ptpipeline.task.task import Gate, Task
 from ptpipeline.tuning.member import Job
 
 LABELS = LabelTokens(("no", "yes"), ((41,), (42, 43)))

@@ -13,7 +13,7 @@ from torch import nn
 from ptpipeline.errors import ArtifactError, ServiceUnavailable
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import list_tensors
-from ptpipeline.records import CurvePoint
+from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.tuning import state
 from ptpipeline.tuning.checkpoint import Checkpoint, Checkpoints

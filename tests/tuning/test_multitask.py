@@ -6,7 +6,7 @@ import torch
 
 from ptpipeline.models.frozen import Input
 from ptpipeline.prompts.parameterise import RankOne
-from ptpipeline.records import Snapshot, SplitInfo
+from ptpipeline.records.data import Snapshot, SplitInfo
 from ptpipeline.task.recipe import SharedPrompt, Tune
 from ptpipeline.task.task import Task
 from ptpipeline.tuning.loop import run_gang

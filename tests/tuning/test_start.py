@@ -12,7 +12,8 @@ from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import KeyValues, SoftPrompt
 from ptpipeline.prompts.artifact import Artifact, write_artifact
 from ptpipeline.prompts.tensors import pack
-from ptpipeline.records import Pointer, Promotion, Snapshot, SplitInfo, VersionName
+from ptpipeline.records.data import Snapshot, SplitInfo
+from ptpipeline.records.versions import Pointer, Promotion, VersionName
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import pointer_key, version_key
 from ptpipeline.task.task import Task

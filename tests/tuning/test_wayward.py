@@ -15,11 +15,12 @@ from ptpipeline.models.load import load_base
 from ptpipeline.prompts.initialise import tokenize_text
 from ptpipeline.prompts.interpretation import MEASURES, WARNING, Wayward
 from ptpipeline.prompts.tensors import round_to_stored
-from ptpipeline.records import Generation
+from ptpipeline.records.prompts import Generation
 from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore
+from ptpipeline.task.folder import find_task
 from ptpipeline.task.recipe import Tune
-from ptpipeline.task.task import Gate, find_task
+from ptpipeline.task.task import Gate
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Job, Pull

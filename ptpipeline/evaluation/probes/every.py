@@ -11,7 +11,7 @@ from ptpipeline.evaluation.probes.norms import measure_norms
 from ptpipeline.evaluation.probes.robustness import measure_robustness
 from ptpipeline.evaluation.probes.swaps import measure_swaps
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.records import digest_of
+from ptpipeline.records.base import digest_of
 from ptpipeline.serving.engine import Engine
 from ptpipeline.task.policy import Checks
 

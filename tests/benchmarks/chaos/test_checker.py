@@ -19,7 +19,7 @@ from benchmarks.chaos.checker import Finding
 from benchmarks.chaos.controller import Controller
 from benchmarks.chaos.worker import Stop
 from benchmarks.faults import Fault, scripted
-from ptpipeline.records import Pointer, Promotion
+from ptpipeline.records.versions import Pointer, Promotion
 from ptpipeline.storage import S3Store, Stored
 from ptpipeline.storage.keys import pointer_key
 from registry.ledger.database import Database

@@ -10,7 +10,7 @@ from ptpipeline.data.rows import Row
 from ptpipeline.evaluation.probes.likelihood import bare_likelihoods, prompted_likelihoods
 from ptpipeline.evaluation.probes.membership import _balance, attack, interval, measure_membership
 from ptpipeline.models.frozen import Input
-from ptpipeline.records import Generation
+from ptpipeline.records.prompts import Generation
 from ptpipeline.serving.engine import Question
 from tests.evaluation.probed import LABELS, blind, embeddings, memorised, numbered, opinions, rows, tiny, writing
 

@@ -23,7 +23,9 @@ from flows.stages.release import move
 from ptpipeline.data.snapshot import load_split
 from ptpipeline.errors import PtpError
 from ptpipeline.evaluation.power import default_margin, rows_needed, smallest_gain
-from ptpipeline.records import Answer, Snapshot, Verdict
+from ptpipeline.records.answers import Answer
+from ptpipeline.records.data import Snapshot
+from ptpipeline.records.verdicts import Verdict
 from ptpipeline.task.policy import Checks
 from ptpipeline.task.task import Task
 from registry.ledger.looks import count_looks, take_look

@@ -10,7 +10,8 @@ from flows.nightly import narrow
 from flows.server.deploy import FLOWS, render
 from flows.server.schedules import distinct_schedules, scheduled_under, slug_of
 from ptpipeline.errors import NotFound
-from ptpipeline.task.task import Schedule, Task, load_task, task_files
+from ptpipeline.task.folder import load_task, task_files
+from ptpipeline.task.task import Schedule, Task
 
 PROJECT = Path(__file__).parents[3]
 FIELD = st.sampled_from(["*", "1", "5", "*/2", "*/5", "1,3", "1-3", "1-5"])

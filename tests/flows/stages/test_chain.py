@@ -19,7 +19,7 @@ from ptpipeline.errors import (
     PromotionRefused,
     PtpError,
 )
-from ptpipeline.records import PRODUCTION
+from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.storage.keys import prompt_prefix
 from registry.repair.doctor import examine
 from registry.versions.promotion import Cause, rollback

@@ -15,7 +15,9 @@ from ptpipeline.evaluation.compare import Pair, compare_pair
 from ptpipeline.evaluation.paired import Hypothesis
 from ptpipeline.evaluation.results import Results
 from ptpipeline.gate.looks import look_at
-from ptpipeline.records import Look, PromptVersion, SplitInfo
+from ptpipeline.records.data import SplitInfo
+from ptpipeline.records.verdicts import Look
+from ptpipeline.records.versions import PromptVersion
 from ptpipeline.task.task import Task
 from registry.versions import promotion
 from registry.versions.promotion import Cause, rollback

@@ -11,7 +11,8 @@ from flows.stages.release import move
 from flows.stages.train import plan, train
 from ptpipeline.errors import DataError, PtpError
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import PRODUCTION, Report, TextScores
+from ptpipeline.records.reports import Report, TextScores
+from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.serving.engine import Question
 from registry.card.description import render_description
 from registry.repair.doctor import examine

@@ -11,7 +11,8 @@ import pytest
 from flows.stages.outcome import Outcome
 from flows.stages.release import move
 from ptpipeline.data.rows import normalise, split_of
-from ptpipeline.records import PRODUCTION, Look, Verdict
+from ptpipeline.records.verdicts import Look, Verdict
+from ptpipeline.records.versions import PRODUCTION
 from registry.ledger.looks import count_looks
 from registry.versions.promotion import Cause
 from tests.flows.project import Project

@@ -12,8 +12,9 @@ import ptpipeline
 from flows.stages.outcome import Outcome
 from ptpipeline.errors import DataError, NotFound, TaskFileError, TrainingError
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import PRODUCTION, PromptManifest
-from ptpipeline.task.task import load_tasks
+from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.records.versions import PRODUCTION
+from ptpipeline.task.folder import load_tasks
 from registry.repair.doctor import examine
 from registry.versions.promotion import Cause, rollback
 from tests.flows.project import Project

@@ -15,7 +15,8 @@ from flows.stages.train import claim_trained
 from ptpipeline.errors import DataError, ServiceUnavailable
 from ptpipeline.gate.decide import APPROVAL
 from ptpipeline.prompts.artifact import write_artifact
-from ptpipeline.records import Check, PromptVersion, Verdict
+from ptpipeline.records.verdicts import Check, Verdict
+from ptpipeline.records.versions import PromptVersion
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import prompt_prefix
 from ptpipeline.task.task import Task

@@ -5,7 +5,7 @@ row's text.
 import pytest
 
 from flows.stages.release import move
-from ptpipeline.records import PRODUCTION
+from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.storage.keys import prompt_prefix
 from registry.card.page import render_page
 from registry.versions.promotion import Cause

@@ -15,7 +15,10 @@ from mlflow.utils.validation import _validate_metric_name
 from benchmarks.fixtures.prompts import PNG, a_request, a_snapshot, a_task, an_artifact, published
 from ptpipeline.evaluation.metrics import score_labels
 from ptpipeline.prompts.interpretation import MEASURES, WARNING, NearTokens, Neighbour, Neighbours, Pulled, Wayward
-from ptpipeline.records import Check, Look, PairedDifference, PromptVersion, Scores, SliceDifference, TextScores, Trial
+from ptpipeline.records.prompts import Trial
+from ptpipeline.records.reports import PairedDifference, Scores, SliceDifference, TextScores
+from ptpipeline.records.verdicts import Check, Look
+from ptpipeline.records.versions import PromptVersion
 from ptpipeline.storage.keys import prompt_prefix
 from registry.card.card import Card, Provenance
 from registry.card.description import MAX_DESCRIPTION, render_description

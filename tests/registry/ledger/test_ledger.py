@@ -21,7 +21,7 @@ from benchmarks.fixtures.postgres import Postgres
 from benchmarks.fixtures.prompts import a_report, a_request, a_snapshot, a_task, a_verdict, an_artifact
 from benchmarks.fixtures.s3_server import free_ports
 from ptpipeline.errors import LeaseHeld, NotFound, PromotionConflict, ServiceUnavailable, SettingsError
-from ptpipeline.records import now
+from ptpipeline.records.base import now
 from registry.ledger import database, tables
 from registry.ledger.database import put
 from registry.ledger.lease import Lease, leased

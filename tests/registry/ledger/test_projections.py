@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ptpipeline.errors import LeaseHeld
-from ptpipeline.records import Promotion
+from ptpipeline.records.versions import Promotion
 from registry.ledger.lease import Lease
 from registry.ledger.ledger import Ledger, Move
 from registry.ledger.projections import (

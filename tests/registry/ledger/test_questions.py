@@ -6,7 +6,9 @@ import pytest
 
 from benchmarks.fixtures.prompts import a_request, a_task
 from ptpipeline.errors import LeaseHeld
-from ptpipeline.records import PromptVersion, Trial, now
+from ptpipeline.records.base import now
+from ptpipeline.records.prompts import Trial
+from ptpipeline.records.versions import PromptVersion
 from registry.card.card import Provenance
 from registry.ledger.holdings import holdings
 from registry.ledger.lease import Lease, expired_leases, leased, remove_expired_leases

@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, published
 from ptpipeline.prompts.artifact import Artifact, write_artifact
-from ptpipeline.records import Generation, Members, PromptManifest, digest_of
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.prompts import Generation, Members, PromptManifest
 from ptpipeline.task.task import Task
 from registry.ledger.usage import Name, SnapshotLink, Training
 from registry.lineage import ancestry

@@ -15,7 +15,9 @@ from benchmarks.fixtures.prompts import a_request, a_task, an_artifact
 from ptpipeline.data.snapshot import ingest, load_split
 from ptpipeline.errors import DataError, NotFound
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.records import Members, Snapshot, Split, Trial, digest_of
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.data import Snapshot, Split
+from ptpipeline.records.prompts import Members, Trial
 from ptpipeline.storage import FolderStore
 from ptpipeline.task.task import Task
 from registry.card.card import Provenance

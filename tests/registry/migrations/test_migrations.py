@@ -23,7 +23,7 @@ from sqlalchemy.exc import DBAPIError
 from benchmarks.fixtures.postgres import Postgres
 from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, an_artifact
 from ptpipeline.errors import SettingsError
-from ptpipeline.records import Verdict
+from ptpipeline.records.verdicts import Verdict
 from ptpipeline.storage import FolderStore
 from registry.ledger import database, tables
 from registry.ledger.ledger import Ledger, Move

@@ -17,7 +17,7 @@ from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW
 from benchmarks.fixtures.mlflow_server import running_mlflow
 from benchmarks.fixtures.prompts import a_request, an_artifact, published
 from ptpipeline.errors import ServiceUnavailable, Terminal
-from ptpipeline.records import CurvePoint
+from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.task.task import Task
 from registry.mlflow.store import MlflowStore, connect
 from registry.mlflow.tracking import Tracking

@@ -9,7 +9,8 @@ import pytest
 
 from benchmarks.fixtures.prompts import a_task, an_artifact, published
 from ptpipeline.errors import NotFound
-from ptpipeline.records import Pointer, VersionName, now
+from ptpipeline.records.base import now
+from ptpipeline.records.versions import Pointer, VersionName
 from ptpipeline.storage import FolderStore, Listed, ObjectStore, Stored
 from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, release_key, version_key
 from ptpipeline.task.task import Task

@@ -17,7 +17,7 @@ from sqlalchemy import select
 from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, published
 from ptpipeline.errors import PromotionRefused, Terminal
 from ptpipeline.prompts.artifact import write_artifact
-from ptpipeline.records import Pointer, Promotion, VersionName
+from ptpipeline.records.versions import Pointer, Promotion, VersionName
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task

@@ -12,7 +12,8 @@ from safetensors.numpy import save
 from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, published
 from ptpipeline.errors import NotFound, ServiceUnavailable
 from ptpipeline.prompts.artifact import Artifact, write_artifact
-from ptpipeline.records import Members, digest_of
+from ptpipeline.records.base import digest_of
+from ptpipeline.records.prompts import Members
 from ptpipeline.storage import FolderStore, Listed, Stored
 from ptpipeline.storage.keys import pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task

@@ -9,7 +9,7 @@ import pytest
 from mlflow import MlflowClient
 
 from benchmarks.fixtures.prompts import an_artifact, published
-from ptpipeline.records import Promotion
+from ptpipeline.records.versions import Promotion
 from ptpipeline.storage import FolderStore, Stored
 from ptpipeline.task.task import Task
 from registry.garbage.collect import collect

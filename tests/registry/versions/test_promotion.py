@@ -6,7 +6,8 @@ import pytest
 
 from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, published
 from ptpipeline.errors import NotFound, PromotionConflict, PromotionRefused
-from ptpipeline.records import Pointer, now
+from ptpipeline.records.base import now
+from ptpipeline.records.versions import Pointer
 from ptpipeline.storage.keys import pointer_key, prompt_prefix, release_key
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Move, Release

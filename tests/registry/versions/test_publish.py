@@ -10,7 +10,8 @@ import pytest
 from benchmarks.fixtures.prompts import a_request, an_artifact, published
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PtpError, ServiceUnavailable
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records import Pointer, Promotion, now
+from ptpipeline.records.base import now
+from ptpipeline.records.versions import Pointer, Promotion
 from ptpipeline.storage import FolderStore, Listed, ObjectStore, Stored
 from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task

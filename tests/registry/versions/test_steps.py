@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, an_artifact, published
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PromotionRefused, ServiceUnavailable, Terminal
-from ptpipeline.records import Pointer, Promotion, VersionName
+from ptpipeline.records.versions import Pointer, Promotion, VersionName
 from ptpipeline.storage import FolderStore, Stored
 from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task

@@ -1,0 +1,57 @@
+"""What every record is: a frozen value that turns into canonical JSON."""
+
+import hashlib
+import re
+from datetime import UTC, datetime
+from typing import Any, ClassVar
+
+import rfc8785
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
+
+
+DIGEST_PATTERN = r"^[0-9a-f]{64}$"
+
+
+def digest_of(value: Any) -> str:
+    """Return the hex sha256 of the canonical JSON (RFC 8785) of a value."""
+    return hashlib.sha256(rfc8785.dumps(value)).hexdigest()
+
+
+def now() -> str:
+    """Return the current time as ISO 8601 in UTC, with microseconds."""
+    return datetime.now(UTC).isoformat()
+
+
+def is_name(text: str) -> bool:
+    """Tell whether `text` may name a task or an alias, and so become part of a key, a path or a URL."""
+    return re.fullmatch(NAME_PATTERN, text) is not None
+
+
+class Record(BaseModel):
+    """A frozen value. Unknown fields are refused, so that an older reader never drops what it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON values, for canonical digests and storage."""
+        return self.model_dump(mode="json")
+
+
+class Grown(Record):
+    """A record that gained fields after some were stored.
+
+    The fields in `LATER` are left out at their default, so that an older stored record keeps its digest.
+    """
+
+    LATER: ClassVar[frozenset[str]] = frozenset()
+
+    @model_serializer(mode="wrap")
+    def _serialized(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields: dict[str, Any] = handler(self)
+        return {
+            name: value
+            for name, value in fields.items()
+            if name not in self.LATER or getattr(self, name) != type(self).model_fields[name].default
+        }

@@ -1,0 +1,149 @@
+"""A soft prompt: its manifest, and how it was trained."""
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from ptpipeline.records.base import Record, digest_of
+
+
+class BaseModelRef(Record):
+    """A frozen base model: its name in base_models.yaml, its fingerprints and its width H."""
+
+    name: str
+    fingerprint: str
+    tokenizer_fingerprint: str
+    hidden_size: int
+
+
+class TensorInfo(Record):
+    """Shape and type of one tensor of an artifact."""
+
+    shape: list[int]
+    dtype: Literal["float16", "bfloat16", "float32"]
+
+
+Method = Literal["prompt", "residual", "p_tuning", "prefix", "multitask", "ensemble"]
+
+
+Placement = Literal["before_bos", "after_bos"]
+
+
+class Members(Record):
+    """The prompts of an ensemble, by digest, and how their answers are combined."""
+
+    digests: list[str]
+    combine: Literal["average", "vote"]
+
+
+class Generation(Record):
+    """How free text is decoded: greedily, up to `max_new_tokens`."""
+
+    max_new_tokens: int = Field(default=64, ge=1, le=1024)
+
+
+class Scoring(Record):
+    """How labels are ranked: by log-likelihood, with two options.
+
+    `length_normalised` divides a label's log-likelihood by its number of tokens; `calibrated` divides its probability
+    by its mean probability after texts without content (Zhao et al. 2021, section 4).
+    """
+
+    length_normalised: bool = False
+    calibrated: bool = False
+
+
+class PromptManifest(Record):
+    """Identity of a soft prompt: everything that its digest covers, `tensor_sha256` included.
+
+    Stored as `prompts/<task>/<digest>/manifest.json`. It is written after `prompt.safetensors`, so its presence means
+    that the artifact is complete. An ensemble has `members` and no tensors of its own.
+    """
+
+    schema_version: Literal[1] = 1
+    task: str
+    method: Method
+    num_virtual_tokens: int
+    placement: Placement
+    base_model: BaseModelRef
+    template: str
+    labels: dict[str, str]
+    max_input_tokens: int
+    snapshot: str
+    recipe: str
+    training_key: str
+    seed: int
+    engine_version: int
+    parents: list[str] = []
+    tensors: dict[str, TensorInfo]
+    tensor_sha256: str
+    members: Members | None = None
+    generate: Generation | None = None
+    scoring: Scoring = Scoring()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON values without later fields at their default: manifests written before keep their digest."""
+        absent = {key for key in ("members", "generate") if getattr(self, key) is None} | (
+            {"scoring"} if self.scoring == Scoring() else set()
+        )
+        return {key: value for key, value in super().to_json().items() if key not in absent}
+
+    @property
+    def answers(self) -> str:
+        """The kind of answers, in words."""
+        if self.generate is not None:
+            return f"free text of at most {self.generate.max_new_tokens} tokens"
+        return f"labels {', '.join(self.labels)}" if self.labels else "nothing by itself"
+
+    def digest(self) -> str:
+        """Return the prompt's identity."""
+        return digest_of(self.to_json())
+
+
+class CurvePoint(Record):
+    """One line of the learning curve. Losses are means over the steps since the previous point.
+
+    `dev` is the task's gate metric on the dev split, None if the step was not evaluated. Norms and gradient norms are
+    per virtual token, [P].
+    """
+
+    step: int
+    loss: float
+    learning_rate: float
+    dev: float | None = None
+    token_norms: list[float] = []
+    token_gradients: list[float] = []
+
+
+class Trial(Record):
+    """One prompt that trained for a search or an ensemble. `best_dev` is None if it failed; `error` says why."""
+
+    name: str
+    best_dev: float | None
+    best_step: int
+    error: str | None = None
+
+
+class TunedPrompt(Record):
+    """The outcome of one task's training; its bytes lie in the object store under `digest`.
+
+    `trials` are all prompts of a search or an ensemble; `warnings` is the advice on the recipe.
+    """
+
+    task: str
+    digest: str
+    training_key: str
+    snapshot: str
+    bytes: int
+    steps: int
+    best_step: int
+    best_dev: float
+    stopped_early: bool
+    seconds: float
+    tokens_per_second: float
+    compute_dtype: str
+    self_check: dict[str, float | str]
+    curve: list[CurvePoint]
+    tracking_run: str | None = None
+    trials: list[Trial] = []
+    warnings: list[str] = []

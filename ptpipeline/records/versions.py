@@ -1,0 +1,67 @@
+"""What is registered: versions, promotions, and the pointers that readers follow."""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from ptpipeline.records.base import Grown, Record
+
+PRODUCTION = "production"
+
+
+class PromptVersion(Record):
+    """An immutable registered prompt, numbered per task by the ledger. MLflow's names for it are replaceable.
+
+    `collected` says that the garbage collection deleted its bytes, or is about to; the number is not reused.
+    """
+
+    task: str
+    number: int
+    digest: str
+    verdict: str | None
+    passed: bool | None
+    registered_at: str
+    collected: bool = False
+
+
+class Promotion(Grown):
+    """One row of the append-only ledger that moves an alias; seq counts from 1 per (task, alias).
+
+    `override` says that a person promoted it although the gate refused it; `release` names the set of versions that was
+    promoted together.
+    """
+
+    LATER: ClassVar = frozenset({"override", "release"})
+
+    task: str
+    alias: str
+    seq: int
+    version: int
+    digest: str
+    previous: int | None
+    actor: str
+    reason: str
+    verdict: str | None
+    at: str
+    override: bool = False
+    release: str | None = None
+
+
+class Pointer(Record):
+    """The object that serving reads, `prompts/<task>/aliases/<alias>.json`: a whole promotion row.
+
+    The nonce makes equal promotions differ in bytes, because an ETag is a hash of the content.
+    """
+
+    schema_version: Literal[1] = 1
+    promotion: Promotion
+    nonce: str = Field(min_length=16)
+
+
+class VersionName(Record):
+    """The digest of a version's number, at `prompts/<task>/versions/<number>.json`, for readers without the ledger."""
+
+    schema_version: Literal[1] = 1
+    task: str
+    number: int
+    digest: str

@@ -1,0 +1,121 @@
+"""The folder of task files: tasks, base models and shared prompts by name."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from ptpipeline.errors import NotFound, TaskFileError
+from ptpipeline.records.base import is_name
+from ptpipeline.task.document import Section, line_of, load_section, parse_yaml, validate
+from ptpipeline.task.recipe import SHARED_FILE, SharedPrompt
+from ptpipeline.task.task import Task
+
+BASES_FILE = "base_models.yaml"
+
+
+class BaseModelSource(Section):
+    """Where a base model comes from: a folder, a GGUF `member` of a pinned wheel, or a hub id at a revision."""
+
+    path: str | None = None
+    package: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9._!+-]+$")] | None = None
+    member: str | None = None
+    hub: str | None = None
+    revision: str | None = None
+    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "BaseModelSource":
+        if sum(place is not None for place in (self.path, self.package, self.hub)) != 1:
+            raise ValueError("give exactly one of `path`, `package` (with `member`), `hub` (with `revision`)")
+        if (self.package is None) != (self.member is None):
+            raise ValueError("`member` names the GGUF file inside `package`: give both or neither")
+        if (self.hub is None) != (self.revision is None):
+            raise ValueError("`revision` pins the commit of the `hub` model: give both or neither")
+        return self
+
+
+def load_task(path: Path) -> Task:
+    """Return the task in a file. Raises TaskFileError, which names file, line, field, value and what is allowed."""
+    document = parse_yaml(path)
+    task = validate(path, document, Task)
+    if task.name != path.stem:
+        raise TaskFileError(
+            f"{path}:{line_of(document, ('name',))}: name: found {task.name!r}, expected the file's own name "
+            f"{path.stem!r}"
+        )
+    return task
+
+
+def find_task(folder: Path, name: str) -> Task:
+    """Return the task with that name. Raises NotFound, which lists the existing names, or TaskFileError."""
+    if not is_name(name):
+        raise NotFound(f"task {name!r}: a task name has lower-case letters, digits and dashes, such as movie-sentiment")
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in task_files(folder))) or "none"
+        raise NotFound(f"no task {name!r} in {folder}: there are {known}")
+    return load_task(path)
+
+
+def task_files(folder: Path) -> list[Path]:
+    """Return the task files of a folder, sorted by name. Raises NotFound if there is no such folder."""
+    if not folder.is_dir():
+        raise NotFound(
+            f"PTP_TASKS: no folder {folder}; start in the project's folder, or name the folder of the task files"
+        )
+    return sorted(path for path in folder.glob("*.yaml") if path.name not in (BASES_FILE, SHARED_FILE))
+
+
+def load_tasks(folder: Path) -> list[Task]:
+    """Return all tasks of a folder, after checking the shared prompts that they start from.
+
+    Raises TaskFileError or NotFound for the first file that is wrong.
+    """
+    tasks = [load_task(path) for path in task_files(folder)]
+    for name in sorted({task.tune.shared for task in tasks if task.tune.shared}):
+        load_sources(folder, name)
+    return tasks
+
+
+def sound_tasks(folder: Path) -> tuple[list[Task], dict[str, str]]:
+    """Return all tasks with valid files, and one sentence per invalid file: a typo in one file stops no other task."""
+    sound, broken = [], {}
+    for path in task_files(folder):
+        try:
+            sound.append(load_task(path))
+        except TaskFileError as error:
+            broken[path.stem] = str(error)
+    return sound, broken
+
+
+def find_base_model(folder: Path, name: str) -> BaseModelSource:
+    """Return a base model of `base_models.yaml` beside the tasks. Raises NotFound, which lists the existing names."""
+    return load_section(folder / BASES_FILE, name, BaseModelSource, ("base model", "{path|package|hub: ...}"))
+
+
+def find_shared_prompt(folder: Path, name: str) -> SharedPrompt:
+    """Return a shared prompt of `shared_prompts.yaml` beside the tasks. Raises NotFound, which lists the names."""
+    path = folder / SHARED_FILE
+    shared = load_section(path, name, SharedPrompt, ("shared prompt", "{base_model, sources, tune}"))
+    if (folder / f"{name}.yaml").is_file():
+        raise TaskFileError(
+            f"{path}: {name!r} is also the name of a task, and both would share one numbering of versions: rename one"
+        )
+    return shared
+
+
+def load_sources(folder: Path, name: str) -> tuple[SharedPrompt, list[Task]]:
+    """Return a shared prompt and its source tasks.
+
+    Raises NotFound or TaskFileError if one is missing, invalid, or for another base model.
+    """
+    shared = find_shared_prompt(folder, name)
+    tasks = [find_task(folder, source) for source in shared.sources]
+    for task in tasks:
+        if task.base_model != shared.base_model:
+            raise TaskFileError(
+                f"{folder / SHARED_FILE}: {name}: its source {task.name} is for base model {task.base_model}, "
+                f"not {shared.base_model}; use sources of one base model"
+            )
+    return shared, tasks
