@@ -20,7 +20,7 @@ down: install
 test: install
 	$(BIN)/python -m pytest -m 'not soak' --numprocesses 3  # tests/schedule.py says which tests stay together
 
-# What trains, ranks and measures once more, rounded as a processor without AVX-512 does: no test may rest on this machine's.
+# The tests that compute, rounded as on a processor without AVX-512: no test may depend on how this machine rounds.
 LIMITED := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2
 COMPUTING := tests/test_tiny.py tests/tuning tests/serving tests/models tests/prompts tests/evaluation/test_baselines.py \
   tests/evaluation/probes tests/flows/stages/test_judge.py tests/flows/stages/test_generation.py

@@ -171,7 +171,7 @@ def _describe_margin(explanation: Explanation) -> Sequence[str]:
         return []
     margin = f"{explanation.margin:.4f}" if explanation.margin is not None else "decided by the number of rows"
     anchor = (
-        f"version {explanation.anchor}, the last that won by superiority, is compared too"
+        f"version {explanation.anchor}, the anchor, is compared too"
         if explanation.anchor
         else "no other version has to be compared"
     )

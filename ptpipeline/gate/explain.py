@@ -71,7 +71,7 @@ def _ask_anchor(opponents: Opponents) -> str:
     same = "" if opponents.anchor else "; asked only if the anchor is not the champion"
     return (
         f"at most {_describe_margin(opponents)} worse than {name}, the last production version that was proven better, "
-        f"was the first, or was promoted by a person, so that small losses cannot add up{same}"
+        f"was the first, or was promoted with --override, so that small losses cannot add up{same}"
     )
 
 

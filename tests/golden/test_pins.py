@@ -1,7 +1,7 @@
 """What must not move when modules do: each identity and name beside its literal value in `pins/`.
 
 A pin that has to change on purpose is changed by hand in its file, with the reason in the commit: whatever was stored
-under the old value is forgotten, trained anew or unreadable from then on.
+under the old value is forgotten, trained again or unreadable from then on.
 """
 
 import hashlib
