@@ -1,7 +1,7 @@
 """Where the checkpoint of a gang lies, part by part, and when the shared path of its members is left."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,6 +143,14 @@ def test_one_member_that_disagrees_is_enough_to_leave_the_shared_path(base: Caus
     assert float(gang.check.figures["relative_error"]) > selfcheck.MAX_RELATIVE_ERROR
 
 
+@pytest.fixture
+def plain_bfloat16() -> Iterator[None]:
+    """Multiply bfloat16 without oneDNN, which refuses it if it is limited to instructions that know no bfloat16."""
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield
+
+
+@pytest.mark.usefixtures("plain_bfloat16")
 @pytest.mark.parametrize("wrong", [0, -1])
 def test_one_member_that_points_elsewhere_is_enough_where_float32_does_not_fit(
     base: CausalBase, wrong: int, monkeypatch: pytest.MonkeyPatch
@@ -154,6 +162,7 @@ def test_one_member_that_points_elsewhere_is_enough_where_float32_does_not_fit(
     assert float(gang.check.figures["cosine"]) < selfcheck.MIN_COSINE
 
 
+@pytest.mark.usefixtures("plain_bfloat16")
 @pytest.mark.parametrize(("available", "figure"), [(0, "cosine"), (10**12, "relative_error")])
 def test_the_self_check_is_exact_where_a_float32_copy_fits(
     base: CausalBase, monkeypatch: pytest.MonkeyPatch, available: int, figure: str
