@@ -166,8 +166,8 @@ def _count_rows_needed(task: Task, look: Look | None, comparison: PairedDifferen
 
 def _count_infinite(results: "Results") -> dict[str, float]:
     """Count the rows that have a likelihood that is not finite."""
-    columns = [values for name, values in results.columns.items() if name.startswith("log_likelihood.")]
-    return {"finite.bad": sum(not all(math.isfinite(column[row]) for column in columns) for row in results.ids)}
+    scores = results.log_likelihoods
+    return {"finite.bad": sum(not all(math.isfinite(column[row]) for column in scores) for row in results.ids)}
 
 
 def _measure_leakage(context: Context, task: Task, challenge: Challenge) -> dict[str, float]:
