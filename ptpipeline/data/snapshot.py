@@ -13,12 +13,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from ptpipeline.data.parquet import read_table
 from ptpipeline.data.rows import CheckedRow, CheckedRows, Row, check_rows
 from ptpipeline.data.sources import read_rows, source_key
 from ptpipeline.errors import ArtifactError, DataError, NotFound, PreconditionFailed
+from ptpipeline.foreign import parse_record, parsing
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import SPLITS, Snapshot, Split, SplitInfo
 from ptpipeline.storage import ObjectStore
@@ -64,14 +63,7 @@ def read_snapshot(store: ObjectStore, task: str, digest: str) -> Snapshot:
     Raises NotFound if there is no complete one, ArtifactError if it was altered.
     """
     key = snapshot_manifest_key(task, digest)
-    try:
-        snapshot = Snapshot.model_validate_json(store.read(key).body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "manifest"
-        raise ArtifactError(
-            f"{store.url}/{key}: {field}: {first['msg']}; the manifest is altered or from a newer ptpipeline"
-        ) from None
+    snapshot = parse_record(Snapshot, store.read(key).body, f"{store.url}/{key}")
     actual = _digest(snapshot.task, snapshot.splits(), snapshot.slices)
     if snapshot.task != task or not snapshot.digest == actual == digest:
         raise ArtifactError(
@@ -224,16 +216,10 @@ def _encode(rows: list[Row], slices: list[str]) -> bytes:
 
 
 def _decode(body: bytes, address: str, slices: list[str]) -> list[Row]:
-    import pyarrow as pa
-
-    try:
+    what = f"{address}: {len(body)} bytes are not a Parquet file with {', '.join(_columns(slices))}"
+    with parsing(what, "the object is truncated or altered"):
         table = read_table(body, _columns(slices))
         columns = [table.column(name).to_pylist() for name in _columns(slices)]
-    except (pa.ArrowException, KeyError, OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{address}: {len(body)} bytes are not a Parquet file with {', '.join(_columns(slices))} "
-            f"({type(error).__name__}); the object is truncated or altered"
-        ) from None
     return [Row(identity, text, label, tuple(values)) for identity, text, label, *values in zip(*columns, strict=True)]
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ptpipeline.data.parquet import read_table
 from ptpipeline.errors import PreconditionFailed
+from ptpipeline.foreign import parsing
 from ptpipeline.records.reports import Report
 from ptpipeline.storage import ObjectStore
 from ptpipeline.task.task import Task
@@ -24,8 +25,10 @@ class Results(NamedTuple):
     @classmethod
     def of(cls, store: ObjectStore, report: Report) -> "Results":
         """Read the stored results of a report; raises NotFound if they are gone."""
-        table = read_table(store.read(report.rows_key).body).to_pydict()
-        return cls({name: dict(zip(table["id"], values, strict=True)) for name, values in table.items()})
+        body = store.read(report.rows_key).body
+        with parsing(f"{store.url}/{report.rows_key}"):
+            table = read_table(body).to_pydict()
+            return cls({name: dict(zip(table["id"], values, strict=True)) for name, values in table.items()})
 
     @property
     def ids(self) -> list[str]:

@@ -11,9 +11,8 @@ import struct
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed
+from ptpipeline.foreign import parse_json, parse_record
 from ptpipeline.records.prompts import PromptManifest, TensorInfo
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE, manifest_key, prompt_prefix, tensors_key
@@ -69,16 +68,7 @@ def read_artifact(store: ObjectStore, task: str, digest: str) -> Artifact:
     """
     where = f"{store.url}/{prompt_prefix(task, digest)}"
     body = store.read(manifest_key(task, digest)).body
-    if len(body) > MAX_MANIFEST_BYTES:
-        raise ArtifactError(f"{where}/{MANIFEST_FILE}: {len(body)} bytes, at most {MAX_MANIFEST_BYTES} allowed")
-    try:
-        manifest = PromptManifest.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors()[0]
-        raise ArtifactError(
-            f"{where}/{MANIFEST_FILE}: {'.'.join(map(str, first['loc']))}: {first['msg']}; the manifest is "
-            "altered or from a newer ptpipeline"
-        ) from None
+    manifest = parse_record(PromptManifest, body, f"{where}/{MANIFEST_FILE}")
     if manifest.digest() != digest or manifest.task != task:
         raise ArtifactError(
             f"{where}/{MANIFEST_FILE}: hashes to {manifest.digest()[:12]}, expected {digest[:12]}; the "
@@ -197,10 +187,7 @@ def _parse_header(body: bytes) -> dict[str, dict[str, Any]]:
     (length,) = struct.unpack("<Q", body[:8])
     if length > MAX_HEADER_BYTES or 8 + length > len(body):
         raise ArtifactError(f"states a header of {length} bytes in a file of {len(body)}")
-    try:
-        header = json.loads(body[8 : 8 + length])
-    except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ArtifactError("its safetensors header is not JSON") from None
+    header = parse_json(body[8 : 8 + length], "its safetensors header")
     if not isinstance(header, dict) or not all(isinstance(value, dict) for value in header.values()):
         raise ArtifactError("its safetensors header is not a map of tensors")
     header.pop("__metadata__", None)

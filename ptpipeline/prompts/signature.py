@@ -20,9 +20,10 @@ import rfc8785
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, SettingsError
+from ptpipeline.foreign import parse_record
 from ptpipeline.prompts.artifact import read_artifact, read_ensemble
 from ptpipeline.records.base import DIGEST_PATTERN, Record
 from ptpipeline.settings import Settings
@@ -230,9 +231,9 @@ def _find_flaw(body: bytes, key: Ed25519PublicKey, task: str, digest: str) -> st
     if len(body) > MAX_SIGNATURE_BYTES:
         return f"has {len(body)} bytes, at most {MAX_SIGNATURE_BYTES} allowed"
     try:
-        signature = Signature.model_validate_json(body)
+        signature = parse_record(Signature, body, "signature")
         raw = base64.b64decode(signature.signature, validate=True)
-    except (ValidationError, binascii.Error):
+    except (ArtifactError, binascii.Error):
         return "is not a signature: it was altered, or a newer ptpipeline wrote it"
     if signature.digest != digest:
         return f"was made for prompt {signature.digest[:12]} and copied here"

@@ -28,10 +28,10 @@ class Promotion(Grown):
     """One row of the append-only ledger that moves an alias; seq counts from 1 per (task, alias).
 
     `override` says that a person promoted it although the gate refused it; `release` names the set of versions that was
-    promoted together.
+    promoted together. `chain` is the digest of the row before it.
     """
 
-    LATER: ClassVar = frozenset({"override", "release"})
+    LATER: ClassVar = frozenset({"override", "release", "chain"})
 
     task: str
     alias: str
@@ -45,6 +45,7 @@ class Promotion(Grown):
     at: str
     override: bool = False
     release: str | None = None
+    chain: str | None = None
 
 
 class Pointer(Record):

@@ -3,14 +3,15 @@
 import re
 from typing import NamedTuple
 
-from pydantic import ValidationError
-
 from ptpipeline.errors import ArtifactError, NotFound
+from ptpipeline.foreign import parse_record
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
 from ptpipeline.records.base import is_name
 from ptpipeline.records.versions import PRODUCTION, Pointer, VersionName
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import pointer_key, version_key
+
+WRITTEN_AGAIN = "`ptp reconcile` writes it again"
 
 
 class Resolved(NamedTuple):
@@ -64,13 +65,10 @@ def resolve(store: ObjectStore, reference: str) -> Resolved:
 def _read_version(store: ObjectStore, task: str, name: str) -> tuple[int, str]:
     key = version_key(task, int(name))
     try:
-        version = VersionName.model_validate_json(store.read(key).body)
+        body = store.read(key).body
     except NotFound:
         raise NotFound(f"{task} has no version {name} in {store.url}; `ptp versions {task}` lists them") from None
-    except ValidationError as error:
-        raise ArtifactError(
-            f"{store.url}/{key}: not a version record: {error.errors()[0]['msg']}; `ptp reconcile` writes it again"
-        ) from None
+    version = parse_record(VersionName, body, f"{store.url}/{key}: not a version record", WRITTEN_AGAIN)
     if (version.task, version.number) != (task, int(name)):
         raise ArtifactError(
             f"{store.url}/{key}: records {version.task}@{version.number}; `ptp doctor` shows what was altered"
@@ -81,15 +79,12 @@ def _read_version(store: ObjectStore, task: str, name: str) -> tuple[int, str]:
 def _read_pointer(store: ObjectStore, task: str, alias: str) -> tuple[int, str]:
     key = pointer_key(task, alias)
     try:
-        promotion = Pointer.model_validate_json(store.read(key).body).promotion
+        body = store.read(key).body
     except NotFound:
         raise NotFound(
             f"{task} has no {alias} version in {store.url}; train and promote one with `ptp run {task}`"
         ) from None
-    except ValidationError as error:
-        raise ArtifactError(
-            f"{store.url}/{key}: not a pointer: {error.errors()[0]['msg']}; `ptp reconcile` writes it again"
-        ) from None
+    promotion = parse_record(Pointer, body, f"{store.url}/{key}: not a pointer", WRITTEN_AGAIN).promotion
     if (promotion.task, promotion.alias) != (task, alias):
         raise ArtifactError(
             f"{store.url}/{key}: points for {promotion.task}@{promotion.alias}; `ptp reconcile` writes it again"

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable
 
-from pydantic import ValidationError
-
-from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, SettingsError
+from ptpipeline.errors import NotFound, PreconditionFailed, SettingsError
+from ptpipeline.foreign import ALTERED, parse_record
 from ptpipeline.records.answers import Holding, ServerReport
 from ptpipeline.records.base import now
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import SERVERS, is_server_name, server_key
 
 ATTEMPTS = 3
+_UNREADABLE = f"{ALTERED}: update this ptpipeline, or remove the object if that server is gone"
 
 
 def report_holdings(store: ObjectStore, server: str, holds: Iterable[Holding]) -> ServerReport:
@@ -45,14 +45,10 @@ def read_server_reports(store: ObjectStore) -> list[ServerReport]:
     reports = []
     for key in store.keys(SERVERS):
         try:
-            reports.append(ServerReport.model_validate_json(store.read(key).body))
+            body = store.read(key).body
         except NotFound:  # removed since it was listed
             continue
-        except ValidationError as error:
-            raise ArtifactError(
-                f"{store.url}/{key}: not a server's report ({error.errors()[0]['msg']}): it was altered, or a newer "
-                "ptpipeline wrote it; update this ptpipeline, or remove the object if that server is gone"
-            ) from None
+        reports.append(parse_record(ServerReport, body, f"{store.url}/{key}: not a server's report", _UNREADABLE))
     return reports
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from ptpipeline.errors import NotFound, PreconditionFailed, SettingsError
+from ptpipeline.storage.bounds import check_bytes
 from ptpipeline.storage.objects import Listed, Stored, check_key
 
 _UNFINISHED = ".put"
@@ -35,7 +36,10 @@ class FolderStore:
 
     def read(self, key: str) -> Stored:
         with self._translating(f"read {key}"):
-            body = _bytes(self._path(key))
+            path = self._path(key)
+            if path.is_file():
+                check_bytes(self.url, key, path.stat().st_size)
+            body = _bytes(path)
         if body is None:
             raise NotFound(f"{self.url}: no object {key}")
         return Stored(body, _etag(body))

@@ -12,6 +12,7 @@ from datetime import UTC
 from typing import Any, NamedTuple
 
 from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
+from ptpipeline.storage.bounds import check_bytes, max_bytes
 from ptpipeline.storage.objects import Listed, Stored, check_key, without_login
 from ptpipeline.storage.signed_get import SignedGet
 
@@ -78,10 +79,11 @@ class S3Store:
             raise SettingsError(f"object store {self.url}: the AWS_* settings are wrong: {error}") from None
 
     def read(self, key: str) -> Stored:
-        stored = self._get.read(self._key(key)) if self._get else None
+        stored = self._get.read(self._key(key), max_bytes(key)) if self._get else None
         if stored is not None:
             return stored
         answer = self._call("get_object", Key=self._key(key))
+        check_bytes(self.url, key, answer["ContentLength"])
         with self._translating("get_object", key):  # the body is still on its way
             return Stored(answer["Body"].read(), answer["ETag"])
 

@@ -31,8 +31,10 @@ class SignedGet:
         """Return whether it can replace boto3 at that address."""
         return endpoint.startswith("http://") and not urllib.request.getproxies()
 
-    def read(self, key: str) -> Stored | None:
-        """Return the whole object; None after any other answer, which boto3 then requests again and explains."""
+    def read(self, key: str, most: int) -> Stored | None:
+        """Return the whole object of at most `most` bytes; None after any other answer, which boto3 then requests again
+        and explains.
+        """
         from urllib3.exceptions import HTTPError
 
         if self._credentials is None:
@@ -40,11 +42,18 @@ class SignedGet:
         request = self._request("GET", f"{self._address}/{quote(key)}")
         self._sign(self._credentials.get_frozen_credentials(), "s3", self._region).add_auth(request)
         try:
-            answer = self._pool().request("GET", request.url, headers=dict(request.headers.items()))
+            answer = self._pool().request(
+                "GET", request.url, headers=dict(request.headers.items()), preload_content=False
+            )
+            etag, length = answer.headers.get("ETag"), answer.headers.get("Content-Length", "")
+            if not (answer.status == 200 and etag and length.isdecimal() and int(length) <= most):
+                answer.close()
+                return None
+            body = answer.read()
+            answer.release_conn()
         except HTTPError:
             return None
-        etag = answer.headers.get("ETag")
-        return Stored(answer.data, etag) if answer.status == 200 and etag else None
+        return Stored(body, etag)
 
     def _pool(self) -> Any:
         """Connections of this process: a forked child that shared them would read its parent's answers."""

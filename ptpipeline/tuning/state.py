@@ -11,12 +11,12 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 from torch.optim import Optimizer
 
 from ptpipeline.errors import ArtifactError, TrainingError
+from ptpipeline.foreign import parse_json, parsing
 from ptpipeline.models.frozen import list_tensors, rebuild
 from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.tuning.clock import Clock
@@ -96,15 +96,13 @@ def copy_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _read_state(body: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return JSON and tensors after verifying the sha256: safetensors does not notice a bit that flipped."""
-    try:
+    with parsing("the checkpoint", "it is damaged"):
         (length,) = struct.unpack("<Q", body[:8])
-        metadata = json.loads(body[8 : 8 + length])["__metadata__"]
+        metadata = parse_json(body[8 : 8 + length], "the checkpoint", "it is damaged")["__metadata__"]
         tensors = {name: tensor.clone() for name, tensor in load(body).items()}  # loaded tensors are views of the bytes
         if _digest_state(tensors, metadata["state"]) != metadata["sha256"]:
             raise ArtifactError("the checkpoint is damaged: its sha256 does not match")
         return json.loads(metadata["state"]), tensors
-    except (SafetensorError, struct.error, ValueError, KeyError, TypeError) as error:
-        raise ArtifactError(f"the checkpoint is damaged: {type(error).__name__}") from None
 
 
 def _digest_state(tensors: dict[str, Tensor], state: str) -> str:

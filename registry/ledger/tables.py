@@ -4,8 +4,8 @@
 that were made together, `test_set` and `look` count how often which test rows decided. `intent` names what is being
 published and `tombstone` what is being collected. `projection` says which promotion MLflow and the object store show,
 `attempt` which writes to MLflow's aliases may still be under way, `sighting` which of its aliases differed, `lease` who
-may write a projection, `probe` when an object store was last tested. The rest keeps results of stages, so that they
-need not run again.
+may write a projection, `probe` when an object store was last tested, `secret` what seals stored bytes. The rest keeps
+results of stages, so that they need not run again.
 """
 
 from sqlalchemy import (
@@ -25,7 +25,7 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA = "0003"
+SCHEMA = "0004"
 
 metadata = MetaData()
 
@@ -54,6 +54,7 @@ promotion = Table(
     Column("at", String(32), nullable=False),
     Column("override", Boolean, nullable=False, server_default=false()),
     Column("release", String(63)),
+    Column("chain", String(64)),
     ForeignKeyConstraint(["task", "version"], ["version.task", "version.number"], name="promotion_version"),
 )
 
@@ -138,6 +139,16 @@ lease = Table(
     Column("name", String(200), primary_key=True),
     Column("owner", String(200), nullable=False),
     Column("expires_at", Float, nullable=False),
+    Column("boot", String(64)),
+    Column("generation", Integer, nullable=False, server_default="0"),
+)
+
+secret = Table(
+    "secret",
+    metadata,
+    Column("name", String(63), primary_key=True),
+    Column("value", String(64), nullable=False),
+    Column("at", String(32), nullable=False),
 )
 
 snapshot = Table(

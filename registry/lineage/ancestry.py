@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Literal
 
-from pydantic import ValidationError
-
+from ptpipeline.errors import ArtifactError
+from ptpipeline.foreign import parse_record
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.storage import ObjectStore
@@ -69,8 +69,8 @@ def read_manifests(store: ObjectStore, names: Iterable[Name]) -> dict[Name, Prom
 
 def _manifest(name: Name, body: bytes) -> PromptManifest | None:
     try:
-        manifest = PromptManifest.model_validate_json(body)
-    except ValidationError:
+        manifest = parse_record(PromptManifest, body, "manifest")
+    except ArtifactError:
         return None
     return manifest if (manifest.task, manifest.digest()) == name else None
 

@@ -4,9 +4,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import ValidationError
-
-from ptpipeline.errors import ArtifactError, Terminal
+from ptpipeline.errors import Terminal
+from ptpipeline.foreign import parse_record
 from ptpipeline.prompts.artifact import Artifact, check_tensors
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE
@@ -39,8 +38,8 @@ def _download(client: "MlflowClient", mlflow: MlflowStore, source: str, folder: 
                 for name in (MANIFEST_FILE, TENSOR_FILE)
             ]
         manifest, tensors = (Path(file).read_bytes() for file in files)
-        artifact = Artifact(PromptManifest.model_validate_json(manifest), tensors)
+        artifact = Artifact(parse_record(PromptManifest, manifest, MANIFEST_FILE), tensors)
         check_tensors(artifact.manifest, tensors)
-    except (Terminal, ArtifactError, ValidationError, MlflowException, OSError):
+    except (Terminal, MlflowException, OSError):
         return None  # no copy there, or not an intact one
     return artifact

@@ -6,9 +6,8 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
-from pydantic import ValidationError
-
 from ptpipeline.errors import ArtifactError
+from ptpipeline.foreign import parse_record
 from ptpipeline.records.base import DIGEST_PATTERN, Record
 from ptpipeline.records.versions import Promotion, VersionName
 from ptpipeline.storage import ObjectStore
@@ -81,11 +80,9 @@ def _parse_sound(
         if key not in bodies:
             continue
         try:
-            record = kind.model_validate_json(bodies[key])
-        except ValidationError as error:
-            refused.append(
-                Refused(key, f"is no {kind.__name__} ({error.errors()[0]['msg']}): altered, or from a newer ptpipeline")
-            )
+            record = parse_record(kind, bodies[key], f"is no {kind.__name__}")
+        except ArtifactError as error:
+            refused.append(Refused(key, str(error)))
             continue
         if key != _place(record):
             refused.append(Refused(key, f"belongs to {_place(record)}: it was altered or copied"))

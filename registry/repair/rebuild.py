@@ -11,10 +11,9 @@ prompts (PTP_TRUSTED_KEYS) keep such bytes out: a version whose manifest no trus
 import logging
 from collections.abc import Iterator, Mapping
 
-from pydantic import ValidationError
-
 from ptpipeline.data.parquet import read_table
 from ptpipeline.errors import ArtifactError, NotFound
+from ptpipeline.foreign import parse_record, parsing
 from ptpipeline.records.base import now
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.versions import PromptVersion
@@ -124,8 +123,9 @@ def _read_rows(registry: Registry, dossier: Dossier) -> list[str]:
     report = dossier.report
     try:
         body = registry.store.read(report.rows_key).body if report else b""
-        return [str(row) for row in read_table(body, ["id"])["id"].to_pylist()]
-    except (KeyError, NotFound, OSError, ValueError):  # pyarrow's own errors are the last two
+        with parsing("results"):
+            return [str(row) for row in read_table(body, ["id"])["id"].to_pylist()]
+    except (NotFound, ArtifactError):
         log.warning(
             "%s: the look at test rows for prompt %s is counted without its rows, because their results are gone",
             dossier.publication.tuned.task,
@@ -171,9 +171,9 @@ def _take_releases(registry: Registry) -> list[Action]:
     lost = []
     for key, body in read_all(registry.store, [key for key, is_release in keys.items() if is_release]).items():
         try:
-            release = Release.model_validate_json(body)
-        except ValidationError:
-            refused.append(Refused(key, "is no release: it was altered"))
+            release = parse_record(Release, body, "is no release")
+        except ArtifactError as error:
+            refused.append(Refused(key, str(error)))
             continue
         why = _why_not(registry, release, key, known)
         if why:

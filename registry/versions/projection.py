@@ -5,9 +5,9 @@ import uuid
 from collections.abc import Callable, Sequence
 
 import stamina
-from pydantic import ValidationError
 
-from ptpipeline.errors import LeaseHeld, NotFound, PreconditionFailed, PtpError, Terminal
+from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PreconditionFailed, PtpError, Terminal
+from ptpipeline.foreign import parse_record
 from ptpipeline.records.versions import Pointer, Promotion
 from ptpipeline.storage import Stored
 from ptpipeline.storage.keys import history_key, pointer_key, quarantined_pointer_key
@@ -137,8 +137,8 @@ def _write_pointer(registry: Registry, head: Promotion) -> list[Action]:
 def pointer_in(body: bytes) -> Promotion | None:
     """Return the promotion that a pointer's bytes hold; None if they are not a pointer."""
     try:
-        return Pointer.model_validate_json(body).promotion
-    except ValidationError:
+        return parse_record(Pointer, body, "pointer").promotion
+    except ArtifactError:
         return None
 
 

@@ -2,9 +2,8 @@
 
 from typing import Literal
 
-from pydantic import ValidationError
-
 from ptpipeline.errors import ArtifactError, NotFound
+from ptpipeline.foreign import parse_record
 from ptpipeline.records.base import Record
 from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
@@ -58,12 +57,7 @@ def stored_verdicts(store: ObjectStore, task: str, digest: str) -> set[str]:
 
 def check_dossier(key: str, body: bytes) -> Dossier:
     """Return the dossier in those bytes; ArtifactError if the key names another one, or it is about several prompts."""
-    try:
-        dossier = Dossier.model_validate_json(body)
-    except ValidationError as error:
-        raise ArtifactError(
-            f"{key} is not a dossier: {error.errors()[0]['msg']}; it is altered or from a newer ptpipeline"
-        ) from None
+    dossier = parse_record(Dossier, body, f"{key}: not a dossier")
     tuned, report, verdict = dossier.publication.tuned, dossier.report, dossier.verdict
     if key != dossier_key(tuned.task, tuned.digest, body):
         raise ArtifactError(f"{key}: its content belongs to another key; it was altered")

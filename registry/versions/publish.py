@@ -3,11 +3,11 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
-from pydantic import ValidationError
-
-from ptpipeline.errors import NotFound, Terminal
+from ptpipeline.errors import ArtifactError, NotFound, Terminal
 from ptpipeline.evaluation.mistakes import Mistakes
+from ptpipeline.foreign import parse_record
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble, write_artifact
 from ptpipeline.prompts.interpretation import Neighbours, Wayward
 from ptpipeline.records.base import Record
@@ -23,6 +23,8 @@ from registry.registry import Registry
 from registry.versions.provenance import Dossier, stored_verdicts, write_dossier
 
 log = logging.getLogger(__name__)
+
+_Companion = TypeVar("_Companion", bound=Record)
 
 
 def stage(ledger: Ledger, store: ObjectStore, artifact: Artifact, members: Sequence[Artifact] = ()) -> str:
@@ -128,8 +130,9 @@ def _is_version(ledger: Ledger, task: str, digest: str) -> bool:
 def _named_digest(store: ObjectStore, task: str, number: int) -> str | None:
     """Return the digest that the store names under that number; None if it names nothing readable."""
     try:
-        return VersionName.model_validate_json(store.read(version_key(task, number)).body).digest
-    except (NotFound, ValidationError):
+        key = version_key(task, number)
+        return parse_record(VersionName, store.read(key).body, key).digest
+    except (NotFound, ArtifactError):
         return None
 
 
@@ -213,20 +216,20 @@ def _make_card(
                 name: plots[name] if name in plots else store.read(key).body for name, key in publication.plots.items()
             },
             commit=publication.commit,
-            neighbours=Neighbours.model_validate_json(store.read(near).body) if near else None,
+            neighbours=_read_companion(store, Neighbours, near) if near else None,
             mistakes=_read_mistakes(store, publication),
         ),
         snapshot=ledger.snapshot(task, artifact.manifest.snapshot),
         store=store.url,
         champion=_number_of(ledger, task, verdict.champion) if verdict and verdict.champion else None,
-        wayward=[Wayward.model_validate_json(store.read(key).body) for key in publication.wayward],
+        wayward=[_read_companion(store, Wayward, key) for key in publication.wayward],
     )
 
 
 def _read_mistakes(store: ObjectStore, publication: Publication) -> Mistakes | None:
     """Return the mistakes that the publication names; None if somebody deleted them because of their texts."""
     try:
-        return Mistakes.model_validate_json(store.read(publication.mistakes).body) if publication.mistakes else None
+        return _read_companion(store, Mistakes, publication.mistakes) if publication.mistakes else None
     except NotFound:
         return None
 
@@ -289,3 +292,8 @@ def _store_companion(store: ObjectStore, publication: Publication, name: str, re
     key = companion_key(publication.tuned.task, publication.tuned.digest, name, body)
     store.create(key, body)
     return key
+
+
+def _read_companion(store: ObjectStore, kind: type[_Companion], key: str) -> _Companion:
+    """Return the record that is stored beside a prompt; raises NotFound, or ArtifactError if it is altered."""
+    return parse_record(kind, store.read(key).body, f"{store.url}/{key}")

@@ -117,7 +117,19 @@ def _rows_of_the_second() -> dict[str, list[dict[str, Any]]]:
     }
 
 
-ROWS = {"0001": _rows(), "0002": _rows_of_the_second()}  # revision -> rows of all of its tables
+def _rows_of_the_third() -> dict[str, list[dict[str, Any]]]:
+    """The same rows in the third schema, and the tables that came with it."""
+    return _rows_of_the_second() | {
+        "test_set": [{"task": "mood", "number": 1, "rows": b"8 bytes.", "at": AT}],
+        "look": [{"task": "mood", "test_set": 1, "number": 1, "question": "e" * 64, "at": AT}],
+    }
+
+
+ROWS = {
+    "0001": _rows(),
+    "0002": _rows_of_the_second(),
+    "0003": _rows_of_the_third(),
+}  # revision -> rows of all of its tables
 JSON_COLUMNS = ("record", "versions")
 FLAGS = ("passed", "override")
 
@@ -171,11 +183,16 @@ def _kept(url: str, revision: str) -> dict[str, list[dict[str, Any]]]:
 def _plain(name: str, value: Any) -> Any:
     if name in JSON_COLUMNS and isinstance(value, str):
         return json.loads(value)
+    if isinstance(value, bytes):
+        return value.hex()
     return bool(value) if name in FLAGS else value
 
 
 def _expected(revision: str) -> dict[str, list[dict[str, Any]]]:
-    return {table: sorted(json.loads(json.dumps(rows)), key=repr) for table, rows in ROWS[revision].items()}
+    return {
+        table: sorted(json.loads(json.dumps(rows, default=bytes.hex)), key=repr)
+        for table, rows in ROWS[revision].items()
+    }
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.servers)])
@@ -301,7 +318,9 @@ def _die_at(statement: int, url: str) -> None:
     Ledger(url)
 
 
-@pytest.mark.parametrize(("revision", "statement"), [("0001", 2), ("0001", 7), ("0001", 10), ("0002", 2), ("0002", 4)])
+@pytest.mark.parametrize(
+    ("revision", "statement"), [("0001", 2), ("0001", 7), ("0001", 10), ("0002", 2), ("0002", 4), ("0003", 2)]
+)
 def test_a_migration_killed_in_the_middle_is_repeated(url: str, revision: str, statement: int) -> None:
     killed = processes.start(_die_at, statement, _written(url, revision))
     killed.join(60)
