@@ -13,6 +13,7 @@ Letters: K prompts in a gang, P virtual tokens, B rows, T tokens.
 
 import argparse
 import json
+import secrets
 import statistics
 import time
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ class Saved(NamedTuple):
 
 def measure(store: ObjectStore, gang: Gang, rounds: int) -> Saved:
     """Time `rounds` saves after a first one, which creates the object; remove the object again."""
-    checkpoint, seconds = Checkpoint(store, KEY, 0), []
+    checkpoint, seconds = Checkpoint(store, KEY, 0, secrets.token_bytes(32)), []
     try:
         for _ in range(rounds + 1):
             started = time.perf_counter()

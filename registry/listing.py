@@ -1,5 +1,6 @@
 """What the object store holds of one task, listed once: the objects in its folder, and what lies at each key."""
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -7,7 +8,7 @@ from functools import cached_property, partial
 from itertools import groupby
 from typing import TypeVar
 
-from ptpipeline.errors import NotFound
+from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.storage import Listed, ObjectStore
 from ptpipeline.storage.addresses import (
     Address,
@@ -15,10 +16,14 @@ from ptpipeline.storage.addresses import (
     HistoryRow,
     NumberedVersion,
     PromptObject,
+    is_dossier,
+    names_content,
     parse,
     parse_task,
 )
 from ptpipeline.storage.keys import PROMPTS, aliases_prefix, histories_prefix, task_prefix, versions_prefix
+
+log = logging.getLogger(__name__)
 
 READERS = 8  # requests at a time; a client of S3 keeps ten connections
 
@@ -76,6 +81,10 @@ class TaskListing:
         dossiers = [key for key, address in self._of_kind(PromptObject).items() if address.is_dossier]
         return sorted(dossiers, key=lambda key: (self.objects[key].modified, key))
 
+    def files(self) -> list[str]:
+        """The keys that name their content, without dossiers: plots, records beside prompts, pages, quarantine."""
+        return [key for key in self.objects if names_content(key) and not is_dossier(key)]
+
     def at(self, key: str) -> str:
         """When the object was written, as the ledger writes times."""
         return self.objects[key].modified.isoformat(timespec="microseconds")
@@ -101,7 +110,11 @@ def list_tasks(store: ObjectStore) -> Iterator[TaskListing]:
 
 
 def read_all(store: ObjectStore, keys: Iterable[str]) -> dict[str, bytes]:
-    """Read those objects side by side; one that is gone by now is left out."""
+    """Read those objects side by side; one that is gone by now is left out.
+
+    One that the store refuses to read, because it is too large for what its key says, counts as empty: no parser takes
+    that for anything.
+    """
     return {key: body for key, body in ask_all(partial(_body, store), keys).items() if body is not None}
 
 
@@ -117,3 +130,6 @@ def _body(store: ObjectStore, key: str) -> bytes | None:
         return store.read(key).body
     except NotFound:
         return None
+    except ArtifactError as error:
+        log.warning("%s", error)
+        return b""

@@ -14,7 +14,7 @@ from flows.stages.judge import evaluate, gate
 from flows.stages.outcome import Candidate, Outcome, summarise
 from flows.stages.release import promote, register
 from flows.stages.train import Plan, plan, share, train
-from ptpipeline.errors import PtpError, TrainingError, place_of
+from ptpipeline.errors import PtpError, place_of
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.task.task import Task
@@ -131,9 +131,9 @@ def _train(context: Context, planned: Sequence[_Planned], mode: Mode, night: Nig
     return trained
 
 
-def _prompt_in(result: TunedPrompt | str) -> TunedPrompt:
-    if isinstance(result, str):
-        raise TrainingError(result)
+def _prompt_in(result: TunedPrompt | PtpError) -> TunedPrompt:
+    if isinstance(result, PtpError):
+        raise result  # as what it is: whether a retry can help decides the exit code
     return result
 
 

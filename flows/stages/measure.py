@@ -12,7 +12,8 @@ from registry.lineage.descent import training_rows
 def measure(context: Context, task: Task, digest: str, snapshot: Snapshot, split: Split = "test") -> Report:
     """Return the report of a stored prompt on the rows of a split, measured once per digest, rows and compute type.
 
-    Raises NotFound or ArtifactError if its bytes are missing or altered, ContextError if a row does not fit.
+    If its stored results, or those of a baseline, are not those that were measured, it is measured again. Raises
+    NotFound or ArtifactError if its bytes are missing or altered, ContextError if a row does not fit.
     """
     from ptpipeline.evaluation.baselines import Setup
     from ptpipeline.evaluation.evaluate import evaluate
@@ -22,12 +23,17 @@ def measure(context: Context, task: Task, digest: str, snapshot: Snapshot, split
     ledger, store = context.registry.ledger, context.registry.store
     rows, dtype = rows_identity(snapshot.split(split)), choose_dtype(context.settings.dtype)
     known = ledger.report(evaluation_key(digest, rows, dtype, task.hard_prompt))
-    if known is not None and all(_is_stored(context, key) for key in (known.evaluation_key, *known.baselines.values())):
-        context.report(f"{task.name}: {digest[:12]} was measured on these {known.rows} {split} rows before")
-        return known
+    if known is not None:
+        flaw = _find_flaw(context, known)
+        if flaw is None:
+            context.report(f"{task.name}: {digest[:12]} was measured on these {known.rows} {split} rows before")
+            return known
+        context.report(f"{task.name}: {digest[:12]} is measured again on these {known.rows} {split} rows: {flaw}")
     artifact = read_artifact(store, task.name, digest)
     setup = Setup(split, task.data.slices, task.hard_prompt, ledger.report, ledger.save_report)
     report = evaluate(context.engine(artifact.manifest.base_model.name), artifact, snapshot, store, setup)
+    if known is not None:  # probes depend on the prompt, not on these results
+        report = report.model_copy(update={"measures": known.measures, "probed": known.probed})
     ledger.save_report(report)
     metric = task.gate.metric
     context.report(
@@ -37,13 +43,19 @@ def measure(context: Context, task: Task, digest: str, snapshot: Snapshot, split
     return report
 
 
-def _is_stored(context: Context, key: str) -> bool:
-    """Whether the ledger has that report, and the store its results by row.
+def _find_flaw(context: Context, known: Report) -> str | None:
+    """Say why nothing may be decided on a report, or on those of its baselines; None if all results are their own.
 
     The garbage collection deletes results, and a rebuilt ledger lacks baselines.
     """
-    report = context.registry.ledger.report(key)
-    return report is not None and context.registry.store.exists(report.rows_key)
+    from ptpipeline.evaluation.results import find_flaw
+
+    for kind, key in {"": known.evaluation_key, **known.baselines}.items():
+        report = context.registry.ledger.report(key)
+        flaw = find_flaw(context.registry.store, report) if report else f"the ledger lost the report of baseline {kind}"
+        if flaw:
+            return flaw
+    return None
 
 
 def probe(context: Context, task: Task, report: Report, snapshot: Snapshot) -> Report:

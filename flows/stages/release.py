@@ -17,6 +17,7 @@ from ptpipeline.task.task import Task
 from registry.card.card import Provenance
 from registry.ledger.ledger import Release
 from registry.versions import promotion, publish
+from registry.versions.content import is_sound
 from registry.versions.promotion import Cause
 
 if TYPE_CHECKING:
@@ -114,7 +115,9 @@ def _build_provenance(context: Context, task: Task, tuned: TunedPrompt, report: 
 
     registry = context.registry
     known = registry.ledger.publication(task.name, tuned.digest)
-    stored = known is not None and bool(known.plots) and all(map(registry.store.exists, known.plots.values()))
+    stored = (
+        known is not None and bool(known.plots) and all(is_sound(registry.store, key) for key in known.plots.values())
+    )
     drawn = stored and registry.ledger.latest_verdict(task.name, tuned.digest) == verdict
     return Provenance(
         tuned,
@@ -143,7 +146,7 @@ def _find_new_neighbours(context: Context, task: str, digest: str) -> "Neighbour
     """Return the words near the virtual tokens; None if they are stored, or are those of an ensemble's members."""
     registry = context.registry
     known, artifact = registry.ledger.publication(task, digest), read_artifact(registry.store, task, digest)
-    if (known and known.neighbours and registry.store.exists(known.neighbours)) or artifact.manifest.members:
+    if (known and known.neighbours and is_sound(registry.store, known.neighbours)) or artifact.manifest.members:
         return None
     return find_neighbours(context, artifact)
 

@@ -1,12 +1,12 @@
 """The stages that make a candidate: plan, share, train. What was trained already is found under its training key."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import stamina
 
 from flows.stages.context import MACHINE, Context, checkout_commit, ingest
-from ptpipeline.errors import PtpError, Terminal, TrainingError, Transient
+from ptpipeline.errors import PtpError, SettingsError, Terminal, TrainingError, Transient
 from ptpipeline.models.base import prepare_base
 from ptpipeline.records.base import Record
 from ptpipeline.records.data import Snapshot
@@ -18,6 +18,8 @@ from ptpipeline.task.recipe import CURRENT
 from ptpipeline.task.task import Task
 from ptpipeline.tuning.key import compute_training_key, digest_start
 from registry.card.card import Provenance
+from registry.failpoints import reached
+from registry.ledger.secret import CHECKPOINTS, take_secret
 from registry.versions.promotion import Cause, point
 from registry.versions.publish import register, stage
 
@@ -109,48 +111,75 @@ def _train_sources(context: Context, sources: "Sources", base_model: str) -> Tun
 # ---------------------------------------------------------------- a gang
 
 
-def train(context: Context, plans: Sequence[Plan]) -> dict[str, TunedPrompt | str]:
-    """Train all plans of one base model that are not trained yet as one gang; a task's own error is its sentence."""
+def train(context: Context, plans: Sequence[Plan]) -> dict[str, TunedPrompt | PtpError]:
+    """Train all plans of one base model that are not trained yet as one gang; a task's own error stands for its prompt.
+
+    Raises ServiceUnavailable or SettingsError if store or ledger cannot keep what was trained: the checkpoint keeps it,
+    and the same run again stores it.
+    """
     known = {plan.task: claim_trained(context, plan.task, plan.training_key) for plan in plans}
-    results: dict[str, TunedPrompt | str] = {name: tuned for name, tuned in known.items() if tuned is not None}
+    results: dict[str, TunedPrompt | PtpError] = {name: tuned for name, tuned in known.items() if tuned is not None}
     fresh = [plan for plan in plans if plan.task not in results]
     if fresh:
         results |= _train_gang(context, fresh)
     return results
 
 
-def _train_gang(context: Context, plans: Sequence[Plan]) -> dict[str, TunedPrompt | str]:
+def _train_gang(context: Context, plans: Sequence[Plan]) -> dict[str, TunedPrompt | PtpError]:
     from ptpipeline.tuning.tune import TaskData, tune
 
-    results: dict[str, TunedPrompt | str] = {}
+    results: dict[str, TunedPrompt | PtpError] = {}
     work = []
     for plan in plans:
         try:
             declared = find_task(context.settings.tasks, plan.task)
             work.append(TaskData(declared, context.snapshot(plan.task, plan.snapshot)))
         except Terminal as error:
-            results[plan.task] = str(error)
+            results[plan.task] = error
     checkpoints = _open_checkpoints(context)
     outcomes = tune(context.engine(plans[0].base_model).base, work, checkpoints, context.tracker, context.report)
-    staged: dict[str, TunedPrompt] = {}
-    for name, outcome in outcomes.items():
-        try:
-            if isinstance(outcome, PtpError):
-                results[name] = str(outcome)
-            else:
-                staged[name] = _stage(context, outcome)
-        except PtpError as error:  # the other tasks keep their minutes of training
-            results[name] = str(error)
+    results |= {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, PtpError)}
+    trained = {name: outcome for name, outcome in outcomes.items() if not isinstance(outcome, PtpError)}
+    staged, unstored = _stage_gang(context, trained)
     _remember(context, *staged.values())
-    if staged or all(isinstance(outcome, PtpError) for outcome in outcomes.values()):
-        checkpoints.clear()  # if nothing could be stored, the next run resumes from them
-    return results | staged
+    reached("gang remembered")
+    if not unstored:
+        checkpoints.clear()  # else the next run resumes from them
+    return results | staged | unstored
+
+
+class _Staged(NamedTuple):
+    """What of a gang is stored, and why the rest of it cannot be."""
+
+    prompts: dict[str, TunedPrompt]
+    refused: dict[str, PtpError]
+
+
+def _stage_gang(context: Context, trained: Mapping[str, "TrainedTask"]) -> _Staged:
+    """Store the prompts of a gang; what concerns one prompt alone, such as foreign bytes in its place, is its error.
+
+    Raises ServiceUnavailable or SettingsError after all were tried. Then nothing of the gang may be remembered: what
+    was would not train again, and the rest, as another gang, would lose its training.
+    """
+    staged = _Staged({}, {})
+    for name, task in trained.items():
+        try:
+            staged.prompts[name] = _stage(context, task)
+        except PtpError as error:  # the other tasks keep their minutes of training
+            staged.refused[name] = error
+        reached("gang member staged")
+    for error in staged.refused.values():
+        if isinstance(error, Transient | SettingsError):
+            raise error
+    return staged
 
 
 def _open_checkpoints(context: Context) -> "Checkpoints":
     from ptpipeline.tuning.checkpoint import Checkpoints
 
-    return Checkpoints(context.registry.store, context.settings.checkpoint_seconds)
+    registry = context.registry
+    secret = take_secret(registry.ledger.database, CHECKPOINTS)
+    return Checkpoints(registry.store, context.settings.checkpoint_seconds, secret)
 
 
 # ---------------------------------------------------------------- what was trained

@@ -187,10 +187,15 @@ def _store_split(store: ObjectStore, snapshot: Snapshot, split: Split, rows: lis
         load_split(store, snapshot, split)
 
 
+def encode_manifest(snapshot: Snapshot) -> bytes:
+    """Return the manifest's bytes."""
+    return json.dumps(snapshot.to_json(), indent=1, sort_keys=True).encode()
+
+
 def _store_manifest(store: ObjectStore, snapshot: Snapshot) -> None:
     key = snapshot_manifest_key(snapshot.task, snapshot.digest)
     try:
-        store.create(key, json.dumps(snapshot.to_json(), indent=1, sort_keys=True).encode())
+        store.create(key, encode_manifest(snapshot))
     except PreconditionFailed:  # another ingest of the same rows was first, under another source key
         read_snapshot(store, snapshot.task, snapshot.digest)
 

@@ -18,7 +18,7 @@ from ptpipeline.evaluation.examples import Writer
 from ptpipeline.evaluation.key import evaluation_key
 from ptpipeline.evaluation.measurement import Measurement, Sample
 from ptpipeline.evaluation.metrics import majority
-from ptpipeline.evaluation.results import store_results
+from ptpipeline.evaluation.results import find_flaw, store_results
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import Split
@@ -131,7 +131,8 @@ class _Method(NamedTuple):
 
 
 def measure_baselines(bare: Bare, store: ObjectStore, setup: Setup) -> dict[Baseline, Report]:
-    """Return the report of each baseline; one is measured now if it is not known or its rows are gone.
+    """Return the report of each baseline; one is measured now if it is not known, or its results are gone or
+    altered.
 
     `hard_prompt` is left out if the setup names none, or the context leaves no room for one. Raises ContextError if a
     row does not fit the base.
@@ -155,11 +156,11 @@ def _measure_once(bare: Bare, digest: str, method: _Method, store: ObjectStore, 
     started, sample = time.perf_counter(), bare.sample
     key = evaluation_key(digest, sample.identity, str(bare.base.dtype))
     known = setup.known(key)
-    if known is not None and store.exists(known.rows_key):
+    if known is not None and find_flaw(store, known) is None:
         return known
     measured = method.measure()
     rows_key = results_key(bare.manifest.task, key)
-    store_results(store, rows_key, sample.columns([len(ids) for ids in bare.encoded]) | measured.columns)
+    sha256 = store_results(store, rows_key, sample.columns([len(ids) for ids in bare.encoded]) | measured.columns)
     report = Report(
         task=bare.manifest.task,
         digest=digest,
@@ -175,6 +176,7 @@ def _measure_once(bare: Bare, digest: str, method: _Method, store: ObjectStore, 
         compute_dtype=str(bare.base.dtype).removeprefix("torch."),
         seconds=round(time.perf_counter() - started, 2),
         split=sample.split,
+        rows_sha256=sha256,
     )
     setup.save(report)
     return report

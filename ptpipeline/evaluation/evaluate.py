@@ -33,7 +33,7 @@ def evaluate(
     beside = measure_baselines(bare, store, setup)
     key = evaluation_key(artifact.digest, sample.identity, str(engine.base.dtype), setup.hard_prompt)
     rows_key = results_key(manifest.task, key)
-    store_results(store, rows_key, sample.columns([len(ids) for ids in bare.encoded]) | measured.columns)
+    sha256 = store_results(store, rows_key, sample.columns([len(ids) for ids in bare.encoded]) | measured.columns)
     return Report(
         task=manifest.task,
         digest=artifact.digest,
@@ -51,6 +51,7 @@ def evaluate(
         hard_prompt=beside["hard_prompt"].prompt if "hard_prompt" in beside else None,
         baselines={kind: report.evaluation_key for kind, report in beside.items()},
         split=setup.split,
+        rows_sha256=sha256,
     )
 
 

@@ -1,5 +1,10 @@
-"""The stored results of a report's rows: one line a row, without its text, so that any two versions compare later."""
+"""The stored results of a report's rows: one line a row, without its text, so that any two versions compare later.
 
+Decisions are made on them, and whoever may write to the store can alter them: so a report states the hash of its
+results, and nothing else reads or writes them.
+"""
+
+import hashlib
 import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -10,7 +15,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from ptpipeline.data.parquet import read_table
-from ptpipeline.errors import PreconditionFailed
+from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed
 from ptpipeline.foreign import parsing
 from ptpipeline.records.reports import Report
 from ptpipeline.storage import ObjectStore
@@ -24,8 +29,8 @@ class Results(NamedTuple):
 
     @classmethod
     def of(cls, store: ObjectStore, report: Report) -> "Results":
-        """Read the stored results of a report; raises NotFound if they are gone."""
-        body = store.read(report.rows_key).body
+        """Read the stored results of a report; raises what `read_results` raises."""
+        body = read_results(store, report)
         with parsing(f"{store.url}/{report.rows_key}"):
             table = read_table(body).to_pydict()
             return cls({name: dict(zip(table["id"], values, strict=True)) for name, values in table.items()})
@@ -52,11 +57,40 @@ class Results(NamedTuple):
         return np.array([float(label == predicted) for label, predicted in answers])
 
 
-def store_results(store: ObjectStore, key: str, columns: dict[str, list[Any]]) -> None:
-    """Store columns of results under `key`, and replace what an earlier run left there."""
+def store_results(store: ObjectStore, key: str, columns: dict[str, list[Any]]) -> str:
+    """Store columns of results under `key`, in place of what was there; return the sha256 that the report states."""
     buffer = io.BytesIO()
     pq.write_table(pa.table(columns), buffer)
+    body = buffer.getvalue()
     try:
-        store.create(key, buffer.getvalue())
-    except PreconditionFailed:  # an earlier run died before its report was kept; the key identifies the results
-        store.replace(key, buffer.getvalue(), store.read(key).etag)
+        store.create(key, body)
+    except PreconditionFailed:  # an earlier run died before its report was kept, or they were altered
+        store.replace(key, body, store.read(key).etag)
+    return hashlib.sha256(body).hexdigest()
+
+
+def read_results(store: ObjectStore, report: Report) -> bytes:
+    """Return the bytes of a report's results.
+
+    Raises NotFound if they are gone, ArtifactError if they are not those that the report states, or it states none.
+    """
+    where = f"{store.url}/{report.rows_key}"
+    if not report.rows_sha256:
+        raise ArtifactError(f"{where}: an older ptpipeline measured this and did not note which results are its own")
+    body = store.read(report.rows_key).body
+    actual = hashlib.sha256(body).hexdigest()
+    if actual != report.rows_sha256:
+        raise ArtifactError(
+            f"{where}: {len(body)} bytes hash to {actual[:12]}, their report states {report.rows_sha256[:12]}; the "
+            "results were altered"
+        )
+    return body
+
+
+def find_flaw(store: ObjectStore, report: Report) -> str | None:
+    """Say why nothing may be decided on the stored results of a report; None if they are its own."""
+    try:
+        read_results(store, report)
+    except (ArtifactError, NotFound) as error:
+        return str(error)
+    return None

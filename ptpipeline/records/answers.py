@@ -1,8 +1,8 @@
 """What serves: a server's holdings, and answers."""
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
-from ptpipeline.records.base import Record
+from ptpipeline.records.base import Grown, Record, digest_of
 
 
 class Holding(NamedTuple):
@@ -12,15 +12,24 @@ class Holding(NamedTuple):
     digest: str
 
 
-class ServerReport(Record):
+class ServerReport(Grown):
     """The prompts that a server has loaded, at `servers/<server>.json`; after a restart it may need their bytes
     again.
+
+    `sha256` is the digest of all other fields, which shows bits that rotted.
     """
+
+    LATER: ClassVar = frozenset({"sha256"})
 
     schema_version: Literal[1] = 1
     server: str
     at: str
     holds: list[Holding]
+    sha256: str = ""
+
+    def compute_sha256(self) -> str:
+        """Return the digest of all fields but `sha256`."""
+        return digest_of(self.model_copy(update={"sha256": ""}).to_json())
 
 
 class Answer(Record):

@@ -97,12 +97,13 @@ class Report(Grown):
     """One prompt measured on the rows of a split, from its stored bytes through the serving path, beside its baselines.
 
     `rows_key` is the object with one line per measured row: id, tokens of the text, slices, and label, prediction and
-    log-likelihood per label (metrics for a generation task), but no text. `baselines` are the evaluation keys of the
+    log-likelihood per label (metrics for a generation task), but no text. `rows_sha256` is the hash of its bytes: no
+    other results are read for this report, and none if it states none. `baselines` are the evaluation keys of the
     baselines' own reports, by kind. `measures` are the results of the probes, `probed` the digest of their settings. A
     baseline's report repeats its own scores as `zero_shot` and `majority`.
     """
 
-    LATER: ClassVar = frozenset({"hard_prompt", "baselines", "split", "measures", "probed"})
+    LATER: ClassVar = frozenset({"hard_prompt", "baselines", "split", "measures", "probed", "rows_sha256"})
 
     task: str
     digest: str
@@ -122,6 +123,7 @@ class Report(Grown):
     split: Split = "test"
     measures: dict[str, float] = {}
     probed: str = ""
+    rows_sha256: str = ""
 
 
 class PairedDifference(Grown):

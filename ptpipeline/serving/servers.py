@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ptpipeline.errors import NotFound, PreconditionFailed, SettingsError
+from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, SettingsError
 from ptpipeline.foreign import ALTERED, parse_record
 from ptpipeline.records.answers import Holding, ServerReport
 from ptpipeline.records.base import now
@@ -25,6 +25,7 @@ def report_holdings(store: ObjectStore, server: str, holds: Iterable[Holding]) -
             f"server name {server!r}: expected at most 200 letters, digits and `._-`, beginning with a letter or digit"
         )
     report = ServerReport(server=server, at=now(), holds=sorted(set(holds)))
+    report = report.model_copy(update={"sha256": report.compute_sha256()})
     key, body = server_key(server), report.model_dump_json(indent=1).encode()
     for _ in range(ATTEMPTS):
         try:
@@ -48,8 +49,21 @@ def read_server_reports(store: ObjectStore) -> list[ServerReport]:
             body = store.read(key).body
         except NotFound:  # removed since it was listed
             continue
-        reports.append(parse_record(ServerReport, body, f"{store.url}/{key}: not a server's report", _UNREADABLE))
+        reports.append(parse_server_report(store, key, body))
     return reports
+
+
+def parse_server_report(store: ObjectStore, key: str, body: bytes) -> ServerReport:
+    """Return the report in those bytes; ArtifactError if they are none, or not what the server of that key wrote.
+
+    A report of an older ptpipeline has no digest, so that rot in it is seen only if it cannot be read.
+    """
+    what = f"{store.url}/{key}: not a server's report"
+    report = parse_record(ServerReport, body, what, _UNREADABLE)
+    named = is_server_name(report.server) and server_key(report.server) == key
+    if not named or report.sha256 not in ("", report.compute_sha256()):
+        raise ArtifactError(f"{what}: it is of another server, or its digest does not match; {_UNREADABLE}")
+    return report
 
 
 def _put(store: ObjectStore, key: str, body: bytes) -> None:

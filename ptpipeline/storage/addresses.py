@@ -1,10 +1,17 @@
 """What lies at a key of the object store: keys parsed into records, by the forms that `keys` builds."""
 
+import hashlib
 import re
 from typing import NamedTuple
 
 from ptpipeline.records.base import DIGEST_PATTERN, is_name
 from ptpipeline.storage import keys
+
+_CONTENT = re.compile(
+    r"(plots/[^/]+-(?=.{12}\.png)|report-(?=.{12}\.html)|[^/]+-(?=.{12}\.json)|records/(?=.{16}\.json))"
+    r"(?P<digits>[0-9a-f]+)\.[a-z]+"
+)
+_COPY = re.compile(r".+-(?P<digits>[0-9a-f]{16})(\.json)?")
 
 
 class PromptObject(NamedTuple):
@@ -48,10 +55,11 @@ class NumberedVersion(NamedTuple):
 
 
 class Quarantined(NamedTuple):
-    """A copy of an object that was altered or lay at the wrong key; `name` is its file."""
+    """A copy of an object that was altered or lay at the wrong key; `name` is its file, `root` where the object was."""
 
     task: str
     name: str
+    root: str = keys.PROMPTS
 
 
 class SnapshotObject(NamedTuple):
@@ -130,6 +138,8 @@ def parse(key: str) -> Address | None:
             return SnapshotObject(task, digest, "/".join(names))
         case [keys.PROMPTS, task, *rest] if is_name(task):
             return _parse_ledger_object(task, rest)
+        case [keys.SNAPSHOTS | keys.REPORTS as root, task, keys.QUARANTINE, name] if name and is_name(task):
+            return Quarantined(task, name, root)
         case [keys.REPORTS, task, evaluation_key, keys.ROWS_FILE] if is_name(task):
             return Results(task, evaluation_key)
         case [keys.RELEASES, file] if is_name(name := _stem(file)):
@@ -161,6 +171,17 @@ def is_dossier(key: str) -> bool:
     return isinstance(address, PromptObject) and address.is_dossier
 
 
+def names_content(key: str) -> bool:
+    """Whether the key names the content of its object."""
+    return _content_digits(key) is not None
+
+
+def is_content_of(key: str, body: bytes) -> bool:
+    """Whether the key names the content of its object, and `body` is that content."""
+    digits = _content_digits(key)
+    return digits is not None and hashlib.sha256(body).hexdigest().startswith(digits)
+
+
 def claimed_prompt(key: str) -> ClaimedPrompt | None:
     """Return the prompt whose manifest the key claims to be.
 
@@ -176,6 +197,16 @@ def signer_id(key: str) -> str | None:
     """Return the id of the key that made the signature at `key`; None if no signature lies there."""
     matched = re.fullmatch(rf".*/{keys.signature_file('(.*)')}", key)
     return matched[1] if matched else None
+
+
+def _content_digits(key: str) -> str | None:
+    """Return the first digits of the content's hash, as the key ends with them; None if it names no content."""
+    address = parse(key)
+    if isinstance(address, PromptObject):
+        matched = _CONTENT.fullmatch(address.path)
+    else:
+        matched = _COPY.fullmatch(address.name) if isinstance(address, Quarantined) else None
+    return matched["digits"] if matched else None
 
 
 def _parse_ledger_object(task: str, rest: list[str]) -> Address | None:

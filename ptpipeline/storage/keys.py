@@ -13,6 +13,8 @@
     prompts/<task>/quarantine/<name>-<hash>[.json]     a copy of what was altered or misplaced
     snapshots/<task>/<digest>/<split>.parquet          rows of a split
     snapshots/<task>/<digest>/manifest.json            written last: the snapshot is complete
+    snapshots/<task>/quarantine/<name>-<hash>          a copy of an altered manifest
+    reports/<task>/quarantine/<name>-<hash>            a copy of altered results
     reports/<task>/<evaluation key>/rows.parquet       results of an evaluation, row by row
     releases/<name>.json                               a set of versions that was promoted together
     checkpoints/<digest>.safetensors                   a training in progress
@@ -133,9 +135,12 @@ def version_key(task: str, number: int) -> str:
 
 
 def quarantine_key(key: str, body: bytes) -> str:
-    """Return the key for a copy of the altered bytes that lay at another key of a task."""
-    _, task, *names = key.split("/")
-    return _quarantine(task, "-".join(names).removesuffix(".json"), body)
+    """Return the key for a copy of the altered bytes that lay at another key of a task, below the same root.
+
+    So nobody may read the copy who may not read the original.
+    """
+    root, task, *names = key.split("/")
+    return _quarantine(task, "-".join(names).removesuffix(".json"), body, root)
 
 
 def quarantined_pointer_key(task: str, alias: str, body: bytes) -> str:
@@ -146,6 +151,11 @@ def quarantined_pointer_key(task: str, alias: str, body: bytes) -> str:
 def quarantined_version_key(task: str, number: int, body: bytes) -> str:
     """Return the key for a copy of a version's name that does not name the ledger's prompt."""
     return f"{_quarantine(task, f'version-{number}', body)}.json"
+
+
+def quarantined_release_key(name: str, body: bytes) -> str:
+    """Return the key for a copy of a release that is not the ledger's."""
+    return f"{_quarantine(RELEASES, name, body)}.json"
 
 
 # ---------------------------------------------------------------- everything else
@@ -206,8 +216,8 @@ def probe_key(nonce: str, name: str) -> str:
     return f"{PROBES}/{nonce}/{name}"
 
 
-def _quarantine(task: str, name: str, body: bytes) -> str:
-    return f"{task_prefix(task)}/{QUARANTINE}/{name}-{_hash(body, 16)}"
+def _quarantine(task: str, name: str, body: bytes, root: str = PROMPTS) -> str:
+    return f"{root}/{task}/{QUARANTINE}/{name}-{_hash(body, 16)}"
 
 
 def _hash(body: bytes, digits: int) -> str:

@@ -20,6 +20,7 @@ from ptpipeline.storage.keys import checkpoint_key
 from ptpipeline.tuning.clock import Clock
 from ptpipeline.tuning.key import ENGINE_VERSION
 from ptpipeline.tuning.member import Job, Member
+from ptpipeline.tuning.seal import seal, unseal
 from ptpipeline.tuning.state import GangState, copy_tensors, pack, unpack
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,9 @@ class Checkpoint:
     the one that loses a put goes on and tries again at the next interval.
     """
 
-    def __init__(self, store: ObjectStore, key: str, seconds: float) -> None:
+    def __init__(self, store: ObjectStore, key: str, seconds: float, secret: bytes) -> None:
         self.store, self.key, self.seconds = store, key, seconds
+        self._secret = secret
         self._last = time.monotonic()
         self._warned = False
 
@@ -49,7 +51,7 @@ class Checkpoint:
         Raises ServiceUnavailable if the store does not answer: to start again would throw away what it holds.
         """
         try:
-            saved = unpack(self.store.read(self.key).body, jobs)
+            saved = unpack(unseal(self._secret, self.key, self.store.read(self.key).body), jobs)
         except NotFound:
             return None
         except ArtifactError as error:
@@ -65,7 +67,7 @@ class Checkpoint:
         A store that fails does not end the training: one warning is logged.
         """
         try:
-            self._put(pack(members, clock))
+            self._put(seal(self._secret, self.key, pack(members, clock)))
         except (PreconditionFailed, NotFound):
             log.info("another process wrote %s at the same time; this one tries again at the next interval", self.key)
         except (PtpError, OSError) as error:
@@ -91,10 +93,11 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of all gangs that one run trains, each written every `seconds`."""
+    """The checkpoints of all gangs that one run trains, each written every `seconds` and sealed with `secret`."""
 
-    def __init__(self, store: ObjectStore, seconds: float) -> None:
+    def __init__(self, store: ObjectStore, seconds: float, secret: bytes) -> None:
         self.store, self.seconds = store, seconds
+        self._secret = secret
         self._places: list[Checkpoint] = []
 
     def open(self, base: FrozenBase, jobs: Sequence[Job], path: str) -> Checkpoint:
@@ -109,7 +112,8 @@ class Checkpoints:
             "path": path,
             "jobs": [_identify_job(job) for job in jobs],
         }
-        self._places.append(Checkpoint(self.store, checkpoint_key(digest_of(identity)), self.seconds))
+        key = checkpoint_key(digest_of(identity))
+        self._places.append(Checkpoint(self.store, key, self.seconds, self._secret))
         return self._places[-1]
 
     def clear(self) -> None:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptpipeline.errors import BaseModelError, PtpError, TrainingError, place_of
+from ptpipeline.errors import BaseModelError, PtpError, Terminal, TrainingError, place_of
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt, list_tensors, rebuild
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.serving.answers import answer
@@ -22,7 +22,7 @@ from ptpipeline.tuning.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
-FAILURES = (RuntimeError, ValueError, IndexError, PtpError)  # of one member: they end that member alone
+FAILURES = (RuntimeError, ValueError, IndexError, Terminal)  # of one member: they end that member alone
 RECORD_EVERY = 10  # steps between two points of the learning curve
 
 Progress = Callable[[str], None]  # gets one line of text at a time

@@ -199,7 +199,7 @@ def _pack_outcome(finished: _Finished) -> TrainedTask | PtpError:
         best = choose_member(tune, finished.members)
         artifact = _pack_member(finished.base, finished.work, best)
         return TrainedTask(artifact, [], _describe_outcome(finished, best, artifact))
-    except PtpError as error:
+    except Terminal as error:
         return error
 
 

@@ -2,11 +2,14 @@
 
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Column, ColumnElement, Connection, Row, Select, and_, select
 
+from ptpipeline.records.data import Snapshot
+from ptpipeline.records.reports import Report
 from registry.ledger import tables
 from registry.ledger.database import of_task
 from registry.ledger.ledger import Ledger
+from registry.ledger.results import Publication
 
 
 class Name(NamedTuple):
@@ -102,6 +105,25 @@ def rows_keys(ledger: Ledger, task: str) -> dict[str, list[str]]:
     return keys
 
 
+def reports(ledger: Ledger, task: str) -> list[Report]:
+    """Return all reports on prompts of the task, and on its baselines."""
+    table = tables.evaluation
+    return [Report.model_validate(record) for record in _records(ledger, table.c.record, table.c.task == task)]
+
+
+def publications(ledger: Ledger, task: str) -> list[Publication]:
+    """Return how each version of the task came to be."""
+    table = tables.publication
+    return [Publication.model_validate(record) for record in _records(ledger, table.c.record, table.c.task == task)]
+
+
+def snapshots(ledger: Ledger, name: Name) -> list[Snapshot]:
+    """Return the records of a snapshot, newest first: one for each source that led to the same rows."""
+    table = tables.snapshot
+    of_name = and_(table.c.task == name.task, table.c.digest == name.digest)
+    return [Snapshot.model_validate(record) for record in _records(ledger, table.c.record, of_name, table.c.at.desc())]
+
+
 def snapshot_links(ledger: Ledger) -> list[SnapshotLink]:
     """Return which prompts were trained or measured on which snapshots of their tasks."""
     evaluation, publication = tables.evaluation, tables.publication
@@ -140,6 +162,11 @@ def tasks_with(ledger: Ledger, digest: str) -> list[str]:
     """Return the tasks that registered a version of that digest."""
     with ledger.database.reading() as connection:
         return list(connection.scalars(select(tables.version.c.task).where(tables.version.c.digest == digest)))
+
+
+def _records(ledger: Ledger, column: Column[Any], where: ColumnElement[bool], *order: Any) -> list[Any]:
+    with ledger.database.reading() as connection:
+        return list(connection.scalars(select(column).where(where).order_by(*order)))
 
 
 def _trainings(connection: Connection) -> list[Training]:

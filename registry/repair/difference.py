@@ -20,6 +20,11 @@ Kind = Literal[
     "model",
     "alias",
     "edit",
+    "file",
+    "results",
+    "snapshot",
+    "checkpoint",
+    "server",
 ]
 
 RECONCILE, FIX, REBUILD = "ptp reconcile", "ptp doctor --fix", "ptp doctor --rebuild-ledger"

@@ -1,21 +1,22 @@
-"""Compares the ledger with what follows it: names, pointers, history and dossiers in the store, bytes, MLflow; changes
-nothing.
+"""Compares the ledger with what follows it: every kind of object in the store, and MLflow; changes nothing.
 
 Each task's objects are listed once and read once. A publish or a promotion that runs meanwhile is between its steps
 for a moment: so what differs is compared a second time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from ptpipeline.errors import NotFound
-from ptpipeline.storage.keys import RELEASES, release_key
 from registry.ledger.lease import expired_leases
 from registry.listing import TaskListing, list_task, list_tasks
 from registry.mlflow.store import MlflowStore, Model
 from registry.registry import Registry
-from registry.repair.difference import FIX, REBUILD, Difference
+from registry.repair.difference import FIX, Difference
+from registry.repair.files import compare_files, compare_results
 from registry.repair.inventory import Inventory, take_inventory
 from registry.repair.models import compare_model
+from registry.repair.objects import compare_checkpoints, compare_releases, compare_servers, compare_snapshots
 from registry.repair.promotions import compare_history, compare_ledger, compare_pointers
 from registry.repair.prompts import compare_bytes, compare_dossiers, compare_names, compare_publishes, find_orphans
 
@@ -26,6 +27,8 @@ COMPARISONS = (
     compare_history,
     compare_pointers,
     compare_dossiers,
+    compare_files,
+    compare_results,
     compare_publishes,
     find_orphans,
 )
@@ -46,7 +49,11 @@ def examine(registry: Registry, task: str | None = None) -> list[Difference]:
         models = registry.mlflow.models(task)
         for name, kept in versions.items():
             differences += _model_differences(registry, registry.mlflow, name, kept, models.get(name, Model()))
-    return [*differences, *_leases(registry, task), *(_releases(registry) if task is None else [])]
+    differences += [*_confirm(partial(compare_snapshots, registry, task)), *_leases(registry, task)]
+    if task is None:
+        for compare in (compare_releases, compare_checkpoints, compare_servers):
+            differences += _confirm(partial(compare, registry))
+    return differences
 
 
 def _list_one(registry: Registry, task: str) -> TaskListing:
@@ -72,13 +79,19 @@ def _known_tasks(registry: Registry) -> set[str]:
     return {*registry.ledger.tasks(), *(intent.task for intent in registry.ledger.intents())}
 
 
-def _confirm_differences(inventory: Inventory) -> list[Difference]:
-    first = [*_differences(inventory)]
-    if not first:
-        return []
-    registry = inventory.registry
-    second = {*_differences(take_inventory(registry, list_task(registry.store, inventory.task)))}
+def _confirm(compare: Callable[[], Iterator[Difference]]) -> list[Difference]:
+    """Return what differs both times."""
+    first = [*compare()]
+    second = {*compare()} if first else set()
     return [difference for difference in first if difference in second]
+
+
+def _confirm_differences(inventory: Inventory) -> list[Difference]:
+    registry, task = inventory.registry, inventory.task
+    inventories = iter([inventory])
+    return _confirm(
+        lambda: _differences(next(inventories, None) or take_inventory(registry, list_task(registry.store, task)))
+    )
 
 
 def _differences(inventory: Inventory) -> Iterator[Difference]:
@@ -89,11 +102,10 @@ def _differences(inventory: Inventory) -> Iterator[Difference]:
 def _model_differences(
     registry: Registry, mlflow: MlflowStore, task: str, versions: dict[int, str], model: Model
 ) -> list[Difference]:
-    first = [*compare_model(registry, task, versions, model)]
-    if not first:
-        return []
-    second = {*compare_model(registry, task, versions, mlflow.models(task).get(task, Model()))}
-    return [difference for difference in first if difference in second]
+    models = iter([model])
+    return _confirm(
+        lambda: compare_model(registry, task, versions, next(models, None) or mlflow.models(task).get(task, Model()))
+    )
 
 
 def _leases(registry: Registry, task: str | None) -> Iterator[Difference]:
@@ -110,29 +122,3 @@ def _leases(registry: Registry, task: str | None) -> Iterator[Difference]:
                 mend=FIX,
                 safe=True,
             )
-
-
-def _releases(registry: Registry) -> Iterator[Difference]:
-    """Releases that the store does not hold, then those that the ledger lost."""
-    stored = {item.key for item in registry.store.list_objects(RELEASES)}
-    known = {release_key(release.name): release.name for release in registry.ledger.releases()}
-    for name in sorted(known[key] for key in known.keys() - stored):
-        yield Difference(
-            task="releases",
-            kind="release",
-            what=f"release {name}",
-            expected="an object in the store",
-            found="none",
-            mend=FIX,
-            safe=True,
-        )
-    for key in sorted(stored - known.keys()):
-        yield Difference(
-            task="releases",
-            kind="ledger",
-            what=f"object {key}",
-            expected="a release of the ledger",
-            found="no such release",
-            mend=REBUILD,
-            safe=False,
-        )

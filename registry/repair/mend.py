@@ -4,15 +4,23 @@ Nothing is thrown away: what is replaced in the store is kept under `prompts/<ta
 """
 
 import json
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 
+from ptpipeline.data.snapshot import encode_manifest
 from ptpipeline.errors import NotFound
 from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.records.data import Snapshot
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.addresses import is_dossier
-from ptpipeline.storage.keys import history_key, manifest_key, pointer_key, quarantine_key, release_key, tensors_key
+from ptpipeline.storage.keys import (
+    history_key,
+    manifest_key,
+    pointer_key,
+    quarantined_release_key,
+    release_key,
+    tensors_key,
+)
 from ptpipeline.task.task import Task
 from registry.card.card import Provenance
 from registry.ledger.lease import leased, remove_expired_leases
@@ -22,15 +30,16 @@ from registry.listing import list_task
 from registry.mlflow.copy import load_copy
 from registry.registry import Registry
 from registry.repair.difference import Difference, Kind
+from registry.repair.files import mend_files, mend_results
 from registry.repair.inventory import Inventory, take_inventory
+from registry.repair.objects import find_snapshot_flaws, is_release
 from registry.repair.reconcile import reconcile
 from registry.versions import projection
+from registry.versions.content import keep, set_aside
 from registry.versions.mlflow_alias import Action
 from registry.versions.projection import attempt, lease_name, write_history
 from registry.versions.provenance import Dossier, write_dossier, write_release
 from registry.versions.publish import register
-
-log = logging.getLogger(__name__)
 
 BY_RECONCILE: tuple[Kind, ...] = ("name", "pointer", "model", "alias")
 
@@ -50,6 +59,7 @@ def fix(registry: Registry, tasks: Mapping[str, Task], differences: Iterable[Dif
     actions = _mend_leases(registry) if "lease" in every_kind else []
     actions += _mend_releases(registry) if "release" in every_kind else []
     for task, of_task in sorted(kinds.items()):
+        actions += _mend_snapshots(registry, task) if "snapshot" in of_task else []
         actions += _fix_task(registry, tasks, task, of_task)
     return actions
 
@@ -59,6 +69,8 @@ def _fix_task(registry: Registry, tasks: Mapping[str, Task], task: str, kinds: s
         "bytes": _mend_bytes,
         "history": _mend_history,
         "dossier": _mend_dossiers,
+        "file": mend_files,
+        "results": mend_results,
         "pointer": _mend_pointers,
         "publish": _mend_publishes,
     }
@@ -101,7 +113,7 @@ def _write_body(store: ObjectStore, key: str, body: bytes) -> None:
         store.create(key, body)
         return
     if stored.body != body:
-        _keep(store, key, stored.body)
+        keep(store, key, stored.body)
         store.replace(key, body, stored.etag)
 
 
@@ -190,28 +202,34 @@ def _mend_releases(registry: Registry) -> list[Action]:
 
 
 def _mend_release(registry: Registry, release: Release) -> list[Action]:
-    if registry.store.exists(release_key(release.name)):
-        return []
+    key = release_key(release.name)
+    try:
+        stored = registry.store.read(key).body
+    except NotFound:
+        stored = None
+    if stored is not None:
+        if is_release(stored, release):
+            return []
+        registry.store.create(quarantined_release_key(release.name, stored), stored)
+        registry.store.delete(key)
     write_release(registry.store, release)
     return [Action(task="releases", what=f"release {release.name} written to the store")]
 
 
-# ---------------------------------------------------------------- quarantine
+def _mend_snapshots(registry: Registry, task: str) -> list[Action]:
+    """Write manifests from the ledger's records; rows cannot be mended from anything."""
+    return [
+        action
+        for flaw in find_snapshot_flaws(registry, task)
+        if flaw.record
+        for action in attempt(task, partial(_mend_manifest, registry.store, flaw.key, flaw.record))
+    ]
+
+
+def _mend_manifest(store: ObjectStore, key: str, record: Snapshot) -> list[Action]:
+    _write_body(store, key, encode_manifest(record))
+    return [Action(task=record.task, what=f"{key} written from the ledger")]
 
 
 def _set_aside(inventory: Inventory, key: str) -> Action:
-    """Move an object to quarantine that is not what its key says."""
-    store = inventory.registry.store
-    try:
-        kept = _keep(store, key, store.read(key).body)
-    except NotFound:
-        return Action(task=inventory.task, what=f"{key} is gone")
-    store.delete(key)
-    return Action(task=inventory.task, what=f"{key} was not the ledger's: kept as {kept}")
-
-
-def _keep(store: ObjectStore, key: str, body: bytes) -> str:
-    kept = quarantine_key(key, body)
-    store.create(kept, body)
-    log.warning("%s/%s is kept as %s and replaced", store.url, key, kept)
-    return kept
+    return Action(task=inventory.task, what=set_aside(inventory.registry.store, key))

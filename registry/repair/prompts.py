@@ -11,15 +11,16 @@ from ptpipeline.storage.keys import prompt_prefix
 from registry.lineage.ancestry import parts_of
 from registry.mlflow.copy import load_copy
 from registry.repair.difference import FIX, RECONCILE, Difference, how_to_end, how_to_finish
-from registry.repair.inventory import Inventory
+from registry.repair.inventory import Inventory, own_parts_of
 
 
 def compare_bytes(inventory: Inventory) -> Iterator[Difference]:
-    """Yield versions whose bytes, or whose members' bytes, are missing or damaged."""
+    """Yield versions whose bytes, or whose parts' bytes, are missing or damaged."""
     for number, digest in inventory.kept_versions().items():
         own = inventory.artifacts[digest]
-        members = own.members.digests if isinstance(own, PromptManifest) and own.members else ()
-        for part in (digest, *members):
+        parts = own_parts_of(own, inventory.listing.digests()) if isinstance(own, PromptManifest) else []
+        registered = {*inventory.kept_versions().values()}
+        for part in (digest, *(part for part in parts if part not in registered)):
             problem = inventory.artifacts[part]
             if isinstance(problem, str):
                 copied = part == digest and has_copy(inventory, digest)

@@ -11,11 +11,11 @@ prompts (PTP_TRUSTED_KEYS) keep such bytes out: a version whose manifest no trus
 import logging
 from collections.abc import Iterator, Mapping
 
-from ptpipeline.data.parquet import read_table
 from ptpipeline.errors import ArtifactError, NotFound
-from ptpipeline.foreign import parse_record, parsing
+from ptpipeline.foreign import parse_record
 from ptpipeline.records.base import now
 from ptpipeline.records.data import Snapshot
+from ptpipeline.records.reports import Report
 from ptpipeline.records.versions import PromptVersion
 from ptpipeline.storage.addresses import SnapshotObject, StoredRelease, parse
 from ptpipeline.storage.keys import RELEASES, SNAPSHOTS, pointer_key, release_key, version_key
@@ -119,19 +119,38 @@ def _prompt(registry: Registry, dossier: Dossier, at: str) -> RecoveredPrompt:
 
 
 def _read_rows(registry: Registry, dossier: Dossier) -> list[str]:
-    """The ids of the test rows behind a verdict; none, with a warning, if the results of these rows are gone."""
+    """The ids of the test rows behind a verdict: of its results, else of the snapshot that they were measured on.
+
+    None, with a warning, if neither is there as it was.
+    """
     report = dossier.report
-    try:
-        body = registry.store.read(report.rows_key).body if report else b""
-        with parsing("results"):
-            return [str(row) for row in read_table(body, ["id"])["id"].to_pylist()]
-    except (NotFound, ArtifactError):
-        log.warning(
-            "%s: the look at test rows for prompt %s is counted without its rows, because their results are gone",
-            dossier.publication.tuned.task,
-            dossier.publication.tuned.digest[:12],
-        )
-        return []
+    for read in (_read_measured, _read_split) if report else ():
+        try:
+            return read(registry, report)
+        except (NotFound, ArtifactError) as error:
+            log.info("%s", error)
+    log.warning(
+        "%s: the look at test rows for prompt %s is counted without its rows, because neither their results nor their "
+        "snapshot are there",
+        dossier.publication.tuned.task,
+        dossier.publication.tuned.digest[:12],
+    )
+    return []
+
+
+def _read_measured(registry: Registry, report: Report) -> list[str]:
+    from ptpipeline.evaluation.results import Results
+
+    return Results.of(registry.store, report).ids
+
+
+def _read_split(registry: Registry, report: Report) -> list[str]:
+    from ptpipeline.data.snapshot import load_split, read_snapshot
+
+    snapshot = read_snapshot(registry.store, report.task, report.snapshot)
+    if snapshot.split(report.split).digest != report.test_digest:
+        raise ArtifactError(f"{report.task}: snapshot {report.snapshot[:12]} does not hold the rows of its report")
+    return [row.id for row in load_split(registry.store, snapshot, report.split)]
 
 
 # ---------------------------------------------------------------- snapshots and releases

@@ -12,6 +12,7 @@ from ptpipeline.storage.keys import dossier_key, dossiers_prefix, release_key
 from registry.card.card import Provenance
 from registry.ledger.ledger import Release
 from registry.ledger.results import Publication
+from registry.versions.content import write_content
 
 
 class Dossier(Record):
@@ -33,7 +34,7 @@ def write_dossier(store: ObjectStore, dossier: Dossier) -> str:
     body = dossier.model_dump_json().encode()
     tuned = dossier.publication.tuned
     key = dossier_key(tuned.task, tuned.digest, body)
-    store.create(key, body)
+    write_content(store, key, body)
     return key
 
 

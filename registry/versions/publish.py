@@ -1,7 +1,7 @@
 """Publishing: from the bytes of a trained prompt to a numbered version; every step may be repeated."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from registry.failpoints import reached
 from registry.ledger.ledger import Ledger
 from registry.ledger.results import Publication
 from registry.registry import Registry
+from registry.versions.content import is_sound, read_content, write_content
 from registry.versions.provenance import Dossier, stored_verdicts, write_dossier
 
 log = logging.getLogger(__name__)
@@ -152,7 +153,7 @@ def write_page(registry: Registry, card: Card, version: PromptVersion) -> str:
     """Store the version's page under a key that names its content, so that a repeat changes nothing; returns it."""
     body = render_page(card, version)
     key = page_key(card.task, card.digest, body)
-    registry.store.create(key, body)
+    write_content(registry.store, key, body)
     return key
 
 
@@ -189,6 +190,24 @@ def attach(registry: Registry, digest: str, experiment: Wayward) -> str:
     return write_page(registry, load_card(registry, task, digest), version)
 
 
+def forget_files(registry: Registry, publication: Publication, gone: Collection[str]) -> None:
+    """Take stored files that are gone out of what the ledger, the dossiers and the page say of a version.
+
+    The next run that leads to the version draws plots, and finds neighbours, where none are known.
+    """
+    task, digest = publication.tuned.task, publication.tuned.digest
+    left = {
+        "plots": {} if any(key in gone for key in publication.plots.values()) else publication.plots,
+        "neighbours": None if publication.neighbours in gone else publication.neighbours,
+        "wayward": tuple(key for key in publication.wayward if key not in gone),
+        "mistakes": None if publication.mistakes in gone else publication.mistakes,
+    }
+    publication = publication.model_copy(update=left)
+    registry.ledger.save_publication(publication)
+    known = load_card(registry, task, digest).provenance
+    write_dossier(registry.store, Dossier(publication=publication, report=known.report, verdict=known.verdict))
+
+
 def _load_publication(ledger: Ledger, task: str, digest: str) -> Publication:
     publication = ledger.publication(task, digest)
     if publication is None:
@@ -205,32 +224,42 @@ def _make_card(
     ledger, store, task, digest = registry.ledger, registry.store, artifact.manifest.task, artifact.digest
     plots = given.plots if given else {}
     verdict = given.verdict if given and given.verdict else ledger.latest_verdict(task, digest)
-    near = publication.neighbours
     return Card(
         artifact=artifact,
         provenance=Provenance(
             tuned=publication.tuned,
             report=(ledger.report(verdict.evaluation_key) if verdict else None) or ledger.report_of(task, digest),
             verdict=verdict,
-            plots={
-                name: plots[name] if name in plots else store.read(key).body for name, key in publication.plots.items()
-            },
+            plots=plots | _read_plots(store, publication, plots),
             commit=publication.commit,
-            neighbours=_read_companion(store, Neighbours, near) if near else None,
-            mistakes=_read_mistakes(store, publication),
+            neighbours=_read_companion(store, Neighbours, publication.neighbours),
+            mistakes=_read_companion(store, Mistakes, publication.mistakes),
         ),
         snapshot=ledger.snapshot(task, artifact.manifest.snapshot),
         store=store.url,
         champion=_number_of(ledger, task, verdict.champion) if verdict and verdict.champion else None,
-        wayward=[_read_companion(store, Wayward, key) for key in publication.wayward],
+        wayward=[found for key in publication.wayward if (found := _read_companion(store, Wayward, key))],
     )
 
 
-def _read_mistakes(store: ObjectStore, publication: Publication) -> Mistakes | None:
-    """Return the mistakes that the publication names; None if somebody deleted them because of their texts."""
+def _read_plots(store: ObjectStore, publication: Publication, given: Mapping[str, bytes]) -> dict[str, bytes]:
+    """Return the stored plots besides those that are `given`."""
+    stored = {name: _read_shown(store, key) for name, key in publication.plots.items() if name not in given}
+    return {name: body for name, body in stored.items() if body is not None}
+
+
+def _read_companion(store: ObjectStore, kind: type[_Companion], key: str | None) -> _Companion | None:
+    """Return the record that is stored beside a prompt under that key; None if there is no key, or nothing to show."""
+    body = _read_shown(store, key) if key else None
+    return parse_record(kind, body, f"{store.url}/{key}") if body is not None else None
+
+
+def _read_shown(store: ObjectStore, key: str) -> bytes | None:
+    """Return what a page shows; None, with a warning, if it is gone or altered: then the page goes without it."""
     try:
-        return _read_companion(store, Mistakes, publication.mistakes) if publication.mistakes else None
-    except NotFound:
+        return read_content(store, key)
+    except (ArtifactError, NotFound) as error:
+        log.warning("a page is written without one of its parts, which `ptp doctor` names: %s", error)
         return None
 
 
@@ -269,13 +298,13 @@ def _publish_files(store: ObjectStore, known: Publication | None, provenance: Pr
     plots = dict(known.plots)
     for name, body in provenance.plots.items():
         plots[name] = plot_key(tuned.task, tuned.digest, name, body)
-        store.create(plots[name], body)
+        write_content(store, plots[name], body)
     publication = Publication(
         tuned=tuned,
         commit=provenance.commit or known.commit,
         plots=plots,
         neighbours=known.neighbours,
-        wayward=tuple(key for key in known.wayward if store.exists(key)),
+        wayward=tuple(key for key in known.wayward if is_sound(store, key)),
     )
     if provenance.neighbours:
         key = _store_companion(store, publication, "neighbours", provenance.neighbours)
@@ -290,10 +319,5 @@ def _store_companion(store: ObjectStore, publication: Publication, name: str, re
     """Store a record beside the prompt, under a key that names its content; returns the key."""
     body = record.model_dump_json().encode()
     key = companion_key(publication.tuned.task, publication.tuned.digest, name, body)
-    store.create(key, body)
+    write_content(store, key, body)
     return key
-
-
-def _read_companion(store: ObjectStore, kind: type[_Companion], key: str) -> _Companion:
-    """Return the record that is stored beside a prompt; raises NotFound, or ArtifactError if it is altered."""
-    return parse_record(kind, store.read(key).body, f"{store.url}/{key}")

@@ -1,5 +1,6 @@
 """Challenger against champion from what their reports stored, of labels and of texts."""
 
+import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ def stored(store: ObjectStore, name: str, **columns: list[Any]) -> Report:
         interval={},
         compute_dtype="float32",
         seconds=0,
+        rows_sha256=hashlib.sha256(buffer.getvalue()).hexdigest(),
     )
 
 

@@ -321,7 +321,7 @@ def registered(folder: Path, mlflow: str | None = None) -> Registry:
     store.create("prompts/mood/aliases/strange.json", b"{}")
     fix(registry, {"mood": declared}, examine(registry))
     report_holdings(store, inputs.HOLDER, [Holding("mood", made["prompt"].digest)])
-    store.create(Checkpoints(store, 60.0).open(_base(), [_job()], "shared").key, b"state")
+    store.create(Checkpoints(store, 60.0, b"s" * 32).open(_base(), [_job()], "shared").key, b"state")
     take_look(registry.ledger, "mood", "9" * 64, ["0123456789abcdef", "fedcba9876543210-2"], 0.05)
     return registry
 

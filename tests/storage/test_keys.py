@@ -26,8 +26,10 @@ from ptpipeline.storage.addresses import (
     StoredCheckpoint,
     StoredRelease,
     claimed_prompt,
+    is_content_of,
     is_dossier,
     is_manifest,
+    names_content,
     parse,
     parse_task,
     signer_id,
@@ -113,6 +115,21 @@ BUILT: list[tuple[str, str, Address]] = [
         SnapshotObject("mood", D, keys.MANIFEST_FILE),
     ),
     (keys.results_key("mood", "k1"), "reports/mood/k1/rows.parquet", Results("mood", "k1")),
+    (
+        keys.quarantine_key(keys.results_key("mood", "k1"), BODY),
+        "reports/mood/quarantine/k1-rows.parquet-230d8358dc8e8890",
+        Quarantined("mood", "k1-rows.parquet-230d8358dc8e8890", keys.REPORTS),
+    ),
+    (
+        keys.quarantine_key(keys.snapshot_manifest_key("mood", D), BODY),
+        f"snapshots/mood/quarantine/{D}-manifest-230d8358dc8e8890",
+        Quarantined("mood", f"{D}-manifest-230d8358dc8e8890", keys.SNAPSHOTS),
+    ),
+    (
+        keys.quarantined_release_key("spring", BODY),
+        "prompts/releases/quarantine/spring-230d8358dc8e8890.json",
+        Quarantined("releases", "spring-230d8358dc8e8890.json"),
+    ),
     (keys.release_key("spring"), "releases/spring.json", StoredRelease("spring")),
     (keys.checkpoint_key(D), f"checkpoints/{D}.safetensors", StoredCheckpoint(D)),
     (keys.server_key("one.local"), "servers/one.local.json", ServerHoldings("one.local")),
@@ -187,8 +204,8 @@ def _built(address: Address) -> str:
             return f"{keys.prompt_prefix(task, digest)}/{path}"
         case SnapshotObject(task, digest, path):
             return f"{keys.snapshot_prefix(task, digest)}/{path}"
-        case Quarantined(task, name):
-            return f"{keys.task_prefix(task)}/quarantine/{name}"
+        case Quarantined(task, name, root):
+            return f"{root}/{task}/quarantine/{name}"
     raise AssertionError(address)
 
 
@@ -223,6 +240,38 @@ def test_only_its_own_objects_make_a_prompt_complete() -> None:
 def test_dossiers_are_told_from_an_alias_of_that_name() -> None:
     assert is_dossier(keys.dossier_key("mood", D, BODY))
     assert not is_dossier(keys.history_key("mood", "records", 1))
+
+
+CONTENT = [
+    keys.plot_key("mood", D, "learning-curve", BODY),
+    keys.companion_key("mood", D, "neighbours", BODY),
+    keys.page_key("mood", D, BODY),
+    keys.dossier_key("mood", D, BODY),
+    keys.quarantined_pointer_key("mood", "production", BODY),
+    keys.quarantine_key(keys.results_key("mood", "k1"), BODY),
+]
+
+
+@pytest.mark.parametrize("key", CONTENT)
+def test_a_key_that_names_its_content_tells_it_from_any_other(key: str) -> None:
+    assert names_content(key)
+    assert is_content_of(key, BODY)
+    assert not is_content_of(key, BODY + b" ")
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        keys.manifest_key("mood", D),
+        keys.signature_key("mood", D, "0123456789abcdef"),
+        keys.tensors_key("mood", D),
+        keys.pointer_key("mood", "production"),
+        keys.results_key("mood", "k1"),
+    ],
+)
+def test_other_keys_name_no_content(key: str) -> None:
+    assert not names_content(key)
+    assert not is_content_of(key, BODY)
 
 
 def test_every_look_alike_of_a_manifest_claims_to_be_one() -> None:

@@ -14,6 +14,7 @@ from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Gate, Task
 from ptpipeline.tuning.member import Job
 
+SECRET = b"s" * 32  # seals the checkpoints of these tests
 LABELS = LabelTokens(("no", "yes"), ((41,), (42, 43)))
 
 

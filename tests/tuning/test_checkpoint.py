@@ -20,10 +20,11 @@ from ptpipeline.tuning.checkpoint import Checkpoint, Checkpoints
 from ptpipeline.tuning.clock import Clock
 from ptpipeline.tuning.loop import Gang, run_gang
 from ptpipeline.tuning.member import Job, Member
+from ptpipeline.tuning.seal import seal, unseal
 from ptpipeline.tuning.state import pack, unpack
 from ptpipeline.tuning.tracker import NoTracker
 from tests.models.families import family
-from tests.tuning.jobs import job
+from tests.tuning.jobs import SECRET, job
 
 EVERY_STEP = 0.0
 RECIPES: list[dict[str, Any]] = [
@@ -100,7 +101,7 @@ def train(
     report: Callable[[str], None] = lambda line: None,
     seconds: float = EVERY_STEP,
 ) -> Gang:
-    return run_gang(base, jobs, NoTracker(), report, Checkpoints(store, seconds) if store else None)
+    return run_gang(base, jobs, NoTracker(), report, Checkpoints(store, seconds, SECRET) if store else None)
 
 
 def mixed(base: CausalBase) -> list[Job]:
@@ -222,7 +223,7 @@ def test_a_gang_that_ended_does_not_train_again(base: CausalBase, store: ObjectS
 
 
 def test_cleared_checkpoints_are_gone(base: CausalBase, store: ObjectStore) -> None:
-    checkpoints = Checkpoints(store, EVERY_STEP)
+    checkpoints = Checkpoints(store, EVERY_STEP, SECRET)
     run_gang(base, mixed(base), NoTracker(), lambda line: None, checkpoints)
     assert len(list(store.keys("checkpoints"))) == 1
     checkpoints.clear()
@@ -241,7 +242,7 @@ def test_cleared_checkpoints_are_gone(base: CausalBase, store: ObjectStore) -> N
     ],
 )
 def test_another_gang_has_another_place(base: CausalBase, tmp_path: Path, change: Callable[[Job], Job]) -> None:
-    checkpoints, one, two = Checkpoints(FolderStore(tmp_path), 1), job(base, "a"), job(base, "b")
+    checkpoints, one, two = Checkpoints(FolderStore(tmp_path), 1, SECRET), job(base, "a"), job(base, "b")
     key = checkpoints.open(base, [one, two], "shared").key
     assert key == checkpoints.open(base, [job(base, "a"), job(base, "b")], "shared").key
     assert key not in {
@@ -291,9 +292,63 @@ def test_an_unusable_checkpoint_costs_time_only(
         monkeypatch.setattr(state, "FORMAT", 2)
     lines: list[str] = []
     again = train(base, mixed(base), FolderStore(tmp_path), lines.append)
-    assert ("format 1" in lines[0]) if how == "an older format" else ("damaged" in lines[0])
+    assert ("format 1" in lines[0]) if how == "an older format" else ("has no valid seal" in lines[0])
     assert "training starts from the beginning" in lines[0]
     for ours, theirs in zip(again.members, whole.members, strict=True):
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("written", ["by another ledger's trainer", "for another gang", "without a seal"])
+def test_a_sound_checkpoint_that_this_place_did_not_get_from_the_trainer_is_refused(
+    base: CausalBase, tmp_path: Path, written: str
+) -> None:
+    whole, store = train(base, mixed(base)), FolderStore(tmp_path)
+    with pytest.raises(Killed):
+        train(base, mixed(base), Dying(tmp_path, 4))
+    key = next(store.keys("checkpoints"))
+    body = unseal(SECRET, key, store.read(key).body)
+    forged = {
+        "by another ledger's trainer": seal(b"o" * 32, key, body),
+        "for another gang": seal(SECRET, f"checkpoints/{'0' * 64}.safetensors", body),
+        "without a seal": body,
+    }
+    store.replace(key, forged[written], store.read(key).etag)
+    lines: list[str] = []
+    again = train(base, mixed(base), store, lines.append)
+    assert lines[0].startswith(f"{store.url}/{key}: it has no valid seal")
+    assert "training starts from the beginning" in lines[0]
+    for ours, theirs in zip(again.members, whole.members, strict=True):
+        assert_same(ours, theirs)
+
+
+def test_nothing_of_a_checkpoint_is_parsed_before_its_seal(
+    base: CausalBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, lines = FolderStore(tmp_path), list[str]()
+    place = Checkpoints(store, 1, SECRET).open(base, [job(base, "a")], "shared")
+    store.create(place.key, seal(b"o" * 32, place.key, b"anything"))
+    parsed: list[bytes] = []
+    monkeypatch.setattr("ptpipeline.tuning.checkpoint.unpack", lambda body, jobs: parsed.append(body))
+    assert place.load([job(base, "a")], lines.append) is None
+    assert parsed == []
+
+
+def test_an_earlier_checkpoint_put_back_ends_at_the_same_bits(base: CausalBase, tmp_path: Path) -> None:
+    """Its seal holds, since it was this gang's: whoever replays it costs the trainer time, and nothing else."""
+    whole, store = train(base, mixed(base)), FolderStore(tmp_path)
+    with pytest.raises(Killed):
+        train(base, mixed(base), Dying(tmp_path, 2))
+    key = next(store.keys("checkpoints"))
+    early = store.read(key).body
+    with pytest.raises(Killed):
+        train(base, mixed(base), Dying(tmp_path, 3))
+    assert saved_steps(store, mixed(base)) == 5
+    store.replace(key, early, store.read(key).etag)
+    assert saved_steps(store, mixed(base)) == 2
+    lines: list[str] = []
+    resumed = train(base, mixed(base), store, lines.append)
+    assert "resumes from a checkpoint" in lines[0]
+    for ours, theirs in zip(resumed.members, whole.members, strict=True):
         assert_same(ours, theirs)
 
 
@@ -301,6 +356,12 @@ def test_a_checkpoint_of_other_parameters_is_refused(base: CausalBase) -> None:
     gang = train(base, [job(base, "a")])
     with pytest.raises(ArtifactError, match="other parameters"):
         unpack(pack(gang.members, gang.clock), [job(base, "a", num_virtual_tokens=4)])
+
+
+def saved_steps(store: ObjectStore, jobs: list[Job]) -> int:
+    """How many steps the clock of the one stored checkpoint counts."""
+    key = next(iter(store.keys("checkpoints")))
+    return unpack(unseal(SECRET, key, store.read(key).body), jobs).clock.steps
 
 
 def test_a_store_that_is_away_for_a_moment_ends_no_training(
@@ -319,12 +380,12 @@ def test_a_store_that_is_away_for_a_moment_ends_no_training(
         )
         == 1
     )
-    assert unpack(store.read(next(iter(store.keys("checkpoints")))).body, mixed(base))[1].steps == gang.clock.steps
+    assert saved_steps(store, mixed(base)) == gang.clock.steps
 
 
 def test_two_trainers_of_one_gang_do_not_stop_each_other(base: CausalBase, store: ObjectStore) -> None:
     gang = train(base, [job(base, "a")])
-    first, second = (Checkpoint(store, "checkpoints/one.safetensors", 1) for _ in range(2))
+    first, second = (Checkpoint(store, "checkpoints/one.safetensors", 1, SECRET) for _ in range(2))
     for trainer in (first, second, first):
         trainer.save(gang.members, gang.clock)
     second.clear()
@@ -335,15 +396,15 @@ def test_two_trainers_of_one_gang_do_not_stop_each_other(base: CausalBase, store
 
 
 def test_a_checkpoint_is_due_by_the_clock(base: CausalBase, tmp_path: Path) -> None:
-    assert Checkpoint(FolderStore(tmp_path), "checkpoints/a", 0).due
-    assert not Checkpoint(FolderStore(tmp_path), "checkpoints/a", 60).due
+    assert Checkpoint(FolderStore(tmp_path), "checkpoints/a", 0, SECRET).due
+    assert not Checkpoint(FolderStore(tmp_path), "checkpoints/a", 60, SECRET).due
 
 
 def test_a_resumed_training_goes_on_with_its_runs(base: CausalBase, tmp_path: Path) -> None:
     runs, wanted = Runs(), [job(base, name, eval_every=1, patience=9) for name in "ab"]
     with pytest.raises(Killed):
-        run_gang(base, wanted, runs, lambda line: None, Checkpoints(Dying(tmp_path, 3), EVERY_STEP))
-    gang = run_gang(base, wanted, runs, lambda line: None, Checkpoints(FolderStore(tmp_path), EVERY_STEP))
+        run_gang(base, wanted, runs, lambda line: None, Checkpoints(Dying(tmp_path, 3), EVERY_STEP, SECRET))
+    gang = run_gang(base, wanted, runs, lambda line: None, Checkpoints(FolderStore(tmp_path), EVERY_STEP, SECRET))
     assert (runs.begun, runs.resumed) == (["run of a", "run of b"],) * 2
     assert [step for run, step in runs.points if run == "run of a"] == [1, 2, 3, 4, 5, 6]
     assert gang.members[1].run == "run of b"
@@ -358,5 +419,11 @@ def test_a_base_that_changed_leaves_no_checkpoint(tmp_path: Path) -> None:
                 base.model.lm_head.weight.add_(1e-3)
 
     with pytest.raises(Exception, match="weights changed"):
-        run_gang(base, [job(base, "a")], Careless(), lambda line: None, Checkpoints(FolderStore(tmp_path), EVERY_STEP))
+        run_gang(
+            base,
+            [job(base, "a")],
+            Careless(),
+            lambda line: None,
+            Checkpoints(FolderStore(tmp_path), EVERY_STEP, SECRET),
+        )
     assert list(FolderStore(tmp_path).keys("checkpoints")) == []

@@ -19,7 +19,7 @@ from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Job
 from ptpipeline.tuning.tracker import NoTracker
 from tests.models.families import family
-from tests.tuning.jobs import job
+from tests.tuning.jobs import SECRET, job
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,11 @@ class Silent(FolderStore):
 
 def test_a_store_that_does_not_answer_lets_no_training_begin_anew(base: CausalBase, tmp_path: Path) -> None:
     with pytest.raises(ServiceUnavailable):
-        run_gang(base, [job(base, "a")], NoTracker(), quiet, Checkpoints(Silent(tmp_path), 60))
+        run_gang(base, [job(base, "a")], NoTracker(), quiet, Checkpoints(Silent(tmp_path), 60, SECRET))
 
 
 def test_a_checkpoint_is_due_again_when_its_time_has_passed_since_the_last(base: CausalBase, tmp_path: Path) -> None:
-    place = Checkpoint(FolderStore(tmp_path), "checkpoints/a", 0.2)
+    place = Checkpoint(FolderStore(tmp_path), "checkpoints/a", 0.2, SECRET)
     gang = run_gang(base, [job(base, "a", steps=2)], NoTracker(), quiet)
     time.sleep(0.2)
     assert place.due
@@ -60,13 +60,13 @@ def test_a_checkpoint_that_stays_behind_ends_nothing(tmp_path: Path, caplog: pyt
         def delete(self, key: str) -> None:
             raise ServiceUnavailable("the store does not answer")
 
-    Checkpoint(Stuck(tmp_path), "checkpoints/a", 1).clear()
+    Checkpoint(Stuck(tmp_path), "checkpoints/a", 1, SECRET).clear()
     assert "which does no harm" in caplog.text
 
 
 def test_checkpoints_of_every_gang_are_cleared(base: CausalBase, tmp_path: Path) -> None:
     store = FolderStore(tmp_path)
-    checkpoints = Checkpoints(store, 1)
+    checkpoints = Checkpoints(store, 1, SECRET)
     places = [checkpoints.open(base, [job(base, name)], "shared") for name in "ab"]
     for place in places:
         store.create(place.key, b"state")
@@ -91,13 +91,13 @@ CHANGES: dict[str, Callable[[Job], Job]] = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_gang_of_another_kind_has_another_place(base: CausalBase, tmp_path: Path, change: str) -> None:
-    checkpoints, one = Checkpoints(FolderStore(tmp_path), 1), job(base, "a")
+    checkpoints, one = Checkpoints(FolderStore(tmp_path), 1, SECRET), job(base, "a")
     places = [checkpoints.open(base, [wanted], "shared").key for wanted in (one, CHANGES[change](one))]
     assert places[0] != places[1]
 
 
 def test_a_gang_over_another_base_has_another_place(base: CausalBase, tmp_path: Path) -> None:
-    checkpoints, one = Checkpoints(FolderStore(tmp_path), 1), job(base, "a")
+    checkpoints, one = Checkpoints(FolderStore(tmp_path), 1, SECRET), job(base, "a")
     others = [
         base,
         replace(base, ref=base.ref.model_copy(update={"fingerprint": "f" * 64})),
@@ -109,7 +109,7 @@ def test_a_gang_over_another_base_has_another_place(base: CausalBase, tmp_path: 
 def test_a_gang_under_another_engine_has_another_place(
     base: CausalBase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpoints, one = Checkpoints(FolderStore(tmp_path), 1), job(base, "a")
+    checkpoints, one = Checkpoints(FolderStore(tmp_path), 1, SECRET), job(base, "a")
     before = checkpoints.open(base, [one], "shared").key
     monkeypatch.setattr("ptpipeline.tuning.checkpoint.ENGINE_VERSION", 999)
     assert checkpoints.open(base, [one], "shared").key != before

@@ -28,7 +28,7 @@ from ptpipeline.tuning.tracker import NoTracker
 from ptpipeline.tuning.wayward import Aim, build_plain_job, run_wayward
 from tests.models.families import family
 from tests.tiny import tiny_project
-from tests.tuning.jobs import job
+from tests.tuning.jobs import SECRET, job
 
 TEXT = "the scene was dull"
 
@@ -103,7 +103,7 @@ def test_the_loss_on_the_curve_holds_the_penalty() -> None:
 
 
 def test_checkpoints_of_pulled_and_plain_training_lie_apart(tmp_path: Path) -> None:
-    base, places = family("llama"), Checkpoints(FolderStore(tmp_path), 1)
+    base, places = family("llama"), Checkpoints(FolderStore(tmp_path), 1, SECRET)
     plain = job(base, "plain")
     keys = [
         places.open(base, [plain._replace(pull=pull)], "shared").key

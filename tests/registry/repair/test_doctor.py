@@ -283,7 +283,7 @@ def test_each_object_is_read_once_and_listed_once(plain: Registry, task: Task, t
     counting = CountingStore(tmp_path / "store")
     assert examine(Registry(plain.ledger, counting)) == []
     assert set(counting.reads.values()) == {1}
-    assert counting.listings == ["prompts", "releases"]
+    assert counting.listings == ["prompts", "snapshots", "releases", "checkpoints", "servers"]
 
 
 # ---------------------------------------------------------------- MLflow
