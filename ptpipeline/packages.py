@@ -24,6 +24,7 @@ from typing import IO
 
 from filelock import FileLock
 
+from ptpipeline.durable import publish
 from ptpipeline.errors import DataError, ServiceUnavailable
 
 NESTED = "!/"
@@ -116,7 +117,7 @@ def _archive(package: str, folder: Path, kind: str) -> Path | str:
         complaint = _download(package, _ONLY[kind], Path(temporary))
         if complaint:
             return complaint
-        Path(temporary).rename(kept)  # so that the folder is complete if it exists
+        publish(Path(temporary), kept)  # so that the folder is complete if it exists
         Path(temporary).mkdir()
     return next(kept.iterdir())
 
@@ -218,8 +219,6 @@ def _write(source: IO[bytes], target: Path) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             shutil.copyfileobj(source, file, 2**20)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).rename(target)
+        publish(Path(temporary), target)
     finally:
         Path(temporary).unlink(missing_ok=True)

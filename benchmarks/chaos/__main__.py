@@ -20,7 +20,7 @@ CONTROLLER_PATIENCE = 60  # seconds for MLflow's answers: the controller is not 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Play and print; return 1 if anything acknowledged was lost, or anything is torn."""
+    """Play and print; return 1 if anything acknowledged was lost, anything is torn, or a reader saw what never was."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.chaos", description="Kill everything, then check whether anything was lost or torn."
     )
@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     ):
         figures = run(backends, arguments.seed, arguments.rounds, arguments.scenario)
     print(json.dumps(figures))
-    return 1 if figures["lost"] or figures["torn"] else 0
+    return 1 if figures["lost"] or figures["torn"] or figures["wrong_reads"] else 0
 
 
 def run(backends: Backends, seed: int, rounds: int, scenarios: Sequence[str] | None = None) -> dict[str, Any]:
@@ -61,6 +61,8 @@ def run(backends: Backends, seed: int, rounds: int, scenarios: Sequence[str] | N
         "faults": backends.proxy.injected.total(),
         "lost": findings["lost"],
         "torn": findings["torn"],
+        "wrong_reads": findings["wrong read"],
+        "reads": sum(controller.acknowledged.witnesses.count_reads() for controller in playing.controllers),
         "restarts": dict(backends.restarts),
         "unreached": sorted(find_steps() - reached),
         "seconds": round(time.monotonic() - started, 1),

@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple
 from pydantic import ValidationError
 from sqlalchemy import select
 
+from benchmarks.chaos.history import Witnesses, find_violations
 from benchmarks.chaos.worker import LEASE_SECONDS
 from ptpipeline.errors import PtpError
 from ptpipeline.prompts.artifact import read_artifact
@@ -23,7 +24,7 @@ from registry.repair.doctor import examine
 class Finding(NamedTuple):
     """One acknowledged thing that is lost, or one disagreement."""
 
-    kind: Literal["lost", "torn"]
+    kind: Literal["lost", "torn", "wrong read"]
     what: str
 
 
@@ -37,6 +38,7 @@ class Acknowledged:
     promotions: list[Promotion] = field(default_factory=list)
     started: set[str] = field(default_factory=set)
     edited: set[str] = field(default_factory=set)
+    witnesses: Witnesses = field(default_factory=Witnesses)
     crashes: list[str] = field(default_factory=list)
 
 
@@ -47,8 +49,11 @@ def check(registry: Registry, tasks: Sequence[str], acknowledged: Acknowledged) 
         for task in tasks
         for what in (*_bytes(registry, task), *_history(registry, task, acknowledged), *_projections(registry, task))
     ]
-    return find_lost(registry, tasks, acknowledged) + [
-        Finding("torn", what) for what in (*torn, *_differences(registry), *_leases(registry), *acknowledged.crashes)
+    return [
+        *find_lost(registry, tasks, acknowledged),
+        *find_wrong_reads(registry, acknowledged.witnesses),
+        *(Finding("torn", what) for what in (*torn, *_differences(registry), *_leases(registry))),
+        *(Finding("torn", what) for what in acknowledged.crashes),
     ]
 
 
@@ -59,6 +64,16 @@ def find_lost(registry: Registry, tasks: Sequence[str], acknowledged: Acknowledg
         for task in tasks
         for what in (*_lost_versions(registry, task, acknowledged), *_lost_promotions(registry, task, acknowledged))
     ]
+
+
+def find_wrong_reads(registry: Registry, witnesses: Witnesses) -> list[Finding]:
+    """Return what readers of the store should not have seen: half a prompt, or an order of versions that never was."""
+    wrong = [
+        f"{alias.task}@{alias.name}: {violation}"
+        for alias in witnesses.reads
+        for violation in find_violations(witnesses.history(alias, registry.ledger.history(alias.task, alias.name)))
+    ]
+    return [Finding("wrong read", what) for what in (*witnesses.wrong, *wrong)]
 
 
 def _lost_versions(registry: Registry, task: str, acknowledged: Acknowledged) -> Iterator[str]:

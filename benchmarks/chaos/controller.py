@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import signal
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -11,6 +12,7 @@ from typing import Any
 
 from benchmarks.chaos.backends import Backends
 from benchmarks.chaos.checker import Acknowledged, Finding, check, find_lost
+from benchmarks.chaos.history import Alias, Operation
 from benchmarks.chaos.target import Target
 from benchmarks.chaos.worker import Assignment, Job, Stop, Verb, work
 from benchmarks.fixtures.prompts import a_task, an_artifact
@@ -64,6 +66,11 @@ class WorkerProcess:
     def thaw(self) -> None:
         """Let it run again after `freeze`."""
         self._signal(signal.SIGCONT)
+
+    def jump(self) -> None:
+        """Set its wall clock to another time, if it has begun."""
+        if self.lines():
+            self._signal(signal.SIGUSR1)
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process.is_alive() and self._process.pid:
@@ -135,8 +142,13 @@ class Controller:
 
     def _collect(self, line: dict[str, Any]) -> None:
         job = self._jobs.get(line.get("job", ""))
-        if job and "began" in line:
+        if job and "read" in line:
+            self._witness_read(job, line)
+        elif job and "began" in line:
             self.acknowledged.started.add(job.name)
+            self.acknowledged.witnesses.began.setdefault(job.name, line["at"])
+        for name, seq in line.get("shown", {}).items():
+            self.acknowledged.witnesses.show(Alias(*name.split("@")), seq, line["at"])
         if job and line.get("error") == "crash":
             self.acknowledged.crashes.append(f"{job}: {line['message']}")
         if line.get("error") in CONFLICTS:
@@ -148,6 +160,14 @@ class Controller:
             else:
                 self.acknowledged.promotions.append(Promotion.model_validate(record))
 
+    def _witness_read(self, job: Job, line: dict[str, Any]) -> None:
+        alias, witnesses = Alias(job.task, job.alias), self.acknowledged.witnesses
+        reads = witnesses.reads.setdefault(alias, [])
+        if line["wrong"]:
+            witnesses.wrong.append(f"{job.task}@{job.alias}: {line['wrong']}")
+        else:
+            reads.append(Operation("read", line["read"], line["began"], line["at"], job.name))
+
     def newest_logs(self) -> list[str]:
         """What the newest eight workers logged, to explain a finding."""
         newest = sorted(self._folder.iterdir(), key=lambda path: int(path.name.split("-")[0]))[-8:]
@@ -156,7 +176,12 @@ class Controller:
     def reconcile(self) -> list[Action]:
         """Run the one reconcile that has to mend everything, undisturbed."""
         with self.target.inspect() as registry:
-            return reconcile(registry, {task: a_task(task) for task in self.target.tasks})
+            heads = registry.ledger.heads()
+            actions = reconcile(registry, {task: a_task(task) for task in self.target.tasks})
+            if all(action.done or "interrupted" in action.what for action in actions):
+                for head in heads:
+                    self.acknowledged.witnesses.show(Alias(head.task, head.alias), head.seq, time.monotonic())
+            return actions
 
     def examine(self) -> list[Finding]:
         """Return what is lost or torn, also the interrupted publishes that a repeat does not finish."""

@@ -111,12 +111,16 @@ class Rounds:
         share = self.chance.choice((0.0, 0.05, 0.15))
         self.backends.proxy.plan = seeded(self.chance.randrange(2**32), share)
         workers = [self._start_worker(controller) for _ in range(3)]
+        reader = self._start_reader(controller)
         planned = [event for worker in workers for event in self._worker_events(worker)] + self._outages()
         events = sorted(planned, key=lambda event: event.at)
         started = time.monotonic()
         for event in events:
             time.sleep(max(0.0, started + event.at - time.monotonic()))
             event.act()
+        for worker in workers:
+            worker.end()
+        reader.kill()
         controller.finish_workers()
         self._span = min(20.0, max(1.0, (self._span + time.monotonic() - started) / 2))
         jobs = [" ".join(job.verb for job in worker.assignment.jobs) for worker in workers]
@@ -127,6 +131,15 @@ class Rounds:
         if self.chance.random() < 0.4:
             stops.append(Stop(self.chance.choice(self._steps), self.chance.randint(1, 2)))
         return controller.start(*(self._choose_job(controller) for _ in range(self.chance.randint(2, 3))), stops=stops)
+
+    def _start_reader(self, controller: Controller) -> WorkerProcess:
+        """Read every alias of every task, in turn, until it is killed."""
+        aliases = [
+            controller.make_job("read", task, alias=alias, times=4)
+            for task in range(len(controller.target.tasks))
+            for alias in (PRODUCTION, "canary")
+        ]
+        return controller.start(*aliases * 100)
 
     def _choose_job(self, controller: Controller) -> Job:
         [verb] = self.chance.choices(list(VERBS), list(VERBS.values()))
@@ -144,7 +157,13 @@ class Rounds:
         )
 
     def _worker_events(self, worker: WorkerProcess) -> list[Event]:
-        """A worker is killed, or frozen for a while, or resumed if it waits at a stop; or nothing happens to it."""
+        """A worker is killed, or frozen for a while, or resumed if it waits at a stop; or nothing happens to it. Its
+        clock may be set meanwhile.
+        """
+        jump = Event(self.chance.uniform(0.05, self._span), "clock set", worker.jump)
+        return [*self._fate(worker), *([jump] if self.chance.random() < 0.3 else [])]
+
+    def _fate(self, worker: WorkerProcess) -> list[Event]:
         at, fate = self.chance.uniform(0.05, self._span), self.chance.random()
         stop = "".join(f" (stop {stop.step} {stop.time})" for stop in worker.assignment.stops)
         if fate < 0.5:
@@ -169,7 +188,7 @@ def _continue(worker: WorkerProcess) -> None:
 
 
 def verify(controller: Controller) -> list[Finding]:
-    """Return what is lost or torn after one reconcile, and after the requests that reach the store late."""
+    """Return what is lost, torn or was read wrongly, after one reconcile and the requests that reach the store late."""
     controller.finish_workers()
     controller.backends.proxy.plan = lambda request: None
     controller.backends.wait()

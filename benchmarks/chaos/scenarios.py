@@ -137,6 +137,36 @@ def _stalled(controller: Controller, then: Literal["woken", "killed"]) -> None:
     time.sleep(LEASE_SECONDS + MLFLOW_SECONDS)  # an edit counts if it is seen twice, that far apart
 
 
+def _stopped_holders(controller: Controller, chance: random.Random) -> None:
+    """Promoters are suspended (SIGSTOP) at each step behind their commit, on an alias of their own, for longer than a
+    lease; others, whose clock is set, promote these aliases meanwhile; then the first ones go on. A reader watches.
+    """
+    controller.run(*_publishes(controller, 0, 1, 2))
+    stops = find_stops(controller, controller.make_job("promote", seed=0))
+    stops = stops[stops.index(Stop("promotion committed", 1)) :]
+    aliases = [f"canary-{number}" for number in range(len(stops))]
+    reads = [controller.make_job("read", alias=alias, times=2) for alias in aliases] * 100
+    reader = controller.start(*reads)
+    slow = [
+        controller.start(controller.make_job("promote", seed=1, alias=alias), stops=[stop])
+        for alias, stop in zip(aliases, stops, strict=True)
+    ]
+    for worker in slow:
+        worker.reaches_stop()
+        worker.freeze()
+    time.sleep(LEASE_SECONDS)
+    others = controller.start(*(controller.make_job("promote", seed=2, alias=alias) for alias in aliases))
+    time.sleep(chance.uniform(0.1, 0.5))
+    others.jump()
+    others.end()
+    for worker in slow:
+        worker.resume()
+        worker.thaw()
+    for worker in slow:
+        worker.end()
+    reader.kill()
+
+
 def _postgresql_killed(controller: Controller, chance: random.Random) -> None:
     """PostgreSQL dies while promotions commit: each happened or did not, no matter what answer its promoter got."""
     controller.run(*_publishes(controller, 0, 1))
@@ -281,6 +311,8 @@ SCENARIOS: dict[str, Scenario] = {
     "reconcile-steps": Scenario(_reconcile_steps, tasks=5),
     "stalled-promoter": Scenario(lambda controller, _: _stalled(controller, "woken")),
     "stalled-promoter-killed": Scenario(lambda controller, _: _stalled(controller, "killed")),
+    "stopped-holders": Scenario(_stopped_holders),
+    "stopped-holders-sqlite": Scenario(_stopped_holders, ledger="sqlite"),
     "orphan-collected": Scenario(_orphan_collected, tasks=4),
     "late-delete": Scenario(_late_delete),
     "postgresql-killed": Scenario(_postgresql_killed),

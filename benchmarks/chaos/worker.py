@@ -1,25 +1,32 @@
 """A worker: a process that does jobs on a registry, logs what was acknowledged, and waits at chosen steps."""
 
+import itertools
 import json
 import logging
 import os
 import resource
+import signal
 import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.chaos.target import Target
 from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, a_verdict, an_artifact
-from ptpipeline.errors import PtpError
+from ptpipeline.errors import NotFound, PtpError, Transient
+from ptpipeline.records import base
 from ptpipeline.records.base import now
-from ptpipeline.records.versions import PRODUCTION, Promotion, PromptVersion
+from ptpipeline.records.versions import PRODUCTION, Pointer, Promotion, PromptVersion
+from ptpipeline.serving.resolver import resolve
+from ptpipeline.storage import ObjectStore, Stored
+from ptpipeline.storage.addresses import AliasPointer, parse
 from registry.failpoints import watch
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
@@ -41,7 +48,10 @@ MLFLOW_SECONDS = 3
 MLFLOW_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 KEEP = Retention(candidates=3, grace=timedelta(0))
 
-Verb = Literal["publish", "promote", "rollback", "point", "release", "reconcile", "collect", "rebuild"]
+READ_EVERY = 0.05  # seconds between two reads
+CLOCK_JUMPS = (-3600.0, 3600.0, 0.0, 90_000.0)  # seconds that a worker's clock is off, one after the other
+
+Verb = Literal["publish", "promote", "rollback", "point", "release", "reconcile", "collect", "rebuild", "read"]
 
 
 class Stop(NamedTuple):
@@ -56,7 +66,7 @@ class Job:
     """One call of the registry. `name` is unique, and the reason of the promotion that the job makes.
 
     `seed` makes the prompt to publish; for a promotion it chooses one of the versions. Every fifth prompt fails its
-    gate; `override` promotes it nevertheless.
+    gate; `override` promotes it nevertheless. A `read` job reads the alias `times` times.
     """
 
     name: str
@@ -65,6 +75,16 @@ class Job:
     seed: int = 0
     alias: str = PRODUCTION
     override: bool = False
+    times: int = 1
+
+
+class Answer(NamedTuple):
+    """What the registry acknowledged, versions and promotions as JSON, and which promotion of which `task@alias` the
+    store shows since.
+    """
+
+    records: list[dict[str, Any]]
+    shown: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -93,7 +113,7 @@ class Log:
     def write(self, **line: Any) -> None:
         soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
-        os.write(self._file, json.dumps({"at": round(time.time(), 3), **line}).encode() + b"\n")
+        os.write(self._file, json.dumps({"at": time.monotonic(), **line}).encode() + b"\n")
         os.fsync(self._file)
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
@@ -104,6 +124,7 @@ def work(assignment: Assignment, control: Connection) -> None:
     logging.getLogger().addHandler(logging.NullHandler())  # hides the warnings about injected faults
     log = Log(assignment.log)
     _watch(assignment.stops, control, log)
+    signal.signal(signal.SIGUSR1, partial(_set_clock, itertools.cycle(CLOCK_JUMPS)))
     if assignment.prepare:
         assignment.prepare()
     if assignment.limit:
@@ -114,13 +135,13 @@ def work(assignment: Assignment, control: Connection) -> None:
             log.write(job=job.name, began=job.verb)
             try:
                 registry = registry or assignment.target.open()
-                done = do_job(registry, job)
+                answer = _read(registry.store, job, log) if job.verb == "read" else do_job(registry, job)
             except PtpError as error:
                 log.write(job=job.name, error=type(error).__name__, message=str(error))
             except Exception:  # noqa: BLE001 - no user should see any other error, so each is a finding
                 log.write(job=job.name, error="crash", message=traceback.format_exc())
             else:
-                log.write(job=job.name, done=done)
+                log.write(job=job.name, done=answer.records, shown=answer.shown)
 
 
 @contextmanager
@@ -150,14 +171,73 @@ def _watch(stops: tuple[Stop, ...], control: Connection, log: Log) -> None:
     watch(reached)
 
 
-def do_job(registry: Registry, job: Job) -> list[dict[str, Any]]:
-    """Do the job; return what the registry acknowledged, versions and promotions as JSON."""
+def _set_clock(offsets: Iterator[float], _signal: int, _frame: object) -> None:
+    """Let this process's wall clock be off by the next of the offsets."""
+    ahead = timedelta(seconds=next(offsets))
+    base.read_clock = lambda: datetime.now(UTC) + ahead
+
+
+class _Following(ObjectStore):
+    """A reader's store, which keeps the last pointer that it read."""
+
+    def __init__(self, store: ObjectStore) -> None:
+        self._store, self.url, self.pointer = store, store.url, b""
+
+    def read(self, key: str) -> Stored:
+        stored = self._store.read(key)
+        if isinstance(parse(key), AliasPointer):
+            self.pointer = stored.body
+        return stored
+
+
+def _read(store: ObjectStore, job: Job, log: Log) -> Answer:
+    """Read the alias as a server does, again and again, and log what it named, from when to when."""
+    for _ in range(job.times):
+        following, began = _Following(store), time.monotonic()
+        try:
+            resolved = resolve(following, f"{job.task}@{job.alias}")
+        except Transient:
+            continue
+        except PtpError as error:
+            seq = 0 if isinstance(error, NotFound) and not following.pointer else None
+            wrong = None if seq == 0 else str(error)
+        else:
+            promotion = Pointer.model_validate_json(following.pointer).promotion
+            seq, wrong = promotion.seq, None
+            if (resolved.number, resolved.artifact.digest) != (promotion.version, promotion.digest):
+                wrong = f"{resolved.name} is not what {promotion!r} names"
+        log.write(job=job.name, read=seq, began=began, wrong=wrong)
+        time.sleep(READ_EVERY)
+    return Answer([], {})
+
+
+def do_job(registry: Registry, job: Job) -> Answer:
+    """Do the job; return what the registry acknowledged."""
+    if job.verb == "reconcile":
+        heads = registry.ledger.heads(job.task)
+        actions = reconcile(registry, {job.task: a_task(job.task)}, job.task)
+        undone = [action for action in actions if not action.done and "interrupted" not in action.what]
+        return Answer([], {} if undone else {f"{head.task}@{head.alias}": head.seq for head in heads})
+    records = _move(registry, job)
+    shown = (
+        {} if job.verb == "publish" else {f"{row['task']}@{row['alias']}": _shown_seq(registry, row) for row in records}
+    )
+    return Answer(records, shown)
+
+
+def _shown_seq(registry: Registry, row: dict[str, Any]) -> int:
+    """The promotion that the store is known to show, 0 if none."""
+    try:
+        applied = registry.ledger.applied("store", row["task"], row["alias"])
+    except PtpError:
+        return 0
+    return applied.seq if applied else 0
+
+
+def _move(registry: Registry, job: Job) -> list[dict[str, Any]]:
     task, cause = a_task(job.task), Cause(f"worker of {job.verb}", job.name, job.override)
     if job.verb == "publish":
         return [publish(registry, job.task, job.seed).to_json()]
-    if job.verb == "reconcile":
-        reconcile(registry, {job.task: task}, job.task)
-        return []
     if job.verb == "collect":
         collect(registry, KEEP, apply=True, task=job.task)
         return []

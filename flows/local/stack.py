@@ -32,6 +32,7 @@ from flows.local.servers import (
     StackConfig,
     define_server,
 )
+from ptpipeline.durable import publish
 from ptpipeline.errors import StackError
 from ptpipeline.records.base import Record
 from ptpipeline.settings import STACK_FILE, STACK_SECRETS
@@ -274,9 +275,7 @@ def _replace(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    publish(temporary, path)
 
 
 def _log(home: Path, name: str) -> Path:

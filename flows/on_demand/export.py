@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Literal
 
+from ptpipeline.durable import publish
 from ptpipeline.errors import DataError, PreconditionFailed
 from ptpipeline.models.base import prepare_base
 from ptpipeline.prompts.artifact import Artifact
@@ -94,7 +95,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(body)
-        partial.rename(folder)
+        publish(partial, folder)
     except OSError as error:
         raise PreconditionFailed(
             f"{folder}: cannot be written ({error.strerror}); name a new folder with --to"

@@ -18,6 +18,7 @@ from registry.card.card import Provenance
 from registry.ledger.ledger import Release
 from registry.versions import promotion, publish
 from registry.versions.content import is_sound
+from registry.versions.projection import follow_heads
 from registry.versions.promotion import Cause
 
 if TYPE_CHECKING:
@@ -38,8 +39,17 @@ def promote(
     """Promote by the task's policy: `auto` promotes what passed, `manual` leaves it to a person.
 
     A machine does not promote what production named before, because a person rolled it back, nor what could not be
-    compared with the champion.
+    compared with the champion. Whether it promotes or not, what somebody promoted and died before readers saw it is
+    shown to them.
     """
+    promoted = _promote_by_policy(context, task, version, verdict, actor)
+    follow_heads(context.registry, task.name)
+    return promoted
+
+
+def _promote_by_policy(
+    context: Context, task: Task, version: PromptVersion, verdict: Verdict, actor: str
+) -> Promotion | None:
     was_promoted = version.number in {row.version for row in context.registry.ledger.history(task.name, PRODUCTION)}
     if not verdict.passed or task.promote == "manual" or was_promoted or needs_a_person(verdict):
         return None

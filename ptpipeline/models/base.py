@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 from pydantic import ValidationError
 
+from ptpipeline.durable import publish
 from ptpipeline.errors import BaseModelError, ServiceUnavailable
 from ptpipeline.packages import package_member
 from ptpipeline.records.base import digest_of
@@ -134,7 +135,7 @@ def _locate_folder(name: str, source: BaseModelSource, home: Path) -> Path:
             partial = folder.with_name(f"{folder.name}.partial")
             shutil.rmtree(partial, ignore_errors=True)
             _fetch(name, source, home, partial)
-            partial.rename(folder)
+            publish(partial, folder)
     return folder
 
 

@@ -2,27 +2,29 @@
 
 A body is written and synced under `.put/` first, then linked (create) or renamed (replace) to its place: a full disk or
 a killed process leaves the old object or the new one, and a file under `.put/`, which the next writer removes after an
-hour.
+hour. A live writer holds a lock on its file.
 """
 
 import errno
 import hashlib
 import os
-import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from fcntl import LOCK_EX, LOCK_NB, flock
 from pathlib import Path
 
 from filelock import FileLock
 
+from ptpipeline.durable import make, sync
 from ptpipeline.errors import NotFound, PreconditionFailed, SettingsError
+from ptpipeline.records.base import read_clock
 from ptpipeline.storage.bounds import check_bytes
 from ptpipeline.storage.objects import Listed, Stored, check_key
 
 _UNFINISHED = ".put"
-_ABANDONED_AFTER = 3600.0  # seconds; a put takes a few
+_ABANDONED_AFTER = timedelta(hours=1)  # a put takes seconds
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -33,6 +35,7 @@ class FolderStore:
         self.root = root
         self.url = self.where = f"file://{root}"
         self._swept = False
+        self._durable: set[Path] = set()
 
     def read(self, key: str) -> Stored:
         with self._translating(f"read {key}"):
@@ -56,7 +59,7 @@ class FolderStore:
             except FileExistsError:
                 if _bytes(path) != body:
                     raise PreconditionFailed(f"{self.url}: {key} exists already with other content") from None
-            _sync(path.parent)
+            sync(path.parent)
 
     def replace(self, key: str, body: bytes, etag: str) -> None:
         path = self._path(key)
@@ -66,7 +69,7 @@ class FolderStore:
                 raise PreconditionFailed(f"{self.url}: {key} changed since it was read")
             with self._written(path, body) as unfinished:
                 unfinished.rename(path)
-                _sync(path.parent)
+                sync(path.parent)
 
     def delete(self, key: str) -> None:
         path = self._path(key)
@@ -75,7 +78,7 @@ class FolderStore:
                 return
             with self._lock():  # not between a replace's read and its rename
                 path.unlink(missing_ok=True)
-                _sync(path.parent)  # deletions keep their order through a power loss: the manifest before its tensors
+                sync(path.parent)  # deletions keep their order through a power loss: the manifest before its tensors
 
     def list_objects(self, prefix: str) -> Iterator[Listed]:
         with self._translating(f"list {prefix}"):
@@ -87,8 +90,21 @@ class FolderStore:
     def _path(self, key: str) -> Path:
         return self.root / check_key(key)
 
+    def _make(self, folder: Path) -> None:
+        """Create a folder of the store and those above it, durably. One that is there is synced too, once per store
+        object: whoever made it may have died before.
+        """
+        if folder not in self._durable:
+            if folder == self.root:
+                make(folder)
+            else:
+                self._make(folder.parent)
+                folder.mkdir(exist_ok=True)
+                sync(folder.parent)
+            self._durable.add(folder)
+
     def _lock(self) -> FileLock:
-        _make(self.root)
+        self._make(self.root)
         return FileLock(self.root / ".lock")
 
     @contextmanager
@@ -96,14 +112,15 @@ class FolderStore:
         """Yield a file that holds the body, whole and durable, until the block ends; the folder of `path` exists."""
         unfinished = self.root / _UNFINISHED / uuid.uuid4().hex
         for folder in (unfinished.parent, path.parent):
-            _make(folder)
+            self._make(folder)
         self._sweep(unfinished.parent)
         try:
             with unfinished.open("xb") as file:
+                flock(file, LOCK_EX)  # as long as it is open: a sweep leaves it alone, whatever the clock says
                 file.write(body)
                 file.flush()
                 os.fsync(file.fileno())
-            yield unfinished
+                yield unfinished
         finally:
             unfinished.unlink(missing_ok=True)
 
@@ -114,7 +131,7 @@ class FolderStore:
         self._swept = True
         for item in _files(folder, ""):
             path = folder / item.key.lstrip("/")
-            if item.modified.timestamp() < time.time() - _ABANDONED_AFTER:
+            if read_clock() - item.modified > _ABANDONED_AFTER and not _is_locked(path):
                 path.unlink(missing_ok=True)
 
     @contextmanager
@@ -136,6 +153,18 @@ def _bytes(path: Path) -> bytes | None:
         return None
 
 
+def _is_locked(path: Path) -> bool:
+    """Return whether its writer is alive."""
+    try:
+        with path.open("rb") as file:
+            flock(file, LOCK_EX | LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        pass
+    return False
+
+
 def _etag(body: bytes) -> str:
     return hashlib.sha256(body).hexdigest()
 
@@ -155,21 +184,3 @@ def _files(folder: Path, prefix: str) -> Iterator[Listed]:
         with suppress(FileNotFoundError):  # deleted since the folder was read
             stat = entry.stat()
             yield Listed(f"{prefix}/{entry.name}", datetime.fromtimestamp(stat.st_mtime, UTC), stat.st_size)
-
-
-def _make(folder: Path) -> None:
-    """Create the folder and its parents, each durably: an entry is data of the folder above it."""
-    if folder.is_dir():
-        return
-    _make(folder.parent)
-    folder.mkdir(exist_ok=True)
-    _sync(folder.parent)
-
-
-def _sync(folder: Path) -> None:
-    """Make a rename, link or removal in the folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -14,22 +14,37 @@ without bytes; `ptp doctor` shows it.
 """
 
 import logging
+import uuid
 from typing import NamedTuple
 
 import stamina
 
-from ptpipeline.errors import NotFound, PreconditionFailed, Transient
+from ptpipeline.errors import LeaseHeld, NotFound, PreconditionFailed, PtpError, SettingsError, Transient
 from ptpipeline.prompts.signature import SignedStore
+from ptpipeline.records import base
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.addresses import PromptObject, is_manifest, parse
-from ptpipeline.storage.keys import PROMPTS, checkpoint_key, manifest_key, prompt_prefix, snapshot_prefix, task_prefix
+from ptpipeline.storage.keys import (
+    PROMPTS,
+    checkpoint_key,
+    manifest_key,
+    probe_key,
+    prompt_prefix,
+    snapshot_prefix,
+    task_prefix,
+)
 from registry.failpoints import reached
 from registry.garbage.plan import Collected, plan
 from registry.garbage.roots import Retention, abandoned_before, prompts_in_use, prompts_served, snapshots_in_use
+from registry.ledger import tombstone
 from registry.ledger.tombstone import Needed, Tombstone, forget_unmarked
 from registry.ledger.usage import Name, prompt_uses, rows_keys, snapshot_uses
 from registry.lineage.ancestry import parts_of, read_manifests
 from registry.registry import Registry
+
+WAIT_SECONDS = tombstone.SECONDS + 5.0  # for the tombstone of another collector
+
+MAX_SKEW_SECONDS = 300.0  # between this machine's clock and the store's
 
 log = logging.getLogger(__name__)
 
@@ -46,21 +61,49 @@ def collect(registry: Registry, policy: Retention, apply: bool = False, task: st
     """Return what may go, of one task or all; with `apply` delete it and return what was deleted, which leaves out what
     somebody needed again meanwhile.
 
-    After an interruption, the next call finishes what was begun, as soon as the killed process's tombstone has expired.
-    Raises SettingsError if the store knows more than the ledger, ArtifactError if a server's report cannot be read,
-    ServiceUnavailable if ledger, store or MLflow does not answer.
+    After an interruption, the next call finishes what was begun; it waits until the killed process's tombstone expires.
+    What cannot be deleted keeps nothing else, and is raised at the end.
+
+    Raises SettingsError if the store knows more than the ledger or has another time than this machine, ArtifactError if
+    a server's report cannot be read, ServiceUnavailable if ledger, store or MLflow does not answer.
     """
     store = registry.store.unverified if isinstance(registry.store, SignedStore) else registry.store
     bare = Registry(registry.ledger, store, registry.mlflow)
     planned = plan(bare, policy, task)
     if not apply:
         return planned
+    if policy.grace:  # else no age decides
+        _check_clock(store)
     registry.ledger.forget_intents(abandoned_before(policy))
     work = Collection(registry, store, policy)
-    deleted = [item for item in planned if _collect(work, item)]
+    deleted, failures = list[Collected](), list[PtpError]()
+    for item in planned:
+        try:
+            deleted += [item] if _collect(work, item) else []
+        except PtpError as error:  # the others go all the same
+            log.warning("%s %s is not collected: %s", item.what, item.digest[:12], error)
+            failures.append(error)
     _spare(work, planned, task)
     forget_unmarked(registry.ledger.database)
+    if failures:
+        raise failures[0]
     return deleted
+
+
+def _check_clock(store: ObjectStore) -> None:
+    """Raise SettingsError if this machine's clock is not the store's: the ages of objects would be wrong by as much."""
+    key = probe_key(uuid.uuid4().hex, "clock")
+    store.create(key, b"what time is it?")
+    try:
+        [listed] = store.list_objects(key.rpartition("/")[0])
+    finally:
+        store.delete(key)
+    ahead = (base.read_clock() - listed.modified).total_seconds()
+    if abs(ahead) > MAX_SKEW_SECONDS:
+        raise SettingsError(
+            f"the clock of this machine is {abs(ahead):,.0f} s {'ahead of' if ahead > 0 else 'behind'} that of "
+            f"{store.where}, so ages would be wrong and nothing is collected; set it right (NTP), then repeat"
+        )
 
 
 def _spare(work: Collection, planned: list[Collected], task: str | None) -> None:
@@ -76,8 +119,23 @@ def _spare(work: Collection, planned: list[Collected], task: str | None) -> None
     for version in work.registry.ledger.versions(task, limit=None):
         name = Name(version.task, version.digest)
         grave = Tombstone(work.registry.ledger.database, *name)
-        if version.collected and name in whole and grave.bury(lambda _: False):
+        if version.collected and name in whole and _bury(grave, lambda _: False):
             _ = grave.lift() if work.store.exists(manifest_key(*name)) else grave.leave()
+
+
+def _bury(grave: Tombstone, needed: Needed) -> bool:
+    """Set the tombstone unless somebody needs the digest or another collector still has it; return whether it is ours.
+
+    One that died leaves its tombstone until it expires: that is waited for, and then what it began is finished.
+    """
+    waiting = stamina.retry_context(on=LeaseHeld, attempts=None, timeout=WAIT_SECONDS, wait_initial=0.05, wait_max=1.0)
+    try:
+        for attempt in waiting:
+            with attempt:
+                return grave.bury(needed)
+    except LeaseHeld as error:
+        log.info("%s", error)
+    return False
 
 
 def _collect(work: Collection, item: Collected) -> bool:
@@ -86,7 +144,7 @@ def _collect(work: Collection, item: Collected) -> bool:
         return True
     name = Name(item.task, item.digest)
     grave = Tombstone(work.registry.ledger.database, *name)
-    if not grave.bury(_in_use(work, item, name)):
+    if not _bury(grave, _in_use(work, item, name)):
         log.info(
             "%s: %s %s is kept: it is needed again, or another process collects it",
             item.task,

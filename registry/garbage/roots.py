@@ -1,11 +1,12 @@
 """The roots of garbage collection: what is in use by the ledger, by servers, by the store's pointers and by MLflow."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import groupby
 
 from pydantic import Field
 
+from ptpipeline.records import base
 from ptpipeline.records.base import Record
 from ptpipeline.serving.servers import read_server_reports
 from ptpipeline.storage import ObjectStore
@@ -27,7 +28,7 @@ class Retention(Record):
 
     def is_fresh(self, at: datetime) -> bool:
         """Return whether that time lies within the grace period."""
-        return datetime.now(UTC) - at < self.grace
+        return base.read_clock() - at < self.grace
 
 
 def prompts_in_use(uses: PromptUses, policy: Retention) -> set[Name]:
@@ -48,7 +49,7 @@ def prompts_in_use(uses: PromptUses, policy: Retention) -> set[Name]:
 
 def abandoned_before(policy: Retention) -> str:
     """Return the time before which a publish began that is given up: a day ago, or longer if the grace period is."""
-    return (datetime.now(UTC) - max(policy.grace, ABANDONED)).isoformat()
+    return (base.read_clock() - max(policy.grace, ABANDONED)).isoformat()
 
 
 def snapshots_in_use(uses: Iterable[Use], policy: Retention) -> set[Name]:

@@ -6,21 +6,37 @@ import hashlib
 import os
 import re
 import sqlite3
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 import stamina
 from filelock import FileLock, Timeout
-from sqlalchemy import URL, Connection, Engine, Select, Table, create_engine, event, inspect, make_url, text
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    Select,
+    Table,
+    create_engine,
+    event,
+    func,
+    inspect,
+    make_url,
+    select,
+    text,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ptpipeline.errors import ServiceUnavailable, SettingsError
+from ptpipeline.records.base import now
+from registry.ledger.clock import boot_id, uptime
 from registry.ledger.tables import SCHEMA
 
 BUSY_SECONDS = 10
@@ -40,6 +56,7 @@ class Database:
         parsed = _parse(url)
         self.name = parsed.render_as_string(hide_password=True)
         self.file = Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None
+        self.boot = boot_id() if self.file else None  # what was held before it is held by nobody
         self._engine = _sqlite_engine(parsed) if self.file else _postgresql_engine(parsed)
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
         _open.add(self)
@@ -69,9 +86,13 @@ class Database:
             connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
 
     def clock(self, connection: Connection) -> float:
-        """Return the seconds since 1970 by the one clock that all users of this database share."""
+        """Return the seconds by the one clock that all users of this database share, which no client can set.
+
+        On SQLite they count from the machine's start, on PostgreSQL from 1970. A PostgreSQL server's clock may be set,
+        and a machine may start again: compare by `seconds_left`, or expect that a time may lie in the future.
+        """
         if self.file:
-            return time.time()
+            return uptime()
         return float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
 
     def close(self) -> None:
@@ -146,9 +167,29 @@ class Database:
             raise
 
 
+def seconds_left(expires_at: float, now: float, longest: float) -> float:
+    """Return how long a right lasts that ends at `expires_at`, 0 if it has ended; `now` is the database's clock.
+
+    What would end further away than the right can last was written before the clock was set back, or before the machine
+    was started again: it has ended.
+    """
+    left = expires_at - now
+    return left if 0 < left <= longest else 0.0
+
+
 def of_task(query: Select[Any], table: Table, task: str | None) -> Select[Any]:
     """Return the query limited to rows of the task, if there is one."""
     return query if task is None else query.where(table.c.task == task)
+
+
+def time_after(connection: Connection, table: Table, *rows: ColumnElement[bool]) -> str:
+    """Return the time now, or just after the newest of those rows if a clock that was ahead wrote it: which of them is
+    newest must not depend on whose clock is right.
+    """
+    newest, time = connection.scalar(select(func.max(table.c.at)).where(*rows)), now()
+    if newest is None or newest < time:
+        return time
+    return (datetime.fromisoformat(newest) + timedelta(microseconds=1)).isoformat()
 
 
 def insert(connection: Connection, table: Table) -> Any:

@@ -1,24 +1,36 @@
-"""Leases: the right to write one projection for a limited time, kept in the ledger's database."""
+"""Leases: the right to write one projection for a limited time, kept in the ledger's database.
+
+No clock that a user of the database can set decides one: see `Database.clock`. And none protects what is written:
+whoever writes under a lease calls `keep` in the same transaction, or just before a write that is cut off in time.
+"""
 
 import os
 import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, delete, select, update
+from sqlalchemy import Connection, Row, Update, select, update
 
 from ptpipeline.errors import LeaseHeld
 from registry.ledger import tables
-from registry.ledger.database import Database, put
+from registry.ledger.database import Database, put, seconds_left
+
+LONGEST = 60.0  # seconds that a lease may last
+NOBODY = ""  # the owner of a lease that was given back
 
 
 class Lease:
-    """The right to write what `name` says, for `seconds` after it was last renewed."""
+    """The right to write what `name` says, for `seconds` (at most LONGEST) after it was last renewed.
+
+    Each taking has the next `generation`, by which its holder is known: one who stood still while another came, or came
+    and went, has an older one.
+    """
 
     def __init__(self, database: Database, name: str, seconds: float) -> None:
         self.name, self.seconds = name, seconds
+        self.generation: int | None = None
         self._database = database
         self._owner = owner()
 
@@ -28,31 +40,37 @@ class Lease:
             mine = select(tables.lease).where(tables.lease.c.name == self.name)
             row = connection.execute(mine.with_for_update()).one_or_none()  # `keep` may be extending it just now
             now = self._database.clock(connection)
-            if row and row.owner != self._owner and row.expires_at > now:
-                raise LeaseHeld(
-                    f"{self.name} is being written by {row.owner}, for {row.expires_at - now:.0f} s more; try "
-                    "again then"
-                )
-            put(connection, tables.lease, {"name": self.name}, owner=self._owner, expires_at=now + self.seconds)
+            last = row.generation if row else 0
+            if row and last != self.generation:
+                left = _seconds_left(self._database, row, now)
+                if left > 0:
+                    raise LeaseHeld(
+                        f"{self.name} is being written by {row.owner}, for {left:.0f} s more; try again then"
+                    )
+            self.generation = last if last == self.generation else last + 1
+            held = {"owner": self._owner, "boot": self._database.boot, "generation": self.generation}
+            put(connection, tables.lease, {"name": self.name}, **held, expires_at=now + self.seconds)
 
     def keep(self, connection: Connection) -> None:
         """Extend it from now on, as part of that transaction; raise LeaseHeld if another process took it meanwhile.
 
         Unlike `renew` it never takes the lease back: another holder may have come and gone.
         """
-        ours = update(tables.lease).where(tables.lease.c.name == self.name, tables.lease.c.owner == self._owner)
         expires = self._database.clock(connection) + self.seconds
-        if connection.execute(ours.values(expires_at=expires)).rowcount == 0:
+        if connection.execute(self._ours().values(expires_at=expires)).rowcount == 0:
             raise LeaseHeld(
                 f"{self.name}: this process stood still for longer than its lease, and another took over; run it again"
             )
 
     def release(self) -> None:
-        """Give the lease back, unless another process took it after it expired."""
+        """Give the lease back, unless another process took it after it expired; the row keeps the generation."""
         with self._database.writing() as connection:
-            connection.execute(
-                delete(tables.lease).where(tables.lease.c.name == self.name, tables.lease.c.owner == self._owner)
-            )
+            connection.execute(self._ours().values(owner=NOBODY, expires_at=0.0))
+        self.generation = None
+
+    def _ours(self) -> Update:
+        table = tables.lease
+        return update(table).where(table.c.name == self.name, table.c.generation == self.generation)
 
 
 @contextmanager
@@ -78,18 +96,30 @@ class ExpiredLease(NamedTuple):
 
 def expired_leases(database: Database) -> list[ExpiredLease]:
     """Return the leases that expired and are still there, by name."""
-    table = tables.lease
     with database.reading() as connection:
-        now = database.clock(connection)
-        expired = select(table.c.name, table.c.owner).where(table.c.expires_at < now).order_by(table.c.name)
-        return [ExpiredLease(row.name, row.owner) for row in connection.execute(expired)]
+        return [ExpiredLease(row.name, row.owner) for row in _expired(database, connection)]
 
 
 def remove_expired_leases(database: Database) -> int:
     """Give back what killed holders left behind; return how many leases that were."""
+    table = tables.lease
     with database.writing() as connection:
-        now = database.clock(connection)
-        return connection.execute(delete(tables.lease).where(tables.lease.c.expires_at < now)).rowcount
+        expired = _expired(database, connection)
+        for row in expired:
+            as_seen = update(table).where(table.c.name == row.name, table.c.generation == row.generation)
+            connection.execute(as_seen.values(owner=NOBODY, expires_at=0.0))
+        return len(expired)
+
+
+def _expired(database: Database, connection: Connection) -> list[Row[Any]]:
+    held = select(tables.lease).where(tables.lease.c.owner != NOBODY).order_by(tables.lease.c.name)
+    now = database.clock(connection)
+    return [row for row in connection.execute(held) if not _seconds_left(database, row, now)]
+
+
+def _seconds_left(database: Database, row: Row[Any], now: float) -> float:
+    """How long the holder still has it; 0 at once if the machine was started again since, so that he is gone."""
+    return 0.0 if row.boot != database.boot else seconds_left(row.expires_at, now, LONGEST)
 
 
 def owner() -> str:

@@ -9,7 +9,7 @@ from registry.ledger.database import Database, put
 
 
 class LastProbe(NamedTuple):
-    """When a store was probed, None if never, and the time now: seconds since 1970 by the database's clock."""
+    """When a store was probed, None if never, and the time now: both by the database's clock."""
 
     at: float | None
     now: float

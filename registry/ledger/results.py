@@ -12,7 +12,7 @@ from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
 from registry.ledger import tables
-from registry.ledger.database import Database, put
+from registry.ledger.database import Database, put, time_after
 from registry.ledger.tombstone import lock_name, take_over
 
 
@@ -60,7 +60,8 @@ class Results:
         key = {"task": snapshot.task, "source_key": snapshot.source_key}
         with self.database.writing(lock_name(snapshot.task, snapshot.digest)) as connection:
             take_over(self.database, connection, snapshot.task, snapshot.digest)
-            put(connection, tables.snapshot, key, digest=snapshot.digest, record=snapshot.to_json(), at=now())
+            at = time_after(connection, tables.snapshot, tables.snapshot.c.task == snapshot.task)
+            put(connection, tables.snapshot, key, digest=snapshot.digest, record=snapshot.to_json(), at=at)
 
     def tuned(self, task: str, training_key: str) -> TunedPrompt | None:
         """Return the prompt that was trained under that key."""
@@ -128,13 +129,9 @@ class Results:
             _put_tuned(connection, tuned)
             if report:
                 _put_report(connection, report)
-            put(
-                connection,
-                tables.publication,
-                {"task": tuned.task, "digest": tuned.digest},
-                record=publication.to_json(),
-                at=now(),
-            )
+            at = time_after(connection, tables.publication, tables.publication.c.task == tuned.task)
+            key = {"task": tuned.task, "digest": tuned.digest}
+            put(connection, tables.publication, key, record=publication.to_json(), at=at)
 
     def publications_with_texts(self, task: str) -> list[Publication]:
         """Return those of the task's publications whose pages show texts of rows."""
@@ -170,7 +167,9 @@ class Results:
 def put_verdict(connection: Connection, verdict: Verdict) -> None:
     """Write the verdict as the newest one."""
     values = {"gate_key": verdict.gate_key, "task": verdict.task, "digest": verdict.digest, "passed": verdict.passed}
-    put(connection, tables.verdict, {"verdict": verdict.verdict_digest()}, **values, record=verdict.to_json(), at=now())
+    table, key = tables.verdict, {"verdict": verdict.verdict_digest()}
+    at = time_after(connection, table, table.c.task == verdict.task, table.c.digest == verdict.digest)
+    put(connection, table, key, **values, record=verdict.to_json(), at=at)
 
 
 def _put_tuned(connection: Connection, tuned: TunedPrompt) -> None:
@@ -184,15 +183,10 @@ def _put_tuned(connection: Connection, tuned: TunedPrompt) -> None:
 
 
 def _put_report(connection: Connection, report: Report) -> None:
-    put(
-        connection,
-        tables.evaluation,
-        {"evaluation_key": report.evaluation_key},
-        task=report.task,
-        digest=report.digest,
-        record=report.to_json(),
-        at=now(),
-    )
+    table, key = tables.evaluation, {"evaluation_key": report.evaluation_key}
+    values = {"task": report.task, "digest": report.digest, "record": report.to_json()}
+    at = time_after(connection, table, table.c.task == report.task, table.c.digest == report.digest)
+    put(connection, table, key, **values, at=at)
 
 
 def _newest(table: Table) -> Select[Any]:

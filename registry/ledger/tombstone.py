@@ -6,12 +6,12 @@ SECONDS after it was last renewed; then a publish may take over. The tombstone o
 
 from collections.abc import Callable
 
-from sqlalchemy import Connection, delete, exists, select, update
+from sqlalchemy import Connection, delete, exists, or_, select, update
 
 from ptpipeline.errors import LeaseHeld, PromotionRefused
 from ptpipeline.records.base import now
 from registry.ledger import tables
-from registry.ledger.database import Database, put
+from registry.ledger.database import Database, put, seconds_left
 from registry.ledger.lease import owner
 
 SECONDS = 60.0
@@ -29,17 +29,16 @@ class Tombstone:
         self._mine = (table.c.task == task, table.c.digest == digest, table.c.owner == self._owner)
 
     def bury(self, needed: Needed) -> bool:
-        """Set it, unless `needed` answers yes in the same transaction or another collector has it; return whether it is
-        ours.
+        """Set it, unless `needed` answers yes in the same transaction; return whether it is set.
+
+        Raises LeaseHeld while another collector has it, dead or alive.
         """
         table = tables.tombstone
         with self._database.writing(lock_name(self.task, self.digest)) as connection:
             clock = self._database.clock(connection)
-            expires = connection.scalar(
-                select(table.c.expires_at).where(table.c.task == self.task, table.c.digest == self.digest)
-            )
-            if (expires or 0) > clock or needed(connection):
+            if needed(connection):
                 return False
+            _refuse_held(connection, clock, self.task, self.digest)
             put(
                 connection,
                 table,
@@ -52,25 +51,23 @@ class Tombstone:
 
     def renew(self) -> bool:
         """Keep it for SECONDS from now; return False if it expired and somebody took over."""
-        return self._set(SECONDS)
+        return self._expire(lambda connection: self._database.clock(connection) + SECONDS)
 
     def leave(self) -> bool:
         """Leave it as the mark of what was deleted, which may be published again at once; return False if somebody took
         over.
         """
-        return self._set(0.0)
+        return self._expire(lambda _: 0.0)
 
     def lift(self) -> bool:
         """Remove it; return False if somebody took over."""
         with self._database.writing(lock_name(self.task, self.digest)) as connection:
             return connection.execute(delete(tables.tombstone).where(*self._mine)).rowcount > 0
 
-    def _set(self, seconds: float) -> bool:
+    def _expire(self, at: Callable[[Connection], float]) -> bool:
         with self._database.writing(lock_name(self.task, self.digest)) as connection:
-            expires = self._database.clock(connection) + seconds
-            return (
-                connection.execute(update(tables.tombstone).where(*self._mine).values(expires_at=expires)).rowcount > 0
-            )
+            ours = update(tables.tombstone).where(*self._mine)
+            return connection.execute(ours.values(expires_at=at(connection))).rowcount > 0
 
 
 def take_over(database: Database, connection: Connection, task: str, digest: str) -> None:
@@ -79,13 +76,19 @@ def take_over(database: Database, connection: Connection, task: str, digest: str
     The transaction must hold `lock_name`.
     """
     table = tables.tombstone
-    where = (table.c.task == task, table.c.digest == digest)
-    left = (connection.scalar(select(table.c.expires_at).where(*where)) or 0) - database.clock(connection)
+    _refuse_held(connection, database.clock(connection), task, digest)
+    connection.execute(delete(table).where(table.c.task == task, table.c.digest == digest))
+
+
+def _refuse_held(connection: Connection, now: float, task: str, digest: str) -> None:
+    """Raise LeaseHeld while a collector has the tombstone."""
+    table = tables.tombstone
+    expires = connection.scalar(select(table.c.expires_at).where(table.c.task == task, table.c.digest == digest))
+    left = seconds_left(expires or 0.0, now, SECONDS)
     if left > 0:
         raise LeaseHeld(
             f"{task}: {digest[:12]} is being deleted by the garbage collection, for {left:.0f} s more; try again then"
         )
-    connection.execute(delete(table).where(*where))
 
 
 def refuse_buried(database: Database, connection: Connection, task: str, digest: str) -> None:
@@ -109,7 +112,9 @@ def forget_unmarked(database: Database) -> None:
     table, version = tables.tombstone, tables.version
     marks = exists().where(version.c.task == table.c.task, version.c.digest == table.c.digest)
     with database.writing() as connection:
-        connection.execute(delete(table).where(table.c.expires_at < database.clock(connection), ~marks))
+        now = database.clock(connection)
+        expired = or_(table.c.expires_at <= now, table.c.expires_at > now + SECONDS)  # as `seconds_left` says
+        connection.execute(delete(table).where(expired, ~marks))
 
 
 def lock_name(task: str, digest: str) -> str:

@@ -23,7 +23,7 @@ from ptpipeline.storage.keys import (
 )
 from ptpipeline.task.task import Task
 from registry.card.card import Provenance
-from registry.ledger.lease import leased, remove_expired_leases
+from registry.ledger.lease import remove_expired_leases
 from registry.ledger.ledger import Ledger, Release
 from registry.ledger.usage import Name
 from registry.listing import list_task
@@ -34,10 +34,9 @@ from registry.repair.files import mend_files, mend_results
 from registry.repair.inventory import Inventory, take_inventory
 from registry.repair.objects import find_snapshot_flaws, is_release
 from registry.repair.reconcile import reconcile
-from registry.versions import projection
 from registry.versions.content import keep, set_aside
 from registry.versions.mlflow_alias import Action
-from registry.versions.projection import attempt, lease_name, write_history
+from registry.versions.projection import attempt, project, write_history
 from registry.versions.provenance import Dossier, write_dossier, write_release
 from registry.versions.publish import register
 
@@ -77,12 +76,15 @@ def _fix_task(registry: Registry, tasks: Mapping[str, Task], task: str, kinds: s
     actions: list[Action] = []
     chosen = [mend for kind, mend in by_kind.items() if kind in kinds]
     if chosen:
-        inventory = take_inventory(registry, list_task(registry.store, task))
-        for mend in chosen:
-            actions += attempt(task, partial(mend, inventory))
+        actions += attempt(task, partial(_mend, registry, task, chosen))
     if kinds.intersection(BY_RECONCILE):
         actions += reconcile(registry, tasks, task)
     return actions
+
+
+def _mend(registry: Registry, task: str, chosen: Iterable[Callable[[Inventory], list[Action]]]) -> list[Action]:
+    inventory = take_inventory(registry, list_task(registry.store, task))
+    return [action for mend in chosen for action in attempt(task, partial(mend, inventory))]
 
 
 def _mend_bytes(inventory: Inventory) -> list[Action]:
@@ -167,10 +169,10 @@ def _mend_pointers(inventory: Inventory) -> list[Action]:
     for alias, pointer in sorted(inventory.contents.pointers.items()):
         if alias in inventory.holdings.history or inventory.is_ahead(alias, pointer):
             continue
-        with leased(ledger.database, lease_name(inventory.task, alias), projection.LEASE_SECONDS):
-            # unless somebody promoted it meanwhile
-            if inventory.holdings.versions and ledger.head(inventory.task, alias) is None:
-                actions.append(_set_aside(inventory, pointer_key(inventory.task, alias)))
+        if inventory.holdings.versions and ledger.head(inventory.task, alias) is None:
+            actions.append(_set_aside(inventory, pointer_key(inventory.task, alias)))
+            if ledger.head(inventory.task, alias):  # promoted meanwhile: what was deleted may be its pointer
+                actions += project(inventory.registry, inventory.task, alias)
     return actions
 
 

@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from ptpipeline.errors import NotFound, PtpError
+from ptpipeline.errors import PtpError
 from ptpipeline.records.versions import Promotion, PromptVersion
 from ptpipeline.storage.keys import (
     RELEASES,
     history_key,
     history_prefix,
-    pointer_key,
     release_key,
     version_key,
     versions_prefix,
@@ -26,7 +25,7 @@ from registry.registry import Registry
 from registry.versions import projection
 from registry.versions.mlflow_alias import Action, restore
 from registry.versions.mlflow_edit import judge
-from registry.versions.projection import attempt, pointer_in, settle, wait_for_lease, write_history
+from registry.versions.projection import attempt, is_stored, settle, wait_for_lease, write_history
 from registry.versions.provenance import write_release
 from registry.versions.publish import load_card, name_version
 
@@ -174,9 +173,9 @@ def _agrees(registry: Registry, head: Promotion, shown: Projections, model: Mode
 
 def _is_stored(registry: Registry, head: Promotion) -> bool:
     try:
-        return pointer_in(registry.store.read(pointer_key(head.task, head.alias)).body) == head
-    except NotFound:
-        return False
+        return is_stored(registry, head)
+    except PtpError:
+        return False  # the projection reads it again, and its failure is this alias's alone
 
 
 def _restore_history(registry: Registry, head: Promotion, followed: int) -> list[Action]:

@@ -13,6 +13,11 @@ def path_of(history: list[Promotion]) -> list[Promotion]:
     return path
 
 
+def is_return(history: list[Promotion]) -> bool:
+    """Return whether the newest promotion went back to a version that the alias had named before."""
+    return history[-1].version in {row.version for row in history[:-1]}
+
+
 def rollback_target(history: list[Promotion], to: int | None) -> int:
     """Return the version to go back to: `to`, else the one before the head on the alias's path.
 

@@ -18,6 +18,7 @@ from registry.registry import Registry
 from registry.versions.mlflow_alias import Action, HeldAlias
 
 LEASE_SECONDS = 3.0 * REQUEST_SECONDS
+FOLLOW_SECONDS = 10.0  # that a promotion waits for another process which writes the same alias in MLflow
 POINTER_ATTEMPTS = 5
 
 log = logging.getLogger(__name__)
@@ -26,26 +27,81 @@ log = logging.getLogger(__name__)
 def project(registry: Registry, task: str, alias: str) -> list[Action]:
     """Let pointer and MLflow alias show the head of the alias; returns what had to be changed, nothing if all agree.
 
-    What may be a person's edit of the MLflow alias stays: `mlflow_edit` judges it. Raises LeaseHeld if another process
-    projects the same alias, ServiceUnavailable if the store or MLflow does not answer.
+    The pointer needs no lease: a put takes place only over the pointer that was read, and none goes back to an earlier
+    row. So readers never wait for a holder that died. What may be a person's edit of the MLflow alias stays:
+    `mlflow_edit` judges it. Raises LeaseHeld if another process writes the same MLflow alias, ServiceUnavailable if the
+    store or MLflow does not answer.
     """
-    with leased(registry.ledger.database, lease_name(task, alias), LEASE_SECONDS) as lease:
-        head = registry.ledger.head(task, alias)
-        if head is None:
-            raise NotFound(f"{task}@{alias}: this alias was never promoted")
-        _project_history(registry, head)
-        reached("history written")
-        actions = _project_pointer(registry, head)
-        reached("pointer written")
-        registry.ledger.record_applied("store", head)
-        if registry.mlflow:
+    actions = _project_store(registry, _require_head(registry, task, alias))
+    if registry.mlflow:
+        with leased(registry.ledger.database, lease_name(task, alias), LEASE_SECONDS) as lease:
+            head = _require_head(registry, task, alias)  # anew: it may have moved before the lease was ours
             actions += HeldAlias(registry, registry.mlflow, head, lease).follow()
             registry.ledger.record_applied("mlflow", head)
     return actions
 
 
+def _require_head(registry: Registry, task: str, alias: str) -> Promotion:
+    head = registry.ledger.head(task, alias)
+    if head is None:
+        raise NotFound(f"{task}@{alias}: this alias was never promoted")
+    return head
+
+
+def _project_store(registry: Registry, head: Promotion) -> list[Action]:
+    _project_history(registry, head)
+    reached("history written")
+    actions = _project_pointer(registry, head)
+    reached("pointer written")
+    registry.ledger.record_applied("store", head)
+    return actions
+
+
+def follow(registry: Registry, head: Promotion) -> None:
+    """`project` the head; it is committed already, so a failure only delays what others see, and is logged."""
+    try:
+        settle(registry, head, FOLLOW_SECONDS)
+    except PtpError as error:
+        log.warning(
+            "%s@%s is version %d, but the store or MLflow does not show it yet (%s); run `ptp reconcile`",
+            head.task,
+            head.alias,
+            head.version,
+            error,
+        )
+
+
+def follow_heads(registry: Registry, task: str) -> None:
+    """`follow` the heads of the task's aliases that somebody promoted and died before all saw it; the others cost one
+    read of their pointer.
+    """
+    for head in registry.ledger.heads(task):
+        try:
+            finished = is_finished(registry, head) and is_stored(registry, head)
+        except PtpError as error:
+            log.warning("whether the store shows %s@%s is not known: %s", task, head.alias, error)
+        else:
+            if not finished:
+                follow(registry, head)
+
+
+def is_finished(registry: Registry, head: Promotion) -> bool:
+    """Whether the ledger notes that store and MLflow were brought to the head."""
+    targets = ("store", "mlflow") if registry.mlflow else ("store",)
+    applied = [registry.ledger.applied(target, head.task, head.alias) for target in targets]
+    return all(shown is not None and shown.seq >= head.seq for shown in applied)
+
+
+def is_stored(registry: Registry, head: Promotion) -> bool:
+    """Whether the pointer shows the head."""
+    try:
+        return pointer_in(registry.store.read(pointer_key(head.task, head.alias)).body) == head
+    except NotFound:
+        return False
+
+
 def lease_name(task: str, alias: str) -> str:
-    """Return the name of the lease that whoever writes this alias's pointer and MLflow alias has to hold."""
+    """Return the name of the lease that whoever writes this alias in MLflow has to hold."""
     return f"project {task}@{alias}"
 
 

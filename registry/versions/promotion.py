@@ -18,13 +18,12 @@ from registry.failpoints import reached
 from registry.ledger.ledger import Move, Release, release_conflict
 from registry.ledger.tombstone import collected_sentence
 from registry.registry import Registry
-from registry.versions.history import rollback_target, row_of, version_before
-from registry.versions.projection import pointer_in, settle
+from registry.versions.history import is_return, rollback_target, row_of, version_before
+from registry.versions.projection import follow, is_finished, pointer_in
 from registry.versions.provenance import write_release
 
 GATED = (PRODUCTION,)
 RESERVED = re.compile(r"latest|v?\d+")
-PROJECTION_WAIT_SECONDS = 10.0
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +66,7 @@ def promote(registry: Registry, task: Task, version: int, cause: Cause, alias: s
     if head is None or transition.changes:
         head = registry.ledger.append(check_transition(registry, task, transition, cause, alias))
         reached("promotion committed")
-    _follow(registry, head)
+    follow(registry, head)
     return head
 
 
@@ -106,33 +105,43 @@ def point(registry: Registry, version: PromptVersion, cause: Cause, alias: str) 
         _check_ledger(registry, version.task, alias, head)
         _verify_bytes(registry, version)
         head = registry.ledger.append(_move(transition, alias, cause, None))
-    _follow(registry, head)
+    follow(registry, head)
     return head
 
 
 def rollback(registry: Registry, task: str, cause: Cause, to: int | None = None, alias: str = PRODUCTION) -> Promotion:
     """Move `alias` back to the version before the one that it names, or to version `to`, which it named once.
 
-    Each call goes one step back; repeating it never goes forward again. Raises PromotionRefused if there is nothing to
-    go back to, if the alias never named `to`, or if its bytes are missing or altered; PromotionConflict; NotFound if
-    there is no such alias.
+    Each call goes one step back; repeating it never goes forward again. If a rollback for the same cause died before
+    all saw it, this finishes it instead. Raises PromotionRefused if there is nothing to go back to, if the alias never
+    named `to`, or if its bytes are missing or altered; PromotionConflict; NotFound if there is no such alias.
     """
     history = registry.ledger.history(task, check_alias(alias))
     if not history:
         raise NotFound(f"{task}@{alias}: this alias was never promoted; there is nothing to roll back")
-    head, number = history[-1], rollback_target(history, to)
+    head = history[-1]
+    if to is None and is_return(history) and _is_same_cause(head, cause) and not is_finished(registry, head):
+        log.warning(
+            "%s@%s: the rollback to version %d that was interrupted is finished; `--to N` goes back further",
+            task,
+            alias,
+            head.version,
+        )
+        number = head.version
+    else:
+        number = rollback_target(history, to)
     if number != head.version:
         head = registry.ledger.append(_return_move(registry, history, number, cause))
         reached("promotion committed")
-    _follow(registry, head)
+    follow(registry, head)
     return head
 
 
 def promote_release(registry: Registry, tasks: Mapping[str, Task], release: Release, cause: Cause) -> list[Promotion]:
     """Promote every version of the release to production: all of them in one transaction, or none.
 
-    A version that production names already is left alone. Raises as `promote` does for the first version that is
-    refused or lost.
+    A version that production names already is left alone, and shown to readers if its promoter died before that.
+    Raises as `promote` does for the first version that is refused or lost.
     """
     check_cause(cause)
     check_release(registry, release)
@@ -152,24 +161,31 @@ def promote_release(registry: Registry, tasks: Mapping[str, Task], release: Rele
 def rollback_release(registry: Registry, name: str, cause: Cause) -> list[Promotion]:
     """Move production of every task of the release back to what it named before the release: all of them, or none.
 
-    Tasks whose production moved since are left alone. Raises NotFound if there is no such release, PromotionRefused if
-    no task's production comes from it any more, or if one named no version before.
+    Tasks whose production moved since are left alone. A repeat for the same cause finishes what was interrupted. Raises
+    NotFound if there is no such release, PromotionRefused if no task's production comes from it any more, or if one
+    named no version before.
     """
     check_cause(cause)
     release = registry.ledger.release(name)
     if release is None:
         raise NotFound(f"no release {name!r}; `ptp release list` shows all releases")
-    moves = []
+    moves, returned = [], []
     for task in sorted(release.versions):
         history = registry.ledger.history(task, PRODUCTION)
         # a rollback of the release bears its name too, but another version
         if history and (history[-1].release, history[-1].version) == (name, release.versions[task]):
             moves.append(_return_move(registry, history, version_before(history, name), cause))
-    if not moves:
+        elif history and history[-1].release == name and _is_same_cause(history[-1], cause):
+            returned.append(history[-1])
+    if not (moves or returned):
         raise PromotionRefused(
             f"release {name!r}: no task's production comes from it any more; nothing was rolled back"
         )
-    return _append_release(registry, release, moves)
+    return _append_release(registry, release, moves) or returned
+
+
+def _is_same_cause(row: Promotion, cause: Cause) -> bool:
+    return (row.actor, row.reason) == (cause.actor, cause.reason)
 
 
 def _append_release(registry: Registry, release: Release, moves: list[Move]) -> list[Promotion]:
@@ -177,11 +193,12 @@ def _append_release(registry: Registry, release: Release, moves: list[Move]) -> 
     promotions = registry.ledger.append_release(release, named)
     reached("release committed")
     try:
-        write_release(registry.store, release)
+        write_release(registry.store, registry.ledger.release(release.name) or release)  # a repeat asks at another time
     except PtpError as error:
         log.warning("release %s is not in the store yet (%s); `ptp doctor --fix` mends it", release.name, error)
-    for promotion in promotions:
-        _follow(registry, promotion)
+    for task in sorted(release.versions):
+        if head := registry.ledger.head(task, PRODUCTION):
+            follow(registry, head)
     return promotions
 
 
@@ -317,18 +334,4 @@ def check_cause(cause: Cause) -> None:
         raise PromotionRefused(
             "the actor or the reason holds a zero character or bytes that are not UTF-8, which the history cannot "
             "keep; write it in plain text"
-        )
-
-
-def _follow(registry: Registry, head: Promotion) -> None:
-    """Project the head; the promotion is committed already, so a failed projection only delays what others see."""
-    try:
-        settle(registry, head, PROJECTION_WAIT_SECONDS)
-    except PtpError as error:
-        log.warning(
-            "%s@%s is version %d, but the store or MLflow does not show it yet (%s); run `ptp reconcile`",
-            head.task,
-            head.alias,
-            head.version,
-            error,
         )

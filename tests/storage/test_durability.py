@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Callable
+from fcntl import LOCK_EX, flock
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +144,15 @@ def test_a_create_never_writes_over_other_bytes(store: FolderStore) -> None:
     with pytest.raises(PreconditionFailed, match="exists already with other content"):
         store.create("p/old", BODY)
     assert store.read("p/old").body == b"old"
+
+
+def test_a_live_writer_keeps_its_file_whatever_the_clock_says(tmp_path: Path) -> None:
+    left = tmp_path / ".put" / "of-somebody"
+    left.parent.mkdir()
+    with left.open("xb") as file:
+        flock(file, LOCK_EX)
+        os.utime(left, (1_000_000,) * 2)
+        FolderStore(tmp_path).create("p/new", BODY)
+        assert left.exists()
+    FolderStore(tmp_path).create("p/other", BODY)
+    assert not left.exists()

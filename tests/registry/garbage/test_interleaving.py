@@ -10,15 +10,16 @@ import pytest
 from sqlalchemy import update
 
 from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, an_artifact, published
-from ptpipeline.errors import ServiceUnavailable
+from ptpipeline.errors import ServiceUnavailable, SettingsError
 from ptpipeline.prompts.artifact import Artifact, write_artifact
 from ptpipeline.records.answers import Holding
 from ptpipeline.records.base import digest_of
 from ptpipeline.serving.servers import report_holdings
-from ptpipeline.storage import FolderStore
+from ptpipeline.storage import FolderStore, Listed
 from ptpipeline.storage.keys import prompt_prefix
 from ptpipeline.task.task import Task
 from registry import failpoints
+from registry.garbage import collect as collection
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
 from registry.ledger import tables, tombstone
@@ -221,7 +222,10 @@ def shared_and_teacher(task: Task, seed: int) -> tuple[Artifact, Artifact]:
 # ---------------------------------------------------------------- other collectors
 
 
-def test_what_another_collector_is_deleting_is_left_to_it(plain: Registry, task: Task) -> None:
+def test_what_another_collector_is_deleting_is_left_to_it(
+    plain: Registry, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "WAIT_SECONDS", 0.1)
     two_versions(plain, task)
     other = Tombstone(plain.ledger.database, task.name, an_artifact(task, 1).digest)
     assert other.bury(lambda _: False)
@@ -333,3 +337,52 @@ def test_a_checkpoint_whose_name_is_no_digest_is_nobodys_garbage(plain: Registry
     for name in ("a" * 64, "mine", "a" * 63):
         plain.store.create(f"checkpoints/{name}.safetensors", b"old")
     assert [item.digest for item in collect(plain, ONE)] == ["a" * 64]
+
+
+# ---------------------------------------------------------------- clocks, and what cannot be deleted
+
+
+class OtherClock(FolderStore):
+    """A store whose clock is not this machine's."""
+
+    ahead = timedelta(0)
+
+    def list_objects(self, prefix: str) -> Iterator[Listed]:
+        for listed in super().list_objects(prefix):
+            yield listed._replace(modified=listed.modified + self.ahead)
+
+
+@pytest.mark.parametrize(("hours", "words"), [(1, "behind"), (-1, "ahead of")])
+def test_ages_by_another_clock_than_the_stores_collect_nothing(
+    plain: Registry, task: Task, hours: int, words: str
+) -> None:
+    two_versions(plain, task)
+    store = OtherClock(Path(plain.store.url.removeprefix("file://")))
+    store.ahead = timedelta(hours=hours)
+    before = prompt_keys(plain, task, 1)
+    with pytest.raises(SettingsError, match=f"clock of this machine is 3,[56].. s {words}"):
+        collect(Registry(plain.ledger, store), Retention(candidates=1, grace=timedelta(minutes=1)), apply=True)
+    assert prompt_keys(plain, task, 1) == before
+    assert list(store.keys("probe")) == []
+
+
+class Stubborn(FolderStore):
+    """A store that does not delete the objects of one prompt."""
+
+    digest = ""
+
+    def delete(self, key: str) -> None:
+        if self.digest in key:
+            raise ServiceUnavailable(f"{key} cannot be deleted now")
+        super().delete(key)
+
+
+def test_what_cannot_be_deleted_keeps_nothing_else_and_is_told(plain: Registry, task: Task) -> None:
+    for seed in (1, 2, 3):
+        published(plain, task, seed)
+    store = Stubborn(Path(plain.store.url.removeprefix("file://")))
+    store.digest = an_artifact(task, 1).digest
+    with pytest.raises(ServiceUnavailable, match="cannot be deleted now"):
+        collect(Registry(plain.ledger, store), ONE, apply=True)
+    assert prompt_keys(plain, task, 1)
+    assert not prompt_keys(plain, task, 2)

@@ -1,11 +1,15 @@
 """Leases: only their holder renews, keeps and gives them back, and what expired is told from what is held."""
 
 import time
+from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from ptpipeline.errors import LeaseHeld
+from registry.ledger import tables
 from registry.ledger.lease import Lease, expired_leases, remove_expired_leases
+from registry.ledger.ledger import Ledger
 from registry.registry import Registry
 
 NAME = "project mood@production"
@@ -84,3 +88,56 @@ def test_only_expired_leases_are_removed(plain: Registry) -> None:
     with plain.ledger.database.writing() as connection:
         holder.keep(connection)
     assert expired_leases(plain.ledger.database) == []
+
+
+# ---------------------------------------------------------------- clocks and starts of the machine
+
+
+def write_row(registry: Registry, **values: Any) -> None:
+    """Let the row of the lease be as another clock, or an earlier start of the machine, left it."""
+    table = tables.lease
+    with registry.ledger.database.writing() as connection:
+        connection.execute(update(table).where(table.c.name == NAME).values(**values))
+
+
+def test_each_taking_has_the_next_generation(plain: Registry) -> None:
+    generations = []
+    for _ in range(3):
+        lease = held(plain)
+        generations.append(lease.generation)
+        lease.renew()
+        assert lease.generation == generations[-1]
+        lease.release()
+    assert generations == [1, 2, 3]
+
+
+def test_the_lease_of_an_earlier_start_of_the_machine_is_taken_at_once(plain: Registry) -> None:
+    late = held(plain)
+    write_row(plain, boot="an-earlier-start")
+    assert [lease.name for lease in expired_leases(plain.ledger.database)] == [NAME]
+    held(plain)
+    with pytest.raises(LeaseHeld, match="another took over"), plain.ledger.database.writing() as connection:
+        late.keep(connection)
+
+
+@pytest.mark.parametrize("hours", [1, 24 * 365 * 50])
+def test_a_lease_that_ends_later_than_a_lease_can_last_is_taken(ledger: Ledger, hours: int) -> None:
+    """A server's clock was set back since; or a ptpipeline that counted from 1970 wrote it."""
+    Lease(ledger.database, NAME, LONG).renew()
+    with ledger.database.writing() as connection:
+        ends = ledger.database.clock(connection) + 3600 * hours
+        connection.execute(update(tables.lease).values(expires_at=ends))
+    Lease(ledger.database, NAME, LONG).renew()
+
+
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_set_clock_neither_ends_nor_keeps_a_lease(
+    plain: Registry, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expired(plain)
+    held(plain, "project mood@canary")
+    wall_clock = time.time
+    monkeypatch.setattr(time, "time", lambda: wall_clock() + 3600 * hours)
+    held(plain)
+    with pytest.raises(LeaseHeld, match="is being written by"):
+        held(plain, "project mood@canary")

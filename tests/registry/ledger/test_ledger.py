@@ -257,7 +257,7 @@ def test_a_digest_being_collected_is_not_published(ledger: Ledger) -> None:
             tables.tombstone,
             {"task": "mood", "digest": "a" * 64},
             owner="collector",
-            expires_at=time.time() + 0.2,
+            expires_at=ledger.database.clock(connection) + 0.2,
             at=now(),
         )
     with pytest.raises(LeaseHeld, match="is being deleted by the garbage collection"):

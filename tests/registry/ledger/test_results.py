@@ -2,14 +2,15 @@
 
 import sqlite3
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import text, update
 
 from benchmarks.fixtures.prompts import a_report, a_request, a_snapshot, a_task, a_verdict, an_artifact, published
 from ptpipeline.errors import NotFound, ServiceUnavailable
-from registry.ledger import database
+from registry.ledger import database, tables
 from registry.ledger.ledger import Ledger, Move
 from registry.registry import Registry
 
@@ -140,3 +141,17 @@ def killed_in_a_transaction(ledger: Ledger) -> None:
     with ledger.database.writing() as connection:
         connection.execute(text("INSERT INTO version (task, number, digest, at) VALUES ('mood', 1, 'x', 'now')"))
         raise Killed
+
+
+@pytest.mark.parametrize("years", [0, 1])
+def test_the_newest_verdict_is_the_last_whatever_the_clock_said(ledger: Ledger, years: int) -> None:
+    task = a_task()
+    report = a_report(an_artifact(task), 0.9)
+    earlier, later = a_verdict(task, report, None, passed=True), a_verdict(task, report, "c" * 64, passed=False)
+    ledger.save_verdict(earlier)
+    with ledger.database.writing() as connection:  # by a clock that was ahead
+        ahead = (datetime.now(UTC) + timedelta(days=365 * years)).isoformat()
+        connection.execute(update(tables.verdict).values(at=ahead))
+    ledger.save_verdict(later)
+    assert ledger.latest_verdict(task.name, report.digest) == later
+    assert ledger.verdicts(task.name, report.digest) == [later, earlier]

@@ -41,7 +41,8 @@ def is_buried(ledger: Ledger, task: str = "mood", digest: str = ONE) -> bool:
 
 def test_two_collectors_do_not_bury_the_same_prompt(ledger: Ledger) -> None:
     buried(ledger)
-    assert not Tombstone(ledger.database, "mood", ONE).bury(lambda _: False)
+    with pytest.raises(LeaseHeld, match="is being deleted"):
+        Tombstone(ledger.database, "mood", ONE).bury(lambda _: False)
 
 
 def test_what_is_needed_is_not_buried(ledger: Ledger) -> None:

@@ -1,6 +1,5 @@
 """Doctor: what it finds, and that the command which it names really mends it."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, rel
 from ptpipeline.task.task import Task
 from registry.ledger import tables
 from registry.ledger.database import put
+from registry.ledger.lease import Lease
 from registry.ledger.ledger import Release
 from registry.mlflow.store import connect
 from registry.registry import Registry
@@ -194,12 +194,8 @@ def test_missing_bytes_of_what_was_collected_are_none(plain: Registry, task: Tas
 
 def test_a_lease_left_behind_is_given_back(plain: Registry, task: Task) -> None:
     two_versions(plain, task)
-    for name, expires in (
-        (f"project {task.name}@production", time.time() - 1),
-        (f"project {task.name}@canary", time.time() + 60),
-    ):
-        with plain.ledger.database.writing() as connection:
-            put(connection, tables.lease, {"name": name}, owner="gone", expires_at=expires)
+    for alias, seconds in (("production", 0.0), ("canary", 60.0)):
+        Lease(plain.ledger.database, f"project {task.name}@{alias}", seconds).renew()  # and its holder is killed
     (found,) = examine(plain, task.name)
     assert (found.kind, found.task, found.safe) == ("lease", task.name, True)
     assert mended(plain, task) == []

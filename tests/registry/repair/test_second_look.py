@@ -1,7 +1,6 @@
 """Doctor's second look, its repairs while others write, and what it takes for nobody's."""
 
 import hashlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,8 +18,7 @@ from ptpipeline.storage.keys import pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task
 from registry import failpoints
 from registry.card.card import Provenance
-from registry.ledger import tables
-from registry.ledger.database import put
+from registry.ledger.lease import Lease
 from registry.ledger.ledger import Ledger, Release
 from registry.ledger.tombstone import Tombstone
 from registry.registry import Registry
@@ -242,9 +240,7 @@ def test_a_task_of_which_the_store_holds_nothing_is_examined(plain: Registry, ta
 
 
 def a_lease_left_behind(ledger: Ledger, task: str) -> None:
-    with ledger.database.writing() as connection:
-        name = {"name": f"project {task}@production"}
-        put(connection, tables.lease, name, owner="gone", expires_at=time.time() - 1)
+    Lease(ledger.database, f"project {task}@production", seconds=0.0).renew()  # and its holder is killed
 
 
 def test_the_lease_of_another_task_is_not_this_ones(plain: Registry, task: Task) -> None:

@@ -22,7 +22,7 @@ from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.reconcile import reconcile
 from registry.versions import projection
-from registry.versions.projection import project
+from registry.versions.projection import is_stored, project
 from registry.versions.promotion import Cause, promote
 from registry.versions.publish import register, stage
 
@@ -208,13 +208,17 @@ def test_a_pointer_without_promotion_is_reported(plain: Registry, task: Task) ->
     assert [(d.what, d.expected) for d in examine(plain)] == [("pointer stray", "no such alias in the ledger")]
 
 
-def test_projection_waits_for_the_lease(plain: Registry, task: Task) -> None:
-    publish_and_promote(plain, task)
-    plain.store.delete(pointer_key(task.name, "production"))
-    with leased(plain.ledger.database, f"project {task.name}@production", 30):
+@pytest.mark.servers
+def test_only_mlflow_waits_for_the_lease(shown: Registry, task: Task) -> None:
+    publish_and_promote(shown, task)
+    shown.store.delete(pointer_key(task.name, "production"))
+    with leased(shown.ledger.database, f"project {task.name}@production", 30):
         with pytest.raises(LeaseHeld):
-            project(plain, task.name, "production")
-        assert [action.done for action in reconcile(plain, {}, wait=0.1)] == [False]
+            project(shown, task.name, "production")
+        assert is_stored(shown, shown.ledger.heads(task.name)[0])
+        shown.store.delete(pointer_key(task.name, "production"))
+        assert [action.done for action in reconcile(shown, {}, task.name, wait=0.1)] == [False]
+        assert is_stored(shown, shown.ledger.heads(task.name)[0])
 
 
 def test_doctor_names_damaged_bytes_and_orphans(plain: Registry, task: Task) -> None:

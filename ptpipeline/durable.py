@@ -1,0 +1,33 @@
+"""What survives a power loss: a file's bytes once it is synced, its name once the folder above it is."""
+
+import os
+from pathlib import Path
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes durable, or the names in a folder: what was made, linked, renamed or removed there."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make(folder: Path) -> None:
+    """Create the folder and those above it that are missing, each durably."""
+    if not folder.is_dir():
+        make(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
+def publish(partial: Path, target: Path) -> None:
+    """Rename a file or a folder to its place, durably and after all that it holds: it is there whole, or not at all."""
+    for folder, _, files in os.walk(partial, topdown=False):
+        for name in files:
+            sync(Path(folder, name))
+        sync(Path(folder))
+    if partial.is_file():
+        sync(partial)
+    partial.replace(target)
+    sync(target.parent)
