@@ -1,6 +1,5 @@
 """What Prefect shows of a run over several tasks: its table, its final state, and the verdict of each task."""
 
-import re
 from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
@@ -11,6 +10,7 @@ from flows.stages.chain import Night
 from flows.stages.outcome import Outcome
 from ptpipeline.records.reports import PairedDifference, title_of
 from ptpipeline.records.verdicts import Check, Verdict
+from registry.card.markdown import escape
 
 
 def end(night: Night, key: str) -> State[Any]:
@@ -52,7 +52,7 @@ def render_verdict(outcome: Outcome, verdict: Verdict) -> str:
     lines = [
         f"# {outcome.task}@{outcome.version}: {outcome.status}",
         "",
-        _escape(outcome.reason),
+        escape(outcome.reason),
         "",
         *_render_comparisons(verdict),
         *_render_look(verdict),
@@ -79,8 +79,8 @@ def _render_difference(name: str, pair: PairedDifference) -> str:
     margin = f" (margin {pair.margin:.4f})" if pair.margin else ""
     bounds = f"{pair.lower:+.4f} to {pair.upper:+.4f} at {pair.confidence:.0%}"
     return (
-        f"| {name}{margin} | {title_of(pair.metric)} | **{pair.difference:+.4f}** | {bounds} | {p_value} | "
-        f"{_escape(pair.test) or '–'} | {pair.rows} |"
+        f"| {escape(name)}{margin} | {escape(title_of(pair.metric))} | **{pair.difference:+.4f}** | {bounds} | "
+        f"{p_value} | {escape(pair.test) or '–'} | {pair.rows} |"
     )
 
 
@@ -99,11 +99,6 @@ def _render_check(check: Check) -> str:
     """Render a check as a bullet: cells of Prefect's tables do not wrap, so the last of them would be out of sight."""
     mark = "✓ pass" if check.passed else "✗ **FAIL**" if check.blocks else "⚠ warning"
     return (
-        f"- {mark} **{_escape(check.name)}**: {_escape(check.observed)}; required ({check.policy}s): "
-        f"{_escape(check.required)}"
+        f"- {mark} **{escape(check.name)}**: {escape(check.observed)}; required ({check.policy}s): "
+        f"{escape(check.required)}"
     )
-
-
-def _escape(text: str) -> str:
-    """Escape a text so that Markdown shows it as it is, in one line: labels are a user's own words."""
-    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(text.split()))

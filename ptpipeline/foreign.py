@@ -1,22 +1,31 @@
 """Foreign bytes, which somebody else may have written: parsing them gives a value or a PtpError, and nothing else.
 
 A parser raises whatever it likes for bytes that nobody expected: RecursionError, OverflowError, classes of its own.
-Here alone that is turned into the error tree. The object store bounds sizes before it reads (`storage.bounds`).
+Here alone that is turned into the error tree; `tests/test_foreign.py` holds every other module to it. Sizes are bounded
+before anything is read (`storage.bounds`, `read_file`), and what JSON may unfold into before it is parsed.
 """
 
 import json
 import math
-from collections.abc import Iterator
+import re
+import stat
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import from_json
 
-from ptpipeline.errors import ArtifactError, PtpError, Terminal
-from ptpipeline.records.base import digest_of
+from ptpipeline.errors import ArtifactError, NotFound, PtpError, Terminal
+from ptpipeline.records.base import MAX_INTEGER
 
 MAX_DIGITS = 400  # of a number: a float has at most 309 before its point; Python's int() is quadratic in them
+MAX_CONTAINERS, MAX_VALUES = 250_000, 2_000_000  # of a JSON text; each takes some hundred, some ten bytes of memory
 ALTERED = "it is altered or from a newer ptpipeline"
+
+# C0 and C1 (newlines too), marks and overrides of direction, line separators, halves of surrogate pairs
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 _Parsed = TypeVar("_Parsed", bound=BaseModel)
 
@@ -36,36 +45,103 @@ def parsing(what: str, fix: str = ALTERED, kind: type[Terminal] = ArtifactError)
 
 
 def parse_record(kind: type[_Parsed], body: bytes, what: str, fix: str = ALTERED) -> _Parsed:
-    """Return the record that the JSON in `body` states; ArtifactError if it states none, or none with a digest."""
+    """Return the record that the JSON in `body` states; ArtifactError if it states none, or none with a digest.
+
+    Numbers and texts that canonical JSON cannot write have no identity: `parse_json` refuses them.
+    """
+    parse_json(body, what, fix)
     with parsing(what, fix):
-        record = kind.model_validate_json(body)
-        digest_of(record.model_dump(mode="json"))  # numbers and texts that canonical JSON cannot write have no identity
-        return record
+        return kind.model_validate_json(body)
 
 
 def parse_json(body: bytes, what: str, fix: str = ALTERED, kind: type[Terminal] = ArtifactError) -> Any:
-    """Return the value that the JSON in `body` states, all of whose numbers are finite; else an error of that kind."""
+    """Return the value that the JSON in `body` states; else an error of that kind.
+
+    Its numbers are finite, its integers those of canonical JSON, its texts Unicode, its keys distinct; it is at most
+    200 levels deep, which is pydantic's own limit.
+    """
     with parsing(what, fix, kind):
-        return json.loads(body, parse_int=_integer, parse_float=_number, parse_constant=_number)
+        if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS or body.count(b",") > MAX_VALUES:
+            raise _Refused("holds too many values")
+        from_json(body, allow_inf_nan=False, cache_strings=False)  # refuses depth and lone surrogates
+        return json.loads(
+            body.decode(),
+            parse_int=_integer,
+            parse_float=_number,
+            parse_constant=_number,
+            object_pairs_hook=_distinct,
+        )
+
+
+def read_file(path: Path, most: int, kind: type[Terminal] = ArtifactError) -> bytes:
+    """Return the bytes of a file that somebody else may have written.
+
+    Raises an error of that kind if it is larger than `most` bytes or no regular file (a pipe would keep us waiting),
+    NotFound if it is not there or cannot be read.
+    """
+    check_file(path, most, kind)
+    try:
+        with path.open("rb") as file:
+            body = file.read(most + 1)
+    except OSError as error:
+        raise NotFound(f"{path}: cannot be read ({error.strerror})") from None
+    if len(body) > most:
+        raise kind(f"{path}: more than {most} bytes; it grew while it was read")
+    return body
+
+
+def check_file(path: Path, most: int, kind: type[Terminal] = ArtifactError) -> int:
+    """Return the size of a file; raises what `read_file` raises."""
+    try:
+        found = path.stat()
+    except (OSError, ValueError) as error:
+        raise NotFound(f"{path}: cannot be read ({getattr(error, 'strerror', None) or 'not a path'})") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise kind(f"{path}: not a regular file")
+    if found.st_size > most:
+        raise kind(f"{path}: {found.st_size} bytes, at most {most} allowed")
+    return found.st_size
+
+
+def escape_controls(text: str) -> str:
+    """Return the text with every character that a terminal or a reading direction acts upon written out, as `\\x1b`."""
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def shorten(value: Any, most: int = 120) -> str:
+    """Return how a foreign value looks, in at most that many characters, none of which a terminal acts upon."""
+    shown = ascii(value)
+    return shown if len(shown) <= most else f"{shown[: most - 3]}..."
+
+
+class _Refused(ValueError):
+    """Well-formed, but no value of ours; the message says why and quotes nothing."""
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise ValueError
-    return int(digits)
+    if len(digits) > MAX_DIGITS or abs(number := int(digits)) > MAX_INTEGER:
+        raise _Refused("holds an integer that canonical JSON cannot write")
+    return number
 
 
 def _number(digits: str) -> float:
     number = float(digits) if len(digits) <= MAX_DIGITS else math.inf
     if not math.isfinite(number):
-        raise ValueError
+        raise _Refused("holds a number that is not finite")
     return number
+
+
+def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise _Refused("names a field twice")
+    return found
 
 
 def _reason(error: Exception) -> str:
     """Return what is wrong, without any of the bytes: they may be private."""
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
-        return f"{place}: {first['msg']}" if place else first["msg"]
-    return f"cannot be read ({type(error).__name__})"
+        return f"{shorten(place)[1:-1]}: {first['msg']}" if place else first["msg"]
+    return str(error) if isinstance(error, _Refused) else f"cannot be read ({type(error).__name__})"

@@ -21,11 +21,11 @@ from ptpipeline.storage.addresses import (
     parse,
     parse_task,
 )
-from ptpipeline.storage.keys import PROMPTS, aliases_prefix, histories_prefix, task_prefix, versions_prefix
-
-log = logging.getLogger(__name__)
+from ptpipeline.storage.keys import PROMPTS, task_prefix
 
 READERS = 8  # requests at a time; a client of S3 keeps ten connections
+
+log = logging.getLogger(__name__)
 
 _Thing = TypeVar("_Thing")
 _Answer = TypeVar("_Answer")
@@ -55,10 +55,8 @@ class TaskListing:
         return self._of_kind(AliasPointer)
 
     def malformed(self) -> list[str]:
-        """The keys in the folders of versions, history and aliases that are of none of their forms."""
-        folders = versions_prefix(self.task), histories_prefix(self.task), aliases_prefix(self.task)
-        known = self.versions | self.history | self.pointers
-        return [key for folder in folders for key in self.objects if key.startswith(f"{folder}/") and key not in known]
+        """The keys in the task's folder that are of no form of ours: what others put there, such as links."""
+        return [key for key, address in self._addresses.items() if address is None]
 
     @cached_property
     def prompts(self) -> dict[str, list[Listed]]:
@@ -103,17 +101,22 @@ def list_task(store: ObjectStore, task: str) -> TaskListing:
 
 
 def list_tasks(store: ObjectStore) -> Iterator[TaskListing]:
-    """List every task that the store knows, in one listing of it; what lies below no task's folder is passed over."""
+    """List every task that the store knows, in one listing of it; what lies below no task's folder is passed over with
+    a warning.
+    """
     for task, items in groupby(store.list_objects(PROMPTS), key=lambda item: parse_task(item.key)):
         if task is not None:
             yield TaskListing(task, {item.key: item for item in items})
+        else:
+            for item in items:
+                log.warning("%s/%s is no object of the registry; nothing reads or deletes it", store.url, item.key)
 
 
 def read_all(store: ObjectStore, keys: Iterable[str]) -> dict[str, bytes]:
     """Read those objects side by side; one that is gone by now is left out.
 
-    One that the store refuses to read, because it is too large for what its key says, counts as empty: no parser takes
-    that for anything.
+    One that may not be read, because it is too large for its kind or a link, counts with a warning as empty bytes,
+    which are nothing to any parser: so it is judged as any other that was altered.
     """
     return {key: body for key, body in ask_all(partial(_body, store), keys).items() if body is not None}
 

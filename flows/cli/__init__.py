@@ -4,6 +4,8 @@ Exit codes: 0 done; 1 the input or the state of things forbids it; 2 wrong usage
 4 the answer is no (a candidate failed its gate, doctor found differences).
 """
 
+import logging
+import os
 import sys
 from collections.abc import Iterable
 
@@ -15,13 +17,21 @@ from flows.cli import quality, versions  # noqa: F401
 # isort: split
 from flows.cli import maintenance  # noqa: F401
 from flows.cli.app import FAILED, UNANSWERED, app
+from flows.cli.terminal import PlainFormatter, say, say_traceback
 from ptpipeline.errors import PtpError, Transient
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """Run `ptp`; print an error of ptpipeline as one line on standard error, and exit with its code."""
+    """Run `ptp`; print an error of ptpipeline as one line on standard error, and exit with its code.
+
+    What it writes, and what it starts, is its user's alone: texts, logs and reports are private.
+    """
+    os.umask(0o077)
+    sys.excepthook = say_traceback
+    if logging.lastResort:  # where warnings go while nobody has asked for a log
+        logging.lastResort.setFormatter(PlainFormatter())
     try:
         app(list(arguments) if arguments is not None else None)
     except PtpError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         sys.exit(UNANSWERED if isinstance(error, Transient) else FAILED)

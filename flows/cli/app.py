@@ -1,12 +1,12 @@
 """What the verbs of `ptp` share: the application, options, exit codes, and how a verb opens what it works on."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
+from flows.cli.terminal import log_plainly, say
 from ptpipeline.errors import NotFound
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ def open_context() -> "Context":
     from flows.stages.context import Context
     from ptpipeline.settings import load_settings
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
-    return Context(load_settings(), open_registry(writing=True), lambda line: print(line, file=sys.stderr, flush=True))
+    log_plainly()
+    return Context(load_settings(), open_registry(writing=True), lambda line: say(line, sys.stderr))
 
 
 def load_sound_tasks() -> dict[str, "Task"]:

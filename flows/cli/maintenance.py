@@ -17,6 +17,7 @@ from flows.cli.app import (
     open_registry,
     read_text,
 )
+from flows.cli.terminal import say
 
 if TYPE_CHECKING:
     from registry.repair.difference import Difference
@@ -58,7 +59,7 @@ def doctor(
         actions += fix(registry, load_sound_tasks(), differences)
         differences = examine(registry, task)
     for action in actions:
-        print(f"{action.task}: {action.what}", file=sys.stderr)
+        say(f"{action.task}: {action.what}", sys.stderr)
     rows = [difference if as_json else _difference_row(difference) for difference in differences]
     print_table(rows, as_json, "no differences")
     if differences or not all(action.done for action in actions):
@@ -96,7 +97,7 @@ def lineage(
     exposures = trace_row(registry, row_id(read_text(text_file)) if text_file is not None else str(row))
     print_table(exposures, as_json, "nothing that is stored learnt from this row")
     for step in plan_erasure(exposures):
-        print(step, file=sys.stderr)
+        say(step, sys.stderr)
 
 
 @app.command()
@@ -132,7 +133,7 @@ def gc(
     print_table(garbage, as_json, "nothing to collect")
     if not apply and garbage:
         size = sum(item.bytes for item in garbage)
-        print(f"{len(garbage)} items would be deleted, {size:,} bytes; `--apply` deletes them", file=sys.stderr)
+        say(f"{len(garbage)} items would be deleted, {size:,} bytes; `--apply` deletes them", sys.stderr)
 
 
 def _difference_row(difference: "Difference") -> dict[str, object]:

@@ -1,6 +1,5 @@
 """Verbs of `ptp` about quality: what the gate requires, and how good versions are."""
 
-import logging
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flows.cli.app import Json, Reference, TaskName, app, find_version, open_registry
+from flows.cli.terminal import log_plainly, say
 from ptpipeline.errors import NotFound
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def explain(task: TaskName, as_json: Json = False) -> None:
         print_record(explanation, as_json)
         return
     for sentence in describe(explanation):
-        print(sentence)
+        say(sentence)
     rules = [{"check": rule.check, "if not": rule.policy, "asks": rule.asks} for rule in explanation.requirements]
     print_table(rules, as_json)
 
@@ -121,7 +121,7 @@ def report(
         raise NotFound(collected_sentence(task, version.digest))
     path = to.expanduser()
     path.write_bytes(render_page(load_card(registry, task, version.digest), version))
-    print(path)
+    say(path)
 
 
 @app.command()
@@ -155,19 +155,19 @@ def neighbours(
         return
     rows = tabulate_neighbours(result) if isinstance(result, Neighbours) else tabulate_wayward(result)
     print_table(rows, as_json, getattr(result, "absent", None) or "none")
-    print(result.warning, file=sys.stderr)
+    say(result.warning, sys.stderr)
 
 
 def _open_context(writing: bool) -> "Context":
     from flows.stages.context import Context
     from ptpipeline.settings import load_settings
 
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s", stream=sys.stderr)
+    log_plainly()
     return Context(load_settings(), open_registry(writing), _print_progress)
 
 
 def _print_progress(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    say(line, sys.stderr)
 
 
 def _print_file(measured: "FileReport") -> None:
@@ -175,12 +175,12 @@ def _print_file(measured: "FileReport") -> None:
     from ptpipeline.records.reports import Scores
 
     left_out = ", ".join(f"{reason} {count}" for reason, count in measured.left_out.items()) or "none"
-    print(
+    say(
         f"{measured.task}@{measured.version} on {measured.rows} rows of {measured.file}; left out: {left_out}; "
         "in brackets: 95% intervals over the rows; nothing is stored"
     )
     if measured.trained_on:
-        print(f"the version was trained on {measured.trained_on} of these rows, so its figures are too good")
+        say(f"the version was trained on {measured.trained_on} of these rows, so its figures are too good")
     print_table(
         [
             _figure_row(name.replace("_", "-"), scores, measured.interval[name])
@@ -214,13 +214,13 @@ def _print_diff(difference: "Diff") -> None:
     from ptpipeline.gate.decide import describe_difference
 
     better, dropped = difference.better, difference.better.dropped
-    print(
+    say(
         f"{difference.task}: version {difference.after} against version {difference.before} on {better.rows} test rows "
         f"of snapshot {difference.snapshot[:12]}"
         + (f"; {dropped} rows are left out: one of the versions was trained on them" if dropped else "")
     )
-    print(f"{difference.after} better than {difference.before}: {describe_difference(difference.better)}")
-    print(f"{difference.before} better than {difference.after}: {describe_difference(difference.worse)}")
-    print(difference.note)
+    say(f"{difference.after} better than {difference.before}: {describe_difference(difference.better)}")
+    say(f"{difference.before} better than {difference.after}: {describe_difference(difference.worse)}")
+    say(difference.note)
     print_table([tally.to_json() for tally in difference.tallies], as_json=False)
     print_table([row.to_json() for row in difference.changed], as_json=False, empty="no row is answered differently")

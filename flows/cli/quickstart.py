@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from flows.cli.render import answer_row, print_table
+from flows.cli.terminal import say
 from flows.cli.work import follow_to_end
 from flows.local.stack import down, up
 from flows.requests import NightlyRequest
@@ -72,7 +73,7 @@ def _print_night(finished: Finished) -> None:
     rows = [{name: "-" if row.get(name) is None else row[name] for name in COLUMNS} for row in finished.rows]
     print_table(rows, as_json=False)
     for row in finished.rows:
-        print(f"{row['task']}: {row['reason']}")
+        say(f"{row['task']}: {row['reason']}")
 
 
 def _fetch(names: tuple[str, ...]) -> None:
@@ -95,17 +96,18 @@ def _answer_samples() -> list[dict[str, Any]]:
 
 def _print_pages(settings: Settings, rows: list[dict[str, Any]], run_id: str) -> None:
     for row in rows:
-        print(f"  {row['task']} version {row['version']} in MLflow   {row['page']}")
-    print(f"  templates on MLflow's Prompts page   {settings.mlflow}/#/prompts")
-    print(f"  the flow run in Prefect   {str(settings.prefect).removesuffix('/api')}/runs/flow-run/{run_id}")
-    print("try:")
-    print('  .venv/bin/ptp predict movie-sentiment "An instant classic."')
-    print("  .venv/bin/ptp history movie-sentiment")
-    print("  make down")
+        say(f"  {row['task']} version {row['version']} in MLflow   {row['page']}")
+    say(f"  templates on MLflow's Prompts page   {settings.mlflow}/#/prompts")
+    say(f"  the flow run in Prefect   {str(settings.prefect).removesuffix('/api')}/runs/flow-run/{run_id}")
+    say("try:")
+    say('  .venv/bin/ptp predict movie-sentiment "An instant classic."')
+    say("  .venv/bin/ptp history movie-sentiment")
+    say("  make down")
 
 
 def _print_step(line: str) -> None:
-    print(f"\n== {line}", flush=True)
+    say("")
+    say(f"== {line}")
 
 
 def main() -> None:
@@ -113,7 +115,7 @@ def main() -> None:
     try:
         quickstart()
     except PtpError as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", sys.stderr)
         sys.exit(1)
     finally:
         if os.environ.get("KEEP") == "0":

@@ -1,4 +1,8 @@
-"""What `ptp` prints: records as aligned tables for people, or one JSON object per line for programs."""
+"""What `ptp` prints: records as aligned tables for people, or one JSON object per line for programs.
+
+Other people's words are in the cells, so control characters are written out there, as `terminal` does in lines; JSON
+escapes them anyway.
+"""
 
 import json
 import sys
@@ -8,6 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from flows.cli.terminal import say
+from ptpipeline.foreign import escape_controls
 from ptpipeline.records.answers import Answer
 from ptpipeline.records.base import Record
 from ptpipeline.records.prompts import PromptManifest, TunedPrompt
@@ -39,13 +45,13 @@ def print_table(rows: Sequence[Row], as_json: bool, empty: str = "none") -> None
             print(json.dumps(row))
         return
     if not plain:
-        print(empty, file=sys.stderr)
+        say(empty, sys.stderr)
         return
     columns = [name for name in plain[0] if any(row.get(name) not in (None, "") for row in plain)]
     console = _console()
     lines = [[_cell(row.get(name)) for name in columns] for row in plain]
     table = Table(box=None, pad_edge=False, header_style="bold")
-    headings = [name.replace("_", " ") for name in columns]
+    headings = [escape_controls(name.replace("_", " ")) for name in columns]
     widths = _column_widths([headings, *lines], console.width - 2 * (len(columns) - 1))
     for heading, width in zip(headings, widths, strict=True):
         table.add_column(heading, overflow="fold", width=width)
@@ -57,7 +63,7 @@ def print_table(rows: Sequence[Row], as_json: bool, empty: str = "none") -> None
 def _column_widths(lines: list[list[str]], available: int) -> list[int | None]:
     """Widths that break no word, if there is room for that; else None, which lets rich break words."""
     cells = list(zip(*lines, strict=True))
-    full = [max(len(part) for cell in column for part in cell.split("\n")) for column in cells]
+    full = [max(map(len, column)) for column in cells]
     least = [max(len(word) for cell in column for word in cell.split() or [""]) for column in cells]
     if sum(full) <= available or sum(least) > available:
         return [None] * len(cells)
@@ -73,7 +79,7 @@ def print_record(record: Row, as_json: bool) -> None:
         return
     table = Table(box=None, pad_edge=False, show_header=False)
     for name, value in plain.items():
-        table.add_row(name.replace("_", " "), _cell(value))
+        table.add_row(escape_controls(name.replace("_", " ")), _cell(value))
     _console().print(table)
 
 
@@ -109,11 +115,9 @@ def _print_manifest(version: PromptVersion, manifest: PromptManifest) -> None:
 
 
 def _print_training(tuned: TunedPrompt) -> None:
-    print(
-        f"trained {tuned.steps} steps in {tuned.seconds:.0f} s; kept step {tuned.best_step}, dev {tuned.best_dev:.4f}"
-    )
+    say(f"trained {tuned.steps} steps in {tuned.seconds:.0f} s; kept step {tuned.best_step}, dev {tuned.best_dev:.4f}")
     for warning in tuned.warnings:
-        print(warning)
+        say(warning)
     trials = [
         {"trial": trial.name, "best dev": trial.best_dev, "at step": trial.best_step, "error": trial.error}
         for trial in tuned.trials
@@ -128,7 +132,7 @@ def _print_report(report: Report) -> None:
 
 
 def _print_verdict(verdict: Verdict) -> None:
-    print(f"verdict: {'passed' if verdict.passed else 'failed'}")
+    say(f"verdict: {'passed' if verdict.passed else 'failed'}")
     print_table(
         [
             {
@@ -151,7 +155,7 @@ def print_lineage(lineage: "Lineage", as_json: bool) -> None:
     for origin in lineage.origins:
         _print_origin(origin)
     verdict = lineage.verdict
-    print(f"verdict: {'none' if verdict is None else 'passed' if verdict.passed else 'failed'}")
+    say(f"verdict: {'none' if verdict is None else 'passed' if verdict.passed else 'failed'}")
     promotions = [
         {
             "alias": promotion.alias,
@@ -235,7 +239,7 @@ def _cell(value: Any) -> str:
         return f"{value:.4f}"
     if isinstance(value, dict | list):
         return json.dumps(value)
-    return str(value)
+    return escape_controls(str(value))
 
 
 def _console() -> Console:

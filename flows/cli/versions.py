@@ -19,6 +19,7 @@ from flows.cli.app import (
     open_context,
     open_registry,
 )
+from flows.cli.terminal import say
 from ptpipeline.errors import NotFound, PromotionRefused, SettingsError
 from ptpipeline.records.versions import PRODUCTION, Promotion
 
@@ -254,8 +255,8 @@ def list_releases(as_json: Json = False) -> None:
 def _warn_if_unmoved(before: Promotion | None, promotion: Promotion) -> None:
     """Tell that the alias named the version already, so that the printed row is an older one with its own reason."""
     if before == promotion:
-        print(
+        say(
             f"{promotion.task}@{promotion.alias} names version {promotion.version} already, since the move printed "
             "below; nothing was added to the history",
-            file=sys.stderr,
+            sys.stderr,
         )

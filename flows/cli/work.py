@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flows.cli.app import FAILED, NO, Json, Reference, TaskName, app, open_context
+from flows.cli.terminal import log_plainly, say
 from ptpipeline.errors import NotFound, PtpError
 
 if TYPE_CHECKING:
@@ -134,12 +135,12 @@ def trigger(
             "or `ptp rollback`"
         )
     run_id = start(_require_prefect(settings.prefect), flow, requests[flow])
-    print(f"flow run {run_id}", file=sys.stderr)
+    say(f"flow run {run_id}", sys.stderr)
     if wait:
         finished = follow_to_end(str(settings.prefect), run_id)
         print_table(finished.rows, as_json)
         if finished.state != "COMPLETED":
-            print(f"error: flow run {run_id} ended {finished.state}: {finished.message}", file=sys.stderr)
+            say(f"error: flow run {run_id} ended {finished.state}: {finished.message}", sys.stderr)
             raise typer.Exit(FAILED)
 
 
@@ -161,7 +162,7 @@ def webhook(
     from flows.server.webhook import serve
     from ptpipeline.settings import load_settings
 
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
+    log_plainly(logging.INFO)
     serve(load_settings(), host, port, address)
 
 
@@ -246,7 +247,9 @@ def follow_to_end(prefect: str, run_id: str) -> "Finished":
         if isinstance(event, Finished):
             return event
         if event.logger.startswith(("ptpipeline", "registry")) or event.level >= logging.WARNING:
-            print(f"{event.at[11:19]} {event.message}", file=sys.stderr, flush=True)
+            first, *more = event.message.split("\n")
+            for line in (f"{event.at[11:19]} {first}", *(f"  {line}" for line in more)):
+                say(line, sys.stderr)
     raise PtpError(f"flow run {run_id}: its log ended without a final state; look at the run's page in Prefect")
 
 

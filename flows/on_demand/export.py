@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Literal
 
 from ptpipeline.durable import publish
-from ptpipeline.errors import DataError, PreconditionFailed
+from ptpipeline.errors import BaseModelError, DataError, PreconditionFailed
+from ptpipeline.foreign import parse_json, read_file
 from ptpipeline.models.base import prepare_base
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.signature import open_prompts
@@ -18,6 +19,8 @@ from ptpipeline.storage.keys import MANIFEST_FILE
 from ptpipeline.task.folder import find_base_model
 
 Format = Literal["peft", "npy"]
+
+MAX_CONFIG_BYTES = 2**20
 
 
 class Exported(Record):
@@ -72,7 +75,8 @@ def _convert(settings: Settings, artifact: Artifact, form: Format) -> dict[str, 
         )
     prepared = prepare_base(manifest.base_model.name, settings)
     source = find_base_model(settings.tasks, manifest.base_model.name)
-    config = json.loads((prepared.folder / "config.json").read_text())
+    path = prepared.folder / "config.json"
+    config = parse_json(read_file(path, MAX_CONFIG_BYTES), str(path), "fetch the base model again", BaseModelError)
     base = AdapterBase(
         source.hub or str(prepared.folder.resolve()),
         source.revision if source.hub else None,

@@ -8,6 +8,7 @@ import httpx
 import stamina
 
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
+from ptpipeline.foreign import parse_json
 
 
 class _Busy(ServiceUnavailable):
@@ -36,13 +37,16 @@ def call(verb: str, url: str, body: Any = None) -> Any:
         raise NotFound(f"Prefect at {url.partition('/api/')[0]} has no {url.partition('/api/')[2]}")
     if answer.is_error:
         raise SettingsError(f"Prefect refuses {verb} {url.partition('/api/')[2]}: {_detail(answer)}")
-    try:
-        return answer.json() if answer.content else None
-    except ValueError:
-        raise SettingsError(
-            f"PTP_PREFECT: {url} answers something other than JSON; set it to the API's address, such as "
-            "http://127.0.0.1:4200/api"
-        ) from None
+    return _parse(answer, url) if answer.content else None
+
+
+def _parse(answer: httpx.Response, url: str) -> Any:
+    return parse_json(
+        answer.content,
+        f"PTP_PREFECT: {url} answers something other than JSON",
+        "set it to the API's address, such as http://127.0.0.1:4200/api",
+        SettingsError,
+    )
 
 
 @functools.cache
@@ -53,6 +57,6 @@ def _client() -> httpx.Client:
 
 def _detail(answer: httpx.Response) -> str:
     try:
-        return str(answer.json()["detail"])
-    except (ValueError, KeyError, TypeError):
+        return str(_parse(answer, "it")["detail"])
+    except (SettingsError, KeyError, TypeError):
         return f"{answer.status_code} {answer.text[:200]}"

@@ -1,6 +1,5 @@
 """Flow runs from the client's side: start one and follow its log. Imports no Prefect."""
 
-import json
 import time
 import uuid
 from collections.abc import Iterator
@@ -9,6 +8,7 @@ from typing import Any
 
 from flows.server.api import call
 from ptpipeline.errors import NotFound
+from ptpipeline.foreign import parse_json
 from ptpipeline.records.base import Record
 
 _POLL_SECONDS = 2.0
@@ -94,4 +94,8 @@ def _lines(prefect_url: str, run_id: str, since: str | None) -> Iterator[dict[st
 def _rows(prefect_url: str, run_id: str) -> list[dict[str, Any]]:
     body = {"artifacts": {"flow_run_id": {"any_": [run_id]}, "type": {"any_": ["table"]}}}
     artifacts = call("POST", f"{prefect_url}/artifacts/filter", body)
-    return [row for artifact in artifacts for row in json.loads(artifact["data"])]
+    return [
+        row
+        for artifact in artifacts
+        for row in parse_json(artifact["data"].encode(), f"the table of flow run {run_id}", "run it again")
+    ]

@@ -13,7 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptpipeline.errors import DataError
+from ptpipeline.data.parquet import count_rows
+from ptpipeline.errors import DataError, PtpError
 from ptpipeline.packages import package_member
 from ptpipeline.records.base import digest_of
 from ptpipeline.task.data import Binned, Source
@@ -22,6 +23,7 @@ from ptpipeline.task.task import Task
 # Part of every source key: raise it by one if the same source would give other rows.
 INGEST_VERSION = 2
 
+MAX_BYTES, MAX_ROWS = 4 * 2**30, 10_000_000  # of a source file; it is read into memory
 MAX_SLICE_VALUES = 50
 MAX_NAME, MAX_NAME_WORDS = 40, 3  # of a column, in characters and in words
 _TEXT_TYPES = ("string", "large_string", "string_view")
@@ -67,6 +69,7 @@ def read_rows(task: Task, home: Path) -> SourceRows:
     path = _local_file(task, home)
     if path.stat().st_size == 0:
         raise DataError(f"{name}: the file is empty; expected rows in {source.format}")
+    _check_bounds(name, path, source)
     table = _load(path, source, home)
     label = task.data.label.column if isinstance(task.data.label, Binned) else task.data.label
     group, texts = task.data.split.group, {"text": task.data.text, "target": task.data.target}
@@ -78,6 +81,16 @@ def read_rows(task: Task, home: Path) -> SourceRows:
     return SourceRows(
         name, list(table[task.data.text]), list(answers), None if group is None else list(table[group]), slices
     )
+
+
+def _check_bounds(name: str, path: Path, source: Source) -> None:
+    """Raise DataError if the file is too large to be read; a Parquet file states its rows before they are decoded."""
+    size, rows = path.stat().st_size, count_rows(path, name) if source.format == "parquet" else 0
+    if size > MAX_BYTES or rows > MAX_ROWS:
+        raise DataError(
+            f"{name}: {size} bytes{f' and {rows} rows' if rows else ''}; a source may have at most {MAX_BYTES} bytes "
+            f"and {MAX_ROWS} rows: give a part of it"
+        )
 
 
 def _check_columns(name: str, named: Mapping[str, str | None], slices: Iterable[str], table: Any) -> None:
@@ -153,7 +166,9 @@ def _load(path: Path, source: Source, home: Path) -> Any:
             return _reader(datasets, source)(
                 str(path), keep_in_memory=True, cache_dir=cache, **_options(datasets, path, source)
             )
-        except (StopIteration, csv.Error, ValueError, datasets.exceptions.DatasetsError, OSError) as error:
+        except PtpError:
+            raise
+        except Exception as error:
             reason = (_broken_line(path) if source.format == "jsonl" else None) or _reason(error)
             raise DataError(f"{source_name(source)}: not readable as {source.format}: {reason}") from error
 
@@ -210,4 +225,6 @@ def _broken_line(path: Path) -> str | None:
                     return f"line {number} is not a JSON object"
             except json.JSONDecodeError as error:
                 return f"line {number}, column {error.colno}: {error.msg}"
+            except (ValueError, RecursionError):
+                return f"line {number} is nested too deep, or has a number of too many digits"
     return None

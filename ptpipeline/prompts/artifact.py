@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed
-from ptpipeline.foreign import parse_json, parse_record
+from ptpipeline.foreign import parse_json, parse_record, shorten
 from ptpipeline.records.prompts import PromptManifest, TensorInfo
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE, manifest_key, prompt_prefix, tensors_key
@@ -121,9 +121,9 @@ def check_tensors(manifest: PromptManifest, body: bytes) -> None:
         raise ArtifactError(
             f"num_virtual_tokens is {manifest.num_virtual_tokens}, allowed are 1 to {MAX_VIRTUAL_TOKENS}"
         )
-    header, names = _parse_header(body), list_tensor_names(manifest.method)
+    header, names = parse_header(body, len(body)), list_tensor_names(manifest.method)
     if set(header) != set(names) or set(manifest.tensors) != set(names):
-        raise ArtifactError(f"holds tensors {sorted(header)}, expected {sorted(names)}")
+        raise ArtifactError(f"holds tensors {shorten(sorted(header))}, expected {sorted(names)}")
     if (manifest.method == "ensemble") != (manifest.members is not None):
         raise ArtifactError("the manifest is malformed: an ensemble lists its members, and no other prompt does")
     _check_shapes(manifest)
@@ -131,7 +131,7 @@ def check_tensors(manifest: PromptManifest, body: bytes) -> None:
     payload = len(body) - 8 - struct.unpack("<Q", body[:8])[0]
     begins, ends = [begin for begin, _ in places], [0, *(end for _, end in places)]
     if begins != ends[:-1] or payload != ends[-1]:
-        raise ArtifactError(f"holds {payload} bytes of tensors at {places}, expected them one behind another")
+        raise ArtifactError(f"holds {payload} bytes of tensors at {shorten(places)}, expected them one behind another")
 
 
 def list_tensor_names(method: str) -> tuple[str, ...]:
@@ -162,33 +162,39 @@ def _check_shapes(manifest: PromptManifest) -> None:
         sound = all(shape == [count, manifest.base_model.hidden_size] for shape in shapes)
         expected = str([count, manifest.base_model.hidden_size])
     if not sound:
-        raise ArtifactError(f"{', '.join(manifest.tensors)} are {shapes}, expected {expected}")
+        raise ArtifactError(f"{', '.join(manifest.tensors)} are {shorten(shapes)}, expected {expected}")
 
 
 def _check_tensor(name: str, entry: dict[str, Any], stated: TensorInfo) -> tuple[int, int]:
     """Return where the tensor lies; raise ArtifactError unless type, shape and size are as stated."""
     dtype, width = _DTYPES[stated.dtype]
-    if entry.get("dtype") != dtype or entry.get("shape") != stated.shape:
-        raise ArtifactError(f"{name} are {entry.get('dtype')} {entry.get('shape')}, expected {dtype} {stated.shape}")
+    found, expected = {**entry, "data_offsets": None}, {"dtype": dtype, "shape": stated.shape, "data_offsets": None}
+    if found != expected or not _are_integers(found["shape"]):
+        raise ArtifactError(f"{name} are {shorten(found)}, expected {shorten(expected)}")
     offsets, size = entry.get("data_offsets"), math.prod(stated.shape) * width
-    if not (
-        isinstance(offsets, list)
-        and len(offsets) == 2
-        and all(isinstance(o, int) for o in offsets)
-        and offsets[1] - offsets[0] == size
-    ):
-        raise ArtifactError(f"{name} lie at {offsets}, expected {size} bytes")
+    if not (_are_integers(offsets) and len(offsets) == 2 and offsets[0] >= 0 and offsets[1] - offsets[0] == size):
+        raise ArtifactError(f"{name} lie at {shorten(offsets)}, expected {size} bytes")
     return offsets[0], offsets[1]
 
 
-def _parse_header(body: bytes) -> dict[str, dict[str, Any]]:
-    if len(body) < 8:
-        raise ArtifactError(f"{len(body)} bytes are not a safetensors file")
-    (length,) = struct.unpack("<Q", body[:8])
-    if length > MAX_HEADER_BYTES or 8 + length > len(body):
-        raise ArtifactError(f"states a header of {length} bytes in a file of {len(body)}")
-    header = parse_json(body[8 : 8 + length], "its safetensors header")
+def _are_integers(values: Any) -> bool:
+    """Whether it is a list of integers: in Python `true` is 1 and 4.0 is 4, for the parser of tensors they are not."""
+    return isinstance(values, list) and all(type(value) is int for value in values)
+
+
+def parse_header(start: bytes, size: int) -> dict[str, dict[str, Any]]:
+    """Return the entries of the tensors in a safetensors file of `size` bytes, which begins with `start`.
+
+    Raises ArtifactError if its header is longer than MAX_HEADER_BYTES or malformed.
+    """
+    if len(start) < 8:
+        raise ArtifactError(f"{size} bytes are not a safetensors file")
+    (length,) = struct.unpack("<Q", start[:8])
+    if length > MAX_HEADER_BYTES or 8 + length > size:
+        raise ArtifactError(f"states a header of {length} bytes in a file of {size}")
+    header = parse_json(start[8 : 8 + length], "its safetensors header")
     if not isinstance(header, dict) or not all(isinstance(value, dict) for value in header.values()):
         raise ArtifactError("its safetensors header is not a map of tensors")
-    header.pop("__metadata__", None)
+    if not all(isinstance(value, str) for value in header.pop("__metadata__", {}).values()):
+        raise ArtifactError("its safetensors header has metadata that is not a map of texts")
     return header

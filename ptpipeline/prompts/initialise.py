@@ -14,13 +14,18 @@ import safetensors
 import torch
 from torch import Tensor
 
-from ptpipeline.errors import BaseModelError, DataError
+from ptpipeline.errors import ArtifactError, BaseModelError, DataError
+from ptpipeline.foreign import check_file, parsing, shorten
 from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
+from ptpipeline.prompts.artifact import MAX_HEADER_BYTES, MAX_TENSOR_BYTES, parse_header
 from ptpipeline.task.recipe import TextInit, Tune
 
 SAMPLED_ROWS = (
     5000  # tokens; Lester et al. 2021, section 3.2: the most frequent ones, which BPE vocabularies list first
 )
+
+
+MAX_FILE_BYTES = 2 * MAX_TENSOR_BYTES  # others store float32, we store 16 bit
 
 
 def make_initial_prompt(
@@ -136,22 +141,40 @@ def read_tensor(path: Path) -> Tensor:
 
     Raises DataError if it holds none.
     """
-    try:
+    with parsing(
+        f"{path}: no readable prompt", "expected a tensor [P, H], named `embeddings` in a .safetensors file", DataError
+    ):
         if path.suffix == ".npy":
+            check_file(path, MAX_FILE_BYTES, DataError)
             mapped = np.lib.format.open_memmap(path, mode="r")  # a header beyond the file's size allocates nothing
             tensor = torch.from_numpy(np.array(mapped))
         else:
-            with safetensors.safe_open(path, framework="pt") as file:
-                tensor = file.get_tensor("embeddings")
-    except (OSError, ValueError, TypeError, safetensors.SafetensorError) as error:
-        raise DataError(
-            f"{path}: no readable prompt ({error}); expected a tensor [P, H], named `embeddings` in a .safetensors file"
-        ) from None
+            tensor = read_tensor_file(path, "embeddings")
     if tensor.ndim != 2 or not tensor.is_floating_point() or tensor.itemsize < 2 or not torch.isfinite(tensor).all():
         raise DataError(
             f"{path}: found {tensor.dtype} {list(tensor.shape)}; expected finite floating-point numbers [P, H]"
         )
     return tensor.float()
+
+
+def read_tensor_file(path: Path, name: str, alone: bool = False) -> Tensor:
+    """Return one tensor of a safetensors file; its sizes are checked before anything is allocated.
+
+    Raises ArtifactError if the file is too large, truncated, malformed or has no such tensor, or others beside it
+    although it should be `alone`; NotFound if it cannot be read.
+    """
+    size = check_file(path, MAX_FILE_BYTES)
+    with parsing(str(path), "it is truncated or altered"):
+        with path.open("rb") as file:
+            names = parse_header(file.read(8 + MAX_HEADER_BYTES), size)
+        if name not in names or (alone and len(names) > 1):
+            beside = " alone (no trained layers beside it)" if alone else ""
+            raise ArtifactError(
+                f"{path}: holds {shorten(', '.join(sorted(names)[:5]))[1:-1] or 'nothing'}; expected {name}{beside}"
+            )
+        with safetensors.safe_open(path, framework="pt") as opened:
+            tensor: Tensor = opened.get_tensor(name)
+            return tensor
 
 
 def _check_given(base: FrozenBase, tune: Tune, given: SoftPrompt) -> None:

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-import safetensors
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save
 from torch import Tensor
 
 from ptpipeline.errors import ArtifactError, DataError, NotFound
+from ptpipeline.foreign import parse_json, parsing, read_file, shorten
 from ptpipeline.models.frozen import KeyValues, SoftPrompt
-from ptpipeline.prompts.artifact import MAX_MANIFEST_BYTES, MAX_TENSOR_BYTES, MAX_VIRTUAL_TOKENS
-from ptpipeline.prompts.initialise import read_tensor
+from ptpipeline.prompts.artifact import MAX_MANIFEST_BYTES, MAX_VIRTUAL_TOKENS
+from ptpipeline.prompts.initialise import read_tensor, read_tensor_file
 from ptpipeline.prompts.tensors import name_tensors
 from ptpipeline.records.prompts import Placement
 
@@ -36,7 +36,6 @@ METHODS: dict[str, Literal["prompt", "p_tuning", "prefix"]] = {
     "P_TUNING": "p_tuning",
     "PREFIX_TUNING": "prefix",
 }
-MAX_FILE_BYTES = 2 * MAX_TENSOR_BYTES  # PEFT stores float32, we store 16 bit
 
 
 class AdapterBase(NamedTuple):
@@ -177,26 +176,23 @@ def _read_adapter(folder: Path) -> ForeignPrompt:
 
 
 def _read_config(path: Path) -> _Config:
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise ArtifactError(f"{path}: {path.stat().st_size} bytes, at most {MAX_MANIFEST_BYTES} allowed")
-    body = path.read_bytes()
-    try:
-        kind = json.loads(body)["peft_type"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        raise ArtifactError(
-            f"{path}: not the configuration of a PEFT adapter; expected a JSON object with `peft_type`"
-        ) from None
+    expected = "expected a JSON object with `peft_type`"
+    with parsing(f"{path}: not the configuration of a PEFT adapter", expected):
+        values = parse_json(
+            read_file(path, MAX_MANIFEST_BYTES), f"{path}: not the configuration of a PEFT adapter", expected
+        )
+        kind = values["peft_type"]
     if not isinstance(kind, str) or kind not in METHODS:
         raise ArtifactError(
-            f"{path}: peft_type is {kind!r:.80}, which cannot be imported as a soft prompt; expected "
+            f"{path}: peft_type is {shorten(kind)}, which cannot be imported as a soft prompt; expected "
             f"{', '.join(METHODS)}"
         )
     try:
-        return _Config.model_validate_json(body)
+        return _Config.model_validate(values)
     except ValidationError as error:
         first = error.errors()[0]
         raise ArtifactError(
-            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {first['input']!r:.80}"
+            f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}, found {shorten(first['input'])}"
         ) from None
 
 
@@ -210,19 +206,8 @@ def _read_weights(folder: Path) -> Tensor:
                 "safetensors: PeftModel.from_pretrained(base, folder).save_pretrained(new_folder)"
             )
         raise NotFound(f"{path}: missing beside {CONFIG_FILE}")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ArtifactError(f"{path}: {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} allowed")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            names = sorted(file.keys())
-            if names != [TENSOR]:
-                raise ArtifactError(
-                    f"{path}: holds {', '.join(names[:5]) or 'nothing'}; a soft prompt holds {TENSOR} alone "
-                    "(no trained layers beside it)"
-                )
-            tensor: Tensor = file.get_tensor(TENSOR)
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise ArtifactError(f"{path}: truncated or altered ({error}); fetch the adapter again") from None
+    with parsing(str(path), "it is truncated or altered; fetch the adapter again"):
+        tensor = read_tensor_file(path, TENSOR, alone=True)
     if not tensor.is_floating_point() or tensor.itemsize < 2 or not torch.isfinite(tensor).all():
         raise ArtifactError(
             f"{path}: {TENSOR} are {tensor.dtype} and not all finite numbers; expected finite float16, "
@@ -252,8 +237,6 @@ def _check_shape(tensor: Tensor, expected: list[int], where: str) -> None:
 
 
 def _read_npy(path: Path) -> ForeignPrompt:
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise ArtifactError(f"{path}: {path.stat().st_size} bytes, at most {MAX_FILE_BYTES} allowed")
     try:
         tensor = read_tensor(path)
     except DataError as error:

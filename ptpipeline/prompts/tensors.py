@@ -9,6 +9,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ptpipeline.errors import ArtifactError, BaseModelError, TrainingError
+from ptpipeline.foreign import parsing
 from ptpipeline.models.frozen import KeyValues, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
 from ptpipeline.models.load import DTYPES
 from ptpipeline.prompts.artifact import EMBEDDINGS, PREFIX, Artifact, check_tensors
@@ -71,7 +72,8 @@ def unpack(artifact: Artifact, base: BaseModelRef) -> SoftPrompt:
     """
     check_tensors(artifact.manifest, artifact.tensors)
     check_base(artifact, base)
-    tensors: dict[str, Tensor] = load(artifact.tensors)
+    with parsing(f"{artifact.manifest.task} {artifact.digest[:12]}"):
+        tensors: dict[str, Tensor] = load(artifact.tensors)
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise ArtifactError(
             f"{artifact.manifest.task} {artifact.digest[:12]}: {', '.join(tensors)} hold values that are not finite"

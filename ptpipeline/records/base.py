@@ -3,15 +3,23 @@
 import hashlib
 import re
 from datetime import UTC, datetime
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import rfc8785
-from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,62}$"
 
 
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
+
+# What canonical JSON and the ledger's columns hold: a stored record beyond them is refused when it is parsed.
+MAX_INTEGER = 2**53 - 1  # RFC 8785, section 3.2.2.3
+Count = Annotated[int, Field(ge=0, le=MAX_INTEGER)]  # of rows, tokens or bytes; a seed
+Number = Annotated[int, Field(ge=1, le=999_999_999)]  # of a version, a promotion or a look
+Key = Annotated[str, Field(max_length=64)]  # a digest
+Time = Annotated[str, Field(max_length=32)]  # ISO 8601 in UTC, with microseconds
+Words = Annotated[str, Field(pattern=r"^[^\x00]*$")]  # of a person: PostgreSQL stores no NUL
 
 
 def digest_of(value: Any) -> str:

@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 from ptpipeline.errors import NotFound
-from ptpipeline.records.base import Grown, Record
+from ptpipeline.records.base import Count, Grown, Key, Record
 
 Split = Literal["train", "dev", "test", "reserve"]
 
@@ -16,7 +16,7 @@ class DataCheck(Record):
 
     name: str
     policy: Literal["block", "warn", "off"]
-    count: int
+    count: Count
     outcome: Literal["ok", "warned", "blocked", "off"]
     detail: str = ""
 
@@ -30,9 +30,9 @@ class SplitInfo(Grown):
 
     LATER: ClassVar = frozenset({"slices"})
 
-    rows: int
-    labels: dict[str, int]
-    digest: str
+    rows: Count
+    labels: dict[str, Count]
+    digest: Key
     slices: str | None = None
 
 
@@ -48,9 +48,9 @@ class Snapshot(Grown):
 
     schema_version: Literal[1] = 1
     task: str
-    digest: str
+    digest: Key
     source: str
-    source_key: str
+    source_key: Key
     train: SplitInfo
     dev: SplitInfo
     test: SplitInfo

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from ptpipeline.records.base import Record, digest_of
+from ptpipeline.records.base import Count, Key, Record, digest_of
 
 
 class BaseModelRef(Record):
@@ -13,13 +13,13 @@ class BaseModelRef(Record):
     name: str
     fingerprint: str
     tokenizer_fingerprint: str
-    hidden_size: int
+    hidden_size: Count
 
 
 class TensorInfo(Record):
     """Shape and type of one tensor of an artifact."""
 
-    shape: list[int]
+    shape: list[Count]
     dtype: Literal["float16", "bfloat16", "float32"]
 
 
@@ -63,17 +63,17 @@ class PromptManifest(Record):
     schema_version: Literal[1] = 1
     task: str
     method: Method
-    num_virtual_tokens: int
+    num_virtual_tokens: Count
     placement: Placement
     base_model: BaseModelRef
     template: str
     labels: dict[str, str]
-    max_input_tokens: int
-    snapshot: str
+    max_input_tokens: Count
+    snapshot: Key
     recipe: str
-    training_key: str
-    seed: int
-    engine_version: int
+    training_key: Key
+    seed: Count
+    engine_version: Count
     parents: list[str] = []
     tensors: dict[str, TensorInfo]
     tensor_sha256: str
@@ -107,7 +107,7 @@ class CurvePoint(Record):
     per virtual token, [P].
     """
 
-    step: int
+    step: Count
     loss: float
     learning_rate: float
     dev: float | None = None
@@ -120,7 +120,7 @@ class Trial(Record):
 
     name: str
     best_dev: float | None
-    best_step: int
+    best_step: Count
     error: str | None = None
 
 
@@ -131,12 +131,12 @@ class TunedPrompt(Record):
     """
 
     task: str
-    digest: str
-    training_key: str
-    snapshot: str
-    bytes: int
-    steps: int
-    best_step: int
+    digest: Key
+    training_key: Key
+    snapshot: Key
+    bytes: Count
+    steps: Count
+    best_step: Count
     best_dev: float
     stopped_early: bool
     seconds: float

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal, NamedTuple
 
-from ptpipeline.records.base import Grown, Record
+from ptpipeline.records.base import Count, Grown, Key, Record
 from ptpipeline.records.data import Split
 
 LabelMetric = Literal["accuracy", "macro_f1", "mcc"]
@@ -46,7 +46,7 @@ class Reliability(NamedTuple):
 
     confidence: float
     accuracy: float
-    rows: int
+    rows: Count
 
 
 class Scores(Grown):
@@ -61,8 +61,8 @@ class Scores(Grown):
     accuracy: float
     macro_f1: float
     per_label: dict[str, dict[str, float]]
-    confusion: dict[str, dict[str, int]]
-    predicted: dict[str, int]
+    confusion: dict[str, dict[str, Count]]
+    predicted: dict[str, Count]
     mcc: float | None = None
     calibration_error: float | None = None
     reliability: list[Reliability] = []
@@ -106,11 +106,11 @@ class Report(Grown):
     LATER: ClassVar = frozenset({"hard_prompt", "baselines", "split", "measures", "probed", "rows_sha256"})
 
     task: str
-    digest: str
-    evaluation_key: str
-    snapshot: str
-    test_digest: str
-    rows: int
+    digest: Key
+    evaluation_key: Key
+    snapshot: Key
+    test_digest: Key
+    rows: Count
     rows_key: str
     prompt: Scores | TextScores
     zero_shot: Scores | TextScores
@@ -140,8 +140,8 @@ class PairedDifference(Grown):
     lower: float
     upper: float
     confidence: float
-    rows: int
-    dropped: int
+    rows: Count
+    dropped: Count
     p_value: float | None = None
     margin: float = 0.0
     test: str = ""
@@ -155,6 +155,6 @@ class SliceDifference(Record):
     """
 
     name: str
-    rows: int
+    rows: Count
     difference: float
     p_harm: float

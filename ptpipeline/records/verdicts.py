@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from ptpipeline.records.base import Grown, Record, digest_of
+from ptpipeline.records.base import Grown, Key, Number, Record, digest_of
 from ptpipeline.records.reports import PairedDifference, SliceDifference, title_of
 
 
@@ -12,8 +12,8 @@ class Look(Record):
     `alpha` is this look's share of the error budget `budget`; `spent` is the sum of this and all earlier shares.
     """
 
-    test_set: int
-    number: int
+    test_set: Number
+    number: Number
     alpha: float
     spent: float
     budget: float
@@ -47,12 +47,12 @@ class Verdict(Grown):
     LATER: ClassVar = frozenset({"look", "won", "baselines", "anchor", "slices", "measures"})
 
     task: str
-    digest: str
-    gate_key: str
+    digest: Key
+    gate_key: Key
     policy: str
-    evaluation_key: str
-    test_digest: str
-    champion: str | None
+    evaluation_key: Key
+    test_digest: Key
+    champion: Key | None
     comparison: PairedDifference | None
     checks: list[Check]
     passed: bool

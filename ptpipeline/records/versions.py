@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from ptpipeline.records.base import Grown, Record
+from ptpipeline.records.base import Grown, Key, Number, Record, Time, Words
 
 PRODUCTION = "production"
 
@@ -16,11 +16,11 @@ class PromptVersion(Record):
     """
 
     task: str
-    number: int
-    digest: str
-    verdict: str | None
+    number: Number
+    digest: Key
+    verdict: Key | None
     passed: bool | None
-    registered_at: str
+    registered_at: Time
     collected: bool = False
 
 
@@ -35,17 +35,17 @@ class Promotion(Grown):
 
     task: str
     alias: str
-    seq: int
-    version: int
-    digest: str
-    previous: int | None
-    actor: str
-    reason: str
-    verdict: str | None
-    at: str
+    seq: Number
+    version: Number
+    digest: Key
+    previous: Number | None
+    actor: Words
+    reason: Words
+    verdict: Key | None
+    at: Time
     override: bool = False
     release: str | None = None
-    chain: str | None = None
+    chain: Key | None = None
 
 
 class Pointer(Record):
@@ -64,5 +64,5 @@ class VersionName(Record):
 
     schema_version: Literal[1] = 1
     task: str
-    number: int
-    digest: str
+    number: Number
+    digest: Key

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from ptpipeline.records.base import DIGEST_PATTERN, is_name
 from ptpipeline.storage import keys
+from ptpipeline.storage.objects import is_key
 
 _CONTENT = re.compile(
     r"(plots/[^/]+-(?=.{12}\.png)|report-(?=.{12}\.html)|[^/]+-(?=.{12}\.json)|records/(?=.{16}\.json))"
@@ -130,7 +131,9 @@ class ClaimedPrompt(NamedTuple):
 
 
 def parse(key: str) -> Address | None:
-    """Return what lies at the key; None for a key of a form that `keys` does not build."""
+    """Return what lies at the key; None for a key of a form that `keys` does not build, or that no store takes."""
+    if not is_key(key):
+        return None
     match key.split("/"):
         case [keys.PROMPTS, task, digest, *names] if names and is_name(task) and _is_digest(digest):
             return PromptObject(task, digest, "/".join(names))

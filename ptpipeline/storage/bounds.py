@@ -1,9 +1,12 @@
 """The most bytes that each kind of object may have. A store asks for the size first, and reads no larger object."""
 
+from collections.abc import Callable
+
 from ptpipeline.errors import ArtifactError
-from ptpipeline.storage.addresses import PromptObject, Results, SnapshotObject, StoredCheckpoint, parse
+from ptpipeline.storage.addresses import PromptObject, Quarantined, Results, SnapshotObject, StoredCheckpoint, parse
 
 MIB, GIB = 2**20, 2**30
+PIECE = 8 * MIB
 
 
 def max_bytes(key: str) -> int:
@@ -13,8 +16,10 @@ def max_bytes(key: str) -> int:
         return 4 * GIB
     if isinstance(address, SnapshotObject):
         return 4 * GIB if key.endswith(".parquet") else MIB
+    if isinstance(address, Quarantined):
+        return 64 * MIB  # whatever lay at the key of a prompt
     if isinstance(address, PromptObject) and not address.is_manifest:
-        return 64 * MIB  # tensors, plots, pages, dossiers
+        return 16 * MIB if key.endswith(".json") else 64 * MIB  # records; tensors, plots, pages
     return MIB
 
 
@@ -23,3 +28,15 @@ def check_bytes(url: str, key: str, count: int) -> None:
     most = max_bytes(key)
     if count > most:
         raise ArtifactError(f"{url}/{key}: {count} bytes, at most {most} allowed; the object is not what its key says")
+
+
+def read_bounded(url: str, key: str, read: Callable[[int], bytes]) -> bytes:
+    """Return all that `read(count)` gives until it gives nothing, whatever size was said before.
+
+    Raises ArtifactError as soon as it is more than that kind of object may have.
+    """
+    body = bytearray()
+    while piece := read(PIECE):
+        body += piece
+        check_bytes(url, key, len(body))
+    return bytes(body)

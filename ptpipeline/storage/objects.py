@@ -42,7 +42,9 @@ class ObjectStore(Protocol):
     where: str
 
     def read(self, key: str) -> Stored:
-        """Return the object's bytes and tag; NotFound if there is none."""
+        """Return the object's bytes and tag; NotFound if there is none, ArtifactError if it is larger than its kind may
+        be (`bounds`), or no file.
+        """
 
     def exists(self, key: str) -> bool:
         """Return whether the object is there."""
@@ -72,16 +74,21 @@ class ObjectStore(Protocol):
 
     def list_objects(self, prefix: str) -> Iterator[Listed]:
         """Iterate over all objects below the folder `prefix`, fetched page by page; those of one folder come
-        together.
+        together. What others put there is among them, even at keys that the other calls refuse.
         """
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Iterate over the keys of `list_objects`."""
 
 
+def is_key(key: str) -> bool:
+    """Whether it is a safe relative name, because keys become paths and URLs."""
+    return _KEY.fullmatch(key) is not None
+
+
 def check_key(key: str) -> str:
-    """Return `key` itself; SettingsError unless it is a safe relative name, because keys become paths and URLs."""
-    if not _KEY.fullmatch(key):
+    """Return `key` itself; SettingsError unless `is_key`."""
+    if not is_key(key):
         raise SettingsError(f"object key {key!r}: expected names of letters, digits, `._-` separated by `/`")
     return key
 

@@ -7,12 +7,12 @@ that was not answered with success is settled by reading back.
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import UTC
 from typing import Any, NamedTuple
 
 from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
-from ptpipeline.storage.bounds import check_bytes, max_bytes
+from ptpipeline.storage.bounds import check_bytes, max_bytes, read_bounded
 from ptpipeline.storage.objects import Listed, Stored, check_key, without_login
 from ptpipeline.storage.signed_get import SignedGet
 
@@ -83,9 +83,9 @@ class S3Store:
         if stored is not None:
             return stored
         answer = self._call("get_object", Key=self._key(key))
-        check_bytes(self.url, key, answer["ContentLength"])
-        with self._translating("get_object", key):  # the body is still on its way
-            return Stored(answer["Body"].read(), answer["ETag"])
+        with self._translating("get_object", key), closing(answer["Body"]) as body:  # it is still on its way
+            check_bytes(self.url, key, answer.get("ContentLength") or 0)  # an answer in chunks states none
+            return Stored(read_bounded(self.url, key, body.read), answer["ETag"])
 
     def exists(self, key: str) -> bool:
         try:
@@ -95,6 +95,7 @@ class S3Store:
         return True
 
     def create(self, key: str, body: bytes) -> None:
+        check_bytes(self.url, key, len(body))
         try:
             self._call("put_object", Key=self._key(key), Body=body, IfNoneMatch="*")
         except (PreconditionFailed, NotFound, ServiceUnavailable) as error:
@@ -105,6 +106,7 @@ class S3Store:
                 raise PreconditionFailed(f"{self.url}: {key} exists already with other content") from error
 
     def replace(self, key: str, body: bytes, etag: str) -> None:
+        check_bytes(self.url, key, len(body))
         try:
             self._call("put_object", Key=self._key(key), Body=body, IfMatch=etag)
         except (PreconditionFailed, NotFound, ServiceUnavailable) as error:

@@ -5,6 +5,7 @@ bundles and rules.
 """
 
 import os
+import re
 import urllib.request
 from typing import Any
 from urllib.parse import quote
@@ -46,14 +47,14 @@ class SignedGet:
                 "GET", request.url, headers=dict(request.headers.items()), preload_content=False
             )
             etag, length = answer.headers.get("ETag"), answer.headers.get("Content-Length", "")
-            if not (answer.status == 200 and etag and length.isdecimal() and int(length) <= most):
+            if not (answer.status == 200 and etag and re.fullmatch("[0-9]{1,15}", length) and int(length) <= most):
                 answer.close()
                 return None
-            body = answer.read()
+            body = answer.read(int(length), decode_content=False)  # as it is stored: an encoding could unfold
             answer.release_conn()
         except HTTPError:
             return None
-        return Stored(body, etag)
+        return Stored(body, etag) if len(body) == int(length) else None
 
     def _pool(self) -> Any:
         """Connections of this process: a forked child that shared them would read its parent's answers."""

@@ -7,6 +7,7 @@ from ptpipeline.records.verdicts import Check, Verdict
 from ptpipeline.records.versions import PromptVersion
 from ptpipeline.storage.keys import prompt_prefix
 from registry.card.card import Card, columns, seed_spread, selection_bias
+from registry.card.markdown import escape, quote
 
 MAX_DESCRIPTION = 5000  # characters that MLflow's databases keep
 MAX_LINE = 400
@@ -22,7 +23,7 @@ def _purpose(card: Card) -> list[str]:
     manifest = card.artifact.manifest
     return [
         f"Soft prompt for **{card.task}**: {manifest.num_virtual_tokens} virtual tokens "
-        f"({card.provenance.tuned.bytes:,} bytes) before the frozen `{manifest.base_model.name}`."
+        f"({card.provenance.tuned.bytes:,} bytes) before the frozen {quote(manifest.base_model.name)}."
     ]
 
 
@@ -50,9 +51,10 @@ def _quality(card: Card) -> list[str]:
     if verdict and verdict.comparison:
         named = f"version {card.champion}" if card.champion else f"`{(verdict.champion or '')[:12]}`"
         lines.append(f"- against the champion {named}: {_difference(verdict.comparison)}")
-        lines += [f"- {sentence}" for sentence in (selection_bias(card),) if sentence]
+        lines += [f"- {escape(sentence)}" for sentence in (selection_bias(card),) if sentence]
     tuned = card.provenance.tuned
-    return lines + ([f"- {sentence}" for sentence in seed_spread(tuned)] if tuned.steps else [])
+    spread = [sentence.replace("`", "") for sentence in seed_spread(tuned)] if tuned.steps else []
+    return [*lines, *(f"- {escape(sentence)}" for sentence in spread)]
 
 
 def _compare_baselines(report: Report, metric: str) -> str:
@@ -65,9 +67,9 @@ def _compare_baselines(report: Report, metric: str) -> str:
 
 
 def _difference(pair: PairedDifference) -> str:
-    tested = f", p {pair.p_value:.2g} by {pair.test}" if pair.p_value is not None else ""
+    tested = f", p {pair.p_value:.2g} by {escape(pair.test)}" if pair.p_value is not None else ""
     return (
-        f"{title_of(pair.metric)} **{pair.difference:+.3f}** ({pair.lower:+.3f} to {pair.upper:+.3f} at "
+        f"{escape(title_of(pair.metric))} **{pair.difference:+.3f}** ({pair.lower:+.3f} to {pair.upper:+.3f} at "
         f"{pair.confidence:.0%}{tested}, {pair.rows} rows)"
     )
 
@@ -96,23 +98,21 @@ def _budget(verdict: Verdict) -> list[str]:
 
 
 def _check(check: Check) -> str:
-    return (
-        f"- {'✓' if check.passed else '✗' if check.blocks else '⚠'} {check.name}: {check.observed}, required "
-        f"{check.required}"
-    )
+    mark = "✓" if check.passed else "✗" if check.blocks else "⚠"
+    return f"- {mark} {escape(check.name)}: {escape(check.observed)}, required {escape(check.required)}"
 
 
 def _origin(card: Card) -> list[str]:
     manifest, tuned = card.artifact.manifest, card.provenance.tuned
     lines = [
         "### Made from",
-        f"- base model `{manifest.base_model.name}`, fingerprint `{manifest.base_model.fingerprint[:12]}`",
+        f"- base model {quote(manifest.base_model.name)}, fingerprint {quote(manifest.base_model.fingerprint[:12])}",
     ]
     if card.snapshot:
         rows = ", ".join(f"{card.snapshot.split(name).rows} {name}" for name in ("train", "dev", "test"))
-        lines.append(f"- data {card.snapshot.source}, snapshot `{manifest.snapshot[:12]}` ({rows} rows)")
+        lines.append(f"- data {escape(card.snapshot.source)}, snapshot {quote(manifest.snapshot[:12])} ({rows} rows)")
     else:
-        lines.append(f"- data snapshot `{manifest.snapshot[:12]}`")
+        lines.append(f"- data snapshot {quote(manifest.snapshot[:12])}")
     if tuned.steps:
         lines.append(
             f"- {tuned.steps} steps in {tuned.seconds:.0f} s, best dev score {tuned.best_dev:.3f} at step "
@@ -120,10 +120,12 @@ def _origin(card: Card) -> list[str]:
         )
     else:
         lines.append(f"- imported, not trained here: dev score {tuned.best_dev:.3f}; its training rows are not known")
-    lines.append(f"- template [{card.task}.template](#/prompts/{card.task}.template), answers {manifest.answers}")
     lines.append(
-        f"- bytes at `{card.store}/{prompt_prefix(card.task, card.digest)}`; all of this, slices and plots in "
-        "`report.html` of the logged model"
+        f"- template [{card.task}.template](#/prompts/{card.task}.template), answers {escape(manifest.answers)}"
+    )
+    lines.append(
+        f"- bytes at {quote(f'{card.store}/{prompt_prefix(card.task, card.digest)}')}; all of this, slices and plots "
+        "in `report.html` of the logged model"
     )
     return lines
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import stamina
 
-from ptpipeline.errors import LeaseHeld, NotFound, PreconditionFailed, PtpError, SettingsError, Transient
+from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PreconditionFailed, PtpError, SettingsError, Transient
 from ptpipeline.prompts.signature import SignedStore
 from ptpipeline.records import base
 from ptpipeline.storage import ObjectStore
@@ -183,9 +183,13 @@ def _delete(work: Collection, item: Collected, grave: Tombstone) -> bool:
             body = work.store.read(key).body
         except NotFound:
             continue
+        except ArtifactError as error:  # too large for its kind, or a link: nobody could read it, nor count on it
+            log.warning("%s; it is deleted, and cannot be put back", error)
+            body = None
         if not grave.renew():
             return _put_back(work.store, item, bodies)
-        bodies[key] = body
+        if body is not None:
+            bodies[key] = body
         work.store.delete(key)
         if is_manifest(key):
             reached("collect manifest deleted")
@@ -203,7 +207,8 @@ def _keys(work: Collection, item: Collected) -> list[str]:
         folder, rows = snapshot_prefix(task, item.digest), []
     else:
         folder, rows = prompt_prefix(task, item.digest), rows_keys(work.registry.ledger, task).get(item.digest, [])
-    return sorted(work.store.keys(folder), key=lambda key: not is_manifest(key)) + sorted(rows)
+    ours = [key for key in work.store.keys(folder) if parse(key) is not None]
+    return sorted(ours, key=lambda key: not is_manifest(key)) + sorted(rows)
 
 
 def _put_back(store: ObjectStore, item: Collected, bodies: dict[str, bytes]) -> bool:

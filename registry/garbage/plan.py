@@ -75,6 +75,8 @@ def plan(registry: Registry, policy: Retention, task: str | None = None) -> list
     ]
     for each in tasks:  # all, because a version of one task may descend from another's
         _check_ledger(registry, each)
+        for key in each.folder.malformed():
+            log.warning("%s/%s is no object of the registry; it stays", registry.store.url, key)
     kept = _find_kept(registry, policy, folders)
     wanted = [each for each in tasks if task in (None, each.name)]
     garbage = [item for each in wanted for item in _prompts(registry, policy, each, kept)]
@@ -234,6 +236,8 @@ def _group_snapshots(items: Iterable[Listed]) -> dict[Name, list[Listed]]:
         address = parse(item.key)
         if isinstance(address, SnapshotObject):
             objects.setdefault(Name(address.task, address.digest), []).append(item)
+        else:
+            log.warning("%s is no object of a snapshot; it stays", item.key)
     return objects
 
 

@@ -7,7 +7,7 @@ from sqlalchemy import Connection, Select, and_, delete, exists, func, select
 from sqlalchemy.exc import IntegrityError
 
 from ptpipeline.errors import NotFound, PromotionConflict
-from ptpipeline.records.base import Record, now
+from ptpipeline.records.base import Number, Record, Time, Words, now
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import Promotion, PromptVersion
 from registry.ledger import tables
@@ -46,10 +46,10 @@ class Release(Record):
     """Versions of several tasks that are promoted together: task -> version number. A `name` is never used twice."""
 
     name: str
-    actor: str
-    reason: str
-    versions: dict[str, int]
-    at: str
+    actor: Words
+    reason: Words
+    versions: dict[str, Number]
+    at: Time
 
 
 class Applied(NamedTuple):

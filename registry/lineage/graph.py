@@ -1,10 +1,12 @@
 """Every prompt that the ledger registered or the store holds, with what it descends from and which snapshots it saw."""
 
+import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from ptpipeline.data.snapshot import read_snapshot
-from ptpipeline.errors import ArtifactError
+from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.storage.keys import PROMPTS, SNAPSHOTS, manifest_key
@@ -20,6 +22,8 @@ from registry.lineage.ancestry import (
 )
 from registry.listing import ask_all
 from registry.registry import Registry
+
+log = logging.getLogger(__name__)
 
 
 class Parent(NamedTuple):
@@ -93,10 +97,15 @@ class Graph:
 
 
 def read_graph(registry: Registry) -> Graph:
-    """Read the graph from ledger and store; raise ArtifactError if a manifest or a snapshot is altered."""
+    """Read the graph from ledger and store.
+
+    What a manifest or a snapshot says that is altered is not known; a warning names each, and nobody's rows or parents
+    are taken from it.
+    """
     known = registrations(registry.ledger)
     manifests = _manifests(registry)
-    records = ask_all(lambda name: read_snapshot(registry.store, *name), stored_names(registry.store, SNAPSHOTS))
+    read = ask_all(partial(_snapshot, registry), stored_names(registry.store, SNAPSHOTS))
+    records = {name: snapshot for name, snapshot in read.items() if snapshot is not None}
     snapshots: dict[str, list[Name]] = {}
     for name in records:
         snapshots.setdefault(name.task, []).append(name)
@@ -122,9 +131,20 @@ def _manifests(registry: Registry) -> dict[Name, PromptManifest]:
     manifests: dict[Name, PromptManifest] = {}
     for name, manifest in read_manifests(registry.store, stored_names(registry.store, PROMPTS)).items():
         if manifest is None:
-            raise ArtifactError(
-                f"{registry.store.url}/{manifest_key(*name)}: altered, so nobody knows "
-                f"what it was made from; `ptp doctor {name.task}`"
+            log.warning(
+                "%s/%s: altered, so nobody knows what it was made from; `ptp doctor %s`",
+                registry.store.url,
+                manifest_key(*name),
+                name.task,
             )
-        manifests[name] = manifest
+        else:
+            manifests[name] = manifest
     return manifests
+
+
+def _snapshot(registry: Registry, name: Name) -> Snapshot | None:
+    try:
+        return read_snapshot(registry.store, *name)
+    except (ArtifactError, NotFound) as error:
+        log.warning("%s", error)
+        return None

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ptpipeline.errors import Terminal
-from ptpipeline.foreign import parse_record
-from ptpipeline.prompts.artifact import Artifact, check_tensors
+from ptpipeline.foreign import parse_record, read_file
+from ptpipeline.prompts.artifact import MAX_TENSOR_BYTES, Artifact, check_tensors
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE
 from registry.mlflow.store import MlflowStore, connect, translated_errors
@@ -37,7 +37,7 @@ def _download(client: "MlflowClient", mlflow: MlflowStore, source: str, folder: 
                 download_artifacts(f"{place}/{name}", dst_path=str(folder), tracking_uri=mlflow.uri)
                 for name in (MANIFEST_FILE, TENSOR_FILE)
             ]
-        manifest, tensors = (Path(file).read_bytes() for file in files)
+        manifest, tensors = (read_file(Path(file), MAX_TENSOR_BYTES) for file in files)
         artifact = Artifact(parse_record(PromptManifest, manifest, MANIFEST_FILE), tensors)
         check_tensors(artifact.manifest, tensors)
     except (Terminal, MlflowException, OSError):

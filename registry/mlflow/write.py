@@ -16,6 +16,7 @@ from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE, split_key
 from registry.card.card import Card
 from registry.card.description import render_description
+from registry.card.markdown import escape, quote
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -222,8 +223,8 @@ def _ensure_registered_model(client: "MlflowClient", card: Card) -> None:
 
     manifest = card.artifact.manifest
     description = (
-        f"Soft prompts for **{card.task}** on the frozen `{manifest.base_model.name}`, answering "
-        f"{manifest.answers}. `ptp show {card.task}` tells what is in production and why."
+        f"Soft prompts for **{card.task}** on the frozen {quote(manifest.base_model.name)}, answering "
+        f"{escape(manifest.answers)}. `ptp show {card.task}` tells what is in production and why."
     )
     try:
         client.create_registered_model(card.task, tags={"ptp.task": card.task}, description=description)
@@ -251,12 +252,9 @@ def _ensure_template(client: "MlflowClient", experiment: str, card: Card) -> dic
             client.create_prompt(
                 name, description=f"The text that stands behind the soft prompt of {card.task}", tags=shown_in
             )
-        return {
-            "name": name,
-            "version": str(
-                client.create_prompt_version(name, text, description=f"answers {manifest.answers}", tags=tags).version
-            ),
-        }
+        described = f"answers {escape(manifest.answers)}"
+        made = client.create_prompt_version(name, text, description=described, tags=tags)
+        return {"name": name, "version": str(made.version)}
     version = min((str(version.version) for version in versions), key=int)
     client.set_prompt_version_tag(name, version, "ptp.digest", card.digest)
     return {"name": name, "version": version}

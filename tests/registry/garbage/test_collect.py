@@ -166,7 +166,7 @@ def test_what_a_server_reports_stays_until_it_reports_something_else(registry: R
 def test_an_unreadable_server_report_stops_everything(plain: Registry, task: Task) -> None:
     published(plain, task, 0)
     plain.store.create("servers/new.json", b'{"schema_version": 2}')
-    with pytest.raises(ArtifactError, match="a newer ptpipeline wrote it"):
+    with pytest.raises(ArtifactError, match="from a newer ptpipeline"):
         collect(plain, TWO)
 
 

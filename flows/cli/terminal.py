@@ -1,0 +1,45 @@
+"""Lines on the terminal: no verb prints, or logs, other people's control characters.
+
+Reasons, labels, texts, names of objects and servers' answers are other people's words. Every line goes through `say`,
+the log through `PlainFormatter`, and what Python itself would print of an unexpected error through `say_traceback`.
+Imports nothing heavy, because every verb imports it.
+"""
+
+import logging
+import sys
+import traceback
+from types import TracebackType
+from typing import TextIO
+
+
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print one line, on standard output unless `file` is another, with all control characters written out."""
+    print(_plain(line), file=file or sys.stdout, flush=True)
+
+
+def say_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Print an error that nobody expected, as Python's `sys.excepthook` does."""
+    for part in traceback.format_exception(kind, error, trace):
+        for line in part.rstrip("\n").split("\n"):
+            say(line, sys.stderr)
+
+
+class PlainFormatter(logging.Formatter):
+    """Writes the control characters of log lines out."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record's lines."""
+        return "\n".join(map(_plain, super().format(record).split("\n")))
+
+
+def log_plainly(level: int = logging.WARNING) -> None:
+    """Let the log of all modules from that level on appear on standard error."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(PlainFormatter("%(levelname)s %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+def _plain(line: str) -> str:
+    from ptpipeline.foreign import escape_controls
+
+    return escape_controls(line)
