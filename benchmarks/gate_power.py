@@ -21,11 +21,12 @@ from numpy.typing import NDArray
 from ptpipeline.data.parquet import read_table
 from ptpipeline.evaluation.paired import Hypothesis, difference, mean_difference
 from ptpipeline.evaluation.power import default_margin, rows_needed
-from ptpipeline.gate.looks import look_at
+from ptpipeline.gate.spending import Budget, look_at
 from ptpipeline.task.policy import ChampionPolicy
 
 PAIR = Path(__file__).parent / "gate_pair.parquet"
 POLICY = ChampionPolicy()
+FOR_EVER, WITH_RESERVE = Budget(POLICY.budget), Budget(POLICY.budget, POLICY.looks)
 SLIDE = 0.001  # how much worse each night's challenger is than the champion, if the data slowly get worse
 
 Rows = NDArray[np.float64]
@@ -90,12 +91,15 @@ class Recipe(NamedTuple):
 
 
 class Night(NamedTuple):
-    """What a rule decides on: the rows' results of three prompts, and the number of this look at the test rows."""
+    """What a rule decides on: the rows' results of three prompts, the number of this look at the test rows, and the
+    error budget of all looks.
+    """
 
     challenger: Rows
     champion: Rows
     anchor: Rows
     look: int
+    budget: Budget = FOR_EVER
 
 
 Rule = Callable[[Night], bool]  # promoted?
@@ -103,23 +107,23 @@ Rule = Callable[[Night], bool]  # promoted?
 
 def superior(night: Night) -> bool:
     """The default rule."""
-    return _proves(night.challenger, night.champion, 0.0, night.look)
+    return _proves(night.challenger, night.champion, 0.0, _alpha(night))
 
 
 def not_inferior(night: Night) -> bool:
     """Non-inferiority to the champion and to the anchor, by the margin that the number of rows gives."""
     margin = _margin(len(night.anchor))
-    return not_inferior_to_champion(night) and _proves(night.challenger, night.anchor, margin, night.look)
+    return not_inferior_to_champion(night) and _proves(night.challenger, night.anchor, margin, _alpha(night))
 
 
 def not_inferior_to_champion(night: Night) -> bool:
     """The same without the anchor."""
-    return _proves(night.challenger, night.champion, _margin(len(night.champion)), night.look)
+    return _proves(night.challenger, night.champion, _margin(len(night.champion)), _alpha(night))
 
 
 def at_five_percent(night: Night) -> bool:
     """Superiority at 5 % every night, no matter how many looks there were."""
-    return _proves(night.challenger, night.champion, 0.0, look=None)
+    return _proves(night.challenger, night.champion, 0.0, POLICY.budget)
 
 
 def higher(night: Night) -> bool:
@@ -136,8 +140,11 @@ RULES: dict[str, Rule] = {
 }
 
 
-def _proves(challenger: Rows, other: Rows, margin: float, look: int | None) -> bool:
-    alpha = POLICY.budget if look is None else look_at(1, look, POLICY.budget).alpha
+def _alpha(night: Night) -> float:
+    return look_at(1, night.look, night.budget).alpha
+
+
+def _proves(challenger: Rows, other: Rows, margin: float, alpha: float) -> bool:
     return (mean_difference(Hypothesis("accuracy", margin=margin), challenger, other).p_value or 0.0) <= alpha
 
 
@@ -147,7 +154,7 @@ def _margin(rows: int) -> float:
 
 def promote_equal(pair: Pair, args: argparse.Namespace, metric: str, trials: int) -> float:
     """Return the share of trials in which one of two equal prompts passed as better at the first look."""
-    alpha, labels, promoted = look_at(1, 1, POLICY.budget).alpha, sorted(set(pair.label)), 0
+    alpha, labels, promoted = look_at(1, 1, FOR_EVER).alpha, sorted(set(pair.label)), 0
     for trial in range(trials):
         drawn = pair.swap(args.rows, np.random.default_rng([args.seed, 2, trial]))
         compared = difference(Hypothesis(metric), drawn.label, drawn.first, drawn.second, labels)
@@ -155,14 +162,24 @@ def promote_equal(pair: Pair, args: argparse.Namespace, metric: str, trials: int
     return promoted / trials
 
 
-def play_night(recipe: Recipe, args: argparse.Namespace, rule: Rule, better: float, look: int = 1) -> float:
+class Turn(NamedTuple):
+    """Which look it is, and how the budget of all looks is spent."""
+
+    look: int = 1
+    budget: Budget = FOR_EVER
+
+
+FIRST = Turn()
+
+
+def play_night(recipe: Recipe, args: argparse.Namespace, rule: Rule, better: float, turn: Turn = FIRST) -> float:
     """Return the share of trials in which a challenger that is better by `better` was promoted at that look."""
     promoted = 0
     for trial in range(args.trials):
         dice = np.random.default_rng([args.seed, trial])
         split = recipe.draw_split(args.rows, dice)
         champion, challenger = recipe.draw_prompt(split, 0.0, dice), recipe.draw_prompt(split, better, dice)
-        promoted += rule(Night(challenger, champion, champion, look))
+        promoted += rule(Night(challenger, champion, champion, *turn))
     return float(promoted / args.trials)
 
 
@@ -197,13 +214,13 @@ def _play_task(recipe: Recipe, args: argparse.Namespace, rule: Rule, slide: floa
     return promotions, quality
 
 
-def count_rows(recipe: Recipe, args: argparse.Namespace, look: int) -> int:
+def count_rows(recipe: Recipe, args: argparse.Namespace, turn: Turn) -> int:
     """Return the test rows with which the gain is detected four times in five at that look.
 
     It starts with the formula's number and adds rows until simulated nights agree.
     """
-    rows = rows_needed(args.gain, look_at(1, look, POLICY.budget).alpha, recipe.open / 2)
-    while play_night(recipe, _with_rows(args, rows), superior, args.gain, look) < 0.8:
+    rows = rows_needed(args.gain, look_at(1, *turn).alpha, recipe.open / 2)
+    while play_night(recipe, _with_rows(args, rows), superior, args.gain, turn) < 0.8:
         rows = round(rows * 1.05)
     return rows
 
@@ -220,6 +237,7 @@ class Figures(NamedTuple):
     wrong: dict[str, float]
     power: dict[str, float]
     rows_needed: dict[int, int]
+    rows_needed_with_reserve: dict[int, int]
     equal: dict[str, Year]
     sliding: dict[str, Year]
 
@@ -239,13 +257,15 @@ def simulate(args: argparse.Namespace) -> Figures:
     wrong = {name: play_night(recipe, args, rule, 0.0) for name, rule in RULES.items()}
     power = {name: play_night(recipe, args, rule, args.gain) for name, rule in RULES.items()}
     _print_night(args, wrong, power)
-    needed = {look: count_rows(recipe, args, look) for look in (1, 30, args.nights)}
-    listed = ", ".join(f"{rows} at look {look}" for look, rows in needed.items())
-    print(f"rows needed to see it four times in five: {listed}")
+    needed = {look: count_rows(recipe, args, Turn(look)) for look in (1, POLICY.looks, args.nights)}
+    before = {look: count_rows(recipe, args, Turn(look, WITH_RESERVE)) for look in (1, POLICY.looks)}
+    for rows_by_look, until in ((needed, "for ever"), (before, f"with a reserve after {POLICY.looks} looks")):
+        listed = ", ".join(f"{rows} at look {look}" for look, rows in rows_by_look.items())
+        print(f"rows needed to see it four times in five, {until}: {listed}")
     equal = {name: play_year(recipe, args, rule, 0.0) for name, rule in RULES.items()}
     sliding = {name: play_year(recipe, args, rule, SLIDE) for name, rule in RULES.items()}
     _print_year(args, equal, sliding)
-    return Figures(recipe, equal_by_metric, wrong, power, needed, equal, sliding)
+    return Figures(recipe, equal_by_metric, wrong, power, needed, before, equal, sliding)
 
 
 def _print_night(args: argparse.Namespace, wrong: dict[str, float], power: dict[str, float]) -> None:
@@ -281,6 +301,7 @@ def report(args: argparse.Namespace, figures: Figures) -> dict[str, Any]:
         "nights": args.nights,
         "rows": args.rows,
         "rows_needed": {str(look): rows for look, rows in figures.rows_needed.items()},
+        "rows_needed_with_reserve": {str(look): rows for look, rows in figures.rows_needed_with_reserve.items()},
         "discordant": figures.recipe.open / 2,
         "slide": {name: year.change for name, year in figures.sliding.items()},
         "lowest": {name: year.lowest for name, year in figures.sliding.items()},

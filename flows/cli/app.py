@@ -1,5 +1,6 @@
 """What the verbs of `ptp` share: the application, options, exit codes, and how a verb opens what it works on."""
 
+import getpass
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -11,6 +12,7 @@ from ptpipeline.errors import NotFound
 
 if TYPE_CHECKING:
     from flows.stages.context import Context
+    from ptpipeline.records.versions import PromptVersion
     from ptpipeline.task.task import Task
     from registry.registry import Registry
 
@@ -34,6 +36,13 @@ Reference = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print records as JSON, one object per line.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; the history keeps it forever.")]
+Reveal = Annotated[
+    bool,
+    typer.Option(
+        "--reveal",
+        help="Show the figures that `gate.figures: quiet` withholds; the test rows serve a look for it.",
+    ),
+]
 Alias = Annotated[str, typer.Option("--alias", help="The alias to move.")]
 
 
@@ -80,6 +89,35 @@ def find_version(registry: "Registry", reference: str) -> VersionId:
     if head is None:
         raise NotFound(f"{task} has no {name} version; `ptp versions {task}` lists what is registered")
     return VersionId(task, head.version)
+
+
+def find_kept(registry: "Registry", task: str, number: int) -> "PromptVersion":
+    """Return the version of that number; raise NotFound if there is none, or its bytes were collected."""
+    from registry.ledger.tombstone import collected_sentence
+
+    version = registry.ledger.version(task, number)
+    if version.collected:
+        raise NotFound(collected_sentence(task, version.digest))
+    return version
+
+
+def spend_look(version: "PromptVersion") -> None:
+    """Reveal the figures of a version that was refused quietly; tell on standard error which look that took."""
+    from flows.stages.release import reveal
+    from ptpipeline.task.folder import find_task
+
+    context = open_context()
+    asked = reveal(context, find_task(context.settings.tasks, version.task), version, getpass.getuser())
+    name = f"{version.task}@{version.number}"
+    if asked is None:
+        print(f"{name}: nothing is withheld, so no look was spent", file=sys.stderr)
+        return
+    look = asked.look
+    print(
+        f"{name}: look {look.number} at test set {look.test_set} was spent to reveal its figures, by {asked.by}; "
+        f"{look.spent:.4f} of the error budget {look.budget:g} is spent",
+        file=sys.stderr,
+    )
 
 
 def check_task(registry: "Registry", task: str | None) -> str | None:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.cli.app import Json, Reference, TaskName, app, find_version, open_registry
+from flows.cli.app import Json, Reference, Reveal, TaskName, app, find_kept, find_version, open_registry, spend_look
 from flows.cli.terminal import log_plainly, say
-from ptpipeline.errors import NotFound
 
 if TYPE_CHECKING:
-    from flows.on_demand.measure import Diff, FileReport
+    from flows.on_demand.diff import Diff
+    from flows.on_demand.measure import FileReport
     from flows.stages.context import Context
     from ptpipeline.records.reports import Scores, TextScores
 
@@ -89,8 +89,8 @@ def diff(
     It also prints the paired test. It is no decision of the gate, and no look at the test rows is used up.
     """
     from flows.cli.render import print_record
+    from flows.on_demand.diff import diff as compare
     from flows.on_demand.measure import VersionRef
-    from flows.on_demand.measure import diff as compare
 
     context = _open_context(writing=True)
     old, new = (VersionRef(*find_version(context.registry, reference)) for reference in (before, after))
@@ -105,20 +105,20 @@ def diff(
 def report(
     reference: Reference,
     to: Annotated[Path, typer.Option("--to", metavar="FILE", help="Write to this file; an existing one is replaced.")],
+    reveal: Reveal = False,
 ) -> None:
     """Write a version's report as one HTML file.
 
     A browser opens it without a server.
     """
     from registry.card.page import render_page
-    from registry.ledger.tombstone import collected_sentence
     from registry.versions.publish import load_card
 
-    registry = open_registry()
+    registry = open_registry(writing=reveal)
     task, number = find_version(registry, reference)
-    version = registry.ledger.version(task, number)
-    if version.collected:
-        raise NotFound(collected_sentence(task, version.digest))
+    version = find_kept(registry, task, number)
+    if reveal:
+        spend_look(version)
     path = to.expanduser()
     path.write_bytes(render_page(load_card(registry, task, version.digest), version))
     say(path)

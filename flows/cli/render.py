@@ -133,6 +133,8 @@ def _print_report(report: Report) -> None:
 
 def _print_verdict(verdict: Verdict) -> None:
     say(f"verdict: {'passed' if verdict.passed else 'failed'}")
+    if verdict.reveal:
+        say(f"{verdict.reveal.by} spent look {verdict.reveal.look.number} at these test rows to see the figures")
     print_table(
         [
             {

@@ -12,15 +12,18 @@ from flows.cli.app import (
     OptionalTask,
     Reason,
     Reference,
+    Reveal,
     TaskName,
     app,
     check_task,
+    find_kept,
     find_version,
     open_context,
     open_registry,
+    spend_look,
 )
 from flows.cli.terminal import say
-from ptpipeline.errors import NotFound, PromotionRefused, SettingsError
+from ptpipeline.errors import PromotionRefused, SettingsError
 from ptpipeline.records.versions import PRODUCTION, Promotion
 
 Override = Annotated[bool, typer.Option("--override", help="Promote against the gate; the history keeps it forever.")]
@@ -67,24 +70,24 @@ def versions(
 
 
 @app.command()
-def show(reference: Reference, as_json: Json = False) -> None:
+def show(reference: Reference, reveal: Reveal = False, as_json: Json = False) -> None:
     """Show one version: manifest, training, report and verdict."""
     from flows.cli.render import VersionDetails, print_version
     from ptpipeline.prompts.artifact import read_artifact
-    from registry.ledger.tombstone import collected_sentence
 
-    registry = open_registry()
+    registry = open_registry(writing=reveal)
     task, number = find_version(registry, reference)
-    version = registry.ledger.version(task, number)
-    if version.collected:
-        raise NotFound(collected_sentence(task, version.digest))
+    version = find_kept(registry, task, number)
+    if reveal:
+        spend_look(version)
+    report, verdict = registry.ledger.disclosed(task, version.digest)
     publication = registry.ledger.publication(task, version.digest)
     details = VersionDetails(
         version=version,
         manifest=read_artifact(registry.store, task, version.digest).manifest,
         training=publication.tuned if publication else None,
-        report=registry.ledger.report_of(task, version.digest),
-        verdict=registry.ledger.latest_verdict(task, version.digest),
+        report=report,
+        verdict=verdict,
     )
     print_version(details, as_json)
 

@@ -28,13 +28,18 @@ def rank_neighbours(context: Context, task: str, number: int) -> Neighbours:
 def train_wayward(context: Context, task: str, number: int, text: str) -> Wayward:
     """Train the task again with a pull towards an unrelated text; the version's page shows the result from then on.
 
-    Raises DataError for a prefix, or a text without tokens.
+    Raises DataError for a prefix, a text without tokens, or a task with `gate.figures: quiet`.
     """
     from ptpipeline.data.snapshot import load_split
     from ptpipeline.tuning.wayward import Aim, build_plain_job, run_wayward
 
     registry = context.registry
     version, declared = registry.ledger.version(task, number), find_task(context.settings.tasks, task)
+    if declared.gate.figures == "quiet":
+        raise DataError(
+            f"task {task}: the experiment shows figures of its prompts on the test rows, which gate.figures: quiet "
+            "withholds; run it in a task of the same data with gate.figures: open, under another name"
+        )
     snapshot, base = ingest(context, declared), context.engine(declared.base_model).base
     job = build_plain_job(base, declared, snapshot, registry.store)
     test = job.text.rows(load_split(registry.store, snapshot, "test"))

@@ -1,43 +1,35 @@
-"""Versions measured because a person asks: one on a file of rows, or two against each other.
-
-Neither is a gate, and neither spends a look.
-"""
+"""A version measured on a file of rows because a person asks: no gate, and no look."""
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from flows.stages.compare import SeenRows, compare, find_mismatch
-from flows.stages.context import Context, ingest
-from flows.stages.measure import measure
+from flows.stages.compare import SeenRows, find_mismatch, text_of
+from flows.stages.context import Context
 from ptpipeline.errors import DataError, NotFound
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
 from ptpipeline.records.base import Record, digest_of
-from ptpipeline.records.data import Snapshot, SplitInfo
-from ptpipeline.records.reports import PairedDifference, Scores, TextScores
+from ptpipeline.records.data import Split, SplitInfo
+from ptpipeline.records.reports import Scores, TextScores
 from ptpipeline.task.data import Source, SplitSpec
 from ptpipeline.task.folder import find_task
 from ptpipeline.task.task import Task
+from registry.ledger.looks import list_judging
 from registry.ledger.tombstone import collected_sentence
 
 if TYPE_CHECKING:
     from ptpipeline.data.rows import CheckedRows
-    from ptpipeline.evaluation.compare import Pair
     from ptpipeline.evaluation.measurement import Measurement, Sample
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
-NO_GATE = (
-    "no look was spent on this: the gate may not use a p seen here, because nobody counts how often rows are looked "
-    "at this way"
-)
 
 
 class FileReport(Record):
     """A version on the rows of a file: scores and 95% intervals of the prompt and of each baseline, by name.
 
-    `left_out` counts the rows that the checks left out, by check. `trained_on` counts the rows that the version, or
-    what it descends from, was trained on: they are measured, and flatter it.
+    `left_out` counts the rows that the checks left out, by check, and under `gate.figures: quiet` those that judge.
+    `trained_on` counts the rows that the version, or what it descends from, was trained on: they are measured, and
+    flatter it.
     """
 
     task: str
@@ -51,46 +43,6 @@ class FileReport(Record):
     compute_dtype: str
 
 
-class Changed(Record):
-    """A row that the two versions answer differently: predicted labels, or the gate's metric of generated texts.
-
-    `text` is None unless it was asked for.
-    """
-
-    id: str
-    label: str | None
-    before: str | float
-    after: str | float
-    text: str | None = None
-
-
-class Tally(Record):
-    """Rows of a true label, or all rows if answers are texts: won, lost, and wrong both before and after otherwise."""
-
-    label: str
-    rows: int
-    won: int
-    lost: int
-    wrong_otherwise: int
-
-
-class Diff(Record):
-    """Version `after` against version `before` on the current test rows that neither was trained on.
-
-    `better` tests whether `after` is better, `worse` whether `before` is.
-    """
-
-    task: str
-    before: int
-    after: int
-    snapshot: str
-    better: PairedDifference
-    worse: PairedDifference
-    tallies: list[Tally]
-    changed: list[Changed]
-    note: str = NO_GATE
-
-
 class VersionRef(NamedTuple):
     """A version by its task and number."""
 
@@ -101,29 +53,34 @@ class VersionRef(NamedTuple):
         return f"{self.task}@{self.number}"
 
 
-class _Version(NamedTuple):
+class OpenVersion(NamedTuple):
+    """A version with what its task declares and its verified bytes."""
+
     ref: VersionRef
     task: Task
     artifact: Artifact
 
     @property
     def base_model(self) -> str:
+        """The name of the base model that it is for."""
         return self.artifact.manifest.base_model.name
 
     @property
     def digest(self) -> str:
+        """The prompt's identity."""
         return self.artifact.digest
 
 
-def _open(context: Context, ref: VersionRef) -> _Version:
+def open_version(context: Context, ref: VersionRef) -> OpenVersion:
+    """Read a version; raises NotFound if there is none, it was collected, or its task is not declared any more."""
     task = find_task(context.settings.tasks, ref.task)
     version = context.registry.ledger.version(*ref)
     if version.collected:
         raise NotFound(collected_sentence(ref.task, version.digest))
-    return _Version(ref, task, read_artifact(context.registry.store, ref.task, version.digest))
+    return OpenVersion(ref, task, read_artifact(context.registry.store, ref.task, version.digest))
 
 
-def _check_answers(version: _Version) -> None:
+def check_answers(version: OpenVersion) -> None:
     """Raise DataError if the version answers other labels than the task has now."""
     reason = find_mismatch(version.task, version.artifact.manifest)
     if reason:
@@ -142,9 +99,9 @@ def measure_file(context: Context, ref: VersionRef, path: Path, form: str | None
     Raises DataError for a file that ingest would refuse, is not UTF-8 or has fewer than two rows, ContextError for
     a row that does not fit, NotFound if the version, or the rows that it was trained on, are gone.
     """
-    version = _open(context, ref)
+    version = open_version(context, ref)
     task = _replace_source(version.task, path, form)
-    _check_answers(version)
+    check_answers(version)
     checked = _read_file(task, path)
     sample = _build_sample(context, version, checked, path)
     scores = _score(context, version, sample)
@@ -156,7 +113,8 @@ def measure_file(context: Context, ref: VersionRef, path: Path, form: str | None
         rows=len(sample.rows),
         left_out={
             check.name: check.count for check in checked.checks if check.count and check.outcome in ("warned", "ok")
-        },
+        }
+        | ({"judging": len(checked.rows) - len(sample.rows)} if len(sample.rows) < len(checked.rows) else {}),
         trained_on=sum(row.id in seen for row in sample.rows),
         scores=scores.scores,
         interval=scores.interval,
@@ -164,7 +122,7 @@ def measure_file(context: Context, ref: VersionRef, path: Path, form: str | None
     )
 
 
-def _build_sample(context: Context, version: _Version, checked: "CheckedRows", path: Path) -> "Sample":
+def _build_sample(context: Context, version: OpenVersion, checked: "CheckedRows", path: Path) -> "Sample":
     """Return the file's rows as a test split, in an order that depends on the rows alone; each has to fit."""
     from ptpipeline.data.snapshot import identify_rows
     from ptpipeline.data.tokens import encode_text
@@ -176,6 +134,9 @@ def _build_sample(context: Context, version: _Version, checked: "CheckedRows", p
     for row in checked.rows:  # the engine would number them as it gets them
         encode_text(manifest.template, row.text, manifest.max_input_tokens, f"{path}: row {row.number}", encode)
     rows = sorted(identify_rows(checked.rows), key=lambda row: row.id)
+    if version.task.gate.figures == "quiet":
+        judging = _find_judging(context, version)
+        rows = [row for row in rows if text_of(row.id) not in judging]
     if len(rows) < 2:
         raise DataError(f"{path}: {len(rows)} row is left after the checks; an interval needs two")
     test = SplitInfo(rows=len(rows), labels={}, digest=digest_of([[*row[:3]] for row in rows]))
@@ -183,12 +144,24 @@ def _build_sample(context: Context, version: _Version, checked: "CheckedRows", p
     return Sample(snapshot, "test", rows)
 
 
+def _find_judging(context: Context, version: OpenVersion) -> set[str]:
+    """Return the texts, by digest, of the rows that judge or judged the task's candidates.
+
+    Their figures would be those that `gate.figures: quiet` withholds.
+    """
+    task = version.ref.task
+    snapshot = context.snapshot(task, version.artifact.manifest.snapshot)
+    splits: list[Split] = ["test", "reserve"] if snapshot.reserve else ["test"]
+    rows = {row for split in splits for row in context.row_ids(snapshot, split)}
+    return {text_of(row) for row in rows} | list_judging(context.registry.ledger, task)
+
+
 class _Scored(NamedTuple):
     scores: dict[str, Scores | TextScores]
     interval: dict[str, dict[str, tuple[float, float]]]
 
 
-def _score(context: Context, version: _Version, sample: "Sample") -> _Scored:
+def _score(context: Context, version: OpenVersion, sample: "Sample") -> _Scored:
     """Score the prompt and the baselines, which learn from the rows that the version was trained on."""
     from ptpipeline.data.snapshot import load_split
     from ptpipeline.evaluation.baselines import Bare, Setup, measure_baselines
@@ -251,88 +224,3 @@ def _read_file(task: Task, path: Path) -> "CheckedRows":
                     raise DataError(f"{path}: line {number} is not UTF-8; save the file as UTF-8") from None
     with tempfile.TemporaryDirectory(prefix="ptp-evaluate-") as folder:
         return check_rows(task, read_rows(task, Path(folder)))
-
-
-# ---------------------------------------------------------------- two versions
-
-
-def diff(context: Context, before: VersionRef, after: VersionRef, texts: bool = False) -> Diff:
-    """Compare the second version with the first, row by row, from stored reports or measured now.
-
-    Raises NotFound if they are of two tasks or gone, DataError if they answer other labels than the task has now, or
-    fewer than two rows compare.
-    """
-    from ptpipeline.evaluation.compare import Pair
-
-    if before.task != after.task:
-        raise NotFound(f"{before} and {after} are versions of two tasks; `ptp diff` compares two of one task")
-    versions = [_open(context, ref) for ref in (before, after)]
-    for version in versions:
-        _check_answers(version)
-    task = versions[0].task
-    snapshot = ingest(context, task)
-    pair = _pair_up(context, task, snapshot, versions)
-    better, worse = compare(task, pair, 0.0), compare(task, Pair(pair.theirs, pair.ours, pair.rows), 0.0)
-    if isinstance(better, str) or isinstance(worse, str):
-        raise DataError(f"{before} and {after} do not compare: {better}")
-    changed = _list_changed(task, pair)
-    return Diff(
-        task=task.name,
-        before=before.number,
-        after=after.number,
-        snapshot=snapshot.digest,
-        better=better,
-        worse=worse,
-        tallies=_count_answers(task, pair),
-        changed=_add_texts(context, snapshot, changed) if texts else changed,
-    )
-
-
-def _pair_up(context: Context, task: Task, snapshot: Snapshot, versions: Sequence[_Version]) -> "Pair":
-    """Pair the second version with the first on the current test rows that neither learnt from."""
-    from ptpipeline.evaluation.compare import Pair
-    from ptpipeline.evaluation.results import Results
-
-    store = context.registry.store
-    before, after = (Results.of(store, measure(context, task, version.digest, snapshot)) for version in versions)
-    rows = before.ids
-    for version in versions:
-        rows = SeenRows(context.registry, task.name, version.digest).select_unseen(rows)
-    return Pair(after, before, rows)
-
-
-def _add_texts(context: Context, snapshot: Snapshot, changed: list[Changed]) -> list[Changed]:
-    from ptpipeline.data.snapshot import load_split
-
-    texts = {row.id: row.text for row in load_split(context.registry.store, snapshot, "test")}
-    return [row.model_copy(update={"text": texts[row.id]}) for row in changed]
-
-
-def _list_changed(task: Task, pair: "Pair") -> list[Changed]:
-    column = task.gate.metric if task.generate else "predicted"
-    labels = pair.theirs.column("label", pair.rows) if not task.generate else [None] * len(pair.rows)
-    answers = (side.column(column, pair.rows) for side in (pair.theirs, pair.ours))
-    return [
-        Changed(id=row, label=label, before=before, after=after)
-        for row, label, before, after in zip(pair.rows, labels, *answers, strict=True)
-        if before != after
-    ]
-
-
-def _count_answers(task: Task, pair: "Pair") -> list[Tally]:
-    """Count per true label; a generated text is won if its metric is higher."""
-    if task.generate:
-        metric = task.gate.metric
-        scores = zip(pair.theirs.column(metric, pair.rows), pair.ours.column(metric, pair.rows), strict=True)
-        moved = [new - old for old, new in scores]
-        won, lost = sum(by > 0 for by in moved), sum(by < 0 for by in moved)
-        return [Tally(label="", rows=len(moved), won=won, lost=lost, wrong_otherwise=0)]
-    truth = pair.theirs.column("label", pair.rows)
-    before, after = (side.column("predicted", pair.rows) for side in (pair.theirs, pair.ours))
-    tallies = []
-    for label in task.labels:
-        pairs = [(old, new) for old, new, true in zip(before, after, truth, strict=True) if true == label]
-        won, lost = sum(old != label == new for old, new in pairs), sum(old == label != new for old, new in pairs)
-        otherwise = sum(old != new and label not in (old, new) for old, new in pairs)
-        tallies.append(Tally(label=label, rows=len(pairs), won=won, lost=lost, wrong_otherwise=otherwise))
-    return tallies

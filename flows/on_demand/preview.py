@@ -7,7 +7,7 @@ from flows.on_demand.explanation import Champion, Explanation, Judges, Power
 from flows.stages.compare import INCOMPARABLE, SeenRows, find_obstacle, select_comparable
 from flows.stages.context import Context
 from flows.stages.evidence import choose_margin, find_anchor
-from flows.stages.judge import count_looks, reserve_judges
+from flows.stages.judge import budget_of, count_looks, reserve_judges
 from ptpipeline.errors import DataError
 from ptpipeline.gate.explain import Opponents, list_requirements
 from ptpipeline.records.data import Snapshot, Split
@@ -37,7 +37,7 @@ def explain(context: Context, task: Task) -> Explanation:
     champion = _describe_champion(context, task, head, seen, rows.ids if rows else []) if head and seen else None
     rival = seen if champion and not champion.incomparable else None
     judges = _describe_judges(task, rows, rival) if rows else None
-    look = ledger_looks.next_look(ledger, task.name, rows.ids, task.gate.champion.budget) if rows else None
+    look = _find_look(context, task, rows) if rows else None
     margin = _find_margin(task, judges)
     anchor = find_anchor(ledger, task) if rival and task.gate.champion.rule == "non_inferiority" else None
     anchored = ledger.version_of(task.name, anchor).number if anchor and rival and anchor != rival.digest else None
@@ -52,7 +52,7 @@ def explain(context: Context, task: Task) -> Explanation:
         margin=margin,
         judges=judges,
         look=look,
-        power=_estimate_power(context, task, judges, look, rival) if judges and look else None,
+        power=_estimate_power(context, task, judges, look, rival) if judges and look and look.alpha else None,
         requirements=list_requirements(task, named),
         unknown=unknown,
     )
@@ -94,12 +94,18 @@ def _find_rows(context: Context, task: Task, snapshot: Snapshot) -> _JudgingRows
     return _JudgingRows(snapshot, split, context.row_ids(snapshot, split), served)
 
 
+def _find_look(context: Context, task: Task, rows: _JudgingRows) -> Look:
+    """Return the look that a new question would take."""
+    budget = budget_of(task, rows.snapshot, rows.split)
+    return ledger_looks.next_look(context.registry.ledger, task.name, rows.ids, budget)
+
+
 def _describe_champion(context: Context, task: Task, head: Promotion, seen: SeenRows, ids: Sequence[str]) -> Champion:
     ledger = context.registry.ledger
     reason = find_obstacle(context, task, seen)
     rows = [] if reason else select_comparable(seen, ids)
     champion = Champion(version=head.version, incomparable=rows if isinstance(rows, str) else reason)
-    report = ledger.report_of(task.name, seen.digest)
+    report = ledger.disclosed(task.name, seen.digest).report
     if report is None:
         return champion
     figure, looks = report.prompt.figures().get(task.gate.metric), _count_looks_at(context, task, report)
@@ -156,7 +162,7 @@ def _find_discordance(context: Context, task: Task, rival: SeenRows) -> float | 
     """Return the share of rows on which the last candidate differed that was compared with this champion."""
     ledger = context.registry.ledger
     for version in ledger.versions(task.name, limit=RECENT):
-        verdict = ledger.latest_verdict(task.name, version.digest)
+        verdict = ledger.disclosed(task.name, version.digest).verdict
         comparison = verdict.comparison if verdict and verdict.champion == rival.digest else None
         if comparison and comparison.discordant is not None:
             return comparison.discordant

@@ -15,6 +15,7 @@ from flows.stages.outcome import Candidate, Outcome, summarise
 from flows.stages.release import promote, register
 from flows.stages.train import Plan, plan, share, train
 from ptpipeline.errors import PtpError, place_of
+from ptpipeline.gate.disclosure import disclose_verdict
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.task.task import Task
@@ -43,7 +44,8 @@ class Mode(NamedTuple):
     """How the chain runs.
 
     `step` runs each stage. With `isolate`, an error ends only the tasks that it concerns and goes to the night's
-    errors; without, it is raised. `show` gets each task's outcome as soon as it is there. `actor` is who promotes.
+    errors; without, it is raised. `show` gets each task's outcome as soon as it is there, and the verdict as people may
+    see it. `actor` is who promotes.
     """
 
     step: Step = run_directly
@@ -105,7 +107,7 @@ def finish(context: Context, task: Task, tuned: TunedPrompt, snapshot: str, mode
         step(f"promote {name}", partial(promote, context, task, version, verdict, mode.actor)) if mode.promote else None
     )
     outcome = summarise(context.registry, task, Candidate(tuned, report, verdict, version, promotion))
-    mode.show(outcome, verdict)
+    mode.show(outcome, disclose_verdict(verdict))
     return outcome
 
 

@@ -40,7 +40,7 @@ class SeenRows:
     def inherited(self) -> set[str]:
         """The texts that only its ancestors were trained on, by digest."""
         rows = inherited_rows(self._registry, self._task, self.digest)
-        return {_text_of(row.id) for row in rows} - self._own_texts
+        return {text_of(row.id) for row in rows} - self._own_texts
 
     def select_unseen(self, ids: Sequence[str]) -> list[str]:
         """Return those rows that neither the version, nor what it descends from, was trained on."""
@@ -48,18 +48,19 @@ class SeenRows:
 
     def __contains__(self, row: str) -> bool:
         """Whether the version, or what it descends from, was trained on that row."""
-        return _text_of(row) in self._own_texts or self.is_inherited(row)
+        return text_of(row) in self._own_texts or self.is_inherited(row)
 
     def is_inherited(self, row: str) -> bool:
         """Whether only what the version descends from was trained on that row."""
-        return _text_of(row) in self.inherited
+        return text_of(row) in self.inherited
 
     @cached_property
     def _own_texts(self) -> set[str]:
-        return {_text_of(row.id) for row in self.own}
+        return {text_of(row.id) for row in self.own}
 
 
-def _text_of(row: str) -> str:
+def text_of(row: str) -> str:
+    """Return the digest of a row's text, which its id starts with."""
     return row[:_TEXT_DIGITS]
 
 

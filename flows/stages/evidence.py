@@ -95,7 +95,7 @@ def _is_superior(task: Task, comparison: PairedDifference | str | None, pair: "P
     if not isinstance(comparison, PairedDifference):
         return False
     p_value = (compare_pair(task, pair, Hypothesis(task.gate.metric)) if comparison.margin else comparison).p_value
-    return p_value is not None and look is not None and p_value <= look.alpha
+    return p_value is not None and look is not None and look.alpha > 0 and p_value <= look.alpha
 
 
 def _compare_baselines(context: Context, task: Task, measured: Measured) -> dict[str, PairedDifference]:
@@ -150,7 +150,7 @@ def find_anchor(ledger: Ledger, task: Task) -> str | None:
 def _count_rows_needed(task: Task, look: Look | None, comparison: PairedDifference | str | None) -> int | None:
     from ptpipeline.evaluation.power import expected_discordance, rows_needed
 
-    if task.gate.checks.test_rows.policy == "off":
+    if task.gate.checks.test_rows.policy == "off" or (look and look.alpha == 0):  # then no number of rows shows it
         return None
     difference = comparison if isinstance(comparison, PairedDifference) else None
     effect = difference.margin if difference and difference.margin else task.gate.checks.test_rows.effect

@@ -4,7 +4,8 @@ from flows.stages.context import Context
 from flows.stages.evidence import Challenge, gather, line_up
 from flows.stages.measure import measure, probe
 from ptpipeline.gate.decide import decide, gate_key, needs_a_person
-from ptpipeline.gate.looks import question_digest
+from ptpipeline.gate.disclosure import disclose_verdict
+from ptpipeline.gate.spending import Budget, question_digest, reveal_digest
 from ptpipeline.records.data import Snapshot, Split
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.reports import Report
@@ -33,7 +34,7 @@ def gate(context: Context, task: Task, tuned: TunedPrompt, report: Report) -> Ve
         challenge = line_up(context, task, tuned, report, champion)
         look = _take_look(context, task, challenge)  # it is noted before anything is compared
         verdict = decide(task, gather(context, task, challenge, look))
-    for check in verdict.checks:
+    for check in disclose_verdict(verdict).checks:
         result = "pass" if check.passed else "FAIL" if check.blocks else "warning:"
         context.report(f"{task.name}: {result} {check.name}: {check.observed}; required {check.required}")
     return verdict
@@ -47,6 +48,19 @@ def count_looks(context: Context, task: Task, snapshot: Snapshot) -> int:
 def reserve_judges(task: Task, snapshot: Snapshot, looks: int) -> bool:
     """Whether a new question goes to the reserve: the test rows have served all the looks that the policy allows."""
     return snapshot.reserve is not None and looks >= task.gate.champion.looks
+
+
+def take_reveal(context: Context, task: Task, report: Report, verdict: Verdict) -> Look:
+    """Note the look that shows a person the figures of a verdict; asked again, it is the same look."""
+    snapshot = context.snapshot(task.name, report.snapshot)
+    rows, budget = context.row_ids(snapshot, report.split), budget_of(task, snapshot, report.split)
+    return ledger_looks.take_look(context.registry.ledger, task.name, reveal_digest(verdict), rows, budget)
+
+
+def budget_of(task: Task, snapshot: Snapshot, split: Split) -> Budget:
+    """Return the error budget of all looks at a split; it is spent over `looks` of them if a reserve follows."""
+    followed = split == "test" and snapshot.reserve is not None
+    return Budget(task.gate.champion.budget, task.gate.champion.looks if followed else None)
 
 
 def _choose_split(context: Context, task: Task, digest: str, snapshot: Snapshot) -> Split:
@@ -72,7 +86,8 @@ def _take_look(context: Context, task: Task, challenge: Challenge) -> Look | Non
         return None
     report, results, _ = challenge.measured
     question = question_digest(report.digest, challenge.champion, report.test_digest, task.policy_digest())
-    return ledger_looks.take_look(context.registry.ledger, task.name, question, results.ids, task.gate.champion.budget)
+    budget = budget_of(task, context.snapshot(task.name, report.snapshot), report.split)
+    return ledger_looks.take_look(context.registry.ledger, task.name, question, results.ids, budget)
 
 
 def _find_champion(context: Context, task: Task) -> str | None:

@@ -35,12 +35,18 @@ def measure(context: Context, task: Task, digest: str, snapshot: Snapshot, split
     if known is not None:  # probes depend on the prompt, not on these results
         report = report.model_copy(update={"measures": known.measures, "probed": known.probed})
     ledger.save_report(report)
+    context.report(f"{task.name}: {digest[:12]} {_describe(task, report)}")
+    return report
+
+
+def _describe(task: Task, report: Report) -> str:
+    if task.gate.figures == "quiet":  # whether it may show figures is known when the gate has decided
+        return f"was measured on {report.rows} {report.split} rows"
     metric = task.gate.metric
-    context.report(
-        f"{task.name}: {digest[:12]} {split} {metric} {metric_of(report.prompt, metric):.4f}, zero-shot "
+    return (
+        f"{report.split} {metric} {metric_of(report.prompt, metric):.4f}, zero-shot "
         f"{metric_of(report.zero_shot, metric):.4f}"
     )
-    return report
 
 
 def _find_flaw(context: Context, known: Report) -> str | None:

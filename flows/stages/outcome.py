@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from ptpipeline.errors import PtpError
 from ptpipeline.gate.decide import metric_of
+from ptpipeline.gate.disclosure import describe_failures, disclose, disclose_verdict
 from ptpipeline.records.base import Record
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.reports import PairedDifference, Report
@@ -17,13 +18,16 @@ log = logging.getLogger("ptpipeline.stages")
 
 
 class Outcome(Record):
-    """One line of the night's table. Figures are the task's gate metric on the test split."""
+    """One line of the night's table.
+
+    Figures are the task's gate metric on the rows that judge; None if they are withheld.
+    """
 
     task: str
     metric: str
     status: str
-    zero_shot: float
-    candidate: float
+    zero_shot: float | None
+    candidate: float | None
     champion: float | None
     delta: float | None
     lower: float | None
@@ -47,17 +51,20 @@ class Candidate(NamedTuple):
 
 def summarise(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
     """Return the task's line of the night's table."""
-    report, verdict, version = candidate.report, candidate.verdict, candidate.version
+    verdict, version = disclose_verdict(candidate.verdict), candidate.version
+    report = disclose(candidate.report, candidate.verdict).report
     metric, comparison = task.gate.metric, verdict.comparison
-    figure = metric_of(report.prompt, metric)
+    figure = metric_of(report.prompt, metric) if report else None
     status, reason = _find_status(registry, task, candidate)
     return Outcome(
         task=task.name,
         metric=metric,
         status=status,
-        zero_shot=metric_of(report.zero_shot, metric),
+        zero_shot=metric_of(report.zero_shot, metric) if report else None,
         candidate=figure,
-        champion=figure - comparison.difference if comparison and _is_of_figures(metric, comparison) else None,
+        champion=figure - comparison.difference
+        if figure is not None and comparison and _is_of_figures(metric, comparison)
+        else None,
         delta=comparison.difference if comparison else None,
         lower=comparison.lower if comparison else None,
         upper=comparison.upper if comparison else None,
@@ -94,9 +101,8 @@ def _find_status(registry: Registry, task: Task, candidate: Candidate) -> tuple[
             f"{task.name}@{version.number} --reason ...` takes it back",
         )
     if not verdict.passed:
-        failures = verdict.failures()
-        status = "no gain" if any(check.name == "gain" for check in failures) else "gate failed"
-        return status, "; ".join(f"{check.name}: {check.observed}, required {check.required}" for check in failures)
+        no_gain = any(check.name == "gain" for check in disclose_verdict(verdict).failures())
+        return "no gain" if no_gain else "gate failed", describe_failures(verdict)
     return "awaiting approval", f"`ptp promote {task.name}@{version.number} --reason ...` takes it to production"
 
 

@@ -4,13 +4,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from flows.stages.context import MACHINE, Context, checkout_commit, ingest
-from flows.stages.judge import evaluate, gate
+from flows.stages.judge import evaluate, gate, take_reveal
 from ptpipeline.gate.decide import needs_a_person
+from ptpipeline.gate.disclosure import disclose, disclose_verdict, is_withheld
 from ptpipeline.prompts.artifact import Artifact, read_artifact
 from ptpipeline.records.base import now
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.reports import Report
-from ptpipeline.records.verdicts import Verdict
+from ptpipeline.records.verdicts import Reveal, Verdict
 from ptpipeline.records.versions import PRODUCTION, Promotion, PromptVersion
 from ptpipeline.task.folder import find_task
 from ptpipeline.task.task import Task
@@ -91,10 +92,37 @@ def judge_again(context: Context, task: Task, version: PromptVersion) -> None:
         return
     report = evaluate(context, task, publication.tuned, ingest(context, task).digest)
     verdict = gate(context, task, publication.tuned, report)
+    _keep(context, task, version, _build_provenance(context, task, publication.tuned, report, verdict))
+
+
+def reveal(context: Context, task: Task, version: PromptVersion, by: str) -> Reveal | None:
+    """Show the figures of a refused candidate from now on, for which the test rows serve a look.
+
+    Returns the look and who asked for it, which every later view shows; None if nothing was withheld. Raises NotFound
+    if the rows that judged are not stored any more.
+    """
+    registry = context.registry
+    verdict, publication = (
+        registry.ledger.latest_verdict(task.name, version.digest),
+        registry.ledger.publication(task.name, version.digest),
+    )
+    report = registry.ledger.report(verdict.evaluation_key) if verdict else None
+    if verdict is None or not is_withheld(verdict) or report is None or publication is None:
+        return verdict.reveal if verdict else None
+    asked = Reveal(by=by, look=take_reveal(context, task, report, verdict))
+    revealed = verdict.model_copy(update={"reveal": asked})
+    _keep(context, task, version, _build_provenance(context, task, publication.tuned, report, revealed))
+    return asked
+
+
+def _keep(context: Context, task: Task, version: PromptVersion, provenance: Provenance) -> None:
+    """Keep a new verdict on a version, and show it on the version's page."""
+    registry = context.registry
     # first the store: a lost ledger is rebuilt from it, and a promotion may name only a verdict that survives that
-    publish.remember(context.registry, _build_provenance(context, task, publication.tuned, report, verdict))
-    context.registry.ledger.save_verdict(verdict)
-    publish.write_page(context.registry, publish.load_card(context.registry, task.name, version.digest), version)
+    publish.remember(registry, provenance)
+    if provenance.verdict:
+        registry.ledger.save_verdict(provenance.verdict)
+    publish.write_page(registry, publish.load_card(registry, task.name, version.digest), version)
 
 
 def _is_outdated(context: Context, task: Task, version: PromptVersion) -> bool:
@@ -123,7 +151,7 @@ def _summarise(verdict: Verdict) -> str:
 def _build_provenance(context: Context, task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> Provenance:
     from ptpipeline.evaluation.plots import draw_plots
 
-    registry = context.registry
+    registry, shown = context.registry, disclose(report, verdict)
     known = registry.ledger.publication(task.name, tuned.digest)
     stored = (
         known is not None and bool(known.plots) and all(is_sound(registry.store, key) for key in known.plots.values())
@@ -133,10 +161,10 @@ def _build_provenance(context: Context, task: Task, tuned: TunedPrompt, report: 
         tuned,
         report,
         verdict,
-        {} if drawn else draw_plots(task, tuned, report, verdict),
+        {} if drawn else draw_plots(task, tuned, shown.report, disclose_verdict(verdict)),
         commit=checkout_commit(),
         neighbours=_find_new_neighbours(context, task.name, tuned.digest),
-        mistakes=_find_mistakes(context, task, report),
+        mistakes=_find_mistakes(context, task, shown.report) if shown.report else None,
     )
 
 

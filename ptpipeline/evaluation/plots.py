@@ -24,14 +24,14 @@ MAX_WRITTEN = 12  # up to this number of labels its counts are written out
 MAX_SLICES = 40
 
 
-def draw_plots(task: Task, tuned: TunedPrompt, report: Report, verdict: Verdict) -> dict[str, bytes]:
+def draw_plots(task: Task, tuned: TunedPrompt, report: Report | None, verdict: Verdict) -> dict[str, bytes]:
     """Return all plots for which there are data, as PNG bytes by name."""
-    scores = report.prompt if isinstance(report.prompt, Scores) else None
+    scores = report.prompt if report and isinstance(report.prompt, Scores) else None
     plots: dict[str, Callable[[], Figure] | None] = {
         "differences": (lambda: draw_differences(verdict)) if verdict.comparisons() else None,
         "slices": (lambda: draw_slices(verdict, task.gate.checks.slices.alpha)) if verdict.slices else None,
-        "confusion": (lambda: draw_confusion(scores, report)) if scores and scores.confusion else None,
-        "reliability": (lambda: draw_reliability(scores, report)) if scores and scores.reliability else None,
+        "confusion": (lambda: draw_confusion(scores, report)) if report and scores and scores.confusion else None,
+        "reliability": (lambda: draw_reliability(scores, report)) if report and scores and scores.reliability else None,
         # an imported prompt has no curve
         "learning_curve": (lambda: draw_learning_curve(tuned, task.gate.metric)) if tuned.curve else None,
         "token_norms": (lambda: draw_token_heat(tuned)) if any(point.token_norms for point in tuned.curve) else None,

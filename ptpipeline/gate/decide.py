@@ -82,6 +82,7 @@ def decide(task: Task, evidence: Evidence) -> Verdict:
         anchor=None if isinstance(evidence.anchor, str) else evidence.anchor,
         slices=evidence.slices,
         measures=evidence.measures,
+        figures=task.gate.figures,
     )
 
 
@@ -125,6 +126,8 @@ def _alpha(policy: ChampionPolicy, look: Look | None) -> float:
 def _describe_level(policy: ChampionPolicy, look: Look | None) -> str:
     if look is None:
         return f"p at most {policy.budget:.2g}"
+    if look.alpha == 0:
+        return "no p is small enough: the error budget of these test rows is spent; give fresh rows or a reserve"
     level = f"p at most {look.alpha:.2g}, the share of look {look.number} at these test rows"
     if look.number > policy.looks:
         return f"{level}, which are meant for {policy.looks}: give fresh rows or a reserve (data.split.reserve)"
@@ -132,7 +135,7 @@ def _describe_level(policy: ChampionPolicy, look: Look | None) -> str:
 
 
 def _is_significant(pair: PairedDifference, alpha: float) -> bool:
-    return pair.p_value is not None and pair.p_value <= alpha
+    return pair.p_value is not None and alpha > 0 and pair.p_value <= alpha
 
 
 def _minimum(policy: Gate, report: Report) -> Check:

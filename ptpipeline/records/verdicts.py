@@ -5,6 +5,8 @@ from typing import ClassVar, Literal
 from ptpipeline.records.base import Grown, Key, Number, Record, digest_of
 from ptpipeline.records.reports import PairedDifference, SliceDifference, title_of
 
+Figures = Literal["open", "quiet"]
+
 
 class Look(Record):
     """One decision about a candidate by a set of test rows; `number` counts the looks at rows of that set.
@@ -36,15 +38,25 @@ class Check(Grown):
         return not self.passed and self.policy == "block"
 
 
+class Reveal(Record):
+    """The look that showed the figures of a refused candidate to a person, and who asked, by the name of the system's
+    user.
+    """
+
+    by: str
+    look: Look
+
+
 class Verdict(Grown):
     """The gate's decision. It binds version, policy, test rows and champion by digest.
 
     `won` says what a passed candidate showed: that it is `superior` to the champion (to all baselines, if there was no
     champion), or that it is `not inferior`. `baselines` and `anchor` are the comparisons beside the champion,
-    `measures` the numbers that the other checks judged.
+    `measures` the numbers that the other checks judged. `figures` is the task's `gate.figures` when it was decided:
+    `quiet` withholds all of these from people if the candidate was refused, until a `reveal` (gate/disclosure.py).
     """
 
-    LATER: ClassVar = frozenset({"look", "won", "baselines", "anchor", "slices", "measures"})
+    LATER: ClassVar = frozenset({"look", "won", "baselines", "anchor", "slices", "measures", "figures", "reveal"})
 
     task: str
     digest: Key
@@ -62,6 +74,8 @@ class Verdict(Grown):
     anchor: PairedDifference | None = None
     slices: list[SliceDifference] = []
     measures: dict[str, float] = {}
+    figures: Figures = "open"
+    reveal: Reveal | None = None
 
     def verdict_digest(self) -> str:
         """Return the identity of the decision, as promotions cite it."""

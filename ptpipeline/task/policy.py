@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ptpipeline.records.reports import Baseline, Metric
+from ptpipeline.records.verdicts import Figures
 from ptpipeline.task.document import Section
 
 Policy = Literal["block", "warn", "off"]
@@ -169,7 +170,7 @@ class ChampionPolicy(Section):
 
     `superiority`: the challenger is better. `non_inferiority`: it is at most `margin` worse than the champion, and than
     the anchor, so that small losses cannot add up; without `margin` the number of rows decides it. `looks` is how often
-    the test rows judge before the reserve replaces them.
+    the test rows judge before the reserve replaces them; if there is a reserve, the budget is spent over that many.
     """
 
     rule: Literal["superiority", "non_inferiority"] = "superiority"
@@ -194,9 +195,14 @@ class ChampionPolicy(Section):
 
 
 class Gate(Section):
-    """What a candidate must show on the test split before it may go to production."""
+    """What a candidate must show on the test split before it may go to production.
+
+    `figures` says what people see of a refused candidate: all figures of the test rows (`open`), or only which checks
+    failed (`quiet`). It decides nothing, so it is part of no key.
+    """
 
     metric: Metric = "accuracy"
     minimum: Share
+    figures: Figures = "open"
     champion: ChampionPolicy = ChampionPolicy()
     checks: Checks = Checks()

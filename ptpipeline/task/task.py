@@ -181,9 +181,9 @@ class Task(Section):
         return digest_of(parts | answering | ({"scoring": self.scoring.to_json()} if self.scoring != Scoring() else {}))
 
     def policy_digest(self) -> str:
-        """Return the digest of the gate's policy, the labels and their scoring, the hard prompt, and GATE_VERSION."""
+        """Return the digest of all that decides a verdict: policy, labels, scoring, hard prompt, and GATE_VERSION."""
         parts = {
-            "gate": self.gate.model_dump(mode="json"),
+            "gate": self.gate.model_dump(mode="json", exclude={"figures"}),
             "max_bytes": self.byte_limit(),
             "labels": self.labels,
             "scoring": self.scoring.to_json(),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ptpipeline.evaluation.mistakes import Mistakes
+from ptpipeline.gate.disclosure import is_withheld
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.interpretation import Neighbours, Wayward
 from ptpipeline.records.data import Snapshot
@@ -15,6 +16,10 @@ from ptpipeline.records.reports import Report, Scores, TextScores, title_of
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PromptVersion
 
+WITHHELD = (
+    "the figures of the test rows are withheld, because the candidate was refused and `gate.figures` is quiet; "
+    "`ptp show TASK@N --reveal` spends a look to show them"
+)
 SUMMED = ("bleu", "chrf")  # compared by sentences, shown of the corpus: the two do not subtract
 
 
@@ -37,7 +42,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Card:
-    """All that is known of a stored prompt: what its MLflow version and its page show.
+    """All that people may see of a stored prompt: what its MLflow version and its page show.
 
     `store` is the object store's address, `champion` the number of the version that the verdict compares it with,
     `wayward` are experiments on what the words near its virtual tokens are worth.
@@ -59,6 +64,11 @@ class Card:
     def digest(self) -> str:
         """The prompt's identity."""
         return self.artifact.digest
+
+    @property
+    def withheld(self) -> bool:
+        """True if report and verdict are shown without the figures of the test rows."""
+        return is_withheld(self.provenance.verdict)
 
     def params(self) -> dict[str, str]:
         """Return what the prompt was made with, as MLflow's parameters."""
@@ -85,7 +95,7 @@ class Card:
             "ptp.snapshot": manifest.snapshot,
             "ptp.verdict": "none" if verdict is None else "passed" if verdict.passed else "failed",
         }
-        if verdict:
+        if verdict and not self.withheld:  # a redacted verdict is no verdict of the ledger
             tags["ptp.verdict_digest"] = verdict.verdict_digest()
         if version:
             tags["ptp.version"] = str(version.number)

@@ -6,7 +6,7 @@ from ptpipeline.records.reports import PairedDifference, Report, Scores, title_o
 from ptpipeline.records.verdicts import Check, Verdict
 from ptpipeline.records.versions import PromptVersion
 from ptpipeline.storage.keys import prompt_prefix
-from registry.card.card import Card, columns, seed_spread, selection_bias
+from registry.card.card import WITHHELD, Card, columns, seed_spread, selection_bias
 from registry.card.markdown import escape, quote
 
 MAX_DESCRIPTION = 5000  # characters that MLflow's databases keep
@@ -41,7 +41,7 @@ def _use(card: Card, version: PromptVersion | None) -> list[str]:
 def _quality(card: Card) -> list[str]:
     report, verdict = card.provenance.report, card.provenance.verdict
     if report is None:
-        return ["### Quality", "- not evaluated yet"]
+        return ["### Quality", f"- {WITHHELD}" if card.withheld else "- not evaluated yet"]
     lines = [
         f"### Quality on {report.rows} {report.split} rows",
         *(_compare_baselines(report, metric) for metric in report.prompt.figures()),

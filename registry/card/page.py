@@ -10,7 +10,7 @@ from ptpipeline.prompts.sensitive import screen
 from ptpipeline.records.reports import title_of
 from ptpipeline.records.versions import PromptVersion
 from ptpipeline.storage.keys import prompt_prefix
-from registry.card.card import Card, columns, seed_spread, selection_bias
+from registry.card.card import WITHHELD, Card, columns, seed_spread, selection_bias
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -43,6 +43,7 @@ def render_page(card: Card, version: PromptVersion | None = None) -> bytes:
         seeds=seed_spread(provenance.tuned),
         measures=verdict.measures if verdict and verdict.measures else report.measures if report else {},
         hints=_hints(card),
+        withheld=WITHHELD if card.withheld else None,
         captions={name: CAPTIONS.get(name, name) for name in provenance.plots},
         placed=CAPTIONS,
     )

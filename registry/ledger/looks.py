@@ -9,13 +9,14 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, func, select
 
-from ptpipeline.gate.looks import OVERLAP, look_at, question_digest
+from ptpipeline.gate.spending import Budget, look_at, question_of, reveal_digest
 from ptpipeline.records.base import now
 from ptpipeline.records.verdicts import Look, Verdict
 from registry.ledger import tables
 from registry.ledger.database import insert, put
 from registry.ledger.ledger import Ledger
 
+OVERLAP = 0.01  # a set of test rows that shares more of its rows than this with an earlier set is not fresh
 _BYTES = 8  # of a row's id: 16 hex digits, then a number if its text occurs more than once
 
 
@@ -33,7 +34,7 @@ class _RowSet(NamedTuple):
     rows: frozenset[bytes]
 
 
-def take_look(ledger: Ledger, task: str, question: str, rows: Iterable[str], budget: float) -> Look:
+def take_look(ledger: Ledger, task: str, question: str, rows: Iterable[str], budget: Budget) -> Look:
     """Return the look that answers `question` from the rows of these ids: the one that did, else the next one at their
     test set.
 
@@ -45,14 +46,15 @@ def take_look(ledger: Ledger, task: str, question: str, rows: Iterable[str], bud
             place = _next(connection, task, {_code(row) for row in rows})
             row = {"task": task, **place._asdict(), "question": question, "at": now()}
             connection.execute(insert(connection, tables.look).values(**row))
-    return look_at(*place, budget)
+        return look_at(*place, budget, _decided(connection, task, place.test_set))
 
 
-def next_look(ledger: Ledger, task: str, rows: Iterable[str], budget: float) -> Look:
+def next_look(ledger: Ledger, task: str, rows: Iterable[str], budget: Budget) -> Look:
     """Return the look that a new question about these rows would take; this call does not take it."""
     with ledger.database.reading() as connection:
         test_set = _set_or_new(connection, task, {_code(row) for row in rows}).number
-        return look_at(test_set, _count(connection, task, test_set) + 1, budget)
+        number = _count(connection, task, test_set) + 1
+        return look_at(test_set, number, budget, _decided(connection, task, test_set))
 
 
 def is_answered(ledger: Ledger, task: str, question: str) -> bool:
@@ -68,18 +70,40 @@ def count_looks(ledger: Ledger, task: str, rows: Iterable[str]) -> int:
         return _count(connection, task, test_set.number) if test_set else 0
 
 
+def list_judging(ledger: Ledger, task: str) -> set[str]:
+    """Return the texts, by digest, of all rows that ever judged a candidate of the task."""
+    with ledger.database.reading() as connection:
+        stored = connection.scalars(select(tables.test_set.c.rows).where(tables.test_set.c.task == task))
+        return {code.hex() for rows in stored for code in _decode(rows)}
+
+
 def restore_look(connection: Connection, verdict: Verdict, rows: Iterable[str]) -> None:
-    """Add the look that a stored verdict was decided on, and its rows; one that is there stays as it is."""
-    task, look = verdict.task, verdict.look
-    if look is None:
-        return
+    """Add the look that a stored verdict was decided by, and the one that revealed it, with their rows.
+
+    A look that is there stays as it is.
+    """
+    codes = {_code(row) for row in rows}
+    if verdict.look:
+        _put_look(connection, verdict.task, verdict.look, question_of(verdict), codes)
+    if verdict.reveal:
+        _put_look(connection, verdict.task, verdict.reveal.look, reveal_digest(verdict), codes)
+
+
+def _put_look(connection: Connection, task: str, look: Look, question: str, rows: Set[bytes]) -> None:
     stored = connection.scalar(
         select(tables.test_set.c.rows).where(tables.test_set.c.task == task, tables.test_set.c.number == look.test_set)
     )
-    _put_set(connection, task, _RowSet(look.test_set, _decode(stored or b"") | {_code(row) for row in rows}))
-    answered = question_digest(verdict.digest, verdict.champion, verdict.test_digest, verdict.policy)
-    row = {"task": task, "test_set": look.test_set, "number": look.number, "question": answered, "at": now()}
+    _put_set(connection, task, _RowSet(look.test_set, _decode(stored or b"") | rows))
+    row = {"task": task, "test_set": look.test_set, "number": look.number, "question": question, "at": now()}
     connection.execute(insert(connection, tables.look).values(**row).on_conflict_do_nothing())
+
+
+def _decided(connection: Connection, task: str, test_set: int) -> dict[int, Look]:
+    """The looks at that set by which a verdict was decided or revealed, by number."""
+    record = tables.verdict.c.record
+    looks = select(record["look"], record[("reveal", "look")]).where(tables.verdict.c.task == task)
+    found = (Look.model_validate(look) for row in connection.execute(looks) for look in row if look)
+    return {look.number: look for look in found if look.test_set == test_set}
 
 
 def _find(connection: Connection, task: str, question: str) -> _Place | None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from sqlalchemy import Connection, Row, Select, Table, select
 
+from ptpipeline.gate.disclosure import Disclosed, disclose
 from ptpipeline.records.base import Grown, now
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.prompts import TunedPrompt
@@ -102,6 +103,12 @@ class Results:
     def latest_verdict(self, task: str, digest: str) -> Verdict | None:
         """Return the newest verdict on the prompt of that digest."""
         return self._verdict(tables.verdict.c.task == task, tables.verdict.c.digest == digest)
+
+    def disclosed(self, task: str, digest: str) -> Disclosed:
+        """Return report and newest verdict of that prompt as people may see them."""
+        verdict = self.latest_verdict(task, digest)
+        report = self.report(verdict.evaluation_key) if verdict and verdict.figures == "quiet" else None
+        return disclose(report or self.report_of(task, digest), verdict)
 
     def verdicts(self, task: str, digest: str) -> list[Verdict]:
         """Return every verdict on the prompt of that digest, newest first."""

@@ -51,7 +51,7 @@ class Origin(Record):
 
 
 class Lineage(Record):
-    """Where a version comes from, how it was measured and judged, and its promotions.
+    """Where a version comes from, how it was measured and judged (as people may see it), and its promotions.
 
     `origins` begin with its own; each prompt that it descends from follows once.
     """
@@ -109,12 +109,8 @@ def trace_version(registry: Registry, task: str, number: int) -> Lineage:
             origins[name] = _origin(registry, graph, name)
             todo += [parent.name for parent in graph.parents(name)]
     promotions = [row for row in ledger.history(task) if row.version == number]
-    return Lineage(
-        origins=list(origins.values()),
-        report=ledger.report_of(task, version.digest),
-        verdict=ledger.latest_verdict(task, version.digest),
-        promotions=promotions,
-    )
+    report, verdict = ledger.disclosed(task, version.digest)
+    return Lineage(origins=list(origins.values()), report=report, verdict=verdict, promotions=promotions)
 
 
 def row_id(text: str) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from ptpipeline.errors import ArtifactError, NotFound, PromotionRefused, PtpError
+from ptpipeline.gate.disclosure import describe_failures
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records.base import is_name
 from ptpipeline.records.prompts import PromptManifest
@@ -301,12 +302,9 @@ def _require_passed(registry: Registry, task: Task, transition: Transition) -> V
             f"{where}: {changed} changed since it was judged; judge it again first: `ptp run {task.name}`"
         )
     if not current[0].passed:
-        reasons = "; ".join(
-            f"{check.name}: {check.observed}, required {check.required}" for check in current[0].failures()
-        )
         raise PromotionRefused(
-            f"{where}: it failed the gate ({reasons}); correct data or recipe and `ptp run {task.name}`, or "
-            "promote anyway with --override (recorded permanently)"
+            f"{where}: it failed the gate ({describe_failures(current[0])}); correct data or recipe and `ptp run "
+            f"{task.name}`, or promote anyway with --override (recorded permanently)"
         )
     return current[0]
 

@@ -8,9 +8,12 @@ from typing import TypeVar
 from ptpipeline.errors import ArtifactError, NotFound, Terminal
 from ptpipeline.evaluation.mistakes import Mistakes
 from ptpipeline.foreign import parse_record
+from ptpipeline.gate.disclosure import WITHOUT_TEST_ROWS, disclose, is_withheld
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble, write_artifact
 from ptpipeline.prompts.interpretation import Neighbours, Wayward
 from ptpipeline.records.base import Record
+from ptpipeline.records.reports import Report
+from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PromptVersion, VersionName
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import companion_key, page_key, plot_key, quarantined_version_key, version_key
@@ -185,8 +188,9 @@ def attach(registry: Registry, digest: str, experiment: Wayward) -> str:
     if key not in publication.wayward:
         publication = publication.model_copy(update={"wayward": (*publication.wayward, key)})
         ledger.save_publication(publication)
-        known = load_card(registry, task, digest).provenance
-        write_dossier(registry.store, Dossier(publication=publication, report=known.report, verdict=known.verdict))
+        verdict = ledger.latest_verdict(task, digest)
+        report = _find_report(ledger, publication, verdict)
+        write_dossier(registry.store, Dossier(publication=publication, report=report, verdict=verdict))
     return write_page(registry, load_card(registry, task, digest), version)
 
 
@@ -220,26 +224,41 @@ def _load_publication(ledger: Ledger, task: str, digest: str) -> Publication:
 def _make_card(
     registry: Registry, artifact: Artifact, publication: Publication, given: Provenance | None = None
 ) -> Card:
-    """Return the card of a verified artifact; what `given` does not hold is read from the ledger and the store."""
+    """Return the card of a verified artifact, as people may see it.
+
+    What `given` does not hold is read from the ledger and the store.
+    """
     ledger, store, task, digest = registry.ledger, registry.store, artifact.manifest.task, artifact.digest
     plots = given.plots if given else {}
-    verdict = given.verdict if given and given.verdict else ledger.latest_verdict(task, digest)
+    judged = given.verdict if given and given.verdict else ledger.latest_verdict(task, digest)
+    report, verdict = disclose(_find_report(ledger, publication, judged), judged)
+    quiet = is_withheld(judged)
     return Card(
         artifact=artifact,
         provenance=Provenance(
             tuned=publication.tuned,
-            report=(ledger.report(verdict.evaluation_key) if verdict else None) or ledger.report_of(task, digest),
+            report=report,
             verdict=verdict,
-            plots=plots | _read_plots(store, publication, plots),
+            plots={
+                name: body
+                for name, body in (plots | _read_plots(store, publication, plots)).items()
+                if name in WITHOUT_TEST_ROWS or not quiet
+            },
             commit=publication.commit,
             neighbours=_read_companion(store, Neighbours, publication.neighbours),
-            mistakes=_read_companion(store, Mistakes, publication.mistakes),
+            mistakes=None if quiet else _read_companion(store, Mistakes, publication.mistakes),
         ),
         snapshot=ledger.snapshot(task, artifact.manifest.snapshot),
         store=store.url,
         champion=_number_of(ledger, task, verdict.champion) if verdict and verdict.champion else None,
-        wayward=[found for key in publication.wayward if (found := _read_companion(store, Wayward, key))],
+        wayward=[found for key in publication.wayward if not quiet and (found := _read_companion(store, Wayward, key))],
     )
+
+
+def _find_report(ledger: Ledger, publication: Publication, verdict: Verdict | None) -> Report | None:
+    """Return the report behind the verdict; the newest one if there is no verdict, or its report is gone."""
+    tuned = publication.tuned
+    return (ledger.report(verdict.evaluation_key) if verdict else None) or ledger.report_of(tuned.task, tuned.digest)
 
 
 def _read_plots(store: ObjectStore, publication: Publication, given: Mapping[str, bytes]) -> dict[str, bytes]:

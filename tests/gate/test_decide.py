@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ptpipeline.gate.decide import Evidence, decide, gate_key, needs_a_person
-from ptpipeline.gate.looks import look_at
+from ptpipeline.gate.spending import Budget, look_at
 from ptpipeline.records.reports import PairedDifference, Report, Scores, SliceDifference, TextScores
 from ptpipeline.records.verdicts import Look, Verdict
 from ptpipeline.task.policy import Bias, ChampionPolicy, Checks, Drift, Gate
@@ -76,14 +76,14 @@ def first(**changes: Any) -> Evidence:
         report(),
         1000,
         None,
-        look_at(1, 1, 0.05),
+        look_at(1, 1, Budget(0.05)),
         baselines={"majority": pair(1e-9), "zero_shot": pair(1e-4)},
         measures=MEASURES,
     )
     return replace(evidence, **changes)
 
 
-def second(p_value: float = 0.01, look: Look = look_at(1, 1, 0.05), **changes: Any) -> Evidence:
+def second(p_value: float = 0.01, look: Look = look_at(1, 1, Budget(0.05)), **changes: Any) -> Evidence:
     """The same while a champion is in production."""
     return first(**({"champion": "old", "look": look, "comparison": pair(p_value), "superior": True} | changes))
 
@@ -154,11 +154,11 @@ def test_the_minimum_itself_suffices() -> None:
 
 @pytest.mark.parametrize(("number", "passes"), [(1, True), (2, False)])
 def test_every_look_asks_for_more(number: int, passes: bool) -> None:
-    assert decide(TASK, second(0.01, look_at(1, number, 0.05))).passed is passes
+    assert decide(TASK, second(0.01, look_at(1, number, Budget(0.05)))).passed is passes
 
 
 def test_p_may_be_just_the_looks_share() -> None:
-    look = look_at(1, 2, 0.05)
+    look = look_at(1, 2, Budget(0.05))
     assert decide(TASK, second(look.alpha, look)).passed
     assert failed(decide(TASK, second(look.alpha * 1.0001, look))) == ["champion"]
 
@@ -166,7 +166,7 @@ def test_p_may_be_just_the_looks_share() -> None:
 def test_every_look_asks_for_more_over_the_baselines_too() -> None:
     between = {"majority": pair(1e-9), "zero_shot": pair(0.01)}
     assert decide(TASK, first(baselines=between)).passed
-    later = first(baselines=between, look=look_at(1, 2, 0.05))
+    later = first(baselines=between, look=look_at(1, 2, Budget(0.05)))
     assert failed(decide(TASK, later)) == ["gain"]
     ungated = decide(with_checks(gain="off"), later)
     assert (ungated.passed, ungated.won) == (True, None)
@@ -180,11 +180,13 @@ def test_without_a_look_the_whole_budget_is_the_level() -> None:
 
 
 def test_the_last_look_that_rows_are_meant_for_asks_for_no_fresh_rows() -> None:
-    assert "meant for" not in decide(TASK, second(look=look_at(1, 30, 0.05))).checks[2].required
+    assert "meant for" not in decide(TASK, second(look=look_at(1, 30, Budget(0.05)))).checks[2].required
 
 
 def test_the_verdict_says_how_much_is_spent_and_when_the_rows_are() -> None:
-    required = {number: decide(TASK, second(look=look_at(1, number, 0.05))).checks[2].required for number in (2, 31)}
+    required = {
+        number: decide(TASK, second(look=look_at(1, number, Budget(0.05)))).checks[2].required for number in (2, 31)
+    }
     assert (
         required[2]
         == "better than the champion: p at most 0.0076, the share of look 2 at these test rows (0.038 of the error "

@@ -36,7 +36,7 @@ from ptpipeline.evaluation.evaluate import evaluate
 from ptpipeline.evaluation.mistakes import Mistakes
 from ptpipeline.evaluation.probes.every import probes_digest
 from ptpipeline.gate import decide as gate
-from ptpipeline.gate.looks import question_digest
+from ptpipeline.gate.spending import Budget, question_digest
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import KeyValues
 from ptpipeline.models.load import load_base
@@ -322,7 +322,7 @@ def registered(folder: Path, mlflow: str | None = None) -> Registry:
     fix(registry, {"mood": declared}, examine(registry))
     report_holdings(store, inputs.HOLDER, [Holding("mood", made["prompt"].digest)])
     store.create(Checkpoints(store, 60.0, b"s" * 32).open(_base(), [_job()], "shared").key, b"state")
-    take_look(registry.ledger, "mood", "9" * 64, ["0123456789abcdef", "fedcba9876543210-2"], 0.05)
+    take_look(registry.ledger, "mood", "9" * 64, ["0123456789abcdef", "fedcba9876543210-2"], Budget(0.05))
     return registry
 
 

@@ -43,7 +43,7 @@ def test_what_is_not_said_is_safe() -> None:
         ("champion: {rule: better}", r"gate\.champion\.rule: found 'better'"),
         (
             "beat_zero_shot: true",
-            r"gate\.beat_zero_shot: unknown field; allowed here: champion, checks, metric, minimum",
+            r"gate\.beat_zero_shot: unknown field; allowed here: champion, checks, figures, metric, minimum",
         ),
     ],
 )

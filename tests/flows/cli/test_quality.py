@@ -23,6 +23,7 @@ from flows.stages.release import move
 from ptpipeline.data.snapshot import load_split
 from ptpipeline.errors import PtpError
 from ptpipeline.evaluation.power import default_margin, rows_needed, smallest_gain
+from ptpipeline.gate.spending import Budget
 from ptpipeline.records.answers import Answer
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.verdicts import Verdict
@@ -256,7 +257,7 @@ def test_the_reserve_takes_over_after_the_looks(tmp_path: Path) -> None:
     before = told(project, looks=1)
     assert before.judges is not None
     assert (before.judges.split, before.judges.rows, before.judges.reserve) == ("test", len(test_rows), len(reserve))
-    taken = take_look(project.stages.registry.ledger, NAME, "a question", test_rows, 0.05)
+    taken = take_look(project.stages.registry.ledger, NAME, "a question", test_rows, Budget(0.05))
     after = told(project, looks=1)
     assert after.judges is not None
     assert after.look is not None
@@ -451,7 +452,8 @@ def test_versions_of_two_tasks_do_not_compare(nights: Nights, ptp: Any) -> None:
 
 
 def test_a_version_of_free_text_is_compared_by_the_rows_metric(tmp_path: Path) -> None:
-    from flows.on_demand.measure import VersionRef, diff, measure_file
+    from flows.on_demand.diff import diff
+    from flows.on_demand.measure import VersionRef, measure_file
     from tests.flows.stages.test_generation import generating
 
     project = generating(Project(tmp_path, (NAME,)))

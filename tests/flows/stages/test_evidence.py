@@ -14,7 +14,7 @@ from ptpipeline.data.rows import Row
 from ptpipeline.evaluation.compare import Pair, compare_pair
 from ptpipeline.evaluation.paired import Hypothesis
 from ptpipeline.evaluation.results import Results
-from ptpipeline.gate.looks import look_at
+from ptpipeline.gate.spending import Budget, look_at
 from ptpipeline.records.data import SplitInfo
 from ptpipeline.records.verdicts import Look
 from ptpipeline.records.versions import PromptVersion
@@ -73,14 +73,14 @@ def p_of(task: Task, pair: Pair) -> float:
 @pytest.mark.parametrize("rule", ["non_inferiority", "superiority"])
 def test_what_the_budget_allows_and_this_look_does_not_is_not_superior(context: Context, rule: str) -> None:
     task, pair = a_gated_task(rule), a_pair(better=6)
-    second = look_at(1, 2, BUDGET)
+    second = look_at(1, 2, Budget(BUDGET))
     assert second.alpha < p_of(task, pair) < BUDGET
     assert not gather(context, task, a_challenge(context, task, pair), second).superior
 
 
 @pytest.mark.parametrize("rule", ["non_inferiority", "superiority"])
 def test_what_this_look_allows_is_superior(context: Context, rule: str) -> None:
-    task, pair, second = a_gated_task(rule), a_pair(better=12), look_at(1, 2, BUDGET)
+    task, pair, second = a_gated_task(rule), a_pair(better=12), look_at(1, 2, Budget(BUDGET))
     assert p_of(task, pair) < second.alpha
     assert gather(context, task, a_challenge(context, task, pair), second).superior
 
@@ -93,7 +93,7 @@ def test_a_chance_of_exactly_this_looks_share_is_superior(context: Context) -> N
 
 
 def test_no_worse_by_the_margin_is_not_superior(context: Context) -> None:
-    task, pair, first = a_gated_task(), a_pair(better=1, worse=1), look_at(1, 1, BUDGET)
+    task, pair, first = a_gated_task(), a_pair(better=1, worse=1), look_at(1, 1, Budget(BUDGET))
     evidence = gather(context, task, a_challenge(context, task, pair), first)
     assert not isinstance(evidence.comparison, str)
     assert evidence.comparison is not None
@@ -110,14 +110,14 @@ def test_without_a_look_nothing_is_superior(context: Context) -> None:
 def test_what_does_not_compare_is_not_superior(context: Context) -> None:
     task = a_gated_task()
     challenge = a_challenge(context, task, a_pair(better=30))._replace(pair="they answer other labels")
-    evidence = gather(context, task, challenge, look_at(1, 1, BUDGET))
+    evidence = gather(context, task, challenge, look_at(1, 1, Budget(BUDGET)))
     assert (evidence.comparison, evidence.superior, evidence.anchor) == ("they answer other labels", False, None)
 
 
 def test_without_another_in_production_nothing_is_compared(context: Context) -> None:
     task = a_gated_task()
     challenge = a_challenge(context, task, a_pair(better=30), champion=None)._replace(pair=None)
-    evidence = gather(context, task, challenge, look_at(1, 1, BUDGET))
+    evidence = gather(context, task, challenge, look_at(1, 1, Budget(BUDGET)))
     assert (evidence.comparison, evidence.superior, evidence.anchor) == (None, False, None)
 
 
@@ -197,14 +197,14 @@ def test_the_champion_is_not_compared_with_itself_as_the_anchor(context: Context
     task = a_gated_task()
     anchor_after(context, task, (1, None, "superior", ME))
     challenge = a_challenge(context, task, a_pair(better=3), champion=digest(task, 1))
-    assert gather(context, task, challenge, look_at(1, 1, BUDGET)).anchor is None
+    assert gather(context, task, challenge, look_at(1, 1, Budget(BUDGET))).anchor is None
 
 
 def test_the_challenger_is_not_compared_with_itself_as_the_anchor(context: Context) -> None:
     task = a_gated_task()
     anchor_after(context, task, (1, None, "superior", ME), (2, 1, "not inferior", ME))
     challenge = a_challenge(context, task, a_pair(better=3), champion=digest(task, 2), seed=1)
-    assert gather(context, task, challenge, look_at(1, 1, BUDGET)).anchor is None
+    assert gather(context, task, challenge, look_at(1, 1, Budget(BUDGET))).anchor is None
 
 
 @pytest.mark.parametrize(("rule", "asked"), [("non_inferiority", True), ("superiority", False)])
@@ -212,7 +212,7 @@ def test_an_anchor_further_back_is_asked_where_a_margin_could_add_up(context: Co
     task = a_gated_task(rule)
     anchor_after(context, task, (1, None, "superior", ME), (2, 1, "not inferior", ME))
     challenge = a_challenge(context, task, a_pair(better=3), champion=digest(task, 2))
-    anchor = gather(context, task, challenge, look_at(1, 1, BUDGET)).anchor
+    anchor = gather(context, task, challenge, look_at(1, 1, Budget(BUDGET))).anchor
     assert isinstance(anchor, str) == asked  # its rows are not stored here, so it says why it does not compare
 
 

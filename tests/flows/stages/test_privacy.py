@@ -9,8 +9,9 @@ import pytest
 from pyarrow import parquet
 
 from flows.cli.quality import _print_diff, _print_file
+from flows.on_demand.diff import diff
 from flows.on_demand.explanation import describe
-from flows.on_demand.measure import VersionRef, diff, measure_file
+from flows.on_demand.measure import VersionRef, measure_file
 from flows.on_demand.preview import explain
 from flows.stages.context import Context
 from registry.card.description import render_description

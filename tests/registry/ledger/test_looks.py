@@ -12,9 +12,11 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from ptpipeline.gate.looks import OVERLAP
+from ptpipeline.gate.spending import Budget
 from registry.ledger.ledger import Ledger
-from registry.ledger.looks import count_looks, is_answered, next_look, take_look
+from registry.ledger.looks import OVERLAP, count_looks, is_answered, next_look, take_look
+
+BUDGET = Budget(0.05)
 
 
 def rows(first: int, last: int) -> list[str]:
@@ -22,84 +24,84 @@ def rows(first: int, last: int) -> list[str]:
 
 
 def test_every_question_at_the_same_rows_is_the_next_look(ledger: Ledger) -> None:
-    looks = [take_look(ledger, "mood", asked, rows(0, 100), 0.05) for asked in ("a", "b", "c")]
+    looks = [take_look(ledger, "mood", asked, rows(0, 100), BUDGET) for asked in ("a", "b", "c")]
     assert [(look.test_set, look.number) for look in looks] == [(1, 1), (1, 2), (1, 3)]
     assert count_looks(ledger, "mood", rows(0, 100)) == 3
 
 
 def test_a_question_that_is_asked_again_is_the_same_look(ledger: Ledger) -> None:
-    first = take_look(ledger, "mood", "a", rows(0, 100), 0.05)
-    take_look(ledger, "mood", "b", rows(0, 100), 0.05)
-    assert take_look(ledger, "mood", "a", rows(0, 100), 0.05) == first
+    first = take_look(ledger, "mood", "a", rows(0, 100), BUDGET)
+    take_look(ledger, "mood", "b", rows(0, 100), BUDGET)
+    assert take_look(ledger, "mood", "a", rows(0, 100), BUDGET) == first
     assert (is_answered(ledger, "mood", "a"), is_answered(ledger, "mood", "c")) == (True, False)
 
 
 def test_a_split_that_grows_by_a_hundredth_is_never_fresh(ledger: Ledger) -> None:
     """After a hundred nights no row of the first night need be left."""
-    looks = [take_look(ledger, "mood", str(night), rows(night, night + 100), 0.05) for night in range(120)]
+    looks = [take_look(ledger, "mood", str(night), rows(night, night + 100), BUDGET) for night in range(120)]
     assert [look.number for look in looks] == list(range(1, 121))
 
 
 def test_other_rows_are_another_set_and_the_first_ones_are_known_again(ledger: Ledger) -> None:
-    take_look(ledger, "mood", "a", rows(0, 100), 0.05)
-    assert take_look(ledger, "mood", "b", rows(500, 600), 0.05).test_set == 2
-    assert take_look(ledger, "mood", "c", rows(0, 100), 0.05).number == 2
+    take_look(ledger, "mood", "a", rows(0, 100), BUDGET)
+    assert take_look(ledger, "mood", "b", rows(500, 600), BUDGET).test_set == 2
+    assert take_look(ledger, "mood", "c", rows(0, 100), BUDGET).number == 2
     assert count_looks(ledger, "mood", rows(900, 950)) == 0
 
 
 def test_a_stray_row_makes_no_set_an_old_one(ledger: Ledger) -> None:
-    take_look(ledger, "mood", "a", rows(0, 1000), 0.05)
+    take_look(ledger, "mood", "a", rows(0, 1000), BUDGET)
     shared = int(OVERLAP * 1000)
-    assert take_look(ledger, "mood", "b", rows(1000 - shared, 2000 - shared), 0.05).test_set == 2
-    assert take_look(ledger, "mood", "c", rows(999 - 2 * shared, 1999 - 2 * shared), 0.05).number == 2
+    assert take_look(ledger, "mood", "b", rows(1000 - shared, 2000 - shared), BUDGET).test_set == 2
+    assert take_look(ledger, "mood", "c", rows(999 - 2 * shared, 1999 - 2 * shared), BUDGET).number == 2
 
 
 def test_a_few_of_many_known_rows_are_no_fresh_set(ledger: Ledger) -> None:
-    take_look(ledger, "mood", "a", rows(0, 1000), 0.05)
-    assert take_look(ledger, "mood", "b", rows(0, 5), 0.05).number == 2
+    take_look(ledger, "mood", "a", rows(0, 1000), BUDGET)
+    assert take_look(ledger, "mood", "b", rows(0, 5), BUDGET).number == 2
     assert count_looks(ledger, "mood", rows(7, 9)) == 2
 
 
 def test_many_new_rows_beside_a_few_known_ones_are_a_fresh_set(ledger: Ledger) -> None:
-    take_look(ledger, "mood", "a", rows(0, 5), 0.05)
-    assert take_look(ledger, "mood", "b", rows(0, 1000), 0.05).test_set == 2
+    take_look(ledger, "mood", "a", rows(0, 5), BUDGET)
+    assert take_look(ledger, "mood", "b", rows(0, 1000), BUDGET).test_set == 2
 
 
 def test_the_coming_look_is_the_one_that_is_taken_then_and_asking_takes_none(ledger: Ledger) -> None:
     for asked, first in (("a", 0), ("b", 0), ("c", 500)):
-        told = [next_look(ledger, "mood", rows(first, first + 100), 0.05) for _ in range(2)]
-        assert [take_look(ledger, "mood", asked, rows(first, first + 100), 0.05)] * 2 == told
+        told = [next_look(ledger, "mood", rows(first, first + 100), BUDGET) for _ in range(2)]
+        assert [take_look(ledger, "mood", asked, rows(first, first + 100), BUDGET)] * 2 == told
     assert count_looks(ledger, "mood", rows(0, 100)) == 2
 
 
 def test_rows_of_two_sets_count_for_the_one_that_was_looked_at_more(ledger: Ledger) -> None:
     for asked, first in (("a", 0), ("b", 500), ("c", 500)):
-        take_look(ledger, "mood", asked, rows(first, first + 100), 0.05)
+        take_look(ledger, "mood", asked, rows(first, first + 100), BUDGET)
     both = [*rows(0, 50), *rows(500, 550)]
-    look = take_look(ledger, "mood", "d", both, 0.05)
+    look = take_look(ledger, "mood", "d", both, BUDGET)
     assert (look.test_set, look.number) == (2, 3)
 
 
 def test_a_question_of_another_task_was_not_asked(ledger: Ledger) -> None:
-    take_look(ledger, "mood", "a", rows(0, 10), 0.05)
+    take_look(ledger, "mood", "a", rows(0, 10), BUDGET)
     assert not is_answered(ledger, "topic", "a")
 
 
 def test_rows_that_repeat_a_text_count_as_it(ledger: Ledger) -> None:
-    take_look(ledger, "mood", "a", rows(0, 10), 0.05)
-    assert take_look(ledger, "mood", "b", [f"{row}-2" for row in rows(0, 10)], 0.05).number == 2
+    take_look(ledger, "mood", "a", rows(0, 10), BUDGET)
+    assert take_look(ledger, "mood", "b", [f"{row}-2" for row in rows(0, 10)], BUDGET).number == 2
 
 
 def test_tasks_do_not_share_looks(ledger: Ledger) -> None:
-    take_look(ledger, "mood", "a", rows(0, 10), 0.05)
-    assert take_look(ledger, "topic", "a", rows(0, 10), 0.05).number == 1
+    take_look(ledger, "mood", "a", rows(0, 10), BUDGET)
+    assert take_look(ledger, "topic", "a", rows(0, 10), BUDGET).number == 1
 
 
 def test_looks_at_the_same_time_get_numbers_of_their_own(ledger: Ledger) -> None:
     found: list[int] = []
 
     def look(name: str) -> None:
-        found.append(take_look(ledger, "mood", name, rows(0, 50), 0.05).number)
+        found.append(take_look(ledger, "mood", name, rows(0, 50), BUDGET).number)
 
     threads = [threading.Thread(target=look, args=(str(number),)) for number in range(8)]
     for thread in threads:
@@ -111,7 +113,7 @@ def test_looks_at_the_same_time_get_numbers_of_their_own(ledger: Ledger) -> None
 
 @pytest.mark.parametrize("statement", ["DELETE FROM look", "UPDATE look SET number = 1"])
 def test_looks_are_never_taken_back(ledger: Ledger, statement: str) -> None:
-    take_look(ledger, "mood", "a", rows(0, 10), 0.05)
+    take_look(ledger, "mood", "a", rows(0, 10), BUDGET)
     with pytest.raises(DBAPIError, match="append-only"), ledger.database.writing() as connection:
         connection.execute(text(statement))
 
@@ -133,7 +135,7 @@ def test_looks_agree_with_a_ten_line_model(asked: list[tuple[int, int, int]]) ->
             mine[0] |= wanted
             mine[1] += 1
             known[name] = (sets.index(mine) + 1, mine[1])
-        look = take_look(ledger, "mood", str(name), wanted, 0.05)
+        look = take_look(ledger, "mood", str(name), wanted, BUDGET)
         assert (look.test_set, look.number) == known[name]
     ledger.close()
     folder.cleanup()

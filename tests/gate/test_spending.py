@@ -1,0 +1,90 @@
+"""What each look may spend: never more than the budget together, whatever changes on the way."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ptpipeline.gate.spending import Budget, look_at, question_digest
+from ptpipeline.records.verdicts import Look
+
+horizons = st.none() | st.integers(1, 60)
+
+
+def test_all_looks_of_a_long_life_stay_within_the_budget() -> None:
+    assert sum(look_at(1, number, Budget(0.05)).alpha for number in range(1, 1_000)) < 0.05
+    assert look_at(1, 1_000_000, Budget(0.05)).spent < 0.05  # which is their sum, by the next test
+
+
+@given(st.integers(1, 400), st.floats(0.001, 0.5), horizons)
+def test_what_is_spent_is_the_sum_of_the_looks(number: int, total: float, looks: int | None) -> None:
+    budget = Budget(total, looks)
+    assert look_at(1, number, budget).spent == pytest.approx(
+        sum(look_at(1, k, budget).alpha for k in range(1, number + 1))
+    )
+
+
+@given(st.integers(1, 5000), st.floats(0.001, 0.5))
+def test_a_horizon_is_spent_to_the_last_of_its_looks(looks: int, total: float) -> None:
+    budget = Budget(total, looks)
+    assert look_at(1, looks, budget).spent == pytest.approx(total)
+    beyond = look_at(1, looks + 1, budget)
+    assert (beyond.alpha, beyond.spent) == (0, pytest.approx(total))
+
+
+def test_a_horizon_leaves_later_looks_more_than_looks_for_ever() -> None:
+    ends, never = Budget(0.05, 30), Budget(0.05)
+    assert look_at(1, 1, ends).alpha == pytest.approx(0.05 / 3.99499, rel=1e-5)
+    assert look_at(1, 30, ends).alpha == pytest.approx(0.05 / 30 / 3.99499, rel=1e-5)
+    assert look_at(1, 30, ends).alpha > 10 * look_at(1, 30, never).alpha
+
+
+@given(st.lists(st.tuples(horizons, st.booleans(), st.sampled_from((0.01, 0.05, 0.1))), min_size=1, max_size=60))
+def test_no_change_of_plan_overspends_the_budget(nights: list[tuple[int | None, bool, float]]) -> None:
+    """A reserve is added or taken away, `looks` and `confidence` change, and some looks never come to a verdict."""
+    decided: dict[int, Look] = {}
+    for number, (looks, comes_to_a_verdict, total) in enumerate(nights, 1):
+        look = look_at(1, number, Budget(total, looks), decided)
+        assert 0 <= look.alpha <= look.spent <= total * (1 + 1e-9)
+        if comes_to_a_verdict:
+            decided[number] = look
+            assert look_at(1, number, Budget(total, looks), decided) == look
+        assert sum(found.alpha / found.budget for found in decided.values()) <= 1 + 1e-9
+    assert sum(look.alpha for look in decided.values()) <= 0.1 * (1 + 1e-9)
+
+
+@given(st.lists(horizons, min_size=1, max_size=40), horizons)
+def test_what_is_spent_is_told_as_it_was_spent(plans: list[int | None], last: int | None) -> None:
+    decided: dict[int, Look] = {}
+    for number, looks in enumerate(plans, 1):
+        decided[number] = look_at(1, number, Budget(0.05, looks), decided)
+    look = look_at(1, len(plans) + 1, Budget(0.05, last), decided)
+    assert look.spent == pytest.approx(sum(found.alpha for found in decided.values()) + look.alpha)
+
+
+def test_a_reserve_that_is_added_later_divides_what_is_left() -> None:
+    decided = {number: look_at(1, number, Budget(0.05)) for number in range(1, 6)}
+    spent = decided[5].spent
+    rest = [look_at(1, number, Budget(0.05, 30), decided) for number in range(6, 31)]
+    assert rest[0].alpha == pytest.approx((0.05 - spent) / 6 / sum(1 / k for k in range(6, 31)))
+    assert rest[-1].spent == pytest.approx(0.05)
+
+
+def test_a_look_that_decided_nothing_yet_holds_its_share() -> None:
+    plan = Budget(0.05, 10)
+    first = look_at(1, 1, plan)
+    assert look_at(1, 3, plan, {1: first}) == look_at(1, 3, plan, {1: first, 2: look_at(1, 2, plan)})
+
+
+def test_a_question_is_of_challenger_champion_rows_and_policy() -> None:
+    assert (
+        len(
+            {
+                question_digest("a", "b", "t", "p"),
+                question_digest("a", None, "t", "p"),
+                question_digest("b", "a", "t", "p"),
+                question_digest("a", "b", "u", "p"),
+                question_digest("a", "b", "t", "q"),
+            }
+        )
+        == 5
+    )
