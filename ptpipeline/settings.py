@@ -1,11 +1,13 @@
 """PTP_* environment: addresses, credentials, home folder. The environment wins over `.ptp/stack.json`.
 
-`ptp up` writes the addresses of the local stack to `PTP_HOME/stack.json` and its generated storage keys to
-`PTP_HOME/stack.env` (mode 0600). Without either, everything lives in plain folders and files under PTP_HOME.
+`ptp up` writes the addresses of the local stack to `PTP_HOME/stack.json` and its generated keys to `PTP_HOME/stack.env`
+(mode 0600). Without either, everything lives in plain folders and files under PTP_HOME, which its owner alone can read.
 """
 
 import json
+import logging
 import os
+import stat
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +18,14 @@ from ptpipeline.errors import SettingsError
 
 STACK_FILE = "stack.json"
 STACK_SECRETS = "stack.env"
+# The keys of the stack's servers, by the setting that points at each server.
+CREDENTIALS = {
+    "store": ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+    "prefect": ("PREFECT_API_AUTH_STRING",),
+    "mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
+}
+
+log = logging.getLogger("ptpipeline.settings")
 
 
 def _absolute(path: Path) -> Path:
@@ -59,12 +69,15 @@ class Settings(BaseSettings):
 def load_settings() -> Settings:
     """Return settings from the environment, then from the local stack's record, then folders under PTP_HOME.
 
-    Puts the storage keys of the local stack into the process environment (AWS_*), where boto3 reads them. Raises
-    SettingsError if a variable or the stack's record is malformed.
+    Puts the keys of the local stack's servers into the process environment, where the clients of S3, Prefect and MLflow
+    read them; those of a server that the environment names otherwise stay as they are. Takes the rights of other users
+    on PTP_HOME away. Raises SettingsError if a variable or the stack's record is malformed, or cannot be read.
     """
     try:
         env = Settings()
         home = env.home.expanduser().resolve()
+        if os.path.isdir(home):
+            make_private(home)
         recorded = _read_recorded(home)
         given = env.model_dump(exclude_unset=True)
         if "store" in given:
@@ -77,13 +90,45 @@ def load_settings() -> Settings:
         name = ".".join(str(part) for part in first["loc"])
         value = "" if name == "signing_key" else f"; found {first['input']!r}"  # it may be the key itself
         raise SettingsError(f"PTP_{name.upper()}: {first['msg']}{value}") from None
-    if "store" not in given and recorded:
-        _export_keys(home / STACK_SECRETS)
+    if recorded:
+        _export_keys(home, set(given))
     defaults = {
         "store": settings.store or f"file://{home / 'store'}",
         "ledger": settings.ledger or f"sqlite:///{home / 'ledger.db'}",
     }
     return settings.model_copy(update=defaults)
+
+
+def make_private(home: Path) -> None:
+    """Make the folder if it is missing, and take the rights of others on it away: it holds training texts and keys.
+
+    Raises SettingsError if that is not possible, or the folder belongs to everybody, such as /tmp.
+    """
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = home.stat()
+        if found.st_uid != os.geteuid() or not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            return
+        if found.st_mode & stat.S_ISVTX or home == home.parent:
+            raise SettingsError(f"PTP_HOME={home} is a folder of all users: name one of your own, such as {home}/ptp")
+        home.chmod(stat.S_IMODE(found.st_mode) & stat.S_IRWXU)
+    except OSError as error:
+        raise SettingsError(
+            f"PTP_HOME={home}: expected a folder that is yours ({error.strerror}); name another one"
+        ) from None
+    log.warning("%s could be opened by other users; it is private now (mode 0700)", home)
+
+
+def read_secrets(home: Path) -> dict[str, str]:
+    """Return the stack's secrets by name; none if there is no stack. Raises SettingsError if they cannot be read."""
+    path = home / STACK_SECRETS
+    try:
+        lines = path.read_text().splitlines()
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unreadable(path, error) from None
+    return {name: value for name, _, value in (line.partition("=") for line in lines)}
 
 
 def _read_recorded(home: Path) -> dict[str, str]:
@@ -92,6 +137,8 @@ def _read_recorded(home: Path) -> dict[str, str]:
         recorded = json.loads(path.read_text())["settings"].items()
     except FileNotFoundError:
         return {}
+    except OSError as error:
+        raise _unreadable(path, error) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SettingsError(
             f"{path}: not a stack record ({type(error).__name__}: {error}); remove it and run `ptp up`"
@@ -99,10 +146,17 @@ def _read_recorded(home: Path) -> dict[str, str]:
     return {name: str(value) for name, value in recorded}
 
 
-def _export_keys(path: Path) -> None:
-    if not path.exists():
-        return
-    for line in path.read_text().splitlines():
-        name, _, value = line.partition("=")
-        if name.startswith("AWS_"):
-            os.environ[name] = value  # they replace the user's keys, which are for another store
+def _unreadable(path: Path, error: Exception) -> SettingsError:
+    reason = getattr(error, "strerror", None) or "not UTF-8"
+    return SettingsError(
+        f"{path}: cannot be read ({reason}); it belongs to the stack of whoever ran `ptp up` there: set PTP_HOME to a "
+        "folder of your own"
+    )
+
+
+def _export_keys(home: Path, given: set[str]) -> None:
+    """Put the keys of the stack's servers into the environment, but not of those that `given` settings replace."""
+    keys = read_secrets(home)
+    for setting, names in CREDENTIALS.items():
+        if setting not in given:
+            os.environ.update({name: keys[name] for name in names if name in keys})  # the user's are for other servers

@@ -1,4 +1,4 @@
-"""The named steps of publishing, promoting, projecting and collecting, so that a test can stop a process exactly there.
+"""The named steps of publishing, promoting, projecting, collecting and starting servers, for a test to stop at.
 
 A watcher is called in the process that reached the step, before that process continues.
 """

@@ -1,14 +1,20 @@
 """Settings: the environment, then the local stack's record, then folders under the home folder."""
 
+import itertools
 import json
 import os
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ptpipeline.errors import SettingsError
-from ptpipeline.settings import load_settings
+from ptpipeline.settings import CREDENTIALS, load_settings
 from ptpipeline.storage import open_store
 
 RECORDED = {
@@ -17,7 +23,14 @@ RECORDED = {
     "mlflow": "http://127.0.0.1:2",
     "prefect": "http://127.0.0.1:3/api",
 }
-KEYS = "AWS_ACCESS_KEY_ID=stack-id\nAWS_SECRET_ACCESS_KEY=stack-secret\nOTHER=other\n"
+KEYS = """\
+AWS_ACCESS_KEY_ID=stack-id
+AWS_SECRET_ACCESS_KEY=stack-secret
+PREFECT_API_AUTH_STRING=ptp:stack-prefect
+MLFLOW_TRACKING_USERNAME=ptp
+MLFLOW_TRACKING_PASSWORD=stack-mlflow
+OTHER=other
+"""
 
 
 @pytest.fixture
@@ -25,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home folder; no setting and no storage key in the environment, whatever a test leaves there."""
     for name in [name for name in os.environ if name.startswith("PTP_")]:
         monkeypatch.delenv(name)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "OTHER"):
+    for name in (*itertools.chain(*CREDENTIALS.values()), "OTHER"):
         monkeypatch.setenv(name, "")  # so that what is exported is taken back afterwards
         monkeypatch.delenv(name)
     monkeypatch.setenv("PTP_HOME", str(tmp_path))
@@ -90,6 +103,86 @@ def test_another_store_gets_no_keys_of_the_stack(stack: Path, monkeypatch: pytes
     load_settings()
     assert os.environ["AWS_ACCESS_KEY_ID"] == "mine"
     assert "AWS_SECRET_ACCESS_KEY" not in os.environ
+
+
+def test_the_stacks_credentials_reach_the_clients_of_its_servers(stack: Path) -> None:
+    load_settings()
+    assert os.environ["PREFECT_API_AUTH_STRING"] == "ptp:stack-prefect"
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "stack-mlflow"
+
+
+@pytest.mark.parametrize(
+    ("setting", "name"), [("PTP_PREFECT", "PREFECT_API_AUTH_STRING"), ("PTP_MLFLOW", "MLFLOW_TRACKING_PASSWORD")]
+)
+def test_another_server_gets_no_credentials_of_the_stack(
+    stack: Path, monkeypatch: pytest.MonkeyPatch, setting: str, name: str
+) -> None:
+    monkeypatch.setenv(setting, "https://mine/api")
+    monkeypatch.setenv(name, "mine")
+    load_settings()
+    assert os.environ[name] == "mine"
+
+
+def test_a_home_that_others_may_open_becomes_private_and_says_so_once(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    home.chmod(0o755)
+    for _ in range(2):
+        load_settings()
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    assert caplog.text.count("could be opened by other users; it is private now") == 1
+
+
+def test_a_folder_of_all_users_is_no_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home.chmod(0o1777)
+    with pytest.raises(SettingsError, match=r"PTP_HOME=.* is a folder of all users: name one of your own"):
+        load_settings()
+    assert stat.S_IMODE(home.stat().st_mode) == 0o1777
+
+
+# ---------------------------------------------------------------- another user's
+
+AS_NOBODY = """
+import os, sys
+from flows.cli import main
+import flows.cli.render, flows.local.stack, flows.server.deploy, ptpipeline.task.folder, registry.registry
+os.setgroups([]); os.setgid(65534); os.setuid(65534)
+main(sys.argv[1:])
+"""
+
+
+@pytest.fixture
+def foreign() -> Iterator[Path]:
+    """A stack of the user who runs the tests, in a folder that everybody may list."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "home"
+        home.mkdir()
+        record(home, {"settings": RECORDED, "processes": {}})
+        (home / "stack.env").write_text(KEYS)
+        for path in (Path(folder), home):
+            path.chmod(0o755)
+        yield home
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs a second user")
+@pytest.mark.parametrize("unreadable", ["stack.env", "stack.json", "."])
+@pytest.mark.parametrize("verb", ["status", "versions", "up", "down"])
+def test_another_users_stack_is_refused_in_one_sentence(foreign: Path, unreadable: str, verb: str) -> None:
+    path = foreign / unreadable
+    path.chmod(0o700 if path.is_dir() else 0o600)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("PTP_", "AWS_"))}
+    done = subprocess.run(
+        [sys.executable, "-c", AS_NOBODY, verb],
+        env=clean | {"PTP_HOME": str(foreign), "PTP_TASKS": "/nowhere"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {foreign}")
+    assert "Permission denied" in done.stderr
+    assert "set PTP_HOME to a folder of your own" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_a_stack_without_keys_is_no_error(stack: Path) -> None:

@@ -110,10 +110,10 @@ def spend_look(version: "PromptVersion") -> None:
     asked = reveal(context, find_task(context.settings.tasks, version.task), version, getpass.getuser())
     name = f"{version.task}@{version.number}"
     if asked is None:
-        print(f"{name}: nothing is withheld, so no look was spent", file=sys.stderr)
+        say(f"{name}: nothing is withheld, so no look was spent", file=sys.stderr)
         return
     look = asked.look
-    print(
+    say(
         f"{name}: look {look.number} at test set {look.test_set} was spent to reveal its figures, by {asked.by}; "
         f"{look.spent:.4f} of the error budget {look.budget:g} is spent",
         file=sys.stderr,

@@ -62,7 +62,7 @@ def quickstart() -> None:
         raise Terminal(f"the nightly flow ended {finished.state}: {finished.message}")
     _print_step("4/5 answers of the promoted prompts, read from S3 alone")
     print_table(_answer_samples(), as_json=False)
-    _print_step("5/5 the pages that show it")
+    _print_step("5/5 the pages that show it; `.venv/bin/ptp open` signs your browser in")
     _print_pages(settings, finished.rows, run_id)
     ended = time.monotonic()
     _print_step(f"done in {ended - started:.0f} s, {ended - fetched:.0f} s of them after the downloads")
@@ -100,6 +100,7 @@ def _print_pages(settings: Settings, rows: list[dict[str, Any]], run_id: str) ->
     say(f"  templates on MLflow's Prompts page   {settings.mlflow}/#/prompts")
     say(f"  the flow run in Prefect   {str(settings.prefect).removesuffix('/api')}/runs/flow-run/{run_id}")
     say("try:")
+    say("  .venv/bin/ptp open")
     say('  .venv/bin/ptp predict movie-sentiment "An instant classic."')
     say("  .venv/bin/ptp history movie-sentiment")
     say("  make down")
@@ -112,6 +113,7 @@ def _print_step(line: str) -> None:
 
 def main() -> None:
     """Run the quickstart; print an error as one line. The stack stays up, with its logs, unless KEEP=0."""
+    os.umask(0o077)
     try:
         quickstart()
     except PtpError as error:

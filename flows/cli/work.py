@@ -58,6 +58,27 @@ def status(as_json: Json = False) -> None:
     print_table(read_status(load_settings().home), as_json)
 
 
+@app.command("open")
+def open_pages(
+    page: Annotated[
+        str, typer.Argument(metavar="PAGE", help="mlflow, prefect, or the address of one of their pages.")
+    ] = "mlflow",
+    browser: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="Start the browser, or only print the link.")
+    ] = True,
+) -> None:
+    """Open a page of MLflow or Prefect in the browser and sign in.
+
+    The printed link signs a browser in once, within five minutes; after that every page opens for twelve hours.
+    """
+    from flows.local.sign_in import open_page, sign_in_link
+    from ptpipeline.settings import load_settings
+
+    settings = load_settings()
+    if not (browser and open_page(settings, page)):
+        say(sign_in_link(settings, page))
+
+
 @app.command()
 def tasks(as_json: Json = False) -> None:
     """Check the task files and list the tasks."""

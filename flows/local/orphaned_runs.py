@@ -8,6 +8,7 @@ from pathlib import Path
 
 import psutil
 
+from flows.local.process import FLOW_RUN
 from flows.server.api import call
 from flows.server.environment import POOL
 from ptpipeline.errors import NotFound
@@ -15,20 +16,21 @@ from ptpipeline.errors import NotFound
 _ACTIVE = ["RUNNING", "PENDING", "CANCELLING"]
 
 
-def end_orphaned_runs(home: Path, api: str) -> list[str]:
+def end_orphaned_runs(home: Path, api: str, credential: str | None = None) -> list[str]:
     """Set the pool's active runs that have no process of this stack on this machine to Crashed; return their ids.
 
+    `credential` is the server's `user:password`, by default that of PREFECT_API_AUTH_STRING.
     Call it only while no worker runs: only then is a run without a process certainly an orphan.
     """
     query = {"work_pools": {"name": {"any_": [POOL]}}, "flow_runs": {"state": {"type": {"any_": _ACTIVE}}}}
     try:
-        active = [str(run["id"]) for run in call("POST", f"{api}/flow_runs/filter", query)]
+        active = [str(run["id"]) for run in call("POST", f"{api}/flow_runs/filter", query, credential)]
     except NotFound:
         return []
     orphans = sorted(set(active) - _runs_with_process(home)) if active else []
     for run in orphans:
         state = {"type": "CRASHED", "name": "Crashed", "message": "its process ended together with the worker"}
-        call("POST", f"{api}/flow_runs/{run}/set_state", {"state": state, "force": True})
+        call("POST", f"{api}/flow_runs/{run}/set_state", {"state": state, "force": True}, credential)
     return orphans
 
 
@@ -41,5 +43,5 @@ def _runs_with_process(home: Path) -> set[str]:
         except psutil.Error:
             continue
         if environment.get("PTP_HOME") == str(home):
-            runs.add(environment.get("PREFECT__FLOW_RUN_ID", ""))
+            runs.add(environment.get(FLOW_RUN, ""))
     return runs

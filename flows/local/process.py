@@ -1,4 +1,8 @@
-"""Detached processes: each has its own session, is known by pid and start time, and is stopped with its children."""
+"""Detached processes: each has its own session, is known by pid and start time, and is stopped with its children.
+
+What they write is readable by their owner alone. Each carries a mark in its environment, so that one that was started
+and not recorded, because its starter was killed in between, is found again.
+"""
 
 import os
 import socket
@@ -10,6 +14,9 @@ import psutil
 from ptpipeline.records.base import Record
 
 HOST = "127.0.0.1"
+MARK = "PTP_STACK_SERVER"  # the variable that names the server to whoever looks for it
+FLOW_RUN = "PREFECT__FLOW_RUN_ID"  # Prefect's variable in the environment of a flow run
+PRIVATE_UMASK = 0o077
 _STOP_SECONDS = 20.0
 _SAME_START = 2.0  # seconds: the start time is computed from the boot time, which clock corrections shift
 
@@ -22,12 +29,24 @@ class Process(Record):
     port: int | None = None
 
 
-def spawn(command: list[str], environment: dict[str, str], log: Path, port: int | None = None) -> Process:
-    """Start `command` so that it outlives the caller and its terminal; append its output to `log`."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
+def spawn(
+    command: list[str], environment: dict[str, str], log: Path, port: int | None = None, folder: Path | None = None
+) -> Process:
+    """Start `command` so that it outlives the caller and its terminal; append its output to `log`.
+
+    It runs in `folder`, by default in the caller's.
+    """
+    log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os.fdopen(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as output:
         child = subprocess.Popen(
-            command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            command,
+            env=environment,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            umask=PRIVATE_UMASK,
         )
     return Process(pid=child.pid, created=psutil.Process(child.pid).create_time(), port=port)
 
@@ -35,6 +54,28 @@ def spawn(command: list[str], environment: dict[str, str], log: Path, port: int 
 def is_alive(process: Process) -> bool:
     """Whether it still runs; a foreign process with the same pid and a zombie do not count."""
     return _find(process) is not None
+
+
+def find_marked(prefix: str) -> list[Process]:
+    """Return the running processes of this user whose mark starts with `prefix`.
+
+    Children inherit a mark: of a tree of marked processes only the root counts.
+    """
+    marked = {process.pid: process for process in psutil.process_iter() if _mark(process).startswith(prefix)}
+    roots = [process for process in marked.values() if _parent(process) not in marked]
+    found = []
+    for process in roots:
+        try:
+            found.append(Process(pid=process.pid, created=process.create_time()))
+        except psutil.Error:  # it ended meanwhile
+            continue
+    return found
+
+
+def read_mark(process: Process) -> str:
+    """Return the mark of a running process; empty if it has none or is gone."""
+    root = _find(process)
+    return _mark(root) if root else ""
 
 
 def stop(process: Process) -> None:
@@ -98,6 +139,23 @@ def _find(process: Process) -> psutil.Process | None:
         return candidate if same and candidate.status() != psutil.STATUS_ZOMBIE else None
     except psutil.Error:
         return None
+
+
+def _mark(process: psutil.Process) -> str:
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return ""
+        environment: dict[str, str] = process.environ()
+    except (psutil.Error, OSError):  # it ended meanwhile, or belongs to another user
+        return ""
+    return "" if FLOW_RUN in environment else environment.get(MARK, "")  # a flow run may outlive its worker
+
+
+def _parent(process: psutil.Process) -> int:
+    try:
+        return int(process.ppid())
+    except psutil.Error:
+        return 0
 
 
 def _tree(root: psutil.Process) -> list[psutil.Process]:

@@ -1,6 +1,7 @@
 """The servers of the local stack: the command that starts each, and the check that it is ready.
 
-All listen on loopback, keep their files under PTP_HOME, and send no telemetry.
+All listen on loopback, ask for the stack's secrets, keep their files under PTP_HOME, and send no telemetry. Behind
+SeaweedFS's S3 port lie nine inner ports: they answer only to who shows the stack's certificate (mutual TLS).
 """
 
 import shutil
@@ -12,7 +13,10 @@ from typing import Any, NamedTuple
 
 import httpx
 
-from flows.local.process import HOST, Process, is_free, serves
+from flows.local import certificate
+from flows.local.guard import CREDENTIAL
+from flows.local.keys import WEBHOOK_KEY, credential
+from flows.local.process import HOST, MARK, Process, is_free, serves
 from flows.server.environment import POOL, clean_environment, client_environment
 from ptpipeline.errors import StackError
 
@@ -21,9 +25,11 @@ TRACKING_BUCKET = "ptp-mlflow"
 DEFAULT_PORTS = {"storage": 8333, "mlflow": 5000, "prefect": 4200}
 NAMES = ("storage", "prefect", "mlflow", "worker")  # in starting order
 DEPENDS_ON = {"mlflow": "storage", "worker": "prefect"}  # their environment holds the other's address
-WEBHOOK_KEY = "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"  # if it changes, MLflow cannot read its webhooks' secrets
+MAKE = 2  # of the definitions below: a running server of another make is replaced by `up`
 GRPC_OFFSET = 10_000  # SeaweedFS serves gRPC on each port + 10000
 LAST_PORT = 55_000  # the gRPC ports end at 65,000
+_WEED_SPEAKERS = ("CLIENT", "MASTER", "VOLUME", "FILER", "S3", "ADMIN", "WORKER")
+_WEED_HTTP = ("CLIENT", "MASTER", "VOLUME", "FILER", "ADMIN")
 
 
 class StackConfig(NamedTuple):
@@ -37,6 +43,14 @@ class StackConfig(NamedTuple):
     def storage_keys(self) -> dict[str, str]:
         """The keys that open the storage."""
         return {name: value for name, value in self.keys.items() if name.startswith("AWS_")}
+
+    def credential(self, name: str) -> str:
+        """The `user:password` of a web server: prefect or mlflow."""
+        return credential(self.keys, name)
+
+    def mark(self, name: str) -> str:
+        """The mark of the server's process: this stack, the server, and how it was made."""
+        return f"{mark_prefix(self.home)}{name}/{MAKE}"
 
     def address(self, name: str) -> str:
         """The server's URL, without path."""
@@ -54,18 +68,25 @@ class StackConfig(NamedTuple):
 
 
 class Server(NamedTuple):
-    """One server: the command that runs it, its whole environment, and the check whether it is ready."""
+    """One server: the command that runs it, its whole environment, the check whether it is ready, and its folder."""
 
     name: str
     command: list[str]
     environment: dict[str, str]
     ready: Callable[[Process], bool]
+    folder: Path | None = None
 
 
 def define_server(name: str, config: StackConfig) -> Server:
     """Return how to run the server of that name (one of NAMES)."""
     definitions = {"storage": _storage, "prefect": _prefect, "mlflow": _mlflow, "worker": _worker}
-    return definitions[name](config)
+    server = definitions[name](config)
+    return server._replace(environment={**server.environment, MARK: config.mark(name)})
+
+
+def mark_prefix(home: Path) -> str:
+    """Return how the marks of this stack's processes start."""
+    return f"{home}//"
 
 
 # ---------------------------------------------------------------- storage
@@ -76,15 +97,30 @@ def _storage(config: StackConfig) -> Server:
     ports = dict(zip(("master", "volume", "filer", "admin"), _choose_inner_ports(port + 1, 4), strict=True))
     options = ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
     options += ["-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false", f"-ip={HOST}", f"-ip.bind={HOST}"]
-    options += [f"-dir={_make_folder(config, 's3')}", f"-s3.port={port}"]
+    # Relative to the server's folder: a path may be longer than the name of a socket, and who makes the default one in
+    # /tmp first gets the traffic of the filer.
+    options += ["-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"]
+    options += [f"-{name}.allowedOrigins={config.address('storage')}" for name in ("s3", "filer")]  # default: all
+    folder = _make_folder(config, "s3")
+    options += [f"-dir={folder}", f"-s3.port={port}"]
     options += [f"-{name}.port={value}" for name, value in ports.items()]
     command = [_find_weed(), "-logtostderr=true", "mini", *options]
-    environment = clean_environment({**config.storage_keys, "GOMEMLIMIT": "256MiB"})
-    return Server("storage", command, environment, lambda process: _storage_ready(config, process))
+    environment = clean_environment({**config.storage_keys, **_mutual_tls(config), "GOMEMLIMIT": "256MiB"})
+    return Server("storage", command, environment, lambda process: _storage_ready(config, process), folder)
+
+
+def _mutual_tls(config: StackConfig) -> dict[str, str]:
+    """Return the settings by which SeaweedFS's inner ports, HTTP and gRPC, demand the stack's certificate."""
+    paths = certificate.locate(config.home)
+    settings = {"WEED_GRPC_CA": str(paths.certificate), "WEED_HTTPS_CLIENT_ENABLED": "true"}
+    sections = [f"GRPC_{name}" for name in _WEED_SPEAKERS] + [f"HTTPS_{name}" for name in _WEED_HTTP]
+    for section in sections:
+        settings |= {f"WEED_{section}_CERT": str(paths.certificate), f"WEED_{section}_KEY": str(paths.key)}
+    return settings | {f"WEED_HTTPS_{name}_CA": str(paths.certificate) for name in _WEED_HTTP}
 
 
 def _storage_ready(config: StackConfig, process: Process) -> bool:
-    if not serves(process) or _get(f"{config.address('storage')}/healthz") is None:
+    if not serves(process) or _request("GET", f"{config.address('storage')}/healthz") is None:
         return False
     return all(_make_bucket(config, name) for name in (BUCKET, TRACKING_BUCKET))
 
@@ -94,10 +130,7 @@ def _make_bucket(config: StackConfig, name: str) -> bool:
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 
-    keys = {
-        "aws_access_key_id": config.keys["AWS_ACCESS_KEY_ID"],
-        "aws_secret_access_key": config.keys["AWS_SECRET_ACCESS_KEY"],
-    }
+    keys = {name.lower(): value for name, value in config.storage_keys.items()}
     client = boto3.client("s3", endpoint_url=config.address("storage"), region_name="us-east-1", **keys)
     try:
         client.create_bucket(Bucket=name)
@@ -128,25 +161,31 @@ def _choose_inner_ports(first: int, count: int) -> list[int]:
 
 
 def _prefect(config: StackConfig) -> Server:
+    """Prefect's web server and services behind the guard, as `prefect server start` runs them."""
     folder = _make_folder(config, "prefect")
     settings = {
+        CREDENTIAL: config.credential("prefect"),
+        "PREFECT__SERVER_FINAL": "1",  # what `prefect server start` says: no second application in this process
         "PREFECT_HOME": str(folder),
         "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
         "PREFECT_SERVER_API_HOST": HOST,
         "PREFECT_SERVER_API_PORT": str(config.ports["prefect"]),
-        "PREFECT_SERVER_UI_API_URL": f"{config.address('prefect')}/api",
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": config.address("prefect"),
+        "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(folder / "ui"),
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     }
-    health = f"{config.address('prefect')}/api/health"
-    command = [sys.executable, "-m", "prefect", "server", "start"]
     return Server(
-        "prefect", command, clean_environment(settings), lambda process: serves(process) and _get(health) is not None
+        "prefect",
+        _guarded("prefect.server.api.server:create_app", config.ports["prefect"]),
+        clean_environment(settings),
+        lambda process: serves(process) and _call(config, "prefect", "GET", "/api/health") is not None,
     )
 
 
 def _worker(config: StackConfig) -> Server:
     environment = client_environment(config.home, config.settings()["prefect"]) | {
+        "PREFECT_API_AUTH_STRING": config.credential("prefect"),
         "PREFECT_WORKER_QUERY_SECONDS": "2",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
@@ -156,7 +195,7 @@ def _worker(config: StackConfig) -> Server:
 
 
 def _worker_ready(config: StackConfig, process: Process) -> bool:
-    workers = _post(f"{config.settings()['prefect']}/work_pools/{POOL}/workers/filter", {})
+    workers = _call(config, "prefect", "POST", f"/api/work_pools/{POOL}/workers/filter", {})
     heartbeats = [worker["last_heartbeat_time"] for worker in workers or [] if worker["name"] == "local"]
     return any(datetime.fromisoformat(beat).timestamp() > process.created for beat in heartbeats)
 
@@ -165,13 +204,15 @@ def _worker_ready(config: StackConfig, process: Process) -> bool:
 
 
 def _mlflow(config: StackConfig) -> Server:
-    """`mlflow server` without its launcher, which costs a second process of 250 MB and 5 s of start.
+    """`mlflow server` behind the guard, without its launcher, which costs a second process of 250 MB and 5 s of start.
 
     The `_MLFLOW_SERVER_*` names are those that the launcher of the pinned version passes to its web server.
     """
     folder = _make_folder(config, "mlflow")
     settings = {
-        **config.keys,
+        CREDENTIAL: config.credential("mlflow"),
+        **config.storage_keys,
+        WEBHOOK_KEY: config.keys[WEBHOOK_KEY],
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",  # `ptp webhook` listens on loopback
         "MLFLOW_S3_ENDPOINT_URL": config.address("storage"),
@@ -182,42 +223,46 @@ def _mlflow(config: StackConfig) -> Server:
         "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         "_MLFLOW_SGI_NAME": "uvicorn",
     }
-    command = [sys.executable, "-m", "uvicorn", "--host", HOST, "--port", str(config.ports["mlflow"])]
-    command += ["mlflow.server.fastapi_app:app"]
     return Server(
-        "mlflow", command, clean_environment(settings), lambda process: serves(process) and _mlflow_ready(config)
+        "mlflow",
+        _guarded("mlflow.server.fastapi_app:app", config.ports["mlflow"]),
+        clean_environment(settings),
+        lambda process: serves(process) and _mlflow_ready(config),
     )
 
 
 def _mlflow_ready(config: StackConfig) -> bool:
     """Whether it is healthy and has migrated its database, which the first request does."""
-    if _get(f"{config.address('mlflow')}/health") is None:
+    if _call(config, "mlflow", "GET", "/health") is None:
         return False
-    search = f"{config.address('mlflow')}/api/2.0/mlflow/experiments/search"
-    return _post(search, {"max_results": 1}, timeout=60) is not None
+    search = "/api/2.0/mlflow/experiments/search"
+    return _call(config, "mlflow", "POST", search, {"max_results": 1}, timeout=60) is not None
 
 
 # ---------------------------------------------------------------- shared
 
 
+def _guarded(application: str, port: int) -> list[str]:
+    """Return the command that serves an ASGI application behind the guard; -P: no module of the current folder."""
+    return [sys.executable, "-P", "-m", "flows.local.guard", application, str(port)]
+
+
 def _make_folder(config: StackConfig, name: str) -> Path:
     folder = config.home / name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
 
 
-def _get(url: str) -> Any:
-    return _request("GET", url, None, 2)
+def _call(config: StackConfig, name: str, verb: str, path: str, body: Any = None, timeout: float = 5) -> Any:
+    """Ask one of the web servers, with its credential; None if there is no answer or an error."""
+    user, _, password = config.credential(name).partition(":")
+    return _request(verb, f"{config.address(name)}{path}", body, timeout, (user, password))
 
 
-def _post(url: str, body: Any, timeout: float = 5) -> Any:
-    return _request("POST", url, body, timeout)
-
-
-def _request(verb: str, url: str, body: Any, timeout: float) -> Any:
+def _request(verb: str, url: str, body: Any = None, timeout: float = 2, auth: tuple[str, str] | None = None) -> Any:
     """Return the answer's JSON, or its text; None if there is no answer or an error."""
     try:
-        answer = httpx.request(verb, url, json=body, timeout=timeout, trust_env=False)
+        answer = httpx.request(verb, url, json=body, timeout=timeout, trust_env=False, auth=auth)
     except httpx.TransportError:
         return None
     if not answer.is_success:

@@ -4,10 +4,9 @@ After `down` the record stays, without processes: the settings still point at th
 not silently look into another store.
 """
 
-import base64
 import json
+import logging
 import os
-import secrets
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,26 +18,40 @@ from urllib.parse import urlparse
 from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
+from flows.local import certificate
+from flows.local.keys import load_keys, replace
 from flows.local.orphaned_runs import end_orphaned_runs
-from flows.local.process import Process, is_alive, is_free, memory, spawn, stop
+from flows.local.process import (
+    PRIVATE_UMASK,
+    Process,
+    find_marked,
+    is_alive,
+    is_free,
+    memory,
+    read_mark,
+    spawn,
+    stop,
+)
 from flows.local.servers import (
     DEFAULT_PORTS,
     DEPENDS_ON,
     GRPC_OFFSET,
     LAST_PORT,
     NAMES,
-    WEBHOOK_KEY,
     Server,
     StackConfig,
     define_server,
+    mark_prefix,
 )
-from ptpipeline.durable import publish
 from ptpipeline.errors import StackError
 from ptpipeline.records.base import Record
-from ptpipeline.settings import STACK_FILE, STACK_SECRETS
+from ptpipeline.settings import STACK_FILE, make_private
+from registry.failpoints import reached
 
 _START_SECONDS = 180.0
 _LOG_LINES = 15
+
+log = logging.getLogger("ptpipeline.stack")
 
 
 class Ports(Record):
@@ -77,8 +90,7 @@ def up(home: Path, ports: Ports | None = None) -> Stack:
     while starting (with the last lines of its log); then everything that this call started is stopped again.
     """
     home = home.expanduser().resolve()
-    home.mkdir(parents=True, exist_ok=True)
-    with _lock(home):
+    with _private_files(), _lock(home):
         for _ in range(3):
             try:
                 return _start_missing(home, ports or Ports())
@@ -93,24 +105,21 @@ def down(home: Path) -> None:
     Does nothing if there is no stack, or it is down already.
     """
     home = home.expanduser().resolve()
-    stack = read(home)
-    if stack is None:
+    if read(home) is None and not find_marked(mark_prefix(home)):
         return
-    with _lock(home):
-        stack = read(home) or stack
-        servers = dict(stack.processes)
-        if worker := servers.pop("worker", None):
-            stop(worker)
-        with ThreadPoolExecutor(len(NAMES)) as pool:
-            list(pool.map(stop, servers.values()))
-        _write(home, stack.model_copy(update={"processes": {}}))
+    with _private_files(), _lock(home):
+        stack = read(home)
+        _stop_servers(dict(stack.processes) if stack else {})
+        _stop_all(find_marked(mark_prefix(home)))
+        if stack:
+            _write(home, stack.model_copy(update={"processes": {}}))
 
 
 def status(home: Path) -> list[ServerStatus]:
     """Return the state of each server, in starting order; all are down if there is no stack."""
     home = home.expanduser().resolve()
     stack = read(home)
-    config = StackConfig(home, _recorded_ports(stack), _load_keys(home)) if stack else None
+    config = StackConfig(home, _recorded_ports(stack), load_keys(home)) if stack else None
     return [_server_status(name, stack, config) for name in NAMES]
 
 
@@ -121,6 +130,8 @@ def read(home: Path) -> Stack | None:
         return Stack.model_validate_json(path.read_text())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise StackError(f"{path}: cannot be read ({error.strerror}); set PTP_HOME to a folder of your own") from None
     except (ValidationError, UnicodeDecodeError) as error:
         raise StackError(
             f"{path}: not a stack record ({str(error).splitlines()[0]}); remove it and run `ptp up`"
@@ -132,8 +143,9 @@ def read(home: Path) -> Stack | None:
 
 def _start_missing(home: Path, requested: Ports) -> Stack:
     before = read(home)
-    running = {name: process for name, process in (before.processes if before else {}).items() if is_alive(process)}
-    config = StackConfig(home, _choose_ports(before, running, requested), _load_keys(home))
+    running = _keep_current(home, before.processes if before else {})
+    config = StackConfig(home, _choose_ports(before, running, requested), load_keys(home))
+    certificate.ensure(home)
     if before:
         _stop_dependents(running, _recorded_ports(before), config.ports)
     if set(running) == set(NAMES):
@@ -145,18 +157,49 @@ def _start_missing(home: Path, requested: Ports) -> Stack:
             if name == "worker":
                 waits["prefect"].result()  # a worker that finds no server gives up
                 if name not in running:
-                    end_orphaned_runs(home, config.settings()["prefect"])
+                    end_orphaned_runs(home, config.settings()["prefect"], config.credential("prefect"))
             server = define_server(name, config)
             started = name not in running
             if started:
-                running[name] = spawn(server.command, server.environment, _log(home, name), config.ports.get(name))
+                port = config.ports.get(name)
+                running[name] = spawn(server.command, server.environment, _log_of(home, name), port, server.folder)
                 undo.callback(stop, running[name])
+                reached(f"started {name}")  # whoever is killed here leaves a process that no record names
                 _write(home, Stack(settings=config.settings(), processes=running))
             waits[name] = pool.submit(_wait, server, running[name], home, started)
         for wait in waits.values():
             wait.result()
         undo.pop_all()
     return Stack(settings=config.settings(), processes=running)
+
+
+def _keep_current(home: Path, recorded: dict[str, Process]) -> dict[str, Process]:
+    """Return the recorded servers that run as they are defined today; stop all other processes of this stack.
+
+    Those are servers that an older ptpipeline started, and ones that an `up` started and did not record, because it was
+    killed in between.
+    """
+    config = StackConfig(home, {}, {})
+    alive = {name: process for name, process in recorded.items() if is_alive(process)}
+    current = {name: process for name, process in alive.items() if read_mark(process) == config.mark(name)}
+    for name in sorted(set(alive) - set(current)):
+        log.warning("%s runs as an older ptpipeline started it: it is stopped and started anew", name)
+    _stop_servers({name: process for name, process in alive.items() if name not in current})
+    kept = {process.pid for process in current.values()}
+    _stop_all([process for process in find_marked(mark_prefix(home)) if process.pid not in kept])
+    return current
+
+
+def _stop_servers(servers: dict[str, Process]) -> None:
+    """Stop the worker first, so that it can still report its runs, then the others."""
+    if worker := servers.pop("worker", None):
+        stop(worker)
+    _stop_all(list(servers.values()))
+
+
+def _stop_all(processes: list[Process]) -> None:
+    with ThreadPoolExecutor(len(NAMES)) as pool:
+        list(pool.map(stop, processes))
 
 
 def _stop_dependents(running: dict[str, Process], before: dict[str, int], ports: dict[str, int]) -> None:
@@ -167,19 +210,19 @@ def _stop_dependents(running: dict[str, Process], before: dict[str, int], ports:
 
 
 def _wait(server: Server, process: Process, home: Path, started: bool) -> None:
-    log = _log(home, server.name)
+    written = _log_of(home, server.name)
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
         if not is_alive(process):
             overtaken = not started or (process.port is not None and not is_free(process.port))
             error = _Overtaken if overtaken else StackError
-            raise error(f"{server.name} died while starting; {log} ends: {_tail(log)}")
+            raise error(f"{server.name} died while starting; {written} ends: {_tail(written)}")
         if server.ready(process):
             return
         time.sleep(0.1)
     raise StackError(
         f"{server.name} (pid {process.pid}) does not answer after {_START_SECONDS:.0f} s; run `ptp down`, "
-        f"then `ptp up`; {log} ends: {_tail(log)}"
+        f"then `ptp up`; {written} ends: {_tail(written)}"
     )
 
 
@@ -219,25 +262,6 @@ def _recorded_ports(stack: Stack) -> dict[str, int]:
     return {name: urlparse(stack.settings[setting]).port or DEFAULT_PORTS[name] for name, setting in addresses.items()}
 
 
-def _load_keys(home: Path) -> dict[str, str]:
-    """Return the stack's random keys, for the storage and for what MLflow encrypts; missing ones are made.
-
-    Only the owner can read their file.
-    """
-    path = home / STACK_SECRETS
-    lines = path.read_text().splitlines() if path.exists() else []
-    existing = {name: value for name, _, value in (line.partition("=") for line in lines)}
-    new = {
-        "AWS_ACCESS_KEY_ID": secrets.token_hex(10),
-        "AWS_SECRET_ACCESS_KEY": secrets.token_hex(20),
-        WEBHOOK_KEY: base64.urlsafe_b64encode(secrets.token_bytes(32)).decode(),
-    }
-    keys = new | existing
-    if keys != existing:
-        _replace(path, "".join(f"{name}={value}\n" for name, value in keys.items()))
-    return {name: keys[name] for name in new}
-
-
 # ---------------------------------------------------------------- the record
 
 
@@ -252,7 +276,19 @@ def _server_status(name: str, stack: Stack | None, config: StackConfig | None) -
 
 
 @contextmanager
+def _private_files() -> Iterator[None]:
+    """Let nobody but their owner read the files that are written meanwhile."""
+    before = os.umask(PRIVATE_UMASK)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+@contextmanager
 def _lock(home: Path) -> Iterator[None]:
+    """Make the folder, for its owner alone, and keep other calls of `up` and `down` out of it."""
+    make_private(home)
     try:
         with FileLock(home / "stack.lock", timeout=0):
             yield
@@ -261,7 +297,7 @@ def _lock(home: Path) -> Iterator[None]:
 
 
 def _write(home: Path, stack: Stack) -> None:
-    _replace(home / STACK_FILE, json.dumps(stack.to_json(), indent=1) + "\n")
+    replace(home / STACK_FILE, json.dumps(stack.to_json(), indent=1) + "\n")
 
 
 def _restore(home: Path, before: Stack | None) -> None:
@@ -271,14 +307,7 @@ def _restore(home: Path, before: Stack | None) -> None:
         _write(home, before)
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    publish(temporary, path)
-
-
-def _log(home: Path, name: str) -> Path:
+def _log_of(home: Path, name: str) -> Path:
     return home / "logs" / f"{name}.log"
 
 

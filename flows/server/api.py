@@ -16,13 +16,14 @@ class _Busy(ServiceUnavailable):
 
 
 @stamina.retry(on=_Busy, attempts=6, timeout=30, wait_initial=0.3)
-def call(verb: str, url: str, body: Any = None) -> Any:
+def call(verb: str, url: str, body: Any = None, credential: str | None = None) -> Any:
     """Send a request and return the answer's JSON, None if the answer is empty.
 
     Raises ServiceUnavailable if the server does not answer or answers 5xx, NotFound for 404, SettingsError if it
-    refuses the request. Credentials come from PREFECT_API_AUTH_STRING (`user:password`), as for Prefect's own client.
+    refuses the request. `credential` is `user:password`, by default that of PREFECT_API_AUTH_STRING, as for Prefect's
+    own client.
     """
-    user, _, password = os.environ.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    user, _, password = (credential or os.environ.get("PREFECT_API_AUTH_STRING", "")).partition(":")
     try:
         answer = _client().request(verb, url, json=body, auth=(user, password) if user else None)
     except httpx.HTTPError as error:
@@ -33,6 +34,11 @@ def call(verb: str, url: str, body: Any = None) -> Any:
         raise _Busy(f"Prefect at {url.partition('/api')[0]} is busy: it answered 503 to {verb} {url}")
     if answer.status_code >= 500:
         raise ServiceUnavailable(f"Prefect answered {answer.status_code} to {verb} {url}; its log says why")
+    if answer.status_code in (401, 403):
+        raise SettingsError(
+            f"Prefect at {url.partition('/api')[0]} refuses the credentials ({answer.status_code}): set "
+            "PREFECT_API_AUTH_STRING to its `user:password`; the local stack's own are in stack.env of PTP_HOME"
+        )
     if answer.status_code == 404:
         raise NotFound(f"Prefect at {url.partition('/api/')[0]} has no {url.partition('/api/')[2]}")
     if answer.is_error:

@@ -6,6 +6,7 @@ from pathlib import Path
 POOL = "ptp"  # the work pool of all deployments
 
 _PRIVATE = ("PREFECT_", "MLFLOW_", "_MLFLOW_", "AWS_", "PTP_")
+_PREFECT_CREDENTIALS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY")
 _NO_TELEMETRY = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -16,7 +17,8 @@ _NO_TELEMETRY = {
 def client_environment(home: Path, api: str) -> dict[str, str]:
     """Return the whole environment of a process that talks to the Prefect server at `api` and runs or deploys flows.
 
-    Flows find stores and servers through PTP_HOME, as every other entry point does.
+    Flows find stores and servers through PTP_HOME, as every other entry point does. Only Prefect's own credentials come
+    from the environment, since Prefect needs them before a flow starts.
     """
     tasks = Path(os.environ.get("PTP_TASKS", "tasks")).expanduser().resolve()
     inherited = {name: os.environ[name] for name in ("PTP_DTYPE", "PTP_CHECKPOINT_SECONDS") if name in os.environ}
@@ -25,6 +27,7 @@ def client_environment(home: Path, api: str) -> dict[str, str]:
         for name in ("PTP_SIGNING_KEY", "PTP_TRUSTED_KEYS")
         if os.environ.get(name)
     }
+    inherited |= {name: os.environ[name] for name in _PREFECT_CREDENTIALS if os.environ.get(name)}
     own = {
         "PTP_HOME": str(home),
         "PTP_TASKS": str(tasks),

@@ -14,6 +14,7 @@ import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -27,6 +28,9 @@ from ptpipeline.errors import NotFound, PtpError, SettingsError
 from ptpipeline.settings import Settings
 from registry.mlflow.store import MlflowStore
 from registry.versions.mlflow_edit import seconds_apart
+
+if TYPE_CHECKING:
+    import uvicorn
 
 SECRET = "PTP_WEBHOOK_SECRET"  # noqa: S105  the variable's name
 SECRET_CHARACTERS = 16
@@ -46,8 +50,6 @@ def serve(settings: Settings, host: str, port: int, address: str | None = None) 
     if a server or the secret is not set or the port is taken, Terminal if MLflow may not call that address,
     ServiceUnavailable if MLflow does not answer.
     """
-    import uvicorn
-
     if settings.mlflow is None or settings.prefect is None:
         raise SettingsError(
             "the webhook needs an MLflow and a Prefect server: set PTP_MLFLOW and PTP_PREFECT, or run `ptp up`"
@@ -57,7 +59,26 @@ def serve(settings: Settings, host: str, port: int, address: str | None = None) 
     MlflowStore(settings.mlflow).set_webhook(url, secret)
     waker = Waker(Starter(settings.prefect).start, seconds_apart() + START_SECONDS)
     log.info("MLflow posts its edits to %s; Ctrl-C ends this", url)
-    uvicorn.run(make_application(secret, waker), host=host, port=port, log_level="warning", access_log=False)
+    make_server(make_application(secret, waker), host, port).run()
+
+
+def make_server(application: Starlette, host: str, port: int) -> "uvicorn.Server":
+    """Return the server of the application; no client stays connected for longer than one request takes."""
+    import uvicorn
+
+    from flows.server.connections import BriefConnection
+
+    config = uvicorn.Config(
+        application,
+        host=host,
+        port=port,
+        http=BriefConnection,
+        ws="none",
+        headers=[("connection", "close")],
+        log_level="warning",
+        access_log=False,
+    )
+    return uvicorn.Server(config)
 
 
 def _check_port(host: str, port: int) -> None:
@@ -95,7 +116,10 @@ class Waker:
         self._woken.set()
 
     async def run(self) -> None:
-        """Wait for events until cancelled. A failed start is only logged: the reconcile also runs on its schedule."""
+        """Wait for events until cancelled. A failed start is only logged: the reconcile also runs on its schedule.
+
+        That holds for an error that nobody foresaw, too: the next event is waited for.
+        """
         second_start: float | None = None
         clock = asyncio.get_running_loop().time
         while True:
@@ -111,6 +135,10 @@ class Waker:
                 await asyncio.to_thread(self._start)
             except PtpError as error:
                 log.warning("the reconcile was not started (%s); it runs on its schedule", error)
+            except Exception:
+                log.exception(
+                    "the reconcile was not started, for a reason that ptpipeline does not know; please report"
+                )
 
 
 class Starter:

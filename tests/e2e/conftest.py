@@ -3,6 +3,7 @@ task.
 """
 
 import csv
+import itertools
 import os
 import random
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 
 from flows.local.stack import Stack, down, read, up
 from ptpipeline.errors import StackError
+from ptpipeline.settings import CREDENTIALS, load_settings
 from tests.tiny import tiny_base
 
 TASK = """\
@@ -64,12 +66,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         for name in [name for name in os.environ if name.startswith(("PTP_", "AWS_", "PREFECT_", "MLFLOW_"))]:
             patch.delenv(name)
         patch.setenv("PTP_HOME", str(folder / ".ptp"))
-        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        for name in itertools.chain(*CREDENTIALS.values()):
             patch.setenv(name, "")  # restored afterwards: load_settings sets them
             del os.environ[name]
         home = folder / ".ptp"
         try:
-            yield Project(folder, home, _started_by_another_process(home))
+            refused = _started_by_another_process(home)
+            load_settings()
+            yield Project(folder, home, refused)
         finally:
             down(home)
 

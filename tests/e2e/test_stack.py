@@ -4,13 +4,16 @@ import os
 import signal
 import socket
 import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from flows.local.process import is_alive, spawn, stop
+from flows.local.process import find_marked, is_alive, spawn, stop
+from flows.local.servers import mark_prefix
 from flows.local.stack import Ports, down, read, status, up
 from ptpipeline.errors import ServiceUnavailable, StackError
 from ptpipeline.settings import load_settings
@@ -40,8 +43,13 @@ def test_an_explicit_port_of_a_running_server_cannot_move(project: Project) -> N
         up(project.home, Ports(prefect=9))
 
 
-def test_storage_keys_are_readable_by_their_owner_only(project: Project) -> None:
+def test_what_the_stack_writes_is_readable_by_its_owner_only(project: Project) -> None:
     assert stat.S_IMODE((project.home / "stack.env").stat().st_mode) == 0o600
+    assert stat.S_IMODE(project.home.stat().st_mode) == 0o700
+    inside = [path for path in project.home.rglob("*") if not path.is_symlink()]
+    assert len(inside) > 20
+    open_to_others = {path for path in inside if stat.S_IMODE(path.stat().st_mode) & 0o077}
+    assert {path.suffix for path in open_to_others} <= {".vif"}  # SeaweedFS sets the mode of these itself
 
 
 def test_settings_point_at_the_stack(project: Project) -> None:
@@ -53,8 +61,8 @@ def test_settings_point_at_the_stack(project: Project) -> None:
 
 def test_mlflow_proxies_artifacts_into_storage(project: Project) -> None:
     url = f"{project.stack.settings['mlflow']}/api/2.0/mlflow-artifacts/artifacts/figures/one.txt"
-    assert httpx.put(url, content=b"bytes").status_code == 200
-    load_settings()
+    owner = os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]
+    assert httpx.put(url, content=b"bytes", auth=owner).status_code == 200
     store = open_store("s3://ptp-mlflow", project.stack.settings["s3_endpoint"])
     assert store.read("figures/one.txt").body == b"bytes"
 
@@ -87,6 +95,45 @@ def test_a_server_that_dies_at_its_start_shows_its_log(tmp_path: Path) -> None:
         up(tmp_path)
     assert read(tmp_path) is None
     assert [process for process in psutil.process_iter() if str(tmp_path) in " ".join(_command(process))] == []
+
+
+UP_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from flows.local.stack import up
+from registry import failpoints
+failpoints.watch(lambda step: step == sys.argv[2] and os.kill(os.getpid(), signal.SIGKILL))
+up(Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_up_leaves_nothing_that_blocks_the_next(tmp_path: Path) -> None:
+    try:
+        assert up_killed_at(tmp_path, "started storage") == -signal.SIGKILL
+        assert read(tmp_path) is None
+        [orphan] = find_marked(mark_prefix(tmp_path))
+        assert up_killed_at(tmp_path, "started prefect") == -signal.SIGKILL
+        assert not is_alive(orphan)
+        stack = read(tmp_path)
+        assert stack is not None
+        assert set(stack.processes) == {"storage"}
+        assert is_alive(stack.processes["storage"])
+        assert len(find_marked(mark_prefix(tmp_path))) == 2
+    finally:
+        down(tmp_path)
+    assert find_marked(mark_prefix(tmp_path)) == []
+
+
+def test_down_finds_what_no_record_names(tmp_path: Path) -> None:
+    assert up_killed_at(tmp_path, "started storage") == -signal.SIGKILL
+    assert len(find_marked(mark_prefix(tmp_path))) == 1
+    down(tmp_path)
+    assert find_marked(mark_prefix(tmp_path)) == []
+
+
+def up_killed_at(home: Path, step: str) -> int:
+    """Run `up` in a process that is killed between a server's start and its record; return its exit code."""
+    return subprocess.run([sys.executable, "-c", UP_KILLED, str(home), step], check=False).returncode
 
 
 def test_a_foreign_process_under_a_recorded_pid_is_left_alone(tmp_path: Path) -> None:

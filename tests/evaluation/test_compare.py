@@ -88,3 +88,14 @@ def test_parts_are_labels_lengths_and_columns_of_enough_rows(tmp_path: Path) -> 
     }
     assert (found["label bad"].difference, found["label bad"].p_harm) == (-1, 2**-10)
     assert (found["label good"].difference, found["label good"].p_harm) == (0, 1)
+
+
+def test_a_part_of_exactly_the_fewest_rows_is_judged(tmp_path: Path) -> None:
+    store, ids = FolderStore(tmp_path), [str(row) for row in range(40)]
+    truth = ["bad"] * 10 + ["good"] * 30
+    ours, theirs = (stored(store, name, id=ids, label=truth, predicted=truth) for name in ("ours", "theirs"))
+
+    def parts(min_rows: int) -> list[str]:
+        return [part.name for part in compare_slices(declared(), pair(store, ours, theirs, ids), min_rows)]
+
+    assert (parts(10), parts(11)) == (["label bad", "label good"], ["label good"])

@@ -229,6 +229,14 @@ def test_hostile_headers_are_refused_before_allocation(header: object) -> None:
         check_tensors(*forged(header, b"\0" * 48))
 
 
+@pytest.mark.parametrize("size", [47, 49])
+def test_bytes_that_belong_to_no_tensor_are_refused(size: int) -> None:
+    header = {"embeddings": {"dtype": "F16", "shape": [4, 6], "data_offsets": [0, 48]}}
+    check_tensors(*forged(header, b"\0" * 48))
+    with pytest.raises(ArtifactError, match=f"holds {size} bytes of tensors at"):
+        check_tensors(*forged(header, b"\0" * size))
+
+
 @given(position=st.integers(0, 10_000), value=st.integers(1, 255))
 @settings(max_examples=200)
 def test_no_flipped_byte_goes_unnoticed(position: int, value: int) -> None:

@@ -66,6 +66,8 @@ def test_keys_are_read_from_their_files(tmp_path: Path) -> None:
         ),
         (private_pem(OURS), 0o640, "has mode 0640, so others than its owner can use it; `chmod 600` it"),
         (private_pem(OURS), 0o604, "has mode 0604"),
+        (private_pem(OURS), 0o620, "has mode 0620"),
+        (private_pem(OURS), 0o602, "has mode 0602"),
     ],
 )
 def test_a_useless_signing_key_is_refused(tmp_path: Path, body: bytes, mode: int, sentence: str) -> None:

@@ -192,6 +192,11 @@ ROWS = torch.ones(3, 32)
             ArtifactError,
             "not all finite numbers; expected finite float16",
         ),
+        (
+            lambda f: swapped(f, prompt_embeddings=ROWS.to(torch.float8_e4m3fn)),
+            ArtifactError,
+            "are torch.float8_e4m3fn .*expected finite float16",
+        ),
         (lambda f: swapped(f, prompt_embeddings=ROWS[0]), ArtifactError, r"are \[32\]"),
         (lambda f: swapped(f, prompt_embeddings=ROWS, head=ROWS * 2), ArtifactError, "holds head, prompt_embeddings"),
         (lambda f: f / "elsewhere", NotFound, "no prompt to import"),

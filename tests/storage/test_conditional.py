@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ptpipeline.errors import ServiceUnavailable, SettingsError
+from ptpipeline.errors import PreconditionFailed, ServiceUnavailable, SettingsError
 from ptpipeline.storage import ObjectStore, RequestLimits, S3Store
 from ptpipeline.storage.conditional import check_conditional_puts
 from tests.storage import small_s3
@@ -54,6 +54,15 @@ def test_a_race_of_replaces_alone_is_seen() -> None:
             check_conditional_puts(store)
 
 
+def test_a_winner_whose_bytes_a_refused_put_replaced_is_seen() -> None:
+    with small_s3.small_s3() as server:
+        with pytest.raises(
+            SettingsError, match=r"several creates of one key at once \(If-None-Match: \*\) and ignores"
+        ):
+            check_conditional_puts(WritesRefusedCreates("bucket", endpoint=server.endpoint))
+        assert server.objects == {}
+
+
 def test_an_absent_server_is_unavailable() -> None:
     with pytest.raises(ServiceUnavailable, match="does not answer"):
         check_conditional_puts(S3Store("bucket", endpoint="http://127.0.0.1:9", limits=RequestLimits(1, 1)))
@@ -67,3 +76,15 @@ class RacyReplaces(S3Store):
             self._call("put_object", Key=self._key(key), Body=body)
         else:
             super().replace(key, body, etag)
+
+
+class WritesRefusedCreates(S3Store):
+    """Acknowledges one create of several at once, and stores those that it refused all the same."""
+
+    def create(self, key: str, body: bytes) -> None:
+        try:
+            super().create(key, body)
+        except PreconditionFailed:
+            if key.endswith("/created"):
+                self._call("put_object", Key=self._key(key), Body=body)
+            raise

@@ -2,23 +2,24 @@
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
-import uvicorn
 from cryptography.fernet import Fernet
 from mlflow.webhooks.delivery import _generate_hmac_signature
 
 from benchmarks.fixtures.mlflow_server import running_mlflow
 from benchmarks.fixtures.s3_server import free_ports
-from flows.server import webhook
-from flows.server.webhook import Starter, Waker, is_genuine, make_application, read_secret, serve
+from flows.server import connections, webhook
+from flows.server.webhook import Starter, Waker, is_genuine, make_application, make_server, read_secret, serve
 from ptpipeline.errors import ServiceUnavailable, SettingsError, Terminal
 from ptpipeline.settings import Settings
 from registry.mlflow.store import MlflowStore, connect
@@ -127,6 +128,28 @@ def test_a_failed_start_is_survived(monkeypatch: pytest.MonkeyPatch, caplog: pyt
     assert caplog.text.count("it runs on its schedule") == 2
 
 
+def test_an_unforeseen_error_is_told_and_survived(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(webhook, "GATHER_SECONDS", 0.05)
+
+    def fail() -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    async def run() -> bool:
+        waker = Waker(fail, 60)
+        running = asyncio.create_task(waker.run())
+        for _ in range(2):
+            waker.wake()
+            await asyncio.sleep(0.5)
+        ended = running.done()
+        running.cancel()
+        return ended
+
+    assert not asyncio.run(run())
+    assert caplog.text.count("RuntimeError: nobody foresaw this") == 2
+
+
 @contextmanager
 def a_prefect(states: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
     """A server that answers as Prefect's API does: its address, and the ids of the runs that were created."""
@@ -174,13 +197,8 @@ def listening(secret: str) -> Iterator[tuple[str, list[float]]]:
     """The application on a real port; its address, and when the reconcile was started."""
     started: list[float] = []
     (port,) = free_ports(1)
-    server = uvicorn.Server(
-        uvicorn.Config(
-            make_application(secret, Waker(lambda: started.append(time.monotonic()), 600)),
-            port=port,
-            log_level="warning",
-        )
-    )
+    application = make_application(secret, Waker(lambda: started.append(time.monotonic()), 600))
+    server = make_server(application, "127.0.0.1", port)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     try:
@@ -211,6 +229,33 @@ def test_a_forged_or_huge_event_is_refused() -> None:
         assert httpx.post(f"{url}/mlflow", content=BODY, headers=signed(at=time.time())).status_code == 204
         time.sleep(webhook.GATHER_SECONDS + 0.5)
         assert len(started) == 1
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"", b"POST /mlflow HTTP/1.1\r\nHost: x\r\n", b"POST /mlflow HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{"],
+    ids=["silent", "in the header", "in the body"],
+)
+def test_400_stalled_clients_neither_stay_nor_keep_mlflow_out(start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connections, "SECONDS", 3.0)
+    with listening(SECRET) as (url, _), ExitStack() as opened:
+        port = httpx.URL(url).port
+        stalled = [opened.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(400)]
+        for client in stalled:
+            with suppress(OSError):  # it has given way already
+                client.sendall(start)
+        assert httpx.post(f"{url}/mlflow", content=BODY, headers=signed(at=time.time())).status_code == 204
+        assert established(port) <= connections.LIMIT + 1
+        deadline = time.monotonic() + 15
+        while established(port) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert established(port) == 0
+
+
+def established(port: int | None) -> int:
+    """How many connections this process, which serves them, keeps open on its port."""
+    found = psutil.Process().net_connections("tcp")
+    return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port for one in found)
 
 
 @pytest.mark.servers

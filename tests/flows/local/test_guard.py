@@ -1,0 +1,191 @@
+"""The guard in front of a small application, over real sockets: who gets through, and how a browser signs in."""
+
+import json
+import os
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import ClientConnection, connect
+
+from benchmarks.fixtures.s3_server import free_ports
+from flows.local import guard
+from flows.local.guard import CREDENTIAL, LOGIN_PATH, login_link
+from flows.local.process import is_alive, spawn, stop
+
+OWNER = ("ptp", "a secret of the test")
+BEHIND = """\
+async def app(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": f"{scope['method']} {scope['path']}".encode()})
+    elif scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept", "subprotocol": (scope["subprotocols"] or [None])[0]})
+        await send({"type": "websocket.send", "text": "too early"})
+        while (message := await receive())["type"] == "websocket.receive":
+            await send({"type": "websocket.send", "text": "heard " + message["text"]})
+"""
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A guarded server with one application behind it, in a process of its own, as in the stack."""
+    folder = tmp_path_factory.mktemp("guarded")
+    (folder / "behind.py").write_text(BEHIND)
+    (port,) = free_ports(1)
+    paths = os.pathsep.join(filter(None, [str(folder), str(Path.cwd()), os.environ.get("PYTHONPATH")]))
+    environment = os.environ | {CREDENTIAL: ":".join(OWNER), "PYTHONPATH": paths}
+    process = spawn([sys.executable, "-m", "flows.local.guard", "behind:app", str(port)], environment, folder / "log")
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and is_alive(process):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                break
+        time.sleep(0.1)
+    yield f"http://127.0.0.1:{port}"
+    stop(process)
+
+
+def test_a_program_with_the_credential_passes(address: str) -> None:
+    answer = httpx.put(f"{address}/thing", auth=OWNER)
+    assert (answer.status_code, answer.text) == (200, "PUT /thing")
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["", "Basic", "Basic !", "Basic cHRwOnNlY3JldA==", "Bearer a secret of the test", "basic " + "A" * 9000],
+)
+def test_without_the_credential_nothing_passes(address: str, header: str) -> None:
+    answer = httpx.get(f"{address}/thing", headers={"authorization": header})
+    assert answer.status_code == 401
+    assert "run `ptp open`" in answer.text
+
+
+def test_a_second_authorization_does_not_pass(address: str) -> None:
+    right = httpx.BasicAuth(*OWNER)._auth_header
+    answer = httpx.get(address, headers=[("authorization", "Basic eDp5"), ("authorization", right)])
+    assert answer.status_code == 401
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"host": "evil.example"},
+        {"host": "evil.example:PORT"},
+        {"host": "127.0.0.1"},
+        {"host": "127.0.0.1:1"},
+        {"origin": "null"},
+        {"origin": "http://evil.example"},
+        {"origin": "https://127.0.0.1:PORT"},
+        {"origin": "http://localhost:PORT"},
+        {"origin": "http://127.0.0.1:1"},
+    ],
+)
+def test_a_foreign_host_or_origin_is_refused_with_the_credential_too(address: str, headers: dict[str, str]) -> None:
+    port = address.rpartition(":")[2]
+    sent = {name: value.replace("PORT", port) for name, value in headers.items()}
+    answer = httpx.post(address, auth=OWNER, headers=sent)
+    assert answer.status_code == 403
+    assert not [name for name in answer.headers if name.startswith("access-control")]
+
+
+def test_own_pages_may_post(address: str) -> None:
+    assert httpx.post(address, auth=OWNER, headers={"origin": address}).status_code == 200
+    local = address.replace("127.0.0.1", "localhost")
+    assert httpx.post(local, auth=OWNER, headers={"origin": local}).status_code == 200
+
+
+# ---------------------------------------------------------------- a browser
+
+
+def test_a_link_signs_a_browser_in_once(address: str) -> None:
+    link = login_link(address, ":".join(OWNER), "/#/models/fruit")
+    with httpx.Client() as browser:
+        signed_in = browser.get(link)
+        assert f"url={address}/#/models/fruit" in signed_in.text
+        cookie = signed_in.headers["set-cookie"].lower()
+        assert "httponly" in cookie
+        assert "samesite=strict" in cookie
+        assert browser.get(f"{address}/thing").text == "GET /thing"
+        assert browser.get(link).status_code == 200  # it is signed in
+        assert browser.post(address, headers={"origin": "http://evil.example"}).status_code == 403
+    again = httpx.get(link)
+    assert again.status_code == 403
+    assert "run `ptp open` again" in again.text
+
+
+@pytest.mark.parametrize("page", ["//evil.example/x", "/\\evil.example", "http://evil.example", '/"><script>'])
+def test_a_link_leads_to_own_pages_only(address: str, page: str) -> None:
+    text = httpx.get(login_link(address, ":".join(OWNER), page)).text
+    assert f"url={address}/" in text
+    assert "<script" not in text
+
+
+def test_a_forged_old_or_foreign_link_signs_nobody_in(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = login_link(address, ":".join(OWNER))
+    token = httpx.URL(good).params["token"]
+    other = f"{address[:-1]}{(int(address[-1]) + 1) % 10}"
+    session = guard._mint(":".join(OWNER), "session", 60)
+    later = token.replace(token.split("_")[1], f"{time.time() + 1e6:.3f}")
+    monkeypatch.setattr(guard, "LINK_SECONDS", -1.0)
+    old = httpx.URL(login_link(address, ":".join(OWNER))).params["token"]
+    monkeypatch.setattr(guard, "LINK_SECONDS", 60.0)
+    elsewhere = httpx.URL(login_link(other, ":".join(OWNER))).params["token"]
+    foreign = httpx.URL(login_link(address, "ptp:another secret")).params["token"]
+    for wrong in ("", "x", "___", session, later, old, elsewhere, foreign, token[:-1]):
+        answer = httpx.get(f"{address}{LOGIN_PATH}", params={"token": wrong})
+        assert (answer.status_code, answer.headers.get("set-cookie")) == (403, None)
+    assert httpx.get(good).status_code == 200
+
+
+def test_a_token_of_a_link_is_no_session(address: str) -> None:
+    link = login_link(address, ":".join(OWNER))
+    name = httpx.get(link).headers["set-cookie"].partition("=")[0]
+    assert httpx.get(address, cookies={name: httpx.URL(link).params["token"]}).status_code == 401
+
+
+# ---------------------------------------------------------------- websockets
+
+
+def socket_to(address: str, **options: object) -> ClientConnection:
+    return connect(address.replace("http", "ws") + "/out", **options)  # type: ignore[arg-type]
+
+
+def test_a_websocket_is_heard_after_the_credential_alone(address: str) -> None:
+    first = json.dumps({"type": "auth", "token": ":".join(OWNER)})
+    with socket_to(address, subprotocols=["prefect"]) as connection:
+        connection.send(first)
+        assert connection.recv(timeout=10) == f"heard {first}"  # what was sent too early never arrives
+
+
+@pytest.mark.parametrize("first", ["", "[", '{"type": "auth"}', '{"token": "wrong"}', '{"token": 1}', "[" * 5000])
+def test_a_websocket_without_the_credential_is_closed(address: str, first: str) -> None:
+    with socket_to(address, subprotocols=["prefect"]) as connection:
+        connection.send(first)
+        with pytest.raises(ConnectionClosed):
+            connection.recv(timeout=10)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"subprotocols": ["prefect"], "origin": "http://evil.example"},
+        {"subprotocols": ["prefect"], "additional_headers": {"authorization": "Bearer x"}, "origin": "null"},
+    ],
+)
+def test_a_websocket_of_nobody_or_of_a_foreign_page_is_refused(address: str, options: dict[str, object]) -> None:
+    with pytest.raises(InvalidStatus, match="403"):
+        socket_to(address, **options)
+
+
+def test_a_websocket_that_shows_the_credential_first_passes(address: str) -> None:
+    headers = {"authorization": httpx.BasicAuth(*OWNER)._auth_header}
+    with socket_to(address, additional_headers=headers) as connection:
+        assert connection.recv(timeout=10) == "too early"

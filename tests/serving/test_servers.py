@@ -1,0 +1,41 @@
+"""A server's report is in the store before it is returned, also if another process writes under the same name."""
+
+from pathlib import Path
+
+import pytest
+
+from ptpipeline.errors import PreconditionFailed
+from ptpipeline.records.answers import Holding
+from ptpipeline.serving.servers import ATTEMPTS, read_server_reports, report_holdings
+from ptpipeline.storage import FolderStore, Stored
+
+HOLDS = [Holding("mood", "a" * 64)]
+
+
+class Contested(FolderStore):
+    """Another process replaces the object after each of the first `times` reads."""
+
+    def __init__(self, root: Path, times: int) -> None:
+        super().__init__(root)
+        self.times = times
+
+    def read(self, key: str) -> Stored:
+        stored = super().read(key)
+        if self.times:
+            self.times -= 1
+            super().replace(key, stored.body + b" ", stored.etag)
+        return stored
+
+
+@pytest.mark.parametrize("others", range(ATTEMPTS))
+def test_a_report_is_stored_in_place_of_the_one_of_another_process(tmp_path: Path, others: int) -> None:
+    report_holdings(FolderStore(tmp_path), "host", [])
+    report = report_holdings(Contested(tmp_path, others), "host", HOLDS)
+    assert read_server_reports(FolderStore(tmp_path)) == [report]
+
+
+def test_a_report_that_was_not_stored_is_not_returned(tmp_path: Path) -> None:
+    before = report_holdings(FolderStore(tmp_path), "host", [])
+    with pytest.raises(PreconditionFailed, match="another server reports under the same name"):
+        report_holdings(Contested(tmp_path, ATTEMPTS), "host", HOLDS)
+    assert read_server_reports(FolderStore(tmp_path)) == [before]
