@@ -1,9 +1,22 @@
 """What each flow is asked for: one record per flow, strict about unknown fields; Prefect's form and `ptp` fill them."""
 
+from pydantic import Field
+
 from ptpipeline.records.base import Record
 from ptpipeline.records.versions import PRODUCTION
 
 PREFECT_ACTOR = "prefect"
+
+Claim = Field(
+    PREFECT_ACTOR,
+    title="Claimed name",
+    description="Who asks, as they say: nobody checks it, and the history records it as a claim.",
+)
+
+
+def record_claim(name: str) -> str:
+    """Return the actor of a request that came through Prefect, which knows nobody: the name is only claimed."""
+    return PREFECT_ACTOR if name.strip() in ("", PREFECT_ACTOR) else f"{PREFECT_ACTOR} (claims {name})"
 
 
 class IngestRequest(Record):
@@ -36,7 +49,7 @@ class PromoteRequest(Record):
     version: int
     reason: str
     alias: str = PRODUCTION
-    actor: str = PREFECT_ACTOR
+    actor: str = Claim
     override: bool = False
 
 
@@ -47,7 +60,7 @@ class RollbackRequest(Record):
     reason: str
     alias: str = PRODUCTION
     to: int | None = None
-    actor: str = PREFECT_ACTOR
+    actor: str = Claim
 
 
 class ReconcileRequest(Record):

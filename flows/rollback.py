@@ -4,7 +4,7 @@ from functools import partial
 
 from prefect import flow
 
-from flows.requests import RollbackRequest
+from flows.requests import RollbackRequest, record_claim
 from flows.steps import open_context, step
 from registry.versions import promotion
 from registry.versions.promotion import Cause
@@ -13,6 +13,6 @@ from registry.versions.promotion import Cause
 @flow(name="rollback", persist_result=False)
 def rollback(request: RollbackRequest) -> int:
     """Return the number of the version that the alias names now."""
-    cause = Cause(request.actor, request.reason)
+    cause = Cause(record_claim(request.actor), request.reason)
     work = partial(promotion.rollback, open_context().registry, request.task, cause, request.to, request.alias)
     return step(f"rollback {request.task}", work).version

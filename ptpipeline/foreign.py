@@ -18,7 +18,6 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from ptpipeline.errors import ArtifactError, NotFound, PtpError, Terminal
-from ptpipeline.records.base import MAX_INTEGER
 
 MAX_DIGITS = 400  # of a number: a float has at most 309 before its point; Python's int() is quadratic in them
 MAX_CONTAINERS, MAX_VALUES = 250_000, 2_000_000  # of a JSON text; each takes some hundred, some ten bytes of memory
@@ -57,7 +56,7 @@ def parse_record(kind: type[_Parsed], body: bytes, what: str, fix: str = ALTERED
 def parse_json(body: bytes, what: str, fix: str = ALTERED, kind: type[Terminal] = ArtifactError) -> Any:
     """Return the value that the JSON in `body` states; else an error of that kind.
 
-    Its numbers are finite, its integers those of canonical JSON, its texts Unicode, its keys distinct; it is at most
+    Its numbers are finite and not endless, its texts Unicode, its keys distinct; it is at most
     200 levels deep, which is pydantic's own limit.
     """
     with parsing(what, fix, kind):
@@ -119,9 +118,9 @@ class _Refused(ValueError):
 
 
 def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS or abs(number := int(digits)) > MAX_INTEGER:
-        raise _Refused("holds an integer that canonical JSON cannot write")
-    return number
+    if len(digits) > MAX_DIGITS:
+        raise _Refused("holds an integer with too many digits")
+    return int(digits)
 
 
 def _number(digits: str) -> float:

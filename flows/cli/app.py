@@ -1,6 +1,7 @@
 """What the verbs of `ptp` share: the application, options, exit codes, and how a verb opens what it works on."""
 
-import getpass
+import os
+import pwd
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from ptpipeline.records.versions import PromptVersion
     from ptpipeline.task.task import Task
     from registry.registry import Registry
+    from registry.versions.promotion import Cause
 
 FAILED, UNANSWERED, NO = 1, 3, 4  # exit codes; the epilog explains them
 
@@ -107,7 +109,7 @@ def spend_look(version: "PromptVersion") -> None:
     from ptpipeline.task.folder import find_task
 
     context = open_context()
-    asked = reveal(context, find_task(context.settings.tasks, version.task), version, getpass.getuser())
+    asked = reveal(context, find_task(context.settings.tasks, version.task), version, os_user())
     name = f"{version.task}@{version.number}"
     if asked is None:
         say(f"{name}: nothing is withheld, so no look was spent", file=sys.stderr)
@@ -118,6 +120,24 @@ def spend_look(version: "PromptVersion") -> None:
         f"{look.spent:.4f} of the error budget {look.budget:g} is spent",
         file=sys.stderr,
     )
+
+
+def os_user() -> str:
+    """Return the name of the operating system's user who runs this process, by its id: $USER is anybody's to set."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:  # in a container, an id may have no name
+        return f"uid {os.getuid()}"
+
+
+def name_cause(registry: "Registry", reason: str, override: bool = False) -> "Cause":
+    """Return the cause of a promotion that the person at this terminal asks for, with the key that signs it."""
+    from ptpipeline.storage.signed import SignedStore
+    from registry.versions.promotion import Cause
+
+    signer = registry.store.key if isinstance(registry.store, SignedStore) else None
+    actor = f"{os_user()} (key {signer.id})" if signer else os_user()
+    return Cause(actor, reason, override, signer)
 
 
 def check_task(registry: "Registry", task: str | None) -> str | None:

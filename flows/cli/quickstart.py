@@ -17,6 +17,7 @@ from flows.requests import NightlyRequest
 from flows.server.deploy import deploy
 from flows.server.trigger import Finished, trigger
 from ptpipeline.errors import PtpError, Terminal
+from ptpipeline.private import private_files
 from ptpipeline.settings import Settings, load_settings
 from ptpipeline.task.folder import load_tasks
 
@@ -113,9 +114,9 @@ def _print_step(line: str) -> None:
 
 def main() -> None:
     """Run the quickstart; print an error as one line. The stack stays up, with its logs, unless KEEP=0."""
-    os.umask(0o077)
     try:
-        quickstart()
+        with private_files():
+            quickstart()
     except PtpError as error:
         say(f"error: {error}", sys.stderr)
         sys.exit(1)

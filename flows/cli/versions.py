@@ -1,12 +1,12 @@
 """Verbs of `ptp` over the registry: what is registered, and what an alias names and why."""
 
-import getpass
 import sys
 from typing import Annotated
 
 import typer
 
 from flows.cli.app import (
+    NO,
     Alias,
     Json,
     OptionalTask,
@@ -18,6 +18,7 @@ from flows.cli.app import (
     check_task,
     find_kept,
     find_version,
+    name_cause,
     open_context,
     open_registry,
     spend_look,
@@ -141,12 +142,11 @@ def promote(
     """
     from flows.cli.render import print_record
     from flows.stages.release import move
-    from registry.versions.promotion import Cause
 
     context = open_context()
     task, number = find_version(context.registry, reference)
     before = context.registry.ledger.head(task, alias)
-    promotion = move(context, task, alias, number, Cause(getpass.getuser(), reason, override))
+    promotion = move(context, task, alias, number, name_cause(context.registry, reason, override))
     _warn_if_unmoved(before, promotion)
     print_record(promotion, as_json)
 
@@ -166,36 +166,45 @@ def rollback(
 ) -> None:
     """Let an alias name its previous version again."""
     from flows.cli.render import print_record
-    from registry.versions.promotion import Cause
     from registry.versions.promotion import rollback as roll_back
 
     registry = open_registry(writing=True)
     before = registry.ledger.head(task, alias)
-    promotion = roll_back(registry, task, Cause(getpass.getuser(), reason), to, alias)
+    promotion = roll_back(registry, task, name_cause(registry, reason), to, alias)
     _warn_if_unmoved(before, promotion)
     print_record(promotion, as_json)
 
 
 @app.command()
-def sign(reference: Reference, as_json: Json = False) -> None:
-    """Sign a version that was registered without a signature.
+def sign(
+    reference: Annotated[
+        str, typer.Argument(metavar="TASK[@ALIAS|@N]", help="A task with all that is known of it, or one version.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Sign what was stored without a signature, or under another key.
 
-    Its bytes are verified first. PTP_SIGNING_KEY names the file of the key.
+    Of a task all that the ledger knows: versions, history, pointers, snapshots and releases. Of a version its prompt,
+    number and what lies beside the prompt. All bytes are first held against the ledger. PTP_SIGNING_KEY names the file
+    of the key.
     """
     from flows.cli.render import print_table
-    from ptpipeline.prompts.signature import read_signing_key
-    from ptpipeline.prompts.signature import sign as sign_prompt
-    from ptpipeline.settings import load_settings
+    from ptpipeline.storage.signed import SignedStore
+    from registry.versions.sign import sign_task, sign_version
 
-    settings, registry = load_settings(), open_registry(writing=True)
-    if settings.signing_key is None:
+    registry = open_registry(writing=True)
+    if not isinstance(registry.store, SignedStore) or registry.store.key is None:
         raise SettingsError(
             "PTP_SIGNING_KEY is not set; set it to the PEM file of an Ed25519 private key (docs/signing.md)"
         )
-    task, number = find_version(registry, reference)
-    digest = registry.ledger.version(task, number).digest
-    digests = sign_prompt(registry.store, task, digest, read_signing_key(settings.signing_key))
-    print_table([{"task": task, "version": number, "signed": signed} for signed in digests], as_json)
+    if "@" in reference:
+        version = registry.ledger.version(*find_version(registry, reference))
+        actions = sign_version(registry, registry.store, version)
+    else:
+        actions = sign_task(registry, registry.store, str(check_task(registry, reference)))
+    print_table(actions, as_json)
+    if not all(action.done for action in actions):
+        raise typer.Exit(NO)
 
 
 @releases.command("promote")
@@ -209,7 +218,6 @@ def promote_release(
     """Let production of these tasks name these versions, all or none."""
     from flows.cli.render import print_table
     from flows.stages.release import move_release
-    from registry.versions.promotion import Cause
 
     context = open_context()
     named = [find_version(context.registry, reference) for reference in references]
@@ -218,7 +226,8 @@ def promote_release(
         raise PromotionRefused(
             f"release {name!r}: {', '.join(references)} name a task twice; a release holds one version of each"
         )
-    print_table(move_release(context, name, versions, Cause(getpass.getuser(), reason, override)), as_json)
+    cause = name_cause(context.registry, reason, override)
+    print_table(move_release(context, name, versions, cause), as_json)
 
 
 @releases.command("rollback")
@@ -229,10 +238,10 @@ def rollback_release(
 ) -> None:
     """Let production name again what it named before the release."""
     from flows.cli.render import print_table
-    from registry.versions.promotion import Cause
     from registry.versions.promotion import rollback_release as roll_back
 
-    print_table(roll_back(open_registry(writing=True), name, Cause(getpass.getuser(), reason)), as_json)
+    registry = open_registry(writing=True)
+    print_table(roll_back(registry, name, name_cause(registry, reason)), as_json)
 
 
 @releases.command("list")

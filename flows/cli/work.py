@@ -1,6 +1,5 @@
 """Verbs of `ptp`: the local stack, a task's stages, and the use of the prompts that they make."""
 
-import getpass
 import logging
 import os
 import sys
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.cli.app import FAILED, NO, Json, Reference, TaskName, app, open_context
+from flows.cli.app import FAILED, NO, Json, Reference, TaskName, app, open_context, os_user
 from flows.cli.terminal import log_plainly, say
 from ptpipeline.errors import NotFound, PtpError
 
@@ -37,6 +36,7 @@ def up(prefect_port: Port = None, mlflow_port: Port = None, s3_port: Port = None
     settings = load_settings()
     deploy(settings, load_tasks(settings.tasks))
     status(as_json)
+    print("`ptp open` signs your browser in at MLflow and Prefect", file=sys.stderr)
 
 
 @app.command()
@@ -194,6 +194,10 @@ def predict(
         list[str],
         typer.Argument(metavar="TEXT", help="Texts to answer; `-` reads them from standard input, one per line."),
     ],
+    allow_older: Annotated[
+        bool,
+        typer.Option("--allow-older", help="Accept a signed pointer that is older than the one seen here last."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Label texts with a version, or generate answers to them.
@@ -204,7 +208,7 @@ def predict(
     from ptpipeline.serving.predictor import load
 
     given = [line for line in sys.stdin.read().splitlines() if line.strip()] if texts == ["-"] else texts
-    answers = load(reference).predict(given)
+    answers = load(reference, allow_older=allow_older).predict(given)
     if as_json:
         print_table(answers, as_json)
     else:
@@ -254,7 +258,7 @@ def adopt(
     from ptpipeline.task.folder import find_task
 
     context, path = open_context(), Path(os.path.expanduser(source))
-    outcome = take_in(context, find_task(context.settings.tasks, task), path, getpass.getuser())
+    outcome = take_in(context, find_task(context.settings.tasks, task), path, os_user())
     print_table([outcome], as_json)
     if outcome.verdict != "passed":
         raise typer.Exit(NO)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psutil
 
+from ptpipeline.private import UMASK
 from ptpipeline.records.base import Record
 
 HOST = "127.0.0.1"
 MARK = "PTP_STACK_SERVER"  # the variable that names the server to whoever looks for it
 FLOW_RUN = "PREFECT__FLOW_RUN_ID"  # Prefect's variable in the environment of a flow run
-PRIVATE_UMASK = 0o077
 _STOP_SECONDS = 20.0
 _SAME_START = 2.0  # seconds: the start time is computed from the boot time, which clock corrections shift
 
@@ -46,7 +46,7 @@ def spawn(
             stdout=output,
             stderr=output,
             start_new_session=True,
-            umask=PRIVATE_UMASK,
+            umask=UMASK,
         )
     return Process(pid=child.pid, created=psutil.Process(child.pid).create_time(), port=port)
 

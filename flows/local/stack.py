@@ -6,7 +6,6 @@ not silently look into another store.
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,7 +21,6 @@ from flows.local import certificate
 from flows.local.keys import load_keys, replace
 from flows.local.orphaned_runs import end_orphaned_runs
 from flows.local.process import (
-    PRIVATE_UMASK,
     Process,
     find_marked,
     is_alive,
@@ -44,8 +42,9 @@ from flows.local.servers import (
     mark_prefix,
 )
 from ptpipeline.errors import StackError
+from ptpipeline.private import make_private, private_files
 from ptpipeline.records.base import Record
-from ptpipeline.settings import STACK_FILE, make_private
+from ptpipeline.settings import STACK_FILE
 from registry.failpoints import reached
 
 _START_SECONDS = 180.0
@@ -90,7 +89,7 @@ def up(home: Path, ports: Ports | None = None) -> Stack:
     while starting (with the last lines of its log); then everything that this call started is stopped again.
     """
     home = home.expanduser().resolve()
-    with _private_files(), _lock(home):
+    with private_files(), _lock(home):
         for _ in range(3):
             try:
                 return _start_missing(home, ports or Ports())
@@ -107,7 +106,7 @@ def down(home: Path) -> None:
     home = home.expanduser().resolve()
     if read(home) is None and not find_marked(mark_prefix(home)):
         return
-    with _private_files(), _lock(home):
+    with private_files(), _lock(home):
         stack = read(home)
         _stop_servers(dict(stack.processes) if stack else {})
         _stop_all(find_marked(mark_prefix(home)))
@@ -273,16 +272,6 @@ def _server_status(name: str, stack: Stack | None, config: StackConfig | None) -
     ready = define_server(name, config).ready(process)
     state: Literal["up", "not answering"] = "up" if ready else "not answering"
     return ServerStatus(name=name, state=state, address=address, pid=process.pid, memory=memory(process))
-
-
-@contextmanager
-def _private_files() -> Iterator[None]:
-    """Let nobody but their owner read the files that are written meanwhile."""
-    before = os.umask(PRIVATE_UMASK)
-    try:
-        yield
-    finally:
-        os.umask(before)
 
 
 @contextmanager

@@ -20,8 +20,9 @@ def adopt(context: Context, task: Task, path: Path, actor: str) -> Outcome:
 
     foreign, snapshot = read_foreign(path), ingest(context, task)
     dev = load_split(context.registry.store, snapshot, "dev")
-    converted = convert(context.engine(task.base_model).base, task, snapshot, foreign, dev)
+    converted, keys = convert(context.engine(task.base_model).base, task, snapshot, foreign, dev)
     for warning in converted.tuned.warnings:
         context.report(f"{task.name}: {warning}")
-    tuned = claim_trained(context, task.name, converted.tuned.training_key) or keep(context, converted)
+    before = (claim_trained(context, task.name, key) for key in keys)
+    tuned = next(filter(None, before), None) or keep(context, converted)
     return finish(context, task, tuned, snapshot.digest, Mode(actor=actor))

@@ -11,11 +11,12 @@ from ptpipeline.errors import BaseModelError, DataError, PreconditionFailed
 from ptpipeline.foreign import parse_json, read_file
 from ptpipeline.models.base import prepare_base
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.prompts.signature import open_prompts
 from ptpipeline.records.base import Record
+from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.settings import Settings
 from ptpipeline.storage.keys import MANIFEST_FILE
+from ptpipeline.storage.signed import open_signed_store
 from ptpipeline.task.folder import find_base_model
 
 Format = Literal["peft", "npy"]
@@ -41,7 +42,7 @@ def export(settings: Settings, reference: str, form: Format, folder: Path) -> Ex
     and `unpack` do, DataError if the format cannot express the prompt, PreconditionFailed if the folder is not empty or
     cannot be written.
     """
-    resolved = resolve(open_prompts(settings), reference)
+    resolved = resolve(open_signed_store(settings), reference, Memory(settings.home))
     files = {MANIFEST_FILE: json.dumps(resolved.artifact.manifest.to_json(), indent=1, sort_keys=True).encode()}
     if resolved.members:
         for index, member in enumerate(resolved.members):
@@ -82,7 +83,7 @@ def _convert(settings: Settings, artifact: Artifact, form: Format) -> dict[str, 
         source.revision if source.hub else None,
         bool(config.get("is_encoder_decoder")),
     )
-    return build_peft_files(unpack(artifact, prepared.ref), base)
+    return build_peft_files(unpack(artifact, *prepared.known), base)
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

@@ -166,7 +166,7 @@ def _score(context: Context, version: OpenVersion, sample: "Sample") -> _Scored:
     from ptpipeline.data.snapshot import load_split
     from ptpipeline.evaluation.baselines import Bare, Setup, measure_baselines
     from ptpipeline.evaluation.evaluate import measure_prompt
-    from ptpipeline.prompts.signature import open_prompts
+    from ptpipeline.storage.signed import open_signed_store
 
     store, engine = context.registry.store, context.engine(version.base_model)
     engine.load(version.artifact, read_ensemble(store, version.artifact))
@@ -174,7 +174,7 @@ def _score(context: Context, version: OpenVersion, sample: "Sample") -> _Scored:
     train = load_split(store, sample.snapshot, "train")
     bare = Bare.of(engine.base, version.artifact.manifest, sample, train)
     with tempfile.TemporaryDirectory(prefix="ptp-evaluate-") as folder:  # results by row go nowhere else
-        own_store = open_prompts(context.settings.model_copy(update={"store": f"file://{folder}"}))
+        own_store = open_signed_store(context.settings.model_copy(update={"store": f"file://{folder}"}))
         reports = measure_baselines(bare, own_store, Setup(hard_prompt=version.task.hard_prompt))
     return _Scored(
         {"prompt": prompt.scores} | {kind: report.prompt for kind, report in reports.items()},

@@ -195,4 +195,4 @@ def find_neighbours(context: Context, artifact: Artifact) -> "Neighbours":
     from ptpipeline.prompts.tensors import unpack
 
     base = context.engine(artifact.manifest.base_model.name).base
-    return find_neighbours(base, unpack(artifact, base.ref))
+    return find_neighbours(base, unpack(artifact, *base.known))

@@ -43,8 +43,10 @@ class Plan(Record):
 def plan(context: Context, task: Task, snapshot: Snapshot) -> Plan:
     """Find out whether anything that training depends on changed since it last ran."""
     base = prepare_base(task.base_model, context.settings)
-    key = compute_training_key(task, snapshot, base.ref.fingerprint, digest_start(task, context.registry.store))
-    trained = _find_trained(context, task.name, key) is not None
+    start = digest_start(task, context.registry.store)
+    keys = [compute_training_key(task, snapshot, ref.fingerprint, start) for ref in base.known]
+    known = next((key for key in keys if _find_trained(context, task.name, key) is not None), None)
+    key, trained = known or keys[0], known is not None
     reason = (
         "rows, recipe, base model and engine are unchanged: nothing to train"
         if trained
@@ -90,8 +92,10 @@ def _train_shared(context: Context, name: str) -> TunedPrompt:
 
     declared, tasks = load_sources(context.settings.tasks, name)
     sources = Sources(name, declared, [TaskData(task, ingest(context, task)) for task in tasks])
-    key = compute_shared_key(sources, prepare_base(declared.base_model, context.settings).ref.fingerprint)
-    return claim_trained(context, name, key) or _train_sources(context, sources, declared.base_model)
+    for ref in prepare_base(declared.base_model, context.settings).known:
+        if tuned := claim_trained(context, name, compute_shared_key(sources, ref.fingerprint)):
+            return tuned
+    return _train_sources(context, sources, declared.base_model)
 
 
 def _train_sources(context: Context, sources: "Sources", base_model: str) -> TunedPrompt:
@@ -168,9 +172,9 @@ def _stage_gang(context: Context, trained: Mapping[str, "TrainedTask"]) -> _Stag
         except PtpError as error:  # the other tasks keep their minutes of training
             staged.refused[name] = error
         reached("gang member staged")
-    for error in staged.refused.values():
-        if isinstance(error, Transient | SettingsError):
-            raise error
+    for refusal in staged.refused.values():
+        if isinstance(refusal, Transient | SettingsError):
+            raise refusal
     return staged
 
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ptpipeline.data.parquet import count_rows
 from ptpipeline.errors import DataError, PtpError
-from ptpipeline.packages import package_member
+from ptpipeline.packages import Member, Packed, package_member
 from ptpipeline.records.base import digest_of
 from ptpipeline.task.data import Binned, Source
 from ptpipeline.task.task import Task
@@ -46,11 +46,18 @@ class SourceRows(NamedTuple):
 def source_key(task: Task, home: Path) -> str:
     """Return a cheap identity of what ingest would read: if the key is unchanged, no new snapshot is needed.
 
-    Covers the data settings, the labels' names, and the package pin, or size and sha256 of a local file. Raises
-    DataError if the local file is missing.
+    Covers the data settings, the labels' names, and the content: sha256 of the package's archive and the member, or
+    size and sha256 of a local file. Raises DataError if the local file is missing, and what `package_member` raises if
+    the task does not state the archive's sha256.
     """
-    content = None if task.data.source.path is None else _file_identity(_local_file(task, home))
-    settings = task.data.model_dump(mode="json", exclude={"target"} if task.data.target is None else None)
+    source, unset = task.data.source, {"target"} if task.data.target is None else set()
+    if source.package is None:
+        content = _file_identity(_local_file(task, home))
+    else:  # name and version may be those of another archive tomorrow
+        content = {"archive": source.sha256 or _package_member(source, home).sha256}
+    settings = task.data.model_dump(mode="json", exclude=unset) | {
+        "source": source.model_dump(mode="json", exclude={"sha256"} | ({"package"} if source.package else set()))
+    }
     return digest_of({"ingest": INGEST_VERSION, "data": settings, "labels": sorted(task.labels), "content": content})
 
 
@@ -123,8 +130,8 @@ def _slice_values(name: str, column: str, cells: Iterable[Any]) -> list[str]:
 
 def _local_file(task: Task, home: Path) -> Path:
     source = task.data.source
-    if source.package is not None and source.member is not None:
-        return package_member(source.package, source.member, home)
+    if source.package is not None:
+        return _package_member(source, home).path
     path = Path(source.path or "").expanduser()
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "no such file"
@@ -133,6 +140,10 @@ def _local_file(task: Task, home: Path) -> Path:
             f"expected a {source.format} file"
         )
     return path
+
+
+def _package_member(source: Source, home: Path) -> Member:
+    return package_member(Packed(str(source.package), str(source.member), source.sha256), home)
 
 
 def _file_identity(path: Path) -> dict[str, Any]:

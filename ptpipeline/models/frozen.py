@@ -8,7 +8,7 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -116,6 +116,12 @@ class FrozenBase(ABC):
     ref: BaseModelRef
     dtype: torch.dtype
     context: int
+    earlier: BaseModelRef | None = field(default=None, kw_only=True)
+
+    @property
+    def known(self) -> tuple[BaseModelRef, ...]:
+        """All fingerprints that prompts of this base may name: today's, and the one that the same files had before."""
+        return (self.ref,) if self.earlier is None else (self.ref, self.earlier)
 
     @abstractmethod
     def compute_prefix(self, prompts: Sequence[SoftPrompt]) -> PrefixCache:

@@ -1,19 +1,21 @@
 """Loads a prepared base model: frozen, in eval mode, in its compute type, as the family of its configuration."""
 
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from ptpipeline.errors import BaseModelError
+from ptpipeline.foreign import parsing
 from ptpipeline.models.attention import use_short_rows
-from ptpipeline.models.base import UNSTATED_LENGTH, PreparedBase
+from ptpipeline.models.base import PreparedBase
 from ptpipeline.models.causal import CausalBase
+from ptpipeline.models.fingerprint import UNSTATED_LENGTH
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.seq2seq import FAMILIES, Seq2SeqBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 T5_LENGTH = 512  # tokens of a row while T5 was trained (Raffel et al. 2020, section 3.1.2)
+_CLOSED = {"local_files_only": True, "trust_remote_code": False}
 
 
 def has_native_bfloat16() -> bool:
@@ -34,37 +36,47 @@ def choose_dtype(setting: Literal["auto", "float32", "bfloat16"]) -> str:
 def load_base(prepared: PreparedBase, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> FrozenBase:
     """Return the prepared base model as its family.
 
-    Raises BaseModelError if the folder holds no such model, if it is an encoder-decoder other than T5, or if its
-    configuration states no context length.
+    Raises BaseModelError if the folder holds no such model or changes meanwhile, if it is an encoder-decoder other than
+    T5, or if its configuration states no context length.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    folder: Path = prepared.folder
     chosen = DTYPES[choose_dtype(dtype)]
-    try:
-        config = AutoConfig.from_pretrained(folder)
+    with (
+        parsing(f"base model {prepared.name}: {prepared.folder}", "does it hold a language model?", BaseModelError),
+        prepared.files.view() as folder,
+    ):
+        config = AutoConfig.from_pretrained(folder, **_CLOSED)
         _check_family(prepared.name, config)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = kind.from_pretrained(folder, dtype=chosen, local_files_only=True)
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise BaseModelError(
-            f"base model {prepared.name}: {folder} does not load as a language model: {error}"
-        ) from error
+        model = kind.from_pretrained(folder, dtype=chosen, use_safetensors=True, **_CLOSED)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_CLOSED)
     model.requires_grad_(False)
     model.eval()
-    if torch.cuda.is_available():
-        model.to("cuda")
+    _hold(model)
+    prepared.files.check_unchanged()
     context = _read_context_length(prepared.name, config, tokenizer)
     if config.is_encoder_decoder:
         if model.device.type == "cpu" and chosen == torch.bfloat16:
             model.set_attn_implementation("eager")  # .8 of the fused kernel's time, as near to the float32 gradient
-        return Seq2SeqBase(model, tokenizer, prepared.ref, chosen, context, _read_start_token(prepared.name, model))
+        start = _read_start_token(prepared.name, model)
+        return Seq2SeqBase(model, tokenizer, prepared.ref, chosen, context, start, earlier=prepared.earlier)
     use_short_rows(model)
-    return CausalBase(model, tokenizer, prepared.ref, chosen, context)
+    return CausalBase(model, tokenizer, prepared.ref, chosen, context, earlier=prepared.earlier)
+
+
+def _hold(model: Any) -> None:
+    """Move the weights to the GPU if there is one, else out of the file, onto which transformers maps them: whoever
+    wrote to it would change the model in memory.
+    """
+    if torch.cuda.is_available():
+        model.to("cuda")
+        return
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data = tensor.data.clone()
 
 
 def _check_family(name: str, config: Any) -> None:

@@ -64,7 +64,7 @@ def read_artifact(store: ObjectStore, task: str, digest: str) -> Artifact:
     """Return the verified artifact of that digest.
 
     Raises NotFound if there is no complete one, ArtifactError if its bytes are truncated or altered, or if the store
-    (signature.SignedStore) finds no trusted signature for the manifest.
+    (storage.signed) finds no trusted signature for the manifest.
     """
     where = f"{store.url}/{prompt_prefix(task, digest)}"
     body = store.read(manifest_key(task, digest)).body

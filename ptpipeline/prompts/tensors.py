@@ -65,13 +65,15 @@ def round_to_stored(prompt: SoftPrompt, dtype: str) -> SoftPrompt:
     return stored
 
 
-def unpack(artifact: Artifact, base: BaseModelRef) -> SoftPrompt:
+def unpack(artifact: Artifact, *base: BaseModelRef) -> SoftPrompt:
     """Return the prompt of a verified artifact, for the base model that it was trained on and no other.
+
+    base: the base model by each of its fingerprints, today's first.
 
     Raises BaseModelError if base or tokenizer differ, ArtifactError if a value is not finite.
     """
     check_tensors(artifact.manifest, artifact.tensors)
-    check_base(artifact, base)
+    check_base(artifact, *base)
     with parsing(f"{artifact.manifest.task} {artifact.digest[:12]}"):
         tensors: dict[str, Tensor] = load(artifact.tensors)
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
@@ -83,16 +85,22 @@ def unpack(artifact: Artifact, base: BaseModelRef) -> SoftPrompt:
     return tensors[EMBEDDINGS[0]]
 
 
-def check_base(artifact: Artifact, base: BaseModelRef) -> None:
-    """Raise BaseModelError unless the artifact was trained on this base model and tokenizer."""
-    trained_on = artifact.manifest.base_model
-    for what, actual, expected in (
-        ("base model", base.fingerprint, trained_on.fingerprint),
-        ("tokenizer", base.tokenizer_fingerprint, trained_on.tokenizer_fingerprint),
+def check_base(artifact: Artifact, *base: BaseModelRef) -> None:
+    """Raise BaseModelError unless the artifact was trained on this base model and tokenizer.
+
+    base: the base model by each of its fingerprints, today's first.
+    """
+    trained_on, loaded = artifact.manifest.base_model, base[0]
+    if any(
+        (trained_on.fingerprint, trained_on.tokenizer_fingerprint) == (one.fingerprint, one.tokenizer_fingerprint)
+        for one in base
     ):
-        if actual != expected:
-            raise BaseModelError(
-                f"{artifact.manifest.task} {artifact.digest[:12]}: trained on {what} {trained_on.name} "
-                f"{expected[:12]}, but {base.name} {actual[:12]} is loaded; serve it on {trained_on.name}, or train "
-                "the task on this base"
-            )
+        return
+    what, expected, actual = "base model", trained_on.fingerprint, loaded.fingerprint
+    if any(one.fingerprint == trained_on.fingerprint for one in base):
+        what, expected, actual = "tokenizer", trained_on.tokenizer_fingerprint, loaded.tokenizer_fingerprint
+    raise BaseModelError(
+        f"{artifact.manifest.task} {artifact.digest[:12]}: trained on {what} {trained_on.name} "
+        f"{expected[:12]}, but {loaded.name} {actual[:12]} is loaded; serve it on {trained_on.name}, or train "
+        "the task on this base"
+    )

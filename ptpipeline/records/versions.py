@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from ptpipeline.records.base import Grown, Key, Number, Record, Time, Words
+from ptpipeline.records.base import Grown, Key, Number, Record, Time, Words, digest_of
 
 PRODUCTION = "production"
 
@@ -28,7 +28,7 @@ class Promotion(Grown):
     """One row of the append-only ledger that moves an alias; seq counts from 1 per (task, alias).
 
     `override` says that a person promoted it although the gate refused it; `release` names the set of versions that was
-    promoted together. `chain` is the digest of the row before it.
+    promoted together. `chain` is the digest of the row before it, which no row had that an older ptpipeline wrote.
     """
 
     LATER: ClassVar = frozenset({"override", "release", "chain"})
@@ -46,6 +46,16 @@ class Promotion(Grown):
     override: bool = False
     release: str | None = None
     chain: Key | None = None
+
+    def row_digest(self) -> str:
+        """Return the digest of the whole row, which the next row of the alias holds as its `chain`."""
+        return digest_of(self.to_json())
+
+    def follows(self, before: "Promotion | None") -> bool:
+        """Return whether the row may stand behind that one: the chain, once begun, names each row before."""
+        if self.chain is None:
+            return before is None or before.chain is None
+        return before is not None and self.chain == before.row_digest()
 
 
 class Pointer(Record):

@@ -64,9 +64,9 @@ class Engine:
         """
         digest = artifact.digest
         if digest not in self._loaded:
-            check_base(artifact, self.base.ref)
+            check_base(artifact, *self.base.known)
             prompts = [
-                place_prompt(self.base, unpack(single, self.base.ref), single.manifest.placement)
+                place_prompt(self.base, unpack(single, *self.base.known), single.manifest.placement)
                 for single in members or [artifact]
             ]
             with torch.inference_mode():

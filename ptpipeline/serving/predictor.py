@@ -5,11 +5,12 @@ from dataclasses import dataclass
 
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.load import load_base
-from ptpipeline.prompts.signature import open_prompts
 from ptpipeline.records.answers import Answer
 from ptpipeline.serving.engine import Engine, Question
+from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.resolver import Resolved, resolve
 from ptpipeline.settings import Settings, load_settings
+from ptpipeline.storage.signed import open_signed_store
 
 
 @dataclass(frozen=True)
@@ -42,13 +43,14 @@ class Predictor:
         )
 
 
-def load(reference: str, settings: Settings | None = None) -> Predictor:
+def load(reference: str, settings: Settings | None = None, allow_older: bool = False) -> Predictor:
     """Return the predictor of `TASK`, `TASK@ALIAS` or `TASK@N`; no registry and no database is read.
 
+    allow_older: accept a signed pointer that is older than the one that this reader has seen.
     Raises NotFound, ArtifactError, BaseModelError (another base than the prompt's), ServiceUnavailable.
     """
     settings = settings or load_settings()
-    resolved = resolve(open_prompts(settings), reference)
+    resolved = resolve(open_signed_store(settings), reference, Memory(settings.home, allow_older))
     prepared = prepare_base(resolved.artifact.manifest.base_model.name, settings)
     engine = Engine(load_base(prepared, settings.dtype))
     engine.load(resolved.artifact, resolved.members)

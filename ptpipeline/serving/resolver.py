@@ -7,9 +7,11 @@ from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.foreign import parse_record
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
 from ptpipeline.records.base import is_name
-from ptpipeline.records.versions import PRODUCTION, Pointer, VersionName
+from ptpipeline.records.versions import PRODUCTION, Pointer, Promotion, VersionName
+from ptpipeline.serving.memory import Memory, Older
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import pointer_key, version_key
+from ptpipeline.storage.signed import SignedStore
 
 WRITTEN_AGAIN = "`ptp reconcile` writes it again"
 
@@ -42,16 +44,18 @@ def split_reference(reference: str) -> tuple[str, str]:
     return task, rest or PRODUCTION
 
 
-def resolve(store: ObjectStore, reference: str) -> Resolved:
+def resolve(store: ObjectStore, reference: str, memory: Memory | None = None) -> Resolved:
     """Return the verified artifact of a reference.
 
-    Raises NotFound if alias or version do not exist, ArtifactError if pointer or bytes are altered, or if the store
-    asks for a signature that is not there.
+    memory: what this reader has seen; used if the store asks for signatures, because anybody may write the others.
+    Raises NotFound if alias or version do not exist, ArtifactError if pointer or bytes are altered, if the store asks
+    for a signature that is not there, or if the pointer is older than the one that the reader has seen.
     """
     task, name = split_reference(reference)
-    number, digest = (
-        _read_version(store, task, name) if re.fullmatch(r"[0-9]+", name) else _read_pointer(store, task, name)
-    )
+    if re.fullmatch(r"[0-9]+", name):
+        number, digest = _read_version(store, task, name)
+    else:
+        number, digest = _read_alias(store, task, name, memory)
     try:
         artifact = read_artifact(store, task, digest)
     except NotFound:
@@ -76,7 +80,27 @@ def _read_version(store: ObjectStore, task: str, name: str) -> tuple[int, str]:
     return version.number, version.digest
 
 
-def _read_pointer(store: ObjectStore, task: str, alias: str) -> tuple[int, str]:
+def _read_alias(store: ObjectStore, task: str, alias: str, memory: Memory | None) -> tuple[int, str]:
+    promotion = _read_pointer(store, task, alias)
+    if memory is not None and isinstance(store, SignedStore) and store.trust is not None:
+        try:
+            memory.check(store, promotion)
+        except Older:  # or another reader saw its successor since we read it
+            promotion = _read_pointer(store, task, alias)
+            memory.check(store, promotion)
+    try:
+        named = _read_version(store, task, str(promotion.version))
+    except NotFound:  # a name can be lost, and `ptp reconcile` writes it again: the pointer says the same
+        return promotion.version, promotion.digest
+    if named != (promotion.version, promotion.digest):
+        raise ArtifactError(
+            f"{store.url}/{pointer_key(task, alias)}: calls prompt {promotion.digest[:12]} version "
+            f"{promotion.version}, and {version_key(task, promotion.version)} names {named[1][:12]}; {WRITTEN_AGAIN}"
+        )
+    return named
+
+
+def _read_pointer(store: ObjectStore, task: str, alias: str) -> Promotion:
     key = pointer_key(task, alias)
     try:
         body = store.read(key).body
@@ -89,4 +113,4 @@ def _read_pointer(store: ObjectStore, task: str, alias: str) -> tuple[int, str]:
         raise ArtifactError(
             f"{store.url}/{key}: points for {promotion.task}@{promotion.alias}; `ptp reconcile` writes it again"
         )
-    return promotion.version, promotion.digest
+    return promotion

@@ -101,6 +101,14 @@ class ServerHoldings(NamedTuple):
     server: str
 
 
+class ObjectSignature(NamedTuple):
+    """A signature of the bytes with that sha256 at the key `signed`."""
+
+    signed: str
+    digest: str
+    signer: str
+
+
 class ProbeObject(NamedTuple):
     """What the test of conditional puts writes."""
 
@@ -119,6 +127,7 @@ Address = (
     | StoredRelease
     | StoredCheckpoint
     | ServerHoldings
+    | ObjectSignature
     | ProbeObject
 )
 
@@ -151,15 +160,36 @@ def parse(key: str) -> Address | None:
             return StoredCheckpoint(digest)
         case [keys.SERVERS, file] if keys.is_server_name(server := _stem(file)):
             return ServerHoldings(server)
+        case [keys.SIGNATURES, *signed, digest, file] if signed and _is_digest(digest) and _stem(file):
+            return ObjectSignature("/".join(signed), digest, _stem(file))
         case [keys.PROBES, nonce, name]:
             return ProbeObject(nonce, name)
     return None
 
 
-def parse_task(key: str) -> str | None:
-    """Return the task in whose folder of prompts the key lies, whatever the object is; None if it lies in none."""
+def parse_task(key: str, folder: str = keys.PROMPTS) -> str | None:
+    """Return the task in whose folder of prompts the key lies, whatever the object is; None if it lies in none.
+
+    folder: another folder with one for each task, such as that of the snapshots.
+    """
     parts = key.split("/")
-    return parts[1] if len(parts) > 2 and parts[0] == keys.PROMPTS and is_name(parts[1]) else None
+    return parts[1] if len(parts) > 2 and parts[0] == folder and is_name(parts[1]) else None
+
+
+def is_believed(key: str) -> bool:
+    """Return whether what lies at the key is believed for a signature of its own.
+
+    A key of no known form counts too, so that a new kind of object is signed unless it is named here. Otherwise bound
+    are tensors and splits, by their manifests; results and checkpoints are sealed; nobody believes the rest.
+    """
+    match parse(key):
+        case PromptObject(_, _, path):
+            return path != keys.TENSOR_FILE and re.fullmatch(keys.signature_file("[^/]*"), path) is None
+        case SnapshotObject(_, _, path):
+            return re.fullmatch(r"[a-z]+\.parquet", path) is None
+        case Results() | StoredCheckpoint() | ServerHoldings() | Quarantined() | ObjectSignature() | ProbeObject():
+            return False
+    return True
 
 
 def is_manifest(key: str) -> bool:
@@ -198,6 +228,9 @@ def claimed_prompt(key: str) -> ClaimedPrompt | None:
 
 def signer_id(key: str) -> str | None:
     """Return the id of the key that made the signature at `key`; None if no signature lies there."""
+    address = parse(key)
+    if isinstance(address, ObjectSignature):
+        return address.signer
     matched = re.fullmatch(rf".*/{keys.signature_file('(.*)')}", key)
     return matched[1] if matched else None
 

@@ -19,6 +19,7 @@
     releases/<name>.json                               a set of versions that was promoted together
     checkpoints/<digest>.safetensors                   a training in progress
     servers/<server>.json                              what a server holds
+    signatures/<key>/<sha256>/<key id>.json            a signature of the bytes with that hash at that other key
     probe/<nonce>/<name>                               what the test of conditional puts writes
 
 Names that users choose are checked where they come in (`is_name`), and every store checks each key (`check_key`).
@@ -31,7 +32,7 @@ MANIFEST_FILE = "manifest.json"
 TENSOR_FILE = "prompt.safetensors"
 
 PROMPTS, SNAPSHOTS, REPORTS, RELEASES = "prompts", "snapshots", "reports", "releases"
-CHECKPOINTS, SERVERS, PROBES = "checkpoints", "servers", "probe"
+CHECKPOINTS, SERVERS, PROBES, SIGNATURES = "checkpoints", "servers", "probe", "signatures"
 
 ALIASES, HISTORY, VERSIONS, QUARANTINE, DOSSIERS = "aliases", "history", "versions", "quarantine", "records"
 ROWS_FILE = "rows.parquet"
@@ -84,6 +85,11 @@ def companion_key(task: str, digest: str, name: str, body: bytes) -> str:
 def page_key(task: str, digest: str, body: bytes) -> str:
     """Return the key of a version's page, which names its content."""
     return f"{prompt_prefix(task, digest)}/report-{_hash(body, 12)}.html"
+
+
+def names_content(key: str, body: bytes) -> bool:
+    """Return whether the key of a plot, companion or page names those bytes."""
+    return key.rpartition("/")[2].partition(".")[0].endswith(f"-{_hash(body, 12)}")
 
 
 def dossiers_prefix(task: str, digest: str) -> str:
@@ -209,6 +215,21 @@ def is_server_name(name: str) -> bool:
 def server_key(server: str) -> str:
     """Return the key of a server's report."""
     return f"{SERVERS}/{server}.json"
+
+
+def signatures_prefix(key: str) -> str:
+    """Return the folder of the signatures of all that ever lay at the key, or below it."""
+    return f"{SIGNATURES}/{key}"
+
+
+def object_signatures_prefix(key: str, digest: str) -> str:
+    """Return the folder of the signatures of the bytes with that sha256 at the key."""
+    return f"{signatures_prefix(key)}/{digest}"
+
+
+def object_signature_key(key: str, digest: str, key_id: str) -> str:
+    """Return the key of the signature that the signing key of that id made for those bytes."""
+    return f"{object_signatures_prefix(key, digest)}/{key_id}.json"
 
 
 def probe_key(nonce: str, name: str) -> str:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from ptpipeline.records.base import DIGEST_PATTERN
 from ptpipeline.task.document import Section
 from ptpipeline.task.policy import Policy
 
@@ -14,12 +15,14 @@ class Source(Section):
     """Where the rows come from: a local file (`path`), or a `member` of a pinned package archive on the package index.
 
     `member` may reach into a nested archive: `folder/inner.tar.gz!/folder/file.txt`. `format: tsv` means tab-separated
-    without quoting; `columns` names the columns of a file that has no header line.
+    without quoting; `columns` names the columns of a file that has no header line. `sha256` pins the archive: another
+    one under the same name and version is refused.
     """
 
     path: str | None = None
     package: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9._!+-]+$")] | None = None
     member: str | None = None
+    sha256: Annotated[str, Field(pattern=DIGEST_PATTERN)] | None = None
     format: Literal["csv", "tsv", "jsonl", "parquet"]
     columns: list[str] | None = None
 
@@ -31,6 +34,8 @@ class Source(Section):
             )
         if (self.package is None) != (self.member is None):
             raise ValueError("`member` names the file inside `package`: give both or neither")
+        if self.sha256 is not None and self.package is None:
+            raise ValueError("`sha256` is that of the archive of a `package`: leave it out")
         if self.path is not None and "://" in self.path:
             raise ValueError("a local file was expected: s3://, http:// and hub sources are not supported yet")
         if self.columns is not None and self.format not in ("csv", "tsv"):

@@ -1,28 +1,34 @@
 """The folder of task files: tasks, base models and shared prompts by name."""
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from ptpipeline.errors import NotFound, TaskFileError
-from ptpipeline.records.base import is_name
+from ptpipeline.records.base import DIGEST_PATTERN, is_name
 from ptpipeline.task.document import Section, line_of, load_section, parse_yaml, validate
 from ptpipeline.task.recipe import SHARED_FILE, SharedPrompt
 from ptpipeline.task.task import Task
 
 BASES_FILE = "base_models.yaml"
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 class BaseModelSource(Section):
-    """Where a base model comes from: a folder, a GGUF `member` of a pinned wheel, or a hub id at a revision."""
+    """Where a base model comes from: a folder, a GGUF `member` of a pinned wheel, or a hub id at a revision.
+
+    `sha256` pins the archive of the package, `fingerprint` what is loaded of the model.
+    """
 
     path: str | None = None
     package: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9._!+-]+$")] | None = None
     member: str | None = None
+    sha256: Annotated[str, Field(pattern=DIGEST_PATTERN)] | None = None
     hub: str | None = None
     revision: str | None = None
-    fingerprint: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    fingerprint: Annotated[str, Field(pattern=DIGEST_PATTERN)] | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> "BaseModelSource":
@@ -32,6 +38,13 @@ class BaseModelSource(Section):
             raise ValueError("`member` names the GGUF file inside `package`: give both or neither")
         if (self.hub is None) != (self.revision is None):
             raise ValueError("`revision` pins the commit of the `hub` model: give both or neither")
+        if self.sha256 is not None and self.package is None:
+            raise ValueError("`sha256` is that of the archive of a `package`: leave it out")
+        if self.revision is not None and self.fingerprint is None and not _COMMIT.fullmatch(self.revision):
+            raise ValueError(
+                f"`revision: {self.revision}` may name another model tomorrow: give the commit (40 hexadecimal "
+                "digits), or pin the `fingerprint`"
+            )
         return self
 
 

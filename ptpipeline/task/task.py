@@ -17,6 +17,7 @@ from ptpipeline.records.reports import LABEL_METRICS, TEXT_METRICS
 from ptpipeline.task.data import Binned, Data
 from ptpipeline.task.document import Section
 from ptpipeline.task.policy import Gate
+from ptpipeline.task.promoters import Promoters
 from ptpipeline.task.recipe import Tune
 
 GATE_VERSION = 1  # raise by one whenever the same evidence would lead to another verdict
@@ -90,6 +91,7 @@ class Task(Section):
     tune: Tune = Tune()
     gate: Gate
     promote: Literal["auto", "manual"] = "manual"
+    promoters: Promoters | None = None
     texts_in_reports: bool = False
     schedule: Schedule | None = None
 
@@ -147,6 +149,16 @@ class Task(Section):
                 "an ensemble averages or votes over labels, which free text does not have: choose another method"
             )
         return tune
+
+    @field_validator("promoters")
+    @classmethod
+    def _a_person_promotes(cls, promoters: Promoters | None, info: ValidationInfo) -> Promoters | None:
+        if promoters and promoters.required_for == "promotion" and info.data.get("promote") == "auto":
+            raise ValueError(
+                "`required_for: promotion` asks for a person's signature, and `promote: auto` lets the nightly run "
+                "promote: set `promote: manual`"
+            )
+        return promoters
 
     @field_validator("gate")
     @classmethod

@@ -5,7 +5,7 @@ Nothing in such a file proves which base it was trained on or which rows it has 
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -19,7 +19,7 @@ from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.prompts.tensors import pack, round_to_stored
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import Snapshot
-from ptpipeline.records.prompts import Scoring, TunedPrompt
+from ptpipeline.records.prompts import BaseModelRef, Scoring, TunedPrompt
 from ptpipeline.serving.answers import answer
 from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Task
@@ -28,7 +28,14 @@ from ptpipeline.tuning.start import Start
 from ptpipeline.tuning.tune import TrainedTask, Work, build_manifest_fields, build_task_text
 
 
-def adopt(base: FrozenBase, task: Task, snapshot: Snapshot, foreign: ForeignPrompt, dev: Sequence[Row]) -> TrainedTask:
+class Adopted(NamedTuple):
+    """What was taken in, and the training keys under which the same prompt may have been taken in before."""
+
+    trained: TrainedTask
+    keys: list[str]
+
+
+def adopt(base: FrozenBase, task: Task, snapshot: Snapshot, foreign: ForeignPrompt, dev: Sequence[Row]) -> Adopted:
     """Return the foreign prompt as an artifact of the task, after zero steps, measured on the task's dev rows.
 
     Raises BaseModelError if it does not fit the base, ContextError if it leaves no room for text, ArtifactError if the
@@ -42,13 +49,19 @@ def adopt(base: FrozenBase, task: Task, snapshot: Snapshot, foreign: ForeignProm
     work = Work(task, snapshot, Start(None, None, []), [job], [])
     artifact = pack(stored, recipe.store_dtype, build_manifest_fields(base, work, job) | _identify(base, job))
     warnings = [*foreign.notes, _describe_origin(base, foreign)]
-    return TrainedTask(artifact, [], _describe_adoption(base, job, artifact, warnings))
+    keys = [_import_key(ref, job) for ref in base.known]
+    return Adopted(TrainedTask(artifact, [], _describe_adoption(base, job, artifact, warnings)), keys)
 
 
 def _identify(base: FrozenBase, job: Job) -> dict[str, Any]:
     """Return the manifest's fields that say how the prompt came about, with a training key of the import."""
+    recipe = digest_of(_describe_recipe(job))
+    return {"method": job.tune.method, "seed": 0, "recipe": recipe, "training_key": _import_key(base.ref, job)}
+
+
+def _describe_recipe(job: Job) -> dict[str, Any]:
     task, recipe = job.task, job.tune
-    identity = {
+    return {
         "kind": "import",
         "method": recipe.method,
         "store_dtype": recipe.store_dtype,
@@ -57,14 +70,18 @@ def _identify(base: FrozenBase, job: Job) -> dict[str, Any]:
         "labels": task.labels,
         "generate": task.generate.model_dump(mode="json") if task.generate else None,
     } | ({"scoring": task.scoring.to_json()} if task.scoring != Scoring() else {})
-    key = {
+
+
+def _import_key(base: BaseModelRef, job: Job) -> str:
+    """Return the training key of the import, for the base by one of its fingerprints."""
+    parts = {
         "kind": "import",
-        "task": task.name,
-        "base": base.ref.fingerprint,
-        "recipe": identity,
+        "task": job.task.name,
+        "base": base.fingerprint,
+        "recipe": _describe_recipe(job),
         "tensors": _digest_tensors(job.initial),
     }
-    return {"method": recipe.method, "seed": 0, "recipe": digest_of(identity), "training_key": digest_of(key)}
+    return digest_of(parts)
 
 
 def _describe_adoption(base: FrozenBase, job: Job, artifact: Artifact, warnings: list[str]) -> TunedPrompt:

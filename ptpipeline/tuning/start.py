@@ -40,7 +40,7 @@ def load_start(base: FrozenBase, task: Task, store: ObjectStore, progress: Calla
                 f"task {task.name}: tune.init.version: {version.manifest.task} {version.digest[:12]} is an "
                 f"ensemble; name a single prompt, or export it as npy and start from {{file: .../0/embeddings.npy}}"
             )
-        return Start(unpack(version, base.ref), version.digest, [version.digest])
+        return Start(unpack(version, *base.known), version.digest, [version.digest])
     if isinstance(init, FileInit):
         return Start(read_tensor(Path(init.file).expanduser()), digest_start(task, store), [])
     return _load_champion(base, task, store, progress) if init == "champion" else Start(None, None, [])
@@ -51,7 +51,7 @@ def _load_champion(base: FrozenBase, task: Task, store: ObjectStore, progress: C
         artifact = resolve(store, f"{task.name}@{PRODUCTION}").artifact
         if artifact.manifest.members:
             raise DataError("the champion is an ensemble of several prompts")
-        prompt = unpack(artifact, base.ref)
+        prompt = unpack(artifact, *base.known)
     except (NotFound, BaseModelError, ArtifactError, DataError) as error:
         progress(f"{task.name}: starts cold: {error}")
         return Start(None, None, [])

@@ -15,12 +15,12 @@ without bytes; `ptp doctor` shows it.
 
 import logging
 import uuid
+from dataclasses import replace
 from typing import NamedTuple
 
 import stamina
 
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PreconditionFailed, PtpError, SettingsError, Transient
-from ptpipeline.prompts.signature import SignedStore
 from ptpipeline.records import base
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.addresses import PromptObject, is_manifest, parse
@@ -30,12 +30,15 @@ from ptpipeline.storage.keys import (
     manifest_key,
     probe_key,
     prompt_prefix,
+    signatures_prefix,
     snapshot_prefix,
     task_prefix,
 )
+from ptpipeline.storage.signed import without_checks
 from registry.failpoints import reached
 from registry.garbage.plan import Collected, plan
 from registry.garbage.roots import Retention, abandoned_before, prompts_in_use, prompts_served, snapshots_in_use
+from registry.garbage.signatures import find_stale_signatures
 from registry.ledger import tombstone
 from registry.ledger.tombstone import Needed, Tombstone, forget_unmarked
 from registry.ledger.usage import Name, prompt_uses, rows_keys, snapshot_uses
@@ -67,11 +70,12 @@ def collect(registry: Registry, policy: Retention, apply: bool = False, task: st
     Raises SettingsError if the store knows more than the ledger or has another time than this machine, ArtifactError if
     a server's report cannot be read, ServiceUnavailable if ledger, store or MLflow does not answer.
     """
-    store = registry.store.unverified if isinstance(registry.store, SignedStore) else registry.store
-    bare = Registry(registry.ledger, store, registry.mlflow)
+    store = without_checks(registry.store)
+    bare = replace(registry, store=store)
     planned = plan(bare, policy, task)
+    stale = find_stale_signatures(registry.ledger, store, task)
     if not apply:
-        return planned
+        return planned + [signature.item for signature in stale]
     if policy.grace:  # else no age decides
         _check_clock(store)
     registry.ledger.forget_intents(abandoned_before(policy))
@@ -85,9 +89,11 @@ def collect(registry: Registry, policy: Retention, apply: bool = False, task: st
             failures.append(error)
     _spare(work, planned, task)
     forget_unmarked(registry.ledger.database)
+    for signature in stale:
+        store.delete(signature.key)
     if failures:
         raise failures[0]
-    return deleted
+    return deleted + [signature.item for signature in stale]
 
 
 def _check_clock(store: ObjectStore) -> None:
@@ -201,14 +207,18 @@ def _delete(work: Collection, item: Collected, grave: Tombstone) -> bool:
 
 
 def _keys(work: Collection, item: Collected) -> list[str]:
-    """The keys of its objects: the manifest, then the others, then its evaluation rows."""
+    """The keys of its objects: the manifest, then signatures, then the others, then its evaluation rows.
+
+    While an object of it is left, the next collection finds it and ends what was begun: so signatures go before those.
+    """
     task = str(item.task)
     if item.what == "snapshot":
         folder, rows = snapshot_prefix(task, item.digest), []
     else:
         folder, rows = prompt_prefix(task, item.digest), rows_keys(work.registry.ledger, task).get(item.digest, [])
-    ours = [key for key in work.store.keys(folder) if parse(key) is not None]
-    return sorted(ours, key=lambda key: not is_manifest(key)) + sorted(rows)
+    ours = sorted(key for key in work.store.keys(folder) if parse(key) is not None)
+    manifest, others = [key for key in ours if is_manifest(key)], [key for key in ours if not is_manifest(key)]
+    return [*manifest, *work.store.keys(signatures_prefix(folder)), *others, *sorted(rows)]
 
 
 def _put_back(store: ObjectStore, item: Collected, bodies: dict[str, bytes]) -> bool:

@@ -32,7 +32,7 @@ class Collected(Record):
     task: str | None
     digest: str
     version: int | None
-    what: Literal["version", "orphan", "snapshot", "checkpoint"]
+    what: Literal["version", "orphan", "snapshot", "checkpoint", "signature"]
     bytes: int
     why: str
 

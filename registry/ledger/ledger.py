@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from pydantic import Field
 from sqlalchemy import Connection, Select, and_, delete, exists, func, select
 from sqlalchemy.exc import IntegrityError
 
@@ -28,7 +29,8 @@ class Move(Record):
     """A requested promotion: which alias of which task moves to which version, by whom and why.
 
     `expected` is the sequence number of the alias's head as it was read, 0 if it had none. `override` says that a
-    person promotes what the gate refused; `release` names the set that is promoted together.
+    person promotes what the gate refused; `release` names the set that is promoted together. `at` is when it was
+    requested: so the row that it becomes is known before it is inserted, and can be signed.
     """
 
     task: str
@@ -40,6 +42,7 @@ class Move(Record):
     verdict: str | None = None
     override: bool = False
     release: str | None = None
+    at: str = Field(default_factory=now)
 
 
 class Release(Record):
@@ -189,6 +192,15 @@ class Ledger(Results):
         row = self._row(select(table).where(table.c.task == task, table.c.alias == alias, table.c.seq == seq))
         return Promotion(**row._mapping) if row else None
 
+    def draft(self, move: Move) -> Promotion:
+        """Return the row that `append` would insert; PromotionConflict if somebody moved the alias first."""
+        digest = self.version(move.task, move.version).digest
+        with self.database.reading() as connection:
+            head = _head(connection, move.task, move.alias)
+            if (head.seq if head else 0) != move.expected:
+                raise _conflict(move, head)
+            return _next_row(move, digest, head)
+
     def append(self, move: Move) -> Promotion:
         """Move an alias from the head that the move expects.
 
@@ -288,18 +300,25 @@ def _head(connection: Connection, task: str, alias: str) -> Promotion | None:
 def _insert_promotion(connection: Connection, move: Move, digest: str) -> Promotion:
     """Insert the move as the row behind the head that it expects; the table's key refuses it if that row exists."""
     table = tables.promotion
-    previous = connection.scalar(
-        select(table.c.version).where(
-            table.c.task == move.task, table.c.alias == move.alias, table.c.seq == move.expected
-        )
-    )
-    if previous is None and move.expected > 0:
+    row = connection.execute(
+        select(table).where(table.c.task == move.task, table.c.alias == move.alias, table.c.seq == move.expected)
+    ).first()
+    if row is None and move.expected > 0:
         raise _conflict(move, _head(connection, move.task, move.alias))
-    promotion = Promotion(
-        **move.model_dump(exclude={"expected"}), seq=move.expected + 1, digest=digest, previous=previous, at=now()
-    )
-    connection.execute(insert(connection, table).values(**promotion.model_dump()))
+    promotion = _next_row(move, digest, Promotion(**row._mapping) if row else None)
+    connection.execute(insert(connection, table).values(**dict(promotion)))  # also what JSON leaves out
     return promotion
+
+
+def _next_row(move: Move, digest: str, before: Promotion | None) -> Promotion:
+    """Return the row that the move becomes behind that one; rows never change, so neither does this one's chain."""
+    return Promotion(
+        **move.model_dump(exclude={"expected"}),
+        seq=move.expected + 1,
+        digest=digest,
+        previous=before.version if before else None,
+        chain=before.row_digest() if before else None,
+    )
 
 
 def _record_release(connection: Connection, release: Release) -> None:

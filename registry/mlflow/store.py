@@ -86,7 +86,8 @@ def _translate(uri: str, status: int, error: Exception) -> PtpError:
         return ServiceUnavailable(f"MLflow at {uri} does not answer: {reason}; is it up? `ptp status`")
     if status in (401, 403):
         return SettingsError(
-            f"MLflow at {uri} refuses this client ({reason}); check PTP_MLFLOW and the server's --allowed-hosts"
+            f"MLflow at {uri} refuses this client ({reason}); check PTP_MLFLOW, MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD, and the server's --allowed-hosts"
         )
     return Terminal(f"MLflow at {uri} refuses the request: {reason}")
 

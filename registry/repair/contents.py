@@ -12,7 +12,7 @@ from ptpipeline.records.base import DIGEST_PATTERN, Record
 from ptpipeline.records.versions import Promotion, VersionName
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import history_key, version_key
-from registry.listing import TaskListing, read_all
+from registry.listing import TaskListing, read_accepted
 from registry.versions.projection import pointer_in
 from registry.versions.provenance import Dossier, check_dossier
 
@@ -56,8 +56,14 @@ class Contents(NamedTuple):
 def read_contents(store: ObjectStore, listing: TaskListing) -> Contents:
     """Read the small objects of the listing, each once."""
     numbered, promotions, pointers, dossiers = listing.versions, listing.history, listing.pointers, listing.dossiers()
-    bodies = read_all(store, [*numbered, *promotions, *pointers, *dossiers])
+    answers = read_accepted(store, [*numbered, *promotions, *pointers, *dossiers])
+    bodies = {key: answer for key, answer in answers.items() if isinstance(answer, bytes)}
     refused = [Refused(key, "has no key of the expected form") for key in listing.malformed()]
+    refused += [
+        Refused(key, f"is refused: {why}")
+        for key, why in answers.items()
+        if isinstance(why, str) and key not in pointers
+    ]
     names = _parse_sound(VersionName, numbered, bodies, refused)
     history: dict[str, list[Promotion]] = {}
     for row in _parse_sound(Promotion, promotions, bodies, refused):
@@ -65,7 +71,11 @@ def read_contents(store: ObjectStore, listing: TaskListing) -> Contents:
     return Contents(
         names={name.number: name.digest for name in names},
         history={alias: sorted(rows, key=lambda row: row.seq) for alias, rows in history.items()},
-        pointers={pointer.alias: pointer_in(bodies[key]) for key, pointer in pointers.items() if key in bodies},
+        pointers={
+            pointer.alias: pointer_in(bodies[key]) if key in bodies else None
+            for key, pointer in pointers.items()
+            if key in answers
+        },
         dossiers=_dossiers(dossiers, bodies, refused),
         refused=refused,
     )

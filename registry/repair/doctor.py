@@ -17,7 +17,7 @@ from registry.repair.files import compare_files, compare_results
 from registry.repair.inventory import Inventory, take_inventory
 from registry.repair.models import compare_model
 from registry.repair.objects import compare_checkpoints, compare_releases, compare_servers, compare_snapshots
-from registry.repair.promotions import compare_history, compare_ledger, compare_pointers
+from registry.repair.promotions import compare_chains, compare_history, compare_ledger, compare_pointers
 from registry.repair.prompts import compare_bytes, compare_dossiers, compare_names, compare_publishes, find_orphans
 
 COMPARISONS = (
@@ -25,6 +25,7 @@ COMPARISONS = (
     compare_names,
     compare_ledger,
     compare_history,
+    compare_chains,
     compare_pointers,
     compare_dossiers,
     compare_files,

@@ -18,7 +18,7 @@ from registry.lineage.ancestry import is_shared, parts_of
 from registry.listing import TaskListing, ask_all
 from registry.registry import Registry
 from registry.repair.contents import Contents, read_contents
-from registry.repair.losses import Losses, find_losses, find_unsound
+from registry.repair.losses import Losses, find_losses, find_unpromoted, find_unsound
 from registry.versions.content import read_content
 
 
@@ -71,7 +71,7 @@ def take_inventory(registry: Registry, listing: TaskListing) -> Inventory:
     made = [item for item in publications(registry.ledger, task) if item.tuned.digest not in held.tombstones]
     contents = read_contents(registry.store, listing)
     unsound = find_unsound(registry.store, listing.task, contents, held)
-    losses = find_losses(listing.task, contents, held, unsound)
+    losses = find_losses(task, contents, held, unsound, find_unpromoted(registry, task, contents, held))
     artifacts = _artifacts(registry, listing, {*held.versions.values()} - held.tombstones)
     altered = _find_altered(registry.store, listing, known)
     return Inventory(registry, listing, held, contents, losses, artifacts, altered, made)

@@ -11,7 +11,9 @@ from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import history_key, version_key
 from registry.ledger.holdings import Holdings
 from registry.listing import ask_all
+from registry.registry import Registry
 from registry.repair.contents import Contents, Refused
+from registry.versions.promoters import lack_promoter
 from registry.versions.promotion import GATED
 
 
@@ -24,10 +26,13 @@ class Losses(NamedTuple):
 
 
 class _Facts(NamedTuple):
-    """The versions that ledger or store know, number -> digest, and their passed verdicts, verdict -> digest."""
+    """The versions that ledger or store know, number -> digest, their passed verdicts, verdict -> digest, and the
+    promotions that lack a promoter's signature, with the reason.
+    """
 
     versions: dict[int, str]
     passed: dict[str, str]
+    unpromoted: Mapping[Promotion, str]
 
 
 def find_unsound(store: ObjectStore, task: str, contents: Contents, holdings: Holdings) -> dict[str, str]:
@@ -52,16 +57,30 @@ def _why_unsound(store: ObjectStore, task: str, digest: str) -> str:
     return ""
 
 
-def find_losses(task: str, contents: Contents, holdings: Holdings, unsound: Mapping[str, str]) -> Losses:
-    """Return what to add to the ledger, and what not: nothing of prompts that are `unsound`, digest -> why.
+def find_unpromoted(registry: Registry, task: str, contents: Contents, holdings: Holdings) -> dict[Promotion, str]:
+    """Return which promotions that the ledger does not know lack a promoter's signature that they need, and why."""
+    known = {alias: len(rows) for alias, rows in holdings.history.items()}
+    rows = [row for alias in GATED for row in contents.history.get(alias, []) if row.seq > known.get(alias, 0)]
+    return lack_promoter(registry, task, rows)
 
-    A promotion counts if every one before it does, if it moves the alias from what it named to a version of that
-    digest and, for a gated alias, if the store or the ledger holds the passed verdict that it cites, or it says
-    openly that a person overrode the gate.
+
+def find_losses(
+    task: str,
+    contents: Contents,
+    holdings: Holdings,
+    unsound: Mapping[str, str],
+    unpromoted: Mapping[Promotion, str],
+) -> Losses:
+    """Return what to add to the ledger, and what not: nothing of prompts that are `unsound`, digest -> why, nor
+    promotions that are `unpromoted`, row -> why.
+
+    A promotion counts if every one before it does and its chain names the one before, if it moves the alias from what
+    it named to a version of that digest and, for a gated alias, if the store or the ledger holds the passed verdict
+    that it cites, or it says openly that a person overrode the gate.
     """
     refused: list[Refused] = []
     versions = _versions(task, contents.stated_versions(), holdings, unsound, refused)
-    facts = _Facts(versions | holdings.versions, _find_passed(contents, holdings))
+    facts = _Facts(versions | holdings.versions, _find_passed(contents, holdings), unpromoted)
     promotions = [
         row
         for alias in sorted(contents.history)
@@ -128,8 +147,10 @@ def _why_not(row: Promotion, last: Promotion | None, facts: _Facts) -> str:
         return f"is promotion {row.seq}, and promotion {expected} is missing"
     if row.previous != (last.version if last else None):
         return f"moves the alias from version {row.previous}, which it did not name then"
+    if not row.follows(last):
+        return f"does not follow promotion {row.seq - 1}: its `chain` is the digest of another row"
     if facts.versions.get(row.version) != row.digest:
         return f"names version {row.version} as prompt {row.digest[:12]}, which is not registered as that"
     if row.alias in GATED and not row.override and facts.passed.get(row.verdict or "") != row.digest:
         return f"takes version {row.version} to {row.alias}, and the passed verdict that it cites is nowhere"
-    return ""
+    return facts.unpromoted.get(row, "")

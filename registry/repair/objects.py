@@ -71,7 +71,7 @@ def find_snapshot_flaws(registry: Registry, task: str | None) -> list[Flaw]:
 def _check_snapshot(registry: Registry, name: Name) -> list[Flaw]:
     store, key, flaws = registry.store, snapshot_manifest_key(*name), list[Flaw]()
     records = snapshots(registry.ledger, name)
-    known = records[0] if records else None
+    known: Snapshot | None = records[0] if records else None
     try:
         stored = read_snapshot(store, *name)
     except NotFound:  # collected since it was listed
@@ -82,7 +82,9 @@ def _check_snapshot(registry: Registry, name: Name) -> list[Flaw]:
         if records and stored not in records:  # source and checks are not part of the digest
             flaws.append(Flaw(name, key, "states another source or other checks than the ledger", known))
         known = known or stored
-    for split in known.splits() if known else ():
+    if known is None:
+        return flaws
+    for split in known.splits():
         try:
             load_split(store, known, split)
         except ArtifactError as error:

@@ -7,6 +7,8 @@ from ptpipeline.storage.addresses import is_dossier
 from ptpipeline.storage.keys import history_key, pointer_key, version_key
 from registry.repair.difference import FIX, REBUILD, RECONCILE, Difference, describe_head
 from registry.repair.inventory import Inventory
+from registry.versions.promoters import lack_promoter
+from registry.versions.promotion import GATED
 
 
 def compare_ledger(inventory: Inventory) -> Iterator[Difference]:
@@ -70,6 +72,33 @@ def compare_history(inventory: Inventory) -> Iterator[Difference]:
                 mend=FIX,
                 safe=True,
             )
+
+
+def compare_chains(inventory: Inventory) -> Iterator[Difference]:
+    """Yield promotions of the ledger that do not follow the one before, or that no promoter signed."""
+    for alias, rows in sorted(inventory.holdings.history.items()):
+        for before, row in zip([None, *rows], rows, strict=False):
+            if not row.follows(before):
+                yield Difference(
+                    task=inventory.task,
+                    kind="ledger",
+                    what=f"promotion {row.seq} of {alias} in the ledger",
+                    expected="the digest of the promotion before it as its `chain`",
+                    found="another one: a row of the history was altered",
+                    mend="compare the ledger with a backup, and with the history that the store holds",
+                    safe=False,
+                )
+    gated = [row for alias in GATED for row in inventory.holdings.history.get(alias, [])]
+    for row, why in lack_promoter(inventory.registry, inventory.task, gated).items():
+        yield Difference(
+            task=inventory.task,
+            kind="ledger",
+            what=f"promotion {row.seq} of {row.alias} in the ledger",
+            expected="the signature of one of the task's promoters",
+            found=why,
+            mend=f"a promoter who answers for it: `ptp sign {inventory.task}`; else `ptp rollback {inventory.task}`",
+            safe=False,
+        )
 
 
 def compare_pointers(inventory: Inventory) -> Iterator[Difference]:

@@ -4,8 +4,9 @@ It takes what the store proves: versions by their names, the history of every al
 made, measured and judged, releases, snapshots. What contradicts the ledger or itself is reported and left. Rows are
 only added, so that it may be killed at any point and repeated.
 
-Anybody who can write to the store could invent a consistent history, just as he could move a production pointer. Signed
-prompts (PTP_TRUSTED_KEYS) keep such bytes out: a version whose manifest no trusted key signed is not taken.
+Without keys, anybody who can write to the store could invent a consistent history, just as he could move a production
+pointer. With trusted keys (PTP_TRUSTED_KEYS) only what one of them signed is taken: names, promotions, dossiers,
+releases, snapshots and prompts. What needs the signature of one of the task's promoters is taken with that alone.
 """
 
 import logging
@@ -30,10 +31,10 @@ from registry.ledger.recovery import (
     recover_snapshots,
     recover_task,
 )
-from registry.listing import TaskListing, ask_all, list_tasks, read_all
+from registry.listing import TaskListing, ask_all, list_tasks, read_accepted
 from registry.registry import Registry
 from registry.repair.contents import Contents, Refused, read_contents
-from registry.repair.losses import Losses, find_losses, find_unsound
+from registry.repair.losses import Losses, find_losses, find_unpromoted, find_unsound
 from registry.versions.mlflow_alias import Action
 from registry.versions.provenance import Dossier
 
@@ -60,7 +61,7 @@ def _take_task(registry: Registry, listing: TaskListing) -> list[Action]:
         key: dossier for key, dossier in contents.dossiers.items() if dossier.publication.tuned.digest not in unsound
     }
     believed = contents._replace(dossiers=sound)
-    losses = find_losses(listing.task, believed, held, unsound)
+    losses = find_losses(listing.task, believed, held, unsound, find_unpromoted(registry, listing.task, believed, held))
     recover_task(
         registry.ledger,
         Recovery(
@@ -123,12 +124,12 @@ def _read_rows(registry: Registry, dossier: Dossier) -> list[str]:
 
     None, with a warning, if neither is there as it was.
     """
-    report = dossier.report
-    for read in (_read_measured, _read_split) if report else ():
-        try:
-            return read(registry, report)
-        except (NotFound, ArtifactError) as error:
-            log.info("%s", error)
+    if dossier.report is not None:
+        for read in (_read_measured, _read_split):
+            try:
+                return read(registry, dossier.report)
+            except (NotFound, ArtifactError) as error:
+                log.info("%s", error)
     log.warning(
         "%s: the look at test rows for prompt %s is counted without its rows, because neither their results nor their "
         "snapshot are there",
@@ -188,9 +189,12 @@ def _take_releases(registry: Registry) -> list[Action]:
     keys = {key: isinstance(parse(key), StoredRelease) for key in registry.store.keys(RELEASES)}
     refused = [Refused(key, "has no key of the expected form") for key, is_release in keys.items() if not is_release]
     lost = []
-    for key, body in read_all(registry.store, [key for key, is_release in keys.items() if is_release]).items():
+    for key, answer in read_accepted(registry.store, [key for key, is_release in keys.items() if is_release]).items():
+        if isinstance(answer, str):
+            refused.append(Refused(key, f"is refused: {answer}"))
+            continue
         try:
-            release = parse_record(Release, body, "is no release")
+            release = parse_record(Release, answer, "is no release")
         except ArtifactError as error:
             refused.append(Refused(key, str(error)))
             continue

@@ -21,6 +21,7 @@ from registry.registry import Registry
 from registry.versions import projection
 from registry.versions.mlflow_alias import Action, HeldAlias, Seen
 from registry.versions.projection import attempt, lease_name, settle
+from registry.versions.promoters import commit
 from registry.versions.promotion import Cause, Transition, check_transition
 
 CAUSE = Cause("mlflow-ui", "alias set in the MLflow UI")
@@ -94,7 +95,7 @@ def _promote(registry: Registry, mlflow: MlflowStore, task: Task | None, edit: E
         if task is None:
             raise PromotionRefused(f"{head.task}: no valid task file declares this task, so the gate cannot judge it")
         move = check_transition(registry, task, Transition(head, wanted), CAUSE, head.alias)
-        promotion = registry.ledger.append(move)
+        [promotion] = commit(registry, [move])
     except PromotionConflict:
         return settle(registry, head, projection.LEASE_SECONDS)
     except PromotionRefused as refusal:

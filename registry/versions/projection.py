@@ -3,6 +3,7 @@
 import logging
 import uuid
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import stamina
 
@@ -11,6 +12,7 @@ from ptpipeline.foreign import parse_record
 from ptpipeline.records.versions import Pointer, Promotion
 from ptpipeline.storage import Stored
 from ptpipeline.storage.keys import history_key, pointer_key, quarantined_pointer_key
+from ptpipeline.storage.signed import is_accepted, without_checks
 from registry.failpoints import reached
 from registry.ledger.lease import leased
 from registry.mlflow.store import REQUEST_SECONDS
@@ -22,6 +24,13 @@ FOLLOW_SECONDS = 10.0  # that a promotion waits for another process which writes
 POINTER_ATTEMPTS = 5
 
 log = logging.getLogger(__name__)
+
+
+class StoredRow(NamedTuple):
+    """A promotion as the store's history holds it."""
+
+    key: str
+    body: bytes
 
 
 def project(registry: Registry, task: str, alias: str) -> list[Action]:
@@ -96,7 +105,7 @@ def is_stored(registry: Registry, head: Promotion) -> bool:
     """Whether the pointer shows the head."""
     try:
         return pointer_in(registry.store.read(pointer_key(head.task, head.alias)).body) == head
-    except NotFound:
+    except (ArtifactError, NotFound):
         return False
 
 
@@ -144,14 +153,18 @@ def _project_history(registry: Registry, head: Promotion) -> None:
 def write_history(registry: Registry, rows: Sequence[Promotion]) -> None:
     """Store those promotions; Terminal if the store holds others under their numbers."""
     for row in rows:
-        body = row.model_dump_json(indent=1).encode()
         try:
-            registry.store.create(history_key(row.task, row.alias, row.seq), body)
+            registry.store.create(*history_object(row))
         except PreconditionFailed:
             raise Terminal(
                 f"{row.task}@{row.alias}: promotion {row.seq} in the store differs from the ledger's; the ledger was "
                 f"restored from an older backup, or belongs to another store; `ptp doctor {row.task}` compares them"
             ) from None
+
+
+def history_object(row: Promotion) -> StoredRow:
+    """Return key and bytes of a promotion in the store."""
+    return StoredRow(history_key(row.task, row.alias, row.seq), row.model_dump_json(indent=1).encode())
 
 
 def _project_pointer(registry: Registry, head: Promotion) -> list[Action]:
@@ -167,19 +180,21 @@ def _project_pointer(registry: Registry, head: Promotion) -> list[Action]:
 
 
 def _write_pointer(registry: Registry, head: Promotion) -> list[Action]:
-    key = pointer_key(head.task, head.alias)
+    key, bare = pointer_key(head.task, head.alias), without_checks(registry.store)
     body = Pointer(promotion=head, nonce=uuid.uuid4().hex).model_dump_json(indent=1).encode()
     wrote = [Action(task=head.task, what=f"pointer {head.alias} -> version {head.version} (seq {head.seq})")]
     try:
-        stored = registry.store.read(key)
+        stored = bare.read(key)  # signed or not: it is held against the ledger
     except NotFound:
         registry.store.create(key, body)
         return wrote
     pointed = pointer_in(stored.body)
     known = pointed is not None and is_ledger_row(registry, pointed, head)
-    if pointed and known and pointed.seq >= head.seq:
+    accepted = is_accepted(registry.store, key, stored.body)
+    if pointed and known and (pointed.seq > head.seq or (pointed.seq == head.seq and accepted)):
         return []
-    if pointed and pointed.seq > head.seq and registry.store.exists(history_key(head.task, head.alias, pointed.seq)):
+    ahead = pointed is not None and pointed.seq > head.seq and accepted
+    if pointed and ahead and registry.store.exists(history_key(head.task, head.alias, pointed.seq)):
         raise Terminal(
             f"{head.task}@{head.alias}: the store knows promotion {pointed.seq} (version {pointed.version}, "
             f"{pointed.at}), the ledger only {head.seq}; "

@@ -13,6 +13,7 @@ from ptpipeline.records.base import is_name
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PRODUCTION, Promotion, PromptVersion
+from ptpipeline.signing import SigningKey
 from ptpipeline.storage.keys import history_key, pointer_key, release_key
 from ptpipeline.task.task import Task
 from registry.failpoints import reached
@@ -21,6 +22,7 @@ from registry.ledger.tombstone import collected_sentence
 from registry.registry import Registry
 from registry.versions.history import is_return, rollback_target, row_of, version_before
 from registry.versions.projection import follow, is_finished, pointer_in
+from registry.versions.promoters import check_promoter, commit, find_promoters
 from registry.versions.provenance import write_release
 
 GATED = (PRODUCTION,)
@@ -34,11 +36,14 @@ class Cause:
     """Who moves an alias, and why; the history keeps both permanently.
 
     `override` says that this person takes responsibility for a version that the gate refuses, or has not judged.
+    `signer` is the key of the person who asks, if this process is theirs; a process that acts on a request, or on what
+    it sees in MLflow, has none of theirs.
     """
 
     actor: str
     reason: str
     override: bool = False
+    signer: SigningKey | None = None
 
 
 class Transition(NamedTuple):
@@ -65,7 +70,7 @@ def promote(registry: Registry, task: Task, version: int, cause: Cause, alias: s
     transition = Transition(registry.ledger.head(task.name, check_alias(alias)), wanted)
     head = transition.head
     if head is None or transition.changes:
-        head = registry.ledger.append(check_transition(registry, task, transition, cause, alias))
+        [head] = commit(registry, [check_transition(registry, task, transition, cause, alias)])
         reached("promotion committed")
     follow(registry, head)
     return head
@@ -86,8 +91,11 @@ def check_transition(registry: Registry, task: Task, transition: Transition, cau
                 raise
             log.warning("%s: the gate is overridden by %s (%s)", refusal, cause.actor, cause.reason)
             override = True
+    move = _move(transition, alias, cause, verdict).model_copy(update={"override": override})
+    if alias in GATED:
+        check_promoter(task.promoters, move, cause.signer)
     reached("promotion checked")
-    return _move(transition, alias, cause, verdict).model_copy(update={"override": override})
+    return move
 
 
 def point(registry: Registry, version: PromptVersion, cause: Cause, alias: str) -> Promotion:
@@ -105,7 +113,7 @@ def point(registry: Registry, version: PromptVersion, cause: Cause, alias: str) 
     if head is None or transition.changes:
         _check_ledger(registry, version.task, alias, head)
         _verify_bytes(registry, version)
-        head = registry.ledger.append(_move(transition, alias, cause, None))
+        [head] = commit(registry, [_move(transition, alias, cause, None)])
     follow(registry, head)
     return head
 
@@ -132,7 +140,7 @@ def rollback(registry: Registry, task: str, cause: Cause, to: int | None = None,
     else:
         number = rollback_target(history, to)
     if number != head.version:
-        head = registry.ledger.append(_return_move(registry, history, number, cause))
+        [head] = commit(registry, [_return_move(registry, history, number, cause)])
         reached("promotion committed")
     follow(registry, head)
     return head
@@ -191,7 +199,7 @@ def _is_same_cause(row: Promotion, cause: Cause) -> bool:
 
 def _append_release(registry: Registry, release: Release, moves: list[Move]) -> list[Promotion]:
     named = [move.model_copy(update={"release": release.name}) for move in moves]
-    promotions = registry.ledger.append_release(release, named)
+    promotions = commit(registry, named, release)
     reached("release committed")
     try:
         write_release(registry.store, registry.ledger.release(release.name) or release)  # a repeat asks at another time
@@ -212,7 +220,10 @@ def _return_move(registry: Registry, history: list[Promotion], number: int, caus
     earlier = row_of(history, number)
     verdict = registry.ledger.verdict(earlier.verdict) if earlier.verdict else None
     move = _move(Transition(head, wanted), head.alias, cause, verdict)
-    return move.model_copy(update={"override": earlier.override})
+    move = move.model_copy(update={"override": earlier.override})
+    if head.alias in GATED:
+        check_promoter(find_promoters(registry, head.task), move, cause.signer)
+    return move
 
 
 def check_alias(alias: str) -> str:
@@ -246,7 +257,7 @@ def _check_ledger(registry: Registry, task: str, alias: str, head: Promotion | N
     seq = head.seq if head else 0
     try:
         pointed = pointer_in(registry.store.read(pointer_key(task, alias)).body)
-    except NotFound:
+    except (NotFound, ArtifactError):  # nobody believes it
         pointed = None
     known = seq
     if pointed and pointed.seq > seq:

@@ -71,4 +71,9 @@ def check_dossier(key: str, body: bytes) -> Dossier:
 
 def write_release(store: ObjectStore, release: Release) -> None:
     """Store the release, which never changes; PreconditionFailed if another release of that name is stored."""
-    store.create(release_key(release.name), release.model_dump_json().encode())
+    store.create(release_key(release.name), encode_release(release))
+
+
+def encode_release(release: Release) -> bytes:
+    """Return the bytes of a release in the store."""
+    return release.model_dump_json().encode()

@@ -17,6 +17,7 @@ from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PromptVersion, VersionName
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import companion_key, page_key, plot_key, quarantined_version_key, version_key
+from ptpipeline.storage.signed import is_accepted, without_checks
 from registry.card.card import Card, Provenance
 from registry.card.page import render_page
 from registry.failpoints import reached
@@ -82,15 +83,17 @@ def register(registry: Registry, provenance: Provenance) -> PromptVersion:
 def name_version(store: ObjectStore, version: PromptVersion) -> bool:
     """Let readers of the store alone find the version by its number; returns whether anything had to be written."""
     key = version_key(version.task, version.number)
-    name = VersionName(task=version.task, number=version.number, digest=version.digest)
-    body = name.model_dump_json(indent=1).encode()
+    body = encode_name(version)
     try:
-        stored = store.read(key)
+        stored = without_checks(store).read(key)  # signed or not: it is held against the ledger
     except NotFound:
         store.create(key, body)
         return True
     if stored.body == body:
-        return False
+        if is_accepted(store, key, body):
+            return False
+        store.create(key, body)  # signs it
+        return True
     kept = quarantined_version_key(version.task, version.number, stored.body)
     store.create(kept, stored.body)
     log.warning(
@@ -102,6 +105,12 @@ def name_version(store: ObjectStore, version: PromptVersion) -> bool:
     )
     store.replace(key, body, stored.etag)
     return True
+
+
+def encode_name(version: PromptVersion) -> bytes:
+    """Return the bytes of the object that names the version."""
+    name = VersionName(task=version.task, number=version.number, digest=version.digest)
+    return name.model_dump_json(indent=1).encode()
 
 
 def _check_number(registry: Registry, task: str, digest: str) -> None:

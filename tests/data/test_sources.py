@@ -1,10 +1,12 @@
 """Reading csv, tsv, JSON Lines and Parquet, and the cheap key of a source."""
 
+import hashlib
 import io
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -213,11 +215,28 @@ def test_the_key_follows_the_data_settings_only(tmp_path: Path) -> None:
     assert source_key(task.model_copy(update={"labels": {"bad": " bad", "fine": " fine"}}), tmp_path) != key
 
 
-def test_the_key_of_a_package_needs_no_download(tmp_path: Path) -> None:
-    source = {"path": None, "package": "no-such-package==1", "member": "a.csv"}
-    assert source_key(declared(source=source), tmp_path) != source_key(
-        declared(source={**source, "member": "b.csv"}), tmp_path
-    )
+PINNED = {"path": None, "package": "no-such-package==1", "member": "a.csv", "sha256": "a" * 64}
+
+
+def test_the_key_of_a_pinned_package_needs_no_download(tmp_path: Path) -> None:
+    key = source_key(declared(source=PINNED), tmp_path)
+    assert key != source_key(declared(source=PINNED | {"member": "b.csv"}), tmp_path)
+    assert key != source_key(declared(source=PINNED | {"sha256": "b" * 64}), tmp_path)
+
+
+def test_the_key_holds_the_content_of_an_archive_not_its_name(tmp_path: Path) -> None:
+    other = PINNED | {"package": "other-name==2"}
+    assert source_key(declared(source=other), tmp_path) == source_key(declared(source=PINNED), tmp_path)
+
+
+def test_the_line_that_pins_an_archive_changes_no_key(tmp_path: Path) -> None:
+    archive = tmp_path / "downloads/no-such-package-1/wheels/x.whl"
+    archive.parent.mkdir(parents=True)
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("a.csv", "text,label")
+    pinned = PINNED | {"sha256": hashlib.sha256(archive.read_bytes()).hexdigest()}
+    free = {name: value for name, value in PINNED.items() if name != "sha256"}
+    assert source_key(declared(source=free), tmp_path) == source_key(declared(source=pinned), tmp_path)
 
 
 def test_the_key_imports_no_slow_library() -> None:

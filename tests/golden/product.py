@@ -42,7 +42,6 @@ from ptpipeline.models.frozen import KeyValues
 from ptpipeline.models.load import load_base
 from ptpipeline.prompts.artifact import Artifact, read_artifact
 from ptpipeline.prompts.interpretation import Neighbours, Wayward
-from ptpipeline.prompts.signature import DOMAIN, Signature, SignedStore, SigningKey
 from ptpipeline.prompts.tensors import pack, pack_ensemble
 from ptpipeline.records.answers import Holding, ServerReport
 from ptpipeline.records.base import digest_of
@@ -54,7 +53,9 @@ from ptpipeline.records.versions import PRODUCTION, Pointer, VersionName
 from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.settings import Settings, load_settings
+from ptpipeline.signing import OBJECT_DOMAIN, PROMPT_DOMAIN, Signature, SigningKey
 from ptpipeline.storage import FolderStore, conditional
+from ptpipeline.storage.signed import SignedStore
 from ptpipeline.task import folder, task
 from ptpipeline.task.recipe import CURRENT, SharedPrompt
 from ptpipeline.tuning import key as training
@@ -186,7 +187,8 @@ def words() -> dict[str, Any]:
         "a check that needs a person": gate.APPROVAL,
         "alias of production": PRODUCTION,
         "alias of a shared prompt": CURRENT,
-        "domain of signatures": DOMAIN,
+        "domain of signatures": PROMPT_DOMAIN,
+        "domain of signatures of objects": OBJECT_DOMAIN,
         "actor of the night": MACHINE,
         "actor of Prefect": flow_requests.PREFECT_ACTOR,
         "actor of MLflow": [door.CAUSE.actor, door.CAUSE.reason],

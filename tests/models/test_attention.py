@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ptpipeline.models.attention import MAX_KEYS, NAME, use_fused_attention, use_short_rows
-from ptpipeline.models.base import PreparedBase, fingerprint
+from ptpipeline.models.base import prepare_folder
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import Input
 from ptpipeline.models.load import load_base
@@ -18,9 +18,9 @@ from tests.tiny import tiny_base
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[CausalBase, CausalBase]:
     """One tiny base in float32 twice: with this attention, and with the fused one."""
     folder = tiny_base(tmp_path_factory.mktemp("attention") / "base")
-    ref = fingerprint("tiny", folder, folder)
-    short = load_base(PreparedBase("tiny", folder, ref), "bfloat16").to_float32()
-    plain = CausalBase(copy.deepcopy(short.model), short.tokenizer, ref, torch.float32, short.context)
+    prepared = prepare_folder("tiny", folder, folder)
+    short = load_base(prepared, "bfloat16").to_float32()
+    plain = CausalBase(copy.deepcopy(short.model), short.tokenizer, prepared.ref, torch.float32, short.context)
     plain.model.set_attn_implementation("sdpa")
     return short, plain
 

@@ -4,15 +4,22 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 
 from ptpipeline.errors import BaseModelError, NotFound
-from ptpipeline.models.base import PreparedBase, fingerprint, prepare_base
+from ptpipeline.models.base import prepare_base, prepare_folder
 from ptpipeline.models.load import load_base
+from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.prompts.tensors import check_base, pack
+from ptpipeline.records.prompts import BaseModelRef
 from ptpipeline.settings import Settings
-from tests.tiny import tiny_base, tiny_project
+from tests.golden.inputs import MANIFEST
+from tests.tiny import other_base, tiny_base, tiny_project
+
+GOLDEN = Path(__file__).parents[1] / "golden/project"
 
 
 @pytest.fixture
@@ -28,7 +35,7 @@ def edited(folder: Path, name: str = "config.json", **fields: object) -> None:
 
 def followed(folder: Path) -> list[object]:
     """All that training and decoding take from a tokenizer and from the tokens that end a text."""
-    base = load_base(PreparedBase("tiny", folder, fingerprint("tiny", folder, folder)), "float32")
+    base = load_base(prepare_folder("tiny", folder, folder), "float32")
     tokens = base.encode("good</s> film <x>", True)
     special = sorted(base.tokenizer.all_special_ids)
     return [
@@ -44,40 +51,58 @@ def followed(folder: Path) -> list[object]:
 
 def test_same_files_hash_the_same_elsewhere(folder: Path, tmp_path: Path) -> None:
     other = tiny_base(tmp_path / "other")
-    assert fingerprint("a", folder, tmp_path).fingerprint == fingerprint("b", other, tmp_path).fingerprint
+    assert prepare_folder("a", folder, tmp_path).ref.fingerprint == prepare_folder("b", other, tmp_path).ref.fingerprint
 
 
 def test_one_changed_weight_is_another_model(folder: Path, tmp_path: Path) -> None:
-    before = fingerprint("a", folder, tmp_path).fingerprint
+    before = prepare_folder("a", folder, tmp_path).ref.fingerprint
     tensors = load_file(folder / "model.safetensors")
     tensors["model.norm.weight"][0] += 1e-3
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    assert fingerprint("a", folder, tmp_path).fingerprint != before
+    assert prepare_folder("a", folder, tmp_path).ref.fingerprint != before
 
 
 @pytest.mark.parametrize(
     "fields", [{"rms_norm_eps": 0.1}, {"rope_parameters": {"rope_theta": 7.0, "rope_type": "default"}}]
 )
 def test_config_that_matters_is_covered(folder: Path, tmp_path: Path, fields: dict[str, object]) -> None:
-    before = fingerprint("a", folder, tmp_path).fingerprint
+    before = prepare_folder("a", folder, tmp_path).ref.fingerprint
     edited(folder, **fields)
-    assert fingerprint("a", folder, tmp_path).fingerprint != before
+    assert prepare_folder("a", folder, tmp_path).ref.fingerprint != before
 
 
 @pytest.mark.parametrize(
     "fields", [{"transformers_version": "0.0"}, {"dtype": "float16"}, {"_name_or_path": "elsewhere"}]
 )
 def test_config_that_does_not_matter_is_not(folder: Path, tmp_path: Path, fields: dict[str, object]) -> None:
-    before = fingerprint("a", folder, tmp_path).fingerprint
+    before = prepare_folder("a", folder, tmp_path).ref.fingerprint
     edited(folder, **fields)
-    assert fingerprint("a", folder, tmp_path).fingerprint == before
+    assert prepare_folder("a", folder, tmp_path).ref.fingerprint == before
 
 
 def test_changed_tokenizer_is_another_model(folder: Path, tmp_path: Path) -> None:
-    before = fingerprint("a", folder, tmp_path)
+    before = prepare_folder("a", folder, tmp_path).ref
     (folder / "tokenizer.json").write_text((folder / "tokenizer.json").read_text() + " ")
-    after = fingerprint("a", folder, tmp_path)
+    after = prepare_folder("a", folder, tmp_path).ref
     assert (after.fingerprint, after.tokenizer_fingerprint) != (before.fingerprint, before.tokenizer_fingerprint)
+
+
+def test_one_changed_merge_of_the_tokenizer_is_another_model(folder: Path, tmp_path: Path) -> None:
+    before, behaviour = prepare_folder("a", folder, tmp_path).ref.fingerprint, followed(folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    pairs = tokenizer["model"]["merges"]
+    tokenizer["model"]["merges"] = [pair for pair in pairs if not "".join(pair).endswith("film")]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert followed(folder) != behaviour
+    assert prepare_folder("a", folder, tmp_path).ref.fingerprint != before
+
+
+def test_any_setting_of_the_tokenizer_counts_unless_it_is_known_to_be_harmless(folder: Path, tmp_path: Path) -> None:
+    before = prepare_folder("a", folder, tmp_path).ref
+    edited(folder, "tokenizer_config.json", do_lower_case=True)
+    after = prepare_folder("a", folder, tmp_path)
+    assert after.ref.tokenizer_fingerprint != before.tokenizer_fingerprint
+    assert after.earlier.tokenizer_fingerprint == before.tokenizer_fingerprint
 
 
 ADDED = {
@@ -114,10 +139,10 @@ ADDED = {
 def test_what_changes_token_ids_or_ends_a_text_is_covered(
     folder: Path, tmp_path: Path, file: str, fields: dict[str, object]
 ) -> None:
-    before, behaviour = fingerprint("a", folder, tmp_path).fingerprint, followed(folder)
+    before, behaviour = prepare_folder("a", folder, tmp_path).ref.fingerprint, followed(folder)
     edited(folder, file, **fields)
     assert followed(folder) != behaviour
-    assert fingerprint("a", folder, tmp_path).fingerprint != before
+    assert prepare_folder("a", folder, tmp_path).ref.fingerprint != before
 
 
 @pytest.mark.parametrize(
@@ -153,43 +178,43 @@ def test_what_changes_token_ids_or_ends_a_text_is_covered(
 def test_what_neither_changes_token_ids_nor_ends_a_text_is_not(
     folder: Path, tmp_path: Path, file: str, fields: dict[str, object]
 ) -> None:
-    before, behaviour = fingerprint("a", folder, tmp_path).fingerprint, followed(folder)
+    before, behaviour = prepare_folder("a", folder, tmp_path).ref.fingerprint, followed(folder)
     edited(folder, file, **fields)
     assert followed(folder) == behaviour
-    assert fingerprint("a", folder, tmp_path).fingerprint == before
+    assert prepare_folder("a", folder, tmp_path).ref.fingerprint == before
 
 
 def test_the_tokenizers_class_is_covered(folder: Path, tmp_path: Path) -> None:
     edited(folder, "tokenizer_config.json", add_prefix_space=True)  # which the generic class does not read
-    before, behaviour = fingerprint("a", folder, tmp_path).fingerprint, followed(folder)
+    before, behaviour = prepare_folder("a", folder, tmp_path).ref.fingerprint, followed(folder)
     edited(folder, "tokenizer_config.json", tokenizer_class="GPT2Tokenizer")
     assert followed(folder) != behaviour
-    assert fingerprint("a", folder, tmp_path).fingerprint != before
+    assert prepare_folder("a", folder, tmp_path).ref.fingerprint != before
 
 
 def test_which_token_is_bos_is_covered(folder: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     tokenizer.save(str(folder / "tokenizer.json"))
-    before, behaviour = fingerprint("a", folder, tmp_path).fingerprint, followed(folder)
+    before, behaviour = prepare_folder("a", folder, tmp_path).ref.fingerprint, followed(folder)
     edited(folder, "tokenizer_config.json", bos_token="<unk>", pad_token="<s>")
     assert followed(folder) != behaviour
-    assert fingerprint("a", folder, tmp_path).fingerprint != before
+    assert prepare_folder("a", folder, tmp_path).ref.fingerprint != before
 
 
 def test_without_generation_config_the_end_of_text_is_that_of_the_config(folder: Path, tmp_path: Path) -> None:
     (folder / "generation_config.json").unlink()
-    before, behaviour = fingerprint("a", folder, tmp_path).fingerprint, followed(folder)
+    before, behaviour = prepare_folder("a", folder, tmp_path).ref.fingerprint, followed(folder)
     edited(folder, eos_token_id=9)
     assert followed(folder) != behaviour
-    assert fingerprint("a", folder, tmp_path).fingerprint != before
+    assert prepare_folder("a", folder, tmp_path).ref.fingerprint != before
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "generation_config.json"])
 def test_a_damaged_file_beside_the_weights_is_named(folder: Path, tmp_path: Path, file: str) -> None:
     (folder / file).write_text("{")
     with pytest.raises(BaseModelError, match="is damaged"):
-        fingerprint("a", folder, tmp_path)
+        prepare_folder("a", folder, tmp_path).ref
 
 
 def test_pinned_fingerprint_refuses_another_model(tmp_path: Path) -> None:
@@ -210,3 +235,54 @@ def test_weights_in_memory_are_told_apart(tmp_path: Path) -> None:
     assert base.digest_weights() == before
     base.model.model.norm.weight.data[0] += 1e-3
     assert base.digest_weights() != before
+
+
+# ---------------------------------------------------------------- the fingerprint as it was before
+
+
+def test_the_earlier_fingerprint_is_the_one_that_stored_prompts_name(tmp_path: Path) -> None:
+    manifests = sorted((GOLDEN / "home/store/prompts").glob("*/*/manifest.json"))
+    named = {json.loads(path.read_text())["base_model"]["fingerprint"] for path in manifests}
+    prepared = prepare_folder("small", GOLDEN / "base", tmp_path)
+    assert {prepared.earlier.fingerprint} == named
+    assert prepared.ref.fingerprint not in named
+
+
+def test_a_prompt_that_names_the_earlier_fingerprint_loads(tmp_path: Path) -> None:
+    prepared = prepare_folder("tiny", tiny_base(tmp_path / "model"), tmp_path)
+    check_base(named(prepared.earlier), *prepared.known)
+    check_base(named(prepared.ref), *prepared.known)
+
+
+@pytest.mark.parametrize(
+    ("fields", "what"),
+    [
+        ({"fingerprint": "0" * 64}, "trained on base model tiny 000000000000"),
+        ({"tokenizer_fingerprint": "0" * 64}, "trained on tokenizer tiny 000000000000"),
+    ],
+)
+def test_a_prompt_of_another_base_is_refused_by_both(tmp_path: Path, fields: dict[str, str], what: str) -> None:
+    prepared = prepare_folder("tiny", tiny_base(tmp_path / "model"), tmp_path)
+    with pytest.raises(BaseModelError, match=what):
+        check_base(named(prepared.earlier.model_copy(update=fields)), *prepared.known)
+
+
+def test_a_base_whose_weights_changed_has_another_earlier_fingerprint(tmp_path: Path) -> None:
+    before = prepare_folder("tiny", tiny_base(tmp_path / "model"), tmp_path)
+    after = prepare_folder("tiny", other_base(tmp_path / "other"), tmp_path)
+    with pytest.raises(BaseModelError, match="trained on base model"):
+        check_base(named(before.earlier), *after.known)
+
+
+def named(base: BaseModelRef) -> Artifact:
+    """A prompt whose manifest names that base."""
+    return pack(torch.zeros(2, base.hidden_size), "float32", MANIFEST | {"base_model": base, "method": "prompt"})
+
+
+def test_a_pin_of_the_earlier_fingerprint_is_refused_with_the_line_to_write(tmp_path: Path) -> None:
+    tasks = tiny_project(tmp_path)
+    prepared = prepare_folder("tiny", tmp_path / "base", tmp_path)
+    pin = f'tiny: {{path: "{tmp_path / "base"}", fingerprint: "{prepared.earlier.fingerprint}"}}\n'
+    (tasks / "base_models.yaml").write_text(pin)
+    with pytest.raises(BaseModelError, match=f"write `fingerprint: {prepared.ref.fingerprint}`"):
+        prepare_base("tiny", Settings(home=tmp_path / "home", tasks=tasks))

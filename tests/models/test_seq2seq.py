@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import BartConfig, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from ptpipeline.errors import BaseModelError
-from ptpipeline.models.base import PreparedBase, fingerprint
+from ptpipeline.models.base import PreparedBase, prepare_folder
 from ptpipeline.models.frozen import Input, KeyValues, stack_caches
 from ptpipeline.models.load import load_base
 from ptpipeline.models.seq2seq import Seq2SeqBase
@@ -178,7 +178,7 @@ def edited(folder: Path, name: str, **fields: Any) -> Path:
 
 
 def prepared(folder: Path) -> PreparedBase:
-    return PreparedBase("tiny-t5", folder, fingerprint("tiny-t5", folder, folder.parent))
+    return prepare_folder("tiny-t5", folder, folder.parent)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -235,15 +235,16 @@ def test_other_encoder_decoders_are_refused_by_name(tmp_path: Path, family: str)
 )
 def test_fingerprint_covers_what_changes_a_t5(tmp_path: Path, fields: dict[str, Any]) -> None:
     folder = t5_folder(tmp_path)
-    before = fingerprint("a", folder, tmp_path).fingerprint
-    assert fingerprint("a", edited(folder, "config.json", **fields), tmp_path).fingerprint != before
+    before = prepare_folder("a", folder, tmp_path).ref.fingerprint
+    assert prepare_folder("a", edited(folder, "config.json", **fields), tmp_path).ref.fingerprint != before
 
 
 def test_fingerprint_covers_the_context_of_a_t5(tmp_path: Path) -> None:
     folder = t5_folder(tmp_path)
-    before = fingerprint("a", folder, tmp_path).fingerprint
+    before = prepare_folder("a", folder, tmp_path).ref.fingerprint
     assert (
-        fingerprint("a", edited(folder, "tokenizer_config.json", model_max_length=300), tmp_path).fingerprint != before
+        prepare_folder("a", edited(folder, "tokenizer_config.json", model_max_length=300), tmp_path).ref.fingerprint
+        != before
     )
 
 
@@ -251,17 +252,19 @@ def test_fingerprint_covers_a_start_token_that_generation_states(tmp_path: Path)
     folder = edited(
         t5_folder(tmp_path, decoder_start_token_id=None), "generation_config.json", decoder_start_token_id=0
     )
-    before = fingerprint("a", folder, tmp_path).fingerprint
+    before = prepare_folder("a", folder, tmp_path).ref.fingerprint
     assert (
-        fingerprint("a", edited(folder, "generation_config.json", decoder_start_token_id=3), tmp_path).fingerprint
+        prepare_folder(
+            "a", edited(folder, "generation_config.json", decoder_start_token_id=3), tmp_path
+        ).ref.fingerprint
         != before
     )
 
 
 def test_fingerprint_is_the_same_from_savers_before_and_after_transformers_5(tmp_path: Path) -> None:
     folder = t5_folder(tmp_path, tie_word_embeddings=True, scale_decoder_outputs=False, num_layers=2)
-    before = fingerprint("a", folder, tmp_path).fingerprint
+    before = prepare_folder("a", folder, tmp_path).ref.fingerprint
     older = edited(
         folder, "config.json", tie_word_embeddings=False, scale_decoder_outputs=None, num_decoder_layers=None
     )
-    assert fingerprint("a", older, tmp_path).fingerprint == before
+    assert prepare_folder("a", older, tmp_path).ref.fingerprint == before

@@ -21,14 +21,10 @@ from cryptography.hazmat.primitives.serialization import (
 from benchmarks.fixtures.prompts import an_artifact
 from ptpipeline.errors import ArtifactError, SettingsError
 from ptpipeline.prompts.artifact import read_artifact, write_artifact
-from ptpipeline.prompts.signature import (
-    SignedStore,
-    open_prompts,
-    read_signing_key,
-    read_trust,
-)
 from ptpipeline.settings import Settings, load_settings
+from ptpipeline.signing import read_signing_key
 from ptpipeline.storage import FolderStore
+from ptpipeline.storage.signed import SignedStore, open_signed_store, read_trust
 from tests.prompts.test_signature import FOREIGN, OTHERS, OURS, ROOT, TASK, private_pem, public_pem, written
 
 # ---------------------------------------------------------------- key files and settings
@@ -112,13 +108,13 @@ def test_the_settings_guard_the_store(tmp_path: Path) -> None:
         "trusted_keys": written(tmp_path / "public", public_pem(OURS)),
     }
     plain = Settings(store=f"file://{tmp_path}/store")
-    digest = write_artifact(open_prompts(plain.model_copy(update=keys)), an_artifact(TASK))
+    digest = write_artifact(open_signed_store(plain.model_copy(update=keys)), an_artifact(TASK))
     assert read_artifact(
-        open_prompts(plain.model_copy(update={"trusted_keys": keys["trusted_keys"]})), TASK.name, digest
+        open_signed_store(plain.model_copy(update={"trusted_keys": keys["trusted_keys"]})), TASK.name, digest
     )
-    unsigned = write_artifact(open_prompts(plain), an_artifact(TASK, 1))
+    unsigned = write_artifact(open_signed_store(plain), an_artifact(TASK, 1))
     with pytest.raises(ArtifactError, match="nobody signed it"):
-        read_artifact(open_prompts(plain.model_copy(update=keys)), TASK.name, unsigned)
+        read_artifact(open_signed_store(plain.model_copy(update=keys)), TASK.name, unsigned)
 
 
 def test_a_signing_key_that_readers_would_refuse_is_refused(tmp_path: Path) -> None:
@@ -131,7 +127,7 @@ def test_a_signing_key_that_readers_would_refuse_is_refused(tmp_path: Path) -> N
         match=f"PTP_SIGNING_KEY: .*/private is key {OURS.id}, which .*/public .PTP_TRUSTED_KEYS. does not hold; add "
         "its public key there first",
     ):
-        open_prompts(Settings(store=f"file://{tmp_path}/store", **keys))
+        open_signed_store(Settings(store=f"file://{tmp_path}/store", **keys))
 
 
 def test_key_files_are_set_by_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +147,7 @@ def test_key_files_are_set_by_the_environment(tmp_path: Path, monkeypatch: pytes
 def test_a_key_put_where_its_path_belongs_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTP_HOME", str(tmp_path))
     pem = private_pem(OURS).decode()
-    for given_, call in ((pem, load_settings), (pem.splitlines()[1], lambda: open_prompts(load_settings()))):
+    for given_, call in ((pem, load_settings), (pem.splitlines()[1], lambda: open_signed_store(load_settings()))):
         monkeypatch.setenv("PTP_SIGNING_KEY", given_)
         with pytest.raises(SettingsError, match=r"PTP_SIGNING_KEY: .*expected the path of a PEM file") as caught:
             call()
@@ -182,7 +178,7 @@ def test_no_variable_of_a_traceback_holds_a_refused_key(tmp_path: Path, mode: in
     frames = [
         frame
         for frame, _ in traceback.walk_tb(caught.value.__traceback__)
-        if frame.f_code.co_filename.endswith("signature.py") and "tests" not in frame.f_code.co_filename
+        if frame.f_code.co_filename.endswith("ptpipeline/signing.py") and "tests" not in frame.f_code.co_filename
     ]
     assert frames
     assert not any(body in repr(frame.f_locals).encode() or body in frame.f_locals.values() for frame in frames)
@@ -191,7 +187,7 @@ def test_no_variable_of_a_traceback_holds_a_refused_key(tmp_path: Path, mode: in
 # ---------------------------------------------------------------- nobody can forget it
 
 
-def test_prompts_are_reached_by_one_door_only() -> None:
+def test_the_store_is_opened_by_one_door_only() -> None:
     sources = {
         path.relative_to(ROOT).as_posix(): path.read_text()
         for package in ("ptpipeline", "registry", "flows")
@@ -199,9 +195,7 @@ def test_prompts_are_reached_by_one_door_only() -> None:
     }
     assert len(sources) > 80
     outside = {name: body for name, body in sources.items() if not name.startswith("ptpipeline/storage")}
-    assert [name for name, body in outside.items() if re.search(r"\b(open_store|FolderStore|S3Store)\b", body)] == [
-        "ptpipeline/prompts/signature.py"
-    ]
+    assert [name for name, body in outside.items() if re.search(r"\b(open_store|FolderStore|S3Store)\b", body)] == []
 
 
 def test_the_commands_in_the_docs_make_keys_that_work(tmp_path: Path) -> None:

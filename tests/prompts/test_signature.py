@@ -24,21 +24,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from benchmarks.fixtures.prompts import a_task, an_artifact
-from ptpipeline.errors import ArtifactError, NotFound
+from ptpipeline.errors import ArtifactError, NotFound, SettingsError
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble, write_artifact
-from ptpipeline.prompts.signature import (
-    Signature,
-    SignedStore,
-    SigningKey,
-    Trust,
-    compute_key_id,
-    sign,
-)
 from ptpipeline.records.prompts import Members, PromptManifest
-from ptpipeline.records.versions import Pointer, Promotion
-from ptpipeline.serving.resolver import resolve
+from ptpipeline.signing import Signature, SigningKey, compute_key_id, state_prompt
 from ptpipeline.storage import FolderStore, ObjectStore
-from ptpipeline.storage.keys import pointer_key, prompt_prefix
+from ptpipeline.storage.keys import prompt_prefix
+from ptpipeline.storage.signed import SignedStore, Trust
 
 ROOT = Path(__file__).parents[2]
 OURS, OTHERS = (SigningKey(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)) for number in (1, 2))
@@ -164,8 +156,15 @@ def test_an_unsigned_prompt_is_refused(store: ObjectStore) -> None:
 
 
 def test_an_unsigned_prompt_cannot_be_stored_where_signatures_are_asked_for(store: ObjectStore) -> None:
-    with pytest.raises(ArtifactError, match="nobody signed it"):
-        write_artifact(SignedStore(store, trust(OURS)), an_artifact(TASK))
+    made = an_artifact(TASK)
+    with pytest.raises(SettingsError, match="PTP_TRUSTED_KEYS is set and PTP_SIGNING_KEY is not, so no reader would"):
+        write_artifact(SignedStore(store, trust(OURS)), made)
+    assert not store.exists(f"{prompt_prefix(TASK.name, made.digest)}/manifest.json")
+
+
+def test_a_signed_prompt_may_be_stored_again_without_the_key(store: ObjectStore) -> None:
+    digest = write_artifact(SignedStore(store, key=OURS), an_artifact(TASK))
+    assert write_artifact(SignedStore(store, trust(OURS)), an_artifact(TASK)) == digest
 
 
 def test_a_prompt_that_is_not_there_is_not_unsigned(store: ObjectStore) -> None:
@@ -180,29 +179,6 @@ def test_an_untrusted_key_is_named(store: ObjectStore) -> None:
         match=f"key {OTHERS.id} signed it, which trusted.pem does not hold; add that public key if you trust it",
     ):
         read_artifact(SignedStore(store, trust(OURS)), TASK.name, digest)
-
-
-def test_whatever_alias_names_an_unsigned_prompt_it_is_not_served(tmp_path: Path) -> None:
-    store = FolderStore(tmp_path)
-    digest = write_artifact(store, an_artifact(TASK))
-    row = Promotion(
-        task=TASK.name,
-        alias="production",
-        seq=1,
-        version=1,
-        digest=digest,
-        previous=None,
-        actor="a",
-        reason="b",
-        verdict=None,
-        at="c",
-    )
-    store.create(
-        pointer_key(TASK.name, "production"), Pointer(promotion=row, nonce="n" * 16).model_dump_json().encode()
-    )
-    assert resolve(store, TASK.name).artifact.digest == digest
-    with pytest.raises(ArtifactError, match="nobody signed it"):
-        resolve(SignedStore(store, trust(OURS)), TASK.name)
 
 
 def test_members_of_an_ensemble_have_to_be_signed(store: ObjectStore) -> None:
@@ -223,18 +199,6 @@ def test_every_spelling_of_a_manifests_place_is_guarded(tmp_path: Path, key: str
     store.create(key % ("a" * 64), b"{}")
     with pytest.raises(ArtifactError, match="nobody signed it"):
         SignedStore(store, trust(OURS)).read(key % ("a" * 64))
-
-
-def test_objects_that_are_no_prompts_need_no_signature(store: ObjectStore) -> None:
-    guarded = SignedStore(store, trust(OURS), OURS)
-    guarded.create("snapshots/mood/manifest.json", b"{}")
-    guarded.replace("snapshots/mood/manifest.json", b"[]", guarded.read("snapshots/mood/manifest.json").etag)
-    assert (guarded.read("snapshots/mood/manifest.json").body, list(store.keys("snapshots"))) == (
-        b"[]",
-        ["snapshots/mood/manifest.json"],
-    )
-    guarded.delete("snapshots/mood/manifest.json")
-    assert not guarded.exists("snapshots/mood/manifest.json")
 
 
 # ---------------------------------------------------------------- altered
@@ -283,7 +247,7 @@ def test_no_flipped_bit_of_a_signature_is_accepted(signed: tuple[Path, str]) -> 
 
 def forged(of: str, /, **changes: object) -> bytes:
     """A well-formed signature object for the digest, of which some fields say something else."""
-    return Signature.model_validate({**OURS.sign(TASK.name, of).to_json(), **changes}).to_bytes()
+    return Signature.model_validate({**OURS.sign(state_prompt(TASK.name, of)).to_json(), **changes}).to_bytes()
 
 
 @pytest.mark.parametrize(
@@ -293,7 +257,7 @@ def forged(of: str, /, **changes: object) -> bytes:
         (lambda d: b"\xff{", "is not a signature"),
         (lambda d: b"[]", "is not a signature"),
         (
-            lambda d: json.dumps({**OURS.sign(TASK.name, d).to_json(), "schema_version": 2}).encode(),
+            lambda d: json.dumps({**OURS.sign(state_prompt(TASK.name, d)).to_json(), "schema_version": 2}).encode(),
             "is not a signature: it was altered, or a newer ptpipeline wrote it",
         ),
         (lambda d: forged(d, signature="?"), "is not a signature"),
@@ -301,11 +265,11 @@ def forged(of: str, /, **changes: object) -> bytes:
         (lambda d: forged(d, digest="b" * 64), "was made for prompt bbbbbbbbbbbb and copied here"),
         (lambda d: forged(d, key=OTHERS.id), f"states key {OTHERS.id}"),
         (
-            lambda d: forged(d, signature=OTHERS.sign(TASK.name, d).signature),
+            lambda d: forged(d, signature=OTHERS.sign(state_prompt(TASK.name, d)).signature),
             "is not valid: it was altered, or somebody without the key made it",
         ),
-        (lambda d: forged(d, signature=OURS.sign("other", d).signature), "is not valid"),
-        (lambda d: forged(d, signature=OURS.sign(TASK.name, "b" * 64).signature), "is not valid"),
+        (lambda d: forged(d, signature=OURS.sign(state_prompt("other", d)).signature), "is not valid"),
+        (lambda d: forged(d, signature=OURS.sign(state_prompt(TASK.name, "b" * 64)).signature), "is not valid"),
         (lambda d: forged(d) + b" ", "was altered"),
         (lambda d: b" " * 2000, "has 2000 bytes, at most 1024 allowed"),
     ],
@@ -340,51 +304,11 @@ def test_one_valid_signature_suffices_beside_a_false_one(tmp_path: Path) -> None
 
 
 def test_a_false_signature_is_not_written_over(tmp_path: Path) -> None:
-    store = FolderStore(tmp_path)
-    digest = write_artifact(store, an_artifact(TASK))
-    store.create(signature_key(digest), b"{}")
+    store, made = FolderStore(tmp_path), an_artifact(TASK)
+    store.create(signature_key(made.digest), b"{}")
     with pytest.raises(
         ArtifactError,
         match=rf"signature-{OURS.id}\.json holds other bytes than key {OURS.id} signs; .* remove the object, "
         r"and sign again",
     ):
-        sign(store, TASK.name, digest, OURS)
-
-
-# ---------------------------------------------------------------- signing what is stored
-
-
-def test_what_was_stored_unsigned_is_signed_later(store: ObjectStore) -> None:
-    made = an_artifact(TASK)
-    write_artifact(store, made)
-    guarded = SignedStore(store, trust(OURS))
-    assert sign(guarded, TASK.name, made.digest, OURS) == sign(store, TASK.name, made.digest, OURS) == [made.digest]
-    assert read_artifact(guarded, TASK.name, made.digest) == made
-
-
-def test_an_ensemble_is_signed_with_its_members(store: ObjectStore) -> None:
-    members = [an_artifact(TASK, seed) for seed in (1, 2)]
-    ensemble = an_ensemble(members)
-    for each in [*members, ensemble]:
-        write_artifact(store, each)
-    assert sign(store, TASK.name, ensemble.digest, OURS) == [*(member.digest for member in members), ensemble.digest]
-    guarded = SignedStore(store, trust(OURS))
-    assert read_ensemble(guarded, read_artifact(guarded, TASK.name, ensemble.digest)) == members
-
-
-def test_altered_bytes_are_not_signed(tmp_path: Path) -> None:
-    store = FolderStore(tmp_path)
-    digest = write_artifact(store, an_artifact(TASK))
-    path = tmp_path / prompt_prefix(TASK.name, digest) / "prompt.safetensors"
-    path.write_bytes(path.read_bytes()[:-1] + b"\xff")
-    with pytest.raises(ArtifactError, match="truncated or altered"):
-        sign(store, TASK.name, digest, OURS)
-    assert not store.exists(signature_key(digest))
-
-
-def test_a_key_is_replaced_without_a_moment_of_refusal(store: ObjectStore) -> None:
-    digest = write_artifact(SignedStore(store, trust(OURS), OURS), an_artifact(TASK))
-    readable = [trust(OURS), trust(OURS, OTHERS)]
-    sign(store, TASK.name, digest, OTHERS)
-    readable.append(trust(OTHERS))
-    assert all(read_artifact(SignedStore(store, each), TASK.name, digest) for each in readable)
+        write_artifact(SignedStore(store, key=OURS), made)

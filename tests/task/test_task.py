@@ -90,6 +90,8 @@ def test_every_shipped_task_loads() -> None:
             4,
             "data.source.format: found 'xls': Input should be 'csv', 'tsv', 'jsonl' or 'parquet'",
         ),
+        ("path: rows.csv", f"path: rows.csv, sha256: '{'0a' * 32}'", 4, "`sha256` is that of the archive"),
+        ("path: rows.csv", "package: a==1, member: a, sha256: '0a'", 4, "data.source.sha256: found '0a'"),
         ("path: rows.csv, ", "", 4, "give either `path` or `package`"),
         ("path: rows.csv", "path: s3://bucket/rows.csv", 4, "s3://, http:// and hub sources are not supported yet"),
         ("path: rows.csv", "package: vader, member: a", 4, "data.source.package: found 'vader'"),
@@ -265,6 +267,33 @@ def test_an_unknown_base_model_lists_the_known(tmp_path: Path) -> None:
     (tmp_path / "base_models.yaml").write_text("one: {path: a}\ntwo: {path: b}\n")
     with pytest.raises(NotFound, match="one, two"):
         find_base_model(tmp_path, "three")
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "abc1234", "0" * 39])
+def test_a_hub_model_at_a_name_that_moves_is_refused(revision: str, tmp_path: Path) -> None:
+    (tmp_path / "base_models.yaml").write_text(f"one: {{hub: owner/name, revision: '{revision}'}}\n")
+    with pytest.raises(TaskFileError, match=rf"revision: {revision}` may name another model tomorrow: give the commit"):
+        find_base_model(tmp_path, "one")
+
+
+@pytest.mark.parametrize("pin", [f"revision: '{'0a' * 20}'", f"revision: main, fingerprint: '{'0a' * 32}'"])
+def test_a_hub_model_is_pinned_by_its_commit_or_its_fingerprint(pin: str, tmp_path: Path) -> None:
+    (tmp_path / "base_models.yaml").write_text(f"one: {{hub: owner/name, {pin}}}\n")
+    assert find_base_model(tmp_path, "one").hub == "owner/name"
+
+
+@pytest.mark.parametrize("place", ["path: a", f"hub: a/b, revision: '{'0a' * 20}'"])
+def test_a_sha256_is_that_of_a_package(place: str, tmp_path: Path) -> None:
+    (tmp_path / "base_models.yaml").write_text(f"one: {{{place}, sha256: '{'0a' * 32}'}}\n")
+    with pytest.raises(TaskFileError, match="`sha256` is that of the archive of a `package`: leave it out"):
+        find_base_model(tmp_path, "one")
+
+
+def test_shipped_packages_are_pinned_by_their_content() -> None:
+    for path in task_files(SHIPPED):
+        task = load_task(path)
+        assert task.data.source.sha256
+        assert find_base_model(SHIPPED, task.base_model).sha256
 
 
 def test_a_wrong_base_model_names_its_line(tmp_path: Path) -> None:

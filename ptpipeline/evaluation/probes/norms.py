@@ -25,7 +25,7 @@ def measure_norms(engine: Engine, artifact: Artifact, members: Sequence[Artifact
     A prefix has no embeddings: each of its keys and values is compared with those of 256 real tokens in the same layer
     and head. The tokens of an ensemble's `members` count together.
     """
-    prompts = [unpack(one, engine.base.ref) for one in members or [artifact]]
+    prompts = [unpack(one, *engine.base.known) for one in members or [artifact]]
     pairs = [
         _compare_prefix(engine.base, prompt)
         if isinstance(prompt, KeyValues)

@@ -47,6 +47,13 @@ def ran(environment: dict[str, str], first_run: Path, tmp_path: Path) -> None:
     shutil.copytree(first_run / "home", tmp_path / "home")
 
 
+def test_what_ptp_writes_is_readable_by_its_user_alone(first_run: Path) -> None:
+    home = first_run / "home"
+    written = [home, *home.rglob("*")]
+    assert len(written) > 20
+    assert [path for path in written if path.stat().st_mode & 0o077] == []
+
+
 def ptp(environment: dict[str, str], *arguments: str, stdin: str = "") -> Done:
     """The verb in this process, with that environment and standard input."""
     out, err = io.StringIO(), io.StringIO()

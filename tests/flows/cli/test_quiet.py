@@ -3,6 +3,7 @@ spent to reveal it.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,8 @@ class Quiet:
         secret = set(_numbers([self.report().to_json(), _without_look(self.verdict())]))
         tuned = self.project.stages.registry.ledger.publication(NAME, self.digest(2))
         assert tuned is not None
-        open_ones = [
-            tuned.to_json(),
-            self.report(1).to_json(),
-            self.verdict(1).to_json(),
-            self.project.task().to_json(),
-        ]
-        known = set(_numbers(open_ones))
+        records = [tuned, self.report(1), self.verdict(1), self.project.task()]
+        known = set(_numbers([record.model_dump(mode="json") for record in records]))
         look = self.verdict().look
         assert look is not None
         known |= {look.alpha, look.spent, look.budget}
@@ -129,7 +125,8 @@ def ptp(copied: Quiet, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
 
 
 def found_in(figures: set[str], text: str) -> set[str]:
-    return {figure for figure in figures if figure in text}
+    numbers = set(re.findall(r"[0-9]+(?:\.[0-9]+)?(?:e-?[0-9]+)?%?", text))  # a part of a longer number is none
+    return figures & numbers
 
 
 def show_all(quiet: Quiet, ptp: Any, folder: Path) -> dict[str, str]:
@@ -268,4 +265,5 @@ def test_two_shown_versions_are_compared_without_their_rows(copied: Quiet, ptp: 
     assert f"ptp show {NAME}@2 --reveal" in told
     ptp("show", f"{NAME}@2", "--reveal")
     code, told = ptp("diff", f"{NAME}@2", f"{NAME}@1", "--json")
-    assert (code, json.loads(told.splitlines()[-1])["changed"]) == (0, [])
+    difference = json.loads(next(line for line in told.splitlines() if line.startswith("{")))
+    assert (code, difference["changed"]) == (0, [])

@@ -77,7 +77,15 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("status", "error"),
-    [(404, NotFound), (400, SettingsError), (422, SettingsError), (500, ServiceUnavailable), (502, ServiceUnavailable)],
+    [
+        (404, NotFound),
+        (400, SettingsError),
+        (401, SettingsError),
+        (403, SettingsError),
+        (422, SettingsError),
+        (500, ServiceUnavailable),
+        (502, ServiceUnavailable),
+    ],
 )
 def test_a_refusal_is_told_by_its_kind(status: int, error: type[Exception]) -> None:
     with listening(Prefect({"GET /health": lambda body: (status, {"detail": "why"})})) as prefect:

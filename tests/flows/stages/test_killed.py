@@ -7,18 +7,19 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import signal
 import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
-from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, PrivateFormat
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
@@ -82,7 +83,7 @@ class Training:
     def finished(self) -> dict[str, tuple[str, list[str]]]:
         """Digest and learning curve of each task, of a training that runs to its end now."""
         process = self.start()
-        assert process.wait(120) == 0, self.output
+        assert process.wait(300) == 0, self.output
         found: dict[str, tuple[str, list[str]]] = json.loads(self.output.splitlines()[-1])
         return found
 
@@ -98,8 +99,12 @@ class Training:
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
+    return long_tasks(tmp_path)
+
+
+def long_tasks(project: Path) -> Path:
     """Two tasks of one base, which train long enough to be killed some times on the way."""
-    folder = tiny_project(tmp_path, ("one", "two"))
+    folder = tiny_project(project, ("one", "two"))
     (folder / "one.yaml").write_text((folder / "one.yaml").read_text().replace("steps: 10", "steps: 60, patience: 50"))
     recipe = (
         "method: p_tuning, encoder_width: 16, optimizer: adafactor, schedule: constant, num_virtual_tokens: 4, "
@@ -153,22 +158,35 @@ def forge(stored: bytes, how: str) -> bytes:
     return {"hash": body, "old seal": front + body, "hash in its place": hashlib.sha256(body).digest() + body}[how]
 
 
-@pytest.mark.parametrize("how", ["hash", "old seal", "hash in its place"])
-def test_the_trainer_signs_no_prompt_that_a_writer_of_the_bucket_put_into_a_checkpoint(
-    tasks: Path, tmp_path: Path, how: str
-) -> None:
-    key = tmp_path / "key.pem"
-    key.write_bytes(
-        Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+class Attacked(NamedTuple):
+    """A killed training that signs, its folder, and what an undisturbed one came to."""
+
+    tasks: Path
+    folder: Path
+    undisturbed: dict[str, tuple[str, list[str]]]
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Attacked:
+    folder = tmp_path_factory.mktemp("attacked")
+    tasks, key = long_tasks(folder), folder / "key.pem"
+    key.write_bytes(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     key.chmod(0o600)
-    undisturbed = Training(tasks, tmp_path / "undisturbed").finished()
-    training = Training(tasks, tmp_path / "attacked", PTP_SIGNING_KEY=key)
+    training = Training(tasks, folder / "killed", PTP_SIGNING_KEY=key)
     while not training.checkpoints():
         assert training.killed(random.Random(1)), "it ended before it was killed"
+    return Attacked(tasks, folder / "killed", Training(tasks, folder / "undisturbed").finished())
+
+
+@pytest.mark.parametrize("how", ["hash", "old seal", "hash in its place"])
+def test_the_trainer_signs_no_prompt_that_a_writer_of_the_bucket_put_into_a_checkpoint(
+    attacked: Attacked, tmp_path: Path, how: str
+) -> None:
+    training = Training(attacked.tasks, tmp_path / "again", PTP_SIGNING_KEY=attacked.folder.parent / "key.pem")
+    shutil.copytree(attacked.folder, tmp_path / "again", dirs_exist_ok=True)
     (path,) = training.store.glob("checkpoints/*.safetensors")
     path.write_bytes(forge(path.read_bytes(), how))
-    assert training.finished() == undisturbed
+    assert training.finished() == attacked.undisturbed
     assert "has no valid seal" in training.output
     signed = {path.parent.name for path in training.store.glob("prompts/*/*/signature-*.json")}
-    assert signed == {digest for digest, _ in undisturbed.values()}
+    assert signed == {digest for digest, _ in attacked.undisturbed.values()}

@@ -1,0 +1,193 @@
+"""The files of a base model's folder: which are loaded, and the same bytes for the fingerprint and for the loader.
+
+The loader sees a folder that holds nothing else. It gets the small files as copies of the bytes that were hashed, and
+links to the weights. Any other file of weights, an adapter, and fields that name code or further files are refused.
+"""
+
+import hashlib
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ptpipeline.errors import BaseModelError
+from ptpipeline.foreign import parse_json
+from ptpipeline.models.weights import FETCH_AGAIN, FileState, digest_weights, state_of
+
+CONFIG, TOKENIZER, WEIGHTS, INDEX = "config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"
+SHARDS = "model-?????-of-?????.safetensors"  # as transformers names them
+SIDE_FILES = (
+    CONFIG,
+    TOKENIZER,
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "generation_config.json",
+)
+
+_MAX_BYTES = 256 * 2**20  # of one of the files above
+_WEIGHTS_ENDINGS = (
+    ".safetensors",
+    ".safetensors.index.json",
+    ".bin",
+    ".bin.index.json",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".ckpt.index",
+    ".pkl",
+    ".pickle",
+    ".h5",
+    ".msgpack",
+    ".gguf",
+    ".ggml",
+    ".npz",
+    ".ot",
+)
+# Fields by which transformers would run other code, or read other files than these.
+_FOREIGN_FIELDS = {
+    "auto_map": "names code of its own",
+    "custom_pipelines": "names code of its own",
+    "attn_implementation": "may name code of its own",
+    "_attn_implementation": "may name code of its own",
+    "experts_implementation": "may name code of its own",
+    "_experts_implementation": "may name code of its own",
+    "configuration_files": "names another configuration file",
+    "fast_tokenizer_files": "names another tokenizer file",
+    "transformers_weights": "names another file of weights",
+}
+
+_digests: dict[tuple[FileState, ...], str] = {}  # of weights that this process has read, by their files' states
+
+
+class BaseFiles(NamedTuple):
+    """A base model's files: the small ones by name with their bytes, the weights with their states and their digest."""
+
+    folder: Path
+    texts: dict[str, bytes]
+    weights: list[Path]
+    states: list[FileState]
+    weights_digest: str
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """Return the fields of one of the small files; None if there is no such file."""
+        return _parse(self.folder / name, self.texts[name]) if name in self.texts else None
+
+    def digest_of_text(self, name: str) -> str:
+        """Return the sha256 of one of the small files."""
+        return hashlib.sha256(self.texts[name]).hexdigest()
+
+    @contextmanager
+    def view(self) -> Iterator[Path]:
+        """Give a folder with these files and no other, to load from."""
+        with tempfile.TemporaryDirectory(prefix="ptp-base-") as folder:
+            for name, body in self.texts.items():
+                Path(folder, name).write_bytes(body)
+            for path in self.weights:
+                Path(folder, path.name).symlink_to(path.resolve())
+            yield Path(folder)
+
+    def check_unchanged(self) -> None:
+        """Raise BaseModelError if somebody wrote to the weights, or replaced them, since they were hashed."""
+        for path, state in zip(self.weights, self.states, strict=True):
+            if not path.exists() or state_of(path) != state:
+                raise BaseModelError(f"{path}: was changed while the model was loading; run again")
+
+
+def read_files(folder: Path) -> BaseFiles:
+    """Return the files of the model in `folder`. Weights are hashed once per process, and again if a file changed.
+
+    Raises BaseModelError if a file is missing or damaged, or if there is one that the fingerprint would not cover.
+    """
+    texts = {name: _read(folder / name) for name in SIDE_FILES if (folder / name).is_file()}
+    if CONFIG not in texts or TOKENIZER not in texts:
+        lacking = CONFIG if CONFIG not in texts else TOKENIZER
+        raise BaseModelError(f"{folder} lacks {lacking}; give the folder of a model that transformers saved")
+    for name in texts:
+        _check_fields(folder / name, _parse(folder / name, texts[name]))
+    weights = _list_weights(folder, texts)
+    states = tuple(state_of(path) for path in weights)
+    digest = _digests.get(states)
+    if digest is None:
+        digest, read = digest_weights(weights)
+        states = tuple(read)
+        _digests[states] = digest
+    return BaseFiles(folder, texts, weights, list(states), digest)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        with path.open("rb") as file:
+            body = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise BaseModelError(f"{path}: cannot be read ({error.strerror})") from None
+    if len(body) > _MAX_BYTES:
+        raise BaseModelError(f"{path}: more than {_MAX_BYTES} bytes; it is not what its name says, {FETCH_AGAIN}")
+    return body
+
+
+def _parse(path: Path, body: bytes) -> dict[str, Any]:
+    fields = parse_json(body, str(path), f"the model is damaged, {FETCH_AGAIN}", BaseModelError)
+    if not isinstance(fields, dict):
+        raise BaseModelError(f"{path}: the model is damaged (no JSON object); {FETCH_AGAIN}")
+    return fields
+
+
+def _check_fields(path: Path, value: Any) -> None:
+    """Refuse a field, at any depth, by which a loader would run code or read files that no fingerprint covers."""
+    if path.name in (TOKENIZER, INDEX):
+        return
+    if isinstance(value, dict):
+        for field, inner in value.items():
+            if field in _FOREIGN_FIELDS and inner is not None:
+                raise BaseModelError(
+                    f"{path}: field {field} {_FOREIGN_FIELDS[field]}, which is never loaded; copy the model without "
+                    f"{field}, if it works without it, or choose another model"
+                )
+            _check_fields(path, inner)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_fields(path, inner)
+
+
+def _list_weights(folder: Path, texts: dict[str, bytes]) -> list[Path]:
+    """Return the files of weights that are loaded, and add their index to `texts`; refuse any other."""
+    if (folder / WEIGHTS).is_file():
+        loaded = {WEIGHTS}
+    elif (folder / INDEX).is_file():
+        texts[INDEX] = _read(folder / INDEX)
+        loaded = _list_shards(folder, _parse(folder / INDEX, texts[INDEX]))
+    else:
+        raise BaseModelError(
+            f"{folder} lacks {WEIGHTS} (or {INDEX} with its files); save the model by save_pretrained of transformers"
+        )
+    for path in sorted(folder.iterdir()):
+        if _is_foreign(path.name) and path.name not in loaded | set(texts):
+            raise BaseModelError(
+                f"{path}: lies beside {' and '.join(sorted(loaded)[:2])}, which are loaded, and no fingerprint covers "
+                f"it; copy the model without {path.name}"
+            )
+    return [folder / name for name in sorted(loaded)]
+
+
+def _list_shards(folder: Path, index: dict[str, Any]) -> set[str]:
+    places = index.get("weight_map")
+    names = set(places.values()) if isinstance(places, dict) and all(map(_is_text, places.values())) else set()
+    for name in sorted(names):
+        if name != Path(name).name or not name.endswith(".safetensors"):
+            raise BaseModelError(f"{folder / INDEX}: names {name[:80]!r}; expected safetensors files beside it")
+        if not (folder / name).is_file():
+            raise BaseModelError(f"{folder / INDEX}: names {name[:80]!r}, which is not there; {FETCH_AGAIN}")
+    if not names:
+        raise BaseModelError(f"{folder / INDEX}: names no files in weight_map; {FETCH_AGAIN}")
+    return names
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_foreign(name: str) -> bool:
+    lower = name.lower()
+    return lower.endswith(_WEIGHTS_ENDINGS) or lower.startswith(("adapter_config", "adapter_model"))

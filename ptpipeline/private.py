@@ -1,0 +1,44 @@
+"""Files and folders that their owner alone can read: training texts, ledgers, logs and keys."""
+
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ptpipeline.errors import SettingsError
+
+UMASK = 0o077
+
+log = logging.getLogger("ptpipeline.private")
+
+
+@contextmanager
+def private_files() -> Iterator[None]:
+    """Let nobody but their owner read the files that this process and its children write meanwhile."""
+    before = os.umask(UMASK)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def make_private(home: Path) -> None:
+    """Make the folder if it is missing, and take the rights of others on it away: it holds training texts and keys.
+
+    Raises SettingsError if that is not possible, or the folder belongs to everybody, such as /tmp.
+    """
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        found = home.stat()
+        if found.st_uid != os.geteuid() or not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+            return
+        if found.st_mode & stat.S_ISVTX or home == home.parent:
+            raise SettingsError(f"PTP_HOME={home} is a folder of all users: name one of your own, such as {home}/ptp")
+        home.chmod(stat.S_IMODE(found.st_mode) & stat.S_IRWXU)
+    except OSError as error:
+        raise SettingsError(
+            f"PTP_HOME={home}: expected a folder that is yours ({error.strerror}); name another one"
+        ) from None
+    log.warning("%s could be opened by other users; it is private now (mode 0700)", home)

@@ -1,0 +1,71 @@
+"""The collection of signatures: of what was replaced, and with what they belong to."""
+
+import os
+import time
+from datetime import timedelta
+
+import pytest
+
+from benchmarks.fixtures.prompts import an_artifact, published
+from ptpipeline.serving.resolver import resolve
+from ptpipeline.storage.keys import (
+    SIGNATURES,
+    history_key,
+    pointer_key,
+    prompt_prefix,
+    signatures_prefix,
+)
+from registry.garbage.collect import collect
+from registry.garbage.roots import Retention
+from registry.registry import Registry
+from registry.repair.doctor import examine
+from tests.registry.signed import TASK, WORKER, fill, folder_of, objects, overwrite, signed
+
+
+@pytest.fixture
+def keyed(plain: Registry) -> Registry:
+    """A registry with the worker's key, which is trusted, in which three versions were promoted, one in a release."""
+    registry = signed(plain, WORKER, WORKER)
+    fill(registry)
+    return registry
+
+
+def _make_old(registry: Registry) -> None:
+    long_ago = time.time() - 3 * 86400
+    for path in (folder_of(registry) / SIGNATURES).rglob("*.json"):
+        os.utime(path, (long_ago, long_ago))
+
+
+def test_signatures_of_replaced_pointers_are_collected(keyed: Registry) -> None:
+    pointers = signatures_prefix(pointer_key(TASK.name, "production"))
+    assert len([*keyed.store.keys(pointers)]) == 3
+    assert collect(keyed, Retention(), apply=True) == []  # younger than a day
+    _make_old(keyed)
+    assert [item.what for item in collect(keyed, Retention())] == ["signature"] * 2
+    assert len(collect(keyed, Retention(), apply=True)) == 2
+    assert len([*keyed.store.keys(pointers)]) == 1
+    assert resolve(keyed.store, TASK.name).number == 3
+    assert examine(keyed) == []
+
+
+def test_the_signature_of_a_promotion_that_is_not_projected_yet_stays(keyed: Registry) -> None:
+    keyed.store.delete(history_key(TASK.name, "production", 3))
+    _make_old(keyed)
+    collect(keyed, Retention(), apply=True)
+    assert [*keyed.store.keys(signatures_prefix(history_key(TASK.name, "production", 3)))]
+
+
+def test_signatures_go_with_their_version(keyed: Registry) -> None:
+    for seed in range(5, 9):
+        published(keyed, TASK, seed, an_artifact(TASK, 3).digest)
+    folder = prompt_prefix(TASK.name, an_artifact(TASK, 5).digest)
+    assert [*keyed.store.keys(signatures_prefix(folder))]
+    collect(keyed, Retention(candidates=2, grace=timedelta(0)), apply=True)
+    assert [*keyed.store.keys(folder), *keyed.store.keys(signatures_prefix(folder))] == []
+
+
+def test_what_nobody_signed_blocks_no_collection(keyed: Registry) -> None:
+    for key in objects(keyed):
+        if not key.endswith(("manifest.json", ".safetensors")):
+            overwrite(keyed.store, key, b"{}")
+    collect(keyed, Retention(candidates=2, grace=timedelta(0)), apply=True)

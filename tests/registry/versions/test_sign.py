@@ -1,0 +1,124 @@
+"""Signing what lies in the store: by the ledger's word, before the ledger's row, and under another key."""
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.fixtures.prompts import a_request, an_artifact
+from ptpipeline.errors import ArtifactError, PromotionConflict, SettingsError
+from ptpipeline.records.versions import Promotion
+from ptpipeline.serving.resolver import resolve
+from ptpipeline.storage.addresses import is_dossier
+from ptpipeline.storage.keys import (
+    dossier_key,
+    history_key,
+    prompt_prefix,
+    signatures_prefix,
+)
+from registry.ledger.ledger import Ledger, Move
+from registry.registry import Registry
+from registry.repair.doctor import examine
+from registry.versions.promoters import commit
+from registry.versions.promotion import Cause, promote
+from registry.versions.sign import sign_task, sign_version
+from tests.registry.signed import ADA, TASK, WORKER, fill, objects, overwrite, signed
+
+
+@pytest.fixture
+def keyed(plain: Registry) -> Registry:
+    """A registry with the worker's key, which is trusted, in which three versions were promoted, one in a release."""
+    registry = signed(plain, WORKER, WORKER)
+    fill(registry)
+    return registry
+
+
+def test_without_a_key_nothing_is_promoted_that_readers_would_refuse(keyed: Registry) -> None:
+    keyless = signed(keyed, None, WORKER)
+    with pytest.raises(SettingsError, match="PTP_TRUSTED_KEYS is set and PTP_SIGNING_KEY is not"):
+        promote(keyless, TASK, 1, Cause("me", "why", override=True))
+    assert len(keyed.ledger.history(TASK.name)) == 3
+
+
+class Overtaken(Ledger):
+    """A ledger in which a rival promotes between the draft of a row and its insertion."""
+
+    def draft(self, move: Move) -> Promotion:
+        row = super().draft(move)
+        self.append(move.model_copy(update={"actor": "rival"}))
+        return row
+
+
+def test_a_promotion_that_lost_leaves_no_signature(keyed: Registry) -> None:
+    move = Move(task=TASK.name, alias="production", version=1, actor="late", reason="why", expected=3)
+    with pytest.raises(PromotionConflict):
+        commit(replace(keyed, ledger=Overtaken(keyed.ledger.url)), [move])
+    assert [*keyed.store.keys(signatures_prefix(history_key(TASK.name, "production", 4)))] == []
+
+
+def test_a_draft_is_the_row_that_is_inserted(keyed: Registry) -> None:
+    move = Move(task=TASK.name, alias="production", version=1, actor="me", reason="why", expected=3)
+    assert keyed.ledger.draft(move) == keyed.ledger.append(move)
+    with pytest.raises(PromotionConflict):
+        keyed.ledger.draft(move)
+
+
+def test_everything_that_was_stored_without_keys_is_signed_by_the_ledger(plain: Registry) -> None:
+    fill(plain)
+    reader = signed(plain, None, WORKER)
+    with pytest.raises(ArtifactError):
+        resolve(reader.store, TASK.name)
+    signer = signed(plain, WORKER)
+    actions = sign_task(signer, signer.store, TASK.name)  # type: ignore[arg-type]
+    assert [action.what for action in actions if not action.done] == []
+    assert resolve(reader.store, TASK.name).number == 3
+    assert resolve(reader.store, f"{TASK.name}@1").number == 1
+    assert examine(signed(plain, WORKER, WORKER)) == []
+    for key in objects(plain):
+        reader.store.read(key)
+
+
+def test_signing_again_with_another_key_lets_the_old_one_go(keyed: Registry) -> None:
+    both = signed(keyed, ADA, WORKER, ADA)
+    assert all(action.done for action in sign_task(both, both.store, TASK.name))  # type: ignore[arg-type]
+    assert resolve(signed(keyed, None, ADA).store, TASK.name).number == 3
+    assert examine(signed(keyed, ADA, ADA)) == []
+
+
+def test_one_version_is_signed_with_its_number(plain: Registry) -> None:
+    fill(plain)
+    signer = signed(plain, WORKER)
+    sign_version(signer, signer.store, plain.ledger.version(TASK.name, 2))  # type: ignore[arg-type]
+    reader = signed(plain, None, WORKER)
+    assert resolve(reader.store, f"{TASK.name}@2").number == 2
+    with pytest.raises(ArtifactError, match="nobody signed it"):
+        resolve(reader.store, f"{TASK.name}@1")
+
+
+def test_what_the_ledger_does_not_say_is_not_signed(plain: Registry) -> None:
+    """Without keys a foreign dossier and an altered plot lie there; signing the task leaves the one and tells the
+    other.
+    """
+    fill(plain)
+    forged = _forged_plain(plain)
+    [plot] = [key for key in plain.store.keys(prompt_prefix(TASK.name, an_artifact(TASK, 1).digest)) if "plots" in key]
+    overwrite(plain.store, plot, b"another image")
+    signer = signed(plain, WORKER)
+    refused = [
+        action.what
+        for action in sign_task(signer, signer.store, TASK.name)  # type: ignore[arg-type]
+        if not action.done
+    ]
+    assert [plot in sentence and "not the content that its key names" in sentence for sentence in refused] == [True]
+    with pytest.raises(ArtifactError, match="nobody signed it"):
+        signed(plain, None, WORKER).store.read(forged)
+
+
+def _forged_plain(registry: Registry) -> str:
+    provenance = a_request(TASK, 2, an_artifact(TASK, 1).digest)
+    digest = an_artifact(TASK, 2).digest
+    [key] = [key for key in registry.store.keys(prompt_prefix(TASK.name, digest)) if is_dossier(key)]
+    assert provenance.verdict
+    body = registry.store.read(key).body.replace(b'"0.90"', b'"0.99"')
+    forged = dossier_key(TASK.name, digest, body)
+    registry.store.create(forged, body)
+    return forged
