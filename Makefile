@@ -1,14 +1,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
+PINNED := $(BIN)/python -m pip install --quiet --require-hashes --no-deps
 
-.PHONY: install quickstart down test test-limited lint soak bench
+.PHONY: install quickstart down test test-limited lint audit soak bench
 
 install: .venv/.installed
 
-.venv/.installed: pyproject.toml constraints.txt
+.venv/.installed: pyproject.toml $(wildcard constraints*.txt)
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, found " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PINNED) -r constraints-build.txt
+	$(PINNED) -r constraints-torch-cpu.txt 2> /dev/null || $(PINNED) -r constraints-torch.txt
+	$(PINNED) --no-build-isolation -r constraints.txt
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable '.[dev]'  # adds what a GPU build of torch needs
 	@touch $@
 
 quickstart: install
@@ -34,6 +38,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+audit: install  # known vulnerabilities of what is installed; build/sbom.json lists it (CycloneDX)
+	.ci/audit
 
 soak: install
 	$(BIN)/python -m pytest tests/soak -m soak --timeout 3600 --capture=no

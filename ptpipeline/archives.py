@@ -11,7 +11,7 @@ import lzma
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -58,7 +58,7 @@ def read_member(archive: Path, member: str, take: Callable[[bytes], Any]) -> Non
             blocks.close()
 
 
-def _next(archive: Path, member: str, blocks: Iterator[bytes]) -> bytes:
+def _next(archive: Path, member: str, blocks: Generator[bytes, None, None]) -> bytes:
     with parsing(f"{archive}: {member}", "the archive is damaged; delete it to fetch it again", DataError):
         return next(blocks, b"")
 
@@ -104,7 +104,7 @@ class _Pieces:
         return True
 
 
-def _blocks(archive: Path, steps: list[str], allowance: _Allowance) -> Iterator[bytes]:
+def _blocks(archive: Path, steps: list[str], allowance: _Allowance) -> Generator[bytes, None, None]:
     with archive.open("rb") as file, _open_steps(file, archive.name, steps, allowance) as member:
         while block := member.read(_BLOCK):
             allowance.spend(len(block))
@@ -136,7 +136,7 @@ def _spool(read: Callable[[int], bytes], allowance: _Allowance) -> Iterator[IO[b
 
 @contextmanager
 def _open_zip(file: IO[bytes], member: str, allowance: _Allowance) -> Iterator[IO[bytes]]:
-    with zipfile.ZipFile(_Pieces(file, allowance.archive)) as archive:  # type: ignore[arg-type]
+    with zipfile.ZipFile(_Pieces(file, allowance.archive)) as archive:
         names = archive.namelist()
         _check_count(len(names), allowance)
         if names.count(member) != 1:
@@ -182,7 +182,7 @@ def _decompress(file: IO[bytes], allowance: _Allowance) -> Iterator[IO[bytes]]:
         with gzip.GzipFile(fileobj=file) as stream, _spool(stream.read, allowance) as plain:
             yield plain
     elif start.startswith(b"BZh"):
-        with bz2.BZ2File(file) as stream, _spool(stream.read, allowance) as plain:
+        with bz2.BZ2File(file) as packed, _spool(packed.read, allowance) as plain:
             yield plain
     elif start == b"\xfd7zXZ\0":
         with _spool(_read_xz(file), allowance) as plain:

@@ -13,11 +13,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def make(folder: Path) -> None:
-    """Create the folder and those above it that are missing, each durably."""
+def make(folder: Path, rights: int = 0o777) -> None:
+    """Create the folder and those above it that are missing, each durably and with these rights, less the umask."""
     if not folder.is_dir():
-        make(folder.parent)
-        folder.mkdir(exist_ok=True)
+        make(folder.parent, rights)
+        folder.mkdir(mode=rights, exist_ok=True)
         sync(folder.parent)
 
 

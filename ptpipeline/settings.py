@@ -44,8 +44,8 @@ class Settings(BaseSettings):
     `file:///folder`. ledger: SQLAlchemy URL. mlflow, prefect: server addresses, None if there is no server.
     dtype: compute type of the base model; `auto` is bfloat16 if the processor multiplies it natively.
     checkpoint_seconds: time between two checkpoints of a training.
-    signing_key: PEM file of the private key that signs prompts; never the key itself, so that no copy of these settings
-    holds a secret. trusted_keys: PEM file of public keys; if it is set, only prompts that one of them signed are read.
+    signing_key: PEM file of the private key that signs what is stored; never the key itself, so that no copy of these
+    settings holds a secret. trusted_keys: PEM file of public keys; if it is set, only what one of them signed is read.
     """
 
     model_config = SettingsConfigDict(env_prefix="PTP_", env_ignore_empty=True, frozen=True, extra="ignore")
@@ -88,7 +88,7 @@ def load_settings() -> Settings:
         value = "" if name == "signing_key" else f"; found {first['input']!r}"  # it may be the key itself
         raise SettingsError(f"PTP_{name.upper()}: {first['msg']}{value}") from None
     if recorded:
-        _export_keys(home, set(given))
+        _export_keys(home, {name for name in given if name == "store" or given[name] != recorded.get(name)})
     defaults = {
         "store": settings.store or f"file://{home / 'store'}",
         "ledger": settings.ledger or f"sqlite:///{home / 'ledger.db'}",
@@ -131,9 +131,9 @@ def _unreadable(path: Path, error: Exception) -> SettingsError:
     )
 
 
-def _export_keys(home: Path, given: set[str]) -> None:
-    """Put the keys of the stack's servers into the environment, but not of those that `given` settings replace."""
+def _export_keys(home: Path, replaced: set[str]) -> None:
+    """Put the keys of the stack's servers into the environment, but not of those that other settings replace."""
     keys = read_secrets(home)
     for setting, names in CREDENTIALS.items():
-        if setting not in given:
+        if setting not in replaced:
             os.environ.update({name: keys[name] for name in names if name in keys})  # the user's are for other servers

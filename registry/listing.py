@@ -135,16 +135,16 @@ def ask_all(question: Callable[[_Thing], _Answer], things: Iterable[_Thing]) -> 
 
 def _body_or_flaw(store: ObjectStore, key: str) -> bytes | str | None:
     try:
-        return _body(store, key)
+        return store.read(key).body
+    except NotFound:
+        return None
     except ArtifactError as error:
         return str(error).removeprefix(f"{store.url}/{key}: ")
 
 
 def _body(store: ObjectStore, key: str) -> bytes | None:
-    try:
-        return store.read(key).body
-    except NotFound:
-        return None
-    except ArtifactError as error:
-        log.warning("%s", error)
+    answer = _body_or_flaw(store, key)
+    if isinstance(answer, str):
+        log.warning("%s/%s: %s", store.url, key, answer)
         return b""
+    return answer

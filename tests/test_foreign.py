@@ -197,6 +197,7 @@ ALLOWED = {
     "ptpipeline/prompts/neighbours.py": "what the library of tokenizers wrote in this process",
     "ptpipeline/tuning/state.py": "a checkpoint, within `parsing`",
     "ptpipeline/models/base.py": "a base model's own files",
+    "ptpipeline/models/configuration.py": "what it wrote itself a moment ago",
     "ptpipeline/models/load.py": "a base model's own files",
     "ptpipeline/settings.py": "lies below `foreign`; reads the file that `ptp up` wrote for its owner alone",
     "flows/local/stack.py": "the file that `ptp up` wrote for its owner alone",

@@ -111,6 +111,12 @@ def test_the_stacks_credentials_reach_the_clients_of_its_servers(stack: Path) ->
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "stack-mlflow"
 
 
+def test_the_stacks_server_named_by_hand_is_still_the_stacks(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTP_MLFLOW", RECORDED["mlflow"])
+    load_settings()
+    assert os.environ["MLFLOW_TRACKING_PASSWORD"] == "stack-mlflow"
+
+
 @pytest.mark.parametrize(
     ("setting", "name"), [("PTP_PREFECT", "PREFECT_API_AUTH_STRING"), ("PTP_MLFLOW", "MLFLOW_TRACKING_PASSWORD")]
 )

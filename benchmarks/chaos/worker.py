@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 from benchmarks.chaos.target import Target
 from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, a_verdict, an_artifact
@@ -177,8 +177,8 @@ def _set_clock(offsets: Iterator[float], _signal: int, _frame: object) -> None:
     base.read_clock = lambda: datetime.now(UTC) + ahead
 
 
-class _Following(ObjectStore):
-    """A reader's store, which keeps the last pointer that it read."""
+class _Following:
+    """As much of a store as a reader needs; it keeps the last pointer that was read."""
 
     def __init__(self, store: ObjectStore) -> None:
         self._store, self.url, self.pointer = store, store.url, b""
@@ -195,7 +195,7 @@ def _read(store: ObjectStore, job: Job, log: Log) -> Answer:
     for _ in range(job.times):
         following, began = _Following(store), time.monotonic()
         try:
-            resolved = resolve(following, f"{job.task}@{job.alias}")
+            resolved = resolve(cast(ObjectStore, following), f"{job.task}@{job.alias}")
         except Transient:
             continue
         except PtpError as error:

@@ -121,7 +121,7 @@ def report(
         spend_look(version)
     path = to.expanduser()
     path.write_bytes(render_page(load_card(registry, task, version.digest), version))
-    say(path)
+    say(str(path))
 
 
 @app.command()

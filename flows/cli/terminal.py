@@ -9,7 +9,7 @@ import logging
 import sys
 import traceback
 from types import TracebackType
-from typing import TextIO
+from typing import Any, TextIO
 
 
 def say(line: str, file: TextIO | None = None) -> None:
@@ -20,16 +20,20 @@ def say(line: str, file: TextIO | None = None) -> None:
 def say_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Print an error that nobody expected, as Python's `sys.excepthook` does."""
     for part in traceback.format_exception(kind, error, trace):
-        for line in part.rstrip("\n").split("\n"):
+        for line in indent(part):
             say(line, sys.stderr)
 
 
 class PlainFormatter(logging.Formatter):
     """Writes the control characters of log lines out."""
 
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the record's lines."""
-        return "\n".join(map(_plain, super().format(record).split("\n")))
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
+        """Return the record's message in one line."""
+        return _plain(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802  logging's name
+        """Return the error's lines."""
+        return "\n".join(map(_plain, indent(super().formatException(ei))))
 
 
 def log_plainly(level: int = logging.WARNING) -> None:
@@ -37,6 +41,12 @@ def log_plainly(level: int = logging.WARNING) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(PlainFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
+
+
+def indent(text: str) -> list[str]:
+    """Return the text's lines, of which none but the first begins where a line of ours would."""
+    first, *more = text.rstrip("\n").split("\n")
+    return [first, *(f"  {line}" for line in more)]
 
 
 def _plain(line: str) -> str:

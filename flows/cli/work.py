@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flows.cli.app import FAILED, NO, Json, Reference, TaskName, app, open_context, os_user
-from flows.cli.terminal import log_plainly, say
+from flows.cli.terminal import indent, log_plainly, say
 from ptpipeline.errors import NotFound, PtpError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def up(prefect_port: Port = None, mlflow_port: Port = None, s3_port: Port = None
     settings = load_settings()
     deploy(settings, load_tasks(settings.tasks))
     status(as_json)
-    print("`ptp open` signs your browser in at MLflow and Prefect", file=sys.stderr)
+    say("`ptp open` signs your browser in at MLflow and Prefect", sys.stderr)
 
 
 @app.command()
@@ -272,8 +272,7 @@ def follow_to_end(prefect: str, run_id: str) -> "Finished":
         if isinstance(event, Finished):
             return event
         if event.logger.startswith(("ptpipeline", "registry")) or event.level >= logging.WARNING:
-            first, *more = event.message.split("\n")
-            for line in (f"{event.at[11:19]} {first}", *(f"  {line}" for line in more)):
+            for line in indent(f"{event.at[11:19]} {event.message}"):
                 say(line, sys.stderr)
     raise PtpError(f"flow run {run_id}: its log ended without a final state; look at the run's page in Prefect")
 

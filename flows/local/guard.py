@@ -14,7 +14,6 @@ import hashlib
 import hmac
 import html
 import inspect
-import json
 import os
 import secrets
 import sys
@@ -24,6 +23,8 @@ from typing import Any
 from urllib.parse import parse_qs, urlencode
 
 from flows.local.process import HOST
+from ptpipeline.errors import ArtifactError
+from ptpipeline.foreign import parse_json
 
 CREDENTIAL = "PTP_STACK_CREDENTIAL"  # the server's `user:password`, in its environment
 LOGIN_PATH = "/ptp-login"
@@ -135,8 +136,8 @@ class _FirstMessage:
 
     def _holds_credential(self, message: Message) -> bool:
         try:
-            token = json.loads(message.get("text") or "")["token"]
-        except (ValueError, KeyError, TypeError, RecursionError):
+            token = parse_json((message.get("text") or "").encode(), "the first message")["token"]
+        except (ArtifactError, UnicodeEncodeError, KeyError, TypeError):
             return False
         return isinstance(token, str) and hmac.compare_digest(token.encode(), self._credential.encode())
 

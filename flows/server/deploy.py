@@ -18,6 +18,7 @@ from flows.server.api import call
 from flows.server.environment import POOL, client_environment
 from flows.server.schedules import distinct_schedules
 from ptpipeline.errors import NotFound, SettingsError
+from ptpipeline.private import private_files
 from ptpipeline.settings import Settings
 from ptpipeline.task.task import Task
 
@@ -57,7 +58,8 @@ def deploy(settings: Settings, tasks: Sequence[Task]) -> None:
     call("GET", f"{settings.prefect}/health")
     paused = [deployment["id"] for deployment in _read_deployments(settings.prefect) if deployment["paused"]]
     path = settings.home / "prefect.yaml"
-    path.write_text(render(tasks), encoding="utf-8")
+    with private_files():
+        path.write_text(render(tasks), encoding="utf-8")
     _run_prefect(path, client_environment(settings.home, settings.prefect))
     for deployment in _read_deployments(settings.prefect):
         if deployment["id"] in paused:

@@ -3,10 +3,11 @@
 import os
 from pathlib import Path
 
+from ptpipeline.settings import CREDENTIALS
+
 POOL = "ptp"  # the work pool of all deployments
 
 _PRIVATE = ("PREFECT_", "MLFLOW_", "_MLFLOW_", "AWS_", "PTP_")
-_PREFECT_CREDENTIALS = ("PREFECT_API_AUTH_STRING", "PREFECT_API_KEY")
 _NO_TELEMETRY = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -27,7 +28,7 @@ def client_environment(home: Path, api: str) -> dict[str, str]:
         for name in ("PTP_SIGNING_KEY", "PTP_TRUSTED_KEYS")
         if os.environ.get(name)
     }
-    inherited |= {name: os.environ[name] for name in _PREFECT_CREDENTIALS if os.environ.get(name)}
+    inherited |= {name: os.environ[name] for name in CREDENTIALS["prefect"] if os.environ.get(name)}
     own = {
         "PTP_HOME": str(home),
         "PTP_TASKS": str(tasks),

@@ -20,6 +20,7 @@ from registry.ledger.ledger import Release
 from registry.versions import promotion, publish
 from registry.versions.content import is_sound
 from registry.versions.projection import follow_heads
+from registry.versions.promoters import check_promoter
 from registry.versions.promotion import Cause
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def move(context: Context, task: str, alias: str, version: int, cause: Cause) ->
     promotion.check_cause(cause)  # before the gate takes its time
     declared = find_task(context.settings.tasks, task)
     if alias == PRODUCTION:
+        check_promoter(declared.promoters, f"{task}@{alias}", cause, override=False)
         judge_again(context, declared, context.registry.ledger.version(task, version))
     return promotion.promote(context.registry, declared, version, cause, alias)
 
@@ -74,6 +76,8 @@ def move_release(context: Context, name: str, versions: Mapping[str, int], cause
     promotion.check_cause(cause)
     promotion.check_release(registry, release)
     declared = {task: find_task(context.settings.tasks, task) for task in versions}
+    for task in versions:
+        check_promoter(declared[task].promoters, f"{task}@{PRODUCTION}", cause, override=False)
     for task, number in versions.items():
         judge_again(context, declared[task], registry.ledger.version(task, number))
     return promotion.promote_release(registry, declared, release, cause)

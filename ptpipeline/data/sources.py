@@ -165,7 +165,7 @@ def _list_columns(columns: list[str]) -> str:
 
 def _load(path: Path, source: Source, home: Path) -> Any:
     """The file as a `datasets.Dataset`; its Arrow cache is deleted afterwards, because snapshots keep the rows."""
-    home.mkdir(parents=True, exist_ok=True)
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     import datasets
     from pandas.errors import ParserWarning
 

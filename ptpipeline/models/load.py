@@ -54,6 +54,7 @@ def load_base(prepared: PreparedBase, dtype: Literal["auto", "float32", "bfloat1
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model = kind.from_pretrained(folder, dtype=chosen, use_safetensors=True, **_CLOSED)
         tokenizer = AutoTokenizer.from_pretrained(folder, **_CLOSED)
+        tokenizer.name_or_path = str(prepared.folder)  # the view is gone soon
     model.requires_grad_(False)
     model.eval()
     _hold(model)

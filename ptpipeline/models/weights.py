@@ -10,7 +10,7 @@ import os
 import struct
 from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from ptpipeline.errors import BaseModelError
 from ptpipeline.foreign import parse_json, parsing
@@ -111,9 +111,9 @@ def _read_header(file: IO[bytes], path: Path) -> dict[str, _Tensor]:
     return tensors
 
 
-def _place(file: IO[bytes], path: Path, start: int, info: dict[str, object]) -> _Tensor:
+def _place(file: IO[bytes], path: Path, start: int, info: dict[str, Any]) -> _Tensor:
     """Return where one tensor lies; whatever is wrong with what the header states is raised as it comes."""
-    dtype, shape, (begin, end) = str(info["dtype"]), info["shape"], info["data_offsets"]  # type: ignore[misc]
+    dtype, shape, (begin, end) = str(info["dtype"]), info["shape"], info["data_offsets"]
     if not isinstance(shape, list) or any(type(number) is not int or number < 0 for number in [*shape, begin, end]):
         raise BaseModelError(f"{path}: its header states a shape or place that is no natural number; {FETCH_AGAIN}")
     if dtype not in _BITS:

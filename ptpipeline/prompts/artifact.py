@@ -171,7 +171,8 @@ def _check_tensor(name: str, entry: dict[str, Any], stated: TensorInfo) -> tuple
     found, expected = {**entry, "data_offsets": None}, {"dtype": dtype, "shape": stated.shape, "data_offsets": None}
     if found != expected or not _are_integers(found["shape"]):
         raise ArtifactError(f"{name} are {shorten(found)}, expected {shorten(expected)}")
-    offsets, size = entry.get("data_offsets"), math.prod(stated.shape) * width
+    offsets: Any = entry.get("data_offsets")
+    size = math.prod(stated.shape) * width
     if not (_are_integers(offsets) and len(offsets) == 2 and offsets[0] >= 0 and offsets[1] - offsets[0] == size):
         raise ArtifactError(f"{name} lie at {shorten(offsets)}, expected {size} bytes")
     return offsets[0], offsets[1]

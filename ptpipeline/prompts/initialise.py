@@ -149,7 +149,10 @@ def read_tensor(path: Path) -> Tensor:
             mapped = np.lib.format.open_memmap(path, mode="r")  # a header beyond the file's size allocates nothing
             tensor = torch.from_numpy(np.array(mapped))
         else:
-            tensor = read_tensor_file(path, "embeddings")
+            try:
+                tensor = read_tensor_file(path, "embeddings")
+            except ArtifactError as error:
+                raise DataError(f"{error}; expected a tensor [P, H] named `embeddings`") from None
     if tensor.ndim != 2 or not tensor.is_floating_point() or tensor.itemsize < 2 or not torch.isfinite(tensor).all():
         raise DataError(
             f"{path}: found {tensor.dtype} {list(tensor.shape)}; expected finite floating-point numbers [P, H]"

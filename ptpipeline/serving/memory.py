@@ -59,12 +59,12 @@ class Memory:
         path, row = self.folder / f"{name}.json", promotion.row_digest()
         seen = Seen(store=store.url, task=promotion.task, alias=promotion.alias, seq=promotion.seq, row=row)
         try:
+            if _read(path) == seen:  # nearly always; without a lock, because the file is replaced whole
+                return
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             with FileLock(path.with_suffix(".lock"), mode=0o600):
                 before = _read(path)
-                if before == seen:
-                    return
-                if before is not None and not self.allow_older:
+                if before and before != seen and not self.allow_older:
                     _check_newer(store, before, promotion)
                 _write(path, seen)
         except OSError as error:

@@ -35,8 +35,8 @@ def read_bounded(url: str, key: str, read: Callable[[int], bytes]) -> bytes:
 
     Raises ArtifactError as soon as it is more than that kind of object may have.
     """
-    body = bytearray()
-    while piece := read(PIECE):
+    body, most = bytearray(), max_bytes(key)
+    while piece := read(min(PIECE, most + 1 - len(body))):
         body += piece
         check_bytes(url, key, len(body))
     return bytes(body)

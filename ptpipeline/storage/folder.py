@@ -150,9 +150,7 @@ class FolderStore:
     def _make_root(self) -> None:
         """Create the store's folder, its owner's alone; say once if one that was there lets every user in."""
         if not self.root.is_dir():
-            make(self.root.parent)
-            self.root.mkdir(mode=0o700, exist_ok=True)
-            sync(self.root.parent)
+            make(self.root, 0o700)
         elif not self._said and self.root.stat().st_mode & _OTHERS:
             log.warning(
                 "%s: every user of this machine may enter it; `chmod o= %s` keeps its texts private",

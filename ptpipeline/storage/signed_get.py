@@ -47,7 +47,8 @@ class SignedGet:
                 "GET", request.url, headers=dict(request.headers.items()), preload_content=False
             )
             etag, length = answer.headers.get("ETag"), answer.headers.get("Content-Length", "")
-            if not (answer.status == 200 and etag and re.fullmatch("[0-9]{1,15}", length) and int(length) <= most):
+            sized = re.fullmatch("[0-9]{1,15}", length) and "Transfer-Encoding" not in answer.headers
+            if not (answer.status == 200 and etag and sized and int(length) <= most):
                 answer.close()
                 return None
             body = answer.read(int(length), decode_content=False)  # as it is stored: an encoding could unfold

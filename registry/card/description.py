@@ -123,10 +123,8 @@ def _origin(card: Card) -> list[str]:
     lines.append(
         f"- template [{card.task}.template](#/prompts/{card.task}.template), answers {escape(manifest.answers)}"
     )
-    lines.append(
-        f"- bytes at {quote(f'{card.store}/{prompt_prefix(card.task, card.digest)}')}; all of this, slices and plots "
-        "in `report.html` of the logged model"
-    )
+    place = f"{card.store}/{prompt_prefix(card.task, card.digest)}"
+    lines.append(f"- bytes at {quote(place)}; all of this, slices and plots in `report.html` of the logged model")
     return lines
 
 

@@ -4,7 +4,7 @@ import re
 
 from ptpipeline.foreign import escape_controls
 
-_SIGNS = re.compile(r"([\\`*_\[\]>|#~!])")
+_SIGNS = re.compile(r"([\\`*_\[\]|#~!])")
 _LINKED = re.compile(r"://|(?<=www)\.|(?<=mailto):", re.IGNORECASE)  # addresses that become links by themselves
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -111,8 +111,10 @@ class Database:
                 if self._revision() != SCHEMA:
                     self._upgrade()
                 return
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            if self.file.exists() and self._revision() == SCHEMA:
+            self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(OSError):  # SQLite says what is wrong; what it puts beside the file is as private as the file
+                os.close(os.open(self.file, os.O_CREAT | os.O_EXCL, 0o600))
+            if self._revision() == SCHEMA:
                 return
             with FileLock(f"{self.file}.lock", timeout=60):
                 if self._revision() != SCHEMA:

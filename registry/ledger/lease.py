@@ -57,7 +57,7 @@ class Lease:
         Unlike `renew` it never takes the lease back: another holder may have come and gone.
         """
         expires = self._database.clock(connection) + self.seconds
-        if connection.execute(self._ours().values(expires_at=expires)).rowcount == 0:
+        if connection.execute(self._ours().values(owner=self._owner, expires_at=expires)).rowcount == 0:
             raise LeaseHeld(
                 f"{self.name}: this process stood still for longer than its lease, and another took over; run it again"
             )

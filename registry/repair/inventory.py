@@ -11,6 +11,7 @@ from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.records.reports import Report
 from ptpipeline.records.versions import Promotion
 from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.signed import without_checks
 from registry.ledger.holdings import Holdings, holdings
 from registry.ledger.results import Publication
 from registry.ledger.usage import publications, reports
@@ -105,7 +106,8 @@ def _find_altered(store: ObjectStore, listing: TaskListing, known: list[Report])
     Reports of an older ptpipeline state no results: nothing is decided on these before they are measured again.
     """
     stated = {report.rows_key: report for report in known if report.rows_sha256}
-    questions = {key: partial(read_content, store, key) for key in listing.files()}
+    bare = without_checks(store)  # nobody signs what a later page replaced
+    questions = {key: partial(read_content, bare, key) for key in listing.files()}
     questions |= {key: partial(read_results, store, report) for key, report in stated.items()}
     return {key: why for key, why in ask_all(lambda key: _why_altered(questions[key]), questions).items() if why}
 

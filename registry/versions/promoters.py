@@ -6,10 +6,10 @@ that object later, after a crash, need not have the key.
 """
 
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from ptpipeline.errors import PromotionConflict, PromotionRefused, TaskFileError
 from ptpipeline.records.versions import Promotion
-from ptpipeline.signing import SigningKey
 from ptpipeline.storage.keys import release_key
 from ptpipeline.storage.signed import SignedStore, find_signer
 from ptpipeline.task.folder import load_task
@@ -18,6 +18,9 @@ from registry.ledger.ledger import Move, Release
 from registry.registry import Registry
 from registry.versions.projection import history_object
 from registry.versions.provenance import encode_release
+
+if TYPE_CHECKING:
+    from registry.versions.promotion import Cause
 
 
 def find_promoters(registry: Registry, task: str) -> Promoters | None:
@@ -31,15 +34,19 @@ def find_promoters(registry: Registry, task: str) -> Promoters | None:
     return load_task(path).promoters
 
 
-def check_promoter(promoters: Promoters | None, move: Move, signer: SigningKey | None) -> None:
-    """Raise PromotionRefused if the move needs a promoter's signature, and the person's key `signer` is none's."""
-    if promoters is None or not promoters.are_needed(move.override):
+def check_promoter(promoters: Promoters | None, place: str, cause: "Cause", override: bool) -> None:
+    """Raise PromotionRefused if the promotion needs a promoter's signature, and the key of whoever asks is none's.
+
+    place: `task@alias`. override: whether the gate refuses the version.
+    """
+    if promoters is None or not promoters.are_needed(override):
         return
+    signer = cause.signer
     if signer is None or signer.id not in promoters.public_keys():
-        by = f"key {signer.id} is none of them" if signer else f"{move.actor} signed nothing"
+        by = f"key {signer.id} is none of them" if signer else f"{cause.actor} signed nothing"
         what = "an override" if promoters.required_for == "override" else "every promotion"
         raise PromotionRefused(
-            f"{move.task}@{move.alias}: its task file asks for a promoter's signature of {what} (`promoters`), and "
+            f"{place}: its task file asks for a promoter's signature of {what} (`promoters`), and "
             f"{by}; a promoter runs `ptp` with PTP_SIGNING_KEY naming their key"
         )
 

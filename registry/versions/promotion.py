@@ -93,7 +93,7 @@ def check_transition(registry: Registry, task: Task, transition: Transition, cau
             override = True
     move = _move(transition, alias, cause, verdict).model_copy(update={"override": override})
     if alias in GATED:
-        check_promoter(task.promoters, move, cause.signer)
+        check_promoter(task.promoters, f"{task.name}@{alias}", cause, override)
     reached("promotion checked")
     return move
 
@@ -222,7 +222,7 @@ def _return_move(registry: Registry, history: list[Promotion], number: int, caus
     move = _move(Transition(head, wanted), head.alias, cause, verdict)
     move = move.model_copy(update={"override": earlier.override})
     if head.alias in GATED:
-        check_promoter(find_promoters(registry, head.task), move, cause.signer)
+        check_promoter(find_promoters(registry, head.task), f"{head.task}@{head.alias}", cause, earlier.override)
     return move
 
 

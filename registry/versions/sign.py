@@ -8,6 +8,7 @@ from functools import partial
 
 from ptpipeline.data.snapshot import encode_manifest
 from ptpipeline.errors import ArtifactError, NotFound
+from ptpipeline.foreign import parse_record
 from ptpipeline.prompts.artifact import read_artifact, read_ensemble
 from ptpipeline.records.versions import Pointer, Promotion, PromptVersion
 from ptpipeline.storage.addresses import SnapshotObject, is_dossier, parse
@@ -126,7 +127,7 @@ def _sign_pointer(registry: Registry, store: SignedStore, head: Promotion) -> li
 
 def _as_written(body: bytes) -> bytes:
     """Return the pointer in those bytes as this program writes it, so that nothing else is signed with it."""
-    return Pointer.model_validate_json(body).model_dump_json(indent=1).encode()
+    return parse_record(Pointer, body, "pointer").model_dump_json(indent=1).encode()
 
 
 def _sign_releases(registry: Registry, task: str) -> list[Action]:

@@ -86,7 +86,7 @@ def _started_by_another_process(home: Path) -> str:
         time.sleep(0.05)
     with pytest.raises(StackError) as refused:
         up(home)
-    assert starter.wait(timeout=180) == 0
+    assert starter.wait(timeout=600) == 0
     return str(refused.value)
 
 

@@ -80,4 +80,4 @@ def test_a_users_words_are_shown_as_they_are_written() -> None:
     lines = told().splitlines()
     [row] = [line for line in lines if "**gain**" in line]
     assert r"over zero\_shot +0.1 \| never \`bad\` \# title" in row
-    assert r"gain: \*nothing\* \| &lt;b\>" in lines
+    assert r"gain: \*nothing\* \| &lt;b>" in lines

@@ -135,6 +135,11 @@ def test_what_only_warns_is_shown_and_does_not_block() -> None:
     assert (verdict.passed, [check.name for check in verdict.warnings()]) == (True, ["robustness"])
 
 
+def test_what_only_warns_is_not_among_the_reasons_of_a_failure() -> None:
+    verdict = decide(TASK, first(report=report(accuracy=0.79), measures=MEASURES | {"robustness.case": 0.9}))
+    assert (failed(verdict), [check.name for check in verdict.warnings()]) == (["minimum"], ["robustness"])
+
+
 def test_what_is_off_is_not_looked_at() -> None:
     verdict = decide(with_checks(collapse="off", bytes="off"), first(report=report(predicted={"no": 99, "yes": 1})))
     assert not {"collapse", "bytes"} & {check.name for check in verdict.checks}

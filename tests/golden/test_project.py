@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from tests.golden import product
+from tests.golden import inputs, product
 from tests.golden.pins import FOLDER, assert_same, pinned, without_words
 
 VERBS: dict[
@@ -45,24 +47,47 @@ ROW = "the was story and poor was scene"  # of mood's training rows
 TEXTS = ["a lovely film", "dull plot was awful", "the story was good and fine", "poor scene"]
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of the project, as the present folder; only prompts that the key of those days signed are read."""
-    folder = tmp_path / "copy"
+@pytest.fixture(scope="module")
+def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project after `ptp sign`: in those days prompts alone were signed, and now who trusts a key asks for more."""
+    folder = tmp_path_factory.mktemp("golden") / "signed"
     shutil.copytree(FOLDER / "project", folder)
+    key = Ed25519PrivateKey.from_private_bytes(inputs.SIGNING_KEY)
+    encoded = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "signing.pem").write_bytes(encoded)
+    (folder / "signing.pem").chmod(0o600)
+    with (folder / "trusted.pem").open("ab") as trusted:
+        trusted.write(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
+    with pytest.MonkeyPatch.context() as patch:  # by a key that is added, as docs/signing.md says
+        enter(folder, patch)
+        for task in ("mood", "topic"):
+            assert product.ptp("sign", task)[0] == 0
+    return folder
+
+
+@pytest.fixture
+def project(signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the project, as the present folder; only what the key of those days signed is read."""
+    folder = tmp_path / "copy"
+    shutil.copytree(signed, folder)
     (folder / "row.txt").write_text(ROW)
+    enter(folder, monkeypatch)
+    return folder
+
+
+def enter(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Make the folder the present one, and let the settings name what it holds."""
     for name in product.settings_names():
-        monkeypatch.delenv(name, raising=False)
+        patch.delenv(name, raising=False)
     for name, value in {
         "PTP_HOME": "home",
         "PTP_TASKS": "tasks",
         "PTP_DTYPE": "float32",
+        "PTP_SIGNING_KEY": "signing.pem",
         "PTP_TRUSTED_KEYS": "trusted.pem",
-        "LOGNAME": "ada",
     }.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.chdir(folder)
-    return folder
+        patch.setenv(name, value)
+    patch.chdir(folder)
 
 
 @pytest.mark.parametrize("name", VERBS)

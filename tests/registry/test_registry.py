@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from ptpipeline.errors import SettingsError
 from ptpipeline.settings import Settings
@@ -27,6 +27,15 @@ def test_a_store_is_probed_once_a_day(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(opening, "CHECK_SECONDS", 0.0)
     with open_for_writing(settings).ledger.database.reading() as connection:
         assert connection.scalar(select(tables.probe.c.at)) > probed[0]
+
+
+def test_a_store_that_was_probed_in_the_future_is_probed_again(tmp_path: Path) -> None:
+    """The clock was set back since, or the machine was started again."""
+    settings = settings_of(tmp_path)
+    with open_for_writing(settings).ledger.database.writing() as connection:
+        connection.execute(update(tables.probe).values(at=2e9))
+    with open_for_writing(settings).ledger.database.reading() as connection:
+        assert connection.scalar(select(tables.probe.c.at)) < 2e9
 
 
 def test_reading_contacts_no_store(tmp_path: Path) -> None:

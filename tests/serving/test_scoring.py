@@ -49,7 +49,11 @@ def queries() -> list[Query]:
         MIXED._replace(normalised=True, content_free=FREE),
         SINGLE._replace(content_free=FREE),
     ]
-    return [Query([7 + i, 50 - i, 3 * i][: 1 + i % 3], labels, i % 3) for i, labels in enumerate(kinds * 2)]
+    behind = [(index + turn) % 3 for turn in range(2) for index in range(len(kinds))]  # each kind behind two prompts
+    return [
+        Query([7 + i, 50 - i, 3 * i][: 1 + i % 3], *asked)
+        for i, asked in enumerate(zip(kinds * 2, behind, strict=True))
+    ]
 
 
 def test_scores_are_those_of_brute_force_in_mixed_batches() -> None:

@@ -45,6 +45,12 @@ SNAPSHOT, REPORT, CHECKPOINT = (
     "reports/mood/k/rows.parquet",
     "checkpoints/k.safetensors",
 )
+SIGNED, SIGNED_SNAPSHOT, SIGNED_RELEASE = (
+    f"signatures/{RECORD}/s/k.json",
+    "signatures/snapshots/mood/d1/manifest.json/s/k.json",
+    "signatures/releases/spring.json/s/k.json",
+)
+SIGNED_VERSION, SIGNED_ALIAS, SIGNED_HISTORY = (f"signatures/{key}/s/k.json" for key in (VERSION, ALIAS, HISTORY))
 RELEASE, SERVER, PROBE = "releases/spring.json", "servers/one.json", "probe/n/one"
 ALL = {
     PROMPT,
@@ -62,18 +68,36 @@ ALL = {
     RELEASE,
     SERVER,
     PROBE,
+    SIGNED,
+    SIGNED_SNAPSHOT,
+    SIGNED_RELEASE,
+    SIGNED_VERSION,
+    SIGNED_ALIAS,
+    SIGNED_HISTORY,
     "other/thing",
 }
+SIGNATURES = {key for key in ALL if key.startswith("signatures/")}
+SIGNED_PROMOTED = {SIGNED_ALIAS, SIGNED_HISTORY}
 PROMPTS = {key for key in ALL if key.startswith("prompts/")}
 PROMOTED = {ALIAS, MANIFEST_ALIAS, HISTORY, QUARANTINE}
 MAY: dict[str, dict[str, set[str]]] = {
     "trainer": {
-        "read": PROMPTS | {SNAPSHOT, REPORT, CHECKPOINT, PROBE},
-        "write": (PROMPTS - PROMOTED) | {SNAPSHOT, REPORT, CHECKPOINT, PROBE},
+        "read": PROMPTS | SIGNATURES | {SNAPSHOT, REPORT, CHECKPOINT, PROBE},
+        "write": (PROMPTS - PROMOTED)
+        | {SIGNED, SIGNED_SNAPSHOT, SIGNED_VERSION}
+        | {SNAPSHOT, REPORT, CHECKPOINT, PROBE},
         "delete": {CHECKPOINT, PROBE},
     },
-    "promoter": {"read": ALL, "write": PROMOTED | {VERSION, RELEASE, PROBE}, "delete": ALL - {RELEASE, "other/thing"}},
-    "server": {"read": PROMPTS | {SERVER}, "write": {SERVER}, "delete": set()},
+    "promoter": {
+        "read": ALL,
+        "write": PROMOTED | SIGNED_PROMOTED | {SIGNED_VERSION, SIGNED_RELEASE, VERSION, RELEASE, PROBE},
+        "delete": ALL - {RELEASE, "other/thing"},
+    },
+    "server": {
+        "read": PROMPTS | SIGNATURES - {SIGNED_SNAPSHOT, SIGNED_RELEASE} | {SERVER},
+        "write": {SERVER},
+        "delete": set(),
+    },
 }
 
 

@@ -17,6 +17,7 @@ from ptpipeline.storage.addresses import (
     AliasPointer,
     HistoryRow,
     NumberedVersion,
+    ObjectSignature,
     ProbeObject,
     PromptObject,
     Quarantined,
@@ -41,6 +42,11 @@ ROOT = Path(keys.__file__).parents[2]
 PRODUCT = ("ptpipeline", "registry", "flows", "benchmarks")
 
 BUILT: list[tuple[str, str, Address]] = [
+    (
+        keys.object_signature_key("releases/spring.json", D, "ab"),
+        f"signatures/releases/spring.json/{D}/ab.json",
+        ObjectSignature("releases/spring.json", D, "ab"),
+    ),
     (keys.tensors_key("mood", D), f"prompts/mood/{D}/prompt.safetensors", PromptObject("mood", D, keys.TENSOR_FILE)),
     (keys.manifest_key("mood", D), f"prompts/mood/{D}/manifest.json", PromptObject("mood", D, keys.MANIFEST_FILE)),
     (
@@ -286,6 +292,7 @@ def test_every_look_alike_of_a_manifest_claims_to_be_one() -> None:
 
 def test_a_signature_names_its_signer() -> None:
     assert signer_id(keys.signature_key("mood", D, "ab12")) == "ab12"
+    assert signer_id(keys.object_signature_key(keys.version_key("mood", 1), D, "ab12")) == "ab12"
     assert signer_id(keys.manifest_key("mood", D)) is None
 
 

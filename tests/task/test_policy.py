@@ -38,6 +38,10 @@ def test_what_is_not_said_is_safe() -> None:
             "checks: {bias: {swaps: [[he, she], [she, they]]}}",
             r"gate\.checks\.bias\.swaps: .* with no term in two pairs",
         ),
+        (
+            "checks: {bias: {swaps: [[he, she], [He, they]]}}",
+            r"gate\.checks\.bias\.swaps: .* with no term in two pairs",
+        ),
         ("checks: {gain: {over: [champion]}}", r"gate\.checks\.gain\.over\.0: found 'champion'"),
         ("champion: {margin: 0.01}", r"gate\.champion\.margin: found 0\.01: .* set `rule: non_inferiority`"),
         ("champion: {rule: better}", r"gate\.champion\.rule: found 'better'"),

@@ -15,6 +15,7 @@ from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import list_tensors
 from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.storage import FolderStore, ObjectStore
+from ptpipeline.task.policy import Gate
 from ptpipeline.tuning import state
 from ptpipeline.tuning.checkpoint import Checkpoint, Checkpoints
 from ptpipeline.tuning.clock import Clock
@@ -239,6 +240,9 @@ def test_cleared_checkpoints_are_gone(base: CausalBase, store: ObjectStore) -> N
         lambda one: one._replace(initial=one.initial + 1e-3),
         lambda one: one._replace(teacher=one.initial),
         lambda one: one._replace(name="other"),
+        lambda one: one._replace(task=one.task.model_copy(update={"gate": Gate(metric="macro_f1", minimum=0.5)})),
+        lambda one: one._replace(task=one.task.model_copy(update={"template": "{text}:"})),
+        lambda one: one._replace(text=one.text._replace(labels=one.text.labels._replace(normalised=True))),
     ],
 )
 def test_another_gang_has_another_place(base: CausalBase, tmp_path: Path, change: Callable[[Job], Job]) -> None:

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import pwd
 import shutil
 import subprocess
 import sys
@@ -250,12 +251,12 @@ def test_a_version_leaves_for_peft_and_comes_back_as_a_candidate(environment: di
         ["adapter_config.json", "adapter_model.safetensors", "manifest.json"],
     )
     assert "not empty" in error_of(ptp(environment, "export", "tiny-sentiment", "--to", out), 1)
-    back = ptp(environment | {"LOGNAME": "ann"}, "import", out, "--task", "tiny-sentiment", "--json")
+    back = ptp(environment, "import", out, "--task", "tiny-sentiment", "--json")
     assert back.returncode == 0, back.stderr
     assert json.loads(back.stdout)["version"] == 2
     assert "proves nothing" in back.stderr
     moves = [json.loads(line) for line in ptp(environment, "history", "tiny-sentiment", "--json").stdout.splitlines()]
-    assert {row["version"]: row["actor"] for row in moves}[2] == "ann"
+    assert {row["version"]: row["actor"] for row in moves}[2] == pwd.getpwuid(os.getuid()).pw_name
     assert ptp(environment, "doctor").returncode == 0
 
 

@@ -35,7 +35,7 @@ from tests.flows.project import Project
 
 ME = Cause("me", "because")
 MOOD, TOPIC, TINY = "mood", "topic", "tiny-sentiment"
-TOMBSTONE_SECONDS = 0.5
+TOMBSTONE_SECONDS = 2.0  # longer than a repeat takes to get there
 
 PUBLISHED = ("remembered", "shown", "numbered", "named", "verified")
 PROJECTED = ("promotion checked", "promotion committed", "history written", "pointer written")

@@ -181,6 +181,8 @@ def test_a_run_that_waits_is_not_doubled() -> None:
         starter = Starter(url)
         for _ in range(3):
             starter.start()
+        states["run-1"] = "PENDING"
+        starter.start()
         assert created == ["run-1"]
         states["run-1"] = "RUNNING"  # it may have read the alias before the edit
         starter.start()

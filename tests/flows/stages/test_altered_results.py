@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from flows.on_demand.measure import VersionRef, diff
+from flows.on_demand.diff import VersionRef, diff
 from ptpipeline.data.parquet import read_table
 from ptpipeline.errors import ArtifactError
 from ptpipeline.evaluation.results import Results

@@ -2,26 +2,16 @@
 disturbed.
 """
 
-import contextlib
-import hashlib
 import json
 import os
 import random
-import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-import torch
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 
 from tests.tiny import tiny_project
 
@@ -43,11 +33,11 @@ KILLS = 3
 class Training:
     """The training of the two tasks of a project, with everything it stores below `folder`."""
 
-    def __init__(self, tasks: Path, folder: Path, **settings: object) -> None:
+    def __init__(self, tasks: Path, folder: Path) -> None:
         self.store = folder / "store"
         self._log = folder / "log"
         folder.mkdir()
-        settings |= {
+        settings = {
             "PTP_HOME": folder,
             "PTP_TASKS": tasks,
             "PTP_STORE": self.store.as_uri(),
@@ -83,7 +73,7 @@ class Training:
     def finished(self) -> dict[str, tuple[str, list[str]]]:
         """Digest and learning curve of each task, of a training that runs to its end now."""
         process = self.start()
-        assert process.wait(300) == 0, self.output
+        assert process.wait(120) == 0, self.output
         found: dict[str, tuple[str, list[str]]] = json.loads(self.output.splitlines()[-1])
         return found
 
@@ -99,12 +89,8 @@ class Training:
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
-    return long_tasks(tmp_path)
-
-
-def long_tasks(project: Path) -> Path:
     """Two tasks of one base, which train long enough to be killed some times on the way."""
-    folder = tiny_project(project, ("one", "two"))
+    folder = tiny_project(tmp_path, ("one", "two"))
     (folder / "one.yaml").write_text((folder / "one.yaml").read_text().replace("steps: 10", "steps: 60, patience: 50"))
     recipe = (
         "method: p_tuning, encoder_width: 16, optimizer: adafactor, schedule: constant, num_virtual_tokens: 4, "
@@ -127,66 +113,3 @@ def test_a_killed_training_ends_at_the_same_bits(tasks: Path, tmp_path: Path) ->
     assert training.finished() == undisturbed
     assert "resumes from a checkpoint" in training.output
     assert training.checkpoints() == {}
-
-
-# ---------------------------------------------------------------- what a writer of the bucket may try
-
-
-def parse_checkpoint(stored: bytes) -> tuple[bytes, dict[str, torch.Tensor], str]:
-    """What stands in front of the safetensors file, its tensors, and its state."""
-    for start in (0, 32):
-        with contextlib.suppress(SafetensorError):
-            tensors = load(stored[start:])
-            (length,) = struct.unpack("<Q", stored[start : start + 8])
-            metadata = json.loads(stored[start + 8 : start + 8 + length])["__metadata__"]
-            return stored[:start], tensors, metadata["state"]
-    raise AssertionError("the checkpoint has another form than this attack knows")
-
-
-def forge(stored: bytes, how: str) -> bytes:
-    """The checkpoint with a foreign prompt as every member's best, under a hash that anybody can compute."""
-    front, tensors, state = parse_checkpoint(stored)
-    foreign = {
-        name: torch.full_like(tensor, 0.25) if ".best." in name else tensor.clone() for name, tensor in tensors.items()
-    }
-    told = json.loads(state)
-    for member in told["members"]:
-        member |= {"best_dev": 1.0, "best_step": member["step"]}
-    state = json.dumps(told)
-    sha256 = hashlib.sha256(save(foreign, {"state": state})).hexdigest()
-    body = save(foreign, {"state": state, "sha256": sha256})
-    return {"hash": body, "old seal": front + body, "hash in its place": hashlib.sha256(body).digest() + body}[how]
-
-
-class Attacked(NamedTuple):
-    """A killed training that signs, its folder, and what an undisturbed one came to."""
-
-    tasks: Path
-    folder: Path
-    undisturbed: dict[str, tuple[str, list[str]]]
-
-
-@pytest.fixture(scope="module")
-def attacked(tmp_path_factory: pytest.TempPathFactory) -> Attacked:
-    folder = tmp_path_factory.mktemp("attacked")
-    tasks, key = long_tasks(folder), folder / "key.pem"
-    key.write_bytes(Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    key.chmod(0o600)
-    training = Training(tasks, folder / "killed", PTP_SIGNING_KEY=key)
-    while not training.checkpoints():
-        assert training.killed(random.Random(1)), "it ended before it was killed"
-    return Attacked(tasks, folder / "killed", Training(tasks, folder / "undisturbed").finished())
-
-
-@pytest.mark.parametrize("how", ["hash", "old seal", "hash in its place"])
-def test_the_trainer_signs_no_prompt_that_a_writer_of_the_bucket_put_into_a_checkpoint(
-    attacked: Attacked, tmp_path: Path, how: str
-) -> None:
-    training = Training(attacked.tasks, tmp_path / "again", PTP_SIGNING_KEY=attacked.folder.parent / "key.pem")
-    shutil.copytree(attacked.folder, tmp_path / "again", dirs_exist_ok=True)
-    (path,) = training.store.glob("checkpoints/*.safetensors")
-    path.write_bytes(forge(path.read_bytes(), how))
-    assert training.finished() == attacked.undisturbed
-    assert "has no valid seal" in training.output
-    signed = {path.parent.name for path in training.store.glob("prompts/*/*/signature-*.json")}
-    assert signed == {digest for digest, _ in attacked.undisturbed.values()}

@@ -10,7 +10,7 @@ import pytest
 
 import ptpipeline
 from flows.stages.outcome import Outcome
-from ptpipeline.errors import DataError, NotFound, TaskFileError, TrainingError
+from ptpipeline.errors import DataError, NotFound, TaskFileError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.records.versions import PRODUCTION
@@ -87,7 +87,7 @@ def test_a_recipe_over_its_limit_of_bytes_is_refused_before_it_trains(project: P
     project.edit(PLAIN, f"{recipe}store_dtype: float32, {PLAIN}")
     project.edit("minimum: 0.7", "minimum: 0.7, checks: {bytes: {max_bytes: 1000}}")
     with pytest.raises(
-        TrainingError,
+        TaskFileError,
         match=r"tiny-sentiment: tune\.num_virtual_tokens: .* in float32 needs \d+ bytes, "
         r"gate\.checks\.bytes\.max_bytes allows 1000; take fewer",
     ):

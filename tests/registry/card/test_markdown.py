@@ -30,7 +30,7 @@ def test_words_are_one_paragraph_of_text(words: str, dialect: str) -> None:
     parser = MarkdownIt(dialect) if dialect == "commonmark" else MarkdownIt("commonmark").enable(["table"])
     before, after = parser.render("checked: x, required y"), parser.render(f"checked: {escape(words)}, required y")
     assert after.count("<") == before.count("<")
-    assert after.count(">") == before.count(">")
+    assert after.replace("&gt;", "").count(">") == before.count(">")
     assert "\n" not in escape(words)
 
 

@@ -322,7 +322,7 @@ def test_the_description_tells_all_baselines_and_the_budget(card: Card) -> None:
     )
     assert any("looked at 2 times before" in line for line in lines)
     assert "### Verdict: failed, 1 warning" in lines
-    assert r"- ⚠ robustness: 31% &amp; &lt;script\>alert('x')&lt;/script\>, required at most 25%" in lines
+    assert r"- ⚠ robustness: 31% &amp; &lt;script>alert('x')&lt;/script>, required at most 25%" in lines
     assert "- look 3 at these test rows: it may err with a chance of 0.0034, 0.041 of 0.050 is spent" in lines
 
 

@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
-from ptpipeline.gate.spending import Budget
+from benchmarks.fixtures.prompts import a_report, a_task, a_verdict, an_artifact
+from ptpipeline.gate.spending import Budget, look_at
+from ptpipeline.records.verdicts import Reveal
 from registry.ledger.ledger import Ledger
 from registry.ledger.looks import OVERLAP, count_looks, is_answered, next_look, take_look
 
@@ -74,12 +76,15 @@ def test_the_coming_look_is_the_one_that_is_taken_then_and_asking_takes_none(led
     assert count_looks(ledger, "mood", rows(0, 100)) == 2
 
 
-def test_rows_of_two_sets_count_for_the_one_that_was_looked_at_more(ledger: Ledger) -> None:
-    for asked, first in (("a", 0), ("b", 500), ("c", 500)):
-        take_look(ledger, "mood", asked, rows(first, first + 100), BUDGET)
+@pytest.mark.parametrize(("first", "more"), [((0, 500, 500), 2), ((0, 500, 0), 1)], ids=["the newer", "the older"])
+def test_rows_of_two_sets_count_for_the_one_that_was_looked_at_more(
+    ledger: Ledger, first: tuple[int, ...], more: int
+) -> None:
+    for asked, start in zip("abc", first, strict=True):
+        take_look(ledger, "mood", asked, rows(start, start + 100), BUDGET)
     both = [*rows(0, 50), *rows(500, 550)]
     look = take_look(ledger, "mood", "d", both, BUDGET)
-    assert (look.test_set, look.number) == (2, 3)
+    assert (look.test_set, look.number) == (more, 3)
 
 
 def test_a_question_of_another_task_was_not_asked(ledger: Ledger) -> None:
@@ -109,6 +114,21 @@ def test_looks_at_the_same_time_get_numbers_of_their_own(ledger: Ledger) -> None
     for thread in threads:
         thread.join()
     assert sorted(found) == list(range(1, 9))
+
+
+def test_a_reserve_that_is_added_later_divides_what_the_verdicts_left(ledger: Ledger) -> None:
+    task = a_task()
+    report = a_report(an_artifact(task), 0.5)
+    looks = [take_look(ledger, task.name, asked, rows(0, 100), BUDGET) for asked in ("a", "b", "c")]
+    first = a_verdict(task, report, None).model_copy(update={"look": looks[0]})
+    revealed = first.model_copy(update={"champion": "f" * 64, "look": None, "reveal": Reveal(by="ann", look=looks[1])})
+    ledger.save_verdict(first)
+    ledger.save_verdict(revealed)
+    plan = Budget(0.05, 30)
+    fourth = take_look(ledger, task.name, "d", rows(0, 100), plan)
+    assert fourth == look_at(1, 4, plan, {1: looks[0], 2: looks[1]})
+    assert take_look(ledger, task.name, "a", rows(0, 100), plan) == looks[0]
+    assert next_look(ledger, task.name, rows(0, 100), plan) == look_at(1, 5, plan, {1: looks[0], 2: looks[1]})
 
 
 @pytest.mark.parametrize("statement", ["DELETE FROM look", "UPDATE look SET number = 1"])

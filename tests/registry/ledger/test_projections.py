@@ -4,9 +4,11 @@ import time
 from typing import Any
 
 import pytest
+from sqlalchemy import update
 
 from ptpipeline.errors import LeaseHeld
 from ptpipeline.records.versions import Promotion
+from registry.ledger import tables
 from registry.ledger.lease import Lease
 from registry.ledger.ledger import Ledger, Move
 from registry.ledger.projections import (
@@ -144,3 +146,12 @@ def test_store_and_mlflow_follow_apart(ledger: Ledger, head: Promotion) -> None:
     assert ledger.applied("store", "topic", "production") is None
     assert ledger.applied("store", "mood", "canary") is None
     assert ledger.applied("store", "mood", "production") == (1, 1)
+
+
+def test_a_difference_that_was_seen_in_the_future_counts_anew(ledger: Ledger, head: Promotion) -> None:
+    """The clock was set back since, or the machine was started again."""
+    sight(ledger, head, OTHER)
+    with ledger.database.writing() as connection:
+        connection.execute(update(tables.sighting).values(seen_at=tables.sighting.c.seen_at + 10**9))
+    assert sight(ledger, head, OTHER) == 0.0
+    assert 0.0 < sight(ledger, head, OTHER) < 60

@@ -1,9 +1,10 @@
 """Tombstones: one collector at a time, each undoes only its own, and each stands for one prompt of one task."""
 
 import pytest
+from sqlalchemy import update
 
 from ptpipeline.errors import LeaseHeld, PromotionRefused
-from registry.ledger import tombstone
+from registry.ledger import tables, tombstone
 from registry.ledger.ledger import Ledger, Move
 from registry.ledger.tombstone import Tombstone, forget_unmarked
 from registry.registry import Registry
@@ -135,3 +136,17 @@ def test_only_expired_tombstones_that_mark_no_version_are_forgotten(
 
     left = {task: holdings(ledger, task).tombstones for task in ("mood", "topic", "tone")}
     assert left == {"mood": {ONE}, "topic": set(), "tone": {ONE}}
+
+
+def test_a_tombstone_of_before_the_clock_was_set_back_is_over(ledger: Ledger) -> None:
+    """Or of before the machine was started again, or of a ptpipeline that counted from 1970."""
+    for task in ("mood", "topic", "tone"):
+        buried(ledger, task)
+    with ledger.database.writing() as connection:
+        ends = ledger.database.clock(connection) + 3600
+        connection.execute(update(tables.tombstone).where(tables.tombstone.c.task != "tone").values(expires_at=ends))
+    assert not is_buried(ledger)
+    buried(ledger, "topic")
+    buried(ledger, "mood", OTHER)
+    forget_unmarked(ledger.database)
+    assert is_buried(ledger, "tone")

@@ -319,3 +319,13 @@ def test_a_training_outlives_its_tracking(caplog: pytest.LogCaptureFixture) -> N
     tracking.finish(None, "FAILED")
     assert tracking.lost == 3
     assert len([record for record in caplog.records if "MLflow does not show" in record.message]) == 1
+
+
+def test_of_several_versions_of_a_prompt_the_first_is_found(shown: Registry, task: Task, client: MlflowClient) -> None:
+    run, digest = client.create_run("0").info, an_artifact(task, 1).digest
+    client.create_registered_model(task.name)
+    for number in range(1, 11):
+        tags = {"ptp.digest": digest} if number >= 9 else {}
+        client.create_model_version(task.name, run.artifact_uri, run.run_id, tags=tags, await_creation_for=0)
+    assert shown.mlflow is not None
+    assert shown.mlflow.find(task.name, digest) == "9"

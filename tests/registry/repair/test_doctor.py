@@ -225,6 +225,7 @@ def test_a_ledger_behind_the_store_needs_its_rebuild(plain: Registry, task: Task
             "seq": 3,
             "version": 1,
             "previous": 2,
+            "chain": row.row_digest(),
             "digest": digest_of_seed(task, 1),
             "verdict": plain.ledger.history(task.name, "production")[0].verdict,
         }

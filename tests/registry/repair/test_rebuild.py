@@ -114,6 +114,17 @@ def test_a_lost_ledger_comes_back_whole(registry: Registry, pair: tuple[Task, Ta
     assert (fifth, promote(after, pair[0], fifth, ME).seq) == (5, 7)
 
 
+def test_what_the_ledger_learnt_later_stays(plain: Registry, task: Task) -> None:
+    published(plain, task, 1)
+    digest = an_artifact(task, 1).digest
+    stored = plain.ledger.report_of(task.name, digest)
+    assert stored is not None
+    probed = stored.model_copy(update={"measures": {"robustness.case": 0.5}, "probed": "by today's settings"})
+    plain.ledger.save_report(probed)
+    rebuild(plain)
+    assert plain.ledger.report_of(task.name, digest) == probed
+
+
 def test_an_older_copy_catches_up(plain: Registry, pair: tuple[Task, Task], tmp_path: Path) -> None:
     task = pair[0]
     first = promote(plain, task, published(plain, task, 1), ME)

@@ -334,3 +334,29 @@ def test_a_publish_is_finished_with_the_commit_that_it_was_made_at(plain: Regist
     publication = plain.ledger.publication(task.name, an_artifact(task, 1).digest)
     assert publication is not None
     assert publication.commit == "newer"
+
+
+class Unreadable(FolderStore):
+    """A store that does not answer for the pointer of one task."""
+
+    task = ""
+
+    def read(self, key: str) -> Stored:
+        if key.startswith(f"prompts/{self.task}/aliases/"):
+            raise ServiceUnavailable(f"{key} cannot be read now")
+        return super().read(key)
+
+
+def test_one_pointer_that_cannot_be_read_stops_no_other_task(plain: Registry, task: Task) -> None:
+    tasks = [a_task(f"{letter}-{task.name}") for letter in "abc"]
+    for each in tasks:
+        promoted(plain, each)
+    store = Unreadable(Path(plain.store.url.removeprefix("file://")))
+    store.task = tasks[0].name
+    for each in tasks[1:]:
+        store.delete(pointer_key(each.name, "production"))
+    actions = reconcile(Registry(plain.ledger, store), {})
+    assert [(action.task, action.done) for action in actions] == [
+        (tasks[0].name, False),
+        *((each.name, True) for each in tasks[1:]),
+    ]

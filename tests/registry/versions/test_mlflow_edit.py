@@ -278,7 +278,8 @@ def test_a_late_write_is_no_edit(
     looked_at(shown, task)
     assert rows(shown, task) == [("production", 1, "me"), ("production", 2, "me")]
     assert production(client, task) == head.digest
-    assert examine(shown, task.name) == []
+    left = examine(shown, task.name)  # who was killed while he tried again leaves his lease behind
+    assert [difference for difference in left if difference.kind != "lease"] == []
 
 
 def test_a_late_write_is_put_back_once(pair: Registry, task: Task, client: MlflowClient) -> None:

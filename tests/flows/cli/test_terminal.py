@@ -1,0 +1,96 @@
+"""Nothing that other people wrote reaches a terminal as more than text: tried on a real one."""
+
+import ast
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from flows.cli.terminal import PlainFormatter
+
+CLI = Path(__file__).parents[3] / "flows" / "cli"
+HOSTILE = (
+    "\x1b[2J\x1b]0;title\x07 \x1b]8;;https://example.com\x1b\\\\link\x1b]8;;\x1b\\\\ \x9b31m \x85 \x7f \r \x08"
+    " \u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069 \u2028 \ud800 \nverdict: passed"
+)
+FORBIDDEN = [*map(chr, (*range(0x09), 0x0B, 0x0C, *range(0x0E, 0x1B), *range(0x1C, 0x20), *range(0x7F, 0xA0)))]
+FORBIDDEN += [chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028)]
+
+
+def on_a_terminal(code: str) -> str:
+    """What a process with that code writes to its terminal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"from ast import literal_eval\nhostile = literal_eval({ascii(HOSTILE)!a})\n{code}"],
+        stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "200"},
+    )  # fmt: skip
+    os.close(theirs)
+    seen = b""
+    while True:
+        try:
+            part = os.read(ours, 65536)
+        except OSError:  # the other side is closed
+            break
+        if not part:
+            break
+        seen += part
+    os.close(ours)
+    process.wait()
+    return seen.decode()
+
+
+PRINTS = {
+    "a line": "from flows.cli.terminal import say; say(hostile)",
+    "an error": (
+        "import flows.cli as cli; from ptpipeline.errors import NotFound\n"
+        "def fail(*_): raise NotFound(hostile)\ncli.app = fail; cli.main([])"
+    ),
+    "an unexpected error": (
+        "import flows.cli as cli\ndef fail(*_): raise ValueError(hostile)\ncli.app = fail; cli.main([])"
+    ),
+    "a warning": (
+        "import logging, flows.cli as cli\ncli.app = lambda *_: logging.getLogger('x').warning('%s', hostile)\n"
+        "cli.main([])"
+    ),
+    "a table": "from flows.cli.render import print_table; print_table([{hostile: hostile, 'b': [hostile]}], False)",
+    "a record": "from flows.cli.render import print_record; print_record({'a': hostile, hostile: None}, False)",
+    "nothing": "from flows.cli.render import print_table; print_table([], False, hostile)",
+}
+
+
+@pytest.mark.parametrize("what", PRINTS)
+def test_control_characters_are_written_out(what: str) -> None:
+    seen = on_a_terminal(PRINTS[what])
+    assert "x1b" in seen
+    assert [character for character in FORBIDDEN if character in seen] == []
+    own = seen.replace("\x1b[1m", "").replace("\x1b[0m", "")  # a table's headings are bold
+    assert "\x1b" not in own
+    assert not any(line.startswith("verdict") for line in seen.splitlines())
+
+
+def test_json_stays_exact() -> None:
+    seen = on_a_terminal("from flows.cli.render import print_table; print_table([{'a': hostile}], True)")
+    assert json.loads(seen) == {"a": HOSTILE}
+    assert seen.strip().isascii()
+
+
+def test_a_log_line_has_the_line_breaks_of_its_error_alone() -> None:
+    import logging
+
+    error = ValueError("one\ntwo\x1b")
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "%s", ("a\nb",), (ValueError, error, None))
+    assert PlainFormatter().format(record) == "a\\nb\nValueError: one\n  two\\x1b"
+
+
+def test_no_verb_prints_by_itself() -> None:
+    printing = {
+        module.name
+        for module in CLI.glob("*.py")
+        for node in ast.walk(ast.parse(module.read_text()))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print"
+    }
+    assert printing == {"terminal.py", "render.py"}  # render prints JSON

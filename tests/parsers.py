@@ -1,0 +1,125 @@
+"""Every parser of foreign bytes, each with bytes that it takes: what the fuzzers try."""
+
+import io
+import json
+import struct
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.fixtures.prompts import a_snapshot, a_task
+from ptpipeline.data.rows import Row
+from ptpipeline.data.snapshot import _decode, _encode
+from ptpipeline.foreign import parse_json, parse_record
+from ptpipeline.prompts.artifact import check_tensors, parse_header
+from ptpipeline.prompts.initialise import read_tensor
+from ptpipeline.prompts.interpretation import Neighbours
+from ptpipeline.prompts.peft import read_foreign
+from ptpipeline.records.answers import ServerReport
+from ptpipeline.records.data import Snapshot
+from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.records.versions import Pointer, Promotion, VersionName
+from ptpipeline.task.document import parse_yaml
+from ptpipeline.task.folder import load_task
+from registry.ledger.ledger import Release
+from registry.versions.provenance import Dossier
+from tests.prompts.test_artifact import artifact
+from tests.task.test_task import GOOD
+
+MADE = artifact()
+ROW = Promotion(
+    task="mood", alias="production", seq=1, version=1, digest="d" * 64, previous=None, actor="me", reason="because",
+    verdict=None, at="2026-01-01T00:00:00+00:00",
+)  # fmt: skip
+_FOLDER = Path(tempfile.mkdtemp(prefix="parsers-"))
+
+
+class Parser(NamedTuple):
+    """A parser, and bytes that it takes."""
+
+    parse: Callable[[bytes], object]
+    sound: bytes
+
+
+def _record(kind: type, sound: object) -> Parser:
+    body = sound if isinstance(sound, bytes) else json.dumps(sound).encode()
+    return Parser(lambda raw: parse_record(kind, raw, "object"), body)
+
+
+def _file(name: str, parse: Callable[[Path], object], sound: bytes) -> Parser:
+    path = _FOLDER / name
+    path.parent.mkdir(exist_ok=True)
+
+    def read(raw: bytes) -> object:
+        path.write_bytes(raw)
+        return parse(path)
+
+    return Parser(read, sound)
+
+
+def _adapter(raw: bytes) -> object:
+    """An adapter's configuration beside a sound tensor."""
+    return read_foreign(_FOLDER / "adapter") if (_FOLDER / "adapter/adapter_config.json").write_bytes(raw) else None
+
+
+def _npy() -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, np.ones((4, 6), np.float32))
+    return buffer.getvalue()
+
+
+def _tensors(raw: bytes) -> object:
+    import hashlib
+
+    stated = MADE.manifest.model_copy(update={"tensor_sha256": hashlib.sha256(raw).hexdigest()})
+    return check_tensors(stated, raw)
+
+
+def _dossier() -> bytes:
+    tuned = {
+        "task": "mood", "digest": "d" * 64, "training_key": "e" * 64, "snapshot": "c" * 64, "bytes": 1, "steps": 1,
+        "best_step": 1, "best_dev": 0.5, "stopped_early": False, "seconds": 1.0, "tokens_per_second": 1.0,
+        "compute_dtype": "float32", "self_check": {}, "curve": [{"step": 1, "loss": 0.5, "learning_rate": 0.1}],
+    }  # fmt: skip
+    publication = {"tuned": tuned, "commit": None, "plots": {}}
+    return json.dumps({"publication": publication, "report": None, "verdict": None}).encode()
+
+
+ROWS = [Row(f"{number:016x}", "a text", "good") for number in range(20)]
+CONFIG = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 4, "token_dim": 6}
+
+PARSERS = {
+    "json": Parser(lambda raw: parse_json(raw, "object"), b'{"a": [1, 2.5, true, null, "b"], "c": {"d": {}}}'),
+    "manifest": _record(PromptManifest, MADE.manifest.to_json()),
+    "pointer": _record(Pointer, {"promotion": ROW.to_json(), "nonce": "n" * 16}),
+    "promotion": _record(Promotion, ROW.to_json()),
+    "name of a version": _record(VersionName, {"task": "mood", "number": 1, "digest": "d" * 64}),
+    "dossier": _record(Dossier, _dossier()),
+    "snapshot": _record(Snapshot, a_snapshot(a_task("mood")).to_json()),
+    "server": _record(ServerReport, {"server": "one", "at": "now", "holds": [["mood", "d" * 64]]}),
+    "release": _record(Release, {"name": "r", "actor": "me", "reason": "x", "versions": {"mood": 1}, "at": "now"}),
+    "neighbours": _record(Neighbours, {"k": 1, "tokens": [], "overlap": {"a": 0.5}}),
+    "header": Parser(lambda raw: parse_header(raw, len(raw)), MADE.tensors),
+    "tensors": Parser(_tensors, MADE.tensors),
+    "rows": Parser(lambda raw: _decode(raw, "rows", []), _encode(ROWS, [])),
+    "npy": _file("start.npy", read_tensor, _npy()),
+    "tensor file": _file("start.safetensors", read_tensor, MADE.tensors),
+    "adapter": Parser(_adapter, json.dumps(CONFIG).encode()),
+    "yaml": _file("any.yaml", parse_yaml, GOOD.encode()),
+    "task": _file("reviews.yaml", load_task, GOOD.encode()),
+}
+
+(_FOLDER / "adapter").mkdir(exist_ok=True)
+_HEAD = json.dumps({"prompt_embeddings": {"dtype": "F32", "shape": [4, 6], "data_offsets": [0, 96]}}).encode()
+(_FOLDER / "adapter/adapter_model.safetensors").write_bytes(struct.pack("<Q", len(_HEAD)) + _HEAD + bytes(96))
+
+# What parsers stumble over.
+TOKENS = [
+    b"NaN", b"-Infinity", b"1e999", b"-1", b"0", b"true", b"null", b"9" * 20, b"9" * 500, b"18446744073709551615",
+    b"[" * 300, b"{" * 300, b'{"a":' * 100, b"\\ud800", b"\\u0000", b"\x00", b"\xff", b"\xed\xa0\x80", b"", b",", b'"',
+    b"*a", b"&a ", b"<<: *a\n", b"!!binary ", b"? ", b"- " * 40, b"\n" * 50, b"---\n", b"PAR1", b"__metadata__",
+    struct.pack("<Q", 2**63), struct.pack("<Q", 2**32), b"2020-13-99", b"{text}", b"x" * 5000,
+]  # fmt: skip

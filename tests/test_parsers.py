@@ -1,0 +1,54 @@
+"""Whatever bytes come: a parser ends in a value or in an error of ours, within two seconds and 256 MB."""
+
+import resource
+import time
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ptpipeline.errors import PtpError
+from tests.parsers import PARSERS, TOKENS
+
+SECONDS, KILOBYTES = 2.0, 256 * 1024
+
+edits = st.lists(
+    st.tuples(
+        st.floats(0, 1),
+        st.integers(0, 40),
+        st.one_of(st.sampled_from(TOKENS), st.binary(max_size=8)),
+    ),
+    max_size=4,
+)
+
+
+def edited(sound: bytes, changes: list[tuple[float, int, bytes]]) -> bytes:
+    """The bytes with some of them replaced at these places, which are shares of the length."""
+    for place, removed, put in changes:
+        at = int(place * len(sound))
+        sound = sound[:at] + put + sound[at + removed :]
+    return sound
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_sound_bytes_are_taken(name: str) -> None:
+    PARSERS[name].parse(PARSERS[name].sound)
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_any_bytes_end_in_a_value_or_an_error_of_ours(name: str) -> None:
+    parser = PARSERS[name]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    @settings(max_examples=1000, database=None, suppress_health_check=list(HealthCheck))
+    @given(st.one_of(edits.map(lambda changes: edited(parser.sound, changes)), st.binary(max_size=200)))
+    def hold(raw: bytes) -> None:
+        began = time.process_time()
+        try:
+            parser.parse(raw)
+        except PtpError as error:
+            assert len(str(error)) < 2000  # noqa: PT017
+        assert time.process_time() - began < SECONDS
+
+    hold()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < KILOBYTES
