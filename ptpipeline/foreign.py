@@ -11,6 +11,7 @@ import re
 import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import from_json
 
 from ptpipeline.errors import ArtifactError, NotFound, PtpError, Terminal
+from ptpipeline.records.base import MAX_INTEGER
 
 MAX_DIGITS = 400  # of a number: a float has at most 309 before its point; Python's int() is quadratic in them
 MAX_CONTAINERS, MAX_VALUES = 250_000, 2_000_000  # of a JSON text; each takes some hundred, some ten bytes of memory
@@ -53,11 +55,13 @@ def parse_record(kind: type[_Parsed], body: bytes, what: str, fix: str = ALTERED
         return kind.model_validate_json(body)
 
 
-def parse_json(body: bytes, what: str, fix: str = ALTERED, kind: type[Terminal] = ArtifactError) -> Any:
+def parse_json(
+    body: bytes, what: str, fix: str = ALTERED, kind: type[Terminal] = ArtifactError, largest: float = MAX_INTEGER
+) -> Any:
     """Return the value that the JSON in `body` states; else an error of that kind.
 
-    Its numbers are finite and not endless, its texts Unicode, its keys distinct; it is at most
-    200 levels deep, which is pydantic's own limit.
+    Its numbers are finite, its integers at most `largest` (by default those of canonical JSON), its texts Unicode, its
+    keys distinct; it is at most 200 levels deep, which is pydantic's own limit.
     """
     with parsing(what, fix, kind):
         if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS or body.count(b",") > MAX_VALUES:
@@ -65,7 +69,7 @@ def parse_json(body: bytes, what: str, fix: str = ALTERED, kind: type[Terminal] 
         from_json(body, allow_inf_nan=False, cache_strings=False)  # refuses depth and lone surrogates
         return json.loads(
             body.decode(),
-            parse_int=_integer,
+            parse_int=partial(_integer, largest),
             parse_float=_number,
             parse_constant=_number,
             object_pairs_hook=_distinct,
@@ -117,10 +121,10 @@ class _Refused(ValueError):
     """Well-formed, but no value of ours; the message says why and quotes nothing."""
 
 
-def _integer(digits: str) -> int:
-    if len(digits) > MAX_DIGITS:
-        raise _Refused("holds an integer with too many digits")
-    return int(digits)
+def _integer(largest: float, digits: str) -> int:
+    if len(digits) > MAX_DIGITS or abs(number := int(digits)) > largest:
+        raise _Refused("holds an integer that canonical JSON cannot write")
+    return number
 
 
 def _number(digits: str) -> float:

@@ -5,6 +5,7 @@ links to the weights. Any other file of weights, an adapter, and fields that nam
 """
 
 import hashlib
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ SIDE_FILES = (
 )
 
 _MAX_BYTES = 256 * 2**20  # of one of the files above
+_LARGEST = math.inf  # a tokenizer without a bound states 10**30 tokens as an integer
 _WEIGHTS_ENDINGS = (
     ".safetensors",
     ".safetensors.index.json",
@@ -128,7 +130,7 @@ def _read(path: Path) -> bytes:
 
 
 def _parse(path: Path, body: bytes) -> dict[str, Any]:
-    fields = parse_json(body, str(path), f"the model is damaged, {FETCH_AGAIN}", BaseModelError)
+    fields = parse_json(body, str(path), f"the model is damaged, {FETCH_AGAIN}", BaseModelError, _LARGEST)
     if not isinstance(fields, dict):
         raise BaseModelError(f"{path}: the model is damaged (no JSON object); {FETCH_AGAIN}")
     return fields

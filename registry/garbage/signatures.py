@@ -5,10 +5,10 @@ return once they are replaced, because pointers hold a nonce and promotions a ti
 """
 
 import hashlib
-from datetime import UTC, datetime
 from typing import NamedTuple
 
 from ptpipeline.errors import ArtifactError, NotFound
+from ptpipeline.records.base import read_clock
 from ptpipeline.storage import Listed, ObjectStore
 from ptpipeline.storage.addresses import HistoryRow, ObjectSignature, PromptObject, SnapshotObject, parse, parse_task
 from ptpipeline.storage.keys import PROMPTS, RELEASES, SIGNATURES
@@ -44,7 +44,7 @@ def find_stale_signatures(ledger: Ledger, store: ObjectStore, task: str | None) 
         stale += [
             Stale(_describe(item, address), item.key)
             for item, address in signatures
-            if needed is not None and address.digest not in needed and datetime.now(UTC) - item.modified > ABANDONED
+            if needed is not None and address.digest not in needed and read_clock() - item.modified > ABANDONED
         ]
     return stale
 
