@@ -227,3 +227,9 @@ def test_no_other_module_parses_foreign_bytes() -> None:
     parsing_ones = {str(path.relative_to(ROOT)): set(parsers_in(path)) for path in modules}
     strays = {name: found for name, found in parsing_ones.items() if found and name not in ALLOWED}
     assert strays == {}, "parse it by ptpipeline.foreign"
+
+
+@pytest.mark.parametrize("number", [2**53, -(2**53), 10**30])
+def test_an_integer_that_canonical_json_cannot_write_is_refused(number: int) -> None:
+    with pytest.raises(ArtifactError, match="holds an integer that canonical JSON cannot write"):
+        parse_json(b'{"seed": %d}' % number, "manifest.json")
