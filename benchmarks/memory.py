@@ -16,10 +16,7 @@ from typing import Any
 import psutil
 import torch
 
-from benchmarks.train_step import describe, make_our_step, make_parser, make_peft_step, make_workload
-from ptpipeline.models.base import prepare_base
-from ptpipeline.models.load import load_base
-from ptpipeline.settings import load_settings
+from benchmarks.train_step import describe, load_pair, make_our_step, make_parser, make_peft_step, make_workload
 
 STEPS = 3
 SIDES = ("ours", "peft")
@@ -49,10 +46,9 @@ def measure_peak(work: Callable[[], object]) -> int:
 
 def measure_side(arguments: argparse.Namespace) -> dict[str, object]:
     """Measure one side in this process."""
-    prepared = prepare_base(arguments.base, load_settings())
-    base = load_base(prepared, arguments.dtype)
+    base, load_again = load_pair(arguments.base, arguments.dtype)
     work = make_workload(base, arguments.batch, arguments.tokens, arguments.prompt_length)
-    step = make_our_step(base, work) if arguments.side == "ours" else make_peft_step(prepared.folder, base.dtype, work)
+    step = make_our_step(base, work) if arguments.side == "ours" else make_peft_step(load_again(), work)
     return {"peak_bytes": measure_peak(lambda: [step() for _ in range(STEPS)]), **describe(base)}
 
 

@@ -38,9 +38,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from benchmarks.fixtures.random_base import NAMES, make_random_base
 from ptpipeline.models.base import prepare_base
+from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import FrozenBase
-from ptpipeline.models.load import load_base
+from ptpipeline.models.load import DTYPES, load_base
 from ptpipeline.settings import load_settings
 from ptpipeline.tuning.passes import Example, build_examples, shared_backward
 
@@ -95,14 +97,27 @@ def make_our_step(base: FrozenBase, work: Workload) -> Step:
     return step
 
 
-def make_peft_step(folder: Path, dtype: torch.dtype, work: Workload) -> Step:
-    """Return the same step by PEFT, on the base as transformers loads it."""
-    from peft import PromptTuningConfig, TaskType, get_peft_model
+def load_pair(name: str, dtype: str) -> tuple[FrozenBase, Callable[[], Any]]:
+    """Return a base model, and how to get its model once more as transformers makes it: a declared or a random base."""
+    if name in NAMES:
+        return make_random_base(name, DTYPES[dtype]), lambda: make_random_base(name, DTYPES[dtype]).model
+    prepared = prepare_base(name, load_settings())
+    return load_base(prepared, "bfloat16" if dtype == "bfloat16" else "float32"), lambda: _load_plain(
+        prepared.folder, DTYPES[dtype]
+    )
+
+
+def _load_plain(folder: Path, dtype: torch.dtype) -> Any:
     from transformers import AutoModelForCausalLM
 
-    frozen = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    if torch.cuda.is_available():
-        frozen.to("cuda")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def make_peft_step(frozen: Any, work: Workload) -> Step:
+    """Return the same step by PEFT, on a frozen model of its own."""
+    from peft import PromptTuningConfig, TaskType, get_peft_model
+
     model: Any = get_peft_model(
         frozen, PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(work.prompt))
     )
@@ -227,6 +242,8 @@ def report(base: FrozenBase, arguments: argparse.Namespace, measured: Measured) 
         **shape,
         "rounds": arguments.rounds,
         "peft": version("peft"),
+        "architecture": type(base.model).__name__,
+        "path": "fused" if isinstance(base, CausalBase) and base.fused is not None else "general",
         **describe(base),
     }
 
@@ -260,17 +277,18 @@ def make_parser(script: str, about: str | None, **sizes: int) -> argparse.Argume
     for name, default in sizes.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=default, help=SIZES[name])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="compute type")
-    parser.add_argument("--base", default="smollm2-135m-wheel", help="a base model of tasks/base_models.yaml")
+    parser.add_argument(
+        "--base", default="smollm2-135m-wheel", help=f"a base of tasks/base_models.yaml, or one of {', '.join(NAMES)}"
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print lines for people, then the figures as one JSON object on the last line."""
     arguments = make_parser("train_step", __doc__, batch=16, tokens=40, prompt_length=100, rounds=5).parse_args(argv)
-    prepared = prepare_base(arguments.base, load_settings())
-    base = load_base(prepared, arguments.dtype)
+    base, load_again = load_pair(arguments.base, arguments.dtype)
     work = make_workload(base, arguments.batch, arguments.tokens, arguments.prompt_length)
-    sides = make_our_step(base, work), make_peft_step(prepared.folder, base.dtype, work)
+    sides = make_our_step(base, work), make_peft_step(load_again(), work)
     measured = measure(sides, Peak(base, work.ids.numel()), arguments.rounds)
     figures = report(base, arguments, measured)
     for name, seconds in (("ours", measured.ours), ("PEFT", measured.peft)):

@@ -5,8 +5,9 @@ key/value heads, d a head's width. Positions are always explicit: a row's own to
 Text is padded right; if P differs within a cache, the pads stand left of the prompt, outermost.
 """
 
+import logging
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.attention import use_fused_attention
+from ptpipeline.models.decoder import FusedDecoder
 from ptpipeline.models.frozen import (
     FrozenBase,
     Input,
@@ -26,7 +28,9 @@ from ptpipeline.models.frozen import (
     stack_caches,
 )
 from ptpipeline.models.layout import Reads
-from ptpipeline.models.llama import FusedLlama
+from ptpipeline.models.traits import UnknownTrait
+
+log = logging.getLogger(__name__)
 
 
 class _Batch(NamedTuple):
@@ -45,9 +49,25 @@ class CausalBase(FrozenBase):
     """A decoder-only model, such as Llama, GPT-2 or Gemma."""
 
     @cached_property
-    def llama(self) -> FusedLlama | None:
-        """The model's passes by hand if it is a Llama; any other model runs through transformers' layers."""
-        return FusedLlama.of(self.model)
+    def fused(self) -> FusedDecoder | None:
+        """The model's passes by hand if all its traits are known; any other model runs through transformers' layers."""
+        try:
+            return FusedDecoder(self.model)
+        except UnknownTrait as unknown:
+            _tell_general(self.ref.name, str(unknown))
+            return None
+
+    @torch.inference_mode()
+    def check_logits(self) -> None:
+        """Raise BaseModelError if the model makes its logits otherwise than `compute_logits` does."""
+        ids = torch.zeros(1, 2, dtype=torch.long, device=self.device)
+        own = self.model(input_ids=ids).logits[0, -1:].float()  # [1, V]
+        ours = self.compute_logits(self._run(input_ids=ids)[0, -1:])  # [1, V]
+        if not torch.allclose(own, ours, rtol=1e-2, atol=1e-3):
+            raise BaseModelError(
+                f"base model {self.ref.name}: {type(self.model).__name__} scales its logits in a way that is not "
+                "known here, so no prompt can be measured on it; take another base"
+            )
 
     def compute_prefix(self, prompts: Sequence[SoftPrompt]) -> PrefixCache:
         """Return keys and values of K prompts: one pass computes those of embeddings, key-values stay as they are."""
@@ -65,11 +85,12 @@ class CausalBase(FrozenBase):
         reads = [(index, step) for index, row in enumerate(inputs) for step in range(row.state_count)]
         rows = torch.tensor([index for index, _ in reads], device=self.device)  # [N]
         columns = torch.tensor([len(inputs[index].text) - 1 + step for index, step in reads], device=self.device)  # [N]
-        if self.llama is None:
+        longest = max(row.length for row in inputs) + (0 if cache is None else cache.width)
+        if self.fused is None or not self.fused.reaches(longest):
             return self._compute_hidden(self._build_batch(cache, inputs))[rows, columns]
         ids, _ = pad_batch([[*row.text, *row.continuation] for row in inputs], self.device)  # [B, T], [B]
         prompts = None if cache is None else index_prompts(inputs, self.device)  # [B]
-        return self.llama.compute_states(ids, cache, prompts, Reads(rows, columns))
+        return self.fused.compute_states(ids, cache, prompts, Reads(rows, columns))
 
     def concatenate(self, prompts: Sequence[SoftPrompt], inputs: Sequence[Input]) -> Tensor:
         """Return the states [N, H] of `[prompt][text]`, row by row.
@@ -123,8 +144,8 @@ class CausalBase(FrozenBase):
         width = int(lengths.max())
         moved = [prompt.to(self.device, self.dtype) for prompt in prompts]
         embeds = torch.stack([pad_left(prompt, width) for prompt in moved])  # [K, P_max, H]
-        if self.llama is not None:
-            return PrefixCache(self.llama.compute_prefix(embeds, lengths), lengths)
+        if self.fused is not None and self.fused.reaches(width):
+            return PrefixCache(self.fused.compute_prefix(embeds, lengths), lengths)
         places = torch.arange(width, device=self.device)[None] - (width - lengths)[:, None]  # [K, P_max]
         model_cache = _new_cache()
         self._run(
@@ -187,6 +208,14 @@ class CausalBase(FrozenBase):
                 f"base model {self.ref.name}: its layers do not keep a key and a value for each token (hybrid or "
                 "state-space layers, or gradient checkpointing), so no prompt can stand before them; take another base"
             )
+
+
+@cache
+def _tell_general(name: str, trait: str) -> None:
+    """Say once per process why a base is slower than it could be."""
+    log.warning(
+        "base model %s: the fast passes do not know its %s, so it runs through transformers' layers", name, trait
+    )
 
 
 def _split_cache(cache: PrefixCache) -> list[PrefixCache]:

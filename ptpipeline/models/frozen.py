@@ -175,9 +175,11 @@ class FrozenBase(ABC):
         return embedded
 
     def compute_logits(self, states: Tensor) -> Tensor:
-        """Return next-token logits [N, V] in float32 of states [N, H]."""
+        """Return next-token logits [N, V] in float32 of states [N, H], capped or scaled as the model's own are."""
+        config = self.model.config
         logits: Tensor = self.model.lm_head(states).float()
-        cap = getattr(self.model.config, "final_logit_softcapping", None)
+        logits = logits * getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
 
     def to_float32(self) -> "FrozenBase":

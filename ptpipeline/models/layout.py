@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ptpipeline.models import kernels
 from ptpipeline.models.kernels import Heads, Rotation
+from ptpipeline.models.traits import Kind
+
+SPAN = 128  # queries of a row whose scores are in memory at once
 
 
 class Reads(NamedTuple):
@@ -34,72 +37,124 @@ class Rotations(NamedTuple):
     queries: Rotation
 
 
+class Span(NamedTuple):
+    """Queries [first, last) of each row, which attend to no key outside [low, high)."""
+
+    first: int
+    last: int
+    low: int
+    high: int
+
+
 class Layout(NamedTuple):
     """How a layer sees its tokens: heads and rows, rotations, and the mask [B, 1, T, S] added to the scores.
 
-    A last layer also has the flat token [B C] of each query, and in `reads` the query [N] of each state that is read.
+    Its attention is computed span by span. A last layer also has the flat token [B C] of each query, and in `reads` the
+    query [N] of each state that is read.
     """
 
     heads: Heads
     rotations: Rotations
     mask: Tensor
+    spans: tuple[Span, ...]
     tokens: Tensor | None = None
     reads: Tensor | None = None
 
 
 class RowLayouts(NamedTuple):
-    """The layout of all layers but the last, and of the last, whose queries are only those that are read."""
+    """The layouts of all layers but the last, by kind, and that of the last, whose queries are only those read."""
 
-    inner: Layout
+    inner: tuple[Layout, ...]
     last: Layout
 
 
 class Geometry(NamedTuple):
-    """What of a model decides the layout: its heads (without rows), its rotary module and its type."""
+    """What of a model decides the layout: heads (without rows), rotary module, kinds of layers, scale of scores, type.
+
+    `last` is the last layer's kind.
+    """
 
     heads: Heads
     rotary: Any
+    kinds: tuple[Kind, ...]
+    last: int
+    score_scale: float
     dtype: torch.dtype
 
-    def compute_rotations(self, positions: Tensor) -> Rotations:
+    def compute_rotations(self, positions: Tensor, kind: Kind) -> Rotations:
         """Return the model's rotations at positions [B, T], in the type that rotations are computed in."""
         like = torch.empty((), dtype=kernels.accumulation_dtype(self.dtype), device=positions.device)
-        cos, sin = (table[..., : table.shape[-1] // 2].contiguous() for table in self.rotary(like, positions))
-        scale = self.heads.width**-0.5
-        return Rotations(Rotation(cos, sin), Rotation(cos * scale, sin * scale))
+        if kind.rope is None:
+            cos = sin = like.expand(*positions.shape, 0)
+        else:
+            tables = self.rotary(like, positions, *[kind.rope] if kind.rope else [])
+            cos, sin = (table[..., : table.shape[-1] // 2].to(like.dtype).contiguous() for table in tables)
+        scale = self.score_scale
+        return Rotations(Rotation(cos, sin), Rotation(cos * scale, sin * scale, scale))
 
-    def lay_out_prompts(self, width: int, lengths: Tensor) -> Layout:
-        """Return the layout of K prompts, padded left to `width`, of these lengths [K]: each is causal in itself."""
+    def lay_out_prompts(self, width: int, lengths: Tensor) -> tuple[Layout, ...]:
+        """Return each kind's layout of K prompts, padded left to `width`, of these lengths [K]: each is causal in
+        itself.
+        """
         slots = torch.arange(width, device=lengths.device)  # [P]
         pads = (width - lengths)[:, None]  # [K, 1]
-        causal, own = slots <= slots[:, None], slots == slots[:, None]  # [P, P]
-        visible = (slots >= pads)[:, None, :] & causal | own  # [K, P, P]
-        heads = self.heads._replace(rows=len(lengths))
-        return Layout(heads, self.compute_rotations((slots - pads).clamp(min=0)), _additive(visible, self.dtype))
+        heads, positions = self.heads._replace(rows=len(lengths)), (slots - pads).clamp(min=0)  # [K, P]
+        layouts = []
+        for kind in self.kinds:
+            near, own = _see(slots, slots, kind.window), slots == slots[:, None]  # [P, P]
+            visible = (slots >= pads)[:, None, :] & near | own  # [K, P, P]
+            rotations, spans = self.compute_rotations(positions, kind), _span(width, 0, kind.window)
+            layouts.append(Layout(heads, rotations, _additive(visible, self.dtype), spans))
+        return tuple(layouts)
 
     def lay_out_rows(self, ids: Tensor, prompts: RowPrompts | None, width: int, reads: Reads) -> RowLayouts:
         """Return the layouts of rows [B, T], padded right, behind prompts that are padded left to `width` (0: none)."""
         rows, tokens = ids.shape
-        slots = torch.arange(tokens, device=ids.device)  # [T]
-        offsets = slots.new_zeros(rows, 1) if prompts is None else prompts.lengths[:, None]  # [B, 1]
-        prompt = torch.arange(width, device=ids.device) >= width - offsets  # [B, P]
-        text = (slots <= slots[:, None]).expand(rows, -1, -1)  # [B, T, T]
-        visible = torch.cat([prompt[:, None].expand(-1, tokens, -1), text], 2)  # [B, T, S]
-        heads, rotations = self.heads._replace(rows=rows), self.compute_rotations(offsets + slots)
+        slots = torch.arange(width + tokens, device=ids.device)  # [S]
+        lengths = slots.new_zeros(rows, 1) if prompts is None else prompts.lengths[:, None]  # [B, 1]
+        filled = (slots >= width - lengths)[:, None]  # [B, 1, S]
+        positions, heads = lengths + slots[:tokens], self.heads._replace(rows=rows)  # [B, T]
+        inner, seen = [], []
+        for kind in self.kinds:
+            seen.append(filled & _see(slots[width:], slots, kind.window))  # [B, T, S]
+            rotations, spans = self.compute_rotations(positions, kind), _span(tokens, width, kind.window)
+            inner.append(Layout(heads, rotations, _additive(seen[-1], self.dtype), spans))
         columns, flat_reads = _grid(reads, rows)  # [B, C], [N]
         row_index = torch.arange(rows, device=ids.device)[:, None]  # [B, 1]
-        flat_tokens = (columns + tokens * row_index).flatten()  # [B C]
-        chosen = Rotation(*(table[row_index, columns] for table in rotations.queries))
-        return RowLayouts(
-            Layout(heads, rotations, _additive(visible, self.dtype)),
-            Layout(
-                heads,
-                Rotations(rotations.keys, chosen),
-                _additive(visible[row_index, columns], self.dtype),
-                flat_tokens,
-                flat_reads,
-            ),
+        last = inner[self.last]
+        cos, sin, scale = last.rotations.queries
+        chosen = Rotation(cos[row_index, columns], sin[row_index, columns], scale)
+        last = last._replace(
+            rotations=last.rotations._replace(queries=chosen),
+            mask=_additive(seen[self.last][row_index, columns], self.dtype),
+            spans=_span_all(columns.shape[1], width + tokens),
+            tokens=(columns + tokens * row_index).flatten(),  # [B C]
+            reads=flat_reads,
         )
+        return RowLayouts(tuple(inner), last)
+
+
+def _see(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """Return which of the slots `keys` [S] each of the slots `queries` [T] sees [T, S].
+
+    Slots are as far apart as positions, since pads stand outside of prompt and text.
+    """
+    distance = queries[:, None] - keys  # [T, S]
+    return (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+
+
+def _span(tokens: int, before: int, window: int | None) -> tuple[Span, ...]:
+    """Return the spans of T causal queries behind `before` keys."""
+    spans = []
+    for first in range(0, tokens, SPAN):
+        last = min(first + SPAN, tokens)
+        low = 0 if window is None else max(0, before + first - window + 1)
+        spans.append(Span(first, last, low, before + last))
+    return tuple(spans)
+
+
+def _span_all(queries: int, keys: int) -> tuple[Span, ...]:
+    return tuple(Span(first, min(first + SPAN, queries), 0, keys) for first in range(0, queries, SPAN))
 
 
 def expand_to_rows(prefix: Tensor, prompts: Tensor) -> Tensor:

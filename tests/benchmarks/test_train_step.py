@@ -12,7 +12,10 @@ from ptpipeline.settings import load_settings
 from tests.benchmarks.conftest import Measure
 
 KEYS = {"ours_s", "peft_s", "ratio", "grad_rel_err", "tokens_per_s", "peak_gflops", "mfu"}
-PROVENANCE = {"dtype", "batch", "tokens", "prompt_length", "rounds", "base", "threads", "torch", "peft", "machine"}
+PROVENANCE = {
+    "dtype", "batch", "tokens", "prompt_length", "rounds", "base", "threads", "torch", "peft", "machine",
+    "architecture", "path",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

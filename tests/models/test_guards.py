@@ -1,56 +1,110 @@
-"""What a base model has to be: the passes by hand take plain frozen Llamas alone, and no hybrid model gets a prompt."""
+"""What a base model has to be: the passes by hand take models of known traits alone, no hybrid model gets a prompt."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import Gemma3ForCausalLM, Gemma3TextConfig, LlamaConfig, LlamaForCausalLM, MistralForCausalLM
 
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.causal import CausalBase
+from ptpipeline.models.decoder import FusedDecoder
 from ptpipeline.models.frozen import Input, KeyValues
-from ptpipeline.models.llama import FusedLlama
 from ptpipeline.models.load import _read_context_length, _read_start_token
-from tests.models.families import SIZES, family
-
-ROPES: dict[str, dict[str, Any]] = {
-    "default": {"rope_type": "default", "rope_theta": 10000.0},
-    "linear": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0},
-    "dynamic": {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0},
-    "yarn": {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 64},
-}
+from ptpipeline.models.traits import UnknownTrait
+from tests.models.families import FAMILIES, SIZES, family
 
 
 def llama(kind: type[LlamaForCausalLM] = LlamaForCausalLM, **config: Any) -> LlamaForCausalLM:
     return kind(LlamaConfig(**SIZES, max_position_embeddings=128, **config)).eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize(("rope", "taken"), [("default", True), ("linear", True), ("dynamic", False), ("yarn", False)])
-def test_only_positions_that_do_not_change_with_the_length_are_computed_by_hand(rope: str, taken: bool) -> None:
-    assert (FusedLlama.of(llama(rope_parameters=ROPES[rope])) is not None) == taken
+class Otherwise(LlamaForCausalLM):
+    """A kind of Llama that may compute otherwise."""
 
 
-def test_a_model_that_trains_is_declined() -> None:
+def with_a_gate() -> LlamaForCausalLM:
     model = llama()
-    model.model.norm.weight.requires_grad_(True)
-    assert FusedLlama.of(model) is None
+    model.model.layers[1].self_attn.sinks = torch.nn.Parameter(torch.zeros(4), requires_grad=False)
+    return model
 
 
-def test_a_kind_of_llama_that_may_compute_otherwise_is_declined() -> None:
-    class Otherwise(LlamaForCausalLM):
-        pass
+def with_an_adapter() -> LlamaForCausalLM:
+    model = llama()
+    projection = model.model.layers[2].self_attn.q_proj
+    model.model.layers[2].self_attn.q_proj = type("Adapted", (torch.nn.Linear,), {})(32, 32, bias=False)
+    model.model.layers[2].self_attn.q_proj.weight = projection.weight
+    return model
 
-    assert FusedLlama.of(llama(Otherwise)) is None
+
+UNKNOWN: dict[str, tuple[Callable[[], Any], str]] = {
+    "another family": (lambda: family("gpt2").model, "architecture GPT2LMHeadModel"),
+    "a subclass": (lambda: llama(Otherwise), "architecture Otherwise"),
+    "weights that train": (lambda: llama().requires_grad_(True), "weights that train"),
+    "two types": (lambda: mixed_types(), "weights of several types or on several devices"),
+    "a rope that changes with the length": (
+        lambda: llama(rope_parameters={"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}),
+        "rope_type dynamic",
+    ),
+    "another activation": (lambda: llama(hidden_act="relu"), "activation relu"),
+    "another parameter": (with_a_gate, "parameter self_attn.sinks"),
+    "another kind of map": (with_an_adapter, "Adapted as self_attn.q_proj"),
+    "bidirectional attention": (
+        lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, use_bidirectional_attention=True)).requires_grad_(False),
+        "bidirectional attention",
+    ),
+}
 
 
-def test_another_family_is_declined() -> None:
-    assert FusedLlama.of(family("mistral sliding").model) is None
+def mixed_types() -> LlamaForCausalLM:
+    model = llama()
+    model.model.norm.double()
+    return model
+
+
+@pytest.mark.parametrize("which", UNKNOWN)
+def test_an_unknown_trait_is_named_and_nothing_is_joined(which: str) -> None:
+    make, trait = UNKNOWN[which]
+    model = make()
+    pointers = [parameter.data_ptr() for parameter in model.parameters()]
+    with pytest.raises(UnknownTrait, match=f"^{trait}$"):
+        FusedDecoder(model)
+    assert [parameter.data_ptr() for parameter in model.parameters()] == pointers
+
+
+def test_a_base_of_an_unknown_trait_says_so_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
+    base = replace(family("gpt2"), ref=family("gpt2").ref.model_copy(update={"name": "unheard"}))
+    assert base.fused is None
+    assert replace(base).fused is None  # a copy says it no second time
+    assert [record.getMessage() for record in caplog.records] == [
+        "base model unheard: the fast passes do not know its architecture GPT2LMHeadModel, so it runs through "
+        "transformers' layers"
+    ]
+
+
+def test_rotations_that_hold_up_to_a_length_are_used_up_to_it() -> None:
+    """Up to 64 positions Phi-3's long rope keeps its short frequencies."""
+    base, prompt = family("phi3 longrope"), torch.ones(4, 32, dtype=torch.float64)
+    assert base.fused is not None
+    assert base.fused.reaches(64)
+    assert not base.fused.reaches(65)
+    row = [Input(list(range(1, 70)), [], 0)]
+    torch.testing.assert_close(
+        base.compute_states(None, row), base.concatenate([prompt[:0]], row), rtol=1e-9, atol=1e-9
+    )
+
+
+class Forgetful(MistralForCausalLM):
+    """A model of which no trait is known."""
 
 
 def hybrid(forgets: str) -> CausalBase:
     """A model in which one layer keeps no keys and values, or those of the last token alone."""
     base = family("mistral sliding")
+    base.model.__class__ = Forgetful  # else the passes by hand take it
     layer = base.model.model.layers[-1 if forgets == "all" else 1]
     forward = layer.self_attn.forward
 
@@ -70,6 +124,25 @@ def hybrid(forgets: str) -> CausalBase:
 def test_a_model_whose_layers_do_not_keep_every_token_is_refused(forgets: str) -> None:
     with pytest.raises(BaseModelError, match="its layers do not keep a key and a value for each token"):
         hybrid(forgets).compute_prefix([torch.zeros(4, 32, dtype=torch.float64)])
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_those_of_the_model(name: str) -> None:
+    family(name).check_logits()
+
+
+def test_a_model_that_makes_its_logits_in_an_unknown_way_is_refused() -> None:
+    base = family("mistral sliding")
+    forward = base.model.forward
+
+    def scaled(**inputs: Any) -> Any:
+        answer = forward(**inputs)
+        answer.logits = answer.logits * 0.5
+        return answer
+
+    base.model.forward = scaled
+    with pytest.raises(BaseModelError, match="scales its logits in a way that is not known here"):
+        base.check_logits()
 
 
 @pytest.mark.parametrize("shape", [(2, 2, 3, 8), (3, 4, 3, 8), (3, 2, 3, 4)])

@@ -1,0 +1,380 @@
+"""Forward and backward of frozen decoders by hand: no weight gradients, one product for maps of the same input.
+
+What a decoder computes is read into its traits; every pass here works for all of them.
+
+Letters: B rows, T tokens of a row (padded), K prompts, P virtual tokens (padded), H width, I width of the MLP,
+L layers, d a head's width, kv key/value heads with g query heads each, S = P + T keys, N states that are read,
+C states read of one row at most. Tokens are flat in a pass, [B T, H]; queries are [kv, B, g T, d], keys and values
+[kv, B, S, d]: attention is plain batched products. The last layer of the rows' pass has C queries a row: behind its
+keys and values, read B C for B T and g C for g T.
+
+Only gradients that reach a prompt are formed: none of weights, none below the first layer's attention in the rows'
+pass. The last layer computes more than keys and values only for states that are read. If what all layers keep for the
+backward pass would not fit into memory, only the states before each layer are kept, and the layer runs again.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ptpipeline.models import kernels
+from ptpipeline.models.frozen import PrefixCache
+from ptpipeline.models.kernels import HeadGradients, LayerKeyValues, Norm, linear
+from ptpipeline.models.layout import Geometry, Layout, Reads, RowPrompts, expand_to_rows, sum_over_rows
+from ptpipeline.models.memory import count_free_bytes
+from ptpipeline.models.scores import Weights, attend, attend_backward
+from ptpipeline.models.traits import Layer, Map, read_traits
+
+KEPT_SHARE = 0.5  # of the free memory, which the states of all layers may take
+
+
+class Normed(NamedTuple):
+    """What the backward pass of a norm needs: its input [..., H], and 1 / root mean square [..., 1]."""
+
+    states: Tensor
+    scale: Tensor
+
+
+class Saved(NamedTuple):
+    """What a layer's backward pass needs of its forward pass.
+
+    `before` enters the layer, `between` stands between attention and MLP; `out` and `down` are what the two add to the
+    states, if a norm stands behind them; queries and keys as mapped, if norms stand behind these.
+    """
+
+    before: Normed  # [B T, H]
+    mapped_queries: Normed | None  # [B T, heads, width of the norm]
+    mapped_keys: Normed | None
+    queries: Tensor  # [kv, B, g T, d]
+    own: LayerKeyValues  # [kv, B, S, d]
+    weights: Weights | None  # [kv, B, g T, S]
+    out: Normed | None  # [B T, H]
+    between: Normed  # [B T, H]
+    gate_up: Tensor  # [B T, 2 I]
+    down: Normed | None  # [B T, H]
+
+
+class AttentionGradients(NamedTuple):
+    """Gradients of the states between attention and MLP [B T, H], and of the layer's heads."""
+
+    between: Tensor
+    heads: HeadGradients
+
+
+class FusedDecoder:
+    """The prompt pass and the rows' pass of one frozen decoder."""
+
+    def __init__(self, model: Any) -> None:
+        """Join the layers' maps in place: the model's own become views, so that no weight is in memory twice.
+
+        Raises UnknownTrait if the model is no frozen decoder of a known architecture.
+        """
+        traits = read_traits(model)
+        self.layers, self.norm = traits.layers, traits.norm
+        self.activation, self.score_cap, self.residual_scale = (
+            traits.activation,
+            traits.score_cap,
+            traits.residual_scale,
+        )
+        self.embedding, self.embedding_scale = model.get_input_embeddings(), traits.embedding_scale
+        self._longest = traits.longest
+        heads = traits.heads
+        self.query_width = heads.groups * heads.shared * heads.width  # of the joined map; keys and values follow
+        self.key_width = heads.groups * heads.width
+        self.geometry = Geometry(
+            heads,
+            traits.rotary,
+            traits.kinds,
+            self.layers[-1].kind,
+            traits.score_scale,
+            traits.layers[0].out.weight.dtype,
+        )
+
+    def reaches(self, positions: int) -> bool:
+        """Return whether the rotations hold for rows of that many positions, prompt and text."""
+        return self._longest is None or positions <= self._longest
+
+    def compute_prefix(self, embeds: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
+        """Return the keys of every layer, then their values, [K, kv, P, d] each.
+
+        `embeds` [K, P, H] are prompts, padded left to their `lengths` [K]; gradients flow back to them. The keys and
+        values of pads are finite and mean nothing.
+        """
+        grad = torch.is_grad_enabled() and embeds.requires_grad
+        outputs: tuple[Tensor, ...] = _PromptPass.apply(embeds, lengths, self, grad)  # type: ignore[no-untyped-call]
+        return outputs
+
+    def compute_states(self, ids: Tensor, cache: PrefixCache | None, prompts: Tensor | None, reads: Reads) -> Tensor:
+        """Return the final hidden states [N, H] of token rows `ids` [B, T], padded right, at `reads`.
+
+        `prompts` [B] is the prompt of `cache` that each row follows. Without a cache it is None too.
+        """
+        tensors = () if cache is None else cache.tensors
+        behind = None if cache is None or prompts is None else RowPrompts(prompts, cache.lengths[prompts])
+        grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        states: Tensor = _RowPass.apply(ids, behind, reads, self, grad, *tensors)  # type: ignore[no-untyped-call]
+        return states
+
+    def forward_layer(
+        self, layer: Layer, states: Tensor, layout: Layout, prefix: LayerKeyValues | None
+    ) -> tuple[Tensor, Saved]:
+        """Return the states [B T, H] behind one layer, and what its backward pass needs.
+
+        `states` [B T, H] enter the layer; `prefix` [kv, B, P, d] stands before the rows' own keys and values.
+        """
+        heads, rotations = layout.heads, layout.rotations
+        normed, scale = kernels.normalise(states, layer.norm)  # [B T, H]
+        queried = normed if layout.tokens is None else normed[layout.tokens]
+        flat_queries, flat = self._map_heads(layer, normed, queried)  # [B T, g kv d], [B T, kv d] each
+        flat_queries, mapped_queries = _normalise_heads(flat_queries, layer.query_norm)
+        flat_keys, mapped_keys = _normalise_heads(flat.keys, layer.key_norm)
+        queries = kernels.split_queries(flat_queries, rotations.queries, heads)  # [kv, B, g T, d]
+        own = kernels.split_keys_values(LayerKeyValues(flat_keys, flat.values), rotations.keys, heads, prefix)
+        mixed, weights = attend(queries, own, layout, self.score_cap)  # [kv, B, g T, d]
+        mixed = mixed.view(heads.groups, heads.rows, heads.shared, -1, heads.width)  # [kv, B, g, T, d]
+        joined = mixed.permute(1, 3, 0, 2, 4).reshape(-1, self.query_width)  # [B T, g kv d]
+        around = states if layout.tokens is None else states[layout.tokens]  # [B T, H]
+        between, out = self._add(around, joined, layer.out, layer.out_norm)  # [B T, H]
+        normed, mlp_scale = kernels.normalise(between, layer.mlp_norm)  # [B T, H]
+        gate_up = linear(normed, layer.gate_up.weight, bias=layer.gate_up.bias)  # [B T, 2 I]
+        after, down = self._add(between, kernels.gate(gate_up, self.activation), layer.down, layer.down_norm)
+        saved = Saved(
+            Normed(states, scale), mapped_queries, mapped_keys, queries, own, weights,
+            out, Normed(between, mlp_scale), gate_up, down,
+        )  # fmt: skip
+        return after, saved
+
+    def scale_embeddings(self, states: Tensor) -> Tensor:
+        """Return embeddings [N, H] as the first layer reads them; the same factor takes their gradient back."""
+        return states if self.embedding_scale == 1 else states * self.embedding_scale
+
+    def map_last_prompt(self, states: Tensor, layout: Layout) -> tuple[LayerKeyValues, Normed, Normed | None]:
+        """Return the last layer's keys and values [kv, K, P, d] of prompts, and what their backward pass needs."""
+        layer = self.layers[-1]
+        normed, scale = kernels.normalise(states, layer.norm)  # [K P, H]
+        flat = self._map_keys_values(layer, normed)
+        flat_keys, mapped_keys = _normalise_heads(flat.keys, layer.key_norm)
+        own = kernels.split_keys_values(LayerKeyValues(flat_keys, flat.values), layout.rotations.keys, layout.heads)
+        return own, Normed(states, scale), mapped_keys
+
+    def backward_last_prompt(
+        self, grad: LayerKeyValues, before: Normed, mapped_keys: Normed | None, layout: Layout
+    ) -> Tensor:
+        """Return the gradient [K P, H] of the states before the last layer, from that of its keys and values."""
+        layer = self.layers[-1]
+        normed = self._unmap_keys_values(layer, grad, mapped_keys, layout)  # [K P, H]
+        return kernels.normalise_backward(normed, before.states, layer.norm, before.scale)
+
+    def backward_attention(self, layer: Layer, saved: Saved, grad: Tensor, layout: Layout) -> AttentionGradients:
+        """Return the gradients inside a layer, from the gradient [B T, H] of its output.
+
+        Those of keys and values are [kv, B, S, d]: of the prefix and of the layer's own tokens.
+        """
+        heads = layout.heads
+        added = self._add_backward(grad, layer.down_norm, saved.down)  # [B T, H]
+        gate_up = kernels.gate_backward(linear(added, layer.down.weight.t()), saved.gate_up, self.activation)
+        normed = linear(gate_up, layer.gate_up.weight.t())  # [B T, H]
+        between = kernels.normalise_backward(normed, saved.between.states, layer.mlp_norm, saved.between.scale, grad)
+        added = self._add_backward(between, layer.out_norm, saved.out)  # [B T, H]
+        joined = linear(added, layer.out.weight.t())  # [B T, g kv d]
+        mixed = joined.view(heads.rows, -1, heads.groups, heads.shared, heads.width)  # [B, T, kv, g, d]
+        mixed = mixed.permute(2, 0, 3, 1, 4).reshape(saved.queries.shape)  # [kv, B, g T, d]
+        return AttentionGradients(
+            between, attend_backward(mixed, saved.queries, saved.own, saved.weights, layout, self.score_cap)
+        )
+
+    def backward_input(self, layer: Layer, saved: Saved, grads: AttentionGradients, layout: Layout) -> Tensor:
+        """Return the gradient [B T, H] of a layer's input; keys and values are those of the layer's own tokens."""
+        queries = kernels.split_queries_backward(grads.heads.queries, layout.rotations.queries, layout.heads)
+        queries = _normalise_heads_backward(queries, layer.query_norm, saved.mapped_queries)  # [B T, g kv d]
+        own = LayerKeyValues(grads.heads.keys, grads.heads.values)
+        weight = layer.attention.weight
+        if layout.tokens is None:
+            flat = self._flatten_keys_values(layer, own, saved.mapped_keys, layout)
+            normed = linear(torch.cat([queries, *flat], 1), weight.t())  # [B T, H]
+            around = grads.between
+        else:
+            normed = self._unmap_keys_values(layer, own, saved.mapped_keys, layout)  # [B T, H]
+            normed.index_add_(0, layout.tokens, linear(queries, weight[: self.query_width].t()))
+            around = torch.zeros_like(saved.before.states).index_add_(0, layout.tokens, grads.between)  # [B T, H]
+        return kernels.normalise_backward(normed, saved.before.states, layer.norm, saved.before.scale, around)
+
+    def _map_heads(self, layer: Layer, normed: Tensor, queried: Tensor) -> tuple[Tensor, LayerKeyValues]:
+        """Return flat queries [N, g kv d] of the states that are queried, flat keys and values [B T, kv d] of all."""
+        weight, bias = layer.attention
+        if queried is not normed:
+            of_queries = None if bias is None else bias[: self.query_width]
+            queries = linear(queried, weight[: self.query_width], bias=of_queries)
+            return queries, self._map_keys_values(layer, normed)
+        mapped = linear(normed, weight, bias=bias)  # [B T, (g + 2) kv d]
+        widths = [self.query_width, self.key_width, self.key_width]
+        queries, keys, values = torch.split(mapped, widths, 1)
+        return queries, LayerKeyValues(keys, values)
+
+    def _map_keys_values(self, layer: Layer, normed: Tensor) -> LayerKeyValues:
+        """Return flat keys and values [N, kv d] each, of normed states [N, H]."""
+        weight, bias = layer.attention
+        of_keys_values = None if bias is None else bias[self.query_width :]
+        return LayerKeyValues(*linear(normed, weight[self.query_width :], bias=of_keys_values).chunk(2, 1))
+
+    def _unmap_keys_values(
+        self, layer: Layer, grad: LayerKeyValues, mapped_keys: Normed | None, layout: Layout
+    ) -> Tensor:
+        """Return the gradient [N, H] of the normed states, from those of keys and values [kv, B, T, d]."""
+        flat = self._flatten_keys_values(layer, grad, mapped_keys, layout)
+        return linear(torch.cat(flat, 1), layer.attention.weight[self.query_width :].t())
+
+    def _flatten_keys_values(
+        self, layer: Layer, grad: LayerKeyValues, mapped_keys: Normed | None, layout: Layout
+    ) -> LayerKeyValues:
+        """Return the gradients [N, kv d] of flat keys and values as they were mapped."""
+        flat = kernels.split_keys_values_backward(grad, layout.rotations.keys)
+        return flat._replace(keys=_normalise_heads_backward(flat.keys, layer.key_norm, mapped_keys))
+
+    def _add(self, around: Tensor, states: Tensor, by: Map, norm: Norm | None) -> tuple[Tensor, Normed | None]:
+        """Return `around` [N, H] plus the mapped states, behind the norm if there is one; and what that norm needs."""
+        if norm is None and self.residual_scale == 1:
+            return linear(states, by.weight, around, by.bias), None
+        mapped = linear(states, by.weight, bias=by.bias)  # [N, H]
+        added, scale = kernels.normalise(mapped, norm)
+        return torch.add(around, added, alpha=self.residual_scale), None if norm is None else Normed(mapped, scale)
+
+    def _add_backward(self, grad: Tensor, norm: Norm | None, mapped: Normed | None) -> Tensor:
+        """Return the gradient [N, H] of the map's output, from that of the sum."""
+        added = grad if self.residual_scale == 1 else grad * self.residual_scale
+        return added if mapped is None else kernels.normalise_backward(added, mapped.states, norm, mapped.scale)
+
+
+def _normalise_heads(flat: Tensor, norm: Norm | None) -> tuple[Tensor, Normed | None]:
+    """Return flat heads [N, heads d] behind their norm, which is as wide as a head or as all of them."""
+    if norm is None:
+        return flat, None
+    mapped = flat.view(len(flat), -1, len(norm.weight))  # [N, heads, d] or [N, 1, heads d]
+    normed, scale = kernels.normalise(mapped, norm)
+    return normed.flatten(1), Normed(mapped, scale)
+
+
+def _normalise_heads_backward(grad: Tensor, norm: Norm | None, mapped: Normed | None) -> Tensor:
+    """Return the gradient [N, heads d] of the flat heads before their norm."""
+    if norm is None or mapped is None:
+        return grad
+    by_norm = grad.reshape(len(grad), -1, len(norm.weight))
+    return kernels.normalise_backward(by_norm, mapped.states, norm, mapped.scale).flatten(1)
+
+
+class _Kept:
+    """What the layers keep for the backward pass: all that it needs, or the states before each alone."""
+
+    def __init__(self, decoder: FusedDecoder, layouts: Sequence[Layout]) -> None:
+        self._decoder, self._layouts = decoder, layouts
+        self._saved: list[Saved | Tensor] = []
+        self._all: bool | None = None  # until the first layer has shown what it keeps
+
+    def push(self, saved: Saved) -> None:
+        """Keep a layer's; the first decides whether those of all fit."""
+        if self._all is None:
+            needed = len(self._decoder.layers) * _count_bytes(saved)
+            self._all = needed <= KEPT_SHARE * count_free_bytes(saved.queries.device)
+        self._saved.append(saved if self._all else saved.before.states)
+
+    def pop(self, index: int, prefix: Callable[[], LayerKeyValues | None]) -> Saved:
+        """Return what the layer of that index, the last that is left, kept or computes again behind its prefix."""
+        saved = self._saved.pop()
+        if isinstance(saved, Saved):
+            return saved
+        _, again = self._decoder.forward_layer(self._decoder.layers[index], saved, self._layouts[index], prefix())
+        return again
+
+
+def _count_bytes(saved: Any) -> int:
+    """Return the bytes of all tensors in a record."""
+    if isinstance(saved, Tensor):
+        return saved.nbytes
+    return sum(_count_bytes(part) for part in saved) if isinstance(saved, tuple) else 0
+
+
+class _PromptPass(torch.autograd.Function):
+    """The prompt pass: every layer's keys and values; the last layer has nothing else. Here B = K and T = P."""
+
+    @staticmethod
+    def forward(ctx: Any, embeds: Tensor, lengths: Tensor, decoder: FusedDecoder, grad: bool) -> tuple[Tensor, ...]:
+        by_kind = decoder.geometry.lay_out_prompts(embeds.shape[1], lengths)
+        layouts = [by_kind[layer.kind] for layer in decoder.layers]
+        states, own = decoder.scale_embeddings(embeds.reshape(-1, embeds.shape[2])), []  # [K P, H]
+        ctx.kept = _Kept(decoder, layouts)
+        for layer, layout in zip(decoder.layers[:-1], layouts[:-1], strict=True):
+            states, saved = decoder.forward_layer(layer, states, layout, None)
+            own.append(saved.own)
+            if grad:
+                ctx.kept.push(saved)
+        last, *needed = decoder.map_last_prompt(states, layouts[-1])
+        ctx.decoder, ctx.layouts, ctx.shape = decoder, layouts, embeds.shape
+        ctx.last = needed if grad else None
+        return tuple(tensor.transpose(0, 1) for tensors in zip(*own, last, strict=True) for tensor in tensors)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+        decoder, layouts, count = ctx.decoder, ctx.layouts, len(ctx.decoder.layers)
+        turned = [grad.transpose(0, 1) for grad in grads]  # L times keys, then L times values [kv, K, P, d]
+        outer = [LayerKeyValues(*pair) for pair in zip(turned[:count], turned[count:], strict=True)]
+        grad = decoder.backward_last_prompt(outer[-1], *ctx.last, layouts[-1])  # [K P, H]
+        for index in reversed(range(count - 1)):
+            saved, layer, layout = ctx.kept.pop(index, lambda: None), decoder.layers[index], layouts[index]
+            between, (queries, keys, values) = decoder.backward_attention(layer, saved, grad, layout)
+            heads = HeadGradients(queries, keys.add_(outer[index].keys), values.add_(outer[index].values))
+            grad = decoder.backward_input(layer, saved, AttentionGradients(between, heads), layout)  # [K P, H]
+        return decoder.scale_embeddings(grad).view(ctx.shape), None, None, None
+
+
+class _RowPass(torch.autograd.Function):
+    """The rows' pass behind a prefix or none: the final states that are read; gradients of the prefix alone."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, ids: Tensor, behind: RowPrompts | None, reads: Reads, decoder: FusedDecoder, grad: bool,
+        *prefix: Tensor,
+    ) -> Tensor:  # fmt: skip
+        inner, last = decoder.geometry.lay_out_rows(ids, behind, prefix[0].shape[2] if prefix else 0, reads)
+        layouts = [*(inner[layer.kind] for layer in decoder.layers[:-1]), last]
+        states = decoder.scale_embeddings(decoder.embedding(ids).flatten(0, 1))  # [B T, H]
+        kept = _Kept(decoder, layouts)
+        for index, layer in enumerate(decoder.layers):
+            before = _layer_prefix(prefix, index, behind)
+            states, saved = decoder.forward_layer(layer, states, layouts[index], before)
+            if grad:
+                kept.push(saved)
+        states = states[last.reads]  # [N, H]
+        normed, scale = kernels.normalise(states, decoder.norm)  # [N, H], [N, 1]
+        ctx.decoder, ctx.layouts, ctx.behind, ctx.prefix = decoder, layouts, behind, prefix
+        ctx.kept, ctx.final = (kept, Normed(states, scale)) if grad else (None, None)
+        return normed
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        decoder, layouts, behind, prefix = ctx.decoder, ctx.layouts, ctx.behind, ctx.prefix
+        final, last, shape, of_prefix = ctx.final, layouts[-1], prefix[0].shape, []
+        grad = kernels.normalise_backward(grad.contiguous(), final.states, decoder.norm, final.scale)  # [N, H]
+        grad = grad.new_zeros(len(last.tokens), grad.shape[1]).index_add_(0, last.reads, grad)  # [B C, H]
+        for index in reversed(range(len(decoder.layers))):
+            layer, layout = decoder.layers[index], layouts[index]
+            saved = ctx.kept.pop(index, partial(_layer_prefix, prefix, index, behind))
+            between, (queries, keys, values) = decoder.backward_attention(layer, saved, grad, layout)
+            of_prefix.append([sum_over_rows(tensor, behind.indexes, shape) for tensor in (keys, values)])
+            if index:
+                own = HeadGradients(queries, keys[:, :, shape[2] :], values[:, :, shape[2] :])  # [kv, B, T, d]
+                grad = decoder.backward_input(layer, saved, AttentionGradients(between, own), layout)  # [B T, H]
+        by_kind = zip(*reversed(of_prefix), strict=True)  # the keys of all layers, then their values
+        return None, None, None, None, None, *(tensor for tensors in by_kind for tensor in tensors)
+
+
+def _layer_prefix(prefix: Sequence[Tensor], layer: int, behind: RowPrompts | None) -> LayerKeyValues | None:
+    """Return the keys and values of a layer [kv, B, P, d] behind which each row stands; None if there are none."""
+    if behind is None:
+        return None
+    keys, values = prefix[layer], prefix[len(prefix) // 2 + layer]  # [K, kv, P, d]
+    return LayerKeyValues(expand_to_rows(keys, behind.indexes), expand_to_rows(values, behind.indexes))
