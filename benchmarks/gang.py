@@ -18,11 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.train_step import Step, describe, make_parser, make_workload, measure_interleaved
-from ptpipeline.models.base import prepare_base
+from benchmarks.train_step import Step, describe, load_pair, make_parser, make_workload, measure_interleaved
 from ptpipeline.models.frozen import FrozenBase
-from ptpipeline.models.load import load_base
-from ptpipeline.settings import load_settings
 from ptpipeline.tuning.passes import build_examples, shared_backward
 
 
@@ -54,7 +51,7 @@ def make_steps(base: FrozenBase, arguments: argparse.Namespace) -> tuple[Step, S
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print a line for people, then the figures as one JSON object on the last line."""
     arguments = make_parser("gang", __doc__, members=8, batch=4, tokens=40, prompt_length=20, rounds=5).parse_args(argv)
-    base = load_base(prepare_base(arguments.base, load_settings()), arguments.dtype)
+    base, _ = load_pair(arguments.base, arguments.dtype)
     sides = make_steps(base, arguments)
     seconds, (gang_gradients, solo_gradients) = measure_interleaved(sides, arguments.rounds)
     error = max(float((a - b).norm() / b.norm()) for a, b in zip(gang_gradients, solo_gradients, strict=True))

@@ -39,11 +39,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.fixtures.random_base import NAMES, make_random_base
-from ptpipeline.models.base import prepare_base
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import FrozenBase
-from ptpipeline.models.load import DTYPES, load_base
-from ptpipeline.settings import load_settings
 from ptpipeline.tuning.passes import Example, build_examples, shared_backward
 
 SQUARE = 2048  # side of the square product of the peak
@@ -99,12 +96,16 @@ def make_our_step(base: FrozenBase, work: Workload) -> Step:
 
 def load_pair(name: str, dtype: str) -> tuple[FrozenBase, Callable[[], Any]]:
     """Return a base model, and how to get its model once more as transformers makes it: a declared or a random base."""
+    kind: torch.dtype = getattr(torch, dtype)
     if name in NAMES:
-        return make_random_base(name, DTYPES[dtype]), lambda: make_random_base(name, DTYPES[dtype]).model
+        return make_random_base(name, kind), lambda: make_random_base(name, kind).model
+    from ptpipeline.models.base import prepare_base  # needs more packages than a bare machine with a GPU has
+    from ptpipeline.models.load import load_base
+    from ptpipeline.settings import load_settings
+
     prepared = prepare_base(name, load_settings())
-    return load_base(prepared, "bfloat16" if dtype == "bfloat16" else "float32"), lambda: _load_plain(
-        prepared.folder, DTYPES[dtype]
-    )
+    base = load_base(prepared, "bfloat16" if dtype == "bfloat16" else "float32")
+    return base, lambda: _load_plain(prepared.folder, kind)
 
 
 def _load_plain(folder: Path, dtype: torch.dtype) -> Any:

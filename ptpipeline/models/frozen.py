@@ -10,12 +10,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ptpipeline.records.prompts import BaseModelRef
+from ptpipeline.models.memory import choose_pass_tokens
+
+if TYPE_CHECKING:  # the passes run where nothing but torch, transformers and PEFT is installed (benchmarks/gpu.py)
+    from ptpipeline.records.prompts import BaseModelRef
 
 
 class KeyValues(NamedTuple):
@@ -113,13 +116,13 @@ class FrozenBase(ABC):
 
     model: Any
     tokenizer: Any
-    ref: BaseModelRef
+    ref: "BaseModelRef"
     dtype: torch.dtype
     context: int
-    earlier: BaseModelRef | None = field(default=None, kw_only=True)
+    earlier: "BaseModelRef | None" = field(default=None, kw_only=True)
 
     @property
-    def known(self) -> tuple[BaseModelRef, ...]:
+    def known(self) -> "tuple[BaseModelRef, ...]":
         """All fingerprints that prompts of this base may name: today's, and the one that the same files had before."""
         return (self.ref,) if self.earlier is None else (self.ref, self.earlier)
 
@@ -150,6 +153,11 @@ class FrozenBase(ABC):
         """Where the weights lie."""
         device: torch.device = self.model.device
         return device
+
+    @cached_property
+    def tokens_per_pass(self) -> int:
+        """How many padded tokens one training pass holds on this device."""
+        return choose_pass_tokens(self.model)
 
     @cached_property
     def bos(self) -> int | None:

@@ -1,9 +1,14 @@
-"""Free memory of a device, inside the limits of a container."""
+"""Memory of a device: what is free inside the limits of a container, and how many tokens fill a pass."""
 
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
+
+CPU_TOKENS = 1024  # a CPU multiplies no faster beyond
+MOST_TOKENS = 65536
+PASS_SHARE = 0.5  # of the memory that a GPU's weights leave
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -27,3 +32,35 @@ def _count_container_bytes(unlimited: int) -> int:
         return unlimited
     reclaimable = int(figures.get("inactive_file", 0))  # cached files, which make room
     return unlimited if limit == "max" else max(0, int(limit) - used + reclaimable)
+
+
+def choose_pass_tokens(model: Any) -> int:
+    """Return how many padded tokens one training pass holds: as many as fill the device, a power of two.
+
+    It depends on the device's whole memory and not on what is free, since other passes sum in another order: a resumed
+    training has to repeat its bits.
+    """
+    device: torch.device = model.device
+    if device.type != "cuda":
+        return CPU_TOKENS
+    weights = sum(parameter.nbytes for parameter in model.parameters())
+    room = PASS_SHARE * (torch.cuda.get_device_properties(device).total_memory - weights)
+    return fit_pass_tokens(room, count_token_bytes(model))
+
+
+def fit_pass_tokens(room: float, token_bytes: int) -> int:
+    """Return the largest power of two of tokens that fit into `room` bytes, at least CPU_TOKENS."""
+    tokens = CPU_TOKENS
+    while tokens < MOST_TOKENS and 2 * tokens * token_bytes <= room:
+        tokens *= 2
+    return tokens
+
+
+def count_token_bytes(model: Any) -> int:
+    """Return the bytes that a pass keeps of one token: twice the outputs of all linear maps in the layers."""
+    outputs = sum(
+        parameter.shape[0]
+        for name, parameter in model.base_model.named_parameters()
+        if parameter.ndim == 2 and "embed" not in name
+    )
+    return 2 * int(outputs) * int(model.dtype.itemsize)

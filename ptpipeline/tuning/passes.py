@@ -15,7 +15,6 @@ from torch import Tensor
 from ptpipeline.data.batches import group_by_length
 from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, SoftPrompt
 
-TOKENS_PER_PASS = 1024  # padded tokens in one forward and backward pass
 DISTILLATION = 0.9  # weight of a teacher beside the targets
 
 Teachers = Sequence[SoftPrompt | None]
@@ -80,7 +79,7 @@ def _backward_rows(
     compute_states: Callable[[list[Input]], Tensor], examples: Sequence[Example], loss: "_Loss"
 ) -> Tensor:
     total = torch.zeros(loss.count)  # [K]
-    for group in group_by_length(examples, lambda row: row.input.length, TOKENS_PER_PASS):
+    for group in group_by_length(examples, lambda row: row.input.length, loss.base.tokens_per_pass):
         losses = loss.compute(compute_states([row.input for row in group]), group)  # [K]
         torch.autograd.backward(losses.sum())
         total += losses.detach().cpu()

@@ -4,11 +4,11 @@ import logging
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import psutil
 import torch
 from torch import Tensor
 
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt, list_tensors, rebuild
+from ptpipeline.models.memory import count_free_bytes
 from ptpipeline.tuning.passes import Backward, Example, concatenated_backward, shared_backward
 
 log = logging.getLogger(__name__)
@@ -69,8 +69,5 @@ def _compute_gradients(
 
 
 def _float32_fits(base: FrozenBase) -> bool:
-    parameters = sum(parameter.numel() for parameter in base.model.parameters())
-    if base.device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info()
-        return bool(free > 12 * parameters)
-    return bool(psutil.virtual_memory().available > 12 * parameters)
+    parameters: int = sum(parameter.numel() for parameter in base.model.parameters())
+    return count_free_bytes(base.device) > 12 * parameters

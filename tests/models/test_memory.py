@@ -1,0 +1,46 @@
+"""How much memory may still be taken, and how many tokens fill a pass."""
+
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from ptpipeline.models import memory
+from ptpipeline.models.memory import CPU_TOKENS, MOST_TOKENS, count_free_bytes, count_token_bytes, fit_pass_tokens
+from tests.models.families import family
+
+CPU = torch.device("cpu")
+GIBIBYTE = 2**30
+
+
+def container(folder: Path, limit: str) -> Path:
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text(f"{3 * GIBIBYTE}\n")
+    (folder / "memory.stat").write_text(f"anon 7\ninactive_file {GIBIBYTE}\n")
+    return folder
+
+
+def test_a_container_bounds_what_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", container(tmp_path, str(2 * GIBIBYTE + 4096)))
+    assert count_free_bytes(CPU) == 4096  # of 2 GiB and 4 KiB, 3 GiB are in use, of which 1 GiB is cached files
+
+
+@pytest.mark.parametrize("limit", ["max", None])
+def test_without_a_container_the_machine_bounds_it(
+    limit: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "_CGROUP", container(tmp_path, limit) if limit else tmp_path)
+    assert count_free_bytes(CPU) == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("room", "tokens"), [(0, CPU_TOKENS), (4096 * 100, 4096), (8191 * 100, 4096), (10**12, MOST_TOKENS)]
+)
+def test_the_largest_power_of_two_that_fits_fills_a_pass(room: int, tokens: int) -> None:
+    assert fit_pass_tokens(room, 100) == tokens
+
+
+def test_a_token_keeps_twice_what_the_maps_put_out() -> None:
+    """Llama of 3 layers, H=32, I=64, 4 heads and 2 key/value heads of 8, in float64."""
+    assert count_token_bytes(family("llama").model) == 2 * 8 * 3 * ((4 + 2 + 2) * 8 + 32 + 64 + 64 + 32)
