@@ -9,7 +9,7 @@ import subprocess
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import stamina
 
 from benchmarks.chaos.target import Target
 from benchmarks.faults import FaultProxy
-from benchmarks.fixtures.mlflow_server import QUIET, mlflow_command
+from benchmarks.fixtures.mlflow_server import migrate, mlflow_command, mlflow_environment
 from benchmarks.fixtures.postgres import Postgres, running_postgres
 from benchmarks.fixtures.s3_server import free_ports, running_s3, wait_until_healthy
 from ptpipeline.errors import ServiceUnavailable
@@ -32,8 +32,11 @@ READY = "ready"
 class ServerProcess:
     """A server's process group, at one address for its whole life."""
 
-    def __init__(self, command: Sequence[str], folder: Path, url: str, health: str) -> None:
+    def __init__(
+        self, command: Sequence[str], folder: Path, url: str, health: str, environment: Mapping[str, str] = os.environ
+    ) -> None:
         self._command, self._folder, self.url, self._health = list(command), folder, url, f"{url}{health}"
+        self._environment = environment
         self.start()
         self.wait()
 
@@ -44,7 +47,7 @@ class ServerProcess:
                 self._command,
                 stdout=log,
                 stderr=log,
-                env={**os.environ, **QUIET},
+                env=self._environment,
                 cwd=self._folder,
                 start_new_session=True,
             )
@@ -165,6 +168,7 @@ def run_backends(folder: Path) -> Iterator[Backends]:
             stack.callback(s3.kill)
             mlflow = _start_mlflow(folder / "mlflow")
             stack.callback(mlflow.kill)
+            migrate(mlflow.url)
             shutil.copy(folder / "mlflow" / "mlflow.db", folder / "mlflow" / "empty.db")
             backends = Backends(folder, s3, mlflow, postgres)
             with backends.proxy:
@@ -176,4 +180,5 @@ def run_backends(folder: Path) -> Iterator[Backends]:
 
 def _start_mlflow(folder: Path) -> ServerProcess:
     (port,) = free_ports(1)
-    return ServerProcess(mlflow_command(folder, port), folder, f"http://127.0.0.1:{port}", "/health")
+    url = f"http://127.0.0.1:{port}"
+    return ServerProcess(mlflow_command(port), folder, url, "/health", mlflow_environment(folder))
