@@ -21,6 +21,9 @@ quickstart: install
 down: install
 	$(BIN)/ptp down
 
+# With compiled files, even if the environment wants none: some eighty processes of a run import the same modules.
+export PYTHONDONTWRITEBYTECODE :=
+
 test: install
 	$(BIN)/python -m pytest -m 'not soak' --numprocesses 3  # tests/schedule.py says which tests stay together
 

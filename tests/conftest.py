@@ -3,6 +3,8 @@
 import functools
 import multiprocessing
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +18,7 @@ os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 import boto3
 import botocore.session
 import pytest
+from httpx._transports import default
 from hypothesis import settings
 
 from benchmarks.fixtures.s3_server import S3Server, running_s3
@@ -23,8 +26,26 @@ from ptpipeline.storage import FolderStore, ObjectStore, S3Store
 from tests import processes
 from tests.schedule import ByFile, rank
 
+MEMORY, ROOM = "/dev/shm", 4 * 2**30  # a whole run leaves half a gigabyte at most
+
+
+def has_room(folder: str) -> bool:
+    """Whether a run's files fit in there, and its programs can be run from there."""
+    return (
+        os.access(folder, os.W_OK)
+        and shutil.disk_usage(folder).free > ROOM
+        and not os.statvfs(folder).f_flag & os.ST_NOEXEC
+    )
+
+
+# A disk makes every commit of a ledger, a server or a folder store wait for it, and no test cuts the power.
+if "TMPDIR" not in os.environ and has_room(MEMORY):
+    os.environ["TMPDIR"] = tempfile.tempdir = MEMORY
+
 # Each store has sessions of its own, and each session would read boto's description of S3 again: 0.1 s.
 botocore.session.create_loader = functools.cache(botocore.session.create_loader)
+# So would each request of httpx with the certificates of all authorities: 0.03 s, also while it polls a server.
+default.create_ssl_context = functools.cache(default.create_ssl_context)
 
 settings.register_profile("shared machine", deadline=None)  # time per example says nothing if processors are shared
 settings.load_profile("shared machine")
