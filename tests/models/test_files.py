@@ -3,7 +3,6 @@
 import json
 import os
 import struct
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ptpipeline.errors import BaseModelError
 from ptpipeline.models.base import PreparedBase, prepare_folder
 from ptpipeline.models.load import load_base
 from ptpipeline.models.weights import digest_weights
+from tests import processes
 from tests.tiny import tiny_base
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -185,26 +185,24 @@ def test_flipped_bytes_are_found_by_the_same_process(folder: Path) -> None:
 
 
 def test_flipped_bytes_are_found_by_the_next_process(folder: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from ptpipeline.models.base import prepare_folder as p; "
-        "print(p('tiny', Path(sys.argv[1]), Path(sys.argv[2])).ref.fingerprint)"
-    )
-    command = [sys.executable, "-c", code, str(folder), str(folder.parent / "home")]
-    before = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    def fingerprint() -> str:
+        return prepare(folder).ref.fingerprint
+
+    before = processes.ask(fingerprint)
     flip(folder / WEIGHTS)
-    assert before.strip() == prepare_folder("tiny", tiny_base(folder.parent / "other"), folder.parent).ref.fingerprint
-    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout not in ("", before)
+    assert before == prepare_folder("tiny", tiny_base(folder.parent / "other"), folder.parent).ref.fingerprint
+    assert processes.ask(fingerprint) != before
 
 
 def test_a_process_reads_the_weights_once(folder: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from ptpipeline.models.base import prepare_folder as p; opened = []; "
-        "sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event == 'open' else None); "
-        "[p('tiny', Path(sys.argv[1]), Path(sys.argv[2])) for _ in range(3)]; "
-        "print(sum(path.endswith('model.safetensors') for path in opened))"
-    )
-    command = [sys.executable, "-c", code, str(folder), str(folder.parent / "home")]
-    assert [subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)] == ["1\n"] * 2
+    def times_opened() -> int:
+        opened: list[str] = []
+        sys.addaudithook(lambda event, found: opened.append(str(found[0])) if event == "open" else None)
+        for _ in range(3):
+            prepare(folder)
+        return sum(path.endswith(WEIGHTS) for path in opened)
+
+    assert [processes.ask(times_opened) for _ in range(2)] == [1, 1]
 
 
 def test_weights_that_change_between_hash_and_load_are_refused(folder: Path) -> None:
