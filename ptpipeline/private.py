@@ -3,10 +3,12 @@
 import logging
 import os
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ptpipeline.durable import publish
 from ptpipeline.errors import SettingsError
 
 UMASK = 0o077
@@ -22,6 +24,18 @@ def private_files() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+def write_private(path: Path, body: bytes) -> None:
+    """Write a file that its owner alone can read, or replace it: durably, and whole or not at all."""
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # with mode 0600
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(body)
+        publish(Path(temporary), path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def make_private(home: Path) -> None:

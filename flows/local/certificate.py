@@ -1,7 +1,6 @@
 """The certificate by which the parts of SeaweedFS know each other: no other program may speak to their inner ports."""
 
 import ipaddress
-import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from flows.local.process import HOST
+from ptpipeline.private import write_private
 
 _YEARS = 100  # the owner deletes the folder to renew it; an ended certificate would only stop the stack
 
@@ -38,8 +38,8 @@ def ensure(home: Path) -> None:
     encoded = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    _write(paths.key, encoded)
-    _write(paths.certificate, _sign(key).public_bytes(serialization.Encoding.PEM))
+    write_private(paths.key, encoded)
+    write_private(paths.certificate, _sign(key).public_bytes(serialization.Encoding.PEM))
 
 
 def _sign(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
@@ -54,9 +54,3 @@ def _sign(key: ec.EllipticCurvePrivateKey) -> x509.Certificate:
     builder = builder.add_extension(x509.SubjectAlternativeName(hosts), critical=False)
     builder = builder.add_extension(x509.ExtendedKeyUsage(uses), critical=False)
     return builder.sign(key, hashes.SHA256())
-
-
-def _write(path: Path, text: bytes) -> None:
-    path.unlink(missing_ok=True)
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(text)

@@ -4,13 +4,12 @@ The names are those that the clients of S3, Prefect and MLflow read, so a shell 
 """
 
 import base64
-import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
-from ptpipeline.durable import publish
 from ptpipeline.errors import StackError
+from ptpipeline.private import write_private
 from ptpipeline.settings import STACK_SECRETS, read_secrets
 
 WEBHOOK_KEY = "MLFLOW_WEBHOOK_SECRET_ENCRYPTION_KEY"  # if it changes, MLflow cannot read its webhooks' secrets
@@ -34,7 +33,7 @@ def load_keys(home: Path) -> dict[str, str]:
     }
     keys = new | existing
     if keys != existing:
-        replace(home / STACK_SECRETS, "".join(f"{name}={value}\n" for name, value in keys.items()))
+        write_private(home / STACK_SECRETS, "".join(f"{name}={value}\n" for name, value in keys.items()).encode())
     return {name: keys[name] for name in new}
 
 
@@ -46,11 +45,3 @@ def credential(keys: Mapping[str, str], name: str) -> str:
         return f"{keys['MLFLOW_TRACKING_USERNAME']}:{keys['MLFLOW_TRACKING_PASSWORD']}"
     except KeyError:
         raise StackError(f"{STACK_SECRETS} holds no credential for {name}: run `ptp up`, which makes one") from None
-
-
-def replace(path: Path, text: str) -> None:
-    """Write a file that its owner alone can read, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    with os.fdopen(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    publish(temporary, path)

@@ -4,9 +4,10 @@ import webbrowser
 from html import escape
 
 from flows.local.guard import login_link
-from flows.local.keys import credential, replace
+from flows.local.keys import credential
 from flows.local.stack import read
 from ptpipeline.errors import NotFound
+from ptpipeline.private import write_private
 from ptpipeline.settings import Settings, read_secrets
 
 
@@ -36,5 +37,6 @@ def open_page(settings: Settings, page: str) -> bool:
     """
     path = settings.home / "open.html"
     link = escape(sign_in_link(settings, page))
-    replace(path, f'<!doctype html><meta http-equiv="refresh" content="0;url={link}"><a href="{link}">Sign in</a>\n')
+    html = f'<!doctype html><meta http-equiv="refresh" content="0;url={link}"><a href="{link}">Sign in</a>\n'
+    write_private(path, html.encode())
     return webbrowser.open(path.as_uri())

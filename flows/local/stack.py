@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from pydantic import ValidationError
 
 from flows.local import certificate
-from flows.local.keys import load_keys, replace
+from flows.local.keys import load_keys
 from flows.local.orphaned_runs import end_orphaned_runs
 from flows.local.process import (
     Process,
@@ -42,7 +42,7 @@ from flows.local.servers import (
     mark_prefix,
 )
 from ptpipeline.errors import StackError
-from ptpipeline.private import make_private, private_files
+from ptpipeline.private import make_private, private_files, write_private
 from ptpipeline.records.base import Record
 from ptpipeline.settings import STACK_FILE
 from registry.failpoints import reached
@@ -286,7 +286,7 @@ def _lock(home: Path) -> Iterator[None]:
 
 
 def _write(home: Path, stack: Stack) -> None:
-    replace(home / STACK_FILE, json.dumps(stack.to_json(), indent=1) + "\n")
+    write_private(home / STACK_FILE, f"{json.dumps(stack.to_json(), indent=1)}\n".encode())
 
 
 def _restore(home: Path, before: Stack | None) -> None:

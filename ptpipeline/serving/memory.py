@@ -6,8 +6,6 @@ of its own (mode 0600) below PTP_HOME.
 """
 
 import logging
-import os
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +14,7 @@ from pydantic import Field
 
 from ptpipeline.errors import ArtifactError, SettingsError
 from ptpipeline.foreign import parse_record
+from ptpipeline.private import write_private
 from ptpipeline.records.base import DIGEST_PATTERN, Record, digest_of
 from ptpipeline.records.versions import Promotion
 from ptpipeline.storage import ObjectStore
@@ -66,7 +65,7 @@ class Memory:
                 before = _read(path)
                 if before and before != seen and not self.allow_older:
                     _check_newer(store, before, promotion)
-                _write(path, seen)
+                write_private(path, seen.model_dump_json().encode())
         except OSError as error:
             log.warning(
                 "%s: cannot be written (%s), so an older pointer of %s@%s would not be noticed; let PTP_HOME name a "
@@ -107,17 +106,3 @@ def _read(path: Path) -> Seen | None:
             f"{path}: does not say which promotion this reader has seen last, because it was damaged; remove it, and "
             "the next read begins anew"
         ) from None
-
-
-def _write(path: Path, seen: Seen) -> None:
-    """Replace the file whole, so that no reader ever finds a part of it."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent)  # with mode 0600
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(seen.model_dump_json().encode())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise

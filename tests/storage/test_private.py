@@ -1,7 +1,9 @@
-"""What a folder store writes is its owner's alone, whatever the umask; tried by another user of the machine."""
+"""What a folder store and `write_private` write is its owner's alone, whatever the umask; tried by another user."""
 
+import errno
 import logging
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ptpipeline.private import write_private
 from ptpipeline.storage import FolderStore
 from registry.ledger.ledger import Ledger
 
@@ -80,3 +83,28 @@ def test_what_ptp_writes_is_its_users(folder: Path) -> None:
     )
     subprocess.run([sys.executable, "-c", f"{code}main(['write'])"], cwd=folder, check=True)
     assert oct(stat.S_IMODE((folder / "a").stat().st_mode)) == "0o600"
+
+
+def test_a_private_file_is_its_owners_and_replaced_whole(folder: Path) -> None:
+    for body in (b"one", b"two"):
+        write_private(folder / "keys", body)
+        assert (folder / "keys").read_bytes() == body
+        assert modes(folder) == {("0o100000", "0o600")}
+
+
+def test_a_private_file_that_cannot_be_written_stays_as_it_was(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write_private(folder / "keys", b"one")
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_private(folder / "keys", b"two")
+    assert [path.read_bytes() for path in folder.iterdir()] == [b"one"]
+
+
+def test_private_files_are_written_in_one_place() -> None:
+    root = Path(__file__).parents[2]
+    modules = [path for name in ("ptpipeline", "registry", "flows") for path in (root / name).rglob("*.py")]
+    found = {path.relative_to(root).as_posix() for path in modules if re.search(r"mkstemp\(|O_EXCL", path.read_text())}
+    assert found == {"ptpipeline/private.py", "ptpipeline/packages.py"}  # the second one's are no secrets
