@@ -45,6 +45,13 @@ class Difference(Record):
     safe: bool
 
 
+def describe_object(task: str, kind: Kind, key: str, expected: str, found: str, mend: str) -> Difference:
+    """Return what is wrong with an object of the store; it is safe if `ptp doctor --fix` mends it."""
+    return Difference(
+        task=task, kind=kind, what=f"object {key}", expected=expected, found=found, mend=mend, safe=mend == FIX
+    )
+
+
 def describe_head(head: Promotion | None) -> str:
     """Say what the ledger's newest promotion of an alias names."""
     return f"version {head.version} (seq {head.seq})" if head else "no such alias in the ledger"

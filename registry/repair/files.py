@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ptpipeline.storage.addresses import Quarantined, Results, parse
 from registry.ledger.results import Publication
-from registry.repair.difference import FIX, Difference, Kind
+from registry.repair.difference import FIX, Difference, describe_object
 from registry.repair.inventory import Inventory
 from registry.versions.content import set_aside
 from registry.versions.mlflow_alias import Action
@@ -20,19 +20,19 @@ def compare_files(inventory: Inventory) -> Iterator[Difference]:
         if not isinstance(address := parse(key), Results):
             copy = isinstance(address, Quarantined)
             mend = f"nothing reads this copy; delete the object {key} if nobody needs it" if copy else FIX
-            yield _describe(inventory, "file", key, "the content that its key names", why, mend)
+            yield describe_object(inventory.task, "file", key, "the content that its key names", why, mend)
     for publication in inventory.publications:
         for key in _list_files(publication):
             if key not in inventory.listing.objects:
                 made = f"a file of prompt {publication.tuned.digest[:12]}"
-                yield _describe(inventory, "file", key, made, "no such object", FIX)
+                yield describe_object(inventory.task, "file", key, made, "no such object", FIX)
 
 
 def compare_results(inventory: Inventory) -> Iterator[Difference]:
     """Yield results per row that were altered; those that are gone are measured again if anything asks for them."""
     for key, why in sorted(inventory.altered.items()):
         if isinstance(parse(key), Results):
-            yield _describe(inventory, "results", key, "the results that their report states", why, FIX)
+            yield describe_object(inventory.task, "results", key, "the results that their report states", why, FIX)
 
 
 def mend_files(inventory: Inventory) -> list[Action]:
@@ -64,15 +64,3 @@ def _list_files(publication: Publication) -> list[str]:
     """The files that a page shows; mistakes are not missed, because a person may delete texts."""
     near = [publication.neighbours] if publication.neighbours else []
     return [*publication.plots.values(), *near, *publication.wayward]
-
-
-def _describe(inventory: Inventory, kind: Kind, key: str, expected: str, found: str, mend: str) -> Difference:
-    return Difference(
-        task=inventory.task,
-        kind=kind,
-        what=f"object {key}",
-        expected=expected,
-        found=found,
-        mend=mend,
-        safe=mend == FIX,
-    )

@@ -27,7 +27,7 @@ from registry.ledger.secret import find_secret
 from registry.ledger.usage import Name, snapshots
 from registry.listing import ask_all, read_all
 from registry.registry import Registry
-from registry.repair.difference import FIX, REBUILD, Difference
+from registry.repair.difference import FIX, REBUILD, Difference, describe_object
 
 # ---------------------------------------------------------------- snapshots
 
@@ -45,15 +45,8 @@ def compare_snapshots(registry: Registry, task: str | None) -> Iterator[Differen
     """Yield manifests and splits of stored snapshots that are not what their digests say."""
     for flaw in find_snapshot_flaws(registry, task):
         how = f"restore it from a backup; or delete it and manifest.json beside it, then `ptp ingest {flaw.name.task}`"
-        yield Difference(
-            task=flaw.name.task,
-            kind="snapshot",
-            what=f"object {flaw.key}",
-            expected=f"snapshot {flaw.name.digest[:12]}",
-            found=flaw.why,
-            mend=FIX if flaw.record else how,
-            safe=flaw.record is not None,
-        )
+        expected, mend = f"snapshot {flaw.name.digest[:12]}", FIX if flaw.record else how
+        yield describe_object(flaw.name.task, "snapshot", flaw.key, expected, flaw.why, mend)
 
 
 def find_snapshot_flaws(registry: Registry, task: str | None) -> list[Flaw]:
@@ -101,26 +94,21 @@ def compare_releases(registry: Registry) -> Iterator[Difference]:
     known = {release_key(release.name): release for release in registry.ledger.releases()}
     bodies = read_all(registry.store, sorted(stored & known.keys()))
     for key, release in sorted(known.items()):
-        if key not in bodies or not is_release(bodies[key], release):
+        if key not in bodies:
             yield Difference(
                 task="releases",
                 kind="release",
-                what=f"object {key}" if key in bodies else f"release {release.name}",
-                expected="the ledger's release" if key in bodies else "an object in the store",
-                found="another, or none that can be read" if key in bodies else "none",
+                what=f"release {release.name}",
+                expected="an object in the store",
+                found="none",
                 mend=FIX,
                 safe=True,
             )
+        elif not is_release(bodies[key], release):
+            other = "another, or none that can be read"
+            yield describe_object("releases", "release", key, "the ledger's release", other, FIX)
     for key in sorted(stored - known.keys()):
-        yield Difference(
-            task="releases",
-            kind="ledger",
-            what=f"object {key}",
-            expected="a release of the ledger",
-            found="no such release",
-            mend=REBUILD,
-            safe=False,
-        )
+        yield describe_object("releases", "ledger", key, "a release of the ledger", "no such release", REBUILD)
 
 
 def is_release(body: bytes, release: Release) -> bool:
@@ -147,14 +135,9 @@ def compare_checkpoints(registry: Registry) -> Iterator[Difference]:
                 continue
         except ArtifactError as error:
             why = str(error)
-        yield Difference(
-            task="checkpoints",
-            kind="checkpoint",
-            what=f"object {key}",
-            expected="a checkpoint sealed by this ledger's trainer",
-            found=why,
-            mend=f"its training starts from the beginning; delete the object {key}",
-            safe=False,
+        mend = f"its training starts from the beginning; delete the object {key}"
+        yield describe_object(
+            "checkpoints", "checkpoint", key, "a checkpoint sealed by this ledger's trainer", why, mend
         )
 
 
@@ -166,15 +149,8 @@ def compare_servers(registry: Registry) -> Iterator[Difference]:
                 raise body
             parse_server_report(registry.store, key, body)
         except ArtifactError as error:
-            yield Difference(
-                task="servers",
-                kind="server",
-                what=f"object {key}",
-                expected="a server's report",
-                found=str(error),
-                mend=f"let the server report again; if it is gone for good, delete the object {key}",
-                safe=False,
-            )
+            mend = f"let the server report again; if it is gone for good, delete the object {key}"
+            yield describe_object("servers", "server", key, "a server's report", str(error), mend)
 
 
 def _read_each(store: ObjectStore, prefix: str) -> Iterator[tuple[str, bytes | ArtifactError]]:
