@@ -50,9 +50,9 @@ def parse_record(kind: type[_Parsed], body: bytes, what: str, fix: str = ALTERED
 
     Numbers and texts that canonical JSON cannot write have no identity: `parse_json` refuses them.
     """
-    parse_json(body, what, fix)
+    value = parse_json(body, what, fix)
     with parsing(what, fix):
-        return kind.model_validate_json(body)
+        return kind.model_validate(value)
 
 
 def parse_json(
