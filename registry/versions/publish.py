@@ -314,8 +314,7 @@ def remember(registry: Registry, provenance: Provenance) -> Publication:
         if verdict.verdict_digest() not in stored:
             report = ledger.report(verdict.evaluation_key)
             write_dossier(store, Dossier(publication=publication, report=report, verdict=verdict))
-    newest = Dossier(publication=publication, report=provenance.report, verdict=provenance.verdict)
-    write_dossier(store, newest)
+    write_dossier(store, Dossier(publication=publication, report=provenance.report, verdict=provenance.verdict))
     return publication
 
 
@@ -334,12 +333,10 @@ def _publish_files(store: ObjectStore, known: Publication | None, provenance: Pr
         neighbours=known.neighbours,
         wayward=tuple(key for key in known.wayward if is_sound(store, key)),
     )
-    if provenance.neighbours:
-        key = _store_companion(store, publication, "neighbours", provenance.neighbours)
-        publication = publication.model_copy(update={"neighbours": key})
-    if provenance.mistakes:
-        key = _store_companion(store, publication, "mistakes", provenance.mistakes)
-        publication = publication.model_copy(update={"mistakes": key})
+    for name, record in (("neighbours", provenance.neighbours), ("mistakes", provenance.mistakes)):
+        if record:
+            key = _store_companion(store, publication, name, record)
+            publication = publication.model_copy(update={name: key})
     return publication
 
 
