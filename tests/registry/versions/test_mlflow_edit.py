@@ -30,7 +30,8 @@ from registry.repair.doctor import examine
 from registry.repair.reconcile import reconcile
 from registry.versions import projection
 from registry.versions.mlflow_alias import Action
-from registry.versions.promotion import Cause, promote
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote
 from tests import processes
 from tests.http_server import Quiet, serve
 from tests.registry.mlflow.test_store import losing
@@ -53,11 +54,17 @@ def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def pair(shown: Registry, task: Task) -> Registry:
-    """Version 1 in production, version 2 registered with a passed verdict over it, version 3 with a failed one."""
+    """Version 1 in production, version 2 registered with a passed verdict over it."""
     first = promote(shown, task, published(shown, task, 1), ME)
     published(shown, task, 2, first.digest)
-    published(shown, task, 3, first.digest, "failed")
     return shown
+
+
+@pytest.fixture
+def failed(pair: Registry, task: Task) -> Registry:
+    """Beside them version 3, with a failed verdict."""
+    published(pair, task, 3, an_artifact(task, 1).digest, "failed")
+    return pair
 
 
 LOOKED: dict[str, float] = {}  # when a task was last looked at
@@ -107,14 +114,14 @@ def test_an_edit_is_not_judged_at_first_sight(
     assert len(rows(pair, task)) == 1
 
 
-def test_an_edit_to_a_failed_version_is_put_back(pair: Registry, task: Task, client: MlflowClient) -> None:
+def test_an_edit_to_a_failed_version_is_put_back(failed: Registry, task: Task, client: MlflowClient) -> None:
     client.set_registered_model_alias(task.name, "production", "3")
-    looked_at(pair, task)
-    assert rows(pair, task) == [("production", 1, "me")]
+    looked_at(failed, task)
+    assert rows(failed, task) == [("production", 1, "me")]
     assert production(client, task) == an_artifact(task, 1).digest
     assert "went back to version 1" in client.get_model_version(task.name, "3").tags["ptp.refused"]
     assert "failed the gate (minimum" in client.get_model_version(task.name, "3").tags["ptp.refused"]
-    assert examine(pair, task.name) == []
+    assert examine(failed, task.name) == []
 
 
 def test_an_edit_over_another_champion_is_put_back(pair: Registry, task: Task, client: MlflowClient) -> None:
@@ -133,40 +140,40 @@ def test_an_edit_of_an_undeclared_task_is_put_back(pair: Registry, task: Task, c
     assert production(client, task) == an_artifact(task, 1).digest
 
 
-def test_an_ungated_alias_is_moved_by_an_edit(pair: Registry, task: Task, client: MlflowClient) -> None:
-    promote(pair, task, 1, ME, "canary")
+def test_an_ungated_alias_is_moved_by_an_edit(failed: Registry, task: Task, client: MlflowClient) -> None:
+    promote(failed, task, 1, ME, "canary")
     client.set_registered_model_alias(task.name, "canary", "3")
-    looked_at(pair, task)
-    assert ("canary", 3, "mlflow-ui") in rows(pair, task)
-    assert examine(pair, task.name) == []
+    looked_at(failed, task)
+    assert ("canary", 3, "mlflow-ui") in rows(failed, task)
+    assert examine(failed, task.name) == []
 
 
-def test_a_second_edit_is_a_new_sighting(pair: Registry, task: Task, client: MlflowClient) -> None:
+def test_a_second_edit_is_a_new_sighting(failed: Registry, task: Task, client: MlflowClient) -> None:
     client.set_registered_model_alias(task.name, "production", "2")
-    looked_at(pair, task, 1)
+    looked_at(failed, task, 1)
     client.set_registered_model_alias(task.name, "production", "3")
-    assert [action.done for action in looked_at(pair, task, 1)] == [False]
+    assert [action.done for action in looked_at(failed, task, 1)] == [False]
     client.set_registered_model_alias(task.name, "production", "1")
-    assert looked_at(pair, task, 1) == []
+    assert looked_at(failed, task, 1) == []
     client.set_registered_model_alias(task.name, "production", "3")
-    assert [action.done for action in looked_at(pair, task, 1)] == [False]
+    assert [action.done for action in looked_at(failed, task, 1)] == [False]
 
 
 def test_an_edit_that_the_ledger_overtakes_is_dropped(
-    pair: Registry, task: Task, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+    failed: Registry, task: Task, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client.set_registered_model_alias(task.name, "production", "2")
-    looked_at(pair, task, 1)
+    looked_at(failed, task, 1)
 
     def overtake(step: str) -> None:
         if step == "promotion checked":
-            pair.ledger.append(
+            failed.ledger.append(
                 Move(task=task.name, alias="production", version=3, actor="rival", reason="first", expected=1)
             )
 
     monkeypatch.setattr(failpoints, "_watching", [overtake])
-    looked_at(pair, task, 1)
-    assert rows(pair, task) == [("production", 1, "me"), ("production", 3, "rival")]
+    looked_at(failed, task, 1)
+    assert rows(failed, task) == [("production", 1, "me"), ("production", 3, "rival")]
     assert production(client, task) == an_artifact(task, 3).digest
 
 
@@ -209,23 +216,23 @@ def test_a_deleted_model_comes_back(pair: Registry, task: Task, client: MlflowCl
     assert production(client, task) == an_artifact(task, 1).digest
 
 
-def test_deleted_tags_come_back(pair: Registry, task: Task, client: MlflowClient) -> None:
+def test_deleted_tags_come_back(failed: Registry, task: Task, client: MlflowClient) -> None:
     for tag in ("ptp.digest", "ptp.version"):
         client.delete_model_version_tag(task.name, "1", tag)
     client.delete_model_version_tag(task.name, "2", "ptp.version")
-    looked_at(pair, task)
+    looked_at(failed, task)
     tags = {number: client.get_model_version(task.name, number).tags for number in ("1", "2", "3")}
     assert {number: (found["ptp.digest"], found["ptp.version"]) for number, found in tags.items()} == {
         number: (an_artifact(task, int(number)).digest, number) for number in tags
     }
     assert len(client.search_model_versions(f"name='{task.name}'")) == 3
-    assert rows(pair, task) == [("production", 1, "me")]
+    assert rows(failed, task) == [("production", 1, "me")]
 
 
-def test_a_forged_digest_is_seen_through(pair: Registry, task: Task, client: MlflowClient) -> None:
+def test_a_forged_digest_is_seen_through(failed: Registry, task: Task, client: MlflowClient) -> None:
     client.set_model_version_tag(task.name, "3", "ptp.digest", an_artifact(task, 2).digest)
     client.set_model_version_tag(task.name, "3", "ptp.version", "2")
-    looked_at(pair, task, 1)
+    looked_at(failed, task, 1)
     assert MlflowStore.digests(MlflowStore(str(client.tracking_uri)), task.name) == {
         str(n): an_artifact(task, n).digest for n in (1, 2, 3)
     }
