@@ -1,1 +1,0 @@
-"""The local stack: real servers on loopback."""

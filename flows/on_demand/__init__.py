@@ -1,1 +1,0 @@
-"""What a person asks for, outside of a night; no Prefect."""

@@ -1,1 +1,0 @@
-"""Prefect's REST side, and the address that MLflow posts edits to."""

@@ -1,1 +1,0 @@
-"""The stages of a night as plain functions; no Prefect."""

@@ -1,1 +1,0 @@
-"""Policy and evidence to a verdict, check by check; pure functions."""

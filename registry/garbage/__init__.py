@@ -1,1 +1,0 @@
-"""What nothing needs any more, and its collection."""

@@ -1,1 +1,0 @@
-"""The database that numbers and decides; the only code that speaks SQL."""

@@ -1,1 +1,0 @@
-"""Where a version comes from, and what learnt from which row."""

@@ -1,1 +1,0 @@
-"""Compare ledger, store and MLflow, and bring them together."""

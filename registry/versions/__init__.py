@@ -1,1 +1,0 @@
-"""From staged bytes to a version, and from a version to an alias that readers follow."""
