@@ -18,7 +18,8 @@ from ptpipeline.storage.keys import history_key, pointer_key
 from registry.failpoints import watch
 from registry.registry import Registry
 from registry.versions.projection import pointer_in
-from registry.versions.promotion import Cause, promote
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote
 
 ALIAS = "canary"
 PATIENCE_SECONDS = 120  # one racer waits this long for the other

@@ -49,7 +49,8 @@ from ptpipeline.task.task import Task
 from registry.mlflow.tracking import Tracking
 from registry.registry import Registry
 from registry.repair.doctor import examine
-from registry.versions.promotion import Cause, promote
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote
 from registry.versions.provenance import Dossier, write_dossier
 from registry.versions.publish import register, stage
 

@@ -37,7 +37,8 @@ from registry.registry import Registry
 from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
 from registry.versions import projection
-from registry.versions.promotion import GATED, Cause, point, promote, promote_release, rollback
+from registry.versions.promoters import Cause
+from registry.versions.promotion import GATED, point, promote, promote_release, rollback
 from registry.versions.provenance import Dossier, write_dossier
 from registry.versions.publish import register, stage
 

@@ -21,8 +21,8 @@ from registry.registry import Registry
 from registry.versions import projection
 from registry.versions.mlflow_alias import Action, HeldAlias, Seen
 from registry.versions.projection import attempt, lease_name, settle
-from registry.versions.promoters import commit
-from registry.versions.promotion import Cause, Transition, check_transition
+from registry.versions.promoters import Cause, commit
+from registry.versions.promotion import Transition, check_transition
 
 CAUSE = Cause("mlflow-ui", "alias set in the MLflow UI")
 

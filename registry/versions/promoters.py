@@ -6,10 +6,11 @@ that object later, after a crash, need not have the key.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 from ptpipeline.errors import PromotionConflict, PromotionRefused, TaskFileError
 from ptpipeline.records.versions import Promotion
+from ptpipeline.signing import SigningKey
 from ptpipeline.storage.keys import release_key
 from ptpipeline.storage.signed import SignedStore, find_signer
 from ptpipeline.task.folder import load_task
@@ -19,8 +20,20 @@ from registry.registry import Registry
 from registry.versions.projection import history_object
 from registry.versions.provenance import encode_release
 
-if TYPE_CHECKING:
-    from registry.versions.promotion import Cause
+
+@dataclass(frozen=True)
+class Cause:
+    """Who moves an alias, and why; the history keeps both permanently.
+
+    `override` says that this person takes responsibility for a version that the gate refuses, or has not judged.
+    `signer` is the key of the person who asks, if this process is theirs; a process that acts on a request, or on what
+    it sees in MLflow, has none of theirs.
+    """
+
+    actor: str
+    reason: str
+    override: bool = False
+    signer: SigningKey | None = None
 
 
 def find_promoters(registry: Registry, task: str) -> Promoters | None:
@@ -34,7 +47,7 @@ def find_promoters(registry: Registry, task: str) -> Promoters | None:
     return load_task(path).promoters
 
 
-def check_promoter(promoters: Promoters | None, place: str, cause: "Cause", override: bool) -> None:
+def check_promoter(promoters: Promoters | None, place: str, cause: Cause, override: bool) -> None:
     """Raise PromotionRefused if the promotion needs a promoter's signature, and the key of whoever asks is none's.
 
     place: `task@alias`. override: whether the gate refuses the version.

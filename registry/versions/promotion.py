@@ -3,7 +3,6 @@
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from ptpipeline.errors import ArtifactError, NotFound, PromotionRefused, PtpError
@@ -13,7 +12,6 @@ from ptpipeline.records.base import is_name
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PRODUCTION, Promotion, PromptVersion
-from ptpipeline.signing import SigningKey
 from ptpipeline.storage.keys import history_key, pointer_key, release_key
 from ptpipeline.task.task import Task
 from registry.failpoints import reached
@@ -22,28 +20,13 @@ from registry.ledger.tombstone import collected_sentence
 from registry.registry import Registry
 from registry.versions.history import is_return, rollback_target, row_of, version_before
 from registry.versions.projection import follow, is_finished, pointer_in
-from registry.versions.promoters import check_promoter, commit, find_promoters
+from registry.versions.promoters import Cause, check_promoter, commit, find_promoters
 from registry.versions.provenance import write_release
 
 GATED = (PRODUCTION,)
 RESERVED = re.compile(r"latest|v?\d+")
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Cause:
-    """Who moves an alias, and why; the history keeps both permanently.
-
-    `override` says that this person takes responsibility for a version that the gate refuses, or has not judged.
-    `signer` is the key of the person who asks, if this process is theirs; a process that acts on a request, or on what
-    it sees in MLflow, has none of theirs.
-    """
-
-    actor: str
-    reason: str
-    override: bool = False
-    signer: SigningKey | None = None
 
 
 class Transition(NamedTuple):

@@ -17,6 +17,7 @@ from ptpipeline.task.task import Task
 from registry.ledger.ledger import Ledger
 from registry.mlflow.store import MlflowStore, connect
 from registry.registry import Registry
+from tests.registry.signed import WORKER, fill, signed
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -85,6 +86,14 @@ def registry(request: pytest.FixtureRequest) -> Iterator[Registry]:
     store = S3Store(request.getfixturevalue("s3_bucket"), uuid.uuid4().hex, s3.endpoint)
     yield Registry(opened, store, MlflowStore(request.getfixturevalue("mlflow_url")))
     opened.close()
+
+
+@pytest.fixture
+def keyed(plain: Registry) -> Registry:
+    """A registry with the worker's key, which is trusted, in which three versions were promoted, one in a release."""
+    registry = signed(plain, WORKER, WORKER)
+    fill(registry)
+    return registry
 
 
 @pytest.fixture

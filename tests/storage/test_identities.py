@@ -21,7 +21,8 @@ from ptpipeline.storage.conditional import check_conditional_puts
 from ptpipeline.storage.keys import version_key
 from registry.ledger.ledger import Ledger
 from registry.registry import Registry
-from registry.versions.promotion import Cause, promote, rollback
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote, rollback
 
 DEPLOY = Path(__file__).parents[2] / "deploy" / "s3"
 ROLES = ("trainer", "promoter", "server")

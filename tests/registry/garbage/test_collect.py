@@ -35,7 +35,8 @@ from registry.ledger.ledger import Ledger, Release
 from registry.ledger.usage import prompt_uses
 from registry.registry import Registry
 from registry.repair.doctor import examine
-from registry.versions.promotion import Cause, promote, promote_release, rollback
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote, promote_release, rollback
 from registry.versions.publish import register, stage
 
 ME = Cause("me", "because")

@@ -4,8 +4,6 @@ import os
 import time
 from datetime import timedelta
 
-import pytest
-
 from benchmarks.fixtures.prompts import an_artifact, published
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.storage.keys import (
@@ -19,15 +17,7 @@ from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
 from registry.registry import Registry
 from registry.repair.doctor import examine
-from tests.registry.signed import TASK, WORKER, fill, folder_of, objects, overwrite, signed
-
-
-@pytest.fixture
-def keyed(plain: Registry) -> Registry:
-    """A registry with the worker's key, which is trusted, in which three versions were promoted, one in a release."""
-    registry = signed(plain, WORKER, WORKER)
-    fill(registry)
-    return registry
+from tests.registry.signed import TASK, folder_of, objects, overwrite
 
 
 def _make_old(registry: Registry) -> None:

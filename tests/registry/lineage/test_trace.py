@@ -27,7 +27,8 @@ from registry.ledger.ledger import Ledger, Release
 from registry.lineage.descent import inherited_rows, training_rows
 from registry.lineage.trace import Exposure, plan_erasure, row_id, trace_row, trace_version
 from registry.registry import Registry
-from registry.versions.promotion import Cause, promote, promote_release
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote, promote_release
 from registry.versions.publish import register, stage
 
 ME = Cause("me", "because")

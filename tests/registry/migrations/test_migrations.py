@@ -28,7 +28,8 @@ from ptpipeline.storage import FolderStore
 from registry.ledger import database, tables
 from registry.ledger.ledger import Ledger, Move
 from registry.registry import Registry
-from registry.versions.promotion import Cause, promote
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote
 from registry.versions.publish import stage
 from tests import processes
 

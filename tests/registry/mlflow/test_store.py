@@ -25,7 +25,8 @@ from registry.mlflow.write import mlflow_template
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.reconcile import reconcile
-from registry.versions.promotion import Cause, promote
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote
 from registry.versions.publish import register, stage
 from tests.http_server import Quiet, serve
 

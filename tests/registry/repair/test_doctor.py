@@ -24,7 +24,8 @@ from registry.repair.doctor import examine
 from registry.repair.mend import fix
 from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
-from registry.versions.promotion import Cause, promote, promote_release
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote, promote_release
 from registry.versions.publish import stage
 
 ME = Cause("me", "because")

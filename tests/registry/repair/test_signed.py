@@ -31,16 +31,9 @@ from registry.repair.doctor import examine
 from registry.repair.mend import fix
 from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
-from registry.versions.promotion import Cause, promote
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote
 from tests.registry.signed import TASK, WORKER, fill, objects, overwrite, signed
-
-
-@pytest.fixture
-def keyed(plain: Registry) -> Registry:
-    """A registry with the worker's key, which is trusted, in which three versions were promoted, one in a release."""
-    registry = signed(plain, WORKER, WORKER)
-    fill(registry)
-    return registry
 
 
 def with_lost_ledger(registry: Registry, tmp_path: Path) -> Registry:

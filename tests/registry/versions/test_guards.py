@@ -13,8 +13,8 @@ from ptpipeline.storage.keys import prompt_prefix
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Ledger, Release
 from registry.registry import Registry
+from registry.versions.promoters import Cause
 from registry.versions.promotion import (
-    Cause,
     Transition,
     check_alias,
     check_transition,

@@ -18,7 +18,8 @@ from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.versions import projection
-from registry.versions.promotion import Cause, promote, rollback
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote, rollback
 from tests import processes
 
 pytestmark = pytest.mark.servers

@@ -25,7 +25,8 @@ from registry.repair.reconcile import reconcile
 from registry.versions import projection
 from registry.versions.mlflow_alias import Action
 from registry.versions.mlflow_edit import judge
-from registry.versions.promotion import Cause, promote
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote
 from tests.registry.versions.test_mlflow_edit import noted
 
 pytestmark = pytest.mark.servers

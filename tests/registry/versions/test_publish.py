@@ -23,7 +23,8 @@ from registry.repair.doctor import examine
 from registry.repair.reconcile import reconcile
 from registry.versions import projection
 from registry.versions.projection import is_stored, project
-from registry.versions.promotion import Cause, promote
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote
 from registry.versions.publish import register, stage
 
 ME = Cause("me", "because")

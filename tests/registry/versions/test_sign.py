@@ -18,18 +18,10 @@ from ptpipeline.storage.keys import (
 from registry.ledger.ledger import Ledger, Move
 from registry.registry import Registry
 from registry.repair.doctor import examine
-from registry.versions.promoters import commit
-from registry.versions.promotion import Cause, promote
+from registry.versions.promoters import Cause, commit
+from registry.versions.promotion import promote
 from registry.versions.sign import sign_task, sign_version
 from tests.registry.signed import ADA, TASK, WORKER, fill, objects, overwrite, signed
-
-
-@pytest.fixture
-def keyed(plain: Registry) -> Registry:
-    """A registry with the worker's key, which is trusted, in which three versions were promoted, one in a release."""
-    registry = signed(plain, WORKER, WORKER)
-    fill(registry)
-    return registry
 
 
 def test_without_a_key_nothing_is_promoted_that_readers_would_refuse(keyed: Registry) -> None:
