@@ -9,8 +9,9 @@ from prefect.states import Completed, Failed
 
 from flows.night import join_errors
 from flows.requests import IngestRequest
-from flows.stages import context as stages
+from flows.stages import ingest as stage
 from flows.stages.chain import Night, isolate
+from flows.stages.context import select_tasks
 from flows.steps import open_context, step
 
 EVERYTHING = IngestRequest()
@@ -20,11 +21,11 @@ EVERYTHING = IngestRequest()
 def ingest(request: IngestRequest = EVERYTHING) -> State[Any]:
     """Bring the snapshots up to date; one task's failure never stops another."""
     context = open_context()
-    tasks, broken = stages.select_tasks(context.settings, request.tasks)
+    tasks, broken = select_tasks(context.settings, request.tasks)
     night, digests = Night({}, broken), {}
     for task in tasks:
         with isolate(night, [task]):
-            snapshot = step(f"ingest {task.name}", partial(stages.ingest, context, task))
+            snapshot = step(f"ingest {task.name}", partial(stage.ingest, context, task))
             digests[task.name] = snapshot.digest[:12]
     if night.errors:
         return Failed(message=join_errors(night.errors))

@@ -6,10 +6,10 @@ from prefect import flow
 
 from flows.requests import PromoteRequest, record_claim
 from flows.stages.context import Context
-from flows.stages.release import move
+from flows.stages.promote import move
 from flows.steps import open_context, step
 from ptpipeline.records.versions import Promotion
-from registry.versions.promotion import Cause
+from registry.versions.promoters import Cause
 
 
 @flow(name="promote", persist_result=False)

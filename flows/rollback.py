@@ -7,7 +7,7 @@ from prefect import flow
 from flows.requests import RollbackRequest, record_claim
 from flows.steps import open_context, step
 from registry.versions import promotion
-from registry.versions.promotion import Cause
+from registry.versions.promoters import Cause
 
 
 @flow(name="rollback", persist_result=False)

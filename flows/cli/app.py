@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ptpipeline.records.versions import PromptVersion
     from ptpipeline.task.task import Task
     from registry.registry import Registry
-    from registry.versions.promotion import Cause
+    from registry.versions.promoters import Cause
 
 FAILED, UNANSWERED, NO = 1, 3, 4  # exit codes; the epilog explains them
 
@@ -105,7 +105,7 @@ def find_kept(registry: "Registry", task: str, number: int) -> "PromptVersion":
 
 def spend_look(version: "PromptVersion") -> None:
     """Reveal the figures of a version that was refused quietly; tell on standard error which look that took."""
-    from flows.stages.release import reveal
+    from flows.stages.register import reveal
     from ptpipeline.task.folder import find_task
 
     context = open_context()
@@ -133,7 +133,7 @@ def os_user() -> str:
 def name_cause(registry: "Registry", reason: str, override: bool = False) -> "Cause":
     """Return the cause of a promotion that the person at this terminal asks for, with the key that signs it."""
     from ptpipeline.storage.signed import SignedStore
-    from registry.versions.promotion import Cause
+    from registry.versions.promoters import Cause
 
     signer = registry.store.key if isinstance(registry.store, SignedStore) else None
     actor = f"{os_user()} (key {signer.id})" if signer else os_user()

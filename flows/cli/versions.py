@@ -141,7 +141,7 @@ def promote(
     --override is given.
     """
     from flows.cli.render import print_record
-    from flows.stages.release import move
+    from flows.stages.promote import move
 
     context = open_context()
     task, number = find_version(context.registry, reference)
@@ -217,7 +217,7 @@ def promote_release(
 ) -> None:
     """Let production of these tasks name these versions, all or none."""
     from flows.cli.render import print_table
-    from flows.stages.release import move_release
+    from flows.stages.promote import move_release
 
     context = open_context()
     named = [find_version(context.registry, reference) for reference in references]

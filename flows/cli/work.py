@@ -104,7 +104,7 @@ def tasks(as_json: Json = False) -> None:
 def ingest(task: TaskName, as_json: Json = False) -> None:
     """Read, check and split a task's data into a snapshot."""
     from flows.cli.render import print_record
-    from flows.stages.context import ingest as take_snapshot
+    from flows.stages.ingest import ingest as take_snapshot
     from ptpipeline.task.folder import find_task
 
     context = open_context()

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from flows.stages.chain import Mode, finish
-from flows.stages.context import Context, ingest
+from flows.stages.context import Context
+from flows.stages.ingest import ingest
 from flows.stages.outcome import Outcome
 from flows.stages.train import claim_trained, keep
 from ptpipeline.task.task import Task

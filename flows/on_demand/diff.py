@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 
 from flows.on_demand.measure import OpenVersion, VersionRef, check_answers, open_version
 from flows.stages.compare import SeenRows, compare
-from flows.stages.context import Context, ingest
+from flows.stages.context import Context
+from flows.stages.ingest import ingest
 from flows.stages.measure import measure
 from ptpipeline.errors import DataError, NotFound
 from ptpipeline.gate.disclosure import is_withheld

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from flows.stages.context import Context, ingest
-from flows.stages.release import find_neighbours
+from flows.stages.context import Context
+from flows.stages.ingest import ingest
+from flows.stages.register import find_neighbours
 from ptpipeline.errors import DataError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.prompts.interpretation import MEASURES, Neighbours, Wayward

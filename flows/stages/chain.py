@@ -9,10 +9,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
-from flows.stages.context import MACHINE, Context, Selection, ingest
+from flows.stages.context import MACHINE, Context, Selection
+from flows.stages.ingest import ingest
 from flows.stages.judge import evaluate, gate
 from flows.stages.outcome import Candidate, Outcome, summarise
-from flows.stages.release import promote, register
+from flows.stages.promote import promote
+from flows.stages.register import register
 from flows.stages.train import Plan, plan, share, train
 from ptpipeline.errors import PtpError, place_of
 from ptpipeline.gate.disclosure import disclose_verdict

@@ -1,4 +1,4 @@
-"""What all stages work with: settings, registry, tasks, the base models that were loaded, and snapshots of data."""
+"""What all stages work with: settings, registry, tasks, the base models that were loaded, and stored snapshots."""
 
 import logging
 import subprocess
@@ -92,28 +92,6 @@ def select_tasks(settings: Settings, names: Sequence[str] | None = None) -> Sele
     if names is None:
         return Selection(*sound_tasks(settings.tasks))
     return Selection([find_task(settings.tasks, name) for name in dict.fromkeys(names)], {})
-
-
-def ingest(context: Context, task: Task) -> Snapshot:
-    """Return the task's snapshot; an unchanged source makes no new one."""
-    from ptpipeline.data.snapshot import ingest as take_snapshot
-    from ptpipeline.data.sources import source_key
-
-    registry, home = context.registry, context.settings.home
-    known = registry.ledger.snapshot_for(task.name, source_key(task, home))
-    if known is not None:
-        registry.ledger.save_snapshot(known)  # it is used again: from now on the garbage collection keeps it
-        if context.has_rows(known):
-            context.report(f"{task.name}: source unchanged, snapshot {known.digest[:12]} stands")
-            return known
-    snapshot = take_snapshot(task, registry.store, home)
-    registry.ledger.save_snapshot(snapshot)
-    if not context.has_rows(snapshot):  # an old one of the same rows was collected between the two
-        snapshot = take_snapshot(task, registry.store, home)
-    noticed = ", ".join(f"{check.name} {check.count}" for check in snapshot.checks if check.outcome == "warned")
-    rows = ", ".join(f"{name} {info.rows}" for name, info in snapshot.splits().items())
-    context.report(f"{task.name}: snapshot {snapshot.digest[:12]}, rows: {rows}; noticed: {noticed or 'nothing'}")
-    return snapshot
 
 
 def checkout_commit() -> str | None:

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import stamina
 
-from flows.stages.context import MACHINE, Context, checkout_commit, ingest
+from flows.stages.context import MACHINE, Context, checkout_commit
+from flows.stages.ingest import ingest
 from ptpipeline.errors import PtpError, SettingsError, Terminal, TrainingError, Transient
 from ptpipeline.models.base import prepare_base
 from ptpipeline.records.base import Record
@@ -20,7 +21,8 @@ from ptpipeline.tuning.key import compute_training_key, digest_start
 from registry.card.card import Provenance
 from registry.failpoints import reached
 from registry.ledger.secret import CHECKPOINTS, take_secret
-from registry.versions.promotion import Cause, point
+from registry.versions.promoters import Cause
+from registry.versions.promotion import point
 from registry.versions.publish import register, stage
 
 if TYPE_CHECKING:

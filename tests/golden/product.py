@@ -78,7 +78,8 @@ from registry.repair.doctor import examine
 from registry.repair.mend import fix
 from registry.versions import mlflow_edit as door
 from registry.versions.projection import lease_name
-from registry.versions.promotion import Cause, promote, promote_release, rollback
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote, promote_release, rollback
 from registry.versions.provenance import Dossier
 from registry.versions.publish import attach, register, stage
 from tests.golden import inputs

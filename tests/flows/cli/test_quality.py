@@ -18,8 +18,9 @@ import ptpipeline
 from flows.cli import main
 from flows.on_demand.explanation import Explanation, describe
 from flows.on_demand.preview import explain
-from flows.stages.context import Context, ingest
-from flows.stages.release import move
+from flows.stages.context import Context
+from flows.stages.ingest import ingest
+from flows.stages.promote import move
 from ptpipeline.data.snapshot import load_split
 from ptpipeline.errors import PtpError
 from ptpipeline.evaluation.power import default_margin, rows_needed, smallest_gain
@@ -31,7 +32,7 @@ from ptpipeline.task.policy import Checks
 from ptpipeline.task.task import Task
 from registry.ledger.looks import count_looks, take_look
 from registry.registry import open_registry
-from registry.versions.promotion import Cause
+from registry.versions.promoters import Cause
 from tests.flows.project import Project
 from tests.tiny import sentences as rows_of
 from tests.tiny import write_csv

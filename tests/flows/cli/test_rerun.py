@@ -17,7 +17,7 @@ from safetensors.numpy import load
 from benchmarks.chaos.rounds import find_steps
 from benchmarks.fixtures.prompts import a_task, an_artifact, published
 from flows.cli import main
-from flows.stages.context import ingest
+from flows.stages.ingest import ingest
 from flows.stages.judge import evaluate
 from flows.stages.train import plan, train
 from ptpipeline.errors import NotFound
@@ -29,7 +29,8 @@ from registry.failpoints import watch
 from registry.ledger import tombstone
 from registry.ledger.ledger import Ledger, Move
 from registry.registry import Registry
-from registry.versions.promotion import Cause, promote
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote
 from tests.flows.cli.test_cli import ptp
 from tests.flows.project import Project
 

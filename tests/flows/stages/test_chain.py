@@ -7,8 +7,9 @@ import pytest
 
 import ptpipeline
 from flows.stages.chain import Mode, Result, run
-from flows.stages.context import ingest, select_tasks
-from flows.stages.release import move
+from flows.stages.context import select_tasks
+from flows.stages.ingest import ingest
+from flows.stages.promote import move
 from flows.stages.train import plan, train
 from ptpipeline.errors import (
     ArtifactError,
@@ -22,7 +23,8 @@ from ptpipeline.errors import (
 from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.storage.keys import prompt_prefix
 from registry.repair.doctor import examine
-from registry.versions.promotion import Cause, rollback
+from registry.versions.promoters import Cause
+from registry.versions.promotion import rollback
 from tests.flows.project import Project
 from tests.tiny import other_base, sentences, write_csv
 

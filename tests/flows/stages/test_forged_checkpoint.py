@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from flows.stages.context import Context, ingest
+from flows.stages.context import Context
+from flows.stages.ingest import ingest
 from flows.stages.train import plan, train
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.signing import SigningKey

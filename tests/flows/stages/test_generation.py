@@ -6,8 +6,9 @@ import pytest
 from pyarrow import parquet
 
 import ptpipeline
-from flows.stages.context import Context, ingest
-from flows.stages.release import move
+from flows.stages.context import Context
+from flows.stages.ingest import ingest
+from flows.stages.promote import move
 from flows.stages.train import plan, train
 from ptpipeline.errors import DataError, PtpError
 from ptpipeline.prompts.artifact import read_artifact
@@ -16,7 +17,7 @@ from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.serving.engine import Question
 from registry.card.description import render_description
 from registry.repair.doctor import examine
-from registry.versions.promotion import Cause
+from registry.versions.promoters import Cause
 from registry.versions.publish import load_card
 from tests.flows.project import Project
 from tests.tiny import sentences, write_csv

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from flows.stages.outcome import Outcome
-from flows.stages.release import move
+from flows.stages.promote import move
 from ptpipeline.data.rows import normalise, split_of
 from ptpipeline.records.verdicts import Look, Verdict
 from ptpipeline.records.versions import PRODUCTION
 from registry.ledger.looks import count_looks
-from registry.versions.promotion import Cause
+from registry.versions.promoters import Cause
 from tests.flows.project import Project
 from tests.tiny import sentences, write_csv
 

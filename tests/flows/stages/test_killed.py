@@ -1,4 +1,4 @@
-"""A real training process, killed at random instants and run again: it ends at the bits of one that nobody
+"""A training process, killed at random instants and run again: it ends at the bits of one that nobody
 disturbed.
 """
 
@@ -6,28 +6,34 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 
+from flows.stages.context import Context, select_tasks
+from flows.stages.ingest import ingest
+from flows.stages.train import plan, train
+from ptpipeline.records.prompts import TunedPrompt
+from ptpipeline.settings import load_settings
+from tests import processes
 from tests.tiny import tiny_project
 
-TRAINING = """
-import json
-from flows.stages.context import Context, ingest, select_tasks
-from flows.stages.train import plan, train
-from ptpipeline.settings import load_settings
-
-stages = Context.open(load_settings())
-stages.report = lambda line: print(line, flush=True)
-plans = [plan(stages, task, ingest(stages, task)) for task in select_tasks(stages.settings).tasks]
-trained = train(stages, plans)
-print(json.dumps({name: [tuned.digest, [repr(point) for point in tuned.curve]] for name, tuned in trained.items()}))
-"""
 KILLS = 3
+
+
+def run_training(environment: dict[str, str], log: Path) -> None:
+    """Train the tasks of the environment; the log holds the reported lines, then the prompts and their curves."""
+    os.environ.clear()
+    os.environ.update(environment)
+    with log.open("w") as output:
+        stages = Context.open(load_settings())
+        stages.report = lambda line: print(line, file=output, flush=True)
+        plans = [plan(stages, task, ingest(stages, task)) for task in select_tasks(stages.settings).tasks]
+        trained = {name: tuned for name, tuned in train(stages, plans).items() if isinstance(tuned, TunedPrompt)}
+        told = {name: [tuned.digest, [repr(point) for point in tuned.curve]] for name, tuned in trained.items()}
+        print(json.dumps(told), file=output)
 
 
 class Training:
@@ -50,11 +56,8 @@ class Training:
             | {"PTP_CHECKPOINT_SECONDS": "0.05", "PTP_DTYPE": "float32"}
         )
 
-    def start(self) -> subprocess.Popen[bytes]:
-        with self._log.open("wb") as log:
-            return subprocess.Popen(
-                [sys.executable, "-c", TRAINING], env=self._environment, stdout=log, stderr=subprocess.STDOUT
-            )
+    def start(self) -> BaseProcess:
+        return processes.copy(run_training, self._environment, self._log)
 
     @property
     def output(self) -> str:
@@ -73,18 +76,20 @@ class Training:
     def finished(self) -> dict[str, tuple[str, list[str]]]:
         """Digest and learning curve of each task, of a training that runs to its end now."""
         process = self.start()
-        assert process.wait(120) == 0, self.output
+        process.join(120)
+        assert process.exitcode == 0, self.output
         found: dict[str, tuple[str, list[str]]] = json.loads(self.output.splitlines()[-1])
         return found
 
     def killed(self, dice: random.Random) -> bool:
         """Start it, and kill it at a random instant behind its next checkpoint; False if it was done before that."""
         before, process = self.checkpoints(), self.start()
-        while process.poll() is None and self.checkpoints() == before:
+        while process.is_alive() and self.checkpoints() == before:
             time.sleep(0.005)
         time.sleep(dice.uniform(0, 0.6))
-        process.send_signal(signal.SIGKILL)
-        return process.wait() == -signal.SIGKILL
+        process.kill()
+        process.join()
+        return process.exitcode == -signal.SIGKILL
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, publishe
 from flows.stages.chain import Night, isolate
 from flows.stages.context import Context
 from flows.stages.outcome import Candidate, summarise
-from flows.stages.release import judge_again, promote
+from flows.stages.promote import judge_again, promote
 from flows.stages.train import claim_trained
 from ptpipeline.errors import DataError, ServiceUnavailable
 from ptpipeline.gate.decide import APPROVAL
@@ -24,7 +24,8 @@ from registry.ledger import tables
 from registry.ledger.tombstone import Tombstone
 from registry.registry import Registry
 from registry.versions import promotion
-from registry.versions.promotion import Cause, rollback
+from registry.versions.promoters import Cause
+from registry.versions.promotion import rollback
 from registry.versions.publish import register, stage
 from tests.flows.stages.test_evidence import anchor_after, digest, judged
 

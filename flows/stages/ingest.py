@@ -1,0 +1,27 @@
+"""The stage that brings a task's snapshot up to date with its source."""
+
+from flows.stages.context import Context
+from ptpipeline.records.data import Snapshot
+from ptpipeline.task.task import Task
+
+
+def ingest(context: Context, task: Task) -> Snapshot:
+    """Return the task's snapshot; an unchanged source makes no new one."""
+    from ptpipeline.data.snapshot import ingest as take_snapshot
+    from ptpipeline.data.sources import source_key
+
+    registry, home = context.registry, context.settings.home
+    known = registry.ledger.snapshot_for(task.name, source_key(task, home))
+    if known is not None:
+        registry.ledger.save_snapshot(known)  # it is used again: from now on the garbage collection keeps it
+        if context.has_rows(known):
+            context.report(f"{task.name}: source unchanged, snapshot {known.digest[:12]} stands")
+            return known
+    snapshot = take_snapshot(task, registry.store, home)
+    registry.ledger.save_snapshot(snapshot)
+    if not context.has_rows(snapshot):  # an old one of the same rows was collected between the two
+        snapshot = take_snapshot(task, registry.store, home)
+    noticed = ", ".join(f"{check.name} {check.count}" for check in snapshot.checks if check.outcome == "warned")
+    rows = ", ".join(f"{name} {info.rows}" for name, info in snapshot.splits().items())
+    context.report(f"{task.name}: snapshot {snapshot.digest[:12]}, rows: {rows}; noticed: {noticed or 'nothing'}")
+    return snapshot
