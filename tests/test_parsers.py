@@ -1,4 +1,7 @@
-"""Whatever bytes come: a parser ends in a value or in an error of ours, within two seconds and 256 MB."""
+"""Whatever bytes come: a parser ends in a value or in an error of ours, within two seconds and 256 MB.
+
+Each run tries other bytes; `make soak` searches longer, and by what it covers (tests/soak/test_fuzz.py).
+"""
 
 import resource
 import time
@@ -40,7 +43,7 @@ def test_any_bytes_end_in_a_value_or_an_error_of_ours(name: str) -> None:
     parser = PARSERS[name]
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
-    @settings(max_examples=1000, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=400, database=None, suppress_health_check=list(HealthCheck))
     @given(st.one_of(edits.map(lambda changes: edited(parser.sound, changes)), st.binary(max_size=200)))
     def hold(raw: bytes) -> None:
         began = time.process_time()

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import httpx
 import pytest
@@ -74,10 +74,24 @@ def task(project: Project) -> Task:
     return load_task(project.folder / "tasks" / "fruit.yaml")
 
 
+class Redeployed(NamedTuple):
+    """The nightly deployment as somebody left it before the project's own were deployed, and right behind that."""
+
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
 @pytest.fixture(scope="module")
-def deployed(project: Project, shipped: None, task: Task) -> None:
-    """The project's own deployments, over the shipped ones."""
+def deployed(project: Project, shipped: None, task: Task) -> Redeployed:
+    """The project's own deployments, over the shipped ones; somebody had paused the nightly one and its schedule."""
+    before = the_nightly(project)
+    url = f"{project.prefect}/deployments/{before['id']}"
+    call("PATCH", f"{url}/schedules/{before['schedules'][0]['id']}", {"active": False})
+    call("POST", f"{url}/pause_deployment")
     deploy(load_settings(), [task])
+    after = the_nightly(project)
+    call("POST", f"{url}/resume_deployment")
+    return Redeployed(before, after)
 
 
 def test_the_scheduler_inserts_a_run_for_the_shipped_cron(project: Project, shipped: None) -> None:
@@ -88,19 +102,14 @@ def test_the_scheduler_inserts_a_run_for_the_shipped_cron(project: Project, ship
     assert runs[0]["parameters"] == {"request": {"schedule": "0-2-x-x-x-asia-seoul"}}
 
 
-def test_deploying_again_keeps_what_somebody_paused(project: Project, shipped: None, task: Task) -> None:
-    before = the_nightly(project)
-    schedule = before["schedules"][0]
-    call("PATCH", f"{project.prefect}/deployments/{before['id']}/schedules/{schedule['id']}", {"active": False})
-    call("POST", f"{project.prefect}/deployments/{before['id']}/pause_deployment")
-    deploy(load_settings(), [task])
-    after = the_nightly(project)
+def test_deploying_again_keeps_what_somebody_paused(deployed: Redeployed) -> None:
+    before, after = deployed
+    assert (before["paused"], before["schedules"][0]["active"]) == (False, True)
     assert (after["id"], after["paused"]) == (before["id"], True)
-    assert [(found["id"], found["active"]) for found in after["schedules"]] == [(schedule["id"], False)]
-    call("POST", f"{project.prefect}/deployments/{before['id']}/resume_deployment")
+    assert [(found["id"], found["active"]) for found in after["schedules"]] == [(before["schedules"][0]["id"], False)]
 
 
-def test_up_gives_every_deployment_its_new_entry_point(project: Project, deployed: None) -> None:
+def test_up_gives_every_deployment_its_new_entry_point(project: Project, deployed: Redeployed) -> None:
     urls = [f"{project.prefect}/deployments/name/{name}/ptp-{name}" for name in FLOWS]
     before = [call("GET", url) for url in urls]
     for name, deployment in zip(FLOWS, before, strict=True):  # as an older version, with its flows elsewhere, left it
@@ -112,14 +121,14 @@ def test_up_gives_every_deployment_its_new_entry_point(project: Project, deploye
     assert [found["id"] for found in after] == [found["id"] for found in before]
 
 
-def test_a_schedule_that_no_task_has_any_more_goes(project: Project, deployed: None, task: Task) -> None:
+def test_a_schedule_that_no_task_has_any_more_goes(project: Project, deployed: Redeployed, task: Task) -> None:
     deploy(load_settings(), [task.model_copy(update={"schedule": None})])
     assert the_nightly(project)["schedules"] == []
     deploy(load_settings(), [task])
     assert [found["slug"] for found in the_nightly(project)["schedules"]] == ["0-2-x-x-x-asia-seoul"]
 
 
-def test_a_plain_post_runs_the_nightly_flow_to_a_promoted_prompt(project: Project, deployed: None) -> None:
+def test_a_plain_post_runs_the_nightly_flow_to_a_promoted_prompt(project: Project, deployed: Redeployed) -> None:
     deployment = the_nightly(project)
     url = f"{project.prefect}/deployments/{deployment['id']}/create_flow_run"
     user, _, password = os.environ["PREFECT_API_AUTH_STRING"].partition(":")
@@ -143,13 +152,13 @@ def test_a_plain_post_runs_the_nightly_flow_to_a_promoted_prompt(project: Projec
     }
 
 
-def test_a_second_night_trains_nothing_and_says_why(project: Project, deployed: None) -> None:
+def test_a_second_night_trains_nothing_and_says_why(project: Project, deployed: Redeployed) -> None:
     lines, end = followed(project, trigger(project.prefect, "nightly", NightlyRequest()))
     assert (end.state, end.message) == ("COMPLETED", "fruit: unchanged"), [line.message for line in lines]
     assert "nothing was trained" in end.rows[0]["reason"]
 
 
-def test_promoting_a_version_that_is_not_there_fails_with_a_sentence(project: Project, deployed: None) -> None:
+def test_promoting_a_version_that_is_not_there_fails_with_a_sentence(project: Project, deployed: Redeployed) -> None:
     _, end = followed(
         project, trigger(project.prefect, "promote", PromoteRequest(task="fruit", version=99, reason="looked at"))
     )
@@ -157,7 +166,7 @@ def test_promoting_a_version_that_is_not_there_fails_with_a_sentence(project: Pr
     assert "99" in end.message
 
 
-def test_a_run_without_a_process_is_ended(project: Project, deployed: None, tmp_path: Path) -> None:
+def test_a_run_without_a_process_is_ended(project: Project, deployed: Redeployed, tmp_path: Path) -> None:
     url = f"{project.prefect}/deployments/{the_nightly(project)['id']}/create_flow_run"
     lost, living = (call("POST", url, {"state": {"type": "RUNNING"}})["id"] for _ in range(2))
     process = spawn(
@@ -175,18 +184,18 @@ class _Stray(Record):
     stray: int = 1
 
 
-def test_unknown_fields_are_refused_before_any_run(project: Project, deployed: None) -> None:
+def test_unknown_fields_are_refused_before_any_run(project: Project, deployed: Redeployed) -> None:
     with pytest.raises(SettingsError, match=r"Additional properties are not allowed \('stray' was unexpected\)"):
         trigger(project.prefect, "nightly", _Stray())
 
 
-def test_unknown_parameters_are_refused_before_any_run(project: Project, deployed: None) -> None:
+def test_unknown_parameters_are_refused_before_any_run(project: Project, deployed: Redeployed) -> None:
     url = f"{project.prefect}/deployments/{the_nightly(project)['id']}/create_flow_run"
     with pytest.raises(SettingsError, match=r"Additional properties are not allowed \('stray' was unexpected\)"):
         call("POST", url, {"parameters": {"stray": 1}})
 
 
-def test_a_flow_that_is_not_deployed_is_named(project: Project, deployed: None) -> None:
+def test_a_flow_that_is_not_deployed_is_named(project: Project, deployed: Redeployed) -> None:
     with pytest.raises(NotFound, match="no deployment train/ptp-train: run `ptp up`"):
         trigger(project.prefect, "train", NightlyRequest())
 
@@ -206,14 +215,14 @@ def test_the_client_side_imports_no_prefect() -> None:
     assert subprocess.run([sys.executable, "-c", code], env=dict(os.environ), check=False).returncode == 0
 
 
-def test_every_flow_has_its_deployment(project: Project, deployed: None) -> None:
+def test_every_flow_has_its_deployment(project: Project, deployed: Redeployed) -> None:
     for name in FLOWS:
         assert (
             call("GET", f"{project.prefect}/deployments/name/{name}/ptp-{name}")["entrypoint"] == f"flows.{name}.{name}"
         )
 
 
-def test_an_idempotency_key_starts_one_run(project: Project, deployed: None) -> None:
+def test_an_idempotency_key_starts_one_run(project: Project, deployed: Redeployed) -> None:
     request = NightlyRequest(tasks=["no-such-task"])
     first = trigger(project.prefect, "nightly", request, "key")
     assert trigger(project.prefect, "nightly", request, "key") == first

@@ -1,4 +1,4 @@
-"""Fixtures of the chain's tests: projects that ran once and are copied from then on, and figures without rendering."""
+"""Fixtures of the chain's tests: projects that ran once and are copied from then on, and reports made quickly."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,15 +7,16 @@ import pytest
 from matplotlib.figure import Figure
 
 from benchmarks.fixtures.prompts import PNG
+from ptpipeline.evaluation.probes import latency
 from tests.flows.project import Project
 
 NAME = "tiny-sentiment"
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _quick_figures() -> Iterator[None]:
-    """Figures are drawn and saved as one pixel: rendering them is half of a night of a tiny model, and looked at in
-    tests/evaluation/test_plots.py.
+def _quick_reports() -> Iterator[None]:
+    """Figures are drawn and saved as one pixel, and few requests are timed: rendering is half of a night of a tiny
+    model. tests/evaluation looks at the figures (test_plots.py) and times all requests (probes/test_figures.py).
     """
 
     def savefig(figure: Figure, file: Any, **_: object) -> None:
@@ -23,6 +24,7 @@ def _quick_figures() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Figure, "savefig", savefig)
+        patch.setattr(latency, "REQUESTS", 4)
         yield
 
 

@@ -239,7 +239,7 @@ def test_a_forged_or_huge_event_is_refused() -> None:
     ids=["silent", "in the header", "in the body"],
 )
 def test_400_stalled_clients_neither_stay_nor_keep_mlflow_out(start: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connections, "SECONDS", 3.0)
+    monkeypatch.setattr(connections, "SECONDS", 1.5)
     with listening(SECRET) as (url, _), ExitStack() as opened:
         port = httpx.URL(url).port
         stalled = [opened.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(400)]
