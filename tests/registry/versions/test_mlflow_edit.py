@@ -268,6 +268,7 @@ def test_a_late_write_is_no_edit(
     published(shown, task, 2, an_artifact(task, 1).digest)
     ours, theirs = processes.Pipe()
     slow = processes.start(a_promoter, tmp_path, mlflow_url, task.name, theirs)
+    theirs.close()  # so that its death ends the wait for it
     assert ours.recv() == "alias attempted"
     time.sleep(LEASE)
     head = promote(shown, task, 2, ME)
