@@ -26,7 +26,7 @@ from ptpipeline.storage import FolderStore, ObjectStore, S3Store
 from tests import processes
 from tests.schedule import ByFile, rank
 
-MEMORY, ROOM = "/dev/shm", 4 * 2**30  # a whole run leaves half a gigabyte at most
+MEMORY, ROOM = "/dev/shm", 4 * 2**30  # bytes that have to be free there
 
 
 def has_room(folder: str) -> bool:

@@ -1,7 +1,9 @@
 """Every parser of foreign bytes, each with bytes that it takes: what the fuzzers try."""
 
+import atexit
 import io
 import json
+import shutil
 import struct
 import tempfile
 from collections.abc import Callable
@@ -35,6 +37,7 @@ ROW = Promotion(
     verdict=None, at="2026-01-01T00:00:00+00:00",
 )  # fmt: skip
 _FOLDER = Path(tempfile.mkdtemp(prefix="parsers-"))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 
 
 class Parser(NamedTuple):
