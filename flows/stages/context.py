@@ -30,6 +30,7 @@ class Context:
         self.settings = settings
         self.registry = registry
         self.report = report
+        self.texts: dict[str, dict[str, str]] = {}  # of the last evaluation, by its key: the texts generated, by row id
         self._engines: dict[str, Engine] = {}
 
     @classmethod

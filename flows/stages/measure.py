@@ -1,12 +1,18 @@
 """A stored prompt measured on a split of a snapshot, and probed; each measurement is made once and kept."""
 
+from typing import TYPE_CHECKING
+
 from flows.stages.context import Context
 from ptpipeline.gate.decide import metric_of
 from ptpipeline.prompts.artifact import read_artifact, read_ensemble
 from ptpipeline.records.data import Snapshot, Split
+from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.records.reports import Report
 from ptpipeline.task.task import Task
 from registry.lineage.descent import training_rows
+
+if TYPE_CHECKING:
+    from ptpipeline.evaluation.probes.queries import Known
 
 
 def measure(context: Context, task: Task, digest: str, snapshot: Snapshot, split: Split = "test") -> Report:
@@ -30,11 +36,13 @@ def measure(context: Context, task: Task, digest: str, snapshot: Snapshot, split
             return known
         context.report(f"{task.name}: {digest[:12]} is measured again on these {known.rows} {split} rows: {flaw}")
     artifact = read_artifact(store, task.name, digest)
-    setup = Setup(split, task.data.slices, task.hard_prompt, ledger.report, ledger.save_report)
+    generated: dict[str, str] = {}
+    setup = Setup(split, task.data.slices, task.hard_prompt, ledger.report, ledger.save_report, generated.update)
     report = evaluate(context.engine(artifact.manifest.base_model.name), artifact, snapshot, store, setup)
     if known is not None:  # probes depend on the prompt, not on these results
         report = report.model_copy(update={"measures": known.measures, "probed": known.probed})
     ledger.save_report(report)
+    context.texts = {report.evaluation_key: generated}
     context.report(f"{task.name}: {digest[:12]} {_describe(task, report)}")
     return report
 
@@ -78,8 +86,29 @@ def probe(context: Context, task: Task, report: Report, snapshot: Snapshot) -> R
         read_ensemble(store, artifact),
         train=training_rows(context.registry, task.name, report.digest),
         test=load_split(store, snapshot, report.split),
+        known=read_known(context, report, artifact.manifest),
     )
     measures = run_probes(context.engine(artifact.manifest.base_model.name), subject, task.gate.checks)
     report = report.model_copy(update={"measures": measures, "probed": settings})
     context.registry.ledger.save_report(report)
     return report
+
+
+def read_known(context: Context, report: Report, manifest: PromptManifest) -> "Known":
+    """Return what is known of the report's rows: the stored scores of labels, behind the prompt and on the base without
+    it; or the texts that this process has just generated, which are never stored.
+
+    Those without the prompt are left out if labels are calibrated: probes calibrate the base by texts as they stand
+    behind the prompt. Raises NotFound or ArtifactError if results are missing or altered.
+    """
+    from ptpipeline.evaluation.probes.queries import Known
+    from ptpipeline.evaluation.results import Results
+
+    names, registry = list(manifest.labels), context.registry
+    if not names:
+        return Known(texts=context.texts.get(report.evaluation_key, {}))
+    prompted = Results.of(registry.store, report).label_scores(names)
+    zero_shot = registry.ledger.report(report.baselines.get("zero_shot", ""))
+    if zero_shot is None or manifest.scoring.calibrated:
+        return Known(prompted)
+    return Known(prompted, Results.of(registry.store, zero_shot).label_scores(names))

@@ -37,10 +37,11 @@ def measure_labels(
 
 
 def measure_generated(targets: Sequence[str], answers: Sequence[str]) -> Measurement:
-    """Measure each generated text against its target; only its metrics are kept, neither text is."""
+    """Measure each generated text against its target; the columns hold metrics alone, neither text."""
     rows = TextRows.of(targets, answers)
     return Measurement(
         scores=score_texts(rows, answers),
         interval={metric: rows.interval(metric) for metric in TEXT_METRICS},
         columns={metric: rows.values[metric].tolist() for metric in TEXT_METRICS},
+        texts=answers,
     )

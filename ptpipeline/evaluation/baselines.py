@@ -9,8 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
 from ptpipeline.data.rows import Row
 from ptpipeline.data.tokens import LabelTokens, apply_scoring, encode_text, label_tokens
 from ptpipeline.evaluation.answers import measure_generated, measure_labels, measure_rankings
@@ -35,7 +33,7 @@ class Setup(NamedTuple):
     """How a prompt is measured: on which split, with which slices and hard prompt.
 
     `known` returns the report of an evaluation key if it was measured before; `save` keeps each new baseline's report
-    at once.
+    at once. `keep` gets the texts that the prompt generated, by row id, for the probes of this process.
     """
 
     split: Split = "test"
@@ -43,6 +41,7 @@ class Setup(NamedTuple):
     hard_prompt: HardPrompt | None = None
     known: Callable[[str], Report | None] = lambda key: None
     save: Callable[[Report], None] = lambda report: None
+    keep: Callable[[dict[str, str]], None] = lambda texts: None
 
 
 class Bare(NamedTuple):
@@ -86,21 +85,24 @@ class Bare(NamedTuple):
         return {name: fields.get(name) for name in ("template", "labels", "generate", "scoring")}
 
     def measure(self, front: list[int]) -> Measurement:
-        """Measure every row behind the token ids `front`, which run once; if there are any, rows lose their own BOS."""
-        manifest, skipped = self.manifest, int(bool(front) and self.base.bos is not None)
-        with torch.inference_mode():
-            cache = self.base.compute_prefix([self.base.embed(torch.tensor(front))]) if front else None
-        texts = [ids[skipped:] for ids in self.encoded]
+        """Measure every row behind the token ids `front`; if there are any, rows lose their own BOS."""
+        manifest = self.manifest
+        texts = [self._put_behind(front, ids) for ids in self.encoded]
         if manifest.generate:
             limit = manifest.generate.max_new_tokens
             return measure_generated(
-                self.sample.answers, generate(self.base, cache, [Opening(ids, limit, 0) for ids in texts])
+                self.sample.answers, generate(self.base, None, [Opening(ids, limit, 0) for ids in texts])
             )
-        labels = self.labels
-        labels = labels._replace(content_free=tuple(ids[skipped:] for ids in labels.content_free if ids[skipped:]))
+        labels, kept = self.labels, 1 if front and self.base.bos is not None else 0
+        free = tuple(tuple(self._put_behind(front, ids)) for ids in labels.content_free if ids[kept:])
+        labels = labels._replace(content_free=free)
         return measure_rankings(
-            self.sample.answers, labels.names, rank(self.base, cache, [Query(ids, labels, 0) for ids in texts])
+            self.sample.answers, labels.names, rank(self.base, None, [Query(ids, labels, 0) for ids in texts])
         )
+
+    def _put_behind(self, front: list[int], ids: Sequence[int]) -> list[int]:
+        """Return the token ids of front and text as one text, in which BOS stands once."""
+        return [*front, *ids[1 if front and self.base.bos is not None else 0 :]]
 
     def measure_constant(self, answer: str) -> Measurement:
         """Measure the same answer to every row."""

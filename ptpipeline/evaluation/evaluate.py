@@ -29,6 +29,8 @@ def evaluate(
     manifest, sample = artifact.manifest, Sample.of(store, snapshot, setup.split, setup.slices)
     engine.load(artifact, read_ensemble(store, artifact))
     measured = measure_prompt(engine, artifact, sample)
+    if measured.texts:
+        setup.keep({row.id: text for row, text in zip(sample.rows, measured.texts, strict=True)})
     bare = Bare.of(engine.base, manifest, sample, load_split(store, snapshot, "train"))
     beside = measure_baselines(bare, store, setup)
     key = evaluation_key(artifact.digest, sample.identity, str(engine.base.dtype), setup.hard_prompt)

@@ -12,11 +12,15 @@ from ptpipeline.storage import ObjectStore
 
 
 class Measurement(NamedTuple):
-    """Scores of one set of answers, their intervals over the rows, and columns of results per row."""
+    """Scores of one set of answers, their intervals over the rows, and columns of results per row.
+
+    `texts` are the answers if they were generated; they are never stored.
+    """
 
     scores: Scores | TextScores
     interval: dict[str, tuple[float, float]]
     columns: dict[str, list[Any]]
+    texts: Sequence[str] = ()
 
 
 class Sample(NamedTuple):

@@ -45,6 +45,10 @@ class Results(NamedTuple):
         """Each label's log-likelihood by row id; empty for free texts and for an ensemble that votes."""
         return [values for name, values in self.columns.items() if name.startswith("log_likelihood.")]
 
+    def label_scores(self, names: Sequence[str]) -> dict[str, list[float]]:
+        """Return by row id the score of each of these labels, in their order."""
+        return {row: [self.columns[f"log_likelihood.{name}"][row] for name in names] for row in self.ids}
+
     def column(self, name: str, rows: Sequence[str]) -> list[Any]:
         """Return the values of one column at these rows."""
         return [self.columns[name][row] for row in rows]

@@ -28,7 +28,7 @@ from ptpipeline.models.frozen import (
     stack_caches,
 )
 from ptpipeline.models.layout import Reads
-from ptpipeline.models.traits import UnknownTrait
+from ptpipeline.models.traits import UnknownTrait, read_longest
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +43,13 @@ class _Batch(NamedTuple):
     offsets: Tensor
     mask: Tensor
     model_cache: Any
+
+
+class Extended(NamedTuple):
+    """The state [B, H] behind each of B texts, and a cache of B entries: each text's prompt with the text behind it."""
+
+    states: Tensor
+    cache: PrefixCache
 
 
 class CausalBase(FrozenBase):
@@ -99,15 +106,38 @@ class CausalBase(FrozenBase):
         """
         return torch.cat([self._concatenate_row(prompts[row.prompt], row) for row in inputs])
 
+    def reads_in_parts(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> bool:
+        """Return whether rows may follow parts of their texts: not if rotations change with the length of a row."""
+        longest, width = read_longest(self.model.config), 0 if cache is None else cache.width
+        return longest is None or max(row.length for row in inputs) + width <= longest
+
+    @torch.inference_mode()
+    def extend(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Extended:
+        """Return the texts of B inputs as entries of a cache, which other rows may follow as they follow a prompt.
+
+        Nothing of a continuation is read. No gradient flows back.
+        """
+        lengths = torch.tensor([len(row.text) for row in inputs], device=self.device)  # [B]
+        offsets = torch.zeros_like(lengths) if cache is None else cache.lengths[index_prompts(inputs, self.device)]
+        rows, last = torch.arange(len(inputs), device=self.device), lengths - 1  # [B]
+        longest = int(lengths.max()) + (0 if cache is None else cache.width)
+        if self.fused is None or not self.fused.reaches(longest):
+            batch = self._build_batch(cache, [row._replace(continuation=()) for row in inputs])
+            states, layers = self._compute_hidden(batch)[rows, last], batch.model_cache.layers  # [B, H]
+            tensors = (*(layer.keys for layer in layers), *(layer.values for layer in layers))
+        else:
+            ids, _ = pad_batch([row.text for row in inputs], self.device)  # [B, T]
+            prompts = None if cache is None else index_prompts(inputs, self.device)  # [B]
+            states, tensors = self.fused.extend(ids, cache, prompts, Reads(rows, last))
+        return Extended(states, PrefixCache(_move_pads_outermost(tensors, lengths.max() - lengths), offsets + lengths))
+
     @torch.inference_mode()
     def decode(self, cache: PrefixCache | None, inputs: Sequence[Input], limit: int) -> list[list[int]]:
         """Return each row's greedy continuation; rows of any length and prompt together answer as each row alone."""
-        batch = self._build_batch(cache, inputs)
-        hidden = self._compute_hidden(batch)  # [B, T, H]
-        states = hidden[torch.arange(len(inputs), device=self.device), batch.lengths - 1]  # [B, H]
-        seen = batch.offsets + batch.lengths  # [B]
-        _move_pads_outermost(batch.model_cache, batch.ids.shape[1] - batch.lengths)
-        width = batch.model_cache.layers[0].keys.shape[2]
+        given = [Input([*row.text, *row.continuation], (), row.prompt) for row in inputs]
+        states, behind = self.extend(cache, given)  # [B, H]
+        seen, width = behind.lengths, behind.width  # [B]
+        model_cache = _fill_model_cache(behind.tensors, self.device, self.dtype)
         generated: list[list[int]] = [[] for _ in inputs]
         unfinished, ends = set(range(len(inputs))), self.end_tokens
         for step in range(limit):
@@ -123,7 +153,7 @@ class CausalBase(FrozenBase):
                 input_ids=tokens[:, None],
                 attention_mask=mask.long(),
                 position_ids=(seen + step)[:, None],
-                past_key_values=batch.model_cache,
+                past_key_values=model_cache,
                 use_cache=True,
             )[:, 0]  # [B, H]
         return generated
@@ -262,10 +292,12 @@ def _fill_model_cache(tensors: Sequence[Tensor], device: torch.device, dtype: to
     return cache
 
 
-def _move_pads_outermost(cache: Any, pads: Tensor) -> None:
-    """Move each row's pads [B] from behind its text to the left of its prompt: inside, they widen a sliding window."""
-    slots = cache.layers[0].keys.shape[2]
+def _move_pads_outermost(tensors: Sequence[Tensor], pads: Tensor) -> tuple[Tensor, ...]:
+    """Return keys and values [B, kv, S, d] with each row's pads [B] moved from behind its text to the left of its
+    prompt: inside, they widen a sliding window.
+    """
+    if not pads.any():
+        return tuple(tensors)
+    slots = tensors[0].shape[2]
     order = (torch.arange(slots, device=pads.device)[None] - pads[:, None]) % slots  # [B, S]
-    for layer in cache.layers:
-        index = order[:, None, :, None].expand_as(layer.keys)  # [B, kv, S, d]
-        layer.keys, layer.values = layer.keys.gather(2, index), layer.values.gather(2, index)
+    return tuple(tensor.gather(2, order[:, None, :, None].expand_as(tensor)) for tensor in tensors)

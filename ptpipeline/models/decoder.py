@@ -13,7 +13,7 @@ pass. The last layer computes more than keys and values only for states that are
 backward pass would not fit into memory, only the states before each layer are kept, and the layer runs again.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,39 +22,11 @@ from torch import Tensor
 
 from ptpipeline.models import kernels
 from ptpipeline.models.frozen import PrefixCache
+from ptpipeline.models.kept import Kept, Normed, Saved
 from ptpipeline.models.kernels import HeadGradients, LayerKeyValues, Norm, linear
 from ptpipeline.models.layout import Geometry, Layout, Reads, RowPrompts, expand_to_rows, sum_over_rows
-from ptpipeline.models.memory import count_free_bytes
-from ptpipeline.models.scores import Weights, attend, attend_backward
+from ptpipeline.models.scores import attend, attend_backward
 from ptpipeline.models.traits import Layer, Map, read_traits
-
-KEPT_SHARE = 0.5  # of the free memory, which the states of all layers may take
-
-
-class Normed(NamedTuple):
-    """What the backward pass of a norm needs: its input [..., H], and 1 / root mean square [..., 1]."""
-
-    states: Tensor
-    scale: Tensor
-
-
-class Saved(NamedTuple):
-    """What a layer's backward pass needs of its forward pass.
-
-    `before` enters the layer, `between` stands between attention and MLP; `out` and `down` are what the two add to the
-    states, if a norm stands behind them; queries and keys as mapped, if norms stand behind these.
-    """
-
-    before: Normed  # [B T, H]
-    mapped_queries: Normed | None  # [B T, heads, width of the norm]
-    mapped_keys: Normed | None
-    queries: Tensor  # [kv, B, g T, d]
-    own: LayerKeyValues  # [kv, B, S, d]
-    weights: Weights | None  # [kv, B, g T, S]
-    out: Normed | None  # [B T, H]
-    between: Normed  # [B T, H]
-    gate_up: Tensor  # [B T, 2 I]
-    down: Normed | None  # [B T, H]
 
 
 class AttentionGradients(NamedTuple):
@@ -74,11 +46,8 @@ class FusedDecoder:
         """
         traits = read_traits(model)
         self.layers, self.norm = traits.layers, traits.norm
-        self.activation, self.score_cap, self.residual_scale = (
-            traits.activation,
-            traits.score_cap,
-            traits.residual_scale,
-        )
+        self.activation, self.score_cap = traits.activation, traits.score_cap
+        self.residual_scale = traits.residual_scale
         self.embedding, self.embedding_scale = model.get_input_embeddings(), traits.embedding_scale
         self._longest = traits.longest
         heads = traits.heads
@@ -117,6 +86,24 @@ class FusedDecoder:
         grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         states: Tensor = _RowPass.apply(ids, behind, reads, self, grad, *tensors)  # type: ignore[no-untyped-call]
         return states
+
+    def extend(
+        self, ids: Tensor, cache: PrefixCache | None, prompts: Tensor | None, reads: Reads
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the same states [N, H], and every layer's keys, then values, [B, kv, P + T, d] each: those of each
+        row's prompt, then the row's own. No gradient flows back.
+        """
+        tensors = () if cache is None else cache.tensors
+        behind = None if cache is None or prompts is None else RowPrompts(prompts, cache.lengths[prompts])
+        inner, last = self.geometry.lay_out_rows(ids, behind, 0 if cache is None else cache.width, reads)
+        layouts = [*(inner[layer.kind] for layer in self.layers[:-1]), last]
+        states, own = self.scale_embeddings(self.embedding(ids).flatten(0, 1)), []  # [B T, H]
+        for index, layer in enumerate(self.layers):
+            before = _layer_prefix(tensors, index, behind)
+            states, saved = self.forward_layer(layer, states, layouts[index], before)
+            own.append(saved.own)
+        normed, _ = kernels.normalise(states[last.reads], self.norm)  # [N, H]
+        return normed, tuple(tensor.transpose(0, 1) for kind in zip(*own, strict=True) for tensor in kind)
 
     def forward_layer(
         self, layer: Layer, states: Tensor, layout: Layout, prefix: LayerKeyValues | None
@@ -265,37 +252,6 @@ def _normalise_heads_backward(grad: Tensor, norm: Norm | None, mapped: Normed | 
     return kernels.normalise_backward(by_norm, mapped.states, norm, mapped.scale).flatten(1)
 
 
-class _Kept:
-    """What the layers keep for the backward pass: all that it needs, or the states before each alone."""
-
-    def __init__(self, decoder: FusedDecoder, layouts: Sequence[Layout]) -> None:
-        self._decoder, self._layouts = decoder, layouts
-        self._saved: list[Saved | Tensor] = []
-        self._all: bool | None = None  # until the first layer has shown what it keeps
-
-    def push(self, saved: Saved) -> None:
-        """Keep a layer's; the first decides whether those of all fit."""
-        if self._all is None:
-            needed = len(self._decoder.layers) * _count_bytes(saved)
-            self._all = needed <= KEPT_SHARE * count_free_bytes(saved.queries.device)
-        self._saved.append(saved if self._all else saved.before.states)
-
-    def pop(self, index: int, prefix: Callable[[], LayerKeyValues | None]) -> Saved:
-        """Return what the layer of that index, the last that is left, kept or computes again behind its prefix."""
-        saved = self._saved.pop()
-        if isinstance(saved, Saved):
-            return saved
-        _, again = self._decoder.forward_layer(self._decoder.layers[index], saved, self._layouts[index], prefix())
-        return again
-
-
-def _count_bytes(saved: Any) -> int:
-    """Return the bytes of all tensors in a record."""
-    if isinstance(saved, Tensor):
-        return saved.nbytes
-    return sum(_count_bytes(part) for part in saved) if isinstance(saved, tuple) else 0
-
-
 class _PromptPass(torch.autograd.Function):
     """The prompt pass: every layer's keys and values; the last layer has nothing else. Here B = K and T = P."""
 
@@ -304,7 +260,7 @@ class _PromptPass(torch.autograd.Function):
         by_kind = decoder.geometry.lay_out_prompts(embeds.shape[1], lengths)
         layouts = [by_kind[layer.kind] for layer in decoder.layers]
         states, own = decoder.scale_embeddings(embeds.reshape(-1, embeds.shape[2])), []  # [K P, H]
-        ctx.kept = _Kept(decoder, layouts)
+        ctx.kept = Kept(len(layouts), partial(_run_again, decoder, layouts, (), None))
         for layer, layout in zip(decoder.layers[:-1], layouts[:-1], strict=True):
             states, saved = decoder.forward_layer(layer, states, layout, None)
             own.append(saved.own)
@@ -323,7 +279,7 @@ class _PromptPass(torch.autograd.Function):
         outer = [LayerKeyValues(*pair) for pair in zip(turned[:count], turned[count:], strict=True)]
         grad = decoder.backward_last_prompt(outer[-1], *ctx.last, layouts[-1])  # [K P, H]
         for index in reversed(range(count - 1)):
-            saved, layer, layout = ctx.kept.pop(index, lambda: None), decoder.layers[index], layouts[index]
+            saved, layer, layout = ctx.kept.pop(index), decoder.layers[index], layouts[index]
             between, (queries, keys, values) = decoder.backward_attention(layer, saved, grad, layout)
             heads = HeadGradients(queries, keys.add_(outer[index].keys), values.add_(outer[index].values))
             grad = decoder.backward_input(layer, saved, AttentionGradients(between, heads), layout)  # [K P, H]
@@ -341,7 +297,7 @@ class _RowPass(torch.autograd.Function):
         inner, last = decoder.geometry.lay_out_rows(ids, behind, prefix[0].shape[2] if prefix else 0, reads)
         layouts = [*(inner[layer.kind] for layer in decoder.layers[:-1]), last]
         states = decoder.scale_embeddings(decoder.embedding(ids).flatten(0, 1))  # [B T, H]
-        kept = _Kept(decoder, layouts)
+        kept = Kept(len(layouts), partial(_run_again, decoder, layouts, prefix, behind))
         for index, layer in enumerate(decoder.layers):
             before = _layer_prefix(prefix, index, behind)
             states, saved = decoder.forward_layer(layer, states, layouts[index], before)
@@ -362,7 +318,7 @@ class _RowPass(torch.autograd.Function):
         grad = grad.new_zeros(len(last.tokens), grad.shape[1]).index_add_(0, last.reads, grad)  # [B C, H]
         for index in reversed(range(len(decoder.layers))):
             layer, layout = decoder.layers[index], layouts[index]
-            saved = ctx.kept.pop(index, partial(_layer_prefix, prefix, index, behind))
+            saved = ctx.kept.pop(index)
             between, (queries, keys, values) = decoder.backward_attention(layer, saved, grad, layout)
             of_prefix.append([sum_over_rows(tensor, behind.indexes, shape) for tensor in (keys, values)])
             if index:
@@ -370,6 +326,20 @@ class _RowPass(torch.autograd.Function):
                 grad = decoder.backward_input(layer, saved, AttentionGradients(between, own), layout)  # [B T, H]
         by_kind = zip(*reversed(of_prefix), strict=True)  # the keys of all layers, then their values
         return None, None, None, None, None, *(tensor for tensors in by_kind for tensor in tensors)
+
+
+def _run_again(
+    decoder: FusedDecoder,
+    layouts: Sequence[Layout],
+    prefix: Sequence[Tensor],
+    behind: RowPrompts | None,
+    index: int,
+    states: Tensor,
+) -> Saved:
+    """Return what a layer keeps for the backward pass, from the states [B T, H] before it."""
+    before = _layer_prefix(prefix, index, behind)
+    _, saved = decoder.forward_layer(decoder.layers[index], states, layouts[index], before)
+    return saved
 
 
 def _layer_prefix(prefix: Sequence[Tensor], layer: int, behind: RowPrompts | None) -> LayerKeyValues | None:

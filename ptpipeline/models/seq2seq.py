@@ -25,6 +25,10 @@ class _Encoded(NamedTuple):
     states: Tensor
     mask: Tensor | None
 
+    def select(self, rows: Tensor) -> "_Encoded":
+        """Return these rows [B]; a row may come several times."""
+        return _Encoded(self.states[rows], None if self.mask is None else self.mask[rows])
+
 
 @dataclass(frozen=True)
 class Seq2SeqBase(FrozenBase):
@@ -41,10 +45,19 @@ class Seq2SeqBase(FrozenBase):
         return PrefixCache((stacked,), lengths)
 
     def compute_states(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Tensor:
-        """Return the decoder's states [N, H]: at its start token, and at each token of the continuation."""
+        """Return the decoder's states [N, H]: at its start token, and at each token of the continuation.
+
+        The encoder reads a text that several rows of one prompt have, such as one with several labels, once.
+        """
         ids, lengths = pad_batch([[self.start, *row.continuation] for row in inputs], self.device)  # [B, T], [B]
         mask = _mask_lengths(ids.shape[1], lengths)  # [B, T]
-        return self._decode_pass(self._encode_pass(cache, inputs), ids, mask=mask.long())[mask]
+        texts = [(row.prompt, tuple(row.text)) for row in inputs]
+        distinct = dict(zip(texts, inputs, strict=True))
+        encoded = self._encode_pass(cache, list(distinct.values()))
+        if len(distinct) < len(inputs):
+            places = {text: place for place, text in enumerate(distinct)}
+            encoded = encoded.select(torch.tensor([places[text] for text in texts], device=self.device))
+        return self._decode_pass(encoded, ids, mask=mask.long())[mask]
 
     def concatenate(self, prompts: Sequence[SoftPrompt], inputs: Sequence[Input]) -> Tensor:
         """Return the states [N, H] of `[prompt][text]`, row by row, without pads or masks."""

@@ -142,7 +142,7 @@ def read_traits(model: Any) -> Traits:
         activation=_activation_name(config),
         residual_scale=float(getattr(config, "residual_multiplier", 1.0)),
         embedding_scale=float(getattr(config, "embedding_multiplier", 1.0)),
-        longest=_read_longest(config),
+        longest=read_longest(config),
     )
 
 
@@ -178,9 +178,12 @@ def _list_ropes(config: Any) -> list[Any]:
     return [ropes] if "rope_type" in ropes else [ropes[kind] for kind in dict.fromkeys(config.layer_types)]
 
 
-def _read_longest(config: Any) -> int | None:
+def read_longest(config: Any) -> int | None:
     """Return the length up to which `longrope` keeps its short frequencies; None if all frequencies are fixed."""
-    changing = [rope for rope in _list_ropes(config) if rope["rope_type"] == "longrope"]
+    ropes = getattr(config, "rope_parameters", None) or {}  # of the model, or of each type of its layers
+    changing = [
+        rope for rope in (ropes, *ropes.values()) if isinstance(rope, dict) and rope.get("rope_type") == "longrope"
+    ]
     return min((int(rope["original_max_position_embeddings"]) for rope in changing), default=None)
 
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from ptpipeline.data.batches import group_by_length
 from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache
+from ptpipeline.serving.heads import share_heads
 from ptpipeline.serving.ranking import Query, rank
 
 TOKENS_PER_DECODE = 4096  # padded tokens that one decoding may grow to: bounds the memory of its keys and values
@@ -17,11 +18,6 @@ class Opening(NamedTuple):
     limit: int
     prompt: int
 
-    @property
-    def length(self) -> int:
-        """Number of tokens that it may grow to, without the prompt's."""
-        return len(self.ids) + self.limit
-
 
 def generate(base: FrozenBase, cache: PrefixCache | None, openings: Sequence[Opening]) -> list[str]:
     """Return the text that follows each opening, without white space at its ends; prompts may be mixed.
@@ -29,11 +25,13 @@ def generate(base: FrozenBase, cache: PrefixCache | None, openings: Sequence[Ope
     Groups are formed by limit and length in a fixed order, so the same openings always run in the same batches.
     """
     texts = [""] * len(openings)
+    cache, inputs = share_heads(base, cache, [Input(opening.ids, (), opening.prompt) for opening in openings])
     for limit in sorted({opening.limit for opening in openings}):  # beyond its own limit, a row could leave the context
         alike = [index for index, opening in enumerate(openings) if opening.limit == limit]
-        for group in group_by_length(alike, lambda index: openings[index].length, TOKENS_PER_DECODE):
-            inputs = [Input(openings[index].ids, (), openings[index].prompt) for index in group]
-            for index, ids in zip(group, base.decode(cache, inputs, limit), strict=True):
+        for group in group_by_length(
+            alike, lambda index: inputs[index].length + openings[index].limit, TOKENS_PER_DECODE
+        ):
+            for index, ids in zip(group, base.decode(cache, [inputs[index] for index in group], limit), strict=True):
                 texts[index] = _decode_text(base, ids)
     return texts
 

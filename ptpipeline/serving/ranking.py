@@ -5,6 +5,7 @@ ranks by log-likelihood per token, and subtracts what each label gets behind tex
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,9 +14,13 @@ from torch import Tensor
 
 from ptpipeline.data.batches import group_by_length
 from ptpipeline.data.tokens import LabelTokens
+from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache
+from ptpipeline.serving.heads import WORTH, narrow, share_heads
 
-TOKENS_PER_PASS = 2048  # padded tokens in one forward pass: bounds memory, and keeps the processor busy
+TOKENS_PER_CPU_PASS = 512  # padded tokens: with more, what a layer hands on no longer stays in a core's cache
+KEPT_SLOTS = 2048  # tokens of prompts and texts whose keys and values are kept at once for the labels behind them
+BRANCH_SLOTS = 8192  # such tokens, and those of labels behind them, in one forward pass
 
 
 class Query(NamedTuple):
@@ -30,11 +35,20 @@ class Query(NamedTuple):
     prior: Tensor | None = None
 
 
-class _Sequence(NamedTuple):
-    """One row of a pass: a text and the beginning of one or more labels, for the query of that index."""
+class _Label(NamedTuple):
+    """A label of a query: the index of the query, of the label among the query's, and the label's tokens."""
 
     query: int
+    number: int
+    tokens: tuple[int, ...]
+
+
+class _Row(NamedTuple):
+    """One row of a pass, and the labels whose next tokens its states predict, from the token `start` of each."""
+
     input: Input
+    labels: tuple[_Label, ...]
+    start: int = 0
 
 
 def rank(base: FrozenBase, cache: PrefixCache | None, queries: Sequence[Query]) -> list[Tensor]:
@@ -67,9 +81,27 @@ def compute_prior(base: FrozenBase, cache: PrefixCache | None, labels: LabelToke
 def _compute_log_likelihoods(base: FrozenBase, cache: PrefixCache | None, queries: Sequence[Query]) -> list[Tensor]:
     """Return the log-likelihood of every label [labels] per query; per token if its labels are to be normalised."""
     scores = [torch.zeros(len(query.labels.ids)) for query in queries]
+    tokens = TOKENS_PER_CPU_PASS if base.device.type == "cpu" else base.tokens_per_pass
     with torch.inference_mode():
-        for group in group_by_length(_build_sequences(queries), lambda row: row.input.length, TOKENS_PER_PASS):
-            _add_scores(base, cache, queries, group, scores)
+        branches = [_find_branches(index, query.labels) for index, query in enumerate(queries)]
+        rows = [Input(query.ids, max(own, key=len), query.prompt) for query, own in zip(queries, branches, strict=True)]
+        causal = narrow(base, cache, rows)
+        cache, texts = share_heads(base, cache, rows)
+        repeated = sum(len(text.text) * (len(own) - 1) for text, own in zip(texts, branches, strict=True))
+        whole, branching = [], []
+        for text, own in zip(texts, branches, strict=True):
+            if len(own) > 1 and repeated >= WORTH and causal is not None:
+                branching.append(
+                    _Row(text._replace(continuation=()), tuple(label for labels in own.values() for label in labels))
+                )
+            else:
+                whole += [_Row(text._replace(continuation=begin), labels) for begin, labels in own.items()]
+        for group in group_by_length(whole, lambda row: row.input.length, tokens):
+            _add_scores(base, base.compute_states(cache, [row.input for row in group]), group, scores)
+        if causal is not None:
+            before = 0 if cache is None else cache.width
+            for group in group_by_length(branching, lambda row: before + row.input.length, KEPT_SLOTS):
+                _score_branches(causal, cache, group, scores)
     return [
         score / _count_tokens(query.labels) if query.labels.normalised else score
         for score, query in zip(scores, queries, strict=True)
@@ -80,30 +112,49 @@ def _count_tokens(labels: LabelTokens) -> Tensor:
     return torch.tensor([float(len(tokens)) for tokens in labels.ids])
 
 
-def _build_sequences(queries: Sequence[Query]) -> list[_Sequence]:
-    """Return one row for each distinct beginning of a text's labels: a single row if all labels are one token."""
+def _find_branches(query: int, labels: LabelTokens) -> dict[tuple[int, ...], tuple[_Label, ...]]:
+    """Return the distinct beginnings of a query's labels, each with the labels that are read behind it.
+
+    A beginning is all of a label but its last token. A label of one token is read behind the first beginning that there
+    is: so if all labels are one token, there is one beginning, without tokens.
+    """
+    beginnings = sorted({tokens[:-1] for tokens in labels.ids} - {()}) or [()]
+    branches: dict[tuple[int, ...], tuple[_Label, ...]] = dict.fromkeys(beginnings, ())
+    for index, tokens in enumerate(labels.ids):
+        branches[tokens[:-1] or beginnings[0]] += (_Label(query, index, tokens),)
+    return branches
+
+
+def _score_branches(base: CausalBase, cache: PrefixCache | None, group: list[_Row], scores: list[Tensor]) -> None:
+    """Score labels with several beginnings: each text runs once, then every beginning behind the cache of its text."""
+    states, behind = base.extend(cache, [row.input for row in group])
+    _add_scores(base, states, [row._replace(labels=_cut(row.labels)) for row in group], scores)
     rows = []
-    for index, query in enumerate(queries):
-        beginnings = sorted({label[:-1] for label in query.labels.ids} - {()}) or [()]
-        rows += [_Sequence(index, Input(query.ids, begin, query.prompt)) for begin in beginnings]
-    return rows
+    for text, row in enumerate(group):
+        branches: dict[tuple[int, ...], tuple[_Label, ...]] = defaultdict(tuple)
+        for label in row.labels:
+            if len(label.tokens) > 1:
+                branches[label.tokens[:-1]] += (label,)
+        rows += [_Row(Input(begin[:1], begin[1:], text), own, 1) for begin, own in branches.items()]
+    for part in group_by_length(rows, lambda row: behind.width + row.input.length, BRANCH_SLOTS):
+        _add_scores(base, base.compute_states(behind, [row.input for row in part]), part, scores)
 
 
-def _add_scores(
-    base: FrozenBase, cache: PrefixCache | None, queries: Sequence[Query], group: list[_Sequence], scores: list[Tensor]
-) -> None:
-    """Add each label's log-likelihood to `scores`; a label is read from the first row that holds its beginning."""
-    log_probs = base.compute_logits(base.compute_states(cache, [row.input for row in group])).log_softmax(-1).cpu()
-    start = 0
+def _cut(labels: Sequence[_Label]) -> tuple[_Label, ...]:
+    """Return the labels with their first token alone, which the state behind the text predicts."""
+    return tuple(label._replace(tokens=label.tokens[:1]) for label in labels)
+
+
+def _add_scores(base: FrozenBase, states: Tensor, group: Sequence[_Row], scores: list[Tensor]) -> None:
+    """Add to `scores` what the states [N, H] of a group's rows say of the labels that are read there."""
+    log_probs = base.compute_logits(states).log_softmax(-1)  # [N, V]
+    first, places, aims = 0, list[tuple[int, int]](), list[_Label]()
     for row in group:
-        labels = queries[row.query].labels
-        for label, tokens in enumerate(labels.ids):
-            if _find_beginning(labels, tokens) == row.input.continuation:
-                for step, token in enumerate(tokens):
-                    scores[row.query][label] += log_probs[start + step, token]
-        start += row.input.state_count
-
-
-def _find_beginning(labels: LabelTokens, tokens: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the beginning behind which a label is read: its own; for a label of one token the first that there is."""
-    return tokens[:-1] or min((label[:-1] for label in labels.ids if len(label) > 1), default=())
+        for label in row.labels:
+            for step, token in enumerate(label.tokens[row.start :]):
+                places.append((first + step, token))
+                aims.append(label)
+        first += row.input.state_count
+    states_read, tokens = torch.tensor(places, device=log_probs.device).unbind(1)
+    for label, value in zip(aims, log_probs[states_read, tokens].tolist(), strict=True):
+        scores[label.query][label.number] += value

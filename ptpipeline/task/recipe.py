@@ -105,7 +105,7 @@ class Tune(Section):
 
     `shared` names the shared prompt that `multitask` starts from; `encoder` is the prompt encoder of `p_tuning`;
     `encoder_width` the hidden width of the network that `residual`, `p_tuning` and `prefix` train through. `prefix`
-    needs a causal model.
+    needs a causal model. At most `dev_rows` rows of the dev split are answered every `eval_every` steps.
     """
 
     method: Literal["prompt", "residual", "p_tuning", "prefix", "multitask", "ensemble"] = "prompt"
@@ -127,6 +127,7 @@ class Tune(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     eval_every: Annotated[int, Field(ge=1)] = 50
+    dev_rows: Annotated[int, Field(ge=1)] = 200
     patience: Annotated[int, Field(ge=1)] = 4
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     store_dtype: Literal["float16", "bfloat16", "float32"] = "float16"

@@ -140,7 +140,7 @@ def _identify_job(job: Job) -> dict[str, Any]:
         "name": job.name,
         "recipe": job.task.recipe_digest(),
         "metric": job.task.gate.metric,
-        "tune": job.tune.model_dump(mode="json"),
+        "tune": job.tune.model_dump(mode="json", exclude={"dev_rows"}),  # `rows` holds what it chose
         "labels": repr(job.text.labels),
         "rows": [hashlib.sha256(repr(rows).encode()).hexdigest() for rows in (job.train, job.dev)],
         "prompts": hashlib.sha256(save(copy_tensors(tensors))).hexdigest(),

@@ -19,6 +19,8 @@ ENGINE_VERSION = 2
 def compute_training_key(task: Task, snapshot: Snapshot, base_fingerprint: str, start: str | None = None) -> str:
     """Return the digest of train and dev rows, recipe, base model, engine and `start` (what `digest_start` returns).
 
+    The recipe's `dev_rows` is a part of its own if it leaves rows out.
+
     Equal keys train to the same prompt.
     """
     parts = {
@@ -30,6 +32,8 @@ def compute_training_key(task: Task, snapshot: Snapshot, base_fingerprint: str, 
         "base": base_fingerprint,
         "engine": ENGINE_VERSION,
     }
+    if snapshot.dev.rows > task.tune.dev_rows:  # else all rows are evaluated, as before there was a limit
+        parts["dev_rows"] = task.tune.dev_rows
     return digest_of(parts | ({"start": start} if start else {}))
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptpipeline.models import decoder, layout
+from ptpipeline.models import kept, layout
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.decoder import FusedDecoder
 from ptpipeline.models.frozen import Input
@@ -64,14 +64,14 @@ def test_states_and_gradients_equal_transformers_own(
 def test_layers_that_run_again_give_the_same_bits(name: str, span: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "SPAN", span)
     base, prompts = family(name), prompts_of([5, 2])
-    kept = gradients(by_hand(base, prompts, (0, 1, 0)), prompts)
-    monkeypatch.setattr(decoder, "KEPT_SHARE", 0.0)
+    once = gradients(by_hand(base, prompts, (0, 1, 0)), prompts)
+    monkeypatch.setattr(kept, "KEPT_SHARE", 0.0)
     runs: list[int] = []
     forward = FusedDecoder.forward_layer
     monkeypatch.setattr(FusedDecoder, "forward_layer", lambda *args: runs.append(1) or forward(*args))
     again = gradients(by_hand(base, prompts, (0, 1, 0)), prompts)
     assert len(runs) == 2 * (3 + 2)  # the rows' three layers and the prompts' two, each forward twice
-    assert all(torch.equal(a, b) for a, b in zip(kept, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
 
 
 @pytest.mark.parametrize("name", FUSED)

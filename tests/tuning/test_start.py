@@ -16,6 +16,7 @@ from ptpipeline.records.data import Snapshot, SplitInfo
 from ptpipeline.records.versions import Pointer, Promotion, VersionName
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import pointer_key, version_key
+from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Task
 from ptpipeline.tuning.key import compute_training_key, digest_start
 from ptpipeline.tuning.start import load_start
@@ -75,6 +76,15 @@ def test_each_part_of_a_training_changes_its_key(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("ptpipeline.tuning.key.ENGINE_VERSION", 999)
     keys.append(key())
     assert len(set(keys)) == len(keys)
+
+
+def test_dev_rows_count_only_if_they_leave_rows_out() -> None:
+    """SNAPSHOT has 4: a recipe that evaluates them all has the key that it had before there was a limit."""
+    assert Tune().dev_rows == 200
+    many = a_split("b").model_copy(update={"rows": 201})
+    assert key(dev=many) != key()
+    assert key(dev=many.model_copy(update={"rows": 200})) == key()
+    assert len({key(declared("mood", dev_rows=count), dev=many) for count in (3, 200, 201, 202)}) == 4
 
 
 def test_test_rows_are_no_part_of_a_training() -> None:

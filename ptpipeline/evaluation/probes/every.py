@@ -8,6 +8,7 @@ from ptpipeline.data.rows import Row
 from ptpipeline.evaluation.probes.latency import measure_latency
 from ptpipeline.evaluation.probes.membership import measure_membership
 from ptpipeline.evaluation.probes.norms import measure_norms
+from ptpipeline.evaluation.probes.queries import NOTHING, Known
 from ptpipeline.evaluation.probes.robustness import measure_robustness
 from ptpipeline.evaluation.probes.swaps import measure_swaps
 from ptpipeline.prompts.artifact import Artifact
@@ -20,12 +21,15 @@ PROBES = ("robustness", "bias", "privacy", "norms", "latency")
 
 
 class Subject(NamedTuple):
-    """A prompt, its members if it is an ensemble, the rows that it was trained on, and test rows."""
+    """A prompt, its members if it is an ensemble, the rows that it was trained on, test rows, and the scores that are
+    known of the test rows.
+    """
 
     artifact: Artifact
     members: Sequence[Artifact]
     train: Sequence[Row]
     test: Sequence[Row]
+    known: Known = NOTHING
 
 
 def run_probes(engine: Engine, subject: Subject, checks: Checks) -> dict[str, float]:
@@ -33,12 +37,12 @@ def run_probes(engine: Engine, subject: Subject, checks: Checks) -> dict[str, fl
 
     A measure that is NaN or infinite is left out: the check `finite` reports a prompt whose scores are not numbers.
     """
-    artifact, test = subject.artifact, subject.test
+    artifact, test, known = subject.artifact, subject.test, subject.known
     engine.load(artifact, subject.members)
     probes: dict[str, Callable[[], dict[str, float]]] = {
-        "robustness": lambda: measure_robustness(engine, artifact, test),
-        "bias": lambda: measure_swaps(engine, artifact, test, checks.bias.swaps) if checks.bias.swaps else {},
-        "privacy": lambda: measure_membership(engine, artifact, subject.train, test),
+        "robustness": lambda: measure_robustness(engine, artifact, test, known),
+        "bias": lambda: measure_swaps(engine, artifact, test, checks.bias.swaps, known) if checks.bias.swaps else {},
+        "privacy": lambda: measure_membership(engine, artifact, subject.train, test, known),
         "norms": lambda: measure_norms(engine, artifact, subject.members),
         "latency": lambda: measure_latency(engine, artifact, test),
     }

@@ -7,31 +7,35 @@ from ptpipeline.data.rows import Row
 from ptpipeline.data.template import render
 from ptpipeline.data.tokens import FreeText, LabelTokens
 from ptpipeline.errors import ContextError
-from ptpipeline.evaluation.probes.queries import encode_bare, encode_prompted
+from ptpipeline.evaluation.probes.queries import NOTHING, Known, encode_bare, encode_prompted, score_rows
 from ptpipeline.models.frozen import PrefixCache
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.serving.engine import Engine, Question
+from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.ranking import Query, rank
 
 TOKENS_PER_PASS = 512  # every target token needs logits over the whole vocabulary: 100 MB if that has 49,152
 
 
-def prompted_likelihoods(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> list[float]:
+def prompted_likelihoods(
+    engine: Engine, artifact: Artifact, rows: Sequence[Row], known: Known = NOTHING
+) -> list[float]:
     """Return the log-likelihood of each row's label as it is served, or the mean over the tokens of its target."""
     if artifact.manifest.generate is not None:
         return _target_likelihoods(engine, artifact, rows, engine.load(artifact).cache, encode_prompted)
-    scores = engine.score_labels([Question(artifact.digest, row.text) for row in rows])
+    scores = score_rows(engine, artifact, rows, known)
     names = list(artifact.manifest.labels)
     return [float(score[names.index(row.label)]) for score, row in zip(scores, rows, strict=True)]
 
 
-def bare_likelihoods(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> list[float]:
+def bare_likelihoods(engine: Engine, artifact: Artifact, rows: Sequence[Row], known: Known = NOTHING) -> list[float]:
     """Return the same likelihoods on the base model without the prompt."""
     if artifact.manifest.generate is not None:
         return _target_likelihoods(engine, artifact, rows, None, encode_bare)
     labels = engine.load(artifact).labels
-    scores = rank(engine.base, None, [Query(encode_bare(engine, artifact, row.text), labels, 0) for row in rows])
-    return [float(score[labels.names.index(row.label)]) for score, row in zip(scores, rows, strict=True)]
+    asked = [row for row in rows if row.id not in known.bare]
+    scores = iter(rank(engine.base, None, [Query(encode_bare(engine, artifact, row.text), labels, 0) for row in asked]))
+    own = [known.bare[row.id] if row.id in known.bare else next(scores) for row in rows]
+    return [float(score[labels.names.index(row.label)]) for score, row in zip(own, rows, strict=True)]
 
 
 def keep_within_limit(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> list[Row]:

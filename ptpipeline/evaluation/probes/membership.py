@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from ptpipeline.data.rows import Row
 from ptpipeline.evaluation.probes.likelihood import bare_likelihoods, keep_within_limit, prompted_likelihoods
-from ptpipeline.evaluation.probes.queries import sample_rows
+from ptpipeline.evaluation.probes.queries import NOTHING, Known, sample_rows
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.engine import Engine
 
@@ -22,7 +22,7 @@ Values = NDArray[np.float64]
 
 
 def measure_membership(
-    engine: Engine, artifact: Artifact, train: Sequence[Row], test: Sequence[Row]
+    engine: Engine, artifact: Artifact, train: Sequence[Row], test: Sequence[Row], known: Known = NOTHING
 ) -> dict[str, float]:
     """Return the AUC of the loss-threshold attack with a two-sided 95% bootstrap interval; .5 is no better than chance.
 
@@ -37,12 +37,13 @@ def measure_membership(
     inside, outside = _balance(
         keep_within_limit(engine, artifact, train), keep_within_limit(engine, artifact, test), key
     )
-    ours, theirs = (_finite(prompted_likelihoods(engine, artifact, rows)) for rows in (inside, outside))
+    sides = ((inside, NOTHING), (outside, known))  # only the test rows were evaluated
+    ours, theirs = (_finite(prompted_likelihoods(engine, artifact, rows, own)) for rows, own in sides)
     count = min(len(ours), len(theirs))
     if count < 2:
         return {"privacy.rows": count}
     low, high = interval(ours, theirs)
-    bare = (_finite(bare_likelihoods(engine, artifact, rows)) for rows in (inside, outside))
+    bare = (_finite(bare_likelihoods(engine, artifact, rows, own)) for rows, own in sides)
     return {
         "privacy.rows": count,
         "privacy.auc": attack(ours, theirs),

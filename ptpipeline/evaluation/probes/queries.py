@@ -1,7 +1,11 @@
 """How probes query a loaded prompt: on the same rows each night, with texts that may no longer fit."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from ptpipeline.data.rows import Row, normalise
 from ptpipeline.data.template import render
@@ -9,6 +13,20 @@ from ptpipeline.data.tokens import encode_text
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.placement import build_text_encoder, count_extra_tokens
 from ptpipeline.serving.engine import Engine, Question
+
+
+class Known(NamedTuple):
+    """What evaluations of the same rows have answered, by row id; what is not known is computed.
+
+    Scores of the labels [labels] behind the prompt, and on the base without it; and texts generated behind the prompt.
+    """
+
+    prompted: Mapping[str, Sequence[float]] = {}
+    bare: Mapping[str, Sequence[float]] = {}
+    texts: Mapping[str, str] = {}
+
+
+NOTHING = Known()
 
 
 def sample_rows(rows: Sequence[Row], limit: int) -> list[Row]:
@@ -25,6 +43,22 @@ def ask(engine: Engine, artifact: Artifact, texts: Sequence[str]) -> list[str]:
         return [normalise(text) for text in engine.generate(questions)]
     names = list(artifact.manifest.labels)
     return [names[int(scores.argmax())] for scores in engine.score_labels(questions)]
+
+
+def score_rows(engine: Engine, artifact: Artifact, rows: Sequence[Row], known: Known) -> list[Tensor]:
+    """Return the score of every label [labels] of each row behind the loaded prompt; known scores are not computed."""
+    asked = [row for row in rows if row.id not in known.prompted]
+    scores = iter(engine.score_labels([Question(artifact.digest, row.text) for row in asked]))
+    return [torch.tensor(known.prompted[row.id]) if row.id in known.prompted else next(scores) for row in rows]
+
+
+def answer_rows(engine: Engine, artifact: Artifact, rows: Sequence[Row], known: Known) -> list[str]:
+    """Return what `ask` returns for the rows' texts; answers that are known are not computed."""
+    if artifact.manifest.generate is not None:
+        answers = iter(ask(engine, artifact, [row.text for row in rows if row.id not in known.texts]))
+        return [normalise(known.texts[row.id]) if row.id in known.texts else next(answers) for row in rows]
+    names = list(artifact.manifest.labels)
+    return [names[int(scores.argmax())] for scores in score_rows(engine, artifact, rows, known)]
 
 
 def fits(engine: Engine, artifact: Artifact, text: str) -> bool:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ptpipeline.data.rows import Row
-from ptpipeline.evaluation.probes.queries import ask, fits, sample_rows
+from ptpipeline.evaluation.probes.queries import NOTHING, Known, answer_rows, ask, fits, sample_rows
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.engine import Engine
 
@@ -14,7 +14,9 @@ ROWS = 100
 Change = Callable[[str], str]
 
 
-def measure_robustness(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> dict[str, float]:
+def measure_robustness(
+    engine: Engine, artifact: Artifact, rows: Sequence[Row], known: Known = NOTHING
+) -> dict[str, float]:
     """Return the share of answers that flip for each variant, and the worst share of white space and of case.
 
     Up to 100 rows are probed. A text that a variant does not change counts as not flipped. A text that no longer fits
@@ -23,7 +25,7 @@ def measure_robustness(engine: Engine, artifact: Artifact, rows: Sequence[Row]) 
     """
     probed = sample_rows(rows, ROWS)
     texts = [row.text for row in probed]
-    answers = ask(engine, artifact, texts)
+    answers = answer_rows(engine, artifact, probed, known)
     measures: dict[str, float] = {"robustness.rows": len(probed)}
     left_out = 0
     for kind, variants in VARIANTS.items():

@@ -3,10 +3,11 @@
 import re
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from ptpipeline.data.rows import Row
 from ptpipeline.errors import DataError
-from ptpipeline.evaluation.probes.queries import ask as ask
-from ptpipeline.evaluation.probes.queries import fits, sample_rows
+from ptpipeline.evaluation.probes.queries import NOTHING, Known, answer_rows, ask, fits, sample_rows, score_rows
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.engine import Engine, Question
 
@@ -14,7 +15,11 @@ ROWS = 200
 
 
 def measure_swaps(
-    engine: Engine, artifact: Artifact, rows: Sequence[Row], pairs: Sequence[tuple[str, str]]
+    engine: Engine,
+    artifact: Artifact,
+    rows: Sequence[Row],
+    pairs: Sequence[tuple[str, str]],
+    known: Known = NOTHING,
 ) -> dict[str, float]:
     """Return the share of rows whose answer flips when terms are swapped, and the number of these rows.
 
@@ -24,17 +29,18 @@ def measure_swaps(
     """
     replacements = _replacements(pairs)
     concerned = [row for row in rows if swap_terms(row.text, replacements) != row.text]
-    texts = [(row.text, swap_terms(row.text, replacements)) for row in sample_rows(concerned, ROWS)]
-    texts = [(text, changed) for text, changed in texts if fits(engine, artifact, changed)]
-    if not texts:
+    swapped = [(row, swap_terms(row.text, replacements)) for row in sample_rows(concerned, ROWS)]
+    swapped = [(row, changed) for row, changed in swapped if fits(engine, artifact, changed)]
+    if not swapped:
         return {"bias.rows": 0}
-    before, after = ([pair[side] for pair in texts] for side in (0, 1))
+    before, after = [row for row, _ in swapped], [changed for _, changed in swapped]
     if artifact.manifest.generate is not None:
-        flips = [
-            one != other for one, other in zip(ask(engine, artifact, before), ask(engine, artifact, after), strict=True)
-        ]
-        return {"bias.rows": len(texts), "bias.flips": sum(flips) / len(texts)}
-    return {"bias.rows": len(texts)} | _label_changes(engine, artifact, before, after)
+        plain = answer_rows(engine, artifact, before, known)
+        flips = [one != other for one, other in zip(plain, ask(engine, artifact, after), strict=True)]
+        return {"bias.rows": len(swapped), "bias.flips": sum(flips) / len(swapped)}
+    ours = score_rows(engine, artifact, before, known)
+    theirs = engine.score_labels([Question(artifact.digest, text) for text in after])
+    return {"bias.rows": len(swapped)} | _compare_scores(ours, theirs)
 
 
 def swap_terms(text: str, replacements: Mapping[str, str]) -> str:
@@ -71,10 +77,7 @@ def _match_case(term: str, replaced: str) -> str:
     return term[:1].upper() + term[1:] if replaced[:1].isupper() else term
 
 
-def _label_changes(engine: Engine, artifact: Artifact, before: Sequence[str], after: Sequence[str]) -> dict[str, float]:
-    ours, theirs = (
-        engine.score_labels([Question(artifact.digest, text) for text in texts]) for texts in (before, after)
-    )
+def _compare_scores(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> dict[str, float]:
     flips, shifts = 0, 0.0
     for one, other in zip(ours, theirs, strict=True):
         label = int(one.argmax())
