@@ -7,7 +7,7 @@
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -34,6 +34,9 @@ def _absolute(path: Path) -> Path:
         raise ValueError(str(error)) from None
 
 
+ComputeType = Literal["float32", "bfloat16"]
+COMPUTE_TYPES: tuple[str, ...] = get_args(ComputeType)
+
 KeyFile = Annotated[Path, AfterValidator(_absolute)]
 
 
@@ -42,7 +45,7 @@ class Settings(BaseSettings):
 
     home: folder of all local files. tasks: folder of task files. store: `s3://bucket[/prefix]` or
     `file:///folder`. ledger: SQLAlchemy URL. mlflow, prefect: server addresses, None if there is no server.
-    dtype: compute type of the base model; `auto` is bfloat16 if the processor multiplies it natively.
+    dtype: compute type of the base model; `auto` is the faster of the two on this machine, by a measurement.
     checkpoint_seconds: time between two checkpoints of a training.
     signing_key: PEM file of the private key that signs what is stored; never the key itself, so that no copy of these
     settings holds a secret. trusted_keys: PEM file of public keys; if it is set, only what one of them signed is read.
@@ -57,7 +60,7 @@ class Settings(BaseSettings):
     mlflow: str | None = None
     prefect: str | None = None
     s3_endpoint: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", ComputeType] = "auto"
     checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
     signing_key: Annotated[KeyFile | None, Field(repr=False)] = None
     trusted_keys: KeyFile | None = None

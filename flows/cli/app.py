@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
-from flows.cli.terminal import log_plainly, say
+from flows.cli.terminal import choose_display, log_plainly, say, say_progress
 from ptpipeline.errors import NotFound
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def open_context() -> "Context":
     from ptpipeline.settings import load_settings
 
     log_plainly()
-    return Context(load_settings(), open_registry(writing=True), lambda line: say(line, sys.stderr))
+    return Context(load_settings(), open_registry(writing=True), say_progress, choose_display())
 
 
 def load_sound_tasks() -> dict[str, "Task"]:

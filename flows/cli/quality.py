@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from flows.cli.app import Json, Reference, Reveal, TaskName, app, find_kept, find_version, open_registry, spend_look
-from flows.cli.terminal import log_plainly, say
+from flows.cli.terminal import choose_display, log_plainly, say, say_progress
 
 if TYPE_CHECKING:
     from flows.on_demand.diff import Diff
@@ -147,7 +147,7 @@ def neighbours(
     from ptpipeline.prompts.interpretation import Neighbours
     from ptpipeline.settings import load_settings
 
-    context = Context(load_settings(), open_registry(writing=text is not None), _print_progress)
+    context = Context(load_settings(), open_registry(writing=text is not None), say_progress, choose_display())
     task, number = find_version(context.registry, reference)
     result = rank_neighbours(context, task, number) if text is None else train_wayward(context, task, number, text)
     if as_json:
@@ -163,11 +163,7 @@ def _open_context(writing: bool) -> "Context":
     from ptpipeline.settings import load_settings
 
     log_plainly()
-    return Context(load_settings(), open_registry(writing), _print_progress)
-
-
-def _print_progress(line: str) -> None:
-    say(line, sys.stderr)
+    return Context(load_settings(), open_registry(writing), say_progress, choose_display())
 
 
 def _print_file(measured: "FileReport") -> None:

@@ -9,12 +9,31 @@ import logging
 import sys
 import traceback
 from types import TracebackType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from ptpipeline.progress import Display
 
 
 def say(line: str, file: TextIO | None = None) -> None:
     """Print one line, on standard output unless `file` is another, with all control characters written out."""
-    print(_plain(line), file=file or sys.stdout, flush=True)
+    print(escape(line), file=file or sys.stdout, flush=True)
+
+
+def say_progress(line: str) -> None:
+    """Print one line of what goes on, on standard error."""
+    say(line, sys.stderr)
+
+
+def choose_display() -> "Display":
+    """Return how to show the progress of long work: a bar on a terminal, else lines."""
+    from ptpipeline.progress import Lines
+
+    if not sys.stderr.isatty():
+        return Lines(say_progress)
+    from flows.cli.bar import Bar
+
+    return Bar()
 
 
 def say_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -29,16 +48,32 @@ class PlainFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
         """Return the record's message in one line."""
-        return _plain(super().formatMessage(record))
+        return escape(super().formatMessage(record))
 
     def formatException(self, ei: Any) -> str:  # noqa: N802  logging's name
         """Return the error's lines."""
-        return "\n".join(map(_plain, indent(super().formatException(ei))))
+        return "\n".join(map(escape, indent(super().formatException(ei))))
+
+
+class _StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what standard error is now: a progress bar replaces it, and keeps below what is written."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:
+        """Standard error."""
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, _stream: TextIO) -> None:
+        """Let nobody fix it."""
 
 
 def log_plainly(level: int = logging.WARNING) -> None:
     """Let the log of all modules from that level on appear on standard error."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _StandardError()
     handler.setFormatter(PlainFormatter("%(levelname)s %(message)s"))
     logging.basicConfig(level=level, handlers=[handler])
 
@@ -49,7 +84,8 @@ def indent(text: str) -> list[str]:
     return [first, *(f"  {line}" for line in more)]
 
 
-def _plain(line: str) -> str:
+def escape(line: str) -> str:
+    """Return the line with all control characters written out."""
     from ptpipeline.foreign import escape_controls
 
     return escape_controls(line)

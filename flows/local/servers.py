@@ -25,9 +25,16 @@ TRACKING_BUCKET = "ptp-mlflow"
 DEFAULT_PORTS = {"storage": 8333, "mlflow": 5000, "prefect": 4200}
 NAMES = ("storage", "prefect", "mlflow", "worker")  # in starting order
 DEPENDS_ON = {"mlflow": "storage", "worker": "prefect"}  # their environment holds the other's address
-MAKE = 2  # of the definitions below: a running server of another make is replaced by `up`
+MAKE = 4  # of the definitions below: a running server of another make is replaced by `up`
 GRPC_OFFSET = 10_000  # SeaweedFS serves gRPC on each port + 10000
 LAST_PORT = 55_000  # the gRPC ports end at 65,000
+_SLOW_LOOPS = {  # of Prefect's services; each looks every 5 s by default, and nobody waits for what these find
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "15",
+    "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_SERVICES_CLEANUP_RECONCILER_LOOP_SECONDS": "30",
+    "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT60S",
+}
 _WEED_SPEAKERS = ("CLIENT", "MASTER", "VOLUME", "FILER", "S3", "ADMIN", "WORKER")
 _WEED_HTTP = ("CLIENT", "MASTER", "VOLUME", "FILER", "ADMIN")
 
@@ -96,6 +103,8 @@ def _storage(config: StackConfig) -> Server:
     port = config.ports["storage"]
     ports = dict(zip(("master", "volume", "filer", "admin"), _choose_inner_ports(port + 1, 4), strict=True))
     options = ["-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0", "-s3.port.lance=0", "-master.telemetry=false"]
+    # From the state of an earlier run, its raft would never rest (3 % of a core); volumes report all that it needs.
+    options += ["-master.resumeState=false"]
     options += ["-s3.autoCreateBucket=false", "-s3.allowDeleteBucketNotEmpty=false", f"-ip={HOST}", f"-ip.bind={HOST}"]
     # Relative to the server's folder: a path may be longer than the name of a socket, and who makes the default one in
     # /tmp first gets the traffic of the filer.
@@ -105,7 +114,8 @@ def _storage(config: StackConfig) -> Server:
     options += [f"-dir={folder}", f"-s3.port={port}"]
     options += [f"-{name}.port={value}" for name, value in ports.items()]
     command = [_find_weed(), "-logtostderr=true", "mini", *options]
-    environment = clean_environment({**config.storage_keys, **_mutual_tls(config), "GOMEMLIMIT": "256MiB"})
+    # A limit of memory near what is in use (232 MiB, most of it never touched) would collect all the time.
+    environment = clean_environment({**config.storage_keys, **_mutual_tls(config), "GOGC": "50"})
     return Server("storage", command, environment, lambda process: _storage_ready(config, process), folder)
 
 
@@ -174,6 +184,7 @@ def _prefect(config: StackConfig) -> Server:
         "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(folder / "ui"),
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        **_SLOW_LOOPS,
     }
     return Server(
         "prefect",
@@ -186,7 +197,7 @@ def _prefect(config: StackConfig) -> Server:
 def _worker(config: StackConfig) -> Server:
     environment = client_environment(config.home, config.settings()["prefect"]) | {
         "PREFECT_API_AUTH_STRING": config.credential("prefect"),
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_WORKER_QUERY_SECONDS": "4",
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
     }
     command = [sys.executable, "-m", "prefect", "worker", "start"]

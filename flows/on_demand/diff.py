@@ -80,7 +80,8 @@ def diff(context: Context, before: VersionRef, after: VersionRef, texts: bool = 
         _check_disclosed(context, version)
     task = versions[0].task
     snapshot = ingest(context, task)
-    pair = _pair_up(context, task, snapshot, versions)
+    with context.watch(f"{before} and {after}"):
+        pair = _pair_up(context, task, snapshot, versions)
     better, worse = compare(task, pair, 0.0), compare(task, Pair(pair.theirs, pair.ours, pair.rows), 0.0)
     if isinstance(better, str) or isinstance(worse, str):
         raise DataError(f"{before} and {after} do not compare: {better}")
@@ -105,7 +106,10 @@ def _pair_up(context: Context, task: Task, snapshot: Snapshot, versions: Sequenc
     from ptpipeline.evaluation.results import Results
 
     store = context.registry.store
-    before, after = (Results.of(store, measure(context, task, version.digest, snapshot)) for version in versions)
+    old, new = versions
+    report = measure(context, task, old.digest, snapshot)
+    before = Results.of(store, report)
+    after = Results.of(store, measure(context, task, new.digest, snapshot, dtype=report.compute_dtype))
     rows = before.ids
     for version in versions:
         rows = SeenRows(context.registry, task.name, version.digest).select_unseen(rows)

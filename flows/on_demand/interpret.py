@@ -44,7 +44,8 @@ def train_wayward(context: Context, task: str, number: int, text: str) -> Waywar
     snapshot, base = ingest(context, declared), context.engine(declared.base_model).base
     job = build_plain_job(base, declared, snapshot, registry.store)
     test = job.text.rows(load_split(registry.store, snapshot, "test"))
-    experiment = run_wayward(base, job, test, Aim(text), context.report)
+    with context.watch(f"{task}: experiment"):
+        experiment = run_wayward(base, job, test, Aim(text), context.report)
     attach(registry, version.digest, experiment)
     return experiment
 

@@ -104,7 +104,8 @@ def measure_file(context: Context, ref: VersionRef, path: Path, form: str | None
     check_answers(version)
     checked = _read_file(task, path)
     sample = _build_sample(context, version, checked, path)
-    scores = _score(context, version, sample)
+    with context.watch(path.name):
+        scores = _score(context, version, sample)
     seen = SeenRows(context.registry, ref.task, version.digest)
     return FileReport(
         task=ref.task,

@@ -83,7 +83,8 @@ def pair_with(context: Context, task: Task, measured: Measured, rival: SeenRows)
     report = measured.report
     try:
         snapshot = context.snapshot(task.name, report.snapshot)
-        theirs = Results.of(context.registry.store, measure(context, task, rival.digest, snapshot, report.split))
+        rival_report = measure(context, task, rival.digest, snapshot, report.split, report.compute_dtype)
+        theirs = Results.of(context.registry.store, rival_report)
     except INCOMPARABLE as error:
         return str(error)
     rows = select_comparable(rival, measured.rows)

@@ -2,12 +2,15 @@
 
 import logging
 import subprocess
+import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from ptpipeline.models.base import prepare_base
+from ptpipeline.progress import INTERVAL, Display, Lines, Standing, watch
 from ptpipeline.records.data import Snapshot, Split
 from ptpipeline.settings import Settings
 from ptpipeline.task.folder import find_task, sound_tasks
@@ -26,12 +29,20 @@ log = logging.getLogger("ptpipeline.stages")
 class Context:
     """One set of settings; heavy imports and base models are loaded by the first stage that needs them."""
 
-    def __init__(self, settings: Settings, registry: Registry, report: Callable[[str], None] = log.info) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        registry: Registry,
+        report: Callable[[str], None] = log.info,
+        display: Display | None = None,
+    ) -> None:
         self.settings = settings
         self.registry = registry
         self.report = report
         self.texts: dict[str, dict[str, str]] = {}  # of the last evaluation, by its key: the texts generated, by row id
-        self._engines: dict[str, Engine] = {}
+        self.display = display
+        self._engines: dict[tuple[str, str], Engine] = {}
+        self._dtypes: dict[str, str] = {}
 
     @classmethod
     def open(cls, settings: Settings) -> Self:
@@ -47,17 +58,37 @@ class Context:
 
         return Tracking(self.settings.mlflow)
 
-    def engine(self, base_model: str) -> "Engine":
+    def watch(self, name: str, tracker: Tracker | None = None, run: str | None = None) -> AbstractContextManager[None]:
+        """Show how far the work inside has come: on the display, else by lines; the tracker records it in the run, or
+        in those that are open.
+        """
+        display = self.display or Lines(self.report)
+        return watch(name, _Recorded(display, tracker, run) if tracker else display)
+
+    def engine(self, base_model: str, dtype: str | None = None) -> "Engine":
         """Return the engine over that base model, loaded once; training uses its `base` too.
 
-        Raises what `prepare_base` and `load_base` raise if the base model cannot be fetched or loaded.
+        dtype: its compute type; by default the one that this machine takes. Raises what `prepare_base` and `load_base`
+        raise if the base model cannot be fetched or loaded.
         """
         from ptpipeline.models.load import load_base
         from ptpipeline.serving.engine import Engine
 
-        if base_model not in self._engines:
-            self._engines[base_model] = Engine(load_base(prepare_base(base_model, self.settings), self.settings.dtype))
-        return self._engines[base_model]
+        dtype = dtype or self._choose_dtype(base_model)
+        if (base_model, dtype) not in self._engines:
+            prepared = prepare_base(base_model, self.settings)
+            self._engines[base_model, dtype] = Engine(load_base(prepared, dtype))
+        return self._engines[base_model, dtype]
+
+    def _choose_dtype(self, base_model: str) -> str:
+        """Return the type that this machine computes the base in, and say why the first time."""
+        from ptpipeline.models.compute_type import choose_dtype
+
+        if base_model not in self._dtypes:
+            choice = choose_dtype(prepare_base(base_model, self.settings), self.settings)
+            self.report(f"{base_model}: computes in {choice.dtype}: {choice.reason}")
+            self._dtypes[base_model] = choice.dtype
+        return self._dtypes[base_model]
 
     def snapshot(self, task: str, digest: str) -> Snapshot:
         """Read the task's snapshot of that digest; NotFound or ArtifactError if it is missing or altered."""
@@ -76,6 +107,24 @@ class Context:
         from ptpipeline.data.snapshot import load_split
 
         return [row.id for row in load_split(self.registry.store, snapshot, split)]
+
+
+class _Recorded:
+    """A display, beside which a tracker records the same in a run, but never more often than lines come."""
+
+    def __init__(self, display: Display, tracker: Tracker, run: str | None) -> None:
+        self.interval = display.interval
+        self._display, self._tracker, self._run = display, tracker, run
+        self._recorded = time.monotonic()
+
+    def show(self, standing: Standing) -> None:
+        self._display.show(standing)
+        if time.monotonic() - self._recorded >= min(INTERVAL - 1, 16 * self.interval):
+            self._recorded = time.monotonic()
+            self._tracker.log_standing(self._run, standing)
+
+    def close(self) -> None:
+        self._display.close()
 
 
 class Selection(NamedTuple):

@@ -22,8 +22,9 @@ def evaluate(context: Context, task: Task, tuned: TunedPrompt, digest: str) -> R
     have served their looks, the reserve judges.
     """
     snapshot = context.snapshot(task.name, digest)
-    report = measure(context, task, tuned.digest, snapshot, _choose_split(context, task, tuned.digest, snapshot))
-    return probe(context, task, report, snapshot)
+    with context.watch(task.name, context.tracker, tuned.tracking_run):
+        report = measure(context, task, tuned.digest, snapshot, _choose_split(context, task, tuned.digest, snapshot))
+        return probe(context, task, report, snapshot)
 
 
 def gate(context: Context, task: Task, tuned: TunedPrompt, report: Report) -> Verdict:
@@ -31,9 +32,10 @@ def gate(context: Context, task: Task, tuned: TunedPrompt, report: Report) -> Ve
     champion = _find_champion(context, task)
     verdict = context.registry.ledger.verdict_for(gate_key(task, report, champion))
     if verdict is None or needs_a_person(verdict):  # what could not be compared may be mended by now
-        challenge = line_up(context, task, tuned, report, champion)
-        look = _take_look(context, task, challenge)  # it is noted before anything is compared
-        verdict = decide(task, gather(context, task, challenge, look))
+        with context.watch(f"{task.name}: comparison", context.tracker, tuned.tracking_run):
+            challenge = line_up(context, task, tuned, report, champion)
+            look = _take_look(context, task, challenge)  # it is noted before anything is compared
+            verdict = decide(task, gather(context, task, challenge, look))
     for check in disclose_verdict(verdict).checks:
         result = "pass" if check.passed else "FAIL" if check.blocks else "warning:"
         context.report(f"{task.name}: {result} {check.name}: {check.observed}; required {check.required}")

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from flows.stages.context import Context
 from ptpipeline.gate.decide import metric_of
+from ptpipeline.progress import phase
 from ptpipeline.prompts.artifact import read_artifact, read_ensemble
 from ptpipeline.records.data import Snapshot, Split
 from ptpipeline.records.prompts import PromptManifest
@@ -15,30 +16,36 @@ if TYPE_CHECKING:
     from ptpipeline.evaluation.probes.queries import Known
 
 
-def measure(context: Context, task: Task, digest: str, snapshot: Snapshot, split: Split = "test") -> Report:
+def measure(
+    context: Context, task: Task, digest: str, snapshot: Snapshot, split: Split = "test", dtype: str | None = None
+) -> Report:
     """Return the report of a stored prompt on the rows of a split, measured once per digest, rows and compute type.
 
-    If its stored results, or those of a baseline, are not those that were measured, it is measured again. Raises
-    NotFound or ArtifactError if its bytes are missing or altered, ContextError if a row does not fit.
+    dtype: the compute type of what it is to be compared with. Without it, a report in any type stands, because another
+    machine may have made it; what nobody measured is measured in the type of this machine. If its stored results, or
+    those of a baseline, are not those that were measured, it is measured again. Raises NotFound or ArtifactError if its
+    bytes are missing or altered, ContextError if a row does not fit.
     """
     from ptpipeline.evaluation.baselines import Setup
     from ptpipeline.evaluation.evaluate import evaluate
-    from ptpipeline.evaluation.key import evaluation_key, rows_identity
-    from ptpipeline.models.load import choose_dtype
+    from ptpipeline.evaluation.key import list_keys, rows_identity
 
     ledger, store = context.registry.ledger, context.registry.store
-    rows, dtype = rows_identity(snapshot.split(split)), choose_dtype(context.settings.dtype)
-    known = ledger.report(evaluation_key(digest, rows, dtype, task.hard_prompt))
+    keys = list_keys(digest, rows_identity(snapshot.split(split)), dtype, task.hard_prompt)
+    known = next((report for key in keys if (report := ledger.report(key)) is not None), None)
     if known is not None:
         flaw = _find_flaw(context, known)
         if flaw is None:
             context.report(f"{task.name}: {digest[:12]} was measured on these {known.rows} {split} rows before")
             return known
         context.report(f"{task.name}: {digest[:12]} is measured again on these {known.rows} {split} rows: {flaw}")
+        dtype = known.compute_dtype  # verdicts name this report
     artifact = read_artifact(store, task.name, digest)
     generated: dict[str, str] = {}
     setup = Setup(split, task.data.slices, task.hard_prompt, ledger.report, ledger.save_report, generated.update)
-    report = evaluate(context.engine(artifact.manifest.base_model.name), artifact, snapshot, store, setup)
+    engine = context.engine(artifact.manifest.base_model.name, dtype)
+    with phase(f"{split} rows"):
+        report = evaluate(engine, artifact, snapshot, store, setup)
     if known is not None:  # probes depend on the prompt, not on these results
         report = report.model_copy(update={"measures": known.measures, "probed": known.probed})
     ledger.save_report(report)
@@ -88,7 +95,8 @@ def probe(context: Context, task: Task, report: Report, snapshot: Snapshot) -> R
         test=load_split(store, snapshot, report.split),
         known=read_known(context, report, artifact.manifest),
     )
-    measures = run_probes(context.engine(artifact.manifest.base_model.name), subject, task.gate.checks)
+    engine = context.engine(artifact.manifest.base_model.name, report.compute_dtype)
+    measures = run_probes(engine, subject, task.gate.checks)
     report = report.model_copy(update={"measures": measures, "probed": settings})
     context.registry.ledger.save_report(report)
     return report

@@ -105,7 +105,8 @@ def _train_sources(context: Context, sources: "Sources", base_model: str) -> Tun
 
     base, checkpoints = context.engine(base_model).base, _open_checkpoints(context)
     try:
-        trained = train_shared(base, sources, checkpoints, context.tracker, context.report)
+        with context.watch(f"{sources.name}: training", context.tracker):
+            trained = train_shared(base, sources, checkpoints, context.tracker, context.report)
     except TrainingError:
         checkpoints.clear()  # else the next night would resume the failure
         raise
@@ -143,7 +144,8 @@ def _train_gang(context: Context, plans: Sequence[Plan]) -> dict[str, TunedPromp
         except Terminal as error:
             results[plan.task] = error
     checkpoints = _open_checkpoints(context)
-    outcomes = tune(context.engine(plans[0].base_model).base, work, checkpoints, context.tracker, context.report)
+    with context.watch("training", context.tracker):
+        outcomes = tune(context.engine(plans[0].base_model).base, work, checkpoints, context.tracker, context.report)
     results |= {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, PtpError)}
     trained = {name: outcome for name, outcome in outcomes.items() if not isinstance(outcome, PtpError)}
     staged, unstored = _stage_gang(context, trained)

@@ -18,6 +18,7 @@ from ptpipeline.evaluation.measurement import Measurement, Sample
 from ptpipeline.evaluation.metrics import majority
 from ptpipeline.evaluation.results import find_flaw, store_results
 from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.progress import phase
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import Split
 from ptpipeline.records.prompts import PromptManifest
@@ -161,7 +162,8 @@ def _measure_once(bare: Bare, identity: dict[str, Any], method: _Method, store: 
         if known is not None and find_flaw(store, known) is None:
             return known
     digest, key = digests[0], keys[0]
-    measured = method.measure()
+    with phase(str(identity["baseline"])):
+        measured = method.measure()
     rows_key = results_key(bare.manifest.task, key)
     sha256 = store_results(store, rows_key, sample.columns([len(ids) for ids in bare.encoded]) | measured.columns)
     report = Report(

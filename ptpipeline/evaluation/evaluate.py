@@ -8,6 +8,7 @@ from ptpipeline.evaluation.baselines import Bare, Setup, measure_baselines
 from ptpipeline.evaluation.key import evaluation_key
 from ptpipeline.evaluation.measurement import Measurement, Sample
 from ptpipeline.evaluation.results import store_results
+from ptpipeline.progress import phase
 from ptpipeline.prompts.artifact import Artifact, read_ensemble
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.reports import Report
@@ -28,7 +29,8 @@ def evaluate(
     started = time.perf_counter()
     manifest, sample = artifact.manifest, Sample.of(store, snapshot, setup.split, setup.slices)
     engine.load(artifact, read_ensemble(store, artifact))
-    measured = measure_prompt(engine, artifact, sample)
+    with phase("prompt"):
+        measured = measure_prompt(engine, artifact, sample)
     if measured.texts:
         setup.keep({row.id: text for row, text in zip(sample.rows, measured.texts, strict=True)})
     bare = Bare.of(engine.base, manifest, sample, load_split(store, snapshot, "train"))

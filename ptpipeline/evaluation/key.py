@@ -2,6 +2,7 @@
 
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import SplitInfo
+from ptpipeline.settings import COMPUTE_TYPES
 from ptpipeline.task.task import HardPrompt
 
 SCORING_VERSION = 2  # raise by one if the same prompt and rows would be scored differently
@@ -26,3 +27,12 @@ def evaluation_key(digest: str, rows: str, compute_dtype: str, hard_prompt: Hard
         else {}
     )
     return digest_of({"prompt": digest, "test": rows, "scoring": scoring, **beside})
+
+
+def list_keys(digest: str, rows: str, compute_dtype: str | None, hard_prompt: HardPrompt | None) -> list[str]:
+    """Return the keys under which a measurement counts: that of the compute type, or of each type if it is None.
+
+    Their order is the same on every machine, so that all find the same report.
+    """
+    types = COMPUTE_TYPES if compute_dtype is None else (compute_dtype,)
+    return [evaluation_key(digest, rows, name, hard_prompt) for name in types]

@@ -1,6 +1,7 @@
 """Loads a prepared base model: frozen, in eval mode, in its compute type, as the family of its configuration."""
 
-from typing import Any, Literal
+from collections.abc import Set
+from typing import Any
 
 import torch
 
@@ -12,39 +13,31 @@ from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.fingerprint import UNSTATED_LENGTH
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.seq2seq import FAMILIES, Seq2SeqBase
+from ptpipeline.models.weights import read_headers
+from ptpipeline.settings import COMPUTE_TYPES
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_STORED_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 T5_LENGTH = 512  # tokens of a row while T5 was trained (Raffel et al. 2020, section 3.1.2)
 _CLOSED = {"local_files_only": True, "trust_remote_code": False}
 
 
-def has_native_bfloat16() -> bool:
-    """Return whether this machine multiplies bfloat16 matrices natively; emulation is slower than float32."""
-    if torch.cuda.is_available():
-        return bool(torch.cuda.is_bf16_supported())
-    flags = torch.cpu.get_capabilities()
-    return bool(flags.get("avx512_bf16") or flags.get("amx_bf16") or flags.get("bf16"))
-
-
-def choose_dtype(setting: Literal["auto", "float32", "bfloat16"]) -> str:
-    """Return the compute type that a setting means on this machine: `float32` or `bfloat16`."""
-    if setting == "auto":
-        return "bfloat16" if has_native_bfloat16() else "float32"
-    return setting
-
-
-def load_base(prepared: PreparedBase, dtype: Literal["auto", "float32", "bfloat16"] = "auto") -> FrozenBase:
-    """Return the prepared base model as its family.
+def load_base(prepared: PreparedBase, dtype: str) -> FrozenBase:
+    """Return the prepared base model as its family, to compute in that type.
 
     Raises BaseModelError if the folder holds no such model or changes meanwhile, if it is an encoder-decoder other than
-    T5, or if its configuration states no context length.
+    T5, if its configuration states no context length, or if the type is none to compute in.
     """
+    if dtype not in COMPUTE_TYPES:
+        raise BaseModelError(
+            f"base model {prepared.name}: nothing computes in {dtype[:20]!r}; expected {' or '.join(COMPUTE_TYPES)}"
+        )
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    chosen = DTYPES[choose_dtype(dtype)]
+    chosen = DTYPES[dtype]
     with (
         parsing(f"base model {prepared.name}: {prepared.folder}", "does it hold a language model?", BaseModelError),
         prepared.files.view() as folder,
@@ -57,7 +50,7 @@ def load_base(prepared: PreparedBase, dtype: Literal["auto", "float32", "bfloat1
         tokenizer.name_or_path = str(prepared.folder)  # the view is gone soon
     model.requires_grad_(False)
     model.eval()
-    _hold(model)
+    _hold(model, {tensor.dtype for tensor in read_headers(prepared.files.weights).values()})
     prepared.files.check_unchanged()
     context = _read_context_length(prepared.name, config, tokenizer)
     if config.is_encoder_decoder:
@@ -72,15 +65,17 @@ def load_base(prepared: PreparedBase, dtype: Literal["auto", "float32", "bfloat1
     return base
 
 
-def _hold(model: Any) -> None:
+def _hold(model: Any, stored: Set[str]) -> None:
     """Move the weights to the GPU if there is one, else out of the file, onto which transformers maps them: whoever
-    wrote to it would change the model in memory.
+    wrote to it would change the model in memory. What is of none of the `stored` types was converted, and so copied.
     """
     if torch.cuda.is_available():
         model.to("cuda")
         return
+    mapped = {_STORED_TYPES.get(name) for name in stored}
     for tensor in (*model.parameters(), *model.buffers()):
-        tensor.data = tensor.data.clone()
+        if tensor.dtype in mapped:
+            tensor.data = tensor.data.clone()
 
 
 def _check_family(name: str, config: Any) -> None:

@@ -40,6 +40,13 @@ _BLOCK = 1 << 22
 FileState = tuple[int, int, int, int, int]
 
 
+class Stored(NamedTuple):
+    """Type, as safetensors calls it, and shape of a tensor."""
+
+    dtype: str
+    shape: list[int]
+
+
 class _Tensor(NamedTuple):
     """Where one tensor lies: its file, and the first byte behind its header; `begin` and `end` count from there."""
 
@@ -76,6 +83,20 @@ def digest_weights(paths: Sequence[Path]) -> tuple[str, list[FileState]]:
         if [_state(os.fstat(file.fileno())) for file in files] != states:
             raise BaseModelError(f"{paths[0].parent}: its weights change while they are read; wait for who writes them")
         return digest, states
+    except OSError as error:
+        raise BaseModelError(f"{error.filename or paths[0].parent}: cannot be read ({error.strerror})") from None
+    finally:
+        for file in files:
+            file.close()
+
+
+def read_headers(paths: Sequence[Path]) -> dict[str, Stored]:
+    """Return type and shape of every tensor in these files by name; raises what `digest_weights` raises of headers."""
+    files: list[IO[bytes]] = []
+    try:
+        for path in paths:
+            files.append(path.open("rb"))
+        return {name: Stored(tensor.dtype, tensor.shape) for name, tensor in _find_tensors(files, paths).items()}
     except OSError as error:
         raise BaseModelError(f"{error.filename or paths[0].parent}: cannot be read ({error.strerror})") from None
     finally:

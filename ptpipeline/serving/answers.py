@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from ptpipeline.data.batches import group_by_length
 from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache
+from ptpipeline.progress import count
 from ptpipeline.serving.heads import share_heads
 from ptpipeline.serving.ranking import Query, rank
 
@@ -28,9 +29,8 @@ def generate(base: FrozenBase, cache: PrefixCache | None, openings: Sequence[Ope
     cache, inputs = share_heads(base, cache, [Input(opening.ids, (), opening.prompt) for opening in openings])
     for limit in sorted({opening.limit for opening in openings}):  # beyond its own limit, a row could leave the context
         alike = [index for index, opening in enumerate(openings) if opening.limit == limit]
-        for group in group_by_length(
-            alike, lambda index: inputs[index].length + openings[index].limit, TOKENS_PER_DECODE
-        ):
+        groups = group_by_length(alike, lambda index: inputs[index].length + openings[index].limit, TOKENS_PER_DECODE)
+        for group in count(groups, len(alike)):
             for index, ids in zip(group, base.decode(cache, [inputs[index] for index in group], limit), strict=True):
                 texts[index] = _decode_text(base, ids)
     return texts

@@ -1,23 +1,29 @@
 """`ptpipeline.load("task@alias").predict([...])`: answers in two calls, from the object store alone."""
 
+import logging
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ptpipeline.models.base import prepare_base
-from ptpipeline.models.load import load_base
 from ptpipeline.records.answers import Answer
-from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.resolver import Resolved, resolve
 from ptpipeline.settings import Settings, load_settings
 from ptpipeline.storage.signed import open_signed_store
+
+if TYPE_CHECKING:
+    from ptpipeline.serving.engine import Engine
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Predictor:
     """One resolved prompt on its base model. It keeps answering with the version that it resolved."""
 
-    engine: Engine
+    engine: "Engine"
     resolved: Resolved
 
     def predict(self, texts: Sequence[str]) -> list[Answer]:
@@ -25,6 +31,8 @@ class Predictor:
 
         Each answer also names the version that gave it. Raises ContextError if a text does not fit beside the prompt.
         """
+        from ptpipeline.serving.engine import Question
+
         artifact = self.resolved.artifact
         questions = [Question(artifact.digest, text) for text in texts]
         if artifact.manifest.generate is not None:
@@ -51,7 +59,16 @@ def load(reference: str, settings: Settings | None = None, allow_older: bool = F
     """
     settings = settings or load_settings()
     resolved = resolve(open_signed_store(settings), reference, Memory(settings.home, allow_older))
-    prepared = prepare_base(resolved.artifact.manifest.base_model.name, settings)
-    engine = Engine(load_base(prepared, settings.dtype))
+    with ThreadPoolExecutor(1) as pool:
+        preparing = pool.submit(prepare_base, resolved.artifact.manifest.base_model.name, settings)
+        # The weights are hashed while torch is imported: each takes a second, and one needs no interpreter.
+        from ptpipeline.models.compute_type import choose_dtype
+        from ptpipeline.models.load import load_base
+        from ptpipeline.serving.engine import Engine
+
+        prepared = preparing.result()
+    choice = choose_dtype(prepared, settings)
+    log.info("%s computes in %s: %s", prepared.name, choice.dtype, choice.reason)
+    engine = Engine(load_base(prepared, choice.dtype))
     engine.load(resolved.artifact, resolved.members)
     return Predictor(engine, resolved)

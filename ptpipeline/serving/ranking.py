@@ -16,6 +16,7 @@ from ptpipeline.data.batches import group_by_length
 from ptpipeline.data.tokens import LabelTokens
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache
+from ptpipeline.progress import count
 from ptpipeline.serving.heads import WORTH, narrow, share_heads
 
 TOKENS_PER_CPU_PASS = 512  # padded tokens: with more, what a layer hands on no longer stays in a core's cache
@@ -96,11 +97,12 @@ def _compute_log_likelihoods(base: FrozenBase, cache: PrefixCache | None, querie
                 )
             else:
                 whole += [_Row(text._replace(continuation=begin), labels) for begin, labels in own.items()]
-        for group in group_by_length(whole, lambda row: row.input.length, tokens):
+        for group in count(group_by_length(whole, lambda row: row.input.length, tokens), len(whole)):
             _add_scores(base, base.compute_states(cache, [row.input for row in group]), group, scores)
         if causal is not None:
             before = 0 if cache is None else cache.width
-            for group in group_by_length(branching, lambda row: before + row.input.length, KEPT_SLOTS):
+            groups = group_by_length(branching, lambda row: before + row.input.length, KEPT_SLOTS)
+            for group in count(groups, len(branching)):
                 _score_branches(causal, cache, group, scores)
     return [
         score / _count_tokens(query.labels) if query.labels.normalised else score

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ptpipeline.errors import BaseModelError, PtpError, Terminal, TrainingError, place_of
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt, list_tensors, rebuild
+from ptpipeline.progress import advance, expect, phase
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.serving.answers import answer
 from ptpipeline.tuning.checkpoint import Checkpoint, Checkpoints
@@ -56,6 +57,7 @@ def run_gang(
     checkpoint = checkpoints.open(base, jobs, str(check.figures["path"])) if checkpoints else None
     if checkpoint and (saved := checkpoint.load(jobs, progress)):
         members, clock = list(saved.members), saved.clock
+    expect(sum(member.job.tune.steps for member in members), "steps", sum(member.step for member in members))
     _start_runs(base, members, tracker)
     try:
         while active := [member for member in members if member.active]:
@@ -132,6 +134,7 @@ def _step(base: FrozenBase, active: list[Member], backward: Backward, clock: Clo
     clock.training += time.perf_counter() - started
     clock.tokens += sum(len(ids) + len(target) - 1 for rows in batches for ids, target in rows)
     clock.steps += 1
+    advance(len(active))
 
 
 def _compute_gradients(
@@ -208,7 +211,8 @@ def _judge(base: FrozenBase, rounded: list[_Rounded]) -> dict[str, float]:
     with torch.inference_mode():
         cache = base.compute_prefix(prompts)
     requests = [member.build_dev_requests(prompt) for prompt, (member, _) in enumerate(rounded)]
-    answers = iter(answer(base, cache, [request for of_member in requests for request in of_member]))
+    with phase("dev"):
+        answers = iter(answer(base, cache, [request for of_member in requests for request in of_member]))
     return {
         member.job.name: member.judge(stored, [next(answers) for _ in of_member])
         for (member, stored), of_member in zip(rounded, requests, strict=True)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Literal, Protocol
 
+from ptpipeline.progress import Standing
 from ptpipeline.records.prompts import CurvePoint
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -22,6 +23,9 @@ class Tracker(Protocol):
     def log_point(self, run: str | None, point: CurvePoint) -> None:
         """Record a new point of the run's learning curve."""
 
+    def log_standing(self, run: str | None, standing: Standing) -> None:
+        """Record how far the work has come, in a run that may have ended; without one, in all that are open."""
+
     def finish(self, run: str | None, status: RunStatus) -> None:
         """Record that the run is over."""
 
@@ -35,6 +39,9 @@ class NoTracker:
         return None
 
     def log_point(self, run: str | None, point: CurvePoint) -> None:
+        return None
+
+    def log_standing(self, run: str | None, standing: Standing) -> None:
         return None
 
     def finish(self, run: str | None, status: RunStatus) -> None:

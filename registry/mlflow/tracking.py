@@ -6,10 +6,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from ptpipeline.errors import PtpError
+from ptpipeline.progress import Standing
 from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.tuning.tracker import RunStatus
 from registry.mlflow.store import connect, translated_errors
-from registry.mlflow.write import curve_metrics, ensure_experiment
+from registry.mlflow.write import curve_metrics, ensure_experiment, standing_metric
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -25,6 +26,7 @@ class Tracking:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.lost = 0
+        self._open: dict[str, None] = {}  # runs that were started and have not ended, in order
         self._client: MlflowClient = connect(uri)
 
     def start(
@@ -38,11 +40,13 @@ class Tracking:
         if run is not None:
             with self._forgiving(f"that run {run} goes on"):
                 self._client.update_run(run, "RUNNING")
+            self._open[run] = None
             return run
         with self._forgiving(f"the training of {task}"):
             experiment = ensure_experiment(self._client, task.partition("/")[0])
             run = str(self._client.create_run(experiment, tags=dict(tags), run_name=task).info.run_id)
             self._client.log_batch(run, params=[Param(name, str(value)) for name, value in params.items()])
+            self._open[run] = None
             return run
         return None
 
@@ -52,9 +56,17 @@ class Tracking:
             with self._forgiving(f"step {point.step} of run {run}"):
                 self._client.log_batch(run, metrics=curve_metrics(point))
 
+    def log_standing(self, run: str | None, standing: Standing) -> None:
+        """Log the share that is done of the phase, as `progress/PHASE`, in a run or in all that are open."""
+        runs = [run] if run else list(self._open)
+        for own in runs if standing.total else []:
+            with self._forgiving(f"how far {standing.phase} has come"):
+                self._client.log_batch(own, metrics=[standing_metric(standing)])
+
     def finish(self, run: str | None, status: RunStatus) -> None:
         """End the run."""
         if run is not None:
+            self._open.pop(run, None)
             with self._forgiving(f"the end of run {run}"):
                 self._client.set_terminated(run, status)
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from ptpipeline.progress import Standing
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import SPLITS, Split
 from ptpipeline.records.prompts import CurvePoint
@@ -86,6 +87,14 @@ def curve_metrics(point: CurvePoint) -> list[Any]:
         if per_token:
             values[name] = sum(per_token) / len(per_token)
     return [Metric(name, value, int(time.time() * 1000), point.step) for name, value in values.items()]
+
+
+def standing_metric(standing: Standing) -> Any:
+    """Return the share of a phase that is done as a metric of its name."""
+    from mlflow.entities import Metric
+
+    name = f"progress/{standing.phase.replace(': ', '/')}"
+    return Metric(name, standing.done / standing.total, int(time.time() * 1000), standing.done)
 
 
 def model_name(task: str, digest: str) -> str:

@@ -1,5 +1,6 @@
 """What is hashed of a base model is what is loaded, and a folder that holds more, or harmful files, is refused."""
 
+import itertools
 import json
 import os
 import struct
@@ -230,8 +231,14 @@ def test_small_files_are_loaded_as_they_were_hashed(folder: Path, name: str) -> 
     assert (base.encode("good film", True), base.context, base.end_tokens) == (expected, 256, {2})
 
 
-def test_a_loaded_model_does_not_change_with_its_file(folder: Path) -> None:
-    base = load_base(prepare(folder), "float32")
+@pytest.mark.parametrize("computed", ["float32", "bfloat16"])
+@pytest.mark.parametrize("stored", [("F32", "F32"), ("BF16", "BF16"), ("F32", "BF16"), ("BF16", "F32")])
+def test_a_loaded_model_does_not_change_with_its_file(folder: Path, stored: tuple[str, str], computed: str) -> None:
+    """Whether its tensors are of the stored type, or converted, or some are: `stored` are the types by turns."""
+    types = itertools.cycle({"F32": torch.float32, "BF16": torch.bfloat16}[name] for name in stored)
+    tensors = {name: tensor.to(next(types)) for name, tensor in load_file(folder / WEIGHTS).items()}
+    save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
+    base = load_base(prepare(folder), computed)
     before = base.digest_weights()
     with (folder / WEIGHTS).open("r+b") as file:
         file.seek(2048)

@@ -11,6 +11,7 @@ from ptpipeline.evaluation.probes.norms import measure_norms
 from ptpipeline.evaluation.probes.queries import NOTHING, Known
 from ptpipeline.evaluation.probes.robustness import measure_robustness
 from ptpipeline.evaluation.probes.swaps import measure_swaps
+from ptpipeline.progress import phase
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
 from ptpipeline.serving.engine import Engine
@@ -49,7 +50,8 @@ def run_probes(engine: Engine, subject: Subject, checks: Checks) -> dict[str, fl
     measures: dict[str, float] = {}
     for name, probe in probes.items():
         if getattr(checks, name).policy != "off":
-            measures |= {measure: value for measure, value in probe().items() if math.isfinite(value)}
+            with phase(name):
+                measures |= {measure: value for measure, value in probe().items() if math.isfinite(value)}
     return measures
 
 

@@ -17,6 +17,7 @@ from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW
 from benchmarks.fixtures.mlflow_server import running_mlflow
 from benchmarks.fixtures.prompts import a_request, an_artifact, published
 from ptpipeline.errors import ServiceUnavailable, Terminal
+from ptpipeline.progress import Standing
 from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.task.task import Task
 from registry.mlflow.store import MlflowStore, connect
@@ -299,6 +300,24 @@ def test_a_training_is_followed_and_registered(
         "token_gradient": 0.2,
     }
     assert client.get_model_version(task.name, "1").run_id == run
+
+
+def test_how_far_work_has_come_is_shown_in_the_open_runs_or_in_one_that_ended(
+    task: Task, mlflow_url: str, client: MlflowClient
+) -> None:
+    tracking = Tracking(mlflow_url)
+    runs = [tracking.start(task.name, {}, {}) for _ in range(3)]
+    tracking.finish(runs[0], "FINISHED")
+    tracking.log_standing(None, Standing("training", 30, 120, "steps", 30, 9.0))
+    tracking.log_standing(runs[0], Standing("mood: test rows: prompt", 5, 10, "rows", 5, 9.0))
+    tracking.log_standing(runs[0], Standing("mood: norms", 0, 0, "rows", 0, 9.0))
+    assert [client.get_run(str(run)).data.metrics for run in runs] == [
+        {"progress/mood/test rows/prompt": 0.5},
+        {"progress/training": 0.25},
+        {"progress/training": 0.25},
+    ]
+    assert client.get_run(str(runs[0])).info.status == "FINISHED"
+    assert tracking.lost == 0
 
 
 def test_a_resumed_training_goes_on_in_its_run(task: Task, mlflow_url: str, client: MlflowClient) -> None:

@@ -1,0 +1,78 @@
+"""Progress on a terminal is a bar that goes away; into a file or a pipe go plain lines alone."""
+
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SLOW = """
+import logging, sys, time
+from flows.cli.terminal import choose_display, log_plainly, say_progress
+from ptpipeline.progress import count, phase, watch
+log_plainly()
+display = choose_display()
+display.interval = 0.05
+with watch("task", display), phase("test [red]rows\\x1b[2J"):
+    for number, group in enumerate(count([[1]] * 4, 4)):
+        time.sleep(0.3)
+        say_progress(f"line {number}")
+        logging.getLogger("ptpipeline").warning("warning %d", number)
+print("end", file=sys.stderr)
+"""
+
+
+def run_on_terminal() -> str:
+    """All that a terminal of 120 columns gets."""
+    parent, child = pty.openpty()
+    environment = os.environ | {"COLUMNS": "120", "LINES": "40", "TERM": "xterm"}
+    process = subprocess.Popen([sys.executable, "-c", SLOW], stdout=child, stderr=child, env=environment)
+    os.close(child)
+    written = b""
+    while True:
+        try:
+            part = os.read(parent, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        written += part
+    os.close(parent)
+    assert process.wait() == 0
+    return written.decode()
+
+
+@pytest.fixture(scope="module")
+def shown() -> str:
+    return run_on_terminal()
+
+
+def test_a_terminal_gets_a_bar_that_moves(shown: str) -> None:
+    assert "━" in shown
+    assert all(f"{done} of 4 rows" in shown for done in (1, 2, 3))
+    assert "rows/s" in shown
+
+
+def test_lines_and_warnings_stay_above_the_bar_whole(shown: str) -> None:
+    lines = [line.rpartition("\x1b[2K")[2].strip() for line in shown.replace("\r", "\n").split("\n")]
+    assert [line for line in lines if line.startswith("line ")] == [f"line {number}" for number in range(4)]
+    assert [line for line in lines if line.startswith("WARNING")] == [
+        f"WARNING warning {number}" for number in range(4)
+    ]
+    assert shown.rstrip().endswith("end")
+
+
+def test_a_bar_writes_out_what_would_control_a_terminal(shown: str) -> None:
+    assert "test [red]rows\\x1b[2J" in shown
+
+
+def test_a_pipe_gets_plain_lines(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", SLOW], capture_output=True, text=True, check=True)
+    assert "━" not in done.stderr
+    assert "\x1b" not in done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert sum(line.startswith("task: test [red]rows\\x1b[2J: ") for line in lines) >= 8
+    assert [line for line in lines if line.startswith("line")] == [f"line {number}" for number in range(4)]
