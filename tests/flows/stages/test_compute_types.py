@@ -8,7 +8,7 @@ import torch
 
 from flows.on_demand.diff import diff
 from flows.on_demand.measure import VersionRef
-from flows.stages.context import ingest
+from flows.stages.ingest import ingest
 from ptpipeline.evaluation.key import evaluation_key
 from ptpipeline.evaluation.results import Results
 from ptpipeline.models.base import prepare_base

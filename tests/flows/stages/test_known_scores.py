@@ -47,7 +47,8 @@ def run_noted(project: Project) -> tuple[Context, Noting, Report, Artifact]:
     """The project's run with an engine that notes its questions; the promoted prompt with its report."""
     context = project.stages
     engine = Noting(context.engine("tiny").base)
-    engine.asked, context._engines["tiny"] = [], engine
+    engine.asked = []
+    context._engines = dict.fromkeys(context._engines, engine)
     run_task(context, project.task())
     artifact = ptpipeline.load(NAME, project.settings).resolved.artifact
     report = context.registry.ledger.report_of(NAME, artifact.digest)
