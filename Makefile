@@ -56,3 +56,4 @@ bench: install  # the figures of training and evaluation in docs/performance.md;
 	  $(BIN)/python -m benchmarks.ensemble --dtype $$dtype || exit 1; \
 	  $(BIN)/python -m benchmarks.evaluation --dtype $$dtype || exit 1; done
 	$(BIN)/python -m benchmarks.checkpoint
+	PTP_TASKS=benchmarks/fixtures/opinions OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.search --base taught --task opinions

@@ -16,7 +16,7 @@ from flows.cli.terminal import say
 from ptpipeline.foreign import escape_controls
 from ptpipeline.records.answers import Answer
 from ptpipeline.records.base import Record
-from ptpipeline.records.prompts import PromptManifest, TunedPrompt
+from ptpipeline.records.prompts import Cost, PromptManifest, Trial, TunedPrompt
 from ptpipeline.records.reports import Report, Scores, TextScores, title_of
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PromptVersion
@@ -47,7 +47,8 @@ def print_table(rows: Sequence[Row], as_json: bool, empty: str = "none") -> None
     if not plain:
         say(empty, sys.stderr)
         return
-    columns = [name for name in plain[0] if any(row.get(name) not in (None, "") for row in plain)]
+    named = dict.fromkeys(name for row in plain for name in row)  # a failed task's row has fewer than the others
+    columns = [name for name in named if any(row.get(name) not in (None, "") for row in plain)]
     console = _console()
     lines = [[_cell(row.get(name)) for name in columns] for row in plain]
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -118,12 +119,30 @@ def _print_training(tuned: TunedPrompt) -> None:
     say(f"trained {tuned.steps} steps in {tuned.seconds:.0f} s; kept step {tuned.best_step}, dev {tuned.best_dev:.4f}")
     for warning in tuned.warnings:
         say(warning)
-    trials = [
-        {"trial": trial.name, "best dev": trial.best_dev, "at step": trial.best_step, "error": trial.error}
-        for trial in tuned.trials
-    ]
-    if trials:
-        print_table(trials, as_json=False)
+    if tuned.rule:
+        say(tuned.rule)
+    if tuned.trials:
+        print_table([_trial_row(trial) for trial in tuned.trials], as_json=False)
+    elif tuned.cost:
+        say("cost: " + ", ".join(f"{value:,} {name}" for name, value in _cost_columns(tuned.cost).items()))
+
+
+def _trial_row(trial: Trial) -> Row:
+    return {
+        "trial": trial.name,
+        "best dev": trial.best_dev,
+        "at step": trial.best_step,
+        **_cost_columns(trial.cost),
+        "ended": trial.ended,
+    }
+
+
+def _cost_columns(cost: Cost | None) -> dict[str, int | float | None]:
+    return {
+        "tokens": cost.tokens if cost else None,
+        "seconds": round(cost.seconds, 1) if cost else None,
+        "processor seconds": round(cost.processor_seconds, 1) if cost else None,
+    }
 
 
 def _print_report(report: Report) -> None:

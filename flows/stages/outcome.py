@@ -1,12 +1,12 @@
 """What a run came to for one task: a line of the night's table."""
 
 import logging
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from ptpipeline.errors import PtpError
 from ptpipeline.gate.decide import metric_of
 from ptpipeline.gate.disclosure import describe_failures, disclose, disclose_verdict
-from ptpipeline.records.base import Record
+from ptpipeline.records.base import Grown
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.reports import PairedDifference, Report
 from ptpipeline.records.verdicts import Verdict
@@ -17,11 +17,14 @@ from registry.registry import Registry
 log = logging.getLogger("ptpipeline.stages")
 
 
-class Outcome(Record):
+class Outcome(Grown):
     """One line of the night's table.
 
-    Figures are the task's gate metric on the rows that judge; None if they are withheld.
+    Figures are the task's gate metric on the rows that judge; None if they are withheld. Tokens and seconds are what
+    the training of this version took of its gang; None if they were not counted then, or it was imported.
     """
+
+    LATER: ClassVar = frozenset({"tokens", "seconds", "processor_seconds"})
 
     task: str
     metric: str
@@ -37,6 +40,9 @@ class Outcome(Record):
     bytes: int
     reason: str
     page: str | None
+    tokens: int | None = None
+    seconds: float | None = None
+    processor_seconds: float | None = None
 
 
 class Candidate(NamedTuple):
@@ -56,6 +62,7 @@ def summarise(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
     metric, comparison = task.gate.metric, verdict.comparison
     figure = metric_of(report.prompt, metric) if report else None
     status, reason = _find_status(registry, task, candidate)
+    cost = candidate.tuned.cost
     return Outcome(
         task=task.name,
         metric=metric,
@@ -71,6 +78,9 @@ def summarise(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
         verdict="passed" if verdict.passed else "failed: " + ", ".join(check.name for check in verdict.failures()),
         version=version.number,
         bytes=candidate.tuned.bytes,
+        tokens=cost.tokens if cost else None,
+        seconds=cost.seconds if cost else None,
+        processor_seconds=cost.processor_seconds if cost else None,
         reason=reason,
         page=_find_page(registry, task.name, candidate.tuned.digest),
     )

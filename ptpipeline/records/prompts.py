@@ -1,10 +1,10 @@
 """A soft prompt: its manifest, and how it was trained."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
-from ptpipeline.records.base import Count, Key, Record, digest_of
+from ptpipeline.records.base import Count, Grown, Key, Record, digest_of
 
 
 class BaseModelRef(Record):
@@ -115,20 +115,59 @@ class CurvePoint(Record):
     token_gradients: list[float] = []
 
 
-class Trial(Record):
-    """One prompt that trained for a search or an ensemble. `best_dev` is None if it failed; `error` says why."""
+class Dropped(Record):
+    """Why a search ended a trial early: after `step`, its best `dev` was below `least`, the lowest that went on."""
+
+    step: Count
+    dev: float
+    least: float
+
+    @property
+    def reason(self) -> str:
+        """The same in words."""
+        return f"dropped at step {self.step}: dev {self.dev:.4f} is below {self.least:.4f}"
+
+
+class Cost(Record):
+    """What training a prompt took: text tokens, and its share of the wall and processor seconds of its gang.
+
+    A step is shared by the tokens that each member computed in it, a dev evaluation likewise.
+    """
+
+    tokens: Count
+    seconds: float
+    processor_seconds: float
+
+
+class Trial(Grown):
+    """One prompt that trained for a search or an ensemble. `best_dev` is None if it failed; `error` says why.
+
+    `dropped` says where a search ended it early; trials that were stored before have no `cost`.
+    """
+
+    LATER: ClassVar = frozenset({"dropped", "cost"})
 
     name: str
     best_dev: float | None
     best_step: Count
     error: str | None = None
+    dropped: Dropped | None = None
+    cost: Cost | None = None
+
+    @property
+    def ended(self) -> str | None:
+        """Why it did not train to its end, if it failed or was dropped."""
+        return self.error or (self.dropped.reason if self.dropped else None)
 
 
-class TunedPrompt(Record):
+class TunedPrompt(Grown):
     """The outcome of one task's training; its bytes lie in the object store under `digest`.
 
-    `trials` are all prompts of a search or an ensemble; `warnings` is the advice on the recipe.
+    `trials` are all prompts of a search or an ensemble; `warnings` is the advice on the recipe; `rule` says by what a
+    search ended trials early; `cost` is that of all its trials.
     """
+
+    LATER: ClassVar = frozenset({"rule", "cost"})
 
     task: str
     digest: Key
@@ -147,3 +186,5 @@ class TunedPrompt(Record):
     tracking_run: str | None = None
     trials: list[Trial] = []
     warnings: list[str] = []
+    rule: str | None = None
+    cost: Cost | None = None

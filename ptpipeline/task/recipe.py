@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
@@ -31,15 +31,25 @@ class FileInit(Section):
     file: Annotated[str, Field(pattern=r"\.(npy|safetensors)$")]
 
 
+class Rung(NamedTuple):
+    """A step of a search after which only the `keep` trials that are best on dev so far go on."""
+
+    step: int
+    keep: int
+
+
 class Search(Section):
     """Recipes to try in one gang: every combination trains, and the best on dev is kept.
 
     `length: grow` tries 8, 16 and 32 virtual tokens, and keeps the shortest that the next one does not improve.
+    `halving: N` cuts the steps into N parts; after each only the best 1/N of its trials go on (successive halving,
+    Jamieson & Talwalkar 2016).
     """
 
     length: Annotated[list[Annotated[int, Field(ge=1, le=1000)]], Field(min_length=1)] | Literal["grow"] | None = None
     learning_rate: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] | None = None
     seed: Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)] | None = None
+    halving: Annotated[int, Field(ge=2, le=8)] | None = None
 
     @property
     def lengths(self) -> list[int] | None:
@@ -58,6 +68,8 @@ class Search(Section):
                 raise ValueError(f"`{name}` lists a value twice: {values}")
         if not 2 <= self.size <= 64:
             raise ValueError(f"{self.size} combinations: give 2 to 64 of `length`, `learning_rate` and `seed` values")
+        if self.halving is not None and self.length == "grow":
+            raise ValueError("`length: grow` compares lengths that all trained to the end: remove `halving`")
         return self
 
 
@@ -183,7 +195,26 @@ class Tune(Section):
                 raise ValueError(
                     f"`search.{listed}` lists the values to try instead of `{field}`: remove one of the two"
                 )
+        if self.search is not None and self.search.halving is not None and not self.rungs():
+            raise ValueError(
+                f"`search.halving`: no part of the {self.steps} steps ends at a dev evaluation (`eval_every` is "
+                f"{self.eval_every}) behind the {self.warmup_steps} steps of warm-up, so no trial would end early: "
+                "lower `eval_every` or `warmup_steps`"
+            )
         return self
+
+    def rungs(self) -> tuple[Rung, ...]:
+        """Return where the trials of its search are compared; none without `halving`.
+
+        The steps are cut into `halving` equal parts, each rounded up to a dev evaluation. After each part but the last
+        the best 1/`halving` of those in it go on, rounded up. No rung lies within the warm-up.
+        """
+        if self.search is None or self.search.halving is None:
+            return ()
+        parts, size = self.search.halving, self.search.size
+        ends = {math.ceil(self.steps * part / parts / self.eval_every) * self.eval_every for part in range(1, parts)}
+        steps = sorted(step for step in ends if self.warmup_steps < step < self.steps)
+        return tuple(Rung(step, math.ceil(size / parts**depth)) for depth, step in enumerate(steps, 1))
 
     def variants(self) -> list["Tune"]:
         """Return the recipes that train for this one: of its search or ensemble in a fixed order, or itself alone."""

@@ -144,4 +144,10 @@ def _identify_job(job: Job) -> dict[str, Any]:
         "labels": repr(job.text.labels),
         "rows": [hashlib.sha256(repr(rows).encode()).hexdigest() for rows in (job.train, job.dev)],
         "prompts": hashlib.sha256(save(copy_tensors(tensors))).hexdigest(),
-    } | ({"pull": job.pull.gamma} if job.pull else {})
+    } | _identify_extras(job)
+
+
+def _identify_extras(job: Job) -> dict[str, Any]:
+    """Return what few jobs have: a job without it keeps the place that it had before such a part existed."""
+    pull = {"pull": job.pull.gamma} if job.pull else {}
+    return pull | ({"rungs": [list(rung) for rung in job.rungs]} if job.rungs else {})

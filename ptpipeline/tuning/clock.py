@@ -2,6 +2,24 @@
 
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class Reading(NamedTuple):
+    """Wall seconds, and the processor seconds of this process in all its threads, since some moment."""
+
+    seconds: float
+    processor_seconds: float
+
+    @classmethod
+    def take(cls) -> "Reading":
+        """Read both clocks."""
+        return cls(time.perf_counter(), time.process_time())
+
+    def measure(self) -> "Reading":
+        """Return what passed since this reading."""
+        now = Reading.take()
+        return Reading(now.seconds - self.seconds, now.processor_seconds - self.processor_seconds)
 
 
 @dataclass

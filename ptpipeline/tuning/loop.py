@@ -1,7 +1,6 @@
 """The loop: K members train in one pass over one frozen model. One prompt is a gang with K = 1."""
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,9 +14,10 @@ from ptpipeline.progress import advance, expect, phase
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.serving.answers import answer
 from ptpipeline.tuning.checkpoint import Checkpoint, Checkpoints
-from ptpipeline.tuning.clock import Clock
+from ptpipeline.tuning.clock import Clock, Reading
 from ptpipeline.tuning.member import Job, Member, Rows
 from ptpipeline.tuning.passes import Backward, build_examples
+from ptpipeline.tuning.places import drop_hopeless, fill_places
 from ptpipeline.tuning.selfcheck import SelfCheck, check_path
 from ptpipeline.tuning.tracker import Tracker
 
@@ -47,6 +47,7 @@ def run_gang(
 ) -> Gang:
     """Train every job to its last step, its early stop or its own failure; `progress` gets lines on the way.
 
+    Jobs that do not fit into one step wait in a queue: if a member ends, the next one joins at the next step.
     Training goes on from the gang's checkpoint if there is one, and leaves one behind at the end: the caller removes
     it once the results are stored. A member that fails ends alone, with `error` set. Raises BaseModelError if the
     base's weights changed.
@@ -58,21 +59,23 @@ def run_gang(
     if checkpoint and (saved := checkpoint.load(jobs, progress)):
         members, clock = list(saved.members), saved.clock
     expect(sum(member.job.tune.steps for member in members), "steps", sum(member.step for member in members))
-    _start_runs(base, members, tracker)
+    joined: set[str] = set()  # members whose run was started by this process
     try:
-        while active := [member for member in members if member.active]:
+        while active := fill_places(members):
+            _start_runs(base, [member for member in active if member.job.name not in joined], tracker)
+            joined |= {member.job.name for member in active}
             _step(base, active, check.backward, clock)
-            _finish_step(base, active, clock, tracker, progress)
+            _finish_step(base, active, members, clock, tracker, progress)
+            for member in drop_hopeless(members):
+                progress(f"{member.job.name}: {member.dropped.reason if member.dropped else ''}")
+            _end_runs([member for member in active if not member.active], tracker)
             if checkpoint and checkpoint.due:
                 checkpoint.save(members, clock)
     except BaseException:  # an interruption too leaves no run open; within a step there is no state to save
         for member in members:
-            tracker.finish(member.run, "KILLED")
+            if member.active and member.job.name in joined:
+                tracker.finish(member.run, "KILLED")
         raise
-    for member in members:
-        if member.best is None and member.error is None:
-            member.error = TrainingError(f"task {member.job.name}: no step was evaluated on dev")
-        tracker.finish(member.run, "FAILED" if member.error else "FINISHED")
     _check_weights(base, before, checkpoint)
     if checkpoint:
         checkpoint.save(members, clock)
@@ -88,6 +91,13 @@ def _start_runs(base: FrozenBase, members: Sequence[Member], tracker: Tracker) -
     for member in members:
         tags = {"ptp.task": member.job.name.partition("/")[0]}
         member.run = tracker.start(member.job.name, _list_parameters(base, member), tags, member.run)
+
+
+def _end_runs(ended: Sequence[Member], tracker: Tracker) -> None:
+    for member in ended:
+        if member.best is None and member.error is None:
+            member.error = TrainingError(f"task {member.job.name}: no step was evaluated on dev")
+        tracker.finish(member.run, "FAILED" if member.error else "FINISHED")
 
 
 def _check_weights(base: FrozenBase, before: str, checkpoint: Checkpoint | None) -> None:
@@ -118,7 +128,7 @@ def describe_failure(error: Exception) -> str:
 
 def _step(base: FrozenBase, active: list[Member], backward: Backward, clock: Clock) -> None:
     """Take one optimizer step of every active member; if one raises, each steps alone, so that only that one ends."""
-    started = time.perf_counter()
+    started = Reading.take()
     batches = [member.take_rows() for member in active]
     results: Sequence[_Gradients | None]
     try:
@@ -131,10 +141,21 @@ def _step(base: FrozenBase, active: list[Member], backward: Backward, clock: Clo
             member.accumulate(*result)
     for member in {id(member.optimizer): member for member in active if member.error is None}.values():
         member.apply()
-    clock.training += time.perf_counter() - started
-    clock.tokens += sum(len(ids) + len(target) - 1 for rows in batches for ids, target in rows)
+    spent, tokens = started.measure(), [sum(len(ids) + len(target) - 1 for ids, target in rows) for rows in batches]
+    clock.training += spent.seconds
+    clock.tokens += sum(tokens)
     clock.steps += 1
     advance(len(active))
+    _charge(active, tokens, spent)
+    for member, count in zip(active, tokens, strict=True):
+        member.tokens += count
+
+
+def _charge(members: Sequence[Member], tokens: Sequence[int], spent: Reading) -> None:
+    """Share what was spent by the tokens of each member's rows and of its prompt."""
+    computed = [count + member.job.tune.num_virtual_tokens for count, member in zip(tokens, members, strict=True)]
+    for member, own in zip(members, computed, strict=True):
+        member.charge(spent, own / sum(computed))
 
 
 def _compute_gradients(
@@ -163,16 +184,25 @@ def _step_alone(base: FrozenBase, member: Member, rows: Rows, backward: Backward
         return None
 
 
-def _finish_step(base: FrozenBase, active: list[Member], clock: Clock, tracker: Tracker, progress: Progress) -> None:
+def _finish_step(
+    base: FrozenBase,
+    active: list[Member],
+    members: Sequence[Member],
+    clock: Clock,
+    tracker: Tracker,
+    progress: Progress,
+) -> None:
     """Do what is due after a step: dev evaluations, points of the learning curves, progress lines."""
-    devs = _evaluate(base, [member for member in active if member.due])
+    due, started = [member for member in active if member.due], Reading.take()
+    devs = _evaluate(base, due)
+    _charge(due, [sum(len(row.ids) for row in member.job.dev) for member in due], started.measure())
     for member in active:
         if member.error:
             progress(str(member.error))
         elif member.due or member.step % RECORD_EVERY == 0 or member.step == 1:
             dev = devs.get(member.job.name)
             tracker.log_point(member.run, member.record(dev))
-            progress(_format_progress(member, active, clock, dev))
+            progress(_format_progress(member, members, clock, dev))
 
 
 class _Rounded(NamedTuple):
@@ -219,10 +249,13 @@ def _judge(base: FrozenBase, rounded: list[_Rounded]) -> dict[str, float]:
     }
 
 
-def _format_progress(member: Member, active: list[Member], clock: Clock, dev: float | None) -> str:
-    """Return `task: step 50/300, loss 0.412, dev accuracy 0.87, 610 tokens/s, 2m05s left`."""
-    remaining = max(other.job.tune.steps - other.step for other in active)
-    left = int(clock.elapsed / clock.steps * remaining)
+def _format_progress(member: Member, members: Sequence[Member], clock: Clock, dev: float | None) -> str:
+    """Return `task: step 50/300, loss 0.412, dev accuracy 0.87, 610 tokens/s, 2m05s left`.
+
+    What is left is that of the whole gang, those who wait too, if no more of them ends early.
+    """
+    remaining = sum(other.job.tune.steps - other.step for other in members if other.active)
+    left = int(clock.elapsed / sum(other.step for other in members) * remaining)
     metric = f", dev {member.job.task.gate.metric} {dev:.3f}" if dev is not None else ""
     return (
         f"{member.job.name}: step {member.step}/{member.job.tune.steps}, loss {member.curve[-1].loss:.3f}{metric}, "

@@ -18,11 +18,12 @@ from ptpipeline.models.frozen import FrozenBase, SoftPrompt, list_tensors
 from ptpipeline.prompts.parameterise import Parameterisation, parameterise
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.prompts.tensors import round_to_stored
-from ptpipeline.records.prompts import CurvePoint
+from ptpipeline.records.prompts import Cost, CurvePoint, Dropped
 from ptpipeline.serving.answers import Opening
 from ptpipeline.serving.ranking import Query
-from ptpipeline.task.recipe import Tune
+from ptpipeline.task.recipe import Rung, Tune
 from ptpipeline.task.task import Task
+from ptpipeline.tuning.clock import Reading
 from ptpipeline.tuning.sampler import sample_batches
 
 Rows = list[tuple[list[int], tuple[int, ...]]]  # text ids and target ids of each row
@@ -50,7 +51,7 @@ class Job(NamedTuple):
 
     `name` is unique within the gang: the task's name, or that of one trial of the task. A `teacher` is distilled into
     the prompt. Jobs with the same `shared` prompt learn it together, each with a rank-one factor of its own. A `pull`
-    adds its penalty to the loss.
+    adds its penalty to the loss. At the `rungs` the jobs of a task that have them are compared, and the worst end.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Job(NamedTuple):
     teacher: SoftPrompt | None = None
     shared: Parameter | None = None
     pull: Pull | None = None
+    rungs: tuple[Rung, ...] = ()
 
 
 def compute_learning_rate(tune: Tune, step: int) -> float:
@@ -101,7 +103,10 @@ def build_optimizer(tune: Tune, parameters: Sequence[Tensor]) -> torch.optim.Opt
 
 @dataclass
 class Member:
-    """Mutable training state of one job; `error` ends it, and leaves the others of the gang alone."""
+    """Mutable training state of one job; `error` ends it, and leaves the others of the gang alone.
+
+    `dropped` ends it too, because its rivals are ahead. `tokens`, `seconds` and `processor_seconds` are what it cost.
+    """
 
     job: Job
     parameterisation: Parameterisation
@@ -113,6 +118,10 @@ class Member:
     best_dev: float = -1.0
     stale: int = 0
     error: PtpError | None = None
+    dropped: Dropped | None = None
+    tokens: int = 0
+    seconds: float = 0.0
+    processor_seconds: float = 0.0
     run: str | None = None
     curve: list[CurvePoint] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
@@ -140,8 +149,9 @@ class Member:
 
     @property
     def active(self) -> bool:
-        """Whether it takes part in the next step."""
-        return self.error is None and self.step < self.job.tune.steps and not self.stopped_early
+        """Whether it has steps to take."""
+        ended = self.error is not None or self.dropped is not None or self.stopped_early
+        return not ended and self.step < self.job.tune.steps
 
     @property
     def stopped_early(self) -> bool:
@@ -153,6 +163,17 @@ class Member:
         """Whether dev is to be evaluated after this step."""
         tune = self.job.tune
         return self.error is None and (self.step % tune.eval_every == 0 or self.step == tune.steps)
+
+    @property
+    def cost(self) -> Cost:
+        """What its training took so far."""
+        rounded = round(self.seconds, 3), round(self.processor_seconds, 3)
+        return Cost(tokens=self.tokens, seconds=rounded[0], processor_seconds=rounded[1])
+
+    def charge(self, spent: Reading, share: float) -> None:
+        """Add its share of what the gang spent together."""
+        self.seconds += spent.seconds * share
+        self.processor_seconds += spent.processor_seconds * share
 
     def require_best(self) -> SoftPrompt:
         """Return the best prompt; raise the error that ended the member, or TrainingError if it never trained."""

@@ -22,7 +22,7 @@ from ptpipeline.tuning.key import ENGINE_VERSION, compute_training_key
 from ptpipeline.tuning.loop import Gang, run_gang
 from ptpipeline.tuning.member import Job
 from ptpipeline.tuning.tracker import Tracker
-from ptpipeline.tuning.tune import TaskData, TrainedTask, build_job, describe_tuning
+from ptpipeline.tuning.tune import TaskData, TrainedTask, build_job, describe_tuning, sum_costs
 
 
 class Sources(NamedTuple):
@@ -72,7 +72,7 @@ def train_shared(
         prompt = shared.detach() * torch.stack(factors).mean(0)  # [P, H]
     packed = [_pack_shared(base, sources, member.best, []) for member in teachers.members if member.best is not None]
     artifact = _pack_shared(base, sources, prompt, [teacher.digest for teacher in packed])
-    return TrainedTask(artifact, packed, _describe_shared(base, gang, artifact))
+    return TrainedTask(artifact, packed, _describe_shared(base, [teachers, gang], artifact))
 
 
 def _build_teacher_job(base: FrozenBase, sources: Sources, data: TaskData, store: ObjectStore) -> Job:
@@ -114,12 +114,21 @@ def _pack_shared(base: FrozenBase, sources: Sources, prompt: SoftPrompt, parents
     return pack(prompt, tune.store_dtype, fields)
 
 
-def _describe_shared(base: FrozenBase, gang: Gang, artifact: Artifact) -> TunedPrompt:
-    """Return the record of the first source's training, for all; the trials hold every source's dev metric."""
+def _describe_shared(base: FrozenBase, gangs: Sequence[Gang], artifact: Artifact) -> TunedPrompt:
+    """Return the record of the first source's training, for all; the trials hold every source's dev metric.
+
+    The cost is that of both gangs, the teachers' and the shared prompt's.
+    """
+    gang = gangs[-1]
     trials = [
-        Trial(name=member.job.name, best_dev=member.best_dev, best_step=member.best_step) for member in gang.members
+        Trial(name=member.job.name, best_dev=member.best_dev, best_step=member.best_step, cost=member.cost)
+        for member in gang.members
     ]
     mean = sum(member.best_dev for member in gang.members) / len(gang.members)
     return describe_tuning(base, gang, gang.members[0], artifact).model_copy(
-        update={"trials": trials, "best_dev": mean}
+        update={
+            "trials": trials,
+            "best_dev": mean,
+            "cost": sum_costs([member.cost for own in gangs for member in own.members]),
+        }
     )

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptpipeline.models.frozen import FrozenBase, SoftPrompt, list_tensors, rebuild
+from ptpipeline.models.frozen import FrozenBase, SoftPrompt, count_virtual_tokens, list_tensors, rebuild
 from ptpipeline.models.memory import count_free_bytes
 from ptpipeline.tuning.passes import Backward, Example, concatenated_backward, shared_backward
+from ptpipeline.tuning.places import split_places
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +62,9 @@ def _compute_gradients(
         rebuild(prompt, [tensor.detach().clone().requires_grad_() for tensor in list_tensors(prompt)])
         for prompt in prompts
     ]
-    backward(base, copies, examples)
+    for places in split_places([count_virtual_tokens(prompt) for prompt in prompts]):  # memory as in training
+        rows = [row._replace(prompt=row.prompt - places.start) for row in examples if row.prompt in places]
+        backward(base, copies[places.start : places.stop], rows)
     return [
         torch.cat([tensor.grad.flatten() for tensor in list_tensors(copy) if tensor.grad is not None])
         for copy in copies

@@ -17,12 +17,14 @@ from torch.optim import Optimizer
 from ptpipeline.errors import ArtifactError, TrainingError
 from ptpipeline.foreign import parse_json, parsing
 from ptpipeline.models.frozen import list_tensors, rebuild
-from ptpipeline.records.prompts import CurvePoint
+from ptpipeline.records.prompts import CurvePoint, Dropped
 from ptpipeline.tuning.clock import Clock
 from ptpipeline.tuning.member import Job, Member
 
 FORMAT = 1  # raised when what the file holds changes; an older one is not read
-PLAIN = ("step", "best_step", "best_dev", "stale", "run", "losses")  # a member's fields that JSON gives back exactly
+# A member's fields that JSON gives back exactly. Those of its cost came later: without them it counts on from zero.
+COST = ("tokens", "seconds", "processor_seconds")
+PLAIN = ("step", "best_step", "best_dev", "stale", "run", "losses", *COST)
 
 
 class GangState(NamedTuple):
@@ -124,17 +126,19 @@ def _list_plain_fields(member: Member) -> dict[str, Any]:
     fields = {name: getattr(member, name) for name in PLAIN}
     return fields | {
         "error": str(member.error) if member.error else None,
+        "dropped": member.dropped.to_json() if member.dropped else None,
         "curve": [point.model_dump() for point in member.curve],
     }
 
 
 def _restore(member: Member, plain: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     for name in PLAIN:
-        setattr(member, name, plain[name])
+        setattr(member, name, plain.get(name, 0) if name in COST else plain[name])
     best = _select(tensors, "best.")
     member.best = rebuild(member.job.initial, [best[name] for name in sorted(best)]) if best else None
     member.gradient_norms = tensors["gradient_norms"]
     member.error = TrainingError(plain["error"]) if plain["error"] else None
+    member.dropped = Dropped(**plain["dropped"]) if plain.get("dropped") else None
     member.curve = [CurvePoint(**point) for point in plain["curve"]]
     for _ in range(member.step):
         next(member.order)

@@ -17,7 +17,7 @@ from ptpipeline.prompts.initialise import make_initial_prompt
 from ptpipeline.prompts.placement import build_text_encoder, count_extra_tokens, place_prompt
 from ptpipeline.prompts.tensors import name_tensors, pack, pack_ensemble
 from ptpipeline.records.data import Snapshot
-from ptpipeline.records.prompts import Trial, TunedPrompt
+from ptpipeline.records.prompts import Cost, Trial, TunedPrompt
 from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import Query, rank
 from ptpipeline.storage import ObjectStore
@@ -128,7 +128,7 @@ def _prepare_work(base: FrozenBase, data: TaskData, store: ObjectStore, progress
     for warning in warnings:
         progress(f"{task.name}: {warning}")
     jobs = [
-        first._replace(name=_name_trial(task, variant), tune=variant, initial=prompt)
+        first._replace(name=_name_trial(task, variant), tune=variant, initial=prompt, rungs=task.tune.rungs())
         for variant, prompt in zip(variants, prompts, strict=True)
     ]
     return Work(task, data.snapshot, start, jobs, warnings)
@@ -291,7 +291,33 @@ def _measure_ensemble(base: FrozenBase, members: list[Member], how: Literal["ave
 def _describe_outcome(finished: _Finished, member: Member, artifact: Artifact) -> TunedPrompt:
     trials = [_describe_trial(trial) for trial in finished.members] if len(finished.members) > 1 else []
     tuned = describe_tuning(finished.base, finished.gang, member, artifact)
-    return tuned.model_copy(update={"trials": trials, "warnings": finished.work.warnings})
+    whole = {
+        "trials": trials,
+        "warnings": finished.work.warnings,
+        "rule": _describe_rule(finished.work.task.tune),
+        "cost": sum_costs([trial.cost for trial in finished.members]),
+    }
+    return tuned.model_copy(update=whole)
+
+
+def _describe_rule(tune: Tune) -> str | None:
+    """Return by which rule the search ends trials early, in a sentence; None if it does not."""
+    if tune.search is None or not tune.rungs():
+        return None
+    rungs = ", ".join(f"{rung.keep} after step {rung.step}" for rung in tune.rungs())
+    return (
+        f"halving: {tune.search.halving}: of {tune.search.size} trials the best on dev so far go on, with those that "
+        f"tie: {rungs}"
+    )
+
+
+def sum_costs(costs: Sequence[Cost]) -> Cost:
+    """Return what several members took together."""
+    return Cost(
+        tokens=sum(cost.tokens for cost in costs),
+        seconds=round(sum(cost.seconds for cost in costs), 3),
+        processor_seconds=round(sum(cost.processor_seconds for cost in costs), 3),
+    )
 
 
 def describe_tuning(base: FrozenBase, gang: Gang, member: Member, artifact: Artifact) -> TunedPrompt:
@@ -312,10 +338,12 @@ def describe_tuning(base: FrozenBase, gang: Gang, member: Member, artifact: Arti
         self_check=gang.check.figures,
         curve=member.curve,
         tracking_run=member.run,
+        cost=member.cost,
     )
 
 
 def _describe_trial(member: Member) -> Trial:
     best = None if member.error or member.best is None else member.best_dev
     error = str(member.error) if member.error else None
-    return Trial(name=member.job.name, best_dev=best, best_step=member.best_step, error=error)
+    name, at = member.job.name, member.best_step
+    return Trial(name=name, best_dev=best, best_step=at, error=error, dropped=member.dropped, cost=member.cost)

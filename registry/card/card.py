@@ -149,11 +149,15 @@ def selection_bias(card: Card) -> str | None:
 
 
 def seed_spread(tuned: TunedPrompt) -> list[str]:
-    """Return how much each recipe that was tried varies with its seed alone; intervals over test rows do not say so."""
+    """Return how much each recipe that was tried varies with its seed alone; intervals over test rows do not say so.
+
+    A recipe of which a trial was dropped is left out: those that went on were chosen, and the others are unfinished.
+    """
     by_recipe: dict[str, list[float]] = defaultdict(list)
+    cut = {trial.name.rpartition(", seed ")[0] for trial in tuned.trials if trial.dropped}
     for trial in tuned.trials:
         recipe, seed, _ = trial.name.rpartition(", seed ")
-        if seed and trial.best_dev is not None:
+        if seed and recipe not in cut and trial.best_dev is not None:
             by_recipe[recipe.split("/", 1)[-1]].append(trial.best_dev)
     spread = [
         f"{len(dev)} seeds of {recipe}: dev {statistics.mean(dev):.4f}, standard deviation "
@@ -161,6 +165,8 @@ def seed_spread(tuned: TunedPrompt) -> list[str]:
         for recipe, dev in by_recipe.items()
         if len(dev) > 1
     ]
+    if cut and not spread:
+        return ["halving ended seeds early: how much a recipe varies with its seed is not known"]
     return spread or [
         "one seed was trained: how much the recipe varies with it is not known (`tune.search.seed` tells)"
     ]

@@ -170,7 +170,7 @@ def test_no_field_of_a_member_is_forgotten() -> None:
     made_anew, tensors, sentences = (
         {"job", "order"},
         {"parameterisation", "optimizer", "best", "gradient_norms"},
-        {"error", "curve"},
+        {"error", "curve", "dropped"},
     )
     assert {field.name for field in dataclasses.fields(Member)} == made_anew | tensors | sentences | set(state.PLAIN)
     assert {field.name for field in dataclasses.fields(Clock)} == {"started", "training", "tokens", "steps"}

@@ -65,6 +65,12 @@ def test_an_ensemble_unfolds_into_consecutive_seeds() -> None:
             "`search.learning_rate` lists the values to try instead of `learning_rate`",
         ),
         ({"search": {"seed": [1, 2]}, "seed": 1}, "`search.seed` lists the values to try instead of `seed`"),
+        ({"search": {"length": "grow", "halving": 2}}, "`length: grow` compares lengths that all trained to the end"),
+        (
+            {"search": {"seed": [1, 2], "halving": 2}, "steps": 50},
+            r"no part of the 50 steps ends at a dev evaluation \(`eval_every` is 50\) behind the 20 steps of warm-up",
+        ),
+        ({"search": {"seed": [1, 2], "halving": 2}, "warmup_steps": 250}, "no trial would end early"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(recipe: dict[str, object], expected: str) -> None:
@@ -84,6 +90,31 @@ def test_a_recipe_that_makes_no_sense_is_refused(recipe: dict[str, object], expe
 )
 def test_a_setting_that_takes_part_is_accepted(recipe: dict[str, object]) -> None:
     Tune(**recipe)  # type: ignore[arg-type]
+
+
+def test_halving_is_part_of_a_recipe_and_its_absence_is_not() -> None:
+    """So what was searched before it existed is not searched again."""
+    plain, halved = (declared("movies", search={"learning_rate": [0.1, 0.2]} | more) for more in ({}, {"halving": 2}))
+    assert "halving" not in plain.tune.model_dump(mode="json", exclude_defaults=True)["search"]
+    assert plain.recipe_digest() != halved.recipe_digest()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trials", "rungs"),
+    [
+        ({"steps": 300, "eval_every": 50}, 2, [(100, 1), (200, 1)]),
+        ({"steps": 300, "eval_every": 50}, 24, [(100, 8), (200, 3)]),
+        ({"steps": 310, "eval_every": 20}, 24, [(120, 8), (220, 3)]),
+        ({"steps": 120, "eval_every": 70}, 25, [(70, 9)]),
+        ({"steps": 300, "eval_every": 50, "warmup_steps": 100}, 24, [(200, 8)]),
+    ],
+)
+def test_rungs_are_dev_evaluations_behind_the_warm_up(
+    recipe: dict[str, int], trials: int, rungs: list[tuple[int, int]]
+) -> None:
+    tune = Tune(search={"seed": list(range(trials)), "halving": 3}, **recipe)  # type: ignore[arg-type]
+    assert [tuple(rung) for rung in tune.rungs()] == rungs
+    assert [variant.rungs() for variant in tune.variants()] == [()] * trials
 
 
 def bounded(max_bytes: int | None, **tune: object) -> Task:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import ptpipeline
+from flows.cli.render import VersionDetails, print_version
 from flows.stages.outcome import Outcome
 from ptpipeline.errors import DataError, NotFound, TaskFileError
 from ptpipeline.prompts.artifact import read_artifact
@@ -109,6 +110,36 @@ def test_a_search_reports_every_trial_and_keeps_the_best(project: Project) -> No
     assert len(tuned.trials) == 4
     assert tuned.best_dev == max(trial.best_dev for trial in tuned.trials if trial.best_dev is not None)
     assert stages.registry.store.exists(f"prompts/{outcome.task}/{digest}/manifest.json")
+
+
+def test_a_search_that_halves_keeps_its_rule_and_what_each_trial_cost(
+    project: Project, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the record of the training, in what `ptp show` prints, and in the night's line."""
+    project.edit(PLAIN, "num_virtual_tokens: 4, search: {learning_rate: [0.0000001, 0.05], halving: 2}")
+    project.edit("learning_rate: 0.05,", "")
+    outcome = project.run()
+    registry = project.stages.registry
+    version = registry.ledger.version(outcome.task, outcome.version)
+    tuned = registry.ledger.publication(outcome.task, version.digest).tuned  # type: ignore[union-attr]
+    dropped, kept = tuned.trials
+    assert dropped.dropped is not None
+    assert (dropped.dropped.step, dropped.best_step, kept.dropped) == (5, 5, None)
+    assert dropped.dropped.dev < dropped.dropped.least == kept.best_dev == tuned.best_dev
+    assert dropped.cost is not None
+    assert kept.cost is not None
+    assert tuned.cost is not None
+    assert tuned.cost.tokens == dropped.cost.tokens + kept.cost.tokens == outcome.tokens
+    assert kept.cost.tokens > 1.5 * dropped.cost.tokens
+    assert 0 < dropped.cost.processor_seconds < kept.cost.processor_seconds
+    assert outcome.processor_seconds == tuned.cost.processor_seconds
+    print_version(
+        VersionDetails(version=version, manifest=manifest(project, outcome), training=tuned, report=None, verdict=None),
+        as_json=False,
+    )
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "halving: 2: of 2 trials the best on dev so far go on, with those that tie: 1 after step 5" in shown
+    assert "tokens seconds processor seconds ended" in shown
 
 
 def test_a_warm_start_descends_from_the_champion_and_trains_once(project: Project) -> None:

@@ -15,7 +15,7 @@ from mlflow.utils.validation import _validate_metric_name
 from benchmarks.fixtures.prompts import PNG, a_request, a_snapshot, a_task, an_artifact, published
 from ptpipeline.evaluation.metrics import score_labels
 from ptpipeline.prompts.interpretation import MEASURES, WARNING, NearTokens, Neighbour, Neighbours, Pulled, Wayward
-from ptpipeline.records.prompts import Trial
+from ptpipeline.records.prompts import Cost, Dropped, Trial
 from ptpipeline.records.reports import PairedDifference, Scores, SliceDifference, TextScores
 from ptpipeline.records.verdicts import Check, Look
 from ptpipeline.records.versions import PromptVersion
@@ -280,6 +280,24 @@ def test_the_spread_over_seeds_stands_beside_the_intervals(card: Card) -> None:
     assert "it diverged" in Parsed(render_page(searched)).text
     assert f"- {words}" in render_description(searched)
     assert "0.2: dev" not in render_description(searched)
+
+
+def test_seeds_of_which_halving_chose_show_no_spread(card: Card) -> None:
+    trials = [
+        Trial(name=f"mood/4 tokens, rate 0.1, seed {seed}", best_dev=dev, best_step=5, dropped=dropped, cost=cost)
+        for seed, dev, dropped, cost in (
+            (1, 0.7, Dropped(step=5, dev=0.7, least=0.8), Cost(tokens=1200, seconds=1.25, processor_seconds=2.5)),
+            (2, 0.8, None, Cost(tokens=3600, seconds=4.0, processor_seconds=8.0)),
+            (3, 0.9, None, Cost(tokens=3600, seconds=4.0, processor_seconds=8.0)),
+        )
+    ]
+    searched = altered(card, tuned=card.provenance.tuned.model_copy(update={"trials": trials, "rule": "halving: 2: 2"}))
+    text = Parsed(render_page(searched)).text
+    assert "Halving ended seeds early: how much a recipe varies with its seed is not known" in text
+    assert "Trials ended early by halving: 2: 2." in text
+    assert "dropped at step 5: dev 0.7000 is below 0.8000" in text
+    assert "1,200" in text
+    assert "standard deviation" not in text
 
 
 def test_of_one_seed_it_is_said_that_the_spread_is_not_known(card: Card, seen: Parsed) -> None:
