@@ -58,28 +58,38 @@ def run_gang(
     checkpoint = checkpoints.open(base, jobs, str(check.figures["path"])) if checkpoints else None
     if checkpoint and (saved := checkpoint.load(jobs, progress)):
         members, clock = list(saved.members), saved.clock
-    expect(sum(member.job.tune.steps for member in members), "steps", sum(member.step for member in members))
-    joined: set[str] = set()  # members whose run was started by this process
+    _expect_steps(members)
+    tracked: set[str] = set()  # members whose run this process started and has not ended
     try:
         while active := fill_places(members):
-            _start_runs(base, [member for member in active if member.job.name not in joined], tracker)
-            joined |= {member.job.name for member in active}
+            _start_runs(base, [member for member in active if member.job.name not in tracked], tracker)
+            tracked |= {member.job.name for member in active}
             _step(base, active, check.backward, clock)
             _finish_step(base, active, members, clock, tracker, progress)
-            for member in drop_hopeless(members):
+            for member in (dropped := drop_hopeless(members)):
                 progress(f"{member.job.name}: {member.dropped.reason if member.dropped else ''}")
-            _end_runs([member for member in active if not member.active], tracker)
+            if dropped:
+                _expect_steps(members)
+            ended = [member for member in members if member.job.name in tracked and not member.active]
+            _end_runs(ended, tracker)
+            tracked -= {member.job.name for member in ended}
             if checkpoint and checkpoint.due:
                 checkpoint.save(members, clock)
     except BaseException:  # an interruption too leaves no run open; within a step there is no state to save
         for member in members:
-            if member.active and member.job.name in joined:
+            if member.job.name in tracked:
                 tracker.finish(member.run, "KILLED")
         raise
     _check_weights(base, before, checkpoint)
     if checkpoint:
         checkpoint.save(members, clock)
     return Gang(members, clock, check)
+
+
+def _expect_steps(members: Sequence[Member]) -> None:
+    """Say how many steps are left: none of a member that has ended."""
+    wanted = sum(member.job.tune.steps if member.active else member.step for member in members)
+    expect(wanted, "steps", sum(member.step for member in members))
 
 
 def _run_self_check(base: FrozenBase, members: Sequence[Member]) -> SelfCheck:

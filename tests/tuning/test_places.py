@@ -356,6 +356,17 @@ def test_halving_keeps_the_winner_and_its_numbers(
     }
 
 
+def test_the_run_of_a_trial_ends_that_is_dropped_while_it_waits(
+    searched: Searched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With two places, the first trials wait at the rung for the others, and are dropped without having one."""
+    monkeypatch.setattr(places, "PROMPT_TOKENS", 8)
+    events = Events()
+    halved = run(searched.base, searched.jobs(Rung(4, 1)), events).members
+    assert sum(member.dropped is not None for member in halved) == 4
+    assert {f"{member.job.name} FINISHED" for member in halved} <= set(events.seen)
+
+
 def test_a_search_that_is_killed_ends_with_the_same_trials(searched: Searched, tmp_path: Path) -> None:
     """At the first rung, and behind it."""
     wanted = searched.jobs(Rung(2, 3), Rung(4, 1))
