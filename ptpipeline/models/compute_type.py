@@ -9,7 +9,6 @@ import math
 import os
 import platform
 import re
-import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
@@ -18,12 +17,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from ptpipeline.durable import publish
 from ptpipeline.errors import ArtifactError, BaseModelError, NotFound
 from ptpipeline.foreign import parse_record, read_file
 from ptpipeline.models.base import PreparedBase
 from ptpipeline.models.kernels import linear
 from ptpipeline.models.weights import read_headers
+from ptpipeline.private import write_private
 from ptpipeline.records.base import Record, digest_of
 from ptpipeline.settings import ComputeType, Settings
 
@@ -206,9 +205,6 @@ def _write(path: Path, speed: Speed) -> None:
     """Keep what was measured, whole or not at all."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=path.parent, suffix=".partial")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(speed.model_dump_json(indent=1).encode())
-        publish(Path(partial), path)
+        write_private(path, speed.model_dump_json(indent=1).encode())
     except OSError as error:
         log.warning("%s: cannot be written (%s), so every process measures the compute type anew", path, error.strerror)
