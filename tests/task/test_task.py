@@ -66,7 +66,7 @@ def test_every_shipped_task_loads() -> None:
             "tune: {steps: 5}",
             "tune: {step: 5}",
             10,
-            "tune.step: unknown field; allowed here: batch_size, encoder, encoder_width",
+            "tune.step: unknown field; allowed here: batch_size, dev_rows, encoder",
         ),
         (
             "  text: text\n",

@@ -255,7 +255,7 @@ def test_a_policy_that_is_opened_afterwards_shows_nothing_of_the_past(copied: Qu
 def test_rows_that_judge_are_left_out_of_a_measurement_by_hand(copied: Quiet, ptp: Any) -> None:
     rows = copied.project.folder / f"{NAME}.csv"
     code, told = ptp("evaluate", f"{NAME}@2", "--data", str(rows), "--json")
-    measured = json.loads(told.splitlines()[-1])
+    measured = json.loads(next(line for line in told.splitlines() if line.startswith("{")))
     assert (code, measured["left_out"]["judging"]) == (0, copied.report().rows)
 
 

@@ -86,7 +86,7 @@ class Training:
         before, process = self.checkpoints(), self.start()
         while process.is_alive() and self.checkpoints() == before:
             time.sleep(0.005)
-        time.sleep(dice.uniform(0, 0.6))
+        time.sleep(dice.uniform(0, 0.15))
         process.kill()
         process.join()
         return process.exitcode == -signal.SIGKILL
