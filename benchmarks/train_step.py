@@ -150,7 +150,8 @@ def count_needed_flops(base: FrozenBase, batch: int, tokens: int, prompt_length:
     width, heads = config.hidden_size, config.num_attention_heads
     size = getattr(config, "head_dim", None) or width // heads
     layers = config.num_hidden_layers
-    queries, keys_values = width * heads * size, 2 * width * config.num_key_value_heads * size
+    groups = getattr(config, "num_key_value_heads", None) or heads
+    queries, keys_values = width * heads * size, 2 * width * groups * size
     weights = _count_layer_weights(base)
     pairs = prompt * text + text * (text + 1) / 2
     linear = 2 * (layers - 1) * weights * (rows * text + prompt)
@@ -163,14 +164,21 @@ def count_needed_flops(base: FrozenBase, batch: int, tokens: int, prompt_length:
 
 
 def _count_layer_weights(base: FrozenBase) -> int:
-    return sum(p.numel() for p in base.model.base_model.layers[0].parameters() if p.ndim == 2)
+    return sum(matrix.numel() for matrix in _list_layer_matrices(base))
+
+
+def _list_layer_matrices(base: FrozenBase) -> list[Tensor]:
+    """Return the matrices of the first layer, which GPT-2 keeps in `h`."""
+    body = base.model.base_model
+    layers = body.layers if hasattr(body, "layers") else body.h
+    return [parameter for parameter in layers[0].parameters() if parameter.ndim == 2]
 
 
 class Peak:
     """The best rate of a matrix product so far, in FLOP/s."""
 
     def __init__(self, base: FrozenBase, tokens: int) -> None:
-        largest = max((p for p in base.model.base_model.layers[0].parameters() if p.ndim == 2), key=lambda p: p.numel())
+        largest = max(_list_layer_matrices(base), key=Tensor.numel)
         square = torch.randn(SQUARE, SQUARE).to(base.device, base.dtype)
         activations = torch.randn(tokens, largest.shape[1]).to(base.device, base.dtype)
         self._pairs = [(activations, largest.detach(), 20), (square, square, 2)]
