@@ -69,6 +69,19 @@ def pytest_collection_finish() -> None:
     multiprocessing.set_forkserver_preload(processes.IMPORTED)
 
 
+@pytest.fixture(autouse=True)
+def _stay() -> Iterator[None]:
+    """Let no test leave its process in a folder that goes with it: all later tests of the process would fail."""
+    before = os.getcwd()
+    yield
+    try:
+        after = os.getcwd()
+    except FileNotFoundError:
+        after = "a folder that is gone"
+    os.chdir(before)
+    assert after == before, f"the test left its process in {after}: use monkeypatch.chdir"
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """One SeaweedFS for the whole run; its keys are in the environment while it lives."""

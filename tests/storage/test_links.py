@@ -80,10 +80,10 @@ def test_what_killed_writers_left_is_not_swept_behind_a_link(tmp_path: Path, out
     assert (outside / "secret").read_bytes() == SECRET
 
 
-def test_a_pipe_or_a_socket_is_no_object(store: FolderStore) -> None:
+def test_a_pipe_or_a_socket_is_no_object(store: FolderStore, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(store.root / "prompts/mood/pipe")
     with socket.socket(socket.AF_UNIX) as server:
-        os.chdir(store.root / "prompts/mood")  # the name of a socket is short
+        monkeypatch.chdir(store.root / "prompts/mood")  # the name of a socket is short
         server.bind("socket")
         for name in ("pipe", "socket"):
             with pytest.raises(ArtifactError, match="no regular file"):

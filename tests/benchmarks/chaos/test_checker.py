@@ -169,5 +169,6 @@ def test_with_its_safeguard_nothing_is_lost_or_torn(backends: Backends, safeguar
 
 @pytest.mark.parametrize("safeguard", CASES)
 def test_without_its_safeguard_the_checker_reports(backends: Backends, safeguard: str) -> None:
-    findings = found(backends, CASES[safeguard], mutated=True)
-    assert findings, f"chaos would not notice that the {safeguard} is gone"
+    """Two workers that are set free together may still run one after the other: some tries may find nothing."""
+    tries = (found(backends, CASES[safeguard], mutated=True) for _ in range(5))
+    assert any(tries), f"chaos would not notice that the {safeguard} is gone"
