@@ -92,8 +92,7 @@ class CausalBase(FrozenBase):
         reads = [(index, step) for index, row in enumerate(inputs) for step in range(row.state_count)]
         rows = torch.tensor([index for index, _ in reads], device=self.device)  # [N]
         columns = torch.tensor([len(inputs[index].text) - 1 + step for index, step in reads], device=self.device)  # [N]
-        longest = max(row.length for row in inputs) + (0 if cache is None else cache.width)
-        if self.fused is None or not self.fused.reaches(longest):
+        if self.fused is None or not self.reads_in_parts(cache, inputs):
             return self._compute_hidden(self._build_batch(cache, inputs))[rows, columns]
         ids, _ = pad_batch([[*row.text, *row.continuation] for row in inputs], self.device)  # [B, T], [B]
         prompts = None if cache is None else index_prompts(inputs, self.device)  # [B]
@@ -106,10 +105,14 @@ class CausalBase(FrozenBase):
         """
         return torch.cat([self._concatenate_row(prompts[row.prompt], row) for row in inputs])
 
+    def reaches(self, positions: int) -> bool:
+        """Return whether rotations stay the same up to that many positions of prompt and text."""
+        longest = read_longest(self.model.config)
+        return longest is None or positions <= longest
+
     def reads_in_parts(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> bool:
         """Return whether rows may follow parts of their texts: not if rotations change with the length of a row."""
-        longest, width = read_longest(self.model.config), 0 if cache is None else cache.width
-        return longest is None or max(row.length for row in inputs) + width <= longest
+        return self.reaches(max(row.length for row in inputs) + (0 if cache is None else cache.width))
 
     @torch.inference_mode()
     def extend(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Extended:
@@ -121,7 +124,7 @@ class CausalBase(FrozenBase):
         offsets = torch.zeros_like(lengths) if cache is None else cache.lengths[index_prompts(inputs, self.device)]
         rows, last = torch.arange(len(inputs), device=self.device), lengths - 1  # [B]
         longest = int(lengths.max()) + (0 if cache is None else cache.width)
-        if self.fused is None or not self.fused.reaches(longest):
+        if self.fused is None or not self.reaches(longest):
             batch = self._build_batch(cache, [row._replace(continuation=()) for row in inputs])
             states, layers = self._compute_hidden(batch)[rows, last], batch.model_cache.layers  # [B, H]
             tensors = (*(layer.keys for layer in layers), *(layer.values for layer in layers))
@@ -174,7 +177,7 @@ class CausalBase(FrozenBase):
         width = int(lengths.max())
         moved = [prompt.to(self.device, self.dtype) for prompt in prompts]
         embeds = torch.stack([pad_left(prompt, width) for prompt in moved])  # [K, P_max, H]
-        if self.fused is not None and self.fused.reaches(width):
+        if self.fused is not None and self.reaches(width):
             return PrefixCache(self.fused.compute_prefix(embeds, lengths), lengths)
         places = torch.arange(width, device=self.device)[None] - (width - lengths)[:, None]  # [K, P_max]
         model_cache = _new_cache()

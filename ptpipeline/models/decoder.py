@@ -13,7 +13,7 @@ pass. The last layer computes more than keys and values only for states that are
 backward pass would not fit into memory, only the states before each layer are kept, and the layer runs again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -49,7 +49,6 @@ class FusedDecoder:
         self.activation, self.score_cap = traits.activation, traits.score_cap
         self.residual_scale = traits.residual_scale
         self.embedding, self.embedding_scale = model.get_input_embeddings(), traits.embedding_scale
-        self._longest = traits.longest
         heads = traits.heads
         self.query_width = heads.groups * heads.shared * heads.width  # of the joined map; keys and values follow
         self.key_width = heads.groups * heads.width
@@ -61,10 +60,6 @@ class FusedDecoder:
             traits.score_scale,
             traits.layers[0].out.weight.dtype,
         )
-
-    def reaches(self, positions: int) -> bool:
-        """Return whether the rotations hold for rows of that many positions, prompt and text."""
-        return self._longest is None or positions <= self._longest
 
     def compute_prefix(self, embeds: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         """Return the keys of every layer, then their values, [K, kv, P, d] each.
@@ -95,15 +90,29 @@ class FusedDecoder:
         """
         tensors = () if cache is None else cache.tensors
         behind = None if cache is None or prompts is None else RowPrompts(prompts, cache.lengths[prompts])
-        inner, last = self.geometry.lay_out_rows(ids, behind, 0 if cache is None else cache.width, reads)
-        layouts = [*(inner[layer.kind] for layer in self.layers[:-1]), last]
-        states, own = self.scale_embeddings(self.embedding(ids).flatten(0, 1)), []  # [B T, H]
-        for index, layer in enumerate(self.layers):
-            before = _layer_prefix(tensors, index, behind)
-            states, saved = self.forward_layer(layer, states, layouts[index], before)
-            own.append(saved.own)
-        normed, _ = kernels.normalise(states[last.reads], self.norm)  # [N, H]
+        layouts, own = self.lay_out_rows(ids, behind, tensors, reads), []
+        states = self.forward_rows(ids, behind, tensors, layouts, lambda saved: own.append(saved.own))  # [N, H]
+        normed, _ = kernels.normalise(states, self.norm)  # [N, H]
         return normed, tuple(tensor.transpose(0, 1) for kind in zip(*own, strict=True) for tensor in kind)
+
+    def lay_out_rows(
+        self, ids: Tensor, behind: RowPrompts | None, prefix: Sequence[Tensor], reads: Reads
+    ) -> list[Layout]:
+        """Return every layer's layout of rows [B, T] behind the prompts of a prefix, if they follow any."""
+        inner, last = self.geometry.lay_out_rows(ids, behind, prefix[0].shape[2] if prefix else 0, reads)
+        return [*(inner[layer.kind] for layer in self.layers[:-1]), last]
+
+    def forward_rows(
+        self, ids: Tensor, behind: RowPrompts | None, prefix: Sequence[Tensor], layouts: Sequence[Layout],
+        keep: Callable[[Saved], None] | None,
+    ) -> Tensor:  # fmt: skip
+        """Return the states [N, H] that are read behind all layers, before the last norm; `keep` gets each layer's."""
+        states = self.scale_embeddings(self.embedding(ids).flatten(0, 1))  # [B T, H]
+        for index, layer in enumerate(self.layers):
+            states, saved = self.forward_layer(layer, states, layouts[index], _layer_prefix(prefix, index, behind))
+            if keep:
+                keep(saved)
+        return states[layouts[-1].reads]  # [N, H]
 
     def forward_layer(
         self, layer: Layer, states: Tensor, layout: Layout, prefix: LayerKeyValues | None
@@ -294,16 +303,9 @@ class _RowPass(torch.autograd.Function):
         ctx: Any, ids: Tensor, behind: RowPrompts | None, reads: Reads, decoder: FusedDecoder, grad: bool,
         *prefix: Tensor,
     ) -> Tensor:  # fmt: skip
-        inner, last = decoder.geometry.lay_out_rows(ids, behind, prefix[0].shape[2] if prefix else 0, reads)
-        layouts = [*(inner[layer.kind] for layer in decoder.layers[:-1]), last]
-        states = decoder.scale_embeddings(decoder.embedding(ids).flatten(0, 1))  # [B T, H]
+        layouts = decoder.lay_out_rows(ids, behind, prefix, reads)
         kept = Kept(len(layouts), partial(_run_again, decoder, layouts, prefix, behind))
-        for index, layer in enumerate(decoder.layers):
-            before = _layer_prefix(prefix, index, behind)
-            states, saved = decoder.forward_layer(layer, states, layouts[index], before)
-            if grad:
-                kept.push(saved)
-        states = states[last.reads]  # [N, H]
+        states = decoder.forward_rows(ids, behind, prefix, layouts, kept.push if grad else None)  # [N, H]
         normed, scale = kernels.normalise(states, decoder.norm)  # [N, H], [N, 1]
         ctx.decoder, ctx.layouts, ctx.behind, ctx.prefix = decoder, layouts, behind, prefix
         ctx.kept, ctx.final = (kept, Normed(states, scale)) if grad else (None, None)
@@ -329,13 +331,9 @@ class _RowPass(torch.autograd.Function):
 
 
 def _run_again(
-    decoder: FusedDecoder,
-    layouts: Sequence[Layout],
-    prefix: Sequence[Tensor],
-    behind: RowPrompts | None,
-    index: int,
-    states: Tensor,
-) -> Saved:
+    decoder: FusedDecoder, layouts: Sequence[Layout], prefix: Sequence[Tensor], behind: RowPrompts | None,
+    index: int, states: Tensor,
+) -> Saved:  # fmt: skip
     """Return what a layer keeps for the backward pass, from the states [B T, H] before it."""
     before = _layer_prefix(prefix, index, behind)
     _, saved = decoder.forward_layer(decoder.layers[index], states, layouts[index], before)

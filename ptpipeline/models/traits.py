@@ -95,7 +95,7 @@ class Kind(NamedTuple):
 
 
 class Traits(NamedTuple):
-    """All that the passes compute with. `longest` is the most positions for which the rotations hold (None: any)."""
+    """All that the passes compute with."""
 
     layers: list[Layer]
     norm: Norm
@@ -107,7 +107,6 @@ class Traits(NamedTuple):
     activation: str
     residual_scale: float
     embedding_scale: float
-    longest: int | None
 
 
 def read_traits(model: Any) -> Traits:
@@ -142,7 +141,6 @@ def read_traits(model: Any) -> Traits:
         activation=_activation_name(config),
         residual_scale=float(getattr(config, "residual_multiplier", 1.0)),
         embedding_scale=float(getattr(config, "embedding_multiplier", 1.0)),
-        longest=read_longest(config),
     )
 
 

@@ -12,7 +12,7 @@ from ptpipeline.records.prompts import Dropped
 from ptpipeline.tuning.member import Member
 
 # Virtual tokens, padded, of all prompts in one step. The prompt pass keeps its states until the step ends; of the rows,
-# only one pass at a time does (passes.TOKENS_PER_PASS). Of equal size, both together bound the memory of a step.
+# only one pass at a time does (tokens_per_pass). Of equal size on a CPU, both together bound the memory of a step.
 PROMPT_TOKENS = 1024
 
 

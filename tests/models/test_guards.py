@@ -89,8 +89,8 @@ def test_rotations_that_hold_up_to_a_length_are_used_up_to_it() -> None:
     """Up to 64 positions Phi-3's long rope keeps its short frequencies."""
     base, prompt = family("phi3 longrope"), torch.ones(4, 32, dtype=torch.float64)
     assert base.fused is not None
-    assert base.fused.reaches(64)
-    assert not base.fused.reaches(65)
+    assert base.reaches(64)
+    assert not base.reaches(65)
     row = [Input(list(range(1, 70)), [], 0)]
     torch.testing.assert_close(
         base.compute_states(None, row), base.concatenate([prompt[:0]], row), rtol=1e-9, atol=1e-9
