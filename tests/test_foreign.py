@@ -189,7 +189,7 @@ METHODS = {"model_validate_json", "open_memmap"}
 
 ALLOWED = {
     "ptpipeline/foreign.py": "the one place",
-    "ptpipeline/data/sources.py": "says which line of a user's file is broken",
+    "ptpipeline/data/files.py": "says which line of a user's file is broken",
     "ptpipeline/data/parquet.py": "bounds a Parquet file, then parses within `parsing`",
     "ptpipeline/task/document.py": "bounds a YAML file, then parses it",
     "ptpipeline/prompts/tensors.py": "loads what `check_tensors` accepted, within `parsing`",

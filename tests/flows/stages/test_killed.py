@@ -7,8 +7,12 @@ import os
 import random
 import signal
 import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import TextIO
 
 import pytest
 
@@ -23,11 +27,23 @@ from tests.tiny import tiny_project
 KILLS = 3
 
 
+@contextmanager
+def told_in(output: TextIO) -> Iterator[None]:
+    """Write an error to the log too: what a process that dies says is not among what a failed test shows."""
+    try:
+        yield
+    except BaseException:
+        traceback.print_exc(file=output)
+        raise
+
+
 def run_training(environment: dict[str, str], log: Path) -> None:
-    """Train the tasks of the environment; the log holds the reported lines, then the prompts and their curves."""
+    """Train the tasks of the environment; the log holds the reported lines, then the prompts and their curves, or why
+    it failed.
+    """
     os.environ.clear()
     os.environ.update(environment)
-    with log.open("w") as output:
+    with log.open("w") as output, told_in(output):
         stages = Context.open(load_settings())
         stages.report = lambda line: print(line, file=output, flush=True)
         plans = [plan(stages, task, ingest(stages, task)) for task in select_tasks(stages.settings).tasks]
