@@ -3,18 +3,26 @@
 Texts are compared normalised and without punctuation, as sets of five-character shingles. Two texts that share a band
 of their MinHash signatures are near duplicates if the signatures estimate a Jaccard similarity of at least .8
 (Leskovec et al. 2020, sections 3.3 and 3.4). That depends on these two texts alone, so unrelated texts change nothing.
+
+Of most texts only the bands are computed, and kept as 200 bytes; the whole signature, of those that share a band.
 """
 
+import functools
 import hashlib
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
+
+import regex
+
+from ptpipeline.progress import count
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from scipy.cluster.hierarchy import DisjointSet
+
+Item = TypeVar("Item")
 
 SHINGLE = 5  # characters: three-word shingles miss texts of a dozen words that differ in one
 JACCARD = 0.8
@@ -24,16 +32,24 @@ BANDS, BAND = 25, 5  # over the first 125 values: at .8 no band is shared with p
 # How many texts of a band are compared with all others there. Only thousands of texts of one template need more.
 PASSES = 200
 
+CHUNK = 4096  # texts whose signatures are held as Python objects
+KNOWN_SHINGLES = 2**18  # whose hash is kept while texts are hashed: natural texts repeat theirs
+
+# Zero-width spaces and joiners, soft hyphens, marks of direction, fillers, variation selectors: nobody sees them.
+_INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
+_PUNCTUATION = regex.compile(r"\p{P}+")
+
 
 def normalise(text: str) -> str:
-    """Return `text` as texts are compared: NFKC, case folded, each run of white space one blank, none at the ends."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """Return `text` as texts are compared: NFKC without invisible characters, case folded, each run of white space one
+    blank, none at the ends.
+    """
+    return " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold().split())
 
 
 def strip_punctuation(normal: str) -> str:
     """Return a normalised text without punctuation, or the text itself if it has nothing else."""
-    words = "".join(" " if unicodedata.category(character).startswith("P") else character for character in normal)
-    return " ".join(words.split()) or normal
+    return " ".join(_PUNCTUATION.sub(" ", normal).split()) or normal
 
 
 def shingles(text: str) -> set[str]:
@@ -50,53 +66,98 @@ def find_representatives(normals: Iterable[str]) -> dict[str, str]:
     spellings: dict[str, list[str]] = defaultdict(list)  # text without punctuation -> normalised texts
     for normal in sorted(set(normals)):
         spellings[strip_punctuation(normal)].append(normal)
-    texts = list(spellings)
-    representatives: dict[str, str] = {}
-    for cluster in _clusters(texts):
+    texts, representatives = list(spellings), dict[str, str]()
+    for cluster in _cluster(texts, [len(normals) for normals in spellings.values()]):
         members = [normal for index in cluster for normal in spellings[texts[index]]]
-        if len(members) > 1:
-            representatives |= dict.fromkeys(members, min(members, key=_sha256))
+        representatives |= dict.fromkeys(members, min(members, key=_sha256))
     return representatives
 
 
 def find_near_duplicates(rows: Sequence[str], of: Sequence[str]) -> list[int]:
     """Return the indexes in `rows` of texts that are near duplicates of one in `of`, or equal to one if normalised."""
+    import numpy as np
+
     known = sorted({strip_punctuation(normalise(text)) for text in of})
     texts = [strip_punctuation(normalise(text)) for text in rows]
     duplicates = set(known) & set(texts)
     others = sorted(set(texts) - duplicates)
-    signatures = _signatures([*known, *others])
-    for band in _bands(signatures):
-        buckets: dict[bytes, list[int]] = defaultdict(list)
-        for index in range(len(known)):
-            buckets[band[index]].append(index)
-        for index, text in enumerate(others, len(known)):
-            peers = buckets.get(band[index], [])[: 5 * PASSES]
-            if peers and text not in duplicates and _are_near(signatures[index], signatures[peers]).any():
-                duplicates.add(text)
+    bands, other_bands = _compute_bands(known), _compute_bands(others)
+    shared = np.isin(bands, other_bands).any(axis=1)  # in whichever band: more than needed does no harm
+    known, bands = [known[index] for index in np.flatnonzero(shared)], bands[shared]
+    shared = np.isin(other_bands, bands).any(axis=1)
+    others, other_bands = [others[index] for index in np.flatnonzero(shared)], other_bands[shared]
+    signatures, other_signatures = _compute_signatures(known), _compute_signatures(others)
+    for band in range(BANDS):
+        buckets: dict[int, list[int]] = defaultdict(list)
+        for index, value in enumerate(bands[:, band].tolist()):
+            buckets[value].append(index)
+        for index, value in enumerate(other_bands[:, band].tolist()):
+            peers = buckets.get(value, [])[: 5 * PASSES]
+            if (
+                peers
+                and others[index] not in duplicates
+                and _are_near(other_signatures[index], signatures[peers]).any()
+            ):
+                duplicates.add(others[index])
     return [index for index, text in enumerate(texts) if text in duplicates]
+
+
+def _chunk(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
 
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
-def _clusters(texts: list[str]) -> Iterable[set[int]]:
-    from scipy.cluster.hierarchy import DisjointSet
+def _cluster(texts: list[str], sizes: list[int]) -> Iterable[list[int]]:
+    """Return the clusters, as indexes of texts, which hold more than one text, if each counts as often as `sizes` says.
 
-    clusters, signatures = DisjointSet(range(len(texts))), _signatures(texts)
-    for band in _bands(signatures):
-        buckets: dict[bytes, list[int]] = defaultdict(list)
-        for index, value in enumerate(band):
-            buckets[value].append(index)
-        for bucket in buckets.values():
-            _merge_near(bucket, clusters, signatures)
-    subsets: list[set[int]] = clusters.subsets()
-    return subsets
+    Only texts that share a band with another are compared.
+    """
+    import numpy as np
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    bands = _compute_bands(texts)
+    shared = np.zeros(len(texts), bool)
+    for band in bands.T:
+        _, places, counts = np.unique(band, return_inverse=True, return_counts=True)
+        shared |= counts[places] > 1
+    peers = shared.nonzero()[0]  # [peers], indexes of texts
+    signatures = _compute_signatures([texts[index] for index in peers])
+    pairs = np.array(list(_find_pairs(bands[shared], signatures)), np.int64).reshape(-1, 2)  # [pairs, 2], of peers
+    ones, twos = peers[pairs].T
+    edges = coo_array((np.ones(len(pairs), bool), (ones, twos)), shape=(len(texts), len(texts)))
+    count, numbers = connected_components(edges, directed=False)
+    large = np.bincount(numbers, sizes, count) > 1
+    clusters: dict[int, list[int]] = defaultdict(list)
+    for index in large[numbers].nonzero()[0].tolist():
+        clusters[numbers[index]].append(index)
+    return clusters.values()
 
 
-def _merge_near(bucket: list[int], clusters: "DisjointSet", signatures: "NDArray[np.uint32]") -> None:
-    """Merge the clusters of near texts of a bucket.
+def _find_pairs(bands: "NDArray[np.uint64]", signatures: "NDArray[np.uint16]") -> Iterator[tuple[int, int]]:
+    """Yield pairs of near texts that connect every cluster. bands [texts, BANDS], signatures [texts, SIGNATURE]."""
+    import numpy as np
+
+    couples = set[tuple[int, int]]()  # alone in a bucket, mostly the same two in many bands: compared once, together
+    for band in bands.T:
+        order = np.argsort(band, kind="stable")
+        ends = (np.diff(band[order]) != 0).nonzero()[0] + 1
+        for bucket in np.split(order, ends):
+            if len(bucket) == 2:
+                couples.add((int(bucket[0]), int(bucket[1])))
+            elif len(bucket) > 2:
+                yield from _pair_near(bucket.tolist(), signatures)
+    for some in _chunk(sorted(couples)):
+        ones, twos = np.array(some).T
+        near = (signatures[ones] == signatures[twos]).mean(axis=1) >= JACCARD
+        yield from (couple for couple, is_near in zip(some, near, strict=True) if is_near)
+
+
+def _pair_near(bucket: list[int], signatures: "NDArray[np.uint16]") -> Iterator[tuple[int, int]]:
+    """Yield pairs that connect the near texts of a bucket.
 
     A text that was reached from another is not compared again, so a bucket of copies costs one pass.
     """
@@ -106,30 +167,57 @@ def _merge_near(bucket: list[int], clusters: "DisjointSet", signatures: "NDArray
             return
         index = reached.pop() if reached else bucket.pop(0)
         near = _are_near(signatures[index], signatures[bucket])
-        for other, is_near in zip(bucket, near, strict=True):
-            if is_near:
-                clusters.merge(index, other)
-                reached.append(other)
+        found = [other for other, is_near in zip(bucket, near, strict=True) if is_near]
+        yield from ((index, other) for other in found)
+        reached += found
         bucket = [other for other, is_near in zip(bucket, near, strict=True) if not is_near]
 
 
-def _are_near(one: "NDArray[np.uint32]", many: "NDArray[np.uint32]") -> "NDArray[np.bool_]":
+def _are_near(one: "NDArray[np.uint16]", many: "NDArray[np.uint16]") -> "NDArray[np.bool_]":
     """Which of many signatures [N, SIGNATURE] are near one [SIGNATURE]; the share of equal values estimates Jaccard."""
     near: NDArray[np.bool_] = (many == one).mean(axis=1) >= JACCARD  # [N, SIGNATURE] -> [N]
     return near
 
 
-def _bands(signatures: "NDArray[np.uint32]") -> Iterator[list[bytes]]:
-    """For each band, that part of every text's signature: [texts, SIGNATURE] -> texts strings of BAND values."""
-    for start in range(0, BANDS * BAND, BAND):
-        yield [row.tobytes() for row in signatures[:, start : start + BAND]]
+# ---------------------------------------------------------------- MinHash
 
 
-def _signatures(texts: list[str]) -> "NDArray[np.uint32]":
-    """MinHash values [texts, SIGNATURE]; scheme and seed are named because clusters depend on them."""
+def _compute_bands(texts: Sequence[str]) -> "NDArray[np.uint64]":
+    """Return a hash of each band of each text's signature: [texts, BANDS]."""
+    import numpy as np
+
+    factors = np.random.RandomState(1).randint(0, 2**63, BAND).astype(np.uint64) * np.uint64(2) + np.uint64(1)
+    hashed = [
+        (values.reshape(-1, BANDS, BAND).astype(np.uint64) * factors).sum(axis=2, dtype=np.uint64)
+        for values in _minhash(texts, BANDS * BAND)
+    ]
+    return np.concatenate([np.empty((0, BANDS), np.uint64), *hashed])
+
+
+def _compute_signatures(texts: Sequence[str]) -> "NDArray[np.uint16]":
+    """Return the signatures [texts, SIGNATURE], 16 bits of each value: two that differ have them in common once in
+    65,536 times.
+    """
+    import numpy as np
+
+    values = [part.astype(np.uint16) for part in _minhash(texts, SIGNATURE)]
+    return np.concatenate([np.empty((0, SIGNATURE), np.uint16), *values])
+
+
+def _minhash(texts: Sequence[str], length: int) -> "Iterator[NDArray[np.uint32]]":
+    """Yield the first `length` MinHash values of each text, [CHUNK, length] at a time."""
     import numpy as np
     from datasketch import MinHash
+    from datasketch.hashfunc import sha1_hash32
 
-    pieces = ([shingle.encode(errors="surrogatepass") for shingle in shingles(text)] for text in texts)
-    sketches = MinHash.generator(pieces, num_perm=SIGNATURE, seed=1, scheme="affine32")
-    return np.array([sketch.hashvalues for sketch in sketches], dtype=np.uint32).reshape(len(texts), SIGNATURE)
+    whole = MinHash(num_perm=SIGNATURE, seed=1, scheme="affine32")  # clusters depend on seed and scheme
+    sketch = functools.partial(
+        MinHash.generator,
+        num_perm=length,
+        scheme="affine32",
+        permutations=whole.permutations[:, :length],
+        hashfunc=functools.lru_cache(KNOWN_SHINGLES)(sha1_hash32),
+    )
+    for some in count(_chunk(texts), len(texts), "texts"):
+        pieces = ([shingle.encode(errors="surrogatepass") for shingle in shingles(text)] for text in some)
+        yield np.array([one.hashvalues for one in sketch(pieces)], np.uint32)

@@ -71,6 +71,31 @@ def test_equal_texts_are_always_near(rows: list[str], of: list[str]) -> None:
     assert equal <= set(find_near_duplicates(rows, of))
 
 
+INVISIBLE = [
+    "\u200b",
+    "\u200d",
+    "\u00ad",
+    "\ufeff",
+    "\u2060",
+    "\u202e",
+    "\u2066",
+    "\u034f",
+    "\u3164",
+    "\ufe0f",
+    "\U000e0061",
+]
+
+
+@given(WORDS, st.sampled_from(INVISIBLE), st.integers(0, 60))
+def test_invisible_characters_make_no_other_text(text: str, character: str, place: int) -> None:
+    assert normalise(text[:place] + character + text[place:]) == text
+
+
+@pytest.mark.parametrize("character", INVISIBLE)
+def test_a_text_of_invisible_characters_is_empty(character: str) -> None:
+    assert normalise(f" {character} {character}") == ""
+
+
 def test_texts_without_letters_are_compared_whole() -> None:
     assert find_representatives([":)", ":(", "..."]) == {}
     assert find_near_duplicates([":)"], [":("]) == []
