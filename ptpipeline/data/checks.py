@@ -1,17 +1,18 @@
 """The record of the ingest checks: a check that finds rows blocks the run, warns and leaves the rows out, or is off.
 
-Messages give counts and row numbers (the first data row is row 1), never texts.
+Messages give counts and the places of rows, lines of a text file or numbers of table rows, never texts.
 """
 
 import logging
-from collections.abc import Iterable
 from typing import Any, Protocol, TypeVar
 
+from ptpipeline.data.table import Places
 from ptpipeline.errors import DataError
 from ptpipeline.records.data import DataCheck
 from ptpipeline.task.data import Data
 
 _MEANING = {
+    "quotes": "a quote that was never closed, so that one row swallows others",
     "encoding": "bytes that are not UTF-8",
     "empty_text": "no text, or no target",
     "unknown_label": "a label that is neither in the task's `labels` nor in its bins",
@@ -36,9 +37,10 @@ _Row = TypeVar("_Row", bound=_Numbered)
 class CheckLog:
     """Applies the policy of each check and records its result, in the order of the checks."""
 
-    def __init__(self, data: Data, source: str) -> None:
+    def __init__(self, data: Data, source: str, places: Places) -> None:
         self.data = data
         self.source = source
+        self.places = places
         self.checks: list[DataCheck] = []
 
     def policy(self, name: str) -> Any:
@@ -53,7 +55,7 @@ class CheckLog:
         if self.policy(name) == "off":
             self.record(name, 0, "")
             return rows
-        self.record(name, len(failing), describe_rows(failing) if failing else "")
+        self.record(name, len(failing), self.places.describe(failing) if failing else "")
         return [row for row in rows if row.number not in failing]
 
     def record(self, name: str, count: int, detail: str) -> None:
@@ -71,10 +73,3 @@ class CheckLog:
         if outcome == "warned":
             log.warning("%s: check %s found %d: %s", self.source, name, count, detail)
         self.checks.append(check)
-
-
-def describe_rows(numbers: Iterable[int]) -> str:
-    """Return up to three row numbers in words."""
-    ordered = sorted(numbers)
-    word = "row" if len(ordered) == 1 else "rows"
-    return f"{word} {', '.join(map(str, ordered[:3]))}{' and more' if len(ordered) > 3 else ''}"

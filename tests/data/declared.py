@@ -42,5 +42,10 @@ def generating(path: Path | str = "rows.csv", **data: Any) -> Task:
 
 
 def rows_of(*pairs: tuple[str | None, Any], groups: list[Any] | None = None) -> SourceRows:
-    """Source rows of (text, label) pairs."""
-    return SourceRows("rows.csv", [text for text, _ in pairs], [label for _, label in pairs], groups)
+    """Source rows of (text, label) pairs, as a table without lines gives them."""
+    labels, texts = [_text(label) for _, label in pairs], [text for text, _ in pairs]
+    return SourceRows("rows.csv", texts, labels, None if groups is None else [*map(_text, groups)])
+
+
+def _text(value: Any) -> str | None:
+    return None if value is None else str(value)

@@ -19,7 +19,7 @@ BINS = {"column": "score", "bins": {"bad": [None, 0], "good": [0, 1]}}
 
 # name of the check -> source rows, and the numbers of those that pass it
 FAULTS: dict[str, tuple[SourceRows, list[int]]] = {
-    "encoding": (rows_of(("caf\ufffd", "good"), ("fine", "good")), [2]),
+    "encoding": (rows_of(("caf\udce9", "good"), ("caf\ufffd", "good")), [2]),
     "empty_text": (rows_of(("a", "bad"), (" \t\u00a0", "good"), (None, "good"), ("", "bad")), [1]),
     "unknown_label": (rows_of(("a", "bad"), ("b", "Good"), ("c", None), ("d", " bad")), [1]),
     "duplicate": (rows_of(("A  b", "bad"), ("c", "bad"), ("a B ", "bad")), [1, 2]),

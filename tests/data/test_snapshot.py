@@ -208,7 +208,7 @@ def test_an_unreadable_byte_is_counted(tmp_path: Path) -> None:
     path = Path(task.data.source.path or "")
     path.write_bytes(path.read_bytes() + "caf\u00e9,bad\n".encode("latin-1"))
     checks = {check.name: check for check in ingest(task, FolderStore(tmp_path / "store"), tmp_path).checks}
-    assert (checks["encoding"].count, checks["encoding"].detail) == (1, "row 81")
+    assert (checks["encoding"].count, checks["encoding"].detail) == (1, "line 82")
 
 
 def test_ingests_at_once_store_one_snapshot(tmp_path: Path, store: ObjectStore) -> None:

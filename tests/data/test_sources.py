@@ -72,14 +72,14 @@ def test_tsv_has_no_quoting_and_given_columns(tmp_path: Path) -> None:
 
 def test_json_lines_are_read(tmp_path: Path) -> None:
     path = write(tmp_path, '\ufeff{"text": "a\\nb", "label": 1}\n{"label": 0, "text": null}\n', "rows.jsonl")
-    assert pairs(path, tmp_path, source={"format": "jsonl"}) == [("a\nb", 1), (None, 0)]
+    assert pairs(path, tmp_path, source={"format": "jsonl"}) == [("a\nb", "1"), (None, "0")]
 
 
 def test_parquet_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"text": ["a", "b"], "label": ["bad", "good"], "author": [1, 2]}), path)
     rows = read_rows(declared(path, source={"format": "parquet"}, split={"group": "author"}), tmp_path)
-    assert (rows.texts, rows.labels, rows.groups) == (["a", "b"], ["bad", "good"], [1, 2])
+    assert (rows.texts, rows.labels, rows.groups) == (["a", "b"], ["bad", "good"], ["1", "2"])
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_parquet_is_read(tmp_path: Path) -> None:
     [("rows.csv", b"text,label\ncaf\xe9,bad\n"), ("rows.jsonl", b'{"text": "caf\xe9", "label": "bad"}\n')],
 )
 def test_bytes_that_are_not_utf8_are_marked(tmp_path: Path, name: str, body: bytes) -> None:
-    assert pairs(write(tmp_path, body, name), tmp_path, source={"format": name.split(".")[1]}) == [("caf\ufffd", "bad")]
+    assert pairs(write(tmp_path, body, name), tmp_path, source={"format": name.split(".")[1]}) == [("caf\udce9", "bad")]
 
 
 @pytest.mark.parametrize(
@@ -97,15 +97,19 @@ def test_bytes_that_are_not_utf8_are_marked(tmp_path: Path, name: str, body: byt
         ("csv", "text,label\n", "there are no rows"),
         ("csv", "text,score\na,1\n", "no column 'label', which data.label names; the columns are text, score"),
         ("csv", "txt,label\na,1\n", "no column 'text', which data.text names; the columns are txt, label"),
-        ("csv", "text,text\na,1\n", "the header line needs one distinct name per column, found 'text', 'text'"),
-        ("csv", "text,label\na,1\nb,2,3\n", "Expected 2 fields in line 3, saw 3"),
-        ("csv", "text,label\na,1,2\nb,2,3\n", "not readable as csv"),
-        ("csv", 'text,label\n"a,1\n', "EOF inside string"),
-        ("csv", "text,label\na,bad\n".encode("utf-16"), "the header line is not UTF-8"),
-        ("jsonl", '{"text": "a", "label": 1}\n\n{"text"\n', "not readable as jsonl: line 3, column 8"),
+        ("csv", "text,text,label\na,b,1\n", "2 columns have the name 'text', which data.text names"),
+        ("csv", "text,label\na,1\nb,2,3\n", "line 3 has 3 fields, expected 2"),
+        ("csv", "text,label\na,1,2\nb,2,3\n", "line 2 has 3 fields, expected 2"),
+        ("csv", 'text,label\n"a,1\n', "line 2: a quote that opens in this row is never closed"),
+        ("csv", "text,label\na,bad\n".encode("utf-16"), "the file is UTF-16"),
+        ("jsonl", '{"text": "a", "label": 1}\n\n{"text"\n', "not readable as jsonl: line 3, column 1"),
         ("jsonl", '{"text": "a", "label": 1}\n[1]\n', "not readable as jsonl: line 2 is not a JSON object"),
-        ("jsonl", '{"text": 1, "label": 1}\n', "column 'text', which data.text names, holds int64; expected text"),
-        ("jsonl", "\n", "not readable as jsonl"),
+        (
+            "jsonl",
+            '{"text": 1, "label": 1}\n',
+            "line 1: column 'text', which data.text names, holds integers; expected text",
+        ),
+        ("jsonl", "\n", "there are no rows"),
         ("parquet", "PAR1 no", "not readable as parquet"),
         ("parquet", no_rows(), "there are no rows"),
     ],
@@ -159,8 +163,7 @@ read_rows(declared({str(path)!r}), Path({str(tmp_path / "home")!r}))
         [sys.executable, "-c", code], env={**os.environ, **places}, capture_output=True, text=True, check=True
     )
     assert done.stdout + done.stderr == ""
-    assert sorted(tmp_path.iterdir()) == [tmp_path / "home", path]
-    assert list((tmp_path / "home").iterdir()) == []
+    assert list(tmp_path.iterdir()) == [path]
 
 
 # ---------------------------------------------------------------- slices

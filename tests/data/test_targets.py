@@ -27,7 +27,7 @@ def test_rows_keep_their_targets_as_they_stand() -> None:
 
 
 def test_rows_without_a_sound_target_are_left_out() -> None:
-    found = check_rows(generating(), rows_of(("a", "one"), ("b", " "), ("c", None), ("d", "\ufffd")))
+    found = check_rows(generating(), rows_of(("a", "one"), ("b", " "), ("c", None), ("d", "\udcff")))
     assert [row.label for row in found.rows] == ["one"]
     assert {check.name: check.count for check in found.checks if check.count} == {"encoding": 1, "empty_text": 2}
 
@@ -51,7 +51,7 @@ def test_a_snapshot_counts_no_targets(tmp_path: Path) -> None:
     ("lines", "expected"),
     [
         ('{"text": "a", "label": "b"}', "no column 'answer', which data.target names; the columns are text, label"),
-        ('{"text": "a", "answer": 3}', "column 'answer', which data.target names, holds int64; expected text"),
+        ('{"text": "a", "answer": 3}', "line 1: column 'answer', which data.target names, holds integers; expected text"),
     ],
 )
 def test_a_column_that_holds_no_targets_is_named(tmp_path: Path, lines: str, expected: str) -> None:

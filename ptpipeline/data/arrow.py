@@ -1,0 +1,203 @@
+"""Reads the Parquet files of anybody: pandas, polars, Arrow, Spark, `datasets`.
+
+Each type becomes text as a person would write it; the types of columns that the task does not name do not matter.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptpipeline.data.parquet import open_parquet
+from ptpipeline.data.table import MAX_ROWS, Column, Places, Table, Wanted, collect, locate, too_many
+from ptpipeline.data.values import write_number
+from ptpipeline.errors import ArtifactError, DataError
+from ptpipeline.foreign import parse_json
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+MAX_BYTES = 4 * 2**30  # of the wanted columns as they are unfolded
+BATCH = 8192  # rows
+
+_TIME = re.compile(r"(?:(\S+) )?(\d\d:\d\d:\d\d)(?:\.(\d+))?(.*)")
+
+
+def read_parquet(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
+    """Return the wanted columns of a Parquet file.
+
+    Raises DataError if it has no rows or too many, lacks a wanted column or has it twice, or if a wanted column holds
+    nested values, or none of text for a field of texts; pyarrow's own errors if it is no Parquet file: call it within
+    `parsing`.
+    """
+    schema = open_parquet(str(path)).schema_arrow
+    at = locate(name, schema.names, wanted)
+    types = {column: _plain_type(schema.field(index).type) for column, index in at.items()}
+    for one in wanted:
+        _check_type(name, one, types[one.column])
+    file = open_parquet(str(path), [column for column, kind in types.items() if _is_text(kind)])
+    _check_bounds(name, file.metadata, set(at))
+    codes = {column: _class_names(schema, column) for column in at}
+    cells: dict[str, list[str | None]] = {column: [] for column in at}
+    adders = {column: collect(cells[column]) for column in at}
+    unfolded = 0
+    for batch in file.iter_batches(batch_size=BATCH, columns=list(at), use_threads=False):
+        unfolded += batch.nbytes
+        if unfolded > MAX_BYTES:
+            raise DataError(f"{name}: its columns unfold into more than {MAX_BYTES} bytes; give a part of it")
+        for column in at:
+            values, names = write_values(batch.column(column)), codes[column]
+            _add(values if names is None else map(names.get, values), cells[column], adders[column])
+    columns = {column: Column(cells[column], (_describe(types[column]),), _turn_round(codes[column])) for column in at}
+    return Table(list(schema.names), columns, Places())
+
+
+def _add(values: Any, cells: list[str | None], add: Callable[[str], None]) -> None:
+    for value in values:
+        if value is None:
+            cells.append(None)
+        else:
+            add(value)
+
+
+def _check_bounds(name: str, footer: Any, wanted: set[str]) -> None:
+    if footer.num_rows > MAX_ROWS:
+        raise too_many(name)
+    chunks = (
+        footer.row_group(group).column(index)
+        for group in range(footer.num_row_groups)
+        for index in range(footer.num_columns)
+    )
+    stated = sum(chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema in wanted)
+    if stated > MAX_BYTES:
+        raise DataError(
+            f"{name}: its columns unfold into {stated} bytes, at most {MAX_BYTES} allowed; give a part of it"
+        )
+
+
+# ---------------------------------------------------------------- types
+
+
+def _plain_type(kind: Any) -> Any:
+    """The type of the values themselves, below an extension type and a dictionary."""
+    import pyarrow as pa
+
+    if isinstance(kind, pa.BaseExtensionType):
+        kind = kind.storage_type
+    return kind.value_type if pa.types.is_dictionary(kind) else kind
+
+
+def _is_text(kind: Any) -> bool:
+    """Whether the type holds text; Spark and Impala write texts as plain bytes."""
+    import pyarrow.types as types
+
+    checks = (
+        types.is_string,
+        types.is_large_string,
+        types.is_string_view,
+        types.is_binary,
+        types.is_large_binary,
+        types.is_binary_view,
+    )
+    return any(check(kind) for check in checks)
+
+
+def _check_type(name: str, one: Wanted, kind: Any) -> None:
+    import pyarrow.types as types
+
+    if types.is_nested(kind) or (one.text and not _is_text(kind) and not types.is_null(kind)):
+        found = "nested values" if types.is_nested(kind) else kind
+        raise DataError(f"{name}: column {one.column!r}, which data.{one.field} names, holds {found}; expected text")
+
+
+def _describe(kind: Any) -> str:
+    import pyarrow.types as types
+
+    names = {
+        "booleans": types.is_boolean,
+        "integers": types.is_integer,
+        "numbers": lambda one: types.is_floating(one) or types.is_decimal(one),
+        "dates": lambda one: types.is_date(one) or types.is_timestamp(one),
+        "text": lambda one: _is_text(one) or types.is_null(one),
+    }
+    return next((name for name, check in names.items() if check(kind)), str(kind)[:40])
+
+
+def _class_names(schema: Any, column: str) -> dict[str | None, str] | None:
+    """The name of each number of a column that `datasets` wrote as a ClassLabel; None for any other column."""
+    import pyarrow.types as types
+
+    stated = (schema.metadata or {}).get(b"huggingface")
+    if stated is None or not types.is_integer(schema.field(column).type):
+        return None
+    try:
+        features = parse_json(stated, "the metadata")["info"]["features"]
+        names = features[column]["names"] if features[column]["_type"] == "ClassLabel" else None
+    except (ArtifactError, LookupError, TypeError):
+        return None  # what it says is no more than a hint
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    return {str(number): name for number, name in enumerate(names)}
+
+
+def _turn_round(codes: dict[str | None, str] | None) -> dict[str, str]:
+    return {name: str(code) for code, name in (codes or {}).items()}
+
+
+# ---------------------------------------------------------------- values
+
+
+def write_values(array: "pa.Array") -> list[str | None]:
+    """Return the values of an array as text, None for what is missing; NaN is missing too."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return [None if value is None else str(value) for value in array.to_pylist()]
+    if types.is_dictionary(kind):
+        values = write_values(array.dictionary)
+        return [None if index is None else values[index] for index in array.indices.to_pylist()]
+    if _is_text(kind):
+        return _write_texts(array)
+    if types.is_null(kind):
+        return [None] * len(array)
+    if not (types.is_primitive(kind) or types.is_decimal(kind)) or types.is_duration(kind) or types.is_interval(kind):
+        return [None if value is None else str(value) for value in array.to_pylist()]
+    written = array.cast(pa.float32() if types.is_float16(kind) else kind).cast(pa.string()).to_pylist()
+    return [None if text is None else _shorten(kind, text) for text in written]
+
+
+def _shorten(kind: Any, text: str) -> str | None:
+    import pyarrow.types as types
+
+    if types.is_floating(kind):
+        return None if text in ("nan", "-nan") else write_number(text)
+    if types.is_decimal(kind):
+        return text.rstrip("0").rstrip(".") if "." in text and "E" not in text else text
+    if types.is_timestamp(kind) or types.is_time(kind):
+        return _shorten_time(text)
+    return text
+
+
+def _shorten_time(text: str) -> str:
+    """A time without zeros behind its seconds; a date alone if it is midnight in no particular zone."""
+    found = _TIME.fullmatch(text)
+    if found is None:
+        return text
+    day, time, fraction, zone = found[1], found[2], (found[3] or "").rstrip("0"), found[4]
+    if day and time == "00:00:00" and not fraction and not zone:
+        return day
+    return f"{f'{day} ' if day else ''}{time}{f'.{fraction}' if fraction else ''}{zone}"
+
+
+def _write_texts(array: "pa.Array") -> list[str | None]:
+    """Bytes that are not UTF-8 become halves of surrogate pairs, as in a text file."""
+    import pyarrow as pa
+    import pyarrow.types as types
+
+    if types.is_string_view(array.type) or types.is_large_string(array.type):
+        array = array.cast(pa.large_binary() if types.is_large_string(array.type) else pa.binary_view())
+    elif types.is_string(array.type):
+        array = array.cast(pa.binary())
+    return [None if value is None else value.decode("utf-8", "surrogateescape") for value in array.to_pylist()]

@@ -1,0 +1,212 @@
+"""Reads csv and tsv: every cell is the text that stands in the file, so that `001`, `NA` and `null` stay.
+
+The dialect is strict: what a quoted field may hold is what RFC 4180 says, because a lenient reader makes one text of a
+hundred rows behind a quote that was never closed.
+"""
+
+import csv
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from ptpipeline.data.quotes import Misquoted
+from ptpipeline.data.table import (
+    MAX_ROWS,
+    Column,
+    Places,
+    Table,
+    Wanted,
+    check_wanted,
+    collect,
+    is_utf8,
+    line_numbers,
+    locate,
+    too_many,
+)
+from ptpipeline.errors import DataError
+from ptpipeline.task.data import Source
+
+MAX_FIELD, MAX_LINE = 16 * 2**20, 64 * 2**20  # characters
+
+_DIRECTIVE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # Excel's own first line
+_DELIMITERS = {";": '";"', "\t": '"\\t"', "|": '"|"'}
+
+
+class Layout(NamedTuple):
+    """The names of a file's columns, and where the wanted ones are."""
+
+    names: list[str]
+    at: dict[str, int]
+
+
+def read_delimited(name: str, path: Path, source: Source, wanted: Sequence[Wanted]) -> Table:
+    """Return the wanted columns of a csv or tsv file, and the line where each row begins.
+
+    Raises DataError naming the line if a row has too many or too few fields, or its quotes enclose no field.
+    """
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file, _long_fields():
+        records = _Records(name, path, file, source)
+        layout = records.read_header(source, wanted)
+        lines, misquoted = line_numbers(), Misquoted(records.delimiter, len(layout.names), list(layout.at.values()))
+        cells: dict[str, list[str | None]] = {column: [] for column in layout.at}
+        adders = [(index, collect(cells[column])) for column, index in layout.at.items()]
+        for row in records.rows(layout):
+            lines.append(records.line)
+            for index, add in adders:
+                add(row[index])
+            if records.last > records.line:
+                misquoted.look(len(lines), row)
+            if len(lines) > MAX_ROWS:
+                raise too_many(name)
+    columns = {column: Column(values) for column, values in cells.items()}
+    return Table(layout.names, columns, Places("line", lines), misquoted.find(list(cells.values())))
+
+
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """The limit of the csv module is one for the whole process, and too low for a long text."""
+    before = csv.field_size_limit(MAX_FIELD)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+class _Records:
+    """The records of one file in order; `line` and `last` are the first and last line of the latest one."""
+
+    def __init__(self, name: str, path: Path, file: IO[str], source: Source) -> None:
+        self.name, self.path, self.file = name, path, file
+        self.line = self.last = 0
+        self.tsv = source.format == "tsv"
+        self.delimiter = "\t" if self.tsv else source.delimiter or ","
+        self.begun = self._take_directive(source)  # the lines that were read to look at them
+        tsv = {"delimiter": "\t", "quoting": csv.QUOTE_NONE}
+        self.dialect: dict[str, Any] = tsv if self.tsv else {"delimiter": self.delimiter, "strict": True}
+        self.stream = self._records(csv.reader(self._lines(), **self.dialect))
+
+    def read_header(self, source: Source, wanted: Sequence[Wanted]) -> Layout:
+        """Read the column names in the first line that is not blank, or take those that the task gives."""
+        first = next(self.stream, None)
+        if first is None:
+            raise DataError(f"{self.name}: there are no rows")
+        names = source.columns or first
+        if source.columns is None:
+            self._check_header(names, wanted)
+        at = locate(self.name, names, wanted)
+        if source.columns is not None and not self._is_header(first, at):
+            self.stream = chain([first], self.stream)
+        return Layout(names, at)
+
+    def rows(self, layout: Layout) -> Iterator[list[str]]:
+        """Yield the rows, each with as many fields as there are columns."""
+        width, least = len(layout.names), max(layout.at.values(), default=-1) + 1
+        for record in self.stream:
+            yield record if len(record) == width else self._fit(record, width, least)
+
+    def _take_directive(self, source: Source) -> list[str]:
+        """Take the delimiter that a first line `sep=;` names, and return that line as a blank one; else as it is."""
+        line = self.file.readline(MAX_LINE)
+        found = None if self.tsv else _DIRECTIVE.fullmatch(line)
+        if found is None:
+            return [line]
+        self.delimiter = source.delimiter or found[1]
+        return ["\n"]
+
+    def _lines(self) -> Iterator[str]:
+        for line in self.begun:
+            yield self._bounded(line)
+        while line := self.file.readline(MAX_LINE):
+            yield self._bounded(line)
+
+    def _bounded(self, line: str) -> str:
+        if len(line) == MAX_LINE:
+            raise DataError(f"{self.name}: a line of more than {MAX_LINE} characters; expected one row a line")
+        return line
+
+    def _records(self, reader: Any) -> Iterator[list[str]]:
+        """Yield what is not blank, and keep count of lines."""
+        while True:
+            start = reader.line_num + 1
+            try:
+                record = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise DataError(f"{self.name}: {self._explain(str(error), start, reader.line_num)}") from None
+            if len(record) > 1 or (record and record[0].strip()):
+                self.line, self.last = start, reader.line_num
+                yield record
+
+    def _fit(self, record: list[str], width: int, least: int) -> list[str]:
+        """Return the record with `width` fields: empty ones behind them are no columns, and what no field of the task
+        names may be missing.
+        """
+        if len(record) > width and not any(record[width:]):
+            return record[:width]
+        if least <= len(record) < width:
+            return record + [""] * (width - len(record))
+        fields = "1 field" if len(record) == 1 else f"{len(record)} fields"
+        raise DataError(f"{self.name}: line {self.line} has {fields}, expected {width}; {self._fix(record)}")
+
+    def _fix(self, record: list[str]) -> str:
+        if not self.tsv:
+            return f"a text that holds {self.delimiter!r} or a line end must stand in double quotes"
+        if any(field.startswith('"') for field in record):
+            return (
+                "tsv has no quotes; if quotes enclose fields here, set data.source.format: csv and "
+                'data.source.delimiter: "\\t"'
+            )
+        return "a text must hold no tab and no line end"
+
+    def _explain(self, reason: str, start: int, end: int) -> str:
+        if "field limit" in reason:
+            return f"line {start}: a field of more than {MAX_FIELD} characters; shorten it, or close its quote"
+        if "end of data" in reason:
+            return (
+                f"line {start}: a quote that opens in this row is never closed; close it, or write a quote that is "
+                'part of the text as "" in a quoted field'
+            )
+        with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            backslash = any('\\"' in line for line in islice(file, start - 1, end))
+        where = f"line {start}" if start == end else f"lines {start} to {end}"
+        what = "a quote is escaped by a backslash" if backslash else "text stands behind the quote that closes a field"
+        fix = 'write a quote within a quoted field as ""' + (', not as \\"' if backslash else "")
+        more = "" if start == end else f"; if the quote in line {start} should close there, close it"
+        return f"{where}: {what}; {fix}{more}"
+
+    # ---------------------------------------------------------------- header
+
+    def _check_header(self, names: list[str], wanted: Sequence[Wanted]) -> None:
+        """Raise DataError if a wanted column is not there, with what may be the reason."""
+        missing = [one for one in wanted if one.column not in names]
+        if not missing:
+            return
+        if not all(map(is_utf8, names)):
+            raise DataError(f"{self.name}: the header line is not UTF-8; save the file as UTF-8")
+        other = next((sign for sign in _DELIMITERS if sign in names[0]), None) if len(names) == 1 else None
+        fix = "if the file has no header line, name its columns in data.source.columns"
+        if names[0].lstrip().startswith(("{", "[")):
+            fix = "if the file holds JSON, set data.source.format: jsonl"
+        elif other is not None and not self.tsv:
+            fix = f"if {other!r} separates the columns, set data.source.delimiter: {_DELIMITERS[other]}"
+        elif self.tsv and len(names) == 1 and "," in names[0]:
+            fix = "if ',' separates the columns, set data.source.format: csv"
+        check_wanted(self.name, names, missing, fix)
+
+    def _is_header(self, first: list[str], at: dict[str, int]) -> bool:
+        """Whether the first line names the columns although the task gives names for a file without header line.
+
+        Raises DataError if it does for some of the wanted columns only.
+        """
+        cells = {column: first[index].strip().casefold() for column, index in at.items() if index < len(first)}
+        same = [column for column, cell in cells.items() if cell == column.strip().casefold()]
+        if same and len(same) < len(at):
+            raise DataError(
+                f"{self.name}: line {self.line} reads like a header line: column {same[0]!r} holds its own name there; "
+                "delete the line, or give the column another name in data.source.columns"
+            )
+        return bool(same)

@@ -1,0 +1,154 @@
+"""Reads JSON Lines: one object a line. What a column holds that the task does not name is not looked at.
+
+Lines end with a line feed, a carriage return, or both; no other separator ends one, because JSON allows it in texts.
+Numbers keep the digits of the file.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ptpipeline.data.table import (
+    MAX_ROWS,
+    Column,
+    Places,
+    Table,
+    Wanted,
+    check_wanted,
+    collect,
+    line_numbers,
+    too_many,
+)
+from ptpipeline.data.values import write_number
+from ptpipeline.errors import DataError
+
+MAX_LINE = 64 * 2**20  # characters
+MAX_COLUMNS = 1000  # whose names are remembered for a message
+
+_ARRAY = (
+    "the file is one JSON array; write one object a line, for example by: "
+    "python -c 'import json, sys; [print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding=\"utf8\"))]' "
+    "FILE > NEW"
+)
+_KINDS = {bool: "booleans", list: "lists", dict: "objects"}
+
+
+class _Integer(str):
+    """The digits of a number without point."""
+
+
+class _Number(str):
+    """The digits of any other number."""
+
+
+class _Repeated(dict[str, Any]):
+    """An object in which a name stands twice; `twice` are these names."""
+
+    twice: frozenset[str]
+
+
+def read_json_lines(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
+    """Return the wanted columns of a file of JSON Lines, and the line of each row.
+
+    Raises DataError naming the line if it is no JSON object, or a wanted cell is not what its field needs.
+    """
+    lines, names = line_numbers(), dict[str, None]()
+    cells: dict[str, list[str | None]] = {one.column: [] for one in wanted}
+    kinds: dict[str, dict[str, None]] = {one.column: {} for one in wanted}
+    adders = [(one, collect(cells[one.column]), kinds[one.column], cells[one.column]) for one in wanted]
+    for number, row in _objects(name, path):
+        lines.append(number)
+        if not names.keys() >= row.keys() and len(names) < MAX_COLUMNS:
+            names.update(dict.fromkeys(row))
+        if isinstance(row, _Repeated):
+            _check_repeated(name, number, row, wanted)
+        for one, add, kind, column in adders:
+            value = row.get(one.column)
+            if type(value) is str:
+                kind["text"] = None
+                add(value)
+            elif value is None:
+                column.append(None)
+            else:
+                add(_write(name, number, one, value, kind))
+        if len(lines) > MAX_ROWS:
+            raise too_many(name)
+    if lines:
+        check_wanted(name, list(names), wanted)
+    columns = {column: Column(values, tuple(kinds[column])) for column, values in cells.items()}
+    return Table(list(names), columns, Places("line", lines))
+
+
+def _write(name: str, number: int, one: Wanted, value: Any, kinds: dict[str, None]) -> str:
+    """Return a value that is no text as a person would write it."""
+    kind = "integers" if isinstance(value, _Integer) else _KINDS.get(type(value), "numbers")
+    if one.text or kind in ("lists", "objects"):
+        raise DataError(
+            f"{name}: line {number}: column {one.column!r}, which data.{one.field} names, holds {kind}; expected text"
+        )
+    kinds[kind] = None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, _Integer) else write_number(value)
+
+
+# ---------------------------------------------------------------- lines
+
+
+def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each object with the number of its line."""
+    decoder = json.JSONDecoder(
+        parse_int=_Integer, parse_float=_Number, parse_constant=_constant, object_pairs_hook=_object
+    )
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline=None) as file:
+        number = 0
+        while line := file.readline(MAX_LINE):
+            number += 1
+            if len(line) == MAX_LINE:
+                raise DataError(f"{name}: line {number} has more than {MAX_LINE} characters; expected one object")
+            if not line.strip():
+                continue
+            try:
+                row = decoder.decode(line)
+            except (ValueError, RecursionError) as error:
+                _refuse(name, number, line, error)
+            if not isinstance(row, dict):
+                array = isinstance(row, list) and number == 1 and not file.read(1).strip()
+                reason = _ARRAY if array else f"line {number} is not a JSON object"
+                raise DataError(f"{name}: not readable as jsonl: {reason}")
+            yield number, row
+
+
+def _refuse(name: str, number: int, line: str, error: Exception) -> NoReturn:
+    if number == 1 and line.strip() in ("[", "[{"):
+        reason = _ARRAY
+    elif line.strip() == "{":
+        reason = f"line {number} ends within an object; write each object in one line"
+    elif isinstance(error, json.JSONDecodeError):
+        reason = f"line {number}, column {error.colno}: {error.msg}"
+    else:
+        reason = f"line {number} is nested too deep"
+    raise DataError(f"{name}: not readable as jsonl: {reason}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) == len(pairs):
+        return found
+    repeated, seen = _Repeated(found), set[str]()
+    repeated.twice = frozenset(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+    return repeated
+
+
+def _constant(word: str) -> Any:
+    """A cell of NaN is what pandas writes for a missing one; Infinity is a number without digits."""
+    return None if word == "NaN" else _Number(word)
+
+
+def _check_repeated(name: str, number: int, row: _Repeated, wanted: Sequence[Wanted]) -> None:
+    for one in wanted:
+        if one.column in row.twice:
+            raise DataError(
+                f"{name}: line {number} names {one.column!r} twice, which data.{one.field} names; leave one of them out"
+            )

@@ -1,0 +1,138 @@
+"""What reading a file of rows gives: its columns as text, and the place of each row in the file."""
+
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from ptpipeline.errors import DataError
+from ptpipeline.foreign import shorten
+
+MAX_ROWS = 10_000_000  # of a source file
+MAX_KNOWN = 10_000  # short values of a column that are kept once
+
+MAX_NAME, MAX_NAME_WORDS = 40, 3  # of a name or label that a message shows, in characters and in words
+MAX_NAMES = 20  # of a list in a message
+SHOWN = 3  # places in a message
+
+
+class Wanted(NamedTuple):
+    """A column that a task names: its name, the field of `data` that names it, and whether its cells must be text."""
+
+    column: str
+    field: str
+    text: bool = False
+
+
+class Column(NamedTuple):
+    """The cells of one column as a person would write them, None for a missing one.
+
+    `kinds` says in words what the file holds there: text, integers, numbers, booleans, dates... `codes` gives the
+    number of each class whose name stands in the cells, if the file stores numbers with a list of names.
+    """
+
+    cells: list[str | None]
+    kinds: tuple[str, ...] = ("text",)
+    codes: Mapping[str, str] = {}
+
+
+class Places(NamedTuple):
+    """Where each row stands: in a `line` of a text file, or as a `row` of a table; both are counted from 1.
+
+    `numbers` holds the line of each row, and is None if a row's place is its own number.
+    """
+
+    word: str = "row"
+    numbers: Sequence[int] | None = None
+
+    def describe(self, rows: Iterable[int]) -> str:
+        """Return the places of up to three rows in words: `lines 3, 7, 9 and more`."""
+        ordered = sorted(rows)
+        places = [number if self.numbers is None else self.numbers[number - 1] for number in ordered[:SHOWN]]
+        word = self.word if len(ordered) == 1 else f"{self.word}s"
+        return f"{word} {', '.join(map(str, places))}{' and more' if len(ordered) > SHOWN else ''}"
+
+
+class Table(NamedTuple):
+    """The wanted columns of a file, equally long, by name; `names` lists all columns of the file.
+
+    `misquoted` has the numbers of the rows that seem to have swallowed others behind an unclosed quote.
+    """
+
+    names: list[str]
+    columns: dict[str, Column]
+    places: Places
+    misquoted: frozenset[int] = frozenset()
+
+
+def line_numbers() -> "array[int]":
+    """Return an empty array for the line of each row."""
+    return array("I")
+
+
+def collect(cells: list[str | None]) -> Callable[[str], None]:
+    """Return what adds a cell to the list; the first short values that repeat are kept once."""
+    known: dict[str, str] = {}
+
+    def add(cell: str) -> None:
+        if len(cell) <= MAX_NAME and len(known) < MAX_KNOWN:
+            cell = known.setdefault(cell, cell)
+        cells.append(known.get(cell, cell) if len(cell) <= MAX_NAME else cell)
+
+    return add
+
+
+def is_utf8(text: str) -> bool:
+    """Whether the text can be written as UTF-8: no byte of the file was something else, no surrogate stands alone."""
+    if text.isascii():
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def too_many(name: str) -> DataError:
+    """Return the error of a file of too many rows."""
+    return DataError(f"{name}: more than {MAX_ROWS} rows; give a part of it")
+
+
+# ---------------------------------------------------------------- names
+
+
+def check_wanted(name: str, names: Sequence[str], wanted: Sequence[Wanted], fix: str = "") -> None:
+    """Raise DataError if the file lacks a column that a field of `data` names, with what to do about it."""
+    for one in wanted:
+        if one.column not in names:
+            raise DataError(
+                f"{name}: no column {one.column!r}, which data.{one.field} names; the columns are "
+                f"{list_columns(names)}{fix and f'; {fix}'}"
+            )
+
+
+def locate(name: str, names: Sequence[str], wanted: Sequence[Wanted]) -> dict[str, int]:
+    """Return the position of each wanted column; DataError if one is not there, or twice."""
+    check_wanted(name, names, wanted)
+    for one in wanted:
+        if (count := names.count(one.column)) > 1:
+            raise DataError(
+                f"{name}: {count} columns have the name {one.column!r}, which data.{one.field} names; give each "
+                "another name in the file"
+            )
+    return {one.column: names.index(one.column) for one in wanted}
+
+
+def list_columns(names: Sequence[str]) -> str:
+    """Return the names of columns for a message; only their number if the first line reads like a row: no message
+    shows the text of a row.
+    """
+    if any(len(name) > MAX_NAME or len(name.split()) > MAX_NAME_WORDS for name in names):
+        return f"{len(names)}, of which one is too long for a name; the first line may be a row"
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(map(_show, names[:MAX_NAMES])) + more
+
+
+def _show(name: str) -> str:
+    """A name as it is, or in quotes if it could be misread."""
+    plain = name.isprintable() and name == name.strip() != "" and not set(name) & set(",;'\"")
+    return name if plain else shorten(name)
