@@ -5,7 +5,7 @@ from ptpipeline.records.data import SplitInfo
 from ptpipeline.settings import COMPUTE_TYPES
 from ptpipeline.task.task import HardPrompt
 
-SCORING_VERSION = 2  # raise by one if the same prompt and rows would be scored differently
+SCORING_VERSION = 3  # raise by one if the same prompt and rows would be scored differently
 
 
 def rows_identity(split: SplitInfo) -> str:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ptpipeline.models.memory import choose_pass_tokens
+from ptpipeline.models.plain import PlainEncoder
 
 if TYPE_CHECKING:  # the passes run where nothing but torch, transformers and PEFT is installed (benchmarks/gpu.py)
     from ptpipeline.records.prompts import BaseModelRef
@@ -162,7 +163,7 @@ class FrozenBase(ABC):
     @cached_property
     def bos(self) -> int | None:
         """The token that the tokenizer puts before every text; None if it puts none."""
-        first: list[int] = self.tokenizer("a")["input_ids"][:1]
+        first = self.encode("a", True)[:1]
         return first[0] if first == [self.tokenizer.bos_token_id] else None
 
     @property
@@ -173,9 +174,15 @@ class FrozenBase(ABC):
         return frozenset(token for token in ends if token is not None)
 
     def encode(self, text: str, special: bool) -> list[int]:
-        """Return the token ids of a text; with `special` those that the tokenizer adds around an input (BOS) too."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=special)["input_ids"]
-        return ids
+        """Return the token ids of a text; with `special` those that the tokenizer adds around an input (BOS) too.
+
+        No text becomes a control token: `</s>` is four characters here.
+        """
+        return self._plain.encode(text, special)
+
+    @cached_property
+    def _plain(self) -> PlainEncoder:
+        return PlainEncoder(self.tokenizer)
 
     def embed(self, ids: Tensor) -> Tensor:
         """Return the embeddings [..., H] of ids [...] from the embedding module, which scales them in some families."""

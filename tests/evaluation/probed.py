@@ -25,6 +25,7 @@ from ptpipeline.records.prompts import Generation
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.settings import Settings
 from tests.models.families import family
+from tests.numbers import number_tokenizer
 from tests.tiny import sentences, tiny_project
 
 LABELS = {"negative": " negative", "positive": " positive"}
@@ -95,15 +96,6 @@ def answer(engine: Engine, made: Artifact, text: str) -> str:
 NUMBERS = {"negative": " 41", "positive": " 42"}
 
 
-class Numbers:
-    """A tokenizer of texts of numbers: each is its own token."""
-
-    bos_token_id = eos_token_id = None
-
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        return {"input_ids": [int(word) for word in text.split()]}
-
-
 def numbered(count: int, seed: int) -> list[Row]:
     """Rows of four random numbers whose labels nothing but memory can tell."""
     dice = random.Random(seed)
@@ -115,7 +107,7 @@ def memorised(given: list[Row], steps: int = 100) -> tuple[Engine, Artifact]:
     """A prefix of 32 tokens that was trained on these rows alone, over a random base in float64 that tells every text
     from every other.
     """
-    base = replace(family("llama"), tokenizer=Numbers())
+    base = replace(family("llama"), tokenizer=number_tokenizer())
     start = compute_activations(base, base.embed(torch.arange(3, 35)).detach())
     learnt = KeyValues(start.key.clone().requires_grad_(), start.value.clone().requires_grad_())
     optimizer = torch.optim.Adam(list(learnt), lr=0.1)

@@ -28,6 +28,7 @@ from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.task.task import HardPrompt, Task
 from tests.evaluation.probed import LABELS, artifact, embeddings, opinions, tiny, writing
 from tests.models.families import family, seq2seq_family
+from tests.numbers import number_tokenizer
 from tests.tiny import sentences, write_csv
 
 SHOTS = HardPrompt(instruction="Say what is felt.", examples=4)
@@ -272,28 +273,8 @@ def numbered() -> list[tuple[str, str]]:
     return [(f"{5 + index % 30} {7 + index // 30}", sorted(LABELS)[index % 2]) for index in range(60)]
 
 
-class _Numbers:
-    """A tokenizer of texts of numbers that ends each input with token 1, as T5's does."""
-
-    bos_token_id, eos_token_id = None, 1
-
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        ids = [int(word) for word in text.split() if word.isdigit()]
-        return {"input_ids": [*ids, 1] if add_special_tokens else ids}
-
-
-class _Begun(_Numbers):
-    """The same that begins each input with BOS, token 3."""
-
-    bos_token_id = 3
-
-    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
-        ids = [int(word) for word in text.split() if word.isdigit()]
-        return {"input_ids": [3, *ids] if add_special_tokens else ids}
-
-
 def test_bos_stands_before_the_hard_prompt_alone(tmp_path: Path) -> None:
-    base = replace(family("llama"), tokenizer=_Begun())
+    base = replace(family("llama"), tokenizer=number_tokenizer(begin=3))
     made = artifact(base, torch.zeros(2, 32), template="{text}", labels=NUMBERED, scoring=Scoring(calibrated=True))
     store, snapshot = stored(tmp_path, numbered())
     asked = bare(base, made, store, snapshot)
@@ -317,7 +298,7 @@ def test_bos_stands_before_the_hard_prompt_alone(tmp_path: Path) -> None:
 
 
 def test_an_encoder_decoder_reads_the_hard_prompt_as_text(tmp_path: Path) -> None:
-    base = replace(seq2seq_family("t5 relu tied"), tokenizer=_Numbers())
+    base = replace(seq2seq_family("t5 relu tied"), tokenizer=number_tokenizer(end=1))
     made = artifact(base, torch.zeros(2, 32), template="{text}", labels=NUMBERED)
     store, snapshot = stored(tmp_path, numbered())
     asked = bare(base, made, store, snapshot)

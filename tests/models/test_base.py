@@ -130,7 +130,6 @@ ADDED = {
         ("tokenizer_config.json", {"extra_special_tokens": ["<x>"]}),
         ("tokenizer_config.json", {"additional_special_tokens": ["<x>"]}),
         ("tokenizer_config.json", {"image_token": "<x>"}),
-        ("tokenizer_config.json", {"split_special_tokens": True}),
         ("tokenizer_config.json", {"added_tokens_decoder": ADDED}),
         ("special_tokens_map.json", {"pad_token": {"content": "<x>"}}),
         ("added_tokens.json", {"<x>": 999}),

@@ -25,6 +25,7 @@ from ptpipeline.prompts.initialise import (
 from ptpipeline.settings import Settings
 from ptpipeline.task.recipe import TextInit, Tune
 from tests.models.families import seq2seq_family
+from tests.numbers import number_tokenizer
 from tests.tiny import tiny_project
 
 
@@ -61,12 +62,8 @@ def test_prompt_starts_at_the_texts_embeddings(base: FrozenBase) -> None:
 
 
 def test_text_without_tokens_is_refused(base: FrozenBase) -> None:
-    class Mute:
-        def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
-            return {"input_ids": []}
-
     with pytest.raises(DataError, match=r"tune\.init\.text"):
-        tokenize_text(replace(base, tokenizer=Mute()), "x", 2)
+        tokenize_text(replace(base, tokenizer=number_tokenizer()), "x", 2)
 
 
 def test_class_labels_are_means_of_their_pieces(base: FrozenBase) -> None:

@@ -10,11 +10,11 @@ from ptpipeline.tuning.tracker import NoTracker
 from tests.models.families import family
 from tests.tuning.jobs import job
 
-GOLDEN = {2: (5.876815, 4.054316, 1.649338)}
+GOLDEN = {3: (5.876815, 4.054316, 1.649338)}
 
 
 DEFAULTS = {
-    2: {
+    3: {
         "method": "prompt",
         "num_virtual_tokens": 16,
         "init": "sampled_vocab",

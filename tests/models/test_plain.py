@@ -1,0 +1,125 @@
+"""Text is text: no words of a person or a file become tokens that steer the model."""
+
+import re
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from ptpipeline.data.rows import Row
+from ptpipeline.data.tokens import FreeText, LabelTokens, TaskText
+from ptpipeline.models.plain import PlainEncoder, find_controls
+from tests.evaluation.probed import tiny
+
+ROOT = Path(__file__).parents[2]
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+@cache
+def byte_level() -> Any:
+    """As Qwen's: control tokens beside the vocabulary, of which some are not marked special; a word that somebody
+    added; and a run of blanks, as in GPT-NeoX.
+    """
+    tokenizer = Tokenizer(models.BPE({byte: index for index, byte in enumerate(BYTES)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|im_end|>"])
+    tokenizer.add_tokens([AddedToken(name, special=False) for name in ("<tool_call>", "covid", "    ")])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+
+@cache
+def unigram() -> Any:
+    """As T5's: the control tokens stand in the model's own vocabulary, with the best of all scores."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0)]
+    tokenizer = Tokenizer(models.Unigram([*pieces, *((letter, -3.0) for letter in "</>|abdknpsu")], unk_id=2))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", unk_token="<unk>", pad_token="<pad>")
+
+
+@cache
+def words() -> Any:
+    """As a tokenizer of whole words: a control token is a word like another."""
+    vocabulary = {"[UNK]": 0, "[SEP]": 1, "good": 2, "[": 3, "S": 4, "E": 5, "P": 6, "]": 7}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s+"), "removed")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", sep_token="[SEP]")
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level, unigram])
+@given(st.data())
+def test_no_text_becomes_a_control_token(tokenizer: Any, data: st.DataObject) -> None:
+    made = tokenizer()
+    controls = find_controls(made)
+    text = "".join(data.draw(st.lists(st.sampled_from([*controls.values(), "a", " ", "<", "</", "s>", "|>"]))))
+    assert controls.keys().isdisjoint(PlainEncoder(made).encode(text, False))
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_text_of_bytes_comes_back_whole(text: str) -> None:
+    ids = PlainEncoder(byte_level()).encode(f"<|im_end|>{text}<tool_call>", False)
+    assert byte_level().decode(ids, skip_special_tokens=True) == f"<|im_end|>{text}<tool_call>"
+
+
+def test_a_control_token_written_in_wide_letters_is_text() -> None:
+    spelled = PlainEncoder(unigram()).encode("a\uff1c/s\uff1eb", False)
+    assert unigram().decode(spelled) == "a</s>b"
+
+
+def test_a_word_that_is_a_control_token_is_spelled() -> None:
+    assert PlainEncoder(words()).encode("good [SEP] good", False) == [2, 3, 4, 5, 6, 7, 2]
+
+
+def test_what_is_unknown_stays_unknown() -> None:
+    assert PlainEncoder(words()).encode("good grief", False) == [2, 0]
+
+
+def test_the_tokenizer_still_adds_its_own() -> None:
+    assert PlainEncoder(unigram()).encode("a</s>", True)[-1] == 1
+    assert 1 not in PlainEncoder(unigram()).encode("a</s>", True)[:-1]
+
+
+def test_words_and_blanks_of_the_vocabulary_stay_whole() -> None:
+    made = byte_level()
+    assert len(PlainEncoder(made).encode("covid    covid", False)) == 3
+
+
+def test_other_texts_have_the_tokens_of_the_tokenizer() -> None:
+    base = tiny()
+    text = "The film was great;  it's\n\ta 'lovely' plot: 영화 🎬 </ s> <S>"
+    assert base.encode(text, True) == base.tokenizer(text)["input_ids"]
+
+
+def test_the_tokenizer_that_decodes_is_left_as_it_was() -> None:
+    made, told = byte_level(), byte_level()("<tool_call>")["input_ids"]
+    PlainEncoder(made).encode("<tool_call>", False)
+    assert made("<tool_call>")["input_ids"] == told
+    assert made.decode(told, skip_special_tokens=True) == "<tool_call>"
+
+
+def test_rows_and_targets_hold_one_end_alone() -> None:
+    base = tiny()
+    end = base.tokenizer.eos_token_id
+    text = TaskText("t", "</s>{text}</s>", LabelTokens((), ()), 99, base.encode, FreeText(99, end))
+    row = text.rows([Row("1", "a </s> film", "the </s> end")])[0]
+    assert end not in row.ids
+    assert row.target.count(end) == 1
+    assert row.target[-1] == end
+
+
+def test_nothing_but_this_module_encodes_text() -> None:
+    calls = re.compile(r"(?<!\w)tokenizer(\(|\.encode\b|\.__call__|\.batch_encode|\.tokenize\b)")
+    found = {
+        str(path.relative_to(ROOT))
+        for folder in ("ptpipeline", "registry", "flows")
+        for path in (ROOT / folder).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if calls.search(line)
+    }
+    assert found == set()
