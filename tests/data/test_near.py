@@ -158,7 +158,7 @@ def test_the_shipped_tweets_have_near_duplicates() -> None:
     (check,) = [check for check in tweets().checks if check.name == "near_duplicate"]
     assert (check.count, check.detail) == (
         135,
-        "rows 2, 7, 9 and more share the split of what they nearly repeat, 53 moved there",
+        "lines 2, 7, 9 and more share the split of what they nearly repeat, 53 moved there",
     )
 
 

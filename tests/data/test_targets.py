@@ -51,7 +51,10 @@ def test_a_snapshot_counts_no_targets(tmp_path: Path) -> None:
     ("lines", "expected"),
     [
         ('{"text": "a", "label": "b"}', "no column 'answer', which data.target names; the columns are text, label"),
-        ('{"text": "a", "answer": 3}', "line 1: column 'answer', which data.target names, holds integers; expected text"),
+        (
+            '{"text": "a", "answer": 3}',
+            "line 1: column 'answer', which data.target names, holds integers; expected text",
+        ),
     ],
 )
 def test_a_column_that_holds_no_targets_is_named(tmp_path: Path, lines: str, expected: str) -> None:
