@@ -20,7 +20,7 @@ LINES = [f"some text {number},{'good' if number % 3 else 'bad'}" for number in r
 
 def task_over(folder: Path, lines: list[str], header: str = "text,label", **data: object) -> Task:
     path = folder / "rows.csv"
-    path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8")
+    path.write_text("\n".join([header, *lines]) + "\n", encoding="utf-8", errors="surrogateescape")
     return declared(path, **{"checks": {}, **data})
 
 
@@ -188,7 +188,7 @@ def test_a_manifest_of_another_task_is_refused(store: ObjectStore, snapshot: Sna
 
 
 def test_the_manifest_counts_every_check(tmp_path: Path, store: ObjectStore) -> None:
-    faults = ["caf\ufffd,bad", " ,good", "some text 1,good", "some text 2,bad"]
+    faults = ["caf\udce9,bad", " ,good", "some text 1,good", "some text 2,bad"]
     snapshot = ingest(task_over(tmp_path, [*LINES, *faults]), store, tmp_path)
     found = {check.name: check.count for check in read_snapshot(store, "reviews", snapshot.digest).checks}
     assert found == {
