@@ -23,6 +23,8 @@ _MEANING = {
     "rows_per_label": "too few rows",
 }
 
+FIX = "correct the source"
+
 log = logging.getLogger(__name__)
 
 
@@ -47,18 +49,21 @@ class CheckLog:
         """block, warn or off, as the task file says."""
         return getattr(self.data.checks, name)
 
-    def drop(self, name: str, rows: list[_Row], failing: set[int]) -> list[_Row]:
+    def drop(self, name: str, rows: list[_Row], failing: set[int], found: str = "", fix: str = FIX) -> list[_Row]:
         """Return `rows` without the failing row numbers, or all of them if the check is off.
+
+        found: what stands in these rows. fix: what to do about it.
 
         Raises DataError if rows fail and the policy is `block`.
         """
         if self.policy(name) == "off":
             self.record(name, 0, "")
             return rows
-        self.record(name, len(failing), self.places.describe(failing) if failing else "")
+        detail = f"{self.places.describe(failing)}{found and f': {found}'}" if failing else ""
+        self.record(name, len(failing), detail, fix)
         return [row for row in rows if row.number not in failing]
 
-    def record(self, name: str, count: int, detail: str) -> None:
+    def record(self, name: str, count: int, detail: str, fix: str = FIX) -> None:
         """Record the result of one check; raises DataError if it found rows and its policy is `block`."""
         policy = self.policy(name)
         outcome = {"off": "off", "warn": "warned"}.get(policy, "blocked") if count or policy == "off" else "ok"
@@ -67,8 +72,8 @@ class CheckLog:
         )
         if outcome == "blocked":
             raise DataError(
-                f"{self.source}: check {name} found {count}: {detail}; it looks for {_MEANING[name]}; correct the "
-                f"source, or set data.checks.{name} to warn"
+                f"{self.source}: check {name} found {count}: {detail}; it looks for {_MEANING[name]}; {fix}, "
+                f"or set data.checks.{name} to warn"
             )
         if outcome == "warned":
             log.warning("%s: check %s found %d: %s", self.source, name, count, detail)

@@ -1,13 +1,13 @@
 """From source columns to checked rows: labels, which rows each ingest check concerns, and the split of each row."""
 
 import hashlib
-import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from ptpipeline.data.checks import CheckLog
+from ptpipeline.data.labels import Labels
 from ptpipeline.data.near import find_representatives
 from ptpipeline.data.near import normalise as normalise
 from ptpipeline.data.sources import SourceRows
@@ -62,7 +62,7 @@ class _SourceRow(NamedTuple):
     number: int
     text: str
     normal: str
-    raw_label: Any
+    raw_label: str | None
     key: str
     slices: tuple[str, ...] = ()
 
@@ -88,12 +88,13 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
     log = CheckLog(task.data, source.source, source.places)
     numbered = _number_rows(source)
     if source.misquoted:
-        numbered = log.drop("quotes", numbered, set(source.misquoted))
+        fix = "close the quote that opens there; if the text is right, set data.checks.quotes to off"
+        numbered = log.drop("quotes", numbered, set(source.misquoted), fix=fix)
     unlabelled = _drop_unreadable(task, numbered, log)
     near = _cluster_texts(task, unlabelled)
     if source.groups is None:
         unlabelled = [row._replace(key=near.representatives.get(row.normal, row.key)) for row in unlabelled]
-    rows = _add_targets(task, unlabelled) if task.generate else _add_labels(task, unlabelled, log)
+    rows = _add_targets(task, unlabelled) if task.generate else _add_labels(task, unlabelled, Labels(task, source), log)
     rows = log.drop("duplicate", rows, _duplicates(rows))
     rows = log.drop("conflicting_label", rows, _conflicts(rows))
     rows = log.drop("split_overlap", rows, _overlaps(rows))
@@ -143,10 +144,10 @@ def _replace_bytes(row: _SourceRow) -> _SourceRow:
 # ---------------------------------------------------------------- labels
 
 
-def _add_labels(task: Task, rows: list[_SourceRow], log: CheckLog) -> list[CheckedRow]:
-    rule, spec = task.data.label, task.data.split
-    labels = {row.number: _label(row.raw_label, rule, task.labels) for row in rows}
-    if isinstance(rule, Binned):
+def _add_labels(task: Task, rows: list[_SourceRow], named: Labels, log: CheckLog) -> list[CheckedRow]:
+    spec = task.data.split
+    labels = {row.number: named.find(row.raw_label) for row in rows}
+    if isinstance(task.data.label, Binned):
         outside = {number for number, label in labels.items() if label == ""}
         rows = [row for row in rows if row.number not in outside]
         log.checks.append(
@@ -158,13 +159,15 @@ def _add_labels(task: Task, rows: list[_SourceRow], log: CheckLog) -> list[Check
                 detail="rows in no bin are left out, as data.label.bins says",
             )
         )
-    unknown = {row.number for row in rows if labels[row.number] is None}
+    unknown = {row.number: row.raw_label for row in rows if labels[row.number] is None}
+    found = named.describe(unknown.values()) if unknown else ""
     if unknown and log.policy("unknown_label") == "off":  # a row without a label cannot be kept
         raise DataError(
-            f"{log.source}: {len(unknown)} rows have no label of the task ({log.places.describe(unknown)}); "
+            f"{log.source}: {len(unknown)} rows have no label of the task ({log.places.describe(unknown)}): {found}; "
             "data.checks.unknown_label: off cannot keep them, warn leaves them out"
         )
-    rows = log.drop("unknown_label", rows, unknown)
+    fix = named.advise(unknown.values(), {label for label in labels.values() if label}) if unknown else ""
+    rows = log.drop("unknown_label", rows, set(unknown), found, fix)
     return [
         CheckedRow(row.number, row.text, row.normal, labels[row.number] or "", split_of(row.key, spec), row.slices)
         for row in rows
@@ -181,27 +184,6 @@ def _add_targets(task: Task, rows: list[_SourceRow]) -> list[CheckedRow]:
 
 def _target(task: Task, row: _SourceRow) -> str:
     return row.raw_label or "" if task.generate else ""
-
-
-def _label(value: Any, rule: str | Binned | None, known: Iterable[str]) -> str | None:
-    """The label of a cell; None if it is unknown, '' if its number lies in no bin."""
-    if not isinstance(rule, Binned):
-        return str(value) if value is not None and str(value) in known else None
-    number = _number(value)
-    if number is None:
-        return None
-    for label, (low, high) in rule.bins.items():
-        if (low is None or number >= low) and (high is None or number <= high):
-            return label
-    return ""
-
-
-def _number(value: Any) -> float | None:
-    try:
-        number = float(value)
-    except (TypeError, ValueError):
-        return None
-    return number if math.isfinite(number) else None
 
 
 # ---------------------------------------------------------------- which rows a check concerns

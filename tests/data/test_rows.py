@@ -114,7 +114,7 @@ def test_rows_in_no_bin_are_left_out_and_counted() -> None:
 
 @pytest.mark.parametrize("value", ["high", "", None, "nan", float("nan"), "inf"])
 def test_what_is_no_number_is_an_unknown_label(value: Any) -> None:
-    with pytest.raises(DataError, match="check unknown_label found 1: row 2;"):
+    with pytest.raises(DataError, match="check unknown_label found 1: row 2: the column holds text: "):
         checked(rows_of(("a", "0"), ("b", value)), {}, label=BINS)
 
 

@@ -1,0 +1,117 @@
+"""Which label of the task a cell names, and what a message says of cells that name none.
+
+Labels are compared as text. A cell that is no text in its file is found under its other spellings too: `1.0` names the
+integer 1, `True` the boolean true, and a number the class that it stands for in a ClassLabel column.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+from ptpipeline.data.checks import FIX
+from ptpipeline.data.sources import SourceRows
+from ptpipeline.data.table import is_utf8
+from ptpipeline.data.values import write_number
+from ptpipeline.task.data import Binned
+from ptpipeline.task.task import Task
+
+MAX_LABEL, MAX_LABEL_WORDS = 40, 5  # of a label that a message shows, in characters and in words
+MAX_LABELS = 50  # different ones; more are no labels
+SHOWN = 5
+MAX_ADVISED = 20  # labels in a line to write
+
+
+class Labels:
+    """The labels of a task over the column that a source has for them."""
+
+    def __init__(self, task: Task, source: SourceRows) -> None:
+        self.rule, self.words = task.data.label, task.labels
+        self.kinds, self.codes = source.label_kinds, source.label_codes
+        self.names = dict(_spell(task.labels, source.label_kinds, source.label_codes))
+
+    def find(self, cell: str | None) -> str | None:
+        """Return the label that a cell names; None for no label, '' for a number that lies in no bin."""
+        if not isinstance(self.rule, Binned):
+            return None if cell is None else self.names.get(cell)
+        number = _number(cell)
+        if number is None:
+            return None
+        for label, (low, high) in self.rule.bins.items():
+            if (low is None or number >= low) and (high is None or number <= high):
+                return label
+        return ""
+
+    def describe(self, unknown: Iterable[str | None]) -> str:
+        """Return the labels that the file has beside those that the task allows, each with its rows."""
+        counts = Counter(unknown)
+        allowed = "numbers" if isinstance(self.rule, Binned) else _list([repr(label) for label in self.words])
+        return f"the column holds {' and '.join(self.kinds) or 'nothing'}: {_show(counts)}; allowed: {allowed}"
+
+    def advise(self, unknown: Iterable[str | None], known: Iterable[str]) -> str:
+        """Return the line that makes the task fit the file, or what is to be corrected in the file.
+
+        unknown: the cells that name no label. known: the labels that other rows have.
+        """
+        found = {cell for cell in unknown if cell}
+        if not all(map(is_utf8, found)):
+            return "save the file as UTF-8 (\\udc.. stands for a byte that is not)"
+        used = set(known)
+        words = {_fold(label): words for label, words in self.words.items()}
+        labels = {label: self.words[label] for label in self.words if label in used}
+        labels |= {cell: words.get(_fold(cell), f" {cell.strip()}") for cell in sorted(found)}
+        if len(set(map(_fold, labels))) < len(labels):
+            return "give each label one spelling in the source"
+        plain = all(_is_label(cell) and cell.isprintable() for cell in found)
+        if isinstance(self.rule, Binned) or not plain or not found or not 1 < len(labels) <= MAX_ADVISED:
+            return FIX
+        written = ", ".join(f"{_quote(label)}: {_quote(words)}" for label, words in labels.items())
+        return f"{FIX}, or write in the task labels: {{{written}}}"
+
+
+def _spell(labels: Mapping[str, str], kinds: Sequence[str], codes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield each spelling of a cell with the label that it names; a later one wins."""
+    for label in labels:
+        if "booleans" in kinds:
+            yield label.lower(), label
+        if {"integers", "numbers"} & set(kinds) and _number(label) is not None:
+            yield write_number(label), label
+    yield from ((name, code) for name, code in codes.items() if code in labels)
+    yield from ((label, label) for label in labels)
+
+
+def _number(value: str | None) -> float | None:
+    try:
+        number = float(value or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _show(counts: Counter[str | None]) -> str:
+    """The most frequent labels with their rows; only their number if they read like texts."""
+    if len(counts) > MAX_LABELS or not all(label is None or _is_label(label) for label in counts):
+        return f"{len(counts)} different values, which may be no labels"
+    shown = [
+        f"{'no label' if label is None else repr(label)} ({count} {'row' if count == 1 else 'rows'})"
+        for label, count in counts.most_common()
+    ]
+    return _list(shown)
+
+
+def _list(shown: Sequence[str]) -> str:
+    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+    return ", ".join(shown[:SHOWN]) + more
+
+
+def _is_label(cell: str) -> bool:
+    return len(cell) <= MAX_LABEL and len(cell.split()) <= MAX_LABEL_WORDS
+
+
+def _fold(label: str) -> str:
+    return " ".join(label.casefold().split())
+
+
+def _quote(text: str) -> str:
+    """The text in the quotes of JSON, which YAML reads the same."""
+    return json.dumps(text, ensure_ascii=False)
