@@ -35,7 +35,7 @@ def start(target: Callable[..., None], *arguments: Any) -> BaseProcess:
 
 def copy(target: Callable[..., None], *arguments: Any) -> BaseProcess:
     """A copy of this process that calls `target`; it has every module, and what this one has read so far."""
-    process = _copied.Process(target=target, args=arguments)
+    process = _copied.Process(target=_call_and_end, args=(target, arguments))
     process.start()
     return process
 
@@ -54,6 +54,12 @@ def ask(question: Callable[..., Answer], *arguments: Any) -> Answer:
     finally:
         process.join()
     return answered
+
+
+def _call_and_end(target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Call the target and be gone: Python's own end would wait for threads of the original, which a copy lacks."""
+    target(*arguments)
+    os._exit(0)
 
 
 def _run(environment: dict[str, str], target: Callable[..., None], arguments: tuple[Any, ...]) -> None:

@@ -1,0 +1,22 @@
+"""Copies of a test's process."""
+
+import threading
+
+from tests import processes
+
+
+def fail() -> None:
+    """What ends the threads of a library, in a process where they never ran."""
+    raise RuntimeError
+
+
+def copy_beside_threads() -> int | None:
+    """How a copy of this process ends if the end of its threads is prepared, as Prefect's client does."""
+    threading._register_atexit(fail)  # type: ignore[attr-defined]
+    process = processes.copy(int)
+    process.join()
+    return process.exitcode
+
+
+def test_a_copy_does_not_wait_for_the_threads_of_its_original() -> None:
+    assert processes.ask(copy_beside_threads) == 0
