@@ -1,4 +1,4 @@
-"""Files inside archives that somebody else made: found and read as a stream, within bounds.
+"""Files inside archives, and compressed files, that somebody else made: found and read as a stream, within bounds.
 
 A small archive may unpack to any size, list millions of entries, or nest. One allowance covers all that is unpacked on
 the way to a member, of every layer; entries are counted, and no single piece of an index may be large.
@@ -63,20 +63,58 @@ def _next(archive: Path, member: str, blocks: Generator[bytes, None, None]) -> b
         return next(blocks, b"")
 
 
-class _Allowance:
-    """How many bytes may still be unpacked from one archive."""
+@contextmanager
+def unfold(file: Path, name: str, folder: Path) -> Iterator[Path]:
+    """Give the plain file that a gzip or Zstandard file holds, in `folder` until the block ends; any other file itself.
 
-    def __init__(self, archive: Path) -> None:
-        self.archive, self.packed = archive, archive.stat().st_size
-        self.left = min(MAX_UNPACKED, max(FREE, MAX_RATIO * self.packed))
+    The first bytes decide, not the name: no UTF-8 begins like these. Raises DataError, which names the file `name`, if
+    it is damaged, or unfolds into more than its size allows.
+    """
+    with file.open("rb") as packed:
+        opener = _COMPRESSED.get(packed.read(4)[:2])
+        if opener is None:
+            yield file
+            return
+        packed.seek(0)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(prefix=".unfold-", dir=folder) as plain:
+            allowance = _Allowance(file, name)
+            with parsing(name, "the compressed file is damaged or cut off", DataError), opener(packed) as stream:
+                while block := stream.read(_BLOCK):
+                    allowance.spend(len(block))
+                    plain.write(block)
+            plain.flush()
+            yield Path(plain.name)
+
+
+def _open_gzip(file: IO[bytes]) -> IO[bytes]:
+    return gzip.GzipFile(fileobj=file)  # type: ignore[return-value]
+
+
+def _open_zstd(file: IO[bytes]) -> IO[bytes]:
+    """Zstandard itself refuses a frame that would take more than 128 MiB of memory."""
+    import pyarrow as pa
+
+    stream: IO[bytes] = pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")
+    return stream
+
+
+_COMPRESSED = {b"\x1f\x8b": _open_gzip, b"\x28\xb5": _open_zstd}
+
+
+class _Allowance:
+    """How many bytes may still be unpacked from one archive, which messages call `name`."""
+
+    def __init__(self, archive: Path, name: str | None = None) -> None:
+        self.archive, self.packed = name or str(archive), archive.stat().st_size
+        self.left = self.most = min(MAX_UNPACKED, max(FREE, MAX_RATIO * self.packed))
 
     def check(self, count: int) -> None:
         """Raise DataError if so many more bytes would be too many."""
         if count > self.left:
             raise DataError(
-                f"{self.archive}: unpacks to more than {min(MAX_UNPACKED, max(FREE, MAX_RATIO * self.packed))} bytes, "
-                f"which is no honest archive of {self.packed}; unpack it by hand if you trust it, and name the file by "
-                "`path`"
+                f"{self.archive}: unpacks to more than {self.most} bytes, which is no honest archive of "
+                f"{self.packed}; unpack it by hand if you trust it, and name the file by `path`"
             )
 
     def spend(self, count: int) -> None:
@@ -88,7 +126,7 @@ class _Allowance:
 class _Pieces:
     """A file of which no large piece is read at once: archives state how long the pieces of their index are."""
 
-    def __init__(self, file: IO[bytes], archive: Path) -> None:
+    def __init__(self, file: IO[bytes], archive: str) -> None:
         self.file, self.archive = file, archive
         self.seek, self.tell, self.close = file.seek, file.tell, file.close
 

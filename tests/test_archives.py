@@ -12,9 +12,10 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from ptpipeline.archives import MAX_ENTRIES, NoMember, read_member
+from ptpipeline.archives import MAX_ENTRIES, NoMember, read_member, unfold
 from ptpipeline.errors import DataError
 
 GIB = 2**30
@@ -226,3 +227,47 @@ def read(path: Path, member: str) -> bytes:
     blocks: list[bytes] = []
     read_member(path, member, blocks.append)
     return b"".join(blocks)
+
+
+# ---------------------------------------------------------------- one compressed file
+
+
+def unfolded(path: Path, folder: Path) -> bytes:
+    with unfold(path, "rows.csv", folder / "home") as plain:
+        return plain.read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+def test_several_parts_behind_each_other_are_one_file(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "rows.csv"
+    with pa.CompressedOutputStream(str(path), kind) as file:
+        file.write(b"a,b\n")
+    path.write_bytes(2 * path.read_bytes())
+    assert unfolded(path, tmp_path) == b"a,b\na,b\n"
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+def test_a_file_that_unfolds_into_too_much_is_refused_and_leaves_nothing(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "rows.csv"
+    with pa.CompressedOutputStream(str(path), kind) as file:
+        for _ in range(80):
+            file.write(bytes(2**20))
+    with pytest.raises(DataError, match=r"rows\.csv: unpacks to more than 67108864 bytes, which is no honest archive"):
+        unfolded(path, tmp_path)
+    assert list((tmp_path / "home").iterdir()) == []
+
+
+def test_a_frame_that_takes_too_much_memory_is_refused(tmp_path: Path) -> None:
+    """The header of a Zstandard frame asks for a window of 2 GiB."""
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"\x28\xb5\x2f\xfd\x00\xa8" + b"\x01\x00\x00" * 3)
+    with pytest.raises(DataError, match="the compressed file is damaged"):
+        unfolded(path, tmp_path)
+
+
+def test_a_plain_file_is_given_itself(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    for body in (b"", b"(", b"a,b\n"):
+        path.write_bytes(body)
+        with unfold(path, "rows.csv", tmp_path / "home") as plain:
+            assert plain == path

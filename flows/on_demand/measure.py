@@ -198,7 +198,10 @@ def _replace_source(task: Task, path: Path, form: str | None) -> Task:
         raise DataError(
             f"{path}: its name does not tell its format; give --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         )
-    source = Source.model_validate({"path": str(path.resolve()), "format": form})
+    own: dict[str, object] = {"path": str(path.resolve()), "format": form}
+    if form == task.data.source.format:
+        own |= task.data.source.model_dump(include={"columns", "delimiter"})
+    source = Source.model_validate(own)
     checks = task.data.checks.model_copy(
         update={"split_overlap": "off", "near_duplicate": "off", "rows_per_label": "off"}
     )
@@ -212,16 +215,15 @@ def _replace_source(task: Task, path: Path, form: str | None) -> Task:
 
 
 def _read_file(task: Task, path: Path) -> "CheckedRows":
-    """Return the rows that pass the checks of ingest; DataError for a text file with a line that is not UTF-8."""
+    """Return the rows that pass the checks of ingest; DataError if a row is not UTF-8."""
     from ptpipeline.data.rows import check_rows
     from ptpipeline.data.sources import read_rows
+    from ptpipeline.data.table import is_utf8
 
-    if task.data.source.format != "parquet":
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                try:
-                    line.decode()
-                except UnicodeDecodeError:
-                    raise DataError(f"{path}: line {number} is not UTF-8; save the file as UTF-8") from None
     with tempfile.TemporaryDirectory(prefix="ptp-evaluate-") as folder:
-        return check_rows(task, read_rows(task, Path(folder)))
+        source = read_rows(task, Path(folder))
+    cells = zip(source.texts, source.labels, strict=True)
+    broken = [number for number, row in enumerate(cells, 1) if not is_utf8("".join(cell or "" for cell in row))]
+    if broken:  # the figures would be those of the rows without accents
+        raise DataError(f"{path}: {source.places.describe(broken)}: not UTF-8; save the file as UTF-8")
+    return check_rows(task, source)

@@ -8,14 +8,15 @@ from ptpipeline.task.task import Task
 def ingest(context: Context, task: Task) -> Snapshot:
     """Return the task's snapshot; an unchanged source makes no new one."""
     from ptpipeline.data.snapshot import ingest as take_snapshot
-    from ptpipeline.data.sources import source_key
+    from ptpipeline.data.sources import describe_key, source_key
 
     registry, home = context.registry, context.settings.home
     known = registry.ledger.snapshot_for(task.name, source_key(task, home))
     if known is not None:
         registry.ledger.save_snapshot(known)  # it is used again: from now on the garbage collection keeps it
         if context.has_rows(known):
-            context.report(f"{task.name}: source unchanged, snapshot {known.digest[:12]} stands")
+            key = describe_key(task)
+            context.report(f"{task.name}: source unchanged (by {key}), snapshot {known.digest[:12]} stands")
             return known
     snapshot = take_snapshot(task, registry.store, home)
     registry.ledger.save_snapshot(snapshot)

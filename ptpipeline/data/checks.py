@@ -6,6 +6,7 @@ Messages give counts and the places of rows, lines of a text file or numbers of 
 import logging
 from typing import Any, Protocol, TypeVar
 
+from ptpipeline.data.joined import JoinedPlaces
 from ptpipeline.data.table import Places
 from ptpipeline.errors import DataError
 from ptpipeline.records.data import DataCheck
@@ -22,6 +23,7 @@ _MEANING = {
     "near_duplicate": "texts that differ from another in little more than punctuation",
     "rows_per_label": "too few rows",
 }
+_OVERLAPS = ("split_overlap", "near_duplicate")
 
 FIX = "correct the source"
 
@@ -39,18 +41,24 @@ _Row = TypeVar("_Row", bound=_Numbered)
 class CheckLog:
     """Applies the policy of each check and records its result, in the order of the checks."""
 
-    def __init__(self, data: Data, source: str, places: Places) -> None:
+    def __init__(self, data: Data, source: str, places: Places | JoinedPlaces) -> None:
         self.data = data
         self.source = source
         self.places = places
         self.checks: list[DataCheck] = []
 
     def policy(self, name: str) -> Any:
-        """block, warn or off, as the task file says."""
-        return getattr(self.data.checks, name)
+        """block, warn or off, as the task file says: between given splits, by `split.on_overlap`."""
+        policy = getattr(self.data.checks, name)
+        if policy != "off" and self._between_given(name):
+            return "block" if self.data.split.on_overlap == "block" else "warn"
+        return policy
+
+    def _between_given(self, name: str) -> bool:
+        return name in _OVERLAPS and bool(self.data.given)
 
     def drop(self, name: str, rows: list[_Row], failing: set[int], found: str = "", fix: str = FIX) -> list[_Row]:
-        """Return `rows` without the failing row numbers, or all of them if the check is off.
+        """Return `rows` without the failing row numbers, or all of them if the check is off, or given splits keep them.
 
         found: what stands in these rows. fix: what to do about it.
 
@@ -59,8 +67,12 @@ class CheckLog:
         if self.policy(name) == "off":
             self.record(name, 0, "")
             return rows
-        detail = f"{self.places.describe(failing)}{found and f': {found}'}" if failing else ""
+        keep = self._between_given(name) and self.data.split.on_overlap == "keep"
+        kept = "; kept, as data.split.on_overlap says" if keep else ""
+        detail = f"{self.places.describe(failing)}{found and f': {found}'}{kept}" if failing else ""
         self.record(name, len(failing), detail, fix)
+        if keep:
+            return rows
         return [row for row in rows if row.number not in failing]
 
     def record(self, name: str, count: int, detail: str, fix: str = FIX) -> None:
@@ -71,10 +83,22 @@ class CheckLog:
             {"name": name, "policy": policy, "count": count, "outcome": outcome, "detail": detail}
         )
         if outcome == "blocked":
+            lever = (
+                "data.split.on_overlap to drop_train" if self._between_given(name) else f"data.checks.{name} to warn"
+            )
             raise DataError(
                 f"{self.source}: check {name} found {count}: {detail}; it looks for {_MEANING[name]}; {fix}, "
-                f"or set data.checks.{name} to warn"
+                f"or set {lever}"
             )
         if outcome == "warned":
             log.warning("%s: check %s found %d: %s", self.source, name, count, detail)
         self.checks.append(check)
+
+    def note(self, name: str, count: int, detail: str, expected: bool = False) -> None:
+        """Record rows that are left out because the task file says so; a count that is not expected is told."""
+        told = count > 0 and not expected
+        if told:
+            log.warning("%s: %s: %d %s", self.source, name, count, detail)
+        self.checks.append(
+            DataCheck(name=name, policy="warn", count=count, outcome="warned" if told else "ok", detail=detail)
+        )

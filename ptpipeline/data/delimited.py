@@ -89,17 +89,21 @@ class _Records:
         self.stream = self._records(csv.reader(self._lines(), **self.dialect))
 
     def read_header(self, source: Source, wanted: Sequence[Wanted]) -> Layout:
-        """Read the column names in the first line that is not blank, or take those that the task gives."""
+        """Read the column names in the first line that is not blank, or take those that the task gives.
+
+        A first line with all wanted names is the header, whatever the task gives: no row has the names of its columns.
+        """
         first = next(self.stream, None)
         if first is None:
             raise DataError(f"{self.name}: there are no rows")
-        names = source.columns or first
         if source.columns is None:
-            self._check_header(names, wanted)
-        at = locate(self.name, names, wanted)
-        if source.columns is not None and not self._is_header(first, at):
+            self._check_header(first, wanted)
+        elif not all(one.column in first for one in wanted):
+            at = locate(self.name, source.columns, wanted)
+            self._check_row(first, at)
             self.stream = chain([first], self.stream)
-        return Layout(names, at)
+            return Layout(source.columns, at)
+        return Layout(first, locate(self.name, first, wanted))
 
     def rows(self, layout: Layout) -> Iterator[list[str]]:
         """Yield the rows, each with as many fields as there are columns."""
@@ -197,16 +201,12 @@ class _Records:
             fix = "if ',' separates the columns, set data.source.format: csv"
         check_wanted(self.name, names, missing, fix)
 
-    def _is_header(self, first: list[str], at: dict[str, int]) -> bool:
-        """Whether the first line names the columns although the task gives names for a file without header line.
-
-        Raises DataError if it does for some of the wanted columns only.
-        """
+    def _check_row(self, first: list[str], at: dict[str, int]) -> None:
+        """Raise DataError if the first line of a file that should have no header line names a wanted column."""
         cells = {column: first[index].strip().casefold() for column, index in at.items() if index < len(first)}
-        same = [column for column, cell in cells.items() if cell == column.strip().casefold()]
-        if same and len(same) < len(at):
+        same = next((column for column, cell in cells.items() if cell == column.strip().casefold()), None)
+        if same is not None:
             raise DataError(
-                f"{self.name}: line {self.line} reads like a header line: column {same[0]!r} holds its own name there; "
+                f"{self.name}: line {self.line} reads like a header line: column {same!r} holds its own name there; "
                 "delete the line, or give the column another name in data.source.columns"
             )
-        return bool(same)

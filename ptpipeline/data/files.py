@@ -36,17 +36,11 @@ _BEGINNINGS = {
 _SAMPLE = 4096  # bytes that tell UTF-16 without a mark: a third of them are NUL
 
 
-def source_name(source: Source) -> str:
-    """Return the source in words, as errors and manifests name it."""
-    return source.path if source.path is not None else f"{source.package}:{source.member}"
-
-
-def load_file(path: Path, source: Source, wanted: Sequence[Wanted]) -> Table:
-    """Return the wanted columns of the file as text, and the place of each row.
+def load_file(name: str, path: Path, source: Source, wanted: Sequence[Wanted]) -> Table:
+    """Return the wanted columns of the file as text, and the place of each row; messages call it `name`.
 
     Raises DataError if the file is empty, too large or malformed, lacks a wanted column, or has no rows.
     """
-    name = source_name(source)
     with parsing(f"{name}: not readable as {source.format}", f"give a file in {source.format}", DataError):
         size = path.stat().st_size
         if size == 0:

@@ -13,6 +13,7 @@ from ptpipeline.data.near import normalise as normalise
 from ptpipeline.data.sources import SourceRows
 from ptpipeline.data.table import is_utf8
 from ptpipeline.errors import DataError
+from ptpipeline.foreign import escape_controls
 from ptpipeline.records.data import DataCheck, Split
 from ptpipeline.task.data import Binned, Data, SplitSpec
 from ptpipeline.task.task import Task
@@ -22,6 +23,8 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 
 # A larger cluster, in rows and in its share of the distinct texts, is a template: it would unbalance the splits.
 MAX_CLUSTER, MAX_CLUSTER_SHARE = 10, 0.05
+
+_MAX_TOLD = 5  # values of a split column that a message lists
 
 _KEPT_FIRST: tuple[Split, ...] = ("test", "reserve", "dev", "train")
 
@@ -65,6 +68,7 @@ class _SourceRow(NamedTuple):
     raw_label: str | None
     key: str
     slices: tuple[str, ...] = ()
+    given: Split | None = None
 
 
 def split_of(key: str, spec: SplitSpec) -> Split:
@@ -73,11 +77,17 @@ def split_of(key: str, spec: SplitSpec) -> Split:
     A reserve is cut out of what would be train, so no other row moves.
     """
     share = int(hashlib.sha256(f"{spec.seed}:{key}".encode(errors="surrogatepass")).hexdigest()[:13], 16) / 16**13
-    if share < spec.test:
+    test, dev = spec.share("test"), spec.share("dev")
+    if share < test:
         return "test"
-    if share < spec.test + spec.dev:
+    if share < test + dev:
         return "dev"
-    return "reserve" if share < spec.test + spec.dev + spec.reserve else "train"
+    return "reserve" if share < test + dev + spec.reserve else "train"
+
+
+def _place(row: _SourceRow, spec: SplitSpec) -> Split:
+    """The split that the source gives a row; what it does not give is cut by hash."""
+    return row.given if row.given not in (None, "train") else split_of(row.key, spec)
 
 
 def check_rows(task: Task, source: SourceRows) -> CheckedRows:
@@ -86,7 +96,7 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
     Raises DataError if a check whose policy is `block` finds rows, if a group value is missing, or if no row is left.
     """
     log = CheckLog(task.data, source.source, source.places)
-    numbered = _number_rows(source)
+    numbered = _drop_unlisted(source, _number_rows(source), log)
     if source.misquoted:
         fix = "close the quote that opens there; if the text is right, set data.checks.quotes to off"
         numbered = log.drop("quotes", numbered, set(source.misquoted), fix=fix)
@@ -95,10 +105,11 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
     if source.groups is None:
         unlabelled = [row._replace(key=near.representatives.get(row.normal, row.key)) for row in unlabelled]
     rows = _add_targets(task, unlabelled) if task.generate else _add_labels(task, unlabelled, Labels(task, source), log)
-    rows = log.drop("duplicate", rows, _duplicates(rows))
-    rows = log.drop("conflicting_label", rows, _conflicts(rows))
+    alone = bool(task.data.given)  # a given test row stays, whatever the training rows hold
+    rows = log.drop("duplicate", rows, _duplicates(rows, alone))
+    rows = log.drop("conflicting_label", rows, _conflicts(rows, alone))
     rows = log.drop("split_overlap", rows, _overlaps(rows))
-    if source.groups is None:
+    if source.groups is None and not task.data.given:
         _record_clusters(task, rows, near, log)
     else:
         rows = log.drop("near_duplicate", rows, _near_overlaps(rows, near))
@@ -122,8 +133,21 @@ def _number_rows(source: SourceRows) -> list[_SourceRow]:
     texts = [text or "" for text in source.texts]
     normals = [normalise(text) for text in texts]
     keys = normals if source.groups is None else (group or "" for group in groups)
-    columns = zip(texts, normals, source.labels, keys, source.slices or [()] * len(texts), strict=True)
+    slices, given = source.slices or [()] * len(texts), source.splits or [None] * len(texts)
+    columns = zip(texts, normals, source.labels, keys, slices, given, strict=True)
     return [_SourceRow(number, *values) for number, values in enumerate(columns, 1)]
+
+
+def _drop_unlisted(source: SourceRows, rows: list[_SourceRow], log: CheckLog) -> list[_SourceRow]:
+    """The rows without those whose value of the split column is in no list: these are left out, and told."""
+    if source.splits is None:
+        return rows
+    count = sum(source.unlisted.values())
+    shown = list(source.unlisted.items())[:_MAX_TOLD]
+    values = ", ".join(f"{escape_controls(value) or 'no value'} {number}" for value, number in shown)
+    more = f" and {len(source.unlisted) - _MAX_TOLD} more values" if len(source.unlisted) > _MAX_TOLD else ""
+    log.note("unlisted_split", count, f"rows of no listed split are left out: {values}{more}" if count else "")
+    return [row for row in rows if row.given is not None]
 
 
 def _drop_unreadable(task: Task, rows: list[_SourceRow], log: CheckLog) -> list[_SourceRow]:
@@ -145,20 +169,12 @@ def _replace_bytes(row: _SourceRow) -> _SourceRow:
 
 
 def _add_labels(task: Task, rows: list[_SourceRow], named: Labels, log: CheckLog) -> list[CheckedRow]:
-    spec = task.data.split
+    spec = task.data.cut
     labels = {row.number: named.find(row.raw_label) for row in rows}
     if isinstance(task.data.label, Binned):
         outside = {number for number, label in labels.items() if label == ""}
         rows = [row for row in rows if row.number not in outside]
-        log.checks.append(
-            DataCheck(
-                name="outside_bins",
-                policy="warn",
-                count=len(outside),
-                outcome="ok",
-                detail="rows in no bin are left out, as data.label.bins says",
-            )
-        )
+        log.note("outside_bins", len(outside), "rows in no bin are left out, as data.label.bins says", expected=True)
     unknown = {row.number: row.raw_label for row in rows if labels[row.number] is None}
     found = named.describe(unknown.values()) if unknown else ""
     if unknown and log.policy("unknown_label") == "off":  # a row without a label cannot be kept
@@ -169,7 +185,7 @@ def _add_labels(task: Task, rows: list[_SourceRow], named: Labels, log: CheckLog
     fix = named.advise(unknown.values(), {label for label in labels.values() if label}) if unknown else ""
     rows = log.drop("unknown_label", rows, set(unknown), found, fix)
     return [
-        CheckedRow(row.number, row.text, row.normal, labels[row.number] or "", split_of(row.key, spec), row.slices)
+        CheckedRow(row.number, row.text, row.normal, labels[row.number] or "", _place(row, spec), row.slices)
         for row in rows
     ]
 
@@ -177,7 +193,7 @@ def _add_labels(task: Task, rows: list[_SourceRow], named: Labels, log: CheckLog
 def _add_targets(task: Task, rows: list[_SourceRow]) -> list[CheckedRow]:
     """The rows of a generation task, with their target texts as they stand in the source."""
     return [
-        CheckedRow(row.number, row.text, row.normal, _target(task, row), split_of(row.key, task.data.split), row.slices)
+        CheckedRow(row.number, row.text, row.normal, _target(task, row), _place(row, task.data.cut), row.slices)
         for row in rows
     ]
 
@@ -189,18 +205,19 @@ def _target(task: Task, row: _SourceRow) -> str:
 # ---------------------------------------------------------------- which rows a check concerns
 
 
-def _duplicates(rows: list[CheckedRow]) -> set[int]:
-    """All but the first of the rows with the same normalised text and label, or target."""
-    first: dict[tuple[str, str], int] = {}
-    return {row.number for row in rows if first.setdefault((row.normal, row.label), row.number) != row.number}
+def _duplicates(rows: list[CheckedRow], alone: bool) -> set[int]:
+    """All but the first of the rows with the same normalised text and label, or target; `alone`: of each split."""
+    first: dict[tuple[str, str, bool | Split], int] = {}
+    identities = ((row, (row.normal, row.label, alone and row.split)) for row in rows)
+    return {row.number for row, identity in identities if first.setdefault(identity, row.number) != row.number}
 
 
-def _conflicts(rows: list[CheckedRow]) -> set[int]:
-    """Every row whose normalised text has two labels or two targets: neither can be trusted."""
-    labels: dict[str, set[str]] = defaultdict(set)
+def _conflicts(rows: list[CheckedRow], alone: bool) -> set[int]:
+    """Every row whose normalised text has two labels or two targets: neither can be trusted; `alone`: in its split."""
+    labels: dict[tuple[str, bool | Split], set[str]] = defaultdict(set)
     for row in rows:
-        labels[row.normal].add(row.label)
-    return {row.number for row in rows if len(labels[row.normal]) > 1}
+        labels[row.normal, alone and row.split].add(row.label)
+    return {row.number for row in rows if len(labels[row.normal, alone and row.split]) > 1}
 
 
 def _overlaps(rows: list[CheckedRow]) -> set[int]:

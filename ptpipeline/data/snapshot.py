@@ -37,7 +37,7 @@ def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
     source = read_rows(task, home)
     checked = check_rows(task, source)
     splits = _split_rows(checked.rows, task)
-    _check_sizes(source.source, splits)
+    _check_sizes(source.source, splits, task)
     snapshot = _describe(task, _Origin(source.source, key), checked, splits)
     if not store.exists(snapshot_manifest_key(task.name, snapshot.digest)):
         for split, rows in splits.items():
@@ -46,14 +46,15 @@ def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
     return snapshot
 
 
-def _check_sizes(source: str, splits: dict[Split, list[Row]]) -> None:
+def _check_sizes(source: str, splits: dict[Split, list[Row]], task: Task) -> None:
     """Every split needs rows under any policy, and an interval over test rows needs two."""
     needed: dict[Split, int] = {"train": 1, "dev": 1, "test": 2, "reserve": 2}
     for split in splits:
         if len(splits[split]) < (count := needed[split]):
+            share = "" if split in task.data.given else ", or raise its share in data.split"
             raise DataError(
                 f"{source}: {len(splits[split])} rows fall into the {split} split, at least {count} are "
-                "needed; give more rows, or raise its share in data.split"
+                f"needed; give more rows{share}"
             )
 
 

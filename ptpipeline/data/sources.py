@@ -1,22 +1,50 @@
-"""Where a task's rows come from: a local file, or a member of a pinned package; and its columns that the task names."""
+"""A task's rows from wherever they are: the columns that it names, the split that a source states, and a cheap key."""
 
-import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ptpipeline.data.files import load_file, source_name
-from ptpipeline.data.table import Places, Wanted
+from ptpipeline.data import local, s3
+from ptpipeline.data.joined import JoinedPlaces, count_rows, join
+from ptpipeline.data.table import Places, Table, Wanted
 from ptpipeline.errors import DataError
-from ptpipeline.packages import Member, Packed, package_member
 from ptpipeline.records.base import digest_of
-from ptpipeline.task.data import Binned, Source
+from ptpipeline.records.data import Split
+from ptpipeline.task.data import Binned, Data, Source
+from ptpipeline.task.document import Section
 from ptpipeline.task.task import Task
 
 # Part of every source key: raise it by one if the same source would give other rows.
 INGEST_VERSION = 3
 
 MAX_SLICE_VALUES = 50
+_MAX_TOLD, _MAX_VALUE = 8, 40  # values of a split column that a message lists, and the characters of one
+
+# Settings that were added after keys were kept: they are part of a key if they are set, so that old keys stay.
+_LATER = {
+    "split": {"column", "train", "on_overlap"},
+    "source": {"delimiter", "glob", "s3", "sql", "hub", "revision", "config", "split"},
+    "checks": {"quotes"},
+}
+
+
+class Place(NamedTuple):
+    """How rows are found and read at one kind of place, and what its key covers, in words."""
+
+    identify: Callable[[Source, Path], Any]
+    read: Callable[[Source, Sequence[Wanted], Path], Iterator[tuple[str, Table]]]
+    covers: str
+
+
+_FILES = Place(local.identify, local.read, "size and sha256 of each file")
+_PLACES = {
+    "path": _FILES,
+    "glob": _FILES,
+    "package": Place(local.identify, local.read, "sha256 of the package's archive"),
+    "s3": Place(s3.identify, s3.read, "key, ETag and size of each object"),
+}
 
 
 class SourceRows(NamedTuple):
@@ -24,7 +52,8 @@ class SourceRows(NamedTuple):
 
     `labels` holds the targets of a generation task; `slices` has each row's values of the slice columns, and is empty
     if the task names none. `places` says where each row stands; `label_kinds` and `label_codes` are those of the column
-    of labels, and `misquoted` is that of the table (data/table.py).
+    of labels, and `misquoted` is that of the table (data/table.py). `splits` is the split that the source states for
+    each row, None if the task lists none for its value; `unlisted` counts these values.
     """
 
     source: str
@@ -32,10 +61,12 @@ class SourceRows(NamedTuple):
     labels: list[str | None]
     groups: list[str | None] | None
     slices: Sequence[tuple[str, ...]] = ()
-    places: Places = Places()
+    places: Places | JoinedPlaces = Places()
     label_kinds: tuple[str, ...] = ("text",)
-    label_codes: Mapping[str, str] = {}
+    label_codes: Mapping[str, str] = MappingProxyType({})
     misquoted: frozenset[int] = frozenset()
+    splits: list[Split | None] | None = None
+    unlisted: Mapping[str, int] = MappingProxyType({})
 
 
 def source_key(task: Task, home: Path) -> str:
@@ -45,47 +76,110 @@ def source_key(task: Task, home: Path) -> str:
     size and sha256 of a local file. Raises DataError if the local file is missing, and what `package_member` raises if
     the task does not state the archive's sha256.
     """
-    source, unset = task.data.source, {"target"} if task.data.target is None else set()
-    if source.package is None:
-        content = _file_identity(_local_file(task, home))
-    else:  # name and version may be those of another archive tomorrow
-        content = {"archive": source.sha256 or _package_member(source, home).sha256}
-    settings = task.data.model_dump(mode="json", exclude=unset) | {
-        "source": source.model_dump(mode="json", exclude={"sha256"} | ({"package"} if source.package else set()))
-    }
+    contents = {split: _place_of(source).identify(source, home) for split, source in task.data.sources.items()}
+    content = contents.get(None, contents)
+    settings = _dump_settings(task.data)
     return digest_of({"ingest": INGEST_VERSION, "data": settings, "labels": sorted(task.labels), "content": content})
 
 
-def read_rows(task: Task, home: Path) -> SourceRows:
-    """Return the text, label (or target), group and slice columns of the task's source.
+def describe_key(task: Task) -> str:
+    """Return what the source key of a task covers, in words: a change of anything else is not seen."""
+    return ", ".join(dict.fromkeys(_place_of(source).covers for source in task.data.sources.values()))
 
-    Raises DataError if the file is missing, empty, malformed, lacks a column that the task names, or has a slice column
-    of more than MAX_SLICE_VALUES distinct values; ServiceUnavailable if a package cannot be fetched.
+
+def _place_of(source: Source) -> Place:
+    return next(place for name, place in _PLACES.items() if getattr(source, name) is not None)
+
+
+def _dump_settings(data: Data) -> dict[str, Any]:
+    """The settings that decide which rows are read, how they are checked, and where they go."""
+    sources = {split: _dump_source(source) for split, source in data.sources.items()}
+    unset = {"target"} if data.target is None else set()
+    return data.model_dump(mode="json", exclude={"source", "split", "checks"} | unset) | {
+        "source": sources.get(None, sources),
+        "split": _dump(data.split, _LATER["split"]),
+        "checks": _dump(data.checks, _LATER["checks"]),
+    }
+
+
+def _dump_source(source: Source) -> dict[str, Any]:
+    """Its settings but for a package's name and version, which may be those of another archive tomorrow."""
+    dumped = _dump(source, _LATER["source"])
+    return {
+        name: dumped[name] for name in dumped if name not in ({"sha256", "package"} if source.package else {"sha256"})
+    }
+
+
+def _dump(section: Section, later: set[str]) -> dict[str, Any]:
+    fields = type(section).model_fields
+    unset = {name for name in later if name in fields and getattr(section, name) == fields[name].default}
+    return section.model_dump(mode="json", exclude=unset)
+
+
+def read_rows(task: Task, home: Path) -> SourceRows:
+    """Return the text, label (or target), group, slice and split columns of the task's source or sources.
+
+    Raises DataError if a file is missing, empty, malformed, lacks a column that the task names, or if there is a slice
+    column of more than MAX_SLICE_VALUES distinct values; ServiceUnavailable if a server does not answer.
     """
-    data, name = task.data, source_name(task.data.source)
+    data = task.data
     label = data.label.column if isinstance(data.label, Binned) else data.label
-    fields = {"text": data.text, "target": data.target, "label": label, "split.group": data.split.group}
-    named = [
-        Wanted(column, field, text=field in ("text", "target"))
-        for field, column in fields.items()
-        if column is not None
-    ]
-    wanted = [*named, *(Wanted(column, "slices") for column in data.slices)]
-    table = load_file(_local_file(task, home), data.source, wanted)
-    answers = table.columns[label or data.target or ""]
-    group = table.columns[data.split.group].cells if data.split.group is not None else None
-    slices = list(zip(*(_slice_values(name, one, table.columns[one].cells) for one in data.slices), strict=True))
-    return SourceRows(
-        name,
-        table.columns[data.text].cells,
+    wanted = _name_columns(data, label)
+    parts, splits = [], list[Split | None]()
+    for split, source in data.sources.items():
+        for name, table in _place_of(source).read(source, wanted, home):
+            parts.append((name, table))
+            splits += [split] * count_rows(table)
+    joined = join(parts)
+    cells = {name: column.cells for name, column in joined.columns.items()}
+    answers = joined.columns[label or data.target or ""]
+    rows = SourceRows(
+        joined.name,
+        cells[data.text],
         answers.cells,
-        group,
-        slices,
-        table.places,
+        cells[data.split.group] if data.split.group is not None else None,
+        list(zip(*(_slice_values(joined.name, one, cells[one]) for one in data.slices), strict=True)),
+        joined.places,
         answers.kinds,
         answers.codes,
-        table.misquoted,
+        joined.misquoted,
     )
+    if data.split.column is not None:
+        return _place_rows(rows, data, cells[data.split.column])
+    return rows._replace(splits=splits) if data.given else rows
+
+
+def _name_columns(data: Data, label: str | None) -> list[Wanted]:
+    """The columns that the fields of `data` name."""
+    fields = {
+        "text": data.text,
+        "target": data.target,
+        "label": label,
+        "split.group": data.split.group,
+        "split.column": data.split.column,
+    }
+    named = [(column, field) for field, column in fields.items() if column is not None]
+    wanted = [Wanted(column, field, text=field in ("text", "target")) for column, field in named]
+    return [*wanted, *(Wanted(column, "slices") for column in data.slices)]
+
+
+def _place_rows(rows: SourceRows, data: Data, cells: Iterable[str | None]) -> SourceRows:
+    """The rows with the split that the split column states; DataError if no row has a value that the task lists."""
+    listed = data.split.values()
+    values = [cell or "" for cell in cells]
+    there = Counter(values)
+    missing = [value for value in listed if value not in there]
+    if missing:
+        counts = ", ".join(f"{value or 'none'} ({count})" for value, count in there.most_common(_MAX_TOLD))
+        many = len(there) > _MAX_TOLD or any(len(value) > _MAX_VALUE for value in there)
+        raise DataError(
+            f"{rows.source}: no row has {missing[0]!r} in column {data.split.column!r}, which data.split."
+            f"{listed[missing[0]]} lists; its values are {f'{len(there)} texts' if many else counts}"
+        )
+    unlisted = Counter(
+        value if len(value) <= _MAX_VALUE else "longer values" for value in values if value not in listed
+    )
+    return rows._replace(splits=[listed.get(value) for value in values], unlisted=dict(unlisted.most_common()))
 
 
 def _slice_values(name: str, column: str, cells: Iterable[str | None]) -> list[str]:
@@ -97,26 +191,3 @@ def _slice_values(name: str, column: str, cells: Iterable[str | None]) -> list[s
             f"column may have at most {MAX_SLICE_VALUES}; name a column with fewer, or leave it out"
         )
     return values
-
-
-def _local_file(task: Task, home: Path) -> Path:
-    source = task.data.source
-    if source.package is not None:
-        return _package_member(source, home).path
-    path = Path(source.path or "").expanduser()
-    if not path.is_file():
-        what = "is a folder" if path.is_dir() else "no such file"
-        raise DataError(
-            f"data.source.path of task {task.name}: {path}: {what} (relative paths start at {Path.cwd()}); "
-            f"expected a {source.format} file"
-        )
-    return path
-
-
-def _package_member(source: Source, home: Path) -> Member:
-    return package_member(Packed(str(source.package), str(source.member), source.sha256), home)
-
-
-def _file_identity(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -6,10 +6,13 @@ that was not answered with success is settled by reading back.
 """
 
 import os
+import re
+import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
 from ptpipeline.storage.bounds import check_bytes, max_bytes, read_bounded
@@ -42,6 +45,43 @@ def region() -> str:
     return os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
 
 
+class KeyPair(NamedTuple):
+    """The credentials of one identity, whole: none of them comes from somewhere else."""
+
+    id: str
+    secret: str
+    token: str | None = None
+
+
+def make_client(endpoint: str | None, limits: RequestLimits = LIMITS, keys: KeyPair | None = None) -> Any:
+    """Return boto3's client of an S3 server, with the given credentials or those that boto3 finds.
+
+    A server on this machine is asked directly, whatever proxy the environment names: that one would not find it.
+    Raises ValueError if the endpoint is no address, BotoCoreError if the AWS_* settings are wrong.
+    """
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=min(5.0, limits.seconds),
+        read_timeout=limits.seconds,
+        retries={"mode": "standard", "total_max_attempts": limits.attempts},
+    )
+    named = dict(zip(("aws_access_key_id", "aws_secret_access_key", "aws_session_token"), keys or (), strict=False))
+    session = boto3.session.Session()  # the default session would keep the first credentials it saw
+    client = session.client("s3", endpoint_url=endpoint, region_name=region(), config=config, **named)
+    if is_loopback(client.meta.endpoint_url) and urllib.request.getproxies():
+        direct = config.merge(Config(proxies={}))
+        client = session.client("s3", endpoint_url=endpoint, region_name=region(), config=direct, **named)
+    return client
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether the host of an address is this machine."""
+    host = urlsplit(address).hostname or ""
+    return host == "localhost" or host == "::1" or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
 class S3Store:
     """Credentials come from the environment as boto3 finds them, never from an address."""
 
@@ -58,19 +98,10 @@ class S3Store:
         self.where = f"{self.url} at {without_login('AWS_ENDPOINT_URL_S3', address)}"
 
     def _connect(self, limits: RequestLimits) -> Any:
-        import boto3
-        from botocore.config import Config
         from botocore.exceptions import BotoCoreError
 
-        config = Config(
-            connect_timeout=min(5.0, limits.seconds),
-            read_timeout=limits.seconds,
-            retries={"mode": "standard", "total_max_attempts": limits.attempts},
-        )
         try:
-            return boto3.session.Session().client(  # the default session would keep the first credentials it saw
-                "s3", endpoint_url=self.endpoint, region_name=region(), config=config
-            )
+            return make_client(self.endpoint, limits)
         except ValueError as error:
             raise SettingsError(
                 f"PTP_S3_ENDPOINT: {error}; expected an address such as http://127.0.0.1:8333"

@@ -1,50 +1,29 @@
 """Where a task's rows come from, which columns hold what, and how they are split and checked."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from ptpipeline.records.base import DIGEST_PATTERN
+from ptpipeline.records.data import Split
 from ptpipeline.task.document import Section
 from ptpipeline.task.policy import Policy
+from ptpipeline.task.source import AnySource, SplitSources
+from ptpipeline.task.source import Source as Source
 
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Source(Section):
-    """Where the rows come from: a local file (`path`), or a `member` of a pinned package archive on the package index.
+def _write_number(value: Any) -> Any:
+    """Return an integer as its digits: `train: [0]` names the cell 0, of a file or of a table."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
-    `member` may reach into a nested archive: `folder/inner.tar.gz!/folder/file.txt`. `format: tsv` means tab-separated
-    without quoting; `delimiter` is the character between the fields of a csv file, a comma by default; `columns` names
-    the columns of a file that has no header line. `sha256` pins the archive: another one under the same name and
-    version is refused.
-    """
 
-    path: str | None = None
-    package: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9._!+-]+$")] | None = None
-    member: str | None = None
-    sha256: Annotated[str, Field(pattern=DIGEST_PATTERN)] | None = None
-    format: Literal["csv", "tsv", "jsonl", "parquet"]
-    columns: list[str] | None = None
-    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
-
-    @model_validator(mode="after")
-    def _one_place(self) -> "Source":
-        if (self.path is None) == (self.package is None):
-            raise ValueError(
-                "give either `path` or `package` with `member` (s3:// and hub sources are not supported yet)"
-            )
-        if (self.package is None) != (self.member is None):
-            raise ValueError("`member` names the file inside `package`: give both or neither")
-        if self.sha256 is not None and self.package is None:
-            raise ValueError("`sha256` is that of the archive of a `package`: leave it out")
-        if self.path is not None and "://" in self.path:
-            raise ValueError("a local file was expected: s3://, http:// and hub sources are not supported yet")
-        if self.columns is not None and self.format not in ("csv", "tsv"):
-            raise ValueError(f"`columns` names the columns of a csv or tsv file without header, not of {self.format}")
-        if self.delimiter is not None and self.format != "csv":
-            raise ValueError(f"`delimiter` separates the fields of a csv file, not of {self.format}: leave it out")
-        return self
+Values = Annotated[list[Annotated[str, BeforeValidator(_write_number)]], Field(min_length=1)]
+ShareOrValues = Annotated[
+    Annotated[Fraction, Tag("a share")] | Annotated[Values, Tag("some values")],
+    Discriminator(lambda value: "some values" if isinstance(value, list) else "a share"),
+]
 
 
 class Binned(Section):
@@ -72,17 +51,50 @@ class SplitSpec(Section):
     """Shares of the dev and test split; the rest trains. Rows go by hash of the text, or of the `group` column.
 
     `reserve` is a further share, taken from the training rows. It replaces the test split after `gate.champion.looks`.
+    If the source states the splits in a `column`, then `train`, `dev` and `test` list its values; `dev` may stay a
+    share, which is cut from the training rows. `on_overlap` says what happens to training rows that stand, equally or
+    nearly, in another given split.
     """
 
-    dev: Fraction = 0.05
-    test: Fraction = 0.15
+    column: str | None = None
+    train: Values | None = None
+    dev: ShareOrValues = 0.05
+    test: ShareOrValues = 0.15
     reserve: Annotated[float, Field(ge=0, lt=1)] = 0.0
     group: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    on_overlap: Literal["keep", "drop_train", "block"] = "drop_train"
+
+    def share(self, split: Literal["dev", "test"]) -> float:
+        """Return the share of rows that go to the split by hash; 0 if its rows are listed by value."""
+        share: float | list[str] = getattr(self, split)
+        return 0.0 if isinstance(share, list) else share
+
+    def values(self) -> dict[str, Split]:
+        """Return the split that each listed value of the column stands for."""
+        lists: dict[Split, Any] = {"train": self.train, "dev": self.dev, "test": self.test}
+        return {value: split for split, listed in lists.items() if isinstance(listed, list) for value in listed}
+
+    @model_validator(mode="after")
+    def _values_of_a_column(self) -> "SplitSpec":
+        lists = [listed for listed in (self.train, self.dev, self.test) if isinstance(listed, list)]
+        if self.column is None and lists:
+            raise ValueError("a list names values of the column that states the splits: name it as `column`")
+        if self.column is None:
+            return self
+        if self.train is None or not isinstance(self.test, list):
+            raise ValueError(
+                f"`column: {self.column}` states the splits: list its values, as `train: [train]`, `test: [test]`, and "
+                "`dev: [validation]` if it has dev rows"
+            )
+        if len(self.values()) < sum(map(len, lists)):
+            raise ValueError("a value of the split column is listed twice: list each value once")
+        return self
 
     @model_validator(mode="after")
     def _leaves_rows(self) -> "SplitSpec":
-        held = {"dev": self.dev, "test": self.test} | ({"reserve": self.reserve} if self.reserve else {})
+        held = {"dev": self.share("dev"), "test": self.share("test"), "reserve": self.reserve}
+        held = {name: share for name, share in held.items() if share}
         if sum(held.values()) >= 0.9:
             raise ValueError(
                 f"{' + '.join(held)} = {sum(held.values()):g} leaves less than a tenth of the rows for "
@@ -114,10 +126,11 @@ class DataChecks(Section):
 class Data(Section):
     """Where the rows are, and which columns hold the text and the label (or the target text of a generation task).
 
-    `slices` names columns whose values divide the rows into parts; the gate judges each part by itself.
+    `slices` names columns whose values divide the rows into parts; the gate judges each part by itself. `source` may be
+    a source per split.
     """
 
-    source: Source
+    source: AnySource
     text: str
     label: str | Binned | None = None
     target: str | None = None
@@ -138,4 +151,56 @@ class Data(Section):
             raise ValueError(
                 "name one column of answers: `label` for a task with `labels`, or `target` for a task with `generate`"
             )
+        return self
+
+    @property
+    def sources(self) -> Mapping[Split | None, Source]:
+        """Each source, by the split that it gives; None is a source of all splits."""
+        if not isinstance(self.source, SplitSources):
+            return {None: self.source}
+        given: dict[Split | None, Source | None] = {
+            "train": self.source.train,
+            "dev": self.source.dev,
+            "test": self.source.test,
+        }
+        return {split: source for split, source in given.items() if source is not None}
+
+    @property
+    def given(self) -> frozenset[Split]:
+        """The splits whose rows the source states; empty if all splits are cut by hash."""
+        return frozenset(self.split.values().values()) | {split for split in self.sources if split is not None}
+
+    @property
+    def cut(self) -> SplitSpec:
+        """What is cut by hash: shares of all rows, or of the training rows that the source states."""
+        return self.split.model_copy(update=dict.fromkeys(self.given - {"train"}, 0.0))
+
+    @model_validator(mode="after")
+    def _splits_are_said_once(self) -> "Data":
+        split, stated = self.split, self.split.model_fields_set
+        if isinstance(self.source, SplitSources):
+            if split.column is not None:
+                raise ValueError(
+                    "the splits are given twice: by `source`, and by `split.column`; remove one of the two"
+                )
+            twice = sorted(stated & (self.given - {"train"}))
+            if twice:
+                raise ValueError(
+                    f"`split.{twice[0]}` is a share of rows, but `source.{twice[0]}` gives them: remove it"
+                )
+        if not self.given:
+            if "on_overlap" in stated:
+                raise ValueError(
+                    "`split.on_overlap` is about splits that the source gives, by `split.column` or a source per "
+                    "split; here they are cut by hash: remove it"
+                )
+            return self
+        if split.group is not None:
+            raise ValueError("`split.group` keeps groups in one split, but the source gives the splits: remove it")
+        for name in ("split_overlap", "near_duplicate"):
+            if name in self.checks.model_fields_set and getattr(self.checks, name) != "off":
+                raise ValueError(
+                    f"`split.on_overlap` decides what `checks.{name}` does between splits that the source gives: "
+                    f"remove `checks.{name}`, or set it to off"
+                )
         return self

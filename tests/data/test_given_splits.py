@@ -1,0 +1,199 @@
+"""Splits that the source gives: by a column, or by a source each."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptpipeline.data.rows import CheckedRows, check_rows, split_of
+from ptpipeline.data.snapshot import ingest, load_split
+from ptpipeline.data.sources import read_rows, source_key
+from ptpipeline.errors import DataError
+from ptpipeline.records.data import DataCheck, Snapshot
+from ptpipeline.storage import FolderStore
+from ptpipeline.task.data import SplitSpec
+from ptpipeline.task.task import Task
+from tests.data.declared import LENIENT, declared
+from tests.tiny import sentences
+
+LISTED: dict[str, Any] = {"column": "part", "train": ["train"], "dev": ["validation"], "test": ["test"]}
+NEARLY = "we waited for an hour and the soup was cold, so we shall not come back here"
+
+
+def columned(folder: Path, *rows: tuple[str, str, str], **data: Any) -> Task:
+    """A task over rows of (part, text, label)."""
+    path = folder / "rows.csv"
+    path.write_text("".join(f'{part},"{text}",{label}\n' for part, text, label in [("part", "text", "label"), *rows]))
+    return declared(path, **{"split": LISTED, **data})
+
+
+def checked(task: Task, folder: Path) -> CheckedRows:
+    return check_rows(task, read_rows(task, folder / "home"))
+
+
+def placed(outcome: CheckedRows) -> list[tuple[int, str]]:
+    return [(row.number, row.split) for row in outcome.rows]
+
+
+def record(outcome: CheckedRows, name: str) -> DataCheck:
+    (check,) = [check for check in outcome.checks if check.name == name]
+    return check
+
+
+def test_a_column_gives_the_splits(tmp_path: Path) -> None:
+    task = columned(tmp_path, ("test", "a", "bad"), ("train", "b", "bad"), ("validation", "c", "bad"))
+    assert placed(checked(task, tmp_path)) == [(1, "test"), (2, "train"), (3, "dev")]
+
+
+def test_a_split_may_have_several_values_and_numbers(tmp_path: Path) -> None:
+    split = LISTED | {"train": [0, "1"], "dev": [2], "test": [3]}
+    task = columned(tmp_path, *[(str(n), f"text {n}", "bad") for n in (3, 2, 1, 0)], split=split)
+    assert placed(checked(task, tmp_path)) == [(1, "test"), (2, "dev"), (3, "train"), (4, "train")]
+
+
+def test_values_that_no_list_names_are_told_with_counts(tmp_path: Path) -> None:
+    listed = [("train", "a", "bad"), ("test", "b", "bad"), ("validation", "c", "bad")]
+    task = columned(tmp_path, *listed, ("extra", "d", "bad"), ("extra", "e", "bad"), ("", "f", "bad"))
+    outcome = checked(task, tmp_path)
+    assert len(outcome.rows) == 3
+    assert (record(outcome, "unlisted_split").outcome, record(outcome, "unlisted_split").count) == ("warned", 3)
+    assert record(outcome, "unlisted_split").detail == "rows of no listed split are left out: extra 2, no value 1"
+
+
+def test_a_listed_value_that_no_row_has_is_refused_with_those_there(tmp_path: Path) -> None:
+    task = columned(tmp_path, ("train", "a", "bad"), ("dev", "b", "bad"), ("test", "c", "bad"))
+    with pytest.raises(
+        DataError,
+        match=r"no row has 'validation' in column 'part', which data\.split\.dev lists; its values are train \(1\), ",
+    ):
+        checked(task, tmp_path)
+
+
+def test_a_missing_split_column_is_named(tmp_path: Path) -> None:
+    task = columned(tmp_path, ("train", "a", "bad"), split=LISTED | {"column": "fold"})
+    with pytest.raises(DataError, match=r"no column 'fold', which data\.split\.column names"):
+        checked(task, tmp_path)
+
+
+def test_a_wrong_split_column_shows_no_texts(tmp_path: Path) -> None:
+    task = columned(tmp_path, ("train", NEARLY, "bad"), split=LISTED | {"column": "text"})
+    with pytest.raises(DataError, match="its values are 1 texts") as raised:
+        checked(task, tmp_path)
+    assert "soup" not in str(raised.value)
+
+
+def test_dev_and_reserve_are_cut_from_given_training_rows(tmp_path: Path) -> None:
+    split = {"column": "part", "train": ["train"], "dev": 0.2, "test": ["test"], "reserve": 0.2}
+    texts = [text for text, _ in sentences(300)]
+    rows = [("train" if n % 3 else "test", text, "bad") for n, text in enumerate(texts)]
+    outcome = checked(columned(tmp_path, *rows, split=split, checks={"near_duplicate": "off", **LENIENT}), tmp_path)
+    spec = SplitSpec(dev=0.2, reserve=0.2).model_copy(update={"test": 0.0})
+    for row in outcome.rows:
+        assert row.split == (split_of(row.normal, spec) if rows[row.number - 1][0] == "train" else "test")
+    assert {row.split for row in outcome.rows} == {"train", "dev", "test", "reserve"}
+
+
+OVERLAPPING = (
+    ("train", NEARLY, "bad"),
+    ("test", NEARLY.upper(), "good"),
+    ("train", NEARLY + "!!", "bad"),
+    ("validation", "the staff was friendly", "good"),
+    ("train", "the staff was friendly", "good"),
+    ("train", "another text of its own", "good"),
+    ("test", "a test row that stands alone", "good"),
+)
+
+
+def test_training_rows_that_stand_in_another_given_split_are_removed(tmp_path: Path) -> None:
+    outcome = checked(columned(tmp_path, *OVERLAPPING), tmp_path)
+    assert placed(outcome) == [(2, "test"), (4, "dev"), (6, "train"), (7, "test")]
+    assert (record(outcome, "split_overlap").count, record(outcome, "split_overlap").detail) == (2, "lines 2, 6")
+    assert (record(outcome, "near_duplicate").count, record(outcome, "near_duplicate").detail) == (1, "line 4")
+    assert {record(outcome, name).outcome for name in ("split_overlap", "near_duplicate")} == {"warned"}
+
+
+def test_overlaps_may_be_kept_and_are_told(tmp_path: Path) -> None:
+    outcome = checked(columned(tmp_path, *OVERLAPPING, split=LISTED | {"on_overlap": "keep"}), tmp_path)
+    assert len(outcome.rows) == len(OVERLAPPING)
+    assert record(outcome, "split_overlap").detail == "lines 2, 6; kept, as data.split.on_overlap says"
+    assert record(outcome, "near_duplicate").outcome == "warned"
+
+
+def test_overlaps_may_block(tmp_path: Path) -> None:
+    task = columned(tmp_path, *OVERLAPPING, split=LISTED | {"on_overlap": "block"})
+    with pytest.raises(
+        DataError, match=r"check split_overlap found 2: lines 2, 6; .* set data\.split\.on_overlap to drop_train"
+    ):
+        checked(task, tmp_path)
+
+
+def test_near_duplicates_within_a_given_split_stay(tmp_path: Path) -> None:
+    rows = [("train", NEARLY, "bad"), ("train", NEARLY + "!!", "bad"), ("test", "x", "bad"), ("validation", "y", "bad")]
+    assert len(checked(columned(tmp_path, *rows), tmp_path).rows) == 4
+
+
+def test_a_given_test_row_stays_whatever_label_train_has(tmp_path: Path) -> None:
+    rows = [("train", "same", "bad"), ("test", "same", "good"), ("train", "x", "bad"), ("validation", "y", "bad")]
+    assert placed(checked(columned(tmp_path, *rows), tmp_path)) == [(2, "test"), (3, "train"), (4, "dev")]
+
+
+# ---------------------------------------------------------------- a source per split
+
+
+def per_split(folder: Path, **rows: list[tuple[str, str]]) -> Task:
+    """A task with a source per split, over rows of (text, label)."""
+    sources = {}
+    for split, pairs in rows.items():
+        path = folder / f"{split}.csv"
+        path.write_text("text,label\n" + "".join(f'"{text}",{label}\n' for text, label in pairs))
+        sources[split] = {"path": str(path), "format": "csv"}
+    task = declared().model_dump(mode="json", exclude_unset=True)
+    return Task.model_validate(task | {"data": task["data"] | {"source": sources, "split": {}}})
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "store")
+
+
+PAIRS = [(text, label.replace("positive", "good").replace("negative", "bad")) for text, label in sentences(120)]
+
+
+def test_a_source_per_split_goes_to_its_split(tmp_path: Path, store: FolderStore) -> None:
+    snapshot = ingest(per_split(tmp_path, train=PAIRS[:60], dev=PAIRS[60:80], test=PAIRS[80:]), store, tmp_path)
+    texts = {split: {row.text for row in load_split(store, snapshot, split)} for split in ("train", "dev", "test")}
+    assert texts["test"] == {text for text, _ in PAIRS[80:]}
+    assert texts["dev"] <= {text for text, _ in PAIRS[60:80]}
+    assert texts["train"] <= {text for text, _ in PAIRS[:60]}
+    assert snapshot.source == ", ".join(str(tmp_path / f"{split}.csv") for split in ("train", "dev", "test"))
+
+
+def test_without_dev_it_is_cut_from_train(tmp_path: Path, store: FolderStore) -> None:
+    snapshot = ingest(per_split(tmp_path, train=PAIRS[:80], test=PAIRS[80:]), store, tmp_path)
+    dev = {row.text for row in load_split(store, snapshot, "dev")}
+    assert dev
+    assert dev < {text for text, _ in PAIRS[:80]}
+
+
+def snapshots(folder: Path, store: FolderStore, *tests: list[tuple[str, str]]) -> list[Snapshot]:
+    return [ingest(per_split(folder, train=PAIRS[:60], dev=PAIRS[60:80], test=test), store, folder) for test in tests]
+
+
+def test_new_test_rows_leave_what_trains_as_it_is(tmp_path: Path, store: FolderStore) -> None:
+    one, two = snapshots(tmp_path, store, PAIRS[80:110], PAIRS[90:])
+    assert (one.train, one.dev) == (two.train, two.dev)
+    assert one.test != two.test
+    assert one.source_key != two.source_key
+
+
+def test_the_key_follows_each_source(tmp_path: Path) -> None:
+    task = per_split(tmp_path, train=PAIRS[:60], test=PAIRS[80:])
+    key = source_key(task, tmp_path)
+    assert source_key(per_split(tmp_path, train=PAIRS[:60], test=PAIRS[80:]), tmp_path) == key
+    assert source_key(per_split(tmp_path, train=PAIRS[:59], test=PAIRS[80:]), tmp_path) != key
+    assert source_key(per_split(tmp_path, train=PAIRS[:60], test=PAIRS[81:]), tmp_path) != key
+
+
+def test_a_given_split_without_rows_is_named(tmp_path: Path, store: FolderStore) -> None:
+    with pytest.raises(DataError, match=r"1 rows fall into the test split, at least 2 are needed; give more rows$"):
+        ingest(per_split(tmp_path, train=PAIRS[:60], test=PAIRS[80:81]), store, tmp_path)

@@ -1,0 +1,146 @@
+"""Rows in several files, in those of a pattern, and in compressed ones."""
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ptpipeline.data.rows import check_rows
+from ptpipeline.data.sources import describe_key, read_rows, source_key
+from ptpipeline.errors import DataError
+from tests.data.declared import declared
+
+HEAD = "text,label\n"
+
+
+def write(path: Path, body: str) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(body)
+    return str(path)
+
+
+def texts(folder: Path, **source: object) -> list[str | None]:
+    return read_rows(declared(source={"path": None, **source}), folder / "home").texts
+
+
+def test_the_files_of_a_list_are_read_in_its_order(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.csv", f"{HEAD}{name},bad\n") for name in ("b", "a", "c")]
+    assert texts(tmp_path, path=paths) == ["b", "a", "c"]
+    rows = read_rows(declared(source={"path": paths}), tmp_path / "home")
+    assert rows.source == ", ".join(paths)
+
+
+def test_files_may_differ_in_columns_that_the_task_does_not_name(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.csv", "text,label\na,bad\n")
+    two = write(tmp_path / "b.csv", "id,label,text\n1,bad,b\n")
+    assert texts(tmp_path, path=[one, two]) == ["a", "b"]
+
+
+def test_a_file_without_a_named_column_is_named_with_it(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "a.csv", "text,label\na,bad\n"), write(tmp_path / "b.csv", "text,lable\nb,bad\n")
+    with pytest.raises(DataError, match=r"b\.csv: no column 'label', which data\.label names"):
+        texts(tmp_path, path=[one, two])
+
+
+def test_a_row_is_told_by_its_file_and_line(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.csv", f"{HEAD}a,bad\nb,wrong\n")
+    two = write(tmp_path / "b.csv", f"{HEAD}c,bad\nd,wrong\ne,wrong\nf,wrong\n")
+    task = declared(source={"path": [one, two]})
+    with pytest.raises(DataError, match=r"a\.csv line 3, .*b\.csv lines 3, 4 and more"):
+        check_rows(task, read_rows(task, tmp_path))
+
+
+def test_a_missing_file_of_a_list_is_named(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.csv", f"{HEAD}a,bad\n")
+    with pytest.raises(DataError, match=r"none\.csv: no such file"):
+        source_key(declared(source={"path": [one, str(tmp_path / "none.csv")]}), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["rows[12].csv", "rows*.csv", "rows?.csv", "a::b.csv", "~x.csv", "$HOME.csv"])
+def test_a_path_is_never_a_pattern(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for other in ("rows1.csv", "rows12.csv", "a.csv", "b.csv"):
+        write(tmp_path / other, f"{HEAD}wrong,bad\n")
+    write(tmp_path / name, f"{HEAD}right,bad\n")
+    assert texts(tmp_path, path=str(tmp_path / name)) == ["right"]
+    assert texts(tmp_path, path=[str(tmp_path / name)]) == ["right"]
+
+
+# ---------------------------------------------------------------- patterns
+
+
+def test_the_files_of_a_pattern_are_read_by_name(tmp_path: Path) -> None:
+    for name in ("part-2.csv", "part-1.csv", "deep/part-3.csv", ".part-4.csv", "other.csv"):
+        write(tmp_path / name, f"{HEAD}{name},bad\n")
+    (tmp_path / "part-5.csv").mkdir()
+    assert texts(tmp_path, glob=f"{tmp_path}/part-*.csv") == ["part-1.csv", "part-2.csv"]
+    assert texts(tmp_path, glob=f"{tmp_path}/**/part-*.csv") == ["deep/part-3.csv", "part-1.csv", "part-2.csv"]
+
+
+def test_a_pattern_without_files_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data\.source\.glob: .*: no file matches \(relative patterns start at "):
+        source_key(declared(source={"path": None, "glob": str(tmp_path / "*.csv")}), tmp_path)
+
+
+def test_the_key_follows_the_files_of_a_pattern(tmp_path: Path) -> None:
+    task = declared(source={"path": None, "glob": str(tmp_path / "*.csv")})
+    path = Path(write(tmp_path / "a.csv", f"{HEAD}a,bad\n"))
+    key = source_key(task, tmp_path)
+    os.utime(path, (1, 1))
+    assert source_key(task, tmp_path) == key
+    write(tmp_path / "b.csv", f"{HEAD}b,bad\n")
+    assert source_key(task, tmp_path) != key
+    assert describe_key(task) == "size and sha256 of each file"
+
+
+# ---------------------------------------------------------------- compressed files
+
+
+def packed(path: Path, body: bytes, kind: str) -> Path:
+    with pa.CompressedOutputStream(str(path), kind) as file:
+        file.write(body)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
+def test_compressed_text_is_read(tmp_path: Path, form: str, kind: str) -> None:
+    rows = [("one", "bad"), ("two", "good")]
+    lines = [json.dumps({"text": text, "label": label}) for text, label in rows]
+    if form != "jsonl":
+        lines = [("\t" if form == "tsv" else ",").join(row) for row in [("text", "label"), *rows]]
+    path = packed(tmp_path / f"rows.{form}.x", "\n".join(lines).encode(), kind)
+    assert texts(tmp_path, path=str(path), format=form) == ["one", "two"]
+    assert sorted(tmp_path.glob("home/.*")) == []
+
+
+def test_the_key_of_a_compressed_file_is_of_its_own_bytes(tmp_path: Path) -> None:
+    path = packed(tmp_path / "rows.csv.gz", b"text,label\na,bad\n", "gzip")
+    key = source_key(declared(path), tmp_path)
+    packed(path, b"text,label\nb,bad\n", "gzip")
+    assert source_key(declared(path), tmp_path) != key
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd"])
+def test_a_compressed_file_that_is_cut_off_is_told_by_name(tmp_path: Path, kind: str) -> None:
+    path = packed(tmp_path / "rows.csv.x", HEAD.encode() + os.urandom(9000).hex().encode() + b",bad\n", kind)
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(DataError, match=r"rows\.csv\.x: .*the compressed file is damaged or cut off"):
+        texts(tmp_path, path=str(path))
+
+
+def test_a_row_of_a_compressed_file_is_told_by_the_files_name(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv.gz"
+    path.write_bytes(gzip.compress(b"text,score\na,1\n"))
+    with pytest.raises(DataError, match=r"rows\.csv\.gz: no column 'label'"):
+        texts(tmp_path, path=str(path))
+
+
+def test_parquet_is_compressed_within(tmp_path: Path) -> None:
+    table = pa.table({"text": ["a"], "label": ["bad"]})
+    pq.write_table(table, tmp_path / "rows.parquet", compression="gzip")
+    assert texts(tmp_path, path=str(tmp_path / "rows.parquet"), format="parquet") == ["a"]
