@@ -19,7 +19,7 @@ from flows.server.trigger import Finished, trigger
 from ptpipeline.errors import PtpError, Terminal
 from ptpipeline.private import private_files
 from ptpipeline.settings import Settings, load_settings
-from ptpipeline.task.folder import load_tasks
+from ptpipeline.task.folder import sound_tasks
 
 TASKS = ("movie-sentiment", "tweet-sentiment")
 SAMPLES = (
@@ -54,7 +54,7 @@ def quickstart() -> None:
     _print_step(f"2/5 starting Prefect, MLflow and S3 on loopback, data in {settings.home}")
     up(settings.home)
     settings = load_settings()
-    deploy(settings, load_tasks(settings.tasks))
+    deploy(settings, sound_tasks(settings.tasks)[0])
     _print_step("3/5 triggering the nightly flow through the Prefect API")
     run_id = trigger(str(settings.prefect), "nightly", NightlyRequest(tasks=list(TASKS), reason="quickstart"))
     finished = follow_to_end(str(settings.prefect), run_id)

@@ -30,11 +30,14 @@ def up(prefect_port: Port = None, mlflow_port: Port = None, s3_port: Port = None
     from flows.local.stack import up as start
     from flows.server.deploy import deploy
     from ptpipeline.settings import load_settings
-    from ptpipeline.task.folder import load_tasks
+    from ptpipeline.task.folder import sound_tasks
 
     start(load_settings().home, Ports(prefect=prefect_port, mlflow=mlflow_port, storage=s3_port))
     settings = load_settings()
-    deploy(settings, load_tasks(settings.tasks))
+    sound, broken = sound_tasks(settings.tasks)
+    deploy(settings, sound)
+    for sentence in broken.values():
+        say(f"{sentence}; until then no schedule runs it", sys.stderr)
     status(as_json)
     say("`ptp open` signs your browser in at MLflow and Prefect", sys.stderr)
 
@@ -81,11 +84,15 @@ def open_pages(
 
 @app.command()
 def tasks(as_json: Json = False) -> None:
-    """Check the task files and list the tasks."""
-    from flows.cli.render import print_table
-    from ptpipeline.settings import load_settings
-    from ptpipeline.task.folder import load_tasks
+    """Check the task files and list the tasks.
 
+    It checks all that needs no data: also base models, shared prompts, and settings that work against each other.
+    """
+    from flows.cli.render import print_table
+    from flows.on_demand.inspection import inspect_folder
+    from ptpipeline.settings import load_settings
+
+    inspection = inspect_folder(load_settings().tasks)
     rows = [
         {
             "task": task.name,
@@ -95,9 +102,15 @@ def tasks(as_json: Json = False) -> None:
             "promote": task.promote,
             "schedule": f"{task.schedule.cron} {task.schedule.timezone}" if task.schedule else "-",
         }
-        for task in load_tasks(load_settings().tasks)
+        for task in inspection.tasks
     ]
     print_table(rows, as_json)
+    for sentence in inspection.advice:
+        say(f"note: {sentence}", sys.stderr)
+    for sentence in inspection.problems:
+        say(f"error: {sentence}", sys.stderr)
+    if inspection.problems:
+        raise typer.Exit(FAILED)
 
 
 @app.command()

@@ -19,7 +19,9 @@ from flows.server.environment import POOL, client_environment
 from flows.server.schedules import distinct_schedules
 from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.private import private_files
+from ptpipeline.records.base import is_name
 from ptpipeline.settings import Settings
+from ptpipeline.task.folder import task_files
 from ptpipeline.task.task import Task
 
 FLOWS = ("ingest", "tune", "nightly", "promote", "rollback", "reconcile")
@@ -64,7 +66,7 @@ def deploy(settings: Settings, tasks: Sequence[Task]) -> None:
     for deployment in _read_deployments(settings.prefect):
         if deployment["id"] in paused:
             call("POST", f"{settings.prefect}/deployments/{deployment['id']}/pause_deployment")
-        _refuse_unknown_parameters(settings.prefect, deployment)
+        _narrow_parameters(settings.prefect, deployment, _declared_names(settings))
         if deployment["name"] == "ptp-nightly":
             _remove_other_schedules(settings.prefect, deployment, set(distinct_schedules(tasks)))
 
@@ -113,9 +115,23 @@ def _read_deployments(api: str) -> list[dict[str, Any]]:
     return deployments
 
 
-def _refuse_unknown_parameters(api: str, deployment: dict[str, Any]) -> None:
-    """Let Prefect refuse parameters that the flow does not have; by default it checks the known ones only."""
+def _declared_names(settings: Settings) -> list[str]:
+    """Return the names of all task files: a run of a broken one tells what is wrong with it."""
+    return [path.stem for path in task_files(settings.tasks) if is_name(path.stem)]
+
+
+def _narrow_parameters(api: str, deployment: dict[str, Any], names: list[str]) -> None:
+    """Let Prefect refuse, before there is a run, parameters that the flow does not have and tasks without a file.
+
+    By default it checks the types of the known parameters only. What is rolled back or reconciled needs no file.
+    """
     schema = {**deployment["parameter_openapi_schema"], "additionalProperties": False}
+    request = next(iter(schema["definitions"].values()))["properties"]
+    name = {"type": "string", "enum": names}
+    if "tasks" in request and names:
+        request["tasks"] = {**request["tasks"], "anyOf": [{"type": "array", "items": name}, {"type": "null"}]}
+    elif "version" in request and names:
+        request["task"] = {**request["task"], **name}
     call("PATCH", f"{api}/deployments/{deployment['id']}", {"parameter_openapi_schema": schema})
 
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from flows.server.api import call
-from ptpipeline.errors import NotFound
+from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.foreign import parse_json
 from ptpipeline.records.base import Record
 
@@ -46,7 +46,11 @@ def trigger(prefect_url: str, flow: str, request: Record, idempotency_key: str |
             f"Prefect at {prefect_url} has no deployment {flow}/ptp-{flow}: run `ptp up`, which deploys the flows"
         ) from None
     body = {"parameters": {"request": request.to_json()}, "idempotency_key": idempotency_key or uuid.uuid4().hex}
-    run = call("POST", f"{prefect_url}/deployments/{deployment['id']}/create_flow_run", body)
+    try:
+        run = call("POST", f"{prefect_url}/deployments/{deployment['id']}/create_flow_run", body)
+    except SettingsError as error:
+        hint = "; `ptp up` makes a new task known to Prefect" if "is not one of" in str(error) else ""
+        raise SettingsError(f"{error}{hint}") from None
     return str(run["id"])
 
 

@@ -1,24 +1,39 @@
 """YAML files checked against a model: errors name the file, the line, the field, the value and what is allowed.
 
+What stands there without quotes is kept as it is written: `01`, `true`, `1e3` and `2024-05-01` are names if the model
+asks for a name, and numbers or truth values if it asks for these. So a key is always a text, and `1` is `'1'`.
+
 The parser takes a tenth of a millisecond a value, and aliases repeat values: so values are counted, as often as aliases
 name them, before the document is made.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from ruamel.yaml import YAML
-from ruamel.yaml.comments import CommentedMap
+from ruamel.yaml.comments import CommentedMap, TaggedScalar
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
+from ruamel.yaml.nodes import ScalarNode
+from ruamel.yaml.resolver import VersionedResolver
+from ruamel.yaml.scalarstring import PlainScalarString
+from ruamel.yaml.tag import Tag
 
 from ptpipeline.errors import NotFound, TaskFileError
 from ptpipeline.foreign import parsing, read_file
 
 MAX_BYTES, MAX_LINES = 256 * 2**10, 5000
 MAX_VALUES, MAX_DEPTH = 4000, 32
+
+_NULLS = ("", "~", "null", "Null", "NULL")
+_NUMBER = re.compile(
+    r"[-+]?(0x[0-9a-fA-F_]+|0o[0-7_]+|[0-9][0-9_]*(\.[0-9_]*)?([eE][-+]?[0-9]+)?|\.[0-9_]+([eE][-+]?[0-9]+)?"
+    r"|\.(inf|Inf|INF))|\.(nan|NaN|NAN)"
+)
+_MAX_DIGITS = 400  # as in foreign: a longer one is no number of ours
 
 # Names that pydantic gives to branches of unions.
 _BRANCHES = (
@@ -27,6 +42,25 @@ _BRANCHES = (
 )
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+class _AsWritten(VersionedResolver):
+    """Makes nothing of a scalar without quotes but the text that it is; `<<` still merges."""
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+        if kind is ScalarNode and implicit[0]:
+            return Tag(suffix="tag:yaml.org,2002:merge") if value == "<<" else self.DEFAULT_SCALAR_TAG
+        return super().resolve(kind, value, implicit)
+
+
+class _Plain(str):
+    """A scalar without quotes, as it is written; an error shows a number or a truth value without quotes too."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        bare = _NUMBER.fullmatch(self) or self.lower() in ("true", "false")
+        return str(self) if bare else super().__repr__()
 
 
 class Section(BaseModel):
@@ -44,11 +78,13 @@ def parse_yaml(path: Path) -> Any:
         try:
             text = body.decode()
             _check_size(path, YAML(typ="rt").parse(text))
-            document = YAML(typ="rt").load(text)
+            yaml = YAML(typ="rt")
+            yaml.Resolver, yaml.preserve_quotes = _AsWritten, True
+            document = yaml.load(text)
         except MarkedYAMLError as error:
             line = error.problem_mark.line + 1 if error.problem_mark else 1
             raise TaskFileError(f"{path}:{line}: not valid YAML: {error.problem}") from None
-        except (YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
+        except (YAMLError, ValueError) as error:  # ValueError: not UTF-8
             raise TaskFileError(f"{path}: not readable as YAML in UTF-8: {' '.join(str(error).split())}") from None
     if not isinstance(document, dict):
         raise TaskFileError(f"{path}:1: expected a mapping of fields, found {type(document).__name__}")
@@ -87,15 +123,20 @@ def validate(path: Path, document: Any, model: type[ModelT], inside: tuple[str, 
 
     Raises TaskFileError, which names the line, the field, the value and what is allowed.
     """
-    value = document
+    written = document
     for key in inside:
-        value = value[key]
-    try:
-        return model.model_validate(_plain(value))
-    except ValidationError as error:
-        first = _most_telling(error.errors())
-        loc = inside + tuple(part for part in first["loc"] if not _is_branch(part))
-        raise TaskFileError(f"{path}:{line_of(document, loc)}: {_sentence(first, loc, value, model)}") from None
+        written = written[key]
+    value = _plain(written)
+    while True:
+        try:
+            return model.model_validate(value)
+        except ValidationError as error:
+            found = error.errors()
+            if sum(_read_otherwise(value, written, one) for one in found):
+                continue
+        first = _most_telling(found)
+        loc = inside + _path(value, first["loc"])
+        raise TaskFileError(f"{path}:{line_of(document, loc)}: {_sentence(first, loc, written, model)}")
 
 
 def load_section(path: Path, name: str, model: type[ModelT], wording: tuple[str, str]) -> ModelT:
@@ -112,15 +153,72 @@ def load_section(path: Path, name: str, model: type[ModelT], wording: tuple[str,
 
 
 def _plain(value: Any) -> Any:
-    """Return ruamel's annotated containers and scalars as plain ones."""
+    """Return ruamel's annotated containers and scalars as plain ones; what is null in YAML is None."""
     if isinstance(value, dict):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list):
         return [_plain(item) for item in value]
+    if isinstance(value, TaggedScalar):
+        return str(value.value)
+    if _is_plain(value):
+        return None if value in _NULLS else _Plain(value)
     for kind in (bool, int, float, str):
         if isinstance(value, kind):
             return kind(value)
     return value
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value of the document is a scalar that stands there without quotes or tag."""
+    return type(value) in (str, PlainScalarString)
+
+
+def _read_otherwise(value: Any, written: Any, error: Any) -> bool:
+    """Put what a scalar without quotes means otherwise into `value`, where the error of the model asks for that.
+
+    That is the text of a null where a text is expected, and a number that pydantic itself does not read.
+    """
+    *above, last = _path(value, error["loc"]) or (None,)
+    for part in above:
+        value, written = value[part], written[part]
+    if not isinstance(value, dict | list) or not isinstance(written, dict | list) or last not in _keys(value):
+        return False
+    text = written[last]
+    if not _is_plain(text) or type(value[last]) not in (type(None), _Plain):
+        return False
+    if error["type"] == "string_type" and value[last] is None and text:
+        value[last] = str(text)
+        return True
+    if error["type"] in ("int_parsing", "float_parsing") and (number := _number(text)) is not None:
+        value[last] = number
+        return True
+    return False
+
+
+def _number(text: str) -> float | None:
+    """Return the number that a scalar means in YAML 1.2, None if it means none."""
+    if len(text) > _MAX_DIGITS or not _NUMBER.fullmatch(text):
+        return None
+    bare = text.replace("_", "").lower()
+    if "0x" in bare or "0o" in bare:
+        return int(bare, 0)
+    return float(bare.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+def _keys(value: Any) -> Any:
+    return value if isinstance(value, dict) else range(len(value))
+
+
+def _path(value: Any, loc: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the place of an error in the document: without the names of unions' branches, with a missing field's."""
+    path: list[Any] = []
+    for part in loc:
+        if isinstance(value, dict | list) and part in _keys(value):
+            value = value[part]
+        elif _is_branch(part):
+            continue
+        path.append(part)
+    return tuple(path)
 
 
 def _is_branch(part: int | str) -> bool:

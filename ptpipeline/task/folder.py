@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from ptpipeline.errors import NotFound, TaskFileError
+from ptpipeline.foreign import escape_controls
 from ptpipeline.records.base import DIGEST_PATTERN, is_name
 from ptpipeline.task.document import Section, line_of, load_section, parse_yaml, validate
 from ptpipeline.task.recipe import SHARED_FILE, SharedPrompt
@@ -72,34 +73,37 @@ def find_task(folder: Path, name: str) -> Task:
 
 
 def task_files(folder: Path) -> list[Path]:
-    """Return the task files of a folder, sorted by name. Raises NotFound if there is no such folder."""
-    if not folder.is_dir():
-        raise NotFound(
-            f"PTP_TASKS: no folder {folder}; start in the project's folder, or name the folder of the task files"
-        )
-    return sorted(path for path in folder.glob("*.yaml") if path.name not in (BASES_FILE, SHARED_FILE))
+    """Return the task files of a folder, sorted by name: all that end in .yaml, but the hidden ones that editors leave.
 
-
-def load_tasks(folder: Path) -> list[Task]:
-    """Return all tasks of a folder, after checking the shared prompts that they start from.
-
-    Raises TaskFileError or NotFound for the first file that is wrong.
+    Raises NotFound if there is no such folder, or it cannot be read.
     """
-    tasks = [load_task(path) for path in task_files(folder)]
-    for name in sorted({task.tune.shared for task in tasks if task.tune.shared}):
-        load_sources(folder, name)
-    return tasks
+    return [path for path in _visible(folder) if path.suffix == ".yaml" and path.name not in (BASES_FILE, SHARED_FILE)]
 
 
 def sound_tasks(folder: Path) -> tuple[list[Task], dict[str, str]]:
-    """Return all tasks with valid files, and one sentence per invalid file: a typo in one file stops no other task."""
+    """Return all tasks with valid files, and one sentence per other file: none of them stops another task."""
     sound, broken = [], {}
+    for path in _visible(folder):
+        if path.suffix != ".yaml" and path.suffix.lower() in (".yaml", ".yml"):
+            broken[escape_controls(path.name)] = escape_controls(
+                f"{path}: is not read, because files of tasks end in .yaml: rename it to {path.stem}.yaml, or move it"
+            )
     for path in task_files(folder):
         try:
             sound.append(load_task(path))
-        except TaskFileError as error:
-            broken[path.stem] = str(error)
+        except (TaskFileError, NotFound) as error:
+            broken[escape_controls(path.stem)] = escape_controls(str(error))
     return sound, broken
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        reason = "no folder" if isinstance(error, FileNotFoundError | NotADirectoryError) else "cannot read the folder"
+        raise NotFound(
+            f"PTP_TASKS: {reason} {folder}; start in the project's folder, or name the folder of the task files"
+        ) from None
 
 
 def find_base_model(folder: Path, name: str) -> BaseModelSource:

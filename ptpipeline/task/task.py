@@ -3,10 +3,11 @@
 An error names the file, the line, the field, the value and what is allowed.
 """
 
+import re
 import string
 from datetime import UTC, datetime
 from typing import Annotated, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import available_timezones
 
 from cronsim import CronSim, CronSimError
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
@@ -16,6 +17,7 @@ from ptpipeline.records.prompts import Generation, Scoring
 from ptpipeline.records.reports import LABEL_METRICS, TEXT_METRICS
 from ptpipeline.task.data import Binned, Data
 from ptpipeline.task.document import Section
+from ptpipeline.task.labels import Labels
 from ptpipeline.task.policy import Gate
 from ptpipeline.task.promoters import Promoters
 from ptpipeline.task.recipe import Tune
@@ -50,15 +52,24 @@ class Schedule(Section):
             raise ValueError(
                 f"{error}; expected minute, hour, day of month, month, day of week, such as `0 2 * * *`"
             ) from None
+        *_, day, _month, weekday = value.upper().split()
+        if "LW" in day or "L/" in day or re.search(r"\dL|[A-Z]L\b", weekday):
+            raise ValueError(
+                "Prefect, which starts the runs, has no last weekday (`LW`), no step behind `L`, and no last Friday "
+                "(`5L`): write `L` for the last day of the month, or `5#4` for the fourth Friday"
+            )
+        if "#" in weekday and not all("#" in item for item in weekday.split(",")):
+            raise ValueError(
+                "Prefect, which starts the runs, takes no list of days of the week that has both plain ones and ones "
+                "with `#`: write two tasks, or days of one kind"
+            )
         return value
 
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError("not a time zone of the tz database, such as `Asia/Seoul` or `UTC`") from None
+        if value not in available_timezones():
+            raise ValueError("not a time zone of the tz database, such as `Asia/Seoul` or `UTC`")
         return value
 
 
@@ -85,7 +96,7 @@ class Task(Section):
     data: Data
     template: Annotated[str, AfterValidator(check_template)]
     generate: Generation | None = None
-    labels: dict[str, str] = Field(default_factory=dict, max_length=100, validate_default=True)
+    labels: Labels = Field(default_factory=dict, validate_default=True)
     scoring: Scoring = Scoring()
     hard_prompt: HardPrompt = HardPrompt()
     tune: Tune = Tune()
@@ -118,17 +129,6 @@ class Task(Section):
             raise ValueError(
                 "give at least two labels, or `generate: {max_new_tokens: 64}` and `data.target` for answers "
                 "in free text"
-            )
-        return labels
-
-    @field_validator("labels")
-    @classmethod
-    def _distinct_labels(cls, labels: dict[str, str]) -> dict[str, str]:
-        if any(not words for words in labels.values()):
-            raise ValueError("each label needs the words that the model is to answer with, such as ' positive'")
-        if len(set(labels.values())) < len(labels):
-            raise ValueError(
-                "two labels have the same words, so the model could not tell them apart: give each its own words"
             )
         return labels
 

@@ -1,6 +1,7 @@
-"""Warnings about settings of a recipe outside the ranges that the papers support."""
+"""Warnings about settings of a recipe outside the ranges that the papers support, or that work against each other."""
 
 from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.task.advice import advise_recipe
 from ptpipeline.task.recipe import Tune
 
 SMALL_BASE = 10**9  # Lester et al. 2021, figure 1: below about a billion parameters prompts trail fine-tuning
@@ -9,8 +10,8 @@ CONTEXT_SHARE = 0.25  # of the context that a prefix may take before texts are c
 
 
 def advise(tune: Tune, base: FrozenBase) -> list[str]:
-    """Return one sentence for each setting that the literature advises against; none stops the run."""
-    warnings = []
+    """Return one sentence for each setting that papers, or other settings, speak against; none stops the run."""
+    warnings = [f"tune.{'.'.join(place)}: {sentence}" for place, sentence in advise_recipe(tune).items()]
     count, parameters = tune.num_virtual_tokens, sum(parameter.numel() for parameter in base.model.parameters())
     if count > LONG_PROMPT and tune.method != "prefix":
         warnings.append(

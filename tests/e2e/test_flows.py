@@ -12,7 +12,7 @@ import pytest
 
 from flows.local.orphaned_runs import end_orphaned_runs
 from flows.local.process import spawn, stop
-from flows.requests import NightlyRequest, PromoteRequest
+from flows.requests import IngestRequest, NightlyRequest, PromoteRequest, TuneRequest
 from flows.server.api import call
 from flows.server.deploy import FLOWS, deploy
 from flows.server.environment import client_environment
@@ -193,6 +193,24 @@ def test_unknown_parameters_are_refused_before_any_run(project: Project, deploye
     url = f"{project.prefect}/deployments/{the_nightly(project)['id']}/create_flow_run"
     with pytest.raises(SettingsError, match=r"Additional properties are not allowed \('stray' was unexpected\)"):
         call("POST", url, {"parameters": {"stray": 1}})
+
+
+@pytest.mark.parametrize(
+    ("flow", "request_"),
+    [
+        ("nightly", NightlyRequest(tasks=["fruit", "friut"])),
+        ("tune", TuneRequest(tasks=["friut"])),
+        ("ingest", IngestRequest(tasks=["friut"])),
+        ("promote", PromoteRequest(task="friut", version=1, reason="good")),
+    ],
+)
+def test_a_misspelt_task_is_refused_before_any_run(
+    project: Project, deployed: Redeployed, flow: str, request_: Record
+) -> None:
+    runs = call("POST", f"{project.prefect}/flow_runs/count", {})
+    with pytest.raises(SettingsError, match=r"'friut' is not one of \['fruit'\].*`ptp up` makes a new task known"):
+        trigger(project.prefect, flow, request_)
+    assert call("POST", f"{project.prefect}/flow_runs/count", {}) == runs
 
 
 def test_a_flow_that_is_not_deployed_is_named(project: Project, deployed: Redeployed) -> None:

@@ -15,7 +15,7 @@ from flows.requests import NightlyRequest
 from flows.server.deploy import deploy
 from flows.server.trigger import trigger
 from ptpipeline.settings import load_settings
-from ptpipeline.task.folder import load_tasks
+from ptpipeline.task.folder import sound_tasks
 from tests.e2e.conftest import Project
 from tests.e2e.test_flows import followed
 
@@ -48,7 +48,7 @@ def listening(project: Project) -> Iterator[None]:
 
 def test_an_alias_deleted_in_mlflow_is_healed(project: Project, listening: None) -> None:
     settings = load_settings()
-    deploy(settings, load_tasks(settings.tasks))
+    deploy(settings, sound_tasks(settings.tasks)[0])
     client = MlflowClient(tracking_uri=project.stack.settings["mlflow"], registry_uri=project.stack.settings["mlflow"])
     if not client.search_registered_models("name = 'fruit'"):  # no test before this one ran a night
         followed(project, trigger(project.prefect, "nightly", NightlyRequest()))

@@ -269,6 +269,32 @@ def test_an_unknown_field_is_one_line(environment: dict[str, str]) -> None:
     assert f"{path}:{number}: promotion: unknown field; allowed here:" in line
 
 
+@pytest.mark.usefixtures("ran")
+def test_a_stray_file_stops_no_other_task(environment: dict[str, str]) -> None:
+    tasks = Path(environment["PTP_TASKS"])
+    (tasks / ".#tiny-sentiment.yaml").symlink_to("user@host.12345:1700000000")
+    assert ptp(environment, "tasks").returncode == 0
+    (tasks / "folder.yaml").mkdir()
+    (tasks / "other.yml").touch()
+    listed = ptp(environment, "tasks", "--json")
+    assert json.loads(listed.stdout)["task"] == "tiny-sentiment"
+    assert "rename it to other.yaml" in listed.stderr
+    assert f"{tasks}/folder.yaml: not a regular file" in error_of(listed, 1)
+    for verb in (("run", "tiny-sentiment"), ("reconcile",), ("doctor", "--fix"), ("versions",)):
+        assert ptp(environment, *verb).returncode == 0
+
+
+def test_all_that_is_wrong_with_the_tasks_is_told_at_once(environment: dict[str, str]) -> None:
+    tasks = Path(environment["PTP_TASKS"])
+    path = tasks / "tiny-sentiment.yaml"
+    path.write_text(path.read_text().replace("base_model: tiny", "base_model: huge").replace("steps: 10", "steps: 2"))
+    (tasks / "other.yaml").write_text("name: other\n")
+    listed = ptp(environment, "tasks")
+    assert f"note: {path}:10: tune.steps: all 2 steps lie within the warm-up of 3" in listed.stderr
+    assert f"error: {tasks}/other.yaml:1: base_model: this field is required and missing" in listed.stderr
+    assert f"{path}:2: base_model: no base model 'huge' in" in error_of(listed, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [

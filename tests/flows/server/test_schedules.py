@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prefect._internal.schemas.validators import validate_cron_string
+from pydantic import ValidationError
 
 from flows.nightly import narrow
 from flows.server.deploy import FLOWS, render
@@ -30,6 +32,43 @@ def on(task: Task, cron: str, timezone: str) -> Task:
 def test_different_cron_lines_have_different_slugs(one: list[str], other: list[str]) -> None:
     first, second = Schedule(cron=" ".join(one)), Schedule(cron=" ".join(other))
     assert (slug_of(first) == slug_of(second)) == (first == second)
+
+
+ATOMS = ["*", "0", "5", "31", "*/2", "*/61", "5/15", "1-5", "1-5/2", "L", "LW", "L/2", "L5", "5L", "FRIL", "5#2", "5#6"]
+ATOMS += ["MON", "mon-fri", "JAN", "1,2", "1,L", "1,5#2", "5#1,5#2", "?", "H", "R", "1,", "W", "15W", "0-0", "5-1"]
+
+
+@given(st.lists(st.sampled_from(ATOMS) | FIELD, min_size=5, max_size=5))
+def test_prefect_takes_every_cron_line_that_a_task_file_may_have(fields: list[str]) -> None:
+    line = " ".join(fields)
+    try:
+        Schedule(cron=line)
+    except ValidationError:
+        return
+    validate_cron_string(line)
+
+
+@pytest.mark.parametrize(
+    "line", [f"{' '.join(['0'] * at + [atom] + ['*'] * (4 - at))}" for at in range(5) for atom in ATOMS]
+)
+def test_prefect_takes_a_lone_field(line: str) -> None:
+    try:
+        Schedule(cron=line)
+    except ValidationError:
+        return
+    validate_cron_string(line)
+
+
+@pytest.mark.parametrize("line", ["0 2 LW * *", "0 2 * * 5L", "0 2 L/2 * *", "0 2 * * FRIL", "0 2 * * 1,5#2"])
+def test_what_prefect_does_not_know_is_refused(line: str) -> None:
+    with pytest.raises(ValidationError, match=r"Prefect, which starts the runs|Bad day-of-week"):
+        Schedule(cron=line)
+
+
+@pytest.mark.parametrize("zone", ["posixrules", "right/UTC", "posix/UTC", "asia/seoul", "", "../UTC", "/etc/localtime"])
+def test_a_zone_that_prefect_does_not_know_is_refused(zone: str) -> None:
+    with pytest.raises(ValidationError, match="not a time zone of the tz database"):
+        Schedule(cron="0 2 * * *", timezone=zone)
 
 
 def test_a_slug_is_a_plain_name() -> None:

@@ -15,7 +15,7 @@ from ptpipeline.errors import DataError, NotFound, TaskFileError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.records.versions import PRODUCTION
-from ptpipeline.task.folder import load_tasks
+from ptpipeline.task.folder import load_sources
 from registry.repair.doctor import examine
 from registry.versions.promoters import Cause
 from registry.versions.promotion import rollback
@@ -338,4 +338,4 @@ def test_a_wrong_shared_prompt_is_named_with_the_tasks(sources: Project, old: st
     path = sources.tasks / "shared_prompts.yaml"
     path.write_text(path.read_text().replace(old, new))
     with pytest.raises((TaskFileError, NotFound), match=expected):
-        load_tasks(sources.tasks)
+        load_sources(sources.tasks, "tiny-shared")

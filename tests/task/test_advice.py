@@ -1,0 +1,46 @@
+"""Settings of a task file that work against each other are told, each at its field."""
+
+from pathlib import Path
+
+import pytest
+
+from ptpipeline.task.advice import advise_task
+from ptpipeline.task.folder import load_task
+from tests.task.test_task import GOOD, written
+
+SOUND = GOOD.replace("{steps: 5}", "{steps: 300}")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "sentence"),
+    [
+        ("steps: 300", "steps: 20", "tune.steps", "all 20 steps lie within the warm-up of 20 (tune.warmup_steps)"),
+        ("steps: 300", "steps: 50, warmup_steps: 60", "tune.steps", "never as high as learning_rate"),
+        ("steps: 300", "steps: 90, eval_every: 91", "tune.eval_every", "dev is measured at the end alone"),
+        ("steps: 300", "steps: 100, patience: 2", "tune.patience", "never ends the run early"),
+        ('good: " good"', 'good: " bad thing"', "labels.good", "begin with those of the label 'bad', ' bad'"),
+        ("Sentiment:", "Sentiment: ", "template", "ends in white space, and the words of 'bad' begin with it"),
+        ("minimum: 0.5", "minimum: 0.5, checks: {slices: block}", "gate.checks.slices", "names no column"),
+        ("minimum: 0.5", "minimum: 0.5, checks: {bias: block}", "gate.checks.bias", "without pairs of terms"),
+        (
+            "gate: {metric: accuracy, minimum: 0.5}",
+            "gate: {metric: accuracy, minimum: 0.5, checks: {gain: {over: [hard_prompt]}}}\nhard_prompt: {examples: 0}",
+            "gate.checks.gain",
+            "equals zero-shot",
+        ),
+        (
+            "\ntemplate:",
+            "\n  checks: {rows_per_label: off, min_rows_per_label: 3}\ntemplate:",
+            "data.checks.min_rows_per_label",
+            "because rows_per_label is off",
+        ),
+    ],
+)
+def test_what_works_against_itself_is_told_at_its_field(
+    tmp_path: Path, old: str, new: str, place: str, sentence: str
+) -> None:
+    assert advise_task(load_task(written(tmp_path, SOUND))) == {}
+    assert old in SOUND
+    [(found, told)] = advise_task(load_task(written(tmp_path, SOUND.replace(old, new)))).items()
+    assert ".".join(found) == place
+    assert sentence in told
