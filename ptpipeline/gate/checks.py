@@ -27,7 +27,7 @@ class MeasuredCheck(NamedTuple):
     judge: Callable[[Any, Report, Measures], Result | None]
 
 
-# ---------------------------------------------------------------- collapse, never
+# ---------------------------------------------------------------- collapse, never, worst label
 
 
 def _ask_collapse(task: Task, rule: policy.Collapse) -> str:
@@ -73,6 +73,27 @@ def _judge_never(rule: policy.Never, report: Report, measures: Measures) -> Resu
     unanswered = {name: sum(row.values()) for name, row in confusion.items() if not answers.get(name, 0)}
     words = ", ".join(f"{name!r} ({rows} rows)" for name, rows in unanswered.items())
     return Result(all(rows < rule.min_rows for rows in unanswered.values()), f"never answered: {words or 'none'}")
+
+
+def _ask_worst_label(task: Task, rule: policy.WorstLabel) -> str:
+    rows = "row" if rule.min_rows == 1 else "rows"
+    return f"every label that has at least {rule.min_rows} test {rows} has an F1 of at least {rule.min_f1:g}"
+
+
+def _judge_worst_label(rule: policy.WorstLabel, report: Report, measures: Measures) -> Result | None:
+    if isinstance(report.prompt, TextScores):
+        return None
+    rows = {name: sum(row.values()) for name, row in report.prompt.confusion.items()}
+    scores = {name: one["f1"] for name, one in report.prompt.per_label.items() if rows.get(name, 0) >= rule.min_rows}
+    if not scores:
+        return Result(True, f"no label has {rule.min_rows} test rows")
+    worst = min(scores, key=lambda name: scores[name])
+    below = sum(score < rule.min_f1 for score in scores.values())
+    return Result(
+        not below,
+        f"the lowest F1 is {scores[worst]:.4f}, of {worst!r} ({rows[worst]} rows); {below} of {len(scores)} labels are "
+        f"below {rule.min_f1:g}",
+    )
 
 
 # ---------------------------------------------------------------- leakage, drift
@@ -203,6 +224,7 @@ def _judge_privacy(rule: policy.Privacy, report: Report, measures: Measures) -> 
 CHECKS: dict[str, MeasuredCheck] = {
     "collapse": MeasuredCheck(_ask_collapse, _judge_collapse),
     "never": MeasuredCheck(_ask_never, _judge_never),
+    "worst_label": MeasuredCheck(_ask_worst_label, _judge_worst_label),
     "leakage": MeasuredCheck(_ask_leakage, _judge_leakage),
     "drift": MeasuredCheck(_ask_drift, _judge_drift),
     "bytes": MeasuredCheck(_ask_bytes, _judge_bytes),

@@ -18,7 +18,7 @@ NOT_SHOWN = "not shown (gate.figures: quiet)"
 # What compares answers with the true labels, the strictest first. After the first that failed the others are left out:
 # each pass or fail at a threshold near the champion's figure is a bit of the candidate's own, and a hundred such bits
 # compose a prompt as well as a hundred figures do.
-QUALITY = ("champion", "anchor", "gain", "minimum", "slices", "privacy")
+QUALITY = ("champion", "anchor", "gain", "minimum", "slices", "privacy", "worst_label")
 
 WITHOUT_TEST_ROWS = ("learning_curve", "token_norms")  # the plots of the training
 

@@ -51,7 +51,9 @@ def list_requirements(task: Task, opponents: Opponents) -> list[Requirement]:
 
 def _by_rule(task: Task, name: str) -> Requirement:
     rule = getattr(task.gate.checks, name)
-    applies = task.generate is None if name == "never" else bool(rule.swaps) if name == "bias" else True
+    applies = (
+        task.generate is None if name in ("never", "worst_label") else bool(rule.swaps) if name == "bias" else True
+    )
     ask = CHECKS[name].ask if name in CHECKS else _ASK[name]
     return Requirement(check=name, policy=rule.policy if applies else "off", asks=ask(task, rule))
 

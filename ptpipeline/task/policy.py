@@ -47,6 +47,14 @@ class Never(Rule):
     min_rows: Count = 20
 
 
+class WorstLabel(Rule):
+    """The F1 of every label that has at least `min_rows` test rows is at least `min_f1`."""
+
+    policy: Policy = "warn"
+    min_f1: Share = 0.1
+    min_rows: Count = 1
+
+
 class Leakage(Rule):
     """At most `max_share` of the test rows are in the prompt's own training rows.
 
@@ -153,6 +161,7 @@ class Checks(Section):
     gain: Gain = Gain()
     collapse: Collapse = Collapse()
     never: Never = Never()
+    worst_label: WorstLabel = WorstLabel()
     leakage: Leakage = Leakage()
     drift: Drift = Drift()
     test_rows: TestRows = TestRows()
@@ -163,6 +172,9 @@ class Checks(Section):
     robustness: Robustness = Robustness()
     bias: Bias = Bias()
     privacy: Privacy = Privacy()
+
+
+LATER_CHECKS = ("worst_label",)
 
 
 class ChampionPolicy(Section):
@@ -206,3 +218,10 @@ class Gate(Section):
     figures: Figures = "open"
     champion: ChampionPolicy = ChampionPolicy()
     checks: Checks = Checks()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what decides a verdict. A check that came later is left out at its default, which only warns: what was
+        judged before stays judged.
+        """
+        later = {name for name in LATER_CHECKS if getattr(self.checks, name) == type(getattr(self.checks, name))()}
+        return self.model_dump(mode="json", exclude={"figures": True, "checks": later})

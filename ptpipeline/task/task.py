@@ -195,7 +195,7 @@ class Task(Section):
     def policy_digest(self) -> str:
         """Return the digest of all that decides a verdict: policy, labels, scoring, hard prompt, and GATE_VERSION."""
         parts = {
-            "gate": self.gate.model_dump(mode="json", exclude={"figures"}),
+            "gate": self.gate.to_json(),
             "max_bytes": self.byte_limit(),
             "labels": self.labels,
             "scoring": self.scoring.to_json(),

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ptpipeline.gate.checks import CHECKS, Result
-from ptpipeline.records.reports import TextScores
+from ptpipeline.records.reports import Report, Scores, TextScores
 from ptpipeline.task import policy
 from tests.gate.test_decide import report
 
@@ -70,6 +70,33 @@ def test_a_label_that_is_answered_once_is_not_missed() -> None:
 
 def test_free_texts_have_no_label_to_miss() -> None:
     assert CHECKS["never"].judge(policy.Never(), report().model_copy(update={"prompt": TEXTS}), {}) is None
+
+
+def with_f1(**scores: float) -> Report:
+    """A report on 100 rows, 50 of each label, with these F1."""
+    measured = report()
+    assert isinstance(measured.prompt, Scores)
+    per_label = {name: {"precision": f1, "recall": f1, "f1": f1} for name, f1 in scores.items()}
+    return measured.model_copy(update={"prompt": measured.prompt.model_copy(update={"per_label": per_label})})
+
+
+@pytest.mark.parametrize(("f1", "passed"), [(0.1, True), (0.09, False), (0.0, False)])
+def test_the_worst_label_may_be_as_bad_as_its_limit(f1: float, passed: bool) -> None:
+    result = CHECKS["worst_label"].judge(policy.WorstLabel(), with_f1(no=0.9, yes=f1), {})
+    assert result is not None
+    assert result.passed is passed
+    assert result.observed.startswith(f"the lowest F1 is {f1:.4f}, of 'yes' (50 rows); {1 - passed} of 2 labels")
+
+
+@pytest.mark.parametrize(("min_rows", "passed"), [(50, False), (51, True)])
+def test_a_label_with_few_rows_is_not_the_worst(min_rows: int, passed: bool) -> None:
+    result = CHECKS["worst_label"].judge(policy.WorstLabel(min_rows=min_rows), with_f1(no=0.9, yes=0.0), {})
+    assert result is not None
+    assert result.passed is passed
+
+
+def test_free_texts_have_no_worst_label() -> None:
+    assert CHECKS["worst_label"].judge(policy.WorstLabel(), report().model_copy(update={"prompt": TEXTS}), {}) is None
 
 
 # ---------------------------------------------------------------- one case a limit

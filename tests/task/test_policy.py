@@ -22,6 +22,22 @@ def test_what_is_not_said_is_safe() -> None:
     assert ChampionPolicy().rule == "superiority"
 
 
+def test_a_check_that_came_later_changes_no_policy_until_it_is_set(tmp_path: Path) -> None:
+    path = tiny_project(tmp_path, ("movies",)) / "movies.yaml"
+    before = load_task(path).policy_digest()
+    assert (
+        before == "94eb3f9fd9998dac2c83dee315d19e1642f15b64a8cdc03a3b04440a1abea076"
+    )  # as it was before there was `worst_label`
+    text = path.read_text()
+    for checks, same in (
+        ("{worst_label: warn}", True),
+        ("{worst_label: {min_f1: 0.2}}", False),
+        ("{worst_label: off}", False),
+    ):
+        path.write_text(text.replace("minimum: 0.7, ", f"minimum: 0.7, checks: {checks}, "))
+        assert (load_task(path).policy_digest() == before) is same
+
+
 @pytest.mark.parametrize(
     ("gate", "sentence"),
     [
