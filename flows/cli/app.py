@@ -1,5 +1,6 @@
 """What the verbs of `ptp` share: the application, options, exit codes, and how a verb opens what it works on."""
 
+import codecs
 import os
 import pwd
 import sys
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from flows.cli.terminal import choose_display, log_plainly, say, say_progress
-from ptpipeline.errors import NotFound
+from ptpipeline.errors import DataError, NotFound
 
 if TYPE_CHECKING:
     from flows.stages.context import Context
@@ -150,6 +151,27 @@ def check_task(registry: "Registry", task: str | None) -> str | None:
         listed = f"it knows {', '.join(sorted(known))}" if known else "nothing is registered yet"
         raise NotFound(f"the ledger knows no task {task!r}; {listed}")
     return task
+
+
+def read_lines() -> list[str]:
+    """Return the lines of standard input, each a text: `\\n` alone ends one (`\\r\\n` too), no other character does.
+
+    Raises DataError, which names the line, if one is not UTF-8.
+    """
+    if sys.stdin is None:
+        raise DataError("standard input is closed: give the texts as arguments, or one per line")
+    body = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
+    lines = body.removesuffix(b"\n").split(b"\n") if body else []
+    texts = []
+    for number, line in enumerate(lines, 1):
+        try:
+            texts.append(line.removesuffix(b"\r").decode())
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"standard input, line {number}: not UTF-8 (byte {line[error.start]:#04x} at place {error.start + 1}); "
+                "convert the texts first, such as by `iconv -f latin1 -t utf-8`"
+            ) from None
+    return texts
 
 
 def read_text(path: Path) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.cli.app import FAILED, NO, Json, Reference, TaskName, app, open_context, os_user
+from flows.cli.app import FAILED, NO, Json, Reference, TaskName, app, open_context, os_user, read_lines
 from flows.cli.terminal import indent, log_plainly, say
 from ptpipeline.errors import NotFound, PtpError
 
@@ -205,7 +205,9 @@ def predict(
     reference: Reference,
     texts: Annotated[
         list[str],
-        typer.Argument(metavar="TEXT", help="Texts to answer; `-` reads them from standard input, one per line."),
+        typer.Argument(
+            metavar="TEXT", help="Texts to answer; `-` reads standard input: one answer per line, none for a blank one."
+        ),
     ],
     allow_older: Annotated[
         bool,
@@ -215,15 +217,16 @@ def predict(
 ) -> None:
     """Label texts with a version, or generate answers to them.
 
-    It reads from the object store alone; no other server is needed.
+    With --json, `index` is the place of the text: 0 for the first argument, or the first line. It reads from the object
+    store alone; no other server is needed.
     """
     from flows.cli.render import answer_row, print_table
     from ptpipeline.serving.predictor import load
 
-    given = [line for line in sys.stdin.read().splitlines() if line.strip()] if texts == ["-"] else texts
-    answers = load(reference, allow_older=allow_older).predict(given)
+    given = read_lines() if texts == ["-"] else texts
+    answers = load(reference, allow_older=allow_older).answer_lines(given)
     if as_json:
-        print_table(answers, as_json)
+        print_table([{"index": index, **answer.to_json()} for index, answer in enumerate(answers)], as_json)
     else:
         print_table([answer_row(answer, text) for answer, text in zip(answers, given, strict=True)], as_json)
 

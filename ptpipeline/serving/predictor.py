@@ -1,11 +1,13 @@
 """`ptpipeline.load("task@alias").predict([...])`: answers in two calls, from the object store alone."""
 
 import logging
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ptpipeline.errors import DataError
 from ptpipeline.models.base import prepare_base
 from ptpipeline.records.answers import Answer
 from ptpipeline.serving.memory import Memory
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_HALF = re.compile("[\ud800-\udfff]")  # bytes of the command line that are not UTF-8 come as such
+
 
 @dataclass(frozen=True)
 class Predictor:
@@ -29,10 +33,16 @@ class Predictor:
     def predict(self, texts: Sequence[str]) -> list[Answer]:
         """Return each text's answer: the most likely label and the probability of each, or the generated text.
 
-        Each answer also names the version that gave it. Raises ContextError if a text does not fit beside the prompt.
+        Each answer also names the version that gave it. Raises ContextError if a text does not fit beside the prompt,
+        DataError if one is not Unicode.
         """
         from ptpipeline.serving.engine import Question
 
+        for number, text in enumerate(texts, 1):
+            if _HALF.search(text):
+                raise DataError(
+                    f"text {number}: not Unicode, because it holds half of a surrogate pair; decode it anew"
+                )
         artifact = self.resolved.artifact
         questions = [Question(artifact.digest, text) for text in texts]
         if artifact.manifest.generate is not None:
@@ -42,6 +52,16 @@ class Predictor:
                 for text in self.engine.generate(questions)
             ]
         return [self._build_answer(score.softmax(0).tolist()) for score in self.engine.score_labels(questions)]
+
+    def answer_lines(self, lines: Sequence[str]) -> list[Answer]:
+        """Return one answer per line, as `predict` gives it; a blank line's has no label, or an empty text."""
+        answers = iter(self.predict([line for line in lines if line.strip()]))
+        return [next(answers) if line.strip() else self._build_blank() for line in lines]
+
+    def _build_blank(self) -> Answer:
+        artifact = self.resolved.artifact
+        text = None if artifact.manifest.generate is None else ""
+        return Answer(label=None, probabilities={}, version=self.resolved.name, digest=artifact.digest, text=text)
 
     def _build_answer(self, shares: list[float]) -> Answer:
         probabilities = dict(zip(self.resolved.artifact.manifest.labels, shares, strict=True))

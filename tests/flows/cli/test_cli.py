@@ -55,7 +55,7 @@ def test_what_ptp_writes_is_readable_by_its_user_alone(first_run: Path) -> None:
     assert [path for path in written if path.stat().st_mode & 0o077] == []
 
 
-def ptp(environment: dict[str, str], *arguments: str, stdin: str = "") -> Done:
+def ptp(environment: dict[str, str], *arguments: str, stdin: bytes = b"") -> Done:
     """The verb in this process, with that environment and standard input."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
@@ -63,7 +63,7 @@ def ptp(environment: dict[str, str], *arguments: str, stdin: str = "") -> Done:
             patch.delenv(name)
         for name, value in environment.items():
             patch.setenv(name, value)
-        patch.setattr(sys, "stdin", io.StringIO(stdin))
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         with pytest.raises(SystemExit) as ended:
             main(arguments)
     return Done(arguments, int(ended.value.code or 0), out.getvalue(), err.getvalue())
@@ -104,7 +104,8 @@ def test_a_task_is_run_shown_and_asked(environment: dict[str, str]) -> None:
             environment, "predict", "tiny-sentiment@1", "-", "--json", stdin="good film\n\nbad film\n"
         ).stdout.splitlines()
     ]
-    assert [answer["version"] for answer in answers] == ["tiny-sentiment@1"] * 2
+    assert [answer["version"] for answer in answers] == ["tiny-sentiment@1"] * 3
+    assert [(answer["index"], answer["label"]) for answer in answers] == [(0, "positive"), (1, None), (2, "negative")]
     [row] = [json.loads(line) for line in ptp(environment, "history", "tiny-sentiment", "--json").stdout.splitlines()]
     assert (row["alias"], row["version"], row["previous"], row["actor"]) == ("production", 1, None, "nightly")
     assert ptp(environment, "doctor").returncode == 0
@@ -133,6 +134,60 @@ def test_a_failed_version_goes_to_production_by_override_alone(environment: dict
     assert ptp(environment, "promote", "tiny-sentiment@1", "--override", "--reason", "urgent").returncode == 0
     [row] = [json.loads(line) for line in ptp(environment, "history", "tiny-sentiment", "--json").stdout.splitlines()]
     assert (row["override"], row["reason"]) == (True, "urgent")
+
+
+LINES = [
+    (b"one two\nthree\xe2\x80\xa8four\nfive\xe2\x80\xa8six\n", ["one two", "three\u2028four", "five\u2028six"]),
+    (b"a\x0cb\x0bc\x1cd\xc2\x85e\xe2\x80\xa9f\n", ["a\x0cb\x0bc\x1cd\x85e\u2029f"]),
+    (b"good\r\nbad\r\n", ["good", "bad"]),
+    (b"good\n\n \t\nbad", ["good", "", " \t", "bad"]),
+    (b"good\n\n", ["good", ""]),
+    (b"\xef\xbb\xbfgood\n", ["good"]),
+    (b"a\rb\n", ["a\rb"]),
+    (b"\n", [""]),
+    (b"", []),
+]
+
+
+@pytest.mark.usefixtures("ran")
+@pytest.mark.parametrize(("body", "texts"), LINES)
+def test_every_line_has_one_answer_at_its_place(environment: dict[str, str], body: bytes, texts: list[str]) -> None:
+    done = ptp(environment, "predict", "tiny-sentiment", "-", "--json", stdin=body)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [answer["index"] for answer in answers] == list(range(len(texts)))
+    assert [answer["label"] is None for answer in answers] == [not text.strip() for text in texts]
+    filled = [text for text in texts if text.strip()]
+    alone = ptp(environment, "predict", "tiny-sentiment", "--json", "--", *filled) if filled else None
+    labels = [json.loads(line)["label"] for line in alone.stdout.splitlines()] if alone else []
+    assert [answer["label"] for answer in answers if answer["label"]] == labels
+
+
+@pytest.mark.usefixtures("ran")
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"good film\ncaf\xe9 film\n", "standard input, line 2: not UTF-8 (byte 0xe9 at place 4)"),
+        ("good\n".encode("utf-16"), "standard input, line 1: not UTF-8 (byte 0xff at place 1)"),
+        (b"a\n\nb\xff", "standard input, line 3: not UTF-8"),
+    ],
+)
+def test_a_line_that_is_not_utf8_is_named(environment: dict[str, str], body: bytes, sentence: str) -> None:
+    done = ptp(environment, "predict", "tiny-sentiment", "-", stdin=body)
+    assert sentence in error_of(done, 1)
+    assert done.stdout == ""
+
+
+@pytest.mark.usefixtures("ran")
+def test_an_argument_that_is_not_utf8_is_named(environment: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "flows.cli", "predict", "tiny-sentiment", "good", b"caf\xe9"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert "text 2: not Unicode" in error_of(done, 1)
+
+
+def test_a_closed_standard_input_is_told(environment: dict[str, str]) -> None:
+    command = f"exec {sys.executable} -m flows.cli predict tiny-sentiment - <&-"
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert "standard input is closed" in error_of(done, 1)
 
 
 @pytest.mark.usefixtures("ran")
