@@ -44,7 +44,11 @@ VERBS: dict[
 }
 
 # What decides that something is made anew, as it stood when the project was written. Each was raised since, on purpose.
-VERSIONS = {"ptpipeline.tuning.key.ENGINE_VERSION": 2, "ptpipeline.evaluation.key.SCORING_VERSION": 2}
+VERSIONS = {
+    "ptpipeline.tuning.key.ENGINE_VERSION": 2,
+    "ptpipeline.evaluation.key.SCORING_VERSION": 2,
+    "ptpipeline.data.sources.INGEST_VERSION": 2,
+}
 
 ROW = "the was story and poor was scene"  # of mood's training rows
 TEXTS = ["a lovely film", "dull plot was awful", "the story was good and fine", "poor scene"]
