@@ -45,7 +45,7 @@ class FusedDecoder:
         Raises UnknownTrait if the model is no frozen decoder of a known architecture.
         """
         traits = read_traits(model)
-        self.layers, self.norm = traits.layers, traits.norm
+        self.layers, self.layer_kinds, self.norm = traits.layers, traits.layer_kinds, traits.norm
         self.activation, self.score_cap = traits.activation, traits.score_cap
         self.residual_scale = traits.residual_scale
         self.embedding, self.embedding_scale = model.get_input_embeddings(), traits.embedding_scale
@@ -56,9 +56,9 @@ class FusedDecoder:
             heads,
             traits.rotary,
             traits.kinds,
-            self.layers[-1].kind,
+            self.layer_kinds[-1],
             traits.score_scale,
-            traits.layers[0].out.weight.dtype,
+            model.dtype,
         )
 
     def compute_prefix(self, embeds: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
@@ -100,7 +100,7 @@ class FusedDecoder:
     ) -> list[Layout]:
         """Return every layer's layout of rows [B, T] behind the prompts of a prefix, if they follow any."""
         inner, last = self.geometry.lay_out_rows(ids, behind, prefix[0].shape[2] if prefix else 0, reads)
-        return [*(inner[layer.kind] for layer in self.layers[:-1]), last]
+        return [*(inner[kind] for kind in self.layer_kinds[:-1]), last]
 
     def forward_rows(
         self, ids: Tensor, behind: RowPrompts | None, prefix: Sequence[Tensor], layouts: Sequence[Layout],
@@ -108,8 +108,9 @@ class FusedDecoder:
     ) -> Tensor:  # fmt: skip
         """Return the states [N, H] that are read behind all layers, before the last norm; `keep` gets each layer's."""
         states = self.scale_embeddings(self.embedding(ids).flatten(0, 1))  # [B T, H]
-        for index, layer in enumerate(self.layers):
-            states, saved = self.forward_layer(layer, states, layouts[index], _layer_prefix(prefix, index, behind))
+        for index, layout in enumerate(layouts):
+            before = _layer_prefix(prefix, index, behind)
+            states, saved = self.forward_layer(self.layers[index], states, layout, before)
             if keep:
                 keep(saved)
         return states[layouts[-1].reads]  # [N, H]
@@ -267,11 +268,11 @@ class _PromptPass(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, embeds: Tensor, lengths: Tensor, decoder: FusedDecoder, grad: bool) -> tuple[Tensor, ...]:
         by_kind = decoder.geometry.lay_out_prompts(embeds.shape[1], lengths)
-        layouts = [by_kind[layer.kind] for layer in decoder.layers]
+        layouts = [by_kind[kind] for kind in decoder.layer_kinds]
         states, own = decoder.scale_embeddings(embeds.reshape(-1, embeds.shape[2])), []  # [K P, H]
         ctx.kept = Kept(len(layouts), partial(_run_again, decoder, layouts, (), None))
-        for layer, layout in zip(decoder.layers[:-1], layouts[:-1], strict=True):
-            states, saved = decoder.forward_layer(layer, states, layout, None)
+        for index, layout in enumerate(layouts[:-1]):
+            states, saved = decoder.forward_layer(decoder.layers[index], states, layout, None)
             own.append(saved.own)
             if grad:
                 ctx.kept.push(saved)

@@ -94,7 +94,7 @@ class BaseFiles(NamedTuple):
         """Raise BaseModelError if somebody wrote to the weights, or replaced them, since they were hashed."""
         for path, state in zip(self.weights, self.states, strict=True):
             if not path.exists() or state_of(path) != state:
-                raise BaseModelError(f"{path}: was changed while the model was loading; run again")
+                raise BaseModelError(f"{path}: was changed since it was hashed; run again")
 
 
 def read_files(folder: Path) -> BaseFiles:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ptpipeline.models.memory import choose_pass_tokens
+from ptpipeline.models.fetch import is_away, read_weights
+from ptpipeline.models.memory import choose_pass_tokens, choose_prompt_tokens
 from ptpipeline.models.plain import PlainEncoder
 
 if TYPE_CHECKING:  # the passes run where nothing but torch, transformers and PEFT is installed (benchmarks/gpu.py)
@@ -151,7 +152,7 @@ class FrozenBase(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device that computes, where the weights lie that fit into it."""
         device: torch.device = self.model.device
         return device
 
@@ -159,6 +160,11 @@ class FrozenBase(ABC):
     def tokens_per_pass(self) -> int:
         """How many padded tokens one training pass holds on this device."""
         return choose_pass_tokens(self.model)
+
+    @property
+    def prompt_tokens(self) -> int:
+        """How many padded virtual tokens the prompts of one training step have together at most on this device."""
+        return choose_prompt_tokens(self.tokens_per_pass)
 
     @cached_property
     def bos(self) -> int | None:
@@ -197,14 +203,19 @@ class FrozenBase(ABC):
         cap = getattr(config, "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
 
+    @cached_property
+    def whole(self) -> bool:
+        """Whether all weights lie on the device."""
+        return not is_away(self.model)
+
     def to_float32(self) -> "FrozenBase":
-        """Return a float32 copy, for exact checks."""
+        """Return a float32 copy of a whole base, for exact checks."""
         return replace(self, model=copy.deepcopy(self.model).float(), dtype=torch.float32)
 
     def digest_weights(self) -> str:
         """Return the sha256 of the weights in memory, which is the same after training as before."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
+        for name, tensor in read_weights(self.model):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return digest.hexdigest()

@@ -1,6 +1,8 @@
 """Loads a prepared base model: frozen, in eval mode, in its compute type, as the family of its configuration."""
 
+import logging
 from collections.abc import Set
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -10,8 +12,18 @@ from ptpipeline.foreign import parsing
 from ptpipeline.models.attention import use_short_rows
 from ptpipeline.models.base import PreparedBase
 from ptpipeline.models.causal import CausalBase
+from ptpipeline.models.fetch import is_away
 from ptpipeline.models.fingerprint import UNSTATED_LENGTH
 from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.models.offload import (
+    Placement,
+    Rooms,
+    count_weight_bytes,
+    describe_placement,
+    hold_weights,
+    measure_rooms,
+    place_layers,
+)
 from ptpipeline.models.seq2seq import FAMILIES, Seq2SeqBase
 from ptpipeline.models.weights import read_headers
 from ptpipeline.settings import COMPUTE_TYPES
@@ -21,12 +33,17 @@ _STORED_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float1
 T5_LENGTH = 512  # tokens of a row while T5 was trained (Raffel et al. 2020, section 3.1.2)
 _CLOSED = {"local_files_only": True, "trust_remote_code": False}
 
+log = logging.getLogger(__name__)
 
-def load_base(prepared: PreparedBase, dtype: str) -> FrozenBase:
+
+def load_base(prepared: PreparedBase, dtype: str, rooms: Rooms | None = None) -> FrozenBase:
     """Return the prepared base model as its family, to compute in that type.
 
+    rooms: bytes that weights may take; by default those of this machine. Layers that do not fit stay outside.
+
     Raises BaseModelError if the folder holds no such model or changes meanwhile, if it is an encoder-decoder other than
-    T5, if its configuration states no context length, or if the type is none to compute in.
+    T5, if its configuration states no context length, if the type is none to compute in, or if the model is too large
+    for this machine.
     """
     if dtype not in COMPUTE_TYPES:
         raise BaseModelError(
@@ -45,11 +62,14 @@ def load_base(prepared: PreparedBase, dtype: str) -> FrozenBase:
         config = AutoConfig.from_pretrained(folder, **_CLOSED)
         _check_family(prepared.name, config)
         kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = kind.from_pretrained(folder, dtype=chosen, use_safetensors=True, **_CLOSED)
+        placement = _place(prepared, kind, config, chosen, rooms)
+        model = kind.from_pretrained(folder, dtype=chosen, use_safetensors=True, device_map=placement, **_CLOSED)
         tokenizer = AutoTokenizer.from_pretrained(folder, **_CLOSED)
         tokenizer.name_or_path = str(prepared.folder)  # the view is gone soon
     model.requires_grad_(False)
     model.eval()
+    if placement:
+        hold_weights(model, prepared.files)
     _hold(model, {tensor.dtype for tensor in read_headers(prepared.files.weights).values()})
     prepared.files.check_unchanged()
     context = _read_context_length(prepared.name, config, tokenizer)
@@ -70,12 +90,32 @@ def _hold(model: Any, stored: Set[str]) -> None:
     wrote to it would change the model in memory. What is of none of the `stored` types was converted, and so copied.
     """
     if torch.cuda.is_available():
-        model.to("cuda")
+        if not is_away(model):
+            model.to("cuda")
         return
     mapped = {_STORED_TYPES.get(name) for name in stored}
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.dtype in mapped:
             tensor.data = tensor.data.clone()
+
+
+def _place(prepared: PreparedBase, kind: Any, config: Any, dtype: torch.dtype, rooms: Rooms | None) -> Placement | None:
+    """Return where the parts of a base lie that does not fit into its device, and say so; None if it fits."""
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    rooms = rooms or measure_rooms(device)
+    if count_weight_bytes(prepared.files, dtype) <= rooms.device:
+        return None
+    if find_spec("accelerate") is None:
+        raise BaseModelError(
+            f"base model {prepared.name}: its weights do not fit into the memory of {device}, and without accelerate "
+            "none can stay outside; run `pip install 'ptpipeline[large]'`"
+        )
+    with torch.device("meta"):
+        empty = kind.from_config(config, dtype=dtype)
+    placement = place_layers(prepared.name, empty, device, rooms)
+    logging.getLogger("accelerate").setLevel(logging.ERROR)  # it would say the same once more
+    log.warning("base model %s: %s, and each pass fetches them", prepared.name, describe_placement(placement, device))
+    return placement
 
 
 def _check_family(name: str, config: Any) -> None:

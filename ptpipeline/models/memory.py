@@ -22,6 +22,18 @@ def count_free_bytes(device: torch.device) -> int:
     return min(available, _count_container_bytes(available))
 
 
+def count_total_bytes(device: torch.device) -> int:
+    """Return the bytes of a device's memory; of a CPU's no more than its container may have."""
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    total: int = psutil.virtual_memory().total
+    try:
+        limit = (_CGROUP / "memory.max").read_text().strip()
+    except OSError:
+        return total
+    return total if limit == "max" else min(total, int(limit))
+
+
 def _count_container_bytes(unlimited: int) -> int:
     """Return what the container's limit (cgroup version 2) leaves; `unlimited` if there is none."""
     try:
@@ -43,9 +55,18 @@ def choose_pass_tokens(model: Any) -> int:
     device: torch.device = model.device
     if device.type != "cuda":
         return CPU_TOKENS
-    weights = sum(parameter.nbytes for parameter in model.parameters())
-    room = PASS_SHARE * (torch.cuda.get_device_properties(device).total_memory - weights)
+    weights = sum(parameter.nbytes for parameter in model.parameters() if parameter.device == device)
+    room = PASS_SHARE * (count_total_bytes(device) - weights)
     return fit_pass_tokens(room, count_token_bytes(model))
+
+
+def choose_prompt_tokens(pass_tokens: int) -> int:
+    """Return how many padded virtual tokens the prompts of one step have together at most, from the tokens of a pass.
+
+    The prompt pass keeps its states until the step ends; of the rows, only one pass at a time does. So on a CPU, where
+    a pass is small, both are equal; on a GPU, whose memory a pass fills by half, the prompts fill another quarter.
+    """
+    return max(CPU_TOKENS, pass_tokens // 2)
 
 
 def fit_pass_tokens(room: float, token_bytes: int) -> int:

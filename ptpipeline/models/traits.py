@@ -6,12 +6,13 @@ name and runs through transformers' own layers.
 Letters: H width, I width of the MLP, d a head's width, kv key/value heads with g query heads each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ptpipeline.models.fetch import fetched, is_away
 from ptpipeline.models.kernels import ACTIVATIONS, Heads, Norm
 
 FIXED_ROPES = ("default", "linear", "llama3", "yarn")  # their frequencies do not change with the length
@@ -69,7 +70,7 @@ class Map(NamedTuple):
 class Layer(NamedTuple):
     """A frozen decoder layer. Maps of the same input are one; the model's own are views of it.
 
-    `kind` is the index of its Kind; a norm that the architecture lacks is None.
+    A norm that the architecture lacks is None.
     """
 
     norm: Norm | None
@@ -82,7 +83,6 @@ class Layer(NamedTuple):
     gate_up: Map  # [2 I, H]
     down: Map  # [H, I]
     down_norm: Norm | None
-    kind: int
 
 
 class Kind(NamedTuple):
@@ -94,10 +94,36 @@ class Kind(NamedTuple):
     window: int | None
 
 
+class Layers:
+    """The layers of a decoder, by index. One whose weights are outside of the device gets them when it is asked for."""
+
+    def __init__(self, modules: Sequence[nn.Module], read: Callable[[int], Layer]) -> None:
+        """`read` returns a layer by its index, whose module has its weights at that moment."""
+        self._modules, self._read = modules, read
+        with torch.inference_mode(False):  # else the joined weights could never take part in a backward pass
+            self._layers = [None if is_away(module) else read(index) for index, module in enumerate(modules)]
+        self._last: tuple[int, Layer] | None = None  # the one that was fetched last
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __getitem__(self, index: int) -> Layer:
+        index %= len(self)
+        return self._layers[index] or self._fetch(index)
+
+    def _fetch(self, index: int) -> Layer:
+        if self._last is None or self._last[0] != index:
+            self._last = None  # its memory is free for the next one
+            with torch.inference_mode(False), fetched(self._modules[index]):
+                self._last = index, self._read(index)
+        return self._last[1]
+
+
 class Traits(NamedTuple):
     """All that the passes compute with."""
 
-    layers: list[Layer]
+    layers: Layers
+    layer_kinds: list[int]
     norm: Norm
     kinds: tuple[Kind, ...]
     heads: Heads
@@ -124,14 +150,11 @@ def read_traits(model: Any) -> Traits:
     for layer in body.layers:
         _check_modules(layer, architecture)
     distinct = tuple(dict.fromkeys(kinds))
-    with torch.inference_mode(False):  # else the joined weights could never take part in a backward pass
-        layers = [
-            _read_layer(layer, architecture, distinct.index(kind))
-            for layer, kind in zip(body.layers, kinds, strict=True)
-        ]
+    with torch.inference_mode(False):
         norm = _read_norm(body.norm, architecture.offset)
     return Traits(
-        layers=layers,
+        layers=Layers(body.layers, lambda index: _read_layer(body.layers[index], architecture)),
+        layer_kinds=[distinct.index(kind) for kind in kinds],
         norm=norm,
         kinds=distinct,
         heads=heads,
@@ -151,7 +174,7 @@ def _find_architecture(model: Any) -> Architecture:
     parameters = list(model.parameters())
     if any(parameter.requires_grad for parameter in parameters):
         raise UnknownTrait("weights that train")
-    if len({(parameter.dtype, parameter.device) for parameter in parameters}) > 1:
+    if len({(parameter.dtype, parameter.device) for parameter in parameters if not parameter.is_meta}) > 1:
         raise UnknownTrait("weights of several types or on several devices")
     return ARCHITECTURES[name]
 
@@ -219,7 +242,7 @@ def _check_modules(layer: Any, architecture: Architecture) -> None:
             raise UnknownTrait(f"{type(layer.get_submodule(module)).__name__} as {module}")
 
 
-def _read_layer(layer: Any, architecture: Architecture, kind: int) -> Layer:
+def _read_layer(layer: Any, architecture: Architecture) -> Layer:
     attention, mlp, offset = layer.self_attn, layer.mlp, architecture.offset
     before, after, mlp_before, mlp_after = (
         _read_norm(getattr(layer, name), offset) if name else None for name in NORM_NAMES[architecture.norms]
@@ -239,7 +262,6 @@ def _read_layer(layer: Any, architecture: Architecture, kind: int) -> Layer:
         gate_up=_join([getattr(mlp, name) for name in _present(mlp, "gate_up_proj", "gate_proj up_proj")]),
         down=Map(mlp.down_proj.weight, mlp.down_proj.bias),
         down_norm=mlp_after,
-        kind=kind,
     )
 
 

@@ -61,7 +61,7 @@ def run_gang(
     _expect_steps(members)
     tracked: set[str] = set()  # members whose run this process started and has not ended
     try:
-        while active := fill_places(members):
+        while active := fill_places(members, base.prompt_tokens):
             _start_runs(base, [member for member in active if member.job.name not in tracked], tracker)
             tracked |= {member.job.name for member in active}
             _step(base, active, check.backward, clock)

@@ -11,23 +11,22 @@ from collections.abc import Iterator, Sequence
 from ptpipeline.records.prompts import Dropped
 from ptpipeline.tuning.member import Member
 
-# Virtual tokens, padded, of all prompts in one step. The prompt pass keeps its states until the step ends; of the rows,
-# only one pass at a time does (tokens_per_pass). Of equal size on a CPU, both together bound the memory of a step.
-PROMPT_TOKENS = 1024
 
-
-def split_places(lengths: Sequence[int]) -> Iterator[range]:
-    """Yield consecutive ranges of prompts of these lengths P that fit into one step; a longer prompt is alone."""
+def split_places(lengths: Sequence[int], most: int) -> Iterator[range]:
+    """Yield consecutive ranges of prompts of these lengths P that fit into one step, padded, of `most` virtual tokens
+    (the base's `prompt_tokens`); a longer prompt is alone.
+    """
     start = 0
     for end in range(1, len(lengths) + 1):
-        fits = end < len(lengths) and (end + 1 - start) * max(lengths[start : end + 1]) <= PROMPT_TOKENS
+        fits = end < len(lengths) and (end + 1 - start) * max(lengths[start : end + 1]) <= most
         if not fits:
             yield range(start, end)
             start = end
 
 
-def fill_places(members: Sequence[Member]) -> list[Member]:
-    """Return the members that take the next step: the first in the order of the jobs, as many as fit.
+def fill_places(members: Sequence[Member], most: int) -> list[Member]:
+    """Return the members that take the next step: the first in the order of the jobs, as many as fit into `most`
+    virtual tokens.
 
     A member holds its place until it ends or waits for its rivals; then the next of the queue takes it, at the next
     step. Members that one optimizer steps have their places together.
@@ -38,7 +37,7 @@ def fill_places(members: Sequence[Member]) -> list[Member]:
         teams.setdefault(id(member.optimizer), []).append(member)
     # A team counts as one prompt of the length of all its prompts, so that the queue is cut between teams.
     lengths = [sum(member.job.tune.num_virtual_tokens for member in team) for team in teams.values()]
-    places = next(split_places(lengths), range(0))
+    places = next(split_places(lengths, most), range(0))
     return [member for team in list(teams.values())[: len(places)] for member in team]
 
 

@@ -62,7 +62,8 @@ def _compute_gradients(
         rebuild(prompt, [tensor.detach().clone().requires_grad_() for tensor in list_tensors(prompt)])
         for prompt in prompts
     ]
-    for places in split_places([count_virtual_tokens(prompt) for prompt in prompts]):  # memory as in training
+    lengths = [count_virtual_tokens(prompt) for prompt in prompts]
+    for places in split_places(lengths, base.prompt_tokens):  # memory as in training
         rows = [row._replace(prompt=row.prompt - places.start) for row in examples if row.prompt in places]
         backward(base, copies[places.start : places.stop], rows)
     return [
@@ -73,4 +74,4 @@ def _compute_gradients(
 
 def _float32_fits(base: FrozenBase) -> bool:
     parameters: int = sum(parameter.numel() for parameter in base.model.parameters())
-    return count_free_bytes(base.device) > 12 * parameters
+    return base.whole and count_free_bytes(base.device) > 12 * parameters

@@ -7,7 +7,14 @@ import pytest
 import torch
 
 from ptpipeline.models import memory
-from ptpipeline.models.memory import CPU_TOKENS, MOST_TOKENS, count_free_bytes, count_token_bytes, fit_pass_tokens
+from ptpipeline.models.memory import (
+    CPU_TOKENS,
+    MOST_TOKENS,
+    choose_prompt_tokens,
+    count_free_bytes,
+    count_token_bytes,
+    fit_pass_tokens,
+)
 from tests.models.families import family
 
 CPU = torch.device("cpu")
@@ -39,6 +46,13 @@ def test_without_a_container_the_machine_bounds_it(
 )
 def test_the_largest_power_of_two_that_fits_fills_a_pass(room: int, tokens: int) -> None:
     assert fit_pass_tokens(room, 100) == tokens
+
+
+@pytest.mark.parametrize(
+    ("passes", "prompts"), [(CPU_TOKENS, CPU_TOKENS), (4096, 2048), (MOST_TOKENS, MOST_TOKENS // 2)]
+)
+def test_prompts_grow_with_the_passes_beyond_those_of_a_cpu(passes: int, prompts: int) -> None:
+    assert choose_prompt_tokens(passes) == prompts
 
 
 def test_a_token_keeps_twice_what_the_maps_put_out() -> None:

@@ -18,7 +18,6 @@ from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, SoftPrompt,
 from ptpipeline.records.prompts import CurvePoint, Dropped
 from ptpipeline.storage import FolderStore
 from ptpipeline.task.recipe import Rung
-from ptpipeline.tuning import places
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.loop import Gang, run_gang
 from ptpipeline.tuning.member import Job, Member
@@ -39,7 +38,7 @@ def base() -> CausalBase:
 @pytest.fixture
 def two_places(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two prompts of three virtual tokens, as `job` makes them, fit into one step."""
-    monkeypatch.setattr(places, "PROMPT_TOKENS", 6)
+    monkeypatch.setattr(FrozenBase, "prompt_tokens", 6)
 
 
 class Events(NoTracker):
@@ -136,7 +135,7 @@ class Counting(CausalBase):
 
 def test_no_prompt_pass_holds_more_tokens_than_the_places(base: CausalBase, monkeypatch: pytest.MonkeyPatch) -> None:
     """In the self-check, in a step and in a dev evaluation."""
-    monkeypatch.setattr(places, "PROMPT_TOKENS", 12)
+    monkeypatch.setattr(FrozenBase, "prompt_tokens", 12)
     counting = Counting(base.model, base.tokenizer, base.ref, torch.float64, 128)
     run(counting, [job(base, str(count), seed=count, num_virtual_tokens=count) for count in (1, 6, 5, 2, 2, 2, 9)])
     assert counting.widest == 12
@@ -172,7 +171,7 @@ def test_rows_are_packed_by_tokens_whichever_member_they_belong_to(base: CausalB
     ],
 )
 def test_places_are_bound_by_padded_tokens(lengths: list[int], expected: list[list[int]]) -> None:
-    assert [list(found) for found in split_places(lengths)] == expected
+    assert [list(found) for found in split_places(lengths, 1024)] == expected
 
 
 @pytest.mark.usefixtures("two_places")
@@ -184,9 +183,9 @@ def test_sources_of_one_shared_prompt_step_together(base: CausalBase) -> None:
         for one in (first, *(job(base, name, method="multitask", shared="common") for name in ("two", "three")))
     ]
     members = Member.start_gang([job(base, "alone"), *sources])
-    assert fill_places(members) == members[:1]
+    assert fill_places(members, base.prompt_tokens) == members[:1]
     members[0].step = 6
-    assert fill_places(members) == members[1:]
+    assert fill_places(members, base.prompt_tokens) == members[1:]
 
 
 @pytest.mark.usefixtures("two_places")
@@ -215,8 +214,8 @@ def queued(base: CausalBase) -> list[Job]:
 TRAINING = """
 import sys
 from pathlib import Path
+from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.storage import FolderStore
-from ptpipeline.tuning import places
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.tracker import NoTracker
@@ -224,7 +223,7 @@ from tests.models.families import family
 from tests.tuning.jobs import SECRET
 from tests.tuning.test_places import queued
 
-places.PROMPT_TOKENS = 6
+FrozenBase.prompt_tokens = 6
 base = family("llama")
 report = lambda line: print(line, flush=True)
 run_gang(base, queued(base), NoTracker(), report, Checkpoints(FolderStore(Path(sys.argv[1])), 0, SECRET))
@@ -268,7 +267,7 @@ def test_the_worst_trials_end_at_a_rung_with_what_they_were_compared_with(base: 
     members = trials(base, [Rung(4, 2)], [0.5, 0.9, 0.6, 0.7], 4)
     assert drop_hopeless(members) == [members[0], members[2]]
     assert members[0].dropped == Dropped(step=4, dev=0.5, least=0.7)
-    assert fill_places(members) == [members[1], members[3]]
+    assert fill_places(members, 1024) == [members[1], members[3]]
 
 
 def test_trials_that_tie_with_the_last_that_goes_on_go_on_too(base: CausalBase) -> None:
@@ -280,7 +279,7 @@ def test_nothing_is_compared_before_all_have_reached_the_rung(base: CausalBase) 
     members = trials(base, [Rung(4, 1)], [0.5, 0.9, 0.6], 4)
     members[1].step = 3
     assert drop_hopeless(members) == []
-    assert fill_places(members) == [members[1]]
+    assert fill_places(members, 1024) == [members[1]]
 
 
 def test_a_trial_that_stopped_by_itself_is_compared_and_one_that_failed_is_not(base: CausalBase) -> None:
@@ -344,7 +343,7 @@ def test_halving_keeps_the_winner_and_its_numbers(
     searched: Searched, monkeypatch: pytest.MonkeyPatch, tokens: int
 ) -> None:
     """Whether two trials fit into one step or all of them."""
-    monkeypatch.setattr(places, "PROMPT_TOKENS", tokens)
+    monkeypatch.setattr(FrozenBase, "prompt_tokens", tokens)
     full = run(searched.base, searched.jobs()).members
     halved = run(searched.base, searched.jobs(Rung(2, 3), Rung(4, 1))).members
     best, kept = (choose_member(searched.first.tune, members) for members in (full, halved))
@@ -360,7 +359,7 @@ def test_the_run_of_a_trial_ends_that_is_dropped_while_it_waits(
     searched: Searched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With two places, the first trials wait at the rung for the others, and are dropped without having one."""
-    monkeypatch.setattr(places, "PROMPT_TOKENS", 8)
+    monkeypatch.setattr(FrozenBase, "prompt_tokens", 8)
     events = Events()
     halved = run(searched.base, searched.jobs(Rung(4, 1)), events).members
     assert sum(member.dropped is not None for member in halved) == 4
