@@ -118,6 +118,7 @@ def _describe(kind: Any) -> str:
         "integers": types.is_integer,
         "numbers": lambda one: types.is_floating(one) or types.is_decimal(one),
         "dates": lambda one: types.is_date(one) or types.is_timestamp(one),
+        "times": types.is_time,
         "text": lambda one: _is_text(one) or types.is_null(one),
     }
     return next((name for name, check in names.items() if check(kind)), str(kind)[:40])

@@ -81,6 +81,12 @@ class _Records:
     def __init__(self, name: str, path: Path, file: IO[str], source: Source) -> None:
         self.name, self.path, self.file = name, path, file
         self.line = self.last = 0
+        self.latest = ""  # the line that was read last
+        self.ends: tuple[bool, bool] = (
+            False,
+            False,
+        )  # of the record before and of this one: by a carriage return alone
+        self.usual = False  # how the lines of the file end
         self.tsv = source.format == "tsv"
         self.delimiter = "\t" if self.tsv else source.delimiter or ","
         self.begun = self._take_directive(source)  # the lines that were read to look at them
@@ -96,6 +102,7 @@ class _Records:
         first = next(self.stream, None)
         if first is None:
             raise DataError(f"{self.name}: there are no rows")
+        self.usual = self.ends[1]
         if source.columns is None:
             self._check_header(first, wanted)
         elif not all(one.column in first for one in wanted):
@@ -122,8 +129,10 @@ class _Records:
 
     def _lines(self) -> Iterator[str]:
         for line in self.begun:
+            self.latest = line
             yield self._bounded(line)
         while line := self.file.readline(MAX_LINE):
+            self.latest = line
             yield self._bounded(line)
 
     def _bounded(self, line: str) -> str:
@@ -143,6 +152,7 @@ class _Records:
                 raise DataError(f"{self.name}: {self._explain(str(error), start, reader.line_num)}") from None
             if len(record) > 1 or (record and record[0].strip()):
                 self.line, self.last = start, reader.line_num
+                self.ends = self.ends[1], self.latest.endswith("\r")
                 yield record
 
     def _fit(self, record: list[str], width: int, least: int) -> list[str]:
@@ -151,12 +161,18 @@ class _Records:
         """
         if len(record) > width and not any(record[width:]):
             return record[:width]
-        if least <= len(record) < width:
+        if least <= len(record) < width and not self._is_broken():
             return record + [""] * (width - len(record))
         fields = "1 field" if len(record) == 1 else f"{len(record)} fields"
         raise DataError(f"{self.name}: line {self.line} has {fields}, expected {width}; {self._fix(record)}")
 
+    def _is_broken(self) -> bool:
+        """Whether the record or the one before ends unlike the others: pandas does not quote a lone carriage return."""
+        return any(end is not self.usual for end in self.ends)
+
     def _fix(self, record: list[str]) -> str:
+        if self._is_broken():
+            return "a carriage return within a text must stand in double quotes, or be taken out"
         if not self.tsv:
             return f"a text that holds {self.delimiter!r} or a line end must stand in double quotes"
         if any(field.startswith('"') for field in record):

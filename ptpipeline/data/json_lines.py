@@ -125,6 +125,8 @@ def _refuse(name: str, number: int, line: str, error: Exception) -> NoReturn:
         reason = _ARRAY
     elif line.strip() == "{":
         reason = f"line {number} ends within an object; write each object in one line"
+    elif number == 1 and line.lstrip()[0] not in "{[":
+        reason = "line 1 is not a JSON object; if the file is a table of text, set data.source.format: csv"
     elif isinstance(error, json.JSONDecodeError):
         reason = f"line {number}, column {error.colno}: {error.msg}"
     else:

@@ -1,0 +1,309 @@
+"""Csv and tsv as people's programs write them, and what is said of what no program would."""
+
+import csv
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from ptpipeline.data import delimited
+from ptpipeline.errors import DataError
+from tests.data.tables import load, pairs, read
+
+AB = [("a", "bad"), ("b", "good")]
+
+
+# ---------------------------------------------------------------- what is read
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "text,label\na,bad\nb,good\n",
+        "text,label\r\na,bad\r\nb,good",
+        "text,label\ra,bad\rb,good\r",
+        "text,label\r\na,bad\nb,good\r",
+        "\ufefftext,label\n\n  \na,bad\n\n\nb,good\n\n",
+        '"text","label"\n"a","bad"\n"b","good"\n',
+        ",text,label\n0,a,bad\n1,b,good\n",
+        "Unnamed: 0,text,label\n0,a,bad\n1,b,good\n",
+        "x,x,text,label\n1,2,a,bad\n3,4,b,good\n",
+        "text,label,\na,bad,\nb,good,\n",
+        "text,label\na,bad,,\nb,good,\n",
+        "text,label,comment\na,bad\nb,good,fine\n",
+        "sep=,\ntext,label\na,bad\nb,good\n",
+        "sep=;\r\ntext;label\r\na;bad\r\nb;good\r\n",
+        '"sep=;"\ntext;label\na;bad\nb;good\n',
+        "caf\udce9,text,label\n1,a,bad\n\udcff,b,good\n",
+    ],
+)
+def test_what_the_task_does_not_name_decides_nothing(tmp_path: Path, body: str) -> None:
+    assert pairs(load(tmp_path, body.encode(errors="surrogateescape"))) == AB
+
+
+def test_cells_are_text_to_the_last_character(tmp_path: Path) -> None:
+    body = "text,label\n007,NA\n 1.0 ,null\n'it''s',True\n5\" pipe,#N/A\n\\N,-0\na\0b,1e5\n\u2028\x0c,\x1c\n"
+    assert pairs(load(tmp_path, body)) == [
+        ("007", "NA"),
+        (" 1.0 ", "null"),
+        ("'it''s'", "True"),
+        ('5" pipe', "#N/A"),
+        ("\\N", "-0"),
+        ("a\0b", "1e5"),
+        ("\u2028\x0c", "\x1c"),
+    ]
+
+
+def test_a_quoted_text_keeps_its_lines_and_their_ends(tmp_path: Path) -> None:
+    table = load(tmp_path, 'text,label\r\n"one\r\ntwo\nthree\rfour",bad\r\n"say ""no"", twice",good\r\n')
+    assert pairs(table) == [("one\r\ntwo\nthree\rfour", "bad"), ('say "no", twice', "good")]
+    assert table.places.describe([2]) == "line 6"
+    assert table.misquoted == frozenset()
+
+
+def test_a_long_text_is_read_and_a_longer_one_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    body = f"text,label\n{'a' * 300_000},bad\n{'b' * 400_000},good\n"
+    assert [len(text or "") for text, _ in pairs(load(tmp_path, body))] == [300_000, 400_000]
+    monkeypatch.setattr(delimited, "MAX_FIELD", 350_000)
+    with pytest.raises(DataError, match="line 3: a field of more than 350000 characters; shorten it"):
+        load(tmp_path, body)
+    monkeypatch.setattr(delimited, "MAX_LINE", 350_000)
+    with pytest.raises(DataError, match="a line of more than 350000 characters"):
+        load(tmp_path, body)
+
+
+def test_the_limit_of_the_csv_module_is_as_before(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    load(tmp_path, "text,label\na,bad\n")
+    assert csv.field_size_limit() == before
+
+
+def test_too_many_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delimited, "MAX_ROWS", 1)
+    with pytest.raises(DataError, match="more than"):
+        load(tmp_path, "text,label\na,bad\nb,good\n")
+
+
+def test_a_byte_that_is_not_utf8_is_kept_apart_from_a_valid_replacement(tmp_path: Path) -> None:
+    table = load(tmp_path, b"text,label\ncaf\xe9,bad\ncaf\xef\xbf\xbd,good\n")
+    assert pairs(table) == [("caf\udce9", "bad"), ("caf\ufffd", "good")]
+
+
+# ---------------------------------------------------------------- header and columns
+
+
+def test_a_header_line_beside_given_columns_is_no_row(tmp_path: Path) -> None:
+    body = ",text,label\n0,a,bad\n1,b,good\n"
+    assert pairs(load(tmp_path, body, columns=["n", "text", "label"])) == AB
+    assert pairs(load(tmp_path, body, columns=["text", "label", "n"])) == AB
+
+
+def test_half_a_header_line_beside_given_columns_is_told(tmp_path: Path) -> None:
+    body = "text,sentiment\na,bad\nb,good\n"
+    with pytest.raises(DataError, match="line 1 reads like a header line: column 'text' holds its own name there"):
+        load(tmp_path, body, columns=["text", "label"])
+    assert pairs(load(tmp_path, body.partition("\n")[2], columns=["text", "label"])) == AB  # delete the line
+
+
+def test_a_column_of_two_is_told_only_if_it_is_named(tmp_path: Path) -> None:
+    body = "text,text,label\nx,a,bad\ny,b,good\n"
+    with pytest.raises(DataError, match=r"2 columns have the name 'text', which data.text names; give each another"):
+        load(tmp_path, body)
+    assert pairs(load(tmp_path, body.replace("text,text", "title,text"))) == AB
+
+
+@pytest.mark.parametrize(
+    ("body", "advice", "source"),
+    [
+        ("text;label\na;bad\nb;good\n", 'set data.source.delimiter: ";"', {"delimiter": ";"}),
+        ('text\tlabel\n"a"\tbad\nb\tgood\n', 'set data.source.delimiter: "\\t"', {"delimiter": "\t"}),
+        ("text|label\na|bad\nb|good\n", 'set data.source.delimiter: "|"', {"delimiter": "|"}),
+        ("a,bad\nb,good\n", "name its columns in data.source.columns", {"columns": ["text", "label"]}),
+    ],
+)
+def test_another_layout_is_told_with_the_setting_that_reads_it(
+    tmp_path: Path, body: str, advice: str, source: dict[str, object]
+) -> None:
+    with pytest.raises(DataError) as raised:
+        load(tmp_path, body)
+    assert advice in str(raised.value)
+    assert pairs(load(tmp_path, body, **source)) == AB
+
+
+def test_other_formats_in_a_text_file_are_told_with_the_setting_that_reads_them(tmp_path: Path) -> None:
+    rows = '{"text": "a", "label": "bad"}\n{"text": "b", "label": "good"}\n'
+    with pytest.raises(DataError, match=r"set data\.source\.format: jsonl"):
+        load(tmp_path, rows)
+    assert pairs(load(tmp_path, rows, "jsonl")) == AB
+    with pytest.raises(DataError, match=r"if ',' separates the columns, set data\.source\.format: csv"):
+        load(tmp_path, "text,label\na,bad\nb,good\n", "tsv")
+
+
+def test_a_header_that_is_not_utf8_is_told_if_a_column_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the header line is not UTF-8; save the file as UTF-8"):
+        load(tmp_path, "t\u00e9xte,label\na,bad\n".encode("latin-1"))
+
+
+def test_names_that_could_be_misread_are_quoted(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"the columns are '', ' label', text;"):
+        load(tmp_path, ", label,text\n0,bad,a\n")
+
+
+# ---------------------------------------------------------------- rows that are not of the table
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ("text,label\na,bad\nwell, I like it,good\n", "line 3 has 3 fields, expected 2; a text that holds ','"),
+        ("text,label\na,bad\n\nb\n", "line 4 has 1 field, expected 2"),
+        ("label,text\nbad,a\ngood,b\nand more\n", "line 4 has 1 field, expected 2"),
+    ],
+)
+def test_a_row_of_another_width_is_told_with_its_line(tmp_path: Path, body: str, sentence: str) -> None:
+    with pytest.raises(DataError) as raised:
+        load(tmp_path, body)
+    assert sentence in str(raised.value)
+    assert "I like it" not in str(raised.value)
+
+
+def test_a_text_that_holds_the_delimiter_is_read_in_quotes(tmp_path: Path) -> None:
+    assert pairs(load(tmp_path, 'text,label\n"well, I like it",good\n')) == [("well, I like it", "good")]
+
+
+def test_quotes_in_a_tsv_are_told_with_the_setting_that_reads_them(tmp_path: Path) -> None:
+    body = 'text\tlabel\n"a\tb"\tbad\n'
+    with pytest.raises(DataError) as raised:
+        load(tmp_path, body, "tsv")
+    assert 'set data.source.format: csv and data.source.delimiter: "\\t"' in str(raised.value)
+    assert pairs(load(tmp_path, body, "csv", delimiter="\t")) == [("a\tb", "bad")]
+
+
+# ---------------------------------------------------------------- quotes
+
+
+def test_a_quote_that_is_never_closed_is_told_with_the_line_of_its_row(tmp_path: Path) -> None:
+    body = 'text,label\na,bad\n"b,good\nc,bad\n'
+    with pytest.raises(DataError, match="line 3: a quote that opens in this row is never closed; close it"):
+        load(tmp_path, body)
+    assert len(pairs(load(tmp_path, body.replace('"b,', '"b",')))) == 3
+
+
+def test_quotes_escaped_by_a_backslash_are_told_with_the_way_to_write_them(tmp_path: Path) -> None:
+    body = 'text,label\na,bad\n"he said \\"no\\", twice",good\n'
+    with pytest.raises(DataError, match=r'line 3: a quote is escaped by a backslash; write .* as "", not as \\"'):
+        load(tmp_path, body)
+    assert pairs(load(tmp_path, body.replace('\\"', '""')))[1] == ('he said "no", twice', "good")
+
+
+def test_text_behind_a_closing_quote_is_told_with_the_lines_of_its_row(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="lines 2 to 3: text stands behind the quote that closes a field"):
+        load(tmp_path, 'text,label\n"a,bad\n"b",good\n')
+
+
+# ---------------------------------------------------------------- what programs write
+
+
+class Excel(csv.Dialect):
+    """What Excel saves as CSV in countries of the decimal comma."""
+
+    delimiter, quotechar, doublequote, lineterminator, quoting = ";", '"', True, "\r\n", csv.QUOTE_MINIMAL
+
+
+CELLS = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
+    [
+        "",
+        " ",
+        '"',
+        '""',
+        ",",
+        ";",
+        "\t",
+        "\n",
+        "\r\n",
+        "\r",
+        "a\nb",
+        "NA",
+        "sep=;",
+        "\ufeff",
+        "\u2028",
+        "\\",
+        '\\"',
+        "'",
+    ]
+)
+ROWS = st.lists(st.tuples(CELLS, CELLS, CELLS), min_size=1, max_size=6)
+FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def kept(rows: list[tuple[str, str, str]]) -> list[tuple[str, str]]:
+    return [(text, label) for text, label, _ in rows]
+
+
+@FEW
+@given(ROWS, st.sampled_from([csv.QUOTE_MINIMAL, csv.QUOTE_ALL]), st.sampled_from(["\n", "\r\n", "\r"]))
+def test_what_the_csv_module_writes_is_read_back(
+    tmp_path: Path, rows: list[tuple[str, str, str]], quoting: int, end: str
+) -> None:
+    odd = {"\r", "\n"} - set(end)
+    assume(quoting == csv.QUOTE_ALL or not any(odd & set(cell) for row in rows for cell in row))  # told, see below
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, quoting=quoting, lineterminator=end).writerows([("text", "label", "more"), *rows])
+    assert pairs(load(tmp_path, buffer.getvalue())) == kept(rows)
+
+
+@FEW
+@given(ROWS)
+def test_what_excel_writes_is_read_back(tmp_path: Path, rows: list[tuple[str, str, str]]) -> None:
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, Excel).writerows([("text", "label", "more"), *rows])
+    body = b"\xef\xbb\xbf" + buffer.getvalue().encode()
+    assert pairs(load(tmp_path, body, delimiter=";")) == kept(rows)
+    assert pairs(load(tmp_path, b"sep=;\r\n" + buffer.getvalue().encode())) == kept(rows)
+
+
+@FEW
+@given(ROWS, st.booleans(), st.sampled_from([",", ";", "\t", "|"]))
+def test_what_pandas_writes_is_read_back(
+    tmp_path: Path, rows: list[tuple[str, str, str]], index: bool, delimiter: str
+) -> None:
+    assume(not any("\r" in cell for row in rows for cell in row))  # told, see below
+    frame = pd.DataFrame(rows, columns=["text", "label", "more"])
+    path = tmp_path / "rows.csv"
+    frame.to_csv(path, index=index, sep=delimiter)
+    assert pairs(read(path, delimiter=delimiter)) == kept(rows)
+
+
+@FEW
+@given(ROWS, st.sampled_from([",", ";", "\t", "|"]), st.sampled_from(["necessary", "always", "non_numeric"]))
+def test_what_polars_writes_is_read_back(
+    tmp_path: Path, rows: list[tuple[str, str, str]], delimiter: str, style: Any
+) -> None:
+    frame = pl.DataFrame(rows, schema=["text", "label", "more"], orient="row")
+    frame.write_csv(tmp_path / "rows.csv", separator=delimiter, quote_style=style)
+    assert pairs(read(tmp_path / "rows.csv", delimiter=delimiter)) == kept(rows)
+
+
+@pytest.mark.parametrize("column", ["text", "label", "more"])
+def test_a_carriage_return_that_pandas_does_not_quote_is_told(tmp_path: Path, column: str) -> None:
+    rows = [{"text": "a", "label": "bad", "more": "x"}, {"text": "b", "label": "good", "more": "y"}]
+    rows[0][column] += "\rc"
+    pd.DataFrame(rows, columns=["text", "label", "more"]).to_csv(tmp_path / "rows.csv", index=False)
+    with pytest.raises(DataError, match=r"line [23] has . fields?, expected 3; a carriage return within a text must"):
+        read(tmp_path / "rows.csv")
+    pd.DataFrame(rows).to_csv(tmp_path / "rows.csv", index=False, quoting=csv.QUOTE_ALL)
+    assert pairs(read(tmp_path / "rows.csv"))[0] == (rows[0]["text"], rows[0]["label"])
+
+
+@FEW
+@given(ROWS)
+def test_a_tsv_without_tabs_and_line_ends_is_read_back(tmp_path: Path, rows: list[tuple[str, str, str]]) -> None:
+    clean = [tuple(re.sub(r"[\t\r\n]", "", cell) for cell in row) for row in rows]
+    body = "".join("\t".join(row) + "\n" for row in [("text", "label", "more"), *clean])
+    assert pairs(load(tmp_path, body, "tsv")) == [row[:2] for row in clean]

@@ -1,0 +1,213 @@
+"""JSON Lines as people's programs write them, and what is said of what is none."""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ptpipeline.data import json_lines
+from ptpipeline.errors import DataError
+from tests.data.tables import load, pairs, read
+
+GOOD = '{"text": "a", "label": "bad"}'
+
+
+def told(folder: Path, body: bytes | str) -> str:
+    with pytest.raises(DataError) as raised:
+        load(folder, body, "jsonl")
+    assert "\n" not in str(raised.value)
+    return str(raised.value).partition("rows.jsonl: ")[2]
+
+
+# ---------------------------------------------------------------- what is read
+
+
+@pytest.mark.parametrize(
+    ("value", "cell", "kind"),
+    [
+        ("true", "true", "booleans"),
+        ("false", "false", "booleans"),
+        ("1", "1", "integers"),
+        ("-7", "-7", "integers"),
+        ("1.0", "1", "numbers"),
+        ("1.50", "1.5", "numbers"),
+        ("-0.0", "0", "numbers"),
+        ("1e2", "100", "numbers"),
+        ("1e400", "1e400", "numbers"),
+        ("Infinity", "Infinity", "numbers"),
+        ("12345678901234567890123", "12345678901234567890123", "integers"),
+        ('"1.0"', "1.0", "text"),
+        ('"true"', "true", "text"),
+        ('""', "", "text"),
+    ],
+)
+def test_a_label_is_written_as_a_person_would(tmp_path: Path, value: str, cell: str, kind: str) -> None:
+    table = load(tmp_path, f'{{"text": "a", "label": {value}}}\n', "jsonl")
+    assert (table.columns["label"].cells, table.columns["label"].kinds) == ([cell], (kind,))
+
+
+def test_what_is_missing_is_none_whatever_stands_for_it(tmp_path: Path) -> None:
+    body = '{"text": "a", "label": null}\n{"text": "b"}\n{"text": "c", "label": NaN}\n{"text": null, "label": 1}\n'
+    assert pairs(load(tmp_path, body, "jsonl")) == [("a", None), ("b", None), ("c", None), (None, "1")]
+
+
+def test_labels_of_several_types_are_read(tmp_path: Path) -> None:
+    table = load(tmp_path, '{"text": "a", "label": 1}\n{"text": "b", "label": "0"}\n', "jsonl")
+    assert (table.columns["label"].cells, table.columns["label"].kinds) == (["1", "0"], ("integers", "text"))
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        '{"deep": [[1, {"x": null}]]}',
+        "[1, 2]",
+        "NaN",
+        "-Infinity",
+        "9" * 5000,
+        "1" + "0" * 5000 + ".5",
+        '"\\ud800"',
+        '{"x": 1, "x": 2}',
+        '"caf\udce9"',
+    ],
+)
+def test_what_the_task_does_not_name_decides_nothing(tmp_path: Path, more: str) -> None:
+    body = f'{{"text": "a", "label": "bad", "more": {more}}}\n{{"text": "b", "label": "good", "more": "text"}}\n'
+    assert pairs(load(tmp_path, body.encode(errors="surrogateescape"), "jsonl")) == [("a", "bad"), ("b", "good")]
+
+
+def test_a_name_twice_that_is_not_named_decides_nothing(tmp_path: Path) -> None:
+    body = '{"text": "a", "more": 1, "label": "bad", "more": 2}\n'
+    assert pairs(load(tmp_path, body, "jsonl")) == [("a", "bad")]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r", "\n\n", "\r\n \t\r\n"])
+def test_lines_end_as_the_machine_that_wrote_them_ends_them(tmp_path: Path, end: str) -> None:
+    table = load(tmp_path, f"\ufeff{GOOD}{end}{GOOD}{end}{GOOD}", "jsonl")
+    assert pairs(table) == [("a", "bad")] * 3
+
+
+def test_a_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
+    text = "a\u2028b\u2029c\x85d\x7f"
+    assert pairs(load(tmp_path, f'{{"text": "{text}", "label": "bad"}}\n', "jsonl")) == [(text, "bad")]
+
+
+def test_the_line_of_a_row_is_that_of_the_file(tmp_path: Path) -> None:
+    table = load(tmp_path, f"\n{GOOD}\r\n\r\n\n{GOOD}\n", "jsonl")
+    assert table.places.describe([1, 2]) == "lines 2, 5"
+
+
+def test_half_a_surrogate_pair_and_a_byte_that_is_not_utf8_are_kept_apart_from_valid_text(tmp_path: Path) -> None:
+    texts = [rb"\ud83d", b"\xff", rb"\ud83d\ude00" + "\ufffd".encode()]
+    body = b"\n".join(b'{"text": "%s", "label": "1"}' % text for text in texts)
+    assert [text for text, _ in pairs(load(tmp_path, body, "jsonl"))] == ["\ud83d", "\udcff", "\U0001f600\ufffd"]
+
+
+# ---------------------------------------------------------------- what is told
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (f'{GOOD}\n{{"text": "b", "label"}}\n', "not readable as jsonl: line 2, column 22: Expecting ':' delimiter"),
+        (f'{GOOD}\n\n{{"text": "b", \n', "not readable as jsonl: line 3, column"),
+        (f"{GOOD}\n{GOOD}{GOOD}\n", "not readable as jsonl: line 2, column 30: Extra data"),
+        (f"{GOOD}\n['b']\n", "not readable as jsonl: line 2, column 2: Expecting value"),
+        (f"{GOOD}\n3\n", "not readable as jsonl: line 2 is not a JSON object"),
+        (f"{GOOD}\n{'[' * 100_000}\n", "not readable as jsonl: line 2 is nested too deep"),
+        (
+            f"{GOOD}\n" + '{"text": "a\tb", "label": "bad"}\n',
+            "not readable as jsonl: line 2, column 12: Invalid control",
+        ),
+        (
+            "text,label\na,bad\n",
+            "not readable as jsonl: line 1 is not a JSON object; if the file is a table of text, set "
+            "data.source.format: csv",
+        ),
+        (
+            f'{GOOD}\n{{"text": "b", "label": [1]}}\n',
+            "line 2: column 'label', which data.label names, holds lists; expected text",
+        ),
+        (
+            f'{GOOD}\n{{"text": {{"en": "b"}}, "label": 1}}\n',
+            "line 2: column 'text', which data.text names, holds objects; expected text",
+        ),
+        (
+            f'{GOOD}\n{{"text": 12, "label": 1}}\n',
+            "line 2: column 'text', which data.text names, holds integers; expected text",
+        ),
+        (
+            f'{GOOD}\n{{"text": "b", "label": 1, "text": "c"}}\n',
+            "line 2 names 'text' twice, which data.text names; leave one of them out",
+        ),
+        ('{"review": "a", "label": 1}\n', "no column 'text', which data.text names; the columns are review, label"),
+    ],
+)
+def test_what_cannot_be_read_is_told_with_its_line(tmp_path: Path, body: str, sentence: str) -> None:
+    assert told(tmp_path, body).startswith(sentence)
+
+
+@pytest.mark.parametrize("indent", [None, 0, 2])
+def test_an_array_is_told_with_a_command_that_works(tmp_path: Path, indent: int | None) -> None:
+    rows = [{"text": "a \u00e9", "label": "bad"}, {"text": "b", "label": "good"}]
+    found = told(tmp_path, json.dumps(rows, indent=indent))
+    command = re.search(r"for example by: (python .*)$", found.partition("; give")[0])
+    assert command, found
+    done = command[1].replace("python", "python3", 1).replace("FILE", "rows.jsonl").replace("NEW", "new.jsonl")
+    subprocess.run(["bash", "-c", done], cwd=tmp_path, check=True)
+    assert pairs(load(tmp_path, (tmp_path / "new.jsonl").read_bytes(), "jsonl")) == [("a \u00e9", "bad"), ("b", "good")]
+
+
+def test_an_object_over_several_lines_is_told(tmp_path: Path) -> None:
+    body = json.dumps({"text": "a", "label": "bad"}, indent=2)
+    assert "line 1 ends within an object; write each object in one line" in told(tmp_path, body)
+
+
+def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_lines, "MAX_LINE", 40)
+    assert (
+        told(tmp_path, f'{GOOD}\n{{"text": "{"a" * 50}"}}\n')
+        == "line 2 has more than 40 characters; expected one object"
+    )
+
+
+# ---------------------------------------------------------------- what programs write
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=12) | st.sampled_from(
+    ["", "\u2028", "\n", "\r", "\\", '"', "\ufffd"]
+)
+LABELS = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.sampled_from(["1", "a", "true", ""])
+FEW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def written(label: Any) -> str | None:
+    return label if label is None or isinstance(label, str) else json.dumps(label)
+
+
+@FEW
+@given(st.lists(st.tuples(TEXTS, LABELS), min_size=1, max_size=6), st.booleans())
+def test_what_the_json_module_writes_is_read_back(tmp_path: Path, rows: list[tuple[str, Any]], escaped: bool) -> None:
+    lines = [json.dumps({"text": text, "label": label}, ensure_ascii=escaped) for text, label in rows]
+    assert pairs(load(tmp_path, "\n".join(lines), "jsonl")) == [(text, written(label)) for text, label in rows]
+
+
+@FEW
+@given(st.lists(st.tuples(TEXTS, st.none() | st.integers(-(2**50), 2**50)), min_size=1, max_size=6), st.booleans())
+def test_what_pandas_writes_is_read_back(tmp_path: Path, rows: list[tuple[str, Any]], escaped: bool) -> None:
+    frame = pd.DataFrame({"text": [text for text, _ in rows], "label": [label for _, label in rows]})
+    body = frame.to_json(orient="records", lines=True, force_ascii=escaped)
+    assert pairs(load(tmp_path, body, "jsonl")) == [(text, written(label)) for text, label in rows]
+
+
+@FEW
+@given(st.lists(st.tuples(TEXTS, st.none() | st.integers(-(2**50), 2**50)), min_size=1, max_size=6))
+def test_what_polars_writes_is_read_back(tmp_path: Path, rows: list[tuple[str, Any]]) -> None:
+    frame = pl.DataFrame(rows, schema={"text": pl.String, "label": pl.Int64}, orient="row")
+    frame.write_ndjson(tmp_path / "polars.jsonl")
+    assert pairs(read(tmp_path / "polars.jsonl", "jsonl")) == [(text, written(label)) for text, label in rows]

@@ -1,0 +1,78 @@
+"""Which rows of several lines have swallowed others, and which are texts of several lines."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from ptpipeline.data.rows import check_rows
+from ptpipeline.data.sources import read_rows
+from ptpipeline.data.table import Wanted
+from ptpipeline.errors import DataError
+from tests.data.declared import declared
+from tests.data.tables import load
+
+LINES = [f"text {number},{'bad' if number % 2 else 'good'}" for number in range(60)]
+TARGETS = (Wanted("text", "text", text=True), Wanted("answer", "target", text=True))
+
+
+def spoil(start: int, end: int, lines: Sequence[str] = LINES) -> list[str]:
+    """The lines with a quote that opens in one of them, and closes in another by chance."""
+    spoilt = list(lines)
+    spoilt[start] = f'"{spoilt[start]}'
+    spoilt[end] = spoilt[end].replace(",", ' of 27",', 1)
+    return spoilt
+
+
+def body(lines: Sequence[str], header: str = "text,label") -> str:
+    return "\n".join([header, *lines, ""])
+
+
+@pytest.mark.parametrize("end", [6, 7, 9, 40, 59])
+def test_a_quote_that_closes_by_chance_is_found(tmp_path: Path, end: int) -> None:
+    table = load(tmp_path, body(spoil(5, end)))
+    assert len(table.columns["text"].cells) == 60 - (end - 5)
+    assert table.misquoted == {6}
+    assert table.places.describe(table.misquoted) == "line 7"
+
+
+def test_one_that_opens_in_a_column_that_is_not_named_is_found(tmp_path: Path) -> None:
+    lines = [f"note {number},{line}" for number, line in enumerate(LINES)]
+    assert load(tmp_path, body(spoil(5, 9, lines), "note,text,label")).misquoted == {6}
+
+
+def test_it_is_found_without_a_column_of_few_values(tmp_path: Path) -> None:
+    lines = [f"text {number},answer {number}" for number in range(60)]
+    assert load(tmp_path, body(spoil(5, 20, lines), "text,answer"), wanted=TARGETS).misquoted == {6}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Dear all,\nthanks, it works\nbye, John",
+        "one, two\nthree, four\n\nfive",
+        "a list\nbad\ngood\nbad",
+        "I said,\nbad, good, bad,\nfine",
+        "\n\n\n",
+        "ends\n",
+    ],
+)
+def test_an_honest_text_of_several_lines_is_not(tmp_path: Path, text: str) -> None:
+    assert load(tmp_path, body([*LINES, f'"{text}",bad'])).misquoted == frozenset()
+
+
+def test_such_a_row_blocks_with_its_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(body(spoil(5, 9)))
+    with pytest.raises(DataError, match=r"check quotes found 1: line 7; .* close the quote that opens there") as raised:
+        check_rows(declared(path), read_rows(declared(path), tmp_path))
+    assert "text" not in str(raised.value).partition("it looks for")[0].replace(str(path), "")
+
+
+@pytest.mark.parametrize(("policy", "rows"), [("off", 56), ("warn", 55)])
+def test_a_right_text_is_kept_if_the_check_is_off(tmp_path: Path, policy: str, rows: int) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(body(spoil(5, 9)))
+    checks = {"quotes": policy, "near_duplicate": "off", "rows_per_label": "off"}
+    task = declared(path, checks=checks)
+    assert len(check_rows(task, read_rows(task, tmp_path)).rows) == rows
