@@ -1,0 +1,115 @@
+"""One file as it lies on a disk: its path, its first bytes, its size."""
+
+import gzip
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ptpipeline.data import files
+from ptpipeline.errors import DataError
+from tests.data.tables import WANTED, load, pairs, read
+
+ROWS = "text,label\n" + "".join(f"text {number},{'bad' if number % 2 else 'good'}\n" for number in range(40))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a[12].csv", "a*.csv", "a?.csv", "a::b.csv", "a#b.csv", "a%20b.csv", "~a.csv", "$HOME.csv", "a\nb.csv", "é.csv"],
+)
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
+def test_a_path_is_no_pattern(tmp_path: Path, name: str, form: str) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for near in ("a1.csv", "ab.csv", "a b.csv", "a"):
+        (tmp_path / near).write_text("text,label\nwrong,bad\n")
+    path = tmp_path / name
+    if form == "parquet":
+        pq.write_table(pa.table({"text": ["a"], "label": ["bad"]}), pa.OSFile(str(path), "wb"))
+    else:
+        path.write_text(
+            {"csv": "text,label\na,bad\n", "tsv": "text\tlabel\na\tbad\n"}.get(form, '{"text":"a","label":"bad"}')
+        )
+    assert pairs(read(path, form)) == [("a", "bad")]
+
+
+@pytest.mark.parametrize(
+    ("encode", "kind", "fix"),
+    [
+        (lambda text: text.encode("utf-16"), "UTF-16", "iconv"),
+        (lambda text: b"\xfe\xff" + text.encode("utf-16-be"), "UTF-16", "iconv"),
+        (lambda text: text.encode("utf-16-le"), "UTF-16 without a byte order mark", "iconv"),
+        (lambda text: text.encode("utf-16-be"), "UTF-16 without a byte order mark", "iconv"),
+        (lambda text: text.encode("utf-32"), "UTF-32", "iconv"),
+    ],
+)
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_another_encoding_is_told_with_a_command_that_works(
+    tmp_path: Path, encode: Callable[[str], bytes], kind: str, fix: str, form: str
+) -> None:
+    body = ROWS if form == "csv" else '{"text": "a \u00e9", "label": "bad"}\n' * 20
+    with pytest.raises(DataError, match=f"the file is {kind}; save it as UTF-8, for example by: {fix} ") as raised:
+        load(tmp_path, encode(body), form)
+    command = re.search(r"for example by: (iconv .*)$", str(raised.value))
+    assert command
+    done = command[1].replace("FILE", f"rows.{form}").replace("NEW", "new")
+    subprocess.run(["bash", "-c", done], cwd=tmp_path, check=True)
+    assert (tmp_path / "new").read_text(encoding="utf-8-sig") == body
+    assert pairs(load(tmp_path, (tmp_path / "new").read_bytes(), form))
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (gzip.compress(ROWS.encode()), "the file is compressed by gzip; decompress it with gunzip"),
+        (b"\x28\xb5\x2f\xfd....", "compressed by zstd"),
+        (b"BZh91AY", "compressed by bzip2"),
+        (
+            b"PK\x03\x04....",
+            "the file is a zip archive or an Excel workbook; unpack it, or save the sheet as CSV UTF-8",
+        ),
+        (b"\xd0\xcf\x11\xe0....", "an old Excel workbook"),
+        (b"PAR1....", r"a Parquet file; set data\.source\.format: parquet"),
+        (b"SQLite format 3\0", "an SQLite database"),
+    ],
+)
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl"])
+def test_another_kind_of_file_is_named(tmp_path: Path, body: bytes, sentence: str, form: str) -> None:
+    with pytest.raises(DataError, match=sentence) as raised:
+        load(tmp_path, body, form)
+    assert "\n" not in str(raised.value)
+
+
+def test_text_is_told_from_parquet(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"not readable as parquet: cannot be read \(\w+\); give a file in parquet"):
+        load(tmp_path, ROWS, "parquet")
+
+
+def test_texts_with_a_few_nuls_are_no_utf16(tmp_path: Path) -> None:
+    assert pairs(load(tmp_path, "text,label\na\0b,bad\n\0,good\n")) == [("a\0b", "bad"), ("\0", "good")]
+
+
+def test_a_file_that_may_not_be_read_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    with pytest.raises(DataError, match=r"not readable as csv: cannot be read \(FileNotFoundError\)"):
+        read(path)
+    path.mkdir()
+    with pytest.raises(DataError, match=r"not readable as csv: cannot be read \(IsADirectoryError\)"):
+        read(path)
+
+
+def test_a_file_that_is_too_large_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "rows.csv"
+    path.touch()
+    os.truncate(path, files.MAX_BYTES + 1)  # a sparse file
+    with pytest.raises(DataError, match="4294967297 bytes; a source may have at most 4294967296 bytes"):
+        read(path)
+
+
+def test_only_wanted_columns_are_kept(tmp_path: Path) -> None:
+    table = load(tmp_path, "id,text,label\n1,a,bad\n", wanted=WANTED[:1])
+    assert (table.names, list(table.columns)) == (["id", "text", "label"], ["text"])
