@@ -174,7 +174,7 @@ def test_a_file_that_is_not_there_is_not_found(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- no other module parses
 
 PARSERS = {
-    "json": {"load", "loads"},
+    "json": {"load", "loads", "JSONDecoder"},
     "pickle": {"load", "loads", "Unpickler"},
     "torch": {"load"},
     "np": {"load", "fromfile", "genfromtxt", "loadtxt", "open_memmap"},
@@ -189,7 +189,7 @@ METHODS = {"model_validate_json", "open_memmap"}
 
 ALLOWED = {
     "ptpipeline/foreign.py": "the one place",
-    "ptpipeline/data/files.py": "says which line of a user's file is broken",
+    "ptpipeline/data/json_lines.py": "says which line of a user's file is broken",
     "ptpipeline/data/parquet.py": "bounds a Parquet file, then parses within `parsing`",
     "ptpipeline/task/document.py": "bounds a YAML file, then parses it",
     "ptpipeline/prompts/tensors.py": "loads what `check_tensors` accepted, within `parsing`",
