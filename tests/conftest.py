@@ -21,6 +21,7 @@ import pytest
 from httpx._transports import default
 from hypothesis import settings
 
+from benchmarks.fixtures.postgres import Postgres, running_postgres
 from benchmarks.fixtures.s3_server import S3Server, running_s3
 from ptpipeline.storage import FolderStore, ObjectStore, S3Store
 from tests import processes
@@ -96,6 +97,13 @@ def s3_bucket(s3_server: S3Server) -> str:
     """One bucket for the tests to which a prefix of their own is enough: a fresh bucket's first write takes 0.2 s."""
     boto3.client("s3", endpoint_url=s3_server.endpoint).create_bucket(Bucket="shared")
     return "shared"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[Postgres]:
+    """One PostgreSQL server for the whole run."""
+    with running_postgres() as server:
+        yield server
 
 
 @pytest.fixture

@@ -183,6 +183,12 @@ def _score(context: Context, version: OpenVersion, sample: "Sample") -> _Scored:
     )
 
 
+def _tell_format(path: Path) -> str:
+    """The format that a file's name tells, also behind `.gz` and `.zst`."""
+    suffixes = [suffix.removeprefix(".").lower() for suffix in path.suffixes]
+    return next((suffix for suffix in reversed(suffixes) if suffix not in ("gz", "zst")), "")
+
+
 def _replace_source(task: Task, path: Path, form: str | None) -> Task:
     """Return the task with the file as its source; all rows are measured, so checks of splits are off.
 
@@ -193,14 +199,15 @@ def _replace_source(task: Task, path: Path, form: str | None) -> Task:
             f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a file of rows with the "
             f"columns of task {task.name}"
         )
-    form = form or path.suffix.removeprefix(".").lower()
+    form = form or _tell_format(path)
     if form not in FORMATS:
         raise DataError(
             f"{path}: its name does not tell its format; give --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
         )
     own: dict[str, object] = {"path": str(path.resolve()), "format": form}
-    if form == task.data.source.format:
-        own |= task.data.source.model_dump(include={"columns", "delimiter"})
+    declared = task.data.sources.get(None) or task.data.sources["test"]
+    if form == declared.format:
+        own |= declared.model_dump(include={"columns", "delimiter"})
     source = Source.model_validate(own)
     checks = task.data.checks.model_copy(
         update={"split_overlap": "off", "near_duplicate": "off", "rows_per_label": "off"}

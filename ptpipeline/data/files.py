@@ -47,7 +47,7 @@ def load_file(name: str, path: Path, source: Source, wanted: Sequence[Wanted]) -
             raise DataError(f"{name}: the file is empty; expected rows in {source.format}")
         if size > MAX_BYTES:
             raise DataError(f"{name}: {size} bytes; a source may have at most {MAX_BYTES} bytes: give a part of it")
-        _check_beginning(name, path, source.format)
+        _check_beginning(name, path, source.format or "")
         table = _read(name, path, source, wanted)
         if not all(column.cells for column in table.columns.values()):
             raise DataError(f"{name}: there are no rows")

@@ -7,7 +7,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from ptpipeline.records.base import DIGEST_PATTERN
 from ptpipeline.task.document import Section
 
-PLACES = ("path", "glob", "package", "s3")
+PLACES = ("path", "glob", "package", "s3", "sql")
+_TABLES = ("sql",)  # whose rows are in no file
 _OTHERS = "write an object of S3 as `s3: {url: s3://BUCKET/KEY}`, download any other, and name the file"
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]{0,99}$")]
 OneOrMore = Annotated[
@@ -47,9 +48,21 @@ class S3Objects(Section):
         return self
 
 
+class SqlQuery(Section):
+    """A query of SQLite or PostgreSQL; `url_env` names the environment variable that holds the database's address.
+
+    `version_query` gives what changes whenever the rows do, such as the newest time of a change; without it the rows
+    are read to tell whether they changed.
+    """
+
+    url_env: EnvironmentName
+    query: Annotated[str, Field(min_length=1, max_length=20_000)]
+    version_query: Annotated[str, Field(min_length=1, max_length=20_000)] | None = None
+
+
 class Source(Section):
     """Where the rows come from: local files (`path`, one or a list; `glob`, a pattern), a `member` of a pinned package
-    archive on the package index, or objects in S3.
+    archive on the package index, objects in S3, or the answer of an SQL query.
 
     `member` may reach into a nested archive: `folder/inner.tar.gz!/folder/file.txt`. `format: tsv` means tab-separated
     without quoting; `delimiter` is the character between the fields of a csv file, a comma by default; `columns` names
@@ -63,7 +76,8 @@ class Source(Section):
     member: str | None = None
     sha256: Annotated[str, Field(pattern=DIGEST_PATTERN)] | None = None
     s3: S3Objects | None = None
-    format: Literal["csv", "tsv", "jsonl", "parquet"]
+    sql: SqlQuery | None = None
+    format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
     columns: list[str] | None = None
     delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
 
@@ -73,6 +87,12 @@ class Source(Section):
         if len(places) != 1:
             found = f"found {' and '.join(places)}" if places else "found none"
             raise ValueError(f"give one place of the rows, {', '.join(PLACES[:-1])} or {PLACES[-1]}; {found}")
+        if (self.format is None) != (places[0] in _TABLES):
+            raise ValueError(
+                f"the rows of `{places[0]}` are in no file: remove `format`"
+                if self.format
+                else "`format` is missing: csv, tsv, jsonl or parquet"
+            )
         if (self.package is None) != (self.member is None):
             raise ValueError("`member` names the file inside `package`: give both or neither")
         if self.sha256 is not None and self.package is None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from benchmarks.fixtures.mlflow_server import running_mlflow
-from benchmarks.fixtures.postgres import Postgres, running_postgres
+from benchmarks.fixtures.postgres import Postgres
 from benchmarks.fixtures.prompts import a_task
 from benchmarks.fixtures.s3_server import S3Server
 from ptpipeline.storage import FolderStore, S3Store
@@ -28,13 +28,6 @@ def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One MLflow server for the whole run."""
     with running_mlflow(tmp_path_factory.mktemp("mlflow")) as url:
         yield url
-
-
-@pytest.fixture(scope="session")
-def postgres() -> Iterator[Postgres]:
-    """One PostgreSQL server for the whole run."""
-    with running_postgres() as server:
-        yield server
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,290 @@
+"""Rows of a query in SQLite or PostgreSQL, in one transaction that only reads, fetched batch by batch.
+
+The only module of the library that speaks SQL. An address may hold a password, and a driver's message a row's text: no
+error shows either, but the names of tables and columns that the driver misses.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import date, datetime, time
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ptpipeline.data.files import MAX_BYTES
+from ptpipeline.data.table import MAX_ROWS, Column, Places, Table, Wanted, locate, too_many
+from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
+from ptpipeline.foreign import shorten
+from ptpipeline.task.source import Source, SqlQuery
+
+if TYPE_CHECKING:
+    from sqlalchemy import URL, Connection, Engine
+
+BATCH = 5000  # rows that are in memory beside the wanted cells
+MAX_VERSION_ROWS = 100  # of a version query's answer
+WAIT_SECONDS, QUERY_SECONDS = 10, 600
+OPTIONS = (
+    "-c default_transaction_read_only=on "
+    f"-c lock_timeout={WAIT_SECONDS}s -c statement_timeout={QUERY_SECONDS}s -c client_encoding=utf8"
+)
+_EXPECTED = "expected sqlite:////absolute/file.db or postgresql://user:password@host/database"
+_ELSEWHERE = (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)  # VACUUM INTO attaches, too
+
+# What a server says while a connection begins has no code.
+_NO_ENTRY = re.compile("authentication|password|pg_hba|role .* does not exist|database .* does not exist|not permitted")
+
+
+def identify(source: Source, home: Path) -> Any:
+    """Return the answer of the version query as text; without one, a digest of the rows in whatever order, and their
+    number. Raises what `read` raises.
+    """
+    sql = _query(source)
+    with _Database(sql) as database:
+        if sql.version_query is None:
+            return _digest(database)
+        with database.asking(sql.version_query) as answer:
+            rows = answer.fetchmany(MAX_VERSION_ROWS + 1)
+            if not 1 <= len(rows) <= MAX_VERSION_ROWS:
+                raise DataError(
+                    f"{database.name}: version_query gives {len(rows) or 'no'} rows, expected 1 to {MAX_VERSION_ROWS}, "
+                    "such as the newest time of a change"
+                )
+            return {"version": [_write_row(row) for row in rows]}
+
+
+def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple[str, Table]]:
+    """Yield the name of the source and the wanted columns of the query's answer.
+
+    Raises DataError if the query cannot run, writes, lacks a wanted column, or gives no rows or too many, SettingsError
+    for the address and its login, ServiceUnavailable if the database does not answer.
+    """
+    sql = _query(source)
+    with _Database(sql) as database, database.asking(sql.query) as answer:
+        names = list(map(str, answer.keys()))
+        at = locate(database.name, names, wanted)
+        texts = {one.column: one.field for one in wanted if one.text}
+        cells: dict[str, list[str | None]] = {column: [] for column in at}
+        kinds: dict[str, dict[str, None]] = {column: {} for column in at}
+        count = size = 0
+        for rows in answer.partitions(BATCH):
+            for column, index in at.items():
+                values = [row[index] for row in rows]
+                kinds[column] |= dict.fromkeys(_describe(value) for value in values if value is not None)
+                if column in texts:
+                    _check_texts(database.name, column, texts[column], values, count)
+                written = [_write(value) for value in values]
+                size += sum(len(cell) for cell in written if cell is not None)
+                cells[column] += written
+            count += len(rows)
+            if count > MAX_ROWS:
+                raise too_many(database.name)
+            if size > MAX_BYTES:
+                raise DataError(f"{database.name}: more than {MAX_BYTES} characters; give a part of it")
+    if count == 0:
+        raise DataError(f"{database.name}: the query gives no rows")
+    columns = {column: Column(cells[column], tuple(kinds[column]) or ("text",)) for column in at}
+    yield database.name, Table(names, columns, Places())
+
+
+def _query(source: Source) -> SqlQuery:
+    if source.sql is None:
+        raise DataError("data.source names no query")
+    return source.sql
+
+
+def _digest(database: "_Database") -> dict[str, Any]:
+    """The sum of the rows' sha256: a server may give the same rows in another order tomorrow."""
+    total = count = 0
+    with database.asking(database.sql.query) as answer:
+        names = list(map(str, answer.keys()))
+        for rows in answer.partitions(BATCH):
+            for row in rows:
+                line = json.dumps(_write_row(row)).encode()
+                total += int.from_bytes(hashlib.sha256(line).digest())
+            count += len(rows)
+            if count > MAX_ROWS:
+                raise too_many(database.name)
+    return {"columns": names, "rows": count, "sum": f"{total % 2**256:064x}"}
+
+
+# ---------------------------------------------------------------- values
+
+
+def _write_row(row: Sequence[Any]) -> list[str | None]:
+    return [_write(value) for value in row]
+
+
+def _write(value: Any) -> str | None:
+    """A value as a person would write it, by the same rules as one of a Parquet file; None for what is missing."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, bool | float | Decimal | datetime | date | time | bytes):
+        import pyarrow as pa
+
+        from ptpipeline.data.arrow import write_values
+
+        if isinstance(value, Decimal) and not value.is_finite():
+            return None if value.is_nan() else str(value)
+        try:
+            return write_values(pa.array([value]))[0]
+        except pa.ArrowException:  # more digits, or years, than Arrow has
+            return str(value)
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
+
+
+def _describe(value: Any) -> str:
+    """What a value is, in the words of data/table.py."""
+    if isinstance(value, str | bytes):
+        return "text"
+    if isinstance(value, bool):
+        return "booleans"
+    if isinstance(value, int):
+        return "integers"
+    if isinstance(value, float | Decimal):
+        return "numbers"
+    return "dates" if isinstance(value, date | time) else type(value).__name__[:40]
+
+
+def _check_texts(name: str, column: str, field: str, values: Sequence[Any], before: int) -> None:
+    for number, value in enumerate(values, before + 1):
+        if value is not None and not isinstance(value, str | bytes):
+            raise DataError(
+                f"{name}: column {column!r}, which data.{field} names, holds {_describe(value)} in row {number}; "
+                "expected text: cast it in the query"
+            )
+
+
+# ---------------------------------------------------------------- the database
+
+
+class _Database:
+    """One connection whose transaction only reads; its errors name the variable that holds the address."""
+
+    def __init__(self, sql: SqlQuery) -> None:
+        self.sql, self.name = sql, f"sql:{sql.url_env}"
+
+    def __enter__(self) -> "_Database":
+        self._engine = self._open()
+        try:
+            with self._translating():
+                self._connection: Connection = self._engine.connect()
+        except BaseException:
+            self._engine.dispose()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._translating():
+            self._connection.close()
+        self._engine.dispose()
+
+    @contextmanager
+    def asking(self, query: str) -> Iterator[Any]:
+        """Give the answer of a query, which the server hands out batch by batch; nothing in the query is replaced."""
+        options: dict[str, Any] = {"stream_results": True, "max_row_buffer": BATCH, "no_parameters": True}
+        with self._translating():
+            answer = self._connection.execution_options(**options).exec_driver_sql(query)
+            with closing(answer):
+                if not answer.returns_rows:
+                    raise DataError(f"{self.name}: the query gives no columns; write one SELECT")
+                yield answer
+
+    def _open(self) -> "Engine":
+        from sqlalchemy import create_engine, make_url
+        from sqlalchemy.exc import ArgumentError
+
+        address = os.environ.get(self.sql.url_env, "")
+        if not address:
+            raise SettingsError(
+                f"data.source.sql.url_env: the environment variable {self.sql.url_env} is not set; {_EXPECTED} there"
+            )
+        try:
+            url = make_url(address)
+        except (ArgumentError, ValueError):  # it is not shown, because it may hold a password
+            raise SettingsError(f"{self.sql.url_env} holds no address of a database; {_EXPECTED}") from None
+        if url.get_backend_name() == "postgresql" and url.database:
+            return create_engine(
+                url.set(drivername="postgresql+psycopg"),
+                isolation_level="REPEATABLE READ",
+                connect_args={"connect_timeout": WAIT_SECONDS, "options": OPTIONS},
+                execution_options={"postgresql_readonly": True},
+            )
+        if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
+            return create_engine("sqlite://", creator=lambda: _open_sqlite(url))
+        raise SettingsError(
+            f"{self.sql.url_env}: databases of {shorten(url.get_backend_name(), 30)} are not read; {_EXPECTED}"
+        )
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        """Raise the driver's errors as ours: what a person has to change is Terminal, what may pass is Transient."""
+        from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+        try:
+            yield
+        except DBAPIError as error:
+            raise self._translate(error.orig) from None
+        except sqlite3.Error as error:
+            raise self._translate(error) from None
+        except SQLAlchemyError as error:
+            raise DataError(
+                f"{self.name}: the query cannot be read ({type(error).__name__}); write one SELECT"
+            ) from None
+
+    def _translate(self, error: Any) -> Exception:
+        if isinstance(error, sqlite3.Error):
+            return self._translate_sqlite(error)
+        state = getattr(error, "sqlstate", None) or ""
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if state.startswith("28") or state == "42501" or (not state and _NO_ENTRY.search(str(error))):
+            return SettingsError(
+                f"{self.name}: the database does not let it in, or read ({state or 'at login'}); check the login, the "
+                f"database and its rights in {self.sql.url_env}"
+            )
+        if state == "25006":
+            return DataError(f"{self.name}: the query writes, and only reading is allowed; write one SELECT")
+        if state.startswith("42"):  # names of tables and columns
+            return DataError(f"{self.name}: the query cannot run: {shorten(said, 200)}")
+        if not state or state[:2] in ("08", "40", "53", "55", "57", "58"):
+            return ServiceUnavailable(
+                f"{self.name}: the database does not answer ({state or type(error).__name__}); check that it runs and "
+                "is not locked"
+            )
+        return DataError(f"{self.name}: the query fails on its rows (SQLSTATE {state}); correct the query")
+
+    def _translate_sqlite(self, error: sqlite3.Error) -> Exception:
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR):
+            return ServiceUnavailable(f"{self.name}: the database does not answer ({error}); check who locks it")
+        if code == sqlite3.SQLITE_CANTOPEN:
+            return DataError(f"{self.name}: there is no readable file at the address in {self.sql.url_env}")
+        if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            return DataError(f"{self.name}: the file at the address in {self.sql.url_env} is no SQLite database")
+        if code in (sqlite3.SQLITE_AUTH, sqlite3.SQLITE_READONLY):
+            return DataError(f"{self.name}: the query does more than reading; write one SELECT")
+        return DataError(f"{self.name}: the query cannot run: {shorten(str(error), 200)}")
+
+
+def _open_sqlite(url: "URL") -> sqlite3.Connection:
+    """Open the file so that no statement can write, attach another one, or change a setting."""
+    path = Path(str(url.database)).expanduser().absolute()
+    connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=WAIT_SECONDS, check_same_thread=False)
+    connection.text_factory = lambda body: body.decode("utf-8", "surrogateescape")
+    connection.set_authorizer(_authorize)
+    return connection
+
+
+def _authorize(action: int, name: str | None, value: str | None, *_: str | None) -> int:
+    """Deny what reaches another file or a setting; SQLAlchemy asks for one, and full-text tables for their version."""
+    asks = name in ("read_uncommitted", "data_version") and value is None
+    denied = action in _ELSEWHERE or (action == sqlite3.SQLITE_PRAGMA and not asks)
+    return sqlite3.SQLITE_DENY if denied else sqlite3.SQLITE_OK

@@ -1,0 +1,351 @@
+"""Rows of a query in SQLite and in a real PostgreSQL."""
+
+import os
+import sqlite3
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from benchmarks.fixtures.postgres import Postgres
+from ptpipeline.data import database
+from ptpipeline.data.snapshot import ingest
+from ptpipeline.data.sources import SourceRows, read_rows, source_key
+from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
+from ptpipeline.storage import FolderStore
+from ptpipeline.task.task import Task
+from tests.data.declared import declared
+from tests.tiny import sentences
+
+QUERY = "SELECT text, label FROM reviews ORDER BY id"
+PASSWORD = "of-the-partner"
+
+
+class Rows:
+    """A database with a table `reviews`, which the tests change through `run`."""
+
+    def __init__(self, run: Callable[[str], None], home: Path) -> None:
+        self.run, self.home = run, home
+        run("CREATE TABLE reviews (id INTEGER PRIMARY KEY, text TEXT, label TEXT)")
+
+    def put(self, *rows: tuple[str, str]) -> None:
+        self.run("DELETE FROM reviews")
+        for number, (text, label) in enumerate(rows):
+            self.run(f"INSERT INTO reviews VALUES ({number}, '{text}', '{label}')")
+
+    def task(self, query: str = QUERY, **sql: Any) -> Task:
+        return declared(source={"path": None, "format": None, "sql": {"url_env": "REVIEWS_DB", "query": query, **sql}})
+
+    def read(self, query: str = QUERY, **sql: Any) -> SourceRows:
+        return read_rows(self.task(query, **sql), self.home)
+
+    def key(self, query: str = QUERY, **sql: Any) -> str:
+        return source_key(self.task(query, **sql), self.home)
+
+
+def of_sqlite(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Rows:
+    path = folder / "reviews.db"
+    monkeypatch.setenv("REVIEWS_DB", f"sqlite:///{path}")
+
+    def run(statement: str) -> None:
+        with sqlite3.connect(path) as connection:
+            connection.execute(statement)
+        connection.close()
+
+    return Rows(run, folder / "home")
+
+
+def of_postgres(server: Postgres, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Rows:
+    url = server.create_database(f"rows-{uuid.uuid4().hex}")
+    monkeypatch.setenv("REVIEWS_DB", url.replace("postgres@", f"postgres:{PASSWORD}@"))
+
+    def run(statement: str) -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            connection.execute(statement.encode())
+
+    return Rows(run, folder / "home")
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rows:
+    return of_sqlite(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def server(postgres: Postgres, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Rows:
+    return of_postgres(postgres, tmp_path, monkeypatch)
+
+
+@pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.servers)])
+def rows(request: pytest.FixtureRequest) -> Rows:
+    found: Rows = request.getfixturevalue(request.param)
+    return found
+
+
+def test_the_rows_of_a_query_are_read(rows: Rows) -> None:
+    rows.put(("b", "bad"), ("ä \U0001f600", "good"))
+    found = rows.read()
+    assert (found.texts, found.labels) == (["b", "ä \U0001f600"], ["bad", "good"])
+    assert found.source == "sql:REVIEWS_DB"
+
+
+def test_nothing_in_a_query_is_replaced(rows: Rows) -> None:
+    rows.put(("50% of :it", "bad"))
+    assert rows.read("SELECT text, label, '%s' AS a FROM reviews WHERE text LIKE '50%' OR text = ':x';").texts == [
+        "50% of :it"
+    ]
+
+
+def test_more_rows_than_a_batch_are_read_in_order(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "BATCH", 7)
+    rows.put(*[(f"text {number:02}", "bad") for number in range(30)])
+    assert rows.read().texts == [f"text {number:02}" for number in range(30)]
+
+
+def test_numbers_and_dates_become_what_a_person_writes(sqlite: Rows) -> None:
+    sqlite.put(("a", "bad"))
+    for value, written in {"1": "1", "1.0": "1", "0.5": "0.5", "NULL": None, "x'626164'": "bad"}.items():
+        found = sqlite.read(f"SELECT text, {value} AS label FROM reviews")
+        assert found.labels == [written]
+
+
+@pytest.mark.servers
+def test_types_of_postgresql_become_what_a_person_writes(server: Rows) -> None:
+    server.put(("a", "bad"))
+    for value, written in {
+        "true": "true",
+        "1.50::numeric": "1.5",
+        "'NaN'::float8": None,
+        "9007199254740993": "9007199254740993",
+        "date '2024-02-29'": "2024-02-29",
+        "timestamp '2024-02-29 12:30:00'": "2024-02-29 12:30:00",
+        "12345678901234567890123456789012345678901234567890.5::numeric": (
+            "12345678901234567890123456789012345678901234567890.5"
+        ),
+        '\'{"a": [1, "ä"]}\'::jsonb': '{"a": [1, "ä"]}',
+        "'c0ffee00-0000-0000-0000-000000000000'::uuid": "c0ffee00-0000-0000-0000-000000000000",
+    }.items():
+        assert server.read(f"SELECT text, {value} AS label FROM reviews").labels == [written]
+
+
+def test_a_text_column_of_numbers_is_refused(rows: Rows) -> None:
+    rows.put(("a", "bad"))
+    with pytest.raises(
+        DataError, match=r"sql:REVIEWS_DB: column 'text', which data\.text names, holds integers in row 1"
+    ):
+        rows.read("SELECT 7 AS text, label FROM reviews")
+
+
+def test_a_missing_column_is_named(rows: Rows) -> None:
+    rows.put(("a", "bad"))
+    with pytest.raises(DataError, match=r"no column 'label', which data\.label names; the columns are text, lable"):
+        rows.read("SELECT text, label AS lable FROM reviews")
+
+
+def test_a_query_without_rows_is_refused(rows: Rows) -> None:
+    with pytest.raises(DataError, match="the query gives no rows"):
+        rows.read()
+
+
+def test_too_many_rows_are_refused(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "MAX_ROWS", 3)
+    rows.put(*[(f"text {number}", "bad") for number in range(4)])
+    with pytest.raises(DataError, match=r"more than .* rows; give a part of it"):
+        rows.read()
+    with pytest.raises(DataError, match=r"more than .* rows; give a part of it"):
+        rows.key()
+
+
+# ---------------------------------------------------------------- only reading
+
+
+WRITING = [
+    "DELETE FROM reviews",
+    "DELETE FROM reviews RETURNING text, label",
+    "DROP TABLE reviews",
+    "SELECT text, label FROM reviews; DELETE FROM reviews",
+    "SELECT text, label FROM reviews; COMMIT; DELETE FROM reviews; SELECT text, label FROM reviews",
+    "WITH gone AS (DELETE FROM reviews RETURNING text, label) SELECT text, label FROM gone",
+]
+
+
+@pytest.mark.parametrize("query", WRITING)
+@pytest.mark.parametrize("place", ["query", "version_query"])
+def test_no_query_writes(rows: Rows, query: str, place: str) -> None:
+    rows.put(("a", "bad"))
+    with pytest.raises(DataError):
+        rows.key(query) if place == "query" else rows.key(version_query=query)
+    assert rows.read().texts == ["a"]
+
+
+@pytest.mark.parametrize("query", ["ATTACH 'other.db' AS other", "PRAGMA journal_mode=DELETE", "VACUUM INTO 'copy.db'"])
+def test_a_query_of_sqlite_reaches_no_other_file(
+    sqlite: Rows, query: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="the query does more than reading; write one SELECT"):
+        sqlite.read(query)
+    assert [path.name for path in tmp_path.iterdir()] == ["reviews.db"]
+
+
+@pytest.mark.servers
+def test_functions_that_write_are_refused_too(server: Rows) -> None:
+    server.put(("a", "bad"))
+    server.run("CREATE FUNCTION wipe() RETURNS text LANGUAGE sql AS $$ DELETE FROM reviews; SELECT 'bad' $$")
+    with pytest.raises(DataError, match="the query writes, and only reading is allowed"):
+        server.read("SELECT text, wipe() AS label FROM reviews")
+    assert server.read().texts == ["a"]
+
+
+def test_full_text_tables_and_json_are_read(sqlite: Rows) -> None:
+    sqlite.run("CREATE VIRTUAL TABLE found USING fts5(text, label)")
+    sqlite.run("INSERT INTO found VALUES ('a b', 'bad'), ('c', 'good')")
+    assert sqlite.read("SELECT text, label FROM found WHERE found MATCH 'b'").texts == ["a b"]
+    assert sqlite.read("SELECT value AS text, 'bad' AS label FROM json_each('[\"x\"]')").texts == ["x"]
+
+
+# ---------------------------------------------------------------- the key
+
+
+def test_without_a_version_query_the_key_is_of_the_rows_in_any_order(rows: Rows) -> None:
+    query = "SELECT text, label FROM reviews"
+    rows.put(("a", "bad"), ("b", "good"))
+    key = rows.key(query)
+    rows.put(("b", "good"), ("a", "bad"))
+    assert rows.key(query) == key
+    rows.put(("a", "good"), ("b", "bad"))
+    assert rows.key(query) != key
+    rows.put(("a", "bad"), ("b", "good"), ("b", "good"))
+    assert rows.key(query) != key
+
+
+def test_a_version_query_is_asked_instead_of_the_rows(rows: Rows) -> None:
+    rows.put(("a", "bad"))
+    version = "SELECT count(*), max(id) FROM reviews"
+    key = rows.key("SELECT 1/0 FROM no_such_table", version_query=version)
+    rows.put(("b", "good"))
+    assert rows.key("SELECT 1/0 FROM no_such_table", version_query=version) == key
+    rows.put(("b", "good"), ("c", "good"))
+    assert rows.key("SELECT 1/0 FROM no_such_table", version_query=version) != key
+
+
+def test_a_version_query_of_many_rows_is_refused(rows: Rows) -> None:
+    rows.put(*[(f"text {number}", "bad") for number in range(101)])
+    with pytest.raises(DataError, match="version_query gives 101 rows, expected 1 to 100"):
+        rows.key(version_query="SELECT text FROM reviews")
+    rows.put()
+    with pytest.raises(DataError, match="version_query gives no rows"):
+        rows.key(version_query="SELECT text FROM reviews")
+
+
+def test_another_query_is_another_key(rows: Rows) -> None:
+    rows.put(("a", "bad"))
+    assert rows.key() != rows.key(f"{QUERY} DESC")
+
+
+def test_a_snapshot_of_a_query_holds_its_rows_and_no_address(rows: Rows, tmp_path: Path) -> None:
+    rows.put(*[(text, {"positive": "good", "negative": "bad"}[label]) for text, label in sentences(40)])
+    snapshot = ingest(rows.task(), FolderStore(tmp_path / "store"), rows.home)
+    assert snapshot.source == "sql:REVIEWS_DB"
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*.json"))
+    assert PASSWORD.encode() not in stored
+    assert b"//" not in stored
+
+
+# ---------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("query", ["SELECT text, label FROM reveiws", "SELECT txet FROM reviews", "SELEC text"])
+def test_a_wrong_query_is_told_with_what_is_missing(rows: Rows, query: str) -> None:
+    with pytest.raises(DataError, match=r"sql:REVIEWS_DB: the query cannot run: .*(reveiws|txet|SELEC)") as raised:
+        rows.read(query)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.servers
+def test_a_row_that_a_query_fails_on_is_not_quoted(server: Rows) -> None:
+    server.put(("private words", "bad"))
+    with pytest.raises(DataError, match=r"fails on its rows .SQLSTATE 22P02") as raised:
+        server.read("SELECT text, text::integer AS label FROM reviews")
+    assert "private" not in str(raised.value)
+
+
+def test_a_variable_that_is_not_set_is_named(sqlite: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REVIEWS_DB")
+    with pytest.raises(SettingsError, match="the environment variable REVIEWS_DB is not set"):
+        sqlite.key()
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "reviews.db",
+        "mysql://me:secret@host/db",
+        "sqlite://",
+        "postgresql://me:secret@host",
+        "postgresql://me:secret@h:x/d",
+    ],
+)
+def test_an_address_of_no_such_database_is_not_shown(
+    sqlite: Rows, address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REVIEWS_DB", address)
+    with pytest.raises(SettingsError, match=r"REVIEWS_DB.*expected sqlite:") as raised:
+        sqlite.key()
+    assert "secret" not in str(raised.value)
+
+
+def test_a_file_that_is_not_there_is_not_made(sqlite: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("REVIEWS_DB", f"sqlite:///{tmp_path}/none.db")
+    with pytest.raises(DataError, match="there is no readable file at the address in REVIEWS_DB"):
+        sqlite.key()
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_a_file_that_is_no_database_is_told(sqlite: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\n" * 100)
+    monkeypatch.setenv("REVIEWS_DB", f"sqlite:///{tmp_path}/rows.csv")
+    with pytest.raises(DataError, match="is no SQLite database"):
+        sqlite.key()
+
+
+def test_a_locked_database_is_transient(sqlite: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "WAIT_SECONDS", 0.1)
+    sqlite.put(("a", "bad"))
+    other = sqlite3.connect(tmp_path / "reviews.db")
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(ServiceUnavailable, match=r"does not answer .*locked"):
+        sqlite.key()
+    other.close()
+
+
+@pytest.mark.servers
+def test_a_server_that_is_not_there_is_transient(
+    postgres: Postgres, server: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REVIEWS_DB", f"postgresql://me:{PASSWORD}@127.0.0.1:9/db")
+    with pytest.raises(ServiceUnavailable, match="does not answer") as raised:
+        server.key()
+    assert PASSWORD not in str(raised.value)
+
+
+@pytest.mark.servers
+@pytest.mark.parametrize("login", ["nobody@127.0.0.1:PORT/postgres", "postgres@127.0.0.1:PORT/none"])
+def test_a_login_that_is_refused_is_a_setting(
+    postgres: Postgres, server: Rows, login: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REVIEWS_DB", f"postgresql://{login.replace('PORT', str(postgres.port))}")
+    with pytest.raises(SettingsError, match="does not let it in, or read"):
+        server.key()
+
+
+@pytest.mark.servers
+def test_a_missing_right_is_a_setting(postgres: Postgres, server: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"reader_{uuid.uuid4().hex}"
+    server.run(f"CREATE ROLE {name} LOGIN")
+    monkeypatch.setenv("REVIEWS_DB", os.environ["REVIEWS_DB"].replace("postgres:", f"{name}:"))
+    with pytest.raises(SettingsError, match=r"does not let it in, or read .42501"):
+        server.read()
