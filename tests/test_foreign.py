@@ -199,6 +199,7 @@ ALLOWED = {
     "ptpipeline/models/base.py": "a base model's own files",
     "ptpipeline/models/configuration.py": "what it wrote itself a moment ago",
     "ptpipeline/models/load.py": "a base model's own files",
+    "ptpipeline/models/offload.py": "a base model's own files",
     "ptpipeline/settings.py": "lies below `foreign`; reads the file that `ptp up` wrote for its owner alone",
     "flows/local/stack.py": "the file that `ptp up` wrote for its owner alone",
     "flows/local/servers.py": "answers of servers that it started itself",

@@ -13,7 +13,7 @@ WANTED = (Wanted("text", "text", text=True), Wanted("label", "label"))
 
 def read(path: Path, form: str = "csv", wanted: Sequence[Wanted] = WANTED, **source: Any) -> Table:
     """The table in the file."""
-    return load_file(path, Source.model_validate({"path": str(path), "format": form, **source}), wanted)
+    return load_file(str(path), path, Source.model_validate({"path": str(path), "format": form, **source}), wanted)
 
 
 def load(folder: Path, body: bytes | str, form: str = "csv", wanted: Sequence[Wanted] = WANTED, **source: Any) -> Table:
