@@ -25,6 +25,7 @@ from benchmarks.fixtures.postgres import Postgres, running_postgres
 from benchmarks.fixtures.s3_server import S3Server, running_s3
 from ptpipeline.storage import FolderStore, ObjectStore, S3Store
 from tests import processes
+from tests.hub_server import Hub, running_hub
 from tests.schedule import ByFile, rank
 
 MEMORY, ROOM = "/dev/shm", 4 * 2**30  # bytes that have to be free there
@@ -103,6 +104,14 @@ def s3_bucket(s3_server: S3Server) -> str:
 def postgres() -> Iterator[Postgres]:
     """One PostgreSQL server for the whole run."""
     with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """An empty hub of models and data sets, which the environment names."""
+    with running_hub() as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.address)
         yield server
 
 

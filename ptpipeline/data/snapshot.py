@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from ptpipeline.data.parquet import read_table
 from ptpipeline.data.rows import CheckedRow, CheckedRows, Row, check_rows
 from ptpipeline.data.sources import read_rows, source_key
-from ptpipeline.errors import ArtifactError, DataError, NotFound, PreconditionFailed
+from ptpipeline.errors import ArtifactError, DataError, NotFound, PreconditionFailed, ServiceUnavailable
 from ptpipeline.foreign import parse_record, parsing
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import SPLITS, Snapshot, Split, SplitInfo
@@ -31,10 +31,13 @@ def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
     """Read, check and split the task's rows and store them; equal rows give the same snapshot.
 
     Idempotent: if the manifest is already there, nothing is written, and the record returned has the present source key
-    and check counts. Raises DataError if the source is not readable, a check blocks, or a split is too small.
+    and check counts. Raises DataError if the source is not readable, a check blocks, or a split is too small,
+    ServiceUnavailable if the source changed while it was read: its key would stand for other rows.
     """
     key = source_key(task, home)
     source = read_rows(task, home)
+    if source_key(task, home) != key:
+        raise ServiceUnavailable(f"{source.source}: the source changed while it was read; run again")
     checked = check_rows(task, source)
     splits = _split_rows(checked.rows, task)
     _check_sizes(source.source, splits, task)

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from ptpipeline.data import database, local, s3
+from ptpipeline.data import database, hub, local, s3
 from ptpipeline.data.joined import JoinedPlaces, count_rows, join
 from ptpipeline.data.table import Places, Table, Wanted
 from ptpipeline.errors import DataError
@@ -44,6 +44,7 @@ _PLACES = {
     "glob": _FILES,
     "package": Place(local.identify, local.read, "sha256 of the package's archive"),
     "s3": Place(s3.identify, s3.read, "key, ETag and size of each object"),
+    "hub": Place(hub.identify, hub.read, "the commit"),
     "sql": Place(database.identify, database.read, "the answer of version_query, else a digest of the rows"),
 }
 

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 from filelock import FileLock
 
 from ptpipeline.durable import publish
-from ptpipeline.errors import BaseModelError, ServiceUnavailable
+from ptpipeline.errors import BaseModelError
 from ptpipeline.foreign import parsing
+from ptpipeline.hub import asking_hub, open_hub
 from ptpipeline.models.files import CONFIG, INDEX, SHARDS, SIDE_FILES, WEIGHTS, BaseFiles, read_files
 from ptpipeline.models.fingerprint import compute_fingerprints
 from ptpipeline.packages import Packed, package_member
@@ -103,20 +104,13 @@ def _locate_folder(name: str, source: BaseModelSource, home: Path) -> Path:
 
 def _download(name: str, source: BaseModelSource, target: Path) -> None:
     """Fetch the files that are loaded, and no other, at the commit that is pinned."""
-    from huggingface_hub import snapshot_download
-
-    try:
-        snapshot_download(
+    with asking_hub(f"base model {name}: hub:{source.hub}@{source.revision}", BaseModelError):
+        open_hub().snapshot_download(
             str(source.hub),
             revision=source.revision,
             local_dir=target,
             allow_patterns=[*SIDE_FILES, WEIGHTS, INDEX, SHARDS],
         )
-    except Exception as error:  # the hub client raises many kinds; each means that it does not deliver now
-        raise ServiceUnavailable(
-            f"base model {name}: the hub does not deliver {source.hub}@{source.revision} ({type(error).__name__}); "
-            "run again later"
-        ) from error
 
 
 def _convert_gguf(name: str, file: Path, target: Path) -> None:

@@ -7,9 +7,11 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from ptpipeline.records.base import DIGEST_PATTERN
 from ptpipeline.task.document import Section
 
-PLACES = ("path", "glob", "package", "s3", "sql")
-_TABLES = ("sql",)  # whose rows are in no file
+PLACES = ("path", "glob", "package", "s3", "sql", "hub")
+_TABLES = ("sql", "hub")  # whose format is not the task's to say
 _OTHERS = "write an object of S3 as `s3: {url: s3://BUCKET/KEY}`, download any other, and name the file"
+_PLAIN = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}$"
+_HUB_NAME = r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}$"
 EnvironmentName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]{0,99}$")]
 OneOrMore = Annotated[
     Annotated[str, Tag("one path")] | Annotated[list[str], Field(min_length=1, max_length=1000), Tag("some paths")],
@@ -62,7 +64,8 @@ class SqlQuery(Section):
 
 class Source(Section):
     """Where the rows come from: local files (`path`, one or a list; `glob`, a pattern), a `member` of a pinned package
-    archive on the package index, objects in S3, or the answer of an SQL query.
+    archive on the package index, objects in S3, the answer of an SQL query, or a split of a data set on the Hugging
+    Face hub.
 
     `member` may reach into a nested archive: `folder/inner.tar.gz!/folder/file.txt`. `format: tsv` means tab-separated
     without quoting; `delimiter` is the character between the fields of a csv file, a comma by default; `columns` names
@@ -77,6 +80,10 @@ class Source(Section):
     sha256: Annotated[str, Field(pattern=DIGEST_PATTERN)] | None = None
     s3: S3Objects | None = None
     sql: SqlQuery | None = None
+    hub: Annotated[str, Field(pattern=_HUB_NAME)] | None = None
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    config: Annotated[str, Field(pattern=_PLAIN)] | None = None
+    split: Annotated[str, Field(pattern=_PLAIN)] | None = None
     format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
     columns: list[str] | None = None
     delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None
@@ -89,10 +96,17 @@ class Source(Section):
             raise ValueError(f"give one place of the rows, {', '.join(PLACES[:-1])} or {PLACES[-1]}; {found}")
         if (self.format is None) != (places[0] in _TABLES):
             raise ValueError(
-                f"the rows of `{places[0]}` are in no file: remove `format`"
+                f"`format` is that of files, and not of `{places[0]}`: remove it"
                 if self.format
                 else "`format` is missing: csv, tsv, jsonl or parquet"
             )
+        if self.hub is not None and (self.revision is None or self.split is None):
+            raise ValueError(
+                "`hub` needs the commit as `revision` (40 hexadecimal digits: a branch may hold other rows tomorrow) "
+                "and the `split` to read"
+            )
+        if self.hub is None and (self.revision or self.config or self.split):
+            raise ValueError("`revision`, `config` and `split` are those of a `hub` data set: leave them out")
         if (self.package is None) != (self.member is None):
             raise ValueError("`member` names the file inside `package`: give both or neither")
         if self.sha256 is not None and self.package is None:

@@ -255,6 +255,14 @@ def test_a_snapshot_of_a_query_holds_its_rows_and_no_address(rows: Rows, tmp_pat
     assert b"//" not in stored
 
 
+def test_a_source_that_changes_while_it_is_read_makes_no_snapshot(sqlite: Rows, tmp_path: Path) -> None:
+    sqlite.put(*[(text, {"positive": "good", "negative": "bad"}[label]) for text, label in sentences(40)])
+    store = FolderStore(tmp_path / "store")
+    with pytest.raises(ServiceUnavailable, match="sql:REVIEWS_DB: the source changed while it was read; run again"):
+        ingest(sqlite.task(version_query="SELECT random()"), store, sqlite.home)
+    assert list(store.keys("snapshots")) == []
+
+
 # ---------------------------------------------------------------- errors
 
 

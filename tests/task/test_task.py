@@ -93,7 +93,7 @@ def test_every_shipped_task_loads() -> None:
         ),
         ("path: rows.csv", f"path: rows.csv, sha256: '{'0a' * 32}'", 4, "`sha256` is that of the archive"),
         ("path: rows.csv", "package: a==1, member: a, sha256: '0a'", 4, "data.source.sha256: found '0a'"),
-        ("path: rows.csv, ", "", 4, "give one place of the rows, path, glob, package, s3 or sql; found none"),
+        ("path: rows.csv, ", "", 4, "give one place of the rows, path, glob, package, s3, sql or hub; found none"),
         ("path: rows.csv", "path: rows.csv, glob: a*", 4, "found path and glob"),
         ("path: rows.csv", "path: https://a/rows.csv", 4, "`path` names local files, found an address, https://: "),
         ("path: rows.csv", "path: [a.csv, a.csv]", 4, "`path` lists a file twice"),
@@ -127,7 +127,7 @@ def test_every_shipped_task_loads() -> None:
         ),
         ("{path: rows.csv, format: csv}", f"{{train: {ONE}, test: {ONE}}}", 3, "`split.test` is a share of rows, but"),
         (", format: csv}", "}", 4, "`format` is missing: csv, tsv, jsonl or parquet"),
-        ("format: csv}", "format: csv, pth: b}", 4, "data.source.pth: unknown field; allowed here: columns, delimiter"),
+        ("format: csv}", "format: csv, pth: b}", 4, "data.source.pth: unknown field; allowed here: columns, config"),
         ('good: " good"', 'good: " bad"', 9, "two labels have the same words"),
         (
             "metric: accuracy, ",

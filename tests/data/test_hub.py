@@ -1,0 +1,239 @@
+"""Rows of data sets on a hub."""
+
+import gzip
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from ptpipeline.data.rows import check_rows
+from ptpipeline.data.snapshot import ingest
+from ptpipeline.data.sources import describe_key, read_rows, source_key
+from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
+from ptpipeline.storage import FolderStore
+from ptpipeline.task.task import Task
+from tests.data.declared import declared
+from tests.hub_server import COMMIT, Hub
+from tests.tiny import sentences
+
+PLACE = "datasets/lab/reviews"
+HEAD = "text,label\n"
+
+
+def task(**source: Any) -> Task:
+    own = {"path": None, "format": None, "hub": "lab/reviews", "revision": COMMIT, "split": "train"}
+    return declared(source=own | source)
+
+
+def parquet(**columns: list[Any]) -> bytes:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer)
+    return buffer.getvalue()
+
+
+CARD = """---
+configs:
+- config_name: main
+  default: true
+  data_files:
+  - {split: train, path: data/train-*}
+  - {split: test, path: data/test-*}
+- config_name: other
+  data_files:
+  - {split: train, path: other/*.parquet}
+dataset_info:
+- config_name: main
+  features:
+  - {name: text, dtype: string}
+  - name: label
+    dtype: {class_label: {names: {"0": bad, "1": good}}}
+---
+# Reviews
+"""
+
+
+@pytest.fixture
+def reviews(hub: Hub) -> Hub:
+    files = {
+        "README.md": CARD,
+        "data/train-0.parquet": parquet(text=["a", "b"], label=[0, 1], id=[1, 2]),
+        "data/train-1.parquet": parquet(text=["c"], label=[1], more=["x"]),
+        "data/test-0.parquet": parquet(text=["d"], label=[0]),
+        "other/rows.parquet": parquet(text=["e"], label=["good"]),
+    }
+    hub.put(PLACE, **files)
+    return hub
+
+
+def test_the_files_of_a_split_are_read_with_the_names_of_classes(reviews: Hub, tmp_path: Path) -> None:
+    rows = read_rows(task(), tmp_path)
+    assert (rows.texts, rows.labels) == (["a", "b", "c"], ["bad", "good", "good"])
+    assert read_rows(task(split="test"), tmp_path).texts == ["d"]
+    assert read_rows(task(config="other"), tmp_path).labels == ["good"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_files_of_the_split_are_fetched(reviews: Hub, tmp_path: Path) -> None:
+    read_rows(task(split="test"), tmp_path)
+    fetched = {line.rpartition("/resolve/")[2] for line in reviews.asked if line.startswith("GET datasets")}
+    assert fetched == {f"{COMMIT}/README.md", f"{COMMIT}/data/test-0.parquet"}
+
+
+def test_the_key_is_the_commit_and_asks_nothing(reviews: Hub, tmp_path: Path) -> None:
+    key = source_key(task(), tmp_path)
+    assert reviews.asked == []
+    assert source_key(task(revision="b" * 40), tmp_path) != key
+    assert source_key(task(config="other"), tmp_path) != key
+    assert source_key(task(split="test"), tmp_path) != key
+    assert describe_key(task()) == "the commit"
+
+
+def test_a_data_set_without_a_card_is_read_by_the_names_of_its_files(hub: Hub, tmp_path: Path) -> None:
+    hub.put(PLACE, **{"train.csv.gz": gzip.compress(f"{HEAD}NA,good\n".encode()), "test.csv": f"{HEAD}b,bad\n"})
+    assert read_rows(task(), tmp_path).texts == ["NA"]
+    assert read_rows(task(split="test"), tmp_path).texts == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("train.tsv", "text\tlabel\na, b\tgood\n"),
+        ("train.jsonl", '{"text": "a, b", "label": "good"}\n'),
+        ("train.csv", 'text,label\n"a, b",good\n'),
+    ],
+)
+def test_text_formats_are_read(hub: Hub, tmp_path: Path, name: str, body: str) -> None:
+    hub.put(PLACE, **{name: body})
+    assert read_rows(task(), tmp_path).texts == ["a, b"]
+
+
+def test_the_separator_of_a_card_counts_and_other_options_are_refused(hub: Hub, tmp_path: Path) -> None:
+    card = "---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  {}\n---\n"
+    hub.put(PLACE, **{"README.md": card.format('sep: ";"'), "train.csv": "text;label\na;bad\n"})
+    assert read_rows(task(), tmp_path).texts == ["a"]
+    hub.put(PLACE, **{"README.md": card.format("skiprows: 3"), "train.csv": f"{HEAD}a,bad\n"})
+    with pytest.raises(DataError, match="its card reads the files with skiprows, which is not supported"):
+        read_rows(task(), tmp_path)
+
+
+def test_the_splits_of_a_data_set_are_those_of_a_task(reviews: Hub, tmp_path: Path) -> None:
+    rows = [(text, {"positive": 1, "negative": 0}[label]) for text, label in sentences(90)]
+    parts = {"data/train-0.parquet": rows[:60], "data/test-0.parquet": rows[60:]}
+    bodies = {path: parquet(text=[t for t, _ in part], label=[n for _, n in part]) for path, part in parts.items()}
+    reviews.put(PLACE, **{"README.md": CARD, **bodies})
+    whole = task().model_dump(mode="json", exclude_unset=True)
+    source = {split: {"hub": "lab/reviews", "revision": COMMIT, "split": split} for split in ("train", "test")}
+    given = Task.model_validate(whole | {"data": whole["data"] | {"source": source, "split": {}}})
+    snapshot = ingest(given, FolderStore(tmp_path / "store"), tmp_path / "home")
+    assert (snapshot.test.rows, snapshot.source) == (
+        30,
+        f"hub:lab/reviews@{COMMIT[:12]}/data/train-0.parquet, hub:lab/reviews@{COMMIT[:12]}/data/test-0.parquet",
+    )
+
+
+def test_a_row_is_told_by_its_file(reviews: Hub, tmp_path: Path) -> None:
+    reviews.put(PLACE, **{"train.csv": f"{HEAD}a,bad\nb,wrong\n"})
+    with pytest.raises(
+        DataError, match=r"hub:lab/reviews@c0ffeec0ffee/train\.csv: check unknown_label found 1: line 3"
+    ):
+        check_rows(task(), read_rows(task(), tmp_path))
+
+
+# ---------------------------------------------------------------- no code is run
+
+
+def test_no_code_of_a_repository_is_run(hub: Hub, tmp_path: Path) -> None:
+    mark = tmp_path / "ran"
+    script = f"open({str(mark)!r}, 'w')\nimport datasets\n"
+    pickled = f"cos\nsystem\n(S'touch {mark}'\ntR.".encode()
+    scripts = {"reviews.py": script, "files.py": script, "lab/reviews.py": script, "data/train.pkl": pickled}
+    hub.put(PLACE, **scripts)
+    with pytest.raises(DataError, match="do not tell the rows of config default"):
+        read_rows(task(), tmp_path / "home")
+    hub.put(PLACE, **scripts, **{"train.csv": f"{HEAD}a,bad\n"})
+    assert read_rows(task(), tmp_path / "home").texts == ["a"]
+    assert not any("py" in line.rpartition(".")[2] for line in hub.asked)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize("path", ["../train.csv", "a/../../train.csv", "a//train.csv", "a\\train.csv"])
+def test_a_file_never_leads_out_of_its_folder(hub: Hub, tmp_path: Path, path: str) -> None:
+    hub.put(PLACE, **{path: f"{HEAD}a,bad\n"})
+    with pytest.raises(DataError, match="holds a file that no file can be called"):
+        read_rows(task(), tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    "card", ["---\n: [\n---\n", "---\nconfigs: 7\n---\n", "---\nconfigs:\n- !!python/object:os.x {}\n---\n"]
+)
+def test_a_broken_card_is_told(hub: Hub, tmp_path: Path, card: str) -> None:
+    hub.put(PLACE, **{"README.md": card, "rows.csv": f"{HEAD}a,bad\n"})
+    with pytest.raises(DataError, match="do not tell the rows of config default") as raised:
+        read_rows(task(), tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+# ---------------------------------------------------------------- errors
+
+
+def test_what_is_not_there_is_named(reviews: Hub, tmp_path: Path) -> None:
+    for source, expected in (
+        ({"hub": "lab/none"}, "the hub has no such repository, or it is private"),
+        ({"revision": "d" * 40}, "the repository has no such commit; correct `revision`"),
+        ({"split": "valid"}, "no split 'valid'; there are train, test"),
+        ({"config": "none"}, "do not tell the rows of config none"),
+    ):
+        with pytest.raises(DataError, match=expected):
+            read_rows(task(**source), tmp_path)
+
+
+def test_a_gated_data_set_needs_a_login(hub: Hub, tmp_path: Path) -> None:
+    hub.put(PLACE, gated=True, **{"train.csv": HEAD})
+    with pytest.raises(SettingsError, match="it is gated; accept its terms on the hub, and set HF_TOKEN"):
+        read_rows(task(), tmp_path)
+
+
+def test_a_hub_that_does_not_answer_is_transient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(ServiceUnavailable, match="the hub does not answer"):
+        read_rows(task(), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        {"hub": "../x"},
+        {"hub": "https://huggingface.co/lab/x"},
+        {"hub": "a/b/c"},
+        {"revision": "main"},
+        {"revision": None},
+        {"split": "train[:10%]"},
+        {"split": None},
+        {"config": "../x"},
+        {"format": "csv"},
+    ],
+)
+def test_names_are_checked_before_they_are_asked_for(source: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"data\.source"):
+        task(**source)
+
+
+def test_reading_leaves_nothing_behind(reviews: Hub, tmp_path: Path) -> None:
+    code = f"""
+from pathlib import Path
+from ptpipeline.data.sources import read_rows
+from tests.data.test_hub import task
+read_rows(task(), Path({str(tmp_path / "home")!r}))
+"""
+    places = {name: str(tmp_path / "user") for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **places}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout + done.stderr == ""
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
