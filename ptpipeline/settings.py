@@ -6,13 +6,16 @@
 
 import json
 import os
+from collections.abc import MutableMapping
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal, get_args
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from ptpipeline.errors import SettingsError
+from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.private import make_private
 
 STACK_FILE = "stack.json"
@@ -23,6 +26,11 @@ CREDENTIALS = {
     "prefect": ("PREFECT_API_AUTH_STRING",),
     "mlflow": ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"),
 }
+# A key of somebody else's account beside the stack's own would be sent along: so all that goes with a set goes with it.
+_WITH_CREDENTIALS = {"store": "AWS_", "mlflow": "MLFLOW_TRACKING_"}
+NO_AWS_FILES = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def _absolute(path: Path) -> Path:
@@ -70,9 +78,11 @@ def load_settings() -> Settings:
     """Return settings from the environment, then from the local stack's record, then folders under PTP_HOME.
 
     Puts the keys of the local stack's servers into the process environment, where the clients of S3, Prefect and MLflow
-    read them; those of a server that the environment names otherwise stay as they are. Takes the rights of other users
-    on PTP_HOME away. Raises SettingsError if a variable or the stack's record is malformed, or cannot be read.
+    read them, in place of all that is there for these clients; those of a server that the environment names otherwise
+    stay as they are. Lets no client reach this machine through a proxy. Takes the rights of other users on PTP_HOME
+    away. Raises SettingsError if a variable or the stack's record is malformed, or cannot be read.
     """
+    bypass_proxies(os.environ)
     try:
         env = Settings()
         home = env.home.expanduser().resolve()
@@ -92,11 +102,53 @@ def load_settings() -> Settings:
         raise SettingsError(f"PTP_{name.upper()}: {first['msg']}{value}") from None
     if recorded:
         _export_keys(home, {name for name in given if name == "store" or given[name] != recorded.get(name)})
-    defaults = {
-        "store": settings.store or f"file://{home / 'store'}",
-        "ledger": settings.ledger or f"sqlite:///{home / 'ledger.db'}",
-    }
-    return settings.model_copy(update=defaults)
+    given = settings.model_dump(include={"store", "ledger"})
+    return settings.model_copy(update={name: given[name] or default for name, default in _defaults(home).items()})
+
+
+def check_place(settings: Settings, used: Literal["store", "ledger"]) -> None:
+    """Raise NotFound if what is used would lie in a home folder that holds nothing, and there are no task files either.
+
+    So a person who stands in another folder than the project's is told so, instead of that nothing is registered.
+    """
+    if getattr(settings, used) != _defaults(settings.home)[used] or os.path.isdir(settings.tasks):
+        return
+    try:
+        if os.listdir(settings.home):
+            return
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError:
+        return  # it is there; whoever reads it says what is wrong
+    raise NotFound(
+        f"no project or stack is here: neither in the home folder {settings.home} (PTP_HOME) nor in the folder of task "
+        f"files {settings.tasks} (PTP_TASKS); start in the project's folder, or set PTP_HOME to its home folder, "
+        "such as PTP_HOME=/path/to/project/.ptp"
+    )
+
+
+def _defaults(home: Path) -> dict[str, str]:
+    return {"store": f"file://{home / 'store'}", "ledger": f"sqlite:///{home / 'ledger.db'}"}
+
+
+def bypass_proxies(environment: MutableMapping[str, str]) -> None:
+    """Exempt this machine's own addresses from the proxies that the environment names; other addresses keep theirs."""
+    named = {name.lower() for name, value in environment.items() if name.lower().endswith("_proxy") and value}
+    if not named - {"no_proxy"}:
+        return
+    given = environment.get("no_proxy") or environment.get("NO_PROXY") or ""
+    exempt = [host.strip() for host in given.split(",") if host.strip()]
+    exempt += [host for host in LOOPBACK if host not in exempt and "*" not in exempt]
+    environment["no_proxy"] = environment["NO_PROXY"] = ",".join(exempt)
+
+
+def is_loopback(address: str) -> bool:
+    """Return whether a server's address is one of this machine's own."""
+    try:
+        host = urlsplit(address).hostname or ""
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def read_secrets(home: Path) -> dict[str, str]:
@@ -138,5 +190,9 @@ def _export_keys(home: Path, replaced: set[str]) -> None:
     """Put the keys of the stack's servers into the environment, but not of those that other settings replace."""
     keys = read_secrets(home)
     for setting, names in CREDENTIALS.items():
-        if setting not in replaced:
-            os.environ.update({name: keys[name] for name in names if name in keys})  # the user's are for other servers
+        if setting in replaced or not all(name in keys for name in names):
+            continue  # the user's are for other servers; half a set opens nothing
+        beside = _WITH_CREDENTIALS.get(setting)
+        for name in [name for name in os.environ if beside and name.startswith(beside)]:
+            del os.environ[name]
+        os.environ.update({name: keys[name] for name in names} | (NO_AWS_FILES if setting == "store" else {}))

@@ -1,9 +1,12 @@
 """The registry: the ledger that decides, the store that keeps the bytes, and the MLflow server that shows them."""
 
+import atexit
+import os
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from ptpipeline.settings import Settings
+from ptpipeline.settings import Settings, check_place
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.conditional import check_conditional_puts
 from ptpipeline.storage.signed import open_signed_store
@@ -35,12 +38,28 @@ def open_registry(settings: Settings) -> Registry:
     return Registry(Ledger(settings.ledger), open_signed_store(settings), mlflow, settings.tasks)
 
 
+def open_for_reading(settings: Settings) -> Registry:
+    """Return the registry without creating anything: a ledger whose file is not there is read as an empty one.
+
+    Raises NotFound if there is neither a project nor a stack, and what `open_registry` raises.
+    """
+    check_place(settings, "ledger")
+    file = settings.ledger.removeprefix("sqlite:///")
+    if file != settings.ledger and not os.path.lexists(file):
+        folder = TemporaryDirectory(prefix="ptp-empty-")
+        atexit.register(folder.cleanup)
+        settings = settings.model_copy(update={"ledger": f"sqlite:///{folder.name}/ledger.db"})
+    return open_registry(settings)
+
+
 def open_for_writing(settings: Settings) -> Registry:
     """Return the registry after checking that its store honours conditional puts; the ledger remembers the check for a
     day.
 
-    Raises SettingsError if the store ignores the condition of a put, ServiceUnavailable if it does not answer.
+    Raises SettingsError if the store ignores the condition of a put, ServiceUnavailable if it does not answer, NotFound
+    if there is neither a project nor a stack.
     """
+    check_place(settings, "ledger")
     registry = open_registry(settings)
     store, database = f"{registry.store.url} {settings.s3_endpoint or ''}".strip()[:500], registry.ledger.database
     last = last_probe(database, store)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from ptpipeline.errors import SettingsError
-from ptpipeline.settings import CREDENTIALS, load_settings
+from ptpipeline.settings import CREDENTIALS, NO_AWS_FILES, bypass_proxies, is_loopback, load_settings
 from ptpipeline.storage import open_store
 
 RECORDED = {
@@ -38,7 +38,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty home folder; no setting and no storage key in the environment, whatever a test leaves there."""
     for name in [name for name in os.environ if name.startswith("PTP_")]:
         monkeypatch.delenv(name)
-    for name in (*itertools.chain(*CREDENTIALS.values()), "OTHER"):
+    for name in (*itertools.chain(*CREDENTIALS.values()), *NO_AWS_FILES, "OTHER"):
         monkeypatch.setenv(name, "")  # so that what is exported is taken back afterwards
         monkeypatch.delenv(name)
     monkeypatch.setenv("PTP_HOME", str(tmp_path))
@@ -127,6 +127,104 @@ def test_another_server_gets_no_credentials_of_the_stack(
     monkeypatch.setenv(name, "mine")
     load_settings()
     assert os.environ[name] == "mine"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AWS_SESSION_TOKEN",
+        "AWS_SECURITY_TOKEN",
+        "AWS_PROFILE",
+        "AWS_DEFAULT_PROFILE",
+        "AWS_ROLE_ARN",
+        "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CA_BUNDLE",
+        "AWS_ENDPOINT_URL_S3",
+        "MLFLOW_TRACKING_TOKEN",
+        "MLFLOW_TRACKING_AUTH",
+        "MLFLOW_TRACKING_AWS_SIGV4",
+    ],
+)
+def test_what_goes_with_other_credentials_goes_with_them(
+    stack: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "left over")
+    load_settings()
+    assert name not in os.environ
+
+
+@pytest.mark.parametrize("name", ["AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"])
+def test_the_stacks_store_reads_no_file_of_another_account(
+    stack: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, str(stack / "broken"))
+    (stack / "broken").write_text("no section")
+    store = open_store(RECORDED["store"], load_settings().s3_endpoint)
+    assert store.url == RECORDED["store"]
+    assert os.environ[name] == os.devnull
+
+
+@pytest.mark.parametrize("missing", CREDENTIALS["store"])
+def test_half_a_set_of_credentials_replaces_nothing(stack: Path, monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    (stack / "stack.env").write_text("".join(line for line in KEYS.splitlines(True) if not line.startswith(missing)))
+    mine = {"AWS_ACCESS_KEY_ID": "mine", "AWS_SECRET_ACCESS_KEY": "mine", "AWS_SESSION_TOKEN": "mine"}
+    for name, value in mine.items():
+        monkeypatch.setenv(name, value)
+    load_settings()
+    assert {name: os.environ.get(name) for name in mine} == mine
+
+
+def test_another_store_keeps_all_of_its_account(stack: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTP_STORE", "s3://mine")
+    mine = {"AWS_PROFILE": "mine", "AWS_SESSION_TOKEN": "mine", "AWS_CONFIG_FILE": "mine"}
+    for name, value in mine.items():
+        monkeypatch.setenv(name, value)
+    load_settings()
+    assert {name: os.environ.get(name) for name in mine} == mine
+
+
+# ---------------------------------------------------------------- proxies
+
+
+@pytest.mark.parametrize(
+    ("given", "exempt"),
+    [
+        ({}, None),
+        ({"NO_PROXY": "intern"}, "intern"),
+        ({"HTTP_PROXY": ""}, None),
+        ({"HTTP_PROXY": "http://p"}, "127.0.0.1,localhost,::1"),
+        ({"all_proxy": "socks5://p"}, "127.0.0.1,localhost,::1"),
+        ({"https_proxy": "http://p", "NO_PROXY": "intern, localhost"}, "intern,localhost,127.0.0.1,::1"),
+        ({"HTTP_PROXY": "http://p", "NO_PROXY": "a", "no_proxy": "b"}, "b,127.0.0.1,localhost,::1"),
+        ({"HTTP_PROXY": "http://p", "no_proxy": "*"}, "*"),
+    ],
+)
+def test_this_machine_is_reached_directly(given: dict[str, str], exempt: str | None) -> None:
+    environment = dict(given)
+    bypass_proxies(environment)
+    assert environment.get("no_proxy") == (exempt if environment != given else None)
+    assert environment.get("NO_PROXY") == exempt
+    again = dict(environment)
+    bypass_proxies(again)
+    assert again == environment
+
+
+@pytest.mark.parametrize(
+    ("address", "own"),
+    [
+        ("http://127.0.0.1:4200/api", True),
+        ("http://localhost:4200/api", True),
+        ("http://[::1]:4200/api", True),
+        ("http://127.8.8.8/", True),
+        ("http://prefect.example/api", False),
+        ("http://127.0.0.1.example/api", False),
+        ("http://10.0.0.1:4200/api", False),
+        ("nothing", False),
+        ("http://[", False),
+    ],
+)
+def test_an_address_of_this_machine_is_known(address: str, own: bool) -> None:
+    assert is_loopback(address) is own
 
 
 def test_a_home_that_others_may_open_becomes_private_and_says_so_once(

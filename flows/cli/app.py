@@ -50,11 +50,14 @@ Alias = Annotated[str, typer.Option("--alias", help="The alias to move.")]
 
 
 def open_registry(writing: bool = False) -> "Registry":
-    """Open the registry that the settings name; for `writing`, check first what its store guarantees."""
+    """Open the registry that the settings name; for `writing`, check first what its store guarantees.
+
+    Reading creates nothing.
+    """
     from ptpipeline.settings import load_settings
     from registry import registry
 
-    return (registry.open_for_writing if writing else registry.open_registry)(load_settings())
+    return (registry.open_for_writing if writing else registry.open_for_reading)(load_settings())
 
 
 def open_context() -> "Context":

@@ -14,6 +14,7 @@ from ptpipeline.errors import NotFound, PtpError
 
 if TYPE_CHECKING:
     from flows.server.trigger import Finished
+    from ptpipeline.settings import Settings
 
 Port = Annotated[
     int | None, typer.Option(min=1024, max=55000, help="Use this port, or fail; by default a free one is found.")
@@ -48,7 +49,9 @@ def down() -> None:
     from flows.local.stack import down as stop
     from ptpipeline.settings import load_settings
 
-    stop(load_settings().home)
+    home = load_settings().home
+    stop(home)
+    _tell_absence(home)
 
 
 @app.command()
@@ -58,7 +61,9 @@ def status(as_json: Json = False) -> None:
     from flows.local.stack import status as read_status
     from ptpipeline.settings import load_settings
 
-    print_table(read_status(load_settings().home), as_json)
+    home = load_settings().home
+    print_table(read_status(home), as_json)
+    _tell_absence(home)
 
 
 @app.command("open")
@@ -168,7 +173,7 @@ def trigger(
             f"no flow {flow!r} to trigger: choose {', '.join(requests)}; to promote or roll back, use `ptp promote` "
             "or `ptp rollback`"
         )
-    run_id = start(_require_prefect(settings.prefect), flow, requests[flow])
+    run_id = start(_require_prefect(settings), flow, requests[flow])
     say(f"flow run {run_id}", sys.stderr)
     if wait:
         finished = follow_to_end(str(settings.prefect), run_id)
@@ -293,7 +298,18 @@ def follow_to_end(prefect: str, run_id: str) -> "Finished":
     raise PtpError(f"flow run {run_id}: its log ended without a final state; look at the run's page in Prefect")
 
 
-def _require_prefect(address: str | None) -> str:
-    if address is None:
-        raise NotFound("no Prefect server: `ptp up` starts a local one, or set PTP_PREFECT to the API address of yours")
-    return address
+def _tell_absence(home: Path) -> None:
+    """Say on standard error if there is no stack in the home folder: its servers are not down, they never were up."""
+    from flows.local.stack import read
+
+    if read(home) is None:
+        say(f"no stack is in {home}: `ptp up` starts one; to name another folder's, set PTP_HOME to it", sys.stderr)
+
+
+def _require_prefect(settings: "Settings") -> str:
+    if settings.prefect is None:
+        raise NotFound(
+            f"no Prefect server: no stack is in {settings.home} (PTP_HOME); `ptp up` starts a local one, or set "
+            "PTP_PREFECT to the API address of yours"
+        )
+    return settings.prefect

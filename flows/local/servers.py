@@ -19,15 +19,18 @@ from flows.local.keys import WEBHOOK_KEY, credential
 from flows.local.process import HOST, MARK, Process, is_free, serves
 from flows.server.environment import POOL, clean_environment, client_environment
 from ptpipeline.errors import StackError
+from ptpipeline.settings import CREDENTIALS, NO_AWS_FILES
 
 BUCKET = "ptp"
 TRACKING_BUCKET = "ptp-mlflow"
 DEFAULT_PORTS = {"storage": 8333, "mlflow": 5000, "prefect": 4200}
 NAMES = ("storage", "prefect", "mlflow", "worker")  # in starting order
 DEPENDS_ON = {"mlflow": "storage", "worker": "prefect"}  # their environment holds the other's address
-MAKE = 4  # of the definitions below: a running server of another make is replaced by `up`
+MAKE = 5  # of the definitions below: a running server of another make is replaced by `up`
 GRPC_OFFSET = 10_000  # SeaweedFS serves gRPC on each port + 10000
 LAST_PORT = 55_000  # the gRPC ports end at 65,000
+# The databases of Prefect and MLflow are named relative to the folder that each runs in: a person's own path may hold
+# characters that mean something in a URL (`?`, `#`, `%`).
 _SLOW_LOOPS = {  # of Prefect's services; each looks every 5 s by default, and nobody waits for what these find
     "PREFECT_SERVER_SERVICES_LATE_RUNS_LOOP_SECONDS": "30",
     "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "15",
@@ -49,7 +52,7 @@ class StackConfig(NamedTuple):
     @property
     def storage_keys(self) -> dict[str, str]:
         """The keys that open the storage."""
-        return {name: value for name, value in self.keys.items() if name.startswith("AWS_")}
+        return {name: self.keys[name] for name in CREDENTIALS["store"]}
 
     def credential(self, name: str) -> str:
         """The `user:password` of a web server: prefect or mlflow."""
@@ -111,7 +114,7 @@ def _storage(config: StackConfig) -> Server:
     options += ["-filer.localSocket=filer.sock", "-s3.localSocket=s3.sock"]
     options += [f"-{name}.allowedOrigins={config.address('storage')}" for name in ("s3", "filer")]  # default: all
     folder = _make_folder(config, "s3")
-    options += [f"-dir={folder}", f"-s3.port={port}"]
+    options += ["-dir=.", f"-s3.port={port}"]  # relative too: a path with a comma would be two folders
     options += [f"-{name}.port={value}" for name, value in ports.items()]
     command = [_find_weed(), "-logtostderr=true", "mini", *options]
     # A limit of memory near what is in use (232 MiB, most of it never touched) would collect all the time.
@@ -136,19 +139,21 @@ def _storage_ready(config: StackConfig, process: Process) -> bool:
 
 
 def _make_bucket(config: StackConfig, name: str) -> bool:
-    """Create the bucket unless it exists; return whether it exists now."""
-    import boto3
-    from botocore.exceptions import BotoCoreError, ClientError
+    """Create the bucket unless it exists; return whether it exists now.
 
-    keys = {name.lower(): value for name, value in config.storage_keys.items()}
-    client = boto3.client("s3", endpoint_url=config.address("storage"), region_name="us-east-1", **keys)
+    Signed by hand: a session of boto3 reads the profiles and proxies of its user first.
+    """
+    from botocore.auth import S3SigV4Auth
+    from botocore.awsrequest import AWSRequest
+    from botocore.credentials import Credentials
+
+    request = AWSRequest("PUT", f"{config.address('storage')}/{name}")
+    S3SigV4Auth(Credentials(*config.storage_keys.values()), "s3", "us-east-1").add_auth(request)
     try:
-        client.create_bucket(Bucket=name)
-    except (client.exceptions.BucketAlreadyExists, client.exceptions.BucketAlreadyOwnedByYou):
-        return True
-    except (BotoCoreError, ClientError):
+        answer = httpx.put(request.url, headers=dict(request.headers), timeout=30, trust_env=False)
+    except httpx.TransportError:
         return False
-    return True
+    return answer.is_success or answer.status_code == 409  # it exists already
 
 
 def _find_weed() -> str:
@@ -177,7 +182,7 @@ def _prefect(config: StackConfig) -> Server:
         CREDENTIAL: config.credential("prefect"),
         "PREFECT__SERVER_FINAL": "1",  # what `prefect server start` says: no second application in this process
         "PREFECT_HOME": str(folder),
-        "PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{folder / 'prefect.db'}",
+        "PREFECT_SERVER_DATABASE_CONNECTION_URL": "sqlite+aiosqlite:///prefect.db",
         "PREFECT_SERVER_API_HOST": HOST,
         "PREFECT_SERVER_API_PORT": str(config.ports["prefect"]),
         "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": config.address("prefect"),
@@ -191,6 +196,7 @@ def _prefect(config: StackConfig) -> Server:
         _guarded("prefect.server.api.server:create_app", config.ports["prefect"]),
         clean_environment(settings),
         lambda process: serves(process) and _call(config, "prefect", "GET", "/api/health") is not None,
+        folder,
     )
 
 
@@ -223,12 +229,13 @@ def _mlflow(config: StackConfig) -> Server:
     settings = {
         CREDENTIAL: config.credential("mlflow"),
         **config.storage_keys,
+        **NO_AWS_FILES,
         WEBHOOK_KEY: config.keys[WEBHOOK_KEY],
         "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
         "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",  # `ptp webhook` listens on loopback
         "MLFLOW_S3_ENDPOINT_URL": config.address("storage"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
-        "_MLFLOW_SERVER_FILE_STORE": f"sqlite:///{folder / 'mlflow.db'}",
+        "_MLFLOW_SERVER_FILE_STORE": "sqlite:///mlflow.db",
         "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
         "_MLFLOW_SERVER_ARTIFACT_DESTINATION": f"s3://{TRACKING_BUCKET}",
         "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
@@ -239,6 +246,7 @@ def _mlflow(config: StackConfig) -> Server:
         _guarded("mlflow.server.fastapi_app:app", config.ports["mlflow"]),
         clean_environment(settings),
         lambda process: serves(process) and _mlflow_ready(config),
+        folder,
     )
 
 

@@ -14,7 +14,7 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import Record
 from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.resolver import resolve
-from ptpipeline.settings import Settings
+from ptpipeline.settings import Settings, check_place
 from ptpipeline.storage.keys import MANIFEST_FILE
 from ptpipeline.storage.signed import open_signed_store
 from ptpipeline.task.folder import find_base_model
@@ -42,6 +42,7 @@ def export(settings: Settings, reference: str, form: Format, folder: Path) -> Ex
     and `unpack` do, DataError if the format cannot express the prompt, PreconditionFailed if the folder is not empty or
     cannot be written.
     """
+    check_place(settings, "store")
     resolved = resolve(open_signed_store(settings), reference, Memory(settings.home))
     files = {MANIFEST_FILE: json.dumps(resolved.artifact.manifest.to_json(), indent=1, sort_keys=True).encode()}
     if resolved.members:

@@ -9,6 +9,7 @@ import stamina
 
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import parse_json
+from ptpipeline.settings import is_loopback
 
 
 class _Busy(ServiceUnavailable):
@@ -25,7 +26,7 @@ def call(verb: str, url: str, body: Any = None, credential: str | None = None) -
     """
     user, _, password = (credential or os.environ.get("PREFECT_API_AUTH_STRING", "")).partition(":")
     try:
-        answer = _client().request(verb, url, json=body, auth=(user, password) if user else None)
+        answer = _client(is_loopback(url)).request(verb, url, json=body, auth=(user, password) if user else None)
     except httpx.HTTPError as error:
         raise ServiceUnavailable(
             f"Prefect at {url.partition('/api')[0]} does not answer ({type(error).__name__}); is it up? `ptp status`"
@@ -56,9 +57,19 @@ def _parse(answer: httpx.Response, url: str) -> Any:
 
 
 @functools.cache
-def _client() -> httpx.Client:
-    """Return the one client of this process: making one takes 30 ms of processor time, and training needs it."""
-    return httpx.Client(timeout=30)
+def _client(loopback: bool) -> httpx.Client:
+    """Return the one client of this process: making one takes 30 ms of processor time, and training needs it.
+
+    This machine itself is reached directly, whatever proxies the environment names. Raises SettingsError if it names
+    one that httpx cannot use.
+    """
+    try:
+        return httpx.Client(timeout=30, trust_env=not loopback)
+    except (ImportError, ValueError) as error:
+        raise SettingsError(
+            f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used ({error}); name one as "
+            "http://host:port, or exempt Prefect's host by NO_PROXY"
+        ) from None
 
 
 def _detail(answer: httpx.Response) -> str:

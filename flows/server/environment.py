@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ptpipeline.settings import CREDENTIALS
+from ptpipeline.settings import CREDENTIALS, bypass_proxies
 
 POOL = "ptp"  # the work pool of all deployments
 
@@ -39,6 +39,16 @@ def client_environment(home: Path, api: str) -> dict[str, str]:
 
 
 def clean_environment(added: dict[str, str]) -> dict[str, str]:
-    """Return `added` over the caller's environment without the settings of other stacks, servers and accounts."""
+    """Return `added` over the caller's environment without the settings of other stacks, servers and accounts.
+
+    The process reaches this machine directly. Proxies that Prefect's client cannot use are left out, or it would not
+    start.
+    """
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(_PRIVATE)}
-    return {**inherited, **_NO_TELEMETRY, "PYTHONUNBUFFERED": "1", **added}
+    proxies = {name: value for name, value in inherited.items() if name.lower().endswith("_proxy")}
+    for name, value in proxies.items():
+        if name.lower() != "no_proxy" and "://" in value and not value.lower().startswith(("http://", "https://")):
+            del inherited[name]
+    environment = {**inherited, **_NO_TELEMETRY, "PYTHONUNBUFFERED": "1", **added}
+    bypass_proxies(environment)
+    return environment

@@ -12,7 +12,7 @@ from ptpipeline.models.base import prepare_base
 from ptpipeline.records.answers import Answer
 from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.resolver import Resolved, resolve
-from ptpipeline.settings import Settings, load_settings
+from ptpipeline.settings import Settings, check_place, load_settings
 from ptpipeline.storage.signed import open_signed_store
 
 if TYPE_CHECKING:
@@ -75,9 +75,11 @@ def load(reference: str, settings: Settings | None = None, allow_older: bool = F
     """Return the predictor of `TASK`, `TASK@ALIAS` or `TASK@N`; no registry and no database is read.
 
     allow_older: accept a signed pointer that is older than the one that this reader has seen.
-    Raises NotFound, ArtifactError, BaseModelError (another base than the prompt's), ServiceUnavailable.
+    Raises NotFound (also if neither a project nor a stack is here), ArtifactError, BaseModelError (another base than the
+    prompt's), ServiceUnavailable.
     """
     settings = settings or load_settings()
+    check_place(settings, "store")
     resolved = resolve(open_signed_store(settings), reference, Memory(settings.home, allow_older))
     with ThreadPoolExecutor(1) as pool:
         preparing = pool.submit(prepare_base, resolved.artifact.manifest.base_model.name, settings)

@@ -211,7 +211,8 @@ def _parse(url: str) -> URL:
         "expected a file, as sqlite:////absolute/ledger.db, or a database of its own, as postgresql://user@host/ledger"
     )
     try:
-        parsed = make_url(url)
+        path = url.removeprefix("sqlite:///")  # not parsed as a URL: a file's name may contain `?`, `#` and `%`
+        parsed = make_url(url) if path == url else URL.create("sqlite", database=path)
     except ArgumentError:
         # the address is not shown, because it may hold a password
         raise SettingsError(f"PTP_LEDGER is no database address; {expected}") from None

@@ -17,6 +17,8 @@ from pathlib import Path
 import pytest
 
 from flows.cli import main
+from ptpipeline import load
+from ptpipeline.errors import NotFound
 from tests.tiny import tiny_project
 
 Done = subprocess.CompletedProcess[str]
@@ -368,6 +370,70 @@ def test_all_that_is_wrong_with_the_tasks_is_told_at_once(environment: dict[str,
 )
 def test_what_is_not_there_is_named(environment: dict[str, str], arguments: tuple[str, ...], sentence: str) -> None:
     assert sentence in error_of(ptp(environment, *arguments), 1)
+
+
+READERS = [
+    ("versions",),
+    ("show", "mood"),
+    ("history", "mood"),
+    ("release", "list"),
+    ("doctor",),
+    ("lineage", "mood"),
+    ("gc",),
+    ("predict", "mood", "x"),
+    ("export", "mood", "--to", "out"),
+    ("report", "mood", "--to", "out.html"),
+    ("neighbours", "mood"),
+    ("evaluate", "mood", "--data", "rows.csv"),
+]
+WRITERS = [
+    ("run", "mood"),
+    ("ingest", "mood"),
+    ("reconcile",),
+    ("gc", "--apply"),
+    ("promote", "mood@1", "--reason", "good"),
+    ("rollback", "mood", "--reason", "bad"),
+]
+
+
+@pytest.mark.parametrize("verb", [*READERS, *WRITERS], ids=" ".join)
+def test_another_folder_is_no_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: tuple[str, ...]) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".ptp").mkdir()  # an older ptp left it
+    line = error_of(ptp({name: os.environ[name] for name in ("PATH", "HOME")}, *verb), 1)
+    assert f"no project or stack is here: neither in the home folder {tmp_path}/.ptp (PTP_HOME)" in line
+    assert "PTP_HOME=/path/to/project/.ptp" in line
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == [".ptp"]
+
+
+@pytest.mark.parametrize("verb", [*READERS, ("status",), ("down",), ("tasks",)], ids=" ".join)
+def test_reading_creates_nothing(environment: dict[str, str], tmp_path: Path, verb: tuple[str, ...]) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    done = ptp(environment, *verb)
+    assert "Traceback" not in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("verb", ["status", "down"])
+def test_a_folder_without_a_stack_says_so(environment: dict[str, str], verb: str) -> None:
+    assert f"no stack is in {environment['PTP_HOME']}: `ptp up` starts one" in ptp(environment, verb).stderr
+
+
+def test_the_library_names_the_project_that_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("PTP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NotFound, match=r"no project or stack is here: .* set PTP_HOME to its home folder"):
+        load("mood")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["a?b", "a#b", "a%41", "a b", "a,b", "a;b&c=d", "ä한"])
+def test_each_home_has_a_ledger_of_its_own(environment: dict[str, str], tmp_path: Path, name: str) -> None:
+    one, other = (environment | {"PTP_HOME": str(tmp_path / home)} for home in (name, f"{name[:2]}x"))
+    assert ptp(one, "reconcile").returncode == 0
+    assert ptp(other, "reconcile").returncode == 0
+    assert sorted(path.parent.name for path in tmp_path.rglob("ledger.db")) == sorted([name, f"{name[:2]}x"])
 
 
 def test_an_unreachable_server_is_exit_code_3(environment: dict[str, str]) -> None:
