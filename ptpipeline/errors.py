@@ -3,7 +3,8 @@
 PtpError
 |-- Transient                 the world may be different in a minute: retry with backoff
 |   |-- ServiceUnavailable    MLflow, S3, Prefect or the database did not answer
-|   `-- LeaseHeld             another process is writing the same projection
+|   |-- LeaseHeld             another process is writing the same projection
+|   `-- RankLost              another process of a data parallel training ended
 `-- Terminal                  the same input fails again: a person has to change something
     |-- SettingsError         a PTP_* variable or .ptp/stack.json is wrong
     |-- TaskFileError         a task file (or base_models.yaml) is wrong; names file, line, field
@@ -37,6 +38,10 @@ class ServiceUnavailable(Transient):
 
 class LeaseHeld(Transient):
     """Another process holds the lease of this (task, alias)."""
+
+
+class RankLost(Transient):
+    """Another process of a data parallel training ended, or differs from this one."""
 
 
 class Terminal(PtpError):

@@ -20,6 +20,7 @@ from registry.registry import Registry, open_for_writing
 
 if TYPE_CHECKING:
     from ptpipeline.serving.engine import Engine
+    from ptpipeline.tuning.ranks import Ranks
 
 MACHINE = "nightly"  # who moves an alias if no person does
 
@@ -41,6 +42,7 @@ class Context:
         self.report = report
         self.texts: dict[str, dict[str, str]] = {}  # of the last evaluation, by its key: the texts generated, by row id
         self.display = display
+        self.ranks: Ranks | None = None  # the processes that share its training, if there are others
         self._engines: dict[tuple[str, str], Engine] = {}
         self._dtypes: dict[str, str] = {}
 
@@ -74,13 +76,13 @@ class Context:
         from ptpipeline.models.load import load_base
         from ptpipeline.serving.engine import Engine
 
-        dtype = dtype or self._choose_dtype(base_model)
+        dtype = dtype or self.choose_dtype(base_model)
         if (base_model, dtype) not in self._engines:
             prepared = prepare_base(base_model, self.settings)
             self._engines[base_model, dtype] = Engine(load_base(prepared, dtype))
         return self._engines[base_model, dtype]
 
-    def _choose_dtype(self, base_model: str) -> str:
+    def choose_dtype(self, base_model: str) -> str:
         """Return the type that this machine computes the base in, and say why the first time."""
         from ptpipeline.models.compute_type import choose_dtype
 

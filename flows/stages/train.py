@@ -118,6 +118,14 @@ def _train_sources(context: Context, sources: "Sources", base_model: str) -> Tun
 # ---------------------------------------------------------------- a gang
 
 
+class Announced(Record):
+    """What the other processes of a data parallel training have to know of a gang: `snapshots` by task, in order."""
+
+    base_model: str
+    dtype: str
+    snapshots: dict[str, str]
+
+
 def train(context: Context, plans: Sequence[Plan]) -> dict[str, TunedPrompt | PtpError]:
     """Train all plans of one base model that are not trained yet as one gang; a task's own error stands for its prompt.
 
@@ -133,6 +141,7 @@ def train(context: Context, plans: Sequence[Plan]) -> dict[str, TunedPrompt | Pt
 
 
 def _train_gang(context: Context, plans: Sequence[Plan]) -> dict[str, TunedPrompt | PtpError]:
+    from ptpipeline.tuning.ranks import ALONE
     from ptpipeline.tuning.tune import TaskData, tune
 
     results: dict[str, TunedPrompt | PtpError] = {}
@@ -143,9 +152,12 @@ def _train_gang(context: Context, plans: Sequence[Plan]) -> dict[str, TunedPromp
             work.append(TaskData(declared, context.snapshot(plan.task, plan.snapshot)))
         except Terminal as error:
             results[plan.task] = error
-    checkpoints = _open_checkpoints(context)
-    with context.watch("training", context.tracker):
-        outcomes = tune(context.engine(plans[0].base_model).base, work, checkpoints, context.tracker, context.report)
+    checkpoints, ranks, base_model = _open_checkpoints(context), context.ranks or ALONE, plans[0].base_model
+    snapshots = {data.task.name: data.snapshot.digest for data in work}
+    announced = Announced(base_model=base_model, dtype=context.choose_dtype(base_model), snapshots=snapshots)
+    with context.watch("training", context.tracker), ranks.together(announced.model_dump_json().encode()):
+        base = context.engine(base_model).base
+        outcomes = tune(base, work, checkpoints, context.tracker, context.report, ranks)
     results |= {name: outcome for name, outcome in outcomes.items() if isinstance(outcome, PtpError)}
     trained = {name: outcome for name, outcome in outcomes.items() if not isinstance(outcome, PtpError)}
     staged, unstored = _stage_gang(context, trained)

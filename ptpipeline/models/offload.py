@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ptpipeline.errors import BaseModelError
+from ptpipeline.foreign import parsing
 from ptpipeline.models.fetch import is_away, keep_names
 from ptpipeline.models.files import BaseFiles
 from ptpipeline.models.memory import count_total_bytes
-from ptpipeline.models.weights import read_headers
+from ptpipeline.models.weights import FETCH_AGAIN, read_headers
 
 WEIGHTS_SHARE = 0.8  # of a device's memory, which weights may fill; the rest is for what passes compute
 
@@ -98,29 +99,25 @@ class HeldWeights(Mapping[str, Tensor]):
 
     def __init__(self, files: BaseFiles, loader: Any) -> None:
         """`loader` is what accelerate reads them by."""
-        self._files, self._index = files, loader.index
-        self._copies: dict[str, Tensor] = {name: tensor.clone() for name, tensor in loader.state_dict.items()}
+        self._files, self._loader = files, loader
+        for name, tensor in loader.state_dict.items():
+            loader.state_dict[name] = tensor.clone()  # out of the file, onto which transformers maps them
         paths = {path.name: str(path.resolve()) for path in files.weights}  # the view is gone soon
-        for entry in self._index.values():
+        for entry in loader.index.values():
             entry["safetensors_file"] = paths[entry["safetensors_file"].rpartition("/")[2]]
 
     def __getitem__(self, name: str) -> Tensor:
-        from safetensors import safe_open
-
-        if name in self._copies:
-            return self._copies[name]
-        entry = self._index[name]
-        self._files.check_unchanged()
-        with safe_open(entry["safetensors_file"], framework="pt") as file:
-            stored: Tensor = file.get_tensor(entry["weight_name"])
-        dtype: torch.dtype = getattr(torch, entry["dtype"])
-        return stored.to(dtype)
+        if name in self._loader.index:
+            self._files.check_unchanged()
+        with parsing(f"{self._files.folder}: {name}", FETCH_AGAIN, BaseModelError):
+            weight: Tensor = self._loader[name]
+        return weight
 
     def __iter__(self) -> Iterator[str]:
-        return iter((*self._copies, *self._index))
+        return iter(self._loader)
 
     def __len__(self) -> int:
-        return len(self._copies) + len(self._index)
+        return len(self._loader)
 
 
 def hold_weights(model: Any, files: BaseFiles) -> None:

@@ -105,14 +105,7 @@ class Checkpoints:
 
         `path` is the path that the self-check chose.
         """
-        identity = {
-            "engine": ENGINE_VERSION,
-            "base": base.ref.fingerprint,
-            "dtype": str(base.dtype),
-            "path": path,
-            "jobs": [_identify_job(job) for job in jobs],
-        }
-        key = checkpoint_key(digest_of(identity))
+        key = checkpoint_key(identify_gang(base, jobs, path))
         self._places.append(Checkpoint(self.store, key, self.seconds, self._secret))
         return self._places[-1]
 
@@ -120,6 +113,19 @@ class Checkpoints:
         """Remove them all, once the results are stored."""
         for place in self._places:
             place.clear()
+
+
+def identify_gang(base: FrozenBase, jobs: Sequence[Job], path: str) -> str:
+    """Return the digest of all that decides the numbers of this gang from its first step on."""
+    return digest_of(
+        {
+            "engine": ENGINE_VERSION,
+            "base": base.ref.fingerprint,
+            "dtype": str(base.dtype),
+            "path": path,
+            "jobs": [_identify_job(job) for job in jobs],
+        }
+    )
 
 
 def _identify_job(job: Job) -> dict[str, Any]:

@@ -3,27 +3,29 @@
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ptpipeline.errors import BaseModelError, PtpError, Terminal, TrainingError, place_of
+from ptpipeline.errors import BaseModelError, TrainingError
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt, list_tensors, rebuild
 from ptpipeline.progress import advance, expect, phase
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.serving.answers import answer
-from ptpipeline.tuning.checkpoint import Checkpoint, Checkpoints
+from ptpipeline.tuning.checkpoint import Checkpoint, Checkpoints, identify_gang
 from ptpipeline.tuning.clock import Clock, Reading
 from ptpipeline.tuning.member import Job, Member, Rows
-from ptpipeline.tuning.passes import Backward, build_examples
+from ptpipeline.tuning.passes import FAILURES, Backward, build_examples, describe_failure
 from ptpipeline.tuning.places import drop_hopeless, fill_places
+from ptpipeline.tuning.ranks import ALONE, Ranks
 from ptpipeline.tuning.selfcheck import SelfCheck, check_path
+from ptpipeline.tuning.state import GangState, pack, unpack
 from ptpipeline.tuning.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
-FAILURES = (RuntimeError, ValueError, IndexError, Terminal)  # of one member: they end that member alone
 RECORD_EVERY = 10  # steps between two points of the learning curve
 
 Progress = Callable[[str], None]  # gets one line of text at a time
@@ -38,34 +40,51 @@ class Gang:
     check: SelfCheck
 
 
+class _Run(NamedTuple):
+    """What all steps of one gang share."""
+
+    base: FrozenBase
+    backward: Backward
+    ranks: Ranks
+    tracker: Tracker
+    progress: Progress
+    clock: Clock
+
+
 def run_gang(
     base: FrozenBase,
     jobs: Sequence[Job],
     tracker: Tracker,
     progress: Progress = log.info,
     checkpoints: Checkpoints | None = None,
+    ranks: Ranks = ALONE,
 ) -> Gang:
     """Train every job to its last step, its early stop or its own failure; `progress` gets lines on the way.
 
-    Jobs that do not fit into one step wait in a queue: if a member ends, the next one joins at the next step.
-    Training goes on from the gang's checkpoint if there is one, and leaves one behind at the end: the caller removes
-    it once the results are stored. A member that fails ends alone, with `error` set. Raises BaseModelError if the
-    base's weights changed.
+    All `ranks` call this with the same jobs, and the first alone reads and writes checkpoints. Jobs that do not fit
+    into one step wait in a queue: if a member ends, the next one joins at the next step. Training goes on from the
+    gang's checkpoint if there is one, and leaves one behind at the end: the caller removes it once the results are
+    stored. A member that fails ends alone, with `error` set. Raises BaseModelError if the base's weights changed,
+    SettingsError if the ranks' jobs differ, RankLost if one of them ends.
     """
     before = base.digest_weights()
     members, clock = Member.start_gang(jobs), Clock()
     check = _run_self_check(base, members)
-    checkpoint = checkpoints.open(base, jobs, str(check.figures["path"])) if checkpoints else None
-    if checkpoint and (saved := checkpoint.load(jobs, progress)):
+    path = str(check.figures["path"])
+    if ranks.size > 1:
+        ranks.agree(identify_gang(base, jobs, path))
+    checkpoint = checkpoints.open(base, jobs, path) if checkpoints and ranks.first else None
+    if saved := _resume(ranks, checkpoint, jobs, progress):
         members, clock = list(saved.members), saved.clock
+    run = _Run(base, ranks.divide(check.backward), ranks, tracker, progress, clock)
     _expect_steps(members)
     tracked: set[str] = set()  # members whose run this process started and has not ended
     try:
         while active := fill_places(members, base.prompt_tokens):
             _start_runs(base, [member for member in active if member.job.name not in tracked], tracker)
             tracked |= {member.job.name for member in active}
-            _step(base, active, check.backward, clock)
-            _finish_step(base, active, members, clock, tracker, progress)
+            _step(run, active)
+            _finish_step(run, active, members)
             for member in (dropped := drop_hopeless(members)):
                 progress(f"{member.job.name}: {member.dropped.reason if member.dropped else ''}")
             if dropped:
@@ -80,10 +99,31 @@ def run_gang(
             if member.job.name in tracked:
                 tracker.finish(member.run, "KILLED")
         raise
-    _check_weights(base, before, checkpoint)
+    if ranks.any(base.digest_weights() != before):
+        _refuse_weights(base, checkpoint)
     if checkpoint:
         checkpoint.save(members, clock)
+    _report_traffic(run)
     return Gang(members, clock, check)
+
+
+def _resume(ranks: Ranks, checkpoint: Checkpoint | None, jobs: Sequence[Job], progress: Progress) -> GangState | None:
+    """Return the gang as the first rank's checkpoint holds it, on all ranks; None if there is none."""
+    saved = checkpoint.load(jobs, progress) if checkpoint else None
+    if ranks.size == 1:
+        return saved
+    body = ranks.send(pack(saved.members, saved.clock) if saved else b"")
+    return unpack(body, jobs) if body else None
+
+
+def _report_traffic(run: _Run) -> None:
+    """Say what the ranks exchanged in the last step."""
+    if run.ranks.size > 1:
+        gradients, agreement = run.ranks.traffic
+        run.progress(
+            f"{run.ranks.size} processes trained together: each gave {gradients:,} bytes of prompt gradients into the "
+            f"last step, and {agreement:,} of losses"
+        )
 
 
 def _expect_steps(members: Sequence[Member]) -> None:
@@ -110,9 +150,7 @@ def _end_runs(ended: Sequence[Member], tracker: Tracker) -> None:
         tracker.finish(member.run, "FAILED" if member.error else "FINISHED")
 
 
-def _check_weights(base: FrozenBase, before: str, checkpoint: Checkpoint | None) -> None:
-    if base.digest_weights() == before:
-        return
+def _refuse_weights(base: FrozenBase, checkpoint: Checkpoint | None) -> None:
     if checkpoint:
         checkpoint.clear()
     raise BaseModelError(
@@ -128,24 +166,16 @@ class _Gradients(NamedTuple):
     gradients: list[Tensor | None]
 
 
-def describe_failure(error: Exception) -> str:
-    """Return what may be printed of an error: our own sentences, and torch's on sizes and devices.
-
-    Others may quote a row, so only their kind and place are printed.
-    """
-    return str(error) if isinstance(error, (PtpError, RuntimeError)) else place_of(error)
-
-
-def _step(base: FrozenBase, active: list[Member], backward: Backward, clock: Clock) -> None:
+def _step(run: _Run, active: list[Member]) -> None:
     """Take one optimizer step of every active member; if one raises, each steps alone, so that only that one ends."""
-    started = Reading.take()
+    started, clock = Reading.take(), run.clock
     batches = [member.take_rows() for member in active]
     results: Sequence[_Gradients | None]
     try:
-        results = _compute_gradients(base, active, batches, backward)
+        results = _compute_gradients(run, active, batches)
     except FAILURES as error:
         log.warning("a step of %d prompts failed (%s); each steps alone", len(active), describe_failure(error))
-        results = [_step_alone(base, member, rows, backward) for member, rows in zip(active, batches, strict=True)]
+        results = [_step_alone(run, member, rows) for member, rows in zip(active, batches, strict=True)]
     for member, result in zip(active, results, strict=True):
         if result is not None:
             member.accumulate(*result)
@@ -168,12 +198,10 @@ def _charge(members: Sequence[Member], tokens: Sequence[int], spent: Reading) ->
         member.charge(spent, own / sum(computed))
 
 
-def _compute_gradients(
-    base: FrozenBase, members: list[Member], batches: Sequence[Rows], backward: Backward
-) -> list[_Gradients]:
-    prompts = [member.build_prompt(base) for member in members]
+def _compute_gradients(run: _Run, members: list[Member], batches: Sequence[Rows]) -> list[_Gradients]:
+    prompts = [member.build_prompt(run.base) for member in members]
     leaves = [_detach(prompt) for prompt in prompts]
-    losses = backward(base, leaves, build_examples(batches), [member.job.teacher for member in members])  # [K]
+    losses = run.backward(run.base, leaves, build_examples(batches), [member.job.teacher for member in members])  # [K]
     return [
         _Gradients(loss, prompt, [tensor.grad for tensor in list_tensors(leaf)])
         for loss, prompt, leaf in zip(losses.tolist(), prompts, leaves, strict=True)
@@ -185,34 +213,27 @@ def _detach(prompt: SoftPrompt) -> SoftPrompt:
     return rebuild(prompt, [tensor.detach().requires_grad_() for tensor in list_tensors(prompt)])
 
 
-def _step_alone(base: FrozenBase, member: Member, rows: Rows, backward: Backward) -> _Gradients | None:
+def _step_alone(run: _Run, member: Member, rows: Rows) -> _Gradients | None:
     try:
-        return _compute_gradients(base, [member], [rows], backward)[0]
+        return _compute_gradients(run, [member], [rows])[0]
     except FAILURES as error:
         reason = describe_failure(error)
         member.error = TrainingError(f"task {member.job.name}: step {member.step + 1} failed: {reason}")
         return None
 
 
-def _finish_step(
-    base: FrozenBase,
-    active: list[Member],
-    members: Sequence[Member],
-    clock: Clock,
-    tracker: Tracker,
-    progress: Progress,
-) -> None:
+def _finish_step(run: _Run, active: list[Member], members: Sequence[Member]) -> None:
     """Do what is due after a step: dev evaluations, points of the learning curves, progress lines."""
     due, started = [member for member in active if member.due], Reading.take()
-    devs = _evaluate(base, due)
+    devs = _evaluate(run, due)
     _charge(due, [sum(len(row.ids) for row in member.job.dev) for member in due], started.measure())
     for member in active:
         if member.error:
-            progress(str(member.error))
+            run.progress(str(member.error))
         elif member.due or member.step % RECORD_EVERY == 0 or member.step == 1:
             dev = devs.get(member.job.name)
-            tracker.log_point(member.run, member.record(dev))
-            progress(_format_progress(member, members, clock, dev))
+            run.tracker.log_point(member.run, member.record(dev))
+            run.progress(_format_progress(member, members, run.clock, dev))
 
 
 class _Rounded(NamedTuple):
@@ -222,13 +243,13 @@ class _Rounded(NamedTuple):
     stored: SoftPrompt
 
 
-def _evaluate(base: FrozenBase, due: list[Member]) -> dict[str, float]:
+def _evaluate(run: _Run, due: list[Member]) -> dict[str, float]:
     """Return the dev metric of each member that is due, by the stored form of its prompt; all answer together."""
     rounded = [_Rounded(member, stored) for member in due if (stored := member.round_to_stored()) is not None]
     if not rounded:
         return {}
     try:
-        return _judge(base, rounded)
+        return _judge(run, rounded)
     except FAILURES as error:
         reason = describe_failure(error)
         log.warning("a dev evaluation of %d prompts failed (%s); each answers alone", len(rounded), reason)
@@ -236,7 +257,7 @@ def _evaluate(base: FrozenBase, due: list[Member]) -> dict[str, float]:
     for single in rounded:
         member = single.member
         try:
-            metrics |= _judge(base, [single])
+            metrics |= _judge(run, [single])
         except FAILURES as error:
             reason = describe_failure(error)
             member.error = TrainingError(
@@ -245,14 +266,16 @@ def _evaluate(base: FrozenBase, due: list[Member]) -> dict[str, float]:
     return metrics
 
 
-def _judge(base: FrozenBase, rounded: list[_Rounded]) -> dict[str, float]:
+def _judge(run: _Run, rounded: list[_Rounded]) -> dict[str, float]:
     """Return the members' dev metrics by name, from answers to all their dev splits in mixed passes."""
+    base = run.base
     prompts = [place_prompt(base, stored, member.job.tune.placement) for member, stored in rounded]
     with torch.inference_mode():
         cache = base.compute_prefix(prompts)
     requests = [member.build_dev_requests(prompt) for prompt, (member, _) in enumerate(rounded)]
+    together = [request for of_member in requests for request in of_member]
     with phase("dev"):
-        answers = iter(answer(base, cache, [request for of_member in requests for request in of_member]))
+        answers = iter(run.ranks.divide_requests(together, partial(answer, base, cache)))
     return {
         member.job.name: member.judge(stored, [next(answers) for _ in of_member])
         for (member, stored), of_member in zip(rounded, requests, strict=True)

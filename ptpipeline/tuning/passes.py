@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ptpipeline.data.batches import group_by_length
+from ptpipeline.errors import PtpError, Terminal, place_of
 from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, SoftPrompt
 
+FAILURES = (RuntimeError, ValueError, IndexError, Terminal)  # of one member: they end that member alone
 DISTILLATION = 0.9  # weight of a teacher beside the targets
 
 Teachers = Sequence[SoftPrompt | None]
@@ -41,6 +43,14 @@ def build_examples(batches: Sequence[Sequence[tuple[Sequence[int], Sequence[int]
         weight = 1 / sum(len(target) for _, target in rows)
         examples += [Example(ids, target, prompt, weight) for ids, target in rows]
     return examples
+
+
+def describe_failure(error: Exception) -> str:
+    """Return what may be printed of an error: our own sentences, and torch's on sizes and devices.
+
+    Others may quote a row, so only their kind and place are printed.
+    """
+    return str(error) if isinstance(error, (PtpError, RuntimeError)) else place_of(error)
 
 
 class Backward(Protocol):

@@ -26,8 +26,10 @@ from ptpipeline.task.task import Task
 from ptpipeline.tuning.advice import advise
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.key import ENGINE_VERSION, compute_training_key
-from ptpipeline.tuning.loop import Gang, describe_failure, run_gang
+from ptpipeline.tuning.loop import Gang, run_gang
 from ptpipeline.tuning.member import Job, Member
+from ptpipeline.tuning.passes import describe_failure
+from ptpipeline.tuning.ranks import ALONE, Ranks
 from ptpipeline.tuning.start import Start, load_start
 from ptpipeline.tuning.tracker import Tracker
 
@@ -63,8 +65,9 @@ def tune(
     checkpoints: Checkpoints,
     tracker: Tracker,
     progress: Callable[[str], None],
+    ranks: Ranks = ALONE,
 ) -> dict[str, TrainedTask | PtpError]:
-    """Train the tasks as one gang; return for each task the trained artifact, or the error that ended it alone.
+    """Train the tasks as one gang on all `ranks`; return each task's trained artifact, or the error that ended it.
 
     Reads from the store of the checkpoints and writes only checkpoints there: the caller stages the artifacts, and
     clears the checkpoints after that. Raises BaseModelError if the base changed.
@@ -80,8 +83,9 @@ def tune(
         except (RuntimeError, ValueError, IndexError) as error:  # a defect in one task ends no other's training
             reason = describe_failure(error)
             outcomes[task.name] = TrainingError(f"task {task.name}: it could not be prepared: {reason}")
+    ranks.agree(" ".join(work.task.name for work in works))
     if works:
-        gang = run_gang(base, [job for work in works for job in work.jobs], tracker, progress, checkpoints)
+        gang = run_gang(base, [job for work in works for job in work.jobs], tracker, progress, checkpoints, ranks)
         members = iter(gang.members)
         for work in works:
             finished = _Finished(base, work, [next(members) for _ in work.jobs], gang)
@@ -160,13 +164,11 @@ def check_bytes(task: Task, prompts: Sequence[SoftPrompt]) -> None:
     for limit in limits:
         if limit.needed > limit.bytes:
             tokens = max(map(count_virtual_tokens, prompts))
-            where = (
-                f"task {task.name}: tune.num_virtual_tokens: {what} of {tokens} virtual tokens in {tune.store_dtype}"
-            )
+            at = f"task {task.name}: tune.num_virtual_tokens: {what} of {tokens} virtual tokens in {tune.store_dtype}"
             halving = tune.store_dtype == "float32" and limit.needed <= 2 * limit.bytes
             halved = ", or store_dtype: float16" if halving else ""
             raise TaskFileError(
-                f"{where} needs {limit.needed} bytes, {limit.owner} {limit.bytes}; take fewer{halved}{limit.remedy}"
+                f"{at} needs {limit.needed} bytes, {limit.owner} {limit.bytes}; take fewer{halved}{limit.remedy}"
             )
 
 
@@ -269,8 +271,7 @@ def _pack_as_ensemble(finished: _Finished) -> TrainedTask:
     fields = build_manifest_fields(base, work, members[0].job) | {"method": "ensemble", "seed": work.task.tune.seed}
     how = work.task.tune.ensemble.combine if work.task.tune.ensemble else "average"
     artifact = pack_ensemble(artifacts, how, fields)
-    best = max(members, key=lambda member: member.best_dev)
-    tuned = _describe_outcome(finished, best, artifact)
+    tuned = _describe_outcome(finished, max(members, key=lambda member: member.best_dev), artifact)
     whole = {"bytes": sum(len(own.tensors) for own in artifacts), "best_dev": _measure_ensemble(base, members, how)}
     return TrainedTask(artifact, artifacts, tuned.model_copy(update=whole))
 
