@@ -209,7 +209,7 @@ def test_a_process_reads_the_weights_once(folder: Path) -> None:
 def test_weights_that_change_between_hash_and_load_are_refused(folder: Path) -> None:
     prepared = prepare(folder)
     flip(folder / WEIGHTS)
-    with pytest.raises(BaseModelError, match=r"model.safetensors: was changed while the model was loading"):
+    with pytest.raises(BaseModelError, match=r"model.safetensors: was changed since it was hashed"):
         load_base(prepared, "float32")
 
 
