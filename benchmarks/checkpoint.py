@@ -31,6 +31,7 @@ from ptpipeline.task.data import Data, Source
 from ptpipeline.task.policy import Gate
 from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Task
+from ptpipeline.task.template import parse_template
 from ptpipeline.tuning.checkpoint import Checkpoint
 from ptpipeline.tuning.loop import RECORD_EVERY, Gang, run_gang
 from ptpipeline.tuning.member import Job
@@ -60,7 +61,7 @@ def train(base: FrozenBase, arguments: argparse.Namespace) -> Gang:
         tune=recipe,
         gate=Gate(minimum=0.5),
     )
-    text = TaskText("benchmark", "{text}", labels, arguments.tokens, lambda text, special: [])
+    text = TaskText("benchmark", parse_template("{text}"), labels, arguments.tokens, lambda text, special: [])
     gang = run_gang(
         base, [Job("benchmark", task, recipe, work.prompt, text, rows, rows[:2])], NoTracker(), lambda line: None
     )

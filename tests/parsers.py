@@ -91,7 +91,7 @@ def _dossier() -> bytes:
     return json.dumps({"publication": publication, "report": None, "verdict": None}).encode()
 
 
-ROWS = [Row(f"{number:016x}", "a text", "good") for number in range(20)]
+ROWS = [Row(f"{number:016x}", {"text": "a text"}, "good") for number in range(20)]
 CONFIG = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 4, "token_dim": 6}
 
 PARSERS = {

@@ -34,8 +34,9 @@ def texts(name: str) -> list[Row]:
     _, source = shipped(name)
     found = {
         normalise(text or ""): (text or "", "good" if float(number) > 0 else "bad")
-        for text, number in zip(source.texts, source.labels, strict=True)
+        for text, number in zip(source.fields["text"], source.labels, strict=True)
     }
     return [
-        Row(hashlib.sha256(normal.encode()).hexdigest()[:16], text, label) for normal, (text, label) in found.items()
+        Row(hashlib.sha256(normal.encode()).hexdigest()[:16], {"text": text}, label)
+        for normal, (text, label) in found.items()
     ]

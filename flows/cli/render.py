@@ -20,6 +20,7 @@ from ptpipeline.records.prompts import Cost, PromptManifest, Trial, TunedPrompt
 from ptpipeline.records.reports import Report, Scores, TextScores, title_of
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PromptVersion
+from ptpipeline.task.template import Fields
 
 if TYPE_CHECKING:
     from registry.lineage.trace import Lineage, Origin
@@ -229,8 +230,9 @@ def _describe_prompt(manifest: PromptManifest) -> str:
     return f"{manifest.method}: {manifest.num_virtual_tokens} virtual tokens of {size}, {info.dtype}"
 
 
-def answer_row(answer: Answer, text: str) -> dict[str, Any]:
+def answer_row(answer: Answer, given: str | Fields) -> dict[str, Any]:
     """Return an answer for people, beside its text."""
+    text = given if isinstance(given, str) else " | ".join(given.values())
     if answer.label is None:
         return {"answer": answer.text, "version": answer.version, "text": text}
     return {

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.cli.app import FAILED, NO, Json, Reference, TaskName, app, open_context, os_user, read_lines
+from flows.cli.app import FAILED, NO, Json, Reference, TaskName, app, open_context, os_user
 from flows.cli.terminal import indent, log_plainly, say
 from ptpipeline.errors import NotFound, PtpError
 
@@ -209,11 +209,23 @@ def webhook(
 def predict(
     reference: Reference,
     texts: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="TEXT", help="Texts to answer; `-` reads standard input: one answer per line, none for a blank one."
         ),
-    ],
+    ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option("--field", metavar="NAME=TEXT", help="A field of one text, if the template has several; repeat."),
+    ] = None,
+    rows: Annotated[
+        Path | None,
+        typer.Option("--input", metavar="FILE", help="Rows to answer: csv, tsv, jsonl or parquet, a column a field."),
+    ] = None,
+    form: Annotated[
+        Literal["csv", "tsv", "jsonl", "parquet"] | None,
+        typer.Option("--format", help="Of --input; by default the ending of the file's name."),
+    ] = None,
     allow_older: Annotated[
         bool,
         typer.Option("--allow-older", help="Accept a signed pointer that is older than the one seen here last."),
@@ -222,14 +234,18 @@ def predict(
 ) -> None:
     """Label texts with a version, or generate answers to them.
 
-    With --json, `index` is the place of the text: 0 for the first argument, or the first line. It reads from the object
+    With --json, `index` is the place of the text: 0 for the first argument, line or row. It reads from the object
     store alone; no other server is needed.
     """
+    from flows.cli.questions import read_questions, read_rows
     from flows.cli.render import answer_row, print_table
     from ptpipeline.serving.predictor import load
 
-    given = read_lines() if texts == ["-"] else texts
-    answers = load(reference, allow_older=allow_older).answer_lines(given)
+    given = read_questions(texts or [], field or [], rows)
+    predictor = load(reference, allow_older=allow_older)
+    if rows is not None:
+        given = read_rows(rows.expanduser(), form, predictor.fields)
+    answers = predictor.answer_lines(given)
     if as_json:
         print_table([{"index": index, **answer.to_json()} for index, answer in enumerate(answers)], as_json)
     else:

@@ -13,6 +13,7 @@ from ptpipeline.records.data import Split, SplitInfo
 from ptpipeline.records.reports import Scores, TextScores
 from ptpipeline.task.data import Source, SplitSpec
 from ptpipeline.task.folder import find_task
+from ptpipeline.task.source import find_format
 from ptpipeline.task.task import Task
 from registry.ledger.looks import list_judging
 from registry.ledger.tombstone import collected_sentence
@@ -20,8 +21,6 @@ from registry.ledger.tombstone import collected_sentence
 if TYPE_CHECKING:
     from ptpipeline.data.rows import CheckedRows
     from ptpipeline.evaluation.measurement import Measurement, Sample
-
-FORMATS = ("csv", "tsv", "jsonl", "parquet")
 
 
 class FileReport(Record):
@@ -129,18 +128,20 @@ def _build_sample(context: Context, version: OpenVersion, checked: "CheckedRows"
     from ptpipeline.data.tokens import encode_text
     from ptpipeline.evaluation.measurement import Sample
     from ptpipeline.prompts.placement import build_text_encoder
+    from ptpipeline.task.template import read_template
 
     manifest = version.artifact.manifest
     encode = build_text_encoder(context.engine(version.base_model).base, manifest.placement)
+    template = read_template(manifest)
     for row in checked.rows:  # the engine would number them as it gets them
-        encode_text(manifest.template, row.text, manifest.max_input_tokens, f"{path}: row {row.number}", encode)
+        encode_text(template, row.fields, manifest.max_input_tokens, f"{path}: row {row.number}", encode)
     rows = sorted(identify_rows(checked.rows), key=lambda row: row.id)
     if version.task.gate.figures == "quiet":
         judging = _find_judging(context, version)
         rows = [row for row in rows if text_of(row.id) not in judging]
     if len(rows) < 2:
         raise DataError(f"{path}: {len(rows)} row is left after the checks; an interval needs two")
-    test = SplitInfo(rows=len(rows), labels={}, digest=digest_of([[*row[:3]] for row in rows]))
+    test = SplitInfo(rows=len(rows), labels={}, digest=digest_of([[row.id, row.text, row.label] for row in rows]))
     snapshot = context.snapshot(version.ref.task, manifest.snapshot).model_copy(update={"test": test})
     return Sample(snapshot, "test", rows)
 
@@ -183,12 +184,6 @@ def _score(context: Context, version: OpenVersion, sample: "Sample") -> _Scored:
     )
 
 
-def _tell_format(path: Path) -> str:
-    """The format that a file's name tells, also behind `.gz` and `.zst`."""
-    suffixes = [suffix.removeprefix(".").lower() for suffix in path.suffixes]
-    return next((suffix for suffix in reversed(suffixes) if suffix not in ("gz", "zst")), "")
-
-
 def _replace_source(task: Task, path: Path, form: str | None) -> Task:
     """Return the task with the file as its source; all rows are measured, so checks of splits are off.
 
@@ -199,11 +194,7 @@ def _replace_source(task: Task, path: Path, form: str | None) -> Task:
             f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a file of rows with the "
             f"columns of task {task.name}"
         )
-    form = form or _tell_format(path)
-    if form not in FORMATS:
-        raise DataError(
-            f"{path}: its name does not tell its format; give --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-        )
+    form = form or find_format(path)
     own: dict[str, object] = {"path": str(path.resolve()), "format": form}
     declared = task.data.sources.get(None) or task.data.sources["test"]
     if form == declared.format:
@@ -229,7 +220,7 @@ def _read_file(task: Task, path: Path) -> "CheckedRows":
 
     with tempfile.TemporaryDirectory(prefix="ptp-evaluate-") as folder:
         source = read_rows(task, Path(folder))
-    cells = zip(source.texts, source.labels, strict=True)
+    cells = zip(*source.fields.values(), source.labels, strict=True)
     broken = [number for number, row in enumerate(cells, 1) if not is_utf8("".join(cell or "" for cell in row))]
     if broken:  # the figures would be those of the rows without accents
         raise DataError(f"{path}: {source.places.describe(broken)}: not UTF-8; save the file as UTF-8")

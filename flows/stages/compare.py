@@ -11,6 +11,7 @@ from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.records.reports import PairedDifference, Report
 from ptpipeline.task.task import Task
+from ptpipeline.task.template import list_fields, read_template
 from registry.lineage.descent import inherited_rows, training_rows
 from registry.registry import Registry
 
@@ -102,7 +103,11 @@ def find_obstacle(context: Context, task: Task, rival: SeenRows) -> str | None:
 
 
 def find_mismatch(task: Task, manifest: PromptManifest) -> str | None:
-    """Say that a prompt answers other labels than the task has now; None if they are the same."""
+    """Say that a prompt answers other labels than the task has now, or reads other fields; None if they are the
+    same.
+    """
+    if (fields := read_template(manifest).names) != list(task.columns):
+        return f"it reads {list_fields(fields)}, the task's rows now have {list_fields(task.columns)}"
     if set(manifest.labels) == set(task.labels):
         return None
     now = f"has {', '.join(task.labels)}" if task.labels else "asks for free text"

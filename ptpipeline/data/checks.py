@@ -15,7 +15,7 @@ from ptpipeline.task.data import Data
 _MEANING = {
     "quotes": "a quote that was never closed, so that one row swallows others",
     "encoding": "bytes that are not UTF-8",
-    "empty_text": "no text, or no target",
+    "empty_text": "a field without text, or no target",
     "unknown_label": "a label that is neither in the task's `labels` nor in its bins",
     "duplicate": "a text that came before under the same label or target",
     "conflicting_label": "a text that stands under two labels or targets",

@@ -17,7 +17,9 @@ from ptpipeline.foreign import escape_controls
 from ptpipeline.records.data import DataCheck, Split
 from ptpipeline.task.data import Binned, Data, SplitSpec
 from ptpipeline.task.task import Task
+from ptpipeline.task.template import Fields
 
+_BETWEEN = "\x1f"  # no normalised text holds it, so words do not pass from one field to the next
 REPLACEMENT = "\ufffd"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -32,24 +34,35 @@ _KEPT_FIRST: tuple[Split, ...] = ("test", "reserve", "dev", "train")
 class Row(NamedTuple):
     """One example; `id` is the first 16 hex digits of the sha256 of its normalised text, with -2, -3... for repeats.
 
+    `fields` has the text of each field of the template: most tasks have `text` alone.
     `label` is the name of a label, or the target text of a generation task; `slices` are its values of `data.slices`.
     """
 
     id: str
-    text: str
+    fields: Fields
     label: str
     slices: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """All that a person wrote: the fields in the order of their names, one a line."""
+        return join_fields(self.fields)
 
 
 class CheckedRow(NamedTuple):
     """One labelled row: its number in the source from 1, and the normalised text that identifies it."""
 
     number: int
-    text: str
+    fields: Fields
     normal: str
     label: str
     split: Split
     slices: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """As `Row.text`."""
+        return join_fields(self.fields)
 
 
 class CheckedRows(NamedTuple):
@@ -63,12 +76,22 @@ class _SourceRow(NamedTuple):
     """One row before its label is known; the hash of `key` decides its split."""
 
     number: int
-    text: str
+    fields: Fields
     normal: str
     raw_label: str | None
     key: str
     slices: tuple[str, ...] = ()
     given: Split | None = None
+
+
+def join_fields(fields: Fields) -> str:
+    """Return the fields in the order of their names, one a line."""
+    return "\n".join(fields[name] for name in sorted(fields))
+
+
+def normalise_fields(fields: Fields) -> str:
+    """Return what identifies a row: each field normalised, in the order of their names."""
+    return _BETWEEN.join(normalise(fields[name]) for name in sorted(fields))
 
 
 def split_of(key: str, spec: SplitSpec) -> Split:
@@ -124,14 +147,18 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
 
 
 def _number_rows(source: SourceRows) -> list[_SourceRow]:
-    groups = source.groups if source.groups is not None else [None] * len(source.texts)
+    groups = source.groups if source.groups is not None else [None] * len(source.labels)
     if source.groups is not None and (missing := [n for n, value in enumerate(groups, 1) if not value]):
         raise DataError(
             f"{source.source}: the column that data.split.group names is empty in {source.places.describe(missing)}; "
             "every row needs a group"
         )
-    texts = [text or "" for text in source.texts]
-    normals = [normalise(text) for text in texts]
+    names = list(source.fields)
+    texts = [
+        dict(zip(names, (text or "" for text in values), strict=True))
+        for values in zip(*source.fields.values(), strict=True)
+    ]
+    normals = [normalise_fields(fields) for fields in texts]
     keys = normals if source.groups is None else (group or "" for group in groups)
     slices, given = source.slices or [()] * len(texts), source.splits or [None] * len(texts)
     columns = zip(texts, normals, source.labels, keys, slices, given, strict=True)
@@ -152,17 +179,21 @@ def _drop_unlisted(source: SourceRows, rows: list[_SourceRow], log: CheckLog) ->
 
 def _drop_unreadable(task: Task, rows: list[_SourceRow], log: CheckLog) -> list[_SourceRow]:
     """The rows that pass the checks `encoding` and `empty_text`."""
-    broken = {row.number for row in rows if not is_utf8(row.text + _target(task, row))}
+    broken = {row.number for row in rows if not is_utf8(join_fields(row.fields) + _target(task, row))}
     rows = [_replace_bytes(row) if row.number in broken else row for row in log.drop("encoding", rows, broken)]
-    empty = {row.number for row in rows if not row.normal or (task.generate and not _target(task, row).strip())}
+    empty = {
+        row.number
+        for row in rows
+        if not all(row.normal.split(_BETWEEN)) or (task.generate and not _target(task, row).strip())
+    }
     return log.drop("empty_text", rows, empty)
 
 
 def _replace_bytes(row: _SourceRow) -> _SourceRow:
     """The row with U+FFFD for each byte that was not UTF-8; it is kept if the check is off."""
-    text, label = (_SURROGATE.sub(REPLACEMENT, cell) for cell in (row.text, row.raw_label or ""))
-    normal = normalise(text)
-    return row._replace(text=text, normal=normal, raw_label=label, key=normal if row.key == row.normal else row.key)
+    fields = {name: _SURROGATE.sub(REPLACEMENT, text) for name, text in row.fields.items()}
+    label, normal = _SURROGATE.sub(REPLACEMENT, row.raw_label or ""), normalise_fields(fields)
+    return row._replace(fields=fields, normal=normal, raw_label=label, key=normal if row.key == row.normal else row.key)
 
 
 # ---------------------------------------------------------------- labels
@@ -185,7 +216,7 @@ def _add_labels(task: Task, rows: list[_SourceRow], named: Labels, log: CheckLog
     fix = named.advise(unknown.values(), {label for label in labels.values() if label}) if unknown else ""
     rows = log.drop("unknown_label", rows, set(unknown), found, fix)
     return [
-        CheckedRow(row.number, row.text, row.normal, labels[row.number] or "", _place(row, spec), row.slices)
+        CheckedRow(row.number, row.fields, row.normal, labels[row.number] or "", _place(row, spec), row.slices)
         for row in rows
     ]
 
@@ -193,7 +224,7 @@ def _add_labels(task: Task, rows: list[_SourceRow], named: Labels, log: CheckLog
 def _add_targets(task: Task, rows: list[_SourceRow]) -> list[CheckedRow]:
     """The rows of a generation task, with their target texts as they stand in the source."""
     return [
-        CheckedRow(row.number, row.text, row.normal, _target(task, row), _place(row, task.data.cut), row.slices)
+        CheckedRow(row.number, row.fields, row.normal, _target(task, row), _place(row, task.data.cut), row.slices)
         for row in rows
     ]
 

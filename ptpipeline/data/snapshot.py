@@ -24,8 +24,6 @@ from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import snapshot_manifest_key, split_key
 from ptpipeline.task.task import Task
 
-COLUMNS = ("id", "text", "label")
-
 
 def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
     """Read, check and split the task's rows and store them; equal rows give the same snapshot.
@@ -68,7 +66,7 @@ def read_snapshot(store: ObjectStore, task: str, digest: str) -> Snapshot:
     """
     key = snapshot_manifest_key(task, digest)
     snapshot = parse_record(Snapshot, store.read(key).body, f"{store.url}/{key}")
-    actual = _digest(snapshot.task, snapshot.splits(), snapshot.slices)
+    actual = _digest(snapshot)
     if snapshot.task != task or not snapshot.digest == actual == digest:
         raise ArtifactError(
             f"{store.url}/{key}: hashes to {actual[:12]}, expected {digest[:12]}; the manifest was altered"
@@ -89,7 +87,7 @@ def load_split(store: ObjectStore, snapshot: Snapshot, split: Split) -> list[Row
             f"{store.url}/{key}: missing although the manifest is there; run `ptp ingest {snapshot.task}` "
             "after deleting the manifest"
         ) from None
-    rows = _decode(body, f"{store.url}/{key}", snapshot.slices)
+    rows = _decode(body, f"{store.url}/{key}", snapshot)
     actual = _rows_digest(rows)
     if actual != stated.digest or _slices_digest(rows, snapshot.slices) != stated.slices:
         raise ArtifactError(
@@ -114,7 +112,7 @@ def identify_rows(rows: Iterable[CheckedRow]) -> Iterator[Row]:
         identity = hashlib.sha256(row.normal.encode()).hexdigest()[:16]
         seen[identity] += 1
         suffix = f"-{seen[identity]}" if seen[identity] > 1 else ""
-        yield Row(identity + suffix, row.text, row.label, row.slices)
+        yield Row(identity + suffix, row.fields, row.label, row.slices)
 
 
 def _split_rows(rows: list[CheckedRow], task: Task) -> dict[Split, list[Row]]:
@@ -135,16 +133,17 @@ class _Origin(NamedTuple):
 
 def _describe(task: Task, origin: _Origin, checked: CheckedRows, splits: dict[Split, list[Row]]) -> Snapshot:
     infos = {split: _split_info(rows, task) for split, rows in splits.items()}
-    slices = task.data.slices
-    return Snapshot(
+    snapshot = Snapshot(
         task=task.name,
-        digest=_digest(task.name, infos, slices),
+        digest="",
         source=origin.name,
         source_key=origin.key,
         checks=checked.checks,
-        slices=slices,
+        slices=task.data.slices,
+        fields=list(task.columns),
         **infos,
     )
+    return snapshot.model_copy(update={"digest": _digest(snapshot)})
 
 
 def _split_info(rows: list[Row], task: Task) -> SplitInfo:
@@ -157,16 +156,17 @@ def _split_info(rows: list[Row], task: Task) -> SplitInfo:
     )
 
 
-def _digest(task: str, splits: dict[Split, SplitInfo], slices: list[str]) -> str:
-    parts: dict[str, Any] = {"schema": [*COLUMNS], "task": task}
+def _digest(snapshot: Snapshot) -> str:
+    parts: dict[str, Any] = {"schema": ["id", *snapshot.fields, "label"], "task": snapshot.task}
+    splits = snapshot.splits()
     parts |= {split: info.digest for split, info in splits.items()}
-    if slices:
-        parts["slices"] = {"columns": slices, "digests": [info.slices for info in splits.values()]}
+    if snapshot.slices:
+        parts["slices"] = {"columns": snapshot.slices, "digests": [info.slices for info in splits.values()]}
     return digest_of(parts)
 
 
 def _rows_digest(rows: list[Row]) -> str:
-    return _lines_digest((row.id, row.text, row.label) for row in rows)
+    return _lines_digest((row.id, *(row.fields[name] for name in sorted(row.fields)), row.label) for row in rows)
 
 
 def _slices_digest(rows: list[Row], columns: list[str]) -> str | None:
@@ -186,7 +186,7 @@ def _lines_digest(lines: Iterable[tuple[str, ...]]) -> str:
 
 def _store_split(store: ObjectStore, snapshot: Snapshot, split: Split, rows: list[Row]) -> None:
     try:
-        store.create(split_key(snapshot.task, snapshot.digest, split), _encode(rows, snapshot.slices))
+        store.create(split_key(snapshot.task, snapshot.digest, split), _encode(rows, snapshot))
     except PreconditionFailed:  # another Parquet version wrote it before a crash: the rows decide
         load_split(store, snapshot, split)
 
@@ -204,17 +204,23 @@ def _store_manifest(store: ObjectStore, snapshot: Snapshot) -> None:
         read_snapshot(store, snapshot.task, snapshot.digest)
 
 
-def _columns(slices: list[str]) -> list[str]:
-    return [*COLUMNS, *(f"slice.{column}" for column in slices)]
+def _columns(snapshot: Snapshot) -> list[str]:
+    """The columns of a split: a field or slice of any name stands beside `id` and `label`."""
+    fields = ["text" if name == "text" else f"field.{name}" for name in snapshot.fields]
+    return ["id", *fields, "label", *(f"slice.{column}" for column in snapshot.slices)]
 
 
-def _encode(rows: list[Row], slices: list[str]) -> bytes:
+def _encode(rows: list[Row], snapshot: Snapshot) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = pa.schema([(column, pa.string()) for column in _columns(slices)])
-    cells = [(row.id, row.text, row.label, *row.slices) for row in rows]
-    columns = [[row[index] for row in cells] for index in range(len(schema))]
+    schema = pa.schema([(column, pa.string()) for column in _columns(snapshot)])
+    columns = [
+        [row.id for row in rows],
+        *([row.fields[name] for row in rows] for name in snapshot.fields),
+        [row.label for row in rows],
+        *([row.slices[index] for row in rows] for index in range(len(snapshot.slices))),
+    ]
     buffer = io.BytesIO()
     pq.write_table(
         pa.Table.from_arrays([pa.array(values, pa.string()) for values in columns], schema=schema),
@@ -224,12 +230,16 @@ def _encode(rows: list[Row], slices: list[str]) -> bytes:
     return buffer.getvalue()
 
 
-def _decode(body: bytes, address: str, slices: list[str]) -> list[Row]:
-    what = f"{address}: {len(body)} bytes are not a Parquet file with {', '.join(_columns(slices))}"
+def _decode(body: bytes, address: str, snapshot: Snapshot) -> list[Row]:
+    names, count = _columns(snapshot), len(snapshot.fields)
+    what = f"{address}: {len(body)} bytes are not a Parquet file with {', '.join(names)}"
     with parsing(what, "the object is truncated or altered"):
-        table = read_table(body, _columns(slices))
-        columns = [table.column(name).to_pylist() for name in _columns(slices)]
-    return [Row(identity, text, label, tuple(values)) for identity, text, label, *values in zip(*columns, strict=True)]
+        table = read_table(body, names)
+        columns = [table.column(name).to_pylist() for name in names]
+    return [
+        Row(identity, dict(zip(snapshot.fields, values, strict=False)), values[count], tuple(values[count + 1 :]))
+        for identity, *values in zip(*columns, strict=True)
+    ]
 
 
 __all__ = ["Row", "ingest", "load_split", "read_snapshot"]

@@ -52,14 +52,15 @@ _PLACES = {
 class SourceRows(NamedTuple):
     """The columns of a source that a task names, equally long, in file order; `groups` is None without a group column.
 
-    `labels` holds the targets of a generation task; `slices` has each row's values of the slice columns, and is empty
-    if the task names none. `places` says where each row stands; `label_kinds` and `label_codes` are those of the column
-    of labels, and `misquoted` is that of the table (data/table.py). `splits` is the split that the source states for
-    each row, None if the task lists none for its value; `unlisted` counts these values.
+    `fields` has the cells of each field of the template, by its name. `labels` holds the targets of a generation task;
+    `slices` has each row's values of the slice columns, and is empty if the task names none. `places` says where each
+    row stands; `label_kinds` and `label_codes` are those of the column of labels, and `misquoted` is that of the table
+    (data/table.py). `splits` is the split that the source states for each row, None if the task lists none for its
+    value; `unlisted` counts these values.
     """
 
     source: str
-    texts: list[str | None]
+    fields: dict[str, list[str | None]]
     labels: list[str | None]
     groups: list[str | None] | None
     slices: Sequence[tuple[str, ...]] = ()
@@ -80,7 +81,7 @@ def source_key(task: Task, home: Path) -> str:
     """
     contents = {split: _place_of(source).identify(source, home) for split, source in task.data.sources.items()}
     content = contents.get(None, contents)
-    settings = _dump_settings(task.data)
+    settings = _dump_settings(task.data, task.columns)
     return digest_of({"ingest": INGEST_VERSION, "data": settings, "labels": sorted(task.labels), "content": content})
 
 
@@ -93,11 +94,13 @@ def _place_of(source: Source) -> Place:
     return next(place for name, place in _PLACES.items() if getattr(source, name) is not None)
 
 
-def _dump_settings(data: Data) -> dict[str, Any]:
+def _dump_settings(data: Data, columns: dict[str, str]) -> dict[str, Any]:
     """The settings that decide which rows are read, how they are checked, and where they go."""
     sources = {split: _dump_source(source) for split, source in data.sources.items()}
+    inputs = {"text": columns["text"]} if list(columns) == ["text"] else {"fields": columns}
     unset = {"target"} if data.target is None else set()
-    return data.model_dump(mode="json", exclude={"source", "split", "checks"} | unset) | {
+    return data.model_dump(mode="json", exclude={"source", "split", "checks", "text", "fields"} | unset) | {
+        **inputs,
         "source": sources.get(None, sources),
         "split": _dump(data.split, _LATER["split"]),
         "checks": _dump(data.checks, _LATER["checks"]),
@@ -126,7 +129,7 @@ def read_rows(task: Task, home: Path) -> SourceRows:
     """
     data = task.data
     label = data.label.column if isinstance(data.label, Binned) else data.label
-    wanted = _name_columns(data, label)
+    wanted = _name_columns(task, label)
     parts, splits = [], list[Split | None]()
     for split, source in data.sources.items():
         for name, table in _place_of(source).read(source, wanted, home):
@@ -137,7 +140,7 @@ def read_rows(task: Task, home: Path) -> SourceRows:
     answers = joined.columns[label or data.target or ""]
     rows = SourceRows(
         joined.name,
-        cells[data.text],
+        {field: cells[column] for field, column in task.columns.items()},
         answers.cells,
         cells[data.split.group] if data.split.group is not None else None,
         list(zip(*(_slice_values(joined.name, one, cells[one]) for one in data.slices), strict=True)),
@@ -151,17 +154,18 @@ def read_rows(task: Task, home: Path) -> SourceRows:
     return rows._replace(splits=splits) if data.given else rows
 
 
-def _name_columns(data: Data, label: str | None) -> list[Wanted]:
-    """The columns that the fields of `data` name."""
-    fields = {
-        "text": data.text,
+def _name_columns(task: Task, label: str | None) -> list[Wanted]:
+    """The columns that the fields of the template and of `data` name."""
+    data = task.data
+    texts = {"text" if name == "text" else f"fields.{name}": column for name, column in task.columns.items()}
+    fields = texts | {
         "target": data.target,
         "label": label,
         "split.group": data.split.group,
         "split.column": data.split.column,
     }
     named = [(column, field) for field, column in fields.items() if column is not None]
-    wanted = [Wanted(column, field, text=field in ("text", "target")) for column, field in named]
+    wanted = [Wanted(column, field, text=field == "target" or field in texts) for column, field in named]
     return [*wanted, *(Wanted(column, "slices") for column in data.slices)]
 
 

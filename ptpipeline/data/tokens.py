@@ -5,9 +5,9 @@ from itertools import permutations
 from typing import NamedTuple
 
 from ptpipeline.data.rows import Row
-from ptpipeline.data.template import render
 from ptpipeline.errors import ContextError, TaskFileError
 from ptpipeline.records.prompts import Scoring
+from ptpipeline.task.template import Fields, Template
 
 Encode = Callable[[str, bool], list[int]]
 
@@ -96,13 +96,14 @@ def label_tokens(task: str, labels: dict[str, str], encode: Encode) -> LabelToke
     return LabelTokens(tuple(labels), ids)
 
 
-def apply_scoring(labels: LabelTokens, scoring: Scoring, template: str, limit: int, encode: Encode) -> LabelTokens:
+def apply_scoring(labels: LabelTokens, scoring: Scoring, template: Template, limit: int, encode: Encode) -> LabelTokens:
     """Return the labels with what `scoring` needs to rank them behind texts of this template.
 
-    A content-free input that has no tokens is left out. Raises ContextError if the template alone has more tokens than
-    `limit`.
+    A content-free input stands in every field; one that has no tokens is left out. Raises ContextError if the template
+    alone has more tokens than `limit`.
     """
-    free = [tuple(encode(render(template, text), True)) for text in CONTENT_FREE] if scoring.calibrated else []
+    rendered = (template.render(dict.fromkeys(template.names, text), "scoring.calibrated") for text in CONTENT_FREE)
+    free = [tuple(encode(text, True)) for text in rendered] if scoring.calibrated else []
     if free and (longest := max(map(len, free))) > limit:
         raise ContextError(
             f"scoring.calibrated: the template has {longest} tokens without a text, at most {limit} fit beside "
@@ -126,12 +127,13 @@ def max_input_tokens(context: int, virtual_tokens: int, answers: LabelTokens | F
     return room
 
 
-def encode_text(template: str, text: str, limit: int, what: str, encode: Encode) -> list[int]:
+def encode_text(template: Template, fields: Fields, limit: int, what: str, encode: Encode) -> list[int]:
     """Return the token ids of the rendered text.
 
-    Raises ContextError naming `what` if there are none, or more than `limit`.
+    Raises ContextError naming `what` if there are none, or more than `limit`; DataError if a field is missing or
+    unknown.
     """
-    ids = encode(render(template, text), True)
+    ids = encode(template.render(fields, what), True)
     if not ids:
         raise ContextError(f"{what}: the rendered text has no tokens")
     if len(ids) > limit:
@@ -145,7 +147,7 @@ class TaskText(NamedTuple):
     """How one task turns rows into tokens; `labels` is empty if the task answers in `free` text."""
 
     task: str
-    template: str
+    template: Template
     labels: LabelTokens
     limit: int
     encode: Encode
@@ -157,9 +159,8 @@ class TaskText(NamedTuple):
 
     def _row(self, row: Row) -> EncodedRow:
         what = f"task {self.task}, row {row.id}"
-        ids = encode_text(self.template, row.text, self.limit, what, self.encode)
+        ids = encode_text(self.template, row.fields, self.limit, what, self.encode)
         if self.free is None:
             return EncodedRow(row.id, ids, self.labels.ids[self.labels.names.index(row.label)], row.label)
-        return EncodedRow(
-            row.id, ids, self.free.target(render(self.template, row.text), row.label, what, self.encode), row.label
-        )
+        rendered = self.template.render(row.fields, what)
+        return EncodedRow(row.id, ids, self.free.target(rendered, row.label, what, self.encode), row.label)

@@ -28,6 +28,7 @@ from ptpipeline.serving.ranking import Query, rank
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import results_key
 from ptpipeline.task.task import HardPrompt
+from ptpipeline.task.template import read_template
 
 
 class Setup(NamedTuple):
@@ -65,9 +66,8 @@ class Bare(NamedTuple):
             else label_tokens(manifest.task, manifest.labels, base.encode).longest
         )
         what = f"{sample.split} rows of {manifest.task}"
-        encoded = [
-            encode_text(manifest.template, row.text, base.context - longest, what, base.encode) for row in sample.rows
-        ]
+        template = read_template(manifest)
+        encoded = [encode_text(template, row.fields, base.context - longest, what, base.encode) for row in sample.rows]
         return cls(base, manifest, sample, encoded, train)
 
     @property
@@ -76,7 +76,7 @@ class Bare(NamedTuple):
         manifest = self.manifest
         plain = label_tokens(manifest.task, manifest.labels, self.base.encode)
         return apply_scoring(
-            plain, manifest.scoring, manifest.template, self.base.context - plain.longest, self.base.encode
+            plain, manifest.scoring, read_template(manifest), self.base.context - plain.longest, self.base.encode
         )
 
     @property

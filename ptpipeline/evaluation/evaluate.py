@@ -64,7 +64,7 @@ def measure_prompt(engine: Engine, artifact: Artifact, sample: Sample) -> Measur
 
     Raises ContextError if a text does not fit.
     """
-    questions = [Question(artifact.digest, row.text) for row in sample.rows]
+    questions = [Question(artifact.digest, row.fields) for row in sample.rows]
     if artifact.manifest.generate:
         return measure_generated(sample.answers, engine.generate(questions))
     return measure_rankings(sample.answers, list(artifact.manifest.labels), engine.score_labels(questions))

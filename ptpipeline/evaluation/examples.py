@@ -10,11 +10,11 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ptpipeline.data.rows import Row
-from ptpipeline.data.template import render
 from ptpipeline.data.tokens import space_target
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.task.task import HardPrompt
+from ptpipeline.task.template import read_template
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Writer(NamedTuple):
         return start + [token for example in fitting for token in example]
 
     def _write_example(self, row: Row) -> list[int]:
-        text = render(self.manifest.template, row.text)
+        text = read_template(self.manifest).render(row.fields, f"row {row.id}")
         words = self.manifest.labels[row.label] if self.manifest.labels else space_target(text, row.label)
         return self.base.encode(text, False) + self.base.encode(words, False)
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from ptpipeline.data.near import find_near_duplicates, normalise
-from ptpipeline.data.rows import Row
+from ptpipeline.data.near import find_near_duplicates
+from ptpipeline.data.rows import Row, normalise_fields
 from ptpipeline.errors import DataError
 
 
@@ -15,7 +15,7 @@ def measure_leakage(test: Sequence[Row], train: Sequence[Row]) -> dict[str, floa
     """
     if not test:
         raise DataError("leakage is a share of the test rows, and there are none; give the rows of a stored test split")
-    known = {normalise(row.text) for row in train}
-    exact = sum(normalise(row.text) in known for row in test)
+    known = {normalise_fields(row.fields) for row in train}
+    exact = sum(normalise_fields(row.fields) in known for row in test)
     near = len(find_near_duplicates([row.text for row in test], [row.text for row in train]))
     return {"leakage.exact": exact / len(test), "leakage.near": near / len(test), "leakage.rows": float(near)}

@@ -41,10 +41,10 @@ class Snapshot(Grown):
 
     `source_key` identifies the source cheaply (package pin, or path with size and content hash, together with the
     task's data settings): an unchanged key means that no new snapshot is needed. `reserve` describes
-    `reserve.parquet`, if the task holds rows back; `slices` names the slice columns.
+    `reserve.parquet`, if the task holds rows back; `slices` names the slice columns, `fields` those of the template.
     """
 
-    LATER: ClassVar = frozenset({"reserve", "slices"})
+    LATER: ClassVar = frozenset({"reserve", "slices", "fields"})
 
     schema_version: Literal[1] = 1
     task: str
@@ -57,6 +57,7 @@ class Snapshot(Grown):
     checks: list[DataCheck]
     reserve: SplitInfo | None = None
     slices: list[str] = []
+    fields: list[str] = ["text"]
 
     def split(self, name: Split) -> SplitInfo:
         """Return the split with that name. Raises NotFound if the snapshot has no reserve."""

@@ -20,6 +20,7 @@ from ptpipeline.serving.answers import Opening
 from ptpipeline.serving.answers import generate as generate_texts
 from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import Query, compute_prior, rank
+from ptpipeline.task.template import Fields, read_template
 
 
 class LoadedPrompt(NamedTuple):
@@ -36,10 +37,10 @@ class LoadedPrompt(NamedTuple):
 
 
 class Question(NamedTuple):
-    """One text for the loaded prompt of that digest."""
+    """The fields of one text for the loaded prompt of that digest."""
 
     digest: str
-    text: str
+    fields: Fields
 
 
 class _Batch(NamedTuple):
@@ -109,7 +110,7 @@ class Engine:
         manifest = artifact.manifest
         encode = build_text_encoder(self.base, manifest.placement) if manifest.scoring.calibrated else self.base.encode
         labels = label_tokens(manifest.task, manifest.labels, self.base.encode)
-        return apply_scoring(labels, manifest.scoring, manifest.template, manifest.max_input_tokens, encode)
+        return apply_scoring(labels, manifest.scoring, read_template(manifest), manifest.max_input_tokens, encode)
 
     def _build_batch(self, questions: Sequence[Question]) -> _Batch:
         digests = sorted({question.digest for question in questions})
@@ -138,7 +139,7 @@ class Engine:
         manifest = self._loaded[question.digest].artifact.manifest
         encode = build_text_encoder(self.base, manifest.placement)
         where = f"text {number} for {manifest.task}"
-        return encode_text(manifest.template, question.text, manifest.max_input_tokens, where, encode)
+        return encode_text(read_template(manifest), question.fields, manifest.max_input_tokens, where, encode)
 
     def _combine(self, question: Question, scores: list[Tensor]) -> Tensor:
         members = self._loaded[question.digest].artifact.manifest.members

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.resolver import Resolved, resolve
 from ptpipeline.settings import Settings, check_place, load_settings
 from ptpipeline.storage.signed import open_signed_store
+from ptpipeline.task.template import Fields, list_fields, read_template
 
 if TYPE_CHECKING:
     from ptpipeline.serving.engine import Engine
@@ -30,21 +31,22 @@ class Predictor:
     engine: "Engine"
     resolved: Resolved
 
-    def predict(self, texts: Sequence[str]) -> list[Answer]:
+    @property
+    def fields(self) -> list[str]:
+        """The fields of a text that the template has, sorted."""
+        return read_template(self.resolved.artifact.manifest).names
+
+    def predict(self, texts: Sequence[str | Fields]) -> list[Answer]:
         """Return each text's answer: the most likely label and the probability of each, or the generated text.
 
-        Each answer also names the version that gave it. Raises ContextError if a text does not fit beside the prompt,
-        DataError if one is not Unicode.
+        A text is a string if the prompt's template has one field, else its fields by name. Each answer also names the
+        version that gave it. Raises ContextError if a text does not fit beside the prompt, DataError if a field is
+        missing, unknown, or not Unicode.
         """
         from ptpipeline.serving.engine import Question
 
-        for number, text in enumerate(texts, 1):
-            if _HALF.search(text):
-                raise DataError(
-                    f"text {number}: not Unicode, because it holds half of a surrogate pair; decode it anew"
-                )
         artifact = self.resolved.artifact
-        questions = [Question(artifact.digest, text) for text in texts]
+        questions = [Question(artifact.digest, fields) for fields in self._name_fields(texts)]
         if artifact.manifest.generate is not None:
             version, digest = self.resolved.name, artifact.digest
             return [
@@ -53,10 +55,31 @@ class Predictor:
             ]
         return [self._build_answer(score.softmax(0).tolist()) for score in self.engine.score_labels(questions)]
 
-    def answer_lines(self, lines: Sequence[str]) -> list[Answer]:
+    def _name_fields(self, texts: Sequence[str | Fields]) -> list[Fields]:
+        """Each text by field. A string among them needs a template of one field."""
+        if isinstance(texts, str | Mapping):
+            raise DataError("predict takes a list of texts: predict([text])")
+        names = self.fields
+        for number, text in enumerate(texts, 1):
+            if isinstance(text, str) and len(names) > 1:
+                raise DataError(
+                    f"text {number} for {self.resolved.name} is one text, but the template has {list_fields(names)}; "
+                    "give each by its name"
+                )
+            if not isinstance(text, str | Mapping):
+                raise DataError(f"text {number} for {self.resolved.name} is {type(text).__name__}; expected text")
+        named = [{names[0]: text} if isinstance(text, str) else text for text in texts]
+        for number, fields in enumerate(named, 1):
+            if any(isinstance(text, str) and _HALF.search(text) for text in fields.values()):
+                raise DataError(
+                    f"text {number}: not Unicode, because it holds half of a surrogate pair; decode it anew"
+                )
+        return named
+
+    def answer_lines(self, lines: Sequence[str | Fields]) -> list[Answer]:
         """Return one answer per line, as `predict` gives it; a blank line's has no label, or an empty text."""
-        answers = iter(self.predict([line for line in lines if line.strip()]))
-        return [next(answers) if line.strip() else self._build_blank() for line in lines]
+        answers = iter(self.predict([line for line in lines if not _is_blank(line)]))
+        return [self._build_blank() if _is_blank(line) else next(answers) for line in lines]
 
     def _build_blank(self) -> Answer:
         artifact = self.resolved.artifact
@@ -71,12 +94,16 @@ class Predictor:
         )
 
 
+def _is_blank(line: str | Fields) -> bool:
+    return isinstance(line, str) and not line.strip()
+
+
 def load(reference: str, settings: Settings | None = None, allow_older: bool = False) -> Predictor:
     """Return the predictor of `TASK`, `TASK@ALIAS` or `TASK@N`; no registry and no database is read.
 
     allow_older: accept a signed pointer that is older than the one that this reader has seen.
-    Raises NotFound (also if neither a project nor a stack is here), ArtifactError, BaseModelError (another base than the
-    prompt's), ServiceUnavailable.
+    Raises NotFound (also if neither a project nor a stack is here), ArtifactError, BaseModelError (another base than
+    the prompt's), ServiceUnavailable.
     """
     settings = settings or load_settings()
     check_place(settings, "store")

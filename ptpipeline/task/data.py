@@ -11,6 +11,7 @@ from ptpipeline.task.policy import Policy
 from ptpipeline.task.source import AnySource, SplitSources
 from ptpipeline.task.source import Source as Source
 
+FieldName = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -126,12 +127,14 @@ class DataChecks(Section):
 class Data(Section):
     """Where the rows are, and which columns hold the text and the label (or the target text of a generation task).
 
-    `slices` names columns whose values divide the rows into parts; the gate judges each part by itself. `source` may be
-    a source per split.
+    `text` is the column of the template's `{text}`; `fields` names the columns of other fields, if they have other
+    names than the fields. `slices` names columns whose values divide the rows into parts; the gate judges each part by
+    itself. `source` may be a source per split.
     """
 
     source: AnySource
-    text: str
+    text: str | None = None
+    fields: dict[FieldName, str] = Field(default_factory=dict, max_length=16)
     label: str | Binned | None = None
     target: str | None = None
     slices: list[str] = Field(default_factory=list, max_length=8)
@@ -152,6 +155,17 @@ class Data(Section):
                 "name one column of answers: `label` for a task with `labels`, or `target` for a task with `generate`"
             )
         return self
+
+    @model_validator(mode="after")
+    def _one_column_of_the_text(self) -> "Data":
+        if self.text is not None and "text" in self.fields:
+            raise ValueError("`text` and `fields.text` both name the column of {text}: remove one of the two")
+        return self
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The column of each field that has one named."""
+        return self.fields | ({} if self.text is None else {"text": self.text})
 
     @property
     def sources(self) -> Mapping[Split | None, Source]:

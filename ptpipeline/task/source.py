@@ -1,12 +1,15 @@
 """Where the rows of a task come from: one place, or one place per split."""
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from ptpipeline.errors import DataError
 from ptpipeline.records.base import DIGEST_PATTERN
 from ptpipeline.task.document import Section
 
+FORMATS = ("csv", "tsv", "jsonl", "parquet")
 PLACES = ("path", "glob", "package", "s3", "sql", "hub")
 _TABLES = ("sql", "hub")  # whose format is not the task's to say
 _OTHERS = "write an object of S3 as `s3: {url: s3://BUCKET/KEY}`, download any other, and name the file"
@@ -145,3 +148,14 @@ AnySource = Annotated[
     Annotated[Source, Tag("one source")] | Annotated[SplitSources, Tag("a source per split")],
     Discriminator(_count_sources),
 ]
+
+
+def find_format(path: Path) -> str:
+    """Return the format that a file's name tells, also behind `.gz` and `.zst`. Raises DataError if it tells none."""
+    suffixes = [suffix.removeprefix(".").lower() for suffix in path.suffixes]
+    form = next((suffix for suffix in reversed(suffixes) if suffix not in ("gz", "zst")), "")
+    if form not in FORMATS:
+        raise DataError(
+            f"{path}: its name does not tell its format; give --format {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        )
+    return form

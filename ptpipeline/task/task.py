@@ -4,7 +4,6 @@ An error names the file, the line, the field, the value and what is allowed.
 """
 
 import re
-import string
 from datetime import UTC, datetime
 from typing import Annotated, Literal
 from zoneinfo import available_timezones
@@ -21,6 +20,7 @@ from ptpipeline.task.labels import Labels
 from ptpipeline.task.policy import Gate
 from ptpipeline.task.promoters import Promoters
 from ptpipeline.task.recipe import Tune
+from ptpipeline.task.template import check_template, list_fields, parse_template
 
 GATE_VERSION = 1  # raise by one whenever the same evidence would lead to another verdict
 
@@ -73,18 +73,6 @@ class Schedule(Section):
         return value
 
 
-def check_template(template: str) -> str:
-    """Return `template` unchanged. Raises ValueError unless its only field is a plain `{text}`, exactly once."""
-    try:
-        parts = list(string.Formatter().parse(template))
-    except ValueError as error:
-        raise ValueError(f"{error}; write a literal brace as {{{{ or }}}}") from None
-    fields = [(name, spec, conversion) for _, name, spec, conversion in parts if name is not None]
-    if fields != [("text", "", None)]:
-        raise ValueError("write the field {text} exactly once, without attributes, indexes or formats")
-    return template
-
-
 class Task(Section):
     """One declared problem: data, template, labels (or `generate`, for answers in free text), recipe, gate, schedule.
 
@@ -105,6 +93,25 @@ class Task(Section):
     promoters: Promoters | None = None
     texts_in_reports: bool = False
     schedule: Schedule | None = None
+
+    @property
+    def columns(self) -> dict[str, str]:
+        """The column of each field of the template, by the field's name; the names are sorted."""
+        named = self.data.columns
+        return {name: named.get(name, name) for name in parse_template(self.template).names}
+
+    @field_validator("template")
+    @classmethod
+    def _fields_that_data_names(cls, template: str, info: ValidationInfo) -> str:
+        names = parse_template(template).names
+        for name in info.data["data"].columns if "data" in info.data else ():
+            if name not in names:
+                where = "data.text" if name == "text" else f"data.fields.{name}"
+                raise ValueError(
+                    f"{where} names a column, but the template has no {{{name}}}: it has {list_fields(names)}; write "
+                    f"{{{name}}} where its text stands, or remove {where}"
+                )
+        return template
 
     @field_validator("generate")
     @classmethod

@@ -23,6 +23,7 @@ from ptpipeline.serving.ranking import Query, rank
 from ptpipeline.storage import ObjectStore
 from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Task
+from ptpipeline.task.template import parse_template
 from ptpipeline.tuning.advice import advise
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.key import ENGINE_VERSION, compute_training_key
@@ -103,8 +104,9 @@ def build_task_text(base: FrozenBase, task: Task, tune: Tune) -> TaskText:
     prompt_tokens = tune.num_virtual_tokens + count_extra_tokens(tune.placement)
     limit = max_input_tokens(base.context, prompt_tokens, free or labels)
     encode = build_text_encoder(base, tune.placement)
-    labels = apply_scoring(labels, task.scoring, task.template, limit, encode)
-    return TaskText(task.name, task.template, labels, limit, encode, free)
+    template = parse_template(task.template)
+    labels = apply_scoring(labels, task.scoring, template, limit, encode)
+    return TaskText(task.name, template, labels, limit, encode, free)
 
 
 def choose_end_token(base: FrozenBase) -> int:

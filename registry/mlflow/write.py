@@ -270,7 +270,7 @@ def _ensure_template(client: "MlflowClient", experiment: str, card: Card) -> dic
 
 
 def mlflow_template(template: str) -> str:
-    """Return our template, which has one `{text}`, in the notation of MLflow's prompts: `{{text}}`."""
+    """Return our template in the notation of MLflow's prompts: `{{premise}}` for `{premise}`."""
     return "".join(
         literal + ("{{" + name + "}}" if name else "") for literal, name, _, _ in string.Formatter().parse(template)
     )

@@ -44,7 +44,7 @@ def generating(path: Path | str = "rows.csv", **data: Any) -> Task:
 def rows_of(*pairs: tuple[str | None, Any], groups: list[Any] | None = None) -> SourceRows:
     """Source rows of (text, label) pairs, as a table without lines gives them."""
     labels, texts = [_text(label) for _, label in pairs], [text for text, _ in pairs]
-    return SourceRows("rows.csv", texts, labels, None if groups is None else [*map(_text, groups)])
+    return SourceRows("rows.csv", {"text": texts}, labels, None if groups is None else [*map(_text, groups)])
 
 
 def _text(value: Any) -> str | None:

@@ -88,21 +88,21 @@ def rows(request: pytest.FixtureRequest) -> Rows:
 def test_the_rows_of_a_query_are_read(rows: Rows) -> None:
     rows.put(("b", "bad"), ("ä \U0001f600", "good"))
     found = rows.read()
-    assert (found.texts, found.labels) == (["b", "ä \U0001f600"], ["bad", "good"])
+    assert (found.fields["text"], found.labels) == (["b", "ä \U0001f600"], ["bad", "good"])
     assert found.source == "sql:REVIEWS_DB"
 
 
 def test_nothing_in_a_query_is_replaced(rows: Rows) -> None:
     rows.put(("50% of :it", "bad"))
-    assert rows.read("SELECT text, label, '%s' AS a FROM reviews WHERE text LIKE '50%' OR text = ':x';").texts == [
-        "50% of :it"
-    ]
+    assert rows.read("SELECT text, label, '%s' AS a FROM reviews WHERE text LIKE '50%' OR text = ':x';").fields[
+        "text"
+    ] == ["50% of :it"]
 
 
 def test_more_rows_than_a_batch_are_read_in_order(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(database, "BATCH", 7)
     rows.put(*[(f"text {number:02}", "bad") for number in range(30)])
-    assert rows.read().texts == [f"text {number:02}" for number in range(30)]
+    assert rows.read().fields["text"] == [f"text {number:02}" for number in range(30)]
 
 
 def test_numbers_and_dates_become_what_a_person_writes(sqlite: Rows) -> None:
@@ -178,7 +178,7 @@ def test_no_query_writes(rows: Rows, query: str, place: str) -> None:
     rows.put(("a", "bad"))
     with pytest.raises(DataError):
         rows.key(query) if place == "query" else rows.key(version_query=query)
-    assert rows.read().texts == ["a"]
+    assert rows.read().fields["text"] == ["a"]
 
 
 @pytest.mark.parametrize("query", ["ATTACH 'other.db' AS other", "PRAGMA journal_mode=DELETE", "VACUUM INTO 'copy.db'"])
@@ -197,14 +197,14 @@ def test_functions_that_write_are_refused_too(server: Rows) -> None:
     server.run("CREATE FUNCTION wipe() RETURNS text LANGUAGE sql AS $$ DELETE FROM reviews; SELECT 'bad' $$")
     with pytest.raises(DataError, match="the query writes, and only reading is allowed"):
         server.read("SELECT text, wipe() AS label FROM reviews")
-    assert server.read().texts == ["a"]
+    assert server.read().fields["text"] == ["a"]
 
 
 def test_full_text_tables_and_json_are_read(sqlite: Rows) -> None:
     sqlite.run("CREATE VIRTUAL TABLE found USING fts5(text, label)")
     sqlite.run("INSERT INTO found VALUES ('a b', 'bad'), ('c', 'good')")
-    assert sqlite.read("SELECT text, label FROM found WHERE found MATCH 'b'").texts == ["a b"]
-    assert sqlite.read("SELECT value AS text, 'bad' AS label FROM json_each('[\"x\"]')").texts == ["x"]
+    assert sqlite.read("SELECT text, label FROM found WHERE found MATCH 'b'").fields["text"] == ["a b"]
+    assert sqlite.read("SELECT value AS text, 'bad' AS label FROM json_each('[\"x\"]')").fields["text"] == ["x"]
 
 
 # ---------------------------------------------------------------- the key

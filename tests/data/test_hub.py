@@ -73,8 +73,8 @@ def reviews(hub: Hub) -> Hub:
 
 def test_the_files_of_a_split_are_read_with_the_names_of_classes(reviews: Hub, tmp_path: Path) -> None:
     rows = read_rows(task(), tmp_path)
-    assert (rows.texts, rows.labels) == (["a", "b", "c"], ["bad", "good", "good"])
-    assert read_rows(task(split="test"), tmp_path).texts == ["d"]
+    assert (rows.fields["text"], rows.labels) == (["a", "b", "c"], ["bad", "good", "good"])
+    assert read_rows(task(split="test"), tmp_path).fields["text"] == ["d"]
     assert read_rows(task(config="other"), tmp_path).labels == ["good"]
     assert list(tmp_path.iterdir()) == []
 
@@ -96,8 +96,8 @@ def test_the_key_is_the_commit_and_asks_nothing(reviews: Hub, tmp_path: Path) ->
 
 def test_a_data_set_without_a_card_is_read_by_the_names_of_its_files(hub: Hub, tmp_path: Path) -> None:
     hub.put(PLACE, **{"train.csv.gz": gzip.compress(f"{HEAD}NA,good\n".encode()), "test.csv": f"{HEAD}b,bad\n"})
-    assert read_rows(task(), tmp_path).texts == ["NA"]
-    assert read_rows(task(split="test"), tmp_path).texts == ["b"]
+    assert read_rows(task(), tmp_path).fields["text"] == ["NA"]
+    assert read_rows(task(split="test"), tmp_path).fields["text"] == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -110,13 +110,13 @@ def test_a_data_set_without_a_card_is_read_by_the_names_of_its_files(hub: Hub, t
 )
 def test_text_formats_are_read(hub: Hub, tmp_path: Path, name: str, body: str) -> None:
     hub.put(PLACE, **{name: body})
-    assert read_rows(task(), tmp_path).texts == ["a, b"]
+    assert read_rows(task(), tmp_path).fields["text"] == ["a, b"]
 
 
 def test_the_separator_of_a_card_counts_and_other_options_are_refused(hub: Hub, tmp_path: Path) -> None:
     card = "---\nconfigs:\n- config_name: default\n  data_files: train.csv\n  {}\n---\n"
     hub.put(PLACE, **{"README.md": card.format('sep: ";"'), "train.csv": "text;label\na;bad\n"})
-    assert read_rows(task(), tmp_path).texts == ["a"]
+    assert read_rows(task(), tmp_path).fields["text"] == ["a"]
     hub.put(PLACE, **{"README.md": card.format("skiprows: 3"), "train.csv": f"{HEAD}a,bad\n"})
     with pytest.raises(DataError, match="its card reads the files with skiprows, which is not supported"):
         read_rows(task(), tmp_path)
@@ -157,7 +157,7 @@ def test_no_code_of_a_repository_is_run(hub: Hub, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="do not tell the rows of config default"):
         read_rows(task(), tmp_path / "home")
     hub.put(PLACE, **scripts, **{"train.csv": f"{HEAD}a,bad\n"})
-    assert read_rows(task(), tmp_path / "home").texts == ["a"]
+    assert read_rows(task(), tmp_path / "home").fields["text"] == ["a"]
     assert not any("py" in line.rpartition(".")[2] for line in hub.asked)
     assert not mark.exists()
 

@@ -24,7 +24,7 @@ def write(path: Path, body: str) -> str:
 
 
 def texts(folder: Path, **source: object) -> list[str | None]:
-    return read_rows(declared(source={"path": None, **source}), folder / "home").texts
+    return read_rows(declared(source={"path": None, **source}), folder / "home").fields["text"]
 
 
 def test_the_files_of_a_list_are_read_in_its_order(tmp_path: Path) -> None:

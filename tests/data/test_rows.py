@@ -41,16 +41,18 @@ def test_warn_leaves_the_rows_out_and_counts_them(name: str) -> None:
     source, passing = FAULTS[name]
     outcome = checked(source, {name: "warn"})
     assert [row.number for row in outcome.rows] == passing
-    assert record(outcome, name).count == len(source.texts) - len(passing)
+    assert record(outcome, name).count == len(source.fields["text"]) - len(passing)
     assert record(outcome, name).outcome == "warned"
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_block_names_check_and_rows_but_no_text(name: str) -> None:
     source, passing = FAULTS[name]
-    with pytest.raises(DataError, match=f"check {name} found {len(source.texts) - len(passing)}: rows? ") as raised:
+    with pytest.raises(
+        DataError, match=f"check {name} found {len(source.fields['text']) - len(passing)}: rows? "
+    ) as raised:
         checked(source, {name: "block"})
-    texts = [text for text in source.texts if text and len(text) > 2]
+    texts = [text for text in source.fields["text"] if text and len(text) > 2]
     assert not any(text in str(raised.value) for text in texts)
 
 
@@ -58,7 +60,7 @@ def test_block_names_check_and_rows_but_no_text(name: str) -> None:
 def test_off_keeps_the_rows(name: str) -> None:
     source, _ = FAULTS[name]
     outcome = checked(source, {"duplicate": "off", "conflicting_label": "off", name: "off"})
-    assert len(outcome.rows) == len(source.texts)
+    assert len(outcome.rows) == len(source.fields["text"])
     assert (record(outcome, name).count, record(outcome, name).outcome) == (0, "off")
 
 

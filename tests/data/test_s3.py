@@ -41,7 +41,7 @@ class Bucket:
         return declared(source={"path": None, "s3": {"url": url, **own, **s3}})
 
     def texts(self, name: str = "", **s3: Any) -> list[str | None]:
-        return read_rows(self.task(name, **s3), self.home).texts
+        return read_rows(self.task(name, **s3), self.home).fields["text"]
 
 
 @pytest.fixture

@@ -219,8 +219,8 @@ def test_ingests_at_once_store_one_snapshot(tmp_path: Path, store: ObjectStore) 
     assert len(list(store.keys("snapshots"))) == 4
 
 
-def test_a_row_is_id_text_label_and_slices() -> None:
-    assert Row._fields == ("id", "text", "label", "slices")
+def test_a_row_is_id_fields_label_and_slices() -> None:
+    assert Row._fields == ("id", "fields", "label", "slices")
 
 
 def test_snapshots_from_before_slices_and_reserves_keep_their_digest(

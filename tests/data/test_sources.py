@@ -34,7 +34,7 @@ def no_rows() -> bytes:
 
 def pairs(path: Path, home: Path, **data: Any) -> list[tuple[str | None, Any]]:
     rows = read_rows(declared(path, **data), home)
-    return list(zip(rows.texts, rows.labels, strict=True))
+    return list(zip(rows.fields["text"], rows.labels, strict=True))
 
 
 def test_csv_cells_stay_as_written(tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_parquet_is_read(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"text": ["a", "b"], "label": ["bad", "good"], "author": [1, 2]}), path)
     rows = read_rows(declared(path, source={"format": "parquet"}, split={"group": "author"}), tmp_path)
-    assert (rows.texts, rows.labels, rows.groups) == (["a", "b"], ["bad", "good"], ["1", "2"])
+    assert (rows.fields["text"], rows.labels, rows.groups) == (["a", "b"], ["bad", "good"], ["1", "2"])
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_a_missing_file_is_named(tmp_path: Path, read: Any) -> None:
 def test_a_relative_path_starts_at_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, "text,label\na,bad\n")
     monkeypatch.chdir(tmp_path)
-    assert read_rows(declared("rows.csv"), tmp_path / "home").texts == ["a"]
+    assert read_rows(declared("rows.csv"), tmp_path / "home").fields["text"] == ["a"]
 
 
 def test_a_file_of_the_same_name_is_read_anew(tmp_path: Path) -> None:

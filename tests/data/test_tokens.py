@@ -8,9 +8,11 @@ from transformers import AutoTokenizer
 from ptpipeline.data.rows import Row
 from ptpipeline.data.tokens import Encode, FreeText, LabelTokens, TaskText, encode_text, label_tokens, max_input_tokens
 from ptpipeline.errors import ContextError, TaskFileError
+from ptpipeline.task.template import parse_template
 from tests.tiny import tiny_base
 
 BOS = 1
+TEXT = parse_template("{text}")
 LABELS = {"bad": " bad", "good": " very good"}
 
 
@@ -20,7 +22,7 @@ def by_word(text: str, special: bool) -> list[int]:
 
 
 def task_text(limit: int) -> TaskText:
-    return TaskText("reviews", "Say: {text}", label_tokens("reviews", LABELS, by_word), limit, by_word)
+    return TaskText("reviews", parse_template("Say: {text}"), label_tokens("reviews", LABELS, by_word), limit, by_word)
 
 
 def test_labels_have_no_bos() -> None:
@@ -60,23 +62,23 @@ def test_a_prompt_that_eats_the_context_is_refused(virtual_tokens: int) -> None:
 
 
 def test_rows_become_tokens_of_text_and_label() -> None:
-    (row,) = task_text(4).rows([Row("a1", "so good", "good")])
+    (row,) = task_text(4).rows([Row("a1", {"text": "so good"}, "good")])
     assert row == ("a1", by_word("Say: so good", True), task_text(4).labels.ids[1], "good")
 
 
 def test_a_text_that_just_fits_is_taken() -> None:
-    assert len(encode_text("{text}", "a b c", 4, "text 1", by_word)) == 4
+    assert len(encode_text(TEXT, {"text": "a b c"}, 4, "text 1", by_word)) == 4
 
 
 def test_a_text_too_long_names_its_row_and_not_its_words() -> None:
     with pytest.raises(ContextError, match=r"task reviews, row a2: the text has 5 tokens, at most 4 fit") as raised:
-        task_text(4).rows([Row("a1", "fits here", "bad"), Row("a2", "does not fit", "bad")])
+        task_text(4).rows([Row("a1", {"text": "fits here"}, "bad"), Row("a2", {"text": "does not fit"}, "bad")])
     assert "does" not in str(raised.value)
 
 
 def test_a_text_without_tokens_is_refused() -> None:
     with pytest.raises(ContextError, match="text 1: the rendered text has no tokens"):
-        encode_text("{text}", " ", 4, "text 1", lambda text, special: by_word(text, False))
+        encode_text(TEXT, {"text": " "}, 4, "text 1", lambda text, special: by_word(text, False))
 
 
 def test_a_real_tokenizer_keeps_labels_apart(tmp_path: Path) -> None:
@@ -93,19 +95,19 @@ def by_letter(text: str, special: bool) -> list[int]:
 
 @pytest.mark.parametrize(("template", "joint"), [("{text}:", " "), ("{text}:\n", ""), ("{text}", " ")])
 def test_a_target_follows_behind_one_space_unless_the_text_ends_in_white_space(template: str, joint: str) -> None:
-    text = TaskText("words", template, LabelTokens((), ()), 50, by_letter, FreeText(4, BOS))
-    (row,) = text.rows([Row("a1", "so", " yes\n")])
+    text = TaskText("words", parse_template(template), LabelTokens((), ()), 50, by_letter, FreeText(4, BOS))
+    (row,) = text.rows([Row("a1", {"text": "so"}, " yes\n")])
     assert row.target == (*by_letter(f"{joint}yes", False), BOS)
     assert row.label == " yes\n"
 
 
 def test_a_target_longer_than_what_is_generated_names_its_row() -> None:
-    text = TaskText("words", "{text}:", LabelTokens((), ()), 50, by_letter, FreeText(4, BOS))
+    text = TaskText("words", parse_template("{text}:"), LabelTokens((), ()), 50, by_letter, FreeText(4, BOS))
     with pytest.raises(
         ContextError,
         match=r"task words, row a1: the target has 5 tokens, at most 4 are generated; raise generate\.max_new_tokens",
     ):
-        text.rows([Row("a1", "so", "four")])
+        text.rows([Row("a1", {"text": "so"}, "four")])
 
 
 def test_all_new_tokens_are_kept_free_of_text() -> None:

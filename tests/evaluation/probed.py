@@ -82,12 +82,15 @@ def writing(base: FrozenBase) -> tuple[Engine, Artifact]:
 
 def rows(count: int, seed: int = 0) -> list[Row]:
     """Distinct sentences with their opinions."""
-    return [Row(hashlib.sha256(text.encode()).hexdigest()[:16], text, label) for text, label in sentences(count, seed)]
+    return [
+        Row(hashlib.sha256(text.encode()).hexdigest()[:16], {"text": text}, label)
+        for text, label in sentences(count, seed)
+    ]
 
 
 def answer(engine: Engine, made: Artifact, text: str) -> str:
     """Of one text, asked alone."""
-    question = [Question(made.digest, text)]
+    question = [Question(made.digest, {"text": text})]
     if made.manifest.generate:
         return engine.generate(question)[0]
     return list(LABELS)[int(engine.score_labels(question)[0].argmax())]
@@ -100,7 +103,10 @@ def numbered(count: int, seed: int) -> list[Row]:
     """Rows of four random numbers whose labels nothing but memory can tell."""
     dice = random.Random(seed)
     texts = [" ".join(str(dice.randint(5, 39)) for _ in range(4)) for _ in range(count)]
-    return [Row(hashlib.sha256(text.encode()).hexdigest()[:16], text, dice.choice(sorted(NUMBERS))) for text in texts]
+    return [
+        Row(hashlib.sha256(text.encode()).hexdigest()[:16], {"text": text}, dice.choice(sorted(NUMBERS)))
+        for text in texts
+    ]
 
 
 def memorised(given: list[Row], steps: int = 100) -> tuple[Engine, Artifact]:

@@ -242,7 +242,7 @@ def test_an_empty_hard_prompt_is_zero_shot_and_left_out(tmp_path: Path) -> None:
 
 def test_only_as_many_examples_as_fit_are_written_out(caplog: pytest.LogCaptureFixture) -> None:
     base, (_, made) = tiny(), opinions(tiny())
-    train = [Row(f"{index}", text, label) for index, (text, label) in enumerate(sentences(40))]
+    train = [Row(f"{index}", {"text": text}, label) for index, (text, label) in enumerate(sentences(40))]
     writer = Writer(base, made.manifest)
     four = writer.write(HardPrompt(examples=4), train, 1000)
     assert writer.write(HardPrompt(examples=4), train, len(four)) == four
@@ -256,7 +256,9 @@ def test_only_as_many_examples_as_fit_are_written_out(caplog: pytest.LogCaptureF
 
 
 def test_examples_are_balanced_short_and_the_same_in_any_order() -> None:
-    train = [Row(digest_of(index)[:16], "word " * (index % 10 + 1), "ab"[index % 5 == 0]) for index in range(100)]
+    train = [
+        Row(digest_of(index)[:16], {"text": "word " * (index % 10 + 1)}, "ab"[index % 5 == 0]) for index in range(100)
+    ]
     found = choose_examples(train, 6, True)
     assert Counter(row.label for row in found) == {"a": 3, "b": 3}
     assert choose_examples(train[::-1], 6, True) == found

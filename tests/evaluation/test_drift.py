@@ -17,7 +17,7 @@ def halves(name: str) -> tuple[list[Row], list[Row]]:
 
 
 def rows_of(*pairs: tuple[str, str]) -> list[Row]:
-    return [Row(f"{number:016x}", text, label) for number, (text, label) in enumerate(pairs)]
+    return [Row(f"{number:016x}", {"text": text}, label) for number, (text, label) in enumerate(pairs)]
 
 
 def test_halves_of_the_tweets_have_not_drifted() -> None:

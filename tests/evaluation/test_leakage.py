@@ -9,7 +9,7 @@ from tests.shipped import shipped
 
 
 def rows_of(*texts: str) -> list[Row]:
-    return [Row(f"{number:016x}", text, "bad") for number, text in enumerate(texts)]
+    return [Row(f"{number:016x}", {"text": text}, "bad") for number, text in enumerate(texts)]
 
 
 TRAIN = rows_of("The plot is thin and the acting is worse", "a fine film", "nothing to see here")
@@ -34,13 +34,13 @@ def test_tweets_leak_where_near_duplicates_go_their_own_way() -> None:
     task, source = shipped("tweet-sentiment")
     checks = task.data.checks.model_copy(update={"near_duplicate": "off"})
     task = task.model_copy(update={"data": task.data.model_copy(update={"checks": checks})})
-    rows = [(row.split, Row("0", row.text, row.label)) for row in check_rows(task, source).rows]
+    rows = [(row.split, Row("0", row.fields, row.label)) for row in check_rows(task, source).rows]
     test, train = ([row for at, row in rows if at == split] for split in ("test", "train"))
     assert measure_leakage(test, train) == {"leakage.exact": 0, "leakage.near": 34 / 1040, "leakage.rows": 34}
 
 
 def test_leaked_rows_are_found_in_real_tweets() -> None:
-    rows = [(row.split, Row("0", row.text, row.label)) for row in check_rows(*shipped("tweet-sentiment")).rows]
+    rows = [(row.split, Row("0", row.fields, row.label)) for row in check_rows(*shipped("tweet-sentiment")).rows]
     test, train = ([row for at, row in rows if at == split] for split in ("test", "train"))
     assert measure_leakage(test, train)["leakage.near"] == 0
     found = measure_leakage(test, [*train, *test[:50]])

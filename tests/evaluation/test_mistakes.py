@@ -11,7 +11,10 @@ from ptpipeline.evaluation.results import Results
 from ptpipeline.records.prompts import Generation
 from ptpipeline.task.task import Task
 
-ROWS = [Row(id=f"{number:016x}", text=f"text {number}", label="good" if number % 2 else "bad") for number in range(60)]
+ROWS = [
+    Row(id=f"{number:016x}", fields={"text": f"text {number}"}, label="good" if number % 2 else "bad")
+    for number in range(60)
+]
 
 
 def results(**columns: list[object]) -> Results:
@@ -89,6 +92,6 @@ def test_of_free_texts_the_worst_come_first(labels: Task) -> None:
 
 
 def test_a_long_text_is_cut(labels: Task) -> None:
-    rows = [row._replace(text="x" * (LONGEST + 1)) for row in ROWS]
+    rows = [row._replace(fields={"text": "x" * (LONGEST + 1)}) for row in ROWS]
     found = find_mistakes(labels, results(label=[row.label for row in rows], predicted=["good"] * 60), rows)
     assert found.shown[0].text == "x" * LONGEST + "…"

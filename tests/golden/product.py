@@ -58,6 +58,7 @@ from ptpipeline.storage import FolderStore, conditional
 from ptpipeline.storage.signed import SignedStore
 from ptpipeline.task import folder, task
 from ptpipeline.task.recipe import CURRENT, SharedPrompt
+from ptpipeline.task.template import parse_template
 from ptpipeline.tuning import key as training
 from ptpipeline.tuning import loop
 from ptpipeline.tuning.checkpoint import Checkpoints
@@ -370,7 +371,7 @@ def _job() -> Job:
         declared,
         declared.tune,
         torch.tensor(inputs.NUMBERS),
-        TaskText("mood", "{text}", labels, 100, lambda text, special: []),
+        TaskText("mood", parse_template("{text}"), labels, 100, lambda text, special: []),
         rows,
         rows[:1],
     )

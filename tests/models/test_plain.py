@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from ptpipeline.data.rows import Row
 from ptpipeline.data.tokens import FreeText, LabelTokens, TaskText
 from ptpipeline.models.plain import PlainEncoder, find_controls
+from ptpipeline.task.template import parse_template
 from tests.evaluation.probed import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -106,8 +107,8 @@ def test_the_tokenizer_that_decodes_is_left_as_it_was() -> None:
 def test_rows_and_targets_hold_one_end_alone() -> None:
     base = tiny()
     end = base.tokenizer.eos_token_id
-    text = TaskText("t", "</s>{text}</s>", LabelTokens((), ()), 99, base.encode, FreeText(99, end))
-    row = text.rows([Row("1", "a </s> film", "the </s> end")])[0]
+    text = TaskText("t", parse_template("</s>{text}</s>"), LabelTokens((), ()), 99, base.encode, FreeText(99, end))
+    row = text.rows([Row("1", {"text": "a </s> film"}, "the </s> end")])[0]
     assert end not in row.ids
     assert row.target.count(end) == 1
     assert row.target[-1] == end

@@ -30,7 +30,7 @@ def plain(word: str, texts: list[str]) -> torch.Tensor:
     made = artifact(tiny(), embeddings(tiny(), word))
     engine = Engine(tiny())
     engine.load(made)
-    return torch.stack(engine.score_labels([Question(made.digest, text) for text in texts]))
+    return torch.stack(engine.score_labels([Question(made.digest, {"text": text}) for text in texts]))
 
 
 def calibrated(word: str) -> torch.Tensor:
@@ -40,7 +40,7 @@ def calibrated(word: str) -> torch.Tensor:
 
 def test_a_calibrated_prompt_answers_less_what_labels_get_without_content() -> None:
     engine, made = opinions(tiny(), scoring=CALIBRATED)
-    found = torch.stack(engine.score_labels([Question(made.digest, text) for text in TEXTS]))
+    found = torch.stack(engine.score_labels([Question(made.digest, {"text": text}) for text in TEXTS]))
     torch.testing.assert_close(found, calibrated(" yes"), rtol=1e-4, atol=1e-4)
     assert (found - plain(" yes", TEXTS)).abs().min() > 1e-3
 
@@ -54,7 +54,7 @@ def test_calibrated_and_plain_prompts_answer_together_as_alone() -> None:
     ]
     for one in made:
         engine.load(one)
-    asked = [Question(made[(index * 3) % 4].digest, text) for index, text in enumerate(TEXTS * 4)]
+    asked = [Question(made[(index * 3) % 4].digest, {"text": text}) for index, text in enumerate(TEXTS * 4)]
     for question, scores in zip(asked, engine.score_labels(asked), strict=True):
         torch.testing.assert_close(engine.score_labels([question])[0], scores, rtol=1e-5, atol=1e-5)
 
@@ -68,7 +68,7 @@ def test_members_of_an_ensemble_are_calibrated_each_for_itself() -> None:
         combine(torch.stack(rows), "average") for rows in zip(calibrated(" yes"), calibrated(" bad"), strict=True)
     ]
     for found, wanted in zip(
-        engine.score_labels([Question(whole.digest, text) for text in TEXTS]), expected, strict=True
+        engine.score_labels([Question(whole.digest, {"text": text}) for text in TEXTS]), expected, strict=True
     ):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
@@ -77,7 +77,7 @@ def test_texts_without_content_are_asked_once_per_loaded_prompt() -> None:
     engine, made = opinions(tiny(), scoring=CALIBRATED)
     loaded = engine.load(made)
     engine._loaded[made.digest] = loaded._replace(priors=(torch.tensor([5.0, 0.0]),))
-    found = engine.score_labels([Question(made.digest, TEXTS[0])])[0]
+    found = engine.score_labels([Question(made.digest, {"text": TEXTS[0]})])[0]
     torch.testing.assert_close(found, plain(" yes", TEXTS[:1])[0] - torch.tensor([5.0, 0.0]), rtol=1e-4, atol=1e-4)
 
 

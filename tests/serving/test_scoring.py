@@ -6,6 +6,7 @@ from ptpipeline.data.tokens import LabelTokens, apply_scoring, label_tokens
 from ptpipeline.models.frozen import FrozenBase, PrefixCache
 from ptpipeline.records.prompts import Scoring
 from ptpipeline.serving.ranking import Query, compute_prior, rank
+from ptpipeline.task.template import parse_template
 from tests.models.families import family
 from tests.serving.test_ranking import MIXED, SINGLE, brute_force
 
@@ -88,9 +89,13 @@ def test_plain_labels_have_no_texts_without_content() -> None:
         return [by_word[text]] if text in by_word else [9] * len(text.split())
 
     plain = label_tokens("t", {"a": " a", "b": " b"}, encode)
-    assert apply_scoring(plain, Scoring(), "{text}", 9, encode) == plain == LabelTokens(("a", "b"), ((3,), (4,)))
-    assert apply_scoring(plain, Scoring(calibrated=True), "{text}", 9, encode).content_free == (
+    assert (
+        apply_scoring(plain, Scoring(), parse_template("{text}"), 9, encode)
+        == plain
+        == LabelTokens(("a", "b"), ((3,), (4,)))
+    )
+    assert apply_scoring(plain, Scoring(calibrated=True), parse_template("{text}"), 9, encode).content_free == (
         (0,),
         (1,),
     )  # the empty text has no tokens
-    assert apply_scoring(plain, Scoring(length_normalised=True), "{text}", 9, encode).normalised
+    assert apply_scoring(plain, Scoring(length_normalised=True), parse_template("{text}"), 9, encode).normalised

@@ -73,7 +73,7 @@ def test_every_shipped_task_loads() -> None:
             "  text: text\n",
             "  text: text\n  txet: b\n",
             6,
-            "data.txet: unknown field; allowed here: checks, label, slices, source, split, target, text",
+            "data.txet: unknown field; allowed here: checks, fields, label, slices, source, split, target, text",
         ),
         ("steps: 5", "steps: many", 10, "tune.steps: found 'many': Input should be a valid integer"),
         ("steps: 5", "steps: 0", 10, "tune.steps: found 0: Input should be greater than or equal to 1"),

@@ -12,6 +12,7 @@ from ptpipeline.records.prompts import Generation
 from ptpipeline.task.data import Data, Source
 from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Gate, Task
+from ptpipeline.task.template import parse_template
 from ptpipeline.tuning.member import Job
 
 SECRET = b"s" * 32  # seals the checkpoints of these tests
@@ -56,7 +57,7 @@ def job(base: FrozenBase, name: str, seed: int = 0, **tune: object) -> Job:
         ids = torch.randint(0, 40, (int(torch.randint(2, 9, (1,), generator=generator)),), generator=generator).tolist()
         label = int(max(ids) > 30)
         rows.append(EncodedRow(str(index), ids, LABELS.ids[label], LABELS.names[label]))
-    text = TaskText(name, "{text}", LABELS, 100, lambda text, special: [])
+    text = TaskText(name, parse_template("{text}"), LABELS, 100, lambda text, special: [])
     return Job(name, task, task.tune, first_prompt(base, task.tune), text, rows[:28], rows[28:])
 
 

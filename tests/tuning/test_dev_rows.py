@@ -11,7 +11,7 @@ from ptpipeline.tuning.tune import TaskData, build_job, choose_dev_rows
 from tests.evaluation.probed import tiny
 from tests.tiny import tiny_project
 
-ROWS = [Row(f"{number:04}", f"text {number}", "a") for number in range(300)]
+ROWS = [Row(f"{number:04}", {"text": f"text {number}"}, "a") for number in range(300)]
 
 
 def test_the_same_rows_are_chosen_in_any_order_of_the_split() -> None:

@@ -12,11 +12,12 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.answers import Opening, generate
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.ranking import Query, rank
+from ptpipeline.task.template import Fields
 
 REQUESTS = 40
 WARM_UP = 5
 
-Request = Callable[[str], object]
+Request = Callable[[Fields], object]
 
 
 def measure_latency(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> dict[str, float]:
@@ -26,7 +27,7 @@ def measure_latency(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> 
     texts without the prompt; the two are timed in turns, so that a busy machine slows both. For generated texts, whose
     lengths differ, it compares the first token. Empty if there are no rows.
     """
-    texts = [row.text for row in sample_rows(rows, REQUESTS)]
+    texts = [row.fields for row in sample_rows(rows, REQUESTS)]
     if not texts:
         return {}
     turns = list(islice(cycle(texts), REQUESTS))
@@ -44,7 +45,7 @@ def measure_latency(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> 
     }
 
 
-def _seconds(request: Request, text: str) -> float:
+def _seconds(request: Request, text: Fields) -> float:
     started = time.perf_counter()
     request(text)
     return time.perf_counter() - started

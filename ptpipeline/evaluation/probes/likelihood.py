@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 from ptpipeline.data.batches import group_by_length
 from ptpipeline.data.rows import Row
-from ptpipeline.data.template import render
 from ptpipeline.data.tokens import FreeText, LabelTokens
 from ptpipeline.errors import ContextError
 from ptpipeline.evaluation.probes.queries import NOTHING, Known, encode_bare, encode_prompted, score_rows
@@ -12,6 +11,7 @@ from ptpipeline.models.frozen import PrefixCache
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.ranking import Query, rank
+from ptpipeline.task.template import Fields, read_template
 
 TOKENS_PER_PASS = 512  # every target token needs logits over the whole vocabulary: 100 MB if that has 49,152
 
@@ -33,7 +33,9 @@ def bare_likelihoods(engine: Engine, artifact: Artifact, rows: Sequence[Row], kn
         return _target_likelihoods(engine, artifact, rows, None, encode_bare)
     labels = engine.load(artifact).labels
     asked = [row for row in rows if row.id not in known.bare]
-    scores = iter(rank(engine.base, None, [Query(encode_bare(engine, artifact, row.text), labels, 0) for row in asked]))
+    scores = iter(
+        rank(engine.base, None, [Query(encode_bare(engine, artifact, row.fields), labels, 0) for row in asked])
+    )
     own = [known.bare[row.id] if row.id in known.bare else next(scores) for row in rows]
     return [float(score[labels.names.index(row.label)]) for score, row in zip(own, rows, strict=True)]
 
@@ -50,12 +52,12 @@ def _target_likelihoods(
     artifact: Artifact,
     rows: Sequence[Row],
     cache: PrefixCache | None,
-    encode: Callable[[Engine, Artifact, str], list[int]],
+    encode: Callable[[Engine, Artifact, Fields], list[int]],
 ) -> list[float]:
     """The mean log-likelihood of each target's tokens; a row's target is ranked as if it were the only label."""
     targets = [_target(engine, artifact, row) or () for row in rows]
     queries = [
-        Query(encode(engine, artifact, row.text), LabelTokens(("target",), (target,)), 0)
+        Query(encode(engine, artifact, row.fields), LabelTokens(("target",), (target,)), 0)
         for row, target in zip(rows, targets, strict=True)
     ]
     means = [0.0] * len(rows)
@@ -71,9 +73,9 @@ def _target(engine: Engine, artifact: Artifact, row: Row) -> tuple[int, ...] | N
     """The token ids of a target without the end of text; None if it is longer than what may be generated."""
     manifest = artifact.manifest
     limit = manifest.generate.max_new_tokens if manifest.generate else 0
+    what = f"task {manifest.task}, row {row.id}"
     try:
-        return FreeText(limit, 0).target(
-            render(manifest.template, row.text), row.label, f"task {manifest.task}, row {row.id}", engine.base.encode
-        )[:-1]
+        rendered = read_template(manifest).render(row.fields, what)
+        return FreeText(limit, 0).target(rendered, row.label, what, engine.base.encode)[:-1]
     except ContextError:
         return None

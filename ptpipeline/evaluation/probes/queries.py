@@ -1,18 +1,18 @@
 """How probes query a loaded prompt: on the same rows each night, with texts that may no longer fit."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ptpipeline.data.rows import Row, normalise
-from ptpipeline.data.template import render
 from ptpipeline.data.tokens import encode_text
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.placement import build_text_encoder, count_extra_tokens
 from ptpipeline.serving.engine import Engine, Question
+from ptpipeline.task.template import Fields, read_template
 
 
 class Known(NamedTuple):
@@ -36,9 +36,9 @@ def sample_rows(rows: Sequence[Row], limit: int) -> list[Row]:
     return sorted(rows, key=lambda row: hashlib.sha256(f"probe:{row.id}".encode()).digest())[:limit]
 
 
-def ask(engine: Engine, artifact: Artifact, texts: Sequence[str]) -> list[str]:
+def ask(engine: Engine, artifact: Artifact, texts: Sequence[Fields]) -> list[str]:
     """Return the likeliest label of each text behind the loaded prompt, or the generated text, normalised."""
-    questions = [Question(artifact.digest, text) for text in texts]
+    questions = [Question(artifact.digest, fields) for fields in texts]
     if artifact.manifest.generate is not None:
         return [normalise(text) for text in engine.generate(questions)]
     names = list(artifact.manifest.labels)
@@ -48,35 +48,43 @@ def ask(engine: Engine, artifact: Artifact, texts: Sequence[str]) -> list[str]:
 def score_rows(engine: Engine, artifact: Artifact, rows: Sequence[Row], known: Known) -> list[Tensor]:
     """Return the score of every label [labels] of each row behind the loaded prompt; known scores are not computed."""
     asked = [row for row in rows if row.id not in known.prompted]
-    scores = iter(engine.score_labels([Question(artifact.digest, row.text) for row in asked]))
+    scores = iter(engine.score_labels([Question(artifact.digest, row.fields) for row in asked]))
     return [torch.tensor(known.prompted[row.id]) if row.id in known.prompted else next(scores) for row in rows]
 
 
 def answer_rows(engine: Engine, artifact: Artifact, rows: Sequence[Row], known: Known) -> list[str]:
     """Return what `ask` returns for the rows' texts; answers that are known are not computed."""
     if artifact.manifest.generate is not None:
-        answers = iter(ask(engine, artifact, [row.text for row in rows if row.id not in known.texts]))
+        answers = iter(ask(engine, artifact, [row.fields for row in rows if row.id not in known.texts]))
         return [normalise(known.texts[row.id]) if row.id in known.texts else next(answers) for row in rows]
     names = list(artifact.manifest.labels)
     return [names[int(scores.argmax())] for scores in score_rows(engine, artifact, rows, known)]
 
 
-def fits(engine: Engine, artifact: Artifact, text: str) -> bool:
+def change_fields(fields: Fields, change: Callable[[str], str]) -> Fields:
+    """Return the same text with every field changed."""
+    return {name: change(text) for name, text in fields.items()}
+
+
+def fits(engine: Engine, artifact: Artifact, fields: Fields) -> bool:
     """Return whether a text has tokens, and no more of them than fit beside the prompt."""
     manifest = artifact.manifest
-    ids = build_text_encoder(engine.base, manifest.placement)(render(manifest.template, text), True)
+    rendered = read_template(manifest).render(fields, f"a probed text of {manifest.task}")
+    ids = build_text_encoder(engine.base, manifest.placement)(rendered, True)
     return 0 < len(ids) <= manifest.max_input_tokens
 
 
-def encode_prompted(engine: Engine, artifact: Artifact, text: str) -> list[int]:
+def encode_prompted(engine: Engine, artifact: Artifact, fields: Fields) -> list[int]:
     """Return the token ids of a text as it stands behind the prompt; raises ContextError if they do not fit."""
     manifest = artifact.manifest
     encode = build_text_encoder(engine.base, manifest.placement)
-    return encode_text(manifest.template, text, manifest.max_input_tokens, f"a probed text of {manifest.task}", encode)
+    what = f"a probed text of {manifest.task}"
+    return encode_text(read_template(manifest), fields, manifest.max_input_tokens, what, encode)
 
 
-def encode_bare(engine: Engine, artifact: Artifact, text: str) -> list[int]:
+def encode_bare(engine: Engine, artifact: Artifact, fields: Fields) -> list[int]:
     """Return the token ids of the same text for the base without the prompt."""
     manifest = artifact.manifest
     limit = manifest.max_input_tokens + count_extra_tokens(manifest.placement)
-    return encode_text(manifest.template, text, limit, f"a probed text of {manifest.task}", engine.base.encode)
+    what = f"a probed text of {manifest.task}"
+    return encode_text(read_template(manifest), fields, limit, what, engine.base.encode)

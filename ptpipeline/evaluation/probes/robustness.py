@@ -1,13 +1,14 @@
-"""How many answers change when only white space or case of the input changes."""
+"""How many answers change when only white space or case of the input changes, in all fields alike."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ptpipeline.data.rows import Row
-from ptpipeline.evaluation.probes.queries import NOTHING, Known, answer_rows, ask, fits, sample_rows
+from ptpipeline.evaluation.probes.queries import NOTHING, Known, answer_rows, ask, change_fields, fits, sample_rows
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.engine import Engine
+from ptpipeline.task.template import Fields
 
 ROWS = 100
 
@@ -24,14 +25,16 @@ def measure_robustness(
     white space. A share of no rows is left out.
     """
     probed = sample_rows(rows, ROWS)
-    texts = [row.text for row in probed]
+    texts = [row.fields for row in probed]
     answers = answer_rows(engine, artifact, probed, known)
     measures: dict[str, float] = {"robustness.rows": len(probed)}
     left_out = 0
     for kind, variants in VARIANTS.items():
         shares = {}
         for name, change in variants.items():
-            changed = [_Changed(change(text), text, answer) for text, answer in zip(texts, answers, strict=True)]
+            changed = [
+                _Changed(change_fields(text, change), text, answer) for text, answer in zip(texts, answers, strict=True)
+            ]
             flips = _count_flips(engine, artifact, changed)
             left_out += len(probed) - flips.rows
             if flips.rows:
@@ -43,8 +46,8 @@ def measure_robustness(
 class _Changed(NamedTuple):
     """A changed text, the text before, and the answer to the text before."""
 
-    text: str
-    before: str
+    text: Fields
+    before: Fields
     answer: str
 
 

@@ -7,7 +7,16 @@ from torch import Tensor
 
 from ptpipeline.data.rows import Row
 from ptpipeline.errors import DataError
-from ptpipeline.evaluation.probes.queries import NOTHING, Known, answer_rows, ask, fits, sample_rows, score_rows
+from ptpipeline.evaluation.probes.queries import (
+    NOTHING,
+    Known,
+    answer_rows,
+    ask,
+    change_fields,
+    fits,
+    sample_rows,
+    score_rows,
+)
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.engine import Engine, Question
 
@@ -28,8 +37,9 @@ def measure_swaps(
     returned. Raises DataError if pairs contradict each other.
     """
     replacements = _replacements(pairs)
-    concerned = [row for row in rows if swap_terms(row.text, replacements) != row.text]
-    swapped = [(row, swap_terms(row.text, replacements)) for row in sample_rows(concerned, ROWS)]
+    changed = [(row, change_fields(row.fields, lambda text: swap_terms(text, replacements))) for row in rows]
+    concerned = {row.id: fields for row, fields in changed if fields != row.fields}
+    swapped = [(row, concerned[row.id]) for row in sample_rows([row for row in rows if row.id in concerned], ROWS)]
     swapped = [(row, changed) for row, changed in swapped if fits(engine, artifact, changed)]
     if not swapped:
         return {"bias.rows": 0}
@@ -39,7 +49,7 @@ def measure_swaps(
         flips = [one != other for one, other in zip(plain, ask(engine, artifact, after), strict=True)]
         return {"bias.rows": len(swapped), "bias.flips": sum(flips) / len(swapped)}
     ours = score_rows(engine, artifact, before, known)
-    theirs = engine.score_labels([Question(artifact.digest, text) for text in after])
+    theirs = engine.score_labels([Question(artifact.digest, fields) for fields in after])
     return {"bias.rows": len(swapped)} | _compare_scores(ours, theirs)
 
 

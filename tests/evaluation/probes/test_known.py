@@ -33,7 +33,7 @@ class Noting(Engine):
         self.asked: list[str] = []
 
     def score_labels(self, questions: Sequence[Question]) -> list[Tensor]:
-        self.asked += [question.text for question in questions]
+        self.asked += [question.fields["text"] for question in questions]
         return super().score_labels(questions)
 
 
@@ -45,7 +45,7 @@ def loaded() -> tuple[Noting, Artifact]:
 
 def evaluated(engine: Engine, made: Artifact) -> Known:
     """What an evaluation stores of the test rows."""
-    scores = engine.score_labels([Question(made.digest, row.text) for row in TEST])
+    scores = engine.score_labels([Question(made.digest, row.fields) for row in TEST])
     return Known({row.id: own.tolist() for row, own in zip(TEST, scores, strict=True)})
 
 
@@ -87,11 +87,11 @@ def test_texts_that_are_known_are_not_generated_again(name: str) -> None:
 
 
 def ask_plain(made: Artifact) -> list[Question]:
-    return [Question(made.digest, row.text) for row in TEST]
+    return [Question(made.digest, row.fields) for row in TEST]
 
 
 def test_known_scores_are_the_same_numbers() -> None:
     engine, made = loaded()
     known = evaluated(engine, made)
-    scores = engine.score_labels([Question(made.digest, row.text) for row in TEST])
+    scores = engine.score_labels([Question(made.digest, row.fields) for row in TEST])
     assert all(torch.equal(torch.tensor(known.prompted[row.id]), own) for row, own in zip(TEST, scores, strict=True))

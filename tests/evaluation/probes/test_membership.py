@@ -49,7 +49,7 @@ def test_the_area_is_scikit_learns_over_likelihoods_of_single_requests() -> None
     train = [row for name in LABELS for row in right[name][:10]]
     test = [row for name in LABELS for row in [*right[name][10:15], *wrong(right[OTHER[name]][15:20])]]
     scores = [
-        float(engine.score_labels([Question(made.digest, row.text)])[0][list(LABELS).index(row.label)])
+        float(engine.score_labels([Question(made.digest, row.fields)])[0][list(LABELS).index(row.label)])
         for row in [*train, *test]
     ]
     found = measure_membership(engine, made, train, test)
@@ -68,7 +68,7 @@ def test_every_label_has_as_many_rows_on_both_sides() -> None:
 
 
 def test_two_hundred_and_fifty_rows_at_most_and_the_same_in_any_order() -> None:
-    many = [Row(str(number), "text", ("a", "b", "c")[number % 3]) for number in range(3000)]
+    many = [Row(str(number), {"text": "text"}, ("a", "b", "c")[number % 3]) for number in range(3000)]
     inside, outside = _balance(many[:1500], many[1500:], lambda row: row.label)
     assert Counter(row.label for row in inside) == Counter(row.label for row in outside) == dict.fromkeys("abc", 83)
     assert inside == _balance(many[:1500][::-1], many[1500:], lambda row: row.label)[0]

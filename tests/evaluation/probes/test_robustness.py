@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 from tokenizers import Regex, normalizers
 
-from ptpipeline.data.template import render
 from ptpipeline.evaluation.probes.robustness import VARIANTS, measure_robustness
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.prompts.artifact import Artifact
@@ -73,10 +72,10 @@ def test_white_space_that_matters_is_found() -> None:
 def test_texts_that_no_longer_fit_are_counted_and_left_out() -> None:
     base = tiny()
     lengths = {
-        name: [len(base.encode(render("{text}\nSentiment:", change(row.text)), True)) for row in rows(40)]
+        name: [len(base.encode(f"{change(row.text)}\nSentiment:", True)) for row in rows(40)]
         for name, change in CHANGES.items()
     }
-    limit = max(len(base.encode(render("{text}\nSentiment:", row.text), True)) for row in rows(40))
+    limit = max(len(base.encode(f"{row.text}\nSentiment:", True)) for row in rows(40))
     engine, made = opinions(base, max_input_tokens=limit)
     found = measure_robustness(engine, made, rows(40))
     assert found["robustness.left_out"] == sum(length > limit for variant in lengths.values() for length in variant) > 0

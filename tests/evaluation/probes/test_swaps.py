@@ -22,7 +22,7 @@ WORDS = {"good", "bad"}
 
 def probability(engine: Engine, made: Artifact, text: str) -> dict[str, float]:
     """Of each label, of one text asked alone."""
-    scores = engine.score_labels([Question(made.digest, text)])[0]
+    scores = engine.score_labels([Question(made.digest, {"text": text})])[0]
     return dict(zip(LABELS, scores.softmax(0).tolist(), strict=True))
 
 

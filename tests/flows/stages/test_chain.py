@@ -253,7 +253,7 @@ def spoil_label(project: Project) -> None:
         (
             spoil_label,
             DataError,
-            "check unknown_label found 1: row 1; it looks for a label that is neither in the task's `labels`",
+            "check unknown_label found 1: line 2: the column holds text: 'splendid'",
         ),
         (
             lambda p: p.edit("num_virtual_tokens: 4", "num_virtual_tokens: 255"),

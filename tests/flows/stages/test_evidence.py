@@ -222,7 +222,7 @@ def test_an_anchor_further_back_is_asked_where_a_margin_could_add_up(context: Co
 
 def rival_that_saw(context: Context, rows: list[str]) -> SeenRows:
     seen = SeenRows(context.registry, "mood", "c" * 64)
-    seen.__dict__ |= {"own": [Row(row, "text", "good", {}) for row in rows], "inherited": set()}
+    seen.__dict__ |= {"own": [Row(row, {"text": "text"}, "good") for row in rows], "inherited": set()}
     return seen
 
 

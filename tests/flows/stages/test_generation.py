@@ -140,9 +140,9 @@ def test_both_kinds_train_in_one_gang(tmp_path: Path) -> None:
     for artifact in artifacts.values():
         engine.load(artifact)
     with pytest.raises(DataError, match="words answers free text of at most 1 tokens: it has no labels to rank"):
-        engine.score_labels([Question(artifacts["words"].digest, "good")])
+        engine.score_labels([Question(artifacts["words"].digest, {"text": "good"})])
     with pytest.raises(DataError, match="labels answers labels negative, positive: it generates no text"):
-        engine.generate([Question(artifacts["labels"].digest, "good")])
+        engine.generate([Question(artifacts["labels"].digest, {"text": "good"})])
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,11 @@ class Noting(Engine):
     asked: list[str]
 
     def score_labels(self, questions: Sequence[Question]) -> list[Tensor]:
-        self.asked += [question.text for question in questions if len(questions) > 1]
+        self.asked += [question.fields["text"] for question in questions if len(questions) > 1]
         return super().score_labels(questions)
 
     def generate(self, questions: Sequence[Question]) -> list[str]:
-        self.asked += [question.text for question in questions if len(questions) > 1]
+        self.asked += [question.fields["text"] for question in questions if len(questions) > 1]
         return super().generate(questions)
 
 
@@ -69,7 +69,7 @@ def test_the_scores_of_prompt_and_bare_base_are_read_from_their_own_results(proj
     context, engine, report, artifact = run_noted(project)
     rows = load_split(context.registry.store, context.snapshot(NAME, report.snapshot), "test")
     known = read_known(context, report, artifact.manifest)
-    scores = engine.score_labels([Question(artifact.digest, row.text) for row in rows])
+    scores = engine.score_labels([Question(artifact.digest, row.fields) for row in rows])
     for row, own in zip(rows, scores, strict=True):
         assert known.prompted[row.id] == pytest.approx(own.tolist(), abs=1e-5)
     bare = [known.bare[row.id][list(artifact.manifest.labels).index(row.label)] for row in rows]

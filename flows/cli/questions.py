@@ -1,0 +1,58 @@
+"""What `ptp predict` is asked: texts as arguments, the fields of one text by name, or the rows of a file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from flows.cli.app import read_lines
+from ptpipeline.errors import DataError, NotFound
+from ptpipeline.settings import load_settings
+from ptpipeline.task.source import Source, find_format
+from ptpipeline.task.template import Fields, list_fields
+
+
+def read_questions(texts: Sequence[str], pairs: Sequence[str], path: Path | None) -> list[str | Fields]:
+    """Return the texts, or the one text whose fields are given as `NAME=TEXT`; nothing if `path` has the rows.
+
+    Raises DataError if nothing, or more than one way, was given, or a pair is none.
+    """
+    ways = [name for name, value in (("TEXT", texts), ("--field", pairs), ("--input", path)) if value]
+    if len(ways) != 1:
+        raise DataError(
+            f"{' and '.join(ways) or 'no text'} given; give texts, or --field NAME=TEXT for each field of one text, or "
+            "--input FILE"
+        )
+    if pairs:
+        return [_read_pairs(pairs)]
+    return list(read_lines() if list(texts) == ["-"] else texts)
+
+
+def _read_pairs(pairs: Sequence[str]) -> Fields:
+    fields: dict[str, str] = {}
+    for pair in pairs:
+        name, sign, text = pair.partition("=")
+        if not sign:
+            raise DataError(f"--field {name[:40]!r} has no `=`: write --field NAME=TEXT, once for each field")
+        if name in fields:
+            raise DataError(f"--field {name[:40]} is given twice: give each field once")
+        fields[name] = text
+    return fields
+
+
+def read_rows(path: Path, form: str | None, names: Sequence[str]) -> list[str | Fields]:
+    """Return the rows of a file whose columns have the `names` of the fields.
+
+    Raises NotFound if there is no such file, DataError if a field is missing, and what `load_rows` raises.
+    """
+    from ptpipeline.data.local import load_rows
+    from ptpipeline.data.table import Wanted
+
+    if not path.is_file():
+        raise NotFound(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a file of rows")
+    source = Source.model_validate({"path": str(path), "format": form or find_format(path)})
+    wanted = [Wanted(name, f"fields.{name}", text=True) for name in names]
+    table = load_rows(path, str(path), source, wanted, load_settings().home)
+    columns = [table.columns[name].cells for name in names]
+    missing = [number for number, cells in enumerate(zip(*columns, strict=True), 1) if None in cells]
+    if missing:
+        raise DataError(f"{path}: {table.places.describe(missing)}: a field is missing; fill {list_fields(names)} in")
+    return [dict(zip(names, (cell or "" for cell in cells), strict=True)) for cells in zip(*columns, strict=True)]

@@ -1,0 +1,183 @@
+"""A task of two columns, from rows to production on a tiny model, and what a person asks of it."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+import ptpipeline
+from flows.on_demand.diff import diff
+from flows.on_demand.measure import VersionRef, measure_file
+from flows.stages.ingest import ingest
+from ptpipeline.data.rows import normalise_fields
+from ptpipeline.data.snapshot import load_split
+from ptpipeline.errors import DataError
+from ptpipeline.prompts.artifact import read_artifact
+from ptpipeline.records.versions import PRODUCTION
+from tests.flows.project import Project
+from tests.golden.product import ptp
+from tests.tiny import sentences
+
+TOPICS = ("film", "plot", "scene", "story")
+
+
+def write_pairs(path: Path, rows: list[tuple[str, str]]) -> Path:
+    """The sentences as reviews of a topic each, in two columns of which one has another name than its field."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = [(TOPICS[number % 4], review, label) for number, (review, label) in enumerate(rows)]
+        csv.writer(file).writerows([("topic", "snippet", "label"), *table])
+    return path
+
+
+def pairs(project: Project) -> Project:
+    """The task of the project, turned into one of two columns."""
+    write_pairs(project.folder / "tiny-sentiment.csv", sentences(240))
+    project.edit("  text: text\n", "  fields: {review: snippet}\n")
+    project.edit('template: "{text}', 'template: "{topic}: {review}')
+    return project
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = pairs(Project(tmp_path_factory.mktemp("night"), ("tiny-sentiment",)))
+    made.edit("gate: {metric: accuracy,", "gate: {metric: accuracy, checks: {bias: {swaps: [[film, plot]]}},")
+    assert made.run().status == "promoted"
+    return made
+
+
+def test_two_columns_go_from_rows_to_production(night: Project) -> None:
+    registry = night.stages.registry
+    head = registry.ledger.head("tiny-sentiment", PRODUCTION)
+    assert head is not None
+    artifact = read_artifact(registry.store, "tiny-sentiment", head.digest)
+    assert artifact.manifest.template == "{topic}: {review}\nSentiment:"
+    asked = [{"topic": "film", "review": "the lovely story"}, {"review": "a dull scene", "topic": "plot"}]
+    answers = ptpipeline.load("tiny-sentiment", night.settings).predict(asked)
+    assert [answer.label for answer in answers] == ["positive", "negative"]
+
+
+def test_probes_change_every_field(night: Project) -> None:
+    registry = night.stages.registry
+    report = registry.ledger.report_of("tiny-sentiment", registry.ledger.version("tiny-sentiment", 1).digest)
+    assert report is not None
+    rows = load_split(registry.store, night.stages.snapshot("tiny-sentiment", report.snapshot), "test")
+    holding = [row for row in rows if {"film", "plot"} & set(" ".join(row.fields.values()).split())]
+    assert any(not {"film", "plot"} & set(row.fields["review"].split()) for row in holding)
+    assert report.measures["bias.rows"] == len(holding)
+    assert report.measures["robustness.rows"] == report.rows
+
+
+def test_a_snapshot_has_a_column_for_each_field(night: Project) -> None:
+    context = night.stages
+    snapshot = ingest(context, night.task())
+    assert snapshot.fields == ["review", "topic"]
+    rows = load_split(context.registry.store, snapshot, "test")
+    assert {frozenset(row.fields) for row in rows} == {frozenset({"review", "topic"})}
+    assert {row.fields["topic"] for row in rows} <= set(TOPICS)
+
+
+def test_words_do_not_pass_from_one_field_to_the_next() -> None:
+    assert normalise_fields({"a": "x y", "b": "z"}) != normalise_fields({"a": "x", "b": "y z"})
+
+
+@pytest.mark.parametrize(
+    ("asked", "fault"),
+    [
+        ("the lovely story", "text 1 for .* is one text, but the template has the fields review and topic"),
+        ({"review": "a"}, "the field 'topic' is missing; the template has the fields review and topic"),
+        ({"review": "a", "topic": "b", "text": "c"}, "the field 'text' is unknown"),
+        ({"review": "a", "topic": 3}, "the field 'topic' is int; expected text"),
+        ({"review": "a", "topic": "\ud800"}, "text 1: not Unicode"),
+        (7, "text 1 for .* is int; expected text"),
+    ],
+)
+def test_a_text_of_other_fields_is_refused_in_a_sentence(asked: object, fault: str, night: Project) -> None:
+    with pytest.raises(DataError, match=fault):
+        ptpipeline.load("tiny-sentiment", night.settings).predict([asked])  # type: ignore[list-item]
+
+
+def test_fields_and_files_are_asked_by_the_command(night: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    enter(night, monkeypatch)
+    path = night.folder / "asked.jsonl"
+    rows = [{"topic": "film", "review": "lovely"}, {"topic": "plot", "review": "the dull scene", "more": 1}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, output = ptp("predict", "tiny-sentiment", "--input", str(path), "--json")
+    assert code == 0, output
+    assert [json.loads(line)["label"] for line in output.splitlines()] == ["positive", "negative"]
+    code, output = ptp("predict", "tiny-sentiment", "--field", "topic=film", "--field", "review=1=dull plot", "--json")
+    assert json.loads(output)["label"] == "negative"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--field", "topic"], "--field 'topic' has no `=`"),
+        (["--field", "topic=a", "--field", "topic=b"], "--field topic is given twice"),
+        (["--field", "topic=a"], "text 1 for tiny-sentiment: the field 'review' is missing"),
+        (
+            ["text", "--field", "topic=a"],
+            "TEXT and --field given; give texts, or --field NAME=TEXT",
+        ),
+        ([], "no text given; give texts, or --field"),
+        (["--input", "none.csv"], "none.csv: no such file"),
+        (["--input", "half.csv"], "half.csv: no column 'topic'"),
+        (["--input", "empty.jsonl"], "empty.jsonl: line 2: a field is missing"),
+        (["--input", "rows.data"], "rows.data: its name does not tell its format"),
+    ],
+)
+def test_a_wrong_question_is_one_sentence(
+    arguments: list[str],
+    fault: str,
+    night: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    enter(night, monkeypatch)
+    Path("half.csv").write_text("review\na\n")
+    Path("rows.data").write_text("review\na\n")
+    Path("empty.jsonl").write_text('{"review": "a", "topic": "b"}\n{"review": "a", "topic": null}\n')
+    code, _ = ptp("predict", "tiny-sentiment", *arguments)
+    assert (code, fault in capsys.readouterr().err.replace("\n", " ")) == (1, True)
+
+
+def test_a_file_is_measured_by_its_fields(night: Project) -> None:
+    path = write_pairs(night.folder / "own.csv", sentences(40, seed=9))
+    report = measure_file(night.stages, VersionRef("tiny-sentiment", 1), path)
+    assert report.rows == 40
+    assert report.scores["prompt"].figures()["accuracy"] > 0.9
+
+
+def test_other_fields_do_not_compare(night: Project, tmp_path: Path) -> None:
+    copy = night.copy(tmp_path)
+    copy.edit("  fields: {review: snippet}\n", "  text: snippet\n")
+    copy.edit("{topic}: {review}", "{text}")
+    assert copy.run().status == "awaiting approval"
+    told = "it reads the fields review and topic, the task's rows now have the field text"
+    assert any(told in line for line in copy.lines)
+    with pytest.raises(DataError, match="cannot be measured on the rows of task tiny-sentiment: it reads the fields"):
+        diff(copy.stages, VersionRef("tiny-sentiment", 1), VersionRef("tiny-sentiment", 2))
+
+
+def test_a_row_with_an_empty_field_is_left_out_and_told(tmp_path: Path) -> None:
+    project = pairs(Project(tmp_path, ("tiny-sentiment",)))
+    with (tmp_path / "tiny-sentiment.csv").open("a") as file:
+        file.write("film,,positive\n,a lovely plot of it,positive\n")
+    checks = {check.name: check for check in ingest(project.stages, project.task()).checks}
+    assert (checks["empty_text"].count, checks["empty_text"].detail) == (2, "lines 242, 243")
+
+
+def test_the_same_fields_in_another_order_ask_for_the_same_rows(tmp_path: Path) -> None:
+    project = pairs(Project(tmp_path, ("tiny-sentiment",)))
+    before = ingest(project.stages, project.task())
+    project.edit("{topic}: {review}", "{review} ({topic})")
+    assert ingest(project.stages, project.task()).digest == before.digest
+
+
+def enter(project: Project, patch: pytest.MonkeyPatch) -> None:
+    """Make the project's folder the present one, and let the settings name what it holds."""
+    for name, value in {"HOME": "home", "TASKS": "tasks", "DTYPE": "float32"}.items():
+        patch.setenv(f"PTP_{name}", value)
+    patch.setenv("PTP_STORE", str(project.settings.store))
+    patch.setenv("PTP_LEDGER", str(project.settings.ledger))
+    patch.chdir(project.folder)
