@@ -4,7 +4,7 @@ Each type becomes text as a person would write it; the types of columns that the
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_BYTES = 4 * 2**30  # of the wanted columns as they are unfolded
-BATCH = 8192  # rows
+BATCH, ARRAY = 8192, 64 * 2**20  # rows of an array, and what its texts may unfold into
 
 _TIME = re.compile(r"(?:(\S+) )?(\d\d:\d\d:\d\d)(?:\.(\d+))?(.*)")
 
@@ -35,21 +35,63 @@ def read_parquet(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
     types = {column: _plain_type(schema.field(index).type) for column, index in at.items()}
     for one in wanted:
         _check_type(name, one, types[one.column])
-    file = open_parquet(str(path), [column for column, kind in types.items() if _is_text(kind)])
-    _check_bounds(name, file.metadata, set(at))
+    reader = _Reader(path, [column for column, kind in types.items() if _is_text(kind)])
+    _check_bounds(name, reader.plain.metadata, set(at))
     codes = {column: _class_names(schema, column) for column in at}
     cells: dict[str, list[str | None]] = {column: [] for column in at}
     adders = {column: collect(cells[column]) for column in at}
     unfolded = 0
-    for batch in file.iter_batches(batch_size=BATCH, columns=list(at), use_threads=False):
-        unfolded += batch.nbytes
-        if unfolded > MAX_BYTES:
-            raise DataError(f"{name}: its columns unfold into more than {MAX_BYTES} bytes; give a part of it")
-        for column in at:
-            values, names = write_values(batch.column(column)), codes[column]
+    for column in at:
+        names = codes[column]
+        for array in reader.arrays(column):
+            unfolded += array.nbytes
+            if unfolded > MAX_BYTES:
+                raise DataError(f"{name}: its columns unfold into more than {MAX_BYTES} bytes; give a part of it")
+            values = write_values(array)
             _add(values if names is None else map(names.get, values), cells[column], adders[column])
     columns = {column: Column(cells[column], (_describe(types[column]),), _turn_round(codes[column])) for column in at}
     return Table(list(schema.names), columns, Places())
+
+
+class _Reader:
+    """Gives the columns of a file in arrays of some megabytes, whatever they unfold into.
+
+    A dictionary of one long text may stand for a million rows. So it is looked at first, in a reader that does not
+    unfold it, and its longest text bounds the rows of an array.
+    """
+
+    def __init__(self, path: Path, texts: Sequence[str]) -> None:
+        self.plain, self.folded, self.texts = open_parquet(str(path)), open_parquet(str(path), texts), texts
+
+    def arrays(self, column: str) -> Iterator["pa.Array"]:
+        """Yield the values of a column in order."""
+        import pyarrow.types as types
+
+        folded = types.is_dictionary(self.plain.schema_arrow.field(column).type)
+        for group in range(self.plain.num_row_groups):
+            if folded:
+                yield from self.plain.read_row_group(group, [column], use_threads=False).column(column).chunks
+                continue
+            rows = self._count_rows(column, group) if column in self.texts else BATCH
+            for batch in self._batches(self.plain, column, group, rows):
+                yield batch.column(column)
+
+    def _count_rows(self, column: str, group: int) -> int:
+        """How many rows an array may have: none unfolds into more than ARRAY bytes, but for a single long text."""
+        import pyarrow.compute as pc
+        import pyarrow.types as types
+
+        first = next(self._batches(self.folded, column, group, 1), None)
+        if first is None:
+            return BATCH
+        texts = first.column(column)
+        if not types.is_dictionary(texts.type):  # `read_dictionary` mistakes `a.b` for a field `b` of a column `a`
+            return 1
+        longest = pc.max(pc.binary_length(texts.dictionary)).as_py() or 1
+        return max(1, min(BATCH, ARRAY // longest))
+
+    def _batches(self, file: Any, column: str, group: int, rows: int) -> Iterator["pa.RecordBatch"]:
+        return iter(file.iter_batches(batch_size=rows, row_groups=[group], columns=[column], use_threads=False))
 
 
 def _add(values: Any, cells: list[str | None], add: Callable[[str], None]) -> None:
