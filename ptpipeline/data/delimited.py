@@ -52,9 +52,12 @@ def read_delimited(name: str, path: Path, source: Source, wanted: Sequence[Wante
         layout = records.read_header(source, wanted)
         lines, misquoted = line_numbers(), Misquoted(records.delimiter, len(layout.names), list(layout.at.values()))
         cells: dict[str, list[str | None]] = {column: [] for column in layout.at}
+        title, first = next(iter(layout.at.items()))
         adders = [(index, collect(cells[column])) for column, index in layout.at.items()]
         for row in records.rows(layout):
             lines.append(records.line)
+            if row[first] == title or row[first] == f"\ufeff{title}":
+                records.check_repeated(row, layout)
             for index, add in adders:
                 add(row[index])
             if records.last > records.line:
@@ -117,6 +120,11 @@ class _Records:
         width, least = len(layout.names), max(layout.at.values(), default=-1) + 1
         for record in self.stream:
             yield record if len(record) == width else self._fit(record, width, least)
+
+    def check_repeated(self, row: list[str], layout: Layout) -> None:
+        """Raise DataError if the row is the header line once more, as where files were written behind each other."""
+        if all(row[index].lstrip("\ufeff") == column for column, index in layout.at.items()):
+            raise DataError(f"{self.name}: line {self.line} repeats the header line; delete the line")
 
     def _take_directive(self, source: Source) -> list[str]:
         """Take the delimiter that a first line `sep=;` names, and return that line as a blank one; else as it is."""

@@ -56,7 +56,8 @@ def read_json_lines(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
     lines, names = line_numbers(), dict[str, None]()
     cells: dict[str, list[str | None]] = {one.column: [] for one in wanted}
     kinds: dict[str, dict[str, None]] = {one.column: {} for one in wanted}
-    adders = [(one, collect(cells[one.column]), kinds[one.column], cells[one.column]) for one in wanted]
+    columns = {one.column: one for one in sorted(wanted, key=lambda one: one.text)}  # as text, if two fields name it
+    adders = [(one, collect(cells[name]), kinds[name], cells[name]) for name, one in columns.items()]
     for number, row in _objects(name, path):
         lines.append(number)
         if not names.keys() >= row.keys() and len(names) < MAX_COLUMNS:
@@ -76,8 +77,8 @@ def read_json_lines(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
             raise too_many(name)
     if lines:
         check_wanted(name, list(names), wanted)
-    columns = {column: Column(values, tuple(kinds[column])) for column, values in cells.items()}
-    return Table(list(names), columns, Places("line", lines))
+    read = {column: Column(values, tuple(kinds[column])) for column, values in cells.items()}
+    return Table(list(names), read, Places("line", lines))
 
 
 def _write(name: str, number: int, one: Wanted, value: Any, kinds: dict[str, None]) -> str:

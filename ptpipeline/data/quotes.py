@@ -1,10 +1,9 @@
 """Finds rows of a csv file that seem to have swallowed others: a quote opened, and closed many lines later by chance.
 
 A text of several lines is common and right. A swallowed row shows by its lines: split at the delimiter, they are whole
-rows, whose cells in a column of few values are values that stand there in other rows too.
+rows, of whose cells in columns of few values at least half stand there in other rows too.
 """
 
-import csv
 import re
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -18,10 +17,13 @@ _LINE_END = re.compile("\r\n|\r|\n")
 
 
 class _Candidate(NamedTuple):
-    """How many lines a cell has before its last, and the wanted cells of those that have the fields of a row."""
+    """The lines of a cell that would show another column: how many there are, how many of them have as many fields as a
+    row, and the wanted cells of those with so many or more, None for one that the line does not show.
+    """
 
     lines: int
-    rows: list[tuple[str, ...]]
+    exact: int
+    rows: list[tuple[str | None, ...]]
 
 
 class Misquoted:
@@ -29,18 +31,25 @@ class Misquoted:
 
     def __init__(self, delimiter: str, width: int, wanted: Sequence[int]) -> None:
         self.delimiter, self.width, self.wanted = delimiter, width, wanted
-        self.candidates: dict[int, _Candidate] = {}
+        self.candidates: dict[int, list[_Candidate]] = {}
 
     def look(self, number: int, row: Sequence[str]) -> None:
         """Keep the row by its number if half of the lines of one of its cells have the fields of a row."""
         for index, cell in enumerate(row):
-            lines = list(islice(_split(cell), MAX_LINES + 1))[:-1]
-            if not lines or self.width < 2:
+            lines = [line.split(self.delimiter) for line in islice(_split(cell), MAX_LINES)]
+            if len(lines) < 2:
                 continue
-            starts = [[*row[:index], *self._fields(lines[0])], *map(self._fields, lines[1:])]
-            rows = [tuple(line[at][:MAX_VALUE] for at in self.wanted) for line in starts if len(line) == self.width]
-            if 2 * len(rows) >= len(lines):
-                self.candidates[number] = _Candidate(len(lines), rows)
+            # The first line begins, and the last one ends, within this column.
+            widths = [self.width - index, *[self.width] * (len(lines) - 2), index + 1]
+            rows = [
+                self._cells(line, index, first=at == 0, last=at == len(lines) - 1)
+                for at, (line, width) in enumerate(zip(lines, widths, strict=True))
+                if len(line) >= width > 1
+            ]
+            judged = sum(width > 1 for width in widths)
+            if rows and 2 * len(rows) >= judged:
+                exact = sum(len(line) == width > 1 for line, width in zip(lines, widths, strict=True))
+                self.candidates.setdefault(number, []).append(_Candidate(judged, exact, rows))
 
     def find(self, columns: Sequence[Sequence[str | None]]) -> frozenset[int]:
         """Return the numbers of the rows whose lines are rows, given the cells of the wanted columns."""
@@ -48,17 +57,29 @@ class Misquoted:
             return frozenset()
         known = [self._few_values(column) for column in columns]
         return frozenset(
-            number for number, candidate in self.candidates.items() if self._is_swallowing(candidate, known)
+            number
+            for number, cells in self.candidates.items()
+            if any(self._is_swallowing(candidate, known) for candidate in cells)
         )
 
+    def _cells(self, line: list[str], index: int, first: bool, last: bool) -> tuple[str | None, ...]:
+        """The wanted cells of a line: those before the text from its begin, those behind it from its end, because the
+        text may hold the delimiter too.
+        """
+        before = {at: line[at] for at in self.wanted if at < index and not first}
+        behind = {at: line[at - self.width] for at in self.wanted if at > index and not last}
+        shown = before | behind
+        return tuple(shown[at].strip('"')[:MAX_VALUE] if at in shown else None for at in self.wanted)
+
     def _is_swallowing(self, candidate: _Candidate, known: Sequence[set[str] | None]) -> bool:
-        if not any(known):
-            least = PLAIN_LINES if self.width > 2 else PLAIN_PAIRS
-            return len(candidate.rows) == candidate.lines >= least
-        like = sum(
-            all(values is None or cell in values for cell, values in zip(row, known, strict=True))
+        pairs = [
+            [(cell, values) for cell, values in zip(row, known, strict=True) if values and cell is not None]
             for row in candidate.rows
-        )
+        ]
+        if not any(pairs):
+            least = PLAIN_LINES if self.width > 2 else PLAIN_PAIRS
+            return candidate.exact == candidate.lines >= least
+        like = sum(bool(row) and 2 * sum(cell in values for cell, values in row) >= len(row) for row in pairs)
         return like > 0 and 2 * like >= candidate.lines
 
     def _few_values(self, column: Sequence[str | None]) -> set[str] | None:
@@ -72,9 +93,6 @@ class Misquoted:
                 if len(values) > MAX_VALUES:
                     return None
         return values if values and 2 * len(values) <= count else None
-
-    def _fields(self, line: str) -> list[str]:
-        return next(csv.reader([line], delimiter=self.delimiter), [])
 
 
 def _split(cell: str) -> Iterator[str]:

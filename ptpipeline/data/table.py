@@ -1,5 +1,6 @@
 """What reading a file of rows gives: its columns as text, and the place of each row in the file."""
 
+import json
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -104,10 +105,17 @@ def check_wanted(name: str, names: Sequence[str], wanted: Sequence[Wanted], fix:
     """Raise DataError if the file lacks a column that a field of `data` names, with what to do about it."""
     for one in wanted:
         if one.column not in names:
+            near = next((other for other in names if _fold(other) == _fold(one.column)), None)
+            if near is not None:
+                fix = f"names are compared exactly: write data.{one.field}: {json.dumps(near)}"
             raise DataError(
                 f"{name}: no column {one.column!r}, which data.{one.field} names; the columns are "
                 f"{list_columns(names)}{fix and f'; {fix}'}"
             )
+
+
+def _fold(name: str) -> str:
+    return name.strip('" ').casefold()
 
 
 def locate(name: str, names: Sequence[str], wanted: Sequence[Wanted]) -> dict[str, int]:

@@ -11,8 +11,10 @@ import polars as pl
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from ruamel.yaml import YAML
 
 from ptpipeline.data import delimited
+from ptpipeline.data.table import Wanted
 from ptpipeline.errors import DataError
 from tests.data.tables import load, pairs, read
 
@@ -307,3 +309,21 @@ def test_a_tsv_without_tabs_and_line_ends_is_read_back(tmp_path: Path, rows: lis
     clean = [tuple(re.sub(r"[\t\r\n]", "", cell) for cell in row) for row in rows]
     body = "".join("\t".join(row) + "\n" for row in [("text", "label", "more"), *clean])
     assert pairs(load(tmp_path, body, "tsv")) == [row[:2] for row in clean]
+
+
+def test_files_written_behind_each_other_are_told_with_the_line(tmp_path: Path) -> None:
+    for mark in ("", "\ufeff"):
+        with pytest.raises(DataError, match="line 4 repeats the header line; delete the line"):
+            load(tmp_path, f"text,label\na,bad\n\n{mark}text,label\nb,good\n")
+    assert pairs(load(tmp_path, "text,label\ntext,good\n")) == [("text", "good")]
+
+
+@pytest.mark.parametrize("name", ["Text", " text", 'text"', "TEXT "])
+def test_a_name_that_is_nearly_right_is_told_with_the_line_to_write(tmp_path: Path, name: str) -> None:
+    quoted = '"' + name.replace('"', '""') + '"'
+    body = f"{quoted},label\na,bad\nb,good\n"
+    with pytest.raises(DataError, match="names are compared exactly: write data") as raised:
+        load(tmp_path, body)
+    line = YAML(typ="safe").load(str(raised.value).partition("write data.")[2])
+    table = load(tmp_path, body, wanted=(Wanted(line["text"], "text", text=True), Wanted("label", "label")))
+    assert table.columns[name].cells == ["a", "b"]

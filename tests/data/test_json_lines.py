@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ptpipeline.data import json_lines
+from ptpipeline.data.table import Wanted
 from ptpipeline.errors import DataError
 from tests.data.tables import load, pairs, read
 
@@ -211,3 +212,10 @@ def test_what_polars_writes_is_read_back(tmp_path: Path, rows: list[tuple[str, A
     frame = pl.DataFrame(rows, schema={"text": pl.String, "label": pl.Int64}, orient="row")
     frame.write_ndjson(tmp_path / "polars.jsonl")
     assert pairs(read(tmp_path / "polars.jsonl", "jsonl")) == [(text, written(label)) for text, label in rows]
+
+
+def test_a_column_that_two_fields_name_is_read_once(tmp_path: Path) -> None:
+    both = (Wanted("text", "text", text=True), Wanted("label", "label"), Wanted("label", "slices"))
+    assert pairs(load(tmp_path, f"{GOOD}\n", "jsonl", both)) == [("a", "bad")]
+    with pytest.raises(DataError, match=r"column 'text', which data\.text names, holds integers"):
+        load(tmp_path, '{"text": 1, "label": 2}\n', "jsonl", (Wanted("text", "slices"), *both))

@@ -36,6 +36,15 @@ def test_a_quote_that_closes_by_chance_is_found(tmp_path: Path, end: int) -> Non
     assert table.places.describe(table.misquoted) == "line 7"
 
 
+@pytest.mark.parametrize("end", [6, 7, 9, 40, 59])
+def test_it_is_found_if_the_text_comes_last(tmp_path: Path, end: int) -> None:
+    lines = [",".join(reversed(line.split(","))) for line in LINES]
+    lines[5] = lines[5].replace(",", ',"')
+    lines[end] += ' of 27"'
+    table = load(tmp_path, body(lines, "label,text"))
+    assert (len(table.columns["text"].cells), table.misquoted) == (60 - (end - 5), {6})
+
+
 def test_one_that_opens_in_a_column_that_is_not_named_is_found(tmp_path: Path) -> None:
     lines = [f"note {number},{line}" for number, line in enumerate(LINES)]
     assert load(tmp_path, body(spoil(5, 9, lines), "note,text,label")).misquoted == {6}
