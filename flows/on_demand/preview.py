@@ -8,7 +8,7 @@ from flows.stages.compare import INCOMPARABLE, SeenRows, find_obstacle, select_c
 from flows.stages.context import Context
 from flows.stages.evidence import choose_margin, find_anchor
 from flows.stages.judge import budget_of, count_looks, reserve_judges
-from ptpipeline.errors import DataError
+from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.gate.explain import Opponents, list_requirements
 from ptpipeline.records.data import Snapshot, Split
 from ptpipeline.records.reports import Report
@@ -65,7 +65,7 @@ def _find_snapshot(context: Context, task: Task, unknown: list[str]) -> Snapshot
     try:
         snapshot = context.registry.ledger.snapshot_for(task.name, source_key(task, context.settings.home))
         reason = f"today's rows are not ingested yet; `ptp ingest {task.name}` does it"
-    except DataError as error:
+    except (DataError, SettingsError, ServiceUnavailable) as error:  # of the source, which may be a server's
         snapshot, reason = None, str(error)
     if snapshot is not None and context.has_rows(snapshot):
         return snapshot

@@ -45,6 +45,14 @@ def region() -> str:
     return os.environ.get("AWS_DEFAULT_REGION", "us-east-1")
 
 
+# What a session of boto3 takes from no variable of the environment and no file: (in a file, variable, value, convert).
+_ALONE = {
+    "profile": (None, None, None, None),
+    "config_file": (None, None, os.devnull, None),
+    "credentials_file": (None, None, os.devnull, None),
+}
+
+
 class KeyPair(NamedTuple):
     """The credentials of one identity, whole: none of them comes from somewhere else."""
 
@@ -60,6 +68,7 @@ def make_client(endpoint: str | None, limits: RequestLimits = LIMITS, keys: KeyP
     Raises ValueError if the endpoint is no address, BotoCoreError if the AWS_* settings are wrong.
     """
     import boto3
+    import botocore.session
     from botocore.config import Config
 
     config = Config(
@@ -68,7 +77,8 @@ def make_client(endpoint: str | None, limits: RequestLimits = LIMITS, keys: KeyP
         retries={"mode": "standard", "total_max_attempts": limits.attempts},
     )
     named = dict(zip(("aws_access_key_id", "aws_secret_access_key", "aws_session_token"), keys or (), strict=False))
-    session = boto3.session.Session()  # the default session would keep the first credentials it saw
+    # the default session would keep the first credentials it saw; one of given keys takes no profile either
+    session = boto3.session.Session(botocore_session=botocore.session.Session(_ALONE) if keys else None)
     client = session.client("s3", endpoint_url=endpoint, region_name=region(), config=config, **named)
     if is_loopback(client.meta.endpoint_url) and urllib.request.getproxies():
         direct = config.merge(Config(proxies={}))

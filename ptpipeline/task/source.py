@@ -45,6 +45,11 @@ class S3Objects(Section):
 
     @model_validator(mode="after")
     def _own_credentials(self) -> "S3Objects":
+        if any(name.startswith("AWS_") for name in self.credentials_env or ()):
+            raise ValueError(
+                "the variables AWS_... hold the credentials of the registry's own store, and the local stack replaces "
+                "them all: give those of the source other names"
+            )
         if self.endpoint is not None and self.credentials_env is None:
             raise ValueError(
                 "an `endpoint` needs credentials of its own, as those of one server are not shown to another: name the "

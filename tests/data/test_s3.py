@@ -73,6 +73,7 @@ def test_named_credentials_replace_the_environments_whole(bucket: Bucket, monkey
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "of-another-server")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "of-another-server")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "left-over")
+    monkeypatch.setenv("AWS_PROFILE", "left-over")
     bucket.put("a.csv", f"{HEAD}a,bad\n")
     assert bucket.texts("a.csv") == ["a"]
 
@@ -182,6 +183,7 @@ def test_a_key_never_becomes_a_path(bucket: Bucket, key: str) -> None:
         ({"endpoint": "http://host/path"}, "s3.endpoint"),
         ({"credentials_env": None, "endpoint": "http://host"}, "an `endpoint` needs credentials of its own"),
         ({"credentials_env": ["A"]}, "s3.credentials_env"),
+        ({"credentials_env": ["AWS_KEY", "B"]}, "AWS_... hold the credentials of the registry's own store"),
     ],
 )
 def test_addresses_are_checked_before_they_are_used(settings: dict[str, Any], expected: str) -> None:

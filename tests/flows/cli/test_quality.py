@@ -132,6 +132,15 @@ def test_a_missing_file_is_told_and_stops_nothing(tmp_path: Path) -> None:
     assert "no such file" in told(project).unknown[0]
 
 
+def test_a_source_that_cannot_be_asked_is_told_and_stops_nothing(tmp_path: Path) -> None:
+    project = Project(tmp_path, (NAME,))
+    path = f'path: "{tmp_path / f"{NAME}.csv"}", format: csv'
+    project.edit(path, "sql: {url_env: ROWS_DB, query: SELECT 1}")
+    assert "the environment variable ROWS_DB is not set" in told(project).unknown[0]
+    project.edit("sql: {url_env: ROWS_DB, query: SELECT 1}", f"hub: a/b, revision: {'a' * 40}, split: train")
+    assert "today's rows are not ingested yet" in told(project).unknown[0]
+
+
 @pytest.mark.parametrize("number", [1, 2])
 def test_the_look_that_is_told_is_the_one_that_is_taken(nights: Nights, number: int) -> None:
     before, verdict = (nights.first, nights.second)[number - 1], verdict_of(nights.project, number)

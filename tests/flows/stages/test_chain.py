@@ -169,6 +169,25 @@ def test_changed_test_rows_are_measured_without_training(project: Project) -> No
     assert second.version == first.version
 
 
+def test_given_test_rows_are_measured_without_training(project: Project) -> None:
+    rows = sentences(240)
+    train = write_csv(project.folder / "train.csv", rows[:160])
+    test = write_csv(project.folder / "test.csv", rows[160:230])
+    source = f'path: "{project.folder / "tiny-sentiment.csv"}", format: csv'
+    project.edit(source, f'train: {{path: "{train}", format: csv}}, test: {{path: "{test}", format: csv}}')
+    project.edit("split: {dev: 0.15, test: 0.25}", "split: {dev: 0.15}")
+    first = project.run()
+    assert first.version == 1
+    write_csv(test, rows[160:])
+    second = project.run()
+    assert not project.trained
+    assert any("test accuracy" in line for line in project.lines)
+    assert second.version == first.version
+    write_csv(train, rows[1:160])
+    project.run()
+    assert project.trained
+
+
 @pytest.mark.usefixtures("promoted")
 def test_a_champion_with_other_labels_needs_a_person(project: Project) -> None:
     path = project.folder / "tiny-sentiment.csv"
