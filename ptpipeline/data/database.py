@@ -28,10 +28,7 @@ if TYPE_CHECKING:
 BATCH = 5000  # rows that are in memory beside the wanted cells
 MAX_VERSION_ROWS = 100  # of a version query's answer
 WAIT_SECONDS, QUERY_SECONDS = 10, 600
-OPTIONS = (
-    "-c default_transaction_read_only=on "
-    f"-c lock_timeout={WAIT_SECONDS}s -c statement_timeout={QUERY_SECONDS}s -c client_encoding=utf8"
-)
+OPTIONS = f"-c lock_timeout={WAIT_SECONDS}s -c statement_timeout={QUERY_SECONDS}s -c client_encoding=utf8"
 _EXPECTED = "expected sqlite:////absolute/file.db or postgresql://user:password@host/database"
 _ELSEWHERE = (sqlite3.SQLITE_ATTACH, sqlite3.SQLITE_DETACH)  # VACUUM INTO attaches, too
 

@@ -6,15 +6,14 @@ that was not answered with success is settled by reading back.
 """
 
 import os
-import re
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
+from ptpipeline.settings import is_loopback
 from ptpipeline.storage.bounds import check_bytes, max_bytes, read_bounded
 from ptpipeline.storage.objects import Listed, Stored, check_key, without_login
 from ptpipeline.storage.signed_get import SignedGet
@@ -84,12 +83,6 @@ def make_client(endpoint: str | None, limits: RequestLimits = LIMITS, keys: KeyP
         direct = config.merge(Config(proxies={}))
         client = session.client("s3", endpoint_url=endpoint, region_name=region(), config=direct, **named)
     return client
-
-
-def is_loopback(address: str) -> bool:
-    """Return whether the host of an address is this machine."""
-    host = urlsplit(address).hostname or ""
-    return host == "localhost" or host == "::1" or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
 
 
 class S3Store:

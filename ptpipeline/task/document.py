@@ -259,11 +259,8 @@ def _sentence(error: Any, loc: tuple[int | str, ...], value: Any, model: type[Ba
         return f"{field}: this field is required and missing"
     message = error["msg"].removeprefix("Value error, ")
     if any(str(part).endswith("_env") for part in loc):
-        return (
-            f"{field}: found a value that is not shown, as it may be a secret: expected the name of an environment "
-            "variable in capital letters, such as PARTNER_KEY; set the variable to the secret"
-        )
-    shown = repr(error["input"])
+        return f"{field}: found a value that is not shown, as it may be a secret: {message}"
+    shown = re.sub(r"//[^/@\s]*@", "//...@", repr(error["input"]))  # without a login
     return f"{field}: found {shown if len(shown) < 80 else shown[:77] + '...'}: {message}"
 
 

@@ -1,9 +1,10 @@
 """Where the rows of a task come from: one place, or one place per split."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from ptpipeline.errors import DataError
 from ptpipeline.records.base import DIGEST_PATTERN
@@ -13,9 +14,47 @@ FORMATS = ("csv", "tsv", "jsonl", "parquet")
 PLACES = ("path", "glob", "package", "s3", "sql", "hub")
 _TABLES = ("sql", "hub")  # whose format is not the task's to say
 _OTHERS = "write an object of S3 as `s3: {url: s3://BUCKET/KEY}`, download any other, and name the file"
-_PLAIN = r"^[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}$"
-_HUB_NAME = r"^([A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}$"
-EnvironmentName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]{0,99}$")]
+
+
+def _matching(pattern: str, expected: str) -> AfterValidator:
+    """Accept only text of that pattern; the sentence of any other says what was expected."""
+
+    def check(value: str) -> str:
+        if re.fullmatch(pattern, value) is None:
+            raise ValueError(f"expected {expected}")
+        return value
+
+    return AfterValidator(check)
+
+
+EnvironmentName = Annotated[
+    str,
+    _matching(
+        "[A-Z_][A-Z0-9_]{0,99}",
+        "the name of an environment variable in capital letters, such as PARTNER_KEY; set that variable to the secret",
+    ),
+]
+BucketUrl = Annotated[
+    str,
+    _matching(
+        r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\x7f]{0,1024}",
+        "s3://BUCKET/KEY of an object, or s3://BUCKET/FOLDER/ for all below it",
+    ),
+]
+Endpoint = Annotated[
+    str,
+    _matching(r"https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?", "the address of a server alone, such as https://host:9000"),
+]
+HubName = Annotated[
+    str,
+    _matching(r"([A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/)?[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}", "a name such as owner/data-set"),
+]
+Commit = Annotated[
+    str, _matching("[0-9a-f]{40}", "a commit, 40 hexadecimal digits: a branch or tag may hold other rows tomorrow")
+]
+PlainName = Annotated[
+    str, _matching(r"[A-Za-z0-9_][A-Za-z0-9_.+-]{0,99}", "a plain name, without slices, blanks and slashes")
+]
 OneOrMore = Annotated[
     Annotated[str, Tag("one path")] | Annotated[list[str], Field(min_length=1, max_length=1000), Tag("some paths")],
     Discriminator(lambda value: "some paths" if isinstance(value, list) else "one path"),
@@ -29,8 +68,8 @@ class S3Objects(Section):
     the key's id, the secret key and, if there is one, the session token. Without both, boto3 finds AWS's.
     """
 
-    url: Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/[^\x00-\x1f\x7f]{0,1024}$")]
-    endpoint: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?/?$")] | None = None
+    url: BucketUrl
+    endpoint: Endpoint | None = None
     credentials_env: Annotated[list[EnvironmentName], Field(min_length=2, max_length=3)] | None = None
 
     @property
@@ -88,10 +127,10 @@ class Source(Section):
     sha256: Annotated[str, Field(pattern=DIGEST_PATTERN)] | None = None
     s3: S3Objects | None = None
     sql: SqlQuery | None = None
-    hub: Annotated[str, Field(pattern=_HUB_NAME)] | None = None
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
-    config: Annotated[str, Field(pattern=_PLAIN)] | None = None
-    split: Annotated[str, Field(pattern=_PLAIN)] | None = None
+    hub: HubName | None = None
+    revision: Commit | None = None
+    config: PlainName | None = None
+    split: PlainName | None = None
     format: Literal["csv", "tsv", "jsonl", "parquet"] | None = None
     columns: list[str] | None = None
     delimiter: Annotated[str, Field(pattern=r'^[^"\r\n]$')] | None = None

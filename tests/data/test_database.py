@@ -200,6 +200,11 @@ def test_functions_that_write_are_refused_too(server: Rows) -> None:
     assert server.read().fields["text"] == ["a"]
 
 
+def test_a_text_that_is_not_utf8_is_marked_as_in_a_file(sqlite: Rows) -> None:
+    sqlite.put(("a", "bad"))
+    assert sqlite.read("SELECT CAST(x'636166e9' AS TEXT) AS text, label FROM reviews").texts == ["caf\udce9"]
+
+
 def test_full_text_tables_and_json_are_read(sqlite: Rows) -> None:
     sqlite.run("CREATE VIRTUAL TABLE found USING fts5(text, label)")
     sqlite.run("INSERT INTO found VALUES ('a b', 'bad'), ('c', 'good')")
