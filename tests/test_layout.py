@@ -9,6 +9,7 @@ WHOLE = ("e2e", "soak", "golden", "cases")  # folders about everything together
 
 TOPICS = {
     "data/test_given_splits.py": "splits that the source gives, from source to snapshot",
+    "data/test_places.py": "the rows of a shipped task in every kind of place",
     "data/test_targets.py": "rows of free text, from source to snapshot",
     "evaluation/probes/test_figures.py": "norms and latency",
     "flows/cli/test_quiet.py": "a refused candidate in every view, under `gate.figures: quiet`",

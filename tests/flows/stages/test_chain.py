@@ -53,7 +53,7 @@ def test_a_second_run_trains_and_measures_nothing(project: Project) -> None:
     first = project.run()
     second = project.run()
     assert not project.trained
-    assert any("source unchanged" in line for line in project.lines)
+    assert any("source unchanged (by size and sha256 of each file)" in line for line in project.lines)
     assert any("was measured on these" in line for line in project.lines)
     assert (second.status, second.version) == ("unchanged", first.version)
     assert len(project.stages.registry.ledger.history("tiny-sentiment")) == 1
