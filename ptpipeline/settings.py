@@ -6,6 +6,7 @@
 
 import json
 import os
+import re
 from collections.abc import MutableMapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -30,16 +31,15 @@ CREDENTIALS = {
 _WITH_CREDENTIALS = {"store": "AWS_", "mlflow": "MLFLOW_TRACKING_"}
 NO_AWS_FILES = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
 
+_HALF = re.compile("[\ud800-\udfff]")  # what is not UTF-8 in the environment comes as such
+
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def _absolute(path: Path) -> Path:
     if "-----" in str(path):
         raise ValueError("expected the path of a PEM file, not the key itself")
-    try:
-        return path.expanduser().absolute()
-    except RuntimeError as error:  # ~nobody
-        raise ValueError(str(error)) from None
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 ComputeType = Literal["float32", "bfloat16"]
@@ -85,25 +85,43 @@ def load_settings() -> Settings:
     bypass_proxies(os.environ)
     try:
         env = Settings()
-        home = env.home.expanduser().resolve()
+        home, tasks = resolve_path(env.home), resolve_path(env.tasks)
         if os.path.isdir(home):
             make_private(home)
         recorded = _read_recorded(home)
         given = env.model_dump(exclude_unset=True)
         if "store" in given:
             recorded.pop("s3_endpoint", None)  # another store is not on the stack's server
-        settings = Settings.model_validate(
-            {**recorded, **given, "home": home, "tasks": env.tasks.expanduser().resolve()}
-        )
+        settings = Settings.model_validate({**recorded, **given, "home": home, "tasks": tasks})
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
         value = "" if name == "signing_key" else f"; found {first['input']!r}"  # it may be the key itself
         raise SettingsError(f"PTP_{name.upper()}: {first['msg']}{value}") from None
+    for name, value in given.items():
+        if not str(value).isascii() and _HALF.search(str(value)):
+            raise SettingsError(
+                f"PTP_{name.upper()}: {value} is not UTF-8, so no server can be told it; rename what it names"
+            )
     if recorded:
         _export_keys(home, {name for name in given if name == "store" or given[name] != recorded.get(name)})
-    given = settings.model_dump(include={"store", "ledger"})
-    return settings.model_copy(update={name: given[name] or default for name, default in _defaults(home).items()})
+    own = {name: default for name, default in _defaults(home).items() if not getattr(settings, name)}
+    return settings.model_copy(update=own)
+
+
+def resolve_path(path: Path) -> Path:
+    """Return the absolute path, without links.
+
+    Raises SettingsError if it is relative to a folder that is gone, or begins with the `~name` of nobody. A loop of
+    links stays in it: whoever opens it is told, while Path's own method raises RuntimeError.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise SettingsError(f"{path}: no user has that name, so there is no home folder: write the whole path")
+    try:
+        return Path(os.path.realpath(expanded))
+    except FileNotFoundError:
+        raise SettingsError("the current folder was deleted: go to the project's folder and try again") from None
 
 
 def check_place(settings: Settings, used: Literal["store", "ledger"]) -> None:

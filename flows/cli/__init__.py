@@ -5,6 +5,7 @@ Exit codes: 0 done; 1 the input or the state of things forbids it; 2 wrong usage
 """
 
 import logging
+import os
 import sys
 from collections.abc import Iterable
 
@@ -16,9 +17,21 @@ from flows.cli import quality, versions  # noqa: F401
 # isort: split
 from flows.cli import maintenance  # noqa: F401
 from flows.cli.app import FAILED, UNANSWERED, app
-from flows.cli.terminal import PlainFormatter, say, say_traceback
+from flows.cli.terminal import PlainFormatter, prepare_streams, say, say_traceback
 from ptpipeline.errors import PtpError, Transient
 from ptpipeline.private import private_files
+
+
+def run(arguments: list[str] | None) -> None:
+    """Run the verb, and write out all that it printed while an error of that can still be told."""
+    try:
+        app(arguments)
+    finally:
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:  # whoever read it has seen enough, as `head` has
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(FAILED) from None
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
@@ -27,11 +40,16 @@ def main(arguments: Iterable[str] | None = None) -> None:
     What it writes, and what it starts, is its user's alone: texts, logs and reports are private.
     """
     sys.excepthook = say_traceback
+    prepare_streams()
     if logging.lastResort:  # where warnings go while nobody has asked for a log
         logging.lastResort.setFormatter(PlainFormatter())
     try:
         with private_files():
-            app(list(arguments) if arguments is not None else None)
+            run(list(arguments) if arguments is not None else None)
     except PtpError as error:
         say(f"error: {error}", sys.stderr)
         sys.exit(UNANSWERED if isinstance(error, Transient) else FAILED)
+    except OSError as error:  # what no verb expected of a file, of the disk, or of where its output goes
+        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        say(f"error: {place}{error.strerror or type(error).__name__}", sys.stderr)
+        sys.exit(FAILED)

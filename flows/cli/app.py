@@ -1,6 +1,7 @@
 """What the verbs of `ptp` share: the application, options, exit codes, and how a verb opens what it works on."""
 
 import codecs
+import errno
 import os
 import pwd
 import sys
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple
 import typer
 
 from flows.cli.terminal import choose_display, log_plainly, say, say_progress
-from ptpipeline.errors import DataError, NotFound
+from ptpipeline.errors import DataError, NotFound, PreconditionFailed
 
 if TYPE_CHECKING:
     from flows.stages.context import Context
@@ -177,10 +178,34 @@ def read_lines() -> list[str]:
     return texts
 
 
+def write_file(path: Path, body: bytes) -> Path:
+    """Write the file that --to names, whole or not at all; return its path.
+
+    Raises PreconditionFailed if it cannot be written.
+    """
+    from ptpipeline.private import write_private
+    from ptpipeline.settings import resolve_path
+
+    given = Path(os.path.expanduser(path))
+    try:
+        if given.exists() and not given.is_file() and not given.is_dir():
+            given.write_bytes(body)  # a device or a pipe, such as /dev/stdout
+            return given
+        path = resolve_path(path)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        write_private(path, body)
+    except OSError as error:
+        raise PreconditionFailed(f"{path}: cannot be written ({error.strerror}); name a new file with --to") from None
+    return path
+
+
 def read_text(path: Path) -> str:
     """Return the text of a file; raise NotFound if it cannot be read."""
+    from ptpipeline.settings import resolve_path
+
     try:
-        return path.expanduser().read_text(encoding="utf-8")
+        return resolve_path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
         raise NotFound(f"{path}: cannot be read as text ({reason}); name a file that holds the row's text") from None

@@ -6,7 +6,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from flows.cli.app import Json, Reference, Reveal, TaskName, app, find_kept, find_version, open_registry, spend_look
+from flows.cli.app import (
+    Json,
+    Reference,
+    Reveal,
+    TaskName,
+    app,
+    find_kept,
+    find_version,
+    open_registry,
+    spend_look,
+    write_file,
+)
 from flows.cli.terminal import choose_display, log_plainly, say, say_progress
 
 if TYPE_CHECKING:
@@ -66,9 +77,10 @@ def evaluate(
     """
     from flows.cli.render import print_record
     from flows.on_demand.measure import VersionRef, measure_file
+    from ptpipeline.settings import resolve_path
 
     context = _open_context(writing=False)
-    measured = measure_file(context, VersionRef(*find_version(context.registry, reference)), data.expanduser(), form)
+    measured = measure_file(context, VersionRef(*find_version(context.registry, reference)), resolve_path(data), form)
     if as_json:
         print_record(measured, as_json)
     else:
@@ -119,9 +131,7 @@ def report(
     version = find_kept(registry, task, number)
     if reveal:
         spend_look(version)
-    path = to.expanduser()
-    path.write_bytes(render_page(load_card(registry, task, version.digest), version))
-    say(str(path))
+    say(str(write_file(to, render_page(load_card(registry, task, version.digest), version))))
 
 
 @app.command()

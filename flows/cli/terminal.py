@@ -5,7 +5,9 @@ the log through `PlainFormatter`, and what Python itself would print of an unexp
 Imports nothing heavy, because every verb imports it.
 """
 
+import io
 import logging
+import os
 import sys
 import traceback
 from types import TracebackType
@@ -13,6 +15,16 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from ptpipeline.progress import Display
+
+
+def prepare_streams() -> None:
+    """Let a character that the terminal's encoding lacks be written out, and a stream that was closed take nothing."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  for as long as the process lives
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def say(line: str, file: TextIO | None = None) -> None:

@@ -44,7 +44,7 @@ from flows.local.servers import (
 from ptpipeline.errors import StackError
 from ptpipeline.private import make_private, private_files, write_private
 from ptpipeline.records.base import Record
-from ptpipeline.settings import STACK_FILE
+from ptpipeline.settings import STACK_FILE, resolve_path
 from registry.failpoints import reached
 
 _START_SECONDS = 180.0
@@ -88,7 +88,7 @@ def up(home: Path, ports: Ports | None = None) -> Stack:
     Raises StackError if a given port is busy, another `up` or `down` is at work in this folder, or a server dies
     while starting (with the last lines of its log); then everything that this call started is stopped again.
     """
-    home = home.expanduser().resolve()
+    home = resolve_path(home)
     with private_files(), _lock(home):
         for _ in range(3):
             try:
@@ -103,7 +103,7 @@ def down(home: Path) -> None:
 
     Does nothing if there is no stack, or it is down already.
     """
-    home = home.expanduser().resolve()
+    home = resolve_path(home)
     if read(home) is None and not find_marked(mark_prefix(home)):
         return
     with private_files(), _lock(home):
@@ -116,7 +116,7 @@ def down(home: Path) -> None:
 
 def status(home: Path) -> list[ServerStatus]:
     """Return the state of each server, in starting order; all are down if there is no stack."""
-    home = home.expanduser().resolve()
+    home = resolve_path(home)
     stack = read(home)
     config = StackConfig(home, _recorded_ports(stack), load_keys(home)) if stack else None
     return [_server_status(name, stack, config) for name in NAMES]

@@ -14,7 +14,7 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import Record
 from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.resolver import resolve
-from ptpipeline.settings import Settings, check_place
+from ptpipeline.settings import Settings, check_place, resolve_path
 from ptpipeline.storage.keys import MANIFEST_FILE
 from ptpipeline.storage.signed import open_signed_store
 from ptpipeline.task.folder import find_base_model
@@ -90,9 +90,9 @@ def _convert(settings: Settings, artifact: Artifact, form: Format) -> dict[str, 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
     """Write into a sibling folder, then rename it: a reader never sees half of the files."""
     try:
-        folder = folder.expanduser().resolve()
+        folder = resolve_path(folder)
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    except (RuntimeError, ValueError) as error:  # ~nobody, or the root folder
+    except ValueError as error:  # the root folder
         raise PreconditionFailed(f"{folder}: cannot be written ({error}); name a new folder with --to") from None
     try:
         if folder.exists() and any(folder.iterdir()):

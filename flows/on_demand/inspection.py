@@ -1,5 +1,6 @@
 """What is wrong with a folder of task files, as far as it can be told without data (`ptp tasks`)."""
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ def _check_base(folder: Path, task: Task) -> list[_Finding]:
         return [_Finding(("base_model",), str(error))]
     if source.path is None:
         return []
-    base = Path(source.path).expanduser()
+    base = Path(os.path.expanduser(source.path))
     if not (base / "config.json").is_file():
         return [
             _Finding(
@@ -91,6 +92,6 @@ def _check_sources(folder: Path, task: Task) -> list[_Finding]:
             load_sources(folder, task.tune.shared)
         except (NotFound, TaskFileError) as error:
             return [_Finding(("tune", "shared"), str(error))]
-    if isinstance(task.tune.init, FileInit) and not Path(task.tune.init.file).expanduser().is_file():
+    if isinstance(task.tune.init, FileInit) and not os.path.isfile(os.path.expanduser(task.tune.init.file)):
         return [_Finding(("tune", "init"), f"no file {task.tune.init.file}; name a .npy or .safetensors file")]
     return []

@@ -11,6 +11,7 @@ from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
 from ptpipeline.records.base import Record, digest_of
 from ptpipeline.records.data import Split, SplitInfo
 from ptpipeline.records.reports import Scores, TextScores
+from ptpipeline.settings import resolve_path
 from ptpipeline.task.data import Source, SplitSpec
 from ptpipeline.task.folder import find_task
 from ptpipeline.task.source import find_format
@@ -195,7 +196,7 @@ def _replace_source(task: Task, path: Path, form: str | None) -> Task:
             f"columns of task {task.name}"
         )
     form = form or find_format(path)
-    own: dict[str, object] = {"path": str(path.resolve()), "format": form}
+    own: dict[str, object] = {"path": str(resolve_path(path)), "format": form}
     declared = task.data.sources.get(None) or task.data.sources["test"]
     if form == declared.format:
         own |= declared.model_dump(include={"columns", "delimiter"})

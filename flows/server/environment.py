@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from ptpipeline.settings import CREDENTIALS, bypass_proxies
+from ptpipeline.settings import CREDENTIALS, bypass_proxies, resolve_path
 
 POOL = "ptp"  # the work pool of all deployments
 
@@ -21,10 +21,10 @@ def client_environment(home: Path, api: str) -> dict[str, str]:
     Flows find stores and servers through PTP_HOME, as every other entry point does. Only Prefect's own credentials come
     from the environment, since Prefect needs them before a flow starts.
     """
-    tasks = Path(os.environ.get("PTP_TASKS", "tasks")).expanduser().resolve()
+    tasks = resolve_path(Path(os.environ.get("PTP_TASKS", "tasks")))
     inherited = {name: os.environ[name] for name in ("PTP_DTYPE", "PTP_CHECKPOINT_SECONDS") if name in os.environ}
     inherited |= {
-        name: str(Path(os.environ[name]).expanduser().absolute())
+        name: os.path.abspath(os.path.expanduser(os.environ[name]))
         for name in ("PTP_SIGNING_KEY", "PTP_TRUSTED_KEYS")
         if os.environ.get(name)
     }

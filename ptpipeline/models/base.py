@@ -1,6 +1,7 @@
 """Base models by name: fetched and converted once under PTP_HOME, and fingerprinted anew by every process."""
 
 import logging
+import os
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,7 +79,7 @@ def _check_pin(prepared: PreparedBase, source: BaseModelSource) -> None:
 
 def _locate_folder(name: str, source: BaseModelSource, home: Path) -> Path:
     if source.path is not None:
-        folder = Path(source.path).expanduser()
+        folder = Path(os.path.expanduser(source.path))
         if not (folder / CONFIG).is_file():
             raise BaseModelError(
                 f"base model {name}: {folder} holds no config.json; expected the folder of a transformers model"

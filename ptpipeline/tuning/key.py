@@ -1,6 +1,7 @@
 """The training key, which decides whether anything has to be trained. Imports no torch."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from ptpipeline.errors import DataError, TaskFileError
@@ -48,7 +49,7 @@ def digest_start(task: Task, store: ObjectStore) -> str | None:
         return version.digest
     if isinstance(init, FileInit):
         try:
-            return hashlib.sha256(Path(init.file).expanduser().read_bytes()).hexdigest()
+            return hashlib.sha256(Path(os.path.expanduser(init.file)).read_bytes()).hexdigest()
         except OSError as error:
             raise DataError(
                 f"task {task.name}: tune.init.file: {init.file} cannot be read ({error.strerror}); give the "

@@ -1,6 +1,7 @@
 """What a training starts from besides its recipe: another version, the champion, or a file."""
 
 import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -42,7 +43,7 @@ def load_start(base: FrozenBase, task: Task, store: ObjectStore, progress: Calla
             )
         return Start(unpack(version, *base.known), version.digest, [version.digest])
     if isinstance(init, FileInit):
-        return Start(read_tensor(Path(init.file).expanduser()), digest_start(task, store), [])
+        return Start(read_tensor(Path(os.path.expanduser(init.file))), digest_start(task, store), [])
     return _load_champion(base, task, store, progress) if init == "champion" else Start(None, None, [])
 
 
