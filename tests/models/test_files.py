@@ -218,7 +218,7 @@ def test_weights_that_are_replaced_between_hash_and_load_are_refused(folder: Pat
     other = folder / "other"
     other.write_bytes((folder / WEIGHTS).read_bytes())
     other.rename(folder / WEIGHTS)
-    with pytest.raises(BaseModelError, match="was changed while"):
+    with pytest.raises(BaseModelError, match="was changed since"):
         load_base(prepared, "float32")
 
 
