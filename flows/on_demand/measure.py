@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from flows.stages.compare import SeenRows, find_mismatch, text_of
 from flows.stages.context import Context
-from ptpipeline.errors import DataError, NotFound
+from flows.stages.lengths import read_text, refuse_long
+from ptpipeline.errors import ContextError, DataError, NotFound
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
 from ptpipeline.records.base import Record, digest_of
 from ptpipeline.records.data import Split, SplitInfo
@@ -20,7 +21,9 @@ from registry.ledger.looks import list_judging
 from registry.ledger.tombstone import collected_sentence
 
 if TYPE_CHECKING:
+    from ptpipeline.data.joined import JoinedPlaces
     from ptpipeline.data.rows import CheckedRows
+    from ptpipeline.data.table import Places
     from ptpipeline.evaluation.measurement import Measurement, Sample
 
 
@@ -102,7 +105,7 @@ def measure_file(context: Context, ref: VersionRef, path: Path, form: str | None
     version = open_version(context, ref)
     task = _replace_source(version.task, path, form)
     check_answers(version)
-    checked = _read_file(task, path)
+    checked = _keep_fitting(context, version, _read_file(task, path), path)
     sample = _build_sample(context, version, checked, path)
     with context.watch(path.name):
         scores = _score(context, version, sample)
@@ -123,19 +126,26 @@ def measure_file(context: Context, ref: VersionRef, path: Path, form: str | None
     )
 
 
+def _keep_fitting(context: Context, version: OpenVersion, read: "_Read", path: Path) -> "CheckedRows":
+    """Return the rows that fit beside the prompt, or that are cut; ContextError if others are not to be left out."""
+    from ptpipeline.data.snapshot import drop_long
+    from ptpipeline.data.tokens import is_cut
+
+    text = read_text(context.engine(version.base_model), version.task, version.artifact.manifest)
+    if version.task.data.too_long == "drop":
+        return drop_long(read.checked, read.places, text.find_long)
+    numbers = [read.checked.rows[index].number for index in text.find_long(read.checked.rows)]
+    if numbers and not is_cut(text.too_long):
+        raise ContextError(refuse_long(text, str(path), read.places.describe(numbers)))
+    return read.checked
+
+
 def _build_sample(context: Context, version: OpenVersion, checked: "CheckedRows", path: Path) -> "Sample":
-    """Return the file's rows as a test split, in an order that depends on the rows alone; each has to fit."""
+    """Return the file's rows as a test split, in an order that depends on the rows alone."""
     from ptpipeline.data.snapshot import identify_rows
-    from ptpipeline.data.tokens import encode_text
     from ptpipeline.evaluation.measurement import Sample
-    from ptpipeline.prompts.placement import build_text_encoder
-    from ptpipeline.task.template import read_template
 
     manifest = version.artifact.manifest
-    encode = build_text_encoder(context.engine(version.base_model).base, manifest.placement)
-    template = read_template(manifest)
-    for row in checked.rows:  # the engine would number them as it gets them
-        encode_text(template, row.fields, manifest.max_input_tokens, f"{path}: row {row.number}", encode)
     rows = sorted(identify_rows(checked.rows), key=lambda row: row.id)
     if version.task.gate.figures == "quiet":
         judging = _find_judging(context, version)
@@ -213,7 +223,14 @@ def _replace_source(task: Task, path: Path, form: str | None) -> Task:
     )
 
 
-def _read_file(task: Task, path: Path) -> "CheckedRows":
+class _Read(NamedTuple):
+    """The rows of a file that passed, and where each stands."""
+
+    checked: "CheckedRows"
+    places: "Places | JoinedPlaces"
+
+
+def _read_file(task: Task, path: Path) -> _Read:
     """Return the rows that pass the checks of ingest; DataError if a row is not UTF-8."""
     from ptpipeline.data.rows import check_rows
     from ptpipeline.data.sources import read_rows
@@ -225,4 +242,4 @@ def _read_file(task: Task, path: Path) -> "CheckedRows":
     broken = [number for number, row in enumerate(cells, 1) if not is_utf8("".join(cell or "" for cell in row))]
     if broken:  # the figures would be those of the rows without accents
         raise DataError(f"{path}: {source.places.describe(broken)}: not UTF-8; save the file as UTF-8")
-    return check_rows(task, source)
+    return _Read(check_rows(task, source), source.places)

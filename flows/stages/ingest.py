@@ -1,6 +1,7 @@
 """The stage that brings a task's snapshot up to date with its source."""
 
 from flows.stages.context import Context
+from flows.stages.lengths import build_text
 from ptpipeline.records.data import Snapshot
 from ptpipeline.task.task import Task
 
@@ -18,10 +19,11 @@ def ingest(context: Context, task: Task) -> Snapshot:
             key = describe_key(task)
             context.report(f"{task.name}: source unchanged (by {key}), snapshot {known.digest[:12]} stands")
             return known
-    snapshot = take_snapshot(task, registry.store, home)
+    find_long = build_text(context, task).find_long if task.data.too_long == "drop" else None
+    snapshot = take_snapshot(task, registry.store, home, find_long)
     registry.ledger.save_snapshot(snapshot)
     if not context.has_rows(snapshot):  # an old one of the same rows was collected between the two
-        snapshot = take_snapshot(task, registry.store, home)
+        snapshot = take_snapshot(task, registry.store, home, find_long)
     noticed = ", ".join(f"{check.name} {check.count}" for check in snapshot.checks if check.outcome == "warned")
     rows = ", ".join(f"{name} {info.rows}" for name, info in snapshot.splits().items())
     context.report(f"{task.name}: snapshot {snapshot.digest[:12]}, rows: {rows}; noticed: {noticed or 'nothing'}")

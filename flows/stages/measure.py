@@ -1,8 +1,10 @@
 """A stored prompt measured on a split of a snapshot, and probed; each measurement is made once and kept."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from flows.stages.context import Context
+from flows.stages.lengths import check_lengths, read_text
 from ptpipeline.gate.decide import metric_of
 from ptpipeline.progress import phase
 from ptpipeline.prompts.artifact import read_artifact, read_ensemble
@@ -13,7 +15,9 @@ from ptpipeline.task.task import Task
 from registry.lineage.descent import training_rows
 
 if TYPE_CHECKING:
+    from ptpipeline.data.rows import Row
     from ptpipeline.evaluation.probes.queries import Known
+    from ptpipeline.serving.engine import Engine
 
 
 def measure(
@@ -44,6 +48,7 @@ def measure(
     generated: dict[str, str] = {}
     setup = Setup(split, task.data.slices, task.hard_prompt, ledger.report, ledger.save_report, generated.update)
     engine = context.engine(artifact.manifest.base_model.name, dtype)
+    check_lengths(context, task, snapshot, read_text(engine, task, artifact.manifest), [split])
     with phase(f"{split} rows"):
         report = evaluate(engine, artifact, snapshot, store, setup)
     if known is not None:  # probes depend on the prompt, not on these results
@@ -96,10 +101,19 @@ def probe(context: Context, task: Task, report: Report, snapshot: Snapshot) -> R
         known=read_known(context, report, artifact.manifest),
     )
     engine = context.engine(artifact.manifest.base_model.name, report.compute_dtype)
-    measures = run_probes(engine, subject, task.gate.checks)
+    measures = run_probes(engine, subject, task.gate.checks) | _count_cut(engine, task, artifact.manifest, subject.test)
     report = report.model_copy(update={"measures": measures, "probed": settings})
     context.registry.ledger.save_report(report)
     return report
+
+
+def _count_cut(engine: "Engine", task: Task, manifest: PromptManifest, rows: "Sequence[Row]") -> dict[str, float]:
+    """Return how many of the rows are cut; nothing if a text that is too long is refused."""
+    from ptpipeline.data.tokens import is_cut
+
+    if not is_cut(manifest.too_long):
+        return {}
+    return {"too_long.rows": len(read_text(engine, task, manifest).find_long(rows))}
 
 
 def read_known(context: Context, report: Report, manifest: PromptManifest) -> "Known":

@@ -7,6 +7,7 @@ import stamina
 
 from flows.stages.context import MACHINE, Context, checkout_commit
 from flows.stages.ingest import ingest
+from flows.stages.lengths import build_text, check_lengths
 from ptpipeline.errors import PtpError, SettingsError, Terminal, TrainingError, Transient
 from ptpipeline.models.base import prepare_base
 from ptpipeline.records.base import Record
@@ -55,6 +56,8 @@ def plan(context: Context, task: Task, snapshot: Snapshot) -> Plan:
         else "not trained yet with these rows, recipe, base model and engine"
     )
     context.report(f"{task.name}: {reason}")
+    if not trained:
+        check_lengths(context, task, snapshot, build_text(context, task), snapshot.splits())
     return Plan(
         task=task.name,
         base_model=task.base_model,

@@ -9,24 +9,30 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ptpipeline.data.joined import JoinedPlaces
 from ptpipeline.data.parquet import read_table
 from ptpipeline.data.rows import CheckedRow, CheckedRows, Row, check_rows
 from ptpipeline.data.sources import read_rows, source_key
+from ptpipeline.data.table import Places
 from ptpipeline.errors import ArtifactError, DataError, NotFound, PreconditionFailed, ServiceUnavailable
 from ptpipeline.foreign import parse_record, parsing
 from ptpipeline.records.base import digest_of
-from ptpipeline.records.data import SPLITS, Snapshot, Split, SplitInfo
+from ptpipeline.records.data import SPLITS, DataCheck, Snapshot, Split, SplitInfo
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import snapshot_manifest_key, split_key
 from ptpipeline.task.task import Task
 
+FindLong = Callable[[Sequence[CheckedRow]], list[int]]  # the indexes of the rows that are too long
 
-def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
+
+def ingest(task: Task, store: ObjectStore, home: Path, find_long: FindLong | None = None) -> Snapshot:
     """Read, check and split the task's rows and store them; equal rows give the same snapshot.
+
+    find_long: finds the rows that `too_long: drop` leaves out; without it they stay.
 
     Idempotent: if the manifest is already there, nothing is written, and the record returned has the present source key
     and check counts. Raises DataError if the source is not readable, a check blocks, or a split is too small,
@@ -37,6 +43,8 @@ def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
     if source_key(task, home) != key:
         raise ServiceUnavailable(f"{source.source}: the source changed while it was read; run again")
     checked = check_rows(task, source)
+    if find_long is not None:
+        checked = drop_long(checked, source.places, find_long)
     splits = _split_rows(checked.rows, task)
     _check_sizes(source.source, splits, task)
     snapshot = _describe(task, _Origin(source.source, key), checked, splits)
@@ -45,6 +53,20 @@ def ingest(task: Task, store: ObjectStore, home: Path) -> Snapshot:
             _store_split(store, snapshot, split, rows)
         _store_manifest(store, snapshot)
     return snapshot
+
+
+def drop_long(checked: CheckedRows, places: Places | JoinedPlaces, find_long: FindLong) -> CheckedRows:
+    """Return the rows without those that are too long, and count these among the checks."""
+    long = set(find_long(checked.rows))
+    numbers = [row.number for index, row in enumerate(checked.rows) if index in long]
+    check = DataCheck(
+        name="too_long",
+        policy="warn",
+        count=len(long),
+        outcome="warned" if long else "ok",
+        detail=places.describe(numbers) if numbers else "",
+    )
+    return CheckedRows([row for index, row in enumerate(checked.rows) if index not in long], [*checked.checks, check])
 
 
 def _check_sizes(source: str, splits: dict[Split, list[Row]], task: Task) -> None:

@@ -82,6 +82,8 @@ def source_key(task: Task, home: Path) -> str:
     contents = {split: _place_of(source).identify(source, home) for split, source in task.data.sources.items()}
     content = contents.get(None, contents)
     settings = _dump_settings(task.data, task.columns)
+    if task.data.too_long == "drop":  # then what is too long decides which rows there are
+        settings["too_long"] = _describe_limit(task)
     return digest_of({"ingest": INGEST_VERSION, "data": settings, "labels": sorted(task.labels), "content": content})
 
 
@@ -94,12 +96,23 @@ def _place_of(source: Source) -> Place:
     return next(place for name, place in _PLACES.items() if getattr(source, name) is not None)
 
 
+def _describe_limit(task: Task) -> dict[str, Any]:
+    """All that decides how many tokens a row may have, and has, but for the base's files."""
+    return {
+        "base": task.base_model,
+        "template": task.template,
+        "answers": task.labels or (task.generate and task.generate.to_json()),
+        "placement": task.tune.placement,
+        "virtual_tokens": max(variant.num_virtual_tokens for variant in task.tune.variants()),
+    }
+
+
 def _dump_settings(data: Data, columns: dict[str, str]) -> dict[str, Any]:
     """The settings that decide which rows are read, how they are checked, and where they go."""
     sources = {split: _dump_source(source) for split, source in data.sources.items()}
     inputs = {"text": columns["text"]} if list(columns) == ["text"] else {"fields": columns}
     unset = {"target"} if data.target is None else set()
-    return data.model_dump(mode="json", exclude={"source", "split", "checks", "text", "fields"} | unset) | {
+    return data.model_dump(mode="json", exclude={"source", "split", "checks", "text", "fields", "too_long"} | unset) | {
         **inputs,
         "source": sources.get(None, sources),
         "split": _dump(data.split, _LATER["split"]),

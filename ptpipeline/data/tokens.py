@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 from itertools import permutations
 from typing import NamedTuple
 
-from ptpipeline.data.rows import Row
+from ptpipeline.data.rows import CheckedRow, Row
 from ptpipeline.errors import ContextError, TaskFileError
-from ptpipeline.records.prompts import Scoring
+from ptpipeline.records.prompts import Scoring, TooLong
 from ptpipeline.task.template import Fields, Template
 
 Encode = Callable[[str, bool], list[int]]
@@ -42,6 +42,10 @@ class FreeText(NamedTuple):
     def longest(self) -> int:
         """Tokens of the longest answer."""
         return self.limit
+
+    def fits(self, rendered: str, target: str, encode: Encode) -> bool:
+        """Tell whether the target has no more tokens than may be generated."""
+        return len(encode(space_target(rendered, target), False)) <= self.limit
 
     def target(self, rendered: str, target: str, what: str, encode: Encode) -> tuple[int, ...]:
         """Return the token ids of a target behind its rendered text, then the end token, which the limit excludes.
@@ -127,13 +131,17 @@ def max_input_tokens(context: int, virtual_tokens: int, answers: LabelTokens | F
     return room
 
 
-def encode_text(template: Template, fields: Fields, limit: int, what: str, encode: Encode) -> list[int]:
-    """Return the token ids of the rendered text.
+def encode_text(
+    template: Template, fields: Fields, limit: int, what: str, encode: Encode, too_long: TooLong = "block"
+) -> list[int]:
+    """Return the token ids of the rendered text, which is cut if it has more than `limit` and `too_long` says how.
 
     Raises ContextError naming `what` if there are none, or more than `limit`; DataError if a field is missing or
     unknown.
     """
     ids = encode(template.render(fields, what), True)
+    if len(ids) > limit and is_cut(too_long):
+        ids = encode(template.render(cut_fields(template, fields, limit, encode, too_long), what), True)
     if not ids:
         raise ContextError(f"{what}: the rendered text has no tokens")
     if len(ids) > limit:
@@ -141,6 +149,41 @@ def encode_text(template: Template, fields: Fields, limit: int, what: str, encod
             f"{what}: the text has {len(ids)} tokens, at most {limit} fit beside the prompt and the answer; shorten it"
         )
     return ids
+
+
+def is_cut(too_long: TooLong) -> bool:
+    """Tell whether texts that are too long are cut."""
+    return too_long in _KEPT
+
+
+def cut_fields(template: Template, fields: Fields, limit: int, encode: Encode, too_long: TooLong) -> Fields:
+    """Return the fields without as many characters as are too many: of the longest field, then of the next.
+
+    The template stays whole, so a template that is too long by itself still is.
+    """
+
+    def fits(cut: Fields) -> bool:
+        return len(encode(template.render(cut, "a cut text"), True)) <= limit
+
+    for name in sorted(fields, key=lambda name: (-len(fields[name]), name)):
+        if fits(fields):
+            break
+        text, least, most = fields[name], 0, len(fields[name])  # `most` characters do not fit
+        while most - least > 1:
+            middle = (least + most) // 2
+            if fits({**fields, name: _KEPT[too_long](text, middle)}):
+                least = middle
+            else:
+                most = middle
+        fields = {**fields, name: _KEPT[too_long](text, least)}
+    return fields
+
+
+_KEPT: dict[TooLong, Callable[[str, int], str]] = {  # what is kept of a text, in so many characters
+    "truncate_end": lambda text, kept: text[:kept],
+    "truncate_start": lambda text, kept: text[len(text) - kept :],
+    "truncate_middle": lambda text, kept: text[: kept - kept // 2] + text[len(text) - kept // 2 :],
+}
 
 
 class TaskText(NamedTuple):
@@ -152,6 +195,21 @@ class TaskText(NamedTuple):
     limit: int
     encode: Encode
     free: FreeText | None = None
+    too_long: TooLong = "block"
+
+    def find_long(self, rows: Sequence[Row | CheckedRow]) -> list[int]:
+        """Return the indexes of the rows whose text or target has more tokens than fit."""
+        return [place for place, row in enumerate(rows) if not self._fits(row)]
+
+    def is_target_long(self, row: Row | CheckedRow) -> bool:
+        """Tell whether the row's target has more tokens than are generated; a target is never cut."""
+        return self.free is not None and not self.free.fits(self._render(row), row.label, self.encode)
+
+    def _fits(self, row: Row | CheckedRow) -> bool:
+        return len(self.encode(self._render(row), True)) <= self.limit and not self.is_target_long(row)
+
+    def _render(self, row: Row | CheckedRow) -> str:
+        return self.template.render(row.fields, f"a row of task {self.task}")
 
     def rows(self, rows: Sequence[Row]) -> list[EncodedRow]:
         """Return the rows as token ids; raises ContextError naming the first row whose text or target is too long."""
@@ -159,8 +217,11 @@ class TaskText(NamedTuple):
 
     def _row(self, row: Row) -> EncodedRow:
         what = f"task {self.task}, row {row.id}"
-        ids = encode_text(self.template, row.fields, self.limit, what, self.encode)
+        fields = row.fields
+        if is_cut(self.too_long):
+            fields = cut_fields(self.template, fields, self.limit, self.encode, self.too_long)
+        ids = encode_text(self.template, fields, self.limit, what, self.encode)
         if self.free is None:
             return EncodedRow(row.id, ids, self.labels.ids[self.labels.names.index(row.label)], row.label)
-        rendered = self.template.render(row.fields, what)
+        rendered = self.template.render(fields, what)
         return EncodedRow(row.id, ids, self.free.target(rendered, row.label, what, self.encode), row.label)

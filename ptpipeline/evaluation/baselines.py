@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ptpipeline.data.rows import Row
-from ptpipeline.data.tokens import LabelTokens, apply_scoring, encode_text, label_tokens
+from ptpipeline.data.tokens import LabelTokens, apply_scoring, encode_text, is_cut, label_tokens
 from ptpipeline.evaluation.answers import measure_generated, measure_labels, measure_rankings
 from ptpipeline.evaluation.examples import Writer
 from ptpipeline.evaluation.key import evaluation_key
@@ -19,6 +19,7 @@ from ptpipeline.evaluation.metrics import majority
 from ptpipeline.evaluation.results import find_flaw, store_results
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.progress import phase
+from ptpipeline.prompts.placement import count_extra_tokens
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import Split
 from ptpipeline.records.prompts import PromptManifest
@@ -67,7 +68,12 @@ class Bare(NamedTuple):
         )
         what = f"{sample.split} rows of {manifest.task}"
         template = read_template(manifest)
-        encoded = [encode_text(template, row.fields, base.context - longest, what, base.encode) for row in sample.rows]
+        limit = base.context - longest
+        if is_cut(manifest.too_long):  # the base reads what the prompt reads
+            limit = min(limit, manifest.max_input_tokens + count_extra_tokens(manifest.placement))
+        encoded = [
+            encode_text(template, row.fields, limit, what, base.encode, manifest.too_long) for row in sample.rows
+        ]
         return cls(base, manifest, sample, encoded, train)
 
     @property
@@ -83,7 +89,10 @@ class Bare(NamedTuple):
     def identity(self) -> dict[str, Any]:
         """What the answers depend on besides the base, the rows and what stands in front of them."""
         fields = self.manifest.to_json()
-        return {name: fields.get(name) for name in ("template", "labels", "generate", "scoring")}
+        parts = {name: fields.get(name) for name in ("template", "labels", "generate", "scoring")}
+        if is_cut(self.manifest.too_long):
+            parts |= {name: fields[name] for name in ("too_long", "max_input_tokens", "placement")}
+        return parts
 
     def measure(self, front: list[int]) -> Measurement:
         """Measure every row behind the token ids `front`; if there are any, rows lose their own BOS."""

@@ -28,6 +28,8 @@ Method = Literal["prompt", "residual", "p_tuning", "prefix", "multitask", "ensem
 
 Placement = Literal["before_bos", "after_bos"]
 
+TooLong = Literal["block", "drop", "truncate_end", "truncate_start", "truncate_middle"]
+
 
 class Members(Record):
     """The prompts of an ensemble, by digest, and how their answers are combined."""
@@ -57,7 +59,8 @@ class PromptManifest(Record):
     """Identity of a soft prompt: everything that its digest covers, `tensor_sha256` included.
 
     Stored as `prompts/<task>/<digest>/manifest.json`. It is written after `prompt.safetensors`, so its presence means
-    that the artifact is complete. An ensemble has `members` and no tensors of its own.
+    that the artifact is complete. An ensemble has `members` and no tensors of its own. `too_long` says how a text of
+    more than `max_input_tokens` is cut; `block` refuses it.
     """
 
     schema_version: Literal[1] = 1
@@ -80,12 +83,12 @@ class PromptManifest(Record):
     members: Members | None = None
     generate: Generation | None = None
     scoring: Scoring = Scoring()
+    too_long: TooLong = "block"
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values without later fields at their default: manifests written before keep their digest."""
-        absent = {key for key in ("members", "generate") if getattr(self, key) is None} | (
-            {"scoring"} if self.scoring == Scoring() else set()
-        )
+        later = ("members", "generate", "scoring", "too_long")
+        absent = {key for key in later if getattr(self, key) == type(self).model_fields[key].default}
         return {key: value for key, value in super().to_json().items() if key not in absent}
 
     @property

@@ -139,7 +139,9 @@ class Engine:
         manifest = self._loaded[question.digest].artifact.manifest
         encode = build_text_encoder(self.base, manifest.placement)
         where = f"text {number} for {manifest.task}"
-        return encode_text(read_template(manifest), question.fields, manifest.max_input_tokens, where, encode)
+        return encode_text(
+            read_template(manifest), question.fields, manifest.max_input_tokens, where, encode, manifest.too_long
+        )
 
     def _combine(self, question: Question, scores: list[Tensor]) -> Tensor:
         members = self._loaded[question.digest].artifact.manifest.members

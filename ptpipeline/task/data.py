@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from ptpipeline.records.data import Split
+from ptpipeline.records.prompts import TooLong
 from ptpipeline.task.document import Section
 from ptpipeline.task.policy import Policy
 from ptpipeline.task.source import AnySource, SplitSources
@@ -129,7 +130,8 @@ class Data(Section):
 
     `text` is the column of the template's `{text}`; `fields` names the columns of other fields, if they have other
     names than the fields. `slices` names columns whose values divide the rows into parts; the gate judges each part by
-    itself. `source` may be a source per split.
+    itself. `source` may be a source per split. `too_long` says what happens to rows of more tokens than fit beside the
+    prompt: they end the run, are left out, or lose the end, the start or the middle of their longest field.
     """
 
     source: AnySource
@@ -138,6 +140,7 @@ class Data(Section):
     label: str | Binned | None = None
     target: str | None = None
     slices: list[str] = Field(default_factory=list, max_length=8)
+    too_long: TooLong = "block"
     split: SplitSpec = SplitSpec()
     checks: DataChecks = DataChecks()
 

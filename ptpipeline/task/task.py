@@ -5,7 +5,7 @@ An error names the file, the line, the field, the value and what is allowed.
 
 import re
 from datetime import UTC, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
 from cronsim import CronSim, CronSimError
@@ -196,7 +196,9 @@ class Task(Section):
             "template": self.template,
             "labels": self.labels,
         }
-        answering = {"generate": self.generate.to_json()} if self.generate else {}
+        answering: dict[str, Any] = {"generate": self.generate.to_json()} if self.generate else {}
+        if self.data.too_long.startswith("truncate"):
+            answering["too_long"] = self.data.too_long
         return digest_of(parts | answering | ({"scoring": self.scoring.to_json()} if self.scoring != Scoring() else {}))
 
     def policy_digest(self) -> str:

@@ -8,7 +8,7 @@ import torch
 
 from ptpipeline.data.rows import Row
 from ptpipeline.data.snapshot import load_split
-from ptpipeline.data.tokens import FreeText, TaskText, apply_scoring, label_tokens, max_input_tokens
+from ptpipeline.data.tokens import FreeText, TaskText, apply_scoring, is_cut, label_tokens, max_input_tokens
 from ptpipeline.errors import BaseModelError, PtpError, TaskFileError, Terminal, TrainingError
 from ptpipeline.evaluation.metrics import measure
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt, count_virtual_tokens
@@ -106,7 +106,7 @@ def build_task_text(base: FrozenBase, task: Task, tune: Tune) -> TaskText:
     encode = build_text_encoder(base, tune.placement)
     template = parse_template(task.template)
     labels = apply_scoring(labels, task.scoring, template, limit, encode)
-    return TaskText(task.name, template, labels, limit, encode, free)
+    return TaskText(task.name, template, labels, limit, encode, free, task.data.too_long)
 
 
 def choose_end_token(base: FrozenBase) -> int:
@@ -257,6 +257,7 @@ def build_manifest_fields(base: FrozenBase, work: Work, job: Job) -> dict[str, A
         "labels": work.task.labels,
         "generate": work.task.generate,
         "scoring": work.task.scoring,
+        "too_long": work.task.data.too_long if is_cut(work.task.data.too_long) else "block",
         "max_input_tokens": job.text.limit,
         "snapshot": work.snapshot.digest,
         "recipe": work.task.recipe_digest(),

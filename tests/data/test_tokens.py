@@ -6,8 +6,18 @@ import pytest
 from transformers import AutoTokenizer
 
 from ptpipeline.data.rows import Row
-from ptpipeline.data.tokens import Encode, FreeText, LabelTokens, TaskText, encode_text, label_tokens, max_input_tokens
+from ptpipeline.data.tokens import (
+    Encode,
+    FreeText,
+    LabelTokens,
+    TaskText,
+    cut_fields,
+    encode_text,
+    label_tokens,
+    max_input_tokens,
+)
 from ptpipeline.errors import ContextError, TaskFileError
+from ptpipeline.records.prompts import TooLong
 from ptpipeline.task.template import parse_template
 from tests.tiny import tiny_base
 
@@ -114,3 +124,36 @@ def test_all_new_tokens_are_kept_free_of_text() -> None:
     assert max_input_tokens(64, 16, FreeText(30, BOS)) == 18
     with pytest.raises(ContextError, match="an answer of 48 leave no room"):
         max_input_tokens(64, 16, FreeText(48, BOS))
+
+
+PAIR = parse_template("Say: {a} {b} !")
+
+
+@pytest.mark.parametrize(
+    ("how", "kept"),
+    [("truncate_end", "1 2 3 4"), ("truncate_start", "6 7 8 9"), ("truncate_middle", "1 2 8 9")],
+)
+def test_the_longest_field_is_cut_and_never_the_template(how: TooLong, kept: str) -> None:
+    ids = encode_text(PAIR, {"a": "1 2 3 4 5 6 7 8 9", "b": "x y"}, 9, "text 1", by_word, how)
+    assert ids == by_word(f"Say: {kept} x y !", True)
+
+
+def test_a_text_that_fits_is_not_cut() -> None:
+    fields = {"a": "1 2 3", "b": "x y"}
+    assert cut_fields(PAIR, fields, 8, by_word, "truncate_end") == fields
+
+
+def test_the_next_field_is_cut_when_the_longest_is_empty() -> None:
+    assert cut_fields(PAIR, {"a": "11 22 33", "b": "x y z"}, 4, by_word, "truncate_end") == {"a": "", "b": "x "}
+
+
+def test_a_template_that_is_too_long_by_itself_is_refused() -> None:
+    with pytest.raises(ContextError, match="text 1: the text has 3 tokens, at most 2 fit"):
+        encode_text(PAIR, {"a": "1", "b": "2"}, 2, "text 1", by_word, "truncate_middle")
+
+
+def test_a_long_target_is_found_and_never_cut() -> None:
+    text = TaskText("words", PAIR, LabelTokens((), ()), 50, by_letter, FreeText(4, BOS), "truncate_end")
+    rows = [Row("1", {"a": "a", "b": "b"}, label) for label in ("two", "three")]
+    assert text.find_long(rows) == [1]
+    assert text.is_target_long(rows[1])

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ptpipeline.data.rows import Row, normalise
 from ptpipeline.data.tokens import encode_text
+from ptpipeline.errors import ContextError
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.placement import build_text_encoder, count_extra_tokens
 from ptpipeline.serving.engine import Engine, Question
@@ -67,11 +68,11 @@ def change_fields(fields: Fields, change: Callable[[str], str]) -> Fields:
 
 
 def fits(engine: Engine, artifact: Artifact, fields: Fields) -> bool:
-    """Return whether a text has tokens, and no more of them than fit beside the prompt."""
-    manifest = artifact.manifest
-    rendered = read_template(manifest).render(fields, f"a probed text of {manifest.task}")
-    ids = build_text_encoder(engine.base, manifest.placement)(rendered, True)
-    return 0 < len(ids) <= manifest.max_input_tokens
+    """Return whether a text has tokens, and no more of them than fit beside the prompt, if it is not cut."""
+    try:
+        return bool(encode_prompted(engine, artifact, fields))
+    except ContextError:
+        return False
 
 
 def encode_prompted(engine: Engine, artifact: Artifact, fields: Fields) -> list[int]:
@@ -79,7 +80,7 @@ def encode_prompted(engine: Engine, artifact: Artifact, fields: Fields) -> list[
     manifest = artifact.manifest
     encode = build_text_encoder(engine.base, manifest.placement)
     what = f"a probed text of {manifest.task}"
-    return encode_text(read_template(manifest), fields, manifest.max_input_tokens, what, encode)
+    return encode_text(read_template(manifest), fields, manifest.max_input_tokens, what, encode, manifest.too_long)
 
 
 def encode_bare(engine: Engine, artifact: Artifact, fields: Fields) -> list[int]:
@@ -87,4 +88,4 @@ def encode_bare(engine: Engine, artifact: Artifact, fields: Fields) -> list[int]
     manifest = artifact.manifest
     limit = manifest.max_input_tokens + count_extra_tokens(manifest.placement)
     what = f"a probed text of {manifest.task}"
-    return encode_text(read_template(manifest), fields, limit, what, engine.base.encode)
+    return encode_text(read_template(manifest), fields, limit, what, engine.base.encode, manifest.too_long)

@@ -1,0 +1,90 @@
+"""Rows that are too long: told by their lines before any training, left out, or cut the same everywhere."""
+
+from pathlib import Path
+
+import pytest
+
+import ptpipeline
+from flows.on_demand.measure import VersionRef, measure_file
+from flows.stages.ingest import ingest
+from ptpipeline.data.rows import split_of
+from ptpipeline.errors import ContextError
+from ptpipeline.prompts.artifact import read_artifact
+from ptpipeline.records.data import Split
+from tests.flows.project import Project
+from tests.tiny import sentences, write_csv
+
+LONG = "good film " * 150
+
+
+def long_in(project: Project, split: Split) -> int:
+    """Make one row of that split too long; return its line."""
+    rows, spec = sentences(240), project.task().data.split
+    number = next(n for n in range(240) if split_of(f"{LONG}{n}", spec) == split)
+    rows[7] = (f"{LONG}{number}", "positive")
+    write_csv(project.folder / "tiny-sentiment.csv", rows)
+    return 9  # behind the header line
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Project:
+    made = Project(tmp_path, ("tiny-sentiment",))
+    made.edit("split: {dev: 0.15, test: 0.25}", "split: {dev: 0.15, test: 0.25, reserve: 0.15}")
+    return made
+
+
+@pytest.mark.parametrize("split", ["train", "dev", "test", "reserve"])
+def test_a_long_row_of_any_split_is_told_before_training(split: Split, project: Project) -> None:
+    line = long_in(project, split)
+    with pytest.raises(ContextError, match=rf"task tiny-sentiment: too long: .*sentiment.csv: line {line}; a text may"):
+        project.run()
+    assert not project.trained
+
+
+def test_its_own_advice_is_good(project: Project) -> None:
+    long_in(project, "test")
+    project.edit("  label: label\n", "  label: label\n  too_long: drop\n")
+    assert project.run().status == "promoted"
+    snapshot = ingest(project.stages, project.task())
+    check = next(check for check in snapshot.checks if check.name == "too_long")
+    assert (check.count, check.outcome, check.detail) == (1, "warned", "line 9")
+    assert sum(info.rows for info in snapshot.splits().values()) == 239
+
+
+def test_a_longer_prompt_leaves_out_other_rows(project: Project) -> None:
+    rows = sentences(240)
+    rows[7] = (f"{'good film ' * 55}", "positive")
+    write_csv(project.folder / "tiny-sentiment.csv", rows)
+    project.edit("  label: label\n", "  label: label\n  too_long: drop\n")
+    before = ingest(project.stages, project.task())
+    project.edit("num_virtual_tokens: 4", "num_virtual_tokens: 180")
+    counts = [
+        sum(check.count for check in snapshot.checks if check.name == "too_long")
+        for snapshot in (before, ingest(project.stages, project.task()))
+    ]
+    assert counts == [0, 1]
+
+
+def test_cut_rows_are_counted_and_read_alike(project: Project) -> None:
+    long_in(project, "test")
+    project.edit("  label: label\n", "  label: label\n  too_long: truncate_start\n")
+    assert project.run().status == "promoted"
+    assert any("are cut (truncate_start): 1 in test" in line for line in project.lines)
+    registry = project.stages.registry
+    digest = registry.ledger.version("tiny-sentiment", 1).digest
+    report = registry.ledger.report_of("tiny-sentiment", digest)
+    assert report is not None
+    assert report.measures["too_long.rows"] == 1
+    assert read_artifact(registry.store, "tiny-sentiment", digest).manifest.too_long == "truncate_start"
+    predictor = ptpipeline.load("tiny-sentiment", project.settings)
+    one, other = predictor.predict([f"awful {LONG}", f"lovely {LONG}"])
+    assert one.probabilities == pytest.approx(other.probabilities, abs=1e-3)
+
+
+def test_a_file_with_a_long_row_names_its_line(project: Project) -> None:
+    project.run()
+    path = write_csv(project.folder / "own.csv", [*sentences(20, seed=3), (LONG, "positive")])
+    with pytest.raises(ContextError, match=r"own.csv: too long: line 22; a text may have"):
+        measure_file(project.stages, VersionRef("tiny-sentiment", 1), path)
+    project.edit("  label: label\n", "  label: label\n  too_long: drop\n")
+    assert measure_file(project.stages, VersionRef("tiny-sentiment", 1), path).left_out == {"too_long": 1}
