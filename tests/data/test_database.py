@@ -202,7 +202,7 @@ def test_functions_that_write_are_refused_too(server: Rows) -> None:
 
 def test_a_text_that_is_not_utf8_is_marked_as_in_a_file(sqlite: Rows) -> None:
     sqlite.put(("a", "bad"))
-    assert sqlite.read("SELECT CAST(x'636166e9' AS TEXT) AS text, label FROM reviews").texts == ["caf\udce9"]
+    assert sqlite.read("SELECT CAST(x'636166e9' AS TEXT) AS text, label FROM reviews").fields["text"] == ["caf\udce9"]
 
 
 def test_full_text_tables_and_json_are_read(sqlite: Rows) -> None:

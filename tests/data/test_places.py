@@ -27,7 +27,7 @@ Cells = list[tuple[str | None, str | None]]
 @pytest.fixture(scope="module")
 def cells() -> Cells:
     _, rows = shipped("movie-sentiment")
-    return list(zip(rows.texts, rows.labels, strict=True))
+    return list(zip(rows.fields["text"], rows.labels, strict=True))
 
 
 def lines(cells: Cells) -> bytes:
@@ -102,4 +102,4 @@ def test_a_hub_gives_the_same_rows(cells: Cells, hub: Hub, tmp_path: Path) -> No
 
 def check(cells: Cells, source: dict[str, Any], folder: Path) -> None:
     rows = read_rows(declared(source={"path": None, "format": None, **source}), folder / "home")
-    assert list(zip(rows.texts, rows.labels, strict=True)) == cells
+    assert list(zip(rows.fields["text"], rows.labels, strict=True)) == cells
