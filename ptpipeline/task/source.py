@@ -27,11 +27,17 @@ def _matching(pattern: str, expected: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+# Variables of the registry's own servers, which a run gets from its stack alone.
+_OWN = ("AWS_", "PTP_", "PREFECT_", "MLFLOW_")
 EnvironmentName = Annotated[
     str,
     _matching(
         "[A-Z_][A-Z0-9_]{0,99}",
         "the name of an environment variable in capital letters, such as PARTNER_KEY; set that variable to the secret",
+    ),
+    _matching(
+        f"(?!{'|'.join(_OWN)}).*",
+        f"a name that begins with none of {', '.join(_OWN)}: a run gets those of the registry's own servers alone",
     ),
 ]
 BucketUrl = Annotated[
@@ -84,11 +90,6 @@ class S3Objects(Section):
 
     @model_validator(mode="after")
     def _own_credentials(self) -> "S3Objects":
-        if any(name.startswith("AWS_") for name in self.credentials_env or ()):
-            raise ValueError(
-                "the variables AWS_... hold the credentials of the registry's own store, and the local stack replaces "
-                "them all: give those of the source other names"
-            )
         if self.endpoint is not None and self.credentials_env is None:
             raise ValueError(
                 "an `endpoint` needs credentials of its own, as those of one server are not shown to another: name the "

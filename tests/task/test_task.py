@@ -223,6 +223,7 @@ def test_a_login_in_an_address_is_not_shown(tmp_path: Path, source: str) -> None
         (f"hub: a/b, revision: {'a' * 40}", "`hub` needs the commit as `revision`"),
         (f"hub: a/b, revision: {'a' * 40}, split: 'train[:9]'", "split: found 'train[:9]': expected a plain name"),
         ("sql: {url_env: DB, query: SELECT 1}, format: csv", "`format` is that of files, and not of `sql`: remove it"),
+        ("sql: {url_env: PTP_ROWS, query: SELECT 1}", "expected a name that begins with none of AWS_, PTP_, PREFECT_"),
         ("sql: {url_env: DB, query: ''}", "data.source.sql.query: found '': String should have at least 1"),
     ],
 )
