@@ -18,6 +18,7 @@ TOPICS = {
     "flows/stages/test_altered_results.py": "results per row that somebody altered",
     "flows/stages/test_forged_checkpoint.py": "a checkpoint that somebody forged",
     "flows/stages/test_full_disk.py": "a ledger or a store without room",
+    "flows/stages/test_chat.py": "a task of chat messages through the whole chain",
     "flows/stages/test_fields.py": "a task of several columns through the whole chain",
     "flows/stages/test_generation.py": "a task of free text through the whole chain",
     "flows/stages/test_compute_types.py": "nights on machines that compute in different types",

@@ -77,6 +77,7 @@ def _check_words(task: Task, source: BaseModelSource, base: Path) -> list[_Findi
     try:
         with parsing(str(file), "it is no tokenizer", TaskFileError):
             tokenizer = Tokenizer.from_file(str(file))
+            tokenizer.encode_special_tokens = True  # text is text, as training reads it
         label_tokens(
             task.name, task.labels, lambda text, special: list(tokenizer.encode(text, add_special_tokens=special).ids)
         )

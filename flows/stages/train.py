@@ -10,6 +10,7 @@ from flows.stages.ingest import ingest
 from flows.stages.lengths import build_text, check_lengths
 from ptpipeline.errors import PtpError, SettingsError, Terminal, TrainingError, Transient
 from ptpipeline.models.base import prepare_base
+from ptpipeline.models.chat import digest_chat
 from ptpipeline.records.base import Record
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.prompts import TunedPrompt
@@ -47,7 +48,8 @@ def plan(context: Context, task: Task, snapshot: Snapshot) -> Plan:
     """Find out whether anything that training depends on changed since it last ran."""
     base = prepare_base(task.base_model, context.settings)
     start = digest_start(task, context.registry.store)
-    keys = [compute_training_key(task, snapshot, ref.fingerprint, start) for ref in base.known]
+    chat = digest_chat(base.files.read_chat_template())
+    keys = [compute_training_key(task, snapshot, ref.fingerprint, start, chat) for ref in base.known]
     known = next((key for key in keys if _find_trained(context, task.name, key) is not None), None)
     key, trained = known or keys[0], known is not None
     reason = (
@@ -97,8 +99,10 @@ def _train_shared(context: Context, name: str) -> TunedPrompt:
 
     declared, tasks = load_sources(context.settings.tasks, name)
     sources = Sources(name, declared, [TaskData(task, ingest(context, task)) for task in tasks])
-    for ref in prepare_base(declared.base_model, context.settings).known:
-        if tuned := claim_trained(context, name, compute_shared_key(sources, ref.fingerprint)):
+    base = prepare_base(declared.base_model, context.settings)
+    chat = digest_chat(base.files.read_chat_template())
+    for ref in base.known:
+        if tuned := claim_trained(context, name, compute_shared_key(sources, ref.fingerprint, chat)):
             return tuned
     return _train_sources(context, sources, declared.base_model)
 

@@ -100,7 +100,7 @@ def _describe_limit(task: Task) -> dict[str, Any]:
     """All that decides how many tokens a row may have, and has, but for the base's files."""
     return {
         "base": task.base_model,
-        "template": task.template,
+        "template": task.template_json,
         "answers": task.labels or (task.generate and task.generate.to_json()),
         "placement": task.tune.placement,
         "virtual_tokens": max(variant.num_virtual_tokens for variant in task.tune.variants()),

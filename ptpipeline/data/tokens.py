@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ptpipeline.data.rows import CheckedRow, Row
 from ptpipeline.errors import ContextError, TaskFileError
-from ptpipeline.records.prompts import Scoring, TooLong
+from ptpipeline.records.prompts import ChatForm, Scoring, TooLong
 from ptpipeline.task.template import Fields, Template
 
 Encode = Callable[[str, bool], list[int]]
@@ -187,7 +187,10 @@ _KEPT: dict[TooLong, Callable[[str, int], str]] = {  # what is kept of a text, i
 
 
 class TaskText(NamedTuple):
-    """How one task turns rows into tokens; `labels` is empty if the task answers in `free` text."""
+    """How one task turns rows into tokens; `labels` is empty if the task answers in `free` text.
+
+    `chat` is what the base's chat template wrote, if the task's template is a chat.
+    """
 
     task: str
     template: Template
@@ -196,6 +199,7 @@ class TaskText(NamedTuple):
     encode: Encode
     free: FreeText | None = None
     too_long: TooLong = "block"
+    chat: ChatForm | None = None
 
     def find_long(self, rows: Sequence[Row | CheckedRow]) -> list[int]:
         """Return the indexes of the rows whose text or target has more tokens than fit."""

@@ -19,7 +19,7 @@ from ptpipeline.evaluation.metrics import majority
 from ptpipeline.evaluation.results import find_flaw, store_results
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.progress import phase
-from ptpipeline.prompts.placement import count_extra_tokens
+from ptpipeline.prompts.placement import count_extra_tokens, drop_bos
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import Split
 from ptpipeline.records.prompts import PromptManifest
@@ -103,8 +103,10 @@ class Bare(NamedTuple):
             return measure_generated(
                 self.sample.answers, generate(self.base, None, [Opening(ids, limit, 0) for ids in texts])
             )
-        labels, kept = self.labels, 1 if front and self.base.bos is not None else 0
-        free = tuple(tuple(self._put_behind(front, ids)) for ids in labels.content_free if ids[kept:])
+        labels = self.labels
+        free = tuple(
+            tuple(self._put_behind(front, ids)) for ids in labels.content_free if self._put_behind(front, ids) != front
+        )
         labels = labels._replace(content_free=free)
         return measure_rankings(
             self.sample.answers, labels.names, rank(self.base, None, [Query(ids, labels, 0) for ids in texts])
@@ -112,7 +114,7 @@ class Bare(NamedTuple):
 
     def _put_behind(self, front: list[int], ids: Sequence[int]) -> list[int]:
         """Return the token ids of front and text as one text, in which BOS stands once."""
-        return [*front, *ids[1 if front and self.base.bos is not None else 0 :]]
+        return [*front, *drop_bos(ids, self.base.bos)] if front else list(ids)
 
     def measure_constant(self, answer: str) -> Measurement:
         """Measure the same answer to every row."""

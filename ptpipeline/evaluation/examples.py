@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ptpipeline.data.rows import Row
 from ptpipeline.data.tokens import space_target
 from ptpipeline.models.frozen import FrozenBase
+from ptpipeline.prompts.placement import drop_bos
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.task.task import HardPrompt
 from ptpipeline.task.template import read_template
@@ -76,7 +77,7 @@ class Writer(NamedTuple):
     def _write_example(self, row: Row) -> list[int]:
         text = read_template(self.manifest).render(row.fields, f"row {row.id}")
         words = self.manifest.labels[row.label] if self.manifest.labels else space_target(text, row.label)
-        return self.base.encode(text, False) + self.base.encode(words, False)
+        return drop_bos(self.base.encode(text, False), self.base.bos) + self.base.encode(words, False)
 
 
 def _select_fitting(start: list[int], examples: list[list[int]], room: int) -> list[list[int]]:

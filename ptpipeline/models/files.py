@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 from ptpipeline.errors import BaseModelError
 from ptpipeline.foreign import parse_json
+from ptpipeline.models.chat import MAX_TEMPLATE, ChatTemplate
 from ptpipeline.models.weights import FETCH_AGAIN, FileState, digest_weights, state_of
 
 CONFIG, TOKENIZER, WEIGHTS, INDEX = "config.json", "tokenizer.json", "model.safetensors", "model.safetensors.index.json"
 SHARDS = "model-?????-of-?????.safetensors"  # as transformers names them
+CHAT = "chat_template.jinja"
 SIDE_FILES = (
     CONFIG,
     TOKENIZER,
@@ -25,6 +27,7 @@ SIDE_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "generation_config.json",
+    CHAT,
 )
 
 _MAX_BYTES = 256 * 2**20  # of one of the files above
@@ -80,6 +83,21 @@ class BaseFiles(NamedTuple):
         """Return the sha256 of one of the small files."""
         return hashlib.sha256(self.texts[name]).hexdigest()
 
+    def read_chat_template(self) -> ChatTemplate | None:
+        """Return the base's chat template; None if it has none. Raises BaseModelError if it is too large."""
+        stated = self.read_json("tokenizer_config.json") or {}
+        text = self.texts[CHAT].decode(errors="replace") if CHAT in self.texts else stated.get("chat_template")
+        if isinstance(text, list):  # several, by name
+            named = {one.get("name"): one.get("template") for one in text if isinstance(one, dict)}
+            text = named.get("default")
+        if not isinstance(text, str) or not text.strip():
+            return None
+        if len(text) > MAX_TEMPLATE:
+            raise BaseModelError(f"{self.folder}: its chat template has more than {MAX_TEMPLATE} characters")
+        values = ((role, value.get("content") if isinstance(value, dict) else value) for role, value in stated.items())
+        roles = {role: value for role, value in values if role.endswith("_token") and isinstance(value, str)}
+        return ChatTemplate(text, tuple(sorted(roles.items())))
+
     @contextmanager
     def view(self) -> Iterator[Path]:
         """Give a folder with these files and no other, to load from."""
@@ -106,7 +124,7 @@ def read_files(folder: Path) -> BaseFiles:
     if CONFIG not in texts or TOKENIZER not in texts:
         lacking = CONFIG if CONFIG not in texts else TOKENIZER
         raise BaseModelError(f"{folder} lacks {lacking}; give the folder of a model that transformers saved")
-    for name in texts:
+    for name in texts.keys() - {CHAT}:
         _check_fields(folder / name, _parse(folder / name, texts[name]))
     weights = _list_weights(folder, texts)
     states = tuple(state_of(path) for path in weights)

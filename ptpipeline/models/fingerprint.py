@@ -26,7 +26,7 @@ _HARMLESS = {
     "model_specific_special_tokens": "read by itself",
     "add_bos_token": "transformers 5 takes it from tokenizer.json alone",
     "add_eos_token": "the same",
-    "chat_template": "a task has a template of its own",
+    "chat_template": "what it wrote is kept with each prompt of a chat",
     "padding_side": "batches are padded here",
     "truncation_side": "a text that is too long is refused or cut here",
     "clean_up_tokenization_spaces": "decoding of transformers 5 ignores it",

@@ -20,6 +20,7 @@ from ptpipeline.models.memory import choose_pass_tokens, choose_prompt_tokens
 from ptpipeline.models.plain import PlainEncoder
 
 if TYPE_CHECKING:  # the passes run where nothing but torch, transformers and PEFT is installed (benchmarks/gpu.py)
+    from ptpipeline.models.chat import ChatTemplate
     from ptpipeline.records.prompts import BaseModelRef
 
 
@@ -122,6 +123,7 @@ class FrozenBase(ABC):
     dtype: torch.dtype
     context: int
     earlier: "BaseModelRef | None" = field(default=None, kw_only=True)
+    chat: "ChatTemplate | None" = field(default=None, kw_only=True)
 
     @property
     def known(self) -> "tuple[BaseModelRef, ...]":

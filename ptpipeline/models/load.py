@@ -73,13 +73,14 @@ def load_base(prepared: PreparedBase, dtype: str, rooms: Rooms | None = None) ->
     _hold(model, {tensor.dtype for tensor in read_headers(prepared.files.weights).values()})
     prepared.files.check_unchanged()
     context = _read_context_length(prepared.name, config, tokenizer)
+    known: dict[str, Any] = {"earlier": prepared.earlier, "chat": prepared.files.read_chat_template()}
     if config.is_encoder_decoder:
         if model.device.type == "cpu" and chosen == torch.bfloat16:
             model.set_attn_implementation("eager")  # .8 of the fused kernel's time, as near to the float32 gradient
         start = _read_start_token(prepared.name, model)
-        return Seq2SeqBase(model, tokenizer, prepared.ref, chosen, context, start, earlier=prepared.earlier)
+        return Seq2SeqBase(model, tokenizer, prepared.ref, chosen, context, start, **known)
     use_short_rows(model)
-    base = CausalBase(model, tokenizer, prepared.ref, chosen, context, earlier=prepared.earlier)
+    base = CausalBase(model, tokenizer, prepared.ref, chosen, context, **known)
     if base.fused is None:  # of the architectures that the fast passes know, tests say so
         base.check_logits()
     return base

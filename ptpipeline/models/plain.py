@@ -5,6 +5,9 @@ could end its own text or begin a turn of a chat. Training, baselines, probes an
 """
 
 import copy
+import re
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from tokenizers import AddedToken
@@ -14,7 +17,7 @@ class PlainEncoder:
     """A tokenizer that encodes the names of its control tokens as the characters that they are written with."""
 
     def __init__(self, tokenizer: Any) -> None:
-        self._controls = find_controls(tokenizer)
+        self._controls, self._added = find_controls(tokenizer), tokenizer.added_tokens_decoder
         self._backend = copy.deepcopy(tokenizer.backend_tokenizer)  # the tokenizer itself goes on to decode
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -23,7 +26,48 @@ class PlainEncoder:
         self._unknown = tokenizer.unk_token_id
 
     def encode(self, text: str, special: bool) -> list[int]:
-        """Return the token ids of a text; with `special` those that the tokenizer adds around an input (BOS) too."""
+        """Return the token ids of a text; with `special` those that the tokenizer adds around an input (BOS) too.
+
+        A rendered chat has all its control tokens itself: where its `controls` name them, and nowhere else.
+        """
+        if controls := getattr(text, "controls", ()):  # of a ChatText, whose module needs more than the passes have
+            return self._encode_chat(text, controls)
+        return self._encode_plain(text, special)
+
+    def _encode_chat(self, chat: str, controls: Sequence[slice]) -> list[int]:
+        ids, start = list[int](), 0
+        for token, place in self._find_written(chat, controls):
+            ids += [*self._encode_behind(chat[start : place.start], bool(ids)), token]
+            start = place.stop
+        return ids + self._encode_behind(chat[start:], bool(ids))
+
+    def _find_written(self, chat: str, controls: Sequence[slice]) -> Iterator[tuple[int, slice]]:
+        """The control tokens that the chat template wrote, with the places that they take: white space beside them may
+        be part of them.
+        """
+        by_name = {name: token for token, name in self._controls.items()}
+        names = re.compile("|".join(re.escape(name) for name in sorted(by_name, key=len, reverse=True)) or "(?!)")
+        for span in controls:
+            for match in names.finditer(chat, span.start, span.stop):
+                start, stop, token = *match.span(), by_name[match[0]]
+                if self._added[token].lstrip:
+                    start = len(chat[:start].rstrip())
+                if self._added[token].rstrip:
+                    stop = len(chat) - len(chat[stop:].lstrip())
+                yield token, slice(start, stop)
+
+    def _encode_behind(self, text: str, behind: bool) -> list[int]:
+        """The tokens of a text; `behind` others, it gets no blank that the tokenizer puts before the first word."""
+        if not behind or not text or not self._puts_a_blank:
+            return self._encode_plain(text, False)
+        line, ids = self._encode_plain("\n", False), self._encode_plain("\n" + text, False)
+        return ids[len(line) :] if ids[: len(line)] == line else self._encode_plain(text, False)
+
+    @cached_property
+    def _puts_a_blank(self) -> bool:
+        return self._encode_plain("\na", False) != self._encode_plain("\n", False) + self._encode_plain("a", False)
+
+    def _encode_plain(self, text: str, special: bool) -> list[int]:
         encoding = self._backend.encode(text, add_special_tokens=special)
         ids: list[int] = encoding.ids
         if self._controls.keys().isdisjoint(ids):

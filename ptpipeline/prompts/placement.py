@@ -1,6 +1,6 @@
 """Where a soft prompt stands: before the tokenizer's BOS, which then belongs to the text, or behind it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -29,8 +29,13 @@ def build_text_encoder(base: FrozenBase, placement: Placement) -> Callable[[str,
     """
     if placement == "before_bos":
         return base.encode
-    _require_bos(base)
-    return lambda text, special: base.encode(text, special)[1 if special else 0 :]
+    bos = _require_bos(base)
+    return lambda text, special: drop_bos(base.encode(text, special), bos) if special else base.encode(text, False)
+
+
+def drop_bos(ids: Sequence[int], bos: int | None) -> list[int]:
+    """Return the token ids without BOS at their beginning: a chat template may write none."""
+    return list(ids[1:] if bos is not None and ids[:1] == [bos] else ids)
 
 
 def _require_bos(base: FrozenBase) -> int:

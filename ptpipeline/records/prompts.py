@@ -55,12 +55,24 @@ class Scoring(Record):
     calibrated: bool = False
 
 
+class ChatForm(Record):
+    """What a base's chat template wrote around a task's messages: its text and the template of a message in turn,
+    beginning and ending with its text. Names of control tokens in its text are control tokens.
+
+    `template` is the digest of the chat template.
+    """
+
+    template: Key
+    parts: list[str]
+
+
 class PromptManifest(Record):
     """Identity of a soft prompt: everything that its digest covers, `tensor_sha256` included.
 
     Stored as `prompts/<task>/<digest>/manifest.json`. It is written after `prompt.safetensors`, so its presence means
     that the artifact is complete. An ensemble has `members` and no tensors of its own. `too_long` says how a text of
-    more than `max_input_tokens` is cut; `block` refuses it.
+    more than `max_input_tokens` is cut; `block` refuses it. If `chat` is there, the text is
+    rendered from it, and `template` is the same in one text, to be read.
     """
 
     schema_version: Literal[1] = 1
@@ -84,10 +96,11 @@ class PromptManifest(Record):
     generate: Generation | None = None
     scoring: Scoring = Scoring()
     too_long: TooLong = "block"
+    chat: ChatForm | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values without later fields at their default: manifests written before keep their digest."""
-        later = ("members", "generate", "scoring", "too_long")
+        later = ("members", "generate", "scoring", "too_long", "chat")
         absent = {key for key in later if getattr(self, key) == type(self).model_fields[key].default}
         return {key: value for key, value in super().to_json().items() if key not in absent}
 

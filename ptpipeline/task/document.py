@@ -38,7 +38,7 @@ _MAX_DIGITS = 400  # as in foreign: a longer one is no number of ours
 # Names that pydantic gives to branches of unions.
 _BRANCHES = (
     *("TextInit", "VersionInit", "FileInit", "a name", "Binned", "str"),
-    *("one source", "a source per split", "a share", "some values", "one path", "some paths"),
+    *("one source", "a source per split", "a share", "some values", "a text", "a chat", "one path", "some paths"),
 )
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

@@ -9,18 +9,19 @@ from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
 
 from cronsim import CronSim, CronSimError
-from pydantic import AfterValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from ptpipeline.records.base import NAME_PATTERN, digest_of
 from ptpipeline.records.prompts import Generation, Scoring
 from ptpipeline.records.reports import LABEL_METRICS, TEXT_METRICS
+from ptpipeline.task.chat import Chat, TextOrChat, read_fields
 from ptpipeline.task.data import Binned, Data
 from ptpipeline.task.document import Section
 from ptpipeline.task.labels import Labels
 from ptpipeline.task.policy import Gate
 from ptpipeline.task.promoters import Promoters
 from ptpipeline.task.recipe import Tune
-from ptpipeline.task.template import check_template, list_fields, parse_template
+from ptpipeline.task.template import list_fields
 
 GATE_VERSION = 1  # raise by one whenever the same evidence would lead to another verdict
 
@@ -82,7 +83,7 @@ class Task(Section):
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     base_model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
     data: Data
-    template: Annotated[str, AfterValidator(check_template)]
+    template: TextOrChat
     generate: Generation | None = None
     labels: Labels = Field(default_factory=dict, validate_default=True)
     scoring: Scoring = Scoring()
@@ -98,12 +99,22 @@ class Task(Section):
     def columns(self) -> dict[str, str]:
         """The column of each field of the template, by the field's name; the names are sorted."""
         named = self.data.columns
-        return {name: named.get(name, name) for name in parse_template(self.template).names}
+        return {name: named.get(name, name) for name in read_fields(self.template).names}
+
+    @property
+    def chat(self) -> Chat | None:
+        """The messages, if the template is a chat."""
+        return self.template if isinstance(self.template, Chat) else None
+
+    @property
+    def template_json(self) -> Any:
+        """The template as JSON values."""
+        return self.template if isinstance(self.template, str) else self.template.model_dump(mode="json")
 
     @field_validator("template")
     @classmethod
-    def _fields_that_data_names(cls, template: str, info: ValidationInfo) -> str:
-        names = parse_template(template).names
+    def _fields_that_data_names(cls, template: str | Chat, info: ValidationInfo) -> str | Chat:
+        names = read_fields(template).names
         for name in info.data["data"].columns if "data" in info.data else ():
             if name not in names:
                 where = "data.text" if name == "text" else f"data.fields.{name}"
@@ -193,7 +204,7 @@ class Task(Section):
         """
         parts = {
             "tune": self.tune.model_dump(mode="json", exclude_defaults=True),
-            "template": self.template,
+            "template": self.template_json,
             "labels": self.labels,
         }
         answering: dict[str, Any] = {"generate": self.generate.to_json()} if self.generate else {}

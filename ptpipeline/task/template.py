@@ -5,7 +5,7 @@ Fields are plain names: no attributes, indexes or formats. A literal brace is do
 
 import re
 import string
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -78,13 +78,19 @@ def parse_template(template: str) -> Template:
 
     Raises ValueError if there is no field, one stands twice, or one is more than a plain name.
     """
-    found = _parse(template)
-    names = [part.text for part in found if part.field]
+    return join_templates([Template(_parse(template))])
+
+
+def parse_message(content: str) -> Template:
+    """Return the pieces of a message's template, which may have no field. Raises what `parse_template` raises."""
+    return Template(_parse(content))
+
+
+def _check_names(names: list[str]) -> None:
     if not names:
         raise ValueError("write at least one field, such as {text}, where the text of a row stands")
     if len(set(names)) < len(names):
         raise ValueError(f"the field {{{_first_repeated(names)}}} stands twice: write each field once")
-    return Template(found)
 
 
 def _parse(template: str) -> tuple[Part, ...]:
@@ -115,6 +121,32 @@ def _first_repeated(names: list[str]) -> str:
     return next(name for place, name in enumerate(names) if name in names[:place])
 
 
+def join_templates(parts: Iterable[Template]) -> Template:
+    """Return several templates as one.
+
+    Raises ValueError if there is no field, or one stands twice.
+    """
+    joined = Template(tuple(part for template in parts for part in template.parts))
+    _check_names([part.text for part in joined.parts if part.field])
+    return joined
+
+
+def parse_chat(parts: Sequence[str]) -> Template:
+    """Return the template of a chat: what the base's chat template wrote, and a message's template, in turn."""
+    pieces = [Template(_parse(part)) if index % 2 else _written(part) for index, part in enumerate(parts)]
+    return join_templates(pieces)
+
+
+def show_chat(parts: Sequence[str]) -> str:
+    """Return the same as one template that a person reads."""
+    doubled = str.maketrans({"{": "{{", "}": "}}"})
+    return "".join(part if index % 2 else part.translate(doubled) for index, part in enumerate(parts))
+
+
+def _written(text: str) -> Template:
+    return Template((Part(text, control=True),) if text else ())
+
+
 def check_template(template: str) -> str:
     """Return `template` unchanged. Raises what `parse_template` raises."""
     parse_template(template)
@@ -124,7 +156,7 @@ def check_template(template: str) -> str:
 def read_template(manifest: PromptManifest) -> Template:
     """Return the template of a stored prompt. Raises DataError if it is none."""
     try:
-        return parse_template(manifest.template)
+        return parse_chat(manifest.chat.parts) if manifest.chat else parse_template(manifest.template)
     except ValueError as error:
         raise DataError(f"template {manifest.template!r}: {error}") from None
 

@@ -66,9 +66,10 @@ def _describe_recipe(job: Job) -> dict[str, Any]:
         "method": recipe.method,
         "store_dtype": recipe.store_dtype,
         "placement": recipe.placement,
-        "template": task.template,
+        "template": task.template_json,
         "labels": task.labels,
         "generate": task.generate.model_dump(mode="json") if task.generate else None,
+        **({"chat": job.text.chat.to_json()} if job.text.chat else {}),
     } | ({"scoring": task.scoring.to_json()} if task.scoring != Scoring() else {})
 
 

@@ -17,8 +17,12 @@ from ptpipeline.task.task import Task
 ENGINE_VERSION = 3
 
 
-def compute_training_key(task: Task, snapshot: Snapshot, base_fingerprint: str, start: str | None = None) -> str:
+def compute_training_key(
+    task: Task, snapshot: Snapshot, base_fingerprint: str, start: str | None = None, chat: str | None = None
+) -> str:
     """Return the digest of train and dev rows, recipe, base model, engine and `start` (what `digest_start` returns).
+
+    chat: the digest of the base's chat template, which counts if the task's template is a chat.
 
     The recipe's `dev_rows` is a part of its own if it leaves rows out.
 
@@ -35,6 +39,8 @@ def compute_training_key(task: Task, snapshot: Snapshot, base_fingerprint: str, 
     }
     if snapshot.dev.rows > task.tune.dev_rows:  # else all rows are evaluated, as before there was a limit
         parts["dev_rows"] = task.tune.dev_rows
+    if task.chat is not None:
+        parts["chat"] = chat
     return digest_of(parts | ({"start": start} if start else {}))
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
+from ptpipeline.models.chat import digest_chat
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.parameterise import RankOne
@@ -33,13 +34,15 @@ class Sources(NamedTuple):
     tasks: Sequence[TaskData]
 
 
-def compute_shared_key(sources: Sources, base_fingerprint: str) -> str:
+def compute_shared_key(sources: Sources, base_fingerprint: str, chat: str | None = None) -> str:
     """Return the shared prompt's training key: of its recipe, and of the rows, template and labels of each source."""
     recipes = [(task.model_copy(update={"tune": sources.declared.tune}), snapshot) for task, snapshot in sources.tasks]
     return digest_of(
         {
             "shared": sources.name,
-            "sources": [compute_training_key(task, snapshot, base_fingerprint) for task, snapshot in recipes],
+            "sources": [
+                compute_training_key(task, snapshot, base_fingerprint, chat=chat) for task, snapshot in recipes
+            ],
         }
     )
 
@@ -106,7 +109,7 @@ def _pack_shared(base: FrozenBase, sources: Sources, prompt: SoftPrompt, parents
         "max_input_tokens": base.context - tune.num_virtual_tokens,
         "snapshot": digest_of([snapshot.digest for _, snapshot in sources.tasks]),
         "recipe": digest_of(sources.declared.model_dump(mode="json", exclude_defaults=True)),
-        "training_key": compute_shared_key(sources, base.ref.fingerprint),
+        "training_key": compute_shared_key(sources, base.ref.fingerprint, digest_chat(base.chat)),
         "seed": tune.seed,
         "engine_version": ENGINE_VERSION,
         "parents": parents,

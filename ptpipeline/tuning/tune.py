@@ -11,6 +11,7 @@ from ptpipeline.data.snapshot import load_split
 from ptpipeline.data.tokens import FreeText, TaskText, apply_scoring, is_cut, label_tokens, max_input_tokens
 from ptpipeline.errors import BaseModelError, PtpError, TaskFileError, Terminal, TrainingError
 from ptpipeline.evaluation.metrics import measure
+from ptpipeline.models.chat import digest_chat, write_chat
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt, count_virtual_tokens
 from ptpipeline.prompts.artifact import MAX_TENSOR_BYTES, Artifact, compute_file_bytes
 from ptpipeline.prompts.initialise import make_initial_prompt
@@ -21,9 +22,10 @@ from ptpipeline.records.prompts import Cost, Trial, TunedPrompt
 from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import Query, rank
 from ptpipeline.storage import ObjectStore
+from ptpipeline.task.chat import read_fields
 from ptpipeline.task.recipe import Tune
 from ptpipeline.task.task import Task
-from ptpipeline.task.template import parse_template
+from ptpipeline.task.template import parse_chat, show_chat
 from ptpipeline.tuning.advice import advise
 from ptpipeline.tuning.checkpoint import Checkpoints
 from ptpipeline.tuning.key import ENGINE_VERSION, compute_training_key
@@ -104,9 +106,10 @@ def build_task_text(base: FrozenBase, task: Task, tune: Tune) -> TaskText:
     prompt_tokens = tune.num_virtual_tokens + count_extra_tokens(tune.placement)
     limit = max_input_tokens(base.context, prompt_tokens, free or labels)
     encode = build_text_encoder(base, tune.placement)
-    template = parse_template(task.template)
+    chat = write_chat(base.ref.name, base.chat, task.chat.messages) if task.chat else None
+    template = parse_chat(chat.parts) if chat else read_fields(task.template)
     labels = apply_scoring(labels, task.scoring, template, limit, encode)
-    return TaskText(task.name, template, labels, limit, encode, free, task.data.too_long)
+    return TaskText(task.name, template, labels, limit, encode, free, task.data.too_long, chat)
 
 
 def choose_end_token(base: FrozenBase) -> int:
@@ -253,7 +256,8 @@ def build_manifest_fields(base: FrozenBase, work: Work, job: Job) -> dict[str, A
         "task": work.task.name,
         "placement": job.tune.placement,
         "base_model": base.ref,
-        "template": work.task.template,
+        "template": show_chat(job.text.chat.parts) if job.text.chat else work.task.template,
+        "chat": job.text.chat,
         "labels": work.task.labels,
         "generate": work.task.generate,
         "scoring": work.task.scoring,
@@ -261,7 +265,9 @@ def build_manifest_fields(base: FrozenBase, work: Work, job: Job) -> dict[str, A
         "max_input_tokens": job.text.limit,
         "snapshot": work.snapshot.digest,
         "recipe": work.task.recipe_digest(),
-        "training_key": compute_training_key(work.task, work.snapshot, base.ref.fingerprint, work.start.key),
+        "training_key": compute_training_key(
+            work.task, work.snapshot, base.ref.fingerprint, work.start.key, digest_chat(base.chat)
+        ),
         "engine_version": ENGINE_VERSION,
         "parents": work.start.parents,
     }
