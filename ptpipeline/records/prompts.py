@@ -66,7 +66,7 @@ class ChatForm(Record):
     parts: list[str]
 
 
-class PromptManifest(Record):
+class PromptManifest(Grown):
     """Identity of a soft prompt: everything that its digest covers, `tensor_sha256` included.
 
     Stored as `prompts/<task>/<digest>/manifest.json`. It is written after `prompt.safetensors`, so its presence means
@@ -74,6 +74,8 @@ class PromptManifest(Record):
     more than `max_input_tokens` is cut; `block` refuses it. If `chat` is there, the text is
     rendered from it, and `template` is the same in one text, to be read.
     """
+
+    LATER: ClassVar = frozenset({"too_long", "chat"})
 
     schema_version: Literal[1] = 1
     task: str
@@ -100,8 +102,9 @@ class PromptManifest(Record):
 
     def to_json(self) -> dict[str, Any]:
         """Return JSON values without later fields at their default: manifests written before keep their digest."""
-        later = ("members", "generate", "scoring", "too_long", "chat")
-        absent = {key for key in later if getattr(self, key) == type(self).model_fields[key].default}
+        absent = {key for key in ("members", "generate") if getattr(self, key) is None} | (
+            {"scoring"} if self.scoring == Scoring() else set()
+        )
         return {key: value for key, value in super().to_json().items() if key not in absent}
 
     @property
