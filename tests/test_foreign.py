@@ -198,6 +198,7 @@ ALLOWED = {
     "ptpipeline/tuning/state.py": "a checkpoint, within `parsing`",
     "ptpipeline/models/base.py": "a base model's own files",
     "ptpipeline/models/configuration.py": "what it wrote itself a moment ago",
+    "ptpipeline/models/chat_process.py": "what its parent sends",
     "ptpipeline/models/load.py": "a base model's own files",
     "ptpipeline/models/offload.py": "a base model's own files",
     "ptpipeline/settings.py": "lies below `foreign`; reads the file that `ptp up` wrote for its owner alone",
