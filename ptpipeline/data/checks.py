@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from ptpipeline.data.joined import JoinedPlaces
 from ptpipeline.data.table import Places
 from ptpipeline.errors import DataError
+from ptpipeline.foreign import escape_controls
 from ptpipeline.records.data import DataCheck
 from ptpipeline.task.data import Data
 
@@ -77,7 +78,7 @@ class CheckLog:
 
     def record(self, name: str, count: int, detail: str, fix: str = FIX) -> None:
         """Record the result of one check; raises DataError if it found rows and its policy is `block`."""
-        policy = self.policy(name)
+        policy, detail = self.policy(name), escape_controls(detail)
         outcome = {"off": "off", "warn": "warned"}.get(policy, "blocked") if count or policy == "off" else "ok"
         check = DataCheck.model_validate(
             {"name": name, "policy": policy, "count": count, "outcome": outcome, "detail": detail}
@@ -96,7 +97,7 @@ class CheckLog:
 
     def note(self, name: str, count: int, detail: str, expected: bool = False) -> None:
         """Record rows that are left out because the task file says so; a count that is not expected is told."""
-        told = count > 0 and not expected
+        told, detail = count > 0 and not expected, escape_controls(detail)
         if told:
             log.warning("%s: %s: %d %s", self.source, name, count, detail)
         self.checks.append(

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple
 
 from ptpipeline.data import database, hub, local, s3
 from ptpipeline.data.joined import JoinedPlaces, count_rows, join
-from ptpipeline.data.table import Places, Table, Wanted
+from ptpipeline.data.table import Places, Table, Wanted, is_utf8
 from ptpipeline.errors import DataError
+from ptpipeline.foreign import escape_controls
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import Split
 from ptpipeline.task.data import Binned, Data, Source
@@ -193,7 +194,7 @@ def _place_rows(rows: SourceRows, data: Data, cells: Iterable[str | None]) -> So
         many = len(there) > _MAX_TOLD or any(len(value) > _MAX_VALUE for value in there)
         raise DataError(
             f"{rows.source}: no row has {missing[0]!r} in column {data.split.column!r}, which data.split."
-            f"{listed[missing[0]]} lists; its values are {f'{len(there)} texts' if many else counts}"
+            f"{listed[missing[0]]} lists; its values are {f'{len(there)} texts' if many else escape_controls(counts)}"
         )
     unlisted = Counter(
         value if len(value) <= _MAX_VALUE else "longer values" for value in values if value not in listed
@@ -204,6 +205,10 @@ def _place_rows(rows: SourceRows, data: Data, cells: Iterable[str | None]) -> So
 def _slice_values(name: str, column: str, cells: Iterable[str | None]) -> list[str]:
     """The cells, empty for a missing one; DataError if there are too many values to be kinds of rows."""
     values = [cell or "" for cell in cells]
+    if not all(map(is_utf8, set(values))):
+        raise DataError(
+            f"{name}: column {column!r}, which data.slices names, has values that are not UTF-8; save the file as UTF-8"
+        )
     if (kinds := len(set(values))) > MAX_SLICE_VALUES:
         raise DataError(
             f"{name}: column {column!r}, which data.slices names, has {kinds} distinct values; a slice "

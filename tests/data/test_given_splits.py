@@ -197,3 +197,13 @@ def test_the_key_follows_each_source(tmp_path: Path) -> None:
 def test_a_given_split_without_rows_is_named(tmp_path: Path, store: FolderStore) -> None:
     with pytest.raises(DataError, match=r"1 rows fall into the test split, at least 2 are needed; give more rows$"):
         ingest(per_split(tmp_path, train=PAIRS[:60], test=PAIRS[80:81]), store, tmp_path)
+
+
+def test_a_value_that_is_not_utf8_is_written_out_where_it_is_counted(tmp_path: Path) -> None:
+    rows = [("train", "a", "bad"), ("test", "b", "bad"), ("validation", "c", "bad"), ("caf\udce9\x1b", "d", "bad")]
+    path = tmp_path / "rows.csv"
+    body = "part,text,label\n" + "".join(",".join(row) + "\n" for row in rows)
+    path.write_bytes(body.encode(errors="surrogateescape"))
+    split = {"column": "part", "train": ["train"], "dev": ["validation"], "test": ["test"]}
+    outcome = checked(declared(path, split=split, checks={"rows_per_label": "off"}), tmp_path)
+    assert record(outcome, "unlisted_split").detail == r"rows of no listed split are left out: caf\udce9\x1b 1"
