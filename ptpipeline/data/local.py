@@ -12,11 +12,12 @@ from ptpipeline.archives import unfold
 from ptpipeline.data.files import load_file
 from ptpipeline.data.table import Table, Wanted
 from ptpipeline.errors import DataError
-from ptpipeline.foreign import shorten
+from ptpipeline.foreign import parsing, shorten
 from ptpipeline.packages import Member, Packed, package_member
 from ptpipeline.task.source import Source
 
 MAX_FILES = 1000  # of a source
+_READABLE = "name a file that you may read"
 
 
 def identify(source: Source, home: Path) -> Any:
@@ -43,26 +44,32 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
 
 def load_rows(path: Path, name: str, source: Source, wanted: Sequence[Wanted], home: Path) -> Table:
     """Return the wanted columns of one file, which may be compressed; messages call it `name`."""
-    with unfold(path, name, home) as plain:
+    with parsing(name, _READABLE, DataError), unfold(path, name, home) as plain:
         return load_file(name, plain, source, wanted)
 
 
 def _find_files(source: Source) -> list[Path]:
-    paths = [Path(path).expanduser() for path in source.paths] if source.glob is None else _match(source.glob)
-    for path in paths:
+    if source.glob is not None:
+        return _match(source.glob)
+    return [_find_file(path, str(source.format)) for path in source.paths]
+
+
+def _find_file(name: str, form: str) -> Path:
+    with parsing(f"data.source.path: {shorten(name)}", _READABLE, DataError):  # too long, or nobody's home
+        path = Path(name).expanduser()
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "no such file"
+            what = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "no such file"
             raise DataError(
-                f"data.source.path: {path}: {what} (relative paths start at {Path.cwd()}); expected a {source.format} "
-                "file"
+                f"data.source.path: {path}: {what} (relative paths start at {Path.cwd()}); expected a {form} file"
             )
-    return paths
+    return path
 
 
 def _match(pattern: str) -> list[Path]:
     """The files that a pattern names, by name; hidden ones only if the pattern says so."""
-    found = sorted(glob.iglob(str(Path(pattern).expanduser()), recursive=True))
-    files = [path for path in map(Path, found) if path.is_file()]
+    with parsing(f"data.source.glob: {shorten(pattern)}", _READABLE, DataError):
+        found = sorted(glob.iglob(str(Path(pattern).expanduser()), recursive=True))
+        files = [path for path in map(Path, found) if path.is_file()]
     if not 1 <= len(files) <= MAX_FILES:
         what = "no file matches" if not files else f"{len(files)} files match, at most {MAX_FILES} are read"
         raise DataError(
@@ -77,5 +84,5 @@ def _package_member(source: Source, home: Path) -> Member:
 
 
 def _identify_file(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
+    with parsing(str(path), _READABLE, DataError), path.open("rb") as file:
         return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}

@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -144,3 +145,29 @@ def test_parquet_is_compressed_within(tmp_path: Path) -> None:
     table = pa.table({"text": ["a"], "label": ["bad"]})
     pq.write_table(table, tmp_path / "rows.parquet", compression="gzip")
     assert texts(tmp_path, path=str(tmp_path / "rows.parquet"), format="parquet") == ["a"]
+
+
+@pytest.mark.parametrize("read", [read_rows, source_key])
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("a" * 300, "cannot be read (OSError); name a file that you may read"),
+        ("~nobody-of-this-name/rows.csv", "cannot be read (RuntimeError)"),
+        ("/proc/self/mem", "cannot be read (OSError)"),
+        ("/dev/null", "is no regular file"),
+        ("x\0y", "no such file"),
+        ("", "is a folder"),
+        ("loop", "no such file"),
+        ("pipe", "is no regular file"),
+    ],
+)
+def test_what_is_no_file_to_read_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, what: str, read: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    os.symlink("loop", "loop")
+    with pytest.raises(DataError) as raised:
+        read(declared(name), tmp_path / "home")
+    assert what in str(raised.value)
+    assert "\n" not in str(raised.value)
