@@ -14,7 +14,7 @@ from ptpipeline.records.data import DataCheck
 from ptpipeline.task.data import Data
 
 _MEANING = {
-    "quotes": "a quote that was never closed, so that one row swallows others",
+    "quotes": "a quote that was never closed, so that one row swallows others, and the quotes of a csv in a tsv",
     "encoding": "bytes that are not UTF-8",
     "empty_text": "a field without text, or no target",
     "unknown_label": "a label that is neither in the task's `labels` nor in its bins",

@@ -60,7 +60,9 @@ def read_delimited(name: str, path: Path, source: Source, wanted: Sequence[Wante
                 records.check_repeated(row, layout)
             for index, add in adders:
                 add(row[index])
-            if records.last > records.line:
+            if records.tsv:
+                misquoted.look_for_csv(len(lines), row)
+            elif records.last > records.line:
                 misquoted.look(len(lines), row)
             if len(lines) > MAX_ROWS:
                 raise too_many(name)

@@ -4,6 +4,7 @@ Only the columns that the task names are kept, and only they decide whether the 
 a byte that is not becomes half of a surrogate pair (PEP 383), which no UTF-8 can hold, so that `is_readable` tells.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,14 +21,13 @@ MAX_BYTES = 4 * 2**30  # of a source file; the wanted columns are kept in memory
 _BEGINNINGS = {
     b"\x1f\x8b": ("compressed by gzip", "decompress it with gunzip"),
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", "decompress it with unzstd"),
-    b"BZh": ("compressed by bzip2", "decompress it with bunzip2"),
     b"\xfd7zXZ\x00": ("compressed by xz", "decompress it with unxz"),
     b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV UTF-8"),
     b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save the sheet as CSV UTF-8"),
-    b"PAR1": ("a Parquet file", "set data.source.format: parquet"),
-    b"ARROW1": ("an Arrow file", "save it as Parquet"),
-    b"SQLite format 3": ("an SQLite database", "export the table as csv"),
-    b"%PDF": ("a PDF file", "give a table"),
+    b"PAR1\x15": ("a Parquet file", "set data.source.format: parquet"),
+    b"ARROW1\0\0": ("an Arrow file", "save it as Parquet"),
+    b"SQLite format 3\0": ("an SQLite database", "export the table as csv"),
+    b"%PDF-": ("a PDF file", "give a table"),
     b"\xff\xfe\x00\x00": ("UTF-32", "save it as UTF-8, for example by: iconv -f UTF-32 -t UTF-8 FILE > NEW"),
     b"\x00\x00\xfe\xff": ("UTF-32", "save it as UTF-8, for example by: iconv -f UTF-32 -t UTF-8 FILE > NEW"),
     b"\xff\xfe": ("UTF-16", "save it as UTF-8, for example by: iconv -f UTF-16 -t UTF-8 FILE > NEW"),
@@ -69,6 +69,8 @@ def _check_beginning(name: str, path: Path, form: str) -> None:
     with path.open("rb") as file:
         sample = file.read(_SAMPLE)
     kind = next((told for begin, told in _BEGINNINGS.items() if sample.startswith(begin)), None)
+    if re.match(rb"BZh[1-9]1AY&SY", sample):
+        kind = ("compressed by bzip2", "decompress it with bunzip2")
     if kind is None and form != "parquet":
         kind = _guess_utf16(sample)
     if kind is not None and (form != "parquet" or not sample.startswith(b"PAR1")):

@@ -32,6 +32,7 @@ class Misquoted:
     def __init__(self, delimiter: str, width: int, wanted: Sequence[int]) -> None:
         self.delimiter, self.width, self.wanted = delimiter, width, wanted
         self.candidates: dict[int, list[_Candidate]] = {}
+        self.quoted: set[int] = set()  # rows of a tsv with a cell in the quotes of a csv
 
     def look(self, number: int, row: Sequence[str]) -> None:
         """Keep the row by its number if half of the lines of one of its cells have the fields of a row."""
@@ -51,10 +52,17 @@ class Misquoted:
                 exact = sum(len(line) == width > 1 for line, width in zip(lines, widths, strict=True))
                 self.candidates.setdefault(number, []).append(_Candidate(judged, exact, rows))
 
+    def look_for_csv(self, number: int, row: Sequence[str]) -> None:
+        """Keep the row of a tsv by its number if a wanted cell is quoted as csv does it, its own quotes doubled."""
+        for at in self.wanted:
+            cell = row[at]
+            if cell[:1] == '"' == cell[-1:] and '""' in cell[1:-1] and '"' not in cell[1:-1].replace('""', ""):
+                self.quoted.add(number)
+
     def find(self, columns: Sequence[Sequence[str | None]]) -> frozenset[int]:
         """Return the numbers of the rows whose lines are rows, given the cells of the wanted columns."""
         if not self.candidates:
-            return frozenset()
+            return frozenset(self.quoted)
         known = [self._few_values(column) for column in columns]
         return frozenset(
             number

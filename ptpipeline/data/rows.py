@@ -121,8 +121,7 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
     log = CheckLog(task.data, source.source, source.places)
     numbered = _drop_unlisted(source, _number_rows(source), log)
     if source.misquoted:
-        fix = "close the quote that opens there; if the text is right, set data.checks.quotes to off"
-        numbered = log.drop("quotes", numbered, set(source.misquoted), fix=fix)
+        numbered = log.drop("quotes", numbered, set(source.misquoted), fix=_advise_quotes(task))
     unlabelled = _drop_unreadable(task, numbered, log)
     near = _cluster_texts(task, unlabelled)
     if source.groups is None:
@@ -175,6 +174,14 @@ def _drop_unlisted(source: SourceRows, rows: list[_SourceRow], log: CheckLog) ->
     more = f" and {len(source.unlisted) - _MAX_TOLD} more values" if len(source.unlisted) > _MAX_TOLD else ""
     log.note("unlisted_split", count, f"rows of no listed split are left out: {values}{more}" if count else "")
     return [row for row in rows if row.given is not None]
+
+
+def _advise_quotes(task: Task) -> str:
+    if any(source.format == "tsv" for source in task.data.sources.values()):
+        fix = 'set data.source.format: csv and data.source.delimiter: "\\t"'
+    else:
+        fix = "close the quote that opens there"
+    return f"{fix}; if the texts are right, set data.checks.quotes to off"
 
 
 def _drop_unreadable(task: Task, rows: list[_SourceRow], log: CheckLog) -> list[_SourceRow]:

@@ -107,3 +107,24 @@ def test_a_quote_that_is_closed_gives_every_row(case: Callable[[str], Case]) -> 
     entered.change("d.csv", '"poor and a story very ending,', '"poor and a story very ending",')
     entered.change("d.csv", '"ending film lovely light actor,', '"ending film lovely light actor",')
     assert count(entered.ingest()) == 240
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t", "|"])
+def test_the_delimiter_that_a_message_names_reads_the_file(case: Callable[[str], Case], delimiter: str) -> None:
+    entered = case("01-pandas-index")
+    entered.change("d.csv", ",", delimiter)
+    with pytest.raises(DataError, match="the columns are") as raised:
+        entered.ingest()
+    advised = re.search(r"set data\.source\.(delimiter: \"[^\"]+\")", str(raised.value))
+    assert advised
+    entered.change("tasks/c-pandas-index.yaml", "format: csv", f"format: csv, {advised[1]}")
+    assert count(entered.ingest()) == 240
+
+
+def test_a_right_text_of_several_lines_is_read_if_the_check_of_quotes_is_off(case: Callable[[str], Case]) -> None:
+    entered = case("20-unclosed-quote")
+    entered.change("d.csv", '"ending film lovely light actor,', 'ending film lovely light actor",')
+    with pytest.raises(DataError, match=r"check quotes found 1: line 12; .* set data\.checks\.quotes to off"):
+        entered.ingest()
+    entered.change("tasks/c-unclosed-quote.yaml", "  split:", "  checks: {quotes: off}\n  split:")
+    assert count(entered.ingest()) == 150

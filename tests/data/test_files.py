@@ -1,5 +1,6 @@
 """One file as it lies on a disk: its path, its first bytes, its size."""
 
+import bz2
 import gzip
 import os
 import re
@@ -67,13 +68,13 @@ def test_another_encoding_is_told_with_a_command_that_works(
     [
         (gzip.compress(ROWS.encode()), "the file is compressed by gzip; decompress it with gunzip"),
         (b"\x28\xb5\x2f\xfd....", "compressed by zstd"),
-        (b"BZh91AY", "compressed by bzip2"),
+        (bz2.compress(ROWS.encode()), "compressed by bzip2; decompress it with bunzip2"),
         (
             b"PK\x03\x04....",
             "the file is a zip archive or an Excel workbook; unpack it, or save the sheet as CSV UTF-8",
         ),
         (b"\xd0\xcf\x11\xe0....", "an old Excel workbook"),
-        (b"PAR1....", r"a Parquet file; set data\.source\.format: parquet"),
+        (b"PAR1\x15\x04", r"a Parquet file; set data\.source\.format: parquet"),
         (b"SQLite format 3\0", "an SQLite database"),
     ],
 )
@@ -87,6 +88,11 @@ def test_another_kind_of_file_is_named(tmp_path: Path, body: bytes, sentence: st
 def test_text_is_told_from_parquet(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"not readable as parquet: cannot be read \(\w+\); give a file in parquet"):
         load(tmp_path, ROWS, "parquet")
+
+
+@pytest.mark.parametrize("name", ["PAR1", "BZh", "%PDF", "ARROW1", "PK", "SQLite format 3", "GIF89a"])
+def test_a_name_of_a_column_makes_no_other_file(tmp_path: Path, name: str) -> None:
+    assert pairs(load(tmp_path, f"{name},text,label\n1,a,bad\n")) == [("a", "bad")]
 
 
 def test_texts_with_a_few_nuls_are_no_utf16(tmp_path: Path) -> None:

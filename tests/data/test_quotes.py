@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from ptpipeline.data.rows import check_rows
@@ -85,3 +86,32 @@ def test_a_right_text_is_kept_if_the_check_is_off(tmp_path: Path, policy: str, r
     checks = {"quotes": policy, "near_duplicate": "off", "rows_per_label": "off"}
     task = declared(path, checks=checks)
     assert len(check_rows(task, read_rows(task, tmp_path)).rows) == rows
+
+
+@pytest.mark.parametrize(
+    ("cell", "quoted"),
+    [
+        ('"she said ""no"" twice"', True),
+        ('"""no"" she said"', True),
+        ('"she said no"', False),
+        ('"no" she said "no"', False),
+        ('""', False),
+        ('"', False),
+        ('the ""', False),
+        ('"a "" b "c"', False),
+    ],
+)
+def test_the_quotes_of_a_csv_in_a_tsv_are_found(tmp_path: Path, cell: str, quoted: bool) -> None:
+    table = load(tmp_path, f"text\tlabel\n{cell}\tbad\n", "tsv")
+    assert table.misquoted == (frozenset({1}) if quoted else frozenset())
+
+
+def test_they_block_with_the_setting_that_reads_them(tmp_path: Path) -> None:
+    path = tmp_path / "rows.tsv"
+    pd.DataFrame({"text": ['she said "no"', "b"], "label": ["bad", "good"]}).to_csv(path, sep="\t", index=False)
+    task = declared(path, source={"format": "tsv"})
+    with pytest.raises(DataError, match="check quotes found 1: line 2; it looks for") as raised:
+        check_rows(task, read_rows(task, tmp_path))
+    assert 'set data.source.format: csv and data.source.delimiter: "\\t"' in str(raised.value)
+    task = declared(path, source={"format": "csv", "delimiter": "\t"})
+    assert [row.text for row in check_rows(task, read_rows(task, tmp_path)).rows] == ['she said "no"', "b"]
