@@ -95,6 +95,13 @@ class CheckLog:
             log.warning("%s: check %s found %d: %s", self.source, name, count, detail)
         self.checks.append(check)
 
+    def describe(self) -> str:
+        """Return in words what the checks so far have found."""
+        found = [check for check in self.checks if check.count]
+        return ", ".join(
+            f"{check.name} found {check.count} ({_MEANING.get(check.name, 'left out')})" for check in found
+        )
+
     def note(self, name: str, count: int, detail: str, expected: bool = False) -> None:
         """Record rows that are left out because the task file says so; a count that is not expected is told."""
         told, detail = count > 0 and not expected, escape_controls(detail)

@@ -7,7 +7,6 @@ hundred rows behind a quote that was never closed.
 import csv
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -47,7 +46,8 @@ def read_delimited(name: str, path: Path, source: Source, wanted: Sequence[Wante
 
     Raises DataError naming the line if a row has too many or too few fields, or its quotes enclose no field.
     """
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file, _long_fields():
+    csv.field_size_limit(MAX_FIELD)  # one for the process, and never lowered: another thread may read a long text
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         records = _Records(name, path, file, source)
         layout = records.read_header(source, wanted)
         lines, misquoted = line_numbers(), Misquoted(records.delimiter, len(layout.names), list(layout.at.values()))
@@ -68,16 +68,6 @@ def read_delimited(name: str, path: Path, source: Source, wanted: Sequence[Wante
                 raise too_many(name)
     columns = {column: Column(values) for column, values in cells.items()}
     return Table(layout.names, columns, Places("line", lines), misquoted.find(list(cells.values())))
-
-
-@contextmanager
-def _long_fields() -> Iterator[None]:
-    """The limit of the csv module is one for the whole process, and too low for a long text."""
-    before = csv.field_size_limit(MAX_FIELD)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(before)
 
 
 class _Records:

@@ -111,7 +111,7 @@ def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not line.strip():
                 continue
             try:
-                row = decoder.decode(line)
+                row = decoder.decode(line.removeprefix("\ufeff"))  # of a file behind another
             except (ValueError, RecursionError) as error:
                 _refuse(name, number, line, error)
             if not isinstance(row, dict):

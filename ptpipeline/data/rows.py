@@ -137,7 +137,8 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
         rows = log.drop("near_duplicate", rows, _near_overlaps(rows, near))
     if not rows:
         raise DataError(
-            f"{source.source}: no row is left after the checks; see data.checks and data.label of task {task.name}"
+            f"{source.source}: no row is left after the checks: {log.describe()}; see data.checks and data.label of "
+            f"task {task.name}"
         )
     if not task.generate:
         shortages = [] if log.policy("rows_per_label") == "off" else _shortages(rows, task.labels, task.data)

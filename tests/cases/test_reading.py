@@ -35,7 +35,7 @@ TOLD = {
     "33-latin1-label": r"lines 2, 3, 4 and more: .*'positiv\\udce9' \(111 rows\).*; save the file as UTF-8",
     "44-label-space": r"'negative ' \(129 rows\), 'positive ' \(111 rows\); allowed: 'negative', 'positive'",
     "45-label-case": r"'Negative' \(129 rows\), 'Positive' \(111 rows\); allowed: 'negative', 'positive'",
-    "68-pq-bad-utf8": "no row is left after the checks",
+    "68-pq-bad-utf8": r"no row is left after the checks: encoding found 240 \(bytes that are not UTF-8\);",
     "72-pq-nan-group": r"data\.split\.group names is empty in rows 1, 4, 7 and more",
 }
 

@@ -94,6 +94,10 @@ def test_lines_end_as_the_machine_that_wrote_them_ends_them(tmp_path: Path, end:
     assert pairs(table) == [("a", "bad")] * 3
 
 
+def test_files_written_behind_each_other_are_read(tmp_path: Path) -> None:
+    assert pairs(load(tmp_path, f"\ufeff{GOOD}\n\ufeff{GOOD}\n", "jsonl")) == [("a", "bad")] * 2
+
+
 def test_a_separator_within_a_text_ends_no_line(tmp_path: Path) -> None:
     text = "a\u2028b\u2029c\x85d\x7f"
     assert pairs(load(tmp_path, f'{{"text": "{text}", "label": "bad"}}\n', "jsonl")) == [(text, "bad")]

@@ -90,7 +90,7 @@ def test_a_message_gives_at_most_three_rows() -> None:
 
 
 def test_no_row_left_is_an_error() -> None:
-    with pytest.raises(DataError, match="no row is left"):
+    with pytest.raises(DataError, match=r"no row is left after the checks: empty_text found 1 \(a field without text"):
         checked(rows_of(("", "bad")), {})
 
 
