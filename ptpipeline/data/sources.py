@@ -76,9 +76,9 @@ class SourceRows(NamedTuple):
 def source_key(task: Task, home: Path) -> str:
     """Return a cheap identity of what ingest would read: if the key is unchanged, no new snapshot is needed.
 
-    Covers the data settings, the labels' names, and the content: sha256 of the package's archive and the member, or
-    size and sha256 of a local file. Raises DataError if the local file is missing, and what `package_member` raises if
-    the task does not state the archive's sha256.
+    Covers the data settings, the labels' names, and of the content what `describe_key` says. Raises what the place's
+    `identify` raises: DataError if what it names is not there, SettingsError if its login is refused, and
+    ServiceUnavailable if its server does not answer.
     """
     contents = {split: _place_of(source).identify(source, home) for split, source in task.data.sources.items()}
     content = contents.get(None, contents)
