@@ -188,6 +188,17 @@ def test_given_test_rows_are_measured_without_training(project: Project) -> None
     assert project.trained
 
 
+def test_overlaps_that_a_task_keeps_are_told_by_the_gate(project: Project) -> None:
+    rows = sentences(240)
+    train = write_csv(project.folder / "train.csv", rows[:160])
+    test = write_csv(project.folder / "test.csv", rows[140:])
+    source = f'path: "{project.folder / "tiny-sentiment.csv"}", format: csv'
+    project.edit(source, f'train: {{path: "{train}", format: csv}}, test: {{path: "{test}", format: csv}}')
+    project.edit("split: {dev: 0.15, test: 0.25}", "split: {dev: 0.15, on_overlap: keep}")
+    assert project.run().verdict == "failed"
+    assert any("FAIL leakage: 19.00% of the test rows are in the training rows" in line for line in project.lines)
+
+
 @pytest.mark.usefixtures("promoted")
 def test_a_champion_with_other_labels_needs_a_person(project: Project) -> None:
     path = project.folder / "tiny-sentiment.csv"
