@@ -195,7 +195,7 @@ def test_overlaps_that_a_task_keeps_are_told_by_the_gate(project: Project) -> No
     source = f'path: "{project.folder / "tiny-sentiment.csv"}", format: csv'
     project.edit(source, f'train: {{path: "{train}", format: csv}}, test: {{path: "{test}", format: csv}}')
     project.edit("split: {dev: 0.15, test: 0.25}", "split: {dev: 0.15, on_overlap: keep}")
-    assert project.run().verdict == "failed"
+    assert project.run().status == "gate failed"
     assert any("FAIL leakage: 19.00% of the test rows are in the training rows" in line for line in project.lines)
 
 
