@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ptpipeline.evaluation.lettering import write
 from ptpipeline.evaluation.metrics import BINS
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.reports import PairedDifference, Report, Scores, title_of
@@ -119,10 +120,15 @@ def draw_confusion(scores: Scores, report: Report) -> Figure:
         shown = f"the {MAX_LABELS} of {len(scores.confusion)} labels with the most wrong rows"
     figure, axes = _one_axes(f"{report.task}: {shown}", (cell * len(labels) + 3, cell * len(labels) + 2))
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
-    axes.set(xlabel="predicted", ylabel="true")
-    upright = cell < 1 or max(map(len, labels)) > 12
-    axes.set_xticks(range(len(labels)), labels, rotation=90 if upright else 0, fontsize=10 if cell > 1 else 7)
-    axes.set_yticks(range(len(labels)), labels, fontsize=10 if cell > 1 else 7)
+    every = list(scores.confusion)
+    lettering = write(every)
+    names = [lettering.names[every.index(label)] for label in labels]
+    note = "\nnumbers: the labels in the order of the task file" if lettering.numbered else ""
+    axes.set(xlabel=f"predicted{note}", ylabel="true")
+    upright = cell < 1 or max(map(len, names)) > 12
+    style = {"fontsize": 10 if cell > 1 else 7, "fontfamily": lettering.fonts}
+    axes.set_xticks(range(len(labels)), names, rotation=90 if upright else 0, **style)
+    axes.set_yticks(range(len(labels)), names, **style)
     if cell < 1:
         figure.colorbar(image, ax=axes, label="share of the true label's rows", shrink=0.6)
         return figure
@@ -216,12 +222,16 @@ def draw_slices(verdict: Verdict, alpha: float) -> Figure:
             edgecolor="white" if harmed else BLUE,
             height=0.7,
         )
+    lettering = write([part.name for part in verdict.slices])
+    written = dict(zip((part.name for part in verdict.slices), lettering.names, strict=True))
     _label_lines(
         axes,
-        [f"{part.name} ({part.rows})" for part in parts],
+        [f"{written[part.name]} ({part.rows})" for part in parts],
         [f"{part.difference:+.3f}, p {part.p_harm:.2g}{' HARMED' if part.p_harm <= alpha else ''}" for part in parts],
+        lettering.fonts,
     )
-    axes.set_xlabel(f"mean difference of a row, challenger minus champion\nred and hatched: worse at p {alpha:g}")
+    note = "; numbers: the parts in the order of the verdict" if lettering.numbered else ""
+    axes.set_xlabel(f"mean difference of a row, challenger minus champion\nred and hatched: worse at p {alpha:g}{note}")
     return figure
 
 
@@ -241,10 +251,10 @@ def _most_confused(scores: Scores) -> list[str]:
     return [label for label in wrong if label in shown]
 
 
-def _label_lines(axes: Axes, names: list[str], figures: list[str]) -> None:
+def _label_lines(axes: Axes, names: list[str], figures: list[str], fonts: list[str] | None = None) -> None:
     """Label one line per name from the top, with a line at zero; the figures stand at the right."""
     axes.axvline(0, color="black", linewidth=1)
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names, fontfamily=fonts)
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.margins(x=0.08)
     axes.grid(axis="x", color="#dddddd")

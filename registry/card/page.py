@@ -44,10 +44,22 @@ def render_page(card: Card, version: PromptVersion | None = None) -> bytes:
         measures=verdict.measures if verdict and verdict.measures else report.measures if report else {},
         hints=_hints(card),
         withheld=WITHHELD if card.withheld else None,
-        captions={name: CAPTIONS.get(name, name) for name in provenance.plots},
+        captions={name: _caption(name, card) for name in provenance.plots},
         placed=CAPTIONS,
     )
     return html.encode()
+
+
+def _caption(name: str, card: Card) -> str:
+    """Return what a plot shows, with the names that its numbers stand for, if the machine that drew it may have lacked
+    their letters.
+    """
+    caption, verdict = CAPTIONS.get(name, name), card.provenance.verdict
+    parts = [part.name for part in verdict.slices] if verdict else []
+    names = {"confusion": list(card.artifact.manifest.labels), "slices": parts}.get(name, [])
+    if all(letter < "\u0250" for one in names for letter in one):  # Latin, which every font has
+        return caption
+    return f"{caption}. Numbers in the plot: {', '.join(f'{place}. {one}' for place, one in enumerate(names, 1))}"
 
 
 @cache

@@ -1,11 +1,13 @@
 """Plots: what is drawn is what was measured, even if labels are many or hostile."""
 
+import warnings
+
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
 from benchmarks.fixtures.prompts import a_request, a_task
-from ptpipeline.evaluation import plots
+from ptpipeline.evaluation import lettering, plots
 from ptpipeline.evaluation.metrics import score_labels
 from ptpipeline.records.prompts import CurvePoint, TunedPrompt
 from ptpipeline.records.reports import PairedDifference, Report, SliceDifference, TextScores
@@ -85,6 +87,43 @@ def test_what_was_not_measured_is_not_drawn() -> None:
 
 def test_a_dollar_sign_in_a_label_is_drawn() -> None:
     assert "confusion" in plots.draw_plots(a_task(), tuned(), measured(["$x^", "{$\\frac$}", "<b>"]), judged())
+
+
+SCRIPTS = {
+    "korean": ["부정", "긍정", "중립"],
+    "chinese": ["悪い", "良い", "普通"],
+    "japanese": ["わるい", "よい", "ふつう"],
+    "arabic": ["سلبي", "إيجابي", "محايد"],
+    "hebrew": ["שלילי", "חיובי", "ניטרלי"],
+    "emoji": ["😡", "😍", "😐"],
+    "mixed": ["bad", "좋다", "ok 👍🏽"],
+    "control": ["a\nb", "a\tb", "\x07"],
+    "long": ["x" * 300, "y" * 300, "z " * 100],
+    "cyrillic": ["плохо", "хорошо", "средне"],
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_labels_of_every_script_are_readable_or_numbered(script: str) -> None:
+    labels = SCRIPTS[script]
+    parts = [SliceDifference(name=f"label {name}", rows=9, difference=0.1, p_harm=0.9) for name in labels]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # matplotlib warns of each letter that it draws as a box
+        made = plots.draw_plots(a_task(), tuned(), measured(labels), judged(slices=parts))
+    assert {"confusion", "slices"} <= set(made)
+
+
+def test_a_name_without_a_font_is_its_place_and_the_plot_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lettering, "_other_families", tuple)  # a machine without other fonts
+    report = measured(["bad", "좋다", "よい"])
+    assert not isinstance(report.prompt, TextScores)
+    axes = plots.draw_confusion(report.prompt, report).axes[0]
+    assert [name.get_text() for name in axes.get_yticklabels()] == ["bad", "2.", "3."]
+    assert axes.get_xlabel() == "predicted\nnumbers: the labels in the order of the task file"
+
+
+def test_a_name_in_a_known_script_is_written() -> None:
+    assert lettering.write(["good", "хорошо"]) == lettering.Lettering(["good", "хорошо"], ["DejaVu Sans"], False)
 
 
 def test_each_comparison_has_one_interval_and_only_its_own_margin() -> None:

@@ -236,6 +236,13 @@ def test_a_plot_of_another_name_is_shown_too(card: Card) -> None:
     assert Parsed(render_page(altered(card, plots={"curve-of-old": PNG}))).text.count("curve-of-old") == 1
 
 
+def test_a_plot_of_other_scripts_has_the_key_of_its_numbers(card: Card) -> None:
+    manifest = card.artifact.manifest.model_copy(update={"labels": {"나쁨": " a", "좋음": " b"}})
+    foreign = replace(card, artifact=card.artifact._replace(manifest=manifest))
+    assert "Numbers in the plot: 1. 나쁨, 2. 좋음" in Parsed(render_page(foreign)).text
+    assert "Numbers in the plot" not in Parsed(render_page(card)).text
+
+
 def test_a_prompt_that_was_never_judged_has_a_page(card: Card) -> None:
     text = Parsed(
         render_page(altered(card, report=None, verdict=None, plots={}, neighbours=None, snapshot=None, commit=None))
