@@ -5,6 +5,7 @@ escapes them anyway.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,6 +17,7 @@ from flows.cli.terminal import say
 from ptpipeline.foreign import escape_controls
 from ptpipeline.records.answers import Answer
 from ptpipeline.records.base import Record
+from ptpipeline.records.data import Snapshot
 from ptpipeline.records.prompts import Cost, PromptManifest, Trial, TunedPrompt
 from ptpipeline.records.reports import Report, Scores, TextScores, title_of
 from ptpipeline.records.verdicts import Verdict
@@ -83,6 +85,34 @@ def print_record(record: Row, as_json: bool) -> None:
     for name, value in plain.items():
         table.add_row(escape_controls(name.replace("_", " ")), _cell(value))
     _console().print(table)
+
+
+def print_snapshot(snapshot: Snapshot, as_json: bool) -> None:
+    """Print the rows of each label and split, then what the checks found, no line wider than the terminal."""
+    if as_json:
+        print_record(snapshot, as_json)
+        return
+    splits, console = snapshot.splits(), _console()
+    console.print(escape_controls(f"{snapshot.task}: snapshot {snapshot.digest[:12]} of {snapshot.source}"))
+    rows: list[Row] = [
+        {"label": label, **{name: info.labels.get(label, 0) for name, info in splits.items()}}
+        for label in snapshot.train.labels
+    ]
+    rows.append({"label": "all rows", **{name: info.rows for name, info in splits.items()}})
+    console.print()
+    print_table(rows, as_json=False)
+    found = [check for check in snapshot.checks if check.count]
+    console.print()
+    print_table(
+        [{"check": one.name, "rows": one.count, "policy": one.policy, "found": one.detail} for one in found],
+        as_json=False,
+        empty="no check found anything",
+    )
+    quiet = ", ".join(check.name for check in snapshot.checks if not check.count and check.outcome != "off")
+    off = ", ".join(check.name for check in snapshot.checks if check.outcome == "off")
+    for sentence in (f"nothing found by {quiet}" if quiet else "", f"off: {off}" if off else ""):
+        if sentence:
+            console.print(escape_controls(sentence))
 
 
 def print_version(details: VersionDetails, as_json: bool) -> None:
@@ -267,4 +297,7 @@ def _cell(value: Any) -> str:
 
 def _console() -> Console:
     """A console of the terminal's width; wide enough for every line if the output goes to a file or a pipe."""
-    return Console(soft_wrap=False, markup=False, highlight=False, width=None if sys.stdout.isatty() else 400)
+    width, height = (
+        shutil.get_terminal_size() if sys.stdout.isatty() else (400, 25)
+    )  # rich takes a dumb one for 80 wide
+    return Console(soft_wrap=False, markup=False, highlight=False, width=width, height=height)

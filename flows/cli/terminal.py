@@ -8,7 +8,9 @@ Imports nothing heavy, because every verb imports it.
 import io
 import logging
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TextIO
@@ -33,8 +35,13 @@ def say(line: str, file: TextIO | None = None) -> None:
 
 
 def say_progress(line: str) -> None:
-    """Print one line of what goes on, on standard error."""
-    say(line, sys.stderr)
+    """Print one line of what goes on, on standard error; on a terminal, words that do not fit go to the next line."""
+    if not sys.stderr.isatty():
+        say(line, sys.stderr)
+        return
+    width = shutil.get_terminal_size().columns
+    for part in textwrap.wrap(escape(line), width, subsequent_indent="  ") or [""]:
+        say(part, sys.stderr)
 
 
 def choose_display() -> "Display":

@@ -120,13 +120,18 @@ def tasks(as_json: Json = False) -> None:
 
 @app.command()
 def ingest(task: TaskName, as_json: Json = False) -> None:
-    """Read, check and split a task's data into a snapshot."""
-    from flows.cli.render import print_record
+    """Read, check and split a task's data into a snapshot.
+
+    It shows the rows of each label and split, and which rows the checks found.
+    """
+    from flows.cli.render import print_snapshot
     from flows.stages.ingest import ingest as take_snapshot
     from ptpipeline.task.folder import find_task
 
     context = open_context()
-    print_record(take_snapshot(context, find_task(context.settings.tasks, task)), as_json)
+    if not as_json:
+        logging.getLogger("ptpipeline.data").setLevel(logging.ERROR)  # the table tells what the checks found
+    print_snapshot(take_snapshot(context, find_task(context.settings.tasks, task)), as_json)
 
 
 @app.command()

@@ -126,9 +126,10 @@ def draw_confusion(scores: Scores, report: Report) -> Figure:
     note = "\nnumbers: the labels in the order of the task file" if lettering.numbered else ""
     axes.set(xlabel=f"predicted{note}", ylabel="true")
     upright = cell < 1 or max(map(len, names)) > 12
-    style = {"fontsize": 10 if cell > 1 else 7, "fontfamily": lettering.fonts}
-    axes.set_xticks(range(len(labels)), names, rotation=90 if upright else 0, **style)
-    axes.set_yticks(range(len(labels)), names, **style)
+    size, fonts = 10 if cell > 1 else 7, lettering.fonts
+    rotation = 90 if upright else 0
+    axes.set_xticks(range(len(labels)), names, rotation=rotation, fontsize=size, fontfamily=fonts)
+    axes.set_yticks(range(len(labels)), names, fontsize=size, fontfamily=fonts)
     if cell < 1:
         figure.colorbar(image, ax=axes, label="share of the true label's rows", shrink=0.6)
         return figure
