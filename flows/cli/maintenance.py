@@ -79,22 +79,28 @@ def lineage(
         Path | None,
         typer.Option("--text-file", metavar="FILE", help="The same, by the row's text in a file."),
     ] = None,
+    field: Annotated[
+        list[str] | None,
+        typer.Option("--field", metavar="NAME=TEXT", help="The same, by each field of a row of several; repeat."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Trace a version to its rows, or a row to the versions.
 
     For a row it also says what to do if the row must be forgotten.
     """
+    from flows.cli.questions import read_pairs
     from flows.cli.render import print_lineage, print_table
     from registry.lineage.trace import plan_erasure, row_id, trace_row, trace_version
 
-    if [reference, row, text_file].count(None) != 2:
-        raise typer.BadParameter("give a version, or --row, or --text-file")
+    if [reference, row, text_file, field or None].count(None) != 3:
+        raise typer.BadParameter("give a version, or --row, or --text-file, or --field for each field of a row")
     registry = open_registry()
     if reference is not None:
         print_lineage(trace_version(registry, *find_version(registry, reference)), as_json)
         return
-    exposures = trace_row(registry, row_id(read_text(text_file)) if text_file is not None else str(row))
+    fields = {"text": read_text(text_file)} if text_file is not None else read_pairs(field or [])
+    exposures = trace_row(registry, row_id(fields) if fields else str(row))
     print_table(exposures, as_json, "nothing that is stored learnt from this row")
     for step in plan_erasure(exposures):
         say(step, sys.stderr)

@@ -22,11 +22,12 @@ def read_questions(texts: Sequence[str], pairs: Sequence[str], path: Path | None
             "--input FILE"
         )
     if pairs:
-        return [_read_pairs(pairs)]
+        return [read_pairs(pairs)]
     return list(read_lines() if list(texts) == ["-"] else texts)
 
 
-def _read_pairs(pairs: Sequence[str]) -> Fields:
+def read_pairs(pairs: Sequence[str]) -> Fields:
+    """Return the fields that `NAME=TEXT` pairs give. Raises DataError if a pair is none, or a name stands twice."""
     fields: dict[str, str] = {}
     for pair in pairs:
         name, sign, text = pair.partition("=")

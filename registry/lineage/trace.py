@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from graphlib import CycleError, TopologicalSorter
 from typing import Literal, NamedTuple
 
-from ptpipeline.data.rows import normalise
+from ptpipeline.data.rows import normalise_fields
 from ptpipeline.data.snapshot import load_split
 from ptpipeline.errors import ArtifactError, DataError, NotFound
 from ptpipeline.records.base import Record
@@ -19,6 +19,7 @@ from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PRODUCTION, Promotion
+from ptpipeline.task.template import Fields
 from registry.ledger.usage import Name
 from registry.lineage.ancestry import Relation, is_shared
 from registry.lineage.graph import Graph, read_graph
@@ -113,9 +114,9 @@ def trace_version(registry: Registry, task: str, number: int) -> Lineage:
     return Lineage(origins=list(origins.values()), report=report, verdict=verdict, promotions=promotions)
 
 
-def row_id(text: str) -> str:
-    """Return the id of the row with that text, as snapshots write it."""
-    return hashlib.sha256(normalise(text).encode()).hexdigest()[:16]
+def row_id(fields: Fields) -> str:
+    """Return the id of the row with these fields, as snapshots write it."""
+    return hashlib.sha256(normalise_fields(fields).encode()).hexdigest()[:16]
 
 
 def trace_row(registry: Registry, row: str) -> list[Exposure]:

@@ -141,6 +141,16 @@ def test_a_wrong_question_is_one_sentence(
     assert (code, fault in capsys.readouterr().err.replace("\n", " ")) == (1, True)
 
 
+def test_a_row_is_traced_by_its_fields(night: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    enter(night, monkeypatch)
+    context = night.stages
+    row = load_split(context.registry.store, ingest(context, night.task()), "train")[0]
+    pairs = [part for name, text in row.fields.items() for part in ("--field", f"{name}={text.upper()}")]
+    code, output = ptp("lineage", *pairs, "--json")
+    assert code == 0, output
+    assert [json.loads(line)["version"] for line in output.splitlines()] == [1]
+
+
 def test_a_file_is_measured_by_its_fields(night: Project) -> None:
     path = write_pairs(night.folder / "own.csv", sentences(40, seed=9))
     report = measure_file(night.stages, VersionRef("tiny-sentiment", 1), path)

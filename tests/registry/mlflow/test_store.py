@@ -149,6 +149,7 @@ def test_no_password_of_an_address_is_told() -> None:
 
 def test_mlflow_templates_double_the_braces() -> None:
     assert mlflow_template("{{not a field}} {text}\nMood:") == "{not a field} {{text}}\nMood:"
+    assert mlflow_template("{premise}\nClaim: {hypothesis}") == "{{premise}}\nClaim: {{hypothesis}}"
 
 
 def test_a_new_verdict_changes_the_page(shown: Registry, task: Task, client: MlflowClient) -> None:
