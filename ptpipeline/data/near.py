@@ -63,12 +63,9 @@ def find_representatives(normals: Iterable[str]) -> dict[str, str]:
     Clusters are the connected components of near duplicates, whatever the order of the texts and their repeats. The
     representative is the member with the smallest sha256, so neither labels nor unrelated texts change it.
     """
-    spellings: dict[str, list[str]] = defaultdict(list)  # text without punctuation -> normalised texts
-    for normal in sorted(set(normals)):
-        spellings[strip_punctuation(normal)].append(normal)
-    texts, representatives = list(spellings), dict[str, str]()
-    for cluster in _cluster(texts, [len(normals) for normals in spellings.values()]):
-        members = [normal for index in cluster for normal in spellings[texts[index]]]
+    texts, representatives = sorted(set(normals)), dict[str, str]()
+    for cluster in _cluster(texts):
+        members = [texts[index] for index in cluster]
         representatives |= dict.fromkeys(members, min(members, key=_sha256))
     return representatives
 
@@ -77,8 +74,8 @@ def find_near_duplicates(rows: Sequence[str], of: Sequence[str]) -> list[int]:
     """Return the indexes in `rows` of texts that are near duplicates of one in `of`, or equal to one if normalised."""
     import numpy as np
 
-    known = sorted({strip_punctuation(normalise(text)) for text in of})
-    texts = [strip_punctuation(normalise(text)) for text in rows]
+    known = sorted({normalise(text) for text in of})
+    texts = [normalise(text) for text in rows]
     duplicates = set(known) & set(texts)
     others = sorted(set(texts) - duplicates)
     bands, other_bands = _compute_bands(known), _compute_bands(others)
@@ -110,11 +107,8 @@ def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
-def _cluster(texts: list[str], sizes: list[int]) -> Iterable[list[int]]:
-    """Return the clusters, as indexes of texts, which hold more than one text, if each counts as often as `sizes` says.
-
-    Only texts that share a band with another are compared.
-    """
+def _cluster(texts: list[str]) -> Iterable[list[int]]:
+    """Return the clusters of several texts, as indexes. Only texts that share a band with another are compared."""
     import numpy as np
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
@@ -127,14 +121,12 @@ def _cluster(texts: list[str], sizes: list[int]) -> Iterable[list[int]]:
     peers = shared.nonzero()[0]  # [peers], indexes of texts
     signatures = _compute_signatures([texts[index] for index in peers])
     pairs = np.array(list(_find_pairs(bands[shared], signatures)), np.int64).reshape(-1, 2)  # [pairs, 2], of peers
-    ones, twos = peers[pairs].T
-    edges = coo_array((np.ones(len(pairs), bool), (ones, twos)), shape=(len(texts), len(texts)))
-    count, numbers = connected_components(edges, directed=False)
-    large = np.bincount(numbers, sizes, count) > 1
+    edges = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(peers), len(peers)))
+    _, numbers = connected_components(edges, directed=False)
     clusters: dict[int, list[int]] = defaultdict(list)
-    for index in large[numbers].nonzero()[0].tolist():
-        clusters[numbers[index]].append(index)
-    return clusters.values()
+    for index, number in zip(peers.tolist(), numbers.tolist(), strict=True):
+        clusters[number].append(index)
+    return [cluster for cluster in clusters.values() if len(cluster) > 1]
 
 
 def _find_pairs(bands: "NDArray[np.uint64]", signatures: "NDArray[np.uint16]") -> Iterator[tuple[int, int]]:
@@ -219,5 +211,7 @@ def _minhash(texts: Sequence[str], length: int) -> "Iterator[NDArray[np.uint32]]
         hashfunc=functools.lru_cache(KNOWN_SHINGLES)(sha1_hash32),
     )
     for some in count(_chunk(texts), len(texts), "texts"):
-        pieces = ([shingle.encode(errors="surrogatepass") for shingle in shingles(text)] for text in some)
+        pieces = (
+            [shingle.encode(errors="surrogatepass") for shingle in shingles(strip_punctuation(text))] for text in some
+        )
         yield np.array([one.hashvalues for one in sketch(pieces)], np.uint32)

@@ -125,7 +125,8 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
     unlabelled = _drop_unreadable(task, numbered, log)
     near = _cluster_texts(task, unlabelled)
     if source.groups is None:
-        unlabelled = [row._replace(key=near.representatives.get(row.normal, row.key)) for row in unlabelled]
+        known = near.representatives
+        unlabelled = [row._replace(key=known[row.normal]) if row.normal in known else row for row in unlabelled]
     rows = _add_targets(task, unlabelled) if task.generate else _add_labels(task, unlabelled, Labels(task, source), log)
     alone = bool(task.data.given)  # a given test row stays, whatever the training rows hold
     rows = log.drop("duplicate", rows, _duplicates(rows, alone))
@@ -253,19 +254,18 @@ def _duplicates(rows: list[CheckedRow], alone: bool) -> set[int]:
 
 def _conflicts(rows: list[CheckedRow], alone: bool) -> set[int]:
     """Every row whose normalised text has two labels or two targets: neither can be trusted; `alone`: in its split."""
-    labels: dict[tuple[str, bool | Split], set[str]] = defaultdict(set)
-    for row in rows:
-        labels[row.normal, alone and row.split].add(row.label)
-    return {row.number for row in rows if len(labels[row.normal, alone and row.split]) > 1}
+    first: dict[tuple[str, bool | Split], str] = {}
+    texts = [(row.normal, alone and row.split) for row in rows]
+    doubtful = {text for text, row in zip(texts, rows, strict=True) if first.setdefault(text, row.label) != row.label}
+    return {row.number for text, row in zip(texts, rows, strict=True) if text in doubtful}
 
 
 def _overlaps(rows: list[CheckedRow]) -> set[int]:
     """Rows whose normalised text also stands in a split that keeps it first: test, then reserve, dev and train."""
-    splits: dict[str, set[Split]] = defaultdict(set)
+    keepers: dict[str, Split] = {}
     for row in rows:
-        splits[row.normal].add(row.split)
-    keeper = {normal: next(split for split in _KEPT_FIRST if split in own) for normal, own in splits.items()}
-    return {row.number for row in rows if row.split != keeper[row.normal]}
+        keepers[row.normal] = min(row.split, keepers.get(row.normal, row.split), key=_KEPT_FIRST.index)
+    return {row.number for row in rows if row.split != keepers[row.normal]}
 
 
 def _shortages(rows: list[CheckedRow], labels: Iterable[str], data: Data) -> list[str]:

@@ -26,6 +26,7 @@ from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import snapshot_manifest_key, split_key
 from ptpipeline.task.task import Task
 
+CHUNK = 100_000  # rows that are written at once
 FindLong = Callable[[Sequence[CheckedRow]], list[int]]  # the indexes of the rows that are too long
 
 
@@ -237,18 +238,17 @@ def _encode(rows: list[Row], snapshot: Snapshot) -> bytes:
     import pyarrow.parquet as pq
 
     schema = pa.schema([(column, pa.string()) for column in _columns(snapshot)])
-    columns = [
-        [row.id for row in rows],
-        *([row.fields[name] for row in rows] for name in snapshot.fields),
-        [row.label for row in rows],
-        *([row.slices[index] for row in rows] for index in range(len(snapshot.slices))),
-    ]
     buffer = io.BytesIO()
-    pq.write_table(
-        pa.Table.from_arrays([pa.array(values, pa.string()) for values in columns], schema=schema),
-        buffer,
-        compression="zstd",
-    )
+    with pq.ParquetWriter(buffer, schema, compression="zstd") as writer:
+        for start in range(0, max(len(rows), 1), CHUNK):
+            some = rows[start : start + CHUNK]
+            columns = [
+                [row.id for row in some],
+                *([row.fields[name] for row in some] for name in snapshot.fields),
+                [row.label for row in some],
+                *([row.slices[index] for row in some] for index in range(len(snapshot.slices))),
+            ]
+            writer.write_table(pa.table([pa.array(values, pa.string()) for values in columns], schema))
     return buffer.getvalue()
 
 
