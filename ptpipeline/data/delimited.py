@@ -64,10 +64,12 @@ def read_delimited(name: str, path: Path, source: Source, wanted: Sequence[Wante
                 misquoted.look_for_csv(len(lines), row)
             elif records.last > records.line:
                 misquoted.look(len(lines), row)
+            else:
+                misquoted.note(row)
             if len(lines) > MAX_ROWS:
                 raise too_many(name)
     columns = {column: Column(values) for column, values in cells.items()}
-    return Table(layout.names, columns, Places("line", lines), misquoted.find(list(cells.values())))
+    return Table(layout.names, columns, Places("line", lines), misquoted.find())
 
 
 class _Records:

@@ -10,7 +10,8 @@ from itertools import islice
 from typing import NamedTuple
 
 MAX_LINES = 200  # that are looked at, of one cell
-MAX_VALUES, MAX_VALUE = 50, 60  # of a column of few values; characters of one
+MAX_VALUES, MAX_VALUE = 50, 60  # of a column of few values; characters of one that is compared
+UNJUDGED = 1000  # first rows that are judged by all rows; a later one by those before it too, so that few are kept
 PLAIN_LINES, PLAIN_PAIRS = 3, 10  # lines that are whole rows of three or more, or of two columns, without such a column
 
 _LINE_END = re.compile("\r\n|\r|\n")
@@ -27,12 +28,25 @@ class _Candidate(NamedTuple):
 
 
 class Misquoted:
-    """Looks at the rows of more than one line; `wanted` are the positions of the columns that `find` is given."""
+    """Looks at the rows of more than one line; `wanted` are the positions of the columns that the task names."""
 
     def __init__(self, delimiter: str, width: int, wanted: Sequence[int]) -> None:
         self.delimiter, self.width, self.wanted = delimiter, width, wanted
         self.candidates: dict[int, list[_Candidate]] = {}
+        self.few: dict[int, set[str]] = {at: set() for at in wanted}  # the values of the columns that have few so far
+        self.alone = 0  # rows of one line
         self.quoted: set[int] = set()  # rows of a tsv with a cell in the quotes of a csv
+
+    def note(self, row: Sequence[str]) -> None:
+        """Learn the values of a row of one line."""
+        self.alone += 1
+        many = False
+        for at, values in self.few.items():
+            if row[at] and row[at] not in values:
+                values.add(row[at])
+                many = many or len(values) > MAX_VALUES
+        if many:
+            self.few = {at: values for at, values in self.few.items() if len(values) <= MAX_VALUES}
 
     def look(self, number: int, row: Sequence[str]) -> None:
         """Keep the row by its number if half of the lines of one of its cells have the fields of a row."""
@@ -50,7 +64,9 @@ class Misquoted:
             judged = sum(width > 1 for width in widths)
             if rows and 2 * len(rows) >= judged:
                 exact = sum(len(line) == width > 1 for line, width in zip(lines, widths, strict=True))
-                self.candidates.setdefault(number, []).append(_Candidate(judged, exact, rows))
+                candidate = _Candidate(judged, exact, rows)
+                if number <= UNJUDGED or self._is_swallowing(candidate):
+                    self.candidates.setdefault(number, []).append(candidate)
 
     def look_for_csv(self, number: int, row: Sequence[str]) -> None:
         """Keep the row of a tsv by its number if a wanted cell is quoted as csv does it, its own quotes doubled."""
@@ -59,16 +75,10 @@ class Misquoted:
             if cell[:1] == '"' == cell[-1:] and '""' in cell[1:-1] and '"' not in cell[1:-1].replace('""', ""):
                 self.quoted.add(number)
 
-    def find(self, columns: Sequence[Sequence[str | None]]) -> frozenset[int]:
-        """Return the numbers of the rows whose lines are rows, given the cells of the wanted columns."""
-        if not self.candidates:
-            return frozenset(self.quoted)
-        known = [self._few_values(column) for column in columns]
-        return frozenset(
-            number
-            for number, cells in self.candidates.items()
-            if any(self._is_swallowing(candidate, known) for candidate in cells)
-        )
+    def find(self) -> frozenset[int]:
+        """Return the numbers of the rows whose lines are rows, as far as all rows tell."""
+        swallowing = {number for number, cells in self.candidates.items() if any(map(self._is_swallowing, cells))}
+        return frozenset(swallowing | self.quoted)
 
     def _cells(self, line: list[str], index: int, first: bool, last: bool) -> tuple[str | None, ...]:
         """The wanted cells of a line: those before the text from its begin, those behind it from its end, because the
@@ -79,9 +89,10 @@ class Misquoted:
         shown = before | behind
         return tuple(shown[at].strip('"')[:MAX_VALUE] if at in shown else None for at in self.wanted)
 
-    def _is_swallowing(self, candidate: _Candidate, known: Sequence[set[str] | None]) -> bool:
+    def _is_swallowing(self, candidate: _Candidate) -> bool:
+        few = {at: values for at, values in self.few.items() if values and 2 * len(values) <= self.alone}
         pairs = [
-            [(cell, values) for cell, values in zip(row, known, strict=True) if values and cell is not None]
+            [(cell, few[at]) for at, cell in zip(self.wanted, row, strict=True) if at in few and cell is not None]
             for row in candidate.rows
         ]
         if not any(pairs):
@@ -89,18 +100,6 @@ class Misquoted:
             return candidate.exact == candidate.lines >= least
         like = sum(bool(row) and 2 * sum(cell in values for cell, values in row) >= len(row) for row in pairs)
         return like > 0 and 2 * like >= candidate.lines
-
-    def _few_values(self, column: Sequence[str | None]) -> set[str] | None:
-        """The values of a column that repeats a few of them, without the rows that are looked at."""
-        values: set[str] = set()
-        count = 0
-        for number, cell in enumerate(column, 1):
-            if cell and number not in self.candidates:
-                values.add(cell[:MAX_VALUE])
-                count += 1
-                if len(values) > MAX_VALUES:
-                    return None
-        return values if values and 2 * len(values) <= count else None
 
 
 def _split(cell: str) -> Iterator[str]:

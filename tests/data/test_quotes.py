@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from ptpipeline.data.quotes import UNJUDGED, Misquoted
 from ptpipeline.data.rows import check_rows
 from ptpipeline.data.sources import read_rows
 from ptpipeline.data.table import Wanted
@@ -49,6 +50,18 @@ def test_it_is_found_if_the_text_comes_last(tmp_path: Path, end: int) -> None:
 def test_one_that_opens_in_a_column_that_is_not_named_is_found(tmp_path: Path) -> None:
     lines = [f"note {number},{line}" for number, line in enumerate(LINES)]
     assert load(tmp_path, body(spoil(5, 9, lines), "note,text,label")).misquoted == {6}
+
+
+def test_it_is_found_far_down_and_honest_texts_there_are_not_kept(tmp_path: Path) -> None:
+    lines = [f'"text {number}, and\nmore, of it",{"bad" if number % 2 else "good"}' for number in range(3000)]
+    lines += spoil(5, 9)
+    assert load(tmp_path, body([*LINES, *lines])).misquoted == {3066}
+    looked = Misquoted(",", 2, [0, 1])
+    for line in LINES:
+        looked.note(line.split(","))
+    for number in range(1, 3000):
+        looked.look(number, ["text, and\nmore, of it", "bad"])
+    assert len(looked.candidates) == UNJUDGED
 
 
 def test_it_is_found_without_a_column_of_few_values(tmp_path: Path) -> None:
