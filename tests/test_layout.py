@@ -26,6 +26,7 @@ TOPICS = {
     "flows/stages/test_methods.py": "every method of the recipe through the whole chain",
     "flows/stages/test_privacy.py": "no text of a row leaves the snapshot",
     "flows/stages/test_progress.py": "what a run shows while it works",
+    "flows/stages/test_sources.py": "a task whose rows are on servers",
     "flows/stages/test_report.py": "the page of a version that a run made",
     "flows/cli/test_actor.py": "who the history names",
     "flows/cli/test_boundaries.py": "every verb at its borders: files, streams and other users",
