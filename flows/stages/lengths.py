@@ -60,7 +60,7 @@ def check_lengths(context: Context, task: Task, snapshot: Snapshot, text: "TaskT
 
 def refuse_long(text: "TaskText", what: str, where: str) -> str:
     """Return the sentence that refuses rows for their length."""
-    target = f", a target {text.free.limit}" if text.free else ""
+    target = f", the target {text.free.limit} (generate.max_new_tokens)" if text.free else ""
     return (
         f"{what}: too long: {where}; a text may have {text.limit} tokens in its template beside the prompt and the "
         f"answer{target}: shorten them, or set data.too_long to drop or truncate_end"

@@ -336,14 +336,14 @@ def test_no_text_is_in_any_answer(world: World, caplog: pytest.LogCaptureFixture
     mood = world.task("mood")
     rows = world.snapshot(mood, SECRET)
     world.publish(mood, rows.digest)
-    found = trace_row(world.registry, row_id(f"  {SECRET.upper()} "))
+    found = trace_row(world.registry, row_id({"text": f"  {SECRET.upper()} "}))
     shown = (
         [item.model_dump_json() for item in found]
         + plan_erasure(found)
         + [trace_version(world.registry, "mood", 1).model_dump_json()]
     )
     assert "soup" not in "".join(shown).casefold() + caplog.text.casefold()
-    assert row_id(SECRET) == row_id(f"  {SECRET.upper()} ")
+    assert row_id({"text": SECRET}) == row_id({"text": f"  {SECRET.upper()} "})
 
 
 def test_a_version_leads_to_its_rows(world: World) -> None:
