@@ -12,6 +12,8 @@ TOPICS = {
     "data/test_places.py": "the rows of a shipped task in every kind of place",
     "data/test_targets.py": "rows of free text, from source to snapshot",
     "evaluation/probes/test_figures.py": "norms and latency",
+    "flows/cli/test_boundaries.py": "what a path, a stream or a user may do to any verb",
+    "flows/cli/test_ingest.py": "what a person sees of an ingest",
     "flows/cli/test_quiet.py": "a refused candidate in every view, under `gate.figures: quiet`",
     "flows/server/test_prefect.py": "Prefect's client side against a small server",
     "flows/stages/test_collected.py": "a run behind a garbage collection, and beside one",

@@ -53,6 +53,12 @@ def read_parquet(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
     return Table(list(schema.names), columns, Places())
 
 
+def list_plain(path: Path) -> list[str]:
+    """Return the columns that hold no nested values."""
+    schema = open_parquet(str(path)).schema_arrow
+    return [field.name for field in schema if not field.type.num_fields]
+
+
 class _Reader:
     """Gives the columns of a file in arrays of some megabytes, whatever they unfold into.
 

@@ -72,6 +72,12 @@ def read_delimited(name: str, path: Path, source: Source, wanted: Sequence[Wante
     return Table(layout.names, columns, Places("line", lines), misquoted.find())
 
 
+def list_header(name: str, path: Path, source: Source) -> list[str]:
+    """Return the names in the header line, or those that the source gives."""
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        return _Records(name, path, file, source).read_header(source, []).names
+
+
 class _Records:
     """The records of one file in order; `line` and `last` are the first and last line of the latest one."""
 

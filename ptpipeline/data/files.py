@@ -8,8 +8,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from ptpipeline.data.delimited import read_delimited
-from ptpipeline.data.json_lines import read_json_lines
+from ptpipeline.data.delimited import list_header, read_delimited
+from ptpipeline.data.json_lines import list_keys, read_json_lines
 from ptpipeline.data.table import Table, Wanted
 from ptpipeline.errors import DataError
 from ptpipeline.foreign import parsing
@@ -62,6 +62,24 @@ def _read(name: str, path: Path, source: Source, wanted: Sequence[Wanted]) -> Ta
 
         return read_parquet(name, path, wanted)
     return read_delimited(name, path, source, wanted)
+
+
+def list_columns(name: str, path: Path, source: Source) -> list[str]:
+    """Return the columns of a file whose cells are plain values, by which `load_file` can be asked for them.
+
+    Raises what `load_file` raises for a file that it cannot read.
+    """
+    with parsing(f"{name}: not readable as {source.format}", f"give a file in {source.format}", DataError):
+        if path.stat().st_size == 0:
+            raise DataError(f"{name}: the file is empty; expected rows in {source.format}")
+        _check_beginning(name, path, source.format or "")
+        if source.format == "jsonl":
+            return list_keys(name, path)
+        if source.format == "parquet":
+            from ptpipeline.data.arrow import list_plain
+
+            return list_plain(path)
+        return list_header(name, path, source)
 
 
 def _check_beginning(name: str, path: Path, form: str) -> None:

