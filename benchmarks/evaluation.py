@@ -22,6 +22,7 @@ import torch
 
 from benchmarks.train_step import describe, make_parser
 from ptpipeline.data.rows import Row
+from ptpipeline.data.sample import sample_rows
 from ptpipeline.data.snapshot import ingest, load_split
 from ptpipeline.evaluation.baselines import Bare
 from ptpipeline.evaluation.evaluate import measure_prompt
@@ -29,7 +30,7 @@ from ptpipeline.evaluation.measurement import Measurement, Sample
 from ptpipeline.evaluation.probes.latency import measure_latency
 from ptpipeline.evaluation.probes.membership import measure_membership
 from ptpipeline.evaluation.probes.norms import measure_norms
-from ptpipeline.evaluation.probes.queries import Known, sample_rows
+from ptpipeline.evaluation.probes.queries import Known
 from ptpipeline.evaluation.probes.robustness import measure_robustness
 from ptpipeline.evaluation.probes.swaps import measure_swaps
 from ptpipeline.models.base import prepare_base

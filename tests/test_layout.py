@@ -31,7 +31,6 @@ TOPICS = {
     "flows/stages/test_sources.py": "a task whose rows are on servers",
     "flows/stages/test_report.py": "the page of a version that a run made",
     "flows/cli/test_actor.py": "who the history names",
-    "flows/cli/test_boundaries.py": "every verb at its borders: files, streams and other users",
     "models/test_download.py": "base models from a hub",
     "models/test_guards.py": "what a base model has to be",
     "prompts/test_key_files.py": "the files that hold the keys of signatures",

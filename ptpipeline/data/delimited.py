@@ -46,7 +46,6 @@ def read_delimited(name: str, path: Path, source: Source, wanted: Sequence[Wante
 
     Raises DataError naming the line if a row has too many or too few fields, or its quotes enclose no field.
     """
-    csv.field_size_limit(MAX_FIELD)  # one for the process, and never lowered: another thread may read a long text
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         records = _Records(name, path, file, source)
         layout = records.read_header(source, wanted)
@@ -82,6 +81,7 @@ class _Records:
     """The records of one file in order; `line` and `last` are the first and last line of the latest one."""
 
     def __init__(self, name: str, path: Path, file: IO[str], source: Source) -> None:
+        csv.field_size_limit(MAX_FIELD)  # one for the process, and never lowered: another thread may read a long text
         self.name, self.path, self.file = name, path, file
         self.line = self.last = 0
         self.latest = ""  # the line that was read last

@@ -1,12 +1,11 @@
 """From tasks and their snapshots to trained artifacts: encode, train one gang, pack the best prompts."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
 
-from ptpipeline.data.rows import Row
+from ptpipeline.data.sample import choose_dev_rows
 from ptpipeline.data.snapshot import load_split
 from ptpipeline.data.tokens import FreeText, TaskText, apply_scoring, is_cut, label_tokens, max_input_tokens
 from ptpipeline.errors import BaseModelError, PtpError, TaskFileError, Terminal, TrainingError
@@ -183,16 +182,6 @@ def build_job(base: FrozenBase, data: TaskData, tune: Tune, store: ObjectStore, 
     train = text.rows(load_split(store, data.snapshot, "train"))
     dev = text.rows(choose_dev_rows(load_split(store, data.snapshot, "dev"), tune.dev_rows))
     return Job(task.name, task, tune, make_initial_prompt(base, tune, task.labels, given), text, train, dev)
-
-
-def choose_dev_rows(rows: Sequence[Row], limit: int) -> list[Row]:
-    """Return up to `limit` rows in their order: those whose ids have the lowest hashes, the same for every training.
-
-    A row that is added or removed changes at most one other row of the choice.
-    """
-    chosen = sorted(rows, key=lambda row: hashlib.sha256(f"dev:{row.id}".encode()).digest())[:limit]
-    ids = {row.id for row in chosen}
-    return [row for row in rows if row.id in ids]
 
 
 def _name_trial(task: Task, variant: Tune) -> str:

@@ -3,11 +3,12 @@
 from pathlib import Path
 
 from ptpipeline.data.rows import Row
+from ptpipeline.data.sample import choose_dev_rows
 from ptpipeline.data.snapshot import ingest
 from ptpipeline.storage import FolderStore
 from ptpipeline.task.folder import find_task
 from ptpipeline.task.recipe import Tune
-from ptpipeline.tuning.tune import TaskData, build_job, choose_dev_rows
+from ptpipeline.tuning.tune import TaskData, build_job
 from tests.evaluation.probed import tiny
 from tests.tiny import tiny_project
 

@@ -7,7 +7,8 @@ from itertools import cycle, islice
 import numpy as np
 
 from ptpipeline.data.rows import Row
-from ptpipeline.evaluation.probes.queries import encode_bare, encode_prompted, sample_rows
+from ptpipeline.data.sample import sample_rows
+from ptpipeline.evaluation.probes.queries import encode_bare, encode_prompted
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.answers import Opening, generate
 from ptpipeline.serving.engine import Engine, Question

@@ -9,8 +9,9 @@ from scipy.stats import bootstrap, mannwhitneyu
 from sklearn.metrics import roc_auc_score
 
 from ptpipeline.data.rows import Row
+from ptpipeline.data.sample import sample_rows
 from ptpipeline.evaluation.probes.likelihood import bare_likelihoods, keep_within_limit, prompted_likelihoods
-from ptpipeline.evaluation.probes.queries import NOTHING, Known, sample_rows
+from ptpipeline.evaluation.probes.queries import NOTHING, Known
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.engine import Engine
 

@@ -1,6 +1,5 @@
 """How probes query a loaded prompt: on the same rows each night, with texts that may no longer fit."""
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -28,13 +27,6 @@ class Known(NamedTuple):
 
 
 NOTHING = Known()
-
-
-def sample_rows(rows: Sequence[Row], limit: int) -> list[Row]:
-    """Return up to `limit` rows, those whose ids have the lowest hashes: a row that is added or removed changes at most
-    one other row of the sample.
-    """
-    return sorted(rows, key=lambda row: hashlib.sha256(f"probe:{row.id}".encode()).digest())[:limit]
 
 
 def ask(engine: Engine, artifact: Artifact, texts: Sequence[Fields]) -> list[str]:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from ptpipeline.data.rows import Row
-from ptpipeline.evaluation.probes.queries import NOTHING, Known, answer_rows, ask, change_fields, fits, sample_rows
+from ptpipeline.data.sample import sample_rows
+from ptpipeline.evaluation.probes.queries import NOTHING, Known, answer_rows, ask, change_fields, fits
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.engine import Engine
 from ptpipeline.task.template import Fields

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from ptpipeline.data.rows import Row
+from ptpipeline.data.sample import sample_rows
 from ptpipeline.errors import DataError
 from ptpipeline.evaluation.probes.queries import (
     NOTHING,
@@ -14,7 +15,6 @@ from ptpipeline.evaluation.probes.queries import (
     ask,
     change_fields,
     fits,
-    sample_rows,
     score_rows,
 )
 from ptpipeline.prompts.artifact import Artifact
