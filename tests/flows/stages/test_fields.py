@@ -191,3 +191,18 @@ def enter(project: Project, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("PTP_STORE", str(project.settings.store))
     patch.setenv("PTP_LEDGER", str(project.settings.ledger))
     patch.chdir(project.folder)
+
+
+def test_a_group_may_be_a_field(tmp_path: Path) -> None:
+    project = pairs(Project(tmp_path, ("tiny-sentiment",)))
+    rows = [(f"topic {number // 3}", text, label) for number, (text, label) in enumerate(sentences(240))]
+    with (tmp_path / "tiny-sentiment.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("topic", "snippet", "label"), *rows])
+    project.edit("test: 0.25}", "test: 0.25, group: topic}")
+    context = project.stages
+    snapshot = ingest(context, project.task())
+    topics = [
+        {row.fields["topic"] for row in load_split(context.registry.store, snapshot, split)}
+        for split in snapshot.splits()
+    ]
+    assert sum(map(len, topics)) == len(set().union(*topics)) == 80
