@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any] | Record
 
+MAX_COLUMNS = 8  # labels of a report that stand side by side
+
 
 class VersionDetails(NamedTuple):
     """A version with all that is known about it."""
@@ -178,7 +180,11 @@ def _cost_columns(cost: Cost | None) -> dict[str, int | float | None]:
 
 def _print_report(report: Report) -> None:
     measured = {"prompt": report.prompt, "zero-shot": report.zero_shot, "majority": report.majority}
-    print_table([_score_row(name, scores) for name, scores in measured.items()], as_json=False)
+    labels = report.prompt.per_label if isinstance(report.prompt, Scores) else {}
+    many = len(labels) > MAX_COLUMNS
+    print_table([_score_row(name, scores, not many) for name, scores in measured.items()], as_json=False)
+    if many:
+        print_table([_label_row(label, measured) for label in labels], as_json=False)
 
 
 def _print_verdict(verdict: Verdict) -> None:
@@ -273,10 +279,16 @@ def answer_row(answer: Answer, given: str | Fields) -> dict[str, Any]:
     }
 
 
-def _score_row(name: str, scores: Scores | TextScores) -> dict[str, Any]:
+def _score_row(name: str, scores: Scores | TextScores, labels: bool) -> dict[str, Any]:
     figures = {title_of(metric): value for metric, value in scores.figures().items()}
-    per_label = {f"F1 {k}": v["f1"] for k, v in scores.per_label.items()} if isinstance(scores, Scores) else {}
-    return {"on the test split": name} | figures | per_label
+    per_label = scores.per_label if labels and isinstance(scores, Scores) else {}
+    return {"on the test split": name} | figures | {f"F1 {label}": one["f1"] for label, one in per_label.items()}
+
+
+def _label_row(label: str, measured: Mapping[str, Scores | TextScores]) -> dict[str, Any]:
+    """A label's F1 as a row of its own: so many labels have no room as columns."""
+    scores = {name: one.per_label.get(label) for name, one in measured.items() if isinstance(one, Scores)}
+    return {"label": label} | {f"F1 {name}": one["f1"] if one else None for name, one in scores.items()}
 
 
 def _plain(row: Row) -> dict[str, Any]:
