@@ -27,7 +27,7 @@ class Labels:
 
     def __init__(self, task: Task, source: SourceRows) -> None:
         self.rule, self.words = task.data.label, task.labels
-        self.kinds, self.codes = source.label_kinds, source.label_codes
+        self.kinds, self.columns = source.label_kinds, source.fields.values()
         self.names = dict(_spell(task.labels, source.label_kinds, source.label_codes))
 
     def find(self, cell: str | None) -> str | None:
@@ -46,7 +46,7 @@ class Labels:
         """Return the labels that the file has beside those that the task allows, each with its rows."""
         counts = Counter(unknown)
         allowed = "numbers" if isinstance(self.rule, Binned) else _list([repr(label) for label in self.words])
-        return f"the column holds {' and '.join(self.kinds) or 'nothing'}: {_show(counts)}; allowed: {allowed}"
+        return f"the column holds {' and '.join(self.kinds) or 'nothing'}: {self._show(counts)}; allowed: {allowed}"
 
     def advise(self, unknown: Iterable[str | None], known: Iterable[str]) -> str:
         """Return the line that makes the task fit the file, or what is to be corrected in the file.
@@ -62,11 +62,27 @@ class Labels:
         labels |= {cell: words.get(_fold(cell), f" {cell.strip()}") for cell in sorted(found)}
         if len(set(map(_fold, labels))) < len(labels):
             return "give each label one spelling in the source"
-        plain = all(_is_label(cell) and cell.isprintable() for cell in found)
+        plain = self._are_labels(found) and all(map(str.isprintable, found))
         if isinstance(self.rule, Binned) or not plain or not found or not 1 < len(labels) <= MAX_ADVISED:
             return FIX
         written = ", ".join(f"{_quote(label)}: {_quote(words)}" for label, words in labels.items())
         return f"{FIX}, or write in the task labels: {{{written}}}"
+
+    def _show(self, counts: Counter[str | None]) -> str:
+        """The most frequent labels with their rows; only their number if they read like texts, or one is a text."""
+        if not self._are_labels({cell for cell in counts if cell}):
+            return f"{len(counts)} different values, which may be no labels"
+        shown = [
+            f"{'no label' if label is None else repr(label)} ({count} {'row' if count == 1 else 'rows'})"
+            for label, count in counts.most_common()
+        ]
+        return _list(shown)
+
+    def _are_labels(self, cells: set[str]) -> bool:
+        """Whether a message may show the cells: they are few and short, and no text of a row is among them."""
+        if len(cells) > MAX_LABELS or not all(map(_is_label, cells)):
+            return False
+        return not any(text in cells for column in self.columns for text in column)
 
 
 def _spell(labels: Mapping[str, str], kinds: Sequence[str], codes: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -86,17 +102,6 @@ def _number(value: str | None) -> float | None:
     except ValueError:
         return None
     return number if math.isfinite(number) else None
-
-
-def _show(counts: Counter[str | None]) -> str:
-    """The most frequent labels with their rows; only their number if they read like texts."""
-    if len(counts) > MAX_LABELS or not all(label is None or _is_label(label) for label in counts):
-        return f"{len(counts)} different values, which may be no labels"
-    shown = [
-        f"{'no label' if label is None else repr(label)} ({count} {'row' if count == 1 else 'rows'})"
-        for label, count in counts.most_common()
-    ]
-    return _list(shown)
 
 
 def _list(shown: Sequence[str]) -> str:

@@ -183,3 +183,10 @@ def test_warn_leaves_them_out_and_says_the_same(caplog: pytest.LogCaptureFixture
     rows: SourceRows = rows_of(("a", "good"), ("b", "Good"))
     assert [row.label for row in check_rows(task, rows).rows] == ["good"]
     assert "row 2: the column holds text: 'Good' (1 row); allowed: 'good', 'bad'" in caplog.text
+
+
+def test_a_label_that_is_the_text_of_a_row_is_not_shown() -> None:
+    with pytest.raises(DataError) as raised:
+        check_rows(task_of("good", "bad"), rows_of(("secret", "secret"), ("b", "good")))
+    assert "1 different values, which may be no labels" in str(raised.value)
+    assert "secret" not in str(raised.value)

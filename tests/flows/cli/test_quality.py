@@ -372,7 +372,7 @@ def test_rows_that_trained_the_version_are_counted(nights: Nights, ptp: Any) -> 
         ("own.csv", b"text,label\n", "there are no rows"),
         ("own.csv", "text,label\na film,negative\ncaf\u00e9,positive\n".encode("latin-1"), "line 3: not UTF-8"),
         ("own.csv", b"text,label\na film,negative\nA  Film,negative\n", "1 row is left after the checks"),
-        ("own.csv", b"text,label\na film,negative\n" + b"film " * 300 + b",positive\n", "own.csv: row 2: "),
+        ("own.csv", b"text,label\na film,negative\n" + b"film " * 300 + b",positive\n", "own.csv: too long: line 3; "),
         ("own.jsonl", b'{"text": "a"\n', "not readable as jsonl: line 1"),
         ("own.txt", b"text,label\n", "its name does not tell its format; give --format csv, tsv, jsonl or parquet"),
     ],
