@@ -136,6 +136,8 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
         _record_clusters(task, rows, near, log)
     else:
         rows = log.drop("near_duplicate", rows, _near_overlaps(rows, near))
+        if templated := sum(row.normal in near.templated for row in rows):
+            log.note("template", templated, "rows of a template, too many to be compared between splits, stay")
     if not rows:
         raise DataError(
             f"{source.source}: no row is left after the checks: {log.describe()}; see data.checks and data.label of "

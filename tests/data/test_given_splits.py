@@ -132,6 +132,14 @@ def test_near_duplicates_within_a_given_split_stay(tmp_path: Path) -> None:
     assert len(checked(columned(tmp_path, *rows), tmp_path).rows) == 4
 
 
+def test_rows_of_a_template_that_are_not_compared_are_told(tmp_path: Path) -> None:
+    order = "your order number {} has left our house and is on its way to you"
+    rows = [("train" if n % 2 else "test", order.format(100 + n), "bad") for n in range(60)]
+    outcome = checked(columned(tmp_path, *rows, ("validation", "y", "bad")), tmp_path)
+    assert len(outcome.rows) == 61
+    assert (record(outcome, "template").outcome, record(outcome, "template").count) == ("warned", 60)
+
+
 def test_a_given_test_row_stays_whatever_label_train_has(tmp_path: Path) -> None:
     rows = [("train", "same", "bad"), ("test", "same", "good"), ("train", "x", "bad"), ("validation", "y", "bad")]
     assert placed(checked(columned(tmp_path, *rows), tmp_path)) == [(2, "test"), (3, "train"), (4, "dev")]

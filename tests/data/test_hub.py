@@ -224,16 +224,27 @@ def test_names_are_checked_before_they_are_asked_for(source: dict[str, Any]) -> 
         task(**source)
 
 
-def test_reading_leaves_nothing_behind(reviews: Hub, tmp_path: Path) -> None:
+def in_a_process(folder: Path, **environment: str) -> str:
+    """What a process that reads the rows prints."""
     code = f"""
 from pathlib import Path
 from ptpipeline.data.sources import read_rows
+from ptpipeline.settings import load_settings
 from tests.data.test_hub import task
-read_rows(task(), Path({str(tmp_path / "home")!r}))
+load_settings()
+read_rows(task(), Path({str(folder / "home")!r}))
 """
-    places = {name: str(tmp_path / "user") for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME")}
     done = subprocess.run(
-        [sys.executable, "-c", code], env={**os.environ, **places}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, check=True
     )
-    assert done.stdout + done.stderr == ""
+    return done.stdout + done.stderr
+
+
+def test_reading_leaves_nothing_behind(reviews: Hub, tmp_path: Path) -> None:
+    places = {name: str(tmp_path / "user") for name in ("HOME", "XDG_CACHE_HOME", "HF_HOME")}
+    assert in_a_process(tmp_path, **places) == ""
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_hub_on_this_machine_is_asked_without_a_proxy(reviews: Hub, tmp_path: Path) -> None:
+    assert in_a_process(tmp_path, http_proxy="http://127.0.0.1:9", ALL_PROXY="http://127.0.0.1:9") == ""

@@ -1,6 +1,7 @@
 """What the gate asks, told before the night; versions on a person's own rows; two versions against each other."""
 
 import csv
+import gzip
 import json
 import shutil
 import sqlite3
@@ -333,10 +334,12 @@ def test_the_formats_of_a_file_are_measured_alike(ptp: Any, tmp_path: Path) -> N
     frame.to_json(tmp_path / "rows.jsonl", orient="records", lines=True)
     frame.to_parquet(tmp_path / "rows.parquet")
     shutil.copy(tmp_path / "rows.parquet", tmp_path / "rows")
+    (tmp_path / "rows.csv.gz").write_bytes(gzip.compress((tmp_path / "rows.csv").read_bytes()))
     found = [
         json.loads(ptp("evaluate", NAME, "--data", str(path), *form, "--json")[1])["scores"]
         for path, form in (
             (tmp_path / "rows.csv", ()),
+            (tmp_path / "rows.csv.gz", ()),
             (tmp_path / "rows.tsv", ()),
             (tmp_path / "rows.jsonl", ()),
             (tmp_path / "rows.parquet", ()),
