@@ -1,37 +1,63 @@
-"""The talk of `ptp init`: shows the columns, asks what was not given, shows what is in the chosen ones, writes."""
+"""`ptp init`: shows the columns of a file, asks what was not given, shows what is in the chosen ones, writes a task."""
 
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from flows.cli.render import print_table
+from flows.cli.app import app
 from flows.cli.terminal import escape, say
-from flows.on_demand.draft import (
-    Choice,
-    Facts,
-    Sketch,
-    find_facts,
-    guess_label,
-    guess_text,
-    list_bases,
-    look,
-    suggest_name,
-    write,
-)
 from ptpipeline.errors import DataError
-from ptpipeline.settings import Settings
-from ptpipeline.task.advice import advise_task
+
+if TYPE_CHECKING:
+    from flows.on_demand.draft import Facts, Sketch
+    from ptpipeline.settings import Settings
 
 SHOWN_LABELS = 20
 
 
-def draft_task(settings: Settings, file: Path, form: str | None, given: Mapping[str, str | None], ask: bool) -> None:
+@app.command()
+def init(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows with a header: csv, tsv, jsonl or parquet.")],
+    name: Annotated[str | None, typer.Option("--name", help="The task's name; by default after the file's.")] = None,
+    text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="The column of texts.")] = None,
+    label: Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="The column of labels.")] = None,
+    base: Annotated[str | None, typer.Option("--base", help="A base model of base_models.yaml.")] = None,
+    form: Annotated[
+        Literal["csv", "tsv", "jsonl", "parquet"] | None,
+        typer.Option("--format", help="By default the ending of the file's name."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is guessed.")] = False,
+) -> None:
+    """Write a task file for a file of rows.
+
+    It looks at the columns, guesses which hold the text and the label, shows what is in them, and asks.
+    """
+    from ptpipeline.settings import load_settings
+
+    draft_task(load_settings(), file, form, {"name": name, "base": base, "text": text, "label": label}, not yes)
+
+
+def draft_task(settings: "Settings", file: Path, form: str | None, given: Mapping[str, str | None], ask: bool) -> None:
     """Write a task file for `file`; ask for each thing that is not given, if `ask`.
 
     Raises DataError if nobody can be asked, or a column cannot be guessed, and what `look` and `write` raise.
     """
+    from flows.cli.render import print_table
+    from flows.on_demand.draft import (
+        Choice,
+        find_facts,
+        guess_label,
+        guess_text,
+        list_bases,
+        look,
+        suggest_name,
+        write,
+    )
+    from ptpipeline.task.advice import advise_task
+
     if ask and not sys.stdin.isatty() and None in given.values():
         raise DataError("standard input is no terminal, so nobody can be asked: add --yes, or give all options")
     sketch = look(file, form, settings.home)
@@ -67,7 +93,9 @@ def _column_row(seen: Mapping[str, object]) -> dict[str, object]:
     return {**seen, "mean_length": f"{seen['mean_length']:.0f}"}
 
 
-def _show(facts: Facts, sketch: Sketch) -> None:
+def _show(facts: "Facts", sketch: "Sketch") -> None:
+    from flows.cli.render import print_table
+
     labels = list(facts.labels.items())
     total = sum(facts.labels.values())
     print_table(

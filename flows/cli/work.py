@@ -88,29 +88,6 @@ def open_pages(
 
 
 @app.command()
-def init(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows with a header: csv, tsv, jsonl or parquet.")],
-    name: Annotated[str | None, typer.Option("--name", help="The task's name; by default after the file's.")] = None,
-    text: Annotated[str | None, typer.Option("--text", metavar="COLUMN", help="The column of texts.")] = None,
-    label: Annotated[str | None, typer.Option("--label", metavar="COLUMN", help="The column of labels.")] = None,
-    base: Annotated[str | None, typer.Option("--base", help="A base model of base_models.yaml.")] = None,
-    form: Annotated[
-        Literal["csv", "tsv", "jsonl", "parquet"] | None,
-        typer.Option("--format", help="By default the ending of the file's name."),
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is guessed.")] = False,
-) -> None:
-    """Write a task file for a file of rows.
-
-    It looks at the columns, guesses which hold the text and the label, shows what is in them, and asks.
-    """
-    from flows.cli.drafting import draft_task
-    from ptpipeline.settings import load_settings
-
-    draft_task(load_settings(), file, form, {"name": name, "base": base, "text": text, "label": label}, not yes)
-
-
-@app.command()
 def tasks(as_json: Json = False) -> None:
     """Check the task files and list the tasks.
 
