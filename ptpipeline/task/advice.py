@@ -12,8 +12,6 @@ def advise_task(task: Task) -> dict[Place, str]:
     advice = {("tune", *place): sentence for place, sentence in advise_recipe(task.tune).items()}
     advice |= _advise_words(task)
     gate = task.gate.checks
-    if "slices" in gate.model_fields_set and gate.slices.policy != "off" and not task.data.slices:
-        advice["gate", "checks", "slices"] = "judges nothing, because data.slices names no column"
     if "bias" in gate.model_fields_set and gate.bias.policy != "off" and not gate.bias.swaps:
         advice["gate", "checks", "bias"] = "judges nothing without pairs of terms: give `swaps`, such as [[he, she]]"
     if "hard_prompt" in gate.gain.over and task.hard_prompt.empty:

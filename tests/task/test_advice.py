@@ -20,7 +20,6 @@ SOUND = GOOD.replace("{steps: 5}", "{steps: 300}")
         ("steps: 300", "steps: 100, patience: 2", "tune.patience", "never ends the run early"),
         ('good: " good"', 'good: " bad thing"', "labels.good", "begin with those of the label 'bad', ' bad'"),
         ("Sentiment:", "Sentiment: ", "template", "ends in white space, and the words of 'bad' begin with it"),
-        ("minimum: 0.5", "minimum: 0.5, checks: {slices: block}", "gate.checks.slices", "names no column"),
         ("minimum: 0.5", "minimum: 0.5, checks: {bias: block}", "gate.checks.bias", "without pairs of terms"),
         (
             "gate: {metric: accuracy, minimum: 0.5}",
