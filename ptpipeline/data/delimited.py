@@ -73,6 +73,7 @@ def read_delimited(name: str, path: Path, source: Source, wanted: Sequence[Wante
 
 def list_header(name: str, path: Path, source: Source) -> list[str]:
     """Return the names in the header line, or those that the source gives."""
+    csv.field_size_limit(MAX_FIELD)
     with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         return _Records(name, path, file, source).read_header(source, []).names
 

@@ -18,6 +18,7 @@ from tests.tiny import tiny_project
 ARGUMENTS = {
     "lineage": [],
     "init": ["--yes"],
+    "predict": ["tiny-sentiment@1"],
     "evaluate": ["tiny-sentiment@1"],
     "report": ["tiny-sentiment@1"],
     "export": ["tiny-sentiment@1", "--format", "npy"],
@@ -130,8 +131,9 @@ def test_a_setting_that_names_no_usable_path_is_one_sentence(
 @pytest.mark.parametrize("kind", BAD)
 @pytest.mark.parametrize(("name", "scheme"), [("PTP_STORE", "file://"), ("PTP_LEDGER", "sqlite:///")])
 def test_a_place_that_cannot_be_used_is_one_sentence(
-    project: dict[str, str], tmp_path: Path, name: str, scheme: str, kind: str
+    project: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, scheme: str, kind: str
 ) -> None:
+    monkeypatch.chdir(tmp_path)  # an address below `~nosuchuser` is relative, and is made here
     place = {name: f"{scheme}{bad_paths(tmp_path)[kind]}", "PTP_HOME": str(tmp_path / "home")}
     environment = project | place
     for verb in (("versions",), ("reconcile",), ("predict", "tiny-sentiment", "x")):
