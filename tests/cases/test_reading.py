@@ -72,6 +72,13 @@ def test_text_behind_a_nul_is_kept(case: Callable[[str], Case]) -> None:
     assert "script\0 ending actor and film script fine scene" in texts
 
 
+@pytest.mark.parametrize("name", ["36-zero-width", "38-bidi"])
+def test_a_text_behind_invisible_characters_is_a_duplicate(case: Callable[[str], Case], name: str) -> None:
+    snapshot = case(name).ingest()
+    assert {check.name: check.count for check in snapshot.checks}["duplicate"] == 240
+    assert count(snapshot) == 240
+
+
 def test_a_valid_replacement_character_is_no_fault(case: Callable[[str], Case]) -> None:
     checks = {check.name: check.count for check in case("34-ufffd-legit").ingest().checks}
     assert checks["encoding"] == 0
