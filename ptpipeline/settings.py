@@ -39,7 +39,10 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def _absolute(path: Path) -> Path:
     if "-----" in str(path):
         raise ValueError("expected the path of a PEM file, not the key itself")
-    return Path(os.path.abspath(os.path.expanduser(path)))
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise ValueError("no user has that name, so there is no home directory: write the whole path")
+    return Path(os.path.abspath(expanded))
 
 
 ComputeType = Literal["float32", "bfloat16"]

@@ -92,6 +92,7 @@ def _dossier() -> bytes:
 
 
 ROWS = [Row(f"{number:016x}", {"text": "a text"}, "good") for number in range(20)]
+SNAPSHOT = a_snapshot(a_task("mood"))
 CONFIG = {"peft_type": "PROMPT_TUNING", "task_type": "CAUSAL_LM", "num_virtual_tokens": 4, "token_dim": 6}
 
 PARSERS = {
@@ -101,13 +102,13 @@ PARSERS = {
     "promotion": _record(Promotion, ROW.to_json()),
     "name of a version": _record(VersionName, {"task": "mood", "number": 1, "digest": "d" * 64}),
     "dossier": _record(Dossier, _dossier()),
-    "snapshot": _record(Snapshot, a_snapshot(a_task("mood")).to_json()),
+    "snapshot": _record(Snapshot, SNAPSHOT.to_json()),
     "server": _record(ServerReport, {"server": "one", "at": "now", "holds": [["mood", "d" * 64]]}),
     "release": _record(Release, {"name": "r", "actor": "me", "reason": "x", "versions": {"mood": 1}, "at": "now"}),
     "neighbours": _record(Neighbours, {"k": 1, "tokens": [], "overlap": {"a": 0.5}}),
     "header": Parser(lambda raw: parse_header(raw, len(raw)), MADE.tensors),
     "tensors": Parser(_tensors, MADE.tensors),
-    "rows": Parser(lambda raw: _decode(raw, "rows", []), _encode(ROWS, [])),
+    "rows": Parser(lambda raw: _decode(raw, "rows", SNAPSHOT), _encode(ROWS, SNAPSHOT)),
     "npy": _file("start.npy", read_tensor, _npy()),
     "tensor file": _file("start.safetensors", read_tensor, MADE.tensors),
     "adapter": Parser(_adapter, json.dumps(CONFIG).encode()),

@@ -29,9 +29,11 @@ def run(arguments: list[str] | None) -> None:
     finally:
         try:
             sys.stdout.flush()
-        except BrokenPipeError:  # whoever read it has seen enough, as `head` has
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(FAILED) from None
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python would try again at its end
+            if isinstance(error, BrokenPipeError):  # whoever read it has seen enough, as `head` has
+                raise SystemExit(FAILED) from None
+            raise
 
 
 def main(arguments: Iterable[str] | None = None) -> None:

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.cli.app import read_lines
+from ptpipeline.data.table import is_utf8
 from ptpipeline.errors import DataError, NotFound
+from ptpipeline.foreign import escape_controls
 from ptpipeline.settings import load_settings
 from ptpipeline.task.source import Source, find_format
 from ptpipeline.task.template import Fields, list_fields
@@ -35,6 +37,8 @@ def read_pairs(pairs: Sequence[str]) -> Fields:
             raise DataError(f"--field {name[:40]!r} has no `=`: write --field NAME=TEXT, once for each field")
         if name in fields:
             raise DataError(f"--field {name[:40]} is given twice: give each field once")
+        if not is_utf8(pair):
+            raise DataError(f"--field {escape_controls(name[:40])}: not UTF-8; give it in the terminal's encoding")
         fields[name] = text
     return fields
 
@@ -56,4 +60,8 @@ def read_rows(path: Path, form: str | None, names: Sequence[str]) -> list[str | 
     missing = [number for number, cells in enumerate(zip(*columns, strict=True), 1) if None in cells]
     if missing:
         raise DataError(f"{path}: {table.places.describe(missing)}: a field is missing; fill {list_fields(names)} in")
+    rows = zip(*columns, strict=True)
+    broken = [number for number, cells in enumerate(rows, 1) if not is_utf8("".join(cell or "" for cell in cells))]
+    if broken:
+        raise DataError(f"{path}: {table.places.describe(broken)}: not UTF-8; save the file as UTF-8")
     return [dict(zip(names, (cell or "" for cell in cells), strict=True)) for cells in zip(*columns, strict=True)]

@@ -128,10 +128,15 @@ def ingest(task: TaskName, as_json: Json = False) -> None:
     from flows.stages.ingest import ingest as take_snapshot
     from ptpipeline.task.folder import find_task
 
-    context = open_context()
+    context, log = open_context(), logging.getLogger("ptpipeline.data")
+    before = log.level
     if not as_json:
-        logging.getLogger("ptpipeline.data").setLevel(logging.ERROR)  # the table tells what the checks found
-    print_snapshot(take_snapshot(context, find_task(context.settings.tasks, task)), as_json)
+        log.setLevel(logging.ERROR)  # the table tells what the checks found
+    try:
+        snapshot = take_snapshot(context, find_task(context.settings.tasks, task))
+    finally:
+        log.setLevel(before)
+    print_snapshot(snapshot, as_json)
 
 
 @app.command()

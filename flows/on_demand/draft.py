@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ptpipeline.archives import unfold
 from ptpipeline.data.files import list_columns, load_file
 from ptpipeline.data.near import normalise
-from ptpipeline.data.table import Table, Wanted
+from ptpipeline.data.table import Table, Wanted, is_utf8
 from ptpipeline.errors import DataError, NotFound, PreconditionFailed, TaskFileError
 from ptpipeline.foreign import parsing
 from ptpipeline.private import private_files
@@ -22,6 +22,7 @@ from ptpipeline.task.labels import MAX_LABELS
 from ptpipeline.task.source import Source, find_format
 from ptpipeline.task.task import Task
 
+_UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")  # YAML refuses or folds them unless they are escaped
 _TEXT = (
     "text",
     "sentence",
@@ -192,7 +193,10 @@ def suggest_name(path: Path) -> str:
 def list_bases(tasks: Path) -> list[str]:
     """Return the declared base models; the default one if there is no file of them."""
     path = tasks / BASES_FILE
-    return list(parse_yaml(path)) if path.is_file() else [DEFAULT_BASE.partition(":")[0]]
+    bases = list(parse_yaml(path)) if path.is_file() else [DEFAULT_BASE.partition(":")[0]]
+    if not bases:
+        raise TaskFileError(f"{path}: declares no base model; add one, such as {' '.join(DEFAULT_BASE.split())}")
+    return bases
 
 
 def write(sketch: Sketch, choice: Choice, facts: Facts, settings: Settings) -> tuple[Path, Task]:
@@ -203,12 +207,21 @@ def write(sketch: Sketch, choice: Choice, facts: Facts, settings: Settings) -> t
     """
     if not is_name(choice.name):
         raise TaskFileError(f"--name {choice.name}: a task name has lower-case letters, digits and dashes")
+    if choice.base not in (known := list_bases(settings.tasks)):
+        raise NotFound(f"--base {choice.base}: no such base model; there are {', '.join(known)}")
+    if choice.text == choice.label:
+        raise DataError(
+            f"--text and --label both name {choice.text!r}, so the text would be the answer: name two columns"
+        )
     path, bases = settings.tasks / f"{choice.name}.yaml", settings.tasks / BASES_FILE
+    body = render(sketch, choice, facts)
+    if not is_utf8(body):
+        raise DataError(f"{sketch.source.path}: the name of a column, or a label, is not UTF-8; save the file as UTF-8")
     try:
         with private_files():
             settings.tasks.mkdir(parents=True, exist_ok=True)
             with path.open("x", encoding="utf-8") as file:
-                file.write(render(sketch, choice, facts))
+                file.write(body)
         try:
             task = load_task(path)
         except TaskFileError:
@@ -254,4 +267,4 @@ def render(sketch: Sketch, choice: Choice, facts: Facts) -> str:
 
 
 def _quote(text: object) -> str:
-    return json.dumps(text, ensure_ascii=False)
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text, ensure_ascii=False))

@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ptpipeline.data.files import MAX_BYTES
@@ -84,8 +85,12 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
                 raise DataError(f"{database.name}: more than {MAX_BYTES} characters; give a part of it")
     if count == 0:
         raise DataError(f"{database.name}: the query gives no rows")
-    columns = {column: Column(cells[column], tuple(kinds[column]) or ("text",)) for column in at}
-    yield database.name, Table(names, columns, Places())
+    # In an order of their own: the key asks for none, and rows in another order would be other data.
+    order = sorted(range(count), key=lambda row: [cells[column][row] or "" for column in at])
+    columns = {
+        column: Column([cells[column][row] for row in order], tuple(kinds[column]) or ("text",)) for column in at
+    }
+    yield database.name, Table(names, columns, Places("row", [row + 1 for row in order]))
 
 
 def _query(source: Source) -> SqlQuery:
@@ -262,6 +267,8 @@ class _Database:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR):
             return ServiceUnavailable(f"{self.name}: the database does not answer ({error}); check who locks it")
+        if code == sqlite3.SQLITE_INTERRUPT:
+            return DataError(f"{self.name}: the query takes more than {QUERY_SECONDS} s; write a shorter one")
         if code == sqlite3.SQLITE_CANTOPEN:
             return DataError(f"{self.name}: there is no readable file at the address in {self.sql.url_env}")
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
@@ -273,10 +280,12 @@ class _Database:
 
 def _open_sqlite(url: "URL") -> sqlite3.Connection:
     """Open the file so that no statement can write, attach another one, or change a setting."""
-    path = Path(str(url.database)).expanduser().absolute()
+    path = Path(os.path.expanduser(str(url.database))).absolute()
     connection = sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=WAIT_SECONDS, check_same_thread=False)
     connection.text_factory = lambda body: body.decode("utf-8", "surrogateescape")
     connection.set_authorizer(_authorize)
+    end = monotonic() + QUERY_SECONDS
+    connection.set_progress_handler(lambda: monotonic() > end, 100_000)
     return connection
 
 

@@ -181,7 +181,8 @@ class _Records:
 
     def _fix(self, record: list[str]) -> str:
         if self._is_broken():
-            return "a carriage return within a text must stand in double quotes, or be taken out"
+            quoted = "" if self.tsv else "stand in double quotes, or "
+            return f"a carriage return within a text must {quoted}be taken out"
         if not self.tsv:
             return f"a text that holds {self.delimiter!r} or a line end must stand in double quotes"
         if any(field.startswith('"') for field in record):

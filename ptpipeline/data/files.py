@@ -21,6 +21,10 @@ MAX_BYTES = 4 * 2**30  # of a source file; the wanted columns are kept in memory
 _BEGINNINGS = {
     b"\x1f\x8b": ("compressed by gzip", "decompress it with gunzip"),
     b"\x28\xb5\x2f\xfd": ("compressed by zstd", "decompress it with unzstd"),
+    **dict.fromkeys(
+        (bytes((kind, 0x2A, 0x4D, 0x18)) for kind in range(0x50, 0x60)),
+        ("compressed by zstd, behind a frame to be skipped", "decompress it with unzstd"),
+    ),
     b"\xfd7zXZ\x00": ("compressed by xz", "decompress it with unxz"),
     b"PK\x03\x04": ("a zip archive or an Excel workbook", "unpack it, or save the sheet as CSV UTF-8"),
     b"\xd0\xcf\x11\xe0": ("an old Excel workbook", "save the sheet as CSV UTF-8"),

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from ptpipeline.data.files import MAX_BYTES
 from ptpipeline.data.local import MAX_FILES, load_rows
 from ptpipeline.data.table import Column, Table, Wanted
-from ptpipeline.errors import DataError
-from ptpipeline.foreign import shorten
+from ptpipeline.errors import DataError, PtpError
+from ptpipeline.foreign import parsing, shorten
 from ptpipeline.hub import asking_hub, open_hub
 from ptpipeline.task.source import Source
 
@@ -30,6 +30,7 @@ _FORMATS = {
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
 }
+_CARD_PLACES = ("configs", "data_files", "data_dir")  # of a card's own fields, those that lead to files
 _PACKED = (".gz", ".zst")
 _READ_OPTIONS = ("name", "version", "data_dir", "data_files", "description", "features", "sep", "delimiter")
 
@@ -57,7 +58,8 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".hub-", dir=home) as temporary:
         sizes = repository.list_sizes()
-        split = _find_split(repository, source, sizes, Path(temporary, "files"))
+        with parsing(repository.name, "its card or file names are not as the hub has them", DataError):
+            split = _find_split(repository, source, sizes, Path(temporary, "files"))
         for path in split.files:
             name = f"{repository.name}/{path}"
             if sizes[path] > MAX_BYTES:
@@ -141,13 +143,36 @@ def _find_split(repository: _Repository, source: Source, sizes: dict[str, int], 
     return _Split(files, delimiter, {name: listed for name, listed in names.items() if listed})
 
 
+def _check_paths(name: str, card: Any) -> None:
+    """Raise DataError if a card names files elsewhere: `datasets` would ask any address and search any folder."""
+    places, seen = [card], set[int]()  # a card may hold itself, by an alias
+    while places:
+        place = places.pop()
+        if isinstance(place, str):
+            outside = place.startswith(("/", "~")) or ".." in place.split("/")
+            if outside or any(sign in place for sign in ("://", "::", "\\")):
+                raise DataError(f"{name}: its card names files elsewhere; download the file and name its path")
+        elif id(place) not in seen:
+            seen.add(id(place))
+            if isinstance(place, dict):  # `data_files` may be files by split, with any names
+                places += [value for key, value in place.items() if key in _CARD_PLACES or card is not place]
+            elif isinstance(place, list):
+                places += place
+
+
 def _make_builder(repository: _Repository, source: Source, folder: Path) -> Any:
     import datasets
+    from huggingface_hub.repocard import metadata_load
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
+        for card in _CARDS:
+            if (folder / card).is_file():
+                _check_paths(repository.name, metadata_load(folder / card))
         return datasets.load_dataset_builder(str(folder), name=source.config, cache_dir=str(folder.parent / "cache"))
+    except PtpError:
+        raise
     except Exception as error:  # noqa: BLE001 - a card is foreign text, which may say anything
         said = " ".join(str(error).replace(str(folder), repository.name).split())
         raise DataError(
@@ -179,7 +204,10 @@ def _name_classes(table: Table, classes: dict[str, list[str]]) -> Table:
         if column is None or column.codes:
             continue
         numbers = {str(number): one for number, one in enumerate(names)}
+        codes = {one: number for number, one in numbers.items()}
+        if "text" in column.kinds:  # a text is a name first, as `datasets` has it
+            numbers |= {one: one for one in names}
         if all(cell is None or cell in numbers for cell in column.cells):
             cells = [None if cell is None else numbers[cell] for cell in column.cells]
-            columns[name] = Column(cells, ("text",), {one: number for number, one in numbers.items()})
+            columns[name] = Column(cells, ("text",), codes)
     return table._replace(columns=columns)

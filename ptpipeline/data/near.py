@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
+MAX_COMPARED = 50_000  # characters: of a longer text, so many of its beginning and end; each takes a kilobyte
 SHINGLE = 5  # characters: three-word shingles miss texts of a dozen words that differ in one
 JACCARD = 0.8
 SIGNATURE = 250  # MinHash values: the standard error of a similarity of .8 is .025
@@ -97,6 +98,12 @@ def find_near_duplicates(rows: Sequence[str], of: Sequence[str]) -> list[int]:
             ):
                 duplicates.add(others[index])
     return [index for index, text in enumerate(texts) if text in duplicates]
+
+
+def _bound(normal: str) -> str:
+    """What is compared of a normalised text."""
+    text, half = strip_punctuation(normal), MAX_COMPARED // 2
+    return text if len(text) <= MAX_COMPARED else text[:half] + text[-half:]
 
 
 def _chunk(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
@@ -211,7 +218,5 @@ def _minhash(texts: Sequence[str], length: int) -> "Iterator[NDArray[np.uint32]]
         hashfunc=functools.lru_cache(KNOWN_SHINGLES)(sha1_hash32),
     )
     for some in count(_chunk(texts), len(texts), "texts"):
-        pieces = (
-            [shingle.encode(errors="surrogatepass") for shingle in shingles(strip_punctuation(text))] for text in some
-        )
+        pieces = ([shingle.encode(errors="surrogatepass") for shingle in shingles(_bound(text))] for text in some)
         yield np.array([one.hashvalues for one in sketch(pieces)], np.uint32)

@@ -122,8 +122,12 @@ class _Bucket:
                 f"{self._where}: there are no credentials; name the variables that hold them in "
                 "data.source.s3.credentials_env"
             ) from None
-        except boto.ParamValidationError:
+        except (boto.ParamValidationError, UnicodeError):
             raise DataError(f"{self._where}: no bucket or key can be called so; correct data.source.s3.url") from None
+        except (RecursionError, KeyError):  # botocore follows redirections in circles; an answer without ETag
+            raise SettingsError(
+                f"{self._where}: the server does not answer as S3 does; check data.source.s3.endpoint"
+            ) from None
         except boto.BotoCoreError as error:
             raise ServiceUnavailable(
                 f"{self._where}: the server does not answer ({type(error).__name__}); check the address and the network"

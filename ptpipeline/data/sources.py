@@ -1,7 +1,9 @@
 """A task's rows from wherever they are: the columns that it names, the split that a source states, and a cheap key."""
 
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -11,7 +13,7 @@ from ptpipeline.data.joined import JoinedPlaces, count_rows, join
 from ptpipeline.data.table import Places, Table, Wanted, is_utf8
 from ptpipeline.errors import DataError
 from ptpipeline.foreign import escape_controls
-from ptpipeline.records.base import digest_of
+from ptpipeline.records.base import digest_of, read_clock
 from ptpipeline.records.data import Split
 from ptpipeline.task.data import Binned, Data, Source
 from ptpipeline.task.document import Section
@@ -21,6 +23,7 @@ from ptpipeline.task.task import Task
 INGEST_VERSION = 3
 
 MAX_SLICE_VALUES = 50
+_TEMPORARY, _DAY = (".unfold-", ".s3-", ".hub-"), 86400  # seconds
 _MAX_TOLD, _MAX_VALUE = 8, 40  # values of a split column that a message lists, and the characters of one
 
 # Settings that were added after keys were kept: they are part of a key if they are set, so that old keys stay.
@@ -135,12 +138,25 @@ def _dump(section: Section, later: set[str]) -> dict[str, Any]:
     return section.model_dump(mode="json", exclude=unset)
 
 
+def _sweep(home: Path) -> None:
+    """Remove the rows that killed runs left in temporary files, after a day."""
+    for path in [path for prefix in _TEMPORARY for path in home.glob(f"{prefix}*")]:
+        with suppress(OSError):  # another run removed it
+            if read_clock().timestamp() - path.lstat().st_mtime < _DAY:
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
 def read_rows(task: Task, home: Path) -> SourceRows:
     """Return the text, label (or target), group, slice and split columns of the task's source or sources.
 
     Raises DataError if a file is missing, empty, malformed, lacks a column that the task names, or if there is a slice
     column of more than MAX_SLICE_VALUES distinct values; ServiceUnavailable if a server does not answer.
     """
+    _sweep(home)
     data = task.data
     label = data.label.column if isinstance(data.label, Binned) else data.label
     wanted = _name_columns(task, label)

@@ -90,6 +90,8 @@ class Bare(NamedTuple):
         """What the answers depend on besides the base, the rows and what stands in front of them."""
         fields = self.manifest.to_json()
         parts = {name: fields.get(name) for name in ("template", "labels", "generate", "scoring")}
+        if self.manifest.chat is not None:  # its control tokens, which a text of the same letters does not have
+            parts["chat"] = self.manifest.chat.parts
         if is_cut(self.manifest.too_long):
             parts |= {name: fields[name] for name in ("too_long", "max_input_tokens", "placement")}
         return parts

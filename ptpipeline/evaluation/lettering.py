@@ -39,8 +39,9 @@ def write(names: Sequence[str]) -> Lettering:
             missing -= found
         if not missing:
             break
-    numbers = {name: f"{place}." for place, name in enumerate(shown, 1) if missing & set(name)}
-    return Lettering([numbers.get(name, name) for name in shown], fonts, bool(numbers))
+    alike = {name for name in shown if shown.count(name) > 1}  # once they are shortened
+    lettered = [f"{place}." if missing & set(name) or name in alike else name for place, name in enumerate(shown, 1)]
+    return Lettering(lettered, fonts, lettered != shown)
 
 
 def _shorten(name: str) -> str:

@@ -1,6 +1,7 @@
 """The process that runs a chat template: reads it as JSON, writes the chat; `chat.py` starts it.
 
-It ends with code 1, and the reason, if the template refuses the messages.
+It ends with code 1, and the reason, if the template refuses the messages. It has no clock: what a template writes today
+it has to write tomorrow, or equal keys would stand for other prompts.
 """
 
 import json
@@ -9,6 +10,8 @@ import sys
 from pathlib import Path
 
 from transformers.utils.chat_template_utils import render_jinja_template
+
+_NO_CLOCK = "{% set strftime_now = clock %}"  # which is not defined
 
 
 def main() -> None:
@@ -24,7 +27,10 @@ def main() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
     try:
         (written,), _ = render_jinja_template(
-            [asked["messages"]], chat_template=asked["template"], add_generation_prompt=True, **asked["tokens"]
+            [asked["messages"]],
+            chat_template=_NO_CLOCK + asked["template"],
+            add_generation_prompt=True,
+            **asked["tokens"],
         )
     except MemoryError:
         sys.exit(2)

@@ -86,6 +86,8 @@ class BaseFiles(NamedTuple):
     def read_chat_template(self) -> ChatTemplate | None:
         """Return the base's chat template; None if it has none. Raises BaseModelError if it is too large."""
         stated = self.read_json("tokenizer_config.json") or {}
+        if "added_tokens_decoder" not in stated:  # as fingerprint.py: savers before transformers 5
+            stated |= self.read_json("special_tokens_map.json") or {}
         text = self.texts[CHAT].decode(errors="replace") if CHAT in self.texts else stated.get("chat_template")
         if isinstance(text, list):  # several, by name
             named = {one.get("name"): one.get("template") for one in text if isinstance(one, dict)}

@@ -113,4 +113,4 @@ def find_controls(tokenizer: Any) -> dict[int, str]:
 
 
 def _is_markup(name: str) -> bool:
-    return len(name) > 2 and name[0] == "<" and name[-1] == ">"
+    return len(name) > 2 and name[0] + name[-1] in ("<>", "[]", "{}", "||")

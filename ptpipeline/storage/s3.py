@@ -74,6 +74,7 @@ def make_client(endpoint: str | None, limits: RequestLimits = LIMITS, keys: KeyP
         connect_timeout=min(5.0, limits.seconds),
         read_timeout=limits.seconds,
         retries={"mode": "standard", "total_max_attempts": limits.attempts},
+        ignore_configured_endpoint_urls=keys is not None,  # AWS_ENDPOINT_URL is the server of other credentials
     )
     named = dict(zip(("aws_access_key_id", "aws_secret_access_key", "aws_session_token"), keys or (), strict=False))
     # the default session would keep the first credentials it saw; one of given keys takes no profile either

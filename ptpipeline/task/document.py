@@ -260,7 +260,8 @@ def _sentence(error: Any, loc: tuple[int | str, ...], value: Any, model: type[Ba
     message = error["msg"].removeprefix("Value error, ")
     if any(str(part).endswith("_env") for part in loc):
         return f"{field}: found a value that is not shown, as it may be a secret: {message}"
-    shown = re.sub(r"//[^/@\s]*@", "//...@", repr(error["input"]))  # without a login
+    shown = re.sub(r"//.*@", "//...@", repr(error["input"]))  # without a login
+    shown = re.sub(r"(?i)(pass\w*|secret\w*|token)(\s*=\s*)[^\s'\"]+", r"\1\2...", shown)
     return f"{field}: found {shown if len(shown) < 80 else shown[:77] + '...'}: {message}"
 
 

@@ -28,7 +28,7 @@ def _matching(pattern: str, expected: str) -> AfterValidator:
 
 
 # Variables of the registry's own servers, which a run gets from its stack alone.
-_OWN = ("AWS_", "PTP_", "PREFECT_", "MLFLOW_", "_MLFLOW_")
+_OWN = ("AWS_", "PTP_", "PREFECT_", "MLFLOW_", "_MLFLOW_", "HF_")
 EnvironmentName = Annotated[
     str,
     _matching(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ptpipeline.data.rows import Row
+from ptpipeline.data.tokens import is_cut
 from ptpipeline.errors import ArtifactError, BaseModelError, TrainingError
 from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt, count_virtual_tokens, list_tensors
 from ptpipeline.prompts.artifact import Artifact
@@ -70,6 +71,7 @@ def _describe_recipe(job: Job) -> dict[str, Any]:
         "labels": task.labels,
         "generate": task.generate.model_dump(mode="json") if task.generate else None,
         **({"chat": job.text.chat.to_json()} if job.text.chat else {}),
+        **({"too_long": task.data.too_long} if is_cut(task.data.too_long) else {}),
     } | ({"scoring": task.scoring.to_json()} if task.scoring != Scoring() else {})
 
 

@@ -24,7 +24,8 @@ from ptpipeline.foreign import parse_json
 from ptpipeline.models.frozen import FrozenBase, SoftPrompt, list_tensors
 from ptpipeline.tuning.passes import FAILURES, Backward, Example, Teachers, describe_failure
 
-# A rank waits while the first one evaluates and registers. Of a rank that died the others hear at once, not by this.
+# A rank waits while the first one evaluates and registers. Of a process that died the others hear at once
+# by its closed sockets, and of a machine that is gone by torchrun's agent.
 PATIENCE = timedelta(days=7)
 
 Request = TypeVar("Request")
@@ -187,12 +188,20 @@ ALONE = Ranks()
 def open_ranks() -> Ranks:
     """Return this process's place among those that torchrun started together; alone without torchrun.
 
-    Each takes a GPU of its own if there are any. Raises SettingsError if there are fewer GPUs than processes, RankLost
-    if the others cannot be reached.
+    Each takes a GPU of its own if there are any. Raises SettingsError if torchrun's variables are not whole or
+    there are fewer GPUs than processes, RankLost if the others cannot be reached.
     """
-    size = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        size, _ = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    except ValueError:
+        size = 0
     if size == 1:
         return ALONE
+    if size < 1 or not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys():
+        raise SettingsError(
+            "WORLD_SIZE, RANK, MASTER_ADDR and MASTER_PORT are for torchrun to set: start `torchrun --nproc-per-node N "
+            "-m flows.parallel TASK`, or remove WORLD_SIZE to train alone"
+        )
     local, gpus = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if gpus and local >= gpus:
         raise SettingsError(f"this machine has {gpus} GPUs for more processes: start torchrun --nproc-per-node {gpus}")

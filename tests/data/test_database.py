@@ -105,6 +105,23 @@ def test_more_rows_than_a_batch_are_read_in_order(rows: Rows, monkeypatch: pytes
     assert rows.read().fields["text"] == [f"text {number:02}" for number in range(30)]
 
 
+def test_another_order_gives_the_same_rows_each_told_by_its_own_place(rows: Rows) -> None:
+    rows.put(("b", "bad"), ("a", "good"), ("c", "bad"))
+    up, down = (rows.read(f"SELECT text, label FROM reviews ORDER BY id {way}") for way in ("ASC", "DESC"))
+    assert (up.fields, up.labels) == (down.fields, down.labels)
+    assert [given.places.describe([1]) for given in (up, down)] == ["row 2", "row 2"]
+    assert [given.places.describe([3]) for given in (up, down)] == ["row 3", "row 1"]
+
+
+def test_a_query_of_sqlite_that_does_not_end_is_stopped(sqlite: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "QUERY_SECONDS", 0.2)
+    endless = (
+        "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT count(*) AS text, 1 AS label FROM r"
+    )
+    with pytest.raises(DataError, match="the query takes more than 0.2 s"):
+        sqlite.read(endless)
+
+
 def test_numbers_and_dates_become_what_a_person_writes(sqlite: Rows) -> None:
     sqlite.put(("a", "bad"))
     for value, written in {"1": "1", "1.0": "1", "0.5": "0.5", "NULL": None, "x'626164'": "bad"}.items():

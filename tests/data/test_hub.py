@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import json
 import os
 import subprocess
 import sys
@@ -167,6 +168,40 @@ def test_a_file_never_leads_out_of_its_folder(hub: Hub, tmp_path: Path, path: st
     hub.put(PLACE, **{path: f"{HEAD}a,bad\n"})
     with pytest.raises(DataError, match="holds a file that no file can be called"):
         read_rows(task(), tmp_path / "home")
+
+
+@pytest.mark.parametrize(
+    ("name", "body"), [("train.csv", "text,label\na,1\nb,3\n"), ("train.jsonl", '{"text": "a", "label": "1"}\n')]
+)
+def test_a_text_that_is_the_name_of_a_class_is_no_number_of_one(hub: Hub, tmp_path: Path, name: str, body: str) -> None:
+    card = (
+        "dataset_info:\n  features:\n  - {name: text, dtype: string}\n  - name: label\n    dtype:\n      class_label:\n"
+    )
+    names = "        names: {'0': '1', '1': '2', '2': '3'}\n"
+    hub.put(PLACE, **{"README.md": f"---\n{card}{names}---\n", name: body})
+    labels = read_rows(task().model_copy(update={"labels": {"1": "1", "3": "3"}}), tmp_path).labels
+    assert labels == ["1", "3"][: len(labels)]
+
+
+@pytest.mark.parametrize(
+    "place", ["http://127.0.0.1:9/x.csv", "zip://x.csv::a.zip", "/tmp/*.csv", "../*.csv", "~/x.csv"]
+)
+@pytest.mark.parametrize("field", ["data_files: PLACE", "data_files: [{split: train, path: PLACE}]", "data_dir: PLACE"])
+def test_a_card_that_names_files_elsewhere_is_refused_before_they_are_asked_for(
+    hub: Hub, tmp_path: Path, field: str, place: str
+) -> None:
+    card = f"---\nconfigs:\n- config_name: default\n  {field.replace('PLACE', json.dumps(place))}\n---\n"
+    hub.put(PLACE, **{"README.md": card, "train.csv": f"{HEAD}a,bad\n"})
+    with pytest.raises(DataError, match="its card names files elsewhere; download the file and name its path"):
+        read_rows(task(), tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x\ud800.csv", f"{'x' * 300}.csv"])
+def test_a_name_that_no_file_can_have_is_one_sentence(hub: Hub, tmp_path: Path, name: str) -> None:
+    hub.put(PLACE, **{name: f"{HEAD}a,bad\n"})
+    with pytest.raises(DataError) as raised:
+        read_rows(task(), tmp_path)
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize(

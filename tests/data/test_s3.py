@@ -15,6 +15,7 @@ from ptpipeline.data.sources import describe_key, read_rows, source_key
 from ptpipeline.data.table import Wanted
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.storage import FolderStore
+from ptpipeline.storage.s3 import make_client
 from ptpipeline.task.task import Task
 from tests.data.declared import declared
 from tests.http_server import Quiet, serve
@@ -139,6 +140,32 @@ def test_a_server_that_does_not_answer_is_transient(bucket: Bucket) -> None:
         source_key(bucket.task(endpoint="http://127.0.0.1:9"), bucket.home)
 
 
+def test_what_is_no_server_of_objects_is_told(bucket: Bucket) -> None:
+    class Plain(Quiet):
+        def do_HEAD(self) -> None:  # noqa: N802
+            self.send_response(200)
+            self.end_headers()
+
+    with serve(Plain) as address, pytest.raises(SettingsError, match="the server does not answer as S3 does"):
+        source_key(bucket.task("rows.csv", endpoint=address), bucket.home)
+
+
+def test_a_server_that_redirects_is_told(bucket: Bucket) -> None:
+    class Redirecting(Quiet):
+        def do_HEAD(self) -> None:  # noqa: N802
+            self.send_response(301)
+            self.send_header("Location", f"https://localhost{self.path}")
+            self.end_headers()
+
+    with serve(Redirecting) as address, pytest.raises(SettingsError):
+        source_key(bucket.task("rows.csv", endpoint=address), bucket.home)
+
+
+def test_given_credentials_never_go_to_the_environments_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    assert "127.0.0.1" not in make_client(None, keys=("id", "secret")).meta.endpoint_url
+
+
 def test_a_server_that_fails_is_transient(bucket: Bucket) -> None:
     class Failing(Quiet):
         def do_GET(self) -> None:  # noqa: N802
@@ -184,6 +211,7 @@ def test_a_key_never_becomes_a_path(bucket: Bucket, key: str) -> None:
         ({"credentials_env": None, "endpoint": "http://host"}, "an `endpoint` needs credentials of its own"),
         ({"credentials_env": ["A"]}, "s3.credentials_env"),
         ({"credentials_env": ["AWS_KEY", "B"]}, "begins with none of AWS_, PTP_, PREFECT_, MLFLOW_"),
+        ({"credentials_env": ["HF_TOKEN", "B"]}, "begins with none of"),
     ],
 )
 def test_addresses_are_checked_before_they_are_used(settings: dict[str, Any], expected: str) -> None:

@@ -21,7 +21,7 @@ from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import Snapshot
-from ptpipeline.records.prompts import Scoring
+from ptpipeline.records.prompts import ChatForm, Scoring
 from ptpipeline.records.reports import Report, Scores, TextScores
 from ptpipeline.serving.engine import Engine
 from ptpipeline.storage import FolderStore, ObjectStore
@@ -324,3 +324,12 @@ def test_the_key_says_what_stands_beside() -> None:
     assert plain == evaluation_key("d", "t", "float32") == evaluation_key("d", "t", "float32", HardPrompt(examples=0))
     others = {evaluation_key("d", "t", "float32", HardPrompt(examples=count)) for count in (1, 2, 4)}
     assert len(others | {plain}) == 4
+
+
+def test_a_chat_and_a_text_of_the_same_letters_are_measured_apart() -> None:
+    manifest = artifact(tiny(), embeddings(tiny())).manifest
+    parts = ["<s>", "{text}", "</s>"]
+    text = manifest.model_copy(update={"template": "<s>{text}</s>"})
+    chat = text.model_copy(update={"chat": ChatForm(template="0" * 64, parts=parts)})
+    text_identity, chat_identity = (Bare(None, one, None, [], []).identity for one in (text, chat))  # type: ignore[arg-type]
+    assert text_identity != chat_identity

@@ -122,6 +122,10 @@ def test_a_name_without_a_font_is_its_place_and_the_plot_says_so(monkeypatch: py
     assert axes.get_xlabel() == "predicted\nnumbers: the labels in the order of the task file"
 
 
+def test_names_that_begin_alike_are_numbered() -> None:
+    assert lettering.write(["x" * 50, "x" * 51, "y"]).names == ["1.", "2.", "y"]
+
+
 def test_a_name_in_a_known_script_is_written() -> None:
     assert lettering.write(["good", "хорошо"]) == lettering.Lettering(["good", "хорошо"], ["DejaVu Sans"], False)
 

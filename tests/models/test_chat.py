@@ -90,6 +90,26 @@ def test_a_base_without_one_is_told() -> None:
         write_chat("b", None, MESSAGES)
 
 
+def test_a_template_has_no_clock() -> None:
+    now, message = "{{ strftime_now('%Y') }}", "{{ messages[0].content }}"
+    dated = f"{{% if strftime_now is defined %}}{now}{{% else %}}26 Jul 2024{{% endif %}}{message}"
+    assert write_chat("b", template(dated), MESSAGES[1:]).parts == ["26 Jul 2024", "{question}", ""]
+    with pytest.raises(BaseModelError, match="refuses these messages: UndefinedError: 'clock' is undefined"):
+        write_chat("b", template(now + message), MESSAGES[1:])
+
+
+def test_the_special_tokens_of_an_older_saver_are_handed_in(tmp_path: Path) -> None:
+    folder = tiny_base(tmp_path / "base")
+    stated = json.loads((folder / "tokenizer_config.json").read_text())
+    tokens = {role: stated.pop(role) for role in list(stated) if role.endswith("_token")}
+    stated.pop("added_tokens_decoder", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(stated | {"chat_template": CHATML}))
+    (folder / "special_tokens_map.json").write_text(json.dumps(tokens))
+    found = prepare_folder("a", folder, tmp_path).files.read_chat_template()
+    assert found is not None
+    assert dict(found.tokens)["eos_token"] == "</s>"
+
+
 @pytest.mark.parametrize("place", ["file", "configuration", "list"])
 def test_it_is_read_from_the_base(place: str, tmp_path: Path) -> None:
     folder = tiny_base(tmp_path / "base")

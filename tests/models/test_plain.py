@@ -29,7 +29,7 @@ def byte_level() -> Any:
     tokenizer = Tokenizer(models.BPE({byte: index for index, byte in enumerate(BYTES)}, []))
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     tokenizer.add_special_tokens(["<|endoftext|>", "<|im_end|>"])
-    tokenizer.add_tokens([AddedToken(name, special=False) for name in ("<tool_call>", "covid", "    ")])
+    tokenizer.add_tokens([AddedToken(name, special=False) for name in ("<tool_call>", "[|user|]", "covid", "    ")])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
 
 

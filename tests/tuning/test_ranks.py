@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ptpipeline.errors import PtpError
+from ptpipeline.errors import PtpError, SettingsError
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import list_tensors
 from ptpipeline.storage import FolderStore
@@ -252,5 +252,12 @@ def test_processes_that_would_drift_apart_end_with_a_sentence(gang: str, sentenc
 
 def test_one_process_exchanges_nothing() -> None:
     assert open_ranks() is ALONE
+
+
+@pytest.mark.parametrize("size", ["2", "two", "0"])
+def test_variables_that_torchrun_did_not_set_are_told(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    monkeypatch.setenv("WORLD_SIZE", size)
+    with pytest.raises(SettingsError, match="for torchrun to set: start `torchrun"):
+        open_ranks()
     assert ALONE.send(b"body") == b"body"
     assert [ALONE.any(flag) for flag in (True, False)] == [True, False]

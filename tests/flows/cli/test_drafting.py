@@ -155,6 +155,9 @@ def test_a_folder_without_base_models_gets_the_shipped_one(folder: Path) -> None
         (("rows.csv",), "nobody can be asked: add --yes"),
         (("texts.csv", "--yes"), "no column looks like the label: name one with --label"),
         (("empty.csv", "--yes"), "empty.csv: "),
+        (("rows.csv", "--yes", "--base", "nope"), "--base nope: no such base model; there are "),
+        (("rows.csv", "--yes", "--text", "label", "--label", "label"), "--text and --label both name 'label'"),
+        (("bytes.csv", "--yes"), "the name of a column, or a label, is not UTF-8"),
     ],
 )
 def test_what_it_cannot_do_is_one_sentence_and_leaves_nothing(
@@ -164,6 +167,8 @@ def test_what_it_cannot_do_is_one_sentence_and_leaves_nothing(
     write(folder / "texts.csv", [{"text": text} for text, _ in ROWS])
     (folder / "rows.txt").write_text("text,label\n")
     (folder / "empty.csv").touch()
+    bytes_ = (folder / "rows.csv").read_bytes().replace(b"positive", b"positi\xff")
+    (folder / "bytes.csv").write_bytes(bytes_)
     (folder / "tasks" / "taken.yaml").touch()
     before = sorted(folder.rglob("*"))
     assert sentence in error_of(init(folder, *arguments), 1)

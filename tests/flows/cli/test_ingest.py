@@ -35,7 +35,7 @@ def on_terminal(environment: dict[str, str], columns: int, *arguments: str, type
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
     child = subprocess.Popen(
         [sys.executable, "-m", "flows.cli", *arguments],
-        env={**environment, "TERM": "dumb"},
+        env={name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "dumb"},
         stdin=theirs,
         stdout=theirs,
         stderr=theirs,
