@@ -118,7 +118,7 @@ def test_a_query_of_sqlite_that_does_not_end_is_stopped(sqlite: Rows, monkeypatc
     endless = (
         "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT count(*) AS text, 1 AS label FROM r"
     )
-    with pytest.raises(DataError, match="the query takes more than 0.2 s"):
+    with pytest.raises(DataError, match=r"the query takes more than 0\.2 s"):
         sqlite.read(endless)
 
 
