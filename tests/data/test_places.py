@@ -102,4 +102,8 @@ def test_a_hub_gives_the_same_rows(cells: Cells, hub: Hub, tmp_path: Path) -> No
 
 def check(cells: Cells, source: dict[str, Any], folder: Path) -> None:
     rows = read_rows(declared(source={"path": None, "format": None, **source}), folder / "home")
-    assert list(zip(rows.fields["text"], rows.labels, strict=True)) == cells
+    read = list(zip(rows.fields["text"], rows.labels, strict=True))
+    assert len(read) == len(cells)
+    assert (sorted(read, key=str) if "sql" in source else read) == (
+        sorted(cells, key=str) if "sql" in source else cells
+    )  # a query gives no order
