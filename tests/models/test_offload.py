@@ -78,9 +78,10 @@ def test_a_base_that_reads_layers_from_its_files_computes_the_same_bits(name: st
     folder = saved(tmp_path, name)
     whole, partly = load(folder, 2, dtype), load(folder, 0.8, dtype)
     assert (whole.whole, partly.whole) == (True, False)
-    for by_hand in (True, False):
-        assert_same(compute(partly, by_hand), compute(whole, by_hand))
-    assert partly.decode(None, ROWS, 4) == whole.decode(None, ROWS, 4)
+    with torch.backends.mkldnn.flags(enabled=False):  # oneDNN refuses bfloat16 under older instructions
+        for by_hand in (True, False):
+            assert_same(compute(partly, by_hand), compute(whole, by_hand))
+        assert partly.decode(None, ROWS, 4) == whole.decode(None, ROWS, 4)
     assert (partly.digest_weights(), partly.known) == (whole.digest_weights(), whole.known)
     if isinstance(whole, CausalBase):
         assert (partly.fused is None) == (whole.fused is None)
