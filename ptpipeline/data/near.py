@@ -151,7 +151,7 @@ def _find_pairs(bands: "NDArray[np.uint64]", signatures: "NDArray[np.uint16]") -
                 yield from _pair_near(bucket.tolist(), signatures)
     for some in _chunk(sorted(couples)):
         ones, twos = np.array(some).T
-        near = (signatures[ones] == signatures[twos]).mean(axis=1) >= JACCARD
+        near = _are_near(signatures[ones], signatures[twos])
         yield from (couple for couple, is_near in zip(some, near, strict=True) if is_near)
 
 
@@ -173,7 +173,9 @@ def _pair_near(bucket: list[int], signatures: "NDArray[np.uint16]") -> Iterator[
 
 
 def _are_near(one: "NDArray[np.uint16]", many: "NDArray[np.uint16]") -> "NDArray[np.bool_]":
-    """Which of many signatures [N, SIGNATURE] are near one [SIGNATURE]; the share of equal values estimates Jaccard."""
+    """Which of many signatures [N, SIGNATURE] are near one [SIGNATURE], or each its own [N, SIGNATURE]; the share of
+    equal values estimates Jaccard.
+    """
     near: NDArray[np.bool_] = (many == one).mean(axis=1) >= JACCARD  # [N, SIGNATURE] -> [N]
     return near
 
