@@ -1,12 +1,13 @@
 """Progress on a terminal is a bar that goes away; into a file or a pipe go plain lines alone."""
 
 import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests.flows.cli.pty_reader import watch_terminal
 
 SLOW = """
 import logging, sys, time
@@ -26,22 +27,10 @@ print("end", file=sys.stderr)
 
 def run_on_terminal() -> str:
     """All that a terminal of 120 columns gets."""
-    parent, child = pty.openpty()
     environment = os.environ | {"COLUMNS": "120", "LINES": "40", "TERM": "xterm"}
-    process = subprocess.Popen([sys.executable, "-c", SLOW], stdout=child, stderr=child, env=environment)
-    os.close(child)
-    written = b""
-    while True:
-        try:
-            part = os.read(parent, 65536)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        written += part
-    os.close(parent)
-    assert process.wait() == 0
-    return written.decode()
+    code, written = watch_terminal(["-c", SLOW], environment)
+    assert code == 0
+    return written
 
 
 @pytest.fixture(scope="module")

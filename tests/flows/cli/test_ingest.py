@@ -1,17 +1,11 @@
 """`ptp ingest` for people: rows by label and split, and what the checks found, within the width of their terminal."""
 
-import fcntl
 import json
-import os
-import pty
-import struct
-import subprocess
-import sys
-import termios
 from pathlib import Path
 
 import pytest
 
+from tests.flows.cli.pty_reader import watch_terminal
 from tests.flows.cli.test_cli import environment_of, ptp
 from tests.tiny import tiny_project
 
@@ -31,29 +25,10 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def on_terminal(environment: dict[str, str], columns: int, *arguments: str, typed: str = "") -> str:
     """What a person sees on a terminal of that width who types this, standard error included."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
-    child = subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", *arguments],
-        env={name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "dumb"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    os.write(ours, typed.encode())
-    seen = b""
-    while True:
-        try:
-            piece = os.read(ours, 65536)
-        except OSError:  # the child has closed its end
-            break
-        if not piece:
-            break
-        seen += piece
-    os.close(ours)
-    assert child.wait() == 0, seen.decode()
-    return seen.decode().replace("\r\n", "\n")
+    own = {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "dumb"}
+    code, seen = watch_terminal(["-m", "flows.cli", *arguments], own, columns, typed)
+    assert code == 0, seen
+    return seen.replace("\r\n", "\n")
 
 
 @pytest.mark.parametrize("columns", [60, 80, 120])

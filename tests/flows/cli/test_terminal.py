@@ -3,14 +3,12 @@
 import ast
 import json
 import os
-import pty
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from flows.cli.terminal import PlainFormatter
+from tests.flows.cli.pty_reader import watch_terminal
 
 CLI = Path(__file__).parents[3] / "flows" / "cli"
 HOSTILE = (
@@ -23,24 +21,8 @@ FORBIDDEN += [chr(code) for code in (*range(0x202A, 0x202F), *range(0x2066, 0x20
 
 def on_a_terminal(code: str) -> str:
     """What a process with that code writes to its terminal."""
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-c", f"from ast import literal_eval\nhostile = literal_eval({ascii(HOSTILE)!a})\n{code}"],
-        stdin=theirs, stdout=theirs, stderr=theirs, env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "200"},
-    )  # fmt: skip
-    os.close(theirs)
-    seen = b""
-    while True:
-        try:
-            part = os.read(ours, 65536)
-        except OSError:  # the other side is closed
-            break
-        if not part:
-            break
-        seen += part
-    os.close(ours)
-    process.wait()
-    return seen.decode()
+    arguments = ["-c", f"from ast import literal_eval\nhostile = literal_eval({ascii(HOSTILE)!a})\n{code}"]
+    return watch_terminal(arguments, os.environ | {"TERM": "xterm-256color", "COLUMNS": "200"})[1]
 
 
 PRINTS = {
