@@ -12,15 +12,16 @@ def ingest(context: Context, task: Task) -> Snapshot:
     from ptpipeline.data.sources import describe_key, source_key
 
     registry, home = context.registry, context.settings.home
-    known = registry.ledger.snapshot_for(task.name, source_key(task, home))
+    key = source_key(task, home)
+    known = registry.ledger.snapshot_for(task.name, key)
     if known is not None:
         registry.ledger.save_snapshot(known)  # it is used again: from now on the garbage collection keeps it
         if context.has_rows(known):
-            key = describe_key(task)
-            context.report(f"{task.name}: source unchanged (by {key}), snapshot {known.digest[:12]} stands")
+            covered = describe_key(task)
+            context.report(f"{task.name}: source unchanged (by {covered}), snapshot {known.digest[:12]} stands")
             return known
     find_long = build_text(context, task).find_long if task.data.too_long == "drop" else None
-    snapshot = take_snapshot(task, registry.store, home, find_long)
+    snapshot = take_snapshot(task, registry.store, home, find_long, key)
     registry.ledger.save_snapshot(snapshot)
     if not context.has_rows(snapshot):  # an old one of the same rows was collected between the two
         snapshot = take_snapshot(task, registry.store, home, find_long)

@@ -30,16 +30,19 @@ CHUNK = 100_000  # rows that are written at once
 FindLong = Callable[[Sequence[CheckedRow]], list[int]]  # the indexes of the rows that are too long
 
 
-def ingest(task: Task, store: ObjectStore, home: Path, find_long: FindLong | None = None) -> Snapshot:
+def ingest(
+    task: Task, store: ObjectStore, home: Path, find_long: FindLong | None = None, key: str | None = None
+) -> Snapshot:
     """Read, check and split the task's rows and store them; equal rows give the same snapshot.
 
-    find_long: finds the rows that `too_long: drop` leaves out; without it they stay.
+    find_long: finds the rows that `too_long: drop` leaves out; without it they stay. key: the source key, if it was
+    asked before: to ask a large source takes as long as to read it.
 
     Idempotent: if the manifest is already there, nothing is written, and the record returned has the present source key
     and check counts. Raises DataError if the source is not readable, a check blocks, or a split is too small,
     ServiceUnavailable if the source changed while it was read: its key would stand for other rows.
     """
-    key = source_key(task, home)
+    key = key or source_key(task, home)
     source = read_rows(task, home)
     if source_key(task, home) != key:
         raise ServiceUnavailable(f"{source.source}: the source changed while it was read; run again")
