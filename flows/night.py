@@ -4,28 +4,27 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
 
 from flows.stages.chain import Night
-from flows.stages.outcome import Outcome
+from flows.stages.outcome import Outcome, tabulate
+from flows.states import end_state, tag_run
 from ptpipeline.records.reports import PairedDifference, title_of
 from ptpipeline.records.verdicts import Check, Verdict
 from registry.card.markdown import escape
 
 
 def end(night: Night, key: str) -> State[Any]:
-    """Write the table under `key` and return the run's final state: a failed gate is Completed, an error is Failed."""
+    """Write the table under `key`, tag the run, and return its final state."""
     rows = build_table(night)
     links = [f"- [{row['task']} in MLflow]({row['page']})" for row in rows if row.get("page")]
     create_table_artifact(key=key, table=rows, description="\n".join([f"**{key}**: {len(rows)} tasks", "", *links]))
-    if night.errors:
-        return Failed(message=f"{len(night.errors)} of {len(rows)} tasks failed: {join_errors(night.errors)}")
-    return Completed(message="; ".join(f"{row['task']}: {row['status']}" for row in rows) or "no tasks")
+    tag_run(night)
+    return end_state(night)
 
 
 def build_table(night: Night) -> list[dict[str, Any]]:
-    """Return one row per task: its outcome, or `failed` with the reason."""
-    outcomes = {task: outcome.to_json() for task, outcome in night.outcomes.items()}
+    """Return one row per task: its outcome with rounded figures, or `failed` with the reason."""
+    outcomes = {task: tabulate(outcome) for task, outcome in night.outcomes.items()}
     errors = {task: {"task": task, "status": "failed", "reason": sentence} for task, sentence in night.errors.items()}
     return [row for _, row in sorted((outcomes | errors).items())]
 

@@ -11,6 +11,7 @@ from flows.requests import NightlyRequest
 from flows.server.schedules import distinct_schedules, scheduled_under
 from flows.stages.chain import Mode, run
 from flows.stages.context import select_tasks
+from flows.states import name_this_run
 from flows.steps import open_context, step
 from ptpipeline.errors import NotFound
 from ptpipeline.task.task import Task
@@ -20,9 +21,9 @@ EVERYTHING = NightlyRequest()
 _log = logging.getLogger("ptpipeline.flows")
 
 
-@flow(name="nightly", persist_result=False)
+@flow(name="nightly", flow_run_name=name_this_run, persist_result=False)
 def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
-    """Ingest, train what changed, evaluate, gate, register, promote; one task's failure never stops another."""
+    """Train the tasks that changed, and put what passes its gate into production by each task's policy."""
     context = open_context()
     selection = select_tasks(context.settings, request.tasks)
     selection = selection._replace(tasks=narrow(selection.tasks, request.schedule))

@@ -9,7 +9,7 @@ import os
 import sys
 from collections.abc import Iterable
 
-from flows.cli import drafting, work  # noqa: F401  (importing a module adds its verbs, in the order of the help)
+from flows.cli import drafting, stack, work  # noqa: F401  (importing a module adds its verbs, in the order of the help)
 
 # isort: split
 from flows.cli import quality, versions  # noqa: F401

@@ -211,6 +211,11 @@ def _worker(config: StackConfig) -> Server:
     return Server("worker", command, environment, lambda process: _worker_ready(config, process))
 
 
+def worker_settings(home: Path) -> dict[str, str]:
+    """Return the PTP_* variables that a worker started now would give to its runs."""
+    return {name: value for name, value in client_environment(home, "").items() if name.startswith("PTP_")}
+
+
 def _worker_ready(config: StackConfig, process: Process) -> bool:
     workers = _call(config, "prefect", "POST", f"/api/work_pools/{POOL}/workers/filter", {})
     heartbeats = [worker["last_heartbeat_time"] for worker in workers or [] if worker["name"] == "local"]
