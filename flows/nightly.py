@@ -6,6 +6,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from flows.chronicle import begin, finish
 from flows.night import end, show_verdict
 from flows.requests import NightlyRequest
 from flows.server.schedules import distinct_schedules, scheduled_under
@@ -25,11 +26,13 @@ _log = logging.getLogger("ptpipeline.flows")
 def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     """Train the tasks that changed, and put what passes its gate into production by each task's policy."""
     context = open_context()
+    begin(context, request)
     selection = select_tasks(context.settings, request.tasks)
     selection = selection._replace(tasks=narrow(selection.tasks, request.schedule))
     names = ", ".join(task.name for task in selection.tasks)
     _log.info("nightly over %s%s", names, f": {request.reason}" if request.reason else "")
-    return end(run(context, selection, Mode(step, isolate=True, show=show_verdict)), "nightly")
+    night = run(context, selection, Mode(step, isolate=True, show=show_verdict))
+    return finish(context, night, end(night, "nightly"))
 
 
 def narrow(tasks: list[Task], schedule: str | None) -> list[Task]:

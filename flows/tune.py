@@ -5,6 +5,7 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from flows.chronicle import begin, finish
 from flows.night import end, show_verdict
 from flows.requests import TuneRequest
 from flows.stages.chain import Mode, run
@@ -19,5 +20,7 @@ EVERYTHING = TuneRequest()
 def tune(request: TuneRequest = EVERYTHING) -> State[Any]:
     """Train the tasks that changed, and register what came out with the gate's verdict; promote nothing."""
     context = open_context()
+    begin(context, request)
     selection = select_tasks(context.settings, request.tasks)
-    return end(run(context, selection, Mode(step, isolate=True, promote=False, show=show_verdict)), "tune")
+    night = run(context, selection, Mode(step, isolate=True, promote=False, show=show_verdict))
+    return finish(context, night, end(night, "tune"))

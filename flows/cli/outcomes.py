@@ -13,7 +13,8 @@ def print_outcomes(outcomes: Sequence[Outcome | Mapping[str, Any]], as_json: boo
     if as_json:
         print_table(outcomes, as_json)
         return
-    rows = [tabulate(row) if isinstance(row, Outcome) else dict(row) for row in outcomes]
+    given = [tabulate(row) if isinstance(row, Outcome) else row for row in outcomes]
+    rows = [{name: value for name, value in row.items() if value is not None} for row in given]
     print_table([_summarise(row) for row in rows], as_json, "no tasks")
     for row in rows:
         if row.get("reason"):

@@ -24,10 +24,11 @@ class Outcome(Grown):
     """One line of the night's table.
 
     Figures are the task's gate metric on the rows that judge; None if they are withheld. Tokens and seconds are what
-    the training of this version took of its gang; None if they were not counted then, or it was imported.
+    the training of this version took of its gang; None if they were not counted then, or it was imported. `rows` are
+    those of the snapshot that it was judged by.
     """
 
-    LATER: ClassVar = frozenset({"tokens", "seconds", "processor_seconds"})
+    LATER: ClassVar = frozenset({"tokens", "seconds", "processor_seconds", "rows"})
 
     task: str
     metric: str
@@ -46,6 +47,7 @@ class Outcome(Grown):
     tokens: int | None = None
     seconds: float | None = None
     processor_seconds: float | None = None
+    rows: int | None = None
 
     @property
     def refused(self) -> bool:
@@ -108,9 +110,15 @@ def summarise(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
         tokens=cost.tokens if cost else None,
         seconds=cost.seconds if cost else None,
         processor_seconds=cost.processor_seconds if cost else None,
+        rows=_count_rows(registry, task.name, candidate.report.snapshot),
         reason=reason,
         page=_find_page(registry, task.name, candidate.tuned.digest),
     )
+
+
+def _count_rows(registry: Registry, task: str, snapshot: str) -> int | None:
+    known = registry.ledger.snapshot(task, snapshot)
+    return sum(info.rows for info in known.splits().values()) if known else None
 
 
 def _is_of_figures(metric: str, comparison: PairedDifference) -> bool:
