@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from ptpipeline.records.base import Record
+from ptpipeline.records.base import Record, digest_of
 from ptpipeline.records.versions import PRODUCTION
 
 PREFECT_ACTOR = "prefect"
@@ -45,6 +45,11 @@ def name_tasks(request: Mapping[str, Any]) -> list[str]:
     return [task] if task is not None else list(request.get("tasks") or [])
 
 
+def key_run(flow: str, sources: Mapping[str, str], at: datetime) -> str:
+    """Return the key by which Prefect starts one run for the same tasks, data (source key by task) and day (UTC)."""
+    return f"{flow} {at:%Y-%m-%d} {', '.join(sorted(sources))[:100]} {digest_of(dict(sources))[:16]}"
+
+
 class IngestRequest(Record):
     """Which tasks to ingest; None means all."""
 
@@ -66,6 +71,12 @@ class NightlyRequest(Record):
     tasks: list[str] | None = None
     schedule: str | None = None
     reason: str = ""
+
+
+class WatchRequest(Record):
+    """Whose sources to look at; None means every task with `watch: true`, which a task needs in any case."""
+
+    tasks: list[str] | None = None
 
 
 class PromoteRequest(Record):

@@ -92,6 +92,10 @@ def trigger(
     task: Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")] = None,
     reason: Annotated[str, typer.Option("--reason", help="Why; the run's log shows it.")] = "",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the run to its end, or only start it.")] = True,
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Follow the run of today for the same tasks and data, if there was one already."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Start a flow in Prefect and follow its log to the end.
@@ -117,7 +121,8 @@ def trigger(
             f"no flow {flow!r} to trigger: choose {', '.join(requests)}; to promote or roll back, use `ptp promote` "
             "or `ptp rollback`"
         )
-    run_id = start(_require_prefect(settings), flow, requests[flow])
+    key = _key_of_today(settings, flow, names) if once else None
+    run_id = start(_require_prefect(settings), flow, requests[flow], key)
     say(f"flow run {run_id}", sys.stderr)
     if wait:
         finished = follow_to_end(str(settings.prefect), run_id)
@@ -262,6 +267,18 @@ def follow_to_end(prefect: str, run_id: str) -> "Finished":
             for line in indent(f"{event.at[11:19]} {event.message}"):
                 say(line, sys.stderr)
     raise PtpError(f"flow run {run_id}: its log ended without a final state; look at the run's page in Prefect")
+
+
+def _key_of_today(settings: "Settings", flow: str, names: list[str] | None) -> str:
+    """Return the idempotency key of a run for these tasks, what their sources hold now, and today."""
+    from datetime import UTC, datetime
+
+    from flows.requests import key_run
+    from flows.stages.context import select_tasks
+    from ptpipeline.data.sources import source_key
+
+    tasks = select_tasks(settings, names).tasks
+    return key_run(flow, {task.name: source_key(task, settings.home) for task in tasks}, datetime.now(UTC))
 
 
 def _require_prefect(settings: "Settings") -> str:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from flows.requests import NightlyRequest, PromoteRequest, ReconcileRequest, RollbackRequest, name_run
+from flows.requests import NightlyRequest, PromoteRequest, ReconcileRequest, RollbackRequest, key_run, name_run
 from ptpipeline.records.base import Record
 
 AT = datetime(2026, 11, 26, 2, 0, tzinfo=UTC)
@@ -25,3 +25,15 @@ AT = datetime(2026, 11, 26, 2, 0, tzinfo=UTC)
 )
 def test_a_run_is_named_after_what_it_does_and_the_day(flow: str, request_: Record, name: str) -> None:
     assert name_run(flow, request_.to_json(), AT) == name
+
+
+def test_a_run_has_one_key_per_tasks_data_and_day() -> None:
+    key = key_run("nightly", {"mood": "a", "topic": "b"}, AT)
+    assert key == key_run("nightly", {"topic": "b", "mood": "a"}, AT.replace(hour=23))
+    others = [
+        key_run("tune", {"mood": "a", "topic": "b"}, AT),
+        key_run("nightly", {"mood": "a"}, AT),
+        key_run("nightly", {"mood": "a", "topic": "c"}, AT),
+        key_run("nightly", {"mood": "a", "topic": "b"}, AT.replace(day=27)),
+    ]
+    assert len({key, *others}) == 5
