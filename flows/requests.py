@@ -73,7 +73,7 @@ class NightlyRequest(Record):
     reason: str = ""
 
 
-class WatchRequest(Record):
+class WatchSourcesRequest(Record):
     """Whose sources to look at; None means every task with `watch: true`, which a task needs in any case."""
 
     tasks: list[str] | None = None
