@@ -26,7 +26,7 @@ TRACKING_BUCKET = "ptp-mlflow"
 DEFAULT_PORTS = {"storage": 8333, "mlflow": 5000, "prefect": 4200}
 NAMES = ("storage", "prefect", "mlflow", "worker")  # in starting order
 DEPENDS_ON = {"mlflow": "storage", "worker": "prefect"}  # their environment holds the other's address
-MAKE = 5  # of the definitions below: a running server of another make is replaced by `up`
+MAKE = 6  # of the definitions below: a running server of another make is replaced by `up`
 GRPC_OFFSET = 10_000  # SeaweedFS serves gRPC on each port + 10000
 LAST_PORT = 55_000  # the gRPC ports end at 65,000
 # The databases of Prefect and MLflow are named relative to the folder that each runs in: a person's own path may hold
