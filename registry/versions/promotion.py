@@ -104,8 +104,8 @@ def point(registry: Registry, version: PromptVersion, cause: Cause, alias: str) 
 def rollback(registry: Registry, task: str, cause: Cause, to: int | None = None, alias: str = PRODUCTION) -> Promotion:
     """Move `alias` back to the version before the one that it names, or to version `to`, which it named once.
 
-    It never goes forward again. If the head is a rollback for the same cause, this only shows it to readers: nobody knows
-    whether the one who asks saw that it ended, so only another cause, or `to`, goes further back. Raises
+    It never goes forward again. If the head is a rollback for the same cause, this only shows it to readers: nobody
+    knows whether the one who asks saw that it ended, so only another cause, or `to`, goes further back. Raises
     PromotionRefused if there is nothing to go back to, if the alias never named `to`, or if its bytes are missing or
     altered; PromotionConflict; NotFound if there is no such alias.
     """

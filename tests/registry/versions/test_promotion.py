@@ -64,7 +64,7 @@ def test_a_rollback_for_another_reason_goes_further_back(plain: Registry, task: 
 def test_a_rollback_that_is_repeated_goes_one_step_back(
     plain: Registry, task: Task, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever was killed just before the answer came repeats the command: production is not to lose a second version."""
+    """Whoever was killed just before the answer came repeats the command; production loses no second version."""
     head = None
     for seed in (1, 2, 3):
         head = promote(plain, task, published(plain, task, seed, head.digest if head else None), ME)
