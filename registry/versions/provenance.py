@@ -11,6 +11,7 @@ from ptpipeline.records.base import Grown, Time
 from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.addresses import PromptObject, is_content_of, is_dossier, parse
 from ptpipeline.storage.keys import dossier_key, dossiers_prefix, release_key
 from registry.card.card import Provenance
 from registry.ledger.ledger import Release
@@ -88,7 +89,9 @@ def check_dossier(key: str, body: bytes) -> Dossier:
     """Return the dossier in those bytes; ArtifactError if the key names another one, or it is about several prompts."""
     dossier = parse_record(Dossier, body, f"{key}: not a dossier")
     tuned, report, verdict = dossier.publication.tuned, dossier.report, dossier.verdict
-    if key != dossier_key(tuned.task, tuned.digest, body):
+    address = parse(key)
+    placed = isinstance(address, PromptObject) and (address.task, address.digest) == (tuned.task, tuned.digest)
+    if not (placed and is_dossier(key) and is_content_of(key, body)):
         raise ArtifactError(f"{key}: its content belongs to another key; it was altered")
     if any((record.task, record.digest) != (tuned.task, tuned.digest) for record in (report, verdict) if record):
         raise ArtifactError(f"{key}: its report or verdict is of another prompt; it was altered")

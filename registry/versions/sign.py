@@ -11,11 +11,10 @@ from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.foreign import parse_record
 from ptpipeline.prompts.artifact import read_artifact, read_ensemble
 from ptpipeline.records.versions import Pointer, Promotion, PromptVersion
-from ptpipeline.storage.addresses import SnapshotObject, is_dossier, parse
+from ptpipeline.storage.addresses import SnapshotObject, is_content_of, is_dossier, parse
 from ptpipeline.storage.keys import (
     dossiers_prefix,
     manifest_key,
-    names_content,
     pointer_key,
     snapshots_prefix,
     version_key,
@@ -74,7 +73,7 @@ def _sign_beside(registry: Registry, store: SignedStore, publication: Publicatio
             body = bare.read(key).body
         except NotFound:  # texts of rows may be deleted
             continue
-        if not names_content(key, body):
+        if not is_content_of(key, body):
             raise ArtifactError(f"{store.url}/{key}: it is not the content that its key names; `ptp doctor` shows more")
         store.sign(key, body)
         signed += 1
