@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptpipeline.data.near import find_near_duplicates, find_representatives, normalise, shingles, strip_punctuation
+from ptpipeline.data.near import (
+    MAX_COMPARED,
+    find_near_duplicates,
+    find_representatives,
+    normalise,
+    shingles,
+    strip_punctuation,
+)
 from ptpipeline.data.rows import CheckedRows, check_rows
 from tests.shipped import shipped, texts
 
@@ -144,6 +151,14 @@ def test_thousands_of_a_template_take_seconds() -> None:
     find_representatives(rows)
     find_near_duplicates(rows[:300], rows[300:])
     assert monotonic() - began < 30
+
+
+def test_a_long_text_is_compared_by_its_beginning_and_its_end() -> None:
+    dice = Random(3)
+    one, two, three, other = ("".join(dice.choices("abcdefghijklmnop", k=MAX_COMPARED)) for _ in range(4))
+    assert find_near_duplicates([one + two], [one + three]) == []
+    assert find_near_duplicates([two + one], [three + one]) == []
+    assert find_near_duplicates([one + three + two], [one + other + two]) == [0]
 
 
 # ---------------------------------------------------------------- the shipped tasks
