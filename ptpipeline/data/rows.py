@@ -114,7 +114,7 @@ def _place(row: _SourceRow, spec: SplitSpec) -> Split:
 
 
 def check_rows(task: Task, source: SourceRows) -> CheckedRows:
-    """Return the labelled rows of a task that pass its checks.
+    """Return the labelled rows of a task that pass its checks, each with the split that it belongs to.
 
     Raises DataError if a check whose policy is `block` finds rows, if a group value is missing, or if no row is left.
     """

@@ -49,7 +49,7 @@ def ingest(
     checked = check_rows(task, source)
     if find_long is not None:
         checked = drop_long(checked, source.places, find_long)
-    splits = _split_rows(checked.rows, task)
+    splits = _group_by_split(checked.rows, task)
     _check_sizes(source.source, splits, task)
     snapshot = _describe(task, _Origin(source.source, key), checked, splits)
     if not store.exists(snapshot_manifest_key(task.name, snapshot.digest)):
@@ -141,7 +141,8 @@ def identify_rows(rows: Iterable[CheckedRow]) -> Iterator[Row]:
         yield Row(identity + suffix, row.fields, row.label, row.slices)
 
 
-def _split_rows(rows: list[CheckedRow], task: Task) -> dict[Split, list[Row]]:
+def _group_by_split(rows: list[CheckedRow], task: Task) -> dict[Split, list[Row]]:
+    """The rows of each split; which one a row belongs to was decided when it was checked."""
     splits: dict[Split, list[Row]] = {split: [] for split in SPLITS}
     if task.data.split.reserve:
         splits["reserve"] = []
