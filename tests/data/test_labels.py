@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
-from ptpipeline.data.rows import check_rows
 from ptpipeline.data.sources import SourceRows, read_rows
+from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError
 from ptpipeline.task.task import Task
 from tests.data.declared import declared, rows_of

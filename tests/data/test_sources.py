@@ -270,9 +270,3 @@ def test_the_key_imports_no_slow_library() -> None:
 def test_the_key_follows_what_is_held_back_sliced_or_kept_together(tmp_path: Path, change: dict[str, Any]) -> None:
     path = write(tmp_path, "text,label\na,bad\n")
     assert source_key(declared(path, **change), tmp_path) != source_key(declared(path, split={}, checks={}), tmp_path)
-
-
-def test_a_slice_that_is_not_utf8_is_told(tmp_path: Path) -> None:
-    path = write(tmp_path, b"text,label,shop\na,bad,caf\xe9\n")
-    with pytest.raises(DataError, match=r"column 'shop', which data\.slices names, has values that are not UTF-8"):
-        read_rows(declared(path, slices=["shop"]), tmp_path)
