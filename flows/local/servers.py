@@ -37,7 +37,7 @@ _SLOW_LOOPS = {  # of Prefect's services; each looks every 5 s by default, and n
     "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "15",
     "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "30",
     "PREFECT_SERVER_SERVICES_CLEANUP_RECONCILER_LOOP_SECONDS": "30",
-    "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT60S",
+    "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT20S",  # so late a dead worker may be noticed (automations.py)
 }
 _WEED_SPEAKERS = ("CLIENT", "MASTER", "VOLUME", "FILER", "S3", "ADMIN", "WORKER")
 _WEED_HTTP = ("CLIENT", "MASTER", "VOLUME", "FILER", "ADMIN")
@@ -190,6 +190,7 @@ def _prefect(config: StackConfig) -> Server:
         "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(folder / "ui"),
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         **_SLOW_LOOPS,
     }
     return Server(
