@@ -12,10 +12,11 @@ from flows.requests import GangRequest
 from flows.spread import OUTCOMES
 from flows.stages.chain import Mode, Night, run
 from flows.stages.context import select_tasks
+from flows.states import name_this_run
 from flows.steps import open_context, step
 
 
-@flow(name="gang", persist_result=False)
+@flow(name="gang", flow_run_name=name_this_run, persist_result=False)
 def gang(request: GangRequest) -> State[Any]:
     """Train the tasks of one gang of a night together, and finish them; the night starts this, not a person."""
     context = open_context()

@@ -77,7 +77,8 @@ class Schedule(Section):
 class Task(Section):
     """One declared problem: data, template, labels (or `generate`, for answers in free text), recipe, gate, schedule.
 
-    `texts_in_reports` allows HTML reports, in the store and in MLflow, to quote the rows that are answered wrong.
+    `watch` starts a run whenever the source has new rows, beside the schedule. `texts_in_reports` allows HTML reports,
+    in the store and in MLflow, to quote the rows that are answered wrong.
     """
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -94,6 +95,7 @@ class Task(Section):
     promoters: Promoters | None = None
     texts_in_reports: bool = False
     schedule: Schedule | None = None
+    watch: bool = False
 
     @property
     def columns(self) -> dict[str, str]:

@@ -5,7 +5,8 @@ that were made together, `test_set` and `look` count how often which test rows d
 published and `tombstone` what is being collected. `projection` says which promotion MLflow and the object store show,
 `attempt` which writes to MLflow's aliases may still be under way, `sighting` which of its aliases differed, `lease` who
 may write a projection or work on a task, `probe` when an object store was last tested, `secret` what seals stored
-bytes. The rest keeps results of stages, so that they need not run again.
+bytes, `night` and `night_task` what the nights came to. The rest keeps results of stages, so that they need not run
+again.
 """
 
 from sqlalchemy import (
@@ -25,7 +26,7 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA = "0005"
+SCHEMA = "0007"
 
 metadata = MetaData()
 
@@ -214,4 +215,32 @@ look = Table(
     Column("question", String(64), nullable=False),
     Column("at", String(32), nullable=False),
     UniqueConstraint("task", "question", name="look_question"),
+)
+
+night = Table(
+    "night",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("flow", String(63), nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("page", Text),
+    Column("started", String(32), nullable=False, index=True),
+    Column("ended", String(32)),
+    Column("state", String(63)),
+)
+
+night_task = Table(
+    "night_task",
+    metadata,
+    Column("night", String(64), primary_key=True),
+    Column("task", String(63), primary_key=True),
+    Column("status", String(63), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("verdict", Text),
+    Column("version", Integer),
+    Column("rows", Integer),
+    Column("tokens", Integer),
+    Column("seconds", Float),
+    Column("processor_seconds", Float),
+    Column("at", String(32), nullable=False),
 )

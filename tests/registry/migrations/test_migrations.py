@@ -136,11 +136,18 @@ def _rows_of_the_fourth() -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def _rows_of_the_fifth() -> dict[str, list[dict[str, Any]]]:
+    """The same rows in the fifth schema."""
+    rows = _rows_of_the_fourth()
+    return rows | {"lease": [row | {"gang": None} for row in rows["lease"]]}
+
+
 ROWS = {
     "0001": _rows(),
     "0002": _rows_of_the_second(),
     "0003": _rows_of_the_third(),
     "0004": _rows_of_the_fourth(),
+    "0005": _rows_of_the_fifth(),
 }  # revision -> rows of all of its tables
 JSON_COLUMNS = ("record", "versions")
 FLAGS = ("passed", "override")
