@@ -7,10 +7,10 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.night import end, show_verdict
-from flows.requests import NightlyRequest
+from flows.requests import NightlyRequest, record_claim
 from flows.server.schedules import distinct_schedules, scheduled_under
 from flows.stages.chain import Mode, run
-from flows.stages.context import select_tasks
+from flows.stages.context import MACHINE, select_tasks
 from flows.steps import open_context, step
 from ptpipeline.errors import NotFound
 from ptpipeline.task.task import Task
@@ -24,6 +24,7 @@ _log = logging.getLogger("ptpipeline.flows")
 def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     """Ingest, train what changed, evaluate, gate, register, promote; one task's failure never stops another."""
     context = open_context()
+    context.started_by = MACHINE if request.schedule else record_claim(request.actor)
     selection = select_tasks(context.settings, request.tasks)
     selection = selection._replace(tasks=narrow(selection.tasks, request.schedule))
     names = ", ".join(task.name for task in selection.tasks)

@@ -13,6 +13,13 @@ Claim = Field(
     description="Who asks, as they say: nobody checks it, and the history records it as a claim.",
 )
 
+Name = Field(
+    min_length=1,
+    title="Your name",
+    description="Who decides. Nobody checks it, and the history records it as a claim; the one who started the run may "
+    "not approve what it made.",
+)
+
 
 def record_claim(name: str) -> str:
     """Return the actor of a request that came through Prefect, which knows nobody: the name is only claimed."""
@@ -35,11 +42,13 @@ class NightlyRequest(Record):
     """Which tasks to bring up to date and promote by their policy; None means all.
 
     `schedule` narrows them to the tasks with the schedule of that slug; the scheduler sets it. `reason` is for the log.
+    `actor` may not approve what the run makes.
     """
 
     tasks: list[str] | None = None
     schedule: str | None = None
     reason: str = ""
+    actor: str = Claim
 
 
 class PromoteRequest(Record):
@@ -51,6 +60,24 @@ class PromoteRequest(Record):
     alias: str = PRODUCTION
     actor: str = Claim
     override: bool = False
+
+
+class ApproveRequest(Record):
+    """Approve a candidate that waits for people; if enough people did, production names it."""
+
+    task: str = Field(title="Task", description="Its report and difference: artifact `verdict-TASK`.")
+    version: int = Field(title="Version", description="The number behind the @, as the night's table shows it.")
+    actor: str = Name
+    reason: str = Field(title="Reason", min_length=1, description="Why; the history keeps it forever.")
+
+
+class RejectRequest(Record):
+    """Reject a candidate that waits for people: nothing asks for it again."""
+
+    task: str = Field(title="Task", description="Its report and difference: artifact `verdict-TASK`.")
+    version: int = Field(title="Version", description="The number behind the @, as the night's table shows it.")
+    actor: str = Name
+    reason: str = Field(title="Reason", min_length=1, description="Why; the history keeps it forever.")
 
 
 class RollbackRequest(Record):

@@ -13,6 +13,7 @@ from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PRODUCTION, Promotion, PromptVersion
 from ptpipeline.task.task import Task
 from registry.registry import Registry
+from registry.versions.approval import describe_rejection, find_rejection
 
 log = logging.getLogger("ptpipeline.stages")
 
@@ -113,7 +114,15 @@ def _find_status(registry: Registry, task: Task, candidate: Candidate) -> tuple[
     if not verdict.passed:
         no_gain = any(check.name == "gain" for check in disclose_verdict(verdict).failures())
         return "no gain" if no_gain else "gate failed", describe_failures(verdict)
-    return "awaiting approval", f"`ptp promote {task.name}@{version.number} --reason ...` takes it to production"
+    rejection = find_rejection(registry, version)
+    if rejection:
+        return "rejected", f"{task.name}@{version.number} {describe_rejection(rejection)}"
+    needs = f" ({task.approvals} of people who did not start its run)" if task.approvals else ""
+    return (
+        "awaiting approval",
+        f"`ptp approve {task.name}@{version.number}`, or the deployment `approve` in Prefect, takes it to "
+        f"production{needs}",
+    )
 
 
 def _find_page(registry: Registry, task: str, digest: str) -> str | None:

@@ -6,14 +6,16 @@ from typing import Any, ClassVar
 
 from sqlalchemy import Connection, Row, Select, Table, select
 
-from ptpipeline.gate.disclosure import Disclosed, disclose
+from ptpipeline.gate.disclosure import Disclosed, describe_failures, disclose
 from ptpipeline.records.base import Grown, now
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
+from ptpipeline.records.versions import PRODUCTION
 from registry.ledger import tables
 from registry.ledger.database import Database, put, time_after
+from registry.ledger.events import emit
 from registry.ledger.tombstone import lock_name, take_over
 
 
@@ -172,11 +174,30 @@ class Results:
 
 
 def put_verdict(connection: Connection, verdict: Verdict) -> None:
-    """Write the verdict as the newest one."""
+    """Write the verdict as the newest one; the first time that a candidate is refused by it, tell others so."""
     values = {"gate_key": verdict.gate_key, "task": verdict.task, "digest": verdict.digest, "passed": verdict.passed}
     table, key = tables.verdict, {"verdict": verdict.verdict_digest()}
     at = time_after(connection, table, table.c.task == verdict.task, table.c.digest == verdict.digest)
+    is_new = connection.scalar(select(table.c.at).where(table.c.verdict == key["verdict"])) is None
     put(connection, table, key, **values, record=verdict.to_json(), at=at)
+    if is_new and not verdict.passed and verdict.reveal is None:
+        emit(connection, "gate_failed", _describe_refusal(connection, verdict, key["verdict"]))
+
+
+def _describe_refusal(connection: Connection, verdict: Verdict, digest: str) -> dict[str, Any]:
+    """Return what is told to others of a verdict that failed, as far as people may see it."""
+    version, head = tables.version, tables.promotion
+    mine = select(version.c.number).where(version.c.task == verdict.task, version.c.digest == verdict.digest)
+    production = select(head.c.version).where(head.c.task == verdict.task, head.c.alias == PRODUCTION)
+    return {
+        "task": verdict.task,
+        "alias": PRODUCTION,
+        "actor": "gate",
+        "from": connection.scalar(production.order_by(head.c.seq.desc()).limit(1)),
+        "to": connection.scalar(mine),
+        "reason": describe_failures(verdict),
+        "verdict": digest,
+    }
 
 
 def _put_tuned(connection: Connection, tuned: TunedPrompt) -> None:

@@ -126,10 +126,21 @@ def _rows_of_the_third() -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def _rows_of_the_fourth() -> dict[str, list[dict[str, Any]]]:
+    """The same rows in the fourth schema, and the table that came with it."""
+    rows = _rows_of_the_third()
+    return rows | {
+        "promotion": [row | {"chain": None} for row in rows["promotion"]],
+        "lease": [row | {"boot": "a-boot", "generation": 7} for row in rows["lease"]],
+        "secret": [{"name": "checkpoints", "value": "f" * 64, "at": AT}],
+    }
+
+
 ROWS = {
     "0001": _rows(),
     "0002": _rows_of_the_second(),
     "0003": _rows_of_the_third(),
+    "0004": _rows_of_the_fourth(),
 }  # revision -> rows of all of its tables
 JSON_COLUMNS = ("record", "versions")
 FLAGS = ("passed", "override")
@@ -320,7 +331,8 @@ def _die_at(statement: int, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("revision", "statement"), [("0001", 2), ("0001", 7), ("0001", 10), ("0002", 2), ("0002", 4), ("0003", 2)]
+    ("revision", "statement"),
+    [("0001", 2), ("0001", 7), ("0001", 10), ("0002", 2), ("0002", 4), ("0003", 2), ("0004", 3)],
 )
 def test_a_migration_killed_in_the_middle_is_repeated(url: str, revision: str, statement: int) -> None:
     killed = processes.start(_die_at, statement, _written(url, revision))
