@@ -20,7 +20,7 @@ Kind = Literal["promotion", "rollback", "gate_failed", "approval_wanted", "night
 
 FIRST_WAIT, LONGEST_WAIT = 30.0, 3600.0  # seconds until an event that was not taken is due again; doubled each time
 BACKLOG = timedelta(days=1)  # a target that is new is told what happened this long before it was first seen
-BATCH = 100
+SETTLED = timedelta(hours=1)
 
 
 class Event(NamedTuple):
@@ -64,10 +64,10 @@ def record_event(database: Database, kind: Kind, record: Mapping[str, Any], once
         emit(connection, kind, record, once)
 
 
-def take_due(database: Database, target: str) -> list[Event]:
-    """Return the events that the target is to be told now, oldest first, at most BATCH of them.
+def take_due(database: Database, target: str) -> Event | None:
+    """Return the oldest event that the target is to be told now; None if it was told all, or all the rest must wait.
 
-    They are put off before they are returned: whoever dies while sending leaves them due again after a wait.
+    The event is put off before it is returned: whoever dies while sending leaves it due again after a wait.
     """
     event, delivery = tables.event, tables.delivery
     with database.writing(f"deliver {target}") as connection:
@@ -79,16 +79,17 @@ def take_due(database: Database, target: str) -> list[Event]:
             .where(event.c.seq >= _since(connection, target), delivery.c.delivered.is_(None))
             .order_by(event.c.seq)
         )
-        due = [
-            row
-            for row in connection.execute(waiting)
-            if row.due is None or not seconds_left(row.due, clock, LONGEST_WAIT)
-        ][:BATCH]
-        for row in due:
-            attempts = (row.attempts or 0) + 1
-            wait = min(FIRST_WAIT * 2 ** min(attempts - 1, 16), LONGEST_WAIT)
-            put(connection, delivery, {"event": row.seq, "target": target}, attempts=attempts, due=clock + wait)
-        return [Event(row.seq, row.id, row.kind, row.record, row.at) for row in due]
+        rows = connection.execute(waiting).all()
+        if not rows:
+            _advance(connection, target)
+        due = (row for row in rows if row.due is None or not seconds_left(row.due, clock, LONGEST_WAIT))
+        row = next(due, None)
+        if row is None:
+            return None
+        attempts = (row.attempts or 0) + 1
+        wait = min(FIRST_WAIT * 2 ** min(attempts - 1, 16), LONGEST_WAIT)
+        put(connection, delivery, {"event": row.seq, "target": target}, attempts=attempts, due=clock + wait)
+        return Event(row.seq, row.id, row.kind, row.record, row.at)
 
 
 def record_delivered(database: Database, target: str, event: Event) -> None:
@@ -113,13 +114,22 @@ def find_backlog(database: Database, target: str) -> Backlog:
 
 
 def _since(connection: Connection, target: str) -> int:
-    """Return the first event that concerns the target; of a new one it is noted."""
-    table, event = tables.subscriber, tables.event
+    """Return the first event that may concern the target; of a new one it is noted."""
+    table = tables.subscriber
     since = connection.scalar(select(table.c.since).where(table.c.target == target))
     if since is None:
-        recent = (read_clock() - BACKLOG).isoformat()
-        first = connection.scalar(select(func.min(event.c.seq)).where(event.c.at >= recent))
-        last = connection.scalar(select(func.max(event.c.seq)))
-        since = first if first is not None else (last or 0) + 1
+        since = _first_since(connection, BACKLOG)
         put(connection, table, {"target": target}, since=since, at=now())
     return int(since)
+
+
+def _advance(connection: Connection, target: str) -> None:
+    """Look no more at what the target was told long ago: long enough that no transaction from then is open."""
+    put(connection, tables.subscriber, {"target": target}, since=_first_since(connection, SETTLED), at=now())
+
+
+def _first_since(connection: Connection, age: timedelta) -> int:
+    """Return the number behind that of the last event which is older than that."""
+    table = tables.event
+    older = select(func.max(table.c.seq)).where(table.c.at < (read_clock() - age).isoformat())
+    return (connection.scalar(older) or 0) + 1
