@@ -9,11 +9,12 @@ from flows.requests import ApproveRequest, record_claim
 from flows.stages.approve import Decided
 from flows.stages.approve import approve as approve_version
 from flows.stages.context import Context
+from flows.states import name_this_run
 from flows.steps import open_context, step
 from registry.versions.promoters import Cause
 
 
-@flow(name="approve", persist_result=False)
+@flow(name="approve", flow_run_name=name_this_run, persist_result=False)
 def approve(request: ApproveRequest) -> str:
     """Return how the request for approval stands now; shows it, with report and difference, as an artifact."""
     context = open_context()

@@ -1,11 +1,19 @@
-"""What each flow is asked for: one record per flow, strict about unknown fields; Prefect's form and `ptp` fill them."""
+"""What each flow is asked for: one record per flow, strict about unknown fields; Prefect's form and `ptp` fill them.
+
+And how a run is named after it, in Prefect's lists.
+"""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any
 
 from pydantic import Field
 
-from ptpipeline.records.base import Record
+from ptpipeline.records.base import Record, digest_of
 from ptpipeline.records.versions import PRODUCTION
 
 PREFECT_ACTOR = "prefect"
+_NAMED = 3  # tasks that the name of a run lists
 
 Claim = Field(
     PREFECT_ACTOR,
@@ -24,6 +32,29 @@ Name = Field(
 def record_claim(name: str) -> str:
     """Return the actor of a request that came through Prefect, which knows nobody: the name is only claimed."""
     return PREFECT_ACTOR if name.strip() in ("", PREFECT_ACTOR) else f"{PREFECT_ACTOR} (claims {name})"
+
+
+def name_run(flow: str, request: Mapping[str, Any], at: datetime) -> str:
+    """Return what a run does, on which day (UTC): `nightly 2026-11-26 all`, `promote 2026-11-26 movie-sentiment@3`."""
+    task, tasks, version = request.get("task"), request.get("tasks"), request.get("version", request.get("to"))
+    if task is not None:
+        about = task if version is None else f"{task}@{version}"
+    elif tasks is not None:
+        about = ", ".join(tasks) if 0 < len(tasks) <= _NAMED else f"{len(tasks)} tasks"
+    else:
+        about = "all" if request.get("schedule") is None else "scheduled"
+    return f"{flow} {at:%Y-%m-%d} {about}"
+
+
+def name_tasks(request: Mapping[str, Any]) -> list[str]:
+    """Return the tasks that a request names."""
+    task = request.get("task")
+    return [task] if task is not None else list(request.get("tasks") or [])
+
+
+def key_run(flow: str, sources: Mapping[str, str], at: datetime) -> str:
+    """Return the key by which Prefect starts one run for the same tasks, data (source key by task) and day (UTC)."""
+    return f"{flow} {at:%Y-%m-%d} {', '.join(sorted(sources))[:100]} {digest_of(dict(sources))[:16]}"
 
 
 class IngestRequest(Record):
@@ -49,6 +80,12 @@ class NightlyRequest(Record):
     schedule: str | None = None
     reason: str = ""
     actor: str = Claim
+
+
+class WatchRequest(Record):
+    """Whose sources to look at; None means every task with `watch: true`, which a task needs in any case."""
+
+    tasks: list[str] | None = None
 
 
 class PromoteRequest(Record):
@@ -88,6 +125,10 @@ class RollbackRequest(Record):
     alias: str = PRODUCTION
     to: int | None = None
     actor: str = Claim
+
+
+class AlarmRequest(Record):
+    """Notice what is overdue, and send what others are to be told; it asks for nothing."""
 
 
 class ReconcileRequest(Record):

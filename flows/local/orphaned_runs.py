@@ -27,21 +27,21 @@ def end_orphaned_runs(home: Path, api: str, credential: str | None = None) -> li
         active = [str(run["id"]) for run in call("POST", f"{api}/flow_runs/filter", query, credential)]
     except NotFound:
         return []
-    orphans = sorted(set(active) - _runs_with_process(home)) if active else []
+    orphans = sorted(set(active) - runs_with_process(home)) if active else []
     for run in orphans:
         state = {"type": "CRASHED", "name": "Crashed", "message": "its process ended together with the worker"}
         call("POST", f"{api}/flow_runs/{run}/set_state", {"state": state, "force": True}, credential)
     return orphans
 
 
-def _runs_with_process(home: Path) -> set[str]:
-    """Ids of the runs that a process of this stack still works on, even if its worker is gone."""
+def runs_with_process(home: Path) -> set[str]:
+    """Return the ids of the runs that a process of this stack still works on, even if its worker is gone."""
     runs = set()
     for process in psutil.process_iter():
         try:
             environment = process.environ()
         except psutil.Error:
             continue
-        if environment.get("PTP_HOME") == str(home):
-            runs.add(environment.get(FLOW_RUN, ""))
+        if environment.get("PTP_HOME") == str(home) and environment.get(FLOW_RUN):
+            runs.add(environment[FLOW_RUN])
     return runs

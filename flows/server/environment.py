@@ -23,7 +23,11 @@ def client_environment(home: Path, api: str) -> dict[str, str]:
     from the environment, since Prefect needs them before a flow starts.
     """
     tasks = resolve_path(Path(os.environ.get("PTP_TASKS", "tasks")))
-    inherited = {name: os.environ[name] for name in ("PTP_DTYPE", "PTP_CHECKPOINT_SECONDS") if name in os.environ}
+    inherited = {
+        name: os.environ[name]
+        for name in ("PTP_DTYPE", "PTP_CHECKPOINT_SECONDS", "PTP_NIGHT_HOURS")
+        if name in os.environ
+    }
     inherited |= {
         name: os.path.abspath(os.path.expanduser(os.environ[name]))
         for name in ("PTP_SIGNING_KEY", "PTP_TRUSTED_KEYS")

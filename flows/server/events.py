@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from flows.server.environment import EVENT
-from ptpipeline.errors import SettingsError
+from ptpipeline.errors import PtpError, SettingsError
 from ptpipeline.records.base import is_name
 from ptpipeline.settings import Settings, is_loopback
 from registry.ledger.database import Database
@@ -94,6 +94,14 @@ def send_events(settings: Settings, database: Database) -> Sent:
             failures[target.name] = str(reason)
             log.warning("target %s of events: %s; it is tried again later", target.name, reason)
     return Sent(delivered, failures)
+
+
+def send_what_waits(settings: Settings, database: Database) -> None:
+    """Send events behind other work, which stays done whatever happens here: the `alarm` deployment sends them too."""
+    try:
+        send_events(settings, database)
+    except PtpError as error:
+        log.warning("no event was sent: %s", error)
 
 
 def sign(secret: bytes, id_: str, timestamp: int, body: bytes) -> str:

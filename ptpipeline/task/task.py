@@ -78,10 +78,11 @@ class Schedule(Section):
 class Task(Section):
     """One declared problem: data, template, labels (or `generate`, for answers in free text), recipe, gate, schedule.
 
-    `approvals` is how many people have to approve a candidate before production names it, none of whom started its run;
-    a request for it lasts `approval_days`. `aliases` is an order: each takes only what the one before names. Hours
-    without a verdict after `max_age` raise an alarm. `texts_in_reports` allows HTML reports, in the store and in
-    MLflow, to quote the rows that are answered wrong.
+    `watch` starts a run whenever the source has new rows, beside the schedule. `approvals` is how many people have to
+    approve a candidate before production names it, none of whom started its run; a request for it lasts
+    `approval_days`. `aliases` is an order: each takes only what the one before names. Hours without a verdict after
+    `max_age` raise an alarm. `texts_in_reports` allows HTML reports, in the store and in MLflow, to quote the rows that
+    are answered wrong.
     """
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -102,6 +103,7 @@ class Task(Section):
     promoters: Promoters | None = None
     texts_in_reports: bool = False
     schedule: Schedule | None = None
+    watch: bool = False
 
     @property
     def columns(self) -> dict[str, str]:

@@ -16,7 +16,16 @@ from ptpipeline.records.versions import Promotion
 from registry.ledger import tables
 from registry.ledger.database import Database, insert, put, seconds_left
 
-Kind = Literal["promotion", "rollback", "gate_failed", "approval_wanted", "night_ended", "stale_task"]
+Kind = Literal[
+    "promotion",
+    "rollback",
+    "gate_failed",
+    "approval_wanted",
+    "night_ended",
+    "stale_task",
+    "night_missing",
+    "night_too_long",
+]
 
 FIRST_WAIT, LONGEST_WAIT = 30.0, 3600.0  # seconds until an event that was not taken is due again; doubled each time
 BACKLOG = timedelta(days=1)  # a target that is new is told what happened this long before it was first seen

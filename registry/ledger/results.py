@@ -4,7 +4,7 @@ publications.
 
 from typing import Any, ClassVar
 
-from sqlalchemy import Connection, Row, Select, Table, select
+from sqlalchemy import Connection, Row, Select, Table, func, select
 
 from ptpipeline.gate.disclosure import Disclosed, describe_failures, disclose
 from ptpipeline.records.base import Grown, now
@@ -117,6 +117,12 @@ class Results:
         table = tables.verdict
         query = select(table.c.record).where(table.c.task == task, table.c.digest == digest).order_by(table.c.at.desc())
         return [Verdict.model_validate(row.record) for row in self._rows(query)]
+
+    def last_judged(self) -> dict[str, str]:
+        """Return when each task was judged last, by its name; each night renews the verdict that it finds."""
+        table = tables.verdict
+        rows = self._rows(select(table.c.task, func.max(table.c.at).label("at")).group_by(table.c.task))
+        return {row.task: row.at for row in rows}
 
     def save_verdict(self, verdict: Verdict) -> None:
         """Remember the verdict as the newest; saving it again makes it the newest again."""

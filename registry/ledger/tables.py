@@ -6,8 +6,8 @@ candidate waits for people, `approval` what they decided. `event` is what happen
 since when a target is told, `delivery` what it was told. `intent` names what is being published and `tombstone` what is
 being collected. `projection` says which promotion MLflow and the object store show, `attempt` which writes to MLflow's
 aliases may still be under way, `sighting` which of its aliases differed, `lease` who may write a projection, `probe`
-when an object store was last tested, `secret` what seals stored bytes. The rest keeps results of stages, so that they
-need not run again.
+when an object store was last tested, `secret` what seals stored bytes, `night` and `night_task` what the nights came
+to. The rest keeps results of stages, so that they need not run again.
 """
 
 from sqlalchemy import (
@@ -27,7 +27,7 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA = "0006"
+SCHEMA = "0007"
 
 metadata = MetaData()
 
@@ -274,4 +274,32 @@ look = Table(
     Column("question", String(64), nullable=False),
     Column("at", String(32), nullable=False),
     UniqueConstraint("task", "question", name="look_question"),
+)
+
+night = Table(
+    "night",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("flow", String(63), nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("page", Text),
+    Column("started", String(32), nullable=False, index=True),
+    Column("ended", String(32)),
+    Column("state", String(63)),
+)
+
+night_task = Table(
+    "night_task",
+    metadata,
+    Column("night", String(64), primary_key=True),
+    Column("task", String(63), primary_key=True),
+    Column("status", String(63), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("verdict", Text),
+    Column("version", Integer),
+    Column("rows", Integer),
+    Column("tokens", Integer),
+    Column("seconds", Float),
+    Column("processor_seconds", Float),
+    Column("at", String(32), nullable=False),
 )

@@ -23,7 +23,7 @@ from registry.ledger.projections import Alias, Projection, Projections, applied_
 from registry.mlflow.store import MlflowStore, Model, Shown
 from registry.registry import Registry
 from registry.versions import projection
-from registry.versions.mlflow_alias import Action, restore
+from registry.versions.mlflow_alias import Action, describe_aliases, find_outdated, restore
 from registry.versions.mlflow_edit import judge
 from registry.versions.projection import attempt, is_stored, settle, wait_for_lease, write_history
 from registry.versions.provenance import write_release
@@ -63,9 +63,20 @@ def reconcile(
             actions += _restore_alias(registry, tasks, head, wait)
         elif Alias(head.task, head.alias) in shown.sighted:
             forget_sighting(registry.ledger, head)
+    for name, model in models.items():
+        if registry.mlflow and find_outdated([head for head in heads if head.task == name], model):
+            actions += attempt(name, partial(describe_aliases, registry, registry.mlflow, name))
     if task is None:
         actions += attempt("releases", partial(_restore_releases, registry))
     return actions + failures
+
+
+def reconcile_aliases(registry: Registry, tasks: Mapping[str, Task], task: str) -> list[Action]:
+    """Let store and MLflow show the heads of the task's aliases, and judge what a person set in MLflow; no more."""
+    actions = list[Action]()
+    for head in registry.ledger.heads(task):
+        actions += _restore_alias(registry, tasks, head, projection.FOLLOW_SECONDS)
+    return actions
 
 
 def _report_interrupted(intent: Intent) -> Action:

@@ -25,6 +25,7 @@ from registry.ledger.ledger import Ledger
 from registry.ledger.results import Publication
 from registry.registry import Registry
 from registry.versions.content import is_sound, read_content, write_content
+from registry.versions.history import find_namings
 from registry.versions.provenance import Dossier, stored_verdicts, write_dossier
 
 log = logging.getLogger(__name__)
@@ -261,6 +262,7 @@ def _make_card(
         store=store.url,
         champion=_number_of(ledger, task, verdict.champion) if verdict and verdict.champion else None,
         wayward=[found for key in publication.wayward if not quiet and (found := _read_companion(store, Wayward, key))],
+        namings=find_namings(ledger.history(task), digest),
     )
 
 
