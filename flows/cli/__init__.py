@@ -15,7 +15,7 @@ from flows.cli import drafting, work  # noqa: F401  (importing a module adds its
 from flows.cli import quality, versions  # noqa: F401
 
 # isort: split
-from flows.cli import maintenance  # noqa: F401
+from flows.cli import deploying, maintenance  # noqa: F401
 from flows.cli.app import FAILED, UNANSWERED, app
 from flows.cli.terminal import PlainFormatter, prepare_streams, say, say_traceback
 from ptpipeline.errors import PtpError, Transient

@@ -40,6 +40,12 @@ from registry.ledger.clock import boot_id, uptime
 from registry.ledger.tables import SCHEMA
 
 BUSY_SECONDS = 10
+# What PostgreSQL says of an address that stays wrong until a person changes something.
+_REFUSED = re.compile(
+    r'database "[^"]*" does not exist|role "[^"]*" does not exist|password authentication failed for user "[^"]*"'
+    r"|no pg_hba.conf entry|fe_sendauth: no password supplied"
+)
+_NO_RIGHT = "42501"  # insufficient_privilege
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 PRAGMAS = (f"busy_timeout={BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 TIMEOUTS = (
@@ -49,9 +55,12 @@ TIMEOUTS = (
 
 
 class Database:
-    """A database with the ledger's tables; raises ServiceUnavailable if it cannot be reached or stays locked."""
+    """A database with the ledger's tables; raises ServiceUnavailable if it cannot be reached or stays locked.
 
-    def __init__(self, url: str) -> None:
+    `migrate`: bring its schema up to date; without, only `revision` may be asked.
+    """
+
+    def __init__(self, url: str, migrate: bool = True) -> None:
         self.url = url
         parsed = _parse(url)
         self.name = parsed.render_as_string(hide_password=True)
@@ -60,7 +69,8 @@ class Database:
         self._engine = _sqlite_engine(parsed) if self.file else _postgresql_engine(parsed)
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
         _open.add(self)
-        self._migrate()
+        if migrate:
+            self._migrate()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -94,6 +104,13 @@ class Database:
         if self.file:
             return uptime()
         return float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
+
+    def revision(self) -> str | None:
+        """Return the revision of the schema that the database holds, None if it holds no ledger; change nothing."""
+        if self.file and not self.file.exists():
+            return None
+        with self._translating():
+            return self._revision()
 
     def close(self) -> None:
         """Give the connections back."""
@@ -155,6 +172,11 @@ class Database:
             PoolTimeout,
         ) as error:  # internal: a standby, a transaction that idled too long
             reason = " ".join(str(getattr(error, "orig", error)).split())
+            if refused := _REFUSED.search(reason):
+                raise SettingsError(
+                    f"PTP_LEDGER: {self.name}: {refused[0]}; make role and database first (docs/deploy.md), or "
+                    "correct the address"
+                ) from error
             raise ServiceUnavailable(
                 f"ledger {self.name} does not answer: {reason}; check that no other process locks it, that the disk is "
                 "writable and that the server runs"
@@ -165,6 +187,11 @@ class Database:
             if re.search("not a database|malformed", str(error.orig)):
                 raise SettingsError(
                     f"PTP_LEDGER: {self.name} is no ledger ({error.orig}); restore it, or name another file"
+                ) from error
+            if getattr(error.orig, "sqlstate", None) == _NO_RIGHT:
+                raise SettingsError(
+                    f"PTP_LEDGER: {self.name}: {str(error.orig).splitlines()[0]}; make this role the owner of the "
+                    "database (ALTER DATABASE ... OWNER TO ...)"
                 ) from error
             raise
 
