@@ -12,6 +12,7 @@ from flows.server.schedules import distinct_schedules, scheduled_under
 from flows.stages.chain import Mode, run
 from flows.stages.context import select_tasks
 from flows.steps import open_context, step
+from flows.turn import Skipped, take_turn
 from ptpipeline.errors import NotFound
 from ptpipeline.task.task import Task
 
@@ -24,11 +25,17 @@ _log = logging.getLogger("ptpipeline.flows")
 def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     """Ingest, train what changed, evaluate, gate, register, promote; one task's failure never stops another."""
     context = open_context()
-    selection = select_tasks(context.settings, request.tasks)
-    selection = selection._replace(tasks=narrow(selection.tasks, request.schedule))
-    names = ", ".join(task.name for task in selection.tasks)
-    _log.info("nightly over %s%s", names, f": {request.reason}" if request.reason else "")
-    return end(run(context, selection, Mode(step, isolate=True, show=show_verdict)), "nightly")
+    try:
+        with take_turn(context, request):
+            selection = select_tasks(context.settings, request.tasks)
+            selection = selection._replace(tasks=narrow(selection.tasks, request.schedule))
+            names = ", ".join(task.name for task in selection.tasks)
+            _log.info("nightly over %s%s", names, f": {request.reason}" if request.reason else "")
+            return end(
+                run(context, selection, Mode(step, isolate=True, show=show_verdict, force=request.force)), "nightly"
+            )
+    except Skipped as skipped:
+        return skipped.end()
 
 
 def narrow(tasks: list[Task], schedule: str | None) -> list[Task]:

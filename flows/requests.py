@@ -26,20 +26,28 @@ class IngestRequest(Record):
 
 
 class TuneRequest(Record):
-    """Which tasks to train, evaluate, gate and register, without promotion; None means all."""
+    """Which tasks to train, evaluate, gate and register, without promotion; None means all.
+
+    `resumes` counts how often it was started again because its worker died; the automation sets it.
+    """
 
     tasks: list[str] | None = None
+    resumes: int = 0
 
 
 class NightlyRequest(Record):
     """Which tasks to bring up to date and promote by their policy; None means all.
 
     `schedule` narrows them to the tasks with the schedule of that slug; the scheduler sets it. `reason` is for the log.
+    With `force` they train although nothing changed. `resumes` counts how often the night was started again because its
+    worker died; the automation sets it.
     """
 
     tasks: list[str] | None = None
     schedule: str | None = None
     reason: str = ""
+    force: bool = False
+    resumes: int = 0
 
 
 class PromoteRequest(Record):
