@@ -26,13 +26,9 @@ class IngestRequest(Record):
 
 
 class TuneRequest(Record):
-    """Which tasks to train, evaluate, gate and register, without promotion; None means all.
-
-    `resumes` counts how often it was started again because its worker died; the automation sets it.
-    """
+    """Which tasks to train, evaluate, gate and register, without promotion; None means all."""
 
     tasks: list[str] | None = None
-    resumes: int = 0
 
 
 class NightlyRequest(Record):
@@ -40,7 +36,7 @@ class NightlyRequest(Record):
 
     `schedule` narrows them to the tasks with the schedule of that slug; the scheduler sets it. `reason` is for the log.
     With `force` they train although nothing changed. `resumes` counts how often the night was started again because its
-    worker died; the automation sets it.
+    worker died, and `night` names the run that began it; the automation sets both.
     """
 
     tasks: list[str] | None = None
@@ -48,6 +44,14 @@ class NightlyRequest(Record):
     reason: str = ""
     force: bool = False
     resumes: int = 0
+    night: str = ""
+
+
+class GangRequest(Record):
+    """Which tasks of a night one worker trains together and finishes."""
+
+    tasks: list[str]
+    force: bool = False
 
 
 class PromoteRequest(Record):

@@ -10,7 +10,6 @@ from flows.requests import TuneRequest
 from flows.stages.chain import Mode, run
 from flows.stages.context import select_tasks
 from flows.steps import open_context, step
-from flows.turn import check_resumes
 
 EVERYTHING = TuneRequest()
 
@@ -18,7 +17,6 @@ EVERYTHING = TuneRequest()
 @flow(name="tune", persist_result=False)
 def tune(request: TuneRequest = EVERYTHING) -> State[Any]:
     """Ingest, train what changed, evaluate, gate, register; one task's failure never stops another."""
-    check_resumes(request.resumes)
     context = open_context()
     selection = select_tasks(context.settings, request.tasks)
     return end(run(context, selection, Mode(step, isolate=True, promote=False, show=show_verdict)), "tune")

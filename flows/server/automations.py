@@ -14,10 +14,12 @@ from ptpipeline.errors import NotFound
 HEARTBEAT_SECONDS = 30
 SILENT_SECONDS = 80  # two heartbeats may be lost or late; with the server's granularity noticed within 120 s
 MOST_RESUMES = 3  # how often the run of a night is started again because its worker died
-RESUMED = ("nightly", "tune")  # flows that go on where they were; a person's promotion is asked for again by the person
+RESUMED = "ptp-nightly"  # a night starts the runs of its gangs again itself; what a person asked for, the person does
 
 _REQUEST = "(flow_run.parameters.get('request') or {})"
-_RESUMED_REQUEST = f"{{{{ dict({_REQUEST}, resumes=({_REQUEST}.get('resumes') or 0) + 1) | tojson }}}}"
+_RESUMES = f"({_REQUEST}.get('resumes') or 0) + 1"
+_NIGHT = f"{_REQUEST}.get('night') or flow_run.id|string"
+_RESUMED_REQUEST = f"{{{{ dict({_REQUEST}, resumes={_RESUMES}, night={_NIGHT}) | tojson }}}}"
 
 
 def install_automations(api: str) -> list[str]:
@@ -28,12 +30,11 @@ def install_automations(api: str) -> list[str]:
     """
     found = call("POST", f"{api}/deployments/filter", {"deployments": {"name": {"like_": "ptp-"}}, "limit": 200})
     deployments = {deployment["name"]: f"prefect.deployment.{deployment['id']}" for deployment in found}
-    resumed = [deployments[f"ptp-{flow}"] for flow in RESUMED if f"ptp-{flow}" in deployments]
-    if not resumed:
-        raise NotFound(f"Prefect at {api} has none of the flows {', '.join(RESUMED)}: deploy them first, by `ptp up`")
+    if RESUMED not in deployments:
+        raise NotFound(f"Prefect at {api} has no deployment {RESUMED}: deploy the flows first, by `ptp up`")
     known = {automation["name"]: automation for automation in call("POST", f"{api}/automations/filter", {"limit": 200})}
     changed = []
-    for wanted in (_notice(sorted(deployments.values())), _resume(resumed)):
+    for wanted in (_notice(sorted(deployments.values())), _resume(deployments[RESUMED])):
         installed = known.get(wanted["name"])
         if installed is None:
             call("POST", f"{api}/automations/", wanted)
@@ -72,7 +73,7 @@ def _notice(deployments: list[str]) -> dict[str, Any]:
     }
 
 
-def _resume(deployments: list[str]) -> dict[str, Any]:
+def _resume(deployment: str) -> dict[str, Any]:
     return {
         "name": "ptp: a crashed night goes on",
         "description": f"Starts the run of a night again, at most {MOST_RESUMES} times, if its worker died; it goes on "
@@ -84,7 +85,7 @@ def _resume(deployments: list[str]) -> dict[str, Any]:
             "after": [],
             "expect": ["prefect.flow-run.Crashed"],
             "match": {"prefect.resource.id": "prefect.flow-run.*"},
-            "match_related": {"prefect.resource.role": "deployment", "prefect.resource.id": deployments},
+            "match_related": {"prefect.resource.role": "deployment", "prefect.resource.id": deployment},
             "for_each": ["prefect.resource.id"],
             "threshold": 1,
             "within": 0.0,

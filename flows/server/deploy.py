@@ -25,7 +25,7 @@ from ptpipeline.settings import Settings
 from ptpipeline.task.folder import task_files
 from ptpipeline.task.task import Task
 
-FLOWS = ("ingest", "tune", "nightly", "promote", "rollback", "reconcile")
+FLOWS = ("ingest", "tune", "nightly", "gang", "promote", "rollback", "reconcile")
 # A person's edit in the MLflow UI is judged by the second of two polls.
 POLL = {"slug": "poll", "cron": "*/5 * * * *", "timezone": "UTC"}
 LOGGERS = ("ptpipeline", "registry", "mlflow")  # Prefect shows their lines on the run's page

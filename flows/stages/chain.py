@@ -44,12 +44,20 @@ def _show_nothing(_outcome: Outcome, _verdict: Verdict) -> None:
     return None
 
 
+class Night(NamedTuple):
+    """What a run came to, by task: the outcomes of those that came through, one sentence for each of the others."""
+
+    outcomes: dict[str, Outcome]
+    errors: dict[str, str]
+
+
 class Mode(NamedTuple):
     """How the chain runs.
 
     `step` runs each stage. With `isolate`, an error ends only the tasks that it concerns and goes to the night's
     errors; without, it is raised. `show` gets each task's outcome as soon as it is there, and the verdict as people may
-    see it. `actor` is who promotes. With `force`, tasks train although nothing changed.
+    see it. `actor` is who promotes. With `force`, tasks train although nothing changed. What trains is divided into
+    about `parts` gangs; if there are several, `spread` has them trained and finished elsewhere.
     """
 
     step: Step = run_directly
@@ -58,16 +66,11 @@ class Mode(NamedTuple):
     show: Callable[[Outcome, Verdict], None] = _show_nothing
     actor: str = MACHINE
     force: bool = False
+    parts: int = 1
+    spread: Callable[[Sequence[Sequence[Plan]]], Night] | None = None
 
 
 DIRECT = Mode()
-
-
-class Night(NamedTuple):
-    """What a run came to, by task: the outcomes of those that came through, one sentence for each of the others."""
-
-    outcomes: dict[str, Outcome]
-    errors: dict[str, str]
 
 
 class Unexpected(Exception):
@@ -94,7 +97,13 @@ def run(context: Context, selection: Selection, mode: Mode = DIRECT) -> Night:
             with _guard(mode, night, [each.task]):
                 _work_on(context, [each], mode, night)
     begun = open_gangs(context.registry.ledger.database, list(planned))
-    for gang in group([todo for _, todo in planned.values()], begun):
+    gangs = group([todo for _, todo in planned.values()], begun, mode.parts)
+    if mode.spread and len(gangs) > 1:
+        elsewhere = mode.spread(gangs)
+        night.outcomes.update(elsewhere.outcomes)
+        night.errors.update(elsewhere.errors)
+        return night
+    for gang in gangs:
         members = [planned[todo.task] for todo in gang]
         with _guard(mode, night, [task for task, _ in members]):
             _work_on(context, members, mode, night)
