@@ -35,11 +35,23 @@ class NightlyRequest(Record):
     """Which tasks to bring up to date and promote by their policy; None means all.
 
     `schedule` narrows them to the tasks with the schedule of that slug; the scheduler sets it. `reason` is for the log.
+    With `force` they train although nothing changed. `resumes` counts how often the night was started again because its
+    worker died, and `night` names the run that began it; the automation sets both.
     """
 
     tasks: list[str] | None = None
     schedule: str | None = None
     reason: str = ""
+    force: bool = False
+    resumes: int = 0
+    night: str = ""
+
+
+class GangRequest(Record):
+    """Which tasks of a night one worker trains together and finishes."""
+
+    tasks: list[str]
+    force: bool = False
 
 
 class PromoteRequest(Record):

@@ -29,7 +29,7 @@ TRACKING_BUCKET = "ptp-mlflow"
 DEFAULT_PORTS = {"storage": 8333, "mlflow": 5000, "prefect": 4200}
 NAMES = ("storage", "prefect", "mlflow", "worker")  # in starting order
 DEPENDS_ON = {"mlflow": "storage", "worker": "prefect"}  # their environment holds the other's address
-MAKE = 5  # of the definitions below: a running server of another make is replaced by `up`
+MAKE = 6  # of the definitions below: a running server of another make is replaced by `up`
 GRPC_OFFSET = 10_000  # SeaweedFS serves gRPC on each port + 10000
 LAST_PORT = 55_000  # the gRPC ports end at 65,000
 # The databases of Prefect and MLflow are named relative to the folder that each runs in: a person's own path may hold
@@ -39,7 +39,7 @@ _SLOW_LOOPS = {  # of Prefect's services; each looks every 5 s by default, and n
     "PREFECT_SERVER_SERVICES_SCHEDULER_RECENT_DEPLOYMENTS_LOOP_SECONDS": "15",
     "PREFECT_SERVER_SERVICES_PAUSE_EXPIRATIONS_LOOP_SECONDS": "30",
     "PREFECT_SERVER_SERVICES_CLEANUP_RECONCILER_LOOP_SECONDS": "30",
-    "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT60S",
+    "PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT20S",  # so late a dead worker may be noticed (automations.py)
 }
 _WEED_SPEAKERS = ("CLIENT", "MASTER", "VOLUME", "FILER", "S3", "ADMIN", "WORKER")
 _WEED_HTTP = ("CLIENT", "MASTER", "VOLUME", "FILER", "ADMIN")
@@ -188,6 +188,7 @@ def _prefect(config: StackConfig) -> Server:
         "PREFECT_SERVER_UI_API_URL": "/api",
         "PREFECT_SERVER_UI_STATIC_DIRECTORY": str(folder / "ui"),
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
         **_SLOW_LOOPS,
     }
     return Server(

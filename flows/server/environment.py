@@ -8,6 +8,7 @@ from ptpipeline.settings import CREDENTIALS, bypass_proxies, resolve_path
 POOL = "ptp"  # the work pool of all deployments
 
 _PRIVATE = ("PREFECT_", "MLFLOW_", "_MLFLOW_", "AWS_", "PTP_")
+_PASSED_ON = ("PTP_DTYPE", "PTP_CHECKPOINT_SECONDS", "PTP_NIGHT_OVERLAP", "PTP_LATE_HOURS")
 _NO_TELEMETRY = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -22,7 +23,7 @@ def client_environment(home: Path, api: str) -> dict[str, str]:
     from the environment, since Prefect needs them before a flow starts.
     """
     tasks = resolve_path(Path(os.environ.get("PTP_TASKS", "tasks")))
-    inherited = {name: os.environ[name] for name in ("PTP_DTYPE", "PTP_CHECKPOINT_SECONDS") if name in os.environ}
+    inherited = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     inherited |= {
         name: os.path.abspath(os.path.expanduser(os.environ[name]))
         for name in ("PTP_SIGNING_KEY", "PTP_TRUSTED_KEYS")

@@ -21,10 +21,11 @@ class Outcome(Grown):
     """One line of the night's table.
 
     Figures are the task's gate metric on the rows that judge; None if they are withheld. Tokens and seconds are what
-    the training of this version took of its gang; None if they were not counted then, or it was imported.
+    the training of this version took of its gang; None if they were not counted then, or it was imported. `plan` is why
+    it trained, or `unchanged`.
     """
 
-    LATER: ClassVar = frozenset({"tokens", "seconds", "processor_seconds"})
+    LATER: ClassVar = frozenset({"tokens", "seconds", "processor_seconds", "plan"})
 
     task: str
     metric: str
@@ -43,6 +44,7 @@ class Outcome(Grown):
     tokens: int | None = None
     seconds: float | None = None
     processor_seconds: float | None = None
+    plan: str | None = None
 
 
 class Candidate(NamedTuple):

@@ -6,8 +6,9 @@ import hashlib
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -82,12 +83,30 @@ class Database:
     def writing(self, name: str | None = None) -> Iterator[Connection]:
         """Open a transaction, durable when the block ends; blocks of the same `name` never run at the same time.
 
-        On SQLite every block excludes all other writers from its first statement.
+        On SQLite every block excludes all other writers from its first statement. Inside `fenced` it begins with what
+        the fences ask for.
         """
         with self._translating(), self._writer.begin() as connection:
             if name is not None:
                 self.hold(connection, name)
+            for database, check in _fences.get():
+                if database is self:
+                    check(connection)
             yield connection
+
+    @contextmanager
+    def fenced(self, check: Callable[[Connection], None]) -> Iterator[None]:
+        """Let `check` begin every writing transaction of this thread inside the block: what it raises ends them."""
+        token = _fences.set((*_fences.get(), (self, check)))
+        try:
+            yield
+        finally:
+            _fences.reset(token)
+
+    def check_fences(self) -> None:
+        """Raise what a fence of this thread raises now."""
+        with self.writing():
+            pass
 
     def hold(self, connection: Connection, name: str) -> None:
         """Let other writing blocks of that name wait until this transaction ends."""
@@ -284,6 +303,7 @@ def _execute(connection: sqlite3.Connection, statement: str) -> None:
 
 
 _open: WeakSet[Database] = WeakSet()
+_fences: ContextVar[tuple[tuple[Database, Callable[[Connection], None]], ...]] = ContextVar("fences", default=())
 
 
 def _disown_all() -> None:

@@ -73,6 +73,11 @@ class Results:
         )
         return TunedPrompt.model_validate(record) if record else None
 
+    def last_tuned(self, task: str) -> TunedPrompt | None:
+        """Return the prompt that the task trained last."""
+        record = self._value(_newest(tables.training).where(tables.training.c.task == task))
+        return TunedPrompt.model_validate(record) if record else None
+
     def save_tuned(self, *prompts: TunedPrompt) -> None:
         """Remember prompts under their training keys, in place of earlier ones: all or none."""
         with self.database.writing() as connection:

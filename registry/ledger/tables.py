@@ -4,8 +4,8 @@
 that were made together, `test_set` and `look` count how often which test rows decided. `intent` names what is being
 published and `tombstone` what is being collected. `projection` says which promotion MLflow and the object store show,
 `attempt` which writes to MLflow's aliases may still be under way, `sighting` which of its aliases differed, `lease` who
-may write a projection, `probe` when an object store was last tested, `secret` what seals stored bytes. The rest keeps
-results of stages, so that they need not run again.
+may write a projection or work on a task, `probe` when an object store was last tested, `secret` what seals stored
+bytes. The rest keeps results of stages, so that they need not run again.
 """
 
 from sqlalchemy import (
@@ -25,7 +25,7 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA = "0004"
+SCHEMA = "0005"
 
 metadata = MetaData()
 
@@ -141,6 +141,7 @@ lease = Table(
     Column("expires_at", Float, nullable=False),
     Column("boot", String(64)),
     Column("generation", Integer, nullable=False, server_default="0"),
+    Column("gang", String(64)),
 )
 
 secret = Table(

@@ -1,11 +1,11 @@
 """Publishing: from the bytes of a trained prompt to a numbered version; every step may be repeated."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from ptpipeline.errors import ArtifactError, NotFound, Terminal
+from ptpipeline.errors import ArtifactError, NotFound, ServiceUnavailable, Terminal
 from ptpipeline.evaluation.mistakes import Mistakes
 from ptpipeline.foreign import parse_record
 from ptpipeline.gate.disclosure import WITHOUT_TEST_ROWS, disclose, is_withheld
@@ -23,6 +23,7 @@ from registry.card.page import render_page
 from registry.failpoints import reached
 from registry.ledger.ledger import Ledger
 from registry.ledger.results import Publication
+from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.versions.content import is_sound, read_content, write_content
 from registry.versions.provenance import Dossier, stored_verdicts, write_dossier
@@ -54,7 +55,8 @@ def register(registry: Registry, provenance: Provenance) -> PromptVersion:
     """Make the staged prompt a version; a repeat finds what is there and finishes it.
 
     Raises NotFound or ArtifactError if the stored bytes are missing or altered, Terminal if the store knows versions
-    that the ledger does not, ServiceUnavailable if the store, the ledger or MLflow does not answer: then repeat it.
+    that the ledger does not, ServiceUnavailable if the store or the ledger does not answer: then repeat it. MLflow may
+    be away: a reconcile adds the version there.
     """
     ledger, task, digest = registry.ledger, provenance.tuned.task, provenance.tuned.digest
     ledger.intend(task, digest)
@@ -64,20 +66,28 @@ def register(registry: Registry, provenance: Provenance) -> PromptVersion:
     publication = remember(registry, provenance)
     reached("publish remembered")
     card = _make_card(registry, artifact, publication, provenance)
-    if registry.mlflow:
-        registry.mlflow.ensure(card)
+    _show_in_mlflow(registry, task, lambda mlflow: mlflow.ensure(card))
     reached("publish shown")
     version = ledger.add_version(task, digest, provenance.verdict)
     reached("publish numbered")
     name_version(registry.store, version)
     reached("publish named")
     write_page(registry, card, version)
-    if registry.mlflow:
-        registry.mlflow.describe(card, version)
+    _show_in_mlflow(registry, task, lambda mlflow: mlflow.describe(card, version))
     read_ensemble(registry.store, read_artifact(registry.store, task, digest))
     reached("publish verified")
     ledger.fulfil(task, digest)
     return version
+
+
+def _show_in_mlflow(registry: Registry, task: str, show: Callable[[MlflowStore], object]) -> None:
+    """Show it in MLflow, which only follows the ledger: if it is away, the version is registered all the same."""
+    if registry.mlflow is None:
+        return
+    try:
+        show(registry.mlflow)
+    except ServiceUnavailable as error:
+        log.warning("%s: MLflow does not show this version yet, its page lags until a reconcile: %s", task, error)
 
 
 def name_version(store: ObjectStore, version: PromptVersion) -> bool:

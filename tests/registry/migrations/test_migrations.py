@@ -126,10 +126,21 @@ def _rows_of_the_third() -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def _rows_of_the_fourth() -> dict[str, list[dict[str, Any]]]:
+    """The same rows in the fourth schema, and the table that came with it."""
+    rows = _rows_of_the_third()
+    return rows | {
+        "promotion": [row | {"chain": None} for row in rows["promotion"]],
+        "lease": [row | {"boot": "an-earlier-start", "generation": 2} for row in rows["lease"]],
+        "secret": [{"name": "checkpoints", "value": "f" * 64, "at": AT}],
+    }
+
+
 ROWS = {
     "0001": _rows(),
     "0002": _rows_of_the_second(),
     "0003": _rows_of_the_third(),
+    "0004": _rows_of_the_fourth(),
 }  # revision -> rows of all of its tables
 JSON_COLUMNS = ("record", "versions")
 FLAGS = ("passed", "override")
