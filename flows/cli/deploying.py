@@ -15,6 +15,9 @@ def bootstrap(
         Literal["process", "docker", "kubernetes"],
         typer.Option("--pool", help="What a worker makes of each flow run: a process, a container, or a job."),
     ] = "process",
+    gpus: Annotated[
+        int, typer.Option("--gpus", min=0, help="GPUs of each job that trains; needs --pool kubernetes.")
+    ] = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what is missing; make nothing.")] = False,
     as_json: Json = False,
 ) -> None:
@@ -24,14 +27,17 @@ def bootstrap(
     To repeat it changes nothing; a schedule that somebody paused stays paused.
     """
     from flows.cli.render import print_table
+    from flows.server.bootstrap import Wanted
     from flows.server.bootstrap import bootstrap as bring
     from ptpipeline.settings import load_settings
     from ptpipeline.task.folder import sound_tasks
 
+    if gpus and pool != "kubernetes":
+        raise typer.BadParameter("only a job of Kubernetes is given GPUs: a process has those of its machine")
     log_plainly()
     settings = load_settings()
     sound, broken = sound_tasks(settings.tasks)
-    outcomes = bring(settings, sound, pool, dry_run)
+    outcomes = bring(settings, sound, Wanted(pool, gpus), dry_run)
     print_table(outcomes, as_json)
     for sentence in broken.values():
         say(f"{sentence}; until then no schedule runs it", sys.stderr)

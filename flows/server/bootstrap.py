@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from flows.server.api import call
+from flows.server.automations import install_automations
 from flows.server.buckets import (
     ROLES,
     Bucket,
@@ -67,14 +68,22 @@ class Piece(NamedTuple):
     make: Callable[[], None]
 
 
-def bootstrap(
-    settings: Settings, tasks: Sequence[Task], pool: PoolType = "process", dry: bool = False
-) -> list[Outcome]:
+class Wanted(NamedTuple):
+    """What a person chooses: the type of the work pool, and how many GPUs the job of a training gets."""
+
+    pool: PoolType = "process"
+    gpus: int = 0
+
+
+DEFAULT = Wanted()
+
+
+def bootstrap(settings: Settings, tasks: Sequence[Task], wanted: Wanted = DEFAULT, dry: bool = False) -> list[Outcome]:
     """Make all that is missing, or with `dry` only look; return what became of each piece.
 
     What cannot be looked at or made is an outcome with its sentence, and does not keep the others from being made.
     """
-    return [_bring(piece, dry) for piece in _pieces(settings, tasks, pool)]
+    return [_bring(piece, dry) for piece in _pieces(settings, tasks, wanted)]
 
 
 def _bring(piece: Piece, dry: bool) -> Outcome:
@@ -96,12 +105,12 @@ def _bring(piece: Piece, dry: bool) -> Outcome:
     return tell("would be changed" if dry else "changed", sight.note)
 
 
-def _pieces(settings: Settings, tasks: Sequence[Task], pool: PoolType) -> Iterator[Piece]:
+def _pieces(settings: Settings, tasks: Sequence[Task], wanted: Wanted) -> Iterator[Piece]:
     """Yield the pieces in an order in which each finds what it needs."""
     yield from _storage_pieces(settings)
     yield from _ledger_pieces(settings)
     yield from _mlflow_pieces(settings)
-    yield from _prefect_pieces(settings, tasks, pool)
+    yield from _prefect_pieces(settings, tasks, wanted)
 
 
 def _unset(name: str, variable: str, expected: str) -> Piece:
@@ -199,8 +208,8 @@ def _mlflow_pieces(settings: Settings) -> Iterator[Piece]:
 # ---------------------------------------------------------------- Prefect
 
 
-def _prefect_pieces(settings: Settings, tasks: Sequence[Task], pool: PoolType) -> Iterator[Piece]:
-    api = settings.prefect
+def _prefect_pieces(settings: Settings, tasks: Sequence[Task], wanted: Wanted) -> Iterator[Piece]:
+    api, (pool, gpus) = settings.prefect, wanted
     if api is None:
         yield _unset(
             "Prefect", "PTP_PREFECT", "the API address of your Prefect server, such as http://prefect:4200/api"
@@ -208,14 +217,28 @@ def _prefect_pieces(settings: Settings, tasks: Sequence[Task], pool: PoolType) -
         return
 
     def look_at_deployments() -> Sight:
-        outdated = find_outdated(settings, tasks)
+        outdated = find_outdated(settings, tasks, gpus)
         note = "; ".join(f"{name} {what}" for name, what in outdated.items())
         if all(what == "is missing" for what in outdated.values()):
             return Sight("missing", note) if outdated else THERE
         return Sight("differs", note)
 
     yield Piece(f"work pool {POOL} ({pool})", api, lambda: look_at_pool(api, pool), lambda: make_pool(api, pool))
-    yield Piece("deployments", api, look_at_deployments, lambda: deploy(settings, tasks, shared=True))
+    yield Piece("deployments", api, look_at_deployments, lambda: deploy(settings, tasks, True, gpus))
+    yield Piece("automations", api, lambda: look_at_automations(api), lambda: _install(api))
+
+
+def look_at_automations(api: str) -> Sight:
+    """Look whether Prefect has the automations that notice a dead worker."""
+    try:
+        lacking = install_automations(api, dry=True)
+    except NotFound:  # they name deployments
+        return MISSING
+    return Sight("missing", "; ".join(lacking)) if lacking else THERE
+
+
+def _install(api: str) -> None:
+    install_automations(api)
 
 
 def look_at_pool(api: str, pool: PoolType) -> Sight:

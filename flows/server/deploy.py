@@ -18,7 +18,7 @@ from ruamel.yaml import YAML
 from flows import requests
 from flows.server.api import call
 from flows.server.automations import HEARTBEAT_SECONDS, install_automations
-from flows.server.environment import POOL, client_environment
+from flows.server.environment import POOL, TRAINING_QUEUE, client_environment
 from flows.server.schedules import distinct_schedules, keep_pauses, list_due_runs, restore_due_runs
 from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.private import make_private, private_files
@@ -30,6 +30,7 @@ from ptpipeline.task.task import Task
 FLOWS = ("ingest", "tune", "nightly", "gang", "promote", "rollback", "reconcile")
 # A person's edit in the MLflow UI is judged by the second of two polls.
 POLL = {"slug": "poll", "cron": "*/5 * * * *", "timezone": "UTC"}
+TRAINING = ("tune", "gang")  # the flows that train wherever they run; a night gives that away if it can
 LOGGERS = ("ptpipeline", "registry", "mlflow")  # Prefect shows their lines on the run's page
 
 _RUN_ENVIRONMENT = {
@@ -44,12 +45,12 @@ _HEADER = """\
 """
 
 
-def render(tasks: Sequence[Task]) -> str:
-    """Return prefect.yaml for these tasks: one deployment per flow.
+def render(tasks: Sequence[Task], gpus: int = 0) -> str:
+    """Return prefect.yaml for these tasks: one deployment per flow. Each run that trains asks for `gpus`.
 
     `nightly` runs on the tasks' schedules, `reconcile` every five minutes, the others on request.
     """
-    document = {"name": "ptpipeline", "deployments": [_deployment(name, tasks) for name in FLOWS]}
+    document = {"name": "ptpipeline", "deployments": [_deployment(name, tasks, gpus) for name in FLOWS]}
     text = io.StringIO()
     yaml = YAML()
     yaml.width = 200
@@ -57,11 +58,12 @@ def render(tasks: Sequence[Task]) -> str:
     return _HEADER + text.getvalue()
 
 
-def deploy(settings: Settings, tasks: Sequence[Task], shared: bool = False) -> None:
+def deploy(settings: Settings, tasks: Sequence[Task], shared: bool = False, gpus: int = 0) -> None:
     """Deploy all flows to the Prefect server of the settings.
 
-    Runs start in this folder; if the server is `shared`, in the folder that the worker of each was started in. Raises
-    SettingsError if there is no server or it refuses the deployments, ServiceUnavailable if it does not answer.
+    Runs start in this folder; if the server is `shared`, in the folder that the worker of each was started in. Those
+    that train ask for `gpus`, which only jobs of Kubernetes heed. Raises SettingsError if there is no server or it
+    refuses the deployments, ServiceUnavailable if it does not answer.
     """
     if settings.prefect is None:
         raise SettingsError(
@@ -74,7 +76,7 @@ def deploy(settings: Settings, tasks: Sequence[Task], shared: bool = False) -> N
     path = settings.home / "prefect.yaml"
     make_private(settings.home)
     with private_files():
-        path.write_text(render(tasks), encoding="utf-8")
+        path.write_text(render(tasks, gpus), encoding="utf-8")
     environment = client_environment(settings.home, settings.prefect)
     if shared:
         del environment["PWD"]  # Prefect then leaves `$PWD` to the process that runs the flow
@@ -93,7 +95,7 @@ def deploy(settings: Settings, tasks: Sequence[Task], shared: bool = False) -> N
     install_automations(settings.prefect)
 
 
-def find_outdated(settings: Settings, tasks: Sequence[Task]) -> dict[str, str]:
+def find_outdated(settings: Settings, tasks: Sequence[Task], gpus: int = 0) -> dict[str, str]:
     """Return what Prefect lacks of what `deploy` to a shared server would make there, by deployment; changes nothing.
 
     Raises ServiceUnavailable if Prefect does not answer, SettingsError if it refuses this client.
@@ -102,7 +104,7 @@ def find_outdated(settings: Settings, tasks: Sequence[Task]) -> dict[str, str]:
     known = {deployment["name"]: deployment for deployment in _read_deployments(api)}
     outdated = {}
     for name in FLOWS:
-        wanted = _deployment(name, tasks)
+        wanted = _deployment(name, tasks, gpus)
         deployment = known.get(wanted["name"])
         if deployment is None:
             outdated[wanted["name"]] = "is missing"
@@ -159,13 +161,17 @@ def _request_fields(schema: dict[str, Any], from_here: bool) -> set[str]:
     return set(getattr(requests, name).model_fields) if from_here else set(declared["properties"])
 
 
-def _deployment(name: str, tasks: Sequence[Task]) -> dict[str, Any]:
+def _deployment(name: str, tasks: Sequence[Task], gpus: int = 0) -> dict[str, Any]:
     deployment: dict[str, Any] = {
         "name": f"ptp-{name}",
         "entrypoint": f"flows.{name}.{name}",
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $PWD }}"}}],
         "work_pool": {"name": POOL, "job_variables": {"env": dict(_RUN_ENVIRONMENT)}},
     }
+    if name in TRAINING:
+        deployment["work_pool"]["work_queue_name"] = TRAINING_QUEUE
+        if gpus:
+            deployment["work_pool"]["job_variables"]["gpus"] = gpus
     if name == "nightly":  # no limit of Prefect's: a slot may leak, and the night's own lease does it (flows/turn.py)
         deployment["schedules"] = [
             {

@@ -119,7 +119,7 @@ class Network:
             f"cd {root}",
             *(["mount -o remount,bind,ro ."] if service.get("read_only") else []),
         ]
-        environment = {**image_environment(), **service.get("environment", {}), **HERE}
+        environment = {**image_environment(), **HERE, **service.get("environment", {})}
         command = ["env", "-i", *(f"{key}={value}" for key, value in environment.items())]
         command += ["sh", "-c", 'cd /project && exec "$@"', "sh", "/usr/local/bin/entrypoint", *service["command"]]
         without_rights = [f"--reuid={user}", f"--regid={group}", "--clear-groups", "--no-new-privs"]

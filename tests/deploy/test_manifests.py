@@ -189,7 +189,7 @@ def test_every_service_of_compose_is_unprivileged_and_bounded() -> None:
         assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}, name
         assert re.fullmatch(r"[a-z]+:\d+\.\d+(\.\d+)?(-[a-z]+)?", service["image"]), name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
-        assert "healthcheck" in service or name.startswith("worker") or name == "bootstrap"
+        assert "healthcheck" in service or name.startswith(("worker", "trainer")) or name == "bootstrap"
 
 
 # ---------------------------------------------------------------- secrets
@@ -241,7 +241,7 @@ def test_the_worker_gets_the_same_in_compose_and_in_kubernetes(secrets: Path) ->
         if name.endswith("_FILE")
         else value
         for name, value in compose.items()
-        if not name.startswith(("PREFECT_WORKER", "PREFECT_FLOWS"))
+        if not name.startswith("PREFECT_WORKER")
     }
     assert environment | addresses == expected
 

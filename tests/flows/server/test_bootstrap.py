@@ -21,7 +21,7 @@ from benchmarks.fixtures.prefect_server import CREDENTIAL, running_prefect
 from benchmarks.fixtures.s3_server import S3Server, running_s3
 from flows.requests import NightlyRequest
 from flows.server.api import call
-from flows.server.bootstrap import Outcome, bootstrap, make_pool, read_template
+from flows.server.bootstrap import Outcome, Wanted, bootstrap, make_pool, read_template
 from flows.server.deploy import FLOWS
 from flows.server.trigger import Finished, follow, trigger
 from ptpipeline.errors import SettingsError
@@ -102,6 +102,7 @@ PIECES = [
     "MLflow answers",
     "work pool ptp (process)",
     "deployments",
+    "automations",
 ]
 
 
@@ -177,7 +178,7 @@ def test_a_policy_that_somebody_loosened_is_put_back_or_told(foreign: Foreign) -
 
 
 def test_a_pool_of_another_type_is_told_and_stays(foreign: Foreign) -> None:
-    outcomes = bootstrap(foreign.settings, tasks_of(foreign), "kubernetes")
+    outcomes = bootstrap(foreign.settings, tasks_of(foreign), Wanted("kubernetes", gpus=1))
     (told,) = (outcome for outcome in outcomes if outcome.piece.startswith("work pool"))
     assert told.state == "cannot"
     assert "is of type process, not kubernetes: ask for --pool process, or delete the pool first" in told.note
