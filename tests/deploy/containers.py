@@ -185,7 +185,7 @@ def image_environment() -> dict[str, str]:
     return found
 
 
-def wait_for(check: list[str], service: Service, seconds: float = 120) -> None:
+def wait_for(check: list[str], service: Service, seconds: float = 600) -> None:
     """Wait until a command succeeds; raise RuntimeError, with the end of the log, if the service ends first."""
     deadline = time.monotonic() + seconds
     while subprocess.run(check, capture_output=True, check=False).returncode:

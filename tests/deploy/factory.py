@@ -82,7 +82,7 @@ class Factory(NamedTuple):
 
     def wait_for_workers(self, count: int) -> None:
         """Wait until Prefect has heard of so many workers."""
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600
         while time.monotonic() < deadline:
             workers = self.call("POST", "work_pools/ptp/workers/filter", {})
             if sum(worker["status"] == "ONLINE" for worker in workers) >= count:
@@ -111,7 +111,7 @@ def running_factory(folder: Path, project: Path) -> Iterator[Factory]:
             for name in together:
                 factory.wait_until_healthy(name)
         bootstrap = factory.start("bootstrap")
-        if bootstrap.process.wait(300):
+        if bootstrap.process.wait(600):
             raise RuntimeError(f"bootstrap failed: {bootstrap.log.read_text()}")
         yield factory
 

@@ -14,6 +14,7 @@ from tests.deploy.factory import SERVICES, Factory, running_factory
 from tests.e2e.conftest import write_project
 
 pytestmark = [
+    pytest.mark.timeout(1800),  # a machine that many share
     pytest.mark.servers,
     pytest.mark.skipif(not are_possible(), reason="namespaces and bridges need root and unshare, nsenter, setpriv, ip"),
 ]

@@ -1,4 +1,4 @@
-"""Two trainers against one, each in a container of its own: a folder for a home, a network, and what all share by address.
+"""Two trainers against one, each a container of its own: with a home and a network, and what all share by address.
 
 Training is replaced by fixed work: after its training of some steps, each gang sleeps for SECONDS per task. Two cores
 could not show that two machines are faster.
