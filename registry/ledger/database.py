@@ -234,10 +234,14 @@ def time_after(connection: Connection, table: Table, *rows: ColumnElement[bool])
     """Return the time now, or just after the newest of those rows if a clock that was ahead wrote it: which of them is
     newest must not depend on whose clock is right.
     """
-    newest, time = connection.scalar(select(func.max(table.c.at)).where(*rows)), now()
-    if newest is None or newest < time:
-        return time
-    return (datetime.fromisoformat(newest) + timedelta(microseconds=1)).isoformat()
+    newest = connection.scalar(select(func.max(table.c.at)).where(*rows))
+    return time_behind(newest) if newest else now()
+
+
+def time_behind(earlier: str) -> str:
+    """Return the time now, or just after `earlier` if that lies in the future by this machine's clock."""
+    time = now()
+    return time if earlier < time else (datetime.fromisoformat(earlier) + timedelta(microseconds=1)).isoformat()
 
 
 def insert(connection: Connection, table: Table) -> Any:

@@ -13,7 +13,7 @@ from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
 from registry.ledger import tables
-from registry.ledger.database import Database, put, time_after
+from registry.ledger.database import Database, put, time_after, time_behind
 from registry.ledger.tombstone import lock_name, take_over
 
 
@@ -121,8 +121,24 @@ class Results:
         query = select(table.c.record).where(table.c.task == task, table.c.digest == digest).order_by(table.c.at.desc())
         return [Verdict.model_validate(row.record) for row in self._rows(query)]
 
+    def verdict_times(self, task: str, digest: str) -> dict[str, str]:
+        """Return when each verdict on the prompt became the newest, by the verdict's digest, newest first."""
+        table = tables.verdict
+        mine = select(table.c.verdict, table.c.at).where(table.c.task == task, table.c.digest == digest)
+        return {row.verdict: row.at for row in self._rows(mine.order_by(table.c.at.desc()))}
+
+    def judging_time(self, verdict: Verdict) -> str | None:
+        """Return when the verdict became the newest on its prompt, or becomes it if that is now; None if no other was
+        given on that prompt.
+        """
+        digest, times = verdict.verdict_digest(), self.verdict_times(verdict.task, verdict.digest)
+        if not times.keys() - {digest}:
+            return None
+        newest, at = next(iter(times.items()))
+        return at if newest == digest else time_behind(at)
+
     def save_verdict(self, verdict: Verdict) -> None:
-        """Remember the verdict as the newest; saving it again makes it the newest again."""
+        """Remember the verdict as the newest on its prompt; an older one becomes the newest again."""
         with self.database.writing() as connection:
             put_verdict(connection, verdict)
 
@@ -177,9 +193,12 @@ class Results:
 
 
 def put_verdict(connection: Connection, verdict: Verdict) -> None:
-    """Write the verdict as the newest one."""
+    """Write the verdict as the newest one; if it is that already, it keeps its time."""
     values = {"gate_key": verdict.gate_key, "task": verdict.task, "digest": verdict.digest, "passed": verdict.passed}
     table, key = tables.verdict, {"verdict": verdict.verdict_digest()}
+    mine = select(table.c.verdict).where(table.c.task == verdict.task, table.c.digest == verdict.digest)
+    if connection.scalar(mine.order_by(table.c.at.desc()).limit(1)) == verdict.verdict_digest():
+        return
     at = time_after(connection, table, table.c.task == verdict.task, table.c.digest == verdict.digest)
     put(connection, table, key, **values, record=verdict.to_json(), at=at)
 
