@@ -11,7 +11,7 @@ from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.conditional import check_conditional_puts
 from ptpipeline.storage.signed import open_signed_store
 from registry.ledger.ledger import Ledger
-from registry.ledger.probe import last_probe, record_probe
+from registry.ledger.probe import LastProbe, last_probe, record_probe
 from registry.mlflow.store import MlflowStore
 
 CHECK_SECONDS = 24 * 3600.0
@@ -61,9 +61,25 @@ def open_for_writing(settings: Settings) -> Registry:
     """
     check_place(settings, "ledger")
     registry = open_registry(settings)
-    store, database = f"{registry.store.url} {settings.s3_endpoint or ''}".strip()[:500], registry.ledger.database
-    last = last_probe(database, store)
-    if last.at is None or not 0 <= last.now - last.at <= CHECK_SECONDS:  # in the future: another clock's time
+    last = last_probe(registry.ledger.database, _probed(settings, registry))
+    if not _is_fresh(last):
         check_conditional_puts(registry.store)
-        record_probe(database, store, last.now)
+        record_probe(registry.ledger.database, _probed(settings, registry), last.now)
     return registry
+
+
+def is_checked(settings: Settings) -> bool:
+    """Whether the ledger remembers that its store was seen to honour conditional puts within a day."""
+    registry = open_registry(settings)
+    try:
+        return _is_fresh(last_probe(registry.ledger.database, _probed(settings, registry)))
+    finally:
+        registry.ledger.close()
+
+
+def _probed(settings: Settings, registry: Registry) -> str:
+    return f"{registry.store.url} {settings.s3_endpoint or ''}".strip()[:500]
+
+
+def _is_fresh(last: LastProbe) -> bool:
+    return last.at is not None and 0 <= last.now - last.at <= CHECK_SECONDS  # in the future: another clock's time

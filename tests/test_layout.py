@@ -5,7 +5,7 @@ from pathlib import Path
 TESTS = Path(__file__).parent
 # tests/data is of ptpipeline/data, tests/registry of registry, and a helper of tests has its test beside it
 TREES = (TESTS.parent / "ptpipeline", TESTS.parent, TESTS)
-WHOLE = ("e2e", "soak", "golden", "cases")  # folders about everything together
+WHOLE = ("deploy", "e2e", "soak", "golden", "cases")  # folders about everything together
 
 TOPICS = {
     "data/test_given_splits.py": "splits that the source gives, from source to snapshot",

@@ -18,9 +18,11 @@ from flows.local import certificate
 from flows.local.guard import CREDENTIAL
 from flows.local.keys import WEBHOOK_KEY, credential
 from flows.local.process import HOST, MARK, Process, is_free, serves
+from flows.server.buckets import Bucket, make_bucket
 from flows.server.environment import POOL, clean_environment, client_environment
-from ptpipeline.errors import StackError
+from ptpipeline.errors import ServiceUnavailable, StackError
 from ptpipeline.settings import CREDENTIALS, NO_AWS_FILES
+from ptpipeline.storage.s3 import KeyPair, RequestLimits, make_client
 
 BUCKET = "ptp"
 TRACKING_BUCKET = "ptp-mlflow"
@@ -141,21 +143,17 @@ def _storage_ready(config: StackConfig, process: Process) -> bool:
 
 
 def _make_bucket(config: StackConfig, name: str) -> bool:
-    """Create the bucket unless it exists; return whether it exists now.
-
-    Signed by hand: a session of boto3 reads the profiles and proxies of its user first.
-    """
-    from botocore.auth import S3SigV4Auth
-    from botocore.awsrequest import AWSRequest
-    from botocore.credentials import Credentials
-
-    request = AWSRequest("PUT", f"{config.address('storage')}/{name}")
-    S3SigV4Auth(Credentials(*config.storage_keys.values()), "s3", "us-east-1").add_auth(request)
+    """Create the bucket unless it exists; return whether it exists now."""
     try:
-        answer = _client().put(request.url, headers=dict(request.headers), timeout=30)
-    except httpx.TransportError:
+        make_bucket(_connect_storage(config.address("storage"), *config.storage_keys.values()), Bucket(name, None))
+    except ServiceUnavailable:
         return False
-    return answer.is_success or answer.status_code == 409  # it exists already
+    return True
+
+
+@functools.cache
+def _connect_storage(address: str, key: str, secret: str) -> Any:
+    return make_client(address, RequestLimits(5.0, 1), KeyPair(key, secret))
 
 
 def _find_weed() -> str:

@@ -22,8 +22,9 @@ _NIGHT = f"{_REQUEST}.get('night') or flow_run.id|string"
 _RESUMED_REQUEST = f"{{{{ dict({_REQUEST}, resumes={_RESUMES}, night={_NIGHT}) | tojson }}}}"
 
 
-def install_automations(api: str) -> list[str]:
-    """Bring the automations on the server at `api` to what this version defines, by name; return what was changed.
+def install_automations(api: str, dry: bool = False) -> list[str]:
+    """Bring the automations on the server at `api` to what this version defines, by name; return what was changed, or
+    with `dry` would be.
 
     Call it after the flows are deployed: heartbeats name deployments by their ids. What a person paused stays paused.
     Raises ServiceUnavailable or SettingsError if the server does not take them, NotFound if no flow is deployed.
@@ -36,12 +37,13 @@ def install_automations(api: str) -> list[str]:
     changed = []
     for wanted in (_notice(sorted(deployments.values())), _resume(deployments[RESUMED])):
         installed = known.get(wanted["name"])
-        if installed is None:
+        if installed and _agrees(wanted, installed):
+            continue
+        changed.append(wanted["name"])
+        if not dry and installed is None:
             call("POST", f"{api}/automations/", wanted)
-            changed.append(wanted["name"])
-        elif not _agrees(wanted, installed):
+        elif not dry and installed:
             call("PUT", f"{api}/automations/{installed['id']}", {**wanted, "enabled": installed["enabled"]})
-            changed.append(wanted["name"])
     return changed
 
 

@@ -5,6 +5,7 @@ id and its paused state because of its slug. What Prefect leaves to its user is 
 has any more is removed, and a deployment that was paused is paused again.
 """
 
+import copy
 import io
 import subprocess
 import sys
@@ -14,12 +15,13 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
+from flows import requests
 from flows.server.api import call
 from flows.server.automations import HEARTBEAT_SECONDS, install_automations
-from flows.server.environment import POOL, client_environment
+from flows.server.environment import POOL, TRAINING_QUEUE, client_environment
 from flows.server.schedules import distinct_schedules, keep_pauses, list_due_runs, restore_due_runs
 from ptpipeline.errors import NotFound, SettingsError
-from ptpipeline.private import private_files
+from ptpipeline.private import make_private, private_files
 from ptpipeline.records.base import is_name
 from ptpipeline.settings import Settings
 from ptpipeline.task.folder import task_files
@@ -33,6 +35,7 @@ FLOWS = (
 POLL = {"slug": "poll", "cron": "*/5 * * * *", "timezone": "UTC"}
 WATCH = {"slug": "watch", "cron": "*/5 * * * *", "timezone": "UTC"}
 ALARM = {"slug": "alarm", "cron": "*/5 * * * *", "timezone": "UTC"}
+TRAINING = ("tune", "gang")  # the flows that train wherever they run; a night gives that away if it can
 LOGGERS = ("ptpipeline", "registry", "mlflow")  # Prefect shows their lines on the run's page
 
 _RUN_ENVIRONMENT = {
@@ -47,13 +50,13 @@ _HEADER = """\
 """
 
 
-def render(tasks: Sequence[Task]) -> str:
-    """Return prefect.yaml for these tasks: one deployment per flow.
+def render(tasks: Sequence[Task], gpus: int = 0) -> str:
+    """Return prefect.yaml for these tasks: one deployment per flow. Each run that trains asks for `gpus`.
 
     `nightly` runs on the tasks' schedules, `reconcile` every five minutes, and so does `watch-sources` if a task is
     watched; the others run on request.
     """
-    document = {"name": "ptpipeline", "deployments": [_deployment(name, tasks) for name in FLOWS]}
+    document = {"name": "ptpipeline", "deployments": [_deployment(name, tasks, gpus) for name in FLOWS]}
     text = io.StringIO()
     yaml = YAML()
     yaml.width = 200
@@ -61,10 +64,12 @@ def render(tasks: Sequence[Task]) -> str:
     return _HEADER + text.getvalue()
 
 
-def deploy(settings: Settings, tasks: Sequence[Task]) -> None:
+def deploy(settings: Settings, tasks: Sequence[Task], shared: bool = False, gpus: int = 0) -> None:
     """Deploy all flows to the Prefect server of the settings.
 
-    Raises SettingsError if there is none or it refuses the deployments, ServiceUnavailable if it does not answer.
+    Runs start in this folder; if the server is `shared`, in the folder that the worker of each was started in. Those
+    that train ask for `gpus`, which only jobs of Kubernetes heed. Raises SettingsError if there is no server or it
+    refuses the deployments, ServiceUnavailable if it does not answer.
     """
     if settings.prefect is None:
         raise SettingsError(
@@ -75,9 +80,13 @@ def deploy(settings: Settings, tasks: Sequence[Task]) -> None:
     nights = [deployment for deployment in before.values() if deployment["name"] == "ptp-nightly"]
     due = [run for night in nights for run in list_due_runs(settings.prefect, night)]
     path = settings.home / "prefect.yaml"
+    make_private(settings.home)
     with private_files():
-        path.write_text(render(tasks), encoding="utf-8")
-    _run_prefect(path, client_environment(settings.home, settings.prefect))
+        path.write_text(render(tasks, gpus), encoding="utf-8")
+    environment = client_environment(settings.home, settings.prefect)
+    if shared:
+        del environment["PWD"]  # Prefect then leaves `$PWD` to the process that runs the flow
+    _run_prefect(path, environment)
     for deployment in _read_deployments(settings.prefect):
         earlier = before.get(deployment["id"])
         if earlier and earlier["paused"]:
@@ -94,13 +103,83 @@ def deploy(settings: Settings, tasks: Sequence[Task]) -> None:
     install_automations(settings.prefect)
 
 
-def _deployment(name: str, tasks: Sequence[Task]) -> dict[str, Any]:
+def find_outdated(settings: Settings, tasks: Sequence[Task], gpus: int = 0) -> dict[str, str]:
+    """Return what Prefect lacks of what `deploy` to a shared server would make there, by deployment; changes nothing.
+
+    Raises ServiceUnavailable if Prefect does not answer, SettingsError if it refuses this client.
+    """
+    api, names = str(settings.prefect), _declared_names(settings)
+    known = {deployment["name"]: deployment for deployment in _read_deployments(api)}
+    outdated = {}
+    for name in FLOWS:
+        wanted = _deployment(name, tasks, gpus)
+        deployment = known.get(wanted["name"])
+        if deployment is None:
+            outdated[wanted["name"]] = "is missing"
+        elif fields := _differing_fields(wanted, deployment, names):
+            outdated[wanted["name"]] = f"has another {', another '.join(fields)}"
+    return outdated
+
+
+def _differing_fields(wanted: dict[str, Any], deployment: dict[str, Any], names: list[str]) -> list[str]:
+    """Return the fields of a deployment that are not as wanted."""
+    limit, pool = wanted.get("concurrency_limit"), wanted["work_pool"]
+    strategy = limit.get("collision_strategy") if isinstance(limit, dict) else None
+    schema = {**deployment["parameter_openapi_schema"]}
+    expected: dict[str, tuple[Any, Any]] = {
+        "entry point": (wanted["entrypoint"], deployment["entrypoint"]),
+        "folder": (wanted["pull"], deployment["pull_steps"]),
+        "work pool": (pool["name"], deployment["work_pool_name"]),
+        "work queue": (pool.get("work_queue_name", "default"), deployment["work_queue_name"]),
+        "set of job variables": (pool["job_variables"], deployment["job_variables"]),
+        "limit of runs": (
+            limit["limit"] if isinstance(limit, dict) else limit,
+            (deployment["global_concurrency_limit"] or {}).get("limit"),
+        ),
+        "strategy beyond that limit": (
+            strategy,
+            (deployment["concurrency_options"] or {}).get("collision_strategy"),
+        ),
+        "set of schedules": (
+            [_plain_schedule(one, one) for one in wanted.get("schedules", [])],
+            sorted((_plain_schedule(one, one["schedule"]) for one in deployment["schedules"]), key=_slug),
+        ),
+        "form": (_narrow_schema(schema, names), deployment["parameter_openapi_schema"]),
+        "request": (_request_fields(schema, from_here=True), _request_fields(schema, from_here=False)),
+    }
+    return [field for field, (here, there) in expected.items() if here != there]
+
+
+def _plain_schedule(one: dict[str, Any], schedule: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "slug": one["slug"],
+        "cron": schedule.get("cron"),
+        "timezone": schedule.get("timezone"),
+        "parameters": one.get("parameters") or {},
+    }
+
+
+def _slug(schedule: dict[str, Any]) -> str:
+    return schedule["slug"] or ""
+
+
+def _request_fields(schema: dict[str, Any], from_here: bool) -> set[str]:
+    """Return the fields of a flow's request, as this program knows them or as the deployment does."""
+    name, declared = next(iter(schema["definitions"].items()))
+    return set(getattr(requests, name).model_fields) if from_here else set(declared["properties"])
+
+
+def _deployment(name: str, tasks: Sequence[Task], gpus: int = 0) -> dict[str, Any]:
     deployment: dict[str, Any] = {
         "name": f"ptp-{name}",
         "entrypoint": entrypoint_of(name),
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $PWD }}"}}],
         "work_pool": {"name": POOL, "job_variables": {"env": dict(_RUN_ENVIRONMENT)}},
     }
+    if name in TRAINING:
+        deployment["work_pool"]["work_queue_name"] = TRAINING_QUEUE
+        if gpus:
+            deployment["work_pool"]["job_variables"]["gpus"] = gpus
     if name == "nightly":  # no limit of Prefect's: a slot may leak, and the night's own lease does it (flows/turn.py)
         deployment["schedules"] = [
             {
@@ -156,14 +235,19 @@ def _narrow_parameters(api: str, deployment: dict[str, Any], names: list[str]) -
 
     By default it checks the types of the known parameters only. What is rolled back or reconciled needs no file.
     """
-    schema = {**deployment["parameter_openapi_schema"], "additionalProperties": False}
+    schema = _narrow_schema(deployment["parameter_openapi_schema"], names)
+    call("PATCH", f"{api}/deployments/{deployment['id']}", {"parameter_openapi_schema": schema})
+
+
+def _narrow_schema(whole: dict[str, Any], names: list[str]) -> dict[str, Any]:
+    schema = {**copy.deepcopy(whole), "additionalProperties": False}
     request = next(iter(schema["definitions"].values()))["properties"]
     name = {"type": "string", "enum": names}
     if "tasks" in request and names:
         request["tasks"] = {**request["tasks"], "anyOf": [{"type": "array", "items": name}, {"type": "null"}]}
     elif "version" in request and names:
         request["task"] = {**request["task"], **name}
-    call("PATCH", f"{api}/deployments/{deployment['id']}", {"parameter_openapi_schema": schema})
+    return schema
 
 
 def _remove_other_schedules(api: str, deployment: dict[str, Any], slugs: set[str]) -> None:

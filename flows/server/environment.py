@@ -7,6 +7,7 @@ from ptpipeline.settings import CREDENTIALS, bypass_proxies, resolve_path
 
 POOL = "ptp"  # the work pool of all deployments
 EVENT = "PTP_EVENT_"  # of the variables with the addresses and secrets of those who are told what happens
+TRAINING_QUEUE = "training"  # its queue of the runs that train: a machine takes one at a time, or none
 
 _PRIVATE = ("PREFECT_", "MLFLOW_", "_MLFLOW_", "AWS_", "PTP_")
 _PASSED_ON = ("PTP_DTYPE", "PTP_CHECKPOINT_SECONDS", "PTP_NIGHT_OVERLAP", "PTP_LATE_HOURS", "PTP_NIGHT_HOURS")

@@ -60,7 +60,7 @@ class Mode(NamedTuple):
     `step` runs each stage. With `isolate`, an error ends only the tasks that it concerns and goes to the night's
     errors; without, it is raised. `show` gets each task's outcome as soon as it is there, and the verdict as people may
     see it. `actor` is who promotes. With `force`, tasks train although nothing changed. What trains is divided into
-    about `parts` gangs; if there are several, `spread` has them trained and finished elsewhere.
+    about `parts` gangs; with `spread`, they are trained and finished elsewhere.
     """
 
     step: Step = run_directly
@@ -101,7 +101,7 @@ def run(context: Context, selection: Selection, mode: Mode = DIRECT) -> Night:
                 _work_on(context, [each], mode, night)
     begun = open_gangs(context.registry.ledger.database, list(planned))
     gangs = group([todo for _, todo in planned.values()], begun, mode.parts)
-    if mode.spread and len(gangs) > 1:
+    if mode.spread and gangs:  # a single one too: this process may have no GPU
         elsewhere = mode.spread(gangs)
         night.outcomes.update(elsewhere.outcomes)
         night.errors.update(elsewhere.errors)

@@ -21,7 +21,7 @@ from ptpipeline.durable import publish
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed
 from ptpipeline.foreign import parse_json
 from ptpipeline.storage.bounds import MIB
-from registry.ledger.database import Database
+from registry.ledger.database import Database, read_revision
 
 FORMAT = "ptpipeline ledger"
 MAX_LINE = 64 * MIB
@@ -91,7 +91,7 @@ def _write_rows(database: Database, file: gzip.GzipFile) -> Saved:
         file.write(line)
 
     with database.reading_at_one_instant() as connection:
-        schema = database.revision(connection)
+        schema = read_revision(connection)
         write({"format": FORMAT, "schema": schema})
         for name, table in _reflect(connection).items():
             for row in connection.execution_options(yield_per=BATCH).execute(table.select()):

@@ -41,6 +41,12 @@ from registry.ledger.clock import boot_id, uptime
 from registry.ledger.tables import SCHEMA
 
 BUSY_SECONDS = 10
+# What PostgreSQL says of an address that stays wrong until a person changes something.
+_REFUSED = re.compile(
+    r'database "[^"]*" does not exist|role "[^"]*" does not exist|password authentication failed for user "[^"]*"'
+    r"|no pg_hba.conf entry|fe_sendauth: no password supplied"
+)
+_NO_RIGHT = "42501"  # insufficient_privilege
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 PRAGMAS = (f"busy_timeout={BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
 TIMEOUTS = (
@@ -53,9 +59,10 @@ class Database:
     """A database with the ledger's tables; raises ServiceUnavailable if it cannot be reached or stays locked.
 
     With a `schema`, the database may have no tables yet (else PreconditionFailed), and gets those of that schema.
+    `migrate`: bring its schema up to date; without, only `revision` may be asked.
     """
 
-    def __init__(self, url: str, schema: str | None = None) -> None:
+    def __init__(self, url: str, schema: str | None = None, migrate: bool = True) -> None:
         self.url = url
         parsed = _parse(url)
         self.name = parsed.render_as_string(hide_password=True)
@@ -67,7 +74,8 @@ class Database:
         self._schema = schema or SCHEMA
         if schema is not None:
             self._require_empty()
-        self._migrate()
+        if migrate:
+            self._migrate()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -136,6 +144,13 @@ class Database:
             return self.clock(connection)
         return float(connection.scalar(text("SELECT (julianday('now') - 2440587.5) * 86400")) or 0)
 
+    def revision(self) -> str | None:
+        """Return the revision of the schema that the database holds, None if it holds no ledger; change nothing."""
+        if self.file and not self.file.exists():
+            return None
+        with self._translating():
+            return self._revision()
+
     def close(self) -> None:
         """Give the connections back."""
         self._engine.dispose()
@@ -161,13 +176,9 @@ class Database:
                 if self._revision() != self._schema:
                     self._upgrade()
 
-    def revision(self, connection: Connection) -> str:
-        """Return the schema that the database has."""
-        return str(connection.scalar(text("SELECT version_num FROM alembic_version")))
-
     def _revision(self) -> str | None:
         with self._engine.begin() as connection:
-            return self.revision(connection) if inspect(connection).has_table("alembic_version") else None
+            return read_revision(connection) if inspect(connection).has_table("alembic_version") else None
 
     def _require_empty(self) -> None:
         if self.file is not None and not self.file.exists():
@@ -206,6 +217,11 @@ class Database:
             PoolTimeout,
         ) as error:  # internal: a standby, a transaction that idled too long
             reason = " ".join(str(getattr(error, "orig", error)).split())
+            if refused := _REFUSED.search(reason):
+                raise SettingsError(
+                    f"PTP_LEDGER: {self.name}: {refused[0]}; make role and database first (docs/deploy.md), or "
+                    "correct the address"
+                ) from error
             raise ServiceUnavailable(
                 f"ledger {self.name} does not answer: {reason}; check that no other process locks it, that the disk is "
                 "writable and that the server runs"
@@ -217,7 +233,17 @@ class Database:
                 raise SettingsError(
                     f"PTP_LEDGER: {self.name} is no ledger ({error.orig}); restore it, or name another file"
                 ) from error
+            if getattr(error.orig, "sqlstate", None) == _NO_RIGHT:
+                raise SettingsError(
+                    f"PTP_LEDGER: {self.name}: {str(error.orig).splitlines()[0]}; make this role the owner of the "
+                    "database (ALTER DATABASE ... OWNER TO ...)"
+                ) from error
             raise
+
+
+def read_revision(connection: Connection) -> str:
+    """Return the revision of the schema of a database that holds a ledger."""
+    return str(connection.scalar(text("SELECT version_num FROM alembic_version")))
 
 
 def seconds_left(expires_at: float, now: float, longest: float) -> float:

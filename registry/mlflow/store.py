@@ -126,6 +126,11 @@ class MlflowStore:
         self.uri = uri.rstrip("/")
         self._connected: MlflowClient | None = None
 
+    def check(self) -> None:
+        """Ask the server for something; raises SettingsError if it refuses this client."""
+        with self._connection() as client:
+            client.search_registered_models(max_results=1)
+
     # ------------------------------------------------------------ versions
 
     def ensure(self, card: Card) -> str:

@@ -91,6 +91,7 @@ def _started_by_another_process(home: Path) -> str:
 
 
 def write_project(folder: Path) -> None:
+    """Write a tiny base model, rows of two labels, and one task over them into a project folder."""
     (folder / "tasks").mkdir()
     tiny_base(folder / "tiny")
     (folder / "tasks" / "base_models.yaml").write_text(f"tiny:\n  path: {folder / 'tiny'}\n")

@@ -1,4 +1,4 @@
-"""The three roles' policies in deploy/s3/, tried on a real server: each may do what its work needs, and nothing
+"""The roles' policies, tried on a real server: each may do what its work needs, and nothing
 beside.
 """
 
@@ -11,9 +11,11 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 
 from benchmarks.fixtures.prompts import a_task, an_artifact, published
 from benchmarks.fixtures.s3_server import S3Server, running_s3
+from flows.server import buckets
 from ptpipeline.errors import SettingsError
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.storage import RequestLimits, S3Store
@@ -24,8 +26,10 @@ from registry.registry import Registry
 from registry.versions.promoters import Cause
 from registry.versions.promotion import promote, rollback
 
-DEPLOY = Path(__file__).parents[2] / "deploy" / "s3"
-ROLES = ("trainer", "promoter", "server")
+CHECKOUT = Path(__file__).parents[2]
+DEPLOY, POLICIES = CHECKOUT / "deploy" / "s3", CHECKOUT / "flows" / "server" / "policies"
+ROLES = ("trainer", "promoter", "server", "nightly")
+ALL_ROLES = (*ROLES, "mlflow")  # the last has a bucket of its own
 BUCKET, PREFIX = "factory", "some/prefix"
 CAUSE = Cause(actor="ada", reason="better")
 
@@ -100,18 +104,22 @@ MAY: dict[str, dict[str, set[str]]] = {
         "delete": set(),
     },
 }
+MAY["nightly"] = {doing: MAY["trainer"][doing] | MAY["promoter"][doing] for doing in ("read", "write", "delete")}
 
 
 def policy(role: str) -> Any:
-    return json.loads((DEPLOY / f"{role}.json").read_text())
+    return json.loads((POLICIES / f"{role}.json").read_text())
 
 
 def test_both_kinds_of_server_get_the_same_policies() -> None:
     seaweedfs = json.loads((DEPLOY / "seaweedfs.json").read_text())
-    assert {item["name"]: item["document"] for item in seaweedfs["policies"]} == {role: policy(role) for role in ROLES}
+    assert {item["name"]: item["document"] for item in seaweedfs["policies"]} == {
+        role: policy(role) for role in ALL_ROLES
+    }
+    assert {path.stem for path in POLICIES.glob("*.json")} == set(buckets.ROLES) == set(ALL_ROLES)
     assert {item["name"]: item.get("policyNames") for item in seaweedfs["identities"]} == {
         "admin": None,
-        **{role: [role] for role in ROLES},
+        **{role: [role] for role in ALL_ROLES},
     }
 
 
@@ -119,7 +127,9 @@ def test_both_kinds_of_server_get_the_same_policies() -> None:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     """SeaweedFS with the identities of deploy/s3/seaweedfs.json."""
     folder = tmp_path_factory.mktemp("guarded")
-    values = {f"{name.upper()}_{kind}_KEY": f"{name}-{kind.lower()}" for name in ROLES for kind in ("ACCESS", "SECRET")}
+    values = {
+        f"{name.upper()}_{kind}_KEY": f"{name}-{kind.lower()}" for name in ALL_ROLES for kind in ("ACCESS", "SECRET")
+    }
     values |= {
         "ADMIN_ACCESS_KEY": "test",
         "ADMIN_SECRET_KEY": "test-secret",
@@ -128,14 +138,19 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     }
     (folder / "identities.json").write_text(Template((DEPLOY / "seaweedfs.json").read_text()).substitute(values))
     with running_s3(folder / "data", folder / "identities.json") as server:
-        boto3.client(
-            "s3",
-            endpoint_url=server.endpoint,
-            region_name="us-east-1",
-            aws_access_key_id=server.access_key,
-            aws_secret_access_key=server.secret_key,
-        ).create_bucket(Bucket=BUCKET)
+        connect("test", "test-secret", server).create_bucket(Bucket=BUCKET)
+        connect("test", "test-secret", server).create_bucket(Bucket=f"{BUCKET}-mlflow")
         yield server
+
+
+def connect(access: str, secret: str, server: S3Server) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=server.endpoint,
+        region_name="us-east-1",
+        aws_access_key_id=access,
+        aws_secret_access_key=secret,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -192,10 +207,23 @@ def test_what_is_not_there_is_told_from_what_is_refused(role: str, stores: dict[
 
 
 @pytest.mark.servers
-@pytest.mark.parametrize("role", ["trainer", "promoter"])
+@pytest.mark.parametrize("role", ["trainer", "promoter", "nightly"])
 def test_who_writes_may_probe(role: str, stores: dict[str, S3Store]) -> None:
     check_conditional_puts(stores[role])
     assert list(stores[role].keys("probe")) == []
+
+
+@pytest.mark.servers
+def test_mlflow_keeps_its_artifacts_and_reaches_nothing_else(guarded: S3Server, stores: dict[str, S3Store]) -> None:
+    stores["admin"].create(SNAPSHOT, b"rows")
+    mlflow, artifacts = connect("mlflow-access", "mlflow-secret", guarded), f"{BUCKET}-mlflow"
+    mlflow.put_object(Bucket=artifacts, Key="0/run/page.html", Body=b"page")
+    assert mlflow.list_objects_v2(Bucket=artifacts)["KeyCount"] == 1
+    mlflow.delete_object(Bucket=artifacts, Key="0/run/page.html")
+    for call in (mlflow.get_object, mlflow.delete_object):
+        with pytest.raises(ClientError, match="AccessDenied"):
+            call(Bucket=BUCKET, Key=f"{PREFIX}/{SNAPSHOT}")
+    stores["admin"].delete(SNAPSHOT)
 
 
 @pytest.mark.servers

@@ -1,0 +1,301 @@
+"""The files of deploy/ by the schemas of who reads them, and what they promise of users, files, limits and secrets."""
+
+import itertools
+import json
+import re
+import shlex
+import stat
+import subprocess
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from prefect.utilities.templating import apply_values
+
+from flows.server.bootstrap import read_template
+from tests.deploy.manifests import (
+    CHECKOUT,
+    DEPLOY,
+    build,
+    compose_errors,
+    containers,
+    kubernetes_errors,
+    pod_of,
+    read_compose,
+)
+
+KUBERNETES = DEPLOY / "kubernetes"
+FOLDERS = ("base", "gpu", "jobs")
+COMPOSE = read_compose()
+DOCKERFILE = (DEPLOY / "images" / "Dockerfile").read_text()
+SCRIPTS = ("make-secrets", "images/entrypoint", "images/s3", "kubernetes/base/databases.sh")
+
+
+@pytest.fixture(scope="module")
+def built() -> dict[str, list[dict[str, Any]]]:
+    return {folder: build(KUBERNETES / folder) for folder in FOLDERS}
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The secrets as deploy/make-secrets makes them."""
+    folder = tmp_path_factory.mktemp("secrets") / "made"
+    subprocess.run([DEPLOY / "make-secrets", folder], check=True)
+    return folder
+
+
+def pods(built: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """All objects that make pods, and the Job that a worker makes of a flow run."""
+    return [one for folder in built.values() for one in folder if pod_of(one)] + [job_of_a_run()]
+
+
+def job_of_a_run(**variables: Any) -> dict[str, Any]:
+    """The Job of a flow run: the pool's template, filled in by Prefect's own function as a worker does."""
+    template = read_template("kubernetes")
+    defaults = {name: one["default"] for name, one in template["variables"]["properties"].items() if "default" in one}
+    filled = apply_values(template["job_configuration"], {"env": {}, **defaults, **variables})
+    manifest: dict[str, Any] = filled["job_manifest"]
+    manifest["metadata"]["generateName"] = "run-"
+    (container,) = manifest["spec"]["template"]["spec"]["containers"]
+    container["env"] = [{"name": name, "value": value} for name, value in container["env"].items()]
+    container["args"] = ["prefect", "flow-run", "execute"]
+    return manifest
+
+
+# ---------------------------------------------------------------- schemas
+
+
+def test_compose_is_what_the_specification_allows() -> None:
+    assert compose_errors(COMPOSE) == []
+    assert compose_errors({**COMPOSE, "services": {"s3": {"imagee": "x"}}}) != []
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_object_is_what_kubernetes_allows(built: dict[str, list[dict[str, Any]]], folder: str) -> None:
+    assert len(built[folder]) > 12
+    assert {one["metadata"]["name"]: kubernetes_errors(one) for one in built[folder] if kubernetes_errors(one)} == {}
+
+
+def test_the_schema_of_kubernetes_can_refuse(built: dict[str, list[dict[str, Any]]]) -> None:
+    wrong = json.loads(json.dumps(next(one for one in built["base"] if one["kind"] == "Deployment")))
+    wrong["spec"]["template"]["spec"]["containers"][0]["readOnlyRootFileSystem"] = True
+    assert kubernetes_errors(wrong) != []
+
+
+def test_the_job_of_a_run_is_what_kubernetes_allows_with_and_without_gpus() -> None:
+    plain, big = job_of_a_run(), job_of_a_run(gpus=2, queue="ptp", node_selector={"zone": "a"}, priority_class="night")
+    assert (kubernetes_errors(plain), kubernetes_errors(big)) == ([], [])
+    assert "kueue.x-k8s.io/queue-name" not in json.dumps(plain)
+    assert big["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "ptp"
+    assert containers(big)[0]["resources"]["limits"]["nvidia.com/gpu"] == 2
+    assert (pod_of(big)["nodeSelector"], pod_of(big)["priorityClassName"]) == ({"zone": "a"}, "night")
+
+
+def test_nothing_is_named_that_is_not_there(built: dict[str, list[dict[str, Any]]], secrets: Path) -> None:
+    """Secrets, ConfigMaps, accounts, volumes and the ports of probes are names, which no schema follows."""
+    keys = {"ptp": {path.name for path in secrets.iterdir()}, "ptp-worker": set()}
+    for folder, objects in built.items():
+        known = {(one["kind"], one["metadata"]["name"]) for one in objects} | {("ConfigMap", "ptp-tasks")}
+        for one in [*(one for one in objects if pod_of(one)), *([job_of_a_run()] if folder == "jobs" else [])]:
+            text = json.dumps(one)
+            for name, key in re.findall(r'"secretKeyRef": {"name": "([^"]+)", "key": "([^"]+)"}', text):
+                assert key in keys[name], (folder, key)
+            assert set(re.findall(r'"secretRef": {"name": "([^"]+)"', text)) <= set(keys)
+            assert {
+                ("ConfigMap", name) for name in re.findall(r'"configMap(?:Ref)?": {"name": "([^"]+)"', text)
+            } <= known
+            account = pod_of(one).get("serviceAccountName")
+            assert account is None or ("ServiceAccount", account) in known
+            for container in containers(one):
+                ports = {port["name"] for port in container.get("ports", [])}
+                probes = [value["httpGet"]["port"] for name, value in container.items() if "httpGet" in str(value)]
+                assert set(probes) <= ports
+                mounts, volumes = container["volumeMounts"], pod_of(one).get("volumes", [])
+                claims = one["spec"].get("volumeClaimTemplates", [])
+                there = {volume["name"] for volume in volumes} | {claim["metadata"]["name"] for claim in claims}
+                assert {mount["name"] for mount in mounts} <= there
+
+
+# ---------------------------------------------------------------- who may do what
+
+
+def test_every_pod_is_unprivileged_and_bounded(built: dict[str, list[dict[str, Any]]]) -> None:
+    assert len(pods(built)) > 12
+    for one in pods(built):
+        pod, name = pod_of(one), one["metadata"].get("name")
+        context = pod["securityContext"]
+        assert (context["runAsNonRoot"], context["seccompProfile"]) == (True, {"type": "RuntimeDefault"}), name
+        assert context["runAsUser"] >= 999
+        assert pod.get("automountServiceAccountToken") is False or pod["serviceAccountName"] == "ptp-job-maker"
+        for container in containers(one):
+            own = container["securityContext"]
+            assert (own["readOnlyRootFilesystem"], own["allowPrivilegeEscalation"]) == (True, False), name
+            assert own["capabilities"] == {"drop": ["ALL"]}, name
+            assert container["resources"]["limits"]["memory"], name
+            assert container["image"] in ("ptpipeline:0.1.0", "ptpipeline:0.1.0-cuda", "postgres:17.6-bookworm")
+
+
+def test_every_server_and_worker_is_probed(built: dict[str, list[dict[str, Any]]]) -> None:
+    for one in itertools.chain(*built.values()):
+        if one["kind"] in ("Deployment", "StatefulSet"):
+            assert {"startupProbe", "livenessProbe"} <= set(containers(one)[0]), one["metadata"]["name"]
+
+
+def test_every_pod_may_talk_to_what_it_needs_and_nothing_else(built: dict[str, list[dict[str, Any]]]) -> None:
+    policies = [one["spec"] for one in built["base"] if one["kind"] == "NetworkPolicy"]
+    roles = {one["spec"]["template"]["metadata"]["labels"]["ptpipeline/role"] for one in built["base"] if pod_of(one)}
+    reached = {
+        (sender, receiver)
+        for sender in roles
+        for receiver in roles - {sender}
+        if allows(policies, "Egress", sender, receiver) and allows(policies, "Ingress", receiver, sender)
+    }
+    servers = {"postgres", "s3", "prefect", "mlflow"}
+    assert reached == {
+        *itertools.product(("worker", "bootstrap"), servers),
+        ("prefect", "postgres"),
+        ("mlflow", "postgres"),
+        ("mlflow", "s3"),
+    }
+
+
+def allows(policies: list[dict[str, Any]], way: str, role: str, other: str) -> bool:
+    """Whether the policies let pods of a role send to (Egress), or take from (Ingress), pods of another."""
+    rules, peers = (way.lower(), "to" if way == "Egress" else "from")
+    return any(
+        selects(peer["podSelector"], other)
+        for policy in policies
+        if way in policy["policyTypes"] and selects(policy["podSelector"], role)
+        for rule in policy.get(rules, [])
+        for peer in rule.get(peers, [])
+        if "podSelector" in peer
+    )
+
+
+def selects(selector: dict[str, Any], role: str) -> bool:
+    labels = selector.get("matchLabels", {})
+    if labels.get("ptpipeline/role", role) != role or "ptpipeline/kind" in labels:
+        return False
+    return all(role in one["values"] for one in selector.get("matchExpressions", []) if one["key"] == "ptpipeline/role")
+
+
+def test_every_service_of_compose_is_unprivileged_and_bounded() -> None:
+    for name, service in COMPOSE["services"].items():
+        assert service["user"] in ("10001:10001", "999:999"), name
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"]), name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert set(service["deploy"]["resources"]["limits"]) == {"cpus", "memory"}, name
+        assert re.fullmatch(r"[a-z]+:\d+\.\d+(\.\d+)?(-[a-z]+)?", service["image"]), name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+        assert "healthcheck" in service or name.startswith(("worker", "trainer")) or name == "bootstrap"
+
+
+# ---------------------------------------------------------------- secrets
+
+
+def test_secrets_are_made_once_and_only_their_owner_enters(secrets: Path) -> None:
+    before = {path.name: path.read_bytes() for path in secrets.iterdir()}
+    subprocess.run([DEPLOY / "make-secrets", secrets], check=True)
+    assert {path.name: path.read_bytes() for path in secrets.iterdir()} == before
+    assert stat.S_IMODE(secrets.stat().st_mode) == 0o700
+    values = [body for name, body in before.items() if name.startswith(("database", "s3", "mlflow"))]
+    assert len(set(values)) == len(values)
+    assert min(map(len, values)) >= 40
+
+
+def test_every_secret_that_a_file_names_is_made(secrets: Path) -> None:
+    made = {path.name for path in secrets.iterdir()}
+    assert set(COMPOSE["secrets"]) == made - {"worker.env"}
+    for name, service in COMPOSE["services"].items():
+        used = {
+            value.rpartition("/")[2] for value in service.get("environment", {}).values() if "/run/secrets/" in value
+        }
+        given = set(service.get("secrets", []))
+        assert used <= given, name
+        assert given - used <= {"database_prefect", "database_mlflow", "database_ledger"}, name
+
+
+def test_no_secret_stands_in_a_file(built: dict[str, list[dict[str, Any]]]) -> None:
+    word = re.compile(r"password|secret|auth_string|credential", re.IGNORECASE)
+    for one in pods(built):
+        for container in containers(one):
+            for variable in container.get("env", []):
+                value = variable.get("value", "")
+                named = word.search(variable["name"]) and not variable["name"].endswith(
+                    ("_FILE", "_NAME", "_KEY", "USERNAME")
+                )
+                assert not (named and value), variable["name"]
+    for service in COMPOSE["services"].values():
+        for name, value in service.get("environment", {}).items():
+            assert not word.search(name) or value.startswith("/run/secrets/") or name.endswith("USERNAME"), name
+
+
+def test_the_worker_gets_the_same_in_compose_and_in_kubernetes(secrets: Path) -> None:
+    compose = COMPOSE["services"]["worker"]["environment"]
+    environment = dict(line.split("=", 1) for line in (secrets / "worker.env").read_text().splitlines())
+    addresses = next(one["data"] for one in build(KUBERNETES / "base") if one["metadata"]["name"] == "ptp-addresses")
+    expected = {
+        name.removesuffix("_FILE"): (secrets / value.rpartition("/")[2]).read_text()
+        if name.endswith("_FILE")
+        else value
+        for name, value in compose.items()
+        if not name.startswith("PREFECT_WORKER")
+    }
+    assert environment | addresses == expected
+
+
+# ---------------------------------------------------------------- images
+
+
+def test_the_image_is_pinned_and_has_no_build_tools() -> None:
+    assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.MULTILINE)) == {"python:3.11.14-slim-bookworm"}
+    last = DOCKERFILE.rpartition("\nFROM ")[2]
+    assert re.search(r"^USER 10001:10001$", last, re.MULTILINE)
+    assert not re.search(r"apt-get|pip .*install|gcc|build-essential", last)
+    installs = re.findall(r"pip --python \S+ install (.*)", DOCKERFILE)
+    assert [line for line in installs if "--require-hashes --no-deps" not in line] == ["--no-build-isolation . \\"]
+
+
+def test_the_image_leaves_out_what_only_tests_need() -> None:
+    project = tomllib.loads((CHECKOUT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    removed = set(shlex.split(DOCKERFILE.partition("uninstall --yes")[2].partition("\n\n")[0].replace("\\\n", " ")))
+    assert removed == {*project["dev"]} - {*project["servers"], *project["large"]}
+
+
+def test_all_that_is_copied_into_the_image_is_there() -> None:
+    kept = (DEPLOY / "images" / "Dockerfile.dockerignore").read_text()
+    for line in re.findall(r"^COPY (?!--from)(.*)$", DOCKERFILE, re.MULTILINE):
+        *sources, _target = [word for word in line.split() if not word.startswith("--")]
+        for source in sources:
+            assert list(CHECKOUT.glob(source)), source
+            assert any(source.startswith(one.removeprefix("!").split("*")[0]) for one in kept.split() if one[0] == "!")
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_scripts_are_plain_shell_that_can_be_run(name: str) -> None:
+    path = DEPLOY / name
+    assert path.stat().st_mode & stat.S_IXUSR
+    assert subprocess.run(["sh", "-n", path], check=False).returncode == 0
+
+
+def test_the_entrypoint_takes_secrets_from_files_and_nothing_else(tmp_path: Path) -> None:
+    """Variables of other programs that name files stay what they are."""
+    other = {"SSL_CERT_FILE": "/etc/ssl/cert.pem", "PATH": "/usr/bin:/bin"}
+    ran = subprocess.run(
+        [DEPLOY / "images" / "entrypoint", "env"], env=other, cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    shown = dict(line.split("=", 1) for line in ran.stdout.splitlines())
+    assert (shown["SSL_CERT_FILE"], shown["PWD"], "SSL_CERT" in shown) == ("/etc/ssl/cert.pem", str(tmp_path), False)
+    gone = {**other, "TOKEN_FILE": "/run/secrets/none-of-that-name"}
+    assert subprocess.run(
+        [DEPLOY / "images" / "entrypoint", "env"], env=gone, capture_output=True, check=False
+    ).returncode
+
+
+def test_kueues_example_names_what_the_manifests_have() -> None:
+    flavor, cluster, local = yaml.safe_load_all((KUBERNETES / "jobs" / "kueue.yaml").read_text())
+    assert local["spec"]["clusterQueue"] == cluster["metadata"]["name"]
+    assert cluster["spec"]["resourceGroups"][0]["flavors"][0]["name"] == flavor["metadata"]["name"]
+    assert local["metadata"]["namespace"] == "ptpipeline"

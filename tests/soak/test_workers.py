@@ -1,0 +1,107 @@
+"""Two trainers against one, each a container of its own: with a home and a network, and what all share by address.
+
+Training is replaced by fixed work: after its training of some steps, each gang sleeps for SECONDS per task. Two cores
+could not show that two machines are faster.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows.requests import NightlyRequest
+from flows.server.trigger import Finished, follow, trigger
+from tests.deploy.containers import are_possible
+from tests.deploy.factory import Factory, running_factory
+from tests.e2e.conftest import TASK, write_project
+
+pytestmark = [pytest.mark.soak, pytest.mark.skipif(not are_possible(), reason="namespaces need root and bridges")]
+
+TASKS, SECONDS = 8, 60.0
+FIXED_WORK = f"""\
+import time
+from registry import failpoints
+failpoints.watch(lambda step: step == "gang member staged" and time.sleep({SECONDS}))
+"""
+
+
+@pytest.fixture(scope="module")
+def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
+    folder = tmp_path_factory.mktemp("factory")
+    project = folder / "project"
+    project.mkdir()
+    write_project(project)
+    (project / "tasks" / "fruit.yaml").unlink()
+    for number in range(TASKS):
+        write_task(project, number, 0)
+    (project / "fixed").mkdir()
+    (project / "fixed" / "sitecustomize.py").write_text(FIXED_WORK)
+    with running_factory(folder, project) as running:
+        yield running
+
+
+def write_task(project: Path, number: int, version: int) -> None:
+    """Write a task, whose `version` changes its recipe, so that it has to train again."""
+    text = TASK.format(rows=project / "fruit.csv").replace("name: fruit", f"name: fruit-{number}")
+    text = text.replace("steps: 12", f"steps: {12 + version}")
+    (project / "tasks" / f"fruit-{number}.yaml").write_text(text)
+
+
+def night(factory: Factory) -> tuple[float, list[str]]:
+    """Run a night; return its seconds and, for each of its gangs, the worker that took it."""
+    began = time.monotonic()
+    run = trigger(factory.api, "nightly", NightlyRequest())
+    *_, end = follow(factory.api, run)
+    seconds = time.monotonic() - began
+    assert isinstance(end, Finished)
+    assert end.state == "COMPLETED", end.message
+    assert [row["plan"] for row in end.rows if row["plan"] == "unchanged"] == []
+    return seconds, gangs_of(factory)
+
+
+def gangs_of(factory: Factory) -> list[str]:
+    """The trainer of each gang so far."""
+    found = factory.call("POST", "flow_runs/filter", {"flows": {"name": {"any_": ["gang"]}}, "limit": 200})
+    logs = {name: factory.running[name].log.read_text() for name in ("trainer", "trainer-2") if name in factory.running}
+    return [name for run in found for name, log in logs.items() if run["id"] in log]
+
+
+def test_two_workers_are_nearly_twice_as_fast_and_train_each_task_once(factory: Factory) -> None:
+    paths = {"PYTHONPATH": f"{factory.project}/fixed:/opt/checkout"}
+    factory.start("worker", "worker")
+    factory.start("trainer", "trainer", **paths)
+    factory.wait_for_workers(2)
+    alone, first = night(factory)
+    assert set(first) == {"trainer"}
+    for number in range(TASKS):
+        write_task(factory.project, number, 1)
+    factory.start("trainer-2", "trainer", **paths)
+    factory.wait_for_workers(3)
+    together, both = night(factory)
+    print(f"one worker {alone:.0f} s, two {together:.0f} s: {alone / together:.2f} times as fast; {Counter(both)}")
+    assert set(both[: len(both) - len(first)]) == {"trainer", "trainer-2"}
+    assert alone / together >= 1.8
+
+
+def test_a_worker_that_is_added_in_the_night_takes_a_gang_within_half_a_minute(factory: Factory) -> None:
+    paths = {"PYTHONPATH": f"{factory.project}/fixed:/opt/checkout"}
+    factory.running["trainer-2"].stop()
+    for number in range(TASKS):
+        write_task(factory.project, number, 2)
+    run = trigger(factory.api, "nightly", NightlyRequest())
+    before = gangs_of(factory)
+    while len(gangs_of(factory)) == len(before):
+        time.sleep(1)
+    began = time.monotonic()
+    added = factory.start("trainer-3", "trainer", **paths)
+    while "Worker" not in added.log.read_text() or "flow run" not in added.log.read_text().lower():
+        time.sleep(0.5)
+        assert time.monotonic() - began < 300, added.log.read_text()
+    seconds = time.monotonic() - began
+    *_, end = follow(factory.api, run)
+    print(f"the added worker had a gang after {seconds:.0f} s")
+    assert isinstance(end, Finished)
+    assert end.state == "COMPLETED"
+    assert seconds < 30
