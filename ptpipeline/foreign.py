@@ -32,17 +32,20 @@ _Parsed = TypeVar("_Parsed", bound=BaseModel)
 
 
 @contextmanager
-def parsing(what: str, fix: str = ALTERED, kind: type[Terminal] = ArtifactError) -> Iterator[None]:
+def parsing(
+    what: str, fix: str = ALTERED, kind: type[Terminal] = ArtifactError, quoting: bool = False
+) -> Iterator[None]:
     """Raise whatever the block raises as one sentence of that kind; a PtpError passes as it is.
 
-    what: the object, with its address. fix: what is wrong then, or what to do. The sentence never quotes the bytes.
+    what: the object, with its address. fix: what is wrong then, or what to do. quoting: whether the sentence says what
+    the parser says, which may quote the bytes: never of rows or of what somebody asked.
     """
     try:
         yield
     except PtpError:
         raise
     except Exception as error:  # noqa: BLE001 - no list of a parser's errors is complete
-        raise kind(f"{what}: {_reason(error)}; {fix}") from None
+        raise kind(f"{what}: {_reason(error)}{_quote(error) if quoting else ''}; {fix}") from None
 
 
 def parse_record(kind: type[_Parsed], body: bytes, what: str, fix: str = ALTERED) -> _Parsed:
@@ -139,6 +142,12 @@ def _distinct(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise _Refused("names a field twice")
     return found
+
+
+def _quote(error: Exception) -> str:
+    """Return the parser's own words, shortened to a line that no terminal acts upon."""
+    words = " ".join(str(error).split())
+    return f": {shorten(words, 240)[1:-1]}" if words else ""
 
 
 def _reason(error: Exception) -> str:

@@ -121,7 +121,7 @@ def _convert_gguf(name: str, file: Path, target: Path) -> None:
 
     log.info("converting %s to safetensors, once", file.name)
     options: dict[str, Any] = {"gguf_file": file.name, "local_files_only": True, "trust_remote_code": False}
-    with parsing(f"base model {name}: {file}", "it is no GGUF file of a causal model", BaseModelError):
+    with parsing(f"base model {name}: {file}", "it is no GGUF file of a causal model", BaseModelError, quoting=True):
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32, **options
         )

@@ -66,7 +66,7 @@ def reduce_configuration(files: BaseFiles) -> dict[str, Any]:
     _check_layers(stated, path)
     from transformers import AutoConfig, GenerationConfig
 
-    with parsing(f"{path}: transformers", "it states no model that transformers knows", BaseModelError):
+    with parsing(f"{path}: transformers", "it states no model that transformers knows", BaseModelError, quoting=True):
         with files.view() as folder:
             kind = type(AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False))
         full = _build(kind, stated)

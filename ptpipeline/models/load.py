@@ -1,7 +1,8 @@
 """Loads a prepared base model: frozen, in eval mode, in its compute type, as the family of its configuration."""
 
 import logging
-from collections.abc import Set
+from collections.abc import Iterator, Mapping, Set
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,6 +33,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 _STORED_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 T5_LENGTH = 512  # tokens of a row while T5 was trained (Raffel et al. 2020, section 3.1.2)
 _CLOSED = {"local_files_only": True, "trust_remote_code": False}
+_WHOLE = {"use_safetensors": True, "output_loading_info": True}
 
 log = logging.getLogger(__name__)
 
@@ -55,16 +57,20 @@ def load_base(prepared: PreparedBase, dtype: str, rooms: Rooms | None = None) ->
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     chosen = DTYPES[dtype]
-    with (
-        parsing(f"base model {prepared.name}: {prepared.folder}", "does it hold a language model?", BaseModelError),
-        prepared.files.view() as folder,
-    ):
-        config = AutoConfig.from_pretrained(folder, **_CLOSED)
-        _check_family(prepared.name, config)
-        kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        placement = _place(prepared, kind, config, chosen, rooms)
-        model = kind.from_pretrained(folder, dtype=chosen, use_safetensors=True, device_map=placement, **_CLOSED)
-        tokenizer = AutoTokenizer.from_pretrained(folder, **_CLOSED)
+    with prepared.files.view() as folder:
+        with _reading(prepared, "config.json", "it states no language model that transformers knows; choose another"):
+            config = AutoConfig.from_pretrained(folder, **_CLOSED)
+            _check_family(prepared.name, config)
+            kind = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        with _reading(prepared, "its weights", "config.json asks for what cannot be loaded; choose another model"):
+            placement = _place(prepared, kind, config, chosen, rooms)
+            options: dict[str, Any] = {"dtype": chosen, "device_map": placement, "ignore_mismatched_sizes": True}
+            model, loaded = kind.from_pretrained(folder, **options, **_WHOLE, **_CLOSED)
+        _check_whole(f"base model {prepared.name}: {prepared.folder}", loaded)
+        with _reading(
+            prepared, "its tokenizer", "tokenizer.json is damaged or of a newer transformers; fetch it again"
+        ):
+            tokenizer = AutoTokenizer.from_pretrained(folder, **_CLOSED)
         tokenizer.name_or_path = str(prepared.folder)  # the view is gone soon
     model.requires_grad_(False)
     model.eval()
@@ -72,6 +78,38 @@ def load_base(prepared: PreparedBase, dtype: str, rooms: Rooms | None = None) ->
         hold_weights(model, prepared.files)
     _hold(model, {tensor.dtype for tensor in read_headers(prepared.files.weights).values()})
     prepared.files.check_unchanged()
+    with _reading(prepared, "its layers", "this model is built in a way that is not supported; choose another"):
+        return _build(prepared, model, tokenizer, chosen)
+
+
+@contextmanager
+def _reading(prepared: PreparedBase, part: str, fix: str) -> Iterator[None]:
+    """Raise whatever transformers raises about that part of the base as a BaseModelError, in its own words."""
+    with parsing(f"base model {prepared.name}: {prepared.folder}: {part}", fix, BaseModelError, quoting=True):
+        yield
+
+
+def _check_whole(where: str, loaded: Mapping[str, Any]) -> None:
+    """Raise BaseModelError if the files hold no values for some weights: transformers draws these at random.
+
+    loaded: what `from_pretrained` tells of loading.
+    """
+    lacking = [f"{name} is in no file" for name in sorted(loaded["missing_keys"])]
+    lacking += [
+        f"{name} has shape {list(stored)} instead of {list(wanted)}"
+        for name, stored, wanted in sorted(loaded["mismatched_keys"])
+    ]
+    if lacking:
+        shown = ", ".join(lacking[:3]) + (f", and {len(lacking) - 3} more" if len(lacking) > 3 else "")
+        raise BaseModelError(
+            f"{where}: config.json asks for other weights than are there: {shown}; fetch the model again, or choose "
+            "one that was made for language modelling"
+        )
+
+
+def _build(prepared: PreparedBase, model: Any, tokenizer: Any, chosen: torch.dtype) -> FrozenBase:
+    """Return the loaded model as its family."""
+    config = model.config
     context = _read_context_length(prepared.name, config, tokenizer)
     known: dict[str, Any] = {"earlier": prepared.earlier, "chat": prepared.files.read_chat_template()}
     if config.is_encoder_decoder:

@@ -3,9 +3,11 @@
 import itertools
 import json
 import os
+import re
 import struct
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -348,4 +350,54 @@ def test_a_damaged_small_file_is_refused_in_a_sentence(folder: Path, file: str, 
 def test_a_damaged_tokenizer_is_refused_in_a_sentence(folder: Path, body: bytes) -> None:
     (folder / "tokenizer.json").write_bytes(body)
     with pytest.raises(BaseModelError):
+        load_base(prepare(folder), "float32")
+
+
+# ---------------------------------------------------------------- what does not fit together
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def without(part: str) -> Callable[[Tensors], Tensors]:
+    """Return a change that leaves out the tensors with that word in their names."""
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if part not in name}
+
+
+MISFITS: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
+    "a layer is missing": (without("layers.1"), r"model\.layers\.1\..* is in no file, .* more"),
+    "one weight is missing": (without("layers.0.mlp.down_proj"), "down_proj.weight is in no file; fetch"),
+    "other names": (lambda tensors: {f"x.{name}": tensor for name, tensor in tensors.items()}, "is in no file"),
+    "another shape": (
+        lambda tensors: tensors | {"model.norm.weight": tensors["model.norm.weight"][:3].clone()},
+        r"model\.norm\.weight has shape \[3\] instead of \[\d+\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_weights_that_would_be_drawn_at_random_are_refused_by_name(folder: Path, name: str) -> None:
+    """transformers warns and draws them: each process would serve another model under the same fingerprint."""
+    change, expected = MISFITS[name]
+    save_file(change(load_file(folder / WEIGHTS)), folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(BaseModelError, match=expected):
+        load_base(prepare(folder), "float32")
+
+
+MISSTATED: dict[str, tuple[str, dict[str, object], str]] = {
+    "activation": ("config.json", {"hidden_act": "nosuch"}, "its weights: .*KeyError.*nosuch.*choose another"),
+    "package": (
+        "config.json",
+        {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
+        "pip install -U bitsandbytes",
+    ),
+    "tokens": ("tokenizer.json", {"model": {"type": "NoSuch"}}, "its tokenizer: .*fetch it again"),
+}
+
+
+@pytest.mark.parametrize("name", MISSTATED)
+def test_what_transformers_cannot_load_is_told_with_its_part_and_reason(folder: Path, name: str) -> None:
+    file, fields, expected = MISSTATED[name]
+    (folder / file).write_text(json.dumps(json.loads((folder / file).read_text()) | fields))
+    with pytest.raises(BaseModelError, match=rf"base model .*: {re.escape(str(folder))}: {expected}"):
         load_base(prepare(folder), "float32")
