@@ -7,9 +7,10 @@ and Stine 2008, alpha-investing). Look k has a weight, and spends its weight's s
     1 / k**2   for ever (no reserve): the weights of all looks sum to pi**2 / 6 (Euler's series)
     1 / k      up to the last of `looks` looks, after which a reserve judges: they sum to the harmonic number H_n
 
-Nothing was decided before: alpha_k = budget * weight_k / sum of all weights. If a reserve is added, or `looks` changes,
-after some looks have spent their shares, the others divide what is left of the budget by their own weights. So a sum of
-shares is never more than the budget, whatever changed on the way.
+Nothing was decided before: alpha_k = budget * weight_k / sum of all weights. If a reserve is added, or `looks` or the
+budget itself changes after some looks have spent, the others divide what is left of today's budget by their own
+weights. What was spent stays spent, as the chance that it was: no other budget makes it less. So all looks together
+never spend more than the budget of the newest, unless more was spent before it; then nothing is left.
 """
 
 import math
@@ -45,15 +46,15 @@ def look_at(test_set: int, number: int, budget: Budget, decided: Mapping[int, Lo
     decided = decided or {}
     if number in decided:
         return decided[number]
-    shares = {k: look.alpha / look.budget for k, look in decided.items()}
-    if all(math.isclose(share, _alpha(k, Budget(1.0, budget.looks)), rel_tol=1e-9) for k, share in shares.items()):
+    spent_by = {k: look.alpha for k, look in decided.items()}
+    if all(math.isclose(alpha, _alpha(k, budget), rel_tol=1e-9) for k, alpha in spent_by.items()):
         alpha, spent = _alpha(number, budget), _alphas_until(number, budget)
     else:  # the plan changed on the way
-        left = 1 - math.fsum(shares.values())
-        left = budget.total * left if left > _NOTHING else 0.0
-        held = _all_weights(budget.looks) - math.fsum(_weight(k, budget.looks) for k in shares)
+        left = budget.total - math.fsum(spent_by.values())
+        left = left if left > _NOTHING * budget.total else 0.0
+        held = _all_weights(budget.looks) - math.fsum(_weight(k, budget.looks) for k in spent_by)
         alphas = [
-            budget.total * shares[k] if k in shares else left * weight / held if weight else 0.0
+            spent_by[k] if k in spent_by else left * weight / held if weight else 0.0
             for k, weight in ((k, _weight(k, budget.looks)) for k in range(1, number + 1))
         ]
         alpha, spent = alphas[-1], math.fsum(alphas)

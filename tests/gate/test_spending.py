@@ -44,11 +44,12 @@ def test_no_change_of_plan_overspends_the_budget(nights: list[tuple[int | None, 
     decided: dict[int, Look] = {}
     for number, (looks, comes_to_a_verdict, total) in enumerate(nights, 1):
         look = look_at(1, number, Budget(total, looks), decided)
-        assert 0 <= look.alpha <= look.spent <= total * (1 + 1e-9)
+        before = sum(found.alpha for found in decided.values())
+        assert 0 <= look.alpha <= look.spent
+        assert look.alpha <= max(0, total - before) + 1e-9
         if comes_to_a_verdict:
             decided[number] = look
             assert look_at(1, number, Budget(total, looks), decided) == look
-        assert sum(found.alpha / found.budget for found in decided.values()) <= 1 + 1e-9
     assert sum(look.alpha for look in decided.values()) <= 0.1 * (1 + 1e-9)
 
 
@@ -59,6 +60,20 @@ def test_what_is_spent_is_told_as_it_was_spent(plans: list[int | None], last: in
         decided[number] = look_at(1, number, Budget(0.05, looks), decided)
     look = look_at(1, len(plans) + 1, Budget(0.05, last), decided)
     assert look.spent == pytest.approx(sum(found.alpha for found in decided.values()) + look.alpha)
+
+
+def test_a_smaller_budget_makes_no_look_cheaper() -> None:
+    """What was spent of .10 was that much; of .05 nothing is left behind it."""
+    decided = {1: look_at(1, 1, Budget(0.1))}
+    assert decided[1].alpha == pytest.approx(0.0608, abs=1e-4)
+    second = look_at(1, 2, Budget(0.05), decided)
+    assert (second.alpha, second.spent) == (0, decided[1].alpha)
+
+
+def test_a_larger_budget_leaves_what_was_not_spent() -> None:
+    decided = {1: look_at(1, 1, Budget(0.05))}
+    rest = [look_at(1, number, Budget(0.1, 10), decided) for number in range(2, 11)]
+    assert rest[-1].spent == pytest.approx(0.1)
 
 
 def test_a_reserve_that_is_added_later_divides_what_is_left() -> None:
