@@ -17,7 +17,10 @@ from benchmarks.fixtures.prompts import a_task, an_artifact, published
 from benchmarks.fixtures.s3_server import S3Server, running_s3
 from flows.server import buckets
 from ptpipeline.errors import SettingsError
+from ptpipeline.records.answers import Holding
+from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.resolver import resolve
+from ptpipeline.serving.servers import report_holdings
 from ptpipeline.storage import RequestLimits, S3Store
 from ptpipeline.storage.conditional import check_conditional_puts
 from ptpipeline.storage.keys import version_key
@@ -25,6 +28,7 @@ from registry.ledger.ledger import Ledger
 from registry.registry import Registry
 from registry.versions.promoters import Cause
 from registry.versions.promotion import promote, rollback
+from tests.registry.signed import ADA, WORKER, signed
 
 CHECKOUT = Path(__file__).parents[2]
 DEPLOY, POLICIES = CHECKOUT / "deploy" / "s3", CHECKOUT / "flows" / "server" / "policies"
@@ -42,7 +46,10 @@ MANIFEST_ALIAS = "prompts/mood/aliases/manifest.json"  # named to look like a pr
 RECORD, PLOT, SIGNATURE = (
     "prompts/mood/d1/records/r.json",
     "prompts/mood/d1/plots/p.png",
-    "prompts/mood/d1/signature.json",
+    "prompts/mood/d1/signature-k.json",
+)
+TENSORS, MISTAKES, PAGE = (
+    f"prompts/mood/d1/{name}" for name in ("prompt.safetensors", "mistakes-a.json", "report-a.html")
 )
 VERSION, QUARANTINE = "prompts/mood/versions/1.json", "prompts/mood/quarantine/production-1.json"
 SNAPSHOT, REPORT, CHECKPOINT = (
@@ -65,6 +72,9 @@ ALL = {
     RECORD,
     PLOT,
     SIGNATURE,
+    TENSORS,
+    MISTAKES,
+    PAGE,
     VERSION,
     QUARANTINE,
     SNAPSHOT,
@@ -99,7 +109,7 @@ MAY: dict[str, dict[str, set[str]]] = {
         "delete": ALL - {RELEASE, "other/thing"},
     },
     "server": {
-        "read": PROMPTS | SIGNATURES - {SIGNED_SNAPSHOT, SIGNED_RELEASE} | {SERVER},
+        "read": {PROMPT, TENSORS, SIGNATURE, ALIAS, MANIFEST_ALIAS, VERSION, SIGNED_ALIAS, SIGNED_VERSION, SERVER},
         "write": {SERVER},
         "delete": set(),
     },
@@ -166,7 +176,7 @@ def stores(guarded: S3Server) -> dict[str, S3Store]:
             patch.setenv("AWS_SECRET_ACCESS_KEY", secret)
             patch.delenv("AWS_SESSION_TOKEN", raising=False)
             opened[role] = S3Store(BUCKET, PREFIX, guarded.endpoint, RequestLimits(10, 2))
-            assert not opened[role].exists("prompts/none")  # the keys are read with the first request
+            assert not opened[role].exists("prompts/none/manifest.json")  # the keys are read with the first request
     return opened
 
 
@@ -242,6 +252,26 @@ def test_a_prompt_goes_from_role_to_role_into_production(stores: dict[str, S3Sto
     rollback(promoter, task.name, CAUSE)
     assert resolve(stores["server"], "mood").number == first
     assert stores["admin"].exists(version_key("mood", second))
+    ledger.close()
+
+
+@pytest.mark.servers
+def test_a_server_reads_signed_prompts_and_reports_what_it_holds(stores: dict[str, S3Store], tmp_path: Path) -> None:
+    """All that a reader with trusted keys and a memory asks for lies within the server's policy."""
+    ledger, task = Ledger(f"sqlite:///{tmp_path}/ledger.db"), a_task("signed-mood")
+    trainer = signed(Registry(ledger, stores["trainer"]), WORKER, WORKER, ADA)
+    promoter = signed(Registry(ledger, stores["promoter"]), ADA, WORKER, ADA)
+    reader = signed(Registry(ledger, stores["server"]), None, WORKER, ADA).store
+    memory = Memory(tmp_path / "seen")
+    for seed in (0, 1):
+        champion = an_artifact(task, 0).digest if seed else None
+        number = published(trainer, task, seed, champion)
+        promote(promoter, task, number, CAUSE)
+        resolved = resolve(reader, task.name, memory)
+        assert resolved.number == number
+        for _ in range(2):  # the second replaces the first
+            report_holdings(stores["server"], "host-1", [Holding(task.name, resolved.artifact.digest)])
+    assert resolve(reader, f"{task.name}@1").number == 1
     ledger.close()
 
 
