@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError, Terminal
 from ptpipeline.records.versions import PromptVersion
+from ptpipeline.settings import CREDENTIALS
 from registry.card.card import ALIAS_TAG, Card
 from registry.card.description import render_description
 from registry.card.page import render_page
@@ -61,6 +62,8 @@ def connect(uri: str) -> "MlflowClient":
     os.environ.update(LIMITS)
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    if "@" in uri or all(name in os.environ for name in CREDENTIALS["mlflow"]):
+        os.environ["NETRC"] = os.devnull  # else requests sends what ~/.netrc says, a `default` too, instead of these
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri, registry_uri=uri)

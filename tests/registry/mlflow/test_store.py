@@ -2,6 +2,7 @@
 runs.
 """
 
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +34,44 @@ from tests.http_server import Quiet, serve
 
 pytestmark = pytest.mark.servers
 ME = Cause("me", "because")
+
+
+@contextmanager
+def hearing() -> Iterator[tuple[str, list[str]]]:
+    """A server with no models; yields its address, and the logins that it hears."""
+    logins: list[str] = []
+
+    class Listener(Quiet, BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            kind, _, login = self.headers.get("Authorization", "none").partition(" ")
+            logins.append(b64decode(login).decode() if kind == "Basic" else kind)
+            self.answer(200, b"{}")
+
+    with serve(Listener) as address:
+        yield address, logins
+
+
+@pytest.mark.parametrize(
+    ("variables", "user", "expected"),
+    [
+        ({"MLFLOW_TRACKING_USERNAME": "ptp", "MLFLOW_TRACKING_PASSWORD": "ours"}, "", "ptp:ours"),
+        ({}, "ann:hers@", "ann:hers"),
+        ({}, "", "stranger:theirs"),  # who names no login may keep it in ~/.netrc
+    ],
+)
+def test_the_logins_in_netrc_replace_none_that_was_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], user: str, expected: str
+) -> None:
+    (tmp_path / ".netrc").write_text("default login stranger password theirs\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    for name in ("NETRC", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")  # so that what the code sets is gone afterwards
+        monkeypatch.delenv(name)
+    for name, value in variables.items() | {("HOME", str(tmp_path))}:
+        monkeypatch.setenv(name, value)
+    with hearing() as (address, logins):
+        connect(address.replace("//", f"//{user}")).search_registered_models()
+    assert logins == [expected]
 
 
 @contextmanager
