@@ -41,6 +41,7 @@ TOPICS = {
     "evaluation/probes/test_known.py": "rows that were answered before they are probed",
     "flows/stages/test_known_scores.py": "what an evaluation hands on to the probes",
     "flows/cli/test_rerun.py": "a command that is killed and repeated",
+    "registry/ledger/test_full_postgresql.py": "a PostgreSQL server without room",
     "registry/ledger/test_questions.py": "what the other rooms ask the ledger",
     "registry/repair/test_every_object.py": "rot in every kind of object",
     "registry/repair/test_goes_on.py": "one altered object and everything else",

@@ -1,11 +1,10 @@
 """A ledger whose disk is full, really, and a training killed between two prompts: nothing that was trained is lost."""
 
-import ctypes
 import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, suppress
+from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -20,22 +19,8 @@ from flows.stages.plan import plan
 from flows.stages.train import train
 from ptpipeline.settings import load_settings
 from registry import failpoints
-from tests import processes
+from tests import processes, small_disk
 from tests.tiny import tiny_project
-
-_NEW_USER, _NEW_MOUNTS = 0x10000000, 0x00020000  # of <linux/sched.h>
-_RECURSIVE, _PRIVATE = 0x4000, 0x40000  # of <linux/mount.h>
-
-
-def mount_a_megabyte(folder: Path) -> bool:
-    """Give this process, which has one thread, a disk of one megabyte at `folder`; whether the machine lets it."""
-    libc, user, group = ctypes.CDLL(None), os.getuid(), os.getgid()
-    if libc.unshare(_NEW_USER | _NEW_MOUNTS):
-        return False
-    for name, line in (("setgroups", "deny"), ("uid_map", f"0 {user} 1"), ("gid_map", f"0 {group} 1")):
-        Path("/proc/self", name).write_text(line)
-    apart = libc.mount(b"none", b"/", None, _RECURSIVE | _PRIVATE, None) == 0
-    return apart and libc.mount(b"none", bytes(folder), b"tmpfs", 0, b"size=1m") == 0
 
 
 class Story:
@@ -46,14 +31,10 @@ class Story:
         stamina.set_testing(True, attempts=2)
 
     def fill(self) -> None:
-        for number, size in enumerate((1 << 16, 1 << 12, 1)):
-            with (self._disk / f"ballast-{number}").open("wb", buffering=0) as file, suppress(OSError):
-                while file.write(b"x" * size):
-                    pass
+        small_disk.fill(self._disk)
 
     def empty(self) -> None:
-        for ballast in self._disk.glob("ballast-*"):
-            ballast.unlink()
+        small_disk.empty(self._disk)
 
     def fill_at(self, wanted: str) -> None:
         """Fill the disk when the process gets to that step for the first time."""
@@ -139,7 +120,7 @@ class Machine:
             "PTP_CHECKPOINT_SECONDS": "0.02",
             "PTP_DTYPE": "float32",
         }
-        if not mount_a_megabyte(disk):
+        if not small_disk.mount(disk, megabytes=1):
             return None
         story = Story(disk, store)
         with redirect_stderr(stderr):

@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -16,8 +17,9 @@ from mlflow import MlflowClient
 from sqlalchemy import select
 
 from benchmarks.fixtures.mlflow_server import running_mlflow
-from benchmarks.fixtures.prompts import a_task, an_artifact, published
+from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, published
 from ptpipeline.storage import FolderStore
+from ptpipeline.task.promoters import Promoters
 from ptpipeline.task.task import Task
 from registry import failpoints
 from registry.ledger import tables
@@ -32,9 +34,12 @@ from registry.versions import projection
 from registry.versions.mlflow_alias import Action
 from registry.versions.promoters import Cause
 from registry.versions.promotion import promote
+from registry.versions.publish import register, stage
+from registry.versions.sign import sign_task
 from tests import processes
 from tests.http_server import Quiet, serve
 from tests.registry.mlflow.test_store import losing
+from tests.registry.signed import ADA, WORKER, public_line, signed
 
 pytestmark = pytest.mark.servers
 ME = Cause("me", "because")
@@ -138,6 +143,66 @@ def test_an_edit_of_an_undeclared_task_is_put_back(pair: Registry, task: Task, c
     time.sleep(APART)
     assert "no valid task file declares this task" in reconcile(pair, {}, task.name)[-1].what
     assert production(client, task) == an_artifact(task, 1).digest
+
+
+@pytest.mark.parametrize(
+    ("required_for", "version", "why"),
+    [
+        (
+            "promotion",
+            2,
+            "asks for a promoter's signature of every promotion (`promoters`), and mlflow-ui signed nothing",
+        ),
+        ("override", 3, "failed the gate"),
+    ],
+)
+def test_an_edit_passes_no_door_that_a_promoter_keeps(
+    failed: Registry, task: Task, client: MlflowClient, required_for: str, version: int, why: str
+) -> None:
+    """Whoever may edit MLflow's page has no promoter's key: MLflow knows no signatures."""
+    guarded = task.model_copy(update={"promoters": Promoters(keys=[public_line(ADA)], required_for=required_for)})
+    worker = signed(failed, WORKER, WORKER, ADA)
+    sign_task(worker, worker.store, task.name)  # type: ignore[arg-type]
+    client.set_registered_model_alias(task.name, "production", str(version))
+    looked_at(worker, guarded)
+    assert rows(worker, task) == [("production", 1, "me")]
+    assert production(client, task) == an_artifact(task, 1).digest
+    assert why in client.get_model_version(task.name, str(version)).tags["ptp.refused"]
+    assert examine(worker, task.name) == []
+
+
+def test_an_edit_of_what_a_promoter_may_promote_is_the_promoters(
+    pair: Registry, task: Task, client: MlflowClient
+) -> None:
+    """The same version that MLflow's page could not promote: the promoter does, and the page shows it."""
+    guarded = task.model_copy(update={"promoters": Promoters(keys=[public_line(ADA)], required_for="promotion")})
+    worker, promoter = signed(pair, WORKER, WORKER, ADA), signed(pair, ADA, WORKER, ADA)
+    sign_task(worker, worker.store, task.name)  # type: ignore[arg-type]
+    client.set_registered_model_alias(task.name, "production", "2")
+    looked_at(worker, guarded)
+    promote(promoter, guarded, 2, Cause("ada", "reviewed", signer=ADA))
+    assert looked_at(worker, guarded) == []
+    assert rows(worker, task) == [("production", 1, "me"), ("production", 2, "ada")]
+    assert production(client, task) == an_artifact(task, 2).digest
+
+
+@pytest.mark.parametrize("required_for", ["override", "promotion"])
+def test_a_refused_edit_of_a_quiet_task_tells_no_test_figure(
+    pair: Registry, task: Task, client: MlflowClient, required_for: str
+) -> None:
+    """Its page says which check failed; what was measured would let whoever edits compose the next candidate."""
+    quiet = a_request(task, 3, an_artifact(task, 1).digest, passed=False)
+    assert quiet.verdict is not None
+    stage(pair.ledger, pair.store, an_artifact(task, 3))
+    register(pair, replace(quiet, verdict=quiet.verdict.model_copy(update={"figures": "quiet"})))
+    guarded = task.model_copy(update={"promoters": Promoters(keys=[public_line(ADA)], required_for=required_for)})
+    client.set_registered_model_alias(task.name, "production", "3")
+    actions = looked_at(pair, guarded)
+    shown = client.get_model_version(task.name, "3")
+    told = [shown.tags["ptp.refused"], *(action.what for action in actions), str(shown.description), str(shown.tags)]
+    assert "failed the gate (minimum: " in told[0]
+    assert not [words for words in told if "0.50" in words]
+    assert rows(pair, task) == [("production", 1, "me")]
 
 
 def test_an_ungated_alias_is_moved_by_an_edit(failed: Registry, task: Task, client: MlflowClient) -> None:
