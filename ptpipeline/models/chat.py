@@ -1,10 +1,11 @@
 """A base's chat template, which is foreign code in Jinja, run once per task to see what it writes around the messages.
 
-It runs in transformers' sandbox, in a process of its own with bounds on time, memory and output. What it wrote is kept
-with the prompt, so nothing runs it again to serve.
+It runs in transformers' sandbox, in a process of its own with bounds on time, memory and output, which is given no
+credentials. What it wrote is kept with the prompt, so nothing runs it again to serve.
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from ptpipeline.records.prompts import ChatForm
 
 MAX_TEMPLATE, MAX_CHAT = 256 * 2**10, 2**20  # characters of a chat template, bytes of what it writes
 _SECONDS, _MEMORY = 10, 2**30  # of the child, beyond what it has when it starts to run the template
+_GIVEN = ("PATH", "HOME", "TMPDIR", "PYTHONPATH", "LD_LIBRARY_PATH", "SYSTEMROOT")  # to the child: no credential
 
 # What stands in the place of a message: no template takes these characters for its own, or writes others for them
 # unless it would change the messages too, as `tojson` does.
@@ -72,7 +74,8 @@ def _run(base: str, template: ChatTemplate, roles: tuple[str, ...]) -> str:
     asked = json.dumps({"template": template.text, "messages": messages, "tokens": dict(template.tokens)})
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "ptpipeline.models.chat_process", str(_SECONDS), str(_MEMORY), str(MAX_CHAT)],
+            [sys.executable, "-P", "-m", "ptpipeline.models.chat_process", *map(str, (_SECONDS, _MEMORY, MAX_CHAT))],
+            env={name: os.environ[name] for name in _GIVEN if name in os.environ},
             input=asked.encode(),
             capture_output=True,
             timeout=6 * _SECONDS,

@@ -2,9 +2,13 @@
 
 import copy
 import json
+import threading
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,6 +85,32 @@ def test_a_template_that_does_not_end_is_stopped(monkeypatch: pytest.MonkeyPatch
     endless = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     with pytest.raises(BaseModelError, match=r"takes more than 1 s|did not end within"):
         write_chat("b", template(endless), MESSAGES)
+
+
+def test_a_template_runs_where_no_credential_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Who gets out of the sandbox finds nothing: neither our variables, nor a module of the folder that we stand in."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a secret of the test")
+    monkeypatch.setenv("PTP_SIGNING_KEY", "/keys/ours.pem")
+    (tmp_path / "transformers.py").write_text("raise SystemExit(0)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(chat, "_SECONDS", 2)
+    slow = template("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}")
+
+    def write() -> None:
+        with suppress(BaseModelError):  # it never ends
+            write_chat("b", slow, MESSAGES)
+
+    waiting = threading.Thread(target=write)
+    waiting.start()
+    seen: set[str] = set()
+    while waiting.is_alive():
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                if "ptpipeline.models.chat_process" in child.cmdline():
+                    seen.update(child.environ())
+        time.sleep(0.02)
+    assert "PATH" in seen
+    assert seen <= {*chat._GIVEN, "LC_CTYPE"}  # which Python sets itself
 
 
 def test_a_base_without_one_is_told() -> None:

@@ -171,12 +171,12 @@ def server_on_a_full_disk(folder: Path, disk: Path) -> dict[str, Any]:
             full = move(1) if full.code == 0 else full
         small_disk.empty(disk)
         if server.process.poll() is None:
-            server.stop()
+            server.kill()
         server.start()
         again = move(2)
         return {"full": full, "again": again, "after": look(folder)}
     finally:
-        server.stop()
+        server.kill()
 
 
 def test_a_server_that_a_full_disk_ended_is_away_and_a_repeat_heals(tmp_path: Path) -> None:
