@@ -1,21 +1,19 @@
 """The attack in a short form: it prints, and judges nothing but what is shown."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
+import pytest
 
-from benchmarks.gate_attack import PLANS, Shown, show, start
+from benchmarks.gate_attack import PLANS, Shown, main, show, start
 
 
-def test_its_last_line_holds_the_figures() -> None:
-    command = [sys.executable, "-m", "benchmarks.gate_attack", "--trials", "1", "--rows", "300"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_its_last_line_holds_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["gate_attack", "--trials", "1", "--rows", "300"])
+    main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {"open_30", "open_100", "quiet_30", "quiet_100", "trials"} <= set(found)
-    print(done.stdout)
 
 
 def test_a_quiet_refusal_is_no_signal() -> None:

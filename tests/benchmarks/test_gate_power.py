@@ -1,27 +1,18 @@
 """The gate's benchmark in a short form: it prints, and judges nothing."""
 
 import json
-import subprocess
 import sys
-from pathlib import Path
+
+import pytest
+
+from benchmarks.gate_power import main
 
 
-def test_its_last_line_holds_the_figures() -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "benchmarks.gate_power",
-        "--trials",
-        "20",
-        "--tasks",
-        "2",
-        "--nights",
-        "4",
-        "--rows",
-        "300",
-    ]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])
+def test_its_last_line_holds_the_figures(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    short = "--trials 20 --tasks 2 --nights 4 --rows 300"
+    monkeypatch.setattr(sys, "argv", ["gate_power", *short.split()])
+    main()
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
     wanted = {
         "wrong_promotions",
         "power",
@@ -31,4 +22,3 @@ def test_its_last_line_holds_the_figures() -> None:
         "trials",
     }
     assert wanted <= set(found)
-    print(done.stdout)
