@@ -71,12 +71,11 @@ def ptp(environment: dict[str, str], *arguments: str, stdin: bytes = b"") -> Don
     return Done(arguments, int(ended.value.code or 0), out.getvalue(), err.getvalue())
 
 
-def process(environment: dict[str, str], *arguments: str, stdin: str = "") -> Done:
+def process(environment: dict[str, str], *arguments: str) -> Done:
     """The verb as a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "flows.cli", *arguments],
         env=environment,
-        input=stdin,
         capture_output=True,
         text=True,
         check=False,
@@ -102,8 +101,8 @@ def test_a_task_is_run_shown_and_asked(environment: dict[str, str]) -> None:
     assert shown["manifest"]["num_virtual_tokens"] == 4
     answers = [
         json.loads(line)
-        for line in process(
-            environment, "predict", "tiny-sentiment@1", "-", "--json", stdin="good film\n\nbad film\n"
+        for line in ptp(
+            environment, "predict", "tiny-sentiment@1", "-", "--json", stdin=b"good film\n\nbad film\n"
         ).stdout.splitlines()
     ]
     assert [answer["version"] for answer in answers] == ["tiny-sentiment@1"] * 3
@@ -181,8 +180,7 @@ def test_a_line_that_is_not_utf8_is_named(environment: dict[str, str], body: byt
 
 @pytest.mark.usefixtures("ran")
 def test_an_argument_that_is_not_utf8_is_named(environment: dict[str, str]) -> None:
-    command = [sys.executable, "-m", "flows.cli", "predict", "tiny-sentiment", "good", b"caf\xe9"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = ptp(environment, "predict", "tiny-sentiment", "good", os.fsdecode(b"caf\xe9"))  # as Python reads arguments
     assert "text 2: not Unicode" in error_of(done, 1)
 
 
