@@ -12,15 +12,8 @@ from benchmarks.chaos.backends import Backends
 from benchmarks.chaos.rounds import BLOCK, RANDOM, schedule
 from benchmarks.chaos.scenarios import SCENARIOS
 
-SHORT = [
-    "stalled-promoter-killed",
-    "orphan-collected",
-    "mlflow-dropped",
-    "ledger-restored",
-    "full-disk-store",
-    "late-delete",
-    RANDOM,
-]
+# Those that play what no test beside the registry does with several processes; tests/soak/test_chaos.py plays all.
+SHORT = ["orphan-collected", "ledger-restored", "full-disk-store", RANDOM]
 
 
 @pytest.mark.servers
