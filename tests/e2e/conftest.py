@@ -1,5 +1,7 @@
-"""One local stack for all end-to-end tests, in a project folder of its own with a tiny base model and one small
-task.
+"""One local stack for all end-to-end tests, in a project folder of its own with a tiny base model and one small task.
+
+It is started where a person has other work: behind a proxy that refuses everything, with a cloud account in the
+environment, in folders with odd signs. So all that these tests show, they show there.
 """
 
 import csv
@@ -8,8 +10,10 @@ import os
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,12 +41,24 @@ schedule: {{cron: "0 2 * * *", timezone: Asia/Seoul}}
 """
 
 
+class Proxy(NamedTuple):
+    """A proxy that refuses everything, and what it was asked."""
+
+    address: str
+    asked: list[str]
+
+
 class Project(NamedTuple):
-    """A project folder and the stack that runs for it; `refused` is what a second `up` was told meanwhile."""
+    """A project folder and the stack that runs for it; `refused` is what a second `up` was told meanwhile.
+
+    `environment` is that of the person who brought the stack up, `proxy` the one that it names.
+    """
 
     folder: Path
     home: Path
     refused: str
+    environment: dict[str, str]
+    proxy: Proxy
 
     @property
     def stack(self) -> Stack:
@@ -55,33 +71,84 @@ class Project(NamedTuple):
     def prefect(self) -> str:
         return self.stack.settings["prefect"]
 
+    def ptp(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The verb as that person runs it."""
+        return subprocess.run(
+            [sys.executable, "-m", "flows.cli", *arguments],
+            env=self.environment,
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
 
 @pytest.fixture(scope="package")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def proxy() -> Iterator[Proxy]:
+    asked: list[str] = []
+
+    class Refusing(BaseHTTPRequestHandler):
+        def refuse(self) -> None:
+            asked.append(f"{self.command} {self.path}")
+            self.send_error(403, "this proxy refuses everything")
+
+        do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = do_CONNECT = refuse  # noqa: N815
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refusing)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield Proxy(f"127.0.0.1:{server.server_port}", asked)
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="package")
+def project(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """The project with its stack up, its settings in the environment; everything is down afterwards."""
-    folder = tmp_path_factory.mktemp("project")
+    folder = tmp_path_factory.mktemp("project") / "a b?c%41"
+    folder.mkdir()
     write_project(folder)
+    home = folder / "my home?x=1&y#z%2f,ü"
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in [name for name in os.environ if name.startswith(("PTP_", "AWS_", "PREFECT_", "MLFLOW_"))]:
             patch.delenv(name)
-        patch.setenv("PTP_HOME", str(folder / ".ptp"))
+        patch.setenv("PTP_HOME", str(home))
+        environment = {**os.environ, **_surroundings(folder, proxy)}
         for name in itertools.chain(*CREDENTIALS.values()):
             patch.setenv(name, "")  # restored afterwards: load_settings sets them
             del os.environ[name]
-        home = folder / ".ptp"
         try:
-            refused = _started_by_another_process(home)
+            refused = _started_by_another_process(home, environment)
             load_settings()
-            yield Project(folder, home, refused)
+            yield Project(folder, home, refused, environment, proxy)
         finally:
             down(home)
 
 
-def _started_by_another_process(home: Path) -> str:
-    """Bring the stack up from a process that ends; returns the error of a second `up` in the meantime."""
-    code = "import sys; from pathlib import Path; from flows.local.stack import up; up(Path(sys.argv[1]))"
-    starter = subprocess.Popen([sys.executable, "-c", code, str(home)])
+def _surroundings(folder: Path, proxy: Proxy) -> dict[str, str]:
+    """What stands in the environment of a person with other work: proxies and accounts."""
+    (folder / "aws").write_text("no section, which boto refuses")
+    proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "https_proxy"), f"http://{proxy.address}")
+    proxies |= dict.fromkeys(("ALL_PROXY", "all_proxy"), f"socks://{proxy.address}")
+    account = {
+        "AWS_ACCESS_KEY_ID": "mine",
+        "AWS_SECRET_ACCESS_KEY": "mine",
+        "AWS_SESSION_TOKEN": "IQoJb3JpZ2luX2VjEXAMPLE",
+        "AWS_PROFILE": "nobody",
+        "AWS_CONFIG_FILE": str(folder / "aws"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(folder / "aws"),
+        "MLFLOW_TRACKING_TOKEN": "mine",
+        "PREFECT_API_KEY": "mine",
+    }
+    return proxies | account
+
+
+def _started_by_another_process(home: Path, environment: dict[str, str]) -> str:
+    """Bring the stack up by a process that ends; returns the error of a second `up` in the meantime."""
+    starter = subprocess.Popen([sys.executable, "-m", "flows.cli", "up"], env=environment, stdout=subprocess.DEVNULL)
     while starter.poll() is None and not (home / "stack.json").exists():
         time.sleep(0.05)
     with pytest.raises(StackError) as refused:

@@ -1,5 +1,6 @@
 """Attacks on a running stack that went through once: by a page in the owner's browser, or by another user."""
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,8 @@ def run_a_script(api: str, script: str, headers: dict[str, str]) -> list[int]:
 )
 def test_a_stranger_runs_no_script_through_prefect(project: Project, tmp_path: Path, headers: dict[str, str]) -> None:
     loot = tmp_path / "loot"
-    script = f"cp {project.home / 'stack.env'} {loot}"
-    statuses = run_a_script(project.prefect, f"bash -c '{script}'", headers)
+    script = shlex.join(["cp", str(project.home / "stack.env"), str(loot)])
+    statuses = run_a_script(project.prefect, shlex.join(["bash", "-c", script]), headers)
     deadline = time.monotonic() + 60
     while 201 in statuses and not loot.exists() and time.monotonic() < deadline:
         time.sleep(0.5)

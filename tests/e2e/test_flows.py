@@ -109,7 +109,14 @@ def test_deploying_again_keeps_what_somebody_paused(deployed: Redeployed) -> Non
     assert [(found["id"], found["active"]) for found in after["schedules"]] == [(before["schedules"][0]["id"], False)]
 
 
-def test_up_gives_every_deployment_its_new_entry_point(project: Project, deployed: Redeployed) -> None:
+def test_a_schedule_that_no_task_has_any_more_goes(project: Project, deployed: Redeployed, task: Task) -> None:
+    deploy(load_settings(), [task.model_copy(update={"schedule": None})])
+    assert the_nightly(project)["schedules"] == []
+
+
+def test_up_gives_every_deployment_its_new_entry_point_and_its_schedules(
+    project: Project, deployed: Redeployed
+) -> None:
     urls = [f"{project.prefect}/deployments/name/{name}/ptp-{name}" for name in FLOWS]
     before = [call("GET", url) for url in urls]
     for name, deployment in zip(FLOWS, before, strict=True):  # as an older version, with its flows elsewhere, left it
@@ -119,12 +126,6 @@ def test_up_gives_every_deployment_its_new_entry_point(project: Project, deploye
     after = [call("GET", url) for url in urls]
     assert [found["entrypoint"] for found in after] == [entrypoint_of(name) for name in FLOWS]
     assert [found["id"] for found in after] == [found["id"] for found in before]
-
-
-def test_a_schedule_that_no_task_has_any_more_goes(project: Project, deployed: Redeployed, task: Task) -> None:
-    deploy(load_settings(), [task.model_copy(update={"schedule": None})])
-    assert the_nightly(project)["schedules"] == []
-    deploy(load_settings(), [task])
     assert [found["slug"] for found in the_nightly(project)["schedules"]] == ["0-2-x-x-x-asia-seoul"]
 
 
