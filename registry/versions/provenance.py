@@ -42,19 +42,26 @@ class Dossier(Grown):
         return Provenance(self.publication.tuned, self.report, self.verdict, commit=self.publication.commit)
 
 
-def lost_dossiers(ledger: Results, publication: Publication, stored: Set[str]) -> list[Dossier]:
-    """Return a dossier for each verdict on the prompt that is not `stored`, by digest, the oldest first."""
+def lost_dossiers(
+    ledger: Results, publication: Publication, stored: Set[str], newest: Verdict | None = None
+) -> list[Dossier]:
+    """Return a dossier for each verdict on the prompt that is not `stored`, by digest, the oldest first.
+
+    `newest` is a verdict that the ledger may not know yet, and whose dossier is written behind these: so they say when
+    theirs were given.
+    """
     tuned = publication.tuned
     times = ledger.verdict_times(tuned.task, tuned.digest)
+    others = {newest.verdict_digest()} if newest else set()
     return [
         Dossier(
             publication=publication,
             report=ledger.report(verdict.evaluation_key),
             verdict=verdict,
-            judged_at=times[verdict.verdict_digest()] if len(times) > 1 else None,
+            judged_at=times[verdict.verdict_digest()] if len(times.keys() | others) > 1 else None,
         )
         for verdict in reversed(ledger.verdicts(tuned.task, tuned.digest))
-        if verdict.verdict_digest() not in stored
+        if verdict.verdict_digest() not in stored | others
     ]
 
 

@@ -321,8 +321,8 @@ def remember(registry: Registry, provenance: Provenance) -> Publication:
     verdict = provenance.verdict
     judged_at = ledger.judging_time(verdict) if verdict else None
     if judged_at:  # there are others: a collection deletes dossiers and keeps verdicts
-        stored = stored_verdicts(store, tuned.task, tuned.digest) | {verdict.verdict_digest() if verdict else ""}
-        for dossier in lost_dossiers(ledger, publication, stored):
+        stored = stored_verdicts(store, tuned.task, tuned.digest)
+        for dossier in lost_dossiers(ledger, publication, stored, verdict):
             write_dossier(store, dossier)
     report = provenance.report
     write_dossier(store, Dossier(publication=publication, report=report, verdict=verdict, judged_at=judged_at))
