@@ -1,11 +1,13 @@
 """Leases: only their holder renews, keeps and gives them back, and what expired is told from what is held."""
 
 import time
+import uuid
 from typing import Any
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import Engine, event, update
 
+from benchmarks.fixtures.postgres import Postgres
 from ptpipeline.errors import LeaseHeld
 from registry.ledger import tables
 from registry.ledger.lease import Lease, expired_leases, remove_expired_leases
@@ -88,6 +90,31 @@ def test_only_expired_leases_are_removed(plain: Registry) -> None:
     with plain.ledger.database.writing() as connection:
         holder.keep(connection)
     assert expired_leases(plain.ledger.database) == []
+
+
+@pytest.mark.servers
+def test_a_lease_that_is_taken_while_expired_ones_are_removed_stays(postgres: Postgres, new_database: str) -> None:
+    """SQLite lets nobody else write meanwhile."""
+    url = postgres.create_database(f"ledger-{uuid.uuid4().hex}", new_database)
+    ledger, other = Ledger(url), Ledger(url)
+    Lease(ledger.database, NAME, BRIEF).renew()
+    time.sleep(BRIEF + 0.02)
+    asked: list[str] = []
+
+    def take(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        if "FROM lease" in statement and not asked:
+            asked.append(statement)
+            Lease(other.database, NAME, LONG).renew()
+
+    event.listen(Engine, "after_cursor_execute", take)
+    try:
+        remove_expired_leases(ledger.database)
+    finally:
+        event.remove(Engine, "after_cursor_execute", take)
+    with pytest.raises(LeaseHeld, match="is being written by"):
+        Lease(ledger.database, NAME, LONG).renew()
+    ledger.close()
+    other.close()
 
 
 # ---------------------------------------------------------------- clocks and starts of the machine

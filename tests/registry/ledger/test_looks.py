@@ -13,10 +13,10 @@ from sqlalchemy import text
 from sqlalchemy.exc import DBAPIError
 
 from benchmarks.fixtures.prompts import a_report, a_task, a_verdict, an_artifact
-from ptpipeline.gate.spending import Budget, look_at
+from ptpipeline.gate.spending import Budget, look_at, question_of, reveal_digest
 from ptpipeline.records.verdicts import Reveal
 from registry.ledger.ledger import Ledger
-from registry.ledger.looks import OVERLAP, count_looks, is_answered, next_look, take_look
+from registry.ledger.looks import OVERLAP, count_looks, is_answered, next_look, restore_look, take_look
 
 BUDGET = Budget(0.05)
 
@@ -129,6 +129,19 @@ def test_a_reserve_that_is_added_later_divides_what_the_verdicts_left(ledger: Le
     assert fourth == look_at(1, 4, plan, {1: looks[0], 2: looks[1]})
     assert take_look(ledger, task.name, "a", rows(0, 100), plan) == looks[0]
     assert next_look(ledger, task.name, rows(0, 100), plan) == look_at(1, 5, plan, {1: looks[0], 2: looks[1]})
+
+
+def test_a_verdict_brings_back_its_look_and_the_one_that_revealed_it(ledger: Ledger) -> None:
+    task = a_task()
+    decided, revealed = (look_at(1, number, BUDGET) for number in (1, 2))
+    verdict = a_verdict(task, a_report(an_artifact(task), 0.5), None)
+    verdict = verdict.model_copy(update={"look": decided, "reveal": Reveal(by="ann", look=revealed)})
+    with ledger.database.writing() as connection:
+        restore_look(connection, verdict, rows(0, 100))
+    assert count_looks(ledger, task.name, rows(0, 100)) == 2
+    assert take_look(ledger, task.name, question_of(verdict), rows(0, 100), BUDGET) == decided
+    assert take_look(ledger, task.name, reveal_digest(verdict), rows(0, 100), BUDGET) == revealed
+    assert take_look(ledger, task.name, "another", rows(0, 100), BUDGET).number == 3
 
 
 @pytest.mark.parametrize("statement", ["DELETE FROM look", "UPDATE look SET number = 1"])

@@ -5,6 +5,7 @@ from sqlalchemy import update
 
 from ptpipeline.errors import LeaseHeld, PromotionRefused
 from registry.ledger import tables, tombstone
+from registry.ledger.holdings import holdings
 from registry.ledger.ledger import Ledger, Move
 from registry.ledger.tombstone import Tombstone, forget_unmarked
 from registry.registry import Registry
@@ -132,8 +133,6 @@ def test_only_expired_tombstones_that_mark_no_version_are_forgotten(
     monkeypatch.setattr(tombstone, "SECONDS", 60.0)
     buried(ledger, "tone")
     forget_unmarked(ledger.database)
-    from registry.ledger.holdings import holdings
-
     left = {task: holdings(ledger, task).tombstones for task in ("mood", "topic", "tone")}
     assert left == {"mood": {ONE}, "topic": set(), "tone": {ONE}}
 
@@ -150,3 +149,13 @@ def test_a_tombstone_of_before_the_clock_was_set_back_is_over(ledger: Ledger) ->
     buried(ledger, "mood", OTHER)
     forget_unmarked(ledger.database)
     assert is_buried(ledger, "tone")
+
+
+def test_a_tombstone_that_ends_later_than_one_can_last_is_forgotten(ledger: Ledger) -> None:
+    for task in ("mood", "topic"):
+        buried(ledger, task)
+    with ledger.database.writing() as connection:
+        ends = ledger.database.clock(connection) + 3600
+        connection.execute(update(tables.tombstone).where(tables.tombstone.c.task == "mood").values(expires_at=ends))
+    forget_unmarked(ledger.database)
+    assert [holdings(ledger, task).tombstones for task in ("mood", "topic")] == [set(), {ONE}]
