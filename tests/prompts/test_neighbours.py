@@ -1,5 +1,7 @@
 """Nearest vocabulary tokens against brute force in numpy, and how tokens are shown."""
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -151,6 +153,13 @@ def test_tokens_of_bytes_are_shown_as_text(base: FrozenBase) -> None:
     assert [show(token) for token in base.encode(" good", False)] == ["▁good"]
     assert show(base.tokenizer.bos_token_id) == "<s>"
     assert show(base.encode("\n", False)[0]) == "\\n"
+
+
+def test_tokens_that_were_added_are_no_bytes(base: FrozenBase) -> None:
+    tokenizer = copy.deepcopy(base.tokenizer)
+    tokenizer.add_tokens(["<말 1>"])
+    show = make_token_printer(replace(base, tokenizer=tokenizer))
+    assert show(tokenizer.convert_tokens_to_ids("<말 1>")) == "<말▁1>"
 
 
 def test_bytes_that_are_no_text_are_escaped() -> None:
