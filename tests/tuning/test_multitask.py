@@ -11,7 +11,7 @@ from ptpipeline.task.recipe import SharedPrompt, Tune
 from ptpipeline.task.task import Task
 from ptpipeline.tuning.loop import run_gang
 from ptpipeline.tuning.member import Member
-from ptpipeline.tuning.multitask import Sources, compute_shared_key
+from ptpipeline.tuning.multitask import Sources, _adapt_recipe, compute_shared_key
 from ptpipeline.tuning.passes import build_examples, concatenated_backward, shared_backward
 from ptpipeline.tuning.tracker import NoTracker
 from tests.models.families import family
@@ -93,6 +93,17 @@ def test_sources_keep_factors_of_their_own() -> None:
     factors = [member.parameterisation for member in members]
     assert all(isinstance(factor, RankOne) and factor.shared is shared for factor in factors)
     assert len({tuple(factor.u.tolist()) for factor in factors if isinstance(factor, RankOne)}) == 3
+
+
+def test_a_student_that_gains_nothing_trains_to_the_end() -> None:
+    """The shared prompt would drift away from one that stops."""
+    one = job(family("llama"), "a", patience=1, steps=5, eval_every=1)
+    student = Member.of(one._replace(tune=_adapt_recipe(one)))
+    for step in range(1, 5):
+        student.step = step
+        student.judge(one.initial, ["no such label"] * len(one.dev))
+        assert student.active
+    assert student.job.tune.steps == 5
 
 
 # ---------------------------------------------------------------- the training key of a shared prompt
