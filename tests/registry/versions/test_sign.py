@@ -12,6 +12,7 @@ from ptpipeline.storage.addresses import is_dossier
 from ptpipeline.storage.keys import (
     dossier_key,
     history_key,
+    pointer_key,
     prompt_prefix,
     signatures_prefix,
 )
@@ -103,6 +104,19 @@ def test_what_the_ledger_does_not_say_is_not_signed(plain: Registry) -> None:
     assert [plot in sentence and "not the content that its key names" in sentence for sentence in refused] == [True]
     with pytest.raises(ArtifactError, match="nobody signed it"):
         signed(plain, None, WORKER).store.read(forged)
+
+
+def test_a_pointer_that_is_written_otherwise_than_by_us_is_not_signed(plain: Registry) -> None:
+    """Its bytes show the head, and whoever put a blank there could have put more."""
+    fill(plain)
+    key = pointer_key(TASK.name, "production")
+    overwrite(plain.store, key, plain.store.read(key).body + b" ")
+    signer = signed(plain, WORKER)
+    actions = sign_task(signer, signer.store, TASK.name)  # type: ignore[arg-type]
+    [refused] = [action.what for action in actions if not action.done]
+    assert f"{key}: not written by `ptp`; remove it, run `ptp reconcile {TASK.name}`" in refused
+    with pytest.raises(ArtifactError, match="nobody signed it"):
+        signed(plain, None, WORKER).store.read(key)
 
 
 def _forged_plain(registry: Registry) -> str:
