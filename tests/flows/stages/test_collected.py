@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from flows.stages.chain import run_task
+from flows.stages.ingest import ingest
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
 from registry.repair.doctor import examine
@@ -43,6 +44,18 @@ def test_a_collected_candidate_is_trained_and_compared_anew(project: Project) ->
     assert any(" champion: accuracy " in line for line in project.lines)
     assert [item.version for item in collect(registry, LAST)] == []
     assert examine(registry) == []
+
+
+def test_the_rows_of_a_source_that_is_again_as_it_was_stay(project: Project) -> None:
+    stages = project.stages
+    project.edit("test: 0.25", "test: 0.2")
+    first = ingest(stages, project.task())
+    project.edit("test: 0.2", "test: 0.3")
+    other = ingest(stages, project.task())
+    project.edit("test: 0.3", "test: 0.2")
+    assert ingest(stages, project.task()) == first
+    collect(stages.registry, LAST, apply=True)
+    assert (stages.has_rows(first), stages.has_rows(other)) == (True, False)
 
 
 def test_a_run_beside_the_collection_of_its_candidate_ends_whole(project: Project) -> None:

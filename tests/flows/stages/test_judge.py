@@ -172,6 +172,19 @@ def test_the_reserve_judges_when_the_test_rows_are_spent(project: Project) -> No
     assert (again.version, look(project, again.version)) == (versions[-1], look(project, versions[-1]))
 
 
+def test_what_the_test_rows_answered_they_answer_again_behind_their_last_look(project: Project) -> None:
+    project.edit("split: {dev: 0.15, test: 0.25}", "split: {dev: 0.15, test: 0.2, reserve: 0.2}")
+    project.edit("rule: superiority", "rule: superiority, looks: 2")
+    project.run()
+    project.edit("learning_rate: 0.05", "learning_rate: 0.04")
+    version = project.run().version
+    before = look(project, version)
+    assert (before.test_set, before.number) == (1, 2)
+    assert project.run().version == version
+    assert look(project, version) == before
+    assert not any("the reserve of" in line for line in project.lines)
+
+
 def test_a_reserve_that_is_cut_out_later_leaves_the_first_word_to_a_person(project: Project) -> None:
     """The champion was trained on it, so nothing compares with it; once a person promoted what learnt without it, the
     gate decides again.
