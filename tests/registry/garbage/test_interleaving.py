@@ -16,7 +16,7 @@ from ptpipeline.records.answers import Holding
 from ptpipeline.records.base import digest_of
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.storage import FolderStore, Listed
-from ptpipeline.storage.keys import prompt_prefix
+from ptpipeline.storage.keys import PROMPTS, prompt_prefix
 from ptpipeline.task.task import Task
 from registry import failpoints
 from registry.garbage import collect as collection
@@ -239,6 +239,32 @@ def test_a_deleted_version_keeps_its_mark(plain: Registry, task: Task) -> None:
     for _ in range(2):
         collect(plain, ONE, apply=True)
     assert [version.collected for version in plain.ledger.versions(task.name)] == [False, True]
+
+
+class Overtaken(FolderStore):
+    """A folder in which another collector comes right behind the first listing of all prompts."""
+
+    another: Callable[[], object] | None = None
+
+    def keys(self, prefix: str) -> Iterator[str]:
+        found, another = [*super().keys(prefix)], self.another
+        if prefix == PROMPTS and another:
+            self.another = None
+            another()
+        return iter(found)
+
+
+def test_a_mark_stays_on_what_another_collector_deletes_meanwhile(
+    plain: Registry, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tombstone, "SECONDS", 0.0)
+    two_versions(plain, task)
+    assert Tombstone(plain.ledger.database, task.name, an_artifact(task, 1).digest).bury(lambda _: False)  # killed here
+    store = Overtaken(Path(plain.store.url.removeprefix("file://")))
+    store.another = lambda: collect(plain, ONE, apply=True)
+    assert collect(Registry(plain.ledger, store), Retention(candidates=2, grace=timedelta(0)), apply=True) == []
+    assert (store.another, prompt_keys(plain, task, 1)) == (None, [])
+    assert plain.ledger.version(task.name, 1).collected
 
 
 # ---------------------------------------------------------------- too young, or another's
