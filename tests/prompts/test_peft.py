@@ -114,6 +114,16 @@ def test_of_an_encoder_decoders_doubled_rows_those_that_count_are_read(tmp_path:
     )
 
 
+def test_an_encoder_decoder_that_states_no_number_of_stacks_has_two(tmp_path: Path) -> None:
+    config = peft.PromptTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4)
+    saved_by_peft(seq2seq_family("t5 relu tied", torch.float32), config, tmp_path)
+    path = tmp_path / "adapter_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"num_transformer_submodules": None}))
+    stored = load_file(tmp_path / "adapter_model.safetensors")["prompt_embeddings"]
+    assert len(stored) == 8
+    assert torch.equal(torch.as_tensor(read_foreign(tmp_path).prompt), stored[:4])
+
+
 @pytest.mark.parametrize("prefix", [False, True])
 def test_out_and_in_again_is_the_same_tensor(tmp_path: Path, prefix: bool) -> None:
     base = family("llama", torch.float32)
