@@ -7,11 +7,19 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fixtures.prompts import a_task, an_artifact, published
+from ptpipeline.data.snapshot import encode_manifest, ingest
 from ptpipeline.errors import NotFound
 from ptpipeline.records.base import now
 from ptpipeline.records.versions import Pointer, VersionName
 from ptpipeline.storage import FolderStore, Listed, ObjectStore, Stored
-from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, release_key, version_key
+from ptpipeline.storage.keys import (
+    history_key,
+    pointer_key,
+    prompt_prefix,
+    release_key,
+    snapshot_manifest_key,
+    version_key,
+)
 from ptpipeline.task.task import Task
 from registry.ledger import tables
 from registry.ledger.database import put
@@ -27,8 +35,11 @@ from registry.repair.reconcile import reconcile
 from registry.versions.promoters import Cause
 from registry.versions.promotion import promote, promote_release
 from registry.versions.publish import stage
+from tests.data.declared import declared
+from tests.tiny import sentences, write_csv
 
 ME = Cause("me", "because")
+OPINIONS = {"negative": "bad", "positive": "good"}
 
 
 def two_versions(registry: Registry, task: Task) -> None:
@@ -216,6 +227,17 @@ def test_a_release_is_in_the_store(plain: Registry, task: Task) -> None:
     assert kinds(found) == ["release"]
     fix(plain, {}, found)
     assert examine(plain) == []
+
+
+def test_a_snapshot_to_which_two_sources_led_is_as_one_of_them_wrote_it(plain: Registry, tmp_path: Path) -> None:
+    task = declared(write_csv(tmp_path / "rows.csv", [(text, OPINIONS[label]) for text, label in sentences(80)]))
+    first = ingest(task, plain.store, tmp_path)
+    for snapshot in (first, first.model_copy(update={"source": "copy.csv", "source_key": "another"})):
+        plain.ledger.save_snapshot(snapshot)
+    assert examine(plain) == []
+    other = first.model_copy(update={"source": "nobody's.csv"})
+    overwrite(plain.store, snapshot_manifest_key(task.name, first.digest), encode_manifest(other))
+    assert kinds(examine(plain)) == ["snapshot"]
 
 
 def test_a_ledger_behind_the_store_needs_its_rebuild(plain: Registry, task: Task) -> None:

@@ -13,6 +13,7 @@ from ptpipeline.errors import NotFound, ServiceUnavailable
 from ptpipeline.prompts.artifact import Artifact, write_artifact
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.prompts import Members
+from ptpipeline.records.versions import Pointer
 from ptpipeline.storage import FolderStore, Listed, Stored
 from ptpipeline.storage.keys import pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task
@@ -124,6 +125,18 @@ def test_a_strange_pointer_is_not_set_aside_if_somebody_promotes_it_meanwhile(
     fix(meddled, {task.name: task}, found)
     quarantined = [plain.store.read(key).body for key in plain.store.keys(f"prompts/{task.name}/quarantine")]
     assert (quarantined, examine(plain)) == ([b"{}"], [])
+
+
+def test_a_pointer_ahead_to_which_no_history_leads_is_put_back(plain: Registry, task: Task) -> None:
+    """The ledger lost nothing: such a promotion was never made."""
+    promoted(plain, task)
+    key, head = pointer_key(task.name, "production"), plain.ledger.head(task.name, "production")
+    assert head is not None
+    ahead = Pointer(promotion=head.model_copy(update={"seq": 9}), nonce="n" * 16)
+    plain.store.replace(key, ahead.model_dump_json().encode(), plain.store.read(key).etag)
+    assert kinds(examine(plain)) == ["pointer"]
+    assert mended(plain, task) == []
+    assert Pointer.model_validate_json(plain.store.read(key).body).promotion == head
 
 
 def test_a_ledger_that_knows_no_version_sets_no_pointer_aside(plain: Registry, task: Task, tmp_path: Path) -> None:
