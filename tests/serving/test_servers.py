@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from ptpipeline.errors import PreconditionFailed
+from ptpipeline.errors import ArtifactError, PreconditionFailed
 from ptpipeline.records.answers import Holding
 from ptpipeline.serving.servers import ATTEMPTS, read_server_reports, report_holdings
 from ptpipeline.storage import FolderStore, Stored
+from ptpipeline.storage.keys import server_key
 
 HOLDS = [Holding("mood", "a" * 64)]
 
@@ -39,3 +40,13 @@ def test_a_report_that_was_not_stored_is_not_returned(tmp_path: Path) -> None:
     with pytest.raises(PreconditionFailed, match="another server reports under the same name"):
         report_holdings(Contested(tmp_path, ATTEMPTS), "host", HOLDS)
     assert read_server_reports(FolderStore(tmp_path)) == [before]
+
+
+def test_a_report_that_was_copied_to_another_servers_place_is_refused(tmp_path: Path) -> None:
+    """What the other server holds would be deleted."""
+    store = FolderStore(tmp_path)
+    report_holdings(store, "host", HOLDS)
+    other = report_holdings(store, "other", [])
+    store.replace(server_key("host"), other.model_dump_json(indent=1).encode(), store.read(server_key("host")).etag)
+    with pytest.raises(ArtifactError, match=f"{server_key('host')}: .*it is of another server"):
+        read_server_reports(store)
