@@ -19,7 +19,7 @@ from registry.versions import projection
 from registry.versions.mlflow_alias import Action
 from registry.versions.projection import attempt, project, wait_for_lease
 from registry.versions.promoters import Cause
-from registry.versions.promotion import promote
+from registry.versions.promotion import promote, rollback
 from registry.versions.publish import register, stage
 from tests.registry.repair.test_second_look import an_ensemble, ensemble_of_two
 
@@ -189,6 +189,13 @@ def test_the_history_is_stored_before_the_pointer(watched: Registry, store: Watc
     store.puts.clear()
     promote(watched, task, number, ME)
     assert store.puts == [history_key(task.name, "production", 1), pointer_key(task.name, "production")]
+
+
+def test_a_promotion_for_the_same_cause_is_no_rollback_to_finish(plain: Registry, task: Task) -> None:
+    first = promote(plain, task, published(plain, task, 1), ME)
+    published(plain, task, 2, first.digest)
+    moved(plain, task, 2, expected=1)  # and its promoter was killed before readers saw it
+    assert rollback(plain, task.name, Cause("rival", "why")).version == 1
 
 
 def test_a_pointer_that_changes_while_it_is_replaced_is_read_again(
