@@ -186,7 +186,7 @@ def _measure_leakage(context: Context, task: Task, challenge: Challenge) -> dict
     report, seen = challenge.measured.report, challenge.seen
     test = load_split(context.registry.store, context.snapshot(task.name, report.snapshot), report.split)
     inherited = sum(seen.is_inherited(row.id) for row in test) / len(test)
-    return measure_leakage(test, seen.own) | {"leakage.inherited": inherited}
+    return measure_leakage(test, seen.own, task.gate.checks.leakage.fields) | {"leakage.inherited": inherited}
 
 
 def _measure_drift(task: Task, seen: SeenRows, rival: SeenRows) -> dict[str, float]:

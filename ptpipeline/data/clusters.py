@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from ptpipeline.data.checks import CheckLog
-from ptpipeline.data.near import find_representatives
-from ptpipeline.data.rows import Columns, split_of
+from ptpipeline.data.near import find_representatives, join_clusters
+from ptpipeline.data.rows import BETWEEN, Columns, split_of
 from ptpipeline.records.data import Split
 from ptpipeline.task.data import SplitSpec
 
@@ -25,17 +25,34 @@ class Clusters(NamedTuple):
     templated: set[str]
 
 
-def cluster_texts(columns: Columns, rows: Sequence[int]) -> Clusters:
+def cluster_texts(columns: Columns, rows: Sequence[int], fields: Sequence[str] = ()) -> Clusters:
     """Return the clusters of all texts, even those that later checks drop for their labels: no split depends on a
     label.
+
+    fields: those in which two texts need only be near, or equal, in this one field.
     """
-    normals = {columns.normals[row] for row in rows}
+    normals = sorted({columns.normals[row] for row in rows})
     representatives = find_representatives(normals)
+    if fields:
+        groups = [group for field in fields for group in _group_by_field(columns, normals, field)]
+        representatives = join_clusters(representatives, groups)
     largest = max(MAX_CLUSTER, int(MAX_CLUSTER_SHARE * len(normals)))
     sizes = Counter(representatives.values())
     templated = {normal for normal, representative in representatives.items() if sizes[representative] > largest}
     kept = {normal: one for normal, one in representatives.items() if normal not in templated}
     return Clusters(kept, templated)
+
+
+def _group_by_field(columns: Columns, normals: Sequence[str], field: str) -> list[list[str]]:
+    """The texts whose field is nearly the same."""
+    place = list(columns.fields).index(field)
+    parts = [normal.split(BETWEEN)[place] for normal in normals]
+    near = find_representatives(parts)
+    groups: dict[str, list[str]] = defaultdict(list)
+    for normal, part in zip(normals, parts, strict=True):
+        if part:
+            groups[near.get(part, part)].append(normal)
+    return list(groups.values())
 
 
 def record_clusters(columns: Columns, rows: Sequence[int], near: Clusters, spec: SplitSpec, log: CheckLog) -> None:

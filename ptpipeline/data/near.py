@@ -10,7 +10,7 @@ Of most texts only the bands are computed, and kept as 200 bytes; the whole sign
 import hashlib
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
 import regex
@@ -64,6 +64,26 @@ def find_representatives(normals: Iterable[str]) -> dict[str, str]:
         members = [texts[index] for index in cluster]
         representatives |= dict.fromkeys(members, min(members, key=_sha256))
     return representatives
+
+
+def join_clusters(representatives: Mapping[str, str], groups: Iterable[Sequence[str]]) -> dict[str, str]:
+    """Return the representatives of clusters of which those with texts of one group are one cluster."""
+    above = dict(representatives)
+
+    def climb(text: str) -> str:
+        while (parent := above.get(text, text)) != text:
+            above[text] = above.get(parent, parent)  # halves the way of whoever comes next
+            text = parent
+        return text
+
+    for group in groups:
+        for text in group[1:]:
+            above[climb(text)] = climb(group[0])
+    clusters: dict[str, list[str]] = defaultdict(list)
+    for text in {*above, *above.values()}:
+        clusters[climb(text)].append(text)
+    smallest = {top: min(members, key=_sha256) for top, members in clusters.items() if len(members) > 1}
+    return {text: smallest[top] for top, members in clusters.items() if top in smallest for text in members}
 
 
 def find_near_duplicates(rows: Sequence[str], of: Sequence[str]) -> list[int]:

@@ -30,7 +30,7 @@ _MAX_TOLD, _MAX_VALUE = 8, 40  # values of a split column that a message lists, 
 _LATER = {
     "split": {"column", "train", "on_overlap"},
     "source": {"delimiter", "glob", "s3", "sql", "hub", "revision", "config", "split"},
-    "checks": {"quotes"},
+    "checks": {"quotes", "near_fields"},
 }
 
 

@@ -36,7 +36,7 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
         rows = log.drop("quotes", rows, {number - 1 for number in source.misquoted}, fix=_advise_quotes(task))
     rows = _drop_unreadable(task, columns, rows, log)
     off = task.data.checks.near_duplicate == "off"
-    near = Clusters({}, set()) if off else cluster_texts(columns, rows)
+    near = Clusters({}, set()) if off else cluster_texts(columns, rows, task.data.checks.near_fields)
     rows = _set_targets(columns, rows) if task.generate else _set_labels(columns, rows, Labels(task, source), log)
     _place(columns, rows, near, task.data)
     alone = bool(task.data.given)  # a given test row stays, whatever the training rows hold

@@ -100,9 +100,10 @@ def _judge_worst_label(rule: policy.WorstLabel, report: Report, measures: Measur
 
 
 def _ask_leakage(task: Task, rule: policy.Leakage) -> str:
+    alone = f", also in {' or '.join(rule.fields)} alone," if rule.fields else ""
     return (
         f"at most {rule.max_share:.2%} of the test rows are in the training rows, and at most "
-        f"{rule.max_near_share:.2%} if near duplicates count"
+        f"{rule.max_near_share:.2%} if near duplicates{alone} count"
     )
 
 
@@ -113,6 +114,8 @@ def _judge_leakage(rule: policy.Leakage, report: Report, measures: Measures) -> 
         return None
     exact, near = measures["leakage.exact"], measures["leakage.near"]
     observed = f"{exact:.2%} of the test rows are in the training rows, {near:.2%} with near duplicates"
+    shares = [f"{measures[f'leakage.field.{name}']:.2%} by {name}" for name in rule.fields]
+    observed += f" ({', '.join(shares)})" if shares else ""
     inherited = measures.get("leakage.inherited", 0)
     observed += f"; its ancestors saw {inherited:.2%}, which every comparison leaves out" if inherited else ""
     return Result(exact <= rule.max_share and near <= rule.max_near_share, observed)

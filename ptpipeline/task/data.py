@@ -110,7 +110,8 @@ class DataChecks(Section):
 
     `near_duplicate: warn` keeps the rows and puts them into one split; if a `group` column decides the split, it leaves
     out training rows that are near duplicates of dev or test rows. `unknown_label` and `rows_per_label` do not apply to
-    generation tasks, which have no labels.
+    generation tasks, which have no labels. Two rows are near duplicates if their texts are; if `near_fields` names
+    fields, also if one of these fields nearly repeats that of the other row, such as the same premise.
     """
 
     quotes: Policy = "block"
@@ -121,8 +122,15 @@ class DataChecks(Section):
     conflicting_label: Policy = "warn"
     split_overlap: Policy = "block"
     near_duplicate: Policy = "warn"
+    near_fields: tuple[FieldName, ...] = ()
     rows_per_label: Policy = "block"
     min_rows_per_label: Annotated[int, Field(ge=1)] = 10
+
+    @model_validator(mode="after")
+    def _near_fields_are_compared(self) -> "DataChecks":
+        if self.near_fields and self.near_duplicate == "off":
+            raise ValueError("`near_fields` says what `near_duplicate` compares, but it is off: remove one of the two")
+        return self
 
 
 class Data(Section):

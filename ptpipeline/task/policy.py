@@ -25,6 +25,12 @@ class Rule(Section):
         return {"policy": value} if isinstance(value, str) else value
 
 
+class FieldsRule(Rule):
+    """A check of the fields that a person wrote: all of them, or those that `fields` names."""
+
+    fields: tuple[str, ...] = ()
+
+
 class Gain(Rule):
     """The candidate is better than each of these baselines, by a paired test."""
 
@@ -55,10 +61,11 @@ class WorstLabel(Rule):
     min_rows: Count = 1
 
 
-class Leakage(Rule):
+class Leakage(FieldsRule):
     """At most `max_share` of the test rows are in the prompt's own training rows.
 
-    With near duplicates, at most `max_near_share` are.
+    With near duplicates, at most `max_near_share` are. A test row also counts as one if a field of `fields` nearly
+    stands in a training row, such as a premise that both have.
     """
 
     max_share: Share = 0.0
@@ -122,18 +129,22 @@ class Norms(Rule):
     max_ratio: Positive = 20.0
 
 
-class Robustness(Rule):
-    """At most these shares of the answers change if the white space, or the case, of the text changes."""
+class Robustness(FieldsRule):
+    """At most these shares of the answers change if the white space, or the case, of the text changes.
+
+    `fields` names the fields that are changed; by default all are.
+    """
 
     policy: Policy = "warn"
     max_white_space: Share = 0.25
     max_case: Share = 0.4
 
 
-class Bias(Rule):
+class Bias(FieldsRule):
     """At most `max_flips` of the answers change if the terms of each pair in `swaps` are swapped.
 
-    Only rows that have such a term count; the check needs at least `min_rows` of them.
+    Only rows that have such a term count; the check needs at least `min_rows` of them. `fields` names the fields in
+    which they are swapped; by default all are.
     """
 
     swaps: Annotated[tuple[tuple[str, str], ...], Field(max_length=100)] = ()
@@ -172,6 +183,12 @@ class Checks(Section):
     robustness: Robustness = Robustness()
     bias: Bias = Bias()
     privacy: Privacy = Privacy()
+
+    @property
+    def field_rules(self) -> dict[str, FieldsRule]:
+        """The checks that can be of some fields alone, by name."""
+        rules = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: rule for name, rule in rules.items() if isinstance(rule, FieldsRule)}
 
 
 LATER_CHECKS = ("worst_label",)
@@ -220,8 +237,10 @@ class Gate(Section):
     checks: Checks = Checks()
 
     def to_json(self) -> dict[str, Any]:
-        """Return what decides a verdict. A check that came later is left out at its default, which only warns: what was
-        judged before stays judged.
+        """Return what decides a verdict. A check that came later is left out at its default, which only warns, and
+        `fields` if a check is of all: what was judged before stays judged.
         """
         later = {name for name in LATER_CHECKS if getattr(self.checks, name) == type(getattr(self.checks, name))()}
-        return self.model_dump(mode="json", exclude={"figures": True, "checks": later})
+        whole = {name for name, rule in self.checks.field_rules.items() if not rule.fields}
+        checks: dict[str, Any] = dict.fromkeys(later, True) | {name: {"fields"} for name in whole}
+        return self.model_dump(mode="json", exclude={"figures": True, "checks": checks})

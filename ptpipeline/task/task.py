@@ -4,6 +4,7 @@ An error names the file, the line, the field, the value and what is allowed.
 """
 
 import re
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 from zoneinfo import available_timezones
@@ -132,6 +133,9 @@ class Task(Section):
                     f"{where} names a column, but the template has no {{{name}}}: it has {list_fields(names)}; write "
                     f"{{{name}}} where its text stands, or remove {where}"
                 )
+        _check_fields(
+            "data.checks.near_fields", info.data["data"].checks.near_fields if "data" in info.data else (), names
+        )
         return template
 
     @field_validator("generate")
@@ -209,7 +213,9 @@ class Task(Section):
 
     @field_validator("gate")
     @classmethod
-    def _metric_of_the_kind(cls, gate: Gate, info: ValidationInfo) -> Gate:
+    def _fits_the_task(cls, gate: Gate, info: ValidationInfo) -> Gate:
+        for name, rule in gate.checks.field_rules.items() if "template" in info.data else ():
+            _check_fields(f"gate.checks.{name}.fields", rule.fields, read_fields(info.data["template"]).names)
         fitting = TEXT_METRICS if info.data.get("generate") is not None else LABEL_METRICS
         if gate.metric not in fitting and "labels" in info.data:
             kind = "answers in free text" if fitting is TEXT_METRICS else "answers with labels"
@@ -259,3 +265,10 @@ class Task(Section):
         if self.tune.method == "prefix":
             return 32 * 2**20
         return 64 * 2**10 * (self.tune.ensemble.members if self.tune.ensemble else 1)
+
+
+def _check_fields(where: str, named: Iterable[str], names: Sequence[str]) -> None:
+    """Raise ValueError if `where` names a field that the template does not have."""
+    for name in named:
+        if name not in names:
+            raise ValueError(f"{where} names {name!r}, but the template has {list_fields(names)}: name one of them")

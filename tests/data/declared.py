@@ -10,7 +10,7 @@ LENIENT = {"rows_per_label": "off"}
 
 
 def declared(path: Path | str = "rows.csv", **data: Any) -> Task:
-    """A task with labels `bad` and `good` over that file; `data` overrides fields of its data section."""
+    """A task with labels `bad` and `good` over that file; `data` overrides its data section, or template."""
     source = {"path": str(path), "format": "csv", **data.pop("source", {})}
     section = {
         "source": source,
@@ -20,13 +20,13 @@ def declared(path: Path | str = "rows.csv", **data: Any) -> Task:
         "checks": LENIENT,
         **data,
     }
-    labels = {"bad": " bad", "good": " good"}
+    template, labels = section.pop("template", "{text}:"), {"bad": " bad", "good": " good"}
     return Task.model_validate(
         {
             "name": "reviews",
             "base_model": "tiny",
             "data": section,
-            "template": "{text}:",
+            "template": template,
             "labels": labels,
             "gate": {"minimum": 0.5},
         }

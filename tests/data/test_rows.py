@@ -374,6 +374,39 @@ def test_a_group_keeps_its_split_and_loses_what_nearly_stands_in_test() -> None:
     assert (near(outcome).count, near(outcome).detail) == (2, "rows 1, 4")
 
 
+def paired(*pairs: tuple[str, str, str]) -> SourceRows:
+    premises, claims, labels = (list(column) for column in zip(*pairs, strict=True))
+    return SourceRows("rows.csv", {"claim": claims, "premise": premises}, labels, None)
+
+
+def splits_of(source: SourceRows, **checks: Any) -> tuple[list[str], DataCheck]:
+    outcome = check_rows(declared(template="{premise} {claim}", checks={**LENIENT, **checks}, text=None), source)
+    return [row.split for row in outcome.rows], record(outcome, "near_duplicate")
+
+
+CLAIMS = [f"{word} number {place} stands here" for place, word in enumerate(("one", "two", "red", "sea", "hat", "cow"))]
+
+
+def test_rows_whose_named_field_nearly_repeats_share_a_split() -> None:
+    source = paired(
+        *[(PHRASES[0] + "!" * n, claim, "bad") for n, claim in enumerate(CLAIMS)],
+        *[(f"{word} is another premise", PHRASES[1], "bad") for word in ("fox", "elephant", "tree", "x")],
+    )
+    whole, before = splits_of(source)
+    alike, check = splits_of(source, near_fields=["premise"])
+    assert len(set(whole[:6])) > 1
+    assert len(set(alike[:6])) == 1
+    assert alike[6:] == whole[6:]
+    assert check.count == before.count + 6
+
+
+def test_near_fields_join_what_is_near_in_any_way() -> None:
+    rows = [(PHRASES[0], CLAIMS[0], "bad"), (PHRASES[0], PHRASES[1], "bad"), (PHRASES[2], PHRASES[1] + "?", "bad")]
+    assert len(set(splits_of(paired(*rows), near_fields=["premise", "claim"])[0])) == 1
+    shuffled = splits_of(paired(rows[2], rows[0], rows[1]), near_fields=["claim", "premise"])
+    assert shuffled[1].count == 3
+
+
 def test_near_duplicates_within_a_split_of_groups_stay() -> None:
     source = grouped((PHRASES[0], "train"), (PHRASES[0] + "!!", "train"), (PHRASES[1], "test"))
     assert len(checked(source, {}, split={"dev": 0.2, "test": 0.2, "group": "author"}).rows) == 3

@@ -49,6 +49,27 @@ def test_leaked_rows_are_found_in_real_tweets() -> None:
     assert found["leakage.near"] > found["leakage.exact"]
 
 
+def pairs(*texts: tuple[str, str]) -> list[Row]:
+    return [Row(f"{n:016x}", {"premise": premise, "claim": claim}, "yes") for n, (premise, claim) in enumerate(texts)]
+
+
+def test_a_field_that_is_named_leaks_by_itself() -> None:
+    train = pairs(("two dogs run over the green grass", "animals move fast"), ("a man sleeps on the bench", "he rests"))
+    test = pairs(
+        ("Two dogs run over the green grass!", "nobody is outside today, it seems, and the street is empty"),
+        ("a woman reads her paper at home", "animals move fast"),
+    )
+    assert measure_leakage(test, train) == {"leakage.exact": 0, "leakage.near": 0, "leakage.rows": 0}
+    found = measure_leakage(test, train, ["premise"])
+    assert found == {"leakage.exact": 0, "leakage.near": 0.5, "leakage.rows": 1, "leakage.field.premise": 0.5}
+    both = measure_leakage(test, train, ["premise", "claim"])
+    assert (both["leakage.near"], both["leakage.field.claim"]) == (1, 0.5)
+
+
+def test_a_field_that_training_rows_did_not_have_leaks_nothing() -> None:
+    assert measure_leakage(pairs(("a", "b")), TRAIN, ["claim"])["leakage.near"] == 0
+
+
 def test_no_test_rows_are_refused() -> None:
     with pytest.raises(DataError, match="there are none"):
         measure_leakage([], TRAIN)

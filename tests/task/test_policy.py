@@ -33,6 +33,10 @@ def test_a_check_that_came_later_changes_no_policy_until_it_is_set(tmp_path: Pat
         ("{worst_label: warn}", True),
         ("{worst_label: {min_f1: 0.2}}", False),
         ("{worst_label: off}", False),
+        ("{leakage: {fields: []}, robustness: {fields: []}, bias: {fields: []}}", True),
+        ("{leakage: {fields: [text]}}", False),
+        ("{robustness: {fields: [text]}}", False),
+        ("{bias: {fields: [text]}}", False),
     ):
         path.write_text(text.replace("minimum: 0.7, ", f"minimum: 0.7, checks: {checks}, "))
         assert (load_task(path).policy_digest() == before) is same
@@ -44,6 +48,10 @@ def test_a_check_that_came_later_changes_no_policy_until_it_is_set(tmp_path: Pat
         (
             "checks: {drift: maybe}",
             r"gate\.checks\.drift\.policy: found 'maybe': Input should be 'block', 'warn' or 'off'",
+        ),
+        (
+            "checks: {bias: {fields: [texts]}}",
+            r"gate: found .*: gate\.checks\.bias\.fields names 'texts', but the template has the field text",
         ),
         ("checks: {drfit: warn}", r"gate\.checks\.drfit: unknown field; allowed here: bias, bytes, "),
         (

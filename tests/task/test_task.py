@@ -155,6 +155,18 @@ def test_every_shipped_task_loads() -> None:
         ("gate:", "schedule:\n  timezone: UTC\ngate:", 11, "schedule.cron: this field is required and missing"),
         (
             "\ntemplate:",
+            "\n  checks: {near_fields: [txt]}\ntemplate:",
+            9,
+            "data.checks.near_fields names 'txt', but the template has the field text: name one of them",
+        ),
+        (
+            "\ntemplate:",
+            "\n  checks: {near_fields: [text], near_duplicate: off}\ntemplate:",
+            8,
+            "`near_fields` says what `near_duplicate` compares, but it is off: remove one of the two",
+        ),
+        (
+            "\ntemplate:",
             "\n  checks: {duplicate: maybe}\ntemplate:",
             8,
             "data.checks.duplicate: found 'maybe': Input should be 'block', 'warn' or 'off'",

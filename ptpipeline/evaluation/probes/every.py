@@ -41,8 +41,12 @@ def run_probes(engine: Engine, subject: Subject, checks: Checks) -> dict[str, fl
     artifact, test, known = subject.artifact, subject.test, subject.known
     engine.load(artifact, subject.members)
     probes: dict[str, Callable[[], dict[str, float]]] = {
-        "robustness": lambda: measure_robustness(engine, artifact, test, known),
-        "bias": lambda: measure_swaps(engine, artifact, test, checks.bias.swaps, known) if checks.bias.swaps else {},
+        "robustness": lambda: measure_robustness(engine, artifact, test, known, checks.robustness.fields),
+        "bias": lambda: (
+            measure_swaps(engine, artifact, test, checks.bias.swaps, known, checks.bias.fields)
+            if checks.bias.swaps
+            else {}
+        ),
         "privacy": lambda: measure_membership(engine, artifact, subject.train, test, known),
         "norms": lambda: measure_norms(engine, artifact, subject.members),
         "latency": lambda: measure_latency(engine, artifact, test),
@@ -58,4 +62,7 @@ def run_probes(engine: Engine, subject: Subject, checks: Checks) -> dict[str, fl
 def probes_digest(checks: Checks) -> str:
     """Return the digest of the probes' settings: if it is unchanged, a report need not be probed again."""
     rules = {name: getattr(checks, name).policy != "off" for name in PROBES}
-    return digest_of({"version": PROBES_VERSION, "rules": rules, "swaps": [list(pair) for pair in checks.bias.swaps]})
+    named = {name: list(rule.fields) for name, rule in checks.field_rules.items() if name in PROBES and rule.fields}
+    swaps = [list(pair) for pair in checks.bias.swaps]
+    parts = {"version": PROBES_VERSION, "rules": rules, "swaps": swaps}
+    return digest_of(parts | ({"fields": named} if named else {}))

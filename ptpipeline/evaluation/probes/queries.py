@@ -59,9 +59,9 @@ def answer_rows(engine: Engine, artifact: Artifact, rows: Sequence[Row], known: 
     return [names[int(scores.argmax())] for scores in score_rows(engine, artifact, rows, known)]
 
 
-def change_fields(fields: Fields, change: Callable[[str], str]) -> Fields:
-    """Return the same text with every field changed."""
-    return {name: change(text) for name, text in fields.items()}
+def change_fields(fields: Fields, change: Callable[[str], str], named: Sequence[str] = ()) -> Fields:
+    """Return the same text with the named fields changed, or every field if none is named."""
+    return {name: text if named and name not in named else change(text) for name, text in fields.items()}
 
 
 def fits(engine: Engine, artifact: Artifact, fields: Fields) -> bool:

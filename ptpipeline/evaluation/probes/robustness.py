@@ -1,4 +1,4 @@
-"""How many answers change when only white space or case of the input changes, in all fields alike."""
+"""How many answers change when only white space or case of the input changes, in all fields or the named ones."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -17,13 +17,13 @@ Change = Callable[[str], str]
 
 
 def measure_robustness(
-    engine: Engine, artifact: Artifact, rows: Sequence[Row], known: Known = NOTHING
+    engine: Engine, artifact: Artifact, rows: Sequence[Row], known: Known = NOTHING, fields: Sequence[str] = ()
 ) -> dict[str, float]:
     """Return the share of answers that flip for each variant, and the worst share of white space and of case.
 
-    Up to 100 rows are probed. A text that a variant does not change counts as not flipped. A text that no longer fits
-    is left out of that variant (`left_out` counts these). Generated texts flip if they differ in more than case and
-    white space. A share of no rows is left out.
+    Up to 100 rows are probed; `fields` are those that are changed, all if there is none. A text that a variant does not
+    change counts as not flipped. A text that no longer fits is left out of that variant (`left_out` counts these).
+    Generated texts flip if they differ in more than case and white space. A share of no rows is left out.
     """
     probed = sample_rows(rows, ROWS)
     texts = [row.fields for row in probed]
@@ -34,7 +34,8 @@ def measure_robustness(
         shares = {}
         for name, change in variants.items():
             changed = [
-                _Changed(change_fields(text, change), text, answer) for text, answer in zip(texts, answers, strict=True)
+                _Changed(change_fields(text, change, fields), text, answer)
+                for text, answer in zip(texts, answers, strict=True)
             ]
             flips = _count_flips(engine, artifact, changed)
             left_out += len(probed) - flips.rows

@@ -30,16 +30,17 @@ def measure_swaps(
     rows: Sequence[Row],
     pairs: Sequence[tuple[str, str]],
     known: Known = NOTHING,
+    fields: Sequence[str] = (),
 ) -> dict[str, float]:
     """Return the share of rows whose answer flips when terms are swapped, and the number of these rows.
 
-    Up to 200 rows count that hold a term and still fit when it is swapped. `bias.shift`, for labels only, is the mean
-    absolute change of the probability of the label predicted before. If there are no such rows, only the count 0 is
-    returned. Raises DataError if pairs contradict each other.
+    Up to 200 rows count that hold a term, in one of `fields` if it names some, and still fit when it is swapped.
+    `bias.shift`, for labels only, is the mean absolute change of the probability of the label predicted before. If
+    there are no such rows, only the count 0 is returned. Raises DataError if pairs contradict each other.
     """
     replacements = _replacements(pairs)
-    changed = [(row, change_fields(row.fields, lambda text: swap_terms(text, replacements))) for row in rows]
-    concerned = {row.id: fields for row, fields in changed if fields != row.fields}
+    changed = [(row, change_fields(row.fields, lambda text: swap_terms(text, replacements), fields)) for row in rows]
+    concerned = {row.id: text for row, text in changed if text != row.fields}
     swapped = [(row, concerned[row.id]) for row in sample_rows([row for row in rows if row.id in concerned], ROWS)]
     swapped = [(row, changed) for row, changed in swapped if fits(engine, artifact, changed)]
     if not swapped:

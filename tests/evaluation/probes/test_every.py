@@ -41,9 +41,10 @@ def test_bias_without_pairs_is_not_probed() -> None:
     assert measured(Checks.model_validate(OFF | {"bias": "warn"})) == {}
 
 
-def test_a_report_is_probed_again_when_a_probe_is_switched_or_pairs_change() -> None:
+def test_a_report_is_probed_again_when_a_probe_is_switched_or_pairs_or_fields_change() -> None:
     settings = [Checks(), *(Checks.model_validate({name: "off"}) for name in PROBES)]
     settings += [Checks(bias=Bias(swaps=pairs)) for pairs in (SWAPS, (("he", "she"),))]
+    settings += [Checks.model_validate({name: {"fields": ["text"]}}) for name in ("robustness", "bias")]
     assert len({probes_digest(one) for one in settings}) == len(settings)
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from tokenizers import Regex, normalizers
 
+from ptpipeline.evaluation.probes.queries import change_fields
 from ptpipeline.evaluation.probes.robustness import VARIANTS, measure_robustness
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.prompts.artifact import Artifact
@@ -40,6 +41,18 @@ def test_flips_are_those_of_single_requests(kind: object) -> None:
     }
     assert found["robustness.case"] == found["robustness.upper"] > 0.2
     assert (found["robustness.rows"], found["robustness.left_out"]) == (20, 0)
+
+
+def test_only_the_named_fields_are_changed() -> None:
+    row = {"premise": "a Film", "claim": "Good"}
+    assert change_fields(row, str.upper, ["claim"]) == {"premise": "a Film", "claim": "GOOD"}
+    assert change_fields(row, str.upper) == {"premise": "A FILM", "claim": "GOOD"}
+
+
+def test_a_text_of_which_no_field_is_changed_never_flips() -> None:
+    engine, made = opinions(tiny())
+    found = measure_robustness(engine, made, rows(20), fields=["other"])
+    assert found["robustness.case"] == found["robustness.white_space"] == 0
 
 
 def test_a_base_that_reads_small_letters_only_flips_by_no_case() -> None:

@@ -21,6 +21,13 @@ PAIRS = [
 WORDS = {"good", "bad"}
 
 
+def test_terms_are_swapped_in_the_named_fields_alone() -> None:
+    engine, made = opinions(tiny())
+    swaps = [("film", "plot"), ("story", "scene")]
+    assert measure_swaps(engine, made, rows(20), swaps, fields=["text"]) == measure_swaps(engine, made, rows(20), swaps)
+    assert measure_swaps(engine, made, rows(20), swaps, fields=["other"]) == {"bias.rows": 0}
+
+
 def probability(engine: Engine, made: Artifact, text: str) -> dict[str, float]:
     """Of each label, of one text asked alone."""
     scores = engine.score_labels([Question(made.digest, {"text": text})])[0]
