@@ -7,8 +7,9 @@ from flows.on_demand.explanation import Champion, Explanation, Judges, Power
 from flows.stages.compare import INCOMPARABLE, SeenRows, find_obstacle, select_comparable
 from flows.stages.context import Context
 from flows.stages.evidence import choose_margin, find_anchor
+from flows.stages.ingest import identify_counting
 from flows.stages.judge import budget_of, count_looks, reserve_judges
-from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
+from ptpipeline.errors import BaseModelError, DataError, ServiceUnavailable, SettingsError
 from ptpipeline.gate.explain import Opponents, list_requirements
 from ptpipeline.records.data import Snapshot, Split
 from ptpipeline.records.reports import Report
@@ -63,9 +64,10 @@ def _find_snapshot(context: Context, task: Task, unknown: list[str]) -> Snapshot
     from ptpipeline.data.sources import source_key
 
     try:
-        snapshot = context.registry.ledger.snapshot_for(task.name, source_key(task, context.settings.home))
+        key = source_key(task, context.settings.home, identify_counting(context, task))
+        snapshot = context.registry.ledger.snapshot_for(task.name, key)
         reason = f"today's rows are not ingested yet; `ptp ingest {task.name}` does it"
-    except (DataError, SettingsError, ServiceUnavailable) as error:  # of the source, which may be a server's
+    except (BaseModelError, DataError, SettingsError, ServiceUnavailable) as error:  # its server's, or its base's
         snapshot, reason = None, str(error)
     if snapshot is not None and context.has_rows(snapshot):
         return snapshot

@@ -2,18 +2,26 @@
 
 from flows.stages.context import Context
 from flows.stages.lengths import build_text
+from ptpipeline.models.base import identify_tokenizer
 from ptpipeline.records.data import Snapshot
 from ptpipeline.task.task import Task
+
+
+def identify_counting(context: Context, task: Task) -> str | None:
+    """Return the identity of what counts the tokens of the task's rows, for its source key; None if no row is left out
+    for its length.
+    """
+    return identify_tokenizer(task.base_model, context.settings) if task.data.too_long == "drop" else None
 
 
 def ingest(context: Context, task: Task) -> Snapshot:
     """Return the task's snapshot; an unchanged source makes no new one."""
     from ptpipeline.data.snapshot import ingest as take_snapshot
-    from ptpipeline.data.sources import describe_key, source_key
+    from ptpipeline.data.sources import OpenSource, describe_key
 
     registry, home = context.registry, context.settings.home
-    key = source_key(task, home)
-    known = registry.ledger.snapshot_for(task.name, key)
+    opened = OpenSource(task, home, identify_counting(context, task))
+    known = registry.ledger.snapshot_for(task.name, opened.key)
     if known is not None:
         registry.ledger.save_snapshot(known)  # it is used again: from now on the garbage collection keeps it
         if context.has_rows(known):
@@ -21,10 +29,10 @@ def ingest(context: Context, task: Task) -> Snapshot:
             context.report(f"{task.name}: source unchanged (by {covered}), snapshot {known.digest[:12]} stands")
             return known
     find_long = build_text(context, task).find_long if task.data.too_long == "drop" else None
-    snapshot = take_snapshot(task, registry.store, home, find_long, key)
+    snapshot = take_snapshot(task, registry.store, home, find_long, opened)
     registry.ledger.save_snapshot(snapshot)
     if not context.has_rows(snapshot):  # an old one of the same rows was collected between the two
-        snapshot = take_snapshot(task, registry.store, home, find_long)
+        snapshot = take_snapshot(task, registry.store, home, find_long, opened)
     noticed = ", ".join(f"{check.name} {check.count}" for check in snapshot.checks if check.outcome == "warned")
     rows = ", ".join(f"{name} {info.rows}" for name, info in snapshot.splits().items())
     context.report(f"{task.name}: snapshot {snapshot.digest[:12]}, rows: {rows}; noticed: {noticed or 'nothing'}")

@@ -44,7 +44,14 @@ def identify(source: Source, home: Path) -> Any:
     sql = _query(source)
     with _Database(sql) as database:
         if sql.version_query is None:
-            return _digest(database)
+            digest = _Digest()
+            with database.asking(sql.query) as answer:
+                names = list(map(str, answer.keys()))
+                for rows in answer.partitions(BATCH):
+                    digest.add(rows)
+                    if digest.count > MAX_ROWS:
+                        raise too_many(database.name)
+            return digest.describe(names)
         with database.asking(sql.version_query) as answer:
             rows = answer.fetchmany(MAX_VERSION_ROWS + 1)
             if not 1 <= len(rows) <= MAX_VERSION_ROWS:
@@ -61,6 +68,17 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
     Raises DataError if the query cannot run, writes, lacks a wanted column, or gives no rows or too many, SettingsError
     for the address and its login, ServiceUnavailable if the database does not answer.
     """
+    yield _read(source, wanted, _Digest())
+
+
+def identify_and_read(source: Source, wanted: Sequence[Wanted]) -> tuple[Any, list[tuple[str, Table]]]:
+    """Return what `identify` returns without a version query, and what `read` yields, of the same rows, read once."""
+    digest = _Digest()
+    part = _read(source, wanted, digest)
+    return digest.describe(part[1].names), [part]
+
+
+def _read(source: Source, wanted: Sequence[Wanted], digest: "_Digest") -> tuple[str, Table]:
     sql = _query(source)
     with _Database(sql) as database, database.asking(sql.query) as answer:
         names = list(map(str, answer.keys()))
@@ -70,6 +88,7 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
         kinds: dict[str, dict[str, None]] = {column: {} for column in at}
         count = size = 0
         for rows in answer.partitions(BATCH):
+            digest.add(rows)
             for column, index in at.items():
                 values = [row[index] for row in rows]
                 kinds[column] |= dict.fromkeys(_describe(value) for value in values if value is not None)
@@ -90,7 +109,7 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
     columns = {
         column: Column([cells[column][row] for row in order], tuple(kinds[column]) or ("text",)) for column in at
     }
-    yield database.name, Table(names, columns, Places("row", [row + 1 for row in order]))
+    return database.name, Table(names, columns, Places("row", [row + 1 for row in order]))
 
 
 def _query(source: Source) -> SqlQuery:
@@ -99,19 +118,20 @@ def _query(source: Source) -> SqlQuery:
     return source.sql
 
 
-def _digest(database: "_Database") -> dict[str, Any]:
+class _Digest:
     """The sum of the rows' sha256: a server may give the same rows in another order tomorrow."""
-    total = count = 0
-    with database.asking(database.sql.query) as answer:
-        names = list(map(str, answer.keys()))
-        for rows in answer.partitions(BATCH):
-            for row in rows:
-                line = json.dumps(_write_row(row)).encode()
-                total += int.from_bytes(hashlib.sha256(line).digest())
-            count += len(rows)
-            if count > MAX_ROWS:
-                raise too_many(database.name)
-    return {"columns": names, "rows": count, "sum": f"{total % 2**256:064x}"}
+
+    def __init__(self) -> None:
+        self.total = self.count = 0
+
+    def add(self, rows: Sequence[Sequence[Any]]) -> None:
+        """Take some rows in."""
+        self.total += sum(int.from_bytes(hashlib.sha256(json.dumps(_write_row(row)).encode()).digest()) for row in rows)
+        self.count += len(rows)
+
+    def describe(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the identity of these rows with columns of these names."""
+        return {"columns": list(names), "rows": self.count, "sum": f"{self.total % 2**256:064x}"}
 
 
 # ---------------------------------------------------------------- values

@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 from ptpipeline.data.joined import JoinedPlaces
 from ptpipeline.data.parquet import read_table
 from ptpipeline.data.rows import Built, CheckedRow, CheckedRows, Row, identify_rows
-from ptpipeline.data.sources import read_rows, source_key
+from ptpipeline.data.sources import OpenSource
 from ptpipeline.data.table import Places
 from ptpipeline.data.validation import check_rows
-from ptpipeline.errors import ArtifactError, DataError, NotFound, PreconditionFailed, ServiceUnavailable
+from ptpipeline.errors import ArtifactError, DataError, NotFound, PreconditionFailed
 from ptpipeline.foreign import parse_record, parsing
+from ptpipeline.progress import phase
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import SPLITS, DataCheck, Snapshot, Split, SplitInfo
 from ptpipeline.storage import ObjectStore
@@ -32,30 +33,31 @@ FindLong = Callable[[Sequence[CheckedRow]], list[int]]  # the indexes of the row
 
 
 def ingest(
-    task: Task, store: ObjectStore, home: Path, find_long: FindLong | None = None, key: str | None = None
+    task: Task, store: ObjectStore, home: Path, find_long: FindLong | None = None, opened: OpenSource | None = None
 ) -> Snapshot:
     """Read, check and split the task's rows and store them; equal rows give the same snapshot.
 
-    find_long: finds the rows that `too_long: drop` leaves out; without it they stay. key: the source key, if it was
-    asked before: to ask a large source takes as long as to read it.
+    find_long: finds the rows that `too_long: drop` leaves out; without it they stay. opened: the source, if it was
+    asked for its key before.
 
     Idempotent: if the manifest is already there, nothing is written, and the record returned has the present source key
     and check counts. Raises DataError if the source is not readable, a check blocks, or a split is too small,
     ServiceUnavailable if the source changed while it was read: its key would stand for other rows.
     """
-    key = key or source_key(task, home)
-    source = read_rows(task, home)
-    if source_key(task, home) != key:
-        raise ServiceUnavailable(f"{source.source}: the source changed while it was read; run again")
-    checked = check_rows(task, source)
+    opened = opened or OpenSource(task, home)
+    with phase("read"):
+        source = opened.read()
+    with phase("check"):
+        checked = check_rows(task, source)
     if find_long is not None:
         checked = drop_long(checked, source.places, find_long)
     splits = _group_by_split(checked.rows, task)
     _check_sizes(source.source, splits, task)
-    snapshot = _describe(task, _Origin(source.source, key), checked, splits)
+    snapshot = _describe(task, _Origin(source.source, opened.key), checked, splits)
     if not store.exists(snapshot_manifest_key(task.name, snapshot.digest)):
-        for split, rows in splits.items():
-            _store_split(store, snapshot, split, rows)
+        with phase("write"):
+            for split, rows in splits.items():
+                _store_split(store, snapshot, split, rows)
         _store_manifest(store, snapshot)
     return snapshot
 

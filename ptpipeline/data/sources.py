@@ -4,6 +4,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 from ptpipeline.data import database, hub, local, s3
 from ptpipeline.data.joined import JoinedPlaces, count_rows, join
 from ptpipeline.data.table import Places, Table, Wanted
-from ptpipeline.errors import DataError
+from ptpipeline.errors import DataError, ServiceUnavailable
 from ptpipeline.foreign import escape_controls
 from ptpipeline.records.base import digest_of, read_clock
 from ptpipeline.records.data import Split
@@ -32,6 +33,9 @@ _LATER = {
     "source": {"delimiter", "glob", "s3", "sql", "hub", "revision", "config", "split"},
     "checks": {"quotes", "near_fields"},
 }
+
+
+Parts = Sequence[tuple[str, Table]]  # the wanted columns of each file or answer, with its name
 
 
 class Place(NamedTuple):
@@ -76,19 +80,61 @@ class SourceRows(NamedTuple):
     unlisted: Mapping[str, int] = MappingProxyType({})
 
 
-def source_key(task: Task, home: Path) -> str:
+class OpenSource:
+    """A task's source: asked for its key, then read; one that has no key but its rows is read once for both.
+
+    tokenizer: the identity of what counts tokens, which decides the rows of a task with `too_long: drop`.
+    """
+
+    def __init__(self, task: Task, home: Path, tokenizer: str | None = None) -> None:
+        self._task, self._home, self._tokenizer = task, home, tokenizer
+        self._kept: dict[Split | None, Parts] = {}  # that were read for the key
+
+    @property
+    def key(self) -> str:
+        """What `source_key` returns; raises the same."""
+        return _write_key(self._task, self._contents, self._tokenizer)
+
+    @cached_property
+    def _contents(self) -> dict[Split | None, Any]:
+        return {split: self._identify(split, source) for split, source in self._task.data.sources.items()}
+
+    def _identify(self, split: Split | None, source: Source) -> Any:
+        if source.sql is None or source.sql.version_query is not None:
+            return _place_of(source).identify(source, self._home)
+        content, self._kept[split] = database.identify_and_read(source, _name_columns(self._task))
+        return content
+
+    def read(self) -> SourceRows:
+        """Return the rows that the key stands for; what was read for it is given away, and read anew the next time.
+
+        Raises what `read_rows` raises, and ServiceUnavailable if the source changed since it was asked for its key.
+        """
+        contents, kept, self._kept = self._contents, self._kept, {}
+        rows = read_rows(self._task, self._home, kept)
+        for split, source in self._task.data.sources.items():
+            if split not in kept and _place_of(source).identify(source, self._home) != contents[split]:
+                raise ServiceUnavailable(f"{rows.source}: the source changed while it was read; run again")
+        return rows
+
+
+def source_key(task: Task, home: Path, tokenizer: str | None = None) -> str:
     """Return a cheap identity of what ingest would read: if the key is unchanged, no new snapshot is needed.
 
-    Covers the data settings, the labels' names, and of the content what `describe_key` says. Raises what the place's
-    `identify` raises: DataError if what it names is not there, SettingsError if its login is refused, and
-    ServiceUnavailable if its server does not answer.
+    Covers the data settings, the labels' names, and of the content what `describe_key` says. tokenizer: as of
+    `OpenSource`. Raises what the place's `identify` raises: DataError if what it names is not there, SettingsError if
+    its login is refused, and ServiceUnavailable if its server does not answer.
     """
     contents = {split: _place_of(source).identify(source, home) for split, source in task.data.sources.items()}
-    content = contents.get(None, contents)
+    return _write_key(task, contents, tokenizer)
+
+
+def _write_key(task: Task, contents: Mapping[Split | None, Any], tokenizer: str | None) -> str:
     settings = _dump_settings(task.data, task.columns)
     if task.data.too_long == "drop":  # then what is too long decides which rows there are
-        settings["too_long"] = _describe_limit(task)
-    return digest_of({"ingest": INGEST_VERSION, "data": settings, "labels": sorted(task.labels), "content": content})
+        settings["too_long"] = _describe_limit(task) | {"tokenizer": tokenizer}
+    parts = {"ingest": INGEST_VERSION, "data": settings, "labels": sorted(task.labels)}
+    return digest_of(parts | {"content": contents.get(None, contents)})
 
 
 def describe_key(task: Task) -> str:
@@ -150,24 +196,24 @@ def _sweep(home: Path) -> None:
                 path.unlink()
 
 
-def read_rows(task: Task, home: Path) -> SourceRows:
+def read_rows(task: Task, home: Path, kept: Mapping[Split | None, Parts] = MappingProxyType({})) -> SourceRows:
     """Return the text, label (or target), group, slice and split columns of the task's source or sources.
 
-    Raises DataError if a file is missing, empty, malformed, lacks a column that the task names, or if there is a slice
-    column of more than MAX_SLICE_VALUES distinct values; ServiceUnavailable if a server does not answer.
+    kept: the tables of sources that were read before. Raises DataError if a file is missing, empty, malformed, lacks a
+    column that the task names, or if there is a slice column of more than MAX_SLICE_VALUES distinct values;
+    ServiceUnavailable if a server does not answer.
     """
     _sweep(home)
     data = task.data
-    label = data.label.column if isinstance(data.label, Binned) else data.label
-    wanted = _name_columns(task, label)
+    wanted = _name_columns(task)
     parts, splits = [], list[Split | None]()
     for split, source in data.sources.items():
-        for name, table in _place_of(source).read(source, wanted, home):
+        for name, table in kept.get(split) or _place_of(source).read(source, wanted, home):
             parts.append((name, table))
             splits += [split] * count_rows(table)
     joined = join(parts)
     cells = {name: column.cells for name, column in joined.columns.items()}
-    answers = joined.columns[label or data.target or ""]
+    answers = joined.columns[_name_label(data) or data.target or ""]
     rows = SourceRows(
         joined.name,
         {field: cells[column] for field, column in task.columns.items()},
@@ -184,13 +230,17 @@ def read_rows(task: Task, home: Path) -> SourceRows:
     return rows._replace(splits=splits) if data.given else rows
 
 
-def _name_columns(task: Task, label: str | None) -> list[Wanted]:
+def _name_label(data: Data) -> str | None:
+    return data.label.column if isinstance(data.label, Binned) else data.label
+
+
+def _name_columns(task: Task) -> list[Wanted]:
     """The columns that the fields of the template and of `data` name."""
     data = task.data
     texts = {"text" if name == "text" else f"fields.{name}": column for name, column in task.columns.items()}
     fields = texts | {
         "target": data.target,
-        "label": label,
+        "label": _name_label(data),
         "split.group": data.split.group,
         "split.column": data.split.column,
     }

@@ -1,5 +1,6 @@
 """Base models by name: fetched and converted once under PTP_HOME, and fingerprinted anew by every process."""
 
+import hashlib
 import logging
 import os
 import shutil
@@ -12,7 +13,7 @@ from ptpipeline.durable import publish
 from ptpipeline.errors import BaseModelError
 from ptpipeline.foreign import parsing
 from ptpipeline.hub import asking_hub, open_hub
-from ptpipeline.models.files import CONFIG, INDEX, SHARDS, SIDE_FILES, WEIGHTS, BaseFiles, read_files
+from ptpipeline.models.files import CONFIG, INDEX, SHARDS, SIDE_FILES, WEIGHTS, BaseFiles, read_files, read_texts
 from ptpipeline.models.fingerprint import compute_fingerprints
 from ptpipeline.packages import Packed, package_member
 from ptpipeline.records.base import digest_of
@@ -52,6 +53,14 @@ def prepare_base(name: str, settings: Settings) -> PreparedBase:
     prepared = prepare_folder(name, _locate_folder(name, source, settings.home), settings.home)
     _check_pin(prepared, source)
     return prepared
+
+
+def identify_tokenizer(name: str, settings: Settings) -> str:
+    """Return the digest of all that decides how many tokens a text has, and may have: the base's tokenizer,
+    configuration and chat template. No weights are read. Raises what `prepare_base` raises.
+    """
+    folder = _locate_folder(name, find_base_model(settings.tasks, name), settings.home)
+    return digest_of({file: hashlib.sha256(body).hexdigest() for file, body in read_texts(folder).items()})
 
 
 def prepare_folder(name: str, folder: Path, home: Path) -> PreparedBase:

@@ -122,12 +122,7 @@ def read_files(folder: Path) -> BaseFiles:
 
     Raises BaseModelError if a file is missing or damaged, or if there is one that the fingerprint would not cover.
     """
-    texts = {name: _read(folder / name) for name in SIDE_FILES if (folder / name).is_file()}
-    if CONFIG not in texts or TOKENIZER not in texts:
-        lacking = CONFIG if CONFIG not in texts else TOKENIZER
-        raise BaseModelError(f"{folder} lacks {lacking}; give the folder of a model that transformers saved")
-    for name in texts.keys() - {CHAT}:
-        _check_fields(folder / name, _parse(folder / name, texts[name]))
+    texts = read_texts(folder)
     weights = _list_weights(folder, texts)
     states = tuple(state_of(path) for path in weights)
     digest = _digests.get(states)
@@ -136,6 +131,21 @@ def read_files(folder: Path) -> BaseFiles:
         states = tuple(read)
         _digests[states] = digest
     return BaseFiles(folder, texts, weights, list(states), digest)
+
+
+def read_texts(folder: Path) -> dict[str, bytes]:
+    """Return the small files of the model in `folder` by name: configuration, tokenizer, chat template. No weights are
+    read.
+
+    Raises BaseModelError if one is missing or damaged, or names code or files that no fingerprint covers.
+    """
+    texts = {name: _read(folder / name) for name in SIDE_FILES if (folder / name).is_file()}
+    if CONFIG not in texts or TOKENIZER not in texts:
+        lacking = CONFIG if CONFIG not in texts else TOKENIZER
+        raise BaseModelError(f"{folder} lacks {lacking}; give the folder of a model that transformers saved")
+    for name in texts.keys() - {CHAT}:
+        _check_fields(folder / name, _parse(folder / name, texts[name]))
+    return texts
 
 
 def _read(path: Path) -> bytes:

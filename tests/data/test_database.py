@@ -3,17 +3,18 @@
 import os
 import sqlite3
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from sqlalchemy import Engine, event
 
 from benchmarks.fixtures.postgres import Postgres
 from ptpipeline.data import database
 from ptpipeline.data.snapshot import ingest
-from ptpipeline.data.sources import SourceRows, read_rows, source_key
+from ptpipeline.data.sources import OpenSource, SourceRows, read_rows, source_key
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.storage import FolderStore
 from ptpipeline.task.task import Task
@@ -22,6 +23,19 @@ from tests.tiny import sentences
 
 QUERY = "SELECT text, label FROM reviews ORDER BY id"
 PASSWORD = "of-the-partner"
+
+
+@pytest.fixture
+def asked() -> Iterator[list[str]]:
+    """The statements that reach a database."""
+    statements: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *_: Any) -> None:
+        statements.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    yield statements
+    event.remove(Engine, "before_cursor_execute", note)
 
 
 class Rows:
@@ -275,6 +289,25 @@ def test_a_snapshot_of_a_query_holds_its_rows_and_no_address(rows: Rows, tmp_pat
     stored = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*.json"))
     assert PASSWORD.encode() not in stored
     assert b"//" not in stored
+
+
+@pytest.mark.parametrize("sql", [{}, {"version_query": "SELECT count(*) FROM reviews"}])
+def test_an_ingest_reads_the_rows_once(rows: Rows, tmp_path: Path, asked: list[str], sql: dict[str, str]) -> None:
+    rows.put(*[(text, {"positive": "good", "negative": "bad"}[label]) for text, label in sentences(40)])
+    key = rows.key(**sql)
+    asked.clear()
+    snapshot = ingest(rows.task(**sql), FolderStore(tmp_path / "store"), rows.home)
+    assert asked.count(QUERY) == 1
+    assert snapshot.source_key == key
+
+
+def test_rows_that_are_read_again_are_those_of_the_key_or_told(rows: Rows) -> None:
+    rows.put(("a", "bad"))
+    opened = OpenSource(rows.task(), rows.home)
+    assert (opened.read().fields["text"], opened.read().fields["text"]) == (["a"], ["a"])
+    rows.put(("b", "bad"))
+    with pytest.raises(ServiceUnavailable, match="the source changed while it was read"):
+        opened.read()
 
 
 def test_a_source_that_changes_while_it_is_read_makes_no_snapshot(sqlite: Rows, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Rows that are too long: told by their lines before any training, left out, or cut the same everywhere."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,20 @@ def test_a_longer_prompt_leaves_out_other_rows(project: Project) -> None:
         for snapshot in (before, ingest(project.stages, project.task()))
     ]
     assert counts == [0, 1]
+
+
+def test_rows_that_were_left_out_come_back_with_another_tokenizer_of_the_same_name(project: Project) -> None:
+    long_in(project, "test")
+    project.edit("  label: label\n", "  label: label\n  too_long: drop\n")
+    before = ingest(project.stages, project.task())
+    assert ingest(project.stages, project.task()).source_key == before.source_key
+    config = project.folder / "base/config.json"
+    fields = json.loads(config.read_text())
+    config.unlink()  # it may be a link to a file of all tests
+    config.write_text(json.dumps(fields | {"max_position_embeddings": 2 * fields["max_position_embeddings"]}))
+    after = ingest(project.stages, project.task())
+    counts = [sum(check.count for check in snapshot.checks if check.name == "too_long") for snapshot in (before, after)]
+    assert counts == [1, 0]
 
 
 def test_cut_rows_are_counted_and_read_alike(project: Project) -> None:
