@@ -180,6 +180,10 @@ def predict(
         Literal["csv", "tsv", "jsonl", "parquet"] | None,
         typer.Option("--format", help="Of --input; by default the ending of the file's name."),
     ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(metavar="CHARACTER", help="Between the fields of a csv file of --input; by default a comma."),
+    ] = None,
     allow_older: Annotated[
         bool,
         typer.Option("--allow-older", help="Accept a signed pointer that is older than the one seen here last."),
@@ -199,7 +203,7 @@ def predict(
     given = read_questions(texts or [], field or [], rows)
     predictor = load(reference, allow_older=allow_older)
     if rows is not None:
-        given = read_rows(resolve_path(rows), form, predictor.fields)
+        given = read_rows(resolve_path(rows), form, delimiter, predictor.fields)
     answers = predictor.answer_lines(given)
     if as_json:
         print_table([{"index": index, **answer.to_json()} for index, answer in enumerate(answers)], as_json)

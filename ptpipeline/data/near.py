@@ -11,7 +11,7 @@ import hashlib
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import regex
 
@@ -20,8 +20,6 @@ from ptpipeline.progress import count
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-Item = TypeVar("Item")
 
 MAX_COMPARED = 50_000  # characters: of a longer text, so many of its beginning and end; each takes a kilobyte
 SHINGLE = 5  # characters: three-word shingles miss texts of a dozen words that differ in one
@@ -121,7 +119,7 @@ def _bound(normal: str) -> str:
     return text if len(text) <= MAX_COMPARED else text[:half] + text[-half:]
 
 
-def _chunk(items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+def _chunk(items: "NDArray[np.int64]") -> "Iterator[NDArray[np.int64]]":
     return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
 
 
@@ -141,8 +139,9 @@ def _cluster(texts: list[str]) -> Iterable[list[int]]:
         _, places, counts = np.unique(band, return_inverse=True, return_counts=True)
         shared |= counts[places] > 1
     peers = shared.nonzero()[0]  # [peers], indexes of texts
+    bands = bands[shared]  # those of all texts take as much as the texts
     signatures = _compute_signatures([texts[index] for index in peers])
-    pairs = np.array(list(_find_pairs(bands[shared], signatures)), np.int64).reshape(-1, 2)  # [pairs, 2], of peers
+    pairs = np.array(list(_find_pairs(bands, signatures)), np.int64).reshape(-1, 2)  # [pairs, 2], of peers
     edges = coo_array((np.ones(len(pairs), bool), pairs.T), shape=(len(peers), len(peers)))
     _, numbers = connected_components(edges, directed=False)
     clusters: dict[int, list[int]] = defaultdict(list)
@@ -155,19 +154,19 @@ def _find_pairs(bands: "NDArray[np.uint64]", signatures: "NDArray[np.uint16]") -
     """Yield pairs of near texts that connect every cluster. bands [texts, BANDS], signatures [texts, SIGNATURE]."""
     import numpy as np
 
-    couples = set[tuple[int, int]]()  # alone in a bucket, mostly the same two in many bands: compared once, together
+    couples = [np.empty(0, np.int64)]  # alone in a bucket, mostly the same two in many bands: compared once, together
     for band in bands.T:
         order = np.argsort(band, kind="stable")
-        ends = (np.diff(band[order]) != 0).nonzero()[0] + 1
-        for bucket in np.split(order, ends):
-            if len(bucket) == 2:
-                couples.add((int(bucket[0]), int(bucket[1])))
-            elif len(bucket) > 2:
-                yield from _pair_near(bucket.tolist(), signatures)
-    for some in _chunk(sorted(couples)):
-        ones, twos = np.array(some).T
+        starts = np.flatnonzero(np.diff(band[order], prepend=~band[order[:1]]) != 0)
+        sizes = np.diff(starts, append=len(order))
+        pair = starts[sizes == 2]
+        couples.append(order[pair] * len(band) + order[pair + 1])
+        for start, size in zip(starts[sizes > 2].tolist(), sizes[sizes > 2].tolist(), strict=True):
+            yield from _pair_near(order[start : start + size].tolist(), signatures)
+    for some in _chunk(np.unique(np.concatenate(couples))):
+        ones, twos = np.divmod(some, len(bands))
         near = _are_near(signatures[ones], signatures[twos])
-        yield from (couple for couple, is_near in zip(some, near, strict=True) if is_near)
+        yield from zip(ones[near].tolist(), twos[near].tolist(), strict=True)
 
 
 def _pair_near(bucket: list[int], signatures: "NDArray[np.uint16]") -> Iterator[tuple[int, int]]:

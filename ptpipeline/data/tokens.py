@@ -140,7 +140,7 @@ def encode_text(
     unknown.
     """
     ids = encode(template.render(fields, what), True)
-    if len(ids) > limit and is_cut(too_long):
+    if len(ids) > limit:
         ids = encode(template.render(cut_fields(template, fields, limit, encode, too_long), what), True)
     if not ids:
         raise ContextError(f"{what}: the rendered text has no tokens")
@@ -157,10 +157,13 @@ def is_cut(too_long: TooLong) -> bool:
 
 
 def cut_fields(template: Template, fields: Fields, limit: int, encode: Encode, too_long: TooLong) -> Fields:
-    """Return the fields without as many characters as are too many: of the longest field, then of the next.
+    """Return the fields without as many characters as are too many: of the longest field, then of the next. They stay
+    if `too_long` does not say how they are cut.
 
     The template stays whole, so a template that is too long by itself still is.
     """
+    if not is_cut(too_long):
+        return fields
 
     def fits(cut: Fields) -> bool:
         return len(encode(template.render(cut, "a cut text"), True)) <= limit
@@ -207,13 +210,18 @@ class TaskText(NamedTuple):
 
     def is_target_long(self, row: Row | CheckedRow) -> bool:
         """Tell whether the row's target has more tokens than are generated; a target is never cut."""
-        return self.free is not None and not self.free.fits(self._render(row), row.label, self.encode)
+        if self.free is None:
+            return False
+        return not self.free.fits(self._render(row, self._cut(row)), row.label, self.encode)
 
     def _fits(self, row: Row | CheckedRow) -> bool:
-        return len(self.encode(self._render(row), True)) <= self.limit and not self.is_target_long(row)
+        return len(self.encode(self._render(row, row.fields), True)) <= self.limit and not self.is_target_long(row)
 
-    def _render(self, row: Row | CheckedRow) -> str:
-        return self.template.render(row.fields, f"a row of task {self.task}")
+    def _cut(self, row: Row | CheckedRow) -> Fields:
+        return cut_fields(self.template, row.fields, self.limit, self.encode, self.too_long)
+
+    def _render(self, row: Row | CheckedRow, fields: Fields) -> str:
+        return self.template.render(fields, f"a row of task {self.task}")
 
     def rows(self, rows: Sequence[Row]) -> list[EncodedRow]:
         """Return the rows as token ids; raises ContextError naming the first row whose text or target is too long."""
@@ -221,9 +229,7 @@ class TaskText(NamedTuple):
 
     def _row(self, row: Row) -> EncodedRow:
         what = f"task {self.task}, row {row.id}"
-        fields = row.fields
-        if is_cut(self.too_long):
-            fields = cut_fields(self.template, fields, self.limit, self.encode, self.too_long)
+        fields = self._cut(row)
         ids = encode_text(self.template, fields, self.limit, what, self.encode)
         if self.free is None:
             return EncodedRow(row.id, ids, self.labels.ids[self.labels.names.index(row.label)], row.label)

@@ -6,7 +6,7 @@ from ptpipeline.data.batches import group_by_length
 from ptpipeline.data.rows import Row
 from ptpipeline.data.tokens import FreeText, LabelTokens
 from ptpipeline.errors import ContextError
-from ptpipeline.evaluation.probes.queries import NOTHING, Known, encode_bare, encode_prompted, score_rows
+from ptpipeline.evaluation.probes.queries import NOTHING, Known, cut_prompted, encode_bare, encode_prompted, score_rows
 from ptpipeline.models.frozen import PrefixCache
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.engine import Engine
@@ -75,7 +75,7 @@ def _target(engine: Engine, artifact: Artifact, row: Row) -> tuple[int, ...] | N
     limit = manifest.generate.max_new_tokens if manifest.generate else 0
     what = f"task {manifest.task}, row {row.id}"
     try:
-        rendered = read_template(manifest).render(row.fields, what)
+        rendered = read_template(manifest).render(cut_prompted(engine, artifact, row.fields), what)
         return FreeText(limit, 0).target(rendered, row.label, what, engine.base.encode)[:-1]
     except ContextError:
         return None

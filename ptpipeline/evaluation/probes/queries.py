@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ptpipeline.data.rows import Row, normalise
-from ptpipeline.data.tokens import encode_text
+from ptpipeline.data.tokens import cut_fields, encode_text
 from ptpipeline.errors import ContextError
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.placement import build_text_encoder, count_extra_tokens
@@ -78,6 +78,13 @@ def encode_prompted(engine: Engine, artifact: Artifact, fields: Fields) -> list[
     encode = build_text_encoder(engine.base, manifest.placement)
     what = f"a probed text of {manifest.task}"
     return encode_text(read_template(manifest), fields, manifest.max_input_tokens, what, encode, manifest.too_long)
+
+
+def cut_prompted(engine: Engine, artifact: Artifact, fields: Fields) -> Fields:
+    """Return the fields as they stand behind the prompt: cut if they do not fit and the prompt's texts are cut."""
+    manifest = artifact.manifest
+    encode = build_text_encoder(engine.base, manifest.placement)
+    return cut_fields(read_template(manifest), fields, manifest.max_input_tokens, encode, manifest.too_long)
 
 
 def encode_bare(engine: Engine, artifact: Artifact, fields: Fields) -> list[int]:
