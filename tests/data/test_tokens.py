@@ -157,3 +157,11 @@ def test_a_long_target_is_found_and_never_cut() -> None:
     rows = [Row("1", {"a": "a", "b": "b"}, label) for label in ("two", "three")]
     assert text.find_long(rows) == [1]
     assert text.is_target_long(rows[1])
+
+
+def test_a_target_follows_its_text_as_it_is_cut() -> None:
+    text = TaskText("words", TEXT, LabelTokens((), ()), 3, by_letter, FreeText(3, BOS), "truncate_end")
+    row = Row("1", {"text": "ab cd"}, "abc")  # cut to `ab `, so no further space joins them
+    assert not text.is_target_long(row)
+    assert text.rows([row])[0].target == (*map(ord, "abc"), BOS)
+    assert text._replace(limit=5).is_target_long(row)

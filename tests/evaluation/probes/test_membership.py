@@ -7,11 +7,15 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from ptpipeline.data.rows import Row
+from ptpipeline.data.tokens import FreeText, LabelTokens, TaskText
+from ptpipeline.evaluation.probes import likelihood
 from ptpipeline.evaluation.probes.likelihood import bare_likelihoods, prompted_likelihoods
 from ptpipeline.evaluation.probes.membership import _balance, attack, interval, measure_membership
 from ptpipeline.models.frozen import Input
+from ptpipeline.prompts.placement import build_text_encoder
 from ptpipeline.records.prompts import Generation
 from ptpipeline.serving.engine import Question
+from ptpipeline.task.template import parse_template
 from tests.evaluation.probed import LABELS, blind, embeddings, memorised, numbered, opinions, rows, tiny, writing
 
 OTHER = {"negative": "positive", "positive": "negative"}
@@ -128,3 +132,17 @@ def test_a_targets_likelihood_is_the_mean_over_its_tokens() -> None:
         ):
             tokens = base.compute_logits(states).log_softmax(-1)[range(len(target)), target]
             assert found == pytest.approx(float(tokens.mean()), rel=1e-4)
+
+
+def test_a_target_is_likely_behind_its_text_as_it_was_cut() -> None:
+    changed = {"labels": {}, "generate": Generation(max_new_tokens=8), "template": "{text}", "too_long": "truncate_end"}
+    row, joined = Row("1", {"text": "good  film  good  film  good  film"}, "good"), set()
+    for limit in range(2, 8):
+        engine, made = opinions(tiny(), max_input_tokens=limit, **changed)
+        encode = build_text_encoder(engine.base, made.manifest.placement)
+        trained = TaskText(
+            "t", parse_template("{text}"), LabelTokens((), ()), limit, encode, FreeText(8, 0), "truncate_end"
+        )
+        assert likelihood._target(engine, made, row) == trained.rows([row])[0].target[:-1]
+        joined.add(trained.rows([row])[0].target)
+    assert len(joined) == 2
