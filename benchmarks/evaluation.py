@@ -26,6 +26,7 @@ from ptpipeline.data.sample import sample_rows
 from ptpipeline.data.snapshot import ingest, load_split
 from ptpipeline.evaluation.baselines import Bare
 from ptpipeline.evaluation.evaluate import measure_prompt
+from ptpipeline.evaluation.examples import Front
 from ptpipeline.evaluation.measurement import Measurement, Sample
 from ptpipeline.evaluation.probes.latency import measure_latency
 from ptpipeline.evaluation.probes.membership import measure_membership
@@ -125,7 +126,7 @@ def measure_phases(subject: Subject) -> tuple[Clock, Measurement]:
     measure_prompt(engine, artifact, sample._replace(rows=rows[:32]))  # warms up
     tested = clock.time("test", len(rows), lambda: measure_prompt(engine, artifact, sample))
     bare = Bare.of(base, manifest, sample, subject.train)
-    zero_shot = clock.time("zero_shot", len(rows), lambda: bare.measure([]))
+    zero_shot = clock.time("zero_shot", len(rows), lambda: bare.measure(Front([])))
     front = bare.write_front(subject.task.hard_prompt)
     clock.time("hard_prompt", len(rows), lambda: bare.measure(front))
     names = list(manifest.labels)

@@ -188,7 +188,9 @@ def _score(context: Context, version: OpenVersion, sample: "Sample") -> _Scored:
     bare = Bare.of(engine.base, version.artifact.manifest, sample, train)
     with tempfile.TemporaryDirectory(prefix="ptp-evaluate-") as folder:  # results by row go nowhere else
         own_store = open_signed_store(context.settings.model_copy(update={"store": f"file://{folder}"}))
-        reports = measure_baselines(bare, own_store, Setup(hard_prompt=version.task.hard_prompt))
+        messages = version.task.chat.messages if version.task.chat else ()
+        setup = Setup(hard_prompt=version.task.hard_prompt, messages=messages)
+        reports = measure_baselines(bare, own_store, setup)
     return _Scored(
         {"prompt": prompt.scores} | {kind: report.prompt for kind, report in reports.items()},
         {"prompt": prompt.interval} | {kind: report.interval for kind, report in reports.items()},

@@ -46,7 +46,10 @@ def measure(
         dtype = known.compute_dtype  # verdicts name this report
     artifact = read_artifact(store, task.name, digest)
     generated: dict[str, str] = {}
-    setup = Setup(split, task.data.slices, task.hard_prompt, ledger.report, ledger.save_report, generated.update)
+    messages = task.chat.messages if task.chat else ()
+    setup = Setup(
+        split, task.data.slices, task.hard_prompt, ledger.report, ledger.save_report, generated.update, messages
+    )
     engine = context.engine(artifact.manifest.base_model.name, dtype)
     check_lengths(context, task, snapshot, read_text(engine, task, artifact.manifest), [split])
     with phase(f"{split} rows"):

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from ptpipeline.data.rows import Row
-from ptpipeline.data.tokens import LabelTokens, apply_scoring, encode_text, is_cut, label_tokens
+from ptpipeline.data.tokens import LabelTokens, apply_scoring, cut_fields, encode_text, is_cut, label_tokens
 from ptpipeline.evaluation.answers import measure_generated, measure_labels, measure_rankings
-from ptpipeline.evaluation.examples import Writer
+from ptpipeline.evaluation.examples import Front, Writer
 from ptpipeline.evaluation.key import evaluation_key
 from ptpipeline.evaluation.measurement import Measurement, Sample
 from ptpipeline.evaluation.metrics import majority
@@ -29,14 +29,15 @@ from ptpipeline.serving.ranking import Query, rank
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import results_key
 from ptpipeline.task.task import HardPrompt
-from ptpipeline.task.template import read_template
+from ptpipeline.task.template import Template, read_template
 
 
 class Setup(NamedTuple):
     """How a prompt is measured: on which split, with which slices and hard prompt.
 
     `known` returns the report of an evaluation key if it was measured before; `save` keeps each new baseline's report
-    at once. `keep` gets the texts that the prompt generated, by row id, for the probes of this process.
+    at once. `keep` gets the texts that the prompt generated, by row id, for the probes of this process. `messages` are
+    those of the task, if its template is a chat.
     """
 
     split: Split = "test"
@@ -45,6 +46,7 @@ class Setup(NamedTuple):
     known: Callable[[str], Report | None] = lambda key: None
     save: Callable[[Report], None] = lambda report: None
     keep: Callable[[dict[str, str]], None] = lambda texts: None
+    messages: Sequence[tuple[str, str]] = ()
 
 
 class Bare(NamedTuple):
@@ -61,29 +63,30 @@ class Bare(NamedTuple):
     @classmethod
     def of(cls, base: FrozenBase, manifest: PromptManifest, sample: Sample, train: list[Row]) -> "Bare":
         """Encode the sample's rows; raises ContextError if a row does not fit the base."""
+        bare = cls(base, manifest, sample, [], train)
+        return bare._replace(encoded=bare._encode(read_template(manifest)))
+
+    def _encode(self, template: Template) -> list[list[int]]:
+        """The rows in a template; each is cut, if it is, as it is in the manifest's own."""
+        base, manifest = self.base, self.manifest
         longest = (
             manifest.generate.max_new_tokens
             if manifest.generate
             else label_tokens(manifest.task, manifest.labels, base.encode).longest
         )
-        what = f"{sample.split} rows of {manifest.task}"
-        template = read_template(manifest)
+        what = f"{self.sample.split} rows of {manifest.task}"
         limit = base.context - longest
         if is_cut(manifest.too_long):  # the base reads what the prompt reads
             limit = min(limit, manifest.max_input_tokens + count_extra_tokens(manifest.placement))
-        encoded = [
-            encode_text(template, row.fields, limit, what, base.encode, manifest.too_long) for row in sample.rows
-        ]
-        return cls(base, manifest, sample, encoded, train)
+        own = read_template(manifest)
+        cut = (cut_fields(own, row.fields, limit, base.encode, manifest.too_long) for row in self.sample.rows)
+        return [encode_text(template, fields, limit, what, base.encode) for fields in cut]
 
-    @property
-    def labels(self) -> LabelTokens:
+    def _find_labels(self, template: Template) -> LabelTokens:
         """The label tokens; if the manifest says so, calibrated by texts that begin as the rows do."""
         manifest = self.manifest
         plain = label_tokens(manifest.task, manifest.labels, self.base.encode)
-        return apply_scoring(
-            plain, manifest.scoring, read_template(manifest), self.base.context - plain.longest, self.base.encode
-        )
+        return apply_scoring(plain, manifest.scoring, template, self.base.context - plain.longest, self.base.encode)
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -96,16 +99,17 @@ class Bare(NamedTuple):
             parts |= {name: fields[name] for name in ("too_long", "max_input_tokens", "placement")}
         return parts
 
-    def measure(self, front: list[int]) -> Measurement:
-        """Measure every row behind the token ids `front`; if there are any, rows lose their own BOS."""
-        manifest = self.manifest
-        texts = [self._put_behind(front, ids) for ids in self.encoded]
+    def measure(self, before: Front) -> Measurement:
+        """Measure every row behind a front; if that has tokens, rows lose their own BOS."""
+        manifest, front = self.manifest, before.ids
+        encoded = self.encoded if before.turn is None else self._encode(before.turn)
+        texts = [self._put_behind(front, ids) for ids in encoded]
         if manifest.generate:
             limit = manifest.generate.max_new_tokens
             return measure_generated(
                 self.sample.answers, generate(self.base, None, [Opening(ids, limit, 0) for ids in texts])
             )
-        labels = self.labels
+        labels = self._find_labels(before.turn or read_template(manifest))
         free = tuple(
             tuple(self._put_behind(front, ids)) for ids in labels.content_free if self._put_behind(front, ids) != front
         )
@@ -125,16 +129,15 @@ class Bare(NamedTuple):
             return measure_generated(self.sample.answers, answers)
         return measure_labels(self.sample.answers, answers, list(self.manifest.labels))
 
-    def write_front(self, wanted: HardPrompt) -> list[int]:
-        """Return the token ids of the hard prompt in the room that the longest row leaves; empty if none fits or none
-        is wanted.
-        """
+    def write_front(self, wanted: HardPrompt, messages: Sequence[tuple[str, str]] = ()) -> Front:
+        """Return the hard prompt in the room that the longest row leaves; empty if none fits or none is wanted."""
         if wanted.empty:
-            return []
-        answer = self.manifest.generate.max_new_tokens if self.manifest.generate else self.labels.longest
-        free = self.labels.content_free if self.manifest.labels else ()
+            return Front([])
+        labels = self._find_labels(read_template(self.manifest)) if self.manifest.labels else None
+        answer = self.manifest.generate.max_new_tokens if self.manifest.generate else labels.longest if labels else 0
+        free = labels.content_free if labels else ()
         room = self.base.context - answer - max(len(ids) for ids in (*self.encoded, *free))
-        return Writer(self.base, self.manifest).write(wanted, self.train, room)
+        return Writer(self.base, self.manifest, messages).write(wanted, self.train, room)
 
 
 class _Method(NamedTuple):
@@ -154,10 +157,12 @@ def measure_baselines(bare: Bare, store: ObjectStore, setup: Setup) -> dict[Base
     commonest = majority(Counter(row.label for row in bare.train))
     methods: dict[Baseline, _Method] = {
         "majority": _Method(bare.identity | {"answer": commonest}, lambda: bare.measure_constant(commonest)),
-        "zero_shot": _Method(bare.identity, lambda: bare.measure([])),
+        "zero_shot": _Method(bare.identity, lambda: bare.measure(Front([]))),
     }
-    if setup.hard_prompt is not None and (front := bare.write_front(setup.hard_prompt)):
-        methods["hard_prompt"] = _Method(bare.identity | {"front": front}, lambda: bare.measure(front))
+    front = bare.write_front(setup.hard_prompt, setup.messages) if setup.hard_prompt is not None else Front([])
+    if front.ids:
+        turn = {"turn": [part.text for part in front.turn.parts]} if front.turn else {}
+        methods["hard_prompt"] = _Method(bare.identity | {"front": front.ids} | turn, lambda: bare.measure(front))
     return {
         kind: _measure_once(
             bare, {"baseline": kind, "task": bare.manifest.task} | method.identity, method, store, setup

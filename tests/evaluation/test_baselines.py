@@ -14,14 +14,15 @@ from ptpipeline.data.rows import Row
 from ptpipeline.data.snapshot import ingest, load_split
 from ptpipeline.evaluation.baselines import Bare, Setup, measure_baselines
 from ptpipeline.evaluation.evaluate import evaluate
-from ptpipeline.evaluation.examples import Writer, choose_examples
+from ptpipeline.evaluation.examples import Front, Writer, choose_examples
 from ptpipeline.evaluation.key import evaluation_key
 from ptpipeline.evaluation.measurement import Sample
+from ptpipeline.models.chat import ChatTemplate, write_chat
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import Snapshot
-from ptpipeline.records.prompts import ChatForm, Scoring
+from ptpipeline.records.prompts import ChatForm, PromptManifest, Scoring
 from ptpipeline.records.reports import Report, Scores, TextScores
 from ptpipeline.serving.engine import Engine
 from ptpipeline.storage import FolderStore, ObjectStore
@@ -114,7 +115,7 @@ def test_zero_shot_and_hard_prompt_are_the_plain_model_on_the_whole_text(tmp_pat
     store, snapshot = stored(tmp_path, sentences(60))
     base, (_, made) = tiny(), opinions(tiny())
     asked = bare(base, made, store, snapshot)
-    front = asked.write_front(SHOTS)
+    front = asked.write_front(SHOTS).ids
     shown = base.tokenizer.decode(front)
     assert shown.startswith("Say what is felt.\n\n")
     assert shown.count("\nSentiment: ") == 4
@@ -203,7 +204,7 @@ def test_calibrated_prompts_stand_beside_calibrated_baselines(tmp_path: Path) ->
     base = tiny()
     made = artifact(base, embeddings(base), scoring=Scoring(calibrated=True))
     asked = bare(base, made, store, snapshot)
-    front = asked.write_front(SHOTS)
+    front = asked.write_front(SHOTS).ids
     columns = table(store, measure_baselines(asked, store, Setup(hard_prompt=SHOTS))["hard_prompt"])
     free = torch.tensor(
         [
@@ -223,7 +224,7 @@ def test_generated_texts_have_a_hard_prompt_too(tmp_path: Path) -> None:
     engine, made = writing(tiny())
     report = evaluate(engine, made, snapshot, store, Setup(hard_prompt=HardPrompt(examples=2)))
     asked = bare(tiny(), made, store, snapshot)
-    assert tiny().tokenizer.decode(asked.write_front(HardPrompt(examples=2))).count("\nSentiment: ") == 2
+    assert tiny().tokenizer.decode(asked.write_front(HardPrompt(examples=2)).ids).count("\nSentiment: ") == 2
     assert isinstance(report.hard_prompt, TextScores)
     assert isinstance(report.majority, TextScores)
     assert report.majority.most_frequent_share == 1
@@ -244,15 +245,15 @@ def test_only_as_many_examples_as_fit_are_written_out(caplog: pytest.LogCaptureF
     base, (_, made) = tiny(), opinions(tiny())
     train = [Row(f"{index}", {"text": text}, label) for index, (text, label) in enumerate(sentences(40))]
     writer = Writer(base, made.manifest)
-    four = writer.write(HardPrompt(examples=4), train, 1000)
-    assert writer.write(HardPrompt(examples=4), train, len(four)) == four
-    three = writer.write(HardPrompt(examples=4), train, len(four) - 1)
+    four = writer.write(HardPrompt(examples=4), train, 1000).ids
+    assert writer.write(HardPrompt(examples=4), train, len(four)).ids == four
+    three = writer.write(HardPrompt(examples=4), train, len(four) - 1).ids
     assert three == four[: len(three)]
     assert base.tokenizer.decode(three).count("Sentiment:") == 3
     assert "3 of 4 examples" in caplog.text
-    assert writer.write(HardPrompt(examples=4), train, 2) == []
-    assert writer.write(SHOTS, train, 2) == []
-    assert len(writer.write(HardPrompt(instruction="Say.", examples=0), train, 50)) > 1
+    assert writer.write(HardPrompt(examples=4), train, 2).ids == []
+    assert writer.write(SHOTS, train, 2).ids == []
+    assert len(writer.write(HardPrompt(instruction="Say.", examples=0), train, 50).ids) > 1
 
 
 def test_a_text_without_content_needs_room_behind_the_hard_prompt_too() -> None:
@@ -292,7 +293,7 @@ def test_bos_stands_before_the_hard_prompt_alone(tmp_path: Path) -> None:
     made = artifact(base, torch.zeros(2, 32), template="{text}", labels=NUMBERED, scoring=Scoring(calibrated=True))
     store, snapshot = stored(tmp_path, numbered())
     asked = bare(base, made, store, snapshot)
-    front = asked.write_front(HardPrompt(examples=2))
+    front = asked.write_front(HardPrompt(examples=2)).ids
     assert (front[0], front.count(3), asked.encoded[0][0]) == (3, 1, 3)
     columns = table(store, measure_baselines(asked, store, Setup(hard_prompt=HardPrompt(examples=2)))["zero_shot"])
     free = (
@@ -303,7 +304,9 @@ def test_bos_stands_before_the_hard_prompt_alone(tmp_path: Path) -> None:
         assert [columns[f"log_likelihood.{name}"][place] for name in sorted(LABELS)] == pytest.approx(
             expected.tolist(), abs=1e-4
         )
-    shown = asked._replace(manifest=made.manifest.model_copy(update={"scoring": Scoring()})).measure(front).columns
+    shown = (
+        asked._replace(manifest=made.manifest.model_copy(update={"scoring": Scoring()})).measure(Front(front)).columns
+    )
     for place, ids in enumerate(asked.encoded[:5]):
         expected = base.model(torch.tensor([front + ids[1:]])).logits[0, -1].log_softmax(-1)[[41, 42]]
         assert [shown[f"log_likelihood.{name}"][place] for name in sorted(LABELS)] == pytest.approx(
@@ -317,7 +320,7 @@ def test_an_encoder_decoder_reads_the_hard_prompt_as_text(tmp_path: Path) -> Non
     store, snapshot = stored(tmp_path, numbered())
     asked = bare(base, made, store, snapshot)
     columns = table(store, measure_baselines(asked, store, Setup(hard_prompt=HardPrompt(examples=2)))["hard_prompt"])
-    front = asked.write_front(HardPrompt(examples=2))
+    front = asked.write_front(HardPrompt(examples=2)).ids
     assert len(front) == 6
     assert 1 not in front
     for place, ids in enumerate(asked.encoded[:5]):
@@ -345,3 +348,77 @@ def test_a_chat_and_a_text_of_the_same_letters_are_measured_apart() -> None:
     chat = text.model_copy(update={"chat": ChatForm(template="0" * 64, parts=parts)})
     text_identity, chat_identity = (Bare(None, one, None, [], []).identity for one in (text, chat))  # type: ignore[arg-type]
     assert text_identity != chat_identity
+
+
+# ---------------------------------------------------------------- a chat
+
+MESSAGES = [("system", "Name the mood."), ("user", "{text}?")]
+CHATML = (
+    "{% for message in messages %}{{ '[' + message.role + ':' + message.content + ']' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '[assistant:' }}{% endif %}"
+)
+
+
+def chatting(text: str = CHATML) -> tuple[FrozenBase, PromptManifest]:
+    """A base with a chat template, and the manifest of a task whose template is a chat."""
+    base = replace(tiny(), chat=ChatTemplate(text, ()))
+    form = write_chat("b", base.chat, MESSAGES)
+    return base, artifact(base, embeddings(base)).manifest.model_copy(update={"chat": form})
+
+
+def written(base: FrozenBase, ids: list[int]) -> str:
+    """The text of the token ids, which the tiny tokenizer writes with blanks of its own."""
+    return "".join(base.tokenizer.decode(ids).split())
+
+
+TRAIN = [Row(f"{index}", {"text": text}, label) for index, (text, label) in enumerate(sentences(40))]
+
+
+def test_examples_of_a_chat_are_turns_of_one_chat() -> None:
+    base, manifest = chatting()
+    front = Writer(base, manifest, MESSAGES).write(HardPrompt(instruction="Be brief.", examples=2), TRAIN, 1000)
+    assert front.turn is not None
+    first, second = choose_examples(TRAIN, 2, True)
+    expected = "[system:Be brief.\n\nName the mood.]" + "".join(
+        f"[user:{row.text}?][assistant:{LABELS[row.label]}" + "]" * (row is first) for row in (first, second)
+    )
+    plain = base.encode(expected, False)
+    assert written(base, front.ids) == written(base, plain)
+    assert front.turn.render({"text": "A film"}, "row") == "][user:A film?][assistant:"
+    assert front.turn.names == ["text"]
+
+
+def test_as_many_turns_as_fit_are_written(caplog: pytest.LogCaptureFixture) -> None:
+    base, manifest = chatting()
+    writer = Writer(base, manifest, MESSAGES)
+    four = writer.write(HardPrompt(examples=4), TRAIN, 1000)
+    three = writer.write(HardPrompt(examples=4), TRAIN, len(four.ids) - 1)
+    assert written(base, four.ids).startswith(written(base, three.ids))
+    assert (written(base, three.ids).count("[user:"), three.turn) == (3, four.turn)
+    assert "3 of 4 examples" in caplog.text
+
+
+NO_SECOND = "{% if messages | length > 2 %}{{ raise_exception('one turn alone') }}{% endif %}" + CHATML
+
+
+def test_chats_that_cannot_be_one_stand_one_behind_the_other_and_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    base, manifest = chatting(NO_SECOND)
+    front = Writer(base, manifest, MESSAGES).write(HardPrompt(examples=2), TRAIN, 1000)
+    assert (front.turn, written(base, front.ids).count("[system:")) == (None, 2)
+    assert "cannot be written as turns of one (base model" in caplog.text
+    other = Writer(base, manifest, [("user", "{text}")]).write(HardPrompt(examples=2), TRAIN, 1000)
+    assert other == front
+
+
+def test_rows_of_a_chat_are_measured_as_its_last_turn(tmp_path: Path) -> None:
+    store, snapshot = stored(tmp_path, sentences(60))
+    base, manifest = chatting()
+    asked = Bare.of(base, manifest, Sample.of(store, snapshot, "test"), load_split(store, snapshot, "train"))
+    setup = Setup(hard_prompt=HardPrompt(examples=2), messages=MESSAGES)
+    columns = table(store, measure_baselines(asked, store, setup)["hard_prompt"])
+    front = asked.write_front(HardPrompt(examples=2), MESSAGES)
+    row = asked.sample.rows[0]
+    turn = base.encode(f"][user:{row.text}?][assistant:", True)
+    ids = front.ids + (turn[1:] if base.bos is not None and turn[0] == base.bos else turn)
+    for label in LABELS:
+        assert columns[f"log_likelihood.{label}"][0] == pytest.approx(whole(base, ids, label), abs=2e-4)
