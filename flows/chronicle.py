@@ -21,25 +21,26 @@ from registry.ledger.nights import NightTask, RecordedNight, begin_night, end_ni
 log = logging.getLogger("ptpipeline.flows")
 
 
-def begin(context: Context, request: NightlyRequest | TuneRequest) -> None:
-    """Note that the flow run of this process begins."""
+def begin(context: Context, request: NightlyRequest | TuneRequest) -> str:
+    """Note that the flow run of this process begins; return the id of its night: that of the run that began it."""
     schedule, reason = getattr(request, "schedule", None), getattr(request, "reason", "")
     cause = f"schedule {schedule}" if schedule else reason or "asked for"
     night = RecordedNight(
-        id=str(flow_run.id),
+        id=getattr(request, "night", "") or str(flow_run.id),
         flow=str(flow_run.flow_name),
         cause=cause,
         page=flow_run_page(context.settings),
         started=now(),
     )
     _keep(lambda: begin_night(context.registry.ledger, night))
+    return night.id
 
 
-def finish(context: Context, night: Night, state: State[Any]) -> State[Any]:
-    """Note what the flow run came to, and return its state."""
+def finish(context: Context, id_: str, night: Night, state: State[Any]) -> State[Any]:
+    """Note what the night of that id came to, and return its state."""
     tasks = [_describe(outcome) for outcome in night.outcomes.values()]
     tasks += [NightTask(task=task, status="failed", reason=sentence) for task, sentence in night.errors.items()]
-    _keep(lambda: end_night(context.registry.ledger, str(flow_run.id), str(state.name), tasks))
+    _keep(lambda: end_night(context.registry.ledger, id_, str(state.name), tasks))
     return state
 
 
@@ -47,7 +48,7 @@ def _describe(outcome: Outcome) -> NightTask:
     return NightTask(
         task=outcome.task,
         status=outcome.status,
-        reason=outcome.reason,
+        reason=outcome.plan or outcome.reason,
         verdict=outcome.verdict,
         version=outcome.version,
         rows=outcome.rows,

@@ -1,20 +1,23 @@
 """The nightly flow: bring the tasks up to date, and promote what passes its gate by each task's policy."""
 
 import logging
+from functools import partial
 from typing import Any
 
-from prefect import flow
+from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 
 from flows.chronicle import begin, finish
 from flows.night import end, show_verdict
-from flows.requests import NightlyRequest, record_claim
+from flows.requests import GangRequest, NightlyRequest, record_claim
 from flows.server.events import send_what_waits
 from flows.server.schedules import distinct_schedules, scheduled_under
-from flows.stages.chain import Mode, run
-from flows.stages.context import MACHINE, select_tasks
+from flows.spread import count_parts, spread
+from flows.stages.chain import Mode, Night, run
+from flows.stages.context import MACHINE, Context, select_tasks
 from flows.states import name_this_run
 from flows.steps import open_context, step
+from flows.turn import Skipped, take_turn
 from ptpipeline.errors import NotFound
 from ptpipeline.task.task import Task
 
@@ -28,15 +31,29 @@ def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     """Train the tasks that changed, and put what passes its gate into production by each task's policy."""
     context = open_context()
     context.started_by = MACHINE if request.schedule else record_claim(request.actor)
-    begin(context, request)
-    selection = select_tasks(context.settings, request.tasks)
-    selection = selection._replace(tasks=narrow(selection.tasks, request.schedule))
-    names = ", ".join(task.name for task in selection.tasks)
-    _log.info("nightly over %s%s", names, f": {request.reason}" if request.reason else "")
-    night = run(context, selection, Mode(step, isolate=True, show=show_verdict))
-    state = finish(context, night, end(night, "nightly"))
-    send_what_waits(context.settings, context.registry.ledger.database)
-    return state
+    id_ = begin(context, request)
+    try:
+        with take_turn(context, request):
+            selection = select_tasks(context.settings, request.tasks)
+            selection = selection._replace(tasks=narrow(selection.tasks, request.schedule))
+            names = ", ".join(task.name for task in selection.tasks)
+            _log.info("nightly over %s%s", names, f": {request.reason}" if request.reason else "")
+            night = run(context, selection, choose_mode(context, request))
+            state = finish(context, id_, night, end(night, "nightly"))
+            send_what_waits(context.settings, context.registry.ledger.database)
+            return state
+    except Skipped as skipped:
+        return finish(context, id_, Night({}, {}), skipped.end())
+
+
+def choose_mode(context: Context, request: NightlyRequest) -> Mode:
+    """Return how the night runs: here, or if the pool has several workers, one gang on each."""
+    mode, api = Mode(step, isolate=True, show=show_verdict, force=request.force), context.settings.prefect
+    if api is None or (parts := count_parts(api)) == 1:
+        return mode
+    name = request.night or str(runtime.flow_run.id)
+    gang = GangRequest(tasks=[], force=request.force, started_by=context.started_by)
+    return mode._replace(parts=parts, spread=partial(spread, api, name, gang))
 
 
 def narrow(tasks: list[Task], schedule: str | None) -> list[Task]:

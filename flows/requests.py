@@ -73,6 +73,8 @@ class NightlyRequest(Record):
     """Which tasks to bring up to date and promote by their policy; None means all.
 
     `schedule` narrows them to the tasks with the schedule of that slug; the scheduler sets it. `reason` is for the log.
+    With `force` they train although nothing changed. `resumes` counts how often the night was started again because its
+    worker died, and `night` names the run that began it; the automation sets both.
     `actor` may not approve what the run makes.
     """
 
@@ -80,9 +82,20 @@ class NightlyRequest(Record):
     schedule: str | None = None
     reason: str = ""
     actor: str = Claim
+    force: bool = False
+    resumes: int = 0
+    night: str = ""
 
 
-class WatchRequest(Record):
+class GangRequest(Record):
+    """Which tasks of a night one worker trains together and finishes; `started_by` is who began the night."""
+
+    tasks: list[str]
+    force: bool = False
+    started_by: str
+
+
+class WatchSourcesRequest(Record):
     """Whose sources to look at; None means every task with `watch: true`, which a task needs in any case."""
 
     tasks: list[str] | None = None

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from prefect import task as prefect_task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.tasks import Task, exponential_backoff
+from prefect.tasks import Task
 
 from flows.progress import Bars
 from flows.stages.chain import hide_message
@@ -15,8 +15,10 @@ from flows.stages.context import Context
 from ptpipeline.errors import PtpError, Transient
 from ptpipeline.settings import load_settings
 
-_RETRIES = 3
-_FIRST_DELAY = 2.0  # seconds, doubled with every retry
+# Seconds before each retry: a server may be away for ten minutes in all. All runs of a night lose the same server at
+# the same time, so each waits up to half as long again, by chance.
+DELAYS = [2.0, 4.0, 8.0, 15.0, 30.0, *[60.0] * 9]
+_JITTER = 0.5
 
 Result = TypeVar("Result")
 
@@ -36,8 +38,9 @@ def step(name: str, work: Callable[[], Result], /) -> Result:
     @prefect_task(
         name=name.split()[0],
         task_run_name=name,
-        retries=_RETRIES,
-        retry_delay_seconds=exponential_backoff(_FIRST_DELAY),
+        retries=len(DELAYS),
+        retry_delay_seconds=DELAYS,
+        retry_jitter_factor=_JITTER,
         retry_condition_fn=_is_transient,
         cache_policy=NO_CACHE,
         persist_result=False,

@@ -20,7 +20,7 @@ EVERYTHING = TuneRequest()
 def tune(request: TuneRequest = EVERYTHING) -> State[Any]:
     """Train the tasks that changed, and register what came out with the gate's verdict; promote nothing."""
     context = open_context()
-    begin(context, request)
+    id_ = begin(context, request)
     selection = select_tasks(context.settings, request.tasks)
     night = run(context, selection, Mode(step, isolate=True, promote=False, show=show_verdict))
-    return finish(context, night, end(night, "tune"))
+    return finish(context, id_, night, end(night, "tune"))

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from prefect import flow
 
-from flows.requests import NightlyRequest, WatchRequest, key_run
+from flows.requests import NightlyRequest, WatchSourcesRequest, key_run
 from flows.server.trigger import trigger
 from flows.stages.context import select_tasks
 from flows.stages.watch import find_changed
@@ -12,11 +12,11 @@ from flows.states import name_this_run
 from flows.steps import open_context, step
 from ptpipeline.errors import SettingsError
 
-EVERYTHING = WatchRequest()
+EVERYTHING = WatchSourcesRequest()
 
 
 @flow(name="watch-sources", flow_run_name=name_this_run, persist_result=False)
-def watch_sources(request: WatchRequest = EVERYTHING) -> list[str]:
+def watch_sources(request: WatchSourcesRequest = EVERYTHING) -> list[str]:
     """Look at the sources of the tasks with `watch: true`, without reading rows, and start `nightly` for what changed.
 
     Returns the tasks that have a run for these rows: one per task, rows and day, however often this flow looks.

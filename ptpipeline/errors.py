@@ -13,6 +13,7 @@ PtpError
     |-- ContextError          prompt + text do not fit the model's context
     |-- ArtifactError         stored bytes are truncated, altered or out of bounds
     |-- TrainingError         one gang member could not be trained: its own input, loss or gradient
+    |-- Overtaken             this process stood still, and another one took its work over
     |-- NotFound              no such task, version, alias or object
     |-- PreconditionFailed    a conditional put lost; carries the key
     |-- PromotionConflict     somebody else moved the alias first; names both sides
@@ -74,6 +75,10 @@ class ArtifactError(Terminal):
 
 class TrainingError(Terminal):
     """One member of a gang failed: its text does not fit, or its loss or gradient was not finite."""
+
+
+class Overtaken(Terminal):
+    """Another process took over the tasks that this one works on: it must write nothing more."""
 
 
 class NotFound(Terminal):

@@ -57,8 +57,10 @@ class Settings(BaseSettings):
     home: folder of all local files. tasks: folder of task files. store: `s3://bucket[/prefix]` or
     `file:///folder`. ledger: SQLAlchemy URL. mlflow, prefect: server addresses, None if there is no server.
     dtype: compute type of the base model; `auto` is the faster of the two on this machine, by a measurement.
-    checkpoint_seconds: time between two checkpoints of a training. events: names of the targets that are told what
-    happens, whose addresses are in variables of their own. night_hours: a night that runs longer raises an alarm.
+    checkpoint_seconds: time between two checkpoints of a training.
+    night_overlap: what a night does while another one runs. late_hours: how late a scheduled night may begin.
+    night_hours: a night that runs longer raises an alarm. events: names of the targets that are told what happens;
+    their addresses are in variables of their own.
     signing_key: PEM file of the private key that signs what is stored; never the key itself, so that no copy of these
     settings holds a secret. trusted_keys: PEM file of public keys; if it is set, only what one of them signed is read.
     """
@@ -73,7 +75,9 @@ class Settings(BaseSettings):
     prefect: str | None = None
     s3_endpoint: str | None = None
     dtype: Literal["auto", ComputeType] = "auto"
-    checkpoint_seconds: Annotated[float, Field(gt=0)] = 60.0
+    checkpoint_seconds: Annotated[float, Field(gt=0)] = 20.0
+    night_overlap: Literal["wait", "skip"] = "wait"
+    late_hours: Annotated[float, Field(gt=0)] = 12.0
     signing_key: Annotated[KeyFile | None, Field(repr=False)] = None
     trusted_keys: KeyFile | None = None
     events: str = ""

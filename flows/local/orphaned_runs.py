@@ -11,9 +11,10 @@ import psutil
 from flows.local.process import FLOW_RUN
 from flows.server.api import call
 from flows.server.environment import POOL
-from ptpipeline.errors import NotFound
+from ptpipeline.errors import NotFound, PtpError
 
 _ACTIVE = ["RUNNING", "PENDING", "CANCELLING"]
+_HELPERS = ("ptp-reconcile", "ptp-watch-sources")  # deployments that only look, every few minutes
 
 
 def end_orphaned_runs(home: Path, api: str, credential: str | None = None) -> list[str]:
@@ -27,15 +28,32 @@ def end_orphaned_runs(home: Path, api: str, credential: str | None = None) -> li
         active = [str(run["id"]) for run in call("POST", f"{api}/flow_runs/filter", query, credential)]
     except NotFound:
         return []
-    orphans = sorted(set(active) - runs_with_process(home)) if active else []
+    orphans = sorted(set(active) - _runs_with_process(home)) if active else []
     for run in orphans:
         state = {"type": "CRASHED", "name": "Crashed", "message": "its process ended together with the worker"}
         call("POST", f"{api}/flow_runs/{run}/set_state", {"state": state, "force": True}, credential)
     return orphans
 
 
-def runs_with_process(home: Path) -> set[str]:
-    """Return the ids of the runs that a process of this stack still works on, even if its worker is gone."""
+def runs_at_work(home: Path, api: str, credential: str) -> list[str]:
+    """Return the names of the runs that a process of this stack works on, but for those that may be ended at any time;
+    of a run that Prefect does not tell of, its id.
+    """
+    names = []
+    for run in sorted(_runs_with_process(home)):
+        try:
+            known = call("GET", f"{api}/flow_runs/{run}", credential=credential)
+            deployment = call("GET", f"{api}/deployments/{known['deployment_id']}", credential=credential)["name"]
+        except PtpError:
+            names.append(run)
+            continue
+        if deployment not in _HELPERS:
+            names.append(str(known["name"]))
+    return names
+
+
+def _runs_with_process(home: Path) -> set[str]:
+    """Ids of the runs that a process of this stack still works on, even if its worker is gone."""
     runs = set()
     for process in psutil.process_iter():
         try:

@@ -90,6 +90,7 @@ def read_environment(process: Process) -> dict[str, str]:
 def stop(process: Process) -> None:
     """End the process and its descendants: SIGTERM, then SIGKILL for those that still run after 20 s.
 
+    Flow runs below a worker are told too: a training writes its checkpoint before it ends.
     A foreign process with the same pid is left alone.
     """
     root = _find(process)
@@ -97,7 +98,7 @@ def stop(process: Process) -> None:
         return
     tree = _tree(root)
     sockets = _socket_files(root)
-    _signal([root], "terminate")
+    _signal([root, *(relative for relative in tree[1:] if _is_flow_run(relative))], "terminate")
     _, running = psutil.wait_procs(tree, timeout=_STOP_SECONDS)
     _signal(running, "kill")
     psutil.wait_procs(running, timeout=_STOP_SECONDS)
@@ -172,6 +173,13 @@ def _tree(root: psutil.Process) -> list[psutil.Process]:
         return [root, *root.children(recursive=True)]
     except psutil.Error:
         return [root]
+
+
+def _is_flow_run(process: psutil.Process) -> bool:
+    try:
+        return FLOW_RUN in process.environ()
+    except (psutil.Error, OSError):
+        return False
 
 
 def _socket_files(root: psutil.Process) -> list[Path]:

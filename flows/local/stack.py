@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from flows.local import certificate
 from flows.local.keys import load_keys
-from flows.local.orphaned_runs import end_orphaned_runs, runs_with_process
+from flows.local.orphaned_runs import end_orphaned_runs, runs_at_work
 from flows.local.process import (
     MARK,
     Process,
@@ -191,7 +191,7 @@ def _keep_current(home: Path, recorded: dict[str, Process]) -> dict[str, Process
     for name in [name for name in WITH_SETTINGS if name in current]:
         if not (changes := _changed_settings(home, current[name])):
             continue
-        if runs := sorted(runs_with_process(home)):
+        if runs := _find_runs(home):
             raise StackError(
                 f"the {name} runs with other settings ({changes}), and flow run {', '.join(runs)} is at work: `ptp up` "
                 "again when it has ended, or `ptp down` first"
@@ -202,6 +202,14 @@ def _keep_current(home: Path, recorded: dict[str, Process]) -> dict[str, Process
     kept = {process.pid for process in current.values()}
     _stop_all([process for process in find_marked(mark_prefix(home)) if process.pid not in kept])
     return current
+
+
+def _find_runs(home: Path) -> list[str]:
+    """Return the names of the runs that are at work, and that the end of the worker would end too."""
+    stack = read(home)
+    if stack is None:
+        return []
+    return runs_at_work(home, stack.settings["prefect"], StackConfig(home, {}, load_keys(home)).credential("prefect"))
 
 
 def _changed_settings(home: Path, process: Process) -> str:

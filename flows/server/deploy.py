@@ -15,8 +15,9 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from flows.server.api import call
+from flows.server.automations import HEARTBEAT_SECONDS, install_automations
 from flows.server.environment import POOL, client_environment
-from flows.server.schedules import distinct_schedules
+from flows.server.schedules import distinct_schedules, keep_pauses, list_due_runs, restore_due_runs
 from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.private import private_files
 from ptpipeline.records.base import is_name
@@ -24,12 +25,30 @@ from ptpipeline.settings import Settings
 from ptpipeline.task.folder import task_files
 from ptpipeline.task.task import Task
 
-FLOWS = ("ingest", "tune", "nightly", "promote", "approve", "reject", "rollback", "reconcile", "watch-sources", "alarm")
+FLOWS = (
+    "ingest",
+    "tune",
+    "nightly",
+    "gang",
+    "promote",
+    "approve",
+    "reject",
+    "rollback",
+    "reconcile",
+    "watch-sources",
+    "alarm",
+)
 # A person's edit in the MLflow UI is judged by the second of two polls.
 POLL = {"slug": "poll", "cron": "*/5 * * * *", "timezone": "UTC"}
 WATCH = {"slug": "watch", "cron": "*/5 * * * *", "timezone": "UTC"}
 ALARM = {"slug": "alarm", "cron": "*/5 * * * *", "timezone": "UTC"}
 LOGGERS = ("ptpipeline", "registry", "mlflow")  # Prefect shows their lines on the run's page
+
+_RUN_ENVIRONMENT = {
+    "PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(LOGGERS),
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+    "PREFECT_CLIENT_MAX_RETRIES": "8",  # each after twice the time of the last: a server may be away for eight minutes
+}
 
 _HEADER = """\
 # The deployments of ptpipeline's flows, as rendered from the task files' schedules (flows/server/deploy.py).
@@ -61,19 +80,27 @@ def deploy(settings: Settings, tasks: Sequence[Task]) -> None:
             "PTP_PREFECT is not set: `ptp up` starts a local Prefect server, or set it to the API address of yours"
         )
     call("GET", f"{settings.prefect}/health")
-    paused = [deployment["id"] for deployment in _read_deployments(settings.prefect) if deployment["paused"]]
+    before = {deployment["id"]: deployment for deployment in _read_deployments(settings.prefect)}
+    nights = [deployment for deployment in before.values() if deployment["name"] == "ptp-nightly"]
+    due = [run for night in nights for run in list_due_runs(settings.prefect, night)]
     path = settings.home / "prefect.yaml"
     with private_files():
         path.write_text(render(tasks), encoding="utf-8")
     _run_prefect(path, client_environment(settings.home, settings.prefect))
     for deployment in _read_deployments(settings.prefect):
-        if deployment["id"] in paused:
+        earlier = before.get(deployment["id"])
+        if earlier and earlier["paused"]:
             call("POST", f"{settings.prefect}/deployments/{deployment['id']}/pause_deployment")
         _narrow_parameters(settings.prefect, deployment, _declared_names(settings))
         if deployment["name"] == "ptp-nightly":
-            _remove_other_schedules(settings.prefect, deployment, set(distinct_schedules(tasks)))
+            slugs = set(distinct_schedules(tasks))
+            if earlier:
+                keep_pauses(settings.prefect, earlier, deployment, slugs)
+            _remove_other_schedules(settings.prefect, deployment, slugs)
         if deployment["name"] == "ptp-watch-sources" and not any(task.watch for task in tasks):
             _remove_other_schedules(settings.prefect, deployment, set())
+    restore_due_runs(settings.prefect, due)
+    install_automations(settings.prefect)
 
 
 def _deployment(name: str, tasks: Sequence[Task]) -> dict[str, Any]:
@@ -81,10 +108,9 @@ def _deployment(name: str, tasks: Sequence[Task]) -> dict[str, Any]:
         "name": f"ptp-{name}",
         "entrypoint": entrypoint_of(name),
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $PWD }}"}}],
-        "work_pool": {"name": POOL, "job_variables": {"env": {"PREFECT_LOGGING_EXTRA_LOGGERS": ",".join(LOGGERS)}}},
+        "work_pool": {"name": POOL, "job_variables": {"env": dict(_RUN_ENVIRONMENT)}},
     }
-    if name == "nightly":
-        deployment["concurrency_limit"] = 1
+    if name == "nightly":  # no limit of Prefect's: a slot may leak, and the night's own lease does it (flows/turn.py)
         deployment["schedules"] = [
             {
                 "slug": slug,

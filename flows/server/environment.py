@@ -9,6 +9,7 @@ POOL = "ptp"  # the work pool of all deployments
 EVENT = "PTP_EVENT_"  # of the variables with the addresses and secrets of those who are told what happens
 
 _PRIVATE = ("PREFECT_", "MLFLOW_", "_MLFLOW_", "AWS_", "PTP_")
+_PASSED_ON = ("PTP_DTYPE", "PTP_CHECKPOINT_SECONDS", "PTP_NIGHT_OVERLAP", "PTP_LATE_HOURS", "PTP_NIGHT_HOURS")
 _NO_TELEMETRY = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -23,11 +24,7 @@ def client_environment(home: Path, api: str) -> dict[str, str]:
     from the environment, since Prefect needs them before a flow starts.
     """
     tasks = resolve_path(Path(os.environ.get("PTP_TASKS", "tasks")))
-    inherited = {
-        name: os.environ[name]
-        for name in ("PTP_DTYPE", "PTP_CHECKPOINT_SECONDS", "PTP_NIGHT_HOURS")
-        if name in os.environ
-    }
+    inherited = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     inherited |= {
         name: os.path.abspath(os.path.expanduser(os.environ[name]))
         for name in ("PTP_SIGNING_KEY", "PTP_TRUSTED_KEYS")

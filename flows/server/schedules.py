@@ -1,8 +1,18 @@
-"""Schedules of the nightly flow: the tasks' own, grouped, each under a stable slug. Imports no Prefect."""
+"""Schedules of the nightly flow: the tasks' own, grouped, each under a stable slug; and what must not be lost if others
+are deployed. Imports no Prefect.
+"""
 
+import logging
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
+from datetime import UTC, datetime
+from typing import Any
 
+from flows.server.api import call
+from ptpipeline.errors import NotFound
 from ptpipeline.task.task import Schedule, Task
+
+log = logging.getLogger("ptpipeline.flows")
 
 _SPELLED = str.maketrans({"*": "x", "/": "per", ",": "and", "-": "to", " ": "-", "+": "plus"})
 
@@ -22,3 +32,49 @@ def distinct_schedules(tasks: Sequence[Task]) -> dict[str, Schedule]:
 def scheduled_under(tasks: Sequence[Task], slug: str) -> list[Task]:
     """Return the tasks whose schedule has that slug."""
     return [task for task in tasks if task.schedule and slug_of(task.schedule) == slug]
+
+
+# ---------------------------------------------------------------- a deployment of changed schedules
+
+
+def keep_pauses(api: str, before: dict[str, Any], after: dict[str, Any], wanted: AbstractSet[str]) -> None:
+    """Pause the schedules that a deployment brought in place of paused ones, and say so; `wanted` are today's slugs.
+
+    A schedule is known by its cron line: if that is changed in the task file, Prefect sees another one, which runs.
+    """
+    known = {schedule["slug"] for schedule in before["schedules"]}
+    gone = [schedule for schedule in before["schedules"] if schedule["slug"] not in wanted and not schedule["active"]]
+    added = [schedule for schedule in after["schedules"] if schedule["slug"] in wanted - known] if gone else []
+    for schedule in added:
+        call("PATCH", f"{api}/deployments/{after['id']}/schedules/{schedule['id']}", {"active": False})
+        log.warning(
+            "the schedule %s is paused, because %s was, in whose place it came; resume it in Prefect",
+            schedule["slug"],
+            ", ".join(str(paused["slug"]) for paused in gone),
+        )
+
+
+def list_due_runs(api: str, deployment: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the scheduled runs whose time has come and that no worker took yet."""
+    due = {
+        "state": {"type": {"any_": ["SCHEDULED"]}},
+        "expected_start_time": {"before_": datetime.now(UTC).isoformat()},
+    }
+    runs = call(
+        "POST", f"{api}/flow_runs/filter", {"deployments": {"id": {"any_": [deployment["id"]]}}, "flow_runs": due}
+    )
+    return [run for run in runs if run["auto_scheduled"]]
+
+
+def restore_due_runs(api: str, runs: Sequence[dict[str, Any]]) -> None:
+    """Schedule those of the runs again that a deployment removed: Prefect deletes all that wait for a worker, also a
+    night that is due.
+    """
+    for run in runs:
+        try:
+            call("GET", f"{api}/flow_runs/{run['id']}")
+        except NotFound:
+            due = run["expected_start_time"]
+            state = {"type": "SCHEDULED", "name": "Scheduled", "state_details": {"scheduled_time": due}}
+            body = {"parameters": run["parameters"], "state": state, "idempotency_key": f"due {run['id']}"}
+            call("POST", f"{api}/deployments/{run['deployment_id']}/create_flow_run", body)

@@ -13,14 +13,16 @@ from flows.stages.context import MACHINE, Context, Selection
 from flows.stages.ingest import ingest
 from flows.stages.judge import evaluate, gate
 from flows.stages.outcome import Candidate, Outcome, summarise
+from flows.stages.plan import Plan, group, identify, plan
 from flows.stages.promote import promote
 from flows.stages.register import register
-from flows.stages.train import Plan, plan, share, train
+from flows.stages.train import claim_trained, share, train
 from ptpipeline.errors import PtpError, place_of
 from ptpipeline.gate.disclosure import disclose_verdict
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.task.task import Task
+from registry.ledger.gang import GangLease, open_gangs, working_on
 
 Result = TypeVar("Result")
 
@@ -42,12 +44,20 @@ def _show_nothing(_outcome: Outcome, _verdict: Verdict) -> None:
     return None
 
 
+class Night(NamedTuple):
+    """What a run came to, by task: the outcomes of those that came through, one sentence for each of the others."""
+
+    outcomes: dict[str, Outcome]
+    errors: dict[str, str]
+
+
 class Mode(NamedTuple):
     """How the chain runs.
 
     `step` runs each stage. With `isolate`, an error ends only the tasks that it concerns and goes to the night's
     errors; without, it is raised. `show` gets each task's outcome as soon as it is there, and the verdict as people may
-    see it. `actor` is who promotes.
+    see it. `actor` is who promotes. With `force`, tasks train although nothing changed. What trains is divided into
+    about `parts` gangs; if there are several, `spread` has them trained and finished elsewhere.
     """
 
     step: Step = run_directly
@@ -55,16 +65,12 @@ class Mode(NamedTuple):
     promote: bool = True
     show: Callable[[Outcome, Verdict], None] = _show_nothing
     actor: str = MACHINE
+    force: bool = False
+    parts: int = 1
+    spread: Callable[[Sequence[Sequence[Plan]]], Night] | None = None
 
 
 DIRECT = Mode()
-
-
-class Night(NamedTuple):
-    """What a run came to, by task: the outcomes of those that came through, one sentence for each of the others."""
-
-    outcomes: dict[str, Outcome]
-    errors: dict[str, str]
 
 
 class Unexpected(Exception):
@@ -80,18 +86,49 @@ def run(context: Context, selection: Selection, mode: Mode = DIRECT) -> Night:
     """Ingest, train, evaluate, gate, register and promote the tasks; broken task files are errors beside them."""
     night = Night({}, dict(selection.broken))
     _share(context, selection.tasks, mode, night)
-    planned = []
+    planned: dict[str, _Planned] = {}
     for task in (task for task in selection.tasks if task.name not in night.errors):
         with _guard(mode, night, [task]):
             snapshot = mode.step(f"ingest {task.name}", partial(ingest, context, task))
-            todo = mode.step(f"plan {task.name}", partial(plan, context, task, snapshot))
-            planned.append(_Planned(task, todo))
-    trained = _train(context, planned, mode, night)
-    for task, todo in planned:
-        if task.name in trained:
-            with _guard(mode, night, [task]):
-                night.outcomes[task.name] = finish(context, task, trained[task.name], todo.snapshot, mode)
+            todo = mode.step(f"plan {task.name}", partial(plan, context, task, snapshot, mode.force))
+            planned[task.name] = _Planned(task, todo)
+    for each in planned.values():
+        if each.plan.trained:
+            with _guard(mode, night, [each.task]):
+                _work_on(context, [each], mode, night)
+    begun = open_gangs(context.registry.ledger.database, list(planned))
+    gangs = group([todo for _, todo in planned.values()], begun, mode.parts)
+    if mode.spread and len(gangs) > 1:
+        elsewhere = mode.spread(gangs)
+        night.outcomes.update(elsewhere.outcomes)
+        night.errors.update(elsewhere.errors)
+        return night
+    for gang in gangs:
+        members = [planned[todo.task] for todo in gang]
+        with _guard(mode, night, [task for task, _ in members]):
+            _work_on(context, members, mode, night)
     return night
+
+
+def _work_on(context: Context, gang: Sequence[_Planned], mode: Mode, night: Night) -> None:
+    """Train a gang and finish its tasks, as the only run that works on them.
+
+    Raises LeaseHeld if another run goes on working on one of them, Overtaken if one took them over.
+    """
+    with working_on(context.registry.ledger.database, [task.name for task, _ in gang]) as lease:
+        trained = _claim(context, gang) or _train(context, lease, gang, mode, night)
+        for task, todo in gang:
+            if task.name in trained:
+                with _guard(mode, night, [task]):
+                    outcome = finish(context, task, trained[task.name], todo.snapshot, mode)
+                    night.outcomes[task.name] = outcome.model_copy(update={"plan": todo.reason})
+
+
+def _claim(context: Context, gang: Sequence[_Planned]) -> dict[str, TunedPrompt]:
+    """Return the prompt of a task that need not train; nothing if it has to all the same, because it was collected."""
+    first = gang[0].plan
+    tuned = claim_trained(context, first.task, first.training_key) if first.trained else None
+    return {first.task: tuned} if tuned else {}
 
 
 def run_task(context: Context, task: Task) -> Outcome:
@@ -120,18 +157,19 @@ def _share(context: Context, tasks: Sequence[Task], mode: Mode, night: Night) ->
             mode.step(f"share {name}", partial(share, context, name))
 
 
-def _train(context: Context, planned: Sequence[_Planned], mode: Mode, night: Night) -> dict[str, TunedPrompt]:
-    """Train one gang per base model."""
+def _train(
+    context: Context, lease: GangLease, gang: Sequence[_Planned], mode: Mode, night: Night
+) -> dict[str, TunedPrompt]:
+    """Train the tasks together; whoever takes the gang over if this run dies is told which they are."""
     trained: dict[str, TunedPrompt] = {}
-    for base in sorted({todo.base_model for _, todo in planned}):
-        gang = [(task, todo) for task, todo in planned if todo.base_model == base]
-        fresh = sum(not todo.trained for _, todo in gang)
-        size = f"{fresh} task{'s' * (fresh != 1)}" if fresh else "unchanged"
-        with _guard(mode, night, [task for task, _ in gang]):
-            results = mode.step(f"train {base} ({size})", partial(train, context, [todo for _, todo in gang]))
-            for task, _ in gang:
-                with _guard(mode, night, [task]):
-                    trained[task.name] = _prompt_in(results[task.name])
+    plans = [todo for _, todo in gang]
+    lease.note(identify(plans))
+    step = f"train {plans[0].base_model} ({len(plans)} task{'s' * (len(plans) != 1)})"
+    results = mode.step(step, partial(train, context, plans))
+    lease.note(None)
+    for task, _ in gang:
+        with _guard(mode, night, [task]):
+            trained[task.name] = _prompt_in(results[task.name])
     return trained
 
 

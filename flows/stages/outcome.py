@@ -25,11 +25,11 @@ class Outcome(Grown):
     """One line of the night's table.
 
     Figures are the task's gate metric on the rows that judge; None if they are withheld. Tokens and seconds are what
-    the training of this version took of its gang; None if they were not counted then, or it was imported. `rows` are
-    those of the snapshot that it was judged by.
+    the training of this version took of its gang; None if they were not counted then, or it was imported. `plan` is why
+    it trained, or `unchanged`; `rows` are those of the snapshot that it was judged by.
     """
 
-    LATER: ClassVar = frozenset({"tokens", "seconds", "processor_seconds", "rows"})
+    LATER: ClassVar = frozenset({"tokens", "seconds", "processor_seconds", "plan", "rows"})
 
     task: str
     metric: str
@@ -48,6 +48,7 @@ class Outcome(Grown):
     tokens: int | None = None
     seconds: float | None = None
     processor_seconds: float | None = None
+    plan: str | None = None
     rows: int | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""The stages that make a candidate: plan, share, train. What was trained already is found under its training key."""
+"""The stages that make a candidate: share, train. What was trained already is found under its training key."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -7,21 +7,18 @@ import stamina
 
 from flows.stages.context import MACHINE, Context, checkout_commit
 from flows.stages.ingest import ingest
-from flows.stages.lengths import build_text, check_lengths
+from flows.stages.plan import FORCED, Plan, find_trained
 from ptpipeline.errors import PtpError, SettingsError, Terminal, TrainingError, Transient
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.chat import digest_chat
 from ptpipeline.records.base import Record
-from ptpipeline.records.data import Snapshot
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.versions import Promotion
-from ptpipeline.storage.keys import manifest_key
 from ptpipeline.task.folder import find_task, load_sources
 from ptpipeline.task.recipe import CURRENT
-from ptpipeline.task.task import Task
-from ptpipeline.tuning.key import compute_training_key, digest_start
 from registry.card.card import Provenance
 from registry.failpoints import reached
+from registry.ledger.gang import working_on
 from registry.ledger.secret import CHECKPOINTS, take_secret
 from registry.versions.promoters import Cause
 from registry.versions.promotion import point
@@ -33,43 +30,6 @@ if TYPE_CHECKING:
     from ptpipeline.tuning.tune import TrainedTask
 
 
-class Plan(Record):
-    """Whether a task has to train, and why."""
-
-    task: str
-    base_model: str
-    snapshot: str
-    training_key: str
-    trained: bool
-    reason: str
-
-
-def plan(context: Context, task: Task, snapshot: Snapshot) -> Plan:
-    """Find out whether anything that training depends on changed since it last ran."""
-    base = prepare_base(task.base_model, context.settings)
-    start = digest_start(task, context.registry.store)
-    chat = digest_chat(base.files.read_chat_template())
-    keys = [compute_training_key(task, snapshot, ref.fingerprint, start, chat) for ref in base.known]
-    known = next((key for key in keys if _find_trained(context, task.name, key) is not None), None)
-    key, trained = known or keys[0], known is not None
-    reason = (
-        "rows, recipe, base model and engine are unchanged: nothing to train"
-        if trained
-        else "not trained yet with these rows, recipe, base model and engine"
-    )
-    context.report(f"{task.name}: {reason}")
-    if not trained:
-        check_lengths(context, task, snapshot, build_text(context, task), snapshot.splits())
-    return Plan(
-        task=task.name,
-        base_model=task.base_model,
-        snapshot=snapshot.digest,
-        training_key=key,
-        trained=trained,
-        reason=reason,
-    )
-
-
 # ---------------------------------------------------------------- shared prompts
 
 
@@ -78,10 +38,11 @@ def share(context: Context, name: str) -> Promotion:
 
     If a person moved the alias away from that version, the alias stays where it is.
     """
-    version = register(
-        context.registry,
-        Provenance(tuned=_train_shared(context, name), report=None, verdict=None, commit=checkout_commit()),
-    )
+    with working_on(context.registry.ledger.database, [name]):
+        version = register(
+            context.registry,
+            Provenance(tuned=_train_shared(context, name), report=None, verdict=None, commit=checkout_commit()),
+        )
     history = context.registry.ledger.history(name, CURRENT)
     if history and history[-1].actor != MACHINE and version.number in {row.version for row in history}:
         number, head = version.number, history[-1]
@@ -139,8 +100,10 @@ def train(context: Context, plans: Sequence[Plan]) -> dict[str, TunedPrompt | Pt
     Raises ServiceUnavailable or SettingsError if store or ledger cannot keep what was trained: the checkpoint keeps it,
     and the same run again stores it.
     """
-    known = {plan.task: claim_trained(context, plan.task, plan.training_key) for plan in plans}
-    results: dict[str, TunedPrompt | PtpError] = {name: tuned for name, tuned in known.items() if tuned is not None}
+    claimed = {
+        plan.task: claim_trained(context, plan.task, plan.training_key) for plan in plans if plan.reason != FORCED
+    }
+    results: dict[str, TunedPrompt | PtpError] = {name: tuned for name, tuned in claimed.items() if tuned is not None}
     fresh = [plan for plan in plans if plan.task not in results]
     if fresh:
         results |= _train_gang(context, fresh)
@@ -206,7 +169,8 @@ def _open_checkpoints(context: Context) -> "Checkpoints":
 
     registry = context.registry
     secret = take_secret(registry.ledger.database, CHECKPOINTS)
-    return Checkpoints(registry.store, context.settings.checkpoint_seconds, secret)
+    fence = registry.ledger.database.check_fences
+    return Checkpoints(registry.store, context.settings.checkpoint_seconds, secret, fence)
 
 
 # ---------------------------------------------------------------- what was trained
@@ -218,17 +182,10 @@ def claim_trained(context: Context, task: str, key: str) -> TunedPrompt | None:
 
     The intent keeps the garbage collection away from it.
     """
-    tuned = _find_trained(context, task, key)
+    tuned = find_trained(context, task, key)
     if tuned is not None:
         context.registry.ledger.intend(task, tuned.digest)
-        tuned = _find_trained(context, task, key)  # it may have been collected before the intent was there
-    return tuned
-
-
-def _find_trained(context: Context, task: str, key: str) -> TunedPrompt | None:
-    tuned = context.registry.ledger.tuned(task, key)
-    if tuned is None or not context.registry.store.exists(manifest_key(task, tuned.digest)):
-        return None
+        tuned = find_trained(context, task, key)  # it may have been collected before the intent was there
     return tuned
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from safetensors.torch import save
 
-from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, PtpError
+from ptpipeline.errors import ArtifactError, NotFound, Overtaken, PreconditionFailed, PtpError
 from ptpipeline.models.frozen import FrozenBase, list_tensors
 from ptpipeline.records.base import digest_of
 from ptpipeline.storage import ObjectStore
@@ -26,17 +26,24 @@ from ptpipeline.tuning.state import GangState, copy_tensors, pack, unpack
 log = logging.getLogger(__name__)
 
 
+def _let_pass() -> None:
+    """Fence nothing: who trains without a ledger is alone."""
+
+
 class Checkpoint:
     """The place of one gang's checkpoint.
 
     Every put is conditional and replaces the whole object, so at any instant the object is the older or the newer
-    state. Two processes that train the same gang compute the same numbers: the checkpoint of either serves both, and
-    the one that loses a put goes on and tries again at the next interval.
+    state. `fence` is asked between the read of what is there and the put over it: it raises Overtaken if another
+    process took the gang over. Two processes that train the same gang all the same compute the same numbers: the
+    checkpoint of either serves both, and the one that loses a put goes on and tries again at the next interval.
     """
 
-    def __init__(self, store: ObjectStore, key: str, seconds: float, secret: bytes) -> None:
+    def __init__(
+        self, store: ObjectStore, key: str, seconds: float, secret: bytes, fence: Callable[[], None] = _let_pass
+    ) -> None:
         self.store, self.key, self.seconds = store, key, seconds
-        self._secret = secret
+        self._secret, self._fence = secret, fence
         self._last = time.monotonic()
         self._warned = False
 
@@ -64,12 +71,15 @@ class Checkpoint:
     def save(self, members: Sequence[Member], clock: Clock) -> None:
         """Put the gang of this moment, which must lie between two steps.
 
-        A store that fails does not end the training: one warning is logged.
+        A store or ledger that fails does not end the training: one warning is logged. Raises Overtaken if another
+        process took the gang over.
         """
         try:
             self._put(seal(self._secret, self.key, pack(members, clock)))
         except (PreconditionFailed, NotFound):
             log.info("another process wrote %s at the same time; this one tries again at the next interval", self.key)
+        except Overtaken:
+            raise
         except (PtpError, OSError) as error:
             level = logging.DEBUG if self._warned else logging.WARNING
             log.log(level, "no checkpoint at step %d, training goes on: %s", clock.steps, error)
@@ -80,8 +90,10 @@ class Checkpoint:
         try:
             etag = self.store.read(self.key).etag
         except NotFound:
+            self._fence()
             self.store.create(self.key, body)
         else:
+            self._fence()
             self.store.replace(self.key, body, etag)
 
     def clear(self) -> None:
@@ -93,11 +105,15 @@ class Checkpoint:
 
 
 class Checkpoints:
-    """The checkpoints of all gangs that one run trains, each written every `seconds` and sealed with `secret`."""
+    """The checkpoints of all gangs that one run trains, each written every `seconds` and sealed with `secret`, if
+    `fence` lets it pass.
+    """
 
-    def __init__(self, store: ObjectStore, seconds: float, secret: bytes) -> None:
+    def __init__(
+        self, store: ObjectStore, seconds: float, secret: bytes, fence: Callable[[], None] = _let_pass
+    ) -> None:
         self.store, self.seconds = store, seconds
-        self._secret = secret
+        self._secret, self._fence = secret, fence
         self._places: list[Checkpoint] = []
 
     def open(self, base: FrozenBase, jobs: Sequence[Job], path: str) -> Checkpoint:
@@ -106,7 +122,7 @@ class Checkpoints:
         `path` is the path that the self-check chose.
         """
         key = checkpoint_key(identify_gang(base, jobs, path))
-        self._places.append(Checkpoint(self.store, key, self.seconds, self._secret))
+        self._places.append(Checkpoint(self.store, key, self.seconds, self._secret, self._fence))
         return self._places[-1]
 
     def clear(self) -> None:

@@ -16,6 +16,7 @@ from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.serving.answers import answer
 from ptpipeline.tuning.checkpoint import Checkpoint, Checkpoints, identify_gang
 from ptpipeline.tuning.clock import Clock, Reading
+from ptpipeline.tuning.interruption import Interruption, deferred_sigterm
 from ptpipeline.tuning.member import Job, Member, Rows
 from ptpipeline.tuning.passes import FAILURES, Backward, build_examples, describe_failure
 from ptpipeline.tuning.places import drop_hopeless, fill_places
@@ -65,7 +66,8 @@ def run_gang(
     into one step wait in a queue: if a member ends, the next one joins at the next step. Training goes on from the
     gang's checkpoint if there is one, and leaves one behind at the end: the caller removes it once the results are
     stored. A member that fails ends alone, with `error` set. Raises BaseModelError if the base's weights changed,
-    SettingsError if the ranks' jobs differ, RankLost if one of them ends.
+    SettingsError if the ranks' jobs differ, RankLost if one of them ends, Overtaken if another process took the gang
+    over. SIGTERM ends it behind a checkpoint of the step in progress, by what handled that signal before.
     """
     before = base.digest_weights()
     members, clock = Member.start_gang(jobs), Clock()
@@ -78,33 +80,44 @@ def run_gang(
         members, clock = list(saved.members), saved.clock
     run = _Run(base, ranks.divide(check.backward), ranks, tracker, progress, clock)
     _expect_steps(members)
+    with deferred_sigterm() as interruption:
+        _train(run, members, checkpoint, interruption)
+        if ranks.any(base.digest_weights() != before):
+            _refuse_weights(base, checkpoint)
+        if checkpoint:
+            checkpoint.save(members, clock)
+        if interruption.asked:
+            interruption.end()
+    _report_traffic(run)
+    return Gang(members, clock, check)
+
+
+def _train(run: _Run, members: list[Member], checkpoint: Checkpoint | None, interruption: Interruption) -> None:
+    """Take steps until every member has ended; save the checkpoints that are due, and one before an interruption."""
     tracked: set[str] = set()  # members whose run this process started and has not ended
     try:
-        while active := fill_places(members, base.prompt_tokens):
-            _start_runs(base, [member for member in active if member.job.name not in tracked], tracker)
+        while active := fill_places(members, run.base.prompt_tokens):
+            _start_runs(run.base, [member for member in active if member.job.name not in tracked], run.tracker)
             tracked |= {member.job.name for member in active}
             _step(run, active)
             _finish_step(run, active, members)
             for member in (dropped := drop_hopeless(members)):
-                progress(f"{member.job.name}: {member.dropped.reason if member.dropped else ''}")
+                run.progress(f"{member.job.name}: {member.dropped.reason if member.dropped else ''}")
             if dropped:
                 _expect_steps(members)
             ended = [member for member in members if member.job.name in tracked and not member.active]
-            _end_runs(ended, tracker)
+            _end_runs(ended, run.tracker)
             tracked -= {member.job.name for member in ended}
-            if checkpoint and checkpoint.due:
-                checkpoint.save(members, clock)
+            if checkpoint and (checkpoint.due or interruption.asked):
+                checkpoint.save(members, run.clock)
+            if interruption.asked:
+                run.progress(f"told to end (SIGTERM) at step {run.clock.steps}; the next run goes on from there")
+                interruption.end()
     except BaseException:  # an interruption too leaves no run open; within a step there is no state to save
         for member in members:
             if member.job.name in tracked:
-                tracker.finish(member.run, "KILLED")
+                run.tracker.finish(member.run, "KILLED")
         raise
-    if ranks.any(base.digest_weights() != before):
-        _refuse_weights(base, checkpoint)
-    if checkpoint:
-        checkpoint.save(members, clock)
-    _report_traffic(run)
-    return Gang(members, clock, check)
 
 
 def _resume(ranks: Ranks, checkpoint: Checkpoint | None, jobs: Sequence[Job], progress: Progress) -> GangState | None:

@@ -1,4 +1,4 @@
-"""Leases: the right to write one projection for a limited time, kept in the ledger's database.
+"""Leases: the right to write one projection, or to work on one task, for a limited time, kept in the ledger's database.
 
 No clock that a user of the database can set decides one: see `Database.clock`. And none protects what is written:
 whoever writes under a lease calls `keep` in the same transaction, or just before a write that is cut off in time.
@@ -37,19 +37,21 @@ class Lease:
     def renew(self) -> None:
         """Take the lease, or extend it from now on; raise LeaseHeld if another process has it."""
         with self._database.writing(f"lease {self.name}") as connection:
-            mine = select(tables.lease).where(tables.lease.c.name == self.name)
-            row = connection.execute(mine.with_for_update()).one_or_none()  # `keep` may be extending it just now
-            now = self._database.clock(connection)
-            last = row.generation if row else 0
-            if row and last != self.generation:
-                left = _seconds_left(self._database, row, now)
-                if left > 0:
-                    raise LeaseHeld(
-                        f"{self.name} is being written by {row.owner}, for {left:.0f} s more; try again then"
-                    )
-            self.generation = last if last == self.generation else last + 1
-            held = {"owner": self._owner, "boot": self._database.boot, "generation": self.generation}
-            put(connection, tables.lease, {"name": self.name}, **held, expires_at=now + self.seconds)
+            self.take(connection)
+
+    def take(self, connection: Connection, **noted: Any) -> None:
+        """`renew` it as part of that transaction, which holds `lease NAME`; `noted` goes into its row."""
+        mine = select(tables.lease).where(tables.lease.c.name == self.name)
+        row = connection.execute(mine.with_for_update()).one_or_none()  # `keep` may be extending it just now
+        now = self._database.clock(connection)
+        last = row.generation if row else 0
+        if row and last != self.generation:
+            left = _seconds_left(self._database, row, now)
+            if left > 0:
+                raise LeaseHeld(f"{self.name} is being written by {row.owner}, for {left:.0f} s more; try again then")
+        self.generation = last if last == self.generation else last + 1
+        held = {"owner": self._owner, "boot": self._database.boot, "generation": self.generation}
+        put(connection, tables.lease, {"name": self.name}, **held, expires_at=now + self.seconds, **noted)
 
     def keep(self, connection: Connection) -> None:
         """Extend it from now on, as part of that transaction; raise LeaseHeld if another process took it meanwhile.
@@ -65,7 +67,11 @@ class Lease:
     def release(self) -> None:
         """Give the lease back, unless another process took it after it expired; the row keeps the generation."""
         with self._database.writing() as connection:
-            connection.execute(self._ours().values(owner=NOBODY, expires_at=0.0))
+            self.free(connection)
+
+    def free(self, connection: Connection) -> None:
+        """`release` it as part of that transaction."""
+        connection.execute(self._ours().values(owner=NOBODY, expires_at=0.0))
         self.generation = None
 
     def _ours(self) -> Update:

@@ -115,7 +115,7 @@ class TaskTotal(NamedTuple):
 def sum_tasks(ledger: Ledger) -> list[TaskTotal]:
     """Return the totals of each task that a night came to an end for, by task."""
     table = tables.night_task
-    statuses = select(table.c.task, table.c.status, func.count().label("count")).group_by(table.c.task, table.c.status)
+    statuses = select(table.c.task, table.c.status, func.count().label("nights")).group_by(table.c.task, table.c.status)
     costs = [
         func.max(column).label(column.name) for column in (table.c.tokens, table.c.seconds, table.c.processor_seconds)
     ]
@@ -128,7 +128,7 @@ def sum_tasks(ledger: Ledger) -> list[TaskTotal]:
         return [
             TaskTotal(
                 row.task,
-                {one.status: one.count for one in counts if one.task == row.task},
+                {one.status: one.nights for one in counts if one.task == row.task},
                 sum(one.tokens or 0 for one in trainings if one.task == row.task),
                 sum(one.seconds or 0.0 for one in trainings if one.task == row.task),
                 sum(one.processor_seconds or 0.0 for one in trainings if one.task == row.task),

@@ -4,7 +4,7 @@ publications.
 
 from typing import Any, ClassVar
 
-from sqlalchemy import Connection, Row, Select, Table, func, select
+from sqlalchemy import Connection, Row, Select, Table, select
 
 from ptpipeline.gate.disclosure import Disclosed, describe_failures, disclose
 from ptpipeline.records.base import Grown, now
@@ -14,7 +14,7 @@ from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PRODUCTION
 from registry.ledger import tables
-from registry.ledger.database import Database, put, time_after
+from registry.ledger.database import Database, put, time_after, time_behind
 from registry.ledger.events import emit
 from registry.ledger.tombstone import lock_name, take_over
 
@@ -75,6 +75,11 @@ class Results:
         )
         return TunedPrompt.model_validate(record) if record else None
 
+    def last_tuned(self, task: str) -> TunedPrompt | None:
+        """Return the prompt that the task trained last."""
+        record = self._value(_newest(tables.training).where(tables.training.c.task == task))
+        return TunedPrompt.model_validate(record) if record else None
+
     def save_tuned(self, *prompts: TunedPrompt) -> None:
         """Remember prompts under their training keys, in place of earlier ones: all or none."""
         with self.database.writing() as connection:
@@ -119,13 +124,27 @@ class Results:
         return [Verdict.model_validate(row.record) for row in self._rows(query)]
 
     def last_judged(self) -> dict[str, str]:
-        """Return when each task was judged last, by its name; each night renews the verdict that it finds."""
+        """Return when each task last came to a verdict, be it one that it had already, by the task's name."""
+        return {row.task: row.at for row in self._rows(select(tables.judged))}
+
+    def verdict_times(self, task: str, digest: str) -> dict[str, str]:
+        """Return when each verdict on the prompt became the newest, by the verdict's digest, newest first."""
         table = tables.verdict
-        rows = self._rows(select(table.c.task, func.max(table.c.at).label("at")).group_by(table.c.task))
-        return {row.task: row.at for row in rows}
+        mine = select(table.c.verdict, table.c.at).where(table.c.task == task, table.c.digest == digest)
+        return {row.verdict: row.at for row in self._rows(mine.order_by(table.c.at.desc()))}
+
+    def judging_time(self, verdict: Verdict) -> str | None:
+        """Return when the verdict became the newest on its prompt, or becomes it if that is now; None if no other was
+        given on that prompt.
+        """
+        digest, times = verdict.verdict_digest(), self.verdict_times(verdict.task, verdict.digest)
+        if not times.keys() - {digest}:
+            return None
+        newest, at = next(iter(times.items()))
+        return at if newest == digest else time_behind(at)
 
     def save_verdict(self, verdict: Verdict) -> None:
-        """Remember the verdict as the newest; saving it again makes it the newest again."""
+        """Remember the verdict as the newest on its prompt; an older one becomes the newest again."""
         with self.database.writing() as connection:
             put_verdict(connection, verdict)
 
@@ -180,9 +199,15 @@ class Results:
 
 
 def put_verdict(connection: Connection, verdict: Verdict) -> None:
-    """Write the verdict as the newest one; the first time that a candidate is refused by it, tell others so."""
+    """Write the verdict as the newest one; if it is that already, it keeps its time. The first time that a candidate is
+    refused by it, others are told so.
+    """
+    put(connection, tables.judged, {"task": verdict.task}, at=now())
     values = {"gate_key": verdict.gate_key, "task": verdict.task, "digest": verdict.digest, "passed": verdict.passed}
     table, key = tables.verdict, {"verdict": verdict.verdict_digest()}
+    mine = select(table.c.verdict).where(table.c.task == verdict.task, table.c.digest == verdict.digest)
+    if connection.scalar(mine.order_by(table.c.at.desc()).limit(1)) == verdict.verdict_digest():
+        return
     at = time_after(connection, table, table.c.task == verdict.task, table.c.digest == verdict.digest)
     is_new = connection.scalar(select(table.c.at).where(table.c.verdict == key["verdict"])) is None
     put(connection, table, key, **values, record=verdict.to_json(), at=at)

@@ -5,9 +5,10 @@ that were made together, `test_set` and `look` count how often which test rows d
 candidate waits for people, `approval` what they decided. `event` is what happened and is told to others, `subscriber`
 since when a target is told, `delivery` what it was told. `intent` names what is being published and `tombstone` what is
 being collected. `projection` says which promotion MLflow and the object store show, `attempt` which writes to MLflow's
-aliases may still be under way, `sighting` which of its aliases differed, `lease` who may write a projection, `probe`
-when an object store was last tested, `secret` what seals stored bytes, `night` and `night_task` what the nights came
-to. The rest keeps results of stages, so that they need not run again.
+aliases may still be under way, `sighting` which of its aliases differed, `lease` who may write a projection or work on
+a task, `judged` when a task last came to a verdict, `probe` when an object store was last tested, `secret` what seals
+stored bytes, `night` and `night_task` what the nights came to. The rest keeps results of stages, so that they need not
+run again.
 """
 
 from sqlalchemy import (
@@ -137,6 +138,13 @@ delivery = Table(
     Column("delivered", String(32)),
 )
 
+judged = Table(
+    "judged",
+    metadata,
+    Column("task", String(63), primary_key=True),
+    Column("at", String(32), nullable=False),
+)
+
 release = Table(
     "release",
     metadata,
@@ -202,6 +210,7 @@ lease = Table(
     Column("expires_at", Float, nullable=False),
     Column("boot", String(64)),
     Column("generation", Integer, nullable=False, server_default="0"),
+    Column("gang", String(64)),
 )
 
 secret = Table(

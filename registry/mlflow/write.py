@@ -258,7 +258,7 @@ def _ensure_template(client: "MlflowClient", experiment: str, card: Card) -> dic
             shown_in = {PROMPT_EXPERIMENTS_TAG: f",{experiment},", "ptp.task": card.task}
             client.create_prompt(
                 name,
-                description=f"The text behind the soft prompts of [{card.task}](#/models/{card.task})",
+                description=f"The text that stands behind the soft prompts of {card.task}",
                 tags=shown_in,
             )
         described = f"answers {escape(manifest.answers)}"
@@ -269,11 +269,14 @@ def _ensure_template(client: "MlflowClient", experiment: str, card: Card) -> dic
 
 
 def name_template(client: "MlflowClient", card: Card) -> None:
-    """Let the aliases that name the card's version name its text template too, on MLflow's page of prompts."""
+    """Let the aliases that name the card's version name its text template too, on MLflow's page of prompts, which shows
+    no description: a tag leads to the page of the soft prompts.
+    """
     aliases = [naming.promotion.alias for naming in card.namings if naming.ended is None]
     name = f"{card.task}.template"
     version = _find_template(client, name, digest_of(card.artifact.manifest.template)) if aliases else None
     if version is not None:
+        client.set_prompt_tag(name, "ptp.model", f"/#/models/{card.task}")
         for alias in aliases:
             client.set_prompt_alias(name, alias, int(version))
 

@@ -24,7 +24,7 @@ def compare_model(registry: Registry, task: str, versions: dict[int, str], model
                 safe=True,
             )
     heads = {head.alias: head for head in registry.ledger.heads(task)}
-    for entry in find_outdated(list(heads.values()), model):
+    for entry in find_outdated(list(heads.values()), model, versions.values()):
         yield Difference(
             task=task,
             kind="model",

@@ -50,12 +50,12 @@ def reconcile(
         failures.append(models)
         registry, models = replace(registry, mlflow=None), {}
     heads, shown = registry.ledger.heads(task), applied_projections(registry.ledger)
-    for name, versions in _versions(registry, task).items():
-        actions += attempt(name, partial(_restore_names, registry, versions, task is not None))
+    versions = _versions(registry, task)
+    for name, known in versions.items():
+        actions += attempt(name, partial(_restore_names, registry, known, task is not None))
         if registry.mlflow:
-            actions += attempt(
-                name, partial(_restore_versions, registry, registry.mlflow, versions, models.get(name, Model()))
-            )
+            shown_there = models.get(name, Model())
+            actions += attempt(name, partial(_restore_versions, registry, registry.mlflow, known, shown_there))
     for head in heads:
         followed = min(head.seq, shown.applied.get(Projection("store", head.task, head.alias), 0))
         actions += attempt(head.task, partial(_restore_history, registry, head, followed))
@@ -63,9 +63,11 @@ def reconcile(
             actions += _restore_alias(registry, tasks, head, wait)
         elif Alias(head.task, head.alias) in shown.sighted:
             forget_sighting(registry.ledger, head)
-    for name, model in models.items():
-        if registry.mlflow and find_outdated([head for head in heads if head.task == name], model):
-            actions += attempt(name, partial(describe_aliases, registry, registry.mlflow, name))
+    if registry.mlflow:
+        for name, known in versions.items():
+            own, digests = [head for head in heads if head.task == name], {version.digest for version in known}
+            if find_outdated(own, models.get(name, Model()), digests):
+                actions += attempt(name, partial(describe_aliases, registry, registry.mlflow, name))
     if task is None:
         actions += attempt("releases", partial(_restore_releases, registry))
     return actions + failures

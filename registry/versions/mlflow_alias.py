@@ -6,7 +6,7 @@ was killed while the request was under way. The note distinguishes such a write 
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
 from ptpipeline.errors import ArtifactError, NotFound
@@ -104,11 +104,12 @@ def describe_aliases(registry: Registry, mlflow: MlflowStore, task: str) -> list
 
     A version whose bytes are damaged keeps its page: the doctor names it.
     """
-    model = mlflow.models(task).get(task)
+    known = {version.digest: version for version in registry.ledger.versions(task, limit=None)}
+    model = mlflow.models(task).get(task, Model())
     actions = []
-    for entry in find_outdated(registry.ledger.heads(task), model) if model else []:
+    for entry in find_outdated(registry.ledger.heads(task), model, known):
+        version = known[entry.digest]
         try:
-            version = registry.ledger.version_of(task, entry.digest)
             mlflow.describe(load_card(registry, task, entry.digest), version, entry.number)
         except (ArtifactError, NotFound) as error:
             log.warning("%s: MLflow's page of version %s does not follow its aliases: %s", task, entry.version, error)
@@ -118,12 +119,15 @@ def describe_aliases(registry: Registry, mlflow: MlflowStore, task: str) -> list
     return actions
 
 
-def find_outdated(heads: Sequence[Promotion], model: Model) -> list[Shown]:
-    """Return the versions in the task's model whose tags do not tell what these heads of its aliases tell."""
+def find_outdated(heads: Sequence[Promotion], model: Model, known: Container[str]) -> list[Shown]:
+    """Return the versions in the task's model, of a known digest, whose tags do not tell what these heads of its
+    aliases tell.
+    """
     return [
         entry
         for entry in model.versions.values()
-        if entry.digest and entry.aliases != alias_tags([head for head in heads if head.digest == entry.digest])
+        if entry.digest in known
+        and entry.aliases != alias_tags([head for head in heads if head.digest == entry.digest])
     ]
 
 

@@ -20,7 +20,7 @@ from registry.ledger.tombstone import collected_sentence
 from registry.registry import Registry
 from registry.versions.approval import check_order, check_people
 from registry.versions.history import is_return, rollback_target, row_of, version_before
-from registry.versions.projection import follow, is_finished, pointer_in
+from registry.versions.projection import follow, pointer_in
 from registry.versions.promoters import Cause, check_promoter, commit, find_promoters
 from registry.versions.provenance import write_release
 
@@ -108,20 +108,23 @@ def point(registry: Registry, version: PromptVersion, cause: Cause, alias: str) 
 def rollback(registry: Registry, task: str, cause: Cause, to: int | None = None, alias: str = PRODUCTION) -> Promotion:
     """Move `alias` back to the version before the one that it names, or to version `to`, which it named once.
 
-    Each call goes one step back; repeating it never goes forward again. If a rollback for the same cause died before
-    all saw it, this finishes it instead. Raises PromotionRefused if there is nothing to go back to, if the alias never
-    named `to`, or if its bytes are missing or altered; PromotionConflict; NotFound if there is no such alias.
+    It never goes forward again. If the head is a rollback for the same cause, this only shows it to readers: nobody
+    knows whether the one who asks saw that it ended, so only another cause, or `to`, goes further back. Raises
+    PromotionRefused if there is nothing to go back to, if the alias never named `to`, or if its bytes are missing or
+    altered; PromotionConflict; NotFound if there is no such alias.
     """
     history = registry.ledger.history(task, check_alias(alias))
     if not history:
         raise NotFound(f"{task}@{alias}: this alias was never promoted; there is nothing to roll back")
     head = history[-1]
-    if to is None and is_return(history) and _is_same_cause(head, cause) and not is_finished(registry, head):
+    if to is None and is_return(history) and _is_same_cause(head, cause):
         log.warning(
-            "%s@%s: the rollback to version %d that was interrupted is finished; `--to N` goes back further",
+            "%s@%s: this rollback to version %d took place at %s (%s); another reason, or `--to N`, goes further back",
             task,
             alias,
             head.version,
+            head.at,
+            head.reason,
         )
         number = head.version
     else:

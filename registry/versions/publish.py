@@ -1,11 +1,11 @@
 """Publishing: from the bytes of a trained prompt to a numbered version; every step may be repeated."""
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from ptpipeline.errors import ArtifactError, NotFound, Terminal
+from ptpipeline.errors import ArtifactError, NotFound, ServiceUnavailable, Terminal
 from ptpipeline.evaluation.mistakes import Mistakes
 from ptpipeline.foreign import parse_record
 from ptpipeline.gate.disclosure import WITHOUT_TEST_ROWS, disclose, is_withheld
@@ -23,10 +23,11 @@ from registry.card.page import render_page
 from registry.failpoints import reached
 from registry.ledger.ledger import Ledger
 from registry.ledger.results import Publication
+from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.versions.content import is_sound, read_content, write_content
 from registry.versions.history import find_namings
-from registry.versions.provenance import Dossier, stored_verdicts, write_dossier
+from registry.versions.provenance import Dossier, lost_dossiers, stored_verdicts, write_dossier
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +56,8 @@ def register(registry: Registry, provenance: Provenance) -> PromptVersion:
     """Make the staged prompt a version; a repeat finds what is there and finishes it.
 
     Raises NotFound or ArtifactError if the stored bytes are missing or altered, Terminal if the store knows versions
-    that the ledger does not, ServiceUnavailable if the store, the ledger or MLflow does not answer: then repeat it.
+    that the ledger does not, ServiceUnavailable if the store or the ledger does not answer: then repeat it. MLflow may
+    be away: a reconcile adds the version there.
     """
     ledger, task, digest = registry.ledger, provenance.tuned.task, provenance.tuned.digest
     ledger.intend(task, digest)
@@ -65,20 +67,28 @@ def register(registry: Registry, provenance: Provenance) -> PromptVersion:
     publication = remember(registry, provenance)
     reached("publish remembered")
     card = _make_card(registry, artifact, publication, provenance)
-    if registry.mlflow:
-        registry.mlflow.ensure(card)
+    _show_in_mlflow(registry, task, lambda mlflow: mlflow.ensure(card))
     reached("publish shown")
     version = ledger.add_version(task, digest, provenance.verdict)
     reached("publish numbered")
     name_version(registry.store, version)
     reached("publish named")
     write_page(registry, card, version)
-    if registry.mlflow:
-        registry.mlflow.describe(card, version)
+    _show_in_mlflow(registry, task, lambda mlflow: mlflow.describe(card, version))
     read_ensemble(registry.store, read_artifact(registry.store, task, digest))
     reached("publish verified")
     ledger.fulfil(task, digest)
     return version
+
+
+def _show_in_mlflow(registry: Registry, task: str, show: Callable[[MlflowStore], object]) -> None:
+    """Show it in MLflow, which only follows the ledger: if it is away, the version is registered all the same."""
+    if registry.mlflow is None:
+        return
+    try:
+        show(registry.mlflow)
+    except ServiceUnavailable as error:
+        log.warning("%s: MLflow does not show this version yet, its page lags until a reconcile: %s", task, error)
 
 
 def name_version(store: ObjectStore, version: PromptVersion) -> bool:
@@ -308,15 +318,14 @@ def remember(registry: Registry, provenance: Provenance) -> Publication:
     ledger, store, tuned = registry.ledger, registry.store, provenance.tuned
     publication = _publish_files(store, ledger.publication(tuned.task, tuned.digest), provenance)
     ledger.save_publication(publication, provenance.report)
-    verdicts = reversed(ledger.verdicts(tuned.task, tuned.digest))
-    earlier = [verdict for verdict in verdicts if verdict != provenance.verdict]
-    stored = stored_verdicts(store, tuned.task, tuned.digest) if earlier else set()
-    # a collection deletes dossiers and keeps verdicts; the newest verdict has to be written last
-    for verdict in earlier:
-        if verdict.verdict_digest() not in stored:
-            report = ledger.report(verdict.evaluation_key)
-            write_dossier(store, Dossier(publication=publication, report=report, verdict=verdict))
-    write_dossier(store, Dossier(publication=publication, report=provenance.report, verdict=provenance.verdict))
+    verdict = provenance.verdict
+    judged_at = ledger.judging_time(verdict) if verdict else None
+    if judged_at:  # there are others: a collection deletes dossiers and keeps verdicts
+        stored = stored_verdicts(store, tuned.task, tuned.digest) | {verdict.verdict_digest() if verdict else ""}
+        for dossier in lost_dossiers(ledger, publication, stored):
+            write_dossier(store, dossier)
+    report = provenance.report
+    write_dossier(store, Dossier(publication=publication, report=report, verdict=verdict, judged_at=judged_at))
     return publication
 
 

@@ -167,7 +167,8 @@ def test_promoting_a_version_that_is_not_there_fails_with_a_sentence(project: Pr
 
 
 def test_a_run_without_a_process_is_ended(project: Project, deployed: Redeployed, tmp_path: Path) -> None:
-    url = f"{project.prefect}/deployments/{the_nightly(project)['id']}/create_flow_run"
+    deployment = call("GET", f"{project.prefect}/deployments/name/ingest/ptp-ingest")  # which nothing starts again
+    url = f"{project.prefect}/deployments/{deployment['id']}/create_flow_run"
     lost, living = (call("POST", url, {"state": {"type": "RUNNING"}})["id"] for _ in range(2))
     process = spawn(
         ["sleep", "60"], {**os.environ, "PTP_HOME": str(project.home), "PREFECT__FLOW_RUN_ID": living}, tmp_path / "log"

@@ -97,7 +97,7 @@ def stored(key: str, body: bytes) -> tuple[str, Any]:
     may say other words.
     """
     if key.endswith(".html"):
-        return re.sub("[0-9a-f]{12}(?=.html)", "HASH", key), "a page"
+        return re.sub("[0-9a-f]{64}(?=.html)", "HASH", key), "a page"
     short = len(body) < 800 and not key.endswith((".safetensors", ".png"))
     return key, masked(body.decode()).splitlines() if short else f"sha256 {hashlib.sha256(body).hexdigest()}"
 

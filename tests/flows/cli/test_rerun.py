@@ -19,7 +19,8 @@ from benchmarks.fixtures.prompts import a_task, an_artifact, published
 from flows.cli import main
 from flows.stages.ingest import ingest
 from flows.stages.judge import evaluate
-from flows.stages.train import plan, train
+from flows.stages.plan import plan
+from flows.stages.train import train
 from ptpipeline.errors import NotFound
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.serving.resolver import resolve

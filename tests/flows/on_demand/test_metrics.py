@@ -2,14 +2,18 @@
 
 from pathlib import Path
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from flows.on_demand.metrics import render_metrics, write_metrics
 from registry.ledger.ledger import Ledger
 from registry.ledger.nights import begin_night, end_night
-from tests.registry.ledger.test_nights import MOOD, a_night, ledger
+from tests.registry.ledger.test_nights import MOOD, a_night
 
-__all__ = ["ledger"]  # the fixture
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
 
 
 def test_prometheus_reads_the_metrics(ledger: Ledger, tmp_path: Path) -> None:

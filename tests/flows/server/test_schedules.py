@@ -1,11 +1,16 @@
 """Schedules: slugs, grouping, and the rendered deployments."""
 
+import asyncio
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from prefect._internal.schemas.validators import validate_cron_string
+from prefect.server.schemas.schedules import CronSchedule
 from pydantic import ValidationError
 
 from flows.nightly import narrow
@@ -69,6 +74,24 @@ def test_what_prefect_does_not_know_is_refused(line: str) -> None:
 def test_a_zone_that_prefect_does_not_know_is_refused(zone: str) -> None:
     with pytest.raises(ValidationError, match="not a time zone of the tz database"):
         Schedule(cron="0 2 * * *", timezone=zone)
+
+
+@pytest.mark.parametrize(
+    ("cron", "zone", "evening"),
+    [
+        ("30 2 * * *", "Europe/Berlin", datetime(2026, 3, 28, 12)),  # 02:30 does not exist in the next night
+        ("30 2 * * *", "Europe/Berlin", datetime(2026, 10, 24, 12)),  # 02:30 comes twice
+        ("30 1 * * *", "America/New_York", datetime(2026, 10, 31, 12)),  # 01:30 comes twice
+        ("0 0 * * *", "America/Havana", datetime(2026, 3, 7, 12)),  # midnight does not exist: it comes an hour before
+    ],
+)
+def test_a_night_of_a_changed_clock_has_one_run(cron: str, zone: str, evening: datetime) -> None:
+    schedule = CronSchedule(cron=cron, timezone=zone)
+    start = evening.replace(tzinfo=ZoneInfo(zone))
+    runs = asyncio.run(schedule.get_dates(n=9, start=start, end=start + timedelta(days=3, hours=3)))
+    assert len(runs) == 3
+    instants = [run.timestamp() for run in runs]
+    assert all(23 <= (later - earlier) / 3600 <= 25 for earlier, later in pairwise(instants))
 
 
 def test_a_slug_is_a_plain_name() -> None:

@@ -9,8 +9,9 @@ import ptpipeline
 from flows.stages.chain import Mode, Result, run
 from flows.stages.context import select_tasks
 from flows.stages.ingest import ingest
+from flows.stages.plan import plan
 from flows.stages.promote import move
-from flows.stages.train import plan, train
+from flows.stages.train import train
 from ptpipeline.errors import (
     ArtifactError,
     BaseModelError,

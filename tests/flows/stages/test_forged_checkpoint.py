@@ -17,7 +17,8 @@ from safetensors.torch import load, save
 
 from flows.stages.context import Context
 from flows.stages.ingest import ingest
-from flows.stages.train import plan, train
+from flows.stages.plan import plan
+from flows.stages.train import train
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.signing import SigningKey
 from ptpipeline.storage import FolderStore

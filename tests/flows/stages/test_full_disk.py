@@ -16,7 +16,8 @@ import stamina
 from flows.cli import main
 from flows.stages.context import Context, select_tasks
 from flows.stages.ingest import ingest
-from flows.stages.train import plan, train
+from flows.stages.plan import plan
+from flows.stages.train import train
 from ptpipeline.settings import load_settings
 from registry import failpoints
 from tests import processes

@@ -8,8 +8,9 @@ from pyarrow import parquet
 import ptpipeline
 from flows.stages.context import Context
 from flows.stages.ingest import ingest
+from flows.stages.plan import plan
 from flows.stages.promote import move
-from flows.stages.train import plan, train
+from flows.stages.train import train
 from ptpipeline.errors import DataError, PtpError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records.reports import Report, TextScores

@@ -18,7 +18,8 @@ import pytest
 
 from flows.stages.context import Context, select_tasks
 from flows.stages.ingest import ingest
-from flows.stages.train import plan, train
+from flows.stages.plan import plan
+from flows.stages.train import train
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.settings import load_settings
 from tests import processes
@@ -55,7 +56,7 @@ def run_training(environment: dict[str, str], log: Path) -> None:
 class Training:
     """The training of the two tasks of a project, with everything it stores below `folder`."""
 
-    def __init__(self, tasks: Path, folder: Path) -> None:
+    def __init__(self, tasks: Path, folder: Path, seconds: float = 0.05) -> None:
         self.store = folder / "store"
         self._log = folder / "log"
         folder.mkdir()
@@ -69,7 +70,7 @@ class Training:
         self._environment = (
             clean
             | {name: str(value) for name, value in settings.items()}
-            | {"PTP_CHECKPOINT_SECONDS": "0.05", "PTP_DTYPE": "float32"}
+            | {"PTP_CHECKPOINT_SECONDS": str(seconds), "PTP_DTYPE": "float32"}
         )
 
     def start(self) -> BaseProcess:
@@ -77,7 +78,7 @@ class Training:
 
     @property
     def output(self) -> str:
-        return self._log.read_text()
+        return self._log.read_text() if self._log.exists() else ""
 
     def checkpoints(self) -> dict[str, float]:
         """When each was last written."""
@@ -107,6 +108,18 @@ class Training:
         process.join()
         return process.exitcode == -signal.SIGKILL
 
+    def told_to_end(self) -> float:
+        """Start it, send SIGTERM twice in the middle of its steps, and return the seconds that it took to end."""
+        process = self.start()
+        while process.is_alive() and "step 10/" not in self.output:
+            time.sleep(0.005)
+        process.terminate()
+        process.terminate()  # as who is impatient does
+        told = time.monotonic()
+        process.join(60)
+        assert process.exitcode == 128 + signal.SIGTERM, self.output
+        return time.monotonic() - told
+
 
 @pytest.fixture
 def tasks(tmp_path: Path) -> Path:
@@ -134,3 +147,13 @@ def test_a_killed_training_ends_at_the_same_bits(tasks: Path, tmp_path: Path) ->
     assert training.finished() == undisturbed
     assert "resumes from a checkpoint" in training.output
     assert training.checkpoints() == {}
+
+
+def test_a_training_that_is_told_to_end_writes_a_checkpoint(tasks: Path, tmp_path: Path) -> None:
+    undisturbed = Training(tasks, tmp_path / "undisturbed").finished()
+    training = Training(tasks, tmp_path / "told", seconds=3600)
+    assert training.told_to_end() < 10
+    assert len(training.checkpoints()) == 1
+    assert "told to end (SIGTERM)" in training.output
+    assert training.finished() == undisturbed
+    assert "resumes from a checkpoint" in training.output

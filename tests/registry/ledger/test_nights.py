@@ -1,7 +1,5 @@
 """What the ledger remembers of nights."""
 
-from pathlib import Path
-
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError
@@ -18,11 +16,6 @@ TONE = NightTask(task="tone", status="failed", reason="no rows")
 
 def a_night(id_: str, started: str = "2026-11-26T02:00:00+00:00") -> RecordedNight:
     return RecordedNight(id=id_, flow="nightly", cause="schedule x", page=None, started=started)
-
-
-@pytest.fixture
-def ledger(tmp_path: Path) -> Ledger:
-    return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
 
 
 def test_a_night_is_listed_with_its_tasks_newest_first(ledger: Ledger) -> None:

@@ -131,19 +131,26 @@ def _rows_of_the_fourth() -> dict[str, list[dict[str, Any]]]:
     rows = _rows_of_the_third()
     return rows | {
         "promotion": [row | {"chain": None} for row in rows["promotion"]],
-        "lease": [row | {"boot": "a-boot", "generation": 7} for row in rows["lease"]],
+        "lease": [row | {"boot": "an-earlier-start", "generation": 2} for row in rows["lease"]],
         "secret": [{"name": "checkpoints", "value": "f" * 64, "at": AT}],
     }
+
+
+def _rows_of_the_fifth() -> dict[str, list[dict[str, Any]]]:
+    """The same rows in the fifth schema."""
+    rows = _rows_of_the_fourth()
+    return rows | {"lease": [row | {"gang": None} for row in rows["lease"]]}
 
 
 def _rows_of_the_sixth() -> dict[str, list[dict[str, Any]]]:
     """The same rows in the sixth schema, and the tables that came with it."""
     request = {"task": "mood", "number": 1, "version": 2, "digest": SECOND.digest, "verdict": "d" * 64}
     decision = {"task": "mood", "request": 1, "number": 1, "approved": True, "actor": "ann", "key": None}
-    return _rows_of_the_fourth() | {
+    return _rows_of_the_fifth() | {
         "approval_request": [request | {"started_by": "carl", "asked": 1.5, "expires": 2.5, "at": AT}],
         "approval": [decision | {"reason": "looks right", "at": AT}],
         "event": [{"seq": 1, "id": "evt_1", "kind": "promotion", "record": {"to": 2}, "at": AT}],
+        "judged": [{"task": "mood", "at": AT}],
         "subscriber": [{"target": "ops", "since": 1, "at": AT}],
         "delivery": [{"event": 1, "target": "ops", "attempts": 2, "due": 3.5, "delivered": AT}],
     }
@@ -154,6 +161,7 @@ ROWS = {
     "0002": _rows_of_the_second(),
     "0003": _rows_of_the_third(),
     "0004": _rows_of_the_fourth(),
+    "0005": _rows_of_the_fifth(),
     "0006": _rows_of_the_sixth(),
 }  # revision -> rows of all of its tables
 JSON_COLUMNS = ("record", "versions")

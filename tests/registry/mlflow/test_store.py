@@ -107,7 +107,7 @@ def test_template_and_model_lead_to_each_other(shown: Registry, task: Task, clie
     assert template.version == 1
     prompt = client.get_prompt(f"{task.name}.template")
     assert prompt is not None
-    assert f"[{task.name}](#/models/{task.name})" in prompt.description
+    assert prompt.tags["ptp.model"] == f"/#/models/{task.name}"
     assert f"(#/prompts/{task.name}.template)" in client.get_model_version(task.name, "1").description
 
 

@@ -142,11 +142,22 @@ def test_registering_altered_bytes_is_refused(plain: Registry, task: Task) -> No
     assert plain.ledger.versions(task.name) == []
 
 
-def test_an_unreachable_mlflow_leaves_no_version(plain: Registry, task: Task) -> None:
-    with pytest.raises(ServiceUnavailable, match=r"MLflow at http://127.0.0.1:9 does not answer"):
-        published(Registry(plain.ledger, plain.store, MlflowStore("http://127.0.0.1:9")), task, 1)
-    assert plain.ledger.versions(task.name) == []
-    assert published(plain, task, 1) == 1
+def test_a_registration_outlives_an_unreachable_mlflow(
+    plain: Registry, task: Task, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert published(Registry(plain.ledger, plain.store, MlflowStore("http://127.0.0.1:9")), task, 1) == 1
+    assert "its page lags until a reconcile: MLflow at http://127.0.0.1:9 does not answer" in caplog.text
+    assert plain.ledger.intents(task.name) == []
+
+
+@pytest.mark.servers
+def test_a_reconcile_adds_what_mlflow_missed(plain: Registry, task: Task, mlflow_url: str) -> None:
+    away = Registry(plain.ledger, plain.store, MlflowStore("http://127.0.0.1:9"))
+    head = promote(away, task, published(away, task, 1), ME)
+    back = Registry(plain.ledger, plain.store, MlflowStore(mlflow_url))
+    reconcile(back, {task.name: task})
+    assert back.mlflow is not None
+    assert back.mlflow.find(task.name, head.digest) == back.mlflow.aliases(task.name)["production"]
 
 
 def test_a_promotion_outlives_an_unreachable_mlflow(

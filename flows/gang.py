@@ -1,0 +1,33 @@
+"""The gang flow: one gang of a night, on a worker of its own; the night starts it and collects the outcomes."""
+
+import json
+from typing import Any
+
+from prefect import flow
+from prefect.artifacts import Artifact
+from prefect.client.schemas.objects import State
+
+from flows.night import end, show_verdict
+from flows.requests import GangRequest
+from flows.spread import OUTCOMES
+from flows.stages.chain import Mode, Night, run
+from flows.stages.context import select_tasks
+from flows.states import name_this_run
+from flows.steps import open_context, step
+
+
+@flow(name="gang", flow_run_name=name_this_run, persist_result=False)
+def gang(request: GangRequest) -> State[Any]:
+    """Train the tasks of one gang of a night together, and finish them; the night starts this, not a person."""
+    context = open_context()
+    context.started_by = request.started_by
+    selection = select_tasks(context.settings, request.tasks)
+    night = run(context, selection, Mode(step, isolate=True, show=show_verdict, force=request.force))
+    Artifact(type=OUTCOMES, data=encode(night)).create()
+    return end(night, "gang")
+
+
+def encode(night: Night) -> str:
+    """Return what the night reads back."""
+    outcomes = {name: outcome.to_json() for name, outcome in night.outcomes.items()}
+    return json.dumps({"outcomes": outcomes, "errors": night.errors})

@@ -1,0 +1,123 @@
+"""The automations on a real Prefect server: what falls silent has crashed, and a crashed night is started again."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import pytest
+
+from benchmarks.fixtures.s3_server import free_ports
+from flows.local.keys import load_keys
+from flows.local.process import spawn, stop
+from flows.local.servers import StackConfig, define_server
+from flows.server.api import call
+from flows.server.automations import SILENT_SECONDS, install_automations
+from ptpipeline.errors import NotFound
+
+pytestmark = pytest.mark.servers
+
+SHORT = 10.0  # seconds of silence, the least that Prefect takes; with the real ones the test would last two minutes
+
+
+class Served(NamedTuple):
+    """A Prefect server with the deployment of the nightly flow."""
+
+    api: str
+    deployment: str
+
+    def start(self, state: str, **request: Any) -> str:
+        body = {"state": {"type": state}, "parameters": {"request": request} if request else {}}
+        return str(call("POST", f"{self.api}/deployments/{self.deployment}/create_flow_run", body)["id"])
+
+    def state(self, run: str) -> str:
+        return str(call("GET", f"{self.api}/flow_runs/{run}")["state_type"])
+
+    def runs_after(self, run: str) -> list[dict[str, Any]]:
+        query = {"deployments": {"id": {"any_": [self.deployment]}}}
+        found = call("POST", f"{self.api}/flow_runs/filter", query)
+        return [each for each in found if each["parameters"].get("request", {}).get("night") == run]
+
+    def beat(self, run: str) -> None:
+        """Send a heartbeat as Prefect's engine does."""
+        event = {
+            "id": str(uuid.uuid4()),
+            "occurred": datetime.now(UTC).isoformat(),
+            "event": "prefect.flow-run.heartbeat",
+            "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+            "related": [
+                {
+                    "prefect.resource.id": f"prefect.deployment.{self.deployment}",
+                    "prefect.resource.role": "deployment",
+                }
+            ],
+        }
+        call("POST", f"{self.api}/events", [event])
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    home = tmp_path_factory.mktemp("prefect")
+    config = StackConfig(home, {"prefect": free_ports(1)[0], "storage": 0, "mlflow": 0}, load_keys(home))
+    server = define_server("prefect", config)
+    environment = server.environment | {"PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY": "PT2S"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_AUTH_STRING", config.credential("prefect"))
+        process = spawn(server.command, environment, home / "log", config.ports["prefect"], server.folder)
+        try:
+            wait_for(lambda: server.ready(process), 300)
+            api = config.settings()["prefect"]
+            with pytest.raises(NotFound, match="deploy the flows first"):
+                install_automations(api)
+            flow = call("POST", f"{api}/flows/", {"name": "nightly"})["id"]
+            made = call("POST", f"{api}/deployments/", {"name": "ptp-nightly", "flow_id": flow})
+            yield Served(api, str(made["id"]))
+        finally:
+            stop(process)
+
+
+def wait_for(what: Callable[[], Any], seconds: float) -> Any:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := what():
+            return found
+        time.sleep(0.2)
+    raise AssertionError(f"not within {seconds:.0f} s")
+
+
+@pytest.fixture(scope="module")
+def installed(served: Served) -> dict[str, dict[str, Any]]:
+    """The automations by name, installed twice, with a shorter patience."""
+    assert len(install_automations(served.api)) == 2
+    assert install_automations(served.api) == []
+    found = {one["name"]: one for one in call("POST", f"{served.api}/automations/filter", {})}
+    notice = found["ptp: a run without a heartbeat has crashed"]
+    assert notice["trigger"]["within"] == SILENT_SECONDS
+    trigger = notice["trigger"] | {"within": SHORT}
+    call("PUT", f"{served.api}/automations/{notice['id']}", {**notice, "trigger": trigger})
+    return found
+
+
+def test_a_silent_night_has_crashed_and_starts_again(served: Served, installed: dict[str, dict[str, Any]]) -> None:
+    run = served.start("RUNNING", tasks=["mood"], schedule="0-2", resumes=1)
+    served.beat(run)
+    wait_for(lambda: served.state(run) == "CRASHED", 6 * SHORT)
+    [again] = wait_for(lambda: served.runs_after(run), 6 * SHORT)
+    request = {"tasks": ["mood"], "schedule": "0-2", "resumes": 2, "night": run}
+    assert (again["parameters"]["request"], again["state_type"]) == (request, "SCHEDULED")
+
+
+def test_a_night_that_ended_is_left_alone(served: Served, installed: dict[str, dict[str, Any]]) -> None:
+    run = served.start("RUNNING")
+    served.beat(run)
+    state = {"type": "COMPLETED", "name": "Gate failed"}  # a name of our own: the event is called by it
+    call("POST", f"{served.api}/flow_runs/{run}/set_state", {"state": state})
+    time.sleep(1.5 * SHORT)
+    assert served.state(run) == "COMPLETED"
+    assert served.runs_after(run) == []
+
+
+def test_an_automation_that_differs_is_brought_back(served: Served, installed: dict[str, dict[str, Any]]) -> None:
+    assert install_automations(served.api) == ["ptp: a run without a heartbeat has crashed"]
+    assert install_automations(served.api) == []

@@ -1,0 +1,84 @@
+"""The gangs of a night as runs of several workers, against a small server that answers as Prefect's API does."""
+
+from typing import Any
+
+import pytest
+
+from flows.gang import encode
+from flows.requests import GangRequest
+from flows.spread import GANGS_PER_WORKER, count_parts, spread
+from flows.stages.chain import Night
+from flows.stages.plan import identify
+from tests.flows.server.test_prefect import Prefect, listening
+from tests.flows.stages.test_plan import a_plan
+from tests.flows.test_night import OUTCOME
+
+REQUEST = GangRequest(tasks=[])
+
+
+class Pool(Prefect):
+    """Runs that end in the states that are named for their tasks, one for each attempt."""
+
+    def __init__(self, **states: list[str]) -> None:
+        super().__init__({})
+        self.states, self.keys = states, list[str]()
+
+    def answer(self, what: str, body: Any) -> tuple[int, Any]:
+        path = what.partition(" ")[2]
+        if path == "/deployments/name/gang/ptp-gang":
+            return 200, {"id": "gang"}
+        if path == "/deployments/gang/create_flow_run":
+            self.keys.append(body["idempotency_key"])
+            [task] = body["parameters"]["request"]["tasks"]
+            return 201, {"id": f"{task}.{body['idempotency_key'].split()[-1]}"}
+        if path.startswith("/flow_runs/"):
+            task, attempt = path.rpartition("/")[2].split(".")
+            return 200, {"state_type": self.states[task][int(attempt) - 1], "state": {"message": "by hand"}}
+        if path == "/artifacts/filter":
+            [run] = body["artifacts"]["flow_run_id"]["any_"]
+            task, attempt = run.split(".")
+            done = self.states[task][int(attempt) - 1] == "COMPLETED"
+            outcome = OUTCOME.model_copy(update={"task": task})
+            return 200, [{"data": encode(Night({task: outcome}, {}))}] if done else []
+        return super().answer(what, body)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.spread._POLL_SECONDS", 0.01)
+
+
+def run(pool: Pool) -> Night:
+    with listening(pool) as prefect:
+        return spread(prefect.url, "night", REQUEST, [[a_plan(task)] for task in pool.states])
+
+
+def test_the_outcomes_of_all_gangs_come_back() -> None:
+    night = run(Pool(a=["COMPLETED"], b=["COMPLETED"]))
+    assert (sorted(night.outcomes), night.errors) == (["a", "b"], {})
+
+
+def test_a_gang_whose_worker_died_is_given_to_another() -> None:
+    pool = Pool(a=["CRASHED", "COMPLETED"])
+    night = run(pool)
+    assert list(night.outcomes) == ["a"]
+    gang = identify([a_plan("a")])
+    assert pool.keys == [f"night {gang} 1", f"night {gang} 2"]  # a night that is resumed finds the same runs
+
+
+def test_a_gang_that_ends_every_worker_is_given_up() -> None:
+    night = run(Pool(a=["CRASHED"] * 4, b=["COMPLETED"]))
+    assert list(night.outcomes) == ["b"]
+    assert night.errors["a"] == "its run a.4 ended CRASHED: by hand"
+
+
+def test_a_cancelled_gang_fails_its_tasks_alone() -> None:
+    night = run(Pool(a=["CANCELLED"], b=["COMPLETED"]))
+    assert (list(night.outcomes), list(night.errors)) == (["b"], ["a"])
+
+
+@pytest.mark.parametrize(("online", "parts"), [(0, 1), (1, 1), (2, 2 * GANGS_PER_WORKER)])
+def test_one_worker_trains_one_gang(online: int, parts: int) -> None:
+    workers = [{"status": "ONLINE"}] * online + [{"status": "OFFLINE"}] * 3
+    with listening(Prefect({"POST /work_pools/ptp/workers/filter": lambda _: (200, workers)})) as prefect:
+        assert count_parts(prefect.url) == parts
