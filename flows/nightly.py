@@ -40,10 +40,10 @@ def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
             _log.info("nightly over %s%s", names, f": {request.reason}" if request.reason else "")
             night = run(context, selection, choose_mode(context, request))
             state = finish(context, id_, night, end(night, "nightly"))
-            send_what_waits(context.settings, context.registry.ledger.database)
-            return state
     except Skipped as skipped:
-        return finish(context, id_, Night({}, {}), skipped.end())
+        state = finish(context, id_, Night({}, {}), skipped.end())
+    send_what_waits(context.settings, context.registry.ledger.database)
+    return state
 
 
 def choose_mode(context: Context, request: NightlyRequest) -> Mode:
@@ -52,7 +52,7 @@ def choose_mode(context: Context, request: NightlyRequest) -> Mode:
     if api is None or (parts := count_parts(api)) == 1:
         return mode
     name = request.night or str(runtime.flow_run.id)
-    gang = GangRequest(tasks=[], force=request.force, started_by=context.started_by)
+    gang = GangRequest(tasks=[], force=request.force, actor=request.actor, schedule=request.schedule)
     return mode._replace(parts=parts, spread=partial(spread, api, name, gang))
 
 

@@ -73,26 +73,27 @@ class NightlyRequest(Record):
     """Which tasks to bring up to date and promote by their policy; None means all.
 
     `schedule` narrows them to the tasks with the schedule of that slug; the scheduler sets it. `reason` is for the log.
-    With `force` they train although nothing changed. `resumes` counts how often the night was started again because its
-    worker died, and `night` names the run that began it; the automation sets both.
-    `actor` may not approve what the run makes.
+    With `force` they train although nothing changed. `actor` may not approve what the run makes. `resumes` counts how
+    often the night was started again because its worker died, and `night` names the run that began it; the automation
+    sets both.
     """
 
     tasks: list[str] | None = None
     schedule: str | None = None
     reason: str = ""
-    actor: str = Claim
     force: bool = False
+    actor: str = Claim
     resumes: int = 0
     night: str = ""
 
 
 class GangRequest(Record):
-    """Which tasks of a night one worker trains together and finishes; `started_by` is who began the night."""
+    """Which tasks of a night one worker trains together and finishes; `actor` or `schedule` started the night."""
 
     tasks: list[str]
     force: bool = False
-    started_by: str
+    actor: str = Claim
+    schedule: str | None = None
 
 
 class WatchSourcesRequest(Record):
