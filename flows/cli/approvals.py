@@ -21,11 +21,12 @@ from ptpipeline.records.versions import PRODUCTION
 
 if TYPE_CHECKING:
     from flows.cli.app import VersionId
+    from flows.stages.approve import Approvals
     from flows.stages.context import Context
 
 Waiting = Annotated[
     str | None,
-    typer.Argument(metavar="[TASK@N]", help="The candidate; without one, what waits for approval is listed."),
+    typer.Argument(metavar="TASK@N", help="The candidate; without one, what waits for approval is listed."),
 ]
 Why = Annotated[str | None, typer.Option("--reason", help="Why; the history keeps it forever. Asked for if missing.")]
 
@@ -36,7 +37,6 @@ def approve(reference: Waiting = None, reason: Why = None, as_json: Json = False
 
     It shows report and difference first. If enough people approved it, production names it.
     """
-    from flows.cli.render import print_record
     from flows.stages.approve import approve as approve_version
 
     question = _ask("Approve", reference, reason, as_json)
@@ -44,7 +44,7 @@ def approve(reference: Waiting = None, reason: Why = None, as_json: Json = False
         return
     context, (task, number), why = question
     decided = approve_version(context, task, number, name_cause(context.registry, why))
-    print_record(decided.approvals, as_json)
+    _print_decisions(decided.approvals, as_json)
     given, needed = decided.approvals.given, decided.approvals.needed
     more = f"{given} of {needed} approvals; {needed - given} more of somebody else promotes it"
     say(f"{task}@{PRODUCTION} is version {number}" if decided.promotion else more, sys.stderr)
@@ -56,14 +56,33 @@ def reject(reference: Waiting = None, reason: Why = None, as_json: Json = False)
 
     It shows report and difference first.
     """
-    from flows.cli.render import print_record
     from flows.stages.approve import reject as reject_version
 
     question = _ask("Reject", reference, reason, as_json)
     if question is None:
         return
     context, (task, number), why = question
-    print_record(reject_version(context, task, number, name_cause(context.registry, why)), as_json)
+    _print_decisions(reject_version(context, task, number, name_cause(context.registry, why)), as_json)
+
+
+def _print_decisions(approvals: "Approvals", as_json: bool) -> None:
+    """Print how the request stands: for people, what each of them decided."""
+    from flows.cli.render import print_record
+
+    if as_json:
+        print_record(approvals, as_json)
+        return
+    for decision in approvals.decisions:
+        say(f"{approvals.task}@{approvals.version}: {decision}")
+
+
+def _waiting_row(approvals: "Approvals") -> dict[str, str]:
+    return {
+        "candidate": f"{approvals.task}@{approvals.version}",
+        "approvals": f"{approvals.given} of {approvals.needed}",
+        "run started by": approvals.started_by,
+        "until (UTC)": approvals.expires_at[:16].replace("T", " "),
+    }
 
 
 class Question(NamedTuple):
@@ -80,8 +99,10 @@ def _ask(verb: str, reference: str | None, reason: str | None, as_json: bool) ->
     from flows.stages.approve import list_waiting
 
     if reference is None:
-        rows = list_waiting(open_registry(), load_sound_tasks())
-        print_table(rows, as_json, "nothing waits for approval")
+        waiting = list_waiting(open_registry(), load_sound_tasks())
+        print_table(
+            waiting if as_json else [_waiting_row(one) for one in waiting], as_json, "nothing waits for approval"
+        )
         return None
     context = open_context()
     version = find_version(context.registry, reference)

@@ -22,6 +22,7 @@ from registry.ledger.nights import RecordedNight, list_nights
 from registry.registry import Registry
 
 GRACE = timedelta(minutes=8)  # that a night may start late; the next look, at most five minutes later, notices it
+SKIPPED = "Skipped"  # the state of a night that did nothing, because another one ran or it came too late
 _NIGHTS = 200  # that are looked at, newest first
 
 
@@ -42,7 +43,7 @@ def find_overdue(registry: Registry, settings: Settings, time: datetime | None =
     return [
         *_stale_tasks(registry, settings, tasks, time),
         *_missing_nights(settings, tasks, nights, time),
-        *_long_nights(settings, nights, time),
+        *_long_nights(settings, _running(nights), time),
     ]
 
 
@@ -89,7 +90,8 @@ def _missing_nights(
 
     One that was declared after that time is due the next time; one that waits for a night that runs is not missing.
     """
-    running = [night for night in nights[:1] if night.ended is None]
+    longest = timedelta(hours=settings.night_hours)
+    running = [night for night in _running(nights) if time - _time(night.started) < longest]
     for slug, schedule in distinct_schedules(tasks).items():
         due = last_due(schedule, time - GRACE)
         declared = min(_declared(settings, task) for task in scheduled_under(tasks, slug))
@@ -106,10 +108,10 @@ def _missing_nights(
 
 
 def _long_nights(settings: Settings, nights: Sequence[RecordedNight], time: datetime) -> Iterator[Overdue]:
-    """Yield the newest night if it began too long ago and has not ended."""
-    for night in nights[:1]:
+    """Yield the nights that began too long ago and have not ended."""
+    for night in nights:
         hours = (time - _time(night.started)).total_seconds() / 3600
-        if night.ended is None and hours > settings.night_hours:
+        if hours > settings.night_hours:
             yield Overdue(
                 kind="night_too_long",
                 about=night.id,
@@ -117,6 +119,12 @@ def _long_nights(settings: Settings, nights: Sequence[RecordedNight], time: date
                 sentence=f"the night that began at {night.started[:16]} UTC has not ended after {hours:.1f} hours, "
                 f"more than PTP_NIGHT_HOURS ({settings.night_hours:g}); look at its page {night.page or 'in Prefect'}",
             )
+
+
+def _running(nights: Sequence[RecordedNight]) -> list[RecordedNight]:
+    """Return the nights without an end that began behind the last one that ended: an older one was killed."""
+    ended = max((night.started for night in nights if night.ended and night.state != SKIPPED), default="")
+    return [night for night in nights if night.ended is None and night.started > ended]
 
 
 def last_due(schedule: Schedule, time: datetime) -> datetime:

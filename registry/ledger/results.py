@@ -4,7 +4,7 @@ publications.
 
 from typing import Any, ClassVar
 
-from sqlalchemy import Connection, Row, Select, Table, func, select, union_all
+from sqlalchemy import Connection, Row, Select, Table, select
 
 from ptpipeline.gate.disclosure import Disclosed, describe_failures, disclose
 from ptpipeline.records.base import Grown, now
@@ -123,6 +123,10 @@ class Results:
         query = select(table.c.record).where(table.c.task == task, table.c.digest == digest).order_by(table.c.at.desc())
         return [Verdict.model_validate(row.record) for row in self._rows(query)]
 
+    def last_judged(self) -> dict[str, str]:
+        """Return when each task last came to a verdict, be it one that it had already, by the task's name."""
+        return {row.task: row.at for row in self._rows(select(tables.judged))}
+
     def verdict_times(self, task: str, digest: str) -> dict[str, str]:
         """Return when each verdict on the prompt became the newest, by the verdict's digest, newest first."""
         table = tables.verdict
@@ -138,14 +142,6 @@ class Results:
             return None
         newest, at = next(iter(times.items()))
         return at if newest == digest else time_behind(at)
-
-    def last_judged(self) -> dict[str, str]:
-        """Return when each task was judged last, by its name: by a new verdict, or one that a night found to hold."""
-        verdict, told = tables.verdict, tables.night_task
-        held = select(told.c.task, told.c.at).where(told.c.verdict.is_not(None))
-        judged = union_all(select(verdict.c.task, verdict.c.at), held).subquery()
-        rows = self._rows(select(judged.c.task, func.max(judged.c.at).label("at")).group_by(judged.c.task))
-        return {row.task: row.at for row in rows}
 
     def save_verdict(self, verdict: Verdict) -> None:
         """Remember the verdict as the newest on its prompt; an older one becomes the newest again."""
@@ -204,8 +200,9 @@ class Results:
 
 def put_verdict(connection: Connection, verdict: Verdict) -> None:
     """Write the verdict as the newest one; if it is that already, it keeps its time. The first time that a candidate is
-    refused by it, tell others so.
+    refused by it, others are told so.
     """
+    put(connection, tables.judged, {"task": verdict.task}, at=now())
     values = {"gate_key": verdict.gate_key, "task": verdict.task, "digest": verdict.digest, "passed": verdict.passed}
     table, key = tables.verdict, {"verdict": verdict.verdict_digest()}
     mine = select(table.c.verdict).where(table.c.task == verdict.task, table.c.digest == verdict.digest)

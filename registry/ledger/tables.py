@@ -6,8 +6,9 @@ candidate waits for people, `approval` what they decided. `event` is what happen
 since when a target is told, `delivery` what it was told. `intent` names what is being published and `tombstone` what is
 being collected. `projection` says which promotion MLflow and the object store show, `attempt` which writes to MLflow's
 aliases may still be under way, `sighting` which of its aliases differed, `lease` who may write a projection or work on
-a task, `probe` when an object store was last tested, `secret` what seals stored bytes, `night` and `night_task` what
-the nights came to. The rest keeps results of stages, so that they need not run again.
+a task, `judged` when a task last came to a verdict, `probe` when an object store was last tested, `secret` what seals
+stored bytes, `night` and `night_task` what the nights came to. The rest keeps results of stages, so that they need not
+run again.
 """
 
 from sqlalchemy import (
@@ -135,6 +136,13 @@ delivery = Table(
     Column("attempts", Integer, nullable=False),
     Column("due", Float, nullable=False),
     Column("delivered", String(32)),
+)
+
+judged = Table(
+    "judged",
+    metadata,
+    Column("task", String(63), primary_key=True),
+    Column("at", String(32), nullable=False),
 )
 
 release = Table(

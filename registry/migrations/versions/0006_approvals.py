@@ -1,4 +1,4 @@
-"""Approvals of candidates, and what is told to others: events and their deliveries."""
+"""Approvals of candidates, what is told to others (events and their deliveries), and when a task was judged last."""
 
 from alembic import op
 from sqlalchemy import JSON, Boolean, Column, Float, ForeignKeyConstraint, Integer, String, Text
@@ -12,6 +12,7 @@ APPEND_ONLY = ("approval_request", "approval", "event")
 def upgrade() -> None:
     _approvals()
     _events()
+    op.create_table("judged", Column("task", String(63), primary_key=True), Column("at", String(32), nullable=False))
     postgresql = op.get_bind().dialect.name == "postgresql"
     does = (
         "FOR EACH ROW EXECUTE FUNCTION ledger_append_only()"

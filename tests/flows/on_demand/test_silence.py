@@ -46,14 +46,14 @@ class Place:
     def judge(self, at: datetime) -> None:
         published(self.registry, a_task(), 1)
         with self.registry.ledger.database.writing() as connection:
-            connection.execute(update(tables.verdict).values(at=at.isoformat()))
+            connection.execute(update(tables.judged).values(at=at.isoformat()))
 
     def night(self, id_: str, started: datetime, cause: str = f"schedule {SLUG}", flow: str = "nightly") -> None:
         row = RecordedNight(id=id_, flow=flow, cause=cause, page=None, started=started.isoformat())
         begin_night(self.registry.ledger, row)
 
-    def end(self, id_: str, *tasks: NightTask) -> None:
-        end_night(self.registry.ledger, id_, "Completed", tasks)
+    def end(self, id_: str, *tasks: NightTask, state: str = "Completed") -> None:
+        end_night(self.registry.ledger, id_, state, tasks)
 
     def overdue(self, time: datetime = NOON) -> list[Overdue]:
         return find_overdue(self.registry, self.settings, time)
@@ -72,6 +72,13 @@ def test_a_task_without_a_fresh_verdict_is_stale(place: Place, hours: float, sta
     place.declare("max_age: 30")
     place.judge(NOON - timedelta(hours=hours))
     assert [one.kind for one in place.overdue()] == ["stale_task"] * stale
+
+
+def test_a_night_in_which_nothing_changed_is_a_fresh_verdict(place: Place) -> None:
+    place.declare("max_age: 30")
+    place.judge(LONG_AGO)
+    published(place.registry, a_task(), 1)  # the same candidate with the same verdict
+    assert place.overdue(datetime.now(UTC) + timedelta(hours=1)) == []
 
 
 def test_a_stale_task_is_told_in_a_sentence(place: Place) -> None:
@@ -164,10 +171,20 @@ def test_a_night_that_does_not_end_is_too_long(place: Place, hours: int, long: b
     assert place.overdue() == []
 
 
-def test_a_night_that_was_killed_is_forgotten_when_another_begins(place: Place) -> None:
+def test_a_night_that_was_killed_is_forgotten_when_another_ended(place: Place) -> None:
     place.night("killed", NOON - timedelta(hours=40))
+    place.night("skipped", NOON - timedelta(hours=16))
+    place.end("skipped", state="Skipped")
     place.night("tonight", NOON - timedelta(hours=1))
+    assert [one.about for one in place.overdue()] == ["killed"]
+    place.end("tonight")
     assert place.overdue() == []
+
+
+def test_a_night_that_died_long_ago_hides_no_missing_one(place: Place) -> None:
+    place.declare(SCHEDULED)
+    place.night("killed", DUE - timedelta(hours=30))
+    assert {one.kind for one in place.overdue(DUE + timedelta(hours=1))} == {"night_too_long", "night_missing"}
 
 
 # ---------------------------------------------------------------- told once

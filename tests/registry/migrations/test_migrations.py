@@ -150,6 +150,7 @@ def _rows_of_the_sixth() -> dict[str, list[dict[str, Any]]]:
         "approval_request": [request | {"started_by": "carl", "asked": 1.5, "expires": 2.5, "at": AT}],
         "approval": [decision | {"reason": "looks right", "at": AT}],
         "event": [{"seq": 1, "id": "evt_1", "kind": "promotion", "record": {"to": 2}, "at": AT}],
+        "judged": [{"task": "mood", "at": AT}],
         "subscriber": [{"target": "ops", "since": 1, "at": AT}],
         "delivery": [{"event": 1, "target": "ops", "attempts": 2, "due": 3.5, "delivered": AT}],
     }

@@ -232,6 +232,14 @@ def test_a_rejected_candidate_is_neither_asked_for_again_nor_promoted(plain: Reg
     assert promote(plain, task, 1, Cause("bob", "anyway", override=True)).version == 1
 
 
+def test_a_rejection_outlives_its_verdict_and_its_request(plain: Registry) -> None:
+    version = candidate(plain, ONE)
+    ask(plain.ledger.database, Asked(version, "b" * 64, "carl", 0.0))
+    approval.reject(plain, version, ANN)
+    again = ask(plain.ledger.database, Asked(version, "c" * 64, "carl", 7))
+    assert (again.request.number, again.rejection is None) == (1, False)
+
+
 def test_what_is_in_production_is_not_rejected(plain: Registry) -> None:
     version = waiting(plain, declared())
     promote(plain, declared(), 1, ANN)

@@ -1,0 +1,78 @@
+"""A candidate that waits for people, decided by Prefect's forms, and the alarm: on a real Prefect server."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from flows.requests import AlarmRequest, ApproveRequest, NightlyRequest, RejectRequest
+from flows.server.api import call
+from flows.server.deploy import deploy
+from flows.server.trigger import trigger
+from ptpipeline.errors import SettingsError
+from ptpipeline.records.base import Record
+from ptpipeline.settings import load_settings
+from ptpipeline.task.folder import load_task
+from registry.registry import open_registry
+from tests.e2e.conftest import Project
+from tests.e2e.test_flows import followed
+
+pytestmark = pytest.mark.servers
+
+
+@pytest.fixture(scope="module")
+def waiting(project: Project) -> Iterator[None]:
+    """A night that ann started ended with a candidate of plum, for which one other person has to speak."""
+    settings = load_settings()
+    fruit, plum = settings.tasks / "fruit.yaml", settings.tasks / "plum.yaml"
+    text = fruit.read_text().replace("name: fruit", "name: plum").replace("promote: auto", "promote: manual")
+    plum.write_text(f"{text}approvals: 1\nmax_age: 100\n")
+    deploy(settings, [load_task(fruit), load_task(plum)])
+    _, end = followed(project, trigger(project.prefect, "nightly", NightlyRequest(tasks=["plum"], actor="ann")))
+    assert (end.state, end.message) == ("COMPLETED", "plum: awaiting approval")
+    yield
+    plum.unlink()
+    deploy(settings, [load_task(fruit)])
+
+
+def decide(project: Project, flow: str, request: Record) -> tuple[str, str]:
+    _, end = followed(project, trigger(project.prefect, flow, request))
+    return end.state, end.message
+
+
+def artifact(project: Project, key: str) -> str:
+    found: list[dict[str, Any]] = call(
+        "POST", f"{project.prefect}/artifacts/latest/filter", {"artifacts": {"key": {"any_": [key]}}}
+    )
+    return str(found[0]["data"])
+
+
+def test_the_form_asks_for_name_and_reason(project: Project, waiting: None) -> None:
+    deployment = call("GET", f"{project.prefect}/deployments/name/approve/ptp-approve")
+    form = deployment["parameter_openapi_schema"]["definitions"]["ApproveRequest"]
+    assert form["properties"]["actor"]["title"] == "Your name"
+    url = f"{project.prefect}/deployments/{deployment['id']}/create_flow_run"
+    with pytest.raises(SettingsError, match="'actor' is a required property"):
+        call("POST", url, {"parameters": {"request": {"task": "plum", "version": 1, "reason": "why"}}})
+
+
+def test_one_other_person_approves_by_the_form(project: Project, waiting: None) -> None:
+    assert "✓ pass" in artifact(project, "verdict-plum")
+    state, why = decide(project, "approve", ApproveRequest(task="plum", version=1, actor="ann", reason="mine"))
+    assert state == "FAILED"
+    assert "started the run that made it, so somebody else has to approve it" in why
+    asked = ApproveRequest(task="plum", version=1, actor="bob", reason="looks right")
+    assert decide(project, "approve", asked)[0] == "COMPLETED"
+    head = open_registry(load_settings()).ledger.head("plum", "production")
+    assert head
+    assert (head.version, head.actor, head.reason) == (1, "prefect (claims bob)", "approved: looks right")
+    assert "approved by prefect (claims bob)" in artifact(project, "approval-plum")
+    state, why = decide(project, "reject", RejectRequest(task="plum", version=1, actor="eve", reason="late"))
+    assert (state, "is in production" in why) == ("FAILED", True)
+
+
+def test_the_alarm_looks_on_its_schedule(project: Project, waiting: None) -> None:
+    deployment = call("GET", f"{project.prefect}/deployments/name/alarm/ptp-alarm")
+    assert [schedule["schedule"]["cron"] for schedule in deployment["schedules"]] == ["*/5 * * * *"]
+    assert decide(project, "alarm", AlarmRequest())[0] == "COMPLETED"
+    assert artifact(project, "alarm").startswith("# Overdue")

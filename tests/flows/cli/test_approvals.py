@@ -1,0 +1,97 @@
+"""`ptp approve`, `ptp reject`, `ptp alarm` and what `ptp status` says, as a person runs them."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from benchmarks.fixtures.prompts import a_task, published
+from flows.cli.app import os_user
+from ptpipeline.storage import FolderStore
+from ptpipeline.task.task import Task
+from registry.ledger.ledger import Ledger
+from registry.registry import Registry
+from registry.versions.approval import request_approval
+from tests.flows.cli.test_cli import environment_of, ptp
+from tests.flows.cli.test_ingest import on_terminal
+
+FILE = """\
+name: mood
+base_model: tiny
+data: {source: {path: rows.csv, format: csv}, text: text, label: label}
+template: "{text}\\nMood:"
+labels: {bad: " bad", good: " good"}
+gate: {metric: accuracy, minimum: 0.8}
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A project in which a candidate of mood waits for one person other than carl."""
+    (tmp_path / "tasks").mkdir()
+    (tmp_path / "tasks" / "mood.yaml").write_text(f"{FILE}approvals: 1\n")
+    home = tmp_path / "home"
+    home.mkdir(mode=0o700)
+    registry, task = Registry(Ledger(f"sqlite:///{home}/ledger.db"), FolderStore(home / "store")), a_task()
+    version = registry.ledger.version("mood", published(registry, task, 1))
+    verdict = registry.ledger.latest_verdict("mood", version.digest)
+    assert verdict
+    request_approval(registry, Task.model_validate(task), version, verdict, "carl")
+    registry.ledger.close()
+    return environment_of(tmp_path)
+
+
+def test_a_terminal_shows_the_report_and_asks_why(environment: dict[str, str]) -> None:
+    seen = on_terminal(environment, 120, "approve", "mood@1", typed="looks right\n")
+    before, _, after = seen.partition(f"Approve mood@1 as {os_user()}, because: ")
+    assert "verdict: passed" in before
+    assert "on the test split" in before
+    assert f"approved by {os_user()} at" in after
+    assert "mood@production is version 1" in after
+
+
+def test_without_a_reference_it_lists_what_waits(environment: dict[str, str]) -> None:
+    done = ptp(environment, "approve", "--json")
+    [waiting] = map(json.loads, done.stdout.splitlines())
+    assert (waiting["task"], waiting["version"], waiting["status"], waiting["needed"]) == ("mood", 1, "waiting", 1)
+    ptp(environment, "reject", "mood@1", "--reason", "wrong tone")
+    done = ptp(environment, "approve")
+    assert "nothing waits for approval" in done.stdout + done.stderr
+
+
+def test_without_a_terminal_the_reason_is_an_option(environment: dict[str, str]) -> None:
+    done = ptp(environment, "approve", "mood@1")
+    assert done.returncode == 2
+    assert "say why with --reason" in done.stderr
+
+
+def test_a_rejected_candidate_is_refused_from_then_on(environment: dict[str, str]) -> None:
+    assert ptp(environment, "reject", "mood@1", "--reason", "wrong tone").returncode == 0
+    done = ptp(environment, "approve", "mood@1", "--reason", "but why")
+    assert done.returncode == 1
+    assert f"mood@1 was rejected by {os_user()} at" in done.stderr
+    assert "(wrong tone)" in done.stderr
+
+
+def test_status_and_alarm_say_what_is_overdue(environment: dict[str, str], tmp_path: Path) -> None:
+    assert ptp(environment, "status").returncode == 0
+    path = tmp_path / "tasks" / "mood.yaml"
+    path.write_text(f"{FILE}max_age: 0.000001\n")
+    os.utime(path, (0, 0))
+    status = ptp(environment, "status")
+    assert status.returncode == 4
+    assert "overdue: mood: its last verdict is" in status.stderr
+    alarm = ptp(environment, "alarm", "--json")
+    assert alarm.returncode == 4
+    assert json.loads(alarm.stdout)["kind"] == "stale_task"
+
+
+def test_status_names_a_target_that_takes_no_events(environment: dict[str, str]) -> None:
+    away = {"PTP_EVENTS": "ops", "PTP_EVENT_OPS": "slack:http://127.0.0.1:9/hidden"}
+    assert ptp(environment, "approve", "mood@1", "--reason", "fine").returncode == 0
+    sent = ptp(environment | away, "alarm")
+    assert (sent.returncode, "0 events delivered" in sent.stderr) == (4, True)
+    status = ptp(environment | away, "status")
+    assert "events: target ops did not take 1, the oldest of 20" in status.stderr
+    assert "hidden" not in sent.stderr + status.stderr
