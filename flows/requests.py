@@ -21,6 +21,13 @@ Claim = Field(
     description="Who asks, as they say: nobody checks it, and the history records it as a claim.",
 )
 
+Name = Field(
+    min_length=1,
+    title="Your name",
+    description="Who decides. Nobody checks it, and the history records it as a claim; the one who started the run may "
+    "not approve what it made.",
+)
+
 
 def record_claim(name: str) -> str:
     """Return the actor of a request that came through Prefect, which knows nobody: the name is only claimed."""
@@ -66,23 +73,27 @@ class NightlyRequest(Record):
     """Which tasks to bring up to date and promote by their policy; None means all.
 
     `schedule` narrows them to the tasks with the schedule of that slug; the scheduler sets it. `reason` is for the log.
-    With `force` they train although nothing changed. `resumes` counts how often the night was started again because its
-    worker died, and `night` names the run that began it; the automation sets both.
+    With `force` they train although nothing changed. `actor` may not approve what the run makes. `resumes` counts how
+    often the night was started again because its worker died, and `night` names the run that began it; the automation
+    sets both.
     """
 
     tasks: list[str] | None = None
     schedule: str | None = None
     reason: str = ""
     force: bool = False
+    actor: str = Claim
     resumes: int = 0
     night: str = ""
 
 
 class GangRequest(Record):
-    """Which tasks of a night one worker trains together and finishes."""
+    """Which tasks of a night one worker trains together and finishes; `actor` or `schedule` started the night."""
 
     tasks: list[str]
     force: bool = False
+    actor: str = Claim
+    schedule: str | None = None
 
 
 class WatchSourcesRequest(Record):
@@ -102,6 +113,24 @@ class PromoteRequest(Record):
     override: bool = False
 
 
+class ApproveRequest(Record):
+    """Approve a candidate that waits for people; if enough people did, production names it."""
+
+    task: str = Field(title="Task", description="Its report and difference: artifact `verdict-TASK`.")
+    version: int = Field(title="Version", description="The number behind the @, as the night's table shows it.")
+    actor: str = Name
+    reason: str = Field(title="Reason", min_length=1, description="Why; the history keeps it forever.")
+
+
+class RejectRequest(Record):
+    """Reject a candidate that waits for people: nothing asks for it again."""
+
+    task: str = Field(title="Task", description="Its report and difference: artifact `verdict-TASK`.")
+    version: int = Field(title="Version", description="The number behind the @, as the night's table shows it.")
+    actor: str = Name
+    reason: str = Field(title="Reason", min_length=1, description="Why; the history keeps it forever.")
+
+
 class RollbackRequest(Record):
     """Move an alias back to a version that was once promoted; None means the one before."""
 
@@ -110,6 +139,10 @@ class RollbackRequest(Record):
     alias: str = PRODUCTION
     to: int | None = None
     actor: str = Claim
+
+
+class AlarmRequest(Record):
+    """Notice what is overdue, and send what others are to be told; it asks for nothing."""
 
 
 class ReconcileRequest(Record):

@@ -15,7 +15,10 @@ from flows.cli import drafting, stack, work  # noqa: F401  (importing a module a
 from flows.cli import quality, versions  # noqa: F401
 
 # isort: split
-from flows.cli import maintenance, nights  # noqa: F401
+from flows.cli import approvals  # noqa: F401
+
+# isort: split
+from flows.cli import alarms, maintenance, nights  # noqa: F401
 from flows.cli.app import FAILED, UNANSWERED, app
 from flows.cli.terminal import PlainFormatter, prepare_streams, say, say_traceback
 from ptpipeline.errors import PtpError, Transient

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flows.cli.alarms import say_silence
 from flows.cli.app import Json, app
 from flows.cli.terminal import say
 
@@ -26,7 +27,9 @@ def up(prefect_port: Port = None, mlflow_port: Port = None, s3_port: Port = None
 
     The stack is Prefect, MLflow and S3 on this machine. Run it again to deploy changed schedules.
     """
+    from flows.cli.render import print_table
     from flows.local.stack import Ports
+    from flows.local.stack import status as read_status
     from flows.local.stack import up as start
     from flows.server.deploy import deploy
     from ptpipeline.settings import load_settings
@@ -39,7 +42,7 @@ def up(prefect_port: Port = None, mlflow_port: Port = None, s3_port: Port = None
     for sentence in broken.values():
         say(f"{sentence}; until then no schedule runs it", sys.stderr)
     if as_json:
-        status(as_json)
+        print_table(read_status(settings.home), as_json)
     else:
         for line in _describe_stack(settings, sound):
             say(line)
@@ -58,7 +61,10 @@ def down() -> None:
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Show state, address and memory of the local stack's servers."""
+    """Show state, address and memory of the local stack's servers, and what is overdue.
+
+    Exit code 4 if a task has no fresh verdict, a night did not start or end, or a target of events takes none.
+    """
     from flows.cli.render import print_table
     from flows.local.stack import status as read_status
     from ptpipeline.settings import load_settings
@@ -67,6 +73,7 @@ def status(as_json: Json = False) -> None:
     servers = read_status(home)
     print_table(servers if as_json else [_server_row(server) for server in servers], as_json)
     _tell_absence(home)
+    say_silence()
 
 
 @app.command("open")

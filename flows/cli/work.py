@@ -112,7 +112,7 @@ def trigger(
     settings = load_settings()
     names = [find_task(settings.tasks, name).name for name in task] if task else None
     requests = {
-        "nightly": NightlyRequest(tasks=names, reason=reason),
+        "nightly": NightlyRequest(tasks=names, reason=reason, actor=os_user()),
         "tune": TuneRequest(tasks=names),
         "ingest": IngestRequest(tasks=names),
     }

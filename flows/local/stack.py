@@ -45,6 +45,7 @@ from flows.local.servers import (
     mark_prefix,
     worker_settings,
 )
+from flows.server.environment import EVENT
 from ptpipeline.errors import StackError
 from ptpipeline.private import make_private, private_files, write_private
 from ptpipeline.records.base import Record
@@ -217,7 +218,12 @@ def _changed_settings(home: Path, process: Process) -> str:
     given = {name: value for name, value in read_environment(process).items() if name.startswith("PTP_")}
     given.pop(MARK, None)
     changed = [name for name in sorted(given | wanted) if given.get(name) != wanted.get(name)]
-    return ", ".join(f"{name} {given.get(name, 'unset')} -> {wanted.get(name, 'unset')}" for name in changed)
+    return ", ".join(
+        f"{name} is another"  # an address may be a secret
+        if name.startswith(EVENT)
+        else f"{name} {given.get(name, 'unset')} -> {wanted.get(name, 'unset')}"
+        for name in changed
+    )
 
 
 def _stop_servers(servers: dict[str, Process]) -> None:

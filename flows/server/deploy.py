@@ -25,10 +25,14 @@ from ptpipeline.settings import Settings
 from ptpipeline.task.folder import task_files
 from ptpipeline.task.task import Task
 
-FLOWS = ("ingest", "tune", "nightly", "gang", "promote", "rollback", "reconcile", "watch-sources")
+FLOWS = (
+    *("ingest", "tune", "nightly", "gang", "promote", "approve", "reject", "rollback", "reconcile"),
+    *("watch-sources", "alarm"),
+)
 # A person's edit in the MLflow UI is judged by the second of two polls.
 POLL = {"slug": "poll", "cron": "*/5 * * * *", "timezone": "UTC"}
 WATCH = {"slug": "watch", "cron": "*/5 * * * *", "timezone": "UTC"}
+ALARM = {"slug": "alarm", "cron": "*/5 * * * *", "timezone": "UTC"}
 LOGGERS = ("ptpipeline", "registry", "mlflow")  # Prefect shows their lines on the run's page
 
 _RUN_ENVIRONMENT = {
@@ -107,9 +111,9 @@ def _deployment(name: str, tasks: Sequence[Task]) -> dict[str, Any]:
             }
             for slug, schedule in distinct_schedules(tasks).items()
         ]
-    if name == "reconcile":  # late runs and runs at the same time would all do the same work
+    if name in ("reconcile", "alarm"):  # late runs and runs at the same time would all do the same work
         deployment["concurrency_limit"] = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
-        deployment["schedules"] = [POLL]
+        deployment["schedules"] = [POLL if name == "reconcile" else ALARM]
     if name == "watch-sources":
         deployment["concurrency_limit"] = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
         deployment["schedules"] = [WATCH] if any(task.watch for task in tasks) else []

@@ -44,6 +44,7 @@ class Context:
         self.report = report
         self.texts: dict[str, dict[str, str]] = {}  # of the last evaluation, by its key: the texts generated, by row id
         self.display = display
+        self.started_by = MACHINE  # who runs this, as the history would name them: they may not approve what they made
         self.ranks: Ranks | None = None  # the processes that share its training, if there are others
         self._engines: dict[tuple[str, str], Engine] = {}
         self._dtypes: dict[str, str] = {}

@@ -13,6 +13,7 @@ from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PRODUCTION, Promotion, PromptVersion
 from ptpipeline.task.task import Task
 from registry.registry import Registry
+from registry.versions.approval import describe_rejection, find_rejection
 
 GATE_FAILED, AWAITING_APPROVAL = "Gate failed", "Awaiting approval"  # states in which a run may end, beside Prefect's
 _REFUSED, _NO_GAIN, _AWAITING = "gate failed", "no gain", "awaiting approval"  # what a task's line says
@@ -145,7 +146,15 @@ def _find_status(registry: Registry, task: Task, candidate: Candidate) -> tuple[
     if not verdict.passed:
         no_gain = any(check.name == "gain" for check in disclose_verdict(verdict).failures())
         return _NO_GAIN if no_gain else _REFUSED, describe_failures(verdict)
-    return _AWAITING, f"`ptp promote {task.name}@{version.number} --reason ...` takes it to production"
+    rejection = find_rejection(registry, version)
+    if rejection:
+        return "rejected", f"{task.name}@{version.number} {describe_rejection(rejection)}"
+    needs = f" ({task.approvals} of people who did not start its run)" if task.approvals else ""
+    return (
+        _AWAITING,
+        f"`ptp approve {task.name}@{version.number}`, or the deployment `approve` in Prefect, takes it to "
+        f"production{needs}",
+    )
 
 
 def _explain_return(task: str, verdict: Verdict, version: PromptVersion) -> str:

@@ -127,6 +127,15 @@ class Database:
             return uptime()
         return float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
 
+    def calendar(self, connection: Connection) -> float:
+        """Return the seconds since 1970 by the clock of the database's machine, for what lasts for days.
+
+        Whoever runs that machine may set it: compare by `seconds_left`.
+        """
+        if self.file is None:
+            return self.clock(connection)
+        return float(connection.scalar(text("SELECT (julianday('now') - 2440587.5) * 86400")) or 0)
+
     def close(self) -> None:
         """Give the connections back."""
         self._engine.dispose()

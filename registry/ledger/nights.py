@@ -3,14 +3,16 @@
 A row of a night is written when it begins, and completed once, when it ends: one that was killed stays without an end.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from sqlalchemy import and_, func, select, update
+from sqlalchemy import Connection, and_, func, select, update
 
 from ptpipeline.records.base import Record, now
 from registry.ledger import tables
 from registry.ledger.database import insert
+from registry.ledger.events import emit
 from registry.ledger.ledger import Ledger
 
 
@@ -58,9 +60,28 @@ def end_night(ledger: Ledger, id_: str, state: str, tasks: Sequence[NightTask]) 
     with ledger.database.writing() as connection:
         mine = update(night).where(night.c.id == id_, night.c.ended.is_(None))
         if connection.execute(mine.values(ended=now(), state=state)).rowcount:
+            emit(connection, "night_ended", _describe(connection, id_, state, tasks))
             for task in tasks:
                 row = {"night": id_, "at": now(), **task.model_dump()}
                 connection.execute(insert(connection, night_task).values(**row).on_conflict_do_nothing())
+
+
+def _describe(connection: Connection, id_: str, state: str, tasks: Sequence[NightTask]) -> dict[str, object]:
+    """Return what is told to others of a night that ended: which task came to what."""
+    night = connection.execute(select(tables.night).where(tables.night.c.id == id_)).one()
+    statuses = Counter(task.status for task in tasks)
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(statuses.items()))
+    return {
+        "task": None,
+        "alias": None,
+        "actor": night.cause,
+        "from": None,
+        "to": None,
+        "reason": f"{night.flow} ended as {state}: {counts or 'no tasks'}",
+        "verdict": None,
+        "page": night.page,
+        "tasks": {task.task: task.status for task in tasks},
+    }
 
 
 def list_nights(ledger: Ledger, limit: int) -> list[RecordedNight]:

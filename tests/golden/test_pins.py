@@ -123,6 +123,8 @@ def cells(row: sqlite3.Row) -> dict[str, Any]:
     }
     if found.get("chain"):
         found["chain"] = "CHAIN"
+    if str(found.get("id", "")).startswith("evt_"):
+        found["id"] = "EVENT"
     if "record" in found:
         found["record"] = hashlib.sha256(json.dumps(json.loads(found["record"]), sort_keys=True).encode()).hexdigest()
     return found
