@@ -14,7 +14,7 @@ from prefect.server.schemas.schedules import CronSchedule
 from pydantic import ValidationError
 
 from flows.nightly import narrow
-from flows.server.deploy import FLOWS, render
+from flows.server.deploy import FLOWS, entrypoint_of, render
 from flows.server.schedules import distinct_schedules, scheduled_under, slug_of
 from ptpipeline.errors import NotFound
 from ptpipeline.task.folder import load_task, task_files
@@ -121,5 +121,10 @@ def test_the_shipped_deployments_are_the_rendered_ones(shipped: list[Task]) -> N
 
 def test_every_flow_is_deployed_by_module_path(shipped: list[Task]) -> None:
     text = render(shipped)
-    assert [f"entrypoint: flows.{name}.{name}" in text for name in FLOWS] == [True] * len(FLOWS)
+    assert [f"entrypoint: {entrypoint_of(name)}\n" in text for name in FLOWS] == [True] * len(FLOWS)
     assert "active:" not in text
+
+
+def test_sources_are_watched_on_a_schedule_only_if_a_task_asks_for_it(shipped: list[Task]) -> None:
+    assert "slug: watch\n" not in render(shipped)
+    assert render([*shipped, shipped[0].model_copy(update={"watch": True})]).count("slug: watch\n") == 1
