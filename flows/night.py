@@ -21,7 +21,9 @@ def end(night: Night, key: str) -> State[Any]:
     """Write the table under `key`, tag the run, and return its final state."""
     rows = build_table(night)
     lines = [f"- {_render_row(row)}" for row in rows if row["status"] != "unchanged"]
-    create_table_artifact(key=key, table=rows, description="\n".join([f"**{key}**: {len(rows)} tasks", "", *lines]))
+    create_table_artifact(
+        key=key, table=rows, description="\n".join([f"**{key}**: {len(rows)} task{'s' * (len(rows) != 1)}", "", *lines])
+    )
     tag_run(night)
     return end_state(night)
 

@@ -48,6 +48,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     prepare_streams()
     if logging.lastResort:  # where warnings go while nobody has asked for a log
         logging.lastResort.setFormatter(PlainFormatter())
+    logging.getLogger("stamina").setLevel(logging.ERROR)  # what it says of a retry names neither server nor reason
     try:
         with private_files():
             run(list(arguments) if arguments is not None else None)

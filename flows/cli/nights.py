@@ -70,7 +70,8 @@ def metrics(
 def _title(night: "RecordedNight") -> str:
     took = f"{_seconds_between(night.started, night.ended):.0f} s" if night.ended else "did not end, or runs still"
     unchanged = sum(task.status == "unchanged" for task in night.tasks)
-    counted = f"{len(night.tasks)} tasks, {unchanged} unchanged" if night.tasks else "no tasks"
+    tasks = f"{len(night.tasks)} task{'s' * (len(night.tasks) != 1)}"
+    counted = f"{tasks}, {unchanged} unchanged" if night.tasks else "no tasks"
     about = f"{night.flow}, {night.cause}: {night.state or 'no end'}"
     return f"{night.started[:16].replace('T', ' ')} UTC  {about}; {counted}; {took}"
 

@@ -1,6 +1,6 @@
 """Watches the aliases in MLflow of the local stack: what a person sets there is judged within half a minute.
 
-`python -m flows.local.watcher` looks every two seconds, by one small request. It does nothing more while nothing
+`python -m flows.local.watcher` looks every four seconds, by one small request. It does nothing more while nothing
 changes: MLflow's own client is imported by the first edit. The scheduled `reconcile` mends what this process misses.
 """
 
@@ -21,7 +21,7 @@ from registry.registry import open_for_writing
 from registry.repair.reconcile import reconcile_aliases
 from registry.versions.mlflow_edit import seconds_apart
 
-POLL_SECONDS = 2.0
+POLL_SECONDS = 4.0
 AGAIN_SECONDS = 30.0  # until what could not be judged is looked at again
 MAX_PAGES = 100
 
@@ -35,10 +35,16 @@ class Watcher:
         self._settings = settings
         self._seen: dict[str, str] | None = None
         self._due: dict[str, float] = {}
+        self._client = connect()
+
+    def pause(self) -> float:
+        """Return for how many seconds to wait until the next look."""
+        due = min(self._due.values(), default=float("inf")) - time.monotonic()
+        return max(0.0, min(POLL_SECONDS, due))
 
     def look(self) -> list[str]:
         """Look once, and judge the aliases of each task where something changed or is due; return these tasks."""
-        shown = dict(read_aliases(str(self._settings.mlflow)))
+        shown = dict(read_aliases(self._client, str(self._settings.mlflow)))
         clock = time.monotonic()
         if self._seen is not None:
             changed = [task for task in shown.keys() | self._seen.keys() if shown.get(task) != self._seen.get(task)]
@@ -46,30 +52,39 @@ class Watcher:
         self._seen = shown
         tasks = sorted(task for task, at in self._due.items() if at <= clock)
         for task in tasks:
-            del self._due[task]
-            self._judge(task)
+            self._due[task] = clock + AGAIN_SECONDS  # if the look fails
+            if self._judge(task):
+                del self._due[task]
+            else:
+                self._due[task] = time.monotonic() + min(seconds_apart() + 0.5, AGAIN_SECONDS)
         return tasks
 
-    def _judge(self, task: str) -> None:
+    def _judge(self, task: str) -> bool:
+        """Return whether nothing is left to be done."""
         registry = open_for_writing(self._settings)
         declared = {one.name: one for one in select_tasks(self._settings).tasks}
         actions = reconcile_aliases(registry, declared, task)
         for action in actions:
             log.info("%s: %s", action.task, action.what)
-        if not all(action.done for action in actions):
-            self._due[task] = time.monotonic() + min(seconds_apart() + 0.5, AGAIN_SECONDS)
+        return all(action.done for action in actions)
 
 
-def read_aliases(mlflow: str) -> Iterator[tuple[str, str]]:
+def connect() -> httpx.Client:
+    """Return a client with the stack's credential; making one for every look would cost more than the look."""
+    owner = os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"]
+    return httpx.Client(auth=owner, timeout=10, trust_env=False)
+
+
+def read_aliases(client: httpx.Client, mlflow: str) -> Iterator[tuple[str, str]]:
     """Yield each registered model with what its aliases name, as text that may be compared.
 
     Raises httpx.HTTPError if MLflow does not answer, ArtifactError if it answers something else.
     """
-    token, auth = "", (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])
+    token = ""
     for _ in range(MAX_PAGES):
         query = {"max_results": "1000", **({"page_token": token} if token else {})}
         url = f"{mlflow}/api/2.0/mlflow/registered-models/search"
-        answer = httpx.get(url, params=query, auth=auth, timeout=10, trust_env=False)
+        answer = client.get(url, params=query)
         answer.raise_for_status()
         page: dict[str, Any] = parse_json(answer.content, f"MLflow's answer to {url}")
         for model in page.get("registered_models", []):
@@ -92,7 +107,7 @@ def main() -> None:
             log.warning("the aliases in MLflow were not looked at (%s); again in %.0f s", error, POLL_SECONDS)
         except Exception:
             log.exception("the aliases in MLflow were not looked at, for a reason that ptpipeline does not know")
-        time.sleep(POLL_SECONDS)
+        time.sleep(watcher.pause())
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def test_an_alias_moved_in_mlflow_is_logged_and_judged(project: Project) -> None
 
 
 def test_what_a_person_sets_in_mlflow_is_judged_within_half_a_minute() -> None:
-    assert POLL_SECONDS + seconds_apart() + 2 * POLL_SECONDS < 30
+    assert POLL_SECONDS + seconds_apart() + 4 < 30  # four seconds for two looks and what starts them
 
 
 def client(project: Project) -> MlflowClient:

@@ -121,5 +121,10 @@ def test_the_shipped_deployments_are_the_rendered_ones(shipped: list[Task]) -> N
 
 def test_every_flow_is_deployed_by_module_path(shipped: list[Task]) -> None:
     text = render(shipped)
-    assert [f"entrypoint: {entrypoint_of(name)}" in text for name in FLOWS] == [True] * len(FLOWS)
+    assert [f"entrypoint: {entrypoint_of(name)}\n" in text for name in FLOWS] == [True] * len(FLOWS)
     assert "active:" not in text
+
+
+def test_sources_are_watched_on_a_schedule_only_if_a_task_asks_for_it(shipped: list[Task]) -> None:
+    assert "slug: watch\n" not in render(shipped)
+    assert render([*shipped, shipped[0].model_copy(update={"watch": True})]).count("slug: watch\n") == 1
