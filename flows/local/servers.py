@@ -27,8 +27,9 @@ from ptpipeline.storage.s3 import KeyPair, RequestLimits, make_client
 BUCKET = "ptp"
 TRACKING_BUCKET = "ptp-mlflow"
 DEFAULT_PORTS = {"storage": 8333, "mlflow": 5000, "prefect": 4200}
-NAMES = ("storage", "prefect", "mlflow", "worker")  # in starting order
-DEPENDS_ON = {"mlflow": "storage", "worker": "prefect"}  # their environment holds the other's address
+NAMES = ("storage", "prefect", "mlflow", "worker", "watcher")  # in starting order
+WITH_SETTINGS = ("worker", "watcher")  # they read task files and settings, as they were when they were started
+DEPENDS_ON = {"mlflow": "storage", "worker": "prefect", "watcher": "mlflow"}  # they were told the other's address
 MAKE = 6  # of the definitions below: a running server of another make is replaced by `up`
 GRPC_OFFSET = 10_000  # SeaweedFS serves gRPC on each port + 10000
 LAST_PORT = 55_000  # the gRPC ports end at 65,000
@@ -92,7 +93,7 @@ class Server(NamedTuple):
 
 def define_server(name: str, config: StackConfig) -> Server:
     """Return how to run the server of that name (one of NAMES)."""
-    definitions = {"storage": _storage, "prefect": _prefect, "mlflow": _mlflow, "worker": _worker}
+    definitions = {"storage": _storage, "prefect": _prefect, "mlflow": _mlflow, "worker": _worker, "watcher": _watcher}
     server = definitions[name](config)
     return server._replace(environment={**server.environment, MARK: config.mark(name)})
 
@@ -211,6 +212,11 @@ def _worker(config: StackConfig) -> Server:
     return Server("worker", command, environment, lambda process: _worker_ready(config, process))
 
 
+def worker_settings(home: Path) -> dict[str, str]:
+    """Return the PTP_* variables that a worker or watcher started now would read."""
+    return {name: value for name, value in client_environment(home, "").items() if name.startswith("PTP_")}
+
+
 def _worker_ready(config: StackConfig, process: Process) -> bool:
     workers = _call(config, "prefect", "POST", f"/api/work_pools/{POOL}/workers/filter", {})
     heartbeats = [worker["last_heartbeat_time"] for worker in workers or [] if worker["name"] == "local"]
@@ -256,6 +262,11 @@ def _mlflow_ready(config: StackConfig) -> bool:
         return False
     search = "/api/2.0/mlflow/experiments/search"
     return _call(config, "mlflow", "POST", search, {"max_results": 1}, timeout=60) is not None
+
+
+def _watcher(config: StackConfig) -> Server:
+    environment = client_environment(config.home, config.settings()["prefect"])
+    return Server("watcher", [sys.executable, "-P", "-m", "flows.local.watcher"], environment, lambda process: True)
 
 
 # ---------------------------------------------------------------- shared

@@ -35,7 +35,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from ptpipeline.errors import ServiceUnavailable, SettingsError
+from ptpipeline.errors import PreconditionFailed, ServiceUnavailable, SettingsError
 from ptpipeline.records.base import now
 from registry.ledger.clock import boot_id, uptime
 from registry.ledger.tables import SCHEMA
@@ -58,10 +58,11 @@ TIMEOUTS = (
 class Database:
     """A database with the ledger's tables; raises ServiceUnavailable if it cannot be reached or stays locked.
 
-    `migrate`: bring its schema up to date; without, only `revision` may be asked.
+    With a `schema`, the database may have no tables yet (else PreconditionFailed), and gets those of that schema.
+    Without `migrate`, only its `stored_schema` may be asked; else its schema is brought up to date.
     """
 
-    def __init__(self, url: str, migrate: bool = True) -> None:
+    def __init__(self, url: str, schema: str | None = None, migrate: bool = True) -> None:
         self.url = url
         parsed = _parse(url)
         self.name = parsed.render_as_string(hide_password=True)
@@ -70,6 +71,9 @@ class Database:
         self._engine = _sqlite_engine(parsed) if self.file else _postgresql_engine(parsed)
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
         _open.add(self)
+        self._schema = schema or SCHEMA
+        if schema is not None:
+            self._require_empty()
         if migrate:
             self._migrate()
 
@@ -77,6 +81,13 @@ class Database:
     def reading(self) -> Iterator[Connection]:
         """Open a transaction that writes nothing."""
         with self._translating(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def reading_at_one_instant(self) -> Iterator[Connection]:
+        """Open a transaction that writes nothing, and in which every statement sees the same rows."""
+        engine = self._engine if self.file else self._engine.execution_options(isolation_level="REPEATABLE READ")
+        with self._translating(), engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -124,12 +135,21 @@ class Database:
             return uptime()
         return float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
 
-    def revision(self) -> str | None:
+    def stored_schema(self) -> str | None:
         """Return the revision of the schema that the database holds, None if it holds no ledger; change nothing."""
         if self.file and not self.file.exists():
             return None
         with self._translating():
             return self._revision()
+
+    def calendar(self, connection: Connection) -> float:
+        """Return the seconds since 1970 by the clock of the database's machine, for what lasts for days.
+
+        Whoever runs that machine may set it: compare by `seconds_left`.
+        """
+        if self.file is None:
+            return self.clock(connection)
+        return float(connection.scalar(text("SELECT (julianday('now') - 2440587.5) * 86400")) or 0)
 
     def close(self) -> None:
         """Give the connections back."""
@@ -144,24 +164,34 @@ class Database:
     def _migrate(self) -> None:
         with self._translating():
             if self.file is None:
-                if self._revision() != SCHEMA:
+                if self._revision() != self._schema:
                     self._upgrade()
                 return
             self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with suppress(OSError):  # SQLite says what is wrong; what it puts beside the file is as private as the file
                 os.close(os.open(self.file, os.O_CREAT | os.O_EXCL, 0o600))
-            if self._revision() == SCHEMA:
+            if self._revision() == self._schema:
                 return
             with FileLock(f"{self.file}.lock", timeout=60):
-                if self._revision() != SCHEMA:
+                if self._revision() != self._schema:
                     self._upgrade()
+
+    def revision(self, connection: Connection) -> str:
+        """Return the schema that the database has."""
+        return str(connection.scalar(text("SELECT version_num FROM alembic_version")))
 
     def _revision(self) -> str | None:
         with self._engine.begin() as connection:
-            if not inspect(connection).has_table("alembic_version"):
-                return None
-            revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
-            return revision
+            return self.revision(connection) if inspect(connection).has_table("alembic_version") else None
+
+    def _require_empty(self) -> None:
+        if self.file is not None and not self.file.exists():
+            return
+        with self._translating(), self._engine.begin() as connection:
+            if inspect(connection).get_table_names():
+                raise PreconditionFailed(
+                    f"ledger {self.name} has tables already: move it away, or set PTP_LEDGER to a new one"
+                )
 
     def _upgrade(self) -> None:
         from alembic import command
@@ -173,7 +203,7 @@ class Database:
         with self.writing("migrate") as connection:  # a process that waited here finds nothing left to do
             config.attributes["connection"] = connection
             try:
-                command.upgrade(config, "head")
+                command.upgrade(config, self._schema)
             except CommandError as error:
                 raise SettingsError(
                     f"PTP_LEDGER: {self.name} was written by another version of ptpipeline ({error}); install "

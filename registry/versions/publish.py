@@ -26,6 +26,7 @@ from registry.ledger.results import Publication
 from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.versions.content import is_sound, read_content, write_content
+from registry.versions.history import find_namings
 from registry.versions.provenance import Dossier, lost_dossiers, stored_verdicts, write_dossier
 
 log = logging.getLogger(__name__)
@@ -271,6 +272,7 @@ def _make_card(
         store=store.url,
         champion=_number_of(ledger, task, verdict.champion) if verdict and verdict.champion else None,
         wayward=[found for key in publication.wayward if not quiet and (found := _read_companion(store, Wayward, key))],
+        namings=find_namings(ledger.history(task), digest),
     )
 
 

@@ -140,8 +140,12 @@ def records() -> dict[str, Any]:
         "mistakes": Mistakes,
         "a line of the night's table": Outcome,
     }
-    asks = {f"request {name}": getattr(flow_requests, f"{name.capitalize()}Request") for name in FLOWS}
+    asks = {f"request {name}": getattr(flow_requests, _request_of(name)) for name in FLOWS}
     return {name: fields(model) for name, model in (stored | asks).items()}
+
+
+def _request_of(flow: str) -> str:
+    return "".join(part.capitalize() for part in flow.split("-")) + "Request"
 
 
 def task_fields() -> dict[str, Any]:

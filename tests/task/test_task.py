@@ -165,7 +165,12 @@ def test_every_shipped_task_loads() -> None:
             8,
             "data.checks.duplicates: unknown field; allowed here: conflicting_label, duplicate",
         ),
-        ("tune: {", "promot: auto\ntune: {", 10, "promot: unknown field; allowed here: base_model, data, gate"),
+        (
+            "tune: {",
+            "promot: auto\ntune: {",
+            10,
+            "promot: unknown field; allowed here: aliases, approval_days, approvals, base_model, data, gate",
+        ),
         (
             "path: rows.csv",
             "path: {a: rows.csv}",

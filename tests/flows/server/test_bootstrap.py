@@ -66,7 +66,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Ite
         tasks = sound_tasks(settings.tasks)[0]
         dry = bootstrap(settings, tasks, dry=True)
         untouched = (
-            Database(ledger, migrate=False).revision() is None
+            Database(ledger, migrate=False).stored_schema() is None
             and call("POST", f"{api}/work_pools/filter", {}) == []
             and call("POST", f"{api}/deployments/filter", {}) == []
             and s3_client(s3).list_buckets()["Buckets"] == []
