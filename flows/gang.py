@@ -1,6 +1,5 @@
 """The gang flow: one gang of a night, on a worker of its own; the night starts it and collects the outcomes."""
 
-import json
 from typing import Any
 
 from prefect import flow
@@ -27,7 +26,7 @@ def gang(request: GangRequest) -> State[Any]:
     return end(night, "gang")
 
 
-def encode(night: Night) -> str:
-    """Return what the night reads back."""
+def encode(night: Night) -> dict[str, Any]:
+    """Return what the night reads back; Prefect makes JSON of it, so that JSON would be JSON in JSON there."""
     outcomes = {name: outcome.to_json() for name, outcome in night.outcomes.items()}
-    return json.dumps({"outcomes": outcomes, "errors": night.errors})
+    return {"outcomes": outcomes, "errors": night.errors}

@@ -9,6 +9,7 @@ from xdist.scheduler import LoadScopeScheduling
 TOGETHER = ("tests/e2e", "tests/benchmarks/chaos")
 FIRST = (
     *TOGETHER,
+    "tests/deploy",
     "tests/registry/versions/test_mlflow_edit.py",
     "tests/registry/mlflow",
     "tests/flows/stages",

@@ -169,13 +169,13 @@ def _ledger_pieces(settings: Settings) -> Iterator[Piece]:
     database = Database(settings.ledger, migrate=False)
 
     def look_at_schema() -> Sight:
-        revision = database.revision()
+        revision = database.stored_schema()
         if revision is None:
             return MISSING
         return THERE if revision == SCHEMA else Sight("differs", f"it is at {revision}; this version needs {SCHEMA}")
 
     def look_at_check() -> Sight:
-        if database.revision() != SCHEMA:
+        if database.stored_schema() != SCHEMA:
             return Sight("missing", "not tried yet")
         return THERE if is_checked(settings) else Sight("missing", "not tried today")
 

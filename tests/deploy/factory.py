@@ -94,6 +94,7 @@ class Factory(NamedTuple):
 @contextmanager
 def running_factory(folder: Path, project: Path) -> Iterator[Factory]:
     """Run all services but the workers over the project's task files until the block ends; bootstrap has ended."""
+    subprocess.run(["chmod", "-R", "a+rX", project], check=True)  # services are other users
     secrets = folder / "secrets"
     subprocess.run([DEPLOY / "make-secrets", secrets], check=True)
     volumes = {"../tasks": project / "tasks", str(project): project}

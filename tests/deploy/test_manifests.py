@@ -87,6 +87,7 @@ def test_the_schema_of_kubernetes_can_refuse(built: dict[str, list[dict[str, Any
 def test_the_job_of_a_run_is_what_kubernetes_allows_with_and_without_gpus() -> None:
     plain, big = job_of_a_run(), job_of_a_run(gpus=2, queue="ptp", node_selector={"zone": "a"}, priority_class="night")
     assert (kubernetes_errors(plain), kubernetes_errors(big)) == ([], [])
+    assert containers(plain)[0]["name"] == "prefect-job"  # prefect-kubernetes takes no other
     assert "kueue.x-k8s.io/queue-name" not in json.dumps(plain)
     assert big["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] == "ptp"
     assert containers(big)[0]["resources"]["limits"]["nvidia.com/gpu"] == 2

@@ -1,5 +1,6 @@
 """The gangs of a night as runs of several workers, against a small server that answers as Prefect's API does."""
 
+import json
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ class Pool(Prefect):
             task, attempt = run.split(".")
             done = self.states[task][int(attempt) - 1] == "COMPLETED"
             outcome = OUTCOME.model_copy(update={"task": task})
-            return 200, [{"data": encode(Night({task: outcome}, {}))}] if done else []
+            return 200, [{"data": json.dumps(encode(Night({task: outcome}, {})))}] if done else []
         return super().answer(what, body)
 
 

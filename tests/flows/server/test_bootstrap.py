@@ -1,9 +1,8 @@
-"""`ptp bootstrap` on servers that somebody else started: Prefect, MLflow, S3 and PostgreSQL, each with a credential."""
+"""`ptp bootstrap` on servers that somebody else started: Prefect, MLflow, S3 and PostgreSQL.
 
-import os
-import signal
-import subprocess
-import sys
+A night behind it runs in tests/deploy/test_compose.py.
+"""
+
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +18,9 @@ from benchmarks.fixtures.mlflow_server import running_mlflow
 from benchmarks.fixtures.postgres import Postgres
 from benchmarks.fixtures.prefect_server import CREDENTIAL, running_prefect
 from benchmarks.fixtures.s3_server import S3Server, running_s3
-from flows.requests import NightlyRequest
 from flows.server.api import call
 from flows.server.bootstrap import Outcome, Wanted, bootstrap, make_pool, read_template
 from flows.server.deploy import FLOWS
-from flows.server.trigger import Finished, follow, trigger
 from ptpipeline.errors import SettingsError
 from ptpipeline.settings import Settings, load_settings
 from ptpipeline.task.folder import sound_tasks
@@ -69,7 +66,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory, postgres: Postgres) -> Ite
         tasks = sound_tasks(settings.tasks)[0]
         dry = bootstrap(settings, tasks, dry=True)
         untouched = (
-            Database(ledger, migrate=False).revision() is None
+            Database(ledger, migrate=False).stored_schema() is None
             and call("POST", f"{api}/work_pools/filter", {}) == []
             and call("POST", f"{api}/deployments/filter", {}) == []
             and s3_client(s3).list_buckets()["Buckets"] == []
@@ -182,47 +179,6 @@ def test_a_pool_of_another_type_is_told_and_stays(foreign: Foreign) -> None:
     (told,) = (outcome for outcome in outcomes if outcome.piece.startswith("work pool"))
     assert told.state == "cannot"
     assert "is of type process, not kubernetes: ask for --pool process, or delete the pool first" in told.note
-
-
-def test_a_night_runs_to_its_end_on_a_worker_with_a_home_of_its_own(foreign: Foreign, tmp_path: Path) -> None:
-    with running_worker(foreign, tmp_path) as log:
-        run = trigger(str(foreign.settings.prefect), "nightly", NightlyRequest())
-        *_, end = follow(str(foreign.settings.prefect), run)
-    assert isinstance(end, Finished)
-    assert (end.state, end.message) == ("COMPLETED", "fruit: promoted"), log.read_text()[-3000:]
-    assert (tmp_path / "home").is_dir()
-    keys = s3_client(foreign.s3).list_objects_v2(Bucket="factory", Prefix="some/prefix/prompts/fruit/aliases/")
-    assert [one["Key"].rpartition("/")[2] for one in keys["Contents"]] == ["production.json"]
-
-
-def running_worker(foreign: Foreign, folder: Path) -> Any:
-    """A worker in a copy of the project's folder, with what docs/deploy.md tells for one that is started by hand."""
-    from contextlib import contextmanager
-
-    @contextmanager
-    def run() -> Iterator[Path]:
-        project = folder / "project"
-        (project).mkdir()
-        (project / "tasks").symlink_to(foreign.settings.tasks)
-        environment = os.environ | {
-            "PTP_HOME": str(folder / "home"),
-            "PTP_TASKS": "tasks",
-            "PWD": str(project),
-            "PREFECT_HOME": str(folder / "prefect"),
-            "PREFECT_API_URL": str(foreign.settings.prefect),
-            "PREFECT_WORKER_QUERY_SECONDS": "2",
-        }
-        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", "ptp", "--type", "process"]
-        log = folder / "worker.log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(command, cwd=project, env=environment, stdout=output, stderr=output)
-        try:
-            yield log
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(30)
-
-    return run()
 
 
 # ---------------------------------------------------------------- what is missing
