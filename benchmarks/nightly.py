@@ -168,7 +168,7 @@ def _serving(direct: bool) -> AbstractContextManager[None]:
         return nullcontext()
     from prefect.testing.utilities import prefect_test_harness
 
-    return prefect_test_harness()
+    return prefect_test_harness(server_startup_timeout=600)
 
 
 if __name__ == "__main__":

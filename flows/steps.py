@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import stamina
 from prefect import task as prefect_task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
@@ -22,8 +23,12 @@ _JITTER = 0.5
 Result = TypeVar("Result")
 
 
+@stamina.retry(on=Transient, attempts=None, timeout=600, wait_initial=1.0, wait_max=60.0)
 def open_context() -> Context:
-    """Open the worker's settings; from here on the library's progress lines reach the run's page."""
+    """Open the worker's settings; from here on the library's progress lines reach the run's page.
+
+    A store or ledger that is away is waited for, as in every step.
+    """
     for name in ("ptpipeline", "registry"):
         logging.getLogger(name).setLevel(logging.INFO)  # Prefect's extra loggers keep the root's level, WARNING
     return Context.open(load_settings())

@@ -9,6 +9,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import NamedTuple, Protocol, TypeVar
 
+import stamina
+
 from flows.stages.context import MACHINE, Context, Selection
 from flows.stages.ingest import ingest
 from flows.stages.judge import evaluate, gate
@@ -17,12 +19,13 @@ from flows.stages.plan import Plan, group, identify, plan
 from flows.stages.promote import promote
 from flows.stages.register import register
 from flows.stages.train import claim_trained, share, train
-from ptpipeline.errors import PtpError, place_of
+from ptpipeline.errors import PtpError, Transient, place_of
 from ptpipeline.gate.disclosure import disclose_verdict
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.task.task import Task
 from registry.ledger.gang import GangLease, open_gangs, working_on
+from registry.registry import Registry
 
 Result = TypeVar("Result")
 
@@ -145,9 +148,15 @@ def finish(context: Context, task: Task, tuned: TunedPrompt, snapshot: str, mode
     promotion = (
         step(f"promote {name}", partial(promote, context, task, version, verdict, mode.actor)) if mode.promote else None
     )
-    outcome = summarise(context.registry, task, Candidate(tuned, report, verdict, version, promotion))
+    outcome = _summarise(context.registry, task, Candidate(tuned, report, verdict, version, promotion))
     mode.show(outcome, disclose_verdict(verdict))
     return outcome
+
+
+@stamina.retry(on=Transient, attempts=8, timeout=120)
+def _summarise(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
+    """`summarise`; a ledger that does not answer for a moment must not turn what was promoted into a failure."""
+    return summarise(registry, task, candidate)
 
 
 def _share(context: Context, tasks: Sequence[Task], mode: Mode, night: Night) -> None:

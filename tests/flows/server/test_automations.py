@@ -95,7 +95,8 @@ def installed(served: Served) -> dict[str, dict[str, Any]]:
     notice = found["ptp: a run without a heartbeat has crashed"]
     assert notice["trigger"]["within"] == SILENT_SECONDS
     trigger = notice["trigger"] | {"within": SHORT}
-    call("PUT", f"{served.api}/automations/{notice['id']}", {**notice, "trigger": trigger})
+    kept = {name: notice[name] for name in ("name", "description", "enabled", "actions")}
+    call("PUT", f"{served.api}/automations/{notice['id']}", {**kept, "trigger": trigger})
     return found
 
 

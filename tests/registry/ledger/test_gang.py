@@ -3,7 +3,9 @@
 import os
 import random
 import signal
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -12,6 +14,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from benchmarks.fixtures.postgres import Postgres
 from benchmarks.fixtures.prompts import a_request, a_task, published
 from ptpipeline.errors import LeaseHeld, Overtaken
 from ptpipeline.gate.spending import Budget, question_digest
@@ -201,3 +204,15 @@ def test_the_gang_of_a_killed_training_is_known(ledger: Ledger) -> None:
     assert open_gangs(ledger.database, ["mood", "topic", "other"]) == {"mood": "g" * 64, "topic": "g" * 64}
     lease.note(None)
     assert open_gangs(ledger.database, ["mood", "topic"]) == {}
+
+
+@pytest.mark.servers
+def test_a_ledger_that_is_away_is_waited_for(postgres: Postgres, new_database: str) -> None:
+    ledger = Ledger(postgres.create_database(f"away-{uuid.uuid4().hex}", new_database))
+    postgres.kill()
+    back = threading.Timer(0.5, postgres.start)
+    back.start()
+    with working_on(ledger.database, ["mood"], seconds=LONG):
+        assert open_leases(ledger) == ["task mood"]
+    back.join()
+    ledger.close()
