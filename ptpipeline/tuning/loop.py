@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple
@@ -80,7 +81,8 @@ def run_gang(
         members, clock = list(saved.members), saved.clock
     run = _Run(base, ranks.divide(check.backward), ranks, tracker, progress, clock)
     _expect_steps(members)
-    with deferred_sigterm() as interruption:
+    # the other ranks may stand in an exchange, in which no handler would run: they end at once
+    with deferred_sigterm() if ranks.first else nullcontext(Interruption()) as interruption:
         _train(run, members, checkpoint, interruption)
         if ranks.any(base.digest_weights() != before):
             _refuse_weights(base, checkpoint)
