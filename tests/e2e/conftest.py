@@ -60,7 +60,7 @@ class Project(NamedTuple):
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """The project with its stack up, its settings in the environment; everything is down afterwards."""
     folder = tmp_path_factory.mktemp("project")
-    _write_task(folder)
+    write_project(folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in [name for name in os.environ if name.startswith(("PTP_", "AWS_", "PREFECT_", "MLFLOW_"))]:
@@ -90,7 +90,7 @@ def _started_by_another_process(home: Path) -> str:
     return str(refused.value)
 
 
-def _write_task(folder: Path) -> None:
+def write_project(folder: Path) -> None:
     (folder / "tasks").mkdir()
     tiny_base(folder / "tiny")
     (folder / "tasks" / "base_models.yaml").write_text(f"tiny:\n  path: {folder / 'tiny'}\n")

@@ -11,59 +11,121 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.fixtures.s3_server import free_ports
+from flows.local.keys import load_keys
 from flows.local.process import Process, spawn, stop
-from flows.local.stack import up
+from flows.local.servers import StackConfig, define_server
 from flows.requests import NightlyRequest
 from flows.server.api import call
-from flows.server.automations import install_automations
 from flows.server.deploy import deploy
 from flows.server.environment import POOL, client_environment
 from flows.server.trigger import trigger
 from ptpipeline.settings import load_settings
 from ptpipeline.task.folder import load_task
 from ptpipeline.task.task import Schedule, Task
-from tests.e2e.conftest import TASK, Project
+from tests.e2e.conftest import TASK, write_project
 
-pytestmark = pytest.mark.servers
+pytestmark = [pytest.mark.servers, pytest.mark.soak, pytest.mark.timeout(3600)]
 
 NOTICED_SECONDS = 120.0
+PATIENCE = 600.0  # with a machine that is busy
 LONG = TASK.replace("name: fruit", "name: orchard").replace("steps: 12", "steps: 300, patience: 300")
 LONG = LONG.replace("eval_every: 6", "eval_every: 150")
 
 
-@pytest.fixture(scope="module")
-def task(project: Project) -> Task:
-    return load_task(project.folder / "tasks" / "fruit.yaml")
+class Factory:
+    """A project in a folder, with a Prefect server and workers of its own; store and ledger are files."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home = folder, folder / ".ptp"
+        self.home.mkdir(mode=0o700)
+        self.config = StackConfig(
+            self.home, {"prefect": free_ports(1)[0], "storage": 0, "mlflow": 0}, load_keys(self.home)
+        )
+        self.server = define_server("prefect", self.config)
+        self.prefect = self.config.settings()["prefect"]
+        self.running: dict[str, Process] = {}
+
+    def start_server(self) -> None:
+        log, port = self.home / "prefect.log", self.config.ports["prefect"]
+        process = spawn(self.server.command, self.server.environment, log, port, self.server.folder)
+        self.running["server"] = process
+        wait_for(lambda: self.server.ready(process), PATIENCE)
+
+    def start_worker(self, name: str) -> None:
+        environment = client_environment(self.home, self.prefect) | {
+            "PREFECT_API_AUTH_STRING": self.config.credential("prefect"),
+            "PREFECT_WORKER_QUERY_SECONDS": "2",
+            "PTP_CHECKPOINT_SECONDS": "1",
+        }
+        command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process"]
+        self.running[name] = spawn([*command, "--name", name], environment, self.home / f"{name}.log")
+
+    def kill(self, name: str) -> None:
+        """kill -9 the process and all below it, as if its machine had lost its power."""
+        root = psutil.Process(self.running.pop(name).pid)
+        for process in [root, *root.children(recursive=True)]:
+            process.kill()
+
+    def stop(self, name: str) -> None:
+        stop(self.running.pop(name))
+
+    def ask(self, verb: str, path: str, body: Any = None) -> Any:
+        return call(verb, f"{self.prefect}/{path}", body)
+
+    def state_of(self, run: str) -> str:
+        return str(self.ask("GET", f"flow_runs/{run}")["state_type"])
+
+    def log_of(self, run: str) -> str:
+        query = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
+        return "\n".join(line["message"] for line in self.ask("POST", "logs/filter", query))
+
+    def nightly(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.ask("GET", "deployments/name/nightly/ptp-nightly")
+        return found
+
+    def runs(self, **filters: Any) -> list[dict[str, Any]]:
+        query = {"deployments": {"id": {"any_": [self.nightly()["id"]]}}, "flow_runs": filters}
+        found: list[dict[str, Any]] = self.ask("POST", "flow_runs/filter", query)
+        return found
+
+    def resumed(self) -> list[str]:
+        return [run["id"] for run in self.runs() if (run["parameters"].get("request") or {}).get("resumes")]
+
+    def scheduled(self) -> list[dict[str, Any]]:
+        return self.runs(state={"type": {"any_": ["SCHEDULED"]}})
+
+    def schedules(self) -> list[tuple[str, bool]]:
+        return [(found["slug"], found["active"]) for found in self.nightly()["schedules"]]
 
 
 @pytest.fixture(scope="module")
-def orchard(project: Project, task: Task) -> Iterator[str]:
-    """A task that trains long enough to be interrupted; the stack's own worker stands aside meanwhile."""
-    path = project.folder / "tasks" / "orchard.yaml"
-    path.write_text(LONG.format(rows=project.folder / "fruit.csv"))
-    deploy(load_settings(), [task])
-    stop(project.stack.processes["worker"])
-    yield "orchard"
-    path.unlink()
-    up(project.home)
-    deploy(load_settings(), [task])
+def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
+    folder = tmp_path_factory.mktemp("factory")
+    write_project(folder)
+    (folder / "tasks" / "orchard.yaml").write_text(LONG.format(rows=folder / "fruit.csv"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in [name for name in os.environ if name.startswith(("PTP_", "AWS_", "PREFECT_", "MLFLOW_"))]:
+            patch.delenv(name)
+        started = Factory(folder)
+        patch.setenv("PTP_HOME", str(started.home))
+        patch.setenv("PTP_PREFECT", started.prefect)
+        patch.setenv("PREFECT_API_AUTH_STRING", started.config.credential("prefect"))
+        try:
+            started.start_server()
+            started.start_worker("first")  # it makes the pool
+            wait_for(lambda: started.ask("POST", "work_pools/filter", {}), PATIENCE)
+            deploy(load_settings(), [load_task(folder / "tasks" / "fruit.yaml")])
+            yield started
+        finally:
+            for name in sorted(started.running, reverse=True):
+                started.stop(name)
 
 
-def start_worker(project: Project, folder: Path, name: str) -> Process:
-    environment = client_environment(project.home, project.prefect) | {
-        "PREFECT_API_AUTH_STRING": os.environ["PREFECT_API_AUTH_STRING"],
-        "PREFECT_WORKER_QUERY_SECONDS": "2",
-        "PTP_CHECKPOINT_SECONDS": "1",
-    }
-    command = [sys.executable, "-m", "prefect", "worker", "start", "--pool", POOL, "--type", "process", "--name", name]
-    return spawn(command, environment, folder / f"{name}.log")
-
-
-def kill_with_its_runs(worker: Process) -> None:
-    """kill -9 the worker and all below it, as if the machine had lost its power."""
-    root = psutil.Process(worker.pid)
-    for process in [root, *root.children(recursive=True)]:
-        process.kill()
+@pytest.fixture
+def task(factory: Factory) -> Task:
+    return load_task(factory.folder / "tasks" / "fruit.yaml")
 
 
 def wait_for(what: Callable[[], Any], seconds: float) -> Any:
@@ -75,97 +137,59 @@ def wait_for(what: Callable[[], Any], seconds: float) -> Any:
     raise AssertionError(f"not within {seconds:.0f} s")
 
 
-def state_of(project: Project, run: str) -> str:
-    return str(call("GET", f"{project.prefect}/flow_runs/{run}")["state_type"])
+# ---------------------------------------------------------------- a worker that dies
 
 
-def log_of(project: Project, run: str) -> str:
-    query = {"logs": {"flow_run_id": {"any_": [run]}}, "sort": "TIMESTAMP_ASC", "limit": 200}
-    return "\n".join(line["message"] for line in call("POST", f"{project.prefect}/logs/filter", query))
-
-
-def nightly(project: Project) -> dict[str, Any]:
-    found: dict[str, Any] = call("GET", f"{project.prefect}/deployments/name/nightly/ptp-nightly")
-    return found
-
-
-def resumed(project: Project) -> list[dict[str, Any]]:
-    query = {"deployments": {"id": {"any_": [nightly(project)["id"]]}}, "sort": "START_TIME_DESC"}
-    runs = call("POST", f"{project.prefect}/flow_runs/filter", query)
-    return [run for run in runs if (run["parameters"].get("request") or {}).get("resumes")]
-
-
-def test_automations_are_installed_once(project: Project, orchard: str) -> None:
-    assert install_automations(project.prefect) == []
-    names = [found["name"] for found in call("POST", f"{project.prefect}/automations/filter", {})]
-    assert sorted(names) == ["ptp: a crashed night goes on", "ptp: a run without a heartbeat has crashed"]
-
-
-def test_a_night_whose_machine_died_goes_on_from_its_checkpoint(project: Project, orchard: str, tmp_path: Path) -> None:
-    first = start_worker(project, tmp_path, "first")
-    run = trigger(project.prefect, "nightly", NightlyRequest(tasks=[orchard]))
-    wait_for(lambda: f"{orchard}: step 20/" in log_of(project, run), 240)
-    kill_with_its_runs(first)
+def test_a_night_whose_machine_died_goes_on_from_its_checkpoint(factory: Factory) -> None:
+    run = trigger(factory.prefect, "nightly", NightlyRequest(tasks=["orchard"]))
+    wait_for(lambda: "orchard: step 20/" in factory.log_of(run), PATIENCE)
+    factory.kill("first")
     died = time.monotonic()
-    second = start_worker(project, tmp_path, "second")
-    try:
-        wait_for(lambda: state_of(project, run) == "CRASHED", 2 * NOTICED_SECONDS)
-        assert time.monotonic() - died < NOTICED_SECONDS
-        again = wait_for(lambda: resumed(project), 60)[0]["id"]
-        wait_for(lambda: "resumes from a checkpoint" in log_of(project, again), 240)
-        stop(project.stack.processes["prefect"])  # and now the server goes away, in the middle of the training
-        time.sleep(30)
-        up(project.home)
-        wait_for(lambda: state_of(project, again) == "COMPLETED", 300)
-        assert [found["id"] for found in resumed(project)] == [again]
-    finally:
-        stop(second)
+    factory.start_worker("second")
+    wait_for(lambda: factory.state_of(run) == "CRASHED", PATIENCE)
+    assert time.monotonic() - died < NOTICED_SECONDS
+    [again] = wait_for(factory.resumed, PATIENCE)
+    wait_for(lambda: "resumes from a checkpoint" in factory.log_of(again), PATIENCE)
+    factory.stop("server")  # and now the server goes away, in the middle of the training
+    time.sleep(30)
+    factory.start_server()
+    wait_for(lambda: factory.state_of(again) == "COMPLETED", PATIENCE)
+    assert factory.resumed() == [again]
 
 
 # ---------------------------------------------------------------- schedules
 
 
-def on(task: Task, cron: str) -> Task:
-    return task.model_copy(update={"schedule": Schedule(cron=cron, timezone="Asia/Seoul")})
+def on(task: Task, cron: str, timezone: str = "Asia/Seoul") -> Task:
+    return task.model_copy(update={"schedule": Schedule(cron=cron, timezone=timezone)})
 
 
-def schedules(project: Project) -> list[tuple[str, bool]]:
-    return [(found["slug"], found["active"]) for found in nightly(project)["schedules"]]
-
-
-def scheduled(project: Project) -> list[dict[str, Any]]:
-    state = {"state": {"type": {"any_": ["SCHEDULED"]}}}
-    query = {"deployments": {"id": {"any_": [nightly(project)["id"]]}}, "flow_runs": state}
-    found: list[dict[str, Any]] = call("POST", f"{project.prefect}/flow_runs/filter", query)
-    return found
-
-
-def test_a_changed_schedule_stays_paused_and_leaves_no_run_of_the_old_one(
-    project: Project, orchard: str, task: Task
-) -> None:
-    deploy(load_settings(), [on(task, "0 2 * * *")])
-    wait_for(lambda: scheduled(project), 60)
+def test_a_changed_schedule_stays_paused_and_leaves_no_run_of_the_old_one(factory: Factory, task: Task) -> None:
+    wait_for(factory.scheduled, PATIENCE)
     deploy(load_settings(), [on(task, "0 3 * * *")])
-    assert schedules(project) == [("0-3-x-x-x-asia-seoul", True)]
-    hours = wait_for(lambda: {run["expected_start_time"][11:16] for run in scheduled(project)}, 60)
-    assert hours == {"18:00"}
-    deployment = nightly(project)
-    url = f"{project.prefect}/deployments/{deployment['id']}/schedules/{deployment['schedules'][0]['id']}"
-    call("PATCH", url, {"active": False})
+    assert factory.schedules() == [("0-3-x-x-x-asia-seoul", True)]
+    assert wait_for(lambda: {run["expected_start_time"][11:16] for run in factory.scheduled()}, PATIENCE) == {"18:00"}
+    deployment = factory.nightly()
+    schedule = f"deployments/{deployment['id']}/schedules/{deployment['schedules'][0]['id']}"
+    factory.ask("PATCH", schedule, {"active": False})
     deploy(load_settings(), [on(task, "0 4 * * *")])
-    assert schedules(project) == [("0-4-x-x-x-asia-seoul", False)]
+    assert factory.schedules() == [("0-4-x-x-x-asia-seoul", False)]
 
 
-def test_a_night_that_waits_for_a_worker_survives_a_deployment(project: Project, orchard: str, task: Task) -> None:
-    stop(project.stack.processes["worker"])
-    minute = datetime.now(UTC) + timedelta(seconds=70)
-    schedule = Schedule(cron=f"{minute.minute} {minute.hour} * * *")
-    deploy(load_settings(), [task.model_copy(update={"schedule": schedule})])
+def test_a_night_that_waits_for_a_worker_survives_a_deployment(factory: Factory, task: Task) -> None:
+    for name in [name for name in factory.running if name != "server"]:
+        factory.stop(name)
+    minute = datetime.now(UTC) + timedelta(seconds=150)
+    deploy(load_settings(), [on(task, f"{minute.minute} {minute.hour} * * *", "UTC")])
+    schedule = factory.nightly()["schedules"][0]
+    if not schedule["active"]:  # the one before was paused
+        path = f"deployments/{factory.nightly()['id']}/schedules/{schedule['id']}"
+        factory.ask("PATCH", path, {"active": True})
 
     def due() -> list[str]:
         now = datetime.now(UTC).isoformat()
-        return [run["expected_start_time"][:16] for run in scheduled(project) if run["expected_start_time"] < now]
+        return [run["expected_start_time"][:16] for run in factory.scheduled() if run["expected_start_time"] < now]
 
-    before = wait_for(due, 150)
+    before = wait_for(due, PATIENCE)
     deploy(load_settings(), [on(task, "0 2 * * *")])
     assert due() == before

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from ptpipeline.errors import ArtifactError, ServiceUnavailable
+from ptpipeline.errors import ArtifactError, Overtaken, ServiceUnavailable
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import list_tensors
 from ptpipeline.records.prompts import CurvePoint
@@ -228,6 +228,17 @@ def test_cleared_checkpoints_are_gone(base: CausalBase, store: ObjectStore) -> N
     run_gang(base, mixed(base), NoTracker(), lambda line: None, checkpoints)
     assert len(list(store.keys("checkpoints"))) == 1
     checkpoints.clear()
+    assert list(store.keys("checkpoints")) == []
+
+
+def test_a_gang_that_was_taken_over_ends_and_writes_no_checkpoint(base: CausalBase, tmp_path: Path) -> None:
+    def fence() -> None:
+        raise Overtaken("another run took the task over")
+
+    store = FolderStore(tmp_path)
+    checkpoints = Checkpoints(store, EVERY_STEP, SECRET, fence)
+    with pytest.raises(Overtaken):
+        run_gang(base, [job(base, "a")], NoTracker(), lambda line: None, checkpoints)
     assert list(store.keys("checkpoints")) == []
 
 
