@@ -20,6 +20,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+from benchmarks.fixtures.children import end_with_parent
 from ptpipeline.data.snapshot import ingest
 from ptpipeline.progress import Lines, watch
 from ptpipeline.storage import FolderStore
@@ -50,6 +51,7 @@ def generate(rows: int, size: int, seed: int = 0) -> Iterator[tuple[str, str]]:
 
 def write(path: Path, rows: int, size: int) -> None:
     """Write the rows in the format that the file's name ends with."""
+    end_with_parent()
     if path.suffix == ".parquet":
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -66,6 +68,7 @@ def write(path: Path, rows: int, size: int) -> None:
 
 def measure(path: Path, told: Connection) -> None:
     """Ingest the file and tell the figures."""
+    end_with_parent()
     task = Task(
         name="large",
         base_model="none",

@@ -11,6 +11,7 @@ from multiprocessing import get_context
 from multiprocessing.synchronize import Barrier
 from typing import Any, NamedTuple
 
+from benchmarks.fixtures.children import end_with_parent
 from benchmarks.seeding import Addresses, task_of
 from ptpipeline.errors import PromotionConflict
 from ptpipeline.records.versions import Promotion
@@ -70,6 +71,7 @@ def race(addresses: Addresses, registry: Registry, races: int) -> dict[str, Any]
 
 def _promote_often(race: Race, own: Sequence[int], pipe: Any) -> None:
     """Promote, `races` times, that one of its own versions which the alias does not name."""
+    end_with_parent()
     registry, task, conflicts = race.addresses.open(), task_of(int(race.task.rpartition("-")[2])), 0
     won: list[str] = []
     together = False

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Table
 
+from benchmarks.fixtures.children import end_with_parent
 from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, an_artifact, published
 from ptpipeline.records.base import Record, now
 from ptpipeline.records.versions import PRODUCTION, Pointer, Promotion, VersionName
@@ -64,7 +65,7 @@ def seed(addresses: Addresses, tasks: int, versions: int) -> None:
     """Write `versions` versions of each of `tasks` tasks, numbered from 1; the prompt of seed s is version s + 1."""
     registry = addresses.open()
     published(registry, PATTERN, 0)
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, get_context("spawn"), end_with_parent) as pool:
         stored = pool.submit(_write_store, addresses, tasks, versions)
         digests = [_write_ledger(registry.ledger, versions, index) for index in range(tasks)]
         _write_mlflow(addresses.mlflow_db, digests, versions)

@@ -8,17 +8,19 @@ from prefect.artifacts import Artifact
 from prefect.client.schemas.objects import State
 
 from flows.night import end, show_verdict
-from flows.requests import GangRequest
+from flows.requests import GangRequest, record_claim
 from flows.spread import OUTCOMES
 from flows.stages.chain import Mode, Night, run
-from flows.stages.context import select_tasks
+from flows.stages.context import MACHINE, select_tasks
+from flows.states import name_this_run
 from flows.steps import open_context, step
 
 
-@flow(name="gang", persist_result=False)
+@flow(name="gang", flow_run_name=name_this_run, persist_result=False)
 def gang(request: GangRequest) -> State[Any]:
     """Train the tasks of one gang of a night together, and finish them; the night starts this, not a person."""
     context = open_context()
+    context.started_by = MACHINE if request.schedule else record_claim(request.actor)
     selection = select_tasks(context.settings, request.tasks)
     night = run(context, selection, Mode(step, isolate=True, show=show_verdict, force=request.force))
     Artifact(type=OUTCOMES, data=encode(night)).create()

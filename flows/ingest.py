@@ -12,14 +12,15 @@ from flows.requests import IngestRequest
 from flows.stages import ingest as stage
 from flows.stages.chain import Night, isolate
 from flows.stages.context import select_tasks
+from flows.states import name_this_run
 from flows.steps import open_context, step
 
 EVERYTHING = IngestRequest()
 
 
-@flow(name="ingest", persist_result=False)
+@flow(name="ingest", flow_run_name=name_this_run, persist_result=False)
 def ingest(request: IngestRequest = EVERYTHING) -> State[Any]:
-    """Bring the snapshots up to date; one task's failure never stops another."""
+    """Read, check and split the rows of each task whose source changed; train nothing."""
     context = open_context()
     tasks, broken = select_tasks(context.settings, request.tasks)
     night, digests = Night({}, broken), {}

@@ -4,30 +4,42 @@ from typing import Any
 
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
-from prefect.states import Completed, Failed
 
+from flows.stages.approve import Approvals
 from flows.stages.chain import Night
-from flows.stages.outcome import Outcome
+from flows.stages.outcome import Outcome, tabulate
+from flows.states import end_state, tag_run
 from ptpipeline.records.reports import PairedDifference, title_of
 from ptpipeline.records.verdicts import Check, Verdict
 from registry.card.markdown import escape
+from registry.registry import Registry
+
+_WIDE = ("reason", "page")  # columns that stand last
 
 
 def end(night: Night, key: str) -> State[Any]:
-    """Write the table under `key` and return the run's final state: a failed gate is Completed, an error is Failed."""
+    """Write the table under `key`, tag the run, and return its final state."""
     rows = build_table(night)
-    links = [f"- [{row['task']} in MLflow]({row['page']})" for row in rows if row.get("page")]
-    create_table_artifact(key=key, table=rows, description="\n".join([f"**{key}**: {len(rows)} tasks", "", *links]))
-    if night.errors:
-        return Failed(message=f"{len(night.errors)} of {len(rows)} tasks failed: {join_errors(night.errors)}")
-    return Completed(message="; ".join(f"{row['task']}: {row['status']}" for row in rows) or "no tasks")
+    lines = [f"- {_render_row(row)}" for row in rows if row["status"] != "unchanged"]
+    create_table_artifact(key=key, table=rows, description="\n".join([f"**{key}**: {len(rows)} tasks", "", *lines]))
+    tag_run(night)
+    return end_state(night)
 
 
 def build_table(night: Night) -> list[dict[str, Any]]:
-    """Return one row per task: its outcome, or `failed` with the reason."""
-    outcomes = {task: outcome.to_json() for task, outcome in night.outcomes.items()}
+    """Return one row per task: its outcome with rounded figures, or `failed` with the reason."""
+    outcomes = {task: tabulate(outcome) for task, outcome in night.outcomes.items()}
     errors = {task: {"task": task, "status": "failed", "reason": sentence} for task, sentence in night.errors.items()}
-    return [row for _, row in sorted((outcomes | errors).items())]
+    rows = [row for _, row in sorted((outcomes | errors).items())]
+    columns = dict.fromkeys(name for row in rows for name in row)  # Prefect shows those of the first row
+    ordered = [*(name for name in columns if name not in _WIDE), *(name for name in _WIDE if name in columns)]
+    return [{name: row.get(name) for name in ordered} for row in rows]
+
+
+def _render_row(row: dict[str, Any]) -> str:
+    """Render a task as Markdown with its reason, which the table cuts: cells of Prefect's tables do not wrap."""
+    task = f"[{row['task']}]({row['page']})" if row.get("page") else row["task"]
+    return f"{task} **{row['status']}**: {escape(row['reason'] or '')}"
 
 
 def join_errors(errors: dict[str, str]) -> str:
@@ -54,11 +66,38 @@ def render_verdict(outcome: Outcome, verdict: Verdict) -> str:
         "",
         escape(outcome.reason),
         "",
+        *_render_figures(outcome),
         *_render_comparisons(verdict),
         *_render_look(verdict),
     ]
     lines += ["## Checks", "", *map(_render_check, verdict.checks)]
     return "\n".join([*lines, *(["", f"[The version in MLflow]({outcome.page})"] if outcome.page else [])])
+
+
+def show_approvals(registry: Registry, approvals: Approvals) -> None:
+    """Write the Markdown artifact `approval-<task>`: what people decided, over the report that they decided on."""
+    digest = registry.ledger.version(approvals.task, approvals.version).digest
+    verdict = registry.ledger.disclosed(approvals.task, digest).verdict
+    create_markdown_artifact(
+        key=f"approval-{approvals.task}",
+        markdown=render_approvals(approvals, verdict),
+        description=f"{approvals.task}@{approvals.version}: {approvals.status}",
+    )
+
+
+def render_approvals(approvals: Approvals, verdict: Verdict | None) -> str:
+    """Render who decided what about a candidate, and its comparisons and checks, as Markdown."""
+    lines = [
+        f"# {approvals.task}@{approvals.version}: {approvals.status}",
+        "",
+        f"{approvals.given} of {approvals.needed} approvals; its run was started by {escape(approvals.started_by)}; "
+        f"the request ends at {approvals.expires_at}.",
+        "",
+        *(f"- {escape(decision)}" for decision in approvals.decisions),
+        "",
+    ]
+    shown = [*_render_comparisons(verdict), "## Checks", "", *map(_render_check, verdict.checks)] if verdict else []
+    return "\n".join([*lines, *shown])
 
 
 def _render_comparisons(verdict: Verdict) -> list[str]:
@@ -82,6 +121,17 @@ def _render_difference(name: str, pair: PairedDifference) -> str:
         f"| {escape(name)}{margin} | {escape(title_of(pair.metric))} | **{pair.difference:+.4f}** | {bounds} | "
         f"{p_value} | {escape(pair.test) or '–'} | {pair.rows} |"
     )
+
+
+def _render_figures(outcome: Outcome) -> list[str]:
+    """Render the candidate's figure beside those that it is compared with; none if they are withheld."""
+    figures = {
+        "without a prompt": outcome.zero_shot,
+        "champion": outcome.champion,
+        "candidate": outcome.candidate,
+    }
+    known = [f"{name} {value:.4f}" for name, value in figures.items() if value is not None]
+    return [f"{escape(title_of(outcome.metric))}: {', '.join(known)}", ""] if known else []
 
 
 def _render_look(verdict: Verdict) -> list[str]:

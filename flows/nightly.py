@@ -7,12 +7,15 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 
+from flows.chronicle import begin, finish
 from flows.night import end, show_verdict
-from flows.requests import GangRequest, NightlyRequest
+from flows.requests import GangRequest, NightlyRequest, record_claim
+from flows.server.events import send_what_waits
 from flows.server.schedules import distinct_schedules, scheduled_under
 from flows.spread import count_parts, spread
-from flows.stages.chain import Mode, run
-from flows.stages.context import Context, select_tasks
+from flows.stages.chain import Mode, Night, run
+from flows.stages.context import MACHINE, Context, select_tasks
+from flows.states import name_this_run
 from flows.steps import open_context, step
 from flows.turn import Skipped, take_turn
 from ptpipeline.errors import NotFound
@@ -23,19 +26,24 @@ EVERYTHING = NightlyRequest()
 _log = logging.getLogger("ptpipeline.flows")
 
 
-@flow(name="nightly", persist_result=False)
+@flow(name="nightly", flow_run_name=name_this_run, persist_result=False)
 def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
-    """Ingest, train what changed, evaluate, gate, register, promote; one task's failure never stops another."""
+    """Train the tasks that changed, and put what passes its gate into production by each task's policy."""
     context = open_context()
+    context.started_by = MACHINE if request.schedule else record_claim(request.actor)
+    id_ = begin(context, request)
     try:
         with take_turn(context, request):
             selection = select_tasks(context.settings, request.tasks)
             selection = selection._replace(tasks=narrow(selection.tasks, request.schedule))
             names = ", ".join(task.name for task in selection.tasks)
             _log.info("nightly over %s%s", names, f": {request.reason}" if request.reason else "")
-            return end(run(context, selection, choose_mode(context, request)), "nightly")
+            night = run(context, selection, choose_mode(context, request))
+            state = finish(context, id_, night, end(night, "nightly"))
     except Skipped as skipped:
-        return skipped.end()
+        state = finish(context, id_, Night({}, {}), skipped.end())
+    send_what_waits(context.settings, context.registry.ledger.database)
+    return state
 
 
 def choose_mode(context: Context, request: NightlyRequest) -> Mode:
@@ -44,7 +52,7 @@ def choose_mode(context: Context, request: NightlyRequest) -> Mode:
     if api is None or (parts := count_parts(api)) == 1:
         return mode
     name = request.night or str(runtime.flow_run.id)
-    gang = GangRequest(tasks=[], force=request.force)
+    gang = GangRequest(tasks=[], force=request.force, actor=request.actor, schedule=request.schedule)
     return mode._replace(parts=parts, spread=partial(spread, api, name, gang))
 
 

@@ -7,14 +7,18 @@ from prefect import flow
 from flows.requests import PromoteRequest, record_claim
 from flows.stages.context import Context
 from flows.stages.promote import move
+from flows.states import name_this_run
 from flows.steps import open_context, step
 from ptpipeline.records.versions import Promotion
 from registry.versions.promoters import Cause
 
 
-@flow(name="promote", persist_result=False)
+@flow(name="promote", flow_run_name=name_this_run, persist_result=False)
 def promote(request: PromoteRequest) -> int:
-    """Return the number of the version that the alias names now; what the gate refuses is refused here too."""
+    """Let an alias name a version that passed its gate, such as one that awaits approval; the gate judges again.
+
+    Returns the number of the version that the alias names now.
+    """
     work = partial(answer, open_context(), request)
     return step(f"promote {request.task} v{request.version}", work).version
 

@@ -10,6 +10,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.tasks import Task
 
+from flows.progress import Bars
 from flows.stages.chain import hide_message
 from flows.stages.context import Context
 from ptpipeline.errors import PtpError, Transient
@@ -31,7 +32,9 @@ def open_context() -> Context:
     """
     for name in ("ptpipeline", "registry"):
         logging.getLogger(name).setLevel(logging.INFO)  # Prefect's extra loggers keep the root's level, WARNING
-    return Context.open(load_settings())
+    context = Context.open(load_settings())
+    context.display = Bars()
+    return context
 
 
 def step(name: str, work: Callable[[], Result], /) -> Result:

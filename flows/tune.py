@@ -5,18 +5,22 @@ from typing import Any
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from flows.chronicle import begin, finish
 from flows.night import end, show_verdict
 from flows.requests import TuneRequest
 from flows.stages.chain import Mode, run
 from flows.stages.context import select_tasks
+from flows.states import name_this_run
 from flows.steps import open_context, step
 
 EVERYTHING = TuneRequest()
 
 
-@flow(name="tune", persist_result=False)
+@flow(name="tune", flow_run_name=name_this_run, persist_result=False)
 def tune(request: TuneRequest = EVERYTHING) -> State[Any]:
-    """Ingest, train what changed, evaluate, gate, register; one task's failure never stops another."""
+    """Train the tasks that changed, and register what came out with the gate's verdict; promote nothing."""
     context = open_context()
+    id_ = begin(context, request)
     selection = select_tasks(context.settings, request.tasks)
-    return end(run(context, selection, Mode(step, isolate=True, promote=False, show=show_verdict)), "tune")
+    night = run(context, selection, Mode(step, isolate=True, promote=False, show=show_verdict))
+    return finish(context, id_, night, end(night, "tune"))

@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     dtype: compute type of the base model; `auto` is the faster of the two on this machine, by a measurement.
     checkpoint_seconds: time between two checkpoints of a training.
     night_overlap: what a night does while another one runs. late_hours: how late a scheduled night may begin.
+    events: names of the targets that are told what happens, whose addresses are in variables of their own.
+    night_hours: a night that runs longer raises an alarm.
     signing_key: PEM file of the private key that signs what is stored; never the key itself, so that no copy of these
     settings holds a secret. trusted_keys: PEM file of public keys; if it is set, only what one of them signed is read.
     """
@@ -78,6 +80,8 @@ class Settings(BaseSettings):
     late_hours: Annotated[float, Field(gt=0)] = 12.0
     signing_key: Annotated[KeyFile | None, Field(repr=False)] = None
     trusted_keys: KeyFile | None = None
+    events: str = ""
+    night_hours: Annotated[float, Field(gt=0)] = 12.0
 
 
 def load_settings() -> Settings:

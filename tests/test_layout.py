@@ -59,6 +59,7 @@ TOPICS = {
     "storage/test_private.py": "who may read what is written",
     "test_constraints.py": "the pins of `make install` and `make audit`",
     "test_layout.py": "this rule",
+    "test_readme.py": "what the README names",
     "tuning/test_dev_rows.py": "which dev rows a training answers",
     "tuning/test_gang.py": "many prompts in one pass",
     "tuning/test_generation.py": "tasks of free text in a gang",

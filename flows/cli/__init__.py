@@ -9,13 +9,16 @@ import os
 import sys
 from collections.abc import Iterable
 
-from flows.cli import drafting, work  # noqa: F401  (importing a module adds its verbs, in the order of the help)
+from flows.cli import drafting, stack, work  # noqa: F401  (importing a module adds its verbs, in the order of the help)
 
 # isort: split
 from flows.cli import quality, versions  # noqa: F401
 
 # isort: split
-from flows.cli import maintenance  # noqa: F401
+from flows.cli import approvals  # noqa: F401
+
+# isort: split
+from flows.cli import alarms, maintenance, nights  # noqa: F401
 from flows.cli.app import FAILED, UNANSWERED, app
 from flows.cli.terminal import PlainFormatter, prepare_streams, say, say_traceback
 from ptpipeline.errors import PtpError, Transient

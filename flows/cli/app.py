@@ -67,7 +67,9 @@ def open_context() -> "Context":
     from ptpipeline.settings import load_settings
 
     log_plainly()
-    return Context(load_settings(), open_registry(writing=True), say_progress, choose_display())
+    context = Context(load_settings(), open_registry(writing=True), say_progress, choose_display())
+    context.started_by = os_user()
+    return context
 
 
 def load_sound_tasks() -> dict[str, "Task"]:

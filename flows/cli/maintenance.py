@@ -142,6 +142,37 @@ def gc(
         say(f"{len(garbage)} items would be deleted, {size:,} bytes; `--apply` deletes them", sys.stderr)
 
 
+BackupFile = Annotated[Path, typer.Argument(metavar="FILE", help="A backup of the ledger, such as ledger.jsonl.gz.")]
+
+
+@app.command()
+def backup(file: BackupFile, as_json: Json = False) -> None:
+    """Write the whole ledger to a file, while others go on using it.
+
+    The file holds the secret that seals checkpoints: keep it as private as the ledger. Rows, prompts and reports lie in
+    the object store.
+    """
+    from flows.cli.render import print_record
+    from ptpipeline.settings import resolve_path
+    from registry.ledger.backup import back_up
+
+    print_record(back_up(open_registry().ledger.database, resolve_path(file))._asdict(), as_json)
+
+
+@app.command()
+def restore(file: BackupFile, as_json: Json = False) -> None:
+    """Make the ledger of a backup, where PTP_LEDGER names none yet.
+
+    What happened since then is added by `ptp doctor --rebuild-ledger`, from the store, and shown by `ptp reconcile`.
+    """
+    from flows.cli.render import print_record
+    from ptpipeline.settings import load_settings, resolve_path
+    from registry.ledger.backup import restore as make_ledger
+
+    print_record(make_ledger(load_settings().ledger, resolve_path(file))._asdict(), as_json)
+    say("`ptp doctor --rebuild-ledger` adds what the store knows of the time since, then `ptp reconcile`", sys.stderr)
+
+
 def _difference_row(difference: "Difference") -> dict[str, object]:
     row: dict[str, object] = difference.to_json()
     return {name: value for name, value in row.items() if name != "safe"} | {"--fix mends it": difference.safe}

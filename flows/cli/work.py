@@ -1,4 +1,4 @@
-"""Verbs of `ptp`: the local stack, a task's stages, and the use of the prompts that they make."""
+"""Verbs of `ptp`: a task's stages, and the use of the prompts that they make."""
 
 import logging
 import os
@@ -15,76 +15,6 @@ from ptpipeline.errors import NotFound, PtpError
 if TYPE_CHECKING:
     from flows.server.trigger import Finished
     from ptpipeline.settings import Settings
-
-Port = Annotated[
-    int | None, typer.Option(min=1024, max=55000, help="Use this port, or fail; by default a free one is found.")
-]
-
-
-@app.command()
-def up(prefect_port: Port = None, mlflow_port: Port = None, s3_port: Port = None, as_json: Json = False) -> None:
-    """Start the local stack and deploy the flows.
-
-    The stack is Prefect, MLflow and S3 on this machine. Run it again to deploy changed schedules.
-    """
-    from flows.local.stack import Ports
-    from flows.local.stack import up as start
-    from flows.server.deploy import deploy
-    from ptpipeline.settings import load_settings
-    from ptpipeline.task.folder import sound_tasks
-
-    start(load_settings().home, Ports(prefect=prefect_port, mlflow=mlflow_port, storage=s3_port))
-    settings = load_settings()
-    sound, broken = sound_tasks(settings.tasks)
-    deploy(settings, sound)
-    for sentence in broken.values():
-        say(f"{sentence}; until then no schedule runs it", sys.stderr)
-    status(as_json)
-    say("`ptp open` signs your browser in at MLflow and Prefect", sys.stderr)
-
-
-@app.command()
-def down() -> None:
-    """Stop the local stack; its data stays."""
-    from flows.local.stack import down as stop
-    from ptpipeline.settings import load_settings
-
-    home = load_settings().home
-    stop(home)
-    _tell_absence(home)
-
-
-@app.command()
-def status(as_json: Json = False) -> None:
-    """Show state, address and memory of the local stack's servers."""
-    from flows.cli.render import print_table
-    from flows.local.stack import status as read_status
-    from ptpipeline.settings import load_settings
-
-    home = load_settings().home
-    print_table(read_status(home), as_json)
-    _tell_absence(home)
-
-
-@app.command("open")
-def open_pages(
-    page: Annotated[
-        str, typer.Argument(metavar="PAGE", help="mlflow, prefect, or the address of one of their pages.")
-    ] = "mlflow",
-    browser: Annotated[
-        bool, typer.Option("--browser/--no-browser", help="Start the browser, or only print the link.")
-    ] = True,
-) -> None:
-    """Open a page of MLflow or Prefect in the browser and sign in.
-
-    The printed link signs a browser in once, within five minutes; after that every page opens for twelve hours.
-    """
-    from flows.local.sign_in import open_page, sign_in_link
-    from ptpipeline.settings import load_settings
-
-    settings = load_settings()
-    if not (browser and open_page(settings, page)):
-        say(sign_in_link(settings, page))
 
 
 @app.command()
@@ -145,14 +75,14 @@ def run(task: TaskName, as_json: Json = False) -> None:
 
     The stages are ingest, train, evaluate, gate, register and promote. No server is needed.
     """
-    from flows.cli.render import print_table
+    from flows.cli.outcomes import print_outcomes
     from flows.stages.chain import run_task
     from ptpipeline.task.folder import find_task
 
     context = open_context()
     outcome = run_task(context, find_task(context.settings.tasks, task))
-    print_table([outcome], as_json)
-    if outcome.verdict != "passed":
+    print_outcomes([outcome], as_json)
+    if outcome.refused:
         raise typer.Exit(NO)
 
 
@@ -162,19 +92,27 @@ def trigger(
     task: Annotated[list[str] | None, typer.Option("--task", help="Only this task; may be repeated.")] = None,
     reason: Annotated[str, typer.Option("--reason", help="Why; the run's log shows it.")] = "",
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the run to its end, or only start it.")] = True,
+    once: Annotated[
+        bool,
+        typer.Option("--once", help="Follow the run of today for the same tasks and data, if there was one already."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Start a flow in Prefect and follow its log to the end."""
-    from flows.cli.render import print_table
+    """Start a flow in Prefect and follow its log to the end.
+
+    The exit code is that of `ptp run`: 4 if the gate refused a candidate.
+    """
+    from flows.cli.outcomes import print_outcomes
     from flows.requests import IngestRequest, NightlyRequest, TuneRequest
     from flows.server.trigger import trigger as start
+    from flows.stages.outcome import GATE_FAILED
     from ptpipeline.settings import load_settings
     from ptpipeline.task.folder import find_task
 
     settings = load_settings()
     names = [find_task(settings.tasks, name).name for name in task] if task else None
     requests = {
-        "nightly": NightlyRequest(tasks=names, reason=reason),
+        "nightly": NightlyRequest(tasks=names, reason=reason, actor=os_user()),
         "tune": TuneRequest(tasks=names),
         "ingest": IngestRequest(tasks=names),
     }
@@ -183,11 +121,17 @@ def trigger(
             f"no flow {flow!r} to trigger: choose {', '.join(requests)}; to promote or roll back, use `ptp promote` "
             "or `ptp rollback`"
         )
-    run_id = start(_require_prefect(settings), flow, requests[flow])
+    key = _key_of_today(settings, flow, names) if once else None
+    run_id = start(_require_prefect(settings), flow, requests[flow], key)
     say(f"flow run {run_id}", sys.stderr)
     if wait:
         finished = follow_to_end(str(settings.prefect), run_id)
-        print_table(finished.rows, as_json)
+        if finished.rows or as_json:
+            print_outcomes(finished.rows, as_json)
+        elif finished.state == "COMPLETED":
+            say(finished.message)
+        if finished.name == GATE_FAILED:
+            raise typer.Exit(NO)
         if finished.state != "COMPLETED":
             say(f"error: flow run {run_id} ended {finished.state}: {finished.message}", sys.stderr)
             raise typer.Exit(FAILED)
@@ -301,14 +245,14 @@ def adopt(
 
     It becomes a candidate of the task: it is evaluated, gated, registered and, by the task's policy, promoted.
     """
-    from flows.cli.render import print_table
+    from flows.cli.outcomes import print_outcomes
     from flows.on_demand.adopt import adopt as take_in
     from ptpipeline.task.folder import find_task
 
     context, path = open_context(), Path(os.path.expanduser(source))
     outcome = take_in(context, find_task(context.settings.tasks, task), path, os_user())
-    print_table([outcome], as_json)
-    if outcome.verdict != "passed":
+    print_outcomes([outcome], as_json)
+    if outcome.refused:
         raise typer.Exit(NO)
 
 
@@ -325,12 +269,16 @@ def follow_to_end(prefect: str, run_id: str) -> "Finished":
     raise PtpError(f"flow run {run_id}: its log ended without a final state; look at the run's page in Prefect")
 
 
-def _tell_absence(home: Path) -> None:
-    """Say on standard error if there is no stack in the home folder: its servers are not down, they never were up."""
-    from flows.local.stack import read
+def _key_of_today(settings: "Settings", flow: str, names: list[str] | None) -> str:
+    """Return the idempotency key of a run for these tasks, what their sources hold now, and today."""
+    from datetime import UTC, datetime
 
-    if read(home) is None:
-        say(f"no stack is in {home}: `ptp up` starts one; to name another folder's, set PTP_HOME to it", sys.stderr)
+    from flows.requests import key_run
+    from flows.stages.context import select_tasks
+    from ptpipeline.data.sources import source_key
+
+    tasks = select_tasks(settings, names).tasks
+    return key_run(flow, {task.name: source_key(task, settings.home) for task in tasks}, datetime.now(UTC))
 
 
 def _require_prefect(settings: "Settings") -> str:

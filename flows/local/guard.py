@@ -4,10 +4,12 @@ Loopback is no authentication: every web page in the owner's browser and every u
 request has to name this server as its Host and come from no other Origin. Programs send the credential by HTTP basic
 authentication, as the clients of Prefect and MLflow do. A browser gets a session cookie from a link that works once
 (`ptp open`). Prefect's clients authenticate some websockets by their first message; the server hears nothing before it.
+Who stalls, in a request's head or before that message, is cut.
 
 `python -m flows.local.guard MODULE:NAME PORT` serves that ASGI application, or the one that the function returns.
 """
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -30,6 +32,7 @@ CREDENTIAL = "PTP_STACK_CREDENTIAL"  # the server's `user:password`, in its envi
 LOGIN_PATH = "/ptp-login"
 LINK_SECONDS = 300
 SESSION_SECONDS = 12 * 3600
+FIRST_MESSAGE_SECONDS = 20.0  # that a websocket may take to authenticate
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -119,14 +122,24 @@ class _FirstMessage:
         self._known = self._closed = False
 
     async def receive(self) -> Message:
-        """Return the client's next message; close the connection and say so if the first lacks the credential."""
-        message = await self._receive()
-        if message["type"] == "websocket.receive" and not self._known:
+        """Return the client's next message; close the connection and say so if the first lacks the credential, or does
+        not come.
+        """
+        if self._known:
+            return await self._receive()
+        try:
+            message = await asyncio.wait_for(self._receive(), FIRST_MESSAGE_SECONDS)
+        except TimeoutError:
+            return await self._close()
+        if message["type"] == "websocket.receive":
             self._known = self._holds_credential(message)
             if not self._known:
-                await self.send({"type": "websocket.close", "code": 1008, "reason": "expected the stack's credential"})
-                return {"type": "websocket.disconnect", "code": 1008}
+                return await self._close()
         return message
+
+    async def _close(self) -> Message:
+        await self.send({"type": "websocket.close", "code": 1008, "reason": "expected the stack's credential"})
+        return {"type": "websocket.disconnect", "code": 1008}
 
     async def send(self, message: Message) -> None:
         """Pass the application's message on, if the client may have it."""
@@ -227,13 +240,16 @@ def main() -> None:
     import uvicorn
     from uvicorn.importer import import_from_string
 
+    from flows.local.deadlines import DeadlineProtocol
+
     name, port = sys.argv[1:]
     credential = os.environ.pop(CREDENTIAL)  # the application's children need not have it
     application = import_from_string(name)
     if inspect.isfunction(application) and not inspect.iscoroutinefunction(application):
         application = application()
     # no log of requests: a login link is one
-    uvicorn.run(Guard(application, credential), host=HOST, port=int(port), access_log=False, server_header=False)
+    options: dict[str, Any] = {"access_log": False, "server_header": False, "http": DeadlineProtocol}
+    uvicorn.run(Guard(application, credential), host=HOST, port=int(port), **options)
 
 
 if __name__ == "__main__":

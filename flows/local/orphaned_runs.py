@@ -11,9 +11,10 @@ import psutil
 from flows.local.process import FLOW_RUN
 from flows.server.api import call
 from flows.server.environment import POOL
-from ptpipeline.errors import NotFound
+from ptpipeline.errors import NotFound, PtpError
 
 _ACTIVE = ["RUNNING", "PENDING", "CANCELLING"]
+_HELPERS = ("ptp-reconcile", "ptp-watch-sources")  # deployments that only look, every few minutes
 
 
 def end_orphaned_runs(home: Path, api: str, credential: str | None = None) -> list[str]:
@@ -34,6 +35,23 @@ def end_orphaned_runs(home: Path, api: str, credential: str | None = None) -> li
     return orphans
 
 
+def runs_at_work(home: Path, api: str, credential: str) -> list[str]:
+    """Return the names of the runs that a process of this stack works on, but for those that may be ended at any time;
+    of a run that Prefect does not tell of, its id.
+    """
+    names = []
+    for run in sorted(_runs_with_process(home)):
+        try:
+            known = call("GET", f"{api}/flow_runs/{run}", credential=credential)
+            deployment = call("GET", f"{api}/deployments/{known['deployment_id']}", credential=credential)["name"]
+        except PtpError:
+            names.append(run)
+            continue
+        if deployment not in _HELPERS:
+            names.append(str(known["name"]))
+    return names
+
+
 def _runs_with_process(home: Path) -> set[str]:
     """Ids of the runs that a process of this stack still works on, even if its worker is gone."""
     runs = set()
@@ -42,6 +60,6 @@ def _runs_with_process(home: Path) -> set[str]:
             environment = process.environ()
         except psutil.Error:
             continue
-        if environment.get("PTP_HOME") == str(home):
-            runs.add(environment.get(FLOW_RUN, ""))
+        if environment.get("PTP_HOME") == str(home) and environment.get(FLOW_RUN):
+            runs.add(environment[FLOW_RUN])
     return runs

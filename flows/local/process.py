@@ -78,6 +78,15 @@ def read_mark(process: Process) -> str:
     return _mark(root) if root else ""
 
 
+def read_environment(process: Process) -> dict[str, str]:
+    """Return the environment that a running process was started with; empty if it is gone."""
+    root = _find(process)
+    try:
+        return dict(root.environ()) if root else {}
+    except psutil.Error:  # it ended meanwhile
+        return {}
+
+
 def stop(process: Process) -> None:
     """End the process and its descendants: SIGTERM, then SIGKILL for those that still run after 20 s.
 

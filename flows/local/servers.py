@@ -4,6 +4,7 @@ All listen on loopback, ask for the stack's secrets, keep their files under PTP_
 SeaweedFS's S3 port lie nine inner ports: they answer only to who shows the stack's certificate (mutual TLS).
 """
 
+import functools
 import shutil
 import sys
 from collections.abc import Callable
@@ -24,8 +25,9 @@ from ptpipeline.settings import CREDENTIALS, NO_AWS_FILES
 BUCKET = "ptp"
 TRACKING_BUCKET = "ptp-mlflow"
 DEFAULT_PORTS = {"storage": 8333, "mlflow": 5000, "prefect": 4200}
-NAMES = ("storage", "prefect", "mlflow", "worker")  # in starting order
-DEPENDS_ON = {"mlflow": "storage", "worker": "prefect"}  # their environment holds the other's address
+NAMES = ("storage", "prefect", "mlflow", "worker", "watcher")  # in starting order
+WITH_SETTINGS = ("worker", "watcher")  # they read task files and settings, as they were when they were started
+DEPENDS_ON = {"mlflow": "storage", "worker": "prefect", "watcher": "mlflow"}  # they were told the other's address
 MAKE = 6  # of the definitions below: a running server of another make is replaced by `up`
 GRPC_OFFSET = 10_000  # SeaweedFS serves gRPC on each port + 10000
 LAST_PORT = 55_000  # the gRPC ports end at 65,000
@@ -89,7 +91,7 @@ class Server(NamedTuple):
 
 def define_server(name: str, config: StackConfig) -> Server:
     """Return how to run the server of that name (one of NAMES)."""
-    definitions = {"storage": _storage, "prefect": _prefect, "mlflow": _mlflow, "worker": _worker}
+    definitions = {"storage": _storage, "prefect": _prefect, "mlflow": _mlflow, "worker": _worker, "watcher": _watcher}
     server = definitions[name](config)
     return server._replace(environment={**server.environment, MARK: config.mark(name)})
 
@@ -150,7 +152,7 @@ def _make_bucket(config: StackConfig, name: str) -> bool:
     request = AWSRequest("PUT", f"{config.address('storage')}/{name}")
     S3SigV4Auth(Credentials(*config.storage_keys.values()), "s3", "us-east-1").add_auth(request)
     try:
-        answer = httpx.put(request.url, headers=dict(request.headers), timeout=30, trust_env=False)
+        answer = _client().put(request.url, headers=dict(request.headers), timeout=30)
     except httpx.TransportError:
         return False
     return answer.is_success or answer.status_code == 409  # it exists already
@@ -212,6 +214,11 @@ def _worker(config: StackConfig) -> Server:
     return Server("worker", command, environment, lambda process: _worker_ready(config, process))
 
 
+def worker_settings(home: Path) -> dict[str, str]:
+    """Return the PTP_* variables that a worker or watcher started now would read."""
+    return {name: value for name, value in client_environment(home, "").items() if name.startswith("PTP_")}
+
+
 def _worker_ready(config: StackConfig, process: Process) -> bool:
     workers = _call(config, "prefect", "POST", f"/api/work_pools/{POOL}/workers/filter", {})
     heartbeats = [worker["last_heartbeat_time"] for worker in workers or [] if worker["name"] == "local"]
@@ -259,6 +266,11 @@ def _mlflow_ready(config: StackConfig) -> bool:
     return _call(config, "mlflow", "POST", search, {"max_results": 1}, timeout=60) is not None
 
 
+def _watcher(config: StackConfig) -> Server:
+    environment = client_environment(config.home, config.settings()["prefect"])
+    return Server("watcher", [sys.executable, "-P", "-m", "flows.local.watcher"], environment, lambda process: True)
+
+
 # ---------------------------------------------------------------- shared
 
 
@@ -282,9 +294,17 @@ def _call(config: StackConfig, name: str, verb: str, path: str, body: Any = None
 def _request(verb: str, url: str, body: Any = None, timeout: float = 2, auth: tuple[str, str] | None = None) -> Any:
     """Return the answer's JSON, or its text; None if there is no answer or an error."""
     try:
-        answer = httpx.request(verb, url, json=body, timeout=timeout, trust_env=False, auth=auth)
+        answer = _client().request(verb, url, json=body, timeout=timeout, auth=auth)
     except httpx.TransportError:
         return None
     if not answer.is_success:
         return None
     return answer.json() if "json" in answer.headers.get("content-type", "") else answer.text
+
+
+@functools.cache
+def _client() -> httpx.Client:
+    """Return the one client of this process: making one takes 20 ms of processor time, and `up` asks ten times a second
+    while the servers start. It keeps no connection open, so that none leads to a server that is gone.
+    """
+    return httpx.Client(trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))

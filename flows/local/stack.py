@@ -19,13 +19,15 @@ from pydantic import ValidationError
 
 from flows.local import certificate
 from flows.local.keys import load_keys
-from flows.local.orphaned_runs import end_orphaned_runs
+from flows.local.orphaned_runs import end_orphaned_runs, runs_at_work
 from flows.local.process import (
+    MARK,
     Process,
     find_marked,
     is_alive,
     is_free,
     memory,
+    read_environment,
     read_mark,
     spawn,
     stop,
@@ -36,11 +38,14 @@ from flows.local.servers import (
     GRPC_OFFSET,
     LAST_PORT,
     NAMES,
+    WITH_SETTINGS,
     Server,
     StackConfig,
     define_server,
     mark_prefix,
+    worker_settings,
 )
+from flows.server.environment import EVENT
 from ptpipeline.errors import StackError
 from ptpipeline.private import make_private, private_files, write_private
 from ptpipeline.records.base import Record
@@ -183,10 +188,42 @@ def _keep_current(home: Path, recorded: dict[str, Process]) -> dict[str, Process
     current = {name: process for name, process in alive.items() if read_mark(process) == config.mark(name)}
     for name in sorted(set(alive) - set(current)):
         log.warning("%s runs as an older ptpipeline started it: it is stopped and started anew", name)
+    for name in [name for name in WITH_SETTINGS if name in current]:
+        if not (changes := _changed_settings(home, current[name])):
+            continue
+        if runs := _find_runs(home):
+            raise StackError(
+                f"the {name} runs with other settings ({changes}), and flow run {', '.join(runs)} is at work: `ptp up` "
+                "again when it has ended, or `ptp down` first"
+            )
+        log.warning("the %s is started anew with other settings: %s", name, changes)
+        del current[name]
     _stop_servers({name: process for name, process in alive.items() if name not in current})
     kept = {process.pid for process in current.values()}
     _stop_all([process for process in find_marked(mark_prefix(home)) if process.pid not in kept])
     return current
+
+
+def _find_runs(home: Path) -> list[str]:
+    """Return the names of the runs that are at work, and that the end of the worker would end too."""
+    stack = read(home)
+    if stack is None:
+        return []
+    return runs_at_work(home, stack.settings["prefect"], StackConfig(home, {}, load_keys(home)).credential("prefect"))
+
+
+def _changed_settings(home: Path, process: Process) -> str:
+    """Return the settings that a running process has otherwise than one started now would; empty if that is none."""
+    wanted = worker_settings(home)
+    given = {name: value for name, value in read_environment(process).items() if name.startswith("PTP_")}
+    given.pop(MARK, None)
+    changed = [name for name in sorted(given | wanted) if given.get(name) != wanted.get(name)]
+    return ", ".join(
+        f"{name} is another"  # an address may be a secret
+        if name.startswith(EVENT)
+        else f"{name} {given.get(name, 'unset')} -> {wanted.get(name, 'unset')}"
+        for name in changed
+    )
 
 
 def _stop_servers(servers: dict[str, Process]) -> None:

@@ -142,7 +142,7 @@ def _keep_fitting(context: Context, version: OpenVersion, read: "_Read", path: P
 
 def _build_sample(context: Context, version: OpenVersion, checked: "CheckedRows", path: Path) -> "Sample":
     """Return the file's rows as a test split, in an order that depends on the rows alone."""
-    from ptpipeline.data.snapshot import identify_rows
+    from ptpipeline.data.rows import identify_rows
     from ptpipeline.evaluation.measurement import Sample
 
     manifest = version.artifact.manifest
@@ -232,9 +232,9 @@ class _Read(NamedTuple):
 
 def _read_file(task: Task, path: Path) -> _Read:
     """Return the rows that pass the checks of ingest; DataError if a row is not UTF-8."""
-    from ptpipeline.data.rows import check_rows
     from ptpipeline.data.sources import read_rows
     from ptpipeline.data.table import is_utf8
+    from ptpipeline.data.validation import check_rows
 
     with tempfile.TemporaryDirectory(prefix="ptp-evaluate-") as folder:
         source = read_rows(task, Path(folder))

@@ -25,9 +25,14 @@ from ptpipeline.settings import Settings
 from ptpipeline.task.folder import task_files
 from ptpipeline.task.task import Task
 
-FLOWS = ("ingest", "tune", "nightly", "gang", "promote", "rollback", "reconcile")
+FLOWS = (
+    *("ingest", "tune", "nightly", "gang", "promote", "approve", "reject", "rollback", "reconcile"),
+    *("watch-sources", "alarm"),
+)
 # A person's edit in the MLflow UI is judged by the second of two polls.
 POLL = {"slug": "poll", "cron": "*/5 * * * *", "timezone": "UTC"}
+WATCH = {"slug": "watch", "cron": "*/5 * * * *", "timezone": "UTC"}
+ALARM = {"slug": "alarm", "cron": "*/5 * * * *", "timezone": "UTC"}
 LOGGERS = ("ptpipeline", "registry", "mlflow")  # Prefect shows their lines on the run's page
 
 _RUN_ENVIRONMENT = {
@@ -45,7 +50,8 @@ _HEADER = """\
 def render(tasks: Sequence[Task]) -> str:
     """Return prefect.yaml for these tasks: one deployment per flow.
 
-    `nightly` runs on the tasks' schedules, `reconcile` every five minutes, the others on request.
+    `nightly` runs on the tasks' schedules, `reconcile` every five minutes, and so does `watch-sources` if a task is
+    watched; the others run on request.
     """
     document = {"name": "ptpipeline", "deployments": [_deployment(name, tasks) for name in FLOWS]}
     text = io.StringIO()
@@ -82,6 +88,8 @@ def deploy(settings: Settings, tasks: Sequence[Task]) -> None:
             if earlier:
                 keep_pauses(settings.prefect, earlier, deployment, slugs)
             _remove_other_schedules(settings.prefect, deployment, slugs)
+        if deployment["name"] == "ptp-watch-sources" and not any(task.watch for task in tasks):
+            _remove_other_schedules(settings.prefect, deployment, set())
     restore_due_runs(settings.prefect, due)
     install_automations(settings.prefect)
 
@@ -89,7 +97,7 @@ def deploy(settings: Settings, tasks: Sequence[Task]) -> None:
 def _deployment(name: str, tasks: Sequence[Task]) -> dict[str, Any]:
     deployment: dict[str, Any] = {
         "name": f"ptp-{name}",
-        "entrypoint": f"flows.{name}.{name}",
+        "entrypoint": entrypoint_of(name),
         "pull": [{"prefect.deployments.steps.set_working_directory": {"directory": "{{ $PWD }}"}}],
         "work_pool": {"name": POOL, "job_variables": {"env": dict(_RUN_ENVIRONMENT)}},
     }
@@ -103,10 +111,19 @@ def _deployment(name: str, tasks: Sequence[Task]) -> dict[str, Any]:
             }
             for slug, schedule in distinct_schedules(tasks).items()
         ]
-    if name == "reconcile":  # late runs and runs at the same time would all do the same work
+    if name in ("reconcile", "alarm"):  # late runs and runs at the same time would all do the same work
         deployment["concurrency_limit"] = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
-        deployment["schedules"] = [POLL]
+        deployment["schedules"] = [POLL if name == "reconcile" else ALARM]
+    if name == "watch-sources":
+        deployment["concurrency_limit"] = {"limit": 1, "collision_strategy": "CANCEL_NEW"}
+        deployment["schedules"] = [WATCH] if any(task.watch for task in tasks) else []
     return deployment
+
+
+def entrypoint_of(name: str) -> str:
+    """Return the module and the function of a flow."""
+    module = name.replace("-", "_")
+    return f"flows.{module}.{module}"
 
 
 def _run_prefect(path: Path, environment: dict[str, str]) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 from ptpipeline.settings import CREDENTIALS, bypass_proxies, resolve_path
 
 POOL = "ptp"  # the work pool of all deployments
+EVENT = "PTP_EVENT_"  # of the variables with the addresses and secrets of those who are told what happens
 
 _PRIVATE = ("PREFECT_", "MLFLOW_", "_MLFLOW_", "AWS_", "PTP_")
-_PASSED_ON = ("PTP_DTYPE", "PTP_CHECKPOINT_SECONDS", "PTP_NIGHT_OVERLAP", "PTP_LATE_HOURS")
+_PASSED_ON = ("PTP_DTYPE", "PTP_CHECKPOINT_SECONDS", "PTP_NIGHT_OVERLAP", "PTP_LATE_HOURS", "PTP_NIGHT_HOURS")
 _NO_TELEMETRY = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -30,6 +31,7 @@ def client_environment(home: Path, api: str) -> dict[str, str]:
         if os.environ.get(name)
     }
     inherited |= {name: os.environ[name] for name in CREDENTIALS["prefect"] if os.environ.get(name)}
+    inherited |= {name: value for name, value in os.environ.items() if name == "PTP_EVENTS" or name.startswith(EVENT)}
     own = {
         "PTP_HOME": str(home),
         "PTP_TASKS": str(tasks),

@@ -3,9 +3,10 @@
 import time
 import uuid
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from flows.requests import name_run, name_tasks
 from flows.server.api import call
 from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.foreign import parse_json
@@ -26,9 +27,12 @@ class LogLine(Record):
 
 
 class Finished(Record):
-    """How a flow run ended: state type (COMPLETED, FAILED, CRASHED, CANCELLED), its message, the rows of its table."""
+    """How a flow run ended: state type (COMPLETED, FAILED, CRASHED, CANCELLED), the state's name (`Gate failed` is of
+    type FAILED), its message, and the rows of its table.
+    """
 
     state: str
+    name: str
     message: str
     rows: list[dict[str, Any]]
 
@@ -45,7 +49,13 @@ def trigger(prefect_url: str, flow: str, request: Record, idempotency_key: str |
         raise NotFound(
             f"Prefect at {prefect_url} has no deployment {flow}/ptp-{flow}: run `ptp up`, which deploys the flows"
         ) from None
-    body = {"parameters": {"request": request.to_json()}, "idempotency_key": idempotency_key or uuid.uuid4().hex}
+    asked = request.to_json()
+    body = {
+        "parameters": {"request": asked},
+        "idempotency_key": idempotency_key or uuid.uuid4().hex,
+        "name": name_run(flow, asked, datetime.now(UTC)),
+        "tags": [f"task:{task}" for task in name_tasks(asked)],
+    }
     try:
         run = call("POST", f"{prefect_url}/deployments/{deployment['id']}/create_flow_run", body)
     except SettingsError as error:
@@ -70,7 +80,10 @@ def follow(prefect_url: str, run_id: str) -> Iterator[LogLine | Finished]:
                 yield LogLine(at=line["timestamp"], logger=line["name"], level=line["level"], message=line["message"])
         if done:
             yield Finished(
-                state=run["state_type"], message=run["state"]["message"] or "", rows=_rows(prefect_url, run_id)
+                state=run["state_type"],
+                name=run["state"]["name"],
+                message=run["state"]["message"] or "",
+                rows=_rows(prefect_url, run_id),
             )
             return
         time.sleep(_POLL_SECONDS)

@@ -1,6 +1,7 @@
 """What all stages work with: settings, registry, tasks, the base models that were loaded, and stored snapshots."""
 
 import logging
+import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from ptpipeline.settings import Settings
 from ptpipeline.task.folder import find_task, sound_tasks
 from ptpipeline.task.task import Task
 from ptpipeline.tuning.tracker import NoTracker, Tracker
+from registry.mlflow.store import without_password
 from registry.registry import Registry, open_for_writing
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ class Context:
         self.report = report
         self.texts: dict[str, dict[str, str]] = {}  # of the last evaluation, by its key: the texts generated, by row id
         self.display = display
+        self.started_by = MACHINE  # who runs this, as the history would name them: they may not approve what they made
         self.ranks: Ranks | None = None  # the processes that share its training, if there are others
         self._engines: dict[tuple[str, str], Engine] = {}
         self._dtypes: dict[str, str] = {}
@@ -58,7 +61,7 @@ class Context:
             return NoTracker()
         from registry.mlflow.tracking import Tracking
 
-        return Tracking(self.settings.mlflow)
+        return Tracking(self.settings.mlflow, flow_run_page(self.settings))
 
     def watch(self, name: str, tracker: Tracker | None = None, run: str | None = None) -> AbstractContextManager[None]:
         """Show how far the work inside has come: on the display, else by lines; the tracker records it in the run, or
@@ -144,6 +147,14 @@ def select_tasks(settings: Settings, names: Sequence[str] | None = None) -> Sele
     if names is None:
         return Selection(*sound_tasks(settings.tasks))
     return Selection([find_task(settings.tasks, name) for name in dict.fromkeys(names)], {})
+
+
+def flow_run_page(settings: Settings) -> str | None:
+    """Return the address of the page of the flow run that this process works on; None if it works on none."""
+    run = os.environ.get("PREFECT__FLOW_RUN_ID")
+    if settings.prefect is None or run is None:
+        return None
+    return f"{without_password(settings.prefect).removesuffix('/api')}/runs/flow-run/{run}"
 
 
 def checkout_commit() -> str | None:

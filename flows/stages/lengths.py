@@ -69,15 +69,16 @@ def refuse_long(text: "TaskText", what: str, where: str) -> str:
 
 def _find_places(context: Context, task: Task, ids: set[str]) -> str:
     """Return the places of rows in the source, which is read again; their ids if it cannot be read now."""
-    from ptpipeline.data.rows import check_rows
-    from ptpipeline.data.snapshot import identify_rows
+    from ptpipeline.data.rows import identify_rows
     from ptpipeline.data.sources import read_rows
+    from ptpipeline.data.validation import check_rows
 
+    shown = f"row {', '.join(sorted(ids)[:3])}"
     try:
         source = read_rows(task, context.settings.home)
         checked = check_rows(task, source).rows
     except (DataError, Transient):
-        checked = []
+        return shown
     pairs = zip(checked, identify_rows(checked), strict=True)
     numbers = [row.number for row, identified in pairs if identified.id in ids]
-    return f"{source.source}: {source.places.describe(numbers)}" if numbers else f"row {', '.join(sorted(ids)[:3])}"
+    return f"{source.source}: {source.places.describe(numbers)}" if numbers else shown

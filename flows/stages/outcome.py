@@ -1,7 +1,7 @@
 """What a run came to for one task: a line of the night's table."""
 
 import logging
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from ptpipeline.errors import PtpError
 from ptpipeline.gate.decide import metric_of
@@ -13,6 +13,10 @@ from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PRODUCTION, Promotion, PromptVersion
 from ptpipeline.task.task import Task
 from registry.registry import Registry
+from registry.versions.approval import describe_rejection, find_rejection
+
+GATE_FAILED, AWAITING_APPROVAL = "Gate failed", "Awaiting approval"  # states in which a run may end, beside Prefect's
+_REFUSED, _NO_GAIN, _AWAITING = "gate failed", "no gain", "awaiting approval"  # what a task's line says
 
 log = logging.getLogger("ptpipeline.stages")
 
@@ -22,10 +26,10 @@ class Outcome(Grown):
 
     Figures are the task's gate metric on the rows that judge; None if they are withheld. Tokens and seconds are what
     the training of this version took of its gang; None if they were not counted then, or it was imported. `plan` is why
-    it trained, or `unchanged`.
+    it trained, or `unchanged`; `rows` are those of the snapshot that it was judged by.
     """
 
-    LATER: ClassVar = frozenset({"tokens", "seconds", "processor_seconds", "plan"})
+    LATER: ClassVar = frozenset({"tokens", "seconds", "processor_seconds", "plan", "rows"})
 
     task: str
     metric: str
@@ -45,6 +49,31 @@ class Outcome(Grown):
     seconds: float | None = None
     processor_seconds: float | None = None
     plan: str | None = None
+    rows: int | None = None
+
+    @property
+    def refused(self) -> bool:
+        """Whether the gate refused the task's newest candidate: `ptp` exits with 4, and Prefect says `Gate failed`."""
+        return self.status in (_REFUSED, _NO_GAIN)
+
+    @property
+    def awaits_approval(self) -> bool:
+        """Whether a candidate waits for a person."""
+        return self.status == _AWAITING
+
+
+_COLUMNS = ("task", "status", "version", "metric", "candidate", "champion", "delta", "lower", "upper", "zero_shot")
+
+
+def tabulate(outcome: Outcome) -> dict[str, Any]:
+    """Return the line as people read it: what decides first, figures rounded, and nothing that is unknown."""
+    row = {name: value for name, value in outcome.to_json().items() if value is not None}
+    digits = {"seconds": 1, "processor_seconds": 1}
+    ordered = {name: row[name] for name in _COLUMNS if name in row} | row
+    return {
+        name: round(value, digits.get(name, 4)) if isinstance(value, float) else value
+        for name, value in ordered.items()
+    }
 
 
 class Candidate(NamedTuple):
@@ -83,9 +112,15 @@ def summarise(registry: Registry, task: Task, candidate: Candidate) -> Outcome:
         tokens=cost.tokens if cost else None,
         seconds=cost.seconds if cost else None,
         processor_seconds=cost.processor_seconds if cost else None,
+        rows=_count_rows(registry, task.name, candidate.report.snapshot),
         reason=reason,
         page=_find_page(registry, task.name, candidate.tuned.digest),
     )
+
+
+def _count_rows(registry: Registry, task: str, snapshot: str) -> int | None:
+    known = registry.ledger.snapshot(task, snapshot)
+    return sum(info.rows for info in known.splits().values()) if known else None
 
 
 def _is_of_figures(metric: str, comparison: PairedDifference) -> bool:
@@ -107,15 +142,30 @@ def _find_status(registry: Registry, task: Task, candidate: Candidate) -> tuple[
             return "unchanged", "this prompt was imported before; production stays"
         return "unchanged", "rows, recipe, base model and engine are unchanged: nothing was trained, production stays"
     if version.number in {row.version for row in history}:
-        return (
-            "rolled back",
-            f"{task.name}@{PRODUCTION} was moved away from version {version.number}; `ptp promote "
-            f"{task.name}@{version.number} --reason ...` takes it back",
-        )
+        return "rolled back", _explain_return(task.name, verdict, version)
     if not verdict.passed:
         no_gain = any(check.name == "gain" for check in disclose_verdict(verdict).failures())
-        return "no gain" if no_gain else "gate failed", describe_failures(verdict)
-    return "awaiting approval", f"`ptp promote {task.name}@{version.number} --reason ...` takes it to production"
+        return _NO_GAIN if no_gain else _REFUSED, describe_failures(verdict)
+    rejection = find_rejection(registry, version)
+    if rejection:
+        return "rejected", f"{task.name}@{version.number} {describe_rejection(rejection)}"
+    needs = f" ({task.approvals} of people who did not start its run)" if task.approvals else ""
+    return (
+        _AWAITING,
+        f"`ptp approve {task.name}@{version.number}`, or the deployment `approve` in Prefect, takes it to "
+        f"production{needs}",
+    )
+
+
+def _explain_return(task: str, verdict: Verdict, version: PromptVersion) -> str:
+    """Return how a version comes back that production was moved away from: as the gate sees it today."""
+    command = f"`ptp promote {task}@{version.number} --reason ...`"
+    way = (
+        f"{command} takes it back"
+        if verdict.passed
+        else f"the gate refuses it today ({describe_failures(verdict)}): correct data or recipe"
+    )
+    return f"{task}@{PRODUCTION} was moved away from version {version.number}; {way}"
 
 
 def _find_page(registry: Registry, task: str, digest: str) -> str | None:

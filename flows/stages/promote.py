@@ -15,6 +15,7 @@ from ptpipeline.task.folder import find_task
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Release
 from registry.versions import promotion
+from registry.versions.approval import find_rejection, request_approval
 from registry.versions.projection import follow_heads
 from registry.versions.promoters import Cause, check_promoter
 
@@ -22,11 +23,11 @@ from registry.versions.promoters import Cause, check_promoter
 def promote(
     context: Context, task: Task, version: PromptVersion, verdict: Verdict, actor: str = MACHINE
 ) -> Promotion | None:
-    """Promote by the task's policy: `auto` promotes what passed, `manual` leaves it to a person.
+    """Promote by the task's policy: `auto` promotes what passed, `manual` asks people for approval.
 
-    A machine does not promote what production named before, because a person rolled it back, nor what could not be
-    compared with the champion. Whether it promotes or not, what somebody promoted and died before readers saw it is
-    shown to them.
+    A machine does not promote what production named before, because a person rolled it back, nor what a person
+    rejected; what could not be compared with the champion waits for approval too. Whether it promotes or not, what
+    somebody promoted and died before readers saw it is shown to them.
     """
     promoted = _promote_by_policy(context, task, version, verdict, actor)
     follow_heads(context.registry, task.name)
@@ -37,7 +38,12 @@ def _promote_by_policy(
     context: Context, task: Task, version: PromptVersion, verdict: Verdict, actor: str
 ) -> Promotion | None:
     was_promoted = version.number in {row.version for row in context.registry.ledger.history(task.name, PRODUCTION)}
-    if not verdict.passed or task.promote == "manual" or was_promoted or needs_a_person(verdict):
+    if not verdict.passed or was_promoted:
+        return None
+    if task.promote == "manual" or needs_a_person(verdict):
+        request_approval(context.registry, task, version, verdict, context.started_by)
+        return None
+    if find_rejection(context.registry, version):
         return None
     cause = Cause(actor, f"passed the gate: {_summarise(verdict)}")
     return promotion.promote(context.registry, task, version.number, cause)

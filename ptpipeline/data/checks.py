@@ -4,7 +4,8 @@ Messages give counts and the places of rows, lines of a text file or numbers of 
 """
 
 import logging
-from typing import Any, Protocol, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 from ptpipeline.data.joined import JoinedPlaces
 from ptpipeline.data.table import Places
@@ -31,16 +32,10 @@ FIX = "correct the source"
 log = logging.getLogger(__name__)
 
 
-class _Numbered(Protocol):
-    @property
-    def number(self) -> int: ...
-
-
-_Row = TypeVar("_Row", bound=_Numbered)
-
-
 class CheckLog:
-    """Applies the policy of each check and records its result, in the order of the checks."""
+    """Applies the policy of each check and records its result, in the order of the checks; a row is known by its index
+    in the source.
+    """
 
     def __init__(self, data: Data, source: str, places: Places | JoinedPlaces) -> None:
         self.data = data
@@ -58,8 +53,12 @@ class CheckLog:
     def _between_given(self, name: str) -> bool:
         return name in _OVERLAPS and bool(self.data.given)
 
-    def drop(self, name: str, rows: list[_Row], failing: set[int], found: str = "", fix: str = FIX) -> list[_Row]:
-        """Return `rows` without the failing row numbers, or all of them if the check is off, or given splits keep them.
+    def describe_rows(self, rows: Iterable[int]) -> str:
+        """Return the places of rows in words."""
+        return self.places.describe(row + 1 for row in rows)
+
+    def drop(self, name: str, rows: list[int], failing: set[int], found: str = "", fix: str = FIX) -> list[int]:
+        """Return `rows` without the failing ones, or all of them if the check is off, or given splits keep them.
 
         found: what stands in these rows. fix: what to do about it.
 
@@ -70,11 +69,11 @@ class CheckLog:
             return rows
         keep = self._between_given(name) and self.data.split.on_overlap == "keep"
         kept = "; kept, as data.split.on_overlap says" if keep else ""
-        detail = f"{self.places.describe(failing)}{found and f': {found}'}{kept}" if failing else ""
+        detail = f"{self.describe_rows(failing)}{found and f': {found}'}{kept}" if failing else ""
         self.record(name, len(failing), detail, fix)
         if keep:
             return rows
-        return [row for row in rows if row.number not in failing]
+        return [row for row in rows if row not in failing]
 
     def record(self, name: str, count: int, detail: str, fix: str = FIX) -> None:
         """Record the result of one check; raises DataError if it found rows and its policy is `block`."""

@@ -7,7 +7,6 @@ of their MinHash signatures are near duplicates if the signatures estimate a Jac
 Of most texts only the bands are computed, and kept as 200 bytes; the whole signature, of those that share a band.
 """
 
-import functools
 import hashlib
 import unicodedata
 from collections import defaultdict
@@ -33,8 +32,9 @@ BANDS, BAND = 25, 5  # over the first 125 values: at .8 no band is shared with p
 # How many texts of a band are compared with all others there. Only thousands of texts of one template need more.
 PASSES = 200
 
-CHUNK = 4096  # texts whose signatures are held as Python objects
-KNOWN_SHINGLES = 2**18  # whose hash is kept while texts are hashed: natural texts repeat theirs
+CHUNK = 4096  # couples that are compared at once
+HASHED = 2**19  # characters whose shingles are held at once, 24 bytes each
+_PADDING = "\n"  # no normalised text holds it
 
 # Zero-width spaces and joiners, soft hyphens, marks of direction, fillers, variation selectors: nobody sees them.
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
@@ -51,11 +51,6 @@ def normalise(text: str) -> str:
 def strip_punctuation(normal: str) -> str:
     """Return a normalised text without punctuation, or the text itself if it has nothing else."""
     return " ".join(_PUNCTUATION.sub(" ", normal).split()) or normal
-
-
-def shingles(text: str) -> set[str]:
-    """Return the runs of five characters in a text without punctuation, or the text itself if it is shorter."""
-    return {text[start : start + SHINGLE] for start in range(max(1, len(text) - SHINGLE + 1))}
 
 
 def find_representatives(normals: Iterable[str]) -> dict[str, str]:
@@ -188,11 +183,11 @@ def _compute_bands(texts: Sequence[str]) -> "NDArray[np.uint64]":
     import numpy as np
 
     factors = np.random.RandomState(1).randint(0, 2**63, BAND).astype(np.uint64) * np.uint64(2) + np.uint64(1)
-    hashed = [
-        (values.reshape(-1, BANDS, BAND).astype(np.uint64) * factors).sum(axis=2, dtype=np.uint64)
-        for values in _minhash(texts, BANDS * BAND)
-    ]
-    return np.concatenate([np.empty((0, BANDS), np.uint64), *hashed])
+    bands = np.empty((len(texts), BANDS), np.uint64)
+    for start, values in _minhash(texts, BANDS * BAND):
+        parts = values.reshape(-1, BANDS, BAND).astype(np.uint64) * factors
+        bands[start : start + len(values)] = parts.sum(axis=2, dtype=np.uint64)
+    return bands
 
 
 def _compute_signatures(texts: Sequence[str]) -> "NDArray[np.uint16]":
@@ -201,24 +196,77 @@ def _compute_signatures(texts: Sequence[str]) -> "NDArray[np.uint16]":
     """
     import numpy as np
 
-    values = [part.astype(np.uint16) for part in _minhash(texts, SIGNATURE)]
-    return np.concatenate([np.empty((0, SIGNATURE), np.uint16), *values])
+    signatures = np.empty((len(texts), SIGNATURE), np.uint16)
+    for start, values in _minhash(texts, SIGNATURE):
+        signatures[start : start + len(values)] = values.astype(np.uint16)
+    return signatures
 
 
-def _minhash(texts: Sequence[str], length: int) -> "Iterator[NDArray[np.uint32]]":
-    """Yield the first `length` MinHash values of each text, [CHUNK, length] at a time."""
+def _minhash(texts: Sequence[str], length: int) -> "Iterator[tuple[int, NDArray[np.uint32]]]":
+    """Yield the first `length` MinHash values of some texts at a time, [some, length], and the index of the first.
+
+    The values are those of datasketch's scheme affine32, which hashes each shingle of each text by a call of its own.
+    """
     import numpy as np
     from datasketch import MinHash
-    from datasketch.hashfunc import sha1_hash32
 
-    whole = MinHash(num_perm=SIGNATURE, seed=1, scheme="affine32")  # clusters depend on seed and scheme
-    sketch = functools.partial(
-        MinHash.generator,
-        num_perm=length,
-        scheme="affine32",
-        permutations=whole.permutations[:, :length],
-        hashfunc=functools.lru_cache(KNOWN_SHINGLES)(sha1_hash32),
-    )
-    for some in count(_chunk(texts), len(texts), "texts"):
-        pieces = ([shingle.encode(errors="surrogatepass") for shingle in shingles(_bound(text))] for text in some)
-        yield np.array([one.hashvalues for one in sketch(pieces)], np.uint32)
+    permutations = MinHash(num_perm=SIGNATURE, seed=1, scheme="affine32").permutations  # clusters depend on them
+    factors, offsets = permutations[:, :length]
+    start = 0
+    for some in count(_group(texts), len(texts), "texts"):
+        hashes, ends = _hash_shingles(some)
+        values = np.empty((len(some), length), np.uint32)
+        for index, own in enumerate(np.split(hashes, ends[:-1])):
+            products = own[:, None] * factors  # [shingles, length], modulo 2**32
+            products += offsets
+            products.min(axis=0, out=values[index])
+        yield start, values
+        start += len(some)
+
+
+def _group(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Yield what is compared of the texts, so many at a time that their shingles are held at once."""
+    some, size = list[str](), 0
+    for text in texts:
+        some.append(_bound(text))
+        size += len(some[-1])
+        if size > HASHED:
+            yield some
+            some, size = [], 0
+    if some:
+        yield some
+
+
+def _hash_shingles(texts: Sequence[str]) -> "tuple[NDArray[np.uint32], NDArray[np.int64]]":
+    """Return the hash of each shingle of each text, one text behind the other, and where each text ends there.
+
+    A shingle that stands in several places is hashed once.
+    """
+    import numpy as np
+    import pyarrow as pa
+
+    padded = [text.ljust(SHINGLE, _PADDING) for text in texts]  # a shorter text is one shingle
+    lengths = np.array([len(text) for text in padded])
+    points = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), np.uint32)
+    begins = np.ones(len(points), bool)  # whether a shingle begins here: none reaches into the next text
+    begins[(lengths.cumsum()[:, None] - np.arange(1, SHINGLE)).ravel()] = False
+    windows = np.lib.stride_tricks.sliding_window_view(points, SHINGLE)[begins[: 1 - SHINGLE]]  # [shingles, SHINGLE]
+    buffer = pa.py_buffer(np.ascontiguousarray(windows))
+    found = pa.FixedSizeBinaryArray.from_buffers(pa.binary(4 * SHINGLE), len(windows), [None, buffer])
+    found = found.dictionary_encode()
+    different = found.dictionary.buffers()[1].to_pybytes().decode("utf-32-le", "surrogatepass")
+    pieces = (different[start : start + SHINGLE].rstrip(_PADDING) for start in range(0, len(different), SHINGLE))
+    digests = [
+        hashlib.sha1(piece.encode(errors="surrogatepass"), usedforsecurity=False).digest()[:4] for piece in pieces
+    ]
+    hashes = np.frombuffer(b"".join(digests), "<u4")
+    return _mix(hashes)[found.indices.to_numpy()], (lengths - SHINGLE + 1).cumsum()
+
+
+def _mix(hashes: "NDArray[np.uint32]") -> "NDArray[np.uint32]":
+    """MurmurHash3's finalizer (Appleby 2011), before which near numbers have near products."""
+    import numpy as np
+
+    hashes = (hashes ^ (hashes >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    hashes = (hashes ^ (hashes >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return hashes ^ (hashes >> np.uint32(16))

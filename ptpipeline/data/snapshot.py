@@ -9,15 +9,16 @@ import hashlib
 import io
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ptpipeline.data.joined import JoinedPlaces
 from ptpipeline.data.parquet import read_table
-from ptpipeline.data.rows import CheckedRow, CheckedRows, Row, check_rows
+from ptpipeline.data.rows import Built, CheckedRow, CheckedRows, Row, identify_rows
 from ptpipeline.data.sources import read_rows, source_key
 from ptpipeline.data.table import Places
+from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import ArtifactError, DataError, NotFound, PreconditionFailed, ServiceUnavailable
 from ptpipeline.foreign import parse_record, parsing
 from ptpipeline.records.base import digest_of
@@ -49,7 +50,7 @@ def ingest(
     checked = check_rows(task, source)
     if find_long is not None:
         checked = drop_long(checked, source.places, find_long)
-    splits = _split_rows(checked.rows, task)
+    splits = _group_by_split(checked.rows, task)
     _check_sizes(source.source, splits, task)
     snapshot = _describe(task, _Origin(source.source, key), checked, splits)
     if not store.exists(snapshot_manifest_key(task.name, snapshot.digest)):
@@ -62,7 +63,7 @@ def ingest(
 def drop_long(checked: CheckedRows, places: Places | JoinedPlaces, find_long: FindLong) -> CheckedRows:
     """Return the rows without those that are too long, and count these among the checks."""
     long = set(find_long(checked.rows))
-    numbers = [row.number for index, row in enumerate(checked.rows) if index in long]
+    numbers = [checked.rows[index].number for index in long]
     check = DataCheck(
         name="too_long",
         policy="warn",
@@ -70,10 +71,10 @@ def drop_long(checked: CheckedRows, places: Places | JoinedPlaces, find_long: Fi
         outcome="warned" if long else "ok",
         detail=places.describe(numbers) if numbers else "",
     )
-    return CheckedRows([row for index, row in enumerate(checked.rows) if index not in long], [*checked.checks, check])
+    return CheckedRows(checked.rows.without(long), [*checked.checks, check])
 
 
-def _check_sizes(source: str, splits: dict[Split, list[Row]], task: Task) -> None:
+def _check_sizes(source: str, splits: dict[Split, Sequence[Row]], task: Task) -> None:
     """Every split needs rows under any policy, and an interval over test rows needs two."""
     needed: dict[Split, int] = {"train": 1, "dev": 1, "test": 2, "reserve": 2}
     for split in splits:
@@ -131,23 +132,14 @@ def load_split(store: ObjectStore, snapshot: Snapshot, split: Split) -> list[Row
 # ---------------------------------------------------------------- identity
 
 
-def identify_rows(rows: Iterable[CheckedRow]) -> Iterator[Row]:
-    """Yield the rows with their ids, in order."""
-    seen: Counter[str] = Counter()
-    for row in rows:
-        identity = hashlib.sha256(row.normal.encode()).hexdigest()[:16]
-        seen[identity] += 1
-        suffix = f"-{seen[identity]}" if seen[identity] > 1 else ""
-        yield Row(identity + suffix, row.fields, row.label, row.slices)
-
-
-def _split_rows(rows: list[CheckedRow], task: Task) -> dict[Split, list[Row]]:
-    splits: dict[Split, list[Row]] = {split: [] for split in SPLITS}
+def _group_by_split(checked: Sequence[CheckedRow], task: Task) -> dict[Split, Sequence[Row]]:
+    places: dict[Split, list[int]] = {split: [] for split in SPLITS}
     if task.data.split.reserve:
-        splits["reserve"] = []
-    for checked, row in zip(rows, identify_rows(rows), strict=True):
-        splits[checked.split].append(row)
-    return splits
+        places["reserve"] = []
+    for place, row in enumerate(checked):
+        places[row.split].append(place)
+    rows = identify_rows(checked)
+    return {split: Built(rows.build, some) for split, some in places.items()}
 
 
 class _Origin(NamedTuple):
@@ -157,7 +149,7 @@ class _Origin(NamedTuple):
     key: str
 
 
-def _describe(task: Task, origin: _Origin, checked: CheckedRows, splits: dict[Split, list[Row]]) -> Snapshot:
+def _describe(task: Task, origin: _Origin, checked: CheckedRows, splits: dict[Split, Sequence[Row]]) -> Snapshot:
     infos = {split: _split_info(rows, task) for split, rows in splits.items()}
     snapshot = Snapshot(
         task=task.name,
@@ -172,7 +164,7 @@ def _describe(task: Task, origin: _Origin, checked: CheckedRows, splits: dict[Sp
     return snapshot.model_copy(update={"digest": _digest(snapshot)})
 
 
-def _split_info(rows: list[Row], task: Task) -> SplitInfo:
+def _split_info(rows: Sequence[Row], task: Task) -> SplitInfo:
     counts = Counter(row.label for row in rows)
     return SplitInfo(
         rows=len(rows),
@@ -191,11 +183,11 @@ def _digest(snapshot: Snapshot) -> str:
     return digest_of(parts)
 
 
-def _rows_digest(rows: list[Row]) -> str:
+def _rows_digest(rows: Sequence[Row]) -> str:
     return _lines_digest((row.id, *(row.fields[name] for name in sorted(row.fields)), row.label) for row in rows)
 
 
-def _slices_digest(rows: list[Row], columns: list[str]) -> str | None:
+def _slices_digest(rows: Sequence[Row], columns: list[str]) -> str | None:
     return _lines_digest(row.slices for row in rows) if columns else None
 
 
@@ -210,7 +202,7 @@ def _lines_digest(lines: Iterable[tuple[str, ...]]) -> str:
 # ---------------------------------------------------------------- storage
 
 
-def _store_split(store: ObjectStore, snapshot: Snapshot, split: Split, rows: list[Row]) -> None:
+def _store_split(store: ObjectStore, snapshot: Snapshot, split: Split, rows: Sequence[Row]) -> None:
     try:
         store.create(split_key(snapshot.task, snapshot.digest, split), _encode(rows, snapshot))
     except PreconditionFailed:  # another Parquet version wrote it before a crash: the rows decide
@@ -236,7 +228,7 @@ def _columns(snapshot: Snapshot) -> list[str]:
     return ["id", *fields, "label", *(f"slice.{column}" for column in snapshot.slices)]
 
 
-def _encode(rows: list[Row], snapshot: Snapshot) -> bytes:
+def _encode(rows: Sequence[Row], snapshot: Snapshot) -> bytes:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ptpipeline.data import database, hub, local, s3
 from ptpipeline.data.joined import JoinedPlaces, count_rows, join
-from ptpipeline.data.table import Places, Table, Wanted, is_utf8
+from ptpipeline.data.table import Places, Table, Wanted
 from ptpipeline.errors import DataError
 from ptpipeline.foreign import escape_controls
 from ptpipeline.records.base import digest_of, read_clock
@@ -221,10 +221,6 @@ def _place_rows(rows: SourceRows, data: Data, cells: Iterable[str | None]) -> So
 def _slice_values(name: str, column: str, cells: Iterable[str | None]) -> list[str]:
     """The cells, empty for a missing one; DataError if there are too many values to be kinds of rows."""
     values = [cell or "" for cell in cells]
-    if not all(map(is_utf8, set(values))):
-        raise DataError(
-            f"{name}: column {column!r}, which data.slices names, has values that are not UTF-8; save the file as UTF-8"
-        )
     if (kinds := len(set(values))) > MAX_SLICE_VALUES:
         raise DataError(
             f"{name}: column {column!r}, which data.slices names, has {kinds} distinct values; a slice "

@@ -1,4 +1,4 @@
-"""What a prompt has to beat: the commonest answer, the bare base model, and the base model behind a prompt in words.
+"""What a prompt has to beat: the commonest answer, the bare base model, and the base model behind a hard prompt.
 
 Each baseline has a report of its own with stored results per row, so that a gate compares a prompt with it on the same
 rows. It is measured once for the same base, template, answers, examples and rows.

@@ -64,7 +64,8 @@ def measure_prompt(engine: Engine, artifact: Artifact, sample: Sample) -> Measur
 
     Raises ContextError if a text does not fit.
     """
-    questions = [Question(artifact.digest, row.fields) for row in sample.rows]
+    digest = artifact.digest  # once: it hashes the manifest
+    questions = [Question(digest, row.fields) for row in sample.rows]
     if artifact.manifest.generate:
         return measure_generated(sample.answers, engine.generate(questions))
     return measure_rankings(sample.answers, list(artifact.manifest.labels), engine.score_labels(questions))

@@ -1,4 +1,4 @@
-"""The hard prompt in words: training rows written out with the task's template, joined by blank lines.
+"""The hard prompt: training rows written out with the task's template, joined by blank lines.
 
 Source: Brown et al. 2020, section 2.
 """

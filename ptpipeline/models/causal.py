@@ -32,6 +32,8 @@ from ptpipeline.models.traits import UnknownTrait, read_longest
 
 log = logging.getLogger(__name__)
 
+WIDTH_STEP = 16  # tokens by which the rows of a pass are padded on a GPU
+
 
 class _Batch(NamedTuple):
     """B rows of one pass: ids padded right [B, T], the lengths [B] of the rows and [B] of their prompts, the mask over
@@ -89,14 +91,14 @@ class CausalBase(FrozenBase):
 
     def compute_states(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Tensor:
         """Return the states [N, H] of rows behind their own prompts."""
-        reads = [(index, step) for index, row in enumerate(inputs) for step in range(row.state_count)]
-        rows = torch.tensor([index for index, _ in reads], device=self.device)  # [N]
-        columns = torch.tensor([len(inputs[index].text) - 1 + step for index, step in reads], device=self.device)  # [N]
+        total = sum(row.state_count for row in inputs)  # N
+        reads = Reads.of([len(row.text) - 1 for row in inputs], [row.state_count for row in inputs], self.device)
         if self.fused is None or not self.reads_in_parts(cache, inputs):
-            return self._compute_hidden(self._build_batch(cache, inputs))[rows, columns]
-        ids, _ = pad_batch([[*row.text, *row.continuation] for row in inputs], self.device)  # [B, T], [B]
+            return reads.take(self._compute_hidden(self._build_batch(cache, inputs)))[:total]
+        width = self._round_width(cache, max(row.length for row in inputs))
+        ids, _ = pad_batch([[*row.text, *row.continuation] for row in inputs], self.device, width)  # [B, T], [B]
         prompts = None if cache is None else index_prompts(inputs, self.device)  # [B]
-        return self.fused.compute_states(ids, cache, prompts, Reads(rows, columns))
+        return self.fused.compute_states(ids, cache, prompts, reads)[:total]
 
     def concatenate(self, prompts: Sequence[SoftPrompt], inputs: Sequence[Input]) -> Tensor:
         """Return the states [N, H] of `[prompt][text]`, row by row.
@@ -122,16 +124,16 @@ class CausalBase(FrozenBase):
         """
         lengths = torch.tensor([len(row.text) for row in inputs], device=self.device)  # [B]
         offsets = torch.zeros_like(lengths) if cache is None else cache.lengths[index_prompts(inputs, self.device)]
-        rows, last = torch.arange(len(inputs), device=self.device), lengths - 1  # [B]
+        reads = Reads.of([len(row.text) - 1 for row in inputs], [1] * len(inputs), self.device)
         longest = int(lengths.max()) + (0 if cache is None else cache.width)
         if self.fused is None or not self.reaches(longest):
             batch = self._build_batch(cache, [row._replace(continuation=()) for row in inputs])
-            states, layers = self._compute_hidden(batch)[rows, last], batch.model_cache.layers  # [B, H]
+            states, layers = reads.take(self._compute_hidden(batch)), batch.model_cache.layers  # [B, H]
             tensors = (*(layer.keys for layer in layers), *(layer.values for layer in layers))
         else:
             ids, _ = pad_batch([row.text for row in inputs], self.device)  # [B, T]
             prompts = None if cache is None else index_prompts(inputs, self.device)  # [B]
-            states, tensors = self.fused.extend(ids, cache, prompts, Reads(rows, last))
+            states, tensors = self.fused.extend(ids, cache, prompts, reads)
         return Extended(states, PrefixCache(_move_pads_outermost(tensors, lengths.max() - lengths), offsets + lengths))
 
     @torch.inference_mode()
@@ -161,6 +163,12 @@ class CausalBase(FrozenBase):
             )[:, 0]  # [B, H]
         return generated
 
+    def _round_width(self, cache: PrefixCache | None, longest: int) -> int:
+        """Return T of rows of that length: on a GPU rounded up, so that few shapes recur."""
+        rounded = -(-longest // WIDTH_STEP) * WIDTH_STEP
+        reached = self.reaches(rounded + (0 if cache is None else cache.width))
+        return rounded if self.device.type == "cuda" and reached else longest
+
     def _concatenate_row(self, prompt: SoftPrompt, row: Input) -> Tensor:
         ids = torch.tensor([*row.text, *row.continuation], device=self.device)  # [T]
         with use_fused_attention(self.model):
@@ -174,7 +182,7 @@ class CausalBase(FrozenBase):
 
     def _compute_embedded_prefix(self, prompts: Sequence[Tensor]) -> PrefixCache:
         lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)  # [K]
-        width = int(lengths.max())
+        width = max(map(len, prompts))
         moved = [prompt.to(self.device, self.dtype) for prompt in prompts]
         embeds = torch.stack([pad_left(prompt, width) for prompt in moved])  # [K, P_max, H]
         if self.fused is not None and self.reaches(width):

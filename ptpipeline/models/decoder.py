@@ -14,26 +14,20 @@ backward pass would not fit into memory, only the states before each layer are k
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ptpipeline.models import kernels
 from ptpipeline.models.frozen import PrefixCache
-from ptpipeline.models.kept import Kept, Normed, Saved
-from ptpipeline.models.kernels import HeadGradients, LayerKeyValues, Norm, linear
-from ptpipeline.models.layout import Geometry, Layout, Reads, RowPrompts, expand_to_rows, sum_over_rows
+from ptpipeline.models.kept import Normed, Saved
+from ptpipeline.models.kernels import AttentionGradients, LayerKeyValues, Norm, linear
+from ptpipeline.models.layout import Geometry, Layout, Reads, RowPrompts
+from ptpipeline.models.passes import PromptPass, RowPass, apply_pass, layer_prefix
+from ptpipeline.models.recorded import Recorded
 from ptpipeline.models.scores import attend, attend_backward
 from ptpipeline.models.traits import Layer, Map, read_traits
-
-
-class AttentionGradients(NamedTuple):
-    """Gradients of the states between attention and MLP [B T, H], and of the layer's heads."""
-
-    between: Tensor
-    heads: HeadGradients
 
 
 class FusedDecoder:
@@ -60,6 +54,7 @@ class FusedDecoder:
             traits.score_scale,
             model.dtype,
         )
+        self.prompt_pass, self.row_pass = Recorded(PromptPass(self)), Recorded(RowPass(self))
 
     def compute_prefix(self, embeds: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         """Return the keys of every layer, then their values, [K, kv, P, d] each.
@@ -67,9 +62,7 @@ class FusedDecoder:
         `embeds` [K, P, H] are prompts, padded left to their `lengths` [K]; gradients flow back to them. The keys and
         values of pads are finite and mean nothing.
         """
-        grad = torch.is_grad_enabled() and embeds.requires_grad
-        outputs: tuple[Tensor, ...] = _PromptPass.apply(embeds, lengths, self, grad)  # type: ignore[no-untyped-call]
-        return outputs
+        return apply_pass(self.prompt_pass, (embeds, lengths))
 
     def compute_states(self, ids: Tensor, cache: PrefixCache | None, prompts: Tensor | None, reads: Reads) -> Tensor:
         """Return the final hidden states [N, H] of token rows `ids` [B, T], padded right, at `reads`.
@@ -78,8 +71,8 @@ class FusedDecoder:
         """
         tensors = () if cache is None else cache.tensors
         behind = None if cache is None or prompts is None else RowPrompts(prompts, cache.lengths[prompts])
-        grad = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        states: Tensor = _RowPass.apply(ids, behind, reads, self, grad, *tensors)  # type: ignore[no-untyped-call]
+        own = (None, None) if behind is None else behind
+        (states,) = apply_pass(self.row_pass, (*own, ids, *reads, *tensors))  # [N, H]
         return states
 
     def extend(
@@ -109,7 +102,7 @@ class FusedDecoder:
         """Return the states [N, H] that are read behind all layers, before the last norm; `keep` gets each layer's."""
         states = self.scale_embeddings(self.embedding(ids).flatten(0, 1))  # [B T, H]
         for index, layout in enumerate(layouts):
-            before = _layer_prefix(prefix, index, behind)
+            before = layer_prefix(prefix, index, behind)
             states, saved = self.forward_layer(self.layers[index], states, layout, before)
             if keep:
                 keep(saved)
@@ -260,90 +253,3 @@ def _normalise_heads_backward(grad: Tensor, norm: Norm | None, mapped: Normed | 
         return grad
     by_norm = grad.reshape(len(grad), -1, len(norm.weight))
     return kernels.normalise_backward(by_norm, mapped.states, norm, mapped.scale).flatten(1)
-
-
-class _PromptPass(torch.autograd.Function):
-    """The prompt pass: every layer's keys and values; the last layer has nothing else. Here B = K and T = P."""
-
-    @staticmethod
-    def forward(ctx: Any, embeds: Tensor, lengths: Tensor, decoder: FusedDecoder, grad: bool) -> tuple[Tensor, ...]:
-        by_kind = decoder.geometry.lay_out_prompts(embeds.shape[1], lengths)
-        layouts = [by_kind[kind] for kind in decoder.layer_kinds]
-        states, own = decoder.scale_embeddings(embeds.reshape(-1, embeds.shape[2])), []  # [K P, H]
-        ctx.kept = Kept(len(layouts), partial(_run_again, decoder, layouts, (), None))
-        for index, layout in enumerate(layouts[:-1]):
-            states, saved = decoder.forward_layer(decoder.layers[index], states, layout, None)
-            own.append(saved.own)
-            if grad:
-                ctx.kept.push(saved)
-        last, *needed = decoder.map_last_prompt(states, layouts[-1])
-        ctx.decoder, ctx.layouts, ctx.shape = decoder, layouts, embeds.shape
-        ctx.last = needed if grad else None
-        return tuple(tensor.transpose(0, 1) for tensors in zip(*own, last, strict=True) for tensor in tensors)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        decoder, layouts, count = ctx.decoder, ctx.layouts, len(ctx.decoder.layers)
-        turned = [grad.transpose(0, 1) for grad in grads]  # L times keys, then L times values [kv, K, P, d]
-        outer = [LayerKeyValues(*pair) for pair in zip(turned[:count], turned[count:], strict=True)]
-        grad = decoder.backward_last_prompt(outer[-1], *ctx.last, layouts[-1])  # [K P, H]
-        for index in reversed(range(count - 1)):
-            saved, layer, layout = ctx.kept.pop(index), decoder.layers[index], layouts[index]
-            between, (queries, keys, values) = decoder.backward_attention(layer, saved, grad, layout)
-            heads = HeadGradients(queries, keys.add_(outer[index].keys), values.add_(outer[index].values))
-            grad = decoder.backward_input(layer, saved, AttentionGradients(between, heads), layout)  # [K P, H]
-        return decoder.scale_embeddings(grad).view(ctx.shape), None, None, None
-
-
-class _RowPass(torch.autograd.Function):
-    """The rows' pass behind a prefix or none: the final states that are read; gradients of the prefix alone."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, ids: Tensor, behind: RowPrompts | None, reads: Reads, decoder: FusedDecoder, grad: bool,
-        *prefix: Tensor,
-    ) -> Tensor:  # fmt: skip
-        layouts = decoder.lay_out_rows(ids, behind, prefix, reads)
-        kept = Kept(len(layouts), partial(_run_again, decoder, layouts, prefix, behind))
-        states = decoder.forward_rows(ids, behind, prefix, layouts, kept.push if grad else None)  # [N, H]
-        normed, scale = kernels.normalise(states, decoder.norm)  # [N, H], [N, 1]
-        ctx.decoder, ctx.layouts, ctx.behind, ctx.prefix = decoder, layouts, behind, prefix
-        ctx.kept, ctx.final = (kept, Normed(states, scale)) if grad else (None, None)
-        return normed
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        decoder, layouts, behind, prefix = ctx.decoder, ctx.layouts, ctx.behind, ctx.prefix
-        final, last, shape, of_prefix = ctx.final, layouts[-1], prefix[0].shape, []
-        grad = kernels.normalise_backward(grad.contiguous(), final.states, decoder.norm, final.scale)  # [N, H]
-        grad = grad.new_zeros(len(last.tokens), grad.shape[1]).index_add_(0, last.reads, grad)  # [B C, H]
-        for index in reversed(range(len(decoder.layers))):
-            layer, layout = decoder.layers[index], layouts[index]
-            saved = ctx.kept.pop(index)
-            between, (queries, keys, values) = decoder.backward_attention(layer, saved, grad, layout)
-            of_prefix.append([sum_over_rows(tensor, behind.indexes, shape) for tensor in (keys, values)])
-            if index:
-                own = HeadGradients(queries, keys[:, :, shape[2] :], values[:, :, shape[2] :])  # [kv, B, T, d]
-                grad = decoder.backward_input(layer, saved, AttentionGradients(between, own), layout)  # [B T, H]
-        by_kind = zip(*reversed(of_prefix), strict=True)  # the keys of all layers, then their values
-        return None, None, None, None, None, *(tensor for tensors in by_kind for tensor in tensors)
-
-
-def _run_again(
-    decoder: FusedDecoder, layouts: Sequence[Layout], prefix: Sequence[Tensor], behind: RowPrompts | None,
-    index: int, states: Tensor,
-) -> Saved:  # fmt: skip
-    """Return what a layer keeps for the backward pass, from the states [B T, H] before it."""
-    before = _layer_prefix(prefix, index, behind)
-    _, saved = decoder.forward_layer(decoder.layers[index], states, layouts[index], before)
-    return saved
-
-
-def _layer_prefix(prefix: Sequence[Tensor], layer: int, behind: RowPrompts | None) -> LayerKeyValues | None:
-    """Return the keys and values of a layer [kv, B, P, d] behind which each row stands; None if there are none."""
-    if behind is None:
-        return None
-    keys, values = prefix[layer], prefix[len(prefix) // 2 + layer]  # [K, kv, P, d]
-    return LayerKeyValues(expand_to_rows(keys, behind.indexes), expand_to_rows(values, behind.indexes))

@@ -104,10 +104,13 @@ def index_prompts(inputs: Sequence[Input], device: torch.device) -> Tensor:
     return torch.tensor([row.prompt for row in inputs], device=device)
 
 
-def pad_batch(rows: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return token ids padded right [B, T], and the rows' lengths [B]. A pad has any value, since lengths mask it."""
+def pad_batch(rows: Sequence[Sequence[int]], device: torch.device, width: int = 0) -> tuple[Tensor, Tensor]:
+    """Return token ids padded right [B, T], and the rows' lengths [B]. A pad has any value, since lengths mask it.
+
+    T is the longest row's length, or `width` if that is more.
+    """
     lengths = torch.tensor([len(row) for row in rows])
-    ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    ids = torch.zeros(len(rows), max(width, int(lengths.max())), dtype=torch.long)
     for index, row in enumerate(rows):
         ids[index, : len(row)] = torch.tensor(row, dtype=torch.long)
     return ids.to(device), lengths.to(device)

@@ -45,18 +45,21 @@ class Saved(NamedTuple):
 class Kept:
     """What the layers keep for the backward pass: all that it needs, or the states before each alone."""
 
-    def __init__(self, layers: int, again: Callable[[int, Tensor], Saved]) -> None:
-        """`again` returns what a layer keeps, from its index and the states before it."""
+    def __init__(self, layers: int, again: Callable[[int, Tensor], Saved], whole: bool | None = None) -> None:
+        """`again` returns what a layer keeps, from its index and the states before it.
+
+        `whole` says which of both it is; without it the first layer shows what all would keep.
+        """
         self._layers, self._again = layers, again
         self._saved: list[Saved | Tensor] = []
-        self._all: bool | None = None  # until the first layer has shown what it keeps
+        self.whole = whole
 
     def push(self, saved: Saved) -> None:
         """Keep a layer's; the first decides whether those of all fit."""
-        if self._all is None:
+        if self.whole is None:
             needed = self._layers * _count_bytes(saved)
-            self._all = needed <= KEPT_SHARE * count_free_bytes(saved.queries.device)
-        self._saved.append(saved if self._all else saved.before.states)
+            self.whole = needed <= KEPT_SHARE * count_free_bytes(saved.queries.device)
+        self._saved.append(saved if self.whole else saved.before.states)
 
     def pop(self, index: int) -> Saved:
         """Return what the layer of that index, the last that is left, kept, or what it keeps if it runs again."""

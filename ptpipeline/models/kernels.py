@@ -13,6 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ptpipeline.models import gpu_kernels
+
 _ONEDNN = hasattr(torch.ops.mkldnn, "_linear_pointwise")  # a private name, which another torch may lack
 
 
@@ -62,6 +64,13 @@ class HeadGradients(NamedTuple):
     values: Tensor
 
 
+class AttentionGradients(NamedTuple):
+    """Gradients of the states between attention and MLP [B T, H], and of the layer's heads."""
+
+    between: Tensor
+    heads: HeadGradients
+
+
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the type that sums and exponentials are computed in."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -88,6 +97,8 @@ def normalise(states: Tensor, norm: Norm | None) -> tuple[Tensor, Tensor]:
     """
     if norm is None:
         return states, states.new_empty(0)
+    if states.is_cuda and norm.weight.dtype == states.dtype:
+        return gpu_kernels.normalise(states, norm)
     wide = states.to(accumulation_dtype(states.dtype))
     scale = torch.rsqrt(wide.square().mean(-1, keepdim=True) + norm.epsilon)  # [..., 1]
     return (wide * scale * norm.weight).to(states.dtype), scale
@@ -99,6 +110,8 @@ def normalise_backward(
     """Return the gradient [..., H] of the norm's input, plus `plus`, the gradient of the path around the norm."""
     if norm is None:
         return grad if plus is None else grad + plus
+    if states.is_cuda and norm.weight.dtype == states.dtype:
+        return gpu_kernels.normalise_backward(grad, states, norm, scale, plus)
     wide = states.to(scale.dtype)
     weighted = grad.to(scale.dtype) * norm.weight
     along = (weighted * wide).mean(-1, keepdim=True) * scale * scale  # [..., 1]
@@ -142,11 +155,15 @@ def gate_backward(grad: Tensor, gate_up: Tensor, activation: str) -> Tensor:
 
 def softmax(scores: Tensor, mask: Tensor) -> Tensor:
     """Return the attention weights of scores [kv, B, g, T, S]; `mask` [B, 1, T, S] is added to the scores."""
+    if scores.is_cuda:
+        return gpu_kernels.softmax(scores, mask)
     return (scores.to(mask.dtype) + mask).softmax(-1).to(scores.dtype)
 
 
 def softmax_backward(grad: Tensor, weights: Tensor) -> Tensor:
     """Return the gradient of the scores, from the gradient of the weights; all [..., S]."""
+    if grad.is_cuda:
+        return gpu_kernels.softmax_backward(grad, weights)
     weighted = grad.to(accumulation_dtype(grad.dtype)) * weights
     return (weighted - weights * weighted.sum(-1, keepdim=True)).to(grad.dtype)
 
@@ -157,6 +174,8 @@ def rotate(heads: Tensor, rotation: Rotation) -> Tensor:
     half = rotation.cos.shape[-1]
     if not half:
         return heads * rotation.scale
+    if heads.is_cuda:
+        return gpu_kernels.rotate(heads, rotation)
     cos, sin = rotation.cos.view(shape), rotation.sin.view(shape)  # [B, T, 1.., r / 2]
     first, second, rest = heads.tensor_split((half, 2 * half), -1)  # [B, T, ..., r / 2] twice, [B, T, ..., d - r]
     turned = [(first * cos - second * sin).to(heads.dtype), (second * cos + first * sin).to(heads.dtype)]

@@ -4,6 +4,7 @@ Letters: B rows, T tokens of a row (padded), K prompts, P virtual tokens (padded
 S = P + T keys, N states that are read, C states read of one row at most.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,13 +15,39 @@ from ptpipeline.models.kernels import Heads, Rotation
 from ptpipeline.models.traits import Kind
 
 SPAN = 128  # queries of a row whose scores are in memory at once
+READ_STEP = 64  # reads of a pass on a GPU, if rows have several
 
 
 class Reads(NamedTuple):
-    """Which states a pass returns: row [N] and column [N] of each."""
+    """Which states a pass returns: columns [B, C] that are read of each row, and the flat place [N] of each in them.
 
-    rows: Tensor
+    A row with fewer reads than C has its column 0 in the places left over.
+    """
+
     columns: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, firsts: Sequence[int], counts: Sequence[int], device: torch.device) -> "Reads":
+        """Read of each row `counts` columns, one behind another from its first, rows in order.
+
+        On a GPU sizes are rounded up, so that few sizes recur; then the places behind the last of N say nothing.
+        """
+        widest, total = max(counts), sum(counts)
+        if device.type == "cuda" and widest > 1:
+            widest, total = 1 << (widest - 1).bit_length(), -(-total // READ_STEP) * READ_STEP
+        columns, places = torch.zeros(len(firsts), widest, dtype=torch.long), torch.zeros(total, dtype=torch.long)
+        at = 0
+        for row, (first, count) in enumerate(zip(firsts, counts, strict=True)):
+            columns[row, :count] = torch.arange(first, first + count)
+            places[at : at + count] = torch.arange(row * widest, row * widest + count)
+            at += count
+        return cls(columns.to(device), places.to(device))
+
+    def take(self, states: Tensor) -> Tensor:
+        """Return what is read [N, H] of all states [B, T, H]."""
+        width = self.columns.shape[1]
+        return states[self.places // width, self.columns.flatten()[self.places]]
 
 
 class RowPrompts(NamedTuple):
@@ -119,8 +146,7 @@ class Geometry(NamedTuple):
             seen.append(filled & _see(slots[width:], slots, kind.window))  # [B, T, S]
             rotations, spans = self.compute_rotations(positions, kind), _span(tokens, width, kind.window)
             inner.append(Layout(heads, rotations, _additive(seen[-1], self.dtype), spans))
-        columns, flat_reads = _grid(reads, rows)  # [B, C], [N]
-        row_index = torch.arange(rows, device=ids.device)[:, None]  # [B, 1]
+        row_index, columns = torch.arange(rows, device=ids.device)[:, None], reads.columns  # [B, 1], [B, C]
         last = inner[self.last]
         cos, sin, scale = last.rotations.queries
         chosen = Rotation(cos[row_index, columns], sin[row_index, columns], scale)
@@ -129,7 +155,7 @@ class Geometry(NamedTuple):
             mask=_additive(seen[self.last][row_index, columns], self.dtype),
             spans=_span_all(columns.shape[1], width + tokens),
             tokens=(columns + tokens * row_index).flatten(),  # [B C]
-            reads=flat_reads,
+            reads=reads.places,
         )
         return RowLayouts(tuple(inner), last)
 
@@ -170,26 +196,19 @@ def sum_over_rows(grad: Tensor, prompts: Tensor, shape: torch.Size) -> Tensor:
     part = grad[:, :, : shape[2]]  # [kv, B, P, d]
     if shape[0] == 1:
         return part.sum(1)[None]
+    if (
+        part.is_cuda
+    ):  # a sum by a product: a GPU's index_add has no order, and a resumed training has to repeat its bits
+        chosen = (prompts == torch.arange(shape[0], device=prompts.device)[:, None]).to(part.dtype)  # [K, B]
+        return torch.matmul(chosen, part.flatten(2)).view(shape[1], *shape[:1], *shape[2:]).transpose(0, 1)
     return part.new_zeros(shape[1], shape[0], *shape[2:]).index_add_(1, prompts, part).transpose(0, 1)
 
 
-def _grid(reads: Reads, rows: int) -> tuple[Tensor, Tensor]:
-    """Return the columns [B, C] that are read of each row, and the flat place [N] of each read in them.
-
-    A row with fewer reads than C has its first column in the places left over.
-    """
-    counts = torch.bincount(reads.rows, minlength=rows)  # [B]
-    order = torch.argsort(reads.rows, stable=True)  # [N]
-    starts = counts.cumsum(0) - counts  # [B]
-    ranks = torch.empty_like(order)  # [N]
-    ranks[order] = torch.arange(len(order), device=order.device) - starts[reads.rows[order]]
-    width = int(counts.max())
-    columns = reads.columns.new_zeros(rows, width)  # [B, C]
-    columns[reads.rows, ranks] = reads.columns
-    return columns, reads.rows * width + ranks
-
-
 def _additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return the mask [B, 1, T, S] of what each token may attend to [B, T, S]: 0 there, -inf elsewhere."""
-    mask = torch.zeros(visible.shape, dtype=kernels.accumulation_dtype(dtype), device=visible.device)  # [B, T, S]
+    """Return the mask [B, 1, T, S] of what each token may attend to [B, T, S]: 0 there, -inf elsewhere.
+
+    It has the type that softmax adds it in: on a GPU that of the scores.
+    """
+    own = dtype if visible.is_cuda else kernels.accumulation_dtype(dtype)
+    mask = torch.zeros(visible.shape, dtype=own, device=visible.device)  # [B, T, S]
     return mask.masked_fill_(~visible, float("-inf"))[:, None]

@@ -97,7 +97,7 @@ def _weigh(queries: Tensor, keys: Tensor, mask: Tensor, heads: Heads, cap: float
     scores = torch.matmul(queries, keys.transpose(2, 3))  # [kv, B, g c, s]
     tangents, capped = None, scores
     if cap is not None:
-        tangents = torch.tanh(scores.to(mask.dtype) / cap)  # [kv, B, g c, s]
+        tangents = torch.tanh(scores.to(kernels.accumulation_dtype(scores.dtype)) / cap)  # [kv, B, g c, s]
         capped = tangents * cap
     by_head = capped.view(heads.groups, heads.rows, heads.shared, -1, keys.shape[2])  # [kv, B, g, c, s]
     return Weights(kernels.softmax(by_head, mask).view(scores.shape).to(queries.dtype), tangents)

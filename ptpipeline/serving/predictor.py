@@ -46,14 +46,14 @@ class Predictor:
         from ptpipeline.serving.engine import Question
 
         artifact = self.resolved.artifact
-        questions = [Question(artifact.digest, fields) for fields in self._name_fields(texts)]
+        version, digest = self.resolved.name, artifact.digest  # once: it hashes the manifest
+        questions = [Question(digest, fields) for fields in self._name_fields(texts)]
         if artifact.manifest.generate is not None:
-            version, digest = self.resolved.name, artifact.digest
             return [
                 Answer(label=None, probabilities={}, version=version, digest=digest, text=text)
                 for text in self.engine.generate(questions)
             ]
-        return [self._build_answer(score.softmax(0).tolist()) for score in self.engine.score_labels(questions)]
+        return [self._build_answer(score.softmax(0).tolist(), digest) for score in self.engine.score_labels(questions)]
 
     def _name_fields(self, texts: Sequence[str | Fields]) -> list[Fields]:
         """Each text by field. A string among them needs a template of one field."""
@@ -86,12 +86,10 @@ class Predictor:
         text = None if artifact.manifest.generate is None else ""
         return Answer(label=None, probabilities={}, version=self.resolved.name, digest=artifact.digest, text=text)
 
-    def _build_answer(self, shares: list[float]) -> Answer:
+    def _build_answer(self, shares: list[float], digest: str) -> Answer:
         probabilities = dict(zip(self.resolved.artifact.manifest.labels, shares, strict=True))
         label = max(probabilities, key=lambda name: probabilities[name])
-        return Answer(
-            label=label, probabilities=probabilities, version=self.resolved.name, digest=self.resolved.artifact.digest
-        )
+        return Answer(label=label, probabilities=probabilities, version=self.resolved.name, digest=digest)
 
 
 def _is_blank(line: str | Fields) -> bool:

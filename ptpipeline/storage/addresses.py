@@ -8,10 +8,12 @@ from ptpipeline.records.base import DIGEST_PATTERN, is_name
 from ptpipeline.storage import keys
 from ptpipeline.storage.objects import is_key
 
+# Keys name the whole sha256 of their content; earlier ones named its first 12 digits, those of dossiers 16.
 _CONTENT = re.compile(
-    r"(plots/[^/]+-(?=.{12}\.png)|report-(?=.{12}\.html)|[^/]+-(?=.{12}\.json)|records/(?=.{16}\.json))"
-    r"(?P<digits>[0-9a-f]+)\.[a-z]+"
+    r"(plots/[^/]+-(?=[^.]+\.png)|report-(?=[^.]+\.html)|[^/]+-(?=[^.]+\.json))"
+    r"(?P<digits>[0-9a-f]{64}|[0-9a-f]{12})\.[a-z]+"
 )
+_DOSSIER = re.compile(rf"{keys.DOSSIERS}/(?P<digits>[0-9a-f]{{64}}|[0-9a-f]{{16}})\.json")
 _COPY = re.compile(r".+-(?P<digits>[0-9a-f]{16})(\.json)?")
 
 
@@ -30,7 +32,7 @@ class PromptObject(NamedTuple):
     @property
     def is_dossier(self) -> bool:
         """Whether it says how the prompt was made, measured and judged."""
-        return re.fullmatch(rf"{keys.DOSSIERS}/[0-9a-f]{{16}}\.json", self.path) is not None
+        return _DOSSIER.fullmatch(self.path) is not None
 
 
 class AliasPointer(NamedTuple):
@@ -236,10 +238,10 @@ def signer_id(key: str) -> str | None:
 
 
 def _content_digits(key: str) -> str | None:
-    """Return the first digits of the content's hash, as the key ends with them; None if it names no content."""
+    """Return the digits of the content's hash that the key ends with; None if it names no content."""
     address = parse(key)
     if isinstance(address, PromptObject):
-        matched = _CONTENT.fullmatch(address.path)
+        matched = _DOSSIER.fullmatch(address.path) or _CONTENT.fullmatch(address.path)
     else:
         matched = _COPY.fullmatch(address.name) if isinstance(address, Quarantined) else None
     return matched["digits"] if matched else None

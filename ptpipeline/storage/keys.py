@@ -3,10 +3,10 @@
     prompts/<task>/<digest>/prompt.safetensors         the tensors of a prompt
     prompts/<task>/<digest>/manifest.json              written last: the prompt is complete
     prompts/<task>/<digest>/signature-<key>.json       a signature of the manifest
-    prompts/<task>/<digest>/plots/<name>-<hash>.png    what its card shows
-    prompts/<task>/<digest>/<name>-<hash>.json         neighbours, mistakes, wayward
-    prompts/<task>/<digest>/report-<hash>.html         its page
-    prompts/<task>/<digest>/records/<hash>.json        a dossier: how it was made, measured and judged
+    prompts/<task>/<digest>/plots/<name>-<sha256>.png  what its card shows
+    prompts/<task>/<digest>/<name>-<sha256>.json       neighbours, mistakes, wayward
+    prompts/<task>/<digest>/report-<sha256>.html       its page
+    prompts/<task>/<digest>/records/<sha256>.json      a dossier: how it was made, measured and judged
     prompts/<task>/aliases/<alias>.json                what an alias names: the pointer that servers read
     prompts/<task>/history/<alias>/<seq>.json          a promotion of that alias
     prompts/<task>/versions/<number>.json              what a number names
@@ -74,22 +74,17 @@ def signature_key(task: str, digest: str, key_id: str) -> str:
 
 def plot_key(task: str, digest: str, name: str, body: bytes) -> str:
     """Return the key of a plot, which names its content."""
-    return f"{prompt_prefix(task, digest)}/plots/{name}-{_hash(body, 12)}.png"
+    return f"{prompt_prefix(task, digest)}/plots/{name}-{_hash(body)}.png"
 
 
 def companion_key(task: str, digest: str, name: str, body: bytes) -> str:
     """Return the key of a record that is stored beside a prompt, such as its neighbours; it names its content."""
-    return f"{prompt_prefix(task, digest)}/{name}-{_hash(body, 12)}.json"
+    return f"{prompt_prefix(task, digest)}/{name}-{_hash(body)}.json"
 
 
 def page_key(task: str, digest: str, body: bytes) -> str:
     """Return the key of a version's page, which names its content."""
-    return f"{prompt_prefix(task, digest)}/report-{_hash(body, 12)}.html"
-
-
-def names_content(key: str, body: bytes) -> bool:
-    """Return whether the key of a plot, companion or page names those bytes."""
-    return key.rpartition("/")[2].partition(".")[0].endswith(f"-{_hash(body, 12)}")
+    return f"{prompt_prefix(task, digest)}/report-{_hash(body)}.html"
 
 
 def dossiers_prefix(task: str, digest: str) -> str:
@@ -99,7 +94,7 @@ def dossiers_prefix(task: str, digest: str) -> str:
 
 def dossier_key(task: str, digest: str, body: bytes) -> str:
     """Return the key of a dossier, which names its content."""
-    return f"{dossiers_prefix(task, digest)}/{_hash(body, 16)}.json"
+    return f"{dossiers_prefix(task, digest)}/{_hash(body)}.json"
 
 
 # ---------------------------------------------------------------- aliases and versions
@@ -238,8 +233,8 @@ def probe_key(nonce: str, name: str) -> str:
 
 
 def _quarantine(task: str, name: str, body: bytes, root: str = PROMPTS) -> str:
-    return f"{root}/{task}/{QUARANTINE}/{name}-{_hash(body, 16)}"
+    return f"{root}/{task}/{QUARANTINE}/{name}-{_hash(body)[:16]}"  # for people: nobody believes a copy
 
 
-def _hash(body: bytes, digits: int) -> str:
-    return hashlib.sha256(body).hexdigest()[:digits]
+def _hash(body: bytes) -> str:
+    return hashlib.sha256(body).hexdigest()

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from ptpipeline.records.base import NAME_PATTERN, digest_of
 from ptpipeline.records.prompts import Generation, Scoring
 from ptpipeline.records.reports import LABEL_METRICS, TEXT_METRICS
+from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.task.chat import Chat, TextOrChat, read_fields
 from ptpipeline.task.data import Binned, Data
 from ptpipeline.task.document import Section
@@ -77,7 +78,11 @@ class Schedule(Section):
 class Task(Section):
     """One declared problem: data, template, labels (or `generate`, for answers in free text), recipe, gate, schedule.
 
-    `texts_in_reports` allows HTML reports, in the store and in MLflow, to quote the rows that are answered wrong.
+    `watch` starts a run whenever the source has new rows, beside the schedule. `approvals` is how many people have to
+    approve a candidate before production names it, none of whom started its run; a request for it lasts
+    `approval_days`. `aliases` is an order: each takes only what the one before names. Hours without a verdict after
+    `max_age` raise an alarm. `texts_in_reports` allows HTML reports, in the store and in MLflow, to quote the rows that
+    are answered wrong.
     """
 
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
@@ -91,9 +96,14 @@ class Task(Section):
     tune: Tune = Tune()
     gate: Gate
     promote: Literal["auto", "manual"] = "manual"
+    approvals: Annotated[int, Field(ge=1, le=2)] | None = None
+    approval_days: Annotated[int, Field(ge=1, le=365)] = 7
+    aliases: tuple[Annotated[str, Field(pattern=NAME_PATTERN)], ...] = ()
+    max_age: Annotated[float, Field(gt=0, le=24 * 366)] | None = None
     promoters: Promoters | None = None
     texts_in_reports: bool = False
     schedule: Schedule | None = None
+    watch: bool = False
 
     @property
     def columns(self) -> dict[str, str]:
@@ -177,6 +187,25 @@ class Task(Section):
                 "promote: set `promote: manual`"
             )
         return promoters
+
+    @field_validator("approvals", "aliases")
+    @classmethod
+    def _people_decide(cls, value: Any, info: ValidationInfo) -> Any:
+        if value and info.data.get("promote") == "auto":
+            raise ValueError(
+                f"`promote: auto` lets the nightly run promote, which {info.field_name} does not allow: set `promote: "
+                "manual`"
+            )
+        return value
+
+    @field_validator("aliases")
+    @classmethod
+    def _production_is_last(cls, aliases: tuple[str, ...]) -> tuple[str, ...]:
+        if aliases and (aliases[-1] != PRODUCTION or len(set(aliases)) < max(2, len(aliases))):
+            raise ValueError(
+                "expected different aliases, the last of which is `production`, such as `[staging, production]`"
+            )
+        return aliases
 
     @field_validator("gate")
     @classmethod

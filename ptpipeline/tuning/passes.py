@@ -90,9 +90,10 @@ def _backward_rows(
 ) -> Tensor:
     total = torch.zeros(loss.count)  # [K]
     for group in group_by_length(examples, lambda row: row.input.length, loss.base.tokens_per_pass):
-        losses = loss.compute(compute_states([row.input for row in group]), group)  # [K]
+        losses = loss.compute(compute_states([row.input for row in group]), group)  # [N]
         torch.autograd.backward(losses.sum())
-        total += losses.detach().cpu()
+        owners = torch.tensor([row.prompt for row in group for _ in row.target])  # [N]
+        total += torch.zeros(loss.count).index_add(0, owners, losses.detach().cpu())  # on a GPU sums have no order
     return total
 
 
@@ -111,14 +112,14 @@ class _Loss:
             self.cache = base.compute_prefix(given) if given else None
 
     def compute(self, states: Tensor, group: Sequence[Example]) -> Tensor:
-        """Return each prompt's share of the loss [K] from the states [N, H] that predict the group's target tokens."""
-        tokens = [(token, row.prompt, row.weight) for row in group for token in row.target]
-        targets, prompts, weights = (torch.tensor(part, device=states.device) for part in zip(*tokens, strict=True))
+        """Return each target token's weighted loss [N], from the states [N, H] that predict the group's targets."""
+        tokens = [(token, row.weight) for row in group for token in row.target]
+        targets, weights = (torch.tensor(part, device=states.device) for part in zip(*tokens, strict=True))
         logits = self.base.compute_logits(states)  # [N, V]
         losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")  # [N]
         if self.cache is not None:
             losses = losses + DISTILLATION * self._measure_distances(states, logits, group)  # [N]
-        return torch.zeros(self.count, device=states.device).index_add(0, prompts, losses * weights)
+        return losses * weights
 
     def _measure_distances(self, states: Tensor, logits: Tensor, group: Sequence[Example]) -> Tensor:
         """Return each target token's distance to the teacher [N], zero without one, from [N, H] and [N, V]."""

@@ -5,6 +5,7 @@ import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from ptpipeline.evaluation.mistakes import Mistakes
 from ptpipeline.gate.disclosure import is_withheld
@@ -14,12 +15,13 @@ from ptpipeline.records.data import Snapshot
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.reports import Report, Scores, TextScores, title_of
 from ptpipeline.records.verdicts import Verdict
-from ptpipeline.records.versions import PromptVersion
+from ptpipeline.records.versions import Promotion, PromptVersion
 
 WITHHELD = (
     "the figures of the test rows are withheld, because the candidate was refused and `gate.figures` is quiet; "
     "`ptp show TASK@N --reveal` spends a look to show them"
 )
+ALIAS_TAG = "ptp.alias."  # of a model version, before an alias that names it
 SUMMED = ("bleu", "chrf")  # compared by sentences, shown of the corpus: the two do not subtract
 
 
@@ -40,12 +42,20 @@ class Provenance:
     mistakes: Mistakes | None = None
 
 
+class Naming(NamedTuple):
+    """A time in which an alias named the version: the promotion that began it, and the one that ended it, if any."""
+
+    promotion: Promotion
+    ended: Promotion | None = None
+
+
 @dataclass(frozen=True)
 class Card:
     """All that people may see of a stored prompt: what its MLflow version and its page show.
 
     `store` is the object store's address, `champion` the number of the version that the verdict compares it with,
-    `wayward` are experiments on what the words near its virtual tokens are worth.
+    `wayward` are experiments on what the words near its virtual tokens are worth, `namings` the times in which an alias
+    named it, oldest first.
     """
 
     artifact: Artifact
@@ -54,6 +64,7 @@ class Card:
     store: str
     champion: int | None = None
     wayward: Sequence[Wayward] = ()
+    namings: Sequence[Naming] = ()
 
     @property
     def task(self) -> str:
@@ -99,6 +110,7 @@ class Card:
             tags["ptp.verdict_digest"] = verdict.verdict_digest()
         if version:
             tags["ptp.version"] = str(version.number)
+            tags |= alias_tags([naming.promotion for naming in self.namings if naming.ended is None])
         if commit:
             tags["ptp.commit"] = commit
         return tags
@@ -117,6 +129,25 @@ class Card:
             metrics["calibration_error"] = report.prompt.calibration_error
         metrics |= report.measures | (verdict.measures if verdict else {})
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def alias_tags(heads: Sequence[Promotion]) -> dict[str, str]:
+    """Return the tags that tell since when, by whom and why aliases name a version."""
+    return {f"{ALIAS_TAG}{head.alias}": describe_naming(Naming(head)) for head in heads}
+
+
+def describe_naming(naming: Naming) -> str:
+    """Return when, by whom and why an alias named a version, and what ended it; the words are those of the history."""
+    promotion, ended = naming
+    time = f"since {minute(promotion.at)}" if ended is None else f"{minute(promotion.at)} to {minute(ended.at)}"
+    against = " against the gate" if promotion.override else ""
+    told = f"{time}, by {promotion.actor}{against}, because: {promotion.reason}"
+    return told if ended is None else f"{told}; then version {ended.version}, by {ended.actor}: {ended.reason}"
+
+
+def minute(time: str) -> str:
+    """Return a record's time to the minute, as people read it: `2026-11-26 17:10 UTC`."""
+    return f"{time[:16].replace('T', ' ')} UTC"
 
 
 def columns(report: Report) -> dict[str, Scores | TextScores]:

@@ -4,19 +4,27 @@ from collections.abc import Sequence
 
 from ptpipeline.records.reports import PairedDifference, Report, Scores, title_of
 from ptpipeline.records.verdicts import Check, Verdict
-from ptpipeline.records.versions import PromptVersion
+from ptpipeline.records.versions import PRODUCTION, PromptVersion
 from ptpipeline.storage.keys import prompt_prefix
-from registry.card.card import WITHHELD, Card, columns, seed_spread, selection_bias
+from registry.card.card import WITHHELD, Card, Naming, columns, describe_naming, seed_spread, selection_bias
 from registry.card.markdown import escape, quote
 
 MAX_DESCRIPTION = 5000  # characters that MLflow's databases keep
 MAX_LINE = 400
+MAX_NAMINGS = 5
 
 
 def render_description(card: Card, version: PromptVersion | None = None) -> str:
     """Return the version's page: how to use it, how good it is, why it passed or not, what it was made from."""
-    sections = (_purpose(card), _use(card, version), _quality(card), _decision(card.provenance.verdict), _origin(card))
-    return _fit([line for section in sections for line in (*section, "")])
+    sections = (
+        _purpose(card),
+        _aliases(card),
+        _use(card, version),
+        _quality(card),
+        _decision(card.provenance.verdict),
+        _origin(card),
+    )
+    return _fit([line for section in sections if section for line in (*section, "")])
 
 
 def _purpose(card: Card) -> list[str]:
@@ -25,6 +33,20 @@ def _purpose(card: Card) -> list[str]:
         f"Soft prompt for **{card.task}**: {manifest.num_virtual_tokens} virtual tokens "
         f"({card.provenance.tuned.bytes:,} bytes) before the frozen {quote(manifest.base_model.name)}."
     ]
+
+
+def _aliases(card: Card) -> list[str]:
+    """Return what names the version now, and the last times in which something did."""
+    newest = list(reversed(card.namings))[:MAX_NAMINGS]
+    if not newest:
+        return []
+    ordered = sorted(newest, key=lambda naming: naming.ended is not None)
+    heading = "### In production" if any(_is_in_production(naming) for naming in newest) else "### Aliases"
+    return [heading, *(f"- **{one.promotion.alias}** {escape(describe_naming(one))}" for one in ordered)]
+
+
+def _is_in_production(naming: Naming) -> bool:
+    return naming.ended is None and naming.promotion.alias == PRODUCTION
 
 
 def _use(card: Card, version: PromptVersion | None) -> list[str]:
@@ -61,7 +83,7 @@ def _compare_baselines(report: Report, metric: str) -> str:
     between = report.interval.get(metric)
     interval = f" ({between[0]:.3f} to {between[1]:.3f})" if between else ""
     figures = {name: scores.figures().get(metric) for name, scores in columns(report).items()}
-    named = {"hard_prompt": "prompt in words", "zero_shot": "without a prompt", "majority": "majority"}
+    named = {"hard_prompt": "hard prompt", "zero_shot": "zero-shot", "majority": "majority"}
     others = ", ".join(f"{words} {figures[name]:.3f}" for name, words in named.items() if figures.get(name) is not None)
     return f"- {title_of(metric)}: **{figures['prompt']:.3f}**{interval}; {others}"
 

@@ -35,7 +35,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from ptpipeline.errors import ServiceUnavailable, SettingsError
+from ptpipeline.errors import PreconditionFailed, ServiceUnavailable, SettingsError
 from ptpipeline.records.base import now
 from registry.ledger.clock import boot_id, uptime
 from registry.ledger.tables import SCHEMA
@@ -50,9 +50,12 @@ TIMEOUTS = (
 
 
 class Database:
-    """A database with the ledger's tables; raises ServiceUnavailable if it cannot be reached or stays locked."""
+    """A database with the ledger's tables; raises ServiceUnavailable if it cannot be reached or stays locked.
 
-    def __init__(self, url: str) -> None:
+    With a `schema`, the database may have no tables yet (else PreconditionFailed), and gets those of that schema.
+    """
+
+    def __init__(self, url: str, schema: str | None = None) -> None:
         self.url = url
         parsed = _parse(url)
         self.name = parsed.render_as_string(hide_password=True)
@@ -61,12 +64,22 @@ class Database:
         self._engine = _sqlite_engine(parsed) if self.file else _postgresql_engine(parsed)
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
         _open.add(self)
+        self._schema = schema or SCHEMA
+        if schema is not None:
+            self._require_empty()
         self._migrate()
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Open a transaction that writes nothing."""
         with self._translating(), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def reading_at_one_instant(self) -> Iterator[Connection]:
+        """Open a transaction that writes nothing, and in which every statement sees the same rows."""
+        engine = self._engine if self.file else self._engine.execution_options(isolation_level="REPEATABLE READ")
+        with self._translating(), engine.begin() as connection:
             yield connection
 
     @contextmanager
@@ -114,6 +127,15 @@ class Database:
             return uptime()
         return float(connection.scalar(text("SELECT extract(epoch FROM clock_timestamp())")) or 0)
 
+    def calendar(self, connection: Connection) -> float:
+        """Return the seconds since 1970 by the clock of the database's machine, for what lasts for days.
+
+        Whoever runs that machine may set it: compare by `seconds_left`.
+        """
+        if self.file is None:
+            return self.clock(connection)
+        return float(connection.scalar(text("SELECT (julianday('now') - 2440587.5) * 86400")) or 0)
+
     def close(self) -> None:
         """Give the connections back."""
         self._engine.dispose()
@@ -127,24 +149,34 @@ class Database:
     def _migrate(self) -> None:
         with self._translating():
             if self.file is None:
-                if self._revision() != SCHEMA:
+                if self._revision() != self._schema:
                     self._upgrade()
                 return
             self.file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             with suppress(OSError):  # SQLite says what is wrong; what it puts beside the file is as private as the file
                 os.close(os.open(self.file, os.O_CREAT | os.O_EXCL, 0o600))
-            if self._revision() == SCHEMA:
+            if self._revision() == self._schema:
                 return
             with FileLock(f"{self.file}.lock", timeout=60):
-                if self._revision() != SCHEMA:
+                if self._revision() != self._schema:
                     self._upgrade()
+
+    def revision(self, connection: Connection) -> str:
+        """Return the schema that the database has."""
+        return str(connection.scalar(text("SELECT version_num FROM alembic_version")))
 
     def _revision(self) -> str | None:
         with self._engine.begin() as connection:
-            if not inspect(connection).has_table("alembic_version"):
-                return None
-            revision: str | None = connection.scalar(text("SELECT version_num FROM alembic_version"))
-            return revision
+            return self.revision(connection) if inspect(connection).has_table("alembic_version") else None
+
+    def _require_empty(self) -> None:
+        if self.file is not None and not self.file.exists():
+            return
+        with self._translating(), self._engine.begin() as connection:
+            if inspect(connection).get_table_names():
+                raise PreconditionFailed(
+                    f"ledger {self.name} has tables already: move it away, or set PTP_LEDGER to a new one"
+                )
 
     def _upgrade(self) -> None:
         from alembic import command
@@ -156,7 +188,7 @@ class Database:
         with self.writing("migrate") as connection:  # a process that waited here finds nothing left to do
             config.attributes["connection"] = connection
             try:
-                command.upgrade(config, "head")
+                command.upgrade(config, self._schema)
             except CommandError as error:
                 raise SettingsError(
                     f"PTP_LEDGER: {self.name} was written by another version of ptpipeline ({error}); install "
@@ -207,10 +239,14 @@ def time_after(connection: Connection, table: Table, *rows: ColumnElement[bool])
     """Return the time now, or just after the newest of those rows if a clock that was ahead wrote it: which of them is
     newest must not depend on whose clock is right.
     """
-    newest, time = connection.scalar(select(func.max(table.c.at)).where(*rows)), now()
-    if newest is None or newest < time:
-        return time
-    return (datetime.fromisoformat(newest) + timedelta(microseconds=1)).isoformat()
+    newest = connection.scalar(select(func.max(table.c.at)).where(*rows))
+    return time_behind(newest) if newest else now()
+
+
+def time_behind(earlier: str) -> str:
+    """Return the time now, or just after `earlier` if that lies in the future by this machine's clock."""
+    time = now()
+    return time if earlier < time else (datetime.fromisoformat(earlier) + timedelta(microseconds=1)).isoformat()
 
 
 def insert(connection: Connection, table: Table) -> Any:

@@ -13,8 +13,8 @@ class Holdings(NamedTuple):
     """What the ledger holds of a task.
 
     `versions` are number -> digest, `history` is alias -> promotions by seq, `verdicts` are the verdict's digest -> the
-    prompt's, `passed` those of them that passed. `published` are the digests whose publication is known, `intents`
-    digest -> when the publish began, `tombstones` the digests that are or were collected.
+    prompt's, the oldest first, `passed` those of them that passed. `published` are the digests whose publication is
+    known, `intents` digest -> when the publish began, `tombstones` the digests that are or were collected.
     """
 
     versions: dict[int, str]
@@ -35,7 +35,9 @@ def holdings(ledger: Ledger, task: str) -> Holdings:
     with ledger.database.reading() as connection:
         versions = connection.execute(select(version.c.number, version.c.digest).where(version.c.task == task)).all()
         verdicts = connection.execute(
-            select(verdict.c.verdict, verdict.c.digest, verdict.c.passed).where(verdict.c.task == task)
+            select(verdict.c.verdict, verdict.c.digest, verdict.c.passed)
+            .where(verdict.c.task == task)
+            .order_by(verdict.c.at)
         ).all()
         published = connection.scalars(select(publication.c.digest).where(publication.c.task == task)).all()
         tombstones = connection.scalars(select(tombstone.c.digest).where(tombstone.c.task == task)).all()

@@ -13,6 +13,7 @@ from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import Promotion, PromptVersion
 from registry.ledger import tables
 from registry.ledger.database import insert, of_task, put
+from registry.ledger.events import emit_promotion
 from registry.ledger.results import Results, put_verdict
 from registry.ledger.tombstone import lock_name, refuse_buried, take_over
 
@@ -307,6 +308,7 @@ def _insert_promotion(connection: Connection, move: Move, digest: str) -> Promot
         raise _conflict(move, _head(connection, move.task, move.alias))
     promotion = _next_row(move, digest, Promotion(**row._mapping) if row else None)
     connection.execute(insert(connection, table).values(**dict(promotion)))  # also what JSON leaves out
+    emit_promotion(connection, promotion)
     return promotion
 
 

@@ -20,13 +20,16 @@ from registry.ledger.results import Publication
 
 
 class RecoveredPrompt(NamedTuple):
-    """How a prompt was made, measured and judged, `rows` by the ids of which test rows; `at` is when it was stored."""
+    """How a prompt was made, measured and judged, `rows` by the ids of which test rows; `at` is when it was stored,
+    `judged_at` when the verdict became the newest on it.
+    """
 
     publication: Publication
     report: Report | None
     verdict: Verdict | None
     rows: list[str]
     at: str
+    judged_at: str
 
 
 class Recovery(NamedTuple):
@@ -93,10 +96,10 @@ def _add_prompt(connection: Connection, prompt: RecoveredPrompt) -> None:
     _add_newer(connection, tables.publication, who, record=shown.to_json(), at=at)
     if report:
         key = {"evaluation_key": report.evaluation_key}
-        _add_newer(connection, tables.evaluation, key, **who, record=report.to_json(), at=at)
+        _add_newer(connection, tables.evaluation, key, **who, record=report.to_json(), at=prompt.judged_at)
     if verdict:
         values = {**who, "gate_key": verdict.gate_key, "passed": verdict.passed, "record": verdict.to_json()}
-        _add_newer(connection, tables.verdict, {"verdict": verdict.verdict_digest()}, **values, at=at)
+        _add_newer(connection, tables.verdict, {"verdict": verdict.verdict_digest()}, **values, at=prompt.judged_at)
         restore_look(connection, verdict, prompt.rows)
 
 

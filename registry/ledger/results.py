@@ -4,16 +4,18 @@ publications.
 
 from typing import Any, ClassVar
 
-from sqlalchemy import Connection, Row, Select, Table, select
+from sqlalchemy import Connection, Row, Select, Table, func, select, union_all
 
-from ptpipeline.gate.disclosure import Disclosed, disclose
+from ptpipeline.gate.disclosure import Disclosed, describe_failures, disclose
 from ptpipeline.records.base import Grown, now
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
+from ptpipeline.records.versions import PRODUCTION
 from registry.ledger import tables
-from registry.ledger.database import Database, put, time_after
+from registry.ledger.database import Database, put, time_after, time_behind
+from registry.ledger.events import emit
 from registry.ledger.tombstone import lock_name, take_over
 
 
@@ -121,8 +123,32 @@ class Results:
         query = select(table.c.record).where(table.c.task == task, table.c.digest == digest).order_by(table.c.at.desc())
         return [Verdict.model_validate(row.record) for row in self._rows(query)]
 
+    def verdict_times(self, task: str, digest: str) -> dict[str, str]:
+        """Return when each verdict on the prompt became the newest, by the verdict's digest, newest first."""
+        table = tables.verdict
+        mine = select(table.c.verdict, table.c.at).where(table.c.task == task, table.c.digest == digest)
+        return {row.verdict: row.at for row in self._rows(mine.order_by(table.c.at.desc()))}
+
+    def judging_time(self, verdict: Verdict) -> str | None:
+        """Return when the verdict became the newest on its prompt, or becomes it if that is now; None if no other was
+        given on that prompt.
+        """
+        digest, times = verdict.verdict_digest(), self.verdict_times(verdict.task, verdict.digest)
+        if not times.keys() - {digest}:
+            return None
+        newest, at = next(iter(times.items()))
+        return at if newest == digest else time_behind(at)
+
+    def last_judged(self) -> dict[str, str]:
+        """Return when each task was judged last, by its name: by a new verdict, or one that a night found to hold."""
+        verdict, told = tables.verdict, tables.night_task
+        held = select(told.c.task, told.c.at).where(told.c.verdict.is_not(None))
+        judged = union_all(select(verdict.c.task, verdict.c.at), held).subquery()
+        rows = self._rows(select(judged.c.task, func.max(judged.c.at).label("at")).group_by(judged.c.task))
+        return {row.task: row.at for row in rows}
+
     def save_verdict(self, verdict: Verdict) -> None:
-        """Remember the verdict as the newest; saving it again makes it the newest again."""
+        """Remember the verdict as the newest on its prompt; an older one becomes the newest again."""
         with self.database.writing() as connection:
             put_verdict(connection, verdict)
 
@@ -177,11 +203,35 @@ class Results:
 
 
 def put_verdict(connection: Connection, verdict: Verdict) -> None:
-    """Write the verdict as the newest one."""
+    """Write the verdict as the newest one; if it is that already, it keeps its time. The first time that a candidate is
+    refused by it, tell others so.
+    """
     values = {"gate_key": verdict.gate_key, "task": verdict.task, "digest": verdict.digest, "passed": verdict.passed}
     table, key = tables.verdict, {"verdict": verdict.verdict_digest()}
+    mine = select(table.c.verdict).where(table.c.task == verdict.task, table.c.digest == verdict.digest)
+    if connection.scalar(mine.order_by(table.c.at.desc()).limit(1)) == verdict.verdict_digest():
+        return
     at = time_after(connection, table, table.c.task == verdict.task, table.c.digest == verdict.digest)
+    is_new = connection.scalar(select(table.c.at).where(table.c.verdict == key["verdict"])) is None
     put(connection, table, key, **values, record=verdict.to_json(), at=at)
+    if is_new and not verdict.passed and verdict.reveal is None:
+        emit(connection, "gate_failed", _describe_refusal(connection, verdict, key["verdict"]))
+
+
+def _describe_refusal(connection: Connection, verdict: Verdict, digest: str) -> dict[str, Any]:
+    """Return what is told to others of a verdict that failed, as far as people may see it."""
+    version, head = tables.version, tables.promotion
+    mine = select(version.c.number).where(version.c.task == verdict.task, version.c.digest == verdict.digest)
+    production = select(head.c.version).where(head.c.task == verdict.task, head.c.alias == PRODUCTION)
+    return {
+        "task": verdict.task,
+        "alias": PRODUCTION,
+        "actor": "gate",
+        "from": connection.scalar(production.order_by(head.c.seq.desc()).limit(1)),
+        "to": connection.scalar(mine),
+        "reason": describe_failures(verdict),
+        "verdict": digest,
+    }
 
 
 def _put_tuned(connection: Connection, tuned: TunedPrompt) -> None:

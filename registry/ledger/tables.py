@@ -1,11 +1,13 @@
 """The ledger's tables as SQLAlchemy describes them; the migrations create them.
 
 `version` numbers what is registered, `promotion` is the append-only history of every alias, `release` names promotions
-that were made together, `test_set` and `look` count how often which test rows decided. `intent` names what is being
-published and `tombstone` what is being collected. `projection` says which promotion MLflow and the object store show,
-`attempt` which writes to MLflow's aliases may still be under way, `sighting` which of its aliases differed, `lease` who
-may write a projection or work on a task, `probe` when an object store was last tested, `secret` what seals stored
-bytes. The rest keeps results of stages, so that they need not run again.
+that were made together, `test_set` and `look` count how often which test rows decided. `approval_request` says which
+candidate waits for people, `approval` what they decided. `event` is what happened and is told to others, `subscriber`
+since when a target is told, `delivery` what it was told. `intent` names what is being published and `tombstone` what is
+being collected. `projection` says which promotion MLflow and the object store show, `attempt` which writes to MLflow's
+aliases may still be under way, `sighting` which of its aliases differed, `lease` who may write a projection or work on
+a task, `probe` when an object store was last tested, `secret` what seals stored bytes, `night` and `night_task` what
+the nights came to. The rest keeps results of stages, so that they need not run again.
 """
 
 from sqlalchemy import (
@@ -25,7 +27,7 @@ from sqlalchemy import (
     false,
 )
 
-SCHEMA = "0005"
+SCHEMA = "0007"
 
 metadata = MetaData()
 
@@ -74,6 +76,65 @@ tombstone = Table(
     Column("owner", String(200), nullable=False),
     Column("expires_at", Float, nullable=False),
     Column("at", String(32), nullable=False),
+)
+
+approval_request = Table(
+    "approval_request",
+    metadata,
+    Column("task", String(63), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("version", Integer, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("verdict", String(64), nullable=False),
+    Column("started_by", Text, nullable=False),
+    Column("asked", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+    Column("at", String(32), nullable=False),
+    Index("approval_candidate", "task", "digest"),
+)
+
+approval = Table(
+    "approval",
+    metadata,
+    Column("task", String(63), primary_key=True),
+    Column("request", Integer, primary_key=True, autoincrement=False),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("approved", Boolean, nullable=False),
+    Column("actor", Text, nullable=False),
+    Column("key", String(16)),
+    Column("reason", Text, nullable=False),
+    Column("at", String(32), nullable=False),
+    ForeignKeyConstraint(
+        ["task", "request"], ["approval_request.task", "approval_request.number"], name="approval_of_request"
+    ),
+)
+
+event = Table(
+    "event",
+    metadata,
+    Column("seq", Integer, primary_key=True),
+    Column("id", String(64), nullable=False, unique=True),
+    Column("kind", String(32), nullable=False),
+    Column("record", JSON, nullable=False),
+    Column("at", String(32), nullable=False),
+)
+
+subscriber = Table(
+    "subscriber",
+    metadata,
+    Column("target", String(63), primary_key=True),
+    Column("since", Integer, nullable=False),
+    Column("at", String(32), nullable=False),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("event", Integer, primary_key=True, autoincrement=False),
+    Column("target", String(63), primary_key=True),
+    Column("attempts", Integer, nullable=False),
+    Column("due", Float, nullable=False),
+    Column("delivered", String(32)),
 )
 
 release = Table(
@@ -214,4 +275,32 @@ look = Table(
     Column("question", String(64), nullable=False),
     Column("at", String(32), nullable=False),
     UniqueConstraint("task", "question", name="look_question"),
+)
+
+night = Table(
+    "night",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("flow", String(63), nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("page", Text),
+    Column("started", String(32), nullable=False, index=True),
+    Column("ended", String(32)),
+    Column("state", String(63)),
+)
+
+night_task = Table(
+    "night_task",
+    metadata,
+    Column("night", String(64), primary_key=True),
+    Column("task", String(63), primary_key=True),
+    Column("status", String(63), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("verdict", Text),
+    Column("version", Integer),
+    Column("rows", Integer),
+    Column("tokens", Integer),
+    Column("seconds", Float),
+    Column("processor_seconds", Float),
+    Column("at", String(32), nullable=False),
 )

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError, Terminal
 from ptpipeline.records.versions import PromptVersion
-from registry.card.card import Card
+from registry.card.card import ALIAS_TAG, Card
 from registry.card.description import render_description
 from registry.card.page import render_page
 from registry.failpoints import reached
-from registry.mlflow.write import create_version, log_page, model_name
+from registry.mlflow.write import create_version, log_page, model_name, name_template
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -99,12 +99,15 @@ def without_password(text: str) -> str:
 
 @dataclass(frozen=True)
 class Shown:
-    """A model version: its number, our digest and version number by its tags (empty if untagged), its source."""
+    """A model version: its number, our digest and version number by its tags (empty if untagged), its source, and the
+    tags that tell since when, by whom and why aliases name it.
+    """
 
     number: str
     digest: str
     version: str
     source: str
+    aliases: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -143,12 +146,16 @@ class MlflowStore:
         with self._connection() as client:
             shown = client.get_model_version(card.task, number)
             tags = card.tags(version) | self._show_page(client, shown, render_page(card, version))
+            name_template(client, card)
         with self._writing() as registry:
             if shown.description != render_description(card, version):
                 registry.update_model_version(card.task, number, render_description(card, version))
             for key, value in tags.items():
                 if shown.tags.get(key) != value:
                     registry.set_model_version_tag(card.task, number, ModelVersionTag(key, value))
+            for key in shown.tags:
+                if key.startswith(ALIAS_TAG) and key not in tags:
+                    registry.delete_model_version_tag(card.task, number, key)
 
     def _show_page(self, client: "MlflowClient", shown: "ModelVersion", body: bytes) -> dict[str, str]:
         """Put the page into the version's logged model, if it holds another; returns the tag that says so. A version
@@ -284,7 +291,11 @@ class MlflowStore:
             ):
                 number, tags = str(version.version), version.tags
                 shown.setdefault(str(version.name), {})[number] = Shown(
-                    number, tags.get(DIGEST_TAG, ""), tags.get(VERSION_TAG, ""), str(version.source)
+                    number,
+                    tags.get(DIGEST_TAG, ""),
+                    tags.get(VERSION_TAG, ""),
+                    str(version.source),
+                    {key: value for key, value in tags.items() if key.startswith(ALIAS_TAG)},
                 )
         return shown
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ptpipeline.errors import PtpError
 from ptpipeline.progress import Standing
+from ptpipeline.records.base import read_clock
 from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.tuning.tracker import RunStatus
 from registry.mlflow.store import connect, translated_errors
@@ -14,6 +15,8 @@ from registry.mlflow.write import curve_metrics, ensure_experiment, standing_met
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+FLOW_RUN_TAG, NOTE_TAG = "ptp.flow_run", "mlflow.note.content"  # the latter is shown as Markdown
 
 log = logging.getLogger(__name__)
 
@@ -23,8 +26,9 @@ class Tracking:
     write.
     """
 
-    def __init__(self, uri: str) -> None:
+    def __init__(self, uri: str, flow_run: str | None = None) -> None:
         self.uri = uri
+        self._flow_run = flow_run  # the address of its page in Prefect
         self.lost = 0
         self._open: dict[str, None] = {}  # runs that were started and have not ended, in order
         self._client: MlflowClient = connect(uri)
@@ -44,7 +48,9 @@ class Tracking:
             return run
         with self._forgiving(f"the training of {task}"):
             experiment = ensure_experiment(self._client, task.partition("/")[0])
-            run = str(self._client.create_run(experiment, tags=dict(tags), run_name=task).info.run_id)
+            name = f"{task} {read_clock():%Y-%m-%d %H:%M}"
+            made = self._client.create_run(experiment, tags={**tags, **self._name_flow_run()}, run_name=name)
+            run = str(made.info.run_id)
             self._client.log_batch(run, params=[Param(name, str(value)) for name, value in params.items()])
             self._open[run] = None
             return run
@@ -69,6 +75,12 @@ class Tracking:
             self._open.pop(run, None)
             with self._forgiving(f"the end of run {run}"):
                 self._client.set_terminated(run, status)
+
+    def _name_flow_run(self) -> dict[str, str]:
+        """Return the tags that lead from a run's page to that of the flow run that trains."""
+        if self._flow_run is None:
+            return {}
+        return {FLOW_RUN_TAG: self._flow_run, NOTE_TAG: f"Trained by [this flow run]({self._flow_run}) in Prefect"}
 
     @contextmanager
     def _forgiving(self, what: str) -> Iterator[None]:

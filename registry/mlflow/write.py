@@ -252,21 +252,41 @@ def _ensure_template(client: "MlflowClient", experiment: str, card: Card) -> dic
         "ptp.digest": card.digest,
         "ptp.base_model": manifest.base_model.name,
     }
-    versions = client.search_model_versions(
-        f"name='{name}' and tags.`{IS_PROMPT_TAG}`='true' and tags.`ptp.template`='{tags['ptp.template']}'"
-    )
-    if not versions:
+    version = _find_template(client, name, tags["ptp.template"])
+    if version is None:
         if client.get_prompt(name) is None:
             shown_in = {PROMPT_EXPERIMENTS_TAG: f",{experiment},", "ptp.task": card.task}
             client.create_prompt(
-                name, description=f"The text that stands behind the soft prompt of {card.task}", tags=shown_in
+                name,
+                description=f"The text that stands behind the soft prompts of {card.task}",
+                tags=shown_in,
             )
         described = f"answers {escape(manifest.answers)}"
         made = client.create_prompt_version(name, text, description=described, tags=tags)
         return {"name": name, "version": str(made.version)}
-    version = min((str(version.version) for version in versions), key=int)
     client.set_prompt_version_tag(name, version, "ptp.digest", card.digest)
     return {"name": name, "version": version}
+
+
+def name_template(client: "MlflowClient", card: Card) -> None:
+    """Let the aliases that name the card's version name its text template too, on MLflow's page of prompts, which shows
+    no description: a tag leads to the page of the soft prompts.
+    """
+    aliases = [naming.promotion.alias for naming in card.namings if naming.ended is None]
+    name = f"{card.task}.template"
+    version = _find_template(client, name, digest_of(card.artifact.manifest.template)) if aliases else None
+    if version is not None:
+        client.set_prompt_tag(name, "ptp.model", f"/#/models/{card.task}")
+        for alias in aliases:
+            client.set_prompt_alias(name, alias, int(version))
+
+
+def _find_template(client: "MlflowClient", name: str, digest: str) -> str | None:
+    """Return the lowest version of the template with the text of that digest."""
+    versions = client.search_model_versions(
+        f"name='{name}' and tags.`{IS_PROMPT_TAG}`='true' and tags.`ptp.template`='{digest}'"
+    )
+    return min((str(version.version) for version in versions), key=int, default=None)
 
 
 def mlflow_template(template: str) -> str:

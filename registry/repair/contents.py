@@ -3,7 +3,7 @@ place.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, TypeVar
 
 from ptpipeline.errors import ArtifactError
@@ -30,22 +30,34 @@ class Contents(NamedTuple):
     """What the store holds of a task and is in its place.
 
     `names` are version number -> digest, `history` is alias -> promotions by seq, `pointers` are None if unreadable,
-    `dossiers` key -> dossier, oldest first.
+    `dossiers` key -> dossier, the one with the oldest verdict first. `times` are those of the dossiers by key: when its
+    verdict became the newest on its prompt, or when it was stored if no dossier says more.
     """
 
     names: dict[int, str]
     history: dict[str, list[Promotion]]
     pointers: dict[str, Promotion | None]
     dossiers: dict[str, Dossier]
+    times: dict[str, str]
     refused: list[Refused]
 
     def described_digests(self) -> set[str]:
         """Return the digests of the prompts that have a dossier."""
         return {dossier.publication.tuned.digest for dossier in self.dossiers.values()}
 
+    def latest_verdicts(self) -> dict[str, str]:
+        """Return the newest verdict on each prompt by the dossiers: the prompt's digest -> the verdict's."""
+        return {dossier.publication.tuned.digest: verdict for dossier, verdict in self._judged()}
+
     def verdict_digests(self) -> set[str]:
         """Return the digests of the verdicts that the dossiers hold."""
-        return {dossier.verdict.verdict_digest() for dossier in self.dossiers.values() if dossier.verdict}
+        return {verdict for _, verdict in self._judged()}
+
+    def _judged(self) -> Iterator[tuple[Dossier, str]]:
+        """The dossiers that hold a verdict, with its digest."""
+        for dossier in self.dossiers.values():
+            if dossier.verdict:
+                yield dossier, dossier.verdict.verdict_digest()
 
     def stated_versions(self) -> dict[int, str]:
         """Return number -> digest by the names of versions and, if a name was lost, by the promotions that cite it."""
@@ -68,6 +80,8 @@ def read_contents(store: ObjectStore, listing: TaskListing) -> Contents:
     history: dict[str, list[Promotion]] = {}
     for row in _parse_sound(Promotion, promotions, bodies, refused):
         history.setdefault(row.alias, []).append(row)
+    known = _dossiers(dossiers, bodies, refused)
+    times = _times(listing, known)
     return Contents(
         names={name.number: name.digest for name in names},
         history={alias: sorted(rows, key=lambda row: row.seq) for alias, rows in history.items()},
@@ -76,7 +90,8 @@ def read_contents(store: ObjectStore, listing: TaskListing) -> Contents:
             for key, pointer in pointers.items()
             if key in answers
         },
-        dossiers=_dossiers(dossiers, bodies, refused),
+        dossiers={key: known[key] for key in sorted(known, key=lambda key: times[key])},
+        times=times,
         refused=refused,
     )
 
@@ -116,3 +131,16 @@ def _dossiers(keys: list[str], bodies: Mapping[str, bytes], refused: list[Refuse
         except ArtifactError as error:
             refused.append(Refused(key, str(error).removeprefix(f"{key}: ")))
     return dossiers
+
+
+def _times(listing: TaskListing, dossiers: Mapping[str, Dossier]) -> dict[str, str]:
+    """When each dossier's verdict became the newest: as a dossier with it states, but not after that was stored."""
+    stated: dict[str, str] = {}
+    for key, dossier in dossiers.items():
+        if dossier.verdict and dossier.judged_at:
+            verdict = dossier.verdict.verdict_digest()
+            stated[verdict] = max(stated.get(verdict, ""), min(dossier.judged_at, listing.at(key)))
+    return {
+        key: stated.get(dossier.verdict.verdict_digest() if dossier.verdict else "", listing.at(key))
+        for key, dossier in dossiers.items()
+    }

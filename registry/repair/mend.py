@@ -25,8 +25,7 @@ from ptpipeline.storage.signed import without_checks
 from ptpipeline.task.task import Task
 from registry.card.card import Provenance
 from registry.ledger.lease import remove_expired_leases
-from registry.ledger.ledger import Ledger, Release
-from registry.ledger.usage import Name
+from registry.ledger.ledger import Release
 from registry.listing import list_task
 from registry.mlflow.copy import load_copy
 from registry.registry import Registry
@@ -34,11 +33,12 @@ from registry.repair.difference import Difference, Kind
 from registry.repair.files import mend_files, mend_results
 from registry.repair.inventory import Inventory, take_inventory
 from registry.repair.objects import find_snapshot_flaws, is_release
+from registry.repair.prompts import find_misplaced
 from registry.repair.reconcile import reconcile
 from registry.versions.content import keep, set_aside
 from registry.versions.mlflow_alias import Action
 from registry.versions.projection import attempt, project, write_history
-from registry.versions.provenance import Dossier, write_dossier, write_release
+from registry.versions.provenance import Dossier, lost_dossiers, write_dossier, write_release
 from registry.versions.publish import register
 
 BY_RECONCILE: tuple[Kind, ...] = ("name", "pointer", "model", "alias")
@@ -136,32 +136,26 @@ def _mend_history(inventory: Inventory) -> list[Action]:
 
 
 def _mend_dossiers(inventory: Inventory) -> list[Action]:
-    """Write a dossier for every verdict that the store does not hold; what is unreadable is set aside."""
+    """Write a dossier for every verdict that the store does not hold, or for all if it holds another as the newest;
+    what is unreadable is set aside.
+    """
     unreadable = [refused.key for refused in inventory.contents.refused if is_dossier(refused.key)]
     actions = [_set_aside(inventory, key) for key in unreadable]
     described, stored = inventory.contents.described_digests(), inventory.contents.verdict_digests()
+    misplaced = find_misplaced(inventory)
     for number, digest in inventory.kept_versions().items():
-        lost = _lost_dossiers(inventory.registry.ledger, Name(inventory.task, digest), stored, digest in described)
+        publication = inventory.registry.ledger.publication(inventory.task, digest)
+        if publication is None:
+            continue
+        lost = lost_dossiers(inventory.registry.ledger, publication, set() if digest in misplaced else stored)
+        if not (lost or digest in described):
+            report = inventory.registry.ledger.report_of(inventory.task, digest)
+            lost = [Dossier(publication=publication, report=report, verdict=None)]
         for dossier in lost:
             write_dossier(inventory.registry.store, dossier)
         if lost:
             actions.append(Action(task=inventory.task, what=f"records of version {number} written to the store"))
     return actions
-
-
-def _lost_dossiers(ledger: Ledger, name: Name, stored: set[str], described: bool) -> list[Dossier]:
-    """One dossier per verdict that is not `stored`, the oldest first; one without a verdict if none describes it."""
-    publication = ledger.publication(*name)
-    if publication is None:
-        return []
-    lost = [
-        Dossier(publication=publication, report=ledger.report(verdict.evaluation_key), verdict=verdict)
-        for verdict in reversed(ledger.verdicts(*name))
-        if verdict.verdict_digest() not in stored
-    ]
-    if lost or described:
-        return lost
-    return [Dossier(publication=publication, report=ledger.report_of(*name), verdict=None)]
 
 
 def _mend_pointers(inventory: Inventory) -> list[Action]:

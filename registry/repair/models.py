@@ -6,6 +6,7 @@ from ptpipeline.records.versions import Promotion
 from registry.mlflow.store import Model
 from registry.registry import Registry
 from registry.repair.difference import REBUILD, RECONCILE, Difference, describe_head
+from registry.versions.mlflow_alias import find_outdated
 
 
 def compare_model(registry: Registry, task: str, versions: dict[int, str], model: Model) -> Iterator[Difference]:
@@ -23,6 +24,16 @@ def compare_model(registry: Registry, task: str, versions: dict[int, str], model
                 safe=True,
             )
     heads = {head.alias: head for head in registry.ledger.heads(task)}
+    for entry in find_outdated(list(heads.values()), model, versions.values()):
+        yield Difference(
+            task=task,
+            kind="model",
+            what=f"MLflow's page of version {entry.version}",
+            expected="since when, by whom and why aliases name it",
+            found=", ".join(entry.aliases) or "no alias",
+            mend=RECONCILE,
+            safe=True,
+        )
     for alias in sorted({*heads, *model.aliases}):
         head = heads.get(alias)
         if head is None:

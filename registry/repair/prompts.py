@@ -66,12 +66,14 @@ def compare_names(inventory: Inventory) -> Iterator[Difference]:
 def compare_dossiers(inventory: Inventory) -> Iterator[Difference]:
     """Yield versions of which the store does not tell, for a lost ledger, how they were made and judged."""
     described, stored = inventory.contents.described_digests(), inventory.contents.verdict_digests()
+    misplaced = find_misplaced(inventory)
     lost = Counter(digest for verdict, digest in inventory.holdings.verdicts.items() if verdict not in stored)
     for number, digest in inventory.kept_versions().items():
-        if digest in described and not lost[digest]:
+        if digest in described and not lost[digest] and digest not in misplaced:
             continue
         safe = digest in inventory.holdings.published
-        state = f"{lost[digest]} verdicts are not in the store" if digest in described else "nothing in the store"
+        state = f"{lost[digest]} verdicts are not in the store" if lost[digest] else "another verdict as the newest"
+        state = state if digest in described else "nothing in the store"
         yield Difference(
             task=inventory.task,
             kind="dossier",
@@ -92,6 +94,16 @@ def compare_dossiers(inventory: Inventory) -> Iterator[Difference]:
                 mend=FIX,
                 safe=True,
             )
+
+
+def find_misplaced(inventory: Inventory) -> set[str]:
+    """Return the prompts of which the store holds another verdict as the newest than the ledger."""
+    latest = {digest: verdict for verdict, digest in inventory.holdings.verdicts.items()}
+    return {
+        digest
+        for digest, verdict in inventory.contents.latest_verdicts().items()
+        if latest.get(digest, verdict) != verdict
+    }
 
 
 def compare_publishes(inventory: Inventory) -> Iterator[Difference]:

@@ -66,7 +66,9 @@ def _take_task(registry: Registry, listing: TaskListing) -> list[Action]:
         registry.ledger,
         Recovery(
             task=listing.task,
-            prompts=[_prompt(registry, dossier, listing.at(key)) for key, dossier in sound.items()],
+            prompts=[
+                _prompt(registry, dossier, listing.at(key), contents.times[key]) for key, dossier in sound.items()
+            ],
             versions=_versions(listing, losses),
             promotions=losses.promotions,
             intents=_intents(listing, sound, held, losses),
@@ -113,10 +115,10 @@ def _find_collected(listing: TaskListing, losses: Losses) -> set[str]:
     return {*losses.versions.values()} - listing.digests() - {row.digest for row in losses.promotions}
 
 
-def _prompt(registry: Registry, dossier: Dossier, at: str) -> RecoveredPrompt:
+def _prompt(registry: Registry, dossier: Dossier, at: str, judged_at: str) -> RecoveredPrompt:
     look = dossier.verdict.look if dossier.verdict else None
     rows = _read_rows(registry, dossier) if look else []
-    return RecoveredPrompt(dossier.publication, dossier.report, dossier.verdict, rows, at)
+    return RecoveredPrompt(dossier.publication, dossier.report, dossier.verdict, rows, at, judged_at)
 
 
 def _read_rows(registry: Registry, dossier: Dossier) -> list[str]:

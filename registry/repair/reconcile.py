@@ -23,7 +23,7 @@ from registry.ledger.projections import Alias, Projection, Projections, applied_
 from registry.mlflow.store import MlflowStore, Model, Shown
 from registry.registry import Registry
 from registry.versions import projection
-from registry.versions.mlflow_alias import Action, restore
+from registry.versions.mlflow_alias import Action, describe_aliases, find_outdated, restore
 from registry.versions.mlflow_edit import judge
 from registry.versions.projection import attempt, is_stored, settle, wait_for_lease, write_history
 from registry.versions.provenance import write_release
@@ -50,12 +50,12 @@ def reconcile(
         failures.append(models)
         registry, models = replace(registry, mlflow=None), {}
     heads, shown = registry.ledger.heads(task), applied_projections(registry.ledger)
-    for name, versions in _versions(registry, task).items():
-        actions += attempt(name, partial(_restore_names, registry, versions, task is not None))
+    versions = _versions(registry, task)
+    for name, known in versions.items():
+        actions += attempt(name, partial(_restore_names, registry, known, task is not None))
         if registry.mlflow:
-            actions += attempt(
-                name, partial(_restore_versions, registry, registry.mlflow, versions, models.get(name, Model()))
-            )
+            shown_there = models.get(name, Model())
+            actions += attempt(name, partial(_restore_versions, registry, registry.mlflow, known, shown_there))
     for head in heads:
         followed = min(head.seq, shown.applied.get(Projection("store", head.task, head.alias), 0))
         actions += attempt(head.task, partial(_restore_history, registry, head, followed))
@@ -63,9 +63,22 @@ def reconcile(
             actions += _restore_alias(registry, tasks, head, wait)
         elif Alias(head.task, head.alias) in shown.sighted:
             forget_sighting(registry.ledger, head)
+    if registry.mlflow:
+        for name, known in versions.items():
+            own, digests = [head for head in heads if head.task == name], {version.digest for version in known}
+            if find_outdated(own, models.get(name, Model()), digests):
+                actions += attempt(name, partial(describe_aliases, registry, registry.mlflow, name))
     if task is None:
         actions += attempt("releases", partial(_restore_releases, registry))
     return actions + failures
+
+
+def reconcile_aliases(registry: Registry, tasks: Mapping[str, Task], task: str) -> list[Action]:
+    """Let store and MLflow show the heads of the task's aliases, and judge what a person set in MLflow; no more."""
+    actions = list[Action]()
+    for head in registry.ledger.heads(task):
+        actions += _restore_alias(registry, tasks, head, projection.FOLLOW_SECONDS)
+    return actions
 
 
 def _report_interrupted(intent: Intent) -> Action:

@@ -2,6 +2,7 @@
 
 from ptpipeline.errors import PromotionRefused
 from ptpipeline.records.versions import Promotion
+from registry.card.card import Naming
 
 
 def path_of(history: list[Promotion]) -> list[Promotion]:
@@ -58,3 +59,15 @@ def version_before(history: list[Promotion], release: str) -> int:
 def row_of(history: list[Promotion], version: int) -> Promotion:
     """Return the newest promotion that moved the alias to that version."""
     return next(row for row in reversed(history) if row.version == version)
+
+
+def find_namings(history: list[Promotion], digest: str) -> list[Naming]:
+    """Return the times in which an alias named the prompt, by what began and what ended each, oldest first."""
+    begun: dict[str, Promotion] = {}
+    namings = []
+    for row in sorted(history, key=lambda row: row.seq):
+        if row.digest == digest:
+            begun.setdefault(row.alias, row)
+        elif row.alias in begun:
+            namings.append(Naming(begun.pop(row.alias), row))
+    return sorted([*namings, *map(Naming, begun.values())], key=lambda naming: naming.promotion.at)

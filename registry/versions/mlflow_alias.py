@@ -6,14 +6,17 @@ was killed while the request was under way. The note distinguishes such a write 
 """
 
 import logging
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 
+from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.records.base import Record
 from ptpipeline.records.versions import Promotion, PromptVersion
+from registry.card.card import alias_tags
 from registry.failpoints import reached
 from registry.ledger.lease import Lease
 from registry.ledger.projections import end_attempt, is_attempted, note_attempt
-from registry.mlflow.store import MlflowStore
+from registry.mlflow.store import MlflowStore, Model, Shown
 from registry.registry import Registry
 from registry.versions.publish import load_card
 
@@ -94,6 +97,38 @@ class HeldAlias:
         reached("alias written")
         end_attempt(self.registry.ledger, self.lease, head, note, late)
         return actions
+
+
+def describe_aliases(registry: Registry, mlflow: MlflowStore, task: str) -> list[Action]:
+    """Let the pages of the task's versions tell since when, by whom and why aliases name them; returns what changed.
+
+    A version whose bytes are damaged keeps its page: the doctor names it.
+    """
+    known = {version.digest: version for version in registry.ledger.versions(task, limit=None)}
+    model = mlflow.models(task).get(task, Model())
+    actions = []
+    for entry in find_outdated(registry.ledger.heads(task), model, known):
+        version = known[entry.digest]
+        try:
+            mlflow.describe(load_card(registry, task, entry.digest), version, entry.number)
+        except (ArtifactError, NotFound) as error:
+            log.warning("%s: MLflow's page of version %s does not follow its aliases: %s", task, entry.version, error)
+        else:
+            what = f"MLflow's page of version {version.number} tells which aliases name it"
+            actions.append(Action(task=task, what=what))
+    return actions
+
+
+def find_outdated(heads: Sequence[Promotion], model: Model, known: Container[str]) -> list[Shown]:
+    """Return the versions in the task's model, of a known digest, whose tags do not tell what these heads of its
+    aliases tell.
+    """
+    return [
+        entry
+        for entry in model.versions.values()
+        if entry.digest in known
+        and entry.aliases != alias_tags([head for head in heads if head.digest == entry.digest])
+    ]
 
 
 def restore(registry: Registry, mlflow: MlflowStore, version: PromptVersion) -> Action:

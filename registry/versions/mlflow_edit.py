@@ -1,6 +1,6 @@
 """Changing aliases in MLflow: an alias that a person set there becomes a promotion, or is put back with the reason.
 
-A difference counts as a person's edit only if it is seen twice, further apart than a lease and a request's time-out.
+A difference counts as a person's edit only if it is seen twice, further apart than the requests of one write can last.
 """
 
 import logging
@@ -55,21 +55,26 @@ def judge(registry: Registry, mlflow: MlflowStore, tasks: Mapping[str, Task], he
         if wanted is None:
             why = "the ledger has no such version: only what `ptp run` or `ptp import` published has been tested"
             return _put_back(held, seen, why)
-        left = seconds_apart() - sight(registry.ledger, current, wanted.digest)
+        seen_for = sight(registry.ledger, current, wanted.digest)
+        left = seconds_apart() - seen_for
         if left > 0:
             what = (
                 f"MLflow alias {head.alias} was set to version {wanted.number}; a reconcile judges it, {left:.0f} s "
                 "from now at the earliest"
             )
+            if not seen_for:
+                log.warning("%s: %s", head.task, what)
             return [Action(task=head.task, what=what, done=False)]
     return _promote(registry, mlflow, tasks.get(head.task), Edit(current, wanted))
 
 
 def seconds_apart() -> float:
-    """Return how many seconds two looks have to be apart: by then, whoever held the lease has lost it, and its last
-    request has ended.
+    """Return how many seconds two looks have to be apart.
+
+    The first look holds the lease, so whoever held it before begins no other write. What was under way, the alias and
+    its tag, has ended by the second; only a process that stood still may write later, and the note of its write tells.
     """
-    return projection.LEASE_SECONDS + mlflow_store.REQUEST_SECONDS
+    return 2.0 * mlflow_store.REQUEST_SECONDS
 
 
 def _may_be_an_edit(held: HeldAlias, seen: Seen) -> bool:

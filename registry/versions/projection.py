@@ -17,7 +17,7 @@ from registry.failpoints import reached
 from registry.ledger.lease import leased
 from registry.mlflow.store import REQUEST_SECONDS
 from registry.registry import Registry
-from registry.versions.mlflow_alias import Action, HeldAlias
+from registry.versions.mlflow_alias import Action, HeldAlias, describe_aliases
 
 LEASE_SECONDS = 3.0 * REQUEST_SECONDS
 FOLLOW_SECONDS = 10.0  # that a promotion waits for another process which writes the same alias in MLflow
@@ -45,8 +45,12 @@ def project(registry: Registry, task: str, alias: str) -> list[Action]:
     if registry.mlflow:
         with leased(registry.ledger.database, lease_name(task, alias), LEASE_SECONDS) as lease:
             head = _require_head(registry, task, alias)  # anew: it may have moved before the lease was ours
+            applied = registry.ledger.applied("mlflow", task, alias)
             actions += HeldAlias(registry, registry.mlflow, head, lease).follow()
             registry.ledger.record_applied("mlflow", head)
+        reached("alias recorded")
+        if applied is None or applied.seq < head.seq:
+            describe_aliases(registry, registry.mlflow, task)
     return actions
 
 

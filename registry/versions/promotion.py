@@ -18,8 +18,9 @@ from registry.failpoints import reached
 from registry.ledger.ledger import Move, Release, release_conflict
 from registry.ledger.tombstone import collected_sentence
 from registry.registry import Registry
+from registry.versions.approval import check_order, check_people
 from registry.versions.history import is_return, rollback_target, row_of, version_before
-from registry.versions.projection import follow, is_finished, pointer_in
+from registry.versions.projection import follow, pointer_in
 from registry.versions.promoters import Cause, check_promoter, commit, find_promoters
 from registry.versions.provenance import write_release
 
@@ -45,8 +46,9 @@ def promote(registry: Registry, task: Task, version: int, cause: Cause, alias: s
     """Let `alias` name the version; promoting what it names already returns the head.
 
     Raises PromotionRefused if the alias is gated and the version has no passed verdict over today's policy and
-    champion (unless the cause overrides the gate), if it is of another base model, or if its bytes are missing or
-    altered; PromotionConflict if somebody moved the alias meanwhile; NotFound.
+    champion (unless the cause overrides the gate), if people rejected it or too few approved it, if the task lets
+    another alias name it first, if it is of another base model, or if its bytes are missing or altered;
+    PromotionConflict if somebody moved the alias meanwhile; NotFound.
     A store or MLflow that lags behind is logged: the promotion stands, and `ptp reconcile` updates them.
     """
     wanted = registry.ledger.version(task.name, version)
@@ -64,16 +66,18 @@ def check_transition(registry: Registry, task: Task, transition: Transition, cau
     head, wanted = transition
     check_cause(cause)
     _check_ledger(registry, wanted.task, alias, head)
+    check_order(registry, task, alias, wanted)
     _check_base(task, _verify_bytes(registry, wanted))
     verdict, override = registry.ledger.latest_verdict(task.name, wanted.digest), False
     if alias in GATED:
         try:
-            verdict = _require_passed(registry, task, transition)
+            verdict = require_passed(registry, task, transition)
         except PromotionRefused as refusal:
             if not cause.override:
                 raise
             log.warning("%s: the gate is overridden by %s (%s)", refusal, cause.actor, cause.reason)
             override = True
+        check_people(registry, task, wanted, verdict, cause)
     move = _move(transition, alias, cause, verdict).model_copy(update={"override": override})
     if alias in GATED:
         check_promoter(task.promoters, f"{task.name}@{alias}", cause, override)
@@ -104,20 +108,23 @@ def point(registry: Registry, version: PromptVersion, cause: Cause, alias: str) 
 def rollback(registry: Registry, task: str, cause: Cause, to: int | None = None, alias: str = PRODUCTION) -> Promotion:
     """Move `alias` back to the version before the one that it names, or to version `to`, which it named once.
 
-    Each call goes one step back; repeating it never goes forward again. If a rollback for the same cause died before
-    all saw it, this finishes it instead. Raises PromotionRefused if there is nothing to go back to, if the alias never
-    named `to`, or if its bytes are missing or altered; PromotionConflict; NotFound if there is no such alias.
+    It never goes forward again. If the head is a rollback for the same cause, this only shows it to readers: nobody
+    knows whether the one who asks saw that it ended, so only another cause, or `to`, goes further back. Raises
+    PromotionRefused if there is nothing to go back to, if the alias never named `to`, or if its bytes are missing or
+    altered; PromotionConflict; NotFound if there is no such alias.
     """
     history = registry.ledger.history(task, check_alias(alias))
     if not history:
         raise NotFound(f"{task}@{alias}: this alias was never promoted; there is nothing to roll back")
     head = history[-1]
-    if to is None and is_return(history) and _is_same_cause(head, cause) and not is_finished(registry, head):
+    if to is None and is_return(history) and _is_same_cause(head, cause):
         log.warning(
-            "%s@%s: the rollback to version %d that was interrupted is finished; `--to N` goes back further",
+            "%s@%s: this rollback to version %d took place at %s (%s); another reason, or `--to N`, goes further back",
             task,
             alias,
             head.version,
+            head.at,
+            head.reason,
         )
         number = head.version
     else:
@@ -280,7 +287,7 @@ def _check_base(task: Task, manifest: PromptManifest) -> None:
         )
 
 
-def _require_passed(registry: Registry, task: Task, transition: Transition) -> Verdict:
+def require_passed(registry: Registry, task: Task, transition: Transition) -> Verdict:
     """Return the newest verdict over today's policy and champion; PromotionRefused unless it passed."""
     head, version = transition
     champion, where = head.digest if head else None, f"{task.name} version {version.number}"

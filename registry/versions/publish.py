@@ -26,7 +26,8 @@ from registry.ledger.results import Publication
 from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.versions.content import is_sound, read_content, write_content
-from registry.versions.provenance import Dossier, stored_verdicts, write_dossier
+from registry.versions.history import find_namings
+from registry.versions.provenance import Dossier, lost_dossiers, stored_verdicts, write_dossier
 
 log = logging.getLogger(__name__)
 
@@ -271,6 +272,7 @@ def _make_card(
         store=store.url,
         champion=_number_of(ledger, task, verdict.champion) if verdict and verdict.champion else None,
         wayward=[found for key in publication.wayward if not quiet and (found := _read_companion(store, Wayward, key))],
+        namings=find_namings(ledger.history(task), digest),
     )
 
 
@@ -316,15 +318,14 @@ def remember(registry: Registry, provenance: Provenance) -> Publication:
     ledger, store, tuned = registry.ledger, registry.store, provenance.tuned
     publication = _publish_files(store, ledger.publication(tuned.task, tuned.digest), provenance)
     ledger.save_publication(publication, provenance.report)
-    verdicts = reversed(ledger.verdicts(tuned.task, tuned.digest))
-    earlier = [verdict for verdict in verdicts if verdict != provenance.verdict]
-    stored = stored_verdicts(store, tuned.task, tuned.digest) if earlier else set()
-    # a collection deletes dossiers and keeps verdicts; the newest verdict has to be written last
-    for verdict in earlier:
-        if verdict.verdict_digest() not in stored:
-            report = ledger.report(verdict.evaluation_key)
-            write_dossier(store, Dossier(publication=publication, report=report, verdict=verdict))
-    write_dossier(store, Dossier(publication=publication, report=provenance.report, verdict=provenance.verdict))
+    verdict = provenance.verdict
+    judged_at = ledger.judging_time(verdict) if verdict else None
+    if judged_at:  # there are others: a collection deletes dossiers and keeps verdicts
+        stored = stored_verdicts(store, tuned.task, tuned.digest) | {verdict.verdict_digest() if verdict else ""}
+        for dossier in lost_dossiers(ledger, publication, stored):
+            write_dossier(store, dossier)
+    report = provenance.report
+    write_dossier(store, Dossier(publication=publication, report=report, verdict=verdict, judged_at=judged_at))
     return publication
 
 

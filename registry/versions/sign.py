@@ -11,11 +11,10 @@ from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.foreign import parse_record
 from ptpipeline.prompts.artifact import read_artifact, read_ensemble
 from ptpipeline.records.versions import Pointer, Promotion, PromptVersion
-from ptpipeline.storage.addresses import SnapshotObject, is_dossier, parse
+from ptpipeline.storage.addresses import SnapshotObject, is_content_of, is_dossier, parse
 from ptpipeline.storage.keys import (
     dossiers_prefix,
     manifest_key,
-    names_content,
     pointer_key,
     snapshots_prefix,
     version_key,
@@ -25,7 +24,7 @@ from registry.ledger.results import Publication
 from registry.registry import Registry
 from registry.versions.mlflow_alias import Action
 from registry.versions.projection import LEASE_SECONDS, attempt, pointer_in, settle, write_history
-from registry.versions.provenance import Dossier, check_dossier, write_dossier, write_release
+from registry.versions.provenance import Dossier, check_dossier, lost_dossiers, write_dossier, write_release
 from registry.versions.publish import encode_name, load_card, name_version, write_page
 
 
@@ -74,7 +73,7 @@ def _sign_beside(registry: Registry, store: SignedStore, publication: Publicatio
             body = bare.read(key).body
         except NotFound:  # texts of rows may be deleted
             continue
-        if not names_content(key, body):
+        if not is_content_of(key, body):
             raise ArtifactError(f"{store.url}/{key}: it is not the content that its key names; `ptp doctor` shows more")
         store.sign(key, body)
         signed += 1
@@ -83,7 +82,7 @@ def _sign_beside(registry: Registry, store: SignedStore, publication: Publicatio
 
 def _sign_dossiers(registry: Registry, store: SignedStore, publication: Publication) -> int:
     ledger, bare, tuned = registry.ledger, without_checks(store), publication.tuned
-    verdicts = {verdict.verdict_digest(): verdict for verdict in reversed(ledger.verdicts(tuned.task, tuned.digest))}
+    verdicts = ledger.verdict_times(tuned.task, tuned.digest)
     signed: set[str] = set()
     for key in filter(is_dossier, bare.keys(dossiers_prefix(tuned.task, tuned.digest))):
         body = bare.read(key).body
@@ -96,10 +95,8 @@ def _sign_dossiers(registry: Registry, store: SignedStore, publication: Publicat
         if judged in verdicts and (dossier.report, dossier.publication.tuned) == (expected, tuned):
             store.sign(key, body)
             signed.add(str(judged))
-    for digest, verdict in verdicts.items():  # the oldest first, as they were given
-        if digest not in signed:
-            report = ledger.report(verdict.evaluation_key)
-            write_dossier(store, Dossier(publication=publication, report=report, verdict=verdict))
+    for dossier in lost_dossiers(ledger, publication, signed):
+        write_dossier(store, dossier)
     if not verdicts:
         report = ledger.report_of(tuned.task, tuned.digest)
         write_dossier(store, Dossier(publication=publication, report=report, verdict=None))

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from ptpipeline.data.rows import CheckedRows, check_rows, split_of
+from ptpipeline.data.rows import CheckedRows, split_of
 from ptpipeline.data.snapshot import ingest, load_split
 from ptpipeline.data.sources import read_rows, source_key
+from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError
 from ptpipeline.records.data import DataCheck, Snapshot
 from ptpipeline.storage import FolderStore

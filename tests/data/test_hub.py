@@ -13,9 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ptpipeline.data.rows import check_rows
 from ptpipeline.data.snapshot import ingest
 from ptpipeline.data.sources import describe_key, read_rows, source_key
+from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.storage import FolderStore
 from ptpipeline.task.task import Task

@@ -1,5 +1,6 @@
 """Which label a cell names, and what is said of labels that the task does not have."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 from ruamel.yaml import YAML
 
-from ptpipeline.data.rows import check_rows
 from ptpipeline.data.sources import SourceRows, read_rows
+from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError
 from ptpipeline.task.task import Task
 from tests.data.declared import declared, rows_of
@@ -30,6 +31,15 @@ def named(labels: list[Any], *allowed: str, kinds: tuple[str, ...] = ("text",), 
     return [
         row.label for row in check_rows(task_of(*allowed), rows._replace(label_kinds=kinds, label_codes=codes)).rows
     ]
+
+
+def class_file(path: Path, *names: str) -> str:
+    """A file with one row of each class number, as `datasets` writes a column of these classes."""
+    stated = json.dumps({"info": {"features": {"label": {"names": names, "_type": "ClassLabel"}}}})
+    numbers = list(range(len(names)))
+    table = pa.table({"text": [f"{path.name} {number}" for number in numbers], "label": numbers})
+    pq.write_table(table.replace_schema_metadata({b"huggingface": stated.encode()}), path)
+    return str(path)
 
 
 def told(labels: list[Any], *allowed: str, kinds: tuple[str, ...] = ("text",), **data: Any) -> str:
@@ -58,6 +68,16 @@ def test_a_cell_that_is_no_text_is_found_as_a_person_writes_it(
     kinds: tuple[str, ...], cell: str, label: str, other: str
 ) -> None:
     assert named([cell], label, other, kinds=kinds) == [label]
+
+
+def test_a_class_stands_for_its_number_if_all_files_number_the_classes_alike(tmp_path: Path) -> None:
+    one, alike = class_file(tmp_path / "one", "neg", "pos"), class_file(tmp_path / "alike", "neg", "pos")
+    turned = class_file(tmp_path / "turned", "pos", "neg")
+    task = task_of("0", "1", source={"path": [one, alike], "format": "parquet"})
+    assert [row.label for row in check_rows(task, read_rows(task, tmp_path)).rows] == ["0", "1", "0", "1"]
+    task = task_of("0", "1", source={"path": [one, turned], "format": "parquet"})
+    with pytest.raises(DataError, match=r"check unknown_label found 4: .*'neg' \(2 rows\), 'pos'"):
+        check_rows(task, read_rows(task, tmp_path))
 
 
 @pytest.mark.parametrize(("cell", "label"), [("True", "true"), ("1", "1.0"), ("01", "1"), (" a", "a"), ("A", "a")])

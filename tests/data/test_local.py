@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from ptpipeline.data.rows import check_rows
 from ptpipeline.data.sources import describe_key, read_rows, source_key
+from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError
 from tests.data.declared import declared
 

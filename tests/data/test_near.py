@@ -7,15 +7,23 @@ from random import Random
 from time import monotonic
 
 import pytest
+from datasketch import MinHash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptpipeline.data.near import find_near_duplicates, find_representatives, normalise, shingles, strip_punctuation
-from ptpipeline.data.rows import CheckedRows, check_rows
+from ptpipeline.data import near
+from ptpipeline.data.near import find_near_duplicates, find_representatives, normalise, strip_punctuation
+from ptpipeline.data.rows import CheckedRows
+from ptpipeline.data.validation import check_rows
 from tests.shipped import shipped, texts
 
 LONG = "the quick brown fox jumps over the lazy dog near the old mill by the river"
 WORDS = st.lists(st.sampled_from(LONG.split()), min_size=4, max_size=14).map(" ".join)
+
+
+def shingles(text: str) -> set[str]:
+    """The runs of five characters, or the text itself if it is shorter."""
+    return {text[start : start + 5] for start in range(max(1, len(text) - 4))}
 
 
 def pieces(text: str) -> set[str]:
@@ -37,6 +45,28 @@ def variants(rows: list[str], dice: Random) -> list[str]:
         lambda t: " ".join(t.split()[1:]),
     )
     return [dice.choice(changes)(text) for text in rows]
+
+
+TEXTS = st.text(st.sampled_from("ab .!\0\x1c한글é\U0001f600\ud800\udc00"), max_size=30).map(normalise)
+
+
+@given(st.lists(TEXTS, max_size=20), st.sampled_from([near.BANDS * near.BAND, near.SIGNATURE]))
+def test_signatures_are_those_of_datasketch(rows: list[str], length: int) -> None:
+    whole = MinHash(num_perm=near.SIGNATURE, seed=1, scheme="affine32")
+    expected = []
+    for text in rows:
+        sketch = MinHash(num_perm=length, scheme="affine32", permutations=whole.permutations[:, :length])
+        sketch.update_batch(shingle.encode(errors="surrogatepass") for shingle in shingles(strip_punctuation(text)))
+        expected.append(sketch.hashvalues.tolist())
+    assert [values for _, some in near._minhash(rows, length) for values in some.tolist()] == expected
+
+
+def test_more_texts_than_are_hashed_at_once_keep_their_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [normalise(row.text) for row in texts("tweet-sentiment")[:50]]
+    bands, signatures = near._compute_bands(rows), near._compute_signatures(rows)
+    monkeypatch.setattr(near, "HASHED", 300)
+    assert (near._compute_bands(rows) == bands).all()
+    assert (near._compute_signatures(rows) == signatures).all()
 
 
 @given(st.lists(WORDS, max_size=25), st.randoms(use_true_random=False))
@@ -144,6 +174,14 @@ def test_thousands_of_a_template_take_seconds() -> None:
     find_representatives(rows)
     find_near_duplicates(rows[:300], rows[300:])
     assert monotonic() - began < 30
+
+
+def test_a_long_text_is_compared_by_its_beginning_and_its_end() -> None:
+    dice = Random(3)
+    one, two, three, other = ("".join(dice.choices("abcdefghijklmnop", k=near.MAX_COMPARED)) for _ in range(4))
+    assert find_near_duplicates([one + two], [one + three]) == []
+    assert find_near_duplicates([two + one], [three + one]) == []
+    assert find_near_duplicates([one + three + two], [one + other + two]) == [0]
 
 
 # ---------------------------------------------------------------- the shipped tasks

@@ -7,9 +7,9 @@ import pandas as pd
 import pytest
 
 from ptpipeline.data.quotes import UNJUDGED, Misquoted
-from ptpipeline.data.rows import check_rows
 from ptpipeline.data.sources import read_rows
 from ptpipeline.data.table import Wanted
+from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError
 from tests.data.declared import declared
 from tests.data.tables import load

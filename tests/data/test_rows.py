@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptpipeline.data.rows import CheckedRows, check_rows, normalise, split_of
+from ptpipeline.data.rows import CheckedRows, normalise, split_of
 from ptpipeline.data.sources import SourceRows
+from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError
 from ptpipeline.records.data import DataCheck
 from ptpipeline.task.data import SplitSpec
@@ -62,6 +63,18 @@ def test_off_keeps_the_rows(name: str) -> None:
     outcome = checked(source, {"duplicate": "off", "conflicting_label": "off", name: "off"})
     assert len(outcome.rows) == len(source.fields["text"])
     assert (record(outcome, name).count, record(outcome, name).outcome) == (0, "off")
+
+
+@pytest.mark.parametrize("policy", ["warn", "off"])
+@pytest.mark.parametrize("column", ["slices", "groups"])
+def test_a_slice_or_group_of_bytes_that_are_not_utf8_is_a_row_of_such_bytes(column: str, policy: str) -> None:
+    cells = {"slices": [("caf\udce9",), ("b",)], "groups": ["caf\udce9", "b"]}[column]
+    split = {"dev": 0.2, "test": 0.2, **({"group": "shop"} if column == "groups" else {})}
+    source = rows_of(("a", "bad"), ("b", "bad"))._replace(**{column: cells})
+    outcome = checked(source, {"encoding": policy}, split=split, slices=["shop"] if column == "slices" else [])
+    assert [row.number for row in outcome.rows] == ([2] if policy == "warn" else [1, 2])
+    assert record(outcome, "encoding").count == (policy == "warn")
+    assert all(text.isprintable() for row in outcome.rows for text in (*row.slices, row.split))
 
 
 def test_unknown_labels_cannot_be_kept() -> None:

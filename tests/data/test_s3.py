@@ -185,6 +185,28 @@ def test_an_object_that_changes_while_it_is_read_is_transient(bucket: Bucket) ->
         next(reading)
 
 
+@pytest.mark.parametrize("body", [HEAD, f"{HEAD}a,bad\nb,bad\n"])
+def test_an_object_of_another_size_than_was_listed_is_transient(bucket: Bucket, body: str) -> None:
+    """A server that knows no condition, and whose tags do not follow the content."""
+
+    class Careless(Quiet):
+        def do_HEAD(self) -> None:  # noqa: N802
+            self.tell(f"{HEAD}a,bad\n")
+
+        def do_GET(self) -> None:  # noqa: N802
+            self.tell(body)
+            self.wfile.write(body.encode())
+
+        def tell(self, text: str) -> None:
+            self.send_response(200)
+            self.send_header("ETag", '"always"')
+            self.send_header("Content-Length", str(len(text)))
+            self.end_headers()
+
+    with serve(Careless) as address, pytest.raises(ServiceUnavailable, match="changed while it was read; run again"):
+        bucket.texts("rows.csv", endpoint=address)
+
+
 def test_a_server_on_this_machine_is_asked_without_a_proxy(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
     bucket.put("a.csv", f"{HEAD}a,bad\n")
     for name in ("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"):

@@ -150,6 +150,20 @@ def test_a_file_of_the_same_name_is_read_anew(tmp_path: Path) -> None:
         assert pairs(path, tmp_path / "home") == [(text, "bad")]
 
 
+def test_what_killed_runs_left_behind_goes_after_a_day(tmp_path: Path) -> None:
+    path, home = write(tmp_path, "text,label\na,bad\n"), tmp_path / "home"
+    home.mkdir()
+    for name in (".unfold-new", ".unfold-old"):
+        (home / name).mkdir()
+        (home / name / "rows.csv").write_text("rows")
+    for name in (".s3-new", ".s3-old", ".other-old"):
+        (home / name).write_text("rows")
+    for name in (".unfold-old", ".s3-old", ".other-old"):
+        os.utime(home / name, (1, 1))
+    assert pairs(path, home) == [("a", "bad")]
+    assert sorted(left.name for left in home.iterdir()) == [".other-old", ".s3-new", ".unfold-new"]
+
+
 def test_reading_leaves_nothing_behind(tmp_path: Path) -> None:
     path = write(tmp_path, "text,label\na,bad\n")
     code = f"""
@@ -256,9 +270,3 @@ def test_the_key_imports_no_slow_library() -> None:
 def test_the_key_follows_what_is_held_back_sliced_or_kept_together(tmp_path: Path, change: dict[str, Any]) -> None:
     path = write(tmp_path, "text,label\na,bad\n")
     assert source_key(declared(path, **change), tmp_path) != source_key(declared(path, split={}, checks={}), tmp_path)
-
-
-def test_a_slice_that_is_not_utf8_is_told(tmp_path: Path) -> None:
-    path = write(tmp_path, b"text,label,shop\na,bad,caf\xe9\n")
-    with pytest.raises(DataError, match=r"column 'shop', which data\.slices names, has values that are not UTF-8"):
-        read_rows(declared(path, slices=["shop"]), tmp_path)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ptpipeline.data.rows import check_rows
 from ptpipeline.data.snapshot import ingest, load_split
 from ptpipeline.data.sources import read_rows
+from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError
 from ptpipeline.records.data import SPLITS
 from ptpipeline.storage import FolderStore

@@ -14,7 +14,7 @@ from flows.local.orphaned_runs import end_orphaned_runs
 from flows.local.process import spawn, stop
 from flows.requests import IngestRequest, NightlyRequest, PromoteRequest, TuneRequest
 from flows.server.api import call
-from flows.server.deploy import FLOWS, deploy
+from flows.server.deploy import FLOWS, deploy, entrypoint_of
 from flows.server.environment import client_environment
 from flows.server.trigger import Finished, LogLine, follow, trigger
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
@@ -117,7 +117,7 @@ def test_up_gives_every_deployment_its_new_entry_point(project: Project, deploye
     assert [call("GET", url)["entrypoint"] for url in urls] == [f"flows.old.{name}" for name in FLOWS]
     subprocess.run([sys.executable, "-m", "flows.cli", "up"], env=dict(os.environ), capture_output=True, check=True)
     after = [call("GET", url) for url in urls]
-    assert [found["entrypoint"] for found in after] == [f"flows.{name}.{name}" for name in FLOWS]
+    assert [found["entrypoint"] for found in after] == [entrypoint_of(name) for name in FLOWS]
     assert [found["id"] for found in after] == [found["id"] for found in before]
 
 
@@ -236,9 +236,9 @@ def test_the_client_side_imports_no_prefect() -> None:
 
 def test_every_flow_has_its_deployment(project: Project, deployed: Redeployed) -> None:
     for name in FLOWS:
-        assert (
-            call("GET", f"{project.prefect}/deployments/name/{name}/ptp-{name}")["entrypoint"] == f"flows.{name}.{name}"
-        )
+        found = call("GET", f"{project.prefect}/deployments/name/{name}/ptp-{name}")
+        assert found["entrypoint"] == entrypoint_of(name)
+        assert len(found["description"]) > 40
 
 
 def test_an_idempotency_key_starts_one_run(project: Project, deployed: Redeployed) -> None:

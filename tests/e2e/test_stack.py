@@ -29,7 +29,7 @@ def test_a_second_up_in_the_same_folder_is_refused(project: Project) -> None:
 
 def test_all_servers_outlive_the_process_that_started_them(project: Project) -> None:
     found = status(project.home)
-    assert [member.state for member in found] == ["up"] * 4
+    assert [member.state for member in found] == ["up"] * 5
     assert all(psutil.Process(member.pid).parent() not in (None, psutil.Process()) for member in found)
 
 

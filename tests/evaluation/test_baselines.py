@@ -255,6 +255,18 @@ def test_only_as_many_examples_as_fit_are_written_out(caplog: pytest.LogCaptureF
     assert len(writer.write(HardPrompt(instruction="Say.", examples=0), train, 50)) > 1
 
 
+def test_a_text_without_content_needs_room_behind_the_hard_prompt_too() -> None:
+    base, manifest = tiny(), artifact(tiny(), embeddings(tiny()), scoring=Scoring(calibrated=True)).manifest
+    train = [Row(f"{index}", {"text": text}, label) for index, (text, label) in enumerate(sentences(40))]
+    asked = Bare(base, manifest, None, [base.encode("a\nSentiment:", True)], train)  # type: ignore[arg-type]
+    longest = max(map(len, asked.labels.content_free))
+    assert longest > len(asked.encoded[0])
+    four = asked.write_front(HardPrompt(examples=4))
+    needed = len(four) + longest + asked.labels.longest
+    assert asked._replace(base=replace(base, context=needed)).write_front(HardPrompt(examples=4)) == four
+    assert len(asked._replace(base=replace(base, context=needed - 1)).write_front(HardPrompt(examples=4))) < len(four)
+
+
 def test_examples_are_balanced_short_and_the_same_in_any_order() -> None:
     train = [
         Row(digest_of(index)[:16], {"text": "word " * (index % 10 + 1)}, "ab"[index % 5 == 0]) for index in range(100)

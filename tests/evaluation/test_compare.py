@@ -99,3 +99,10 @@ def test_a_part_of_exactly_the_fewest_rows_is_judged(tmp_path: Path) -> None:
         return [part.name for part in compare_slices(declared(), pair(store, ours, theirs, ids), min_rows)]
 
     assert (parts(10), parts(11)) == (["label bad", "label good"], ["label good"])
+
+
+def test_a_part_of_one_row_is_judged_by_no_policy(tmp_path: Path) -> None:
+    store, ids, truth = FolderStore(tmp_path), ["a", "b", "c"], ["bad", "good", "good"]
+    ours, theirs = (stored(store, name, id=ids, label=truth, predicted=truth) for name in ("ours", "theirs"))
+    found = compare_slices(declared(), pair(store, ours, theirs, ids), 1)
+    assert [part.name for part in found] == ["label good"]

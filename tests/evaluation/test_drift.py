@@ -64,6 +64,13 @@ def test_new_words_are_the_vocabulary_s_drift() -> None:
     assert measure_drift(before, rows_of(*[("BLUE  Red", "bad")] * 20))["drift.vocabulary"] == 0
 
 
+def test_each_half_of_the_earlier_rows_is_the_vocabulary_once() -> None:
+    before, now = rows_of(("red", "bad"), ("green", "bad")), [("red", "bad")] * 2
+    # `red` knows all of the new words and none of the other half, `green` none of either: 0 - 1 and 1 - 1
+    assert measure_drift(before, rows_of(*now))["drift.vocabulary"] == -0.5
+    assert measure_drift(before, rows_of(*[("green", "bad")] * 2))["drift.vocabulary"] == -0.5
+
+
 def test_few_rows_alone_are_no_drift() -> None:
     rows = texts("tweet-sentiment")
     samples = [Random(seed).sample(rows, 160) for seed in range(40)]

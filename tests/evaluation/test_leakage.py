@@ -2,7 +2,8 @@
 
 import pytest
 
-from ptpipeline.data.rows import Row, check_rows
+from ptpipeline.data.rows import Row
+from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError
 from ptpipeline.evaluation.leakage import measure_leakage
 from tests.shipped import shipped

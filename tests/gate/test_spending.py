@@ -69,6 +69,13 @@ def test_a_reserve_that_is_added_later_divides_what_is_left() -> None:
     assert rest[-1].spent == pytest.approx(0.05)
 
 
+@pytest.mark.parametrize("other", [None, 100])
+def test_what_rounding_leaves_of_a_spent_budget_is_nothing(other: int | None) -> None:
+    for looks in range(1, 61):
+        spent = {number: look_at(1, number, Budget(0.05, looks)) for number in range(1, looks + 1)}
+        assert look_at(1, looks + 1, Budget(0.05, other), spent).alpha == 0
+
+
 def test_a_look_that_decided_nothing_yet_holds_its_share() -> None:
     plan = Budget(0.05, 10)
     first = look_at(1, 1, plan)

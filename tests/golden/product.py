@@ -5,8 +5,10 @@ changes.
 import contextlib
 import hashlib
 import io
+import os
 import sqlite3
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal, get_args, get_origin
@@ -138,8 +140,12 @@ def records() -> dict[str, Any]:
         "mistakes": Mistakes,
         "a line of the night's table": Outcome,
     }
-    asks = {f"request {name}": getattr(flow_requests, f"{name.capitalize()}Request") for name in FLOWS}
+    asks = {f"request {name}": getattr(flow_requests, _request_of(name)) for name in FLOWS}
     return {name: fields(model) for name, model in (stored | asks).items()}
+
+
+def _request_of(flow: str) -> str:
+    return "".join(part.capitalize() for part in flow.split("-")) + "Request"
 
 
 def task_fields() -> dict[str, Any]:
@@ -405,6 +411,17 @@ def measured(name: str, number: int) -> tuple[Report, list[str]]:
     setup = Setup("test", declared.data.slices, declared.hard_prompt)
     report = evaluate(engine, artifact, read_snapshot(store, name, artifact.manifest.snapshot), store, setup)
     return report, pyarrow.parquet.read_schema(io.BytesIO(store.read(report.rows_key).body)).names
+
+
+def restore_times(project: Path) -> None:
+    """Date the project's dossiers as its store did, which no checkout keeps: each when its verdict was given."""
+    known = Ledger(f"sqlite:///{project / 'home/ledger.db'}")
+    for path in (project / "home/store").rglob("records/*.json"):
+        verdict = Dossier.model_validate_json(path.read_bytes()).verdict
+        if verdict:
+            at = known.verdict_times(verdict.task, verdict.digest)[verdict.verdict_digest()]
+            os.utime(path, (time := datetime.fromisoformat(at).timestamp(), time))
+    known.close()
 
 
 # ---------------------------------------------------------------- Prefect and MLflow

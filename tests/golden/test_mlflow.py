@@ -1,5 +1,6 @@
 """What appears in MLflow under which names, seen on a real server; descriptions may say other words."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def a_run(run: Any) -> dict[str, Any]:
         for found in run.inputs.dataset_inputs
     ]
     return {
-        "name": run.info.run_name,
+        "name": timeless(run.info.run_name),
         "status": run.info.status,
         "tags": ours(run.data.tags),
         "params": run.data.params,
@@ -101,10 +102,15 @@ def a_logged_model(client: MlflowClient, model: Any) -> dict[str, Any]:
     }
 
 
+def timeless(text: str) -> str:
+    """The words without the minute in which they were written."""
+    return re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "TIME", text)
+
+
 def ours(tags: dict[str, str]) -> dict[str, str]:
     """The tags that we set."""
     return {
-        name: "new each time" if name in NEW_EACH_TIME else value
+        name: "new each time" if name in NEW_EACH_TIME else timeless(value)
         for name, value in sorted(tags.items())
         if name.startswith(OURS)
     }

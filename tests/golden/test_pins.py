@@ -78,7 +78,7 @@ def test_every_entry_point_leads_to_its_flow() -> None:
     for entry_point in re.findall("entrypoint: (.*)", pinned("pins/prefect.yaml")):
         module, _, name = entry_point.rpartition(".")
         flow = getattr(importlib.import_module(module), name)
-        assert (flow.name, list(flow.parameters.properties)) == (name, ["request"])
+        assert (flow.name.replace("-", "_"), list(flow.parameters.properties)) == (name, ["request"])
 
 
 def signed(key: str) -> str | None:
@@ -97,7 +97,7 @@ def stored(key: str, body: bytes) -> tuple[str, Any]:
     may say other words.
     """
     if key.endswith(".html"):
-        return re.sub("[0-9a-f]{12}(?=.html)", "HASH", key), "a page"
+        return re.sub("[0-9a-f]{64}(?=.html)", "HASH", key), "a page"
     short = len(body) < 800 and not key.endswith((".safetensors", ".png"))
     return key, masked(body.decode()).splitlines() if short else f"sha256 {hashlib.sha256(body).hexdigest()}"
 
@@ -123,6 +123,8 @@ def cells(row: sqlite3.Row) -> dict[str, Any]:
     }
     if found.get("chain"):
         found["chain"] = "CHAIN"
+    if str(found.get("id", "")).startswith("evt_"):
+        found["id"] = "EVENT"
     if "record" in found:
         found["record"] = hashlib.sha256(json.dumps(json.loads(found["record"]), sort_keys=True).encode()).hexdigest()
     return found

@@ -59,6 +59,7 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project after `ptp sign`: in those days prompts alone were signed, and now who trusts a key asks for more."""
     folder = tmp_path_factory.mktemp("golden") / "signed"
     shutil.copytree(FOLDER / "project", folder)
+    product.restore_times(folder)
     key = Ed25519PrivateKey.from_private_bytes(inputs.SIGNING_KEY)
     encoded = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     (folder / "signing.pem").write_bytes(encoded)

@@ -125,9 +125,9 @@ def test_decoding_together_equals_plain_decoding_alone(base: CausalBase, prompte
         assert answer == expected
 
 
-def test_decoding_stops_at_the_end_of_text(base: CausalBase) -> None:
+def test_decoding_stops_at_each_end_of_text(base: CausalBase) -> None:
     base.model.generation_config.eos_token_id = None
     text = Input([5, 6, 7], [], 0)
     whole = base.decode(None, [text], 6)[0]
-    base.model.generation_config.eos_token_id = whole[2]
+    base.model.generation_config.eos_token_id = [10**6, whole[2], -1]
     assert base.decode(None, [text, Input([9], [], 0)], 6)[0] == whole[: whole.index(whole[2])]

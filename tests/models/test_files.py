@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +205,28 @@ def test_a_process_reads_the_weights_once(folder: Path) -> None:
         return sum(path.endswith(WEIGHTS) for path in opened)
 
     assert [processes.ask(times_opened) for _ in range(2)] == [1, 1]
+
+
+def test_weights_that_are_written_while_they_are_hashed_are_refused(tmp_path: Path) -> None:
+    path, done = tmp_path / WEIGHTS, threading.Event()
+    save_file({"weight": torch.zeros(2**21)}, path)
+
+    def write() -> None:
+        while not done.wait(0.001):
+            os.utime(path)
+
+    def hash_often() -> None:
+        for _ in range(200):  # one of them at least is written to within its milliseconds
+            digest_weights([path])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with pytest.raises(BaseModelError, match="its weights change while they are read; wait for who writes them"):
+            hash_often()
+    finally:
+        done.set()
+        writer.join()
 
 
 def test_weights_that_change_between_hash_and_load_are_refused(folder: Path) -> None:

@@ -26,6 +26,11 @@ class Otherwise(LlamaForCausalLM):
     """A kind of Llama that may compute otherwise."""
 
 
+def of_a_known_name() -> type[LlamaForCausalLM]:
+    """A class that is called as transformers' own, and may compute otherwise."""
+    return type(LlamaForCausalLM.__name__, (LlamaForCausalLM,), {"__module__": "transformers_modules.lab.model"})
+
+
 def with_a_gate() -> LlamaForCausalLM:
     model = llama()
     model.model.layers[1].self_attn.sinks = torch.nn.Parameter(torch.zeros(4), requires_grad=False)
@@ -43,6 +48,7 @@ def with_an_adapter() -> LlamaForCausalLM:
 UNKNOWN: dict[str, tuple[Callable[[], Any], str]] = {
     "another family": (lambda: family("gpt2").model, "architecture GPT2LMHeadModel"),
     "a subclass": (lambda: llama(Otherwise), "architecture Otherwise"),
+    "code of its own under a known name": (lambda: llama(of_a_known_name()), "architecture LlamaForCausalLM"),
     "weights that train": (lambda: llama().requires_grad_(True), "weights that train"),
     "two types": (lambda: mixed_types(), "weights of several types or on several devices"),
     "a rope that changes with the length": (

@@ -37,7 +37,8 @@ from ptpipeline.storage.addresses import (
 )
 
 D = "d" * 64  # a digest
-BODY = b"body"  # its sha256 begins with 230d8358dc8e8890b4c58deeb6
+BODY = b"body"
+SHA256 = "230d8358dc8e8890b4c58deeb62912ee2f20357ae92a5cc861b98e68fe31acb5"
 ROOT = Path(keys.__file__).parents[2]
 PRODUCT = ("ptpipeline", "registry", "flows", "benchmarks")
 
@@ -56,23 +57,23 @@ BUILT: list[tuple[str, str, Address]] = [
     ),
     (
         keys.plot_key("mood", D, "curve", BODY),
-        f"prompts/mood/{D}/plots/curve-230d8358dc8e.png",
-        PromptObject("mood", D, "plots/curve-230d8358dc8e.png"),
+        f"prompts/mood/{D}/plots/curve-{SHA256}.png",
+        PromptObject("mood", D, f"plots/curve-{SHA256}.png"),
     ),
     (
         keys.companion_key("mood", D, "neighbours", BODY),
-        f"prompts/mood/{D}/neighbours-230d8358dc8e.json",
-        PromptObject("mood", D, "neighbours-230d8358dc8e.json"),
+        f"prompts/mood/{D}/neighbours-{SHA256}.json",
+        PromptObject("mood", D, f"neighbours-{SHA256}.json"),
     ),
     (
         keys.page_key("mood", D, BODY),
-        f"prompts/mood/{D}/report-230d8358dc8e.html",
-        PromptObject("mood", D, "report-230d8358dc8e.html"),
+        f"prompts/mood/{D}/report-{SHA256}.html",
+        PromptObject("mood", D, f"report-{SHA256}.html"),
     ),
     (
         keys.dossier_key("mood", D, BODY),
-        f"prompts/mood/{D}/records/230d8358dc8e8890.json",
-        PromptObject("mood", D, "records/230d8358dc8e8890.json"),
+        f"prompts/mood/{D}/records/{SHA256}.json",
+        PromptObject("mood", D, f"records/{SHA256}.json"),
     ),
     (
         keys.pointer_key("mood", "production"),
@@ -255,6 +256,10 @@ CONTENT = [
     keys.dossier_key("mood", D, BODY),
     keys.quarantined_pointer_key("mood", "production", BODY),
     keys.quarantine_key(keys.results_key("mood", "k1"), BODY),
+    f"prompts/mood/{D}/plots/learning-curve-{SHA256[:12]}.png",  # these four were built before
+    f"prompts/mood/{D}/neighbours-{SHA256[:12]}.json",
+    f"prompts/mood/{D}/report-{SHA256[:12]}.html",
+    f"prompts/mood/{D}/records/{SHA256[:16]}.json",
 ]
 
 
@@ -263,6 +268,19 @@ def test_a_key_that_names_its_content_tells_it_from_any_other(key: str) -> None:
     assert names_content(key)
     assert is_content_of(key, BODY)
     assert not is_content_of(key, BODY + b" ")
+
+
+@pytest.mark.parametrize("key", CONTENT[:4])
+def test_a_key_is_bound_to_all_of_its_content(key: str) -> None:
+    """Twelve digits are 48 bits: another content with the same can be searched for."""
+    assert SHA256 in key
+
+
+@pytest.mark.parametrize("digits", [0, 1, 11, 13, 16, 63, 65])
+def test_a_part_of_a_hash_names_no_content(digits: int) -> None:
+    part = (SHA256 * 2)[:digits]
+    for key in (f"plots/a-{part}.png", f"a-{part}.json", f"report-{part}.html"):
+        assert not names_content(f"prompts/mood/{D}/{key}")
 
 
 @pytest.mark.parametrize(

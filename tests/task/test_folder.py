@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ptpipeline.errors import NotFound
-from ptpipeline.task.folder import sound_tasks, task_files
+from ptpipeline.errors import NotFound, TaskFileError
+from ptpipeline.task.folder import find_shared_prompt, sound_tasks, task_files
 from tests.task.test_task import GOOD, written
 
 
@@ -135,3 +135,12 @@ def test_a_folder_that_is_none_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(NotFound, match=rf"PTP_TASKS: no folder .*{name}; start in the project's folder"):
         task_files(tmp_path / name)
+
+
+def test_a_shared_prompt_of_a_tasks_name_is_refused(tmp_path: Path) -> None:
+    written(tmp_path, GOOD)
+    text = "reviews: {base_model: tiny, sources: [a, b]}\nall: {base_model: tiny, sources: [a, b]}\n"
+    (tmp_path / "shared_prompts.yaml").write_text(text)
+    with pytest.raises(TaskFileError, match="'reviews' is also the name of a task, and both would share one numbering"):
+        find_shared_prompt(tmp_path, "reviews")
+    assert find_shared_prompt(tmp_path, "all").sources == ["a", "b"]

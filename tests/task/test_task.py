@@ -104,6 +104,7 @@ def test_every_shipped_task_loads() -> None:
         ("label: label", "label: {column: a, bin: {bad: [1, 2]}}", 6, "data.label.bins: this field is required"),
         ("label: label", "label: {column: a, bins: {bad: [1, 2]}}", 1, "names ['bad'], labels names ['bad', 'good']"),
         ("dev: 0.1", "dev: 0.8", 7, "dev + test = 1 leaves less than a tenth of the rows"),
+        ("dev: 0.1", "dev: 0.1, reserve: 0.7", 7, "dev + test + reserve = 1 leaves less than a tenth of the rows"),
         ("dev: 0.1", "dev: 1.5", 7, "data.split.dev: found 1.5: Input should be less than 1"),
         ("dev: 0.1", "dev: [dev]", 7, "name it as `column`"),
         ("dev: 0.1", "column: part, train: [train], dev: 0.1", 7, "`column: part` states the splits: list its values"),
@@ -164,7 +165,12 @@ def test_every_shipped_task_loads() -> None:
             8,
             "data.checks.duplicates: unknown field; allowed here: conflicting_label, duplicate",
         ),
-        ("tune: {", "promot: auto\ntune: {", 10, "promot: unknown field; allowed here: base_model, data, gate"),
+        (
+            "tune: {",
+            "promot: auto\ntune: {",
+            10,
+            "promot: unknown field; allowed here: aliases, approval_days, approvals, base_model, data, gate",
+        ),
         (
             "path: rows.csv",
             "path: {a: rows.csv}",

@@ -31,17 +31,22 @@ NOTHING = Known()
 
 def ask(engine: Engine, artifact: Artifact, texts: Sequence[Fields]) -> list[str]:
     """Return the likeliest label of each text behind the loaded prompt, or the generated text, normalised."""
-    questions = [Question(artifact.digest, fields) for fields in texts]
     if artifact.manifest.generate is not None:
-        return [normalise(text) for text in engine.generate(questions)]
+        return [normalise(text) for text in engine.generate(build_questions(artifact, texts))]
     names = list(artifact.manifest.labels)
-    return [names[int(scores.argmax())] for scores in engine.score_labels(questions)]
+    return [names[int(scores.argmax())] for scores in engine.score_labels(build_questions(artifact, texts))]
+
+
+def build_questions(artifact: Artifact, texts: Sequence[Fields]) -> list[Question]:
+    """Return each text as a question to the loaded prompt."""
+    digest = artifact.digest  # once: it hashes the manifest
+    return [Question(digest, fields) for fields in texts]
 
 
 def score_rows(engine: Engine, artifact: Artifact, rows: Sequence[Row], known: Known) -> list[Tensor]:
     """Return the score of every label [labels] of each row behind the loaded prompt; known scores are not computed."""
     asked = [row for row in rows if row.id not in known.prompted]
-    scores = iter(engine.score_labels([Question(artifact.digest, row.fields) for row in asked]))
+    scores = iter(engine.score_labels(build_questions(artifact, [row.fields for row in asked])))
     return [torch.tensor(known.prompted[row.id]) if row.id in known.prompted else next(scores) for row in rows]
 
 

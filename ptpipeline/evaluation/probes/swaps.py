@@ -13,12 +13,13 @@ from ptpipeline.evaluation.probes.queries import (
     Known,
     answer_rows,
     ask,
+    build_questions,
     change_fields,
     fits,
     score_rows,
 )
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.serving.engine import Engine, Question
+from ptpipeline.serving.engine import Engine
 
 ROWS = 200
 
@@ -49,7 +50,7 @@ def measure_swaps(
         flips = [one != other for one, other in zip(plain, ask(engine, artifact, after), strict=True)]
         return {"bias.rows": len(swapped), "bias.flips": sum(flips) / len(swapped)}
     ours = score_rows(engine, artifact, before, known)
-    theirs = engine.score_labels([Question(artifact.digest, fields) for fields in after])
+    theirs = engine.score_labels(build_questions(artifact, after))
     return {"bias.rows": len(swapped)} | _compare_scores(ours, theirs)
 
 

@@ -75,6 +75,14 @@ def test_two_hundred_and_fifty_rows_at_most_and_the_same_in_any_order() -> None:
     assert len(_balance(many[:1500], many[1500:], lambda row: "")[0]) == 250
 
 
+def test_more_labels_than_rows_that_are_compared_have_one_row_each() -> None:
+    many = [Row(str(number), {"text": "text"}, str(number % 251)) for number in range(1004)]
+    inside, outside = _balance(many[:502], many[502:], lambda row: row.label)
+    assert Counter(row.label for row in inside) == Counter(row.label for row in outside)
+    assert set(Counter(row.label for row in inside).values()) == {1}
+    assert len(inside) == 251
+
+
 def test_the_interval_is_as_wide_as_hanley_and_mcneil_state() -> None:
     dice = np.random.default_rng(0)
     inside, outside = dice.normal(0.5, size=300), dice.normal(0, size=300)

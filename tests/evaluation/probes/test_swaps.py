@@ -16,6 +16,7 @@ PAIRS = [
     ("형", "누나"),
     ("New York", "Paris"),
     ("New", "Old"),
+    ("i", "you"),
 ]
 WORDS = {"good", "bad"}
 
@@ -30,6 +31,7 @@ def probability(engine: Engine, made: Artifact, text: str) -> dict[str, float]:
     ("text", "expected"),
     [
         ("He said she knows", "She said he knows"),
+        ("I say so", "You say so"),
         ("HE IS NOT SHE", "SHE IS NOT HE"),
         ("the thesis of his shed", "the thesis of his shed"),
         ("he-man, (she)!", "she-woman, (he)!"),

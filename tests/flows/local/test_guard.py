@@ -22,6 +22,8 @@ OWNER = ("ptp", "a secret of the test")
 BEHIND = """\
 async def app(scope, receive, send):
     if scope["type"] == "http":
+        while scope["path"] == "/slow" and (await receive())["more_body"]:
+            pass
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": f"{scope['method']} {scope['path']}".encode()})
     elif scope["type"] == "websocket":
@@ -33,11 +35,29 @@ async def app(scope, receive, send):
 """
 
 
+HURRIED = """\
+import __main__ as guard
+from flows.local import deadlines
+deadlines.HEAD_SECONDS = 1.0
+guard.FIRST_MESSAGE_SECONDS = 1.0
+"""
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A guarded server with one application behind it, in a process of its own, as in the stack."""
-    folder = tmp_path_factory.mktemp("guarded")
-    (folder / "behind.py").write_text(BEHIND)
+    yield from serve(tmp_path_factory.mktemp("guarded"), BEHIND)
+
+
+@pytest.fixture(scope="module")
+def hurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same, where a client may stall for a second only."""
+    yield from serve(tmp_path_factory.mktemp("hurried"), HURRIED + BEHIND)
+
+
+def serve(folder: Path, application: str) -> Iterator[str]:
+    """Run the application behind the guard until the fixture ends."""
+    (folder / "behind.py").write_text(application)
     (port,) = free_ports(1)
     paths = os.pathsep.join(filter(None, [str(folder), str(Path.cwd()), os.environ.get("PYTHONPATH")]))
     environment = os.environ | {CREDENTIAL: ":".join(OWNER), "PYTHONPATH": paths}
@@ -189,3 +209,75 @@ def test_a_websocket_that_shows_the_credential_first_passes(address: str) -> Non
     headers = {"authorization": httpx.BasicAuth(*OWNER)._auth_header}
     with socket_to(address, additional_headers=headers) as connection:
         assert connection.recv(timeout=10) == "too early"
+
+
+def test_a_websocket_that_says_nothing_is_closed(hurried: str) -> None:
+    with socket_to(hurried, subprotocols=["prefect"]) as connection, pytest.raises(ConnectionClosed) as closed:
+        connection.recv(timeout=20)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1008
+
+
+# ---------------------------------------------------------------- clients that stall
+
+HEAD = b"POST /thing HTTP/1.1\r\nHost: %s\r\n"
+STALLED = {
+    "nothing": b"",
+    "half a head": HEAD,
+    "a refused body": HEAD + b"Content-Length: 1000000\r\n\r\n",
+    "the next head": b"GET /thing HTTP/1.1\r\nHost: %s\r\n\r\nGET /thing HTTP/1.1\r\n",
+}
+
+
+@pytest.mark.parametrize("name", STALLED)
+def test_a_client_that_trickles_is_cut(hurried: str, name: str) -> None:
+    """One byte each .1 s, which would keep any limit from passing that counts from the last byte."""
+    with socket.create_connection(place_of(hurried), timeout=20) as connection:
+        connection.sendall(STALLED[name].replace(b"%s", hurried.removeprefix("http://").encode()))
+        assert is_cut(connection, b"x" if name != "nothing" else b"", seconds=15)
+
+
+def test_many_stalled_clients_keep_nobody_out(hurried: str) -> None:
+    stalled = [socket.create_connection(place_of(hurried), timeout=20) for _ in range(400)]
+    try:
+        for connection in stalled:
+            connection.sendall(b"GET / HTTP/1.1\r\n")
+        assert httpx.get(f"{hurried}/thing", auth=OWNER, timeout=10).text == "GET /thing"
+        assert all(is_cut(connection, b"", seconds=15) for connection in stalled)
+    finally:
+        for connection in stalled:
+            connection.close()
+
+
+def test_a_slow_answer_is_not_cut(hurried: str) -> None:
+    """The body comes later than a stalled head would be cut: what passed the guard has no deadline."""
+
+    def parts() -> Iterator[bytes]:
+        yield b"a"
+        time.sleep(2.5)
+        yield b"b"
+
+    assert httpx.put(f"{hurried}/slow", auth=OWNER, content=parts(), timeout=20).text == "PUT /slow"
+
+
+def place_of(address: str) -> tuple[str, int]:
+    """Return host and port of the server."""
+    host, _, port = address.removeprefix("http://").partition(":")
+    return host, int(port)
+
+
+def is_cut(connection: socket.socket, trickle: bytes, seconds: float) -> bool:
+    """Send those bytes again and again; return whether the server ends the connection within that time."""
+    deadline = time.monotonic() + seconds
+    connection.settimeout(0.1)
+    while time.monotonic() < deadline:
+        try:
+            if trickle:
+                connection.sendall(trickle)
+            if connection.recv(4096) == b"":
+                return True
+        except TimeoutError:
+            continue
+        except OSError:
+            return True
+    return False

@@ -216,6 +216,26 @@ def test_what_stands_in_production_is_unchanged_and_what_stood_there_was_rolled_
     assert status(context, task, version, verdict) == "rolled back"
 
 
+def test_after_a_rollback_only_what_the_gate_takes_is_offered_again(context: Context) -> None:
+    task = a_task()
+    version, verdict = candidate(context, task)
+    promotion.promote(context.registry, task, version.number, ME)
+    promotion.promote(context.registry, task, published(context.registry, task, 2, digest(task, 1)), ME)
+    request = a_request(task, 1)
+    assert request.report is not None
+
+    def reason(verdict: Verdict) -> str:
+        made = Candidate(request.tuned, request.report, verdict, version, None)  # type: ignore[arg-type]
+        return summarise(context.registry, task, made).reason
+
+    assert f"`ptp promote {task.name}@{version.number} --reason ...` takes it back" in reason(verdict)
+    failed = verdict.model_copy(
+        update={"passed": False, "checks": [Check(name="minimum", passed=False, observed="0.1", required="0.2")]}
+    )
+    assert "the gate refuses it today (minimum: 0.1" in reason(failed)
+    assert "ptp promote" not in reason(failed)
+
+
 @pytest.mark.parametrize(("dropped", "known"), [(0, True), (1, False)])
 def test_the_champions_figure_is_told_where_no_row_was_left_out(context: Context, dropped: int, known: bool) -> None:
     task = a_task()

@@ -104,7 +104,7 @@ def test_holdings_are_of_one_task(ledger: Ledger) -> None:
 def test_a_recovered_collected_version_keeps_its_mark(ledger: Ledger) -> None:
     request, at = a_request(a_task()), now()
     publication = Publication(tuned=request.tuned, commit=None, plots={}, mistakes="texts")
-    prompt = RecoveredPrompt(publication, request.report, request.verdict, [], at)
+    prompt = RecoveredPrompt(publication, request.report, request.verdict, [], at, at)
     version = PromptVersion(
         task="mood", number=3, digest=DIGEST, verdict=None, passed=None, registered_at=at, collected=True
     )

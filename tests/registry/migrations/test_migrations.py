@@ -136,14 +136,35 @@ def _rows_of_the_fourth() -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def _rows_of_the_fifth() -> dict[str, list[dict[str, Any]]]:
+    """The same rows in the fifth schema."""
+    rows = _rows_of_the_fourth()
+    return rows | {"lease": [row | {"gang": None} for row in rows["lease"]]}
+
+
+def _rows_of_the_sixth() -> dict[str, list[dict[str, Any]]]:
+    """The same rows in the sixth schema, and the tables that came with it."""
+    request = {"task": "mood", "number": 1, "version": 2, "digest": SECOND.digest, "verdict": "d" * 64}
+    decision = {"task": "mood", "request": 1, "number": 1, "approved": True, "actor": "ann", "key": None}
+    return _rows_of_the_fifth() | {
+        "approval_request": [request | {"started_by": "carl", "asked": 1.5, "expires": 2.5, "at": AT}],
+        "approval": [decision | {"reason": "looks right", "at": AT}],
+        "event": [{"seq": 1, "id": "evt_1", "kind": "promotion", "record": {"to": 2}, "at": AT}],
+        "subscriber": [{"target": "ops", "since": 1, "at": AT}],
+        "delivery": [{"event": 1, "target": "ops", "attempts": 2, "due": 3.5, "delivered": AT}],
+    }
+
+
 ROWS = {
     "0001": _rows(),
     "0002": _rows_of_the_second(),
     "0003": _rows_of_the_third(),
     "0004": _rows_of_the_fourth(),
+    "0005": _rows_of_the_fifth(),
+    "0006": _rows_of_the_sixth(),
 }  # revision -> rows of all of its tables
 JSON_COLUMNS = ("record", "versions")
-FLAGS = ("passed", "override")
+FLAGS = ("passed", "override", "approved")
 
 
 def _config(connection: Connection | None = None) -> Config:
@@ -331,7 +352,8 @@ def _die_at(statement: int, url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("revision", "statement"), [("0001", 2), ("0001", 7), ("0001", 10), ("0002", 2), ("0002", 4), ("0003", 2)]
+    ("revision", "statement"),
+    [("0001", 2), ("0001", 7), ("0001", 10), ("0002", 2), ("0002", 4), ("0003", 2), ("0004", 3), ("0006", 1)],
 )
 def test_a_migration_killed_in_the_middle_is_repeated(url: str, revision: str, statement: int) -> None:
     killed = processes.start(_die_at, statement, _written(url, revision))

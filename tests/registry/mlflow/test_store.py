@@ -70,6 +70,47 @@ def test_an_imported_prompt_has_a_page_without_a_curve(shown: Registry, task: Ta
     assert client.get_run(version.run_id).data.metrics["best_dev"] == 0.75
 
 
+def test_mlflow_tells_since_when_by_whom_and_why_a_version_is_in_production(
+    shown: Registry, task: Task, client: MlflowClient
+) -> None:
+    first = promote(shown, task, published(shown, task, 1), ME)
+    version = client.get_model_version(task.name, "1")
+    since = f"since {first.at[:16].replace('T', ' ')} UTC, by me, because: because"
+    assert version.tags["ptp.alias.production"] == since
+    assert f"### In production\n- **production** {since}" in version.description
+    published(shown, task, 2, first.digest)
+    second = promote(shown, task, 2, Cause("ada", "more [rows](http://x)"))
+    before, now = (client.get_model_version(task.name, number) for number in ("1", "2"))
+    assert "ptp.alias.production" not in before.tags
+    assert "by me, because: because; then version 2, by ada: more \\[rows\\]" in before.description
+    assert "### In production" not in before.description
+    assert now.tags["ptp.alias.production"].endswith("by ada, because: more [rows](http://x)")
+    assert second.previous == 1
+
+
+def test_a_page_that_does_not_follow_its_aliases_is_named_and_mended(
+    shown: Registry, task: Task, client: MlflowClient
+) -> None:
+    promote(shown, task, published(shown, task, 1), ME)
+    told = client.get_model_version(task.name, "1").tags["ptp.alias.production"]
+    client.delete_model_version_tag(task.name, "1", "ptp.alias.production")  # as a process leaves it that died before
+    assert [difference.what for difference in examine(shown, task.name)] == ["MLflow's page of version 1"]
+    reconcile(shown, {task.name: task}, task.name)
+    assert client.get_model_version(task.name, "1").tags["ptp.alias.production"] == told
+    assert examine(shown, task.name) == []
+    assert reconcile(shown, {task.name: task}, task.name) == []
+
+
+def test_template_and_model_lead_to_each_other(shown: Registry, task: Task, client: MlflowClient) -> None:
+    promote(shown, task, published(shown, task, 1), ME)
+    template = client.get_prompt_version_by_alias(f"{task.name}.template", "production")
+    assert template.version == 1
+    prompt = client.get_prompt(f"{task.name}.template")
+    assert prompt is not None
+    assert prompt.tags["ptp.model"] == f"/#/models/{task.name}"
+    assert f"(#/prompts/{task.name}.template)" in client.get_model_version(task.name, "1").description
+
+
 def test_a_version_page_tells_everything(shown: Registry, task: Task, client: MlflowClient) -> None:
     first = promote(shown, task, published(shown, task, 1), ME)
     published(shown, task, 2, first.digest)
@@ -77,7 +118,7 @@ def test_a_version_page_tells_everything(shown: Registry, task: Task, client: Ml
     digest = an_artifact(task, 2).digest
     for line in (
         f'- `ptp predict {task.name}@2 "..."`',
-        "accuracy: **0.900** (0.800 to 1.000); without a prompt 0.600, majority 0.500",
+        "accuracy: **0.900** (0.800 to 1.000); zero-shot 0.600, majority 0.500",
         "accuracy **+0.020**",
         "- ✓ minimum: 0.90, required >= 0.80",
         "(80 train, 10 dev, 20 test rows)",

@@ -36,6 +36,7 @@ from registry.repair.mend import fix
 from registry.versions.content import keep
 from registry.versions.provenance import write_release
 from registry.versions.publish import load_card, write_page
+from tests.golden.product import restore_times
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "project"
 
@@ -98,6 +99,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project of two tasks that holds two objects of every kind at least, all sound."""
     folder = tmp_path_factory.mktemp("whole") / "project"
     shutil.copytree(GOLDEN, folder)
+    restore_times(folder)
     registry = opened(folder)
     ledger, store = registry.ledger, registry.store
     for task in ("mood", "topic"):

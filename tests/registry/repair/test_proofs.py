@@ -228,6 +228,8 @@ ALTERED: dict[str, tuple[str, Callable[[Task, Dossier], dict[str, object]]]] = {
             "report": dossier.report.model_copy(update={"task": "another"})  # type: ignore[union-attr]
         },
     ),
+    "no time": ("is no time in UTC", lambda task, dossier: {"judged_at": "9" * 32}),
+    "no time of any day": ("is no time in UTC", lambda task, dossier: {"judged_at": "2026-02-30T00:00:00+00:00"}),
     "a failed verdict that says passed": (
         "its verdict contradicts its checks",
         lambda task, dossier: {

@@ -19,7 +19,7 @@ from ptpipeline.errors import PromotionRefused, Terminal
 from ptpipeline.prompts.artifact import write_artifact
 from ptpipeline.records.versions import Pointer, Promotion, VersionName
 from ptpipeline.storage import FolderStore
-from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, version_key
+from ptpipeline.storage.keys import dossiers_prefix, history_key, pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task
 from registry.card.card import Provenance
 from registry.failpoints import watch
@@ -35,6 +35,7 @@ from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
 from registry.versions.promoters import Cause
 from registry.versions.promotion import promote, promote_release, rollback, rollback_release
+from registry.versions.provenance import read_dossier
 from registry.versions.publish import register, stage
 from tests import processes
 
@@ -186,6 +187,50 @@ def judged_worse(task: Task, seed: int) -> Provenance:
 def test_the_newest_verdict_comes_back_as_the_newest(plain: Registry, task: Task, tmp_path: Path) -> None:
     published(plain, task, 1)
     register(plain, judged_worse(task, 1))
+    after = emptied(plain, tmp_path)
+    rebuild(after)
+    assert after.ledger.latest_verdict(task.name, an_artifact(task, 1).digest) == judged_worse(task, 1).verdict
+
+
+def dossiers_of(registry: Registry, task: Task) -> dict[bool, str]:
+    """Keys of the dossiers of the first prompt: whether its verdict passed -> key."""
+    keys = list(registry.store.keys(dossiers_prefix(task.name, an_artifact(task, 1).digest)))
+    verdicts = {key: read_dossier(registry.store, key).verdict for key in keys}
+    return {verdict.passed: key for key, verdict in verdicts.items() if verdict}
+
+
+def test_an_older_verdict_that_is_written_again_does_not_become_the_newest(
+    plain: Registry, task: Task, tmp_path: Path
+) -> None:
+    """Its dossier was lost, and is written behind the one of the newest: the order is not that of writing."""
+    published(plain, task, 1)
+    register(plain, judged_worse(task, 1))
+    plain.store.delete(dossiers_of(plain, task)[True])
+    fix(plain, {task.name: task}, examine(plain))
+    after = emptied(plain, tmp_path)
+    rebuild(after)
+    assert after.ledger.latest_verdict(task.name, an_artifact(task, 1).digest) == judged_worse(task, 1).verdict
+
+
+def test_a_verdict_that_is_given_again_comes_back_as_the_newest(plain: Registry, task: Task, tmp_path: Path) -> None:
+    published(plain, task, 1)
+    register(plain, judged_worse(task, 1))
+    register(plain, a_request(task, 1))
+    assert examine(plain) == []
+    after = emptied(plain, tmp_path)
+    rebuild(after)
+    assert after.ledger.latest_verdict(task.name, an_artifact(task, 1).digest) == a_request(task, 1).verdict
+
+
+def test_the_order_of_verdicts_survives_a_store_that_was_copied(plain: Registry, task: Task, tmp_path: Path) -> None:
+    """A copy dates all objects anew, here the newest dossier as the oldest."""
+    published(plain, task, 1)
+    register(plain, judged_worse(task, 1))
+    os.utime(tmp_path / "store" / dossiers_of(plain, task)[False], (1e9, 1e9))
+    [difference] = examine(plain)
+    assert (difference.kind, difference.found) == ("dossier", "another verdict as the newest")
+    fix(plain, {task.name: task}, [difference])
+    assert examine(plain) == []
     after = emptied(plain, tmp_path)
     rebuild(after)
     assert after.ledger.latest_verdict(task.name, an_artifact(task, 1).digest) == judged_worse(task, 1).verdict

@@ -71,4 +71,5 @@ def test_a_rollback_that_mlflow_did_not_show_is_finished_and_goes_no_further(
     assert rollback(plain, task.name, Cause("me", "complaints")).version == 2
     assert rollback(shown, task.name, Cause("me", "complaints")).version == 2
     assert examine(shown, task.name) == []
-    assert rollback(shown, task.name, Cause("me", "complaints")).version == 1
+    assert rollback(shown, task.name, Cause("me", "complaints")).version == 2
+    assert rollback(shown, task.name, Cause("me", "other complaints")).version == 1

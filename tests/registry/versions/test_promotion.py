@@ -51,13 +51,36 @@ def test_promoting_the_head_changes_nothing(registry: Registry, task: Task) -> N
     assert len(registry.ledger.history(task.name)) == 1
 
 
-def test_repeated_rollback_goes_further_back(plain: Registry, task: Task) -> None:
+def test_a_rollback_for_another_reason_goes_further_back(plain: Registry, task: Task) -> None:
     head = None
     for seed in (1, 2, 3):
         head = promote(plain, task, published(plain, task, seed, head.digest if head else None), ME)
-    assert [rollback(plain, task.name, ME).version for _ in range(2)] == [2, 1]
+    reasons = (Cause("me", reason) for reason in ("complaints", "more complaints", "no end of complaints"))
+    assert [rollback(plain, task.name, next(reasons)).version for _ in range(2)] == [2, 1]
     with pytest.raises(PromotionRefused, match="version 1 is the first promotion; there is nothing to roll back to"):
-        rollback(plain, task.name, ME)
+        rollback(plain, task.name, next(reasons))
+
+
+def test_a_rollback_that_is_repeated_goes_one_step_back(
+    plain: Registry, task: Task, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever was killed just before the answer came repeats the command; production loses no second version."""
+    head = None
+    for seed in (1, 2, 3):
+        head = promote(plain, task, published(plain, task, seed, head.digest if head else None), ME)
+    assert rollback(plain, task.name, ME) == rollback(plain, task.name, ME)
+    assert served(plain, task) == 2
+    assert "another reason, or `--to N`, goes further back" in caplog.text
+
+
+def test_a_reason_that_was_given_before_rolls_back_what_was_promoted_since(plain: Registry, task: Task) -> None:
+    for seed in (1, 2, 3):
+        published(plain, task, seed)
+    promote(plain, task, 1, Cause("me", "because", override=True))
+    promote(plain, task, 2, Cause("me", "because", override=True))
+    assert rollback(plain, task.name, ME).version == 1
+    promote(plain, task, 3, Cause("me", "because", override=True))
+    assert rollback(plain, task.name, ME).version == 1
 
 
 def test_the_path_drops_what_a_person_went_back_from(plain: Registry, task: Task) -> None:

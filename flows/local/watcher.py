@@ -1,0 +1,99 @@
+"""Watches the aliases in MLflow of the local stack: what a person sets there is judged within half a minute.
+
+`python -m flows.local.watcher` looks every two seconds, by one small request. It does nothing more while nothing
+changes: MLflow's own client is imported by the first edit. The scheduled `reconcile` mends what this process misses.
+"""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+
+from flows.stages.context import select_tasks
+from ptpipeline.errors import PtpError
+from ptpipeline.foreign import parse_json
+from ptpipeline.settings import Settings, load_settings
+from registry.registry import open_for_writing
+from registry.repair.reconcile import reconcile_aliases
+from registry.versions.mlflow_edit import seconds_apart
+
+POLL_SECONDS = 2.0
+AGAIN_SECONDS = 30.0  # until what could not be judged is looked at again
+MAX_PAGES = 100
+
+log = logging.getLogger("ptpipeline.watcher")
+
+
+class Watcher:
+    """Keeps in mind what MLflow's aliases named at the last look, and which tasks are to be looked at again, when."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._seen: dict[str, str] | None = None
+        self._due: dict[str, float] = {}
+
+    def look(self) -> list[str]:
+        """Look once, and judge the aliases of each task where something changed or is due; return these tasks."""
+        shown = dict(read_aliases(str(self._settings.mlflow)))
+        clock = time.monotonic()
+        if self._seen is not None:
+            changed = [task for task in shown.keys() | self._seen.keys() if shown.get(task) != self._seen.get(task)]
+            self._due |= dict.fromkeys(changed, clock)
+        self._seen = shown
+        tasks = sorted(task for task, at in self._due.items() if at <= clock)
+        for task in tasks:
+            del self._due[task]
+            self._judge(task)
+        return tasks
+
+    def _judge(self, task: str) -> None:
+        registry = open_for_writing(self._settings)
+        declared = {one.name: one for one in select_tasks(self._settings).tasks}
+        actions = reconcile_aliases(registry, declared, task)
+        for action in actions:
+            log.info("%s: %s", action.task, action.what)
+        if not all(action.done for action in actions):
+            self._due[task] = time.monotonic() + min(seconds_apart() + 0.5, AGAIN_SECONDS)
+
+
+def read_aliases(mlflow: str) -> Iterator[tuple[str, str]]:
+    """Yield each registered model with what its aliases name, as text that may be compared.
+
+    Raises httpx.HTTPError if MLflow does not answer, ArtifactError if it answers something else.
+    """
+    token, auth = "", (os.environ["MLFLOW_TRACKING_USERNAME"], os.environ["MLFLOW_TRACKING_PASSWORD"])
+    for _ in range(MAX_PAGES):
+        query = {"max_results": "1000", **({"page_token": token} if token else {})}
+        url = f"{mlflow}/api/2.0/mlflow/registered-models/search"
+        answer = httpx.get(url, params=query, auth=auth, timeout=10, trust_env=False)
+        answer.raise_for_status()
+        page: dict[str, Any] = parse_json(answer.content, f"MLflow's answer to {url}")
+        for model in page.get("registered_models", []):
+            yield str(model["name"]), json.dumps([model.get("aliases"), model.get("tags")], sort_keys=True)
+        token = page.get("next_page_token", "")
+        if not token:
+            return
+
+
+def main() -> None:
+    """Watch until the process is ended; a failed look is logged and repeated."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    for name in ("ptpipeline", "registry"):
+        logging.getLogger(name).setLevel(logging.INFO)
+    watcher = Watcher(load_settings())
+    while True:
+        try:
+            watcher.look()
+        except (PtpError, httpx.HTTPError) as error:
+            log.warning("the aliases in MLflow were not looked at (%s); again in %.0f s", error, POLL_SECONDS)
+        except Exception:
+            log.exception("the aliases in MLflow were not looked at, for a reason that ptpipeline does not know")
+        time.sleep(POLL_SECONDS)
+
+
+if __name__ == "__main__":
+    main()

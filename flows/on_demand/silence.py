@@ -1,0 +1,135 @@
+"""Finds what should have happened and did not: a task without a fresh verdict, a night that did not start or does not
+end.
+
+It asks the ledger and the task files alone, so that it also works while Prefect does not. Who finds something twice
+tells it once.
+"""
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim
+
+from flows.server.schedules import distinct_schedules, scheduled_under
+from ptpipeline.records.base import Record, read_clock
+from ptpipeline.settings import Settings
+from ptpipeline.task.folder import sound_tasks
+from ptpipeline.task.task import Schedule, Task
+from registry.ledger.events import record_event
+from registry.ledger.nights import RecordedNight, list_nights
+from registry.registry import Registry
+
+GRACE = timedelta(minutes=8)  # that a night may start late; the next look, at most five minutes later, notices it
+_NIGHTS = 200  # that are looked at, newest first
+
+
+class Overdue(Record):
+    """What did not happen: since when it should have, and what to do, in a sentence."""
+
+    kind: Literal["stale_task", "night_missing", "night_too_long"]
+    about: str
+    since: str
+    sentence: str
+
+
+def find_overdue(registry: Registry, settings: Settings, time: datetime | None = None) -> list[Overdue]:
+    """Return what is overdue at that time, by default now; raises ServiceUnavailable if the ledger does not answer."""
+    time = time or read_clock()
+    tasks = sound_tasks(settings.tasks)[0]
+    nights = [night for night in list_nights(registry.ledger, _NIGHTS) if night.flow == "nightly"]
+    return [
+        *_stale_tasks(registry, settings, tasks, time),
+        *_missing_nights(settings, tasks, nights, time),
+        *_long_nights(settings, nights, time),
+    ]
+
+
+def tell(registry: Registry, overdue: Sequence[Overdue]) -> None:
+    """Write an event for each, once for one silence however often it is found."""
+    for one in overdue:
+        record: dict[str, Any] = {
+            "task": one.about if one.kind == "stale_task" else None,
+            "alias": None,
+            "actor": "alarm",
+            "from": None,
+            "to": None,
+            "reason": one.sentence,
+            "verdict": None,
+            "since": one.since,
+        }
+        record_event(registry.ledger.database, one.kind, record, once=[one.about, one.since])
+
+
+def _stale_tasks(registry: Registry, settings: Settings, tasks: Sequence[Task], time: datetime) -> Iterator[Overdue]:
+    """Yield the tasks whose newest verdict, or without one whose file, is older than `max_age`."""
+    judged = registry.ledger.last_judged()
+    for task in tasks:
+        if task.max_age is None:
+            continue
+        last = judged.get(task.name)
+        since = datetime.fromisoformat(last) if last else _declared(settings, task)
+        age = (time - since).total_seconds() / 3600
+        if age > task.max_age:
+            what = f"its last verdict is {age:.1f} hours old" if last else f"no verdict in {age:.1f} hours"
+            yield Overdue(
+                kind="stale_task",
+                about=task.name,
+                since=since.isoformat(),
+                sentence=f"{task.name}: {what}, more than max_age ({task.max_age:g}); look at `ptp nights`, or "
+                f"`ptp run {task.name}`",
+            )
+
+
+def _missing_nights(
+    settings: Settings, tasks: Sequence[Task], nights: Sequence[RecordedNight], time: datetime
+) -> Iterator[Overdue]:
+    """Yield the schedules whose last night did not start, though its time and the grace are over.
+
+    One that was declared after that time is due the next time; one that waits for a night that runs is not missing.
+    """
+    running = [night for night in nights[:1] if night.ended is None]
+    for slug, schedule in distinct_schedules(tasks).items():
+        due = last_due(schedule, time - GRACE)
+        declared = min(_declared(settings, task) for task in scheduled_under(tasks, slug))
+        started = [night for night in nights if night.cause == f"schedule {slug}" and _time(night.started) >= due]
+        if declared < due and not started and not running:
+            yield Overdue(
+                kind="night_missing",
+                about=slug,
+                since=due.isoformat(),
+                sentence=f"the night of the schedule {schedule.cron} {schedule.timezone} was due at "
+                f"{due:%Y-%m-%d %H:%M} UTC and did not start; look at `ptp status`, at the worker and at the schedule "
+                "in Prefect, or start it by `ptp trigger nightly`",
+            )
+
+
+def _long_nights(settings: Settings, nights: Sequence[RecordedNight], time: datetime) -> Iterator[Overdue]:
+    """Yield the newest night if it began too long ago and has not ended."""
+    for night in nights[:1]:
+        hours = (time - _time(night.started)).total_seconds() / 3600
+        if night.ended is None and hours > settings.night_hours:
+            yield Overdue(
+                kind="night_too_long",
+                about=night.id,
+                since=night.started,
+                sentence=f"the night that began at {night.started[:16]} UTC has not ended after {hours:.1f} hours, "
+                f"more than PTP_NIGHT_HOURS ({settings.night_hours:g}); look at its page {night.page or 'in Prefect'}",
+            )
+
+
+def last_due(schedule: Schedule, time: datetime) -> datetime:
+    """Return when the schedule was due last before that time, in UTC."""
+    local = time.astimezone(ZoneInfo(schedule.timezone))
+    due: datetime = next(CronSim(schedule.cron, local, reverse=True))
+    return due.astimezone(UTC)
+
+
+def _declared(settings: Settings, task: Task) -> datetime:
+    """Return when the task's file was written last."""
+    return datetime.fromtimestamp((settings.tasks / f"{task.name}.yaml").stat().st_mtime, UTC)
+
+
+def _time(stored: str) -> datetime:
+    return datetime.fromisoformat(stored)

@@ -1,0 +1,235 @@
+"""Sends the ledger's events to the targets that the environment names; imports no Prefect.
+
+`PTP_EVENTS` lists names of targets; `PTP_EVENT_<NAME>` holds the address of each, which may be a secret itself, and so
+is never printed. An `https://` address gets signed JSON by the Standard Webhooks specification 1.0
+(https://www.standardwebhooks.com), signed with `PTP_EVENT_<NAME>_SECRET`; `slack:https://...` gets `{"text": ...}`, as
+Slack and Mattermost take it; `apprise:...` is one of the services that the library apprise knows.
+
+Each event reaches each target at least once, with one id: an event is due until the target took it.
+"""
+
+import base64
+import binascii
+import hashlib
+import hmac
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+
+from flows.server.environment import EVENT
+from ptpipeline.errors import PtpError, SettingsError
+from ptpipeline.records.base import is_name
+from ptpipeline.settings import Settings, is_loopback
+from registry.ledger.database import Database
+from registry.ledger.events import Event, record_delivered, take_due
+
+SECONDS = 5.0  # for one event
+TARGET_SECONDS = 30.0  # for one target, each time that something is sent
+SECRET_BYTES = range(24, 65)  # as the specification asks
+
+log = logging.getLogger("ptpipeline.events")
+
+
+@dataclass(frozen=True)
+class Target:
+    """Who is told: by which protocol, where, and with which secret."""
+
+    name: str
+    kind: Literal["webhook", "slack", "apprise"]
+    address: str = field(repr=False)
+    secret: bytes = field(default=b"", repr=False)
+
+
+class Sent(NamedTuple):
+    """How many events arrived, and for each target that did not take one, why."""
+
+    delivered: int
+    failures: dict[str, str]
+
+
+class NotTaken(Exception):
+    """The target did not take an event; the message holds no part of its address."""
+
+
+def variable_of(target: str) -> str:
+    """Return the environment variable that holds the target's address."""
+    return f"{EVENT}{target.upper().replace('-', '_')}"
+
+
+def read_targets(settings: Settings) -> list[Target]:
+    """Return the targets that the environment names; raise SettingsError, which shows no address, if one is wrong."""
+    names = [name.strip() for name in settings.events.split(",") if name.strip()]
+    for name in names:
+        if not is_name(name) or names.count(name) > 1:
+            raise SettingsError(
+                f"PTP_EVENTS: {name!r}: expected different names of lower-case letters, digits and dashes, such as "
+                "`ops,chat`"
+            )
+    return [_read_target(name) for name in names]
+
+
+def send_events(settings: Settings, database: Database) -> Sent:
+    """Tell every target what is due; a target that does not answer delays nobody else, and is tried again later.
+
+    Raises SettingsError if a target is declared wrongly, ServiceUnavailable if the ledger does not answer.
+    """
+    for library in ("httpx", "httpcore", "apprise"):
+        logging.getLogger(library).setLevel(logging.CRITICAL)  # their lines show addresses
+    delivered, failures = 0, {}
+    for target in read_targets(settings):
+        ends = time.monotonic() + TARGET_SECONDS
+        try:
+            while time.monotonic() < ends and (event := take_due(database, target.name)):
+                _SEND[target.kind](target, event)
+                record_delivered(database, target.name, event)
+                delivered += 1
+        except NotTaken as reason:
+            failures[target.name] = str(reason)
+            log.warning("target %s of events: %s; it is tried again later", target.name, reason)
+    return Sent(delivered, failures)
+
+
+def send_what_waits(settings: Settings, database: Database) -> None:
+    """Send events behind other work, which stays done whatever happens here: the `alarm` deployment sends them too."""
+    try:
+        send_events(settings, database)
+    except PtpError as error:
+        log.warning("no event was sent: %s", error)
+
+
+def sign(secret: bytes, id_: str, timestamp: int, body: bytes) -> str:
+    """Return the value of the header webhook-signature: HMAC-SHA256 over `id.timestamp.body`."""
+    digest = hmac.new(secret, f"{id_}.{timestamp}.".encode() + body, hashlib.sha256).digest()
+    return "v1," + base64.b64encode(digest).decode()
+
+
+def describe(event: Event) -> str:
+    """Return the event in one line."""
+    record = event.record
+    place, who = f"{record.get('task')}@{record.get('alias')}", record.get("actor")
+    moved = f"{place}: version {record.get('from') or 'none'} -> {record.get('to')}"
+    candidate = f"{record.get('task')}@{record.get('to')}"
+    lines: dict[str, str] = {
+        "promotion": f"{moved}, promoted by {who}: {record.get('reason')}",
+        "rollback": f"{moved}, rolled back by {who}: {record.get('reason')}",
+        "gate_failed": f"{candidate} failed its gate: {record.get('reason')}",
+        "approval_wanted": f"{candidate} waits for approval until {record.get('expires')}: `ptp approve {candidate}`",
+    }
+    return lines.get(event.kind, f"{event.kind.replace('_', ' ')}: {record.get('reason')}")
+
+
+# ---------------------------------------------------------------- protocols
+
+
+def _send_signed(target: Target, event: Event) -> None:
+    content = {"type": event.kind, "timestamp": event.at, "data": event.record, "text": describe(event)}
+    body, timestamp = json.dumps(content).encode(), int(time.time())
+    headers = {
+        "webhook-id": event.id,
+        "webhook-timestamp": str(timestamp),
+        "webhook-signature": sign(target.secret, event.id, timestamp, body),
+    }
+    _post(target, body, headers)
+
+
+def _send_to_slack(target: Target, event: Event) -> None:
+    text = describe(event).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")  # no one is mentioned by it
+    _post(target, json.dumps({"text": text}).encode(), {"webhook-id": event.id})
+
+
+def _post(target: Target, body: bytes, headers: dict[str, str]) -> None:
+    """Post the body; raise NotTaken unless the target answers 2xx. Redirects are not followed, answers not read."""
+    headers = {"content-type": "application/json", "user-agent": "ptpipeline", **headers}
+    try:
+        with (
+            httpx.Client(timeout=SECONDS, trust_env=not is_loopback(target.address), follow_redirects=False) as client,
+            client.stream("POST", target.address, content=body, headers=headers) as answer,
+        ):
+            status = answer.status_code
+    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:
+        raise NotTaken(f"does not answer ({type(error).__name__})") from None
+    if not 200 <= status < 300:
+        raise NotTaken(f"answered {status}" + (", and redirects are not followed" if 300 <= status < 400 else ""))
+
+
+def _send_by_apprise(target: Target, event: Event) -> None:
+    import apprise
+
+    asset = apprise.AppriseAsset(app_id="ptpipeline", http_redirects=False)
+    service = apprise.Apprise(asset=asset)
+    try:
+        taken = service.add(target.address) and service.notify(title=f"ptpipeline: {event.kind}", body=describe(event))
+    except Exception as error:  # noqa: BLE001  a hundred services, each with errors of its own, which show addresses
+        raise NotTaken(f"does not answer ({type(error).__name__})") from None
+    if not taken:
+        raise NotTaken("did not take the event, as apprise says")
+
+
+_SEND: dict[str, Callable[[Target, Event], None]] = {
+    "webhook": _send_signed,
+    "slack": _send_to_slack,
+    "apprise": _send_by_apprise,
+}
+
+
+# ---------------------------------------------------------------- what the environment says
+
+
+def _read_target(name: str) -> Target:
+    variable = variable_of(name)
+    given = os.environ.get(variable, "")
+    scheme, _, rest = given.partition(":")
+    if scheme == "apprise":
+        return Target(name, "apprise", _check_service(variable, rest))
+    if scheme == "slack":
+        return Target(name, "slack", _check_address(variable, rest))
+    return Target(name, "webhook", _check_address(variable, given), _read_secret(f"{variable}_SECRET"))
+
+
+def _check_address(variable: str, address: str) -> str:
+    """Return the address if an event may be sent there; no message shows it."""
+    try:
+        parts = urlsplit(address)
+        sound = bool(parts.hostname) and parts.username is None and parts.port != 0 and not parts.fragment
+    except ValueError:
+        parts, sound = urlsplit(""), False
+    allowed = parts.scheme == "https" or (parts.scheme == "http" and is_loopback(address))
+    if not (sound and allowed and address.isascii() and address.isprintable()):
+        raise SettingsError(
+            f"{variable}: expected an address such as https://host/path, without a user name (http:// only on this "
+            "machine), `slack:https://...` or `apprise:...`; what is there is not shown, because it may be a secret"
+        )
+    return address
+
+
+def _check_service(variable: str, address: str) -> str:
+    import apprise
+
+    logging.getLogger("apprise").setLevel(logging.CRITICAL)
+    if not apprise.Apprise().add(address):
+        raise SettingsError(
+            f"{variable}: apprise knows no such service; see https://github.com/caronc/apprise/wiki for the addresses; "
+            "what is there is not shown, because it may be a secret"
+        )
+    return address
+
+
+def _read_secret(variable: str) -> bytes:
+    given: Any = os.environ.get(variable, "").removeprefix("whsec_")
+    try:
+        secret = base64.b64decode(given, validate=True)
+    except (binascii.Error, ValueError):
+        secret = b""
+    if len(secret) not in SECRET_BYTES:
+        raise SettingsError(
+            f"{variable}: expected `whsec_` and 24 to 64 bytes in base64, which the receiver knows too; make one with "
+            "`echo whsec_$(openssl rand -base64 32)`"
+        )
+    return secret

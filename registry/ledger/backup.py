@@ -1,0 +1,154 @@
+"""A ledger in one file, to be restored into SQLite or PostgreSQL: every row of every table, read at one instant.
+
+The file is gzipped JSON lines: what it is and its schema, then each row with its table, then how many rows there are
+and the hash of all lines before. It holds the secret that seals checkpoints, so its owner alone can read it.
+"""
+
+import base64
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sqlalchemy import MetaData, insert
+
+from ptpipeline.durable import publish
+from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed
+from ptpipeline.foreign import parse_json
+from ptpipeline.storage.bounds import MIB
+from registry.ledger.database import Database
+
+FORMAT = "ptpipeline ledger"
+MAX_LINE = 64 * MIB
+BATCH = 500  # rows in one INSERT
+_FIX = "it was altered or is not whole; take another backup"
+
+
+class Saved(NamedTuple):
+    """What a backup holds: the ledger's schema, and how many rows."""
+
+    schema: str
+    rows: int
+
+
+def back_up(database: Database, path: Path) -> Saved:
+    """Write the whole ledger to a file, which is there whole or not at all; others may go on writing to the ledger.
+
+    Raises PreconditionFailed if the file cannot be written, ServiceUnavailable if the database does not answer.
+    """
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # with mode 0600
+        try:
+            with os.fdopen(descriptor, "wb") as raw, gzip.GzipFile(fileobj=raw, mode="wb", mtime=0) as file:
+                saved = _write_rows(database, file)
+            publish(Path(temporary), path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise PreconditionFailed(f"{path}: cannot be written ({error.strerror}); name another file") from None
+    return saved
+
+
+def restore(url: str, path: Path) -> Saved:
+    """Make the ledger of a backup in a database that has no tables yet, and bring it to the schema of today.
+
+    The whole file is checked first. Raises NotFound if there is no such file, ArtifactError if it is no backup or was
+    altered, PreconditionFailed if the database has tables, SettingsError if a newer ptpipeline wrote the backup.
+    """
+    saved = _check(path)
+    database = Database(url, saved.schema)
+    try:
+        with database.writing("restore") as connection:
+            tables = _reflect(connection)
+            batch: list[dict[str, Any]] = []
+            name = ""
+            for table, row in _read_rows(path):
+                if (table != name or len(batch) == BATCH) and batch:
+                    connection.execute(insert(tables[name]), batch)
+                    batch = []
+                name = table
+                batch.append(row)
+            if batch:
+                connection.execute(insert(tables[name]), batch)
+    finally:
+        database.close()
+    Database(url).close()
+    return saved
+
+
+def _write_rows(database: Database, file: gzip.GzipFile) -> Saved:
+    digest, rows = hashlib.sha256(), 0
+
+    def write(value: Any) -> None:
+        line = json.dumps(value, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
+        digest.update(line)
+        file.write(line)
+
+    with database.reading_at_one_instant() as connection:
+        schema = database.revision(connection)
+        write({"format": FORMAT, "schema": schema})
+        for name, table in _reflect(connection).items():
+            for row in connection.execution_options(yield_per=BATCH).execute(table.select()):
+                write([name, {column: _encode(value) for column, value in row._mapping.items()}])
+                rows += 1
+    write({"rows": rows, "sha256": digest.hexdigest()})
+    return Saved(schema, rows)
+
+
+def _reflect(connection: Any) -> dict[str, Any]:
+    """The ledger's tables as the database has them, each after those that it refers to."""
+    metadata = MetaData()
+    metadata.reflect(connection)
+    return {table.name: table for table in metadata.sorted_tables if table.name != "alembic_version"}
+
+
+def _check(path: Path) -> Saved:
+    """Read the whole file; raise ArtifactError unless it is as it was written."""
+    digest, rows, head, end = hashlib.sha256(), 0, {}, {}
+    for number, line in enumerate(_read_lines(path)):
+        value = parse_json(line, f"{path}: line {number + 1}", _FIX)
+        if number == 0:
+            head = value if isinstance(value, dict) else {}
+        elif isinstance(value, dict):
+            end = {**value, "digest": digest.hexdigest(), "line": number}
+        else:
+            rows += 1
+        digest.update(line)
+    if head.get("format") != FORMAT:
+        raise ArtifactError(f"{path}: not a backup of a ledger; `ptp backup FILE` writes one")
+    if (end.get("rows"), end.get("sha256"), end.get("line")) != (rows, end.get("digest"), rows + 1):
+        raise ArtifactError(f"{path}: {_FIX}")
+    return Saved(str(head.get("schema")), rows)
+
+
+def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for line in _read_lines(path):
+        value = parse_json(line, str(path), _FIX)
+        if isinstance(value, list):
+            table, row = value
+            yield table, {column: _decode(cell) for column, cell in row.items()}
+
+
+def _read_lines(path: Path) -> Iterator[bytes]:
+    try:
+        with gzip.open(path) as file:
+            while line := file.readline(MAX_LINE):
+                yield line
+    except FileNotFoundError:
+        raise NotFound(f"{path}: there is no such file") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise ArtifactError(f"{path}: cannot be read as a backup ({error}); {_FIX}") from None
+
+
+def _encode(value: Any) -> Any:
+    return {"base64": base64.b64encode(value).decode()} if isinstance(value, bytes) else value
+
+
+def _decode(value: Any) -> Any:
+    return base64.b64decode(value["base64"]) if isinstance(value, dict) and set(value) == {"base64"} else value

@@ -1,0 +1,61 @@
+"""How a run over several tasks ends in Prefect."""
+
+import pytest
+
+from flows.stages.chain import Night
+from flows.stages.outcome import Outcome
+from flows.states import end_state
+from tests.flows.test_night import OUTCOME
+
+
+def a_night(**status: str) -> Night:
+    return Night({task: OUTCOME.model_copy(update={"task": task, "status": told}) for task, told in status.items()}, {})
+
+
+@pytest.mark.parametrize(
+    ("status", "type_", "name"),
+    [
+        ("promoted", "COMPLETED", "Completed"),
+        ("unchanged", "COMPLETED", "Completed"),
+        ("rolled back", "COMPLETED", "Completed"),
+        ("awaiting approval", "COMPLETED", "Awaiting approval"),
+        ("no gain", "FAILED", "Gate failed"),
+        ("gate failed", "FAILED", "Gate failed"),
+    ],
+)
+def test_the_state_names_what_a_person_has_to_know(status: str, type_: str, name: str) -> None:
+    state = end_state(a_night(mood=status, topic="unchanged"))
+    assert (state.type.value, state.name) == (type_, name)
+    assert state.message == f"mood: {status}; topic: unchanged"
+
+
+def test_an_error_outweighs_a_refused_candidate_and_that_an_approval() -> None:
+    night = a_night(mood="gate failed", topic="awaiting approval")
+    assert end_state(night).name == "Gate failed"
+    night.errors["tone"] = "no rows"
+    assert (end_state(night).name, end_state(night).message) == ("Failed", "1 of 3 tasks failed: tone: no rows")
+
+
+def test_of_many_tasks_the_message_counts_those_of_one_status() -> None:
+    night = a_night(**{f"task{number}": "unchanged" for number in range(9)}, mood="promoted")
+    assert end_state(night).message == "1 promoted: mood; 9 unchanged"
+
+
+def test_the_table_rounds_figures_and_leaves_out_what_is_unknown() -> None:
+    from flows.night import build_table
+
+    outcome = OUTCOME.model_copy(update={"candidate": 0.123456, "seconds": 12.345, "page": None})
+    [row] = build_table(Night({"mood": outcome}, {}))
+    assert (row["candidate"], row["seconds"]) == (0.1235, 12.3)
+    assert "page" not in row
+    assert list(row)[:3] == ["task", "status", "version"]
+
+
+def test_outcome_statuses_decide_the_exit_code_of_run() -> None:
+    refused = {status for status in ("promoted", "unchanged", "rolled back", "no gain", "gate failed") if _is(status)}
+    assert refused == {"no gain", "gate failed"}
+
+
+def _is(status: str) -> bool:
+    outcome: Outcome = OUTCOME.model_copy(update={"status": status})
+    return outcome.refused

@@ -1,0 +1,142 @@
+"""A ledger in a file, and back: whole, into either database, from every schema; and healed of what came since."""
+
+import gzip
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import MetaData, text
+
+from benchmarks.fixtures.postgres import Postgres
+from benchmarks.fixtures.prompts import a_task, published
+from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, PromotionRefused, PtpError
+from ptpipeline.records.versions import PRODUCTION
+from ptpipeline.storage import FolderStore
+from registry.ledger.backup import back_up, restore
+from registry.ledger.database import Database
+from registry.ledger.ledger import Ledger
+from registry.ledger.nights import begin_night, end_night
+from registry.ledger.tables import SCHEMA
+from registry.registry import Registry
+from registry.repair.doctor import examine
+from registry.repair.rebuild import rebuild
+from registry.repair.reconcile import reconcile
+from registry.versions.promoters import Cause
+from registry.versions.promotion import promote
+from tests.registry.ledger.test_nights import MOOD, TONE, a_night
+from tests.registry.migrations.test_migrations import ROWS
+
+ME = Cause("me", "because")
+
+
+def everything(database: Database) -> dict[str, list[dict[str, Any]]]:
+    """Every row of every table."""
+    with database.reading() as connection:
+        metadata = MetaData()
+        metadata.reflect(connection)
+        return {
+            table.name: sorted((dict(row._mapping) for row in connection.execute(table.select())), key=str)
+            for table in metadata.sorted_tables
+        }
+
+
+@pytest.fixture
+def filled(ledger: Ledger, tmp_path: Path) -> Registry:
+    """A registry with a promoted version, another candidate, and a night, on each database in turn."""
+    registry, task = Registry(ledger, FolderStore(tmp_path / "store")), a_task("mood")
+    first = promote(registry, task, published(registry, task, 1), ME)
+    published(registry, task, 2, first.digest)
+    begin_night(ledger, a_night("one"))
+    end_night(ledger, "one", "Failed", [MOOD, TONE])
+    return registry
+
+
+def test_a_restored_ledger_holds_every_row(filled: Registry, tmp_path: Path) -> None:
+    saved = back_up(filled.ledger.database, tmp_path / "ledger.jsonl.gz")
+    assert (tmp_path / "ledger.jsonl.gz").stat().st_mode & 0o777 == 0o600
+    url = f"sqlite:///{tmp_path / 'again.db'}"
+    assert restore(url, tmp_path / "ledger.jsonl.gz") == saved
+    before = everything(filled.ledger.database)
+    assert everything(Database(url)) == before
+    assert saved.rows == sum(map(len, before.values())) - 1  # but for the schema's own
+
+
+@pytest.mark.servers
+def test_a_ledger_moves_from_sqlite_to_postgresql(tmp_path: Path, postgres: Postgres) -> None:
+    registry, task = Registry(Ledger(f"sqlite:///{tmp_path / 'one.db'}"), FolderStore(tmp_path / "store")), a_task()
+    promote(registry, task, published(registry, task, 1), ME)
+    back_up(registry.ledger.database, tmp_path / "backup")
+    moved = Ledger(postgres.create_database(f"moved-{uuid.uuid4().hex}"))
+    with pytest.raises(PreconditionFailed, match="has tables already: move it away, or set PTP_LEDGER to a new one"):
+        restore(moved.database.url, tmp_path / "backup")
+    url = postgres.create_database(f"moved-{uuid.uuid4().hex}")
+    restore(url, tmp_path / "backup")
+    after = Registry(Ledger(url), registry.store)
+    assert after.ledger.heads() == registry.ledger.heads()
+    assert examine(after, task.name) == []
+    after.ledger.close()
+    moved.close()
+
+
+def test_what_came_after_the_backup_is_healed_from_the_store(filled: Registry, tmp_path: Path) -> None:
+    task = a_task("mood")
+    back_up(filled.ledger.database, tmp_path / "old")
+    promote(filled, task, 2, ME)
+    third = published(filled, task, 3, filled.ledger.version("mood", 2).digest)
+    url = f"sqlite:///{tmp_path / 'again.db'}"
+    restore(url, tmp_path / "old")
+    again = Registry(Ledger(url), filled.store)
+    assert [head.version for head in again.ledger.heads()] == [1]
+    with pytest.raises(PromotionRefused, match="restored from an older backup"):
+        promote(again, task, 2, ME)
+    rebuild(again)
+    reconcile(again, {"mood": task})
+    assert again.ledger.history("mood") == filled.ledger.history("mood")
+    assert again.ledger.version("mood", third).digest == filled.ledger.version("mood", third).digest
+    assert examine(again, "mood") == []
+    head = again.ledger.head("mood", PRODUCTION)
+    assert head is not None
+    assert promote(again, task, third, ME).seq == head.seq + 1
+
+
+@pytest.mark.parametrize("schema", ROWS)
+def test_a_backup_of_an_older_schema_is_brought_to_that_of_today(schema: str, tmp_path: Path) -> None:
+    old = Database(f"sqlite:///{tmp_path / 'old.db'}", schema)
+    assert back_up(old, tmp_path / "backup").schema == schema
+    restore(f"sqlite:///{tmp_path / 'again.db'}", tmp_path / "backup")
+    again = Database(f"sqlite:///{tmp_path / 'again.db'}")
+    with again.reading() as connection:
+        assert again.revision(connection) == SCHEMA
+
+
+def test_a_backup_that_was_altered_or_cut_changes_nothing(filled: Registry, tmp_path: Path) -> None:
+    back_up(filled.ledger.database, tmp_path / "backup")
+    lines = gzip.decompress((tmp_path / "backup").read_bytes()).splitlines(keepends=True)
+    altered = {
+        "a row less": [*lines[:3], *lines[4:]],
+        "another reason": [line.replace(b"because", b"be cause") for line in lines],
+        "without its end": lines[:-1],
+        "not a backup": [b"{}\n"],
+        "no JSON": [b"hello\n"],
+    }
+    for name, kept in altered.items():
+        (tmp_path / name).write_bytes(gzip.compress(b"".join(kept)))
+        with pytest.raises(ArtifactError):
+            restore(f"sqlite:///{tmp_path / 'again.db'}", tmp_path / name)
+    (tmp_path / "cut").write_bytes((tmp_path / "backup").read_bytes()[:-20])
+    with pytest.raises(ArtifactError):
+        restore(f"sqlite:///{tmp_path / 'again.db'}", tmp_path / "cut")
+    with pytest.raises(NotFound):
+        restore(f"sqlite:///{tmp_path / 'again.db'}", tmp_path / "nothing")
+    assert not (tmp_path / "again.db").exists()
+
+
+def test_a_ledger_that_has_rows_is_never_overwritten(filled: Registry, tmp_path: Path) -> None:
+    back_up(filled.ledger.database, tmp_path / "backup")
+    before = everything(filled.ledger.database)
+    with pytest.raises((PreconditionFailed, PtpError), match="has tables already"):
+        restore(filled.ledger.database.url, tmp_path / "backup")
+    assert everything(filled.ledger.database) == before
+    with filled.ledger.database.reading() as connection:
+        assert connection.scalar(text("SELECT count(*) FROM promotion")) == 1

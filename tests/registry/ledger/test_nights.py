@@ -1,0 +1,62 @@
+"""What the ledger remembers of nights."""
+
+import pytest
+from sqlalchemy import text
+from sqlalchemy.exc import DatabaseError
+
+from ptpipeline.errors import PtpError
+from registry.ledger.ledger import Ledger
+from registry.ledger.nights import NightTask, RecordedNight, begin_night, end_night, list_nights, sum_tasks
+
+MOOD = NightTask(
+    task="mood", status="promoted", reason="won", verdict="passed", version=1, rows=160, tokens=900, seconds=2.5
+)
+TONE = NightTask(task="tone", status="failed", reason="no rows")
+
+
+def a_night(id_: str, started: str = "2026-11-26T02:00:00+00:00") -> RecordedNight:
+    return RecordedNight(id=id_, flow="nightly", cause="schedule x", page=None, started=started)
+
+
+def test_a_night_is_listed_with_its_tasks_newest_first(ledger: Ledger) -> None:
+    begin_night(ledger, a_night("one"))
+    end_night(ledger, "one", "Failed", [TONE, MOOD])
+    begin_night(ledger, a_night("two", "2026-11-27T02:00:00+00:00"))
+    second, first = list_nights(ledger, 10)
+    assert (second.id, second.ended, second.tasks) == ("two", None, ())
+    assert (first.id, first.state, first.tasks) == ("one", "Failed", (MOOD, TONE))
+    assert [night.id for night in list_nights(ledger, 1)] == ["two"]
+
+
+def test_a_night_that_ended_stays_as_it_is(ledger: Ledger) -> None:
+    begin_night(ledger, a_night("one"))
+    end_night(ledger, "one", "Failed", [TONE])
+    begin_night(ledger, a_night("one", "2026-11-28T02:00:00+00:00"))  # the flow run is tried again
+    end_night(ledger, "one", "Completed", [MOOD])
+    [night] = list_nights(ledger, 10)
+    assert (night.started[:10], night.state, night.tasks) == ("2026-11-26", "Failed", (TONE,))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DELETE FROM night",
+        "UPDATE night SET state = 'x'",
+        "DELETE FROM night_task",
+        "UPDATE night_task SET status = 'x'",
+    ],
+)
+def test_nobody_rewrites_a_night(ledger: Ledger, statement: str) -> None:
+    begin_night(ledger, a_night("one"))
+    end_night(ledger, "one", "Failed", [TONE])
+    with pytest.raises((DatabaseError, PtpError), match="append-only"), ledger.database.writing() as connection:
+        connection.execute(text(statement))
+
+
+def test_a_training_counts_once_however_many_nights_tell_of_it(ledger: Ledger) -> None:
+    for id_, task in (("one", MOOD), ("two", MOOD.model_copy(update={"status": "unchanged"}))):
+        begin_night(ledger, a_night(id_))
+        end_night(ledger, id_, "Completed", [task, TONE])
+    mood, tone = sum_tasks(ledger)
+    assert (mood.statuses, mood.tokens, mood.seconds) == ({"promoted": 1, "unchanged": 1}, 900, 2.5)
+    assert (tone.statuses, tone.tokens, tone.verdict) == ({"failed": 2}, 0, None)
