@@ -13,7 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from flows.local.stack import down
-from tests.e2e.conftest import _write_task as write_task
+from tests.e2e.conftest import write_project
 
 pytestmark = pytest.mark.servers
 
@@ -63,7 +63,7 @@ class Surroundings(NamedTuple):
 def surroundings(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Surroundings]:
     folder = tmp_path_factory.mktemp("project") / "a b?c%41"
     folder.mkdir()
-    write_task(folder)
+    write_project(folder)
     (folder / "aws").write_text("no section, which boto refuses")
     clean = {
         name: value
