@@ -11,7 +11,7 @@ from flows.requests import GangRequest, record_claim
 from flows.spread import OUTCOMES
 from flows.stages.chain import Mode, Night, run
 from flows.stages.context import MACHINE, select_tasks
-from flows.states import name_this_run
+from flows.states import name_this_run, outlast
 from flows.steps import open_context, step
 
 
@@ -22,7 +22,7 @@ def gang(request: GangRequest) -> State[Any]:
     context.started_by = MACHINE if request.schedule else record_claim(request.actor)
     selection = select_tasks(context.settings, request.tasks)
     night = run(context, selection, Mode(step, isolate=True, show=show_verdict, force=request.force))
-    Artifact(type=OUTCOMES, data=encode(night)).create()
+    outlast("the outcomes", lambda: Artifact(type=OUTCOMES, data=encode(night)).create())
     return end(night, "gang")
 
 

@@ -8,7 +8,7 @@ from prefect.client.schemas.objects import State
 from flows.stages.approve import Approvals
 from flows.stages.chain import Night
 from flows.stages.outcome import Outcome, tabulate
-from flows.states import end_state, tag_run
+from flows.states import end_state, outlast, tag_run
 from ptpipeline.records.reports import PairedDifference, title_of
 from ptpipeline.records.verdicts import Check, Verdict
 from registry.card.markdown import escape
@@ -21,9 +21,8 @@ def end(night: Night, key: str) -> State[Any]:
     """Write the table under `key`, tag the run, and return its final state."""
     rows = build_table(night)
     lines = [f"- {_render_row(row)}" for row in rows if row["status"] != "unchanged"]
-    create_table_artifact(
-        key=key, table=rows, description="\n".join([f"**{key}**: {len(rows)} task{'s' * (len(rows) != 1)}", "", *lines])
-    )
+    description = "\n".join([f"**{key}**: {len(rows)} task{'s' * (len(rows) != 1)}", "", *lines])
+    outlast(f"the table {key}", lambda: create_table_artifact(key=key, table=rows, description=description))
     tag_run(night)
     return end_state(night)
 
@@ -54,11 +53,9 @@ def join_errors(errors: dict[str, str]) -> str:
 
 def show_verdict(outcome: Outcome, verdict: Verdict) -> None:
     """Write the Markdown artifact `verdict-<task>`; each night adds one under the same key."""
-    create_markdown_artifact(
-        key=f"verdict-{outcome.task}",
-        markdown=render_verdict(outcome, verdict),
-        description=f"{outcome.task}: {outcome.status}",
-    )
+    key, told = f"verdict-{outcome.task}", f"{outcome.task}: {outcome.status}"
+    markdown = render_verdict(outcome, verdict)
+    outlast(f"the verdict on {outcome.task}", lambda: create_markdown_artifact(markdown, key, told))
 
 
 def render_verdict(outcome: Outcome, verdict: Verdict) -> str:
@@ -80,11 +77,9 @@ def show_approvals(registry: Registry, approvals: Approvals) -> None:
     """Write the Markdown artifact `approval-<task>`: what people decided, over the report that they decided on."""
     digest = registry.ledger.version(approvals.task, approvals.version).digest
     verdict = registry.ledger.disclosed(approvals.task, digest).verdict
-    create_markdown_artifact(
-        key=f"approval-{approvals.task}",
-        markdown=render_approvals(approvals, verdict),
-        description=f"{approvals.task}@{approvals.version}: {approvals.status}",
-    )
+    key, told = f"approval-{approvals.task}", f"{approvals.task}@{approvals.version}: {approvals.status}"
+    markdown = render_approvals(approvals, verdict)
+    outlast(f"the approvals of {approvals.task}", lambda: create_markdown_artifact(markdown, key, told))
 
 
 def render_approvals(approvals: Approvals, verdict: Verdict | None) -> str:

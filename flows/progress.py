@@ -7,6 +7,7 @@ from uuid import UUID
 from httpx import HTTPError
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.exceptions import PrefectException
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from ptpipeline.progress import Lines, Standing
 
@@ -36,11 +37,12 @@ class Bars(Lines):
 
     def _move(self, name: str, percent: float, description: str) -> None:
         try:
-            if name in self._bars:
-                update_progress_artifact(self._bars[name], percent, description)
-            else:
-                key = f"progress-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}"
-                self._bars[name] = create_progress_artifact(percent, key, description)  # type: ignore[assignment]
+            with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):  # the training would stand still meanwhile
+                if name in self._bars:
+                    update_progress_artifact(self._bars[name], percent, description)
+                else:
+                    key = f"progress-{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}"
+                    self._bars[name] = create_progress_artifact(percent, key, description)  # type: ignore[assignment]
         except (HTTPError, PrefectException) as error:
             if not self._lost:
                 log.warning("Prefect shows no progress bar of %s (%s)", name, type(error).__name__)

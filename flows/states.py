@@ -1,11 +1,12 @@
 """How a flow run is known in Prefect: by its name, its tags, and the state that it ends in."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from httpx import HTTPError
+import stamina
+from httpx import HTTPError, HTTPStatusError, TransportError
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import PrefectException
@@ -17,9 +18,33 @@ from flows.stages.chain import Night
 from flows.stages.outcome import AWAITING_APPROVAL, GATE_FAILED, Outcome
 from ptpipeline.records.base import Record
 
+PATIENCE = 600.0  # seconds that Prefect's server may be away when a run tells it something
 _LISTED = 8  # tasks whose own status the message of a run states; of more it counts them
 
 log = logging.getLogger("ptpipeline.flows")
+
+
+def outlast(what: str, tell: Callable[[], object], patience: float = PATIENCE) -> None:
+    """Tell Prefect something; while its server is away, try again for `patience` seconds.
+
+    The work itself is done: what the server cannot be told is logged, and ends nothing. Raises what the server refuses.
+    """
+    try:
+        for again in stamina.retry_context(
+            on=_is_away, attempts=None, timeout=patience, wait_initial=0.5, wait_max=30.0
+        ):
+            with again:
+                tell()
+    except HTTPError as error:
+        if not _is_away(error):
+            raise
+        log.warning("Prefect does not show %s: its server was away (%s)", what, type(error).__name__)
+
+
+def _is_away(error: Exception) -> bool:
+    if isinstance(error, HTTPStatusError):
+        return error.response.status_code >= 500
+    return isinstance(error, TransportError)
 
 
 def name_this_run() -> str:

@@ -59,7 +59,7 @@ class Database:
     """A database with the ledger's tables; raises ServiceUnavailable if it cannot be reached or stays locked.
 
     With a `schema`, the database may have no tables yet (else PreconditionFailed), and gets those of that schema.
-    `migrate`: bring its schema up to date; without, only `revision` may be asked.
+    `migrate`: bring its schema up to date; without, only `stored_schema` may be asked.
     """
 
     def __init__(self, url: str, schema: str | None = None, migrate: bool = True) -> None:
@@ -144,7 +144,7 @@ class Database:
             return self.clock(connection)
         return float(connection.scalar(text("SELECT (julianday('now') - 2440587.5) * 86400")) or 0)
 
-    def revision(self) -> str | None:
+    def stored_schema(self) -> str | None:
         """Return the revision of the schema that the database holds, None if it holds no ledger; change nothing."""
         if self.file and not self.file.exists():
             return None

@@ -10,6 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
+import stamina
 
 from benchmarks.fixtures.s3_server import free_ports
 from flows.local.keys import load_keys
@@ -20,6 +21,7 @@ from flows.server.api import call
 from flows.server.deploy import deploy
 from flows.server.environment import POOL, client_environment
 from flows.server.trigger import trigger
+from ptpipeline.errors import ServiceUnavailable
 from ptpipeline.settings import load_settings
 from ptpipeline.task.folder import load_task
 from ptpipeline.task.task import Schedule, Task
@@ -70,7 +72,9 @@ class Factory:
     def stop(self, name: str) -> None:
         stop(self.running.pop(name))
 
+    @stamina.retry(on=ServiceUnavailable, attempts=None, timeout=PATIENCE)
     def ask(self, verb: str, path: str, body: Any = None) -> Any:
+        """Ask the server, which a busy machine lets answer late."""
         return call(verb, f"{self.prefect}/{path}", body)
 
     def state_of(self, run: str) -> str:

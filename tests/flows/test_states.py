@@ -1,11 +1,49 @@
 """How a run over several tasks ends in Prefect."""
 
+import httpx
 import pytest
 
 from flows.stages.chain import Night
 from flows.stages.outcome import Outcome
-from flows.states import end_state
+from flows.states import end_state, outlast
 from tests.flows.test_night import OUTCOME
+
+
+def answering(status: int) -> httpx.HTTPStatusError:
+    request = httpx.Request("POST", "http://127.0.0.1:9/api/artifacts/")
+    return httpx.HTTPStatusError("no", request=request, response=httpx.Response(status, request=request))
+
+
+@pytest.mark.parametrize("away", [httpx.ConnectError("refused"), httpx.ReadTimeout("late"), answering(503)])
+def test_a_server_that_was_away_for_a_while_is_told_later(away: Exception) -> None:
+    left = [away, away]
+
+    def tell() -> None:
+        if left:
+            raise left.pop()
+
+    outlast("the table", tell, patience=60.0)
+    assert left == []
+
+
+def test_a_server_that_stays_away_ends_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    def tell() -> None:
+        raise httpx.ConnectError("refused")
+
+    outlast("the table", tell, patience=0.1)
+    assert "Prefect does not show the table: its server was away (ConnectError)" in caplog.text
+
+
+def test_what_the_server_refuses_is_an_error_at_once() -> None:
+    tries: list[int] = []
+
+    def tell() -> None:
+        tries.append(1)
+        raise answering(422)
+
+    with pytest.raises(httpx.HTTPStatusError):
+        outlast("the table", tell)
+    assert len(tries) == 1
 
 
 def a_night(**status: str) -> Night:
