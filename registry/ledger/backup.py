@@ -11,11 +11,11 @@ import json
 import os
 import tempfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sqlalchemy import MetaData, insert
+from sqlalchemy import Connection, MetaData, Table, func, insert, select
 
 from ptpipeline.durable import publish
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed
@@ -76,6 +76,8 @@ def restore(url: str, path: Path) -> Saved:
                 batch.append(row)
             if batch:
                 connection.execute(insert(tables[name]), batch)
+            if connection.dialect.name == "postgresql":
+                _continue_sequences(connection, tables.values())
     finally:
         database.close()
     Database(url).close()
@@ -101,11 +103,20 @@ def _write_rows(database: Database, file: gzip.GzipFile) -> Saved:
     return Saved(schema, rows)
 
 
-def _reflect(connection: Any) -> dict[str, Any]:
+def _reflect(connection: Connection) -> dict[str, Table]:
     """The ledger's tables as the database has them, each after those that it refers to."""
     metadata = MetaData()
     metadata.reflect(connection)
     return {table.name: table for table in metadata.sorted_tables if table.name != "alembic_version"}
+
+
+def _continue_sequences(connection: Connection, tables: Iterable[Table]) -> None:
+    """Let the numbers that PostgreSQL gives to rows go on behind those that were inserted with theirs."""
+    for table in tables:
+        for column in table.primary_key:
+            if "nextval" in str(getattr(column.server_default, "arg", "")):
+                sequence, last = func.pg_get_serial_sequence(table.name, column.name), func.max(column)
+                connection.execute(select(func.setval(sequence, func.coalesce(last, 1), last.is_not(None))))
 
 
 def _check(path: Path) -> Saved:

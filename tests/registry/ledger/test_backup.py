@@ -75,6 +75,10 @@ def test_a_ledger_moves_from_sqlite_to_postgresql(tmp_path: Path, postgres: Post
     after = Registry(Ledger(url), registry.store)
     assert after.ledger.heads() == registry.ledger.heads()
     assert examine(after, task.name) == []
+    head = after.ledger.head(task.name, PRODUCTION)
+    assert head is not None
+    second = published(after, task, 2, after.ledger.version(task.name, head.version).digest)
+    assert promote(after, task, second, ME).seq == head.seq + 1  # its event has a number of its own
     after.ledger.close()
     moved.close()
 

@@ -199,6 +199,8 @@ def _written(url: str, revision: str) -> str:
                     for name in values
                 )
                 connection.execute(text(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})"), values)
+        if engine.dialect.name == "postgresql" and "event" in ROWS[revision]:  # its numbers go on behind these
+            connection.execute(text("SELECT setval(pg_get_serial_sequence('event', 'seq'), max(seq)) FROM event"))
     engine.dispose()
     return url
 
