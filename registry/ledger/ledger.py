@@ -66,8 +66,6 @@ class Applied(NamedTuple):
 class Ledger(Results):
     """One database. Every method is one transaction and raises ServiceUnavailable if the database does not answer."""
 
-    # ------------------------------------------------------------ versions
-
     def intend(self, task: str, digest: str) -> None:
         """Note that `digest` is being published, before its first byte is stored; raise LeaseHeld while it is being
         collected.

@@ -25,9 +25,10 @@ from registry.registry import Registry
 from registry.versions import projection
 from registry.versions.mlflow_alias import Action, describe_aliases, find_outdated, restore
 from registry.versions.mlflow_edit import judge
+from registry.versions.naming import name_version
 from registry.versions.projection import attempt, is_stored, settle, wait_for_lease, write_history
 from registry.versions.provenance import write_release
-from registry.versions.publish import load_card, name_version
+from registry.versions.publish import load_card
 
 WAIT_BEYOND_LEASE = 5.0  # seconds
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
-from ptpipeline.errors import ArtifactError, NotFound, ServiceUnavailable, Terminal
+from ptpipeline.errors import ArtifactError, NotFound, ServiceUnavailable
 from ptpipeline.evaluation.mistakes import Mistakes
 from ptpipeline.foreign import parse_record
 from ptpipeline.gate.disclosure import WITHOUT_TEST_ROWS, disclose, is_withheld
@@ -14,10 +14,9 @@ from ptpipeline.prompts.interpretation import Neighbours, Wayward
 from ptpipeline.records.base import Record
 from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
-from ptpipeline.records.versions import PromptVersion, VersionName
+from ptpipeline.records.versions import PromptVersion
 from ptpipeline.storage import ObjectStore
-from ptpipeline.storage.keys import companion_key, page_key, plot_key, quarantined_version_key, version_key
-from ptpipeline.storage.signed import is_accepted, without_checks
+from ptpipeline.storage.keys import companion_key, page_key, plot_key
 from registry.card.card import Card, Provenance
 from registry.card.page import render_page
 from registry.failpoints import reached
@@ -27,6 +26,7 @@ from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.versions.content import is_sound, read_content, write_content
 from registry.versions.history import find_namings
+from registry.versions.naming import check_number, name_version
 from registry.versions.provenance import Dossier, lost_dossiers, stored_verdicts, write_dossier
 
 log = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def register(registry: Registry, provenance: Provenance) -> PromptVersion:
     ledger.intend(task, digest)
     artifact = read_artifact(registry.store, task, digest)
     read_ensemble(registry.store, artifact)
-    _check_number(registry, task, digest)
+    check_number(registry, task, digest)
     publication = remember(registry, provenance)
     reached("publish remembered")
     card = _make_card(registry, artifact, publication, provenance)
@@ -89,75 +89,6 @@ def _show_in_mlflow(registry: Registry, task: str, show: Callable[[MlflowStore],
         show(registry.mlflow)
     except ServiceUnavailable as error:
         log.warning("%s: MLflow does not show this version yet, its page lags until a reconcile: %s", task, error)
-
-
-def name_version(store: ObjectStore, version: PromptVersion) -> bool:
-    """Let readers of the store alone find the version by its number; returns whether anything had to be written."""
-    key = version_key(version.task, version.number)
-    body = encode_name(version)
-    try:
-        stored = without_checks(store).read(key)  # signed or not: it is held against the ledger
-    except NotFound:
-        store.create(key, body)
-        return True
-    if stored.body == body:
-        if is_accepted(store, key, body):
-            return False
-        store.create(key, body)  # signs it
-        return True
-    kept = quarantined_version_key(version.task, version.number, stored.body)
-    store.create(kept, stored.body)
-    log.warning(
-        "%s/%s named another prompt than the ledger's %s; kept as %s and replaced",
-        store.url,
-        key,
-        version.digest[:12],
-        kept,
-    )
-    store.replace(key, body, stored.etag)
-    return True
-
-
-def encode_name(version: PromptVersion) -> bytes:
-    """Return the bytes of the object that names the version."""
-    name = VersionName(task=version.task, number=version.number, digest=version.digest)
-    return name.model_dump_json(indent=1).encode()
-
-
-def _check_number(registry: Registry, task: str, digest: str) -> None:
-    """Raise Terminal if the store names another prompt under the next number: a ledger that was restored from an older
-    backup would give that number a second time.
-    """
-    number = 0
-    while True:
-        newest = registry.ledger.versions(task, limit=1)
-        following = newest[0].number + 1 if newest else 1
-        named = _named_digest(registry.store, task, following)
-        if named in (None, digest) or _is_version(registry.ledger, task, digest):
-            return
-        if following == number:  # else another publish took the number since the ledger was read
-            raise Terminal(
-                f"{task}: the store names prompt {(named or '')[:12]} as version {number}, which the ledger "
-                "does not know; was it restored from an older backup? "
-                "`ptp doctor --rebuild-ledger` adds what it lost"
-            )
-        number = following
-
-
-def _is_version(ledger: Ledger, task: str, digest: str) -> bool:
-    try:
-        return ledger.version_of(task, digest).digest == digest
-    except NotFound:
-        return False
-
-
-def _named_digest(store: ObjectStore, task: str, number: int) -> str | None:
-    """Return the digest that the store names under that number; None if it names nothing readable."""
-    try:
-        key = version_key(task, number)
-        return parse_record(VersionName, store.read(key).body, key).digest
-    except (NotFound, ArtifactError):
-        return None
 
 
 # ---------------------------------------------------------------- cards and pages

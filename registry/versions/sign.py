@@ -23,9 +23,10 @@ from ptpipeline.storage.signed import SignedStore, without_checks
 from registry.ledger.results import Publication
 from registry.registry import Registry
 from registry.versions.mlflow_alias import Action
+from registry.versions.naming import encode_name, name_version
 from registry.versions.projection import LEASE_SECONDS, attempt, pointer_in, settle, write_history
 from registry.versions.provenance import Dossier, check_dossier, lost_dossiers, write_dossier, write_release
-from registry.versions.publish import encode_name, load_card, name_version, write_page
+from registry.versions.publish import load_card, write_page
 
 
 def sign_task(registry: Registry, store: SignedStore, task: str) -> list[Action]:
