@@ -45,18 +45,17 @@ class Watcher:
     def look(self) -> list[str]:
         """Look once, and judge the aliases of each task where something changed or is due; return these tasks."""
         shown = dict(read_aliases(self._client, str(self._settings.mlflow)))
+        seen, self._seen = shown if self._seen is None else self._seen, shown
+        changed = {task for task in shown.keys() | seen.keys() if shown.get(task) != seen.get(task)}
         clock = time.monotonic()
-        if self._seen is not None:
-            changed = [task for task in shown.keys() | self._seen.keys() if shown.get(task) != self._seen.get(task)]
-            self._due |= dict.fromkeys(changed, clock)
-        self._seen = shown
-        tasks = sorted(task for task, at in self._due.items() if at <= clock)
+        tasks = sorted(changed | {task for task, at in self._due.items() if at <= clock})
         for task in tasks:
+            planned = self._due.get(task, 0.0)
             self._due[task] = clock + AGAIN_SECONDS  # if the look fails
             if self._judge(task):
                 del self._due[task]
-            else:
-                self._due[task] = time.monotonic() + min(seconds_apart() + 0.5, AGAIN_SECONDS)
+            else:  # a change that comes between the two looks at an edit does not delay the second
+                self._due[task] = planned if planned > clock else time.monotonic() + seconds_apart() + 0.5
         return tasks
 
     def _judge(self, task: str) -> bool:
