@@ -160,16 +160,32 @@ def _check_paths(name: str, card: Any) -> None:
                 places += place
 
 
+def _read_card(name: str, path: Path) -> Any:
+    """Return what `datasets` will read in a card: all of a YAML file, or what stands above a README.
+
+    Raises DataError if it repeats values by aliases: these unfold into more than any time or memory.
+    """
+    import yaml
+    from huggingface_hub.repocard import REGEX_YAML_BLOCK
+
+    text = path.read_bytes().decode()
+    if path.suffix == ".md":
+        block = REGEX_YAML_BLOCK.search(text)
+        text = block[2] if block else ""
+    if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=yaml.SafeLoader)):
+        raise DataError(f"{name}: its {path.name} repeats values by aliases (*); download the file and name its path")
+    return yaml.safe_load(text)
+
+
 def _make_builder(repository: _Repository, source: Source, folder: Path) -> Any:
     import datasets
-    from huggingface_hub.repocard import metadata_load
 
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         for card in _CARDS:
             if (folder / card).is_file():
-                _check_paths(repository.name, metadata_load(folder / card))
+                _check_paths(repository.name, _read_card(repository.name, folder / card))
         return datasets.load_dataset_builder(str(folder), name=source.config, cache_dir=str(folder.parent / "cache"))
     except PtpError:
         raise

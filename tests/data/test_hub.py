@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.storage import FolderStore
 from ptpipeline.task.task import Task
 from tests.data.declared import declared
+from tests.http_server import Quiet, serve
 from tests.hub_server import COMMIT, Hub
 from tests.tiny import sentences
 
@@ -194,6 +196,44 @@ def test_a_card_that_names_files_elsewhere_is_refused_before_they_are_asked_for(
     hub.put(PLACE, **{"README.md": card, "train.csv": f"{HEAD}a,bad\n"})
     with pytest.raises(DataError, match="its card names files elsewhere; download the file and name its path"):
         read_rows(task(), tmp_path)
+
+
+@pytest.mark.parametrize("readme", ["---\nlicense: mit\n---\n", None])
+def test_a_second_card_names_no_files_elsewhere_either(hub: Hub, tmp_path: Path, readme: str | None) -> None:
+    """`datasets` reads .huggingface.yaml in place of what the README says, and would ask whatever address it names."""
+    asked: list[str] = []
+
+    class Inner(Quiet):
+        def do_GET(self) -> None:  # noqa: N802
+            asked.append(self.path)
+            self.answer(200, f"{HEAD}a,bad\n".encode(), "text/csv")
+
+        do_HEAD = do_GET  # noqa: N815
+
+    with serve(Inner) as address:
+        card = f"configs:\n- config_name: default\n  data_files: {address}/x.csv\n"
+        files = {".huggingface.yaml": card, "train.csv": f"{HEAD}a,bad\n"} | ({"README.md": readme} if readme else {})
+        hub.put(PLACE, **files)
+        with pytest.raises(DataError, match="its card names files elsewhere"):
+            read_rows(task(), tmp_path)
+    assert asked == []
+
+
+BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
+MERGED = "a0: &a0 {x: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}]}}\n" for i in range(1, 9))
+
+
+@pytest.mark.parametrize("lines", [f"{BOMB}configs: [{{config_name: default, data_files: *a8}}]\n", MERGED])
+@pytest.mark.parametrize("file", ["README.md", ".huggingface.yaml"])
+def test_a_card_that_unfolds_without_end_is_refused_before_it_does(
+    hub: Hub, tmp_path: Path, file: str, lines: str
+) -> None:
+    """Half a kilobyte of aliases stands for a hundred million files, or pairs."""
+    hub.put(PLACE, **{file: f"---\n{lines}---\n" if file == "README.md" else lines, "train.csv": f"{HEAD}a,bad\n"})
+    started = time.process_time()
+    with pytest.raises(DataError, match="repeats values by aliases"):
+        read_rows(task(), tmp_path)
+    assert time.process_time() - started < 10
 
 
 @pytest.mark.parametrize("name", ["x\ud800.csv", f"{'x' * 300}.csv"])
