@@ -49,6 +49,11 @@ def read_parquet(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
                 raise DataError(f"{name}: its columns unfold into more than {MAX_BYTES} bytes; give a part of it")
             values = write_values(array)
             _add(values if names is None else map(names.get, values), cells[column], adders[column])
+        if len(cells[column]) != (rows := reader.count_rows()):
+            raise DataError(
+                f"{name}: column {column!r} has {len(cells[column])} values for {rows} rows: the file is damaged; "
+                "write it again"
+            )
     columns = {column: Column(cells[column], (_describe(types[column]),), _turn_round(codes[column])) for column in at}
     return Table(list(schema.names), columns, Places())
 
@@ -69,6 +74,11 @@ class _Reader:
     def __init__(self, path: Path, texts: Sequence[str]) -> None:
         self.plain, self.folded, self.texts = open_parquet(str(path)), open_parquet(str(path), texts), texts
 
+    def count_rows(self) -> int:
+        """Return how many rows the groups of the file state."""
+        footer = self.plain.metadata
+        return sum(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+
     def arrays(self, column: str) -> Iterator["pa.Array"]:
         """Yield the values of a column in order."""
         import pyarrow.types as types
@@ -87,6 +97,11 @@ class _Reader:
         import pyarrow.compute as pc
         import pyarrow.types as types
 
+        encodings = self._list_encodings(column, group)
+        if "DELTA_BYTE_ARRAY" in encodings:  # a text may repeat most of the one before it
+            return 1
+        if "DELTA_LENGTH_BYTE_ARRAY" in encodings:  # each text stands there whole, and Arrow makes no dictionary of it
+            return BATCH
         first = next(self._batches(self.folded, column, group, 1), None)
         if first is None:
             return BATCH
@@ -95,6 +110,11 @@ class _Reader:
             return 1
         longest = pc.max(pc.binary_length(texts.dictionary)).as_py() or 1
         return max(1, min(BATCH, ARRAY // longest))
+
+    def _list_encodings(self, column: str, group: int) -> set[str]:
+        footer = self.plain.metadata.row_group(group)
+        chunks = (footer.column(index) for index in range(footer.num_columns))
+        return {encoding for chunk in chunks if chunk.path_in_schema == column for encoding in chunk.encodings}
 
     def _batches(self, file: Any, column: str, group: int, rows: int) -> Iterator["pa.RecordBatch"]:
         return iter(file.iter_batches(batch_size=rows, row_groups=[group], columns=[column], use_threads=False))
