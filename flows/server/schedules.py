@@ -67,8 +67,8 @@ def list_due_runs(api: str, deployment: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def restore_due_runs(api: str, runs: Sequence[dict[str, Any]]) -> None:
-    """Schedule those of the runs again that a deployment removed: Prefect deletes all that wait for a worker, also a
-    night that is due.
+    """Schedule those of the runs again that a deployment removed: with a schedule Prefect deletes all runs that wait
+    for a worker, also a night of another schedule that is due.
     """
     for run in runs:
         try:
