@@ -6,6 +6,7 @@ from typing import Any
 
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL
 
 from flows.chronicle import begin, finish
 from flows.night import end, show_verdict
@@ -14,7 +15,7 @@ from flows.server.events import send_what_waits
 from flows.server.schedules import distinct_schedules, scheduled_under
 from flows.spread import count_parts, spread
 from flows.stages.chain import Mode, Night, run
-from flows.stages.context import MACHINE, Context, select_tasks
+from flows.stages.context import MACHINE, select_tasks
 from flows.states import name_this_run
 from flows.steps import open_context, step
 from flows.turn import Skipped, take_turn
@@ -38,7 +39,7 @@ def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
             selection = selection._replace(tasks=narrow(selection.tasks, request.schedule))
             names = ", ".join(task.name for task in selection.tasks)
             _log.info("nightly over %s%s", names, f": {request.reason}" if request.reason else "")
-            night = run(context, selection, choose_mode(context, request))
+            night = run(context, selection, choose_mode(request))
             state = finish(context, id_, night, end(night, "nightly"))
     except Skipped as skipped:
         state = finish(context, id_, Night({}, {}), skipped.end())
@@ -46,10 +47,10 @@ def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     return state
 
 
-def choose_mode(context: Context, request: NightlyRequest) -> Mode:
+def choose_mode(request: NightlyRequest) -> Mode:
     """Return how the night runs: here, or if the pool has several workers, one gang on each."""
-    mode, api = Mode(step, isolate=True, show=show_verdict, force=request.force), context.settings.prefect
-    if api is None or (parts := count_parts(api)) == 1:
+    mode, api = Mode(step, isolate=True, show=show_verdict, force=request.force), PREFECT_API_URL.value()
+    if not api or (parts := count_parts(api)) == 1:
         return mode
     name = request.night or str(runtime.flow_run.id)
     gang = GangRequest(tasks=[], force=request.force, actor=request.actor, schedule=request.schedule)

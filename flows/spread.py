@@ -19,7 +19,7 @@ from flows.server.trigger import trigger
 from flows.stages.chain import Night
 from flows.stages.outcome import Outcome
 from flows.stages.plan import Plan, identify
-from ptpipeline.errors import NotFound, Transient
+from ptpipeline.errors import NotFound, ServiceUnavailable, Transient
 from ptpipeline.foreign import parse_json
 
 OUTCOMES = "outcomes"  # the type of the artifact that a gang's run leaves for the night
@@ -40,10 +40,12 @@ class Given(NamedTuple):
 
 
 def count_parts(api: str) -> int:
-    """Return among how many gangs a night is divided: one if there is one worker, which loses nothing by that."""
+    """Return among how many gangs a night is divided: one if there is one worker, which loses nothing by that, or if
+    the server does not tell.
+    """
     try:
         workers = call("POST", f"{api}/work_pools/{POOL}/workers/filter", {})
-    except NotFound:
+    except (NotFound, ServiceUnavailable):
         return 1
     online = sum(worker["status"] == "ONLINE" for worker in workers)
     return GANGS_PER_WORKER * online if online > 1 else 1

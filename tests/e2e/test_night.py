@@ -4,7 +4,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -178,22 +177,3 @@ def test_a_changed_schedule_stays_paused_and_leaves_no_run_of_the_old_one(factor
     factory.ask("PATCH", schedule, {"active": False})
     deploy(load_settings(), [on(task, "0 4 * * *")])
     assert factory.schedules() == [("0-4-x-x-x-asia-seoul", False)]
-
-
-def test_a_night_that_waits_for_a_worker_survives_a_deployment(factory: Factory, task: Task) -> None:
-    for name in [name for name in factory.running if name != "server"]:
-        factory.stop(name)
-    minute = datetime.now(UTC) + timedelta(seconds=150)
-    deploy(load_settings(), [on(task, f"{minute.minute} {minute.hour} * * *", "UTC")])
-    schedule = factory.nightly()["schedules"][0]
-    if not schedule["active"]:  # the one before was paused
-        path = f"deployments/{factory.nightly()['id']}/schedules/{schedule['id']}"
-        factory.ask("PATCH", path, {"active": True})
-
-    def due() -> list[str]:
-        now = datetime.now(UTC).isoformat()
-        return [run["expected_start_time"][:16] for run in factory.scheduled() if run["expected_start_time"] < now]
-
-    before = wait_for(due, PATIENCE)
-    deploy(load_settings(), [on(task, "0 2 * * *")])
-    assert due() == before
