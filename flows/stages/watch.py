@@ -4,6 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from flows.stages.context import Context
+from flows.stages.ingest import identify_counting
 from ptpipeline.errors import PtpError
 from ptpipeline.task.task import Task
 
@@ -20,7 +21,7 @@ def find_changed(context: Context, tasks: Sequence[Task]) -> dict[str, str]:
     changed = {}
     for task in (task for task in tasks if task.watch):
         try:
-            key = source_key(task, context.settings.home)
+            key = source_key(task, context.settings.home, identify_counting(context, task))
         except PtpError as error:
             log.warning("%s: its source could not be looked at: %s", task.name, error)
             continue
