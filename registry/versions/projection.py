@@ -47,10 +47,10 @@ def project(registry: Registry, task: str, alias: str) -> list[Action]:
             head = _require_head(registry, task, alias)  # anew: it may have moved before the lease was ours
             applied = registry.ledger.applied("mlflow", task, alias)
             actions += HeldAlias(registry, registry.mlflow, head, lease).follow()
-            registry.ledger.record_applied("mlflow", head)
-        reached("alias recorded")
-        if applied is None or applied.seq < head.seq:
-            describe_aliases(registry, registry.mlflow, task)
+            if applied is None or applied.seq < head.seq:
+                describe_aliases(registry, registry.mlflow, task)
+            reached("alias described")
+            registry.ledger.record_applied("mlflow", head)  # last: a run that is killed before repeats all of it
     return actions
 
 

@@ -139,7 +139,12 @@ RUN = ("run", TINY)
 RUN_STEPS = ("publish intended", "publish staged", *(f"publish {step}" for step in PUBLISHED), *PROJECTED)
 IMPORT_STEPS = ("publish intended", "publish numbered", "promotion committed")
 
-IN_MLFLOW = {"alias attempted", "alias moved", "alias written"}  # tests/registry/versions/test_killed_alias.py
+IN_MLFLOW = {
+    "alias attempted",
+    "alias moved",
+    "alias written",
+    "alias described",
+}  # tests/registry/versions/test_killed_alias.py
 
 
 def environment_of(folder: Path) -> dict[str, str]:

@@ -24,7 +24,7 @@ from tests import processes
 
 pytestmark = pytest.mark.servers
 
-STEPS = ("alias attempted", "alias moved", "alias written")
+STEPS = ("alias attempted", "alias moved", "alias written", "alias described")
 ME = Cause("me", "because")
 LEASE_SECONDS = 1.0
 
