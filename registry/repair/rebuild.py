@@ -116,9 +116,9 @@ def _find_collected(listing: TaskListing, losses: Losses) -> set[str]:
 
 
 def _prompt(registry: Registry, dossier: Dossier, at: str, judged_at: str) -> RecoveredPrompt:
-    look = dossier.verdict.look if dossier.verdict else None
-    rows = _read_rows(registry, dossier) if look else []
-    return RecoveredPrompt(dossier.publication, dossier.report, dossier.verdict, rows, at, judged_at)
+    verdict = dossier.verdict
+    rows = _read_rows(registry, dossier) if verdict and (verdict.look or verdict.reveal) else []
+    return RecoveredPrompt(dossier.publication, dossier.report, verdict, rows, at, judged_at)
 
 
 def _read_rows(registry: Registry, dossier: Dossier) -> list[str]:
