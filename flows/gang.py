@@ -6,11 +6,11 @@ from prefect import flow
 from prefect.artifacts import Artifact
 from prefect.client.schemas.objects import State
 
-from flows.night import end, show_verdict
-from flows.requests import GangRequest, record_claim
+from flows.night import end, name_starter, show_verdict
+from flows.requests import GangRequest
 from flows.spread import OUTCOMES
-from flows.stages.chain import Mode, Night, run
-from flows.stages.context import MACHINE, select_tasks
+from flows.stages.chain import PATIENCE, Mode, Night, run
+from flows.stages.context import select_tasks
 from flows.states import name_this_run, outlast
 from flows.steps import open_context, step
 
@@ -19,9 +19,9 @@ from flows.steps import open_context, step
 def gang(request: GangRequest) -> State[Any]:
     """Train the tasks of one gang of a night together, and finish them; the night starts this, not a person."""
     context = open_context()
-    context.started_by = MACHINE if request.schedule else record_claim(request.actor)
+    context.started_by = name_starter(request.actor, request.schedule)
     selection = select_tasks(context.settings, request.tasks)
-    night = run(context, selection, Mode(step, isolate=True, show=show_verdict, force=request.force))
+    night = run(context, selection, Mode(step, isolate=True, show=show_verdict, force=request.force, patience=PATIENCE))
     outlast("the outcomes", lambda: Artifact(type=OUTCOMES, data=encode(night)).create())
     return end(night, "gang")
 

@@ -5,8 +5,10 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 
+from flows.requests import PREFECT_ACTOR, record_claim
 from flows.stages.approve import Approvals
 from flows.stages.chain import Night
+from flows.stages.context import MACHINE
 from flows.stages.outcome import Outcome, tabulate
 from flows.states import end_state, outlast, tag_run
 from ptpipeline.records.reports import PairedDifference, title_of
@@ -15,6 +17,11 @@ from registry.card.markdown import escape
 from registry.registry import Registry
 
 _WIDE = ("reason", "page")  # columns that stand last
+
+
+def name_starter(actor: str, schedule: str | None) -> str:
+    """Return who started a run, as the history names them: the scheduler, unless somebody gives a name."""
+    return MACHINE if schedule and actor == PREFECT_ACTOR else record_claim(actor)
 
 
 def end(night: Night, key: str) -> State[Any]:

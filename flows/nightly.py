@@ -7,19 +7,20 @@ from typing import Any
 from prefect import flow, runtime
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Failed
 
 from flows.chronicle import begin, finish
-from flows.night import end, show_verdict
-from flows.requests import GangRequest, NightlyRequest, record_claim
+from flows.night import end, name_starter, show_verdict
+from flows.requests import GangRequest, NightlyRequest
 from flows.server.events import send_what_waits
 from flows.server.schedules import distinct_schedules, scheduled_under
 from flows.spread import count_parts, spread
-from flows.stages.chain import Mode, Night, run
-from flows.stages.context import MACHINE, select_tasks
+from flows.stages.chain import PATIENCE, Mode, Night, run
+from flows.stages.context import select_tasks
 from flows.states import name_this_run
 from flows.steps import open_context, step
 from flows.turn import Skipped, take_turn
-from ptpipeline.errors import NotFound
+from ptpipeline.errors import NotFound, Overtaken, PtpError
 from ptpipeline.task.task import Task
 
 EVERYTHING = NightlyRequest()
@@ -30,8 +31,10 @@ _log = logging.getLogger("ptpipeline.flows")
 @flow(name="nightly", flow_run_name=name_this_run, persist_result=False)
 def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     """Train the tasks that changed, and put what passes its gate into production by each task's policy."""
+    if request.cancelled:
+        return Skipped("a person cancelled the run that this one would go on with").end()
     context = open_context()
-    context.started_by = MACHINE if request.schedule else record_claim(request.actor)
+    context.started_by = name_starter(request.actor, request.schedule)
     id_ = begin(context, request)
     try:
         with take_turn(context, request):
@@ -42,19 +45,29 @@ def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
             night = run(context, selection, choose_mode(request))
             state = finish(context, id_, night, end(night, "nightly"))
     except Skipped as skipped:
-        state = finish(context, id_, Night({}, {}), skipped.end())
+        state = skipped.end()
+        if not request.resumes:  # else the row is that of the run that still works
+            state = finish(context, id_, Night({}, {}), state)
+    except Overtaken:
+        raise  # the row is the other run's
+    except PtpError as error:
+        finish(context, id_, Night({}, {}), Failed(message=str(error)))
+        send_what_waits(context.settings, context.registry.ledger.database)
+        raise
     send_what_waits(context.settings, context.registry.ledger.database)
     return state
 
 
 def choose_mode(request: NightlyRequest) -> Mode:
-    """Return how the night runs: here, or if the pool has several workers, one gang on each."""
-    mode, api = Mode(step, isolate=True, show=show_verdict, force=request.force), PREFECT_API_URL.value()
-    if not api or (parts := count_parts(api)) == 1:
+    """Return how the night runs: here, or if others can take them, one run for each gang."""
+    mode = Mode(step, isolate=True, show=show_verdict, force=request.force, patience=PATIENCE)
+    api = PREFECT_API_URL.value()
+    if not api or (parts := count_parts(api)) is None:
         return mode
-    name = request.night or str(runtime.flow_run.id)
     gang = GangRequest(tasks=[], force=request.force, actor=request.actor, schedule=request.schedule)
-    return mode._replace(parts=parts, spread=partial(spread, api, name, gang))
+    this_run = str(runtime.flow_run.id)
+    name = request.night or this_run
+    return mode._replace(parts=parts, spread=partial(spread, api, name, gang, this_run))
 
 
 def narrow(tasks: list[Task], schedule: str | None) -> list[Task]:

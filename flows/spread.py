@@ -7,7 +7,9 @@ Imports no Prefect.
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import stamina
@@ -19,13 +21,14 @@ from flows.server.trigger import trigger
 from flows.stages.chain import Night
 from flows.stages.outcome import Outcome
 from flows.stages.plan import Plan, identify
-from ptpipeline.errors import NotFound, ServiceUnavailable, Transient
+from ptpipeline.errors import NotFound, PtpError, ServiceUnavailable, Transient
 from ptpipeline.foreign import parse_json
 
 OUTCOMES = "outcomes"  # the type of the artifact that a gang's run leaves for the night
 MOST_ATTEMPTS = 4
 GANGS_PER_WORKER = 2  # so that a worker that is added in the night, or is done early, finds one to take
 _POLL_SECONDS = 5.0
+_PENDING_SECONDS = 900.0  # longer than an image is pulled
 _FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 log = logging.getLogger("ptpipeline.flows")
@@ -39,40 +42,85 @@ class Given(NamedTuple):
     attempt: int
 
 
-def count_parts(api: str) -> int:
-    """Return among how many gangs a night is divided: one if there is one worker, which loses nothing by that, or if
-    the server does not tell.
+def count_parts(api: str) -> int | None:
+    """Return among how many gangs a night is divided, each a run of its own; None to train in the night's own process.
+
+    One worker of processes loses nothing by that, nor if the server does not tell. Where each run is a container or a
+    job, what trains is given away, because only its runs ask for a GPU.
     """
     try:
+        kind = call("GET", f"{api}/work_pools/{POOL}")["type"]
         workers = call("POST", f"{api}/work_pools/{POOL}/workers/filter", {})
     except (NotFound, ServiceUnavailable):
-        return 1
+        return None
     online = sum(worker["status"] == "ONLINE" for worker in workers)
-    return GANGS_PER_WORKER * online if online > 1 else 1
+    return GANGS_PER_WORKER * max(online, 1) if online > 1 or kind != "process" else None
 
 
-def spread(api: str, night: str, request: GangRequest, gangs: Sequence[Sequence[Plan]]) -> Night:
+def spread(api: str, night: str, request: GangRequest, this_run: str, gangs: Sequence[Sequence[Plan]]) -> Night:
     """Give each gang to a worker and wait until all are done; return the outcomes of their tasks.
 
-    `night` names the night, `request` says how they run. A server that is away is asked again, for ten minutes.
+    `night` names the night, `request` says how they run. A server that is away is asked again, for ten minutes. A gang
+    that cannot be given or asked for ends with that sentence, and alone. If a person cancels `this_run`, so are they.
     """
-    done = Night({}, {})
-    running = [_give(api, night, request, plans, 1) for plans in gangs]
-    while running:
-        waiting: list[Given] = []
-        for given in running:
-            run = _ask(api, f"flow_runs/{given.run}")
-            if run["state_type"] not in _FINAL:
-                waiting.append(given)
-            elif run["state_type"] == "CRASHED" and given.attempt < MOST_ATTEMPTS:
-                log.warning("the worker of %s died; its gang goes on elsewhere", _name(given.plans))
-                waiting.append(_give(api, night, request, given.plans, given.attempt + 1))
-            else:
-                _collect(api, given, run, done)
-        running = waiting
-        if running:
-            time.sleep(_POLL_SECONDS)
+    done, running = Night({}, {}), list[Given]()
+    try:
+        for plans in gangs:
+            with _isolated(plans, done):
+                running.append(_give(api, night, request, plans, 1))
+        while running:
+            for given in list(running):
+                goes_on = list[Given]()
+                with _isolated(given.plans, done):
+                    goes_on = _follow(api, night, request, given, done)
+                running[running.index(given) : running.index(given) + 1] = goes_on
+            if running:
+                time.sleep(_POLL_SECONDS)
+    except BaseException:
+        _cancel_with(api, this_run, running)
+        raise
     return done
+
+
+@contextmanager
+def _isolated(plans: Sequence[Plan], done: Night) -> Iterator[None]:
+    try:
+        yield
+    except PtpError as error:
+        done.errors.update({plan.task: str(error) for plan in plans})
+
+
+def _follow(api: str, night: str, request: GangRequest, given: Given, done: Night) -> list[Given]:
+    """Look at a gang's run; return what to wait for on its behalf, nothing if it is done."""
+    run = _ask(api, f"flow_runs/{given.run}")
+    if run["state_type"] == "PENDING" and _age(run["state"]["timestamp"]) > _PENDING_SECONDS:
+        state = {"type": "CRASHED", "name": "Crashed", "message": "its worker took it and never began"}
+        _ask(api, f"flow_runs/{given.run}/set_state", {"state": state})
+        return [given]
+    if run["state_type"] not in _FINAL:
+        return [given]
+    if run["state_type"] == "CRASHED" and given.attempt < MOST_ATTEMPTS and not _was_cancelled(api, given.run):
+        log.warning("the worker of %s died; its gang goes on elsewhere", _name(given.plans))
+        return [_give(api, night, request, given.plans, given.attempt + 1)]
+    _collect(api, given, run, done)
+    return []
+
+
+def _was_cancelled(api: str, run: str) -> bool:
+    """Whether a person cancelled the run: one that ends in a training is Crashed for a moment."""
+    return any(state["type"] == "CANCELLING" for state in _ask(api, f"flow_run_states/?flow_run_id={run}"))
+
+
+def _cancel_with(api: str, this_run: str, running: Sequence[Given]) -> None:
+    """Cancel the gangs if a person cancelled the night; an eviction of its process leaves them at work."""
+    with suppress(PtpError):
+        if call("GET", f"{api}/flow_runs/{this_run}")["state_type"] in ("CANCELLING", "CANCELLED"):
+            for given in running:
+                call("POST", f"{api}/flow_runs/{given.run}/set_state", {"state": {"type": "CANCELLING"}})
+
+
+def _age(timestamp: str) -> float:
+    return (datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds()
 
 
 def _give(api: str, night: str, request: GangRequest, plans: Sequence[Plan], attempt: int) -> Given:

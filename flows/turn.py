@@ -39,11 +39,10 @@ def take_turn(context: Context, request: NightlyRequest, seconds: float = SECOND
     Raises Skipped if it comes too late, or while another night runs and the settings say so; TrainingError if its
     workers died too often.
     """
-    check_resumes(request.resumes)
-    if request.schedule:  # set by the scheduler: what a person asks for is never too late
-        check_lateness(runtime.flow_run.scheduled_start_time, datetime.now(UTC), context.settings.late_hours)
     with ExitStack() as held:
         while True:
+            if request.schedule:  # set by the scheduler: what a person asks for is never too late
+                check_lateness(runtime.flow_run.scheduled_start_time, datetime.now(UTC), context.settings.late_hours)
             try:
                 held.enter_context(holding(context.registry.ledger.database, [NIGHT], seconds=seconds))
                 break
@@ -54,6 +53,7 @@ def take_turn(context: Context, request: NightlyRequest, seconds: float = SECOND
                     ) from None
                 log.info("waits for another night to end: %s", error)
                 time.sleep(_POLL_SECONDS)
+        check_resumes(request.resumes)  # as the one run of this night: what it raises ends the night
         yield
 
 

@@ -44,24 +44,15 @@ def metrics(
         Path | None,
         typer.Option("--to", metavar="FILE", help="A file for node_exporter's textfile collector, replaced at once."),
     ] = None,
-    port: Annotated[
-        int | None,
-        typer.Option("--port", min=1024, max=65535, help="Serve them on this port of 127.0.0.1 until interrupted."),
-    ] = None,
 ) -> None:
     """Print metrics of tasks and nights for Prometheus.
 
     They are read from the ledger each time.
     """
-    from flows.on_demand.metrics import render_metrics, serve_metrics, write_metrics
+    from flows.on_demand.metrics import render_metrics, write_metrics
 
-    if to is not None and port is not None:
-        raise typer.BadParameter("give --to or --port, not both")
     registry = open_registry()
-    if port is not None:
-        say(f"metrics at http://127.0.0.1:{port}/metrics; Ctrl-C ends this")
-        serve_metrics(registry.ledger, port)
-    elif to is not None:
+    if to is not None:
         write_metrics(registry.ledger, to)
     else:
         print(render_metrics(registry.ledger).decode(), end="")

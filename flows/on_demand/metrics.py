@@ -2,16 +2,15 @@
 
 import os
 import tempfile
-import threading
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, generate_latest, start_http_server
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ptpipeline.errors import PreconditionFailed, SettingsError
+from ptpipeline.errors import PreconditionFailed
 from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.settings import resolve_path
 from registry.ledger.ledger import Ledger
@@ -101,15 +100,6 @@ def write_metrics(ledger: Ledger, path: Path) -> None:
         os.replace(file.name, path)
     except OSError as error:
         raise PreconditionFailed(f"{path}: cannot be written ({error.strerror}); name another file with --to") from None
-
-
-def serve_metrics(ledger: Ledger, port: int) -> None:
-    """Serve the metrics on a port of loopback until interrupted; raises SettingsError if the port is taken."""
-    try:
-        start_http_server(port, "127.0.0.1", _registry(ledger))
-    except OSError as error:
-        raise SettingsError(f"metrics: port {port} cannot be used ({error.strerror}); choose another --port") from None
-    threading.Event().wait()
 
 
 def _registry(ledger: Ledger) -> CollectorRegistry:

@@ -19,7 +19,9 @@ RESUMED = "ptp-nightly"  # a night starts the runs of its gangs again itself; wh
 _REQUEST = "(flow_run.parameters.get('request') or {})"
 _RESUMES = f"({_REQUEST}.get('resumes') or 0) + 1"
 _NIGHT = f"{_REQUEST}.get('night') or flow_run.id|string"
-_RESUMED_REQUEST = f"{{{{ dict({_REQUEST}, resumes={_RESUMES}, night={_NIGHT}) | tojson }}}}"
+# A run that is cancelled in a training ends as Crashed for a moment; the event tells what it was before.
+_CANCELLED = "event.payload.get('initial_state', {}).get('type') == 'CANCELLING'"
+_RESUMED_REQUEST = f"{{{{ dict({_REQUEST}, resumes={_RESUMES}, night={_NIGHT}, cancelled={_CANCELLED}) | tojson }}}}"
 
 
 def install_automations(api: str, dry: bool = False) -> list[str]:

@@ -54,13 +54,17 @@ class Night(NamedTuple):
     errors: dict[str, str]
 
 
+PATIENCE = 4 * 3600.0  # seconds that a night's run waits for another run that works on one of its tasks
+
+
 class Mode(NamedTuple):
     """How the chain runs.
 
     `step` runs each stage. With `isolate`, an error ends only the tasks that it concerns and goes to the night's
     errors; without, it is raised. `show` gets each task's outcome as soon as it is there, and the verdict as people may
     see it. `actor` is who promotes. With `force`, tasks train although nothing changed. What trains is divided into
-    about `parts` gangs; with `spread`, they are trained and finished elsewhere.
+    about `parts` gangs; with `spread`, they are trained and finished elsewhere. `patience` are the seconds that a task
+    waits for another run that works on it, by default those that a dead run's lease lasts.
     """
 
     step: Step = run_directly
@@ -71,6 +75,7 @@ class Mode(NamedTuple):
     force: bool = False
     parts: int = 1
     spread: Callable[[Sequence[Sequence[Plan]]], Night] | None = None
+    patience: float | None = None
 
 
 DIRECT = Mode()
@@ -102,9 +107,10 @@ def run(context: Context, selection: Selection, mode: Mode = DIRECT) -> Night:
     begun = open_gangs(context.registry.ledger.database, list(planned))
     gangs = group([todo for _, todo in planned.values()], begun, mode.parts)
     if mode.spread and gangs:  # a single one too: this process may have no GPU
-        elsewhere = mode.spread(gangs)
-        night.outcomes.update(elsewhere.outcomes)
-        night.errors.update(elsewhere.errors)
+        with _guard(mode, night, [planned[todo.task].task for gang in gangs for todo in gang]):
+            elsewhere = mode.spread(gangs)
+            night.outcomes.update(elsewhere.outcomes)
+            night.errors.update(elsewhere.errors)
         return night
     for gang in gangs:
         members = [planned[todo.task] for todo in gang]
@@ -118,7 +124,8 @@ def _work_on(context: Context, gang: Sequence[_Planned], mode: Mode, night: Nigh
 
     Raises LeaseHeld if another run goes on working on one of them, Overtaken if one took them over.
     """
-    with working_on(context.registry.ledger.database, [task.name for task, _ in gang]) as lease:
+    names = [task.name for task, _ in gang]
+    with working_on(context.registry.ledger.database, names, mode.patience) as lease:
         trained = _claim(context, gang) or _train(context, lease, gang, mode, night)
         for task, todo in gang:
             if task.name in trained:

@@ -58,6 +58,10 @@ def deferred_sigterm(grace: float = GRACE_SECONDS) -> Iterator[Interruption]:
     signal.signal(signal.SIGTERM, note)
     try:
         yield interruption
+    except Exception:
+        if interruption.asked:
+            interruption.end()  # told to end: the error only came first
+        raise
     finally:
         for timer in timers:
             timer.cancel()

@@ -12,6 +12,7 @@ import os
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,8 @@ from ptpipeline.durable import publish
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed
 from ptpipeline.foreign import parse_json
 from ptpipeline.storage.bounds import MIB
-from registry.ledger.database import Database, read_revision
+from registry.ledger.database import Database
+from registry.ledger.tables import read_revision
 
 FORMAT = "ptpipeline ledger"
 MAX_LINE = 64 * MIB
@@ -39,8 +41,11 @@ class Saved(NamedTuple):
 def back_up(database: Database, path: Path) -> Saved:
     """Write the whole ledger to a file, which is there whole or not at all; others may go on writing to the ledger.
 
-    Raises PreconditionFailed if the file cannot be written, ServiceUnavailable if the database does not answer.
+    It never replaces a file, which might be the ledger itself. Raises PreconditionFailed if there is one or it cannot
+    be written, ServiceUnavailable if the database does not answer.
     """
+    if os.path.lexists(path):
+        raise PreconditionFailed(f"{path}: there is a file of that name; name another one")
     try:
         descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # with mode 0600
         try:
@@ -62,26 +67,25 @@ def restore(url: str, path: Path) -> Saved:
     altered, PreconditionFailed if the database has tables, SettingsError if a newer ptpipeline wrote the backup.
     """
     saved = _check(path)
-    database = Database(url, saved.schema)
-    try:
-        with database.writing("restore") as connection:
-            tables = _reflect(connection)
-            batch: list[dict[str, Any]] = []
-            name = ""
-            for table, row in _read_rows(path):
-                if (table != name or len(batch) == BATCH) and batch:
-                    connection.execute(insert(tables[name]), batch)
-                    batch = []
-                name = table
-                batch.append(row)
-            if batch:
-                connection.execute(insert(tables[name]), batch)
-            if connection.dialect.name == "postgresql":
-                _continue_sequences(connection, tables.values())
-    finally:
-        database.close()
+    Database(url, saved.schema, fill=partial(_insert_rows, path)).close()  # one killed meanwhile leaves no table
     Database(url).close()
     return saved
+
+
+def _insert_rows(path: Path, connection: Connection) -> None:
+    tables = _reflect(connection)
+    batch: list[dict[str, Any]] = []
+    name = ""
+    for table, row in _read_rows(path):
+        if (table != name or len(batch) == BATCH) and batch:
+            connection.execute(insert(tables[name]), batch)
+            batch = []
+        name = table
+        batch.append(row)
+    if batch:
+        connection.execute(insert(tables[name]), batch)
+    if connection.dialect.name == "postgresql":
+        _continue_sequences(connection, tables.values())
 
 
 def _write_rows(database: Database, file: gzip.GzipFile) -> Saved:

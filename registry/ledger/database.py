@@ -38,7 +38,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from ptpipeline.errors import PreconditionFailed, ServiceUnavailable, SettingsError
 from ptpipeline.records.base import now
 from registry.ledger.clock import boot_id, uptime
-from registry.ledger.tables import SCHEMA
+from registry.ledger.tables import SCHEMA, read_revision
 
 BUSY_SECONDS = 10
 # What PostgreSQL says of an address that stays wrong until a person changes something.
@@ -54,15 +54,24 @@ TIMEOUTS = (
     f"idle_in_transaction_session_timeout={3 * BUSY_SECONDS}s"
 )
 
+Fill = Callable[[Connection], None]
+
 
 class Database:
     """A database with the ledger's tables; raises ServiceUnavailable if it cannot be reached or stays locked.
 
-    With a `schema`, the database may have no tables yet (else PreconditionFailed), and gets those of that schema.
-    `migrate`: bring its schema up to date; without, only `stored_schema` may be asked.
+    With a `schema`, the database may have no tables yet (else PreconditionFailed), and gets those of that schema, and
+    what `fill` puts into them, in one transaction. `migrate`: bring its schema up to date; without, only
+    `stored_schema` may be asked.
     """
 
-    def __init__(self, url: str, schema: str | None = None, migrate: bool = True) -> None:
+    def __init__(
+        self,
+        url: str,
+        schema: str | None = None,
+        migrate: bool = True,
+        fill: Fill | None = None,
+    ) -> None:
         self.url = url
         parsed = _parse(url)
         self.name = parsed.render_as_string(hide_password=True)
@@ -71,7 +80,7 @@ class Database:
         self._engine = _sqlite_engine(parsed) if self.file else _postgresql_engine(parsed)
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
         _open.add(self)
-        self._schema = schema or SCHEMA
+        self._schema, self._fill = schema or SCHEMA, fill
         if schema is not None:
             self._require_empty()
         if migrate:
@@ -205,17 +214,15 @@ class Database:
                     f"PTP_LEDGER: {self.name} was written by another version of ptpipeline ({error}); install "
                     "the newer one"
                 ) from None
+            if self._fill:
+                self._fill(connection)
 
     @contextmanager
     def _translating(self) -> Iterator[None]:
         try:
             yield
-        except (
-            OperationalError,
-            InterfaceError,
-            InternalError,
-            PoolTimeout,
-        ) as error:  # internal: a standby, a transaction that idled too long
+        # InternalError: a standby, or a transaction that idled too long
+        except (OperationalError, InterfaceError, InternalError, PoolTimeout) as error:
             reason = " ".join(str(getattr(error, "orig", error)).split())
             if refused := _REFUSED.search(reason):
                 raise SettingsError(
@@ -239,11 +246,6 @@ class Database:
                     "database (ALTER DATABASE ... OWNER TO ...)"
                 ) from error
             raise
-
-
-def read_revision(connection: Connection) -> str:
-    """Return the revision of the schema of a database that holds a ledger."""
-    return str(connection.scalar(text("SELECT version_num FROM alembic_version")))
 
 
 def seconds_left(expires_at: float, now: float, longest: float) -> float:

@@ -43,12 +43,17 @@ class GangLease:
 
     def take(self) -> None:
         """Take all of them; raise LeaseHeld, and have none, if a living process has one."""
-        with self._database.writing() as connection:
+        try:
+            with self._database.writing() as connection:
+                for lease in self._leases:
+                    self._database.hold(connection, f"lease {lease.name}")
+                for lease in self._leases:
+                    _free_if_dead(connection, self._database, lease.name)
+                    lease.take(connection)
+        except BaseException:  # rolled back: another run may have these generations by now
             for lease in self._leases:
-                self._database.hold(connection, f"lease {lease.name}")
-            for lease in self._leases:
-                _free_if_dead(connection, self._database, lease.name)
-                lease.take(connection)
+                lease.generation = None
+            raise
         self._held = [(lease.name, lease.generation) for lease in self._leases]
 
     def keep(self, connection: Connection) -> None:

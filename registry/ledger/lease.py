@@ -36,8 +36,13 @@ class Lease:
 
     def renew(self) -> None:
         """Take the lease, or extend it from now on; raise LeaseHeld if another process has it."""
-        with self._database.writing(f"lease {self.name}") as connection:
-            self.take(connection)
+        before = self.generation
+        try:
+            with self._database.writing(f"lease {self.name}") as connection:
+                self.take(connection)
+        except BaseException:  # rolled back: another process may have that generation by now
+            self.generation = before
+            raise
 
     def take(self, connection: Connection, **noted: Any) -> None:
         """`renew` it as part of that transaction, which holds `lease NAME`; `noted` goes into its row."""
@@ -112,7 +117,11 @@ def remove_expired_leases(database: Database) -> int:
     with database.writing() as connection:
         expired = _expired(database, connection)
         for row in expired:
-            as_seen = update(table).where(table.c.name == row.name, table.c.generation == row.generation)
+            as_seen = update(table).where(
+                table.c.name == row.name,
+                table.c.generation == row.generation,
+                table.c.expires_at == row.expires_at,  # else its holder has just extended it
+            )
             connection.execute(as_seen.values(owner=NOBODY, expires_at=0.0))
         return len(expired)
 

@@ -15,6 +15,7 @@ from sqlalchemy import (
     JSON,
     Boolean,
     Column,
+    Connection,
     Float,
     ForeignKeyConstraint,
     Index,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     Text,
     UniqueConstraint,
     false,
+    text,
 )
 
 SCHEMA = "0007"
@@ -312,3 +314,8 @@ night_task = Table(
     Column("processor_seconds", Float),
     Column("at", String(32), nullable=False),
 )
+
+
+def read_revision(connection: Connection) -> str:
+    """Return the revision of the schema of a database that holds a ledger."""
+    return str(connection.scalar(text("SELECT version_num FROM alembic_version")))

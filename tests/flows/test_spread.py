@@ -22,7 +22,8 @@ class Pool(Prefect):
 
     def __init__(self, **states: list[str]) -> None:
         super().__init__({})
-        self.states, self.keys = states, list[str]()
+        self.states, self.keys, self.unknown = states, list[str](), set[str]()
+        self.history, self.set, self.night = list[str](), list[tuple[str, str]](), "RUNNING"
 
     def answer(self, what: str, body: Any) -> tuple[int, Any]:
         path = what.partition(" ")[2]
@@ -31,10 +32,22 @@ class Pool(Prefect):
         if path == "/deployments/gang/create_flow_run":
             self.keys.append(body["idempotency_key"])
             [task] = body["parameters"]["request"]["tasks"]
+            if task in self.unknown:
+                return 409, {"detail": f"'{task}' is not one of the tasks"}
             return 201, {"id": f"{task}.{body['idempotency_key'].split()[-1]}"}
+        if path.startswith("/flow_run_states/"):
+            return 200, [{"type": state} for state in self.history]
+        if path.endswith("/set_state"):
+            run = path.split("/")[2]
+            self.set.append((run, body["state"]["type"]))
+            self.states[run.split(".")[0]][int(run.split(".")[1]) - 1] = body["state"]["type"]
+            return 201, {}
+        if path == "/flow_runs/this":
+            return 200, {"state_type": self.night}
         if path.startswith("/flow_runs/"):
             task, attempt = path.rpartition("/")[2].split(".")
-            return 200, {"state_type": self.states[task][int(attempt) - 1], "state": {"message": "by hand"}}
+            state = {"message": "by hand", "timestamp": "2026-11-26T00:00:00Z"}
+            return 200, {"state_type": self.states[task][int(attempt) - 1], "state": state}
         if path == "/artifacts/filter":
             [run] = body["artifacts"]["flow_run_id"]["any_"]
             task, attempt = run.split(".")
@@ -51,7 +64,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run(pool: Pool) -> Night:
     with listening(pool) as prefect:
-        return spread(prefect.url, "night", REQUEST, [[a_plan(task)] for task in pool.states])
+        return spread(prefect.url, "night", REQUEST, "this", [[a_plan(task)] for task in pool.states])
 
 
 def test_the_outcomes_of_all_gangs_come_back() -> None:
@@ -78,8 +91,50 @@ def test_a_cancelled_gang_fails_its_tasks_alone() -> None:
     assert (list(night.outcomes), list(night.errors)) == (["b"], ["a"])
 
 
-@pytest.mark.parametrize(("online", "parts"), [(0, 1), (1, 1), (2, 2 * GANGS_PER_WORKER)])
-def test_one_worker_trains_one_gang(online: int, parts: int) -> None:
+def test_a_crash_of_a_gang_that_a_person_cancelled_is_no_death() -> None:
+    pool = Pool(a=["CRASHED", "COMPLETED"])
+    pool.history = ["RUNNING", "CANCELLING", "CRASHED"]
+    assert list(run(pool).errors) == ["a"]
+
+
+def test_a_gang_that_cannot_be_given_fails_alone() -> None:
+    pool = Pool(a=["COMPLETED"], b=["COMPLETED"])
+    pool.unknown = {"a"}
+    night = run(pool)
+    assert (list(night.outcomes), list(night.errors)) == (["b"], ["a"])
+
+
+def test_a_gang_whose_worker_never_began_is_given_to_another() -> None:
+    pool = Pool(a=["PENDING", "COMPLETED"])
+    night = run(pool)
+    assert (pool.set, list(night.outcomes)) == ([("a.1", "CRASHED")], ["a"])
+
+
+@pytest.mark.parametrize(("night", "cancelled"), [("CANCELLING", [("a.1", "CANCELLING")]), ("RUNNING", [])])
+def test_who_cancels_a_night_cancels_its_gangs_and_who_evicts_it_does_not(
+    night: str, cancelled: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = Pool(a=["RUNNING"])
+    pool.night = night
+
+    def end(_seconds: float) -> None:
+        raise SystemExit(143)
+
+    monkeypatch.setattr("flows.spread.time.sleep", end)
+    with pytest.raises(SystemExit):
+        run(pool)
+    assert pool.set == cancelled
+
+
+@pytest.mark.parametrize(
+    ("kind", "online", "parts"),
+    [("process", 0, None), ("process", 1, None), ("process", 2, 2 * GANGS_PER_WORKER), ("kubernetes", 1, 2)],
+)
+def test_one_worker_of_processes_trains_in_the_night_itself(kind: str, online: int, parts: int | None) -> None:
     workers = [{"status": "ONLINE"}] * online + [{"status": "OFFLINE"}] * 3
-    with listening(Prefect({"POST /work_pools/ptp/workers/filter": lambda _: (200, workers)})) as prefect:
+    answers = {
+        "GET /work_pools/ptp": lambda _: (200, {"type": kind}),
+        "POST /work_pools/ptp/workers/filter": lambda _: (200, workers),
+    }
+    with listening(Prefect(answers)) as prefect:
         assert count_parts(prefect.url) == parts

@@ -105,8 +105,16 @@ def test_a_silent_night_has_crashed_and_starts_again(served: Served, installed: 
     served.beat(run)
     wait_for(lambda: served.state(run) == "CRASHED", 6 * SHORT)
     [again] = wait_for(lambda: served.runs_after(run), 6 * SHORT)
-    request = {"tasks": ["mood"], "schedule": "0-2", "resumes": 2, "night": run}
+    request = {"tasks": ["mood"], "schedule": "0-2", "resumes": 2, "night": run, "cancelled": False}
     assert (again["parameters"]["request"], again["state_type"]) == (request, "SCHEDULED")
+
+
+def test_the_night_behind_one_that_a_person_cancelled_knows_it(served: Served, installed: dict[str, Any]) -> None:
+    run = served.start("RUNNING")
+    for state in ("CANCELLING", "CRASHED"):  # as a run that is told to end in its training
+        call("POST", f"{served.api}/flow_runs/{run}/set_state", {"state": {"type": state}, "force": True})
+    [again] = wait_for(lambda: served.runs_after(run), 6 * SHORT)
+    assert again["parameters"]["request"]["cancelled"] is True
 
 
 def test_a_night_that_ended_is_left_alone(served: Served, installed: dict[str, dict[str, Any]]) -> None:

@@ -13,11 +13,12 @@ from benchmarks.fixtures.prompts import a_task, published
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, PromotionRefused, PtpError
 from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.storage import FolderStore
+from registry.ledger import backup
 from registry.ledger.backup import back_up, restore
-from registry.ledger.database import Database, read_revision
+from registry.ledger.database import Database
 from registry.ledger.ledger import Ledger
 from registry.ledger.nights import begin_night, end_night
-from registry.ledger.tables import SCHEMA
+from registry.ledger.tables import SCHEMA, read_revision
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.rebuild import rebuild
@@ -144,3 +145,28 @@ def test_a_ledger_that_has_rows_is_never_overwritten(filled: Registry, tmp_path:
     assert everything(filled.ledger.database) == before
     with filled.ledger.database.reading() as connection:
         assert connection.scalar(text("SELECT count(*) FROM promotion")) == 1
+
+
+def test_a_backup_replaces_no_file_not_even_the_ledger(filled: Registry, tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_bytes(b"a ledger, say")
+    with pytest.raises(PreconditionFailed, match="there is a file of that name"):
+        back_up(filled.ledger.database, tmp_path / "ledger.db")
+    assert (tmp_path / "ledger.db").read_bytes() == b"a ledger, say"
+
+
+def test_a_restore_that_ends_in_the_middle_leaves_no_ledger_and_may_be_repeated(
+    filled: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    back_up(filled.ledger.database, tmp_path / "backup")
+    url = f"sqlite:///{tmp_path / 'again.db'}"
+
+    def die(_rows: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backup, "_decode", die)
+        with pytest.raises(KeyboardInterrupt):
+            restore(url, tmp_path / "backup")
+    assert Database(url, migrate=False).stored_schema() is None
+    restore(url, tmp_path / "backup")
+    assert everything(Database(url)) == everything(filled.ledger.database)

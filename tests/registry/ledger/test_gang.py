@@ -216,3 +216,17 @@ def test_a_ledger_that_is_away_is_waited_for(postgres: Postgres, new_database: s
         assert open_leases(ledger) == ["task mood"]
     back.join()
     ledger.close()
+
+
+def test_a_lease_that_was_not_taken_is_taken_from_nobody(ledger: Ledger) -> None:
+    """A run that got only some of its leases has none of them, whoever takes those meanwhile."""
+    wants, other = (GangLease(ledger.database, names, LONG) for names in (["task a", "task b"], ["task b"]))
+    other.take()
+    with pytest.raises(LeaseHeld):
+        wants.take()
+    third = GangLease(ledger.database, ["task a"], LONG)
+    third.take()
+    other.release()
+    with pytest.raises(LeaseHeld, match="task a"):
+        wants.take()
+    third.check()
