@@ -12,6 +12,7 @@ from ptpipeline.task.task import Task
 from registry.ledger.approvals import Standing, find_standing, list_standings
 from registry.registry import Registry
 from registry.versions import approval, promotion
+from registry.versions.projection import follow
 from registry.versions.promoters import Cause, check_promoter
 
 
@@ -40,15 +41,17 @@ def approve(context: Context, task: str, version: int, cause: Cause) -> Decided:
     """Record that a person approves a candidate; if enough people did, production names it.
 
     If the policy or the champion changed since it was judged, it is judged again first, and what was approved before
-    does not count. Raises what `approval.approve` and `promotion.promote` raise.
+    does not count. If production names it already, this only shows it to readers: whoever promoted it may have died
+    before. Raises what `approval.approve` and `promotion.promote` raise.
     """
     declared, wanted = _find(context, task, version, cause)
-    approval.check_order(context.registry, declared, PRODUCTION, wanted)
-    judge_again(context, declared, wanted)
     head = context.registry.ledger.head(task, PRODUCTION)
     known = find_standing(context.registry.ledger.database, task, wanted.digest)
     if known and head and head.version == version:
+        follow(context.registry, head)
         return Decided(describe(declared, known), head)
+    approval.check_order(context.registry, declared, PRODUCTION, wanted)
+    judge_again(context, declared, wanted)
     verdict = promotion.require_passed(context.registry, declared, promotion.Transition(head, wanted))
     standing = approval.approve(context.registry, declared, wanted, verdict, cause)
     if not approval.is_approved(declared, standing):

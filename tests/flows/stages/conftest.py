@@ -13,5 +13,9 @@ from registry.registry import Registry
 
 @pytest.fixture
 def context(tmp_path: Path) -> Context:
-    registry = Registry(Ledger(f"sqlite:///{tmp_path}/ledger.db"), FolderStore(tmp_path / "store"))
-    return Context(Settings(home=tmp_path, tasks=tmp_path), registry)
+    return make_context(tmp_path)
+
+
+def make_context(folder: Path) -> Context:
+    registry = Registry(Ledger(f"sqlite:///{folder}/ledger.db"), FolderStore(folder / "store"))
+    return Context(Settings(home=folder, tasks=folder), registry)

@@ -1,5 +1,7 @@
 """What a night asks people, and what their decisions lead to."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,12 +14,16 @@ from flows.stages.outcome import Candidate, summarise
 from flows.stages.promote import promote
 from ptpipeline.errors import PromotionRefused, TaskFileError
 from ptpipeline.records.versions import PRODUCTION
+from ptpipeline.settings import Settings
 from ptpipeline.task.folder import load_task
 from ptpipeline.task.task import Task
+from registry import failpoints
 from registry.ledger.approvals import list_standings
 from registry.versions import promotion
 from registry.versions.promoters import Cause, lack_promoter
 from registry.versions.sign import sign_task
+from tests import processes
+from tests.flows.stages.conftest import make_context
 from tests.registry.signed import ADA, public_line, signed
 
 ANN, BOB = Cause("ann", "looks right"), Cause("bob", "fine")
@@ -82,12 +88,25 @@ def test_the_last_approval_promotes_and_the_history_names_all(context: Context) 
 
 
 def test_the_same_approval_finishes_a_promotion_that_was_interrupted(context: Context) -> None:
-    task = declare(context, "approvals: 1")
+    task = declare(context, "approvals: 1", "aliases: [staging, production]")
     ends(context, task)
+    promotion.promote(context.registry, task, 1, ANN, "staging")
+    killed = processes.start(_approve_and_die, context.settings)
+    killed.join(60)
+    assert killed.exitcode == -signal.SIGKILL
+    [head] = context.registry.ledger.history("mood", PRODUCTION)
     store = context.registry.store
-    assert approve(context, "mood", 1, ANN).promotion == approve(context, "mood", 1, ANN).promotion
-    assert len(context.registry.ledger.history("mood", PRODUCTION)) == 1
+    assert not store.exists("prompts/mood/aliases/production.json")
+    published(context.registry, task, 2, head.digest)
+    promotion.promote(context.registry, task, 2, ANN, "staging")  # by now it names another
+    assert approve(context, "mood", 1, ANN).promotion == head
     assert store.exists("prompts/mood/aliases/production.json")
+    assert context.registry.ledger.history("mood", PRODUCTION) == [head]
+
+
+def _approve_and_die(settings: Settings) -> None:
+    failpoints.watch(lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == "promotion committed" else None)
+    approve(make_context(settings.home), "mood", 1, ANN)
 
 
 def test_what_one_person_rejects_is_not_asked_for_again(context: Context) -> None:
