@@ -97,7 +97,7 @@ def ask(database: Database, asked: Asked) -> Standing:
             version=version.number,
             digest=version.digest,
             verdict=asked.verdict,
-            started_by=asked.started_by,
+            started_by=known.request.started_by if known else asked.started_by,  # whose run made it, whoever asks again
             asked=clock,
             expires=clock + asked.days * DAY,
             at=now(),

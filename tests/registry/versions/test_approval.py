@@ -91,6 +91,15 @@ def test_who_started_the_run_does_not_approve_it(plain: Registry, starter: str) 
     assert approve(plain, ONE, version, BOB)
 
 
+def test_who_started_the_run_does_not_approve_it_once_another_asks_again(plain: Registry) -> None:
+    version = candidate(plain, ONE)
+    ask(plain.ledger.database, Asked(version, "b" * 64, "ann", 0.0))
+    again = approval.request_approval(plain, ONE, version, verdict_on(plain, version), "nightly")
+    assert (again.request.number, again.request.started_by) == (2, "ann")
+    with pytest.raises(PromotionRefused, match="ann started the run that made it"):
+        approve(plain, ONE, version, ANN)
+
+
 def test_without_approvals_in_the_task_anybody_approves(plain: Registry) -> None:
     version = waiting(plain, declared(), "ann")
     assert approve(plain, declared(), version, ANN)
