@@ -5,6 +5,7 @@ again, gets another verdict, and has to be approved again.
 """
 
 import re
+import unicodedata
 from functools import partial
 
 from ptpipeline.errors import PromotionRefused
@@ -121,9 +122,15 @@ def describe_rejection(rejection: Decision) -> str:
 
 
 def person_of(actor: str) -> str:
-    """Return the person that an actor of the history is, or claims to be, however the request came."""
-    claimed = re.fullmatch(r"prefect \(claims (.*)\)", actor, re.DOTALL)
-    return (claimed[1] if claimed else re.sub(r" \(key [0-9a-f]{16}\)$", "", actor)).strip().casefold()
+    """Return the person that an actor of the history is, or claims to be, however the request came and however the
+    name is spelled: by other spaces, cases or forms of a letter, or with characters that nobody sees.
+    """
+    seen = "".join(c for c in actor if unicodedata.category(c) not in ("Cc", "Cf") or c.isspace())
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", seen).casefold())
+    name = " ".join(folded.split())
+    while around := re.fullmatch(r"prefect \(claims ?(.*)\)|(.*?) ?\(key [0-9a-f]{16}\)", name):
+        name = (around[1] or around[2] or "").strip()
+    return name
 
 
 # ---------------------------------------------------------------- who may decide

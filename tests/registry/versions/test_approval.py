@@ -68,12 +68,35 @@ def test_two_people_approve(plain: Registry) -> None:
     assert promote(plain, TWO, 1, BOB).version == 1
 
 
-@pytest.mark.parametrize("again", ["ann", "Ann", "ann (key 0123456789abcdef)", "prefect (claims ann)"])
+@pytest.mark.parametrize(
+    "again",
+    [
+        "ann",
+        "Ann",
+        "ann (key 0123456789abcdef)",
+        "prefect (claims ann)",
+        "prefect (claims ann (key 0123456789abcdef))",
+        "prefect (claims prefect (claims ann))",
+        "prefect (claims \n ann\t)",
+        "a\u200bnn",
+        "\u202eann\u00ad",
+        "\uff21nn",
+    ],
+)
 def test_one_person_does_not_approve_twice(plain: Registry, again: str) -> None:
     version = waiting(plain)
     approve(plain, TWO, version, ANN)
     with pytest.raises(PromotionRefused, match=r"ann approved it at .* already; it needs 2 different people"):
         approve(plain, TWO, version, Cause(again, "why"))
+
+
+@pytest.mark.parametrize("again", ["Ann  Lee", "ann\u00a0lee", "prefect (claims Ann\u3000Lee)", "ann\n lee"])
+def test_spaces_make_no_other_person(again: str) -> None:
+    assert approval.person_of(again) == approval.person_of("ann lee")
+
+
+def test_accents_make_another_person_and_their_encoding_does_not() -> None:
+    assert approval.person_of("jos\u00e9") == approval.person_of("Jose\u0301") != approval.person_of("jose")
 
 
 def test_one_key_does_not_approve_twice_under_two_names(plain: Registry) -> None:
@@ -105,7 +128,9 @@ def test_without_approvals_in_the_task_anybody_approves(plain: Registry) -> None
     assert approve(plain, declared(), version, ANN)
 
 
-@pytest.mark.parametrize("nobody", ["prefect", "nightly", "mlflow-ui", "prefect (claims nightly)"])
+@pytest.mark.parametrize(
+    "nobody", ["prefect", "nightly", "mlflow-ui", "prefect (claims nightly)", "\u200b", "prefect (claims )"]
+)
 def test_a_machine_does_not_approve(plain: Registry, nobody: str) -> None:
     version = waiting(plain, ONE)
     with pytest.raises(PromotionRefused, match="an approval needs the name of the person who gives it"):
