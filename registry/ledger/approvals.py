@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, func, select
 
+from ptpipeline.errors import PromotionRefused
 from ptpipeline.records.base import Key, Number, Record, Time, Words, now
 from ptpipeline.records.versions import PRODUCTION, PromptVersion
 from registry.ledger import tables
@@ -110,12 +111,20 @@ def ask(database: Database, asked: Asked) -> Standing:
 def record_decision(
     database: Database, request: Request, decision: Decision, check: Callable[[Standing], None]
 ) -> Standing:
-    """Add the decision to the request, unless `check` raises over how it stands then; two never decide at once."""
+    """Add the decision to the request, unless `check` raises over how it stands then; two never decide at once.
+
+    Raises PromotionRefused if it approves what was asked for again meanwhile: nobody was shown what is asked now.
+    """
     table = tables.approval
     with database.writing(_lock(request.task)) as connection:
         known = _standing(database, connection, request.task, request.digest)
         if known is None:
             raise ValueError(f"{request.task}: there is no request {request.number}")
+        if decision.approved and known.request.number != request.number:
+            name = f"{request.task}@{request.version}"
+            raise PromotionRefused(
+                f"{name} was asked for again meanwhile; read the new report (`ptp show {name}`), then approve it"
+            )
         check(known)
         number = len(known.decisions) + 1
         row = {"task": request.task, "request": known.request.number, "number": number, **decision.model_dump()}

@@ -32,7 +32,8 @@ def approve(registry: Registry, task: Task, version: PromptVersion, verdict: Ver
     """Record that a person approves the candidate by that verdict; returns what was decided by now.
 
     A person who repeats an approval that is recorded already changes nothing. Raises PromotionRefused if nobody asked
-    for it, if the request expired or was rejected, or if this person may not approve it.
+    for it, if the request expired or was rejected, if it was judged again since (people are asked anew then), or if
+    this person may not approve it.
     """
     database = registry.ledger.database
     known = find_standing(database, version.task, version.digest)
@@ -40,7 +41,11 @@ def approve(registry: Registry, task: Task, version: PromptVersion, verdict: Ver
         raise PromotionRefused(f"{_name(version)} does not wait for approval; `ptp run {task.name}` asks for it")
     _check_open(task, known)
     if known.request.verdict != verdict.verdict_digest():
-        known = request_approval(registry, task, version, verdict, known.request.started_by)
+        request_approval(registry, task, version, verdict, known.request.started_by)
+        name = _name(version)
+        raise PromotionRefused(
+            f"{name} was judged again since people were asked; read the new report (`ptp show {name}`), then approve it"
+        )
     if _decided_by(known, cause) and is_approved(task, known):
         return known
     decision = _decision(cause, approved=True)

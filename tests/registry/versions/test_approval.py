@@ -14,7 +14,7 @@ from ptpipeline.records.versions import PRODUCTION, PromptVersion
 from ptpipeline.signing import SigningKey
 from ptpipeline.task.task import Task
 from registry.ledger import tables
-from registry.ledger.approvals import Asked, ask, find_standing
+from registry.ledger.approvals import Asked, Decision, ask, find_standing, record_decision
 from registry.ledger.ledger import Ledger, Release
 from registry.registry import Registry
 from registry.repair.doctor import examine
@@ -185,8 +185,23 @@ def test_an_approval_does_not_outlive_its_champion(plain: Registry) -> None:
     published(plain, ONE, 1, other.digest)  # judged again, against the new champion
     with pytest.raises(PromotionRefused, match="those given before do not count, because it was judged again"):
         promote(plain, ONE, 1, ANN)
+    with pytest.raises(PromotionRefused, match=r"judged again since people were asked; read .* \(`ptp show mood@1`\)"):
+        approve(plain, ONE, version, ANN)
+    standing = find_standing(plain.ledger.database, version.task, version.digest)
+    assert standing
+    assert (standing.request.number, standing.request.started_by, standing.decisions) == (2, "carl", [])
     assert approve(plain, ONE, version, ANN)
     assert promote(plain, ONE, 1, ANN).version == 1
+
+
+def test_an_approval_does_not_count_for_what_was_asked_meanwhile(ledger: Ledger) -> None:
+    first = ask(ledger.database, Asked(VERSION, "b" * 64, "carl", 1)).request
+    ask(ledger.database, Asked(VERSION, "c" * 64, "carl", 1))
+    yes = Decision(approved=True, actor="ann", key=None, reason="why", at=VERSION.registered_at)
+    with pytest.raises(PromotionRefused, match="mood@1 was asked for again meanwhile"):
+        record_decision(ledger.database, first, yes, lambda _: None)
+    no = yes.model_copy(update={"approved": False})
+    assert record_decision(ledger.database, first, no, lambda _: None).decisions == [no]
 
 
 def test_an_approval_does_not_outlive_its_policy(plain: Registry) -> None:
