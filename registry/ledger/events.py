@@ -74,9 +74,10 @@ def record_event(database: Database, kind: Kind, record: Mapping[str, Any], once
 
 
 def take_due(database: Database, target: str) -> Event | None:
-    """Return the oldest event that the target is to be told now; None if it was told all, or all the rest must wait.
+    """Return the event that the target is to be told now; None if it was told all, or all the rest must wait.
 
-    The event is put off before it is returned: whoever dies while sending leaves it due again after a wait.
+    It is the oldest of those that were tried least: what a target never takes holds up nothing else. The event is put
+    off before it is returned: whoever dies while sending leaves it due again after a wait.
     """
     event, delivery = tables.event, tables.delivery
     with database.writing(f"deliver {target}") as connection:
@@ -86,13 +87,12 @@ def take_due(database: Database, target: str) -> Event | None:
             select(event, delivery.c.attempts, delivery.c.due)
             .outerjoin(delivery, mine)
             .where(event.c.seq >= _since(connection, target), delivery.c.delivered.is_(None))
-            .order_by(event.c.seq)
         )
         rows = connection.execute(waiting).all()
         if not rows:
             _advance(connection, target)
-        due = (row for row in rows if row.due is None or not seconds_left(row.due, clock, LONGEST_WAIT))
-        row = next(due, None)
+        due = [row for row in rows if row.due is None or not seconds_left(row.due, clock, LONGEST_WAIT)]
+        row = min(due, key=lambda row: (row.attempts or 0, row.seq), default=None)
         if row is None:
             return None
         attempts = (row.attempts or 0) + 1

@@ -44,6 +44,15 @@ def test_what_was_not_taken_waits_and_is_due_again(ledger: Ledger) -> None:
     assert take_due(ledger.database, "ops") == first
 
 
+def test_what_was_tried_least_comes_first(ledger: Ledger) -> None:
+    record(ledger, "refused")
+    take_due(ledger.database, "ops")
+    record(ledger, "new")
+    with ledger.database.writing() as connection:
+        connection.execute(update(tables.delivery).values(due=ledger.database.clock(connection) - 1))
+    assert taken(ledger) == ["new", "refused"]
+
+
 def test_what_was_told_long_ago_is_not_looked_at_again(ledger: Ledger) -> None:
     with ledger.database.writing() as connection:
         for number in range(3):
