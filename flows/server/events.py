@@ -15,6 +15,9 @@ import hmac
 import json
 import logging
 import os
+import queue
+import re
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +28,7 @@ import httpx
 
 from flows.server.environment import EVENT
 from ptpipeline.errors import PtpError, SettingsError
+from ptpipeline.foreign import escape_controls
 from ptpipeline.records.base import is_name
 from ptpipeline.settings import Settings, is_loopback
 from registry.ledger.database import Database
@@ -32,6 +36,7 @@ from registry.ledger.events import Event, record_delivered, take_due
 
 SECONDS = 5.0  # for one event
 TARGET_SECONDS = 30.0  # for one target, each time that something is sent
+ABOUT_THE_TARGET = (401, 403, 404, 408, 410, 429)  # of 4xx: these answer any event, the others this one
 SECRET_BYTES = range(24, 65)  # as the specification asks
 
 log = logging.getLogger("ptpipeline.events")
@@ -56,6 +61,10 @@ class Sent(NamedTuple):
 
 class NotTaken(Exception):
     """The target did not take an event; the message holds no part of its address."""
+
+
+class Refused(NotTaken):
+    """The target answers, and will not take this event; it may take others."""
 
 
 def variable_of(target: str) -> str:
@@ -85,14 +94,17 @@ def send_events(settings: Settings, database: Database) -> Sent:
     delivered, failures = 0, {}
     for target in read_targets(settings):
         ends = time.monotonic() + TARGET_SECONDS
-        try:
-            while time.monotonic() < ends and (event := take_due(database, target.name)):
-                _SEND[target.kind](target, event)
-                record_delivered(database, target.name, event)
-                delivered += 1
-        except NotTaken as reason:
-            failures[target.name] = str(reason)
-            log.warning("target %s of events: %s; it is tried again later", target.name, reason)
+        while time.monotonic() < ends and (event := take_due(database, target.name)):
+            try:
+                _send(target, event)
+            except NotTaken as reason:
+                failures[target.name] = str(reason)
+                log.warning("target %s of events, %s: %s; it is tried again later", target.name, event.id, reason)
+                if isinstance(reason, Refused):
+                    continue
+                break
+            record_delivered(database, target.name, event)
+            delivered += 1
     return Sent(delivered, failures)
 
 
@@ -111,8 +123,11 @@ def sign(secret: bytes, id_: str, timestamp: int, body: bytes) -> str:
 
 
 def describe(event: Event) -> str:
-    """Return the event in one line."""
-    record = event.record
+    """Return the event in one line, which nobody's words end or turn around."""
+    record = {
+        name: escape_controls(" ".join(value.split())) if isinstance(value, str) else value
+        for name, value in event.record.items()
+    }
     place, who = f"{record.get('task')}@{record.get('alias')}", record.get("actor")
     moved = f"{place}: version {record.get('from') or 'none'} -> {record.get('to')}"
     candidate = f"{record.get('task')}@{record.get('to')}"
@@ -128,6 +143,32 @@ def describe(event: Event) -> str:
 # ---------------------------------------------------------------- protocols
 
 
+def _send(target: Target, event: Event) -> None:
+    """Send the event; raise NotTaken if the target does not take it, or not within SECONDS.
+
+    A thread sends it, because the limits of HTTP libraries are for each read: a target that sends a byte now and then
+    would hold everybody.
+    """
+    answers: queue.SimpleQueue[NotTaken | None] = queue.SimpleQueue()
+
+    def send() -> None:
+        try:
+            _SEND[target.kind](target, event)
+            answers.put(None)
+        except NotTaken as reason:
+            answers.put(reason)
+        except Exception as error:  # noqa: BLE001  a hundred services, each with errors of its own, which show addresses
+            answers.put(NotTaken(f"does not answer ({type(error).__name__})"))
+
+    threading.Thread(target=send, name=f"send to {target.name}", daemon=True).start()
+    try:
+        reason = answers.get(timeout=SECONDS)
+    except queue.Empty:
+        raise NotTaken(f"does not answer within {SECONDS:.0f} s") from None
+    if reason:
+        raise reason
+
+
 def _send_signed(target: Target, event: Event) -> None:
     content = {"type": event.kind, "timestamp": event.at, "data": event.record, "text": describe(event)}
     body, timestamp = json.dumps(content).encode(), int(time.time())
@@ -140,21 +181,28 @@ def _send_signed(target: Target, event: Event) -> None:
 
 
 def _send_to_slack(target: Target, event: Event) -> None:
-    text = describe(event).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")  # no one is mentioned by it
+    text = _mention_nobody(describe(event)).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     _post(target, json.dumps({"text": text}).encode(), {"webhook-id": event.id})
+
+
+def _mention_nobody(text: str) -> str:
+    """Return the text with nothing in it that a chat takes for a person, a group or a link behind other words.
+
+    `task@3` stays as it is: people copy it.
+    """
+    return re.sub(r"@(?!(?<=[a-z0-9]@)[0-9])", "@\u200b", text).replace("](", "]\u200b(")
 
 
 def _post(target: Target, body: bytes, headers: dict[str, str]) -> None:
     """Post the body; raise NotTaken unless the target answers 2xx. Redirects are not followed, answers not read."""
     headers = {"content-type": "application/json", "user-agent": "ptpipeline", **headers}
-    try:
-        with (
-            httpx.Client(timeout=SECONDS, trust_env=not is_loopback(target.address), follow_redirects=False) as client,
-            client.stream("POST", target.address, content=body, headers=headers) as answer,
-        ):
-            status = answer.status_code
-    except (httpx.HTTPError, httpx.InvalidURL, ImportError, ValueError) as error:
-        raise NotTaken(f"does not answer ({type(error).__name__})") from None
+    with (
+        httpx.Client(timeout=SECONDS, trust_env=not is_loopback(target.address), follow_redirects=False) as client,
+        client.stream("POST", target.address, content=body, headers=headers) as answer,
+    ):
+        status = answer.status_code
+    if 400 <= status < 500 and status not in ABOUT_THE_TARGET:
+        raise Refused(f"answered {status}")
     if not 200 <= status < 300:
         raise NotTaken(f"answered {status}" + (", and redirects are not followed" if 300 <= status < 400 else ""))
 
@@ -164,11 +212,8 @@ def _send_by_apprise(target: Target, event: Event) -> None:
 
     asset = apprise.AppriseAsset(app_id="ptpipeline", http_redirects=False)
     service = apprise.Apprise(asset=asset)
-    try:
-        taken = service.add(target.address) and service.notify(title=f"ptpipeline: {event.kind}", body=describe(event))
-    except Exception as error:  # noqa: BLE001  a hundred services, each with errors of its own, which show addresses
-        raise NotTaken(f"does not answer ({type(error).__name__})") from None
-    if not taken:
+    text = _mention_nobody(describe(event))
+    if not (service.add(target.address) and service.notify(title=f"ptpipeline: {event.kind}", body=text)):
         raise NotTaken("did not take the event, as apprise says")
 
 

@@ -1,12 +1,16 @@
 """Events reach a real server: signed, after every crash, with one id however often; and no address is ever printed."""
 
 import base64
+import contextlib
 import hashlib
 import hmac
+import html
 import json
 import logging
 import os
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +19,7 @@ import pytest
 from sqlalchemy import update
 
 from benchmarks.fixtures.prompts import a_task, published
+from flows.server import events
 from flows.server.environment import client_environment
 from flows.server.events import Sent, Target, read_targets, send_events, sign
 from ptpipeline.errors import PromotionConflict, SettingsError
@@ -165,8 +170,35 @@ def test_slack_gets_text_that_mentions_nobody(
     monkeypatch.setenv("PTP_EVENT_OPS", f"slack:{receiver.url}/services/T0/B0/x")
     promote(registry, TASK, published(registry, TASK, 1), Cause("ann", "<!channel> & all"))
     send(settings, registry)
-    text = "mood@production: version none -&gt; 1, promoted by ann: &lt;!channel&gt; &amp; all"
+    text = "mood@\u200bproduction: version none -&gt; 1, promoted by ann: &lt;!channel&gt; &amp; all"
     assert receiver.contents() == [{"text": text}]
+
+
+FORGED = "fine\n@everyone <@123> [click](https://example.com)\x1b[2J\u202e mood@3"
+
+
+@pytest.mark.parametrize("kind", ["slack:http", "apprise:json"])
+def test_words_of_people_forge_neither_lines_nor_mentions_nor_links(
+    registry: Registry, settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setenv("PTP_EVENT_OPS", f"{kind}:{receiver.url.removeprefix('http:')}/path")
+    promote(registry, TASK, published(registry, TASK, 1), Cause("ann", FORGED))
+    assert send(settings, registry) == Sent(1, {})
+    [content] = receiver.contents()
+    text = html.unescape(content.get("text") or content["message"])
+    assert text.endswith(
+        "ann: fine @\u200beveryone <@\u200b123> [click]\u200b(https://example.com)\\x1b[2J\\u202e mood@3"
+    )
+
+
+def test_signed_events_hold_what_people_wrote_and_one_line_of_text(
+    registry: Registry, settings: Settings, receiver: Receiver
+) -> None:
+    promote(registry, TASK, published(registry, TASK, 1), Cause("ann", FORGED))
+    send(settings, registry)
+    [content] = receiver.contents()
+    assert content["data"]["reason"] == FORGED
+    assert content["text"].endswith("ann: fine @everyone <@123> [click](https://example.com)\\x1b[2J\\u202e mood@3")
 
 
 def test_apprise_reaches_other_services(
@@ -255,6 +287,43 @@ def test_what_is_not_taken_is_tried_again(
     assert send(settings, registry) == Sent(1, {})
     assert (len(receiver.received), len(set(receiver.ids()))) == (2, 1)
     assert find_backlog(registry.ledger.database, "ops").events == 0
+
+
+def test_events_that_are_refused_silence_no_others(registry: Registry, settings: Settings, receiver: Receiver) -> None:
+    for number in range(13):
+        record_event(registry.ledger.database, "stale_task", {"reason": f"odd {number}"})
+    record_event(registry.ledger.database, "stale_task", {"reason": "good"})
+    receiver.answers.extend([413] * 13)
+    assert send(settings, registry) == Sent(1, {"ops": "answered 413"})
+    assert receiver.contents()[-1]["data"]["reason"] == "good"
+    assert find_backlog(registry.ledger.database, "ops").events == 13
+
+
+def test_a_target_that_sends_a_byte_now_and_then_holds_nobody(
+    registry: Registry, settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "SECONDS", 1.0)
+    over = threading.Event()
+
+    class Trickling(Quiet):
+        def do_POST(self) -> None:  # noqa: N802
+            with contextlib.suppress(OSError):
+                for byte in b"HTTP/1.1 200 OK\r\nX: " + b"x" * 10_000:
+                    self.wfile.write(bytes([byte]))
+                    if over.wait(0.2):
+                        return
+
+    with serve(Trickling) as url:
+        monkeypatch.setenv("PTP_EVENT_SLOW", f"{url}/hidden-path")
+        monkeypatch.setenv("PTP_EVENT_SLOW_SECRET", SECRET)
+        both = settings.model_copy(update={"events": "slow, ops"})
+        record_event(registry.ledger.database, "stale_task", {"reason": "old"})
+        began = time.monotonic()
+        try:
+            assert send(both, registry) == Sent(1, {"slow": "does not answer within 1 s"})
+            assert time.monotonic() - began < 10
+        finally:
+            over.set()
 
 
 def test_waits_grow_up_to_an_hour(registry: Registry) -> None:
