@@ -55,7 +55,8 @@ def metrics(
     if to is not None:
         write_metrics(registry.ledger, to)
     else:
-        print(render_metrics(registry.ledger).decode(), end="")
+        for line in render_metrics(registry.ledger).decode().splitlines():
+            say(line)
 
 
 def _title(night: "RecordedNight") -> str:

@@ -27,6 +27,7 @@ from ptpipeline.records.reports import Report, Scores, TextScores
 from ptpipeline.serving.engine import Engine
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.task.task import HardPrompt, Task
+from ptpipeline.task.template import read_template
 from tests.evaluation.probed import LABELS, artifact, embeddings, opinions, tiny, writing
 from tests.models.families import family, seq2seq_family
 from tests.numbers import number_tokenizer
@@ -260,12 +261,17 @@ def test_a_text_without_content_needs_room_behind_the_hard_prompt_too() -> None:
     base, manifest = tiny(), artifact(tiny(), embeddings(tiny()), scoring=Scoring(calibrated=True)).manifest
     train = [Row(f"{index}", {"text": text}, label) for index, (text, label) in enumerate(sentences(40))]
     asked = Bare(base, manifest, None, [base.encode("a\nSentiment:", True)], train)  # type: ignore[arg-type]
-    longest = max(map(len, asked.labels.content_free))
+    labels = asked._find_labels(read_template(manifest))
+    longest = max(map(len, labels.content_free))
     assert longest > len(asked.encoded[0])
-    four = asked.write_front(HardPrompt(examples=4))
-    needed = len(four) + longest + asked.labels.longest
-    assert asked._replace(base=replace(base, context=needed)).write_front(HardPrompt(examples=4)) == four
-    assert len(asked._replace(base=replace(base, context=needed - 1)).write_front(HardPrompt(examples=4))) < len(four)
+    four = asked.write_front(HardPrompt(examples=4)).ids
+    needed = len(four) + longest + labels.longest
+    fits, falls_short = (
+        asked._replace(base=replace(base, context=context)).write_front(HardPrompt(examples=4)).ids
+        for context in (needed, needed - 1)
+    )
+    assert fits == four
+    assert len(falls_short) < len(four)
 
 
 def test_examples_are_balanced_short_and_the_same_in_any_order() -> None:

@@ -389,7 +389,7 @@ MISSTATED: dict[str, tuple[str, dict[str, object], str]] = {
     "package": (
         "config.json",
         {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}},
-        "pip install -U bitsandbytes",
+        ".*pip install -U bitsandbytes",
     ),
     "tokens": ("tokenizer.json", {"model": {"type": "NoSuch"}}, "its tokenizer: .*fetch it again"),
 }

@@ -338,9 +338,7 @@ def test_generated_texts_have_their_own_metrics(card: Card) -> None:
 
 def test_the_description_tells_all_baselines_and_the_budget(card: Card) -> None:
     lines = render_description(card, NUMBERED).splitlines()
-    assert (
-        "- accuracy: **0.800** (0.800 to 1.000); prompt in words 0.700, without a prompt 0.500, majority 0.000" in lines
-    )
+    assert "- accuracy: **0.800** (0.800 to 1.000); hard prompt 0.700, zero-shot 0.500, majority 0.000" in lines
     assert (
         "- against the champion version 4: accuracy **+0.100** (+0.000 to +0.200 at 95%, p 0.25 by exact "
         "McNemar, 18 rows)" in lines
