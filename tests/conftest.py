@@ -91,13 +91,27 @@ def _stay() -> Iterator[None]:
     assert after == before, f"the test left its process in {after}: use monkeypatch.chdir"
 
 
+OWN_SERVERS = ("tests/e2e", "tests/deploy", "tests/flows/server/test_bootstrap", "tests/storage/test_identities")
+_shared: list[S3Server] = []  # the server of this process, once it runs
+
+
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    """One SeaweedFS for the whole run; its keys are in the environment while it lives."""
+    """One SeaweedFS for the whole run; its keys are in the environment of every test behind it (`_keys`)."""
     with running_s3(tmp_path_factory.mktemp("s3")) as server, pytest.MonkeyPatch.context() as patch:
         for name, value in server.environment.items():
             patch.setenv(name, value)
+        _shared.append(server)
         yield server
+
+
+@pytest.fixture(autouse=True)
+def _keys(request: pytest.FixtureRequest) -> None:
+    """Give each test the keys of the shared server, whatever a test before left in the environment of this process."""
+    if _shared and not request.node.nodeid.startswith(OWN_SERVERS):
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            del os.environ[name]
+        os.environ.update(_shared[0].environment)
 
 
 @pytest.fixture(scope="session")

@@ -111,6 +111,7 @@ def project(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder.mkdir()
     write_project(folder)
     home = folder / "my home?x=1&y#z%2f,ü"
+    before = dict(os.environ)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in [name for name in os.environ if name.startswith(("PTP_", "AWS_", "PREFECT_", "MLFLOW_"))]:
@@ -126,6 +127,8 @@ def project(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
             yield Project(folder, home, refused, environment, proxy)
         finally:
             down(home)
+    os.environ.clear()  # load_settings puts the stack's keys there
+    os.environ.update(before)
 
 
 def _surroundings(folder: Path, proxy: Proxy) -> dict[str, str]:
