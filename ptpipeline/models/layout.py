@@ -36,13 +36,12 @@ class Reads(NamedTuple):
         widest, total = max(counts), sum(counts)
         if device.type == "cuda" and widest > 1:
             widest, total = 1 << (widest - 1).bit_length(), -(-total // READ_STEP) * READ_STEP
-        columns, places = torch.zeros(len(firsts), widest, dtype=torch.long), torch.zeros(total, dtype=torch.long)
-        at = 0
-        for row, (first, count) in enumerate(zip(firsts, counts, strict=True)):
-            columns[row, :count] = torch.arange(first, first + count)
-            places[at : at + count] = torch.arange(row * widest, row * widest + count)
-            at += count
-        return cls(columns.to(device), places.to(device))
+        columns = [
+            [*range(first, first + count), *[0] * (widest - count)] for first, count in zip(firsts, counts, strict=True)
+        ]
+        places = [row * widest + step for row, count in enumerate(counts) for step in range(count)]
+        places += [0] * (total - len(places))
+        return cls(torch.tensor(columns, device=device), torch.tensor(places, device=device))
 
     def take(self, states: Tensor) -> Tensor:
         """Return what is read [N, H] of all states [B, T, H]."""
