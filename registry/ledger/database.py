@@ -65,13 +65,7 @@ class Database:
     `stored_schema` may be asked.
     """
 
-    def __init__(
-        self,
-        url: str,
-        schema: str | None = None,
-        migrate: bool = True,
-        fill: Fill | None = None,
-    ) -> None:
+    def __init__(self, url: str, schema: str | None = None, migrate: bool = True, fill: Fill | None = None) -> None:
         self.url = url
         parsed = _parse(url)
         self.name = parsed.render_as_string(hide_password=True)

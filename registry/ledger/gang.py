@@ -39,7 +39,6 @@ class GangLease:
         self.seconds = seconds
         self._database = database
         self._leases = [Lease(database, name, seconds) for name in sorted(set(names))]  # one order: no deadlock
-        self._held: list[tuple[str, int | None]] = []  # name and generation
 
     def take(self) -> None:
         """Take all of them; raise LeaseHeld, and have none, if a living process has one."""
@@ -54,7 +53,11 @@ class GangLease:
             for lease in self._leases:
                 lease.generation = None
             raise
-        self._held = [(lease.name, lease.generation) for lease in self._leases]
+
+    @property
+    def _held(self) -> list[tuple[str, int | None]]:
+        """Name and generation of each lease."""
+        return [(lease.name, lease.generation) for lease in self._leases]
 
     def keep(self, connection: Connection) -> None:
         """Extend all of them, as part of that transaction; raise Overtaken if another run took one."""
