@@ -5,7 +5,6 @@ environment, in folders with odd signs. So all that these tests show, they show 
 """
 
 import csv
-import itertools
 import os
 import random
 import subprocess
@@ -21,7 +20,7 @@ import pytest
 
 from flows.local.stack import Stack, down, read, up
 from ptpipeline.errors import StackError
-from ptpipeline.settings import CREDENTIALS, load_settings
+from ptpipeline.settings import load_settings
 from tests.tiny import tiny_base
 
 TASK = """\
@@ -111,24 +110,21 @@ def project(proxy: Proxy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder.mkdir()
     write_project(folder)
     home = folder / "my home?x=1&y#z%2f,ü"
-    before = dict(os.environ)
+    before = dict(os.environ)  # load_settings puts the stack's keys into the environment
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in [name for name in os.environ if name.startswith(("PTP_", "AWS_", "PREFECT_", "MLFLOW_"))]:
-            patch.delenv(name)
-        patch.setenv("PTP_HOME", str(home))
-        environment = {**os.environ, **_surroundings(folder, proxy)}
-        for name in itertools.chain(*CREDENTIALS.values()):
-            patch.setenv(name, "")  # restored afterwards: load_settings sets them
             del os.environ[name]
+        os.environ["PTP_HOME"] = str(home)
+        environment = {**os.environ, **_surroundings(folder, proxy)}
         try:
             refused = _started_by_another_process(home, environment)
             load_settings()
             yield Project(folder, home, refused, environment, proxy)
         finally:
             down(home)
-    os.environ.clear()  # load_settings puts the stack's keys there
-    os.environ.update(before)
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def _surroundings(folder: Path, proxy: Proxy) -> dict[str, str]:
