@@ -51,8 +51,7 @@ from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.versions.promoters import Cause
 from registry.versions.promotion import promote
-from registry.versions.provenance import Dossier, write_dossier
-from registry.versions.publish import register, stage
+from registry.versions.publish import register, remember, stage
 
 SMALL = (2, 10)  # tasks, versions of each
 CAUSE = Cause("benchmark", "measured")
@@ -143,10 +142,9 @@ def promote_one(side: Side, dice: random.Random) -> float:
     if report is None:
         raise SystemExit(f"{task.name} version {number} has no report: it was not seeded")
     verdict = a_verdict(task, report, head.digest if head else None)
-    publication = ledger.publication(task.name, report.digest)
+    request = dataclasses.replace(a_request(task, number - 1), report=report, verdict=verdict)
+    remember(side.registry, request)
     ledger.save_verdict(verdict)
-    if publication:
-        write_dossier(side.registry.store, Dossier(publication=publication, report=report, verdict=verdict))
     return METER.time("promote", lambda: promote(side.registry, task, number, CAUSE))
 
 

@@ -134,13 +134,20 @@ def _dossiers(keys: list[str], bodies: Mapping[str, bytes], refused: list[Refuse
 
 
 def _times(listing: TaskListing, dossiers: Mapping[str, Dossier]) -> dict[str, str]:
-    """When each dossier's verdict became the newest: as a dossier with it states, but not after that was stored."""
+    """When each dossier's verdict became the newest: as a dossier with it states, but not after that was stored.
+
+    S3 dates an object by the whole second in which it was stored, so the end of that second is what limits it.
+    """
     stated: dict[str, str] = {}
     for key, dossier in dossiers.items():
         if dossier.verdict and dossier.judged_at:
             verdict = dossier.verdict.verdict_digest()
-            stated[verdict] = max(stated.get(verdict, ""), min(dossier.judged_at, listing.at(key)))
+            stated[verdict] = max(stated.get(verdict, ""), min(dossier.judged_at, _end_of_second(listing.at(key))))
     return {
         key: stated.get(dossier.verdict.verdict_digest() if dossier.verdict else "", listing.at(key))
         for key, dossier in dossiers.items()
     }
+
+
+def _end_of_second(time: str) -> str:
+    return f"{time[: len('2026-01-01T00:00:00')]}.999999+00:00"

@@ -236,6 +236,17 @@ def test_the_order_of_verdicts_survives_a_store_that_was_copied(plain: Registry,
     assert after.ledger.latest_verdict(task.name, an_artifact(task, 1).digest) == judged_worse(task, 1).verdict
 
 
+def test_the_order_of_verdicts_survives_a_store_that_dates_by_the_second(
+    plain: Registry, task: Task, tmp_path: Path
+) -> None:
+    for seed in range(8):
+        published(plain, task, seed)
+        register(plain, judged_worse(task, seed))
+    for path in (tmp_path / "store").rglob("*"):
+        os.utime(path, (int(path.stat().st_mtime), int(path.stat().st_mtime)))
+    assert examine(plain) == []
+
+
 def test_an_interrupted_publish_is_finished_with_its_own_verdict(plain: Registry, task: Task) -> None:
     published(plain, task, 1)
     plain.ledger.intend(task.name, an_artifact(task, 1).digest)
