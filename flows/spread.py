@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import stamina
 
 from flows.requests import GangRequest
-from flows.server.api import call
+from flows.server.api import FINAL, call
 from flows.server.environment import POOL
 from flows.server.trigger import trigger
 from flows.stages.chain import Night
@@ -29,7 +29,6 @@ MOST_ATTEMPTS = 4
 GANGS_PER_WORKER = 2  # so that a worker that is added in the night, or is done early, finds one to take
 _POLL_SECONDS = 5.0
 _PENDING_SECONDS = 900.0  # longer than an image is pulled
-_FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 log = logging.getLogger("ptpipeline.flows")
 
@@ -97,7 +96,7 @@ def _follow(api: str, night: str, request: GangRequest, given: Given, done: Nigh
         state = {"type": "CRASHED", "name": "Crashed", "message": "its worker took it and never began"}
         _ask(api, f"flow_runs/{given.run}/set_state", {"state": state})
         return [given]
-    if run["state_type"] not in _FINAL:
+    if run["state_type"] not in FINAL:
         return [given]
     if run["state_type"] == "CRASHED" and given.attempt < MOST_ATTEMPTS and not _was_cancelled(api, given.run):
         log.warning("the worker of %s died; its gang goes on elsewhere", _name(given.plans))

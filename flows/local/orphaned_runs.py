@@ -9,12 +9,12 @@ from pathlib import Path
 import psutil
 
 from flows.local.process import FLOW_RUN
-from flows.server.api import call
+from flows.server.api import FINAL, call
 from flows.server.environment import POOL
 from ptpipeline.errors import NotFound, PtpError
 
 _ACTIVE = ["RUNNING", "PENDING", "CANCELLING"]
-_HELPERS = ("ptp-reconcile", "ptp-watch-sources")  # deployments that only look, every few minutes
+_HELPERS = ("ptp-reconcile", "ptp-watch-sources", "ptp-alarm")  # deployments that only look, every few minutes
 
 
 def end_orphaned_runs(home: Path, api: str, credential: str | None = None) -> list[str]:
@@ -47,7 +47,7 @@ def runs_at_work(home: Path, api: str, credential: str) -> list[str]:
         except PtpError:
             names.append(run)
             continue
-        if deployment not in _HELPERS:
+        if deployment not in _HELPERS and known["state_type"] not in FINAL:  # of an ended run the process ends soon
             names.append(str(known["name"]))
     return names
 

@@ -11,6 +11,8 @@ from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import parse_json
 from ptpipeline.settings import is_loopback
 
+FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")  # the types of state in which a flow run has ended
+
 
 class _Busy(ServiceUnavailable):
     """503: a writer held Prefect's SQLite file for too long. Prefect's own client repeats such a request too."""

@@ -7,14 +7,13 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from flows.requests import name_run, name_tasks
-from flows.server.api import call
+from flows.server.api import FINAL, call
 from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.foreign import parse_json
 from ptpipeline.records.base import Record
 
 _POLL_SECONDS = 2.0
 _LATE_SECONDS = 60  # log lines come in batches, out of order
-_FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")
 
 
 class LogLine(Record):
@@ -70,7 +69,7 @@ def follow(prefect_url: str, run_id: str) -> Iterator[LogLine | Finished]:
     since: str | None = None
     while True:
         run = call("GET", f"{prefect_url}/flow_runs/{run_id}")
-        done = run["state_type"] in _FINAL
+        done = run["state_type"] in FINAL
         if done:
             time.sleep(_POLL_SECONDS)  # the last lines are stored after the state
         for line in _lines(prefect_url, run_id, since):

@@ -246,3 +246,4 @@ def test_an_idempotency_key_starts_one_run(project: Project, deployed: Redeploye
     request = NightlyRequest(tasks=[])
     first = trigger(project.prefect, "nightly", request, "key")
     assert trigger(project.prefect, "nightly", request, "key") == first
+    followed(project, first)

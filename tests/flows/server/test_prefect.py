@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ruamel.yaml import YAML
 
-from flows.local.orphaned_runs import end_orphaned_runs
+from benchmarks.fixtures.prompts import a_task
+from flows.local.orphaned_runs import end_orphaned_runs, runs_at_work
+from flows.local.process import spawn, stop
 from flows.requests import IngestRequest
 from flows.server import trigger as following
 from flows.server.api import call
+from flows.server.deploy import render
 from flows.server.trigger import Finished, follow, trigger
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
 
@@ -217,6 +221,39 @@ def test_a_run_whose_process_lives_is_not_ended(tmp_path: Path) -> None:
     assert (found, elsewhere) == (["gone"], ["living"])
     (body,) = prefect.bodies("POST /flow_runs/gone/set_state")
     assert (body["state"]["type"], body["force"]) == ("CRASHED", True)
+
+
+@contextmanager
+def working(home: Path, run: str) -> Iterator[None]:
+    """A process of the stack that works on that run."""
+    environment = {**os.environ, "PTP_HOME": str(home), "PREFECT__FLOW_RUN_ID": run}
+    process = spawn(["sleep", "600"], environment, home / "log")
+    try:
+        yield
+    finally:
+        stop(process)
+
+
+def at_work(home: Path, deployment: str, state: str) -> list[str]:
+    routes: dict[str, Callable[[Any], Answer]] = {
+        "GET /flow_runs/r": lambda body: (200, {"name": "a night", "state_type": state, "deployment_id": "d"}),
+        "GET /deployments/d": lambda body: (200, {"name": deployment}),
+    }
+    with working(home, "r"), listening(Prefect(routes)) as prefect:
+        return runs_at_work(home, prefect.url, "user:password")
+
+
+def test_a_run_that_has_ended_is_not_at_work_though_its_process_still_ends(tmp_path: Path) -> None:
+    assert at_work(tmp_path, "ptp-nightly", "RUNNING") == ["a night"]
+    assert at_work(tmp_path, "ptp-nightly", "COMPLETED") == []
+
+
+def test_what_looks_every_few_minutes_is_not_at_work(tmp_path: Path) -> None:
+    watched = a_task().model_copy(update={"watch": True})
+    rendered = YAML(typ="safe").load(render([watched]))["deployments"]
+    looking = [each["name"] for each in rendered if [s["cron"] for s in each.get("schedules", [])] == ["*/5 * * * *"]]
+    assert len(looking) == 3
+    assert [at_work(tmp_path, name, "RUNNING") for name in looking] == [[]] * 3
 
 
 def test_without_a_pool_no_run_is_lost(tmp_path: Path) -> None:
