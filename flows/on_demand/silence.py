@@ -1,12 +1,13 @@
 """Finds what should have happened and did not: a task without a fresh verdict, a night that did not start or does not
-end.
+end, a task file that cannot be read, so that nothing is known of its task.
 
 It asks the ledger and the task files alone, so that it also works while Prefect does not. Who finds something twice
 tells it once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal
 from zoneinfo import ZoneInfo
 
@@ -29,7 +30,7 @@ _NIGHTS = 200  # that are looked at, newest first
 class Overdue(Record):
     """What did not happen: since when it should have, and what to do, in a sentence."""
 
-    kind: Literal["stale_task", "night_missing", "night_too_long"]
+    kind: Literal["stale_task", "broken_task", "night_missing", "night_too_long"]
     about: str
     since: str
     sentence: str
@@ -38,9 +39,10 @@ class Overdue(Record):
 def find_overdue(registry: Registry, settings: Settings, time: datetime | None = None) -> list[Overdue]:
     """Return what is overdue at that time, by default now; raises ServiceUnavailable if the ledger does not answer."""
     time = time or read_clock()
-    tasks = sound_tasks(settings.tasks)[0]
+    tasks, broken = sound_tasks(settings.tasks)
     nights = [night for night in list_nights(registry.ledger, _NIGHTS) if night.flow == "nightly"]
     return [
+        *_broken_tasks(settings, broken, time),
         *_stale_tasks(registry, settings, tasks, time),
         *_missing_nights(settings, tasks, nights, time),
         *_long_nights(settings, _running(nights), time),
@@ -51,7 +53,7 @@ def tell(registry: Registry, overdue: Sequence[Overdue]) -> None:
     """Write an event for each, once for one silence however often it is found."""
     for one in overdue:
         record: dict[str, Any] = {
-            "task": one.about if one.kind == "stale_task" else None,
+            "task": one.about if one.kind in ("stale_task", "broken_task") else None,
             "alias": None,
             "actor": "alarm",
             "from": None,
@@ -61,6 +63,20 @@ def tell(registry: Registry, overdue: Sequence[Overdue]) -> None:
             "since": one.since,
         }
         record_event(registry.ledger.database, one.kind, record, once=[one.about, one.since])
+
+
+def _broken_tasks(settings: Settings, broken: Mapping[str, str], time: datetime) -> Iterator[Overdue]:
+    """Yield the task files that cannot be read since longer than it takes to correct one."""
+    for name, why in broken.items():
+        path = settings.tasks / f"{name}.yaml"
+        written = _written(path if path.exists() else settings.tasks)  # a name may be escaped, or end otherwise
+        if time - written > GRACE:
+            yield Overdue(
+                kind="broken_task",
+                about=name,
+                since=written.isoformat(),
+                sentence=f"{name}: its task file cannot be read, so no night trains it and no alarm watches it: {why}",
+            )
 
 
 def _stale_tasks(registry: Registry, settings: Settings, tasks: Sequence[Task], time: datetime) -> Iterator[Overdue]:
@@ -136,7 +152,11 @@ def last_due(schedule: Schedule, time: datetime) -> datetime:
 
 def _declared(settings: Settings, task: Task) -> datetime:
     """Return when the task's file was written last."""
-    return datetime.fromtimestamp((settings.tasks / f"{task.name}.yaml").stat().st_mtime, UTC)
+    return _written(settings.tasks / f"{task.name}.yaml")
+
+
+def _written(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
 def _time(stored: str) -> datetime:

@@ -23,6 +23,7 @@ Kind = Literal[
     "approval_wanted",
     "night_ended",
     "stale_task",
+    "broken_task",
     "night_missing",
     "night_too_long",
 ]

@@ -100,6 +100,19 @@ def test_a_task_without_max_age_is_never_stale(place: Place) -> None:
     assert place.overdue() == []
 
 
+@pytest.mark.parametrize(("minutes", "told"), [(7, False), (9, True)])
+def test_a_task_file_that_cannot_be_read_is_told(place: Place, minutes: int, told: bool) -> None:
+    place.declare("max_age: soon", NOON - timedelta(minutes=minutes))
+    assert [(one.kind, one.about) for one in place.overdue()] == [("broken_task", "mood")] * told
+
+
+def test_a_task_file_with_another_ending_is_told(place: Place) -> None:
+    place.declare("max_age: 30")
+    (place.settings.tasks / "mood.yaml").rename(place.settings.tasks / "mood.yml")
+    [one] = place.overdue(datetime.now(UTC) + timedelta(hours=1))
+    assert "files of tasks end in .yaml" in one.sentence
+
+
 # ---------------------------------------------------------------- nights that do not start
 
 DUE = datetime(2026, 11, 25, 17, 0, tzinfo=UTC)
