@@ -13,9 +13,12 @@ COMMIT = "c0ffee" * 6 + "c0ff"
 
 
 class Repository(NamedTuple):
-    """What a repository holds at its only commit, which is `main`; a gated one gives its files to nobody."""
+    """What a repository holds at its only commit, which is `main`; a gated one gives its files to nobody. `sizes` are
+    those that it tells of files, if they are others than theirs.
+    """
 
     files: dict[str, bytes]
+    sizes: dict[str, int]
     gated: bool = False
 
 
@@ -28,7 +31,7 @@ class Hub(NamedTuple):
 
     def put(self, place: str, gated: bool = False, **files: bytes | str) -> None:
         self.repositories[place] = Repository(
-            {path: body.encode() if isinstance(body, str) else body for path, body in files.items()}, gated
+            {path: body.encode() if isinstance(body, str) else body for path, body in files.items()}, {}, gated
         )
 
 
@@ -108,5 +111,10 @@ def entries(repository: Repository) -> Iterator[dict[str, object]]:
     for path, body in repository.files.items():
         parts = path.split("/")
         folders |= {"/".join(parts[:count]) for count in range(1, len(parts))}
-        yield {"type": "file", "path": path, "size": len(body), "oid": hashlib.sha1(body).hexdigest()}
+        yield {
+            "type": "file",
+            "path": path,
+            "size": repository.sizes.get(path, len(body)),
+            "oid": hashlib.sha1(body).hexdigest(),
+        }
     yield from ({"type": "directory", "path": path, "oid": "0" * 40} for path in folders)

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import shutil
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +23,8 @@ from ptpipeline.settings import Settings
 from ptpipeline.task.folder import BaseModelSource, find_base_model
 
 log = logging.getLogger(__name__)
+
+_SPARE = 10**9  # bytes of the disk that a download leaves to everything else
 
 
 class PreparedBase(NamedTuple):
@@ -113,13 +116,23 @@ def _locate_folder(name: str, source: BaseModelSource, home: Path) -> Path:
 
 
 def _download(name: str, source: BaseModelSource, target: Path) -> None:
-    """Fetch the files that are loaded, and no other, at the commit that is pinned."""
-    with asking_hub(f"base model {name}: hub:{source.hub}@{source.revision}", BaseModelError):
-        open_hub().snapshot_download(
-            str(source.hub),
-            revision=source.revision,
-            local_dir=target,
-            allow_patterns=[*SIDE_FILES, WEIGHTS, INDEX, SHARDS],
+    """Fetch the files that are loaded, and no other, at the commit that is pinned; nothing if they do not fit."""
+    what, loaded = f"base model {name}: hub:{source.hub}@{source.revision}", [*SIDE_FILES, WEIGHTS, INDEX, SHARDS]
+    with asking_hub(what, BaseModelError):
+        hub = open_hub()
+        tree = hub.list_repo_tree(str(source.hub), revision=source.revision)
+        sizes = [entry.size for entry in tree if any(fnmatch(entry.path, pattern) for pattern in loaded)]
+        _check_room(what, sum(sizes), target.parent)
+        hub.snapshot_download(str(source.hub), revision=source.revision, local_dir=target, allow_patterns=loaded)
+
+
+def _check_room(what: str, needed: int, folder: Path) -> None:
+    """Raise BaseModelError if so many bytes do not fit on the folder's disk."""
+    free = shutil.disk_usage(folder).free
+    if needed + _SPARE > free:
+        raise BaseModelError(
+            f"{what}: it has {needed / 1e9:.1f} GB, and {folder} has {free / 1e9:.1f} GB left, of which "
+            f"{_SPARE / 1e9:.0f} stay free; free some, or let PTP_HOME name a folder on a larger disk"
         )
 
 

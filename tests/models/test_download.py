@@ -47,6 +47,14 @@ def test_a_base_is_fetched_once(hub: Hub, settings: Settings, tmp_path: Path) ->
     assert hub.asked == []
 
 
+def test_a_base_that_does_not_fit_on_the_disk_is_not_fetched(hub: Hub, settings: Settings, tmp_path: Path) -> None:
+    hub.put("models/lab/tiny", **model(tmp_path / "model"))
+    hub.repositories["models/lab/tiny"].sizes["model.safetensors"] = 10**16
+    with pytest.raises(BaseModelError, match=r"it has 10000000\.0 GB, and .* GB left, of which 1 stay free; free some"):
+        prepare_base("tiny", settings)
+    assert [line for line in hub.asked if line.startswith("GET") and "/resolve/" in line] == []
+
+
 def test_a_base_that_is_not_there_is_no_matter_of_time(hub: Hub, settings: Settings) -> None:
     with pytest.raises(BaseModelError, match=r"base model tiny: hub:lab/tiny@.*: the hub has no such repository"):
         prepare_base("tiny", settings)
