@@ -148,9 +148,10 @@ def webhook(
         ),
     ] = None,
 ) -> None:
-    """Listen for edits in the MLflow UI and start the reconcile.
+    """Listen for edits in the MLflow UI and for new data, and start what judges them.
 
-    MLflow signs its requests with the secret in PTP_WEBHOOK_SECRET.
+    MLflow signs its requests with the secret in PTP_WEBHOOK_SECRET. Object stores post to /data with the token in
+    PTP_WEBHOOK_TOKEN.
     """
     from flows.server.webhook import serve
     from ptpipeline.settings import load_settings

@@ -1,6 +1,7 @@
-"""The address that MLflow posts edits to: checks MLflow's signature and starts the reconcile, once for many events.
+"""The addresses that servers post events to: MLflow's edits start the reconcile, changed objects of a bucket start the
+look at the sources of rows. Each event is checked, and many start one run.
 
-A lost event costs only time: the reconcile also runs on its schedule.
+A lost event costs only time: both also run on their schedules.
 """
 
 import asyncio
@@ -13,18 +14,19 @@ import os
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from flows.requests import ReconcileRequest
+from flows.requests import ReconcileRequest, WatchSourcesRequest
 from flows.server.api import call
 from flows.server.trigger import trigger
 from ptpipeline.errors import NotFound, PtpError, SettingsError
+from ptpipeline.records.base import Record
 from ptpipeline.settings import Settings
 from registry.mlflow.store import MlflowStore
 from registry.versions.mlflow_edit import seconds_apart
@@ -33,33 +35,72 @@ if TYPE_CHECKING:
     import uvicorn
 
 SECRET = "PTP_WEBHOOK_SECRET"  # noqa: S105  the variable's name
+TOKEN = "PTP_WEBHOOK_TOKEN"  # noqa: S105  the variable's name
 SECRET_CHARACTERS = 16
 FRESH_SECONDS = 300
 MAX_BYTES = 1 << 20
 GATHER_SECONDS = 1.0  # one edit in the UI, or one promotion by ptp, arrives as several events
 START_SECONDS = 20.0  # the first of two reconciles may start this much later than the second
-PATH = "/mlflow"
+PATH, DATA_PATH = "/mlflow", "/data"
 
 log = logging.getLogger("ptpipeline.webhook")
 
 
-def serve(settings: Settings, host: str, port: int, address: str | None = None) -> None:
-    """Have MLflow post its edits here, and listen until interrupted.
+class Listener(NamedTuple):
+    """One address: whose requests it takes, whether one with these headers and this body is genuine, what it wakes."""
 
-    `address` is the URL at which MLflow reaches this process, by default http://HOST:PORT/mlflow. Raises SettingsError
-    if a server or the secret is not set or the port is taken, Terminal if MLflow may not call that address,
-    ServiceUnavailable if MLflow does not answer.
+    path: str
+    sender: str
+    is_genuine: Callable[[Mapping[str, str], bytes], bool]
+    waker: "Waker"
+
+
+def serve(settings: Settings, host: str, port: int, address: str | None = None) -> None:
+    """Have MLflow post its edits here, take the notifications of object stores, and listen until interrupted.
+
+    `address` is the URL at which MLflow reaches this process, by default http://HOST:PORT/mlflow. MLflow is asked to
+    post if its secret is set, and stores are heard if their token is. Raises SettingsError if neither is, a server is
+    missing or the port is taken, Terminal if MLflow may not call that address, ServiceUnavailable if MLflow does not
+    answer.
     """
-    if settings.mlflow is None or settings.prefect is None:
+    if settings.prefect is None or (settings.mlflow is None and TOKEN not in os.environ):
         raise SettingsError(
-            "the webhook needs an MLflow and a Prefect server: set PTP_MLFLOW and PTP_PREFECT, or run `ptp up`"
+            "the webhook needs an MLflow and a Prefect server: set PTP_MLFLOW and PTP_PREFECT, or run `ptp up`; "
+            f"for notifications of an object store, PTP_PREFECT and {TOKEN}"
         )
-    secret, url = read_secret(), address or f"http://{host}:{port}{PATH}"
-    _check_port(host, port)
-    MlflowStore(settings.mlflow).set_webhook(url, secret)
-    waker = Waker(Starter(settings.prefect).start, seconds_apart() + START_SECONDS)
-    log.info("MLflow posts its edits to %s; Ctrl-C ends this", url)
-    make_server(make_application(secret, waker), host, port).run()
+    listeners = []
+    if settings.mlflow is not None and (SECRET in os.environ or TOKEN not in os.environ):
+        secret, url = read_secret(SECRET), address or f"http://{host}:{port}{PATH}"
+        _check_port(host, port)
+        MlflowStore(settings.mlflow).set_webhook(url, secret)
+        listeners.append(listen_to_mlflow(secret, Starter(settings.prefect, "reconcile", ReconcileRequest()).start))
+        log.info("MLflow posts its edits to %s; Ctrl-C ends this", url)
+    if TOKEN in os.environ:
+        token = read_secret(TOKEN)
+        _check_port(host, port)
+        starter = Starter(settings.prefect, "watch-sources", WatchSourcesRequest())
+        listeners.append(listen_to_stores(token, starter.start))
+        log.info("notifications of object stores are taken at http://%s:%d%s; Ctrl-C ends this", host, port, DATA_PATH)
+    make_server(make_application(listeners), host, port).run()
+
+
+def listen_to_mlflow(secret: str, start: Callable[[], None]) -> Listener:
+    """Return the address that takes MLflow's edits; a person's edit is judged by the second of two reconciles."""
+    again = seconds_apart() + START_SECONDS
+    return Listener(
+        PATH, "MLflow", lambda headers, body: is_genuine(secret, headers, body, time.time()), Waker(start, again)
+    )
+
+
+def listen_to_stores(token: str, start: Callable[[], None]) -> Listener:
+    """Return the address that takes notifications of changed objects. Nothing is read from one but its bearer token:
+    the sources themselves say what changed.
+    """
+
+    def carries_token(headers: Mapping[str, str], _: bytes) -> bool:
+        return hmac.compare_digest(headers.get("authorization", "").encode(), f"Bearer {token}".encode())
+
+    return Listener(DATA_PATH, "an object store", carries_token, Waker(start))
 
 
 def make_server(application: Starlette, host: str, port: int) -> "uvicorn.Server":
@@ -93,26 +134,26 @@ def _check_port(host: str, port: int) -> None:
         ) from error
 
 
-def read_secret() -> str:
-    """Return the secret that MLflow signs with, from the environment; raise SettingsError if it is missing or short."""
-    secret = os.environ.get(SECRET, "")
+def read_secret(variable: str) -> str:
+    """Return what a sender proves itself by, from the environment; raise SettingsError if it is missing or short."""
+    secret = os.environ.get(variable, "")
     if len(secret) < SECRET_CHARACTERS:
         raise SettingsError(
-            f"{SECRET}: expected at least {SECRET_CHARACTERS} characters, found {len(secret)}; make one with "
+            f"{variable}: expected at least {SECRET_CHARACTERS} characters, found {len(secret)}; make one with "
             "`openssl rand -hex 32`"
         )
     return secret
 
 
 class Waker:
-    """Calls `start` soon after an event, and once more `again` seconds later, when a person's edit can be judged."""
+    """Calls `start` soon after an event, and if `again` is given once more so many seconds later."""
 
-    def __init__(self, start: Callable[[], None], again: float) -> None:
+    def __init__(self, start: Callable[[], None], again: float | None = None) -> None:
         self._start, self._again = start, again
         self._woken = asyncio.Event()
 
     def wake(self) -> None:
-        """Note that something changed in MLflow."""
+        """Note that something changed."""
         self._woken.set()
 
     async def run(self) -> None:
@@ -127,33 +168,31 @@ class Waker:
                 timeout = None if second_start is None else max(second_start - clock(), 0)
                 await asyncio.wait_for(self._woken.wait(), timeout)
                 await asyncio.sleep(GATHER_SECONDS)
-                second_start = clock() + self._again
+                second_start = None if self._again is None else clock() + self._again
             except TimeoutError:
                 second_start = None
             self._woken.clear()
             try:
                 await asyncio.to_thread(self._start)
             except PtpError as error:
-                log.warning("the reconcile was not started (%s); it runs on its schedule", error)
+                log.warning("an event started nothing (%s); the flow runs on its schedule", error)
             except Exception:
-                log.exception(
-                    "the reconcile was not started, for a reason that ptpipeline does not know; please report"
-                )
+                log.exception("an event started nothing, for a reason that ptpipeline does not know; please report")
 
 
 class Starter:
-    """Starts the `reconcile` deployment, unless the run it started last has not begun: that run will see all edits."""
+    """Starts a flow's deployment, unless the run it started last has not begun: that run will see all changes."""
 
-    def __init__(self, prefect: str) -> None:
-        self._prefect = prefect
+    def __init__(self, prefect: str, flow: str, request: Record) -> None:
+        self._prefect, self._flow, self._request = prefect, flow, request
         self._last: str | None = None
 
     def start(self) -> None:
         """Start one run, or none; raises the errors of `trigger`."""
         if self._last is not None and self._is_waiting(self._last):
             return
-        self._last = trigger(self._prefect, "reconcile", ReconcileRequest())
-        log.info("MLflow was edited: flow run %s reconciles", self._last)
+        self._last = trigger(self._prefect, self._flow, self._request)
+        log.info("an event started %s: flow run %s", self._flow, self._last)
 
     def _is_waiting(self, run: str) -> bool:
         try:
@@ -162,37 +201,45 @@ class Starter:
             return False
 
 
-def make_application(secret: str, waker: Waker) -> Starlette:
-    """Return the web application: POST /mlflow takes events, GET /health says whether the waker runs.
+def make_application(listeners: Sequence[Listener]) -> Starlette:
+    """Return the web application: POST to a listener's path takes events, GET /health says whether all wakers run.
 
-    Events are answered with 204, 401 if MLflow did not sign them in the last five minutes, 413 if they are too long;
-    both addresses answer 503 if the waker has ended, and then a person has to look.
+    Events are answered with 204, 401 if they are not genuine, 413 if they are too long; all addresses answer 503 if a
+    waker has ended, and then a person has to look.
     """
 
     @contextlib.asynccontextmanager
-    async def run_waker(application: Starlette) -> AsyncIterator[None]:
-        application.state.running = asyncio.create_task(waker.run())
+    async def run_wakers(application: Starlette) -> AsyncIterator[None]:
+        running = [asyncio.create_task(listener.waker.run()) for listener in listeners]
+        application.state.running = running
         yield
-        application.state.running.cancel()
+        for task in running:
+            task.cancel()
 
-    async def take_event(request: Request) -> Response:
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_BYTES:
-                return Response(status_code=413)
-        if not is_genuine(secret, request.headers, body, time.time()):
-            log.warning("refused a request to %s that MLflow did not sign within the last %d s", PATH, FRESH_SECONDS)
-            return Response(status_code=401)
-        waker.wake()
-        return Response(status_code=503 if request.app.state.running.done() else 204)
+    def route(listener: Listener) -> Route:
+        async def take_event(request: Request) -> Response:
+            body = b""
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_BYTES:
+                    return Response(status_code=413)
+            if not listener.is_genuine(request.headers, body):
+                log.warning("refused a request to %s that is not of %s", listener.path, listener.sender)
+                return Response(status_code=401)
+            listener.waker.wake()
+            return Response(status_code=503 if has_ended(request) else 204)
+
+        return Route(listener.path, take_event, methods=["POST"])
+
+    def has_ended(request: Request) -> bool:
+        return any(task.done() for task in request.app.state.running)
 
     async def report_health(request: Request) -> Response:
-        ended = request.app.state.running.done()
-        return PlainTextResponse("the waker ended; see the log" if ended else "OK", status_code=503 if ended else 200)
+        ended = has_ended(request)
+        return PlainTextResponse("a waker ended; see the log" if ended else "OK", status_code=503 if ended else 200)
 
-    routes = [Route(PATH, take_event, methods=["POST"]), Route("/health", report_health)]
-    return Starlette(routes=routes, lifespan=run_waker)
+    routes = [*map(route, listeners), Route("/health", report_health)]
+    return Starlette(routes=routes, lifespan=run_wakers)
 
 
 def is_genuine(secret: str, headers: Mapping[str, str], body: bytes, clock: float) -> bool:

@@ -178,7 +178,11 @@ def _parts(annotation: Any) -> Iterator[Any]:
 def settings_names() -> list[str]:
     """Variables of the environment that the product reads as its own."""
     return sorted(
-        [*(f"{Settings.model_config['env_prefix']}{name}".upper() for name in Settings.model_fields), webhook.SECRET]
+        [
+            *(f"{Settings.model_config['env_prefix']}{name}".upper() for name in Settings.model_fields),
+            webhook.SECRET,
+            webhook.TOKEN,
+        ]
     )
 
 

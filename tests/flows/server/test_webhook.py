@@ -17,15 +17,28 @@ from cryptography.fernet import Fernet
 from mlflow.webhooks.delivery import _generate_hmac_signature
 
 from benchmarks.fixtures.mlflow_server import running_mlflow
-from benchmarks.fixtures.s3_server import free_ports
+from benchmarks.fixtures.s3_server import free_ports, running_s3
+from flows.requests import ReconcileRequest
 from flows.server import connections, webhook
-from flows.server.webhook import Starter, Waker, is_genuine, make_application, make_server, read_secret, serve
+from flows.server.webhook import (
+    Starter,
+    Waker,
+    is_genuine,
+    listen_to_mlflow,
+    listen_to_stores,
+    make_application,
+    make_server,
+    read_secret,
+    serve,
+)
 from ptpipeline.errors import ServiceUnavailable, SettingsError, Terminal
 from ptpipeline.settings import Settings
+from ptpipeline.storage.s3 import RequestLimits, make_client
 from registry.mlflow.store import MlflowStore, connect
 from tests import http_server
 from tests.http_server import Quiet
 
+BOTH = (listen_to_mlflow, listen_to_stores)
 SECRET, NOW = "a secret of the test", 1_800_000_000.0
 BODY = b'{"entity": "model_version_alias"}'
 
@@ -64,10 +77,10 @@ def test_only_fresh_events_are_genuine(late: int, genuine: bool) -> None:
 def test_the_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PTP_WEBHOOK_SECRET", "too short")
     with pytest.raises(SettingsError, match="at least 16 characters, found 9") as caught:
-        read_secret()
+        read_secret(webhook.SECRET)
     assert "too short" not in str(caught.value)
     monkeypatch.setenv("PTP_WEBHOOK_SECRET", SECRET)
-    assert read_secret() == SECRET
+    assert read_secret(webhook.SECRET) == SECRET
 
 
 def test_a_webhook_without_servers_is_refused() -> None:
@@ -125,7 +138,7 @@ def test_a_failed_start_is_survived(monkeypatch: pytest.MonkeyPatch, caplog: pyt
         running.cancel()
 
     asyncio.run(run())
-    assert caplog.text.count("it runs on its schedule") == 2
+    assert caplog.text.count("the flow runs on its schedule") == 2
 
 
 def test_an_unforeseen_error_is_told_and_survived(
@@ -178,7 +191,7 @@ def a_prefect(states: dict[str, str]) -> Iterator[tuple[str, list[str]]]:
 def test_a_run_that_waits_is_not_doubled() -> None:
     states = {"run-1": "SCHEDULED"}
     with a_prefect(states) as (url, created):
-        starter = Starter(url)
+        starter = Starter(url, "reconcile", ReconcileRequest())
         for _ in range(3):
             starter.start()
         states["run-1"] = "PENDING"
@@ -196,10 +209,10 @@ def test_a_run_that_waits_is_not_doubled() -> None:
 
 @contextmanager
 def listening(secret: str) -> Iterator[tuple[str, list[float]]]:
-    """The application on a real port; its address, and when the reconcile was started."""
+    """The application on a real port; its address, and when a flow was started."""
     started: list[float] = []
     (port,) = free_ports(1)
-    application = make_application(secret, Waker(lambda: started.append(time.monotonic()), 600))
+    application = make_application([listen(secret, lambda: started.append(time.monotonic())) for listen in BOTH])
     server = make_server(application, "127.0.0.1", port)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
@@ -229,6 +242,17 @@ def test_a_forged_or_huge_event_is_refused() -> None:
             == 413
         )
         assert httpx.post(f"{url}/mlflow", content=BODY, headers=signed(at=time.time())).status_code == 204
+        time.sleep(webhook.GATHER_SECONDS + 0.5)
+        assert len(started) == 1
+
+
+def test_a_store_is_known_by_its_token() -> None:
+    with listening(SECRET) as (url, started):
+        for refused in ({}, {"Authorization": "Bearer another"}, {"Authorization": SECRET}, signed(at=time.time())):
+            assert httpx.post(f"{url}/data", content=b"{}", headers=refused).status_code == 401
+        for _ in range(3):
+            taken = httpx.post(f"{url}/data", content=b"{}", headers={"Authorization": f"Bearer {SECRET}"})
+            assert taken.status_code == 204
         time.sleep(webhook.GATHER_SECONDS + 0.5)
         assert len(started) == 1
 
@@ -283,3 +307,36 @@ def test_an_edit_in_mlflow_wakes_the_reconcile(tmp_path: Path, monkeypatch: pyte
         while not started and time.monotonic() < deadline:
             time.sleep(0.1)
         assert started
+
+
+# ---------------------------------------------------------------- a real S3 server
+
+NOTIFICATION = """\
+[notification.webhook]
+enabled = true
+endpoint = "{url}/data"
+bearer_token = "{token}"
+path_prefixes = ["/buckets/rows"]
+"""
+
+
+@pytest.mark.servers
+def test_an_object_put_into_a_bucket_wakes_the_look_at_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with listening(SECRET) as (url, started):
+        (tmp_path / "notification.toml").write_text(NOTIFICATION.format(url=url, token=SECRET))
+        with running_s3(tmp_path) as server:
+            for name, value in server.environment.items():
+                monkeypatch.setenv(name, value)
+            client = make_client(server.endpoint, RequestLimits(seconds=20.0, attempts=3))
+            for bucket in ("rows", "others"):
+                client.create_bucket(Bucket=bucket)
+            time.sleep(webhook.GATHER_SECONDS + 0.5)
+            started.clear()
+            client.put_object(Bucket="others", Key="rows.csv", Body=b"text,label")
+            time.sleep(webhook.GATHER_SECONDS + 0.5)
+            assert started == []
+            client.put_object(Bucket="rows", Key="rows.csv", Body=b"text,label")
+            deadline = time.monotonic() + 30
+            while not started and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert started
