@@ -92,7 +92,7 @@ class Batcher:
                         if isinstance(text, PtpError):
                             request.set(place, text)
                         else:
-                            rows.append(_build_row(loaded, text, lambda one, place=place: request.set(place, one)))
+                            rows.append(_build_row(loaded, text, partial(request.set, place)))
                     self._worker.add(rows)
                     return await asyncio.wrap_future(request.future)
             finally:
@@ -105,6 +105,10 @@ class Batcher:
         NotFound, Overloaded, TimedOut.
         """
         loop, pieces = asyncio.get_running_loop(), asyncio.Queue[Piece | PtpError]()
+
+        def take(piece: Piece | PtpError) -> None:
+            loop.call_soon_threadsafe(pieces.put_nowait, piece)
+
         with self._admit(digest, 1, patience) as loaded:
             self._engine.find_limit(digest)
             rows = list[Row]()
@@ -113,7 +117,6 @@ class Batcher:
                     (text,) = await self._render(digest, [fields])
                 if isinstance(text, PtpError):
                     raise text
-                take = lambda one: loop.call_soon_threadsafe(pieces.put_nowait, one)  # noqa: E731
                 rows.append(_build_row(loaded, text, take, sampling))
                 self._worker.add(rows)
                 while True:

@@ -118,7 +118,17 @@ class Engine:
 
     def find_cache(self, digest: str) -> PrefixCache:
         """Return the prefix cache of a loaded prompt, all prompts of an ensemble in order."""
-        return self._collect_caches([digest])[0]
+        return self.find_caches([digest])[0]
+
+    def find_caches(self, digests: Sequence[str]) -> list[PrefixCache]:
+        """Return the versions' caches in order; those that are not in memory are computed together."""
+        caches = {digest: cache for digest in digests if (cache := self.caches.find(digest)) is not None}
+        missing = [digest for digest in digests if digest not in caches]
+        for group in group_by_length(missing, lambda digest: self.find(digest).slots, choose_pass_tokens(self.base)):
+            caches |= self._compute_caches(group)
+        for digest in missing:
+            self.caches.keep(digest, caches[digest])
+        return [caches[digest] for digest in digests]
 
     def render(self, question: Question, number: int = 1) -> Rendered:
         """Return a text as token ids; `number` is its place among others, for messages.
@@ -219,19 +229,9 @@ class Engine:
 
     def _build_batch(self, texts: Sequence[Rendered]) -> _Batch:
         digests = sorted({text.digest for text in texts})
-        caches = self._collect_caches(digests)
+        caches = self.find_caches(digests)
         starts = accumulate((len(cache.lengths) for cache in caches), initial=0)
         return _Batch(stack_caches(caches), dict(zip(digests, starts, strict=False)))  # the last start is the end
-
-    def _collect_caches(self, digests: Sequence[str]) -> list[PrefixCache]:
-        """Return the versions' caches in order; those that are not in memory are computed together."""
-        caches = {digest: cache for digest in digests if (cache := self.caches.find(digest)) is not None}
-        missing = [digest for digest in digests if digest not in caches]
-        for group in group_by_length(missing, lambda digest: self.find(digest).slots, choose_pass_tokens(self.base)):
-            caches |= self._compute_caches(group)
-        for digest in missing:
-            self.caches.keep(digest, caches[digest])
-        return [caches[digest] for digest in digests]
 
     def _compute_caches(self, digests: Sequence[str]) -> dict[str, PrefixCache]:
         """Return the versions' caches: one pass computes those of all embeddings, key-values are caches already."""

@@ -26,7 +26,7 @@ class Row:
     text: Rendered
     task: str
     prompts: int
-    deliver: Callable[[Any], None]
+    deliver: Callable[[Any], object]
     sampling: Sampling | None = None
 
     @property
@@ -88,8 +88,8 @@ class FairQueue:
 
     def remove(self, row: Row) -> None:
         """Take a row out; one that does not wait is none."""
-        own = self._tasks.get(row.task, {})
-        if row not in own:
+        own = self._tasks.get(row.task)
+        if own is None or row not in own:
             return
         del own[row]
         self._count -= 1

@@ -183,16 +183,20 @@ class Worker:
             self._decoder.leave(handle)
             del self._streams[handle]
         if self._openings and not self._decoder.waiting:
-            for row in self._take(self._openings):
+            rows = self._take(self._openings)
+            with suppress(Exception):  # it is raised again for the row that it belongs to
+                self._engine.find_caches(sorted({row.text.digest for row in rows}))
+            for row in rows:
                 self._join(row)
         if not self._streams:
             return
         try:
             emitted = self._decoder.step()
         except Exception as error:  # noqa: BLE001, the thread answers others
-            for handle, row in list(self._streams.items()):
-                self._decoder.leave(handle)
-                _deliver(self._streams.pop(handle), _explain(error, row))
+            for row in self._streams.values():
+                _deliver(row, _explain(error, row))
+            self._streams.clear()
+            self._decoder = Decoder(self._engine.base)
             return
         for handle, outcome in emitted:
             row = self._streams[handle]
