@@ -144,7 +144,7 @@ def test_caches_that_the_next_rows_lack_are_computed_in_the_same_pass() -> None:
 
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
-            asked = [ask(batcher, one, "the good film and the awful plot") for one in made]
+            asked = [ask(batcher, one, "the good film and the awful plot " * 5) for one in made]
             await asyncio.sleep(0.5)
             for one in made[1:]:
                 engine.caches.drop(one.digest)
