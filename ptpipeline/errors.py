@@ -4,7 +4,9 @@ PtpError
 |-- Transient                 the world may be different in a minute: retry with backoff
 |   |-- ServiceUnavailable    MLflow, S3, Prefect or the database did not answer
 |   |-- LeaseHeld             another process is writing the same projection
-|   `-- RankLost              another process of a data parallel training ended
+|   |-- RankLost              another process of a data parallel training ended
+|   |-- Overloaded            more requests wait for an answer than the bound allows
+|   `-- TimedOut              no answer came in the time that the client gave
 `-- Terminal                  the same input fails again: a person has to change something
     |-- SettingsError         a PTP_* variable or .ptp/stack.json is wrong
     |-- TaskFileError         a task file (or base_models.yaml) is wrong; names file, line, field
@@ -43,6 +45,18 @@ class LeaseHeld(Transient):
 
 class RankLost(Transient):
     """Another process of a data parallel training ended, or differs from this one."""
+
+
+class Overloaded(Transient):
+    """More requests wait than the bound allows; `retry_after` says in how many seconds another try is worth it."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class TimedOut(Transient):
+    """No answer came in the time that the client gave."""
 
 
 class Terminal(PtpError):
