@@ -4,6 +4,7 @@ A row draws one number per token from dice of its own, so a seeded row gets the 
 it.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -35,7 +36,7 @@ def choose(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
     likeliest = logits.argmax(-1)  # [B]
     highest = logits.gather(1, likeliest[:, None])  # [B, 1]
     tokens: list[int | None] = [
-        token if height < float("inf") else None  # not if it is no number either
+        token if math.isfinite(height) else None
         for token, height in zip(likeliest.tolist(), highest[:, 0].tolist(), strict=True)
     ]
     drawn = [row for row, draw in enumerate(draws) if draw.dice and tokens[row] is not None]
