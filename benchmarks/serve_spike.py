@@ -15,7 +15,8 @@ import random
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -23,11 +24,12 @@ from torch import Tensor, nn
 
 from benchmarks.train_step import describe, make_parser
 from ptpipeline.data.batches import group_by_length
+from ptpipeline.errors import PtpError
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase, Input
 from ptpipeline.models.load import load_base
 from ptpipeline.serving.answers import TOKENS_PER_DECODE
-from ptpipeline.serving.decoding import Decoder
+from ptpipeline.serving.decoding import READ_TOKENS, SLOTS, Decoder
 from ptpipeline.serving.service import Sampling
 from ptpipeline.settings import load_settings
 
@@ -74,6 +76,8 @@ def make_ours(base: FrozenBase, load: Load) -> Callable[[], Texts]:
             decoder.join(cache, request.ids, Sampling(), load.limit, request.prompt)
         while len(decoder):
             for handle, piece in decoder.step():
+                if isinstance(piece, PtpError):
+                    raise SystemExit(str(piece))
                 texts[handle] += piece.text
         return [texts[handle] for handle in range(len(load.requests))]
 
@@ -111,41 +115,46 @@ class _Table(nn.Module):
         return torch.where((ids >= self.first)[..., None], self.rows[virtual], own)
 
 
-class Manager:
-    """transformers' manager on the base's own model, started once; `together` is its bound on rows of a step."""
+@contextmanager
+def open_manager(base: FrozenBase, load: Load, together: int) -> Iterator[Callable[[], Texts]]:
+    """Start transformers' manager on the base's own model, and give its side; `together` bounds the rows of a step.
 
-    def __init__(self, base: FrozenBase, prompts: Sequence[Tensor], together: int) -> None:
-        from transformers import ContinuousBatchingConfig, GenerationConfig
+    The model attends by torch's fused kernel while the side runs, as the manager wants it.
+    """
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
-        self._base, self._first = base, base.model.config.vocab_size
-        model = base.model
+    model, own, attention = base.model, base.model.get_input_embeddings(), base.model.config._attn_implementation
+    settings = ContinuousBatchingConfig(
+        page_size=PAGE, num_blocks=SLOTS // PAGE, max_batch_tokens=READ_TOKENS, max_requests_per_batch=together
+    )
+    model.set_attn_implementation("sdpa")
+    model.set_input_embeddings(_Table(own, torch.cat(load.prompts)))
+    generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
+    manager = model.init_continuous_batching(generation, settings)
+    manager.start()
+
+    def run() -> Texts:
         model.set_attn_implementation("sdpa")
-        model.set_input_embeddings(_Table(model.get_input_embeddings(), torch.cat(list(prompts))))
-        settings = ContinuousBatchingConfig(
-            page_size=PAGE, num_blocks=16_384 // PAGE, max_batch_tokens=512, max_requests_per_batch=together
-        )
-        generation = GenerationConfig(do_sample=False, eos_token_id=-1, pad_token_id=0)
-        self._manager = model.init_continuous_batching(generation, settings)
-        self._manager.start()
-
-    def run(self, load: Load) -> Texts:
-        """Generate all requests' texts."""
         numbers = {}
         for number, request in enumerate(load.requests):
-            start = self._first + request.prompt * VIRTUAL
+            start = own.weight.shape[0] + request.prompt * VIRTUAL
             ids = [*range(start, start + VIRTUAL), *request.ids]
-            numbers[self._manager.add_request(ids, max_new_tokens=load.limit, eos_token_id=-1)] = number
+            numbers[manager.add_request(ids, max_new_tokens=load.limit, eos_token_id=-1)] = number
         texts = [""] * len(numbers)
         while numbers:
-            result = self._manager.get_result(timeout=60)
+            result = manager.get_result(timeout=60)
             if result is None or result.error:
                 raise SystemExit(f"the manager gave no result: {result and result.error}")
-            texts[numbers.pop(result.request_id)] = _write(self._base, result.generated_tokens)
+            texts[numbers.pop(result.request_id)] = _write(base, result.generated_tokens)
+        model.set_attn_implementation(attention)
         return texts
 
-    def stop(self) -> None:
-        """End the manager's thread."""
-        self._manager.stop(hard_stop=True, timeout=60)
+    try:
+        yield run
+    finally:
+        manager.stop(hard_stop=True, timeout=60)
+        model.set_input_embeddings(own)
+        model.set_attn_implementation(attention)
 
 
 def _write(base: FrozenBase, ids: Sequence[int]) -> str:
@@ -184,6 +193,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     base = load_base(prepare_base(arguments.base, load_settings()), arguments.dtype)
     base.model.generation_config.eos_token_id = 10**9  # no token ends a text
     base.tokenizer.eos_token = None
+    for make in (make_ours, make_fixed):  # so that none has to warm up the processor's kernels
+        make(base, make_load(base, 8, 4))()
     figures = {count: _measure_count(base, arguments, count) for count in arguments.requests}
     print(json.dumps({"requests": figures, "new_tokens": arguments.new_tokens, **describe(base)}))
 
@@ -193,25 +204,11 @@ def _measure_count(base: FrozenBase, arguments: argparse.Namespace, count: int) 
     sides = {"ours": make_ours(base, load)}
     if "fixed" not in arguments.without:
         sides["fixed"] = make_fixed(base, load)
-    own, manager = base.model.get_input_embeddings(), None
-    attention = base.model.config._attn_implementation
-
-    def run_manager() -> Texts:
-        base.model.set_attn_implementation("sdpa")
-        try:
-            return manager.run(load)
-        finally:
-            base.model.set_attn_implementation(attention)
-
-    if "manager" not in arguments.without:
-        manager = Manager(base, load.prompts, arguments.together)
-        sides["manager"] = run_manager
-        run_manager()
-    measured = measure(sides, arguments.rounds)
-    if manager:
-        manager.stop()
-        base.model.set_input_embeddings(own)
-        base.model.set_attn_implementation(attention)
+    with ExitStack() as stack:
+        if "manager" not in arguments.without:
+            sides["manager"] = stack.enter_context(open_manager(base, load, arguments.together))
+            sides["manager"]()
+        measured = measure(sides, arguments.rounds)
     for name, of_side in measured.items():
         tokens = count * arguments.new_tokens
         print(
