@@ -34,6 +34,7 @@ from ptpipeline.serving.service import Sampling
 from ptpipeline.settings import load_settings
 
 TASKS, VIRTUAL, SHORTEST, LONGEST = 8, 16, 24, 64
+PATIENCE_SECONDS = 600
 PAGE = 16  # tokens of a page of the manager's; smaller ones share no more, since a prompt has as many
 
 Texts = list[str]
@@ -133,16 +134,16 @@ def open_manager(base: FrozenBase, load: Load, together: int) -> Iterator[Callab
     manager = model.init_continuous_batching(generation, settings)
     manager.start()
 
-    def run() -> Texts:
+    def run(requests: Sequence[Request]) -> Texts:
         model.set_attn_implementation("sdpa")
         numbers = {}
-        for number, request in enumerate(load.requests):
+        for number, request in enumerate(requests):
             start = own.weight.shape[0] + request.prompt * VIRTUAL
             ids = [*range(start, start + VIRTUAL), *request.ids]
             numbers[manager.add_request(ids, max_new_tokens=load.limit, eos_token_id=-1)] = number
         texts = [""] * len(numbers)
         while numbers:
-            result = manager.get_result(timeout=60)
+            result = manager.get_result(timeout=PATIENCE_SECONDS)
             if result is None or result.error:
                 raise SystemExit(f"the manager gave no result: {result and result.error}")
             texts[numbers.pop(result.request_id)] = _write(base, result.generated_tokens)
@@ -150,7 +151,8 @@ def open_manager(base: FrozenBase, load: Load, together: int) -> Iterator[Callab
         return texts
 
     try:
-        yield run
+        run(load.requests[:TASKS])  # so that it has not to warm up either
+        yield lambda: run(load.requests)
     finally:
         manager.stop(hard_stop=True, timeout=60)
         model.set_input_embeddings(own)
@@ -207,7 +209,6 @@ def _measure_count(base: FrozenBase, arguments: argparse.Namespace, count: int) 
     with ExitStack() as stack:
         if "manager" not in arguments.without:
             sides["manager"] = stack.enter_context(open_manager(base, load, arguments.together))
-            sides["manager"]()
         measured = measure(sides, arguments.rounds)
     for name, of_side in measured.items():
         tokens = count * arguments.new_tokens

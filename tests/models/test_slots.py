@@ -85,10 +85,15 @@ def test_rows_keep_what_they_read_and_wrote_whoever_comes_and_goes(seed: int) ->
         assert_equal(slots, plain)
 
 
-def test_numbers_that_are_none_never_reach_another_row() -> None:
+def broken(*lengths: int) -> PrefixCache:
+    cache = own(*lengths)
+    return cache._replace(tensors=tuple(tensor * torch.nan for tensor in cache.tensors))
+
+
+def test_numbers_that_are_none_never_reach_a_row_that_takes_their_place() -> None:
     slots, plain = Slots(), Plain()
-    broken, sound = own(80), own(3, 4)
-    slots.add(PrefixCache(tuple(tensor * torch.nan for tensor in broken.tensors), broken.lengths))
+    sound = own(3, 4)
+    slots.add(broken(80))
     slots.add(sound)
     plain.add(sound)
     slots.remove(0)  # the last row takes the place of the broken one
@@ -96,6 +101,18 @@ def test_numbers_that_are_none_never_reach_another_row() -> None:
     long = own(100, 90)
     slots.add(long)
     plain.add(long)
+    assert_equal(slots, plain)
+
+
+def test_numbers_that_are_none_never_reach_a_shorter_row_that_joins_in_their_place() -> None:
+    slots, plain = Slots(), Plain()
+    for cache in (long := own(90), broken(80)):
+        slots.add(cache)
+    slots.remove(1)
+    short = own(3)
+    slots.add(short)
+    plain.add(long)
+    plain.add(short)
     assert_equal(slots, plain)
 
 

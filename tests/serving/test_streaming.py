@@ -77,6 +77,12 @@ def test_a_stop_string_is_found_across_tokens_and_within_one() -> None:
         assert "".join(stream(BYTES, ids, (stop,))[0]) == expected
 
 
+def test_of_two_stop_strings_in_one_token_the_one_that_is_complete_first_counts() -> None:
+    ids = BYTES.encode("good film plot", add_special_tokens=False)
+    assert [decode(BYTES, [token]) for token in ids[:2]] == ["g", "ood"]
+    assert "".join(stream(BYTES, ids, ("good", "oo"))[0]) == "g"
+
+
 def test_what_may_become_a_stop_string_is_held_back_no_longer_than_that() -> None:
     ids = BYTES.encode("good film plot", add_special_tokens=False)
     assert [decode(BYTES, [token]) for token in ids] == ["g", "ood", " film", " plot"]
