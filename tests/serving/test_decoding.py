@@ -229,3 +229,27 @@ def test_a_step_reads_no_more_of_new_texts_than_its_share(tiny: FrozenBase) -> N
         decoder.join(None, ids, GREEDY, 4)
     decoder.step()
     assert 30 - decoder.waiting == READ_TOKENS // len(ids)
+
+
+def test_texts_with_one_head_are_read_behind_it_and_end_as_alone() -> None:
+    base = random_base("llama")
+    cache, decoder, head = base.compute_prefix(prompts()), Decoder(base), text_of(70)
+    rows = [([*head, 7 + index], index % 2) for index in range(4)]
+    for ids, prompt in rows:
+        decoder.join(cache, ids, GREEDY, 8, prompt)
+    given = run(decoder)
+    for index, (ids, prompt) in enumerate(rows):
+        (alone,) = base.decode(cache, [Input(ids, (), prompt)], 8)
+        assert join_text(given[index]) == base.tokenizer.decode(alone)
+        assert given[index][-1].read == 71 + (2, 6)[prompt]
+
+
+def test_rows_without_a_prompt_stand_beside_rows_behind_one() -> None:
+    base = random_base("llama")
+    decoder, caches = Decoder(base), [None, base.compute_prefix(prompts()), None]
+    for index, cache in enumerate(caches):
+        decoder.join(cache, text_of(3 + index), GREEDY, 6, 1 if cache else 0)
+    given = run(decoder)
+    for index, cache in enumerate(caches):
+        (alone,) = base.decode(cache, [Input(text_of(3 + index), (), 1 if cache else 0)], 6)
+        assert join_text(given[index]) == base.tokenizer.decode(alone)
