@@ -17,21 +17,21 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks.train_step import describe, make_parser
+from benchmarks.fixtures.random_base import NAMES
+from benchmarks.train_step import describe, load_pair, make_parser
 from ptpipeline.data.batches import group_by_length
 from ptpipeline.errors import PtpError
-from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase, Input
-from ptpipeline.models.load import load_base
 from ptpipeline.serving.answers import TOKENS_PER_DECODE
 from ptpipeline.serving.decoding import READ_TOKENS, SLOTS, Decoder
 from ptpipeline.serving.service import Sampling
-from ptpipeline.settings import load_settings
 
 TASKS, VIRTUAL, SHORTEST, LONGEST = 8, 16, 24, 64
 PATIENCE_SECONDS = 600
@@ -192,8 +192,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--without", nargs="*", default=[], choices=["manager", "fixed"], help="sides to leave out")
     parser.set_defaults(dtype="bfloat16")
     arguments = parser.parse_args(argv)
-    base = load_base(prepare_base(arguments.base, load_settings()), arguments.dtype)
-    base.model.generation_config.eos_token_id = 10**9  # no token ends a text
+    base, _ = load_pair(arguments.base, arguments.dtype)
+    if arguments.base in NAMES:  # a random base, which has no tokenizer
+        base = replace(
+            base, tokenizer=SimpleNamespace(eos_token_id=None, decode=lambda ids, **_: " ".join(map(str, ids)))
+        )
+    base.model.generation_config.eos_token_id = -1  # no token ends a text
     base.tokenizer.eos_token = None
     for make in (make_ours, make_fixed):  # so that none has to warm up the processor's kernels
         make(base, make_load(base, 8, 4))()
