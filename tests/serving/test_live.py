@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ptpipeline.errors import ArtifactError, NotFound, ServiceUnavailable
+from ptpipeline.errors import ArtifactError, NotFound, Overloaded, ServiceUnavailable
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.versions import Beside
@@ -118,7 +118,7 @@ def test_a_version_stays_as_long_as_somebody_asks_for_it(server: Server) -> None
 def test_no_more_versions_are_held_on_request_than_the_bound(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holdings, "ON_REQUEST", 1)
     server.live.find(f"{TASK}@3")
-    with pytest.raises(holdings.Overloaded, match="1 versions are held because somebody asked") as caught:
+    with pytest.raises(Overloaded, match="1 versions are held because somebody asked") as caught:
         server.live.find(f"{TASK}@4")
     assert caught.value.retry_after == pytest.approx(holdings.RETAINED)
     server.clock.now += holdings.RETAINED
@@ -253,7 +253,7 @@ def test_an_alias_that_is_refused_is_read_once_and_not_by_every_request(server: 
     damage_tensors(store)
     point(store, 2, digest(2), 1, alias="next")
     for _ in range(3):
-        with pytest.raises(ArtifactError, match="movies@next: refused: .*truncated or altered"):
+        with pytest.raises(ArtifactError, match=r"movies@next: refused: .*truncated or altered"):
             server.live.find(f"{TASK}@next")
     put(store, tensors_key(TASK, digest(2)), a_prompt(WORDS[1]).tensors)
     with pytest.raises(ArtifactError):
