@@ -22,10 +22,11 @@ from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.refusals import Place, Refusals
 from ptpipeline.serving.resolver import read_name, read_promotion, split_reference
 from ptpipeline.serving.served import Alias, Served, State
-from ptpipeline.serving.servers import report_holdings
+from ptpipeline.serving.servers import report_holdings, unfit_name
+from ptpipeline.serving.trials import Trials
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.addresses import AliasPointer, parse
-from ptpipeline.storage.keys import PROMPTS, aliases_prefix, pointer_key
+from ptpipeline.storage.keys import PROMPTS, aliases_prefix, is_server_name, pointer_key
 from ptpipeline.storage.signed import without_checks
 
 EVERY = 2.0  # seconds between two looks at the pointers
@@ -52,11 +53,18 @@ class Live:
         tasks: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """home: below it the last good set is kept. server: the name under which this server reports what it holds; it
-        reports nothing without one. tasks: those to serve; none is all of the store. clock: seconds.
+        """home: below it the last good set and the trials are kept, of each server for itself. server: the name under
+        which this one reports what it holds; it reports nothing without one. tasks: those to serve; none is all of the
+        store. clock: seconds.
+
+        Raises SettingsError for a server's name that cannot be part of a key.
         """
+        if server and not is_server_name(server):
+            raise unfit_name(server)
+        home = home / "serving" / (server or "unnamed")
         self.store, self.memory, self.server, self.clock = store, memory, server, clock
         self.tasks = frozenset(tasks)
+        self.trials = Trials(home, store.url)
         self._good = LastGood(home, store.url)
         self._holdings = Holdings(holder, self._good, clock)
         self._aliases: dict[Place, Alias] = {}
@@ -272,9 +280,10 @@ class Live:
         """Hold what the promotion names, then let its alias answer by it, in one step."""
         place, beside = Place(promotion.task, promotion.alias), promotion.beside
         held = self._holdings.hold(source, place.task, promotion.digest, promotion.version)
-        first, second = Served.of(held, place.alias), None
+        first, second = Served.of(held, place.alias, promotion.seq), None
         if beside:
-            second = Served.of(self._holdings.hold(source, place.task, beside.digest, beside.version), place.alias)
+            held = self._holdings.hold(source, place.task, beside.digest, beside.version)
+            second = Served.of(held, place.alias, promotion.seq)
             first = first._replace(shadow=second) if beside.is_shadow else first
         old = self._aliases.get(place)
         before = old.before if old else frozenset()
@@ -306,8 +315,9 @@ class Live:
         told = (holds, observed, self._refused.list())
         if told == self._reported[0] and self.clock() - self._reported[1] < REPORT:
             return
+        self.trials.keep([(row.task, row.alias, row.seq) for row in promotions if row.beside])
         try:
-            report_holdings(self.store, self.server, *told)
+            report_holdings(self.store, self.server, *told, self.trials.list())
         except PtpError as error:  # the pointers keep what they name from being deleted too
             log.warning("the store was not told what this server holds: %s", error)
         else:

@@ -291,7 +291,7 @@ def test_with_the_store_away_a_server_starts_with_its_last_good_set(
 
 
 def test_the_last_good_set_is_private(server: Server, tmp_path: Path) -> None:
-    found = list((tmp_path / "home" / "last-good").rglob("*"))
+    found = list((tmp_path / "home" / "serving" / "host" / "last-good").rglob("*"))
     assert len(found) > 3
     assert not [path for path in found if path.stat().st_mode & 0o077]
 
@@ -299,7 +299,7 @@ def test_the_last_good_set_is_private(server: Server, tmp_path: Path) -> None:
 def test_a_last_good_set_that_was_damaged_is_read_again_from_the_store(
     server: Server, store: Away, tmp_path: Path
 ) -> None:
-    for path in (tmp_path / "home" / "last-good").rglob("*.safetensors"):
+    for path in (tmp_path / "home" / "serving" / "host" / "last-good").rglob("*.safetensors"):
         path.write_bytes(b"rot")
     again = Server(store, tmp_path / "home")
     again.live.hold_last_good()
@@ -326,7 +326,7 @@ def test_the_last_good_set_keeps_no_more_than_is_held(server: Server, store: Awa
         point(store, number, digest(number), number)
         server.poll()
     server.poll(2 * holdings.RETAINED)
-    kept = {path.parent.name for path in (tmp_path / "home" / "last-good").rglob("manifest.json")}
+    kept = {path.parent.name for path in (tmp_path / "home" / "serving" / "host" / "last-good").rglob("manifest.json")}
     assert kept == {digest(2), digest(3)}
 
 

@@ -67,7 +67,8 @@ def test_a_shadow_needs_no_verdict_and_has_none(plain: Registry, task: Task) -> 
     head = promote(plain, task, published(plain, task, 1), ME)
     published(plain, task, 2, head.digest, "failed")
     row = place_beside(plain, task, 2, 0, ME)
-    assert row.beside and row.beside.is_shadow
+    assert row.beside is not None
+    assert row.beside.is_shadow
     assert row.beside.verdict is None
 
 
