@@ -12,20 +12,40 @@ class Holding(NamedTuple):
     digest: str
 
 
+class Observed(NamedTuple):
+    """The promotion of an alias that a server answers by."""
+
+    task: str
+    alias: str
+    seq: int
+    version: int
+
+
+class Refused(NamedTuple):
+    """A promotion that a server does not take, and why; it goes on with the one before."""
+
+    task: str
+    alias: str
+    reason: str
+
+
 class ServerReport(Grown):
     """The prompts that a server has loaded, at `servers/<server>.json`; after a restart it may need their bytes
     again.
 
-    `sha256` is the digest of all other fields, which shows bits that rotted.
+    `observed` and `refused` say what each alias is to this server. `sha256` is the digest of all other fields, which
+    shows bits that rotted.
     """
 
-    LATER: ClassVar = frozenset({"sha256"})
+    LATER: ClassVar = frozenset({"sha256", "observed", "refused"})
 
     schema_version: Literal[1] = 1
     server: str
     at: str
     holds: list[Holding]
     sha256: str = ""
+    observed: list[Observed] = []
+    refused: list[Refused] = []
 
     def compute_sha256(self) -> str:
         """Return the digest of all fields but `sha256`."""
