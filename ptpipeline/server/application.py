@@ -45,9 +45,7 @@ def make_application(
 ) -> FastAPI:
     """Return the application. tokens: of whom may ask; None lets in everybody who reaches a loopback address."""
     refused: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
-    application = FastAPI(
-        title="ptpipeline", docs_url=None, redoc_url=None, lifespan=lifespan, responses=refused
-    )
+    application = FastAPI(title="ptpipeline", docs_url=None, redoc_url=None, lifespan=lifespan, responses=refused)
     for router in (
         classify.make_router(service),
         generation.make_router(service),
@@ -57,9 +55,7 @@ def make_application(
         application.include_router(router)
     application.add_exception_handler(HTTPException, _tell_refusal)
     application.add_exception_handler(RequestValidationError, _tell_fault)
-    application.add_middleware(
-        Door, tokens=tokens, limits=service.limits, metrics=service.metrics, leaving=leaving
-    )
+    application.add_middleware(Door, tokens=tokens, limits=service.limits, metrics=service.metrics, leaving=leaving)
     return application
 
 

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from ptpipeline.errors import PtpError
-from ptpipeline.server.bodies import Classify, Feedback, JsonRoute, name_fields
+from ptpipeline.server.bodies import Classify, JsonRoute, name_fields
 from ptpipeline.server.refusals import Refusal, refuse
 from ptpipeline.server.service import Service, caller_of, id_of, name_version
 from ptpipeline.serving.served import Served
@@ -47,12 +47,6 @@ def make_router(service: Service) -> APIRouter:
         }
         return JSONResponse(answer, headers=name_version(served))
 
-    @router.post("/v1/feedback", status_code=204)
-    async def take_feedback(request: Request, body: Feedback) -> Response:
-        """Tell the right label of a text that was classified here; it counts where two versions are compared."""
-        service.live.feedback(body.id, body.label)
-        return Response(status_code=204)
-
     return router
 
 
@@ -68,7 +62,6 @@ async def _ask(service: Service, request: Request, served: Served, texts: Sequen
     service.note_texts(request, served, asked)
     answers = iter(await service.answerer.classify(served.digest, asked, service.limits.patience) if asked else [])
     outcomes: list[Outcome] = [fields if isinstance(fields, PtpError) else next(answers) for fields in named]
-    service.live.note(served, id_of(request), outcomes)
     return outcomes
 
 

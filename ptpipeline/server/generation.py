@@ -176,7 +176,9 @@ class _Started:
             yield json.dumps(refuse(error).to_json())
         except Exception as error:  # noqa: BLE001 - its message may hold a text
             log.error("%s: %s", self._id, place_of(error))
-            yield json.dumps(Refusal(500, f"request {self._id} failed; the server's log says where", "failed").to_json())
+            yield json.dumps(
+                Refusal(500, f"request {self._id} failed; the server's log says where", "failed").to_json()
+            )
         finally:
             self._count(0 if failed else 1, 1 if failed else 0)
             self._service.metrics.count_tokens(self._served, last.read, last.tokens)

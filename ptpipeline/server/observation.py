@@ -63,6 +63,7 @@ def make_router(service: Service, leaving: Leaving) -> APIRouter:
                     {
                         **_model(promotion, served),
                         "since": promotion.at,
+                        "beside": promotion.beside and promotion.beside.to_json(),
                         "refused": refused.get((promotion.task, promotion.alias)),
                         **service.metrics.figures(served.digest)._asdict(),
                     }
@@ -87,7 +88,7 @@ def _find_all(service: Service, request: Request) -> list[tuple[Promotion, Serve
     for promotion in service.live.observe().promotions:
         if caller.may_use(promotion.task):
             try:
-                found.append((promotion, service.live.find(f"{promotion.task}@{promotion.alias}", "look")))
+                found.append((promotion, service.live.find(f"{promotion.task}@{promotion.version}")))
             except PtpError:  # it went since it was listed
                 continue
     return found
@@ -95,7 +96,12 @@ def _find_all(service: Service, request: Request) -> list[tuple[Promotion, Serve
 
 def _model(promotion: Promotion, served: Served) -> dict[str, Any]:
     name = promotion.task if promotion.alias == PRODUCTION else f"{promotion.task}@{promotion.alias}"
-    return {"id": name, "created": int(datetime.fromisoformat(promotion.at).timestamp()), "alias": promotion.alias, **_describe(served)}
+    return {
+        "id": name,
+        "created": int(datetime.fromisoformat(promotion.at).timestamp()),
+        "alias": promotion.alias,
+        **_describe(served),
+    }
 
 
 def _describe(served: Served) -> dict[str, Any]:

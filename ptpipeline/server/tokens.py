@@ -156,7 +156,10 @@ def make_token(path: Path, name: str, tasks: list[str], per_minute: int | None) 
     token = f"ptp_{secrets.token_urlsafe(32)}"
     with parsing(f"token {name}", "see `ptp token --help`", SettingsError, quoting=True):
         entry = Token(
-            name=name, sha256=hashlib.sha256(token.encode()).hexdigest(), tasks=sorted(set(tasks)), per_minute=per_minute
+            name=name,
+            sha256=hashlib.sha256(token.encode()).hexdigest(),
+            tasks=sorted(set(tasks)),
+            per_minute=per_minute,
         )
     _change(path, name, [entry])
     return token
