@@ -60,12 +60,12 @@ def make_application(
 
 
 async def _tell_refusal(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for these alone
+    assert isinstance(error, HTTPException)
     if not isinstance(error, Refusal):
         error = Refusal(error.status_code, *_SENTENCES.get(error.status_code, ("refused", "refused")))
     return JSONResponse(error.to_json(), error.status_code, error.headers)
 
 
 async def _tell_fault(_: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)  # noqa: S101 - it is registered for these alone
+    assert isinstance(error, RequestValidationError)
     return await _tell_refusal(_, Refusal(400, explain(list(error.errors())), "invalid_request"))

@@ -43,7 +43,7 @@ _HEADERS = [
 _HOST = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?")
 
 
-class _Left(Exception):  # noqa: N818 - not an error
+class _Left(Exception):
     """The client has gone."""
 
 

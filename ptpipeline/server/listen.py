@@ -1,7 +1,6 @@
 """The process that listens: TLS, deadlines of connections, and an end that no client notices."""
 
 import asyncio
-import logging
 import signal
 import socket
 import ssl
@@ -32,13 +31,51 @@ class Address(NamedTuple):
     drain: float = 0.0
 
 
-class Server(uvicorn.Server):
-    """Listens on one address until it is ended by a signal; then it answers what was asked, and ends with 0."""
+class Server:
+    """An address that is taken, and listens once there is an application to answer with."""
 
-    def __init__(self, application: FastAPI, address: Address, leaving: Leaving) -> None:
+    def __init__(self, address: Address, leaving: Leaving) -> None:
         """Take the address. Raises SettingsError if it is taken, or the certificate or key cannot be used."""
-        self.context = _load_tls(address)
-        self.socket = _bind(address)
+        self._context = _load_tls(address)
+        self._socket = _bind(address)
+        self._address, self._leaving = address, leaving
+        self._listener: _Listener | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on, also if any free one was asked for."""
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    @property
+    def url(self) -> str:
+        """Where clients reach it."""
+        host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host
+        return f"{'http' if self._context is None else 'https'}://{host}:{self.port}"
+
+    @property
+    def listens(self) -> bool:
+        """Whether clients are answered."""
+        return self._listener is not None and self._listener.started
+
+    def run(self, application: FastAPI) -> None:
+        """Answer with the application until a signal or `end` ends it; then finish what is under way."""
+        drain = self._address.drain
+        self._listener = _Listener(application, self._socket, self._context, drain, self._leaving)
+        self._listener.run()
+
+    def end(self) -> None:
+        """End it from another thread, without a drain."""
+        if self._listener is not None:
+            self._listener.handle_exit(signal.SIGINT, None)
+
+
+class _Listener(uvicorn.Server):
+    """uvicorn on a socket that is taken already, with a bound on TLS handshakes and a drain."""
+
+    def __init__(
+        self, application: FastAPI, bound: socket.socket, context: ssl.SSLContext | None, drain: float, leaving: Leaving
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 application,
@@ -52,13 +89,8 @@ class Server(uvicorn.Server):
                 access_log=False,
             )
         )
-        self._drain, self._leaving, self._ends = address.drain, leaving, float("inf")
-
-    @property
-    def port(self) -> int:
-        """The port that it listens on."""
-        port: int = self.socket.getsockname()[1]
-        return port
+        self._socket, self._context = bound, context
+        self._drain, self._leaving, self._ends = drain, leaving, float("inf")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then listen: as uvicorn does it, but a stalled TLS handshake is cut."""
@@ -69,9 +101,9 @@ class Server(uvicorn.Server):
         def connect() -> asyncio.Protocol:
             return PatientConnection(self.config, self.server_state, self.lifespan.state)
 
-        timeout = HANDSHAKE_SECONDS if self.context else None
+        timeout = HANDSHAKE_SECONDS if self._context else None
         listener = await asyncio.get_running_loop().create_server(
-            connect, sock=self.socket, ssl=self.context, ssl_handshake_timeout=timeout, backlog=BACKLOG
+            connect, sock=self._socket, ssl=self._context, ssl_handshake_timeout=timeout, backlog=BACKLOG
         )
         self.servers = [listener]
         self.started = True
@@ -89,7 +121,10 @@ class Server(uvicorn.Server):
 def _bind(address: Address) -> socket.socket:
     try:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        return socket.create_server((address.host, address.port), family=family, backlog=BACKLOG)
+        found = socket.socket(family, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((address.host, address.port))
+        return found  # nobody connects before it listens
     except (OSError, OverflowError) as error:
         reason = str(getattr(error, "strerror", None) or error).split(" (")[0]
         raise SettingsError(

@@ -5,9 +5,10 @@ from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ptpipeline.serving.batcher import Load
 from ptpipeline.serving.live import Live
 from ptpipeline.serving.served import Served
 
@@ -32,19 +33,18 @@ class _Version:
         self.recent: deque[float] = deque(maxlen=RECENT)
 
 
-class Waiting(Protocol):
-    """What tells how much is under way."""
+class Loaded(Protocol):
+    """What answers, and tells how much it does."""
 
-    @property
-    def waiting(self) -> int:
-        """How many texts wait to be answered."""
+    def observe(self) -> Load:
+        """Return what it does and has done."""
 
 
 class Metrics:
     """Counts requests and answers; reads the rest from those who know it, whenever it is asked for."""
 
-    def __init__(self, live: Live, queue: Waiting) -> None:
-        self._registry, self._queue = CollectorRegistry(auto_describe=False), queue
+    def __init__(self, live: Live, answerer: Loaded) -> None:
+        self._registry, self.answerer = CollectorRegistry(auto_describe=False), answerer
         self._versions: dict[str, _Version] = {}
         labels = {"registry": self._registry}
         self._requests = Counter("ptp_serve_requests", "Requests by what they got", ["route", "status"], **labels)
@@ -57,7 +57,7 @@ class Metrics:
         self._errors = Counter("ptp_serve_errors", "Texts that were not answered", by_version, **labels)
         self._tokens = Counter("ptp_serve_generated_tokens", "Tokens that were generated", by_version, **labels)
         self._read = Counter("ptp_serve_read_tokens", "Tokens that generations read", by_version, **labels)
-        self._registry.register(_Observed(live, queue))
+        self._registry.register(_Observed(live, answerer))
 
     def count_request(self, route: str, status: int, seconds: float) -> None:
         """Count a request that ended."""
@@ -78,11 +78,6 @@ class Metrics:
         self._read.labels(served.task, served.name).inc(read)
         self._tokens.labels(served.task, served.name).inc(generated)
 
-    @property
-    def waiting(self) -> int:
-        """How many texts wait to be answered."""
-        return self._queue.waiting
-
     def figures(self, digest: str) -> Figures:
         """Return what a version did."""
         known = self._versions.get(digest)
@@ -99,13 +94,19 @@ class Metrics:
 class _Observed(Collector):
     """What others know, as gauges."""
 
-    def __init__(self, live: Live, queue: Waiting) -> None:
-        self._live, self._queue = live, queue
+    def __init__(self, live: Live, answerer: Loaded) -> None:
+        self._live, self._answerer = live, answerer
 
     def collect(self) -> Iterator[Metric]:
         """Yield what is so now."""
-        state = self._live.observe()
-        yield _gauge("ptp_serve_waiting", "Texts that wait to be answered", self._queue.waiting)
+        state, load = self._live.observe(), self._answerer.observe()
+        yield _gauge("ptp_serve_waiting", "Texts that wait for an answer or get one", load.waiting)
+        yield _gauge("ptp_serve_generating", "Texts that are being generated", load.generating)
+        yield _count("ptp_serve_batches", "Batches of texts that were classified", load.batches)
+        yield _count("ptp_serve_batched_texts", "Texts in these batches", load.texts)
+        yield _gauge("ptp_serve_cache_bytes", "Bytes of prefix caches in memory", load.cache_bytes)
+        yield _count("ptp_serve_cache_hits", "Prefix caches that were in memory", load.cache_hits)
+        yield _count("ptp_serve_cache_misses", "Prefix caches that had to be computed", load.cache_misses)
         yield _gauge("ptp_serve_held_versions", "Versions that are loaded", state.held)
         if state.away is not None:
             yield _gauge("ptp_serve_store_age_seconds", "Since the store was last reached", state.away)
@@ -124,3 +125,9 @@ def _gauge(name: str, text: str, value: float) -> Metric:
     gauge = GaugeMetricFamily(name, text)
     gauge.add_metric([], value)
     return gauge
+
+
+def _count(name: str, text: str, value: float) -> Metric:
+    counter = CounterMetricFamily(name, text)
+    counter.add_metric([], value)
+    return counter

@@ -22,9 +22,11 @@ def make_router(service: Service, leaving: Leaving) -> APIRouter:
     router = APIRouter()
 
     @router.get("/healthz", response_class=PlainTextResponse)
-    async def tell_health() -> str:
-        """Answer as long as the process lives."""
-        return "OK"
+    async def tell_health() -> Response:
+        """Answer 200 as long as this process can answer anything."""
+        if not service.metrics.answerer.observe().alive:
+            return PlainTextResponse("nothing computes any more; the log says why", 503)
+        return PlainTextResponse("OK")
 
     @router.get("/readyz", response_class=PlainTextResponse, responses={503: {"description": "Not now"}})
     async def tell_readiness() -> Response:
@@ -58,7 +60,7 @@ def make_router(service: Service, leaving: Leaving) -> APIRouter:
                 "store_age_seconds": state.away,
                 "trouble": bool(state.trouble),
                 "held": state.held,
-                "waiting": service.metrics.waiting,
+                "waiting": service.metrics.answerer.observe().waiting,
                 "aliases": [
                     {
                         **_model(promotion, served),

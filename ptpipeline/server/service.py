@@ -17,7 +17,6 @@ from ptpipeline.serving.served import Served
 from ptpipeline.serving.service import Answerer
 from ptpipeline.task.template import Fields
 
-
 KEY_HEADER = "x-ptp-key"
 
 log = logging.getLogger("ptpipeline.server")

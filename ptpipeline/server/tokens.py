@@ -27,7 +27,7 @@ class Token(Record):
 
     name: str = Field(pattern=NAME_PATTERN)
     sha256: str = Field(pattern=DIGEST_PATTERN)
-    tasks: list[str] = []
+    tasks: tuple[str, ...] = ()
     per_minute: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
 
 
@@ -35,7 +35,7 @@ class TokenFile(Record):
     """What the file of tokens holds."""
 
     schema_version: Literal[1] = 1
-    tokens: list[Token] = []
+    tokens: tuple[Token, ...] = ()
 
 
 class Caller(NamedTuple):
@@ -158,7 +158,7 @@ def make_token(path: Path, name: str, tasks: list[str], per_minute: int | None) 
         entry = Token(
             name=name,
             sha256=hashlib.sha256(token.encode()).hexdigest(),
-            tasks=sorted(set(tasks)),
+            tasks=tuple(sorted(set(tasks))),
             per_minute=per_minute,
         )
     _change(path, name, [entry])
@@ -181,6 +181,6 @@ def _change(path: Path, name: str, entries: list[Token]) -> None:
         with FileLock(path.with_name(f"{path.name}.lock"), mode=0o600):
             others = [token for token in read_tokens(path).tokens if token.name != name]
             tokens = sorted([*others, *entries], key=lambda token: token.name)
-            write_private(path, TokenFile(tokens=tokens).model_dump_json(indent=1).encode())
+            write_private(path, TokenFile(tokens=tuple(tokens)).model_dump_json(indent=1).encode())
     except OSError as error:
         raise SettingsError(f"{path}: cannot be written ({error.strerror}); name another file with --tokens") from None

@@ -1,4 +1,4 @@
-"""A real server of the tiny base in this process: a store with prompts, the versions that follow it, and the listener."""
+"""A real server of the tiny base in this process: a store with prompts, its versions, and the listener."""
 
 import asyncio
 import contextlib
@@ -159,15 +159,14 @@ def running(
     leaving = Leaving()
     service = Service(live, answerer, limits, Metrics(live, answerer), log_texts)
     application = make_application(service, tokens, leaving)
-    server = Server(application, address, leaving)
-    thread = threading.Thread(target=server.run, daemon=True)
+    server = Server(address, leaving)
+    thread = threading.Thread(target=server.run, args=(application,), daemon=True)
     thread.start()
     try:
-        while not server.started:
+        while not server.listens:
             time.sleep(0.01)
-        scheme = "https" if address.certificate else "http"
-        yield Running(f"{scheme}://127.0.0.1:{server.port}", store, answerer, server, application)
+        yield Running(server.url, store, answerer, server, application)
     finally:
-        server.should_exit = True
+        server.end()
         thread.join()
         live.stop()

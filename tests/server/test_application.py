@@ -1,7 +1,6 @@
 """The server as the official client of OpenAI's API sees it."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import openai
@@ -113,7 +112,7 @@ def test_one_text_is_classified(served: Running) -> None:
     (found,) = answer["data"]
     assert found["label"] == "positive"
     assert sum(found["probabilities"].values()) == pytest.approx(1)
-    assert list(found["probabilities"])[0] == "positive"
+    assert next(iter(found["probabilities"])) == "positive"
 
 
 @pytest.mark.parametrize("name", ["movies", "movies@production", "movies@2", "movies@sha256:"])
