@@ -32,7 +32,8 @@ from ptpipeline.storage.signed import without_checks
 EVERY = 2.0  # seconds between two looks at the pointers
 DISCOVER = 60.0  # seconds between two lists of all aliases; one that is asked for is looked up at once
 REPORT = 60.0  # seconds after which the server reports again although nothing changed: it is alive
-FIRST_LOOK = 10.0  # seconds that a start waits for the store, if the last good set is loaded already
+FIRST_LOOK = 5.0  # seconds that a start waits for the store, if the last good set is held already
+STOP = 5.0  # seconds that an end waits for a look at the store
 READERS = 8  # pointers that are read at the same time
 MISSED = 10_000  # names without a pointer that are remembered until the next look
 
@@ -184,8 +185,9 @@ class Live:
         """End the thread, and report that this server holds nothing any more."""
         self._stopped.set()
         if self._thread:
-            self._thread.join()
-        if self._reported[0] is not None:
+            self._thread.join(STOP)
+        waits = self._thread is not None and self._thread.is_alive()  # for a store that does not answer
+        if self._reported[0] is not None and not (waits or self._trouble):
             try:
                 report_holdings(self.store, self.server, [])
             except PtpError as error:

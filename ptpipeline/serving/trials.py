@@ -3,11 +3,12 @@
 No text is kept: of each request the labels of both versions, until the right one is told.
 """
 
+import asyncio
 import logging
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,43 +69,51 @@ class Trials:
         self._path, self._store = home / FILE, store
         self._pairs: OrderedDict[tuple[str, int], _Pair] = OrderedDict()
         self._tallies: dict[tuple[str, str, int], Tally] = {}
-        self._asking = 0
+        self._asking = set[asyncio.Task[None]]()
         self._lock = threading.Lock()
         self._load()
 
-    async def mirror(
-        self, served: Served, request: str, own: Sequence[str], ask: Callable[[str], Awaitable[Sequence[str]]]
+    def mirror(
+        self, served: Served, request: str, own: Mapping[int, str], ask: Callable[[str], Awaitable[Sequence[str]]]
     ) -> None:
-        """Ask the shadow what was asked, and note how its answers compare; whatever fails there is noted too.
+        """Let the shadow be asked what was asked, beside the event loop's other work, and note how its answers compare.
 
-        request: its id, which feedback names. own: the answers that were given, one for each text. ask: asks the prompt
-        of that digest the same texts. If many shadows are being asked already, this one is not.
+        request: its id, which feedback names. own: the answers that were given, by the number of their text. ask: asks
+        the prompt of that digest the same texts, in that order. If many shadows are being asked, this one is not.
         """
-        if served.shadow is None or self._asking >= AT_ONCE:
-            return
-        self._asking += 1
+        if served.shadow and own and len(self._asking) < AT_ONCE:
+            task = asyncio.create_task(self._ask(served, served.shadow, request, own, ask))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+
+    async def _ask(
+        self,
+        served: Served,
+        shadow: Served,
+        request: str,
+        own: Mapping[int, str],
+        ask: Callable[[str], Awaitable[Sequence[str]]],
+    ) -> None:
         try:
-            answers = await ask(served.shadow.digest)
+            answers = await ask(shadow.digest)
         except PtpError as error:
-            log.info("shadow %s did not answer: %s", served.shadow.name, error)
+            log.info("shadow %s did not answer: %s", shadow.name, error)
             self._count(served, failed=1)
         except Exception as error:  # noqa: BLE001 - a shadow never disturbs what answers
-            log.error("shadow %s did not answer: %s", served.shadow.name, place_of(error))
+            log.error("shadow %s did not answer: %s", shadow.name, place_of(error))
             self._count(served, failed=1)
         else:
             self.compare(served, request, own, answers)
-        finally:
-            self._asking -= 1
 
-    def compare(self, served: Served, request: str, own: Sequence[str], shadow: Sequence[str]) -> None:
-        """Note what both versions answered to each text of a request."""
+    def compare(self, served: Served, request: str, own: Mapping[int, str], shadow: Sequence[str]) -> None:
+        """Note what both versions answered to the texts of a request, of which `own` has the numbers."""
         place = _find_place(served)
         with self._lock:
-            for number, (one, other) in enumerate(zip(own, shadow, strict=True)):
+            for (number, one), other in zip(own.items(), shadow, strict=True):
                 self._pairs[request, number] = _Pair(place, one, other)
                 if len(self._pairs) > REMEMBERED:
                     self._pairs.popitem(last=False)
-        self._count(served, asked=len(own), differ=sum(map(str.__ne__, own, shadow)))
+        self._count(served, asked=len(own), differ=sum(map(str.__ne__, own.values(), shadow)))
 
     def judge(self, request: str, number: int, label: str) -> bool:
         """Note the right answer to a text of a request; return whether it is known, and was not judged before."""

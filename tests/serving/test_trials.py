@@ -69,7 +69,7 @@ def test_a_better_version_is_called_different_soon() -> None:
 
 def test_answers_are_compared_and_feedback_counts_where_they_differ(tmp_path: Path) -> None:
     trials = Trials(tmp_path, "file:///x")
-    trials.compare(served(), "one", ["good", "bad", "bad"], ["good", "good", "good"])
+    trials.compare(served(), "one", {0: "good", 1: "bad", 2: "bad"}, ["good", "good", "good"])
     assert trials.judge("one", 0, "good")  # both right
     assert trials.judge("one", 1, "good")  # the shadow alone
     assert trials.judge("one", 2, "bad")  # the alias's own alone
@@ -78,7 +78,7 @@ def test_answers_are_compared_and_feedback_counts_where_they_differ(tmp_path: Pa
 
 def test_an_answer_is_judged_once_and_one_that_is_unknown_never(tmp_path: Path) -> None:
     trials = Trials(tmp_path, "file:///x")
-    trials.compare(served(), "one", ["good"], ["bad"])
+    trials.compare(served(), "one", {0: "good"}, ["bad"])
     assert [trials.judge("one", 0, "good"), trials.judge("one", 0, "good")] == [True, False]
     assert not trials.judge("two", 0, "good")
     assert trials.list()[0].judged == 1
@@ -88,7 +88,7 @@ def test_only_the_last_answers_are_remembered(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(trials_module, "REMEMBERED", 2)
     trials = Trials(tmp_path, "file:///x")
     for name in ("one", "two", "three"):
-        trials.compare(served(), name, ["good"], ["bad"])
+        trials.compare(served(), name, {0: "good"}, ["bad"])
     assert [trials.judge(name, 0, "good") for name in ("one", "two", "three")] == [False, True, True]
 
 
@@ -101,8 +101,12 @@ def test_a_shadow_that_fails_is_counted_and_disturbs_nothing(tmp_path: Path) -> 
     async def broken(_: str) -> Sequence[str]:
         raise RuntimeError("a fault")
 
-    for ask in (overloaded, broken):
-        asyncio.run(trials.mirror(served(), "one", ["good"], ask))
+    async def both() -> None:
+        for ask in (overloaded, broken):
+            trials.mirror(served(), "one", {0: "good"}, ask)
+        await asyncio.sleep(0.01)
+
+    asyncio.run(both())
     assert trials.list() == [Tally(*PLACE, 1, 2, failed=2)]
 
 
@@ -115,7 +119,9 @@ def test_shadows_are_asked_for_a_bounded_number_of_requests_at_once(tmp_path: Pa
         return ["good"]
 
     async def many() -> None:
-        await asyncio.gather(*(trials.mirror(served(), str(number), ["good"], ask) for number in range(50)))
+        for number in range(50):
+            trials.mirror(served(), str(number), {0: "good"}, ask)
+        await asyncio.sleep(0.1)
 
     asyncio.run(many())
     assert asked == ["b" * 64] * trials_module.AT_ONCE
@@ -123,8 +129,8 @@ def test_shadows_are_asked_for_a_bounded_number_of_requests_at_once(tmp_path: Pa
 
 def test_tallies_outlive_a_restart_and_end_with_their_promotion(tmp_path: Path) -> None:
     trials = Trials(tmp_path, "file:///x")
-    trials.compare(served(2), "one", ["good"], ["bad"])
-    trials.compare(served(3), "two", ["good"], ["good"])
+    trials.compare(served(2), "one", {0: "good"}, ["bad"])
+    trials.compare(served(3), "two", {0: "good"}, ["good"])
     trials.keep([PLACE])
     again = Trials(tmp_path, "file:///x")
     assert again.list() == [Tally(*PLACE, 1, 2, asked=1, differ=1)]
@@ -141,7 +147,7 @@ def test_tallies_that_were_damaged_begin_anew(tmp_path: Path, caplog: pytest.Log
 def test_a_server_reports_how_its_shadows_compare(server: Server, store: Away) -> None:
     point(store, 1, digest(1), 2, beside=Beside(version=2, digest=digest(2), percent=0))
     server.poll()
-    server.live.trials.compare(server.live.find(TASK), "one", ["good"], ["bad"])
+    server.live.trials.compare(server.live.find(TASK), "one", {0: "good"}, ["bad"])
     server.poll(REPORT)
     [report] = read_server_reports(FolderStore(store.root))
     assert report.trials == [Tally(*PLACE, 1, 2, asked=1, differ=1)]
