@@ -27,17 +27,18 @@ class Clock:
 
 
 class OnEngine:
-    """What holds prompts, over a real engine; it notes in which order."""
+    """What holds prompts as the batcher does, in the thread that asks, over a real engine; it notes what it dropped."""
 
     def __init__(self) -> None:
         self.engine = Engine(tiny())
         self.dropped: list[str] = []
 
     def hold(self, artifact: Artifact, members: Sequence[Artifact]) -> None:
-        self.engine.load(artifact, members)
+        self.engine.add(artifact, members)
+        self.engine.probe(artifact.digest)
 
     def drop(self, digest: str) -> None:
-        del self.engine._loaded[digest]
+        self.engine.unload(digest)
         self.dropped.append(digest)
 
 

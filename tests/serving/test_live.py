@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ptpipeline.errors import ArtifactError, NotFound, Overloaded, ServiceUnavailable
+from ptpipeline.errors import ArtifactError, NotFound, Overloaded, PtpError, ServiceUnavailable
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.versions import Beside
@@ -415,3 +415,32 @@ def test_a_canary_whose_bytes_do_not_hold_is_refused_whole(server: Server, store
     server.poll()
     assert "truncated or altered" in server.reasons()[0]
     assert {server.live.find(TASK, str(key)).number for key in range(100)} == {1}
+
+
+# ---------------------------------------------------------------- a day alone
+
+
+def test_a_day_without_the_store_fails_no_request(server: Server, store: Away, tmp_path: Path) -> None:
+    """MLflow, Prefect and the ledger's database are never asked. The clock passes a day, with a restart at noon."""
+    store.away, answers, failures = True, 0, []
+    running = server
+    for second in range(0, 86_400, 60):
+        running.poll(60)
+        if second == 43_200:
+            running = Server(store, tmp_path / "home")
+            running.live.hold_last_good()
+        for reference in (TASK, f"{TASK}@production", f"{TASK}@1", f"{TASK}@sha256:{digest(1)}"):
+            try:
+                served = running.live.find(reference, str(second))
+            except PtpError as error:
+                failures.append(error)
+            else:
+                answers += served.digest == digest(1)
+    assert (answers, failures) == (4 * 1440, [])
+    assert running.live.observe().refused == []
+    [scores] = running.holder.engine.score_labels([Question(digest(1), {"text": "good film"})])
+    assert len(scores) == 2
+    store.away = False
+    point(store, 2, digest(2), 2)
+    running.poll(60)
+    assert running.live.find(TASK).number == 2
