@@ -201,7 +201,8 @@ class Live:
             except Exception as error:  # noqa: BLE001 - the thread that follows the store outlives every fault
                 log.error("the look at the store failed: %s", place_of(error))
             self._looked.set()
-            self._stopped.wait(max(EVERY, time.monotonic() - began))  # at most half of the time is spent on looking
+            took = time.monotonic() - began
+            self._stopped.wait(min(max(EVERY, took), 2 * EVERY))  # many pointers take time; a store that hung, no more
 
     def hold_last_good(self) -> None:
         """Hold what this server answered with when it ended; what was damaged since is told and left out."""
