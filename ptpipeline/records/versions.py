@@ -27,13 +27,15 @@ class PromptVersion(Record):
 class Beside(Record):
     """A second version that an alias names beside its own: a canary, or a shadow.
 
-    A canary answers `percent` of the requests. A shadow (percent 0) answers none: it is asked too, and its answers are
-    only compared.
+    A canary answers `percent` of the requests, on its own `verdict`, or by an `override`. A shadow (percent 0) answers
+    none: it is asked too, and its answers are only compared.
     """
 
     version: Number
     digest: Key
     percent: Annotated[int, Field(ge=0, le=99)]
+    verdict: Key | None = None
+    override: bool = False
 
     @property
     def is_shadow(self) -> bool:

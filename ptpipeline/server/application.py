@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
-from ptpipeline.server import classify, generation, observation, page
+from ptpipeline.server import classify, feedback, generation, observation, page
 from ptpipeline.server.bodies import explain
 from ptpipeline.server.door import Door, Leaving
 from ptpipeline.server.refusals import Refusal
@@ -48,6 +48,7 @@ def make_application(
     application = FastAPI(title="ptpipeline", docs_url=None, redoc_url=None, lifespan=lifespan, responses=refused)
     for router in (
         classify.make_router(service),
+        feedback.make_router(service),
         generation.make_router(service),
         observation.make_router(service, leaving),
         page.make_router(),

@@ -60,7 +60,7 @@ class Holdings:
         `Holder.hold` raises.
         """
         held, proven = self._held.get(digest), source is not self._good.store
-        if held is None or held.proven < proven:
+        if held is None or held.proven < proven or held.manifest.task != task:  # no task names another's prompt
             name = f"{task}@{SHA + digest if number is None else number}"
             artifact = read_prompt(source, task, digest, name)
             members = read_ensemble(source, artifact)

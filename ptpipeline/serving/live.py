@@ -8,48 +8,36 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
-from ptpipeline.errors import NotFound, PtpError, ServiceUnavailable, SettingsError, Terminal, place_of
-from ptpipeline.records.answers import Holding, Observed, Refused
+from ptpipeline.errors import ArtifactError, NotFound, PtpError, ServiceUnavailable, SettingsError, Terminal, place_of
+from ptpipeline.records.answers import Holding, Observed
+from ptpipeline.records.base import is_name
 from ptpipeline.records.versions import Promotion
 from ptpipeline.serving.holdings import SHA, Held, Holder, Holdings
 from ptpipeline.serving.last_good import LastGood
 from ptpipeline.serving.memory import Memory
+from ptpipeline.serving.refusals import Place, Refusals
 from ptpipeline.serving.resolver import read_name, read_promotion, split_reference
 from ptpipeline.serving.served import Alias, Served, State
-from ptpipeline.serving.servers import report_holdings
+from ptpipeline.serving.servers import report_holdings, unfit_name
+from ptpipeline.serving.trials import Trials
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.addresses import AliasPointer, parse
-from ptpipeline.storage.keys import PROMPTS, aliases_prefix, pointer_key
+from ptpipeline.storage.keys import PROMPTS, aliases_prefix, is_server_name, pointer_key
 from ptpipeline.storage.signed import without_checks
 
 EVERY = 2.0  # seconds between two looks at the pointers
 DISCOVER = 60.0  # seconds between two lists of all aliases; one that is asked for is looked up at once
 REPORT = 60.0  # seconds after which the server reports again although nothing changed: it is alive
-RETRY = 300.0  # seconds at most until a refused promotion is tried again: somebody may have mended its bytes
-FIRST_LOOK = 10.0  # seconds that a start waits for the store, if the last good set is loaded already
+FIRST_LOOK = 5.0  # seconds that a start waits for the store, if the last good set is held already
+STOP = 5.0  # seconds that an end waits for a look at the store
 READERS = 8  # pointers that are read at the same time
 MISSED = 10_000  # names without a pointer that are remembered until the next look
 
 log = logging.getLogger(__name__)
-
-
-class _Place(NamedTuple):
-    task: str
-    alias: str
-
-
-class _Refusal(NamedTuple):
-    """Why a promotion was not taken, how often it was tried, and when it is tried again."""
-
-    reason: str
-    tries: int
-    again: float
 
 
 class Live:
@@ -66,17 +54,24 @@ class Live:
         tasks: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """home: below it the last good set is kept. server: the name under which this server reports what it holds; it
-        reports nothing without one. tasks: those to serve; none is all of the store. clock: seconds.
+        """home: below it the last good set and the trials are kept, of each server for itself. server: the name under
+        which this one reports what it holds; it reports nothing without one. tasks: those to serve; none is all of the
+        store. clock: seconds.
+
+        Raises SettingsError for a server's name that cannot be part of a key.
         """
+        if server and not is_server_name(server):
+            raise unfit_name(server)
+        home = home / "serving" / (server or "unnamed")
         self.store, self.memory, self.server, self.clock = store, memory, server, clock
         self.tasks = frozenset(tasks)
+        self.trials = Trials(home, store.url)
         self._good = LastGood(home, store.url)
         self._holdings = Holdings(holder, self._good, clock)
-        self._aliases: dict[_Place, Alias] = {}
-        self._refused: dict[_Place, _Refusal] = {}
-        self._known: set[_Place] = set()
-        self._missed: dict[_Place, float] = {}
+        self._aliases: dict[Place, Alias] = {}
+        self._refused = Refusals(clock)
+        self._known: set[Place] = set()
+        self._missed: dict[Place, float] = {}
         self._listed: float | None = None
         self._reached: float | None = None
         self._trouble = ""
@@ -98,13 +93,13 @@ class Live:
         """
         task, at, name = reference.partition("@")
         by_digest = at and name.startswith(SHA)
-        if not by_digest:
+        if not (by_digest and is_name(task)):
             task, name = split_reference(reference)
         if self.tasks and task not in self.tasks:
             raise NotFound(f"{task}: this server does not serve it; it was started for other tasks")
         if by_digest or re.fullmatch("[0-9]+", name):
             return self._find_version(task, name)
-        alias = self._aliases.get(_Place(task, name)) or self._meet(_Place(task, name))
+        alias = self._aliases.get(Place(task, name)) or self._meet(Place(task, name))
         served = alias.choose(key)
         self._holdings.use(served.digest)
         return served
@@ -113,7 +108,7 @@ class Live:
         """Return what this server answers with, for people and metrics."""
         return State(
             promotions=[alias.promotion for _, alias in sorted(self._aliases.copy().items())],
-            refused=self._list_refused(),
+            refused=self._refused.list(),
             held=len(self._holdings),
             away=None if self._reached is None else self.clock() - self._reached,
             trouble=self._trouble,
@@ -142,28 +137,34 @@ class Live:
         self._report([Holding(task, digest)])
         return self._holdings.hold(self.store, task, digest, number)
 
-    def _meet(self, place: _Place) -> Alias:
+    def _meet(self, place: Place) -> Alias:
         """Take over an alias that was not known when the aliases were listed."""
         self._check_reachable()
         until = self._missed.get(place, 0.0)
         if self.clock() < until:
             raise NotFound(f"{place.task} has no {place.alias} version in {self.store.url}")
         with self._changing:
-            if place not in self._aliases:
-                refusal = self._refused.get(place)
-                if refusal and self.clock() < refusal.again:
-                    raise Terminal(f"{place.task}@{place.alias} is refused: {refusal.reason}")
-                try:
-                    promotion = read_promotion(self.store, *place, self.memory)
-                except NotFound:
-                    if len(self._missed) >= MISSED:
-                        self._missed.clear()
-                    self._missed[place] = self.clock() + EVERY
-                    raise
+            if place in self._aliases:
+                return self._aliases[place]
+            if self._refused.find(place) is None:
+                promotion = self._read_missing(place)
                 self._report(_list_holdings([promotion]))
-                self._adopt(self.store, promotion, "")  # the next look learns the pointer's tag
-                self._known.add(place)
+                with self._refused.trying(place, ""):
+                    self._adopt(self.store, promotion, "")  # the next look learns the pointer's tag
+                    self._known.add(place)
+            if place not in self._aliases:
+                raise ArtifactError(f"{place.task}@{place.alias}: refused: {self._refused.find(place)}")
             return self._aliases[place]
+
+    def _read_missing(self, place: Place) -> Promotion:
+        """Read the pointer of an alias that was not known; remember until the next look if there is none."""
+        try:
+            return read_promotion(self.store, *place, self.memory)
+        except NotFound:
+            if len(self._missed) >= MISSED:
+                self._missed.clear()
+            self._missed[place] = self.clock() + EVERY
+            raise
 
     def _check_reachable(self) -> None:
         """Raise ServiceUnavailable if the last look found the store away: a request waits for no time-out."""
@@ -184,8 +185,9 @@ class Live:
         """End the thread, and report that this server holds nothing any more."""
         self._stopped.set()
         if self._thread:
-            self._thread.join()
-        if self._reported[0] is not None:
+            self._thread.join(STOP)
+        waits = self._thread is not None and self._thread.is_alive()  # for a store that does not answer
+        if self._reported[0] is not None and not (waits or self._trouble):
             try:
                 report_holdings(self.store, self.server, [])
             except PtpError as error:
@@ -204,10 +206,10 @@ class Live:
     def hold_last_good(self) -> None:
         """Hold what this server answered with when it ended; what was damaged since is told and left out."""
         for task, alias, promotion in self._good.read():
-            place = _Place(task, alias)
+            place = Place(task, alias)
             if self.tasks and task not in self.tasks:
                 continue
-            with self._refusing(place):
+            with self._refused.trying(place, ""):
                 if isinstance(promotion, PtpError):
                     raise promotion
                 self._adopt(self._good.store, promotion, "")
@@ -221,12 +223,12 @@ class Live:
             read = []
             for place, etag in tags.items():
                 if self._is_due(place, etag):
-                    with self._refusing(place):
-                        read.append((read_promotion(self.store, *place, self.memory), etag or ""))
-            self._report(_list_holdings(promotion for promotion, _ in read))
-            for promotion, etag in read:
-                with self._refusing(_Place(promotion.task, promotion.alias)), self._changing:
-                    self._adopt(self.store, promotion, etag)
+                    with self._refused.trying(place, etag):
+                        read.append((place, read_promotion(self.store, *place, self.memory)))
+            self._report(_list_holdings(promotion for _, promotion in read))
+            for place, promotion in read:
+                with self._refused.trying(place, tags[place]), self._changing:
+                    self._adopt(self.store, promotion, tags[place] or "")
         except (ServiceUnavailable, SettingsError) as error:
             if not self._trouble:
                 log.warning("%s; this server goes on with the versions that it has", error)
@@ -244,14 +246,14 @@ class Live:
             return
         folders = [aliases_prefix(task) for task in sorted(self.tasks)] or [PROMPTS]
         found = [parse(key) for folder in folders for key in self.store.keys(folder)]
-        self._known = {_Place(at.task, at.alias) for at in found if isinstance(at, AliasPointer)}
+        self._known = {Place(at.task, at.alias) for at in found if isinstance(at, AliasPointer)}
         self._listed = self.clock()
 
-    def _read_tags(self) -> dict[_Place, str | None]:
+    def _read_tags(self) -> dict[Place, str | None]:
         """Return the tag of the bytes of each alias's pointer; None if there are none."""
         bare = without_checks(self.store)  # a pointer that changed is read again, with its signature
 
-        def read(place: _Place) -> str | None:
+        def read(place: Place) -> str | None:
             try:
                 return bare.read(pointer_key(*place)).etag
             except NotFound:
@@ -265,24 +267,25 @@ class Live:
         with ThreadPoolExecutor(READERS) as pool:
             return dict(zip(places, pool.map(read, places), strict=True))
 
-    def _is_due(self, place: _Place, etag: str | None) -> bool:
+    def _is_due(self, place: Place, etag: str | None) -> bool:
         """Whether the pointer has to be read: it shows something new, and no refusal of it is fresh."""
-        alias, refusal = self._aliases.get(place), self._refused.get(place)
+        alias = self._aliases.get(place)
         if alias is not None and alias.etag == etag:
-            self._refused.pop(place, None)  # it shows again what this server answers by
+            self._refused.forget(place)  # it shows again what this server answers by
             return False
         if alias is None and etag is None:
             self._known.discard(place)
             return False
-        return refusal is None or self.clock() >= refusal.again
+        return not self._refused.stands(place, etag)
 
     def _adopt(self, source: ObjectStore, promotion: Promotion, etag: str) -> None:
         """Hold what the promotion names, then let its alias answer by it, in one step."""
-        place, beside = _Place(promotion.task, promotion.alias), promotion.beside
+        place, beside = Place(promotion.task, promotion.alias), promotion.beside
         held = self._holdings.hold(source, place.task, promotion.digest, promotion.version)
-        first, second = Served.of(held, place.alias), None
+        first, second = Served.of(held, place.alias, promotion.seq), None
         if beside:
-            second = Served.of(self._holdings.hold(source, place.task, beside.digest, beside.version), place.alias)
+            held = self._holdings.hold(source, place.task, beside.digest, beside.version)
+            second = Served.of(held, place.alias, promotion.seq)
             first = first._replace(shadow=second) if beside.is_shadow else first
         old = self._aliases.get(place)
         before = old.before if old else frozenset()
@@ -299,27 +302,7 @@ class Live:
         """Return the digests that aliases name, or named before."""
         return {digest for alias in self._aliases.values() for digest in alias.named | alias.before}
 
-    @contextmanager
-    def _refusing(self, place: _Place) -> Iterator[None]:
-        """Note why a promotion is not taken, and when to try it again; what was there before stays."""
-        try:
-            yield
-        except ServiceUnavailable:
-            raise
-        except Exception as error:  # noqa: BLE001 - whatever a prompt does to the model, the others are served
-            reason = str(error) if isinstance(error, PtpError) else place_of(error)
-            before = self._refused.get(place)
-            if before is None or before.reason != reason:
-                log.error("%s@%s: refused: %s", *place, reason)
-            tries = before.tries + 1 if before else 1
-            self._refused[place] = _Refusal(reason, tries, self.clock() + min(RETRY, EVERY * 2.0**tries))
-        else:
-            self._refused.pop(place, None)
-
     # ---------------------------------------------------------------- reports
-
-    def _list_refused(self) -> list[Refused]:
-        return [Refused(*place, refusal.reason) for place, refusal in sorted(self._refused.copy().items())]
 
     def _report(self, further: Iterable[Holding] = ()) -> None:
         """Tell the store what this server holds and answers by, if that changed or a minute passed.
@@ -331,11 +314,12 @@ class Live:
         promotions = [alias.promotion for alias in self._aliases.values()]
         holds = sorted({*self._holdings.list(), *further})
         observed = sorted(Observed(row.task, row.alias, row.seq, row.version) for row in promotions)
-        told = (holds, observed, self._list_refused())
+        told = (holds, observed, self._refused.list())
         if told == self._reported[0] and self.clock() - self._reported[1] < REPORT:
             return
+        self.trials.keep([(row.task, row.alias, row.seq) for row in promotions if row.beside])
         try:
-            report_holdings(self.store, self.server, *told)
+            report_holdings(self.store, self.server, *told, self.trials.list())
         except PtpError as error:  # the pointers keep what they name from being deleted too
             log.warning("the store was not told what this server holds: %s", error)
         else:

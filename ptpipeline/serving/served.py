@@ -13,8 +13,8 @@ from ptpipeline.serving.holdings import SHA, Held
 class Served(NamedTuple):
     """The version that answers a request. `number` is None if only its digest is known.
 
-    alias: what the request named; empty if it named a number or a digest. shadow: another version that is asked too,
-    and whose answer is only compared.
+    alias: what the request named, and `seq` the promotion that it answers by; empty and 0 if it named a number or a
+    digest. shadow: another version that is asked too, and whose answer is only compared.
     """
 
     task: str
@@ -22,6 +22,7 @@ class Served(NamedTuple):
     digest: str
     alias: str
     manifest: PromptManifest
+    seq: int = 0
     shadow: "Served | None" = None
 
     @property
@@ -30,9 +31,9 @@ class Served(NamedTuple):
         return f"{self.task}@{SHA + self.digest if self.number is None else self.number}"
 
     @classmethod
-    def of(cls, held: Held, alias: str = "") -> "Served":
+    def of(cls, held: Held, alias: str = "", seq: int = 0) -> "Served":
         """Return what answers a request that named the alias, or none."""
-        return cls(held.manifest.task, held.number, held.digest, alias, held.manifest)
+        return cls(held.manifest.task, held.number, held.digest, alias, held.manifest, seq)
 
 
 class Alias(NamedTuple):
