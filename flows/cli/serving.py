@@ -65,9 +65,7 @@ def serve(
 
 @app.command()
 def token(
-    name: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="Whose token; without a name, list all.")
-    ] = None,
+    name: Annotated[str | None, typer.Argument(metavar="NAME", help="Whose token; without a name, list all.")] = None,
     task: Annotated[
         list[str] | None, typer.Option("--task", help="A task that it may use; repeat. By default all.")
     ] = None,
