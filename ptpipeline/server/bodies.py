@@ -1,6 +1,7 @@
 """What a request asks: the bodies of OpenAI's API and of ours.
 
-What would change the answer and is not done here, is refused. Defaults are those by which a prompt was gated: a text is generated greedily.
+What would change the answer and is not done here, is refused. Defaults are those by which a prompt was gated: a text is
+generated greedily.
 """
 
 import re

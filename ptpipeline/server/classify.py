@@ -45,7 +45,7 @@ def make_router(service: Service) -> APIRouter:
             "model": served.name,
             "version": served.name,
             "digest": served.digest,
-            "data": [{"index": index, **_show(outcome)} for index, outcome in enumerate(outcomes)],
+            "data": [{"index": index, **_show(outcome, id_of(request))} for index, outcome in enumerate(outcomes)],
         }
         return JSONResponse(answer, headers=name_version(served))
 
@@ -67,7 +67,7 @@ async def _ask(service: Service, request: Request, served: Served, texts: Sequen
     return outcomes
 
 
-def _show(outcome: Outcome) -> dict[str, Any]:
+def _show(outcome: Outcome, id: str) -> dict[str, Any]:
     if isinstance(outcome, PtpError):
-        return refuse(outcome).to_json()
+        return refuse(outcome, id).to_json()
     return {"label": next(iter(outcome)), "probabilities": outcome}

@@ -75,7 +75,7 @@ class Door:
             scope["state"] = scope.get("state", {}) | {"caller": caller, "id": exchange.id}
             await self._answer(scope, body, receive, exchange)
         except (Refusal, PtpError) as error:
-            refusal = error if isinstance(error, Refusal) else refuse(error)
+            refusal = error if isinstance(error, Refusal) else refuse(error, exchange.id)
             await exchange.refuse(refusal)
         except _Left:
             exchange.status = exchange.status or LEFT

@@ -173,7 +173,7 @@ class _Started:
             yield "[DONE]"
             failed = False
         except PtpError as error:  # the answer has begun: only an event can tell it
-            yield json.dumps(refuse(error).to_json())
+            yield json.dumps(refuse(error, self._id).to_json())
         except Exception as error:  # noqa: BLE001 - its message may hold a text
             log.error("%s: %s", self._id, place_of(error))
             yield json.dumps(

@@ -1,6 +1,7 @@
 """The process that listens: TLS, deadlines of connections, and an end that no client notices."""
 
 import asyncio
+import resource
 import signal
 import socket
 import ssl
@@ -19,6 +20,7 @@ from ptpipeline.server.door import Leaving
 HANDSHAKE_SECONDS = 10.0
 END_SECONDS = 60.0  # for answers that are under way when the server ends
 BACKLOG = 1024
+FILES = 8192
 
 
 class Address(NamedTuple):
@@ -60,6 +62,7 @@ class Server:
 
     def run(self, application: FastAPI) -> None:
         """Answer with the application until a signal or `end` ends it; then finish what is under way."""
+        _allow_files(FILES)
         drain = self._address.drain
         self._listener = _Listener(application, self._socket, self._context, drain, self._leaving)
         self._listener.run()
@@ -116,6 +119,14 @@ class _Listener(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Return whether it is time to end."""
         return await super().on_tick(counter) or time.monotonic() >= self._ends
+
+
+def _allow_files(wanted: int) -> None:
+    """Let this process open so many files and connections, if it may: most systems allow 1,024 unasked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _bind(address: Address) -> socket.socket:

@@ -1,5 +1,6 @@
 """Why a request is refused, in the form that OpenAI's clients read: a status, one sentence, and a code for programs."""
 
+import logging
 import math
 from typing import Any
 
@@ -17,6 +18,8 @@ from ptpipeline.errors import (
     Transient,
 )
 
+log = logging.getLogger("ptpipeline.server")
+
 _RETRY_SECONDS = 5.0  # what a client is told to wait for a store that does not answer
 
 # The first kind that fits counts. A version that cannot be loaded here is, for the client, a model that is not there.
@@ -31,6 +34,7 @@ _KINDS: tuple[tuple[type[PtpError], int, str], ...] = (
     (ArtifactError, 502, "artifact_refused"),
     (PtpError, 500, "server_error"),
 )
+_INTERNAL = ("unavailable", "artifact_refused", "server_error")
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
@@ -49,8 +53,14 @@ class Refusal(HTTPException):
         return {"error": {"message": self.detail, "type": kind, "param": None, "code": self.code}}
 
 
-def refuse(error: PtpError) -> Refusal:
-    """Return what a client is told of an error of ptpipeline."""
+def refuse(error: PtpError, id: str) -> Refusal:
+    """Return what the client of that request is told of an error of ptpipeline.
+
+    What is wrong with the server or its store is for whoever runs it: it goes into the log, and the client is told so.
+    """
     status, code = next((status, code) for kind, status, code in _KINDS if isinstance(error, kind))
     waits = error.retry_after if isinstance(error, Overloaded) else _RETRY_SECONDS if status == 503 else None
-    return Refusal(status, str(error), code, waits)
+    if code not in _INTERNAL:
+        return Refusal(status, str(error), code, waits)
+    log.error("%s: %s", id, error)
+    return Refusal(status, f"request {id} cannot be answered now; the server's log says why", code, waits)

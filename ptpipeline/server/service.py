@@ -9,8 +9,10 @@ from typing import NamedTuple
 from fastapi import Request
 from starlette.requests import HTTPConnection
 
+from ptpipeline.errors import BaseModelError, NotFound
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.metrics import Metrics
+from ptpipeline.server.refusals import Refusal
 from ptpipeline.server.tokens import Caller
 from ptpipeline.serving.live import Live
 from ptpipeline.serving.served import Served
@@ -35,11 +37,16 @@ class Service(NamedTuple):
         """Return the version that answers a request.
 
         key: whose request it is; the same key gets the same version of an alias that is split. Raises Refusal if the
-        caller may not use the task, and what `Live.find` raises.
+        caller may not use the task or nothing has that name here, and what else `Live.find` raises.
         """
         caller_of(request).check_task(reference.partition("@")[0])
         key = request.headers.get(KEY_HEADER) or key or ""
-        return await asyncio.to_thread(self.live.find, reference, key)  # it may read the store
+        try:
+            return await asyncio.to_thread(self.live.find, reference, key)  # it may read the store
+        except (NotFound, BaseModelError):  # which says where the store is
+            raise Refusal(
+                404, f"this server has no model {reference!r}; `GET /v1/models` lists what it has", "model_not_found"
+            ) from None
 
     def note_texts(self, request: Request, served: Served, texts: Sequence[Fields]) -> None:
         """Write the texts into the log if that was asked for."""

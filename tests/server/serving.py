@@ -1,17 +1,15 @@
 """A real server of the tiny base in this process: a store with prompts, its versions, and the listener."""
 
-import asyncio
-import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 from fastapi import FastAPI
 
-from ptpipeline.errors import NotFound, PtpError
+from ptpipeline.errors import NotFound
 from ptpipeline.prompts.artifact import Artifact, write_artifact
 from ptpipeline.records.base import now
 from ptpipeline.records.prompts import Generation
@@ -23,72 +21,16 @@ from ptpipeline.server.listen import Address, Server
 from ptpipeline.server.metrics import Metrics
 from ptpipeline.server.service import Service
 from ptpipeline.server.tokens import Tokens
-from ptpipeline.serving.engine import Engine, Question
+from ptpipeline.serving.batcher import Batcher
+from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.live import Live
 from ptpipeline.serving.memory import Memory
-from ptpipeline.serving.service import Piece, Sampling
+from ptpipeline.serving.service import Answerer
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.storage.keys import pointer_key, version_key
-from ptpipeline.task.template import Fields
 from tests.evaluation.probed import artifact, embeddings, tiny
 
 TASK, PAIRS, WRITER = "movies", "pairs", "writer"
-
-
-class EngineAnswerer:
-    """Answers one request after another with an engine; `pause` is how long each waits before."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.pause, self.waiting, self.cancelled = engine, 0.0, 0, 0
-        self._alone = asyncio.Lock()
-
-    def hold(self, artifact: Artifact, members: Sequence[Artifact]) -> None:
-        self.engine.load(artifact, members)
-
-    def drop(self, digest: str) -> None:
-        pass
-
-    async def classify(
-        self, digest: str, texts: Sequence[Fields], patience: float
-    ) -> list[dict[str, float] | PtpError]:
-        outcomes: list[dict[str, float] | PtpError] = []
-        manifest = self.engine._loaded[digest].artifact.manifest
-        async with self._take_turn():
-            for fields in texts:
-                try:
-                    (scores,) = self.engine.score_labels([Question(digest, fields)])
-                except PtpError as error:
-                    if not manifest.labels:
-                        raise
-                    outcomes.append(error)
-                else:
-                    shares = dict(zip(manifest.labels, scores.softmax(0).tolist(), strict=True))
-                    outcomes.append(dict(sorted(shares.items(), key=lambda pair: -pair[1])))
-        return outcomes
-
-    async def generate(self, digest: str, fields: Fields, sampling: Sampling, patience: float) -> AsyncIterator[Piece]:
-        if digest not in self.engine._loaded:
-            raise NotFound("not held")
-        async with self._take_turn():
-            (text,) = self.engine.generate([Question(digest, fields)])
-            words = text.split()[: sampling.max_tokens]
-            for place, word in enumerate(words, 1):
-                yield Piece(word if place == 1 else f" {word}", place, 20 + place)
-                await asyncio.sleep(self.pause)
-            yield Piece("", len(words), 20 + len(words), "length")
-
-    @contextlib.asynccontextmanager
-    async def _take_turn(self) -> AsyncIterator[None]:
-        self.waiting += 1
-        try:
-            async with self._alone:
-                await asyncio.sleep(self.pause)
-                yield
-        except (asyncio.CancelledError, GeneratorExit):
-            self.cancelled += 1
-            raise
-        finally:
-            self.waiting -= 1
 
 
 class Running(NamedTuple):
@@ -96,9 +38,10 @@ class Running(NamedTuple):
 
     url: str
     store: ObjectStore
-    answerer: EngineAnswerer
+    answerer: Batcher
     server: Server
     application: FastAPI
+    leaving: Leaving
 
 
 def publish(store: ObjectStore, made: Artifact, number: int, alias: str | None = "production") -> Promotion:
@@ -148,25 +91,26 @@ def fill(store: ObjectStore) -> dict[str, Artifact]:
 @contextmanager
 def running(
     folder: Path, tokens: Tokens | None = None, limits: Limits = Limits(), address: Address = Address("127.0.0.1", 0),
-    log_texts: bool = False,
+    log_texts: bool = False, waiting: int = 1000, answers: Answerer | None = None,
 ) -> Iterator[Running]:  # fmt: skip
-    """A server over a filled store, in a thread of this process."""
+    """A server over a filled store, in a thread of this process. answers: who answers instead of the batcher."""
     store = FolderStore(folder / "store")
     fill(store)
-    answerer = EngineAnswerer(Engine(tiny()))
+    answerer = Batcher(Engine(tiny()), waiting)
     live = Live(store, answerer, Memory(folder / "home"), folder / "home")
     live.start()
     leaving = Leaving()
-    service = Service(live, answerer, limits, Metrics(live, answerer), log_texts)
+    service = Service(live, answers or answerer, limits, Metrics(live, answerer), log_texts)
     application = make_application(service, tokens, leaving)
     server = Server(address, leaving)
     thread = threading.Thread(target=server.run, args=(application,), daemon=True)
     thread.start()
     try:
-        while not server.listens:
+        while not server.listens and thread.is_alive():
             time.sleep(0.01)
-        yield Running(server.url, store, answerer, server, application)
+        yield Running(server.url, store, answerer, server, application, leaving)
     finally:
         server.end()
         thread.join()
         live.stop()
+        answerer.close()

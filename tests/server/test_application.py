@@ -91,7 +91,7 @@ def test_the_client_reads_the_stream_of_a_chat(client: openai.OpenAI) -> None:
 
 
 def test_the_client_raises_its_own_errors(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.NotFoundError, match="nothing has no production version"):
+    with pytest.raises(openai.NotFoundError, match="this server has no model 'nothing'"):
         client.completions.create(model="nothing", prompt="x")
     with pytest.raises(openai.BadRequestError, match="presence_penalty is not supported"):
         client.completions.create(model="writer", prompt="x", presence_penalty=1)
