@@ -14,4 +14,4 @@ def test_last_line_holds_the_ratios_and_the_error(measure: Measure) -> None:
     assert min(figures["texts_per_s"].values()) > 0
     assert all(figures[name] > 0 for name in RATIOS)
     assert 0 <= figures["max_logit_err"] <= 1e-4
-    assert 0 < figures["half_hits"] < 1
+    assert figures["half_computed"] > 0
