@@ -209,7 +209,7 @@ def run(site: Site, s3: S3Server, options: argparse.Namespace) -> dict[str, Any]
                     time.sleep(max(0.0, options.outage - (time.monotonic() - kill.at) - options.outage / 2))
                 time.sleep(2 * WINDOW)
             move(site, *numbers[count % 4])
-            time.sleep(dice.uniform(2.5, 4.5))
+            time.sleep(dice.uniform(4.0, 7.0))
         time.sleep(WINDOW)
         ours.send("enough")
         answered = ours.recv()

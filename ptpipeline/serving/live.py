@@ -312,7 +312,7 @@ class Live:
         """
         if not self.server:
             return
-        promotions = [alias.promotion for alias in self._aliases.values()]
+        promotions = [alias.promotion for alias in self._aliases.copy().values()]
         holds = sorted({*self._holdings.list(), *further})
         observed = sorted(Observed(row.task, row.alias, row.seq, row.version) for row in promotions)
         told = (holds, observed, self._refused.list())
@@ -323,8 +323,7 @@ class Live:
             report_holdings(self.store, self.server, *told, self.trials.list())
         except PtpError as error:  # the pointers keep what they name from being deleted too
             log.warning("the store was not told what this server holds: %s", error)
-        else:
-            self._reported = (told, self.clock())
+        self._reported = (told, self.clock())  # what the store did not take is told again in a minute, or if it changes
 
 
 def _list_holdings(promotions: Iterable[Promotion]) -> list[Holding]:
