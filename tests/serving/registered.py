@@ -63,8 +63,9 @@ def point(
     alias: str = PRODUCTION,
     beside: Beside | None = None,
     task: str = TASK,
+    before: Promotion | None = None,
 ) -> Promotion:
-    """Let the alias's pointer name the version, as promotion `seq`."""
+    """Let the alias's pointer name the version, as promotion `seq` behind that one."""
     promotion = Promotion(
         task=task,
         alias=alias,
@@ -77,6 +78,7 @@ def point(
         verdict=None,
         at=now(),
         beside=beside,
+        chain=before.row_digest() if before else None,
     )
     put(
         store, pointer_key(task, alias), Pointer(promotion=promotion, nonce=uuid.uuid4().hex).model_dump_json().encode()

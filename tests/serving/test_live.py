@@ -1,5 +1,6 @@
 """A server answers with what the pointers show, as soon as all of it holds, and with what it had until then."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -177,6 +178,31 @@ def test_a_server_of_some_tasks_serves_no_other(store: Away, tmp_path: Path) -> 
     with pytest.raises(NotFound, match="this server does not serve it"):
         live.find(TASK)
     assert [row.task for row in live.observe().promotions] == ["books"]
+
+
+def test_requests_of_many_threads_get_versions_that_are_held(
+    server: Server, store: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holdings, "RETAINED", 3 * EVERY)  # versions come and go all the time
+    lost, stopped = list[str](), threading.Event()
+
+    def ask() -> None:
+        while not stopped.is_set():
+            for reference in (TASK, f"{TASK}@3", f"{TASK}@sha256:{digest(4)}"):
+                found = server.live.find(reference)
+                if found.digest not in server.holder.engine._loaded:
+                    lost.append(reference)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for seq in range(2, 30):
+        point(store, 1 + seq % 3, digest(1 + seq % 3), seq)
+        server.poll()
+    stopped.set()
+    for thread in threads:
+        thread.join()
+    assert lost == []
 
 
 # ---------------------------------------------------------------- refusals

@@ -14,13 +14,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save
 
+from ptpipeline.errors import ArtifactError
 from ptpipeline.prompts.artifact import MAX_HEADER_BYTES, Artifact
 from ptpipeline.prompts.tensors import pack
 from ptpipeline.records.prompts import TensorInfo
+from ptpipeline.records.versions import Promotion
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import manifest_key, pointer_key, tensors_key, version_key
+from ptpipeline.storage.signed import SignedStore
 from tests.evaluation.probed import fields, tiny
-from tests.serving.registered import TASK, a_prompt, add_version, point
+from tests.registry.signed import WORKER, trust
+from tests.serving.registered import TASK, a_prompt, add_version, point, put
 from tests.serving.test_live import Server
 
 GOOD, NEXT = a_prompt(" yes"), a_prompt(" bad")
@@ -213,3 +217,59 @@ def test_tensors_that_do_not_hold_are_refused_whatever_their_manifest_says(kind:
         (folder / KEYS["name"]).unlink()
         point(world.store, 2, made.digest, 2)
         world.check_refused()
+
+
+# ---------------------------------------------------------------- with trusted keys
+
+
+Signed = tuple[SignedStore, Server, Promotion]
+
+
+@pytest.fixture
+def signed(tmp_path: Path) -> Signed:
+    """The store as the registry's worker writes it, and a server that trusts the worker's key and has none."""
+    plain = FolderStore(tmp_path / "store")
+    store = SignedStore(plain, trust(WORKER), WORKER)
+    add_version(store, GOOD, 1)
+    add_version(store, NEXT, 2)
+    first = point(store, 1, GOOD.digest, 1)
+    server = Server(SignedStore(plain, trust(WORKER)), tmp_path / "home")
+    server.poll()
+    return store, server, first
+
+
+def test_a_signed_promotion_is_taken_over_and_an_unsigned_one_is_refused(signed: Signed) -> None:
+    store, server, first = signed
+    point(store.unverified, 2, NEXT.digest, 2)
+    server.poll()
+    assert server.live.find(TASK).number == 1
+    assert "nobody signed it" in server.reasons()[0]
+    point(store, 2, NEXT.digest, 2, before=first)
+    server.poll()
+    assert (server.live.find(TASK).number, server.reasons()) == (2, [])
+
+
+def test_an_older_signed_pointer_is_refused_also_after_a_restart(signed: Signed, tmp_path: Path) -> None:
+    store, server, first = signed
+    old = store.read(KEYS["pointer"]).body
+    point(store, 2, NEXT.digest, 2, before=first)
+    server.poll()
+    put(store.unverified, KEYS["pointer"], old)
+    server.poll()
+    again = Server(server.live.store, tmp_path / "home")
+    again.live.hold_last_good()
+    again.poll()
+    for one in (server, again):
+        assert one.live.find(TASK).number == 2
+        assert "shows promotion 1, and this reader has seen promotion 2" in one.reasons()[0]
+
+
+def test_a_prompt_without_a_signature_is_not_found_by_its_number_or_digest(
+    signed: Signed,
+) -> None:
+    store, server, _ = signed
+    third = add_version(store.unverified, a_prompt(" dull"), 3)
+    for reference in (f"{TASK}@3", f"{TASK}@sha256:{third}"):
+        with pytest.raises(ArtifactError, match="nobody signed it"):
+            server.live.find(reference)
+    assert third not in server.holder.engine._loaded
