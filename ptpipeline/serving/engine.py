@@ -10,17 +10,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptpipeline.data.tokens import LabelTokens, apply_scoring, encode_text, label_tokens
+from ptpipeline.data.tokens import LabelTokens
 from ptpipeline.errors import DataError
 from ptpipeline.models.frozen import FrozenBase, PrefixCache, stack_caches
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.prompts.placement import build_text_encoder, place_prompt
+from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.prompts.tensors import check_base, unpack
 from ptpipeline.serving.answers import Opening
 from ptpipeline.serving.answers import generate as generate_texts
 from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import Query, compute_prior, rank
-from ptpipeline.task.template import Fields, read_template
+from ptpipeline.serving.tokens import encode_fields, encode_labels
+from ptpipeline.task.template import Fields
 
 
 class LoadedPrompt(NamedTuple):
@@ -72,7 +73,7 @@ class Engine:
             ]
             with torch.inference_mode():
                 cache = self.base.compute_prefix(prompts)
-            labels = self._encode_labels(artifact)
+            labels = encode_labels(self.base, artifact.manifest)
             calibrated = range(len(prompts)) if labels.content_free else ()
             priors = tuple(compute_prior(self.base, cache, labels, prompt) for prompt in calibrated)
             self._loaded[digest] = LoadedPrompt(artifact, cache, labels, priors)
@@ -106,12 +107,6 @@ class Engine:
         openings = [self._build_opening(question, number, batch) for number, question in enumerate(questions, 1)]
         return generate_texts(self.base, batch.cache, openings)
 
-    def _encode_labels(self, artifact: Artifact) -> LabelTokens:
-        manifest = artifact.manifest
-        encode = build_text_encoder(self.base, manifest.placement) if manifest.scoring.calibrated else self.base.encode
-        labels = label_tokens(manifest.task, manifest.labels, self.base.encode)
-        return apply_scoring(labels, manifest.scoring, read_template(manifest), manifest.max_input_tokens, encode)
-
     def _build_batch(self, questions: Sequence[Question]) -> _Batch:
         digests = sorted({question.digest for question in questions})
         caches = [self._loaded[digest].cache for digest in digests]
@@ -137,11 +132,7 @@ class Engine:
 
     def _encode_text(self, question: Question, number: int) -> list[int]:
         manifest = self._loaded[question.digest].artifact.manifest
-        encode = build_text_encoder(self.base, manifest.placement)
-        where = f"text {number} for {manifest.task}"
-        return encode_text(
-            read_template(manifest), question.fields, manifest.max_input_tokens, where, encode, manifest.too_long
-        )
+        return encode_fields(self.base, manifest, question.fields, f"text {number} for {manifest.task}")
 
     def _combine(self, question: Question, scores: list[Tensor]) -> Tensor:
         members = self._loaded[question.digest].artifact.manifest.members
