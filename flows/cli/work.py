@@ -218,14 +218,17 @@ def export(
         Path, typer.Option("--to", metavar="FOLDER", help="A new or empty folder; all files are written, or none.")
     ],
     form: Annotated[
-        Literal["peft", "npy"],
-        typer.Option("--format", help="A PEFT adapter, or NumPy arrays; both with the manifest."),
+        Literal["peft", "npy", "vllm"],
+        typer.Option(
+            "--format", help="A PEFT adapter, NumPy arrays, or a tensor with a client for vLLM; with the manifest."
+        ),
     ] = "peft",
     as_json: Json = False,
 ) -> None:
-    """Write a version for PEFT or NumPy.
+    """Write a version for PEFT, NumPy or vLLM.
 
-    `PeftModel.from_pretrained` loads the folder and computes the same.
+    `PeftModel.from_pretrained` loads the folder of an adapter and computes the same. README.md in a folder for vLLM
+    says how to start and to ask it.
     """
     from flows.cli.render import print_record
     from flows.on_demand.export import export as write

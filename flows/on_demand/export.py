@@ -1,4 +1,4 @@
-"""Registered prompts written for other tools: a PEFT adapter's folder, or NumPy arrays (`ptp export`)."""
+"""Registered prompts written for other tools: PEFT, vLLM, or NumPy arrays (`ptp export`)."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from ptpipeline.storage.keys import MANIFEST_FILE
 from ptpipeline.storage.signed import open_signed_store
 from ptpipeline.task.folder import find_base_model
 
-Format = Literal["peft", "npy"]
+Format = Literal["peft", "npy", "vllm"]
 
 MAX_CONFIG_BYTES = 2**20
 
@@ -69,21 +69,23 @@ def _convert(settings: Settings, artifact: Artifact, form: Format) -> dict[str, 
     manifest = artifact.manifest
     if form == "npy":
         return build_npy_files(unpack(artifact, manifest.base_model))
-    if manifest.placement == "after_bos":
+    if form == "peft" and manifest.placement == "after_bos":
         raise DataError(
             f"{manifest.task} {artifact.digest[:12]}: its prompt stands behind BOS (placement after_bos), and "
-            "PEFT puts prompts only in front of it; export it with `--format npy`, or train the task with "
-            "`placement: before_bos`"
+            "PEFT puts prompts only in front of it; export it with `--format npy` or `--format vllm`, or train the "
+            "task with `placement: before_bos`"
         )
     prepared = prepare_base(manifest.base_model.name, settings)
     source = find_base_model(settings.tasks, manifest.base_model.name)
+    name, revision = source.hub or str(prepared.folder.resolve()), source.revision if source.hub else None
+    if form == "vllm":
+        from flows.on_demand.vllm import build_vllm_files
+        from ptpipeline.models.load import load_vocabulary
+
+        return build_vllm_files(load_vocabulary(prepared), artifact, AdapterBase(name, revision, False))
     path = prepared.folder / "config.json"
     config = parse_json(read_file(path, MAX_CONFIG_BYTES), str(path), "fetch the base model again", BaseModelError)
-    base = AdapterBase(
-        source.hub or str(prepared.folder.resolve()),
-        source.revision if source.hub else None,
-        bool(config.get("is_encoder_decoder")),
-    )
+    base = AdapterBase(name, revision, bool(config.get("is_encoder_decoder")))
     return build_peft_files(unpack(artifact, *prepared.known), base)
 
 

@@ -1,0 +1,275 @@
+"""Answers by a vLLM server: for bases that are larger than this machine.
+
+Only the base's tokenizer and embeddings are here. A request sends vLLM the prompt with the embedded text behind it, so
+clients never send tensors, and vLLM needs to know no prompt. Prefixes are keys and values, which vLLM does not take.
+
+Letters: P virtual tokens, T tokens, H width.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from ptpipeline.data.tokens import LabelTokens
+from ptpipeline.errors import (
+    BaseModelError,
+    ContextError,
+    DataError,
+    NotFound,
+    Overloaded,
+    PtpError,
+    ServiceUnavailable,
+    Terminal,
+    TimedOut,
+)
+from ptpipeline.models.frozen import KeyValues
+from ptpipeline.models.vocabulary import Vocabulary
+from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.prompts.placement import place_prompt
+from ptpipeline.prompts.tensors import check_base, unpack
+from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.serving.combine import combine
+from ptpipeline.serving.ranking import average, normalise
+from ptpipeline.serving.service import Piece, Sampling
+from ptpipeline.serving.tokens import encode_fields, encode_labels
+from ptpipeline.serving.vllm import Served, Upstream
+from ptpipeline.task.template import Fields, read_template
+
+MOST_TEXTS = 512  # that wait for vLLM at once, with what they take here: their embeddings in base64
+HOLD_SECONDS = 60.0  # for the questions that a prompt is asked before it is held
+SAME = 0.1  # nats between two ways to the same states, which 16 bits round otherwise
+CANARY = "The quick brown fox jumps over the lazy dog."
+
+Result = TypeVar("Result")
+
+
+class _Held(NamedTuple):
+    """A verified prompt: its embeddings [P, H], several of an ensemble; its label tokens, and the prior of each prompt
+    if the labels are calibrated.
+    """
+
+    manifest: PromptManifest
+    prompts: tuple[Tensor, ...]
+    labels: LabelTokens
+    priors: tuple[Tensor, ...] = ()
+
+
+class Gateway:
+    """An Answerer over one vLLM server.
+
+    key: what vLLM was started with as `--api-key`. model: the name of its model, if it serves several.
+    """
+
+    def __init__(self, base: Vocabulary, url: str, key: str | None = None, model: str | None = None) -> None:
+        self.base = base
+        self._open = partial(Upstream, url, key)
+        self._upstream = self._open()
+        self._named = model
+        self._served = Served("", None)
+        self._held: dict[str, _Held] = {}
+        self._waiting = 0
+
+    def hold(self, artifact: Artifact, members: Sequence[Artifact] = ()) -> None:
+        """Verify a prompt, or an ensemble with its `members`, ask vLLM one question, and answer with it from now on.
+
+        Call it from a thread without an event loop. Raises BaseModelError if the prompt is of another base or a
+        prefix, or if vLLM serves another base; ArtifactError for altered bytes, and what `Upstream` raises.
+        """
+        if artifact.digest in self._held:
+            return
+        check_base(artifact, *self.base.known)
+        prompts = tuple(self._place(single) for single in members or [artifact])
+        held = _Held(artifact.manifest, prompts, encode_labels(self.base, artifact.manifest))
+        self._held[artifact.digest] = asyncio.run(self._try(held))
+
+    def drop(self, digest: str) -> None:
+        """Forget a prompt; the requests that run end with it."""
+        self._held.pop(digest, None)
+
+    async def close(self) -> None:
+        """End the connections to vLLM."""
+        await self._upstream.close()
+
+    async def classify(
+        self, digest: str, texts: Sequence[Fields], patience: float
+    ) -> list[dict[str, float] | PtpError]:
+        """Return for each text the probability of each label, most likely first, or the error of this text alone."""
+        held = self._find(digest)
+        if not held.labels.names:
+            raise DataError(
+                f"{held.manifest.task} answers {held.manifest.answers}: it has no labels to rank; ask for a text"
+            )
+        with self._room(len(texts)):
+            jobs = [self._classify(held, fields, number) for number, fields in enumerate(texts, 1)]
+            return await _wait(_gather(jobs), patience)
+
+    async def generate(self, digest: str, fields: Fields, sampling: Sampling, patience: float) -> AsyncIterator[Piece]:
+        """Generate the text that follows, piece by piece; `patience` is how long each piece may take."""
+        held = self._find(digest)
+        manifest = held.manifest
+        if manifest.generate is None:
+            raise DataError(f"{manifest.task} answers {manifest.answers}: it generates no text; ask for a label")
+        ids = encode_fields(self.base, manifest, fields, f"the text for {manifest.task}")
+        limit = manifest.generate.max_new_tokens if sampling.max_tokens is None else sampling.max_tokens
+        self._check_length(held, len(ids) + limit)
+        prompt = self._join(held.prompts[0], ids)
+        options = {
+            "max_tokens": limit,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "stop": list(sampling.stop),
+            "stop_token_ids": sorted(self.base.end_tokens),
+            "seed": sampling.seed,
+        }
+        with self._room(1):
+            async with aclosing(self._upstream.stream(self._served.name, prompt, options)) as deltas:
+                while True:
+                    delta = await _wait(anext(deltas), patience)
+                    yield Piece(delta.text, delta.tokens, len(prompt), delta.finish)
+                    if delta.finish is not None:
+                        return
+
+    def _find(self, digest: str) -> _Held:
+        if digest not in self._held:
+            raise NotFound(f"no prompt {digest[:12]} is held here: it was dropped, or never loaded")
+        return self._held[digest]
+
+    @contextmanager
+    def _room(self, count: int) -> Iterator[None]:
+        """Count texts that wait for vLLM; raises Overloaded if they are too many."""
+        if self._waiting and self._waiting + count > MOST_TEXTS:
+            raise Overloaded(f"{self._waiting} texts wait for vLLM, at most {MOST_TEXTS} may; try again soon", 1.0)
+        self._waiting += count
+        try:
+            yield
+        finally:
+            self._waiting -= count
+
+    def _place(self, artifact: Artifact) -> Tensor:
+        """Return what vLLM reads before the text: the prompt [P, H], or `[BOS][prompt]` [1 + P, H]."""
+        prompt = place_prompt(self.base, unpack(artifact, *self.base.known), artifact.manifest.placement)
+        if isinstance(prompt, KeyValues):
+            raise BaseModelError(
+                f"{artifact.manifest.task} {artifact.digest[:12]}: a prefix is keys and values, and vLLM takes "
+                "embeddings only; serve it without --upstream, or train with another method"
+            )
+        return prompt
+
+    def _join(self, prompt: Tensor, ids: Sequence[int]) -> Tensor:
+        """Return the embeddings [P + T, H] of prompt and text, in the smallest type that holds both exactly."""
+        return torch.cat([prompt, self.base.embed(torch.tensor(ids))])
+
+    def _check_length(self, held: _Held, count: int) -> None:
+        """Raise ContextError if prompt, text and answer have more tokens than fit; `count` are those of the latter."""
+        longest = min(self.base.context, self._served.context or self.base.context)
+        tokens = count + max(len(prompt) for prompt in held.prompts)
+        if tokens > longest:
+            raise ContextError(
+                f"{held.manifest.task}: prompt, text and answer may have {longest} tokens, as vLLM was started, and "
+                f"would have {tokens}; shorten the text, or ask for fewer tokens"
+            )
+
+    async def _try(self, held: _Held) -> _Held:
+        """Return the prompt with its priors, once vLLM answered with it and is seen to serve this base."""
+        upstream = self._open()  # this event loop's own
+        try:
+            async with asyncio.timeout(HOLD_SECONDS):
+                self._served = await upstream.find_model(self._named)
+                await self._compare_embeddings(upstream)
+                priors = [
+                    average(await _gather([self._rank(upstream, prompt, held.labels, ids) for ids in free]))
+                    for prompt in held.prompts
+                    if (free := held.labels.content_free)
+                ]
+                held = held._replace(priors=tuple(priors))
+                blank = dict.fromkeys(read_template(held.manifest).names, "a")
+                ids = encode_fields(self.base, held.manifest, blank, f"a first text for {held.manifest.task}")
+                if held.labels.names:
+                    await self._score(upstream, held, ids)
+                else:
+                    await upstream.score_next(self._served.name, self._join(held.prompts[0], ids), [ids[-1]])
+        except TimeoutError:
+            raise ServiceUnavailable(
+                f"vLLM at {upstream.url} did not answer the first questions within {HOLD_SECONDS:.0f} s"
+            ) from None
+        finally:
+            await upstream.close()
+        return held
+
+    async def _compare_embeddings(self, upstream: Upstream) -> None:
+        """Raise BaseModelError unless one text as token ids and as embeddings comes to the same in vLLM."""
+        ids, name = self.base.encode(CANARY, True), self._served.name
+        tokens = sorted(set(ids))
+        by_ids, by_embeddings = await _gather(
+            [
+                upstream.score_next(name, ids, tokens),
+                upstream.score_next(name, self.base.embed(torch.tensor(ids)), tokens),
+            ]
+        )
+        apart = max(abs(by_ids[token] - by_embeddings[token]) for token in tokens)
+        if apart > SAME:
+            raise BaseModelError(
+                f"vLLM at {upstream.url} serves {name}, whose embeddings are not those of {self.base.ref.name}, or are "
+                f"scaled there: one text as tokens and as embeddings differs by {apart:.2f} nats; let vLLM serve the "
+                "folder that `ptp` uses, or serve this base without --upstream"
+            )
+
+    async def _classify(self, held: _Held, fields: Fields, number: int) -> dict[str, float] | PtpError:
+        try:
+            ids = encode_fields(self.base, held.manifest, fields, f"text {number} for {held.manifest.task}")
+            self._check_length(held, len(ids) + held.labels.longest)
+            shares = (await self._score(self._upstream, held, ids)).softmax(0).tolist()
+        except Terminal as error:
+            return error
+        return dict(sorted(zip(held.labels.names, shares, strict=True), key=lambda pair: -pair[1]))
+
+    async def _score(self, upstream: Upstream, held: _Held, ids: Sequence[int]) -> Tensor:
+        """Return the score of every label [labels] as `serving.engine` computes it."""
+        rows = await _gather([self._rank(upstream, prompt, held.labels, ids) for prompt in held.prompts])
+        if held.priors:
+            rows = [row - prior for row, prior in zip(rows, held.priors, strict=True)]
+        return combine(torch.stack(rows), held.manifest.members.combine) if held.manifest.members else rows[0]
+
+    async def _rank(self, upstream: Upstream, prompt: Tensor, labels: LabelTokens, ids: Sequence[int]) -> Tensor:
+        """Return the log-likelihood of every label [labels] behind a prompt and a text, per token if they rank so.
+
+        vLLM is asked once for each distinct beginning of a label: it tells of one next token alone.
+        """
+        following: dict[tuple[int, ...], set[int]] = defaultdict(set)
+        for tokens in labels.ids:
+            for place, token in enumerate(tokens):
+                following[tokens[:place]].add(token)
+        told = await _gather(
+            [
+                upstream.score_next(self._served.name, self._join(prompt, [*ids, *begin]), sorted(tokens))
+                for begin, tokens in following.items()
+            ]
+        )
+        scores = dict(zip(following, told, strict=True))
+        sums = [sum(scores[tokens[:place]][token] for place, token in enumerate(tokens)) for tokens in labels.ids]
+        return normalise(torch.tensor(sums), labels)
+
+
+async def _wait(job: Awaitable[Result], patience: float) -> Result:
+    """Return what the job gives; raise TimedOut if it takes longer than `patience` seconds."""
+    try:
+        async with asyncio.timeout(patience):
+            return await job
+    except TimeoutError:
+        raise TimedOut(f"vLLM did not answer within {patience:.3g} s; ask for less, or wait longer") from None
+
+
+async def _gather(jobs: Sequence[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Return what all jobs give; if one fails or the caller leaves, the others end too."""
+    tasks = [asyncio.ensure_future(job) for job in jobs]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
