@@ -215,20 +215,26 @@ def predict(
 def export(
     reference: Reference,
     to: Annotated[
-        Path, typer.Option("--to", metavar="FOLDER", help="A new or empty folder; all files are written, or none.")
-    ],
-    form: Annotated[
-        Literal["peft", "npy", "vllm"],
+        Path | None,
         typer.Option(
-            "--format", help="A PEFT adapter, NumPy arrays, or a tensor with a client for vLLM; with the manifest."
+            "--to",
+            metavar="FOLDER",
+            help="A new or empty folder; all files are written, or none. Only MLflow goes without: into the server.",
+        ),
+    ] = None,
+    form: Annotated[
+        Literal["peft", "npy", "vllm", "mlflow"],
+        typer.Option(
+            "--format",
+            help="A PEFT adapter, NumPy arrays, a tensor with a client for vLLM, or a model for MLflow.",
         ),
     ] = "peft",
     as_json: Json = False,
 ) -> None:
-    """Write a version for PEFT, NumPy or vLLM.
+    """Write a version for PEFT, NumPy, vLLM or MLflow.
 
     `PeftModel.from_pretrained` loads the folder of an adapter and computes the same. README.md in a folder for vLLM
-    says how to start and to ask it.
+    says how to start and to ask it. `mlflow.pyfunc.load_model` and `mlflow models serve` take what is for MLflow.
     """
     from flows.cli.render import print_record
     from flows.on_demand.export import export as write
