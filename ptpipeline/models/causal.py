@@ -28,6 +28,7 @@ from ptpipeline.models.frozen import (
     stack_caches,
 )
 from ptpipeline.models.layout import Reads
+from ptpipeline.models.slots import Begun, Slots, align_right, show_to_model
 from ptpipeline.models.traits import UnknownTrait, read_longest
 
 log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ class CausalBase(FrozenBase):
             ids, _ = pad_batch([row.text for row in inputs], self.device)  # [B, T]
             prompts = None if cache is None else index_prompts(inputs, self.device)  # [B]
             states, tensors = self.fused.extend(ids, cache, prompts, reads)
-        return Extended(states, PrefixCache(_move_pads_outermost(tensors, lengths.max() - lengths), offsets + lengths))
+        return Extended(states, PrefixCache(align_right(tensors, lengths.max() - lengths), offsets + lengths))
 
     @torch.inference_mode()
     def decode(self, cache: PrefixCache | None, inputs: Sequence[Input], limit: int) -> list[list[int]]:
@@ -162,6 +163,33 @@ class CausalBase(FrozenBase):
                 use_cache=True,
             )[:, 0]  # [B, H]
         return generated
+
+    def begin(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Begun:
+        """Read the texts of rows that are to be generated; the one cache holds each text behind its prompt."""
+        extended = self.extend(cache, inputs)
+        return Begun(extended.states, (extended.cache,))
+
+    @torch.inference_mode()
+    def step(self, slots: Sequence[Slots], tokens: Tensor) -> Tensor:
+        """Return the states [B, H] behind one more token [B] of every row; the slots grow by it."""
+        (own,) = slots
+        own.reserve()
+        if self.fused is not None and self.reaches(own.width + 1):
+            states = self.fused.step(tokens, own)
+        else:
+            states = self._run(
+                input_ids=tokens[:, None],
+                attention_mask=own.mask(1).long(),
+                position_ids=own.lengths[:, None],
+                past_key_values=show_to_model(own),
+                use_cache=True,
+            )[:, 0]  # [B, H]
+        own.advance()
+        return states
+
+    def steps_together(self, positions: int) -> bool:
+        """Return whether rotations stay the same to that many positions: else those of a batch follow its longest."""
+        return self.reaches(positions)
 
     def _round_width(self, cache: PrefixCache | None, longest: int) -> int:
         """Return T of rows of that length: on a GPU rounded up, so that few shapes recur."""
@@ -301,14 +329,3 @@ def _fill_model_cache(tensors: Sequence[Tensor], device: torch.device, dtype: to
         layer.keys, layer.values = keys, values
         cache.layers.append(layer)
     return cache
-
-
-def _move_pads_outermost(tensors: Sequence[Tensor], pads: Tensor) -> tuple[Tensor, ...]:
-    """Return keys and values [B, kv, S, d] with each row's pads [B] moved from behind its text to the left of its
-    prompt: inside, they widen a sliding window.
-    """
-    if not pads.any():
-        return tuple(tensors)
-    slots = tensors[0].shape[2]
-    order = (torch.arange(slots, device=pads.device)[None] - pads[:, None]) % slots  # [B, S]
-    return tuple(tensor.gather(2, order[:, None, :, None].expand_as(tensor)) for tensor in tensors)

@@ -23,10 +23,11 @@ from ptpipeline.models import kernels
 from ptpipeline.models.frozen import PrefixCache
 from ptpipeline.models.kept import Normed, Saved
 from ptpipeline.models.kernels import AttentionGradients, LayerKeyValues, Norm, linear
-from ptpipeline.models.layout import Geometry, Layout, Reads, RowPrompts
+from ptpipeline.models.layout import Geometry, Layout, Reads, RowPrompts, StepLayout
 from ptpipeline.models.passes import PromptPass, RowPass, apply_pass, layer_prefix
 from ptpipeline.models.recorded import Recorded
-from ptpipeline.models.scores import attend, attend_backward
+from ptpipeline.models.scores import attend, attend_backward, attend_step
+from ptpipeline.models.slots import Slots
 from ptpipeline.models.traits import Layer, Map, read_traits
 
 
@@ -88,6 +89,16 @@ class FusedDecoder:
         normed, _ = kernels.normalise(states, self.norm)  # [N, H]
         return normed, tuple(tensor.transpose(0, 1) for kind in zip(*own, strict=True) for tensor in kind)
 
+    def step(self, tokens: Tensor, slots: Slots) -> Tensor:
+        """Return the final hidden states [B, H] of one more token [B] of every row, whose keys and values go into the
+        slots. No gradient flows back.
+        """
+        layouts = self.geometry.lay_out_step(slots.lengths, slots.width)
+        states = self.scale_embeddings(self.embedding(tokens))  # [B, H]
+        for index, kind in enumerate(self.layer_kinds):
+            states = self._step_layer(index, states, layouts[kind], slots)
+        return kernels.normalise(states, self.norm)[0]
+
     def lay_out_rows(
         self, ids: Tensor, behind: RowPrompts | None, prefix: Sequence[Tensor], reads: Reads
     ) -> list[Layout]:
@@ -136,6 +147,24 @@ class FusedDecoder:
             out, Normed(between, mlp_scale), gate_up, down,
         )  # fmt: skip
         return after, saved
+
+    def _step_layer(self, index: int, states: Tensor, layout: StepLayout, slots: Slots) -> Tensor:
+        """Return the states [B, H] behind one layer of one token per row."""
+        layer, heads, rotations = self.layers[index], self.geometry.heads, layout.rotations
+        normed, _ = kernels.normalise(states, layer.norm)  # [B, H]
+        flat_queries, flat = self._map_heads(layer, normed, normed)  # [B, g kv d], [B, kv d] each
+        flat_queries, _ = _normalise_heads(flat_queries, layer.query_norm)
+        flat_keys, _ = _normalise_heads(flat.keys, layer.key_norm)
+        by_head = (len(states), 1, heads.groups, heads.width)
+        queries = kernels.rotate(flat_queries.view(*by_head[:3], heads.shared, heads.width), rotations.queries)
+        own = slots.write(
+            index, kernels.rotate(flat_keys.view(by_head), rotations.keys)[:, 0], flat.values.view(by_head)[:, 0]
+        )
+        mixed = attend_step(queries[:, 0], LayerKeyValues(*own), layout.mask, self.score_cap)  # [B, kv, g, d]
+        between, _ = self._add(states, mixed.flatten(1), layer.out, layer.out_norm)  # [B, H]
+        normed, _ = kernels.normalise(between, layer.mlp_norm)
+        gate_up = linear(normed, layer.gate_up.weight, bias=layer.gate_up.bias)  # [B, 2 I]
+        return self._add(between, kernels.gate(gate_up, self.activation), layer.down, layer.down_norm)[0]
 
     def scale_embeddings(self, states: Tensor) -> Tensor:
         """Return embeddings [N, H] as the first layer reads them; the same factor takes their gradient back."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ptpipeline.models.fetch import is_away, read_weights
 from ptpipeline.models.memory import choose_pass_tokens, choose_prompt_tokens
+from ptpipeline.models.slots import Begun, Slots
 from ptpipeline.models.vocabulary import Vocabulary
 
 
@@ -137,6 +138,21 @@ class FrozenBase(Vocabulary, ABC):
     @abstractmethod
     def decode(self, cache: PrefixCache | None, inputs: Sequence[Input], limit: int) -> list[list[int]]:
         """Return each input's greedy continuation: at most `limit` tokens, without the token that ends the text."""
+
+    @abstractmethod
+    def begin(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Begun:
+        """Read the texts of rows that are to be generated, without their continuations. No gradient flows back."""
+
+    @abstractmethod
+    def step(self, slots: Sequence[Slots], tokens: Tensor) -> Tensor:
+        """Return the states [B, H] behind one more token [B] of every row; the slots grow by it.
+
+        slots: what the rows' caches were added to, one for each cache that `begin` returns.
+        """
+
+    def steps_together(self, positions: int) -> bool:
+        """Return whether a row of so many tokens, prompt included, computes the same whichever rows are beside it."""
+        return True
 
     @cached_property
     def tokens_per_pass(self) -> int:

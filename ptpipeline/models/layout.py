@@ -94,6 +94,15 @@ class RowLayouts(NamedTuple):
     last: Layout
 
 
+class StepLayout(NamedTuple):
+    """How a layer sees one more token of each row: its rotations [B, 1, r / 2], and the mask [B, 1, 1, S] over the
+    row's slots and the token itself, added to the scores.
+    """
+
+    rotations: Rotations
+    mask: Tensor
+
+
 class Geometry(NamedTuple):
     """What of a model decides the layout: heads (without rows), rotary module, kinds of layers, scale of scores, type.
 
@@ -157,6 +166,16 @@ class Geometry(NamedTuple):
             reads=reads.places,
         )
         return RowLayouts(tuple(inner), last)
+
+    def lay_out_step(self, lengths: Tensor, width: int) -> tuple[StepLayout, ...]:
+        """Return each kind's layout of one more token behind rows of these lengths [B], padded left to `width`."""
+        slots = torch.arange(width + 1, device=lengths.device)  # [S]
+        filled, layouts = slots >= (width - lengths)[:, None], []  # [B, S]
+        for kind in self.kinds:
+            visible = filled & _see(slots[width:], slots, kind.window)  # [B, S]
+            mask = _additive(visible[:, None], self.dtype)  # [B, 1, 1, S]
+            layouts.append(StepLayout(self.compute_rotations(lengths[:, None], kind), mask))
+        return tuple(layouts)
 
 
 def _see(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:

@@ -64,6 +64,19 @@ def attend_backward(
     return whole
 
 
+def attend_step(queries: Tensor, own: LayerKeyValues, mask: Tensor, cap: float | None) -> Tensor:
+    """Return the values [B, kv, g, d] that one token of each row attends to.
+
+    `queries` [B, kv, g, d] bear the scale of the scores; keys and values are [B, kv, S, d], the mask is [B, 1, 1, S].
+    """
+    scores = torch.matmul(queries, own.keys.transpose(2, 3)).to(
+        kernels.accumulation_dtype(queries.dtype)
+    )  # [B, kv, g, S]
+    if cap is not None:
+        scores = torch.tanh(scores / cap) * cap
+    return torch.matmul((scores + mask).softmax(-1).to(queries.dtype), own.values)
+
+
 class _Part(NamedTuple):
     """A span's queries [kv, B, g c, d], keys and values [kv, B, s, d], and mask [B, 1, c, s]."""
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ptpipeline.errors import BaseModelError
 from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, SoftPrompt, index_prompts, pad_batch, pad_left
+from ptpipeline.models.slots import Begun, Slots, align_right, show_to_model
 
 # Model types with this forward pass. UMT5 is T5-like too, but transformers 5 scales the states of its untied head.
 FAMILIES = ("t5", "mt5")
@@ -91,6 +92,38 @@ class Seq2SeqBase(FrozenBase):
             step += 1
         return generated
 
+    @torch.inference_mode()
+    def begin(self, cache: PrefixCache | None, inputs: Sequence[Input]) -> Begun:
+        """Read the texts of rows that are to be generated; the decoder has read its start token."""
+        encoded, model_cache = self._encode_pass(cache, inputs), _new_cache()
+        ids = torch.full((len(inputs), 1), self.start, device=self.device)
+        states = self._decode_pass(encoded, ids, model_cache=model_cache)[:, 0]  # [B, H]
+        own, read = model_cache.self_attention_cache, model_cache.cross_attention_cache
+        lengths = torch.tensor([len(row.text) for row in inputs], device=self.device)  # [B]
+        if cache is not None:
+            lengths = lengths + cache.lengths[index_prompts(inputs, self.device)]
+        aligned = align_right(_list_tensors(read), encoded.states.shape[1] - lengths)
+        ones = torch.ones_like(lengths)
+        return Begun(states, (PrefixCache(_list_tensors(own), ones), PrefixCache(aligned, lengths)))
+
+    @torch.inference_mode()
+    def step(self, slots: Sequence[Slots], tokens: Tensor) -> Tensor:
+        """Return the states [B, H] behind one more token [B] of every row; the decoder's own slots grow by it."""
+        from transformers import EncoderDecoderCache
+
+        own, read = slots
+        own.reserve()
+        mask = read.mask(0).long()  # [B, S]
+        absent = self.embed(tokens)[:, :1].expand(-1, mask.shape[1])[..., None]  # only its shape is looked at
+        states = self._decode_pass(
+            _Encoded(absent, mask),
+            tokens[:, None],
+            mask=own.mask(1).long(),
+            model_cache=EncoderDecoderCache(show_to_model(own), show_to_model(read)),
+        )[:, 0]  # [B, H]
+        own.advance()
+        return states
+
     def compute_logits(self, states: Tensor) -> Tensor:
         """Return next-token logits [N, V] in float32 of states [N, H].
 
@@ -138,6 +171,12 @@ class Seq2SeqBase(FrozenBase):
             use_cache=model_cache is not None,
         ).last_hidden_state
         return hidden
+
+
+def _list_tensors(model_cache: Any) -> tuple[Tensor, ...]:
+    """Return the keys of all layers, then their values, [B, kv, S, d] each."""
+    layers = model_cache.layers
+    return (*(layer.keys for layer in layers), *(layer.values for layer in layers))
 
 
 def _mask_lengths(width: int, lengths: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from ptpipeline.data.tokens import LabelTokens
 from ptpipeline.errors import (
     BaseModelError,
     ContextError,
-    DataError,
     NotFound,
     Overloaded,
     PtpError,
@@ -37,7 +36,7 @@ from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import average, normalise
 from ptpipeline.serving.service import Piece, Sampling
-from ptpipeline.serving.tokens import encode_fields, encode_labels
+from ptpipeline.serving.tokens import check_labels, encode_fields, encode_labels, find_limit
 from ptpipeline.serving.vllm import Served, Upstream
 from ptpipeline.task.template import Fields, read_template
 
@@ -101,10 +100,7 @@ class Gateway:
     ) -> list[dict[str, float] | PtpError]:
         """Return for each text the probability of each label, most likely first, or the error of this text alone."""
         held = self._find(digest)
-        if not held.labels.names:
-            raise DataError(
-                f"{held.manifest.task} answers {held.manifest.answers}: it has no labels to rank; ask for a text"
-            )
+        check_labels(held.manifest)
         with self._room(len(texts)):
             jobs = [self._classify(held, fields, number) for number, fields in enumerate(texts, 1)]
             return await _wait(_gather(jobs), patience)
@@ -112,11 +108,9 @@ class Gateway:
     async def generate(self, digest: str, fields: Fields, sampling: Sampling, patience: float) -> AsyncIterator[Piece]:
         """Generate the text that follows, piece by piece; `patience` is how long each piece may take."""
         held = self._find(digest)
-        manifest = held.manifest
-        if manifest.generate is None:
-            raise DataError(f"{manifest.task} answers {manifest.answers}: it generates no text; ask for a label")
+        manifest, most = held.manifest, find_limit(held.manifest)
         ids = encode_fields(self.base, manifest, fields, f"the text for {manifest.task}")
-        limit = manifest.generate.max_new_tokens if sampling.max_tokens is None else sampling.max_tokens
+        limit = most if sampling.max_tokens is None else sampling.max_tokens
         self._check_length(held, len(ids) + limit)
         prompt = self._join(held.prompts[0], ids)
         options = {

@@ -1,6 +1,7 @@
 """What a stored prompt makes of its labels and of a text: token ids, by the base's own tokenizer."""
 
 from ptpipeline.data.tokens import LabelTokens, apply_scoring, encode_text, label_tokens
+from ptpipeline.errors import DataError
 from ptpipeline.models.vocabulary import Vocabulary
 from ptpipeline.prompts.placement import build_text_encoder
 from ptpipeline.records.prompts import PromptManifest
@@ -24,3 +25,16 @@ def encode_fields(base: Vocabulary, manifest: PromptManifest, fields: Fields, wh
     """
     encode = build_text_encoder(base, manifest.placement)
     return encode_text(read_template(manifest), fields, manifest.max_input_tokens, what, encode, manifest.too_long)
+
+
+def check_labels(manifest: PromptManifest) -> None:
+    """Raise DataError if the prompt has no labels."""
+    if not manifest.labels:
+        raise DataError(f"{manifest.task} answers {manifest.answers}: it has no labels to rank; ask for a text")
+
+
+def find_limit(manifest: PromptManifest) -> int:
+    """Return how many tokens the prompt generates at most; raises DataError if it answers with labels."""
+    if manifest.generate is None:
+        raise DataError(f"{manifest.task} answers {manifest.answers}: it generates no text; ask for a label")
+    return manifest.generate.max_new_tokens

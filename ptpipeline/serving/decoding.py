@@ -1,0 +1,238 @@
+"""Texts that are generated together, step by step: rows join and leave between steps, each with its own prompt.
+
+One thread drives a decoder. A step gives every row one more token, and then reads the texts of rows that joined, as far
+as there is room for them.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ptpipeline.errors import ArtifactError, ContextError, PtpError
+from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, stack_caches
+from ptpipeline.models.slots import Slots
+from ptpipeline.serving.heads import share_heads
+from ptpipeline.serving.sampling import Draw, choose
+from ptpipeline.serving.service import Piece, Sampling
+from ptpipeline.serving.streaming import TextStream
+
+SLOTS = 16_384  # tokens, pads among them, whose keys and values the rows of a decoder hold together
+READ_TOKENS = 512  # padded tokens of texts that a step reads on a CPU: the others wait no longer for their next token
+
+
+class Emitted(NamedTuple):
+    """What a step gave a row: the next piece of its text, or the error that ended this row alone.
+
+    A row ends with a piece that has a `finish`, or with an error; then its handle is no longer known.
+    """
+
+    handle: int
+    outcome: Piece | PtpError
+
+
+@dataclass(eq=False)
+class _Row:
+    """A text that is generated: what it stands behind, how its tokens are drawn, what it has so far."""
+
+    handle: int
+    cache: PrefixCache | None
+    input: Input
+    read: int  # number of tokens that the model is given, with those of the prompt
+    limit: int
+    draw: Draw
+    stream: TextStream
+    tokens: list[int] = field(default_factory=list)
+
+    @property
+    def longest(self) -> int:
+        """Number of tokens that the row may have in the end."""
+        return self.read + self.limit
+
+
+@dataclass(eq=False)
+class _Group:
+    """Rows of one pass, in the order of their slots."""
+
+    rows: list[_Row] = field(default_factory=list)
+    slots: list[Slots] = field(default_factory=list)
+
+
+class Decoder:
+    """Generates the texts of many rows on one base; `slots` bounds the tokens that they hold in memory together.
+
+    If a step raises, what its rows have is unknown: take another decoder.
+    """
+
+    def __init__(self, base: FrozenBase, slots: int = SLOTS) -> None:
+        self.base = base
+        self._room = slots
+        self._next = 0
+        self._waiting: deque[_Row] = deque()
+        self._groups: list[_Group] = []
+
+    def __len__(self) -> int:
+        """Return the number of rows that have not ended, those that wait for room among them."""
+        return len(self._waiting) + sum(len(group.rows) for group in self._groups)
+
+    @property
+    def waiting(self) -> int:
+        """Number of rows that have joined and not begun: their texts are read as soon as the bounds leave room."""
+        return len(self._waiting)
+
+    def join(
+        self, cache: PrefixCache | None, ids: Sequence[int], sampling: Sampling, limit: int, prompt: int = 0
+    ) -> int:
+        """Add a row behind the prompt with that index of the cache, and return its handle; nothing is computed yet.
+
+        ids: the text's tokens. limit: how many tokens to generate at most if `sampling` does not say.
+        Raises ContextError if prompt, text and limit together are longer than the base's context or the memory bound.
+        """
+        most = limit if sampling.max_tokens is None else sampling.max_tokens
+        stream = TextStream(self.base.tokenizer, sampling.stop)
+        read = len(ids) + (0 if cache is None else int(cache.lengths[prompt]))
+        row = _Row(self._next, cache, Input(ids, (), prompt), read, most, Draw.of(sampling), stream)
+        bound = min(self.base.context, self._room)
+        if row.longest > bound:
+            raise ContextError(
+                f"prompt and text have {row.read} tokens and {most} more are to be generated; together there is room "
+                f"for {bound}: shorten the text, or ask for at most {max(0, bound - row.read)} tokens"
+            )
+        self._next += 1
+        self._waiting.append(row)
+        return row.handle
+
+    @torch.inference_mode()
+    def step(self) -> list[Emitted]:
+        """Compute one more token of every row; return what is new, in the order in which the rows joined.
+
+        A row is left out if its new token gave no text yet: half of a character, or what may become a stop string.
+        """
+        emitted = [own for group in self._groups for own in self._continue(group)]
+        self._groups = [group for group in self._groups if group.rows]
+        begun = self._take_waiting()
+        for rows in self._split(begun):
+            emitted += self._begin(rows)
+        return sorted(emitted, key=lambda own: own.handle)
+
+    @torch.inference_mode()
+    def leave(self, handle: int) -> None:
+        """Drop a row before its end; nothing happens if it has ended."""
+        self._waiting = deque(row for row in self._waiting if row.handle != handle)
+        for group in self._groups:
+            _drop(group, [index for index, row in enumerate(group.rows) if row.handle == handle])
+        self._groups = [group for group in self._groups if group.rows]
+
+    def _joins_others(self, row: _Row) -> bool:
+        return self.base.steps_together(row.longest)
+
+    def _take_waiting(self) -> list[_Row]:
+        """Take the rows to begin now, first come first served, as many as the bounds on memory and time leave room
+        for; at least one if no row is under way.
+        """
+        tokens = READ_TOKENS if self.base.device.type == "cpu" else self.base.tokens_per_pass
+        live, taken = [row for group in self._groups for row in group.rows], list[_Row]()
+        longest = max((row.longest for row in live), default=0)
+        widest = 0
+        while self._waiting:
+            row = self._waiting[0]
+            longest, widest = max(longest, row.longest), max(widest, len(row.input.text))
+            held = (len(live) + len(taken) + 1) * longest
+            if held > self._room or (taken and (len(taken) + 1) * widest > tokens):
+                break
+            taken.append(self._waiting.popleft())
+        return taken
+
+    def _split(self, rows: Sequence[_Row]) -> list[list[_Row]]:
+        """Return the rows whose texts are read in one pass."""
+        together = [row for row in rows if self._joins_others(row)]
+        prompted = [row for row in together if row.cache is not None]
+        bare = [row for row in together if row.cache is None]
+        return [prompted, bare, *([row] for row in rows if not self._joins_others(row))]
+
+    def _begin(self, rows: list[_Row]) -> list[Emitted]:
+        """Read the texts of rows, and give each its first token."""
+        emitted = [_end_empty(row) for row in rows if row.limit < 1]
+        rows = [row for row in rows if row.limit >= 1]
+        if not rows:
+            return emitted
+        states, caches = self.base.begin(*share_heads(self.base, *_stack(rows)))
+        own, kept = self._extend(rows, states)
+        if kept:
+            group = self._find_group(rows[0])
+            if not group.slots:
+                group.slots = [Slots() for _ in caches]
+            for slots, cache in zip(group.slots, caches, strict=True):
+                slots.add(PrefixCache(tuple(tensor[kept] for tensor in cache.tensors), cache.lengths[kept]))
+            group.rows += [rows[index] for index in kept]
+        return emitted + own
+
+    def _find_group(self, row: _Row) -> _Group:
+        """Return the group of all rows that step together; a new one for any other row."""
+        for group in self._groups:
+            if self._joins_others(row) and self._joins_others(group.rows[0]):
+                return group
+        self._groups.append(_Group())
+        return self._groups[-1]
+
+    def _continue(self, group: _Group) -> list[Emitted]:
+        """Give every row of a group one more token, and drop the rows that end with it."""
+        tokens = torch.tensor([row.tokens[-1] for row in group.rows], device=self.base.device)  # [B]
+        emitted, kept = self._extend(group.rows, self.base.step(group.slots, tokens))
+        _drop(group, sorted(set(range(len(group.rows))) - set(kept)))
+        return emitted
+
+    def _extend(self, rows: Sequence[_Row], states: Tensor) -> tuple[list[Emitted], list[int]]:
+        """Give each row the token that its state [B, H] predicts; return what is new, and which rows go on."""
+        emitted, kept = list[Emitted](), list[int]()
+        tokens = choose(self.base.compute_logits(states), [row.draw for row in rows])
+        for index, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            outcome = _advance(row, token, self.base.end_tokens)
+            if isinstance(outcome, Piece) and not outcome.finish:
+                kept.append(index)
+            if not isinstance(outcome, Piece) or outcome.text or outcome.finish:
+                emitted.append(Emitted(row.handle, outcome))
+        return emitted, kept
+
+
+def _advance(row: _Row, token: int | None, ends: frozenset[int]) -> Piece | PtpError:
+    """Return what a row's next token adds to its text."""
+    if token is None:
+        return ArtifactError(
+            "behind prompt and text, the model's logits are no finite numbers; promote another version"
+        )
+    if token in ends:
+        return Piece(row.stream.close(), len(row.tokens), row.read, "stop")
+    row.tokens.append(token)
+    text = row.stream.push(token)
+    if row.stream.stopped:
+        return Piece(text, len(row.tokens), row.read, "stop")
+    if len(row.tokens) == row.limit:
+        return Piece(text + row.stream.close(), len(row.tokens), row.read, "length")
+    return Piece(text, len(row.tokens), row.read)
+
+
+def _end_empty(row: _Row) -> Emitted:
+    return Emitted(row.handle, Piece("", 0, row.read, "length"))
+
+
+def _drop(group: _Group, indexes: Sequence[int]) -> None:
+    """Drop rows of a group, given in order; each time, the last row takes the place that is free."""
+    for index in reversed(indexes):
+        for slots in group.slots:
+            slots.remove(index)
+        last = group.rows.pop()
+        if index < len(group.rows):
+            group.rows[index] = last
+
+
+def _stack(rows: Sequence[_Row]) -> tuple[PrefixCache | None, list[Input]]:
+    """Return the rows' caches as one, and their inputs behind its prompts. Rows without a prompt have no cache."""
+    caches = {id(row.cache): row.cache for row in rows if row.cache is not None}
+    starts = dict(zip(caches, accumulate((len(cache.lengths) for cache in caches.values()), initial=0), strict=False))
+    inputs = [row.input._replace(prompt=starts.get(id(row.cache), 0) + row.input.prompt) for row in rows]
+    return (stack_caches(list(caches.values())) if caches else None), inputs
