@@ -7,7 +7,7 @@ Letters: P virtual tokens, T tokens, H width.
 """
 
 import asyncio
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from functools import partial
@@ -20,6 +20,7 @@ from ptpipeline.data.tokens import LabelTokens
 from ptpipeline.errors import (
     BaseModelError,
     ContextError,
+    DataError,
     NotFound,
     Overloaded,
     PtpError,
@@ -33,6 +34,7 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.prompts.tensors import check_base, unpack
 from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.serving.batcher import Load
 from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import average, normalise
 from ptpipeline.serving.service import Piece, Sampling
@@ -40,7 +42,7 @@ from ptpipeline.serving.tokens import check_labels, encode_fields, encode_labels
 from ptpipeline.serving.vllm import Served, Upstream
 from ptpipeline.task.template import Fields, read_template
 
-MOST_TEXTS = 512  # that wait for vLLM at once, with what they take here: their embeddings in base64
+MOST_TEXTS = 1024  # that wait for vLLM at once, with what they take here: their embeddings in base64
 HOLD_SECONDS = 60.0  # for the questions that a prompt is asked before it is held
 SAME = 0.1  # nats between two ways to the same states, which 16 bits round otherwise
 CANARY = "The quick brown fox jumps over the lazy dog."
@@ -72,7 +74,9 @@ class Gateway:
         self._named = model
         self._served = Served("", None)
         self._held: dict[str, _Held] = {}
-        self._waiting = 0
+        self._tasks = Counter[str]()  # texts that wait for vLLM, by task
+        self._generating = 0
+        self._draining = False
 
     def hold(self, artifact: Artifact, members: Sequence[Artifact] = ()) -> None:
         """Verify a prompt, or an ensemble with its `members`, ask vLLM one question, and answer with it from now on.
@@ -88,12 +92,28 @@ class Gateway:
         self._held[artifact.digest] = asyncio.run(self._try(held))
 
     def drop(self, digest: str) -> None:
-        """Forget a prompt; the requests that run end with it."""
+        """Answer nothing more with this prompt; requests that it is answering end as they began."""
         self._held.pop(digest, None)
 
-    async def close(self) -> None:
-        """End the connections to vLLM."""
-        await self._upstream.close()
+    def observe(self) -> Load:
+        """Return what it does, as a batcher tells it; batches and caches are vLLM's own."""
+        return Load(self._tasks.total(), self._generating, 0, 0, 0, 0, 0, True)
+
+    async def drain(self, patience: float) -> None:
+        """Take no more requests, and end the connections to vLLM once all are answered; TimedOut if that is longer."""
+        self._draining = True
+        try:
+            async with asyncio.timeout(patience):
+                while self._tasks.total():
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            raise TimedOut(f"{self._tasks.total()} texts still have no answer after {patience:g} s") from None
+        finally:
+            await self._upstream.close()
+
+    def close(self) -> None:
+        """Take no more requests."""
+        self._draining = True
 
     async def classify(
         self, digest: str, texts: Sequence[Fields], patience: float
@@ -101,7 +121,7 @@ class Gateway:
         """Return for each text the probability of each label, most likely first, or the error of this text alone."""
         held = self._find(digest)
         check_labels(held.manifest)
-        with self._room(len(texts)):
+        with self._room(held, len(texts)):
             jobs = [self._classify(held, fields, number) for number, fields in enumerate(texts, 1)]
             return await _wait(_gather(jobs), patience)
 
@@ -121,13 +141,20 @@ class Gateway:
             "stop_token_ids": sorted(self.base.end_tokens),
             "seed": sampling.seed,
         }
-        with self._room(1):
-            async with aclosing(self._upstream.stream(self._served.name, prompt, options)) as deltas:
-                while True:
-                    delta = await _wait(anext(deltas), patience)
-                    yield Piece(delta.text, delta.tokens, len(prompt), delta.finish)
-                    if delta.finish is not None:
-                        return
+        with self._room(held, 1):
+            self._generating += 1
+            try:
+                async with aclosing(self._upstream.stream(self._served.name, prompt, options)) as deltas:
+                    trim = _Trim()
+                    while True:
+                        delta = await _wait(anext(deltas), patience)
+                        text = trim.push(delta.text)
+                        if text or delta.finish is not None:
+                            yield Piece(text, delta.tokens, len(prompt), delta.finish)
+                        if delta.finish is not None:
+                            return
+            finally:
+                self._generating -= 1
 
     def _find(self, digest: str) -> _Held:
         if digest not in self._held:
@@ -135,15 +162,23 @@ class Gateway:
         return self._held[digest]
 
     @contextmanager
-    def _room(self, count: int) -> Iterator[None]:
-        """Count texts that wait for vLLM; raises Overloaded if they are too many."""
-        if self._waiting and self._waiting + count > MOST_TEXTS:
-            raise Overloaded(f"{self._waiting} texts wait for vLLM, at most {MOST_TEXTS} may; try again soon", 1.0)
-        self._waiting += count
+    def _room(self, held: _Held, count: int) -> Iterator[None]:
+        """Count texts that wait for vLLM; raises Overloaded if they are too many.
+
+        A task may have as many as there is room left for other tasks', as in `serving.batcher`.
+        """
+        task, waiting = held.manifest.task, self._tasks.total()
+        if self._draining:
+            raise Overloaded("this server is about to end; ask another one", 1.0)
+        if count > MOST_TEXTS:
+            raise DataError(f"{count} texts in one request; give at most {MOST_TEXTS}")
+        if self._tasks[task] + count > MOST_TEXTS - waiting:
+            raise Overloaded(f"{waiting} texts wait for vLLM, {self._tasks[task]} of them for {task}; try again", 1.0)
+        self._tasks[task] += count
         try:
             yield
         finally:
-            self._waiting -= count
+            self._tasks[task] -= count
 
     def _place(self, artifact: Artifact) -> Tensor:
         """Return what vLLM reads before the text: the prompt [P, H], or `[BOS][prompt]` [1 + P, H]."""
@@ -248,6 +283,23 @@ class Gateway:
         scores = dict(zip(following, told, strict=True))
         sums = [sum(scores[tokens[:place]][token] for place, token in enumerate(tokens)) for tokens in labels.ids]
         return normalise(torch.tensor(sums), labels)
+
+
+class _Trim:
+    """Takes the white space at both ends from a text that comes in pieces, as `serving.streaming` does."""
+
+    def __init__(self) -> None:
+        self._pending, self._begun = "", False
+
+    def push(self, text: str) -> str:
+        """Return what may be given out; white space at the end is kept back, since the text may end there."""
+        self._pending += text
+        piece = self._pending.rstrip()
+        self._pending = self._pending[len(piece) :]
+        if not self._begun:
+            piece = piece.lstrip()
+            self._begun = bool(piece)
+        return piece
 
 
 async def _wait(job: Awaitable[Result], patience: float) -> Result:

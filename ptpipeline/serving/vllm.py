@@ -48,7 +48,7 @@ class Served(NamedTuple):
 
 
 class Delta(NamedTuple):
-    """What a stream brings: more text, how many tokens were generated up to here, and why the text ended, if it did."""
+    """What a stream brings: more text, how many tokens of text came up to here, and why it ended, if it did."""
 
     text: str
     tokens: int
@@ -63,6 +63,7 @@ class _Choice(BaseModel):
     text: str
     logprobs: _LogProbs | None = None
     finish_reason: str | None = None
+    stop_reason: int | str | None = None
 
 
 class _Usage(BaseModel):
@@ -186,6 +187,8 @@ class Upstream:
                     raise ServiceUnavailable(
                         f"vLLM at {self.url} ended a text by {shorten(choice.finish_reason)}; its log says why"
                     )
+                if choice.finish_reason == "stop" and not isinstance(choice.stop_reason, str):
+                    tokens -= 1  # the token that ended the text, and is none of its tokens
                 yield Delta(choice.text, tokens, choice.finish_reason)  # type: ignore[arg-type]  # checked above
                 if choice.finish_reason is not None:
                     return

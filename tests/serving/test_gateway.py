@@ -30,6 +30,7 @@ from ptpipeline.prompts.initialise import compute_activations
 from ptpipeline.prompts.tensors import pack_ensemble
 from ptpipeline.records.prompts import Generation, Scoring
 from ptpipeline.serving import gateway as module
+from ptpipeline.serving.decoding import Decoder
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.gateway import Gateway
 from ptpipeline.serving.service import Piece, Sampling
@@ -77,7 +78,7 @@ def ask(
         try:
             return await use(opened)
         finally:
-            await opened.close()
+            await opened.drain(5.0)
 
     return asyncio.run(run())
 
@@ -155,7 +156,7 @@ def test_a_text_is_the_one_that_the_engine_writes(vllm: Vllm, text: str) -> None
     engine = Engine(tiny())
     engine.load(one)
     found = pieces(vllm, one, text, Sampling())
-    assert written(found).strip() == engine.generate([Question(one.digest, {"text": text})])[0]
+    assert written(found) == engine.generate([Question(one.digest, {"text": text})])[0]
     assert [piece.finish is None for piece in found] == [True] * (len(found) - 1) + [False]
     assert [piece.tokens for piece in found] == sorted(piece.tokens for piece in found)
     prompt, rendered = embeddings(tiny()), tiny().encode(f"{text}\nSentiment:", True)
@@ -166,9 +167,23 @@ def test_a_text_ends_at_its_limit_or_before_a_stop_string(vllm: Vllm) -> None:
     one = made(" the film", **WRITING)
     whole = pieces(vllm, one, "a scene", Sampling(max_tokens=8))
     assert (whole[-1].tokens, whole[-1].finish) == (8, "length")
-    stop = written(whole).strip()[2:5]
+    stop = written(whole)[2:5]
     cut = pieces(vllm, one, "a scene", Sampling(max_tokens=8, stop=(stop,)))
-    assert (written(cut), cut[-1].finish) == (written(whole).partition(stop)[0], "stop")
+    assert (written(cut), cut[-1].finish) == (written(whole).partition(stop)[0].rstrip(), "stop")
+
+
+def test_the_pieces_are_those_of_the_decoder_on_this_machine(vllm: Vllm) -> None:
+    one = made(" the film", **WRITING)
+    decoder, engine = Decoder(tiny()), Engine(tiny())
+    engine.load(one)
+    ids = engine.render(Question(one.digest, {"text": "a scene"})).ids
+    decoder.join(engine.find_cache(one.digest), ids, Sampling(), WRITING["generate"].max_new_tokens)
+    expected = list[Piece]()
+    while len(decoder):
+        expected += [told.outcome for told in decoder.step() if isinstance(told.outcome, Piece)]
+    found = pieces(vllm, one, "a scene", Sampling())
+    assert written(found) == written(expected)
+    assert found[-1]._replace(text="") == expected[-1]._replace(text="")
 
 
 def test_a_seed_gives_the_same_text_again(vllm: Vllm) -> None:
@@ -368,15 +383,29 @@ def test_a_reader_who_leaves_ends_the_generation_in_vllm(vllm: Vllm) -> None:
 
 
 def test_more_texts_than_may_wait_are_refused(vllm: Vllm, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MOST_TEXTS", 3)
-    one, two = [{"text": "a"}, {"text": "b"}], [{"text": "c"}, {"text": "d"}]
-    held = made()
+    monkeypatch.setattr(module, "MOST_TEXTS", 4)
+    hot, cold = made(), made(task="cold")
 
     async def use(opened: Gateway) -> Any:
-        asked = [opened.classify(held.digest, texts, 30.0) for texts in (one, two)]
+        asked = [opened.classify(one.digest, [{"text": "a"}] * 2, 30.0) for one in (hot, hot, cold)]
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    first, second = ask(vllm, use, held)
-    assert [type(answer) for answer in first] == [dict, dict]
+    first, second, third = ask(vllm, use, hot, cold)
+    assert [type(answer) for answer in first + third] == [dict] * 4
     assert isinstance(second, Overloaded)
     assert second.retry_after > 0
+
+
+def test_a_server_that_ends_answers_what_it_took_and_takes_no_more(vllm: Vllm) -> None:
+    one = made()
+
+    async def use(opened: Gateway) -> Any:
+        taken = asyncio.ensure_future(opened.classify(one.digest, [{"text": "a"}], 30.0))
+        await asyncio.sleep(0)
+        assert opened.observe().waiting == 1
+        await opened.drain(30.0)
+        with pytest.raises(Overloaded, match="about to end"):
+            await opened.classify(one.digest, [{"text": "a"}], 30.0)
+        return await taken
+
+    assert [type(answer) for answer in ask(vllm, use, one)] == [dict]

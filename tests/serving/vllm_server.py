@@ -119,8 +119,8 @@ class Vllm:
             names = {one: self.base.tokenizer.decode([one]) for one in ids}
         return {names[one]: max(float(told[one]), -9999.0) for one in ids}
 
-    def run(self, prompt: Tensor, body: dict[str, Any]) -> Iterator[tuple[str, int, str | None, dict[str, float]]]:
-        """Each step's new text, the number of tokens so far, the reason why it ended, and `top_logprobs`."""
+    def run(self, prompt: Tensor, body: dict[str, Any]) -> Iterator[tuple[str, int, str | None, Any, dict[str, float]]]:
+        """Each step's new text, the number of tokens so far, why it ended and by which string, and `top_logprobs`."""
         dice = torch.Generator()
         dice.manual_seed(body["seed"]) if body.get("seed") is not None else dice.seed()
         states, ids, sent = prompt, list[int](), ""
@@ -137,10 +137,12 @@ class Vllm:
             finish = "stop" if token in ends else "length" if len(ids) == limit else None
             text = self.base.tokenizer.decode(ids[: -1 if token in ends else None], skip_special_tokens=True)
             places = [text.find(stop) for stop in body.get("stop", []) if stop in text]
+            stop = None
             if places:
                 text, finish = text[: min(places)], "stop"
+                stop = next(one for one in body["stop"] if one in self.base.tokenizer.decode(ids))
             shown = text if finish else text[: max(len(text) - held_back, len(sent))]
-            yield shown[len(sent) :], len(ids), finish, told
+            yield shown[len(sent) :], len(ids), finish, stop, told
             sent = shown
             if finish:
                 return
@@ -176,10 +178,10 @@ class Handler(Quiet):
             generated += steps[-1][1]
             choice: dict[str, Any] = {
                 "index": index, "text": "".join(step[0] for step in steps), "finish_reason": steps[-1][2],
-                "logprobs": None, "stop_reason": None,
+                "logprobs": None, "stop_reason": steps[-1][3],
             }  # fmt: skip
             if body.get("logprobs") is not None:
-                choice["logprobs"] = {"top_logprobs": [step[3] for step in steps], "tokens": [], "text_offset": []}
+                choice["logprobs"] = {"top_logprobs": [step[4] for step in steps], "tokens": [], "text_offset": []}
             choices.append(choice)
         usage = self.usage(sum(map(len, prompts)), generated)
         return self.answer(200, json.dumps({"id": "cmpl-1", "choices": choices, "usage": usage}).encode())
@@ -190,8 +192,9 @@ class Handler(Quiet):
         self.end_headers()
         options = body.get("stream_options") or {}
         try:
-            for text, count, finish, _ in self.vllm.run(prompt, body):
-                chunk: dict[str, Any] = {"choices": [{"index": 0, "text": text, "finish_reason": finish}]}
+            for text, count, finish, stop, _ in self.vllm.run(prompt, body):
+                choice = {"index": 0, "text": text, "finish_reason": finish, "stop_reason": stop}
+                chunk: dict[str, Any] = {"choices": [choice]}
                 if options.get("continuous_usage_stats"):
                     chunk["usage"] = self.usage(len(prompt), count)
                 self.event(json.dumps(chunk))
