@@ -162,6 +162,7 @@ def served(address: str, log: Path, environment: dict[str, str]) -> list[dict[st
     (port,) = free_ports(1)
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", address, "--env-manager", "local"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"  # where MLflow looks for uvicorn
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
     try:
@@ -175,7 +176,8 @@ def served(address: str, log: Path, environment: dict[str, str]) -> list[dict[st
         found: list[dict[str, Any]] = json.loads(answer.content)["predictions"]
         return found
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
