@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import save
 
@@ -58,7 +59,8 @@ def build_vllm_files(vocabulary: Vocabulary, artifact: Artifact, base: AdapterBa
             "vLLM by `ptp serve --upstream URL`"
         )
     labels = encode_labels(vocabulary, manifest)
-    told = {
+    limit = manifest.generate.max_new_tokens if manifest.generate else max(map(len, labels.ids), default=1)
+    told: dict[str, Any] = {
         "base": base.name_or_path,
         "revision": base.revision,
         "template": [("$" if part.field else "=") + part.text for part in read_template(manifest).parts],
@@ -68,7 +70,7 @@ def build_vllm_files(vocabulary: Vocabulary, artifact: Artifact, base: AdapterBa
         "normalised": labels.normalised,
         "content_free": labels.content_free,
         "max_input_tokens": manifest.max_input_tokens,
-        "max_tokens": manifest.generate.max_new_tokens if manifest.generate else 1,
+        "max_tokens": limit,
         "end_tokens": sorted(vocabulary.end_tokens),
     }
     readme = README.format(
@@ -78,7 +80,7 @@ def build_vllm_files(vocabulary: Vocabulary, artifact: Artifact, base: AdapterBa
         width=prompt.shape[1],
         base=base.name_or_path,
         revision=f" --revision {base.revision}" if base.revision else "",
-        context=len(prompt) + manifest.max_input_tokens + max(told["max_tokens"], labels.longest if labels.ids else 0),
+        context=len(prompt) + manifest.max_input_tokens + limit,
     )
     return {
         "prompt.safetensors": save({"embeddings": prompt.contiguous()}),

@@ -72,7 +72,7 @@ class Client:
             following = sorted({tokens[len(begin)] for tokens in labels if tuple(tokens[: len(begin)]) == begin})
             for start in range(0, len(following), 128):  # the most that a request may name
                 part = following[start : start + 128]
-                options = {"max_tokens": 1, "temperature": 1.0, "top_p": 1.0, "logprobs": len(part)}
+                options: dict[str, Any] = {"max_tokens": 1, "temperature": 1.0, "top_p": 1.0, "logprobs": len(part)}
                 options |= {"logprob_token_ids": part, "return_tokens_as_token_ids": True}
                 answer = self.ask([*ids, *begin], options)
                 told.setdefault(begin, {}).update(answer["choices"][0]["logprobs"]["top_logprobs"][0])

@@ -7,6 +7,7 @@ Letters: P virtual tokens, T tokens, H width.
 """
 
 import asyncio
+import os
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -28,7 +29,9 @@ from ptpipeline.errors import (
     Terminal,
     TimedOut,
 )
+from ptpipeline.models.base import PreparedBase
 from ptpipeline.models.frozen import KeyValues
+from ptpipeline.models.load import load_vocabulary
 from ptpipeline.models.vocabulary import Vocabulary
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.placement import place_prompt
@@ -45,6 +48,7 @@ from ptpipeline.task.template import Fields, read_template
 MOST_TEXTS = 1024  # that wait for vLLM at once, with what they take here: their embeddings in base64
 HOLD_SECONDS = 60.0  # for the questions that a prompt is asked before it is held
 SAME = 0.1  # nats between two ways to the same states, which 16 bits round otherwise
+KEY = "PTP_UPSTREAM_KEY"  # the variable with vLLM's key, from the environment alone
 CANARY = "The quick brown fox jumps over the lazy dog."
 
 Result = TypeVar("Result")
@@ -61,17 +65,21 @@ class _Held(NamedTuple):
     priors: tuple[Tensor, ...] = ()
 
 
-class Gateway:
-    """An Answerer over one vLLM server.
+def open_gateway(prepared: PreparedBase, url: str) -> "Gateway":
+    """Return a gateway to the vLLM server at `url`, with the key of the environment; nothing is asked yet.
 
-    key: what vLLM was started with as `--api-key`. model: the name of its model, if it serves several.
+    Raises SettingsError for an address that is none, and what `load_vocabulary` raises.
     """
+    return Gateway(load_vocabulary(prepared), url, os.environ.get(KEY))
 
-    def __init__(self, base: Vocabulary, url: str, key: str | None = None, model: str | None = None) -> None:
+
+class Gateway:
+    """An Answerer over one vLLM server; `key` is what that was started with as `--api-key`."""
+
+    def __init__(self, base: Vocabulary, url: str, key: str | None = None) -> None:
         self.base = base
         self._open = partial(Upstream, url, key)
         self._upstream = self._open()
-        self._named = model
         self._served = Served("", None)
         self._held: dict[str, _Held] = {}
         self._tasks = Counter[str]()  # texts that wait for vLLM, by task
@@ -137,7 +145,7 @@ class Gateway:
             "max_tokens": limit,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
-            "stop": list(sampling.stop),
+            "stop": [string for string in sampling.stop if string],
             "stop_token_ids": sorted(self.base.end_tokens),
             "seed": sampling.seed,
         }
@@ -209,7 +217,7 @@ class Gateway:
         upstream = self._open()  # this event loop's own
         try:
             async with asyncio.timeout(HOLD_SECONDS):
-                self._served = await upstream.find_model(self._named)
+                self._served = await upstream.find_model()
                 await self._compare_embeddings(upstream)
                 priors = [
                     average(await _gather([self._rank(upstream, prompt, held.labels, ids) for ids in free]))

@@ -11,7 +11,7 @@ import asyncio
 import base64
 import io
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, NamedTuple, TypeVar
 
@@ -78,6 +78,8 @@ class _Completion(BaseModel):
 
 class _Model(BaseModel):
     id: str
+    root: str | None = None
+    parent: str | None = None
     max_model_len: int | None = None
 
 
@@ -127,15 +129,16 @@ class Upstream:
         """End the connections."""
         await self._client.aclose()
 
-    async def find_model(self, name: str | None) -> Served:
-        """Return the model of that name, or the only one there is."""
-        models = await self._ask("GET", "/v1/models", None, _Models)
-        found = [model for model in models.data if name in (None, model.id)]
-        if len(found) != 1:
-            known = shorten(sorted(model.id for model in models.data))
-            asked = "several models" if name is None else f"not {shorten(name)}"
-            raise SettingsError(f"{self.url} serves {known}: {asked}; name one of them by --upstream-model")
-        return Served(found[0].id, found[0].max_model_len)
+    async def find_model(self) -> Served:
+        """Return the base that the server serves; adapters and further names of it do not count."""
+        models = (await self._ask("GET", "/v1/models", None, _Models)).data
+        bases = {model.root or model.id: model for model in reversed(models) if model.parent is None}
+        if len(bases) != 1:
+            raise SettingsError(
+                f"--upstream: {self.url} serves {shorten(sorted(bases))}; name a vLLM server, which serves one base"
+            )
+        (base,) = bases.values()
+        return Served(base.id, base.max_model_len)
 
     async def score_next(self, model: str, prompt: Tensor | list[int], tokens: Sequence[int]) -> dict[int, float]:
         """Return the log-probability of each of these tokens behind a prompt [T, H], or behind token ids."""
@@ -171,7 +174,7 @@ class Upstream:
             )
         return {token: rows[0][name] for name, token in scores.items()}
 
-    async def stream(self, model: str, prompt: Tensor, options: dict[str, Any]) -> AsyncIterator[Delta]:
+    async def stream(self, model: str, prompt: Tensor, options: dict[str, Any]) -> AsyncGenerator[Delta, None]:
         """Generate behind a prompt [T, H] until an end is told; to close the iterator ends the request there too."""
         body = self._begin(model, prompt) | options
         body |= {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}

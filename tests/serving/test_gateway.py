@@ -32,7 +32,7 @@ from ptpipeline.records.prompts import Generation, Scoring
 from ptpipeline.serving import gateway as module
 from ptpipeline.serving.decoding import Decoder
 from ptpipeline.serving.engine import Engine, Question
-from ptpipeline.serving.gateway import Gateway
+from ptpipeline.serving.gateway import Gateway, open_gateway
 from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.settings import Settings
 from tests.evaluation.probed import artifact, copied, embeddings, fields, tiny
@@ -324,14 +324,25 @@ def test_a_server_that_cannot_answer_holds_no_prompt(
         assert sentence in str(error)
 
 
-def test_the_key_of_the_environment_is_sent() -> None:
+def test_the_key_of_the_environment_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTP_UPSTREAM_KEY", "k" * 20)
+    prepared = prepare_base("tiny", Settings(home=tmp_path / "home", tasks=tiny_project(tmp_path / "project")))
     with running_vllm(tiny(), key="k" * 20) as server:
-        Gateway(vocabulary(), server.url, "k" * 20).hold(made())
+        open_gateway(prepared, server.url).hold(made())
+    assert {body["model"] for body in server.asked} == {"base"}
 
 
-def test_a_model_that_is_not_served_is_named(vllm: Vllm) -> None:
-    with pytest.raises(SettingsError, match=r"serves \['base'\]: not 'large'"):
-        Gateway(vocabulary(), vllm.url, model="large").hold(made())
+def test_adapters_and_further_names_are_the_same_base(vllm: Vllm) -> None:
+    vllm.models = [("other-name", "/base", None), ("base", "/base", None), ("lora", "/lora", "base")]
+    vllm.name = "other-name"
+    assert [type(answer) for answer in classified(vllm, made(), ["a"])] == [dict]
+
+
+def test_what_serves_several_bases_is_refused(vllm: Vllm) -> None:
+    vllm.models = [("base", "/base", None), ("large", "/large", None)]
+    error = refusal(vllm, made())
+    assert isinstance(error, SettingsError)
+    assert "serves ['/base', '/large']; name a vLLM server, which serves one base" in str(error)
 
 
 @pytest.mark.parametrize("url", ["gpu:8000", "ftp://gpu", "http://", "http://me:word@gpu:8000"])

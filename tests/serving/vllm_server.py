@@ -47,6 +47,7 @@ class Vllm:
     logits: bool = False  # --logprobs-mode raw_logits
     busy: bool = False
     delay: float = 0.0
+    models: list[tuple[str, str, str | None]] = field(default_factory=list)  # name, root, parent; else the base alone
     url: str = ""
     dead: bool = False
     asked: list[dict[str, Any]] = field(default_factory=list)
@@ -155,8 +156,12 @@ class Handler(Quiet):
     vllm: Vllm
 
     def do_GET(self) -> None:  # noqa: N802
-        one = {"id": self.vllm.name, "object": "model", "max_model_len": self.vllm.context}
-        self.answer(200, json.dumps({"object": "list", "data": [one]}).encode())
+        models = self.vllm.models or [(self.vllm.name, self.vllm.name, None)]
+        listed = [
+            {"id": name, "object": "model", "root": root, "parent": parent, "max_model_len": self.vllm.context}
+            for name, root, parent in models
+        ]
+        self.answer(200, json.dumps({"object": "list", "data": listed}).encode())
 
     def do_POST(self) -> None:  # noqa: N802
         vllm = self.vllm
