@@ -18,7 +18,7 @@ from flows.cli import quality, versions  # noqa: F401
 from flows.cli import approvals  # noqa: F401
 
 # isort: split
-from flows.cli import alarms, deploying, maintenance, nights  # noqa: F401
+from flows.cli import alarms, deploying, maintenance, nights, serving  # noqa: F401
 from flows.cli.app import FAILED, UNANSWERED, app
 from flows.cli.terminal import PlainFormatter, prepare_streams, say, say_traceback
 from ptpipeline.errors import PtpError, Transient

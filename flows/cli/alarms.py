@@ -1,4 +1,4 @@
-"""The verb of `ptp` that notices silence and sends events, and what `ptp status` says of both."""
+"""The verb of `ptp` that notices silence and sends events, and what `ptp status` says of both and of servers."""
 
 import sys
 
@@ -6,7 +6,7 @@ import typer
 
 from flows.cli.app import NO, Json, app, open_registry
 from flows.cli.terminal import log_plainly, say
-from ptpipeline.errors import NotFound
+from ptpipeline.errors import NotFound, PtpError
 
 
 @app.command()
@@ -34,8 +34,8 @@ def alarm(as_json: Json = False) -> None:
         raise typer.Exit(NO)
 
 
-def say_silence() -> None:
-    """Say on standard error what is overdue, and which targets of events were not told; raise typer.Exit if any is.
+def say_silence() -> list[str]:
+    """Say on standard error what is overdue, and which targets of events were not told; return the lines.
 
     Without a ledger there is nothing to say.
     """
@@ -48,7 +48,7 @@ def say_silence() -> None:
     try:
         registry = open_registry()
     except NotFound:  # neither a stack nor a project: what was said of the stack says so
-        return
+        return []
     lines = [f"overdue: {one.sentence}" for one in find_overdue(registry, settings)]
     for target in read_targets(settings):
         backlog = find_backlog(registry.ledger.database, target.name)
@@ -56,5 +56,32 @@ def say_silence() -> None:
             lines.append(f"events: target {target.name} did not take {backlog.events}, the oldest of {backlog.oldest}")
     for line in lines:
         say(line, sys.stderr)
-    if lines:
-        raise typer.Exit(NO)
+    return lines
+
+
+def say_servers(as_json: bool) -> list[str]:
+    """Show the servers of prompts that report to the store, and say on standard error where they differ from the
+    ledger; return these lines.
+
+    A store that does not answer is such a line too; without a ledger or a server there is nothing to say.
+    """
+    from flows.cli.render import print_table
+    from flows.on_demand.serving import compare_servers, describe_trials
+
+    try:
+        servers = compare_servers(open_registry())
+    except NotFound:
+        return []
+    except PtpError as error:
+        lines = [f"what servers answer is not known: {error}"]
+    else:
+        if servers:
+            rows = [server.to_json() | {"behind": len(server.behind), "trials": ""} for server in servers]
+            print_table(servers if as_json else rows, as_json)
+            for sentence in describe_trials(servers):
+                say(sentence, sys.stderr)
+        lines = [f"{server.server}: {sentence}" for server in servers for sentence in server.behind]
+        lines += [f"{server.server}: it reported last at {server.at}" for server in servers if server.silent]
+    for line in lines:
+        say(line, sys.stderr)
+    return lines

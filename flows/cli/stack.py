@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.cli.alarms import say_silence
-from flows.cli.app import Json, app
+from flows.cli.alarms import say_servers, say_silence
+from flows.cli.app import NO, Json, app
 from flows.cli.terminal import say
 
 if TYPE_CHECKING:
@@ -61,9 +61,10 @@ def down() -> None:
 
 @app.command()
 def status(as_json: Json = False) -> None:
-    """Show state, address and memory of the local stack's servers, and what is overdue.
+    """Show state, address and memory of the local stack's servers, what is overdue, and what servers of prompts answer.
 
-    Exit code 4 if a task has no fresh verdict, a night did not start or end, or a target of events takes none.
+    Exit code 4 if a task has no fresh verdict, a night did not start or end, a target of events takes none, or a server
+    answers with another version than the ledger says.
     """
     from flows.cli.render import print_table
     from flows.local.stack import status as read_status
@@ -73,7 +74,11 @@ def status(as_json: Json = False) -> None:
     servers = read_status(home)
     print_table(servers if as_json else [_server_row(server) for server in servers], as_json)
     _tell_absence(home)
-    say_silence()
+    overdue = say_silence()
+    if all(server.state == "up" for server in servers):  # what a stopped store holds cannot be asked for
+        overdue += say_servers(as_json)
+    if overdue:
+        raise typer.Exit(NO)
 
 
 @app.command("open")

@@ -1,7 +1,8 @@
 """Verbs of `ptp` over the registry: what is registered, and what an alias names and why."""
 
+import re
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -116,6 +117,7 @@ def history(
             "at": promotion.at,
             "reason": promotion.reason,
             "verdict": promotion.verdict if as_json or promotion.verdict is None else promotion.verdict[:12],
+            "beside": _describe_beside(promotion, as_json),
             "override": promotion.override if as_json else "OVERRIDE" if promotion.override else "",
             "release": promotion.release if as_json else promotion.release or "",
         }
@@ -133,20 +135,38 @@ def promote(
     reason: Reason,
     alias: Alias = PRODUCTION,
     override: Override = False,
+    canary: Annotated[
+        str | None,
+        typer.Option("--canary", metavar="PERCENT", help="Let it answer only this share of the requests, such as 10%."),
+    ] = None,
+    shadow: Annotated[
+        bool, typer.Option("--shadow", help="Let servers ask it too and only compare its answers; no gate is asked.")
+    ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Let the version that stands beside the alias's own take its place.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Let an alias name a version.
 
     `production` takes only a version that passed the gate against the current champion, unless
-    --override is given.
+    --override is given. With --canary or --shadow the alias names a second version beside its own.
     """
     from flows.cli.render import print_record
     from flows.stages.promote import move
 
+    beside = _read_share(canary, shadow, full)
     context = open_context()
     task, number = find_version(context.registry, reference)
     before = context.registry.ledger.head(task, alias)
-    promotion = move(context, task, alias, number, name_cause(context.registry, reason, override))
+    if full and (
+        before is None or (before.version != number and (not before.beside or before.beside.version != number))
+    ):
+        raise PromotionRefused(
+            f"{task}@{alias}: version {number} does not stand beside it; --full takes the version of --canary or "
+            "--shadow, and any other is promoted without it"
+        )
+    promotion = move(context, task, alias, number, name_cause(context.registry, reason, override), beside)
     _warn_if_unmoved(before, promotion)
     print_record(promotion, as_json)
 
@@ -262,6 +282,29 @@ def list_releases(as_json: Json = False) -> None:
         for release in open_registry().ledger.releases()
     ]
     print_table(rows, as_json, "no releases yet")
+
+
+def _describe_beside(promotion: Promotion, as_json: bool) -> Any:
+    """Return which version stood beside the promoted one, as a cell of the history."""
+    beside = promotion.beside
+    if beside is None or as_json:
+        return beside and beside.to_json()
+    return f"{beside.version} as shadow" if beside.is_shadow else f"{beside.version} at {beside.percent}%"
+
+
+def _read_share(canary: str | None, shadow: bool, full: bool) -> int | None:
+    """Return the percent of the requests that the version is to answer; None for all of them, by its alias alone.
+
+    Raises PromotionRefused if more than one way is given, or the share is no whole number from 1% to 99%.
+    """
+    if (canary is not None) + shadow + full > 1:
+        raise PromotionRefused("--canary, --shadow and --full exclude each other; give one of them")
+    if canary is None:
+        return 0 if shadow else None
+    share = re.fullmatch(r"([1-9][0-9]?)%?", canary)
+    if share is None:
+        raise PromotionRefused(f"--canary {canary[:40]!r}: expected a whole number from 1% to 99%, such as 10%")
+    return int(share[1])
 
 
 def _warn_if_unmoved(before: Promotion | None, promotion: Promotion) -> None:

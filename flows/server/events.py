@@ -131,6 +131,11 @@ def describe(event: Event) -> str:
     place, who = f"{record.get('task')}@{record.get('alias')}", record.get("actor")
     moved = f"{place}: version {record.get('from') or 'none'} -> {record.get('to')}"
     candidate = f"{record.get('task')}@{record.get('to')}"
+    beside = record.get("beside")
+    if isinstance(beside, dict):
+        what = f"at {beside.get('percent')}% of its requests" if beside.get("percent") else "as shadow"
+        both = f"version {beside.get('version')} beside version {record.get('to')}"
+        return f"{place}: {both}, {what}, by {who}: {record.get('reason')}"
     lines: dict[str, str] = {
         "promotion": f"{moved}, promoted by {who}: {record.get('reason')}",
         "rollback": f"{moved}, rolled back by {who}: {record.get('reason')}",

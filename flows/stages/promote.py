@@ -1,5 +1,6 @@
 """The stage that lets production name a version; a person's promotion is judged again before."""
 
+import logging
 from collections.abc import Mapping
 
 from flows.stages.context import MACHINE, Context
@@ -16,8 +17,11 @@ from ptpipeline.task.task import Task
 from registry.ledger.ledger import Release
 from registry.versions import promotion
 from registry.versions.approval import find_rejection, request_approval
+from registry.versions.beside import place_beside
 from registry.versions.projection import follow_heads
 from registry.versions.promoters import Cause, check_promoter
+
+log = logging.getLogger(__name__)
 
 
 def promote(
@@ -25,9 +29,10 @@ def promote(
 ) -> Promotion | None:
     """Promote by the task's policy: `auto` promotes what passed, `manual` asks people for approval.
 
-    A machine does not promote what production named before, because a person rolled it back, nor what a person
-    rejected; what could not be compared with the champion waits for approval too. Whether it promotes or not, what
-    somebody promoted and died before readers saw it is shown to them.
+    A machine promotes nothing while a person lets two versions stand beside each other; nor what production named
+    before, because a person rolled it back; nor what a person rejected. What could not be compared with the champion
+    waits for approval too. Whether it promotes or not, what somebody promoted and died before readers saw it is shown
+    to them.
     """
     promoted = _promote_by_policy(context, task, version, verdict, actor)
     follow_heads(context.registry, task.name)
@@ -37,8 +42,18 @@ def promote(
 def _promote_by_policy(
     context: Context, task: Task, version: PromptVersion, verdict: Verdict, actor: str
 ) -> Promotion | None:
-    was_promoted = version.number in {row.version for row in context.registry.ledger.history(task.name, PRODUCTION)}
+    history = context.registry.ledger.history(task.name, PRODUCTION)
+    was_promoted = version.number in {row.version for row in history}
     if not verdict.passed or was_promoted:
+        return None
+    if history and (beside := history[-1].beside):
+        log.warning(
+            "%s@%d passed, and is not promoted while version %d stands beside production: `ptp promote --full` or `ptp "
+            "rollback` ends that",
+            task.name,
+            version.number,
+            beside.version,
+        )
         return None
     if task.promote == "manual" or needs_a_person(verdict):
         request_approval(context.registry, task, version, verdict, context.started_by)
@@ -49,13 +64,20 @@ def _promote_by_policy(
     return promotion.promote(context.registry, task, version.number, cause)
 
 
-def move(context: Context, task: str, alias: str, version: int, cause: Cause) -> Promotion:
-    """Promote a version because a person asks for it; an outdated verdict is renewed first, and has to pass."""
+def move(context: Context, task: str, alias: str, version: int, cause: Cause, beside: int | None = None) -> Promotion:
+    """Promote a version because a person asks for it; an outdated verdict is renewed first, and has to pass.
+
+    beside: let it stand beside the alias's own instead, and answer so many percent of the requests; 0 makes it a shadow
+    that answers none, which needs no verdict.
+    """
     promotion.check_cause(cause)  # before the gate takes its time
     declared = find_task(context.settings.tasks, task)
     if alias == PRODUCTION:
         check_promoter(declared.promoters, f"{task}@{alias}", cause, override=False)
-        judge_again(context, declared, context.registry.ledger.version(task, version))
+        if beside != 0:
+            judge_again(context, declared, context.registry.ledger.version(task, version))
+    if beside is not None:
+        return place_beside(context.registry, declared, version, beside, cause, alias)
     return promotion.promote(context.registry, declared, version, cause, alias)
 
 

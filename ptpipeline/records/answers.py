@@ -12,20 +12,62 @@ class Holding(NamedTuple):
     digest: str
 
 
+class Observed(NamedTuple):
+    """The promotion of an alias that a server answers by."""
+
+    task: str
+    alias: str
+    seq: int
+    version: int
+
+
+class Refused(NamedTuple):
+    """A promotion that a server does not take, and why; it goes on with the one before."""
+
+    task: str
+    alias: str
+    reason: str
+
+
+class Tally(NamedTuple):
+    """How a shadow's answers compare with those of the version that an alias answers by, since promotion `seq`.
+
+    asked: texts that both answered, `differ` of them differently. failed: requests that the shadow did not answer.
+    judged: answers whose right one was told; `first` counts those that the alias's own version alone had right,
+    `second` those that the shadow alone had right.
+    """
+
+    task: str
+    alias: str
+    seq: int
+    version: int
+    shadow: int
+    asked: int = 0
+    differ: int = 0
+    failed: int = 0
+    judged: int = 0
+    first: int = 0
+    second: int = 0
+
+
 class ServerReport(Grown):
     """The prompts that a server has loaded, at `servers/<server>.json`; after a restart it may need their bytes
     again.
 
-    `sha256` is the digest of all other fields, which shows bits that rotted.
+    `observed` and `refused` say what each alias is to this server, `trials` how its shadows compare. `sha256` is the
+    digest of all other fields, which shows bits that rotted.
     """
 
-    LATER: ClassVar = frozenset({"sha256"})
+    LATER: ClassVar = frozenset({"sha256", "observed", "refused", "trials"})
 
     schema_version: Literal[1] = 1
     server: str
     at: str
     holds: list[Holding]
     sha256: str = ""
+    observed: list[Observed] = []
+    refused: list[Refused] = []
+    trials: list[Tally] = []
 
     def compute_sha256(self) -> str:
         """Return the digest of all fields but `sha256`."""

@@ -1,6 +1,6 @@
 """What is registered: versions, promotions, and the pointers that readers follow."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -24,14 +24,34 @@ class PromptVersion(Record):
     collected: bool = False
 
 
+class Beside(Record):
+    """A second version that an alias names beside its own: a canary, or a shadow.
+
+    A canary answers `percent` of the requests, on its own `verdict`, or by an `override`. A shadow (percent 0) answers
+    none: it is asked too, and its answers are only compared.
+    """
+
+    version: Number
+    digest: Key
+    percent: Annotated[int, Field(ge=0, le=99)]
+    verdict: Key | None = None
+    override: bool = False
+
+    @property
+    def is_shadow(self) -> bool:
+        """Whether its answers are only compared."""
+        return self.percent == 0
+
+
 class Promotion(Grown):
     """One row of the append-only ledger that moves an alias; seq counts from 1 per (task, alias).
 
     `override` says that a person promoted it although the gate refused it; `release` names the set of versions that was
     promoted together. `chain` is the digest of the row before it, which no row had that an older ptpipeline wrote.
+    `beside` is a second version that the alias names too, for a part of the requests or as a shadow.
     """
 
-    LATER: ClassVar = frozenset({"override", "release", "chain"})
+    LATER: ClassVar = frozenset({"override", "release", "chain", "beside"})
 
     task: str
     alias: str
@@ -46,6 +66,7 @@ class Promotion(Grown):
     override: bool = False
     release: str | None = None
     chain: Key | None = None
+    beside: Beside | None = None
 
     def row_digest(self) -> str:
         """Return the digest of the whole row, which the next row of the alias holds as its `chain`."""

@@ -53,34 +53,49 @@ def resolve(store: ObjectStore, reference: str, memory: Memory | None = None) ->
     """
     task, name = split_reference(reference)
     if re.fullmatch(r"[0-9]+", name):
-        number, digest = _read_version(store, task, name)
+        named = read_name(store, task, int(name))
+        number, digest = named.number, named.digest
     else:
-        number, digest = _read_alias(store, task, name, memory)
-    try:
-        artifact = read_artifact(store, task, digest)
-    except NotFound:
-        raise NotFound(
-            f"{task}@{number}: its prompt {digest[:12]} is not in {store.url}: garbage collection deleted it, or it is "
-            f"lost; choose another version of `ptp versions {task}`"
-        ) from None
+        promotion = read_promotion(store, task, name, memory)
+        number, digest = promotion.version, promotion.digest
+    artifact = read_prompt(store, task, digest, f"{task}@{number}")
     return Resolved(task, number, artifact, read_ensemble(store, artifact))
 
 
-def _read_version(store: ObjectStore, task: str, name: str) -> tuple[int, str]:
-    key = version_key(task, int(name))
+def read_prompt(store: ObjectStore, task: str, digest: str, name: str) -> Artifact:
+    """Return the verified prompt, which messages call `name`; raises NotFound and ArtifactError as `resolve` does."""
+    try:
+        return read_artifact(store, task, digest)
+    except NotFound:
+        raise NotFound(
+            f"{name}: its prompt {digest[:12]} is not in {store.url}: garbage collection deleted it, or it is "
+            f"lost; choose another version of `ptp versions {task}`"
+        ) from None
+
+
+def read_name(store: ObjectStore, task: str, number: int) -> VersionName:
+    """Return which prompt the version of that number is.
+
+    Raises NotFound if there is none, ArtifactError if the record is altered.
+    """
+    key = version_key(task, number)
     try:
         body = store.read(key).body
     except NotFound:
-        raise NotFound(f"{task} has no version {name} in {store.url}; `ptp versions {task}` lists them") from None
+        raise NotFound(f"{task} has no version {number} in {store.url}; `ptp versions {task}` lists them") from None
     version = parse_record(VersionName, body, f"{store.url}/{key}: not a version record", WRITTEN_AGAIN)
-    if (version.task, version.number) != (task, int(name)):
+    if (version.task, version.number) != (task, number):
         raise ArtifactError(
             f"{store.url}/{key}: records {version.task}@{version.number}; `ptp doctor` shows what was altered"
         )
-    return version.number, version.digest
+    return version
 
 
-def _read_alias(store: ObjectStore, task: str, alias: str, memory: Memory | None) -> tuple[int, str]:
+def read_promotion(store: ObjectStore, task: str, alias: str, memory: Memory | None) -> Promotion:
+    """Return the promotion that the alias's pointer shows, of versions whose numbers name the same prompts.
+
+    Raises NotFound and ArtifactError as `resolve` does.
+    """
     promotion = _read_pointer(store, task, alias)
     if memory is not None and isinstance(store, SignedStore) and store.trust is not None:
         try:
@@ -88,16 +103,23 @@ def _read_alias(store: ObjectStore, task: str, alias: str, memory: Memory | None
         except Older:  # or another reader saw its successor since we read it
             promotion = _read_pointer(store, task, alias)
             memory.check(store, promotion)
+    _check_name(store, promotion, promotion.version, promotion.digest)
+    if promotion.beside:
+        _check_name(store, promotion, promotion.beside.version, promotion.beside.digest)
+    return promotion
+
+
+def _check_name(store: ObjectStore, promotion: Promotion, number: int, digest: str) -> None:
+    """Raise ArtifactError if the number names another prompt than the pointer says."""
     try:
-        named = _read_version(store, task, str(promotion.version))
+        named = read_name(store, promotion.task, number)
     except NotFound:  # a name can be lost, and `ptp reconcile` writes it again: the pointer says the same
-        return promotion.version, promotion.digest
-    if named != (promotion.version, promotion.digest):
+        return
+    if named.digest != digest:
         raise ArtifactError(
-            f"{store.url}/{pointer_key(task, alias)}: calls prompt {promotion.digest[:12]} version "
-            f"{promotion.version}, and {version_key(task, promotion.version)} names {named[1][:12]}; {WRITTEN_AGAIN}"
+            f"{store.url}/{pointer_key(promotion.task, promotion.alias)}: calls prompt {digest[:12]} version "
+            f"{number}, and {version_key(promotion.task, number)} names {named.digest[:12]}; {WRITTEN_AGAIN}"
         )
-    return named
 
 
 def _read_pointer(store: ObjectStore, task: str, alias: str) -> Promotion:

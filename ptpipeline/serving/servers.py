@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, SettingsError
 from ptpipeline.foreign import ALTERED, parse_record
-from ptpipeline.records.answers import Holding, ServerReport
+from ptpipeline.records.answers import Holding, Observed, Refused, ServerReport, Tally
 from ptpipeline.records.base import now
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import SERVERS, is_server_name, server_key
@@ -13,18 +13,33 @@ ATTEMPTS = 3
 _UNREADABLE = f"{ALTERED}: update this ptpipeline, or remove the object if that server is gone"
 
 
-def report_holdings(store: ObjectStore, server: str, holds: Iterable[Holding]) -> ServerReport:
+def report_holdings(
+    store: ObjectStore,
+    server: str,
+    holds: Iterable[Holding],
+    observed: Iterable[Observed] = (),
+    refused: Iterable[Refused] = (),
+    trials: Iterable[Tally] = (),
+) -> ServerReport:
     """Store what the server holds from now on, in place of its last report, and return the report.
+
+    observed, refused: the promotions that it answers by, and those that it does not take. trials: what became of its
+    shadows so far.
 
     Report a prompt before you read it: garbage collection keeps what a report names. `server` is the server's own name,
     such as its host's. Raises SettingsError for a name that cannot be part of a key, PreconditionFailed if another
     process keeps writing under this name, and what the store raises.
     """
     if not is_server_name(server):
-        raise SettingsError(
-            f"server name {server!r}: expected at most 200 letters, digits and `._-`, beginning with a letter or digit"
-        )
-    report = ServerReport(server=server, at=now(), holds=sorted(set(holds)))
+        raise unfit_name(server)
+    report = ServerReport(
+        server=server,
+        at=now(),
+        holds=sorted(set(holds)),
+        observed=sorted(observed),
+        refused=sorted(refused),
+        trials=sorted(trials),
+    )
     report = report.model_copy(update={"sha256": report.compute_sha256()})
     key, body = server_key(server), report.model_dump_json(indent=1).encode()
     for _ in range(ATTEMPTS):
@@ -35,6 +50,13 @@ def report_holdings(store: ObjectStore, server: str, holds: Iterable[Holding]) -
         return report
     raise PreconditionFailed(
         f"{store.url}/{key}: another server reports under the same name; give each a name of its own"
+    )
+
+
+def unfit_name(server: str) -> SettingsError:
+    """Return the error for a server's name that cannot be part of a key."""
+    return SettingsError(
+        f"server name {server!r}: expected at most 200 letters, digits and `._-`, beginning with a letter or digit"
     )
 
 

@@ -67,7 +67,9 @@ def prompts_aliased(registry: Registry, task: str, pointers: Iterable[str]) -> s
     MLflow's aliases, as people set them.
     """
     bodies = read_all(registry.store, pointers)
-    named = {Name(promotion.task, promotion.digest) for body in bodies.values() if (promotion := pointer_in(body))}
+    shown = [promotion for body in bodies.values() if (promotion := pointer_in(body))]
+    named = {Name(promotion.task, promotion.digest) for promotion in shown}
+    named |= {Name(promotion.task, promotion.beside.digest) for promotion in shown if promotion.beside}
     aliases = registry.mlflow.aliases(task) if registry.mlflow else {}
     digests = registry.mlflow.digests(task) if registry.mlflow and aliases else {}
     return named | {Name(task, digests.get(number, "")) for number in aliases.values()}

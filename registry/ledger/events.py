@@ -61,9 +61,12 @@ def emit_promotion(connection: Connection, promotion: Promotion) -> None:
     table = tables.promotion
     earlier = select(table.c.seq).where(table.c.task == promotion.task, table.c.alias == promotion.alias)
     returns = earlier.where(table.c.version == promotion.version, table.c.seq < promotion.seq)
-    kind: Kind = "rollback" if connection.execute(returns.limit(1)).first() else "promotion"
+    came_back = promotion.beside is None and connection.execute(returns.limit(1)).first() is not None
+    kind: Kind = "rollback" if came_back else "promotion"
     names = ("task", "alias", "seq", "actor", "reason", "verdict", "override", "release")
     told = {name: getattr(promotion, name) for name in names}
+    if promotion.beside:
+        told["beside"] = promotion.beside.to_json()
     emit(connection, kind, told | {"from": promotion.previous, "to": promotion.version})
 
 

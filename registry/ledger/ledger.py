@@ -10,7 +10,7 @@ from sqlalchemy.exc import IntegrityError
 from ptpipeline.errors import NotFound, PromotionConflict
 from ptpipeline.records.base import Number, Record, Time, Words, now
 from ptpipeline.records.verdicts import Verdict
-from ptpipeline.records.versions import Promotion, PromptVersion
+from ptpipeline.records.versions import Beside, Promotion, PromptVersion
 from registry.ledger import tables
 from registry.ledger.database import insert, of_task, put
 from registry.ledger.events import emit_promotion
@@ -30,8 +30,8 @@ class Move(Record):
     """A requested promotion: which alias of which task moves to which version, by whom and why.
 
     `expected` is the sequence number of the alias's head as it was read, 0 if it had none. `override` says that a
-    person promotes what the gate refused; `release` names the set that is promoted together. `at` is when it was
-    requested: so the row that it becomes is known before it is inserted, and can be signed.
+    person promotes what the gate refused; `release` names the set that is promoted together. `beside` is a second
+    version that the alias names too. `at` is when it was requested: so its row is known before, and can be signed.
     """
 
     task: str
@@ -43,6 +43,7 @@ class Move(Record):
     verdict: str | None = None
     override: bool = False
     release: str | None = None
+    beside: Beside | None = None
     at: str = Field(default_factory=now)
 
 
@@ -234,10 +235,9 @@ class Ledger(Results):
                 if release:
                     _record_release(connection, release)
                 for move, digest in zip(ordered, digests, strict=True):
-                    refuse_buried(self.database, connection, move.task, digest)
-                return [
-                    _insert_promotion(connection, move, digest) for move, digest in zip(ordered, digests, strict=True)
-                ]
+                    for needed in {digest, move.beside.digest if move.beside else digest}:
+                        refuse_buried(self.database, connection, move.task, needed)
+                return [_insert_promotion(connection, *each) for each in zip(ordered, digests, strict=True)]
         except IntegrityError:  # somebody else inserted the row first
             for move in ordered:
                 head = self.head(move.task, move.alias)
@@ -305,7 +305,7 @@ def _insert_promotion(connection: Connection, move: Move, digest: str) -> Promot
     if row is None and move.expected > 0:
         raise _conflict(move, _head(connection, move.task, move.alias))
     promotion = _next_row(move, digest, Promotion(**row._mapping) if row else None)
-    connection.execute(insert(connection, table).values(**dict(promotion)))  # also what JSON leaves out
+    connection.execute(insert(connection, table).values(**tables.promotion_columns(promotion)))
     emit_promotion(connection, promotion)
     return promotion
 

@@ -58,8 +58,7 @@ def recover_task(ledger: Ledger, lost: Recovery) -> None:
         for version in lost.versions:
             _add_version(connection, version)
         for promotion in lost.promotions:
-            values = {name: getattr(promotion, name) for name in type(promotion).model_fields}
-            _add(connection, tables.promotion, values)
+            _add(connection, tables.promotion, tables.promotion_columns(promotion))
         for intent in lost.intents:
             _add(connection, tables.intent, intent.model_dump())
 

@@ -11,6 +11,8 @@ stored bytes, `night` and `night_task` what the nights came to. The rest keeps r
 run again.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     JSON,
     Boolean,
@@ -30,7 +32,9 @@ from sqlalchemy import (
     text,
 )
 
-SCHEMA = "0007"
+from ptpipeline.records.versions import Promotion
+
+SCHEMA = "0008"
 
 metadata = MetaData()
 
@@ -60,6 +64,7 @@ promotion = Table(
     Column("override", Boolean, nullable=False, server_default=false()),
     Column("release", String(63)),
     Column("chain", String(64)),
+    Column("beside", JSON(none_as_null=True)),
     ForeignKeyConstraint(["task", "version"], ["version.task", "version.number"], name="promotion_version"),
 )
 
@@ -314,6 +319,11 @@ night_task = Table(
     Column("processor_seconds", Float),
     Column("at", String(32), nullable=False),
 )
+
+
+def promotion_columns(promotion: Promotion) -> dict[str, Any]:
+    """Return the promotion as the columns of its row, also what its JSON leaves out."""
+    return dict(promotion) | {"beside": promotion.beside.to_json() if promotion.beside else None}
 
 
 def read_revision(connection: Connection) -> str:

@@ -77,11 +77,13 @@ def prompt_uses(connection: Connection, task: str | None = None) -> PromptUses:
     # intents before the versions: a publish that ends meanwhile is in the one or in the other
     intents = of_task(select(intent.c.task, intent.c.digest, intent.c.at), intent, task)
     promoted = of_task(select(promotion.c.task, promotion.c.digest).distinct(), promotion, task)
+    second = promotion.c.beside["digest"].as_string()
+    beside = of_task(select(promotion.c.task, second.label("digest")).where(second.is_not(None)), promotion, task)
     versions = of_task(select(version.c.task, version.c.number, version.c.digest), version, task)
     published = of_task(select(publication.c.task, publication.c.digest, publication.c.at), publication, task)
     return PromptUses(
         intents=_uses(connection, intents),
-        promoted={_name(row) for row in connection.execute(promoted)},
+        promoted={_name(row) for query in (promoted, beside) for row in connection.execute(query)},
         versions={VersionNumber(row.task, row.number): _name(row) for row in connection.execute(versions)},
         releases=list(connection.scalars(select(tables.release.c.versions))),
         published=_uses(connection, published),

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.prompts.artifact import read_artifact, read_ensemble
-from ptpipeline.records.versions import Promotion
+from ptpipeline.records.versions import Beside, Promotion
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import history_key, version_key
 from registry.ledger.holdings import Holdings
@@ -153,4 +153,16 @@ def _why_not(row: Promotion, last: Promotion | None, facts: _Facts) -> str:
         return f"names version {row.version} as prompt {row.digest[:12]}, which is not registered as that"
     if row.alias in GATED and not row.override and facts.passed.get(row.verdict or "") != row.digest:
         return f"takes version {row.version} to {row.alias}, and the passed verdict that it cites is nowhere"
+    if row.beside and (why := _why_not_beside(row, row.beside, facts)):
+        return why
     return facts.unpromoted.get(row, "")
+
+
+def _why_not_beside(row: Promotion, beside: Beside, facts: _Facts) -> str:
+    """Why the version beside the row's own may not stand there; empty if it may. A shadow answers nothing."""
+    if facts.versions.get(beside.version) != beside.digest:
+        return f"names version {beside.version} as prompt {beside.digest[:12]}, which is not registered as that"
+    answers = row.alias in GATED and not beside.is_shadow
+    if answers and not beside.override and facts.passed.get(beside.verdict or "") != beside.digest:
+        return f"lets version {beside.version} answer for {row.alias}, and the passed verdict that it cites is nowhere"
+    return ""

@@ -83,6 +83,11 @@ def commit(registry: Registry, moves: Sequence[Move], release: Release | None = 
         raise
 
 
+def is_overridden(row: Promotion) -> bool:
+    """Return whether one of the versions that the promotion names answers although the gate refused it."""
+    return row.override or (row.beside is not None and row.beside.override)
+
+
 def lack_promoter(registry: Registry, task: str, rows: Iterable[Promotion]) -> dict[Promotion, str]:
     """Return which of those rows need a promoter's signature that the store does not hold, and why they count for
     nothing.
@@ -90,12 +95,12 @@ def lack_promoter(registry: Registry, task: str, rows: Iterable[Promotion]) -> d
     try:
         promoters = find_promoters(registry, task)
     except TaskFileError as error:  # nobody knows who its promoters are
-        return {row: f"overrides the gate, and {error}" for row in rows if row.override}
+        return {row: f"overrides the gate, and {error}" for row in rows if is_overridden(row)}
     if promoters is None:
         return {}
     keys = promoters.public_keys().values()
     return {
         row: "has no signature by a promoter of the task, which its file asks for"
         for row in rows
-        if promoters.are_needed(row.override) and find_signer(registry.store, *history_object(row), keys) is None
+        if promoters.are_needed(is_overridden(row)) and find_signer(registry.store, *history_object(row), keys) is None
     }

@@ -54,6 +54,11 @@ def promote(registry: Registry, task: Task, version: int, cause: Cause, alias: s
     wanted = registry.ledger.version(task.name, version)
     transition = Transition(registry.ledger.head(task.name, check_alias(alias)), wanted)
     head = transition.head
+    if head and head.beside and not transition.changes:
+        raise PromotionRefused(
+            f"{task.name}@{alias}: it names version {version} already, with version {head.beside.version} beside it; "
+            f"`ptp rollback {task.name} --alias {alias}` ends that"
+        )
     if head is None or transition.changes:
         [head] = commit(registry, [check_transition(registry, task, transition, cause, alias)])
         reached("promotion committed")
@@ -65,9 +70,9 @@ def check_transition(registry: Registry, task: Task, transition: Transition, cau
     """Return the move that the transition is, if it is allowed; raises as `promote` does."""
     head, wanted = transition
     check_cause(cause)
-    _check_ledger(registry, wanted.task, alias, head)
+    check_ledger(registry, wanted.task, alias, head)
     check_order(registry, task, alias, wanted)
-    _check_base(task, _verify_bytes(registry, wanted))
+    check_base(task, check_bytes(registry, wanted))
     verdict, override = registry.ledger.latest_verdict(task.name, wanted.digest), False
     if alias in GATED:
         try:
@@ -98,8 +103,8 @@ def point(registry: Registry, version: PromptVersion, cause: Cause, alias: str) 
     transition = Transition(registry.ledger.head(version.task, alias), version)
     head = transition.head
     if head is None or transition.changes:
-        _check_ledger(registry, version.task, alias, head)
-        _verify_bytes(registry, version)
+        check_ledger(registry, version.task, alias, head)
+        check_bytes(registry, version)
         [head] = commit(registry, [_move(transition, alias, cause, None)])
     follow(registry, head)
     return head
@@ -108,8 +113,9 @@ def point(registry: Registry, version: PromptVersion, cause: Cause, alias: str) 
 def rollback(registry: Registry, task: str, cause: Cause, to: int | None = None, alias: str = PRODUCTION) -> Promotion:
     """Move `alias` back to the version before the one that it names, or to version `to`, which it named once.
 
-    It never goes forward again. If the head is a rollback for the same cause, this only shows it to readers: nobody
-    knows whether the one who asks saw that it ended, so only another cause, or `to`, goes further back. Raises
+    If a second version stands beside it, the alias names its own alone again. It never goes forward again. If the head
+    is a rollback for the same cause, this only shows it to readers: nobody knows whether the one who asks saw that it
+    ended, so only another cause, or `to`, goes further back. Raises
     PromotionRefused if there is nothing to go back to, if the alias never named `to`, or if its bytes are missing or
     altered; PromotionConflict; NotFound if there is no such alias.
     """
@@ -117,7 +123,7 @@ def rollback(registry: Registry, task: str, cause: Cause, to: int | None = None,
     if not history:
         raise NotFound(f"{task}@{alias}: this alias was never promoted; there is nothing to roll back")
     head = history[-1]
-    if to is None and is_return(history) and _is_same_cause(head, cause):
+    if to is None and head.beside is None and is_return(history) and _is_same_cause(head, cause):
         log.warning(
             "%s@%s: this rollback to version %d took place at %s (%s); another reason, or `--to N`, goes further back",
             task,
@@ -128,8 +134,8 @@ def rollback(registry: Registry, task: str, cause: Cause, to: int | None = None,
         )
         number = head.version
     else:
-        number = rollback_target(history, to)
-    if number != head.version:
+        number = head.version if head.beside and to is None else rollback_target(history, to)
+    if number != head.version or head.beside:
         [head] = commit(registry, [_return_move(registry, history, number, cause)])
         reached("promotion committed")
     follow(registry, head)
@@ -205,8 +211,8 @@ def _return_move(registry: Registry, history: list[Promotion], number: int, caus
     """Return the move of an alias back to a version that it named once, on the verdict that it had then."""
     head, wanted = history[-1], registry.ledger.version(history[-1].task, number)
     check_cause(cause)
-    _check_ledger(registry, head.task, head.alias, head)
-    _verify_bytes(registry, wanted)
+    check_ledger(registry, head.task, head.alias, head)
+    check_bytes(registry, wanted)
     earlier = row_of(history, number)
     verdict = registry.ledger.verdict(earlier.verdict) if earlier.verdict else None
     move = _move(Transition(head, wanted), head.alias, cause, verdict)
@@ -226,7 +232,7 @@ def check_alias(alias: str) -> str:
     return alias
 
 
-def _verify_bytes(registry: Registry, version: PromptVersion) -> PromptManifest:
+def check_bytes(registry: Registry, version: PromptVersion) -> PromptManifest:
     """Return the manifest of the version, all of whose bytes are intact; else PromotionRefused."""
     if version.collected:
         raise PromotionRefused(collected_sentence(version.task, version.digest))
@@ -238,7 +244,7 @@ def _verify_bytes(registry: Registry, version: PromptVersion) -> PromptManifest:
         ) from error
 
 
-def _check_ledger(registry: Registry, task: str, alias: str, head: Promotion | None) -> None:
+def check_ledger(registry: Registry, task: str, alias: str, head: Promotion | None) -> None:
     """Raise PromotionRefused if the store knows a promotion that the ledger does not: a ledger that was restored from
     an older backup would give its number to another promotion.
 
@@ -279,7 +285,7 @@ def check_release(registry: Registry, release: Release) -> None:
         raise release_conflict(known)
 
 
-def _check_base(task: Task, manifest: PromptManifest) -> None:
+def check_base(task: Task, manifest: PromptManifest) -> None:
     if manifest.base_model.name != task.base_model:
         raise PromotionRefused(
             f"{task.name}: the version was trained for base model {manifest.base_model.name}, the task file "

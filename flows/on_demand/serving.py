@@ -1,0 +1,100 @@
+"""What servers answer with, against what the ledger says: by their own reports, one a server."""
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+
+from ptpipeline.records.answers import ServerReport, Tally
+from ptpipeline.records.base import Record, read_clock
+from ptpipeline.records.versions import Promotion
+from ptpipeline.serving.live import REPORT
+from ptpipeline.serving.servers import read_server_reports
+from ptpipeline.serving.trials import ERROR, is_different
+from registry.registry import Registry
+
+SETTLED = timedelta(seconds=30)  # in which servers take a promotion over and report it
+SILENT = timedelta(seconds=3 * REPORT)
+
+
+class Standing(Record):
+    """One server: when it reported last, how many prompts it holds, how many aliases it answers by as the ledger says.
+
+    behind: what it answers otherwise, and why; one sentence each. silent: it did not report for three minutes. trials:
+    how its shadows compare.
+    """
+
+    server: str
+    at: str
+    holds: int
+    current: int
+    behind: list[str]
+    silent: bool
+    trials: list[Tally]
+
+
+def compare_servers(registry: Registry) -> list[Standing]:
+    """Return the standing of every server that reports that it holds something, by name.
+
+    Raises ArtifactError if a report cannot be read, and what store and ledger raise.
+    """
+    reports = [report for report in read_server_reports(registry.store) if report.holds]
+    heads = registry.ledger.heads() if reports else []
+    return [_compare(report, heads) for report in reports]
+
+
+def _compare(report: ServerReport, heads: Sequence[Promotion]) -> Standing:
+    observed = {(row.task, row.alias): row for row in report.observed}
+    refused = {(row.task, row.alias): row.reason for row in report.refused}
+    behind, current = [], 0
+    for head in heads:
+        place = (head.task, head.alias)
+        row, why = observed.get(place), refused.get(place)
+        if row is not None and row.seq >= head.seq:
+            current += 1
+        if why is None and (row is None or row.seq >= head.seq or _age(head.at) < SETTLED):
+            continue  # a server of some tasks observes no others
+        answers = f"answers with version {row.version}" if row else "answers with none"
+        behind.append(
+            f"{head.task}@{head.alias}: the ledger says version {head.version} (promotion {head.seq}), and this server "
+            f"{answers}: {f'refused: {why}' if why else 'it did not see it yet'}"
+        )
+    return Standing(
+        server=report.server,
+        at=report.at,
+        holds=len(report.holds),
+        current=current,
+        behind=behind,
+        silent=_age(report.at) > SILENT,
+        trials=report.trials,
+    )
+
+
+def describe_trials(servers: Sequence[Standing]) -> list[str]:
+    """Return a sentence for each shadow: what the tallies of all servers together say of it.
+
+    The evidence depends on the counts alone, so those of several servers add up.
+    """
+    total: dict[tuple[str, str, int], Tally] = {}
+    for tally in (tally for server in servers for tally in server.trials):
+        place = (tally.task, tally.alias, tally.seq)
+        before = total.get(place)
+        counts = [sum(pair) for pair in zip(tally[5:], before[5:], strict=True)] if before else tally[5:]
+        total[place] = Tally(*tally[:5], *counts)
+    return [_describe_trial(tally) for _, tally in sorted(total.items())]
+
+
+def _describe_trial(tally: Tally) -> str:
+    asked = f"{tally.task}@{tally.alias}: shadow {tally.shadow} answered {tally.asked} texts, {tally.differ} of them "
+    asked += f"otherwise than version {tally.version}"
+    if tally.failed:
+        asked += f", and failed at {tally.failed} requests"
+    if not tally.judged:
+        return f"{asked}; no feedback yet"
+    judged = f"of {tally.judged} with feedback, it alone was right in {tally.second}, version {tally.version} alone in "
+    if not is_different(tally):
+        return f"{asked}; {judged}{tally.first}: no difference is shown"
+    better = tally.shadow if tally.second > tally.first else tally.version
+    return f"{asked}; {judged}{tally.first}: version {better} is right more often (error below {ERROR:.0%})"
+
+
+def _age(at: str) -> timedelta:
+    return read_clock() - datetime.fromisoformat(at)

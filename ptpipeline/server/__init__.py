@@ -1,0 +1,1 @@
+"""HTTP in front of the prompts: who may ask, how much, and in which form."""

@@ -1,0 +1,72 @@
+"""The web application: every route, and how what goes wrong is told."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from ptpipeline.server import classify, feedback, generation, observation, page
+from ptpipeline.server.bodies import explain
+from ptpipeline.server.door import Door, Leaving
+from ptpipeline.server.refusals import Refusal
+from ptpipeline.server.service import Service
+from ptpipeline.server.tokens import Tokens
+
+Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+_SENTENCES = {
+    404: ("there is no such address; `GET /openapi.json` lists them", "unknown_address"),
+    405: ("this address takes another method; `GET /openapi.json` lists them", "wrong_method"),
+}
+
+
+class Fault(BaseModel):
+    """Why a request was not answered: one sentence, and a code for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+
+
+class ErrorBody(BaseModel):
+    """The body of every answer that is a refusal."""
+
+    error: Fault
+
+
+def make_application(
+    service: Service, tokens: Tokens | None, leaving: Leaving, lifespan: Lifespan | None = None
+) -> FastAPI:
+    """Return the application. tokens: of whom may ask; None lets in everybody who reaches a loopback address."""
+    refused: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
+    application = FastAPI(title="ptpipeline", docs_url=None, redoc_url=None, lifespan=lifespan, responses=refused)
+    for router in (
+        classify.make_router(service),
+        feedback.make_router(service),
+        generation.make_router(service),
+        observation.make_router(service, leaving),
+        page.make_router(),
+    ):
+        application.include_router(router)
+    application.add_exception_handler(HTTPException, _tell_refusal)
+    application.add_exception_handler(RequestValidationError, _tell_fault)
+    application.add_middleware(Door, tokens=tokens, limits=service.limits, metrics=service.metrics, leaving=leaving)
+    return application
+
+
+async def _tell_refusal(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    if not isinstance(error, Refusal):
+        error = Refusal(error.status_code, *_SENTENCES.get(error.status_code, ("refused", "refused")))
+    return JSONResponse(error.to_json(), error.status_code, error.headers)
+
+
+async def _tell_fault(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return await _tell_refusal(_, Refusal(400, explain(list(error.errors())), "invalid_request"))

@@ -1,0 +1,200 @@
+"""What a request asks: the bodies of OpenAI's API and of ours.
+
+What would change the answer and is not done here, is refused. Defaults are those by which a prompt was gated: a text is
+generated greedily.
+"""
+
+import re
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Annotated, Any, Literal
+
+from fastapi import Request
+from fastapi.routing import APIRoute
+from pydantic import Field, model_validator
+from starlette.responses import Response
+
+from ptpipeline.errors import DataError
+from ptpipeline.foreign import parse_json
+from ptpipeline.records.base import Record
+from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.server.limits import Limits
+from ptpipeline.server.refusals import Refusal
+from ptpipeline.serving.service import Sampling
+from ptpipeline.task.template import Fields, list_fields, read_template
+
+_MAX_NAME = 200  # characters of a model's name, a user or an id
+_MAX_STOPS, _MAX_STOP = 8, 200
+_KINDS = ("str", "dict", "list", "int", "bool")  # how pydantic calls the members of a union
+_TEXT_FORMAT = {"type": "text"}
+
+Name = Annotated[str, Field(min_length=1, max_length=_MAX_NAME)]
+Model = Annotated[
+    str, Field(min_length=1, max_length=_MAX_NAME, description="`task`, `task@alias`, `task@3` or `task@sha256:DIGEST`")
+]
+FieldTexts = Annotated[
+    dict[str, str], Field(description="The text of each field of the template, if it has more than one")
+]
+Stop = Annotated[str, Field(min_length=1, max_length=_MAX_STOP)]
+
+
+class JsonRequest(Request):
+    """A request whose body is parsed as foreign bytes are."""
+
+    async def json(self) -> Any:
+        """Return the value that the body states; raise Refusal if it states none."""
+        try:
+            return parse_json(await self.body(), "the body", "expected JSON", DataError)
+        except DataError as error:
+            raise Refusal(400, str(error), "not_json") from None
+
+
+class JsonRoute(APIRoute):
+    """A route whose body is one."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return what handles a request."""
+        handle = super().get_route_handler()
+
+        async def handle_json(request: Request) -> Response:
+            return await handle(JsonRequest(request.scope, request.receive))
+
+        return handle_json
+
+
+class Classify(Record):
+    """Texts to be classified: one, several, or one or several texts by field."""
+
+    model: Model
+    input: str | FieldTexts | Annotated[list[str | FieldTexts], Field(min_length=1)]
+    user: Name | None = None
+
+
+class Feedback(Record):
+    """The right label of a text that was classified. `id` is that of the answer, with `-0` for its first text."""
+
+    id: Name
+    label: Annotated[str, Field(min_length=1, max_length=1000)]
+
+
+class StreamOptions(Record):
+    """include_usage: the last event counts the tokens."""
+
+    include_usage: bool = False
+    include_obfuscation: bool = False
+
+
+class Generate(Record):
+    """What both kinds of generation take."""
+
+    model: Model
+    fields: FieldTexts | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    stop: Stop | Annotated[list[Stop], Field(max_length=_MAX_STOPS)] | None = None
+    seed: Annotated[int, Field(ge=-(2**53) + 1, le=2**53 - 1)] | None = None
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    user: Name | None = None
+    n: Literal[1] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+
+    @model_validator(mode="after")
+    def _check_supported(self) -> "Generate":
+        for name in ("presence_penalty", "frequency_penalty", "logit_bias"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is not supported; leave it out")
+        return self
+
+    def read_sampling(self, limits: Limits) -> Sampling:
+        """Return how the text is generated; raise Refusal if more tokens are asked for than a text may have."""
+        if self.max_tokens is not None and self.max_tokens > limits.max_tokens:
+            raise Refusal(400, f"max_tokens: {self.max_tokens}, at most {limits.max_tokens} are allowed", "too_many")
+        return Sampling(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature or 0.0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            seed=self.seed,
+        )
+
+
+class Completion(Generate):
+    """A text to be continued, or several."""
+
+    prompt: str | Annotated[list[str], Field(min_length=1)] | None = None
+    logprobs: None = None
+    best_of: Literal[1] | None = None
+    echo: Literal[False] | None = None
+    suffix: Literal[""] | None = None
+
+
+class TextPart(Record):
+    """A part of a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(Record):
+    """A message of a chat."""
+
+    role: Literal["user", "system", "developer", "assistant"]
+    content: str | list[TextPart]
+    name: Name | None = None
+
+
+class Chat(Generate):
+    """A message to be answered. The prompt was trained with its own instructions, so there is no other message."""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
+    logprobs: Literal[False] | None = None
+    response_format: dict[str, Any] | None = None
+    tools: Annotated[list[Any], Field(max_length=0)] | None = None
+    store: Literal[False] | None = None
+    metadata: dict[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _check_chat(self) -> "Chat":
+        if self.response_format not in (None, _TEXT_FORMAT):
+            raise ValueError("response_format is not supported; leave it out")
+        return self
+
+    def read_text(self) -> str:
+        """Return the one message of the user; raise Refusal if there are others: the prompt never saw any."""
+        if [message.role for message in self.messages] != ["user"]:
+            raise Refusal(
+                400,
+                "messages: expected one message, of the role user: the prompt was trained with its own instructions, "
+                "and for single texts",
+                "invalid_messages",
+            )
+        content = self.messages[0].content
+        return content if isinstance(content, str) else "".join(part.text for part in content)
+
+    def read_sampling(self, limits: Limits) -> Sampling:
+        """The same; the limit may have its newer name."""
+        renamed = self.model_copy(update={"max_tokens": self.max_completion_tokens or self.max_tokens})
+        return Generate.read_sampling(renamed, limits)
+
+
+def name_fields(manifest: PromptManifest, text: str | Fields) -> Fields:
+    """Return a text by field; raise DataError if it is one text and the template has several fields."""
+    if isinstance(text, Mapping):
+        return text
+    names = read_template(manifest).names
+    if len(names) > 1:
+        raise DataError(f"{manifest.task} has {list_fields(names)}: send each by its name, as an object")
+    return {names[0]: text}
+
+
+def explain(errors: list[dict[str, Any]]) -> str:
+    """Return the first fault that pydantic found, as one sentence that quotes nothing of the request."""
+    first = min(errors, key=lambda error: len(error["loc"]))
+    parts = [str(part) for part in first["loc"][1:]]
+    place = ".".join(part for part in parts if re.fullmatch(r"\w+", part) and part not in _KINDS)[:100]
+    words = first["msg"].removeprefix("Value error, ")
+    return f"{place}: {words}" if place and first["type"] != "value_error" else words

@@ -1,0 +1,90 @@
+"""Connections with deadlines: who stalls is cut, and gives way to others if there are too many connections."""
+
+import asyncio
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+HEAD_SECONDS = 10.0  # until a request's head is complete
+IDLE_SECONDS = 65  # between two requests; more than the load balancers' usual 60, so that they close first
+STALL_SECONDS = 20.0  # until a client has taken what fills its buffer
+MOST = 512  # connections of one server before the oldest that waits for its client is cut; never more than twice
+
+
+class PatientConnection(H11Protocol):
+    """Cuts a client that does not send its head or does not take its answer, whatever trickles in.
+
+    Bodies have a deadline of their own (`Door`). If there are more than MOST connections, the oldest one that waits for
+    its client gives way. Those that wait for us stay, because their answers end; at twice MOST the new one is cut.
+    """
+
+    _deadline: asyncio.TimerHandle | None = None
+    _stalling: asyncio.TimerHandle | None = None
+    since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Start the clock for the first head."""
+        super().connection_made(transport)
+        self.access_log = (
+            False  # uvicorn decides by handlers that anybody may add; its lines hold addresses with queries
+        )
+        self.since = self.loop.time()
+        self._watch(HEAD_SECONDS)
+        if len(self.connections) > MOST:
+            others: list[Any] = [one for one in self.connections if isinstance(one, PatientConnection)]
+            waiting = [one for one in others if one is not self and one.waits]
+            if waiting or len(self.connections) > 2 * MOST:
+                oldest = min(waiting, key=lambda one: one.since, default=self)
+                self.connections.discard(oldest)
+                oldest.transport.abort()
+
+    @property
+    def waits(self) -> bool:
+        """Whether the next move is the client's: to send a head or a body, or to take the answer."""
+        return not self._answers or self.cycle.more_body or self.flow.write_paused
+
+    @property
+    def _answers(self) -> bool:
+        return self.cycle is not None and not self.cycle.response_complete
+
+    def data_received(self, data: bytes) -> None:
+        """Take the bytes in; the clock stops at the end of a head."""
+        super().data_received(data)
+        if self._answers:
+            self._stop()
+
+    def on_response_complete(self) -> None:
+        """Start the clock for the next head; it also ends a client that takes no more of the last answer."""
+        super().on_response_complete()
+        if not self._answers:  # the client may have sent the next request already
+            self._watch(IDLE_SECONDS + HEAD_SECONDS)
+
+    def pause_writing(self) -> None:
+        """Start the clock for a client that takes too little."""
+        super().pause_writing()
+        self._stalling = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Stop that clock."""
+        super().resume_writing()
+        self._rest()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop both clocks."""
+        super().connection_lost(exc)
+        self._stop()
+        self._rest()
+
+    def _watch(self, seconds: float) -> None:
+        self._stop()
+        self._deadline = self.loop.call_later(seconds, self.transport.abort)
+
+    def _stop(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _rest(self) -> None:
+        if self._stalling is not None:
+            self._stalling.cancel()
+            self._stalling = None

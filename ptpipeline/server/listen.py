@@ -1,0 +1,160 @@
+"""The process that listens: TLS, deadlines of connections, and an end that no client notices."""
+
+import asyncio
+import resource
+import signal
+import socket
+import ssl
+import time
+from pathlib import Path
+from types import FrameType
+from typing import NamedTuple
+
+import uvicorn
+from fastapi import FastAPI
+
+from ptpipeline.errors import SettingsError
+from ptpipeline.server.connections import IDLE_SECONDS, PatientConnection
+from ptpipeline.server.door import Leaving
+
+HANDSHAKE_SECONDS = 10.0
+END_SECONDS = 60.0  # for answers that are under way when the server ends
+BACKLOG = 1024
+FILES = 8192
+
+
+class Address(NamedTuple):
+    """Where to listen. drain: seconds after SIGTERM in which requests are still taken, while /readyz answers 503."""
+
+    host: str
+    port: int
+    certificate: Path | None = None
+    key: Path | None = None
+    drain: float = 0.0
+
+
+class Server:
+    """An address that is taken, and listens once there is an application to answer with."""
+
+    def __init__(self, address: Address, leaving: Leaving) -> None:
+        """Take the address. Raises SettingsError if it is taken, or the certificate or key cannot be used."""
+        self._context = _load_tls(address)
+        self._socket = _bind(address)
+        self._address, self._leaving = address, leaving
+        self._listener: _Listener | None = None
+
+    @property
+    def port(self) -> int:
+        """The port that it listens on, also if any free one was asked for."""
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    @property
+    def url(self) -> str:
+        """Where clients reach it."""
+        host = f"[{self._address.host}]" if ":" in self._address.host else self._address.host
+        return f"{'http' if self._context is None else 'https'}://{host}:{self.port}"
+
+    @property
+    def listens(self) -> bool:
+        """Whether clients are answered."""
+        return self._listener is not None and self._listener.started
+
+    def run(self, application: FastAPI) -> None:
+        """Answer with the application until a signal or `end` ends it; then finish what is under way."""
+        _allow_files(FILES)
+        drain = self._address.drain
+        self._listener = _Listener(application, self._socket, self._context, drain, self._leaving)
+        self._listener.run()
+
+    def end(self) -> None:
+        """End it from another thread, without a drain."""
+        if self._listener is not None:
+            self._listener.handle_exit(signal.SIGINT, None)
+
+
+class _Listener(uvicorn.Server):
+    """uvicorn on a socket that is taken already, with a bound on TLS handshakes and a drain."""
+
+    def __init__(
+        self, application: FastAPI, bound: socket.socket, context: ssl.SSLContext | None, drain: float, leaving: Leaving
+    ) -> None:
+        super().__init__(
+            uvicorn.Config(
+                application,
+                http=PatientConnection,
+                ws="none",
+                lifespan="on",
+                timeout_keep_alive=IDLE_SECONDS,
+                timeout_graceful_shutdown=int(END_SECONDS),
+                server_header=False,
+                log_config=None,
+                access_log=False,
+            )
+        )
+        self._socket, self._context = bound, context
+        self._drain, self._leaving, self._ends = drain, leaving, float("inf")
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start the application, then listen: as uvicorn does it, but a stalled TLS handshake is cut."""
+        await self.lifespan.startup()
+        if self.lifespan.should_exit:
+            raise SettingsError("the server did not start; the log says why")
+
+        def connect() -> asyncio.Protocol:
+            return PatientConnection(self.config, self.server_state, self.lifespan.state)
+
+        timeout = HANDSHAKE_SECONDS if self._context else None
+        listener = await asyncio.get_running_loop().create_server(
+            connect, sock=self._socket, ssl=self._context, ssl_handshake_timeout=timeout, backlog=BACKLOG
+        )
+        self.servers = [listener]
+        self.started = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Take no more requests, at once (SIGINT, or a second signal) or after the drain (SIGTERM)."""
+        again, self._leaving.begun = self._leaving.begun, True
+        self._ends = time.monotonic() + (self._drain if sig == signal.SIGTERM and not again else 0.0)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Return whether it is time to end."""
+        return await super().on_tick(counter) or time.monotonic() >= self._ends
+
+
+def _allow_files(wanted: int) -> None:
+    """Let this process open so many files and connections, if it may: most systems allow 1,024 unasked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def _bind(address: Address) -> socket.socket:
+    try:
+        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+        found = socket.socket(family, socket.SOCK_STREAM)
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind((address.host, address.port))
+        return found  # nobody connects before it listens
+    except (OSError, OverflowError) as error:
+        reason = str(getattr(error, "strerror", None) or error).split(" (")[0]
+        raise SettingsError(
+            f"cannot listen on {address.host} port {address.port} ({reason}); choose another --port or --host"
+        ) from error
+
+
+def _load_tls(address: Address) -> ssl.SSLContext | None:
+    if address.certificate is None and address.key is None:
+        return None
+    if address.certificate is None or address.key is None:
+        raise SettingsError("TLS takes both --tls-cert and --tls-key: PEM files of the certificate and of its key")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(address.certificate, address.key, password="")
+    except (OSError, ValueError) as error:  # SSLError is an OSError
+        reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or "it has a password"
+        raise SettingsError(
+            f"--tls-cert {address.certificate}, --tls-key {address.key}: cannot be used ({reason}); expected PEM files "
+            "of a certificate and of its private key, without a password"
+        ) from None
+    return context

@@ -1,0 +1,128 @@
+"""`ptp serve`: the base, what answers with it, the versions of the store, and the address that they answer on."""
+
+import asyncio
+import contextlib
+import logging
+import re
+import socket
+from collections.abc import AsyncIterator
+from ipaddress import ip_address
+from pathlib import Path
+from typing import NamedTuple
+
+from fastapi import FastAPI
+
+from ptpipeline.errors import PtpError, SettingsError, TimedOut
+from ptpipeline.models.base import prepare_base
+from ptpipeline.models.compute_type import choose_dtype
+from ptpipeline.models.load import load_base
+from ptpipeline.server.application import make_application
+from ptpipeline.server.door import Leaving
+from ptpipeline.server.limits import Limits
+from ptpipeline.server.listen import END_SECONDS, Address, Server
+from ptpipeline.server.metrics import Metrics
+from ptpipeline.server.service import Service
+from ptpipeline.server.tokens import Tokens
+from ptpipeline.serving.batcher import Batcher
+from ptpipeline.serving.engine import Engine
+from ptpipeline.serving.live import Live
+from ptpipeline.serving.memory import Memory
+from ptpipeline.settings import LOOPBACK, Settings, check_place
+from ptpipeline.storage.signed import open_signed_store
+from ptpipeline.task.folder import sound_tasks
+
+log = logging.getLogger("ptpipeline.server")
+
+
+class Options(NamedTuple):
+    """What `ptp serve` was asked for. tokens: the file of who may ask; None lets in everybody on this machine.
+
+    base: the one to load, if the tasks use several. upstream: a vLLM server that answers instead of this machine.
+    """
+
+    address: Address
+    tokens: Path | None
+    base: str | None = None
+    upstream: str | None = None
+    log_texts: bool = False
+
+
+def serve(settings: Settings, options: Options) -> None:
+    """Serve the store's prompts until a signal ends it.
+
+    Raises SettingsError if the address is taken, if nobody could ask, or if everybody of a network could; NotFound for
+    a base that is not declared; and what loading the base raises.
+    """
+    check_place(settings, "store")
+    tokens, leaving = _open_tokens(options), Leaving()
+    store = open_signed_store(settings)
+    name, tasks = _choose_base(settings, options.base)
+    server = Server(options.address, leaving)
+    prepared = prepare_base(name, settings)
+    choice = choose_dtype(prepared, settings)
+    log.info("%s computes in %s: %s", name, choice.dtype, choice.reason)
+    answerer = Batcher(Engine(load_base(prepared, choice.dtype)))
+    reported = re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()}-{server.port}").lstrip("._-")
+    live = Live(store, answerer, Memory(settings.home), settings.home, server=reported, tasks=tasks)
+
+    @contextlib.asynccontextmanager
+    async def run(_: FastAPI) -> AsyncIterator[None]:
+        starting = asyncio.create_task(asyncio.to_thread(_start, live))  # meanwhile probes are answered
+        yield
+        await starting
+        with contextlib.suppress(TimedOut):
+            await answerer.drain(END_SECONDS)
+        await asyncio.to_thread(live.stop)
+        await asyncio.to_thread(answerer.close)
+
+    service = Service(live, answerer, Limits(), Metrics(live, answerer), options.log_texts)
+    log.info("serving at %s", server.url)
+    server.run(make_application(service, tokens, leaving, run))
+
+
+def _start(live: Live) -> None:
+    try:
+        live.start()
+    except PtpError as error:
+        log.error("%s", error)
+    log.info("%s versions are loaded", live.observe().held)
+
+
+def _open_tokens(options: Options) -> Tokens | None:
+    """Return who may ask; raise SettingsError if that is nobody, or everybody who reaches a network's address."""
+    if options.tokens is None:
+        if not _is_own(options.address.host):
+            raise SettingsError(
+                f"--anyone lets in whoever reaches this server, so it listens on loopback alone, not on "
+                f"{options.address.host}: make a token with `ptp token NAME`, and leave --anyone out"
+            )
+        return None
+    tokens = Tokens(options.tokens)
+    if not len(tokens):
+        raise SettingsError(
+            f"{options.tokens}: nobody may ask yet; make a token with `ptp token NAME`, or let in every user of this "
+            "machine with --anyone"
+        )
+    return tokens
+
+
+def _is_own(host: str) -> bool:
+    try:
+        return host in LOOPBACK or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _choose_base(settings: Settings, asked: str | None) -> tuple[str, list[str]]:
+    """Return the base to load, and the tasks to serve: none means all of the store.
+
+    The tasks are those of the folder. Raises SettingsError if they use several bases and none was asked for.
+    """
+    tasks, _ = sound_tasks(settings.tasks)
+    bases = sorted({task.base_model for task in tasks})
+    if asked is None and len(bases) != 1:
+        found = f"the tasks use the bases {', '.join(bases)}" if bases else f"no task is in {settings.tasks}"
+        raise SettingsError(f"{found}: name the base to serve with --base, and start one server for each")
+    name = asked or bases[0]
+    own = sorted(task.name for task in tasks if task.base_model == name)
+    return name, own if len(bases) > 1 else []

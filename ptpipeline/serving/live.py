@@ -1,0 +1,335 @@
+"""What a server answers with now: it follows the pointers of the store, and refuses what does not hold.
+
+A new version is read, verified and computed beside the old one; then the alias moves to it in one step. Whatever fails
+before that is told, and changes nothing. Old versions stay as long as a request may still run on them.
+"""
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Collection, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from ptpipeline.errors import ArtifactError, NotFound, PtpError, ServiceUnavailable, SettingsError, Terminal, place_of
+from ptpipeline.records.answers import Holding, Observed
+from ptpipeline.records.base import is_name
+from ptpipeline.records.versions import Promotion
+from ptpipeline.serving.holdings import SHA, Held, Holder, Holdings
+from ptpipeline.serving.last_good import LastGood
+from ptpipeline.serving.memory import Memory
+from ptpipeline.serving.refusals import Place, Refusals
+from ptpipeline.serving.resolver import read_name, read_promotion, split_reference
+from ptpipeline.serving.served import Alias, Served, State
+from ptpipeline.serving.servers import report_holdings, unfit_name
+from ptpipeline.serving.trials import Trials
+from ptpipeline.storage import ObjectStore
+from ptpipeline.storage.addresses import AliasPointer, parse
+from ptpipeline.storage.keys import PROMPTS, aliases_prefix, is_server_name, pointer_key
+from ptpipeline.storage.signed import without_checks
+
+EVERY = 2.0  # seconds between two looks at the pointers
+DISCOVER = 60.0  # seconds between two lists of all aliases; one that is asked for is looked up at once
+REPORT = 60.0  # seconds after which the server reports again although nothing changed: it is alive
+FIRST_LOOK = 5.0  # seconds that a start waits for the store, if the last good set is held already
+STOP = 5.0  # seconds that an end waits for a look at the store
+READERS = 8  # pointers that are read at the same time
+MISSED = 10_000  # names without a pointer that are remembered until the next look
+
+log = logging.getLogger(__name__)
+
+
+class Live:
+    """The versions that a server answers with. `start` follows the store in a thread; any thread may call `find`."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        holder: Holder,
+        memory: Memory,
+        home: Path,
+        *,
+        server: str = "",
+        tasks: Collection[str] = (),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """home: below it the last good set and the trials are kept, of each server for itself. server: the name under
+        which this one reports what it holds; it reports nothing without one. tasks: those to serve; none is all of the
+        store. clock: seconds.
+
+        Raises SettingsError for a server's name that cannot be part of a key.
+        """
+        if server and not is_server_name(server):
+            raise unfit_name(server)
+        home = home / "serving" / (server or "unnamed")
+        self.store, self.memory, self.server, self.clock = store, memory, server, clock
+        self.tasks = frozenset(tasks)
+        self.trials = Trials(home, store.url)
+        self._good = LastGood(home, store.url)
+        self._holdings = Holdings(holder, self._good, clock)
+        self._aliases: dict[Place, Alias] = {}
+        self._refused = Refusals(clock)
+        self._known: set[Place] = set()
+        self._missed: dict[Place, float] = {}
+        self._listed: float | None = None
+        self._reached: float | None = None
+        self._trouble = ""
+        self._reported: tuple[object, float] = (None, 0.0)
+        self._changing = threading.RLock()
+        self._stopped, self._looked = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # ---------------------------------------------------------------- what requests ask
+
+    def find(self, reference: str, key: str = "") -> Served:
+        """Return the version that answers `TASK`, `TASK@ALIAS`, `TASK@NUMBER` or `TASK@sha256:DIGEST`.
+
+        key: requests of one key get one version while an alias is split between two. A version that is not held yet is
+        read from the store and computed before this returns, so call it in a thread.
+
+        Raises NotFound; ServiceUnavailable if the version is not held and the store is away; Overloaded if too many are
+        held by number or digest; and what the prompt is refused for.
+        """
+        task, at, name = reference.partition("@")
+        by_digest = at and name.startswith(SHA)
+        if not (by_digest and is_name(task)):
+            task, name = split_reference(reference)
+        if self.tasks and task not in self.tasks:
+            raise NotFound(f"{task}: this server does not serve it; it was started for other tasks")
+        if by_digest or re.fullmatch("[0-9]+", name):
+            return self._find_version(task, name)
+        alias = self._aliases.get(Place(task, name)) or self._meet(Place(task, name))
+        served = alias.choose(key)
+        self._holdings.use(served.digest)
+        return served
+
+    def observe(self) -> State:
+        """Return what this server answers with, for people and metrics."""
+        return State(
+            promotions=[alias.promotion for _, alias in sorted(self._aliases.copy().items())],
+            refused=self._refused.list(),
+            held=len(self._holdings),
+            away=None if self._reached is None else self.clock() - self._reached,
+            trouble=self._trouble,
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests can be answered: the store was looked at once, or a last good set is held."""
+        return self._looked.is_set() and (self._reached is not None or bool(self._aliases))
+
+    def _find_version(self, task: str, name: str) -> Served:
+        """Return a version by its number, or by `sha256:` and its digest."""
+        held = self._holdings.find(task, name)
+        if held is None:
+            self._check_reachable()
+            with self._changing:
+                held = self._holdings.find(task, name) or self._load(task, name)
+        return Served.of(held)
+
+    def _load(self, task: str, name: str) -> Held:
+        digest = name.removeprefix(SHA)
+        number = None if name.startswith(SHA) else int(name)
+        if number is not None:
+            digest = read_name(self.store, task, number).digest
+        self._holdings.make_room(self._list_named())
+        self._report([Holding(task, digest)])
+        return self._holdings.hold(self.store, task, digest, number)
+
+    def _meet(self, place: Place) -> Alias:
+        """Take over an alias that was not known when the aliases were listed."""
+        self._check_reachable()
+        until = self._missed.get(place, 0.0)
+        if self.clock() < until:
+            raise NotFound(f"{place.task} has no {place.alias} version in {self.store.url}")
+        with self._changing:
+            if place in self._aliases:
+                return self._aliases[place]
+            if self._refused.find(place) is None:
+                promotion = self._read_missing(place)
+                self._report(_list_holdings([promotion]))
+                with self._refused.trying(place, ""):
+                    self._adopt(self.store, promotion, "")  # the next look learns the pointer's tag
+                    self._known.add(place)
+            if place not in self._aliases:
+                raise ArtifactError(f"{place.task}@{place.alias}: refused: {self._refused.find(place)}")
+            return self._aliases[place]
+
+    def _read_missing(self, place: Place) -> Promotion:
+        """Read the pointer of an alias that was not known; remember until the next look if there is none."""
+        try:
+            return read_promotion(self.store, *place, self.memory)
+        except NotFound:
+            if len(self._missed) >= MISSED:
+                self._missed.clear()
+            self._missed[place] = self.clock() + EVERY
+            raise
+
+    def _check_reachable(self) -> None:
+        """Raise ServiceUnavailable if the last look found the store away: a request waits for no time-out."""
+        if self._trouble:
+            raise ServiceUnavailable(f"this version is not held, and the store is away: {self._trouble}")
+
+    # ---------------------------------------------------------------- the thread
+
+    def start(self) -> None:
+        """Hold the last good set, look at the store, and go on looking in a thread until `stop`."""
+        self.hold_last_good()
+        self._thread = threading.Thread(target=self._run, name="live", daemon=True)
+        self._thread.start()
+        self._looked.wait(FIRST_LOOK if self._aliases else None)
+        self._looked.set()
+
+    def stop(self) -> None:
+        """End the thread, and report that this server holds nothing any more."""
+        self._stopped.set()
+        if self._thread:
+            self._thread.join(STOP)
+        waits = self._thread is not None and self._thread.is_alive()  # for a store that does not answer
+        if self._reported[0] is not None and not (waits or self._trouble):
+            try:
+                report_holdings(self.store, self.server, [])
+            except PtpError as error:
+                log.warning("the store was not told that this server ended: %s", error)
+
+    def _run(self) -> None:
+        while not self._stopped.is_set():
+            began = time.monotonic()
+            try:
+                self.poll()
+            except Exception as error:  # noqa: BLE001 - the thread that follows the store outlives every fault
+                log.error("the look at the store failed: %s", place_of(error))
+            self._looked.set()
+            self._stopped.wait(max(EVERY, time.monotonic() - began))  # at most half of the time is spent on looking
+
+    def hold_last_good(self) -> None:
+        """Hold what this server answered with when it ended; what was damaged since is told and left out."""
+        for task, alias, promotion in self._good.read():
+            place = Place(task, alias)
+            if self.tasks and task not in self.tasks:
+                continue
+            with self._refused.trying(place, ""):
+                if isinstance(promotion, PtpError):
+                    raise promotion
+                self._adopt(self._good.store, promotion, "")
+
+    def poll(self) -> None:
+        """Look at every pointer once, and take over what changed."""
+        try:
+            self._list_aliases()
+            tags = self._read_tags()
+            self._reached, self._trouble = self.clock(), ""
+            read = []
+            for place, etag in tags.items():
+                if self._is_due(place, etag):
+                    with self._refused.trying(place, etag):
+                        read.append((place, read_promotion(self.store, *place, self.memory)))
+            self._report(_list_holdings(promotion for _, promotion in read))
+            for place, promotion in read:
+                with self._refused.trying(place, tags[place]), self._changing:
+                    self._adopt(self.store, promotion, tags[place] or "")
+        except (ServiceUnavailable, SettingsError) as error:
+            if not self._trouble:
+                log.warning("%s; this server goes on with the versions that it has", error)
+            self._trouble = str(error)
+            return
+        with self._changing:
+            self._holdings.prune(self._list_named())
+        self._report()
+
+    # ---------------------------------------------------------------- pointers
+
+    def _list_aliases(self) -> None:
+        """List the aliases of the store once a minute."""
+        if self._listed is not None and self.clock() - self._listed < DISCOVER:
+            return
+        folders = [aliases_prefix(task) for task in sorted(self.tasks)] or [PROMPTS]
+        found = [parse(key) for folder in folders for key in self.store.keys(folder)]
+        self._known = {Place(at.task, at.alias) for at in found if isinstance(at, AliasPointer)}
+        self._listed = self.clock()
+
+    def _read_tags(self) -> dict[Place, str | None]:
+        """Return the tag of the bytes of each alias's pointer; None if there are none."""
+        bare = without_checks(self.store)  # a pointer that changed is read again, with its signature
+
+        def read(place: Place) -> str | None:
+            try:
+                return bare.read(pointer_key(*place)).etag
+            except NotFound:
+                return None
+            except SettingsError:
+                raise
+            except Terminal:  # too large, or a link: it is refused when it is read again
+                return "unreadable"
+
+        places = sorted(self._known | self._aliases.keys())
+        with ThreadPoolExecutor(READERS) as pool:
+            return dict(zip(places, pool.map(read, places), strict=True))
+
+    def _is_due(self, place: Place, etag: str | None) -> bool:
+        """Whether the pointer has to be read: it shows something new, and no refusal of it is fresh."""
+        alias = self._aliases.get(place)
+        if alias is not None and alias.etag == etag:
+            self._refused.forget(place)  # it shows again what this server answers by
+            return False
+        if alias is None and etag is None:
+            self._known.discard(place)
+            return False
+        return not self._refused.stands(place, etag)
+
+    def _adopt(self, source: ObjectStore, promotion: Promotion, etag: str) -> None:
+        """Hold what the promotion names, then let its alias answer by it, in one step."""
+        place, beside = Place(promotion.task, promotion.alias), promotion.beside
+        held = self._holdings.hold(source, place.task, promotion.digest, promotion.version)
+        first, second = Served.of(held, place.alias, promotion.seq), None
+        if beside:
+            held = self._holdings.hold(source, place.task, beside.digest, beside.version)
+            second = Served.of(held, place.alias, promotion.seq)
+            first = first._replace(shadow=second) if beside.is_shadow else first
+        old = self._aliases.get(place)
+        before = old.before if old else frozenset()
+        if old and old.first.digest != first.digest:
+            before = old.named
+        for digest in old.named if old else ():
+            self._holdings.use(digest)  # requests that were given it may still run
+        self._aliases[place] = Alias(promotion, etag, first, second, before)
+        if source is self.store:
+            self._good.save_promotion(promotion)
+        log.info("%s@%s answers with version %d (promotion %d)", *place, promotion.version, promotion.seq)
+
+    def _list_named(self) -> set[str]:
+        """Return the digests that aliases name, or named before."""
+        return {digest for alias in self._aliases.values() for digest in alias.named | alias.before}
+
+    # ---------------------------------------------------------------- reports
+
+    def _report(self, further: Iterable[Holding] = ()) -> None:
+        """Tell the store what this server holds and answers by, if that changed or a minute passed.
+
+        further: what it is about to read, so that nobody deletes it meanwhile.
+        """
+        if not self.server:
+            return
+        promotions = [alias.promotion for alias in self._aliases.values()]
+        holds = sorted({*self._holdings.list(), *further})
+        observed = sorted(Observed(row.task, row.alias, row.seq, row.version) for row in promotions)
+        told = (holds, observed, self._refused.list())
+        if told == self._reported[0] and self.clock() - self._reported[1] < REPORT:
+            return
+        self.trials.keep([(row.task, row.alias, row.seq) for row in promotions if row.beside])
+        try:
+            report_holdings(self.store, self.server, *told, self.trials.list())
+        except PtpError as error:  # the pointers keep what they name from being deleted too
+            log.warning("the store was not told what this server holds: %s", error)
+        else:
+            self._reported = (told, self.clock())
+
+
+def _list_holdings(promotions: Iterable[Promotion]) -> list[Holding]:
+    """Return the prompts that the promotions name."""
+    return [
+        Holding(row.task, digest)
+        for row in promotions
+        for digest in (row.digest, *([row.beside.digest] if row.beside else []))
+    ]

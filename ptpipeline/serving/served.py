@@ -1,0 +1,76 @@
+"""What a name stands for on this server, and which of two versions answers a request."""
+
+import hashlib
+import os
+from typing import NamedTuple
+
+from ptpipeline.records.answers import Refused
+from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.records.versions import Promotion
+from ptpipeline.serving.holdings import SHA, Held
+
+
+class Served(NamedTuple):
+    """The version that answers a request. `number` is None if only its digest is known.
+
+    alias: what the request named, and `seq` the promotion that it answers by; empty and 0 if it named a number or a
+    digest. shadow: another version that is asked too, and whose answer is only compared.
+    """
+
+    task: str
+    number: int | None
+    digest: str
+    alias: str
+    manifest: PromptManifest
+    seq: int = 0
+    shadow: "Served | None" = None
+
+    @property
+    def name(self) -> str:
+        """`task@number`, as answers cite it, or `task@sha256:digest`."""
+        return f"{self.task}@{SHA + self.digest if self.number is None else self.number}"
+
+    @classmethod
+    def of(cls, held: Held, alias: str = "", seq: int = 0) -> "Served":
+        """Return what answers a request that named the alias, or none."""
+        return cls(held.manifest.task, held.number, held.digest, alias, held.manifest, seq)
+
+
+class Alias(NamedTuple):
+    """What an alias answers by; `second` is the version beside it, `before` what it named last, for a rollback."""
+
+    promotion: Promotion
+    etag: str
+    first: Served
+    second: Served | None
+    before: frozenset[str]
+
+    @property
+    def named(self) -> frozenset[str]:
+        return frozenset([self.first.digest, *([self.second.digest] if self.second else [])])
+
+    def choose(self, key: str) -> Served:
+        """Return the version for a request. A key stays with its version while the second one's share grows."""
+        beside = self.promotion.beside
+        if self.second is None or beside is None or beside.is_shadow:
+            return self.first
+        return self.second if draw(beside.digest, key) < beside.percent else self.first
+
+
+class State(NamedTuple):
+    """What this server observes: the promotion that each alias answers by, what it refuses, how many prompts it holds.
+
+    away: seconds since the store was last reached; None if it never was. trouble: why it cannot be reached now, or "".
+    """
+
+    promotions: list[Promotion]
+    refused: list[Refused]
+    held: int
+    away: float | None
+    trouble: str
+
+
+def draw(salt: str, key: str) -> float:
+    """Return a number from 0 to 100 that is the same for each use of a key; another one each time without a key."""
+    digits = hashlib.sha256(f"{salt} {key}".encode()).digest() if key else os.urandom(8)
+    return int.from_bytes(digits[:8]) / 2**64 * 100

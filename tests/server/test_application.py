@@ -1,0 +1,198 @@
+"""The server as the official client of OpenAI's API sees it."""
+
+from collections.abc import Iterator
+
+import httpx
+import openai
+import pytest
+
+from ptpipeline.records.prompts import Generation
+from ptpipeline.serving.engine import Engine, Question
+from tests.evaluation.probed import tiny
+from tests.server.serving import Running, prompts, publish, running
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("served")) as server:
+        yield server
+
+
+@pytest.fixture
+def client(served: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="unused", max_retries=0) as made:
+        yield made
+
+
+def expected(text: str) -> str:
+    made = prompts()["writer"]
+    engine = Engine(tiny())
+    engine.load(made)
+    return engine.generate([Question(made.digest, {"text": text})])[0]
+
+
+def ask(served: Running, path: str, body: object) -> httpx.Response:
+    return httpx.post(f"{served.url}{path}", json=body)
+
+
+def refused(response: httpx.Response, status: int, code: str) -> str:
+    """The sentence of a refusal, in OpenAI's form."""
+    error = response.json()["error"]
+    assert (response.status_code, error["code"], error["param"]) == (status, code, None)
+    assert error["type"]
+    assert "\n" not in error["message"]
+    return str(error["message"])
+
+
+# ---------------------------------------------------------------- the official client
+
+
+def test_the_client_lists_what_is_served(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == ["movies", "pairs", "writer"]
+    found = client.models.retrieve("movies@1").model_dump()
+    assert (found["version"], found["digest"]) == ("movies@1", prompts()["first"].digest)
+
+
+def test_the_client_completes_a_text(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="writer", prompt="a good film")
+    assert answer.choices[0].text == expected("a good film")
+    assert (answer.model, answer.system_fingerprint) == ("writer@1", prompts()["writer"].digest)
+    assert answer.usage is not None
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens > 0
+
+
+def test_the_client_completes_several_texts(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model="writer", prompt=["a good film", "a bad plot"])
+    assert [choice.text for choice in answer.choices] == [expected("a good film"), expected("a bad plot")]
+
+
+def test_the_client_reads_a_stream(client: openai.OpenAI) -> None:
+    chunks = list(
+        client.completions.create(
+            model="writer", prompt="a good film", stream=True, stream_options={"include_usage": True}
+        )
+    )
+    assert "".join(chunk.choices[0].text for chunk in chunks if chunk.choices) == expected("a good film")
+    assert chunks[-2].choices[0].finish_reason in ("stop", "length")
+    assert chunks[-1].usage is not None
+    assert {chunk.model for chunk in chunks} == {"writer@1"}
+
+
+def test_the_client_chats(client: openai.OpenAI) -> None:
+    asked = [{"role": "user", "content": "a good film"}]
+    answer = client.chat.completions.create(model="writer", messages=asked)  # type: ignore[call-overload]
+    assert answer.choices[0].message.content == expected("a good film")
+
+
+def test_the_client_reads_the_stream_of_a_chat(client: openai.OpenAI) -> None:
+    asked = [{"role": "user", "content": [{"type": "text", "text": "a good film"}]}]
+    chunks = list(client.chat.completions.create(model="writer", messages=asked, stream=True))  # type: ignore[call-overload]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == expected("a good film")
+
+
+def test_the_client_raises_its_own_errors(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="this server has no model 'nothing'"):
+        client.completions.create(model="nothing", prompt="x")
+    with pytest.raises(openai.BadRequestError, match="presence_penalty is not supported"):
+        client.completions.create(model="writer", prompt="x", presence_penalty=1)
+    with pytest.raises(openai.BadRequestError, match="labels"):
+        client.completions.create(model="movies", prompt="x")
+    with pytest.raises(openai.BadRequestError, match="labels"):
+        client.completions.create(model="movies", prompt="x", stream=True)
+
+
+# ---------------------------------------------------------------- classification
+
+
+def test_one_text_is_classified(served: Running) -> None:
+    response = ask(served, "/v1/classify", {"model": "movies@1", "input": "the good film"})
+    answer, digest = response.json(), prompts()["first"].digest
+    assert (answer["version"], answer["digest"]) == ("movies@1", digest)
+    assert (response.headers["x-ptp-version"], response.headers["x-ptp-digest"]) == ("movies@1", digest)
+    (found,) = answer["data"]
+    assert found["label"] == "positive"
+    assert sum(found["probabilities"].values()) == pytest.approx(1)
+    assert next(iter(found["probabilities"])) == "positive"
+
+
+@pytest.mark.parametrize("name", ["movies", "movies@production", "movies@2", "movies@sha256:"])
+def test_a_version_has_several_names(served: Running, name: str) -> None:
+    digest = prompts()["second"].digest
+    model = name + digest if name.endswith(":") else name
+    assert ask(served, "/v1/classify", {"model": model, "input": "a film"}).json()["digest"] == digest
+
+
+def test_a_bad_text_of_several_fails_alone(served: Running) -> None:
+    texts = ["the good film", {"other": "x"}, "plot " * 500, {"text": "awful plot"}]
+    data = ask(served, "/v1/classify", {"model": "movies@1", "input": texts}).json()["data"]
+    assert [item["index"] for item in data] == [0, 1, 2, 3]
+    assert [item.get("label") for item in data] == ["positive", None, None, "negative"]
+    assert [item["error"]["code"] for item in data[1:3]] == ["invalid_request", "context_length_exceeded"]
+
+
+def test_a_single_bad_text_is_refused(served: Running) -> None:
+    response = ask(served, "/v1/classify", {"model": "movies", "input": "plot " * 500})
+    assert "text" in refused(response, 400, "context_length_exceeded")
+
+
+def test_a_template_of_several_fields_takes_them_by_name(served: Running) -> None:
+    fields = {"first": "the good", "second": "film"}
+    assert ask(served, "/v1/classify", {"model": "pairs", "input": fields}).json()["data"][0]["label"]
+    sentence = refused(ask(served, "/v1/classify", {"model": "pairs", "input": "a film"}), 400, "invalid_request")
+    assert sentence == "pairs has the fields first and second: send each by its name, as an object"
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+BAD = {
+    "no JSON": (b"{", "not_json"),
+    "nothing": (b"", "invalid_request"),
+    "nested too deep": (b"[" * 10_000 + b"]" * 10_000, "not_json"),
+    "half a surrogate pair": (b'{"model": "movies", "input": "\\ud800"}', "not_json"),
+    "not a number": (b'{"model": "movies", "input": NaN}', "not_json"),
+    "a field twice": (b'{"model": "movies", "input": "a", "input": "b"}', "not_json"),
+    "an unknown field": (b'{"model": "movies", "input": "a", "secret": 1}', "invalid_request"),
+    "a number": (b'{"model": "movies", "input": 1}', "invalid_request"),
+    "no texts": (b'{"model": "movies", "input": []}', "invalid_request"),
+    "no model": (b'{"input": "a"}', "invalid_request"),
+    "a path": (b'{"model": "../../etc/passwd", "input": "a"}', "model_not_found"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_bad_body_is_one_sentence(served: Running, kind: str) -> None:
+    body, code = BAD[kind]
+    response = httpx.post(f"{served.url}/v1/classify", content=body, headers={"Content-Type": "application/json"})
+    refused(response, 404 if code == "model_not_found" else 400, code)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"messages": [{"role": "system", "content": "x"}, {"role": "user", "content": "y"}]}, "expected one message"),
+        ({"messages": [{"role": "user", "content": "y"}], "max_tokens": 100_000}, "at most 1024 are allowed"),
+        ({"messages": [{"role": "user", "content": "y"}], "tools": [{}]}, "tools: "),
+        ({"messages": [{"role": "user", "content": "y"}], "n": 2}, "n: "),
+        ({"messages": [{"role": "user", "content": "y"}], "response_format": {"type": "json_object"}}, "leave it out"),
+    ],
+)
+def test_what_would_change_an_answer_and_is_not_done_is_refused(
+    served: Running, change: dict[str, object], words: str
+) -> None:
+    response = ask(served, "/v1/chat/completions", {"model": "writer"} | change)
+    assert response.status_code == 400
+    assert words in response.json()["error"]["message"]
+
+
+def test_an_unknown_address_and_method_are_told_in_the_same_form(served: Running) -> None:
+    refused(httpx.get(f"{served.url}/v2/none"), 404, "unknown_address")
+    refused(httpx.get(f"{served.url}/v1/classify"), 405, "wrong_method")
+
+
+def test_a_new_version_answers_after_a_promotion(served: Running) -> None:
+    made = prompts()["writer"]
+    changed = made.manifest.model_copy(update={"seed": 7, "generate": Generation(max_new_tokens=2)})
+    publish(served.store, made.__class__(changed, made.tensors), 2, "staging")
+    answer = ask(served, "/v1/completions", {"model": "writer@staging", "prompt": "a good film"}).json()
+    assert (answer["model"], answer["version"]) == ("writer@2", "writer@2")

@@ -1,0 +1,119 @@
+"""Clients that stall are cut, and keep nobody else out."""
+
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from ptpipeline.server import connections
+from ptpipeline.server.limits import Limits
+from tests.server.serving import Running, running
+
+ASK = {"model": "movies", "input": "the good film"}
+HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+MANY = 400
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    """A server whose deadlines are short."""
+    monkeypatch.setattr(connections, "HEAD_SECONDS", 2.0)
+    monkeypatch.setattr(connections, "IDLE_SECONDS", 1.0)
+    monkeypatch.setattr(connections, "STALL_SECONDS", 2.0)
+    monkeypatch.setattr(connections, "MOST", 64)
+    with running(tmp_path, limits=Limits(body_seconds=2.0)) as server:
+        yield server
+
+
+def established(port: int) -> int:
+    """How many connections this process, which serves them, keeps open on its port."""
+    found = psutil.Process().net_connections("tcp")
+    return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port for one in found)
+
+
+def wait_for_none(port: int) -> None:
+    deadline = time.monotonic() + 20
+    while established(port):
+        assert time.monotonic() < deadline, f"{established(port)} connections stay"
+        time.sleep(0.1)
+
+
+STALLED = {
+    "silent": b"",
+    "in the head": HEAD,
+    "in the body": HEAD + b"Content-Length: 9\r\n\r\n{",
+    "behind a refusal": b"GET /none HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 9\r\n\r\n{",
+    "behind an answer": b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n",
+    "that expect to go on": HEAD + b"Content-Length: 9\r\nExpect: 100-continue\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("kind", STALLED)
+def test_400_stalled_clients_neither_stay_nor_keep_others_out(served: Running, kind: str) -> None:
+    port = served.server.port
+    with ExitStack() as opened:
+        for _ in range(MANY):
+            client = opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+            with suppress(OSError):  # it has given way already
+                client.sendall(STALLED[kind])
+        for _ in range(5):
+            assert httpx.post(f"{served.url}/v1/classify", json=ASK, timeout=10).status_code == 200
+        assert established(port) <= connections.MOST + 1
+        wait_for_none(port)
+
+
+def test_a_client_that_trickles_its_head_is_cut(served: Running) -> None:
+    with socket.create_connection(("127.0.0.1", served.server.port)) as client:
+        began = time.monotonic()
+        with suppress(OSError):
+            while time.monotonic() - began < 10:
+                client.sendall(b"X" if time.monotonic() - began > 0.1 else HEAD)
+                time.sleep(0.1)
+        assert time.monotonic() - began < 5
+
+
+def test_a_client_that_takes_no_answer_is_cut(served: Running) -> None:
+    """It asks for more than its and the server's systems keep for it, 4 MB each, and reads nothing."""
+    request = b"GET /page.js HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.connect(("127.0.0.1", served.server.port))
+        client.settimeout(1)
+        with suppress(OSError):
+            client.sendall(request * 1500)
+        wait_for_none(served.server.port)
+
+
+def test_a_slow_but_steady_client_gets_its_answer(served: Running) -> None:
+    body = b'{"model": "movies", "input": "the good film"}'
+    with socket.create_connection(("127.0.0.1", served.server.port)) as client:
+        client.sendall(HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
+        for place in range(0, len(body), 10):
+            client.sendall(body[place : place + 10])
+            time.sleep(0.1)
+        found = b""
+        while part := client.recv(10):
+            found += part
+        assert found.startswith(b"HTTP/1.1 200 OK")
+
+
+def test_a_connection_serves_several_requests(served: Running) -> None:
+    with httpx.Client() as client:
+        for _ in range(3):
+            assert client.post(f"{served.url}/v1/classify", json=ASK).status_code == 200
+        assert established(served.server.port) == 1
+
+
+def test_who_gives_way_is_never_who_waits_for_an_answer(served: Running) -> None:
+    body = {"model": "writer", "prompt": "a film", "max_tokens": 240, "stream": True}
+    with ExitStack() as opened, httpx.stream("POST", f"{served.url}/v1/completions", json=body) as response:
+        lines = response.iter_lines()
+        next(lines)
+        for _ in range(3 * connections.MOST):
+            opened.enter_context(socket.create_connection(("127.0.0.1", served.server.port)))
+        assert [line for line in lines if line][-1] == "data: [DONE]"

@@ -1,0 +1,321 @@
+"""What every request passes: who asks, from where, how much, how fast; and what the log says of it."""
+
+import asyncio
+import json
+import logging
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ptpipeline.errors import ContextError, PtpError
+from ptpipeline.server.limits import Limits
+from ptpipeline.server.tokens import Tokens, make_token, revoke_token
+from ptpipeline.serving.batcher import Batcher
+from ptpipeline.serving.service import Piece, Sampling
+from ptpipeline.task.template import Fields
+from tests.server.serving import Running, running
+
+ASK = {"model": "movies", "input": "the good film"}
+HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+LONG = {"model": "writer", "prompt": "a film", "max_tokens": 240}
+
+
+@pytest.fixture(scope="module")
+def anyone(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server that asks for no token."""
+    with running(tmp_path_factory.mktemp("anyone"), limits=Limits(body_bytes=2000, body_seconds=0.5)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Path]]:
+    """A server that asks for a token, and the file of tokens."""
+    folder = tmp_path_factory.mktemp("guarded")
+    path = folder / "tokens.json"
+    make_token(path, "nobody", [], None)
+    with running(folder, Tokens(path)) as server:
+        yield server, path
+
+
+def classify(server: Running, token: str | None = None, **headers: str) -> httpx.Response:
+    if token is not None:
+        headers["Authorization"] = f"Bearer {token}"
+    return httpx.post(f"{server.url}/v1/classify", json=ASK, headers=headers)
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+def raw(server: Running, request: bytes, seconds: float = 5.0) -> bytes:
+    """What the server sends back for these bytes, until it closes or says no more for so long."""
+    with socket.create_connection(("127.0.0.1", server.server.port)) as client:
+        client.settimeout(seconds)
+        client.sendall(request)
+        found = b""
+        try:
+            while part := client.recv(65536):
+                found += part
+        except TimeoutError:
+            pass
+        return found
+
+
+# ---------------------------------------------------------------- tokens
+
+
+def test_a_known_token_opens(guarded: tuple[Running, Path]) -> None:
+    server, path = guarded
+    assert classify(server, make_token(path, "friend", [], None)).status_code == 200
+
+
+@pytest.mark.parametrize("token", [None, "ptp_wrong", "é", "x" * 5000])
+def test_an_unknown_token_opens_nothing(guarded: tuple[Running, Path], token: str | None) -> None:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}".encode("latin-1")}
+    response = httpx.post(f"{guarded[0].url}/v1/classify", json=ASK, headers=headers)
+    assert code(response) == (401, "invalid_api_key")
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("address", ["/v1/models", "/v1/status", "/metrics", "/v1/none"])
+def test_nothing_of_anybody_is_shown_without_a_token(guarded: tuple[Running, Path], address: str) -> None:
+    assert code(httpx.get(f"{guarded[0].url}{address}")) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("address", ["/", "/healthz", "/readyz", "/openapi.json"])
+def test_probes_and_page_need_none(guarded: tuple[Running, Path], address: str) -> None:
+    assert httpx.get(f"{guarded[0].url}{address}").status_code == 200
+
+
+def test_a_revoked_token_opens_nothing_at_once(guarded: tuple[Running, Path]) -> None:
+    server, path = guarded
+    token = make_token(path, "past", [], None)
+    assert classify(server, token).status_code == 200
+    revoke_token(path, "past")
+    assert classify(server, token).status_code == 401
+
+
+def test_a_token_of_some_tasks_opens_no_others(guarded: tuple[Running, Path]) -> None:
+    server, path = guarded
+    headers = {"Authorization": f"Bearer {make_token(path, 'writer', ['writer'], None)}"}
+    assert code(httpx.post(f"{server.url}/v1/classify", json=ASK, headers=headers)) == (403, "forbidden_task")
+    assert code(httpx.get(f"{server.url}/v1/models/movies@1", headers=headers)) == (403, "forbidden_task")
+    assert code(httpx.get(f"{server.url}/metrics", headers=headers)) == (403, "forbidden_task")
+    listed = httpx.get(f"{server.url}/v1/models", headers=headers).json()["data"]
+    assert [model["task"] for model in listed] == ["writer"]
+    shown = httpx.get(f"{server.url}/v1/status", headers=headers).json()["aliases"]
+    assert [alias["task"] for alias in shown] == ["writer"]
+
+
+def test_a_token_asks_no_more_than_its_rate(guarded: tuple[Running, Path]) -> None:
+    server, path = guarded
+    token = make_token(path, "slow", [], 2)
+    assert [classify(server, token).status_code for _ in range(2)] == [200, 200]
+    response = classify(server, token)
+    assert code(response) == (429, "rate_limited")
+    assert 25 <= int(response.headers["retry-after"]) <= 30
+    make_token(path, "other", [], None)  # the file is read again, and the rate goes on
+    assert classify(server, token).status_code == 429
+
+
+def test_a_damaged_file_of_tokens_lets_nobody_in(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    token = make_token(path, "friend", [], None)
+    with running(tmp_path, Tokens(path)) as server:
+        assert classify(server, token).status_code == 200
+        path.write_text("{")
+        assert classify(server, token).status_code == 500
+        assert str(path) not in classify(server, token).text
+
+
+# ---------------------------------------------------------------- other pages of the same browser
+
+
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1.evil.example", "10.0.0.1", ""])
+def test_a_name_of_somebody_else_is_refused(anyone: Running, host: str) -> None:
+    assert code(classify(anyone, Host=host)) == (403, "foreign_origin")
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "http://127.0.0.1:1", "null"])
+def test_a_page_of_another_server_is_refused(anyone: Running, origin: str) -> None:
+    assert code(classify(anyone, Origin=origin)) == (403, "foreign_origin")
+
+
+def test_the_own_page_may_ask(anyone: Running) -> None:
+    assert classify(anyone, Origin=anyone.url).status_code == 200
+
+
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", ""])
+def test_what_a_form_can_send_is_refused(anyone: Running, kind: str) -> None:
+    response = httpx.post(f"{anyone.url}/v1/classify", content=json.dumps(ASK), headers={"Content-Type": kind})
+    assert code(response) == (415, "not_json")
+
+
+# ---------------------------------------------------------------- size and time
+
+
+def test_a_large_body_is_refused_by_its_head(anyone: Running) -> None:
+    assert raw(anyone, HEAD + b"Content-Length: 2001\r\n\r\n", 1.0).startswith(b"HTTP/1.1 413 ")
+
+
+def test_a_large_body_without_a_length_is_refused(anyone: Running) -> None:
+    def parts() -> Iterator[bytes]:
+        for _ in range(30):
+            yield b" " * 100
+
+    headers = {"Content-Type": "application/json"}
+    assert code(httpx.post(f"{anyone.url}/v1/classify", content=parts(), headers=headers)) == (413, "too_large")
+
+
+def test_a_body_that_does_not_come_is_refused(anyone: Running) -> None:
+    began = time.monotonic()
+    assert raw(anyone, HEAD + b"Content-Length: 9\r\n\r\n{", 2.0).startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - began < 5
+
+
+def test_a_full_queue_says_when_to_ask_again(tmp_path: Path) -> None:
+    with running(tmp_path, waiting=4) as server:
+        response = httpx.post(f"{server.url}/v1/classify", json={"model": "movies", "input": ["a film"] * 4})
+        assert response.status_code == 200
+        with stream(server):
+            response = httpx.post(f"{server.url}/v1/classify", json={"model": "movies", "input": ["a film"] * 4})
+            assert code(response) == (429, "overloaded")
+            assert int(response.headers["retry-after"]) >= 1
+        httpx.post(f"{server.url}/v1/classify", json=ASK).raise_for_status()
+
+
+# ---------------------------------------------------------------- clients that leave
+
+
+@contextmanager
+def stream(server: Running) -> Iterator[Iterator[str]]:
+    """The lines of a long generation, which has begun."""
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=LONG | {"stream": True}, timeout=30) as response:
+        lines = response.iter_lines()
+        assert next(lines).startswith("data: ")
+        yield lines
+
+
+def wait_for_rest(answerer: Batcher) -> None:
+    deadline = time.monotonic() + 10
+    while answerer.observe().waiting or answerer.observe().generating:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_client_that_leaves_ends_its_stream(anyone: Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with stream(anyone):
+        assert anyone.answerer.observe().generating == 1
+    wait_for_rest(anyone.answerer)
+    deadline = time.monotonic() + 5
+    while "/v1/completions writer@1 200" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_client_that_leaves_ends_its_request(anyone: Running) -> None:
+    with pytest.raises(httpx.ReadTimeout):
+        httpx.post(f"{anyone.url}/v1/completions", json=LONG, timeout=0.04)
+    wait_for_rest(anyone.answerer)
+
+
+# ---------------------------------------------------------------- the log
+
+
+def test_no_text_comes_into_the_log(anyone: Running, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    secret = "zebra"
+    for body in (
+        {"model": "movies", "input": secret},
+        {"model": "movies", "input": [secret, {secret: secret}, f"{secret} " * 150]},
+        {"model": secret, "input": secret},
+        {"model": "movies", secret: secret},
+        {"model": "writer", "input": secret},
+    ):
+        httpx.post(f"{anyone.url}/v1/classify", json=body)
+    httpx.post(f"{anyone.url}/v1/completions", json={"model": "writer", "prompt": secret, "stream": True})
+    httpx.get(f"{anyone.url}/v1/{secret}?{secret}")
+    httpx.post(
+        f"{anyone.url}/v1/classify", content=f'{{"{secret}'.encode(), headers={"Content-Type": "application/json"}
+    )
+    assert "/v1/classify movies@2 200 in " in caplog.text
+    ours = [record for record in caplog.records if record.name.startswith(("ptpipeline", "uvicorn", "fastapi"))]
+    assert [record.getMessage() for record in ours if secret in record.getMessage()] == []
+
+
+def test_texts_come_into_the_log_if_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with running(tmp_path, log_texts=True) as server:
+        classify(server)
+    assert "the good film" in caplog.text
+
+
+class Broken:
+    """Answers with an error that nobody foresaw, whose message is private; a stream fails behind its first piece."""
+
+    async def classify(
+        self, digest: str, texts: Sequence[Fields], patience: float
+    ) -> list[dict[str, float] | PtpError]:
+        raise RuntimeError(f"cannot answer {texts}")
+
+    async def generate(self, digest: str, fields: Fields, sampling: Sampling, patience: float) -> AsyncIterator[Piece]:
+        yield Piece("one", 1, 1)
+        await asyncio.sleep(0)
+        raise ContextError("it grew too long") if sampling.seed else RuntimeError(f"cannot answer {fields}")
+
+
+def test_an_unforeseen_error_tells_no_text(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with running(tmp_path, answers=Broken()) as server:
+        response = classify(server)
+        assert code(response) == (500, "failed")
+        assert response.headers["x-request-id"] in response.text
+        assert "good film" not in caplog.text + response.text
+        assert "unexpected RuntimeError at " in caplog.text
+
+
+@pytest.mark.parametrize(("seed", "expected"), [(1, "context_length_exceeded"), (0, "failed")])
+def test_a_stream_that_fails_tells_it_as_an_event(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, seed: int, expected: str
+) -> None:
+    with running(tmp_path, answers=Broken()) as server:
+        body = {"model": "writer", "prompt": "a private text", "stream": True, "seed": seed}
+        events = httpx.post(f"{server.url}/v1/completions", json=body).text.strip().split("\n\n")
+        assert [event.startswith("data: ") for event in events] == [True, True]
+        assert json.loads(events[-1].removeprefix("data: "))["error"]["code"] == expected
+        assert "private" not in caplog.text + events[-1]
+
+
+def test_every_answer_has_its_id_and_is_not_kept(anyone: Running) -> None:
+    for response in (classify(anyone), httpx.get(f"{anyone.url}/none"), httpx.get(f"{anyone.url}/")):
+        assert response.headers["x-request-id"].startswith("req-")
+        assert (response.headers["cache-control"], response.headers["x-content-type-options"]) == (
+            "no-store",
+            "nosniff",
+        )
+
+
+def test_many_clients_get_the_answers_of_one(anyone: Running) -> None:
+    texts = ["the good film", "awful plot", "a dull story", "great scene"] * 8
+    alone = [httpx.post(f"{anyone.url}/v1/classify", json=ASK | {"input": text}).json()["data"] for text in texts[:4]]
+    found: dict[int, object] = {}
+
+    def ask(number: int) -> None:
+        response = httpx.post(f"{anyone.url}/v1/classify", json=ASK | {"input": texts[number]}, timeout=30)
+        found[number] = response.json()["data"]
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(texts))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(len(texts)):
+        (one,), (expected,) = found[number], alone[number % 4]  # type: ignore[misc]
+        assert one["label"] == expected["label"]
+        assert one["probabilities"] == pytest.approx(expected["probabilities"], abs=1e-4)

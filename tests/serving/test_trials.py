@@ -1,0 +1,158 @@
+"""A shadow's answers are compared and counted, and feedback says, at any time, whether one version is better."""
+
+import asyncio
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from ville.proportions import BernoulliTest
+
+from ptpipeline.errors import Overloaded
+from ptpipeline.records.answers import Tally
+from ptpipeline.records.versions import Beside
+from ptpipeline.serving import trials as trials_module
+from ptpipeline.serving.live import REPORT
+from ptpipeline.serving.served import Served
+from ptpipeline.serving.servers import read_server_reports
+from ptpipeline.serving.trials import ERROR, Trials, compute_evidence, is_different
+from ptpipeline.storage import FolderStore
+from tests.serving.registered import TASK, a_prompt, point
+from tests.serving.test_live import Away, Server, digest, server, store
+
+__all__ = ["server", "store"]  # fixtures
+
+PLACE = (TASK, "production", 2)
+
+
+def served(seq: int = 2) -> Served:
+    manifest = a_prompt(" yes").manifest
+    shadow = Served(TASK, 2, "b" * 64, "production", manifest, seq)
+    return Served(TASK, 1, "a" * 64, "production", manifest, seq, shadow)
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=300))
+def test_the_evidence_is_that_of_an_independent_package_after_every_answer(stream: list[bool]) -> None:
+    """ville's mixture e-process for a fair coin, with the same prior."""
+    test = BernoulliTest(0.5, alpha=ERROR, prior=(0.5, 0.5))
+    theirs = test._process(np.array(stream, dtype=float))
+    ours = [compute_evidence(sum(stream[:end]), end - sum(stream[:end])) for end in range(1, len(stream) + 1)]
+    assert ours == pytest.approx(list(theirs), abs=1e-9)
+
+
+def test_equal_versions_are_rarely_called_different_however_often_one_looks() -> None:
+    dice, called = random.Random(1), 0
+    for _ in range(400):
+        first = 0
+        for count in range(1, 301):
+            first += dice.random() < 0.5
+            if compute_evidence(first, count - first) >= -math.log(ERROR):
+                called += 1
+                break
+    assert called / 400 <= ERROR
+
+
+def test_a_better_version_is_called_different_soon() -> None:
+    dice, needed = random.Random(1), []
+    for _ in range(50):
+        first = count = 0
+        while compute_evidence(first, count - first) < -math.log(ERROR):
+            first += dice.random() < 0.8
+            count += 1
+        needed.append(count)
+    assert sorted(needed)[25] < 40
+
+
+def test_answers_are_compared_and_feedback_counts_where_they_differ(tmp_path: Path) -> None:
+    trials = Trials(tmp_path, "file:///x")
+    trials.compare(served(), "one", {0: "good", 1: "bad", 2: "bad"}, ["good", "good", "good"])
+    assert trials.judge("one", 0, "good")  # both right
+    assert trials.judge("one", 1, "good")  # the shadow alone
+    assert trials.judge("one", 2, "bad")  # the alias's own alone
+    assert trials.list() == [Tally(*PLACE, 1, 2, asked=3, differ=2, judged=3, first=1, second=1)]
+
+
+def test_an_answer_is_judged_once_and_one_that_is_unknown_never(tmp_path: Path) -> None:
+    trials = Trials(tmp_path, "file:///x")
+    trials.compare(served(), "one", {0: "good"}, ["bad"])
+    assert [trials.judge("one", 0, "good"), trials.judge("one", 0, "good")] == [True, False]
+    assert not trials.judge("two", 0, "good")
+    assert trials.list()[0].judged == 1
+
+
+def test_only_the_last_answers_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials_module, "REMEMBERED", 2)
+    trials = Trials(tmp_path, "file:///x")
+    for name in ("one", "two", "three"):
+        trials.compare(served(), name, {0: "good"}, ["bad"])
+    assert [trials.judge(name, 0, "good") for name in ("one", "two", "three")] == [False, True, True]
+
+
+def test_a_shadow_that_fails_is_counted_and_disturbs_nothing(tmp_path: Path) -> None:
+    trials = Trials(tmp_path, "file:///x")
+
+    async def overloaded(_: str) -> Sequence[str]:
+        raise Overloaded("full", 1.0)
+
+    async def broken(_: str) -> Sequence[str]:
+        raise RuntimeError("a fault")
+
+    async def both() -> None:
+        for ask in (overloaded, broken):
+            trials.mirror(served(), "one", {0: "good"}, ask)
+        await asyncio.sleep(0.01)
+
+    asyncio.run(both())
+    assert trials.list() == [Tally(*PLACE, 1, 2, failed=2)]
+
+
+def test_shadows_are_asked_for_a_bounded_number_of_requests_at_once(tmp_path: Path) -> None:
+    trials, asked = Trials(tmp_path, "file:///x"), []
+
+    async def ask(name: str) -> Sequence[str]:
+        asked.append(name)
+        await asyncio.sleep(0.01)
+        return ["good"]
+
+    async def many() -> None:
+        for number in range(50):
+            trials.mirror(served(), str(number), {0: "good"}, ask)
+        await asyncio.sleep(0.1)
+
+    asyncio.run(many())
+    assert asked == ["b" * 64] * trials_module.AT_ONCE
+
+
+def test_tallies_outlive_a_restart_and_end_with_their_promotion(tmp_path: Path) -> None:
+    trials = Trials(tmp_path, "file:///x")
+    trials.compare(served(2), "one", {0: "good"}, ["bad"])
+    trials.compare(served(3), "two", {0: "good"}, ["good"])
+    trials.keep([PLACE])
+    again = Trials(tmp_path, "file:///x")
+    assert again.list() == [Tally(*PLACE, 1, 2, asked=1, differ=1)]
+    assert (tmp_path / "trials.json").stat().st_mode & 0o077 == 0
+    assert Trials(tmp_path, "file:///another").list() == []
+
+
+def test_tallies_that_were_damaged_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "trials.json").write_bytes(b'{"store":')
+    assert Trials(tmp_path, "file:///x").list() == []
+    assert "the comparisons begin anew" in caplog.text
+
+
+def test_a_server_reports_how_its_shadows_compare(server: Server, store: Away) -> None:
+    point(store, 1, digest(1), 2, beside=Beside(version=2, digest=digest(2), percent=0))
+    server.poll()
+    server.live.trials.compare(server.live.find(TASK), "one", {0: "good"}, ["bad"])
+    server.poll(REPORT)
+    [report] = read_server_reports(FolderStore(store.root))
+    assert report.trials == [Tally(*PLACE, 1, 2, asked=1, differ=1)]
+
+
+def test_a_tally_says_whether_versions_differ() -> None:
+    few, many = Tally(*PLACE, 1, 2, first=3, second=1), Tally(*PLACE, 1, 2, first=30, second=5)
+    assert (is_different(few), is_different(many)) == (False, True)
