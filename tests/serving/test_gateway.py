@@ -182,18 +182,29 @@ def test_a_text_ends_at_its_limit_or_before_a_stop_string(vllm: Vllm) -> None:
     assert (written(cut), cut[-1].finish) == (written(whole).partition(stop)[0].rstrip(), "stop")
 
 
-def test_the_pieces_are_those_of_the_decoder_on_this_machine(vllm: Vllm) -> None:
-    one = made(" the film", **WRITING)
+def by_decoder(one: Artifact, text: str) -> list[Piece]:
     decoder, engine = Decoder(tiny()), Engine(tiny())
     engine.load(one)
-    ids = engine.render(Question(one.digest, {"text": "a scene"})).ids
+    ids = engine.render(Question(one.digest, {"text": text})).ids
     decoder.join(engine.find_cache(one.digest), ids, Sampling(), WRITING["generate"].max_new_tokens)
-    expected = list[Piece]()
+    found = list[Piece]()
     while len(decoder):
-        expected += [told.outcome for told in decoder.step() if isinstance(told.outcome, Piece)]
-    found = pieces(vllm, one, "a scene", Sampling())
+        found += [told.outcome for told in decoder.step() if isinstance(told.outcome, Piece)]
+    return found
+
+
+@pytest.mark.parametrize("finish", ["length", "stop"])
+def test_the_pieces_are_those_of_the_decoder_on_this_machine(
+    vllm: Vllm, monkeypatch: pytest.MonkeyPatch, finish: str
+) -> None:
+    one = made(" the film", **WRITING)
+    if finish == "stop":  # the last token of the text ends it from now on
+        whole = tiny().encode(written(by_decoder(one, "a scene")), False)
+        monkeypatch.setattr(Vocabulary, "end_tokens", frozenset(whole[-1:]))
+    found, expected = pieces(vllm, one, "a scene", Sampling()), by_decoder(one, "a scene")
     assert written(found) == written(expected)
     assert found[-1]._replace(text="") == expected[-1]._replace(text="")
+    assert found[-1].finish == finish
 
 
 def test_a_seed_gives_the_same_text_again(vllm: Vllm) -> None:
