@@ -114,12 +114,11 @@ def _load_pyfunc(folder: str) -> ServedPrompt:
     """
     settings, place = load_settings(), Path(folder)
     artifact = _read_artifact(place)
-    stated = _read_stated(place, artifact)
     members = [
         _read_artifact(place / MEMBERS / str(index))
         for index in range(len(artifact.manifest.members.digests if artifact.manifest.members else []))
     ]
-    resolved = Resolved(artifact.manifest.task, stated, artifact, members)
+    resolved = Resolved(artifact.manifest.task, _read_number(place, artifact), artifact, members)
     if artifact.manifest.members and [one.digest for one in members] != artifact.manifest.members.digests:
         raise ArtifactError(f"{place}: its members are not those that {MANIFEST_FILE} lists; export the version again")
     if settings.trusted_keys is not None:
@@ -148,7 +147,7 @@ def _read_artifact(folder: Path) -> Artifact:
     return artifact
 
 
-def _read_stated(folder: Path, artifact: Artifact) -> int:
+def _read_number(folder: Path, artifact: Artifact) -> int:
     """Return the version's number; raises ArtifactError if `MLmodel` is of another prompt than the files beside it."""
     from mlflow.models import Model
 

@@ -74,6 +74,20 @@ def test_a_night_goes_through_all_services_and_trains_where_it_should(factory: F
     assert gang["id"] in trainer.log.read_text()
 
 
+def test_the_server_answers_with_what_the_night_promoted_to_who_has_the_token(factory: Factory) -> None:
+    server = factory.start("server")
+    factory.wait_until_healthy("server")
+    address = f"http://{factory.network.address('server')}:8080"
+    asked = {"model": "fruit", "input": "a ripe apple"}
+    assert httpx.post(f"{address}/v1/classify", json=asked).status_code == 401
+    token = (factory.secrets / "serve_token").read_text()
+    answer = httpx.post(f"{address}/v1/classify", json=asked, headers={"Authorization": f"Bearer {token}"}, timeout=60)
+    assert (answer.status_code, answer.headers["x-ptp-version"]) == (200, "fruit@1"), server.log.read_text()[-2000:]
+    began = time.monotonic()
+    server.stop()
+    assert (server.process.returncode, time.monotonic() - began < 15) == (0, True)
+
+
 def test_a_service_ends_soon_after_it_is_told(factory: Factory) -> None:
     """`docker stop` waits ten seconds by default, and then kills."""
     worker = factory.running.get("worker") or factory.start("worker", "worker")

@@ -80,6 +80,7 @@ def test_a_model_states_what_it_takes_and_shows_an_example(tmp_path: Path) -> No
         tiny(), embeddings(tiny()), labels={}, generate=Generation(max_new_tokens=4), template="{title}: {text}"
     )
     model = mlflow.pyfunc.load_model(str(written(tmp_path / "model", made)))
+    assert model.loader_module == "registry.mlflow.pyfunc"  # models that were written before name it too
     schema = model.metadata.get_input_schema()
     assert [(column.name, str(column.type)) for column in schema.inputs] == [
         ("text", "DataType.string"),
