@@ -41,6 +41,7 @@ class Running(NamedTuple):
     answerer: Batcher
     server: Server
     application: FastAPI
+    leaving: Leaving
 
 
 def publish(store: ObjectStore, made: Artifact, number: int, alias: str | None = "production") -> Promotion:
@@ -107,7 +108,7 @@ def running(
     try:
         while not server.listens and thread.is_alive():
             time.sleep(0.01)
-        yield Running(server.url, store, answerer, server, application)
+        yield Running(server.url, store, answerer, server, application, leaving)
     finally:
         server.end()
         thread.join()

@@ -26,6 +26,8 @@ ARGUMENTS = {
     "backup": [],
     "restore": [],
     "metrics": [],
+    "serve": [],
+    "token": ["friend"],
 }
 VERBS = [
     ("versions",),
@@ -112,6 +114,7 @@ def test_a_path_that_cannot_be_used_is_one_sentence(
         "export",
         "backup",
         "metrics",
+        "token",
     )
     if not (written and done.returncode == 0):
         assert "\n" not in error_of(done, 1)

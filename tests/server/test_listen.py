@@ -1,0 +1,139 @@
+"""The address that a server listens on, TLS, and its end."""
+
+import datetime
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from ipaddress import ip_address
+from pathlib import Path
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from ptpipeline.errors import SettingsError
+from ptpipeline.server import listen
+from ptpipeline.server.door import Leaving
+from ptpipeline.server.listen import Address, Server
+from tests.server.serving import Running, running
+
+ASK = {"model": "movies", "input": "the good film"}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate of 127.0.0.1 and its key, in PEM."""
+    folder, key = tmp_path_factory.mktemp("tls"), ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now)
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), False)
+        .sign(key, hashes.SHA256())
+    )
+    certificate, secret = folder / "cert.pem", folder / "key.pem"
+    certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    pem = serialization.PrivateFormat.PKCS8
+    secret.write_bytes(key.private_bytes(serialization.Encoding.PEM, pem, serialization.NoEncryption()))
+    return certificate, secret
+
+
+@pytest.fixture
+def secured(tmp_path: Path, pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]:
+    monkeypatch.setattr(listen, "HANDSHAKE_SECONDS", 1.0)
+    with running(tmp_path, address=Address("127.0.0.1", 0, *pair)) as server:
+        yield server
+
+
+def test_tls_is_spoken_by_certificate(secured: Running, pair: tuple[Path, Path]) -> None:
+    known = ssl.create_default_context(cafile=str(pair[0]))
+    assert secured.url.startswith("https://")
+    assert httpx.post(f"{secured.url}/v1/classify", json=ASK, verify=known).status_code == 200
+    with pytest.raises(httpx.ConnectError):  # a client that does not know the certificate
+        httpx.get(f"{secured.url}/healthz")
+
+
+def test_400_stalled_handshakes_keep_nobody_out(secured: Running, pair: tuple[Path, Path]) -> None:
+    known = ssl.create_default_context(cafile=str(pair[0]))
+    with ExitStack() as opened:
+        stalled = [
+            opened.enter_context(socket.create_connection(("127.0.0.1", secured.server.port))) for _ in range(400)
+        ]
+        assert httpx.post(f"{secured.url}/v1/classify", json=ASK, verify=known, timeout=10).status_code == 200
+        for client in stalled:
+            client.settimeout(10)
+            assert client.recv(100) in (b"",)  # the server has cut it
+
+
+def test_a_certificate_that_cannot_be_used_is_one_sentence(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    certificate, key = pair
+    (tmp_path / "bad").write_bytes(b"\x00")
+    for given, words in (
+        ((certificate, None), "TLS takes both"),
+        ((None, key), "TLS takes both"),
+        ((certificate, tmp_path / "none"), "cannot be used"),
+        ((tmp_path / "bad", key), "cannot be used"),
+        ((certificate, certificate), "cannot be used"),
+        ((tmp_path, tmp_path), "cannot be used"),
+    ):
+        with pytest.raises(SettingsError, match=words) as caught:
+            Server(Address("127.0.0.1", 0, *given), Leaving())
+        assert "\n" not in str(caught.value)
+
+
+def test_a_taken_port_is_one_sentence() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        with pytest.raises(SettingsError, match="choose another --port or --host"):
+            Server(Address("127.0.0.1", taken.getsockname()[1]), Leaving())
+        with pytest.raises(SettingsError, match="choose another --port or --host"):
+            Server(Address("no such host", 0), Leaving())
+
+
+def test_an_end_lets_a_stream_end(tmp_path: Path) -> None:
+    body = {"model": "writer", "prompt": "a film", "max_tokens": 240, "stream": True}
+    with running(tmp_path) as server:
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body) as response:
+            lines = response.iter_lines()
+            next(lines)
+            server.server.end()
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                httpx.get(f"{server.url}/healthz")
+            except httpx.TransportError:
+                break
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+def test_before_its_end_a_server_answers_and_keeps_no_connection(tmp_path: Path) -> None:
+    with running(tmp_path) as server, httpx.Client(base_url=server.url) as client:
+        assert client.get("/readyz").status_code == 200
+        server.leaving.begun = True
+        answer = client.post("/v1/classify", json=ASK)
+        assert (answer.status_code, answer.headers["connection"]) == (200, "close")
+        assert client.get("/readyz").status_code == 503
+        assert client.get("/healthz").status_code == 200
+
+
+def test_no_thread_stays_behind_an_end(tmp_path: Path) -> None:
+    before = set(threading.enumerate())
+    with running(tmp_path) as server:
+        httpx.post(f"{server.url}/v1/classify", json=ASK).raise_for_status()
+    deadline = time.monotonic() + 10
+    while any(thread.name in ("live", "ptp-batcher") for thread in set(threading.enumerate()) - before):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
