@@ -1,39 +1,50 @@
 """One frozen base, many prompts: each version's prefix cache is computed once, and a mixed batch gathers from them.
 
 Caches are keyed by the prompt's digest, never by a name or an alias, so a moved alias can never answer with old keys.
+All prompts stay in memory. Their caches, which are forty times as large, do up to a bound; then those that were used
+last stay, and others are computed again when they are needed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ptpipeline.data.batches import group_by_length
 from ptpipeline.data.tokens import LabelTokens, apply_scoring, encode_text, label_tokens
-from ptpipeline.errors import DataError
-from ptpipeline.models.frozen import FrozenBase, PrefixCache, stack_caches
+from ptpipeline.errors import ArtifactError, DataError, NotFound
+from ptpipeline.models.frozen import FrozenBase, KeyValues, PrefixCache, SoftPrompt, stack_caches
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.placement import build_text_encoder, place_prompt
 from ptpipeline.prompts.tensors import check_base, unpack
 from ptpipeline.serving.answers import Opening
 from ptpipeline.serving.answers import generate as generate_texts
+from ptpipeline.serving.caches import CACHE_BYTES, PrefixCaches, copy_entries
 from ptpipeline.serving.combine import combine
-from ptpipeline.serving.ranking import Query, compute_prior, rank
+from ptpipeline.serving.ranking import Query, choose_pass_tokens, compute_prior, rank
 from ptpipeline.task.template import Fields, read_template
+
+STACKED_SLOTS = 4096  # virtual tokens whose keys and values are copied together for the rows of one call
 
 
 class LoadedPrompt(NamedTuple):
-    """A verified prompt ready to answer: its artifact, its prefix cache, and its label tokens, if it has labels.
-
-    An ensemble's cache holds all its prompts. `priors` calibrate the labels, one tensor [labels] per prompt; none if
-    the labels are not calibrated.
-    """
+    """A verified prompt: its artifact, those of an ensemble's members, and its label tokens, if it has labels."""
 
     artifact: Artifact
-    cache: PrefixCache
+    members: tuple[Artifact, ...]
     labels: LabelTokens
-    priors: tuple[Tensor, ...] = ()
+
+    @property
+    def prompts(self) -> tuple[Artifact, ...]:
+        """The artifacts that hold the tensors: the members, or the prompt itself."""
+        return self.members or (self.artifact,)
+
+    @property
+    def slots(self) -> int:
+        """Number of virtual tokens, of all members together."""
+        return sum(single.manifest.num_virtual_tokens for single in self.prompts)
 
 
 class Question(NamedTuple):
@@ -41,6 +52,13 @@ class Question(NamedTuple):
 
     digest: str
     fields: Fields
+
+
+class Rendered(NamedTuple):
+    """One text as token ids, for the loaded prompt of that digest."""
+
+    digest: str
+    ids: list[int]
 
 
 class _Batch(NamedTuple):
@@ -51,14 +69,19 @@ class _Batch(NamedTuple):
 
 
 class Engine:
-    """Answers texts with the prompts that were loaded onto its base."""
+    """Answers texts with the prompts that were loaded onto its base.
 
-    def __init__(self, base: FrozenBase) -> None:
+    One thread at a time may ask it; `add`, `find` and `render` may run beside that.
+    """
+
+    def __init__(self, base: FrozenBase, cache_bytes: int = CACHE_BYTES) -> None:
         self.base = base
+        self.caches = PrefixCaches(cache_bytes)
         self._loaded: dict[str, LoadedPrompt] = {}
+        self._priors: dict[str, tuple[Tensor, ...]] = {}  # [labels] per prompt of a version with calibrated labels
 
-    def load(self, artifact: Artifact, members: Sequence[Artifact] = ()) -> LoadedPrompt:
-        """Verify a prompt, or an ensemble with its `members`, against this base and compute its prefix cache.
+    def add(self, artifact: Artifact, members: Sequence[Artifact] = ()) -> LoadedPrompt:
+        """Verify a prompt, or an ensemble with its `members`, against this base, and keep it; nothing is computed.
 
         A digest that is loaded already is not loaded again. Raises BaseModelError for a prompt of another base or
         tokenizer, ArtifactError for altered bytes.
@@ -66,17 +89,57 @@ class Engine:
         digest = artifact.digest
         if digest not in self._loaded:
             check_base(artifact, *self.base.known)
-            prompts = [
-                place_prompt(self.base, unpack(single, *self.base.known), single.manifest.placement)
-                for single in members or [artifact]
-            ]
-            with torch.inference_mode():
-                cache = self.base.compute_prefix(prompts)
-            labels = self._encode_labels(artifact)
-            calibrated = range(len(prompts)) if labels.content_free else ()
-            priors = tuple(compute_prior(self.base, cache, labels, prompt) for prompt in calibrated)
-            self._loaded[digest] = LoadedPrompt(artifact, cache, labels, priors)
+            loaded = LoadedPrompt(artifact, tuple(members), self._encode_labels(artifact))
+            self._place_prompts(loaded)
+            self._loaded[digest] = loaded
         return self._loaded[digest]
+
+    def load(self, artifact: Artifact, members: Sequence[Artifact] = ()) -> LoadedPrompt:
+        """Add a prompt, and compute its prefix cache and what calibrates its labels. Raises what `add` raises."""
+        loaded, digest = self.add(artifact, members), artifact.digest
+        if digest not in self.caches:
+            self.find_cache(digest)
+        if loaded.labels.content_free:
+            self._find_priors(digest)
+        return loaded
+
+    def unload(self, digest: str) -> None:
+        """Forget a prompt; one that is not loaded is none."""
+        self._loaded.pop(digest, None)
+        self._priors.pop(digest, None)
+        self.caches.drop(digest)
+
+    def find(self, digest: str) -> LoadedPrompt:
+        """Return the loaded prompt of that digest; raises NotFound if there is none."""
+        try:
+            return self._loaded[digest]
+        except KeyError:
+            raise NotFound(f"no prompt {digest[:12]} is loaded here; load it before you ask it") from None
+
+    def find_cache(self, digest: str) -> PrefixCache:
+        """Return the prefix cache of a loaded prompt, all prompts of an ensemble in order."""
+        return self.find_caches([digest])[0]
+
+    def find_caches(self, digests: Sequence[str]) -> list[PrefixCache]:
+        """Return the versions' caches in order; those that are not in memory are computed together."""
+        caches = {digest: cache for digest in digests if (cache := self.caches.find(digest)) is not None}
+        missing = [digest for digest in digests if digest not in caches]
+        for group in group_by_length(missing, lambda digest: self.find(digest).slots, choose_pass_tokens(self.base)):
+            caches |= self._compute_caches(group)
+        for digest in missing:
+            self.caches.keep(digest, caches[digest])
+        return [caches[digest] for digest in digests]
+
+    def render(self, question: Question, number: int = 1) -> Rendered:
+        """Return a text as token ids; `number` is its place among others, for messages.
+
+        Raises ContextError if it does not fit beside its prompt, DataError if a field is missing or unknown.
+        """
+        manifest = self.find(question.digest).artifact.manifest
+        encode, where = build_text_encoder(self.base, manifest.placement), f"text {number} for {manifest.task}"
+        template, limit = read_template(manifest), manifest.max_input_tokens
+        ids = encode_text(template, question.fields, limit, where, encode, manifest.too_long)
+        return Rendered(question.digest, ids)
 
     def score_labels(self, questions: Sequence[Question]) -> list[Tensor]:
         """Return the score of every label [labels], one tensor per question; prompts may be mixed freely.
@@ -85,26 +148,63 @@ class Engine:
         is calibrated for itself, then all are combined. Raises ContextError if a text does not fit beside its prompt,
         DataError if a prompt has no labels.
         """
-        if not questions:
-            return []
-        batch = self._build_batch(questions)
-        queries = [self._build_queries(question, number, batch) for number, question in enumerate(questions, 1)]
-        scores = iter(rank(self.base, batch.cache, [query for group in queries for query in group]))
-        return [
-            self._combine(question, [next(scores) for _ in group])
-            for question, group in zip(questions, queries, strict=True)
-        ]
+        for question in questions:
+            self.find_labels(question.digest)
+        return self.score([self.render(question, number) for number, question in enumerate(questions, 1)])
+
+    def score(self, texts: Sequence[Rendered]) -> list[Tensor]:
+        """Return the same scores of texts that are token ids already."""
+        scores: dict[int, Tensor] = {}
+        for part in self._divide(texts):
+            batch = self._build_batch([texts[place] for place in part])
+            queries = [self._build_queries(texts[place], batch) for place in part]
+            own = iter(rank(self.base, batch.cache, [query for group in queries for query in group]))
+            for place, group in zip(part, queries, strict=True):
+                scores[place] = self._combine(texts[place], [next(own) for _ in group])
+        return [scores[place] for place in range(len(texts))]
 
     def generate(self, questions: Sequence[Question]) -> list[str]:
         """Return the text that follows each question behind its prompt; prompts may be mixed freely.
 
         Raises ContextError if a text does not fit beside its prompt, DataError if a prompt answers with labels.
         """
-        if not questions:
-            return []
-        batch = self._build_batch(questions)
-        openings = [self._build_opening(question, number, batch) for number, question in enumerate(questions, 1)]
-        return generate_texts(self.base, batch.cache, openings)
+        limits = [self.find_limit(question.digest) for question in questions]
+        texts = [self.render(question, number) for number, question in enumerate(questions, 1)]
+        answers: dict[int, str] = {}
+        for part in self._divide(texts):
+            cache, first = self._build_batch([texts[place] for place in part])
+            openings = [Opening(texts[place].ids, limits[place], first[texts[place].digest]) for place in part]
+            answers |= zip(part, generate_texts(self.base, cache, openings), strict=True)
+        return [answers[place] for place in range(len(texts))]
+
+    def find_labels(self, digest: str) -> LabelTokens:
+        """Return the labels of a loaded prompt; raises DataError if it answers with a text."""
+        loaded = self.find(digest)
+        if not loaded.labels.names:
+            manifest = loaded.artifact.manifest
+            raise DataError(f"{manifest.task} answers {manifest.answers}: it has no labels to rank; ask for a text")
+        return loaded.labels
+
+    def find_limit(self, digest: str) -> int:
+        """Return how many tokens a loaded prompt generates at most; raises DataError if it answers with labels."""
+        manifest = self.find(digest).artifact.manifest
+        if manifest.generate is None:
+            raise DataError(f"{manifest.task} answers {manifest.answers}: it generates no text; ask for a label")
+        return manifest.generate.max_new_tokens
+
+    def probe(self, digest: str) -> None:
+        """Answer one short question with a loaded prompt; raises ArtifactError if the answer is no finite number."""
+        manifest = self.find(digest).artifact.manifest
+        text = self.render(Question(digest, dict.fromkeys(read_template(manifest).names, "a")))
+        if manifest.generate is None:
+            finite = bool(torch.isfinite(self.score([text])[0]).all())
+        else:
+            scored = LabelTokens(("a",), ((text.ids[0],),))
+            finite = bool(torch.isfinite(rank(self.base, self.find_cache(digest), [Query(text.ids, scored, 0)])[0]))
+        if not finite:
+            raise ArtifactError(
+                f"{manifest.task} {digest[:12]}: its first answer is no finite number on this base; train it again"
+            )
 
     def _encode_labels(self, artifact: Artifact) -> LabelTokens:
         manifest = artifact.manifest
@@ -112,37 +212,66 @@ class Engine:
         labels = label_tokens(manifest.task, manifest.labels, self.base.encode)
         return apply_scoring(labels, manifest.scoring, read_template(manifest), manifest.max_input_tokens, encode)
 
-    def _build_batch(self, questions: Sequence[Question]) -> _Batch:
-        digests = sorted({question.digest for question in questions})
-        caches = [self._loaded[digest].cache for digest in digests]
+    def _divide(self, texts: Sequence[Rendered]) -> Iterator[list[int]]:
+        """Yield the places of texts that run together: in rising length, with no more prompts than STACKED_SLOTS."""
+        part, slots = dict[int, None](), dict[str, int]()
+        for place in sorted(range(len(texts)), key=lambda place: len(texts[place].ids)):
+            digest = texts[place].digest
+            own = 0 if digest in slots else self.find(digest).slots
+            if part and own and sum(slots.values()) + own > STACKED_SLOTS:
+                yield list(part)
+                part, slots = {}, {}
+                own = self.find(digest).slots
+            part[place] = None
+            slots.setdefault(digest, own)
+        if part:
+            yield list(part)
+
+    def _build_batch(self, texts: Sequence[Rendered]) -> _Batch:
+        digests = sorted({text.digest for text in texts})
+        caches = self.find_caches(digests)
         starts = accumulate((len(cache.lengths) for cache in caches), initial=0)
         return _Batch(stack_caches(caches), dict(zip(digests, starts, strict=False)))  # the last start is the end
 
-    def _build_queries(self, question: Question, number: int, batch: _Batch) -> list[Query]:
-        """Return the question behind each prompt of its version."""
-        loaded, first = self._loaded[question.digest], batch.first[question.digest]
-        manifest = loaded.artifact.manifest
-        if not loaded.labels.names:
-            raise DataError(f"{manifest.task} answers {manifest.answers}: it has no labels to rank; ask for a text")
-        ids = self._encode_text(question, number)
-        priors: Sequence[Tensor | None] = loaded.priors or [None] * len(loaded.cache.lengths)
-        return [Query(ids, loaded.labels, first + index, own) for index, own in enumerate(priors)]
+    def _compute_caches(self, digests: Sequence[str]) -> dict[str, PrefixCache]:
+        """Return the versions' caches: one pass computes those of all embeddings, key-values are caches already."""
+        placed = {digest: self._place_prompts(self.find(digest)) for digest in digests}
+        embedded = [digest for digest, own in placed.items() if not any(isinstance(one, KeyValues) for one in own)]
+        caches = {}
+        with torch.inference_mode():
+            if embedded:
+                computed = self.base.compute_prefix([one for digest in embedded for one in placed[digest]])
+                starts = accumulate((len(placed[digest]) for digest in embedded), initial=0)
+                for digest, start in zip(embedded, starts, strict=False):
+                    caches[digest] = copy_entries(computed, start, len(placed[digest]))
+            for digest in placed.keys() - caches.keys():
+                caches[digest] = self.base.compute_prefix(placed[digest])
+        return caches
 
-    def _build_opening(self, question: Question, number: int, batch: _Batch) -> Opening:
-        manifest = self._loaded[question.digest].artifact.manifest
-        if manifest.generate is None:
-            raise DataError(f"{manifest.task} answers {manifest.answers}: it generates no text; ask for a label")
-        ids = self._encode_text(question, number)
-        return Opening(ids, manifest.generate.max_new_tokens, batch.first[question.digest])
+    def _place_prompts(self, loaded: LoadedPrompt) -> list[SoftPrompt]:
+        """Return what the model reads before the text, for each prompt of a version."""
+        return [
+            place_prompt(self.base, unpack(single, *self.base.known), single.manifest.placement)
+            for single in loaded.prompts
+        ]
 
-    def _encode_text(self, question: Question, number: int) -> list[int]:
-        manifest = self._loaded[question.digest].artifact.manifest
-        encode = build_text_encoder(self.base, manifest.placement)
-        where = f"text {number} for {manifest.task}"
-        return encode_text(
-            read_template(manifest), question.fields, manifest.max_input_tokens, where, encode, manifest.too_long
-        )
+    def _find_priors(self, digest: str) -> tuple[Tensor, ...]:
+        """Return what calibrates the labels of each prompt of a version, computed once."""
+        if digest not in self._priors:
+            loaded, cache = self.find(digest), self.find_cache(digest)
+            self._priors[digest] = tuple(
+                compute_prior(self.base, cache, loaded.labels, prompt) for prompt in range(len(loaded.prompts))
+            )
+        return self._priors[digest]
 
-    def _combine(self, question: Question, scores: list[Tensor]) -> Tensor:
-        members = self._loaded[question.digest].artifact.manifest.members
+    def _build_queries(self, text: Rendered, batch: _Batch) -> list[Query]:
+        """Return the text behind each prompt of its version."""
+        loaded, first = self.find(text.digest), batch.first[text.digest]
+        priors: Sequence[Tensor | None] = [None] * len(loaded.prompts)
+        if loaded.labels.content_free:
+            priors = self._find_priors(text.digest)
+        return [Query(text.ids, loaded.labels, first + index, own) for index, own in enumerate(priors)]
+
+    def _combine(self, text: Rendered, scores: list[Tensor]) -> Tensor:
+        members = self.find(text.digest).artifact.manifest.members
         return combine(torch.stack(scores), members.combine) if members else scores[0]

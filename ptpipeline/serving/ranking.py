@@ -52,6 +52,11 @@ class _Row(NamedTuple):
     start: int = 0
 
 
+def choose_pass_tokens(base: FrozenBase) -> int:
+    """Return how many padded tokens one pass over the base reads at most."""
+    return TOKENS_PER_CPU_PASS if base.device.type == "cpu" else base.tokens_per_pass
+
+
 def rank(base: FrozenBase, cache: PrefixCache | None, queries: Sequence[Query]) -> list[Tensor]:
     """Return the score of every label, one float32 tensor [labels] per query, in order.
 
@@ -82,7 +87,7 @@ def compute_prior(base: FrozenBase, cache: PrefixCache | None, labels: LabelToke
 def _compute_log_likelihoods(base: FrozenBase, cache: PrefixCache | None, queries: Sequence[Query]) -> list[Tensor]:
     """Return the log-likelihood of every label [labels] per query; per token if its labels are to be normalised."""
     scores = [torch.zeros(len(query.labels.ids)) for query in queries]
-    tokens = TOKENS_PER_CPU_PASS if base.device.type == "cpu" else base.tokens_per_pass
+    tokens = choose_pass_tokens(base)
     with torch.inference_mode():
         branches = [_find_branches(index, query.labels) for index, query in enumerate(queries)]
         rows = [Input(query.ids, max(own, key=len), query.prompt) for query, own in zip(queries, branches, strict=True)]

@@ -75,8 +75,7 @@ def test_members_of_an_ensemble_are_calibrated_each_for_itself() -> None:
 
 def test_texts_without_content_are_asked_once_per_loaded_prompt() -> None:
     engine, made = opinions(tiny(), scoring=CALIBRATED)
-    loaded = engine.load(made)
-    engine._loaded[made.digest] = loaded._replace(priors=(torch.tensor([5.0, 0.0]),))
+    engine._priors[made.digest] = (torch.tensor([5.0, 0.0]),)
     found = engine.score_labels([Question(made.digest, {"text": TEXTS[0]})])[0]
     torch.testing.assert_close(found, plain(" yes", TEXTS[:1])[0] - torch.tensor([5.0, 0.0]), rtol=1e-4, atol=1e-4)
 

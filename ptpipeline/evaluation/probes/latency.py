@@ -68,7 +68,8 @@ def _compared_requests(engine: Engine, artifact: Artifact) -> list[Request]:
     if artifact.manifest.generate is None:
         labels = loaded.labels._replace(content_free=())  # calibrated once at loading, never per request
         return [lambda text: rank(base, None, [Query(encode_bare(engine, artifact, text), labels, 0)])]
+    cache = engine.find_cache(artifact.digest)
     return [
-        lambda text: generate(base, loaded.cache, [Opening(encode_prompted(engine, artifact, text), 1, 0)]),
+        lambda text: generate(base, cache, [Opening(encode_prompted(engine, artifact, text), 1, 0)]),
         lambda text: generate(base, None, [Opening(encode_bare(engine, artifact, text), 1, 0)]),
     ]

@@ -21,7 +21,7 @@ def prompted_likelihoods(
 ) -> list[float]:
     """Return the log-likelihood of each row's label as it is served, or the mean over the tokens of its target."""
     if artifact.manifest.generate is not None:
-        return _target_likelihoods(engine, artifact, rows, engine.load(artifact).cache, encode_prompted)
+        return _target_likelihoods(engine, artifact, rows, engine.find_cache(artifact.digest), encode_prompted)
     scores = score_rows(engine, artifact, rows, known)
     names = list(artifact.manifest.labels)
     return [float(score[names.index(row.label)]) for score, row in zip(scores, rows, strict=True)]
