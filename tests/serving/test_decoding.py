@@ -11,8 +11,11 @@ from ptpipeline.errors import ArtifactError, ContextError
 from ptpipeline.models.base import prepare_folder
 from ptpipeline.models.frozen import FrozenBase, Input, KeyValues, PrefixCache
 from ptpipeline.models.load import load_base
+from ptpipeline.records.prompts import ChatForm, Generation
 from ptpipeline.serving.decoding import READ_TOKENS, Decoder
+from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.service import Piece, Sampling
+from tests.evaluation.probed import artifact, embeddings
 from tests.models.families import FAMILIES, SEQ2SEQ_FAMILIES, family, seq2seq_family
 from tests.tiny import tiny_base
 from tests.tuning.jobs import words
@@ -253,3 +256,26 @@ def test_rows_without_a_prompt_stand_beside_rows_behind_one() -> None:
     for index, cache in enumerate(caches):
         (alone,) = base.decode(cache, [Input(text_of(3 + index), (), 1 if cache else 0)], 6)
         assert join_text(given[index]) == base.tokenizer.decode(alone)
+
+
+def test_chats_and_texts_of_several_fields_are_those_that_transformers_generates(tiny: FrozenBase) -> None:
+    """Three tasks in one batch; what a message says of control tokens is text, what the chat's form says is none."""
+    forms: list[dict[str, Any]] = [
+        {"template": "{claim}, the {text}:"},
+        {"chat": ChatForm(template="0" * 64, parts=["</s>the film ", "{text}", "</s>was very ", "{claim}", "</s>"])},
+        {"template": "{text} and {claim}"},
+    ]
+    asked = {"text": "</s> good story", "claim": "a {text}"}
+    engine, decoder, expected = Engine(tiny), Decoder(tiny), []
+    for index, form in enumerate(forms):
+        prompt = embeddings(tiny, " lovely plot"[: 7 + 5 * (index % 2)]) * (1 + index)
+        made = artifact(tiny, prompt, labels={}, generate=Generation(max_new_tokens=9), **form)
+        engine.load(made)
+        ids = engine.render(Question(made.digest, asked)).ids
+        assert ids.count(tiny.tokenizer.eos_token_id) == (3 if "chat" in form else 0)
+        decoder.join(engine.find_cache(made.digest), ids, GREEDY, 9)
+        embedded = torch.cat([prompt, tiny.embed(torch.tensor(ids))])[None]
+        generated = tiny.model.generate(inputs_embeds=embedded, max_new_tokens=9, do_sample=False, eos_token_id=None)
+        expected.append(tiny.tokenizer.decode(generated[0], skip_special_tokens=True).strip())
+    given = run(decoder)
+    assert [join_text(given[handle]) for handle in range(3)] == expected
