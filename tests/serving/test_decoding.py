@@ -279,3 +279,13 @@ def test_chats_and_texts_of_several_fields_are_those_that_transformers_generates
         expected.append(tiny.tokenizer.decode(generated[0], skip_special_tokens=True).strip())
     given = run(decoder)
     assert [join_text(given[handle]) for handle in range(3)] == expected
+
+
+def test_a_row_beyond_the_scale_of_rotations_changes_no_row_beside_it() -> None:
+    base = random_base("phi3 longrope")
+    base.tokenizer.eos_token_id = None
+    rows, decoder, cache = [(50, 30), (3, 40), (45, 25)], Decoder(base), base.compute_prefix(prompts())
+    for row in rows:
+        decoder.join(cache, text_of(row[0]), GREEDY, row[1])
+    given = run(decoder)
+    assert [join_text(given[index]) for index in range(3)] == [decode_alone(base, prompts()[0], row) for row in rows]
