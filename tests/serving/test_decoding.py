@@ -289,3 +289,17 @@ def test_a_row_beyond_the_scale_of_rotations_changes_no_row_beside_it() -> None:
         decoder.join(cache, text_of(row[0]), GREEDY, row[1])
     given = run(decoder)
     assert [join_text(given[index]) for index in range(3)] == [decode_alone(base, prompts()[0], row) for row in rows]
+
+
+def test_long_and_short_texts_that_begin_together_are_read_apart() -> None:
+    base, read = random_base("llama"), list[tuple[int, ...]]()
+    decoder, cache, lengths = Decoder(base), base.compute_prefix(prompts()), [60, 3, 58, 4, 61, 5, 2]
+    texts = [[10 + index, *text_of(length - 1)] for index, length in enumerate(lengths)]
+    for text in texts:
+        decoder.join(cache, text, GREEDY, 5)
+    embedding = base.model.get_input_embeddings()
+    with embedding.register_forward_pre_hook(lambda module, given: read.append(tuple(given[0].shape))):
+        given = run(decoder)
+    assert [shape for shape in read if len(shape) == 2] == [(3, 61), (4, 5)]  # rows, and tokens of the longest
+    for index, text in enumerate(texts):
+        assert join_text(given[index]) == base.tokenizer.decode(base.decode(cache, [Input(text, (), 0)], 5)[0])
