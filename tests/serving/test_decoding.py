@@ -11,8 +11,11 @@ from ptpipeline.errors import ArtifactError, ContextError
 from ptpipeline.models.base import prepare_folder
 from ptpipeline.models.frozen import FrozenBase, Input, KeyValues, PrefixCache
 from ptpipeline.models.load import load_base
+from ptpipeline.records.prompts import ChatForm, Generation
 from ptpipeline.serving.decoding import READ_TOKENS, Decoder
+from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.service import Piece, Sampling
+from tests.evaluation.probed import artifact, embeddings
 from tests.models.families import FAMILIES, SEQ2SEQ_FAMILIES, family, seq2seq_family
 from tests.tiny import tiny_base
 from tests.tuning.jobs import words
@@ -253,3 +256,50 @@ def test_rows_without_a_prompt_stand_beside_rows_behind_one() -> None:
     for index, cache in enumerate(caches):
         (alone,) = base.decode(cache, [Input(text_of(3 + index), (), 1 if cache else 0)], 6)
         assert join_text(given[index]) == base.tokenizer.decode(alone)
+
+
+def test_chats_and_texts_of_several_fields_are_those_that_transformers_generates(tiny: FrozenBase) -> None:
+    """Three tasks in one batch; what a message says of control tokens is text, what the chat's form says is none."""
+    forms: list[dict[str, Any]] = [
+        {"template": "{claim}, the {text}:"},
+        {"chat": ChatForm(template="0" * 64, parts=["</s>the film ", "{text}", "</s>was very ", "{claim}", "</s>"])},
+        {"template": "{text} and {claim}"},
+    ]
+    asked = {"text": "</s> good story", "claim": "a {text}"}
+    engine, decoder, expected = Engine(tiny), Decoder(tiny), []
+    for index, form in enumerate(forms):
+        prompt = embeddings(tiny, " lovely plot"[: 7 + 5 * (index % 2)]) * (1 + index)
+        made = artifact(tiny, prompt, labels={}, generate=Generation(max_new_tokens=9), **form)
+        engine.load(made)
+        ids = engine.render(Question(made.digest, asked)).ids
+        assert ids.count(tiny.tokenizer.eos_token_id) == (3 if "chat" in form else 0)
+        decoder.join(engine.find_cache(made.digest), ids, GREEDY, 9)
+        embedded = torch.cat([prompt, tiny.embed(torch.tensor(ids))])[None]
+        generated = tiny.model.generate(inputs_embeds=embedded, max_new_tokens=9, do_sample=False, eos_token_id=None)
+        expected.append(tiny.tokenizer.decode(generated[0], skip_special_tokens=True).strip())
+    given = run(decoder)
+    assert [join_text(given[handle]) for handle in range(3)] == expected
+
+
+def test_a_row_beyond_the_scale_of_rotations_changes_no_row_beside_it() -> None:
+    base = random_base("phi3 longrope")
+    base.tokenizer.eos_token_id = None
+    rows, decoder, cache = [(50, 30), (3, 40), (45, 25)], Decoder(base), base.compute_prefix(prompts())
+    for row in rows:
+        decoder.join(cache, text_of(row[0]), GREEDY, row[1])
+    given = run(decoder)
+    assert [join_text(given[index]) for index in range(3)] == [decode_alone(base, prompts()[0], row) for row in rows]
+
+
+def test_long_and_short_texts_that_begin_together_are_read_apart() -> None:
+    base, read = random_base("llama"), list[tuple[int, ...]]()
+    decoder, cache, lengths = Decoder(base), base.compute_prefix(prompts()), [60, 3, 58, 4, 61, 5, 2]
+    texts = [[10 + index, *text_of(length - 1)] for index, length in enumerate(lengths)]
+    for text in texts:
+        decoder.join(cache, text, GREEDY, 5)
+    embedding = base.model.get_input_embeddings()
+    with embedding.register_forward_pre_hook(lambda module, given: read.append(tuple(given[0].shape))):
+        given = run(decoder)
+    assert [shape for shape in read if len(shape) == 2] == [(3, 61), (4, 5)]  # rows, and tokens of the longest
+    for index, text in enumerate(texts):
+        assert join_text(given[index]) == base.tokenizer.decode(base.decode(cache, [Input(text, (), 0)], 5)[0])
