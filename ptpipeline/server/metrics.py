@@ -46,17 +46,14 @@ class Metrics:
     def __init__(self, live: Live, answerer: Loaded) -> None:
         self._registry, self.answerer = CollectorRegistry(auto_describe=False), answerer
         self._versions: dict[str, _Version] = {}
-        labels = {"registry": self._registry}
-        self._requests = Counter("ptp_serve_requests", "Requests by what they got", ["route", "status"], **labels)
-        self._seconds = Histogram(
-            "ptp_serve_request_seconds", "From a request's head to the end of its answer", ["route"],
-            buckets=_SECONDS, **labels,
-        )  # fmt: skip
-        by_version = ["task", "version"]
-        self._answers = Counter("ptp_serve_answers", "Texts that were answered", by_version, **labels)
-        self._errors = Counter("ptp_serve_errors", "Texts that were not answered", by_version, **labels)
-        self._tokens = Counter("ptp_serve_generated_tokens", "Tokens that were generated", by_version, **labels)
-        self._read = Counter("ptp_serve_read_tokens", "Tokens that generations read", by_version, **labels)
+        own, by_version = self._registry, ["task", "version"]
+        self._requests = Counter("ptp_serve_requests", "Requests by what they got", ["route", "status"], registry=own)
+        took = "From a request's head to the end of its answer"
+        self._seconds = Histogram("ptp_serve_request_seconds", took, ["route"], registry=own, buckets=_SECONDS)
+        self._answers = Counter("ptp_serve_answers", "Texts that were answered", by_version, registry=own)
+        self._errors = Counter("ptp_serve_errors", "Texts that were not answered", by_version, registry=own)
+        self._tokens = Counter("ptp_serve_generated_tokens", "Tokens that were generated", by_version, registry=own)
+        self._read = Counter("ptp_serve_read_tokens", "Tokens that generations read", by_version, registry=own)
         self._registry.register(_Observed(live, answerer))
 
     def count_request(self, route: str, status: int, seconds: float) -> None:

@@ -1,6 +1,8 @@
 """The page: three files that hold nothing of anybody; what it shows it asks for itself, with the reader's token."""
 
+from collections.abc import Callable, Coroutine
 from importlib import resources
+from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
@@ -26,7 +28,7 @@ def make_router() -> APIRouter:
     return router
 
 
-def _answer(body: bytes, media: str):
+def _answer(body: bytes, media: str) -> Callable[[], Coroutine[Any, Any, Response]]:
     headers = {"Content-Security-Policy": _POLICY, "X-Frame-Options": "DENY"}
 
     async def answer() -> Response:

@@ -176,6 +176,7 @@ def revoke_token(path: Path, name: str) -> None:
 
 
 def _change(path: Path, name: str, entries: list[Token]) -> None:
+    read_tokens(path)  # nothing is made beside a file that cannot be one
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(path.with_name(f"{path.name}.lock"), mode=0o600):

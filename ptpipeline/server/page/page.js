@@ -84,6 +84,7 @@ function makeRow(alias) {
   name.append(button);
   const version = make("td", alias.version);
   version.title = alias.digest;
+  if (alias.beside) version.append(make("p", describeBeside(alias), "faint"));
   if (alias.refused) version.append(make("p", `A newer promotion is refused: ${alias.refused}`, "bad"));
   const since = new Date(alias.since).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
   row.append(name, make("td", alias.alias), version, make("td", since));
@@ -92,6 +93,11 @@ function makeRow(alias) {
     row.append(make("td", alias.answers ? value.toFixed(0) : "–", "number"));
   }
   return row;
+}
+
+function describeBeside(alias) {
+  const name = `${alias.task}@${alias.beside.version}`;
+  return alias.beside.percent ? `canary: ${name} answers ${alias.beside.percent} %` : `shadow: ${name}`;
 }
 
 function choose(alias) {
