@@ -7,8 +7,9 @@ turns in one process; a ratio is the median of those of the rounds.
     mixed_over_single    = texts/s of 8 tasks mixed, or of 64, whichever is slower / of one task
     many_over_few        = texts/s of 1,024 tasks / of 16; the slower one of all caches in memory, and half of them
     over_bare            = texts/s of 8 tasks mixed / of the base without prompts, ranked in passes of the same size
-    over_peft_switching  = texts/s of 8 tasks mixed / of PEFT with 8 adapters, `set_adapter` before each request
-    over_peft_prefill    = seconds of PEFT / ours, for a single request behind a prompt of 100 virtual tokens
+    over_peft_switching  = texts/s of 8 tasks mixed / of PEFT with 8 adapters, `set_adapter` before each request; P=100
+    over_peft_switching_16 = the same at P=16
+    over_peft_prefill    = seconds of PEFT / ours, for a single request at P=100
     max_logit_err        = largest difference of a float32 logit, rows of a mixed batch against each row alone;
                            methods (prompt, prefix), lengths of prompts (1 to 100) and of texts are mixed
     memory_over_base     = memory of 1,024 loaded prompts without caches / bytes of the base's weights
@@ -48,17 +49,18 @@ from ptpipeline.serving.ranking import Query, rank
 
 LABELS = {"negative": " negative", "positive": " positive"}
 P = 16
-LONG = 100  # virtual tokens of the prompt before single requests
+LONG = 100  # virtual tokens of the prompts that are compared with PEFT
 SIDES = (1, 8, 64)  # tasks of the mixed batches
 ADAPTERS = 8  # of PEFT
 
 
 class Workload(NamedTuple):
-    """A base, words of one token each, prompts of as many tasks as there are, and the generator of all chances."""
+    """A base, words of one token each, prompts of P tokens, some of LONG ones, and the generator of all chances."""
 
     base: FrozenBase
     words: list[str]
     prompts: list[Artifact]
+    long: list[Artifact]
     dice: random.Random
 
     def text(self, tokens: int) -> str:
@@ -75,7 +77,8 @@ def make_workload(base: FrozenBase, tasks: int) -> Workload:
         for token, word in vocabulary
         if word[:1] == " " and word[1:].isascii() and word[1:].isalpha() and base.encode(word, False) == [token]
     ]
-    return Workload(base, words, [make_prompt(base, number, P) for number in range(tasks)], dice)
+    prompts = [make_prompt(base, number, P) for number in range(tasks)]
+    return Workload(base, words, prompts, [make_prompt(base, tasks + number, LONG) for number in range(ADAPTERS)], dice)
 
 
 def make_prompt(base: FrozenBase, number: int, length: int) -> Artifact:
@@ -129,21 +132,21 @@ class Served:
 
     def __init__(self, engine: Engine, work: Workload, tokens: int) -> None:
         self._engine, self._work, self._tokens = engine, work, tokens
-        self._digests = [prompt.digest for prompt in work.prompts]
-        self.bytes_per_cache = count_bytes(engine.find_cache(self._digests[0]))
-        whole = self.bytes_per_cache * len(work.prompts)
-        self._caches = {"all": PrefixCaches(2 * whole), "half": PrefixCaches(whole // 2)}
+        self.bytes_per_cache = count_bytes(engine.find_cache(work.prompts[0].digest))
+        whole = self.bytes_per_cache * (len(work.prompts) + ADAPTERS * LONG // P)
+        half = self.bytes_per_cache * len(work.prompts) // 2
+        self._caches = {"all": PrefixCaches(whole), "half": PrefixCaches(half)}
         engine.caches = self._caches["all"]
         self._batcher = Batcher(engine, 2**20)
-        for prompt in work.prompts:
+        for prompt in (*work.prompts, *work.long):
             self._batcher.hold(prompt)
-        for digest in self._digests:
-            self._caches["half"].keep(digest, engine.find_cache(digest))
+        for prompt in work.prompts:
+            self._caches["half"].keep(prompt.digest, engine.find_cache(prompt.digest))
 
-    def answer(self, tasks: int, texts: int, caches: str = "all") -> None:
-        """Answer that many texts of that many tasks."""
-        self._engine.caches = self._caches[caches]
-        digests = [self._work.dice.choice(self._digests[:tasks]) for _ in range(texts)]
+    def answer(self, tasks: Sequence[Artifact], texts: int, caches: str = "all") -> None:
+        """Answer that many texts of these tasks."""
+        self._engine.caches, own = self._caches[caches], [prompt.digest for prompt in tasks]
+        digests = self._work.dice.choices(own, k=texts)
         asyncio.run(ask(self._batcher, digests, [self._work.text(self._tokens) for _ in digests]))
 
     def count_computed(self, caches: str) -> int:
@@ -164,18 +167,18 @@ def answer_bare(work: Workload, texts: int, tokens: int) -> None:
 
 
 class Peft:
-    """PEFT over a model of its own, with adapters of P virtual tokens each."""
+    """PEFT over a frozen model, with adapters of that many virtual tokens each."""
 
-    def __init__(self, frozen: Any, prompts: Sequence[Tensor]) -> None:
+    def __init__(self, frozen: Any, base: FrozenBase, tokens: int) -> None:
         from peft import PromptTuningConfig, TaskType, get_peft_model
 
-        config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(prompts[0]))
+        config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=tokens)
         self._model: Any = get_peft_model(frozen, config, adapter_name="0").eval()
-        for number in range(1, len(prompts)):
+        for number in range(1, ADAPTERS):
             self._model.add_adapter(str(number), config)
-        for number, prompt in enumerate(prompts):
+        for number in range(ADAPTERS):
             with torch.no_grad():
-                self._model.prompt_encoder[str(number)].embedding.weight.copy_(prompt)
+                self._model.prompt_encoder[str(number)].embedding.weight.copy_(base.embed(torch.arange(tokens)))
 
     @torch.inference_mode()
     def answer(self, ids: list[int], adapter: int = 0) -> Tensor:
@@ -187,10 +190,10 @@ class Peft:
         return logits
 
 
-def answer_switching(peft: Peft, work: Workload, texts: int, tokens: int, adapters: int) -> None:
+def answer_switching(peft: Peft, work: Workload, texts: int, tokens: int) -> None:
     """Answer that many texts with PEFT, each by a random adapter."""
     for _ in range(texts):
-        peft.answer(work.base.encode(work.text(tokens), True), work.dice.randrange(adapters))
+        peft.answer(work.base.encode(work.text(tokens), True), work.dice.randrange(ADAPTERS))
 
 
 def measure_single(
@@ -250,17 +253,19 @@ class Rates:
         )
 
 
-def measure_rates(served: Served, peft: Peft, work: Workload, arguments: argparse.Namespace) -> Rates:
-    """Let all sides take turns."""
-    rates, tokens, texts, tasks = Rates(), arguments.tokens, arguments.texts, arguments.tasks
-    few_texts, many_texts = max(8, texts // 16), tasks * 4
-    served.answer(min(8, tasks), few_texts)  # warms up
+def measure_rates(served: Served, pefts: tuple[Peft, Peft], work: Workload, arguments: argparse.Namespace) -> Rates:
+    """Let all sides take turns; `pefts` have adapters of P and of LONG virtual tokens."""
+    rates, tokens, texts, tasks = Rates(), arguments.tokens, arguments.texts, work.prompts
+    few_texts, many_texts = max(8, texts // 16), len(tasks) * 4
+    sides = {str(count): tasks[:count] for count in SIDES} | {"8, long": work.long}
+    served.answer(tasks[:8], few_texts)  # warms up
     for _ in range(arguments.rounds):
         rates.time("bare", texts, lambda: answer_bare(work, texts, tokens))
-        for side in SIDES:
-            rates.time(str(side), texts, lambda side=side: served.answer(min(side, tasks), texts))  # type: ignore[misc]
-        rates.time("peft switching", few_texts, lambda: answer_switching(peft, work, few_texts, tokens, ADAPTERS))
-        rates.time("few", many_texts, lambda: served.answer(min(16, tasks), many_texts))
+        for side, own in sides.items():
+            rates.time(side, texts, lambda own=own: served.answer(own, texts))  # type: ignore[misc]
+        for side, peft in zip(("peft switching", "peft switching, long"), pefts, strict=True):
+            rates.time(side, few_texts, lambda peft=peft: answer_switching(peft, work, few_texts, tokens))  # type: ignore[misc]
+        rates.time("few", many_texts, lambda: served.answer(tasks[:16], many_texts))
         rates.time("many", many_texts, lambda: served.answer(tasks, many_texts))
         rates.time("many, half in memory", many_texts, lambda: served.answer(tasks, many_texts, "half"))
     return rates
@@ -269,18 +274,15 @@ def measure_rates(served: Served, peft: Peft, work: Workload, arguments: argpars
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the figures under the names that the last line prints."""
     base, load_again = load_pair(arguments.base, arguments.dtype)
-    work, tokens = make_workload(base, arguments.tasks), arguments.tokens
+    work, tokens, frozen = make_workload(base, arguments.tasks), arguments.tokens, load_again()
     engine, memory = measure_memory(base, work.prompts)
-    adapters = [base.embed(torch.arange(number * P, (number + 1) * P)).float() for number in range(ADAPTERS)]
-    frozen = load_again()
+    short, long = Peft(frozen, base, P), Peft(frozen, base, LONG)
     with closing(Served(engine, work, tokens)) as served:
-        rates = measure_rates(served, Peft(frozen, adapters), work, arguments)
-    long = make_prompt(base, 10**6, LONG)
-    engine.load(long)
-    one = Peft(load_again(), [base.embed(torch.arange(LONG)).float()])
+        rates = measure_rates(served, (short, long), work, arguments)
+    digest = work.long[0].digest
     prefill = measure_single(
-        lambda text: engine.score_labels([Question(long.digest, {"text": text})]),
-        lambda text: one.answer(base.encode(text, True)),
+        lambda text: engine.score_labels([Question(digest, {"text": text})]),
+        lambda text: long.answer(base.encode(text, True)),
         work,
         tokens,
     )
@@ -313,7 +315,8 @@ def compute_ratios(rates: dict[str, list[float]]) -> dict[str, float]:
         "mixed_over_single": min(over("8", "1"), over("64", "1")),
         "many_over_few": min(many, half),
         "over_bare": over("8", "bare"),
-        "over_peft_switching": over("8", "peft switching"),
+        "over_peft_switching": over("8, long", "peft switching, long"),
+        "over_peft_switching_16": over("8", "peft switching"),
         "many_all_in_memory": many,
         "many_half_in_memory": half,
     }

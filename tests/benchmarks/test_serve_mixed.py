@@ -4,7 +4,8 @@ from benchmarks.serve_mixed import main
 from tests.benchmarks.conftest import Measure
 
 RATIOS = {"mixed_over_single", "many_over_few", "over_bare", "over_peft_switching", "over_peft_prefill"}
-SIDES = {"bare", "1", "8", "64", "peft switching", "few", "many", "many, half in memory"}
+SIDES = {"bare", "1", "8", "64", "8, long", "peft switching", "peft switching, long"}
+SIDES |= {"few", "many", "many, half in memory"}
 
 
 def test_last_line_holds_the_ratios_and_the_error(measure: Measure) -> None:
