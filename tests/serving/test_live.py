@@ -347,6 +347,15 @@ def test_a_server_that_starts_verifies_in_the_store_what_it_kept(server: Server,
     assert again.live.find(TASK).number == 1
 
 
+def test_what_the_store_confirms_after_a_start_is_not_computed_again(
+    server: Server, store: Away, tmp_path: Path
+) -> None:
+    again = Server(store, tmp_path / "home")
+    again.live.hold_last_good()
+    again.poll()
+    assert again.holder.held == [digest(1)]
+
+
 def test_the_last_good_set_keeps_no_more_than_is_held(server: Server, store: Away, tmp_path: Path) -> None:
     for number in (2, 3):
         point(store, number, digest(number), number)
