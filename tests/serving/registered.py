@@ -28,7 +28,7 @@ class Clock:
 
 
 class OnEngine:
-    """What holds prompts as the batcher does, in the thread that asks, over a real engine; it notes what came and went."""
+    """What holds prompts as the batcher does, in the thread that asks, over a real engine, and notes them."""
 
     def __init__(self) -> None:
         self.engine = Engine(tiny())
