@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from ptpipeline.errors import DataError, PtpError, place_of
 from ptpipeline.server.answers import Chatted, Completed, describe
 from ptpipeline.server.bodies import Chat, Completion, Generate, JsonRoute, name_fields
+from ptpipeline.server.feedback import watch_texts
 from ptpipeline.server.refusals import Refusal, refuse
 from ptpipeline.server.service import Service, caller_of, id_of, log, name_version
 from ptpipeline.serving.served import Served
@@ -122,6 +123,7 @@ async def _generate(
     service.note_texts(request, served, texts)
     started = _Started(service, id_of(request), served, form)
     generating = [service.answerer.generate(served.digest, text, sampling, service.limits.patience) for text in texts]
+    generating = watch_texts(service, request, served, given, sampling, generating)
     if not body.stream:
         return await started.answer(generating)
     usage = body.stream_options is not None and body.stream_options.include_usage

@@ -201,7 +201,8 @@ class Live:
             except Exception as error:  # noqa: BLE001 - the thread that follows the store outlives every fault
                 log.error("the look at the store failed: %s", place_of(error))
             self._looked.set()
-            self._stopped.wait(max(EVERY, time.monotonic() - began))  # at most half of the time is spent on looking
+            took = time.monotonic() - began
+            self._stopped.wait(min(max(EVERY, took), 2 * EVERY))  # many pointers take time; a store that hung, no more
 
     def hold_last_good(self) -> None:
         """Hold what this server answered with when it ended; what was damaged since is told and left out."""
@@ -311,7 +312,7 @@ class Live:
         """
         if not self.server:
             return
-        promotions = [alias.promotion for alias in self._aliases.values()]
+        promotions = [alias.promotion for alias in self._aliases.copy().values()]
         holds = sorted({*self._holdings.list(), *further})
         observed = sorted(Observed(row.task, row.alias, row.seq, row.version) for row in promotions)
         told = (holds, observed, self._refused.list())
@@ -322,8 +323,7 @@ class Live:
             report_holdings(self.store, self.server, *told, self.trials.list())
         except PtpError as error:  # the pointers keep what they name from being deleted too
             log.warning("the store was not told what this server holds: %s", error)
-        else:
-            self._reported = (told, self.clock())
+        self._reported = (told, self.clock())  # what the store did not take is told again in a minute, or if it changes
 
 
 def _list_holdings(promotions: Iterable[Promotion]) -> list[Holding]:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ptpipeline.errors import ArtifactError, ContextError, DataError, NotFound, Overloaded, PtpError, TimedOut
+from ptpipeline.models.frozen import PrefixCache
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.prompts import Generation
 from ptpipeline.serving.batcher import Batcher
@@ -128,6 +129,31 @@ def test_an_error_that_is_not_ours_tells_the_place_and_no_text() -> None:
     assert isinstance(good, dict)
     assert "RuntimeError" in str(bad)
     assert "secret" not in str(bad)
+
+
+def test_caches_that_the_next_rows_lack_are_computed_in_the_same_pass() -> None:
+    passes = list[int]()
+
+    class Counting(Engine):
+        def _compute_caches(self, digests: Sequence[str]) -> dict[str, PrefixCache]:
+            passes.append(len(digests))
+            return super()._compute_caches(digests)
+
+    engine = Counting(tiny())
+    made = [artifact(tiny(), embeddings(tiny(), " yes"), task=f"task-{number}") for number in range(40)]
+
+    async def run(batcher: Batcher) -> None:
+        with busy(batcher):
+            asked = [ask(batcher, one, "the good film and the awful plot " * 5) for one in made]
+            await asyncio.sleep(0.5)
+            for one in made[1:]:
+                engine.caches.drop(one.digest)
+        passes.clear()
+        await asyncio.gather(*asked)
+
+    with serving(*made, engine=engine) as batcher:
+        asyncio.run(run(batcher))
+    assert passes == [39]
 
 
 def test_a_prompt_that_is_not_held_is_not_found() -> None:

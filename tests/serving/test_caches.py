@@ -1,5 +1,8 @@
 """Prefix caches in memory: bounded in bytes, those used last stay, and what was dropped is computed again."""
 
+import gc
+import tracemalloc
+
 import pytest
 import torch
 
@@ -8,6 +11,7 @@ from ptpipeline.models.frozen import KeyValues, PrefixCache
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.initialise import compute_activations
 from ptpipeline.prompts.tensors import pack_ensemble
+from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.serving.caches import PrefixCaches, copy_entries, count_bytes
 from ptpipeline.serving.engine import Engine, Question
 from tests.evaluation.probed import artifact, embeddings, fields, tiny
@@ -107,3 +111,31 @@ def test_a_prompt_that_was_unloaded_is_unknown() -> None:
     with pytest.raises(NotFound, match=made.digest[:12]):
         engine.score_labels([Question(made.digest, {"text": "a"})])
     assert engine.caches.size == 0
+
+
+def test_a_thousand_prompts_stay_while_their_caches_keep_the_bound() -> None:
+    engine, digests = Engine(tiny(), 20_000), list[str]()
+    for number in range(1024):
+        made = artifact(tiny(), embeddings(tiny(), " yes"), seed=number)
+        engine.add(made)
+        digests.append(made.digest)
+    first = engine.score_labels([Question(digest, {"text": "a film"}) for digest in digests])
+    assert engine.caches.size <= 20_000
+    again = engine.score_labels([Question(digest, {"text": "a film"}) for digest in reversed(digests)])
+    torch.testing.assert_close(first, again[::-1], rtol=0, atol=1e-4)
+
+
+def test_a_loaded_prompt_takes_little_more_memory_than_its_tensors() -> None:
+    engine = Engine(tiny())
+    bodies = [artifact(tiny(), embeddings(tiny(), " yes"), seed=number) for number in range(100)]
+    engine.add(bodies.pop())
+    texts = [one.manifest.model_dump_json() for one in bodies]
+    tracemalloc.start()
+    for text, one in zip(texts, bodies, strict=True):
+        engine.add(Artifact(PromptManifest.model_validate_json(text), bytes(bytearray(one.tensors))))
+    gc.collect()
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (
+        used / len(bodies) - len(bodies[0].tensors) < 16_000
+    )  # 15% of 135M weights in 16 bits is 40 kB for each of 1,024

@@ -1,11 +1,12 @@
 """A server answers with what the pointers show, as soon as all of it holds, and with what it had until then."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from ptpipeline.errors import ArtifactError, NotFound, Overloaded, ServiceUnavailable
+from ptpipeline.errors import ArtifactError, NotFound, Overloaded, PtpError, ServiceUnavailable
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.versions import Beside
@@ -177,6 +178,31 @@ def test_a_server_of_some_tasks_serves_no_other(store: Away, tmp_path: Path) -> 
     with pytest.raises(NotFound, match="this server does not serve it"):
         live.find(TASK)
     assert [row.task for row in live.observe().promotions] == ["books"]
+
+
+def test_requests_of_many_threads_get_versions_that_are_held(
+    server: Server, store: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holdings, "RETAINED", 3 * EVERY)  # versions come and go all the time
+    lost, stopped = list[str](), threading.Event()
+
+    def ask() -> None:
+        while not stopped.is_set():
+            for reference in (TASK, f"{TASK}@3", f"{TASK}@sha256:{digest(4)}"):
+                found = server.live.find(reference)
+                if found.digest not in server.holder.engine._loaded:
+                    lost.append(reference)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for seq in range(2, 30):
+        point(store, 1 + seq % 3, digest(1 + seq % 3), seq)
+        server.poll()
+    stopped.set()
+    for thread in threads:
+        thread.join()
+    assert lost == []
 
 
 # ---------------------------------------------------------------- refusals
@@ -415,3 +441,32 @@ def test_a_canary_whose_bytes_do_not_hold_is_refused_whole(server: Server, store
     server.poll()
     assert "truncated or altered" in server.reasons()[0]
     assert {server.live.find(TASK, str(key)).number for key in range(100)} == {1}
+
+
+# ---------------------------------------------------------------- a day alone
+
+
+def test_a_day_without_the_store_fails_no_request(server: Server, store: Away, tmp_path: Path) -> None:
+    """MLflow, Prefect and the ledger's database are never asked. The clock passes a day, with a restart at noon."""
+    store.away, answers, failures = True, 0, []
+    running = server
+    for second in range(0, 86_400, 60):
+        running.poll(60)
+        if second == 43_200:
+            running = Server(store, tmp_path / "home")
+            running.live.hold_last_good()
+        for reference in (TASK, f"{TASK}@production", f"{TASK}@1", f"{TASK}@sha256:{digest(1)}"):
+            try:
+                served = running.live.find(reference, str(second))
+            except PtpError as error:
+                failures.append(error)
+            else:
+                answers += served.digest == digest(1)
+    assert (answers, failures) == (4 * 1440, [])
+    assert running.live.observe().refused == []
+    [scores] = running.holder.engine.score_labels([Question(digest(1), {"text": "good film"})])
+    assert len(scores) == 2
+    store.away = False
+    point(store, 2, digest(2), 2)
+    running.poll(60)
+    assert running.live.find(TASK).number == 2
