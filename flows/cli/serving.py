@@ -25,6 +25,14 @@ def serve(
     base: Annotated[
         str | None, typer.Option("--base", help="The base model to load, if the tasks use several.")
     ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            "--upstream",
+            metavar="URL",
+            help="Let this vLLM server compute (key: PTP_UPSTREAM_KEY); only the base's embeddings are loaded here.",
+        ),
+    ] = None,
     tokens: TokenPath = None,
     anyone: Annotated[
         bool, typer.Option("--anyone", help="Ask for no token: every user of this machine may ask. Loopback only.")
@@ -60,7 +68,7 @@ def serve(
     log_plainly(logging.INFO)
     settings = load_settings()
     address = Address(host, port, tls_cert, tls_key, drain)
-    start(settings, Options(address, None if anyone else _find_file(tokens), base, None, log_texts))
+    start(settings, Options(address, None if anyone else _find_file(tokens), base, upstream, log_texts))
 
 
 @app.command()
