@@ -52,6 +52,7 @@ TOPICS = {
     "registry/versions/test_guards.py": "what guards every verb that moves an alias",
     "registry/versions/test_mlflow_recheck.py": "what changes while an edit in MLflow is judged",
     "registry/versions/test_steps.py": "the order of publishing and projecting",
+    "server/test_fuzz.py": "whatever a client sends, by the OpenAPI schema",
     "serving/test_scoring.py": "length normalisation and calibration of a ranking",
     "storage/test_durability.py": "what is synced before it is seen",
     "storage/test_faults.py": "a network that fails",

@@ -12,7 +12,7 @@ from flows.cli.terminal import log_plainly, say
 
 TokenPath = Annotated[
     Path | None,
-    typer.Option("--tokens", metavar="FILE", help="The file of tokens; by default serve/tokens.json in PTP_HOME."),
+    typer.Option("--tokens", metavar="FILE", help="The file of tokens; by default serving/tokens.json in PTP_HOME."),
 ]
 
 
@@ -24,6 +24,14 @@ def serve(
     host: Annotated[str, typer.Option("--host", help="Listen on this address.")] = "127.0.0.1",
     base: Annotated[
         str | None, typer.Option("--base", help="The base model to load, if the tasks use several.")
+    ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(
+            "--upstream",
+            metavar="URL",
+            help="Let this vLLM server compute (key: PTP_UPSTREAM_KEY); only the base's embeddings are loaded here.",
+        ),
     ] = None,
     tokens: TokenPath = None,
     anyone: Annotated[
@@ -60,7 +68,7 @@ def serve(
     log_plainly(logging.INFO)
     settings = load_settings()
     address = Address(host, port, tls_cert, tls_key, drain)
-    start(settings, Options(address, None if anyone else _find_file(tokens), base, None, log_texts))
+    start(settings, Options(address, None if anyone else _find_file(tokens), base, upstream, log_texts))
 
 
 @app.command()
@@ -102,4 +110,4 @@ def token(
 def _find_file(path: Path | None) -> Path:
     from ptpipeline.settings import load_settings, resolve_path
 
-    return load_settings().home / "serve" / "tokens.json" if path is None else resolve_path(path)
+    return load_settings().home / "serving" / "tokens.json" if path is None else resolve_path(path)

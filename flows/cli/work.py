@@ -215,17 +215,26 @@ def predict(
 def export(
     reference: Reference,
     to: Annotated[
-        Path, typer.Option("--to", metavar="FOLDER", help="A new or empty folder; all files are written, or none.")
-    ],
+        Path | None,
+        typer.Option(
+            "--to",
+            metavar="FOLDER",
+            help="A new or empty folder; all files are written, or none. Only MLflow goes without: into the server.",
+        ),
+    ] = None,
     form: Annotated[
-        Literal["peft", "npy"],
-        typer.Option("--format", help="A PEFT adapter, or NumPy arrays; both with the manifest."),
+        Literal["peft", "npy", "vllm", "mlflow"],
+        typer.Option(
+            "--format",
+            help="A PEFT adapter, NumPy arrays, a tensor with a client for vLLM, or a model for MLflow.",
+        ),
     ] = "peft",
     as_json: Json = False,
 ) -> None:
-    """Write a version for PEFT or NumPy.
+    """Write a version for PEFT, NumPy, vLLM or MLflow.
 
-    `PeftModel.from_pretrained` loads the folder and computes the same.
+    `PeftModel.from_pretrained` loads the folder of an adapter and computes the same. README.md in a folder for vLLM
+    says how to start and to ask it. `mlflow.pyfunc.load_model` and `mlflow models serve` take what is for MLflow.
     """
     from flows.cli.render import print_record
     from flows.on_demand.export import export as write

@@ -8,21 +8,17 @@ import copy
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ptpipeline.models.fetch import is_away, read_weights
 from ptpipeline.models.memory import choose_pass_tokens, choose_prompt_tokens
-from ptpipeline.models.plain import PlainEncoder
 from ptpipeline.models.slots import Begun, Slots
-
-if TYPE_CHECKING:  # the passes run where nothing but torch, transformers and PEFT is installed (benchmarks/gpu.py)
-    from ptpipeline.models.chat import ChatTemplate
-    from ptpipeline.records.prompts import BaseModelRef
+from ptpipeline.models.vocabulary import Vocabulary
 
 
 class KeyValues(NamedTuple):
@@ -119,21 +115,8 @@ def pad_batch(rows: Sequence[Sequence[int]], device: torch.device, width: int = 
 
 
 @dataclass(frozen=True)
-class FrozenBase(ABC):
-    """One frozen model in eval mode, its tokenizer, what it hashes to, its compute type and its context length."""
-
-    model: Any
-    tokenizer: Any
-    ref: "BaseModelRef"
-    dtype: torch.dtype
-    context: int
-    earlier: "BaseModelRef | None" = field(default=None, kw_only=True)
-    chat: "ChatTemplate | None" = field(default=None, kw_only=True)
-
-    @property
-    def known(self) -> "tuple[BaseModelRef, ...]":
-        """All fingerprints that prompts of this base may name: today's, and the one that the same files had before."""
-        return (self.ref,) if self.earlier is None else (self.ref, self.earlier)
+class FrozenBase(Vocabulary, ABC):
+    """One frozen model in eval mode, with all its layers."""
 
     @abstractmethod
     def compute_prefix(self, prompts: Sequence[SoftPrompt]) -> PrefixCache:
@@ -172,12 +155,6 @@ class FrozenBase(ABC):
         """Return whether a row of so many tokens, prompt included, computes the same whichever rows are beside it."""
         return True
 
-    @property
-    def device(self) -> torch.device:
-        """The device that computes, where the weights lie that fit into it."""
-        device: torch.device = self.model.device
-        return device
-
     @cached_property
     def tokens_per_pass(self) -> int:
         """How many padded tokens one training pass holds on this device."""
@@ -187,35 +164,6 @@ class FrozenBase(ABC):
     def prompt_tokens(self) -> int:
         """How many padded virtual tokens the prompts of one training step have together at most on this device."""
         return choose_prompt_tokens(self.tokens_per_pass)
-
-    @cached_property
-    def bos(self) -> int | None:
-        """The token that the tokenizer puts before every text; None if it puts none."""
-        first = self.encode("a", True)[:1]
-        return first[0] if first == [self.tokenizer.bos_token_id] else None
-
-    @property
-    def end_tokens(self) -> frozenset[int]:
-        """Tokens that end a decoded text."""
-        stated = getattr(self.model.generation_config, "eos_token_id", None)
-        ends = stated if isinstance(stated, list) else [stated, self.tokenizer.eos_token_id]
-        return frozenset(token for token in ends if token is not None)
-
-    def encode(self, text: str, special: bool) -> list[int]:
-        """Return the token ids of a text; with `special` those that the tokenizer adds around an input (BOS) too.
-
-        No text becomes a control token: `</s>` is four characters here.
-        """
-        return self._plain.encode(text, special)
-
-    @cached_property
-    def _plain(self) -> PlainEncoder:
-        return PlainEncoder(self.tokenizer)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Return the embeddings [..., H] of ids [...] from the embedding module, which scales them in some families."""
-        embedded: Tensor = self.model.get_input_embeddings()(ids.to(self.device))
-        return embedded
 
     def compute_logits(self, states: Tensor) -> Tensor:
         """Return next-token logits [N, V] in float32 of states [N, H], capped or scaled as the model's own are."""

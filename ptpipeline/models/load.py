@@ -26,6 +26,7 @@ from ptpipeline.models.offload import (
     place_layers,
 )
 from ptpipeline.models.seq2seq import FAMILIES, Seq2SeqBase
+from ptpipeline.models.vocabulary import Vocabulary
 from ptpipeline.models.weights import read_headers
 from ptpipeline.settings import COMPUTE_TYPES
 
@@ -80,6 +81,53 @@ def load_base(prepared: PreparedBase, dtype: str, rooms: Rooms | None = None) ->
     prepared.files.check_unchanged()
     with _reading(prepared, "its layers", "this model is built in a way that is not supported; choose another"):
         return _build(prepared, model, tokenizer, chosen)
+
+
+def load_vocabulary(prepared: PreparedBase) -> Vocabulary:
+    """Return the tokenizer and the embeddings of a causal base, in their stored type; no layer is read.
+
+    Raises BaseModelError if the folder holds no such model or changes meanwhile, or if it is an encoder-decoder.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    with prepared.files.view() as folder:
+        with _reading(prepared, "config.json", "it states no language model that transformers knows; choose another"):
+            config = AutoConfig.from_pretrained(folder, **_CLOSED)
+            _refuse_encoder(prepared.name, config)
+            text = config.get_text_config()
+            text.num_hidden_layers = 0
+            if getattr(text, "layer_types", None) is not None:
+                text.layer_types = []
+        with _reading(prepared, "its embeddings", "config.json asks for what cannot be loaded; choose another model"):
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                folder, config=config, dtype="auto", **_WHOLE, **_CLOSED
+            )
+        _check_whole(f"base model {prepared.name}: {prepared.folder}", loaded)
+        with _reading(
+            prepared, "its tokenizer", "tokenizer.json is damaged or of a newer transformers; fetch it again"
+        ):
+            tokenizer = AutoTokenizer.from_pretrained(folder, **_CLOSED)
+        tokenizer.name_or_path = str(prepared.folder)  # the view is gone soon
+    model.set_output_embeddings(torch.nn.Identity())  # often as large as the embeddings, and nothing is computed
+    model.requires_grad_(False)
+    model.eval()
+    embedding = model.get_input_embeddings().weight
+    embedding.data = embedding.data.clone()  # out of the file, onto which transformers maps it
+    prepared.files.check_unchanged()
+    context = _read_context_length(prepared.name, config, tokenizer)
+    known: dict[str, Any] = {"earlier": prepared.earlier, "chat": prepared.files.read_chat_template()}
+    return Vocabulary(model, tokenizer, prepared.ref, embedding.dtype, context, **known)
+
+
+def _refuse_encoder(name: str, config: Any) -> None:
+    if config.is_encoder_decoder:
+        raise BaseModelError(
+            f"base model {name}: it is an encoder-decoder, whose prompts stand before the encoder's input; vLLM takes "
+            "embeddings for causal models alone: serve it here, without --upstream"
+        )
 
 
 @contextmanager

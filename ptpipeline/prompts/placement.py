@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ptpipeline.errors import ContextError
-from ptpipeline.models.frozen import FrozenBase, KeyValues, SoftPrompt
+from ptpipeline.models.frozen import KeyValues, SoftPrompt
+from ptpipeline.models.vocabulary import Vocabulary
 from ptpipeline.records.prompts import Placement
 
 
-def place_prompt(base: FrozenBase, prompt: SoftPrompt, placement: Placement) -> SoftPrompt:
+def place_prompt(base: Vocabulary, prompt: SoftPrompt, placement: Placement) -> SoftPrompt:
     """Return what the model reads before the text: the prompt [P, H], or `[BOS][prompt]` [1 + P, H]."""
     if placement == "before_bos" or isinstance(prompt, KeyValues):
         return prompt
@@ -22,7 +23,7 @@ def count_extra_tokens(placement: Placement) -> int:
     return 1 if placement == "after_bos" else 0
 
 
-def build_text_encoder(base: FrozenBase, placement: Placement) -> Callable[[str, bool], list[int]]:
+def build_text_encoder(base: Vocabulary, placement: Placement) -> Callable[[str, bool], list[int]]:
     """Return the base's tokenizer for texts behind such a prompt: without BOS if that stands before the prompt.
 
     Raises ContextError if the placement needs a BOS and the tokenizer puts none before a text.
@@ -38,7 +39,7 @@ def drop_bos(ids: Sequence[int], bos: int | None) -> list[int]:
     return list(ids[1:] if bos is not None and ids[:1] == [bos] else ids)
 
 
-def _require_bos(base: FrozenBase) -> int:
+def _require_bos(base: Vocabulary) -> int:
     if base.bos is None:
         raise ContextError(
             f"tune.placement: after_bos, but the tokenizer of {base.ref.name} puts no BOS before a text; set it to "

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from fastapi import FastAPI
 
-from ptpipeline.errors import PtpError, SettingsError, TimedOut
-from ptpipeline.models.base import prepare_base
+from ptpipeline.errors import PtpError, SettingsError, TimedOut, place_of
+from ptpipeline.models.base import PreparedBase, prepare_base
 from ptpipeline.models.compute_type import choose_dtype
 from ptpipeline.models.load import load_base
 from ptpipeline.server.application import make_application
@@ -25,6 +25,7 @@ from ptpipeline.server.service import Service
 from ptpipeline.server.tokens import Tokens
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.engine import Engine
+from ptpipeline.serving.gateway import open_gateway
 from ptpipeline.serving.live import Live
 from ptpipeline.serving.memory import Memory
 from ptpipeline.settings import LOOPBACK, Settings, check_place
@@ -59,9 +60,7 @@ def serve(settings: Settings, options: Options) -> None:
     name, tasks = _choose_base(settings, options.base)
     server = Server(options.address, leaving)
     prepared = prepare_base(name, settings)
-    choice = choose_dtype(prepared, settings)
-    log.info("%s computes in %s: %s", name, choice.dtype, choice.reason)
-    answerer = Batcher(Engine(load_base(prepared, choice.dtype)))
+    answerer = open_gateway(prepared, options.upstream) if options.upstream else _load_batcher(prepared, settings)
     reported = re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()}-{server.port}").lstrip("._-")
     live = Live(store, answerer, Memory(settings.home), settings.home, server=reported, tasks=tasks)
 
@@ -69,10 +68,10 @@ def serve(settings: Settings, options: Options) -> None:
     async def run(_: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.create_task(asyncio.to_thread(_start, live))  # meanwhile probes are answered
         yield
-        await starting
         with contextlib.suppress(TimedOut):
             await answerer.drain(END_SECONDS)
         await asyncio.to_thread(live.stop)
+        await starting
         await asyncio.to_thread(answerer.close)
 
     service = Service(live, answerer, Limits(), Metrics(live, answerer), options.log_texts)
@@ -80,11 +79,19 @@ def serve(settings: Settings, options: Options) -> None:
     server.run(make_application(service, tokens, leaving, run))
 
 
+def _load_batcher(prepared: PreparedBase, settings: Settings) -> Batcher:
+    choice = choose_dtype(prepared, settings)
+    log.info("%s computes in %s: %s", prepared.name, choice.dtype, choice.reason)
+    return Batcher(Engine(load_base(prepared, choice.dtype)))
+
+
 def _start(live: Live) -> None:
     try:
         live.start()
     except PtpError as error:
         log.error("%s", error)
+    except Exception as error:  # noqa: BLE001 - whoever asks is told that nothing is ready, and this is why
+        log.error("%s", place_of(error))
     log.info("%s versions are loaded", live.observe().held)
 
 

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 from ptpipeline.data.batches import group_by_length
-from ptpipeline.data.tokens import LabelTokens, apply_scoring, encode_text, label_tokens
-from ptpipeline.errors import ArtifactError, DataError, NotFound
+from ptpipeline.data.tokens import LabelTokens
+from ptpipeline.errors import ArtifactError, NotFound
 from ptpipeline.models.frozen import FrozenBase, KeyValues, PrefixCache, SoftPrompt, stack_caches
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.prompts.placement import build_text_encoder, place_prompt
+from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.prompts.tensors import check_base, unpack
 from ptpipeline.serving.answers import Opening
 from ptpipeline.serving.answers import generate as generate_texts
 from ptpipeline.serving.caches import CACHE_BYTES, PrefixCaches, copy_entries
 from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import Query, choose_pass_tokens, compute_prior, rank
+from ptpipeline.serving.tokens import check_labels, encode_fields, encode_labels, find_limit
 from ptpipeline.task.template import Fields, read_template
 
 STACKED_SLOTS = 4096  # virtual tokens whose keys and values are copied together for the rows of one call
@@ -89,7 +90,7 @@ class Engine:
         digest = artifact.digest
         if digest not in self._loaded:
             check_base(artifact, *self.base.known)
-            loaded = LoadedPrompt(artifact, tuple(members), self._encode_labels(artifact))
+            loaded = LoadedPrompt(artifact, tuple(members), encode_labels(self.base, artifact.manifest))
             self._place_prompts(loaded)
             self._loaded[digest] = loaded
         return self._loaded[digest]
@@ -136,9 +137,7 @@ class Engine:
         Raises ContextError if it does not fit beside its prompt, DataError if a field is missing or unknown.
         """
         manifest = self.find(question.digest).artifact.manifest
-        encode, where = build_text_encoder(self.base, manifest.placement), f"text {number} for {manifest.task}"
-        template, limit = read_template(manifest), manifest.max_input_tokens
-        ids = encode_text(template, question.fields, limit, where, encode, manifest.too_long)
+        ids = encode_fields(self.base, manifest, question.fields, f"text {number} for {manifest.task}")
         return Rendered(question.digest, ids)
 
     def score_labels(self, questions: Sequence[Question]) -> list[Tensor]:
@@ -180,17 +179,12 @@ class Engine:
     def find_labels(self, digest: str) -> LabelTokens:
         """Return the labels of a loaded prompt; raises DataError if it answers with a text."""
         loaded = self.find(digest)
-        if not loaded.labels.names:
-            manifest = loaded.artifact.manifest
-            raise DataError(f"{manifest.task} answers {manifest.answers}: it has no labels to rank; ask for a text")
+        check_labels(loaded.artifact.manifest)
         return loaded.labels
 
     def find_limit(self, digest: str) -> int:
         """Return how many tokens a loaded prompt generates at most; raises DataError if it answers with labels."""
-        manifest = self.find(digest).artifact.manifest
-        if manifest.generate is None:
-            raise DataError(f"{manifest.task} answers {manifest.answers}: it generates no text; ask for a label")
-        return manifest.generate.max_new_tokens
+        return find_limit(self.find(digest).artifact.manifest)
 
     def probe(self, digest: str) -> None:
         """Answer one short question with a loaded prompt; raises ArtifactError if the answer is no finite number."""
@@ -205,12 +199,6 @@ class Engine:
             raise ArtifactError(
                 f"{manifest.task} {digest[:12]}: its first answer is no finite number on this base; train it again"
             )
-
-    def _encode_labels(self, artifact: Artifact) -> LabelTokens:
-        manifest = artifact.manifest
-        encode = build_text_encoder(self.base, manifest.placement) if manifest.scoring.calibrated else self.base.encode
-        labels = label_tokens(manifest.task, manifest.labels, self.base.encode)
-        return apply_scoring(labels, manifest.scoring, read_template(manifest), manifest.max_input_tokens, encode)
 
     def _divide(self, texts: Sequence[Rendered]) -> Iterator[list[int]]:
         """Yield the places of texts that run together: in rising length, with no more prompts than STACKED_SLOTS."""

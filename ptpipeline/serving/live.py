@@ -38,6 +38,8 @@ STOP = 5.0  # seconds that an end waits for a look at the store
 READERS = 8  # pointers that are read at the same time
 MISSED = 10_000  # names without a pointer that are remembered until the next look
 
+_VERSION = re.compile(f"[0-9]+$|{SHA}")
+
 log = logging.getLogger(__name__)
 
 
@@ -93,15 +95,32 @@ class Live:
         Raises NotFound; ServiceUnavailable if the version is not held and the store is away; Overloaded if too many are
         held by number or digest; and what the prompt is refused for.
         """
-        task, at, name = reference.partition("@")
-        by_digest = at and name.startswith(SHA)
-        if not (by_digest and is_name(task)):
+        if (served := self.peek(reference, key)) is not None:
+            return served
+        task, name = self._split(reference)
+        if _VERSION.match(name):
+            return self._load_version(task, name)
+        return self._choose(self._meet(Place(task, name)), key)
+
+    def peek(self, reference: str, key: str = "") -> Served | None:
+        """Return what `find` returns if it is held, else None. This waits for nothing. Raises NotFound for no name."""
+        task, name = self._split(reference)
+        if _VERSION.match(name):
+            held = self._holdings.find(task, name)
+            return None if held is None else Served.of(held)
+        alias = self._aliases.get(Place(task, name))
+        return None if alias is None else self._choose(alias, key)
+
+    def _split(self, reference: str) -> tuple[str, str]:
+        """Return task and alias, number, or `sha256:` and digest; NotFound if it is none, or of another task."""
+        task, _, name = reference.partition("@")
+        if not (name.startswith(SHA) and is_name(task)):
             task, name = split_reference(reference)
         if self.tasks and task not in self.tasks:
             raise NotFound(f"{task}: this server does not serve it; it was started for other tasks")
-        if by_digest or re.fullmatch("[0-9]+", name):
-            return self._find_version(task, name)
-        alias = self._aliases.get(Place(task, name)) or self._meet(Place(task, name))
+        return task, name
+
+    def _choose(self, alias: Alias, key: str) -> Served:
         served = alias.choose(key)
         self._holdings.use(served.digest)
         return served
@@ -121,14 +140,11 @@ class Live:
         """Whether requests can be answered: the store was looked at once, or a last good set is held."""
         return self._looked.is_set() and (self._reached is not None or bool(self._aliases))
 
-    def _find_version(self, task: str, name: str) -> Served:
-        """Return a version by its number, or by `sha256:` and its digest."""
-        held = self._holdings.find(task, name)
-        if held is None:
-            self._check_reachable()
-            with self._changing:
-                held = self._holdings.find(task, name) or self._load(task, name)
-        return Served.of(held)
+    def _load_version(self, task: str, name: str) -> Served:
+        """Load a version that is not held, by its number, or by `sha256:` and its digest."""
+        self._check_reachable()
+        with self._changing:
+            return Served.of(self._holdings.find(task, name) or self._load(task, name))
 
     def _load(self, task: str, name: str) -> Held:
         digest = name.removeprefix(SHA)

@@ -105,7 +105,11 @@ def load(reference: str, settings: Settings | None = None, allow_older: bool = F
     """
     settings = settings or load_settings()
     check_place(settings, "store")
-    resolved = resolve(open_signed_store(settings), reference, Memory(settings.home, allow_older))
+    return open_predictor(resolve(open_signed_store(settings), reference, Memory(settings.home, allow_older)), settings)
+
+
+def open_predictor(resolved: Resolved, settings: Settings) -> Predictor:
+    """Return the predictor of a version on its base model. Raises BaseModelError, ArtifactError, ServiceUnavailable."""
     with ThreadPoolExecutor(1) as pool:
         preparing = pool.submit(prepare_base, resolved.artifact.manifest.base_model.name, settings)
         # The weights are hashed while torch is imported: each takes a second, and one needs no interpreter.

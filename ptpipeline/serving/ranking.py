@@ -80,8 +80,14 @@ def compute_prior(base: FrozenBase, cache: PrefixCache | None, labels: LabelToke
     The label probabilities of each text sum to 1. A score less this is the log of `W p` with `W = diag(p_cf)^-1`
     (Zhao et al. 2021, section 4), up to a constant.
     """
-    scores = _compute_log_likelihoods(base, cache, [Query(list(ids), labels, prompt) for ids in labels.content_free])
-    return torch.stack(scores).log_softmax(-1).logsumexp(0) - math.log(len(scores))
+    return average(
+        _compute_log_likelihoods(base, cache, [Query(list(ids), labels, prompt) for ids in labels.content_free])
+    )
+
+
+def average(scores: Sequence[Tensor]) -> Tensor:
+    """Return the log of each label's mean probability [labels] over texts with these scores [labels] each."""
+    return torch.stack(list(scores)).log_softmax(-1).logsumexp(0) - math.log(len(scores))
 
 
 def _compute_log_likelihoods(base: FrozenBase, cache: PrefixCache | None, queries: Sequence[Query]) -> list[Tensor]:
@@ -109,14 +115,12 @@ def _compute_log_likelihoods(base: FrozenBase, cache: PrefixCache | None, querie
             groups = group_by_length(branching, lambda row: before + row.input.length, KEPT_SLOTS)
             for group in count(groups, len(branching)):
                 _score_branches(causal, cache, group, scores)
-    return [
-        score / _count_tokens(query.labels) if query.labels.normalised else score
-        for score, query in zip(scores, queries, strict=True)
-    ]
+    return [normalise(score, query.labels) for score, query in zip(scores, queries, strict=True)]
 
 
-def _count_tokens(labels: LabelTokens) -> Tensor:
-    return torch.tensor([float(len(tokens)) for tokens in labels.ids])
+def normalise(score: Tensor, labels: LabelTokens) -> Tensor:
+    """Return log-likelihoods [labels] per token of their labels, if the labels are ranked so."""
+    return score / torch.tensor([float(len(tokens)) for tokens in labels.ids]) if labels.normalised else score
 
 
 def _find_branches(query: int, labels: LabelTokens) -> dict[tuple[int, ...], tuple[_Label, ...]]:

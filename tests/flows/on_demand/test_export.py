@@ -155,6 +155,19 @@ def test_a_prompt_behind_bos_leaves_as_an_array_only(project: Project) -> None:
     assert (adopted.manifest.placement, adopted.tensors) == ("after_bos", trained.tensors)
 
 
+def test_a_folder_for_vllm_holds_the_prompt_as_it_is_sent(project: Project) -> None:
+    project.edit("steps: 10", "steps: 2")
+    project.run()
+    done = export(project.settings, f"{TASK}@1", "vllm", project.folder / "out")
+    assert done.files == ["README.md", "client.py", "manifest.json", "prompt.safetensors", "vllm.json"]
+    base, store = base_of(project), project.stages.registry.store
+    prompt = unpack(read_artifact(store, TASK, done.digest), base.ref)
+    assert torch.equal(load_file(project.folder / "out/prompt.safetensors")["embeddings"], prompt)
+    assert (
+        f"vllm serve {project.folder / 'base'} --enable-prompt-embeds" in (project.folder / "out/README.md").read_text()
+    )
+
+
 def test_a_folder_that_holds_something_is_left_alone(project: Project) -> None:
     project.edit("steps: 10", "steps: 2")
     project.run()

@@ -1,0 +1,98 @@
+"""The client that leaves with a prompt for vLLM answers as the engine does, without importing anything of ours."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.on_demand.vllm import build_vllm_files
+from ptpipeline.errors import DataError
+from ptpipeline.models.base import prepare_base
+from ptpipeline.models.load import load_vocabulary
+from ptpipeline.models.vocabulary import Vocabulary
+from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.prompts.initialise import compute_activations
+from ptpipeline.prompts.peft import AdapterBase
+from ptpipeline.records.prompts import ChatForm, Generation, Scoring
+from ptpipeline.serving.engine import Engine, Question
+from ptpipeline.settings import Settings
+from tests.evaluation.probed import artifact, embeddings, tiny
+from tests.serving.vllm_server import Vllm, running_vllm
+from tests.tiny import tiny_project
+
+LONG = {"negative": " bad and awful", "positive": " good and lovely", "mixed": " good or bad"}
+TEXT = 'a "lovely" film </s>'
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory: pytest.TempPathFactory) -> Vocabulary:
+    folder = tmp_path_factory.mktemp("vllm")
+    return load_vocabulary(prepare_base("tiny", Settings(home=folder / "home", tasks=tiny_project(folder / "project"))))
+
+
+@pytest.fixture
+def vllm() -> Iterator[Vllm]:
+    with running_vllm(tiny(), key="k" * 20) as server:
+        yield server
+
+
+def write(folder: Path, vocabulary: Vocabulary, made: Artifact) -> Path:
+    for name, body in build_vllm_files(
+        vocabulary, made, AdapterBase(vocabulary.tokenizer.name_or_path, None, False)
+    ).items():
+        (folder / name).write_bytes(body)
+    return folder / "client.py"
+
+
+def asked(client: Path, vllm: Vllm, *texts: str) -> list[dict[str, Any]]:
+    """What the client prints, where no module of ours can be imported."""
+    environment = {"PATH": os.environ["PATH"], "VLLM_API_KEY": "k" * 20, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-P", str(client), vllm.url, "--model", "base", *texts],
+        env=environment, cwd=client.parent, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("scoring", [Scoring(), Scoring(length_normalised=True, calibrated=True)])
+def test_the_client_gives_the_probabilities_of_the_engine(
+    vocabulary: Vocabulary, vllm: Vllm, tmp_path: Path, scoring: Scoring
+) -> None:
+    made = artifact(tiny(), embeddings(tiny()), labels=LONG, scoring=scoring)
+    engine = Engine(tiny())
+    engine.load(made)
+    scores = engine.score_labels([Question(made.digest, {"text": text}) for text in (TEXT, "bad")])
+    found = asked(write(tmp_path, vocabulary, made), vllm, TEXT, "bad")
+    for answer, score in zip(found, scores, strict=True):
+        expected = dict(zip(LONG, score.softmax(0).tolist(), strict=True))
+        assert answer["probabilities"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_client_writes_the_text_of_the_engine(vocabulary: Vocabulary, vllm: Vllm, tmp_path: Path) -> None:
+    made = artifact(
+        tiny(), embeddings(tiny()), labels={}, generate=Generation(max_new_tokens=12), template="{a}: {b}{{"
+    )
+    engine = Engine(tiny())
+    engine.load(made)
+    fields = {"a": "the film", "b": TEXT}
+    found = asked(write(tmp_path, vocabulary, made), vllm, json.dumps(fields))
+    assert found == [{"text": engine.generate([Question(made.digest, fields)])[0]}]
+    assert not vllm.dead
+
+
+def test_what_vllm_cannot_take_does_not_leave(vocabulary: Vocabulary, tmp_path: Path) -> None:
+    prefix = artifact(tiny(), compute_activations(tiny(), embeddings(tiny())), method="prefix")
+    with pytest.raises(DataError, match="a prefix is keys and values, and vLLM takes embeddings only"):
+        write(tmp_path, vocabulary, prefix)
+    chat = artifact(
+        tiny(), embeddings(tiny()), chat=ChatForm(template="c" * 64, parts=["<s>", "{text}", "</s>"]), template="{text}"
+    )
+    with pytest.raises(DataError, match="only ptpipeline tells from the words of a text"):
+        write(tmp_path, vocabulary, chat)
+    assert list(tmp_path.iterdir()) == []
