@@ -316,8 +316,8 @@ def compute_figures(
 def list_swaps(whole: Sequence[Answered], moves: Sequence[Move]) -> list[float]:
     """Return for each move of a task the seconds until a request that began after it was answered by its version."""
     swaps = []
-    for move, after in zip(moves[1:], [*moves[2:], None], strict=True):
-        end = after.began if after else math.inf
+    ends = [*(after.began for after in moves[2:]), math.inf]
+    for move, end in zip(moves[1:], ends, strict=False):  # one that was never moved has an end too many
         first = [one.ended for one in whole if one.digest == move.digest and move.at <= one.taken < end]
         swaps.append(min(first) - move.at if first else math.inf)
     return swaps

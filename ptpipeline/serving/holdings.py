@@ -64,12 +64,12 @@ class Holdings:
             name = f"{task}@{SHA + digest if number is None else number}"
             artifact = read_prompt(source, task, digest, name)
             members = read_ensemble(source, artifact)
-            try:
-                self._holder.hold(artifact, members)
-            except BaseException:
-                if digest not in self._held:
+            if held is None:  # else the store only confirms it: one digest, one prompt
+                try:
+                    self._holder.hold(artifact, members)
+                except BaseException:
                     self._holder.drop(digest)  # whatever of it was loaded before it failed
-                raise
+                    raise
             if proven:
                 self._good.save_prompts([*members, artifact])
             held = Held(number, digest, artifact.manifest, proven)

@@ -8,8 +8,9 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from ptpipeline.errors import ArtifactError, NotFound, PtpError, ServiceUnavailable, SettingsError, Terminal, place_of
@@ -73,6 +74,7 @@ class Live:
         self._refused = Refusals(clock)
         self._known: set[Place] = set()
         self._missed: dict[Place, float] = {}
+        self._reading: set[Holding] = set()
         self._listed: float | None = None
         self._reached: float | None = None
         self._trouble = ""
@@ -149,8 +151,8 @@ class Live:
         if number is not None:
             digest = read_name(self.store, task, number).digest
         self._holdings.make_room(self._list_named())
-        self._report([Holding(task, digest)])
-        return self._holdings.hold(self.store, task, digest, number)
+        with self._announced([Holding(task, digest)]):
+            return self._holdings.hold(self.store, task, digest, number)
 
     def _meet(self, place: Place) -> Alias:
         """Take over an alias that was not known when the aliases were listed."""
@@ -163,8 +165,7 @@ class Live:
                 return self._aliases[place]
             if self._refused.find(place) is None:
                 promotion = self._read_missing(place)
-                self._report(_list_holdings([promotion]))
-                with self._refused.trying(place, ""):
+                with self._announced(_list_holdings([promotion])), self._refused.trying(place, ""):
                     self._adopt(self.store, promotion, "")  # the next look learns the pointer's tag
                     self._known.add(place)
             if place not in self._aliases:
@@ -236,15 +237,16 @@ class Live:
             self._list_aliases()
             tags = self._read_tags()
             self._reached, self._trouble = self.clock(), ""
-            read = []
-            for place, etag in tags.items():
-                if self._is_due(place, etag):
-                    with self._refused.trying(place, etag):
-                        read.append((place, read_promotion(self.store, *place, self.memory)))
-            self._report(_list_holdings(promotion for _, promotion in read))
-            for place, promotion in read:
-                with self._refused.trying(place, tags[place]), self._changing:
-                    self._adopt(self.store, promotion, tags[place] or "")
+            due = {place: self._aliases.get(place) for place, etag in tags.items() if self._is_due(place, etag)}
+            read = dict[Place, Promotion]()
+            for place in due:
+                with self._refused.trying(place, tags[place]):
+                    read[place] = read_promotion(self.store, *place, self.memory)
+            with self._announced(_list_holdings(read.values())):
+                for place, promotion in read.items():
+                    with self._refused.trying(place, tags[place]), self._changing:
+                        if self._aliases.get(place) is due[place]:  # else a request met it since, and read it later
+                            self._adopt(self.store, promotion, tags[place] or "")
         except (ServiceUnavailable, SettingsError) as error:
             if not self._trouble:
                 log.warning("%s; this server goes on with the versions that it has", error)
@@ -320,15 +322,22 @@ class Live:
 
     # ---------------------------------------------------------------- reports
 
-    def _report(self, further: Iterable[Holding] = ()) -> None:
-        """Tell the store what this server holds and answers by, if that changed or a minute passed.
+    @contextmanager
+    def _announced(self, holdings: Collection[Holding]) -> Iterator[None]:
+        """Report these prompts as held before the block reads them, so that nobody deletes them meanwhile."""
+        self._reading.update(holdings)
+        self._report()
+        try:
+            yield
+        finally:
+            self._reading.difference_update(holdings)
 
-        further: what it is about to read, so that nobody deletes it meanwhile.
-        """
+    def _report(self) -> None:
+        """Tell the store what this server holds and answers by, if that changed or a minute passed."""
         if not self.server:
             return
         promotions = [alias.promotion for alias in self._aliases.copy().values()]
-        holds = sorted({*self._holdings.list(), *further})
+        holds = sorted({*self._holdings.list(), *self._reading.copy()})
         observed = sorted(Observed(row.task, row.alias, row.seq, row.version) for row in promotions)
         told = (holds, observed, self._refused.list())
         if told == self._reported[0] and self.clock() - self._reported[1] < REPORT:

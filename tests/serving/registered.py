@@ -28,13 +28,15 @@ class Clock:
 
 
 class OnEngine:
-    """What holds prompts as the batcher does, in the thread that asks, over a real engine; it notes what it dropped."""
+    """What holds prompts as the batcher does, in the thread that asks, over a real engine, and notes them."""
 
     def __init__(self) -> None:
         self.engine = Engine(tiny())
+        self.held: list[str] = []
         self.dropped: list[str] = []
 
     def hold(self, artifact: Artifact, members: Sequence[Artifact]) -> None:
+        self.held.append(artifact.digest)
         self.engine.add(artifact, members)
         self.engine.probe(artifact.digest)
 

@@ -46,6 +46,14 @@ def busy(batcher: Batcher) -> Iterator[None]:
         yield
 
 
+async def wait_for(batcher: Batcher, count: int) -> None:
+    """Return once so many rows wait."""
+    until = time.monotonic() + 60
+    while len(batcher._worker._queries) != count:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+
+
 def ask(
     batcher: Batcher, made: Artifact, *texts: str, patience: float = 30
 ) -> "asyncio.Task[list[dict[str, float] | PtpError]]":
@@ -145,7 +153,7 @@ def test_caches_that_the_next_rows_lack_are_computed_in_the_same_pass() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = [ask(batcher, one, "the good film and the awful plot " * 5) for one in made]
-            await asyncio.sleep(0.5)
+            await wait_for(batcher, len(made))
             for one in made[1:]:
                 engine.caches.drop(one.digest)
         passes.clear()
@@ -168,7 +176,7 @@ def test_one_task_alone_fills_half_of_the_queue() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = [ask(batcher, hot, "a") for _ in range(20)]
-            await asyncio.sleep(0.2)
+            await wait_for(batcher, 5)
             refused = [one for one in asked if one.done()]
             assert len(asked) - len(refused) == 5
             for one in refused:
@@ -176,7 +184,7 @@ def test_one_task_alone_fills_half_of_the_queue() -> None:
                     one.result()
                 assert 0 < found.value.retry_after <= 60
             others = [ask(batcher, cold, "a") for _ in range(2)]
-            await asyncio.sleep(0.2)
+            await wait_for(batcher, 7)
             assert not any(one.done() for one in others)
         await asyncio.gather(*others, *set(asked) - set(refused))
 
@@ -211,8 +219,7 @@ def test_a_request_whose_client_left_is_not_computed() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = ask(batcher, made, "a", "b")
-            await asyncio.sleep(0.1)
-            assert len(batcher._worker._queries) == 2
+            await wait_for(batcher, 2)
             asked.cancel()
             await asyncio.wait([asked])
             assert len(batcher._worker._queries) == 0
@@ -231,7 +238,7 @@ def test_a_dropped_prompt_answers_what_it_began_and_then_goes() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = ask(batcher, made, "a")
-            await asyncio.sleep(0.1)
+            await wait_for(batcher, 1)
             batcher.drop(made.digest)
             with pytest.raises(NotFound):
                 await ask(batcher, made, "a")
@@ -262,7 +269,7 @@ def test_a_drain_answers_what_waits_and_takes_nothing_more() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = ask(batcher, made, *TEXTS)
-            await asyncio.sleep(0.1)
+            await wait_for(batcher, 5)
             with pytest.raises(TimedOut, match="5 texts still have no answer"):
                 await batcher.drain(0.1)
         await batcher.drain(30)
@@ -280,7 +287,7 @@ def test_a_batcher_that_is_closed_refuses_what_waits() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = ask(batcher, made, "a")
-            await asyncio.sleep(0.1)
+            await wait_for(batcher, 1)
             batcher._worker._closed = True
         assert isinstance((await asked)[0], Overloaded)
 

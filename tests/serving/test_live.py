@@ -347,6 +347,15 @@ def test_a_server_that_starts_verifies_in_the_store_what_it_kept(server: Server,
     assert again.live.find(TASK).number == 1
 
 
+def test_what_the_store_confirms_after_a_start_is_not_computed_again(
+    server: Server, store: Away, tmp_path: Path
+) -> None:
+    again = Server(store, tmp_path / "home")
+    again.live.hold_last_good()
+    again.poll()
+    assert again.holder.held == [digest(1)]
+
+
 def test_the_last_good_set_keeps_no_more_than_is_held(server: Server, store: Away, tmp_path: Path) -> None:
     for number in (2, 3):
         point(store, number, digest(number), number)
@@ -377,23 +386,30 @@ def test_a_server_reports_what_it_refuses(server: Server, store: Away) -> None:
     assert "truncated or altered" in report.refused[0].reason
 
 
-def test_what_is_read_was_reported_before(store: Away, tmp_path: Path) -> None:
+def test_what_is_read_was_reported_before_and_stays_reported_meanwhile(store: Away, tmp_path: Path) -> None:
     """Whoever collects garbage keeps it."""
 
     class Watched(OnEngine):
         def __init__(self) -> None:
             super().__init__()
-            self.seen: set[str] = set()
+            self.seen: list[set[str]] = []
 
         def hold(self, artifact: Artifact, members: Sequence[Artifact]) -> None:
-            self.seen |= {held.digest for report in read_server_reports(store) for held in report.holds}
+            self.note()
+            if self.held:  # the server looks at the store while somebody asks for another version
+                clock.now += REPORT
+                live.poll()
+                self.note()
             super().hold(artifact, members)
 
-    holder = Watched()
-    live = Live(store, holder, Memory(tmp_path), tmp_path, server="host", clock=Clock())
+        def note(self) -> None:
+            self.seen.append({held.digest for report in read_server_reports(store) for held in report.holds})
+
+    holder, clock = Watched(), Clock()
+    live = Live(store, holder, Memory(tmp_path), tmp_path, server="host", clock=clock)
     live.poll()
     live.find(f"{TASK}@3")
-    assert holder.seen == {digest(1), digest(3)}
+    assert holder.seen == [{digest(1)}, {digest(1), digest(3)}, {digest(1), digest(3)}]
 
 
 def test_a_report_is_written_if_something_changed_or_a_minute_passed(server: Server, store: Away) -> None:
