@@ -28,7 +28,7 @@ MOST_TOKEN_IDS = 128  # of one request (vLLM's MAX_LOGPROB_TOKEN_IDS)
 MAX_ANSWER = 2**20  # bytes of an answer, and of one event of a stream
 CONNECT_SECONDS = 10.0
 CONNECTIONS = 256  # at once to one server; further requests wait for one of them
-NEUTRAL = {  # else the base's generation_config.json decides, and a penalty beside embeddings kills vLLM's engine
+NEUTRAL = {  # else the base's generation_config.json decides, and a penalty beside embeddings may end vLLM's engine
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
