@@ -96,6 +96,12 @@ class _Refusal(BaseModel):
     error: _Error
 
 
+class _Event(BaseModel):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: _Error | None = None
+
+
 def write_tensor(tensor: Tensor) -> bytes:
     """Return embeddings [T, H] as vLLM reads them: what `torch.save` writes, in base64."""
     buffer = io.BytesIO()
@@ -184,7 +190,9 @@ class Upstream:
         tokens = 0
         async with self._open("POST", "/v1/completions", body) as answer:
             async for event in self._read_events(answer):
-                part = self._parse(event, _Completion)
+                part = self._parse(event, _Event)
+                if part.error is not None:
+                    raise ServiceUnavailable(f"vLLM at {self.url} broke a text off: {shorten(part.error.message, 240)}")
                 tokens = part.usage.completion_tokens if part.usage else tokens
                 if not part.choices:
                     continue
