@@ -48,12 +48,13 @@ audit: install  # known vulnerabilities of what is installed; build/sbom.json li
 soak: install
 	$(BIN)/python -m pytest tests/soak -m soak --timeout 3600 --capture=no
 
-bench: install  # the figures of training and evaluation in docs/performance.md; wants a quiet machine
+bench: install  # the figures of training, evaluation and serving in docs/performance.md; wants a quiet machine
 	for dtype in float32 bfloat16; do for length in 100 20; do \
 	  $(BIN)/python -m benchmarks.train_step --dtype $$dtype --prompt-length $$length || exit 1; \
 	  $(BIN)/python -m benchmarks.memory --dtype $$dtype --prompt-length $$length || exit 1; done; \
 	  $(BIN)/python -m benchmarks.gang --dtype $$dtype || exit 1; \
 	  $(BIN)/python -m benchmarks.ensemble --dtype $$dtype || exit 1; \
-	  $(BIN)/python -m benchmarks.evaluation --dtype $$dtype || exit 1; done
+	  $(BIN)/python -m benchmarks.evaluation --dtype $$dtype || exit 1; \
+	  $(BIN)/python -m benchmarks.serve_mixed --dtype $$dtype || exit 1; done
 	$(BIN)/python -m benchmarks.checkpoint
 	PTP_TASKS=benchmarks/fixtures/opinions OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.search --base taught --task opinions

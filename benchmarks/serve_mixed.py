@@ -7,11 +7,15 @@ turns in one process; a ratio is the median of those of the rounds.
     mixed_over_single    = texts/s of 8 tasks mixed, or of 64, whichever is slower / of one task
     many_over_few        = texts/s of 1,024 tasks / of 16; the slower one of all caches in memory, and half of them
     over_bare            = texts/s of 8 tasks mixed / of the base without prompts, ranked in passes of the same size
-    over_peft_switching  = texts/s of 8 tasks mixed / of PEFT with 8 adapters, `set_adapter` before each request
-    over_peft_prefill    = seconds of PEFT / ours, for a single request behind a prompt of 100 virtual tokens
+    over_peft_switching  = texts/s of 8 tasks mixed / of PEFT with 8 adapters, `set_adapter` before each request; P=100
+    over_peft_switching_16 = the same at P=16
+    over_peft_prefill    = seconds of PEFT / ours, for a single request at P=100
     max_logit_err        = largest difference of a float32 logit, rows of a mixed batch against each row alone;
                            methods (prompt, prefix), lengths of prompts (1 to 100) and of texts are mixed
-    memory_over_base     = resident memory of 1,024 loaded prompts without caches / bytes of the base's weights
+    memory_over_base     = memory of 1,024 loaded prompts without caches / bytes of the base's weights
+    by_processor_seconds = the same ratios out of texts per second of all processors, which other work on the machine
+                           does not lengthen as it does seconds
+    half_computed        = prefix caches that are computed for the texts of 1,024 tasks if half of them are in memory
 
 PEFT is called as its users call it: the model it wraps, the text's token ids and mask in, the last token's logits out.
 """
@@ -23,12 +27,12 @@ import json
 import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import tracemalloc
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
-import psutil
 import torch
 from torch import Tensor
 
@@ -39,22 +43,24 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.initialise import compute_activations
 from ptpipeline.prompts.tensors import pack
 from ptpipeline.serving.batcher import Batcher
-from ptpipeline.serving.caches import PrefixCaches
+from ptpipeline.serving.caches import PrefixCaches, count_bytes
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.ranking import Query, rank
 
 LABELS = {"negative": " negative", "positive": " positive"}
 P = 16
-LONG = 100  # virtual tokens of the prompt before single requests
+LONG = 100  # virtual tokens of the prompts that are compared with PEFT
 SIDES = (1, 8, 64)  # tasks of the mixed batches
+ADAPTERS = 8  # of PEFT
 
 
 class Workload(NamedTuple):
-    """A base, words of one token each, prompts of as many tasks as there are, and the generator of all chances."""
+    """A base, words of one token each, prompts of P tokens, some of LONG ones, and the generator of all chances."""
 
     base: FrozenBase
     words: list[str]
     prompts: list[Artifact]
+    long: list[Artifact]
     dice: random.Random
 
     def text(self, tokens: int) -> str:
@@ -71,7 +77,8 @@ def make_workload(base: FrozenBase, tasks: int) -> Workload:
         for token, word in vocabulary
         if word[:1] == " " and word[1:].isascii() and word[1:].isalpha() and base.encode(word, False) == [token]
     ]
-    return Workload(base, words, [make_prompt(base, number, P) for number in range(tasks)], dice)
+    prompts = [make_prompt(base, number, P) for number in range(tasks)]
+    return Workload(base, words, prompts, [make_prompt(base, tasks + number, LONG) for number in range(ADAPTERS)], dice)
 
 
 def make_prompt(base: FrozenBase, number: int, length: int) -> Artifact:
@@ -102,79 +109,76 @@ def measure_memory(base: FrozenBase, prompts: Sequence[Artifact]) -> tuple[Engin
     """
     bodies = [(prompt.manifest.model_dump_json(), prompt.tensors) for prompt in prompts]
     kind, engine = type(prompts[0].manifest), Engine(base)
-    gc.collect()
-    before = psutil.Process().memory_info().rss
+    tracemalloc.start()
     for manifest, tensors in bodies:
         engine.add(Artifact(kind.model_validate_json(manifest), bytes(bytearray(tensors))))
     gc.collect()
-    weights = sum(tensor.nbytes for tensor in base.model.parameters())
-    return engine, (psutil.Process().memory_info().rss - before) / weights
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return engine, used / sum(tensor.nbytes for tensor in base.model.parameters())
 
 
-async def ask(batcher: Batcher, digests: Sequence[str], texts: Sequence[str]) -> float:
-    """Ask text after text, each of its own prompt, all at once; return the texts that are answered in a second."""
-    started = time.perf_counter()
+async def ask(batcher: Batcher, digests: Sequence[str], texts: Sequence[str]) -> None:
+    """Ask text after text, each of its own prompt, all at once."""
     answers = await asyncio.gather(
         *(batcher.classify(digest, [{"text": text}], 3600) for digest, text in zip(digests, texts, strict=True))
     )
-    seconds = time.perf_counter() - started
     if not all(isinstance(answer, dict) for own in answers for answer in own):
         raise RuntimeError("a text got no answer")
-    return len(texts) / seconds
 
 
-class Throughput:
-    """Texts per second through the batcher: of how many tasks, out of which caches."""
+class Served:
+    """The batcher with all prompts: asked for texts of how many tasks, out of which caches."""
 
     def __init__(self, engine: Engine, work: Workload, tokens: int) -> None:
         self._engine, self._work, self._tokens = engine, work, tokens
+        self.bytes_per_cache = count_bytes(engine.find_cache(work.prompts[0].digest))
+        whole = self.bytes_per_cache * (len(work.prompts) + ADAPTERS * LONG // P)
+        half = self.bytes_per_cache * len(work.prompts) // 2
+        self._caches = {"all": PrefixCaches(whole), "half": PrefixCaches(half)}
+        engine.caches = self._caches["all"]
         self._batcher = Batcher(engine, 2**20)
-        for prompt in work.prompts:
+        for prompt in (*work.prompts, *work.long):
             self._batcher.hold(prompt)
-        self._digests = [prompt.digest for prompt in work.prompts]
-        whole = sum(tensor.nbytes for tensor in engine.find_cache(self._digests[0]).tensors) * len(work.prompts)
-        self._caches = {"all": PrefixCaches(2 * whole), "half": PrefixCaches(whole // 2)}
-        self.bytes_per_cache = whole // len(work.prompts)
+        for prompt in work.prompts:
+            self._caches["half"].keep(prompt.digest, engine.find_cache(prompt.digest))
 
-    def measure(self, tasks: int, texts: int, caches: str = "all") -> float:
-        """Return the texts per second of that many texts of that many tasks."""
-        self._engine.caches = self._caches[caches]
-        digests = [self._work.dice.choice(self._digests[:tasks]) for _ in range(texts)]
-        return asyncio.run(ask(self._batcher, digests, [self._work.text(self._tokens) for _ in digests]))
+    def answer(self, tasks: Sequence[Artifact], texts: int, caches: str = "all") -> None:
+        """Answer that many texts of these tasks."""
+        self._engine.caches, own = self._caches[caches], [prompt.digest for prompt in tasks]
+        digests = self._work.dice.choices(own, k=texts)
+        asyncio.run(ask(self._batcher, digests, [self._work.text(self._tokens) for _ in digests]))
 
-    def observe_hits(self, caches: str) -> float:
-        """Return the share of caches that were in memory when they were needed."""
-        own = self._caches[caches]
-        return own.hits / max(1, own.hits + own.misses)
+    def count_computed(self, caches: str) -> int:
+        """Return how many caches were computed because they were not in memory."""
+        return self._caches[caches].misses
 
     def close(self) -> None:
         """End the computing thread."""
         self._batcher.close()
 
 
-def measure_bare(work: Workload, texts: int, tokens: int) -> float:
-    """Return the texts per second of the base without a prompt."""
+def answer_bare(work: Workload, texts: int, tokens: int) -> None:
+    """Answer that many texts with the base without a prompt."""
     base = work.base
     labels = label_tokens("bare", LABELS, base.encode)
     queries = [Query(base.encode(work.text(tokens), True), labels, 0) for _ in range(texts)]
-    started = time.perf_counter()
     rank(base, None, queries)
-    return texts / (time.perf_counter() - started)
 
 
 class Peft:
-    """PEFT over a model of its own, with adapters of P virtual tokens each."""
+    """PEFT over a frozen model, with adapters of that many virtual tokens each."""
 
-    def __init__(self, frozen: Any, prompts: Sequence[Tensor]) -> None:
+    def __init__(self, frozen: Any, base: FrozenBase, tokens: int) -> None:
         from peft import PromptTuningConfig, TaskType, get_peft_model
 
-        config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=len(prompts[0]))
+        config = PromptTuningConfig(task_type=TaskType.CAUSAL_LM, num_virtual_tokens=tokens)
         self._model: Any = get_peft_model(frozen, config, adapter_name="0").eval()
-        for number in range(1, len(prompts)):
+        for number in range(1, ADAPTERS):
             self._model.add_adapter(str(number), config)
-        for number, prompt in enumerate(prompts):
+        for number in range(ADAPTERS):
             with torch.no_grad():
-                self._model.prompt_encoder[str(number)].embedding.weight.copy_(prompt)
+                self._model.prompt_encoder[str(number)].embedding.weight.copy_(base.embed(torch.arange(tokens)))
 
     @torch.inference_mode()
     def answer(self, ids: list[int], adapter: int = 0) -> Tensor:
@@ -186,13 +190,10 @@ class Peft:
         return logits
 
 
-def measure_switching(peft: Peft, work: Workload, texts: int, tokens: int, adapters: int) -> float:
-    """Return the texts per second of PEFT, each text of a random adapter."""
-    rows = [work.base.encode(work.text(tokens), True) for _ in range(texts)]
-    started = time.perf_counter()
-    for ids in rows:
-        peft.answer(ids, work.dice.randrange(adapters))
-    return texts / (time.perf_counter() - started)
+def answer_switching(peft: Peft, work: Workload, texts: int, tokens: int) -> None:
+    """Answer that many texts with PEFT, each by a random adapter."""
+    for _ in range(texts):
+        peft.answer(work.base.encode(work.text(tokens), True), work.dice.randrange(ADAPTERS))
 
 
 def measure_single(
@@ -232,83 +233,98 @@ def measure_error(work: Workload, base: FrozenBase) -> float:
     return float((mixed - torch.stack(single)).abs().max())
 
 
-@contextmanager
-def measured(throughput: Throughput) -> Iterator[Throughput]:
-    """End the batcher, however the measurement ends."""
-    try:
-        yield throughput
-    finally:
-        throughput.close()
+class Rates:
+    """Texts per second of each side and round: by the clock, and by the processors' time."""
+
+    def __init__(self) -> None:
+        self.clock: dict[str, list[float]] = {}
+        self.processors: dict[str, list[float]] = {}
+
+    def time(self, side: str, texts: int, answer: Callable[[], object]) -> None:
+        """Answer that many texts, and note how fast."""
+        started, used = time.perf_counter(), time.process_time()
+        answer()
+        seconds, processor_seconds = time.perf_counter() - started, time.process_time() - used
+        self.clock.setdefault(side, []).append(texts / seconds)
+        self.processors.setdefault(side, []).append(texts / processor_seconds)
+        print(
+            f"{side:24} {texts / seconds:8.1f} texts/s {texts / processor_seconds:8.1f} per processor second",
+            flush=True,
+        )
+
+
+def measure_rates(served: Served, pefts: tuple[Peft, Peft], work: Workload, arguments: argparse.Namespace) -> Rates:
+    """Let all sides take turns; `pefts` have adapters of P and of LONG virtual tokens."""
+    rates, tokens, texts, tasks = Rates(), arguments.tokens, arguments.texts, work.prompts
+    few_texts, many_texts = max(8, texts // 16), len(tasks) * 4
+    sides = {str(count): tasks[:count] for count in SIDES} | {"8, long": work.long}
+    served.answer(tasks[:8], few_texts)  # warms up
+    for _ in range(arguments.rounds):
+        rates.time("bare", texts, lambda: answer_bare(work, texts, tokens))
+        for side, own in sides.items():
+            rates.time(side, texts, lambda own=own: served.answer(own, texts))  # type: ignore[misc]
+        for side, peft in zip(("peft switching", "peft switching, long"), pefts, strict=True):
+            rates.time(side, few_texts, lambda peft=peft: answer_switching(peft, work, few_texts, tokens))  # type: ignore[misc]
+        rates.time("few", many_texts, lambda: served.answer(tasks[:16], many_texts))
+        rates.time("many", many_texts, lambda: served.answer(tasks, many_texts))
+        rates.time("many, half in memory", many_texts, lambda: served.answer(tasks, many_texts, "half"))
+    return rates
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the figures under the names that the last line prints."""
     base, load_again = load_pair(arguments.base, arguments.dtype)
-    work, tokens, count = make_workload(base, arguments.tasks), arguments.tokens, arguments.texts
+    work, tokens, frozen = make_workload(base, arguments.tasks), arguments.tokens, load_again()
     engine, memory = measure_memory(base, work.prompts)
-    rates: dict[str, list[float]] = {}
-
-    def note(name: str, rate: float) -> None:
-        rates.setdefault(name, []).append(rate)
-        print(f"{name:24} {rate:8.1f} texts/s", flush=True)
-
-    adapters = [base.embed(torch.arange(number * P, (number + 1) * P)).float() for number in range(8)]
-    peft = Peft(load_again(), adapters)
-    with measured(Throughput(engine, work, tokens)) as throughput:
-        throughput.measure(8, count // 4)
-        for _ in range(arguments.rounds):
-            note("bare", measure_bare(work, count, tokens))
-            for tasks in SIDES:
-                note(str(tasks), throughput.measure(min(tasks, arguments.tasks), count))
-            note("peft switching", measure_switching(peft, work, max(8, count // 16), tokens, len(adapters)))
-            many = arguments.tasks * 2
-            note("few", throughput.measure(min(16, arguments.tasks), many))
-            note("many", throughput.measure(arguments.tasks, many))
-            note("many, half in memory", throughput.measure(arguments.tasks, many, "half"))
-        hits, cache_bytes = throughput.observe_hits("half"), throughput.bytes_per_cache
-    long = make_prompt(base, 10**6, LONG)
-    engine.load(long)
-    one = Peft(peft._model.get_base_model(), [torch.zeros(LONG, base.ref.hidden_size)])
+    short, long = Peft(frozen, base, P), Peft(frozen, base, LONG)
+    with closing(Served(engine, work, tokens)) as served:
+        rates = measure_rates(served, (short, long), work, arguments)
+    digest = work.long[0].digest
     prefill = measure_single(
-        lambda text: engine.score_labels([Question(long.digest, {"text": text})]),
-        lambda text: one.answer(base.encode(text, True)),
+        lambda text: engine.score_labels([Question(digest, {"text": text})]),
+        lambda text: long.answer(base.encode(text, True)),
         work,
         tokens,
     )
     error = measure_error(work, base if base.dtype == torch.float32 else base.to_float32())
-    return _report(rates) | {
+    return compute_ratios(rates.clock) | {
         "over_peft_prefill": prefill,
         "max_logit_err": error,
         "memory_over_base": memory,
-        "cache_bytes": cache_bytes,
-        "half_hits": hits,
+        "cache_bytes": served.bytes_per_cache,
+        "half_computed": served.count_computed("half") / arguments.rounds,
+        "texts_per_s": {side: statistics.median(own) for side, own in rates.clock.items()},
+        "by_processor_seconds": compute_ratios(rates.processors),
         "tasks": arguments.tasks,
         "tokens": tokens,
-        "texts": count,
+        "texts": arguments.texts,
         "rounds": arguments.rounds,
         "peft": version("peft"),
         **describe(base),
     }
 
 
-def _report(rates: dict[str, list[float]]) -> dict[str, Any]:
+def compute_ratios(rates: dict[str, list[float]]) -> dict[str, float]:
+    """Return each ratio as the median of those of the rounds."""
+
     def over(above: str, below: str) -> float:
         return statistics.median(a / b for a, b in zip(rates[above], rates[below], strict=True))
 
+    many, half = over("many", "few"), over("many, half in memory", "few")
     return {
         "mixed_over_single": min(over("8", "1"), over("64", "1")),
-        "many_over_few": min(over("many", "few"), over("many, half in memory", "few")),
+        "many_over_few": min(many, half),
         "over_bare": over("8", "bare"),
-        "over_peft_switching": over("8", "peft switching"),
-        "many_all_in_memory": over("many", "few"),
-        "many_half_in_memory": over("many, half in memory", "few"),
-        "texts_per_s": {name: statistics.median(own) for name, own in rates.items()},
+        "over_peft_switching": over("8, long", "peft switching, long"),
+        "over_peft_switching_16": over("8", "peft switching"),
+        "many_all_in_memory": many,
+        "many_half_in_memory": half,
     }
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print a line for each side and round, then the figures as one JSON object on the last line."""
-    parser = make_parser("serve_mixed", __doc__, tokens=40, rounds=3)
+    parser = make_parser("serve_mixed", __doc__, tokens=28, rounds=3)
     parser.add_argument("--tasks", type=int, default=1024, help="tasks that are loaded")
     parser.add_argument("--texts", type=int, default=512, help="texts of each measurement of up to 64 tasks")
     print(json.dumps(run(parser.parse_args(argv))))

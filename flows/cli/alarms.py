@@ -67,6 +67,7 @@ def say_servers(as_json: bool) -> list[str]:
     """
     from flows.cli.render import print_table
     from flows.on_demand.serving import compare_servers, describe_trials
+    from ptpipeline.storage.keys import server_key
 
     try:
         servers = compare_servers(open_registry())
@@ -81,7 +82,12 @@ def say_servers(as_json: bool) -> list[str]:
             for sentence in describe_trials(servers):
                 say(sentence, sys.stderr)
         lines = [f"{server.server}: {sentence}" for server in servers for sentence in server.behind]
-        lines += [f"{server.server}: it reported last at {server.at}" for server in servers if server.silent]
+        lines += [
+            f"{server.server}: it reported last at {server.at}; if that server is gone, remove "
+            f"{server_key(server.server)} from the object store: garbage collection keeps what it held"
+            for server in servers
+            if server.silent
+        ]
     for line in lines:
         say(line, sys.stderr)
     return lines

@@ -12,7 +12,7 @@ from flows.cli.terminal import log_plainly, say
 
 TokenPath = Annotated[
     Path | None,
-    typer.Option("--tokens", metavar="FILE", help="The file of tokens; by default serve/tokens.json in PTP_HOME."),
+    typer.Option("--tokens", metavar="FILE", help="The file of tokens; by default serving/tokens.json in PTP_HOME."),
 ]
 
 
@@ -110,4 +110,4 @@ def token(
 def _find_file(path: Path | None) -> Path:
     from ptpipeline.settings import load_settings, resolve_path
 
-    return load_settings().home / "serve" / "tokens.json" if path is None else resolve_path(path)
+    return load_settings().home / "serving" / "tokens.json" if path is None else resolve_path(path)

@@ -117,7 +117,7 @@ def history(
             "at": promotion.at,
             "reason": promotion.reason,
             "verdict": promotion.verdict if as_json or promotion.verdict is None else promotion.verdict[:12],
-            "beside": _describe_beside(promotion, as_json),
+            **_describe_beside(promotion, as_json),
             "override": promotion.override if as_json else "OVERRIDE" if promotion.override else "",
             "release": promotion.release if as_json else promotion.release or "",
         }
@@ -284,12 +284,13 @@ def list_releases(as_json: Json = False) -> None:
     print_table(rows, as_json, "no releases yet")
 
 
-def _describe_beside(promotion: Promotion, as_json: bool) -> Any:
-    """Return which version stood beside the promoted one, as a cell of the history."""
+def _describe_beside(promotion: Promotion, as_json: bool) -> dict[str, Any]:
+    """Return which version stood beside the promoted one, as a field of the history; none if there was none."""
     beside = promotion.beside
-    if beside is None or as_json:
-        return beside and beside.to_json()
-    return f"{beside.version} as shadow" if beside.is_shadow else f"{beside.version} at {beside.percent}%"
+    if beside is None:
+        return {}
+    words = f"{beside.version} as shadow" if beside.is_shadow else f"{beside.version} at {beside.percent}%"
+    return {"beside": beside.to_json() if as_json else words}
 
 
 def _read_share(canary: str | None, shadow: bool, full: bool) -> int | None:

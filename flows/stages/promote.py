@@ -1,6 +1,5 @@
 """The stage that lets production name a version; a person's promotion is judged again before."""
 
-import logging
 from collections.abc import Mapping
 
 from flows.stages.context import MACHINE, Context
@@ -21,18 +20,16 @@ from registry.versions.beside import place_beside
 from registry.versions.projection import follow_heads
 from registry.versions.promoters import Cause, check_promoter
 
-log = logging.getLogger(__name__)
-
 
 def promote(
     context: Context, task: Task, version: PromptVersion, verdict: Verdict, actor: str = MACHINE
 ) -> Promotion | None:
     """Promote by the task's policy: `auto` promotes what passed, `manual` asks people for approval.
 
-    A machine promotes nothing while a person lets two versions stand beside each other; nor what production named
-    before, because a person rolled it back; nor what a person rejected. What could not be compared with the champion
-    waits for approval too. Whether it promotes or not, what somebody promoted and died before readers saw it is shown
-    to them.
+    A machine does not promote what production named before, because a person rolled it back, nor what a person
+    rejected. What could not be compared with the champion waits for approval too, and so does everything while a person
+    lets two versions stand beside each other. Whether it promotes or not, what somebody promoted and died before
+    readers saw it is shown to them.
     """
     promoted = _promote_by_policy(context, task, version, verdict, actor)
     follow_heads(context.registry, task.name)
@@ -46,16 +43,7 @@ def _promote_by_policy(
     was_promoted = version.number in {row.version for row in history}
     if not verdict.passed or was_promoted:
         return None
-    if history and (beside := history[-1].beside):
-        log.warning(
-            "%s@%d passed, and is not promoted while version %d stands beside production: `ptp promote --full` or `ptp "
-            "rollback` ends that",
-            task.name,
-            version.number,
-            beside.version,
-        )
-        return None
-    if task.promote == "manual" or needs_a_person(verdict):
+    if task.promote == "manual" or needs_a_person(verdict) or (history and history[-1].beside):
         request_approval(context.registry, task, version, verdict, context.started_by)
         return None
     if find_rejection(context.registry, version):

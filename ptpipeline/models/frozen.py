@@ -63,8 +63,9 @@ class PrefixCache(NamedTuple):
 
 
 def pad_left(tensor: Tensor, width: int) -> Tensor:
-    """Return [..., width, H] of [..., P, H], with zeros in front."""
-    return torch.nn.functional.pad(tensor, (0, 0, width - tensor.shape[-2], 0))
+    """Return [..., width, H] of [..., P, H], with zeros in front; a tensor of that width is returned as it is."""
+    missing = width - tensor.shape[-2]
+    return torch.nn.functional.pad(tensor, (0, 0, missing, 0)) if missing else tensor
 
 
 def stack_caches(caches: Sequence[PrefixCache]) -> PrefixCache:

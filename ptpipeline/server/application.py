@@ -6,11 +6,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from ptpipeline.server import classify, feedback, generation, observation, page
+from ptpipeline.server.answers import ErrorBody
 from ptpipeline.server.bodies import explain
 from ptpipeline.server.door import Door, Leaving
 from ptpipeline.server.refusals import Refusal
@@ -23,21 +23,6 @@ _SENTENCES = {
     404: ("there is no such address; `GET /openapi.json` lists them", "unknown_address"),
     405: ("this address takes another method; `GET /openapi.json` lists them", "wrong_method"),
 }
-
-
-class Fault(BaseModel):
-    """Why a request was not answered: one sentence, and a code for programs."""
-
-    message: str
-    type: str
-    param: str | None
-    code: str
-
-
-class ErrorBody(BaseModel):
-    """The body of every answer that is a refusal."""
-
-    error: Fault
 
 
 def make_application(

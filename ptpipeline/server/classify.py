@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from ptpipeline.errors import PtpError
+from ptpipeline.server.answers import Classification, describe
 from ptpipeline.server.bodies import Classify, JsonRoute, name_fields
 from ptpipeline.server.feedback import ask_shadow
 from ptpipeline.server.refusals import Refusal, refuse
@@ -22,7 +23,7 @@ def make_router(service: Service) -> APIRouter:
     """Return the routes of classification."""
     router = APIRouter(route_class=JsonRoute)
 
-    @router.post("/v1/classify")
+    @router.post("/v1/classify", responses=describe(Classification))
     async def classify(request: Request, body: Classify) -> Response:
         """Classify one text or several. A text of several that cannot be answered gets an error of its own."""
         began = time.perf_counter()

@@ -1,6 +1,7 @@
-"""Shadows that are asked what was classified, and the right labels that somebody tells later."""
+"""Shadows that are asked what was answered, and the right answers that somebody tells later."""
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
 
 from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
@@ -10,6 +11,7 @@ from ptpipeline.server.bodies import Feedback, JsonRoute, name_fields
 from ptpipeline.server.refusals import Refusal
 from ptpipeline.server.service import Service, id_of
 from ptpipeline.serving.served import Served
+from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.task.template import Fields
 
 
@@ -19,14 +21,14 @@ def make_router(service: Service) -> APIRouter:
 
     @router.post("/v1/feedback")
     async def judge(body: Feedback) -> Response:
-        """Tell the right label of a text that was classified while a shadow was asked too."""
+        """Tell the right label, or the right text, of what was answered while a shadow was asked too."""
         name, _, number = body.id.rpartition("-")
         if not (number.isascii() and number.isdigit() and len(number) < 9 and name):
             raise Refusal(400, "id: expected the id of an answer, `-`, and the index of the text", "invalid_id")
         if not service.live.trials.judge(name, int(number), body.label):
             raise Refusal(
                 404,
-                "id: no shadow was asked that text, its label was told already, or it was answered too long ago",
+                "id: no shadow was asked that text, its answer was told already, or it was answered too long ago",
                 "unknown_id",
             )
         return JSONResponse({"object": "feedback", "id": body.id})
@@ -57,3 +59,40 @@ def ask_shadow(
         return labels
 
     service.live.trials.mirror(served, id_of(request), own, ask)
+
+
+def watch_texts(
+    service: Service,
+    request: Request,
+    served: Served,
+    texts: Sequence[str | Fields],
+    sampling: Sampling,
+    generating: list[AsyncIterator[Piece]],
+) -> list[AsyncIterator[Piece]]:
+    """Return the same pieces; when all texts are whole, the shadow generates them too, and they are compared.
+
+    Texts that were drawn by chance differ anyway: only greedy ones are compared.
+    """
+    if served.shadow is None or sampling.temperature > 0:
+        return generating
+    manifest, own = served.shadow.manifest, dict[int, str]()
+
+    async def ask(digest: str) -> list[str]:
+        return [await generate(digest, name_fields(manifest, text)) for text in texts]  # in turn: a shadow has time
+
+    async def generate(digest: str, fields: Fields) -> str:
+        pieces = service.answerer.generate(digest, fields, sampling, service.limits.patience)
+        return "".join([piece.text async for piece in pieces])
+
+    async def watch(place: int, pieces: AsyncIterator[Piece]) -> AsyncIterator[Piece]:
+        parts = list[str]()
+        async with aclosing(pieces):  # type: ignore[type-var]
+            async for piece in pieces:
+                parts.append(piece.text)
+                if piece.finish:
+                    own[place] = "".join(parts)
+                    if len(own) == len(texts):
+                        service.live.trials.mirror(served, id_of(request), dict(sorted(own.items())), ask)
+                yield piece
+
+    return [watch(place, pieces) for place, pieces in enumerate(generating)]

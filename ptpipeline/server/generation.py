@@ -12,7 +12,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from ptpipeline.errors import DataError, PtpError, place_of
+from ptpipeline.server.answers import Chatted, Completed, describe
 from ptpipeline.server.bodies import Chat, Completion, Generate, JsonRoute, name_fields
+from ptpipeline.server.feedback import watch_texts
 from ptpipeline.server.refusals import Refusal, refuse
 from ptpipeline.server.service import Service, caller_of, id_of, log, name_version
 from ptpipeline.serving.served import Served
@@ -86,7 +88,7 @@ def make_router(service: Service) -> APIRouter:
     """Return the routes of generation."""
     router = APIRouter(route_class=JsonRoute)
 
-    @router.post("/v1/completions")
+    @router.post("/v1/completions", responses=describe(Completed, EventStream.media_type))
     async def complete(request: Request, body: Completion) -> Response:
         """Continue one text or several."""
         given: Sequence[str | Fields | None] = body.prompt if isinstance(body.prompt, list) else [body.prompt]
@@ -98,7 +100,7 @@ def make_router(service: Service) -> APIRouter:
             raise DataError("prompt: expected a text, or send fields with the text of each field")
         return await _generate(service, request, body, COMPLETION, [text for text in given if text is not None])
 
-    @router.post("/v1/chat/completions")
+    @router.post("/v1/chat/completions", responses=describe(Chatted, EventStream.media_type))
     async def chat(request: Request, body: Chat) -> Response:
         """Answer one message; with `fields`, these are the text, and the message is only a form."""
         text = body.read_text()
@@ -121,6 +123,7 @@ async def _generate(
     service.note_texts(request, served, texts)
     started = _Started(service, id_of(request), served, form)
     generating = [service.answerer.generate(served.digest, text, sampling, service.limits.patience) for text in texts]
+    generating = watch_texts(service, request, served, given, sampling, generating)
     if not body.stream:
         return await started.answer(generating)
     usage = body.stream_options is not None and body.stream_options.include_usage

@@ -10,6 +10,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from ptpipeline.errors import PtpError
 from ptpipeline.records.versions import PRODUCTION, Promotion
+from ptpipeline.server.answers import ServedModel, ServedModels, Status, describe
 from ptpipeline.server.door import Leaving
 from ptpipeline.server.refusals import Refusal
 from ptpipeline.server.service import Service, caller_of
@@ -37,19 +38,19 @@ def make_router(service: Service, leaving: Leaving) -> APIRouter:
             return PlainTextResponse("the versions are not loaded yet", 503)
         return PlainTextResponse("OK")
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", responses=describe(ServedModels))
     async def list_models(request: Request) -> Response:
         """List the tasks and aliases that the caller may use; `task` alone is its production version."""
         found = await asyncio.to_thread(_find_all, service, request)
         return JSONResponse({"object": "list", "data": [_model(promotion, served) for promotion, served in found]})
 
-    @router.get("/v1/models/{model}")
+    @router.get("/v1/models/{model}", responses=describe(ServedModel))
     async def show_model(request: Request, model: str) -> Response:
         """Show which version a name stands for now."""
         served = await service.find(request, model, None)
         return JSONResponse({"id": model, "created": int(time.time()), **_describe(served)})
 
-    @router.get("/v1/status")
+    @router.get("/v1/status", responses=describe(Status))
     async def tell_status(request: Request) -> Response:
         """Tell what the page shows: versions, their figures since the start, the queue, and the store."""
         found = await asyncio.to_thread(_find_all, service, request)

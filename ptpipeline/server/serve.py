@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from fastapi import FastAPI
 
-from ptpipeline.errors import PtpError, SettingsError, TimedOut
+from ptpipeline.errors import PtpError, SettingsError, TimedOut, place_of
 from ptpipeline.models.base import PreparedBase, prepare_base
 from ptpipeline.models.compute_type import choose_dtype
 from ptpipeline.models.load import load_base
@@ -68,10 +68,10 @@ def serve(settings: Settings, options: Options) -> None:
     async def run(_: FastAPI) -> AsyncIterator[None]:
         starting = asyncio.create_task(asyncio.to_thread(_start, live))  # meanwhile probes are answered
         yield
-        await starting
         with contextlib.suppress(TimedOut):
             await answerer.drain(END_SECONDS)
         await asyncio.to_thread(live.stop)
+        await starting
         await asyncio.to_thread(answerer.close)
 
     service = Service(live, answerer, Limits(), Metrics(live, answerer), options.log_texts)
@@ -90,6 +90,8 @@ def _start(live: Live) -> None:
         live.start()
     except PtpError as error:
         log.error("%s", error)
+    except Exception as error:  # noqa: BLE001 - whoever asks is told that nothing is ready, and this is why
+        log.error("%s", place_of(error))
     log.info("%s versions are loaded", live.observe().held)
 
 

@@ -42,7 +42,9 @@ class Service(NamedTuple):
         caller_of(request).check_task(reference.partition("@")[0])
         key = request.headers.get(KEY_HEADER) or key or ""
         try:
-            return await asyncio.to_thread(self.live.find, reference, key)  # it may read the store
+            if (held := self.live.peek(reference, key)) is not None:
+                return held
+            return await asyncio.to_thread(self.live.find, reference, key)  # it reads the store
         except (NotFound, BaseModelError):  # which says where the store is
             raise Refusal(
                 404, f"this server has no model {reference!r}; `GET /v1/models` lists what it has", "model_not_found"

@@ -156,7 +156,7 @@ class Batcher:
         """Return what it does and has done."""
         worker, caches = self._worker, self._engine.caches
         return Load(
-            self._tasks.total(),
+            self._count_waiting(),
             worker.generating,
             worker.batches,
             worker.texts,
@@ -166,11 +166,15 @@ class Batcher:
             worker.alive,
         )
 
+    def _count_waiting(self) -> int:
+        with self._lock:
+            return self._tasks.total()
+
     async def drain(self, patience: float) -> None:
         """Take no more requests, and return once all are answered; raises TimedOut if that takes longer."""
         self._draining = True
         until = time.monotonic() + patience
-        while running := self._tasks.total():
+        while running := self._count_waiting():
             if time.monotonic() > until:
                 raise TimedOut(f"{running} texts still have no answer after {patience:g} s; end the process")
             await asyncio.sleep(0.02)

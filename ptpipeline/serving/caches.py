@@ -24,6 +24,11 @@ class PrefixCaches:
     def __contains__(self, digest: str) -> bool:
         return digest in self._kept
 
+    @property
+    def ahead(self) -> int:
+        """How many caches may be computed before they are needed: as many as a quarter of the bound holds."""
+        return self.bound * len(self._kept) // (4 * self.size) if self._kept else 0
+
     def find(self, digest: str) -> PrefixCache | None:
         """Return the version's cache, which counts as used now, or None if it is not in memory."""
         cache = self._kept.get(digest)

@@ -29,7 +29,7 @@ class Holder(Protocol):
         """
 
     def drop(self, digest: str) -> None:
-        """Unload the prompt; requests that were accepted before are still answered."""
+        """Unload the prompt, or what of it was loaded; requests that were accepted before are still answered."""
 
 
 class Held(NamedTuple):
@@ -64,7 +64,12 @@ class Holdings:
             name = f"{task}@{SHA + digest if number is None else number}"
             artifact = read_prompt(source, task, digest, name)
             members = read_ensemble(source, artifact)
-            self._holder.hold(artifact, members)
+            if held is None:  # else the store only confirms it: one digest, one prompt
+                try:
+                    self._holder.hold(artifact, members)
+                except BaseException:
+                    self._holder.drop(digest)  # whatever of it was loaded before it failed
+                    raise
             if proven:
                 self._good.save_prompts([*members, artifact])
             held = Held(number, digest, artifact.manifest, proven)

@@ -8,11 +8,12 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
-from ptpipeline.errors import ArtifactError, NotFound, PtpError, ServiceUnavailable, SettingsError, Terminal, place_of
+from ptpipeline.errors import ArtifactError, NotFound, PtpError, ServiceUnavailable, SettingsError, place_of
 from ptpipeline.records.answers import Holding, Observed
 from ptpipeline.records.base import is_name
 from ptpipeline.records.versions import Promotion
@@ -20,14 +21,13 @@ from ptpipeline.serving.holdings import SHA, Held, Holder, Holdings
 from ptpipeline.serving.last_good import LastGood
 from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.refusals import Place, Refusals
-from ptpipeline.serving.resolver import read_name, read_promotion, split_reference
+from ptpipeline.serving.resolver import read_name, read_promotion, read_tag, split_reference
 from ptpipeline.serving.served import Alias, Served, State
 from ptpipeline.serving.servers import report_holdings, unfit_name
 from ptpipeline.serving.trials import Trials
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.addresses import AliasPointer, parse
-from ptpipeline.storage.keys import PROMPTS, aliases_prefix, is_server_name, pointer_key
-from ptpipeline.storage.signed import without_checks
+from ptpipeline.storage.keys import PROMPTS, aliases_prefix, is_server_name
 
 EVERY = 2.0  # seconds between two looks at the pointers
 DISCOVER = 60.0  # seconds between two lists of all aliases; one that is asked for is looked up at once
@@ -36,6 +36,8 @@ FIRST_LOOK = 5.0  # seconds that a start waits for the store, if the last good s
 STOP = 5.0  # seconds that an end waits for a look at the store
 READERS = 8  # pointers that are read at the same time
 MISSED = 10_000  # names without a pointer that are remembered until the next look
+
+_VERSION = re.compile(f"[0-9]+$|{SHA}")
 
 log = logging.getLogger(__name__)
 
@@ -72,6 +74,7 @@ class Live:
         self._refused = Refusals(clock)
         self._known: set[Place] = set()
         self._missed: dict[Place, float] = {}
+        self._reading: set[Holding] = set()
         self._listed: float | None = None
         self._reached: float | None = None
         self._trouble = ""
@@ -91,15 +94,32 @@ class Live:
         Raises NotFound; ServiceUnavailable if the version is not held and the store is away; Overloaded if too many are
         held by number or digest; and what the prompt is refused for.
         """
-        task, at, name = reference.partition("@")
-        by_digest = at and name.startswith(SHA)
-        if not (by_digest and is_name(task)):
+        if (served := self.peek(reference, key)) is not None:
+            return served
+        task, name = self._split(reference)
+        if _VERSION.match(name):
+            return self._load_version(task, name)
+        return self._choose(self._meet(Place(task, name)), key)
+
+    def peek(self, reference: str, key: str = "") -> Served | None:
+        """Return what `find` returns if it is held, else None. This waits for nothing. Raises NotFound for no name."""
+        task, name = self._split(reference)
+        if _VERSION.match(name):
+            held = self._holdings.find(task, name)
+            return None if held is None else Served.of(held)
+        alias = self._aliases.get(Place(task, name))
+        return None if alias is None else self._choose(alias, key)
+
+    def _split(self, reference: str) -> tuple[str, str]:
+        """Return task and alias, number, or `sha256:` and digest; NotFound if it is none, or of another task."""
+        task, _, name = reference.partition("@")
+        if not (name.startswith(SHA) and is_name(task)):
             task, name = split_reference(reference)
         if self.tasks and task not in self.tasks:
             raise NotFound(f"{task}: this server does not serve it; it was started for other tasks")
-        if by_digest or re.fullmatch("[0-9]+", name):
-            return self._find_version(task, name)
-        alias = self._aliases.get(Place(task, name)) or self._meet(Place(task, name))
+        return task, name
+
+    def _choose(self, alias: Alias, key: str) -> Served:
         served = alias.choose(key)
         self._holdings.use(served.digest)
         return served
@@ -119,14 +139,11 @@ class Live:
         """Whether requests can be answered: the store was looked at once, or a last good set is held."""
         return self._looked.is_set() and (self._reached is not None or bool(self._aliases))
 
-    def _find_version(self, task: str, name: str) -> Served:
-        """Return a version by its number, or by `sha256:` and its digest."""
-        held = self._holdings.find(task, name)
-        if held is None:
-            self._check_reachable()
-            with self._changing:
-                held = self._holdings.find(task, name) or self._load(task, name)
-        return Served.of(held)
+    def _load_version(self, task: str, name: str) -> Served:
+        """Load a version that is not held, by its number, or by `sha256:` and its digest."""
+        self._check_reachable()
+        with self._changing:
+            return Served.of(self._holdings.find(task, name) or self._load(task, name))
 
     def _load(self, task: str, name: str) -> Held:
         digest = name.removeprefix(SHA)
@@ -134,8 +151,8 @@ class Live:
         if number is not None:
             digest = read_name(self.store, task, number).digest
         self._holdings.make_room(self._list_named())
-        self._report([Holding(task, digest)])
-        return self._holdings.hold(self.store, task, digest, number)
+        with self._announced([Holding(task, digest)]):
+            return self._holdings.hold(self.store, task, digest, number)
 
     def _meet(self, place: Place) -> Alias:
         """Take over an alias that was not known when the aliases were listed."""
@@ -148,8 +165,7 @@ class Live:
                 return self._aliases[place]
             if self._refused.find(place) is None:
                 promotion = self._read_missing(place)
-                self._report(_list_holdings([promotion]))
-                with self._refused.trying(place, ""):
+                with self._announced(_list_holdings([promotion])), self._refused.trying(place, ""):
                     self._adopt(self.store, promotion, "")  # the next look learns the pointer's tag
                     self._known.add(place)
             if place not in self._aliases:
@@ -201,7 +217,8 @@ class Live:
             except Exception as error:  # noqa: BLE001 - the thread that follows the store outlives every fault
                 log.error("the look at the store failed: %s", place_of(error))
             self._looked.set()
-            self._stopped.wait(max(EVERY, time.monotonic() - began))  # at most half of the time is spent on looking
+            took = time.monotonic() - began
+            self._stopped.wait(min(max(EVERY, took), 2 * EVERY))  # many pointers take time; a store that hung, no more
 
     def hold_last_good(self) -> None:
         """Hold what this server answered with when it ended; what was damaged since is told and left out."""
@@ -220,15 +237,16 @@ class Live:
             self._list_aliases()
             tags = self._read_tags()
             self._reached, self._trouble = self.clock(), ""
-            read = []
-            for place, etag in tags.items():
-                if self._is_due(place, etag):
-                    with self._refused.trying(place, etag):
-                        read.append((place, read_promotion(self.store, *place, self.memory)))
-            self._report(_list_holdings(promotion for _, promotion in read))
-            for place, promotion in read:
-                with self._refused.trying(place, tags[place]), self._changing:
-                    self._adopt(self.store, promotion, tags[place] or "")
+            due = {place: self._aliases.get(place) for place, etag in tags.items() if self._is_due(place, etag)}
+            read = dict[Place, Promotion]()
+            for place in due:
+                with self._refused.trying(place, tags[place]):
+                    read[place] = read_promotion(self.store, *place, self.memory)
+            with self._announced(_list_holdings(read.values())):
+                for place, promotion in read.items():
+                    with self._refused.trying(place, tags[place]), self._changing:
+                        if self._aliases.get(place) is due[place]:  # else a request met it since, and read it later
+                            self._adopt(self.store, promotion, tags[place] or "")
         except (ServiceUnavailable, SettingsError) as error:
             if not self._trouble:
                 log.warning("%s; this server goes on with the versions that it has", error)
@@ -251,21 +269,9 @@ class Live:
 
     def _read_tags(self) -> dict[Place, str | None]:
         """Return the tag of the bytes of each alias's pointer; None if there are none."""
-        bare = without_checks(self.store)  # a pointer that changed is read again, with its signature
-
-        def read(place: Place) -> str | None:
-            try:
-                return bare.read(pointer_key(*place)).etag
-            except NotFound:
-                return None
-            except SettingsError:
-                raise
-            except Terminal:  # too large, or a link: it is refused when it is read again
-                return "unreadable"
-
         places = sorted(self._known | self._aliases.keys())
         with ThreadPoolExecutor(READERS) as pool:
-            return dict(zip(places, pool.map(read, places), strict=True))
+            return dict(zip(places, pool.map(lambda place: read_tag(self.store, *place), places), strict=True))
 
     def _is_due(self, place: Place, etag: str | None) -> bool:
         """Whether the pointer has to be read: it shows something new, and no refusal of it is fresh."""
@@ -304,15 +310,22 @@ class Live:
 
     # ---------------------------------------------------------------- reports
 
-    def _report(self, further: Iterable[Holding] = ()) -> None:
-        """Tell the store what this server holds and answers by, if that changed or a minute passed.
+    @contextmanager
+    def _announced(self, holdings: Collection[Holding]) -> Iterator[None]:
+        """Report these prompts as held before the block reads them, so that nobody deletes them meanwhile."""
+        self._reading.update(holdings)
+        self._report()
+        try:
+            yield
+        finally:
+            self._reading.difference_update(holdings)
 
-        further: what it is about to read, so that nobody deletes it meanwhile.
-        """
+    def _report(self) -> None:
+        """Tell the store what this server holds and answers by, if that changed or a minute passed."""
         if not self.server:
             return
-        promotions = [alias.promotion for alias in self._aliases.values()]
-        holds = sorted({*self._holdings.list(), *further})
+        promotions = [alias.promotion for alias in self._aliases.copy().values()]
+        holds = sorted({*self._holdings.list(), *self._reading.copy()})
         observed = sorted(Observed(row.task, row.alias, row.seq, row.version) for row in promotions)
         told = (holds, observed, self._refused.list())
         if told == self._reported[0] and self.clock() - self._reported[1] < REPORT:
@@ -322,8 +335,7 @@ class Live:
             report_holdings(self.store, self.server, *told, self.trials.list())
         except PtpError as error:  # the pointers keep what they name from being deleted too
             log.warning("the store was not told what this server holds: %s", error)
-        else:
-            self._reported = (told, self.clock())
+        self._reported = (told, self.clock())  # what the store did not take is told again in a minute, or if it changes
 
 
 def _list_holdings(promotions: Iterable[Promotion]) -> list[Holding]:

@@ -8,12 +8,13 @@ similar length; a task whose next row is too long or too short for it comes firs
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 from ptpipeline.serving.engine import Rendered
 from ptpipeline.serving.service import Sampling
 
-TURN = 128  # tokens that a task may have in a round, or one row: several rows of a prompt share its cache
+TURN = 256  # tokens that a task may have in a round, or one row: several rows of a prompt share its cache
 SPREADS = (1.15, 2.0, float("inf"))  # longest to shortest row of a batch: the next one if a batch is not half full
 
 
@@ -96,6 +97,10 @@ class FairQueue:
         if not own:
             del self._tasks[row.task]
             self._round.pop(row.task, None)
+
+    def foresee(self, count: int) -> list[Row]:
+        """Return the first row of each of the next tasks in the round, of so many tasks at most."""
+        return [next(iter(self._tasks[task])) for task in islice(self._round, count)]
 
     def clear(self) -> list[Row]:
         """Take all rows out."""

@@ -1,9 +1,10 @@
 """A shadow's answers beside those that were given: how often they differ, and which ones feedback calls right.
 
-No text is kept: of each request the labels of both versions, until the right one is told.
+No text is kept: of each request a hash of what each version answered, until the right answer is told.
 """
 
 import asyncio
+import hashlib
 import logging
 import math
 import threading
@@ -47,11 +48,11 @@ def is_different(tally: Tally) -> bool:
 
 
 class _Pair(NamedTuple):
-    """What both versions answered to a text."""
+    """What both versions answered to a text, by its hash."""
 
     place: tuple[str, str, int]
-    own: str
-    shadow: str
+    own: bytes
+    shadow: bytes
 
 
 class _Kept(Record):
@@ -110,19 +111,19 @@ class Trials:
         place = _find_place(served)
         with self._lock:
             for (number, one), other in zip(own.items(), shadow, strict=True):
-                self._pairs[request, number] = _Pair(place, one, other)
+                self._pairs[request, number] = _Pair(place, _hash(one), _hash(other))
                 if len(self._pairs) > REMEMBERED:
                     self._pairs.popitem(last=False)
         self._count(served, asked=len(own), differ=sum(map(str.__ne__, own.values(), shadow)))
 
-    def judge(self, request: str, number: int, label: str) -> bool:
+    def judge(self, request: str, number: int, right: str) -> bool:
         """Note the right answer to a text of a request; return whether it is known, and was not judged before."""
         with self._lock:
             pair = self._pairs.pop((request, number), None)
             tally = self._tallies.get(pair.place) if pair else None
             if pair is None or tally is None:
                 return False
-            own, shadow = pair.own == label, pair.shadow == label
+            own, shadow = pair.own == _hash(right), pair.shadow == _hash(right)
             self._tallies[pair.place] = tally._replace(
                 judged=tally.judged + 1,
                 first=tally.first + (own and not shadow),
@@ -168,6 +169,10 @@ class Trials:
             return
         if kept.store == self._store:
             self._tallies = {(tally.task, tally.alias, tally.seq): tally for tally in kept.tallies}
+
+
+def _hash(answer: str) -> bytes:
+    return hashlib.sha256(answer.encode()).digest()[:16]
 
 
 def _find_place(served: Served) -> tuple[str, str, int]:

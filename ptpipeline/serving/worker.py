@@ -95,7 +95,9 @@ class Worker:
         try:
             while self._wait():
                 self._work()
-                self._answer(self._take(self._queries))
+                rows = self._take(self._queries)
+                self._prepare(rows)
+                self._answer(rows)
                 self._generate()
         finally:
             self._refuse()
@@ -145,6 +147,24 @@ class Worker:
 
     def _is_near(self, row: Row) -> bool:
         return row.text.digest in self._engine.caches
+
+    def _prepare(self, rows: Sequence[Row]) -> None:
+        """Compute prefix caches that the rows lack, and with them some that the next rows will: few tokens by
+        themselves take as long as many.
+        """
+        if all(self._is_near(row) for row in rows):
+            return
+        with self._change:
+            coming = self._queries.foresee(self._engine.caches.ahead)
+        slots, digests = 0, dict[str, None]()
+        for row in (*rows, *coming):
+            own = self._engine.find(row.text.digest).slots
+            if not self._is_near(row) and slots + own <= self._tokens:
+                slots += 0 if row.text.digest in digests else own
+                digests[row.text.digest] = None
+        if coming:
+            with suppress(Exception):  # it is raised again for the row that it belongs to
+                self._engine.find_caches(list(digests))
 
     def _answer(self, rows: Sequence[Row]) -> None:
         """Score a batch; if that fails, its halves, so that a row which cannot be answered fails alone."""

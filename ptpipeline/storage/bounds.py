@@ -3,7 +3,15 @@
 from collections.abc import Callable
 
 from ptpipeline.errors import ArtifactError
-from ptpipeline.storage.addresses import PromptObject, Quarantined, Results, SnapshotObject, StoredCheckpoint, parse
+from ptpipeline.storage.addresses import (
+    PromptObject,
+    Quarantined,
+    Results,
+    ServerHoldings,
+    SnapshotObject,
+    StoredCheckpoint,
+    parse,
+)
 
 MIB, GIB = 2**20, 2**30
 PIECE = 8 * MIB
@@ -16,6 +24,8 @@ def max_bytes(key: str) -> int:
         return 4 * GIB
     if isinstance(address, SnapshotObject):
         return 4 * GIB if key.endswith(".parquet") else MIB
+    if isinstance(address, ServerHoldings):
+        return 16 * MIB  # some hundred bytes for each of its tasks
     if isinstance(address, Quarantined):
         return 64 * MIB  # whatever lay at the key of a prompt
     if isinstance(address, PromptObject) and not address.is_manifest:

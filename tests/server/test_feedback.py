@@ -6,25 +6,31 @@ from pathlib import Path
 import httpx
 
 from ptpipeline.records.base import now
+from ptpipeline.records.prompts import Generation
 from ptpipeline.records.versions import Beside, Pointer, Promotion
 from ptpipeline.serving.live import EVERY
 from ptpipeline.storage.keys import pointer_key
-from tests.server.serving import TASK, prompts, running
+from tests.evaluation.probed import artifact, embeddings, tiny
+from tests.server.serving import TASK, WRITER, Running, prompts, publish, running
 
 TEXTS = ["a good film", "awful", "the plot"]
 
 
+def shadow(server: Running, task: str, version: int, digest: str, beside: Beside) -> None:
+    """Let that version stand beside the one that production names, and wait until the server knows."""
+    row = Promotion(
+        task=task, alias="production", seq=9, version=version, digest=digest, previous=version, actor="test",
+        reason="test", verdict=None, at=now(), beside=beside,
+    )  # fmt: skip
+    key, body = pointer_key(task, "production"), Pointer(promotion=row, nonce="9" * 16).model_dump_json().encode()
+    server.store.replace(key, body, server.store.read(key).etag)
+    time.sleep(2 * EVERY)
+
+
 def test_feedback_judges_each_text_that_a_shadow_was_asked_once(tmp_path: Path) -> None:
     with running(tmp_path) as server, httpx.Client(base_url=server.url, timeout=30) as client:
-        made, key = prompts(), pointer_key(TASK, "production")
-        row = Promotion(
-            task=TASK, alias="production", seq=3, version=2, digest=made["second"].digest, previous=2, actor="test",
-            reason="test", verdict=None, at=now(), beside=Beside(version=1, digest=made["first"].digest, percent=0),
-        )  # fmt: skip
-        server.store.replace(
-            key, Pointer(promotion=row, nonce="3" * 16).model_dump_json().encode(), server.store.read(key).etag
-        )
-        time.sleep(2 * EVERY)
+        made = prompts()
+        shadow(server, TASK, 2, made["second"].digest, Beside(version=1, digest=made["first"].digest, percent=0))
         answer = client.post("/v1/classify", json={"model": TASK, "input": TEXTS}).json()
         assert answer["version"] == f"{TASK}@2"
         time.sleep(0.5)
@@ -34,3 +40,22 @@ def test_feedback_judges_each_text_that_a_shadow_was_asked_once(tmp_path: Path) 
         ]
         assert told == [200, 200, 200, 404, 404]
         assert client.post("/v1/feedback", json={"id": "req-1-x", "label": "positive"}).status_code == 400
+
+
+def test_a_generated_text_is_compared_if_chance_had_no_part_in_it(tmp_path: Path) -> None:
+    with running(tmp_path) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        own = prompts()["writer"]
+        other = artifact(
+            tiny(), embeddings(tiny(), " the"), task=WRITER, labels={}, generate=Generation(max_new_tokens=4)
+        )
+        publish(server.store, other, 2, alias=None)
+        shadow(server, WRITER, 1, own.digest, Beside(version=2, digest=other.digest, percent=0))
+        told = {}
+        for name, extra in {"whole": {}, "stream": {"stream": True}, "by chance": {"temperature": 1.0}}.items():
+            asked = {"model": WRITER, "prompt": "a good film"} | extra
+            answer = client.post("/v1/completions", json=asked)
+            assert answer.status_code == 200
+            time.sleep(0.5)
+            feedback = {"id": f"{answer.headers['x-request-id']}-0", "label": "any"}
+            told[name] = client.post("/v1/feedback", json=feedback).status_code
+        assert told == {"whole": 200, "stream": 200, "by chance": 404}

@@ -11,6 +11,7 @@ from ptpipeline.records.versions import PRODUCTION, Beside, Pointer, Promotion, 
 from ptpipeline.serving.engine import Engine
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import pointer_key, version_key
+from ptpipeline.storage.signed import without_checks
 from tests.evaluation.probed import artifact, embeddings, tiny
 
 TASK = "movies"
@@ -27,17 +28,20 @@ class Clock:
 
 
 class OnEngine:
-    """What holds prompts, over a real engine; it notes in which order."""
+    """What holds prompts as the batcher does, in the thread that asks, over a real engine, and notes them."""
 
     def __init__(self) -> None:
         self.engine = Engine(tiny())
+        self.held: list[str] = []
         self.dropped: list[str] = []
 
     def hold(self, artifact: Artifact, members: Sequence[Artifact]) -> None:
-        self.engine.load(artifact, members)
+        self.held.append(artifact.digest)
+        self.engine.add(artifact, members)
+        self.engine.probe(artifact.digest)
 
     def drop(self, digest: str) -> None:
-        del self.engine._loaded[digest]
+        self.engine.unload(digest)
         self.dropped.append(digest)
 
 
@@ -62,8 +66,9 @@ def point(
     alias: str = PRODUCTION,
     beside: Beside | None = None,
     task: str = TASK,
+    before: Promotion | None = None,
 ) -> Promotion:
-    """Let the alias's pointer name the version, as promotion `seq`."""
+    """Let the alias's pointer name the version, as promotion `seq` behind that one."""
     promotion = Promotion(
         task=task,
         alias=alias,
@@ -76,6 +81,7 @@ def point(
         verdict=None,
         at=now(),
         beside=beside,
+        chain=before.row_digest() if before else None,
     )
     put(
         store, pointer_key(task, alias), Pointer(promotion=promotion, nonce=uuid.uuid4().hex).model_dump_json().encode()
@@ -86,6 +92,6 @@ def point(
 def put(store: ObjectStore, key: str, body: bytes) -> None:
     """Write an object, whatever lies there."""
     try:
-        store.replace(key, body, store.read(key).etag)
+        store.replace(key, body, without_checks(store).read(key).etag)
     except NotFound:
         store.create(key, body)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from ptpipeline.errors import ArtifactError, ContextError, DataError, NotFound, Overloaded, PtpError, TimedOut
+from ptpipeline.models.frozen import PrefixCache
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.prompts import Generation
 from ptpipeline.serving.batcher import Batcher
@@ -43,6 +44,14 @@ def busy(batcher: Batcher) -> Iterator[None]:
     """The computing thread waits while this is open: it cannot look at what comes."""
     with batcher._worker._change:
         yield
+
+
+async def wait_for(batcher: Batcher, count: int) -> None:
+    """Return once so many rows wait."""
+    until = time.monotonic() + 60
+    while len(batcher._worker._queries) != count:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
 
 
 def ask(
@@ -130,6 +139,31 @@ def test_an_error_that_is_not_ours_tells_the_place_and_no_text() -> None:
     assert "secret" not in str(bad)
 
 
+def test_caches_that_the_next_rows_lack_are_computed_in_the_same_pass() -> None:
+    passes = list[int]()
+
+    class Counting(Engine):
+        def _compute_caches(self, digests: Sequence[str]) -> dict[str, PrefixCache]:
+            passes.append(len(digests))
+            return super()._compute_caches(digests)
+
+    engine = Counting(tiny())
+    made = [artifact(tiny(), embeddings(tiny(), " yes"), task=f"task-{number}") for number in range(40)]
+
+    async def run(batcher: Batcher) -> None:
+        with busy(batcher):
+            asked = [ask(batcher, one, "the good film and the awful plot " * 5) for one in made]
+            await wait_for(batcher, len(made))
+            for one in made[1:]:
+                engine.caches.drop(one.digest)
+        passes.clear()
+        await asyncio.gather(*asked)
+
+    with serving(*made, engine=engine) as batcher:
+        asyncio.run(run(batcher))
+    assert passes == [39]
+
+
 def test_a_prompt_that_is_not_held_is_not_found() -> None:
     made, other, *_ = prompts()
     with serving(made) as batcher, pytest.raises(NotFound, match=other.digest[:12]):
@@ -142,7 +176,7 @@ def test_one_task_alone_fills_half_of_the_queue() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = [ask(batcher, hot, "a") for _ in range(20)]
-            await asyncio.sleep(0.2)
+            await wait_for(batcher, 5)
             refused = [one for one in asked if one.done()]
             assert len(asked) - len(refused) == 5
             for one in refused:
@@ -150,7 +184,7 @@ def test_one_task_alone_fills_half_of_the_queue() -> None:
                     one.result()
                 assert 0 < found.value.retry_after <= 60
             others = [ask(batcher, cold, "a") for _ in range(2)]
-            await asyncio.sleep(0.2)
+            await wait_for(batcher, 7)
             assert not any(one.done() for one in others)
         await asyncio.gather(*others, *set(asked) - set(refused))
 
@@ -185,8 +219,7 @@ def test_a_request_whose_client_left_is_not_computed() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = ask(batcher, made, "a", "b")
-            await asyncio.sleep(0.1)
-            assert len(batcher._worker._queries) == 2
+            await wait_for(batcher, 2)
             asked.cancel()
             await asyncio.wait([asked])
             assert len(batcher._worker._queries) == 0
@@ -205,7 +238,7 @@ def test_a_dropped_prompt_answers_what_it_began_and_then_goes() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = ask(batcher, made, "a")
-            await asyncio.sleep(0.1)
+            await wait_for(batcher, 1)
             batcher.drop(made.digest)
             with pytest.raises(NotFound):
                 await ask(batcher, made, "a")
@@ -236,7 +269,7 @@ def test_a_drain_answers_what_waits_and_takes_nothing_more() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = ask(batcher, made, *TEXTS)
-            await asyncio.sleep(0.1)
+            await wait_for(batcher, 5)
             with pytest.raises(TimedOut, match="5 texts still have no answer"):
                 await batcher.drain(0.1)
         await batcher.drain(30)
@@ -254,7 +287,7 @@ def test_a_batcher_that_is_closed_refuses_what_waits() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = ask(batcher, made, "a")
-            await asyncio.sleep(0.1)
+            await wait_for(batcher, 1)
             batcher._worker._closed = True
         assert isinstance((await asked)[0], Overloaded)
 

@@ -1,5 +1,9 @@
 """Prefix caches in memory: bounded in bytes, those used last stay, and what was dropped is computed again."""
 
+import gc
+import tracemalloc
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,9 +12,12 @@ from ptpipeline.models.frozen import KeyValues, PrefixCache
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.initialise import compute_activations
 from ptpipeline.prompts.tensors import pack_ensemble
+from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.serving.caches import PrefixCaches, copy_entries, count_bytes
 from ptpipeline.serving.engine import Engine, Question
 from tests.evaluation.probed import artifact, embeddings, fields, tiny
+from tests.models.families import SEQ2SEQ_FAMILIES, family, seq2seq_family
+from tests.numbers import number_tokenizer
 
 TEXTS = ["the good film", "awful plot and story", "a scene", "very bad"]
 
@@ -81,6 +88,25 @@ def test_mixed_prompts_answer_as_each_alone_whatever_stays_in_memory(bound: int)
     assert mixed.caches.size <= bound
 
 
+@pytest.mark.parametrize("name", ["gemma2", "gpt2", "t5 relu tied"])  # a window; general passes; an encoder-decoder
+def test_mixed_prompts_of_other_bases_answer_as_each_alone(name: str) -> None:
+    base = replace((seq2seq_family if name in SEQ2SEQ_FAMILIES else family)(name), tokenizer=number_tokenizer())
+    torch.manual_seed(3)
+    made = [
+        artifact(base, torch.randn(length, 32), template="{text} 7", labels={"negative": "41 9", "positive": "42"})
+        for length in (1, 9, 4)
+    ]
+    mixed = Engine(base, 2 * 9 * 32 * 8 * 6)
+    for one in made:
+        mixed.load(one)
+    texts = ["5 8 30", "11", "60 2 17 40 9 3 8 22 90 4 5 6 7"]
+    asked = [Question(made[place % 3].digest, {"text": texts[place // 3]}) for place in range(9)]
+    for question, scores in zip(asked, mixed.score_labels(asked), strict=True):
+        alone = Engine(base)
+        alone.load(next(one for one in made if one.digest == question.digest))
+        torch.testing.assert_close(scores, alone.score_labels([question])[0], rtol=0, atol=1e-5)
+
+
 def test_more_prompts_than_are_stacked_answer_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, made = Engine(tiny()), prompts()
     for one, members in made:
@@ -107,3 +133,31 @@ def test_a_prompt_that_was_unloaded_is_unknown() -> None:
     with pytest.raises(NotFound, match=made.digest[:12]):
         engine.score_labels([Question(made.digest, {"text": "a"})])
     assert engine.caches.size == 0
+
+
+def test_a_thousand_prompts_stay_while_their_caches_keep_the_bound() -> None:
+    engine, digests = Engine(tiny(), 20_000), list[str]()
+    for number in range(1024):
+        made = artifact(tiny(), embeddings(tiny(), " yes"), seed=number)
+        engine.add(made)
+        digests.append(made.digest)
+    first = engine.score_labels([Question(digest, {"text": "a film"}) for digest in digests])
+    assert engine.caches.size <= 20_000
+    again = engine.score_labels([Question(digest, {"text": "a film"}) for digest in reversed(digests)])
+    torch.testing.assert_close(first, again[::-1], rtol=0, atol=1e-4)
+
+
+def test_a_loaded_prompt_takes_little_more_memory_than_its_tensors() -> None:
+    engine = Engine(tiny())
+    bodies = [artifact(tiny(), embeddings(tiny(), " yes"), seed=number) for number in range(100)]
+    engine.add(bodies.pop())
+    texts = [one.manifest.model_dump_json() for one in bodies]
+    tracemalloc.start()
+    for text, one in zip(texts, bodies, strict=True):
+        engine.add(Artifact(PromptManifest.model_validate_json(text), bytes(bytearray(one.tensors))))
+    gc.collect()
+    used, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (
+        used / len(bodies) - len(bodies[0].tensors) < 16_000
+    )  # 15% of 135M weights in 16 bits is 40 kB for each of 1,024

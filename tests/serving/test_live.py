@@ -1,11 +1,12 @@
 """A server answers with what the pointers show, as soon as all of it holds, and with what it had until then."""
 
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from ptpipeline.errors import ArtifactError, NotFound, Overloaded, ServiceUnavailable
+from ptpipeline.errors import ArtifactError, NotFound, Overloaded, PtpError, ServiceUnavailable
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.versions import Beside
@@ -179,6 +180,31 @@ def test_a_server_of_some_tasks_serves_no_other(store: Away, tmp_path: Path) -> 
     assert [row.task for row in live.observe().promotions] == ["books"]
 
 
+def test_requests_of_many_threads_get_versions_that_are_held(
+    server: Server, store: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(holdings, "RETAINED", 3 * EVERY)  # versions come and go all the time
+    lost, stopped = list[str](), threading.Event()
+
+    def ask() -> None:
+        while not stopped.is_set():
+            for reference in (TASK, f"{TASK}@3", f"{TASK}@sha256:{digest(4)}"):
+                found = server.live.find(reference)
+                if found.digest not in server.holder.engine._loaded:
+                    lost.append(reference)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for seq in range(2, 30):
+        point(store, 1 + seq % 3, digest(1 + seq % 3), seq)
+        server.poll()
+    stopped.set()
+    for thread in threads:
+        thread.join()
+    assert lost == []
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -321,6 +347,15 @@ def test_a_server_that_starts_verifies_in_the_store_what_it_kept(server: Server,
     assert again.live.find(TASK).number == 1
 
 
+def test_what_the_store_confirms_after_a_start_is_not_computed_again(
+    server: Server, store: Away, tmp_path: Path
+) -> None:
+    again = Server(store, tmp_path / "home")
+    again.live.hold_last_good()
+    again.poll()
+    assert again.holder.held == [digest(1)]
+
+
 def test_the_last_good_set_keeps_no_more_than_is_held(server: Server, store: Away, tmp_path: Path) -> None:
     for number in (2, 3):
         point(store, number, digest(number), number)
@@ -351,23 +386,30 @@ def test_a_server_reports_what_it_refuses(server: Server, store: Away) -> None:
     assert "truncated or altered" in report.refused[0].reason
 
 
-def test_what_is_read_was_reported_before(store: Away, tmp_path: Path) -> None:
+def test_what_is_read_was_reported_before_and_stays_reported_meanwhile(store: Away, tmp_path: Path) -> None:
     """Whoever collects garbage keeps it."""
 
     class Watched(OnEngine):
         def __init__(self) -> None:
             super().__init__()
-            self.seen: set[str] = set()
+            self.seen: list[set[str]] = []
 
         def hold(self, artifact: Artifact, members: Sequence[Artifact]) -> None:
-            self.seen |= {held.digest for report in read_server_reports(store) for held in report.holds}
+            self.note()
+            if self.held:  # the server looks at the store while somebody asks for another version
+                clock.now += REPORT
+                live.poll()
+                self.note()
             super().hold(artifact, members)
 
-    holder = Watched()
-    live = Live(store, holder, Memory(tmp_path), tmp_path, server="host", clock=Clock())
+        def note(self) -> None:
+            self.seen.append({held.digest for report in read_server_reports(store) for held in report.holds})
+
+    holder, clock = Watched(), Clock()
+    live = Live(store, holder, Memory(tmp_path), tmp_path, server="host", clock=clock)
     live.poll()
     live.find(f"{TASK}@3")
-    assert holder.seen == {digest(1), digest(3)}
+    assert holder.seen == [{digest(1)}, {digest(1), digest(3)}, {digest(1), digest(3)}]
 
 
 def test_a_report_is_written_if_something_changed_or_a_minute_passed(server: Server, store: Away) -> None:
@@ -415,3 +457,32 @@ def test_a_canary_whose_bytes_do_not_hold_is_refused_whole(server: Server, store
     server.poll()
     assert "truncated or altered" in server.reasons()[0]
     assert {server.live.find(TASK, str(key)).number for key in range(100)} == {1}
+
+
+# ---------------------------------------------------------------- a day alone
+
+
+def test_a_day_without_the_store_fails_no_request(server: Server, store: Away, tmp_path: Path) -> None:
+    """MLflow, Prefect and the ledger's database are never asked. The clock passes a day, with a restart at noon."""
+    store.away, answers, failures = True, 0, []
+    running = server
+    for second in range(0, 86_400, 60):
+        running.poll(60)
+        if second == 43_200:
+            running = Server(store, tmp_path / "home")
+            running.live.hold_last_good()
+        for reference in (TASK, f"{TASK}@production", f"{TASK}@1", f"{TASK}@sha256:{digest(1)}"):
+            try:
+                served = running.live.find(reference, str(second))
+            except PtpError as error:
+                failures.append(error)
+            else:
+                answers += served.digest == digest(1)
+    assert (answers, failures) == (4 * 1440, [])
+    assert running.live.observe().refused == []
+    [scores] = running.holder.engine.score_labels([Question(digest(1), {"text": "good film"})])
+    assert len(scores) == 2
+    store.away = False
+    point(store, 2, digest(2), 2)
+    running.poll(60)
+    assert running.live.find(TASK).number == 2

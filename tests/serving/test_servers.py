@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ptpipeline.errors import ArtifactError, PreconditionFailed
-from ptpipeline.records.answers import Holding
+from ptpipeline.records.answers import Holding, Observed, Refused
 from ptpipeline.serving.servers import ATTEMPTS, read_server_reports, report_holdings
 from ptpipeline.storage import FolderStore, Stored
 from ptpipeline.storage.keys import server_key
@@ -50,3 +50,15 @@ def test_a_report_that_was_copied_to_another_servers_place_is_refused(tmp_path: 
     store.replace(server_key("host"), other.model_dump_json(indent=1).encode(), store.read(server_key("host")).etag)
     with pytest.raises(ArtifactError, match=f"{server_key('host')}: .*it is of another server"):
         read_server_reports(store)
+
+
+def test_a_server_of_ten_thousand_tasks_reports_them_all(tmp_path: Path) -> None:
+    store, tasks = FolderStore(tmp_path), [f"task-{number:05d}-of-a-long-name" for number in range(10_000)]
+    report = report_holdings(
+        store,
+        "host",
+        [Holding(task, "a" * 64) for task in tasks],
+        [Observed(task, "production", 1, 1) for task in tasks],
+        [Refused(task, "production", "the file is truncated or altered " * 4) for task in tasks],
+    )
+    assert read_server_reports(store) == [report]

@@ -21,9 +21,11 @@ from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import prompt_prefix
 from ptpipeline.task.task import Task
 from registry.ledger import tables
+from registry.ledger.approvals import find_standing
 from registry.ledger.tombstone import Tombstone
 from registry.registry import Registry
 from registry.versions import promotion
+from registry.versions.beside import place_beside
 from registry.versions.promoters import Cause
 from registry.versions.promotion import rollback
 from registry.versions.publish import register, stage
@@ -74,6 +76,24 @@ def test_a_machine_does_not_take_back_what_a_person_rolled_back(context: Context
     verdict = context.registry.ledger.latest_verdict(task.name, second.digest)
     assert verdict is not None
     assert promote(context, task, second, verdict) is None
+
+
+def test_a_candidate_waits_for_people_while_two_versions_stand_beside_each_other(context: Context) -> None:
+    task = auto()
+    anchor_after(context, task, (1, None, None, ME))
+    judged(context, task, 2, 1)
+    third = judged(context, task, 3, 1)
+    place_beside(context.registry, task, 2, 10, ME)
+    verdict = context.registry.ledger.latest_verdict(task.name, third.digest)
+    assert verdict is not None
+    assert promote(context, task, third, verdict) is None
+    waiting = find_standing(context.registry.ledger.database, task.name, third.digest)
+    assert waiting is not None
+    assert waiting.request.version == 3
+    rollback(context.registry, task.name, ME)
+    head = promote(context, task, third, verdict)
+    assert head is not None
+    assert head.version == 3
 
 
 # ---------------------------------------------------------------- judged again

@@ -156,6 +156,22 @@ def _rows_of_the_sixth() -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def _rows_of_the_seventh() -> dict[str, list[dict[str, Any]]]:
+    """The same rows in the seventh schema, and the tables that came with it."""
+    night = {
+        "id": "n",
+        "flow": "nightly",
+        "cause": "ann",
+        "page": None,
+        "started": AT,
+        "ended": AT,
+        "state": "Completed",
+    }
+    line = {"night": "n", "task": "mood", "status": "promoted", "reason": "new rows", "verdict": "passed", "version": 2}
+    costs = {"rows": 100, "tokens": 2000, "seconds": 1.5, "processor_seconds": 2.5, "at": AT}
+    return _rows_of_the_sixth() | {"night": [night], "night_task": [line | costs]}
+
+
 ROWS = {
     "0001": _rows(),
     "0002": _rows_of_the_second(),
@@ -163,6 +179,7 @@ ROWS = {
     "0004": _rows_of_the_fourth(),
     "0005": _rows_of_the_fifth(),
     "0006": _rows_of_the_sixth(),
+    "0007": _rows_of_the_seventh(),
 }  # revision -> rows of all of its tables
 JSON_COLUMNS = ("record", "versions")
 FLAGS = ("passed", "override", "approved")
