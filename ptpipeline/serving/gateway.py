@@ -46,7 +46,7 @@ from ptpipeline.serving.vllm import Served, Upstream
 from ptpipeline.task.template import Fields, read_template
 
 MOST_TEXTS = 1024  # that wait for vLLM at once, with what they take here: their embeddings in base64
-HOLD_SECONDS = 60.0  # for the questions that a prompt is asked before it is held
+HOLD_SECONDS = 180.0  # for the questions that a prompt is asked before it is held
 SAME = 0.1  # nats between two ways to the same states, which 16 bits round otherwise
 KEY = "PTP_UPSTREAM_KEY"  # the variable with vLLM's key, from the environment alone
 CANARY = "The quick brown fox jumps over the lazy dog."

@@ -366,10 +366,19 @@ def test_what_serves_several_bases_is_refused(vllm: Vllm) -> None:
     assert "serves ['/base', '/large']; name a vLLM server, which serves one base" in str(error)
 
 
-@pytest.mark.parametrize("url", ["gpu:8000", "ftp://gpu", "http://", "http://me:word@gpu:8000"])
+@pytest.mark.parametrize(
+    "url",
+    ["gpu:8000", "ftp://gpu", "http://", "http://me:word@gpu:8000", "http://gpu:port", "http://[", "\0", "http://a\nb"],
+)
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match="--upstream: expected the address of a vLLM server without a password"):
         Gateway(vocabulary(), url)
+
+
+def test_a_key_that_no_header_can_hold_is_refused_without_being_told() -> None:
+    with pytest.raises(SettingsError, match="PTP_UPSTREAM_KEY: expected printable ASCII") as refused:
+        Gateway(vocabulary(), "http://gpu:8000", "se\u00efcret\n")
+    assert "cret" not in str(refused.value)
 
 
 def test_a_server_that_is_gone_is_told_as_gone(vllm: Vllm) -> None:
