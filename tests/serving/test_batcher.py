@@ -352,7 +352,7 @@ def test_a_text_that_does_not_fit_fails_alone() -> None:
 
 
 def test_a_client_that_leaves_ends_its_text() -> None:
-    made = writer(limit=200)
+    made, base, steps = writer(limit=240), copied(tiny()), list[int]()
 
     async def run(batcher: Batcher) -> None:
         stream = batcher.generate(made.digest, {"text": "the film"}, Sampling(temperature=2.0, seed=1), 30)
@@ -364,20 +364,27 @@ def test_a_client_that_leaves_ends_its_text() -> None:
         assert batcher.observe().generating == 0
         assert batcher.observe().waiting == 0
 
-    with serving(made) as batcher:
+    with serving(made, engine=Engine(base)) as batcher:
+        base.model.lm_head.register_forward_hook(lambda *given: steps.append(1))
         asyncio.run(run(batcher))
+    assert len(steps) < 200
 
 
 def test_a_step_that_fails_ends_its_texts_and_no_later_one() -> None:
-    made = writer()
-    base = copied(tiny())
+    made, base = writer(limit=240), copied(tiny())
+
+    async def fail(batcher: Batcher) -> None:
+        stream = batcher.generate(made.digest, {"text": "the film"}, Sampling(temperature=2.0, seed=1), 30)
+        await anext(stream)
+        base.model.lm_head = broken
+        with pytest.raises(PtpError, match="RuntimeError"):
+            _ = [piece async for piece in stream]
+
     with serving(made, engine=Engine(base)) as batcher:
         expected = asyncio.run(read(batcher, made, "the film"))
-        head = base.model.lm_head
-        base.model.lm_head = torch.nn.Identity()
-        base.model.lm_head.register_forward_hook(_break)
-        with pytest.raises(PtpError, match="RuntimeError"):
-            asyncio.run(read(batcher, made, "the film"))
+        head, broken = base.model.lm_head, torch.nn.Identity()
+        broken.register_forward_hook(_break)
+        asyncio.run(fail(batcher))
         base.model.lm_head = head
         assert asyncio.run(read(batcher, made, "the film")) == expected
 
