@@ -1,6 +1,7 @@
 """The batcher over a real engine: mixed batches, bounds, fairness, time-outs, cancellation, and errors of one row."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -83,6 +84,21 @@ def test_mixed_requests_answer_as_one_by_one() -> None:
     assert load.texts == 20
     assert load.batches < 10
     assert load.waiting == 0
+
+
+def test_a_long_request_becomes_tokens_beside_the_event_loop() -> None:
+    threads, (made, *_) = set[str](), prompts()
+
+    class Watched(Engine):
+        def render(self, question: Question, number: int = 1) -> Rendered:
+            threads.add(threading.current_thread().name)
+            return super().render(question, number)
+
+    with serving(made, engine=Watched(tiny())) as batcher:
+        for count in (1, 600):
+            threads.clear()
+            asyncio.run(batcher.classify(made.digest, [{"text": "film"}] * count, 60))
+            assert (threading.current_thread().name in threads) == (count == 1)
 
 
 def test_a_bad_row_fails_alone_before_it_waits() -> None:
