@@ -4,9 +4,9 @@
     over_processor = the same by the processors' time, which other work on the machine does not lengthen
 
 `fixed` is `base.decode` on batches that stay together. All sides have the same requests: 8 soft prompts of 16 virtual
-tokens, texts of 24 to 64 tokens, the same number of greedy tokens of each, of which none ends a text. The manager is started once and stays. It has no soft prompts: its
-model reads rows of a table for ids above the vocabulary, and it shares pages of 16 tokens, so a prompt is computed
-once. Rounds are interleaved, medians of rounds.
+tokens, texts of 24 to 64 tokens, the same number of greedy tokens of each, of which none ends a text. The manager is
+started once and stays. It has no soft prompts: its model reads rows of a table for ids above the vocabulary, and it
+shares pages of 16 tokens, so a prompt is computed once. Rounds are interleaved, medians of rounds.
 """
 
 import argparse
