@@ -1,6 +1,7 @@
 """The batcher over a real engine: mixed batches, bounds, fairness, time-outs, cancellation, and errors of one row."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,6 +47,14 @@ def busy(batcher: Batcher) -> Iterator[None]:
         yield
 
 
+async def wait_for(batcher: Batcher, count: int) -> None:
+    """Return once so many rows wait."""
+    until = time.monotonic() + 60
+    while len(batcher._worker._queries) != count:
+        assert time.monotonic() < until
+        await asyncio.sleep(0.01)
+
+
 def ask(
     batcher: Batcher, made: Artifact, *texts: str, patience: float = 30
 ) -> "asyncio.Task[list[dict[str, float] | PtpError]]":
@@ -75,6 +84,21 @@ def test_mixed_requests_answer_as_one_by_one() -> None:
     assert load.texts == 20
     assert load.batches < 10
     assert load.waiting == 0
+
+
+def test_a_long_request_becomes_tokens_beside_the_event_loop() -> None:
+    threads, (made, *_) = set[str](), prompts()
+
+    class Watched(Engine):
+        def render(self, question: Question, number: int = 1) -> Rendered:
+            threads.add(threading.current_thread().name)
+            return super().render(question, number)
+
+    with serving(made, engine=Watched(tiny())) as batcher:
+        for count in (1, 600):
+            threads.clear()
+            asyncio.run(batcher.classify(made.digest, [{"text": "film"}] * count, 60))
+            assert (threading.current_thread().name in threads) == (count == 1)
 
 
 def test_a_bad_row_fails_alone_before_it_waits() -> None:
@@ -145,7 +169,7 @@ def test_caches_that_the_next_rows_lack_are_computed_in_the_same_pass() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = [ask(batcher, one, "the good film and the awful plot " * 5) for one in made]
-            await asyncio.sleep(0.5)
+            await wait_for(batcher, len(made))
             for one in made[1:]:
                 engine.caches.drop(one.digest)
         passes.clear()
@@ -168,7 +192,7 @@ def test_one_task_alone_fills_half_of_the_queue() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = [ask(batcher, hot, "a") for _ in range(20)]
-            await asyncio.sleep(0.2)
+            await wait_for(batcher, 5)
             refused = [one for one in asked if one.done()]
             assert len(asked) - len(refused) == 5
             for one in refused:
@@ -176,7 +200,7 @@ def test_one_task_alone_fills_half_of_the_queue() -> None:
                     one.result()
                 assert 0 < found.value.retry_after <= 60
             others = [ask(batcher, cold, "a") for _ in range(2)]
-            await asyncio.sleep(0.2)
+            await wait_for(batcher, 7)
             assert not any(one.done() for one in others)
         await asyncio.gather(*others, *set(asked) - set(refused))
 
@@ -211,8 +235,7 @@ def test_a_request_whose_client_left_is_not_computed() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = ask(batcher, made, "a", "b")
-            await asyncio.sleep(0.1)
-            assert len(batcher._worker._queries) == 2
+            await wait_for(batcher, 2)
             asked.cancel()
             await asyncio.wait([asked])
             assert len(batcher._worker._queries) == 0
@@ -231,7 +254,7 @@ def test_a_dropped_prompt_answers_what_it_began_and_then_goes() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = ask(batcher, made, "a")
-            await asyncio.sleep(0.1)
+            await wait_for(batcher, 1)
             batcher.drop(made.digest)
             with pytest.raises(NotFound):
                 await ask(batcher, made, "a")
@@ -262,7 +285,7 @@ def test_a_drain_answers_what_waits_and_takes_nothing_more() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = ask(batcher, made, *TEXTS)
-            await asyncio.sleep(0.1)
+            await wait_for(batcher, 5)
             with pytest.raises(TimedOut, match="5 texts still have no answer"):
                 await batcher.drain(0.1)
         await batcher.drain(30)
@@ -280,7 +303,7 @@ def test_a_batcher_that_is_closed_refuses_what_waits() -> None:
     async def run(batcher: Batcher) -> None:
         with busy(batcher):
             asked = ask(batcher, made, "a")
-            await asyncio.sleep(0.1)
+            await wait_for(batcher, 1)
             batcher._worker._closed = True
         assert isinstance((await asked)[0], Overloaded)
 
@@ -345,7 +368,7 @@ def test_a_text_that_does_not_fit_fails_alone() -> None:
 
 
 def test_a_client_that_leaves_ends_its_text() -> None:
-    made = writer(limit=200)
+    made, base, steps = writer(limit=240), copied(tiny()), list[int]()
 
     async def run(batcher: Batcher) -> None:
         stream = batcher.generate(made.digest, {"text": "the film"}, Sampling(temperature=2.0, seed=1), 30)
@@ -357,20 +380,27 @@ def test_a_client_that_leaves_ends_its_text() -> None:
         assert batcher.observe().generating == 0
         assert batcher.observe().waiting == 0
 
-    with serving(made) as batcher:
+    with serving(made, engine=Engine(base)) as batcher:
+        base.model.lm_head.register_forward_hook(lambda *given: steps.append(1))
         asyncio.run(run(batcher))
+    assert len(steps) < 200
 
 
 def test_a_step_that_fails_ends_its_texts_and_no_later_one() -> None:
-    made = writer()
-    base = copied(tiny())
+    made, base = writer(limit=240), copied(tiny())
+
+    async def fail(batcher: Batcher) -> None:
+        stream = batcher.generate(made.digest, {"text": "the film"}, Sampling(temperature=2.0, seed=1), 30)
+        await anext(stream)
+        base.model.lm_head = broken
+        with pytest.raises(PtpError, match="RuntimeError"):
+            _ = [piece async for piece in stream]
+
     with serving(made, engine=Engine(base)) as batcher:
         expected = asyncio.run(read(batcher, made, "the film"))
-        head = base.model.lm_head
-        base.model.lm_head = torch.nn.Identity()
-        base.model.lm_head.register_forward_hook(_break)
-        with pytest.raises(PtpError, match="RuntimeError"):
-            asyncio.run(read(batcher, made, "the film"))
+        head, broken = base.model.lm_head, torch.nn.Identity()
+        broken.register_forward_hook(_break)
+        asyncio.run(fail(batcher))
         base.model.lm_head = head
         assert asyncio.run(read(batcher, made, "the film")) == expected
 

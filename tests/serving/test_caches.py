@@ -2,6 +2,7 @@
 
 import gc
 import tracemalloc
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,6 +16,8 @@ from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.serving.caches import PrefixCaches, copy_entries, count_bytes
 from ptpipeline.serving.engine import Engine, Question
 from tests.evaluation.probed import artifact, embeddings, fields, tiny
+from tests.models.families import SEQ2SEQ_FAMILIES, family, seq2seq_family
+from tests.numbers import number_tokenizer
 
 TEXTS = ["the good film", "awful plot and story", "a scene", "very bad"]
 
@@ -83,6 +86,25 @@ def test_mixed_prompts_answer_as_each_alone_whatever_stays_in_memory(bound: int)
         alone.load(*next(one for one in made if one[0].digest == question.digest))
         torch.testing.assert_close(scores, alone.score_labels([question])[0], rtol=0, atol=1e-4)
     assert mixed.caches.size <= bound
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gpt2", "t5 relu tied"])  # a window; general passes; an encoder-decoder
+def test_mixed_prompts_of_other_bases_answer_as_each_alone(name: str) -> None:
+    base = replace((seq2seq_family if name in SEQ2SEQ_FAMILIES else family)(name), tokenizer=number_tokenizer())
+    torch.manual_seed(3)
+    made = [
+        artifact(base, torch.randn(length, 32), template="{text} 7", labels={"negative": "41 9", "positive": "42"})
+        for length in (1, 9, 4)
+    ]
+    mixed = Engine(base, 2 * 9 * 32 * 8 * 6)
+    for one in made:
+        mixed.load(one)
+    texts = ["5 8 30", "11", "60 2 17 40 9 3 8 22 90 4 5 6 7"]
+    asked = [Question(made[place % 3].digest, {"text": texts[place // 3]}) for place in range(9)]
+    for question, scores in zip(asked, mixed.score_labels(asked), strict=True):
+        alone = Engine(base)
+        alone.load(next(one for one in made if one.digest == question.digest))
+        torch.testing.assert_close(scores, alone.score_labels([question])[0], rtol=0, atol=1e-5)
 
 
 def test_more_prompts_than_are_stacked_answer_as_each_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,13 @@ def test_a_hot_task_lets_a_thousand_cold_ones_pass() -> None:
     assert hot <= TURN // 20 + PASS // 20  # its turn, and what is left of the batch that ends the round
 
 
+def test_a_turn_leaves_room_in_a_batch_for_others() -> None:
+    queue = filled(*(row("hot") for _ in range(100)), *(row(f"cold-{number}") for number in range(50)))
+    batch = queue.take(PASS, near)
+    assert sum(one.task == "hot" for one in batch) == TURN // 20
+    assert len(batch) == PASS // 20
+
+
 def test_a_batch_is_full_if_one_task_alone_has_rows() -> None:
     queue = filled(*(row("hot") for _ in range(100)))
     assert len(queue.take(PASS, near)) == PASS // 20
