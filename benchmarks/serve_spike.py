@@ -1,12 +1,12 @@
 """Texts generated together: our decoder against transformers' ContinuousBatchingManager and against fixed batches.
 
-    over_fixed = seconds of `base.decode` on fixed batches / our seconds
-    over_manager = the manager's seconds / our seconds
+    over = seconds of another side / our seconds, by the clock
+    over_processor = the same by the processors' time, which other work on the machine does not lengthen
 
-All sides have the same requests: 8 soft prompts of 16 virtual tokens, texts of 24 to 64 tokens, the same number of
-greedy tokens of each, of which none ends a text. The manager is started once and stays. It has no soft prompts: its
-model reads rows of a table for ids above the vocabulary, and it shares pages of 16 tokens, so a prompt is computed
-once. Rounds are interleaved, medians of rounds; seconds of the processor are given too, since others may use it.
+`fixed` is `base.decode` on batches that stay together. All sides have the same requests: 8 soft prompts of 16 virtual
+tokens, texts of 24 to 64 tokens, the same number of greedy tokens of each, of which none ends a text. The manager is
+started once and stays. It has no soft prompts: its model reads rows of a table for ids above the vocabulary, and it
+shares pages of 16 tokens, so a prompt is computed once. Rounds are interleaved, medians of rounds.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from ptpipeline.serving.answers import TOKENS_PER_DECODE
 from ptpipeline.serving.decoding import READ_TOKENS, SLOTS, Decoder
 from ptpipeline.serving.service import Sampling
 
-TASKS, VIRTUAL, SHORTEST, LONGEST = 8, 16, 24, 64
+TASKS, VIRTUAL = 8, 16
 PATIENCE_SECONDS = 600
 PAGE = 16  # tokens of a page of the manager's; smaller ones share no more, since a prompt has as many
 
@@ -55,13 +55,13 @@ class Load(NamedTuple):
     limit: int
 
 
-def make_load(base: FrozenBase, count: int, limit: int) -> Load:
-    """Return requests by a seeded draw; prompts are near to embeddings of words, as trained ones are."""
+def make_load(base: FrozenBase, count: int, lengths: Sequence[int], limit: int) -> Load:
+    """Return requests by a seeded draw, with texts between two lengths; prompts are embeddings of words."""
     dice, generator = random.Random(count), torch.Generator().manual_seed(1)
     vocabulary = base.model.config.vocab_size
     prompts = [base.embed(torch.randint(vocabulary, (VIRTUAL,), generator=generator)) for _ in range(TASKS)]
     requests = [
-        Request([dice.randrange(vocabulary) for _ in range(dice.randint(SHORTEST, LONGEST))], index % TASKS)
+        Request([dice.randrange(vocabulary) for _ in range(dice.randint(*lengths))], index % TASKS)
         for index in range(count)
     ]
     return Load(prompts, requests, limit)
@@ -187,6 +187,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print a line per side, then the figures as one JSON object on the last line."""
     parser = make_parser("serve_spike", __doc__, rounds=3)
     parser.add_argument("--requests", type=int, nargs="+", default=[8, 64, 512], help="requests at once")
+    parser.add_argument("--lengths", type=int, nargs=2, default=[24, 64], help="tokens of the shortest, longest text")
     parser.add_argument("--new-tokens", type=int, default=32, help="tokens to generate for each")
     parser.add_argument("--together", type=int, default=64, help="rows of a step of the manager's")
     parser.add_argument("--without", nargs="*", default=[], choices=["manager", "fixed"], help="sides to leave out")
@@ -200,13 +201,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     base.model.generation_config.eos_token_id = -1  # no token ends a text
     base.tokenizer.eos_token = None
     for make in (make_ours, make_fixed):  # so that none has to warm up the processor's kernels
-        make(base, make_load(base, 8, 4))()
+        make(base, make_load(base, TASKS, arguments.lengths, 4))()
     figures = {count: _measure_count(base, arguments, count) for count in arguments.requests}
-    print(json.dumps({"requests": figures, "new_tokens": arguments.new_tokens, **describe(base)}))
+    print(
+        json.dumps(
+            {"requests": figures, "lengths": arguments.lengths, "new_tokens": arguments.new_tokens, **describe(base)}
+        )
+    )
 
 
 def _measure_count(base: FrozenBase, arguments: argparse.Namespace, count: int) -> dict[str, Any]:
-    load = make_load(base, count, arguments.new_tokens)
+    load = make_load(base, count, arguments.lengths, arguments.new_tokens)
     sides = {"ours": make_ours(base, load)}
     if "fixed" not in arguments.without:
         sides["fixed"] = make_fixed(base, load)
@@ -222,6 +227,7 @@ def _measure_count(base: FrozenBase, arguments: argparse.Namespace, count: int) 
         )
         if name != "ours":
             of_side["over"] = of_side["seconds"] / measured["ours"]["seconds"]
+            of_side["over_processor"] = of_side["processor_s"] / measured["ours"]["processor_s"]
     return measured
 
 
