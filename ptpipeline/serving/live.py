@@ -36,7 +36,6 @@ FIRST_LOOK = 5.0  # seconds that a start waits for the store, if the last good s
 STOP = 5.0  # seconds that an end waits for a look at the store
 READERS = 8  # pointers that are read at the same time
 MISSED = 10_000  # names without a pointer that are remembered until the next look
-
 _VERSION = re.compile(f"[0-9]+$|{SHA}")
 
 log = logging.getLogger(__name__)
