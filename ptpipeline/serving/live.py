@@ -299,6 +299,7 @@ class Live:
         for digest in old.named if old else ():
             self._holdings.use(digest)  # requests that were given it may still run
         self._aliases[place] = Alias(promotion, etag, first, second, before)
+        self._refused.forget(place)
         if source is self.store:
             self._good.save_promotion(promotion)
         log.info("%s@%s answers with version %d (promotion %d)", *place, promotion.version, promotion.seq)

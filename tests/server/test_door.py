@@ -7,7 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -16,7 +16,6 @@ import pytest
 from ptpipeline.errors import ContextError, PtpError
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.tokens import Tokens, make_token, revoke_token
-from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.task.template import Fields
 from tests.server.serving import Running, running
@@ -202,28 +201,61 @@ def stream(server: Running) -> Iterator[Iterator[str]]:
         yield lines
 
 
-def wait_for_rest(answerer: Batcher) -> None:
-    deadline = time.monotonic() + 10
-    while answerer.observe().waiting or answerer.observe().generating:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+class Endless:
+    """Never comes to an end by itself; counts who asked and who is still waited for."""
+
+    def __init__(self) -> None:
+        self.asked = self.under_way = 0
+
+    @contextmanager
+    def _count(self) -> Iterator[None]:
+        self.asked += 1
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
+
+    async def classify(
+        self, digest: str, texts: Sequence[Fields], patience: float
+    ) -> list[dict[str, float] | PtpError]:
+        with self._count():
+            await asyncio.sleep(3600)
+        return []
+
+    async def generate(self, digest: str, fields: Fields, sampling: Sampling, patience: float) -> AsyncIterator[Piece]:
+        with self._count():
+            while True:
+                yield Piece("x", 1, 1)
+                await asyncio.sleep(0.01)
 
 
-def test_a_client_that_leaves_ends_its_stream(anyone: Running, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/classify", ASK),
+        ("/v1/completions", {"model": "writer", "prompt": "a film"}),
+        ("/v1/completions", {"model": "writer", "prompt": ["a film"] * 3}),
+        ("/v1/completions", {"model": "writer", "prompt": "a film", "stream": True}),
+    ],
+)
+def test_a_client_that_leaves_ends_what_it_asked(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, path: str, body: dict[str, object]
+) -> None:
     caplog.set_level(logging.INFO)
-    with stream(anyone):
-        assert anyone.answerer.observe().generating == 1
-    wait_for_rest(anyone.answerer)
-    deadline = time.monotonic() + 5
-    while "/v1/completions writer@1 200" not in caplog.text:
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def test_a_client_that_leaves_ends_its_request(anyone: Running) -> None:
-    with pytest.raises(httpx.ReadTimeout):
-        httpx.post(f"{anyone.url}/v1/completions", json=LONG, timeout=0.04)
-    wait_for_rest(anyone.answerer)
+    answers = Endless()
+    with running(tmp_path, answers=answers) as server:
+        with (
+            suppress(httpx.ReadTimeout),
+            httpx.stream("POST", f"{server.url}{path}", json=body, timeout=1.0) as response,
+        ):
+            next(response.iter_lines())
+        deadline = time.monotonic() + 5
+        while answers.under_way:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    assert answers.asked == (3 if isinstance(body.get("prompt"), list) else 1)
+    assert f"POST {path} " in caplog.text
 
 
 # ---------------------------------------------------------------- the log
