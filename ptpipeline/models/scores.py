@@ -68,13 +68,13 @@ def attend_step(queries: Tensor, own: LayerKeyValues, mask: Tensor, cap: float |
     """Return the values [B, kv, g, d] that one token of each row attends to.
 
     `queries` [B, kv, g, d] bear the scale of the scores; keys and values are [B, kv, S, d], the mask is [B, 1, 1, S].
+    The keys stand first in their product: the other way round, torch would copy them all in bfloat16.
     """
-    scores = torch.matmul(queries, own.keys.transpose(2, 3)).to(
-        kernels.accumulation_dtype(queries.dtype)
-    )  # [B, kv, g, S]
+    scores = torch.matmul(own.keys, queries.transpose(2, 3)).transpose(2, 3)  # [B, kv, g, S]
+    wide = scores.to(kernels.accumulation_dtype(queries.dtype), memory_format=torch.contiguous_format)
     if cap is not None:
-        scores = torch.tanh(scores / cap) * cap
-    return torch.matmul((scores + mask).softmax(-1).to(queries.dtype), own.values)
+        wide = torch.tanh(wide / cap) * cap
+    return torch.matmul((wide + mask).softmax(-1).to(queries.dtype), own.values)
 
 
 class _Part(NamedTuple):

@@ -90,15 +90,8 @@ class Slots:
 
     def reserve(self) -> None:
         """Make room for one more token of every row."""
-        width, slots = self.width, self._tensors[0].shape[2]
-        if self._end < slots:
-            return
-        if width + CHUNK > slots:
-            self._move(len(self), width)
-            return
-        for tensor in self._tensors:  # what left rows of greater length behind is room enough
-            tensor[: len(self), :, :width] = tensor[: len(self), :, slots - width :].clone()
-        self._end = width
+        if self._end == self._tensors[0].shape[2]:
+            self._move(len(self), self.width)
 
     def read(self, layer: int, more: int = 0) -> tuple[Tensor, Tensor]:
         """Return a layer's keys and values [B, kv, S, d], views of what is here and of `more` slots behind it."""

@@ -16,13 +16,13 @@ from torch import Tensor
 from ptpipeline.errors import ArtifactError, ContextError, PtpError
 from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, stack_caches
 from ptpipeline.models.slots import Slots
-from ptpipeline.serving.heads import share_heads
+from ptpipeline.serving.heads import WORTH, share_heads
 from ptpipeline.serving.sampling import Draw, choose
 from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.serving.streaming import TextStream
 
 SLOTS = 16_384  # tokens, pads among them, whose keys and values the rows of a decoder hold together
-READ_TOKENS = 512  # padded tokens of texts that a step reads on a CPU: the others wait no longer for their next token
+READ_TOKENS = 512  # tokens of texts that a step reads on a CPU: the rows under way wait no longer for their next token
 
 
 class Emitted(NamedTuple):
@@ -137,22 +137,22 @@ class Decoder:
         tokens = READ_TOKENS if self.base.device.type == "cpu" else self.base.tokens_per_pass
         live, taken = [row for group in self._groups for row in group.rows], list[_Row]()
         longest = max((row.longest for row in live), default=0)
-        widest = 0
         while self._waiting:
             row = self._waiting[0]
-            longest, widest = max(longest, row.longest), max(widest, len(row.input.text))
+            longest, tokens = max(longest, row.longest), tokens - len(row.input.text)
             held = (len(live) + len(taken) + 1) * longest
-            if held > self._room or (taken and (len(taken) + 1) * widest > tokens):
+            if held > self._room or (taken and tokens < 0):
                 break
             taken.append(self._waiting.popleft())
         return taken
 
     def _split(self, rows: Sequence[_Row]) -> list[list[_Row]]:
-        """Return the rows whose texts are read in one pass."""
+        """Return the rows whose texts are read in one pass: those of alike lengths."""
         together = [row for row in rows if self._joins_others(row)]
         prompted = [row for row in together if row.cache is not None]
         bare = [row for row in together if row.cache is None]
-        return [prompted, bare, *([row] for row in rows if not self._joins_others(row))]
+        alone = [[row] for row in rows if not self._joins_others(row)]
+        return [*_split_by_length(prompted), *_split_by_length(bare), *alone]
 
     def _begin(self, rows: list[_Row]) -> list[Emitted]:
         """Read the texts of rows, and give each its first token."""
@@ -214,6 +214,17 @@ def _advance(row: _Row, token: int | None, ends: frozenset[int]) -> Piece | PtpE
     if len(row.tokens) == row.limit:
         return Piece(text + row.stream.close(), len(row.tokens), row.read, "length")
     return Piece(text, len(row.tokens), row.read)
+
+
+def _split_by_length(rows: Sequence[_Row]) -> list[list[_Row]]:
+    """Return passes that save more pads than one more pass over the weights costs."""
+    ordered = sorted(rows, key=lambda row: -len(row.input.text))
+    widths = [len(row.input.text) for row in ordered]
+    saved = [(widths[0] - widths[place]) * (len(rows) - place) for place in range(len(rows))]
+    if max(saved, default=0) < WORTH:
+        return [ordered]
+    place = saved.index(max(saved))
+    return [*_split_by_length(ordered[:place]), *_split_by_length(ordered[place:])]
 
 
 def _end_empty(row: _Row) -> Emitted:

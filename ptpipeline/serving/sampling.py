@@ -4,6 +4,7 @@ A row draws one number per token from dice of its own, so a seeded row gets the 
 it.
 """
 
+import math
 import random
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from torch import Tensor
 from ptpipeline.serving.service import Sampling
 
 LIKELIEST = 256  # tokens among which a nucleus is looked for first: to sort a whole vocabulary takes ten times as long
+COLDEST = 1e-30  # temperature; float32 knows none near 0
 
 
 class Draw(NamedTuple):
@@ -35,12 +37,12 @@ def choose(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
     likeliest = logits.argmax(-1)  # [B]
     highest = logits.gather(1, likeliest[:, None])  # [B, 1]
     tokens: list[int | None] = [
-        token if height < float("inf") else None  # not if it is no number either
+        token if math.isfinite(height) else None
         for token, height in zip(likeliest.tolist(), highest[:, 0].tolist(), strict=True)
     ]
     drawn = [row for row, draw in enumerate(draws) if draw.dice and tokens[row] is not None]
     if drawn:
-        own = logits[drawn].double() - highest[drawn].double()  # so that no temperature overflows
+        own = logits[drawn] - highest[drawn]  # [n, V]; so that no temperature overflows
         for row, token in zip(drawn, _draw(own, [draws[row] for row in drawn]), strict=True):
             tokens[row] = token
     return tokens
@@ -48,36 +50,45 @@ def choose(logits: Tensor, draws: Sequence[Draw]) -> list[int | None]:
 
 def _draw(logits: Tensor, draws: Sequence[Draw]) -> list[int]:
     """Return a token for each row of logits [n, V], whose highest is 0."""
-    temperatures = torch.tensor([draw.temperature for draw in draws], dtype=logits.dtype, device=logits.device)
-    shares = (logits / temperatures[:, None]).softmax(-1)  # [n, V]
-    heights = torch.tensor([draw.dice.random() for draw in draws if draw.dice], dtype=logits.dtype).to(logits.device)
-    tokens: list[int] = _find(shares, heights).tolist()
-    limited = [row for row, draw in enumerate(draws) if draw.top_p < 1]
-    if limited:
-        limits = torch.tensor([draws[row].top_p for row in limited], dtype=logits.dtype, device=logits.device)
-        for row, token in zip(limited, _find_in_nucleus(shares[limited], heights[limited], limits), strict=True):
-            tokens[row] = token
-    return tokens
+
+    def gather(figures: Sequence[float]) -> Tensor:
+        return torch.tensor(figures, dtype=torch.float64, device=logits.device)
+
+    logits = logits / gather([draw.temperature for draw in draws]).float().clamp(min=COLDEST)[:, None]
+    heights = gather([draw.dice.random() for draw in draws if draw.dice])  # [n]
+    limits = gather([draw.top_p for draw in draws])  # [n]
+    tokens = torch.zeros(len(draws), dtype=torch.long, device=logits.device)
+    limited = (limits < 1).nonzero()[:, 0]
+    whole = (limits >= 1).nonzero()[:, 0]
+    if len(whole):
+        tokens[whole] = _find(logits[whole].softmax(-1), heights[whole])
+    if len(limited):
+        tokens[limited] = _find_in_nucleus(logits[limited], heights[limited], limits[limited])
+    drawn: list[int] = tokens.tolist()
+    return drawn
 
 
 def _find(shares: Tensor, heights: Tensor) -> Tensor:
     """Return the index [n] of each row's share [n, V] into which its height [n], of [0, 1) of their sum, falls."""
-    sums = shares.cumsum(-1)  # [n, V]
+    sums = shares.cumsum(-1, dtype=torch.float64)  # [n, V]
     return torch.searchsorted(sums, heights[:, None] * sums[:, -1:], right=True)[:, 0].clamp(max=sums.shape[1] - 1)
 
 
-def _find_in_nucleus(shares: Tensor, heights: Tensor, limits: Tensor) -> list[int]:
+def _find_in_nucleus(logits: Tensor, heights: Tensor, limits: Tensor) -> Tensor:
     """Return the same among the likeliest tokens whose shares sum up to each row's limit [n] (Holtzman et al. 2020).
 
     The token with which the sum passes the limit is the last of them.
     """
-    ordered, tokens = shares.topk(min(LIKELIEST, shares.shape[1]))  # [n, 256], [n, 256]
-    found = _find_in_order(ordered, tokens, heights, limits)  # [n]
-    short = (ordered.sum(-1) < limits).nonzero()[:, 0]  # rows whose nucleus has more tokens
+    whole = logits.logsumexp(-1, keepdim=True)  # [n, 1]
+    ordered, tokens = logits.topk(min(LIKELIEST, logits.shape[1]))  # [n, 256], [n, 256]
+    shares = (ordered - whole).double().exp()
+    found = _find_in_order(shares, tokens, heights, limits)  # [n]
+    short = (shares.sum(-1) < limits).nonzero()[:, 0]  # rows whose nucleus has more tokens
     if len(short):
-        found[short] = _find_in_order(*shares[short].sort(-1, descending=True), heights[short], limits[short])
-    own: list[int] = found.tolist()
-    return own
+        ordered, tokens = logits[short].sort(-1, descending=True)
+        shares = (ordered - whole[short]).double().exp()
+        found[short] = _find_in_order(shares, tokens, heights[short], limits[short])
+    return found
 
 
 def _find_in_order(ordered: Tensor, tokens: Tensor, heights: Tensor, limits: Tensor) -> Tensor:
