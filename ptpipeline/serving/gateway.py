@@ -90,14 +90,18 @@ class Gateway:
         """Verify a prompt, or an ensemble with its `members`, ask vLLM one question, and answer with it from now on.
 
         Call it from a thread without an event loop. Raises BaseModelError if the prompt is of another base or a
-        prefix, or if vLLM serves another base; ArtifactError for altered bytes, and what `Upstream` raises.
+        prefix, or if vLLM serves another base; ArtifactError for altered bytes; TimedOut if vLLM does not answer, and
+        what else `Upstream` raises.
         """
         if artifact.digest in self._held:
             return
         check_base(artifact, *self.base.known)
         prompts = tuple(self._place(single) for single in members or [artifact])
         held = _Held(artifact.manifest, prompts, encode_labels(self.base, artifact.manifest))
-        self._held[artifact.digest] = asyncio.run(self._try(held))
+        try:
+            self._held[artifact.digest] = asyncio.run(self._try(held))
+        except ServiceUnavailable as error:  # that would tell `serving.live` that the store is away
+            raise TimedOut(str(error)) from None
 
     def drop(self, digest: str) -> None:
         """Answer nothing more with this prompt; requests that it is answering end as they began."""
@@ -232,7 +236,7 @@ class Gateway:
                 else:
                     await upstream.score_next(self._served.name, self._join(held.prompts[0], ids), [ids[-1]])
         except TimeoutError:
-            raise ServiceUnavailable(
+            raise TimedOut(
                 f"vLLM at {upstream.url} did not answer the first questions within {HOLD_SECONDS:.0f} s"
             ) from None
         finally:

@@ -41,11 +41,14 @@ from ptpipeline.serving import gateway as module
 from ptpipeline.serving.decoding import Decoder
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.gateway import Gateway, open_gateway
+from ptpipeline.serving.live import Live
+from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore
 from tests.evaluation.probed import artifact, copied, embeddings, fields, tiny
 from tests.server.serving import fill
+from tests.serving.registered import Clock
 from tests.serving.vllm_server import Vllm, running_vllm
 from tests.tiny import tiny_project
 
@@ -333,7 +336,7 @@ def test_a_prefix_is_refused(vllm: Vllm) -> None:
         ({"logits": True}, BaseModelError, "start it without --logprobs-mode"),
         ({"key": "k" * 20}, SettingsError, "set PTP_UPSTREAM_KEY"),
         ({"busy": True}, Overloaded, "takes no more requests now"),
-        ({"dead": True}, ServiceUnavailable, "answered 500; its log says why"),
+        ({"dead": True}, TimedOut, "answered 500; its log says why"),
     ],
 )
 def test_a_server_that_cannot_answer_holds_no_prompt(
@@ -343,6 +346,21 @@ def test_a_server_that_cannot_answer_holds_no_prompt(
         error = refusal(server, made())
         assert isinstance(error, kind)
         assert sentence in str(error)
+
+
+def test_a_server_that_starts_before_vllm_does_answers_once_that_is_up(vllm: Vllm, tmp_path: Path) -> None:
+    store, clock = FolderStore(tmp_path / "store"), Clock()
+    fill(store)
+    opened = Gateway(vocabulary(), vllm.url)
+    live = Live(store, opened, Memory(tmp_path / "home"), tmp_path / "home", clock=clock)
+    vllm.dead = True
+    live.poll()
+    assert {one.reason for one in live.observe().refused} == {f"vLLM at {vllm.url} answered 500; its log says why"}
+    assert live.observe().trouble == ""  # the store is there
+    vllm.dead = False
+    clock.now += 10
+    live.poll()
+    assert (live.find("movies").name, live.observe().refused) == ("movies@2", [])
 
 
 def test_the_key_of_the_environment_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
