@@ -298,10 +298,10 @@ class Live:
             before = old.named
         for digest in old.named if old else ():
             self._holdings.use(digest)  # requests that were given it may still run
+        if source is self.store:  # before anybody is answered by it: who was must not meet the one before after a kill
+            self._good.save_promotion(promotion)
         self._aliases[place] = Alias(promotion, etag, first, second, before)
         self._refused.forget(place)
-        if source is self.store:
-            self._good.save_promotion(promotion)
         log.info("%s@%s answers with version %d (promotion %d)", *place, promotion.version, promotion.seq)
 
     def _list_named(self) -> set[str]:
