@@ -14,6 +14,8 @@ TOPICS = {
     "evaluation/probes/test_figures.py": "norms and latency",
     "flows/cli/test_boundaries.py": "what a path, a stream or a user may do to any verb",
     "flows/cli/test_ingest.py": "what a person sees of an ingest",
+    "flows/cli/test_beside.py": "canaries and shadows by the verbs of `ptp`",
+    "serving/test_live_foreign.py": "what a server does with bytes that somebody else wrote",
     "flows/cli/test_quiet.py": "a refused candidate in every view, under `gate.figures: quiet`",
     "flows/server/test_prefect.py": "Prefect's client side against a small server",
     "flows/stages/test_collected.py": "a run behind a garbage collection, and beside one",

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
-from ptpipeline.errors import ArtifactError, NotFound, PtpError, ServiceUnavailable, SettingsError, Terminal, place_of
+from ptpipeline.errors import ArtifactError, NotFound, PtpError, ServiceUnavailable, SettingsError, place_of
 from ptpipeline.records.answers import Holding, Observed
 from ptpipeline.records.base import is_name
 from ptpipeline.records.versions import Promotion
@@ -21,14 +21,13 @@ from ptpipeline.serving.holdings import SHA, Held, Holder, Holdings
 from ptpipeline.serving.last_good import LastGood
 from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.refusals import Place, Refusals
-from ptpipeline.serving.resolver import read_name, read_promotion, split_reference
+from ptpipeline.serving.resolver import read_name, read_promotion, read_tag, split_reference
 from ptpipeline.serving.served import Alias, Served, State
 from ptpipeline.serving.servers import report_holdings, unfit_name
 from ptpipeline.serving.trials import Trials
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.addresses import AliasPointer, parse
-from ptpipeline.storage.keys import PROMPTS, aliases_prefix, is_server_name, pointer_key
-from ptpipeline.storage.signed import without_checks
+from ptpipeline.storage.keys import PROMPTS, aliases_prefix, is_server_name
 
 EVERY = 2.0  # seconds between two looks at the pointers
 DISCOVER = 60.0  # seconds between two lists of all aliases; one that is asked for is looked up at once
@@ -269,21 +268,9 @@ class Live:
 
     def _read_tags(self) -> dict[Place, str | None]:
         """Return the tag of the bytes of each alias's pointer; None if there are none."""
-        bare = without_checks(self.store)  # a pointer that changed is read again, with its signature
-
-        def read(place: Place) -> str | None:
-            try:
-                return bare.read(pointer_key(*place)).etag
-            except NotFound:
-                return None
-            except SettingsError:
-                raise
-            except Terminal:  # too large, or a link: it is refused when it is read again
-                return "unreadable"
-
         places = sorted(self._known | self._aliases.keys())
         with ThreadPoolExecutor(READERS) as pool:
-            return dict(zip(places, pool.map(read, places), strict=True))
+            return dict(zip(places, pool.map(lambda place: read_tag(self.store, *place), places), strict=True))
 
     def _is_due(self, place: Place, etag: str | None) -> bool:
         """Whether the pointer has to be read: it shows something new, and no refusal of it is fresh."""
@@ -312,6 +299,7 @@ class Live:
         for digest in old.named if old else ():
             self._holdings.use(digest)  # requests that were given it may still run
         self._aliases[place] = Alias(promotion, etag, first, second, before)
+        self._refused.forget(place)
         if source is self.store:
             self._good.save_promotion(promotion)
         log.info("%s@%s answers with version %d (promotion %d)", *place, promotion.version, promotion.seq)

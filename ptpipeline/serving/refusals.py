@@ -56,7 +56,7 @@ class Refusals:
 
     @contextmanager
     def trying(self, place: Place, etag: str | None) -> Iterator[None]:
-        """Refuse what a pointer of that tag shows if the block fails, whatever it raises; if it ends, forget that.
+        """Refuse what a pointer of that tag shows if the block fails, whatever it raises.
 
         Raises ServiceUnavailable alone: the store is away, and nothing is known of the promotion.
         """
@@ -72,5 +72,3 @@ class Refusals:
             tries = before.tries + 1 if before and before.etag == etag else 1
             wait = min(FIRST_WAIT * 2.0 ** (tries - 1), LONGEST_WAIT)
             self._refused[place] = _Refusal(etag, reason, tries, self._clock() + wait)
-        else:
-            self.forget(place)

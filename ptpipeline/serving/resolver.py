@@ -11,8 +11,9 @@ from ptpipeline.records.versions import PRODUCTION, Pointer, Promotion, VersionN
 from ptpipeline.serving.memory import Memory, Older
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import pointer_key, version_key
-from ptpipeline.storage.signed import SignedStore
+from ptpipeline.storage.signed import SignedStore, without_checks
 
+UNREADABLE = "unreadable"  # no store gives such a tag
 WRITTEN_AGAIN = "`ptp reconcile` writes it again"
 
 
@@ -89,6 +90,20 @@ def read_name(store: ObjectStore, task: str, number: int) -> VersionName:
             f"{store.url}/{key}: records {version.task}@{version.number}; `ptp doctor` shows what was altered"
         )
     return version
+
+
+def read_tag(store: ObjectStore, task: str, alias: str) -> str | None:
+    """Return the tag of an alias's pointer, whatever its bytes say.
+
+    None if there is no pointer, UNREADABLE if there is one that cannot be read. Raises ServiceUnavailable and
+    SettingsError if the store cannot be asked.
+    """
+    try:
+        return without_checks(store).read(pointer_key(task, alias)).etag
+    except NotFound:
+        return None
+    except ArtifactError:  # too large, or a link: `read_promotion` says so
+        return UNREADABLE
 
 
 def read_promotion(store: ObjectStore, task: str, alias: str, memory: Memory | None) -> Promotion:

@@ -1,6 +1,7 @@
 """The batcher over a real engine: mixed batches, bounds, fairness, time-outs, cancellation, and errors of one row."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -83,6 +84,21 @@ def test_mixed_requests_answer_as_one_by_one() -> None:
     assert load.texts == 20
     assert load.batches < 10
     assert load.waiting == 0
+
+
+def test_a_long_request_becomes_tokens_beside_the_event_loop() -> None:
+    threads, (made, *_) = set[str](), prompts()
+
+    class Watched(Engine):
+        def render(self, question: Question, number: int = 1) -> Rendered:
+            threads.add(threading.current_thread().name)
+            return super().render(question, number)
+
+    with serving(made, engine=Watched(tiny())) as batcher:
+        for count in (1, 600):
+            threads.clear()
+            asyncio.run(batcher.classify(made.digest, [{"text": "film"}] * count, 60))
+            assert (threading.current_thread().name in threads) == (count == 1)
 
 
 def test_a_bad_row_fails_alone_before_it_waits() -> None:
@@ -352,7 +368,7 @@ def test_a_text_that_does_not_fit_fails_alone() -> None:
 
 
 def test_a_client_that_leaves_ends_its_text() -> None:
-    made = writer(limit=200)
+    made, base, steps = writer(limit=240), copied(tiny()), list[int]()
 
     async def run(batcher: Batcher) -> None:
         stream = batcher.generate(made.digest, {"text": "the film"}, Sampling(temperature=2.0, seed=1), 30)
@@ -364,20 +380,27 @@ def test_a_client_that_leaves_ends_its_text() -> None:
         assert batcher.observe().generating == 0
         assert batcher.observe().waiting == 0
 
-    with serving(made) as batcher:
+    with serving(made, engine=Engine(base)) as batcher:
+        base.model.lm_head.register_forward_hook(lambda *given: steps.append(1))
         asyncio.run(run(batcher))
+    assert len(steps) < 200
 
 
 def test_a_step_that_fails_ends_its_texts_and_no_later_one() -> None:
-    made = writer()
-    base = copied(tiny())
+    made, base = writer(limit=240), copied(tiny())
+
+    async def fail(batcher: Batcher) -> None:
+        stream = batcher.generate(made.digest, {"text": "the film"}, Sampling(temperature=2.0, seed=1), 30)
+        await anext(stream)
+        base.model.lm_head = broken
+        with pytest.raises(PtpError, match="RuntimeError"):
+            _ = [piece async for piece in stream]
+
     with serving(made, engine=Engine(base)) as batcher:
         expected = asyncio.run(read(batcher, made, "the film"))
-        head = base.model.lm_head
-        base.model.lm_head = torch.nn.Identity()
-        base.model.lm_head.register_forward_hook(_break)
-        with pytest.raises(PtpError, match="RuntimeError"):
-            asyncio.run(read(batcher, made, "the film"))
+        head, broken = base.model.lm_head, torch.nn.Identity()
+        broken.register_forward_hook(_break)
+        asyncio.run(fail(batcher))
         base.model.lm_head = head
         assert asyncio.run(read(batcher, made, "the film")) == expected
 

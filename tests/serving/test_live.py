@@ -12,7 +12,7 @@ from ptpipeline.records.base import digest_of
 from ptpipeline.records.versions import Beside
 from ptpipeline.serving import holdings
 from ptpipeline.serving.engine import Question
-from ptpipeline.serving.live import EVERY, REPORT, Live
+from ptpipeline.serving.live import DISCOVER, EVERY, REPORT, Live
 from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.refusals import LONGEST_WAIT
 from ptpipeline.serving.servers import read_server_reports
@@ -169,6 +169,14 @@ def test_an_alias_that_is_new_is_found_when_it_is_asked_for(server: Server, stor
     assert server.live.find(f"{TASK}@next").number == 4
 
 
+def test_an_alias_that_nobody_asks_for_is_found_within_a_minute(server: Server, store: Away) -> None:
+    point(store, 3, digest(3), 1, alias="next")
+    server.poll()
+    assert [row.alias for row in server.live.observe().promotions] == ["production"]
+    server.poll(DISCOVER)
+    assert [row.alias for row in server.live.observe().promotions] == ["next", "production"]
+
+
 def test_a_server_of_some_tasks_serves_no_other(store: Away, tmp_path: Path) -> None:
     other = add_version(store, a_prompt(" dull", task="books"), 1)
     point(store, 1, other, 1, task="books")
@@ -228,6 +236,18 @@ def test_a_mended_version_is_taken_over_at_the_next_try(server: Server, store: A
     put(store, tensors_key(TASK, digest(2)), a_prompt(WORDS[1]).tensors)
     server.poll(LONGEST_WAIT)
     assert (server.live.find(TASK).number, server.reasons()) == (2, [])
+
+
+def test_a_refused_promotion_is_tried_again_at_longer_and_longer_intervals(server: Server, store: Away) -> None:
+    damage_tensors(store)
+    point(store, 2, digest(2), 2)
+    for _ in range(5):  # after 2, 4, 8 and 16 seconds
+        server.poll(LONGEST_WAIT / 10)
+    put(store, tensors_key(TASK, digest(2)), a_prompt(WORDS[1]).tensors)
+    server.poll(LONGEST_WAIT / 20)
+    assert server.live.find(TASK).number == 1
+    server.poll(LONGEST_WAIT)
+    assert server.live.find(TASK).number == 2
 
 
 def test_a_promotion_behind_a_refused_one_is_taken_over_at_once(server: Server, store: Away) -> None:

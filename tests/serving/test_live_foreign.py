@@ -273,3 +273,14 @@ def test_a_prompt_without_a_signature_is_not_found_by_its_number_or_digest(
         with pytest.raises(ArtifactError, match="nobody signed it"):
             server.live.find(reference)
     assert third not in server.holder.engine._loaded
+
+
+def test_a_pointer_that_cannot_be_read_is_refused_also_right_after_a_start() -> None:
+    with World() as world:
+        with (world.store.root / KEYS["pointer"]).open("r+b") as file:
+            file.truncate(2**30)
+        again = Server(world.store, world.folder / "home")
+        again.live.hold_last_good()
+        again.poll()
+        assert again.live.find(TASK).digest == GOOD.digest
+        assert "at most" in again.reasons()[0]
