@@ -31,8 +31,8 @@ of what `torch.save` writes). vLLM loads no prompt, and one server answers with 
 - vLLM 0.26 or later; take the newest: who may send embeddings could crash older ones, and do more (CVE-2025-62164,
   CVE-2026-73557). Let only this client reach the server: vLLM's documents call the option one for trusted users.
 - Serve the very files that this prompt was trained on: `manifest.json` states their fingerprint, and vLLM checks none.
-- No penalties: beside embeddings they end vLLM's engine (vLLM issue 57719). `client.py` sends neutral ones, because the
-  base's `generation_config.json` may state others.
+- No penalties: with embeddings vLLM does not know the tokens that they are for, and on GPUs its engine was seen to die
+  of it (vLLM issue 57719). `client.py` sends neutral ones: the base's `generation_config.json` may state others.
 - `--logprobs-mode` stays at its default. `--max-model-len` is at least {context}.
 - Labels cost one request of one token for each distinct beginning of a label; so a label of one token costs one. vLLM
   refuses `echo` and `prompt_logprobs` beside embeddings, so one request cannot tell more.

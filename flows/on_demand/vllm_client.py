@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers.utils import logging
 
-NEUTRAL = {  # a penalty beside embeddings ends vLLM's engine, and generation_config.json may state one
+NEUTRAL = {  # a penalty beside embeddings may end vLLM's engine, and generation_config.json may state one
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
@@ -102,6 +103,7 @@ class Client:
 
 def main() -> None:
     """Answer the texts of the command line."""
+    logging.set_verbosity_error()  # transformers would list the layers that are left out
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("url", help="the address of vLLM, such as http://gpu:8000")
     parser.add_argument("texts", nargs="+")

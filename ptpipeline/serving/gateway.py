@@ -46,7 +46,7 @@ from ptpipeline.serving.vllm import Served, Upstream
 from ptpipeline.task.template import Fields, read_template
 
 MOST_TEXTS = 1024  # that wait for vLLM at once, with what they take here: their embeddings in base64
-HOLD_SECONDS = 60.0  # for the questions that a prompt is asked before it is held
+HOLD_SECONDS = 180.0  # for the questions that a prompt is asked before it is held
 SAME = 0.1  # nats between two ways to the same states, which 16 bits round otherwise
 KEY = "PTP_UPSTREAM_KEY"  # the variable with vLLM's key, from the environment alone
 CANARY = "The quick brown fox jumps over the lazy dog."
@@ -90,14 +90,18 @@ class Gateway:
         """Verify a prompt, or an ensemble with its `members`, ask vLLM one question, and answer with it from now on.
 
         Call it from a thread without an event loop. Raises BaseModelError if the prompt is of another base or a
-        prefix, or if vLLM serves another base; ArtifactError for altered bytes, and what `Upstream` raises.
+        prefix, or if vLLM serves another base; ArtifactError for altered bytes; TimedOut if vLLM does not answer, and
+        what else `Upstream` raises.
         """
         if artifact.digest in self._held:
             return
         check_base(artifact, *self.base.known)
         prompts = tuple(self._place(single) for single in members or [artifact])
         held = _Held(artifact.manifest, prompts, encode_labels(self.base, artifact.manifest))
-        self._held[artifact.digest] = asyncio.run(self._try(held))
+        try:
+            self._held[artifact.digest] = asyncio.run(self._try(held))
+        except ServiceUnavailable as error:  # that would tell `serving.live` that the store is away
+            raise TimedOut(str(error)) from None
 
     def drop(self, digest: str) -> None:
         """Answer nothing more with this prompt; requests that it is answering end as they began."""
@@ -232,7 +236,7 @@ class Gateway:
                 else:
                     await upstream.score_next(self._served.name, self._join(held.prompts[0], ids), [ids[-1]])
         except TimeoutError:
-            raise ServiceUnavailable(
+            raise TimedOut(
                 f"vLLM at {upstream.url} did not answer the first questions within {HOLD_SECONDS:.0f} s"
             ) from None
         finally:

@@ -14,6 +14,7 @@ import math
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Literal, NamedTuple, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 import torch
@@ -28,7 +29,7 @@ MOST_TOKEN_IDS = 128  # of one request (vLLM's MAX_LOGPROB_TOKEN_IDS)
 MAX_ANSWER = 2**20  # bytes of an answer, and of one event of a stream
 CONNECT_SECONDS = 10.0
 CONNECTIONS = 256  # at once to one server; further requests wait for one of them
-NEUTRAL = {  # else the base's generation_config.json decides, and a penalty beside embeddings kills vLLM's engine
+NEUTRAL = {  # else the base's generation_config.json decides, and a penalty beside embeddings may end vLLM's engine
     "repetition_penalty": 1.0,
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
@@ -95,6 +96,12 @@ class _Refusal(BaseModel):
     error: _Error
 
 
+class _Event(BaseModel):
+    choices: list[_Choice] = []
+    usage: _Usage | None = None
+    error: _Error | None = None
+
+
 def write_tensor(tensor: Tensor) -> bytes:
     """Return embeddings [T, H] as vLLM reads them: what `torch.save` writes, in base64."""
     buffer = io.BytesIO()
@@ -110,20 +117,22 @@ class Upstream:
     """
 
     def __init__(self, url: str, key: str | None = None) -> None:
-        address = httpx.URL(url)
-        if address.scheme not in ("http", "https") or not address.host or address.userinfo:
-            raise SettingsError(
-                "--upstream: expected the address of a vLLM server without a password, such as http://gpu:8000; its "
-                "key comes from PTP_UPSTREAM_KEY"
+        self.url = _read_address(url).removesuffix("/v1")
+        if key is not None and not (key.isascii() and key.isprintable()):
+            raise SettingsError("PTP_UPSTREAM_KEY: expected printable ASCII, as vLLM's --api-key is")
+        try:
+            self._client = httpx.AsyncClient(
+                base_url=self.url,
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),  # the caller's patience bounds the rest
+                limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
+                trust_env=not is_loopback(self.url),
             )
-        self.url = str(address).rstrip("/").removesuffix("/v1")
-        self._client = httpx.AsyncClient(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(None, connect=CONNECT_SECONDS),  # the caller's patience bounds the rest
-            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
-            trust_env=not is_loopback(self.url),
-        )
+        except (ImportError, ValueError) as error:
+            raise SettingsError(
+                f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used ({error}); name one as "
+                "http://host:port, or exempt vLLM's host by NO_PROXY"
+            ) from None
 
     async def close(self) -> None:
         """End the connections."""
@@ -181,7 +190,9 @@ class Upstream:
         tokens = 0
         async with self._open("POST", "/v1/completions", body) as answer:
             async for event in self._read_events(answer):
-                part = self._parse(event, _Completion)
+                part = self._parse(event, _Event)
+                if part.error is not None:
+                    raise ServiceUnavailable(f"vLLM at {self.url} broke a text off: {shorten(part.error.message, 240)}")
                 tokens = part.usage.completion_tokens if part.usage else tokens
                 if not part.choices:
                     continue
@@ -268,3 +279,18 @@ class Upstream:
 
     def _strange(self, what: str) -> SettingsError:
         return SettingsError(f"--upstream: {self.url} does not answer as vLLM does: {what}")
+
+
+def _read_address(url: str) -> str:
+    """Return a server's address without a slash at its end; raise SettingsError if it is none, or has a password."""
+    try:
+        address, _ = httpx.URL(url), urlsplit(url)  # each takes what the other refuses
+        sound = address.scheme in ("http", "https") and address.host and not address.userinfo
+    except (httpx.InvalidURL, ValueError):
+        sound = False
+    if not sound:
+        raise SettingsError(
+            "--upstream: expected the address of a vLLM server without a password, such as http://gpu:8000; its key "
+            "comes from PTP_UPSTREAM_KEY"
+        )
+    return str(address).rstrip("/")

@@ -41,11 +41,14 @@ from ptpipeline.serving import gateway as module
 from ptpipeline.serving.decoding import Decoder
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.gateway import Gateway, open_gateway
+from ptpipeline.serving.live import Live
+from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore
 from tests.evaluation.probed import artifact, copied, embeddings, fields, tiny
 from tests.server.serving import fill
+from tests.serving.registered import Clock
 from tests.serving.vllm_server import Vllm, running_vllm
 from tests.tiny import tiny_project
 
@@ -333,7 +336,7 @@ def test_a_prefix_is_refused(vllm: Vllm) -> None:
         ({"logits": True}, BaseModelError, "start it without --logprobs-mode"),
         ({"key": "k" * 20}, SettingsError, "set PTP_UPSTREAM_KEY"),
         ({"busy": True}, Overloaded, "takes no more requests now"),
-        ({"dead": True}, ServiceUnavailable, "answered 500; its log says why"),
+        ({"dead": True}, TimedOut, "answered 500; its log says why"),
     ],
 )
 def test_a_server_that_cannot_answer_holds_no_prompt(
@@ -343,6 +346,21 @@ def test_a_server_that_cannot_answer_holds_no_prompt(
         error = refusal(server, made())
         assert isinstance(error, kind)
         assert sentence in str(error)
+
+
+def test_a_server_that_starts_before_vllm_does_answers_once_that_is_up(vllm: Vllm, tmp_path: Path) -> None:
+    store, clock = FolderStore(tmp_path / "store"), Clock()
+    fill(store)
+    opened = Gateway(vocabulary(), vllm.url)
+    live = Live(store, opened, Memory(tmp_path / "home"), tmp_path / "home", clock=clock)
+    vllm.dead = True
+    live.poll()
+    assert {one.reason for one in live.observe().refused} == {f"vLLM at {vllm.url} answered 500; its log says why"}
+    assert live.observe().trouble == ""  # the store is there
+    vllm.dead = False
+    clock.now += 10
+    live.poll()
+    assert (live.find("movies").name, live.observe().refused) == ("movies@2", [])
 
 
 def test_the_key_of_the_environment_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -366,10 +384,19 @@ def test_what_serves_several_bases_is_refused(vllm: Vllm) -> None:
     assert "serves ['/base', '/large']; name a vLLM server, which serves one base" in str(error)
 
 
-@pytest.mark.parametrize("url", ["gpu:8000", "ftp://gpu", "http://", "http://me:word@gpu:8000"])
+@pytest.mark.parametrize(
+    "url",
+    ["gpu:8000", "ftp://gpu", "http://", "http://me:word@gpu:8000", "http://gpu:port", "http://[", "\0", "http://a\nb"],
+)
 def test_an_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(SettingsError, match="--upstream: expected the address of a vLLM server without a password"):
         Gateway(vocabulary(), url)
+
+
+def test_a_key_that_no_header_can_hold_is_refused_without_being_told() -> None:
+    with pytest.raises(SettingsError, match="PTP_UPSTREAM_KEY: expected printable ASCII") as refused:
+        Gateway(vocabulary(), "http://gpu:8000", "se\u00efcret\n")
+    assert "cret" not in str(refused.value)
 
 
 def test_a_server_that_is_gone_is_told_as_gone(vllm: Vllm) -> None:
