@@ -25,9 +25,8 @@ class PatientConnection(H11Protocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first head."""
         super().connection_made(transport)
-        self.access_log = (
-            False  # uvicorn decides by handlers that anybody may add; its lines hold addresses with queries
-        )
+        # uvicorn writes addresses with their queries if anybody has added a handler to its log
+        self.access_log = False
         self.since = self.loop.time()
         self._watch(HEAD_SECONDS)
         if len(self.connections) > MOST:

@@ -86,6 +86,8 @@ def test_a_client_that_takes_no_answer_is_cut(served: Running) -> None:
         client.settimeout(1)
         with suppress(OSError):
             client.sendall(request * 1500)
+        httpx.get(f"{served.url}/healthz").raise_for_status()  # by now the server has met both
+        assert established(served.server.port) >= 1
         wait_for_none(served.server.port)
 
 
