@@ -92,7 +92,7 @@ def _start(live: Live) -> None:
         log.error("%s", error)
     except Exception as error:  # noqa: BLE001 - whoever asks is told that nothing is ready, and this is why
         log.error("%s", place_of(error))
-    log.info("%s versions are loaded", live.observe().held)
+    log.info("versions loaded: %d", live.observe().held)
 
 
 def _open_tokens(options: Options) -> Tokens | None:

@@ -58,7 +58,7 @@ function showStatus(status) {
   aliases = status.aliases;
   const tasks = new Set(aliases.map((alias) => alias.task)).size;
   byId("summary").textContent =
-    `${tasks} ${tasks === 1 ? "task" : "tasks"} · ${status.held} versions loaded · ` +
+    `${tasks} ${tasks === 1 ? "task" : "tasks"} · ${status.held} ${status.held === 1 ? "version" : "versions"} loaded · ` +
     `${status.waiting} texts waiting · store reached ${ago(status.store_age_seconds)}`;
   showTrouble(status.trouble ? "The store cannot be reached; the server goes on with the versions that it has." : "");
   byId("aliases").replaceChildren(...aliases.map(makeRow));
