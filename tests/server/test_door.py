@@ -58,11 +58,9 @@ def raw(server: Running, request: bytes, seconds: float = 5.0) -> bytes:
         client.settimeout(seconds)
         client.sendall(request)
         found = b""
-        try:
+        with suppress(TimeoutError):
             while part := client.recv(65536):
                 found += part
-        except TimeoutError:
-            pass
         return found
 
 
@@ -186,7 +184,6 @@ def test_a_full_queue_says_when_to_ask_again(tmp_path: Path) -> None:
             response = httpx.post(f"{server.url}/v1/classify", json={"model": "movies", "input": ["a film"] * 4})
             assert code(response) == (429, "overloaded")
             assert int(response.headers["retry-after"]) >= 1
-        httpx.post(f"{server.url}/v1/classify", json=ASK).raise_for_status()
 
 
 # ---------------------------------------------------------------- clients that leave
