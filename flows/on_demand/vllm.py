@@ -19,7 +19,7 @@ from ptpipeline.task.template import read_template
 README = """\
 # {task}, {digest} for vLLM
 
-`prompt.safetensors` holds `embeddings` [{count}, {width}]: what stands before each text. `client.py` embeds a text with
+`embeddings.safetensors` holds `embeddings` [{count}, {width}]: what stands before each text. `client.py` embeds a text with
 the base's own table, puts it behind the prompt, and sends both to vLLM's `/v1/completions` as `prompt_embeds` (base64
 of what `torch.save` writes). vLLM loads no prompt, and one server answers with any number of them.
 
@@ -83,7 +83,7 @@ def build_vllm_files(vocabulary: Vocabulary, artifact: Artifact, base: AdapterBa
         context=len(prompt) + manifest.max_input_tokens + limit,
     )
     return {
-        "prompt.safetensors": save({"embeddings": prompt.contiguous()}),
+        "embeddings.safetensors": save({"embeddings": prompt.contiguous()}),
         "vllm.json": json.dumps(told, indent=1).encode(),
         "client.py": Path(__file__).with_name("vllm_client.py").read_bytes(),
         "README.md": readme.encode(),

@@ -33,7 +33,7 @@ class Client:
 
     def __init__(self, folder: Path, url: str, model: str, base: str | None) -> None:
         self.task: dict[str, Any] = json.loads((folder / "vllm.json").read_text())
-        self.prompt = load_file(folder / "prompt.safetensors")["embeddings"]  # [P, H]
+        self.prompt = load_file(folder / "embeddings.safetensors")["embeddings"]  # [P, H]
         self.url, self.model = url.rstrip("/").removesuffix("/v1"), model
         name, revision = base or self.task["base"], None if base else self.task["revision"]
         config = AutoConfig.from_pretrained(name, revision=revision)
