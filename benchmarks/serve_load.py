@@ -21,7 +21,6 @@ killed by SIGKILL and started again on its port, where it has to serve from its 
 import argparse
 import json
 import math
-import multiprocessing
 import os
 import random
 import signal
@@ -39,7 +38,7 @@ import boto3
 import httpx
 import torch
 
-from benchmarks.fixtures.load import Answered, Plan, send_load
+from benchmarks.fixtures.load import Answered, Plan, start_load
 from benchmarks.fixtures.s3_server import S3Server, free_ports, running_s3
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.load import load_base
@@ -196,9 +195,7 @@ def run(site: Site, s3: S3Server, options: argparse.Namespace) -> dict[str, Any]
     try:
         truth = ask_each_version(site)
         plan = Plan(site.url, options.rate, TEXTS, CLASSIFIER, WRITER, options.streams, TOKENS)
-        ours, theirs = multiprocessing.get_context("spawn").Pipe()
-        sender = multiprocessing.get_context("spawn").Process(target=send_load, args=(plan, theirs))
-        sender.start()
+        sender, ours = start_load(plan)
         numbers = [(task, number) for number in (2, 1) for task in (CLASSIFIER, WRITER)]
         for count in range(options.moves):
             if count == options.moves * 9 // 10:

