@@ -19,9 +19,9 @@ from ptpipeline.task.template import read_template
 README = """\
 # {task}, {digest} for vLLM
 
-`embeddings.safetensors` holds `embeddings` [{count}, {width}]: what stands before each text. `client.py` embeds a text with
-the base's own table, puts it behind the prompt, and sends both to vLLM's `/v1/completions` as `prompt_embeds` (base64
-of what `torch.save` writes). vLLM loads no prompt, and one server answers with any number of them.
+`embeddings.safetensors` holds `embeddings` [{count}, {width}]: what stands before each text. `client.py` embeds a text
+with the base's own table, puts it behind the prompt, and sends both to vLLM's `/v1/completions` as `prompt_embeds`
+(base64 of what `torch.save` writes). vLLM loads no prompt, and one server answers with any number of them.
 
     vllm serve {base}{revision} --enable-prompt-embeds
     python client.py http://127.0.0.1:8000 --model {base} "a text"
