@@ -14,11 +14,15 @@ from ptpipeline.settings import is_loopback
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")  # the types of state in which a flow run has ended
 
 
+SECONDS = 30.0  # that an answer may take
+REPEATABLE = ("PATCH", "DELETE")  # what they change is the same if they arrive twice; who reads waits no longer
+
+
 class _Busy(ServiceUnavailable):
-    """503: a writer held Prefect's SQLite file for too long. Prefect's own client repeats such a request too."""
+    """503, or no answer: a writer held Prefect's SQLite file for too long. Prefect's own client repeats both too."""
 
 
-@stamina.retry(on=_Busy, attempts=6, timeout=30, wait_initial=0.3)
+@stamina.retry(on=_Busy, attempts=6, timeout=2.5 * SECONDS, wait_initial=0.3)
 def call(verb: str, url: str, body: Any = None, credential: str | None = None) -> Any:
     """Send a request and return the answer's JSON, None if the answer is empty.
 
@@ -30,7 +34,8 @@ def call(verb: str, url: str, body: Any = None, credential: str | None = None) -
     try:
         answer = _client(is_loopback(url)).request(verb, url, json=body, auth=(user, password) if user else None)
     except httpx.HTTPError as error:
-        raise ServiceUnavailable(
+        late = isinstance(error, httpx.ReadTimeout) and verb in REPEATABLE
+        raise (_Busy if late else ServiceUnavailable)(
             f"Prefect at {url.partition('/api')[0]} does not answer ({type(error).__name__}); is it up? `ptp status`"
         ) from None
     if answer.status_code == 503:
@@ -66,7 +71,7 @@ def _client(loopback: bool) -> httpx.Client:
     one that httpx cannot use.
     """
     try:
-        return httpx.Client(timeout=30, trust_env=not loopback)
+        return httpx.Client(timeout=SECONDS, trust_env=not loopback)
     except (ImportError, ValueError) as error:
         raise SettingsError(
             f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used ({error}); name one as "

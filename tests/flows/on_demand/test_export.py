@@ -159,10 +159,10 @@ def test_a_folder_for_vllm_holds_the_prompt_as_it_is_sent(project: Project) -> N
     project.edit("steps: 10", "steps: 2")
     project.run()
     done = export(project.settings, f"{TASK}@1", "vllm", project.folder / "out")
-    assert done.files == ["README.md", "client.py", "manifest.json", "prompt.safetensors", "vllm.json"]
+    assert done.files == ["README.md", "client.py", "embeddings.safetensors", "manifest.json", "vllm.json"]
     base, store = base_of(project), project.stages.registry.store
     prompt = unpack(read_artifact(store, TASK, done.digest), base.ref)
-    assert torch.equal(load_file(project.folder / "out/prompt.safetensors")["embeddings"], prompt)
+    assert torch.equal(load_file(project.folder / "out/embeddings.safetensors")["embeddings"], prompt)
     assert (
         f"vllm serve {project.folder / 'base'} --enable-prompt-embeds" in (project.folder / "out/README.md").read_text()
     )

@@ -1,10 +1,12 @@
 """The client side of Prefect against a small server that answers as Prefect's API does."""
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +20,7 @@ from benchmarks.fixtures.prompts import a_task
 from flows.local.orphaned_runs import end_orphaned_runs, runs_at_work
 from flows.local.process import spawn, stop
 from flows.requests import IngestRequest
+from flows.server import api
 from flows.server import trigger as following
 from flows.server.api import call
 from flows.server.deploy import render
@@ -189,6 +192,31 @@ def test_lines_beyond_a_page_are_told_too(lines: int) -> None:
     with listening(Prefect(Run(lines, "COMPLETED").routes())) as prefect:
         told = list(follow(prefect.url, "r"))
     assert len(told) == lines + 3 + 1
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """An answer has to come within a moment."""
+    monkeypatch.setattr(api, "SECONDS", 0.3)
+    api._client.cache_clear()
+    yield
+    api._client.cache_clear()
+
+
+@pytest.mark.parametrize(("verb", "asked"), [("PATCH", 2), ("DELETE", 2), ("GET", 1), ("POST", 1)])
+def test_a_change_that_is_answered_too_late_is_sent_again_if_that_changes_nothing(
+    impatient: None, verb: str, asked: int
+) -> None:
+    def answer(body: Any) -> Answer:
+        if len(prefect.asked) == 1:
+            time.sleep(1)
+        return 200, {}
+
+    with listening(Prefect({f"{verb} /deployments/d": answer})) as prefect:
+        late = contextlib.nullcontext() if asked > 1 else pytest.raises(ServiceUnavailable, match="ReadTimeout")
+        with late:
+            call(verb, f"{prefect.url}/deployments/d")
+        assert len(prefect.asked) == asked
 
 
 # ---------------------------------------------------------------- runs without a process
