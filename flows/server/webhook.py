@@ -68,16 +68,16 @@ def serve(settings: Settings, host: str, port: int, address: str | None = None) 
             "the webhook needs an MLflow and a Prefect server: set PTP_MLFLOW and PTP_PREFECT, or run `ptp up`; "
             f"for notifications of an object store, PTP_PREFECT and {TOKEN}"
         )
+    token = read_secret(TOKEN) if TOKEN in os.environ else None
+    secret = read_secret(SECRET) if settings.mlflow is not None and (SECRET in os.environ or token is None) else None
+    _check_port(host, port)
     listeners = []
-    if settings.mlflow is not None and (SECRET in os.environ or TOKEN not in os.environ):
-        secret, url = read_secret(SECRET), address or f"http://{host}:{port}{PATH}"
-        _check_port(host, port)
+    if settings.mlflow is not None and secret is not None:
+        url = address or f"http://{host}:{port}{PATH}"
         MlflowStore(settings.mlflow).set_webhook(url, secret)
         listeners.append(listen_to_mlflow(secret, Starter(settings.prefect, "reconcile", ReconcileRequest()).start))
         log.info("MLflow posts its edits to %s; Ctrl-C ends this", url)
-    if TOKEN in os.environ:
-        token = read_secret(TOKEN)
-        _check_port(host, port)
+    if token is not None:
         starter = Starter(settings.prefect, "watch-sources", WatchSourcesRequest())
         listeners.append(listen_to_stores(token, starter.start))
         log.info("notifications of object stores are taken at http://%s:%d%s; Ctrl-C ends this", host, port, DATA_PATH)
