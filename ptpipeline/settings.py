@@ -173,7 +173,14 @@ def bypass_proxies(environment: MutableMapping[str, str]) -> None:
 def is_loopback(address: str) -> bool:
     """Return whether a server's address is one of this machine's own."""
     try:
-        host = urlsplit(address).hostname or ""
+        return is_own_host(urlsplit(address).hostname or "")
+    except ValueError:
+        return False
+
+
+def is_own_host(host: str) -> bool:
+    """Return whether a host, `localhost` or an IP address without brackets, is this machine itself."""
+    try:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False

@@ -10,7 +10,6 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from ipaddress import ip_address
 from typing import Any
 
 from starlette.datastructures import Headers
@@ -21,6 +20,7 @@ from ptpipeline.server.limits import Limits
 from ptpipeline.server.metrics import Metrics
 from ptpipeline.server.refusals import Refusal, refuse
 from ptpipeline.server.tokens import Caller, Tokens
+from ptpipeline.settings import is_own_host
 
 OPEN = frozenset(
     {"/", "/page.js", "/page.css", "/favicon.ico", "/healthz", "/readyz", "/openapi.json"}
@@ -204,18 +204,9 @@ def _check_own(headers: Headers) -> None:
     """Raise Refusal if a page of another server asks, or one that lets its own name mean this machine."""
     host = headers.get("host", "")
     found = _HOST.fullmatch(host)
-    own = found is not None and _is_loopback(found[1])
+    own = found is not None and is_own_host(found[1].strip("[]").lower())
     origins = headers.getlist("origin")
     if not own or len(headers.getlist("host")) != 1 or any(origin.rpartition("//")[2] != host for origin in origins):
         raise Refusal(
             403, "this server answers only requests to its own address that come from its own page", "foreign_origin"
         )
-
-
-def _is_loopback(name: str) -> bool:
-    if name.lower() == "localhost":
-        return True
-    try:
-        return ip_address(name.strip("[]")).is_loopback
-    except ValueError:
-        return False

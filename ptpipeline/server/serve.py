@@ -6,7 +6,6 @@ import logging
 import re
 import socket
 from collections.abc import AsyncIterator
-from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,7 +27,7 @@ from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.gateway import open_gateway
 from ptpipeline.serving.live import Live
 from ptpipeline.serving.memory import Memory
-from ptpipeline.settings import LOOPBACK, Settings, check_place
+from ptpipeline.settings import Settings, check_place, is_own_host
 from ptpipeline.storage.signed import open_signed_store
 from ptpipeline.task.folder import sound_tasks
 
@@ -98,7 +97,7 @@ def _start(live: Live) -> None:
 def _open_tokens(options: Options) -> Tokens | None:
     """Return who may ask; raise SettingsError if that is nobody, or everybody who reaches a network's address."""
     if options.tokens is None:
-        if not _is_own(options.address.host):
+        if not is_own_host(options.address.host):
             raise SettingsError(
                 f"--anyone lets in whoever reaches this server, so it listens on loopback alone, not on "
                 f"{options.address.host}: make a token with `ptp token NAME`, and leave --anyone out"
@@ -111,13 +110,6 @@ def _open_tokens(options: Options) -> Tokens | None:
             "machine with --anyone"
         )
     return tokens
-
-
-def _is_own(host: str) -> bool:
-    try:
-        return host in LOOPBACK or ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _choose_base(settings: Settings, asked: str | None) -> tuple[str, list[str]]:
