@@ -127,6 +127,12 @@ def test_before_anything_ran_it_says_what_is_not_known(tmp_path: Path) -> None:
     assert "nothing is in production yet" in next(rule.asks for rule in found.requirements if rule.check == "champion")
 
 
+def test_what_waits_for_people_is_told_with_the_verb_that_takes_it(tmp_path: Path) -> None:
+    project = Project(tmp_path, (NAME,))
+    project.edit("promote: auto", "promote: manual")
+    assert f"it waits for people: `ptp approve {NAME}@N`" in describe(told(project))[-1]
+
+
 def test_a_missing_file_is_told_and_stops_nothing(tmp_path: Path) -> None:
     project = Project(tmp_path, (NAME,))
     (tmp_path / f"{NAME}.csv").unlink()
