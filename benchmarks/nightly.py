@@ -29,7 +29,7 @@ Result = TypeVar("Result")
 
 BASE = Path(__file__).parents[1] / "tests" / "tiny_base"
 STAGES = {"ingest": "plan", "plan": "plan", "train": "train", "evaluate": "gate", "gate": "gate"}
-STAGES |= {"register": "publish", "promote": "publish"}
+STAGES |= {"register": "publish", "promote": "publish", "finish": "finish"}
 OPINIONS = {"positive": ["good", "fine", "great"], "negative": ["bad", "poor", "awful"]}
 # So many that sentences are no near duplicates, which would be moved into one split.
 FILLER = ["film", "plot", "the", "a", "was", "and", "story", "scene", "very", "actor", "music", "end", "it", "this"]
