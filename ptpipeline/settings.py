@@ -29,6 +29,8 @@ CREDENTIALS = {
 }
 # A key of somebody else's account beside the stack's own would be sent along: so all that goes with a set goes with it.
 _WITH_CREDENTIALS = {"store": "AWS_", "mlflow": "MLFLOW_TRACKING_"}
+# How the names of all variables begin that may hold a login at these servers, or at the hub.
+OWN_PREFIXES = ("AWS_", "PTP_", "PREFECT_", "MLFLOW_", "_MLFLOW_", "HF_")
 NO_AWS_FILES = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
 
 _HALF = re.compile("[\ud800-\udfff]")  # what is not UTF-8 in the environment comes as such
