@@ -77,7 +77,11 @@ def say_servers(as_json: bool) -> list[str]:
         lines = [f"what servers answer is not known: {error}"]
     else:
         if servers:
-            rows = [server.to_json() | {"behind": len(server.behind), "trials": ""} for server in servers]
+            rows = [
+                {key: value for key, value in server.to_json().items() if key not in ("trials", "canaries")}
+                | {"behind": len(server.behind)}
+                for server in servers
+            ]
             print_table(servers if as_json else rows, as_json)
             for sentence in describe_trials(servers):
                 say(sentence, sys.stderr)

@@ -1,15 +1,18 @@
 """What servers answer with, against what the ledger says: by their own reports, one a server."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import TypeVar
 
-from ptpipeline.records.answers import ServerReport, Tally
+from ptpipeline.records.answers import CanaryTally, ServerReport, Tally
 from ptpipeline.records.base import Record, read_clock
 from ptpipeline.records.versions import Promotion
 from ptpipeline.serving.live import REPORT
 from ptpipeline.serving.servers import read_server_reports
-from ptpipeline.serving.trials import ERROR, is_different
+from ptpipeline.serving.trials import describe_canary, describe_shadow
 from registry.registry import Registry
+
+AnyTally = TypeVar("AnyTally", Tally, CanaryTally)
 
 SETTLED = timedelta(seconds=30)  # in which servers take a promotion over and report it
 SILENT = timedelta(seconds=3 * REPORT)
@@ -18,8 +21,8 @@ SILENT = timedelta(seconds=3 * REPORT)
 class Standing(Record):
     """One server: when it reported last, how many prompts it holds, how many aliases it answers by as the ledger says.
 
-    behind: what it answers otherwise, and why; one sentence each. silent: it did not report for three minutes. trials:
-    how its shadows compare.
+    behind: what it answers otherwise, and why; one sentence each. silent: it did not report for three minutes. trials,
+    canaries: how its shadows and canaries compare.
     """
 
     server: str
@@ -29,6 +32,7 @@ class Standing(Record):
     behind: list[str]
     silent: bool
     trials: list[Tally]
+    canaries: list[CanaryTally]
 
 
 def compare_servers(registry: Registry) -> list[Standing]:
@@ -65,35 +69,29 @@ def _compare(report: ServerReport, heads: Sequence[Promotion]) -> Standing:
         behind=behind,
         silent=_age(report.at) > SILENT,
         trials=report.trials,
+        canaries=report.canaries,
     )
 
 
 def describe_trials(servers: Sequence[Standing]) -> list[str]:
-    """Return a sentence for each shadow: what the tallies of all servers together say of it.
+    """Return a sentence for each shadow and canary: what the tallies of all servers together say of it.
 
     The evidence depends on the counts alone, so those of several servers add up.
     """
-    total: dict[tuple[str, str, int], Tally] = {}
-    for tally in (tally for server in servers for tally in server.trials):
+    shadows = _add_up(tally for server in servers for tally in server.trials)
+    canaries = _add_up(tally for server in servers for tally in server.canaries)
+    return [*map(describe_shadow, shadows), *map(describe_canary, canaries)]
+
+
+def _add_up(tallies: Iterable[AnyTally]) -> list[AnyTally]:
+    """Return one tally for each promotion, whose counts are the sums of all servers'."""
+    total: dict[tuple[str, str, int], AnyTally] = {}
+    for tally in tallies:
         place = (tally.task, tally.alias, tally.seq)
         before = total.get(place)
         counts = [sum(pair) for pair in zip(tally[5:], before[5:], strict=True)] if before else tally[5:]
-        total[place] = Tally(*tally[:5], *counts)
-    return [_describe_trial(tally) for _, tally in sorted(total.items())]
-
-
-def _describe_trial(tally: Tally) -> str:
-    asked = f"{tally.task}@{tally.alias}: shadow {tally.shadow} answered {tally.asked} texts, {tally.differ} of them "
-    asked += f"otherwise than version {tally.version}"
-    if tally.failed:
-        asked += f", and failed at {tally.failed} requests"
-    if not tally.judged:
-        return f"{asked}; no feedback yet"
-    judged = f"of {tally.judged} with feedback, it alone was right in {tally.second}, version {tally.version} alone in "
-    if not is_different(tally):
-        return f"{asked}; {judged}{tally.first}: no difference is shown"
-    better = tally.shadow if tally.second > tally.first else tally.version
-    return f"{asked}; {judged}{tally.first}: version {better} is right more often (error below {ERROR:.0%})"
+        total[place] = type(tally)(*tally[:5], *counts)
+    return [tally for _, tally in sorted(total.items())]
 
 
 def _age(at: str) -> timedelta:

@@ -50,15 +50,37 @@ class Tally(NamedTuple):
     second: int = 0
 
 
+class CanaryTally(NamedTuple):
+    """How often the right answers that were told later agree with those of an alias's own version and of its canary,
+    since promotion `seq`.
+
+    Each text is answered by one of them, so the newest judged answer of either stands against the next one of the
+    other: of these pairs, `first` counts those in which the alias's own version alone was right, `second` the canary
+    alone.
+    """
+
+    task: str
+    alias: str
+    seq: int
+    version: int
+    canary: int
+    judged: int = 0
+    right: int = 0
+    canary_judged: int = 0
+    canary_right: int = 0
+    first: int = 0
+    second: int = 0
+
+
 class ServerReport(Grown):
     """The prompts that a server has loaded, at `servers/<server>.json`; after a restart it may need their bytes
     again.
 
-    `observed` and `refused` say what each alias is to this server, `trials` how its shadows compare. `sha256` is the
-    digest of all other fields, which shows bits that rotted.
+    `observed` and `refused` say what each alias is to this server, `trials` and `canaries` how its shadows and canaries
+    compare. `sha256` is the digest of all other fields, which shows bits that rotted.
     """
 
-    LATER: ClassVar = frozenset({"sha256", "observed", "refused", "trials"})
+    LATER: ClassVar = frozenset({"sha256", "observed", "refused", "trials", "canaries"})
 
     schema_version: Literal[1] = 1
     server: str
@@ -68,6 +90,7 @@ class ServerReport(Grown):
     observed: list[Observed] = []
     refused: list[Refused] = []
     trials: list[Tally] = []
+    canaries: list[CanaryTally] = []
 
     def compute_sha256(self) -> str:
         """Return the digest of all fields but `sha256`."""

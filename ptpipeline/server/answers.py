@@ -120,10 +120,14 @@ class ServedModels(BaseModel):
 
 
 class ObservedModel(ServedModel):
-    """The same with what it did since this server started; milliseconds of its last requests."""
+    """The same with what it did since this server started; milliseconds of its last requests.
+
+    beside: the canary or shadow, and trial: one sentence on how it compares here.
+    """
 
     since: str
     beside: dict[str, Any] | None
+    trial: str | None
     refused: str | None
     answers: int
     errors: int

@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from ptpipeline.errors import PtpError
 from ptpipeline.server.answers import Classification, describe
 from ptpipeline.server.bodies import Classify, JsonRoute, name_fields
-from ptpipeline.server.feedback import ask_shadow
+from ptpipeline.server.feedback import follow_labels
 from ptpipeline.server.refusals import Refusal, refuse
 from ptpipeline.server.service import Service, caller_of, id_of, name_version
 from ptpipeline.serving.served import Served
@@ -36,7 +36,7 @@ def make_router(service: Service) -> APIRouter:
         failed = [outcome for outcome in outcomes if isinstance(outcome, PtpError)]
         seconds = time.perf_counter() - began
         service.metrics.count_answers(served, len(outcomes) - len(failed), len(failed), seconds)
-        ask_shadow(service, request, served, texts, outcomes)
+        follow_labels(service, request, served, texts, outcomes)
         if failed and not isinstance(body.input, list):
             raise failed[0]
         answer = {

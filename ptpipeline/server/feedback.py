@@ -1,4 +1,4 @@
-"""Shadows that are asked what was answered, and the right answers that somebody tells later."""
+"""Versions that stand beside each other: shadows are asked what was answered, and right answers are told later."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
@@ -21,14 +21,15 @@ def make_router(service: Service) -> APIRouter:
 
     @router.post("/v1/feedback")
     async def judge(body: Feedback) -> Response:
-        """Tell the right label, or the right text, of what was answered while a shadow was asked too."""
+        """Tell the right label, or the right text, of what was answered while two versions stood beside each other."""
         name, _, number = body.id.rpartition("-")
         if not (number.isascii() and number.isdigit() and len(number) < 9 and name):
             raise Refusal(400, "id: expected the id of an answer, `-`, and the index of the text", "invalid_id")
         if not service.live.trials.judge(name, int(number), body.label):
             raise Refusal(
                 404,
-                "id: no shadow was asked that text, its answer was told already, or it was answered too long ago",
+                "id: no second version stood beside the one that answered, its answer was told already, or it was "
+                "answered too long ago",
                 "unknown_id",
             )
         return JSONResponse({"object": "feedback", "id": body.id})
@@ -36,18 +37,21 @@ def make_router(service: Service) -> APIRouter:
     return router
 
 
-def ask_shadow(
+def follow_labels(
     service: Service,
     request: Request,
     served: Served,
     texts: Sequence[str | Fields],
     outcomes: Sequence[dict[str, float] | PtpError],
 ) -> None:
-    """Let the shadow classify the texts that were answered, and compare; the request does not wait for that."""
+    """Note what was answered beside a canary; let a shadow classify the same texts, for which the request does not
+    wait, and compare.
+    """
+    own = {place: next(iter(found)) for place, found in enumerate(outcomes) if not isinstance(found, PtpError)}
+    service.live.trials.note(served, id_of(request), own)
     if served.shadow is None:
         return
     manifest = served.shadow.manifest
-    own = {place: next(iter(found)) for place, found in enumerate(outcomes) if not isinstance(found, PtpError)}
 
     async def ask(digest: str) -> list[str]:
         fields = [name_fields(manifest, texts[place]) for place in own]
@@ -69,13 +73,13 @@ def watch_texts(
     sampling: Sampling,
     generating: list[AsyncIterator[Piece]],
 ) -> list[AsyncIterator[Piece]]:
-    """Return the same pieces; when all texts are whole, the shadow generates them too, and they are compared.
+    """Return the same pieces; when all texts are whole, they are noted beside a canary, and a shadow generates them.
 
     Texts that were drawn by chance differ anyway: only greedy ones are compared.
     """
-    if served.shadow is None or sampling.temperature > 0:
+    if (served.shadow is None and served.split is None) or sampling.temperature > 0:
         return generating
-    manifest, own = served.shadow.manifest, dict[int, str]()
+    manifest, own = (served.shadow or served).manifest, dict[int, str]()
 
     async def ask(digest: str) -> list[str]:
         return [await generate(digest, name_fields(manifest, text)) for text in texts]  # in turn: a shadow has time
@@ -92,7 +96,9 @@ def watch_texts(
                 if piece.finish:
                     own[place] = "".join(parts)
                     if len(own) == len(texts):
-                        service.live.trials.mirror(served, id_of(request), dict(sorted(own.items())), ask)
+                        whole = dict(sorted(own.items()))
+                        service.live.trials.note(served, id_of(request), whole)
+                        service.live.trials.mirror(served, id_of(request), whole, ask)
                 yield piece
 
     return [watch(place, pieces) for place, pieces in enumerate(generating)]

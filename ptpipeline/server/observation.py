@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
@@ -56,24 +57,14 @@ def make_router(service: Service, leaving: Leaving) -> APIRouter:
         found = await asyncio.to_thread(_find_all, service, request)
         state, caller = service.live.observe(), caller_of(request)
         refused = {(one.task, one.alias): one.reason for one in state.refused if caller.may_use(one.task)}
-        return JSONResponse(
-            {
-                "store_age_seconds": state.away,
-                "trouble": bool(state.trouble),
-                "held": state.held,
-                "waiting": service.metrics.answerer.observe().waiting,
-                "aliases": [
-                    {
-                        **_model(promotion, served),
-                        "since": promotion.at,
-                        "beside": promotion.beside and promotion.beside.to_json(),
-                        "refused": refused.get((promotion.task, promotion.alias)),
-                        **service.metrics.figures(served.digest)._asdict(),
-                    }
-                    for promotion, served in found
-                ],
-            }
-        )
+        answer = {
+            "store_age_seconds": state.away,
+            "trouble": bool(state.trouble),
+            "held": state.held,
+            "waiting": service.metrics.answerer.observe().waiting,
+            "aliases": [_observe(service, promotion, served, refused) for promotion, served in found],
+        }
+        return JSONResponse(answer)
 
     @router.get("/metrics", response_class=PlainTextResponse)
     async def tell_metrics(request: Request) -> Response:
@@ -95,6 +86,21 @@ def _find_all(service: Service, request: Request) -> list[tuple[Promotion, Serve
             except PtpError:  # it went since it was listed
                 continue
     return found
+
+
+def _observe(
+    service: Service, promotion: Promotion, served: Served, refused: Mapping[tuple[str, str], str]
+) -> dict[str, Any]:
+    """Return what an alias answers by, what that did, and how the version beside it compares."""
+    place = (promotion.task, promotion.alias)
+    return {
+        **_model(promotion, served),
+        "since": promotion.at,
+        "beside": promotion.beside and promotion.beside.to_json(),
+        "trial": service.live.trials.describe((*place, promotion.seq)) if promotion.beside else None,
+        "refused": refused.get(place),
+        **service.metrics.figures(served.digest)._asdict(),
+    }
 
 
 def _model(promotion: Promotion, served: Served) -> dict[str, Any]:

@@ -26,7 +26,6 @@ from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.gateway import open_gateway
 from ptpipeline.serving.live import Live
-from ptpipeline.serving.memory import Memory
 from ptpipeline.settings import Settings, check_place, is_own_host
 from ptpipeline.storage.signed import open_signed_store
 from ptpipeline.task.folder import sound_tasks
@@ -61,7 +60,7 @@ def serve(settings: Settings, options: Options) -> None:
     prepared = prepare_base(name, settings)
     answerer = open_gateway(prepared, options.upstream) if options.upstream else _load_batcher(prepared, settings)
     reported = re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()}-{server.port}").lstrip("._-")
-    live = Live(store, answerer, Memory(settings.home), settings.home, server=reported, tasks=tasks)
+    live = Live(store, answerer, settings.home, server=reported, tasks=tasks)
 
     @contextlib.asynccontextmanager
     async def run(_: FastAPI) -> AsyncIterator[None]:

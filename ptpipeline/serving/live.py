@@ -22,7 +22,7 @@ from ptpipeline.serving.last_good import LastGood
 from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.refusals import Place, Refusals
 from ptpipeline.serving.resolver import read_name, read_promotion, read_tag, split_reference
-from ptpipeline.serving.served import Alias, Served, State
+from ptpipeline.serving.served import Alias, Served, Split, State
 from ptpipeline.serving.servers import report_holdings, unfit_name
 from ptpipeline.serving.trials import Trials
 from ptpipeline.storage import ObjectStore
@@ -48,23 +48,22 @@ class Live:
         self,
         store: ObjectStore,
         holder: Holder,
-        memory: Memory,
         home: Path,
         *,
         server: str = "",
         tasks: Collection[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """home: below it the last good set and the trials are kept, of each server for itself. server: the name under
-        which this one reports what it holds; it reports nothing without one. tasks: those to serve; none is all of the
-        store. clock: seconds.
+        """home: below it are the promotions that this machine's readers have seen, and of each server for itself the
+        last good set and the trials. server: the name under which this one reports what it holds; it reports nothing
+        without one. tasks: those to serve; none is all of the store. clock: seconds.
 
         Raises SettingsError for a server's name that cannot be part of a key.
         """
         if server and not is_server_name(server):
             raise unfit_name(server)
-        home = home / "serving" / (server or "unnamed")
-        self.store, self.memory, self.server, self.clock = store, memory, server, clock
+        self.store, self.server, self.clock = store, server, clock
+        self._memory, home = Memory(home), home / "serving" / (server or "unnamed")
         self.tasks = frozenset(tasks)
         self.trials = Trials(home, store.url)
         self._good = LastGood(home, store.url)
@@ -174,7 +173,7 @@ class Live:
     def _read_missing(self, place: Place) -> Promotion:
         """Read the pointer of an alias that was not known; remember until the next look if there is none."""
         try:
-            return read_promotion(self.store, *place, self.memory)
+            return read_promotion(self.store, *place, self._memory)
         except NotFound:
             if len(self._missed) >= MISSED:
                 self._missed.clear()
@@ -240,7 +239,7 @@ class Live:
             read = dict[Place, Promotion]()
             for place in due:
                 with self._refused.trying(place, tags[place]):
-                    read[place] = read_promotion(self.store, *place, self.memory)
+                    read[place] = read_promotion(self.store, *place, self._memory)
             with self._announced(_list_holdings(read.values())):
                 for place, promotion in read.items():
                     with self._refused.trying(place, tags[place]), self._changing:
@@ -268,9 +267,11 @@ class Live:
 
     def _read_tags(self) -> dict[Place, str | None]:
         """Return the tag of the bytes of each alias's pointer; None if there are none."""
-        places = sorted(self._known | self._aliases.keys())
+        tags = {place: alias.etag for place, alias in self._aliases.copy().items()}
+        places = sorted(self._known | tags.keys())
         with ThreadPoolExecutor(READERS) as pool:
-            return dict(zip(places, pool.map(lambda place: read_tag(self.store, *place), places), strict=True))
+            read = pool.map(lambda at: read_tag(self.store, at.task, at.alias, tags.get(at, "")), places)
+            return dict(zip(places, read, strict=True))
 
     def _is_due(self, place: Place, etag: str | None) -> bool:
         """Whether the pointer has to be read: it shows something new, and no refusal of it is fresh."""
@@ -291,7 +292,9 @@ class Live:
         if beside:
             held = self._holdings.hold(source, place.task, beside.digest, beside.version)
             second = Served.of(held, place.alias, promotion.seq)
-            first = first._replace(shadow=second) if beside.is_shadow else first
+            split = None if beside.is_shadow else Split(promotion.version, beside.version)
+            first = first._replace(shadow=second if beside.is_shadow else None, split=split)
+            second = second._replace(split=split)
         old = self._aliases.get(place)
         before = old.before if old else frozenset()
         if old and old.first.digest != first.digest:
@@ -332,7 +335,7 @@ class Live:
             return
         self.trials.keep([(row.task, row.alias, row.seq) for row in promotions if row.beside])
         try:
-            report_holdings(self.store, self.server, *told, self.trials.list())
+            report_holdings(self.store, self.server, *told, self.trials.list(), self.trials.list_canaries())
         except PtpError as error:  # the pointers keep what they name from being deleted too
             log.warning("the store was not told what this server holds: %s", error)
         self._reported = (told, self.clock())  # what the store did not take is told again in a minute, or if it changes

@@ -92,14 +92,16 @@ def read_name(store: ObjectStore, task: str, number: int) -> VersionName:
     return version
 
 
-def read_tag(store: ObjectStore, task: str, alias: str) -> str | None:
-    """Return the tag of an alias's pointer, whatever its bytes say.
+def read_tag(store: ObjectStore, task: str, alias: str, known: str) -> str | None:
+    """Return the tag of an alias's pointer, whatever its bytes say; they are not sent if the tag is still `known`.
 
     None if there is no pointer, UNREADABLE if there is one that cannot be read. Raises ServiceUnavailable and
     SettingsError if the store cannot be asked.
     """
+    key, bare = pointer_key(task, alias), without_checks(store)
     try:
-        return without_checks(store).read(pointer_key(task, alias)).etag
+        changed = bare.read_changed(key, known) if known else bare.read(key)
+        return known if changed is None else changed.etag
     except NotFound:
         return None
     except ArtifactError:  # too large, or a link: `read_promotion` says so

@@ -10,11 +10,19 @@ from ptpipeline.records.versions import Promotion
 from ptpipeline.serving.holdings import SHA, Held
 
 
+class Split(NamedTuple):
+    """The versions that share the requests of an alias: its own, and the canary."""
+
+    version: int
+    canary: int
+
+
 class Served(NamedTuple):
     """The version that answers a request. `number` is None if only its digest is known.
 
     alias: what the request named, and `seq` the promotion that it answers by; empty and 0 if it named a number or a
-    digest. shadow: another version that is asked too, and whose answer is only compared.
+    digest. shadow: another version that is asked too, and whose answer is only compared. split: the versions of which
+    this is the one that was drawn, if the alias has a canary.
     """
 
     task: str
@@ -24,6 +32,7 @@ class Served(NamedTuple):
     manifest: PromptManifest
     seq: int = 0
     shadow: "Served | None" = None
+    split: Split | None = None
 
     @property
     def name(self) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, SettingsError
 from ptpipeline.foreign import ALTERED, parse_record
-from ptpipeline.records.answers import Holding, Observed, Refused, ServerReport, Tally
+from ptpipeline.records.answers import CanaryTally, Holding, Observed, Refused, ServerReport, Tally
 from ptpipeline.records.base import now
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import SERVERS, is_server_name, server_key
@@ -20,11 +20,12 @@ def report_holdings(
     observed: Iterable[Observed] = (),
     refused: Iterable[Refused] = (),
     trials: Iterable[Tally] = (),
+    canaries: Iterable[CanaryTally] = (),
 ) -> ServerReport:
     """Store what the server holds from now on, in place of its last report, and return the report.
 
-    observed, refused: the promotions that it answers by, and those that it does not take. trials: what became of its
-    shadows so far.
+    observed, refused: the promotions that it answers by, and those that it does not take. trials, canaries: what became
+    of its shadows and canaries so far.
 
     Report a prompt before you read it: garbage collection keeps what a report names. `server` is the server's own name,
     such as its host's. Raises SettingsError for a name that cannot be part of a key, PreconditionFailed if another
@@ -39,6 +40,7 @@ def report_holdings(
         observed=sorted(observed),
         refused=sorted(refused),
         trials=sorted(trials),
+        canaries=sorted(canaries),
     )
     report = report.model_copy(update={"sha256": report.compute_sha256()})
     key, body = server_key(server), report.model_dump_json(indent=1).encode()

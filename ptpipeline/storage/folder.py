@@ -55,6 +55,10 @@ class FolderStore:
             raise NotFound(f"{self.url}: no object {key}")
         return Stored(body, _etag(body))
 
+    def read_changed(self, key: str, etag: str) -> Stored | None:
+        stored = self.read(key)
+        return None if stored.etag == etag else stored
+
     def exists(self, key: str) -> bool:
         with self._translating(f"read {key}"):
             path = self._path(key)

@@ -46,6 +46,9 @@ class ObjectStore(Protocol):
         be (`bounds`), or no file.
         """
 
+    def read_changed(self, key: str, etag: str) -> Stored | None:
+        """Return what `read` does; None if the object still has that tag, and then its bytes are not sent."""
+
     def exists(self, key: str) -> bool:
         """Return whether the object is there."""
 

@@ -86,6 +86,10 @@ def make_client(endpoint: str | None, limits: RequestLimits = LIMITS, keys: KeyP
     return client
 
 
+class _Unchanged(Exception):
+    """The object still has the tag that the request named."""
+
+
 class S3Store:
     """Credentials come from the environment as boto3 finds them, never from an address."""
 
@@ -117,10 +121,15 @@ class S3Store:
         stored = self._get.read(self._key(key), max_bytes(key)) if self._get else None
         if stored is not None:
             return stored
-        answer = self._call("get_object", Key=self._key(key))
-        with self._translating("get_object", key), closing(answer["Body"]) as body:  # it is still on its way
-            check_bytes(self.url, key, answer.get("ContentLength") or 0)  # an answer in chunks states none
-            return Stored(read_bounded(self.url, key, body.read), answer["ETag"])
+        return self._read_by_boto(key)
+
+    def read_changed(self, key: str, etag: str) -> Stored | None:
+        stored = self._get.read(self._key(key), max_bytes(key), etag) if self._get else None
+        try:
+            stored = stored or self._read_by_boto(key, IfNoneMatch=etag)
+        except _Unchanged:
+            return None
+        return None if stored.etag == etag else stored
 
     def exists(self, key: str) -> bool:
         try:
@@ -177,6 +186,12 @@ class S3Store:
     def _key(self, key: str) -> str:
         return self.prefix + check_key(key)
 
+    def _read_by_boto(self, key: str, **condition: str) -> Stored:
+        answer = self._call("get_object", Key=self._key(key), **condition)
+        with self._translating("get_object", key), closing(answer["Body"]) as body:  # it is still on its way
+            check_bytes(self.url, key, answer.get("ContentLength") or 0)  # an answer in chunks states none
+            return Stored(read_bounded(self.url, key, body.read), answer["ETag"])
+
     def _read_if_stored(self, key: str) -> Stored | None:
         try:
             return self.read(key)
@@ -222,6 +237,8 @@ class S3Store:
         status, code = response["ResponseMetadata"]["HTTPStatusCode"], response["Error"].get("Code", "")
         if code == "NoSuchBucket":
             return SettingsError(f"PTP_STORE: bucket {self.bucket!r} does not exist ({self.where}); create it")
+        if status == 304:
+            return _Unchanged()
         if status == 404:
             return NotFound(f"{self.url}: no object {key}")
         if verb == "write" and (status in (409, 412) or code == "PreconditionFailed"):

@@ -4,13 +4,17 @@ For plain HTTP alone: over TLS and through proxies the network costs more than t
 bundles and rules.
 """
 
+import http.client
 import os
 import re
 import urllib.request
+from contextlib import closing
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from ptpipeline.storage.objects import Stored
+
+KEPT = 16  # connections that wait for the next read
 
 
 class SignedGet:
@@ -22,52 +26,66 @@ class SignedGet:
         from botocore.awsrequest import AWSRequest
 
         self._address, self._region = address.rstrip("/"), region
+        self._host = urlsplit(self._address).netloc
         self._credentials: Any = boto3.session.Session().get_credentials()
         self._sign, self._request = S3SigV4Auth, AWSRequest
         self._seconds = seconds
-        self._pools: dict[int, Any] = {}
+        self._idle: dict[int, list[Any]] = {}
 
     @staticmethod
     def fits(endpoint: str) -> bool:
         """Return whether it can replace boto3 at that address."""
         return endpoint.startswith("http://") and not urllib.request.getproxies()
 
-    def read(self, key: str, most: int) -> Stored | None:
+    def read(self, key: str, most: int, known: str = "") -> Stored | None:
         """Return the whole object of at most `most` bytes; None after any other answer, which boto3 then requests again
         and explains.
-        """
-        from urllib3.exceptions import HTTPError
 
+        known: a tag; an object that still has it comes without its bytes.
+        """
         if self._credentials is None:
             return None
         request = self._request("GET", f"{self._address}/{quote(key)}")
         self._sign(self._credentials.get_frozen_credentials(), "s3", self._region).add_auth(request)
+        headers = dict(request.headers.items()) | ({"If-None-Match": known} if known else {})
+        connection = self._find_connection()
         try:
-            answer = self._pool().request(
-                "GET", request.url, headers=dict(request.headers.items()), preload_content=False
-            )
-            etag, length = answer.headers.get("ETag"), answer.headers.get("Content-Length", "")
-            sized = re.fullmatch("[0-9]{1,15}", length) and "Transfer-Encoding" not in answer.headers
-            if not (answer.status == 200 and etag and sized and int(length) <= most):
-                answer.close()
-                return None
-            body = answer.read(int(length), decode_content=False)  # as it is stored: an encoding could unfold
-            answer.release_conn()
-        except HTTPError:
-            return None
-        return Stored(body, etag) if len(body) == int(length) else None
+            if not connection.sock:
+                connection.connect()
+                connection.sock.settimeout(self._seconds)
+            connection.request("GET", urlsplit(request.url).path, headers=headers)
+            with closing(connection.getresponse()) as answer:
+                stored = _take(answer, most, known)
+        except (OSError, http.client.HTTPException):  # also if the server closed a connection that waited
+            stored = None
+        if stored is None or answer.will_close or len(self._own()) >= KEPT:
+            connection.close()
+        else:
+            self._own().append(connection)
+        return stored
 
-    def _pool(self) -> Any:
+    def _find_connection(self) -> Any:
+        """Return a connection that waits, or a new one that is not open yet."""
+        try:
+            return self._own().pop()
+        except IndexError:
+            return http.client.HTTPConnection(self._host, timeout=min(5.0, self._seconds))
+
+    def _own(self) -> list[Any]:
         """Connections of this process: a forked child that shared them would read its parent's answers."""
-        import urllib3
-
         process = os.getpid()
-        if process not in self._pools:
-            self._pools = {
-                process: urllib3.PoolManager(
-                    maxsize=16,
-                    retries=False,
-                    timeout=urllib3.Timeout(connect=min(5.0, self._seconds), read=self._seconds),
-                )
-            }
-        return self._pools[process]
+        if process not in self._idle:
+            self._idle = {process: []}
+        return self._idle[process]
+
+
+def _take(answer: http.client.HTTPResponse, most: int, known: str) -> Stored | None:
+    """Return the object that an answer holds, as it is stored: an encoding could unfold."""
+    if answer.status == 304 and known:
+        return Stored(b"", known)
+    etag, length = answer.headers.get("ETag"), answer.headers.get("Content-Length", "")
+    sized = re.fullmatch("[0-9]{1,15}", length) and "Transfer-Encoding" not in answer.headers
+    if not (answer.status == 200 and etag and sized and int(length) <= most):
+        return None
+    body = answer.read(int(length))
+    return Stored(body, etag) if len(body) == int(length) else None

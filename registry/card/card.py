@@ -15,7 +15,7 @@ from ptpipeline.records.data import Snapshot
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.reports import Report, Scores, TextScores, title_of
 from ptpipeline.records.verdicts import Verdict
-from ptpipeline.records.versions import Promotion, PromptVersion
+from ptpipeline.records.versions import Beside, Promotion, PromptVersion
 
 WITHHELD = (
     "the figures of the test rows are withheld, because the candidate was refused and `gate.figures` is quiet; "
@@ -43,10 +43,14 @@ class Provenance:
 
 
 class Naming(NamedTuple):
-    """A time in which an alias named the version: the promotion that began it, and the one that ended it, if any."""
+    """A time in which an alias named the version: the promotion that began it, and the one that ended it, if any.
+
+    beside: the version stood beside the alias's own then, as a canary or a shadow.
+    """
 
     promotion: Promotion
     ended: Promotion | None = None
+    beside: Beside | None = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ class Card:
             tags["ptp.verdict_digest"] = verdict.verdict_digest()
         if version:
             tags["ptp.version"] = str(version.number)
-            tags |= alias_tags([naming.promotion for naming in self.namings if naming.ended is None])
+            tags |= alias_tags(self.namings)
         if commit:
             tags["ptp.commit"] = commit
         return tags
@@ -131,18 +135,24 @@ class Card:
         return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def alias_tags(heads: Sequence[Promotion]) -> dict[str, str]:
-    """Return the tags that tell since when, by whom and why aliases name a version."""
-    return {f"{ALIAS_TAG}{head.alias}": describe_naming(Naming(head)) for head in heads}
+def alias_tags(namings: Sequence[Naming]) -> dict[str, str]:
+    """Return the tags that tell since when, by whom and why aliases name a version now."""
+    return {f"{ALIAS_TAG}{one.promotion.alias}": describe_naming(one) for one in namings if one.ended is None}
 
 
 def describe_naming(naming: Naming) -> str:
     """Return when, by whom and why an alias named a version, and what ended it; the words are those of the history."""
-    promotion, ended = naming
+    promotion, ended, beside = naming
     time = f"since {minute(promotion.at)}" if ended is None else f"{minute(promotion.at)} to {minute(ended.at)}"
-    against = " against the gate" if promotion.override else ""
+    if beside:
+        role = "shadow" if beside.is_shadow else f"canary at {beside.percent}%"
+        time = f"{role} beside version {promotion.version} {time}"
+    against = " against the gate" if (beside or promotion).override else ""
     told = f"{time}, by {promotion.actor}{against}, because: {promotion.reason}"
-    return told if ended is None else f"{told}; then version {ended.version}, by {ended.actor}: {ended.reason}"
+    if ended is None:
+        return told
+    then = "ended" if beside else f"then version {ended.version},"
+    return f"{told}; {then} by {ended.actor}: {ended.reason}"
 
 
 def minute(time: str) -> str:

@@ -46,7 +46,7 @@ def _aliases(card: Card) -> list[str]:
 
 
 def _is_in_production(naming: Naming) -> bool:
-    return naming.ended is None and naming.promotion.alias == PRODUCTION
+    return naming.ended is None and naming.beside is None and naming.promotion.alias == PRODUCTION
 
 
 def _use(card: Card, version: PromptVersion | None) -> list[str]:

@@ -272,7 +272,7 @@ def name_template(client: "MlflowClient", card: Card) -> None:
     """Let the aliases that name the card's version name its text template too, on MLflow's page of prompts, which shows
     no description: a tag leads to the page of the soft prompts.
     """
-    aliases = [naming.promotion.alias for naming in card.namings if naming.ended is None]
+    aliases = [one.promotion.alias for one in card.namings if one.ended is None and one.beside is None]
     name = f"{card.task}.template"
     version = _find_template(client, name, digest_of(card.artifact.manifest.template)) if aliases else None
     if version is not None:

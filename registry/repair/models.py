@@ -6,6 +6,7 @@ from ptpipeline.records.versions import Promotion
 from registry.mlflow.store import Model
 from registry.registry import Registry
 from registry.repair.difference import REBUILD, RECONCILE, Difference, describe_head
+from registry.versions.history import list_rows
 from registry.versions.mlflow_alias import find_outdated
 
 
@@ -24,7 +25,8 @@ def compare_model(registry: Registry, task: str, versions: dict[int, str], model
                 safe=True,
             )
     heads = {head.alias: head for head in registry.ledger.heads(task)}
-    for entry in find_outdated(list(heads.values()), model, versions.values()):
+    rows = list_rows(registry.ledger, task, list(heads.values()))
+    for entry in find_outdated(rows, model, versions.values()):
         yield Difference(
             task=task,
             kind="model",

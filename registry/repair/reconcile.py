@@ -23,6 +23,7 @@ from registry.ledger.projections import Alias, Projection, Projections, applied_
 from registry.mlflow.store import MlflowStore, Model, Shown
 from registry.registry import Registry
 from registry.versions import projection
+from registry.versions.history import list_rows
 from registry.versions.mlflow_alias import Action, describe_aliases, find_outdated, restore
 from registry.versions.mlflow_edit import judge
 from registry.versions.naming import name_version
@@ -66,7 +67,8 @@ def reconcile(
             forget_sighting(registry.ledger, head)
     if registry.mlflow:
         for name, known in versions.items():
-            own, digests = [head for head in heads if head.task == name], {version.digest for version in known}
+            own = list_rows(registry.ledger, name, [head for head in heads if head.task == name])
+            digests = {version.digest for version in known}
             if find_outdated(own, models.get(name, Model()), digests):
                 actions += attempt(name, partial(describe_aliases, registry, registry.mlflow, name))
     if task is None:

@@ -1,8 +1,11 @@
 """The path of an alias through its promotions, and the target of a rollback; computed from the rows alone."""
 
+from collections.abc import Sequence
+
 from ptpipeline.errors import PromotionRefused
 from ptpipeline.records.versions import Promotion
 from registry.card.card import Naming
+from registry.ledger.ledger import Ledger
 
 
 def path_of(history: list[Promotion]) -> list[Promotion]:
@@ -61,13 +64,29 @@ def row_of(history: list[Promotion], version: int) -> Promotion:
     return next(row for row in reversed(history) if row.version == version)
 
 
-def find_namings(history: list[Promotion], digest: str) -> list[Naming]:
-    """Return the times in which an alias named the prompt, by what began and what ended each, oldest first."""
+def find_namings(history: Sequence[Promotion], digest: str) -> list[Naming]:
+    """Return the times in which an alias named the prompt, by what began and what ended each, oldest first.
+
+    Another share of a canary begins another time. If no head repeats the version before it, the heads alone give the
+    times that have not ended.
+    """
     begun: dict[str, Promotion] = {}
+    stood: dict[str, Naming] = {}
     namings = []
     for row in sorted(history, key=lambda row: row.seq):
         if row.digest == digest:
             begun.setdefault(row.alias, row)
         elif row.alias in begun:
             namings.append(Naming(begun.pop(row.alias), row))
-    return sorted([*namings, *map(Naming, begun.values())], key=lambda naming: naming.promotion.at)
+        beside = row.beside if row.beside and row.beside.digest == digest else None
+        before = stood.get(row.alias)
+        if before and before.beside != beside:
+            namings.append(stood.pop(row.alias)._replace(ended=row))
+        if beside:
+            stood.setdefault(row.alias, Naming(row, None, beside))
+    return sorted([*namings, *map(Naming, begun.values()), *stood.values()], key=lambda naming: naming.promotion.at)
+
+
+def list_rows(ledger: Ledger, task: str, heads: Sequence[Promotion]) -> Sequence[Promotion]:
+    """Return what `find_namings` needs to tell what the task's aliases name now: mostly these heads alone."""
+    return ledger.history(task) if any(head.previous == head.version for head in heads) else heads

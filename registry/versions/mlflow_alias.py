@@ -18,6 +18,7 @@ from registry.ledger.lease import Lease
 from registry.ledger.projections import end_attempt, is_attempted, note_attempt
 from registry.mlflow.store import MlflowStore, Model, Shown
 from registry.registry import Registry
+from registry.versions.history import find_namings, list_rows
 from registry.versions.publish import load_card
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,8 @@ def describe_aliases(registry: Registry, mlflow: MlflowStore, task: str) -> list
     known = {version.digest: version for version in registry.ledger.versions(task, limit=None)}
     model = mlflow.models(task).get(task, Model())
     actions = []
-    for entry in find_outdated(registry.ledger.heads(task), model, known):
+    rows = list_rows(registry.ledger, task, registry.ledger.heads(task))
+    for entry in find_outdated(rows, model, known):
         version = known[entry.digest]
         try:
             mlflow.describe(load_card(registry, task, entry.digest), version, entry.number)
@@ -119,15 +121,14 @@ def describe_aliases(registry: Registry, mlflow: MlflowStore, task: str) -> list
     return actions
 
 
-def find_outdated(heads: Sequence[Promotion], model: Model, known: Container[str]) -> list[Shown]:
-    """Return the versions in the task's model, of a known digest, whose tags do not tell what these heads of its
-    aliases tell.
+def find_outdated(rows: Sequence[Promotion], model: Model, known: Container[str]) -> list[Shown]:
+    """Return the versions in the task's model, of a known digest, whose tags do not tell what these rows of its history
+    (`list_rows`) tell of its aliases.
     """
     return [
         entry
         for entry in model.versions.values()
-        if entry.digest in known
-        and entry.aliases != alias_tags([head for head in heads if head.digest == entry.digest])
+        if entry.digest in known and entry.aliases != alias_tags(find_namings(rows, entry.digest))
     ]
 
 

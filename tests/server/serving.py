@@ -24,7 +24,6 @@ from ptpipeline.server.tokens import Tokens
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.live import Live
-from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.service import Answerer
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.storage.keys import pointer_key, version_key
@@ -97,7 +96,7 @@ def running(
     store = FolderStore(folder / "store")
     fill(store)
     answerer = Batcher(Engine(tiny()), waiting)
-    live = Live(store, answerer, Memory(folder / "home"), folder / "home")
+    live = Live(store, answerer, folder / "home")
     live.start()
     leaving = Leaving()
     service = Service(live, answers or answerer, limits, Metrics(live, answerer), log_texts)

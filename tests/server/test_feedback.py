@@ -42,6 +42,36 @@ def test_feedback_judges_each_text_that_a_shadow_was_asked_once(tmp_path: Path) 
         assert client.post("/v1/feedback", json={"id": "req-1-x", "label": "positive"}).status_code == 400
 
 
+def test_feedback_judges_a_canary_and_status_says_so(tmp_path: Path) -> None:
+    with running(tmp_path) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        made = prompts()
+        beside = Beside(version=1, digest=made["first"].digest, percent=50)
+        shadow(server, TASK, 2, made["second"].digest, beside)
+        seen = set[str]()
+        for key in range(20):
+            asked = {"model": TASK, "input": TEXTS[0], "user": str(key)}
+            answer = client.post("/v1/classify", json=asked).json()
+            seen.add(answer["version"])
+            told = client.post("/v1/feedback", json={"id": f"{answer['id']}-0", "label": answer["data"][0]["label"]})
+            assert told.status_code == 200
+        assert seen == {f"{TASK}@1", f"{TASK}@2"}
+        [movies] = [one for one in client.get("/v1/status").json()["aliases"] if one["task"] == TASK]
+        assert movies["trial"].startswith(f"{TASK}@production: of the answers with feedback, ")
+        assert movies["trial"].endswith("it alone was right in 0, version 2 alone in 0: no difference is shown")
+
+
+def test_the_whole_text_of_a_canary_is_judged(tmp_path: Path) -> None:
+    with running(tmp_path) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        own = prompts()["writer"]
+        publish(server.store, own.__class__(own.manifest.model_copy(update={"seed": 5}), own.tensors), 2, alias=None)
+        other = own.__class__(own.manifest.model_copy(update={"seed": 5}), own.tensors).digest
+        shadow(server, WRITER, 1, own.digest, Beside(version=2, digest=other, percent=50))
+        answer = client.post("/v1/completions", json={"model": WRITER, "prompt": "a good film"})
+        feedback = {"id": f"{answer.headers['x-request-id']}-0", "label": answer.json()["choices"][0]["text"]}
+        assert client.post("/v1/feedback", json=feedback).status_code == 200
+        assert "1 of 1 of" in client.get("/v1/status").json()["aliases"][-1]["trial"]
+
+
 def test_a_generated_text_is_compared_if_chance_had_no_part_in_it(tmp_path: Path) -> None:
     with running(tmp_path) as server, httpx.Client(base_url=server.url, timeout=30) as client:
         own = prompts()["writer"]

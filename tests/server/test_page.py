@@ -85,6 +85,7 @@ def test_tasks_and_their_live_versions_are_shown(page: Page) -> None:
         ["writer", "production", "writer@1"],
     ]
     assert any("canary: movies@1 answers 10 %" in row for row in rows)
+    assert any("canary 1 beside version 2: no feedback yet" in row for row in rows)
     expect(page.locator("#summary")).to_contain_text("4 tasks")
 
 

@@ -42,7 +42,6 @@ from ptpipeline.serving.decoding import Decoder
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.gateway import Gateway, open_gateway
 from ptpipeline.serving.live import Live
-from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore
@@ -352,7 +351,7 @@ def test_a_server_that_starts_before_vllm_does_answers_once_that_is_up(vllm: Vll
     store, clock = FolderStore(tmp_path / "store"), Clock()
     fill(store)
     opened = Gateway(vocabulary(), vllm.url)
-    live = Live(store, opened, Memory(tmp_path / "home"), tmp_path / "home", clock=clock)
+    live = Live(store, opened, tmp_path / "home", clock=clock)
     vllm.dead = True
     live.poll()
     assert {one.reason for one in live.observe().refused} == {f"vLLM at {vllm.url} answered 500; its log says why"}

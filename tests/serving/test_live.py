@@ -13,7 +13,6 @@ from ptpipeline.records.versions import Beside
 from ptpipeline.serving import holdings
 from ptpipeline.serving.engine import Question
 from ptpipeline.serving.live import DISCOVER, EVERY, REPORT, Live
-from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.refusals import LONGEST_WAIT
 from ptpipeline.serving.servers import read_server_reports
 from ptpipeline.storage import FolderStore, ObjectStore, Stored
@@ -39,7 +38,7 @@ class Server:
 
     def __init__(self, store: ObjectStore, home: Path, name: str = "host") -> None:
         self.clock, self.holder = Clock(), OnEngine()
-        self.live = Live(store, self.holder, Memory(home), home, server=name, clock=self.clock)
+        self.live = Live(store, self.holder, home, server=name, clock=self.clock)
 
     def poll(self, seconds: float = EVERY) -> None:
         self.clock.now += seconds
@@ -180,7 +179,7 @@ def test_an_alias_that_nobody_asks_for_is_found_within_a_minute(server: Server, 
 def test_a_server_of_some_tasks_serves_no_other(store: Away, tmp_path: Path) -> None:
     other = add_version(store, a_prompt(" dull", task="books"), 1)
     point(store, 1, other, 1, task="books")
-    live = Live(store, OnEngine(), Memory(tmp_path), tmp_path, tasks=["books"], clock=Clock())
+    live = Live(store, OnEngine(), tmp_path, tasks=["books"], clock=Clock())
     live.poll()
     assert live.find("books").number == 1
     with pytest.raises(NotFound, match="this server does not serve it"):
@@ -426,7 +425,7 @@ def test_what_is_read_was_reported_before_and_stays_reported_meanwhile(store: Aw
             self.seen.append({held.digest for report in read_server_reports(store) for held in report.holds})
 
     holder, clock = Watched(), Clock()
-    live = Live(store, holder, Memory(tmp_path), tmp_path, server="host", clock=clock)
+    live = Live(store, holder, tmp_path, server="host", clock=clock)
     live.poll()
     live.find(f"{TASK}@3")
     assert holder.seen == [{digest(1)}, {digest(1), digest(3)}, {digest(1), digest(3)}]

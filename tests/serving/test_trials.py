@@ -1,6 +1,7 @@
 """A shadow's answers are compared and counted, and feedback says, at any time, whether one version is better."""
 
 import asyncio
+import itertools
 import math
 import random
 from collections.abc import Sequence
@@ -13,20 +14,22 @@ from hypothesis import strategies as st
 from ville.proportions import BernoulliTest
 
 from ptpipeline.errors import Overloaded
-from ptpipeline.records.answers import Tally
+from ptpipeline.records.answers import CanaryTally, Tally
 from ptpipeline.records.versions import Beside
 from ptpipeline.serving import trials as trials_module
 from ptpipeline.serving.live import REPORT
-from ptpipeline.serving.served import Served
+from ptpipeline.serving.served import Served, Split
 from ptpipeline.serving.servers import read_server_reports
-from ptpipeline.serving.trials import ERROR, Trials, compute_evidence, is_different
+from ptpipeline.serving.trials import ERROR, Trials, compute_evidence, describe_canary, is_different
 from ptpipeline.storage import FolderStore
+from ptpipeline.storage.keys import server_key
 from tests.serving.registered import TASK, a_prompt, point
 from tests.serving.test_live import Away, Server, digest, server, store
 
 __all__ = ["server", "store"]  # fixtures
 
 PLACE = (TASK, "production", 2)
+COUNTER = itertools.count()
 
 
 def served(seq: int = 2) -> Served:
@@ -151,6 +154,86 @@ def test_a_server_reports_how_its_shadows_compare(server: Server, store: Away) -
     server.poll(REPORT)
     [report] = read_server_reports(FolderStore(store.root))
     assert report.trials == [Tally(*PLACE, 1, 2, asked=1, differ=1)]
+
+
+def drawn(number: int) -> Served:
+    """The version that answers a request of an alias whose canary is version 2."""
+    return served()._replace(number=number, shadow=None, split=Split(1, 2))
+
+
+def tell(trials: Trials, number: int, right: bool) -> None:
+    """A version answers, and then feedback says whether it was right."""
+    request = f"request {next(COUNTER)}"
+    trials.note(drawn(number), request, {0: "good"})
+    assert trials.judge(request, 0, "good" if right else "bad")
+
+
+def test_the_answers_of_a_canary_are_judged_beside_those_of_the_version_that_it_stands_beside(tmp_path: Path) -> None:
+    trials = Trials(tmp_path, "file:///x")
+    for number, right in ((1, True), (1, False), (2, True), (2, True), (1, True), (2, False), (1, True)):
+        tell(trials, number, right)
+    # the second and third make a pair, then the fourth and fifth, the sixth and seventh; the first was replaced
+    tally = CanaryTally(*PLACE, 1, 2, judged=4, right=3, canary_judged=3, canary_right=2, first=1, second=1)
+    assert (trials.list_canaries(), trials.list()) == ([tally], [])
+
+
+def test_an_answer_beside_a_canary_is_judged_once(tmp_path: Path) -> None:
+    trials = Trials(tmp_path, "file:///x")
+    trials.note(drawn(2), "one", {0: "good"})
+    trials.note(served()._replace(shadow=None), "two", {0: "good"})
+    assert [trials.judge("one", 0, "good"), trials.judge("one", 0, "good")] == [True, False]
+    assert not trials.judge("two", 0, "good")  # nothing stood beside that one
+
+
+def test_an_equal_canary_is_rarely_called_different_whatever_its_share(tmp_path: Path) -> None:
+    """Texts become harder in the middle; one looks after every answer."""
+    dice, called = random.Random(2), 0
+    for _ in range(200):
+        trials = Trials(tmp_path, "file:///x")
+        for step in range(400):
+            tell(trials, 1 + (dice.random() < 0.1), dice.random() < (0.9 if step < 200 else 0.5))
+            [tally] = trials.list_canaries()
+            if is_different(tally):
+                called += 1
+                break
+    assert called / 200 <= ERROR
+
+
+def test_a_better_canary_is_called_different(tmp_path: Path) -> None:
+    dice, trials = random.Random(3), Trials(tmp_path, "file:///x")
+    for _ in range(2000):
+        canary = dice.random() < 0.1
+        tell(trials, 1 + canary, dice.random() < (0.95 if canary else 0.7))
+    [tally] = trials.list_canaries()
+    assert describe_canary(tally).endswith(": version 2 is right more often (error below 5%)")
+
+
+def test_tallies_of_canaries_survive_a_restart_and_end_with_their_promotion(tmp_path: Path) -> None:
+    trials = Trials(tmp_path, "file:///x")
+    tell(trials, 2, True)
+    trials.keep([PLACE])
+    again = Trials(tmp_path, "file:///x")
+    assert again.list_canaries() == [CanaryTally(*PLACE, 1, 2, canary_judged=1, canary_right=1)]
+    again.keep([])
+    assert Trials(tmp_path, "file:///x").list_canaries() == []
+
+
+def test_a_server_reports_how_its_canaries_compare(server: Server, store: Away) -> None:
+    point(store, 1, digest(1), 2, beside=Beside(version=2, digest=digest(2), percent=50))
+    server.poll()
+    drawn = next(one for key in range(100) if (one := server.live.find(TASK, str(key))).number == 2)
+    server.live.trials.note(drawn, "one", {0: "good"})
+    server.live.trials.judge("one", 0, "good")
+    server.poll(REPORT)
+    [report] = read_server_reports(FolderStore(store.root))
+    assert (report.canaries, report.trials) == ([CanaryTally(*PLACE, 1, 2, canary_judged=1, canary_right=1)], [])
+
+
+def test_a_report_that_knows_no_canaries_still_loads(server: Server, store: Away) -> None:
+    path = store.root / server_key("host")
+    written = path.read_bytes()
+    assert b"canaries" not in written  # as an older ptpipeline writes it, with the digest that it states
+    assert read_server_reports(store)[0].canaries == []
 
 
 def test_a_tally_says_whether_versions_differ() -> None:

@@ -1,26 +1,18 @@
 """The object store's contract, over a folder and over a real S3 server."""
 
-import subprocess
-import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
-import boto3
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.faults import FaultProxy
-from benchmarks.fixtures.s3_server import S3Server, free_ports
-from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
-from ptpipeline.storage import FolderStore, ObjectStore, S3Store, check_key, open_store
-from tests.http_server import Quiet, serve
-from tests.storage import small_s3
+from benchmarks.fixtures.s3_server import S3Server
+from ptpipeline.errors import NotFound, PreconditionFailed, SettingsError
+from ptpipeline.storage import FolderStore, ObjectStore, check_key, open_store
 
 WRITERS = 6
 
@@ -35,6 +27,24 @@ def test_a_missing_object_is_not_found(store: ObjectStore) -> None:
     assert not store.exists("a/b")
     with pytest.raises(NotFound, match="a/b"):
         store.read("a/b")
+
+
+def test_an_object_is_read_again_only_if_it_has_another_tag(store: ObjectStore) -> None:
+    store.create("a", b"one")
+    etag = store.read("a").etag
+    assert store.read_changed("a", etag) is None
+    store.replace("a", b"two", etag)
+    assert store.read_changed("a", etag) == store.read("a")
+    store.replace("a", b"one", store.read("a").etag)
+    assert store.read_changed("a", etag) is None  # tags are hashes of bytes
+
+
+def test_a_missing_object_is_not_unchanged(store: ObjectStore) -> None:
+    store.create("a", b"one")
+    etag = store.read("a").etag
+    store.delete("a")
+    with pytest.raises(NotFound, match="a"):
+        store.read_changed("a", etag)
 
 
 def test_a_folder_is_no_object(store: ObjectStore) -> None:
@@ -158,78 +168,6 @@ def test_a_checked_key_stays_below_its_root(key: str) -> None:
 
 
 @pytest.mark.servers
-def test_a_prefix_separates_two_stores(s3_store: S3Store) -> None:
-    one, two = (S3Store(s3_store.bucket, prefix, s3_store.endpoint) for prefix in ("one", "two"))
-    one.create("a", b"one")
-    assert not two.exists("a")
-    assert list(one.keys("a")) == []
-    assert s3_store.read("one/a").body == b"one"
-
-
-@pytest.mark.servers
-def test_many_keys_are_listed_page_by_page(s3_store: S3Store) -> None:
-    names = [f"p/{number:04d}" for number in range(1005)]
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda name: s3_store.create(name, b""), names))
-    assert list(s3_store.keys("p")) == names
-    with FaultProxy(str(s3_store.endpoint)) as proxy:
-        first = next(iter(S3Store(s3_store.bucket, endpoint=proxy.endpoint).keys("p")))
-        assert (first, len(proxy.requests)) == (names[0], 1)
-
-
-@pytest.mark.servers
-def test_a_missing_bucket_is_named(s3_server: S3Server) -> None:
-    with pytest.raises(SettingsError, match="no-such-bucket"):
-        S3Store("no-such-bucket", endpoint=s3_server.endpoint).create("a", b"")
-
-
-@pytest.mark.servers
-def test_wrong_credentials_are_named(s3_store: S3Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers the keys of the first client
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
-    with pytest.raises(SettingsError, match="AWS_SECRET_ACCESS_KEY") as raised:
-        S3Store(s3_store.bucket, endpoint=s3_store.endpoint).read("a")
-    assert "wrong" not in str(raised.value)
-
-
-def test_missing_credentials_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_credentials(tmp_path, monkeypatch)
-    with pytest.raises(SettingsError, match="needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"):
-        S3Store("bucket", endpoint="http://127.0.0.1:1").read("a")
-
-
-def test_an_unknown_profile_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_credentials(tmp_path, monkeypatch)
-    monkeypatch.setenv("AWS_PROFILE", "nobody")
-    with pytest.raises(SettingsError, match=r"AWS_.*nobody"):
-        S3Store("bucket", endpoint="http://127.0.0.1:1")
-
-
-def test_an_endpoint_that_is_no_address_is_named() -> None:
-    with pytest.raises(SettingsError, match=r"PTP_S3_ENDPOINT: .*localhost"):
-        S3Store("bucket", endpoint="localhost:8333")
-
-
-def test_a_bucket_that_is_no_name_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(SettingsError, match="PTP_STORE: s3://my bucket"):
-        S3Store("my bucket", endpoint="http://127.0.0.1:1").read("a")
-
-
-def test_a_body_that_breaks_off_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "any")
-    with breaking_server() as endpoint, pytest.raises(ServiceUnavailable, match="does not answer"):
-        S3Store("bucket", endpoint=endpoint).read("a")
-
-
-@pytest.mark.servers
-def test_an_absent_server_is_unavailable(s3_server: S3Server) -> None:
-    (port,) = free_ports(1)
-    with pytest.raises(ServiceUnavailable, match=str(port)):
-        S3Store("bucket", endpoint=f"http://127.0.0.1:{port}").read("a")
-
-
-@pytest.mark.servers
 def test_the_address_opens_the_right_store(s3_server: S3Server, tmp_path: Path) -> None:
     assert isinstance(open_store(f"file://{tmp_path}"), FolderStore)
     opened = open_store("s3://bucket/some/prefix", s3_server.endpoint)
@@ -248,28 +186,6 @@ def test_an_unknown_address_is_refused(url: str) -> None:
 def test_a_folders_name_is_taken_as_it_is(tmp_path: Path, name: str) -> None:
     open_store(f"file://{tmp_path}/{name}").create("a", b"one")
     assert (tmp_path / name / "a").read_bytes() == b"one"
-
-
-@pytest.mark.parametrize(
-    ("manner", "refused"),
-    [
-        (small_s3.MISSING_IS_404, "changed since"),
-        (small_s3.CONFLICTS, "another writer"),
-        (small_s3.NOT_IMPLEMENTED, "lacks what the registry needs"),
-    ],
-)
-def test_other_servers_refusals_mean_the_same(manner: str, refused: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "any")
-    expected = SettingsError if manner == small_s3.NOT_IMPLEMENTED else PreconditionFailed
-    with small_s3.small_s3(manner) as server:
-        store = S3Store("bucket", endpoint=server.endpoint)
-        with pytest.raises(expected):
-            store.replace("a", b"two", small_s3.etag(b"one"))
-        assert not store.exists("a")
-        if manner != small_s3.MISSING_IS_404:
-            with pytest.raises(expected, match=refused):
-                store.create("a", b"two")
 
 
 LOGINS = ["http://me:pa55word@host:1", "http://me:pa55@wo/rd@host", "me:pa55word@host:8333", "http://me:pa55word@[bad"]
@@ -305,31 +221,6 @@ def shown(raised: pytest.ExceptionInfo[BaseException]) -> str:
     )
 
 
-def without_credentials(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # it remembers the keys of the first client
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
-        monkeypatch.setenv(name, str(folder / "none"))
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-
-
-@contextmanager
-def breaking_server() -> Iterator[str]:
-    """An HTTP server that promises a hundred bytes and closes after four."""
-
-    class Breaking(Quiet, BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", "100")
-            self.send_header("ETag", '"tag"')
-            self.end_headers()
-            self.wfile.write(b"four")
-
-    with serve(Breaking) as url:
-        yield url
-
-
 def _race(write: Callable[[int], None]) -> list[str]:
     """What became of each of WRITERS concurrent calls, by number."""
 
@@ -342,34 +233,3 @@ def _race(write: Callable[[int], None]) -> list[str]:
 
     with ThreadPoolExecutor(WRITERS) as pool:
         return list(pool.map(attempt, range(WRITERS)))
-
-
-FORKS = """
-import multiprocessing, sys
-from ptpipeline.storage import S3Store
-
-def look(store, index):
-    assert all(store.read(f"k/{index}").body == bytes([index]) * 100 for _ in range(50))
-
-store = S3Store(sys.argv[1], endpoint=sys.argv[2])
-for index in range(4):
-    store.create(f"k/{index}", bytes([index]) * 100)
-    look(store, index)
-children = [multiprocessing.get_context("fork").Process(target=look, args=(store, index)) for index in range(4)]
-for child in children:
-    child.start()
-for child in children:
-    child.join(60)
-sys.exit(any(child.exitcode for child in children))
-"""
-
-
-@pytest.mark.servers
-def test_forked_processes_read_their_own_answers(s3_store: S3Store) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORKS, s3_store.bucket, str(s3_store.endpoint)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr

@@ -54,6 +54,16 @@ def test_a_signed_object_is_read(store: ObjectStore, key: str) -> None:
     assert signed.read(key).body == b"other body"
 
 
+def test_what_changed_is_verified_before_it_is_given(store: ObjectStore) -> None:
+    signed, key = SignedStore(store, trust(OURS), OURS), BELIEVED["pointer"]
+    signed.create(key, b"body")
+    etag = signed.read(key).etag
+    assert signed.read_changed(key, etag) is None
+    store.replace(key, b"forged", etag)
+    with pytest.raises(ArtifactError, match="nobody signed it"):
+        signed.read_changed(key, etag)
+
+
 @pytest.mark.parametrize("key", BELIEVED.values(), ids=BELIEVED)
 def test_an_unsigned_object_is_refused_with_what_to_do(tmp_path: Path, key: str) -> None:
     store = FolderStore(tmp_path)

@@ -85,6 +85,7 @@ function makeRow(alias) {
   const version = make("td", alias.version);
   version.title = alias.digest;
   if (alias.beside) version.append(make("p", describeBeside(alias), "faint"));
+  if (alias.trial) version.append(make("p", alias.trial, "faint"));
   if (alias.refused) version.append(make("p", `A newer promotion is refused: ${alias.refused}`, "bad"));
   const since = new Date(alias.since).toLocaleString([], { dateStyle: "medium", timeStyle: "short" });
   row.append(name, make("td", alias.alias), version, make("td", since));

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.fixtures.prompts import a_task, an_artifact, published
 from flows.on_demand import serving
 from flows.on_demand.serving import compare_servers, describe_trials
-from ptpipeline.records.answers import Holding, Observed, Refused, Tally
+from ptpipeline.records.answers import CanaryTally, Holding, Observed, Refused, Tally
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.storage import FolderStore
 from registry.ledger.ledger import Ledger
@@ -89,4 +89,15 @@ def test_tallies_of_several_servers_are_one_evidence(promoted: Registry) -> None
     assert describe_trials(servers) == [
         "mood@production: shadow 2 answered 100 texts, 18 of them otherwise than version 1; of 18 with feedback, it "
         "alone was right in 16, version 1 alone in 2: version 2 is right more often (error below 5%)"
+    ]
+
+
+def test_canaries_of_several_servers_are_one_evidence(promoted: Registry) -> None:
+    one = CanaryTally(TASK.name, "production", 3, 1, 2, 90, 60, 10, 9, first=1, second=8)
+    for name in ("one", "two"):
+        report_holdings(promoted.store, name, HOLDS, canaries=[one])
+    assert describe_trials(compare_servers(promoted)) == [
+        "mood@production: of the answers with feedback, 18 of 20 of canary 2 were right, 120 of 180 of version 1; in "
+        "pairs of one answer each, it alone was right in 16, version 1 alone in 2: version 2 is right more often "
+        "(error below 5%)"
     ]

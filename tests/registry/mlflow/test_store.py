@@ -27,8 +27,9 @@ from registry.mlflow.write import mlflow_template
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.reconcile import reconcile
+from registry.versions.beside import place_beside
 from registry.versions.promoters import Cause
-from registry.versions.promotion import promote
+from registry.versions.promotion import promote, rollback
 from registry.versions.publish import register, stage
 from tests.http_server import Quiet, serve
 
@@ -138,6 +139,36 @@ def test_a_page_that_does_not_follow_its_aliases_is_named_and_mended(
     assert client.get_model_version(task.name, "1").tags["ptp.alias.production"] == told
     assert examine(shown, task.name) == []
     assert reconcile(shown, {task.name: task}, task.name) == []
+
+
+def test_mlflow_shows_a_second_version_and_what_became_of_it(shown: Registry, task: Task, client: MlflowClient) -> None:
+    first = promote(shown, task, published(shown, task, 1), ME)
+    published(shown, task, 2, first.digest)
+
+    def tags() -> list[str | None]:
+        return [client.get_model_version(task.name, number).tags.get("ptp.alias.production") for number in ("1", "2")]
+
+    canary = place_beside(shown, task, 2, 10, Cause("ada", "new data"))
+    since = f"since {canary.at[:16].replace('T', ' ')} UTC, by ada, because: new data"
+    own = f"since {first.at[:16].replace('T', ' ')} UTC, by me, because: because"
+    assert tags() == [own, f"canary at 10% beside version 1 {since}"]
+    description = client.get_model_version(task.name, "2").description
+    assert f"### Aliases\n- **production** canary at 10% beside version 1 {since}" in description
+    assert client.get_model_version_by_alias(task.name, "production").version == "1"
+    assert examine(shown, task.name) == []
+
+    client.delete_model_version_tag(task.name, "2", "ptp.alias.production")  # as a process leaves it that died before
+    assert [difference.what for difference in examine(shown, task.name)] == ["MLflow's page of version 2"]
+    reconcile(shown, {task.name: task}, task.name)
+    assert tags() == [own, f"canary at 10% beside version 1 {since}"]
+    assert reconcile(shown, {task.name: task}, task.name) == []
+
+    place_beside(shown, task, 2, 0, ME)
+    assert (tags()[1] or "").startswith("shadow beside version 1 since ")
+    rollback(shown, task.name, Cause("ada", "complaints"))
+    assert tags() == [own, None]
+    assert "; ended by ada: complaints" in client.get_model_version(task.name, "2").description
+    assert examine(shown, task.name) == []
 
 
 def test_template_and_model_lead_to_each_other(shown: Registry, task: Task, client: MlflowClient) -> None:
