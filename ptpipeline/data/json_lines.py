@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ptpipeline.data.dialect import PAGE, is_page
 from ptpipeline.data.table import (
     MAX_ROWS,
     Column,
@@ -137,6 +138,8 @@ def _refuse(name: str, number: int, line: str, error: Exception) -> NoReturn:
         reason = _ARRAY
     elif line.strip() == "{":
         reason = f"line {number} ends within an object; write each object in one line"
+    elif number == 1 and is_page(line):
+        reason = PAGE
     elif number == 1 and line.lstrip()[0] not in "{[":
         reason = "line 1 is not a JSON object; if the file is a table of text, set data.source.format: csv"
     elif isinstance(error, json.JSONDecodeError):
