@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from ptpipeline.data.near import normalise
 from ptpipeline.errors import DataError
 from ptpipeline.foreign import shorten
 
@@ -105,17 +106,23 @@ def check_wanted(name: str, names: Sequence[str], wanted: Sequence[Wanted], fix:
     """Raise DataError if the file lacks a column that a field of `data` names, with what to do about it."""
     for one in wanted:
         if one.column not in names:
-            near = next((other for other in names if _fold(other) == _fold(one.column)), None)
+            near = next((other for other in names if fold_name(other) == fold_name(one.column)), None)
             if near is not None:
                 fix = f"names are compared exactly: write data.{one.field}: {json.dumps(near)}"
-            raise DataError(
-                f"{name}: no column {one.column!r}, which data.{one.field} names; the columns are "
-                f"{list_columns(names)}{fix and f'; {fix}'}"
-            )
+            raise missing_column(name, names, one, fix)
 
 
-def _fold(name: str) -> str:
-    return name.strip('" ').casefold()
+def missing_column(name: str, names: Sequence[str], one: Wanted, fix: str) -> DataError:
+    """Return the error of a file that lacks a column, with what to do about it."""
+    return DataError(
+        f"{name}: no column {one.column!r}, which data.{one.field} names; the columns are "
+        f"{list_columns(names)}{fix and f'; {fix}'}"
+    )
+
+
+def fold_name(name: str) -> str:
+    """Return the name as one reads it: without quotes, case, blanks, and what nobody sees."""
+    return normalise(normalise(name).strip("\"'`"))
 
 
 def locate(name: str, names: Sequence[str], wanted: Sequence[Wanted]) -> dict[str, int]:
