@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.fixtures.prompts import an_artifact, published
 from flows.night import render_approvals
-from flows.stages.approve import approve, list_waiting, reject
+from flows.stages.approve import Decided, list_waiting, reject
+from flows.stages.approve import approve as approve_verdict
 from flows.stages.context import Context
 from flows.stages.outcome import Candidate, summarise
 from flows.stages.promote import promote
@@ -60,13 +61,19 @@ def ends(context: Context, task: Task, seed: int = 1) -> tuple[str, str]:
     return outcome.status, outcome.reason
 
 
+def approve(context: Context, task: str, version: int, cause: Cause) -> Decided:
+    """What a person does who reads the newest verdict and approves it."""
+    return approve_verdict(context, task, version, cause, str(context.registry.ledger.version(task, version).verdict))
+
+
 def test_a_manual_task_ends_the_night_waiting_for_people(context: Context) -> None:
     task = declare(context, "approvals: 2", "approval_days: 3")
     context.started_by = "carl"
     status, reason = ends(context, task)
     assert status == "awaiting approval"
     assert reason.startswith(
-        "`ptp approve mood@1`, or the deployment `approve` in Prefect, takes it to production (2 of"
+        "`ptp approve mood@1`, or the deployment `approve` in Prefect with verdict "
+        f"{newest_verdict(context)[:12]}, takes it to production (2 of"
     )
     [waiting] = list_waiting(context.registry, {"mood": task})
     assert (waiting.version, waiting.status, waiting.given, waiting.needed) == (1, "waiting", 0, 2)
@@ -118,6 +125,36 @@ def test_what_one_person_rejects_is_not_asked_for_again(context: Context) -> Non
     assert "rejected by ann" in reason
     assert "(wrong tone)" in reason
     assert len(list_standings(context.registry.ledger.database)) == 1
+
+
+def newest_verdict(context: Context, version: int = 1) -> str:
+    return str(context.registry.ledger.version("mood", version).verdict)
+
+
+def test_what_was_asked_anew_after_a_person_read_it_is_not_approved(context: Context) -> None:
+    """The person reads version 1; then it is judged by another policy, and people are asked about that."""
+    ends(context, declare(context))
+    read = newest_verdict(context)
+    policy = "gate: {metric: accuracy, minimum: 0.7}"
+    path = context.settings.tasks / "mood.yaml"
+    path.write_text(FILE.replace("gate: {metric: accuracy, minimum: 0.8}", policy))
+    ends(context, load_task(path))
+    assert newest_verdict(context) != read
+    for digits in (read, read[:12]):
+        with pytest.raises(
+            PromotionRefused, match=f"you read the verdict {digits}, and people are asked about another"
+        ):
+            approve_verdict(context, "mood", 1, ANN, digits)
+    assert list_standings(context.registry.ledger.database)[0].decisions == []
+    assert approve_verdict(context, "mood", 1, ANN, newest_verdict(context)[:12]).promotion
+
+
+def test_who_read_one_candidate_approves_no_other(context: Context) -> None:
+    ends(context, declare(context))
+    ends(context, declare(context), seed=2)
+    with pytest.raises(PromotionRefused, match="or you read that of another candidate"):
+        approve_verdict(context, "mood", 2, ANN, newest_verdict(context, 1))
+    assert approve_verdict(context, "mood", 2, ANN, newest_verdict(context, 2)).promotion
 
 
 def test_a_rejected_candidate_is_not_promoted_by_a_machine_later(context: Context) -> None:
