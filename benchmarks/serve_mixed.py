@@ -138,6 +138,7 @@ class Served:
         self._caches = {"all": PrefixCaches(whole), "half": PrefixCaches(half)}
         engine.caches = self._caches["all"]
         self._batcher = Batcher(engine, 2**20)
+        self._caches["half"].is_wanted = engine.caches.is_wanted
         for prompt in (*work.prompts, *work.long):
             self._batcher.hold(prompt)
         for prompt in work.prompts:

@@ -78,7 +78,13 @@ def token(
         list[str] | None, typer.Option("--task", help="A task that it may use; repeat. By default all.")
     ] = None,
     per_minute: Annotated[
-        int | None, typer.Option("--per-minute", min=1, max=1_000_000, help="Texts that it may ask in a minute.")
+        int | None,
+        typer.Option(
+            "--per-minute",
+            min=1,
+            max=1_000_000,
+            help="Texts that it may ask in a minute; each server counts for itself.",
+        ),
     ] = None,
     revoke: Annotated[bool, typer.Option("--revoke", help="Take the token away; a running server refuses it.")] = False,
     tokens: TokenPath = None,

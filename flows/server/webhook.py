@@ -12,7 +12,6 @@ import hmac
 import logging
 import os
 import re
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,6 +26,7 @@ from flows.server.api import call
 from flows.server.trigger import trigger
 from ptpipeline.errors import NotFound, PtpError, SettingsError
 from ptpipeline.records.base import Record
+from ptpipeline.server.port import take_port
 from ptpipeline.settings import Settings
 from registry.mlflow.store import MlflowStore
 from registry.versions.mlflow_edit import seconds_apart
@@ -70,7 +70,7 @@ def serve(settings: Settings, host: str, port: int, address: str | None = None) 
         )
     token = read_secret(TOKEN) if TOKEN in os.environ else None
     secret = read_secret(SECRET) if settings.mlflow is not None and (SECRET in os.environ or token is None) else None
-    _check_port(host, port)
+    taken = take_port(host, port)  # before MLflow learns an address where another program may listen
     listeners = []
     if settings.mlflow is not None and secret is not None:
         url = address or f"http://{host}:{port}{PATH}"
@@ -81,7 +81,7 @@ def serve(settings: Settings, host: str, port: int, address: str | None = None) 
         starter = Starter(settings.prefect, "watch-sources", WatchSourcesRequest())
         listeners.append(listen_to_stores(token, starter.start))
         log.info("notifications of object stores are taken at http://%s:%d%s; Ctrl-C ends this", host, port, DATA_PATH)
-    make_server(make_application(listeners), host, port).run()
+    make_server(make_application(listeners), host, port).run([taken])
 
 
 def listen_to_mlflow(secret: str, start: Callable[[], None]) -> Listener:
@@ -120,18 +120,6 @@ def make_server(application: Starlette, host: str, port: int) -> "uvicorn.Server
         access_log=False,
     )
     return uvicorn.Server(config)
-
-
-def _check_port(host: str, port: int) -> None:
-    """Raise SettingsError if the port is taken, before MLflow learns an address where another program listens."""
-    try:
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
-            pass
-    except OSError as error:
-        raise SettingsError(
-            f"webhook: cannot listen on {host} port {port} ({str(error.strerror).split(' (')[0]}); choose "
-            "another --port or --host"
-        ) from error
 
 
 def read_secret(variable: str) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import Request
 from fastapi.routing import APIRoute
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 from starlette.responses import Response
 
 from ptpipeline.errors import DataError
@@ -24,6 +24,7 @@ from ptpipeline.task.template import Fields, list_fields, read_template
 
 _MAX_NAME = 200  # characters of a model's name, a user or an id
 _MAX_STOPS, _MAX_STOP = 8, 200
+_MAX_MEMBERS = 4096  # of all lists and objects of a body: a fault in each is an error of its own, which takes 10 us
 _KINDS = ("str", "dict", "list", "int", "bool")  # how pydantic calls the members of a union
 _TEXT_FORMAT = {"type": "text"}
 
@@ -43,9 +44,29 @@ class JsonRequest(Request):
     async def json(self) -> Any:
         """Return the value that the body states; raise Refusal if it states none."""
         try:
-            return parse_json(await self.body(), "the body", "expected JSON", DataError)
+            value = parse_json(await self.body(), "the body", "expected JSON", DataError)
         except DataError as error:
             raise Refusal(400, str(error), "not_json") from None
+        if not _has_few_members(value):
+            raise Refusal(
+                400,
+                f"the body has more than {_MAX_MEMBERS} members in its lists and objects: send fewer texts at once",
+                "too_many",
+            )
+        return value
+
+
+def _has_few_members(value: Any) -> bool:
+    """Return whether all lists and objects of a JSON value together have no more members than a request may."""
+    members, values = 0, [value]
+    while values:
+        one = values.pop()
+        inner = list(one.values()) if isinstance(one, dict) else one if isinstance(one, list) else ()
+        members += len(inner)
+        if members > _MAX_MEMBERS:
+            return False
+        values += inner
+    return True
 
 
 class JsonRoute(APIRoute):
@@ -61,7 +82,13 @@ class JsonRoute(APIRoute):
         return handle_json
 
 
-class Classify(Record):
+class Asked(Record):
+    """What a client asks; no value is taken for another one: `"4"` is no number, and 1 no truth."""
+
+    model_config = ConfigDict(strict=True)
+
+
+class Classify(Asked):
     """Texts to be classified: one, several, or one or several texts by field."""
 
     model: Model
@@ -69,21 +96,21 @@ class Classify(Record):
     user: Name | None = None
 
 
-class Feedback(Record):
+class Feedback(Asked):
     """The right label of a text that was classified. `id` is that of the answer, with `-0` for its first text."""
 
     id: Name
     label: Annotated[str, Field(min_length=1, max_length=1000)]
 
 
-class StreamOptions(Record):
+class StreamOptions(Asked):
     """include_usage: the last event counts the tokens."""
 
     include_usage: bool = False
     include_obfuscation: bool = False
 
 
-class Generate(Record):
+class Generate(Asked):
     """What both kinds of generation take."""
 
     model: Model
@@ -131,14 +158,14 @@ class Completion(Generate):
     suffix: Literal[""] | None = None
 
 
-class TextPart(Record):
+class TextPart(Asked):
     """A part of a message."""
 
     type: Literal["text"]
     text: str
 
 
-class Message(Record):
+class Message(Asked):
     """A message of a chat."""
 
     role: Literal["user", "system", "developer", "assistant"]

@@ -88,6 +88,7 @@ class Door:
     def _admit(self, scope: Message) -> Caller:
         """Return who asks; raise Refusal if they may not."""
         headers, path = Headers(scope=scope), scope["path"]
+        _check_length(headers)
         if self._tokens is None:
             _check_own(headers)
         if scope["method"] == "POST" and not _is_json(headers.get("content-type", "")):
@@ -198,6 +199,18 @@ async def _wait_for_leave(receive: Receive) -> None:
 
 def _is_json(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() == "application/json"
+
+
+def _check_length(headers: Headers) -> None:
+    """Raise Refusal, and end the connection, if a body has two lengths: a proxy in front may have read the other one,
+    and what lies between both would be a request that nobody sent (RFC 9112, section 6.3).
+    """
+    if "content-length" in headers and "transfer-encoding" in headers:
+        refusal = Refusal(
+            400, "send either Content-Length or Transfer-Encoding: the body would have two lengths", "two_lengths"
+        )
+        refusal.headers = {"Connection": "close"}
+        raise refusal
 
 
 def _check_own(headers: Headers) -> None:

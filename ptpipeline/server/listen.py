@@ -16,6 +16,7 @@ from fastapi import FastAPI
 from ptpipeline.errors import SettingsError
 from ptpipeline.server.connections import IDLE_SECONDS, PatientConnection
 from ptpipeline.server.door import Leaving
+from ptpipeline.server.port import take_port
 
 HANDSHAKE_SECONDS = 10.0
 END_SECONDS = 60.0  # for answers that are under way when the server ends
@@ -39,7 +40,7 @@ class Server:
     def __init__(self, address: Address, leaving: Leaving) -> None:
         """Take the address. Raises SettingsError if it is taken, or the certificate or key cannot be used."""
         self._context = _load_tls(address)
-        self._socket = _bind(address)
+        self._socket = take_port(address.host, address.port)
         self._address, self._leaving = address, leaving
         self._listener: _Listener | None = None
 
@@ -127,20 +128,6 @@ def _allow_files(wanted: int) -> None:
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-
-
-def _bind(address: Address) -> socket.socket:
-    try:
-        family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        found = socket.socket(family, socket.SOCK_STREAM)
-        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        found.bind((address.host, address.port))
-        return found  # nobody connects before it listens
-    except (OSError, OverflowError) as error:
-        reason = str(getattr(error, "strerror", None) or error).split(" (")[0]
-        raise SettingsError(
-            f"cannot listen on {address.host} port {address.port} ({reason}); choose another --port or --host"
-        ) from error
 
 
 def _load_tls(address: Address) -> ssl.SSLContext | None:

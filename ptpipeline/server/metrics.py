@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import NamedTuple, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -44,6 +44,7 @@ class Metrics:
     """Counts requests and answers; reads the rest from those who know it, whenever it is asked for."""
 
     def __init__(self, live: Live, answerer: Loaded) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series each: when this process began it
         self._registry, self.answerer = CollectorRegistry(auto_describe=False), answerer
         self._versions: dict[str, _Version] = {}
         own, by_version = self._registry, ["task", "version"]

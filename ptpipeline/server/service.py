@@ -47,7 +47,9 @@ class Service(NamedTuple):
             return await asyncio.to_thread(self.live.find, reference, key)  # it reads the store
         except (NotFound, BaseModelError):  # which says where the store is
             raise Refusal(
-                404, f"this server has no model {reference!r}; `GET /v1/models` lists what it has", "model_not_found"
+                404,
+                f"this server has no model {reference[:200]!r}; `GET /v1/models` lists what it has",
+                "model_not_found",
             ) from None
 
     def note_texts(self, request: Request, served: Served, texts: Sequence[Fields]) -> None:

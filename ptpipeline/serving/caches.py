@@ -1,9 +1,11 @@
-"""Prefix caches of many versions in memory: those that were used last, up to a bound in bytes.
+"""Prefix caches of many versions in memory: those that somebody waits for or that were used last, up to a bound in
+bytes.
 
 A version whose cache was dropped is not lost: its prompt stays, and the cache is computed from it again.
 """
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 
@@ -13,10 +15,15 @@ CACHE_BYTES = 512 * 2**20  # at P=16 on a base of 135M parameters, the caches of
 
 
 class PrefixCaches:
-    """The prefix caches that were used last, by the digest of their version."""
+    """The prefix caches that were used last, by the digest of their version.
+
+    `is_wanted` tells whether a text of a version waits: its cache is dropped behind all others, since it is needed at
+    once.
+    """
 
     def __init__(self, bound: int = CACHE_BYTES) -> None:
         self.bound = bound
+        self.is_wanted: Callable[[str], bool] = lambda digest: False
         self.size = 0  # bytes
         self.hits = self.misses = 0
         self._kept: OrderedDict[str, PrefixCache] = OrderedDict()  # the one that was used last is the last
@@ -40,7 +47,8 @@ class PrefixCaches:
         return cache
 
     def keep(self, digest: str, cache: PrefixCache) -> None:
-        """Keep a cache, and drop those that were not used for the longest time if all are more than the bound.
+        """Keep a cache; if all are more than the bound, drop those that nobody waits for and that were not used for the
+        longest time, then the others in that order.
 
         A cache that is larger than the bound by itself is not kept either.
         """
@@ -48,7 +56,8 @@ class PrefixCaches:
         self._kept[digest] = cache
         self.size += count_bytes(cache)
         while self.size > self.bound:
-            self.drop(next(iter(self._kept)))
+            oldest = next(iter(self._kept))
+            self.drop(next((one for one in self._kept if not self.is_wanted(one)), oldest))
 
     def drop(self, digest: str) -> None:
         """Drop a version's cache; one that is not in memory is none."""

@@ -1,7 +1,7 @@
 """Texts that are generated together, step by step: rows join and leave between steps, each with its own prompt.
 
 One thread drives a decoder. A step gives every row one more token, and then reads the texts of rows that joined, as far
-as there is room for them.
+as there is room for them. A long text is read in parts, one in each step, so that the others wait for no more than one.
 """
 
 from collections import deque
@@ -16,13 +16,16 @@ from torch import Tensor
 from ptpipeline.errors import ArtifactError, ContextError, PtpError
 from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, stack_caches
 from ptpipeline.models.slots import Slots
-from ptpipeline.serving.heads import WORTH, share_heads
+from ptpipeline.serving.heads import WORTH, narrow, share_heads
 from ptpipeline.serving.sampling import Draw, choose
 from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.serving.streaming import TextStream
 
 SLOTS = 16_384  # tokens, pads among them, whose keys and values the rows of a decoder hold together
 READ_TOKENS = 512  # tokens of texts that a step reads on a CPU: the rows under way wait no longer for their next token
+GROUPS = (
+    2  # of rows that could step in one pass: a row that is far longer than the others would fill their room with pads
+)
 
 
 class Emitted(NamedTuple):
@@ -46,6 +49,7 @@ class _Row:
     limit: int
     draw: Draw
     stream: TextStream
+    group: "_Group" = field(default_factory=lambda: _Group())
     tokens: list[int] = field(default_factory=list)
 
     @property
@@ -56,10 +60,16 @@ class _Row:
 
 @dataclass(eq=False)
 class _Group:
-    """Rows of one pass, in the order of their slots."""
+    """Rows that step in one pass, in the order of their slots; `members` are these and those that will be."""
 
+    members: list[_Row] = field(default_factory=list)
     rows: list[_Row] = field(default_factory=list)
     slots: list[Slots] = field(default_factory=list)
+
+    def count_slots(self, more: Sequence[_Row] = ()) -> int:
+        """Return how many tokens the members hold in the end, pads among them, with `more` of them."""
+        rows = [*self.members, *more]
+        return len(rows) * max((row.longest for row in rows), default=0)
 
 
 class Decoder:
@@ -73,11 +83,12 @@ class Decoder:
         self._room = slots
         self._next = 0
         self._waiting: deque[_Row] = deque()
+        self._reading: deque[_Row] = deque()  # rows of whose long texts a part is read in each step
         self._groups: list[_Group] = []
 
     def __len__(self) -> int:
         """Return the number of rows that have not ended, those that wait for room among them."""
-        return len(self._waiting) + sum(len(group.rows) for group in self._groups)
+        return len(self._waiting) + sum(len(group.members) for group in self._groups)
 
     @property
     def waiting(self) -> int:
@@ -112,39 +123,89 @@ class Decoder:
 
         A row is left out if its new token gave no text yet: half of a character, or what may become a stop string.
         """
-        emitted = [own for group in self._groups for own in self._continue(group)]
-        self._groups = [group for group in self._groups if group.rows]
-        begun = self._take_waiting()
-        for rows in self._split(begun):
+        emitted = [own for group in self._groups if group.rows for own in self._continue(group)]
+        self._forget_empty()
+        read = self._read_part()
+        for rows in [*read, *self._split(self._take_waiting())]:
             emitted += self._begin(rows)
+        self._forget_empty()
         return sorted(emitted, key=lambda own: own.handle)
 
     @torch.inference_mode()
     def leave(self, handle: int) -> None:
         """Drop a row before its end; nothing happens if it has ended."""
         self._waiting = deque(row for row in self._waiting if row.handle != handle)
+        self._reading = deque(row for row in self._reading if row.handle != handle)
         for group in self._groups:
             _drop(group, [index for index, row in enumerate(group.rows) if row.handle == handle])
-        self._groups = [group for group in self._groups if group.rows]
+            group.members = [row for row in group.members if row.handle != handle]
+        self._forget_empty()
+
+    def _forget_empty(self) -> None:
+        self._groups = [group for group in self._groups if group.members]
 
     def _joins_others(self, row: _Row) -> bool:
         return self.base.steps_together(row.longest)
 
+    @property
+    def _read_tokens(self) -> int:
+        """How many tokens of texts a step reads."""
+        return READ_TOKENS if self.base.device.type == "cpu" else self.base.tokens_per_pass
+
     def _take_waiting(self) -> list[_Row]:
         """Take the rows to begin now, first come first served, as many as the bounds on memory and time leave room
-        for; at least one if no row is under way.
+        for; at least one if no row is under way. Rows with long texts are taken too, and read from the next step on.
         """
-        tokens = READ_TOKENS if self.base.device.type == "cpu" else self.base.tokens_per_pass
-        live, taken = [row for group in self._groups for row in group.rows], list[_Row]()
-        longest = max((row.longest for row in live), default=0)
+        taken, tokens = list[_Row](), self._read_tokens // (2 if self._reading else 1)
         while self._waiting:
             row = self._waiting[0]
-            longest, tokens = max(longest, row.longest), tokens - len(row.input.text)
-            held = (len(live) + len(taken) + 1) * longest
-            if held > self._room or (taken and tokens < 0):
+            long = len(row.input.text) > self._read_tokens and self._reads_in_parts(row)
+            if not long and taken and tokens < len(row.input.text):
                 break
-            taken.append(self._waiting.popleft())
+            group = self._find_group(row)
+            if group is None:
+                break
+            self._waiting.popleft()
+            group.members.append(row)
+            row.group = group
+            if long:
+                self._reading.append(row)
+            else:
+                taken.append(row)
+                tokens -= len(row.input.text)
         return taken
+
+    def _find_group(self, row: _Row) -> _Group | None:
+        """Return the group that a row joins with the fewest pads, or a new one if there is room for the row alone; None
+        if there is no room.
+        """
+        joins = self._joins_others(row)
+        others = [group for group in self._groups if self._joins_others(group.members[0])]
+        held = sum(group.count_slots() for group in self._groups)
+        if joins and others:
+            best = min(others, key=lambda group: group.count_slots([row]) - group.count_slots())
+            if held - best.count_slots() + best.count_slots([row]) <= self._room:
+                return best
+        if held + row.longest > self._room or (joins and len(others) >= GROUPS):
+            return None
+        self._groups.append(_Group())
+        return self._groups[-1]
+
+    def _reads_in_parts(self, row: _Row) -> bool:
+        return narrow(self.base, row.cache, [row.input]) is not None
+
+    def _read_part(self) -> list[list[_Row]]:
+        """Read one part of the first long text; return it as a pass of its own if its last part is left to be read."""
+        if not self._reading:
+            return []
+        row, part = self._reading[0], self._read_tokens // 2
+        causal = narrow(self.base, row.cache, [row.input])
+        if causal is not None and len(row.input.text) > part:
+            row.cache = causal.extend(row.cache, [row.input._replace(text=row.input.text[:part])]).cache
+            row.input = Input(row.input.text[part:], (), 0)
+        if len(row.input.text) > part:
+            return []
+        return [[self._reading.popleft()]]
 
     def _split(self, rows: Sequence[_Row]) -> list[list[_Row]]:
         """Return the rows whose texts are read in one pass: those of alike lengths."""
@@ -157,27 +218,22 @@ class Decoder:
     def _begin(self, rows: list[_Row]) -> list[Emitted]:
         """Read the texts of rows, and give each its first token."""
         emitted = [_end_empty(row) for row in rows if row.limit < 1]
+        for row in rows:
+            if row.limit < 1:
+                row.group.members.remove(row)
         rows = [row for row in rows if row.limit >= 1]
         if not rows:
             return emitted
         states, caches = self.base.begin(*share_heads(self.base, *_stack(rows)))
         own, kept = self._extend(rows, states)
-        if kept:
-            group = self._find_group(rows[0])
+        for group in {id(rows[index].group): rows[index].group for index in kept}.values():
+            chosen = [index for index in kept if rows[index].group is group]
             if not group.slots:
                 group.slots = [Slots() for _ in caches]
             for slots, cache in zip(group.slots, caches, strict=True):
-                slots.add(PrefixCache(tuple(tensor[kept] for tensor in cache.tensors), cache.lengths[kept]))
-            group.rows += [rows[index] for index in kept]
+                slots.add(PrefixCache(tuple(tensor[chosen] for tensor in cache.tensors), cache.lengths[chosen]))
+            group.rows += [rows[index] for index in chosen]
         return emitted + own
-
-    def _find_group(self, row: _Row) -> _Group:
-        """Return the group of all rows that step together; a new one for any other row."""
-        for group in self._groups:
-            if self._joins_others(row) and self._joins_others(group.rows[0]):
-                return group
-        self._groups.append(_Group())
-        return self._groups[-1]
 
     def _continue(self, group: _Group) -> list[Emitted]:
         """Give every row of a group one more token, and drop the rows that end with it."""
@@ -194,6 +250,8 @@ class Decoder:
             outcome = _advance(row, token, self.base.end_tokens)
             if isinstance(outcome, Piece) and not outcome.finish:
                 kept.append(index)
+            else:
+                row.group.members.remove(row)
             if not isinstance(outcome, Piece) or outcome.text or outcome.finish:
                 emitted.append(Emitted(row.handle, outcome))
         return emitted, kept

@@ -5,7 +5,7 @@ TURN tokens. The order within a round is free, so those come first whose prompts
 similar length; a task whose next row is too long or too short for it comes first in the next batch.
 """
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice
@@ -77,6 +77,7 @@ class FairQueue:
     def __init__(self) -> None:
         self._tasks: dict[str, OrderedDict[Row, None]] = {}
         self._round: dict[str, None] = {}  # tasks whose turn is still to come
+        self._digests = Counter[str]()  # rows that wait by their version
         self._count = 0
 
     def __len__(self) -> int:
@@ -85,6 +86,7 @@ class FairQueue:
     def add(self, row: Row) -> None:
         """Add a row behind all others of its task."""
         self._tasks.setdefault(row.task, OrderedDict())[row] = None
+        self._digests[row.text.digest] += 1
         self._count += 1
 
     def remove(self, row: Row) -> None:
@@ -93,10 +95,17 @@ class FairQueue:
         if own is None or row not in own:
             return
         del own[row]
+        self._digests[row.text.digest] -= 1
+        if not self._digests[row.text.digest]:
+            del self._digests[row.text.digest]
         self._count -= 1
         if not own:
             del self._tasks[row.task]
             self._round.pop(row.task, None)
+
+    def holds(self, digest: str) -> bool:
+        """Return whether a row of that version waits. Any thread may ask."""
+        return digest in self._digests
 
     def foresee(self, count: int) -> list[Row]:
         """Return the first row of each of the next tasks in the round, of so many tasks at most."""

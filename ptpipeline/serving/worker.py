@@ -34,9 +34,11 @@ class Worker:
         self._change = Condition()  # guards all that follows
         self._queries, self._openings = FairQueue(), FairQueue()
         self._streams = dict[int, Row]()  # rows that the decoder has, by its handles
+        self._now = set[str]()  # versions of the rows that are being computed
         self._left = set[Row]()  # rows whose clients left after they were taken, perhaps
         self._jobs = deque[tuple[Callable[[], None], Future[None]]]()
         self._closed = False
+        engine.caches.is_wanted = self._is_wanted
         self._thread = Thread(target=self._run, name="ptp-worker", daemon=True)
         self._thread.start()
 
@@ -96,6 +98,7 @@ class Worker:
             while self._wait():
                 self._work()
                 rows = self._take(self._queries)
+                self._now = {row.text.digest for row in rows}
                 self._prepare(rows)
                 self._answer(rows)
                 self._generate()
@@ -144,6 +147,9 @@ class Worker:
         tokens = self._tokens // SHARE if self._streams else self._tokens
         with self._change:
             return queue.take(tokens, self._is_near)
+
+    def _is_wanted(self, digest: str) -> bool:
+        return digest in self._now or self._queries.holds(digest) or self._openings.holds(digest)
 
     def _is_near(self, row: Row) -> bool:
         return row.text.digest in self._engine.caches

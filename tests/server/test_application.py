@@ -1,5 +1,7 @@
 """The server as the official client of OpenAI's API sees it."""
 
+import json
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -157,7 +159,32 @@ BAD = {
     "no texts": (b'{"model": "movies", "input": []}', "invalid_request"),
     "no model": (b'{"input": "a"}', "invalid_request"),
     "a path": (b'{"model": "../../etc/passwd", "input": "a"}', "model_not_found"),
+    "a long name": (b'{"model": "%s", "input": "a"}' % (b"a" * 201), "invalid_request"),
 }
+
+
+MANY = {
+    "wrong texts": ("/v1/classify", {"model": "movies", "input": [1] * 500_000}),
+    "wrong texts by field": ("/v1/classify", {"model": "movies", "input": [{"text": 1}] * 80_000}),
+    "unknown fields": ("/v1/completions", {"model": "writer"} | {f"k{number}": 1 for number in range(90_000)}),
+    "wrong messages": ("/v1/chat/completions", {"model": "writer", "messages": [1] * 500_000}),
+    "wrong parts": (
+        "/v1/chat/completions",
+        {"model": "writer", "messages": [{"role": "user", "content": [{}] * 200_000}]},
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MANY)
+def test_a_body_of_faults_keeps_nobody_waiting(served: Running, kind: str) -> None:
+    """Each fault would be an error of its own: half a million of them took ten seconds of everybody's time."""
+    path, value = MANY[kind]
+    body = json.dumps(value, separators=(",", ":")).encode()
+    assert len(body) <= 2**20
+    began = time.process_time()
+    response = httpx.post(f"{served.url}{path}", content=body, headers={"Content-Type": "application/json"})
+    refused(response, 400, "too_many")
+    assert time.process_time() - began < 1.5
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -183,6 +210,19 @@ def test_what_would_change_an_answer_and_is_not_done_is_refused(
     response = ask(served, "/v1/chat/completions", {"model": "writer"} | change)
     assert response.status_code == 400
     assert words in response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "change", [{"max_tokens": "4"}, {"max_tokens": True}, {"temperature": "0"}, {"stream": "yes"}, {"seed": 1.0}]
+)
+def test_no_value_is_taken_for_another_one(served: Running, change: dict[str, object]) -> None:
+    response = ask(served, "/v1/completions", {"model": "writer", "prompt": "a film"} | change)
+    assert refused(response, 400, "invalid_request").startswith(f"{next(iter(change))}: ")
+
+
+def test_a_whole_number_is_a_temperature(served: Running) -> None:
+    body = {"model": "writer", "prompt": "a film", "temperature": 1, "top_p": 1, "max_tokens": 2}
+    assert ask(served, "/v1/completions", body).status_code == 200
 
 
 def test_an_unknown_address_and_method_are_told_in_the_same_form(served: Running) -> None:

@@ -1,13 +1,17 @@
-"""The file of tokens, and what is left of a rate."""
+"""The file of tokens, what is left of a rate, and what each token opens."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ptpipeline.errors import SettingsError
 from ptpipeline.server.refusals import Refusal
-from ptpipeline.server.tokens import Bucket, Tokens, make_token, read_tokens
+from ptpipeline.server.tokens import Bucket, Tokens, make_token, read_tokens, revoke_token
+from tests.server.serving import Running, running
+from tests.server.test_door import ASK, classify, code
 
 
 def test_a_rate_comes_back_with_time() -> None:
@@ -66,3 +70,80 @@ def test_a_token_of_the_same_name_replaces_the_first(tmp_path: Path) -> None:
 def test_no_file_lets_nobody_in(tmp_path: Path) -> None:
     tokens = Tokens(tmp_path / "none.json")
     assert (tokens.find(""), tokens.find("x"), len(tokens)) == (None, None, 0)
+
+
+# ---------------------------------------------------------------- over HTTP
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, Path]]:
+    """A server that asks for a token, and the file of tokens."""
+    folder = tmp_path_factory.mktemp("guarded")
+    path = folder / "tokens.json"
+    make_token(path, "nobody", [], None)
+    with running(folder, Tokens(path)) as server:
+        yield server, path
+
+
+def test_a_known_token_opens(guarded: tuple[Running, Path]) -> None:
+    server, path = guarded
+    assert classify(server, make_token(path, "friend", [], None)).status_code == 200
+
+
+@pytest.mark.parametrize("token", [None, "ptp_wrong", "é", "x" * 5000])
+def test_an_unknown_token_opens_nothing(guarded: tuple[Running, Path], token: str | None) -> None:
+    headers = {} if token is None else {"Authorization": f"Bearer {token}".encode("latin-1")}
+    response = httpx.post(f"{guarded[0].url}/v1/classify", json=ASK, headers=headers)
+    assert code(response) == (401, "invalid_api_key")
+    assert response.headers["www-authenticate"] == "Bearer"
+
+
+@pytest.mark.parametrize("address", ["/v1/models", "/v1/status", "/metrics", "/v1/none"])
+def test_nothing_of_anybody_is_shown_without_a_token(guarded: tuple[Running, Path], address: str) -> None:
+    assert code(httpx.get(f"{guarded[0].url}{address}")) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize("address", ["/", "/healthz", "/readyz", "/openapi.json"])
+def test_probes_and_page_need_none(guarded: tuple[Running, Path], address: str) -> None:
+    assert httpx.get(f"{guarded[0].url}{address}").status_code == 200
+
+
+def test_a_revoked_token_opens_nothing_at_once(guarded: tuple[Running, Path]) -> None:
+    server, path = guarded
+    token = make_token(path, "past", [], None)
+    assert classify(server, token).status_code == 200
+    revoke_token(path, "past")
+    assert classify(server, token).status_code == 401
+
+
+def test_a_token_of_some_tasks_opens_no_others(guarded: tuple[Running, Path]) -> None:
+    server, path = guarded
+    headers = {"Authorization": f"Bearer {make_token(path, 'writer', ['writer'], None)}"}
+    assert code(httpx.post(f"{server.url}/v1/classify", json=ASK, headers=headers)) == (403, "forbidden_task")
+    assert code(httpx.get(f"{server.url}/v1/models/movies@1", headers=headers)) == (403, "forbidden_task")
+    assert code(httpx.get(f"{server.url}/metrics", headers=headers)) == (403, "forbidden_task")
+    listed = httpx.get(f"{server.url}/v1/models", headers=headers).json()["data"]
+    assert [model["task"] for model in listed] == ["writer"]
+    shown = httpx.get(f"{server.url}/v1/status", headers=headers).json()["aliases"]
+    assert [alias["task"] for alias in shown] == ["writer"]
+
+
+def test_a_token_asks_no_more_than_its_rate(guarded: tuple[Running, Path]) -> None:
+    server, path = guarded
+    token = make_token(path, "slow", [], 2)
+    assert [classify(server, token).status_code for _ in range(2)] == [200, 200]
+    response = classify(server, token)
+    assert code(response) == (429, "rate_limited")
+    assert 25 <= int(response.headers["retry-after"]) <= 30
+    make_token(path, "other", [], None)  # the file is read again, and the rate goes on
+    assert classify(server, token).status_code == 429
+
+
+def test_a_damaged_file_of_tokens_lets_nobody_in(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    token = make_token(path, "friend", [], None)
+    with running(tmp_path, Tokens(path)) as server:
+        assert classify(server, token).status_code == 200
+        path.write_text("{")
+        assert classify(server, token).status_code == 500
+        assert str(path) not in classify(server, token).text

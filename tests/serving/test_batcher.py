@@ -5,19 +5,16 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import pytest
 import torch
 
-from ptpipeline.errors import ArtifactError, ContextError, DataError, NotFound, Overloaded, PtpError, TimedOut
+from ptpipeline.errors import ArtifactError, DataError, NotFound, Overloaded, PtpError, TimedOut
 from ptpipeline.models.frozen import PrefixCache
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.records.prompts import Generation
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.engine import Engine, Question, Rendered
-from ptpipeline.serving.service import Piece, Sampling
-from tests.evaluation.probed import LABELS, artifact, blind, copied, embeddings, tiny
+from tests.evaluation.probed import LABELS, artifact, blind, embeddings, tiny
 
 WORDS = (" yes", " no", " the film was", " bad")
 TEXTS = ["the good film", "awful plot and story", "a scene", "very bad and dull", "film"]
@@ -310,100 +307,3 @@ def test_a_batcher_that_is_closed_refuses_what_waits() -> None:
     with serving(made) as batcher:
         asyncio.run(run(batcher))
     assert not batcher.observe().alive
-
-
-def writer(word: str = " yes", limit: int = 12) -> Artifact:
-    """A prompt that generates text."""
-    made = embeddings(tiny(), word)
-    return artifact(tiny(), made, task="writes", labels={}, generate=Generation(max_new_tokens=limit))
-
-
-async def read(batcher: Batcher, made: Artifact, text: str, **sampling: Any) -> list[Piece]:
-    """All pieces of a generated text."""
-    return [piece async for piece in batcher.generate(made.digest, {"text": text}, Sampling(**sampling), 30)]
-
-
-def test_texts_are_generated_beside_labels_as_one_by_one() -> None:
-    made, labelled = [writer(" yes"), writer(" the film was")], prompts()[0]
-    engine = Engine(tiny())
-    for one in made:
-        engine.load(one)
-
-    async def run(batcher: Batcher) -> tuple[list[list[Piece]], list[dict[str, float] | PtpError]]:
-        labels = ask(batcher, labelled, *TEXTS)
-        streams = await asyncio.gather(*(read(batcher, one, text) for one in made for text in TEXTS))
-        return streams, await labels
-
-    with serving(*made, labelled) as batcher:
-        streams, labels = asyncio.run(run(batcher))
-        assert batcher.observe().generating == 0
-    questions = [Question(one.digest, {"text": text}) for one in made for text in TEXTS]
-    assert ["".join(piece.text for piece in own).strip() for own in streams] == engine.generate(questions)
-    assert all(own[-1].finish and not any(piece.finish for piece in own[:-1]) for own in streams)
-    assert all(isinstance(one, dict) for one in labels)
-
-
-def test_a_prompt_of_labels_generates_nothing_and_the_other_way_round() -> None:
-    labelled, writes = prompts()[0], writer()
-    with serving(labelled, writes) as batcher:
-        with pytest.raises(DataError, match="ask for a label"):
-            asyncio.run(read(batcher, labelled, "a"))
-        with pytest.raises(DataError, match="ask for a text"):
-            asyncio.run(batcher.classify(writes.digest, [{"text": "a"}], 1))
-
-
-def test_a_text_that_does_not_fit_fails_alone() -> None:
-    made = writer()
-
-    async def run(batcher: Batcher) -> None:
-        good = asyncio.create_task(read(batcher, made, "the film"))
-        with pytest.raises(ContextError):
-            await read(batcher, made, "word " * 500)
-        with pytest.raises(ContextError):
-            await read(batcher, made, "the film", max_tokens=10**6)
-        assert (await good)[-1].finish
-
-    with serving(made) as batcher:
-        asyncio.run(run(batcher))
-
-
-def test_a_client_that_leaves_ends_its_text() -> None:
-    made, base, steps = writer(limit=240), copied(tiny()), list[int]()
-
-    async def run(batcher: Batcher) -> None:
-        stream = batcher.generate(made.digest, {"text": "the film"}, Sampling(temperature=2.0, seed=1), 30)
-        await anext(stream)
-        await stream.aclose()
-        until = time.monotonic() + 30
-        while batcher.observe().generating and time.monotonic() < until:
-            await asyncio.sleep(0.01)
-        assert batcher.observe().generating == 0
-        assert batcher.observe().waiting == 0
-
-    with serving(made, engine=Engine(base)) as batcher:
-        base.model.lm_head.register_forward_hook(lambda *given: steps.append(1))
-        asyncio.run(run(batcher))
-    assert len(steps) < 200
-
-
-def test_a_step_that_fails_ends_its_texts_and_no_later_one() -> None:
-    made, base = writer(limit=240), copied(tiny())
-
-    async def fail(batcher: Batcher) -> None:
-        stream = batcher.generate(made.digest, {"text": "the film"}, Sampling(temperature=2.0, seed=1), 30)
-        await anext(stream)
-        base.model.lm_head = broken
-        with pytest.raises(PtpError, match="RuntimeError"):
-            _ = [piece async for piece in stream]
-
-    with serving(made, engine=Engine(base)) as batcher:
-        expected = asyncio.run(read(batcher, made, "the film"))
-        head, broken = base.model.lm_head, torch.nn.Identity()
-        broken.register_forward_hook(_break)
-        asyncio.run(fail(batcher))
-        base.model.lm_head = head
-        assert asyncio.run(read(batcher, made, "the film")) == expected
-
-
-def _break(*given: object) -> None:
-    raise RuntimeError("secret text")

@@ -36,6 +36,16 @@ def test_the_cache_used_last_stays() -> None:
     assert [name for name in "abc" if name in caches] == ["a", "c"]
 
 
+def test_a_cache_that_somebody_waits_for_stays_longer() -> None:
+    caches = PrefixCaches(2 * count_bytes(cache()))
+    caches.is_wanted = {"a", "c", "d"}.__contains__
+    for name in "abc":
+        caches.keep(name, cache())
+    assert [name for name in "abc" if name in caches] == ["a", "c"]
+    caches.keep("d", cache())
+    assert [name for name in "abcd" if name in caches] == ["c", "d"]
+
+
 def test_caches_never_hold_more_than_the_bound() -> None:
     bound = 3 * count_bytes(cache()) + 1
     caches = PrefixCaches(bound)

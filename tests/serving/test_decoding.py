@@ -12,6 +12,7 @@ from ptpipeline.models.base import prepare_folder
 from ptpipeline.models.frozen import FrozenBase, Input, KeyValues, PrefixCache
 from ptpipeline.models.load import load_base
 from ptpipeline.records.prompts import ChatForm, Generation
+from ptpipeline.serving import decoding
 from ptpipeline.serving.decoding import READ_TOKENS, Decoder
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.service import Piece, Sampling
@@ -218,8 +219,7 @@ def test_rows_wait_for_room_and_begin_in_the_order_in_which_they_joined() -> Non
         for handle, piece in decoder.step():
             given[handle].append(piece)
             begun += [handle] if handle not in begun else []
-        rows = [row for group in decoder._groups for row in group.rows]
-        held.append(len(rows) * max((row.longest for row in rows), default=0))
+        held.append(sum(len(group.rows) * max(row.longest for row in group.rows) for group in decoder._groups))
     assert max(held) <= 80
     assert begun == sorted(begun) == list(range(3 * len(ROWS)))
     for index, row in enumerate(ROWS * 3):
@@ -303,3 +303,49 @@ def test_long_and_short_texts_that_begin_together_are_read_apart() -> None:
     assert [shape for shape in read if len(shape) == 2] == [(3, 61), (4, 5)]  # rows, and tokens of the longest
     for index, text in enumerate(texts):
         assert join_text(given[index]) == base.tokenizer.decode(base.decode(cache, [Input(text, (), 0)], 5)[0])
+
+
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_text_that_is_read_in_parts_ends_as_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "READ_TOKENS", 16)
+    base = random_base(name)
+    cache, decoder, given = base.compute_prefix(prompts()), Decoder(base), defaultdict(list)
+    rows = [(4, 20), (45, 5), (17, 7), (40, 6), (3, 8)]
+    for index, (length, limit) in enumerate(rows):
+        decoder.join(cache, text_of(length), GREEDY, limit, index % 2)
+        for handle, pieces in run(decoder, steps=1).items():
+            given[handle] += pieces
+    for handle, pieces in run(decoder).items():
+        given[handle] += pieces
+    for index, (length, limit) in enumerate(rows):
+        assert join_text(given[index]) == decode_alone(base, prompts()[index % 2], (length, limit))
+        assert given[index][-1].read == length + (2, 6)[index % 2]
+
+
+def test_a_long_text_lets_the_others_go_on_and_takes_no_room_from_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "READ_TOKENS", 16)
+    base, read = random_base("llama"), list[int]()
+    decoder, cache = Decoder(base, slots=200), base.compute_prefix(prompts()[:1])
+    short = [decoder.join(cache, text_of(4), GREEDY, 14) for _ in range(4)]
+    run(decoder, steps=1)
+    long = decoder.join(cache, text_of(90), GREEDY, 5)
+    late = decoder.join(cache, text_of(5), GREEDY, 4)  # behind it, and does not wait for it
+    embedding = base.model.get_input_embeddings()
+    with embedding.register_forward_pre_hook(lambda module, given: read.append(given[0].numel())):
+        steps = [dict(decoder.step()) for _ in range(12)]
+    assert all(set(short) <= set(step) for step in steps[:12])
+    assert set(steps[1]) >= {late}
+    assert long not in steps[9]
+    assert long in steps[11]
+    assert max(read) <= 16
+    assert join_text(run(decoder)[long]) != ""
+
+
+def test_a_long_row_that_leaves_is_read_no_further(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decoding, "READ_TOKENS", 16)
+    base = random_base("llama")
+    decoder, cache = Decoder(base), base.compute_prefix(prompts()[:1])
+    long = decoder.join(cache, text_of(90), GREEDY, 5)
+    run(decoder, steps=3)
+    decoder.leave(long)
+    assert (len(decoder), decoder._groups) == (0, [])

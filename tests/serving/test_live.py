@@ -1,22 +1,20 @@
 """A server answers with what the pointers show, as soon as all of it holds, and with what it had until then."""
 
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from ptpipeline.errors import ArtifactError, NotFound, Overloaded, PtpError, ServiceUnavailable
+from ptpipeline.errors import ArtifactError, NotFound, ServiceUnavailable
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.versions import Beside
-from ptpipeline.serving import holdings
 from ptpipeline.serving.engine import Question
 from ptpipeline.serving.live import DISCOVER, EVERY, REPORT, Live
 from ptpipeline.serving.refusals import LONGEST_WAIT
 from ptpipeline.serving.servers import read_server_reports
 from ptpipeline.storage import FolderStore, ObjectStore, Stored
-from ptpipeline.storage.keys import manifest_key, pointer_key, tensors_key
+from ptpipeline.storage.keys import pointer_key, tensors_key
 from tests.serving.registered import TASK, Clock, OnEngine, a_prompt, add_version, point, put
 
 WORDS = (" yes", " the film", " bad", " good")
@@ -87,44 +85,6 @@ def test_an_unchanged_pointer_is_not_taken_over_again(server: Server, store: Awa
     assert server.reasons() == []
 
 
-def test_the_version_before_stays_for_a_rollback_and_for_what_runs(server: Server, store: Away) -> None:
-    point(store, 2, digest(2), 2)
-    server.poll(10 * holdings.RETAINED)
-    server.poll(10 * holdings.RETAINED)
-    server.holder.engine.score_labels([Question(digest(1), {"text": "good"})])
-    assert server.holder.dropped == []
-
-
-def test_older_versions_go_when_no_request_can_run_on_them(server: Server, store: Away) -> None:
-    for number in (2, 3):
-        point(store, number, digest(number), number)
-        server.poll()
-    server.poll(holdings.RETAINED - 2 * EVERY)
-    assert server.holder.dropped == []
-    server.poll(3 * EVERY)
-    assert server.holder.dropped == [digest(1)]
-
-
-def test_a_version_stays_as_long_as_somebody_asks_for_it(server: Server) -> None:
-    assert server.live.find(f"{TASK}@3").digest == digest(3)
-    server.poll(holdings.RETAINED - EVERY)
-    assert server.live.find(f"{TASK}@sha256:{digest(3)}").number == 3
-    server.poll(holdings.RETAINED - EVERY)
-    assert server.holder.dropped == []
-    server.poll(2 * EVERY)
-    assert server.holder.dropped == [digest(3)]
-
-
-def test_no_more_versions_are_held_on_request_than_the_bound(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(holdings, "ON_REQUEST", 1)
-    server.live.find(f"{TASK}@3")
-    with pytest.raises(Overloaded, match="1 versions are held because somebody asked") as caught:
-        server.live.find(f"{TASK}@4")
-    assert caught.value.retry_after == pytest.approx(holdings.RETAINED)
-    server.clock.now += holdings.RETAINED
-    assert server.live.find(f"{TASK}@4").number == 4
-
-
 @pytest.mark.parametrize(
     "reference",
     [
@@ -185,31 +145,6 @@ def test_a_server_of_some_tasks_serves_no_other(store: Away, tmp_path: Path) -> 
     with pytest.raises(NotFound, match="this server does not serve it"):
         live.find(TASK)
     assert [row.task for row in live.observe().promotions] == ["books"]
-
-
-def test_requests_of_many_threads_get_versions_that_are_held(
-    server: Server, store: Away, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(holdings, "RETAINED", 3 * EVERY)  # versions come and go all the time
-    lost, stopped = list[str](), threading.Event()
-
-    def ask() -> None:
-        while not stopped.is_set():
-            for reference in (TASK, f"{TASK}@3", f"{TASK}@sha256:{digest(4)}"):
-                found = server.live.find(reference)
-                if found.digest not in server.holder.engine._loaded:
-                    lost.append(reference)
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for seq in range(2, 30):
-        point(store, 1 + seq % 3, digest(1 + seq % 3), seq)
-        server.poll()
-    stopped.set()
-    for thread in threads:
-        thread.join()
-    assert lost == []
 
 
 # ---------------------------------------------------------------- refusals
@@ -307,83 +242,6 @@ def test_an_alias_that_is_refused_is_read_once_and_not_by_every_request(server: 
     assert server.live.find(f"{TASK}@next").number == 2
 
 
-# ---------------------------------------------------------------- the store away
-
-
-def test_with_the_store_away_a_server_goes_on(server: Server, store: Away) -> None:
-    store.away = True
-    server.poll(3600)
-    state = server.live.observe()
-    assert (server.live.find(TASK).number, state.away, state.trouble) == (1, 3600.0, "the store does not answer")
-    with pytest.raises(ServiceUnavailable):
-        server.live.find(f"{TASK}@3")
-    store.away = False
-    server.poll()
-    assert (server.live.observe().away, server.live.observe().trouble) == (0.0, "")
-
-
-def test_with_the_store_away_a_server_starts_with_its_last_good_set(
-    server: Server, store: Away, tmp_path: Path
-) -> None:
-    store.away = True
-    again = Server(store, tmp_path / "home")
-    again.live.hold_last_good()
-    again.poll()
-    served = again.live.find(TASK)
-    assert (served.number, served.digest) == (1, digest(1))
-    assert again.live.find(f"{TASK}@1").digest == digest(1)
-    assert len(again.holder.engine.score_labels([Question(served.digest, {"text": "good film"})])) == 1
-
-
-def test_the_last_good_set_is_private(server: Server, tmp_path: Path) -> None:
-    found = list((tmp_path / "home" / "serving" / "host" / "last-good").rglob("*"))
-    assert len(found) > 3
-    assert not [path for path in found if path.stat().st_mode & 0o077]
-
-
-def test_a_last_good_set_that_was_damaged_is_read_again_from_the_store(
-    server: Server, store: Away, tmp_path: Path
-) -> None:
-    for path in (tmp_path / "home" / "serving" / "host" / "last-good").rglob("*.safetensors"):
-        path.write_bytes(b"rot")
-    again = Server(store, tmp_path / "home")
-    again.live.hold_last_good()
-    assert "altered" in again.reasons()[0]
-    again.poll()
-    assert (again.live.find(TASK).number, again.reasons()) == (1, [])
-    third = Server(store, tmp_path / "home")
-    third.live.hold_last_good()
-    assert third.live.find(TASK).number == 1
-
-
-def test_a_server_that_starts_verifies_in_the_store_what_it_kept(server: Server, store: Away, tmp_path: Path) -> None:
-    path = store.root / manifest_key(TASK, digest(1))
-    path.write_bytes(path.read_bytes().replace(b"movies", b"movied"))
-    again = Server(store, tmp_path / "home")
-    again.live.hold_last_good()
-    again.poll()
-    assert "the manifest was altered" in again.reasons()[0]
-    assert again.live.find(TASK).number == 1
-
-
-def test_what_the_store_confirms_after_a_start_is_not_computed_again(
-    server: Server, store: Away, tmp_path: Path
-) -> None:
-    again = Server(store, tmp_path / "home")
-    again.live.hold_last_good()
-    again.poll()
-    assert again.holder.held == [digest(1)]
-
-
-def test_the_last_good_set_keeps_no_more_than_is_held(server: Server, store: Away, tmp_path: Path) -> None:
-    for number in (2, 3):
-        point(store, number, digest(number), number)
-        server.poll()
-    server.poll(2 * holdings.RETAINED)
-    kept = {path.parent.name for path in (tmp_path / "home" / "serving" / "host" / "last-good").rglob("manifest.json")}
-    assert kept == {digest(2), digest(3)}
-
-
 # ---------------------------------------------------------------- reports
 
 
@@ -476,32 +334,3 @@ def test_a_canary_whose_bytes_do_not_hold_is_refused_whole(server: Server, store
     server.poll()
     assert "truncated or altered" in server.reasons()[0]
     assert {server.live.find(TASK, str(key)).number for key in range(100)} == {1}
-
-
-# ---------------------------------------------------------------- a day alone
-
-
-def test_a_day_without_the_store_fails_no_request(server: Server, store: Away, tmp_path: Path) -> None:
-    """MLflow, Prefect and the ledger's database are never asked. The clock passes a day, with a restart at noon."""
-    store.away, answers, failures = True, 0, []
-    running = server
-    for second in range(0, 86_400, 60):
-        running.poll(60)
-        if second == 43_200:
-            running = Server(store, tmp_path / "home")
-            running.live.hold_last_good()
-        for reference in (TASK, f"{TASK}@production", f"{TASK}@1", f"{TASK}@sha256:{digest(1)}"):
-            try:
-                served = running.live.find(reference, str(second))
-            except PtpError as error:
-                failures.append(error)
-            else:
-                answers += served.digest == digest(1)
-    assert (answers, failures) == (4 * 1440, [])
-    assert running.live.observe().refused == []
-    [scores] = running.holder.engine.score_labels([Question(digest(1), {"text": "good film"})])
-    assert len(scores) == 2
-    store.away = False
-    point(store, 2, digest(2), 2)
-    running.poll(60)
-    assert running.live.find(TASK).number == 2
