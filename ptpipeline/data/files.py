@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ptpipeline.data.delimited import list_header, read_delimited
 from ptpipeline.data.json_lines import list_keys, read_json_lines
-from ptpipeline.data.table import Table, Wanted
+from ptpipeline.data.table import NoRows, Table, Wanted
 from ptpipeline.errors import DataError
 from ptpipeline.foreign import parsing
 from ptpipeline.task.data import Source
@@ -59,18 +59,18 @@ _SAMPLE = 4096  # bytes that tell UTF-16 without a mark: a third of them are NUL
 def load_file(name: str, path: Path, source: Source, wanted: Sequence[Wanted]) -> Table:
     """Return the wanted columns of the file as text, and the place of each row; messages call it `name`.
 
-    Raises DataError if the file is empty, too large or malformed, lacks a wanted column, or has no rows.
+    Raises NoRows if the file is empty or has no rows, DataError if it is too large, malformed or lacks a wanted column.
     """
     with parsing(f"{name}: not readable as {source.format}", _give(source.format), DataError):
         size = path.stat().st_size
         if size == 0:
-            raise DataError(f"{name}: the file is empty; expected rows in {source.format}")
+            raise NoRows(f"{name}: the file is empty; expected rows in {source.format}")
         if size > MAX_BYTES:
             raise DataError(f"{name}: {size} bytes; a source may have at most {MAX_BYTES} bytes: give a part of it")
         _check_beginning(name, path, source.format or "")
         table = _read(name, path, source, wanted)
         if not all(column.cells for column in table.columns.values()):
-            raise DataError(f"{name}: there are no rows")
+            raise NoRows(f"{name}: there are no rows")
         return table
 
 

@@ -210,6 +210,8 @@ def read_rows(task: Task, home: Path, kept: Mapping[Split | None, Parts] = Mappi
         for name, table in kept.get(split) or _place_of(source).read(source, wanted, home):
             parts.append((name, table))
             splits += [split] * count_rows(table)
+    if not parts:
+        raise DataError(f"data.source of task {task.name}: there are no rows in any of its files")
     joined = join(parts)
     cells = {name: column.cells for name, column in joined.columns.items()}
     answers = joined.columns[_name_label(data) or data.target or ""]

@@ -17,6 +17,10 @@ MAX_NAMES = 20  # of a list in a message
 SHOWN = 3  # places in a message
 
 
+class NoRows(DataError):
+    """A file of rows has none: no fault if it is one of several."""
+
+
 class Wanted(NamedTuple):
     """A column that a task names: its name, the field of `data` that names it, and whether its cells must be text."""
 

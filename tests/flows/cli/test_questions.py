@@ -1,11 +1,12 @@
 """The rows of a file that `ptp predict --input` answers."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from flows.cli.questions import read_rows
-from ptpipeline.errors import DataError
+from ptpipeline.errors import DataError, NotFound
 
 
 def test_a_file_of_another_delimiter_says_what_to_give_and_that_is_read(tmp_path: Path) -> None:
@@ -15,6 +16,44 @@ def test_a_file_of_another_delimiter_says_what_to_give_and_that_is_read(tmp_path
         read_rows(path, None, None, ["text"])
     assert "data.source" not in str(told.value)
     assert read_rows(path, None, ";", ["text"]) == [{"text": "a, b"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "options"),
+    [
+        ("rows.csv", '"text";"other"\n"a, b";"c"\n', (None, ";")),
+        ("rows.csv", "text\tother\na, b\tc\n", (None, r"\t")),
+        ("rows.tsv", '"text"\t"other"\n"a, b"\t"c"\n', ("csv", r"\t")),
+        ("rows.tsv", 'text,other\n"a, b",c\n', ("csv", None)),
+    ],
+)
+def test_the_options_that_a_message_names_read_the_file(
+    tmp_path: Path, name: str, body: str, options: tuple[str | None, str | None]
+) -> None:
+    (tmp_path / name).write_text(body)
+    with pytest.raises(DataError) as told:
+        read_rows(tmp_path / name, None, None, ["text"])
+    form, delimiter = options
+    named = [f"--format {form}" if form else "", f'--delimiter "{delimiter}"' if delimiter else ""]
+    assert f"give {' '.join(filter(None, named))}" in str(told.value)
+    assert "data.source" not in str(told.value)
+    assert read_rows(tmp_path / name, form, delimiter, ["text"]) == [{"text": "a, b"}]
+
+
+def test_names_that_are_not_those_of_the_fields_are_told_with_what_to_do_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("Text\na\n")
+    with pytest.raises(DataError, match=r'which is a field of the template; .*rename the column "Text" in the file'):
+        read_rows(path, None, None, ["text"])
+    path.write_text("a\n")
+    with pytest.raises(DataError, match="if the file has no header line, put their names in front"):
+        read_rows(path, None, None, ["text"])
+
+
+def test_a_pipe_is_no_file_of_rows_and_told(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.csv")
+    with pytest.raises(NotFound, match="is no regular file, such as a pipe or a device; name a file of rows"):
+        read_rows(tmp_path / "rows.csv", None, None, ["text"])
 
 
 def test_a_file_of_another_format_says_what_to_give_and_that_is_read(tmp_path: Path) -> None:
