@@ -1,10 +1,15 @@
 """The rows of a file that `ptp predict --input` answers."""
 
+import io
 import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from flows.cli.app import read_lines
 from flows.cli.questions import read_rows
 from ptpipeline.errors import DataError, NotFound
 
@@ -70,3 +75,24 @@ def test_a_delimiter_that_is_none_is_one_sentence(tmp_path: Path, form: str, del
     path.write_text("text\na\n")
     with pytest.raises(DataError, match="--delimiter is one character between the fields of a csv"):
         read_rows(path, form, delimiter, ["text"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+def test_lines_in_another_encoding_are_told_with_a_command_that_works(
+    monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """As PowerShell and Notepad write them; without a mark, each letter of UTF-16 has a NUL beside it."""
+    body = "good film\ncaf\u00e9\n".encode(encoding)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(body)))
+    with pytest.raises(DataError, match=r"standard input.* `iconv") as told:
+        read_lines()
+    command = re.search("`(iconv .*?)`", str(told.value))
+    assert command
+    done = subprocess.run(command[1].split(), input=body, capture_output=True, check=True).stdout
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(done)))
+    assert read_lines() == ["good film", "caf\u00e9"]
+
+
+def test_a_nul_within_a_line_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\0b\n\0\n")))
+    assert read_lines() == ["a\0b", "\0"]
