@@ -172,6 +172,22 @@ def bypass_proxies(environment: MutableMapping[str, str]) -> None:
     environment["no_proxy"] = environment["NO_PROXY"] = ",".join(exempt)
 
 
+def explain_environment(error: Exception, server: str) -> SettingsError:
+    """Return the error of an environment by which no client of a server can be made: its proxies or its certificates.
+
+    server: whose client it is, in words.
+    """
+    if isinstance(error, OSError):
+        return SettingsError(
+            f"the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read ({error.strerror or error}); "
+            "name a file or folder of them in PEM, or unset the variable"
+        )
+    return SettingsError(
+        f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used ({error}); name one as "
+        f"http://host:port, or exempt {server}'s host by NO_PROXY"
+    )
+
+
 def is_loopback(address: str) -> bool:
     """Return whether a server's address is one of this machine's own."""
     try:

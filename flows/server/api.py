@@ -9,7 +9,7 @@ import stamina
 
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import parse_json
-from ptpipeline.settings import is_loopback
+from ptpipeline.settings import explain_environment, is_loopback
 
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")  # the types of state in which a flow run has ended
 
@@ -68,15 +68,12 @@ def _client(loopback: bool) -> httpx.Client:
     """Return the one client of this process: making one takes 30 ms of processor time, and training needs it.
 
     This machine itself is reached directly, whatever proxies the environment names. Raises SettingsError if it names
-    one that httpx cannot use.
+    one, or certificates, that httpx cannot use.
     """
     try:
         return httpx.Client(timeout=SECONDS, trust_env=not loopback)
-    except (ImportError, ValueError) as error:
-        raise SettingsError(
-            f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used ({error}); name one as "
-            "http://host:port, or exempt Prefect's host by NO_PROXY"
-        ) from None
+    except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
+        raise explain_environment(error, "Prefect") from None
 
 
 def _detail(answer: httpx.Response) -> str:

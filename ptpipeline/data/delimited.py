@@ -26,6 +26,7 @@ from ptpipeline.data.quotes import Misquoted
 from ptpipeline.data.table import (
     MAX_ROWS,
     Column,
+    NoRows,
     Places,
     Table,
     Wanted,
@@ -121,7 +122,7 @@ class _Records:
         self.wanted = wanted
         first = next(self.stream, None)
         if first is None:
-            raise DataError(f"{self.name}: there are no rows")
+            raise NoRows(f"{self.name}: there are no rows")
         self.usual = self.ends[1]
         if source.columns is None:
             self._check_header(first, wanted)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ptpipeline.data.files import MAX_BYTES
-from ptpipeline.data.local import MAX_FILES, load_rows
+from ptpipeline.data.local import MAX_FILES, load_rows, pass_empty
 from ptpipeline.data.table import Table, Wanted
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import shorten
@@ -40,9 +40,10 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
     """
     bucket = _Bucket(_objects(source))
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for found in bucket.list():
+    objects = bucket.list()
+    for found in objects:
         name = bucket.name(found.key)
-        with tempfile.NamedTemporaryFile(prefix=".s3-", dir=home) as file:
+        with pass_empty(len(objects)), tempfile.NamedTemporaryFile(prefix=".s3-", dir=home) as file:
             bucket.download(found, file)
             file.flush()
             yield name, load_rows(Path(file.name), name, source, wanted, home)

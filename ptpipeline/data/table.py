@@ -17,6 +17,10 @@ MAX_NAMES = 20  # of a list in a message
 SHOWN = 3  # places in a message
 
 
+class NoRows(DataError):
+    """A file of rows has none: no fault if it is one of several."""
+
+
 class Wanted(NamedTuple):
     """A column that a task names: its name, the field of `data` that names it, and whether its cells must be text."""
 
@@ -144,10 +148,10 @@ def list_columns(names: Sequence[str]) -> str:
     if any(len(name) > MAX_NAME or len(name.split()) > MAX_NAME_WORDS for name in names):
         return f"{len(names)}, of which one is too long for a name; the first line may be a row"
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(map(_show, names[:MAX_NAMES])) + more
+    return ", ".join(map(show_name, names[:MAX_NAMES])) + more
 
 
-def _show(name: str) -> str:
-    """A name as it is, or in quotes if it could be misread."""
+def show_name(name: str) -> str:
+    """Return a name as it is, or in quotes if it could be misread."""
     plain = name.isprintable() and name == name.strip() != "" and not set(name) & set(",;'\"")
     return name if plain else shorten(name)

@@ -70,6 +70,21 @@ def test_a_listed_value_that_no_row_has_is_refused_with_those_there(tmp_path: Pa
         checked(task, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"), [("train ", "'train ' (1)"), ("train\u200b", r"'train\u200b' (1)"), ("", "no value (1)")]
+)
+def test_a_value_is_shown_with_what_nobody_sees(tmp_path: Path, value: str, shown: str) -> None:
+    task = columned(tmp_path, (value, "a", "bad"), ("validation", "b", "bad"), ("test", "c", "bad"))
+    with pytest.raises(DataError, match="no row has 'train'") as raised:
+        checked(task, tmp_path)
+    assert shown in str(raised.value)
+    task = columned(
+        tmp_path, ("train", "d", "bad"), (value, "a", "bad"), ("validation", "b", "bad"), ("test", "c", "bad")
+    )
+    detail = record(checked(task, tmp_path), "unlisted_split").detail
+    assert detail == f"rows of no listed split are left out: {shown.replace('(1)', '1')}"
+
+
 def test_a_missing_split_column_is_named(tmp_path: Path) -> None:
     task = columned(tmp_path, ("train", "a", "bad"), split=LISTED | {"column": "fold"})
     with pytest.raises(DataError, match=r"no column 'fold', which data\.split\.column names"):
@@ -215,4 +230,4 @@ def test_a_value_that_is_not_utf8_is_written_out_where_it_is_counted(tmp_path: P
     path.write_bytes(body.encode(errors="surrogateescape"))
     split = {"column": "part", "train": ["train"], "dev": ["validation"], "test": ["test"]}
     outcome = checked(declared(path, split=split, checks={"rows_per_label": "off"}), tmp_path)
-    assert record(outcome, "unlisted_split").detail == r"rows of no listed split are left out: caf\udce9\x1b 1"
+    assert record(outcome, "unlisted_split").detail == r"rows of no listed split are left out: 'caf\udce9\x1b' 1"

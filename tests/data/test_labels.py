@@ -125,6 +125,13 @@ def test_what_is_not_seen_is_written_out(sign: str) -> None:
     )
 
 
+def test_labels_of_other_letters_that_look_alike_are_written_out() -> None:
+    """As macOS writes an accent behind its letter."""
+    said = told(["cafe\u0301", "cafe\u0301", "th\u00e9"], "caf\u00e9", "bad")
+    assert r"'cafe\u0301' (2 rows), 'th\xe9' (1 row); allowed: 'caf\xe9', 'bad'; " in said
+    assert "'th\u00e9' (1 row); allowed: 'caf\u00e9', 'bad'; " in told(["th\u00e9"], "caf\u00e9", "bad")
+
+
 def test_labels_of_every_script_are_readable() -> None:
     assert "'긍정' (1 row), '肯定' (1 row)" in told(["긍정", "肯定"], "good", "bad")
 

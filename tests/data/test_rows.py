@@ -210,6 +210,45 @@ def test_an_empty_group_is_refused() -> None:
         )
 
 
+@pytest.mark.parametrize("blank", ["", "  ", "\u200b", "\u2800", "\0", "\xa0\ufeff"])
+def test_a_group_that_nobody_sees_is_an_empty_one(blank: str) -> None:
+    rows = rows_of(("a", "bad"), ("b", "bad"), groups=["x", blank])
+    with pytest.raises(DataError, match=r"data\.split\.group names is empty in row 2;"):
+        checked(rows, {}, split={"group": "author"})
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "NA", "N/A", "null", "NULL", "None", r"\N", "<NA>", "NaT", "#N/A"])
+def test_a_group_that_reads_like_a_missing_value_is_told(word: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As programs write what is missing into text: all these rows are one group, though nobody said so."""
+    groups = ["x", word, word, "y"]
+    outcome = checked(rows_of(*((f"text {n}", "bad") for n in range(4)), groups=groups), {}, split={"group": "author"})
+    assert len(outcome.rows) == 4
+    [note] = [check for check in outcome.checks if check.name == "missing_group"]
+    assert (note.outcome, note.count) == ("warned", 2)
+    assert note.detail.startswith(f"rows 2, 3 have the group '{word}'")
+    assert "as a missing value is written; they stay together; leave the cell empty" in caplog.text
+
+
+def test_groups_with_names_are_not_told() -> None:
+    groups = ["nancy", "Nan Goldin", "0", "none of us"]
+    outcome = checked(rows_of(*((f"text {n}", "bad") for n in range(4)), groups=groups), {}, split={"group": "author"})
+    assert not any(check.name == "missing_group" for check in outcome.checks)
+
+
+@pytest.mark.parametrize(
+    "text", ["\u2800\u2800", "\0", "\x08\x7f\x1b", "\ufff9\ufffb", "\ufffc", "\u200b\u3164", " \u2060\x00 ", "\ufe0f"]
+)
+def test_a_text_in_which_nothing_is_seen_is_empty(text: str) -> None:
+    checks = checked(rows_of(("a", "bad"), (text, "bad"), ("b", "good")), {"rows_per_label": "off"}).checks
+    assert {check.name: check.count for check in checks}["empty_text"] == 1
+
+
+@pytest.mark.parametrize("text", [".", "\U0001f600", "\u0301", "\ufffd", "a\0", "\ue000"])
+def test_a_text_in_which_something_is_seen_is_none(text: str) -> None:
+    checks = checked(rows_of(("a", "bad"), (text, "bad"), ("b", "good")), {"rows_per_label": "off"}).checks
+    assert {check.name: check.count for check in checks}["empty_text"] == 0
+
+
 def overlapping() -> SourceRows:
     spec = SplitSpec(dev=0.2, test=0.2)
     group = {split_of(str(number), spec): number for number in range(100)}

@@ -399,6 +399,29 @@ def test_a_file_that_cannot_be_measured_is_one_sentence(
     assert "film" not in err
 
 
+@pytest.mark.parametrize(
+    ("name", "body", "options"),
+    [
+        ("own.csv", '"text";"label"\n"a film";"negative"\n"the plot";"positive"\n', ["--delimiter", ";"]),
+        ("own.csv", "text\tlabel\na film\tnegative\nthe plot\tpositive\n", ["--delimiter", r"\t"]),
+        (
+            "own.csv",
+            '{"text":"a film","label":"negative"}\n{"text":"the plot","label":"positive"}',
+            ["--format", "jsonl"],
+        ),
+    ],
+)
+def test_the_options_that_a_message_names_measure_the_file(
+    ptp: Any, tmp_path: Path, name: str, body: str, options: list[str]
+) -> None:
+    own = tmp_path / name
+    own.write_text(body)
+    code, _, err = ptp("evaluate", NAME, "--data", str(own))
+    option, value = options
+    assert (code, f"give {option} " in err, value in err, "data.source" in err) == (1, True, True, False)
+    assert ptp("evaluate", NAME, "--data", str(own), *options)[0] == 0
+
+
 def test_what_there_is_not_cannot_be_measured(ptp: Any, tmp_path: Path) -> None:
     own = write_csv(tmp_path / "own.csv", rows_of(4))
     assert "no such file" in ptp("evaluate", NAME, "--data", str(tmp_path / "none.csv"))[2]
