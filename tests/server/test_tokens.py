@@ -1,6 +1,7 @@
 """The file of tokens, and what is left of a rate."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -66,3 +67,14 @@ def test_a_token_of_the_same_name_replaces_the_first(tmp_path: Path) -> None:
 def test_no_file_lets_nobody_in(tmp_path: Path) -> None:
     tokens = Tokens(tmp_path / "none.json")
     assert (tokens.find(""), tokens.find("x"), len(tokens)) == (None, None, 0)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user, which root alone may")
+def test_a_file_of_another_user_gets_no_token(tmp_path: Path) -> None:
+    """Whoever put it there knows a token that it holds, which would open this server."""
+    path = tmp_path / "tokens"
+    make_token(path, "theirs", [], None)
+    os.chown(path, 12345, 12345)
+    with pytest.raises(SettingsError, match="belongs to another user"):
+        make_token(path, "mine", [], None)
+    assert [token.name for token in read_tokens(path).tokens] == ["theirs"]
