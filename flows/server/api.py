@@ -2,6 +2,8 @@
 
 import functools
 import os
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -52,6 +54,23 @@ def call(verb: str, url: str, body: Any = None, credential: str | None = None) -
     if answer.is_error:
         raise SettingsError(f"Prefect refuses {verb} {url.partition('/api/')[2]}: {_detail(answer)}")
     return _parse(answer, url) if answer.content else None
+
+
+def read_date(api: str) -> datetime | None:
+    """Return the time by the server's clock, to the second; None if its answer does not tell it.
+
+    Raises ServiceUnavailable if the server does not answer.
+    """
+    try:
+        answer = _client(is_loopback(api)).get(f"{api}/health")  # whoever refuses this tells the time all the same
+    except httpx.HTTPError as error:
+        raise ServiceUnavailable(
+            f"Prefect at {api.partition('/api')[0]} does not answer ({type(error).__name__})"
+        ) from None
+    try:
+        return parsedate_to_datetime(answer.headers.get("date", ""))
+    except ValueError:
+        return None
 
 
 def _parse(answer: httpx.Response, url: str) -> Any:

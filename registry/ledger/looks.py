@@ -10,10 +10,9 @@ from typing import NamedTuple
 from sqlalchemy import Connection, func, select, update
 
 from ptpipeline.gate.spending import Budget, look_at, question_of, reveal_digest
-from ptpipeline.records.base import now
 from ptpipeline.records.verdicts import Look, Verdict
 from registry.ledger import tables
-from registry.ledger.database import insert, put
+from registry.ledger.database import insert, put, read_time
 from registry.ledger.ledger import Ledger
 
 OVERLAP = 0.01  # a set of test rows that shares more of its rows than this with an earlier set is not fresh
@@ -103,7 +102,7 @@ def _put(connection: Connection, task: str, look: Look, question: str) -> None:
         "test_set": look.test_set,
         "number": look.number,
         "question": question,
-        "at": now(),
+        "at": read_time(connection),
     }
     connection.execute(insert(connection, table).values(**row, **figures).on_conflict_do_nothing())
     unknown = (table.c.task == task, table.c.question == question, table.c.alpha.is_(None))
@@ -157,7 +156,7 @@ def _count(connection: Connection, task: str, test_set: int) -> int:
 
 def _put_set(connection: Connection, task: str, test_set: _RowSet) -> None:
     rows = b"".join(sorted(test_set.rows))
-    put(connection, tables.test_set, {"task": task, "number": test_set.number}, rows=rows, at=now())
+    put(connection, tables.test_set, {"task": task, "number": test_set.number}, rows=rows, at=read_time(connection))
 
 
 def _decode(stored: bytes) -> frozenset[bytes]:

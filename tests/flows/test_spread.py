@@ -104,10 +104,25 @@ def test_a_gang_that_cannot_be_given_fails_alone() -> None:
     assert (list(night.outcomes), list(night.errors)) == (["b"], ["a"])
 
 
-def test_a_gang_whose_worker_never_began_is_given_to_another() -> None:
+def test_a_gang_whose_worker_never_began_is_given_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.spread._PENDING_SECONDS", 0.1)
     pool = Pool(a=["PENDING", "COMPLETED"])
     night = run(pool)
     assert (pool.set, list(night.outcomes)) == ([("a.1", "CRASHED")], ["a"])
+
+
+def test_how_long_a_gang_has_not_begun_is_not_read_off_two_clocks() -> None:
+    """The server's stamp is months old by this machine's clock."""
+
+    class Slow(Pool):
+        def answer(self, what: str, body: Any) -> tuple[int, Any]:
+            status, found = super().answer(what, body)
+            if what == "GET /flow_runs/a.1":
+                self.states["a"][0] = "COMPLETED"
+            return status, found
+
+    pool = Slow(a=["PENDING"])
+    assert (list(run(pool).outcomes), pool.set) == (["a"], [])
 
 
 @pytest.mark.parametrize(("night", "cancelled"), [("CANCELLING", [("a.1", "CANCELLING")]), ("RUNNING", [])])

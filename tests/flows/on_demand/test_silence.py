@@ -100,6 +100,24 @@ def test_a_task_without_max_age_is_never_stale(place: Place) -> None:
     assert place.overdue() == []
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_machine_with_another_clock_alarms_about_the_same(
+    place: Place, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock dates its task files, and nothing else: verdicts and nights have the ledger's time."""
+    now, off = datetime.now(UTC), timedelta(hours=hours)
+    monkeypatch.setattr("flows.on_demand.silence.read_clock", lambda: datetime.now(UTC) + off)
+    due = now - timedelta(minutes=30)
+    cron = f"{due.minute} {due.hour} * * *"
+    place.declare(f"max_age: 0.9\nschedule: {{cron: '{cron}', timezone: UTC}}", now - timedelta(minutes=20) + off)
+    place.judge(now - timedelta(minutes=50))
+    assert find_overdue(place.registry, place.settings) == []  # the night is due for the first time tomorrow
+    place.declare(f"max_age: 0.8\nschedule: {{cron: '{cron}', timezone: UTC}}", now - timedelta(minutes=40) + off)
+    assert {one.kind for one in find_overdue(place.registry, place.settings)} == {"stale_task", "night_missing"}
+    place.declare("max_age: soon", now - timedelta(minutes=5) + off)
+    assert find_overdue(place.registry, place.settings) == []
+
+
 @pytest.mark.parametrize(("minutes", "told"), [(7, False), (9, True)])
 def test_a_task_file_that_cannot_be_read_is_told(place: Place, minutes: int, told: bool) -> None:
     place.declare("max_age: soon", NOON - timedelta(minutes=minutes))

@@ -19,9 +19,9 @@ from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.rebuild import rebuild
 from registry.versions.beside import place_beside
-from registry.versions.promoters import Cause
+from registry.versions.promoters import Cause, lack_promoter
 from registry.versions.promotion import promote, rollback
-from tests.registry.signed import ADA
+from tests.registry.signed import ADA, WORKER, signed
 from tests.registry.versions.test_promoters import ada, declare
 
 ME = Cause("me", "because")
@@ -182,6 +182,25 @@ def test_a_shadow_needs_a_promoters_signature_if_every_promotion_does(plain: Reg
     published(plain, task, 2, head.digest)
     with pytest.raises(PromotionRefused, match="asks for a promoter's signature of every promotion"):
         place_beside(plain, task, 2, 0, ada(key=None))
+
+
+@pytest.mark.parametrize("percent", [0, 10])
+def test_beside_what_overrides_the_gate_only_promoters_place_a_version(
+    plain: Registry, tmp_path: Path, percent: int
+) -> None:
+    """The new row repeats the override: without a promoter's signature readers would take it, and production, for
+    nobody's.
+    """
+    task = declare(tmp_path / "tasks", "override", ADA)
+    registry = signed(plain, WORKER, WORKER, ADA, tasks=tmp_path / "tasks")
+    published(registry, task, 1, None, "failed")
+    by_ada = signed(plain, ADA, WORKER, ADA, tasks=tmp_path / "tasks")
+    head = promote(by_ada, task, 1, ada(override=True))
+    published(registry, task, 2, head.digest)
+    with pytest.raises(PromotionRefused, match="asks for a promoter's signature of an override"):
+        place_beside(registry, task, 2, percent, ME)
+    row = place_beside(by_ada, task, 2, percent, ada())
+    assert lack_promoter(by_ada, task.name, [head, row]) == {}
 
 
 def test_both_versions_are_told_to_others(plain: Registry, task: Task) -> None:
