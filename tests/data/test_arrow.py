@@ -72,6 +72,10 @@ def test_a_label_is_written_as_a_person_would(
     assert (column.cells, column.kinds) == (cells, (kind,))
 
 
+def test_a_decimal_with_an_exponent_keeps_its_zeros() -> None:
+    assert arrow.write_values(pa.array([decimal.Decimal("1.2E+10")], pa.decimal128(3, -9))) == ["1.2E+10"]
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -134,7 +138,12 @@ def test_the_names_of_a_classlabel_column_stand_for_its_numbers(tmp_path: Path) 
     assert (column.cells, column.codes) == (["pos", "neg", None], {"neg": "0", "pos": "1"})
 
 
-@pytest.mark.parametrize("stated", [b"{", b"[]", b'{"info": {"features": {"label": 1}}}', b'{"info": null}', b"\xff"])
+VALUE = b'{"info": {"features": {"label": {"_type": "Value", "names": ["neg", "pos"]}}}}'
+
+
+@pytest.mark.parametrize(
+    "stated", [b"{", b"[]", b'{"info": {"features": {"label": 1}}}', b'{"info": null}', b"\xff", VALUE]
+)
 def test_metadata_that_say_nothing_are_no_fault(tmp_path: Path, stated: bytes) -> None:
     columns = pa.table({"text": ["a"], "label": [1]}).replace_schema_metadata({b"huggingface": stated})
     pq.write_table(columns, tmp_path / "rows.parquet")

@@ -169,6 +169,10 @@ def test_an_array_is_told_with_a_command_that_works(tmp_path: Path, indent: int 
     assert pairs(load(tmp_path, (tmp_path / "new.jsonl").read_bytes(), "jsonl")) == [("a \u00e9", "bad"), ("b", "good")]
 
 
+def test_a_list_above_other_lines_is_told_as_a_line(tmp_path: Path) -> None:
+    assert told(tmp_path, f"[{GOOD}]\n{GOOD}\n") == "not readable as jsonl: line 1 is not a JSON object"
+
+
 def test_an_object_over_several_lines_is_told(tmp_path: Path) -> None:
     body = json.dumps({"text": "a", "label": "bad"}, indent=2)
     assert "line 1 ends within an object; write each object in one line" in told(tmp_path, body)

@@ -94,6 +94,11 @@ def test_a_class_is_found_by_its_name_or_its_number() -> None:
     assert named(["neg", "pos"], "0", "1", neg="0", pos="1") == ["0", "1"]
 
 
+def test_a_class_whose_number_is_no_label_is_unknown() -> None:
+    with pytest.raises(DataError, match=r"check unknown_label found 1: row 2: .*'odd' \(1 row\)"):
+        named(["neg", "odd"], "0", "1", neg="0", odd="2")
+
+
 def test_integers_with_missing_ones_keep_their_names(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"text": ["a", "b", "c"], "label": [1.0, 0.0, None]}), path)
@@ -198,6 +203,16 @@ def test_the_line_to_write_keeps_the_words_of_the_task() -> None:
     with pytest.raises(DataError) as raised:
         check_rows(task, rows)
     assert follow(str(raised.value), task).labels == {"Good": " great", "fine": " fine"}
+
+
+@pytest.mark.parametrize(("count", "advised"), [(20, True), (21, False)])
+def test_a_line_to_write_has_at_most_twenty_labels(count: int, advised: bool) -> None:
+    said = told([f"label {number}" for number in range(count)], "good", "bad")
+    assert ("write in the task labels" in said) is advised
+
+
+def test_no_line_is_written_if_rows_lack_a_label(tmp_path: Path) -> None:
+    assert "write in the task" not in told(["good", "bad", None], "good", "bad")
 
 
 def test_two_spellings_of_one_label_are_to_be_one() -> None:

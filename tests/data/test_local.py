@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ptpipeline.data import joined
 from ptpipeline.data.sources import describe_key, read_rows, source_key
 from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError
@@ -39,6 +40,15 @@ def test_files_may_differ_in_columns_that_the_task_does_not_name(tmp_path: Path)
     one = write(tmp_path / "a.csv", "text,label\na,bad\n")
     two = write(tmp_path / "b.csv", "id,label,text\n1,bad,b\n")
     assert texts(tmp_path, path=[one, two]) == ["a", "b"]
+
+
+def test_all_files_together_have_no_more_rows_than_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joined, "MAX_ROWS", 3)
+    one, two = write(tmp_path / "a.csv", f"{HEAD}a,bad\nb,bad\n"), write(tmp_path / "b.csv", f"{HEAD}c,bad\n")
+    assert texts(tmp_path, path=[one, two]) == ["a", "b", "c"]
+    write(tmp_path / "b.csv", f"{HEAD}c,bad\nd,bad\n")
+    with pytest.raises(DataError, match=r"a\.csv, .*b\.csv: more than 3 rows together"):
+        texts(tmp_path, path=[one, two])
 
 
 def test_a_file_without_a_named_column_is_named_with_it(tmp_path: Path) -> None:

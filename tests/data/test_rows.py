@@ -1,5 +1,6 @@
 """The ingest checks, the labels and the splits."""
 
+import hashlib
 from collections import Counter
 from random import Random
 from typing import Any
@@ -278,6 +279,14 @@ def test_an_overlap_may_be_kept() -> None:
     assert [row.split for row in outcome.rows] == ["train", "test", "dev", "train"]
 
 
+def test_of_reserve_and_dev_the_reserve_keeps_a_text() -> None:
+    shares = {"dev": 0.2, "test": 0.2, "reserve": 0.2}
+    group = {split_of(str(number), SplitSpec(**shares)): number for number in range(100)}  # type: ignore[arg-type]
+    source = rows_of(("same", "bad"), ("same", "bad"), groups=[group["dev"], group["reserve"]])
+    outcome = checked(source, {"duplicate": "off", "split_overlap": "warn"}, split={**shares, "group": "author"})
+    assert [row.split for row in outcome.rows] == ["reserve"]
+
+
 def test_too_few_rows_per_label_block() -> None:
     with pytest.raises(
         DataError,
@@ -397,6 +406,23 @@ def test_rows_of_a_template_stay_apart_and_are_counted() -> None:
     assert len({row.split for row in outcome.rows}) == 3
 
 
+def orders(count: int) -> list[tuple[str, str]]:
+    """Rows of which each nearly repeats the others."""
+    return [
+        (f"your order {number} has left our house today and is on its way to you", "good") for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "others", "templated"), [(10, 0, False), (11, 0, True), (12, 228, False), (13, 228, True)]
+)
+def test_a_template_has_more_than_ten_texts_and_more_than_a_twentieth(count: int, others: int, templated: bool) -> None:
+    unlike = [(hashlib.sha256(str(number).encode()).hexdigest(), "good") for number in range(others)]
+    outcome = checked(rows_of(*orders(count), *unlike), {})
+    assert near(outcome).count == count
+    assert near(outcome).detail.startswith(f"{count} rows of a template") is templated
+
+
 def grouped(*placed: tuple[str, str]) -> SourceRows:
     """Rows of (text, split): each in a group that goes to that split."""
     spec = SplitSpec(dev=0.2, test=0.2)
@@ -437,6 +463,11 @@ def test_rows_whose_named_field_nearly_repeats_share_a_split() -> None:
     assert len(set(alike[:6])) == 1
     assert alike[6:] == whole[6:]
     assert check.count == before.count + 6
+
+
+def test_a_field_without_text_joins_no_rows() -> None:
+    rows = paired(("", PHRASES[0], "bad"), ("", PHRASES[1], "bad"), ("", PHRASES[2], "bad"))
+    assert splits_of(rows, near_fields=["premise"], empty_text="off")[1].count == 0
 
 
 def test_near_fields_join_what_is_near_in_any_way() -> None:

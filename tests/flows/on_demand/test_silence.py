@@ -67,7 +67,7 @@ def place(tmp_path: Path) -> Place:
 # ---------------------------------------------------------------- tasks
 
 
-@pytest.mark.parametrize(("hours", "stale"), [(29.9, False), (30.1, True)])
+@pytest.mark.parametrize(("hours", "stale"), [(29.9, False), (30, False), (30.1, True)])
 def test_a_task_without_a_fresh_verdict_is_stale(place: Place, hours: float, stale: bool) -> None:
     place.declare("max_age: 30")
     place.judge(NOON - timedelta(hours=hours))
@@ -148,9 +148,10 @@ def test_a_night_that_did_not_start_is_missing_within_a_quarter_of_an_hour(
     assert [(one.kind, one.about) for one in found] == [("night_missing", SLUG)] * missing
 
 
-def test_a_night_that_started_is_not_missing(place: Place) -> None:
+@pytest.mark.parametrize("minutes", [0, 1])
+def test_a_night_that_started_is_not_missing(place: Place, minutes: int) -> None:
     place.declare(SCHEDULED)
-    place.night("tonight", DUE + timedelta(minutes=1))
+    place.night("tonight", DUE + timedelta(minutes=minutes))
     place.end("tonight")
     assert place.overdue(DUE + timedelta(hours=1)) == []
 
@@ -175,6 +176,14 @@ def test_a_schedule_declared_after_its_time_is_due_the_next_time(place: Place) -
     assert [one.kind for one in place.overdue(DUE + timedelta(hours=25))] == ["night_missing"]
 
 
+def test_a_task_that_joined_a_schedule_hides_no_missing_night(place: Place) -> None:
+    place.declare(SCHEDULED)
+    joined = (place.settings.tasks / "mood.yaml").read_text().replace("name: mood", "name: topic")
+    (place.settings.tasks / "topic.yaml").write_text(joined)
+    os.utime(place.settings.tasks / "topic.yaml", ((DUE + timedelta(minutes=1)).timestamp(),) * 2)
+    assert [one.kind for one in place.overdue(DUE + timedelta(hours=1))] == ["night_missing"]
+
+
 @pytest.mark.parametrize(
     ("day", "due"),
     [
@@ -193,7 +202,7 @@ def test_the_nights_of_a_changed_clock_are_due_once(day: str, due: str) -> None:
 # ---------------------------------------------------------------- nights that do not end
 
 
-@pytest.mark.parametrize(("hours", "long"), [(11, False), (13, True)])
+@pytest.mark.parametrize(("hours", "long"), [(11, False), (12, False), (13, True)])
 def test_a_night_that_does_not_end_is_too_long(place: Place, hours: int, long: bool) -> None:
     place.night("tonight", NOON - timedelta(hours=hours))
     found = place.overdue()
@@ -234,6 +243,16 @@ def test_a_silence_is_told_once_and_the_next_one_again(place: Place) -> None:
     place.judge(NOON)
     tell(place.registry, place.overdue(NOON + timedelta(hours=31)))
     assert take_due(database, "ops")
+
+
+def test_an_event_names_the_task_whose_file_is_broken_and_none_for_a_night(place: Place) -> None:
+    place.declare("max_age: soon")
+    place.night("tonight", NOON - timedelta(hours=13))
+    tell(place.registry, place.overdue())
+    told = {}
+    while event := take_due(place.registry.ledger.database, "ops"):
+        told[event.kind] = event.record["task"]
+    assert told == {"broken_task": "mood", "night_too_long": None}
 
 
 def test_the_end_of_a_night_is_an_event(place: Place) -> None:

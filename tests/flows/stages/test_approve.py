@@ -5,20 +5,22 @@ import signal
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from benchmarks.fixtures.prompts import an_artifact, published
 from flows.night import render_approvals
-from flows.stages.approve import Decided, list_waiting, reject
+from flows.stages.approve import Decided, describe, list_waiting, reject
 from flows.stages.approve import approve as approve_verdict
 from flows.stages.context import Context
 from flows.stages.outcome import Candidate, summarise
 from flows.stages.promote import promote
-from ptpipeline.errors import PromotionRefused, TaskFileError
+from ptpipeline.errors import DataError, PromotionRefused, TaskFileError
 from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.settings import Settings
 from ptpipeline.task.folder import load_task
 from ptpipeline.task.task import Task
 from registry import failpoints
+from registry.ledger import tables
 from registry.ledger.approvals import list_standings
 from registry.versions import promotion
 from registry.versions.promoters import Cause, lack_promoter
@@ -89,6 +91,7 @@ def test_the_last_approval_promotes_and_the_history_names_all(context: Context) 
     second = approve(context, "mood", 1, BOB)
     assert second.promotion
     assert (second.promotion.version, second.promotion.actor) == (1, "bob")
+    assert second.approvals.status == "approved"
     assert second.promotion.reason == "approved: ann: looks right; bob: fine"
     assert list_waiting(context.registry, {"mood": load_task(context.settings.tasks / "mood.yaml")}) == []
     assert ends(context, declare(context, "approvals: 2"))[0] == "unchanged"
@@ -124,6 +127,7 @@ def test_what_one_person_rejects_is_not_asked_for_again(context: Context) -> Non
     assert status == "rejected"
     assert "rejected by ann" in reason
     assert "(wrong tone)" in reason
+    assert list_waiting(context.registry, {"mood": task}) == []
     assert len(list_standings(context.registry.ledger.database)) == 1
 
 
@@ -171,7 +175,43 @@ def test_production_waits_for_staging(context: Context) -> None:
         approve(context, "mood", 1, ANN)
     assert list_standings(context.registry.ledger.database)[0].decisions == []
     promotion.promote(context.registry, task, 1, ANN, "staging")
+    assert [waiting.version for waiting in list_waiting(context.registry, {"mood": task})] == [1]
+    assert list_waiting(context.registry, {}) == []  # its file is gone
     assert approve(context, "mood", 1, ANN).promotion
+
+
+def test_a_request_that_expired_waits_no_more(context: Context) -> None:
+    task = declare(context)
+    ends(context, task)
+    table = tables.approval_request
+    with context.registry.ledger.database.writing() as connection:
+        connection.execute(text("DROP TRIGGER approval_request_no_update"))
+        connection.execute(table.update().values(asked=table.c.asked - 1e9, expires=table.c.expires - 1e9))
+    assert list_waiting(context.registry, {"mood": task}) == []
+    [standing] = list_standings(context.registry.ledger.database)
+    assert describe(task, standing).status == "expired"
+
+
+def test_what_production_names_without_a_request_takes_no_approval(context: Context) -> None:
+    task = declare(context)
+    promotion.promote(context.registry, task, published(context.registry, task, 1), ANN)
+    with pytest.raises(PromotionRefused, match="the champion changed since it was judged"):
+        approve(context, "mood", 1, ANN)
+
+
+def test_an_outdated_candidate_is_judged_again_before_it_is_approved(context: Context) -> None:
+    ends(context, declare(context))
+    declare(context, "max_age: 30")
+    (path := context.settings.tasks / "mood.yaml").write_text(path.read_text().replace("0.8", "0.85"))
+    with pytest.raises(DataError, match=r"rows\.csv"):  # it asks for rows, which these tests do not have
+        approve(context, "mood", 1, ANN)
+
+
+def test_one_rejection_outweighs_approvals_enough(context: Context) -> None:
+    ends(context, declare(context, "approvals: 2"))
+    approve(context, "mood", 1, ANN)
+    declare(context, "approvals: 1")
+    assert reject(context, "mood", 1, BOB).status == "rejected"
 
 
 def test_promoters_approve_with_their_keys(context: Context, tmp_path: Path) -> None:

@@ -205,6 +205,10 @@ def test_a_backup_replaces_no_file_not_even_the_ledger(filled: Registry, tmp_pat
     with pytest.raises(PreconditionFailed, match="there is a file of that name"):
         back_up(filled.ledger.database, tmp_path / "ledger.db")
     assert (tmp_path / "ledger.db").read_bytes() == b"a ledger, say"
+    (tmp_path / "link").symlink_to(tmp_path / "on-a-disk-that-is-away")
+    with pytest.raises(PreconditionFailed, match="there is a file of that name"):
+        back_up(filled.ledger.database, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_a_restore_that_ends_in_the_middle_leaves_no_ledger_and_may_be_repeated(

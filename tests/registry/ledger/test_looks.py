@@ -93,6 +93,14 @@ def test_a_question_of_another_task_was_not_asked(ledger: Ledger) -> None:
     assert not is_answered(ledger, "topic", "a")
 
 
+def test_the_looks_of_another_set_of_rows_change_no_level(ledger: Ledger) -> None:
+    task, plan = a_task(), Budget(0.05, 30)
+    take_look(ledger, task.name, "a", rows(0, 10), BUDGET)
+    first = take_look(ledger, task.name, "b", rows(500, 510), BUDGET)
+    ledger.save_verdict(a_verdict(task, a_report(an_artifact(task), 0.5), None).model_copy(update={"look": first}))
+    assert take_look(ledger, task.name, "c", rows(0, 10), plan) == look_at(1, 2, plan)
+
+
 def test_rows_that_repeat_a_text_count_as_it(ledger: Ledger) -> None:
     take_look(ledger, "mood", "a", rows(0, 10), BUDGET)
     assert take_look(ledger, "mood", "b", [f"{row}-2" for row in rows(0, 10)], BUDGET).number == 2
@@ -100,7 +108,8 @@ def test_rows_that_repeat_a_text_count_as_it(ledger: Ledger) -> None:
 
 def test_tasks_do_not_share_looks(ledger: Ledger) -> None:
     take_look(ledger, "mood", "a", rows(0, 10), BUDGET)
-    assert take_look(ledger, "topic", "a", rows(0, 10), BUDGET).number == 1
+    take_look(ledger, "mood", "b", rows(0, 10), BUDGET)
+    assert take_look(ledger, "topic", "b", rows(0, 10), BUDGET).number == 1
 
 
 def test_looks_at_the_same_time_get_numbers_of_their_own(ledger: Ledger) -> None:
