@@ -22,7 +22,7 @@ from benchmarks.fixtures.prompts import a_report, a_request, a_snapshot, a_task,
 from benchmarks.fixtures.s3_server import free_ports
 from ptpipeline.errors import LeaseHeld, NotFound, PromotionConflict, ServiceUnavailable, SettingsError
 from ptpipeline.records.base import now
-from registry.ledger import database, tables
+from registry.ledger import database, engine, tables
 from registry.ledger.database import put
 from registry.ledger.lease import Lease, leased
 from registry.ledger.ledger import Ledger, Move, Release
@@ -156,7 +156,7 @@ def test_an_unreachable_folder_is_transient(tmp_path: Path) -> None:
 
 
 def test_a_locked_database_is_transient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(database, "PRAGMAS", ("busy_timeout=50",))
+    monkeypatch.setattr(engine, "PRAGMAS", ("busy_timeout=50",))
     ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
     with sqlite3.connect(tmp_path / "ledger.db", isolation_level=None) as raw:
         raw.execute("BEGIN IMMEDIATE")
@@ -176,7 +176,7 @@ def test_a_server_that_ends_or_forbids_a_transaction_is_transient(
     postgres: Postgres, monkeypatch: pytest.MonkeyPatch, setting: str
 ) -> None:
     ledger = Ledger(_configured(postgres, setting))
-    monkeypatch.setattr(database, "TIMEOUTS", "")
+    monkeypatch.setattr(engine, "TIMEOUTS", "")
     bare = Ledger(ledger.url)
     with pytest.raises(ServiceUnavailable, match=r"read-only transaction|idle-in-transaction"):
         _write_slowly(bare)
@@ -223,7 +223,7 @@ def test_turning_a_file_to_wal_waits_where_sqlite_does_not(tmp_path: Path) -> No
     )
     rival.execute("BEGIN EXCLUSIVE")
     with ThreadPoolExecutor(1) as pool:
-        turned = pool.submit(database._execute, mine, "PRAGMA journal_mode=WAL")
+        turned = pool.submit(engine._execute, mine, "PRAGMA journal_mode=WAL")
         assert wait([turned], 0.1).not_done
         rival.execute("ROLLBACK")
         turned.result()

@@ -95,10 +95,10 @@ def test_a_question_of_another_task_was_not_asked(ledger: Ledger) -> None:
 
 def test_the_looks_of_another_set_of_rows_change_no_level(ledger: Ledger) -> None:
     task, plan = a_task(), Budget(0.05, 30)
-    take_look(ledger, task.name, "a", rows(0, 10), BUDGET)
-    first = take_look(ledger, task.name, "b", rows(500, 510), BUDGET)
-    ledger.save_verdict(a_verdict(task, a_report(an_artifact(task), 0.5), None).model_copy(update={"look": first}))
-    assert take_look(ledger, task.name, "c", rows(0, 10), plan) == look_at(1, 2, plan)
+    first = take_look(ledger, task.name, "a", rows(0, 10), BUDGET)
+    other = take_look(ledger, task.name, "b", rows(500, 510), BUDGET)
+    ledger.save_verdict(a_verdict(task, a_report(an_artifact(task), 0.5), None).model_copy(update={"look": other}))
+    assert take_look(ledger, task.name, "c", rows(0, 10), plan) == look_at(1, 2, plan, {1: first})
 
 
 def test_rows_that_repeat_a_text_count_as_it(ledger: Ledger) -> None:

@@ -10,7 +10,7 @@ from sqlalchemy import text, update
 
 from benchmarks.fixtures.prompts import a_report, a_request, a_snapshot, a_task, a_verdict, an_artifact, published
 from ptpipeline.errors import NotFound, ServiceUnavailable
-from registry.ledger import database, tables
+from registry.ledger import database, engine, tables
 from registry.ledger.ledger import Ledger, Move
 from registry.ledger.usage import Name, snapshots
 from registry.registry import Registry
@@ -120,7 +120,7 @@ def test_a_commit_is_on_the_disk_before_it_is_told(ledger: Ledger, pragma: str, 
 def test_a_writer_has_its_place_from_its_first_statement(
     ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(database, "PRAGMAS", ("busy_timeout=50",))
+    monkeypatch.setattr(engine, "PRAGMAS", ("busy_timeout=50",))
     rival = Ledger(ledger.url)
     with ledger.database.writing(), pytest.raises(ServiceUnavailable, match="locked"):  # nothing is written yet
         rival.add_version("mood", ONE)
