@@ -11,7 +11,7 @@ from benchmarks.faults import Fault, scripted
 from benchmarks.fixtures.prompts import a_task, an_artifact
 from ptpipeline.prompts.artifact import write_artifact
 from ptpipeline.records.versions import PRODUCTION
-from registry.mlflow.store import connect
+from registry.mlflow.client import connect
 from registry.registry import Registry
 
 

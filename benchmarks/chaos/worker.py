@@ -32,7 +32,7 @@ from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
 from registry.ledger import tombstone
 from registry.ledger.ledger import Release
-from registry.mlflow import store as mlflow_store
+from registry.mlflow import client as mlflow_client
 from registry.registry import Registry
 from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
@@ -148,14 +148,14 @@ def work(assignment: Assignment, control: Connection) -> None:
 @contextmanager
 def shorten_timeouts(mlflow_seconds: int = MLFLOW_SECONDS) -> Iterator[None]:
     """Use short leases and tombstones in this process until the block ends, and this timeout for MLflow's answers."""
-    before = projection.LEASE_SECONDS, tombstone.SECONDS, mlflow_store.REQUEST_SECONDS, os.environ.get(MLFLOW_TIMEOUT)
+    before = projection.LEASE_SECONDS, tombstone.SECONDS, mlflow_client.REQUEST_SECONDS, os.environ.get(MLFLOW_TIMEOUT)
     projection.LEASE_SECONDS = tombstone.SECONDS = LEASE_SECONDS
-    mlflow_store.REQUEST_SECONDS = MLFLOW_SECONDS
+    mlflow_client.REQUEST_SECONDS = MLFLOW_SECONDS
     os.environ[MLFLOW_TIMEOUT] = str(mlflow_seconds)
     try:
         yield
     finally:
-        projection.LEASE_SECONDS, tombstone.SECONDS, mlflow_store.REQUEST_SECONDS, timeout = before
+        projection.LEASE_SECONDS, tombstone.SECONDS, mlflow_client.REQUEST_SECONDS, timeout = before
         os.environ.update({MLFLOW_TIMEOUT: timeout}) if timeout else os.environ.pop(MLFLOW_TIMEOUT)
 
 

@@ -33,7 +33,8 @@ from ptpipeline.storage.objects import without_login
 from ptpipeline.task.task import Task
 from registry.ledger.database import Database
 from registry.ledger.tables import SCHEMA
-from registry.mlflow.store import MlflowStore, without_password
+from registry.mlflow.client import without_password
+from registry.mlflow.store import MlflowStore
 from registry.registry import is_checked, open_for_writing
 
 PoolType = Literal["process", "docker", "kubernetes"]

@@ -17,7 +17,7 @@ from ptpipeline.settings import Settings
 from ptpipeline.task.folder import find_task, sound_tasks
 from ptpipeline.task.task import Task
 from ptpipeline.tuning.tracker import NoTracker, Tracker
-from registry.mlflow.store import without_password
+from registry.mlflow.client import without_password
 from registry.registry import Registry, open_for_writing
 
 if TYPE_CHECKING:

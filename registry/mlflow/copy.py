@@ -9,7 +9,8 @@ from ptpipeline.foreign import parse_record, read_file
 from ptpipeline.prompts.artifact import MAX_TENSOR_BYTES, Artifact, check_tensors
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE
-from registry.mlflow.store import MlflowStore, connect, translated_errors
+from registry.mlflow.client import connect, translated_errors
+from registry.mlflow.store import MlflowStore
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -28,7 +28,8 @@ from ptpipeline.settings import Settings, load_settings
 from ptpipeline.storage.keys import MANIFEST_FILE, TENSOR_FILE
 from ptpipeline.storage.signed import open_signed_store
 from ptpipeline.task.template import read_template
-from registry.mlflow.store import MlflowStore, connect, quiet_mlflow, translated_errors
+from registry.mlflow.client import connect, quiet_mlflow, translated_errors
+from registry.mlflow.store import MlflowStore
 
 DESCRIPTION, EXAMPLE, SERVING_EXAMPLE = "MLmodel", "input_example.json", "serving_input_example.json"
 MEMBERS = "members"

@@ -10,7 +10,7 @@ from ptpipeline.progress import Standing
 from ptpipeline.records.base import read_clock
 from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.tuning.tracker import RunStatus
-from registry.mlflow.store import connect, translated_errors
+from registry.mlflow.client import connect, translated_errors
 from registry.mlflow.write import curve_metrics, ensure_experiment, standing_metric
 
 if TYPE_CHECKING:

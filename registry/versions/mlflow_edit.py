@@ -15,7 +15,7 @@ from ptpipeline.task.task import Task
 from registry.failpoints import reached
 from registry.ledger.lease import leased
 from registry.ledger.projections import sight
-from registry.mlflow import store as mlflow_store
+from registry.mlflow import client as mlflow_client
 from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.versions import projection
@@ -74,7 +74,7 @@ def seconds_apart() -> float:
     The first look holds the lease, so whoever held it before begins no other write. What was under way, the alias and
     its tag, has ended by the second; only a process that stood still may write later, and the note of its write tells.
     """
-    return 2.0 * mlflow_store.REQUEST_SECONDS
+    return 2.0 * mlflow_client.REQUEST_SECONDS
 
 
 def _may_be_an_edit(held: HeldAlias, seen: Seen) -> bool:

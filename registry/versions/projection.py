@@ -15,7 +15,7 @@ from ptpipeline.storage.keys import history_key, pointer_key, quarantined_pointe
 from ptpipeline.storage.signed import is_accepted, without_checks
 from registry.failpoints import reached
 from registry.ledger.lease import leased
-from registry.mlflow.store import REQUEST_SECONDS
+from registry.mlflow.client import REQUEST_SECONDS
 from registry.registry import Registry
 from registry.versions.mlflow_alias import Action, HeldAlias, describe_aliases
 

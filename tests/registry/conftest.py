@@ -15,7 +15,8 @@ from benchmarks.fixtures.s3_server import S3Server
 from ptpipeline.storage import FolderStore, S3Store
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Ledger
-from registry.mlflow.store import MlflowStore, connect
+from registry.mlflow.client import connect
+from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from tests.registry.signed import WORKER, fill, signed
 

@@ -34,7 +34,8 @@ from flows.server.webhook import (
 from ptpipeline.errors import ServiceUnavailable, SettingsError, Terminal
 from ptpipeline.settings import Settings
 from ptpipeline.storage.s3 import RequestLimits, make_client
-from registry.mlflow.store import MlflowStore, connect
+from registry.mlflow.client import connect
+from registry.mlflow.store import MlflowStore
 from tests import http_server
 from tests.http_server import Quiet
 

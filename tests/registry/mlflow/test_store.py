@@ -21,7 +21,8 @@ from ptpipeline.errors import ServiceUnavailable, Terminal
 from ptpipeline.progress import Standing
 from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.task.task import Task
-from registry.mlflow.store import MlflowStore, connect
+from registry.mlflow.client import connect
+from registry.mlflow.store import MlflowStore
 from registry.mlflow.tracking import Tracking
 from registry.mlflow.write import mlflow_template
 from registry.registry import Registry

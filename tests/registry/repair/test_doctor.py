@@ -25,7 +25,7 @@ from registry.ledger import tables
 from registry.ledger.database import put
 from registry.ledger.lease import Lease
 from registry.ledger.ledger import Release
-from registry.mlflow.store import connect
+from registry.mlflow.client import connect
 from registry.registry import Registry
 from registry.repair.difference import Difference
 from registry.repair.doctor import examine

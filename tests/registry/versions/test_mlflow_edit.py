@@ -25,7 +25,7 @@ from registry import failpoints
 from registry.ledger import tables
 from registry.ledger.database import insert
 from registry.ledger.ledger import Ledger, Move
-from registry.mlflow import store as mlflow_store
+from registry.mlflow import client as mlflow_client
 from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.repair.doctor import examine
@@ -54,7 +54,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def hasten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projection, "LEASE_SECONDS", LEASE)
-    monkeypatch.setattr(mlflow_store, "REQUEST_SECONDS", REQUEST)
+    monkeypatch.setattr(mlflow_client, "REQUEST_SECONDS", REQUEST)
 
 
 @pytest.fixture
@@ -108,7 +108,7 @@ def test_an_edit_becomes_a_promotion(pair: Registry, task: Task, client: MlflowC
 def test_an_edit_is_not_judged_at_first_sight(
     pair: Registry, task: Task, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mlflow_store, "REQUEST_SECONDS", 300.0)
+    monkeypatch.setattr(mlflow_client, "REQUEST_SECONDS", 300.0)
     client.set_registered_model_alias(task.name, "production", "2")
     for _ in range(2):
         found = reconcile(pair, {task.name: task}, task.name)

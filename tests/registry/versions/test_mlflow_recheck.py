@@ -17,7 +17,7 @@ from registry.garbage.roots import Retention
 from registry.ledger import tables
 from registry.ledger.ledger import Move
 from registry.ledger.projections import applied_projections, sight
-from registry.mlflow import store as mlflow_store
+from registry.mlflow import client as mlflow_client
 from registry.mlflow.store import APPLIED_TAG, MlflowStore, Model
 from registry.registry import Registry
 from registry.repair.doctor import examine
@@ -49,7 +49,7 @@ class Watched(FolderStore):
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(projection, "LEASE_SECONDS", APART)
-    monkeypatch.setattr(mlflow_store, "REQUEST_SECONDS", 0.0)
+    monkeypatch.setattr(mlflow_client, "REQUEST_SECONDS", 0.0)
 
 
 @pytest.fixture
