@@ -26,4 +26,4 @@ def approve(request: ApproveRequest) -> str:
 def answer(context: Context, request: ApproveRequest) -> Decided:
     """Return what the approval led to. The worker's key does not speak for whoever asks."""
     cause = Cause(record_claim(request.actor), request.reason)
-    return approve_version(context, request.task, request.version, cause)
+    return approve_version(context, request.task, request.version, cause, request.verdict)

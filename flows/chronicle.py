@@ -15,7 +15,6 @@ from flows.stages.chain import Night
 from flows.stages.context import Context, flow_run_page
 from flows.stages.outcome import Outcome
 from ptpipeline.errors import PtpError
-from ptpipeline.records.base import now
 from registry.ledger.nights import NightTask, RecordedNight, begin_night, end_night
 
 log = logging.getLogger("ptpipeline.flows")
@@ -25,15 +24,16 @@ def begin(context: Context, request: NightlyRequest | TuneRequest) -> str:
     """Note that the flow run of this process begins; return the id of its night: that of the run that began it."""
     schedule, reason = getattr(request, "schedule", None), getattr(request, "reason", "")
     cause = f"schedule {schedule}" if schedule else reason or "asked for"
-    night = RecordedNight(
-        id=getattr(request, "night", "") or str(flow_run.id),
-        flow=str(flow_run.flow_name),
-        cause=cause,
-        page=flow_run_page(context.settings),
-        started=now(),
-    )
-    _keep(lambda: begin_night(context.registry.ledger, night))
-    return night.id
+    id_, ledger = getattr(request, "night", "") or str(flow_run.id), context.registry.ledger
+
+    def note() -> None:
+        page, started = flow_run_page(context.settings), ledger.database.time().isoformat()
+        begin_night(
+            ledger, RecordedNight(id=id_, flow=str(flow_run.flow_name), cause=cause, page=page, started=started)
+        )
+
+    _keep(note)
+    return id_
 
 
 def finish(context: Context, id_: str, night: Night, state: State[Any]) -> State[Any]:

@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.artifacts import Artifact
 from prefect.client.schemas.objects import State
 
+from flows.clock import check_clock
 from flows.night import end, name_starter, show_verdict
 from flows.requests import GangRequest
 from flows.spread import OUTCOMES
@@ -18,6 +19,7 @@ from flows.steps import open_context, step
 @flow(name="gang", flow_run_name=name_this_run, persist_result=False)
 def gang(request: GangRequest) -> State[Any]:
     """Train the tasks of one gang of a night together, and finish them; the night starts this, not a person."""
+    check_clock()
     context = open_context()
     context.started_by = name_starter(request.actor, request.schedule)
     selection = select_tasks(context.settings, request.tasks)

@@ -5,7 +5,7 @@ from typing import Any
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.client.schemas.objects import State
 
-from flows.requests import PREFECT_ACTOR, record_claim
+from flows.requests import PREFECT_ACTOR, VERDICT_DIGITS, record_claim
 from flows.stages.approve import Approvals
 from flows.stages.chain import Night
 from flows.stages.context import MACHINE
@@ -95,7 +95,7 @@ def render_approvals(approvals: Approvals, verdict: Verdict | None) -> str:
         f"# {approvals.task}@{approvals.version}: {approvals.status}",
         "",
         f"{approvals.given} of {approvals.needed} approvals; its run was started by {escape(approvals.started_by)}; "
-        f"the request ends at {approvals.expires_at}.",
+        f"the request ends at {approvals.expires_at}. Verdict {approvals.verdict[:VERDICT_DIGITS]}.",
         "",
         *(f"- {escape(decision)}" for decision in approvals.decisions),
         "",

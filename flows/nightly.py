@@ -10,6 +10,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.states import Failed
 
 from flows.chronicle import begin, finish
+from flows.clock import check_clock
 from flows.night import end, name_starter, show_verdict
 from flows.requests import GangRequest, NightlyRequest
 from flows.server.events import send_what_waits
@@ -33,6 +34,7 @@ def nightly(request: NightlyRequest = EVERYTHING) -> State[Any]:
     """Train the tasks that changed, and put what passes its gate into production by each task's policy."""
     if request.cancelled:
         return Skipped("a person cancelled the run that this one would go on with").end()
+    check_clock()
     context = open_context()
     context.started_by = name_starter(request.actor, request.schedule)
     id_ = begin(context, request)

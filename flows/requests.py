@@ -13,6 +13,7 @@ from ptpipeline.records.base import Record, digest_of
 from ptpipeline.records.versions import PRODUCTION
 
 PREFECT_ACTOR = "prefect"
+VERDICT_DIGITS = 12  # at least so many name what a person read
 _NAMED = 3  # tasks that the name of a run lists
 
 Claim = Field(
@@ -119,6 +120,12 @@ class ApproveRequest(Record):
 
     task: str = Field(title="Task", description="Its report and difference: artifact `verdict-TASK`.")
     version: int = Field(title="Version", description="The number behind the @, as the night's table shows it.")
+    verdict: str = Field(
+        title="Verdict",
+        pattern=f"^[0-9a-f]{{{VERDICT_DIGITS},64}}$",
+        description="The digits of the verdict that you read, as the night's table and the artifact show them. If it "
+        "was judged again since, nothing is approved.",
+    )
     actor: str = Name
     reason: str = Field(title="Reason", min_length=1, description="Why; the history keeps it forever.")
 

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import stamina
@@ -34,11 +33,14 @@ log = logging.getLogger("ptpipeline.flows")
 
 
 class Given(NamedTuple):
-    """A gang that a worker trains: its tasks, the run, and how often it was started."""
+    """A gang that a worker trains: its tasks, the run, how often it was started, and since when it was seen as pending,
+    in seconds of this process: the server's clock may be another.
+    """
 
     plans: Sequence[Plan]
     run: str
     attempt: int
+    pending: float | None = None
 
 
 def count_parts(api: str) -> int | None:
@@ -92,10 +94,12 @@ def _isolated(plans: Sequence[Plan], done: Night) -> Iterator[None]:
 def _follow(api: str, night: str, request: GangRequest, given: Given, done: Night) -> list[Given]:
     """Look at a gang's run; return what to wait for on its behalf, nothing if it is done."""
     run = _ask(api, f"flow_runs/{given.run}")
-    if run["state_type"] == "PENDING" and _age(run["state"]["timestamp"]) > _PENDING_SECONDS:
-        state = {"type": "CRASHED", "name": "Crashed", "message": "its worker took it and never began"}
-        _ask(api, f"flow_runs/{given.run}/set_state", {"state": state})
-        return [given]
+    if run["state_type"] == "PENDING":
+        since = time.monotonic() if given.pending is None else given.pending
+        if time.monotonic() - since > _PENDING_SECONDS:
+            state = {"type": "CRASHED", "name": "Crashed", "message": "its worker took it and never began"}
+            _ask(api, f"flow_runs/{given.run}/set_state", {"state": state})
+        return [given._replace(pending=since)]
     if run["state_type"] not in FINAL:
         return [given]
     if run["state_type"] == "CRASHED" and given.attempt < MOST_ATTEMPTS and not _was_cancelled(api, given.run):
@@ -116,10 +120,6 @@ def _cancel_with(api: str, this_run: str, running: Sequence[Given]) -> None:
         if call("GET", f"{api}/flow_runs/{this_run}")["state_type"] in ("CANCELLING", "CANCELLED"):
             for given in running:
                 call("POST", f"{api}/flow_runs/{given.run}/set_state", {"state": {"type": "CANCELLING"}})
-
-
-def _age(timestamp: str) -> float:
-    return (datetime.now(UTC) - datetime.fromisoformat(timestamp)).total_seconds()
 
 
 def _give(api: str, night: str, request: GangRequest, plans: Sequence[Plan], attempt: int) -> Given:

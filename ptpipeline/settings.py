@@ -29,6 +29,8 @@ CREDENTIALS = {
 }
 # A key of somebody else's account beside the stack's own would be sent along: so all that goes with a set goes with it.
 _WITH_CREDENTIALS = {"store": "AWS_", "mlflow": "MLFLOW_TRACKING_"}
+# How the names of all variables begin that may hold a login at these servers, or at the hub.
+OWN_PREFIXES = ("AWS_", "PTP_", "PREFECT_", "MLFLOW_", "_MLFLOW_", "HF_")
 NO_AWS_FILES = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
 
 _HALF = re.compile("[\ud800-\udfff]")  # what is not UTF-8 in the environment comes as such
@@ -168,6 +170,22 @@ def bypass_proxies(environment: MutableMapping[str, str]) -> None:
     exempt = [host.strip() for host in given.split(",") if host.strip()]
     exempt += [host for host in LOOPBACK if host not in exempt and "*" not in exempt]
     environment["no_proxy"] = environment["NO_PROXY"] = ",".join(exempt)
+
+
+def explain_environment(error: Exception, server: str) -> SettingsError:
+    """Return the error of an environment by which no client of a server can be made: its proxies or its certificates.
+
+    server: whose client it is, in words.
+    """
+    if isinstance(error, OSError):
+        return SettingsError(
+            f"the certificates that SSL_CERT_FILE or SSL_CERT_DIR names cannot be read ({error.strerror or error}); "
+            "name a file or folder of them in PEM, or unset the variable"
+        )
+    return SettingsError(
+        f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used ({error}); name one as "
+        f"http://host:port, or exempt {server}'s host by NO_PROXY"
+    )
 
 
 def is_loopback(address: str) -> bool:

@@ -64,6 +64,19 @@ def test_the_innermost_phase_that_counts_is_shown() -> None:
     assert names[-1] == "training: 4"
 
 
+def test_what_is_counted_within_a_whole_phase_is_not_shown() -> None:
+    heard = Heard()
+    with watch("task", heard.display), phase("latency", whole=True):
+        expect(2, "texts")
+        for _ in range(2):
+            for _ in count(slowly([[1]], 2 * INTERVAL), 1):
+                pass
+            advance(1)
+    names = [line.partition(" texts")[0] for line in heard.lines]
+    assert {"task: latency: 0 of 2", "task: latency: 1 of 2"} <= set(names)
+    assert not any("rows" in line for line in heard.lines)
+
+
 def test_what_counts_nothing_still_says_that_it_goes_on() -> None:
     heard = Heard()
     with watch("task", heard.display), phase("norms"):

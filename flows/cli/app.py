@@ -164,9 +164,15 @@ def read_lines() -> list[str]:
 
     Raises DataError, which names the line, if one is not UTF-8.
     """
+    from ptpipeline.data.files import guess_encoding
+
     if sys.stdin is None:
         raise DataError("standard input is closed: give the texts as arguments, or one per line")
     body = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
+    if (encoding := guess_encoding(body[:4096])) is not None:
+        raise DataError(
+            f"standard input: the texts are {encoding.name}; convert them first by `iconv -f {encoding.iconv} -t UTF-8`"
+        )
     lines = body.removesuffix(b"\n").split(b"\n") if body else []
     texts = []
     for number, line in enumerate(lines, 1):

@@ -1,5 +1,6 @@
 """Verbs of `ptp` by which people decide about candidates that passed their gate."""
 
+import re
 import sys
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -17,6 +18,7 @@ from flows.cli.app import (
 )
 from flows.cli.terminal import say
 from flows.cli.versions import show
+from flows.requests import VERDICT_DIGITS
 from ptpipeline.records.versions import PRODUCTION
 
 if TYPE_CHECKING:
@@ -29,21 +31,32 @@ Waiting = Annotated[
     typer.Argument(metavar="TASK@N", help="The candidate; without one, what waits for approval is listed."),
 ]
 Why = Annotated[str | None, typer.Option("--reason", help="Why; the history keeps it forever. Asked for if missing.")]
+Read = Annotated[
+    str | None,
+    typer.Option(
+        "--verdict", help="With --reason: first digits of the verdict that you read, as `ptp show` prints them."
+    ),
+]
 
 
 @app.command()
-def approve(reference: Waiting = None, reason: Why = None, as_json: Json = False) -> None:
+def approve(reference: Waiting = None, reason: Why = None, verdict: Read = None, as_json: Json = False) -> None:
     """Approve a candidate that waits for people.
 
     It shows report and difference first. If enough people approved it, production names it.
     """
     from flows.stages.approve import approve as approve_version
 
+    if reason is not None and not (verdict and re.fullmatch(f"[0-9a-f]{{{VERDICT_DIGITS},64}}", verdict)):
+        raise typer.BadParameter(
+            f"--reason needs --verdict, the first {VERDICT_DIGITS} or more digits of the verdict that you read: "
+            f"`ptp show {reference or 'TASK@N'}` prints them"
+        )
     question = _ask("Approve", reference, reason, as_json)
     if question is None:
         return
-    context, (task, number), why = question
-    decided = approve_version(context, task, number, name_cause(context.registry, why))
+    context, (task, number), why, shown = question
+    decided = approve_version(context, task, number, name_cause(context.registry, why), verdict or shown)
     _print_decisions(decided.approvals, as_json)
     given, needed = decided.approvals.given, decided.approvals.needed
     more = f"{given} of {needed} approvals; {needed - given} more of somebody else promotes it"
@@ -61,7 +74,7 @@ def reject(reference: Waiting = None, reason: Why = None, as_json: Json = False)
     question = _ask("Reject", reference, reason, as_json)
     if question is None:
         return
-    context, (task, number), why = question
+    context, (task, number), why, _ = question
     _print_decisions(reject_version(context, task, number, name_cause(context.registry, why)), as_json)
 
 
@@ -80,17 +93,19 @@ def _waiting_row(approvals: "Approvals") -> dict[str, str]:
     return {
         "candidate": f"{approvals.task}@{approvals.version}",
         "approvals": f"{approvals.given} of {approvals.needed}",
+        "verdict": approvals.verdict[:VERDICT_DIGITS],
         "run started by": approvals.started_by,
         "until (UTC)": approvals.expires_at[:16].replace("T", " "),
     }
 
 
 class Question(NamedTuple):
-    """What a person decides about, and why."""
+    """What a person decides about, and why; `verdict` was the newest when it was shown."""
 
     context: "Context"
     version: "VersionId"
     reason: str
+    verdict: str
 
 
 def _ask(verb: str, reference: str | None, reason: str | None, as_json: bool) -> "Question | None":
@@ -106,10 +121,13 @@ def _ask(verb: str, reference: str | None, reason: str | None, as_json: bool) ->
         return None
     context = open_context()
     version = find_version(context.registry, reference)
+    shown = (
+        context.registry.ledger.version(version.task, version.number).verdict or ""
+    )  # one that comes now is not shown
     if reason is not None:
-        return Question(context, version, reason)
+        return Question(context, version, reason, shown)
     if as_json or not sys.stdin.isatty():
         raise typer.BadParameter("say why with --reason; only on a terminal is it asked for")
     show(reference)
     reason = str(typer.prompt(f"{verb} {version.task}@{version.number} as {os_user()}, because"))
-    return Question(context, version, reason)
+    return Question(context, version, reason, shown)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from flows.cli.app import app
+from flows.cli.options import naming_options
 from flows.cli.terminal import escape, say
 from ptpipeline.errors import DataError
 
@@ -60,7 +61,8 @@ def draft_task(settings: "Settings", file: Path, form: str | None, given: Mappin
 
     if ask and not sys.stdin.isatty() and None in given.values():
         raise DataError("standard input is no terminal, so nobody can be asked: add --yes, or give all options")
-    sketch = look(file, form, settings.home)
+    with naming_options(delimiter=False):
+        sketch = look(file, form, settings.home)
     say(f"{file}: {sketch.rows} rows")
     print_table([_column_row(one._asdict()) for one in sketch.seen], as_json=False)
     bases = list_bases(settings.tasks)

@@ -18,6 +18,7 @@ from flows.cli.app import (
     spend_look,
     write_file,
 )
+from flows.cli.options import naming_options, read_delimiter
 from flows.cli.terminal import choose_display, log_plainly, say, say_progress
 
 if TYPE_CHECKING:
@@ -69,6 +70,10 @@ def evaluate(
         Literal["csv", "tsv", "jsonl", "parquet"] | None,
         typer.Option("--format", help="By default the ending of the file's name."),
     ] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(metavar="CHARACTER", help="Between the fields of a csv file; by default as in the task file."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a version on your own rows.
@@ -80,7 +85,9 @@ def evaluate(
     from ptpipeline.settings import resolve_path
 
     context = _open_context(writing=False)
-    measured = measure_file(context, VersionRef(*find_version(context.registry, reference)), resolve_path(data), form)
+    version, path = VersionRef(*find_version(context.registry, reference)), resolve_path(data)
+    with naming_options():
+        measured = measure_file(context, version, path, form, read_delimiter(delimiter))
     if as_json:
         print_record(measured, as_json)
     else:

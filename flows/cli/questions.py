@@ -4,8 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flows.cli.app import read_lines
+from flows.cli.options import naming_options, read_delimiter
 from ptpipeline.data.table import is_utf8
-from ptpipeline.errors import DataError, NotFound
+from ptpipeline.errors import DataError
 from ptpipeline.foreign import escape_controls, parsing
 from ptpipeline.settings import load_settings
 from ptpipeline.task.source import Source, find_format
@@ -43,30 +44,24 @@ def read_pairs(pairs: Sequence[str]) -> Fields:
     return fields
 
 
-_OPTIONS = {"data.source.delimiter: ": "--delimiter ", "data.source.format: ": "--format "}  # as `predict` has them
-
-
 def read_rows(path: Path, form: str | None, delimiter: str | None, names: Sequence[str]) -> list[str | Fields]:
     """Return the rows of a file whose columns have the `names` of the fields.
 
     delimiter: stands between the fields of a csv file, if it is no comma. Raises NotFound if there is no such file,
     DataError if a field is missing, and what `load_rows` raises.
     """
-    from ptpipeline.data.local import load_rows
+    from ptpipeline.data.local import check_rows_file, load_rows
     from ptpipeline.data.table import Wanted
 
-    if not path.is_file():
-        raise NotFound(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a file of rows")
+    check_rows_file(path)
     with parsing(
         f"{path}: --format and --delimiter", "--delimiter is one character between the fields of a csv", DataError
     ):
-        fields = {"path": str(path), "format": form or find_format(path), "delimiter": delimiter}
+        fields = {"path": str(path), "format": form or find_format(path), "delimiter": read_delimiter(delimiter)}
         source = Source.model_validate(fields)
     wanted = [Wanted(name, f"fields.{name}", text=True) for name in names]
-    try:
+    with naming_options():
         table = load_rows(path, str(path), source, wanted, load_settings().home)
-    except DataError as error:  # its advice is for a task file
-        raise DataError(_name_options(str(error))) from None
     columns = [table.columns[name].cells for name in names]
     missing = [number for number, cells in enumerate(zip(*columns, strict=True), 1) if None in cells]
     if missing:
@@ -76,9 +71,3 @@ def read_rows(path: Path, form: str | None, delimiter: str | None, names: Sequen
     if broken:
         raise DataError(f"{path}: {table.places.describe(broken)}: not UTF-8; save the file as UTF-8")
     return [dict(zip(names, (cell or "" for cell in cells), strict=True)) for cells in zip(*columns, strict=True)]
-
-
-def _name_options(advice: str) -> str:
-    for field, option in _OPTIONS.items():
-        advice = advice.replace(f"set {field}", f"give {option}")
-    return advice

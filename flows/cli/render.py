@@ -129,7 +129,7 @@ def print_version(details: VersionDetails, as_json: bool) -> None:
     if details.report:
         _print_report(details.report)
     if details.verdict:
-        _print_verdict(details.verdict)
+        _print_verdict(details.verdict, details.version.verdict)
 
 
 def _print_manifest(version: PromptVersion, manifest: PromptManifest) -> None:
@@ -187,8 +187,8 @@ def _print_report(report: Report) -> None:
         print_table([_label_row(label, measured) for label in labels], as_json=False)
 
 
-def _print_verdict(verdict: Verdict) -> None:
-    say(f"verdict: {'passed' if verdict.passed else 'failed'}")
+def _print_verdict(verdict: Verdict, digest: str | None) -> None:
+    say(f"verdict: {'passed' if verdict.passed else 'failed'}{f' ({digest[:12]})' if digest else ''}")
     if verdict.reveal:
         say(f"{verdict.reveal.by} spent look {verdict.reveal.look.number} at these test rows to see the figures")
     print_table(

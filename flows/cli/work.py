@@ -289,10 +289,10 @@ def _key_of_today(settings: "Settings", flow: str, names: list[str] | None) -> s
 
     from flows.requests import key_run
     from flows.stages.context import select_tasks
-    from ptpipeline.data.sources import source_key
+    from flows.stages.ingest import find_source_key
 
     tasks = select_tasks(settings, names).tasks
-    return key_run(flow, {task.name: source_key(task, settings.home) for task in tasks}, datetime.now(UTC))
+    return key_run(flow, {task.name: find_source_key(settings, task) for task in tasks}, datetime.now(UTC))
 
 
 def _require_prefect(settings: "Settings") -> str:

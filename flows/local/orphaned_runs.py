@@ -6,9 +6,7 @@ the run stays Running.
 
 from pathlib import Path
 
-import psutil
-
-from flows.local.process import FLOW_RUN
+from flows.local.process import find_flow_runs
 from flows.server.api import FINAL, call
 from flows.server.environment import POOL
 from ptpipeline.errors import NotFound, PtpError
@@ -28,7 +26,7 @@ def end_orphaned_runs(home: Path, api: str, credential: str | None = None) -> li
         active = [str(run["id"]) for run in call("POST", f"{api}/flow_runs/filter", query, credential)]
     except NotFound:
         return []
-    orphans = sorted(set(active) - _runs_with_process(home)) if active else []
+    orphans = sorted(set(active) - find_flow_runs(home).keys()) if active else []
     for run in orphans:
         state = {"type": "CRASHED", "name": "Crashed", "message": "its process ended together with the worker"}
         call("POST", f"{api}/flow_runs/{run}/set_state", {"state": state, "force": True}, credential)
@@ -40,7 +38,7 @@ def runs_at_work(home: Path, api: str, credential: str) -> list[str]:
     of a run that Prefect does not tell of, its id.
     """
     names = []
-    for run in sorted(_runs_with_process(home)):
+    for run in sorted(find_flow_runs(home)):
         try:
             known = call("GET", f"{api}/flow_runs/{run}", credential=credential)
             deployment = call("GET", f"{api}/deployments/{known['deployment_id']}", credential=credential)["name"]
@@ -50,16 +48,3 @@ def runs_at_work(home: Path, api: str, credential: str) -> list[str]:
         if deployment not in _HELPERS and known["state_type"] not in FINAL:  # of an ended run the process ends soon
             names.append(str(known["name"]))
     return names
-
-
-def _runs_with_process(home: Path) -> set[str]:
-    """Ids of the runs that a process of this stack still works on, even if its worker is gone."""
-    runs = set()
-    for process in psutil.process_iter():
-        try:
-            environment = process.environ()
-        except psutil.Error:
-            continue
-        if environment.get("PTP_HOME") == str(home) and environment.get(FLOW_RUN):
-            runs.add(environment[FLOW_RUN])
-    return runs

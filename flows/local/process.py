@@ -7,6 +7,7 @@ and not recorded, because its starter was killed in between, is found again.
 import os
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,8 @@ HOST = "127.0.0.1"
 MARK = "PTP_STACK_SERVER"  # the variable that names the server to whoever looks for it
 FLOW_RUN = "PREFECT__FLOW_RUN_ID"  # Prefect's variable in the environment of a flow run
 _STOP_SECONDS = 20.0
+_REPORT_SECONDS = 3.0
+_LOOK_SECONDS = 0.3  # between two looks at what a process that ends has started
 _SAME_START = 2.0  # seconds: the start time is computed from the boot time, which clock corrections shift
 
 
@@ -90,20 +93,44 @@ def read_environment(process: Process) -> dict[str, str]:
 def stop(process: Process) -> None:
     """End the process and its descendants: SIGTERM, then SIGKILL for those that still run after 20 s.
 
-    Flow runs below a worker are told too: a training writes its checkpoint before it ends.
+    Flow runs below a worker are told too: a training writes its checkpoint before it ends. Prefect's worker goes on
+    taking runs as long as one of its own still ends: such a run is told as soon as it is seen, and once the first ones
+    have ended, the worker gets some seconds to report them. Else it would start a night that goes on again and again.
     A foreign process with the same pid is left alone.
     """
     root = _find(process)
     if root is None:
         return
-    tree = _tree(root)
-    sockets = _socket_files(root)
-    _signal([root, *(relative for relative in tree[1:] if _is_flow_run(relative))], "terminate")
-    _, running = psutil.wait_procs(tree, timeout=_STOP_SECONDS)
+    sockets, running = _socket_files(root), _tree(root)
+    first = {relative for relative in running if _is_flow_run(relative)}
+    told = {root, *first}
+    _signal(list(told), "terminate")
+    ends = time.monotonic() + _STOP_SECONDS
+    while running and time.monotonic() < ends:
+        running = list({relative for one in running for relative in _tree(one)})
+        runs = {relative for relative in running if relative not in told and _is_flow_run(relative)}
+        _signal(list(runs), "terminate")
+        told |= runs
+        running = _wait(running, _LOOK_SECONDS)
+        if first and first.isdisjoint(running):
+            first, ends = set(), min(ends, time.monotonic() + _REPORT_SECONDS)
     _signal(running, "kill")
-    psutil.wait_procs(running, timeout=_STOP_SECONDS)
+    _wait(running, _STOP_SECONDS)
     for path in sockets:
         path.unlink(missing_ok=True)
+
+
+def find_flow_runs(home: Path) -> dict[str, Process]:
+    """Return the running flow runs of the stack in that folder, by the run's id, even if their worker is gone."""
+    runs = {}
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ()
+            if environment.get("PTP_HOME") == str(home) and environment.get(FLOW_RUN):
+                runs[environment[FLOW_RUN]] = Process(pid=process.pid, created=process.create_time())
+        except (psutil.Error, OSError):
+            continue
+    return runs
 
 
 def memory(process: Process) -> int:
@@ -173,6 +200,25 @@ def _tree(root: psutil.Process) -> list[psutil.Process]:
         return [root, *root.children(recursive=True)]
     except psutil.Error:
         return [root]
+
+
+def _wait(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Wait until they have ended, at most so long; return those that still run.
+
+    One that nobody reaps has ended: in a container without an init process, orphans stay like that for ever.
+    """
+    ends, running = time.monotonic() + seconds, processes
+    while running and (left := ends - time.monotonic()) > 0:
+        _, alive = psutil.wait_procs(running, timeout=min(left, 0.1))
+        running = [process for process in alive if not _is_zombie(process)]
+    return running
+
+
+def _is_zombie(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.Error:
+        return True
 
 
 def _is_flow_run(process: psutil.Process) -> bool:

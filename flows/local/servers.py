@@ -120,7 +120,7 @@ def _storage(config: StackConfig) -> Server:
     folder = _make_folder(config, "s3")
     options += ["-dir=.", f"-s3.port={port}"]  # relative too: a path with a comma would be two folders
     options += [f"-{name}.port={value}" for name, value in ports.items()]
-    command = [_find_weed(), "-logtostderr=true", "mini", *options]
+    command = [find_weed(), "-logtostderr=true", "mini", *options]
     # A limit of memory near what is in use (232 MiB, most of it never touched) would collect all the time.
     environment = clean_environment({**config.storage_keys, **_mutual_tls(config), "GOGC": "50"})
     return Server("storage", command, environment, lambda process: _storage_ready(config, process), folder)
@@ -156,7 +156,8 @@ def _connect_storage(address: str, key: str, secret: str) -> Any:
     return make_client(address, RequestLimits(5.0, 1), KeyPair(key, secret))
 
 
-def _find_weed() -> str:
+def find_weed() -> str:
+    """Return the path of the object store's program; raise StackError if it is not installed."""
     beside = Path(sys.executable).with_name("weed")
     program = str(beside) if beside.exists() else shutil.which("weed")
     if program is None:

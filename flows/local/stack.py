@@ -23,6 +23,7 @@ from flows.local.orphaned_runs import end_orphaned_runs, runs_at_work
 from flows.local.process import (
     MARK,
     Process,
+    find_flow_runs,
     find_marked,
     is_alive,
     is_free,
@@ -113,8 +114,8 @@ def down(home: Path) -> None:
         return
     with private_files(), _lock(home):
         stack = read(home)
-        _stop_servers(dict(stack.processes) if stack else {})
-        _stop_all(find_marked(mark_prefix(home)))
+        _stop_servers(home, dict(stack.processes) if stack else {})
+        _stop_all([*find_marked(mark_prefix(home)), *find_flow_runs(home).values()])
         if stack:
             _write(home, stack.model_copy(update={"processes": {}}))
 
@@ -198,7 +199,7 @@ def _keep_current(home: Path, recorded: dict[str, Process]) -> dict[str, Process
             )
         log.warning("the %s is started anew with other settings: %s", name, changes)
         del current[name]
-    _stop_servers({name: process for name, process in alive.items() if name not in current})
+    _stop_servers(home, {name: process for name, process in alive.items() if name not in current})
     kept = {process.pid for process in current.values()}
     _stop_all([process for process in find_marked(mark_prefix(home)) if process.pid not in kept])
     return current
@@ -226,10 +227,14 @@ def _changed_settings(home: Path, process: Process) -> str:
     )
 
 
-def _stop_servers(servers: dict[str, Process]) -> None:
-    """Stop the worker first, so that it can still report its runs, then the others."""
+def _stop_servers(home: Path, servers: dict[str, Process]) -> None:
+    """Stop the worker first, so that it can still report its runs, then the others.
+
+    A run that it started just before it ended, and did not live to see end, is stopped with it.
+    """
     if worker := servers.pop("worker", None):
         stop(worker)
+        _stop_all(list(find_flow_runs(home).values()))
     _stop_all(list(servers.values()))
 
 

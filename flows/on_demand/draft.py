@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ptpipeline.archives import unfold
 from ptpipeline.data.files import list_columns, load_file
+from ptpipeline.data.local import check_rows_file
 from ptpipeline.data.near import normalise
 from ptpipeline.data.table import Table, Wanted, is_utf8
 from ptpipeline.errors import DataError, NotFound, PreconditionFailed, TaskFileError
@@ -90,8 +91,7 @@ class Facts(NamedTuple):
 def look(path: Path, form: str | None, home: Path) -> Sketch:
     """Read a file of rows. Raises NotFound if there is none, DataError if it cannot be read or has no plain column."""
     path = Path(path)
-    if not resolve_path(path).is_file():
-        raise NotFound(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a file of rows")
+    check_rows_file(resolve_path(path), str(path))
     source = Source.model_validate({"path": str(path), "format": form or find_format(path)})
     with unfold(resolve_path(path), str(path), home) as plain:
         source = _choose_delimiter(source, plain)

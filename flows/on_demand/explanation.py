@@ -182,7 +182,7 @@ def _describe_promotion(explanation: Explanation) -> str:
     consequence = (
         f"{explanation.task}@production moves to it at once"
         if explanation.promote == "auto"
-        else f"it waits until a person runs `ptp promote {explanation.task}@N --reason ...`"
+        else f"it waits for people: `ptp approve {explanation.task}@N`"
     )
     return f"when it passes: {consequence}; a candidate that equals one judged before takes no new look"
 

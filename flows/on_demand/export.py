@@ -1,8 +1,8 @@
 """Registered prompts written for other tools: PEFT, NumPy, vLLM, MLflow (`ptp export`)."""
 
 import json
-import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -115,15 +115,16 @@ def _convert(settings: Settings, artifact: Artifact, form: Format) -> dict[str, 
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Write into a sibling folder, then rename it: a reader never sees half of the files."""
-    try:
-        folder = resolve_path(folder)
-        partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    except ValueError as error:  # the root folder
-        raise PreconditionFailed(f"{folder}: cannot be written ({error}); name a new folder with --to") from None
+    """Write into a sibling folder, then rename it: a reader never sees half of the files.
+
+    Nobody can know its name before: who may write there too could else have put a link in its place.
+    """
+    folder, partial = resolve_path(folder), None
     try:
         if folder.exists() and any(folder.iterdir()):
             raise PreconditionFailed(f"{folder}: not empty; name a new folder with --to")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
         for name, body in files.items():
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,4 +135,5 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
             f"{folder}: cannot be written ({error.strerror}); name a new folder with --to"
         ) from None
     finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)

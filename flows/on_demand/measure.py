@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from flows.stages.compare import SeenRows, find_mismatch, text_of
 from flows.stages.context import Context
 from flows.stages.lengths import read_text, refuse_long
+from ptpipeline.data.local import check_rows_file
 from ptpipeline.errors import ContextError, DataError, NotFound
+from ptpipeline.foreign import parsing
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
 from ptpipeline.records.base import Record, digest_of
 from ptpipeline.records.data import Split, SplitInfo
@@ -96,14 +98,18 @@ def check_answers(version: OpenVersion) -> None:
 # ---------------------------------------------------------------- on a file
 
 
-def measure_file(context: Context, ref: VersionRef, path: Path, form: str | None = None) -> FileReport:
+def measure_file(
+    context: Context, ref: VersionRef, path: Path, form: str | None = None, delimiter: str | None = None
+) -> FileReport:
     """Measure a version on the rows of a file with the task's columns; nothing is kept.
+
+    form, delimiter: how the file is written, by default as its name and the task's source say.
 
     Raises DataError for a file that ingest would refuse, is not UTF-8 or has fewer than two rows, ContextError for
     a row that does not fit, NotFound if the version, or the rows that it was trained on, are gone.
     """
     version = open_version(context, ref)
-    task = _replace_source(version.task, path, form)
+    task = _replace_source(version.task, path, form, delimiter)
     check_answers(version)
     checked = _keep_fitting(context, version, _read_file(task, path), path)
     sample = _build_sample(context, version, checked, path)
@@ -197,22 +203,21 @@ def _score(context: Context, version: OpenVersion, sample: "Sample") -> _Scored:
     )
 
 
-def _replace_source(task: Task, path: Path, form: str | None) -> Task:
+def _replace_source(task: Task, path: Path, form: str | None, delimiter: str | None) -> Task:
     """Return the task with the file as its source; all rows are measured, so checks of splits are off.
 
     Raises NotFound if there is no such file, DataError if its format is not known.
     """
-    if not path.is_file():
-        raise NotFound(
-            f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name a file of rows with the "
-            f"columns of task {task.name}"
-        )
+    check_rows_file(path)
     form = form or find_format(path)
     own: dict[str, object] = {"path": str(resolve_path(path)), "format": form}
     declared = task.data.sources.get(None) or task.data.sources["test"]
     if form == declared.format:
         own |= declared.model_dump(include={"columns", "delimiter"})
-    source = Source.model_validate(own)
+    if delimiter is not None:
+        own["delimiter"] = delimiter
+    with parsing(f"{path}: --delimiter", "it is one character between the fields of a csv", DataError):
+        source = Source.model_validate(own)
     checks = task.data.checks.model_copy(
         update={"split_overlap": "off", "near_duplicate": "off", "rows_per_label": "off"}
     )

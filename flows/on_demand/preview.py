@@ -7,7 +7,7 @@ from flows.on_demand.explanation import Champion, Explanation, Judges, Power
 from flows.stages.compare import INCOMPARABLE, SeenRows, find_obstacle, select_comparable
 from flows.stages.context import Context
 from flows.stages.evidence import choose_margin, find_anchor
-from flows.stages.ingest import identify_counting
+from flows.stages.ingest import find_source_key
 from flows.stages.judge import budget_of, count_looks, reserve_judges
 from ptpipeline.errors import BaseModelError, DataError, ServiceUnavailable, SettingsError
 from ptpipeline.gate.explain import Opponents, list_requirements
@@ -61,10 +61,8 @@ def explain(context: Context, task: Task) -> Explanation:
 
 def _find_snapshot(context: Context, task: Task, unknown: list[str]) -> Snapshot | None:
     """Return the snapshot of today's source, else the newest that judged a version; the reason goes to `unknown`."""
-    from ptpipeline.data.sources import source_key
-
     try:
-        key = source_key(task, context.settings.home, identify_counting(context, task))
+        key = find_source_key(context.settings, task)
         snapshot = context.registry.ledger.snapshot_for(task.name, key)
         reason = f"today's rows are not ingested yet; `ptp ingest {task.name}` does it"
     except (BaseModelError, DataError, SettingsError, ServiceUnavailable) as error:  # its server's, or its base's

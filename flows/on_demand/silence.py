@@ -8,7 +8,7 @@ tells it once.
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
@@ -36,16 +36,31 @@ class Overdue(Record):
     sentence: str
 
 
+class Clocks(NamedTuple):
+    """The time by the ledger's clock, and how far that is ahead of this machine's clock, which dates its files."""
+
+    time: datetime
+    ahead: timedelta
+
+    def date(self, written: datetime) -> datetime:
+        """Return when a file was written by the ledger's clock."""
+        return written + self.ahead
+
+
 def find_overdue(registry: Registry, settings: Settings, time: datetime | None = None) -> list[Overdue]:
-    """Return what is overdue at that time, by default now; raises ServiceUnavailable if the ledger does not answer."""
-    time = time or read_clock()
+    """Return what is overdue at that time, by default now by the ledger's clock, which the nights go by too.
+
+    Raises ServiceUnavailable if the ledger does not answer.
+    """
+    now = registry.ledger.database.time()
+    clocks = Clocks(time or now, now - read_clock())
     tasks, broken = sound_tasks(settings.tasks)
     nights = [night for night in list_nights(registry.ledger, _NIGHTS) if night.flow == "nightly"]
     return [
-        *_broken_tasks(settings, broken, time),
-        *_stale_tasks(registry, settings, tasks, time),
-        *_missing_nights(settings, tasks, nights, time),
-        *_long_nights(settings, _running(nights), time),
+        *_broken_tasks(settings, broken, clocks),
+        *_stale_tasks(registry, settings, tasks, clocks),
+        *_missing_nights(settings, tasks, nights, clocks),
+        *_long_nights(settings, _running(nights), clocks.time),
     ]
 
 
@@ -65,12 +80,12 @@ def tell(registry: Registry, overdue: Sequence[Overdue]) -> None:
         record_event(registry.ledger.database, one.kind, record, once=[one.about, one.since])
 
 
-def _broken_tasks(settings: Settings, broken: Mapping[str, str], time: datetime) -> Iterator[Overdue]:
+def _broken_tasks(settings: Settings, broken: Mapping[str, str], clocks: Clocks) -> Iterator[Overdue]:
     """Yield the task files that cannot be read since longer than it takes to correct one."""
     for name, why in broken.items():
         path = settings.tasks / f"{name}.yaml"
         written = _written(path if path.exists() else settings.tasks)  # a name may be escaped, or end otherwise
-        if time - written > GRACE:
+        if clocks.time - clocks.date(written) > GRACE:
             yield Overdue(
                 kind="broken_task",
                 about=name,
@@ -79,7 +94,7 @@ def _broken_tasks(settings: Settings, broken: Mapping[str, str], time: datetime)
             )
 
 
-def _stale_tasks(registry: Registry, settings: Settings, tasks: Sequence[Task], time: datetime) -> Iterator[Overdue]:
+def _stale_tasks(registry: Registry, settings: Settings, tasks: Sequence[Task], clocks: Clocks) -> Iterator[Overdue]:
     """Yield the tasks whose newest verdict, or without one whose file, is older than `max_age`."""
     judged = registry.ledger.last_judged()
     for task in tasks:
@@ -87,7 +102,7 @@ def _stale_tasks(registry: Registry, settings: Settings, tasks: Sequence[Task], 
             continue
         last = judged.get(task.name)
         since = datetime.fromisoformat(last) if last else _declared(settings, task)
-        age = (time - since).total_seconds() / 3600
+        age = (clocks.time - (since if last else clocks.date(since))).total_seconds() / 3600
         if age > task.max_age:
             what = f"its last verdict is {age:.1f} hours old" if last else f"no verdict in {age:.1f} hours"
             yield Overdue(
@@ -100,17 +115,17 @@ def _stale_tasks(registry: Registry, settings: Settings, tasks: Sequence[Task], 
 
 
 def _missing_nights(
-    settings: Settings, tasks: Sequence[Task], nights: Sequence[RecordedNight], time: datetime
+    settings: Settings, tasks: Sequence[Task], nights: Sequence[RecordedNight], clocks: Clocks
 ) -> Iterator[Overdue]:
     """Yield the schedules whose last night did not start, though its time and the grace are over.
 
     One that was declared after that time is due the next time; one that waits for a night that runs is not missing.
     """
     longest = timedelta(hours=settings.night_hours)
-    running = [night for night in _running(nights) if time - _time(night.started) < longest]
+    running = [night for night in _running(nights) if clocks.time - _time(night.started) < longest]
     for slug, schedule in distinct_schedules(tasks).items():
-        due = last_due(schedule, time - GRACE)
-        declared = min(_declared(settings, task) for task in scheduled_under(tasks, slug))
+        due = last_due(schedule, clocks.time - GRACE)
+        declared = min(clocks.date(_declared(settings, task)) for task in scheduled_under(tasks, slug))
         started = [night for night in nights if night.cause == f"schedule {slug}" and _time(night.started) >= due]
         if declared < due and not started and not running:
             yield Overdue(

@@ -2,6 +2,8 @@
 
 import functools
 import os
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import httpx
@@ -9,7 +11,7 @@ import stamina
 
 from ptpipeline.errors import NotFound, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import parse_json
-from ptpipeline.settings import is_loopback
+from ptpipeline.settings import explain_environment, is_loopback
 
 FINAL = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")  # the types of state in which a flow run has ended
 
@@ -54,6 +56,23 @@ def call(verb: str, url: str, body: Any = None, credential: str | None = None) -
     return _parse(answer, url) if answer.content else None
 
 
+def read_date(api: str) -> datetime | None:
+    """Return the time by the server's clock, to the second; None if its answer does not tell it.
+
+    Raises ServiceUnavailable if the server does not answer.
+    """
+    try:
+        answer = _client(is_loopback(api)).get(f"{api}/health")  # whoever refuses this tells the time all the same
+    except httpx.HTTPError as error:
+        raise ServiceUnavailable(
+            f"Prefect at {api.partition('/api')[0]} does not answer ({type(error).__name__})"
+        ) from None
+    try:
+        return parsedate_to_datetime(answer.headers.get("date", ""))
+    except ValueError:
+        return None
+
+
 def _parse(answer: httpx.Response, url: str) -> Any:
     return parse_json(
         answer.content,
@@ -68,15 +87,12 @@ def _client(loopback: bool) -> httpx.Client:
     """Return the one client of this process: making one takes 30 ms of processor time, and training needs it.
 
     This machine itself is reached directly, whatever proxies the environment names. Raises SettingsError if it names
-    one that httpx cannot use.
+    one, or certificates, that httpx cannot use.
     """
     try:
         return httpx.Client(timeout=SECONDS, trust_env=not loopback)
-    except (ImportError, ValueError) as error:
-        raise SettingsError(
-            f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used ({error}); name one as "
-            "http://host:port, or exempt Prefect's host by NO_PROXY"
-        ) from None
+    except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
+        raise explain_environment(error, "Prefect") from None
 
 
 def _detail(answer: httpx.Response) -> str:

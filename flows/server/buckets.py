@@ -12,7 +12,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 from ptpipeline.errors import ServiceUnavailable, SettingsError
-from ptpipeline.storage.s3 import RequestLimits, make_client, region
+from ptpipeline.storage.s3 import Fault, RequestLimits, make_client, read_fault, region
 
 ROLES = ("trainer", "promoter", "nightly", "server", "mlflow")
 _POLICIES = Path(__file__).with_name("policies")
@@ -151,26 +151,42 @@ def _translated(bucket: Bucket, doing: str) -> Iterator[None]:
     try:
         yield
     except boto.ClientError as error:
-        status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"].get("Code", "")
-        if status >= 500:
-            raise ServiceUnavailable(f"{bucket.where} answered {status} {code} to {doing} {bucket.name}") from error
-        hint = (
-            "the name is somebody else's: choose another for PTP_STORE"
-            if status == 409
-            else "give it the right s3:ListBucket on it, and s3:CreateBucket if it has to be made, or name another "
-            "identity by AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-        )
-        raise SettingsError(
-            f"{bucket.where}: this identity may not {doing} the bucket {bucket.name} ({status} {code}); {hint}"
-        ) from error
+        raise _translate(bucket, doing, read_fault(error)) from error
     except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
         raise SettingsError(
             f"{bucket.where} needs an identity: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY ({error})"
         ) from error
     except boto.ParamValidationError as error:
         raise SettingsError(f"PTP_STORE: {bucket.name!r} is no name of a bucket; rename it") from error
+    except (RecursionError, KeyError) as error:  # botocore follows redirections in circles; an answer lacks a part
+        raise SettingsError(f"{bucket.where} does not answer as S3 does; check PTP_S3_ENDPOINT") from error
     except boto.BotoCoreError as error:
         raise ServiceUnavailable(f"{bucket.where} does not answer ({type(error).__name__}); is it up?") from error
+
+
+def _translate(bucket: Bucket, doing: str, fault: Fault) -> ServiceUnavailable | SettingsError:
+    meaning, status, code = fault
+    if status >= 500 and meaning != "lacks":
+        return ServiceUnavailable(f"{bucket.where} answered {status} {code} to {doing} {bucket.name}")
+    keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+    if meaning == "login":
+        return SettingsError(f"{bucket.where} refuses the credentials ({status} {code}); check {keys}")
+    if meaning == "clock":
+        return SettingsError(f"{bucket.where}: this machine's clock differs from the server's; correct the clock")
+    if meaning == "region":
+        return SettingsError(
+            f"{bucket.where}: the bucket {bucket.name} is in another region ({status} {code}); set AWS_DEFAULT_REGION "
+            "to it"
+        )
+    hint = (
+        "the name is somebody else's: choose another for PTP_STORE"
+        if meaning == "changed"
+        else "give it the right s3:ListBucket on it, and s3:CreateBucket if it has to be made, or name another "
+        f"identity by {keys}"
+    )
+    return SettingsError(
+        f"{bucket.where}: this identity may not {doing} the bucket {bucket.name} ({status} {code}); {hint}"
+    )
 
 
 @contextmanager

@@ -176,7 +176,7 @@ def _send(target: Target, event: Event) -> None:
 
 def _send_signed(target: Target, event: Event) -> None:
     content = {"type": event.kind, "timestamp": event.at, "data": event.record, "text": describe(event)}
-    body, timestamp = json.dumps(content).encode(), int(time.time())
+    body, timestamp = json.dumps(content).encode(), int(event.taken)
     headers = {
         "webhook-id": event.id,
         "webhook-timestamp": str(timestamp),

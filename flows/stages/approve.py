@@ -28,6 +28,7 @@ class Approvals(Record):
     decisions: list[str]
     asked_at: str
     expires_at: str
+    verdict: str
 
 
 class Decided(NamedTuple):
@@ -37,11 +38,12 @@ class Decided(NamedTuple):
     promotion: Promotion | None
 
 
-def approve(context: Context, task: str, version: int, cause: Cause) -> Decided:
+def approve(context: Context, task: str, version: int, cause: Cause, read: str) -> Decided:
     """Record that a person approves a candidate; if enough people did, production names it.
 
-    If the policy or the champion changed since it was judged, it is judged again first, and what was approved before
-    does not count. If production names it already, this only shows it to readers: whoever promoted it may have died
+    `read` are the first digits of the verdict that this person read: no other one is approved. If the policy or the
+    champion changed since it was judged, it is judged again first, and what was approved before does not count. If
+    production names it already, this only shows it to readers: whoever promoted it may have died
     before. Raises what `approval.approve` and `promotion.promote` raise.
     """
     declared, wanted = _find(context, task, version, cause)
@@ -53,6 +55,9 @@ def approve(context: Context, task: str, version: int, cause: Cause) -> Decided:
     approval.check_order(context.registry, declared, PRODUCTION, wanted)
     judge_again(context, declared, wanted)
     verdict = promotion.require_passed(context.registry, declared, promotion.Transition(head, wanted))
+    # else it is refused for that, or people are asked anew
+    if known and not known.rejection and known.request.verdict == verdict.verdict_digest():
+        approval.check_read(wanted, verdict, read)
     standing = approval.approve(context.registry, declared, wanted, verdict, cause)
     if not approval.is_approved(declared, standing):
         return Decided(describe(declared, standing), None)
@@ -96,6 +101,7 @@ def describe(task: Task, standing: Standing) -> Approvals:
         ],
         asked_at=request.at,
         expires_at=datetime.fromtimestamp(request.expires, UTC).isoformat(timespec="seconds"),
+        verdict=request.verdict,
     )
 
 

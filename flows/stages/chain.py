@@ -130,7 +130,7 @@ def _work_on(context: Context, gang: Sequence[_Planned], mode: Mode, night: Nigh
         for task, todo in gang:
             if task.name in trained:
                 with _guard(mode, night, [task]):
-                    outcome = finish(context, task, trained[task.name], todo.snapshot, mode)
+                    outcome = finish(context, task, trained[task.name], todo.snapshot, mode, todo.trained)
                     night.outcomes[task.name] = outcome.model_copy(update={"plan": todo.reason})
 
 
@@ -146,8 +146,25 @@ def run_task(context: Context, task: Task) -> Outcome:
     return run(context, Selection([task], {})).outcomes[task.name]
 
 
-def finish(context: Context, task: Task, tuned: TunedPrompt, snapshot: str, mode: Mode = DIRECT) -> Outcome:
-    """Evaluate, gate, register and promote a stored prompt; `snapshot` is the digest of today's rows."""
+def finish(
+    context: Context, task: Task, tuned: TunedPrompt, snapshot: str, mode: Mode = DIRECT, known: bool = False
+) -> Outcome:
+    """Evaluate, gate, register and promote a stored prompt; `snapshot` is the digest of today's rows.
+
+    known: the prompt is no new one, so there is mostly nothing to do. All of it is one step then, because a step in
+    Prefect costs more than to find that out, and most tasks of a night are such.
+    """
+    settle = partial(_settle, context, task, tuned, snapshot)
+    if known:
+        candidate = mode.step(f"finish {task.name}", partial(settle, mode._replace(step=run_directly)))
+    else:
+        candidate = settle(mode)
+    outcome = _summarise(context.registry, task, candidate)
+    mode.show(outcome, disclose_verdict(candidate.verdict))
+    return outcome
+
+
+def _settle(context: Context, task: Task, tuned: TunedPrompt, snapshot: str, mode: Mode) -> Candidate:
     name, step = task.name, mode.step
     report = step(f"evaluate {name}", partial(evaluate, context, task, tuned, snapshot))
     verdict = step(f"gate {name}", partial(gate, context, task, tuned, report))
@@ -155,9 +172,7 @@ def finish(context: Context, task: Task, tuned: TunedPrompt, snapshot: str, mode
     promotion = (
         step(f"promote {name}", partial(promote, context, task, version, verdict, mode.actor)) if mode.promote else None
     )
-    outcome = _summarise(context.registry, task, Candidate(tuned, report, verdict, version, promotion))
-    mode.show(outcome, disclose_verdict(verdict))
-    return outcome
+    return Candidate(tuned, report, verdict, version, promotion)
 
 
 @stamina.retry(on=Transient, attempts=8, timeout=120)

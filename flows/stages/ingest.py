@@ -4,14 +4,23 @@ from flows.stages.context import Context
 from flows.stages.lengths import build_text
 from ptpipeline.models.base import identify_tokenizer
 from ptpipeline.records.data import Snapshot
+from ptpipeline.settings import Settings
 from ptpipeline.task.task import Task
 
 
-def identify_counting(context: Context, task: Task) -> str | None:
-    """Return the identity of what counts the tokens of the task's rows, for its source key; None if no row is left out
-    for its length.
+def find_source_key(settings: Settings, task: Task) -> str:
+    """Return the key that a snapshot of the task's source as it is now would have; no more is read than that takes.
+
+    Raises what `source_key` raises, and BaseModelError if the base that counts the tokens of rows cannot be found.
     """
-    return identify_tokenizer(task.base_model, context.settings) if task.data.too_long == "drop" else None
+    from ptpipeline.data.sources import source_key
+
+    return source_key(task, settings.home, _identify_counting(settings, task))
+
+
+def _identify_counting(settings: Settings, task: Task) -> str | None:
+    """Return the identity of what counts the tokens of the task's rows; None if no row is left out for its length."""
+    return identify_tokenizer(task.base_model, settings) if task.data.too_long == "drop" else None
 
 
 def ingest(context: Context, task: Task) -> Snapshot:
@@ -20,7 +29,7 @@ def ingest(context: Context, task: Task) -> Snapshot:
     from ptpipeline.data.sources import OpenSource, describe_key
 
     registry, home = context.registry, context.settings.home
-    opened = OpenSource(task, home, identify_counting(context, task))
+    opened = OpenSource(task, home, _identify_counting(context.settings, task))
     known = registry.ledger.snapshot_for(task.name, opened.key)
     if known is not None:
         registry.ledger.save_snapshot(known)  # it is used again: from now on the garbage collection keeps it

@@ -152,8 +152,8 @@ def _find_status(registry: Registry, task: Task, candidate: Candidate) -> tuple[
     needs = f" ({task.approvals} of people who did not start its run)" if task.approvals else ""
     return (
         _AWAITING,
-        f"`ptp approve {task.name}@{version.number}`, or the deployment `approve` in Prefect, takes it to "
-        f"production{needs}",
+        f"`ptp approve {task.name}@{version.number}`, or the deployment `approve` in Prefect with verdict "
+        f"{verdict.verdict_digest()[:12]}, takes it to production{needs}",
     )
 
 

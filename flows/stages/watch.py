@@ -4,7 +4,7 @@ import logging
 from collections.abc import Sequence
 
 from flows.stages.context import Context
-from flows.stages.ingest import identify_counting
+from flows.stages.ingest import find_source_key
 from ptpipeline.errors import PtpError
 from ptpipeline.task.task import Task
 
@@ -16,12 +16,10 @@ def find_changed(context: Context, tasks: Sequence[Task]) -> dict[str, str]:
 
     A source that does not answer is looked at again by the next run.
     """
-    from ptpipeline.data.sources import source_key
-
     changed = {}
     for task in (task for task in tasks if task.watch):
         try:
-            key = source_key(task, context.settings.home, identify_counting(context, task))
+            key = find_source_key(context.settings, task)
         except PtpError as error:
             log.warning("%s: its source could not be looked at: %s", task.name, error)
             continue

@@ -166,6 +166,7 @@ def _is_text(kind: Any) -> bool:
         types.is_binary,
         types.is_large_binary,
         types.is_binary_view,
+        types.is_fixed_size_binary,
     )
     return any(check(kind) for check in checks)
 

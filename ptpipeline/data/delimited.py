@@ -11,18 +11,31 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
+from ptpipeline.data.dialect import (
+    BACKSLASH,
+    BEHIND,
+    SINGLE,
+    advise_delimiter,
+    advise_header,
+    advise_row,
+    are_single_quoted,
+    find_delimiter,
+    guess_delimiter,
+)
 from ptpipeline.data.quotes import Misquoted
 from ptpipeline.data.table import (
     MAX_ROWS,
     Column,
+    NoRows,
     Places,
     Table,
     Wanted,
     check_wanted,
     collect,
-    is_utf8,
+    fold_name,
     line_numbers,
     locate,
+    missing_column,
     too_many,
 )
 from ptpipeline.errors import DataError
@@ -31,7 +44,8 @@ from ptpipeline.task.data import Source
 MAX_FIELD, MAX_LINE = 16 * 2**20, 64 * 2**20  # characters
 
 _DIRECTIVE = re.compile(r'"?sep=(.)"?[\r\n]*', re.IGNORECASE)  # Excel's own first line
-_DELIMITERS = {";": '";"', "\t": '"\\t"', "|": '"|"'}
+END_OF_DOS = "\x1a"  # behind the last line
+_ROW_NAMES = ("0", "1")  # of the first row, as R and pandas number rows
 
 
 class Layout(NamedTuple):
@@ -83,7 +97,7 @@ class _Records:
 
     def __init__(self, name: str, path: Path, file: IO[str], source: Source) -> None:
         csv.field_size_limit(MAX_FIELD)  # one for the process, and never lowered: another thread may read a long text
-        self.name, self.path, self.file = name, path, file
+        self.name, self.path, self.file, self.source = name, path, file, source
         self.line = self.last = 0
         self.latest = ""  # the line that was read last
         self.ends: tuple[bool, bool] = (
@@ -91,6 +105,8 @@ class _Records:
             False,
         )  # of the record before and of this one: by a carriage return alone
         self.usual = False  # how the lines of the file end
+        self.wanted: Sequence[Wanted] = ()
+        self.first = source.columns is None  # whether the next record is the first one behind a header line
         self.tsv = source.format == "tsv"
         self.delimiter = "\t" if self.tsv else source.delimiter or ","
         self.begun = self._take_directive(source)  # the lines that were read to look at them
@@ -103,9 +119,10 @@ class _Records:
 
         A first line with all wanted names is the header, whatever the task gives: no row has the names of its columns.
         """
+        self.wanted = wanted
         first = next(self.stream, None)
         if first is None:
-            raise DataError(f"{self.name}: there are no rows")
+            raise NoRows(f"{self.name}: there are no rows")
         self.usual = self.ends[1]
         if source.columns is None:
             self._check_header(first, wanted)
@@ -121,6 +138,7 @@ class _Records:
         width, least = len(layout.names), max(layout.at.values(), default=-1) + 1
         for record in self.stream:
             yield record if len(record) == width else self._fit(record, width, least)
+            self.first = False
 
     def check_repeated(self, row: list[str], layout: Layout) -> None:
         """Raise DataError if the row is the header line once more, as where files were written behind each other."""
@@ -129,7 +147,7 @@ class _Records:
 
     def _take_directive(self, source: Source) -> list[str]:
         """Take the delimiter that a first line `sep=;` names, and return that line as a blank one; else as it is."""
-        line = self.file.readline(MAX_LINE)
+        line = self.file.readline(MAX_LINE).lstrip("\ufeff")  # some programs write a second mark behind the first
         found = None if self.tsv else _DIRECTIVE.fullmatch(line)
         if found is None:
             return [line]
@@ -159,7 +177,7 @@ class _Records:
                 return
             except csv.Error as error:
                 raise DataError(f"{self.name}: {self._explain(str(error), start, reader.line_num)}") from None
-            if len(record) > 1 or (record and record[0].strip()):
+            if len(record) > 1 or (record and record[0].replace(END_OF_DOS, "").strip()):
                 self.line, self.last = start, reader.line_num
                 self.ends = self.ends[1], self.latest.endswith("\r")
                 yield record
@@ -173,24 +191,26 @@ class _Records:
         if least <= len(record) < width and not self._is_broken():
             return record + [""] * (width - len(record))
         fields = "1 field" if len(record) == 1 else f"{len(record)} fields"
-        raise DataError(f"{self.name}: line {self.line} has {fields}, expected {width}; {self._fix(record)}")
+        raise DataError(f"{self.name}: line {self.line} has {fields}, expected {width}; {self._fix(record, width)}")
 
     def _is_broken(self) -> bool:
         """Whether the record or the one before ends unlike the others: pandas does not quote a lone carriage return."""
         return any(end is not self.usual for end in self.ends)
 
-    def _fix(self, record: list[str]) -> str:
+    def _fix(self, record: list[str], width: int) -> str:
         if self._is_broken():
             quoted = "" if self.tsv else "stand in double quotes, or "
             return f"a carriage return within a text must {quoted}be taken out"
-        if not self.tsv:
-            return f"a text that holds {self.delimiter!r} or a line end must stand in double quotes"
-        if any(field.startswith('"') for field in record):
+        if self.first and len(record) == width + 1 and record[0].strip('"') in _ROW_NAMES:
             return (
-                "tsv has no quotes; if quotes enclose fields here, set data.source.format: csv and "
-                'data.source.delimiter: "\\t"'
+                "the rows begin with a name or number, for which the header line has none: put `row` and the delimiter "
+                "in front of the header line"
             )
-        return "a text must hold no tab and no line end"
+        return advise_row(record, width, self.delimiter, self.tsv, self._read_lines(self.line, self.last))
+
+    def _read_lines(self, start: int, end: int) -> str:
+        with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            return "".join(islice(file, start - 1, end))
 
     def _explain(self, reason: str, start: int, end: int) -> str:
         if "field limit" in reason:
@@ -200,13 +220,15 @@ class _Records:
                 f"line {start}: a quote that opens in this row is never closed; close it, or write a quote that is "
                 'part of the text as "" in a quoted field'
             )
-        with self.path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            backslash = any('\\"' in line for line in islice(file, start - 1, end))
+        lines = self._read_lines(start, end)
         where = f"line {start}" if start == end else f"lines {start} to {end}"
-        what = "a quote is escaped by a backslash" if backslash else "text stands behind the quote that closes a field"
-        fix = 'write a quote within a quoted field as ""' + (', not as \\"' if backslash else "")
+        width = len(self.source.columns or ())
+        sign = find_delimiter(lines, self.wanted) or guess_delimiter(lines, width) if self.line == 0 else None
+        if sign is not None:
+            return f"{where}: {advise_delimiter(sign)}"
+        fix = BACKSLASH if '\\"' in lines else BEHIND
         more = "" if start == end else f"; if the quote in line {start} should close there, close it"
-        return f"{where}: {what}; {fix}{more}"
+        return f"{where}: {fix}{more}"
 
     # ---------------------------------------------------------------- header
 
@@ -215,22 +237,19 @@ class _Records:
         missing = [one for one in wanted if one.column not in names]
         if not missing:
             return
-        if not all(map(is_utf8, names)):
-            raise DataError(f"{self.name}: the header line is not UTF-8; save the file as UTF-8")
-        other = next((sign for sign in _DELIMITERS if sign in names[0]), None) if len(names) == 1 else None
-        fix = "if the file has no header line, name its columns in data.source.columns"
-        if names[0].lstrip().startswith(("{", "[")):
-            fix = "if the file holds JSON, set data.source.format: jsonl"
-        elif other is not None and not self.tsv:
-            fix = f"if {other!r} separates the columns, set data.source.delimiter: {_DELIMITERS[other]}"
-        elif self.tsv and len(names) == 1 and "," in names[0]:
-            fix = "if ',' separates the columns, set data.source.format: csv"
-        check_wanted(self.name, names, missing, fix)
+        fix = advise_header(self.latest, names, wanted, self.delimiter, self.tsv)
+        if fix is not None:
+            raise missing_column(self.name, names, missing[0], fix)
+        check_wanted(
+            self.name, names, missing, "if the file has no header line, name its columns in data.source.columns"
+        )
 
     def _check_row(self, first: list[str], at: dict[str, int]) -> None:
         """Raise DataError if the first line of a file that should have no header line names a wanted column."""
-        cells = {column: first[index].strip().casefold() for column, index in at.items() if index < len(first)}
-        same = next((column for column, cell in cells.items() if cell == column.strip().casefold()), None)
+        cells = {column: first[index] for column, index in at.items() if index < len(first)}
+        same = next((column for column, cell in cells.items() if fold_name(cell) == fold_name(column)), None)
+        if same is not None and are_single_quoted(first):
+            raise DataError(f"{self.name}: line {self.line}: {SINGLE}")
         if same is not None:
             raise DataError(
                 f"{self.name}: line {self.line} reads like a header line: column {same!r} holds its own name there; "

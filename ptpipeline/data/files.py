@@ -7,10 +7,11 @@ a byte that is not becomes half of a surrogate pair (PEP 383), which no UTF-8 ca
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ptpipeline.data.delimited import list_header, read_delimited
 from ptpipeline.data.json_lines import list_keys, read_json_lines
-from ptpipeline.data.table import Table, Wanted
+from ptpipeline.data.table import NoRows, Table, Wanted
 from ptpipeline.errors import DataError
 from ptpipeline.foreign import parsing
 from ptpipeline.task.data import Source
@@ -31,30 +32,43 @@ _BEGINNINGS = {
     b"PAR1\x15": ("a Parquet file", "set data.source.format: parquet"),
     b"ARROW1\0\0": ("an Arrow file", "save it as Parquet"),
     b"SQLite format 3\0": ("an SQLite database", "export the table as csv"),
+    b"\xff\xff\xff\xff": ("an Arrow stream", "save it as Parquet"),
+    b"FEA1": ("an Arrow file", "save it as Parquet"),
+    b"ORC\x0a": ("an ORC file", "save it as Parquet"),
+    b"Obj\x01": ("an Avro file", "save it as Parquet"),
     b"%PDF-": ("a PDF file", "give a table"),
-    b"\xff\xfe\x00\x00": ("UTF-32", "save it as UTF-8, for example by: iconv -f UTF-32 -t UTF-8 FILE > NEW"),
-    b"\x00\x00\xfe\xff": ("UTF-32", "save it as UTF-8, for example by: iconv -f UTF-32 -t UTF-8 FILE > NEW"),
-    b"\xff\xfe": ("UTF-16", "save it as UTF-8, for example by: iconv -f UTF-16 -t UTF-8 FILE > NEW"),
-    b"\xfe\xff": ("UTF-16", "save it as UTF-8, for example by: iconv -f UTF-16 -t UTF-8 FILE > NEW"),
+    b"{\\rtf": ("a document of a word processor", "save it as plain text in UTF-8"),
+    b"\x04\x22\x4d\x18": ("compressed by lz4", "decompress it with unlz4"),
+    b"7z\xbc\xaf\x27\x1c": ("a 7z archive", "unpack it"),
+    b"Rar!\x1a\x07": ("a rar archive", "unpack it"),
+    b"\x93NUMPY": ("a NumPy array", "save the rows as csv or Parquet"),
+    b"\x89HDF": ("an HDF5 file", "save the rows as csv or Parquet"),
+    **dict.fromkeys((b"\x80\x04\x95", b"\x80\x05\x95"), ("a pickle", "save the rows as csv or Parquet")),
+    b"version https://git-lfs.github.com/spec/": (
+        "a pointer of Git LFS, and not the file itself",
+        "fetch it by: git lfs pull",
+    ),
 }
+_MARKS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_TAR_AT = 257  # bytes before the name of a tar's format
 _SAMPLE = 4096  # bytes that tell UTF-16 without a mark: a third of them are NUL
 
 
 def load_file(name: str, path: Path, source: Source, wanted: Sequence[Wanted]) -> Table:
     """Return the wanted columns of the file as text, and the place of each row; messages call it `name`.
 
-    Raises DataError if the file is empty, too large or malformed, lacks a wanted column, or has no rows.
+    Raises NoRows if the file is empty or has no rows, DataError if it is too large, malformed or lacks a wanted column.
     """
-    with parsing(f"{name}: not readable as {source.format}", f"give a file in {source.format}", DataError):
+    with parsing(f"{name}: not readable as {source.format}", _give(source.format), DataError):
         size = path.stat().st_size
         if size == 0:
-            raise DataError(f"{name}: the file is empty; expected rows in {source.format}")
+            raise NoRows(f"{name}: the file is empty; expected rows in {source.format}")
         if size > MAX_BYTES:
             raise DataError(f"{name}: {size} bytes; a source may have at most {MAX_BYTES} bytes: give a part of it")
         _check_beginning(name, path, source.format or "")
         table = _read(name, path, source, wanted)
         if not all(column.cells for column in table.columns.values()):
-            raise DataError(f"{name}: there are no rows")
+            raise NoRows(f"{name}: there are no rows")
         return table
 
 
@@ -73,7 +87,7 @@ def list_columns(name: str, path: Path, source: Source) -> list[str]:
 
     Raises what `load_file` raises for a file that it cannot read.
     """
-    with parsing(f"{name}: not readable as {source.format}", f"give a file in {source.format}", DataError):
+    with parsing(f"{name}: not readable as {source.format}", _give(source.format), DataError):
         if path.stat().st_size == 0:
             raise DataError(f"{name}: the file is empty; expected rows in {source.format}")
         _check_beginning(name, path, source.format or "")
@@ -86,6 +100,10 @@ def list_columns(name: str, path: Path, source: Source) -> list[str]:
         return list_header(name, path, source)
 
 
+def _give(form: str | None) -> str:
+    return "give a file in parquet that pyarrow reads" if form == "parquet" else f"give a file in {form}"
+
+
 def _check_beginning(name: str, path: Path, form: str) -> None:
     """Raise DataError if the first bytes are those of another kind of file."""
     with path.open("rb") as file:
@@ -93,17 +111,32 @@ def _check_beginning(name: str, path: Path, form: str) -> None:
     kind = next((told for begin, told in _BEGINNINGS.items() if sample.startswith(begin)), None)
     if re.match(rb"BZh[1-9]1AY&SY", sample):
         kind = ("compressed by bzip2", "decompress it with bunzip2")
-    if kind is None and form != "parquet":
-        kind = _guess_utf16(sample)
+    if sample[_TAR_AT : _TAR_AT + 5] == b"ustar":
+        kind = ("a tar archive", "unpack it")
+    if kind is None and form != "parquet" and (encoding := guess_encoding(sample)) is not None:
+        fix = f"save it as UTF-8, for example by: iconv -f {encoding.iconv} -t UTF-8 FILE > NEW"
+        kind = (encoding.name, fix)
     if kind is not None and (form != "parquet" or not sample.startswith(b"PAR1")):
         raise DataError(f"{name}: not readable as {form}: the file is {kind[0]}; {kind[1]}")
 
 
-def _guess_utf16(sample: bytes) -> tuple[str, str] | None:
-    """Every second byte of UTF-16 is NUL for the letters of most languages' markup, and no text has so many."""
+class Encoding(NamedTuple):
+    """An encoding in words, and as `iconv` calls it."""
+
+    name: str
+    iconv: str
+
+
+def guess_encoding(sample: bytes) -> Encoding | None:
+    """Return the encoding of a text that begins so, if it is UTF-16 or UTF-32; None if it may be UTF-8.
+
+    Every second byte of UTF-16 is NUL for the letters of most languages' markup, and no text has so many.
+    """
+    mark = next((name for begin, name in _MARKS.items() if sample.startswith(begin)), None)
+    if mark is not None:
+        return Encoding(mark, mark)
     for first, order in ((0, "BE"), (1, "LE")):
         halves = sample[first::2], sample[1 - first :: 2]
         if halves[0].count(0) * 3 > len(sample) and halves[1].count(0) * 20 < len(sample):
-            fix = f"save it as UTF-8, for example by: iconv -f UTF-16{order} -t UTF-8 FILE > NEW"
-            return "UTF-16 without a byte order mark", fix
+            return Encoding("UTF-16 without a byte order mark", f"UTF-16{order}")
     return None

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from ptpipeline.data.files import MAX_BYTES
-from ptpipeline.data.local import MAX_FILES, load_rows
+from ptpipeline.data.local import MAX_FILES, load_rows, pass_empty
 from ptpipeline.data.table import Column, Table, Wanted
 from ptpipeline.errors import DataError, PtpError
 from ptpipeline.foreign import parsing, shorten
@@ -66,7 +66,8 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
                 raise DataError(f"{name}: {sizes[path]} bytes; a source may have at most {MAX_BYTES}")
             file = repository.fetch(path, Path(temporary, "fetched"))
             how = source.model_copy(update={"format": _format_of(path), "delimiter": _delimiter_of(path, split)})
-            yield name, _name_classes(load_rows(file, name, how, wanted, home), split.classes)
+            with pass_empty(len(split.files)):
+                yield name, _name_classes(load_rows(file, name, how, wanted, home), split.classes)
             file.unlink()
 
 

@@ -6,10 +6,11 @@ Numbers keep the digits of the file.
 
 import json
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NoReturn
 
+from ptpipeline.data.dialect import PAGE, is_page
 from ptpipeline.data.table import (
     MAX_ROWS,
     Column,
@@ -33,6 +34,12 @@ _ARRAY = (
     "python -c 'import json, sys; [print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding=\"utf8\"))]' "
     "FILE > NEW"
 )
+_OBJECT = (
+    "the file is one JSON object, and not one for each row; write one object a line, as pandas does by "
+    'to_json(FILE, orient="records", lines=True)'
+)
+_COMMA = "take the commas between the objects out, for example by: sed 's/,[[:space:]]*$//' FILE > NEW"
+_BEFORE, _BEHIND = "\ufeff\x1e", "\x1a"  # an object: marks, the record separator of RFC 7464; the end of a file in DOS
 _KINDS = {bool: "booleans", list: "lists", dict: "objects"}
 
 
@@ -60,7 +67,7 @@ def read_json_lines(name: str, path: Path, wanted: Sequence[Wanted]) -> Table:
     kinds: dict[str, dict[str, None]] = {one.column: {} for one in wanted}
     columns = {one.column: one for one in sorted(wanted, key=lambda one: one.text)}  # as text, if two fields name it
     adders = [(one, collect(cells[name]), kinds[name], cells[name]) for name, one in columns.items()]
-    for number, row in _objects(name, path):
+    for number, row in _rows(name, path, [one.column for one in wanted]):
         lines.append(number)
         if not names.keys() >= row.keys() and len(names) < MAX_COLUMNS:
             names.update(dict.fromkeys(row))
@@ -102,10 +109,22 @@ def _write(name: str, number: int, one: Wanted, value: Any, kinds: dict[str, Non
 def list_keys(name: str, path: Path) -> list[str]:
     """Return the keys of the first rows whose values are texts, numbers, booleans or missing."""
     nested: dict[str, bool] = {}
-    for _, row in islice(_objects(name, path), LOOKED_AT):
+    for _, row in islice(_rows(name, path, ()), LOOKED_AT):
         for key, value in row.items():
             nested[key] = nested.get(key, False) or isinstance(value, dict | list)
     return [key for key, is_nested in nested.items() if not is_nested]
+
+
+def _rows(name: str, path: Path, wanted: Sequence[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield each object with the number of its line; DataError if there is one alone, in which all rows stand."""
+    objects = _objects(name, path)
+    first = list(islice(objects, 1))
+    if first and any(isinstance(value, dict | list) for value in first[0][1].values()):
+        first += islice(objects, 1)
+        columns = [first[0][1].get(column, {}) for column in wanted] or first[0][1].values()
+        if len(first) == 1 and any(isinstance(value, dict | list) for value in columns):
+            raise DataError(f"{name}: not readable as jsonl: {_OBJECT}")
+    yield from chain(first, objects)
 
 
 def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -119,12 +138,13 @@ def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             number += 1
             if len(line) == MAX_LINE:
                 raise DataError(f"{name}: line {number} has more than {MAX_LINE} characters; expected one object")
-            if not line.strip():
+            plain = line.lstrip(_BEFORE).rstrip(_BEHIND)
+            if not plain.strip():
                 continue
             try:
-                row = decoder.decode(line.removeprefix("\ufeff"))  # of a file behind another
+                row = decoder.decode(plain)
             except (ValueError, RecursionError) as error:
-                _refuse(name, number, line, error)
+                _refuse(name, number, plain, error)
             if not isinstance(row, dict):
                 array = isinstance(row, list) and number == 1 and not file.read(1).strip()
                 reason = _ARRAY if array else f"line {number} is not a JSON object"
@@ -133,14 +153,22 @@ def _objects(name: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _refuse(name: str, number: int, line: str, error: Exception) -> NoReturn:
-    if number == 1 and line.strip() in ("[", "[{"):
+    rest = line[error.pos :].strip() if isinstance(error, json.JSONDecodeError) else ""
+    if number == 1 and line.lstrip().startswith("["):
         reason = _ARRAY
     elif line.strip() == "{":
         reason = f"line {number} ends within an object; write each object in one line"
+    elif number == 1 and is_page(line):
+        reason = PAGE
     elif number == 1 and line.lstrip()[0] not in "{[":
         reason = "line 1 is not a JSON object; if the file is a table of text, set data.source.format: csv"
+    elif rest == ",":
+        reason = f"line {number} ends with a comma; {_COMMA}"
     elif isinstance(error, json.JSONDecodeError):
-        reason = f"line {number}, column {error.colno}: {error.msg}"
+        more = (
+            "; the line holds more than one object; write each object in a line of its own" if rest[:1] == "{" else ""
+        )
+        reason = f"line {number}, column {error.colno}: {error.msg}{more if error.msg == 'Extra data' else ''}"
     else:
         reason = f"line {number} is nested too deep"
     raise DataError(f"{name}: not readable as jsonl: {reason}") from None

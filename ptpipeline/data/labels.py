@@ -6,8 +6,9 @@ integer 1, `True` the boolean true, and a number the class that it stands for in
 
 import json
 import math
+import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from ptpipeline.data.checks import FIX
 from ptpipeline.data.sources import SourceRows
@@ -45,8 +46,15 @@ class Labels:
     def describe(self, unknown: Iterable[str | None]) -> str:
         """Return the labels that the file has beside those that the task allows, each with its rows."""
         counts = Counter(unknown)
-        allowed = "numbers" if isinstance(self.rule, Binned) else _list([repr(label) for label in self.words])
-        return f"the column holds {' and '.join(self.kinds) or 'nothing'}: {self._show(counts)}; allowed: {allowed}"
+        show = ascii if self._look_alike(counts) else repr
+        allowed = "numbers" if isinstance(self.rule, Binned) else _list([show(label) for label in self.words])
+        kinds = " and ".join(self.kinds) or "nothing"
+        return f"the column holds {kinds}: {self._show(counts, show)}; allowed: {allowed}"
+
+    def _look_alike(self, unknown: Iterable[str | None]) -> bool:
+        """Whether a cell that names no label looks like one that is allowed, but for how its letters are composed."""
+        composed = {unicodedata.normalize("NFC", label) for label in self.words}
+        return any(unicodedata.normalize("NFC", cell) in composed for cell in unknown if cell)
 
     def advise(self, unknown: Iterable[str | None], known: Iterable[str]) -> str:
         """Return the line that makes the task fit the file, or what is to be corrected in the file.
@@ -68,12 +76,12 @@ class Labels:
         written = ", ".join(f"{_quote(label)}: {_quote(words)}" for label, words in labels.items())
         return f"{FIX}, or write in the task labels: {{{written}}}"
 
-    def _show(self, counts: Counter[str | None]) -> str:
+    def _show(self, counts: Counter[str | None], show: Callable[[str], str]) -> str:
         """The most frequent labels with their rows; only their number if they read like texts, or one is a text."""
         if not self._are_labels({cell for cell in counts if cell}):
             return f"{len(counts)} different values, which may be no labels"
         shown = [
-            f"{'no label' if label is None else repr(label)} ({count} {'row' if count == 1 else 'rows'})"
+            f"{'no label' if label is None else show(label)} ({count} {'row' if count == 1 else 'rows'})"
             for label, count in counts.most_common()
         ]
         return _list(shown)

@@ -4,14 +4,16 @@ pip fetches once. A path is never a pattern.
 
 import glob
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from ptpipeline.archives import unfold
 from ptpipeline.data.files import load_file
-from ptpipeline.data.table import Table, Wanted
-from ptpipeline.errors import DataError
+from ptpipeline.data.table import NoRows, Table, Wanted, fold_name
+from ptpipeline.errors import DataError, NotFound
 from ptpipeline.foreign import parsing, shorten
 from ptpipeline.packages import Member, Packed, package_member
 from ptpipeline.task.source import Source
@@ -38,14 +40,38 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
         name = f"{source.package}:{source.member}"
         yield name, load_rows(_package_member(source, home).path, name, source, wanted, home)
         return
-    for path in _find_files(source):
-        yield str(path), load_rows(path, str(path), source, wanted, home)
+    files = _find_files(source)
+    for path in files:
+        with pass_empty(len(files)):
+            yield str(path), load_rows(path, str(path), source, wanted, home)
 
 
 def load_rows(path: Path, name: str, source: Source, wanted: Sequence[Wanted], home: Path) -> Table:
     """Return the wanted columns of one file, which may be compressed; messages call it `name`."""
     with parsing(name, _READABLE, DataError), unfold(path, name, home) as plain:
         return load_file(name, plain, source, wanted)
+
+
+def pass_empty(files: int) -> AbstractContextManager[None]:
+    """Let a file without rows add none, if it is one of several: a cluster writes one for each empty part."""
+    return suppress(NoRows) if files > 1 else nullcontext()
+
+
+def check_rows_file(path: Path, name: str | None = None) -> None:
+    """Raise NotFound, which calls the file `name`, if nothing there can be read as a file of rows."""
+    if not path.is_file():
+        raise NotFound(f"{name or path}: {_describe_other(path)}; name a file of rows")
+
+
+def _describe_other(path: Path) -> str:
+    """What stands in the place of a file, and what is there that has nearly its name."""
+    if path.is_dir():
+        return "is a folder"
+    if path.exists():
+        return "is no regular file, such as a pipe or a device"
+    folder, name = path.parent, fold_name(path.name)
+    near = [one for one in (os.listdir(folder) if folder.is_dir() else ()) if fold_name(one) == name]
+    return f"no such file; there is {shorten(near[0])}, which is written otherwise" if near else "no such file"
 
 
 def _find_files(source: Source) -> list[Path]:
@@ -56,11 +82,14 @@ def _find_files(source: Source) -> list[Path]:
 
 def _find_file(name: str, form: str) -> Path:
     with parsing(f"data.source.path: {shorten(name)}", _READABLE, DataError):  # too long, or nobody's home
-        path = Path(name).expanduser()
+        path = Path(os.path.expanduser(name))
         if not path.is_file():
-            what = "is a folder" if path.is_dir() else "is no regular file" if path.exists() else "no such file"
+            several = (
+                "; several files are a list, or a pattern as `glob`" if path.is_dir() or set(name) & set("*?") else ""
+            )
             raise DataError(
-                f"data.source.path: {path}: {what} (relative paths start at {Path.cwd()}); expected a {form} file"
+                f"data.source.path: {path}: {_describe_other(path)} (relative paths start at {Path.cwd()}); expected a "
+                f"{form} file{several}"
             )
     return path
 

@@ -36,6 +36,9 @@ _PADDING = "\n"  # no normalised text holds it
 
 # Zero-width spaces and joiners, soft hyphens, marks of direction, fillers, variation selectors: nobody sees them.
 _INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
+# Also nothing that is seen, but part of what identifies a text: control characters, an empty pattern of Braille, what
+# stands in the place of a picture.
+_SEEN = regex.compile(r"[^\s\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u2800\ufffc]")
 _PUNCTUATION = regex.compile(r"\p{P}+")
 
 
@@ -44,6 +47,11 @@ def normalise(text: str) -> str:
     blank, none at the ends.
     """
     return " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold().split())
+
+
+def is_blank(text: str) -> bool:
+    """Whether nobody sees anything in the text."""
+    return _SEEN.search(text) is None
 
 
 def strip_punctuation(normal: str) -> str:

@@ -11,15 +11,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ptpipeline.data.files import MAX_BYTES
-from ptpipeline.data.local import MAX_FILES, load_rows
+from ptpipeline.data.local import MAX_FILES, load_rows, pass_empty
 from ptpipeline.data.table import Table, Wanted
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import shorten
-from ptpipeline.storage.s3 import KeyPair, make_client
+from ptpipeline.storage.s3 import KeyPair, make_client, read_fault
 from ptpipeline.task.source import S3Objects, Source
 
 _PIECE = 8 * 2**20
-_CLOCK = ("RequestTimeTooSkewed",)
 
 
 class _Object(NamedTuple):
@@ -41,9 +40,10 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
     """
     bucket = _Bucket(_objects(source))
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for found in bucket.list():
+    objects = bucket.list()
+    for found in objects:
         name = bucket.name(found.key)
-        with tempfile.NamedTemporaryFile(prefix=".s3-", dir=home) as file:
+        with pass_empty(len(objects)), tempfile.NamedTemporaryFile(prefix=".s3-", dir=home) as file:
             bucket.download(found, file)
             file.flush()
             yield name, load_rows(Path(file.name), name, source, wanted, home)
@@ -134,22 +134,26 @@ class _Bucket:
             ) from None
 
     def _translate(self, error: Any) -> Exception:
-        status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], error.response["Error"].get("Code", "")
-        code = shorten(str(code), 40)[1:-1]
-        if code == "NoSuchBucket" or (status == 404 and not self._has_bucket()):
+        meaning, status, code = read_fault(error)
+        code = shorten(code, 40)[1:-1]
+        if meaning == "no bucket" or (meaning == "absent" and not self._has_bucket()):
             return DataError(f"{self._where}: there is no bucket {self._objects.bucket}; correct the url")
-        if status == 404:
+        if meaning == "absent":
             return DataError(f"{self._where}: there is no such object; name its key, or a prefix that ends with `/`")
-        if status == 412:
+        if meaning == "changed":
             return ServiceUnavailable(f"{self._where}: an object changed while it was read; run again")
         if status >= 500 or status == 429:
             return ServiceUnavailable(f"{self._where}: the server answered {status} {code}; run again later")
-        if code in _CLOCK:
+        if meaning == "clock":
             return SettingsError(f"{self._where}: this machine's clock differs from the server's; correct the clock")
+        if meaning == "region":
+            return SettingsError(
+                f"{self._where}: the bucket is in another region ({status} {code}); set AWS_DEFAULT_REGION to it"
+            )
         keys = ", ".join(self._objects.credentials_env or ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
         return SettingsError(
             f"{self._where}: the server refuses to let it be read ({status} {code}); check the credentials in {keys}, "
-            "their right to read and to list, and the region in AWS_DEFAULT_REGION"
+            "and their right to read and to list"
         )
 
     def _has_bucket(self) -> bool:

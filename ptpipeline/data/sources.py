@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 from ptpipeline.data import database, hub, local, s3
 from ptpipeline.data.joined import JoinedPlaces, count_rows, join
-from ptpipeline.data.table import Places, Table, Wanted
+from ptpipeline.data.table import Places, Table, Wanted, show_name
 from ptpipeline.errors import DataError, ServiceUnavailable
-from ptpipeline.foreign import escape_controls
 from ptpipeline.records.base import digest_of, read_clock
 from ptpipeline.records.data import Split
 from ptpipeline.task.data import Binned, Data, Source
@@ -211,6 +210,8 @@ def read_rows(task: Task, home: Path, kept: Mapping[Split | None, Parts] = Mappi
         for name, table in kept.get(split) or _place_of(source).read(source, wanted, home):
             parts.append((name, table))
             splits += [split] * count_rows(table)
+    if not parts:
+        raise DataError(f"data.source of task {task.name}: there are no rows in any of its files")
     joined = join(parts)
     cells = {name: column.cells for name, column in joined.columns.items()}
     answers = joined.columns[_name_label(data) or data.target or ""]
@@ -256,11 +257,13 @@ def _place_rows(rows: SourceRows, data: Data, cells: Iterable[str | None]) -> So
     there = Counter(values)
     missing = [value for value in listed if value not in there]
     if missing:
-        counts = ", ".join(f"{value or 'none'} ({count})" for value, count in there.most_common(_MAX_TOLD))
+        counts = ", ".join(
+            f"{show_name(value) if value else 'no value'} ({count})" for value, count in there.most_common(_MAX_TOLD)
+        )
         many = len(there) > _MAX_TOLD or any(len(value) > _MAX_VALUE for value in there)
         raise DataError(
             f"{rows.source}: no row has {missing[0]!r} in column {data.split.column!r}, which data.split."
-            f"{listed[missing[0]]} lists; its values are {f'{len(there)} texts' if many else escape_controls(counts)}"
+            f"{listed[missing[0]]} lists; its values are {f'{len(there)} texts' if many else counts}"
         )
     unlisted = Counter(
         value if len(value) <= _MAX_VALUE else "longer values" for value in values if value not in listed

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from ptpipeline.data.near import normalise
 from ptpipeline.errors import DataError
 from ptpipeline.foreign import shorten
 
@@ -14,6 +15,10 @@ MAX_KNOWN = 10_000  # short values of a column that are kept once
 MAX_NAME, MAX_NAME_WORDS = 40, 3  # of a name or label that a message shows, in characters and in words
 MAX_NAMES = 20  # of a list in a message
 SHOWN = 3  # places in a message
+
+
+class NoRows(DataError):
+    """A file of rows has none: no fault if it is one of several."""
 
 
 class Wanted(NamedTuple):
@@ -105,17 +110,23 @@ def check_wanted(name: str, names: Sequence[str], wanted: Sequence[Wanted], fix:
     """Raise DataError if the file lacks a column that a field of `data` names, with what to do about it."""
     for one in wanted:
         if one.column not in names:
-            near = next((other for other in names if _fold(other) == _fold(one.column)), None)
+            near = next((other for other in names if fold_name(other) == fold_name(one.column)), None)
             if near is not None:
                 fix = f"names are compared exactly: write data.{one.field}: {json.dumps(near)}"
-            raise DataError(
-                f"{name}: no column {one.column!r}, which data.{one.field} names; the columns are "
-                f"{list_columns(names)}{fix and f'; {fix}'}"
-            )
+            raise missing_column(name, names, one, fix)
 
 
-def _fold(name: str) -> str:
-    return name.strip('" ').casefold()
+def missing_column(name: str, names: Sequence[str], one: Wanted, fix: str) -> DataError:
+    """Return the error of a file that lacks a column, with what to do about it."""
+    return DataError(
+        f"{name}: no column {one.column!r}, which data.{one.field} names; the columns are "
+        f"{list_columns(names)}{fix and f'; {fix}'}"
+    )
+
+
+def fold_name(name: str) -> str:
+    """Return the name as one reads it: without quotes, case, blanks, and what nobody sees."""
+    return normalise(normalise(name).strip("\"'`"))
 
 
 def locate(name: str, names: Sequence[str], wanted: Sequence[Wanted]) -> dict[str, int]:
@@ -137,10 +148,10 @@ def list_columns(names: Sequence[str]) -> str:
     if any(len(name) > MAX_NAME or len(name.split()) > MAX_NAME_WORDS for name in names):
         return f"{len(names)}, of which one is too long for a name; the first line may be a row"
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-    return ", ".join(map(_show, names[:MAX_NAMES])) + more
+    return ", ".join(map(show_name, names[:MAX_NAMES])) + more
 
 
-def _show(name: str) -> str:
-    """A name as it is, or in quotes if it could be misread."""
+def show_name(name: str) -> str:
+    """Return a name as it is, or in quotes if it could be misread."""
     plain = name.isprintable() and name == name.strip() != "" and not set(name) & set(",;'\"")
     return name if plain else shorten(name)

@@ -8,11 +8,11 @@ from itertools import compress
 from ptpipeline.data.checks import CheckLog
 from ptpipeline.data.clusters import KEPT_FIRST, Clusters, cluster_texts, find_near_overlaps, record_clusters
 from ptpipeline.data.labels import Labels
+from ptpipeline.data.near import is_blank
 from ptpipeline.data.rows import BETWEEN, Built, CheckedRows, Columns, split_of
 from ptpipeline.data.sources import SourceRows
-from ptpipeline.data.table import is_utf8
+from ptpipeline.data.table import is_utf8, show_name
 from ptpipeline.errors import DataError
-from ptpipeline.foreign import escape_controls
 from ptpipeline.records.data import Split
 from ptpipeline.task.data import Binned, Data
 from ptpipeline.task.task import Task
@@ -20,6 +20,10 @@ from ptpipeline.task.task import Task
 REPLACEMENT = "\ufffd"
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
+# What pandas, R, databases and sheets write for a missing value, if a text is to hold it.
+_MISSING = frozenset(
+    ("nan", "NaN", "NA", "N/A", "n/a", "null", "NULL", "None", "\\N", "<NA>", "NaT", "#N/A", "(null)", "undefined")
+)
 _MAX_TOLD = 5  # values of a split column that a message lists
 
 
@@ -29,7 +33,7 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
     Raises DataError if a check whose policy is `block` finds rows, if a group value is missing, or if no row is left.
     """
     log = CheckLog(task.data, source.source, source.places)
-    _check_groups(source)
+    _check_groups(source, log)
     columns = Columns.of(source)
     rows = _drop_unlisted(source, log)
     if source.misquoted:
@@ -61,12 +65,24 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
     return CheckedRows(Built(columns.build, rows), log.checks)
 
 
-def _check_groups(source: SourceRows) -> None:
-    if source.groups is not None and (missing := [n for n, value in enumerate(source.groups, 1) if not value]):
+def _check_groups(source: SourceRows, log: CheckLog) -> None:
+    """Raise DataError for an empty group; tell of one whose name is what programs write for a missing value."""
+    if source.groups is None:
+        return
+    if missing := [number for number, value in enumerate(source.groups, 1) if value is None or is_blank(value)]:
         raise DataError(
             f"{source.source}: the column that data.split.group names is empty in {source.places.describe(missing)}; "
             "every row needs a group"
         )
+    for word in sorted(_MISSING.intersection(filter(None, source.groups))):
+        rows = [row for row, value in enumerate(source.groups) if value == word]
+        if len(rows) > 1:
+            log.note(
+                "missing_group",
+                len(rows),
+                f"{log.describe_rows(rows)} have the group '{word}', as a missing value is written; they stay "
+                "together; leave the cell empty if it is one, and give each such row a group of its own",
+            )
 
 
 def _drop_unlisted(source: SourceRows, log: CheckLog) -> list[int]:
@@ -76,7 +92,7 @@ def _drop_unlisted(source: SourceRows, log: CheckLog) -> list[int]:
         return list(rows)
     count = sum(source.unlisted.values())
     shown = list(source.unlisted.items())[:_MAX_TOLD]
-    values = ", ".join(f"{escape_controls(value) or 'no value'} {number}" for value, number in shown)
+    values = ", ".join(f"{show_name(value) if value else 'no value'} {number}" for value, number in shown)
     more = f" and {len(source.unlisted) - _MAX_TOLD} more values" if len(source.unlisted) > _MAX_TOLD else ""
     log.note("unlisted_split", count, f"rows of no listed split are left out: {values}{more}" if count else "")
     return list(compress(rows, (split is not None for split in source.splits)))
@@ -104,7 +120,8 @@ def _drop_unreadable(task: Task, columns: Columns, rows: list[int], log: CheckLo
     empty = {
         row
         for row in rows
-        if not all(columns.normals[row].split(BETWEEN)) or (task.generate and not (columns.labels[row] or "").strip())
+        if any(map(is_blank, columns.normals[row].split(BETWEEN)))
+        or (task.generate and is_blank(columns.labels[row] or ""))
     }
     return log.drop("empty_text", rows, empty)
 

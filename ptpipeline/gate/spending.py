@@ -7,10 +7,11 @@ and Stine 2008, alpha-investing). Look k has a weight, and spends its weight's s
     1 / k**2   for ever (no reserve): the weights of all looks sum to pi**2 / 6 (Euler's series)
     1 / k      up to the last of `looks` looks, after which a reserve judges: they sum to the harmonic number H_n
 
-Nothing was decided before: alpha_k = budget * weight_k / sum of all weights. If a reserve is added, or `looks` or the
-budget itself changes after some looks have spent, the others divide what is left of today's budget by their own
-weights. What was spent stays spent, as the chance that it was: no other budget makes it less. So all looks together
-never spend more than the budget of the newest, unless more was spent before it; then nothing is left.
+Nothing was spent before: alpha_k = budget * weight_k / sum of all weights. If a reserve is added, or `looks` or the
+budget itself changes after some looks were taken, the others divide what is left of today's budget by their own
+weights. What a look spent stays spent, whether a verdict came of it or not, because a person may have seen its figures;
+no other budget makes it less. So all looks together never spend more than the budget of the newest, unless more was
+spent before it; then nothing is left.
 """
 
 import math
@@ -36,29 +37,33 @@ class Budget(NamedTuple):
     looks: int | None = None
 
 
-def look_at(test_set: int, number: int, budget: Budget, decided: Mapping[int, Look] | None = None) -> Look:
+def look_at(test_set: int, number: int, budget: Budget, taken: Mapping[int, Look] | None = None) -> Look:
     """Return the look with that number, counted from 1, at a set of test rows.
 
-    `decided` are the looks at this set that a verdict was decided by, or that revealed one, by number: they stay as
-    they are. The others hold their shares until they are decided. A look after the last one spends nothing, and nothing
-    passes by it.
+    `taken` are looks at this set, by number: they stay as they are. What is not known of one between two of them is
+    what the later one counted for it. A look after the last one of the plan spends nothing, and nothing passes by it.
     """
-    decided = decided or {}
-    if number in decided:
-        return decided[number]
-    spent_by = {k: look.alpha for k, look in decided.items()}
-    if all(math.isclose(alpha, _alpha(k, budget), rel_tol=1e-9) for k, alpha in spent_by.items()):
+    taken = taken or {}
+    if number in taken:
+        return taken[number]
+    earlier = max((k for k in taken if k < number), default=0)
+    later = min((k for k in taken if k > number), default=None)
+    spent = taken[earlier].spent if earlier else 0.0
+    if later is not None:
+        left = taken[later].spent - taken[later].alpha - spent
+        held = math.fsum(_weight(k, budget.looks) for k in range(earlier + 1, later))
+    elif earlier == 0 or _is_planned(taken[earlier], budget):
         alpha, spent = _alpha(number, budget), _alphas_until(number, budget)
+        return Look(test_set=test_set, number=number, alpha=alpha, spent=spent, budget=budget.total)
     else:  # the plan changed on the way
-        left = budget.total - math.fsum(spent_by.values())
-        left = left if left > _NOTHING * budget.total else 0.0
-        held = _all_weights(budget.looks) - math.fsum(_weight(k, budget.looks) for k in spent_by)
-        alphas = [
-            spent_by[k] if k in spent_by else left * weight / held if weight else 0.0
-            for k, weight in ((k, _weight(k, budget.looks)) for k in range(1, number + 1))
-        ]
-        alpha, spent = alphas[-1], math.fsum(alphas)
-    return Look(test_set=test_set, number=number, alpha=alpha, spent=spent, budget=budget.total)
+        left = budget.total - spent
+        held = _all_weights(budget.looks) - math.fsum(_weight(k, budget.looks) for k in range(1, earlier + 1))
+    left = left if left > _NOTHING * budget.total else 0.0
+    weights = [_weight(k, budget.looks) for k in range(earlier + 1, number + 1)]
+    alphas = [left * weight / held if weight else 0.0 for weight in weights]
+    return Look(
+        test_set=test_set, number=number, alpha=alphas[-1], spent=spent + math.fsum(alphas), budget=budget.total
+    )
 
 
 def question_digest(challenger: str, champion: str | None, test_digest: str, policy: str) -> str:
@@ -77,6 +82,15 @@ def question_of(verdict: Verdict) -> str:
 def reveal_digest(verdict: Verdict) -> str:
     """Return the digest of the question what the figures of a verdict are, which is a look of its own."""
     return digest_of({"reveal": question_of(verdict)})
+
+
+def _is_planned(look: Look, budget: Budget) -> bool:
+    """Whether the look, and all before it, spent what this plan gives them."""
+    planned = _alpha(look.number, budget), _alphas_until(look.number, budget)
+    return all(
+        math.isclose(found, wanted, rel_tol=1e-9)
+        for found, wanted in zip((look.alpha, look.spent), planned, strict=True)
+    )
 
 
 def _alpha(number: int, budget: Budget) -> float:

@@ -142,7 +142,7 @@ def _choose(speed: Speed) -> Choice:
         dtype,
         f"a product of [{product.tokens}, {product.inputs}] by [{product.outputs}, {product.inputs}] runs at "
         f"{speed.float32:.0f} GFLOP/s in float32 and {speed.bfloat16:.0f} in bfloat16 ({product.processor}, "
-        f"{product.threads} threads, torch {product.torch})",
+        f"threads: {product.threads}, torch {product.torch})",
     )
 
 

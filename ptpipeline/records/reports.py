@@ -23,9 +23,6 @@ TEXT_METRICS: tuple[TextMetric, ...] = ("exact_match", "token_f1", "rouge_l", "b
 Baseline = Literal["majority", "zero_shot", "hard_prompt"]
 
 
-BASELINES: tuple[Baseline, ...] = ("majority", "zero_shot", "hard_prompt")
-
-
 def title_of(metric: str) -> str:
     """Return the name of a metric, or of a baseline, for people."""
     named = {

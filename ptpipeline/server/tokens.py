@@ -2,6 +2,7 @@
 
 import hashlib
 import hmac
+import os
 import secrets
 import stat
 import time
@@ -178,6 +179,8 @@ def revoke_token(path: Path, name: str) -> None:
 def _change(path: Path, name: str, entries: list[Token]) -> None:
     read_tokens(path)  # nothing is made beside a file that cannot be one
     try:
+        if path.exists() and path.stat().st_uid != os.geteuid():  # it would be made ours with the tokens that it holds
+            raise SettingsError(f"{path}: belongs to another user, whose tokens it holds; name another file")
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with FileLock(path.with_name(f"{path.name}.lock"), mode=0o600):
             others = [token for token in read_tokens(path).tokens if token.name != name]

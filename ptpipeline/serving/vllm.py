@@ -23,7 +23,7 @@ from torch import Tensor
 
 from ptpipeline.errors import BaseModelError, Overloaded, PtpError, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import parse_json, parsing, shorten
-from ptpipeline.settings import is_loopback
+from ptpipeline.settings import explain_environment, is_loopback
 
 MOST_TOKEN_IDS = 128  # of one request (vLLM's MAX_LOGPROB_TOKEN_IDS)
 MAX_ANSWER = 2**20  # bytes of an answer, and of one event of a stream
@@ -128,11 +128,8 @@ class Upstream:
                 limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=CONNECTIONS),
                 trust_env=not is_loopback(self.url),
             )
-        except (ImportError, ValueError) as error:
-            raise SettingsError(
-                f"the proxy that HTTP_PROXY, HTTPS_PROXY or ALL_PROXY names cannot be used ({error}); name one as "
-                "http://host:port, or exempt vLLM's host by NO_PROXY"
-            ) from None
+        except (ImportError, ValueError, OSError, httpx.InvalidURL) as error:
+            raise explain_environment(error, "vLLM") from None
 
     async def close(self) -> None:
         """End the connections."""

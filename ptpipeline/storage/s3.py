@@ -10,7 +10,7 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import UTC
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
 from ptpipeline.settings import is_loopback
@@ -26,7 +26,48 @@ _VERBS = {
     "list_objects_v2": "list",
 }
 _REFUSED_RIGHT = ("AccessDenied", "AllAccessDisabled", "403")  # a HEAD has no body to say more
-_WRONG_REGION = ("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301")
+
+Meaning = Literal["no bucket", "absent", "unchanged", "changed", "right", "clock", "login", "region", "lacks", "other"]
+
+
+_MEANINGS: dict[str, Meaning] = {
+    "NoSuchBucket": "no bucket",
+    "PreconditionFailed": "changed",
+    "RequestTimeTooSkewed": "clock",
+    "PermanentRedirect": "region",
+    "AuthorizationHeaderMalformed": "region",
+    "IllegalLocationConstraintException": "region",
+}
+_MEANINGS_OF_STATUS: dict[int, Meaning] = {
+    301: "region",
+    304: "unchanged",
+    404: "absent",
+    409: "changed",
+    412: "changed",
+    501: "lacks",
+}
+
+
+class Fault(NamedTuple):
+    """What an S3 server means by an answer that is no success, with its status and its own word."""
+
+    meaning: Meaning
+    status: int
+    code: str
+
+
+def read_fault(error: Any) -> Fault:
+    """Return what botocore's ClientError means: `other` is the server's own trouble, or nothing that is known here."""
+    status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], str(error.response["Error"].get("Code", ""))
+    return Fault(_find_meaning(status, code), status, code)
+
+
+def _find_meaning(status: int, code: str) -> Meaning:
+    if code in _MEANINGS:
+        return _MEANINGS[code]
+    if status in (401, 403):
+        return "right" if code in _REFUSED_RIGHT else "login"
+    return _MEANINGS_OF_STATUS.get(status, "other")
 
 
 class RequestLimits(NamedTuple):
@@ -221,55 +262,53 @@ class S3Store:
         try:
             yield
         except boto.ClientError as error:
-            raise self._translate(error.response, _VERBS[operation], key) from error
+            raise self._translate(read_fault(error), _VERBS[operation], key) from error
         except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
             raise SettingsError(
                 f"object store {self.url} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: {error}"
             ) from error
         except boto.ParamValidationError as error:
             raise SettingsError(f"PTP_STORE: {self.url}: {' '.join(str(error).split())}") from error
+        except (RecursionError, KeyError) as error:  # botocore follows redirections in circles; an answer lacks a part
+            raise SettingsError(
+                f"object store {self.where} does not answer as S3 does; check PTP_S3_ENDPOINT and AWS_DEFAULT_REGION"
+            ) from error
         except boto.BotoCoreError as error:
             raise ServiceUnavailable(
                 f"object store {self.where} does not answer ({type(error).__name__}); is it up? `ptp status`"
             ) from error
 
-    def _translate(self, response: Any, verb: str, key: str) -> Exception:
-        status, code = response["ResponseMetadata"]["HTTPStatusCode"], response["Error"].get("Code", "")
-        if code == "NoSuchBucket":
+    def _translate(self, fault: Fault, verb: str, key: str) -> Exception:
+        doing, code = f"{verb} {key}", fault.code
+        if fault.meaning == "no bucket":
             return SettingsError(f"PTP_STORE: bucket {self.bucket!r} does not exist ({self.where}); create it")
-        if status == 304:
+        if fault.meaning == "unchanged":
             return _Unchanged()
-        if status == 404:
+        if fault.meaning == "absent":
             return NotFound(f"{self.url}: no object {key}")
-        if verb == "write" and (status in (409, 412) or code == "PreconditionFailed"):
+        if fault.meaning == "changed" and verb == "write":
             return PreconditionFailed(f"{self.url}: {key} was changed by another writer")
-        return self._refusal(status, code, f"{verb} {key}") or ServiceUnavailable(
-            f"object store {self.where} answered {status} {code} to {verb} {key}"
-        )
-
-    def _refusal(self, status: int, code: str, doing: str) -> SettingsError | None:
-        """Return the error of an answer that stays the same until a person changes something; None for any other."""
-        if status in (401, 403) and code in _REFUSED_RIGHT:
+        if fault.meaning == "right":
             return SettingsError(
                 f"object store {self.where}: this identity may not {doing} ({code}); give it the policy of its "
                 "role (deploy/s3/), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to one that may"
             )
-        if code == "RequestTimeTooSkewed":
+        if fault.meaning == "clock":
             return SettingsError(
                 f"object store {self.where}: this machine's clock differs from the server's ({code}); correct the clock"
             )
-        if status in (401, 403):
+        if fault.meaning == "login":
             return SettingsError(
                 f"object store {self.where} refuses the credentials ({code}); check AWS_ACCESS_KEY_ID and "
                 "AWS_SECRET_ACCESS_KEY"
             )
-        if code in _WRONG_REGION:
+        if fault.meaning == "region":
             return SettingsError(
                 f"object store {self.where} is in another region ({code}); set AWS_DEFAULT_REGION to the bucket's"
             )
-        if status == 501:
+        if fault.meaning == "lacks":
             return SettingsError(
                 f"object store {self.where} cannot {doing} ({code}): it lacks what the registry needs; use a "
                 "store that honours If-Match and If-None-Match"
             )
-        return None
+        return ServiceUnavailable(f"object store {self.where} answered {fault.status} {code} to {doing}")

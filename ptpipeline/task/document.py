@@ -144,7 +144,7 @@ def load_section(path: Path, name: str, model: type[ModelT], wording: tuple[str,
     form.
     """
     what, form = wording
-    if not path.is_file():
+    if not path.exists():
         raise NotFound(f"{path}: no such file; create it and declare each {what} as `name: {form}`")
     document = parse_yaml(path)
     if name not in document:

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, model_validator
 
 from ptpipeline.errors import DataError
 from ptpipeline.records.base import DIGEST_PATTERN
+from ptpipeline.settings import OWN_PREFIXES
 from ptpipeline.task.document import Section
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
@@ -27,8 +28,6 @@ def _matching(pattern: str, expected: str) -> AfterValidator:
     return AfterValidator(check)
 
 
-# Variables of the registry's own servers, which a run gets from its stack alone.
-_OWN = ("AWS_", "PTP_", "PREFECT_", "MLFLOW_", "_MLFLOW_", "HF_")
 EnvironmentName = Annotated[
     str,
     _matching(
@@ -36,8 +35,8 @@ EnvironmentName = Annotated[
         "the name of an environment variable in capital letters, such as PARTNER_KEY; set that variable to the secret",
     ),
     _matching(
-        f"(?!{'|'.join(_OWN)}).*",
-        f"a name that begins with none of {', '.join(_OWN)}: a run gets those of the registry's own servers alone",
+        f"(?!{'|'.join(OWN_PREFIXES)}).*",
+        f"a name that begins with none of {', '.join(OWN_PREFIXES)}: these belong to the registry's own servers",
     ),
 ]
 BucketUrl = Annotated[

@@ -248,7 +248,7 @@ def _finish_step(run: _Run, active: list[Member], members: Sequence[Member]) -> 
         elif member.due or member.step % RECORD_EVERY == 0 or member.step == 1:
             dev = devs.get(member.job.name)
             run.tracker.log_point(member.run, member.record(dev))
-            run.progress(_format_progress(member, members, run.clock, dev))
+            run.progress(_format_progress(member, run.clock, dev))
 
 
 class _Rounded(NamedTuple):
@@ -297,17 +297,15 @@ def _judge(run: _Run, rounded: list[_Rounded]) -> dict[str, float]:
     }
 
 
-def _format_progress(member: Member, members: Sequence[Member], clock: Clock, dev: float | None) -> str:
-    """Return `task: step 50/300, loss 0.412, dev accuracy 0.87, 610 tokens/s, 2m05s left`.
+def _format_progress(member: Member, clock: Clock, dev: float | None) -> str:
+    """Return `task: step 50/300, loss 0.412, dev accuracy 0.87, 610 tokens/s`; the speed is that of the whole training.
 
-    What is left is that of the whole gang, those who wait too, if no more of them ends early.
+    How much time is left is said by the lines of the progress, which know what an earlier process has done.
     """
-    remaining = sum(other.job.tune.steps - other.step for other in members if other.active)
-    left = int(clock.elapsed / sum(other.step for other in members) * remaining)
     metric = f", dev {member.job.task.gate.metric} {dev:.3f}" if dev is not None else ""
     return (
         f"{member.job.name}: step {member.step}/{member.job.tune.steps}, loss {member.curve[-1].loss:.3f}{metric}, "
-        f"{clock.tokens_per_second:.0f} tokens/s, {left // 60}m{left % 60:02d}s left"
+        f"{clock.tokens_per_second:.0f} tokens/s"
     )
 
 

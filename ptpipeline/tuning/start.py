@@ -1,6 +1,5 @@
 """What a training starts from besides its recipe: another version, the champion, or a file."""
 
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,6 @@ from ptpipeline.storage import ObjectStore
 from ptpipeline.task.recipe import FileInit
 from ptpipeline.task.task import Task
 from ptpipeline.tuning.key import digest_start, read_start_version
-
-log = logging.getLogger(__name__)
 
 
 class Start(NamedTuple):

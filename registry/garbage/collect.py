@@ -40,6 +40,7 @@ from registry.garbage.plan import Collected, plan
 from registry.garbage.roots import Retention, abandoned_before, prompts_in_use, prompts_served, snapshots_in_use
 from registry.garbage.signatures import find_stale_signatures
 from registry.ledger import tombstone
+from registry.ledger.database import Database
 from registry.ledger.tombstone import Needed, Tombstone, forget_unmarked
 from registry.ledger.usage import Name, prompt_uses, rows_keys, snapshot_uses
 from registry.lineage.ancestry import parts_of, read_manifests
@@ -77,7 +78,7 @@ def collect(registry: Registry, policy: Retention, apply: bool = False, task: st
     if not apply:
         return planned + [signature.item for signature in stale]
     if policy.grace:  # else no age decides
-        _check_clock(store)
+        _check_clock(store, registry.ledger.database)
     registry.ledger.forget_intents(abandoned_before(policy))
     work = Collection(registry, store, policy)
     deleted, failures = list[Collected](), list[PtpError]()
@@ -96,20 +97,23 @@ def collect(registry: Registry, policy: Retention, apply: bool = False, task: st
     return deleted + [signature.item for signature in stale]
 
 
-def _check_clock(store: ObjectStore) -> None:
-    """Raise SettingsError if this machine's clock is not the store's: the ages of objects would be wrong by as much."""
+def _check_clock(store: ObjectStore, database: Database) -> None:
+    """Raise SettingsError if this machine's clock is not the store's and the ledger's: the ages of objects and of what
+    the ledger remembers would be wrong by as much.
+    """
     key = probe_key(uuid.uuid4().hex, "clock")
     store.create(key, b"what time is it?")
     try:
         [listed] = store.list_objects(key.rpartition("/")[0])
     finally:
         store.delete(key)
-    ahead = (base.read_clock() - listed.modified).total_seconds()
-    if abs(ahead) > MAX_SKEW_SECONDS:
-        raise SettingsError(
-            f"the clock of this machine is {abs(ahead):,.0f} s {'ahead of' if ahead > 0 else 'behind'} that of "
-            f"{store.where}, so ages would be wrong and nothing is collected; set it right (NTP), then repeat"
-        )
+    for told, whose in ((listed.modified, store.where), (database.time(), f"ledger {database.name}")):
+        ahead = (base.read_clock() - told).total_seconds()
+        if abs(ahead) > MAX_SKEW_SECONDS:
+            raise SettingsError(
+                f"the clock of this machine is {abs(ahead):,.0f} s {'ahead of' if ahead > 0 else 'behind'} that of "
+                f"{whose}, so ages would be wrong and nothing is collected; set it right (NTP), then repeat"
+            )
 
 
 def _spare(work: Collection, planned: list[Collected], task: str | None) -> None:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 from sqlalchemy import Connection, func, select
 
 from ptpipeline.errors import PromotionRefused
-from ptpipeline.records.base import Key, Number, Record, Time, Words, now
+from ptpipeline.records.base import Key, Number, Record, Time, Words
 from ptpipeline.records.versions import PRODUCTION, PromptVersion
 from registry.ledger import tables
-from registry.ledger.database import Database, insert, of_task, seconds_left
+from registry.ledger.database import Database, insert, of_task, read_time, seconds_left
 from registry.ledger.events import emit
 
 DAY = 24 * 3600.0
@@ -101,7 +101,7 @@ def ask(database: Database, asked: Asked) -> Standing:
             started_by=known.request.started_by if known else asked.started_by,  # whose run made it, whoever asks again
             asked=clock,
             expires=clock + asked.days * DAY,
-            at=now(),
+            at=read_time(connection),
         )
         connection.execute(insert(connection, table).values(**request.model_dump()))
         emit(connection, "approval_wanted", _describe(connection, request))

@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import json
 import os
+import re
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -17,16 +18,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, MetaData, Table, func, insert, select
+from sqlalchemy.exc import InterfaceError, InternalError, OperationalError, SQLAlchemyError
 
 from ptpipeline.durable import publish
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed
-from ptpipeline.foreign import parse_json
+from ptpipeline.foreign import check_file, parse_json, parsing, shorten
 from ptpipeline.storage.bounds import MIB
 from registry.ledger.database import Database
 from registry.ledger.tables import read_revision
 
 FORMAT = "ptpipeline ledger"
 MAX_LINE = 64 * MIB
+MAX_FILE = 2**50  # any size, of a regular file
 BATCH = 500  # rows in one INSERT
 _FIX = "it was altered or is not whole; take another backup"
 
@@ -66,6 +69,7 @@ def restore(url: str, path: Path) -> Saved:
     The whole file is checked first. Raises NotFound if there is no such file, ArtifactError if it is no backup or was
     altered, PreconditionFailed if the database has tables, SettingsError if a newer ptpipeline wrote the backup.
     """
+    check_file(path, MAX_FILE)
     saved = _check(path)
     Database(url, saved.schema, fill=partial(_insert_rows, path)).close()  # one killed meanwhile leaves no table
     Database(url).close()
@@ -73,19 +77,35 @@ def restore(url: str, path: Path) -> Saved:
 
 
 def _insert_rows(path: Path, connection: Connection) -> None:
+    """Raises ArtifactError if a row fits no table: whoever altered the file wrote its hash anew."""
     tables = _reflect(connection)
     batch: list[dict[str, Any]] = []
-    name = ""
-    for table, row in _read_rows(path):
-        if (table != name or len(batch) == BATCH) and batch:
-            connection.execute(insert(tables[name]), batch)
-            batch = []
-        name = table
+    name, size = "", 0
+
+    for table, row, length in _read_rows(path):
+        if table != name or len(batch) == BATCH or size + length > MAX_LINE:
+            _insert_batch(path, connection, tables.get(name), batch)
+            batch, size = [], 0
+        name, size = table, size + length
         batch.append(row)
-    if batch:
-        connection.execute(insert(tables[name]), batch)
+    _insert_batch(path, connection, tables.get(name), batch)
     if connection.dialect.name == "postgresql":
         _continue_sequences(connection, tables.values())
+
+
+def _insert_batch(path: Path, connection: Connection, table: Table | None, rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        return
+    try:
+        if table is None:
+            raise KeyError
+        connection.execute(insert(table), rows)
+    except (OperationalError, InternalError):
+        raise  # the database is away, or full
+    except (SQLAlchemyError, KeyError, ValueError, TypeError, OverflowError) as error:
+        if isinstance(error, InterfaceError) and connection.dialect.name == "postgresql":
+            raise  # away too; SQLite says so of a value that is none
+        raise ArtifactError(f"{path}: a row fits no table of a ledger ({type(error).__name__}); {_FIX}") from None
 
 
 def _write_rows(database: Database, file: gzip.GzipFile) -> Saved:
@@ -137,17 +157,22 @@ def _check(path: Path) -> Saved:
         digest.update(line)
     if head.get("format") != FORMAT:
         raise ArtifactError(f"{path}: not a backup of a ledger; `ptp backup FILE` writes one")
+    if not re.fullmatch(r"[0-9]{4}", str(head.get("schema"))):
+        raise ArtifactError(f"{path}: {shorten(head.get('schema'))} is no schema of a ledger; {_FIX}")
     if (end.get("rows"), end.get("sha256"), end.get("line")) != (rows, end.get("digest"), rows + 1):
         raise ArtifactError(f"{path}: {_FIX}")
     return Saved(str(head.get("schema")), rows)
 
 
-def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    for line in _read_lines(path):
+def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any], int]]:
+    """Yield each row with its table, and the bytes that it takes in the file."""
+    for number, line in enumerate(_read_lines(path), 1):
         value = parse_json(line, str(path), _FIX)
         if isinstance(value, list):
-            table, row = value
-            yield table, {column: _decode(cell) for column, cell in row.items()}
+            with parsing(f"{path}: line {number}", _FIX):
+                table, row = value
+                decoded = {str(column): _decode(cell) for column, cell in row.items()}
+            yield str(table), decoded, len(line)
 
 
 def _read_lines(path: Path) -> Iterator[bytes]:
@@ -166,4 +191,8 @@ def _encode(value: Any) -> Any:
 
 
 def _decode(value: Any) -> Any:
-    return base64.b64decode(value["base64"]) if isinstance(value, dict) and set(value) == {"base64"} else value
+    return (
+        base64.b64decode(value["base64"], validate=True)
+        if isinstance(value, dict) and set(value) == {"base64"}
+        else value
+    )

@@ -9,7 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -147,6 +147,11 @@ class Database:
             return self.clock(connection)
         return float(connection.scalar(text("SELECT (julianday('now') - 2440587.5) * 86400")) or 0)
 
+    def time(self) -> datetime:
+        """Return the time by the clock of the database's machine, which all that share the ledger go by."""
+        with self.reading() as connection:
+            return datetime.fromisoformat(read_time(connection))
+
     def stored_schema(self) -> str | None:
         """Return the revision of the schema that the database holds, None if it holds no ledger; change nothing."""
         if self.file and not self.file.exists():
@@ -257,17 +262,27 @@ def of_task(query: Select[Any], table: Table, task: str | None) -> Select[Any]:
     return query if task is None else query.where(table.c.task == task)
 
 
+def read_time(connection: Connection) -> str:
+    """Return the time in UTC by the clock of the database's machine, as `now` writes it: what one machine writes and
+    another one compares must not depend on the clock of either.
+    """
+    if connection.dialect.name == "sqlite":  # the file's machine is this one
+        return now()
+    time: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
+    return time.astimezone(UTC).isoformat()
+
+
 def time_after(connection: Connection, table: Table, *rows: ColumnElement[bool]) -> str:
     """Return the time now, or just after the newest of those rows if a clock that was ahead wrote it: which of them is
     newest must not depend on whose clock is right.
     """
     newest = connection.scalar(select(func.max(table.c.at)).where(*rows))
-    return time_behind(newest) if newest else now()
+    return time_behind(connection, newest) if newest else read_time(connection)
 
 
-def time_behind(earlier: str) -> str:
-    """Return the time now, or just after `earlier` if that lies in the future by this machine's clock."""
-    time = now()
+def time_behind(connection: Connection, earlier: str) -> str:
+    """Return the time now, or just after `earlier` if that lies in the future by the database's clock."""
+    time = read_time(connection)
     return time if earlier < time else (datetime.fromisoformat(earlier) + timedelta(microseconds=1)).isoformat()
 
 

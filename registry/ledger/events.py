@@ -6,15 +6,15 @@ sends an event first puts off when it is due again. So an event may arrive twice
 
 import uuid
 from collections.abc import Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 from sqlalchemy import Connection, and_, func, select, update
 
-from ptpipeline.records.base import digest_of, now, read_clock
+from ptpipeline.records.base import digest_of
 from ptpipeline.records.versions import Promotion
 from registry.ledger import tables
-from registry.ledger.database import Database, insert, put, seconds_left
+from registry.ledger.database import Database, insert, put, read_time, seconds_left
 
 Kind = Literal[
     "promotion",
@@ -34,13 +34,16 @@ SETTLED = timedelta(hours=1)
 
 
 class Event(NamedTuple):
-    """What happened; `seq` is its order, `id` what tells a receiver that it came twice."""
+    """What happened; `seq` is its order, `id` what tells a receiver that it came twice, `taken` when it was taken to be
+    sent: seconds since 1970 by the clock of the database's machine.
+    """
 
     seq: int
     id: str
     kind: str
     record: dict[str, Any]
     at: str
+    taken: float
 
 
 class Backlog(NamedTuple):
@@ -53,7 +56,7 @@ class Backlog(NamedTuple):
 def emit(connection: Connection, kind: Kind, record: Mapping[str, Any], once: Any = None) -> None:
     """Add an event to the transaction. With `once` (JSON values) there is one event of that kind for it, ever."""
     name = uuid.uuid4().hex if once is None else digest_of([kind, once])[:32]
-    row = {"id": f"evt_{name}", "kind": kind, "record": dict(record), "at": now()}
+    row = {"id": f"evt_{name}", "kind": kind, "record": dict(record), "at": read_time(connection)}
     connection.execute(insert(connection, tables.event).values(**row).on_conflict_do_nothing(index_elements=["id"]))
 
 
@@ -102,7 +105,7 @@ def take_due(database: Database, target: str) -> Event | None:
         attempts = (row.attempts or 0) + 1
         wait = min(FIRST_WAIT * 2 ** min(attempts - 1, 16), LONGEST_WAIT)
         put(connection, delivery, {"event": row.seq, "target": target}, attempts=attempts, due=clock + wait)
-        return Event(row.seq, row.id, row.kind, row.record, row.at)
+        return Event(row.seq, row.id, row.kind, row.record, row.at, database.calendar(connection))
 
 
 def record_delivered(database: Database, target: str, event: Event) -> None:
@@ -110,7 +113,7 @@ def record_delivered(database: Database, target: str, event: Event) -> None:
     table = tables.delivery
     mine = and_(table.c.event == event.seq, table.c.target == target)
     with database.writing() as connection:
-        connection.execute(update(table).where(mine).values(delivered=now()))
+        connection.execute(update(table).where(mine).values(delivered=read_time(connection)))
 
 
 def find_backlog(database: Database, target: str) -> Backlog:
@@ -132,17 +135,24 @@ def _since(connection: Connection, target: str) -> int:
     since = connection.scalar(select(table.c.since).where(table.c.target == target))
     if since is None:
         since = _first_since(connection, BACKLOG)
-        put(connection, table, {"target": target}, since=since, at=now())
+        put(connection, table, {"target": target}, since=since, at=read_time(connection))
     return int(since)
 
 
 def _advance(connection: Connection, target: str) -> None:
     """Look no more at what the target was told long ago: long enough that no transaction from then is open."""
-    put(connection, tables.subscriber, {"target": target}, since=_first_since(connection, SETTLED), at=now())
+    put(
+        connection,
+        tables.subscriber,
+        {"target": target},
+        since=_first_since(connection, SETTLED),
+        at=read_time(connection),
+    )
 
 
 def _first_since(connection: Connection, age: timedelta) -> int:
     """Return the number behind that of the last event which is older than that."""
     table = tables.event
-    older = select(func.max(table.c.seq)).where(table.c.at < (read_clock() - age).isoformat())
+    since = datetime.fromisoformat(read_time(connection)) - age
+    older = select(func.max(table.c.seq)).where(table.c.at < since.isoformat())
     return (connection.scalar(older) or 0) + 1

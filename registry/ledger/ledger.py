@@ -12,7 +12,7 @@ from ptpipeline.records.base import Number, Record, Time, Words, now
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import Beside, Promotion, PromptVersion
 from registry.ledger import tables
-from registry.ledger.database import insert, of_task, put
+from registry.ledger.database import insert, of_task, put, read_time
 from registry.ledger.events import emit_promotion
 from registry.ledger.results import Results, put_verdict
 from registry.ledger.tombstone import lock_name, refuse_buried, take_over
@@ -74,7 +74,7 @@ class Ledger(Results):
         with self.database.writing(lock_name(task, digest)) as connection:
             take_over(self.database, connection, task, digest)
             # with a new time, so that it does not look abandoned
-            put(connection, tables.intent, {"task": task, "digest": digest}, at=now())
+            put(connection, tables.intent, {"task": task, "digest": digest}, at=read_time(connection))
 
     def intents(self, task: str | None = None) -> list[Intent]:
         """Return the publishes that began and did not end, oldest first."""
@@ -108,7 +108,7 @@ class Ledger(Results):
                 )
                 connection.execute(
                     insert(connection, tables.version).values(
-                        task=task, number=(highest or 0) + 1, digest=digest, at=now()
+                        task=task, number=(highest or 0) + 1, digest=digest, at=read_time(connection)
                     )
                 )
             if verdict:
@@ -256,9 +256,10 @@ class Ledger(Results):
     def record_applied(self, target: str, promotion: Promotion) -> None:
         """Record that `target` shows that promotion; one that is older than the recorded one changes nothing."""
         where = {"target": target, "task": promotion.task, "alias": promotion.alias}
-        row = {"applied_seq": promotion.seq, "applied_version": promotion.version, "at": now()}
         older = tables.projection.c.applied_seq < promotion.seq
         with self.database.writing() as connection:
+            at = read_time(connection)
+            row = {"applied_seq": promotion.seq, "applied_version": promotion.version, "at": at}
             connection.execute(
                 insert(connection, tables.projection)
                 .values(**where, **row)

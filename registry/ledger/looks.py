@@ -7,13 +7,12 @@ make a fresh set.
 from collections.abc import Iterable, Set
 from typing import NamedTuple
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, func, select, update
 
 from ptpipeline.gate.spending import Budget, look_at, question_of, reveal_digest
-from ptpipeline.records.base import now
 from ptpipeline.records.verdicts import Look, Verdict
 from registry.ledger import tables
-from registry.ledger.database import insert, put
+from registry.ledger.database import insert, put, read_time
 from registry.ledger.ledger import Ledger
 
 OVERLAP = 0.01  # a set of test rows that shares more of its rows than this with an earlier set is not fresh
@@ -38,15 +37,13 @@ def take_look(ledger: Ledger, task: str, question: str, rows: Iterable[str], bud
     """Return the look that answers `question` from the rows of these ids: the one that did, else the next one at their
     test set.
 
-    It is in the ledger before anything is compared, so that no answer is seen that was not counted.
+    It is in the ledger, with what it spends, before anything is compared: so no answer is seen that was not counted.
     """
     with ledger.database.writing(f"look {task}") as connection:
-        place = _find(connection, task, question)
-        if place is None:
-            place = _next(connection, task, {_code(row) for row in rows})
-            row = {"task": task, **place._asdict(), "question": question, "at": now()}
-            connection.execute(insert(connection, tables.look).values(**row))
-        return look_at(*place, budget, _decided(connection, task, place.test_set))
+        place = _find(connection, task, question) or _next(connection, task, {_code(row) for row in rows})
+        look = look_at(*place, budget, _taken(connection, task, place.test_set))
+        _put(connection, task, look, question)
+        return look
 
 
 def next_look(ledger: Ledger, task: str, rows: Iterable[str], budget: Budget) -> Look:
@@ -54,7 +51,7 @@ def next_look(ledger: Ledger, task: str, rows: Iterable[str], budget: Budget) ->
     with ledger.database.reading() as connection:
         test_set = _set_or_new(connection, task, {_code(row) for row in rows}).number
         number = _count(connection, task, test_set) + 1
-        return look_at(test_set, number, budget, _decided(connection, task, test_set))
+        return look_at(test_set, number, budget, _taken(connection, task, test_set))
 
 
 def is_answered(ledger: Ledger, task: str, question: str) -> bool:
@@ -80,7 +77,7 @@ def list_judging(ledger: Ledger, task: str) -> set[str]:
 def restore_look(connection: Connection, verdict: Verdict, rows: Iterable[str]) -> None:
     """Add the look that a stored verdict was decided by, and the one that revealed it, with their rows.
 
-    A look that is there stays as it is.
+    A look that is there stays as it is; what it spent is added if an older ptpipeline did not keep that.
     """
     codes = {_code(row) for row in rows}
     if verdict.look:
@@ -94,16 +91,30 @@ def _put_look(connection: Connection, task: str, look: Look, question: str, rows
         select(tables.test_set.c.rows).where(tables.test_set.c.task == task, tables.test_set.c.number == look.test_set)
     )
     _put_set(connection, task, _RowSet(look.test_set, _decode(stored or b"") | rows))
-    row = {"task": task, "test_set": look.test_set, "number": look.number, "question": question, "at": now()}
-    connection.execute(insert(connection, tables.look).values(**row).on_conflict_do_nothing())
+    _put(connection, task, look, question)
 
 
-def _decided(connection: Connection, task: str, test_set: int) -> dict[int, Look]:
-    """The looks at that set by which a verdict was decided or revealed, by number."""
-    record = tables.verdict.c.record
-    looks = select(record["look"], record[("reveal", "look")]).where(tables.verdict.c.task == task)
-    found = (Look.model_validate(look) for row in connection.execute(looks) for look in row if look)
-    return {look.number: look for look in found if look.test_set == test_set}
+def _put(connection: Connection, task: str, look: Look, question: str) -> None:
+    """Add the look; of one that is there only what it spent, if that is not known."""
+    table, figures = tables.look, {"alpha": look.alpha, "spent": look.spent, "budget": look.budget}
+    row = {
+        "task": task,
+        "test_set": look.test_set,
+        "number": look.number,
+        "question": question,
+        "at": read_time(connection),
+    }
+    connection.execute(insert(connection, table).values(**row, **figures).on_conflict_do_nothing())
+    unknown = (table.c.task == task, table.c.question == question, table.c.alpha.is_(None))
+    connection.execute(update(table).where(*unknown).values(**figures))
+
+
+def _taken(connection: Connection, task: str, test_set: int) -> dict[int, Look]:
+    """The looks at that set, by number, whose shares are known."""
+    table = tables.look
+    columns = (table.c.test_set, table.c.number, table.c.alpha, table.c.spent, table.c.budget)
+    mine = select(*columns).where(table.c.task == task, table.c.test_set == test_set, table.c.alpha.is_not(None))
+    return {row.number: Look(**row._mapping) for row in connection.execute(mine)}
 
 
 def _find(connection: Connection, task: str, question: str) -> _Place | None:
@@ -145,7 +156,7 @@ def _count(connection: Connection, task: str, test_set: int) -> int:
 
 def _put_set(connection: Connection, task: str, test_set: _RowSet) -> None:
     rows = b"".join(sorted(test_set.rows))
-    put(connection, tables.test_set, {"task": task, "number": test_set.number}, rows=rows, at=now())
+    put(connection, tables.test_set, {"task": task, "number": test_set.number}, rows=rows, at=read_time(connection))
 
 
 def _decode(stored: bytes) -> frozenset[bytes]:

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, and_, func, select, update
 
-from ptpipeline.records.base import Record, now
+from ptpipeline.records.base import Record
 from registry.ledger import tables
-from registry.ledger.database import insert
+from registry.ledger.database import insert, read_time
 from registry.ledger.events import emit
 from registry.ledger.ledger import Ledger
 
@@ -59,10 +59,10 @@ def end_night(ledger: Ledger, id_: str, state: str, tasks: Sequence[NightTask]) 
     night, night_task = tables.night, tables.night_task
     with ledger.database.writing() as connection:
         mine = update(night).where(night.c.id == id_, night.c.ended.is_(None))
-        if connection.execute(mine.values(ended=now(), state=state)).rowcount:
+        if connection.execute(mine.values(ended=read_time(connection), state=state)).rowcount:
             emit(connection, "night_ended", _describe(connection, id_, state, tasks))
             for task in tasks:
-                row = {"night": id_, "at": now(), **task.model_dump()}
+                row = {"night": id_, "at": read_time(connection), **task.model_dump()}
                 connection.execute(insert(connection, night_task).values(**row).on_conflict_do_nothing())
 
 

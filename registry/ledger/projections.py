@@ -7,10 +7,9 @@ from typing import NamedTuple
 
 from sqlalchemy import ColumnElement, delete, select
 
-from ptpipeline.records.base import now
 from ptpipeline.records.versions import Promotion
 from registry.ledger import tables
-from registry.ledger.database import insert, put
+from registry.ledger.database import insert, put, read_time
 from registry.ledger.lease import Lease
 from registry.ledger.ledger import Ledger
 
@@ -58,9 +57,10 @@ def note_attempt(ledger: Ledger, lease: Lease, head: Promotion) -> str:
     Raises LeaseHeld if another process took the lease over.
     """
     owner = uuid.uuid4().hex
-    row = {"task": head.task, "alias": head.alias, "digest": head.digest, "owner": owner, "at": now()}
     with ledger.database.writing() as connection:
         lease.keep(connection)
+        at = read_time(connection)
+        row = {"task": head.task, "alias": head.alias, "digest": head.digest, "owner": owner, "at": at}
         connection.execute(insert(connection, tables.attempt).values(**row))
     return owner
 

@@ -6,14 +6,13 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Table
 
-from ptpipeline.records.base import now
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import Promotion, PromptVersion
 from registry.failpoints import reached
 from registry.ledger import tables
-from registry.ledger.database import insert
+from registry.ledger.database import insert, read_time
 from registry.ledger.ledger import Intent, Ledger, Release
 from registry.ledger.looks import restore_look
 from registry.ledger.results import Publication
@@ -106,7 +105,7 @@ def _add_version(connection: Connection, version: PromptVersion) -> None:
     name = {"task": version.task, "digest": version.digest}
     _add(connection, tables.version, {**name, "number": version.number, "at": version.registered_at})
     if version.collected:
-        _add(connection, tables.tombstone, {**name, "owner": "rebuild", "expires_at": 0.0, "at": now()})
+        _add(connection, tables.tombstone, {**name, "owner": "rebuild", "expires_at": 0.0, "at": read_time(connection)})
 
 
 def _add(connection: Connection, table: Table, row: dict[str, Any]) -> None:

@@ -7,14 +7,14 @@ from typing import Any, ClassVar
 from sqlalchemy import Connection, Row, Select, Table, select
 
 from ptpipeline.gate.disclosure import Disclosed, describe_failures, disclose
-from ptpipeline.records.base import Grown, now
+from ptpipeline.records.base import Grown
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PRODUCTION
 from registry.ledger import tables
-from registry.ledger.database import Database, put, time_after, time_behind
+from registry.ledger.database import Database, put, read_time, time_after, time_behind
 from registry.ledger.events import emit
 from registry.ledger.tombstone import lock_name, take_over
 
@@ -141,7 +141,10 @@ class Results:
         if not times.keys() - {digest}:
             return None
         newest, at = next(iter(times.items()))
-        return at if newest == digest else time_behind(at)
+        if newest == digest:
+            return at
+        with self.database.reading() as connection:
+            return time_behind(connection, at)
 
     def save_verdict(self, verdict: Verdict) -> None:
         """Remember the verdict as the newest on its prompt; an older one becomes the newest again."""
@@ -202,7 +205,7 @@ def put_verdict(connection: Connection, verdict: Verdict) -> None:
     """Write the verdict as the newest one; if it is that already, it keeps its time. The first time that a candidate is
     refused by it, others are told so.
     """
-    put(connection, tables.judged, {"task": verdict.task}, at=now())
+    put(connection, tables.judged, {"task": verdict.task}, at=read_time(connection))
     values = {"gate_key": verdict.gate_key, "task": verdict.task, "digest": verdict.digest, "passed": verdict.passed}
     table, key = tables.verdict, {"verdict": verdict.verdict_digest()}
     mine = select(table.c.verdict).where(table.c.task == verdict.task, table.c.digest == verdict.digest)
@@ -237,7 +240,7 @@ def _put_tuned(connection: Connection, tuned: TunedPrompt) -> None:
         tables.training,
         {"task": tuned.task, "training_key": tuned.training_key},
         record=tuned.to_json(),
-        at=now(),
+        at=read_time(connection),
     )
 
 

@@ -4,9 +4,8 @@ import secrets
 
 from sqlalchemy import Select, select
 
-from ptpipeline.records.base import now
 from registry.ledger import tables
-from registry.ledger.database import Database, insert
+from registry.ledger.database import Database, insert, read_time
 
 CHECKPOINTS = "checkpoints"
 _BYTES = 32
@@ -17,8 +16,8 @@ def take_secret(database: Database, name: str) -> bytes:
     known = find_secret(database, name)
     if known is not None:
         return known
-    row = {"name": name, "value": secrets.token_hex(_BYTES), "at": now()}
     with database.writing() as connection:
+        row = {"name": name, "value": secrets.token_hex(_BYTES), "at": read_time(connection)}
         connection.execute(insert(connection, tables.secret).values(**row).on_conflict_do_nothing())
         return bytes.fromhex(connection.execute(_value_of(name)).scalar_one())
 

@@ -34,7 +34,7 @@ from sqlalchemy import (
 
 from ptpipeline.records.versions import Promotion
 
-SCHEMA = "0008"
+SCHEMA = "0009"
 
 metadata = MetaData()
 
@@ -289,6 +289,9 @@ look = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("question", String(64), nullable=False),
     Column("at", String(32), nullable=False),
+    Column("alpha", Float),
+    Column("spent", Float),
+    Column("budget", Float),
     UniqueConstraint("task", "question", name="look_question"),
 )
 

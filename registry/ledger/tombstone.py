@@ -9,9 +9,8 @@ from collections.abc import Callable
 from sqlalchemy import Connection, delete, exists, or_, select, update
 
 from ptpipeline.errors import LeaseHeld, PromotionRefused
-from ptpipeline.records.base import now
 from registry.ledger import tables
-from registry.ledger.database import Database, put, seconds_left
+from registry.ledger.database import Database, put, read_time, seconds_left
 from registry.ledger.lease import owner
 
 SECONDS = 60.0
@@ -45,7 +44,7 @@ class Tombstone:
                 {"task": self.task, "digest": self.digest},
                 owner=self._owner,
                 expires_at=clock + SECONDS,
-                at=now(),
+                at=read_time(connection),
             )
         return True
 

@@ -18,7 +18,7 @@ from ptpipeline.records.data import Snapshot, Split
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
-from ptpipeline.records.versions import PRODUCTION, Promotion
+from ptpipeline.records.versions import Promotion
 from ptpipeline.task.template import Fields
 from registry.ledger.usage import Name
 from registry.lineage.ancestry import Relation, is_shared
@@ -83,11 +83,6 @@ class Exposure(Record):
     source: str | None
     shared: bool
     collected: bool
-
-    @property
-    def in_production(self) -> bool:
-        """Whether production names it now."""
-        return PRODUCTION in self.aliases
 
 
 class _Learnt(NamedTuple):

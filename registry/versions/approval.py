@@ -52,6 +52,16 @@ def approve(registry: Registry, task: Task, version: PromptVersion, verdict: Ver
     return record_decision(database, known.request, decision, partial(_check_approver, task, cause))
 
 
+def check_read(version: PromptVersion, verdict: Verdict, read: str) -> None:
+    """Raise PromotionRefused unless the verdict begins with the digits of the one that the person read."""
+    if not verdict.verdict_digest().startswith(read):
+        name = _name(version)
+        raise PromotionRefused(
+            f"{name}: you read the verdict {read}, and people are asked about another one: it was judged again since, "
+            f"or you read that of another candidate; read the report (`ptp show {name}`), then approve it"
+        )
+
+
 def reject(registry: Registry, version: PromptVersion, cause: Cause) -> Standing:
     """Record that a person rejects the candidate, for which nobody is asked again.
 

@@ -45,7 +45,10 @@ def place_beside(
         transition = Transition(head, registry.ledger.version(task.name, version))
         check = _check_canary if percent else _check_shadow
         stands = check(registry, task, transition, cause, alias).model_copy(update={"percent": percent})
-        [head] = commit(registry, [_build_move(head, stands, cause)])
+        move = _build_move(head, stands, cause)
+        if alias in GATED:  # the row repeats that the alias's own version overrides the gate, if it does
+            check_promoter(task.promoters, f"{task.name}@{alias}", cause, move.override or stands.override)
+        [head] = commit(registry, [move])
         reached("promotion committed")
     follow(registry, head)
     return head
@@ -60,12 +63,10 @@ def _check_canary(registry: Registry, task: Task, transition: Transition, cause:
 
 
 def _check_shadow(registry: Registry, task: Task, transition: Transition, cause: Cause, alias: str) -> Beside:
-    """Return the version as it may be asked beside the alias's own: intact, of the task's base, by who may promote."""
+    """Return the version as it may be asked beside the alias's own: intact, and of the task's base."""
     check_cause(cause)
     check_ledger(registry, task.name, alias, transition.head)
     check_base(task, check_bytes(registry, transition.version))
-    if alias in GATED:
-        check_promoter(task.promoters, f"{task.name}@{alias}", cause, override=False)
     return Beside(version=transition.version.number, digest=transition.version.digest, percent=0)
 
 

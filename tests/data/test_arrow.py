@@ -56,6 +56,7 @@ TYPES: list[tuple[pa.Array, list[str | None], str]] = [
     (pa.array(["a", None], pa.large_string()), ["a", None], "text"),
     (pa.array(["a", None], pa.string_view()), ["a", None], "text"),
     (pa.array([b"a", b"caf\xe9"]), ["a", "caf\udce9"], "text"),
+    (pa.array([b"good", b"caf\xe9", None], pa.binary(4)), ["good", "caf\udce9", None], "text"),
     (pa.array(["a", None, "a"]).dictionary_encode(), ["a", None, "a"], "text"),
     (pa.DictionaryArray.from_arrays([1, 0, None], pa.array([10, 20])), ["20", "10", None], "integers"),
 ]
@@ -69,6 +70,10 @@ def test_a_label_is_written_as_a_person_would(
     path = stored(tmp_path, {"text": ["a"] * len(values), "label": values}, use_dictionary=dictionary)
     column = read(path, "parquet").columns["label"]
     assert (column.cells, column.kinds) == (cells, (kind,))
+
+
+def test_a_decimal_with_an_exponent_keeps_its_zeros() -> None:
+    assert arrow.write_values(pa.array([decimal.Decimal("1.2E+10")], pa.decimal128(3, -9))) == ["1.2E+10"]
 
 
 @pytest.mark.parametrize(
@@ -86,6 +91,11 @@ def test_a_label_is_written_as_a_person_would(
 def test_what_the_task_does_not_name_decides_nothing(tmp_path: Path, more: pa.Array) -> None:
     path = stored(tmp_path, {"more": more, "text": ["a", "b"], "label": ["bad", "good"]})
     assert pairs(read(path, "parquet")) == [("a", "bad"), ("b", "good")]
+
+
+def test_texts_of_one_length_are_texts(tmp_path: Path) -> None:
+    path = stored(tmp_path, {"text": pa.array([b"abcd", b"efgh"], pa.binary(4)), "label": ["bad", "good"]})
+    assert pairs(read(path, "parquet")) == [("abcd", "bad"), ("efgh", "good")]
 
 
 def test_two_columns_of_a_name_decide_nothing_unless_they_are_named(tmp_path: Path) -> None:
@@ -128,7 +138,12 @@ def test_the_names_of_a_classlabel_column_stand_for_its_numbers(tmp_path: Path) 
     assert (column.cells, column.codes) == (["pos", "neg", None], {"neg": "0", "pos": "1"})
 
 
-@pytest.mark.parametrize("stated", [b"{", b"[]", b'{"info": {"features": {"label": 1}}}', b'{"info": null}', b"\xff"])
+VALUE = b'{"info": {"features": {"label": {"_type": "Value", "names": ["neg", "pos"]}}}}'
+
+
+@pytest.mark.parametrize(
+    "stated", [b"{", b"[]", b'{"info": {"features": {"label": 1}}}', b'{"info": null}', b"\xff", VALUE]
+)
 def test_metadata_that_say_nothing_are_no_fault(tmp_path: Path, stated: bytes) -> None:
     columns = pa.table({"text": ["a"], "label": [1]}).replace_schema_metadata({b"huggingface": stated})
     pq.write_table(columns, tmp_path / "rows.parquet")

@@ -212,7 +212,15 @@ def test_no_query_writes(rows: Rows, query: str, place: str) -> None:
     assert rows.read().fields["text"] == ["a"]
 
 
-@pytest.mark.parametrize("query", ["ATTACH 'other.db' AS other", "PRAGMA journal_mode=DELETE", "VACUUM INTO 'copy.db'"])
+@pytest.mark.parametrize(
+    "query",
+    [
+        "ATTACH 'other.db' AS other",
+        "PRAGMA journal_mode=DELETE",
+        "PRAGMA read_uncommitted=1",
+        "VACUUM INTO 'copy.db'",
+    ],
+)
 def test_a_query_of_sqlite_reaches_no_other_file(
     sqlite: Rows, query: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -272,6 +280,8 @@ def test_a_version_query_of_many_rows_is_refused(rows: Rows) -> None:
     rows.put(*[(f"text {number}", "bad") for number in range(101)])
     with pytest.raises(DataError, match="version_query gives 101 rows, expected 1 to 100"):
         rows.key(version_query="SELECT text FROM reviews")
+    rows.put(*[(f"text {number}", "bad") for number in range(100)])
+    assert rows.key(version_query="SELECT text FROM reviews")
     rows.put()
     with pytest.raises(DataError, match="version_query gives no rows"):
         rows.key(version_query="SELECT text FROM reviews")
@@ -383,6 +393,25 @@ def test_a_locked_database_is_transient(sqlite: Rows, tmp_path: Path, monkeypatc
     with pytest.raises(ServiceUnavailable, match=r"does not answer .*locked"):
         sqlite.key()
     other.close()
+
+
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_IOERR_READ])
+def test_what_may_pass_by_itself_is_transient(sqlite: Rows, code: int) -> None:
+    error, (source,) = sqlite3.OperationalError("disk I/O error"), sqlite.task().data.sources.values()
+    error.sqlite_errorcode = code
+    assert source.sql
+    with pytest.raises(ServiceUnavailable), database._Database(source.sql)._translating():
+        raise error
+
+
+@pytest.mark.servers
+def test_a_table_that_somebody_locks_is_transient(server: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "OPTIONS", "-c lock_timeout=100ms")
+    server.put(("a", "bad"))
+    with psycopg.connect(os.environ["REVIEWS_DB"]) as other:
+        other.execute("LOCK TABLE reviews")
+        with pytest.raises(ServiceUnavailable, match=r"does not answer .55P03"):
+            server.read()
 
 
 @pytest.mark.servers

@@ -16,7 +16,7 @@ from ruamel.yaml import YAML
 from ptpipeline.data import delimited
 from ptpipeline.data.table import Wanted
 from ptpipeline.errors import DataError
-from tests.data.tables import load, pairs, read
+from tests.data.tables import WANTED, load, pairs, read
 
 AB = [("a", "bad"), ("b", "good")]
 
@@ -43,6 +43,12 @@ AB = [("a", "bad"), ("b", "good")]
         "sep=;\r\ntext;label\r\na;bad\r\nb;good\r\n",
         '"sep=;"\ntext;label\na;bad\nb;good\n',
         "caf\udce9,text,label\n1,a,bad\n\udcff,b,good\n",
+        "\ufeff\ufefftext,label\na,bad\nb,good\n",
+        '\ufeff\ufeff"text",label\na,bad\nb,good\n',
+        "text,label\na,bad\nb,good\n\x1a",
+        "text,label\r\na,bad\r\nb,good\r\n\x1a\x1a\r\n",
+        "text,label\r\r\na,bad\r\r\nb,good\r\r\n",
+        '\ufeffsep=;\r\n"text";"label"\r\na;bad\r\nb;good\r\n',
     ],
 )
 def test_what_the_task_does_not_name_decides_nothing(tmp_path: Path, body: str) -> None:
@@ -125,6 +131,13 @@ def test_a_column_of_two_is_told_only_if_it_is_named(tmp_path: Path) -> None:
         ("text;label\na;bad\nb;good\n", 'set data.source.delimiter: ";"', {"delimiter": ";"}),
         ('text\tlabel\n"a"\tbad\nb\tgood\n', 'set data.source.delimiter: "\\t"', {"delimiter": "\t"}),
         ("text|label\na|bad\nb|good\n", 'set data.source.delimiter: "|"', {"delimiter": "|"}),
+        ('"text";"label"\n"a, x";"bad"\n"b";"good"\n', 'set data.source.delimiter: ";"', {"delimiter": ";"}),
+        ('"text"\t"label"\n"a"\t"bad"\n"b"\t"good"\n', 'set data.source.delimiter: "\\t"', {"delimiter": "\t"}),
+        ('"text" "label"\n"a" "bad"\n"b" "good"\n', 'set data.source.delimiter: " "', {"delimiter": " "}),
+        ("text^label\na^bad\nb^good\n", 'set data.source.delimiter: "^"', {"delimiter": "^"}),
+        ("text\x01label\na\x01bad\nb\x01good\n", 'set data.source.delimiter: "\\u0001"', {"delimiter": "\x01"}),
+        ("text;label;note, if any\na;bad;\nb;good;\n", 'set data.source.delimiter: ";"', {"delimiter": ";"}),
+        ("\n\nText;Label;text;label\n;;a;bad\n;;b;good\n", 'set data.source.delimiter: ";"', {"delimiter": ";"}),
         ("a,bad\nb,good\n", "name its columns in data.source.columns", {"columns": ["text", "label"]}),
     ],
 )
@@ -134,7 +147,49 @@ def test_another_layout_is_told_with_the_setting_that_reads_it(
     with pytest.raises(DataError) as raised:
         load(tmp_path, body)
     assert advice in str(raised.value)
-    assert pairs(load(tmp_path, body, **source)) == AB
+    assert [(text.removesuffix(", x"), label) for text, label in pairs(load(tmp_path, body, **source)) if text] == AB
+
+
+def test_a_delimiter_beside_given_columns_is_told_with_the_setting_that_reads_it(tmp_path: Path) -> None:
+    names = ["text", "label"]
+    with pytest.raises(DataError, match=r"line 1 has 1 field, expected 2; .* set data\.source\.delimiter: \";\""):
+        load(tmp_path, "a;bad\nb;good\n", columns=names)
+    assert pairs(load(tmp_path, "a;bad\nb;good\n", columns=names, delimiter=";")) == AB
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", " "])
+def test_row_names_that_the_header_line_lacks_are_told(tmp_path: Path, delimiter: str) -> None:
+    """As R's write.table leaves them out, unless it is asked for `col.names=NA`."""
+    header, *rows = ['"text",label'.replace(",", delimiter), *(f'"{n}",{a},{b}' for n, (a, b) in enumerate(AB, 1))]
+    body = "\n".join([header, *(row.replace(",", delimiter) for row in rows), ""])
+    with pytest.raises(
+        DataError, match="the rows begin with a name or number, for which the header line has none: put "
+    ):
+        load(tmp_path, body, delimiter=delimiter)
+    assert pairs(load(tmp_path, f'"row"{delimiter}{body}', delimiter=delimiter)) == AB
+
+
+def test_a_tsv_whose_header_is_quoted_is_told_with_the_setting_that_reads_it(tmp_path: Path) -> None:
+    body = '"text"\t"label"\n"a"\t"bad"\n"b"\t"good"\n'
+    with pytest.raises(DataError, match=r"set data\.source\.format: csv and data\.source\.delimiter: \"\\t\"$"):
+        load(tmp_path, body, "tsv")
+    assert pairs(load(tmp_path, body, delimiter="\t")) == AB
+
+
+def test_single_quotes_are_told_and_make_no_row_of_the_header_line(tmp_path: Path) -> None:
+    body = "'text','label'\n'a','bad'\n'b','good'\n"
+    for columns in (None, ["text", "label"]):
+        with pytest.raises(DataError, match="fields stand in single quotes; write them in double quotes"):
+            load(tmp_path, body, columns=columns)
+    assert pairs(load(tmp_path, body.replace("'", '"'))) == AB
+
+
+def test_a_web_page_is_told(tmp_path: Path) -> None:
+    for form in ("csv", "tsv", "jsonl"):
+        with pytest.raises(DataError, match="the file is a page of HTML or XML"):
+            load(tmp_path, "<!DOCTYPE html>\n<html><body>Sign in</body></html>\n", form)
+    page = Wanted("<html>", "text", text=True)
+    assert load(tmp_path, "<html>,label\na,bad\n", wanted=(page, WANTED[1])).columns["<html>"].cells == ["a"]
 
 
 def test_other_formats_in_a_text_file_are_told_with_the_setting_that_reads_them(tmp_path: Path) -> None:
@@ -165,9 +220,15 @@ def test_names_that_could_be_misread_are_quoted(tmp_path: Path) -> None:
         ("text,label\na,bad\nwell, I like it,good\n", "line 3 has 3 fields, expected 2; a text that holds ','"),
         ("text,label\na,bad\n\nb\n", "line 4 has 1 field, expected 2"),
         ("label,text\nbad,a\ngood,b\nand more\n", "line 4 has 1 field, expected 2"),
+        ("text,label\na,bad\n(1 row affected)\n", "line 3 has 1 field, expected 2; if it is no row, delete the line"),
+        ("text,label\n1,bad\n2,a,good\n", "line 3 has 3 fields, expected 2; a text that holds ','"),
+        ('label,text\nbad, "a, b"\n', "line 2 has 3 fields, expected 2; delete the blank before the quote"),
+        ('text,label\n"a\\", b",bad\n', "line 2 has 3 fields, expected 2; a quote is escaped by a backslash; write"),
+        ("text,label\na\\, b,bad\n", "line 2 has 3 fields, expected 2; a delimiter is escaped by a backslash; a text"),
+        (b"text,label\na\xe9,b,bad\n", "line 2 has 3 fields, expected 2; the line is not UTF-8; save the file as"),
     ],
 )
-def test_a_row_of_another_width_is_told_with_its_line(tmp_path: Path, body: str, sentence: str) -> None:
+def test_a_row_of_another_width_is_told_with_its_line(tmp_path: Path, body: bytes | str, sentence: str) -> None:
     with pytest.raises(DataError) as raised:
         load(tmp_path, body)
     assert sentence in str(raised.value)
@@ -317,7 +378,7 @@ def test_files_written_behind_each_other_are_told_with_the_line(tmp_path: Path) 
     assert pairs(load(tmp_path, "text,label\ntext,good\n")) == [("text", "good")]
 
 
-@pytest.mark.parametrize("name", ["Text", " text", 'text"', "TEXT "])
+@pytest.mark.parametrize("name", ["Text", " text", 'text"', "TEXT ", "text\xa0", "\u200btext", "\uff34ext"])
 def test_a_name_that_is_nearly_right_is_told_with_the_line_to_write(tmp_path: Path, name: str) -> None:
     quoted = '"' + name.replace('"', '""') + '"'
     body = f"{quoted},label\na,bad\nb,good\n"
@@ -326,3 +387,15 @@ def test_a_name_that_is_nearly_right_is_told_with_the_line_to_write(tmp_path: Pa
     line = YAML(typ="safe").load(str(raised.value).partition("write data.")[2])
     table = load(tmp_path, body, wanted=(Wanted(line["text"], "text", text=True), Wanted("label", "label")))
     assert table.columns[name].cells == ["a", "b"]
+
+
+def test_a_name_of_other_letters_that_look_alike_is_written_out(tmp_path: Path) -> None:
+    wanted = (Wanted("caf\u00e9", "text", text=True), Wanted("label", "label"))
+    with pytest.raises(DataError, match=re.escape(r'write data.text: "cafe\u0301"')):
+        load(tmp_path, "cafe\u0301,label\na,bad\n", wanted=wanted)
+
+
+def test_a_header_line_is_no_row_however_its_names_are_written(tmp_path: Path) -> None:
+    for header in ("\u200bText ,n", "cafe,LABEL", "'text',n"):
+        with pytest.raises(DataError, match="line 1"):
+            load(tmp_path, f"{header}\na,bad\n", columns=["text", "label"])

@@ -119,3 +119,40 @@ def test_a_file_that_is_too_large_is_not_opened(tmp_path: Path, monkeypatch: pyt
 def test_only_wanted_columns_are_kept(tmp_path: Path) -> None:
     table = load(tmp_path, "id,text,label\n1,a,bad\n", wanted=WANTED[:1])
     assert (table.names, list(table.columns)) == (["id", "text", "label"], ["text"])
+
+
+OTHERS = [
+    (b"\x04\x22\x4d\x18abc\x00", "compressed by lz4"),
+    (b"7z\xbc\xaf\x27\x1c\x00\x04", "a 7z archive"),
+    (b"Rar!\x1a\x07\x01\x00", "a rar archive"),
+    (b"rows.csv" + bytes(249) + b"ustar\x0000" + bytes(248) + b"text,label\na,bad\n", "a tar archive"),
+    (b"\x80\x04\x95\x00\x00\x00\x00\x00\x00\x00\x00", "a pickle"),
+    (b"\x93NUMPY\x01\x00v\x00{", "a NumPy array"),
+    (b"\x89HDF\r\n\x1a\n\x00", "an HDF5 file"),
+    (b"ORC\x0a\x03\x00\x00", "an ORC file"),
+    (b"Obj\x01\x04\x14avro", "an Avro file"),
+    (b"\xff\xff\xff\xff\x10\x00\x00\x00", "an Arrow stream"),
+    (b"FEA1\x00\x00\x00\x00", "an Arrow file"),
+    (b"{\\rtf1\\ansi text,label}", "a document of a word processor"),
+    (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+        "a pointer of Git LFS, and not the file itself; fetch it by: git lfs pull",
+    ),
+]
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
+@pytest.mark.parametrize(("body", "kind"), OTHERS)
+def test_what_lies_there_instead_is_named(tmp_path: Path, body: bytes, kind: str, form: str) -> None:
+    with pytest.raises(DataError, match=f"not readable as {form}: the file is {kind}"):
+        load(tmp_path, body, form)
+
+
+def test_an_arrow_stream_is_named_as_its_writer_writes_it(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    rows = pa.table({"text": ["a"], "label": ["bad"]})
+    with pa.OSFile(str(tmp_path / "rows"), "wb") as file, pa.ipc.new_stream(file, rows.schema) as writer:
+        writer.write_table(rows)
+    with pytest.raises(DataError, match="the file is an Arrow stream; save it as Parquet"):
+        read(tmp_path / "rows", "parquet")

@@ -24,7 +24,7 @@ NEARLY = "we waited for an hour and the soup was cold, so we shall not come back
 def columned(folder: Path, *rows: tuple[str, str, str], **data: Any) -> Task:
     """A task over rows of (part, text, label)."""
     path = folder / "rows.csv"
-    path.write_text("".join(f'{part},"{text}",{label}\n' for part, text, label in [("part", "text", "label"), *rows]))
+    path.write_text("".join(f'"{part}","{text}",{label}\n' for part, text, label in [("part", "text", "label"), *rows]))
     return declared(path, **{"split": LISTED, **data})
 
 
@@ -61,6 +61,12 @@ def test_values_that_no_list_names_are_told_with_counts(tmp_path: Path) -> None:
     assert record(outcome, "unlisted_split").detail == "rows of no listed split are left out: extra 2, no value 1"
 
 
+def test_a_long_value_that_no_list_names_is_counted_and_not_shown(tmp_path: Path) -> None:
+    listed = [("train", "a", "bad"), ("test", "b", "bad"), ("validation", "c", "bad")]
+    outcome = checked(columned(tmp_path, *listed, ("private words, " * 4, "d", "bad")), tmp_path)
+    assert record(outcome, "unlisted_split").detail == "rows of no listed split are left out: longer values 1"
+
+
 def test_a_listed_value_that_no_row_has_is_refused_with_those_there(tmp_path: Path) -> None:
     task = columned(tmp_path, ("train", "a", "bad"), ("dev", "b", "bad"), ("test", "c", "bad"))
     with pytest.raises(
@@ -68,6 +74,21 @@ def test_a_listed_value_that_no_row_has_is_refused_with_those_there(tmp_path: Pa
         match=r"no row has 'validation' in column 'part', which data\.split\.dev lists; its values are train \(1\), ",
     ):
         checked(task, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [("train ", "'train ' (1)"), ("train\u200b", r"'train\u200b' (1)"), ("", "no value (1)")]
+)
+def test_a_value_is_shown_with_what_nobody_sees(tmp_path: Path, value: str, shown: str) -> None:
+    task = columned(tmp_path, (value, "a", "bad"), ("validation", "b", "bad"), ("test", "c", "bad"))
+    with pytest.raises(DataError, match="no row has 'train'") as raised:
+        checked(task, tmp_path)
+    assert shown in str(raised.value)
+    task = columned(
+        tmp_path, ("train", "d", "bad"), (value, "a", "bad"), ("validation", "b", "bad"), ("test", "c", "bad")
+    )
+    detail = record(checked(task, tmp_path), "unlisted_split").detail
+    assert detail == f"rows of no listed split are left out: {shown.replace('(1)', '1')}"
 
 
 def test_a_missing_split_column_is_named(tmp_path: Path) -> None:
@@ -117,7 +138,21 @@ def test_overlaps_may_be_kept_and_are_told(tmp_path: Path) -> None:
     outcome = checked(columned(tmp_path, *OVERLAPPING, split=LISTED | {"on_overlap": "keep"}), tmp_path)
     assert len(outcome.rows) == len(OVERLAPPING)
     assert record(outcome, "split_overlap").detail == "lines 2, 6; kept, as data.split.on_overlap says"
-    assert record(outcome, "near_duplicate").outcome == "warned"
+    assert record(outcome, "near_duplicate").detail == "line 4; kept, as data.split.on_overlap says"
+
+
+def test_what_repeats_within_a_split_goes_although_overlaps_are_kept(tmp_path: Path) -> None:
+    rows = [*OVERLAPPING, ("train", "another text of its own", "good")]
+    outcome = checked(columned(tmp_path, *rows, split=LISTED | {"on_overlap": "keep"}), tmp_path)
+    assert len(outcome.rows) == len(OVERLAPPING)
+    assert (record(outcome, "duplicate").count, record(outcome, "duplicate").detail) == (1, "line 9")
+
+
+def test_a_check_that_is_off_is_off_between_given_splits_too(tmp_path: Path) -> None:
+    checks = {"split_overlap": "off", "near_duplicate": "off"}
+    outcome = checked(columned(tmp_path, *OVERLAPPING, checks={**LENIENT, **checks}), tmp_path)
+    assert len(outcome.rows) == len(OVERLAPPING)
+    assert {record(outcome, name).outcome for name in checks} == {"off"}
 
 
 def test_overlaps_may_block(tmp_path: Path) -> None:
@@ -215,4 +250,4 @@ def test_a_value_that_is_not_utf8_is_written_out_where_it_is_counted(tmp_path: P
     path.write_bytes(body.encode(errors="surrogateescape"))
     split = {"column": "part", "train": ["train"], "dev": ["validation"], "test": ["test"]}
     outcome = checked(declared(path, split=split, checks={"rows_per_label": "off"}), tmp_path)
-    assert record(outcome, "unlisted_split").detail == r"rows of no listed split are left out: caf\udce9\x1b 1"
+    assert record(outcome, "unlisted_split").detail == r"rows of no listed split are left out: 'caf\udce9\x1b' 1"

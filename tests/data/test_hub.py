@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ptpipeline.data import hub as hub_rows
 from ptpipeline.data.snapshot import ingest
 from ptpipeline.data.sources import describe_key, read_rows, source_key
 from ptpipeline.data.validation import check_rows
@@ -185,8 +186,21 @@ def test_a_text_that_is_the_name_of_a_class_is_no_number_of_one(hub: Hub, tmp_pa
     assert labels == ["1", "3"][: len(labels)]
 
 
+def test_classes_that_a_file_names_itself_are_not_named_again(hub: Hub, tmp_path: Path) -> None:
+    names = {str(number): str(number + 1) for number in range(3)}
+    stated = {"info": {"features": {"label": {"names": list(names.values()), "_type": "ClassLabel"}}}}
+    rows = pa.table({"text": ["a", "b"], "label": [0, 1]})
+    buffer = io.BytesIO()
+    pq.write_table(rows.replace_schema_metadata({b"huggingface": json.dumps(stated).encode()}), buffer)
+    dtype = json.dumps({"class_label": {"names": names}})
+    features = f"  - {{name: text, dtype: string}}\n  - {{name: label, dtype: {dtype}}}\n"
+    card = f"---\ndataset_info:\n  features:\n{features}---\n"
+    hub.put(PLACE, **{"README.md": card, "train.parquet": buffer.getvalue()})
+    assert read_rows(task(), tmp_path).labels == ["1", "2"]
+
+
 @pytest.mark.parametrize(
-    "place", ["http://127.0.0.1:9/x.csv", "zip://x.csv::a.zip", "/tmp/*.csv", "../*.csv", "~/x.csv"]
+    "place", ["http://127.0.0.1:9/x.csv", "zip://x.csv::a.zip", "zip::a.zip", "/tmp/*.csv", "../*.csv", "~/x.csv"]
 )
 @pytest.mark.parametrize("field", ["data_files: PLACE", "data_files: [{split: train, path: PLACE}]", "data_dir: PLACE"])
 def test_a_card_that_names_files_elsewhere_is_refused_before_they_are_asked_for(
@@ -217,6 +231,18 @@ def test_a_second_card_names_no_files_elsewhere_either(hub: Hub, tmp_path: Path,
         with pytest.raises(DataError, match="its card names files elsewhere"):
             read_rows(task(), tmp_path)
     assert asked == []
+
+
+def test_files_and_cards_that_are_too_large_are_not_fetched(
+    reviews: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_rows, "MAX_BYTES", 10)
+    with pytest.raises(DataError, match=r"data/train-0\.parquet: \d+ bytes; a source may have at most 10 bytes"):
+        read_rows(task(), tmp_path)
+    monkeypatch.setattr(hub_rows, "MAX_CARD", 10)
+    with pytest.raises(DataError, match=rf"its README\.md has {len(CARD)} bytes, at most 10 are read"):
+        read_rows(task(), tmp_path)
+    assert [line for line in reviews.asked if line.startswith("GET datasets") and "parquet" in line] == []
 
 
 BOMB = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))

@@ -169,6 +169,10 @@ def test_an_array_is_told_with_a_command_that_works(tmp_path: Path, indent: int 
     assert pairs(load(tmp_path, (tmp_path / "new.jsonl").read_bytes(), "jsonl")) == [("a \u00e9", "bad"), ("b", "good")]
 
 
+def test_a_list_above_other_lines_is_told_as_a_line(tmp_path: Path) -> None:
+    assert told(tmp_path, f"[{GOOD}]\n{GOOD}\n") == "not readable as jsonl: line 1 is not a JSON object"
+
+
 def test_an_object_over_several_lines_is_told(tmp_path: Path) -> None:
     body = json.dumps({"text": "a", "label": "bad"}, indent=2)
     assert "line 1 ends within an object; write each object in one line" in told(tmp_path, body)
@@ -223,3 +227,69 @@ def test_a_column_that_two_fields_name_is_read_once(tmp_path: Path) -> None:
     assert pairs(load(tmp_path, f"{GOOD}\n", "jsonl", both)) == [("a", "bad")]
     with pytest.raises(DataError, match=r"column 'text', which data\.text names, holds integers"):
         load(tmp_path, '{"text": 1, "label": 2}\n', "jsonl", (Wanted("text", "slices"), *both))
+
+
+# ---------------------------------------------------------------- JSON that is one row a line in no way
+
+FRAME = pd.DataFrame({"text": ["a", "b"], "label": ["bad", "good"]})
+OBJECT = "the file is one JSON object, and not one for each row; write one object a line"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        FRAME.to_json(),
+        FRAME.to_json(orient="split"),
+        FRAME.to_json(orient="table"),
+        FRAME.to_json(orient="index"),
+        json.dumps({"data": FRAME.to_dict("records")}),
+        json.dumps({"meta": {"n": 2}, "rows": FRAME.to_dict("list")}) + "\n\n",
+    ],
+)
+def test_an_object_that_holds_all_rows_is_told(tmp_path: Path, body: str) -> None:
+    assert OBJECT in told(tmp_path, body)
+    assert pairs(load(tmp_path, FRAME.to_json(orient="records", lines=True), "jsonl")) == [("a", "bad"), ("b", "good")]
+
+
+def test_one_row_is_one_row(tmp_path: Path) -> None:
+    assert pairs(load(tmp_path, '{"text": "a", "label": "bad", "more": {"x": [1]}}\n', "jsonl")) == [("a", "bad")]
+
+
+@pytest.mark.parametrize("end", ["]", "]\n", "\n]\n", "\n]\n\n"])
+@pytest.mark.parametrize("begin", ["[", "[\n", " [ "])
+def test_an_array_of_an_object_a_line_is_told(tmp_path: Path, begin: str, end: str) -> None:
+    assert "the file is one JSON array" in told(tmp_path, f"{begin}{GOOD},\n{GOOD},\n{GOOD}{end}")
+
+
+def test_commas_between_the_lines_are_told_with_a_command_that_works(tmp_path: Path) -> None:
+    found = told(tmp_path, f"{GOOD},\n{GOOD},\n{GOOD}\n")
+    command = re.search(r"for example by: (sed .*)$", found.partition("; give")[0])
+    assert command, found
+    done = command[1].replace("FILE", "rows.jsonl").replace("NEW", "new.jsonl")
+    subprocess.run(["bash", "-c", done], cwd=tmp_path, check=True)
+    assert pairs(load(tmp_path, (tmp_path / "new.jsonl").read_bytes(), "jsonl")) == [("a", "bad")] * 3
+
+
+def test_objects_behind_each_other_in_a_line_are_told(tmp_path: Path) -> None:
+    assert (
+        "line 1, column 30: Extra data; the line holds more than one object; write each object in a line of its own"
+        in told(tmp_path, GOOD * 3)
+    )
+
+
+def test_a_sequence_of_json_texts_is_read(tmp_path: Path) -> None:
+    """RFC 7464, as `jq --seq` writes it: each text stands behind a record separator."""
+    assert pairs(load(tmp_path, f"\x1e{GOOD}\n\x1e{GOOD}\n", "jsonl")) == [("a", "bad")] * 2
+
+
+def test_the_end_of_file_of_dos_is_no_row(tmp_path: Path) -> None:
+    assert pairs(load(tmp_path, f"{GOOD}\r\n{GOOD}\r\n\x1a", "jsonl")) == [("a", "bad")] * 2
+
+
+def test_marks_at_the_begin_are_no_part_of_the_first_row(tmp_path: Path) -> None:
+    assert pairs(load(tmp_path, f"\ufeff\ufeff{GOOD}\n", "jsonl")) == [("a", "bad")]
+
+
+def test_a_comment_is_told(tmp_path: Path) -> None:
+    assert told(tmp_path, f"// rows\n{GOOD}\n").startswith("not readable as jsonl: line 1 is not a JSON object")
+    assert told(tmp_path, f"{GOOD}\n# rows\n").startswith("not readable as jsonl: line 2, column 1: Expecting value")

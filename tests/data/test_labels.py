@@ -94,6 +94,11 @@ def test_a_class_is_found_by_its_name_or_its_number() -> None:
     assert named(["neg", "pos"], "0", "1", neg="0", pos="1") == ["0", "1"]
 
 
+def test_a_class_whose_number_is_no_label_is_unknown() -> None:
+    with pytest.raises(DataError, match=r"check unknown_label found 1: row 2: .*'odd' \(1 row\)"):
+        named(["neg", "odd"], "0", "1", neg="0", odd="2")
+
+
 def test_integers_with_missing_ones_keep_their_names(tmp_path: Path) -> None:
     path = tmp_path / "rows.parquet"
     pq.write_table(pa.table({"text": ["a", "b", "c"], "label": [1.0, 0.0, None]}), path)
@@ -123,6 +128,13 @@ def test_what_is_not_seen_is_written_out(sign: str) -> None:
     assert (
         f"'good{sign.encode('unicode_escape').decode() if sign != chr(0x3164) else sign}'" in said or sign == "\u3164"
     )
+
+
+def test_labels_of_other_letters_that_look_alike_are_written_out() -> None:
+    """As macOS writes an accent behind its letter."""
+    said = told(["cafe\u0301", "cafe\u0301", "th\u00e9"], "caf\u00e9", "bad")
+    assert r"'cafe\u0301' (2 rows), 'th\xe9' (1 row); allowed: 'caf\xe9', 'bad'; " in said
+    assert "'th\u00e9' (1 row); allowed: 'caf\u00e9', 'bad'; " in told(["th\u00e9"], "caf\u00e9", "bad")
 
 
 def test_labels_of_every_script_are_readable() -> None:
@@ -191,6 +203,16 @@ def test_the_line_to_write_keeps_the_words_of_the_task() -> None:
     with pytest.raises(DataError) as raised:
         check_rows(task, rows)
     assert follow(str(raised.value), task).labels == {"Good": " great", "fine": " fine"}
+
+
+@pytest.mark.parametrize(("count", "advised"), [(20, True), (21, False)])
+def test_a_line_to_write_has_at_most_twenty_labels(count: int, advised: bool) -> None:
+    said = told([f"label {number}" for number in range(count)], "good", "bad")
+    assert ("write in the task labels" in said) is advised
+
+
+def test_no_line_is_written_if_rows_lack_a_label(tmp_path: Path) -> None:
+    assert "write in the task" not in told(["good", "bad", None], "good", "bad")
 
 
 def test_two_spellings_of_one_label_are_to_be_one() -> None:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from ptpipeline.data import joined
 from ptpipeline.data.sources import describe_key, read_rows, source_key
 from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError
@@ -39,6 +40,15 @@ def test_files_may_differ_in_columns_that_the_task_does_not_name(tmp_path: Path)
     one = write(tmp_path / "a.csv", "text,label\na,bad\n")
     two = write(tmp_path / "b.csv", "id,label,text\n1,bad,b\n")
     assert texts(tmp_path, path=[one, two]) == ["a", "b"]
+
+
+def test_all_files_together_have_no_more_rows_than_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(joined, "MAX_ROWS", 3)
+    one, two = write(tmp_path / "a.csv", f"{HEAD}a,bad\nb,bad\n"), write(tmp_path / "b.csv", f"{HEAD}c,bad\n")
+    assert texts(tmp_path, path=[one, two]) == ["a", "b", "c"]
+    write(tmp_path / "b.csv", f"{HEAD}c,bad\nd,bad\n")
+    with pytest.raises(DataError, match=r"a\.csv, .*b\.csv: more than 3 rows together"):
+        texts(tmp_path, path=[one, two])
 
 
 def test_a_file_without_a_named_column_is_named_with_it(tmp_path: Path) -> None:
@@ -152,7 +162,7 @@ def test_parquet_is_compressed_within(tmp_path: Path) -> None:
     ("name", "what"),
     [
         ("a" * 300, "cannot be read (OSError); name a file that you may read"),
-        ("~nobody-of-this-name/rows.csv", "cannot be read (RuntimeError)"),
+        ("~nobody-of-this-name/rows.csv", "no such file"),
         ("/proc/self/mem", "cannot be read (OSError)"),
         ("/dev/null", "is no regular file"),
         ("x\0y", "no such file"),
@@ -171,3 +181,58 @@ def test_what_is_no_file_to_read_is_one_sentence(
         read(declared(name), tmp_path / "home")
     assert what in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("there", "named"), [("re\u0301sume\u0301.csv", "r\u00e9sum\u00e9.csv"), ("Rows.CSV", "rows.csv")]
+)
+def test_a_file_whose_name_is_written_otherwise_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str, named: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / there).write_text("text,label\na,bad\n")
+    with pytest.raises(DataError, match="no such file; there is") as raised:
+        read_rows(declared(named), tmp_path / "home")
+    assert f"there is {there!a}, which is written otherwise" in str(raised.value)
+    assert read_rows(declared(there), tmp_path / "home").labels == ["bad"]
+
+
+def test_a_folder_or_pattern_as_a_path_is_told_with_what_reads_it(tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text("text,label\na,bad\n")
+    for path in (tmp_path, tmp_path / "*.csv"):
+        with pytest.raises(DataError, match="several files are a list, or a pattern as `glob`"):
+            read_rows(declared(path), tmp_path / "home")
+    assert read_rows(declared(source={"path": None, "glob": str(tmp_path / "*.csv")}), tmp_path / "home").labels == [
+        "bad"
+    ]
+
+
+def test_a_name_that_begins_like_a_home_is_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~rows.csv").write_text("text,label\na,bad\n")
+    assert read_rows(declared("~rows.csv"), tmp_path / "home").labels == ["bad"]
+    with pytest.raises(DataError, match=r"~nosuchuser/rows\.csv: no such file"):
+        read_rows(declared("~nosuchuser/rows.csv"), tmp_path / "home")
+
+
+def test_a_part_without_rows_adds_none(tmp_path: Path) -> None:
+    """As Spark writes one for each empty partition, and an empty file that says that it is done."""
+    write(tmp_path / "part-0.csv", f"{HEAD}a,bad\n")
+    write(tmp_path / "part-1.csv", HEAD)
+    write(tmp_path / "part-2.csv", "")
+    write(tmp_path / "part-3.csv", f"{HEAD}b,bad\n")
+    assert texts(tmp_path, glob=f"{tmp_path}/part-*") == ["a", "b"]
+    pq.write_table(pa.table({"text": ["a"], "label": ["bad"]}), tmp_path / "1.parquet")
+    pq.write_table(
+        pa.table({"text": pa.array([], pa.string()), "label": pa.array([], pa.string())}), tmp_path / "2.parquet"
+    )
+    assert texts(tmp_path, glob=f"{tmp_path}/*.parquet", format="parquet") == ["a"]
+
+
+def test_parts_without_any_rows_are_told(tmp_path: Path) -> None:
+    paths = [write(tmp_path / "a.csv", HEAD), write(tmp_path / "b.csv", "")]
+    with pytest.raises(DataError, match="there are no rows in any of its files"):
+        texts(tmp_path, path=paths)
+    for path in paths:
+        with pytest.raises(DataError, match=r"there are no rows|the file is empty"):
+            texts(tmp_path, path=path)

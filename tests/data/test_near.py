@@ -6,6 +6,7 @@ from itertools import combinations
 from random import Random
 from time import monotonic
 
+import numpy as np
 import pytest
 from datasketch import MinHash
 from hypothesis import given
@@ -124,6 +125,12 @@ def test_invisible_characters_make_no_other_text(text: str, character: str, plac
 @pytest.mark.parametrize("character", INVISIBLE)
 def test_a_text_of_invisible_characters_is_empty(character: str) -> None:
     assert normalise(f" {character} {character}") == ""
+
+
+def test_signatures_with_four_fifths_in_common_are_near() -> None:
+    one, many = np.zeros(near.SIGNATURE, np.uint16), np.zeros((2, near.SIGNATURE), np.uint16)
+    many[0, near.SIGNATURE * 4 // 5 :] = many[1, near.SIGNATURE * 4 // 5 - 1 :] = 1
+    assert near._are_near(one, many).tolist() == [True, False]
 
 
 def test_texts_without_letters_are_compared_whole() -> None:

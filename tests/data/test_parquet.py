@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from ptpipeline.data.parquet import read_table
+from ptpipeline.errors import ArtifactError
 
 TABLE = pa.table({"id": [str(number) for number in range(60)], "text": ["word " * 10] * 60, "number": list(range(60))})
 
@@ -34,6 +36,21 @@ def test_columns_are_chosen_and_missing_ones_left_out() -> None:
 def test_other_bytes_are_refused(spoilt: bytes) -> None:
     with pytest.raises((OSError, ValueError)):
         read_table(spoilt)
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"text": pa.array(["x" * 2**20] * 200).dictionary_encode()},  # one text, which every row names
+        {"number": pa.array(np.zeros(4_000_000, np.int8))},
+    ],
+)
+def test_what_unfolds_into_too_much_for_its_size_is_refused(columns: dict[str, pa.Array]) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(pa.table(columns), buffer, compression="zstd", store_schema=False)
+    assert len(buffer.getvalue()) < 100_000
+    with pytest.raises(ArtifactError, match=r"a Parquet file that unfolds into \d+ bytes, at most \d+ allowed"):
+        read_table(buffer.getvalue())
 
 
 READERS = """

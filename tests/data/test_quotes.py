@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from ptpipeline.data.quotes import UNJUDGED, Misquoted
+from ptpipeline.data.quotes import MAX_VALUES, UNJUDGED, Misquoted
 from ptpipeline.data.sources import read_rows
 from ptpipeline.data.table import Wanted
 from ptpipeline.data.validation import check_rows
@@ -67,6 +67,23 @@ def test_it_is_found_far_down_and_honest_texts_there_are_not_kept(tmp_path: Path
 def test_it_is_found_without_a_column_of_few_values(tmp_path: Path) -> None:
     lines = [f"text {number},answer {number}" for number in range(60)]
     assert load(tmp_path, body(spoil(5, 20, lines), "text,answer"), wanted=TARGETS).misquoted == {6}
+
+
+@pytest.mark.parametrize(("values", "found"), [(MAX_VALUES, {1}), (MAX_VALUES + 1, set())])
+def test_half_of_the_lines_are_enough_by_a_column_of_few_values(values: int, found: set[int]) -> None:
+    looked = Misquoted(",", 2, [0, 1])
+    for number in range(4 * values):
+        looked.note([f"text {number}", f"label {number % values}"])
+    looked.look(1, ["a text\nanother text,label 3\nand more", "label 1"])
+    assert looked.find() == found
+
+
+@pytest.mark.parametrize(("width", "lines", "found"), [(2, 9, set()), (2, 10, {1}), (3, 2, set()), (3, 3, {1})])
+def test_without_a_column_of_few_values_more_lines_are_needed(width: int, lines: int, found: set[int]) -> None:
+    looked = Misquoted(",", width, range(width))
+    cell = "\n".join([*[",".join(["a"] * width)] * lines, "the end"])
+    looked.look(1, [cell, *["b"] * (width - 1)])
+    assert looked.find() == found
 
 
 @pytest.mark.parametrize(

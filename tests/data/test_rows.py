@@ -1,5 +1,6 @@
 """The ingest checks, the labels and the splits."""
 
+import hashlib
 from collections import Counter
 from random import Random
 from typing import Any
@@ -210,6 +211,45 @@ def test_an_empty_group_is_refused() -> None:
         )
 
 
+@pytest.mark.parametrize("blank", ["", "  ", "\u200b", "\u2800", "\0", "\xa0\ufeff"])
+def test_a_group_that_nobody_sees_is_an_empty_one(blank: str) -> None:
+    rows = rows_of(("a", "bad"), ("b", "bad"), groups=["x", blank])
+    with pytest.raises(DataError, match=r"data\.split\.group names is empty in row 2;"):
+        checked(rows, {}, split={"group": "author"})
+
+
+@pytest.mark.parametrize("word", ["nan", "NaN", "NA", "N/A", "null", "NULL", "None", r"\N", "<NA>", "NaT", "#N/A"])
+def test_a_group_that_reads_like_a_missing_value_is_told(word: str, caplog: pytest.LogCaptureFixture) -> None:
+    """As programs write what is missing into text: all these rows are one group, though nobody said so."""
+    groups = ["x", word, word, "y"]
+    outcome = checked(rows_of(*((f"text {n}", "bad") for n in range(4)), groups=groups), {}, split={"group": "author"})
+    assert len(outcome.rows) == 4
+    [note] = [check for check in outcome.checks if check.name == "missing_group"]
+    assert (note.outcome, note.count) == ("warned", 2)
+    assert note.detail.startswith(f"rows 2, 3 have the group '{word}'")
+    assert "as a missing value is written; they stay together; leave the cell empty" in caplog.text
+
+
+def test_groups_with_names_are_not_told() -> None:
+    groups = ["nancy", "Nan Goldin", "0", "none of us"]
+    outcome = checked(rows_of(*((f"text {n}", "bad") for n in range(4)), groups=groups), {}, split={"group": "author"})
+    assert not any(check.name == "missing_group" for check in outcome.checks)
+
+
+@pytest.mark.parametrize(
+    "text", ["\u2800\u2800", "\0", "\x08\x7f\x1b", "\ufff9\ufffb", "\ufffc", "\u200b\u3164", " \u2060\x00 ", "\ufe0f"]
+)
+def test_a_text_in_which_nothing_is_seen_is_empty(text: str) -> None:
+    checks = checked(rows_of(("a", "bad"), (text, "bad"), ("b", "good")), {"rows_per_label": "off"}).checks
+    assert {check.name: check.count for check in checks}["empty_text"] == 1
+
+
+@pytest.mark.parametrize("text", [".", "\U0001f600", "\u0301", "\ufffd", "a\0", "\ue000"])
+def test_a_text_in_which_something_is_seen_is_none(text: str) -> None:
+    checks = checked(rows_of(("a", "bad"), (text, "bad"), ("b", "good")), {"rows_per_label": "off"}).checks
+    assert {check.name: check.count for check in checks}["empty_text"] == 0
+
+
 def overlapping() -> SourceRows:
     spec = SplitSpec(dev=0.2, test=0.2)
     group = {split_of(str(number), spec): number for number in range(100)}
@@ -237,6 +277,14 @@ def test_an_overlap_may_be_kept() -> None:
     policy = {"duplicate": "off", "split_overlap": "off"}
     outcome = checked(overlapping(), policy, split={"dev": 0.2, "test": 0.2, "group": "author"})
     assert [row.split for row in outcome.rows] == ["train", "test", "dev", "train"]
+
+
+def test_of_reserve_and_dev_the_reserve_keeps_a_text() -> None:
+    shares = {"dev": 0.2, "test": 0.2, "reserve": 0.2}
+    group = {split_of(str(number), SplitSpec(**shares)): number for number in range(100)}  # type: ignore[arg-type]
+    source = rows_of(("same", "bad"), ("same", "bad"), groups=[group["dev"], group["reserve"]])
+    outcome = checked(source, {"duplicate": "off", "split_overlap": "warn"}, split={**shares, "group": "author"})
+    assert [row.split for row in outcome.rows] == ["reserve"]
 
 
 def test_too_few_rows_per_label_block() -> None:
@@ -358,6 +406,23 @@ def test_rows_of_a_template_stay_apart_and_are_counted() -> None:
     assert len({row.split for row in outcome.rows}) == 3
 
 
+def orders(count: int) -> list[tuple[str, str]]:
+    """Rows of which each nearly repeats the others."""
+    return [
+        (f"your order {number} has left our house today and is on its way to you", "good") for number in range(count)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("count", "others", "templated"), [(10, 0, False), (11, 0, True), (12, 228, False), (13, 228, True)]
+)
+def test_a_template_has_more_than_ten_texts_and_more_than_a_twentieth(count: int, others: int, templated: bool) -> None:
+    unlike = [(hashlib.sha256(str(number).encode()).hexdigest(), "good") for number in range(others)]
+    outcome = checked(rows_of(*orders(count), *unlike), {})
+    assert near(outcome).count == count
+    assert near(outcome).detail.startswith(f"{count} rows of a template") is templated
+
+
 def grouped(*placed: tuple[str, str]) -> SourceRows:
     """Rows of (text, split): each in a group that goes to that split."""
     spec = SplitSpec(dev=0.2, test=0.2)
@@ -398,6 +463,11 @@ def test_rows_whose_named_field_nearly_repeats_share_a_split() -> None:
     assert len(set(alike[:6])) == 1
     assert alike[6:] == whole[6:]
     assert check.count == before.count + 6
+
+
+def test_a_field_without_text_joins_no_rows() -> None:
+    rows = paired(("", PHRASES[0], "bad"), ("", PHRASES[1], "bad"), ("", PHRASES[2], "bad"))
+    assert splits_of(rows, near_fields=["premise"], empty_text="off")[1].count == 0
 
 
 def test_near_fields_join_what_is_near_in_any_way() -> None:

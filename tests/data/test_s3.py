@@ -166,13 +166,24 @@ def test_given_credentials_never_go_to_the_environments_server(monkeypatch: pyte
     assert "127.0.0.1" not in make_client(None, keys=("id", "secret")).meta.endpoint_url
 
 
-def test_a_server_that_fails_is_transient(bucket: Bucket) -> None:
+@pytest.mark.parametrize("status", [503, 429])
+def test_a_server_that_fails_is_transient(bucket: Bucket, status: int) -> None:
     class Failing(Quiet):
         def do_GET(self) -> None:  # noqa: N802
-            self.answer(503, b"<Error><Code>SlowDown</Code></Error>", "application/xml")
+            self.answer(status, b"<Error><Code>SlowDown</Code></Error>", "application/xml")
 
-    with serve(Failing) as address, pytest.raises(ServiceUnavailable, match="the server answered 503 SlowDown"):
+    with serve(Failing) as address, pytest.raises(ServiceUnavailable, match=f"the server answered {status} SlowDown"):
         source_key(bucket.task(endpoint=address), bucket.home)
+
+
+def test_a_prefix_has_a_bounded_number_of_objects(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3, "MAX_FILES", 2)
+    for name in ("a.csv", "b.csv"):
+        bucket.put(name, f"{HEAD}{name},bad\n")
+    assert bucket.texts() == ["a.csv", "b.csv"]
+    bucket.put("c.csv", f"{HEAD}c,bad\n")
+    with pytest.raises(DataError, match="more than 2 objects below it; name a longer prefix"):
+        bucket.texts()
 
 
 def test_an_object_that_changes_while_it_is_read_is_transient(bucket: Bucket) -> None:
@@ -185,21 +196,24 @@ def test_an_object_that_changes_while_it_is_read_is_transient(bucket: Bucket) ->
         next(reading)
 
 
-@pytest.mark.parametrize("body", [HEAD, f"{HEAD}a,bad\nb,bad\n"])
-def test_an_object_of_another_size_than_was_listed_is_transient(bucket: Bucket, body: str) -> None:
-    """A server that knows no condition, and whose tags do not follow the content."""
+@pytest.mark.parametrize(
+    ("body", "tag"),
+    [(HEAD, '"always"'), (f"{HEAD}a,bad\nb,bad\n", '"always"'), (f"{HEAD}b,bad\n", '"another"')],
+)
+def test_an_object_of_another_size_or_tag_than_was_listed_is_transient(bucket: Bucket, body: str, tag: str) -> None:
+    """A server that knows no condition, and whose tags need not follow the content."""
 
     class Careless(Quiet):
         def do_HEAD(self) -> None:  # noqa: N802
-            self.tell(f"{HEAD}a,bad\n")
+            self.tell(f"{HEAD}a,bad\n", '"always"')
 
         def do_GET(self) -> None:  # noqa: N802
-            self.tell(body)
+            self.tell(body, tag)
             self.wfile.write(body.encode())
 
-        def tell(self, text: str) -> None:
+        def tell(self, text: str, stated: str) -> None:
             self.send_response(200)
-            self.send_header("ETag", '"always"')
+            self.send_header("ETag", stated)
             self.send_header("Content-Length", str(len(text)))
             self.end_headers()
 

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from ptpipeline.data.rows import split_of
 from ptpipeline.data.snapshot import Row, ingest, load_split, read_snapshot
 from ptpipeline.errors import ArtifactError, DataError, NotFound
 from ptpipeline.records.data import SPLITS, Snapshot
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.storage.keys import snapshot_prefix
+from ptpipeline.task.data import SplitSpec
 from ptpipeline.task.task import Task
 from tests.data.declared import declared
 
@@ -219,6 +221,21 @@ def test_ingests_at_once_store_one_snapshot(tmp_path: Path, store: ObjectStore) 
     assert len(list(store.keys("snapshots"))) == 4
 
 
+def test_a_manifest_that_another_ingest_wrote_meanwhile_is_verified(tmp_path: Path) -> None:
+    class Earlier(FolderStore):
+        """A store that is asked just before the other ingest writes."""
+
+        def exists(self, key: str) -> bool:
+            return False
+
+    task, store = task_over(tmp_path, LINES), Earlier(tmp_path / "store")
+    snapshot = ingest(task, store, tmp_path)
+    assert ingest(task, store, tmp_path) == snapshot
+    altered(store, snapshot, "manifest.json", b"{}")
+    with pytest.raises(ArtifactError, match=r"manifest\.json"):
+        ingest(task, store, tmp_path)
+
+
 def test_a_row_is_id_fields_label_and_slices() -> None:
     assert Row._fields == ("id", "fields", "label", "slices")
 
@@ -269,6 +286,19 @@ def test_a_reserve_without_rows_is_refused(tmp_path: Path, store: ObjectStore) -
     task = task_over(tmp_path, LINES, split={**HELD_BACK, "reserve": 0.0001}, checks={"rows_per_label": "off"})
     with pytest.raises(DataError, match="0 rows fall into the reserve split, at least 2 are needed"):
         ingest(task, store, tmp_path)
+
+
+def test_a_reserve_of_one_row_is_refused(tmp_path: Path) -> None:
+    texts = [line.partition(",")[0] for line in LINES]
+
+    def count(share: float) -> int:
+        spec = SplitSpec(**(HELD_BACK | {"reserve": share}))
+        return sum(split_of(text, spec) == "reserve" for text in texts)
+
+    share = next(share for share in (number / 500 for number in range(1, 100)) if count(share) == 1)
+    task = task_over(tmp_path, LINES, split={**HELD_BACK, "reserve": share}, checks={"rows_per_label": "off"})
+    with pytest.raises(DataError, match="1 rows fall into the reserve split, at least 2 are needed"):
+        ingest(task, FolderStore(tmp_path / "store"), tmp_path)
 
 
 def test_a_reserve_taken_out_of_the_manifest_is_noticed(tmp_path: Path, store: ObjectStore) -> None:

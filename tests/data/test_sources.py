@@ -16,6 +16,7 @@ import pytest
 
 from ptpipeline.data.sources import read_rows, source_key
 from ptpipeline.errors import DataError
+from ptpipeline.task.recipe import Tune
 from tests.data.declared import declared
 from tests.tiny import sentences, write_csv
 
@@ -164,6 +165,18 @@ def test_what_killed_runs_left_behind_goes_after_a_day(tmp_path: Path) -> None:
     assert sorted(left.name for left in home.iterdir()) == [".other-old", ".s3-new", ".unfold-new"]
 
 
+def test_what_a_left_link_leads_to_stays(tmp_path: Path) -> None:
+    path, home, folder = write(tmp_path, "text,label\na,bad\n"), tmp_path / "home", tmp_path / "of-a-person"
+    home.mkdir()
+    folder.mkdir()
+    (folder / "rows.csv").write_text("rows")
+    link = home / ".s3-link"
+    link.symlink_to(folder)
+    os.utime(link, (1, 1), follow_symlinks=False)
+    assert pairs(path, home) == [("a", "bad")]
+    assert (link.is_symlink(), (folder / "rows.csv").read_text()) == (False, "rows")
+
+
 def test_reading_leaves_nothing_behind(tmp_path: Path) -> None:
     path = write(tmp_path, "text,label\na,bad\n")
     code = f"""
@@ -230,6 +243,17 @@ def test_the_key_follows_the_data_settings_only(tmp_path: Path) -> None:
     assert source_key(task.model_copy(update={"template": "{text}?"}), tmp_path) == key
     assert source_key(declared(task.data.source.path or "", split={"seed": 1}), tmp_path) != key
     assert source_key(task.model_copy(update={"labels": {"bad": " bad", "fine": " fine"}}), tmp_path) != key
+
+
+def test_the_key_follows_the_longest_prompt_if_long_rows_are_left_out(tmp_path: Path) -> None:
+    task = declared(write(tmp_path, "text,label\na,bad\n"), too_long="drop")
+
+    def key(*lengths: int) -> str:
+        tune = Tune.model_validate({"search": {"length": list(lengths)}})
+        return source_key(task.model_copy(update={"tune": tune}), tmp_path, "a tokenizer")
+
+    assert key(4, 8) == key(2, 8)
+    assert key(4, 8) != key(4, 16)
 
 
 PINNED = {"path": None, "package": "no-such-package==1", "member": "a.csv", "sha256": "a" * 64}

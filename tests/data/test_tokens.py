@@ -138,6 +138,11 @@ def test_the_longest_field_is_cut_and_never_the_template(how: TooLong, kept: str
     assert ids == by_word(f"Say: {kept} x y !", True)
 
 
+@pytest.mark.parametrize(("limit", "kept"), [(3, "abg"), (4, "abfg")])
+def test_the_middle_is_cut_out_of_a_text(limit: int, kept: str) -> None:
+    assert cut_fields(TEXT, {"text": "abcdefg"}, limit, by_letter, "truncate_middle") == {"text": kept}
+
+
 def test_a_text_that_fits_is_not_cut() -> None:
     fields = {"a": "1 2 3", "b": "x y"}
     assert cut_fields(PAIR, fields, 8, by_word, "truncate_end") == fields

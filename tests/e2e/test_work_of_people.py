@@ -1,5 +1,6 @@
 """A candidate that waits for people, decided by Prefect's forms, and the alarm: on a real Prefect server."""
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -53,15 +54,24 @@ def test_the_form_asks_for_name_and_reason(project: Project, waiting: None) -> N
     assert form["properties"]["actor"]["title"] == "Your name"
     url = f"{project.prefect}/deployments/{deployment['id']}/create_flow_run"
     with pytest.raises(SettingsError, match="'actor' is a required property"):
-        call("POST", url, {"parameters": {"request": {"task": "plum", "version": 1, "reason": "why"}}})
+        call(
+            "POST",
+            url,
+            {"parameters": {"request": {"task": "plum", "version": 1, "verdict": "0" * 12, "reason": "why"}}},
+        )
 
 
 def test_one_other_person_approves_by_the_form(project: Project, waiting: None) -> None:
-    assert "✓ pass" in artifact(project, "verdict-plum")
-    state, why = decide(project, "approve", ApproveRequest(task="plum", version=1, actor="ann", reason="mine"))
+    shown = artifact(project, "verdict-plum")
+    assert "✓ pass" in shown
+    read = re.findall(r"with verdict ([0-9a-f]{12})", shown)[0]
+    asked = ApproveRequest(task="plum", version=1, verdict=read, actor="ann", reason="mine")
+    state, why = decide(project, "approve", asked.model_copy(update={"actor": "bob", "verdict": "0" * 12}))
+    assert (state, "you read the verdict 000000000000" in why) == ("FAILED", True)
+    state, why = decide(project, "approve", asked)
     assert state == "FAILED"
     assert "started the run that made it, so somebody else has to approve it" in why
-    asked = ApproveRequest(task="plum", version=1, actor="bob", reason="looks right")
+    asked = asked.model_copy(update={"actor": "bob", "reason": "looks right"})
     assert decide(project, "approve", asked)[0] == "COMPLETED"
     head = open_registry(load_settings()).ledger.head("plum", "production")
     assert head

@@ -16,6 +16,8 @@ AT = datetime(2026, 11, 26, 2, 0, tzinfo=UTC)
         ("nightly", NightlyRequest(), "nightly 2026-11-26 all"),
         ("nightly", NightlyRequest(schedule="0-2-x-x-x-utc"), "nightly 2026-11-26 scheduled"),
         ("nightly", NightlyRequest(tasks=["mood", "topic"]), "nightly 2026-11-26 mood, topic"),
+        ("nightly", NightlyRequest(tasks=list("abc")), "nightly 2026-11-26 a, b, c"),
+        ("nightly", NightlyRequest(tasks=[]), "nightly 2026-11-26 0 tasks"),
         ("nightly", NightlyRequest(tasks=list("abcd")), "nightly 2026-11-26 4 tasks"),
         ("promote", PromoteRequest(task="mood", version=3, reason="good"), "promote 2026-11-26 mood@3"),
         ("rollback", RollbackRequest(task="mood", reason="bad"), "rollback 2026-11-26 mood"),

@@ -1,6 +1,7 @@
 """The gangs of a night as runs of several workers, against a small server that answers as Prefect's API does."""
 
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ class Pool(Prefect):
         super().__init__({})
         self.states, self.keys, self.unknown = states, list[str](), set[str]()
         self.history, self.set, self.night = list[str](), list[tuple[str, str]](), "RUNNING"
+        self.since, self.errors = "2026-11-26T00:00:00Z", dict[str, str]()
 
     def answer(self, what: str, body: Any) -> tuple[int, Any]:
         path = what.partition(" ")[2]
@@ -46,14 +48,14 @@ class Pool(Prefect):
             return 200, {"state_type": self.night}
         if path.startswith("/flow_runs/"):
             task, attempt = path.rpartition("/")[2].split(".")
-            state = {"message": "by hand", "timestamp": "2026-11-26T00:00:00Z"}
+            state = {"message": "by hand", "timestamp": self.since}
             return 200, {"state_type": self.states[task][int(attempt) - 1], "state": state}
         if path == "/artifacts/filter":
             [run] = body["artifacts"]["flow_run_id"]["any_"]
             task, attempt = run.split(".")
             done = self.states[task][int(attempt) - 1] == "COMPLETED"
-            outcome = OUTCOME.model_copy(update={"task": task})
-            return 200, [{"data": json.dumps(encode(Night({task: outcome}, {})))}] if done else []
+            outcomes = {} if task in self.errors else {task: OUTCOME.model_copy(update={"task": task})}
+            return 200, [{"data": json.dumps(encode(Night(outcomes, self.errors)))}] if done else []
         return super().answer(what, body)
 
 
@@ -104,23 +106,57 @@ def test_a_gang_that_cannot_be_given_fails_alone() -> None:
     assert (list(night.outcomes), list(night.errors)) == (["b"], ["a"])
 
 
-def test_a_gang_whose_worker_never_began_is_given_to_another() -> None:
+def test_a_gang_whose_worker_never_began_is_given_to_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.spread._PENDING_SECONDS", 0.1)
     pool = Pool(a=["PENDING", "COMPLETED"])
     night = run(pool)
     assert (pool.set, list(night.outcomes)) == ([("a.1", "CRASHED")], ["a"])
 
 
-@pytest.mark.parametrize(("night", "cancelled"), [("CANCELLING", [("a.1", "CANCELLING")]), ("RUNNING", [])])
+def test_how_long_a_gang_has_not_begun_is_not_read_off_two_clocks() -> None:
+    """The server's stamp is months old by this machine's clock."""
+
+    class Slow(Pool):
+        def answer(self, what: str, body: Any) -> tuple[int, Any]:
+            status, found = super().answer(what, body)
+            if what == "GET /flow_runs/a.1":
+                self.states["a"][0] = "COMPLETED"
+            return status, found
+
+    pool = Slow(a=["PENDING"])
+    assert (list(run(pool).outcomes), pool.set) == (["a"], [])
+
+
+def test_what_a_gang_says_of_a_task_stands_before_how_its_run_ended() -> None:
+    pool = Pool(a=["COMPLETED"])
+    pool.errors = {"a": "no rows"}
+    assert run(pool) == Night({}, {"a": "no rows"})
+
+
+def test_a_worker_has_time_to_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(a=["PENDING"])
+    pool.since = datetime.now(UTC).isoformat()
+    monkeypatch.setattr("flows.spread.time.sleep", _end)
+    with pytest.raises(SystemExit):
+        run(pool)
+    assert pool.set == []
+
+
+def _end(_seconds: float) -> None:
+    raise SystemExit(143)
+
+
+@pytest.mark.parametrize(
+    ("night", "cancelled"),
+    [("CANCELLING", [("a.1", "CANCELLING")]), ("CANCELLED", [("a.1", "CANCELLING")]), ("RUNNING", [])],
+)
 def test_who_cancels_a_night_cancels_its_gangs_and_who_evicts_it_does_not(
     night: str, cancelled: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = Pool(a=["RUNNING"])
     pool.night = night
 
-    def end(_seconds: float) -> None:
-        raise SystemExit(143)
-
-    monkeypatch.setattr("flows.spread.time.sleep", end)
+    monkeypatch.setattr("flows.spread.time.sleep", _end)
     with pytest.raises(SystemExit):
         run(pool)
     assert pool.set == cancelled
@@ -128,7 +164,13 @@ def test_who_cancels_a_night_cancels_its_gangs_and_who_evicts_it_does_not(
 
 @pytest.mark.parametrize(
     ("kind", "online", "parts"),
-    [("process", 0, None), ("process", 1, None), ("process", 2, 2 * GANGS_PER_WORKER), ("kubernetes", 1, 2)],
+    [
+        ("process", 0, None),
+        ("process", 1, None),
+        ("process", 2, 2 * GANGS_PER_WORKER),
+        ("kubernetes", 0, 2),
+        ("kubernetes", 1, 2),
+    ],
 )
 def test_one_worker_of_processes_trains_in_the_night_itself(kind: str, online: int, parts: int | None) -> None:
     workers = [{"status": "ONLINE"}] * online + [{"status": "OFFLINE"}] * 3
@@ -138,3 +180,8 @@ def test_one_worker_of_processes_trains_in_the_night_itself(kind: str, online: i
     }
     with listening(Prefect(answers)) as prefect:
         assert count_parts(prefect.url) == parts
+
+
+def test_a_server_that_does_not_tell_its_workers_spreads_nothing() -> None:
+    with listening(Prefect({})) as prefect:
+        assert count_parts(prefect.url) is None

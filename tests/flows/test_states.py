@@ -14,7 +14,7 @@ def answering(status: int) -> httpx.HTTPStatusError:
     return httpx.HTTPStatusError("no", request=request, response=httpx.Response(status, request=request))
 
 
-@pytest.mark.parametrize("away", [httpx.ConnectError("refused"), httpx.ReadTimeout("late"), answering(503)])
+@pytest.mark.parametrize("away", [httpx.ConnectError("refused"), httpx.ReadTimeout("late"), answering(500)])
 def test_a_server_that_was_away_for_a_while_is_told_later(away: Exception) -> None:
     left = [away, away]
 
@@ -77,6 +77,10 @@ def test_an_error_outweighs_a_refused_candidate_and_that_an_approval() -> None:
 def test_of_many_tasks_the_message_counts_those_of_one_status() -> None:
     night = a_night(**{f"task{number}": "unchanged" for number in range(9)}, mood="promoted")
     assert end_state(night).message == "1 promoted: mood; 9 unchanged"
+    names = [f"task{number}" for number in range(8)]
+    assert end_state(a_night(**dict.fromkeys(names, "unchanged"))).message.startswith("task0: unchanged; task1:")
+    night = a_night(**dict.fromkeys(names, "unchanged"), mood="promoted")
+    assert end_state(night).message == f"1 promoted: mood; 8 unchanged: {', '.join(names)}"
 
 
 def test_the_table_rounds_figures_and_leaves_out_what_is_unknown() -> None:

@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -25,8 +26,9 @@ def context(tmp_path: Path) -> Context:
     return Context(Settings(home=tmp_path, tasks=tmp_path, night_overlap="skip"), registry)
 
 
-def test_a_run_that_is_a_little_late_runs() -> None:
-    check_lateness(DUE, DUE + timedelta(hours=11.9), most=12)
+@pytest.mark.parametrize("hours", [-1, 11.9, 12])
+def test_a_run_that_is_a_little_late_runs(hours: float) -> None:
+    check_lateness(DUE, DUE + timedelta(hours=hours), most=12)
 
 
 def test_a_run_that_is_too_late_is_skipped_and_says_so() -> None:
@@ -57,6 +59,28 @@ def test_a_night_follows_one_that_died(context: Context) -> None:
     with take_turn(context, NightlyRequest(), BRIEF):
         ran = True
     assert ran
+
+
+def test_a_night_waits_for_another_unless_the_settings_say_otherwise(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = Context(context.settings.model_copy(update={"night_overlap": "wait"}), context.registry)
+    first, slept = GangLease(context.registry.ledger.database, [NIGHT], 60.0), list[float]()
+    first.take()
+
+    def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        first.release()
+
+    monkeypatch.setattr("flows.turn.time", SimpleNamespace(sleep=sleep))
+    monkeypatch.setattr("registry.ledger.gang._POLL_SECONDS", 0.01)
+    with take_turn(waits, NightlyRequest(), BRIEF):
+        assert len(slept) == 1
+
+
+def test_a_night_is_resumed_three_times(context: Context) -> None:
+    with take_turn(context, NightlyRequest(resumes=3), BRIEF):
+        pass
 
 
 def test_a_night_whose_workers_keep_dying_is_given_up(context: Context) -> None:

@@ -41,45 +41,60 @@ def test_a_horizon_leaves_later_looks_more_than_looks_for_ever() -> None:
 @given(st.lists(st.tuples(horizons, st.booleans(), st.sampled_from((0.01, 0.05, 0.1))), min_size=1, max_size=60))
 def test_no_change_of_plan_overspends_the_budget(nights: list[tuple[int | None, bool, float]]) -> None:
     """A reserve is added or taken away, `looks` and `confidence` change, and some looks never come to a verdict."""
-    decided: dict[int, Look] = {}
+    taken: dict[int, Look] = {}
     for number, (looks, comes_to_a_verdict, total) in enumerate(nights, 1):
-        look = look_at(1, number, Budget(total, looks), decided)
-        before = sum(found.alpha for found in decided.values())
+        look = look_at(1, number, Budget(total, looks), taken)
+        before = sum(found.alpha for found in taken.values())
         assert 0 <= look.alpha <= look.spent
         assert look.alpha <= max(0, total - before) + 1e-9
         if comes_to_a_verdict:
-            decided[number] = look
-            assert look_at(1, number, Budget(total, looks), decided) == look
-    assert sum(look.alpha for look in decided.values()) <= 0.1 * (1 + 1e-9)
+            taken[number] = look
+            assert look_at(1, number, Budget(total, looks), taken) == look
+    assert sum(look.alpha for look in taken.values()) <= 0.1 * (1 + 1e-9)
 
 
 @given(st.lists(horizons, min_size=1, max_size=40), horizons)
 def test_what_is_spent_is_told_as_it_was_spent(plans: list[int | None], last: int | None) -> None:
-    decided: dict[int, Look] = {}
+    taken: dict[int, Look] = {}
     for number, looks in enumerate(plans, 1):
-        decided[number] = look_at(1, number, Budget(0.05, looks), decided)
-    look = look_at(1, len(plans) + 1, Budget(0.05, last), decided)
-    assert look.spent == pytest.approx(sum(found.alpha for found in decided.values()) + look.alpha)
+        taken[number] = look_at(1, number, Budget(0.05, looks), taken)
+    look = look_at(1, len(plans) + 1, Budget(0.05, last), taken)
+    assert look.spent == pytest.approx(sum(found.alpha for found in taken.values()) + look.alpha)
+
+
+@given(st.lists(st.tuples(horizons, st.booleans()), min_size=1, max_size=40), horizons)
+def test_the_newest_look_knows_what_the_missing_ones_spent(
+    nights: list[tuple[int | None, bool]], last: int | None
+) -> None:
+    """A ledger that was rebuilt from the store lacks the looks without a verdict."""
+    taken: dict[int, Look] = {}
+    for number, (looks, _) in enumerate(nights, 1):
+        taken[number] = look_at(1, number, Budget(0.05, looks), taken)
+    proven = {number: look for number, look in taken.items() if nights[number - 1][1] or number == len(nights)}
+    number, plan = len(nights) + 1, Budget(0.05, last)
+    assert look_at(1, number, plan, proven) == look_at(1, number, plan, taken)
+    missing = sum(look_at(1, k, plan, proven).alpha for k in taken.keys() - proven.keys())
+    assert missing <= sum(taken[k].alpha for k in taken.keys() - proven.keys()) + 1e-9
 
 
 def test_a_smaller_budget_makes_no_look_cheaper() -> None:
     """What was spent of .10 was that much; of .05 nothing is left behind it."""
-    decided = {1: look_at(1, 1, Budget(0.1))}
-    assert decided[1].alpha == pytest.approx(0.0608, abs=1e-4)
-    second = look_at(1, 2, Budget(0.05), decided)
-    assert (second.alpha, second.spent) == (0, decided[1].alpha)
+    taken = {1: look_at(1, 1, Budget(0.1))}
+    assert taken[1].alpha == pytest.approx(0.0608, abs=1e-4)
+    second = look_at(1, 2, Budget(0.05), taken)
+    assert (second.alpha, second.spent) == (0, taken[1].alpha)
 
 
 def test_a_larger_budget_leaves_what_was_not_spent() -> None:
-    decided = {1: look_at(1, 1, Budget(0.05))}
-    rest = [look_at(1, number, Budget(0.1, 10), decided) for number in range(2, 11)]
+    taken = {1: look_at(1, 1, Budget(0.05))}
+    rest = [look_at(1, number, Budget(0.1, 10), taken) for number in range(2, 11)]
     assert rest[-1].spent == pytest.approx(0.1)
 
 
 def test_a_reserve_that_is_added_later_divides_what_is_left() -> None:
-    decided = {number: look_at(1, number, Budget(0.05)) for number in range(1, 6)}
-    spent = decided[5].spent
-    rest = [look_at(1, number, Budget(0.05, 30), decided) for number in range(6, 31)]
+    taken = {number: look_at(1, number, Budget(0.05)) for number in range(1, 6)}
+    spent = taken[5].spent
+    rest = [look_at(1, number, Budget(0.05, 30), taken) for number in range(6, 31)]
     assert rest[0].alpha == pytest.approx((0.05 - spent) / 6 / sum(1 / k for k in range(6, 31)))
     assert rest[-1].spent == pytest.approx(0.05)
 
@@ -91,7 +106,7 @@ def test_what_rounding_leaves_of_a_spent_budget_is_nothing(other: int | None) ->
         assert look_at(1, looks + 1, Budget(0.05, other), spent).alpha == 0
 
 
-def test_a_look_that_decided_nothing_yet_holds_its_share() -> None:
+def test_a_look_that_is_not_known_holds_its_share() -> None:
     plan = Budget(0.05, 10)
     first = look_at(1, 1, plan)
     assert look_at(1, 3, plan, {1: first}) == look_at(1, 3, plan, {1: first, 2: look_at(1, 2, plan)})

@@ -1,6 +1,7 @@
 """The file of tokens, what is left of a rate, and what each token opens."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -160,3 +161,14 @@ def test_a_damaged_file_of_tokens_lets_nobody_in(tmp_path: Path) -> None:
         path.write_text("{")
         assert classify(server, token).status_code == 500
         assert str(path) not in classify(server, token).text
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user, which root alone may")
+def test_a_file_of_another_user_gets_no_token(tmp_path: Path) -> None:
+    """Whoever put it there knows a token that it holds, which would open this server."""
+    path = tmp_path / "tokens"
+    make_token(path, "theirs", [], None)
+    os.chown(path, 12345, 12345)
+    with pytest.raises(SettingsError, match="belongs to another user"):
+        make_token(path, "mine", [], None)
+    assert [token.name for token in read_tokens(path).tokens] == ["theirs"]

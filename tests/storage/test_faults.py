@@ -1,231 +1,65 @@
-"""Storage behind a network that fails: whatever happens to a request, the object is whole and the caller is told the
-truth.
-"""
+"""What an S3 server refuses is told by the same cause wherever it is met: in the store, in a source, at a bucket."""
 
-import json
-import threading
-import uuid
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import NamedTuple
+import os
+from collections.abc import Callable
+from pathlib import Path
 
-import boto3
 import pytest
 
-from benchmarks.faults import Fault, FaultProxy, Plan, Request, scripted, seeded
-from benchmarks.fixtures.s3_server import S3Server
-from ptpipeline.errors import PreconditionFailed, ServiceUnavailable
-from ptpipeline.storage import ObjectStore, RequestLimits, S3Store, Stored
+from flows.server.buckets import Bucket, make_bucket
+from ptpipeline.data.sources import source_key
+from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError
+from ptpipeline.storage.s3 import RequestLimits, S3Store, make_client
+from tests.data.declared import declared
+from tests.http_server import Quiet, serve
 
-pytestmark = pytest.mark.servers
-
-OLD, NEW, OTHER = b"old", b"new, with a nonce", b"another's, with a nonce"
-BEFORE = (Fault.ERROR_BEFORE, Fault.CUT_BEFORE, Fault.SILENT_BEFORE, Fault.LATE)
-
-
-class Line(NamedTuple):
-    """A bucket of a real server, reached directly and through a proxy, by one who gives up at once and one who asks
-    twice.
-    """
-
-    direct: S3Store
-    proxy: FaultProxy
-    once: S3Store
-    twice: S3Store
+KEYS = ["ROWS_KEY_ID", "ROWS_SECRET"]
+LIMITS = RequestLimits(seconds=5.0, attempts=1)
+CAUSES = [
+    (403, "AccessDenied", SettingsError, "AccessDenied"),
+    (403, "InvalidAccessKeyId", SettingsError, "(AWS_ACCESS|ROWS)_KEY_ID"),
+    (403, "RequestTimeTooSkewed", SettingsError, "correct the clock"),
+    (301, "PermanentRedirect", SettingsError, "AWS_DEFAULT_REGION|answer as S3 does"),
+    (400, "AuthorizationHeaderMalformed", SettingsError, "AWS_DEFAULT_REGION"),
+    (503, "SlowDown", ServiceUnavailable, "503 SlowDown"),
+]
 
 
-@pytest.fixture(scope="module")
-def line(s3_server: S3Server) -> Iterator[Line]:
-    boto3.client("s3", endpoint_url=s3_server.endpoint).create_bucket(Bucket="faults")
-    with FaultProxy(s3_server.endpoint, silence=0.5) as proxy:
-        once, twice = (
-            S3Store("faults", endpoint=proxy.endpoint, limits=RequestLimits(0.4, attempts)) for attempts in (1, 2)
-        )
-        yield Line(S3Store("faults", endpoint=s3_server.endpoint), proxy, once, twice)
+@pytest.fixture(autouse=True)
+def _identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", *KEYS):
+        monkeypatch.setenv(name, "any")
 
 
-class Faulty:
-    """One fresh key on that line, with a plan of its own."""
+def refusing(status: int, code: str) -> type[Quiet]:
+    """A server that answers everything so."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
 
-    def __init__(self, line: Line, plan: Plan, attempts: int = 1) -> None:
-        self.direct, self.proxy = line.direct, line.proxy
-        self.store = line.once if attempts == 1 else line.twice
-        self.key = f"{uuid.uuid4().hex}/a"
-        self.proxy.injected.clear()
-        self.proxy.plan = plan
+    def refuse(self: Quiet) -> None:
+        self.answer(status, b"" if self.command == "HEAD" else body, "application/xml")
 
-    def stored(self) -> bytes | None:
-        """What lies there when every late request has arrived."""
-        self.proxy.settle()
-        return self.direct.read(self.key).body if self.direct.exists(self.key) else None
+    return type("Refusing", (Quiet,), {f"do_{verb}": refuse for verb in ("GET", "PUT", "HEAD")})
 
 
-Use = Callable[..., Faulty]
+def read_store(address: str, _folder: Path) -> None:
+    list(S3Store("bucket", endpoint=address, limits=LIMITS).keys("a"))
 
 
-@pytest.fixture
-def faulty(line: Line) -> Use:
-    return partial(Faulty, line)
+def read_source(address: str, folder: Path) -> None:
+    rows = {"url": "s3://bucket/rows/", "endpoint": address, "credentials_env": KEYS}  # listed: a HEAD says no cause
+    source_key(declared(source={"s3": rows, "path": None}), folder)
 
 
-def told(call: Callable[[], object]) -> str:
-    try:
-        call()
-    except PreconditionFailed:
-        return "lost"
-    except ServiceUnavailable:
-        return "not known"
-    return "done"
+def ask_for_bucket(address: str, _folder: Path) -> None:
+    make_bucket(make_client(address, LIMITS), Bucket("bucket", address))
 
 
-@pytest.mark.parametrize("fault", Fault)
-def test_a_create_is_told_truly(faulty: Use, fault: Fault) -> None:
-    use = faulty(scripted([fault], "PUT"))
-    answer = told(lambda: use.store.create(use.key, NEW))
-    assert answer == ("not known" if fault in BEFORE else "done")
-    assert use.stored() == (None if fault in BEFORE and fault != Fault.LATE else NEW)
-    assert told(lambda: use.store.create(use.key, NEW)) == "done"
-    assert use.proxy.injected == {fault: 1}
-
-
-@pytest.mark.parametrize("fault", Fault)
-def test_a_replace_is_told_truly(faulty: Use, fault: Fault) -> None:
-    use = faulty(scripted([fault], "PUT"))
-    use.direct.create(use.key, OLD)
-    etag = use.store.read(use.key).etag
-    answer = told(lambda: use.store.replace(use.key, NEW, etag))
-    assert answer == ("not known" if fault in BEFORE else "done")
-    assert use.stored() == (OLD if fault in BEFORE and fault != Fault.LATE else NEW)
-
-
-@pytest.mark.parametrize("fault", Fault)
-def test_a_repeated_put_is_done(faulty: Use, fault: Fault) -> None:
-    use = faulty(scripted([fault, None, fault], "PUT"), attempts=2)
-    assert told(lambda: use.store.create(use.key, OLD)) == "done"
-    etag = use.store.read(use.key).etag
-    assert told(lambda: use.store.replace(use.key, NEW, etag)) == "done"
-    assert use.stored() == NEW
-
-
-@pytest.mark.parametrize("fault", Fault)
-def test_a_delete_is_told_truly(faulty: Use, fault: Fault) -> None:
-    use = faulty(scripted([fault], "DELETE"))
-    use.direct.create(use.key, OLD)
-    answer = told(lambda: use.store.delete(use.key))
-    there = use.stored()
-    assert there in (None, OLD)
-    assert answer == ("done" if fault in (Fault.TWICE, Fault.CUT_WITHIN) else "not known")
-    assert answer == "not known" or there is None
-    assert told(lambda: use.store.delete(use.key)) == "done"
-    assert use.stored() is None
-
-
-def test_a_delete_that_may_come_late_is_not_called_done_by_a_repeat(faulty: Use) -> None:
-    use = faulty(scripted([Fault.LATE], "DELETE"), attempts=2)
-    use.direct.create(use.key, OLD)
-    assert told(lambda: use.store.delete(use.key)) == "not known"
-    assert use.stored() is None
-
-
-@pytest.mark.parametrize("fault", Fault)
-def test_a_read_gives_the_bytes_or_nothing(faulty: Use, fault: Fault) -> None:
-    use = faulty(scripted([fault]))
-    use.direct.create(use.key, OLD)
-    found: list[Stored] = []
-    answer = told(lambda: found.append(use.store.read(use.key)))
-    assert (answer, [item.body for item in found]) in (("done", [OLD]), ("not known", []))
-    assert use.store.read(use.key).body == OLD
-
-
-@pytest.mark.parametrize("fault", Fault)
-def test_a_listing_gives_all_or_fails(faulty: Use, fault: Fault) -> None:
-    use = faulty(scripted([fault]))
-    use.direct.create(use.key, OLD)
-    folder, found = use.key.removesuffix("/a"), list[str]()
-    answer = told(lambda: found.extend(use.store.keys(folder)))
-    assert (answer, found) in (("done", [use.key]), ("not known", []))
-    assert list(use.store.keys(folder)) == [use.key]
-
-
-@pytest.mark.parametrize("fault", Fault)
-def test_whether_an_object_is_there_is_known_or_not_told(faulty: Use, fault: Fault) -> None:
-    use = faulty(scripted([fault]))
-    use.direct.create(use.key, OLD)
-    found: list[bool] = []
-    assert (told(lambda: found.append(use.store.exists(use.key))), found) in (("done", [True]), ("not known", []))
-
-
-def test_where_the_read_back_fails_too_nothing_is_known(faulty: Use) -> None:
-    use = faulty(scripted([Fault.CUT_AFTER, Fault.CUT_BEFORE, Fault.CUT_BEFORE]))  # a read is tried by both of its ways
-    assert told(lambda: use.store.create(use.key, NEW)) == "not known"
-    assert use.stored() == NEW
-
-
-@pytest.mark.parametrize("fault", [Fault.CUT_AFTER, Fault.TWICE])
-def test_who_was_overtaken_before_the_read_back_reads_again(faulty: Use, fault: Fault) -> None:
-    """Our write did happen, and another's, read from it, has replaced it since."""
-
-    def overtaking(request: Request) -> Fault | None:
-        if request.method == "GET":
-            use.direct.replace(use.key, OTHER, use.direct.read(use.key).etag)
-        return fault if request.method == "PUT" else None
-
-    use = faulty(overtaking)
-    use.direct.create(use.key, OLD)
-    etag = use.direct.read(use.key).etag
-    assert told(lambda: use.store.replace(use.key, NEW, etag)) == "lost"
-    assert use.stored() == OTHER
-
-
-def test_a_late_replace_never_overwrites_a_newer_one(faulty: Use) -> None:
-    use = faulty(scripted([Fault.LATE], "PUT"))
-    use.direct.create(use.key, OLD)
-    etag = use.direct.read(use.key).etag
-    assert told(lambda: use.store.replace(use.key, NEW, etag)) == "not known"
-    assert told(lambda: use.store.replace(use.key, OTHER, etag)) == "done"
-    assert use.stored() == OTHER
-
-
-def test_a_late_create_never_overwrites_a_newer_one(faulty: Use) -> None:
-    use = faulty(scripted([Fault.LATE], "PUT"))
-    assert told(lambda: use.store.create(use.key, NEW)) == "not known"
-    use.direct.create(use.key, OTHER)
-    assert use.stored() == OTHER
-
-
-@pytest.mark.parametrize("seed", range(2))
-def test_no_acknowledged_write_of_many_is_lost(faulty: Use, seed: int) -> None:
-    """Writers append their nonces to one object; the model is the list itself."""
-    use = faulty(seeded(seed, share=0.3))
-    use.direct.create(use.key, b"[]")
-    acknowledged: list[str] = []
-    attempted: list[str] = []
-    lock = threading.Lock()
-
-    def write(writer: int) -> None:
-        for _ in range(8):
-            nonce = uuid.uuid4().hex
-            with lock:
-                attempted.append(nonce)
-            if append(use.store, use.key, nonce):
-                with lock:
-                    acknowledged.append(nonce)
-
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(write, range(2)))
-    final = json.loads(use.stored() or b"")
-    assert len(final) == len(set(final))
-    assert set(acknowledged) <= set(final) <= set(attempted)
-    assert acknowledged
-    assert use.proxy.injected.total() >= 5
-
-
-def append(store: ObjectStore, key: str, nonce: str) -> bool:
-    """Whether the store said that the nonce stands in the list."""
-    try:
-        stored = store.read(key)
-        store.replace(key, json.dumps([*json.loads(stored.body), nonce]).encode(), stored.etag)
-    except (PreconditionFailed, ServiceUnavailable):
-        return False
-    return True
+@pytest.mark.parametrize(("status", "code", "error", "sentence"), CAUSES)
+@pytest.mark.parametrize("ask", [read_store, read_source, ask_for_bucket])
+def test_a_refusal_is_told_by_its_cause(
+    status: int, code: str, error: type[PtpError], sentence: str, ask: Callable[[str, Path], None], tmp_path: Path
+) -> None:
+    with serve(refusing(status, code)) as address, pytest.raises(error, match=sentence):
+        ask(address, tmp_path)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ptpipeline.errors import NotFound, TaskFileError
-from ptpipeline.task.folder import find_shared_prompt, sound_tasks, task_files
+from ptpipeline.task.folder import find_base_model, find_shared_prompt, sound_tasks, task_files
 from tests.task.test_task import GOOD, written
 
 
@@ -144,3 +144,10 @@ def test_a_shared_prompt_of_a_tasks_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TaskFileError, match="'reviews' is also the name of a task, and both would share one numbering"):
         find_shared_prompt(tmp_path, "reviews")
     assert find_shared_prompt(tmp_path, "all").sources == ["a", "b"]
+
+
+@pytest.mark.parametrize("leave", [Path.mkdir, os.mkfifo])
+def test_what_stands_in_the_place_of_the_base_models_is_told(tmp_path: Path, leave) -> None:  # type: ignore[no-untyped-def]
+    leave(tmp_path / "base_models.yaml")
+    with pytest.raises(TaskFileError, match=r"base_models\.yaml: not a regular file"):
+        find_base_model(tmp_path, "tiny")

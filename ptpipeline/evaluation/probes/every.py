@@ -54,7 +54,7 @@ def run_probes(engine: Engine, subject: Subject, checks: Checks) -> dict[str, fl
     measures: dict[str, float] = {}
     for name, probe in probes.items():
         if getattr(checks, name).policy != "off":
-            with phase(name):
+            with phase(name, whole=name == "latency"):  # its requests are single ones
                 measures |= {measure: value for measure, value in probe().items() if math.isfinite(value)}
     return measures
 

@@ -9,6 +9,7 @@ import numpy as np
 from ptpipeline.data.rows import Row
 from ptpipeline.data.sample import sample_rows
 from ptpipeline.evaluation.probes.queries import encode_bare, encode_prompted
+from ptpipeline.progress import advance, expect
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.answers import Opening, generate
 from ptpipeline.serving.engine import Engine, Question
@@ -36,7 +37,11 @@ def measure_latency(engine: Engine, artifact: Artifact, rows: Sequence[Row]) -> 
     for text in turns[:WARM_UP]:
         for request in requests:
             request(text)
-    seconds = np.array([[_seconds(request, text) for request in requests] for text in turns])  # [texts, requests]
+    seconds = np.zeros((len(turns), len(requests)))  # [texts, requests]
+    expect(len(turns), "texts")
+    for row, text in enumerate(turns):
+        seconds[row] = [_seconds(request, text) for request in requests]
+        advance(1)
     served, behind, alone = seconds[:, 0], seconds[:, -2], seconds[:, -1]
     p50, p95 = np.percentile(served * 1000, [50, 95])
     return {

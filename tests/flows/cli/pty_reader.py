@@ -7,15 +7,24 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+
+class Typed(NamedTuple):
+    """What a person types, once the terminal shows `after` and `meanwhile` was called."""
+
+    text: str = ""
+    after: str = ""
+    meanwhile: Callable[[], None] = lambda: None
 
 
 def watch_terminal(
-    arguments: Sequence[str], environment: Mapping[str, str], columns: int | None = None, typed: str = ""
+    arguments: Sequence[str], environment: Mapping[str, str], columns: int | None = None, typed: Typed = Typed()
 ) -> tuple[int, str]:
     """The exit code of Python with these arguments, and all that its terminal gets, standard error included.
 
-    columns: the terminal's width, if the environment does not say it. typed: what a person types.
+    columns: the terminal's width, if the environment does not say it.
     """
     ours, theirs = pty.openpty()
     if columns is not None:
@@ -24,9 +33,12 @@ def watch_terminal(
         [sys.executable, *arguments], stdin=theirs, stdout=theirs, stderr=theirs, env=dict(environment)
     )
     os.close(theirs)
-    os.write(ours, typed.encode())
-    seen = b""
+    seen, waits = b"", True
     while True:
+        if waits and typed.after.encode() in seen:
+            typed.meanwhile()
+            os.write(ours, typed.text.encode())
+            waits = False
         try:
             part = os.read(ours, 65536)
         except OSError:  # the other end is closed

@@ -13,6 +13,7 @@ from ptpipeline.task.task import Task
 from registry.ledger.ledger import Ledger
 from registry.registry import Registry
 from registry.versions.approval import request_approval
+from tests.flows.cli.pty_reader import Typed
 from tests.flows.cli.test_cli import environment_of, ptp
 from tests.flows.cli.test_ingest import on_terminal
 
@@ -43,12 +44,53 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_terminal_shows_the_report_and_asks_why(environment: dict[str, str]) -> None:
-    seen = on_terminal(environment, 120, "approve", "mood@1", typed="looks right\n")
+    seen = on_terminal(environment, 120, "approve", "mood@1", typed=Typed("looks right\n"))
     before, _, after = seen.partition(f"Approve mood@1 as {os_user()}, because: ")
     assert "verdict: passed" in before
     assert "on the test split" in before
     assert f"approved by {os_user()} at" in after
     assert "mood@production is version 1" in after
+
+
+def read(environment: dict[str, str]) -> list[str]:
+    """The option that says which verdict was read, as the list of what waits names it."""
+    waiting = [json.loads(line) for line in ptp(environment, "approve", "--json").stdout.splitlines()]
+    return ["--verdict", waiting[0]["verdict"][:12] if waiting else "0" * 12]
+
+
+def test_a_script_says_which_verdict_it_approves(environment: dict[str, str]) -> None:
+    asked = ["approve", "mood@1", "--reason", "looks right"]
+    for given in ([], ["--verdict", "5f"]):
+        done = ptp(environment, *asked, *given)
+        assert done.returncode == 2
+        assert "--reason needs --verdict" in " ".join(done.stderr.replace("│", " ").split())
+    done = ptp(environment, *asked, "--verdict", "0" * 12)
+    assert (done.returncode, f"you read the verdict {'0' * 12}" in done.stderr) == (1, True)
+    shown = read(environment)
+    assert f"verdict: passed ({shown[1]})" in ptp(environment, "show", "mood@1").stdout
+    assert ptp(environment, *asked, *shown).returncode == 0
+
+
+def test_a_terminal_approves_only_what_it_showed(environment: dict[str, str], tmp_path: Path) -> None:
+    """While the person reads, the candidate is judged by another policy, and people are asked about that."""
+
+    def judge_again() -> None:
+        registry, task = (
+            Registry(Ledger(f"sqlite:///{tmp_path}/home/ledger.db"), FolderStore(tmp_path / "home" / "store")),
+            a_task(),
+        )
+        version = registry.ledger.version("mood", 1)
+        verdict = registry.ledger.latest_verdict("mood", version.digest)
+        assert verdict
+        other = verdict.model_copy(update={"measures": {"bytes.stored": 1.0}})
+        registry.ledger.save_verdict(other)
+        request_approval(registry, Task.model_validate(task), version, other, "carl")
+        registry.ledger.close()
+
+    typed = Typed("looks right\n", "because: ", judge_again)
+    seen = on_terminal(environment, 120, "approve", "mood@1", typed=typed, code=1)
+    assert "you read the verdict" in " ".join(seen.split())
+    assert json.loads(ptp(environment, "approve", "--json").stdout)["given"] == 0
 
 
 def test_without_a_reference_it_lists_what_waits(environment: dict[str, str]) -> None:
@@ -68,7 +110,7 @@ def test_without_a_terminal_the_reason_is_an_option(environment: dict[str, str])
 
 def test_a_rejected_candidate_is_refused_from_then_on(environment: dict[str, str]) -> None:
     assert ptp(environment, "reject", "mood@1", "--reason", "wrong tone").returncode == 0
-    done = ptp(environment, "approve", "mood@1", "--reason", "but why")
+    done = ptp(environment, "approve", "mood@1", "--reason", "but why", *read(environment))
     assert done.returncode == 1
     assert f"mood@1 was rejected by {os_user()} at" in done.stderr
     assert "(wrong tone)" in done.stderr
@@ -89,7 +131,7 @@ def test_status_and_alarm_say_what_is_overdue(environment: dict[str, str], tmp_p
 
 def test_status_names_a_target_that_takes_no_events(environment: dict[str, str]) -> None:
     away = {"PTP_EVENTS": "ops", "PTP_EVENT_OPS": "slack:http://127.0.0.1:9/hidden"}
-    assert ptp(environment, "approve", "mood@1", "--reason", "fine").returncode == 0
+    assert ptp(environment, "approve", "mood@1", "--reason", "fine", *read(environment)).returncode == 0
     sent = ptp(environment | away, "alarm")
     assert (sent.returncode, "0 events delivered" in sent.stderr) == (4, True)
     status = ptp(environment | away, "status")

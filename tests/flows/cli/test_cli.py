@@ -168,7 +168,10 @@ def test_every_line_has_one_answer_at_its_place(environment: dict[str, str], bod
     ("body", "sentence"),
     [
         (b"good film\ncaf\xe9 film\n", "standard input, line 2: not UTF-8 (byte 0xe9 at place 4)"),
-        ("good\n".encode("utf-16"), "standard input, line 1: not UTF-8 (byte 0xff at place 1)"),
+        (
+            "good\n".encode("utf-16"),
+            "standard input: the texts are UTF-16; convert them first by `iconv -f UTF-16 -t UTF-8`",
+        ),
         (b"a\n\nb\xff", "standard input, line 3: not UTF-8"),
     ],
 )

@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 
 from flows.on_demand.draft import DEFAULT_BASE
 from ptpipeline.task.folder import load_task
+from tests.flows.cli.pty_reader import Typed
 from tests.flows.cli.test_cli import Done, environment_of, error_of, ptp
 from tests.flows.cli.test_ingest import on_terminal
 from tests.tiny import sentences, tiny_base
@@ -119,11 +120,11 @@ def test_what_is_given_is_taken(folder: Path) -> None:
 @pytest.mark.parametrize("columns", [60, 120])
 def test_a_person_is_asked_and_may_answer_otherwise(folder: Path, columns: int) -> None:
     write(folder / "rows.csv", labelled())
-    seen = on_terminal(environment_of(folder), columns, "init", "rows.csv", typed="\n\n\nmood\n\n")
+    seen = on_terminal(environment_of(folder), columns, "init", "rows.csv", typed=Typed("\n\n\nmood\n\n"))
     for question in ("The column of texts [text]:", "The column of labels [label]:", "The base model (tiny) [tiny]:"):
         assert question in seen
     assert load_task(folder / "tasks" / "mood.yaml").labels.keys() == {"positive", "negative"}
-    refused = on_terminal(environment_of(folder), columns, "init", "rows.csv", typed="\n\n\nother\nn\n")
+    refused = on_terminal(environment_of(folder), columns, "init", "rows.csv", typed=Typed("\n\n\nother\nn\n"))
     assert "wrote" not in refused
     assert not (folder / "tasks" / "other.yaml").exists()
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.flows.cli.pty_reader import watch_terminal
+from tests.flows.cli.pty_reader import Typed, watch_terminal
 from tests.flows.cli.test_cli import environment_of, ptp
 from tests.tiny import tiny_project
 
@@ -23,11 +23,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment_of(folder)
 
 
-def on_terminal(environment: dict[str, str], columns: int, *arguments: str, typed: str = "") -> str:
+def on_terminal(
+    environment: dict[str, str], columns: int, *arguments: str, typed: Typed = Typed(), code: int = 0
+) -> str:
     """What a person sees on a terminal of that width who types this, standard error included."""
     own = {name: value for name, value in environment.items() if name not in ("COLUMNS", "LINES")} | {"TERM": "dumb"}
-    code, seen = watch_terminal(["-m", "flows.cli", *arguments], own, columns, typed)
-    assert code == 0, seen
+    ended, seen = watch_terminal(["-m", "flows.cli", *arguments], own, columns, typed)
+    assert ended == code, seen
     return seen.replace("\r\n", "\n")
 
 

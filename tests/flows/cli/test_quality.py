@@ -127,6 +127,12 @@ def test_before_anything_ran_it_says_what_is_not_known(tmp_path: Path) -> None:
     assert "nothing is in production yet" in next(rule.asks for rule in found.requirements if rule.check == "champion")
 
 
+def test_what_waits_for_people_is_told_with_the_verb_that_takes_it(tmp_path: Path) -> None:
+    project = Project(tmp_path, (NAME,))
+    project.edit("promote: auto", "promote: manual")
+    assert f"it waits for people: `ptp approve {NAME}@N`" in describe(told(project))[-1]
+
+
 def test_a_missing_file_is_told_and_stops_nothing(tmp_path: Path) -> None:
     project = Project(tmp_path, (NAME,))
     (tmp_path / f"{NAME}.csv").unlink()
@@ -391,6 +397,29 @@ def test_a_file_that_cannot_be_measured_is_one_sentence(
     assert sentence in last
     assert "plot" not in err
     assert "film" not in err
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "options"),
+    [
+        ("own.csv", '"text";"label"\n"a film";"negative"\n"the plot";"positive"\n', ["--delimiter", ";"]),
+        ("own.csv", "text\tlabel\na film\tnegative\nthe plot\tpositive\n", ["--delimiter", r"\t"]),
+        (
+            "own.csv",
+            '{"text":"a film","label":"negative"}\n{"text":"the plot","label":"positive"}',
+            ["--format", "jsonl"],
+        ),
+    ],
+)
+def test_the_options_that_a_message_names_measure_the_file(
+    ptp: Any, tmp_path: Path, name: str, body: str, options: list[str]
+) -> None:
+    own = tmp_path / name
+    own.write_text(body)
+    code, _, err = ptp("evaluate", NAME, "--data", str(own))
+    option, value = options
+    assert (code, f"give {option} " in err, value in err, "data.source" in err) == (1, True, True, False)
+    assert ptp("evaluate", NAME, "--data", str(own), *options)[0] == 0
 
 
 def test_what_there_is_not_cannot_be_measured(ptp: Any, tmp_path: Path) -> None:

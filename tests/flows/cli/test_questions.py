@@ -1,11 +1,17 @@
 """The rows of a file that `ptp predict --input` answers."""
 
+import io
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from flows.cli.app import read_lines
 from flows.cli.questions import read_rows
-from ptpipeline.errors import DataError
+from ptpipeline.errors import DataError, NotFound
 
 
 def test_a_file_of_another_delimiter_says_what_to_give_and_that_is_read(tmp_path: Path) -> None:
@@ -15,6 +21,44 @@ def test_a_file_of_another_delimiter_says_what_to_give_and_that_is_read(tmp_path
         read_rows(path, None, None, ["text"])
     assert "data.source" not in str(told.value)
     assert read_rows(path, None, ";", ["text"]) == [{"text": "a, b"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "options"),
+    [
+        ("rows.csv", '"text";"other"\n"a, b";"c"\n', (None, ";")),
+        ("rows.csv", "text\tother\na, b\tc\n", (None, r"\t")),
+        ("rows.tsv", '"text"\t"other"\n"a, b"\t"c"\n', ("csv", r"\t")),
+        ("rows.tsv", 'text,other\n"a, b",c\n', ("csv", None)),
+    ],
+)
+def test_the_options_that_a_message_names_read_the_file(
+    tmp_path: Path, name: str, body: str, options: tuple[str | None, str | None]
+) -> None:
+    (tmp_path / name).write_text(body)
+    with pytest.raises(DataError) as told:
+        read_rows(tmp_path / name, None, None, ["text"])
+    form, delimiter = options
+    named = [f"--format {form}" if form else "", f'--delimiter "{delimiter}"' if delimiter else ""]
+    assert f"give {' '.join(filter(None, named))}" in str(told.value)
+    assert "data.source" not in str(told.value)
+    assert read_rows(tmp_path / name, form, delimiter, ["text"]) == [{"text": "a, b"}]
+
+
+def test_names_that_are_not_those_of_the_fields_are_told_with_what_to_do_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("Text\na\n")
+    with pytest.raises(DataError, match=r'which is a field of the template; .*rename the column "Text" in the file'):
+        read_rows(path, None, None, ["text"])
+    path.write_text("a\n")
+    with pytest.raises(DataError, match="if the file has no header line, put their names in front"):
+        read_rows(path, None, None, ["text"])
+
+
+def test_a_pipe_is_no_file_of_rows_and_told(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "rows.csv")
+    with pytest.raises(NotFound, match="is no regular file, such as a pipe or a device; name a file of rows"):
+        read_rows(tmp_path / "rows.csv", None, None, ["text"])
 
 
 def test_a_file_of_another_format_says_what_to_give_and_that_is_read(tmp_path: Path) -> None:
@@ -31,3 +75,24 @@ def test_a_delimiter_that_is_none_is_one_sentence(tmp_path: Path, form: str, del
     path.write_text("text\na\n")
     with pytest.raises(DataError, match="--delimiter is one character between the fields of a csv"):
         read_rows(path, form, delimiter, ["text"])
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1"])
+def test_lines_in_another_encoding_are_told_with_a_command_that_works(
+    monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    """As PowerShell and Notepad write them; without a mark, each letter of UTF-16 has a NUL beside it."""
+    body = "good film\ncaf\u00e9\n".encode(encoding)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(body)))
+    with pytest.raises(DataError, match=r"standard input.* `iconv") as told:
+        read_lines()
+    command = re.search("`(iconv .*?)`", str(told.value))
+    assert command
+    done = subprocess.run(command[1].split(), input=body, capture_output=True, check=True).stdout
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(done)))
+    assert read_lines() == ["good film", "caf\u00e9"]
+
+
+def test_a_nul_within_a_line_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\0b\n\0\n")))
+    assert read_lines() == ["a\0b", "\0"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 
 from flows.cli import main
 from flows.night import build_table, render_verdict
@@ -21,6 +22,7 @@ from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
 from registry.card.description import render_description
 from registry.card.page import render_page
+from registry.ledger import tables
 from registry.ledger.looks import count_looks
 from registry.versions.publish import load_card
 from tests.flows.project import Project
@@ -60,6 +62,15 @@ class Quiet:
     def looks(self) -> int:
         store = self.project.stages.registry.store
         return count_looks(self.project.stages.registry.ledger, NAME, Results.of(store, self.report()).ids)
+
+    def spending(self) -> list[tuple[object, ...]]:
+        """Every look with what it spent, and every test set with its rows."""
+        look, test_set = tables.look, tables.test_set
+        columns = (look.c.test_set, look.c.number, look.c.question, look.c.alpha, look.c.spent, look.c.budget)
+        with self.project.stages.registry.ledger.database.reading() as connection:
+            looks = connection.execute(select(*columns).order_by(look.c.test_set, look.c.number)).all()
+            sets = connection.execute(select(test_set.c.number, test_set.c.rows).order_by(test_set.c.number)).all()
+        return [tuple(row) for row in (*looks, *sets)]
 
     def figures(self) -> set[str]:
         """Every way in which a view writes a figure of version 2 that no other record holds."""
@@ -234,16 +245,19 @@ def test_a_revealed_report_is_written_with_its_plots(copied: Quiet, ptp: Any, tm
     assert "Rows by true and predicted label" in page
 
 
-def test_a_rebuilt_ledger_knows_the_look_of_a_reveal(copied: Quiet, ptp: Any) -> None:
-    from registry.repair.rebuild import rebuild
-
+def test_a_rebuilt_ledger_knows_a_reveal_its_look_and_its_rows(copied: Quiet, ptp: Any) -> None:
     ptp("show", f"{NAME}@2", "--reveal")
-    looks, verdict = copied.looks(), copied.verdict()
+    spending, verdict, report = copied.spending(), copied.verdict(), copied.report()
+    assert len(spending) == 4  # two candidates and the reveal, at one set of rows
     copied.project.stages.registry.ledger.close()
     for path in copied.project.folder.glob("ledger.db*"):
         path.unlink()
-    rebuild(copied.project.stages.registry)
-    assert (copied.looks(), copied.verdict()) == (looks, verdict)
+    assert ptp("doctor", "--rebuild-ledger")[0] == 0
+    assert (copied.spending(), copied.verdict(), copied.report()) == (spending, verdict, report)
+    code, told = ptp("show", f"{NAME}@2", "--reveal", "--json")
+    assert (code, json.loads(told[told.index('{"version"') :].splitlines()[0])["report"]) == (0, report.to_json())
+    assert copied.spending() == spending  # what was revealed stays so, for no other look
+    assert ptp("doctor")[0] == 0
 
 
 def test_a_policy_that_is_opened_afterwards_shows_nothing_of_the_past(copied: Quiet, ptp: Any) -> None:

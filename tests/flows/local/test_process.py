@@ -17,6 +17,24 @@ from flows.local.process import Process, is_alive, is_free, memory, serves, spaw
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP
 PARENT = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', sys.argv[1]])\n" + SLEEP
+LATE = (
+    "import os, signal, subprocess, sys, time\n"
+    "def end(*_):\n"
+    "    ours = {**os.environ, 'PREFECT__FLOW_RUN_ID': 'late'}\n"
+    "    child = subprocess.Popen([sys.executable, '-c', sys.argv[1]], env=ours)\n"
+    "    open(sys.argv[2], 'w').write(str(child.pid))\n"
+    "    time.sleep(1.5)\n"
+    "    sys.exit()\n"
+    "signal.signal(signal.SIGTERM, end)\n"
+) + SLEEP
+BUSY = (
+    "import os, signal, subprocess, sys, time\n"
+    "signal.signal(signal.SIGTERM, lambda *_: None)\n"
+    "print('up', flush=True)\n"
+    "while True:\n"
+    "    ours = {**os.environ, 'PREFECT__FLOW_RUN_ID': 'one'}\n"
+    "    subprocess.run([sys.executable, '-c', sys.argv[1]], env=ours)\n"
+)
 SERVER = "import socket, sys; s = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n" + SLEEP
 
 
@@ -78,6 +96,25 @@ def test_a_descendant_that_ignores_its_end_is_killed(
     (child,) = psutil.Process(process.pid).children()
     stop(process)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
+
+
+def test_a_run_that_a_process_starts_while_it_ends_is_told_too(started: Callable[..., Process], tmp_path: Path) -> None:
+    process = started(LATE, SLEEP, str(tmp_path / "pid"))
+    began = time.monotonic()
+    stop(process)
+    child = int((tmp_path / "pid").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert time.monotonic() - began < module._STOP_SECONDS
+
+
+def test_a_worker_that_takes_runs_again_and_again_is_ended_behind_its_first_ones(
+    started: Callable[..., Process],
+) -> None:
+    process = started(BUSY, SLEEP, lines=2)
+    began = time.monotonic()
+    stop(process)
+    assert not is_alive(process)
+    assert time.monotonic() - began < module._STOP_SECONDS / 2
 
 
 def test_only_who_listens_on_its_own_port_serves(started: Callable[..., Process]) -> None:

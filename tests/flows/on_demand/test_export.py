@@ -1,6 +1,7 @@
 """Prompts that leave for other tools, and prompts that come from them: an import is a candidate like any other."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -181,7 +182,19 @@ def test_a_folder_that_holds_something_is_left_alone(project: Project) -> None:
     with pytest.raises(PreconditionFailed, match="cannot be written"):
         export(project.settings, f"{TASK}@1", "peft", project.folder / "file")
     assert sorted(out.iterdir()) == before
-    assert not list(project.folder.glob(".*partial"))
+    assert not list(project.folder.glob(".out*"))
+
+
+def test_what_others_put_beside_an_export_is_not_followed(project: Project) -> None:
+    """The name of the folder that is renamed in the end cannot be foreseen."""
+    project.edit("steps: 10", "steps: 2")
+    project.run()
+    shared, victim = project.folder / "shared", project.folder / "victim"
+    shared.mkdir()
+    victim.mkdir()
+    (shared / f".out.{os.getpid()}.partial").symlink_to(victim)
+    export(project.settings, f"{TASK}@1", "npy", shared / "out")
+    assert (list(victim.iterdir()), (shared / "out").is_symlink()) == ([], False)
 
 
 def test_a_version_that_is_not_there_is_not_exported(project: Project) -> None:

@@ -67,7 +67,7 @@ def place(tmp_path: Path) -> Place:
 # ---------------------------------------------------------------- tasks
 
 
-@pytest.mark.parametrize(("hours", "stale"), [(29.9, False), (30.1, True)])
+@pytest.mark.parametrize(("hours", "stale"), [(29.9, False), (30, False), (30.1, True)])
 def test_a_task_without_a_fresh_verdict_is_stale(place: Place, hours: float, stale: bool) -> None:
     place.declare("max_age: 30")
     place.judge(NOON - timedelta(hours=hours))
@@ -100,6 +100,24 @@ def test_a_task_without_max_age_is_never_stale(place: Place) -> None:
     assert place.overdue() == []
 
 
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_machine_with_another_clock_alarms_about_the_same(
+    place: Place, hours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock dates its task files, and nothing else: verdicts and nights have the ledger's time."""
+    now, off = datetime.now(UTC), timedelta(hours=hours)
+    monkeypatch.setattr("flows.on_demand.silence.read_clock", lambda: datetime.now(UTC) + off)
+    due = now - timedelta(minutes=30)
+    cron = f"{due.minute} {due.hour} * * *"
+    place.declare(f"max_age: 0.9\nschedule: {{cron: '{cron}', timezone: UTC}}", now - timedelta(minutes=20) + off)
+    place.judge(now - timedelta(minutes=50))
+    assert find_overdue(place.registry, place.settings) == []  # the night is due for the first time tomorrow
+    place.declare(f"max_age: 0.8\nschedule: {{cron: '{cron}', timezone: UTC}}", now - timedelta(minutes=40) + off)
+    assert {one.kind for one in find_overdue(place.registry, place.settings)} == {"stale_task", "night_missing"}
+    place.declare("max_age: soon", now - timedelta(minutes=5) + off)
+    assert find_overdue(place.registry, place.settings) == []
+
+
 @pytest.mark.parametrize(("minutes", "told"), [(7, False), (9, True)])
 def test_a_task_file_that_cannot_be_read_is_told(place: Place, minutes: int, told: bool) -> None:
     place.declare("max_age: soon", NOON - timedelta(minutes=minutes))
@@ -130,9 +148,10 @@ def test_a_night_that_did_not_start_is_missing_within_a_quarter_of_an_hour(
     assert [(one.kind, one.about) for one in found] == [("night_missing", SLUG)] * missing
 
 
-def test_a_night_that_started_is_not_missing(place: Place) -> None:
+@pytest.mark.parametrize("minutes", [0, 1])
+def test_a_night_that_started_is_not_missing(place: Place, minutes: int) -> None:
     place.declare(SCHEDULED)
-    place.night("tonight", DUE + timedelta(minutes=1))
+    place.night("tonight", DUE + timedelta(minutes=minutes))
     place.end("tonight")
     assert place.overdue(DUE + timedelta(hours=1)) == []
 
@@ -157,6 +176,14 @@ def test_a_schedule_declared_after_its_time_is_due_the_next_time(place: Place) -
     assert [one.kind for one in place.overdue(DUE + timedelta(hours=25))] == ["night_missing"]
 
 
+def test_a_task_that_joined_a_schedule_hides_no_missing_night(place: Place) -> None:
+    place.declare(SCHEDULED)
+    joined = (place.settings.tasks / "mood.yaml").read_text().replace("name: mood", "name: topic")
+    (place.settings.tasks / "topic.yaml").write_text(joined)
+    os.utime(place.settings.tasks / "topic.yaml", ((DUE + timedelta(minutes=1)).timestamp(),) * 2)
+    assert [one.kind for one in place.overdue(DUE + timedelta(hours=1))] == ["night_missing"]
+
+
 @pytest.mark.parametrize(
     ("day", "due"),
     [
@@ -175,7 +202,7 @@ def test_the_nights_of_a_changed_clock_are_due_once(day: str, due: str) -> None:
 # ---------------------------------------------------------------- nights that do not end
 
 
-@pytest.mark.parametrize(("hours", "long"), [(11, False), (13, True)])
+@pytest.mark.parametrize(("hours", "long"), [(11, False), (12, False), (13, True)])
 def test_a_night_that_does_not_end_is_too_long(place: Place, hours: int, long: bool) -> None:
     place.night("tonight", NOON - timedelta(hours=hours))
     found = place.overdue()
@@ -216,6 +243,16 @@ def test_a_silence_is_told_once_and_the_next_one_again(place: Place) -> None:
     place.judge(NOON)
     tell(place.registry, place.overdue(NOON + timedelta(hours=31)))
     assert take_due(database, "ops")
+
+
+def test_an_event_names_the_task_whose_file_is_broken_and_none_for_a_night(place: Place) -> None:
+    place.declare("max_age: soon")
+    place.night("tonight", NOON - timedelta(hours=13))
+    tell(place.registry, place.overdue())
+    told = {}
+    while event := take_due(place.registry.ledger.database, "ops"):
+        told[event.kind] = event.record["task"]
+    assert told == {"broken_task": "mood", "night_too_long": None}
 
 
 def test_the_end_of_a_night_is_an_event(place: Place) -> None:

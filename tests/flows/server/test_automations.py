@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import pytest
@@ -39,11 +39,11 @@ class Served(NamedTuple):
         found = call("POST", f"{self.api}/flow_runs/filter", query)
         return [each for each in found if each["parameters"].get("request", {}).get("night") == run]
 
-    def beat(self, run: str) -> None:
-        """Send a heartbeat as Prefect's engine does."""
+    def beat(self, run: str, behind: timedelta = timedelta(0)) -> None:
+        """Send a heartbeat as Prefect's engine does on a machine whose clock is so far behind."""
         event = {
             "id": str(uuid.uuid4()),
-            "occurred": datetime.now(UTC).isoformat(),
+            "occurred": (datetime.now(UTC) - behind).isoformat(),
             "event": "prefect.flow-run.heartbeat",
             "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
             "related": [
@@ -107,6 +107,16 @@ def test_a_silent_night_has_crashed_and_starts_again(served: Served, installed: 
     [again] = wait_for(lambda: served.runs_after(run), 6 * SHORT)
     request = {"tasks": ["mood"], "schedule": "0-2", "resumes": 2, "night": run, "cancelled": False}
     assert (again["parameters"]["request"], again["state_type"]) == (request, "SCHEDULED")
+
+
+def test_heartbeats_of_a_clock_that_is_behind_are_silence(served: Served, installed: dict[str, dict[str, Any]]) -> None:
+    """So Prefect reads them; `flows.clock` keeps a run from beginning on such a machine."""
+    run = served.start("RUNNING")
+    deadline = time.monotonic() + 6 * SHORT
+    while served.state(run) == "RUNNING" and time.monotonic() < deadline:
+        served.beat(run, timedelta(hours=1))
+        time.sleep(1)
+    assert served.state(run) == "CRASHED"
 
 
 def test_the_night_behind_one_that_a_person_cancelled_knows_it(served: Served, installed: dict[str, Any]) -> None:

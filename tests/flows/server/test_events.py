@@ -21,7 +21,7 @@ from sqlalchemy import update
 from benchmarks.fixtures.prompts import a_task, published
 from flows.server import events
 from flows.server.environment import client_environment
-from flows.server.events import Sent, Target, read_targets, send_events, sign
+from flows.server.events import Sent, Target, describe, read_targets, send_events, sign
 from ptpipeline.errors import PromotionConflict, SettingsError
 from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore
@@ -212,6 +212,16 @@ def test_apprise_reaches_other_services(
     assert "promoted by ann" in content["message"]
 
 
+@pytest.mark.parametrize(
+    ("percent", "words"),
+    [(10, "version 2 beside version 1, at 10% of its requests, by"), (0, "version 2 beside version 1, as shadow, by")],
+)
+def test_two_versions_beside_each_other_are_told_in_a_line(percent: int, words: str) -> None:
+    record = {"task": "mood", "alias": "production", "actor": "ann", "reason": "why", "to": 1}
+    event = Event(1, "evt_1", "promotion", record | {"beside": {"version": 2, "percent": percent}}, "2026-01-01")
+    assert describe(event) == f"mood@production: {words} ann: why"
+
+
 # ---------------------------------------------------------------- crashes and targets that do not answer
 
 
@@ -297,6 +307,50 @@ def test_events_that_are_refused_silence_no_others(registry: Registry, settings:
     assert send(settings, registry) == Sent(1, {"ops": "answered 413"})
     assert receiver.contents()[-1]["data"]["reason"] == "good"
     assert find_backlog(registry.ledger.database, "ops").events == 13
+
+
+@pytest.mark.parametrize(
+    ("answer", "asked"),
+    [*((status, 1) for status in (401, 403, 404, 408, 410, 429, 500)), *((status, 2) for status in (400, 413, 422))],
+)
+def test_what_is_wrong_with_a_target_ends_this_try_and_what_is_wrong_with_an_event_does_not(
+    registry: Registry, settings: Settings, receiver: Receiver, answer: int, asked: int
+) -> None:
+    for reason in ("one", "two"):
+        record_event(registry.ledger.database, "stale_task", {"reason": reason})
+    receiver.answers.extend([answer] * 2)
+    assert send(settings, registry) == Sent(0, {"ops": f"answered {answer}"})
+    assert len(receiver.received) == asked
+
+
+def test_a_target_has_its_time_and_no_more(
+    registry: Registry, settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(events, "TARGET_SECONDS", 0.0)
+    record_event(registry.ledger.database, "stale_task", {"reason": "old"})
+    assert send(settings, registry) == Sent(0, {})
+    assert receiver.received == []
+
+
+def test_a_target_on_this_machine_is_reached_beside_the_proxy(
+    registry: Registry, settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    record_event(registry.ledger.database, "stale_task", {"reason": "old"})
+    assert send(settings, registry) == Sent(1, {})
+    assert len(receiver.received) == 1
+
+
+def test_apprise_follows_no_redirect(
+    registry: Registry, settings: Settings, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTP_EVENT_OPS", f"apprise:{receiver.url.replace('http:', 'json:')}/path")
+    record_event(registry.ledger.database, "stale_task", {"reason": "old"})
+    receiver.answers.append(307)
+    assert send(settings, registry) == Sent(0, {"ops": "did not take the event, as apprise says"})
+    assert len(receiver.received) == 1
 
 
 def test_a_target_that_sends_a_byte_now_and_then_holds_nobody(
@@ -392,6 +446,11 @@ def test_an_event_of_which_there_is_one_is_written_once(registry: Registry) -> N
         "https:///hidden",
         "https://example.com:99999/hidden",
         "https://[hidden/",
+        "https://example.com:0/hidden",
+        "https://example.com/#hidden",
+        "https://example.com/\thidden",
+        "https://example.com/hidden\x7f",
+        "https://example.com/hidden-é",
         "slack:http://example.com/hidden",
         "apprise:nosuch://hidden",
     ],
@@ -411,6 +470,14 @@ def test_a_wrong_secret_is_refused_and_not_shown(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(SettingsError, match="PTP_EVENT_OPS_SECRET: expected `whsec_` and 24 to 64 bytes") as refused:
         read_targets(Settings(events="ops"))
     assert not secret or secret not in str(refused.value)
+
+
+@pytest.mark.parametrize(("count", "taken"), [(23, False), (24, True), (64, True), (65, False)])
+def test_a_secret_has_24_to_64_bytes(monkeypatch: pytest.MonkeyPatch, count: int, taken: bool) -> None:
+    monkeypatch.setenv("PTP_EVENT_OPS", "https://example.com/")
+    monkeypatch.setenv("PTP_EVENT_OPS_SECRET", "whsec_" + base64.b64encode(bytes(count)).decode())
+    with contextlib.nullcontext() if taken else pytest.raises(SettingsError, match="24 to 64 bytes"):
+        assert read_targets(Settings(events="ops"))[0].secret == bytes(count)
 
 
 @pytest.mark.parametrize("names", ["Ops", "ops,ops", "a b"])

@@ -15,6 +15,7 @@ import psutil
 import pytest
 from cryptography.fernet import Fernet
 from mlflow.webhooks.delivery import _generate_hmac_signature
+from starlette.testclient import TestClient
 
 from benchmarks.fixtures.mlflow_server import running_mlflow
 from benchmarks.fixtures.s3_server import free_ports, running_s3
@@ -70,7 +71,7 @@ def test_another_body_or_secret_is_refused() -> None:
     assert not is_genuine(SECRET, {}, BODY, NOW)
 
 
-@pytest.mark.parametrize(("late", "genuine"), [(-301, False), (-299, True), (299, True), (301, False)])
+@pytest.mark.parametrize(("late", "genuine"), [(-301, False), (-300, True), (300, True), (301, False)])
 def test_only_fresh_events_are_genuine(late: int, genuine: bool) -> None:
     assert is_genuine(SECRET, signed(at=NOW + late), BODY, NOW) == genuine
 
@@ -80,13 +81,38 @@ def test_the_secret_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) 
     with pytest.raises(SettingsError, match="at least 16 characters, found 9") as caught:
         read_secret(webhook.SECRET)
     assert "too short" not in str(caught.value)
+    monkeypatch.setenv("PTP_WEBHOOK_SECRET", "x" * 16)
+    assert read_secret(webhook.SECRET) == "x" * 16
     monkeypatch.setenv("PTP_WEBHOOK_SECRET", SECRET)
     assert read_secret(webhook.SECRET) == SECRET
 
 
-def test_a_webhook_without_servers_is_refused() -> None:
-    with pytest.raises(SettingsError, match="set PTP_MLFLOW and PTP_PREFECT"):
-        serve(Settings(mlflow=None), "127.0.0.1", 1)
+@pytest.mark.parametrize("token", [False, True])
+@pytest.mark.parametrize("server", ["", "mlflow", "prefect"])
+def test_a_webhook_without_servers_is_refused(monkeypatch: pytest.MonkeyPatch, server: str, token: bool) -> None:
+    if token:
+        monkeypatch.setenv(webhook.TOKEN, SECRET)
+    settings = Settings(**{server: "http://127.0.0.1:9"} if server else {})  # type: ignore[arg-type]
+    needed = "cannot listen" if server == "prefect" and token else "set PTP_MLFLOW and PTP_PREFECT"
+    with taken_port() as port, pytest.raises(SettingsError, match=needed):
+        serve(settings, "127.0.0.1", port)
+
+
+@pytest.mark.parametrize(("token", "refused"), [(False, "PTP_WEBHOOK_SECRET: expected at least"), (True, "cannot lis")])
+def test_mlflow_needs_its_secret_unless_stores_alone_are_heard(
+    monkeypatch: pytest.MonkeyPatch, token: bool, refused: str
+) -> None:
+    if token:
+        monkeypatch.setenv(webhook.TOKEN, SECRET)
+    settings = Settings(mlflow="http://127.0.0.1:9", prefect="http://127.0.0.1:9/api")
+    with taken_port() as port, pytest.raises(SettingsError, match=refused):
+        serve(settings, "127.0.0.1", port)
+
+
+@contextmanager
+def taken_port() -> Iterator[int]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
 
 
 # ---------------------------------------------------------------- waking
@@ -242,9 +268,27 @@ def test_a_forged_or_huge_event_is_refused() -> None:
             ).status_code
             == 413
         )
+        assert httpx.post(f"{url}/mlflow", content=b" " * webhook.MAX_BYTES).status_code == 401
         assert httpx.post(f"{url}/mlflow", content=BODY, headers=signed(at=time.time())).status_code == 204
         time.sleep(webhook.GATHER_SECONDS + 0.5)
         assert len(started) == 1
+
+
+def test_a_waker_that_ended_is_told_at_every_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhook, "GATHER_SECONDS", 0.01)
+
+    def end() -> None:
+        raise asyncio.CancelledError
+
+    headers = {"Authorization": f"Bearer {SECRET}"}
+    with TestClient(make_application([listen_to_stores(SECRET, end)])) as client:
+        assert client.get("/health").status_code == 200
+        assert client.post("/data", headers=headers).status_code == 204
+        deadline = time.monotonic() + 15
+        while client.get("/health").status_code == 200 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert client.get("/health").text == "a waker ended; see the log"
+        assert client.post("/data", headers=headers).status_code == 503
 
 
 def test_a_store_is_known_by_its_token() -> None:

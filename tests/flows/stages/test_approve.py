@@ -5,19 +5,22 @@ import signal
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
 from benchmarks.fixtures.prompts import an_artifact, published
 from flows.night import render_approvals
-from flows.stages.approve import approve, list_waiting, reject
+from flows.stages.approve import Decided, describe, list_waiting, reject
+from flows.stages.approve import approve as approve_verdict
 from flows.stages.context import Context
 from flows.stages.outcome import Candidate, summarise
 from flows.stages.promote import promote
-from ptpipeline.errors import PromotionRefused, TaskFileError
+from ptpipeline.errors import DataError, PromotionRefused, TaskFileError
 from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.settings import Settings
 from ptpipeline.task.folder import load_task
 from ptpipeline.task.task import Task
 from registry import failpoints
+from registry.ledger import tables
 from registry.ledger.approvals import list_standings
 from registry.versions import promotion
 from registry.versions.promoters import Cause, lack_promoter
@@ -60,13 +63,19 @@ def ends(context: Context, task: Task, seed: int = 1) -> tuple[str, str]:
     return outcome.status, outcome.reason
 
 
+def approve(context: Context, task: str, version: int, cause: Cause) -> Decided:
+    """What a person does who reads the newest verdict and approves it."""
+    return approve_verdict(context, task, version, cause, str(context.registry.ledger.version(task, version).verdict))
+
+
 def test_a_manual_task_ends_the_night_waiting_for_people(context: Context) -> None:
     task = declare(context, "approvals: 2", "approval_days: 3")
     context.started_by = "carl"
     status, reason = ends(context, task)
     assert status == "awaiting approval"
     assert reason.startswith(
-        "`ptp approve mood@1`, or the deployment `approve` in Prefect, takes it to production (2 of"
+        "`ptp approve mood@1`, or the deployment `approve` in Prefect with verdict "
+        f"{newest_verdict(context)[:12]}, takes it to production (2 of"
     )
     [waiting] = list_waiting(context.registry, {"mood": task})
     assert (waiting.version, waiting.status, waiting.given, waiting.needed) == (1, "waiting", 0, 2)
@@ -82,6 +91,7 @@ def test_the_last_approval_promotes_and_the_history_names_all(context: Context) 
     second = approve(context, "mood", 1, BOB)
     assert second.promotion
     assert (second.promotion.version, second.promotion.actor) == (1, "bob")
+    assert second.approvals.status == "approved"
     assert second.promotion.reason == "approved: ann: looks right; bob: fine"
     assert list_waiting(context.registry, {"mood": load_task(context.settings.tasks / "mood.yaml")}) == []
     assert ends(context, declare(context, "approvals: 2"))[0] == "unchanged"
@@ -117,7 +127,38 @@ def test_what_one_person_rejects_is_not_asked_for_again(context: Context) -> Non
     assert status == "rejected"
     assert "rejected by ann" in reason
     assert "(wrong tone)" in reason
+    assert list_waiting(context.registry, {"mood": task}) == []
     assert len(list_standings(context.registry.ledger.database)) == 1
+
+
+def newest_verdict(context: Context, version: int = 1) -> str:
+    return str(context.registry.ledger.version("mood", version).verdict)
+
+
+def test_what_was_asked_anew_after_a_person_read_it_is_not_approved(context: Context) -> None:
+    """The person reads version 1; then it is judged by another policy, and people are asked about that."""
+    ends(context, declare(context))
+    read = newest_verdict(context)
+    policy = "gate: {metric: accuracy, minimum: 0.7}"
+    path = context.settings.tasks / "mood.yaml"
+    path.write_text(FILE.replace("gate: {metric: accuracy, minimum: 0.8}", policy))
+    ends(context, load_task(path))
+    assert newest_verdict(context) != read
+    for digits in (read, read[:12]):
+        with pytest.raises(
+            PromotionRefused, match=f"you read the verdict {digits}, and people are asked about another"
+        ):
+            approve_verdict(context, "mood", 1, ANN, digits)
+    assert list_standings(context.registry.ledger.database)[0].decisions == []
+    assert approve_verdict(context, "mood", 1, ANN, newest_verdict(context)[:12]).promotion
+
+
+def test_who_read_one_candidate_approves_no_other(context: Context) -> None:
+    ends(context, declare(context))
+    ends(context, declare(context), seed=2)
+    with pytest.raises(PromotionRefused, match="or you read that of another candidate"):
+        approve_verdict(context, "mood", 2, ANN, newest_verdict(context, 1))
+    assert approve_verdict(context, "mood", 2, ANN, newest_verdict(context, 2)).promotion
 
 
 def test_a_rejected_candidate_is_not_promoted_by_a_machine_later(context: Context) -> None:
@@ -134,7 +175,43 @@ def test_production_waits_for_staging(context: Context) -> None:
         approve(context, "mood", 1, ANN)
     assert list_standings(context.registry.ledger.database)[0].decisions == []
     promotion.promote(context.registry, task, 1, ANN, "staging")
+    assert [waiting.version for waiting in list_waiting(context.registry, {"mood": task})] == [1]
+    assert list_waiting(context.registry, {}) == []  # its file is gone
     assert approve(context, "mood", 1, ANN).promotion
+
+
+def test_a_request_that_expired_waits_no_more(context: Context) -> None:
+    task = declare(context)
+    ends(context, task)
+    table = tables.approval_request
+    with context.registry.ledger.database.writing() as connection:
+        connection.execute(text("DROP TRIGGER approval_request_no_update"))
+        connection.execute(table.update().values(asked=table.c.asked - 1e9, expires=table.c.expires - 1e9))
+    assert list_waiting(context.registry, {"mood": task}) == []
+    [standing] = list_standings(context.registry.ledger.database)
+    assert describe(task, standing).status == "expired"
+
+
+def test_what_production_names_without_a_request_takes_no_approval(context: Context) -> None:
+    task = declare(context)
+    promotion.promote(context.registry, task, published(context.registry, task, 1), ANN)
+    with pytest.raises(PromotionRefused, match="the champion changed since it was judged"):
+        approve(context, "mood", 1, ANN)
+
+
+def test_an_outdated_candidate_is_judged_again_before_it_is_approved(context: Context) -> None:
+    ends(context, declare(context))
+    declare(context, "max_age: 30")
+    (path := context.settings.tasks / "mood.yaml").write_text(path.read_text().replace("0.8", "0.85"))
+    with pytest.raises(DataError, match=r"rows\.csv"):  # it asks for rows, which these tests do not have
+        approve(context, "mood", 1, ANN)
+
+
+def test_one_rejection_outweighs_approvals_enough(context: Context) -> None:
+    ends(context, declare(context, "approvals: 2"))
+    approve(context, "mood", 1, ANN)
+    declare(context, "approvals: 1")
+    assert reject(context, "mood", 1, BOB).status == "rejected"
 
 
 def test_promoters_approve_with_their_keys(context: Context, tmp_path: Path) -> None:

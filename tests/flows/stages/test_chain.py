@@ -114,7 +114,7 @@ def test_one_tasks_error_ends_that_task_alone(tmp_path: Path) -> None:
     assert "no column 'body'" in night.errors["two"]
 
 
-def test_every_stage_is_a_step_of_its_own(project: Project) -> None:
+def test_every_stage_is_a_step_of_its_own_and_what_is_known_already_is_one_step(project: Project) -> None:
     names: list[str] = []
 
     def step(name: str, work: Callable[[], Result], /) -> Result:
@@ -124,6 +124,10 @@ def test_every_stage_is_a_step_of_its_own(project: Project) -> None:
     run(project.stages, select_tasks(project.settings), Mode(step))
     stages = ["ingest", "plan", "train tiny (1 task)", "evaluate", "gate", "register", "promote"]
     assert names == [stage if " " in stage else f"{stage} tiny-sentiment" for stage in stages]
+    names.clear()
+    night = run(project.stages, select_tasks(project.settings), Mode(step))
+    assert names == [f"{stage} tiny-sentiment" for stage in ("ingest", "plan", "finish")]
+    assert night.outcomes["tiny-sentiment"].plan == "unchanged"
 
 
 def test_a_run_without_promotion_leaves_production_alone(project: Project) -> None:

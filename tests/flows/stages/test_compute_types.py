@@ -153,6 +153,6 @@ def test_a_night_takes_what_was_measured_and_says_so_once(
     assert [line for line in project.lines if "computes in" in line] == [
         f"tiny: computes in {expected}: a product of [512, {product.inputs}] by [{product.outputs}, {product.inputs}] "
         f"runs at {rates[0]:.0f} GFLOP/s in float32 and {rates[1]:.0f} in bfloat16 ({product.processor}, "
-        f"{product.threads} threads, torch {torch.__version__})"
+        f"threads: {product.threads}, torch {torch.__version__})"
     ]
     assert report_in(project, 1, expected) is not None

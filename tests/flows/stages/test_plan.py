@@ -34,7 +34,8 @@ def test_other_training_rows_are_named(context: Context, task: Task) -> None:
     rows = a_snapshot(task)
     train = rows.model_copy(update={"train": rows.train.model_copy(update={"digest": "a" * 64})})
     test = rows.model_copy(update={"test": rows.test.model_copy(update={"digest": "a" * 64})})
-    assert changes(context, task, train) == "new rows"
+    dev = rows.model_copy(update={"dev": rows.dev.model_copy(update={"digest": "a" * 64})})
+    assert changes(context, task, train) == changes(context, task, dev) == "new rows"
     assert "new rows" not in changes(context, task, test)
 
 

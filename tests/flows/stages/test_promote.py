@@ -10,9 +10,9 @@ from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, publishe
 from flows.stages.chain import Night, isolate
 from flows.stages.context import Context
 from flows.stages.outcome import Candidate, summarise
-from flows.stages.promote import judge_again, promote
+from flows.stages.promote import judge_again, move, move_release, promote
 from flows.stages.train import claim_trained
-from ptpipeline.errors import DataError, ServiceUnavailable
+from ptpipeline.errors import DataError, PromotionRefused, ServiceUnavailable
 from ptpipeline.gate.decide import APPROVAL
 from ptpipeline.prompts.artifact import write_artifact
 from ptpipeline.records.verdicts import Check, Verdict
@@ -29,7 +29,9 @@ from registry.versions.beside import place_beside
 from registry.versions.promoters import Cause
 from registry.versions.promotion import rollback
 from registry.versions.publish import register, stage
+from tests.flows.stages.test_approve import declare
 from tests.flows.stages.test_evidence import anchor_after, digest, judged
+from tests.registry.signed import ADA, public_line
 
 ME = Cause("me", "because")
 
@@ -163,6 +165,56 @@ def test_a_version_of_other_labels_or_of_another_base_is_left_as_it_is(context: 
     assert not is_judged_again(context, stricter.model_copy(update={"base_model": "other"}), version.number)
     labels = {"bad": " poor", "good": " good"}
     assert not is_judged_again(context, stricter.model_copy(update={"labels": labels}), version.number)
+
+
+# ---------------------------------------------------------------- what a person promotes
+
+
+def outdated(context: Context, *lines: str) -> None:
+    """The first version is in production, and the second was judged under another policy than the task file's."""
+    task = declare(context, *lines)
+    anchor_after(context, task, (1, None, None, ME))
+    judged(context, task, 2, 1)
+    path = context.settings.tasks / "mood.yaml"
+    path.write_text(path.read_text().replace("minimum: 0.8", "minimum: 0.85"))
+
+
+@pytest.mark.parametrize("beside", [None, 10])
+def test_what_answers_requests_is_judged_again_first(context: Context, beside: int | None) -> None:
+    outdated(context)
+    with pytest.raises(DataError, match=r"rows\.csv"):  # it asks for rows, which these tests do not have
+        move(context, "mood", "production", 2, ME, beside)
+
+
+def test_a_shadow_needs_no_verdict(context: Context) -> None:
+    outdated(context)
+    shadow = move(context, "mood", "production", 2, ME, 0)
+    assert (shadow.version, shadow.beside and shadow.beside.version) == (1, 2)
+
+
+def test_another_alias_is_no_reason_to_judge_again(context: Context) -> None:
+    outdated(context)
+    assert move(context, "mood", "canary", 2, ME).version == 2
+
+
+PROMOTERS = ("promoters:", "  required_for: promotion", f"  keys: [{public_line(ADA)}]")
+
+
+@pytest.mark.parametrize(
+    ("lines", "cause", "refused"),
+    [((), Cause("me", " "), "needs an actor and a reason"), (PROMOTERS, ME, "asks for a promoter's signature")],
+)
+def test_who_may_not_promote_is_told_before_the_gate_takes_its_time(
+    context: Context, lines: tuple[str, ...], cause: Cause, refused: str
+) -> None:
+    outdated(context)
+    declare(context, *lines)
+    path = context.settings.tasks / "mood.yaml"
+    path.write_text(path.read_text().replace("minimum: 0.8", "minimum: 0.85"))
+    with pytest.raises(PromotionRefused, match=refused):
+        move(context, "mood", "production", 2, cause)
+    with pytest.raises(PromotionRefused, match=refused):
+        move_release(context, "spring", {"mood": 2}, cause)
 
 
 # ---------------------------------------------------------------- claimed

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from flows.stages.ingest import ingest
+import flows
+from flows.stages.ingest import find_source_key, ingest
 from flows.stages.watch import find_changed
 from tests.flows.project import Project
 
 NAME = "tiny-sentiment"
+FLOWS = Path(flows.__file__).parent
 
 
 @pytest.fixture
@@ -41,3 +43,15 @@ def test_a_source_that_cannot_be_looked_at_is_told_and_skipped(
     Path(str(project.task().data.source.path)).unlink()  # type: ignore[union-attr]
     assert find_changed(project.stages, project.declared()) == {}
     assert f"{NAME}: its source could not be looked at" in caplog.text
+
+
+def test_the_key_of_a_source_counts_tokens_as_its_ingest_did(project: Project) -> None:
+    project.edit("  label: label\n", "  label: label\n  too_long: drop\n")
+    snapshot = ingest(project.stages, project.task())
+    key = find_source_key(project.settings, project.task())
+    assert project.stages.registry.ledger.snapshot_for(NAME, key) == snapshot
+
+
+def test_flows_find_the_key_of_a_source_in_one_place() -> None:
+    named = {path.name for path in FLOWS.rglob("*.py") if "import source_key" in path.read_text()}
+    assert named == {"ingest.py"}

@@ -1,6 +1,9 @@
 """A ledger in a file, and back: whole, into either database, from every schema; and healed of what came since."""
 
 import gzip
+import hashlib
+import json
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -137,6 +140,56 @@ def test_a_backup_that_was_altered_or_cut_changes_nothing(filled: Registry, tmp_
     assert not (tmp_path / "again.db").exists()
 
 
+def sealed(lines: list[bytes]) -> bytes:
+    """A backup of these lines, with the hash that belongs to them: what anybody can write."""
+    body, rows = b"".join(lines), len(lines) - 1
+    return gzip.compress(body + json.dumps({"rows": rows, "sha256": hashlib.sha256(body).hexdigest()}).encode() + b"\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["no_table", {"a": 1}],
+        ["alembic_version", {"version_num": "0001"}],
+        ["promotion", {"no_column": 1}],
+        ["promotion", "no row"],
+        ["promotion"],
+        [1, 2, 3],
+        [["promotion"], {}],
+        ["version", {"task": {"a": 1}, "number": 7, "digest": "d", "at": "a"}],
+        ["version", {"task": None, "number": 7, "digest": "d", "at": "a"}],
+        ["test_set", {"task": "mood", "number": 7, "rows": {"base64": "?"}, "at": "a"}],
+        ["version", {"task": "mood", "number": 2**62 - 1, "digest": {"base64": "AAAA"}, "at": [1]}],
+    ],
+    ids=lambda line: str(line)[:40],
+)
+def test_a_backup_that_was_altered_and_hashed_anew_is_refused_in_a_sentence(
+    filled: Registry, tmp_path: Path, line: list[Any]
+) -> None:
+    back_up(filled.ledger.database, tmp_path / "backup")
+    lines = gzip.decompress((tmp_path / "backup").read_bytes()).splitlines(keepends=True)[:-1]
+    (tmp_path / "altered").write_bytes(sealed([*lines, json.dumps(line).encode() + b"\n"]))
+    url = f"sqlite:///{tmp_path / 'again.db'}"
+    with pytest.raises(ArtifactError, match="take another backup"):
+        restore(url, tmp_path / "altered")
+    assert Database(url, migrate=False).stored_schema() is None
+    restore(url, tmp_path / "backup")
+
+
+@pytest.mark.parametrize("schema", ["base", "head", "0001:0002", "+1", None, {"a": 1}])
+def test_a_backup_names_a_schema_and_nothing_else(tmp_path: Path, schema: object) -> None:
+    head = json.dumps({"format": "ptpipeline ledger", "schema": schema}).encode() + b"\n"
+    (tmp_path / "altered").write_bytes(sealed([head]))
+    with pytest.raises(ArtifactError, match="is no schema of a ledger"):
+        restore(f"sqlite:///{tmp_path / 'again.db'}", tmp_path / "altered")
+
+
+def test_a_backup_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ArtifactError, match="not a regular file"):
+        restore(f"sqlite:///{tmp_path / 'again.db'}", tmp_path / "pipe")
+
+
 def test_a_ledger_that_has_rows_is_never_overwritten(filled: Registry, tmp_path: Path) -> None:
     back_up(filled.ledger.database, tmp_path / "backup")
     before = everything(filled.ledger.database)
@@ -152,6 +205,10 @@ def test_a_backup_replaces_no_file_not_even_the_ledger(filled: Registry, tmp_pat
     with pytest.raises(PreconditionFailed, match="there is a file of that name"):
         back_up(filled.ledger.database, tmp_path / "ledger.db")
     assert (tmp_path / "ledger.db").read_bytes() == b"a ledger, say"
+    (tmp_path / "link").symlink_to(tmp_path / "on-a-disk-that-is-away")
+    with pytest.raises(PreconditionFailed, match="there is a file of that name"):
+        back_up(filled.ledger.database, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_a_restore_that_ends_in_the_middle_leaves_no_ledger_and_may_be_repeated(

@@ -1,11 +1,14 @@
 """The outbox of the ledger, on both databases: what is due, what waits, and what is looked at no more."""
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
+from benchmarks.fixtures.prompts import a_report, a_task, a_verdict, an_artifact
+from ptpipeline.gate.spending import Budget, look_at
+from ptpipeline.records.verdicts import Reveal
 from registry.ledger import tables
 from registry.ledger.events import find_backlog, record_delivered, record_event, take_due
-from registry.ledger.ledger import Ledger
+from registry.ledger.ledger import Ledger, Move
 
 OLD = "2026-01-01T00:00:00+00:00"
 
@@ -41,7 +44,10 @@ def test_what_was_not_taken_waits_and_is_due_again(ledger: Ledger) -> None:
     assert (backlog.events, backlog.oldest) == (1, first.at)
     with ledger.database.writing() as connection:
         connection.execute(update(tables.delivery).values(due=ledger.database.clock(connection) - 1))
-    assert take_due(ledger.database, "ops") == first
+    again = take_due(ledger.database, "ops")
+    assert again
+    assert again.taken >= first.taken  # it is signed by the time at which it is sent
+    assert again._replace(taken=first.taken) == first
 
 
 def test_what_was_tried_least_comes_first(ledger: Ledger) -> None:
@@ -72,3 +78,37 @@ def test_an_event_of_which_there_is_one_is_written_once(ledger: Ledger, times: i
     for _ in range(times):
         record_event(ledger.database, "stale_task", {"reason": "silence"}, once=["mood", OLD])
     assert taken(ledger) == ["silence"]
+
+
+def test_what_was_told_within_an_hour_is_still_looked_at(ledger: Ledger) -> None:
+    """A transaction that has an earlier number may still be open."""
+    record(ledger, "first")
+    assert taken(ledger) == ["first"]
+    with ledger.database.reading() as connection:
+        assert connection.scalar(select(tables.subscriber.c.since)) == 1
+
+
+def test_a_version_that_another_alias_named_before_is_promoted_and_not_rolled_back(ledger: Ledger) -> None:
+    for digest in "ab":
+        ledger.add_version("mood", digest * 64)
+    take_due(ledger.database, "ops")
+    for alias, version, expected in (("staging", 1, 0), ("production", 2, 0), ("production", 1, 1)):
+        ledger.append(Move(task="mood", alias=alias, version=version, actor="me", reason="try", expected=expected))
+    kinds = []
+    while event := take_due(ledger.database, "ops"):
+        kinds.append(event.kind)
+    assert kinds == ["promotion", "promotion", "promotion"]
+
+
+def test_a_refusal_is_told_once_and_not_again_when_its_figures_are_revealed(ledger: Ledger) -> None:
+    task = a_task()
+    report = a_report(an_artifact(task), 0.5)
+    failed, other = (a_verdict(task, report, champion, passed=False) for champion in (None, "c" * 64))
+    revealed = failed.model_copy(update={"reveal": Reveal(by="ann", look=look_at(1, 1, Budget(0.05)))})
+    take_due(ledger.database, "ops")
+    for verdict in (failed, other, failed, revealed):
+        ledger.save_verdict(verdict)
+    told = []
+    while event := take_due(ledger.database, "ops"):
+        told.append((event.kind, event.record["verdict"]))
+    assert told == [("gate_failed", verdict.verdict_digest()) for verdict in (failed, other)]

@@ -9,10 +9,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from benchmarks.fixtures.postgres import Postgres
 from benchmarks.fixtures.prompts import a_request, a_task, published
@@ -151,6 +152,22 @@ def test_a_dead_process_of_this_machine_is_not_waited_for(plain: Registry) -> No
     held(plain.ledger, "mood")
 
 
+def test_a_process_of_another_machine_is_waited_for(plain: Registry) -> None:
+    """Nobody here knows whether it runs, whoever has its number on this machine."""
+    held(plain.ledger, "mood")
+    with plain.ledger.database.writing() as connection:
+        connection.execute(update(tables.lease).values(owner=f"elsewhere:{2**22 + 1}:0123456789ab"))
+    with pytest.raises(LeaseHeld):
+        held(plain.ledger, "mood")
+
+
+def test_a_fence_is_of_its_own_ledger(plain: Registry, tmp_path: Path) -> None:
+    other = Ledger(f"sqlite:///{tmp_path}/other.db")
+    with working_without_a_heart(plain.ledger, "mood"):
+        other.add_version("mood", "a" * 64)
+    other.close()
+
+
 def test_a_worker_that_still_runs_keeps_its_lease(plain: Registry) -> None:
     def take_and_live() -> None:
         held(plain.ledger, "mood")
@@ -199,6 +216,7 @@ def test_every_write_to_the_ledger_is_fenced(plain: Registry) -> None:
 
 
 def test_the_gang_of_a_killed_training_is_known(ledger: Ledger) -> None:
+    held(ledger, "other")
     lease = held(ledger, "mood", "topic")
     lease.note("g" * 64)
     assert open_gangs(ledger.database, ["mood", "topic", "other"]) == {"mood": "g" * 64, "topic": "g" * 64}

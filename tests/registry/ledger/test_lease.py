@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine, event, update
 
 from benchmarks.fixtures.postgres import Postgres
-from ptpipeline.errors import LeaseHeld
+from ptpipeline.errors import LeaseHeld, ServiceUnavailable
 from registry.ledger import tables
 from registry.ledger.lease import Lease, expired_leases, remove_expired_leases
 from registry.ledger.ledger import Ledger
@@ -93,18 +93,23 @@ def test_only_expired_leases_are_removed(plain: Registry) -> None:
 
 
 @pytest.mark.servers
-def test_a_lease_that_is_taken_while_expired_ones_are_removed_stays(postgres: Postgres, new_database: str) -> None:
+@pytest.mark.parametrize("by", ["its holder", "another"])
+def test_a_lease_that_is_taken_while_expired_ones_are_removed_stays(
+    postgres: Postgres, new_database: str, by: str
+) -> None:
     """SQLite lets nobody else write meanwhile."""
     url = postgres.create_database(f"ledger-{uuid.uuid4().hex}", new_database)
     ledger, other = Ledger(url), Ledger(url)
-    Lease(ledger.database, NAME, BRIEF).renew()
+    holder = Lease(other.database, NAME, BRIEF)
+    holder.renew()
+    holder.seconds = LONG
     time.sleep(BRIEF + 0.02)
     asked: list[str] = []
 
     def take(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         if "FROM lease" in statement and not asked:
             asked.append(statement)
-            Lease(other.database, NAME, LONG).renew()
+            (holder if by == "its holder" else Lease(other.database, NAME, LONG)).renew()
 
     event.listen(Engine, "after_cursor_execute", take)
     try:
@@ -168,3 +173,21 @@ def test_a_set_clock_neither_ends_nor_keeps_a_lease(
     held(plain)
     with pytest.raises(LeaseHeld, match="is being written by"):
         held(plain, "project mood@canary")
+
+
+def test_a_taking_that_was_not_committed_is_no_lease(plain: Registry) -> None:
+    """Another process has that generation by then."""
+    lease = Lease(plain.ledger.database, NAME, LONG)
+
+    def fail(_connection: Any) -> None:
+        raise OSError("the disk is full")
+
+    event.listen(Engine, "commit", fail)
+    try:
+        with pytest.raises(ServiceUnavailable, match="the disk is full"):
+            lease.renew()
+    finally:
+        event.remove(Engine, "commit", fail)
+    held(plain)
+    with pytest.raises(LeaseHeld, match="another took over"), plain.ledger.database.writing() as connection:
+        lease.keep(connection)

@@ -15,6 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from benchmarks.fixtures.prompts import a_report, a_task, a_verdict, an_artifact
 from ptpipeline.gate.spending import Budget, look_at, question_of, reveal_digest
 from ptpipeline.records.verdicts import Reveal
+from registry.ledger import tables
 from registry.ledger.ledger import Ledger
 from registry.ledger.looks import OVERLAP, count_looks, is_answered, next_look, restore_look, take_look
 
@@ -92,6 +93,14 @@ def test_a_question_of_another_task_was_not_asked(ledger: Ledger) -> None:
     assert not is_answered(ledger, "topic", "a")
 
 
+def test_the_looks_of_another_set_of_rows_change_no_level(ledger: Ledger) -> None:
+    task, plan = a_task(), Budget(0.05, 30)
+    take_look(ledger, task.name, "a", rows(0, 10), BUDGET)
+    first = take_look(ledger, task.name, "b", rows(500, 510), BUDGET)
+    ledger.save_verdict(a_verdict(task, a_report(an_artifact(task), 0.5), None).model_copy(update={"look": first}))
+    assert take_look(ledger, task.name, "c", rows(0, 10), plan) == look_at(1, 2, plan)
+
+
 def test_rows_that_repeat_a_text_count_as_it(ledger: Ledger) -> None:
     take_look(ledger, "mood", "a", rows(0, 10), BUDGET)
     assert take_look(ledger, "mood", "b", [f"{row}-2" for row in rows(0, 10)], BUDGET).number == 2
@@ -99,7 +108,8 @@ def test_rows_that_repeat_a_text_count_as_it(ledger: Ledger) -> None:
 
 def test_tasks_do_not_share_looks(ledger: Ledger) -> None:
     take_look(ledger, "mood", "a", rows(0, 10), BUDGET)
-    assert take_look(ledger, "topic", "a", rows(0, 10), BUDGET).number == 1
+    take_look(ledger, "mood", "b", rows(0, 10), BUDGET)
+    assert take_look(ledger, "topic", "b", rows(0, 10), BUDGET).number == 1
 
 
 def test_looks_at_the_same_time_get_numbers_of_their_own(ledger: Ledger) -> None:
@@ -116,19 +126,53 @@ def test_looks_at_the_same_time_get_numbers_of_their_own(ledger: Ledger) -> None
     assert sorted(found) == list(range(1, 9))
 
 
-def test_a_reserve_that_is_added_later_divides_what_the_verdicts_left(ledger: Ledger) -> None:
+def test_a_reserve_that_is_added_later_divides_what_the_looks_left(ledger: Ledger) -> None:
+    looks = [take_look(ledger, "mood", asked, rows(0, 100), BUDGET) for asked in ("a", "b", "c")]
+    plan, taken = Budget(0.05, 30), dict(enumerate(looks, 1))
+    taken[4] = take_look(ledger, "mood", "d", rows(0, 100), plan)
+    assert taken[4] == look_at(1, 4, plan, dict(enumerate(looks, 1)))
+    assert take_look(ledger, "mood", "a", rows(0, 100), plan) == looks[0]
+    assert next_look(ledger, "mood", rows(0, 100), plan) == look_at(1, 5, plan, taken)
+
+
+def test_a_look_that_came_to_no_verdict_has_spent_its_share(ledger: Ledger) -> None:
+    """Its figures may have been seen before its process died; another plan gives nothing of it back."""
+    everything = Budget(0.05, 1)
+    first = take_look(ledger, "mood", "a", rows(0, 100), everything)
+    assert first.alpha == 0.05
+    second = take_look(ledger, "mood", "b", rows(0, 100), Budget(0.05))
+    assert (second.alpha, second.spent) == (0, 0.05)
+    assert take_look(ledger, "mood", "a", rows(0, 100), Budget(0.05, 100)) == first
+
+
+def test_the_store_proves_what_all_looks_before_its_newest_verdict_spent(ledger: Ledger) -> None:
+    """The second look came to no verdict, so the store knows it by what the third counted as spent."""
     task = a_task()
-    report = a_report(an_artifact(task), 0.5)
-    looks = [take_look(ledger, task.name, asked, rows(0, 100), BUDGET) for asked in ("a", "b", "c")]
-    first = a_verdict(task, report, None).model_copy(update={"look": looks[0]})
-    revealed = first.model_copy(update={"champion": "f" * 64, "look": None, "reveal": Reveal(by="ann", look=looks[1])})
-    ledger.save_verdict(first)
-    ledger.save_verdict(revealed)
-    plan = Budget(0.05, 30)
-    fourth = take_look(ledger, task.name, "d", rows(0, 100), plan)
-    assert fourth == look_at(1, 4, plan, {1: looks[0], 2: looks[1]})
-    assert take_look(ledger, task.name, "a", rows(0, 100), plan) == looks[0]
-    assert next_look(ledger, task.name, rows(0, 100), plan) == look_at(1, 5, plan, {1: looks[0], 2: looks[1]})
+    first, second = a_verdict(task, a_report(an_artifact(task), 0.5), None), "no verdict came of it"
+    third = first.model_copy(update={"champion": "f" * 64})
+    asked = ((question_of(first), Budget(0.05, 5)), (second, Budget(0.04)), (question_of(third), Budget(0.05, 20)))
+    looks = [take_look(ledger, task.name, question, rows(0, 100), budget) for question, budget in asked]
+    with tempfile.TemporaryDirectory() as folder:
+        rebuilt = Ledger(f"sqlite:///{folder}/rebuilt.db")
+        with rebuilt.database.writing() as connection:
+            for verdict, look in ((first, looks[0]), (third, looks[2])):
+                restore_look(connection, verdict.model_copy(update={"look": look}), rows(0, 100))
+        for plan in (Budget(0.05), Budget(0.05, 20), Budget(0.06, 7)):
+            coming = [next_look(each, task.name, rows(0, 100), plan) for each in (ledger, rebuilt)]
+            assert coming[0] == coming[1]
+        rebuilt.close()
+
+
+def test_a_look_of_an_older_ledger_gets_its_share_from_the_store(ledger: Ledger) -> None:
+    task = a_task()
+    verdict = a_verdict(task, a_report(an_artifact(task), 0.5), None)
+    look = look_at(1, 1, Budget(0.05, 1))
+    verdict = verdict.model_copy(update={"look": look})
+    with ledger.database.writing() as connection:
+        row = {"task": task.name, "test_set": 1, "number": 1, "question": question_of(verdict), "at": "2026-01-01"}
+        connection.execute(tables.look.insert().values(row))
+        restore_look(connection, verdict, rows(0, 100))
+    assert take_look(ledger, task.name, question_of(verdict), rows(0, 100), BUDGET) == look
 
 
 def test_a_verdict_brings_back_its_look_and_the_one_that_revealed_it(ledger: Ledger) -> None:
@@ -144,7 +188,9 @@ def test_a_verdict_brings_back_its_look_and_the_one_that_revealed_it(ledger: Led
     assert take_look(ledger, task.name, "another", rows(0, 100), BUDGET).number == 3
 
 
-@pytest.mark.parametrize("statement", ["DELETE FROM look", "UPDATE look SET number = 1"])
+@pytest.mark.parametrize(
+    "statement", ["DELETE FROM look", "UPDATE look SET number = 1", "UPDATE look SET alpha = NULL"]
+)
 def test_looks_are_never_taken_back(ledger: Ledger, statement: str) -> None:
     take_look(ledger, "mood", "a", rows(0, 10), BUDGET)
     with pytest.raises(DBAPIError, match="append-only"), ledger.database.writing() as connection:

@@ -54,9 +54,11 @@ def test_nobody_rewrites_a_night(ledger: Ledger, statement: str) -> None:
 
 
 def test_a_training_counts_once_however_many_nights_tell_of_it(ledger: Ledger) -> None:
-    for id_, task in (("one", MOOD), ("two", MOOD.model_copy(update={"status": "unchanged"}))):
+    later = MOOD.model_copy(update={"status": "unchanged", "verdict": "failed: gain"})
+    for id_, task in (("one", MOOD), ("two", later)):
         begin_night(ledger, a_night(id_))
         end_night(ledger, id_, "Completed", [task, TONE])
     mood, tone = sum_tasks(ledger)
     assert (mood.statuses, mood.tokens, mood.seconds) == ({"promoted": 1, "unchanged": 1}, 900, 2.5)
+    assert mood.verdict == "failed: gain"
     assert (tone.statuses, tone.tokens, tone.verdict) == ({"failed": 2}, 0, None)

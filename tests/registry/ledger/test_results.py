@@ -12,6 +12,7 @@ from benchmarks.fixtures.prompts import a_report, a_request, a_snapshot, a_task,
 from ptpipeline.errors import NotFound, ServiceUnavailable
 from registry.ledger import database, tables
 from registry.ledger.ledger import Ledger, Move
+from registry.ledger.usage import Name, snapshots
 from registry.registry import Registry
 
 ONE, OTHER = "a" * 64, "b" * 64
@@ -155,3 +156,21 @@ def test_the_newest_verdict_is_the_last_whatever_the_clock_said(ledger: Ledger, 
     ledger.save_verdict(later)
     assert ledger.latest_verdict(task.name, report.digest) == later
     assert ledger.verdicts(task.name, report.digest) == [later, earlier]
+
+
+def test_of_two_verdicts_at_one_time_the_later_is_the_newest(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    task = a_task()
+    report = a_report(an_artifact(task), 0.9)
+    monkeypatch.setattr(database, "now", lambda: "2026-11-26T02:00:00.000000+00:00")
+    verdicts = [a_verdict(task, report, champion) for champion in (None, "c" * 64, "d" * 64)]
+    for verdict in verdicts:
+        ledger.save_verdict(verdict)
+    assert ledger.verdicts(task.name, report.digest) == verdicts[::-1]
+
+
+def test_of_two_records_of_a_snapshot_the_newest_comes_first(ledger: Ledger) -> None:
+    first = a_snapshot(a_task())
+    second = first.model_copy(update={"source_key": "another"})
+    for snapshot in (first, second):
+        ledger.save_snapshot(snapshot)
+    assert snapshots(ledger, Name("mood", first.digest)) == [second, first]

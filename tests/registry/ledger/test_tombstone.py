@@ -4,6 +4,7 @@ import pytest
 from sqlalchemy import update
 
 from ptpipeline.errors import LeaseHeld, PromotionRefused
+from ptpipeline.records.versions import Beside
 from registry.ledger import tables, tombstone
 from registry.ledger.holdings import holdings
 from registry.ledger.ledger import Ledger, Move
@@ -159,3 +160,14 @@ def test_a_tombstone_that_ends_later_than_one_can_last_is_forgotten(ledger: Ledg
         connection.execute(update(tables.tombstone).where(tables.tombstone.c.task == "mood").values(expires_at=ends))
     forget_unmarked(ledger.database)
     assert [holdings(ledger, task).tombstones for task in ("mood", "topic")] == [set(), {ONE}]
+
+
+def test_what_is_to_stand_beside_a_version_must_not_be_buried(ledger: Ledger) -> None:
+    for digest in (ONE, OTHER):
+        ledger.add_version("mood", digest)
+    move = Move(task="mood", alias="canary", version=1, actor="me", reason="why", expected=0)
+    ledger.append(move)
+    buried(ledger, "mood", OTHER)
+    beside = Beside(version=2, digest=OTHER, percent=10)
+    with pytest.raises(PromotionRefused, match=f"the garbage collection deleted prompt {OTHER[:12]}"):
+        ledger.append(move.model_copy(update={"expected": 1, "beside": beside}))

@@ -309,12 +309,7 @@ def test_what_holds_a_version_now_is_told(world: World) -> None:
     release = Release(name="spring", actor="me", reason="why", versions={"mood": 1}, at="2026-01-01")
     promote_release(world.registry, {"mood": mood}, release, ME)
     (found,) = trace_row(world.registry, row_in(world, rows, "train"))
-    assert (found.in_production, found.aliases, found.releases, found.source) == (
-        True,
-        ["canary", "production"],
-        ["spring"],
-        rows.source,
-    )
+    assert (found.aliases, found.releases, found.source) == (["canary", "production"], ["spring"], rows.source)
     (step, last) = plan_erasure([found])
     assert step.startswith(f"mood: delete the row from its source ({rows.source}); `ptp run mood`")
     assert "production is version 1" in step

@@ -17,16 +17,18 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection, Engine, create_engine, event, inspect, make_url, text
+from sqlalchemy import Connection, Engine, MetaData, create_engine, event, inspect, make_url, text
 from sqlalchemy.exc import DBAPIError
 
 from benchmarks.fixtures.postgres import Postgres
 from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, an_artifact
 from ptpipeline.errors import SettingsError
-from ptpipeline.records.verdicts import Verdict
+from ptpipeline.gate.spending import Budget, look_at, question_of, reveal_digest
+from ptpipeline.records.verdicts import Reveal, Verdict
 from ptpipeline.storage import FolderStore
 from registry.ledger import database, tables
 from registry.ledger.ledger import Ledger, Move
+from registry.ledger.looks import take_look
 from registry.registry import Registry
 from registry.versions.promoters import Cause
 from registry.versions.promotion import promote
@@ -172,6 +174,12 @@ def _rows_of_the_seventh() -> dict[str, list[dict[str, Any]]]:
     return _rows_of_the_sixth() | {"night": [night], "night_task": [line | costs]}
 
 
+def _rows_of_the_eighth() -> dict[str, list[dict[str, Any]]]:
+    """The same rows in the eighth schema."""
+    rows = _rows_of_the_seventh()
+    return rows | {"promotion": [row | {"beside": None} for row in rows["promotion"]]}
+
+
 ROWS = {
     "0001": _rows(),
     "0002": _rows_of_the_second(),
@@ -180,6 +188,7 @@ ROWS = {
     "0005": _rows_of_the_fifth(),
     "0006": _rows_of_the_sixth(),
     "0007": _rows_of_the_seventh(),
+    "0008": _rows_of_the_eighth(),
 }  # revision -> rows of all of its tables
 JSON_COLUMNS = ("record", "versions")
 FLAGS = ("passed", "override", "approved")
@@ -304,6 +313,32 @@ def test_an_upgraded_history_is_append_only(url: str, revision: str, statement: 
     ledger.close()
 
 
+def test_the_looks_of_an_earlier_schema_get_their_shares_from_the_verdicts(url: str) -> None:
+    engine = _engine(_written(url, "0008"))
+    decided, revealed = (look_at(1, number, Budget(0.05, 7)) for number in (2, 3))
+    request = a_request(TASK, 3)
+    assert request.verdict
+    verdict = request.verdict.model_copy(update={"look": decided, "reveal": Reveal(by="ann", look=revealed)})
+    with engine.begin() as connection:
+        metadata = MetaData()
+        metadata.reflect(connection)
+        connection.execute(metadata.tables["verdict"].insert().values(_verdict(verdict)))
+        for number, question in ((2, question_of(verdict)), (3, reveal_digest(verdict)), (4, "undecided")):
+            row = {"task": "mood", "test_set": 1, "number": number, "question": question, "at": AT}
+            connection.execute(metadata.tables["look"].insert().values(row))
+    engine.dispose()
+    ledger = Ledger(url)
+    other = Budget(0.01)
+    assert take_look(ledger, "mood", question_of(verdict), [], other) == decided
+    assert take_look(ledger, "mood", reveal_digest(verdict), [], other) == revealed
+    taken = take_look(ledger, "mood", "undecided", [], other)
+    assert taken == look_at(1, 4, other, {2: decided, 3: revealed})
+    assert take_look(ledger, "mood", "undecided", [], Budget(0.05, 7)) == taken
+    with pytest.raises(DBAPIError, match="append-only"), ledger.database.writing() as connection:
+        connection.execute(text("UPDATE look SET alpha = 0"))
+    ledger.close()
+
+
 @pytest.mark.parametrize("revision", ROWS)
 def test_an_upgraded_ledger_promotes_on(url: str, revision: str, tmp_path: Path) -> None:
     registry = Registry(Ledger(_written(url, revision)), FolderStore(tmp_path / "store"))
@@ -373,7 +408,17 @@ def _die_at(statement: int, url: str) -> None:
 
 @pytest.mark.parametrize(
     ("revision", "statement"),
-    [("0001", 2), ("0001", 7), ("0001", 10), ("0002", 2), ("0002", 4), ("0003", 2), ("0004", 3), ("0006", 1)],
+    [
+        ("0001", 2),
+        ("0001", 7),
+        ("0001", 10),
+        ("0002", 2),
+        ("0002", 4),
+        ("0003", 2),
+        ("0004", 3),
+        ("0006", 1),
+        ("0008", 3),
+    ],
 )
 def test_a_migration_killed_in_the_middle_is_repeated(url: str, revision: str, statement: int) -> None:
     killed = processes.start(_die_at, statement, _written(url, revision))

@@ -167,6 +167,11 @@ def test_only_approvals_of_promoters_count(plain: Registry) -> None:
     assert not approve(plain, task, version, Cause("carla", "why", signer=WORKER))
 
 
+def test_where_promoters_sign_overrides_alone_every_approval_counts(plain: Registry) -> None:
+    task = declared(promoters={"keys": [public_line(ADA)], "required_for": "override"}, approvals=1)
+    assert approve(plain, task, waiting(plain, task), BOB)
+
+
 def test_an_approval_of_a_key_that_is_no_promoters_any_more_does_not_count(plain: Registry) -> None:
     task = promoters(ADA, approvals=1)
     version = waiting(plain, task)
@@ -202,6 +207,17 @@ def test_an_approval_does_not_count_for_what_was_asked_meanwhile(ledger: Ledger)
         record_decision(ledger.database, first, yes, lambda _: None)
     no = yes.model_copy(update={"approved": False})
     assert record_decision(ledger.database, first, no, lambda _: None).decisions == [no]
+
+
+def test_an_approval_does_not_outlive_its_request(plain: Registry) -> None:
+    version = waiting(plain, ONE)
+    approve(plain, ONE, version, ANN)
+    with plain.ledger.database.writing() as connection:
+        ended = {"asked": tables.approval_request.c.asked - 1e6, "expires": tables.approval_request.c.expires - 1e6}
+        connection.execute(text("DROP TRIGGER approval_request_no_update"))
+        connection.execute(tables.approval_request.update().values(**ended))
+    with pytest.raises(PromotionRefused, match=r"those given before do not count, because .* they expired"):
+        promote(plain, ONE, 1, ANN)
 
 
 def test_an_approval_does_not_outlive_its_policy(plain: Registry) -> None:
@@ -287,6 +303,14 @@ def test_a_rejection_outlives_its_verdict_and_its_request(plain: Registry) -> No
     approval.reject(plain, version, ANN)
     again = ask(plain.ledger.database, Asked(version, "c" * 64, "carl", 7))
     assert (again.request.number, again.rejection is None) == (1, False)
+
+
+def test_nothing_replaces_an_approval_after_a_rejection(plain: Registry) -> None:
+    version = waiting(plain, ONE)
+    approve(plain, ONE, version, ANN)
+    approval.reject(plain, version, Cause("bob", "wrong tone"))
+    with pytest.raises(PromotionRefused, match="was rejected by bob"):
+        promote(plain, ONE, 1, Cause("ann", "anyway", override=True))
 
 
 def test_what_is_in_production_is_not_rejected(plain: Registry) -> None:

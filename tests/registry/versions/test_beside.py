@@ -19,9 +19,10 @@ from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.rebuild import rebuild
 from registry.versions.beside import place_beside
-from registry.versions.promoters import Cause
+from registry.versions.promoters import Cause, lack_promoter
 from registry.versions.promotion import promote, rollback
-from tests.registry.signed import ADA
+from tests.registry.signed import ADA, WORKER, signed
+from tests.registry.versions.test_guards import older
 from tests.registry.versions.test_promoters import ada, declare
 
 ME = Cause("me", "because")
@@ -184,6 +185,25 @@ def test_a_shadow_needs_a_promoters_signature_if_every_promotion_does(plain: Reg
         place_beside(plain, task, 2, 0, ada(key=None))
 
 
+@pytest.mark.parametrize("percent", [0, 10])
+def test_beside_what_overrides_the_gate_only_promoters_place_a_version(
+    plain: Registry, tmp_path: Path, percent: int
+) -> None:
+    """The new row repeats the override: without a promoter's signature readers would take it, and production, for
+    nobody's.
+    """
+    task = declare(tmp_path / "tasks", "override", ADA)
+    registry = signed(plain, WORKER, WORKER, ADA, tasks=tmp_path / "tasks")
+    published(registry, task, 1, None, "failed")
+    by_ada = signed(plain, ADA, WORKER, ADA, tasks=tmp_path / "tasks")
+    head = promote(by_ada, task, 1, ada(override=True))
+    published(registry, task, 2, head.digest)
+    with pytest.raises(PromotionRefused, match="asks for a promoter's signature of an override"):
+        place_beside(registry, task, 2, percent, ME)
+    row = place_beside(by_ada, task, 2, percent, ada())
+    assert lack_promoter(by_ada, task.name, [head, row]) == {}
+
+
 def test_both_versions_are_told_to_others(plain: Registry, task: Task) -> None:
     from flows.server.events import describe
     from registry.ledger.events import take_due
@@ -197,3 +217,57 @@ def test_both_versions_are_told_to_others(plain: Registry, task: Task) -> None:
         "promotion",
         f"{task.name}@production: version 2 beside version 1, at 10% of its requests, by me: because",
     )
+
+
+# ---------------------------------------------------------------- a shadow passes the doors of every promotion
+
+
+def two(plain: Registry, task: Task) -> None:
+    """Version 1 is in production, version 2 passed against it."""
+    published(plain, task, 2, promote(plain, task, published(plain, task, 1), ME).digest)
+
+
+def test_a_shadow_needs_a_reason(plain: Registry, task: Task) -> None:
+    two(plain, task)
+    with pytest.raises(PromotionRefused, match="needs an actor and a reason"):
+        place_beside(plain, task, 2, 0, Cause("me", " "))
+
+
+def test_an_older_ledger_places_no_shadow(plain: Registry, task: Task, tmp_path: Path) -> None:
+    two(plain, task)
+    copy = older(plain, tmp_path)
+    place_beside(plain, task, 2, 10, ME)
+    with pytest.raises(PromotionRefused, match="was it restored from an older backup"):
+        place_beside(copy, task, 2, 0, ME)
+
+
+def test_a_shadow_of_another_base_model_is_refused(plain: Registry, task: Task) -> None:
+    two(plain, task)
+    with pytest.raises(PromotionRefused, match="trained for base model tiny"):
+        place_beside(plain, task.model_copy(update={"base_model": "other"}), 2, 0, ME)
+
+
+def test_a_shadow_of_an_alias_without_a_gate_is_anybodys(plain: Registry, tmp_path: Path) -> None:
+    task = declare(tmp_path / "tasks", "promotion", ADA)
+    for seed in (1, 2):
+        published(plain, task, seed)
+    promote(plain, task, 1, ME, "staging")
+    row = place_beside(plain, task, 2, 0, ME, "staging")
+    assert row.beside is not None
+    assert row.beside.is_shadow
+
+
+def test_a_head_that_overrode_the_gate_says_so_beside_a_canary_too(plain: Registry, task: Task) -> None:
+    head = promote(plain, task, published(plain, task, 1, kind="failed"), Cause("me", "because", override=True))
+    published(plain, task, 2, head.digest)
+    row = place_beside(plain, task, 2, 10, ME)
+    assert (row.override, row.verdict) == (True, head.verdict)
+
+
+def test_a_rollback_to_a_named_version_ends_a_canary_and_goes_there(plain: Registry, task: Task) -> None:
+    head = promote(plain, task, published(plain, task, 1), ME)
+    head = promote(plain, task, published(plain, task, 2, head.digest), ME)
+    published(plain, task, 3, head.digest)
+    place_beside(plain, task, 3, 10, ME)
+    row = rollback(plain, task.name, ME, to=1)
+    assert (row.version, row.beside) == (1, None)

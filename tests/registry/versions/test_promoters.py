@@ -17,6 +17,7 @@ from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.rebuild import rebuild
 from registry.versions import mlflow_edit
+from registry.versions.beside import place_beside
 from registry.versions.projection import history_object
 from registry.versions.promoters import Cause
 from registry.versions.promotion import (
@@ -230,6 +231,29 @@ def test_a_promoters_override_is_rebuilt(worker: Registry, tasks: Path, tmp_path
     fresh = replace(worker, ledger=Ledger(f"sqlite:///{tmp_path / 'fresh.db'}"))
     assert [action.what for action in rebuild(fresh) if not action.done] == []
     assert [row.override for row in fresh.ledger.history("mood")] == [False, True]
+
+
+def test_a_broken_task_file_takes_overrides_alone_from_a_rebuilt_ledger(
+    worker: Registry, tasks: Path, tmp_path: Path
+) -> None:
+    promote(worker, PLAIN, 3, Cause("nightly", "passed"))
+    promote(worker, PLAIN, 2, Cause("worker", "on my own", override=True))
+    (tasks / "mood.yaml").write_text("promoters: {keys: []}\n")
+    fresh = replace(worker, ledger=Ledger(f"sqlite:///{tmp_path / 'fresh.db'}"))
+    refused = "\n".join(action.what for action in rebuild(fresh) if not action.done)
+    assert "000003.json overrides the gate, and " in refused
+    assert [row.version for row in fresh.ledger.history("mood")] == [1, 3]
+
+
+def test_a_canary_that_overrides_is_in_no_rebuilt_ledger_without_a_promoter(
+    worker: Registry, tasks: Path, tmp_path: Path
+) -> None:
+    place_beside(worker, PLAIN, 2, 10, Cause("worker", "on my own", override=True))
+    declare(tasks, "override", ADA)
+    fresh = replace(worker, ledger=Ledger(f"sqlite:///{tmp_path / 'fresh.db'}"))
+    refused = "\n".join(action.what for action in rebuild(fresh) if not action.done)
+    assert "000002.json has no signature by a promoter of the task" in refused
+    assert [row.beside for row in fresh.ledger.history("mood")] == [None]
 
 
 def test_the_doctor_tells_an_override_that_no_promoter_signed(worker: Registry, tasks: Path, plain: Registry) -> None:

@@ -73,6 +73,13 @@ def test_a_rollback_that_is_repeated_goes_one_step_back(
     assert "another reason, or `--to N`, goes further back" in caplog.text
 
 
+def test_a_version_that_is_named_is_gone_back_to_for_the_same_reason_too(plain: Registry, task: Task) -> None:
+    head = None
+    for seed in (1, 2, 3):
+        head = promote(plain, task, published(plain, task, seed, head.digest if head else None), ME)
+    assert [rollback(plain, task.name, ME).version, rollback(plain, task.name, ME, to=1).version] == [2, 1]
+
+
 def test_a_reason_that_was_given_before_rolls_back_what_was_promoted_since(plain: Registry, task: Task) -> None:
     for seed in (1, 2, 3):
         published(plain, task, seed)

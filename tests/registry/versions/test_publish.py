@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy import delete
 
 from benchmarks.fixtures.prompts import a_request, an_artifact, published
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PtpError, ServiceUnavailable
@@ -15,6 +16,7 @@ from ptpipeline.records.versions import Pointer, Promotion
 from ptpipeline.storage import FolderStore, Listed, ObjectStore, Stored
 from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task
+from registry.ledger import tables
 from registry.ledger.lease import leased
 from registry.ledger.ledger import Ledger, Move
 from registry.mlflow.store import MlflowStore
@@ -261,6 +263,29 @@ def test_a_lost_history_is_kept_again(plain: Registry, task: Task) -> None:
     assert [
         plain.store.read(history_key(task.name, "production", row.seq)).body for row in plain.ledger.history(task.name)
     ] == [row.model_dump_json(indent=1).encode() for row in plain.ledger.history(task.name)]
+
+
+def test_a_projection_keeps_a_history_that_was_lost_again(plain: Registry, task: Task) -> None:
+    first = publish_and_promote(plain, task)
+    promote(plain, task, published(plain, task, 2, first.digest), ME)
+    for seq in (1, 2):
+        plain.store.delete(history_key(task.name, "production", seq))
+    project(plain, task.name, "production")
+    assert all(plain.store.exists(history_key(task.name, "production", seq)) for seq in (1, 2))
+
+
+def test_a_promotion_whose_readers_do_not_see_it_is_followed_again(plain: Registry, task: Task) -> None:
+    """The ledger says that the store shows it, and the store lost it; or the store shows it, and the ledger not that
+    all do.
+    """
+    head = publish_and_promote(plain, task)
+    plain.store.delete(pointer_key(task.name, "production"))
+    projection.follow_heads(plain, task.name)
+    assert pointer(plain, task) == head
+    with plain.ledger.database.writing() as connection:
+        connection.execute(delete(tables.projection))
+    projection.follow_heads(plain, task.name)
+    assert plain.ledger.applied("store", task.name, "production") == (1, 1)
 
 
 def test_a_ledger_from_a_backup_moves_no_pointer_back(plain: Registry, task: Task) -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from benchmarks.fixtures.prompts import a_request, an_artifact
-from ptpipeline.errors import ArtifactError, PromotionConflict, SettingsError
+from ptpipeline.errors import ArtifactError, PromotionConflict, PromotionRefused, SettingsError
 from ptpipeline.records.versions import Promotion
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.storage.addresses import is_dossier
@@ -17,6 +17,7 @@ from ptpipeline.storage.keys import (
     signatures_prefix,
 )
 from registry.ledger.ledger import Ledger, Move
+from registry.ledger.tombstone import Tombstone
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.versions.promoters import Cause, commit
@@ -45,6 +46,14 @@ def test_a_promotion_that_lost_leaves_no_signature(keyed: Registry) -> None:
     move = Move(task=TASK.name, alias="production", version=1, actor="late", reason="why", expected=3)
     with pytest.raises(PromotionConflict):
         commit(replace(keyed, ledger=Overtaken(keyed.ledger.url)), [move])
+    assert [*keyed.store.keys(signatures_prefix(history_key(TASK.name, "production", 4)))] == []
+
+
+def test_a_promotion_of_what_is_being_deleted_leaves_no_signature(keyed: Registry) -> None:
+    assert Tombstone(keyed.ledger.database, TASK.name, an_artifact(TASK, 1).digest).bury(lambda _: False)
+    move = Move(task=TASK.name, alias="production", version=1, actor="late", reason="why", expected=3)
+    with pytest.raises(PromotionRefused):
+        commit(keyed, [move])
     assert [*keyed.store.keys(signatures_prefix(history_key(TASK.name, "production", 4)))] == []
 
 

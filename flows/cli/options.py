@@ -1,0 +1,41 @@
+"""What the verbs that read a file of rows share: an advice for a task file becomes one for their own options."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from ptpipeline.errors import DataError
+
+_ADVICE = (
+    (r"set data\.source\.format: (\w+) and data\.source\.delimiter: (\".*?\")", r"give --format \1 --delimiter \2"),
+    (r"set data\.source\.format: ", "give --format "),
+    (r"set data\.source\.delimiter: ", "give --delimiter "),
+    (r"name its columns in data\.source\.columns", "put their names in front"),
+    (r"write data\.\S+: (\".*\")", r"rename the column \1 in the file"),
+    (r"which data\.fields\.\w+ names", "which is a field of the template"),
+)
+_GUESSED = (r"give --format (\w+) --delimiter \".*?\"", r"give --format \1")  # by a verb that finds it by itself
+
+
+@contextmanager
+def naming_options(delimiter: bool = True) -> Iterator[None]:
+    """Raise a DataError about a file of rows with the options of the verb in the place of fields of a task file.
+
+    delimiter: whether the verb has an option for it.
+    """
+    try:
+        yield
+    except DataError as error:
+        said = str(error)
+        for pattern, option in (*_ADVICE, *([] if delimiter else [_GUESSED])):
+            said = re.sub(pattern, option, said)
+        raise type(error)(said) from None
+
+
+def read_delimiter(given: str | None) -> str | None:
+    """Return the character that an option names, which may be written as in a task file: `\\t`, `\\u0001`."""
+    if given is not None and given.startswith("\\"):
+        with suppress(ValueError):
+            return str(json.loads(f'"{given}"'))
+    return given
