@@ -46,7 +46,7 @@ audit: install  # known vulnerabilities of what is installed; build/sbom.json li
 	.ci/audit
 
 soak: install
-	$(BIN)/python -m pytest tests/soak -m soak --timeout 3600 --capture=no
+	$(BIN)/python -m pytest tests -m soak --timeout 3600 --capture=no
 
 bench: install  # the figures of training, evaluation and serving in docs/performance.md; wants a quiet machine
 	for dtype in float32 bfloat16; do for length in 100 20; do \

@@ -5,7 +5,6 @@ date.
 import hashlib
 import os
 import re
-import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -14,33 +13,27 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
-import stamina
 from filelock import FileLock, Timeout
 from sqlalchemy import (
-    URL,
     ColumnElement,
     Connection,
-    Engine,
     Select,
     Table,
-    create_engine,
-    event,
     func,
     inspect,
-    make_url,
     select,
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DatabaseError, InterfaceError, InternalError, OperationalError
+from sqlalchemy.exc import DatabaseError, InterfaceError, InternalError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ptpipeline.errors import PreconditionFailed, ServiceUnavailable, SettingsError
 from ptpipeline.records.base import now
 from registry.ledger.clock import boot_id, uptime
+from registry.ledger.engine import connect_postgresql, connect_sqlite, parse_address
 from registry.ledger.tables import SCHEMA, read_revision
 
-BUSY_SECONDS = 10
 # What PostgreSQL says of an address that stays wrong until a person changes something.
 _REFUSED = re.compile(
     r'database "[^"]*" does not exist|role "[^"]*" does not exist|password authentication failed for user "[^"]*"'
@@ -48,11 +41,6 @@ _REFUSED = re.compile(
 )
 _NO_RIGHT = "42501"  # insufficient_privilege
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
-PRAGMAS = (f"busy_timeout={BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
-TIMEOUTS = (
-    f"-c lock_timeout={BUSY_SECONDS}s -c statement_timeout={3 * BUSY_SECONDS}s -c "
-    f"idle_in_transaction_session_timeout={3 * BUSY_SECONDS}s"
-)
 
 Fill = Callable[[Connection], None]
 
@@ -67,11 +55,11 @@ class Database:
 
     def __init__(self, url: str, schema: str | None = None, migrate: bool = True, fill: Fill | None = None) -> None:
         self.url = url
-        parsed = _parse(url)
+        parsed = parse_address(url)
         self.name = parsed.render_as_string(hide_password=True)
         self.file = Path(str(parsed.database)) if parsed.get_backend_name() == "sqlite" else None
         self.boot = boot_id() if self.file else None  # what was held before it is held by nobody
-        self._engine = _sqlite_engine(parsed) if self.file else _postgresql_engine(parsed)
+        self._engine = connect_sqlite(parsed) if self.file else connect_postgresql(parsed)
         self._writer = self._engine.execution_options(begin="BEGIN IMMEDIATE")
         _open.add(self)
         self._schema, self._fill = schema or SCHEMA, fill
@@ -296,56 +284,6 @@ def put(connection: Connection, table: Table, key: Mapping[str, str | int], **va
     connection.execute(
         insert(connection, table).values(**key, **values).on_conflict_do_update(index_elements=list(key), set_=values)
     )
-
-
-def _parse(url: str) -> URL:
-    expected = (
-        "expected a file, as sqlite:////absolute/ledger.db, or a database of its own, as postgresql://user@host/ledger"
-    )
-    try:
-        path = url.removeprefix("sqlite:///")  # not parsed as a URL: a file's name may contain `?`, `#` and `%`
-        parsed = make_url(url) if path == url else URL.create("sqlite", database=path)
-    except ArgumentError:
-        # the address is not shown, because it may hold a password
-        raise SettingsError(f"PTP_LEDGER is no database address; {expected}") from None
-    backend = parsed.get_backend_name()
-    if backend == "postgresql" and parsed.database:
-        return parsed.set(drivername="postgresql+psycopg")
-    if backend != "sqlite" or parsed.database in (None, "", ":memory:"):
-        raise SettingsError(f"PTP_LEDGER: {parsed.render_as_string(hide_password=True)!r} is not supported; {expected}")
-    return parsed
-
-
-def _postgresql_engine(url: URL) -> Engine:
-    arguments = {"connect_timeout": BUSY_SECONDS, "options": TIMEOUTS}
-    # after it waited for a lock, a stricter level (a server's default may be one) would show the state before the wait
-    return create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", connect_args=arguments)
-
-
-def _sqlite_engine(url: URL) -> Engine:
-    engine = create_engine(url)
-
-    @event.listens_for(engine, "connect")
-    def set_pragmas(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # the driver would begin late and deferred: `begin` does it
-        for pragma in PRAGMAS:
-            _execute(connection, f"PRAGMA {pragma}")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
-
-    return engine
-
-
-def _is_busy(error: Exception) -> bool:
-    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_BUSY
-
-
-@stamina.retry(on=_is_busy, attempts=None, timeout=BUSY_SECONDS, wait_initial=0.01, wait_max=0.2)
-def _execute(connection: sqlite3.Connection, statement: str) -> None:
-    """Execute it with retries: SQLite does not wait by itself if two processes switch a new file to WAL at once."""
-    connection.execute(statement)
 
 
 _open: WeakSet[Database] = WeakSet()

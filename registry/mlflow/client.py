@@ -1,4 +1,4 @@
-"""How an MLflow server is reached: a client with a hard time-out, its failures as ours, addresses without passwords."""
+"""A client of an MLflow server that tells nobody else anything, waits for no answer for long, and raises our errors."""
 
 import os
 import re

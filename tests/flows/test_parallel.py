@@ -55,6 +55,7 @@ def read_errors(project: Project) -> list[str]:
     return [line for line in lines if line.startswith("error: ")]
 
 
+@pytest.mark.soak  # tests/tuning/test_ranks.py kills a process of a training too
 def test_a_killed_process_ends_the_run_with_one_sentence_and_the_next_run_resumes(project: Project) -> None:
     project.edit("steps: 10", f"steps: {STEPS}, patience: 900")
     process = start(project)

@@ -192,7 +192,7 @@ def test_an_error_of_one_member_is_agreed_by_all_processes(gang: str, tmp_path: 
     assert [error is None for *_, error in expected] == [True, False]
 
 
-@pytest.mark.parametrize("killed", [0, 1])
+@pytest.mark.parametrize("killed", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_process_that_is_killed_ends_the_other_and_the_run_again_resumes(killed: int, tmp_path: Path) -> None:
     ranks = start(tmp_path, "long")
     while not list((tmp_path / "store-0").rglob("*.safetensors")):

@@ -13,7 +13,7 @@ from benchmarks.chaos.rounds import BLOCK, RANDOM, schedule
 from benchmarks.chaos.scenarios import SCENARIOS
 
 # Those that play what no test beside the registry does with several processes; tests/soak/test_chaos.py plays all.
-SHORT = ["orphan-collected", "ledger-restored", "full-disk-store", RANDOM]
+SHORT = ["ledger-restored", RANDOM]
 
 
 @pytest.mark.servers

@@ -1,0 +1,70 @@
+"""How the ledger's database is reached: its address, and the engines of SQLite and PostgreSQL."""
+
+import sqlite3
+from typing import Any
+
+import stamina
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+
+from ptpipeline.errors import SettingsError
+
+BUSY_SECONDS = 10
+PRAGMAS = (f"busy_timeout={BUSY_SECONDS * 1000}", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON")
+TIMEOUTS = (
+    f"-c lock_timeout={BUSY_SECONDS}s -c statement_timeout={3 * BUSY_SECONDS}s -c "
+    f"idle_in_transaction_session_timeout={3 * BUSY_SECONDS}s"
+)
+
+
+def parse_address(url: str) -> URL:
+    """Return the address of a ledger; raise SettingsError if it is no file of SQLite and no database of PostgreSQL."""
+    expected = (
+        "expected a file, as sqlite:////absolute/ledger.db, or a database of its own, as postgresql://user@host/ledger"
+    )
+    try:
+        path = url.removeprefix("sqlite:///")  # not parsed as a URL: a file's name may contain `?`, `#` and `%`
+        parsed = make_url(url) if path == url else URL.create("sqlite", database=path)
+    except ArgumentError:
+        # the address is not shown, because it may hold a password
+        raise SettingsError(f"PTP_LEDGER is no database address; {expected}") from None
+    backend = parsed.get_backend_name()
+    if backend == "postgresql" and parsed.database:
+        return parsed.set(drivername="postgresql+psycopg")
+    if backend != "sqlite" or parsed.database in (None, "", ":memory:"):
+        raise SettingsError(f"PTP_LEDGER: {parsed.render_as_string(hide_password=True)!r} is not supported; {expected}")
+    return parsed
+
+
+def connect_postgresql(url: URL) -> Engine:
+    """Return an engine whose statements wait for nobody for long."""
+    arguments = {"connect_timeout": BUSY_SECONDS, "options": TIMEOUTS}
+    # after it waited for a lock, a stricter level (a server's default may be one) would show the state before the wait
+    return create_engine(url, pool_pre_ping=True, isolation_level="READ COMMITTED", connect_args=arguments)
+
+
+def connect_sqlite(url: URL) -> Engine:
+    """Return an engine whose transactions begin as `begin` says, and survive a power loss."""
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def set_pragmas(connection: Any, _record: Any) -> None:
+        connection.isolation_level = None  # the driver would begin late and deferred: `begin` does it
+        for pragma in PRAGMAS:
+            _execute(connection, f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN"))
+
+    return engine
+
+
+def _is_busy(error: Exception) -> bool:
+    return isinstance(error, sqlite3.OperationalError) and error.sqlite_errorcode == sqlite3.SQLITE_BUSY
+
+
+@stamina.retry(on=_is_busy, attempts=None, timeout=BUSY_SECONDS, wait_initial=0.01, wait_max=0.2)
+def _execute(connection: sqlite3.Connection, statement: str) -> None:
+    """Execute it with retries: SQLite does not wait by itself if two processes switch a new file to WAL at once."""
+    connection.execute(statement)
