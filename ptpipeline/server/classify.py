@@ -12,7 +12,7 @@ from ptpipeline.server.answers import Classification, describe
 from ptpipeline.server.bodies import Classify, JsonRoute, name_fields
 from ptpipeline.server.feedback import follow_labels
 from ptpipeline.server.refusals import Refusal, refuse
-from ptpipeline.server.service import Service, caller_of, id_of, name_version
+from ptpipeline.server.service import Service, id_of, name_version
 from ptpipeline.serving.served import Served
 from ptpipeline.task.template import Fields
 
@@ -30,8 +30,7 @@ def make_router(service: Service) -> APIRouter:
         texts = body.input if isinstance(body.input, list) else [body.input]
         if len(texts) > service.limits.texts:
             raise Refusal(400, f"input: {len(texts)} texts, at most {service.limits.texts} are allowed", "too_many")
-        served = await service.find(request, body.model, body.user)
-        caller_of(request).spend(len(texts))
+        served = await service.find(request, body.model, body.user, len(texts))
         outcomes = await _ask(service, request, served, texts)
         failed = [outcome for outcome in outcomes if isinstance(outcome, PtpError)]
         seconds = time.perf_counter() - began

@@ -16,7 +16,7 @@ from ptpipeline.server.answers import Chatted, Completed, describe
 from ptpipeline.server.bodies import Chat, Completion, Generate, JsonRoute, name_fields
 from ptpipeline.server.feedback import watch_texts
 from ptpipeline.server.refusals import Refusal, refuse
-from ptpipeline.server.service import Service, caller_of, id_of, log, name_version
+from ptpipeline.server.service import Service, id_of, log, name_version
 from ptpipeline.serving.served import Served
 from ptpipeline.serving.service import Piece
 from ptpipeline.task.template import Fields
@@ -117,8 +117,7 @@ async def _generate(
     if body.stream and len(given) > 1:
         raise Refusal(400, "prompt: a stream takes one text; send a request for each", "too_many")
     sampling = body.read_sampling(service.limits)
-    served = await service.find(request, body.model, body.user)
-    caller_of(request).spend(len(given))
+    served = await service.find(request, body.model, body.user, len(given))
     texts = [name_fields(served.manifest, text) for text in given]
     service.note_texts(request, served, texts)
     started = _Started(service, id_of(request), served, form)

@@ -33,13 +33,17 @@ class Service(NamedTuple):
     metrics: Metrics
     log_texts: bool = False
 
-    async def find(self, request: Request, reference: str, key: str | None) -> Served:
-        """Return the version that answers a request.
+    async def find(self, request: Request, reference: str, key: str | None, texts: int = 1) -> Served:
+        """Return the version that answers a request, whose texts are taken from the caller's rate: a name that is not
+        held is looked up in the store, and costs as much as one that is.
 
         key: whose request it is; the same key gets the same version of an alias that is split. Raises Refusal if the
-        caller may not use the task or nothing has that name here, and what else `Live.find` raises.
+        caller may not use the task, has spent their rate, or nothing has that name here, and what else `Live.find`
+        raises.
         """
-        caller_of(request).check_task(reference.partition("@")[0])
+        caller = caller_of(request)
+        caller.check_task(reference.partition("@")[0])
+        caller.spend(texts)
         key = request.headers.get(KEY_HEADER) or key or ""
         try:
             if (held := self.live.peek(reference, key)) is not None:

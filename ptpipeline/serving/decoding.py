@@ -195,17 +195,16 @@ class Decoder:
         return narrow(self.base, row.cache, [row.input]) is not None
 
     def _read_part(self) -> list[list[_Row]]:
-        """Read one part of the first long text; return it as a pass of its own if its last part is left to be read."""
+        """Read one part of the first long text; if only its last part is left, return it as a pass of its own."""
         if not self._reading:
             return []
         row, part = self._reading[0], self._read_tokens // 2
         causal = narrow(self.base, row.cache, [row.input])
-        if causal is not None and len(row.input.text) > part:
-            row.cache = causal.extend(row.cache, [row.input._replace(text=row.input.text[:part])]).cache
-            row.input = Input(row.input.text[part:], (), 0)
-        if len(row.input.text) > part:
-            return []
-        return [[self._reading.popleft()]]
+        if causal is None or len(row.input.text) <= part:
+            return [[self._reading.popleft()]]
+        row.cache = causal.extend(row.cache, [row.input._replace(text=row.input.text[:part])]).cache
+        row.input = Input(row.input.text[part:], (), 0)
+        return []
 
     def _split(self, rows: Sequence[_Row]) -> list[list[_Row]]:
         """Return the rows whose texts are read in one pass: those of alike lengths."""

@@ -22,7 +22,7 @@ from ptpipeline.serving.last_good import LastGood
 from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.refusals import Place, Refusals
 from ptpipeline.serving.resolver import read_name, read_promotion, read_tag, split_reference
-from ptpipeline.serving.served import Alias, Served, Split, State
+from ptpipeline.serving.served import Alias, Served, State, put_beside
 from ptpipeline.serving.servers import report_holdings, unfit_name
 from ptpipeline.serving.trials import Trials
 from ptpipeline.storage import ObjectStore
@@ -291,10 +291,7 @@ class Live:
         first, second = Served.of(held, place.alias, promotion.seq), None
         if beside:
             held = self._holdings.hold(source, place.task, beside.digest, beside.version)
-            second = Served.of(held, place.alias, promotion.seq)
-            split = None if beside.is_shadow else Split(promotion.version, beside.version)
-            first = first._replace(shadow=second if beside.is_shadow else None, split=split)
-            second = second._replace(split=split)
+            first, second = put_beside(first, Served.of(held, place.alias, promotion.seq), promotion)
         old = self._aliases.get(place)
         before = old.before if old else frozenset()
         if old and old.first.digest != first.digest:
@@ -335,7 +332,7 @@ class Live:
             return
         self.trials.keep([(row.task, row.alias, row.seq) for row in promotions if row.beside])
         try:
-            report_holdings(self.store, self.server, *told, self.trials.list(), self.trials.list_canaries())
+            report_holdings(self.store, self.server, *told, [*self.trials.list(), *self.trials.list_canaries()])
         except PtpError as error:  # the pointers keep what they name from being deleted too
             log.warning("the store was not told what this server holds: %s", error)
         self._reported = (told, self.clock())  # what the store did not take is told again in a minute, or if it changes

@@ -45,6 +45,14 @@ class Served(NamedTuple):
         return cls(held.manifest.task, held.number, held.digest, alias, held.manifest, seq)
 
 
+def put_beside(first: Served, second: Served, promotion: Promotion) -> tuple[Served, Served]:
+    """Return both versions of a promotion as they answer: the one with its shadow, or each with the other's number."""
+    if promotion.beside is None or promotion.beside.is_shadow:
+        return first._replace(shadow=second), second
+    split = Split(promotion.version, promotion.beside.version)
+    return first._replace(split=split), second._replace(split=split)
+
+
 class Alias(NamedTuple):
     """What an alias answers by; `second` is the version beside it, `before` what it named last, for a rollback."""
 

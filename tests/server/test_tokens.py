@@ -140,6 +140,19 @@ def test_a_token_asks_no_more_than_its_rate(guarded: tuple[Running, Path]) -> No
     assert classify(server, token).status_code == 429
 
 
+def test_names_that_nothing_has_count_too(guarded: tuple[Running, Path]) -> None:
+    """Each is looked up in the store, so nobody may ask for more of them than for texts."""
+    server, path = guarded
+    headers = {"Authorization": f"Bearer {make_token(path, 'guesser', [], 3)}"}
+    asked = [
+        httpx.post(f"{server.url}/v1/classify", json=ASK | {"model": "none@1"}, headers=headers),
+        httpx.post(f"{server.url}/v1/completions", json={"model": "none@2", "prompt": "x"}, headers=headers),
+        httpx.get(f"{server.url}/v1/models/none@3", headers=headers),
+        httpx.get(f"{server.url}/v1/models/none@4", headers=headers),
+    ]
+    assert [response.status_code for response in asked] == [404, 404, 404, 429]
+
+
 def test_a_damaged_file_of_tokens_lets_nobody_in(tmp_path: Path) -> None:
     path = tmp_path / "tokens.json"
     token = make_token(path, "friend", [], None)

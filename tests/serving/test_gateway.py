@@ -2,52 +2,36 @@
 
 import asyncio
 import functools
-import os
-import re
-import signal
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import torch
 
-from benchmarks.fixtures.s3_server import wait_until_healthy
 from ptpipeline.errors import (
-    BaseModelError,
     ContextError,
     DataError,
     NotFound,
     Overloaded,
     PtpError,
-    ServiceUnavailable,
-    SettingsError,
     TimedOut,
 )
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.load import load_vocabulary
 from ptpipeline.models.vocabulary import Vocabulary
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.prompts.initialise import compute_activations
 from ptpipeline.prompts.tensors import pack_ensemble
 from ptpipeline.records.prompts import Generation, Scoring
 from ptpipeline.serving import gateway as module
 from ptpipeline.serving.decoding import Decoder
 from ptpipeline.serving.engine import Engine, Question
-from ptpipeline.serving.gateway import Gateway, open_gateway
-from ptpipeline.serving.live import Live
+from ptpipeline.serving.gateway import Gateway
 from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.settings import Settings
-from ptpipeline.storage import FolderStore
 from tests.evaluation.probed import artifact, copied, embeddings, fields, tiny
-from tests.server.serving import fill
-from tests.serving.registered import Clock
 from tests.serving.vllm_server import Vllm, running_vllm
 from tests.tiny import tiny_project
 
@@ -243,23 +227,6 @@ def test_what_is_sent_is_a_tensor_in_the_smallest_type_that_is_exact(vllm: Vllm)
     assert Gateway(halved, vllm.url)._join(torch.zeros(2, 64, dtype=torch.bfloat16), ids).dtype == torch.float32
 
 
-# ---------------------------------------------------------------- what vLLM is not asked
-
-
-def test_no_request_has_a_penalty_whatever_the_base_states(vllm: Vllm) -> None:
-    one, writing = made(), made(**WRITING)
-    classified(vllm, one)
-    pieces(vllm, writing, "a scene", Sampling())
-    neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "top_k": 0, "min_p": 0.0}
-    assert [{name: body.get(name) for name in neutral} for body in vllm.asked] == [neutral] * len(vllm.asked)
-    assert not vllm.dead
-
-
-def test_no_request_holds_the_text(vllm: Vllm) -> None:
-    classified(vllm, made(), ["lovely secret"])
-    assert not any("secret" in str(body) for body in vllm.asked)
-
-
 # ---------------------------------------------------------------- one text alone
 
 
@@ -301,111 +268,6 @@ def test_a_prompt_that_was_dropped_is_not_found(vllm: Vllm) -> None:
         await opened.classify(one.digest, [{"text": "a"}], 5.0)
 
     with pytest.raises(NotFound, match="is held here"):
-        ask(vllm, use, one)
-
-
-# ---------------------------------------------------------------- a server that is not what it should be
-
-
-def test_a_base_with_other_embeddings_is_refused() -> None:
-    other = copied(tiny())
-    torch.manual_seed(0)
-    other.model.get_input_embeddings().weight.add_(0.5 * torch.randn_like(other.model.get_input_embeddings().weight))
-    with running_vllm(other) as server:
-        error = refusal(server, made())
-        assert isinstance(error, BaseModelError)
-        assert "whose embeddings are not those of tiny" in str(error)
-
-
-def test_a_prompt_of_another_base_is_refused(vllm: Vllm) -> None:
-    foreign = made(base_model=tiny().ref.model_copy(update={"fingerprint": "f" * 64}))
-    assert "trained on base model tiny" in str(refusal(vllm, foreign))
-
-
-def test_a_prefix_is_refused(vllm: Vllm) -> None:
-    prefix = artifact(tiny(), compute_activations(tiny(), embeddings(tiny())), method="prefix")
-    assert "a prefix is keys and values, and vLLM takes embeddings only" in str(refusal(vllm, prefix))
-
-
-@pytest.mark.parametrize(
-    ("options", "kind", "sentence"),
-    [
-        ({"prompt_embeds": False}, BaseModelError, "You must set `--enable-prompt-embeds`"),
-        ({"token_ids": False}, BaseModelError, "run vLLM 0.26 or later"),
-        ({"logits": True}, BaseModelError, "start it without --logprobs-mode"),
-        ({"key": "k" * 20}, SettingsError, "set PTP_UPSTREAM_KEY"),
-        ({"busy": True}, Overloaded, "takes no more requests now"),
-        ({"dead": True}, TimedOut, "answered 500; its log says why"),
-    ],
-)
-def test_a_server_that_cannot_answer_holds_no_prompt(
-    options: dict[str, Any], kind: type[PtpError], sentence: str
-) -> None:
-    with running_vllm(tiny(), **options) as server:
-        error = refusal(server, made())
-        assert isinstance(error, kind)
-        assert sentence in str(error)
-
-
-def test_a_server_that_starts_before_vllm_does_answers_once_that_is_up(vllm: Vllm, tmp_path: Path) -> None:
-    store, clock = FolderStore(tmp_path / "store"), Clock()
-    fill(store)
-    opened = Gateway(vocabulary(), vllm.url)
-    live = Live(store, opened, tmp_path / "home", clock=clock)
-    vllm.dead = True
-    live.poll()
-    assert {one.reason for one in live.observe().refused} == {f"vLLM at {vllm.url} answered 500; its log says why"}
-    assert live.observe().trouble == ""  # the store is there
-    vllm.dead = False
-    clock.now += 10
-    live.poll()
-    assert (live.find("movies").name, live.observe().refused) == ("movies@2", [])
-
-
-def test_the_key_of_the_environment_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PTP_UPSTREAM_KEY", "k" * 20)
-    prepared = prepare_base("tiny", Settings(home=tmp_path / "home", tasks=tiny_project(tmp_path / "project")))
-    with running_vllm(tiny(), key="k" * 20) as server:
-        open_gateway(prepared, server.url).hold(made())
-    assert {body["model"] for body in server.asked} == {"base"}
-
-
-def test_adapters_and_further_names_are_the_same_base(vllm: Vllm) -> None:
-    vllm.models = [("other-name", "/base", None), ("base", "/base", None), ("lora", "/lora", "base")]
-    vllm.name = "other-name"
-    assert [type(answer) for answer in classified(vllm, made(), ["a"])] == [dict]
-
-
-def test_what_serves_several_bases_is_refused(vllm: Vllm) -> None:
-    vllm.models = [("base", "/base", None), ("large", "/large", None)]
-    error = refusal(vllm, made())
-    assert isinstance(error, SettingsError)
-    assert "serves ['/base', '/large']; name a vLLM server, which serves one base" in str(error)
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["gpu:8000", "ftp://gpu", "http://", "http://me:word@gpu:8000", "http://gpu:port", "http://[", "\0", "http://a\nb"],
-)
-def test_an_address_that_is_none_is_refused(url: str) -> None:
-    with pytest.raises(SettingsError, match="--upstream: expected the address of a vLLM server without a password"):
-        Gateway(vocabulary(), url)
-
-
-def test_a_key_that_no_header_can_hold_is_refused_without_being_told() -> None:
-    with pytest.raises(SettingsError, match="PTP_UPSTREAM_KEY: expected printable ASCII") as refused:
-        Gateway(vocabulary(), "http://gpu:8000", "se\u00efcret\n")
-    assert "cret" not in str(refused.value)
-
-
-def test_a_server_that_is_gone_is_told_as_gone(vllm: Vllm) -> None:
-    one = made()
-
-    async def use(opened: Gateway) -> None:
-        opened._upstream = type(opened._upstream)("http://127.0.0.1:1")
-        await opened.classify(one.digest, [{"text": "a"}], 5.0)
-
-    with pytest.raises(ServiceUnavailable, match=r"does not answer \(ConnectError\); is it up"):
         ask(vllm, use, one)
 
 
@@ -467,55 +329,3 @@ def test_a_server_that_ends_answers_what_it_took_and_takes_no_more(vllm: Vllm) -
         return await taken
 
     assert [type(answer) for answer in ask(vllm, use, one)] == [dict]
-
-
-# ---------------------------------------------------------------- the whole of it
-
-
-def test_ptp_serve_answers_by_vllm(vllm: Vllm, tmp_path: Path) -> None:
-    tiny_project(tmp_path)
-    store = FolderStore(tmp_path / "store")
-    published = fill(store)
-    environment = {**os.environ, "PTP_HOME": str(tmp_path / "home"), "PTP_TASKS": str(tmp_path / "tasks")}
-    environment["PTP_STORE"] = store.url
-    log, command = (
-        tmp_path / "log",
-        [sys.executable, "-m", "flows.cli", "serve", "--anyone", "--port", "0", "--drain", "0"],
-    )
-    with log.open("ab") as output:
-        process = subprocess.Popen(
-            [*command, "--upstream", vllm.url], stderr=output, env=environment, start_new_session=True
-        )
-    try:
-        address = wait_for_address(log, process)
-        wait_until_healthy(f"{address}/readyz", process, log)
-        with httpx.Client(base_url=address, timeout=60) as client:
-            told = client.post("/v1/classify", json={"model": "movies@1", "input": TEXTS[:2]})
-            assert [row["probabilities"] for row in told.json()["data"]] == [
-                pytest.approx(expected, abs=1e-4) for expected in by_engine(published["first"], TEXTS[:2])
-            ]
-            assert told.headers["x-ptp-digest"] == published["first"].digest
-            engine = Engine(tiny())
-            engine.load(published["writer"])
-            written = client.post("/v1/completions", json={"model": "writer", "prompt": "a scene"}).json()
-            question = Question(published["writer"].digest, {"text": "a scene"})
-            assert written["choices"][0]["text"] == engine.generate([question])[0]
-            penalised = {"model": "writer", "prompt": "a scene", "presence_penalty": 0.5}
-            refused = client.post("/v1/completions", json=penalised)
-            assert (refused.status_code, "presence_penalty is not supported" in refused.text) == (400, True)
-        process.terminate()
-        assert process.wait(60) == 0
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def wait_for_address(log: Path, process: subprocess.Popen[bytes], seconds: float = 120) -> str:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and process.poll() is None:
-        found = re.search(r"serving at (http://\S+)", log.read_text())
-        if found:
-            return found[1]
-        time.sleep(0.1)
-    raise RuntimeError(log.read_text()[-2000:])

@@ -2,14 +2,30 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError
+from ptpipeline.errors import BaseModelError, Overloaded, PtpError, ServiceUnavailable, SettingsError, TimedOut
+from ptpipeline.models.base import prepare_base
+from ptpipeline.prompts.initialise import compute_activations
+from ptpipeline.serving.gateway import Gateway, open_gateway
+from ptpipeline.serving.live import Live
+from ptpipeline.serving.service import Sampling
 from ptpipeline.serving.vllm import MAX_ANSWER, Upstream
+from ptpipeline.settings import Settings
+from ptpipeline.storage import FolderStore
+from tests.evaluation.probed import artifact, copied, embeddings, tiny
 from tests.http_server import Quiet, serve
+from tests.server.serving import fill
+from tests.serving.registered import Clock
+from tests.serving.test_gateway import WRITING, ask, classified, made, pieces, refusal, vllm, vocabulary
+from tests.serving.vllm_server import Vllm, running_vllm
+from tests.tiny import tiny_project
+
+__all__ = ["vllm"]  # a fixture
 
 EVENT = b'data: {"choices": [{"index": 0, "text": "a", "finish_reason": %s}]}\n\n'
 
@@ -103,3 +119,122 @@ def test_what_is_no_stream_of_text_ends_in_a_sentence(kind: str) -> None:
 )
 def test_a_refusal_is_told_without_what_a_terminal_acts_upon(status: int, body: bytes, sentence: str) -> None:
     assert sentence in str(told(body, lambda upstream: upstream.find_model(), status))
+
+
+# ---------------------------------------------------------------- in front of a gateway
+
+
+def test_a_base_with_other_embeddings_is_refused() -> None:
+    other = copied(tiny())
+    torch.manual_seed(0)
+    other.model.get_input_embeddings().weight.add_(0.5 * torch.randn_like(other.model.get_input_embeddings().weight))
+    with running_vllm(other) as server:
+        error = refusal(server, made())
+        assert isinstance(error, BaseModelError)
+        assert "whose embeddings are not those of tiny" in str(error)
+
+
+def test_a_prompt_of_another_base_is_refused(vllm: Vllm) -> None:
+    foreign = made(base_model=tiny().ref.model_copy(update={"fingerprint": "f" * 64}))
+    assert "trained on base model tiny" in str(refusal(vllm, foreign))
+
+
+def test_a_prefix_is_refused(vllm: Vllm) -> None:
+    prefix = artifact(tiny(), compute_activations(tiny(), embeddings(tiny())), method="prefix")
+    assert "a prefix is keys and values, and vLLM takes embeddings only" in str(refusal(vllm, prefix))
+
+
+@pytest.mark.parametrize(
+    ("options", "kind", "sentence"),
+    [
+        ({"prompt_embeds": False}, BaseModelError, "You must set `--enable-prompt-embeds`"),
+        ({"token_ids": False}, BaseModelError, "run vLLM 0.26 or later"),
+        ({"logits": True}, BaseModelError, "start it without --logprobs-mode"),
+        ({"key": "k" * 20}, SettingsError, "set PTP_UPSTREAM_KEY"),
+        ({"busy": True}, Overloaded, "takes no more requests now"),
+        ({"dead": True}, TimedOut, "answered 500; its log says why"),
+    ],
+)
+def test_a_server_that_cannot_answer_holds_no_prompt(
+    options: dict[str, Any], kind: type[PtpError], sentence: str
+) -> None:
+    with running_vllm(tiny(), **options) as server:
+        error = refusal(server, made())
+        assert isinstance(error, kind)
+        assert sentence in str(error)
+
+
+def test_a_server_that_starts_before_vllm_does_answers_once_that_is_up(vllm: Vllm, tmp_path: Path) -> None:
+    store, clock = FolderStore(tmp_path / "store"), Clock()
+    fill(store)
+    opened = Gateway(vocabulary(), vllm.url)
+    live = Live(store, opened, tmp_path / "home", clock=clock)
+    vllm.dead = True
+    live.poll()
+    assert {one.reason for one in live.observe().refused} == {f"vLLM at {vllm.url} answered 500; its log says why"}
+    assert live.observe().trouble == ""  # the store is there
+    vllm.dead = False
+    clock.now += 10
+    live.poll()
+    assert (live.find("movies").name, live.observe().refused) == ("movies@2", [])
+
+
+def test_the_key_of_the_environment_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTP_UPSTREAM_KEY", "k" * 20)
+    prepared = prepare_base("tiny", Settings(home=tmp_path / "home", tasks=tiny_project(tmp_path / "project")))
+    with running_vllm(tiny(), key="k" * 20) as server:
+        open_gateway(prepared, server.url).hold(made())
+    assert {body["model"] for body in server.asked} == {"base"}
+
+
+def test_adapters_and_further_names_are_the_same_base(vllm: Vllm) -> None:
+    vllm.models = [("other-name", "/base", None), ("base", "/base", None), ("lora", "/lora", "base")]
+    vllm.name = "other-name"
+    assert [type(answer) for answer in classified(vllm, made(), ["a"])] == [dict]
+
+
+def test_what_serves_several_bases_is_refused(vllm: Vllm) -> None:
+    vllm.models = [("base", "/base", None), ("large", "/large", None)]
+    error = refusal(vllm, made())
+    assert isinstance(error, SettingsError)
+    assert "serves ['/base', '/large']; name a vLLM server, which serves one base" in str(error)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["gpu:8000", "ftp://gpu", "http://", "http://me:word@gpu:8000", "http://gpu:port", "http://[", "\0", "http://a\nb"],
+)
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(SettingsError, match="--upstream: expected the address of a vLLM server without a password"):
+        Gateway(vocabulary(), url)
+
+
+def test_a_key_that_no_header_can_hold_is_refused_without_being_told() -> None:
+    with pytest.raises(SettingsError, match="PTP_UPSTREAM_KEY: expected printable ASCII") as refused:
+        Gateway(vocabulary(), "http://gpu:8000", "se\u00efcret\n")
+    assert "cret" not in str(refused.value)
+
+
+def test_a_server_that_is_gone_is_told_as_gone(vllm: Vllm) -> None:
+    one = made()
+
+    async def use(opened: Gateway) -> None:
+        opened._upstream = type(opened._upstream)("http://127.0.0.1:1")
+        await opened.classify(one.digest, [{"text": "a"}], 5.0)
+
+    with pytest.raises(ServiceUnavailable, match=r"does not answer \(ConnectError\); is it up"):
+        ask(vllm, use, one)
+
+
+def test_no_request_has_a_penalty_whatever_the_base_states(vllm: Vllm) -> None:
+    one, writing = made(), made(**WRITING)
+    classified(vllm, one)
+    pieces(vllm, writing, "a scene", Sampling())
+    neutral = {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0, "top_k": 0, "min_p": 0.0}
+    assert [{name: body.get(name) for name in neutral} for body in vllm.asked] == [neutral] * len(vllm.asked)
+    assert not vllm.dead
+
+
+def test_no_request_holds_the_text(vllm: Vllm) -> None:
+    classified(vllm, made(), ["lovely secret"])
+    assert not any("secret" in str(body) for body in vllm.asked)

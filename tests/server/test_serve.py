@@ -1,0 +1,72 @@
+"""`ptp serve` as a process: here in front of a server that speaks vLLM's format."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from benchmarks.fixtures.s3_server import wait_until_healthy
+from ptpipeline.serving.engine import Engine, Question
+from ptpipeline.storage import FolderStore
+from tests.evaluation.probed import tiny
+from tests.server.serving import fill
+from tests.serving.test_gateway import TEXTS, by_engine, vllm
+from tests.serving.vllm_server import Vllm
+from tests.tiny import tiny_project
+
+__all__ = ["vllm"]  # a fixture
+
+
+def test_ptp_serve_answers_by_vllm(vllm: Vllm, tmp_path: Path) -> None:
+    tiny_project(tmp_path)
+    store = FolderStore(tmp_path / "store")
+    published = fill(store)
+    environment = {**os.environ, "PTP_HOME": str(tmp_path / "home"), "PTP_TASKS": str(tmp_path / "tasks")}
+    environment["PTP_STORE"] = store.url
+    log, command = (
+        tmp_path / "log",
+        [sys.executable, "-m", "flows.cli", "serve", "--anyone", "--port", "0", "--drain", "0"],
+    )
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            [*command, "--upstream", vllm.url], stderr=output, env=environment, start_new_session=True
+        )
+    try:
+        address = wait_for_address(log, process)
+        wait_until_healthy(f"{address}/readyz", process, log)
+        with httpx.Client(base_url=address, timeout=60) as client:
+            told = client.post("/v1/classify", json={"model": "movies@1", "input": TEXTS[:2]})
+            assert [row["probabilities"] for row in told.json()["data"]] == [
+                pytest.approx(expected, abs=1e-4) for expected in by_engine(published["first"], TEXTS[:2])
+            ]
+            assert told.headers["x-ptp-digest"] == published["first"].digest
+            engine = Engine(tiny())
+            engine.load(published["writer"])
+            written = client.post("/v1/completions", json={"model": "writer", "prompt": "a scene"}).json()
+            question = Question(published["writer"].digest, {"text": "a scene"})
+            assert written["choices"][0]["text"] == engine.generate([question])[0]
+            penalised = {"model": "writer", "prompt": "a scene", "presence_penalty": 0.5}
+            refused = client.post("/v1/completions", json=penalised)
+            assert (refused.status_code, "presence_penalty is not supported" in refused.text) == (400, True)
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_for_address(log: Path, process: subprocess.Popen[bytes], seconds: float = 120) -> str:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and process.poll() is None:
+        found = re.search(r"serving at (http://\S+)", log.read_text())
+        if found:
+            return found[1]
+        time.sleep(0.1)
+    raise RuntimeError(log.read_text()[-2000:])
