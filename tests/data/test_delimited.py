@@ -399,3 +399,83 @@ def test_a_header_line_is_no_row_however_its_names_are_written(tmp_path: Path) -
     for header in ("\u200bText ,n", "cafe,LABEL", "'text',n"):
         with pytest.raises(DataError, match="line 1"):
             load(tmp_path, f"{header}\na,bad\n", columns=["text", "label"])
+
+
+# ---------------------------------------------------------------- what databases, R and Arrow write
+
+
+def quote(cell: str) -> str:
+    return '"' + cell.replace('"', '""') + '"'
+
+
+@FEW
+@given(ROWS, st.sampled_from([(",", "write.csv"), (";", "write.csv2"), ("\t", "write.table")]), st.booleans())
+def test_what_r_writes_is_read_back(
+    tmp_path: Path, rows: list[tuple[str, str, str]], style: tuple[str, str], names: bool
+) -> None:
+    """Every text in quotes, numbered rows under an empty name, lines by a line feed."""
+    delimiter, _ = style
+    lines = [('""', *map(quote, ("text", "label", "more")))]
+    lines += [(f'"{number}"', *map(quote, row)) for number, row in enumerate(rows, 1)]
+    body = "".join(delimiter.join(line if names else line[1:]) + "\n" for line in lines)
+    assume(not any("\r" in cell for row in rows for cell in row))
+    assert pairs(load(tmp_path, body, delimiter=delimiter)) == kept(rows)
+
+
+@FEW
+@given(ROWS, st.sampled_from([",", ";", "|", "\t"]))
+def test_what_copy_of_postgresql_writes_as_csv_is_read_back(
+    tmp_path: Path, rows: list[tuple[str, str, str]], delimiter: str
+) -> None:
+    """COPY TO ... CSV HEADER quotes what holds a delimiter, a quote or a line end, and an empty text; NULL is empty."""
+
+    def write(cell: str) -> str:
+        return quote(cell) if cell in ("", "\\.") or set(cell) & {delimiter, '"', "\r", "\n"} else cell
+
+    body = "".join(delimiter.join(map(write, row)) + "\n" for row in [("text", "label", "more"), *rows])
+    assert pairs(load(tmp_path, body, delimiter=delimiter)) == kept(rows)
+
+
+@FEW
+@given(ROWS, st.sampled_from([",", ";", "\t", "|"]), st.sampled_from(["needed", "all_valid"]))
+def test_what_arrow_writes_is_read_back(
+    tmp_path: Path, rows: list[tuple[str, str, str]], delimiter: str, quoting: str
+) -> None:
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    columns = dict(zip(("text", "label", "more"), map(list, zip(*rows, strict=True)), strict=True))
+    options = arrow_csv.WriteOptions(delimiter=delimiter, quoting_style=quoting)
+    arrow_csv.write_csv(pa.table(columns), tmp_path / "rows.csv", options)
+    assert pairs(read(tmp_path / "rows.csv", delimiter=delimiter)) == kept(rows)
+
+
+@FEW
+@given(ROWS)
+def test_what_spreadsheets_of_the_mac_write_is_read_back(tmp_path: Path, rows: list[tuple[str, str, str]]) -> None:
+    """Lines by a carriage return, a mark in front, and quotes where they are needed."""
+    assume(not any("\n" in cell for row in rows for cell in row))
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\r").writerows([("text", "label", "more"), *rows])
+    assert pairs(load(tmp_path, b"\xef\xbb\xbf" + buffer.getvalue().encode())) == kept(rows)
+
+
+@FEW
+@given(ROWS, st.sampled_from([",", ";", "\t"]), st.sampled_from(["\n", "\r\n"]))
+def test_a_dialect_that_is_not_as_the_source_says_is_read_as_the_message_says(
+    tmp_path: Path, rows: list[tuple[str, str, str]], delimiter: str, end: str
+) -> None:
+    """Read as csv with commas: the same rows, or one sentence whose setting reads them."""
+    assume(not any("\r" in cell for row in rows for cell in row))
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, delimiter=delimiter, quoting=csv.QUOTE_ALL, lineterminator=end).writerows(
+        [("text", "label", "more"), *rows]
+    )
+    source: dict[str, Any] = {}
+    if delimiter != ",":
+        with pytest.raises(DataError) as raised:
+            load(tmp_path, buffer.getvalue())
+        advised = re.search(r'set data\.source\.delimiter: (".*")$', str(raised.value))
+        assert advised, str(raised.value)
+        source = {"delimiter": YAML(typ="safe").load(advised[1])}
+    assert pairs(load(tmp_path, buffer.getvalue(), **source)) == kept(rows)
