@@ -96,3 +96,22 @@ def test_lines_in_another_encoding_are_told_with_a_command_that_works(
 def test_a_nul_within_a_line_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\0b\n\0\n")))
     assert read_lines() == ["a\0b", "\0"]
+
+
+@pytest.mark.parametrize(
+    ("body", "lines"),
+    [
+        ("one two\nthree\u2028four\nfive\u2028six\n".encode(), ["one two", "three\u2028four", "five\u2028six"]),
+        (b"a\x0cb\x0bc\x1cd\n\n \nlast", ["a\x0cb\x0bc\x1cd", "", " ", "last"]),
+        (b"\xef\xbb\xbfa\r\nb\r\n", ["a", "b"]),
+    ],
+)
+def test_a_line_feed_alone_ends_a_line(monkeypatch: pytest.MonkeyPatch, body: bytes, lines: list[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(body)))
+    assert read_lines() == lines
+
+
+def test_a_line_that_is_not_utf8_is_named_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"good film\ncaf\xe9 film\n")))
+    with pytest.raises(DataError, match=r"standard input, line 2: not UTF-8 \(byte 0xe9 at place 4\)"):
+        read_lines()
