@@ -106,7 +106,7 @@ class _Records:
         )  # of the record before and of this one: by a carriage return alone
         self.usual = False  # how the lines of the file end
         self.wanted: Sequence[Wanted] = ()
-        self.first = source.columns is None  # whether the next record is the first one behind a header line
+        self.first = False  # whether the next record is the first one behind a header line
         self.tsv = source.format == "tsv"
         self.delimiter = "\t" if self.tsv else source.delimiter or ","
         self.begun = self._take_directive(source)  # the lines that were read to look at them
@@ -118,6 +118,7 @@ class _Records:
         """Read the column names in the first line that is not blank, or take those that the task gives.
 
         A first line with all wanted names is the header, whatever the task gives: no row has the names of its columns.
+        If it lacks the name of the first column, as R writes it, those that the task gives are taken.
         """
         self.wanted = wanted
         first = next(self.stream, None)
@@ -131,7 +132,10 @@ class _Records:
             self._check_row(first, at)
             self.stream = chain([first], self.stream)
             return Layout(source.columns, at)
-        return Layout(first, locate(self.name, first, wanted))
+        self.first = True
+        given = source.columns or []
+        names = given if len(given) == len(first) + 1 else first
+        return Layout(names, locate(self.name, names, wanted))
 
     def rows(self, layout: Layout) -> Iterator[list[str]]:
         """Yield the rows, each with as many fields as there are columns."""

@@ -167,6 +167,9 @@ def test_row_names_that_the_header_line_lacks_are_told(tmp_path: Path, delimiter
     ):
         load(tmp_path, body, delimiter=delimiter)
     assert pairs(load(tmp_path, f'"row"{delimiter}{body}', delimiter=delimiter)) == AB
+    assert pairs(load(tmp_path, body, delimiter=delimiter, columns=["row", "text", "label"])) == AB
+    with pytest.raises(DataError, match="the rows begin with a name or number"):
+        load(tmp_path, body, delimiter=delimiter, columns=["text", "label"])
 
 
 def test_a_tsv_whose_header_is_quoted_is_told_with_the_setting_that_reads_it(tmp_path: Path) -> None:
