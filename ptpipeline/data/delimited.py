@@ -16,6 +16,7 @@ from ptpipeline.data.dialect import (
     BEHIND,
     SINGLE,
     advise_delimiter,
+    advise_format,
     advise_header,
     advise_row,
     are_single_quoted,
@@ -226,15 +227,17 @@ class _Records:
             )
         lines = self._read_lines(start, end)
         where = f"line {start}" if start == end else f"lines {start} to {end}"
-        width = len(self.source.columns or ())
-        sign = find_delimiter(lines, self.wanted) or guess_delimiter(lines, width) if self.line == 0 else None
-        if sign is not None:
-            return f"{where}: {advise_delimiter(sign)}"
+        if self.line == 0 and (other := self._advise_first(lines)) is not None:
+            return f"{where}: {other}"
         fix = BACKSLASH if '\\"' in lines else BEHIND
         more = "" if start == end else f"; if the quote in line {start} should close there, close it"
         return f"{where}: {fix}{more}"
 
     # ---------------------------------------------------------------- header
+
+    def _advise_first(self, lines: str) -> str | None:
+        sign = find_delimiter(lines, self.wanted) or guess_delimiter(lines, len(self.source.columns or ()))
+        return advise_format(lines) or (None if sign is None else advise_delimiter(sign))
 
     def _check_header(self, names: list[str], wanted: Sequence[Wanted]) -> None:
         """Raise DataError if a wanted column is not there, with what may be the reason."""

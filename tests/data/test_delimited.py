@@ -197,8 +197,9 @@ def test_a_web_page_is_told(tmp_path: Path) -> None:
 
 def test_other_formats_in_a_text_file_are_told_with_the_setting_that_reads_them(tmp_path: Path) -> None:
     rows = '{"text": "a", "label": "bad"}\n{"text": "b", "label": "good"}\n'
-    with pytest.raises(DataError, match=r"set data\.source\.format: jsonl"):
-        load(tmp_path, rows)
+    for body in (rows, rows.replace(", ", ","), rows.replace(": ", ":")):
+        with pytest.raises(DataError, match=r"set data\.source\.format: jsonl$"):
+            load(tmp_path, body)
     assert pairs(load(tmp_path, rows, "jsonl")) == AB
     with pytest.raises(DataError, match=r"if ',' separates the columns, set data\.source\.format: csv"):
         load(tmp_path, "text,label\na,bad\nb,good\n", "tsv")
