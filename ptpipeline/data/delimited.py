@@ -15,6 +15,7 @@ from ptpipeline.data.dialect import (
     BACKSLASH,
     BEHIND,
     SINGLE,
+    USUAL,
     advise_delimiter,
     advise_format,
     advise_header,
@@ -237,6 +238,7 @@ class _Records:
 
     def _advise_first(self, lines: str) -> str | None:
         sign = find_delimiter(lines, self.wanted) or guess_delimiter(lines, len(self.source.columns or ()))
+        sign = sign or next((one for one in USUAL if one != self.delimiter and f'"{one}"' in lines), None)
         return advise_format(lines) or (None if sign is None else advise_delimiter(sign))
 
     def _check_header(self, names: list[str], wanted: Sequence[Wanted]) -> None:

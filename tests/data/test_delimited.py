@@ -150,6 +150,17 @@ def test_another_layout_is_told_with_the_setting_that_reads_it(
     assert [(text.removesuffix(", x"), label) for text, label in pairs(load(tmp_path, body, **source)) if text] == AB
 
 
+def test_a_delimiter_between_quotes_is_told_if_the_names_are_others(tmp_path: Path) -> None:
+    body = '"text\n(full)";"label"\n"a";"bad"\n"b";"good"\n'
+    with pytest.raises(
+        DataError, match=r"lines 1 to 2: if ';' separates the columns, set data\.source\.delimiter: \";\"$"
+    ):
+        load(tmp_path, body)
+    wanted = (Wanted("text\n(full)", "text", text=True), WANTED[1])
+    table = load(tmp_path, body, wanted=wanted, delimiter=";")
+    assert table.columns["text\n(full)"].cells == ["a", "b"]
+
+
 def test_a_delimiter_beside_given_columns_is_told_with_the_setting_that_reads_it(tmp_path: Path) -> None:
     names = ["text", "label"]
     with pytest.raises(DataError, match=r"line 1 has 1 field, expected 2; .* set data\.source\.delimiter: \";\""):
