@@ -209,6 +209,17 @@ def test_this_machine_is_reached_directly(given: dict[str, str], exempt: str | N
     assert again == environment
 
 
+def test_whoever_loads_the_settings_reaches_this_machine_directly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTP_HOME", str(tmp_path))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:59777")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.setenv(name, "")
+    load_settings()
+    assert os.environ["no_proxy"] == os.environ["NO_PROXY"] == "127.0.0.1,localhost,::1"
+
+
 @pytest.mark.parametrize(
     ("address", "own"),
     [

@@ -49,6 +49,7 @@ def draft_task(settings: "Settings", file: Path, form: str | None, given: Mappin
     from flows.cli.render import print_table
     from flows.on_demand.draft import (
         Choice,
+        find_cases,
         find_facts,
         guess_label,
         guess_text,
@@ -66,6 +67,10 @@ def draft_task(settings: "Settings", file: Path, form: str | None, given: Mappin
     say(f"{file}: {sketch.rows} rows")
     print_table([_column_row(one._asdict()) for one in sketch.seen], as_json=False)
     bases = list_bases(settings.tasks)
+    if sketch.twice:
+        say(f"columns of one name are not taken: {_tell_twice(sketch)}")
+    if given["text"] is None and guess_text(sketch) is None and sketch.twice:
+        raise DataError(f"no column looks like the text: name one with --text; {_tell_twice(sketch)}")
     text = _choose("text", "The column of texts", given["text"], guess_text(sketch), ask)
     label = _choose("label", "The column of labels", given["label"], guess_label(sketch, text), ask)
     base = _choose("base", f"The base model ({', '.join(bases)})", given["base"], bases[0], ask)
@@ -76,6 +81,10 @@ def draft_task(settings: "Settings", file: Path, form: str | None, given: Mappin
     if ask and None in given.values() and not typer.confirm(f"Write {settings.tasks / name}.yaml?", default=True):
         return
     path, task = write(sketch, choice, facts, settings)
+    for one, two in find_cases(facts.labels):
+        say(
+            f"note: labels: {one!r} and {two!r} differ in case alone; if they are one, give it one spelling", sys.stderr
+        )
     for place, sentence in advise_task(task).items():
         say(f"note: {'.'.join(place)}: {sentence}", sys.stderr)
     say(f"wrote {path}; next: `ptp ingest {name}`, then `ptp run {name}`")
@@ -89,6 +98,10 @@ def _choose(option: str, question: str, given: str | None, guess: str | None, as
     if guess is None:
         raise DataError(f"no column looks like the {option}: name one with --{option}")
     return guess
+
+
+def _tell_twice(sketch: "Sketch") -> str:
+    return ", ".join(f"{name!r} is the name of {count} columns" for name, count in sketch.twice.items())
 
 
 def _column_row(seen: Mapping[str, object]) -> dict[str, object]:

@@ -1,9 +1,8 @@
 """What the verbs that read a file of rows share: an advice for a task file becomes one for their own options."""
 
-import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 from ptpipeline.errors import DataError
 
@@ -35,7 +34,7 @@ def naming_options(delimiter: bool = True) -> Iterator[None]:
 
 def read_delimiter(given: str | None) -> str | None:
     """Return the character that an option names, which may be written as in a task file: `\\t`, `\\u0001`."""
-    if given is not None and given.startswith("\\"):
-        with suppress(ValueError):
-            return str(json.loads(f'"{given}"'))
-    return given
+    if given == "\\t":
+        return "\t"
+    code = re.fullmatch(r"\\u([0-9a-fA-F]{4})", given or "")
+    return chr(int(code[1], 16)) if code else given

@@ -3,11 +3,13 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import combinations, islice
 from pathlib import Path
 from typing import NamedTuple
 
 from ptpipeline.archives import unfold
+from ptpipeline.data.dialect import PAGE, USUAL, is_page, split
 from ptpipeline.data.files import list_columns, load_file
 from ptpipeline.data.local import check_rows_file
 from ptpipeline.data.near import normalise
@@ -23,6 +25,8 @@ from ptpipeline.task.labels import MAX_LABELS
 from ptpipeline.task.source import Source, find_format
 from ptpipeline.task.task import Task
 
+LOOKED_AT = 1000  # lines that tell the dialect
+_QUOTED = re.compile(r'(^|\t)"(?:[^\t"]|"")*""(?:[^\t"]|"")*"(\t|[\r\n]*$)')  # a field of a tsv as csv quotes it
 _UNPRINTABLE = re.compile("[\x7f-\x9f\u2028\u2029\ufeff]")  # YAML refuses or folds them unless they are escaped
 _TEXT = (
     "text",
@@ -61,12 +65,16 @@ class Seen(NamedTuple):
 
 
 class Sketch(NamedTuple):
-    """A file of rows as it was found: the source that reads it, its plain columns, and what is in them."""
+    """A file of rows as it was found: the source that reads it, its plain columns, and what is in them.
+
+    `twice` counts the columns of each name that stands there several times: none of them is taken.
+    """
 
     source: Source
     table: Table
     rows: int
     seen: list[Seen]
+    twice: dict[str, int]
 
 
 class Choice(NamedTuple):
@@ -94,24 +102,34 @@ def look(path: Path, form: str | None, home: Path) -> Sketch:
     check_rows_file(resolve_path(path), str(path))
     source = Source.model_validate({"path": str(path), "format": form or find_format(path)})
     with unfold(resolve_path(path), str(path), home) as plain:
-        source = _choose_delimiter(source, plain)
+        source = source if form == "tsv" else _choose_dialect(source, plain)
         counts = Counter(list_columns(str(path), plain, source))
         names = [name for name, count in counts.items() if name.strip() and count == 1]
         if not names:
             raise DataError(f"{path}: no column of plain values; expected at least one of texts and one of labels")
+        if is_page(names[0]):
+            raise DataError(f"{path}: {PAGE}")
         table = load_file(str(path), plain, source, [Wanted(name, "text") for name in names])
     rows = len(next(iter(table.columns.values())).cells)
-    return Sketch(source, table, rows, [_see(name, table) for name in names])
+    twice = {name: count for name, count in counts.items() if count > 1}
+    return Sketch(source, table, rows, [_see(name, table) for name in names], twice)
 
 
-def _choose_delimiter(source: Source, path: Path) -> Source:
-    """Return the source with the delimiter that parts the first line into the most names, if it is not the comma."""
-    if source.format != "csv":
+def _choose_dialect(source: Source, path: Path) -> Source:
+    """Return the source with the delimiter that parts the first line with names into the most, if it is no comma; a tsv
+    with the quotes of a csv becomes a csv.
+    """
+    if source.format not in ("csv", "tsv"):
         return source
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        first = file.readline(65536)
-    best = max((",", ";", "\t", "|"), key=first.count)
-    return source if best == "," or not first.count(best) else source.model_copy(update={"delimiter": best})
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
+        lines = [line for line in islice(file, LOOKED_AT) if line.strip()]
+    first = next((line for line in lines if not line.lower().lstrip('"').startswith("sep=")), "")
+    best = max(USUAL, key=lambda sign: len(split(first, sign)))
+    quoted = any(map(_QUOTED.search, lines)) or first.startswith('"')
+    if source.format == "tsv" and best == "\t" and not quoted:
+        return source
+    several = len(split(first, best)) > 1
+    return source.model_copy(update={"format": "csv", "delimiter": best if several and best != "," else None})
 
 
 def _see(name: str, table: Table) -> Seen:
@@ -163,9 +181,33 @@ def find_facts(sketch: Sketch, choice: Choice, tasks: Path) -> Facts:
             f"{sketch.source.path}: the column {choice.label!r} has {len(labels)} different values; expected 2 to "
             f"{MAX_LABELS} labels: name another column with --label"
         )
+    _check_labels(sketch, choice, labels)
     repeated = sum(count - 1 for count in Counter(map(normalise, texts)).values())
     unit, lengths = _measure(texts, choice.base, tasks)
     return Facts(dict(labels.most_common()), len(cells) - labels.total(), repeated, sorted(lengths), unit)
+
+
+def _check_labels(sketch: Sketch, choice: Choice, labels: Counter[str]) -> None:
+    """Raise DataError if the first line is a row, or two labels could not be told apart by their words."""
+    if sketch.source.format in ("csv", "tsv") and choice.label in labels:
+        raise DataError(
+            f"{sketch.source.path}: the first line reads like a row, as its {choice.label!r} is a label of other rows "
+            "too: put a line with the names of the columns in front"
+        )
+    spellings: dict[str, str] = {}
+    for label in sorted(labels):
+        other = spellings.setdefault(label.strip(), label)
+        if other != label:
+            raise DataError(
+                f"{sketch.source.path}: the labels {other!r} and {label!r} differ in white space alone: give them one "
+                "spelling in the file"
+            )
+
+
+def find_cases(labels: Iterable[str]) -> list[tuple[str, str]]:
+    """Return the pairs of labels that differ in case alone."""
+    ordered = sorted(labels)
+    return [(one, two) for one, two in combinations(ordered, 2) if one.casefold() == two.casefold()]
 
 
 def _measure(texts: list[str], base: str, tasks: Path) -> tuple[str, list[int]]:

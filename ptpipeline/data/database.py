@@ -242,6 +242,8 @@ class _Database:
             )
         if url.get_backend_name() == "sqlite" and url.database not in (None, "", ":memory:"):
             return create_engine("sqlite://", creator=lambda: _open_sqlite(url))
+        if url.get_backend_name() in ("postgresql", "sqlite"):
+            raise SettingsError(f"{self.sql.url_env}: the address names no database; {_EXPECTED}")
         raise SettingsError(
             f"{self.sql.url_env}: databases of {shorten(url.get_backend_name(), 30)} are not read; {_EXPECTED}"
         )

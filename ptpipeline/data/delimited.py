@@ -15,7 +15,9 @@ from ptpipeline.data.dialect import (
     BACKSLASH,
     BEHIND,
     SINGLE,
+    USUAL,
     advise_delimiter,
+    advise_format,
     advise_header,
     advise_row,
     are_single_quoted,
@@ -106,7 +108,7 @@ class _Records:
         )  # of the record before and of this one: by a carriage return alone
         self.usual = False  # how the lines of the file end
         self.wanted: Sequence[Wanted] = ()
-        self.first = source.columns is None  # whether the next record is the first one behind a header line
+        self.first = False  # whether the next record is the first one behind a header line
         self.tsv = source.format == "tsv"
         self.delimiter = "\t" if self.tsv else source.delimiter or ","
         self.begun = self._take_directive(source)  # the lines that were read to look at them
@@ -118,6 +120,7 @@ class _Records:
         """Read the column names in the first line that is not blank, or take those that the task gives.
 
         A first line with all wanted names is the header, whatever the task gives: no row has the names of its columns.
+        If it lacks the name of the first column, as R writes it, those that the task gives are taken.
         """
         self.wanted = wanted
         first = next(self.stream, None)
@@ -131,7 +134,10 @@ class _Records:
             self._check_row(first, at)
             self.stream = chain([first], self.stream)
             return Layout(source.columns, at)
-        return Layout(first, locate(self.name, first, wanted))
+        self.first = True
+        given = source.columns or []
+        names = given if len(given) == len(first) + 1 else first
+        return Layout(names, locate(self.name, names, wanted))
 
     def rows(self, layout: Layout) -> Iterator[list[str]]:
         """Yield the rows, each with as many fields as there are columns."""
@@ -222,15 +228,18 @@ class _Records:
             )
         lines = self._read_lines(start, end)
         where = f"line {start}" if start == end else f"lines {start} to {end}"
-        width = len(self.source.columns or ())
-        sign = find_delimiter(lines, self.wanted) or guess_delimiter(lines, width) if self.line == 0 else None
-        if sign is not None:
-            return f"{where}: {advise_delimiter(sign)}"
+        if self.line == 0 and (other := self._advise_first(lines)) is not None:
+            return f"{where}: {other}"
         fix = BACKSLASH if '\\"' in lines else BEHIND
         more = "" if start == end else f"; if the quote in line {start} should close there, close it"
         return f"{where}: {fix}{more}"
 
     # ---------------------------------------------------------------- header
+
+    def _advise_first(self, lines: str) -> str | None:
+        sign = find_delimiter(lines, self.wanted) or guess_delimiter(lines, len(self.source.columns or ()))
+        sign = sign or next((one for one in USUAL if one != self.delimiter and f'"{one}"' in lines), None)
+        return advise_format(lines) or (None if sign is None else advise_delimiter(sign))
 
     def _check_header(self, names: list[str], wanted: Sequence[Wanted]) -> None:
         """Raise DataError if a wanted column is not there, with what may be the reason."""

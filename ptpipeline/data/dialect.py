@@ -21,17 +21,22 @@ def is_page(text: str) -> bool:
     return text.lstrip().lower().startswith(("<!doctype", "<html", "<?xml"))
 
 
+def advise_format(line: str) -> str | None:
+    """Return what to do about a file whose first line is none of a table; None if it may be one."""
+    if is_page(line):
+        return PAGE
+    return "if the file holds JSON, set data.source.format: jsonl" if line.lstrip().startswith(("{", "[")) else None
+
+
 def advise_header(line: str, names: Sequence[str], wanted: Sequence[Wanted], delimiter: str, tsv: bool) -> str | None:
     """Return what reads a file in whose header line a wanted column is missing; None if nothing is known.
 
     line: the header line as it stands. names: its columns, as they were read by the delimiter.
     """
-    if is_page(line):
-        return PAGE
+    if (other := advise_format(line)) is not None:
+        return other
     if not all(map(is_utf8, names)):
         return "the header line is not UTF-8; save the file as UTF-8"
-    if line.lstrip().startswith(("{", "[")):
-        return "if the file holds JSON, set data.source.format: jsonl"
     if tsv and any(_is_enclosed(name, '"') for name in names):
         return 'set data.source.format: csv and data.source.delimiter: "\\t"'
     if are_single_quoted(names):

@@ -50,6 +50,7 @@ _BEGINNINGS = {
     ),
 }
 _MARKS = {b"\xff\xfe\x00\x00": "UTF-32", b"\x00\x00\xfe\xff": "UTF-32", b"\xff\xfe": "UTF-16", b"\xfe\xff": "UTF-16"}
+_JAPANESE = (b"\x1b$B", b"\x1b$@")  # what ISO-2022-JP writes before Japanese: bytes that are UTF-8 too
 _TAR_AT = 257  # bytes before the name of a tar's format
 _SAMPLE = 4096  # bytes that tell UTF-16 without a mark: a third of them are NUL
 
@@ -128,10 +129,12 @@ class Encoding(NamedTuple):
 
 
 def guess_encoding(sample: bytes) -> Encoding | None:
-    """Return the encoding of a text that begins so, if it is UTF-16 or UTF-32; None if it may be UTF-8.
+    """Return the encoding of a text that begins so, if it is UTF-16, UTF-32 or ISO-2022-JP; None if it may be UTF-8.
 
     Every second byte of UTF-16 is NUL for the letters of most languages' markup, and no text has so many.
     """
+    if any(escape in sample for escape in _JAPANESE):
+        return Encoding("ISO-2022-JP", "ISO-2022-JP")
     mark = next((name for begin, name in _MARKS.items() if sample.startswith(begin)), None)
     if mark is not None:
         return Encoding(mark, mark)

@@ -49,7 +49,12 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
 def load_rows(path: Path, name: str, source: Source, wanted: Sequence[Wanted], home: Path) -> Table:
     """Return the wanted columns of one file, which may be compressed; messages call it `name`."""
     with parsing(name, _READABLE, DataError), unfold(path, name, home) as plain:
-        return load_file(name, plain, source, wanted)
+        try:
+            return load_file(name, plain, source, wanted)
+        except DataError as error:
+            if plain == path or " FILE > NEW" not in str(error):
+                raise
+            raise DataError(f"{error}; FILE is the decompressed file") from None
 
 
 def pass_empty(files: int) -> AbstractContextManager[None]:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 MAX_LINES = 200  # that are looked at, of one cell
 MAX_VALUES, MAX_VALUE = 50, 60  # of a column of few values; characters of one that is compared
 UNJUDGED = 1000  # first rows that are judged by all rows; a later one by those before it too, so that few are kept
+LEAST_COMMAS = 3  # cells of a tsv that hold a comma and stand in quotes, as Excel writes all of these and no others
 PLAIN_LINES, PLAIN_PAIRS = 3, 10  # lines that are whole rows of three or more, or of two columns, without such a column
 
 _LINE_END = re.compile("\r\n|\r|\n")
@@ -36,6 +37,7 @@ class Misquoted:
         self.few: dict[int, set[str]] = {at: set() for at in wanted}  # the values of the columns that have few so far
         self.alone = 0  # rows of one line
         self.quoted: set[int] = set()  # rows of a tsv with a cell in the quotes of a csv
+        self.commas: set[int] | None = set()  # those that hold a comma within them; None if that is no rule here
 
     def note(self, row: Sequence[str]) -> None:
         """Learn the values of a row of one line."""
@@ -72,13 +74,19 @@ class Misquoted:
         """Keep the row of a tsv by its number if a wanted cell is quoted as csv does it, its own quotes doubled."""
         for at in self.wanted:
             cell = row[at]
-            if cell[:1] == '"' == cell[-1:] and '""' in cell[1:-1] and '"' not in cell[1:-1].replace('""', ""):
+            enclosed = len(cell) > 1 and cell[0] == '"' == cell[-1] and '"' not in cell[1:-1].replace('""', "")
+            if enclosed and '""' in cell[1:-1]:
                 self.quoted.add(number)
+            elif enclosed != ("," in cell):
+                self.commas = None
+            elif enclosed and self.commas is not None:
+                self.commas.add(number)
 
     def find(self) -> frozenset[int]:
         """Return the numbers of the rows whose lines are rows, as far as all rows tell."""
         swallowing = {number for number, cells in self.candidates.items() if any(map(self._is_swallowing, cells))}
-        return frozenset(swallowing | self.quoted)
+        commas = self.commas if self.commas and len(self.commas) >= LEAST_COMMAS else set()
+        return frozenset(swallowing | self.quoted | commas)
 
     def _cells(self, line: list[str], index: int, first: bool, last: bool) -> tuple[str | None, ...]:
         """The wanted cells of a line: those before the text from its begin, those behind it from its end, because the

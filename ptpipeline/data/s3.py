@@ -15,7 +15,7 @@ from ptpipeline.data.local import MAX_FILES, load_rows, pass_empty
 from ptpipeline.data.table import Table, Wanted
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import shorten
-from ptpipeline.storage.s3 import KeyPair, make_client, read_fault
+from ptpipeline.storage.s3 import KeyPair, check_credential, make_client, read_fault
 from ptpipeline.task.source import S3Objects, Source
 
 _PIECE = 8 * 2**20
@@ -178,4 +178,6 @@ def _read_keys(objects: S3Objects) -> KeyPair | None:
             f"data.source.s3.credentials_env: the environment variable {missing[0]} is not set; set it to the "
             "credential that it stands for"
         )
+    for name in objects.credentials_env:
+        check_credential(name, os.environ[name])
     return KeyPair(*(os.environ[name] for name in objects.credentials_env))

@@ -136,7 +136,7 @@ def locate(name: str, names: Sequence[str], wanted: Sequence[Wanted]) -> dict[st
         if (count := names.count(one.column)) > 1:
             raise DataError(
                 f"{name}: {count} columns have the name {one.column!r}, which data.{one.field} names; give each "
-                "another name in the file"
+                "another name"
             )
     return {one.column: names.index(one.column) for one in wanted}
 

@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -36,7 +36,7 @@ class Predictor:
         """The fields of a text that the template has, sorted."""
         return read_template(self.resolved.artifact.manifest).names
 
-    def predict(self, texts: Sequence[str | Fields]) -> list[Answer]:
+    def predict(self, texts: Iterable[str | Fields]) -> list[Answer]:
         """Return each text's answer: the most likely label and the probability of each, or the generated text.
 
         A text is a string if the prompt's template has one field, else its fields by name. Each answer also names the
@@ -55,11 +55,9 @@ class Predictor:
             ]
         return [self._build_answer(score.softmax(0).tolist(), digest) for score in self.engine.score_labels(questions)]
 
-    def _name_fields(self, texts: Sequence[str | Fields]) -> list[Fields]:
+    def _name_fields(self, given: Iterable[str | Fields]) -> list[Fields]:
         """Each text by field. A string among them needs a template of one field."""
-        if isinstance(texts, str | Mapping):
-            raise DataError("predict takes a list of texts: predict([text])")
-        names = self.fields
+        texts, names = list_texts(given), self.fields
         for number, text in enumerate(texts, 1):
             if isinstance(text, str) and len(names) > 1:
                 raise DataError(
@@ -90,6 +88,24 @@ class Predictor:
         probabilities = dict(zip(self.resolved.artifact.manifest.labels, shares, strict=True))
         label = max(probabilities, key=lambda name: probabilities[name])
         return Answer(label=label, probabilities=probabilities, version=self.resolved.name, digest=digest)
+
+
+def list_texts(given: Iterable[str | Fields]) -> list[str | Fields]:
+    """Return the texts of any series: a generator can be read once alone.
+
+    Raises DataError for one text, and for a table, which would give the names of its columns.
+    """
+    if isinstance(given, str | bytes | Mapping):
+        raise DataError("predict takes a list of texts: predict([text])")
+    if hasattr(given, "columns"):
+        raise DataError(
+            "predict takes a list of texts, and not a table: give a column as a list, as table['text'].tolist(), or "
+            "all fields as table.to_dict('records')"
+        )
+    try:
+        return list(given)
+    except TypeError:
+        raise DataError(f"predict takes a list of texts, found {type(given).__name__}: predict([text])") from None
 
 
 def _is_blank(line: str | Fields) -> bool:

@@ -93,6 +93,18 @@ _ALONE = {
 }
 
 
+_KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN")
+
+
+def check_credential(name: str, value: str) -> None:
+    """Raise SettingsError, which does not show it, if no request can carry the credential in that variable."""
+    if not (value.isascii() and value.isprintable() and value == value.strip()):
+        raise SettingsError(
+            f"{name}: holds white space at its ends, a line end, or a character beyond ASCII, which no credential has; "
+            "set it anew: a file of variables with the line ends of Windows leaves a carriage return"
+        )
+
+
 class KeyPair(NamedTuple):
     """The credentials of one identity, whole: none of them comes from somewhere else."""
 
@@ -105,12 +117,15 @@ def make_client(endpoint: str | None, limits: RequestLimits = LIMITS, keys: KeyP
     """Return boto3's client of an S3 server, with the given credentials or those that boto3 finds.
 
     A server on this machine is asked directly, whatever proxy the environment names: that one would not find it.
-    Raises ValueError if the endpoint is no address, BotoCoreError if the AWS_* settings are wrong.
+    Raises ValueError if the endpoint is no address, BotoCoreError if the AWS_* settings are wrong, SettingsError if a
+    credential of the environment is none.
     """
     import boto3
     import botocore.session
     from botocore.config import Config
 
+    for name in _KEYS if keys is None else ():
+        check_credential(name, os.environ.get(name, ""))
     config = Config(
         connect_timeout=min(5.0, limits.seconds),
         read_timeout=limits.seconds,
@@ -151,12 +166,12 @@ class S3Store:
 
         try:
             return make_client(self.endpoint, limits)
+        except BotoCoreError as error:
+            raise SettingsError(f"object store {self.url}: the AWS_* settings are wrong: {error}") from None
         except ValueError as error:
             raise SettingsError(
                 f"PTP_S3_ENDPOINT: {error}; expected an address such as http://127.0.0.1:8333"
             ) from None
-        except BotoCoreError as error:
-            raise SettingsError(f"object store {self.url}: the AWS_* settings are wrong: {error}") from None
 
     def read(self, key: str) -> Stored:
         stored = self._get.read(self._key(key), max_bytes(key)) if self._get else None

@@ -133,6 +133,8 @@ class Task(Section):
                     f"{where} names a column, but the template has no {{{name}}}: it has {list_fields(names)}; write "
                     f"{{{name}}} where its text stands, or remove {where}"
                 )
+        if "data" in info.data:
+            _check_answers(info.data["data"], names)
         _check_fields(
             "data.checks.near_fields", info.data["data"].checks.near_fields if "data" in info.data else (), names
         )
@@ -265,6 +267,18 @@ class Task(Section):
         if self.tune.method == "prefix":
             return 32 * 2**20
         return 64 * 2**10 * (self.tune.ensemble.members if self.tune.ensemble else 1)
+
+
+def _check_answers(data: Data, names: Sequence[str]) -> None:
+    """Raise ValueError if a field of the template is the column of the answers."""
+    answers = data.label.column if isinstance(data.label, Binned) else data.label or data.target
+    for name in names:
+        if data.columns.get(name, name) == answers:
+            where = "data.text" if name == "text" and data.text is not None else f"{{{name}}}"
+            raise ValueError(
+                f"{where} names {answers!r}, which is also the column of the answers, so the model would read "
+                "what it is to answer: name another column"
+            )
 
 
 def _check_fields(where: str, named: Iterable[str], names: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ from ptpipeline.data.snapshot import ingest
 from ptpipeline.data.sources import OpenSource, SourceRows, read_rows, source_key
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.storage import FolderStore
+from ptpipeline.task.source import Source
 from ptpipeline.task.task import Task
 from tests.data.declared import declared
 from tests.tiny import sentences
@@ -441,3 +442,13 @@ def test_a_missing_right_is_a_setting(postgres: Postgres, server: Rows, monkeypa
     monkeypatch.setenv("REVIEWS_DB", os.environ["REVIEWS_DB"].replace("postgres:", f"{name}:"))
     with pytest.raises(SettingsError, match=r"does not let it in, or read .42501"):
         server.read()
+
+
+@pytest.mark.parametrize(
+    "address", ["sqlite://", "sqlite:///", "sqlite:///:memory:", "postgresql://", "postgresql://host/"]
+)
+def test_an_address_without_a_database_is_told_as_such(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
+    monkeypatch.setenv("ROWS_DB", address)
+    source = Source.model_validate({"sql": {"url_env": "ROWS_DB", "query": "SELECT 1"}})
+    with pytest.raises(SettingsError, match=r"^ROWS_DB: the address names no database; expected sqlite:"):
+        database.identify(source, Path())

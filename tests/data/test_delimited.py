@@ -150,6 +150,17 @@ def test_another_layout_is_told_with_the_setting_that_reads_it(
     assert [(text.removesuffix(", x"), label) for text, label in pairs(load(tmp_path, body, **source)) if text] == AB
 
 
+def test_a_delimiter_between_quotes_is_told_if_the_names_are_others(tmp_path: Path) -> None:
+    body = '"text\n(full)";"label"\n"a";"bad"\n"b";"good"\n'
+    with pytest.raises(
+        DataError, match=r"lines 1 to 2: if ';' separates the columns, set data\.source\.delimiter: \";\"$"
+    ):
+        load(tmp_path, body)
+    wanted = (Wanted("text\n(full)", "text", text=True), WANTED[1])
+    table = load(tmp_path, body, wanted=wanted, delimiter=";")
+    assert table.columns["text\n(full)"].cells == ["a", "b"]
+
+
 def test_a_delimiter_beside_given_columns_is_told_with_the_setting_that_reads_it(tmp_path: Path) -> None:
     names = ["text", "label"]
     with pytest.raises(DataError, match=r"line 1 has 1 field, expected 2; .* set data\.source\.delimiter: \";\""):
@@ -167,6 +178,9 @@ def test_row_names_that_the_header_line_lacks_are_told(tmp_path: Path, delimiter
     ):
         load(tmp_path, body, delimiter=delimiter)
     assert pairs(load(tmp_path, f'"row"{delimiter}{body}', delimiter=delimiter)) == AB
+    assert pairs(load(tmp_path, body, delimiter=delimiter, columns=["row", "text", "label"])) == AB
+    with pytest.raises(DataError, match="the rows begin with a name or number"):
+        load(tmp_path, body, delimiter=delimiter, columns=["text", "label"])
 
 
 def test_a_tsv_whose_header_is_quoted_is_told_with_the_setting_that_reads_it(tmp_path: Path) -> None:
@@ -194,8 +208,9 @@ def test_a_web_page_is_told(tmp_path: Path) -> None:
 
 def test_other_formats_in_a_text_file_are_told_with_the_setting_that_reads_them(tmp_path: Path) -> None:
     rows = '{"text": "a", "label": "bad"}\n{"text": "b", "label": "good"}\n'
-    with pytest.raises(DataError, match=r"set data\.source\.format: jsonl"):
-        load(tmp_path, rows)
+    for body in (rows, rows.replace(", ", ","), rows.replace(": ", ":")):
+        with pytest.raises(DataError, match=r"set data\.source\.format: jsonl$"):
+            load(tmp_path, body)
     assert pairs(load(tmp_path, rows, "jsonl")) == AB
     with pytest.raises(DataError, match=r"if ',' separates the columns, set data\.source\.format: csv"):
         load(tmp_path, "text,label\na,bad\nb,good\n", "tsv")
@@ -399,3 +414,83 @@ def test_a_header_line_is_no_row_however_its_names_are_written(tmp_path: Path) -
     for header in ("\u200bText ,n", "cafe,LABEL", "'text',n"):
         with pytest.raises(DataError, match="line 1"):
             load(tmp_path, f"{header}\na,bad\n", columns=["text", "label"])
+
+
+# ---------------------------------------------------------------- what databases, R and Arrow write
+
+
+def quote(cell: str) -> str:
+    return '"' + cell.replace('"', '""') + '"'
+
+
+@FEW
+@given(ROWS, st.sampled_from([(",", "write.csv"), (";", "write.csv2"), ("\t", "write.table")]), st.booleans())
+def test_what_r_writes_is_read_back(
+    tmp_path: Path, rows: list[tuple[str, str, str]], style: tuple[str, str], names: bool
+) -> None:
+    """Every text in quotes, numbered rows under an empty name, lines by a line feed."""
+    delimiter, _ = style
+    lines = [('""', *map(quote, ("text", "label", "more")))]
+    lines += [(f'"{number}"', *map(quote, row)) for number, row in enumerate(rows, 1)]
+    body = "".join(delimiter.join(line if names else line[1:]) + "\n" for line in lines)
+    assume(not any("\r" in cell for row in rows for cell in row))
+    assert pairs(load(tmp_path, body, delimiter=delimiter)) == kept(rows)
+
+
+@FEW
+@given(ROWS, st.sampled_from([",", ";", "|", "\t"]))
+def test_what_copy_of_postgresql_writes_as_csv_is_read_back(
+    tmp_path: Path, rows: list[tuple[str, str, str]], delimiter: str
+) -> None:
+    """COPY TO ... CSV HEADER quotes what holds a delimiter, a quote or a line end, and an empty text; NULL is empty."""
+
+    def write(cell: str) -> str:
+        return quote(cell) if cell in ("", "\\.") or set(cell) & {delimiter, '"', "\r", "\n"} else cell
+
+    body = "".join(delimiter.join(map(write, row)) + "\n" for row in [("text", "label", "more"), *rows])
+    assert pairs(load(tmp_path, body, delimiter=delimiter)) == kept(rows)
+
+
+@FEW
+@given(ROWS, st.sampled_from([",", ";", "\t", "|"]), st.sampled_from(["needed", "all_valid"]))
+def test_what_arrow_writes_is_read_back(
+    tmp_path: Path, rows: list[tuple[str, str, str]], delimiter: str, quoting: str
+) -> None:
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    columns = dict(zip(("text", "label", "more"), map(list, zip(*rows, strict=True)), strict=True))
+    options = arrow_csv.WriteOptions(delimiter=delimiter, quoting_style=quoting)
+    arrow_csv.write_csv(pa.table(columns), tmp_path / "rows.csv", options)
+    assert pairs(read(tmp_path / "rows.csv", delimiter=delimiter)) == kept(rows)
+
+
+@FEW
+@given(ROWS)
+def test_what_spreadsheets_of_the_mac_write_is_read_back(tmp_path: Path, rows: list[tuple[str, str, str]]) -> None:
+    """Lines by a carriage return, a mark in front, and quotes where they are needed."""
+    assume(not any("\n" in cell for row in rows for cell in row))
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, lineterminator="\r").writerows([("text", "label", "more"), *rows])
+    assert pairs(load(tmp_path, b"\xef\xbb\xbf" + buffer.getvalue().encode())) == kept(rows)
+
+
+@FEW
+@given(ROWS, st.sampled_from([",", ";", "\t"]), st.sampled_from(["\n", "\r\n"]))
+def test_a_dialect_that_is_not_as_the_source_says_is_read_as_the_message_says(
+    tmp_path: Path, rows: list[tuple[str, str, str]], delimiter: str, end: str
+) -> None:
+    """Read as csv with commas: the same rows, or one sentence whose setting reads them."""
+    assume(not any("\r" in cell for row in rows for cell in row))
+    buffer = io.StringIO(newline="")
+    csv.writer(buffer, delimiter=delimiter, quoting=csv.QUOTE_ALL, lineterminator=end).writerows(
+        [("text", "label", "more"), *rows]
+    )
+    source: dict[str, Any] = {}
+    if delimiter != ",":
+        with pytest.raises(DataError) as raised:
+            load(tmp_path, buffer.getvalue())
+        advised = re.search(r'set data\.source\.delimiter: (".*")$', str(raised.value))
+        assert advised, str(raised.value)
+        source = {"delimiter": YAML(typ="safe").load(advised[1])}
+    assert pairs(load(tmp_path, buffer.getvalue(), **source)) == kept(rows)

@@ -236,3 +236,13 @@ def test_parts_without_any_rows_are_told(tmp_path: Path) -> None:
     for path in paths:
         with pytest.raises(DataError, match=r"there are no rows|the file is empty"):
             texts(tmp_path, path=path)
+
+
+def test_an_advice_about_a_compressed_file_is_about_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv.gz"
+    path.write_bytes(gzip.compress(f"{HEAD}a,bad\n".encode("utf-16")))
+    with pytest.raises(DataError, match=r"iconv -f UTF-16 -t UTF-8 FILE > NEW; FILE is the decompressed file$"):
+        texts(tmp_path, path=str(path))
+    plain = gzip.decompress(path.read_bytes()).decode("utf-16")
+    path.write_bytes(gzip.compress(plain.encode()))
+    assert texts(tmp_path, path=str(path)) == ["a"]

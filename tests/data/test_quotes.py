@@ -145,3 +145,26 @@ def test_they_block_with_the_setting_that_reads_them(tmp_path: Path) -> None:
     assert 'set data.source.format: csv and data.source.delimiter: "\\t"' in str(raised.value)
     task = declared(path, source={"format": "csv", "delimiter": "\t"})
     assert [row.text for row in check_rows(task, read_rows(task, tmp_path)).rows] == ['she said "no"', "b"]
+
+
+def test_what_excel_saves_as_text_is_found_by_the_commas_that_it_quotes(tmp_path: Path) -> None:
+    """It puts each cell that holds a comma, a tab or a quote into quotes, and no other."""
+    cells = [f"text {n}, and more" if n % 3 else f"text {n}" for n in range(30)]
+    lines = [f'"{cell}"\tbad' if "," in cell else f"{cell}\tbad" for cell in cells]
+    body = "\n".join(["text\tlabel", *lines, ""])
+    assert load(tmp_path, body, "tsv").misquoted == {n + 1 for n, cell in enumerate(cells) if "," in cell}
+    read = load(tmp_path, body, "csv", delimiter="\t")
+    assert (read.columns["text"].cells, read.misquoted) == (cells, frozenset())
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ['"to be, or not to be"', "to be, or not", '"fine, thanks"', '"well, no"'],  # a comma without quotes
+        ['"to be, or not to be"', '"fine, thanks"', '"well, no"', '"hello"'],  # quotes without a comma
+        ['"to be, or not to be"', '"fine, thanks"', "hello"],  # two prove nothing
+    ],
+)
+def test_texts_that_people_quote_are_no_csv(tmp_path: Path, cells: list[str]) -> None:
+    body = "\n".join(["text\tlabel", *(f"{cell}\tbad" for cell in cells), ""])
+    assert load(tmp_path, body, "tsv").misquoted == frozenset()

@@ -254,3 +254,15 @@ def test_addresses_are_checked_before_they_are_used(settings: dict[str, Any], ex
     given = {"url": "s3://bucket/a.csv", "endpoint": "http://host", "credentials_env": ["A", "B"], **settings}
     with pytest.raises(ValueError, match=expected):
         declared(source={"path": None, "s3": given})
+
+
+def test_a_variable_with_a_line_end_is_named_and_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ptpipeline.data.s3 import _read_keys
+    from ptpipeline.task.source import S3Objects
+
+    monkeypatch.setenv("PARTNER_ID", "id")
+    monkeypatch.setenv("PARTNER_SECRET", "wJal\r")
+    objects = S3Objects(url="s3://bucket/a.csv", credentials_env=["PARTNER_ID", "PARTNER_SECRET"])
+    with pytest.raises(SettingsError, match=r"^PARTNER_SECRET: holds white space at its ends") as raised:
+        _read_keys(objects)
+    assert "wJal" not in str(raised.value)

@@ -2,9 +2,51 @@
 
 import subprocess
 import sys
+from typing import Any
+
+import pandas as pd
+import polars as pl
+import pytest
+
+from ptpipeline.errors import DataError
+from ptpipeline.serving.predictor import list_texts
 
 
 def test_importing_the_predictor_imports_no_torch() -> None:
     code = "import sys, ptpipeline.serving.predictor; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"
+
+
+FRAME = pd.DataFrame({"text": ["a", "b"], "label": ["x", "y"]})
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["a", "b"],
+        ("a", "b"),
+        (text for text in ["a", "b"]),
+        map(str, ["a", "b"]),
+        {"a": 1, "b": 2}.keys(),
+        FRAME["text"],
+        FRAME["text"].to_numpy(),
+        FRAME["text"].tolist(),
+        pl.Series(["a", "b"]),
+    ],
+)
+def test_texts_are_taken_from_whatever_gives_them(given: Any) -> None:
+    assert list_texts(given) == ["a", "b"]
+
+
+@pytest.mark.parametrize("given", ["a", b"a", {"text": "a"}, FRAME, FRAME[["text"]], pl.DataFrame(FRAME), 7, None])
+def test_what_is_no_list_of_texts_is_told(given: Any) -> None:
+    with pytest.raises(DataError, match="predict takes a list of texts"):
+        list_texts(given)
+
+
+def test_the_columns_of_a_table_are_taken_as_the_message_says() -> None:
+    with pytest.raises(DataError, match=r"table\['text'\]\.tolist\(\), or all fields as table\.to_dict\('records'\)"):
+        list_texts(FRAME)
+    assert list_texts(FRAME["text"].tolist()) == ["a", "b"]
+    assert list_texts(FRAME.to_dict("records"))[0] == {"text": "a", "label": "x"}

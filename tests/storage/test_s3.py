@@ -102,6 +102,25 @@ def test_an_unknown_profile_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
         S3Store("bucket", endpoint="http://127.0.0.1:1")
 
 
+@pytest.mark.parametrize("name", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"])
+@pytest.mark.parametrize("value", ["wJal\r", "wJal\n", " wJal", "wJal\u00e9"])
+def test_a_credential_that_no_request_can_carry_is_named_and_not_shown(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """As a file of variables with the line ends of Windows leaves it."""
+    for each in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"):
+        monkeypatch.setenv(each, value if each == name else "plain")
+    with pytest.raises(SettingsError, match=f"^{name}: holds white space at its ends") as raised:
+        S3Store("bucket", endpoint="http://127.0.0.1:1").read("a")
+    assert "wJal" not in str(raised.value)
+
+
+def test_a_region_that_is_none_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu west\n1")
+    with pytest.raises(SettingsError, match=r"the AWS_.* settings are wrong: .*region_name"):
+        S3Store("bucket", endpoint="http://127.0.0.1:1")
+
+
 def test_an_endpoint_that_is_no_address_is_named() -> None:
     with pytest.raises(SettingsError, match=r"PTP_S3_ENDPOINT: .*localhost"):
         S3Store("bucket", endpoint="localhost:8333")

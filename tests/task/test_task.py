@@ -341,6 +341,27 @@ def test_a_file_that_is_no_task_is_named_with_its_line(tmp_path: Path, text: str
     assert message_of(tmp_path, text).startswith(expected)
 
 
+@pytest.mark.parametrize(
+    ("good", "old", "new", "expected"),
+    [
+        (GOOD, "text: text", "text: label", "data.text names 'label', which is also the column of the answers"),
+        (GOOD, "{text}", "{text} {label}", "{label} names 'label', which is also the column of the answers"),
+        (GENERATES, "text: text", "text: answer", "data.text names 'answer', which is also the column of the answers"),
+        (
+            GOOD.replace("label: label", "label: {column: stars, bins: {bad: [1, 2], good: [3, 5]}}"),
+            "  text: text\n",
+            "  text: text\n  fields: {rating: stars}\n",
+            "{rating} names 'stars', which is also the column of the answers",
+        ),
+    ],
+)
+def test_the_answer_never_stands_in_the_text(tmp_path: Path, good: str, old: str, new: str, expected: str) -> None:
+    text = good.replace(old, new)
+    if "{rating}" in expected:
+        text = text.replace("{text}", "{text} {rating}")
+    assert expected in message_of(tmp_path, text)
+
+
 def test_a_file_that_is_not_utf8_is_named(tmp_path: Path) -> None:
     path = tmp_path / "reviews.yaml"
     path.write_bytes(GOOD.replace("Sentiment", "Gef\u00fchl").encode("latin-1"))

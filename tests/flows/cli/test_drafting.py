@@ -72,6 +72,50 @@ def test_what_it_writes_runs_as_it_is(
     assert ptp(environment_of(folder), "tasks").returncode in (0, 1)  # 1: the base is declared, its folder is not there
 
 
+@pytest.mark.parametrize(
+    ("name", "begin", "delimiter", "quoting", "header"),
+    [
+        ("rows.csv", "\n \n", ";", csv.QUOTE_MINIMAL, "text"),
+        ("rows.csv", "", ";", csv.QUOTE_ALL, "text, as typed, by users, or not"),
+        ("rows.csv", "sep=|\n", "|", csv.QUOTE_ALL, "text"),
+        ("rows.csv", "", "\t", csv.QUOTE_ALL, "text"),
+        ("rows.tsv", "", "\t", csv.QUOTE_ALL, "text"),
+        ("rows.tsv", "", "\t", csv.QUOTE_MINIMAL, 'the "text"'),
+        ("rows.tsv", "", ",", csv.QUOTE_MINIMAL, "text"),
+    ],
+)
+def test_the_dialect_of_a_table_is_found(
+    folder: Path, name: str, begin: str, delimiter: str, quoting: int, header: str
+) -> None:
+    rows = [(f'{text}, "so"', label) for text, label in ROWS]
+    with (folder / name).open("w", newline="") as file:
+        file.write(begin)
+        csv.writer(file, delimiter=delimiter, quoting=quoting).writerows([(header, "label"), *rows])
+    assert init(folder, name, "--yes").returncode == 0
+    done = ptp(environment_of(folder), "ingest", "rows", "--json")
+    assert done.returncode == 0, done.stderr
+    record = json.loads(done.stdout)
+    assert sum(record[split]["rows"] for split in ("train", "dev", "test")) == len(ROWS)
+    task = load_task(folder / "tasks" / "rows.yaml")
+    assert (task.data.text, set(task.labels)) == (header, {"positive", "negative"})
+
+
+def test_a_tsv_that_quotes_what_people_said_stays_one(folder: Path) -> None:
+    (folder / "rows.tsv").write_text("text\tlabel\n" + "".join(f'"{text}"\t{label}\n' for text, label in ROWS))
+    assert init(folder, "rows.tsv", "--yes").returncode == 0
+    assert load_task(folder / "tasks" / "rows.yaml").data.source.format == "tsv"
+
+
+def test_labels_that_differ_in_case_are_told(folder: Path) -> None:
+    write(
+        folder / "rows.csv",
+        [{**row, "label": str(row["label"]).title()} if n % 5 else row for n, row in enumerate(labelled())],
+    )
+    done = init(folder, "rows.csv", "--yes")
+    assert done.returncode == 0
+    assert "note: labels: 'Negative' and 'negative' differ in case alone" in done.stderr
+
+
 def test_json_lines_with_nested_columns_are_read(folder: Path) -> None:
     lines = [json.dumps({**row, "tags": ["a"], "meta": {"b": 1}}) for row in labelled()]
     (folder / "rows.jsonl").write_text("\n".join(lines) + "\n")
@@ -159,6 +203,15 @@ def test_a_folder_without_base_models_gets_the_shipped_one(folder: Path) -> None
         (("rows.csv", "--yes", "--base", "nope"), "--base nope: no such base model; there are "),
         (("rows.csv", "--yes", "--text", "label", "--label", "label"), "--text and --label both name 'label'"),
         (("bytes.csv", "--yes"), "the name of a column, or a label, is not UTF-8"),
+        (("headless.csv", "--yes"), "the first line reads like a row, as its 'positive' is a label of other rows too"),
+        (("blanks.csv", "--yes"), "the labels 'negative' and 'negative ' differ in white space alone: give them one"),
+        (
+            ("twice.csv", "--yes"),
+            "no column looks like the text: name one with --text; 'text' is the name of 2 columns",
+        ),
+        (("pandas.jsonl", "--yes"), "the file is one JSON object, and not one for each row"),
+        (("array.jsonl", "--yes"), "the file is one JSON array; write one object a line"),
+        (("page.csv", "--yes"), "the file is a page of HTML or XML"),
     ],
 )
 def test_what_it_cannot_do_is_one_sentence_and_leaves_nothing(
@@ -170,6 +223,17 @@ def test_what_it_cannot_do_is_one_sentence_and_leaves_nothing(
     (folder / "empty.csv").touch()
     bytes_ = (folder / "rows.csv").read_bytes().replace(b"positive", b"positi\xff")
     (folder / "bytes.csv").write_bytes(bytes_)
+    (folder / "headless.csv").write_text("".join(f"{text},{label}\n" for text, label in ROWS))
+    write(
+        folder / "blanks.csv", [{**row, "label": f"{row['label']}{' ' * (n % 2)}"} for n, row in enumerate(labelled())]
+    )
+    (folder / "twice.csv").write_text("text,text,label\n" + "".join(f"{text},x,{label}\n" for text, label in ROWS))
+    records = [{"text": text, "label": label} for text, label in ROWS]
+    (folder / "array.jsonl").write_text("[" + ",\n".join(map(json.dumps, records)) + "]\n")
+    (folder / "pandas.jsonl").write_text(
+        json.dumps({key: {str(n): row[key] for n, row in enumerate(records)} for key in ("text", "label")})
+    )
+    (folder / "page.csv").write_text("<!DOCTYPE html>\n<html></html>\n")
     (folder / "tasks" / "taken.yaml").touch()
     before = sorted(folder.rglob("*"))
     assert sentence in error_of(init(folder, *arguments), 1)

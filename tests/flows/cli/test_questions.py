@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from flows.cli.app import read_lines
+from flows.cli.options import read_delimiter
 from flows.cli.questions import read_rows
 from ptpipeline.errors import DataError, NotFound
 
@@ -28,6 +29,7 @@ def test_a_file_of_another_delimiter_says_what_to_give_and_that_is_read(tmp_path
     [
         ("rows.csv", '"text";"other"\n"a, b";"c"\n', (None, ";")),
         ("rows.csv", "text\tother\na, b\tc\n", (None, r"\t")),
+        ("rows.csv", "text|other\na, b|c\n", (None, "|")),
         ("rows.tsv", '"text"\t"other"\n"a, b"\t"c"\n', ("csv", r"\t")),
         ("rows.tsv", 'text,other\n"a, b",c\n', ("csv", None)),
     ],
@@ -96,3 +98,29 @@ def test_lines_in_another_encoding_are_told_with_a_command_that_works(
 def test_a_nul_within_a_line_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\0b\n\0\n")))
     assert read_lines() == ["a\0b", "\0"]
+
+
+@pytest.mark.parametrize(
+    ("body", "lines"),
+    [
+        ("one two\nthree\u2028four\nfive\u2028six\n".encode(), ["one two", "three\u2028four", "five\u2028six"]),
+        (b"a\x0cb\x0bc\x1cd\n\n \nlast", ["a\x0cb\x0bc\x1cd", "", " ", "last"]),
+        (b"\xef\xbb\xbfa\r\nb\r\n", ["a", "b"]),
+    ],
+)
+def test_a_line_feed_alone_ends_a_line(monkeypatch: pytest.MonkeyPatch, body: bytes, lines: list[str]) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(body)))
+    assert read_lines() == lines
+
+
+def test_a_line_that_is_not_utf8_is_named_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"good film\ncaf\xe9 film\n")))
+    with pytest.raises(DataError, match=r"standard input, line 2: not UTF-8 \(byte 0xe9 at place 4\)"):
+        read_lines()
+
+
+@pytest.mark.parametrize(
+    ("given", "sign"), [(None, None), (";", ";"), (r"\t", "\t"), (r"\u0001", "\x01"), ("\\", "\\")]
+)
+def test_a_delimiter_may_be_written_as_a_message_writes_it(given: str | None, sign: str | None) -> None:
+    assert read_delimiter(given) == sign
