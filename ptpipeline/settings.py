@@ -110,6 +110,11 @@ def load_settings() -> Settings:
         name = ".".join(str(part) for part in first["loc"])
         value = "" if name == "signing_key" else f"; found {first['input']!r}"  # it may be the key itself
         raise SettingsError(f"PTP_{name.upper()}: {first['msg']}{value}") from None
+    if settings.prefect and "@" in settings.prefect:  # it stands in messages, logs and tables
+        raise SettingsError(
+            "PTP_PREFECT: the address holds a user name or password, and what is shown of it would hold them too; give "
+            "them in PREFECT_API_AUTH_STRING as user:password, and remove what is before the @"
+        )
     for name, value in given.items():
         if not str(value).isascii() and _HALF.search(str(value)):
             raise SettingsError(

@@ -332,6 +332,13 @@ def test_a_wrong_variable_is_named(home: Path, monkeypatch: pytest.MonkeyPatch) 
         load_settings()
 
 
+def test_an_address_of_prefect_holds_no_password(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTP_PREFECT", "https://ann:secret@prefect.example.com/api")
+    with pytest.raises(SettingsError, match=r"PTP_PREFECT: .*give them in PREFECT_API_AUTH_STRING") as refused:
+        load_settings()
+    assert "secret" not in str(refused.value)
+
+
 def test_a_wrong_value_in_the_record_is_named(home: Path) -> None:
     record(home, {"settings": {"dtype": "float8"}})
     with pytest.raises(SettingsError, match=r"PTP_DTYPE: .*'float8'"):

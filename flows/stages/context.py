@@ -17,7 +17,6 @@ from ptpipeline.settings import Settings
 from ptpipeline.task.folder import find_task, sound_tasks
 from ptpipeline.task.task import Task
 from ptpipeline.tuning.tracker import NoTracker, Tracker
-from registry.mlflow.client import without_password
 from registry.registry import Registry, open_for_writing
 
 if TYPE_CHECKING:
@@ -154,7 +153,7 @@ def flow_run_page(settings: Settings) -> str | None:
     run = os.environ.get("PREFECT__FLOW_RUN_ID")
     if settings.prefect is None or run is None:
         return None
-    return f"{without_password(settings.prefect).removesuffix('/api')}/runs/flow-run/{run}"
+    return f"{settings.prefect.removesuffix('/api')}/runs/flow-run/{run}"
 
 
 def checkout_commit() -> str | None:
