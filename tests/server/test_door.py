@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
 
 from ptpipeline.errors import ContextError, PtpError
+from ptpipeline.server.door import _check_own
 from ptpipeline.server.limits import Limits
+from ptpipeline.server.refusals import Refusal
 from ptpipeline.server.tokens import Tokens, make_token, revoke_token
 from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.task.template import Fields
@@ -80,6 +84,13 @@ def test_an_unknown_token_opens_nothing(guarded: tuple[Running, Path], token: st
     assert response.headers["www-authenticate"] == "Bearer"
 
 
+@pytest.mark.parametrize(("scheme", "status"), [("bearer ", 200), ("Bearer  ", 200), ("Basic ", 401), ("", 401)])
+def test_a_token_is_a_bearer_token(guarded: tuple[Running, Path], scheme: str, status: int) -> None:
+    server, path = guarded
+    headers = {"Authorization": f"{scheme}{make_token(path, 'friend', [], None)}"}
+    assert httpx.post(f"{server.url}/v1/classify", json=ASK, headers=headers).status_code == status
+
+
 @pytest.mark.parametrize("address", ["/v1/models", "/v1/status", "/metrics", "/v1/none"])
 def test_nothing_of_anybody_is_shown_without_a_token(guarded: tuple[Running, Path], address: str) -> None:
     assert code(httpx.get(f"{guarded[0].url}{address}")) == (401, "invalid_api_key")
@@ -139,6 +150,13 @@ def test_a_name_of_somebody_else_is_refused(anyone: Running, host: str) -> None:
     assert code(classify(anyone, Host=host)) == (403, "foreign_origin")
 
 
+def test_a_second_name_is_refused(anyone: Running) -> None:
+    asked = b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    assert raw(anyone, asked).startswith(b"HTTP/1.1 400 ")
+    with pytest.raises(Refusal, match="only requests to its own address"):  # whatever else reads HTTP before it
+        _check_own(Headers(raw=[(b"host", b"127.0.0.1")] * 2))
+
+
 @pytest.mark.parametrize("origin", ["http://evil.example", "http://127.0.0.1:1", "null"])
 def test_a_page_of_another_server_is_refused(anyone: Running, origin: str) -> None:
     assert code(classify(anyone, Origin=origin)) == (403, "foreign_origin")
@@ -159,6 +177,14 @@ def test_what_a_form_can_send_is_refused(anyone: Running, kind: str) -> None:
 
 def test_a_large_body_is_refused_by_its_head(anyone: Running) -> None:
     assert raw(anyone, HEAD + b"Content-Length: 2001\r\n\r\n", 1.0).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_of_just_the_bound_is_read(anyone: Running, chunked: bool) -> None:
+    body = json.dumps(ASK).encode().ljust(2000)
+    content = iter([body[:1000], body[1000:]]) if chunked else body
+    headers = {"Content-Type": "application/json"}
+    assert httpx.post(f"{anyone.url}/v1/classify", content=content, headers=headers).status_code == 200
 
 
 def test_a_large_body_without_a_length_is_refused(anyone: Running) -> None:
@@ -252,7 +278,7 @@ def test_a_client_that_leaves_ends_what_it_asked(
             assert time.monotonic() < deadline
             time.sleep(0.02)
     assert answers.asked == (3 if isinstance(body.get("prompt"), list) else 1)
-    assert f"POST {path} " in caplog.text
+    assert re.search(f"POST {path} .* {200 if body.get('stream') else 499} in ", caplog.text)
 
 
 # ---------------------------------------------------------------- the log
