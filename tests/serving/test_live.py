@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from ptpipeline.errors import ArtifactError, NotFound, Overloaded, PtpError, ServiceUnavailable
+from ptpipeline.errors import ArtifactError, NotFound, Overloaded, PtpError, ServiceUnavailable, SettingsError
 from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.prompts.tensors import pack_ensemble
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.versions import Beside
-from ptpipeline.serving import holdings
+from ptpipeline.serving import holdings, live
 from ptpipeline.serving.engine import Question
 from ptpipeline.serving.live import DISCOVER, EVERY, REPORT, Live
 from ptpipeline.serving.memory import Memory
@@ -18,6 +19,7 @@ from ptpipeline.serving.refusals import LONGEST_WAIT
 from ptpipeline.serving.servers import read_server_reports
 from ptpipeline.storage import FolderStore, ObjectStore, Stored
 from ptpipeline.storage.keys import manifest_key, pointer_key, tensors_key
+from tests.evaluation.probed import fields, tiny
 from tests.serving.registered import TASK, Clock, OnEngine, a_prompt, add_version, point, put
 
 WORDS = (" yes", " the film", " bad", " good")
@@ -27,10 +29,11 @@ class Away(FolderStore):
     """A store that can be away."""
 
     away = False
+    fault: PtpError = ServiceUnavailable("the store does not answer")
 
     def read(self, key: str) -> Stored:
         if self.away:
-            raise ServiceUnavailable("the store does not answer")
+            raise self.fault
         return super().read(key)
 
 
@@ -122,7 +125,11 @@ def test_no_more_versions_are_held_on_request_than_the_bound(server: Server, mon
     with pytest.raises(Overloaded, match="1 versions are held because somebody asked") as caught:
         server.live.find(f"{TASK}@4")
     assert caught.value.retry_after == pytest.approx(holdings.RETAINED)
-    server.clock.now += holdings.RETAINED
+    server.clock.now += holdings.RETAINED - 0.5
+    with pytest.raises(Overloaded) as caught:
+        server.live.find(f"{TASK}@4")
+    assert caught.value.retry_after == 1.0
+    server.clock.now += 0.5
     assert server.live.find(f"{TASK}@4").number == 4
 
 
@@ -173,19 +180,59 @@ def test_an_alias_that_nobody_asks_for_is_found_within_a_minute(server: Server, 
     point(store, 3, digest(3), 1, alias="next")
     server.poll()
     assert [row.alias for row in server.live.observe().promotions] == ["production"]
-    server.poll(DISCOVER)
+    server.poll(DISCOVER - EVERY)
     assert [row.alias for row in server.live.observe().promotions] == ["next", "production"]
+
+
+def test_names_that_mean_nothing_are_remembered_up_to_a_bound(
+    server: Server, store: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live, "MISSED", 1)
+    for name in ("next", "other"):
+        with pytest.raises(NotFound):
+            server.live.find(f"{TASK}@{name}")
+    point(store, 3, digest(3), 1, alias="next")
+    point(store, 3, digest(3), 1, alias="other")
+    assert server.live.find(f"{TASK}@next").number == 3
+    with pytest.raises(NotFound):
+        server.live.find(f"{TASK}@other")
+
+
+def test_what_a_request_read_during_a_look_is_newer_than_what_the_look_read(store: Away, tmp_path: Path) -> None:
+    class Asked(OnEngine):
+        """While the look holds the first alias's version, the other alias moves and somebody asks for it."""
+
+        def hold(self, artifact: Artifact, members: Sequence[Artifact]) -> None:
+            super().hold(artifact, members)
+            if artifact.digest == digest(1):
+                point(store, 4, digest(4), 2, alias="zenith")
+                assert following.find(f"{TASK}@zenith").number == 4
+
+    point(store, 3, digest(3), 1, alias="zenith")
+    following = Live(store, Asked(), Memory(tmp_path), tmp_path, clock=Clock())
+    following.poll()
+    assert following.find(f"{TASK}@zenith").number == 4
 
 
 def test_a_server_of_some_tasks_serves_no_other(store: Away, tmp_path: Path) -> None:
     other = add_version(store, a_prompt(" dull", task="books"), 1)
     point(store, 1, other, 1, task="books")
-    live = Live(store, OnEngine(), Memory(tmp_path), tmp_path, tasks=["books"], clock=Clock())
-    live.poll()
-    assert live.find("books").number == 1
+    some = Live(store, OnEngine(), Memory(tmp_path), tmp_path, tasks=["books"], clock=Clock())
+    some.poll()
+    assert some.find("books").number == 1
     with pytest.raises(NotFound, match="this server does not serve it"):
-        live.find(TASK)
-    assert [row.task for row in live.observe().promotions] == ["books"]
+        some.find(TASK)
+    assert [row.task for row in some.observe().promotions] == ["books"]
+
+
+def test_a_server_of_fewer_tasks_than_before_serves_these_from_its_last_good_set(
+    server: Server, store: Away, tmp_path: Path
+) -> None:
+    point(store, 1, add_version(store, a_prompt(" dull", task="books"), 1), 1, task="books")
+    server.poll(DISCOVER)
+    again = Live(store, OnEngine(), Memory(tmp_path), tmp_path / "home", server="host", tasks=["books"], clock=Clock())
+    again.hold_last_good()
+    assert [row.task for row in again.observe().promotions] == ["books"]
 
 
 def test_requests_of_many_threads_get_versions_that_are_held(
@@ -275,14 +322,28 @@ def test_a_prompt_of_another_base_is_refused(server: Server, store: Away) -> Non
     point(store, 5, add_version(store, a_prompt(" dull", base_model=base), 5), 2)
     server.poll()
     assert "trained on base model" in server.reasons()[0]
+    assert len(server.holder.dropped) == 1  # whatever of it was loaded before
     assert server.live.find(TASK).number == 1
 
 
 def test_a_pointer_that_is_gone_is_told_and_the_version_stays(server: Server, store: Away) -> None:
     store.delete(pointer_key(TASK, "production"))
     server.poll()
-    assert "has no production version" in server.reasons()[0]
-    assert server.live.find(TASK).number == 1
+    for seconds in (EVERY, DISCOVER):
+        server.poll(seconds)
+        assert "has no production version" in server.reasons()[0]
+        assert server.live.find(TASK).number == 1
+
+
+@pytest.mark.parametrize("seconds", [EVERY, LONGEST_WAIT])
+def test_a_refused_alias_that_is_gone_is_refused_no_more(server: Server, store: Away, seconds: float) -> None:
+    damage_tensors(store)
+    point(store, 2, digest(2), 1, alias="next")
+    server.poll(DISCOVER)
+    assert "truncated or altered" in server.reasons()[0]
+    store.delete(pointer_key(TASK, "next"))
+    server.poll(seconds)
+    assert server.reasons() == []
 
 
 def test_what_fails_unexpectedly_while_it_is_held_is_refused(
@@ -323,6 +384,28 @@ def test_with_the_store_away_a_server_goes_on(server: Server, store: Away) -> No
     assert (server.live.observe().away, server.live.observe().trouble) == (0.0, "")
 
 
+def test_a_store_that_refuses_this_server_is_told_once_and_stops_nothing(
+    server: Server, store: Away, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.away, store.fault = True, SettingsError("the store refuses the key")
+    for _ in range(3):
+        server.poll()
+    assert (server.live.find(TASK).number, server.live.observe().trouble) == (1, "the store refuses the key")
+    assert caplog.text.count("this server goes on with the versions that it has") == 1
+
+
+def test_with_the_store_away_a_server_is_ready_by_its_last_good_set(
+    server: Server, store: Away, tmp_path: Path
+) -> None:
+    store.away = True
+    again, other = Server(store, tmp_path / "home"), Server(store, tmp_path / "other")
+    for one, ready in ((again, True), (other, False)):
+        assert not one.live.ready
+        one.live.start()
+        assert one.live.ready == ready
+        one.live.stop()
+
+
 def test_with_the_store_away_a_server_starts_with_its_last_good_set(
     server: Server, store: Away, tmp_path: Path
 ) -> None:
@@ -357,6 +440,28 @@ def test_a_last_good_set_that_was_damaged_is_read_again_from_the_store(
     assert third.live.find(TASK).number == 1
 
 
+def test_a_link_in_the_last_good_set_is_replaced(server: Server, store: Away, tmp_path: Path) -> None:
+    [path] = (tmp_path / "home" / "serving" / "host" / "last-good").rglob("*.safetensors")
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    again = Server(store, tmp_path / "home")
+    again.live.hold_last_good()
+    assert "symbolic link" in again.reasons()[0]
+    again.poll()
+    assert (again.live.find(TASK).number, path.is_symlink()) == (1, False)
+
+
+def test_a_pointer_in_another_aliass_place_of_the_last_good_set_is_refused(
+    server: Server, store: Away, tmp_path: Path
+) -> None:
+    [path] = (tmp_path / "home" / "serving" / "host" / "last-good").rglob("production.json")
+    path.rename(path.with_name("next.json"))
+    again = Server(store, tmp_path / "home")
+    again.live.hold_last_good()
+    assert again.live.observe().promotions == []
+    assert f"points for {TASK}@production" in again.reasons()[0]
+
+
 def test_a_server_that_starts_verifies_in_the_store_what_it_kept(server: Server, store: Away, tmp_path: Path) -> None:
     path = store.root / manifest_key(TASK, digest(1))
     path.write_bytes(path.read_bytes().replace(b"movies", b"movied"))
@@ -383,6 +488,19 @@ def test_the_last_good_set_keeps_no_more_than_is_held(server: Server, store: Awa
     server.poll(2 * holdings.RETAINED)
     kept = {path.parent.name for path in (tmp_path / "home" / "serving" / "host" / "last-good").rglob("manifest.json")}
     assert kept == {digest(2), digest(3)}
+
+
+def test_the_last_good_set_keeps_the_prompts_of_an_ensemble(server: Server, store: Away, tmp_path: Path) -> None:
+    whole = pack_ensemble([a_prompt(WORDS[1]), a_prompt(WORDS[3])], "average", fields(tiny()) | {"method": "ensemble"})
+    point(store, 5, add_version(store, whole, 5), 1, alias="next")
+    server.live.find(f"{TASK}@3")
+    server.poll(DISCOVER)
+    server.poll(2 * holdings.RETAINED)
+    assert server.holder.dropped == [digest(3)]
+    store.away = True
+    again = Server(store, tmp_path / "home")
+    again.live.hold_last_good()
+    assert again.live.find(f"{TASK}@next").digest == whole.digest
 
 
 # ---------------------------------------------------------------- reports
@@ -418,7 +536,7 @@ def test_what_is_read_was_reported_before_and_stays_reported_meanwhile(store: Aw
             self.note()
             if self.held:  # the server looks at the store while somebody asks for another version
                 clock.now += REPORT
-                live.poll()
+                watched.poll()
                 self.note()
             super().hold(artifact, members)
 
@@ -426,9 +544,9 @@ def test_what_is_read_was_reported_before_and_stays_reported_meanwhile(store: Aw
             self.seen.append({held.digest for report in read_server_reports(store) for held in report.holds})
 
     holder, clock = Watched(), Clock()
-    live = Live(store, holder, Memory(tmp_path), tmp_path, server="host", clock=clock)
-    live.poll()
-    live.find(f"{TASK}@3")
+    watched = Live(store, holder, Memory(tmp_path), tmp_path, server="host", clock=clock)
+    watched.poll()
+    watched.find(f"{TASK}@3")
     assert holder.seen == [{digest(1)}, {digest(1), digest(3)}, {digest(1), digest(3)}]
 
 
@@ -445,6 +563,21 @@ def test_a_server_that_ends_holds_nothing(server: Server, store: Away) -> None:
     server.live.stop()
     [report] = read_server_reports(store)
     assert (report.holds, report.observed) == ([], [])
+
+
+def test_a_server_that_never_reported_reports_no_end(store: Away, tmp_path: Path) -> None:
+    for name in ("host", ""):
+        Server(store, tmp_path / "home", name).live.stop()
+    assert read_server_reports(store) == []
+
+
+def test_a_server_that_ends_while_the_store_is_away_waits_for_nothing(
+    server: Server, store: Away, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.away = True
+    server.poll()
+    server.live.stop()
+    assert "this server ended" not in caplog.text
 
 
 # ---------------------------------------------------------------- two versions beside each other
@@ -477,6 +610,27 @@ def test_a_canary_whose_bytes_do_not_hold_is_refused_whole(server: Server, store
     server.poll()
     assert "truncated or altered" in server.reasons()[0]
     assert {server.live.find(TASK, str(key)).number for key in range(100)} == {1}
+
+
+def test_both_versions_are_reported_before_either_is_read(store: Away, tmp_path: Path) -> None:
+    class Watched(OnEngine):
+        def hold(self, artifact: Artifact, members: Sequence[Artifact]) -> None:
+            seen.append({held.digest for report in read_server_reports(store) for held in report.holds})
+            super().hold(artifact, members)
+
+    seen: list[set[str]] = []
+    point(store, 1, digest(1), 2, beside=Beside(version=2, digest=digest(2), percent=10))
+    Live(store, Watched(), Memory(tmp_path), tmp_path, server="host", clock=Clock()).poll()
+    assert seen == [{digest(1), digest(2)}] * 2
+
+
+def test_a_canary_does_not_hide_the_version_before(server: Server, store: Away) -> None:
+    point(store, 2, digest(2), 2)
+    server.poll()
+    point(store, 2, digest(2), 3, beside=Beside(version=3, digest=digest(3), percent=10))
+    server.poll()
+    server.poll(2 * holdings.RETAINED)
+    assert server.holder.dropped == []
 
 
 # ---------------------------------------------------------------- a day alone
