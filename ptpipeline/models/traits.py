@@ -144,7 +144,7 @@ def read_traits(model: Any) -> Traits:
     config, body = model.config, model.base_model
     _check_config(config)
     attention = [layer.self_attn for layer in body.layers]
-    groups = config.num_key_value_heads
+    groups, scale = config.num_key_value_heads, float(_only(attention, "scaling"))
     heads = Heads(0, groups, config.num_attention_heads // groups, int(_only(attention, "head_dim")))
     kinds = [_read_kind(config, index) for index in range(len(body.layers))]
     for layer in body.layers:
@@ -159,7 +159,7 @@ def read_traits(model: Any) -> Traits:
         kinds=distinct,
         heads=heads,
         rotary=body.rotary_emb,
-        score_scale=float(_only(attention, "scaling")),
+        score_scale=scale,
         score_cap=config.attn_logit_softcapping if architecture.capped else None,
         activation=_activation_name(config),
         residual_scale=float(getattr(config, "residual_multiplier", 1.0)),

@@ -263,6 +263,10 @@ class Live:
         folders = [aliases_prefix(task) for task in sorted(self.tasks)] or [PROMPTS]
         found = [parse(key) for folder in folders for key in self.store.keys(folder)]
         self._known = {Place(at.task, at.alias) for at in found if isinstance(at, AliasPointer)}
+        for refused in self._refused.list():
+            place = Place(refused.task, refused.alias)
+            if place not in self._known and place not in self._aliases:
+                self._refused.forget(place)  # its pointer is gone, and nothing answers by it
         self._listed = self.clock()
 
     def _read_tags(self) -> dict[Place, str | None]:
@@ -281,6 +285,7 @@ class Live:
             return False
         if alias is None and etag is None:
             self._known.discard(place)
+            self._refused.forget(place)
             return False
         return not self._refused.stands(place, etag)
 

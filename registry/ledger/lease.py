@@ -119,7 +119,6 @@ def remove_expired_leases(database: Database) -> int:
         for row in expired:
             as_seen = update(table).where(
                 table.c.name == row.name,
-                table.c.generation == row.generation,
                 table.c.expires_at == row.expires_at,  # else its holder has just extended it
             )
             connection.execute(as_seen.values(owner=NOBODY, expires_at=0.0))

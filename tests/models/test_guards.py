@@ -14,7 +14,7 @@ from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.decoder import FusedDecoder
 from ptpipeline.models.frozen import Input, KeyValues
 from ptpipeline.models.load import _read_context_length, _read_start_token
-from ptpipeline.models.traits import UnknownTrait
+from ptpipeline.models.traits import UnknownTrait, read_longest
 from tests.models.families import FAMILIES, SIZES, family
 
 
@@ -62,7 +62,23 @@ UNKNOWN: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, use_bidirectional_attention=True)).requires_grad_(False),
         "bidirectional attention",
     ),
+    "another type of layer": (lambda: with_layer_types(), "layer type linear_attention"),
+    "heads of several widths": (lambda: with_odd_layer("head_dim", 4), "layers of different head_dim"),
+    "scores of several scales": (lambda: with_odd_layer("scaling", 0.5), "layers of different scaling"),
 }
+
+
+def with_layer_types() -> LlamaForCausalLM:
+    model = llama()
+    types = ["full_attention"] * len(model.model.layers)
+    model.config.layer_types = [*types[1:], "linear_attention"]
+    return model
+
+
+def with_odd_layer(name: str, value: float) -> LlamaForCausalLM:
+    model = llama()
+    setattr(model.model.layers[-1].self_attn, name, value)
+    return model
 
 
 def mixed_types() -> LlamaForCausalLM:
@@ -101,6 +117,14 @@ def test_rotations_that_hold_up_to_a_length_are_used_up_to_it() -> None:
     torch.testing.assert_close(
         base.compute_states(None, row), base.concatenate([prompt[:0]], row), rtol=1e-9, atol=1e-9
     )
+
+
+def test_of_several_ropes_the_one_that_changes_first_decides() -> None:
+    longs = [{"rope_type": "longrope", "original_max_position_embeddings": length} for length in (64, 32)]
+    ropes = {"sliding_attention": {"rope_type": "default"}, "full_attention": longs[0], "other": longs[1]}
+    assert read_longest(SimpleNamespace(rope_parameters=ropes)) == 32
+    assert read_longest(SimpleNamespace(rope_parameters=longs[0])) == 64
+    assert read_longest(SimpleNamespace(rope_parameters={"rope_type": "default"})) is None
 
 
 class Forgetful(MistralForCausalLM):

@@ -91,6 +91,21 @@ def test_the_first_layers_fill_the_device(tmp_path: Path) -> None:
     assert list_places(load(saved(tmp_path, "deep llama"), 0.8)) == ["cpu"] * 2 + ["disk"] * 4
 
 
+def test_each_place_is_filled_to_its_last_byte_in_the_order_of_the_layers() -> None:
+    empty = deep_llama()
+    layer, whole = (sum(each.nbytes for each in part.parameters()) for part in (empty.model.layers[0], empty))
+    outside = whole - 6 * layer
+    for room, memory, places in (
+        (2 * layer, 0, ["disk"] * 6),
+        (3 * layer, 2 * layer, ["cuda:0", *["cpu"] * 2, *["disk"] * 3]),
+        (3 * layer - 1, 2 * layer - 1, ["cpu", *["disk"] * 5]),
+    ):
+        placement = place_layers("large", empty, GPU, Rooms(outside + room, memory))
+        assert [placement[f"model.layers.{index}"] for index in range(6)] == places
+    with pytest.raises(BaseModelError, match="its embeddings and head alone do not fit"):
+        place_layers("large", empty, GPU, Rooms(outside + 2 * layer - 1))
+
+
 def test_layers_in_memory_beside_the_device_compute_the_same_bits(tmp_path: Path) -> None:
     """As beside a GPU, whose layers wait in the machine's memory."""
     from accelerate.hooks import attach_align_device_hook

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 import socket
 import threading
 import time
@@ -12,9 +13,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from starlette.datastructures import Headers
 
 from ptpipeline.errors import ContextError, PtpError
+from ptpipeline.server.door import _check_own
 from ptpipeline.server.limits import Limits
+from ptpipeline.server.refusals import Refusal
 from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.task.template import Fields
 from tests.server.serving import Running, running
@@ -61,6 +65,13 @@ def test_a_name_of_somebody_else_is_refused(anyone: Running, host: str) -> None:
     assert code(classify(anyone, Host=host)) == (403, "foreign_origin")
 
 
+def test_a_second_name_is_refused(anyone: Running) -> None:
+    asked = b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+    assert raw(anyone, asked).startswith(b"HTTP/1.1 400 ")
+    with pytest.raises(Refusal, match="only requests to its own address"):  # whatever else reads HTTP before it
+        _check_own(Headers(raw=[(b"host", b"127.0.0.1")] * 2))
+
+
 @pytest.mark.parametrize("origin", ["http://evil.example", "http://127.0.0.1:1", "null"])
 def test_a_page_of_another_server_is_refused(anyone: Running, origin: str) -> None:
     assert code(classify(anyone, Origin=origin)) == (403, "foreign_origin")
@@ -81,6 +92,14 @@ def test_what_a_form_can_send_is_refused(anyone: Running, kind: str) -> None:
 
 def test_a_large_body_is_refused_by_its_head(anyone: Running) -> None:
     assert raw(anyone, HEAD + b"Content-Length: 2001\r\n\r\n", 1.0).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_of_just_the_bound_is_read(anyone: Running, chunked: bool) -> None:
+    body = json.dumps(ASK).encode().ljust(2000)
+    content = iter([body[:1000], body[1000:]]) if chunked else body
+    headers = {"Content-Type": "application/json"}
+    assert httpx.post(f"{anyone.url}/v1/classify", content=content, headers=headers).status_code == 200
 
 
 def test_a_large_body_without_a_length_is_refused(anyone: Running) -> None:
@@ -174,7 +193,7 @@ def test_a_client_that_leaves_ends_what_it_asked(
             assert time.monotonic() < deadline
             time.sleep(0.02)
     assert answers.asked == (3 if isinstance(body.get("prompt"), list) else 1)
-    assert f"POST {path} " in caplog.text
+    assert re.search(f"POST {path} .* {200 if body.get('stream') else 499} in ", caplog.text)
 
 
 # ---------------------------------------------------------------- the log

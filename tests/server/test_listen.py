@@ -1,6 +1,8 @@
 """The address that a server listens on, TLS, and its end."""
 
 import datetime
+import resource
+import signal
 import socket
 import ssl
 import threading
@@ -127,6 +129,36 @@ def test_before_its_end_a_server_answers_and_keeps_no_connection(tmp_path: Path)
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
         assert client.get("/readyz").status_code == 503
         assert client.get("/healthz").status_code == 200
+
+
+def test_a_second_signal_ends_the_drain(tmp_path: Path) -> None:
+    with running(tmp_path, address=Address("127.0.0.1", 0, drain=3600.0)) as server:
+        listener = server.server._listener
+        assert listener is not None
+        listener.handle_exit(signal.SIGTERM, None)
+        time.sleep(0.5)
+        assert httpx.post(f"{server.url}/v1/classify", json=ASK).status_code == 200
+        listener.handle_exit(signal.SIGTERM, None)
+        deadline = time.monotonic() + 10
+        while not listener.should_exit:
+            assert time.monotonic() < deadline
+            try:
+                httpx.get(f"{server.url}/healthz")
+            except httpx.TransportError:
+                break
+            time.sleep(0.05)
+
+
+def test_more_files_are_allowed_and_never_fewer() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (600, hard))
+        most = 601 if hard == resource.RLIM_INFINITY else hard
+        for wanted, allowed in ((601, 601), (550, 601), (most + 1 if most == hard else most, most)):
+            listen._allow_files(wanted)
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (allowed, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_no_thread_stays_behind_an_end(tmp_path: Path) -> None:

@@ -8,7 +8,10 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ptpipeline.server.metrics import RECENT, Figures, Metrics
+from ptpipeline.serving.served import Served
 from tests.server.serving import Running, running
+from tests.serving.registered import a_prompt
 
 PAGE = (Path(__file__).parents[2] / "docs" / "serving.md").read_text()
 
@@ -43,6 +46,17 @@ def test_answers_tokens_and_batches_are_counted(served: Running) -> None:
     assert found["ptp_serve_requests_total"][("/v1/completions", "200")] == 2
     assert found["ptp_serve_version"][("production", "movies")] == 2
     assert found["ptp_serve_store_age_seconds"][()] < 30
+
+
+def test_the_page_is_told_the_median_and_the_slowest_of_the_last_answers() -> None:
+    metrics = Metrics(None, None)  # type: ignore[arg-type]  # nothing is asked of them
+    assert metrics.figures("a" * 64) == Figures(0, 0, 0.0, 0.0)
+    served = Served("movies", 1, "a" * 64, "", a_prompt(" yes").manifest)
+    for seconds in (9.0, *[0.3] * (RECENT // 2), *[0.1] * (RECENT // 2)):
+        metrics.count_answers(served, 2, 1, seconds)
+    found = metrics.figures("a" * 64)
+    assert (found.answers, found.errors) == (2 * (RECENT + 1), RECENT + 1)
+    assert (found.median_ms, found.slowest_ms) == pytest.approx((300, 300))
 
 
 def test_a_stranger_cannot_make_new_series(served: Running) -> None:

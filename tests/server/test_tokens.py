@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ptpipeline.errors import SettingsError
+from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.server.refusals import Refusal
 from ptpipeline.server.tokens import Bucket, Tokens, make_token, read_tokens, revoke_token
 from tests.server.serving import Running, running
@@ -66,6 +66,38 @@ def test_a_token_of_the_same_name_replaces_the_first(tmp_path: Path) -> None:
     assert found is not None
     assert (found.name, found.tasks, len(tokens)) == ("me", frozenset(), 1)
     assert json.loads(path.read_text())["tokens"][0]["per_minute"] == 7
+
+
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+def test_a_file_that_others_may_write_lets_nobody_in(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "tokens.json"
+    token = make_token(path, "me", [], None)
+    path.chmod(mode)
+    with pytest.raises(SettingsError, match="other users may write to it; run `chmod go-w"):
+        Tokens(path).find(token)
+
+
+@pytest.mark.parametrize(("rate", "left"), [(2, 0), (3, 3), (None, None)])
+def test_what_was_spent_counts_on_at_the_same_rate_alone(tmp_path: Path, rate: int | None, left: int | None) -> None:
+    path = tmp_path / "tokens.json"
+    tokens = Tokens(path)
+    before = tokens.find(make_token(path, "me", [], 2))
+    assert before is not None
+    assert before.bucket is not None
+    before.bucket.take(2)
+    after = tokens.find(make_token(path, "me", [], rate))
+    assert after is not None
+    assert (after.bucket and round(after.bucket._left)) == left
+
+
+def test_only_a_known_name_is_revoked(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    other = make_token(path, "other", [], None)
+    make_token(path, "me", [], None)
+    revoke_token(path, "me")
+    with pytest.raises(NotFound, match="there is no token me"):
+        revoke_token(path, "me")
+    assert Tokens(path).find(other) is not None
 
 
 def test_no_file_lets_nobody_in(tmp_path: Path) -> None:
@@ -172,3 +204,10 @@ def test_a_file_of_another_user_gets_no_token(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="belongs to another user"):
         make_token(path, "mine", [], None)
     assert [token.name for token in read_tokens(path).tokens] == ["theirs"]
+
+
+@pytest.mark.parametrize(("scheme", "status"), [("bearer ", 200), ("Bearer  ", 200), ("Basic ", 401), ("", 401)])
+def test_a_token_is_a_bearer_token(guarded: tuple[Running, Path], scheme: str, status: int) -> None:
+    server, path = guarded
+    headers = {"Authorization": f"{scheme}{make_token(path, 'friend', [], None)}"}
+    assert httpx.post(f"{server.url}/v1/classify", json=ASK, headers=headers).status_code == status

@@ -4,12 +4,15 @@ from pathlib import Path
 
 import pytest
 
-from ptpipeline.errors import PtpError, ServiceUnavailable
+from ptpipeline.errors import PtpError, ServiceUnavailable, SettingsError
+from ptpipeline.prompts.tensors import pack_ensemble
 from ptpipeline.serving import holdings
 from ptpipeline.serving.engine import Question
+from ptpipeline.serving.live import DISCOVER
 from ptpipeline.storage.keys import manifest_key
-from tests.serving.registered import TASK, point
-from tests.serving.test_live import Away, Server, digest, server, store
+from tests.evaluation.probed import fields, tiny
+from tests.serving.registered import TASK, a_prompt, add_version, point
+from tests.serving.test_live import WORDS, Away, Server, digest, server, store
 
 __all__ = ["server", "store"]  # fixtures
 
@@ -115,3 +118,60 @@ def test_a_day_without_the_store_fails_no_request(server: Server, store: Away, t
     point(store, 2, digest(2), 2)
     running.poll(60)
     assert running.live.find(TASK).number == 2
+
+
+def test_a_link_in_the_last_good_set_is_replaced(server: Server, store: Away, tmp_path: Path) -> None:
+    [path] = (tmp_path / "home" / "serving" / "host" / "last-good").rglob("*.safetensors")
+    path.rename(tmp_path / "elsewhere")
+    path.symlink_to(tmp_path / "elsewhere")
+    again = Server(store, tmp_path / "home")
+    again.live.hold_last_good()
+    assert "symbolic link" in again.reasons()[0]
+    again.poll()
+    assert (again.live.find(TASK).number, path.is_symlink()) == (1, False)
+
+
+def test_a_pointer_in_another_aliass_place_of_the_last_good_set_is_refused(
+    server: Server, store: Away, tmp_path: Path
+) -> None:
+    [path] = (tmp_path / "home" / "serving" / "host" / "last-good").rglob("production.json")
+    path.rename(path.with_name("next.json"))
+    again = Server(store, tmp_path / "home")
+    again.live.hold_last_good()
+    assert again.live.observe().promotions == []
+    assert f"points for {TASK}@production" in again.reasons()[0]
+
+
+def test_a_store_that_refuses_this_server_is_told_once_and_stops_nothing(
+    server: Server, store: Away, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.away, store.fault = True, SettingsError("the store refuses the key")
+    for _ in range(3):
+        server.poll()
+    assert (server.live.find(TASK).number, server.live.observe().trouble) == (1, "the store refuses the key")
+    assert caplog.text.count("this server goes on with the versions that it has") == 1
+
+
+def test_the_last_good_set_keeps_the_prompts_of_an_ensemble(server: Server, store: Away, tmp_path: Path) -> None:
+    whole = pack_ensemble([a_prompt(WORDS[1]), a_prompt(WORDS[3])], "average", fields(tiny()) | {"method": "ensemble"})
+    point(store, 5, add_version(store, whole, 5), 1, alias="next")
+    server.live.find(f"{TASK}@3")
+    server.poll(DISCOVER)
+    server.poll(2 * holdings.RETAINED)
+    assert server.holder.dropped == [digest(3)]
+    store.away = True
+    again = Server(store, tmp_path / "home")
+    again.live.hold_last_good()
+    assert again.live.find(f"{TASK}@next").digest == whole.digest
+
+
+def test_with_the_store_away_a_server_is_ready_by_its_last_good_set(
+    server: Server, store: Away, tmp_path: Path
+) -> None:
+    store.away = True
+    again, other = Server(store, tmp_path / "home"), Server(store, tmp_path / "other")
+    for one, ready in ((again, True), (other, False)):
+        assert not one.live.ready
+        one.live.start()
+        assert one.live.ready == ready
+        one.live.stop()

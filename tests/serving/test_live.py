@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from ptpipeline.errors import ArtifactError, NotFound, ServiceUnavailable
+from ptpipeline.errors import ArtifactError, NotFound, PtpError, ServiceUnavailable
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.versions import Beside
+from ptpipeline.serving import live as live_module
 from ptpipeline.serving.engine import Question
+from ptpipeline.serving.holdings import RETAINED
 from ptpipeline.serving.live import DISCOVER, EVERY, REPORT, Live
 from ptpipeline.serving.refusals import LONGEST_WAIT
 from ptpipeline.serving.servers import read_server_reports
@@ -24,10 +26,11 @@ class Away(FolderStore):
     """A store that can be away."""
 
     away = False
+    fault: PtpError = ServiceUnavailable("the store does not answer")
 
     def read(self, key: str) -> Stored:
         if self.away:
-            raise ServiceUnavailable("the store does not answer")
+            raise self.fault
         return super().read(key)
 
 
@@ -132,19 +135,59 @@ def test_an_alias_that_nobody_asks_for_is_found_within_a_minute(server: Server, 
     point(store, 3, digest(3), 1, alias="next")
     server.poll()
     assert [row.alias for row in server.live.observe().promotions] == ["production"]
-    server.poll(DISCOVER)
+    server.poll(DISCOVER - EVERY)
     assert [row.alias for row in server.live.observe().promotions] == ["next", "production"]
+
+
+def test_names_that_mean_nothing_are_remembered_up_to_a_bound(
+    server: Server, store: Away, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_module, "MISSED", 1)
+    for name in ("next", "other"):
+        with pytest.raises(NotFound):
+            server.live.find(f"{TASK}@{name}")
+    point(store, 3, digest(3), 1, alias="next")
+    point(store, 3, digest(3), 1, alias="other")
+    assert server.live.find(f"{TASK}@next").number == 3
+    with pytest.raises(NotFound):
+        server.live.find(f"{TASK}@other")
+
+
+def test_what_a_request_read_during_a_look_is_newer_than_what_the_look_read(store: Away, tmp_path: Path) -> None:
+    class Asked(OnEngine):
+        """While the look holds the first alias's version, the other alias moves and somebody asks for it."""
+
+        def hold(self, artifact: Artifact, members: Sequence[Artifact]) -> None:
+            super().hold(artifact, members)
+            if artifact.digest == digest(1):
+                point(store, 4, digest(4), 2, alias="zenith")
+                assert following.find(f"{TASK}@zenith").number == 4
+
+    point(store, 3, digest(3), 1, alias="zenith")
+    following = Live(store, Asked(), tmp_path, clock=Clock())
+    following.poll()
+    assert following.find(f"{TASK}@zenith").number == 4
 
 
 def test_a_server_of_some_tasks_serves_no_other(store: Away, tmp_path: Path) -> None:
     other = add_version(store, a_prompt(" dull", task="books"), 1)
     point(store, 1, other, 1, task="books")
-    live = Live(store, OnEngine(), tmp_path, tasks=["books"], clock=Clock())
-    live.poll()
-    assert live.find("books").number == 1
+    some = Live(store, OnEngine(), tmp_path, tasks=["books"], clock=Clock())
+    some.poll()
+    assert some.find("books").number == 1
     with pytest.raises(NotFound, match="this server does not serve it"):
-        live.find(TASK)
-    assert [row.task for row in live.observe().promotions] == ["books"]
+        some.find(TASK)
+    assert [row.task for row in some.observe().promotions] == ["books"]
+
+
+def test_a_server_of_fewer_tasks_than_before_serves_these_from_its_last_good_set(
+    server: Server, store: Away, tmp_path: Path
+) -> None:
+    point(store, 1, add_version(store, a_prompt(" dull", task="books"), 1), 1, task="books")
+    server.poll(DISCOVER)
+    again = Live(store, OnEngine(), tmp_path / "home", server="host", tasks=["books"], clock=Clock())
+    again.hold_last_good()
+    assert [row.task for row in again.observe().promotions] == ["books"]
 
 
 # ---------------------------------------------------------------- refusals
@@ -209,14 +252,28 @@ def test_a_prompt_of_another_base_is_refused(server: Server, store: Away) -> Non
     point(store, 5, add_version(store, a_prompt(" dull", base_model=base), 5), 2)
     server.poll()
     assert "trained on base model" in server.reasons()[0]
+    assert len(server.holder.dropped) == 1  # whatever of it was loaded before
     assert server.live.find(TASK).number == 1
 
 
 def test_a_pointer_that_is_gone_is_told_and_the_version_stays(server: Server, store: Away) -> None:
     store.delete(pointer_key(TASK, "production"))
     server.poll()
-    assert "has no production version" in server.reasons()[0]
-    assert server.live.find(TASK).number == 1
+    for seconds in (EVERY, DISCOVER):
+        server.poll(seconds)
+        assert "has no production version" in server.reasons()[0]
+        assert server.live.find(TASK).number == 1
+
+
+@pytest.mark.parametrize("seconds", [EVERY, LONGEST_WAIT])
+def test_a_refused_alias_that_is_gone_is_refused_no_more(server: Server, store: Away, seconds: float) -> None:
+    damage_tensors(store)
+    point(store, 2, digest(2), 1, alias="next")
+    server.poll(DISCOVER)
+    assert "truncated or altered" in server.reasons()[0]
+    store.delete(pointer_key(TASK, "next"))
+    server.poll(seconds)
+    assert server.reasons() == []
 
 
 def test_what_fails_unexpectedly_while_it_is_held_is_refused(
@@ -275,7 +332,7 @@ def test_what_is_read_was_reported_before_and_stays_reported_meanwhile(store: Aw
             self.note()
             if self.held:  # the server looks at the store while somebody asks for another version
                 clock.now += REPORT
-                live.poll()
+                watched.poll()
                 self.note()
             super().hold(artifact, members)
 
@@ -283,9 +340,9 @@ def test_what_is_read_was_reported_before_and_stays_reported_meanwhile(store: Aw
             self.seen.append({held.digest for report in read_server_reports(store) for held in report.holds})
 
     holder, clock = Watched(), Clock()
-    live = Live(store, holder, tmp_path, server="host", clock=clock)
-    live.poll()
-    live.find(f"{TASK}@3")
+    watched = Live(store, holder, tmp_path, server="host", clock=clock)
+    watched.poll()
+    watched.find(f"{TASK}@3")
     assert holder.seen == [{digest(1)}, {digest(1), digest(3)}, {digest(1), digest(3)}]
 
 
@@ -302,6 +359,21 @@ def test_a_server_that_ends_holds_nothing(server: Server, store: Away) -> None:
     server.live.stop()
     [report] = read_server_reports(store)
     assert (report.holds, report.observed) == ([], [])
+
+
+def test_a_server_that_never_reported_reports_no_end(store: Away, tmp_path: Path) -> None:
+    for name in ("host", ""):
+        Server(store, tmp_path / "home", name).live.stop()
+    assert read_server_reports(store) == []
+
+
+def test_a_server_that_ends_while_the_store_is_away_waits_for_nothing(
+    server: Server, store: Away, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.away = True
+    server.poll()
+    server.live.stop()
+    assert "this server ended" not in caplog.text
 
 
 # ---------------------------------------------------------------- two versions beside each other
@@ -334,3 +406,24 @@ def test_a_canary_whose_bytes_do_not_hold_is_refused_whole(server: Server, store
     server.poll()
     assert "truncated or altered" in server.reasons()[0]
     assert {server.live.find(TASK, str(key)).number for key in range(100)} == {1}
+
+
+def test_both_versions_are_reported_before_either_is_read(store: Away, tmp_path: Path) -> None:
+    class Watched(OnEngine):
+        def hold(self, artifact: Artifact, members: Sequence[Artifact]) -> None:
+            seen.append({held.digest for report in read_server_reports(store) for held in report.holds})
+            super().hold(artifact, members)
+
+    seen: list[set[str]] = []
+    point(store, 1, digest(1), 2, beside=Beside(version=2, digest=digest(2), percent=10))
+    Live(store, Watched(), tmp_path, server="host", clock=Clock()).poll()
+    assert seen == [{digest(1), digest(2)}] * 2
+
+
+def test_a_canary_does_not_hide_the_version_before(server: Server, store: Away) -> None:
+    point(store, 2, digest(2), 2)
+    server.poll()
+    point(store, 2, digest(2), 3, beside=Beside(version=3, digest=digest(3), percent=10))
+    server.poll()
+    server.poll(2 * RETAINED)
+    assert server.holder.dropped == []

@@ -132,6 +132,13 @@ def test_the_next_promotion_has_to_follow_the_one_that_was_seen(registry: Regist
     assert resolve(registry.reader, TASK.name, memory).number == 3
 
 
+def test_a_reader_that_missed_promotions_takes_the_newest(registry: Registry, memory: Memory) -> None:
+    registry.point(registry.rows[0])
+    resolve(registry.reader, TASK.name, memory)
+    registry.point(registry.rows[2])
+    assert resolve(registry.reader, TASK.name, memory).number == 3
+
+
 def test_each_alias_and_store_is_remembered_by_itself(registry: Registry, memory: Memory, tmp_path: Path) -> None:
     registry.point(registry.rows[2])
     registry.point(registry.a_row(1, 1, None, "canary"))

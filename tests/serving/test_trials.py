@@ -139,6 +139,8 @@ def test_tallies_outlive_a_restart_and_end_with_their_promotion(tmp_path: Path) 
     assert again.list() == [Tally(*PLACE, 1, 2, asked=1, differ=1)]
     assert (tmp_path / "trials.json").stat().st_mode & 0o077 == 0
     assert Trials(tmp_path, "file:///another").list() == []
+    again.keep([])
+    assert Trials(tmp_path, "file:///x").list() == []
 
 
 def test_tallies_that_were_damaged_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

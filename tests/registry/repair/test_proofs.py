@@ -11,6 +11,7 @@ from benchmarks.fixtures.prompts import a_report, a_request, a_task, a_verdict, 
 from ptpipeline.errors import ArtifactError
 from ptpipeline.evaluation.mistakes import Mistake, Mistakes
 from ptpipeline.prompts.artifact import write_artifact
+from ptpipeline.records.versions import Beside
 from ptpipeline.storage.keys import history_key, prompt_prefix, release_key, version_key
 from ptpipeline.task.task import Task
 from registry.garbage.collect import collect
@@ -182,6 +183,31 @@ def test_a_failed_verdict_takes_nothing_to_production_unless_overridden(
     plain.store.create(history_key(task.name, "production", 2), row.model_dump_json().encode())
     rebuild(after)
     assert [found.version for found in after.ledger.history(task.name)] == ([1, 2] if taken else [1])
+
+
+@pytest.mark.parametrize(
+    ("alias", "verdict", "changes", "taken"),
+    [
+        ("production", "failed", {}, False),
+        ("production", "nowhere", {}, False),
+        ("production", "first", {}, False),
+        ("production", "failed", {"override": True}, True),
+        ("production", "failed", {"percent": 0}, True),
+        ("production", "failed", {"percent": 0, "digest": "a" * 64}, False),
+        ("canary", "failed", {}, True),
+    ],
+)
+def test_what_answers_beside_production_needs_a_passed_verdict_of_its_own(
+    plain: Registry, task: Task, after: Registry, alias: str, verdict: str, changes: dict[str, object], taken: bool
+) -> None:
+    head = promote(plain, task, published(plain, task, 1), ME, alias)
+    published(plain, task, 2, kind="failed")
+    verdicts = {"failed": cited(plain, task, "failed"), "nowhere": "d" * 64, "first": head.verdict}
+    beside = {"version": 2, "digest": an_artifact(task, 2).digest, "percent": 10, "verdict": verdicts[verdict]}
+    row = head.model_copy(update={"seq": 2, "previous": 1, "beside": Beside.model_validate(beside | changes)})
+    plain.store.create(history_key(task.name, alias, 2), row.model_dump_json().encode())
+    rebuild(after)
+    assert [found.seq for found in after.ledger.history(task.name, alias)] == ([1, 2] if taken else [1])
 
 
 def test_an_alias_without_a_gate_needs_no_verdict(plain: Registry, task: Task, after: Registry) -> None:
