@@ -263,6 +263,9 @@ def test_a_pointer_that_is_gone_is_told_and_the_version_stays(server: Server, st
         server.poll(seconds)
         assert "has no production version" in server.reasons()[0]
         assert server.live.find(TASK).number == 1
+    point(store, 2, digest(2), 2)
+    server.poll()
+    assert (server.live.find(TASK).number, server.reasons()) == (2, [])
 
 
 @pytest.mark.parametrize("seconds", [EVERY, LONGEST_WAIT])
