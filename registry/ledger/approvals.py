@@ -10,7 +10,8 @@ from ptpipeline.errors import PromotionRefused
 from ptpipeline.records.base import Key, Number, Record, Time, Words
 from ptpipeline.records.versions import PRODUCTION, PromptVersion
 from registry.ledger import tables
-from registry.ledger.database import Database, insert, of_task, read_time, seconds_left
+from registry.ledger.clock import read_time
+from registry.ledger.database import Database, insert, of_task, seconds_left
 from registry.ledger.events import emit
 
 DAY = 24 * 3600.0

@@ -8,20 +8,17 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
 
 from filelock import FileLock, Timeout
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     Select,
     Table,
-    func,
     inspect,
-    select,
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
@@ -29,8 +26,7 @@ from sqlalchemy.exc import DatabaseError, InterfaceError, InternalError, Operati
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from ptpipeline.errors import PreconditionFailed, ServiceUnavailable, SettingsError
-from ptpipeline.records.base import now
-from registry.ledger.clock import boot_id, uptime
+from registry.ledger.clock import boot_id, read_time, uptime
 from registry.ledger.engine import connect_postgresql, connect_sqlite, parse_address
 from registry.ledger.tables import SCHEMA, read_revision
 
@@ -248,30 +244,6 @@ def seconds_left(expires_at: float, now: float, longest: float) -> float:
 def of_task(query: Select[Any], table: Table, task: str | None) -> Select[Any]:
     """Return the query limited to rows of the task, if there is one."""
     return query if task is None else query.where(table.c.task == task)
-
-
-def read_time(connection: Connection) -> str:
-    """Return the time in UTC by the clock of the database's machine, as `now` writes it: what one machine writes and
-    another one compares must not depend on the clock of either.
-    """
-    if connection.dialect.name == "sqlite":  # the file's machine is this one
-        return now()
-    time: datetime = connection.execute(text("SELECT clock_timestamp()")).scalar_one()
-    return time.astimezone(UTC).isoformat()
-
-
-def time_after(connection: Connection, table: Table, *rows: ColumnElement[bool]) -> str:
-    """Return the time now, or just after the newest of those rows if a clock that was ahead wrote it: which of them is
-    newest must not depend on whose clock is right.
-    """
-    newest = connection.scalar(select(func.max(table.c.at)).where(*rows))
-    return time_behind(connection, newest) if newest else read_time(connection)
-
-
-def time_behind(connection: Connection, earlier: str) -> str:
-    """Return the time now, or just after `earlier` if that lies in the future by the database's clock."""
-    time = read_time(connection)
-    return time if earlier < time else (datetime.fromisoformat(earlier) + timedelta(microseconds=1)).isoformat()
 
 
 def insert(connection: Connection, table: Table) -> Any:

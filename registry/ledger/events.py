@@ -14,7 +14,8 @@ from sqlalchemy import Connection, and_, func, select, update
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.versions import Promotion
 from registry.ledger import tables
-from registry.ledger.database import Database, insert, put, read_time, seconds_left
+from registry.ledger.clock import read_time
+from registry.ledger.database import Database, insert, put, seconds_left
 
 Kind = Literal[
     "promotion",

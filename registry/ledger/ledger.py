@@ -12,7 +12,8 @@ from ptpipeline.records.base import Number, Record, Time, Words, now
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import Beside, Promotion, PromptVersion
 from registry.ledger import tables
-from registry.ledger.database import insert, of_task, put, read_time
+from registry.ledger.clock import read_time
+from registry.ledger.database import insert, of_task, put
 from registry.ledger.events import emit_promotion
 from registry.ledger.results import Results, put_verdict
 from registry.ledger.tombstone import lock_name, refuse_buried, take_over

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, func, select, update
 from ptpipeline.gate.spending import Budget, look_at, question_of, reveal_digest
 from ptpipeline.records.verdicts import Look, Verdict
 from registry.ledger import tables
-from registry.ledger.database import insert, put, read_time
+from registry.ledger.clock import read_time
+from registry.ledger.database import insert, put
 from registry.ledger.ledger import Ledger
 
 OVERLAP = 0.01  # a set of test rows that shares more of its rows than this with an earlier set is not fresh

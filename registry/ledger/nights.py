@@ -11,7 +11,8 @@ from sqlalchemy import Connection, and_, func, select, update
 
 from ptpipeline.records.base import Record
 from registry.ledger import tables
-from registry.ledger.database import insert, read_time
+from registry.ledger.clock import read_time
+from registry.ledger.database import insert
 from registry.ledger.events import emit
 from registry.ledger.ledger import Ledger
 

@@ -9,7 +9,8 @@ from sqlalchemy import ColumnElement, delete, select
 
 from ptpipeline.records.versions import Promotion
 from registry.ledger import tables
-from registry.ledger.database import insert, put, read_time
+from registry.ledger.clock import read_time
+from registry.ledger.database import insert, put
 from registry.ledger.lease import Lease
 from registry.ledger.ledger import Ledger
 

@@ -12,7 +12,8 @@ from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import Promotion, PromptVersion
 from registry.failpoints import reached
 from registry.ledger import tables
-from registry.ledger.database import insert, read_time
+from registry.ledger.clock import read_time
+from registry.ledger.database import insert
 from registry.ledger.ledger import Intent, Ledger, Release
 from registry.ledger.looks import restore_look
 from registry.ledger.results import Publication

@@ -14,7 +14,8 @@ from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PRODUCTION
 from registry.ledger import tables
-from registry.ledger.database import Database, put, read_time, time_after, time_behind
+from registry.ledger.clock import read_time, time_after, time_behind
+from registry.ledger.database import Database, put
 from registry.ledger.events import emit
 from registry.ledger.tombstone import lock_name, take_over
 

@@ -5,7 +5,8 @@ import secrets
 from sqlalchemy import Select, select
 
 from registry.ledger import tables
-from registry.ledger.database import Database, insert, read_time
+from registry.ledger.clock import read_time
+from registry.ledger.database import Database, insert
 
 CHECKPOINTS = "checkpoints"
 _BYTES = 32

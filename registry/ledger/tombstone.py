@@ -10,7 +10,8 @@ from sqlalchemy import Connection, delete, exists, or_, select, update
 
 from ptpipeline.errors import LeaseHeld, PromotionRefused
 from registry.ledger import tables
-from registry.ledger.database import Database, put, read_time, seconds_left
+from registry.ledger.clock import read_time
+from registry.ledger.database import Database, put, seconds_left
 from registry.ledger.lease import owner
 
 SECONDS = 60.0

@@ -34,7 +34,7 @@ MAY_READ = {
     "registry/garbage/collect.py": "it is held against the store's and the ledger's",
     "registry/garbage/roots.py": "ages, once that agrees",
     "registry/garbage/signatures.py": "ages, once that agrees",
-    "registry/ledger/database.py": "the machine of a SQLite file is this one",
+    "registry/ledger/clock.py": "the machine of a SQLite file is this one",
     "registry/mlflow/tracking.py": "the name of a run",
     "registry/mlflow/write.py": "points of a curve",
     "registry/repair/rebuild.py": "a date of which nothing is known",
