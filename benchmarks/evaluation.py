@@ -23,7 +23,7 @@ import torch
 from benchmarks.train_step import describe, make_parser
 from ptpipeline.data.rows import Row
 from ptpipeline.data.sample import sample_rows
-from ptpipeline.data.snapshot import ingest, load_split
+from ptpipeline.data.snapshot import load_split, take_snapshot
 from ptpipeline.evaluation.baselines import Bare
 from ptpipeline.evaluation.evaluate import measure_prompt
 from ptpipeline.evaluation.examples import Front
@@ -68,7 +68,7 @@ class Subject(NamedTuple):
 
 def make_subject(base: FrozenBase, task: Task, store: ObjectStore, settings: Settings, limit: int) -> Subject:
     """Ingest the task's rows, and load the recipe's first prompt onto the base."""
-    snapshot = ingest(task, store, settings.home)
+    snapshot = take_snapshot(task, store, settings.home)
     tune = task.tune.variants()[0]
     job = build_job(base, TaskData(task, snapshot), tune, store)
     artifact = pack(job.initial, tune.store_dtype, _describe_prompt(base, job, snapshot))

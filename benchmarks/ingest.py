@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.fixtures.children import end_with_parent
-from ptpipeline.data.snapshot import ingest
+from ptpipeline.data.snapshot import take_snapshot
 from ptpipeline.progress import Lines, watch
 from ptpipeline.storage import FolderStore
 from ptpipeline.task.data import Data, Source
@@ -79,7 +79,7 @@ def measure(path: Path, told: Connection) -> None:
     )
     began, worked = time.perf_counter(), time.process_time()
     with watch("ingest", Lines(lambda line: print(line, flush=True))):
-        snapshot = ingest(task, FolderStore(path.parent / f"store-{path.suffix[1:]}"), path.parent)
+        snapshot = take_snapshot(task, FolderStore(path.parent / f"store-{path.suffix[1:]}"), path.parent)
     seconds, worked = time.perf_counter() - began, time.process_time() - worked
     kept = sum(split.rows for split in snapshot.splits().values())
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

@@ -18,8 +18,8 @@ from ptpipeline.records.versions import Promotion
 from ptpipeline.storage.keys import history_key, pointer_key
 from registry.failpoints import watch
 from registry.registry import Registry
+from registry.versions.commit import Cause
 from registry.versions.projection import pointer_in
-from registry.versions.promoters import Cause
 from registry.versions.promotion import promote
 
 ALIAS = "canary"

@@ -49,7 +49,7 @@ from ptpipeline.task.task import Task
 from registry.mlflow.tracking import Tracking
 from registry.registry import Registry
 from registry.repair.doctor import examine
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote
 from registry.versions.publish import register, remember, stage
 

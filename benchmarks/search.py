@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from benchmarks.train_step import describe
-from ptpipeline.data.snapshot import ingest
+from ptpipeline.data.snapshot import take_snapshot
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.models.load import load_base
@@ -149,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     task, repetitions = find_task(settings.tasks, arguments.task), []
     with TemporaryDirectory() as folder:
         store = FolderStore(Path(folder))
-        rows = Rows(TaskData(task, ingest(task, store, settings.home)), store)
+        rows = Rows(TaskData(task, take_snapshot(task, store, settings.home)), store)
         for number in range(arguments.repetitions):
             trials = build_trials(base, rows, arguments, number)
             repetitions.append(repeat(base, trials, solo=number < arguments.timed))

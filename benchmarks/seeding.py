@@ -33,7 +33,7 @@ from registry.ledger.ledger import Ledger
 from registry.ledger.results import Publication
 from registry.mlflow.store import APPLIED_TAG, MlflowStore
 from registry.registry import Registry
-from registry.versions.provenance import Dossier
+from registry.versions.dossier import Dossier
 
 PATTERN = a_task("seed-pattern")
 PROMOTED_EVERY = 4

@@ -52,7 +52,7 @@ from ptpipeline.storage.keys import version_key
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Ledger
 from registry.registry import Registry
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote, rollback
 
 CLASSIFIER, WRITER = "mood", "writer"

@@ -11,7 +11,7 @@ from flows.stages.approve import approve as approve_version
 from flows.stages.context import Context
 from flows.states import name_this_run
 from flows.steps import open_context, step
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 
 
 @flow(name="approve", flow_run_name=name_this_run, persist_result=False)

@@ -10,7 +10,7 @@ from flows.stages.promote import move
 from flows.states import name_this_run
 from flows.steps import open_context, step
 from ptpipeline.records.versions import Promotion
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 
 
 @flow(name="promote", flow_run_name=name_this_run, persist_result=False)

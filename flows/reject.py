@@ -9,7 +9,7 @@ from flows.requests import RejectRequest, record_claim
 from flows.stages.approve import reject as reject_version
 from flows.states import name_this_run
 from flows.steps import open_context, step
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 
 
 @flow(name="reject", flow_run_name=name_this_run, persist_result=False)

@@ -8,7 +8,7 @@ from flows.requests import RollbackRequest, record_claim
 from flows.states import name_this_run
 from flows.steps import open_context, step
 from registry.versions import promotion
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 
 
 @flow(name="rollback", flow_run_name=name_this_run, persist_result=False)

@@ -27,7 +27,7 @@ from ptpipeline.records.versions import Pointer, Promotion, VersionName
 from ptpipeline.task.document import parse_yaml
 from ptpipeline.task.folder import load_task
 from registry.ledger.ledger import Release
-from registry.versions.provenance import Dossier
+from registry.versions.dossier import Dossier
 from tests.prompts.test_artifact import artifact
 from tests.task.test_task import GOOD
 

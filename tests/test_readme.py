@@ -12,10 +12,14 @@ def find_names(path: Path) -> set[str]:
     """All that a module defines: functions, classes, their methods as `Class.method`, and its variables."""
     names = set[str]()
     for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             names.add(node.name)
         if isinstance(node, ast.ClassDef):
-            names |= {f"{node.name}.{own.name}" for own in node.body if isinstance(own, ast.FunctionDef)}
+            names |= {
+                f"{node.name}.{own.name}"
+                for own in node.body
+                if isinstance(own, ast.FunctionDef | ast.AsyncFunctionDef)
+            }
         targets = (
             node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
         )

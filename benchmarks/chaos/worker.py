@@ -37,9 +37,9 @@ from registry.registry import Registry
 from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
 from registry.versions import projection
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
+from registry.versions.dossier import Dossier, write_dossier
 from registry.versions.promotion import GATED, point, promote, promote_release, rollback
-from registry.versions.provenance import Dossier, write_dossier
 from registry.versions.publish import register, stage
 
 # A killed process leaves its lease or tombstone behind, and the next process waits until it expires: here after seconds

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ptpipeline.records.versions import PromptVersion
     from ptpipeline.task.task import Task
     from registry.registry import Registry
-    from registry.versions.promoters import Cause
+    from registry.versions.commit import Cause
 
 FAILED, UNANSWERED, NO = 1, 3, 4  # exit codes; the epilog explains them
 
@@ -140,7 +140,7 @@ def os_user() -> str:
 def name_cause(registry: "Registry", reason: str, override: bool = False) -> "Cause":
     """Return the cause of a promotion that the person at this terminal asks for, with the key that signs it."""
     from ptpipeline.storage.signed import SignedStore
-    from registry.versions.promoters import Cause
+    from registry.versions.commit import Cause
 
     signer = registry.store.key if isinstance(registry.store, SignedStore) else None
     actor = f"{os_user()} (key {signer.id})" if signer else os_user()

@@ -55,7 +55,7 @@ def ingest(task: TaskName, as_json: Json = False) -> None:
     It shows the rows of each label and split, and which rows the checks found.
     """
     from flows.cli.render import print_snapshot
-    from flows.stages.ingest import ingest as take_snapshot
+    from flows.stages.ingest import ingest as bring_up
     from ptpipeline.task.folder import find_task
 
     context, log = open_context(), logging.getLogger("ptpipeline.data")
@@ -63,7 +63,7 @@ def ingest(task: TaskName, as_json: Json = False) -> None:
     if not as_json:
         log.setLevel(logging.ERROR)  # the table tells what the checks found
     try:
-        snapshot = take_snapshot(context, find_task(context.settings.tasks, task))
+        snapshot = bring_up(context, find_task(context.settings.tasks, task))
     finally:
         log.setLevel(before)
     print_snapshot(snapshot, as_json)

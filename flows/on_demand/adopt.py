@@ -6,7 +6,7 @@ from flows.stages.chain import Mode, finish
 from flows.stages.context import Context
 from flows.stages.ingest import ingest
 from flows.stages.outcome import Outcome
-from flows.stages.train import claim_trained, keep
+from flows.stages.train import claim_trained, keep_trained
 from ptpipeline.task.task import Task
 
 
@@ -25,5 +25,5 @@ def adopt(context: Context, task: Task, path: Path, actor: str) -> Outcome:
     for warning in converted.tuned.warnings:
         context.report(f"{task.name}: {warning}")
     before = (claim_trained(context, task.name, key) for key in keys)
-    tuned = next(filter(None, before), None) or keep(context, converted)
+    tuned = next(filter(None, before), None) or keep_trained(context, converted)
     return finish(context, task, tuned, snapshot.digest, Mode(actor=actor))

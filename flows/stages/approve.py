@@ -12,8 +12,9 @@ from ptpipeline.task.task import Task
 from registry.ledger.approvals import Standing, find_standing, list_standings
 from registry.registry import Registry
 from registry.versions import approval, promotion
+from registry.versions.commit import Cause
 from registry.versions.projection import follow
-from registry.versions.promoters import Cause, check_promoter
+from registry.versions.promoters import check_promoter
 
 
 class Approvals(Record):

@@ -25,7 +25,7 @@ def _identify_counting(settings: Settings, task: Task) -> str | None:
 
 def ingest(context: Context, task: Task) -> Snapshot:
     """Return the task's snapshot; an unchanged source makes no new one."""
-    from ptpipeline.data.snapshot import ingest as take_snapshot
+    from ptpipeline.data.snapshot import take_snapshot
     from ptpipeline.data.sources import OpenSource, describe_key
 
     registry, home = context.registry, context.settings.home

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from flows.stages.context import MACHINE, Context
 from flows.stages.ingest import ingest
 from flows.stages.judge import evaluate, gate
-from flows.stages.register import build_provenance, keep
+from flows.stages.register import build_provenance, keep_verdict
 from ptpipeline.gate.decide import needs_a_person
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records.base import now
@@ -17,8 +17,9 @@ from registry.ledger.ledger import Release
 from registry.versions import promotion
 from registry.versions.approval import find_rejection, request_approval
 from registry.versions.beside import place_beside
+from registry.versions.commit import Cause
 from registry.versions.projection import follow_heads
-from registry.versions.promoters import Cause, check_promoter
+from registry.versions.promoters import check_promoter
 
 
 def promote(
@@ -96,7 +97,7 @@ def judge_again(context: Context, task: Task, version: PromptVersion) -> None:
         return
     report = evaluate(context, task, publication.tuned, ingest(context, task).digest)
     verdict = gate(context, task, publication.tuned, report)
-    keep(context, task, version, build_provenance(context, task, publication.tuned, report, verdict))
+    keep_verdict(context, task, version, build_provenance(context, task, publication.tuned, report, verdict))
 
 
 def _is_outdated(context: Context, task: Task, version: PromptVersion) -> bool:

@@ -43,11 +43,11 @@ def reveal(context: Context, task: Task, version: PromptVersion, by: str) -> Rev
         return verdict.reveal if verdict else None
     asked = Reveal(by=by, look=take_reveal(context, task, report, verdict))
     revealed = verdict.model_copy(update={"reveal": asked})
-    keep(context, task, version, build_provenance(context, task, publication.tuned, report, revealed))
+    keep_verdict(context, task, version, build_provenance(context, task, publication.tuned, report, revealed))
     return asked
 
 
-def keep(context: Context, task: Task, version: PromptVersion, provenance: Provenance) -> None:
+def keep_verdict(context: Context, task: Task, version: PromptVersion, provenance: Provenance) -> None:
     """Keep a new verdict on a version, and show it on the version's page."""
     registry = context.registry
     # first the store: a lost ledger is rebuilt from it, and a promotion may name only a verdict that survives that

@@ -20,7 +20,7 @@ from registry.card.card import Provenance
 from registry.failpoints import reached
 from registry.ledger.gang import working_on
 from registry.ledger.secret import CHECKPOINTS, take_secret
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import point
 from registry.versions.publish import register, stage
 
@@ -78,7 +78,7 @@ def _train_sources(context: Context, sources: "Sources", base_model: str) -> Tun
     except TrainingError:
         checkpoints.clear()  # else the next night would resume the failure
         raise
-    tuned = keep(context, trained)
+    tuned = keep_trained(context, trained)
     checkpoints.clear()
     return tuned
 
@@ -189,7 +189,7 @@ def claim_trained(context: Context, task: str, key: str) -> TunedPrompt | None:
     return tuned
 
 
-def keep(context: Context, trained: "TrainedTask") -> TunedPrompt:
+def keep_trained(context: Context, trained: "TrainedTask") -> TunedPrompt:
     """Store the prompt's bytes and remember how it was trained."""
     tuned = _stage(context, trained)
     _remember(context, tuned)

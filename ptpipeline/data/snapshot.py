@@ -32,7 +32,7 @@ CHUNK = 100_000  # rows that are written at once
 FindLong = Callable[[Sequence[CheckedRow]], list[int]]  # the indexes of the rows that are too long
 
 
-def ingest(
+def take_snapshot(
     task: Task, store: ObjectStore, home: Path, find_long: FindLong | None = None, opened: OpenSource | None = None
 ) -> Snapshot:
     """Read, check and split the task's rows and store them; equal rows give the same snapshot.
@@ -261,4 +261,4 @@ def _decode(body: bytes, address: str, snapshot: Snapshot) -> list[Row]:
     ]
 
 
-__all__ = ["Row", "ingest", "load_split", "read_snapshot"]
+__all__ = ["Row", "load_split", "read_snapshot", "take_snapshot"]

@@ -13,8 +13,8 @@ from ptpipeline.records.versions import Promotion, VersionName
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import history_key, version_key
 from registry.listing import TaskListing, read_accepted
+from registry.versions.dossier import Dossier, check_dossier
 from registry.versions.projection import pointer_in
-from registry.versions.provenance import Dossier, check_dossier
 
 _Known = TypeVar("_Known", bound=Record)
 

@@ -35,10 +35,11 @@ from registry.repair.inventory import Inventory, take_inventory
 from registry.repair.objects import find_snapshot_flaws, is_release
 from registry.repair.prompts import find_misplaced
 from registry.repair.reconcile import reconcile
+from registry.versions.commit import write_release
 from registry.versions.content import keep, set_aside
+from registry.versions.dossier import Dossier, lost_dossiers, write_dossier
 from registry.versions.mlflow_alias import Action
 from registry.versions.projection import attempt, project, write_history
-from registry.versions.provenance import Dossier, lost_dossiers, write_dossier, write_release
 from registry.versions.publish import register
 
 BY_RECONCILE: tuple[Kind, ...] = ("name", "pointer", "model", "alias")

@@ -35,8 +35,8 @@ from registry.listing import TaskListing, ask_all, list_tasks, read_accepted
 from registry.registry import Registry
 from registry.repair.contents import Contents, Refused, read_contents
 from registry.repair.losses import Losses, find_losses, find_unpromoted, find_unsound
+from registry.versions.dossier import Dossier
 from registry.versions.mlflow_alias import Action
-from registry.versions.provenance import Dossier
 
 log = logging.getLogger(__name__)
 

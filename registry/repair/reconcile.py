@@ -23,12 +23,12 @@ from registry.ledger.projections import Alias, Projection, Projections, applied_
 from registry.mlflow.store import MlflowStore, Model, Shown
 from registry.registry import Registry
 from registry.versions import projection
+from registry.versions.commit import write_release
 from registry.versions.history import list_rows
 from registry.versions.mlflow_alias import Action, describe_aliases, find_outdated, restore
 from registry.versions.mlflow_edit import judge
 from registry.versions.naming import name_version
 from registry.versions.projection import attempt, is_stored, settle, wait_for_lease, write_history
-from registry.versions.provenance import write_release
 from registry.versions.publish import load_card
 
 WAIT_BEYOND_LEASE = 5.0  # seconds

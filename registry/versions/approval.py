@@ -15,7 +15,7 @@ from ptpipeline.records.versions import PRODUCTION, PromptVersion
 from ptpipeline.task.task import Task
 from registry.ledger.approvals import Asked, Decision, Standing, ask, find_standing, record_decision
 from registry.registry import Registry
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 
 NOBODY = ("", "nightly", "prefect", "mlflow-ui")  # actors that are no person
 

@@ -10,8 +10,9 @@ from ptpipeline.task.task import Task
 from registry.failpoints import reached
 from registry.ledger.ledger import Move
 from registry.registry import Registry
+from registry.versions.commit import Cause, commit
 from registry.versions.projection import follow
-from registry.versions.promoters import Cause, check_promoter, commit
+from registry.versions.promoters import check_promoter
 from registry.versions.promotion import (
     GATED,
     Transition,

@@ -19,9 +19,9 @@ from registry.mlflow import client as mlflow_client
 from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.versions import projection
+from registry.versions.commit import Cause, commit
 from registry.versions.mlflow_alias import Action, HeldAlias, Seen
 from registry.versions.projection import attempt, lease_name, settle
-from registry.versions.promoters import Cause, commit
 from registry.versions.promotion import Transition, check_transition
 
 CAUSE = Cause("mlflow-ui", "alias set in the MLflow UI")

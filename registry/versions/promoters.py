@@ -1,39 +1,15 @@
-"""Who may promote: a task's promoters, whose signature its overrides need, or all its promotions; and the commit of
-what is signed.
+"""Who may promote: a task's promoters, whose signature its overrides need, or all its promotions."""
 
-A promotion is signed before the ledger holds it, as the object that the store's history will hold. So whoever writes
-that object later, after a crash, need not have the key.
-"""
+from collections.abc import Iterable
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-
-from ptpipeline.errors import PromotionConflict, PromotionRefused, TaskFileError
+from ptpipeline.errors import PromotionRefused, TaskFileError
 from ptpipeline.records.versions import Promotion
-from ptpipeline.signing import SigningKey
-from ptpipeline.storage.keys import release_key
-from ptpipeline.storage.signed import SignedStore, find_signer
+from ptpipeline.storage.signed import find_signer
 from ptpipeline.task.folder import load_task
 from ptpipeline.task.promoters import Promoters
-from registry.ledger.ledger import Move, Release
 from registry.registry import Registry
+from registry.versions.commit import Cause
 from registry.versions.projection import history_object
-from registry.versions.provenance import encode_release
-
-
-@dataclass(frozen=True)
-class Cause:
-    """Who moves an alias, and why; the history keeps both permanently.
-
-    `override` says that this person takes responsibility for a version that the gate refuses, or has not judged.
-    `signer` is the key of the person who asks, if this process is theirs; a process that acts on a request, or on what
-    it sees in MLflow, has none of theirs.
-    """
-
-    actor: str
-    reason: str
-    override: bool = False
-    signer: SigningKey | None = None
 
 
 def find_promoters(registry: Registry, task: str) -> Promoters | None:
@@ -62,25 +38,6 @@ def check_promoter(promoters: Promoters | None, place: str, cause: Cause, overri
             f"{place}: its task file asks for a promoter's signature of {what} (`promoters`), and "
             f"{by}; a promoter runs `ptp` with PTP_SIGNING_KEY naming their key"
         )
-
-
-def commit(registry: Registry, moves: Sequence[Move], release: Release | None = None) -> list[Promotion]:
-    """Sign what the moves become, then add it to the ledger: all moves, with the release that they make, or none.
-
-    Raises as `Ledger.append` does; SettingsError if readers ask for signatures and there is no key to sign with.
-    """
-    rows = [registry.ledger.draft(move) for move in moves]
-    signed = [*map(history_object, rows), *([(release_key(release.name), encode_release(release))] if release else [])]
-    if isinstance(registry.store, SignedStore):
-        for key, body in signed:
-            registry.store.sign(key, body)
-    try:
-        return registry.ledger.append_release(release, moves) if release else [*map(registry.ledger.append, moves)]
-    except (PromotionConflict, PromotionRefused):
-        if isinstance(registry.store, SignedStore):
-            for row in rows:  # what was not promoted must not look as if it had been
-                registry.store.withdraw(*history_object(row))
-        raise
 
 
 def is_overridden(row: Promotion) -> bool:

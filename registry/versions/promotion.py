@@ -19,10 +19,10 @@ from registry.ledger.ledger import Move, Release, release_conflict
 from registry.ledger.tombstone import collected_sentence
 from registry.registry import Registry
 from registry.versions.approval import check_order, check_people
+from registry.versions.commit import Cause, commit, write_release
 from registry.versions.history import is_return, rollback_target, row_of, version_before
 from registry.versions.projection import follow, pointer_in
-from registry.versions.promoters import Cause, check_promoter, commit, find_promoters
-from registry.versions.provenance import write_release
+from registry.versions.promoters import check_promoter, find_promoters
 
 GATED = (PRODUCTION,)
 RESERVED = re.compile(r"latest|v?\d+")

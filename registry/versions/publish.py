@@ -25,9 +25,9 @@ from registry.ledger.results import Publication
 from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.versions.content import is_sound, read_content, write_content
+from registry.versions.dossier import Dossier, lost_dossiers, stored_verdicts, write_dossier
 from registry.versions.history import find_namings
 from registry.versions.naming import check_number, name_version
-from registry.versions.provenance import Dossier, lost_dossiers, stored_verdicts, write_dossier
 
 log = logging.getLogger(__name__)
 

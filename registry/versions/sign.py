@@ -22,10 +22,11 @@ from ptpipeline.storage.keys import (
 from ptpipeline.storage.signed import SignedStore, without_checks
 from registry.ledger.results import Publication
 from registry.registry import Registry
+from registry.versions.commit import write_release
+from registry.versions.dossier import Dossier, check_dossier, lost_dossiers, write_dossier
 from registry.versions.mlflow_alias import Action
 from registry.versions.naming import encode_name, name_version
 from registry.versions.projection import LEASE_SECONDS, attempt, pointer_in, settle, write_history
-from registry.versions.provenance import Dossier, check_dossier, lost_dossiers, write_dossier, write_release
 from registry.versions.publish import load_card, write_page
 
 

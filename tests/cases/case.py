@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 
-from ptpipeline.data.snapshot import ingest
+from ptpipeline.data.snapshot import take_snapshot
 from ptpipeline.records.data import Snapshot
 from ptpipeline.storage.folder import FolderStore
 from ptpipeline.task.folder import find_task
@@ -26,9 +26,9 @@ class Case(NamedTuple):
         (name,) = (path.stem for path in (self.folder / "tasks").glob("*.yaml") if path.stem != "base_models")
         return find_task(self.folder / "tasks", name)
 
-    def ingest(self) -> Snapshot:
+    def take_snapshot(self) -> Snapshot:
         """The snapshot of the task's rows."""
-        return ingest(self.task, FolderStore(self.folder / "store"), self.folder / "home")
+        return take_snapshot(self.task, FolderStore(self.folder / "store"), self.folder / "home")
 
     def change(self, file: str, old: str, new: str) -> None:
         """Follow the advice of a message: put `new` in the place of `old` in the file."""

@@ -13,7 +13,7 @@ from sqlalchemy import Engine, event
 
 from benchmarks.fixtures.postgres import Postgres
 from ptpipeline.data import database
-from ptpipeline.data.snapshot import ingest
+from ptpipeline.data.snapshot import take_snapshot
 from ptpipeline.data.sources import OpenSource, SourceRows, read_rows, source_key
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.storage import FolderStore
@@ -295,7 +295,7 @@ def test_another_query_is_another_key(rows: Rows) -> None:
 
 def test_a_snapshot_of_a_query_holds_its_rows_and_no_address(rows: Rows, tmp_path: Path) -> None:
     rows.put(*[(text, {"positive": "good", "negative": "bad"}[label]) for text, label in sentences(40)])
-    snapshot = ingest(rows.task(), FolderStore(tmp_path / "store"), rows.home)
+    snapshot = take_snapshot(rows.task(), FolderStore(tmp_path / "store"), rows.home)
     assert snapshot.source == "sql:REVIEWS_DB"
     stored = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*.json"))
     assert PASSWORD.encode() not in stored
@@ -307,7 +307,7 @@ def test_an_ingest_reads_the_rows_once(rows: Rows, tmp_path: Path, asked: list[s
     rows.put(*[(text, {"positive": "good", "negative": "bad"}[label]) for text, label in sentences(40)])
     key = rows.key(**sql)
     asked.clear()
-    snapshot = ingest(rows.task(**sql), FolderStore(tmp_path / "store"), rows.home)
+    snapshot = take_snapshot(rows.task(**sql), FolderStore(tmp_path / "store"), rows.home)
     assert asked.count(QUERY) == 1
     assert snapshot.source_key == key
 
@@ -325,7 +325,7 @@ def test_a_source_that_changes_while_it_is_read_makes_no_snapshot(sqlite: Rows, 
     sqlite.put(*[(text, {"positive": "good", "negative": "bad"}[label]) for text, label in sentences(40)])
     store = FolderStore(tmp_path / "store")
     with pytest.raises(ServiceUnavailable, match="sql:REVIEWS_DB: the source changed while it was read; run again"):
-        ingest(sqlite.task(version_query="SELECT random()"), store, sqlite.home)
+        take_snapshot(sqlite.task(version_query="SELECT random()"), store, sqlite.home)
     assert list(store.keys("snapshots")) == []
 
 

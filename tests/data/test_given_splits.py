@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from ptpipeline.data.rows import CheckedRows, split_of
-from ptpipeline.data.snapshot import ingest, load_split
+from ptpipeline.data.snapshot import load_split, take_snapshot
 from ptpipeline.data.sources import read_rows, source_key
 from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError
@@ -204,7 +204,7 @@ PAIRS = [(text, label.replace("positive", "good").replace("negative", "bad")) fo
 
 
 def test_a_source_per_split_goes_to_its_split(tmp_path: Path, store: FolderStore) -> None:
-    snapshot = ingest(per_split(tmp_path, train=PAIRS[:60], dev=PAIRS[60:80], test=PAIRS[80:]), store, tmp_path)
+    snapshot = take_snapshot(per_split(tmp_path, train=PAIRS[:60], dev=PAIRS[60:80], test=PAIRS[80:]), store, tmp_path)
     texts = {split: {row.text for row in load_split(store, snapshot, split)} for split in ("train", "dev", "test")}
     assert texts["test"] == {text for text, _ in PAIRS[80:]}
     assert texts["dev"] <= {text for text, _ in PAIRS[60:80]}
@@ -213,14 +213,18 @@ def test_a_source_per_split_goes_to_its_split(tmp_path: Path, store: FolderStore
 
 
 def test_without_dev_it_is_cut_from_train(tmp_path: Path, store: FolderStore) -> None:
-    snapshot = ingest(per_split(tmp_path, train=PAIRS[:80], test=PAIRS[80:]), store, tmp_path)
+    snapshot = take_snapshot(per_split(tmp_path, train=PAIRS[:80], test=PAIRS[80:]), store, tmp_path)
     dev = {row.text for row in load_split(store, snapshot, "dev")}
     assert dev
     assert dev < {text for text, _ in PAIRS[:80]}
 
 
 def snapshots(folder: Path, store: FolderStore, *tests: list[tuple[str, str]]) -> list[Snapshot]:
-    return [ingest(per_split(folder, train=PAIRS[:60], dev=PAIRS[60:80], test=test), store, folder) for test in tests]
+    found = []
+    for test in tests:
+        task = per_split(folder, train=PAIRS[:60], dev=PAIRS[60:80], test=test)
+        found.append(take_snapshot(task, store, folder))
+    return found
 
 
 def test_new_test_rows_leave_what_trains_as_it_is(tmp_path: Path, store: FolderStore) -> None:
@@ -240,7 +244,7 @@ def test_the_key_follows_each_source(tmp_path: Path) -> None:
 
 def test_a_given_split_without_rows_is_named(tmp_path: Path, store: FolderStore) -> None:
     with pytest.raises(DataError, match=r"1 rows fall into the test split, at least 2 are needed; give more rows$"):
-        ingest(per_split(tmp_path, train=PAIRS[:60], test=PAIRS[80:81]), store, tmp_path)
+        take_snapshot(per_split(tmp_path, train=PAIRS[:60], test=PAIRS[80:81]), store, tmp_path)
 
 
 def test_a_value_that_is_not_utf8_is_written_out_where_it_is_counted(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from ptpipeline.data import hub as hub_rows
-from ptpipeline.data.snapshot import ingest
+from ptpipeline.data.snapshot import take_snapshot
 from ptpipeline.data.sources import describe_key, read_rows, source_key
 from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
@@ -134,7 +134,7 @@ def test_the_splits_of_a_data_set_are_those_of_a_task(reviews: Hub, tmp_path: Pa
     whole = task().model_dump(mode="json", exclude_unset=True)
     source = {split: {"hub": "lab/reviews", "revision": COMMIT, "split": split} for split in ("train", "test")}
     given = Task.model_validate(whole | {"data": whole["data"] | {"source": source, "split": {}}})
-    snapshot = ingest(given, FolderStore(tmp_path / "store"), tmp_path / "home")
+    snapshot = take_snapshot(given, FolderStore(tmp_path / "store"), tmp_path / "home")
     assert (snapshot.test.rows, snapshot.source) == (
         30,
         f"hub:lab/reviews@{COMMIT[:12]}/data/train-0.parquet, hub:lab/reviews@{COMMIT[:12]}/data/test-0.parquet",

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.fixtures.s3_server import S3Server
 from ptpipeline.data import s3
-from ptpipeline.data.snapshot import ingest
+from ptpipeline.data.snapshot import take_snapshot
 from ptpipeline.data.sources import describe_key, read_rows, source_key
 from ptpipeline.data.table import Wanted
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
@@ -96,7 +96,7 @@ def test_a_snapshot_of_objects_holds_their_rows_and_no_credential(bucket: Bucket
     rows = [(text, {"positive": "good", "negative": "bad"}[label]) for text, label in sentences(90)]
     for part in range(3):
         bucket.put(f"{part}.csv", HEAD + "".join(f'"{text}",{label}\n' for text, label in rows[part::3]))
-    snapshot = ingest(bucket.task(), FolderStore(tmp_path / "store"), bucket.home)
+    snapshot = take_snapshot(bucket.task(), FolderStore(tmp_path / "store"), bucket.home)
     assert sum(info.rows for info in snapshot.splits().values()) > 60
     assert snapshot.source == ", ".join(f"s3://{bucket.bucket}/{bucket.prefix}/{part}.csv" for part in range(3))
     stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*.json"))

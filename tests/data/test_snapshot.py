@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ptpipeline.data.rows import split_of
-from ptpipeline.data.snapshot import Row, ingest, load_split, read_snapshot
+from ptpipeline.data.snapshot import Row, load_split, read_snapshot, take_snapshot
 from ptpipeline.errors import ArtifactError, DataError, NotFound
 from ptpipeline.records.data import SPLITS, Snapshot
 from ptpipeline.storage import FolderStore, ObjectStore
@@ -28,11 +28,11 @@ def task_over(folder: Path, lines: list[str], header: str = "text,label", **data
 
 @pytest.fixture
 def snapshot(tmp_path: Path, store: ObjectStore) -> Snapshot:
-    return ingest(task_over(tmp_path, LINES), store, tmp_path)
+    return take_snapshot(task_over(tmp_path, LINES), store, tmp_path)
 
 
 def test_what_was_ingested_is_loaded(store: ObjectStore, tmp_path: Path) -> None:
-    snapshot = ingest(task_over(tmp_path, LINES), store, tmp_path)
+    snapshot = take_snapshot(task_over(tmp_path, LINES), store, tmp_path)
     assert read_snapshot(store, "reviews", snapshot.digest) == snapshot
     rows = {split: load_split(store, snapshot, split) for split in SPLITS}
     assert sorted(f"{row.text},{row.label}" for split in SPLITS for row in rows[split]) == sorted(LINES)
@@ -42,7 +42,7 @@ def test_what_was_ingested_is_loaded(store: ObjectStore, tmp_path: Path) -> None
 
 def test_equal_rows_are_the_same_snapshot(tmp_path: Path, store: ObjectStore, snapshot: Snapshot) -> None:
     before = {key: store.read(key).body for key in store.keys("snapshots")}
-    again = ingest(
+    again = take_snapshot(
         task_over(tmp_path, [f"{n},{line}" for n, line in enumerate(LINES)], "id,text,label"), store, tmp_path
     )
     assert again.digest == snapshot.digest
@@ -52,13 +52,13 @@ def test_equal_rows_are_the_same_snapshot(tmp_path: Path, store: ObjectStore, sn
 
 @pytest.mark.parametrize("changed", ["some text 1,bad", "some other text,good"])
 def test_another_row_is_another_snapshot(tmp_path: Path, store: ObjectStore, snapshot: Snapshot, changed: str) -> None:
-    other = ingest(task_over(tmp_path, [LINES[0], changed, *LINES[2:]]), store, tmp_path)
+    other = take_snapshot(task_over(tmp_path, [LINES[0], changed, *LINES[2:]]), store, tmp_path)
     assert other.digest != snapshot.digest
     assert read_snapshot(store, "reviews", snapshot.digest) == snapshot
 
 
 def test_a_relabelled_row_keeps_id_and_split(tmp_path: Path, store: ObjectStore, snapshot: Snapshot) -> None:
-    other = ingest(task_over(tmp_path, [LINES[0], "some text 1,bad", *LINES[2:]]), store, tmp_path)
+    other = take_snapshot(task_over(tmp_path, [LINES[0], "some text 1,bad", *LINES[2:]]), store, tmp_path)
     for split in SPLITS:
         ids = [[row.id for row in load_split(store, which, split)] for which in (snapshot, other)]
         assert ids[0] == ids[1]
@@ -67,7 +67,7 @@ def test_a_relabelled_row_keeps_id_and_split(tmp_path: Path, store: ObjectStore,
 def test_repeats_have_ids_of_their_own(tmp_path: Path, store: ObjectStore) -> None:
     checks = {"duplicate": "off", "rows_per_label": "off"}
     others = [f"text {number},good" for number in range(30)]
-    snapshot = ingest(
+    snapshot = take_snapshot(
         task_over(tmp_path, ["same,bad", "Same,bad", "SAME,bad", *others], checks=checks), store, tmp_path
     )
     rows = [row for split in SPLITS for row in load_split(store, snapshot, split)]
@@ -77,13 +77,13 @@ def test_repeats_have_ids_of_their_own(tmp_path: Path, store: ObjectStore) -> No
 
 def test_a_split_without_rows_is_refused(tmp_path: Path, store: ObjectStore) -> None:
     with pytest.raises(DataError, match=r"rows fall into the (dev|test) split"):
-        ingest(task_over(tmp_path, ["one,bad", "two,good"], checks={"rows_per_label": "off"}), store, tmp_path)
+        take_snapshot(task_over(tmp_path, ["one,bad", "two,good"], checks={"rows_per_label": "off"}), store, tmp_path)
     assert not list(store.keys("snapshots"))
 
 
 def test_a_blocking_check_stores_nothing(tmp_path: Path, store: ObjectStore) -> None:
     with pytest.raises(DataError, match="unknown_label"):
-        ingest(task_over(tmp_path, [*LINES, "more,ugly"]), store, tmp_path)
+        take_snapshot(task_over(tmp_path, [*LINES, "more,ugly"]), store, tmp_path)
     assert not list(store.keys("snapshots"))
 
 
@@ -93,7 +93,8 @@ def test_an_interrupted_ingest_is_finished(tmp_path: Path, store: ObjectStore, s
         store.delete(f"{folder}/{name}")
     with pytest.raises(NotFound):
         read_snapshot(store, "reviews", snapshot.digest)
-    assert ingest(task_over(tmp_path, LINES), store, tmp_path) == read_snapshot(store, "reviews", snapshot.digest)
+    again = take_snapshot(task_over(tmp_path, LINES), store, tmp_path)
+    assert again == read_snapshot(store, "reviews", snapshot.digest)
     assert load_split(store, snapshot, "test")
 
 
@@ -104,7 +105,7 @@ def test_the_manifest_is_written_last(tmp_path: Path) -> None:
             super().create(key, body)
 
     written: list[str] = []
-    ingest(task_over(tmp_path, LINES), Recording(tmp_path / "store"), tmp_path)
+    take_snapshot(task_over(tmp_path, LINES), Recording(tmp_path / "store"), tmp_path)
     assert written == ["train.parquet", "dev.parquet", "test.parquet", "manifest.json"]
 
 
@@ -115,7 +116,7 @@ def test_another_encoding_of_the_same_rows_is_accepted(tmp_path: Path, store: Ob
     pq.write_table(pq.read_table(io.BytesIO(body_of(store, snapshot, "test.parquet"))), buffer, compression="none")
     altered(store, snapshot, "test.parquet", buffer.getvalue())
     store.delete(f"{snapshot_prefix('reviews', snapshot.digest)}/manifest.json")
-    assert ingest(task_over(tmp_path, LINES), store, tmp_path) == snapshot
+    assert take_snapshot(task_over(tmp_path, LINES), store, tmp_path) == snapshot
 
 
 def body_of(store: ObjectStore, snapshot: Snapshot, name: str) -> bytes:
@@ -139,7 +140,7 @@ def test_leftovers_with_other_rows_are_refused(tmp_path: Path, store: ObjectStor
     altered(store, snapshot, "test.parquet", body_of(store, snapshot, "dev.parquet"))
     store.delete(f"{snapshot_prefix('reviews', snapshot.digest)}/manifest.json")
     with pytest.raises(ArtifactError, match=r"test\.parquet"):
-        ingest(task_over(tmp_path, LINES), store, tmp_path)
+        take_snapshot(task_over(tmp_path, LINES), store, tmp_path)
     with pytest.raises(NotFound):
         read_snapshot(store, "reviews", snapshot.digest)
 
@@ -191,7 +192,7 @@ def test_a_manifest_of_another_task_is_refused(store: ObjectStore, snapshot: Sna
 
 def test_the_manifest_counts_every_check(tmp_path: Path, store: ObjectStore) -> None:
     faults = ["caf\udce9,bad", " ,good", "some text 1,good", "some text 2,bad"]
-    snapshot = ingest(task_over(tmp_path, [*LINES, *faults]), store, tmp_path)
+    snapshot = take_snapshot(task_over(tmp_path, [*LINES, *faults]), store, tmp_path)
     found = {check.name: check.count for check in read_snapshot(store, "reviews", snapshot.digest).checks}
     assert found == {
         "encoding": 1,
@@ -209,14 +210,14 @@ def test_an_unreadable_byte_is_counted(tmp_path: Path) -> None:
     task = task_over(tmp_path, LINES)
     path = Path(task.data.source.path or "")
     path.write_bytes(path.read_bytes() + "caf\u00e9,bad\n".encode("latin-1"))
-    checks = {check.name: check for check in ingest(task, FolderStore(tmp_path / "store"), tmp_path).checks}
+    checks = {check.name: check for check in take_snapshot(task, FolderStore(tmp_path / "store"), tmp_path).checks}
     assert (checks["encoding"].count, checks["encoding"].detail) == (1, "line 82")
 
 
 def test_ingests_at_once_store_one_snapshot(tmp_path: Path, store: ObjectStore) -> None:
     task = task_over(tmp_path, LINES)
     with ThreadPoolExecutor(3) as pool:
-        snapshots = list(pool.map(lambda _: ingest(task, store, tmp_path), range(3)))
+        snapshots = list(pool.map(lambda _: take_snapshot(task, store, tmp_path), range(3)))
     assert len({snapshot.digest for snapshot in snapshots}) == 1
     assert len(list(store.keys("snapshots"))) == 4
 
@@ -229,11 +230,11 @@ def test_a_manifest_that_another_ingest_wrote_meanwhile_is_verified(tmp_path: Pa
             return False
 
     task, store = task_over(tmp_path, LINES), Earlier(tmp_path / "store")
-    snapshot = ingest(task, store, tmp_path)
-    assert ingest(task, store, tmp_path) == snapshot
+    snapshot = take_snapshot(task, store, tmp_path)
+    assert take_snapshot(task, store, tmp_path) == snapshot
     altered(store, snapshot, "manifest.json", b"{}")
     with pytest.raises(ArtifactError, match=r"manifest\.json"):
-        ingest(task, store, tmp_path)
+        take_snapshot(task, store, tmp_path)
 
 
 def test_a_row_is_id_fields_label_and_slices() -> None:
@@ -266,7 +267,7 @@ HELD_BACK = {"dev": 0.2, "test": 0.2, "reserve": 0.2}
 
 
 def test_a_reserve_is_stored_and_loaded(tmp_path: Path, store: ObjectStore, snapshot: Snapshot) -> None:
-    held = ingest(task_over(tmp_path, LINES, split=HELD_BACK, checks={"min_rows_per_label": 1}), store, tmp_path)
+    held = take_snapshot(task_over(tmp_path, LINES, split=HELD_BACK, checks={"min_rows_per_label": 1}), store, tmp_path)
     assert read_snapshot(store, "reviews", held.digest) == held
     assert list(held.splits()) == ["train", "dev", "test", "reserve"]
     assert (held.dev, held.test) == (snapshot.dev, snapshot.test)
@@ -285,7 +286,7 @@ def test_a_snapshot_without_reserve_says_so(store: ObjectStore, snapshot: Snapsh
 def test_a_reserve_without_rows_is_refused(tmp_path: Path, store: ObjectStore) -> None:
     task = task_over(tmp_path, LINES, split={**HELD_BACK, "reserve": 0.0001}, checks={"rows_per_label": "off"})
     with pytest.raises(DataError, match="0 rows fall into the reserve split, at least 2 are needed"):
-        ingest(task, store, tmp_path)
+        take_snapshot(task, store, tmp_path)
 
 
 def test_a_reserve_of_one_row_is_refused(tmp_path: Path) -> None:
@@ -298,11 +299,11 @@ def test_a_reserve_of_one_row_is_refused(tmp_path: Path) -> None:
     share = next(share for share in (number / 500 for number in range(1, 100)) if count(share) == 1)
     task = task_over(tmp_path, LINES, split={**HELD_BACK, "reserve": share}, checks={"rows_per_label": "off"})
     with pytest.raises(DataError, match="1 rows fall into the reserve split, at least 2 are needed"):
-        ingest(task, FolderStore(tmp_path / "store"), tmp_path)
+        take_snapshot(task, FolderStore(tmp_path / "store"), tmp_path)
 
 
 def test_a_reserve_taken_out_of_the_manifest_is_noticed(tmp_path: Path, store: ObjectStore) -> None:
-    held = ingest(task_over(tmp_path, LINES, split=HELD_BACK, checks={"min_rows_per_label": 1}), store, tmp_path)
+    held = take_snapshot(task_over(tmp_path, LINES, split=HELD_BACK, checks={"min_rows_per_label": 1}), store, tmp_path)
     record = held.to_json()
     del record["reserve"]
     altered(store, held, "manifest.json", json.dumps(record).encode())
@@ -318,7 +319,7 @@ SLICED = [f"{line},{('web', 'app', '')[number % 3]}" for number, line in enumera
 
 @pytest.fixture
 def sliced(tmp_path: Path, store: ObjectStore) -> Snapshot:
-    return ingest(task_over(tmp_path, SLICED, "text,label,channel", slices=["channel"]), store, tmp_path)
+    return take_snapshot(task_over(tmp_path, SLICED, "text,label,channel", slices=["channel"]), store, tmp_path)
 
 
 def test_slice_values_are_stored_with_their_rows(store: ObjectStore, sliced: Snapshot) -> None:
@@ -344,7 +345,7 @@ def test_slices_make_another_snapshot_of_the_same_rows(
 
 
 def test_another_slice_value_is_another_snapshot(tmp_path: Path, store: ObjectStore, sliced: Snapshot) -> None:
-    other = ingest(
+    other = take_snapshot(
         task_over(tmp_path, [*SLICED[:-1], SLICED[-1] + "x"], "text,label,channel", slices=["channel"]), store, tmp_path
     )
     assert other.digest != sliced.digest

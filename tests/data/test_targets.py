@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ptpipeline.data.snapshot import ingest, load_split
+from ptpipeline.data.snapshot import load_split, take_snapshot
 from ptpipeline.data.sources import read_rows
 from ptpipeline.data.validation import check_rows
 from ptpipeline.errors import DataError
@@ -41,7 +41,7 @@ def test_a_snapshot_counts_no_targets(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     path.write_text("text,answer\n" + "".join(f"text {i},secret {i}\n" for i in range(60)))
     store = FolderStore(tmp_path / "store")
-    snapshot = ingest(generating(path), store, tmp_path / "home")
+    snapshot = take_snapshot(generating(path), store, tmp_path / "home")
     rows = [row for split in SPLITS for row in load_split(store, snapshot, split)]
     assert sorted(row.label for row in rows) == sorted(f"secret {i}" for i in range(60))
     assert "secret" not in snapshot.model_dump_json()

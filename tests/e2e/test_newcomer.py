@@ -18,8 +18,8 @@ from flows.local.watcher import POLL_SECONDS
 from flows.server.api import call
 from ptpipeline.settings import load_settings
 from registry.registry import open_for_writing
+from registry.versions.commit import Cause
 from registry.versions.mlflow_edit import seconds_apart
-from registry.versions.promoters import Cause
 from registry.versions.promotion import promote
 from tests.e2e.conftest import TASK, Project
 

@@ -11,7 +11,7 @@ import torch
 from pyarrow import parquet
 
 from ptpipeline.data.rows import Row
-from ptpipeline.data.snapshot import ingest, load_split
+from ptpipeline.data.snapshot import load_split, take_snapshot
 from ptpipeline.evaluation.baselines import Bare, Setup, measure_baselines
 from ptpipeline.evaluation.evaluate import evaluate
 from ptpipeline.evaluation.examples import Front, Writer, choose_examples
@@ -56,7 +56,7 @@ def stored(folder: Path, pairs: list[tuple[str, str]], **parts: Any) -> tuple[Ob
         }
     )
     store = FolderStore(folder / "store")
-    return store, ingest(task, store, folder)
+    return store, take_snapshot(task, store, folder)
 
 
 def table(store: ObjectStore, report: Report) -> dict[str, list[Any]]:

@@ -30,7 +30,7 @@ from flows.server.schedules import slug_of
 from flows.stages.context import MACHINE
 from flows.stages.outcome import Outcome
 from ptpipeline.data import sources
-from ptpipeline.data.snapshot import ingest, load_split, read_snapshot
+from ptpipeline.data.snapshot import load_split, read_snapshot, take_snapshot
 from ptpipeline.data.tokens import EncodedRow, LabelTokens, TaskText
 from ptpipeline.evaluation import key as evaluation
 from ptpipeline.evaluation.baselines import Setup
@@ -80,10 +80,10 @@ from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.mend import fix
 from registry.versions import mlflow_edit as door
+from registry.versions.commit import Cause
+from registry.versions.dossier import Dossier
 from registry.versions.projection import lease_name
-from registry.versions.promoters import Cause
 from registry.versions.promotion import promote, promote_release, rollback
-from registry.versions.provenance import Dossier
 from registry.versions.publish import attach, register, stage
 from tests.golden import inputs
 
@@ -286,7 +286,7 @@ def snapshot(folder: Path) -> dict[str, Any]:
     """
     Path("rows.csv").write_text(inputs.ROWS, encoding="utf-8")
     store = FolderStore(folder / "store")
-    made = ingest(_task(inputs.SLICED), store, folder / "home")
+    made = take_snapshot(_task(inputs.SLICED), store, folder / "home")
     return {
         "manifest": made.to_json(),
         "rows": {split: [row.id for row in load_split(store, made, split)] for split in made.splits()},

@@ -13,7 +13,7 @@ from ptpipeline.storage.keys import PROMPTS, RELEASES, SNAPSHOTS
 from ptpipeline.storage.signed import SignedStore, Trust, without_checks
 from registry.ledger.ledger import Release
 from registry.registry import Registry
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote, promote_release
 
 WORKER, ADA, EVE = (SigningKey(Ed25519PrivateKey.from_private_bytes(bytes([number]) * 32)) for number in (1, 2, 3))

@@ -26,7 +26,7 @@ from ptpipeline.storage.conditional import check_conditional_puts
 from ptpipeline.storage.keys import version_key
 from registry.ledger.ledger import Ledger
 from registry.registry import Registry
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote, rollback
 from tests.registry.signed import ADA, WORKER, signed
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from ptpipeline.data.rows import Row
 from ptpipeline.data.sample import choose_dev_rows
-from ptpipeline.data.snapshot import ingest
+from ptpipeline.data.snapshot import take_snapshot
 from ptpipeline.storage import FolderStore
 from ptpipeline.task.folder import find_task
 from ptpipeline.task.recipe import Tune
@@ -41,6 +41,6 @@ def test_a_new_row_takes_the_place_of_one_at_most() -> None:
 
 def test_a_job_answers_the_chosen_dev_rows_and_learns_from_all_train_rows(tmp_path: Path) -> None:
     task, store = find_task(tiny_project(tmp_path), "tiny-sentiment"), FolderStore(tmp_path / "store")
-    snapshot = ingest(task, store, tmp_path)
+    snapshot = take_snapshot(task, store, tmp_path)
     job = build_job(tiny(), TaskData(task, snapshot), Tune(dev_rows=7, init={"text": " yes"}), store)
     assert (len(job.dev), len(job.train)) == (7, snapshot.train.rows)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from ptpipeline.data.snapshot import ingest, load_split
+from ptpipeline.data.snapshot import load_split, take_snapshot
 from ptpipeline.data.tokens import EncodedRow, FreeText, LabelTokens
 from ptpipeline.errors import DataError
 from ptpipeline.models.base import prepare_base
@@ -50,7 +50,7 @@ def ready(tmp_path_factory: pytest.TempPathFactory) -> Ready:
     task = task.model_copy(
         update={"tune": task.tune.model_copy(update={"steps": 40, "eval_every": 10})}
     )  # a pulled prompt has a way to go
-    snapshot = ingest(task, store, folder / "home")
+    snapshot = take_snapshot(task, store, folder / "home")
     plain = build_plain_job(base, task, snapshot, store)
     return Ready(base, plain, plain.text.rows(load_split(store, snapshot, "test")))
 
@@ -168,7 +168,7 @@ def test_a_search_is_pulled_by_its_first_recipe(ready: Ready, tmp_path: Path) ->
     tasks = tiny_project(tmp_path, rows=120)
     task = find_task(tasks, "tiny-sentiment")
     searched = task.model_copy(update={"tune": Tune(search={"length": [3, 5]}, init=task.tune.init)})
-    plain = build_plain_job(ready.base, searched, ingest(task, store, tmp_path), store)
+    plain = build_plain_job(ready.base, searched, take_snapshot(task, store, tmp_path), store)
     assert (plain.tune.num_virtual_tokens, plain.tune.search) == (3, None)
 
 

@@ -14,7 +14,7 @@ from ptpipeline.serving.servers import report_holdings
 from ptpipeline.storage import FolderStore
 from registry.ledger.ledger import Ledger
 from registry.registry import Registry
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote
 from tests.registry.versions.test_promoters import declare
 

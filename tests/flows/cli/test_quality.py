@@ -33,7 +33,7 @@ from ptpipeline.task.policy import Checks
 from ptpipeline.task.task import Task
 from registry.ledger.looks import count_looks, take_look
 from registry.registry import open_registry
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from tests.flows.project import Project
 from tests.tiny import sentences as rows_of
 from tests.tiny import write_csv

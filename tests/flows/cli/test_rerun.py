@@ -30,7 +30,7 @@ from registry.failpoints import watch
 from registry.ledger import tombstone
 from registry.ledger.ledger import Ledger, Move
 from registry.registry import Registry
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote
 from tests.flows.cli.test_cli import ptp
 from tests.flows.project import Project

@@ -31,7 +31,7 @@ from registry.ledger.approvals import Asked, ask
 from registry.ledger.events import Event, find_backlog, record_event, take_due
 from registry.ledger.ledger import Ledger, Move, Release
 from registry.registry import Registry
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote, rollback
 from tests import processes
 from tests.http_server import Quiet, serve

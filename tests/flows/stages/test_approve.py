@@ -23,7 +23,8 @@ from registry import failpoints
 from registry.ledger import tables
 from registry.ledger.approvals import list_standings
 from registry.versions import promotion
-from registry.versions.promoters import Cause, lack_promoter
+from registry.versions.commit import Cause
+from registry.versions.promoters import lack_promoter
 from registry.versions.sign import sign_task
 from tests import processes
 from tests.flows.stages.conftest import make_context

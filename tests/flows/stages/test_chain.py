@@ -24,7 +24,7 @@ from ptpipeline.errors import (
 from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.storage.keys import prompt_prefix
 from registry.repair.doctor import examine
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import rollback
 from tests.flows.project import Project
 from tests.tiny import other_base, sentences, write_csv

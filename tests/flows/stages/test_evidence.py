@@ -20,7 +20,7 @@ from ptpipeline.records.verdicts import Look
 from ptpipeline.records.versions import PromptVersion
 from ptpipeline.task.task import Task
 from registry.versions import promotion
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import rollback
 from registry.versions.publish import register, stage
 

@@ -18,7 +18,7 @@ from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.serving.engine import Question
 from registry.card.description import render_description
 from registry.repair.doctor import examine
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.publish import load_card
 from tests.flows.project import Project
 from tests.tiny import sentences, write_csv

@@ -14,7 +14,7 @@ from ptpipeline.data.rows import normalise, split_of
 from ptpipeline.records.verdicts import Look, Verdict
 from ptpipeline.records.versions import PRODUCTION
 from registry.ledger.looks import count_looks
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from tests.flows.project import Project
 from tests.tiny import sentences, write_csv
 

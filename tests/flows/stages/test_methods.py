@@ -17,7 +17,7 @@ from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.task.folder import load_sources
 from registry.repair.doctor import examine
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import rollback
 from tests.flows.project import Project
 from tests.tiny import sentences

@@ -26,7 +26,7 @@ from registry.ledger.tombstone import Tombstone
 from registry.registry import Registry
 from registry.versions import promotion
 from registry.versions.beside import place_beside
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import rollback
 from registry.versions.publish import register, stage
 from tests.flows.stages.test_approve import declare

@@ -8,7 +8,7 @@ from flows.stages.promote import move
 from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.storage.keys import prompt_prefix
 from registry.card.page import render_page
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.publish import load_card
 from tests.flows.project import Project
 from tests.tiny import sentences

@@ -35,7 +35,7 @@ from registry.ledger.ledger import Ledger, Release
 from registry.ledger.usage import prompt_uses
 from registry.registry import Registry
 from registry.repair.doctor import examine
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote, promote_release, rollback
 from registry.versions.publish import register, stage
 

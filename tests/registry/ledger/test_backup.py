@@ -26,7 +26,7 @@ from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote
 from tests.registry.ledger.test_nights import MOOD, TONE, a_night
 from tests.registry.migrations.test_migrations import ROWS

@@ -24,7 +24,7 @@ from ptpipeline.storage import FolderStore
 from registry.ledger.ledger import Ledger
 from registry.registry import Registry
 from registry.repair.doctor import examine
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote
 from tests import processes, small_disk
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save
 
 from benchmarks.fixtures.prompts import a_request, a_task, an_artifact
-from ptpipeline.data.snapshot import ingest, load_split
+from ptpipeline.data.snapshot import load_split, take_snapshot
 from ptpipeline.errors import DataError, NotFound
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
@@ -27,7 +27,7 @@ from registry.ledger.ledger import Ledger, Release
 from registry.lineage.descent import inherited_rows, training_rows
 from registry.lineage.trace import Exposure, plan_erasure, row_id, trace_row, trace_version
 from registry.registry import Registry
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote, promote_release
 from registry.versions.publish import register, stage
 
@@ -62,7 +62,7 @@ class World:
             f'"{text}",{"good" if number % 2 else "bad"}\n' for number, text in enumerate(rows)
         )
         (self.folder / f"{task.name}.csv").write_text(body)
-        snapshot = ingest(task, self.registry.store, self.folder)
+        snapshot = take_snapshot(task, self.registry.store, self.folder)
         self.registry.ledger.save_snapshot(snapshot)
         return snapshot
 

@@ -30,7 +30,7 @@ from registry.ledger import database, tables
 from registry.ledger.ledger import Ledger, Move
 from registry.ledger.looks import take_look
 from registry.registry import Registry
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote
 from registry.versions.publish import stage
 from tests import processes

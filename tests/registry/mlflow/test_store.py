@@ -29,7 +29,7 @@ from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.reconcile import reconcile
 from registry.versions.beside import place_beside
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote, rollback
 from registry.versions.publish import register, stage
 from tests.http_server import Quiet, serve

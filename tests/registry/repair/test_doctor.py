@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.fixtures.prompts import a_task, an_artifact, published
-from ptpipeline.data.snapshot import encode_manifest, ingest
+from ptpipeline.data.snapshot import encode_manifest, take_snapshot
 from ptpipeline.errors import NotFound
 from ptpipeline.records.base import now
 from ptpipeline.records.versions import Pointer, VersionName
@@ -32,7 +32,7 @@ from registry.repair.doctor import examine
 from registry.repair.mend import fix
 from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote, promote_release
 from registry.versions.publish import stage
 from tests.data.declared import declared
@@ -231,7 +231,7 @@ def test_a_release_is_in_the_store(plain: Registry, task: Task) -> None:
 
 def test_a_snapshot_to_which_two_sources_led_is_as_one_of_them_wrote_it(plain: Registry, tmp_path: Path) -> None:
     task = declared(write_csv(tmp_path / "rows.csv", [(text, OPINIONS[label]) for text, label in sentences(80)]))
-    first = ingest(task, plain.store, tmp_path)
+    first = take_snapshot(task, plain.store, tmp_path)
     for snapshot in (first, first.model_copy(update={"source": "copy.csv", "source_key": "another"})):
         plain.ledger.save_snapshot(snapshot)
     assert examine(plain) == []

@@ -33,8 +33,8 @@ from registry.registry import Registry, open_registry
 from registry.repair.difference import Difference
 from registry.repair.doctor import examine
 from registry.repair.mend import fix
+from registry.versions.commit import write_release
 from registry.versions.content import keep
-from registry.versions.provenance import write_release
 from registry.versions.publish import load_card, write_page
 from tests.golden.product import restore_times
 

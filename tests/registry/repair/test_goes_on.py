@@ -30,7 +30,7 @@ from registry.repair.doctor import examine
 from registry.repair.mend import fix
 from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote
 from tests.test_foreign import MANIFESTS
 

@@ -21,9 +21,9 @@ from registry.ledger.tombstone import Tombstone
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.rebuild import rebuild
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause, write_release
+from registry.versions.dossier import Dossier, check_dossier, write_dossier
 from registry.versions.promotion import promote
-from registry.versions.provenance import Dossier, check_dossier, write_dossier, write_release
 from registry.versions.publish import load_card, register, remember, stage, withhold_texts
 from tests.registry.repair.test_second_look import an_ensemble
 

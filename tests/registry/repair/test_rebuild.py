@@ -33,9 +33,9 @@ from registry.repair.doctor import examine
 from registry.repair.mend import fix
 from registry.repair.rebuild import rebuild
 from registry.repair.reconcile import reconcile
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
+from registry.versions.dossier import read_dossier
 from registry.versions.promotion import promote, promote_release, rollback, rollback_release
-from registry.versions.provenance import read_dossier
 from registry.versions.publish import register, stage
 from tests import processes
 

@@ -27,9 +27,8 @@ from registry.repair.difference import Difference
 from registry.repair.doctor import examine
 from registry.repair.mend import fix
 from registry.repair.reconcile import reconcile
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause, write_release
 from registry.versions.promotion import promote
-from registry.versions.provenance import write_release
 from registry.versions.publish import register, stage
 
 ME = Cause("me", "because")

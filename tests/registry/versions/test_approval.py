@@ -20,7 +20,7 @@ from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.rebuild import rebuild
 from registry.versions import approval, mlflow_edit
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import Transition, check_transition, promote, promote_release, rollback
 from tests.registry.signed import ADA, EVE, WORKER, public_line, signed
 

@@ -19,7 +19,8 @@ from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.rebuild import rebuild
 from registry.versions.beside import place_beside
-from registry.versions.promoters import Cause, lack_promoter
+from registry.versions.commit import Cause
+from registry.versions.promoters import lack_promoter
 from registry.versions.promotion import promote, rollback
 from tests.registry.signed import ADA, WORKER, signed
 from tests.registry.versions.test_guards import older

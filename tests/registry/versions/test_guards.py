@@ -13,7 +13,7 @@ from ptpipeline.storage.keys import prompt_prefix
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Ledger, Release
 from registry.registry import Registry
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import (
     Transition,
     check_alias,

@@ -18,7 +18,7 @@ from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.versions import projection
-from registry.versions.promoters import Cause
+from registry.versions.commit import Cause
 from registry.versions.promotion import promote, rollback
 from tests import processes
 

@@ -31,8 +31,8 @@ from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.reconcile import reconcile
 from registry.versions import projection
+from registry.versions.commit import Cause
 from registry.versions.mlflow_alias import Action
-from registry.versions.promoters import Cause
 from registry.versions.promotion import promote
 from registry.versions.publish import register, stage
 from registry.versions.sign import sign_task

@@ -23,9 +23,9 @@ from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.reconcile import reconcile
 from registry.versions import projection
+from registry.versions.commit import Cause
 from registry.versions.mlflow_alias import Action
 from registry.versions.mlflow_edit import judge
-from registry.versions.promoters import Cause
 from registry.versions.promotion import promote
 from tests.registry.versions.test_mlflow_edit import noted
 

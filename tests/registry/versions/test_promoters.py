@@ -18,8 +18,8 @@ from registry.repair.doctor import examine
 from registry.repair.rebuild import rebuild
 from registry.versions import mlflow_edit
 from registry.versions.beside import place_beside
+from registry.versions.commit import Cause
 from registry.versions.projection import history_object
-from registry.versions.promoters import Cause
 from registry.versions.promotion import (
     Transition,
     check_transition,

@@ -14,10 +14,9 @@ from registry.ledger.ledger import Move, Release
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.reconcile import reconcile
+from registry.versions.commit import Cause, write_release
 from registry.versions.history import path_of
-from registry.versions.promoters import Cause
 from registry.versions.promotion import check_alias, point, promote, promote_release, rollback, rollback_release
-from registry.versions.provenance import write_release
 from registry.versions.publish import register, stage
 
 ME = Cause("me", "because")

@@ -20,7 +20,7 @@ from registry.ledger.ledger import Ledger, Move
 from registry.ledger.tombstone import Tombstone
 from registry.registry import Registry
 from registry.repair.doctor import examine
-from registry.versions.promoters import Cause, commit
+from registry.versions.commit import Cause, commit
 from registry.versions.promotion import promote
 from registry.versions.sign import sign_task, sign_version
 from tests.registry.signed import ADA, TASK, WORKER, fill, objects, overwrite, signed

@@ -16,9 +16,9 @@ from registry.ledger.ledger import Move
 from registry.ledger.tombstone import Tombstone
 from registry.registry import Registry
 from registry.versions import projection
+from registry.versions.commit import Cause
 from registry.versions.mlflow_alias import Action
 from registry.versions.projection import attempt, project, wait_for_lease
-from registry.versions.promoters import Cause
 from registry.versions.promotion import promote, rollback
 from registry.versions.publish import register, stage
 from tests.registry.repair.test_second_look import an_ensemble, ensemble_of_two

@@ -12,9 +12,8 @@ from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.addresses import PromptObject, is_content_of, is_dossier, parse
-from ptpipeline.storage.keys import dossier_key, dossiers_prefix, release_key
+from ptpipeline.storage.keys import dossier_key, dossiers_prefix
 from registry.card.card import Provenance
-from registry.ledger.ledger import Release
 from registry.ledger.results import Publication, Results
 from registry.versions.content import write_content
 
@@ -114,13 +113,3 @@ def _is_time(text: str) -> bool:
         return _TIME.fullmatch(text) is not None and bool(datetime.fromisoformat(text))
     except ValueError:
         return False
-
-
-def write_release(store: ObjectStore, release: Release) -> None:
-    """Store the release, which never changes; PreconditionFailed if another release of that name is stored."""
-    store.create(release_key(release.name), encode_release(release))
-
-
-def encode_release(release: Release) -> bytes:
-    """Return the bytes of a release in the store."""
-    return release.model_dump_json().encode()
