@@ -1,7 +1,7 @@
 """The prompts that a server holds: verified, computed and ready to answer, each once, by its digest."""
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from ptpipeline.errors import NotFound, Overloaded
@@ -9,6 +9,7 @@ from ptpipeline.prompts.artifact import Artifact, read_ensemble
 from ptpipeline.records.answers import Holding
 from ptpipeline.records.base import DIGEST_PATTERN
 from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.records.versions import Promotion
 from ptpipeline.serving.last_good import LastGood
 from ptpipeline.serving.resolver import read_prompt
 from ptpipeline.storage import ObjectStore
@@ -141,3 +142,12 @@ class Holdings:
             }
             self._good.keep(self._held.keys() | members)
         return dropped
+
+
+def list_holdings(promotions: Iterable[Promotion]) -> list[Holding]:
+    """Return the prompts that the promotions name."""
+    return [
+        Holding(row.task, digest)
+        for row in promotions
+        for digest in (row.digest, *([row.beside.digest] if row.beside else []))
+    ]

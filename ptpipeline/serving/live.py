@@ -8,7 +8,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +17,7 @@ from ptpipeline.errors import ArtifactError, NotFound, PtpError, ServiceUnavaila
 from ptpipeline.records.answers import Holding, Observed
 from ptpipeline.records.base import is_name
 from ptpipeline.records.versions import Promotion
-from ptpipeline.serving.holdings import SHA, Held, Holder, Holdings
+from ptpipeline.serving.holdings import SHA, Held, Holder, Holdings, list_holdings
 from ptpipeline.serving.last_good import LastGood
 from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.refusals import Place, Refusals
@@ -163,7 +163,7 @@ class Live:
                 return self._aliases[place]
             if self._refused.find(place) is None:
                 promotion = self._read_missing(place)
-                with self._announced(_list_holdings([promotion])), self._refused.trying(place, ""):
+                with self._announced(list_holdings([promotion])), self._refused.trying(place, ""):
                     self._adopt(self.store, promotion, "")  # the next look learns the pointer's tag
                     self._known.add(place)
             if place not in self._aliases:
@@ -240,7 +240,7 @@ class Live:
             for place in due:
                 with self._refused.trying(place, tags[place]):
                     read[place] = read_promotion(self.store, *place, self._memory)
-            with self._announced(_list_holdings(read.values())):
+            with self._announced(list_holdings(read.values())):
                 for place, promotion in read.items():
                     with self._refused.trying(place, tags[place]), self._changing:
                         if self._aliases.get(place) is due[place]:  # else a request met it since, and read it later
@@ -341,12 +341,3 @@ class Live:
         except PtpError as error:  # the pointers keep what they name from being deleted too
             log.warning("the store was not told what this server holds: %s", error)
         self._reported = (told, self.clock())  # what the store did not take is told again in a minute, or if it changes
-
-
-def _list_holdings(promotions: Iterable[Promotion]) -> list[Holding]:
-    """Return the prompts that the promotions name."""
-    return [
-        Holding(row.task, digest)
-        for row in promotions
-        for digest in (row.digest, *([row.beside.digest] if row.beside else []))
-    ]

@@ -69,9 +69,7 @@ class Ledger(Results):
     """One database. Every method is one transaction and raises ServiceUnavailable if the database does not answer."""
 
     def intend(self, task: str, digest: str) -> None:
-        """Note that `digest` is being published, before its first byte is stored; raise LeaseHeld while it is being
-        collected.
-        """
+        """Note that `digest` is published from now on, before a byte is stored; LeaseHeld while it is collected."""
         with self.database.writing(lock_name(task, digest)) as connection:
             take_over(self.database, connection, task, digest)
             # with a new time, so that it does not look abandoned
