@@ -39,7 +39,7 @@ from ptpipeline.prompts.tensors import check_base, unpack
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.serving.batcher import Load
 from ptpipeline.serving.combine import combine
-from ptpipeline.serving.ranking import average, normalise
+from ptpipeline.serving.ranking import average, name_probabilities, normalise
 from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.serving.tokens import check_labels, encode_fields, encode_labels, find_limit
 from ptpipeline.serving.vllm import Served, Upstream
@@ -265,10 +265,11 @@ class Gateway:
         try:
             ids = encode_fields(self.base, held.manifest, fields, f"text {number} for {held.manifest.task}")
             self._check_length(held, len(ids) + held.labels.longest)
-            shares = (await self._score(self._upstream, held, ids)).softmax(0).tolist()
+            scores = await self._score(self._upstream, held, ids)
+            named = name_probabilities(held.manifest.task, held.labels.names, scores)
         except Terminal as error:
             return error
-        return dict(sorted(zip(held.labels.names, shares, strict=True), key=lambda pair: -pair[1]))
+        return dict(sorted(named.items(), key=lambda pair: -pair[1]))
 
     async def _score(self, upstream: Upstream, held: _Held, ids: Sequence[int]) -> Tensor:
         """Return the score of every label [labels] as `serving.engine` computes it."""

@@ -17,6 +17,8 @@ from ptpipeline.storage.signed import open_signed_store
 from ptpipeline.task.template import Fields, list_fields, read_template
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ptpipeline.serving.engine import Engine
 
 log = logging.getLogger(__name__)
@@ -53,7 +55,7 @@ class Predictor:
                 Answer(label=None, probabilities={}, version=version, digest=digest, text=text)
                 for text in self.engine.generate(questions)
             ]
-        return [self._build_answer(score.softmax(0).tolist(), digest) for score in self.engine.score_labels(questions)]
+        return [self._build_answer(scores, digest) for scores in self.engine.score_labels(questions)]
 
     def _name_fields(self, given: Iterable[str | Fields]) -> list[Fields]:
         """Each text by field. A string among them needs a template of one field."""
@@ -84,8 +86,11 @@ class Predictor:
         text = None if artifact.manifest.generate is None else ""
         return Answer(label=None, probabilities={}, version=self.resolved.name, digest=artifact.digest, text=text)
 
-    def _build_answer(self, shares: list[float], digest: str) -> Answer:
-        probabilities = dict(zip(self.resolved.artifact.manifest.labels, shares, strict=True))
+    def _build_answer(self, scores: "Tensor", digest: str) -> Answer:
+        from ptpipeline.serving.ranking import name_probabilities  # torch is imported by now
+
+        names = list(self.resolved.artifact.manifest.labels)
+        probabilities = name_probabilities(self.resolved.name, names, scores)
         label = max(probabilities, key=lambda name: probabilities[name])
         return Answer(label=label, probabilities=probabilities, version=self.resolved.name, digest=digest)
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ptpipeline.data.batches import group_by_length
 from ptpipeline.data.tokens import LabelTokens
+from ptpipeline.errors import ArtifactError
 from ptpipeline.models.causal import CausalBase
 from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache
 from ptpipeline.progress import count
@@ -83,6 +84,17 @@ def compute_prior(base: FrozenBase, cache: PrefixCache | None, labels: LabelToke
     return average(
         _compute_log_likelihoods(base, cache, [Query(list(ids), labels, prompt) for ids in labels.content_free])
     )
+
+
+def name_probabilities(what: str, names: Sequence[str], scores: Tensor) -> dict[str, float]:
+    """Return the probability of each label, in their order; scores: of these labels [labels].
+
+    Raises ArtifactError if they are no finite numbers: the prompt, whose name is `what`, drives the base out of range.
+    """
+    shares = scores.softmax(0).tolist()
+    if not all(0 <= share <= 1 for share in shares):
+        raise ArtifactError(f"{what}: its scores are no finite numbers; roll it back")
+    return dict(zip(names, shares, strict=True))
 
 
 def average(scores: Sequence[Tensor]) -> Tensor:

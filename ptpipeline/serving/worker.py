@@ -14,7 +14,7 @@ from ptpipeline.errors import ArtifactError, Overloaded, PtpError, place_of
 from ptpipeline.serving.decoding import Decoder
 from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.queues import FairQueue, Row
-from ptpipeline.serving.ranking import choose_pass_tokens
+from ptpipeline.serving.ranking import choose_pass_tokens, name_probabilities
 from ptpipeline.serving.service import Sampling
 
 LINGER = 0.002  # seconds that the first row of an idle server waits for company
@@ -196,10 +196,12 @@ class Worker:
 
     def _name_labels(self, row: Row, scores: Tensor) -> dict[str, float] | PtpError:
         """Return the probability of each label, most likely first."""
-        names, shares = self._engine.find_labels(row.text.digest).names, scores.softmax(0).tolist()
-        if not all(0 <= share <= 1 for share in shares):
-            return ArtifactError(f"{row.task} {row.text.digest[:12]}: its scores are no finite numbers; roll it back")
-        return dict(sorted(zip(names, shares, strict=True), key=lambda pair: -pair[1]))
+        names = self._engine.find_labels(row.text.digest).names
+        try:
+            named = name_probabilities(f"{row.task} {row.text.digest[:12]}", names, scores)
+        except ArtifactError as error:
+            return error
+        return dict(sorted(named.items(), key=lambda pair: -pair[1]))
 
     def _generate(self) -> None:
         """Let those leave whose clients did, let others join if there is room, and give every row a token."""

@@ -8,8 +8,11 @@ import pandas as pd
 import polars as pl
 import pytest
 
-from ptpipeline.errors import DataError
-from ptpipeline.serving.predictor import list_texts
+from ptpipeline.errors import ArtifactError, DataError
+from ptpipeline.serving.engine import Engine
+from ptpipeline.serving.predictor import Predictor, list_texts
+from ptpipeline.serving.resolver import Resolved
+from tests.evaluation.probed import artifact, blind, embeddings, tiny
 
 
 def test_importing_the_predictor_imports_no_torch() -> None:
@@ -50,3 +53,13 @@ def test_the_columns_of_a_table_are_taken_as_the_message_says() -> None:
         list_texts(FRAME)
     assert list_texts(FRAME["text"].tolist()) == ["a", "b"]
     assert list_texts(FRAME.to_dict("records"))[0] == {"text": "a", "label": "x"}
+
+
+def test_scores_that_are_no_numbers_are_no_answer() -> None:
+    made = artifact(tiny(), embeddings(tiny(), " yes"))
+    engine = Engine(blind(tiny(), " dull"))
+    engine.load(made)
+    predictor = Predictor(engine, Resolved(made.manifest.task, 1, made, []))
+    assert predictor.predict(["a film"])[0].label in made.manifest.labels
+    with pytest.raises(ArtifactError, match=r"@1: its scores are no finite numbers; roll it back"):
+        predictor.predict(["very dull"])
