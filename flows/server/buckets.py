@@ -12,7 +12,7 @@ from string import Template
 from typing import Any, NamedTuple
 
 from ptpipeline.errors import ServiceUnavailable, SettingsError
-from ptpipeline.storage.s3 import Fault, RequestLimits, make_client, read_fault, region
+from ptpipeline.storage.s3 import Fault, RequestLimits, is_strange, make_client, read_fault, region
 
 ROLES = ("trainer", "promoter", "nightly", "server", "mlflow")
 _POLICIES = Path(__file__).with_name("policies")
@@ -158,9 +158,9 @@ def _translated(bucket: Bucket, doing: str) -> Iterator[None]:
         ) from error
     except boto.ParamValidationError as error:
         raise SettingsError(f"PTP_STORE: {bucket.name!r} is no name of a bucket; rename it") from error
-    except (RecursionError, KeyError) as error:  # botocore follows redirections in circles; an answer lacks a part
-        raise SettingsError(f"{bucket.where} does not answer as S3 does; check PTP_S3_ENDPOINT") from error
-    except boto.BotoCoreError as error:
+    except (boto.BotoCoreError, RecursionError, KeyError) as error:
+        if is_strange(error):
+            raise SettingsError(f"{bucket.where} does not answer as S3 does; check PTP_S3_ENDPOINT") from error
         raise ServiceUnavailable(f"{bucket.where} does not answer ({type(error).__name__}); is it up?") from error
 
 

@@ -63,7 +63,7 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
         for path in split.files:
             name = f"{repository.name}/{path}"
             if sizes[path] > MAX_BYTES:
-                raise DataError(f"{name}: {sizes[path]} bytes; a source may have at most {MAX_BYTES}")
+                raise DataError(f"{name}: {sizes[path]} bytes; a source may have at most {MAX_BYTES} bytes")
             file = repository.fetch(path, Path(temporary, "fetched"))
             how = source.model_copy(update={"format": _format_of(path), "delimiter": _delimiter_of(path, split)})
             with pass_empty(len(split.files)):

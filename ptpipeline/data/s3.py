@@ -15,7 +15,7 @@ from ptpipeline.data.local import MAX_FILES, load_rows, pass_empty
 from ptpipeline.data.table import Table, Wanted
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import shorten
-from ptpipeline.storage.s3 import KeyPair, check_credential, make_client, read_fault
+from ptpipeline.storage.s3 import KeyPair, check_credential, is_strange, make_client, read_fault
 from ptpipeline.task.source import S3Objects, Source
 
 _PIECE = 8 * 2**20
@@ -95,7 +95,7 @@ class _Bucket:
         """Write the object, as it was listed, to the file."""
         name = self.name(one.key)
         if one.size > MAX_BYTES:
-            raise DataError(f"{name}: {one.size} bytes; a source may have at most {MAX_BYTES}: give a part of it")
+            raise DataError(f"{name}: {one.size} bytes; a source may have at most {MAX_BYTES} bytes: give a part of it")
         with self._translating():
             answer = self._client.get_object(Bucket=self._objects.bucket, Key=one.key, IfMatch=one.etag)
             with closing(answer["Body"]) as body:
@@ -124,11 +124,11 @@ class _Bucket:
             ) from None
         except (boto.ParamValidationError, UnicodeError):
             raise DataError(f"{self._where}: no bucket or key can be called so; correct data.source.s3.url") from None
-        except (RecursionError, KeyError):  # botocore follows redirections in circles; an answer without ETag
-            raise SettingsError(
-                f"{self._where}: the server does not answer as S3 does; check data.source.s3.endpoint"
-            ) from None
-        except boto.BotoCoreError as error:
+        except (boto.BotoCoreError, RecursionError, KeyError) as error:
+            if is_strange(error):
+                raise SettingsError(
+                    f"{self._where}: the server does not answer as S3 does; check data.source.s3.endpoint"
+                ) from None
             raise ServiceUnavailable(
                 f"{self._where}: the server does not answer ({type(error).__name__}); check the address and the network"
             ) from None

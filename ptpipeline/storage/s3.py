@@ -62,6 +62,14 @@ def read_fault(error: Any) -> Fault:
     return Fault(_find_meaning(status, code), status, code)
 
 
+def is_strange(error: Any) -> bool:
+    """Whether the server does not answer as S3 does: an answer lacks a part, or botocore gave up following its
+    redirections in a circle, which it may tell as an error of the HTTP client.
+    """
+    within = getattr(error, "kwargs", {}).get("error")
+    return isinstance(error, RecursionError | KeyError) or isinstance(within, RecursionError)
+
+
 def _find_meaning(status: int, code: str) -> Meaning:
     if code in _MEANINGS:
         return _MEANINGS[code]
@@ -284,11 +292,12 @@ class S3Store:
             ) from error
         except boto.ParamValidationError as error:
             raise SettingsError(f"PTP_STORE: {self.url}: {' '.join(str(error).split())}") from error
-        except (RecursionError, KeyError) as error:  # botocore follows redirections in circles; an answer lacks a part
-            raise SettingsError(
-                f"object store {self.where} does not answer as S3 does; check PTP_S3_ENDPOINT and AWS_DEFAULT_REGION"
-            ) from error
-        except boto.BotoCoreError as error:
+        except (boto.BotoCoreError, RecursionError, KeyError) as error:
+            if is_strange(error):
+                raise SettingsError(
+                    f"object store {self.where} does not answer as S3 does; check PTP_S3_ENDPOINT and "
+                    "AWS_DEFAULT_REGION"
+                ) from error
             raise ServiceUnavailable(
                 f"object store {self.where} does not answer ({type(error).__name__}); is it up? `ptp status`"
             ) from error

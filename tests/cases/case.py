@@ -26,7 +26,7 @@ class Case(NamedTuple):
         (name,) = (path.stem for path in (self.folder / "tasks").glob("*.yaml") if path.stem != "base_models")
         return find_task(self.folder / "tasks", name)
 
-    def take_snapshot(self) -> Snapshot:
+    def ingest(self) -> Snapshot:
         """The snapshot of the task's rows."""
         return take_snapshot(self.task, FolderStore(self.folder / "store"), self.folder / "home")
 

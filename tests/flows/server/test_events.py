@@ -218,7 +218,7 @@ def test_apprise_reaches_other_services(
 )
 def test_two_versions_beside_each_other_are_told_in_a_line(percent: int, words: str) -> None:
     record = {"task": "mood", "alias": "production", "actor": "ann", "reason": "why", "to": 1}
-    event = Event(1, "evt_1", "promotion", record | {"beside": {"version": 2, "percent": percent}}, "2026-01-01")
+    event = Event(1, "evt_1", "promotion", record | {"beside": {"version": 2, "percent": percent}}, "2026-01-01", 0.0)
     assert describe(event) == f"mood@production: {words} ann: why"
 
 

@@ -10,7 +10,7 @@ from sqlalchemy import text, update
 
 from benchmarks.fixtures.prompts import a_report, a_request, a_snapshot, a_task, a_verdict, an_artifact, published
 from ptpipeline.errors import NotFound, ServiceUnavailable
-from registry.ledger import database, engine, tables
+from registry.ledger import clock, engine, tables
 from registry.ledger.ledger import Ledger, Move
 from registry.ledger.usage import Name, snapshots
 from registry.registry import Registry
@@ -161,7 +161,7 @@ def test_the_newest_verdict_is_the_last_whatever_the_clock_said(ledger: Ledger, 
 def test_of_two_verdicts_at_one_time_the_later_is_the_newest(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     task = a_task()
     report = a_report(an_artifact(task), 0.9)
-    monkeypatch.setattr(database, "now", lambda: "2026-11-26T02:00:00.000000+00:00")
+    monkeypatch.setattr(clock, "now", lambda: "2026-11-26T02:00:00.000000+00:00")
     verdicts = [a_verdict(task, report, champion) for champion in (None, "c" * 64, "d" * 64)]
     for verdict in verdicts:
         ledger.save_verdict(verdict)
