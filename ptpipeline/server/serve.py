@@ -12,9 +12,7 @@ from typing import NamedTuple
 from fastapi import FastAPI
 
 from ptpipeline.errors import PtpError, SettingsError, TimedOut, place_of
-from ptpipeline.models.base import PreparedBase, prepare_base
-from ptpipeline.models.compute_type import choose_dtype
-from ptpipeline.models.load import load_base
+from ptpipeline.models.base import prepare_base
 from ptpipeline.server.application import make_application
 from ptpipeline.server.door import Leaving
 from ptpipeline.server.limits import Limits
@@ -23,7 +21,7 @@ from ptpipeline.server.metrics import Metrics
 from ptpipeline.server.service import Service
 from ptpipeline.server.tokens import Tokens
 from ptpipeline.serving.batcher import Batcher
-from ptpipeline.serving.engine import Engine
+from ptpipeline.serving.engine import open_engine
 from ptpipeline.serving.gateway import open_gateway
 from ptpipeline.serving.live import Live
 from ptpipeline.settings import Settings, check_place, is_own_host
@@ -58,7 +56,8 @@ def serve(settings: Settings, options: Options) -> None:
     name, tasks = _choose_base(settings, options.base)
     server = Server(options.address, leaving)
     prepared = prepare_base(name, settings)
-    answerer = open_gateway(prepared, options.upstream) if options.upstream else _load_batcher(prepared, settings)
+    upstream = options.upstream
+    answerer = open_gateway(prepared, upstream) if upstream else Batcher(open_engine(prepared, settings))
     reported = re.sub(r"[^A-Za-z0-9._-]", "-", f"{socket.gethostname()}-{server.port}").lstrip("._-")
     live = Live(store, answerer, settings.home, server=reported, tasks=tasks)
 
@@ -75,12 +74,6 @@ def serve(settings: Settings, options: Options) -> None:
     service = Service(live, answerer, Limits(), Metrics(live, answerer), options.log_texts)
     log.info("serving at %s", server.url)
     server.run(make_application(service, tokens, leaving, run))
-
-
-def _load_batcher(prepared: PreparedBase, settings: Settings) -> Batcher:
-    choice = choose_dtype(prepared, settings)
-    log.info("%s computes in %s: %s", prepared.name, choice.dtype, choice.reason)
-    return Batcher(Engine(load_base(prepared, choice.dtype)))
 
 
 def _start(live: Live) -> None:

@@ -5,6 +5,7 @@ All prompts stay in memory. Their caches, which are forty times as large, do up 
 last stay, and others are computed again when they are needed.
 """
 
+import logging
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -15,7 +16,10 @@ from torch import Tensor
 from ptpipeline.data.batches import group_by_length
 from ptpipeline.data.tokens import LabelTokens
 from ptpipeline.errors import ArtifactError, NotFound
+from ptpipeline.models.base import PreparedBase
+from ptpipeline.models.compute_type import choose_dtype
 from ptpipeline.models.frozen import FrozenBase, KeyValues, PrefixCache, SoftPrompt, stack_caches
+from ptpipeline.models.load import load_base
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.prompts.tensors import check_base, unpack
@@ -25,7 +29,10 @@ from ptpipeline.serving.caches import CACHE_BYTES, PrefixCaches, copy_entries
 from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import Query, choose_pass_tokens, compute_prior, rank
 from ptpipeline.serving.tokens import check_labels, encode_fields, encode_labels, find_limit
+from ptpipeline.settings import Settings
 from ptpipeline.task.template import Fields, read_template
+
+log = logging.getLogger(__name__)
 
 STACKED_SLOTS = 4096  # virtual tokens whose keys and values are copied together for the rows of one call
 
@@ -263,3 +270,10 @@ class Engine:
     def _combine(self, text: Rendered, scores: list[Tensor]) -> Tensor:
         members = self.find(text.digest).artifact.manifest.members
         return combine(torch.stack(scores), members.combine) if members else scores[0]
+
+
+def open_engine(prepared: PreparedBase, settings: Settings) -> Engine:
+    """Load the base in the type that this machine takes, and log which and why. Raises what `load_base` raises."""
+    choice = choose_dtype(prepared, settings)
+    log.info("%s computes in %s: %s", prepared.name, choice.dtype, choice.reason)
+    return Engine(load_base(prepared, choice.dtype))

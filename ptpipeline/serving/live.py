@@ -337,7 +337,7 @@ class Live:
             return
         self.trials.keep([(row.task, row.alias, row.seq) for row in promotions if row.beside])
         try:
-            report_holdings(self.store, self.server, *told, [*self.trials.list(), *self.trials.list_canaries()])
+            report_holdings(self.store, self.server, *told, self.trials.list(), self.trials.list_canaries())
         except PtpError as error:  # the pointers keep what they name from being deleted too
             log.warning("the store was not told what this server holds: %s", error)
         self._reported = (told, self.clock())  # what the store did not take is told again in a minute, or if it changes

@@ -1,6 +1,5 @@
 """`ptpipeline.load("task@alias").predict([...])`: answers in two calls, from the object store alone."""
 
-import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,8 +19,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ptpipeline.serving.engine import Engine
-
-log = logging.getLogger(__name__)
 
 _HALF = re.compile("[\ud800-\udfff]")  # bytes of the command line that are not UTF-8 come as such
 
@@ -134,13 +131,9 @@ def open_predictor(resolved: Resolved, settings: Settings) -> Predictor:
     with ThreadPoolExecutor(1) as pool:
         preparing = pool.submit(prepare_base, resolved.artifact.manifest.base_model.name, settings)
         # The weights are hashed while torch is imported: each takes a second, and one needs no interpreter.
-        from ptpipeline.models.compute_type import choose_dtype
-        from ptpipeline.models.load import load_base
-        from ptpipeline.serving.engine import Engine
+        from ptpipeline.serving.engine import open_engine
 
         prepared = preparing.result()
-    choice = choose_dtype(prepared, settings)
-    log.info("%s computes in %s: %s", prepared.name, choice.dtype, choice.reason)
-    engine = Engine(load_base(prepared, choice.dtype))
+    engine = open_engine(prepared, settings)
     engine.load(resolved.artifact, resolved.members)
     return Predictor(engine, resolved)

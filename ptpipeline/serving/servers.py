@@ -19,12 +19,13 @@ def report_holdings(
     holds: Iterable[Holding],
     observed: Iterable[Observed] = (),
     refused: Iterable[Refused] = (),
-    tallies: Iterable[Tally | CanaryTally] = (),
+    trials: Iterable[Tally] = (),
+    canaries: Iterable[CanaryTally] = (),
 ) -> ServerReport:
     """Store what the server holds from now on, in place of its last report, and return the report.
 
-    observed, refused: the promotions that it answers by, and those that it does not take. tallies: what became of its
-    shadows and canaries so far.
+    observed, refused: the promotions that it answers by, and those that it does not take. trials, canaries: what became
+    of its shadows and canaries so far.
 
     Report a prompt before you read it: garbage collection keeps what a report names. `server` is the server's own name,
     such as its host's. Raises SettingsError for a name that cannot be part of a key, PreconditionFailed if another
@@ -32,15 +33,14 @@ def report_holdings(
     """
     if not is_server_name(server):
         raise unfit_name(server)
-    compared = list(tallies)
     report = ServerReport(
         server=server,
         at=now(),
         holds=sorted(set(holds)),
         observed=sorted(observed),
         refused=sorted(refused),
-        trials=sorted(tally for tally in compared if isinstance(tally, Tally)),
-        canaries=sorted(tally for tally in compared if isinstance(tally, CanaryTally)),
+        trials=sorted(trials),
+        canaries=sorted(canaries),
     )
     report = report.model_copy(update={"sha256": report.compute_sha256()})
     key, body = server_key(server), report.model_dump_json(indent=1).encode()

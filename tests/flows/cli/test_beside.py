@@ -85,7 +85,7 @@ def test_status_names_servers_that_lag_and_what_a_shadow_came_to(
     task = declare(Path(registry.store.url.removeprefix("file://")).parent / "tasks", None)
     holds = [Holding("mood", an_artifact(task, 1).digest)]
     tally = Tally("mood", "production", 1, 1, 2, asked=10, differ=3)
-    report_holdings(registry.store, "host", holds, [Observed("mood", "production", 1, 1)], tallies=[tally])
+    report_holdings(registry.store, "host", holds, [Observed("mood", "production", 1, 1)], trials=[tally])
     assert say_servers(as_json=True) == []
     told = capsys.readouterr()
     assert json.loads(told.out)["current"] == 1

@@ -81,7 +81,7 @@ def test_tallies_of_several_servers_are_one_evidence(promoted: Registry) -> None
     """Neither alone shows a difference."""
     one = Tally(TASK.name, "production", 3, 1, 2, asked=50, differ=9, judged=9, first=1, second=8)
     for name in ("one", "two"):
-        report_holdings(promoted.store, name, HOLDS, tallies=[one])
+        report_holdings(promoted.store, name, HOLDS, trials=[one])
     servers = compare_servers(promoted)
     assert describe_trials(servers[:1])[0].endswith(
         "it alone was right in 8, version 1 alone in 1: no difference is shown"
@@ -95,7 +95,7 @@ def test_tallies_of_several_servers_are_one_evidence(promoted: Registry) -> None
 def test_canaries_of_several_servers_are_one_evidence(promoted: Registry) -> None:
     one = CanaryTally(TASK.name, "production", 3, 1, 2, 90, 60, 10, 9, first=1, second=8)
     for name in ("one", "two"):
-        report_holdings(promoted.store, name, HOLDS, tallies=[one])
+        report_holdings(promoted.store, name, HOLDS, canaries=[one])
     assert describe_trials(compare_servers(promoted)) == [
         "mood@production: of the answers with feedback, 18 of 20 of canary 2 were right, 120 of 180 of version 1; in "
         "pairs of one answer each, it alone was right in 16, version 1 alone in 2: version 2 is right more often "
