@@ -111,6 +111,18 @@ def test_an_imported_prompt_has_a_page_without_a_curve(shown: Registry, task: Ta
     assert client.get_run(version.run_id).data.metrics["best_dev"] == 0.75
 
 
+def test_a_curve_longer_than_a_request_is_shown_whole(shown: Registry, task: Task, client: MlflowClient) -> None:
+    request = a_request(task)
+    curve = [CurvePoint(step=step, loss=1.0, learning_rate=0.1, dev=0.5) for step in range(700)]
+    stage(shown.ledger, shown.store, an_artifact(task))
+    register(shown, replace(request, tuned=request.tuned.model_copy(update={"curve": curve})))
+    [version] = client.search_model_versions(f"name='{task.name}'")
+    assert len(client.get_metric_history(version.run_id, "dev")) == len(curve)
+    run = client.get_run(version.run_id)
+    assert (run.data.params["method"], run.data.tags["ptp.digest"]) == ("prompt", an_artifact(task).digest)
+    assert run.info.status == "FINISHED"
+
+
 def test_mlflow_tells_since_when_by_whom_and_why_a_version_is_in_production(
     shown: Registry, task: Task, client: MlflowClient
 ) -> None:
