@@ -36,7 +36,7 @@ from registry.repair.reconcile import reconcile
 from registry.versions.commit import Cause
 from registry.versions.dossier import read_dossier
 from registry.versions.promotion import promote, promote_release, rollback, rollback_release
-from registry.versions.publish import register, stage
+from registry.versions.publish import register, remember, stage
 from tests import processes
 
 ME = Cause("me", "because")
@@ -220,6 +220,17 @@ def test_a_verdict_that_is_given_again_comes_back_as_the_newest(plain: Registry,
     after = emptied(plain, tmp_path)
     rebuild(after)
     assert after.ledger.latest_verdict(task.name, an_artifact(task, 1).digest) == a_request(task, 1).verdict
+
+
+def test_a_verdict_whose_run_was_interrupted_before_the_ledger_is_told_and_given_again(
+    plain: Registry, task: Task
+) -> None:
+    published(plain, task, 1)
+    remember(plain, judged_worse(task, 1))
+    [difference] = examine(plain)
+    assert "the run that gave it was interrupted, and may be repeated" in difference.found
+    register(plain, judged_worse(task, 1))
+    assert examine(plain) == []
 
 
 def test_the_order_of_verdicts_survives_a_store_that_was_copied(plain: Registry, task: Task, tmp_path: Path) -> None:
