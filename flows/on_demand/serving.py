@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import TypeVar
 
-from ptpipeline.records.answers import CanaryTally, ServerReport, Tally
 from ptpipeline.records.base import Record, read_clock
+from ptpipeline.records.serving import CanaryTally, ServerReport, Tally
 from ptpipeline.records.versions import Promotion
 from ptpipeline.serving.live import REPORT
 from ptpipeline.serving.servers import read_server_reports

@@ -10,12 +10,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from ptpipeline.server import classify, feedback, generation, observation, page
-from ptpipeline.server.answers import ErrorBody
 from ptpipeline.server.bodies import explain
+from ptpipeline.server.callers import Tokens
 from ptpipeline.server.door import Door, Leaving
 from ptpipeline.server.refusals import Refusal
+from ptpipeline.server.schema import ErrorBody
 from ptpipeline.server.service import Service
-from ptpipeline.server.tokens import Tokens
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 

@@ -19,7 +19,7 @@ from ptpipeline.records.base import Record
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.refusals import Refusal
-from ptpipeline.serving.service import Sampling
+from ptpipeline.serving.answerer import Sampling
 from ptpipeline.task.template import Fields, list_fields, read_template
 
 _MAX_NAME = 200  # characters of a model's name, a user or an id

@@ -8,10 +8,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from ptpipeline.errors import PtpError
-from ptpipeline.server.answers import Classification, describe
 from ptpipeline.server.bodies import Classify, JsonRoute, name_fields
 from ptpipeline.server.feedback import follow_labels
 from ptpipeline.server.refusals import Refusal, refuse
+from ptpipeline.server.schema import Classification, describe
 from ptpipeline.server.service import Service, id_of, name_version
 from ptpipeline.serving.served import Served
 from ptpipeline.task.template import Fields

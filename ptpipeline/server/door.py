@@ -16,10 +16,10 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 
 from ptpipeline.errors import PtpError, place_of
+from ptpipeline.server.callers import Caller, Tokens
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.metrics import Metrics
 from ptpipeline.server.refusals import Refusal, refuse
-from ptpipeline.server.tokens import Caller, Tokens
 from ptpipeline.settings import is_own_host
 
 OPEN = frozenset(

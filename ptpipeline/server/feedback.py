@@ -10,8 +10,8 @@ from ptpipeline.errors import PtpError
 from ptpipeline.server.bodies import Feedback, JsonRoute, name_fields
 from ptpipeline.server.refusals import Refusal
 from ptpipeline.server.service import Service, id_of
+from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.served import Served
-from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.task.template import Fields
 
 

@@ -12,13 +12,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from ptpipeline.errors import DataError, PtpError, place_of
-from ptpipeline.server.answers import Chatted, Completed, describe
 from ptpipeline.server.bodies import Chat, Completion, Generate, JsonRoute, name_fields
 from ptpipeline.server.feedback import watch_texts
 from ptpipeline.server.refusals import Refusal, refuse
+from ptpipeline.server.schema import Chatted, Completed, describe
 from ptpipeline.server.service import Service, id_of, log, name_version
+from ptpipeline.serving.answerer import Piece
 from ptpipeline.serving.served import Served
-from ptpipeline.serving.service import Piece
 from ptpipeline.task.template import Fields
 
 

@@ -11,9 +11,9 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from ptpipeline.errors import PtpError
 from ptpipeline.records.versions import PRODUCTION, Promotion
-from ptpipeline.server.answers import ServedModel, ServedModels, Status, describe
 from ptpipeline.server.door import Leaving
 from ptpipeline.server.refusals import Refusal
+from ptpipeline.server.schema import ServedModel, ServedModels, Status, describe
 from ptpipeline.server.service import Service, caller_of
 from ptpipeline.serving.served import Served
 from ptpipeline.task.template import read_template

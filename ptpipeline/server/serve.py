@@ -14,12 +14,12 @@ from fastapi import FastAPI
 from ptpipeline.errors import PtpError, SettingsError, TimedOut, place_of
 from ptpipeline.models.base import prepare_base
 from ptpipeline.server.application import make_application
+from ptpipeline.server.callers import Tokens
 from ptpipeline.server.door import Leaving
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.listen import END_SECONDS, Address, Server
 from ptpipeline.server.metrics import Metrics
 from ptpipeline.server.service import Service
-from ptpipeline.server.tokens import Tokens
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.engine import open_engine
 from ptpipeline.serving.gateway import open_gateway

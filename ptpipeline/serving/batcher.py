@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from ptpipeline.errors import DataError, NotFound, Overloaded, PtpError, TimedOut
 from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.engine import Engine, LoadedPrompt, Question, Rendered
 from ptpipeline.serving.queues import Row
-from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.serving.worker import Worker
 from ptpipeline.task.template import Fields
 
@@ -60,7 +60,7 @@ class _Request:
 
 
 class Batcher:
-    """Answers texts with the prompts that it holds (see `service.Answerer`).
+    """Answers texts with the prompts that it holds (see `answerer.Answerer`).
 
     A task may have as many texts waiting as there is room left for other tasks' (Choudhury & Hahne 1998): so no task
     can fill the queue, and one alone may take half of it.

@@ -37,10 +37,10 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.prompts.tensors import check_base, unpack
 from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.batcher import Load
 from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import average, name_probabilities, normalise
-from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.serving.tokens import check_labels, encode_fields, encode_labels, find_limit
 from ptpipeline.serving.vllm import Served, Upstream
 from ptpipeline.task.template import Fields, read_template

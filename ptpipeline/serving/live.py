@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ptpipeline.errors import ArtifactError, NotFound, PtpError, ServiceUnavailable, SettingsError, place_of
-from ptpipeline.records.answers import Holding, Observed
 from ptpipeline.records.base import is_name
+from ptpipeline.records.serving import Holding, Observed
 from ptpipeline.records.versions import Promotion
 from ptpipeline.serving.holdings import SHA, Held, Holder, Holdings, list_holdings
 from ptpipeline.serving.last_good import LastGood
-from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.refusals import Place, Refusals
 from ptpipeline.serving.resolver import read_name, read_promotion, read_tag, split_reference
+from ptpipeline.serving.seen import Memory
 from ptpipeline.serving.served import Alias, Served, State, put_beside
 from ptpipeline.serving.servers import report_holdings, unfit_name
 from ptpipeline.serving.trials import Trials

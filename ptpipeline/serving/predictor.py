@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from ptpipeline.errors import DataError
 from ptpipeline.models.base import prepare_base
-from ptpipeline.records.answers import Answer
-from ptpipeline.serving.memory import Memory
+from ptpipeline.records.serving import Answer
 from ptpipeline.serving.resolver import Resolved, resolve
+from ptpipeline.serving.seen import Memory
 from ptpipeline.settings import Settings, check_place, load_settings
 from ptpipeline.storage.signed import open_signed_store
 from ptpipeline.task.template import Fields, list_fields, read_template

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from ptpipeline.errors import ArtifactError, NotFound, PtpError, place_of
 from ptpipeline.foreign import parse_record, read_file
 from ptpipeline.private import write_private
-from ptpipeline.records.answers import CanaryTally, Tally
 from ptpipeline.records.base import Record
+from ptpipeline.records.serving import CanaryTally, Tally
 from ptpipeline.serving.served import Served
 
 REMEMBERED = 100_000  # answers whose right label may still be told

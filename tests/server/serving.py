@@ -15,16 +15,16 @@ from ptpipeline.records.base import now
 from ptpipeline.records.prompts import Generation
 from ptpipeline.records.versions import Pointer, Promotion, VersionName
 from ptpipeline.server.application import make_application
+from ptpipeline.server.callers import Tokens
 from ptpipeline.server.door import Leaving
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.listen import Address, Server
 from ptpipeline.server.metrics import Metrics
 from ptpipeline.server.service import Service
-from ptpipeline.server.tokens import Tokens
+from ptpipeline.serving.answerer import Answerer
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.live import Live
-from ptpipeline.serving.service import Answerer
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.storage.keys import pointer_key, version_key
 from tests.evaluation.probed import artifact, embeddings, tiny

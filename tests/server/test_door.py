@@ -19,7 +19,7 @@ from ptpipeline.errors import ContextError, PtpError
 from ptpipeline.server.door import _check_own
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.refusals import Refusal
-from ptpipeline.serving.service import Piece, Sampling
+from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.task.template import Fields
 from tests.server.serving import Running, running
 

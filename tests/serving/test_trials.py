@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from ville.proportions import BernoulliTest
 
 from ptpipeline.errors import Overloaded
-from ptpipeline.records.answers import CanaryTally, Tally
+from ptpipeline.records.serving import CanaryTally, Tally
 from ptpipeline.records.versions import Beside
 from ptpipeline.serving import trials as trials_module
 from ptpipeline.serving.live import REPORT

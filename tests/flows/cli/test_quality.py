@@ -26,8 +26,8 @@ from ptpipeline.data.snapshot import load_split
 from ptpipeline.errors import PtpError
 from ptpipeline.evaluation.power import default_margin, rows_needed, smallest_gain
 from ptpipeline.gate.spending import Budget
-from ptpipeline.records.answers import Answer
 from ptpipeline.records.data import Snapshot
+from ptpipeline.records.serving import Answer
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.task.policy import Checks
 from ptpipeline.task.task import Task

@@ -12,8 +12,8 @@ from sqlalchemy import update
 from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, an_artifact, published
 from ptpipeline.errors import ServiceUnavailable, SettingsError
 from ptpipeline.prompts.artifact import Artifact, write_artifact
-from ptpipeline.records.answers import Holding
 from ptpipeline.records.base import digest_of
+from ptpipeline.records.serving import Holding
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.storage import FolderStore, Listed
 from ptpipeline.storage.keys import PROMPTS, prompt_prefix

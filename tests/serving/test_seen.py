@@ -10,8 +10,8 @@ from benchmarks.fixtures.prompts import a_task, an_artifact
 from ptpipeline.errors import ArtifactError, SettingsError
 from ptpipeline.prompts.artifact import write_artifact
 from ptpipeline.records.versions import Pointer, Promotion, VersionName
-from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.resolver import resolve
+from ptpipeline.serving.seen import Memory
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import pointer_key, version_key
 from ptpipeline.storage.signed import SignedStore
