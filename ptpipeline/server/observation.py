@@ -26,7 +26,7 @@ def make_router(service: Service, leaving: Leaving) -> APIRouter:
     @router.get("/healthz", response_class=PlainTextResponse)
     async def tell_health() -> Response:
         """Answer 200 as long as this process can answer anything."""
-        if not service.metrics.answerer.observe().alive:
+        if not service.answerer.observe().alive:
             return PlainTextResponse("nothing computes any more; the log says why", 503)
         return PlainTextResponse("OK")
 
@@ -61,7 +61,7 @@ def make_router(service: Service, leaving: Leaving) -> APIRouter:
             "store_age_seconds": state.away,
             "trouble": bool(state.trouble),
             "held": state.held,
-            "waiting": service.metrics.answerer.observe().waiting,
+            "waiting": service.answerer.observe().waiting,
             "aliases": [_observe(service, promotion, served, refused) for promotion, served in found],
         }
         return JSONResponse(answer)

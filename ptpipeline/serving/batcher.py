@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from ptpipeline.errors import DataError, NotFound, Overloaded, PtpError, TimedOut
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.serving.answerer import Piece, Sampling
+from ptpipeline.serving.answerer import Load, Piece, Sampling
 from ptpipeline.serving.engine import Engine, LoadedPrompt, Question, Rendered
 from ptpipeline.serving.queues import Row
 from ptpipeline.serving.worker import Worker
@@ -25,21 +25,6 @@ WAITING = 4096  # texts that wait for an answer at once
 RENDERED = 16  # texts that become tokens before another request's may
 SHORT = 2000  # characters of a request that become tokens at once, in about a millisecond; more do in a thread
 SOONEST, LATEST = 0.5, 60.0  # seconds after which another try may be worth it
-
-
-class Load(NamedTuple):
-    """What a batcher does and has done: texts in the house, texts that are being generated, batches and their texts so
-    far, bytes of prefix caches, how often one was in memory and how often not, and whether it still computes.
-    """
-
-    waiting: int
-    generating: int
-    batches: int
-    texts: int
-    cache_bytes: int
-    cache_hits: int
-    cache_misses: int
-    alive: bool
 
 
 class _Request:

@@ -37,8 +37,7 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.prompts.tensors import check_base, unpack
 from ptpipeline.records.prompts import PromptManifest
-from ptpipeline.serving.answerer import Piece, Sampling
-from ptpipeline.serving.batcher import Load
+from ptpipeline.serving.answerer import Load, Piece, Sampling
 from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import average, name_probabilities, normalise
 from ptpipeline.serving.tokens import check_labels, encode_fields, encode_labels, find_limit
