@@ -47,7 +47,7 @@ class _Left(Exception):
     """The client has gone."""
 
 
-class Leaving:
+class Ending:
     """Whether the server is about to end: it takes requests for a moment longer, and no client keeps its connection."""
 
     def __init__(self) -> None:
@@ -55,20 +55,20 @@ class Leaving:
 
 
 class Door:
-    """Wraps an ASGI application. tokens: of whom may ask; None lets in everybody who reaches a loopback address."""
+    """Wraps an ASGI application. tokens: of those who may ask; None lets in everybody who reaches a loopback address."""
 
     def __init__(
-        self, application: Application, tokens: Tokens | None, limits: Limits, metrics: Metrics, leaving: Leaving
+        self, application: Application, tokens: Tokens | None, limits: Limits, metrics: Metrics, ending: Ending
     ) -> None:
         self._application, self._tokens, self._limits = application, tokens, limits
-        self._metrics, self._leaving = metrics, leaving
+        self._metrics, self._ending = metrics, ending
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
-        exchange = _Exchange(scope, send, self._leaving)
+        exchange = _Exchange(scope, send, self._ending)
         try:
             caller = self._admit(scope)
             body = await self._read_body(Headers(scope=scope), receive)
@@ -155,18 +155,18 @@ class Door:
 class _Exchange:
     """One request and how far its answer has come."""
 
-    def __init__(self, scope: Message, send: Send, leaving: Leaving) -> None:
+    def __init__(self, scope: Message, send: Send, ending: Ending) -> None:
         self.id = f"req-{secrets.token_hex(12)}"
         self.began = time.perf_counter()
         self.status, self.complete, self.version = 0, False, ""
-        self._scope, self._send, self._leaving = scope, send, leaving
+        self._scope, self._send, self._ending = scope, send, ending
 
     async def send(self, message: Message) -> None:
         """Pass a part of the answer on, with the headers of every answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             own = [(b"x-request-id", self.id.encode()), *_HEADERS]
-            if self._leaving.begun:
+            if self._ending.begun:
                 own.append((b"connection", b"close"))
             headers = list(message.get("headers", []))
             self.version = next((value.decode() for name, value in headers if name == b"x-ptp-version"), "")

@@ -11,7 +11,7 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any
 
 from ptpipeline.errors import DataError, NotFound, Overloaded, PtpError, TimedOut
 from ptpipeline.prompts.artifact import Artifact

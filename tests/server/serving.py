@@ -16,7 +16,7 @@ from ptpipeline.records.prompts import Generation
 from ptpipeline.records.versions import Pointer, Promotion, VersionName
 from ptpipeline.server.application import make_application
 from ptpipeline.server.callers import Tokens
-from ptpipeline.server.door import Leaving
+from ptpipeline.server.door import Ending
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.listen import Address, Server
 from ptpipeline.server.metrics import Metrics
@@ -40,7 +40,7 @@ class Running(NamedTuple):
     answerer: Batcher
     server: Server
     application: FastAPI
-    leaving: Leaving
+    ending: Ending
 
 
 def publish(store: ObjectStore, made: Artifact, number: int, alias: str | None = "production") -> Promotion:
@@ -98,16 +98,16 @@ def running(
     answerer = Batcher(Engine(tiny()), waiting)
     live = Live(store, answerer, folder / "home")
     live.start()
-    leaving = Leaving()
+    ending = Ending()
     service = Service(live, answers or answerer, limits, Metrics(live, answerer), log_texts)
-    application = make_application(service, tokens, leaving)
-    server = Server(address, leaving)
+    application = make_application(service, tokens, ending)
+    server = Server(address, ending)
     thread = threading.Thread(target=server.run, args=(application,), daemon=True)
     thread.start()
     try:
         while not server.listens and thread.is_alive():
             time.sleep(0.01)
-        yield Running(server.url, store, answerer, server, application, leaving)
+        yield Running(server.url, store, answerer, server, application, ending)
     finally:
         server.end()
         thread.join()
