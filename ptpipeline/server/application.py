@@ -28,7 +28,7 @@ _SENTENCES = {
 def make_application(
     service: Service, tokens: Tokens | None, ending: Ending, lifespan: Lifespan | None = None
 ) -> FastAPI:
-    """Return the application. tokens: of those who may ask; None lets in everybody who reaches a loopback address."""
+    """Return the application. tokens: of those who may ask; None lets in whoever reaches a loopback address."""
     refused: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
     application = FastAPI(title="ptpipeline", docs_url=None, redoc_url=None, lifespan=lifespan, responses=refused)
     for router in (

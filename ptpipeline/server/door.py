@@ -55,7 +55,7 @@ class Ending:
 
 
 class Door:
-    """Wraps an ASGI application. tokens: of those who may ask; None lets in everybody who reaches a loopback address."""
+    """Wraps an ASGI application. tokens: of those who may ask; None lets in whoever reaches a loopback address."""
 
     def __init__(
         self, application: Application, tokens: Tokens | None, limits: Limits, metrics: Metrics, ending: Ending
