@@ -40,6 +40,7 @@ from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.serving.answerer import Load, Piece, Sampling
 from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import average, name_probabilities, normalise
+from ptpipeline.serving.streaming import Trim
 from ptpipeline.serving.tokens import check_labels, encode_fields, encode_labels, find_limit
 from ptpipeline.serving.vllm import Served, Upstream
 from ptpipeline.task.template import Fields, read_template
@@ -156,7 +157,7 @@ class Gateway:
             self._generating += 1
             try:
                 async with aclosing(self._upstream.stream(self._served.name, prompt, options)) as deltas:
-                    trim = _Trim()
+                    trim = Trim()
                     while True:
                         delta = await _wait(anext(deltas), patience)
                         text = trim.push(delta.text)
@@ -295,23 +296,6 @@ class Gateway:
         scores = dict(zip(following, told, strict=True))
         sums = [sum(scores[tokens[:place]][token] for place, token in enumerate(tokens)) for tokens in labels.ids]
         return normalise(torch.tensor(sums), labels)
-
-
-class _Trim:
-    """Takes the white space at both ends from a text that comes in pieces, as `serving.streaming` does."""
-
-    def __init__(self) -> None:
-        self._pending, self._begun = "", False
-
-    def push(self, text: str) -> str:
-        """Return what may be given out; white space at the end is kept back, since the text may end there."""
-        self._pending += text
-        piece = self._pending.rstrip()
-        self._pending = self._pending[len(piece) :]
-        if not self._begun:
-            piece = piece.lstrip()
-            self._begun = bool(piece)
-        return piece
 
 
 async def _wait(job: Awaitable[Result], patience: float) -> Result:
