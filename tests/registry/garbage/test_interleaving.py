@@ -18,7 +18,6 @@ from ptpipeline.serving.servers import report_holdings
 from ptpipeline.storage import FolderStore, Listed
 from ptpipeline.storage.keys import PROMPTS, prompt_prefix
 from ptpipeline.task.task import Task
-from registry import failpoints
 from registry.garbage import collect as collection
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
@@ -51,16 +50,6 @@ class Recording(FolderStore):
 @pytest.fixture
 def recording(plain: Registry) -> Recording:
     return Recording(Path(plain.store.url.removeprefix("file://")))
-
-
-@pytest.fixture
-def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
-    """Let something happen when a collection reaches a step."""
-
-    def when(step: str, do: Callable[[], object]) -> None:
-        monkeypatch.setattr(failpoints, "_watching", [lambda reached: do() if reached == step else None])
-
-    return when
 
 
 def two_versions(registry: Registry, task: Task) -> None:
