@@ -319,9 +319,6 @@ def test_an_interrupted_publish_stays_one(plain: Registry, task: Task, tmp_path:
     assert (examine(after), len(after.ledger.versions(task.name))) == ([], 2)
 
 
-# ---------------------------------------------------------------- what is not believed
-
-
 def served(registry: Registry, task: Task) -> int:
     return Pointer.model_validate_json(registry.store.read(pointer_key(task.name, "production")).body).promotion.version
 
