@@ -19,7 +19,7 @@ class DeadlineProtocol(TimedConnection):
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Take the bytes in; the clock stops at the end of a head, and starts anew behind the answer."""
+        """Take the bytes in; the clock stops at the end of a head, and starts again behind the answer."""
         super().data_received(data)
         self._watch()
 

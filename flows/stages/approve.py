@@ -56,7 +56,7 @@ def approve(context: Context, task: str, version: int, cause: Cause, read: str) 
     approval.check_order(context.registry, declared, PRODUCTION, wanted)
     judge_again(context, declared, wanted)
     verdict = promotion.require_passed(context.registry, declared, promotion.Transition(head, wanted))
-    # else it is refused for that, or people are asked anew
+    # else it is refused for that, or people are asked again
     if known and not known.rejection and known.request.verdict == verdict.verdict_digest():
         approval.check_read(wanted, verdict, read)
     standing = approval.approve(context.registry, declared, wanted, verdict, cause)

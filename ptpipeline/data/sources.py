@@ -105,7 +105,7 @@ class OpenSource:
         return content
 
     def read(self) -> SourceRows:
-        """Return the rows that the key stands for; what was read for it is given away, and read anew the next time.
+        """Return the rows that the key stands for; what was read for it is given away, and read again the next time.
 
         Raises what `read_rows` raises, and ServiceUnavailable if the source changed since it was asked for its key.
         """

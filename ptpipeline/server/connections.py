@@ -1,6 +1,6 @@
 """Connections with deadlines: who stalls is cut, and gives way to others if there are too many connections.
 
-uvicorn itself waits for ever for the end of a request's head, and for a body that was refused unread.
+uvicorn itself waits forever for the end of a request's head, and for a body that was refused unread.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ class TimedConnection(H11Protocol):
         return self._clock is not None
 
     def start_clock(self, seconds: float) -> None:
-        """Cut the connection in so many seconds, unless the clock is stopped or started anew."""
+        """Cut the connection in so many seconds, unless the clock is stopped or started again."""
         self.stop_clock()
         self._clock = self.loop.call_later(seconds, self.transport.abort)
 

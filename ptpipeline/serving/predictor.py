@@ -64,7 +64,7 @@ class Predictor:
         for number, fields in enumerate(named, 1):
             if any(isinstance(text, str) and _HALF.search(text) for text in fields.values()):
                 raise DataError(
-                    f"text {number}: not Unicode, because it holds half of a surrogate pair; decode it anew"
+                    f"text {number}: not Unicode, because it holds half of a surrogate pair; decode it again"
                 )
         return named
 

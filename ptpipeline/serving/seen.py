@@ -104,5 +104,5 @@ def _read(path: Path) -> Seen | None:
     except ArtifactError:
         raise SettingsError(
             f"{path}: does not say which promotion this reader has seen last, because it was damaged; remove it, and "
-            "the next read begins anew"
+            "the next read begins again"
         ) from None

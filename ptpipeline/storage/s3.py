@@ -133,7 +133,7 @@ def check_credential(name: str, value: str) -> None:
     if not (value.isascii() and value.isprintable() and value == value.strip()):
         raise SettingsError(
             f"{name}: holds white space at its ends, a line end, or a character beyond ASCII, which no credential has; "
-            "set it anew: a file of variables with the line ends of Windows leaves a carriage return"
+            "set it again: a file of variables with the line ends of Windows leaves a carriage return"
         )
 
 

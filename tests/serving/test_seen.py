@@ -174,7 +174,7 @@ def test_a_damaged_memory_is_one_sentence(registry: Registry, memory: Memory, bo
     resolve(registry.reader, TASK.name, memory)
     [path] = memory.folder.glob("*.json")
     path.write_bytes(body)
-    with pytest.raises(SettingsError, match=rf"{path}: does not say .*; remove it, and the next read begins anew$"):
+    with pytest.raises(SettingsError, match=rf"{path}: does not say .*; remove it, and the next read begins again$"):
         resolve(registry.reader, TASK.name, memory)
 
 

@@ -146,7 +146,7 @@ def test_tallies_outlive_a_restart_and_end_with_their_promotion(tmp_path: Path) 
 def test_tallies_that_were_damaged_begin_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "trials.json").write_bytes(b'{"store":')
     assert Trials(tmp_path, "file:///x").list() == []
-    assert "the comparisons begin anew" in caplog.text
+    assert "the comparisons begin again" in caplog.text
 
 
 def test_a_server_reports_how_its_shadows_compare(server: Server, store: Away) -> None:
