@@ -207,6 +207,4 @@ def _write(path: Path, speed: Speed) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(path, speed.model_dump_json(indent=1).encode())
     except OSError as error:
-        log.warning(
-            "%s: cannot be written (%s), so every process measures the compute type again", path, error.strerror
-        )
+        log.warning("%s: cannot be written (%s), so each process measures the compute type again", path, error.strerror)
