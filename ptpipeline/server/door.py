@@ -9,11 +9,10 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ptpipeline.errors import PtpError, place_of
 from ptpipeline.server.callers import Caller, Tokens
@@ -27,11 +26,6 @@ OPEN = frozenset(
 )  # what holds nothing of anybody
 ANYONE = Caller("anyone", frozenset(), None)
 LEFT = 499  # in log and metrics: the client left before the answer
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 log = logging.getLogger("ptpipeline.server")
 
@@ -58,12 +52,12 @@ class Door:
     """Wraps an ASGI application. tokens: of those who may ask; None lets in whoever reaches a loopback address."""
 
     def __init__(
-        self, application: Application, tokens: Tokens | None, limits: Limits, metrics: Metrics, ending: Ending
+        self, application: ASGIApp, tokens: Tokens | None, limits: Limits, metrics: Metrics, ending: Ending
     ) -> None:
         self._application, self._tokens, self._limits = application, tokens, limits
         self._metrics, self._ending = metrics, ending
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._application(scope, receive, send)
@@ -85,7 +79,7 @@ class Door:
         finally:
             self._tell(scope, exchange)
 
-    def _admit(self, scope: Message) -> Caller:
+    def _admit(self, scope: Scope) -> Caller:
         """Return who asks; raise Refusal if they may not."""
         headers, path = Headers(scope=scope), scope["path"]
         _check_length(headers)
@@ -128,7 +122,7 @@ class Door:
                 408, f"the body did not come within {self._limits.body_seconds:g} s: send it again", "slow_client"
             ) from None
 
-    async def _answer(self, scope: Message, body: bytes, receive: Receive, exchange: "_Exchange") -> None:
+    async def _answer(self, scope: Scope, body: bytes, receive: Receive, exchange: "_Exchange") -> None:
         """Run the application; cancel it if the client leaves before the answer is complete."""
         answering = asyncio.ensure_future(self._application(scope, _give(body), exchange.send))
         leaving = asyncio.ensure_future(_wait_for_leave(receive))
@@ -143,7 +137,7 @@ class Door:
                 task.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
 
-    def _tell(self, scope: Message, exchange: "_Exchange") -> None:
+    def _tell(self, scope: Scope, exchange: "_Exchange") -> None:
         route = getattr(scope.get("route"), "path", "other")
         seconds = time.perf_counter() - exchange.began
         version = exchange.version or "-"
@@ -155,7 +149,7 @@ class Door:
 class _Exchange:
     """One request and how far its answer has come."""
 
-    def __init__(self, scope: Message, send: Send, ending: Ending) -> None:
+    def __init__(self, scope: Scope, send: Send, ending: Ending) -> None:
         self.id = f"req-{secrets.token_hex(12)}"
         self.began = time.perf_counter()
         self.status, self.complete, self.version = 0, False, ""
