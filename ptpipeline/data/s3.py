@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ptpipeline.data.files import MAX_BYTES
 from ptpipeline.data.local import MAX_FILES, load_rows, pass_empty
-from ptpipeline.data.table import Table, Wanted
+from ptpipeline.data.table import Part, Wanted
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import shorten
 from ptpipeline.storage.s3 import KeyPair, check_credential, explain_fault, is_strange, make_client, read_fault
@@ -32,7 +32,7 @@ def identify(source: Source, home: Path) -> list[list[str | int]]:
     return [[*found] for found in _Bucket(_objects(source)).list()]
 
 
-def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple[str, Table]]:
+def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[Part]:
     """Yield the name and the wanted columns of each object, in the order of their keys.
 
     Raises DataError if there is no such bucket or object, SettingsError for credentials and rights, ServiceUnavailable
@@ -46,7 +46,7 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
         with pass_empty(len(objects)), tempfile.NamedTemporaryFile(prefix=".s3-", dir=home) as file:
             bucket.download(found, file)
             file.flush()
-            yield name, load_rows(Path(file.name), name, source, wanted, home)
+            yield Part(name, load_rows(Path(file.name), name, source, wanted, home))
 
 
 def _objects(source: Source) -> S3Objects:
