@@ -5,6 +5,7 @@ import itertools
 import math
 import random
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ PLACE = (TASK, "production", 2)
 COUNTER = itertools.count()
 
 
+@cache
 def served(seq: int = 2) -> Served:
     manifest = a_prompt(" yes").manifest
     shadow = Served(TASK, 2, "b" * 64, "production", manifest, seq)
