@@ -24,9 +24,10 @@ _UNKNOWN_SECONDS = 60.0  # of a training if no task of the night has trained bef
 class Plan(Record):
     """Whether a task has to train, and why.
 
-    `reason` is `unchanged`, `forced`, or what differs from the last training: `first training`, `new rows`, `recipe
-    changed`, `base changed`, `engine changed`. `rows` is how many train and dev rows there are, `seconds` what the last
-    training took of its gang, None if there was none.
+    `trained` says that it is trained already, under its training key. `reason` is `unchanged`, `forced`, or what
+    differs from the last training: `first training`, `new rows`, `recipe changed`, `base changed`, `engine changed`.
+    `rows` is how many train and dev rows there are, `seconds` what the last training took of its gang, None if there
+    was none.
     """
 
     task: str

@@ -17,12 +17,11 @@ from ptpipeline.evaluation.evaluate import evaluate
 from ptpipeline.evaluation.examples import Front, Writer, choose_examples
 from ptpipeline.evaluation.key import evaluation_key
 from ptpipeline.evaluation.measurement import Sample
-from ptpipeline.models.chat import ChatTemplate, write_chat
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import Snapshot
-from ptpipeline.records.prompts import ChatForm, PromptManifest, Scoring
+from ptpipeline.records.prompts import ChatForm, Scoring
 from ptpipeline.records.reports import Report, Scores, TextScores
 from ptpipeline.serving.engine import Engine
 from ptpipeline.storage import FolderStore, ObjectStore
@@ -354,77 +353,3 @@ def test_a_chat_and_a_text_of_the_same_letters_are_measured_apart() -> None:
     chat = text.model_copy(update={"chat": ChatForm(template="0" * 64, parts=parts)})
     text_identity, chat_identity = (Bare(None, one, None, [], []).identity for one in (text, chat))  # type: ignore[arg-type]
     assert text_identity != chat_identity
-
-
-# ---------------------------------------------------------------- a chat
-
-MESSAGES = [("system", "Name the mood."), ("user", "{text}?")]
-CHATML = (
-    "{% for message in messages %}{{ '[' + message.role + ':' + message.content + ']' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '[assistant:' }}{% endif %}"
-)
-
-
-def chatting(text: str = CHATML) -> tuple[FrozenBase, PromptManifest]:
-    """A base with a chat template, and the manifest of a task whose template is a chat."""
-    base = replace(tiny(), chat=ChatTemplate(text, ()))
-    form = write_chat("b", base.chat, MESSAGES)
-    return base, artifact(base, embeddings(base)).manifest.model_copy(update={"chat": form})
-
-
-def written(base: FrozenBase, ids: list[int]) -> str:
-    """The text of the token ids, which the tiny tokenizer writes with blanks of its own."""
-    return "".join(base.tokenizer.decode(ids).split())
-
-
-TRAIN = [Row(f"{index}", {"text": text}, label) for index, (text, label) in enumerate(sentences(40))]
-
-
-def test_examples_of_a_chat_are_turns_of_one_chat() -> None:
-    base, manifest = chatting()
-    front = Writer(base, manifest, MESSAGES).write(HardPrompt(instruction="Be brief.", examples=2), TRAIN, 1000)
-    assert front.turn is not None
-    first, second = choose_examples(TRAIN, 2, True)
-    expected = "[system:Be brief.\n\nName the mood.]" + "".join(
-        f"[user:{row.text}?][assistant:{LABELS[row.label]}" + "]" * (row is first) for row in (first, second)
-    )
-    plain = base.encode(expected, False)
-    assert written(base, front.ids) == written(base, plain)
-    assert front.turn.render({"text": "A film"}, "row") == "][user:A film?][assistant:"
-    assert front.turn.names == ["text"]
-
-
-def test_as_many_turns_as_fit_are_written(caplog: pytest.LogCaptureFixture) -> None:
-    base, manifest = chatting()
-    writer = Writer(base, manifest, MESSAGES)
-    four = writer.write(HardPrompt(examples=4), TRAIN, 1000)
-    three = writer.write(HardPrompt(examples=4), TRAIN, len(four.ids) - 1)
-    assert written(base, four.ids).startswith(written(base, three.ids))
-    assert (written(base, three.ids).count("[user:"), three.turn) == (3, four.turn)
-    assert "3 of 4 examples" in caplog.text
-
-
-NO_SECOND = "{% if messages | length > 2 %}{{ raise_exception('one turn alone') }}{% endif %}" + CHATML
-
-
-def test_chats_that_cannot_be_one_stand_one_behind_the_other_and_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    base, manifest = chatting(NO_SECOND)
-    front = Writer(base, manifest, MESSAGES).write(HardPrompt(examples=2), TRAIN, 1000)
-    assert (front.turn, written(base, front.ids).count("[system:")) == (None, 2)
-    assert "cannot be written as turns of one (base model" in caplog.text
-    other = Writer(base, manifest, [("user", "{text}")]).write(HardPrompt(examples=2), TRAIN, 1000)
-    assert other == front
-
-
-def test_rows_of_a_chat_are_measured_as_its_last_turn(tmp_path: Path) -> None:
-    store, snapshot = stored(tmp_path, sentences(60))
-    base, manifest = chatting()
-    asked = Bare.of(base, manifest, Sample.of(store, snapshot, "test"), load_split(store, snapshot, "train"))
-    setup = Setup(hard_prompt=HardPrompt(examples=2), messages=MESSAGES)
-    columns = table(store, measure_baselines(asked, store, setup)["hard_prompt"])
-    front = asked.write_front(HardPrompt(examples=2), MESSAGES)
-    row = asked.sample.rows[0]
-    turn = base.encode(f"][user:{row.text}?][assistant:", True)
-    ids = front.ids + (turn[1:] if base.bos is not None and turn[0] == base.bos else turn)
-    for label in LABELS:
-        assert columns[f"log_likelihood.{label}"][0] == pytest.approx(whole(base, ids, label), abs=2e-4)

@@ -19,7 +19,7 @@ from ptpipeline.errors import ContextError, PtpError
 from ptpipeline.server.door import _check_own
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.refusals import Refusal
-from ptpipeline.serving.service import Piece, Sampling
+from ptpipeline.serving.answerer import Load, Piece, Sampling
 from ptpipeline.task.template import Fields
 from tests.server.serving import Running, running
 
@@ -139,7 +139,14 @@ def stream(server: Running) -> Iterator[Iterator[str]]:
         yield lines
 
 
-class Endless:
+class Unobserved:
+    """Answers nothing that anybody counts."""
+
+    def observe(self) -> Load:
+        return Load(0, 0, 0, 0, 0, 0, 0, alive=True)
+
+
+class Endless(Unobserved):
     """Never comes to an end by itself; counts who asked and who is still waited for."""
 
     def __init__(self) -> None:
@@ -227,7 +234,7 @@ def test_texts_come_into_the_log_if_asked_for(tmp_path: Path, caplog: pytest.Log
     assert "the good film" in caplog.text
 
 
-class Broken:
+class Broken(Unobserved):
     """Answers with an error that nobody foresaw, whose message is private; a stream fails behind its first piece."""
 
     async def classify(

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 from benchmarks.fixtures.prompts import an_artifact, published
 from flows.cli import app  # with all verbs
 from ptpipeline.errors import PromotionRefused
-from ptpipeline.records.answers import Holding, Observed, Tally
+from ptpipeline.records.serving import Holding, Observed, Tally
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.storage import FolderStore
 from registry.ledger.ledger import Ledger

@@ -9,7 +9,7 @@ import pytest
 from benchmarks.fixtures.prompts import a_task, an_artifact, published
 from flows.on_demand import serving
 from flows.on_demand.serving import compare_servers, describe_trials
-from ptpipeline.records.answers import CanaryTally, Holding, Observed, Refused, Tally
+from ptpipeline.records.serving import CanaryTally, Holding, Observed, Refused, Tally
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.storage import FolderStore
 from registry.ledger.ledger import Ledger

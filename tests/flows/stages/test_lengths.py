@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 import ptpipeline
-from flows.on_demand.measure import VersionRef, measure_file
+from flows.on_demand.measure import measure_file
 from flows.stages.ingest import ingest
 from ptpipeline.data.rows import split_of
 from ptpipeline.errors import ContextError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records.data import Split
+from ptpipeline.records.versions import VersionRef
 from tests.flows.project import Project
 from tests.tiny import sentences, write_csv
 

@@ -11,7 +11,6 @@ from ptpipeline.records.versions import Pointer, Promotion, VersionName
 from ptpipeline.storage import FolderStore, Stored
 from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task
-from registry import failpoints
 from registry.ledger.ledger import Move
 from registry.ledger.tombstone import Tombstone
 from registry.registry import Registry
@@ -61,16 +60,6 @@ def store(plain: Registry) -> Watched:
 @pytest.fixture
 def watched(plain: Registry, store: Watched) -> Registry:
     return Registry(plain.ledger, store)
-
-
-@pytest.fixture
-def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
-    """Let something happen when a publish or a promotion reaches a step."""
-
-    def when(step: str, do: Callable[[], object]) -> None:
-        monkeypatch.setattr(failpoints, "_watching", [lambda reached: do() if reached == step else None])
-
-    return when
 
 
 def once(do: Callable[[], object], key: str) -> Callable[[str], None]:
