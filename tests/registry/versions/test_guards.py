@@ -25,6 +25,7 @@ from registry.versions.promotion import (
     rollback_release,
 )
 from registry.versions.publish import register
+from tests.registry.repair.test_second_look import an_ensemble
 
 ME = Cause("me", "because")
 ANYWAY = Cause("me", "because", override=True)
@@ -127,6 +128,22 @@ def test_an_alias_without_a_gate_refuses_altered_bytes(plain: Registry, task: Ta
     altered(plain, task, 1)
     with pytest.raises(PromotionRefused, match="cannot be served"):
         point(plain, plain.ledger.version(task.name, 1), ME, "current")
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "prompt.safetensors"])
+def test_an_ensemble_with_a_lost_member_is_not_promoted(plain: Registry, task: Task, file: str) -> None:
+    members = an_ensemble(plain, task)
+    plain.store.delete(f"{prompt_prefix(task.name, members[1].digest)}/{file}")
+    with pytest.raises(PromotionRefused, match="version 1 cannot be served"):
+        promote(plain, task, 1, ANYWAY)
+    with pytest.raises(PromotionRefused, match="version 1 cannot be served"):
+        point(plain, plain.ledger.version(task.name, 1), ME, "current")
+    assert plain.ledger.heads() == []
+
+
+def test_an_ensemble_whose_members_are_intact_is_promoted(plain: Registry, task: Task) -> None:
+    an_ensemble(plain, task)
+    assert promote(plain, task, 1, ANYWAY).version == 1
 
 
 # ---------------------------------------------------------------- actor, reason, alias
