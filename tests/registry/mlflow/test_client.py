@@ -2,6 +2,7 @@
 
 import pytest
 from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED, RESOURCE_DOES_NOT_EXIST
 from requests import HTTPError, Response
 from requests.exceptions import ConnectionError as Refused
 
@@ -28,8 +29,8 @@ def answered(status: int) -> HTTPError:
         (answered(404), Terminal),
         (Refused(f"no connection to {URI}"), ServiceUnavailable),
         (Refused(), ServiceUnavailable),
-        (MlflowException(f"{URI} is full", "REQUEST_LIMIT_EXCEEDED"), ServiceUnavailable),
-        (MlflowException(f"{URI} does not know it", "RESOURCE_DOES_NOT_EXIST"), Terminal),
+        (MlflowException(f"{URI} is full", REQUEST_LIMIT_EXCEEDED), ServiceUnavailable),
+        (MlflowException(f"{URI} does not know it", RESOURCE_DOES_NOT_EXIST), Terminal),
     ],
 )
 def test_a_failure_says_whether_a_repeat_may_help_and_no_password(error: Exception, kind: type[Exception]) -> None:
