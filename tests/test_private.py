@@ -35,9 +35,9 @@ def test_files_are_private_until_the_block_ends_however_it_ends(tmp_path: Path) 
     assert (mode(tmp_path / "inside"), mode(tmp_path / "outside")) == (0o600, 0o666)
 
 
-def test_a_missing_folder_is_made_for_its_owner_alone(tmp_path: Path) -> None:
+def test_a_missing_folder_is_made_for_its_owner_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_private(tmp_path / "home")
-    assert mode(tmp_path / "home") == 0o700
+    assert (mode(tmp_path / "home"), caplog.text) == (0o700, "")
 
 
 def test_no_right_of_the_owner_is_added(tmp_path: Path) -> None:

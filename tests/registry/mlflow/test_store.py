@@ -14,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
+from mlflow.store.entities import PagedList
 
 from benchmarks.fixtures.mlflow_server import running_mlflow
 from benchmarks.fixtures.prompts import a_request, an_artifact, published
@@ -22,7 +23,7 @@ from ptpipeline.progress import Standing
 from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.task.task import Task
 from registry.mlflow.client import connect
-from registry.mlflow.store import MlflowStore
+from registry.mlflow.store import MlflowStore, _pages
 from registry.mlflow.tracking import Tracking
 from registry.mlflow.write import mlflow_template
 from registry.registry import Registry
@@ -444,6 +445,15 @@ def test_a_resumed_training_goes_on_in_its_run(task: Task, mlflow_url: str, clie
     assert client.get_run(run).info.status == "FINISHED"
 
 
+def test_a_trial_is_a_run_of_its_task_and_leads_to_the_flow_run(
+    task: Task, mlflow_url: str, client: MlflowClient
+) -> None:
+    run = client.get_run(str(Tracking(mlflow_url, "http://prefect/run").start(f"{task.name}/seed 1", {}, {"a": "b"})))
+    assert client.get_experiment(run.info.experiment_id).name == f"ptpipeline/{task.name}"
+    assert (run.data.tags["a"], run.data.tags["ptp.flow_run"]) == ("b", "http://prefect/run")
+    assert run.data.tags["mlflow.note.content"] == "Trained by [this flow run](http://prefect/run) in Prefect"
+
+
 def test_a_training_outlives_its_tracking(caplog: pytest.LogCaptureFixture) -> None:
     tracking = Tracking("http://127.0.0.1:9")
     assert tracking.start("mood", {}, {}) is None
@@ -462,3 +472,8 @@ def test_of_several_versions_of_a_prompt_the_first_is_found(shown: Registry, tas
         client.create_model_version(task.name, run.artifact_uri, run.run_id, tags=tags, await_creation_for=0)
     assert shown.mlflow is not None
     assert shown.mlflow.find(task.name, digest) == "9"
+
+
+def test_pages_are_read_to_the_last() -> None:
+    answers = {None: PagedList([1, 2], "more"), "more": PagedList([], "last"), "last": PagedList([3], "")}
+    assert list(_pages(answers.__getitem__)) == [1, 2, 3]
