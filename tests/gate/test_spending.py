@@ -96,6 +96,7 @@ def test_a_reserve_that_is_added_later_divides_what_is_left() -> None:
     taken = {number: look_at(1, number, Budget(0.05)) for number in range(1, 6)}
     spent = taken[5].spent
     rest = [look_at(1, number, Budget(0.05, 30), taken) for number in range(6, 31)]
+    assert {look.budget for look in rest} == {0.05}
     assert rest[0].alpha == pytest.approx((0.05 - spent) / 6 / sum(1 / k for k in range(6, 31)))
     assert rest[-1].spent == pytest.approx(0.05)
 

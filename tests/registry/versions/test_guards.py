@@ -2,6 +2,7 @@
 
 import sqlite3
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from ptpipeline.errors import PromotionConflict, PromotionRefused, ServiceUnavai
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import prompt_prefix
 from ptpipeline.task.task import Task
+from registry.garbage.collect import collect
+from registry.garbage.roots import Retention
 from registry.ledger.ledger import Ledger, Release
 from registry.registry import Registry
 from registry.versions.commit import Cause
@@ -139,6 +142,14 @@ def test_an_ensemble_with_a_lost_member_is_not_promoted(plain: Registry, task: T
     with pytest.raises(PromotionRefused, match="version 1 cannot be served"):
         point(plain, plain.ledger.version(task.name, 1), ME, "current")
     assert plain.ledger.heads() == []
+
+
+def test_a_version_that_was_collected_is_told_as_such(plain: Registry, task: Task) -> None:
+    for seed in (1, 2):
+        published(plain, task, seed)
+    collect(plain, Retention(candidates=1, grace=timedelta(0)), apply=True)
+    with pytest.raises(PromotionRefused, match="the garbage collection deleted"):
+        promote(plain, task, 1, ANYWAY)
 
 
 def test_an_ensemble_whose_members_are_intact_is_promoted(plain: Registry, task: Task) -> None:
