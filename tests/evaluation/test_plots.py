@@ -126,6 +126,11 @@ def test_names_that_begin_alike_are_numbered() -> None:
     assert lettering.write(["x" * 50, "x" * 51, "y"]).names == ["1.", "2.", "y"]
 
 
+@pytest.mark.parametrize(("letters", "shown"), [(40, "x" * 40), (41, "x" * 39 + "…")])
+def test_a_name_has_at_most_forty_letters(letters: int, shown: str) -> None:
+    assert lettering.write(["x" * letters, "y"]).names == [shown, "y"]
+
+
 def test_a_name_in_a_known_script_is_written() -> None:
     assert lettering.write(["good", "хорошо"]) == lettering.Lettering(["good", "хорошо"], ["DejaVu Sans"], False)
 

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED, RESOURCE_DOES_NOT_EXIST
+from requests import HTTPError, Response
+from requests.exceptions import ConnectionError as Refused
 
-from ptpipeline.errors import ServiceUnavailable
-from registry.mlflow.client import connect
+from ptpipeline.errors import ServiceUnavailable, SettingsError, Terminal
+from registry.mlflow.client import connect, translated_errors
 from registry.mlflow.store import MlflowStore
 from tests.http_server import Quiet, serve
 
@@ -69,3 +73,35 @@ def test_the_limits_of_a_request_hold_whatever_the_environment_says(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
     connect(mlflow_url)
     assert (MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), MLFLOW_HTTP_REQUEST_TIMEOUT.get()) == (0, 10)
+
+
+URI = "http://me:hidden@mlflow:5000"
+
+
+def answered(status: int) -> HTTPError:
+    response = Response()
+    response.status_code = status
+    return HTTPError(f"{status} for {URI}/api", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (answered(500), ServiceUnavailable),
+        (answered(499), Terminal),
+        (answered(429), ServiceUnavailable),
+        (answered(401), SettingsError),
+        (answered(403), SettingsError),
+        (answered(404), Terminal),
+        (Refused(f"no connection to {URI}"), ServiceUnavailable),
+        (Refused(), ServiceUnavailable),
+        (MlflowException(f"{URI} is full", REQUEST_LIMIT_EXCEEDED), ServiceUnavailable),
+        (MlflowException(f"{URI} does not know it", RESOURCE_DOES_NOT_EXIST), Terminal),
+    ],
+)
+def test_a_failure_says_whether_a_repeat_may_help_and_no_password(error: Exception, kind: type[Exception]) -> None:
+    with pytest.raises(kind) as raised, translated_errors(URI):
+        raise error
+    assert type(raised.value) is kind
+    assert "MLflow at http://mlflow:5000" in str(raised.value)
+    assert "hidden" not in str(raised.value)

@@ -12,13 +12,15 @@ import httpx
 import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
+from mlflow.store.entities import PagedList
 
 from benchmarks.fixtures.mlflow_server import running_mlflow
 from benchmarks.fixtures.prompts import a_request, an_artifact, published
 from ptpipeline.errors import ServiceUnavailable, Terminal
+from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.task.task import Task
 from registry.mlflow.client import connect
-from registry.mlflow.store import MlflowStore
+from registry.mlflow.store import MlflowStore, _pages
 from registry.mlflow.write import mlflow_template
 from registry.registry import Registry
 from registry.repair.doctor import examine
@@ -348,3 +350,8 @@ def test_of_several_versions_of_a_prompt_the_first_is_found(shown: Registry, tas
         client.create_model_version(task.name, run.artifact_uri, run.run_id, tags=tags, await_creation_for=0)
     assert shown.mlflow is not None
     assert shown.mlflow.find(task.name, digest) == "9"
+
+
+def test_pages_are_read_to_the_last() -> None:
+    answers = {None: PagedList([1, 2], "more"), "more": PagedList([], "last"), "last": PagedList([3], "")}
+    assert list(_pages(answers.__getitem__)) == [1, 2, 3]

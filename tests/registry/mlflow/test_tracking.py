@@ -75,3 +75,12 @@ def test_a_training_outlives_its_tracking(caplog: pytest.LogCaptureFixture) -> N
     tracking.finish(None, "FAILED")
     assert tracking.lost == 3
     assert len([record for record in caplog.records if "MLflow does not show" in record.message]) == 1
+
+
+def test_a_trial_is_a_run_of_its_task_and_leads_to_the_flow_run(
+    task: Task, mlflow_url: str, client: MlflowClient
+) -> None:
+    run = client.get_run(str(Tracking(mlflow_url, "http://prefect/run").start(f"{task.name}/seed 1", {}, {"a": "b"})))
+    assert client.get_experiment(run.info.experiment_id).name == f"ptpipeline/{task.name}"
+    assert (run.data.tags["a"], run.data.tags["ptp.flow_run"]) == ("b", "http://prefect/run")
+    assert run.data.tags["mlflow.note.content"] == "Trained by [this flow run](http://prefect/run) in Prefect"
