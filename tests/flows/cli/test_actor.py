@@ -46,6 +46,8 @@ def test_the_key_that_signs_is_named_with_the_user(registry: Registry) -> None:
     [
         ("prefect", "prefect"),
         ("", "prefect"),
+        (" ", "prefect"),
+        (" prefect ", "prefect"),
         ("ada", "prefect (claims ada)"),
         ("root (key 1)", "prefect (claims root (key 1))"),
     ],
