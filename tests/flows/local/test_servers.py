@@ -12,6 +12,7 @@ from flows.local import servers
 from flows.local.keys import load_keys
 from flows.local.process import Process
 from flows.local.servers import GRPC_OFFSET, MAKE, StackConfig
+from ptpipeline.errors import StackError
 from tests.flows.server.test_prefect import Prefect, listening
 
 BEGAN = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
@@ -43,3 +44,9 @@ def test_inner_ports_are_free_with_those_of_their_grpc() -> None:
     with socket.create_server(("127.0.0.1", first + GRPC_OFFSET)):
         one, two = servers._choose_inner_ports(first, 2)
     assert first < one < two
+
+
+def test_inner_ports_lie_behind_the_last_port_too_and_end_where_ports_end() -> None:
+    assert len(servers._choose_inner_ports(servers.LAST_PORT + 1, 4)) == 4
+    with pytest.raises(StackError, match="name a lower port by `ptp up --s3-port`"):
+        servers._choose_inner_ports(2**16 - GRPC_OFFSET - 3, 4)

@@ -13,7 +13,7 @@ import pytest
 from benchmarks.fixtures.s3_server import free_ports
 from flows.local import stack
 from flows.local.process import MARK, Process, is_alive, read_mark, spawn, stop
-from flows.local.servers import GRPC_OFFSET, Server, StackConfig, mark_prefix, worker_settings
+from flows.local.servers import GRPC_OFFSET, LAST_PORT, Server, StackConfig, mark_prefix, worker_settings
 from flows.local.stack import Ports, Stack, _changed_settings, down, read
 from ptpipeline.errors import StackError
 
@@ -117,6 +117,17 @@ def test_a_given_port_that_is_busy_is_refused_and_so_is_another_than_a_running_s
     assert stack._choose_ports(before, running, Ports(mlflow=mlflow))["mlflow"] == mlflow
     with pytest.raises(StackError, match=f"runs on port {mlflow} already, not on {busy}: `ptp down` first"):
         stack._choose_ports(before, running, Ports(mlflow=busy))
+
+
+def test_the_last_port_may_be_taken_and_behind_it_there_is_none() -> None:
+    """A person may have named it, and `ptp up` takes the port of before."""
+    with ExitStack() as taken:
+        if stack.is_free(LAST_PORT):
+            assert stack._next_free_port("mlflow", LAST_PORT, set()) == LAST_PORT
+            taken.enter_context(socket.create_server(("127.0.0.1", LAST_PORT)))
+        told = f"no port from {LAST_PORT} to {LAST_PORT} is free for storage: name one by `ptp up --s3-port`"
+        with pytest.raises(StackError, match=told):
+            stack._next_free_port("storage", LAST_PORT, set())
 
 
 def test_storage_needs_the_port_of_its_grpc_too() -> None:
