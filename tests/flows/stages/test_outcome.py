@@ -5,6 +5,7 @@ import pytest
 from benchmarks.fixtures.prompts import a_request, a_task, published
 from flows.stages.context import Context
 from flows.stages.outcome import Candidate, summarise
+from ptpipeline.errors import PromotionRefused
 from ptpipeline.records.prompts import Cost
 from ptpipeline.records.reports import TextScores
 from ptpipeline.records.verdicts import Check, Verdict
@@ -12,6 +13,7 @@ from ptpipeline.records.versions import PromptVersion
 from ptpipeline.task.task import Task
 from registry.versions import promotion
 from registry.versions.commit import Cause
+from tests.flows.stages.test_approve import approve, declare, ends
 from tests.flows.stages.test_evidence import digest
 from tests.flows.stages.test_promote import candidate
 
@@ -63,6 +65,23 @@ def test_after_a_rollback_only_what_the_gate_takes_is_offered_again(context: Con
     )
     assert "the gate refuses it today (minimum: 0.1" in reason(failed)
     assert "ptp promote" not in reason(failed)
+
+
+def test_where_people_approve_an_approval_is_what_brings_a_version_back(context: Context) -> None:
+    """`ptp promote` would be refused: it asks for approvals of today's verdict."""
+    task = declare(context, "approvals: 1")
+    for seed in (1, 2):
+        ends(context, task, seed)
+        approve(context, "mood", seed, Cause("ann", "right"))
+    assert ends(context, task, 1) == (
+        "rolled back",
+        "mood@production was moved away from version 1; `ptp approve mood@1` takes it back",
+    )
+    with pytest.raises(PromotionRefused, match="asks for 1 approval of its newest verdict"):
+        promotion.promote(context.registry, task, 1, ME)
+    with pytest.raises(PromotionRefused, match="was judged again since people were asked"):
+        approve(context, "mood", 1, Cause("ann", "back"))
+    assert approve(context, "mood", 1, Cause("ann", "back")).promotion
 
 
 @pytest.mark.parametrize(("dropped", "known"), [(0, True), (1, False)])
