@@ -31,7 +31,7 @@ TASKS = [scheduled("mood", "0 2 * * *"), scheduled("topic", "0 1 * * *")]
 def settings(tmp_path: Path) -> Settings:
     for name in NAMES:
         (tmp_path / f"{name}.yaml").write_text("[\n")  # broken ones too
-    (tmp_path / ".#mood.yaml").touch()
+    (tmp_path / "Not a name.yaml").touch()
     return Settings(home=tmp_path, tasks=tmp_path)
 
 
