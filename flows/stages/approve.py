@@ -116,6 +116,6 @@ def _find(context: Context, task: str, version: int, cause: Cause) -> tuple[Task
 
 def _join_reasons(standing: Standing, cause: Cause) -> Cause:
     """Return the cause of the promotion: the history names everybody who approved it."""
-    given = [row for row in standing.decisions if row.approved]
+    given = standing.decisions  # approvals all: what one person rejected is not promoted
     reason = given[0].reason if len(given) == 1 else "; ".join(f"{row.actor}: {row.reason}" for row in given)
     return Cause(cause.actor, f"approved: {reason}", signer=cause.signer)

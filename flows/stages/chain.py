@@ -107,7 +107,7 @@ def run(context: Context, selection: Selection, mode: Mode = DIRECT) -> Night:
                 _work_on(context, [each], mode, night)
     begun = open_gangs(context.registry.ledger.database, list(planned))
     gangs = group([todo for _, todo in planned.values()], begun, mode.parts)
-    if mode.spread and gangs:  # a single one too: this process may have no GPU
+    if mode.spread:  # a single gang too: this process may have no GPU
         with _guard(mode, night, [planned[todo.task].task for gang in gangs for todo in gang]):
             elsewhere = mode.spread(gangs)
             night.outcomes.update(elsewhere.outcomes)

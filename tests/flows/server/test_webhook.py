@@ -36,6 +36,7 @@ from ptpipeline.settings import Settings
 from ptpipeline.storage.s3 import RequestLimits, make_client
 from registry.mlflow.client import connect
 from registry.mlflow.store import MlflowStore
+from registry.versions.mlflow_edit import seconds_apart
 from tests import http_server
 from tests.http_server import Quiet, count_connections
 from tests.waiting import wait_for
@@ -107,6 +108,32 @@ def test_mlflow_needs_its_secret_unless_stores_alone_are_heard(
     settings = Settings(mlflow="http://127.0.0.1:9", prefect="http://127.0.0.1:9/api")
     with taken_port() as port, pytest.raises(SettingsError, match=refused):
         serve(settings, "127.0.0.1", port)
+
+
+def test_mlflow_learns_no_address_where_another_program_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would tell that program of every edit."""
+    told: list[str] = []
+
+    class Mlflow(Quiet):
+        def do_GET(self) -> None:  # noqa: N802
+            told.append(self.path)
+            self.answer(500)
+
+        do_POST = do_GET  # noqa: N815
+
+    monkeypatch.setenv(webhook.SECRET, SECRET)
+    with http_server.serve(Mlflow) as url, taken_port() as port:
+        settings = Settings(mlflow=url, prefect="http://127.0.0.1:9/api")
+        with pytest.raises(SettingsError, match="cannot listen"):
+            serve(settings, "127.0.0.1", port)
+    assert told == []
+
+
+def test_an_edit_in_mlflow_is_looked_at_twice_and_new_data_once() -> None:
+    edits, data = listen_to_mlflow(SECRET, lambda: None), listen_to_stores(SECRET, lambda: None)
+    assert edits.waker._again is not None
+    assert edits.waker._again > seconds_apart()  # else the second look might come too early to judge the edit
+    assert data.waker._again is None
 
 
 @contextmanager

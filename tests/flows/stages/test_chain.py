@@ -6,15 +6,13 @@ from pathlib import Path
 import pytest
 
 import ptpipeline
-from benchmarks.fixtures.prompts import a_task
-from flows.stages.chain import Mode, Night, Result, isolate, run
+from flows.stages.chain import Mode, Result, run
 from flows.stages.context import select_tasks
 from flows.stages.ingest import ingest
 from flows.stages.plan import plan
 from flows.stages.promote import move
 from flows.stages.train import train
 from ptpipeline.errors import (
-    DataError,
     NotFound,
     PromotionRefused,
 )
@@ -263,31 +261,3 @@ def test_lost_bytes_are_trained_anew(project: Project) -> None:
     assert project.trained
     assert outcome.version == 1
     assert examine(project.stages.registry) == []
-
-
-# ---------------------------------------------------------------- bad input
-
-
-def test_a_failure_ends_its_own_tasks_alone() -> None:
-    night = Night({}, {})
-    mood, topic = a_task("mood"), a_task("topic")
-    with isolate(night, [mood]):
-        raise DataError("mood: no rows")
-    with isolate(night, [topic]):
-        pass
-    assert night.errors == {"mood": "mood: no rows"}
-
-
-def test_a_defect_is_told_by_its_place_and_not_by_a_message_that_may_quote_a_row() -> None:
-    night = Night({}, {})
-    with isolate(night, [a_task("mood")]):
-        raise ValueError("a secret text")
-    assert "secret" not in night.errors["mood"]
-    assert "ValueError" in night.errors["mood"]
-
-
-def test_an_interrupt_is_no_failure_of_a_task() -> None:
-    night = Night({}, {})
-    with pytest.raises(KeyboardInterrupt), isolate(night, [a_task("mood")]):
-        raise KeyboardInterrupt
-    assert night.errors == {}

@@ -1,4 +1,4 @@
-"""What a machine promotes, which verdicts are renewed, what is trained anew, and how a candidate is told."""
+"""What a machine promotes, which verdicts are renewed, and what a person promotes."""
 
 from dataclasses import replace
 from typing import Any
@@ -8,13 +8,15 @@ import pytest
 from benchmarks.fixtures.prompts import a_request, a_task, an_artifact
 from flows.stages.context import Context
 from flows.stages.promote import judge_again, move, move_release, promote
-from ptpipeline.errors import DataError, PromotionRefused
+from ptpipeline.errors import DataError, PromotionConflict, PromotionRefused
 from ptpipeline.gate.decide import APPROVAL
+from ptpipeline.records.base import now
 from ptpipeline.records.verdicts import Check, Verdict
 from ptpipeline.records.versions import PromptVersion
 from ptpipeline.task.task import Task
 from registry.ledger import tables
 from registry.ledger.approvals import find_standing
+from registry.ledger.ledger import Move, Release
 from registry.ledger.tombstone import Tombstone
 from registry.versions.beside import place_beside
 from registry.versions.commit import Cause
@@ -45,6 +47,22 @@ def test_a_machine_promotes_what_passed(context: Context) -> None:
     head = promote(context, auto(), *candidate(context, auto()))
     assert head is not None
     assert (head.version, head.actor) == (1, "nightly")
+    assert head.reason == "passed the gate: 1 checks, the first to do so"
+    challenger = judged(context, auto(), 2, 1)
+    verdict = context.registry.ledger.latest_verdict("mood", challenger.digest)
+    assert verdict is not None
+    head = promote(context, auto(), challenger, verdict, "ann")
+    assert head is not None
+    assert (head.actor, head.reason) == ("ann", "passed the gate: 1 checks, accuracy +0.0200 against the champion")
+
+
+def test_what_somebody_promoted_and_died_is_shown_by_the_next_night_whatever_it_finds(context: Context) -> None:
+    version, verdict = candidate(context, auto())
+    context.registry.ledger.append(
+        Move(task="mood", alias="production", version=version.number, actor="me", reason="why", expected=0)
+    )
+    assert promote(context, auto(), version, verdict) is None  # it was promoted before
+    assert context.registry.store.exists("prompts/mood/aliases/production.json")
 
 
 def test_a_machine_leaves_it_to_a_person_if_the_task_says_so(context: Context) -> None:
@@ -57,7 +75,9 @@ def test_a_machine_promotes_nothing_that_failed(context: Context) -> None:
 
 def test_a_machine_promotes_nothing_that_was_not_compared(context: Context) -> None:
     check = Check(name="champion", passed=True, observed="they answer other labels", required=APPROVAL)
-    assert promote(context, auto(), *candidate(context, auto(), checks=[check])) is None
+    version, verdict = candidate(context, auto(), checks=[check])
+    assert promote(context, auto(), version, verdict) is None
+    assert find_standing(context.registry.ledger.database, "mood", version.digest) is not None
 
 
 def test_a_machine_does_not_take_back_what_a_person_rolled_back(context: Context) -> None:
@@ -175,6 +195,21 @@ def test_what_answers_requests_is_judged_again_first(context: Context, beside: i
     outdated(context)
     with pytest.raises(DataError, match=r"rows\.csv"):  # it asks for rows, which these tests do not have
         move(context, "mood", "production", 2, ME, beside)
+
+
+def test_each_version_of_a_release_is_judged_again_first(context: Context) -> None:
+    outdated(context)
+    with pytest.raises(DataError, match=r"rows\.csv"):
+        move_release(context, "spring", {"mood": 2}, ME)
+
+
+def test_a_release_of_a_name_that_is_taken_is_refused_before_the_gate_takes_its_time(context: Context) -> None:
+    outdated(context)
+    taken = Release(name="spring", actor="me", reason="why", versions={"mood": 1}, at=now())
+    move_on = Move(task="mood", alias="production", version=1, actor="me", reason="why", expected=1)
+    context.registry.ledger.append_release(taken, [move_on])
+    with pytest.raises(PromotionConflict, match="holds mood@1 already"):
+        move_release(context, "spring", {"mood": 2}, ME)
 
 
 def test_a_shadow_needs_no_verdict(context: Context) -> None:

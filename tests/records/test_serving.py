@@ -1,6 +1,6 @@
 """An answer has the fields of its kind of task alone; a server's report shows bits that rotted."""
 
-from ptpipeline.records.answers import Answer, Holding, ServerReport
+from ptpipeline.records.serving import Answer, Holding, ServerReport
 
 
 def test_a_label_has_its_probabilities_and_no_text() -> None:
