@@ -14,6 +14,7 @@ from ptpipeline.task.task import Task
 from registry import failpoints
 from registry.ledger.ledger import Move
 from registry.ledger.tombstone import Tombstone
+from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.versions import projection
 from registry.versions.commit import Cause
@@ -273,6 +274,16 @@ def test_a_pointer_that_cannot_be_asked_stops_nothing_that_follows_heads(
     store.before_read = away
     projection.follow_heads(watched, task.name)
     assert f"whether the store shows {task.name}@production is not known: the store went away" in caplog.text
+
+
+def test_a_promotion_is_finished_once_both_the_store_and_mlflow_are_noted(plain: Registry, task: Task) -> None:
+    head = promote(plain, task, published(plain, task, 1), ME)
+    both = Registry(plain.ledger, plain.store, MlflowStore("http://127.0.0.1:9"))  # which is not asked
+    assert (projection.is_finished(plain, head), projection.is_finished(both, head)) == (True, False)
+    plain.ledger.record_applied("mlflow", head)
+    assert projection.is_finished(both, head)
+    later = moved(plain, task, 1, expected=1)
+    assert not projection.is_finished(both, later)
 
 
 def test_a_pointer_that_nobody_signed_shows_no_head(keyed: Registry) -> None:
