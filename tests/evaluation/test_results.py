@@ -1,4 +1,4 @@
-"""Stored results of rows: only those that a report states are read, and a repeat of an interrupted run replaces them."""
+"""Stored results of rows: only those that a report states are read, and a run that is repeated replaces them."""
 
 from pathlib import Path
 
