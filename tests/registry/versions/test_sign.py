@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from benchmarks.fixtures.prompts import a_request, an_artifact, published
+from benchmarks.fixtures.prompts import a_request, a_snapshot, an_artifact, published
+from ptpipeline.data.snapshot import encode_manifest
 from ptpipeline.errors import ArtifactError, PromotionConflict, PromotionRefused, SettingsError
 from ptpipeline.evaluation.mistakes import Mistake, Mistakes
 from ptpipeline.prompts.artifact import read_artifact, read_ensemble
@@ -20,6 +21,7 @@ from ptpipeline.storage.keys import (
     release_key,
     signatures_prefix,
     snapshot_manifest_key,
+    version_key,
 )
 from ptpipeline.storage.signed import is_accepted
 from registry.garbage.collect import collect
@@ -189,6 +191,35 @@ def test_a_release_of_other_tasks_and_an_unknown_snapshot_are_not_signed_with_th
     assert not plain.store.exists(release_key("autumn"))
     with pytest.raises(ArtifactError, match="nobody signed it"):
         reader.store.read(snapshot_manifest_key(TASK.name, "d" * 64))
+
+
+@pytest.mark.parametrize(
+    ("said", "forged"), [(b'"best_dev":0.75', b'"best_dev":0.95'), (b'"accuracy":0.9', b'"accuracy":0.99')]
+)
+def test_a_dossier_of_another_training_or_report_is_not_signed(plain: Registry, said: bytes, forged: bytes) -> None:
+    published(plain, TASK, 0)
+    digest = an_artifact(TASK).digest
+    [key] = [key for key in plain.store.keys(prompt_prefix(TASK.name, digest)) if is_dossier(key)]
+    body = plain.store.read(key).body
+    assert said in body
+    other = dossier_key(TASK.name, digest, body.replace(said, forged))
+    plain.store.create(other, body.replace(said, forged))
+    reader = sign_all(plain)
+    assert reader.store.read(key).body == body
+    with pytest.raises(ArtifactError, match="nobody signed it"):
+        reader.store.read(other)
+
+
+def test_what_the_ledger_can_tell_is_written_before_it_is_signed(plain: Registry) -> None:
+    fill(plain)
+    pointer, name = pointer_key(TASK.name, "production"), version_key(TASK.name, 3)
+    snapshot = a_snapshot(TASK)
+    plain.store.delete(pointer)
+    plain.store.delete(name)
+    plain.store.create(snapshot_manifest_key(TASK.name, snapshot.digest), b"{}")
+    reader = sign_all(plain)
+    assert [resolve(reader.store, asked).number for asked in (TASK.name, f"{TASK.name}@3")] == [3, 3]
+    assert reader.store.read(snapshot_manifest_key(TASK.name, snapshot.digest)).body == encode_manifest(snapshot)
 
 
 def test_a_release_is_signed_before_the_ledger_holds_it(keyed: Registry) -> None:
