@@ -428,6 +428,7 @@ def test_bos_stands_before_the_hard_prompt_alone(tmp_path: Path) -> None:
     shown = (
         asked._replace(manifest=made.manifest.model_copy(update={"scoring": Scoring()})).measure(Front(front)).columns
     )
+    assert asked.measure(Front(front)).columns == shown  # behind the front no text without content has a token
     for place, ids in enumerate(asked.encoded[:5]):
         expected = base.model(torch.tensor([front + ids[1:]])).logits[0, -1].log_softmax(-1)[[41, 42]]
         assert [shown[f"log_likelihood.{name}"][place] for name in sorted(LABELS)] == pytest.approx(
@@ -563,7 +564,7 @@ def test_a_chat_template_that_changed_since_writes_no_turns(caplog: pytest.LogCa
     assert (front.turn, "cannot be written as turns of one" in caplog.text) == (None, True)
 
 
-LATER = CHATML.replace("{{ '['", "{{ ('(' if loop.index > 3 else '[')")
+LATER = CHATML.replace("{{ '['", "{{ ('(' if loop.index > 5 else '[')")
 
 
 def test_rows_that_are_asked_otherwise_behind_the_same_text_are_another_baseline(tmp_path: Path) -> None:
@@ -572,8 +573,8 @@ def test_rows_that_are_asked_otherwise_behind_the_same_text_are_another_baseline
     for text in (CHATML, LATER):
         base, manifest = chatting(text)
         asked = Bare.of(base, manifest, Sample.of(store, snapshot, "test"), load_split(store, snapshot, "train"))
-        setup = Setup(hard_prompt=HardPrompt(examples=1), messages=MESSAGES)
-        fronts.append(asked.write_front(HardPrompt(examples=1), MESSAGES))
+        setup = Setup(hard_prompt=HardPrompt(examples=2), messages=MESSAGES)
+        fronts.append(asked.write_front(HardPrompt(examples=2), MESSAGES))
         keys.append(measure_baselines(asked, store, setup)["hard_prompt"].evaluation_key)
     assert (fronts[0].ids == fronts[1].ids, fronts[0].turn == fronts[1].turn) == (True, False)
     assert keys[0] != keys[1]
