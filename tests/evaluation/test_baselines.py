@@ -23,8 +23,9 @@ from ptpipeline.evaluation.measurement import Sample
 from ptpipeline.evaluation.results import find_flaw
 from ptpipeline.models.chat import ChatTemplate, write_chat
 from ptpipeline.models.frozen import FrozenBase
-from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.prompts.artifact import Artifact, write_artifact
 from ptpipeline.prompts.placement import build_text_encoder, drop_bos
+from ptpipeline.prompts.tensors import pack_ensemble
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.prompts import ChatForm, Generation, PromptManifest, Scoring
@@ -34,7 +35,7 @@ from ptpipeline.settings import COMPUTE_TYPES
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.task.task import HardPrompt, Task
 from ptpipeline.task.template import read_template
-from tests.evaluation.probed import LABELS, artifact, embeddings, opinions, tiny, writing
+from tests.evaluation.probed import LABELS, artifact, embeddings, fields, opinions, tiny, writing
 from tests.models.families import family, seq2seq_family
 from tests.numbers import number_tokenizer
 from tests.tiny import sentences, write_csv
@@ -436,6 +437,22 @@ def test_bos_stands_before_the_hard_prompt_alone(tmp_path: Path) -> None:
         )
 
 
+def test_texts_without_content_have_no_bos_behind_the_hard_prompt(tmp_path: Path) -> None:
+    base = replace(family("llama"), tokenizer=number_tokenizer(begin=3))
+    made = artifact(base, torch.zeros(2, 32), template="5 {text}", labels=NUMBERED, scoring=Scoring(calibrated=True))
+    store, snapshot = stored(tmp_path, numbered())
+    asked = bare(base, made, store, snapshot)
+    front = asked.write_front(HardPrompt(examples=2)).ids
+    calibrated = asked.measure(Front(front)).columns
+    plain = (
+        asked._replace(manifest=made.manifest.model_copy(update={"scoring": Scoring()})).measure(Front(front)).columns
+    )
+    prior = base.model(torch.tensor([[*front, 5]])).logits[0, -1].log_softmax(-1)[[41, 42]].log_softmax(-1)
+    for name, less in zip(sorted(LABELS), prior.tolist(), strict=True):
+        key = f"log_likelihood.{name}"
+        assert calibrated[key] == pytest.approx([value - less for value in plain[key]], abs=1e-4)
+
+
 def test_an_encoder_decoder_reads_the_hard_prompt_as_text(tmp_path: Path) -> None:
     base = replace(seq2seq_family("t5 relu tied"), tokenizer=number_tokenizer(end=1))
     made = artifact(base, torch.zeros(2, 32), template="{text}", labels=NUMBERED)
@@ -536,6 +553,33 @@ def test_chats_that_cannot_be_one_stand_one_behind_the_other_and_that_is_told(ca
     assert "cannot be written as turns of one (base model" in caplog.text
     other = Writer(base, manifest, [("user", "{text}")]).write(HardPrompt(examples=2), TRAIN, 1000)
     assert other == front
+
+
+def test_a_calibrated_chat_is_calibrated_by_turns_without_content(tmp_path: Path) -> None:
+    store, snapshot = stored(tmp_path, sentences(60))
+    base, manifest = chatting()
+    manifest = manifest.model_copy(update={"scoring": Scoring(calibrated=True)})
+    asked = Bare.of(base, manifest, Sample.of(store, snapshot, "test"), load_split(store, snapshot, "train"))
+    front = asked.write_front(HardPrompt(examples=2), MESSAGES)
+    assert front.turn is not None
+    turns = [front.turn.render({"text": text}, "") for text in ("N/A", "[MASK]", "")]
+    behind = [front.ids + drop_bos(base.encode(turn, True), base.bos) for turn in turns]
+    prior = torch.tensor([[whole(base, ids, label) for label in LABELS] for ids in behind]).softmax(-1).mean(0).log()
+    row = drop_bos(base.encode(front.turn.render({"text": asked.sample.rows[0].text}, ""), True), base.bos)
+    columns = asked.measure(front).columns
+    for label, less in zip(LABELS, prior.tolist(), strict=True):
+        expected = whole(base, front.ids + row, label) - less
+        assert columns[f"log_likelihood.{label}"][0] == pytest.approx(expected, abs=2e-4)
+
+
+def test_an_ensemble_is_measured_with_its_members(tmp_path: Path) -> None:
+    store, snapshot = stored(tmp_path, sentences(60))
+    members = [artifact(tiny(), embeddings(tiny(), word)) for word in (" yes", " yes good")]
+    for member in members:
+        write_artifact(store, member)
+    made = pack_ensemble(members, "average", fields(tiny()) | {"method": "ensemble"})
+    report = evaluate(Engine(tiny()), made, snapshot, store)
+    assert (report.digest, report.rows) == (made.digest, snapshot.test.rows)
 
 
 ALONE = [("user", "{text}?")]

@@ -31,6 +31,7 @@ from registry.ledger.tombstone import Tombstone
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.versions.commit import Cause, commit, encode_release
+from registry.versions.naming import encode_name, name_version
 from registry.versions.promotion import promote
 from registry.versions.publish import register, stage
 from registry.versions.sign import sign_task, sign_version
@@ -208,6 +209,13 @@ def test_a_dossier_of_another_training_or_report_is_not_signed(plain: Registry, 
     assert reader.store.read(key).body == body
     with pytest.raises(ArtifactError, match="nobody signed it"):
         reader.store.read(other)
+
+
+def test_a_name_that_was_stored_without_a_key_is_signed_when_the_version_is_named_again(plain: Registry) -> None:
+    fill(plain)
+    version, signer = plain.ledger.version(TASK.name, 1), signed(plain, WORKER, WORKER)
+    assert [name_version(signer.store, version) for _ in range(2)] == [True, False]
+    assert is_accepted(signer.store, version_key(TASK.name, 1), encode_name(version))
 
 
 def test_what_the_ledger_can_tell_is_written_before_it_is_signed(plain: Registry) -> None:
