@@ -173,6 +173,12 @@ def test_a_version_that_the_store_names_otherwise_is_published_again(plain: Regi
     assert published(plain, task, 2) == 2
 
 
+def test_what_is_no_name_keeps_its_number_from_nobody(plain: Registry, task: Task) -> None:
+    plain.store.create(version_key(task.name, 1), b"{}")
+    assert published(plain, task, 1) == 1
+    assert VersionName.model_validate_json(plain.store.read(version_key(task.name, 1)).body).number == 1
+
+
 def test_the_end_of_a_publish_is_its_own_alone(plain: Registry, task: Task) -> None:
     other = a_task(f"{task.name}-b")
     digest = an_artifact(task, 1).digest
