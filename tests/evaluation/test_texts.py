@@ -110,7 +110,7 @@ def test_an_interval_holds_the_figure(metric: str) -> None:
     rows = TextRows.of(TARGETS * 30, ANSWERS * 30)
     low, high = rows.interval(metric)  # type: ignore[arg-type]
     assert low < rows.figure(metric) < high  # type: ignore[arg-type]
-    assert high - low < 0.3
+    assert 0.02 < high - low < 0.3  # resamples differ
 
 
 def test_a_difference_of_rows_is_paired() -> None:

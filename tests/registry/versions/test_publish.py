@@ -14,6 +14,7 @@ from benchmarks.fixtures.prompts import PNG, a_request, an_artifact, published
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PtpError, ServiceUnavailable
 from ptpipeline.evaluation.mistakes import Mistake, Mistakes
 from ptpipeline.prompts.artifact import read_artifact
+from ptpipeline.prompts.interpretation import Pulled, Wayward
 from ptpipeline.records.base import now
 from ptpipeline.records.versions import Pointer, Promotion
 from ptpipeline.storage import FolderStore, Listed, ObjectStore, Stored
@@ -36,7 +37,7 @@ from registry.versions.commit import Cause
 from registry.versions.dossier import stored_verdicts
 from registry.versions.projection import is_stored, project
 from registry.versions.promotion import promote
-from registry.versions.publish import forget_files, load_card, register, stage, withhold_texts
+from registry.versions.publish import attach, forget_files, load_card, register, stage, withhold_texts
 
 ME = Cause("me", "because")
 CALLS = 21  # to the store, by one publish and one promotion
@@ -384,6 +385,23 @@ def with_texts(task: Task, figures: str, passed: bool = True) -> Provenance:
     )
 
 
+def an_experiment(task: Task) -> Wayward:
+    """What a prompt that was pulled to a text answers."""
+    landed = {"cosine": 0.5, "dot": 0.5, "euclidean": 0.5}
+    return Wayward(
+        task=task.name,
+        text="a tale",
+        tokens=["a", "tale"],
+        metric="accuracy",
+        steps=10,
+        test_rows=20,
+        text_test=0.5,
+        text_landed=landed,
+        plain=Pulled(gamma=0, landed=landed, distance=3.5, dev=0.8, test=0.8),
+        pulled=[],
+    )
+
+
 @pytest.mark.parametrize(
     ("figures", "passed", "shown"), [("quiet", False, False), ("quiet", True, True), ("open", False, True)]
 )
@@ -392,8 +410,11 @@ def test_a_quiet_refusal_has_neither_texts_nor_plots_of_test_rows_on_its_card(
 ) -> None:
     stage(plain.ledger, plain.store, an_artifact(task, 1))
     register(plain, with_texts(task, figures, passed))
-    known = load_card(plain, task.name, an_artifact(task, 1).digest).provenance
+    attach(plain, an_artifact(task, 1).digest, an_experiment(task))
+    card = load_card(plain, task.name, an_artifact(task, 1).digest)
+    known = card.provenance
     assert (known.mistakes is not None, known.report is not None, "confusion" in known.plots) == (shown,) * 3
+    assert card.wayward == [an_experiment(task)] * shown
     assert "learning_curve" in known.plots
 
 
