@@ -162,7 +162,10 @@ def measure_baselines(bare: Bare, store: ObjectStore, setup: Setup) -> dict[Base
     front = bare.write_front(setup.hard_prompt, setup.messages) if setup.hard_prompt is not None else Front([])
     if front.ids:
         turn = {"turn": [part.text for part in front.turn.parts]} if front.turn else {}
-        methods["hard_prompt"] = _Method(bare.identity | {"front": front.ids} | turn, lambda: bare.measure(front))
+        identity = bare.identity | {"front": front.ids} | turn
+        if bare.manifest.scoring.calibrated and bare.base.bos is not None:
+            identity |= {"bos": "once"}  # before, it stood behind the front again in texts without content
+        methods["hard_prompt"] = _Method(identity, lambda: bare.measure(front))
     return {
         kind: _measure_once(
             bare, {"baseline": kind, "task": bare.manifest.task} | method.identity, method, store, setup

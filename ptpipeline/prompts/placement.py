@@ -36,7 +36,7 @@ def build_text_encoder(base: Vocabulary, placement: Placement) -> Callable[[str,
 
 def drop_bos(ids: Sequence[int], bos: int | None) -> list[int]:
     """Return the token ids without BOS at their beginning: a chat template may write none."""
-    return list(ids[1:] if bos is not None and ids[:1] == [bos] else ids)
+    return list(ids[1:] if bos is not None and list(ids[:1]) == [bos] else ids)
 
 
 def _require_bos(base: Vocabulary) -> int:

@@ -21,8 +21,9 @@ from ptpipeline.evaluation.key import evaluation_key, list_keys
 from ptpipeline.evaluation.measurement import Sample
 from ptpipeline.evaluation.results import find_flaw
 from ptpipeline.models.frozen import FrozenBase
-from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.prompts.artifact import Artifact, write_artifact
 from ptpipeline.prompts.placement import build_text_encoder, drop_bos
+from ptpipeline.prompts.tensors import pack_ensemble
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.prompts import ChatForm, Generation, Scoring
@@ -32,7 +33,7 @@ from ptpipeline.settings import COMPUTE_TYPES
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.task.task import HardPrompt, Task
 from ptpipeline.task.template import read_template
-from tests.evaluation.probed import LABELS, artifact, embeddings, opinions, tiny, writing
+from tests.evaluation.probed import LABELS, artifact, embeddings, fields, opinions, tiny, writing
 from tests.models.families import family, seq2seq_family
 from tests.numbers import number_tokenizer
 from tests.tiny import sentences, write_csv
@@ -428,11 +429,28 @@ def test_bos_stands_before_the_hard_prompt_alone(tmp_path: Path) -> None:
     shown = (
         asked._replace(manifest=made.manifest.model_copy(update={"scoring": Scoring()})).measure(Front(front)).columns
     )
+    assert asked.measure(Front(front)).columns == shown  # behind the front no text without content has a token
     for place, ids in enumerate(asked.encoded[:5]):
         expected = base.model(torch.tensor([front + ids[1:]])).logits[0, -1].log_softmax(-1)[[41, 42]]
         assert [shown[f"log_likelihood.{name}"][place] for name in sorted(LABELS)] == pytest.approx(
             expected.tolist(), abs=1e-4
         )
+
+
+def test_texts_without_content_have_no_bos_behind_the_hard_prompt(tmp_path: Path) -> None:
+    base = replace(family("llama"), tokenizer=number_tokenizer(begin=3))
+    made = artifact(base, torch.zeros(2, 32), template="5 {text}", labels=NUMBERED, scoring=Scoring(calibrated=True))
+    store, snapshot = stored(tmp_path, numbered())
+    asked = bare(base, made, store, snapshot)
+    front = asked.write_front(HardPrompt(examples=2)).ids
+    calibrated = asked.measure(Front(front)).columns
+    plain = (
+        asked._replace(manifest=made.manifest.model_copy(update={"scoring": Scoring()})).measure(Front(front)).columns
+    )
+    prior = base.model(torch.tensor([[*front, 5]])).logits[0, -1].log_softmax(-1)[[41, 42]].log_softmax(-1)
+    for name, less in zip(sorted(LABELS), prior.tolist(), strict=True):
+        key = f"log_likelihood.{name}"
+        assert calibrated[key] == pytest.approx([value - less for value in plain[key]], abs=1e-4)
 
 
 def test_an_encoder_decoder_reads_the_hard_prompt_as_text(tmp_path: Path) -> None:
@@ -474,3 +492,13 @@ def test_a_chat_and_a_text_of_the_same_letters_are_measured_apart() -> None:
     chat = text.model_copy(update={"chat": ChatForm(template="0" * 64, parts=parts)})
     text_identity, chat_identity = (Bare(None, one, None, [], []).identity for one in (text, chat))  # type: ignore[arg-type]
     assert text_identity != chat_identity
+
+
+def test_an_ensemble_is_measured_with_its_members(tmp_path: Path) -> None:
+    store, snapshot = stored(tmp_path, sentences(60))
+    members = [artifact(tiny(), embeddings(tiny(), word)) for word in (" yes", " yes good")]
+    for member in members:
+        write_artifact(store, member)
+    made = pack_ensemble(members, "average", fields(tiny()) | {"method": "ensemble"})
+    report = evaluate(Engine(tiny()), made, snapshot, store)
+    assert (report.digest, report.rows) == (made.digest, snapshot.test.rows)

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from ptpipeline.data.snapshot import load_split
 from ptpipeline.evaluation.baselines import Bare, Setup, measure_baselines
@@ -12,7 +13,8 @@ from ptpipeline.evaluation.examples import Writer, choose_examples
 from ptpipeline.evaluation.measurement import Sample
 from ptpipeline.models.chat import ChatTemplate, write_chat
 from ptpipeline.models.frozen import FrozenBase
-from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.prompts.placement import drop_bos
+from ptpipeline.records.prompts import PromptManifest, Scoring
 from ptpipeline.task.task import HardPrompt
 from tests.evaluation.probed import LABELS, artifact, embeddings, tiny
 from tests.evaluation.test_baselines import TRAIN, stored, table, whole
@@ -74,6 +76,23 @@ def test_chats_that_cannot_be_one_stand_one_behind_the_other_and_that_is_told(ca
     assert other == front
 
 
+def test_a_calibrated_chat_is_calibrated_by_turns_without_content(tmp_path: Path) -> None:
+    store, snapshot = stored(tmp_path, sentences(60))
+    base, manifest = chatting()
+    manifest = manifest.model_copy(update={"scoring": Scoring(calibrated=True)})
+    asked = Bare.of(base, manifest, Sample.of(store, snapshot, "test"), load_split(store, snapshot, "train"))
+    front = asked.write_front(HardPrompt(examples=2), MESSAGES)
+    assert front.turn is not None
+    turns = [front.turn.render({"text": text}, "") for text in ("N/A", "[MASK]", "")]
+    behind = [front.ids + drop_bos(base.encode(turn, True), base.bos) for turn in turns]
+    prior = torch.tensor([[whole(base, ids, label) for label in LABELS] for ids in behind]).softmax(-1).mean(0).log()
+    row = drop_bos(base.encode(front.turn.render({"text": asked.sample.rows[0].text}, ""), True), base.bos)
+    columns = asked.measure(front).columns
+    for label, less in zip(LABELS, prior.tolist(), strict=True):
+        expected = whole(base, front.ids + row, label) - less
+        assert columns[f"log_likelihood.{label}"][0] == pytest.approx(expected, abs=2e-4)
+
+
 ALONE = [("user", "{text}?")]
 
 
@@ -100,7 +119,7 @@ def test_a_chat_template_that_changed_since_writes_no_turns(caplog: pytest.LogCa
     assert (front.turn, "cannot be written as turns of one" in caplog.text) == (None, True)
 
 
-LATER = CHATML.replace("{{ '['", "{{ ('(' if loop.index > 3 else '[')")
+LATER = CHATML.replace("{{ '['", "{{ ('(' if loop.index > 5 else '[')")
 
 
 def test_rows_that_are_asked_otherwise_behind_the_same_text_are_another_baseline(tmp_path: Path) -> None:
@@ -109,8 +128,8 @@ def test_rows_that_are_asked_otherwise_behind_the_same_text_are_another_baseline
     for text in (CHATML, LATER):
         base, manifest = chatting(text)
         asked = Bare.of(base, manifest, Sample.of(store, snapshot, "test"), load_split(store, snapshot, "train"))
-        setup = Setup(hard_prompt=HardPrompt(examples=1), messages=MESSAGES)
-        fronts.append(asked.write_front(HardPrompt(examples=1), MESSAGES))
+        setup = Setup(hard_prompt=HardPrompt(examples=2), messages=MESSAGES)
+        fronts.append(asked.write_front(HardPrompt(examples=2), MESSAGES))
         keys.append(measure_baselines(asked, store, setup)["hard_prompt"].evaluation_key)
     assert (fronts[0].ids == fronts[1].ids, fronts[0].turn == fronts[1].turn) == (True, False)
     assert keys[0] != keys[1]

@@ -91,5 +91,7 @@ def test_order_changes_no_figure() -> None:
 
 
 def test_a_single_row_is_refused() -> None:
-    with pytest.raises(DataError, match="each side needs at least two rows"):
-        measure_drift(rows_of(("a", "bad")), rows_of(("a", "bad"), ("b", "bad")))
+    one, two = rows_of(("a", "bad")), rows_of(("a", "bad"), ("b", "bad"))
+    for before, now in ((one, two), (two, one)):
+        with pytest.raises(DataError, match="each side needs at least two rows"):
+            measure_drift(before, now)

@@ -8,7 +8,14 @@ from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.power import TTestPower
 
-from ptpipeline.evaluation.paired import Hypothesis, chance_of_harm, difference, interval, mean_difference
+from ptpipeline.evaluation.paired import (
+    Hypothesis,
+    _permutation_error,
+    chance_of_harm,
+    difference,
+    interval,
+    mean_difference,
+)
 from ptpipeline.evaluation.power import (
     DISCORDANT,
     MAX_MARGIN,
@@ -178,6 +185,22 @@ def test_harm_of_texts_is_shown_by_rows_that_are_worse() -> None:
     worse, better = np.linspace(0.0, 0.5, 40), np.linspace(0.4, 0.9, 40)
     assert chance_of_harm(worse, better) < 0.001
     assert chance_of_harm(better, worse) > 0.999
+
+
+def test_harm_of_texts_is_in_how_much_is_lost_and_not_in_how_many_rows_lose() -> None:
+    champion = np.full(40, 0.5)
+    assert chance_of_harm(champion + np.repeat([-0.3, 0.01], [15, 25]), champion) < 0.02
+
+
+def test_the_answers_to_a_row_change_places_on_both_sides() -> None:
+    """Each of n rows that differ is won or lost by coin: the error of a share of N rows is root n / N."""
+    truth, ours = np.zeros(100, dtype=np.int64), np.repeat([0, 1], [70, 30])
+    theirs = np.concatenate([np.repeat([0, 1], [52, 18]), np.repeat([0, 1], [18, 12])])  # 36 rows differ
+
+    def gain(truth: np.ndarray, one: np.ndarray, other: np.ndarray, axis: int = -1) -> np.ndarray:
+        return np.mean(one == truth, axis=-1) - np.mean(other == truth, axis=-1)
+
+    assert _permutation_error((truth, ours, theirs), gain) == pytest.approx(0.06, rel=0.06)
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "mcc"])

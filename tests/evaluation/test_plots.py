@@ -85,6 +85,14 @@ def test_what_was_not_measured_is_not_drawn() -> None:
     assert plots.draw_plots(a_task(), tuned(curve=[]), report, judged(comparison=None, baselines={})) == {}
 
 
+def test_answers_without_probabilities_have_no_reliability() -> None:
+    report = measured(LABELS)
+    voted = report.prompt.model_copy(update={"reliability": [], "calibration_error": None})
+    none = judged(comparison=None, baselines={})
+    made = plots.draw_plots(a_task(), tuned(curve=[]), report.model_copy(update={"prompt": voted}), none)
+    assert list(made) == ["confusion"]
+
+
 def test_a_dollar_sign_in_a_label_is_drawn() -> None:
     assert "confusion" in plots.draw_plots(a_task(), tuned(), measured(["$x^", "{$\\frac$}", "<b>"]), judged())
 

@@ -111,6 +111,8 @@ def test_an_interval_holds_the_figure(metric: str) -> None:
     low, high = rows.interval(metric)  # type: ignore[arg-type]
     assert low < rows.figure(metric) < high  # type: ignore[arg-type]
     assert high - low < 0.3
+    least, most = TextRows.of(TARGETS * 5, ANSWERS * 5).interval(metric)  # type: ignore[arg-type]
+    assert (most - least) / (high - low) == pytest.approx(6**0.5, rel=0.2)  # it narrows with the root of the rows
 
 
 def test_a_difference_of_rows_is_paired() -> None:

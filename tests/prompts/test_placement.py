@@ -11,7 +11,7 @@ from ptpipeline.errors import ContextError
 from ptpipeline.models.base import prepare_base
 from ptpipeline.models.frozen import FrozenBase, Input, KeyValues
 from ptpipeline.models.load import load_base
-from ptpipeline.prompts.placement import build_text_encoder, count_extra_tokens, place_prompt
+from ptpipeline.prompts.placement import build_text_encoder, count_extra_tokens, drop_bos, place_prompt
 from ptpipeline.settings import Settings
 from tests.tiny import tiny_project
 
@@ -57,3 +57,9 @@ def test_a_tokenizer_without_bos_is_refused(base: FrozenBase) -> None:
     base.tokenizer._tokenizer.post_processor = TemplateProcessing(single="$A", special_tokens=[])
     with pytest.raises(ContextError, match=r"tune\.placement: after_bos, but the tokenizer of tiny puts no BOS"):
         build_text_encoder(replace(base), "after_bos")
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_bos_is_dropped_once_whatever_kind_of_sequence_holds_it(kind: type) -> None:
+    assert [drop_bos(kind(ids), 3) for ids in ([3, 3, 5], [5, 3], [])] == [[3, 5], [5, 3], []]
+    assert drop_bos(kind([3, 5]), None) == [3, 5]

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -38,6 +39,13 @@ def test_keys_and_values_are_held_against_those_of_words(scale: float, beyond: f
     found = measure_norms(Engine(base), artifact(base, prompt, method="prefix"))
     assert found["norms.median_ratio"] == pytest.approx(scale, rel=0.25)
     assert found["norms.beyond"] == beyond
+
+
+def test_a_prefix_is_held_against_no_more_words_than_the_base_reads() -> None:
+    words = compute_activations(tiny(), tiny().embed(sample_vocabulary(tiny(), 8, seed=1)).detach())
+    made = artifact(tiny(), KeyValues(words.key, words.value), method="prefix")
+    whole, short = (measure_norms(Engine(base), made) for base in (tiny(), replace(tiny(), context=16)))
+    assert whole["norms.median_ratio"] != short["norms.median_ratio"]
 
 
 def test_rows_of_zeros_are_no_tokens_of_the_vocabulary() -> None:

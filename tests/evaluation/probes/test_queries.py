@@ -1,5 +1,6 @@
 """How probes encode a text: as it stands behind the prompt, and the same text for the base without it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -7,11 +8,11 @@ import pytest
 import torch
 
 from ptpipeline.errors import ContextError
-from ptpipeline.evaluation.probes.queries import encode_bare, encode_prompted, fits
+from ptpipeline.evaluation.probes.queries import Known, answer_rows, ask, encode_bare, encode_prompted, fits
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.prompts.artifact import Artifact
-from ptpipeline.serving.engine import Engine
-from tests.evaluation.probed import NUMBERS, artifact
+from ptpipeline.serving.engine import Engine, Question
+from tests.evaluation.probed import NUMBERS, artifact, rows, tiny, writing
 from tests.models.families import family
 from tests.numbers import number_tokenizer
 
@@ -47,3 +48,19 @@ def test_what_is_cut_behind_the_prompt_is_cut_without_it() -> None:
     assert encode_prompted(engine, cut, {"text": "5 6 7 8 9"}) == [5, 6, 7]
     assert encode_bare(engine, cut, {"text": "5 6 7 8 9"}) == [BOS, 5, 6, 7]
     assert fits(engine, cut, {"text": "5 6 7 8 9"})
+
+
+class Loud(Engine):
+    """Writes large letters between blanks."""
+
+    def generate(self, questions: Sequence[Question]) -> list[str]:
+        return ["  A  Good\n" for _ in questions]
+
+
+def test_generated_texts_are_compared_without_case_and_white_space() -> None:
+    row, (_, prompt) = rows(1)[0], writing(tiny())
+    engine = Loud(tiny())
+    engine.load(prompt)
+    assert ask(engine, prompt, [row.fields]) == ["a good"]
+    assert answer_rows(engine, prompt, [row], Known(texts={row.id: "Not \n good"})) == ["not good"]
+    assert answer_rows(engine, prompt, [row], Known()) == ["a good"]

@@ -18,6 +18,7 @@ from benchmarks.fixtures.mlflow_server import running_mlflow
 from benchmarks.fixtures.prompts import a_request, an_artifact, published
 from ptpipeline.errors import ServiceUnavailable, Terminal
 from ptpipeline.records.prompts import CurvePoint
+from ptpipeline.storage.keys import prompt_prefix
 from ptpipeline.task.task import Task
 from registry.mlflow.client import connect
 from registry.mlflow.store import MlflowStore, _pages
@@ -111,6 +112,19 @@ def test_a_page_that_does_not_follow_its_aliases_is_named_and_mended(
     assert client.get_model_version(task.name, "1").tags["ptp.alias.production"] == told
     assert examine(shown, task.name) == []
     assert reconcile(shown, {task.name: task}, task.name) == []
+
+
+def test_a_version_whose_bytes_are_damaged_keeps_its_page_and_stops_nothing(
+    shown: Registry, task: Task, client: MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = promote(shown, task, published(shown, task, 1), ME)
+    published(shown, task, 2, first.digest)
+    key = f"{prompt_prefix(task.name, first.digest)}/prompt.safetensors"
+    shown.store.replace(key, b"rot", shown.store.read(key).etag)
+    promote(shown, task, 2, ME)
+    assert "MLflow's page of version 1 does not follow its aliases" in caplog.text
+    assert client.get_model_version_by_alias(task.name, "production").version == "2"
+    assert shown.ledger.applied("mlflow", task.name, "production") == (2, 2)
 
 
 def test_mlflow_shows_a_second_version_and_what_became_of_it(shown: Registry, task: Task, client: MlflowClient) -> None:

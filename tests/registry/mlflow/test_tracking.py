@@ -61,8 +61,11 @@ def test_a_resumed_training_goes_on_in_its_run(task: Task, mlflow_url: str, clie
     run = tracking.start(task.name, {"steps": 10}, {}, None)
     assert run is not None
     tracking.finish(run, "KILLED")
-    assert Tracking(mlflow_url).start(task.name, {"steps": 10}, {}, run) == run
+    resumed = Tracking(mlflow_url)
+    assert resumed.start(task.name, {"steps": 10}, {}, run) == run
     assert client.get_run(run).info.status == "RUNNING"
+    resumed.log_standing(None, Standing("training", 30, 120, "steps", 30, 9.0))
+    assert client.get_run(run).data.metrics == {"progress/training": 0.25}
     tracking.finish(run, "FINISHED")
     assert client.get_run(run).info.status == "FINISHED"
 

@@ -106,3 +106,5 @@ def test_a_template_is_named_by_the_aliases_that_name_its_version_now(
     assert template() == 1
     promote(shown, task, second, Cause("me", "because", override=True))
     assert template() == 2
+    published(shown, task, 1)  # which production named before
+    assert template() == 2

@@ -313,6 +313,11 @@ def test_nothing_replaces_an_approval_after_a_rejection(plain: Registry) -> None
         promote(plain, ONE, 1, Cause("ann", "anyway", override=True))
 
 
+def test_a_candidate_beside_production_is_rejected(plain: Registry) -> None:
+    promote(plain, declared(), candidate(plain, declared()).number, ANN)
+    assert approval.reject(plain, waiting(plain, declared(), seed=2), ANN).rejection is not None
+
+
 def test_what_is_in_production_is_not_rejected(plain: Registry) -> None:
     version = waiting(plain, declared())
     promote(plain, declared(), 1, ANN)

@@ -12,6 +12,7 @@ from benchmarks.fixtures.prompts import an_artifact, published
 from ptpipeline.records.versions import Promotion
 from ptpipeline.storage import FolderStore, Stored
 from ptpipeline.task.task import Task
+from registry import failpoints
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
 from registry.ledger import tables
@@ -168,6 +169,21 @@ def test_only_what_mlflow_followed_before_can_be_an_edit(
         client.set_registered_model_tag(task.name, f"{APPLIED_TAG}production", "7")
     (found,) = examine(shown, task.name)
     assert (found.kind, found.safe) == (("edit", False) if followed else ("alias", True))
+
+
+def test_a_head_that_moves_before_the_lease_is_taken_is_what_mlflow_shows(
+    shown: Registry, task: Task, head: Promotion, client: MlflowClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moves = [Move(task=task.name, alias="production", version=2, actor="rival", reason="why", expected=1)]
+
+    def overtake(step: str) -> None:
+        if step == "pointer written" and moves:
+            shown.ledger.append(moves.pop())
+
+    monkeypatch.setattr(failpoints, "_watching", [overtake])
+    projection.project(shown, task.name, "production")
+    assert production(client, task) == "2"
+    assert shown.ledger.applied("mlflow", task.name, "production") == (2, 2)
 
 
 # ---------------------------------------------------------------- other looks at MLflow

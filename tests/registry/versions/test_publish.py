@@ -10,15 +10,18 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete
 
-from benchmarks.fixtures.prompts import a_request, an_artifact, published
+from benchmarks.fixtures.prompts import PNG, a_request, an_artifact, published
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PtpError, ServiceUnavailable
 from ptpipeline.evaluation.mistakes import Mistake, Mistakes
 from ptpipeline.prompts.artifact import read_artifact
+from ptpipeline.prompts.interpretation import Pulled, Wayward
 from ptpipeline.records.base import now
 from ptpipeline.records.versions import Pointer, Promotion
 from ptpipeline.storage import FolderStore, Listed, ObjectStore, Stored
-from ptpipeline.storage.keys import dossiers_prefix, history_key, pointer_key, prompt_prefix, version_key
+from ptpipeline.storage.keys import dossiers_prefix, history_key, page_key, pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task
+from registry.card.card import Provenance
+from registry.card.page import render_page
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
 from registry.ledger import tables
@@ -34,7 +37,7 @@ from registry.versions.commit import Cause
 from registry.versions.dossier import stored_verdicts
 from registry.versions.projection import is_stored, project
 from registry.versions.promotion import promote
-from registry.versions.publish import forget_files, register, stage, withhold_texts
+from registry.versions.publish import attach, forget_files, load_card, register, stage, withhold_texts
 
 ME = Cause("me", "because")
 CALLS = 21  # to the store, by one publish and one promotion
@@ -367,6 +370,81 @@ def test_texts_of_a_version_that_was_collected_are_withheld_too(plain: Registry,
     collect(plain, Retention(candidates=1, grace=timedelta(0)), apply=True)
     withhold_texts(plain, task.name)
     assert plain.ledger.publications_with_texts(task.name) == []
+
+
+def with_texts(task: Task, figures: str, passed: bool = True) -> Provenance:
+    """All records of the prompt, with texts that it answers worst and two plots, one of the training alone."""
+    request = a_request(task, 1, None, passed)
+    assert request.verdict is not None
+    worst = Mistake(text="A secret.", wanted="good", answered="bad", figure=0.9)
+    return replace(
+        request,
+        verdict=request.verdict.model_copy(update={"figures": figures}),
+        mistakes=Mistakes(shown=[worst], wrong=1, rows=20, figure="probability"),
+        plots={"learning_curve": PNG, "confusion": PNG},
+    )
+
+
+def an_experiment(task: Task) -> Wayward:
+    """What a prompt that was pulled to a text answers."""
+    landed = {"cosine": 0.5, "dot": 0.5, "euclidean": 0.5}
+    return Wayward(
+        task=task.name,
+        text="a tale",
+        tokens=["a", "tale"],
+        metric="accuracy",
+        steps=10,
+        test_rows=20,
+        text_test=0.5,
+        text_landed=landed,
+        plain=Pulled(gamma=0, landed=landed, distance=3.5, dev=0.8, test=0.8),
+        pulled=[],
+    )
+
+
+@pytest.mark.parametrize(
+    ("figures", "passed", "shown"), [("quiet", False, False), ("quiet", True, True), ("open", False, True)]
+)
+def test_a_quiet_refusal_has_neither_texts_nor_plots_of_test_rows_on_its_card(
+    plain: Registry, task: Task, figures: str, passed: bool, shown: bool
+) -> None:
+    stage(plain.ledger, plain.store, an_artifact(task, 1))
+    register(plain, with_texts(task, figures, passed))
+    attach(plain, an_artifact(task, 1).digest, an_experiment(task))
+    card = load_card(plain, task.name, an_artifact(task, 1).digest)
+    known = card.provenance
+    assert (known.mistakes is not None, known.report is not None, "confusion" in known.plots) == (shown,) * 3
+    assert card.wayward == [an_experiment(task)] * shown
+    assert "learning_curve" in known.plots
+
+
+def test_the_report_on_a_card_is_the_one_behind_its_verdict(plain: Registry, task: Task) -> None:
+    published(plain, task, 1)
+    judged = a_request(task, 1).report
+    assert judged is not None
+    plain.ledger.save_publication(
+        publication_of(plain, task), judged.model_copy(update={"evaluation_key": "b" * 64, "rows": 7})
+    )
+    assert load_card(plain, task.name, judged.digest).provenance.report == judged
+
+
+def test_a_part_of_a_page_that_was_altered_is_left_out_and_told(
+    plain: Registry, task: Task, caplog: pytest.LogCaptureFixture
+) -> None:
+    published(plain, task, 1)
+    ((name, key),) = publication_of(plain, task).plots.items()
+    plain.store.replace(key, b"another image", plain.store.read(key).etag)
+    assert name not in load_card(plain, task.name, an_artifact(task, 1).digest).provenance.plots
+    assert "a page is written without one of its parts" in caplog.text
+
+
+def test_withheld_texts_leave_the_page_at_once(plain: Registry, task: Task) -> None:
+    stage(plain.ledger, plain.store, an_artifact(task, 1))
+    version = register(plain, with_texts(task, "open"))
+    withhold_texts(plain, task.name)
+    card = load_card(plain, task.name, version.digest)
+    page = page_key(task.name, version.digest, render_page(card, version))
+    assert b"A secret." not in plain.store.read(page).body
 
 
 def test_an_altered_dossier_proves_no_verdict(plain: Registry, task: Task) -> None:

@@ -5,7 +5,8 @@ from datetime import timedelta
 
 import pytest
 
-from benchmarks.fixtures.prompts import a_request, an_artifact, published
+from benchmarks.fixtures.prompts import a_request, a_snapshot, an_artifact, published
+from ptpipeline.data.snapshot import encode_manifest
 from ptpipeline.errors import ArtifactError, PromotionConflict, PromotionRefused, SettingsError
 from ptpipeline.evaluation.mistakes import Mistake, Mistakes
 from ptpipeline.prompts.artifact import read_artifact, read_ensemble
@@ -20,6 +21,7 @@ from ptpipeline.storage.keys import (
     release_key,
     signatures_prefix,
     snapshot_manifest_key,
+    version_key,
 )
 from ptpipeline.storage.signed import is_accepted
 from registry.garbage.collect import collect
@@ -29,6 +31,7 @@ from registry.ledger.tombstone import Tombstone
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.versions.commit import Cause, commit, encode_release
+from registry.versions.naming import encode_name, name_version
 from registry.versions.promotion import promote
 from registry.versions.publish import register, stage
 from registry.versions.sign import sign_task, sign_version
@@ -189,6 +192,42 @@ def test_a_release_of_other_tasks_and_an_unknown_snapshot_are_not_signed_with_th
     assert not plain.store.exists(release_key("autumn"))
     with pytest.raises(ArtifactError, match="nobody signed it"):
         reader.store.read(snapshot_manifest_key(TASK.name, "d" * 64))
+
+
+@pytest.mark.parametrize(
+    ("said", "forged"), [(b'"best_dev":0.75', b'"best_dev":0.95'), (b'"accuracy":0.9', b'"accuracy":0.99')]
+)
+def test_a_dossier_of_another_training_or_report_is_not_signed(plain: Registry, said: bytes, forged: bytes) -> None:
+    published(plain, TASK, 0)
+    digest = an_artifact(TASK).digest
+    [key] = [key for key in plain.store.keys(prompt_prefix(TASK.name, digest)) if is_dossier(key)]
+    body = plain.store.read(key).body
+    assert said in body
+    other = dossier_key(TASK.name, digest, body.replace(said, forged))
+    plain.store.create(other, body.replace(said, forged))
+    reader = sign_all(plain)
+    assert reader.store.read(key).body == body
+    with pytest.raises(ArtifactError, match="nobody signed it"):
+        reader.store.read(other)
+
+
+def test_a_name_that_was_stored_without_a_key_is_signed_when_the_version_is_named_again(plain: Registry) -> None:
+    fill(plain)
+    version, signer = plain.ledger.version(TASK.name, 1), signed(plain, WORKER, WORKER)
+    assert [name_version(signer.store, version) for _ in range(2)] == [True, False]
+    assert is_accepted(signer.store, version_key(TASK.name, 1), encode_name(version))
+
+
+def test_what_the_ledger_can_tell_is_written_before_it_is_signed(plain: Registry) -> None:
+    fill(plain)
+    pointer, name = pointer_key(TASK.name, "production"), version_key(TASK.name, 3)
+    snapshot = a_snapshot(TASK)
+    plain.store.delete(pointer)
+    plain.store.delete(name)
+    plain.store.create(snapshot_manifest_key(TASK.name, snapshot.digest), b"{}")
+    reader = sign_all(plain)
+    assert [resolve(reader.store, asked).number for asked in (TASK.name, f"{TASK.name}@3")] == [3, 3]
+    assert reader.store.read(snapshot_manifest_key(TASK.name, snapshot.digest)).body == encode_manifest(snapshot)
 
 
 def test_a_release_is_signed_before_the_ledger_holds_it(keyed: Registry) -> None:

@@ -13,6 +13,7 @@ from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, ver
 from ptpipeline.task.task import Task
 from registry.ledger.ledger import Move
 from registry.ledger.tombstone import Tombstone
+from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.versions import projection
 from registry.versions.commit import Cause
@@ -161,6 +162,12 @@ def test_a_version_that_the_store_names_otherwise_is_published_again(plain: Regi
     assert published(plain, task, 2) == 2
 
 
+def test_what_is_no_name_keeps_its_number_from_nobody(plain: Registry, task: Task) -> None:
+    plain.store.create(version_key(task.name, 1), b"{}")
+    assert published(plain, task, 1) == 1
+    assert VersionName.model_validate_json(plain.store.read(version_key(task.name, 1)).body).number == 1
+
+
 def test_the_end_of_a_publish_is_its_own_alone(plain: Registry, task: Task) -> None:
     other = a_task(f"{task.name}-b")
     digest = an_artifact(task, 1).digest
@@ -262,6 +269,16 @@ def test_a_pointer_that_cannot_be_asked_stops_nothing_that_follows_heads(
     store.before_read = away
     projection.follow_heads(watched, task.name)
     assert f"whether the store shows {task.name}@production is not known: the store went away" in caplog.text
+
+
+def test_a_promotion_is_finished_once_both_the_store_and_mlflow_are_noted(plain: Registry, task: Task) -> None:
+    head = promote(plain, task, published(plain, task, 1), ME)
+    both = Registry(plain.ledger, plain.store, MlflowStore("http://127.0.0.1:9"))  # which is not asked
+    assert (projection.is_finished(plain, head), projection.is_finished(both, head)) == (True, False)
+    plain.ledger.record_applied("mlflow", head)
+    assert projection.is_finished(both, head)
+    later = moved(plain, task, 1, expected=1)
+    assert not projection.is_finished(both, later)
 
 
 def test_a_pointer_that_nobody_signed_shows_no_head(keyed: Registry) -> None:
