@@ -9,7 +9,7 @@ from ptpipeline.gate.spending import Budget, question_digest, reveal_digest
 from ptpipeline.records.data import Snapshot, Split
 from ptpipeline.records.prompts import TunedPrompt
 from ptpipeline.records.reports import Report
-from ptpipeline.records.verdicts import Look, Verdict
+from ptpipeline.records.verdicts import Check, Look, Verdict
 from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.task.task import Task
 from registry.ledger import looks as ledger_looks
@@ -37,9 +37,14 @@ def gate(context: Context, task: Task, tuned: TunedPrompt, report: Report) -> Ve
             look = _take_look(context, task, challenge)  # it is noted before anything is compared
             verdict = decide(task, gather(context, task, challenge, look))
     for check in disclose_verdict(verdict).checks:
-        result = "pass" if check.passed else "FAIL" if check.blocks else "warning:"
-        context.report(f"{task.name}: {result} {check.name}: {check.observed}; required {check.required}")
+        context.report(f"{task.name}: {describe_check(check)}")
     return verdict
+
+
+def describe_check(check: Check) -> str:
+    """Return what came of a check, in one line."""
+    result = "pass" if check.passed else "FAIL" if check.blocks else "warning:"
+    return f"{result} {check.name}: {check.observed}; required {check.required}"
 
 
 def count_looks(context: Context, task: Task, snapshot: Snapshot) -> int:

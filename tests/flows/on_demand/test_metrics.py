@@ -50,7 +50,7 @@ def samples(ledger: Ledger) -> dict[tuple[str, ...], float]:
 def test_production_alone_is_a_metric_of_what_answers(ledger: Ledger, tmp_path: Path) -> None:
     registry, task, me = Registry(ledger, FolderStore(tmp_path / "store")), a_task(), Cause("me", "because")
     head = promote(registry, task, published(registry, task, 1), me)
-    promote(registry, task, published(registry, task, 2, head.digest), me, "canary")
+    promote(registry, task, published(registry, task, 2, head.digest), me, "staging")
     read = samples(ledger)
     assert read["ptp_production_version", "mood"] == 1
     assert read["ptp_production_since_timestamp_seconds", "mood"] == datetime.fromisoformat(head.at).timestamp()

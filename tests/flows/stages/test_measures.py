@@ -8,13 +8,13 @@ import pytest
 from benchmarks.fixtures.prompts import a_snapshot, an_artifact
 from flows.stages.context import Context
 from flows.stages.evidence import find_anchor, gather
-from flows.stages.judge import _choose_split, budget_of
+from flows.stages.judge import _choose_split, budget_of, describe_check
 from ptpipeline.evaluation.power import default_margin, expected_discordance, rows_needed
 from ptpipeline.evaluation.results import Results
 from ptpipeline.gate.spending import Budget, look_at
 from ptpipeline.records.data import Snapshot, SplitInfo
 from ptpipeline.records.reports import PairedDifference
-from ptpipeline.records.verdicts import Look
+from ptpipeline.records.verdicts import Check, Look
 from ptpipeline.storage.keys import snapshot_manifest_key
 from ptpipeline.task.task import Task
 from registry.ledger import tables
@@ -48,11 +48,12 @@ def test_nothing_is_superior_once_the_budget_is_spent_however_clear_it_is(contex
 
 
 def test_the_rows_that_it_takes_follow_the_margin_the_look_and_what_differed(context: Context) -> None:
-    task, second = checking(test_rows="warn"), look_at(1, 2, Budget(BUDGET))
+    task, second = checking(margin=0.02, test_rows="warn"), look_at(1, 2, Budget(BUDGET))
     evidence = gather(context, task, a_challenge(context, task, a_pair(better=6)), second)
     assert isinstance(evidence.comparison, PairedDifference)
     assert evidence.comparison.discordant == 0.06
-    assert evidence.rows_needed == rows_needed(0.2, second.alpha, 0.06)
+    assert evidence.rows_needed == rows_needed(0.02, second.alpha, 0.06)
+    assert evidence.rows_needed != rows_needed(0.02, second.alpha, expected_discordance(None))
 
 
 def test_without_a_champion_the_rows_that_it_takes_follow_the_policy(context: Context) -> None:
@@ -65,12 +66,12 @@ def test_without_a_champion_the_rows_that_it_takes_follow_the_policy(context: Co
 
 
 def test_the_margin_follows_the_rows_that_compare(context: Context) -> None:
-    task, pair = checking(margin=None), a_pair(better=6)
-    half = pair._replace(rows=pair.rows[:50])
-    challenge = a_challenge(context, task, pair)._replace(pair=half)
+    task, pair = checking(margin=None), a_pair(better=6, rows=4000)
+    part = pair._replace(rows=pair.rows[:1000])
+    challenge = a_challenge(context, task, pair)._replace(pair=part)
     comparison = gather(context, task, challenge, FIRST).comparison
     assert isinstance(comparison, PairedDifference)
-    assert comparison.margin == default_margin(50, BUDGET)
+    assert comparison.margin == default_margin(1000, BUDGET) != default_margin(4000, BUDGET)
 
 
 @pytest.mark.parametrize(("ours", "theirs", "known"), [(4, 4, True), (0, 4, False), (4, 0, False)])
@@ -113,6 +114,18 @@ def test_a_version_whose_verdict_is_lost_is_an_anchor(context: Context) -> None:
     with context.registry.ledger.database.writing() as connection:
         connection.execute(tables.verdict.delete())
     assert find_anchor(context.registry.ledger, task) == digest(task, 2)
+
+
+@pytest.mark.parametrize(
+    ("passed", "policy", "line"),
+    [
+        (True, "block", "pass gain: 0.1; required 0.2"),
+        (False, "block", "FAIL gain: 0.1; required 0.2"),
+        (False, "warn", "warning: gain: 0.1; required 0.2"),
+    ],
+)
+def test_a_check_that_only_warns_is_not_told_as_a_failure(passed: bool, policy: Any, line: str) -> None:
+    assert describe_check(Check(name="gain", passed=passed, observed="0.1", required="0.2", policy=policy)) == line
 
 
 # ---------------------------------------------------------------- the rows that judge

@@ -1,0 +1,42 @@
+"""How a run is started: its name, its tags, and what is told of a task that Prefect does not know."""
+
+import pytest
+
+from flows.requests import PromoteRequest
+from flows.server import trigger as following
+from flows.server.trigger import LogLine, follow, trigger
+from ptpipeline.errors import SettingsError
+from tests.flows.server.test_prefect import Prefect, Run, a_line, listening
+
+DEPLOYED = {"GET /deployments/name/promote/ptp-promote": lambda _: (200, {"id": "d"})}
+REQUEST = PromoteRequest(task="mood", version=3, reason="good")
+
+
+def test_a_run_is_named_and_tagged_after_its_task() -> None:
+    taking = {"POST /deployments/d/create_flow_run": lambda _: (201, {"id": "r"})}
+    with listening(Prefect(DEPLOYED | taking)) as prefect:
+        trigger(prefect.url, "promote", REQUEST)
+    [body] = prefect.bodies("POST /deployments/d/create_flow_run")
+    assert (body["tags"], body["name"].split()[::2]) == (["task:mood"], ["promote", "mood@3"])
+
+
+@pytest.mark.parametrize(
+    ("detail", "hinted"), [("'tone' is not one of ['mood']", True), ("the reason is missing", False)]
+)
+def test_a_task_that_prefect_does_not_know_is_told_with_the_verb_that_makes_it_known(detail: str, hinted: bool) -> None:
+    refusing = {"POST /deployments/d/create_flow_run": lambda _: (409, {"detail": detail})}
+    with listening(Prefect(DEPLOYED | refusing)) as prefect, pytest.raises(SettingsError) as raised:
+        trigger(prefect.url, "promote", REQUEST)
+    assert detail in str(raised.value)
+    assert ("`ptp up` makes a new task known to Prefect" in str(raised.value)) == hinted
+
+
+def test_a_line_that_arrives_behind_later_ones_is_told_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(following, "_POLL_SECONDS", 0.01)
+    run = Run(0, "COMPLETED")
+    run.lines, run.more = [a_line(70)], [a_line(30), a_line(80)]
+    with listening(Prefect(run.routes())) as prefect:
+        *lines, _ = follow(prefect.url, "r")
+    assert [line.message for line in lines if isinstance(line, LogLine)] == ["line 70", "line 30", "line 80"]
+    [asked] = prefect.bodies("POST /artifacts/filter")
+    assert asked["artifacts"] == {"flow_run_id": {"any_": ["r"]}, "type": {"any_": ["table"]}}  # a run has others
