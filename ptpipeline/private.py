@@ -48,7 +48,7 @@ def make_private(home: Path) -> None:
         found = home.stat()
         if found.st_uid != os.geteuid() or not found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             return
-        if found.st_mode & stat.S_ISVTX or os.path.samestat(found, os.stat("/")):
+        if found.st_mode & stat.S_ISVTX or home == home.parent:
             raise SettingsError(f"PTP_HOME={home} is a folder of all users: name one of your own, such as {home}/ptp")
         home.chmod(stat.S_IMODE(found.st_mode) & stat.S_IRWXU)
     except OSError as error:
