@@ -29,9 +29,9 @@ from benchmarks.train_step import describe, load_pair, make_parser
 from ptpipeline.data.batches import group_by_length
 from ptpipeline.errors import PtpError
 from ptpipeline.models.frozen import FrozenBase, Input
+from ptpipeline.serving.answerer import Sampling
 from ptpipeline.serving.answers import TOKENS_PER_DECODE
 from ptpipeline.serving.decoding import READ_TOKENS, SLOTS, Decoder
-from ptpipeline.serving.service import Sampling
 
 TASKS, VIRTUAL = 8, 16
 PATIENCE_SECONDS = 600

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-from flows.cli.app import FAILED, NO, UNANSWERED, open_context
-from flows.cli.outcomes import print_outcomes
+from flows.cli.app import FAILED, UNANSWERED, open_context
+from flows.cli.outcomes import print_outcome
 from flows.cli.terminal import log_plainly, say, say_traceback
 from flows.stages.chain import run_task
 from flows.stages.train import Announced
@@ -59,8 +59,7 @@ def _lead(ranks: Ranks, task: str) -> int:
         outcome = run_task(context, find_task(context.settings.tasks, task))
     finally:
         ranks.close()
-    print_outcomes([outcome], as_json=False)
-    return NO if outcome.refused else 0
+    return print_outcome(outcome, as_json=False)
 
 
 def _end(_signal: int, _frame: FrameType | None) -> NoReturn:

@@ -74,10 +74,14 @@ def end_state(night: Night) -> State[Any]:
 
 def tag_run(night: Night) -> None:
     """Tag the run with each task that it worked on or failed for, and with the verdicts that it came to."""
+    _add_tags(list_tags(night))
+
+
+def list_tags(night: Night) -> set[str]:
+    """Return the tags of a run: the tasks that it worked on or failed for, and the verdicts that it came to."""
     changed = [outcome for outcome in night.outcomes.values() if outcome.status != "unchanged"]
-    tags = {f"task:{task}" for task in [*(outcome.task for outcome in changed), *night.errors]}
-    tags |= {f"verdict:{'failed' if outcome.refused else 'passed'}" for outcome in changed}
-    _add_tags(tags)
+    tasks = {f"task:{task}" for task in [*(outcome.task for outcome in changed), *night.errors]}
+    return tasks | {f"verdict:{'failed' if outcome.refused else 'passed'}" for outcome in changed}
 
 
 def _add_tags(tags: Iterable[str]) -> None:

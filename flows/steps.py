@@ -51,14 +51,22 @@ def step(name: str, work: Callable[[], Result], /) -> Result:
         persist_result=False,
     )
     def run() -> Result:
-        try:
-            return work()
-        except PtpError:
-            raise
-        except Exception as error:  # noqa: BLE001  Prefect would keep its message, which may hold a row's text
-            raise hide_message(error) from None
+        return run_plainly(work)
 
     return run()
+
+
+def run_plainly(work: Callable[[], Result]) -> Result:
+    """Return what the work returns; raise an error that nobody expected without its message.
+
+    Prefect would keep the message, which may hold a row's text.
+    """
+    try:
+        return work()
+    except PtpError:
+        raise
+    except Exception as error:  # noqa: BLE001  whatever it is
+        raise hide_message(error) from None
 
 
 def _is_transient(_task: Task[..., Any], _run: TaskRun, state: State[Any]) -> bool:

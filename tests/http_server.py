@@ -1,9 +1,11 @@
-"""A small HTTP server in this process, for tests of what is asked of one."""
+"""A small HTTP server in this process, for tests of what is asked of one; and the connections of any such server."""
 
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import psutil
 
 
 class Quiet(BaseHTTPRequestHandler):
@@ -36,3 +38,9 @@ def serve(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
     finally:
         server.shutdown()
         server.server_close()
+
+
+def count_connections(port: int | None) -> int:
+    """How many connections this process, which serves them, keeps open on its port."""
+    found = psutil.Process().net_connections("tcp")
+    return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port for one in found)

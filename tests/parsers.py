@@ -20,9 +20,9 @@ from ptpipeline.prompts.artifact import check_tensors, parse_header
 from ptpipeline.prompts.initialise import read_tensor
 from ptpipeline.prompts.interpretation import Neighbours
 from ptpipeline.prompts.peft import read_foreign
-from ptpipeline.records.answers import ServerReport
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.records.serving import ServerReport
 from ptpipeline.records.versions import Pointer, Promotion, VersionName
 from ptpipeline.task.document import parse_yaml
 from ptpipeline.task.folder import load_task

@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import pytest
 
-from ptpipeline.progress import Lines, Standing, advance, count, expect, phase, watch
+from ptpipeline.progress import Lines, Standing, _phases, advance, count, expect, phase, watch
 
 INTERVAL = 0.05
 
@@ -108,6 +108,36 @@ def test_without_a_watch_nothing_happens() -> None:
         expect(1, "steps")
         advance(1)
     assert threading.active_count() == before
+
+
+def test_behind_a_watch_nothing_is_noted_and_its_display_is_closed() -> None:
+    heard, closed = Heard(), []
+
+    class Closing(Lines):
+        def close(self) -> None:
+            closed.append(threading.active_count())
+
+    before = threading.active_count()
+    with pytest.raises(ValueError, match="inside"), watch("task", Closing(heard, 60)):
+        raise ValueError("inside")
+    assert closed == [before]  # its thread shows nothing more
+    assert _phases.get() is None
+
+
+def test_the_speed_is_that_of_what_is_counted_and_not_of_what_came_before_it() -> None:
+    shown: list[Standing] = []
+
+    class Keeping(Lines):
+        def show(self, standing: Standing) -> None:
+            shown.append(standing)
+
+    with watch("task", Keeping(print, INTERVAL)), phase("test rows"):
+        time.sleep(4 * INTERVAL)
+        expect(10, "rows")
+        advance(5)
+        time.sleep(2 * INTERVAL)
+    counting = next(standing for standing in shown if standing.total)
+    assert counting.seconds < 3 * INTERVAL
 
 
 def test_the_thread_ends_with_the_watch() -> None:

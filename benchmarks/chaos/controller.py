@@ -97,6 +97,7 @@ class Controller:
     ) -> None:
         self.backends, self.target, self.counts, self.prepare = backends, target, counts, prepare
         self.acknowledged = Acknowledged()
+        self.refused: set[str] = set()  # the jobs that met a conflict
         self.steps: dict[Verb, Counter[str]] = {}
         self._workers: list[WorkerProcess] = []
         self._folder = backends.folder / f"logs-{target.tasks[0]}"
@@ -153,6 +154,7 @@ class Controller:
             self.acknowledged.crashes.append(f"{job}: {line['message']}")
         if line.get("error") in CONFLICTS:
             self.counts["conflicts"] += 1
+            self.refused.add(line["job"])
         for record in line.get("done", []):
             self.counts["acknowledged"] += 1
             if job and job.verb == "publish":
@@ -185,6 +187,7 @@ class Controller:
 
     def examine(self) -> list[Finding]:
         """Return what is lost or torn, also the interrupted publishes that a repeat does not finish."""
+        self._repeat_promotions()
         with self.target.inspect() as registry:
             findings = check(registry, self.target.tasks, self.acknowledged)
             for intent in registry.ledger.intents():
@@ -195,6 +198,15 @@ class Controller:
         """Return what was acknowledged and is not in the ledger any more."""
         with self.target.inspect() as registry:
             return find_lost(registry, self.target.tasks, self.acknowledged)
+
+    def _repeat_promotions(self) -> None:
+        """Promote again what was interrupted: between store and ledger a verdict ends with the run that gave it."""
+        ended = {row.reason for row in self.acknowledged.promotions} | self.refused
+        begun = self.acknowledged.started - ended
+        interrupted = [job for job in self._jobs.values() if job.verb == "promote" and job.name in begun]
+        for job in interrupted:
+            self.run(self.make_job("promote", self.target.tasks.index(job.task), seed=job.seed, alias=job.alias))
+        self.finish_workers()
 
     def _repeat_publish(self, task: str, digest: str) -> list[Finding]:
         seeds = {job.seed for job in self._jobs.values() if job.verb == "publish" and job.task == task}

@@ -7,12 +7,13 @@ import os
 import pwd
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flows.cli.terminal import choose_display, log_plainly, say, say_progress
 from ptpipeline.errors import DataError, NotFound, PreconditionFailed
+from ptpipeline.records.versions import VersionRef
 
 if TYPE_CHECKING:
     from flows.stages.context import Context
@@ -82,24 +83,17 @@ def load_sound_tasks() -> dict[str, "Task"]:
     return {task.name: task for task in sound_tasks(load_settings().tasks)[0]}
 
 
-class VersionId(NamedTuple):
-    """A version by its task and number."""
-
-    task: str
-    number: int
-
-
-def find_version(registry: "Registry", reference: str) -> VersionId:
+def find_version(registry: "Registry", reference: str) -> VersionRef:
     """Return the version that a reference (`task`, `task@alias` or `task@3`) names in the ledger."""
     from ptpipeline.serving.resolver import split_reference
 
     task, name = split_reference(reference)
     if name.isdigit():
-        return VersionId(task, int(name))
+        return VersionRef(task, int(name))
     head = registry.ledger.head(task, name)
     if head is None:
         raise NotFound(f"{task} has no {name} version; `ptp versions {task}` lists what is registered")
-    return VersionId(task, head.version)
+    return VersionRef(task, head.version)
 
 
 def find_kept(registry: "Registry", task: str, number: int) -> "PromptVersion":

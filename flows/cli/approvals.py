@@ -19,10 +19,9 @@ from flows.cli.app import (
 from flows.cli.terminal import say
 from flows.cli.versions import show
 from flows.requests import VERDICT_DIGITS
-from ptpipeline.records.versions import PRODUCTION
+from ptpipeline.records.versions import PRODUCTION, VersionRef
 
 if TYPE_CHECKING:
-    from flows.cli.app import VersionId
     from flows.stages.approve import Approvals
     from flows.stages.context import Context
 
@@ -103,7 +102,7 @@ class Question(NamedTuple):
     """What a person decides about, and why; `verdict` was the newest when it was shown."""
 
     context: "Context"
-    version: "VersionId"
+    version: VersionRef
     reason: str
     verdict: str
 
@@ -129,5 +128,5 @@ def _ask(verb: str, reference: str | None, reason: str | None, as_json: bool) ->
     if as_json or not sys.stdin.isatty():
         raise typer.BadParameter("say why with --reason; only on a terminal is it asked for")
     show(reference)
-    reason = str(typer.prompt(f"{verb} {version.task}@{version.number} as {os_user()}, because"))
+    reason = str(typer.prompt(f"{verb} {version} as {os_user()}, because"))
     return Question(context, version, reason, shown)

@@ -3,9 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flows.cli.app import NO
 from flows.cli.render import print_table
 from flows.cli.terminal import say
 from flows.stages.outcome import Outcome, tabulate
+
+
+def print_outcome(outcome: Outcome, as_json: bool) -> int:
+    """Print what the run of one task came to; return the exit code of whoever ran it: 4 if the gate refused it."""
+    print_outcomes([outcome], as_json)
+    return NO if outcome.refused else 0
 
 
 def print_outcomes(outcomes: Sequence[Outcome | Mapping[str, Any]], as_json: bool) -> None:

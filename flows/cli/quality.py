@@ -81,11 +81,11 @@ def evaluate(
     The baselines are measured beside it. Nothing is registered or stored, and no look at the test rows is used up.
     """
     from flows.cli.render import print_record
-    from flows.on_demand.measure import VersionRef, measure_file
+    from flows.on_demand.measure import measure_file
     from ptpipeline.settings import resolve_path
 
     context = _open_context(writing=False)
-    version, path = VersionRef(*find_version(context.registry, reference)), resolve_path(data)
+    version, path = find_version(context.registry, reference), resolve_path(data)
     with naming_options():
         measured = measure_file(context, version, path, form, read_delimiter(delimiter))
     if as_json:
@@ -109,10 +109,9 @@ def diff(
     """
     from flows.cli.render import print_record
     from flows.on_demand.diff import diff as compare
-    from flows.on_demand.measure import VersionRef
 
     context = _open_context(writing=True)
-    old, new = (VersionRef(*find_version(context.registry, reference)) for reference in (before, after))
+    old, new = (find_version(context.registry, reference) for reference in (before, after))
     difference = compare(context, old, new, texts)
     if as_json:
         print_record(difference, as_json)

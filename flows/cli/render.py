@@ -15,11 +15,11 @@ from rich.table import Table
 
 from flows.cli.terminal import say
 from ptpipeline.foreign import escape_controls
-from ptpipeline.records.answers import Answer
 from ptpipeline.records.base import Record
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.prompts import Cost, PromptManifest, Trial, TunedPrompt
 from ptpipeline.records.reports import Report, Scores, TextScores, title_of
+from ptpipeline.records.serving import Answer
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PromptVersion
 from ptpipeline.task.template import Fields

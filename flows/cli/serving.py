@@ -95,7 +95,7 @@ def token(
     To make one of the same name again replaces the first.
     """
     from flows.cli.render import print_table
-    from ptpipeline.server.tokens import make_token, read_tokens, revoke_token
+    from ptpipeline.server.callers import make_token, read_tokens, revoke_token
 
     path = _find_file(tokens)
     if name is None:

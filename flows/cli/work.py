@@ -75,15 +75,13 @@ def run(task: TaskName, as_json: Json = False) -> None:
 
     The stages are ingest, train, evaluate, gate, register and promote. No server is needed.
     """
-    from flows.cli.outcomes import print_outcomes
+    from flows.cli.outcomes import print_outcome
     from flows.stages.chain import run_task
     from ptpipeline.task.folder import find_task
 
     context = open_context()
     outcome = run_task(context, find_task(context.settings.tasks, task))
-    print_outcomes([outcome], as_json)
-    if outcome.refused:
-        raise typer.Exit(NO)
+    raise typer.Exit(print_outcome(outcome, as_json))
 
 
 @app.command()
@@ -259,15 +257,13 @@ def adopt(
 
     It becomes a candidate of the task: it is evaluated, gated, registered and, by the task's policy, promoted.
     """
-    from flows.cli.outcomes import print_outcomes
+    from flows.cli.outcomes import print_outcome
     from flows.on_demand.adopt import adopt as take_in
     from ptpipeline.task.folder import find_task
 
     context, path = open_context(), Path(os.path.expanduser(source))
     outcome = take_in(context, find_task(context.settings.tasks, task), path, os_user())
-    print_outcomes([outcome], as_json)
-    if outcome.refused:
-        raise typer.Exit(NO)
+    raise typer.Exit(print_outcome(outcome, as_json))
 
 
 def follow_to_end(prefect: str, run_id: str) -> "Finished":

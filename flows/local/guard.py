@@ -20,9 +20,10 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 from urllib.parse import parse_qs, urlencode
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flows.local.process import HOST
 from ptpipeline.errors import ArtifactError
@@ -33,11 +34,6 @@ LOGIN_PATH = "/ptp-login"
 LINK_SECONDS = 300
 SESSION_SECONDS = 12 * 3600
 FIRST_MESSAGE_SECONDS = 20.0  # that a websocket may take to authenticate
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 _UNKNOWN = (
     "Not signed in: run `ptp open` in the project's folder, which signs this browser in; then open the page again."
@@ -58,14 +54,14 @@ class Guard:
     Answers 403 to a foreign Host or Origin, 401 to a request without the credential; a websocket is closed.
     """
 
-    def __init__(self, application: Application, credential: str) -> None:
+    def __init__(self, application: ASGIApp, credential: str) -> None:
         self._application = application
         self._credential = credential
         self._cookie = f"ptp-{_sign(credential, 'cookie', '')[:12]}"  # of this stack: all ports of a host share cookies
         self._used: set[str] = set()  # login links of the last five minutes
         self._started = time.time()
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, or pass it on."""
         if scope["type"] == "lifespan":
             await self._application(scope, receive, send)
@@ -81,7 +77,7 @@ class Guard:
         else:
             await _refuse(scope, send, 401, _UNKNOWN)
 
-    def _is_known(self, scope: Message) -> bool:
+    def _is_known(self, scope: Scope) -> bool:
         """Whether the request carries the credential, or the cookie of a session."""
         scheme, _, encoded = _header(scope, b"authorization").partition(" ")
         if scheme.lower() == "basic":
@@ -93,7 +89,7 @@ class Guard:
         cookies = dict(part.strip().partition("=")[::2] for part in _header(scope, b"cookie").split(";"))
         return _is_valid(self._credential, "session", cookies.get(self._cookie, ""))
 
-    async def _sign_in(self, scope: Message, send: Send) -> None:
+    async def _sign_in(self, scope: Scope, send: Send) -> None:
         """Exchange the token of a link for a session cookie and lead to its page.
 
         The page is reached from this one, not by a redirect: a browser would not send a strict cookie along a redirect
@@ -158,7 +154,7 @@ class _FirstMessage:
 # ---------------------------------------------------------------- requests
 
 
-def _is_own(scope: Message) -> bool:
+def _is_own(scope: Scope) -> bool:
     """Whether the request names this server as its Host, once, and comes from no page of another server."""
     port = scope["server"][1]
     hosts = _headers(scope, b"host")
@@ -167,11 +163,11 @@ def _is_own(scope: Message) -> bool:
     return all(origin == f"http://{hosts[0]}" for origin in _headers(scope, b"origin"))
 
 
-def _headers(scope: Message, name: bytes) -> list[str]:
+def _headers(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
 
 
-def _header(scope: Message, name: bytes) -> str:
+def _header(scope: Scope, name: bytes) -> str:
     """Return the header's value; empty if it is missing or stands there twice."""
     values = _headers(scope, name)
     return values[0] if len(values) == 1 else ""
@@ -184,7 +180,7 @@ def _link_purpose(port: int | str) -> str:
 # ---------------------------------------------------------------- answers
 
 
-async def _refuse(scope: Message, send: Send, status: int, sentence: str) -> None:
+async def _refuse(scope: Scope, send: Send, status: int, sentence: str) -> None:
     if scope["type"] == "websocket":
         await send({"type": "websocket.close", "code": 1008})  # before its acceptance: the server answers 403
     elif "text/html" in _header(scope, b"accept"):

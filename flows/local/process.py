@@ -205,7 +205,7 @@ def _tree(root: psutil.Process) -> list[psutil.Process]:
 def _wait(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
     """Wait until they have ended, at most so long; return those that still run.
 
-    One that nobody reaps has ended: in a container without an init process, orphans stay like that for ever.
+    One that nobody reaps has ended: in a container without an init process, orphans stay like that forever.
     """
     ends, running = time.monotonic() + seconds, processes
     while running and (left := ends - time.monotonic()) > 0:

@@ -5,6 +5,7 @@ SeaweedFS's S3 port lie nine inner ports: they answer only to who shows the stac
 """
 
 import functools
+import itertools
 import shutil
 import sys
 from collections.abc import Callable
@@ -32,7 +33,7 @@ WITH_SETTINGS = ("worker", "watcher")  # they read task files and settings, as t
 DEPENDS_ON = {"mlflow": "storage", "worker": "prefect", "watcher": "mlflow"}  # they were told the other's address
 MAKE = 6  # of the definitions below: a running server of another make is replaced by `up`
 GRPC_OFFSET = 10_000  # SeaweedFS serves gRPC on each port + 10000
-LAST_PORT = 55_000  # the gRPC ports end at 65,000
+LAST_PORT = 55_000  # of a server that people ask for; its inner ports and those of their gRPC lie behind
 # The databases of Prefect and MLflow are named relative to the folder that each runs in: a person's own path may hold
 # characters that mean something in a URL (`?`, `#`, `%`).
 _SLOW_LOOPS = {  # of Prefect's services; each looks every 5 s by default, and nobody waits for what these find
@@ -169,8 +170,15 @@ def find_weed() -> str:
 
 
 def _choose_inner_ports(first: int, count: int) -> list[int]:
-    candidates = (port for port in range(first, LAST_PORT) if is_free(port) and is_free(port + GRPC_OFFSET))
-    return [next(candidates) for _ in range(count)]
+    """Return the first ports that are free with those of their gRPC; raise StackError if there are too few."""
+    candidates = (port for port in range(first, 2**16 - GRPC_OFFSET) if is_free(port) and is_free(port + GRPC_OFFSET))
+    ports = list(itertools.islice(candidates, count))
+    if len(ports) < count:
+        raise StackError(
+            f"behind port {first - 1} of the storage are no {count} free ones that are free {GRPC_OFFSET} further too: "
+            "name a lower port by `ptp up --s3-port`"
+        )
+    return ports
 
 
 # ---------------------------------------------------------------- Prefect

@@ -188,7 +188,7 @@ def _keep_current(home: Path, recorded: dict[str, Process]) -> dict[str, Process
     alive = {name: process for name, process in recorded.items() if is_alive(process)}
     current = {name: process for name, process in alive.items() if read_mark(process) == config.mark(name)}
     for name in sorted(set(alive) - set(current)):
-        log.warning("%s runs as an older ptpipeline started it: it is stopped and started anew", name)
+        log.warning("%s runs as an older ptpipeline started it: it is stopped and started again", name)
     for name in [name for name in WITH_SETTINGS if name in current]:
         if not (changes := _changed_settings(home, current[name])):
             continue
@@ -197,7 +197,7 @@ def _keep_current(home: Path, recorded: dict[str, Process]) -> dict[str, Process
                 f"the {name} runs with other settings ({changes}), and flow run {', '.join(runs)} is at work: `ptp up` "
                 "again when it has ended, or `ptp down` first"
             )
-        log.warning("the %s is started anew with other settings: %s", name, changes)
+        log.warning("the %s is started again with other settings: %s", name, changes)
         del current[name]
     _stop_servers(home, {name: process for name, process in alive.items() if name not in current})
     kept = {process.pid for process in current.values()}
@@ -291,7 +291,14 @@ def _choose_ports(before: Stack | None, running: dict[str, Process], requested: 
 
 
 def _next_free_port(name: str, first: int, taken: set[int]) -> int:
-    return next(port for port in range(first, LAST_PORT) if _is_usable(name, port) and port not in taken)
+    usable = (port for port in range(first, LAST_PORT + 1) if _is_usable(name, port) and port not in taken)
+    port = next(usable, None)
+    if port is None:
+        option = "s3" if name == "storage" else name
+        raise StackError(
+            f"no port from {first} to {LAST_PORT} is free for {name}: name one by `ptp up --{option}-port`"
+        )
+    return port
 
 
 def _is_usable(name: str, port: int) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from flows.on_demand.measure import OpenVersion, VersionRef, check_answers, open_version
+from flows.on_demand.measure import OpenVersion, check_answers, open_version
 from flows.stages.compare import SeenRows, compare
 from flows.stages.context import Context
 from flows.stages.ingest import ingest
@@ -13,6 +13,7 @@ from ptpipeline.gate.disclosure import is_withheld
 from ptpipeline.records.base import Record
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.reports import PairedDifference
+from ptpipeline.records.versions import VersionRef
 from ptpipeline.task.task import Task
 
 if TYPE_CHECKING:

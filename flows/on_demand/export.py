@@ -12,8 +12,8 @@ from ptpipeline.foreign import parse_json, read_file
 from ptpipeline.models.base import prepare_base
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import Record
-from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.resolver import Resolved, resolve
+from ptpipeline.serving.seen import Memory
 from ptpipeline.settings import Settings, check_place, resolve_path
 from ptpipeline.storage.keys import MANIFEST_FILE
 from ptpipeline.storage.signed import open_signed_store

@@ -14,6 +14,7 @@ from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
 from ptpipeline.records.base import Record, digest_of
 from ptpipeline.records.data import Split, SplitInfo
 from ptpipeline.records.reports import Scores, TextScores
+from ptpipeline.records.versions import VersionRef
 from ptpipeline.settings import resolve_path
 from ptpipeline.task.data import Source, SplitSpec
 from ptpipeline.task.folder import find_task
@@ -46,16 +47,6 @@ class FileReport(Record):
     scores: dict[str, Scores | TextScores]
     interval: dict[str, dict[str, tuple[float, float]]]
     compute_dtype: str
-
-
-class VersionRef(NamedTuple):
-    """A version by its task and number."""
-
-    task: str
-    number: int
-
-    def __str__(self) -> str:
-        return f"{self.task}@{self.number}"
 
 
 class OpenVersion(NamedTuple):

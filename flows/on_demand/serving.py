@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
-from typing import TypeVar
+from typing import Final, TypeVar
 
-from ptpipeline.records.answers import CanaryTally, ServerReport, Tally
 from ptpipeline.records.base import Record, read_clock
+from ptpipeline.records.serving import CanaryTally, ServerReport, Tally
 from ptpipeline.records.versions import Promotion
 from ptpipeline.serving.live import REPORT
 from ptpipeline.serving.servers import read_server_reports
@@ -14,6 +14,7 @@ from registry.registry import Registry
 
 AnyTally = TypeVar("AnyTally", Tally, CanaryTally)
 
+NAMING: Final = 5  # first fields of a tally, which name what was compared; all behind them are counts, which add up
 SETTLED = timedelta(seconds=30)  # in which servers take a promotion over and report it
 SILENT = timedelta(seconds=3 * REPORT)
 
@@ -89,8 +90,8 @@ def _add_up(tallies: Iterable[AnyTally]) -> list[AnyTally]:
     for tally in tallies:
         place = (tally.task, tally.alias, tally.seq)
         before = total.get(place)
-        counts = [sum(pair) for pair in zip(tally[5:], before[5:], strict=True)] if before else tally[5:]
-        total[place] = type(tally)(*tally[:5], *counts)
+        counts = [sum(pair) for pair in zip(tally[NAMING:], before[NAMING:], strict=True)] if before else tally[NAMING:]
+        total[place] = type(tally)(*tally[:NAMING], *counts)
     return [tally for _, tally in sorted(total.items())]
 
 

@@ -12,7 +12,16 @@ from string import Template
 from typing import Any, NamedTuple
 
 from ptpipeline.errors import ServiceUnavailable, SettingsError
-from ptpipeline.storage.s3 import Fault, RequestLimits, is_strange, make_client, read_fault, region
+from ptpipeline.storage.s3 import (
+    KEYS,
+    Fault,
+    RequestLimits,
+    explain_fault,
+    is_strange,
+    make_client,
+    read_fault,
+    region,
+)
 
 ROLES = ("trainer", "promoter", "nightly", "server", "mlflow")
 _POLICIES = Path(__file__).with_name("policies")
@@ -153,9 +162,7 @@ def _translated(bucket: Bucket, doing: str) -> Iterator[None]:
     except boto.ClientError as error:
         raise _translate(bucket, doing, read_fault(error)) from error
     except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
-        raise SettingsError(
-            f"{bucket.where} needs an identity: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY ({error})"
-        ) from error
+        raise SettingsError(f"{bucket.where} needs an identity: set {KEYS} ({error})") from error
     except boto.ParamValidationError as error:
         raise SettingsError(f"PTP_STORE: {bucket.name!r} is no name of a bucket; rename it") from error
     except (boto.BotoCoreError, RecursionError, KeyError) as error:
@@ -165,27 +172,17 @@ def _translated(bucket: Bucket, doing: str) -> Iterator[None]:
 
 
 def _translate(bucket: Bucket, doing: str, fault: Fault) -> ServiceUnavailable | SettingsError:
-    meaning, status, code = fault
-    if status >= 500 and meaning != "lacks":
-        return ServiceUnavailable(f"{bucket.where} answered {status} {code} to {doing} {bucket.name}")
-    keys = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
-    if meaning == "login":
-        return SettingsError(f"{bucket.where} refuses the credentials ({status} {code}); check {keys}")
-    if meaning == "clock":
-        return SettingsError(f"{bucket.where}: this machine's clock differs from the server's; correct the clock")
-    if meaning == "region":
-        return SettingsError(
-            f"{bucket.where}: the bucket {bucket.name} is in another region ({status} {code}); set AWS_DEFAULT_REGION "
-            "to it"
-        )
+    common = explain_fault(fault, bucket.where, f"{doing} the bucket {bucket.name}", KEYS)
+    if common is not None:
+        return common
     hint = (
         "the name is somebody else's: choose another for PTP_STORE"
-        if meaning == "changed"
+        if fault.meaning == "changed"
         else "give it the right s3:ListBucket on it, and s3:CreateBucket if it has to be made, or name another "
-        f"identity by {keys}"
+        f"identity by {KEYS}"
     )
     return SettingsError(
-        f"{bucket.where}: this identity may not {doing} the bucket {bucket.name} ({status} {code}); {hint}"
+        f"{bucket.where}: this identity may not {doing} the bucket {bucket.name} ({fault.status} {fault.code}); {hint}"
     )
 
 

@@ -44,8 +44,8 @@ def approve(context: Context, task: str, version: int, cause: Cause, read: str) 
 
     `read` are the first digits of the verdict that this person read: no other one is approved. If the policy or the
     champion changed since it was judged, it is judged again first, and what was approved before does not count. If
-    production names it already, this only shows it to readers: whoever promoted it may have died
-    before. Raises what `approval.approve` and `promotion.promote` raise.
+    production names it already, this only shows it to readers: whoever promoted it may have died before. Raises what
+    `approval.approve` and `promotion.promote` raise.
     """
     declared, wanted = _find(context, task, version, cause)
     head = context.registry.ledger.head(task, PRODUCTION)
@@ -56,7 +56,7 @@ def approve(context: Context, task: str, version: int, cause: Cause, read: str) 
     approval.check_order(context.registry, declared, PRODUCTION, wanted)
     judge_again(context, declared, wanted)
     verdict = promotion.require_passed(context.registry, declared, promotion.Transition(head, wanted))
-    # else it is refused for that, or people are asked anew
+    # else it is refused for that, or people are asked again
     if known and not known.rejection and known.request.verdict == verdict.verdict_digest():
         approval.check_read(wanted, verdict, read)
     standing = approval.approve(context.registry, declared, wanted, verdict, cause)
@@ -88,11 +88,11 @@ def list_waiting(registry: Registry, tasks: dict[str, Task], task: str | None = 
 def describe(task: Task, standing: Standing) -> Approvals:
     """Return how a request stands, for people."""
     request, needed, given = standing.request, task.approvals or 1, approval.count_approvals(task, standing)
-    expired = "expired" if not standing.seconds_left else "waiting"
+    undecided = "waiting" if standing.seconds_left else "expired"
     return Approvals(
         task=request.task,
         version=request.version,
-        status="rejected" if standing.rejection else "approved" if given >= needed else expired,
+        status="rejected" if standing.rejection else "approved" if given >= needed else undecided,
         given=given,
         needed=needed,
         started_by=request.started_by,
@@ -116,6 +116,6 @@ def _find(context: Context, task: str, version: int, cause: Cause) -> tuple[Task
 
 def _join_reasons(standing: Standing, cause: Cause) -> Cause:
     """Return the cause of the promotion: the history names everybody who approved it."""
-    given = [row for row in standing.decisions if row.approved]
+    given = standing.decisions  # approvals all: what one person rejected is not promoted
     reason = given[0].reason if len(given) == 1 else "; ".join(f"{row.actor}: {row.reason}" for row in given)
     return Cause(cause.actor, f"approved: {reason}", signer=cause.signer)

@@ -61,10 +61,11 @@ class Mode(NamedTuple):
     """How the chain runs.
 
     `step` runs each stage. With `isolate`, an error ends only the tasks that it concerns and goes to the night's
-    errors; without, it is raised. `show` gets each task's outcome as soon as it is there, and the verdict as people may
-    see it. `actor` is who promotes. With `force`, tasks train although nothing changed. What trains is divided into
-    about `parts` gangs; with `spread`, they are trained and finished elsewhere. `patience` are the seconds that a task
-    waits for another run that works on it, by default those that a dead run's lease lasts.
+    errors; without, it is raised. Without `promote`, production stays as it is. `show` gets each task's outcome as soon
+    as it is there, and the verdict as people may see it. `actor` is who promotes. With `force`, tasks train although
+    nothing changed. What trains is divided into about `parts` gangs; with `spread`, they are trained and finished
+    elsewhere. `patience` are the seconds that a task waits for another run that works on it, by default those that a
+    dead run's lease lasts.
     """
 
     step: Step = run_directly
@@ -106,7 +107,7 @@ def run(context: Context, selection: Selection, mode: Mode = DIRECT) -> Night:
                 _work_on(context, [each], mode, night)
     begun = open_gangs(context.registry.ledger.database, list(planned))
     gangs = group([todo for _, todo in planned.values()], begun, mode.parts)
-    if mode.spread and gangs:  # a single one too: this process may have no GPU
+    if mode.spread:  # a single gang too: this process may have no GPU
         with _guard(mode, night, [planned[todo.task].task for gang in gangs for todo in gang]):
             elsewhere = mode.spread(gangs)
             night.outcomes.update(elsewhere.outcomes)

@@ -64,7 +64,7 @@ def gather(context: Context, task: Task, challenge: Challenge, look: Look | None
         comparison=comparison,
         superior=compared is not None and _is_superior(task, comparison, compared, look),
         anchor=_compare_anchor(context, task, challenge, compared) if compared and margin else None,
-        baselines=_compare_baselines(context, task, measured) if len(measured.rows) > 1 else {},
+        baselines=_compare_baselines(context, task, measured),
         slices=_compare_slices(task, compared) if compared else [],
         measures=measured.report.measures
         | _count_infinite(measured.results)

@@ -15,13 +15,13 @@ from ptpipeline.task.task import Task
 from registry.ledger import looks as ledger_looks
 
 
-def evaluate(context: Context, task: Task, tuned: TunedPrompt, digest: str) -> Report:
+def evaluate(context: Context, task: Task, tuned: TunedPrompt, snapshot_digest: str) -> Report:
     """Measure and probe a candidate's stored bytes on the test rows of the snapshot of that digest.
 
     The snapshot may be another than that of training, because test rows change nothing in training. Once the test rows
     have served their looks, the reserve judges.
     """
-    snapshot = context.snapshot(task.name, digest)
+    snapshot = context.snapshot(task.name, snapshot_digest)
     with context.watch(task.name, context.tracker, tuned.tracking_run):
         report = measure(context, task, tuned.digest, snapshot, _choose_split(context, task, tuned.digest, snapshot))
         return probe(context, task, report, snapshot)

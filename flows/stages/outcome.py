@@ -142,7 +142,7 @@ def _find_status(registry: Registry, task: Task, candidate: Candidate) -> tuple[
             return "unchanged", "this prompt was imported before; production stays"
         return "unchanged", "rows, recipe, base model and engine are unchanged: nothing was trained, production stays"
     if version.number in {row.version for row in history}:
-        return "rolled back", _explain_return(task.name, verdict, version)
+        return "rolled back", _explain_return(task, verdict, version)
     if not verdict.passed:
         no_gain = any(check.name == "gain" for check in disclose_verdict(verdict).failures())
         return _NO_GAIN if no_gain else _REFUSED, describe_failures(verdict)
@@ -157,15 +157,16 @@ def _find_status(registry: Registry, task: Task, candidate: Candidate) -> tuple[
     )
 
 
-def _explain_return(task: str, verdict: Verdict, version: PromptVersion) -> str:
+def _explain_return(task: Task, verdict: Verdict, version: PromptVersion) -> str:
     """Return how a version comes back that production was moved away from: as the gate sees it today."""
-    command = f"`ptp promote {task}@{version.number} --reason ...`"
+    name = f"{task.name}@{version.number}"
+    command = f"`ptp approve {name}`" if task.approvals else f"`ptp promote {name} --reason ...`"
     way = (
         f"{command} takes it back"
         if verdict.passed
         else f"the gate refuses it today ({describe_failures(verdict)}): correct data or recipe"
     )
-    return f"{task}@{PRODUCTION} was moved away from version {version.number}; {way}"
+    return f"{task.name}@{PRODUCTION} was moved away from version {version.number}; {way}"
 
 
 def _find_page(registry: Registry, task: str, digest: str) -> str | None:

@@ -24,9 +24,10 @@ _UNKNOWN_SECONDS = 60.0  # of a training if no task of the night has trained bef
 class Plan(Record):
     """Whether a task has to train, and why.
 
-    `reason` is `unchanged`, `forced`, or what differs from the last training: `first training`, `new rows`, `recipe
-    changed`, `base changed`, `engine changed`. `rows` is how many train and dev rows there are, `seconds` what the last
-    training took of its gang, None if there was none.
+    `trained` says that it is trained already, under its training key. `reason` is `unchanged`, `forced`, or what
+    differs from the last training: `first training`, `new rows`, `recipe changed`, `base changed`, `engine changed`.
+    `rows` is how many train and dev rows there are, `seconds` what the last training took of its gang, None if there
+    was none.
     """
 
     task: str
@@ -128,13 +129,14 @@ def group(plans: Sequence[Plan], open_gangs: Mapping[str, str], parts: int = 1) 
     for of_base in bases.values():
         share = sum(seconds[plan.task] for plan in of_base) / total
         rows = sum(plan.rows for plan in of_base)
-        count = max(round(parts * share), -(-rows // GANG_ROWS), 1)
-        gangs += _divide(of_base, seconds, min(count, len(of_base)))
+        gangs += _divide(of_base, seconds, max(round(parts * share), -(-rows // GANG_ROWS), 1))
     return gangs
 
 
 def _divide(plans: Sequence[Plan], seconds: Mapping[str, float], count: int) -> list[list[Plan]]:
-    """Return the plans in `count` gangs of about equal duration: the longest first, each to the shortest gang (LPT)."""
+    """Return the plans in at most `count` gangs of about equal duration: the longest first, each to the shortest gang
+    (LPT).
+    """
     gangs: list[list[Plan]] = [[] for _ in range(count)]
     for plan in sorted(plans, key=lambda plan: (-seconds[plan.task], plan.task)):
         shortest = min(gangs, key=lambda gang: sum(seconds[each.task] for each in gang))

@@ -15,10 +15,10 @@ from datetime import date, datetime, time
 from decimal import Decimal
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ptpipeline.data.files import MAX_BYTES
-from ptpipeline.data.table import MAX_ROWS, Column, Places, Table, Wanted, locate, too_many
+from ptpipeline.data.table import MAX_ROWS, Column, Part, Places, Table, Wanted, locate, too_many
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import shorten
 from ptpipeline.task.source import Source, SqlQuery
@@ -62,7 +62,7 @@ def identify(source: Source, home: Path) -> Any:
             return {"version": [_write_row(row) for row in rows]}
 
 
-def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple[str, Table]]:
+def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[Part]:
     """Yield the name of the source and the wanted columns of the query's answer.
 
     Raises DataError if the query cannot run, writes, lacks a wanted column, or gives no rows or too many, SettingsError
@@ -71,14 +71,21 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
     yield _read(source, wanted, _Digest())
 
 
-def identify_and_read(source: Source, wanted: Sequence[Wanted]) -> tuple[Any, list[tuple[str, Table]]]:
-    """Return what `identify` returns without a version query, and what `read` yields, of the same rows, read once."""
+class Identified(NamedTuple):
+    """What the key of a source covers, and the rows that it was made from."""
+
+    content: Any
+    part: Part
+
+
+def identify_and_read(source: Source, wanted: Sequence[Wanted]) -> Identified:
+    """Return what `identify` returns without a version query, and what `read` yields, of the same rows read once."""
     digest = _Digest()
     part = _read(source, wanted, digest)
-    return digest.describe(part[1].names), [part]
+    return Identified(digest.describe(part.table.names), part)
 
 
-def _read(source: Source, wanted: Sequence[Wanted], digest: "_Digest") -> tuple[str, Table]:
+def _read(source: Source, wanted: Sequence[Wanted], digest: "_Digest") -> Part:
     sql = _query(source)
     with _Database(sql) as database, database.asking(sql.query) as answer:
         names = list(map(str, answer.keys()))
@@ -109,7 +116,7 @@ def _read(source: Source, wanted: Sequence[Wanted], digest: "_Digest") -> tuple[
     columns = {
         column: Column([cells[column][row] for row in order], tuple(kinds[column]) or ("text",)) for column in at
     }
-    return database.name, Table(names, columns, Places("row", [row + 1 for row in order]))
+    return Part(database.name, Table(names, columns, Places("row", [row + 1 for row in order])))
 
 
 def _query(source: Source) -> SqlQuery:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from ptpipeline.data.files import MAX_BYTES
 from ptpipeline.data.local import MAX_FILES, load_rows, pass_empty
-from ptpipeline.data.table import Column, Table, Wanted
+from ptpipeline.data.table import Column, Part, Table, Wanted
 from ptpipeline.errors import DataError, PtpError
 from ptpipeline.foreign import parsing, shorten
 from ptpipeline.hub import asking_hub, open_hub
@@ -48,7 +48,7 @@ def identify(source: Source, home: Path) -> Any:
     return {"commit": source.revision}
 
 
-def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple[str, Table]]:
+def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[Part]:
     """Yield the name and the wanted columns of each file of the split.
 
     Raises DataError if there is no such data set, commit, config or split, or none in a format that is read,
@@ -67,7 +67,7 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
             file = repository.fetch(path, Path(temporary, "fetched"))
             how = source.model_copy(update={"format": _format_of(path), "delimiter": _delimiter_of(path, split)})
             with pass_empty(len(split.files)):
-                yield name, _name_classes(load_rows(file, name, how, wanted, home), split.classes)
+                yield Part(name, _name_classes(load_rows(file, name, how, wanted, home), split.classes))
             file.unlink()
 
 

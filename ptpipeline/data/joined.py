@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
-from ptpipeline.data.table import MAX_ROWS, SHOWN, Column, Places, Table
+from ptpipeline.data.table import MAX_ROWS, SHOWN, Column, Part, Places, Table
 from ptpipeline.errors import DataError
 
 MAX_NAMED = 3  # files in the name of a source
@@ -43,8 +43,8 @@ def count_rows(table: Table) -> int:
     return len(next(iter(table.columns.values())).cells)
 
 
-def join(parts: Sequence[tuple[str, Table]]) -> Joined:
-    """Return the named tables as one; DataError if they have too many rows together."""
+def join(parts: Sequence[Part]) -> Joined:
+    """Return the parts of a source as one; DataError if they have too many rows together."""
     names, tables = [name for name, _ in parts], [table for _, table in parts]
     counts = [count_rows(table) for table in tables]
     if sum(counts) > MAX_ROWS:

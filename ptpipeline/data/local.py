@@ -12,7 +12,7 @@ from typing import Any
 
 from ptpipeline.archives import unfold
 from ptpipeline.data.files import load_file
-from ptpipeline.data.table import NoRows, Table, Wanted, fold_name
+from ptpipeline.data.table import NoRows, Part, Table, Wanted, fold_name
 from ptpipeline.errors import DataError, NotFound
 from ptpipeline.foreign import parsing, shorten
 from ptpipeline.packages import Member, Packed, package_member
@@ -34,16 +34,16 @@ def identify(source: Source, home: Path) -> Any:
     return files[0] if isinstance(source.path, str) else files
 
 
-def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple[str, Table]]:
+def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[Part]:
     """Yield the name and the wanted columns of each file; raises what `load_file` and `unfold` raise."""
     if source.package is not None:
         name = f"{source.package}:{source.member}"
-        yield name, load_rows(_package_member(source, home).path, name, source, wanted, home)
+        yield Part(name, load_rows(_package_member(source, home).path, name, source, wanted, home))
         return
     files = _find_files(source)
     for path in files:
         with pass_empty(len(files)):
-            yield str(path), load_rows(path, str(path), source, wanted, home)
+            yield Part(str(path), load_rows(path, str(path), source, wanted, home))
 
 
 def load_rows(path: Path, name: str, source: Source, wanted: Sequence[Wanted], home: Path) -> Table:

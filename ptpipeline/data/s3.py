@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from ptpipeline.data.files import MAX_BYTES
 from ptpipeline.data.local import MAX_FILES, load_rows, pass_empty
-from ptpipeline.data.table import Table, Wanted
+from ptpipeline.data.table import Part, Wanted
 from ptpipeline.errors import DataError, ServiceUnavailable, SettingsError
 from ptpipeline.foreign import shorten
-from ptpipeline.storage.s3 import KeyPair, check_credential, is_strange, make_client, read_fault
+from ptpipeline.storage.s3 import KeyPair, check_credential, explain_fault, is_strange, make_client, read_fault
 from ptpipeline.task.source import S3Objects, Source
 
 _PIECE = 8 * 2**20
@@ -32,7 +32,7 @@ def identify(source: Source, home: Path) -> list[list[str | int]]:
     return [[*found] for found in _Bucket(_objects(source)).list()]
 
 
-def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple[str, Table]]:
+def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[Part]:
     """Yield the name and the wanted columns of each object, in the order of their keys.
 
     Raises DataError if there is no such bucket or object, SettingsError for credentials and rights, ServiceUnavailable
@@ -46,7 +46,7 @@ def read(source: Source, wanted: Sequence[Wanted], home: Path) -> Iterator[tuple
         with pass_empty(len(objects)), tempfile.NamedTemporaryFile(prefix=".s3-", dir=home) as file:
             bucket.download(found, file)
             file.flush()
-            yield name, load_rows(Path(file.name), name, source, wanted, home)
+            yield Part(name, load_rows(Path(file.name), name, source, wanted, home))
 
 
 def _objects(source: Source) -> S3Objects:
@@ -134,24 +134,16 @@ class _Bucket:
             ) from None
 
     def _translate(self, error: Any) -> Exception:
-        meaning, status, code = read_fault(error)
-        code = shorten(code, 40)[1:-1]
+        fault = read_fault(error)
+        meaning, status, code = fault
         if meaning == "no bucket" or (meaning == "absent" and not self._has_bucket()):
             return DataError(f"{self._where}: there is no bucket {self._objects.bucket}; correct the url")
         if meaning == "absent":
             return DataError(f"{self._where}: there is no such object; name its key, or a prefix that ends with `/`")
         if meaning == "changed":
             return ServiceUnavailable(f"{self._where}: an object changed while it was read; run again")
-        if status >= 500 or status == 429:
-            return ServiceUnavailable(f"{self._where}: the server answered {status} {code}; run again later")
-        if meaning == "clock":
-            return SettingsError(f"{self._where}: this machine's clock differs from the server's; correct the clock")
-        if meaning == "region":
-            return SettingsError(
-                f"{self._where}: the bucket is in another region ({status} {code}); set AWS_DEFAULT_REGION to it"
-            )
         keys = ", ".join(self._objects.credentials_env or ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
-        return SettingsError(
+        return explain_fault(fault, f"{self._where}: the server", "let it be read", keys) or SettingsError(
             f"{self._where}: the server refuses to let it be read ({status} {code}); check the credentials in {keys}, "
             "and their right to read and to list"
         )

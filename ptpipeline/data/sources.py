@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ptpipeline.data import database, hub, local, s3
 from ptpipeline.data.joined import JoinedPlaces, count_rows, join
-from ptpipeline.data.table import Places, Table, Wanted, show_name
+from ptpipeline.data.table import Part, Places, Wanted, show_name
 from ptpipeline.errors import DataError, ServiceUnavailable
 from ptpipeline.records.base import digest_of, read_clock
 from ptpipeline.records.data import Split
@@ -34,14 +34,11 @@ _LATER = {
 }
 
 
-Parts = Sequence[tuple[str, Table]]  # the wanted columns of each file or answer, with its name
-
-
 class Place(NamedTuple):
     """How rows are found and read at one kind of place, and what its key covers, in words."""
 
     identify: Callable[[Source, Path], Any]
-    read: Callable[[Source, Sequence[Wanted], Path], Iterator[tuple[str, Table]]]
+    read: Callable[[Source, Sequence[Wanted], Path], Iterator[Part]]
     covers: str
 
 
@@ -87,7 +84,7 @@ class OpenSource:
 
     def __init__(self, task: Task, home: Path, tokenizer: str | None = None) -> None:
         self._task, self._home, self._tokenizer = task, home, tokenizer
-        self._kept: dict[Split | None, Parts] = {}  # that were read for the key
+        self._kept: dict[Split | None, Part] = {}  # the rows that were read for the key
 
     @property
     def key(self) -> str:
@@ -105,7 +102,7 @@ class OpenSource:
         return content
 
     def read(self) -> SourceRows:
-        """Return the rows that the key stands for; what was read for it is given away, and read anew the next time.
+        """Return the rows that the key stands for; what was read for it is given away, and read again the next time.
 
         Raises what `read_rows` raises, and ServiceUnavailable if the source changed since it was asked for its key.
         """
@@ -195,21 +192,21 @@ def _sweep(home: Path) -> None:
                 path.unlink()
 
 
-def read_rows(task: Task, home: Path, kept: Mapping[Split | None, Parts] = MappingProxyType({})) -> SourceRows:
+def read_rows(task: Task, home: Path, kept: Mapping[Split | None, Part] = MappingProxyType({})) -> SourceRows:
     """Return the text, label (or target), group, slice and split columns of the task's source or sources.
 
-    kept: the tables of sources that were read before. Raises DataError if a file is missing, empty, malformed, lacks a
-    column that the task names, or if there is a slice column of more than MAX_SLICE_VALUES distinct values;
-    ServiceUnavailable if a server does not answer.
+    kept: sources that were read before. Raises DataError if a file is missing, empty, malformed, lacks a column that
+    the task names, or if there is a slice column of more than MAX_SLICE_VALUES distinct values; ServiceUnavailable if a
+    server does not answer.
     """
     _sweep(home)
     data = task.data
     wanted = _name_columns(task)
     parts, splits = [], list[Split | None]()
     for split, source in data.sources.items():
-        for name, table in kept.get(split) or _place_of(source).read(source, wanted, home):
-            parts.append((name, table))
-            splits += [split] * count_rows(table)
+        for part in [kept[split]] if split in kept else _place_of(source).read(source, wanted, home):
+            parts.append(part)
+            splits += [split] * count_rows(part.table)
     if not parts:
         raise DataError(f"data.source of task {task.name}: there are no rows in any of its files")
     joined = join(parts)

@@ -70,6 +70,13 @@ class Table(NamedTuple):
     misquoted: frozenset[int] = frozenset()
 
 
+class Part(NamedTuple):
+    """The wanted columns of one file, object or answer of a source, and its name in messages."""
+
+    name: str
+    table: Table
+
+
 def line_numbers() -> "array[int]":
     """Return an empty array for the line of each row."""
     return array("I")

@@ -39,8 +39,10 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
     if source.misquoted:
         rows = log.drop("quotes", rows, {number - 1 for number in source.misquoted}, fix=_advise_quotes(task))
     rows = _drop_unreadable(task, columns, rows, log)
-    off = task.data.checks.near_duplicate == "off"
-    near = Clusters({}, set()) if off else cluster_texts(columns, rows, task.data.checks.near_fields)
+    checks = task.data.checks
+    near = Clusters({}, set())
+    if checks.near_duplicate != "off":
+        near = cluster_texts(columns, rows, checks.near_fields)
     rows = _set_targets(columns, rows) if task.generate else _set_labels(columns, rows, Labels(task, source), log)
     _place(columns, rows, near, task.data)
     alone = bool(task.data.given)  # a given test row stays, whatever the training rows hold

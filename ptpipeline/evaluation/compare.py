@@ -74,5 +74,5 @@ def _slices(task: Task, pair: Pair) -> dict[str, list[int]]:
 
 def _length_name(edges: Values, part: int) -> str:
     if part == len(edges):
-        return f"over {edges[-1]:.0f} tokens" if len(edges) else "all lengths"
+        return f"over {edges[-1]:.0f} tokens"
     return f"{edges[part - 1] + 1:.0f} to {edges[part]:.0f} tokens" if part else f"up to {edges[0]:.0f} tokens"

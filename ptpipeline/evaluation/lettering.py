@@ -18,7 +18,7 @@ from ptpipeline.foreign import escape_controls
 
 OWN = "DejaVu Sans"  # comes with matplotlib
 MAX_FONTS = 400  # of a machine are looked into
-MAX_LETTERS, MAX_WIDTH = 40, 24.0  # of a name, the width in em; a longer one would leave no room for the plot
+MAX_LETTERS, MAX_WIDTH = 40, 25.0  # of a name, the width in em; a longer one would leave no room for the plot
 _BOXES = "Last Resort"  # a font whose letters are boxes on purpose
 _SIZE = 10  # at which widths are taken, in points
 

@@ -20,6 +20,7 @@ from ptpipeline.records.reports import PairedDifference
 
 RESAMPLES = 2000
 SEED = 0
+CONFIDENCE = 0.95  # of two-sided intervals
 
 Codes = NDArray[np.int64]
 Values = NDArray[np.float64]
@@ -75,16 +76,14 @@ RESAMPLED: dict[str, Callable[[Codes, Codes, int], Values]] = {"accuracy": accur
 ROW_METRIC = "accuracy"  # the one metric that is a mean over rows
 
 
-def interval(
-    metric: str, truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str], confidence: float = 0.95
-) -> tuple[float, float]:
-    """Return the two-sided percentile interval of a metric of labels over test rows."""
+def interval(metric: str, truth: Sequence[str], predicted: Sequence[str], labels: Sequence[str]) -> tuple[float, float]:
+    """Return the two-sided 95% percentile interval of a metric of labels over test rows."""
     measure = RESAMPLED[metric]
 
     def statistic(t: Codes, p: Codes, axis: int = -1) -> Values:  # [S, N] -> [S]
         return measure(t, p, len(labels))
 
-    return bootstrap_interval(encode_labels(labels, truth, predicted), statistic, confidence)
+    return bootstrap_interval(encode_labels(labels, truth, predicted), statistic)
 
 
 def difference(
@@ -125,14 +124,12 @@ def chance_of_harm(challenger: Values, champion: Values) -> float:
     return _mcnemar(rows) if _is_right_or_wrong(rows) else float(_t_test(rows, 0, "greater").pvalue)
 
 
-def bootstrap_interval(
-    columns: Sequence[NDArray[Any]], statistic: Callable[..., Values], confidence: float
-) -> tuple[float, float]:
-    """Return the two-sided percentile interval of `statistic(*columns, axis=-1)`, [S, N] a column -> [S].
+def bootstrap_interval(columns: Sequence[NDArray[Any]], statistic: Callable[..., Values]) -> tuple[float, float]:
+    """Return the two-sided 95% percentile interval of `statistic(*columns, axis=-1)`, [S, N] a column -> [S].
 
     Each resample takes the same rows of every column. Raises ValueError if there are fewer than two rows.
     """
-    bounds = _bootstrap(columns, statistic, confidence).confidence_interval
+    bounds = _bootstrap(columns, statistic).confidence_interval
     return float(bounds.low), float(bounds.high)
 
 
@@ -172,7 +169,7 @@ def _joint_difference(
     """
     rows = (columns[1] == columns[0]).astype(np.float64) - (columns[2] == columns[0])
     center = float(statistic(*columns))
-    bootstrap_error = float(_bootstrap(columns, statistic, hypothesis.confidence).standard_error)
+    bootstrap_error = float(_bootstrap(columns, statistic).standard_error)
     error = max(bootstrap_error, _permutation_error(columns, statistic), float(np.sqrt(2)) / len(rows))
     reach = float(stats.norm.ppf(hypothesis.confidence)) * error
     p_value = float(stats.norm.sf((center + hypothesis.margin) / error))
@@ -226,7 +223,7 @@ def _paired_difference(hypothesis: Hypothesis, estimate: _Estimate, rows: Values
     )
 
 
-def _bootstrap(columns: Sequence[NDArray[Any]], statistic: Callable[..., Values], confidence: float) -> Any:
+def _bootstrap(columns: Sequence[NDArray[Any]], statistic: Callable[..., Values]) -> Any:
     _two_or_more(columns[0])
     return stats.bootstrap(
         columns,
@@ -235,7 +232,7 @@ def _bootstrap(columns: Sequence[NDArray[Any]], statistic: Callable[..., Values]
         batch=200,
         paired=True,
         vectorized=True,
-        confidence_level=confidence,
+        confidence_level=CONFIDENCE,
         method="percentile",
         rng=np.random.default_rng(SEED),
     )

@@ -50,8 +50,8 @@ class TextRows(NamedTuple):
         """Return the metric of all rows: corpus BLEU / 100 or corpus chrF / 100, else the mean over rows."""
         return _CORPUS[metric](self.counts[metric].sum(0)) if metric in _CORPUS else float(self.values[metric].mean())
 
-    def interval(self, metric: TextMetric, confidence: float = 0.95) -> tuple[float, float]:
-        """Return the two-sided bootstrap interval of `figure` over the rows."""
+    def interval(self, metric: TextMetric) -> tuple[float, float]:
+        """Return the two-sided 95% bootstrap interval of `figure` over the rows."""
 
         def statistic(rows: NDArray[np.int64], axis: int = -1) -> NDArray[np.float64]:  # [S, N] indexes -> [S]
             if metric in _CORPUS:
@@ -59,7 +59,7 @@ class TextRows(NamedTuple):
             mean: NDArray[np.float64] = self.values[metric][rows].mean(-1)
             return mean
 
-        return bootstrap_interval((np.arange(len(self.values[metric])),), statistic, confidence)
+        return bootstrap_interval((np.arange(len(self.values[metric])),), statistic)
 
 
 def measure_texts(metric: TextMetric, targets: Sequence[str], answers: Sequence[str]) -> float:

@@ -4,7 +4,7 @@ A look at level alpha_k errs with at most that chance if its candidate was made 
 before. By the union bound all looks together err with at most the sum of their levels (a fixed spending as in Foster
 and Stine 2008, alpha-investing). Look k has a weight, and spends its weight's share of what is left:
 
-    1 / k**2   for ever (no reserve): the weights of all looks sum to pi**2 / 6 (Euler's series)
+    1 / k**2   without end (no reserve): the weights of all looks sum to pi**2 / 6 (Euler's series)
     1 / k      up to the last of `looks` looks, after which a reserve judges: they sum to the harmonic number H_n
 
 Nothing was spent before: alpha_k = budget * weight_k / sum of all weights. If a reserve is added, or `looks` or the

@@ -1,4 +1,4 @@
-"""Base models by name: fetched and converted once under PTP_HOME, and fingerprinted anew by every process."""
+"""Base models by name: fetched and converted once under PTP_HOME, and fingerprinted again by every process."""
 
 import hashlib
 import logging

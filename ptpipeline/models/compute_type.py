@@ -72,7 +72,7 @@ class Choice(NamedTuple):
 def choose_dtype(prepared: PreparedBase, settings: Settings) -> Choice:
     """Return the type to compute this base in: what PTP_DTYPE says, or else what is measured to be faster.
 
-    The first call on a machine takes up to a second. A damaged record of it is measured anew.
+    The first call on a machine takes up to a second. A damaged record of it is measured again.
     """
     if settings.dtype != "auto":
         return Choice(settings.dtype, "PTP_DTYPE says so")
@@ -196,7 +196,7 @@ def _read(path: Path, product: Product) -> Speed | None:
     except NotFound:
         return None
     except ArtifactError as error:
-        log.warning("%s; the compute type is measured anew", error)
+        log.warning("%s; the compute type is measured again", error)
         return None
     return speed
 
@@ -207,4 +207,4 @@ def _write(path: Path, speed: Speed) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(path, speed.model_dump_json(indent=1).encode())
     except OSError as error:
-        log.warning("%s: cannot be written (%s), so every process measures the compute type anew", path, error.strerror)
+        log.warning("%s: cannot be written (%s), so each process measures the compute type again", path, error.strerror)

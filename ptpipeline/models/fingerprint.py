@@ -38,7 +38,7 @@ _HARMLESS = {
     "special_tokens_map_file": "says where it lay",
     "tokenizer_file": "the loader puts tokenizer.json in its place",
     "is_local": "says where it lay",
-    "local_files_only": "the loader says it anew",
+    "local_files_only": "the loader says it again",
 }
 _EARLIER_SETTINGS = ("add_prefix_space", "split_special_tokens", "legacy", "extra_ids", "added_tokens_decoder")
 _GENERIC = {"PreTrainedTokenizer": "TokenizersBackend"}  # one class, by its names before and since transformers 5

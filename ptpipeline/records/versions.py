@@ -1,6 +1,6 @@
 """What is registered: versions, promotions, and the pointers that readers follow."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -22,6 +22,16 @@ class PromptVersion(Record):
     passed: bool | None
     registered_at: Time
     collected: bool = False
+
+
+class VersionRef(NamedTuple):
+    """A version by its task and number."""
+
+    task: str
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.task}@{self.number}"
 
 
 class Beside(Record):

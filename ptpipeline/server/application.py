@@ -10,12 +10,12 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from ptpipeline.server import classify, feedback, generation, observation, page
-from ptpipeline.server.answers import ErrorBody
 from ptpipeline.server.bodies import explain
-from ptpipeline.server.door import Door, Leaving
+from ptpipeline.server.callers import Tokens
+from ptpipeline.server.door import Door, Ending
 from ptpipeline.server.refusals import Refusal
+from ptpipeline.server.schema import ErrorBody
 from ptpipeline.server.service import Service
-from ptpipeline.server.tokens import Tokens
 
 Lifespan = Callable[[FastAPI], AbstractAsyncContextManager[None]]
 
@@ -26,22 +26,22 @@ _SENTENCES = {
 
 
 def make_application(
-    service: Service, tokens: Tokens | None, leaving: Leaving, lifespan: Lifespan | None = None
+    service: Service, tokens: Tokens | None, ending: Ending, lifespan: Lifespan | None = None
 ) -> FastAPI:
-    """Return the application. tokens: of whom may ask; None lets in everybody who reaches a loopback address."""
+    """Return the application. tokens: of those who may ask; None lets in whoever reaches a loopback address."""
     refused: dict[int | str, dict[str, Any]] = {"4XX": {"model": ErrorBody}, "5XX": {"model": ErrorBody}}
     application = FastAPI(title="ptpipeline", docs_url=None, redoc_url=None, lifespan=lifespan, responses=refused)
     for router in (
         classify.make_router(service),
         feedback.make_router(service),
         generation.make_router(service),
-        observation.make_router(service, leaving),
+        observation.make_router(service, ending),
         page.make_router(),
     ):
         application.include_router(router)
     application.add_exception_handler(HTTPException, _tell_refusal)
     application.add_exception_handler(RequestValidationError, _tell_fault)
-    application.add_middleware(Door, tokens=tokens, limits=service.limits, metrics=service.metrics, leaving=leaving)
+    application.add_middleware(Door, tokens=tokens, limits=service.limits, metrics=service.metrics, ending=ending)
     return application
 
 

@@ -5,7 +5,7 @@ generated greedily.
 """
 
 import re
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Literal
 
 from fastapi import Request
@@ -16,11 +16,9 @@ from starlette.responses import Response
 from ptpipeline.errors import DataError
 from ptpipeline.foreign import parse_json
 from ptpipeline.records.base import Record
-from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.refusals import Refusal
-from ptpipeline.serving.service import Sampling
-from ptpipeline.task.template import Fields, list_fields, read_template
+from ptpipeline.serving.answerer import Sampling
 
 _MAX_NAME = 200  # characters of a model's name, a user or an id
 _MAX_STOPS, _MAX_STOP = 8, 200
@@ -70,7 +68,7 @@ def _has_few_members(value: Any) -> bool:
 
 
 class JsonRoute(APIRoute):
-    """A route whose body is one."""
+    """A route that takes a JsonRequest."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Return what handles a request."""
@@ -206,16 +204,6 @@ class Chat(Generate):
         """The same; the limit may have its newer name."""
         renamed = self.model_copy(update={"max_tokens": self.max_completion_tokens or self.max_tokens})
         return Generate.read_sampling(renamed, limits)
-
-
-def name_fields(manifest: PromptManifest, text: str | Fields) -> Fields:
-    """Return a text by field; raise DataError if it is one text and the template has several fields."""
-    if isinstance(text, Mapping):
-        return text
-    names = read_template(manifest).names
-    if len(names) > 1:
-        raise DataError(f"{manifest.task} has {list_fields(names)}: send each by its name, as an object")
-    return {names[0]: text}
 
 
 def explain(errors: list[dict[str, Any]]) -> str:

@@ -8,13 +8,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from ptpipeline.errors import PtpError
-from ptpipeline.server.answers import Classification, describe
-from ptpipeline.server.bodies import Classify, JsonRoute, name_fields
+from ptpipeline.server.bodies import Classify, JsonRoute
 from ptpipeline.server.feedback import follow_labels
 from ptpipeline.server.refusals import Refusal, refuse
+from ptpipeline.server.schema import Classification, describe
 from ptpipeline.server.service import Service, id_of, name_version
 from ptpipeline.serving.served import Served
-from ptpipeline.task.template import Fields
+from ptpipeline.task.template import Fields, read_template
 
 Outcome = dict[str, float] | PtpError
 
@@ -54,10 +54,10 @@ def make_router(service: Service) -> APIRouter:
 
 async def _ask(service: Service, request: Request, served: Served, texts: Sequence[str | Fields]) -> list[Outcome]:
     """Return the outcome of each text; a text that does not fit the template is none for the engine."""
-    named: list[Fields | PtpError] = []
-    for text in texts:
+    template, named = read_template(served.manifest), list[Fields | PtpError]()
+    for number, text in enumerate(texts, 1):
         try:
-            named.append(name_fields(served.manifest, text))
+            named.append(template.name_fields(text, f"text {number} for {served.name}"))
         except PtpError as error:
             named.append(error)
     asked = [fields for fields in named if not isinstance(fields, PtpError)]

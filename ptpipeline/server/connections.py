@@ -1,4 +1,7 @@
-"""Connections with deadlines: who stalls is cut, and gives way to others if there are too many connections."""
+"""Connections with deadlines: who stalls is cut, and gives way to others if there are too many connections.
+
+uvicorn itself waits forever for the end of a request's head, and for a body that was refused unread.
+"""
 
 import asyncio
 from typing import Any
@@ -11,52 +14,86 @@ STALL_SECONDS = 20.0  # until a client has taken what fills its buffer
 MOST = 512  # connections of one server before the oldest that waits for its client is cut; never more than twice
 
 
-class PatientConnection(H11Protocol):
+class TimedConnection(H11Protocol):
+    """A connection that is cut when its clock runs out; who inherits says when the clock starts and stops."""
+
+    _clock: asyncio.TimerHandle | None = None
+    since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Note the time."""
+        super().connection_made(transport)
+        self.since = self.loop.time()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop the clock."""
+        super().connection_lost(exc)
+        self.stop_clock()
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether a request is under way: its head was read, and its answer is not complete."""
+        return self.cycle is not None and not self.cycle.response_complete
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the clock runs."""
+        return self._clock is not None
+
+    def start_clock(self, seconds: float) -> None:
+        """Cut the connection in so many seconds, unless the clock is stopped or started again."""
+        self.stop_clock()
+        self._clock = self.loop.call_later(seconds, self.transport.abort)
+
+    def stop_clock(self) -> None:
+        """Let the connection last."""
+        if self._clock is not None:
+            self._clock.cancel()
+            self._clock = None
+
+    def give_way(self) -> None:
+        """Cut the connection now, and count it no more."""
+        self.connections.discard(self)
+        self.transport.abort()
+
+
+class PatientConnection(TimedConnection):
     """Cuts a client that does not send its head or does not take its answer, whatever trickles in.
 
     Bodies have a deadline of their own (`Door`). If there are more than MOST connections, the oldest one that waits for
     its client gives way. Those that wait for us stay, because their answers end; at twice MOST the new one is cut.
     """
 
-    _deadline: asyncio.TimerHandle | None = None
     _stalling: asyncio.TimerHandle | None = None
-    since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the clock for the first head."""
         super().connection_made(transport)
         # uvicorn writes addresses with their queries if anybody has added a handler to its log
         self.access_log = False
-        self.since = self.loop.time()
-        self._watch(HEAD_SECONDS)
+        self.start_clock(HEAD_SECONDS)
         if len(self.connections) > MOST:
             others: list[Any] = [one for one in self.connections if isinstance(one, PatientConnection)]
             waiting = [one for one in others if one is not self and one.waits]
             if waiting or len(self.connections) > 2 * MOST:
-                oldest = min(waiting, key=lambda one: one.since, default=self)
-                self.connections.discard(oldest)
-                oldest.transport.abort()
+                min(waiting, key=lambda one: one.since, default=self).give_way()
 
     @property
     def waits(self) -> bool:
         """Whether the next move is the client's: to send a head or a body, or to take the answer."""
-        return not self._answers or self.cycle.more_body or self.flow.write_paused
-
-    @property
-    def _answers(self) -> bool:
-        return self.cycle is not None and not self.cycle.response_complete
+        return not self.is_answering or self.cycle.more_body or self.flow.write_paused
 
     def data_received(self, data: bytes) -> None:
         """Take the bytes in; the clock stops at the end of a head."""
         super().data_received(data)
-        if self._answers:
-            self._stop()
+        if self.is_answering:
+            self.stop_clock()
 
     def on_response_complete(self) -> None:
         """Start the clock for the next head; it also ends a client that takes no more of the last answer."""
         super().on_response_complete()
-        if not self._answers:  # the client may have sent the next request already
-            self._watch(IDLE_SECONDS + HEAD_SECONDS)
+        if not self.is_answering:  # the client may have sent the next request already
+            self.start_clock(IDLE_SECONDS + HEAD_SECONDS)
 
     def pause_writing(self) -> None:
         """Start the clock for a client that takes too little."""
@@ -71,17 +108,7 @@ class PatientConnection(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop both clocks."""
         super().connection_lost(exc)
-        self._stop()
         self._rest()
-
-    def _watch(self, seconds: float) -> None:
-        self._stop()
-        self._deadline = self.loop.call_later(seconds, self.transport.abort)
-
-    def _stop(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
 
     def _rest(self) -> None:
         if self._stalling is not None:

@@ -9,17 +9,16 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
 
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ptpipeline.errors import PtpError, place_of
+from ptpipeline.server.callers import Caller, Tokens
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.metrics import Metrics
 from ptpipeline.server.refusals import Refusal, refuse
-from ptpipeline.server.tokens import Caller, Tokens
 from ptpipeline.settings import is_own_host
 
 OPEN = frozenset(
@@ -27,11 +26,6 @@ OPEN = frozenset(
 )  # what holds nothing of anybody
 ANYONE = Caller("anyone", frozenset(), None)
 LEFT = 499  # in log and metrics: the client left before the answer
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Application = Callable[[Message, Receive, Send], Awaitable[None]]
 
 log = logging.getLogger("ptpipeline.server")
 
@@ -47,7 +41,7 @@ class _Left(Exception):
     """The client has gone."""
 
 
-class Leaving:
+class Ending:
     """Whether the server is about to end: it takes requests for a moment longer, and no client keeps its connection."""
 
     def __init__(self) -> None:
@@ -55,20 +49,20 @@ class Leaving:
 
 
 class Door:
-    """Wraps an ASGI application. tokens: of whom may ask; None lets in everybody who reaches a loopback address."""
+    """Wraps an ASGI application. tokens: of those who may ask; None lets in whoever reaches a loopback address."""
 
     def __init__(
-        self, application: Application, tokens: Tokens | None, limits: Limits, metrics: Metrics, leaving: Leaving
+        self, application: ASGIApp, tokens: Tokens | None, limits: Limits, metrics: Metrics, ending: Ending
     ) -> None:
         self._application, self._tokens, self._limits = application, tokens, limits
-        self._metrics, self._leaving = metrics, leaving
+        self._metrics, self._ending = metrics, ending
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
-        exchange = _Exchange(scope, send, self._leaving)
+        exchange = _Exchange(scope, send, self._ending)
         try:
             caller = self._admit(scope)
             body = await self._read_body(Headers(scope=scope), receive)
@@ -85,7 +79,7 @@ class Door:
         finally:
             self._tell(scope, exchange)
 
-    def _admit(self, scope: Message) -> Caller:
+    def _admit(self, scope: Scope) -> Caller:
         """Return who asks; raise Refusal if they may not."""
         headers, path = Headers(scope=scope), scope["path"]
         _check_length(headers)
@@ -128,7 +122,7 @@ class Door:
                 408, f"the body did not come within {self._limits.body_seconds:g} s: send it again", "slow_client"
             ) from None
 
-    async def _answer(self, scope: Message, body: bytes, receive: Receive, exchange: "_Exchange") -> None:
+    async def _answer(self, scope: Scope, body: bytes, receive: Receive, exchange: "_Exchange") -> None:
         """Run the application; cancel it if the client leaves before the answer is complete."""
         answering = asyncio.ensure_future(self._application(scope, _give(body), exchange.send))
         leaving = asyncio.ensure_future(_wait_for_leave(receive))
@@ -143,7 +137,7 @@ class Door:
                 task.cancel()
             await asyncio.gather(answering, leaving, return_exceptions=True)
 
-    def _tell(self, scope: Message, exchange: "_Exchange") -> None:
+    def _tell(self, scope: Scope, exchange: "_Exchange") -> None:
         route = getattr(scope.get("route"), "path", "other")
         seconds = time.perf_counter() - exchange.began
         version = exchange.version or "-"
@@ -155,18 +149,18 @@ class Door:
 class _Exchange:
     """One request and how far its answer has come."""
 
-    def __init__(self, scope: Message, send: Send, leaving: Leaving) -> None:
+    def __init__(self, scope: Scope, send: Send, ending: Ending) -> None:
         self.id = f"req-{secrets.token_hex(12)}"
         self.began = time.perf_counter()
         self.status, self.complete, self.version = 0, False, ""
-        self._scope, self._send, self._leaving = scope, send, leaving
+        self._scope, self._send, self._ending = scope, send, ending
 
     async def send(self, message: Message) -> None:
         """Pass a part of the answer on, with the headers of every answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             own = [(b"x-request-id", self.id.encode()), *_HEADERS]
-            if self._leaving.begun:
+            if self._ending.begun:
                 own.append((b"connection", b"close"))
             headers = list(message.get("headers", []))
             self.version = next((value.decode() for name, value in headers if name == b"x-ptp-version"), "")

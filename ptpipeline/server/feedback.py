@@ -7,12 +7,12 @@ from fastapi import APIRouter, Request
 from starlette.responses import JSONResponse, Response
 
 from ptpipeline.errors import PtpError
-from ptpipeline.server.bodies import Feedback, JsonRoute, name_fields
+from ptpipeline.server.bodies import Feedback, JsonRoute
 from ptpipeline.server.refusals import Refusal
 from ptpipeline.server.service import Service, caller_of, id_of
+from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.served import Served
-from ptpipeline.serving.service import Piece, Sampling
-from ptpipeline.task.template import Fields
+from ptpipeline.task.template import Fields, read_template
 
 
 def make_router(service: Service) -> APIRouter:
@@ -53,10 +53,10 @@ def follow_labels(
     service.live.trials.note(served, id_of(request), own)
     if served.shadow is None:
         return
-    manifest = served.shadow.manifest
+    name, template = served.shadow.name, read_template(served.shadow.manifest)
 
     async def ask(digest: str) -> list[str]:
-        fields = [name_fields(manifest, texts[place]) for place in own]
+        fields = [template.name_fields(texts[place], f"text {place + 1} for {name}") for place in own]
         labels = []
         for found in await service.answerer.classify(digest, fields, service.limits.patience):
             if isinstance(found, PtpError):
@@ -81,10 +81,12 @@ def watch_texts(
     """
     if (served.shadow is None and served.split is None) or sampling.temperature > 0:
         return generating
-    manifest, own = (served.shadow or served).manifest, dict[int, str]()
+    asked, own = served.shadow or served, dict[int, str]()
+    template = read_template(asked.manifest)
 
     async def ask(digest: str) -> list[str]:
-        return [await generate(digest, name_fields(manifest, text)) for text in texts]  # in turn: a shadow has time
+        named = [template.name_fields(text, f"text {number} for {asked.name}") for number, text in enumerate(texts, 1)]
+        return [await generate(digest, fields) for fields in named]  # in turn: a shadow has time
 
     async def generate(digest: str, fields: Fields) -> str:
         pieces = service.answerer.generate(digest, fields, sampling, service.limits.patience)

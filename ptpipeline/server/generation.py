@@ -12,14 +12,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from ptpipeline.errors import DataError, PtpError, place_of
-from ptpipeline.server.answers import Chatted, Completed, describe
-from ptpipeline.server.bodies import Chat, Completion, Generate, JsonRoute, name_fields
+from ptpipeline.server.bodies import Chat, Completion, Generate, JsonRoute
 from ptpipeline.server.feedback import watch_texts
 from ptpipeline.server.refusals import Refusal, refuse
+from ptpipeline.server.schema import Chatted, Completed, describe
 from ptpipeline.server.service import Service, id_of, log, name_version
+from ptpipeline.serving.answerer import Piece
 from ptpipeline.serving.served import Served
-from ptpipeline.serving.service import Piece
-from ptpipeline.task.template import Fields
+from ptpipeline.task.template import Fields, read_template
 
 
 class Text(NamedTuple):
@@ -118,7 +118,8 @@ async def _generate(
         raise Refusal(400, "prompt: a stream takes one text; send a request for each", "too_many")
     sampling = body.read_sampling(service.limits)
     served = await service.find(request, body.model, body.user, len(given))
-    texts = [name_fields(served.manifest, text) for text in given]
+    template = read_template(served.manifest)
+    texts = [template.name_fields(text, f"text {number} for {served.name}") for number, text in enumerate(given, 1)]
     service.note_texts(request, served, texts)
     started = _Started(service, id_of(request), served, form)
     generating = [service.answerer.generate(served.digest, text, sampling, service.limits.patience) for text in texts]

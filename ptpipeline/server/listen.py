@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from ptpipeline.errors import SettingsError
 from ptpipeline.server.connections import IDLE_SECONDS, PatientConnection
-from ptpipeline.server.door import Leaving
+from ptpipeline.server.door import Ending
 from ptpipeline.server.port import take_port
 
 HANDSHAKE_SECONDS = 10.0
@@ -37,11 +37,11 @@ class Address(NamedTuple):
 class Server:
     """An address that is taken, and listens once there is an application to answer with."""
 
-    def __init__(self, address: Address, leaving: Leaving) -> None:
+    def __init__(self, address: Address, ending: Ending) -> None:
         """Take the address. Raises SettingsError if it is taken, or the certificate or key cannot be used."""
         self._context = _load_tls(address)
         self._socket = take_port(address.host, address.port)
-        self._address, self._leaving = address, leaving
+        self._address, self._ending = address, ending
         self._listener: _Listener | None = None
 
     @property
@@ -65,7 +65,7 @@ class Server:
         """Answer with the application until a signal or `end` ends it; then finish what is under way."""
         _allow_files(FILES)
         drain = self._address.drain
-        self._listener = _Listener(application, self._socket, self._context, drain, self._leaving)
+        self._listener = _Listener(application, self._socket, self._context, drain, self._ending)
         self._listener.run()
 
     def end(self) -> None:
@@ -78,7 +78,7 @@ class _Listener(uvicorn.Server):
     """uvicorn on a socket that is taken already, with a bound on TLS handshakes and a drain."""
 
     def __init__(
-        self, application: FastAPI, bound: socket.socket, context: ssl.SSLContext | None, drain: float, leaving: Leaving
+        self, application: FastAPI, bound: socket.socket, context: ssl.SSLContext | None, drain: float, ending: Ending
     ) -> None:
         super().__init__(
             uvicorn.Config(
@@ -94,7 +94,7 @@ class _Listener(uvicorn.Server):
             )
         )
         self._socket, self._context = bound, context
-        self._drain, self._leaving, self._ends = drain, leaving, float("inf")
+        self._drain, self._ending, self._ends = drain, ending, float("inf")
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, then listen: as uvicorn does it, but a stalled TLS handshake is cut."""
@@ -114,7 +114,7 @@ class _Listener(uvicorn.Server):
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Take no more requests, at once (SIGINT, or a second signal) or after the drain (SIGTERM)."""
-        again, self._leaving.begun = self._leaving.begun, True
+        again, self._ending.begun = self._ending.begun, True
         self._ends = time.monotonic() + (self._drain if sig == signal.SIGTERM and not again else 0.0)
 
     async def on_tick(self, counter: int) -> bool:

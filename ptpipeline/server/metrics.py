@@ -2,13 +2,13 @@
 
 from collections import deque
 from collections.abc import Iterator
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ptpipeline.serving.batcher import Load
+from ptpipeline.serving.answerer import Answerer
 from ptpipeline.serving.live import Live
 from ptpipeline.serving.served import Served
 
@@ -33,19 +33,12 @@ class _Version:
         self.recent: deque[float] = deque(maxlen=RECENT)
 
 
-class Loaded(Protocol):
-    """What answers, and tells how much it does."""
-
-    def observe(self) -> Load:
-        """Return what it does and has done."""
-
-
 class Metrics:
     """Counts requests and answers; reads the rest from those who know it, whenever it is asked for."""
 
-    def __init__(self, live: Live, answerer: Loaded) -> None:
+    def __init__(self, live: Live, answerer: Answerer) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series each: when this process began it
-        self._registry, self.answerer = CollectorRegistry(auto_describe=False), answerer
+        self._registry = CollectorRegistry(auto_describe=False)
         self._versions: dict[str, _Version] = {}
         own, by_version = self._registry, ["task", "version"]
         self._requests = Counter("ptp_serve_requests", "Requests by what they got", ["route", "status"], registry=own)
@@ -92,7 +85,7 @@ class Metrics:
 class _Observed(Collector):
     """What others know, as gauges."""
 
-    def __init__(self, live: Live, answerer: Loaded) -> None:
+    def __init__(self, live: Live, answerer: Answerer) -> None:
         self._live, self._answerer = live, answerer
 
     def collect(self) -> Iterator[Metric]:

@@ -11,29 +11,29 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from ptpipeline.errors import PtpError
 from ptpipeline.records.versions import PRODUCTION, Promotion
-from ptpipeline.server.answers import ServedModel, ServedModels, Status, describe
-from ptpipeline.server.door import Leaving
+from ptpipeline.server.door import Ending
 from ptpipeline.server.refusals import Refusal
+from ptpipeline.server.schema import ServedModel, ServedModels, Status, describe
 from ptpipeline.server.service import Service, caller_of
 from ptpipeline.serving.served import Served
 from ptpipeline.task.template import read_template
 
 
-def make_router(service: Service, leaving: Leaving) -> APIRouter:
+def make_router(service: Service, ending: Ending) -> APIRouter:
     """Return the routes that only look."""
     router = APIRouter()
 
     @router.get("/healthz", response_class=PlainTextResponse)
     async def tell_health() -> Response:
         """Answer 200 as long as this process can answer anything."""
-        if not service.metrics.answerer.observe().alive:
+        if not service.answerer.observe().alive:
             return PlainTextResponse("nothing computes any more; the log says why", 503)
         return PlainTextResponse("OK")
 
     @router.get("/readyz", response_class=PlainTextResponse, responses={503: {"description": "Not now"}})
     async def tell_readiness() -> Response:
         """Answer 200 while requests may be sent here, 503 before the first version is loaded and before the end."""
-        if leaving.begun:
+        if ending.begun:
             return PlainTextResponse("this server is about to end", 503)
         if not service.live.ready:
             return PlainTextResponse("the versions are not loaded yet", 503)
@@ -65,7 +65,7 @@ def make_router(service: Service, leaving: Leaving) -> APIRouter:
             "store_age_seconds": state.away,
             "trouble": bool(state.trouble),
             "held": state.held,
-            "waiting": service.metrics.answerer.observe().waiting,
+            "waiting": service.answerer.observe().waiting,
             "aliases": [_observe(service, promotion, served, refused) for promotion, served in found],
         }
         return JSONResponse(answer)

@@ -14,12 +14,12 @@ from fastapi import FastAPI
 from ptpipeline.errors import PtpError, SettingsError, TimedOut, place_of
 from ptpipeline.models.base import prepare_base
 from ptpipeline.server.application import make_application
-from ptpipeline.server.door import Leaving
+from ptpipeline.server.callers import Tokens
+from ptpipeline.server.door import Ending
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.listen import END_SECONDS, Address, Server
 from ptpipeline.server.metrics import Metrics
 from ptpipeline.server.service import Service
-from ptpipeline.server.tokens import Tokens
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.engine import open_engine
 from ptpipeline.serving.gateway import open_gateway
@@ -32,7 +32,7 @@ log = logging.getLogger("ptpipeline.server")
 
 
 class Options(NamedTuple):
-    """What `ptp serve` was asked for. tokens: the file of who may ask; None lets in everybody on this machine.
+    """What `ptp serve` was asked for. tokens: the file that says who may ask; None lets in everybody on this machine.
 
     base: the one to load, if the tasks use several. upstream: a vLLM server that answers instead of this machine.
     """
@@ -51,10 +51,10 @@ def serve(settings: Settings, options: Options) -> None:
     a base that is not declared; and what loading the base raises.
     """
     check_place(settings, "store")
-    tokens, leaving = _open_tokens(options), Leaving()
+    tokens, ending = _open_tokens(options), Ending()
     store = open_signed_store(settings)
     name, tasks = _choose_base(settings, options.base)
-    server = Server(options.address, leaving)
+    server = Server(options.address, ending)
     prepared = prepare_base(name, settings)
     upstream = options.upstream
     answerer = open_gateway(prepared, upstream) if upstream else Batcher(open_engine(prepared, settings))
@@ -73,7 +73,7 @@ def serve(settings: Settings, options: Options) -> None:
 
     service = Service(live, answerer, Limits(), Metrics(live, answerer), options.log_texts)
     log.info("serving at %s", server.url)
-    server.run(make_application(service, tokens, leaving, run))
+    server.run(make_application(service, tokens, ending, run))
 
 
 def _start(live: Live) -> None:

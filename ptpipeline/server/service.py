@@ -10,13 +10,13 @@ from fastapi import Request
 from starlette.requests import HTTPConnection
 
 from ptpipeline.errors import BaseModelError, NotFound
+from ptpipeline.server.callers import Caller
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.metrics import Metrics
 from ptpipeline.server.refusals import Refusal
-from ptpipeline.server.tokens import Caller
+from ptpipeline.serving.answerer import Answerer
 from ptpipeline.serving.live import Live
 from ptpipeline.serving.served import Served
-from ptpipeline.serving.service import Answerer
 from ptpipeline.task.template import Fields
 
 KEY_HEADER = "x-ptp-key"

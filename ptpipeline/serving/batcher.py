@@ -11,13 +11,13 @@ from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any
 
 from ptpipeline.errors import DataError, NotFound, Overloaded, PtpError, TimedOut
 from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.serving.answerer import Load, Piece, Sampling
 from ptpipeline.serving.engine import Engine, LoadedPrompt, Question, Rendered
 from ptpipeline.serving.queues import Row
-from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.serving.worker import Worker
 from ptpipeline.task.template import Fields
 
@@ -25,21 +25,6 @@ WAITING = 4096  # texts that wait for an answer at once
 RENDERED = 16  # texts that become tokens before another request's may
 SHORT = 2000  # characters of a request that become tokens at once, in about a millisecond; more do in a thread
 SOONEST, LATEST = 0.5, 60.0  # seconds after which another try may be worth it
-
-
-class Load(NamedTuple):
-    """What a batcher does and has done: texts in the house, texts that are being generated, batches and their texts so
-    far, bytes of prefix caches, how often one was in memory and how often not, and whether it still computes.
-    """
-
-    waiting: int
-    generating: int
-    batches: int
-    texts: int
-    cache_bytes: int
-    cache_hits: int
-    cache_misses: int
-    alive: bool
 
 
 class _Request:
@@ -60,7 +45,7 @@ class _Request:
 
 
 class Batcher:
-    """Answers texts with the prompts that it holds (see `service.Answerer`).
+    """Answers texts with the prompts that it holds (see `answerer.Answerer`).
 
     A task may have as many texts waiting as there is room left for other tasks' (Choudhury & Hahne 1998): so no task
     can fill the queue, and one alone may take half of it.

@@ -16,9 +16,9 @@ from torch import Tensor
 from ptpipeline.errors import ArtifactError, ContextError, PtpError
 from ptpipeline.models.frozen import FrozenBase, Input, PrefixCache, stack_caches
 from ptpipeline.models.slots import Slots
+from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.heads import WORTH, narrow, share_heads
 from ptpipeline.serving.sampling import Draw, choose
-from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.serving.streaming import TextStream
 
 SLOTS = 16_384  # tokens, pads among them, whose keys and values the rows of a decoder hold together

@@ -37,12 +37,12 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.placement import place_prompt
 from ptpipeline.prompts.tensors import check_base, unpack
 from ptpipeline.records.prompts import PromptManifest
-from ptpipeline.serving.batcher import Load
+from ptpipeline.serving.answerer import Load, Piece, Sampling
 from ptpipeline.serving.combine import combine
 from ptpipeline.serving.ranking import average, name_probabilities, normalise
-from ptpipeline.serving.service import Piece, Sampling
+from ptpipeline.serving.streaming import Trim
 from ptpipeline.serving.tokens import check_labels, encode_fields, encode_labels, find_limit
-from ptpipeline.serving.vllm import Served, Upstream
+from ptpipeline.serving.vllm import Upstream, UpstreamModel
 from ptpipeline.task.template import Fields, read_template
 
 MOST_TEXTS = 1024  # that wait for vLLM at once, with what they take here: their embeddings in base64
@@ -80,7 +80,7 @@ class Gateway:
         self.base = base
         self._open = partial(Upstream, url, key)
         self._upstream = self._open()
-        self._served = Served("", None)
+        self._model = UpstreamModel("", None)
         self._held: dict[str, _Held] = {}
         self._tasks = Counter[str]()  # texts that wait for vLLM, by task
         self._generating = 0
@@ -156,8 +156,8 @@ class Gateway:
         with self._room(held, 1):
             self._generating += 1
             try:
-                async with aclosing(self._upstream.stream(self._served.name, prompt, options)) as deltas:
-                    trim = _Trim()
+                async with aclosing(self._upstream.stream(self._model.name, prompt, options)) as deltas:
+                    trim = Trim()
                     while True:
                         delta = await _wait(anext(deltas), patience)
                         text = trim.push(delta.text)
@@ -208,7 +208,7 @@ class Gateway:
 
     def _check_length(self, held: _Held, count: int) -> None:
         """Raise ContextError if prompt, text and answer have more tokens than fit; `count` are those of the latter."""
-        longest = min(self.base.context, self._served.context or self.base.context)
+        longest = min(self.base.context, self._model.context or self.base.context)
         tokens = count + max(len(prompt) for prompt in held.prompts)
         if tokens > longest:
             raise ContextError(
@@ -221,7 +221,7 @@ class Gateway:
         upstream = self._open()  # this event loop's own
         try:
             async with asyncio.timeout(HOLD_SECONDS):
-                self._served = await upstream.find_model()
+                self._model = await upstream.find_model()
                 await self._compare_embeddings(upstream)
                 priors = [
                     average(await _gather([self._rank(upstream, prompt, held.labels, ids) for ids in free]))
@@ -234,7 +234,7 @@ class Gateway:
                 if held.labels.names:
                     await self._score(upstream, held, ids)
                 else:
-                    await upstream.score_next(self._served.name, self._join(held.prompts[0], ids), [ids[-1]])
+                    await upstream.score_next(self._model.name, self._join(held.prompts[0], ids), [ids[-1]])
         except TimeoutError:
             raise TimedOut(
                 f"vLLM at {upstream.url} did not answer the first questions within {HOLD_SECONDS:.0f} s"
@@ -245,7 +245,7 @@ class Gateway:
 
     async def _compare_embeddings(self, upstream: Upstream) -> None:
         """Raise BaseModelError unless one text as token ids and as embeddings comes to the same in vLLM."""
-        ids, name = self.base.encode(CANARY, True), self._served.name
+        ids, name = self.base.encode(CANARY, True), self._model.name
         tokens = sorted(set(ids))
         by_ids, by_embeddings = await _gather(
             [
@@ -289,30 +289,13 @@ class Gateway:
                 following[tokens[:place]].add(token)
         told = await _gather(
             [
-                upstream.score_next(self._served.name, self._join(prompt, [*ids, *begin]), sorted(tokens))
+                upstream.score_next(self._model.name, self._join(prompt, [*ids, *begin]), sorted(tokens))
                 for begin, tokens in following.items()
             ]
         )
         scores = dict(zip(following, told, strict=True))
         sums = [sum(scores[tokens[:place]][token] for place, token in enumerate(tokens)) for tokens in labels.ids]
         return normalise(torch.tensor(sums), labels)
-
-
-class _Trim:
-    """Takes the white space at both ends from a text that comes in pieces, as `serving.streaming` does."""
-
-    def __init__(self) -> None:
-        self._pending, self._begun = "", False
-
-    def push(self, text: str) -> str:
-        """Return what may be given out; white space at the end is kept back, since the text may end there."""
-        self._pending += text
-        piece = self._pending.rstrip()
-        self._pending = self._pending[len(piece) :]
-        if not self._begun:
-            piece = piece.lstrip()
-            self._begun = bool(piece)
-        return piece
 
 
 async def _wait(job: Awaitable[Result], patience: float) -> Result:

@@ -1,7 +1,7 @@
 """Tokens that stand at the head of all texts of a prompt: computed once, and kept in the cache behind that prompt.
 
 Such heads are the words of a template before its text, a chat's opening, the examples of a hard prompt. Only a causal
-model has them: the encoder of an encoder-decoder reads the head anew with each text.
+model has them: the encoder of an encoder-decoder reads the head again with each text.
 """
 
 from collections import defaultdict

@@ -6,9 +6,9 @@ from typing import NamedTuple, Protocol
 
 from ptpipeline.errors import NotFound, Overloaded
 from ptpipeline.prompts.artifact import Artifact, read_ensemble
-from ptpipeline.records.answers import Holding
 from ptpipeline.records.base import DIGEST_PATTERN
 from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.records.serving import Holding
 from ptpipeline.records.versions import Promotion
 from ptpipeline.serving.last_good import LastGood
 from ptpipeline.serving.resolver import read_prompt

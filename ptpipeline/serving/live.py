@@ -14,14 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ptpipeline.errors import ArtifactError, NotFound, PtpError, ServiceUnavailable, SettingsError, place_of
-from ptpipeline.records.answers import Holding, Observed
 from ptpipeline.records.base import is_name
+from ptpipeline.records.serving import Holding, Observed
 from ptpipeline.records.versions import Promotion
 from ptpipeline.serving.holdings import SHA, Held, Holder, Holdings, list_holdings
 from ptpipeline.serving.last_good import LastGood
-from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.refusals import Place, Refusals
 from ptpipeline.serving.resolver import read_name, read_promotion, read_tag, split_reference
+from ptpipeline.serving.seen import Memory
 from ptpipeline.serving.served import Alias, Served, State, put_beside
 from ptpipeline.serving.servers import report_holdings, unfit_name
 from ptpipeline.serving.trials import Trials
@@ -97,7 +97,7 @@ class Live:
         task, name = self._split(reference)
         if _VERSION.match(name):
             return self._load_version(task, name)
-        return self._choose(self._meet(Place(task, name)), key)
+        return self._choose(self._load_alias(Place(task, name)), key)
 
     def peek(self, reference: str, key: str = "") -> Served | None:
         """Return what `find` returns if it is held, else None. This waits for nothing. Raises NotFound for no name."""
@@ -152,7 +152,7 @@ class Live:
         with self._announced([Holding(task, digest)]):
             return self._holdings.hold(self.store, task, digest, number)
 
-    def _meet(self, place: Place) -> Alias:
+    def _load_alias(self, place: Place) -> Alias:
         """Take over an alias that was not known when the aliases were listed."""
         self._check_reachable()
         until = self._missed.get(place, 0.0)
@@ -243,7 +243,7 @@ class Live:
             with self._announced(list_holdings(read.values())):
                 for place, promotion in read.items():
                     with self._refused.trying(place, tags[place]), self._changing:
-                        if self._aliases.get(place) is due[place]:  # else a request met it since, and read it later
+                        if self._aliases.get(place) is due[place]:  # else a request loaded it since, and read it later
                             self._adopt(self.store, promotion, tags[place] or "")
         except (ServiceUnavailable, SettingsError) as error:
             if not self._trouble:

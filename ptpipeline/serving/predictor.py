@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from ptpipeline.errors import DataError
 from ptpipeline.models.base import prepare_base
-from ptpipeline.records.answers import Answer
-from ptpipeline.serving.memory import Memory
+from ptpipeline.records.serving import Answer
 from ptpipeline.serving.resolver import Resolved, resolve
+from ptpipeline.serving.seen import Memory
 from ptpipeline.settings import Settings, check_place, load_settings
 from ptpipeline.storage.signed import open_signed_store
-from ptpipeline.task.template import Fields, list_fields, read_template
+from ptpipeline.task.template import Fields, read_template
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,21 +55,16 @@ class Predictor:
         return [self._build_answer(scores, digest) for scores in self.engine.score_labels(questions)]
 
     def _name_fields(self, given: Iterable[str | Fields]) -> list[Fields]:
-        """Each text by field. A string among them needs a template of one field."""
-        texts, names = list_texts(given), self.fields
-        for number, text in enumerate(texts, 1):
-            if isinstance(text, str) and len(names) > 1:
-                raise DataError(
-                    f"text {number} for {self.resolved.name} is one text, but the template has {list_fields(names)}; "
-                    "give each by its name"
-                )
-            if not isinstance(text, str | Mapping):
-                raise DataError(f"text {number} for {self.resolved.name} is {type(text).__name__}; expected text")
-        named = [{names[0]: text} if isinstance(text, str) else text for text in texts]
+        """Return each text by field. A string among them needs a template of one field."""
+        template = read_template(self.resolved.artifact.manifest)
+        named = [
+            template.name_fields(text, f"text {number} for {self.resolved.name}")
+            for number, text in enumerate(list_texts(given), 1)
+        ]
         for number, fields in enumerate(named, 1):
             if any(isinstance(text, str) and _HALF.search(text) for text in fields.values()):
                 raise DataError(
-                    f"text {number}: not Unicode, because it holds half of a surrogate pair; decode it anew"
+                    f"text {number}: not Unicode, because it holds half of a surrogate pair; decode it again"
                 )
         return named
 

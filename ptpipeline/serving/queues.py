@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
+from ptpipeline.serving.answerer import Sampling
 from ptpipeline.serving.engine import Rendered
-from ptpipeline.serving.service import Sampling
 
 TURN = 256  # tokens that a task may have in a round, or one row: several rows of a prompt share its cache
 SPREADS = (1.15, 2.0, float("inf"))  # longest to shortest row of a batch: the next one if a batch is not half full

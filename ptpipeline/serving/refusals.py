@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from ptpipeline.errors import PtpError, ServiceUnavailable, place_of
-from ptpipeline.records.answers import Refused
+from ptpipeline.records.serving import Refused
 
 FIRST_WAIT, LONGEST_WAIT = 2.0, 300.0  # seconds until the next try: somebody may have mended what a pointer names
 

@@ -8,7 +8,7 @@ from ptpipeline.foreign import parse_record
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble
 from ptpipeline.records.base import is_name
 from ptpipeline.records.versions import PRODUCTION, Pointer, Promotion, VersionName
-from ptpipeline.serving.memory import Memory, Older
+from ptpipeline.serving.seen import Memory, Older
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import pointer_key, version_key
 from ptpipeline.storage.signed import SignedStore, without_checks

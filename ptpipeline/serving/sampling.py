@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ptpipeline.serving.service import Sampling
+from ptpipeline.serving.answerer import Sampling
 
 LIKELIEST = 256  # tokens among which a nucleus is looked for first: to sort a whole vocabulary takes ten times as long
 COLDEST = 1e-30  # temperature; float32 knows none near 0

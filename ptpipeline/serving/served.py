@@ -4,8 +4,8 @@ import hashlib
 import os
 from typing import NamedTuple
 
-from ptpipeline.records.answers import Refused
 from ptpipeline.records.prompts import PromptManifest
+from ptpipeline.records.serving import Refused
 from ptpipeline.records.versions import Promotion
 from ptpipeline.serving.holdings import SHA, Held
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable
 
 from ptpipeline.errors import ArtifactError, NotFound, PreconditionFailed, SettingsError
 from ptpipeline.foreign import ALTERED, parse_record
-from ptpipeline.records.answers import CanaryTally, Holding, Observed, Refused, ServerReport, Tally
 from ptpipeline.records.base import now
+from ptpipeline.records.serving import CanaryTally, Holding, Observed, Refused, ServerReport, Tally
 from ptpipeline.storage import ObjectStore
 from ptpipeline.storage.keys import SERVERS, is_server_name, server_key
 

@@ -6,6 +6,28 @@ from typing import Any
 UNFINISHED = "\ufffd"  # what a tokenizer writes for bytes that are no character, or not a whole one yet
 
 
+class Trim:
+    """Gives out a text that comes in pieces, without the white space at its ends."""
+
+    def __init__(self) -> None:
+        self.pending = ""  # what came and was not given out
+        self._begun = False
+
+    def give(self, count: int) -> str:
+        """Give out the first `count` pending characters, but white space at their end: the text may end there."""
+        piece = self.pending[:count].rstrip()
+        self.pending = self.pending[len(piece) :]
+        if not self._begun:
+            piece = piece.lstrip()
+            self._begun = bool(piece)
+        return piece
+
+    def push(self, text: str) -> str:
+        """Add a piece, and give out all that may be."""
+        self.pending += text
+        return self.give(len(self.pending))
+
+
 class TextStream:
     """Turns a row's tokens into the pieces of its text, without white space at the text's ends.
 
@@ -19,22 +41,22 @@ class TextStream:
         self._window: list[int] = []  # tokens of the last piece of characters, and those behind it
         self._seen = ""  # what the window's tokens say of characters that were read
         self._unread = 0  # tokens of the window behind them
-        self._pending = ""  # characters that were read and not given out
-        self._begun = self.stopped = False
+        self._trim = Trim()  # has the characters that were read and not given out
+        self.stopped = False
 
     def push(self, token: int) -> str:
         """Return what one more token adds to the text; then `stopped` says whether a stop string ended it."""
-        self._pending += self._read(token)
+        self._trim.pending += self._read(token)
         end = self._find_stop()
         if end is not None:
-            self.stopped, self._pending = True, self._pending[:end]
+            self.stopped, self._trim.pending = True, self._trim.pending[:end]
             return self.close()
-        return self._give(len(self._pending) - self._count_held())
+        return self._trim.give(len(self._trim.pending) - self._count_held())
 
     def close(self) -> str:
         """Return what is left when the text ends; bytes that never became a character are left out."""
-        rest = self._give(len(self._pending))
-        self._pending = ""
+        rest = self._trim.give(len(self._trim.pending))
+        self._trim.pending = ""
         return rest
 
     def _read(self, token: int) -> str:
@@ -58,22 +80,14 @@ class TextStream:
 
     def _find_stop(self) -> int | None:
         """Return where the stop string begins that is complete first; None if none is."""
-        found = [(start + len(string), start) for string in self._stop if (start := self._pending.find(string)) >= 0]
+        pending = self._trim.pending
+        found = [(start + len(string), start) for string in self._stop if (start := pending.find(string)) >= 0]
         return min(found)[1] if found else None
 
     def _count_held(self) -> int:
         """Return how many characters at the end may be the beginning of a stop string."""
-        longest = max(map(len, self._stop), default=1) - 1
-        for count in range(min(longest, len(self._pending)), 0, -1):
-            if any(string.startswith(self._pending[-count:]) for string in self._stop):
+        longest, pending = max(map(len, self._stop), default=1) - 1, self._trim.pending
+        for count in range(min(longest, len(pending)), 0, -1):
+            if any(string.startswith(pending[-count:]) for string in self._stop):
                 return count
         return 0
-
-    def _give(self, count: int) -> str:
-        """Give out the first `count` pending characters, but white space at their end: the text may end there."""
-        piece = self._pending[:count].rstrip()
-        self._pending = self._pending[len(piece) :]
-        if not self._begun:
-            piece = piece.lstrip()
-            self._begun = bool(piece)
-        return piece

@@ -16,8 +16,8 @@ from typing import NamedTuple
 from ptpipeline.errors import ArtifactError, NotFound, PtpError, place_of
 from ptpipeline.foreign import parse_record, read_file
 from ptpipeline.private import write_private
-from ptpipeline.records.answers import CanaryTally, Tally
 from ptpipeline.records.base import Record
+from ptpipeline.records.serving import CanaryTally, Tally
 from ptpipeline.serving.served import Served
 
 REMEMBERED = 100_000  # answers whose right label may still be told
@@ -250,7 +250,7 @@ class Trials:
             self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_private(self._path, kept.model_dump_json().encode())
         except OSError as error:
-            log.warning("%s: cannot be written (%s); a restart would begin the comparisons anew", self._path, error)
+            log.warning("%s: cannot be written (%s); a restart would begin the comparisons again", self._path, error)
 
     def _remember(self, request: str, number: int, given: _Given) -> None:
         with self._lock:
@@ -274,7 +274,7 @@ class Trials:
         except NotFound:
             return
         except ArtifactError as error:
-            log.warning("%s; the comparisons begin anew", error)
+            log.warning("%s; the comparisons begin again", error)
             return
         if kept.store == self._store:
             self._tallies = {(tally.task, tally.alias, tally.seq): tally for tally in kept.tallies}

@@ -41,7 +41,7 @@ NEUTRAL = {  # else the base's generation_config.json decides, and a penalty bes
 Answer = TypeVar("Answer", bound=BaseModel)
 
 
-class Served(NamedTuple):
+class UpstreamModel(NamedTuple):
     """What the server serves: the name of its model, and how many tokens a request may have."""
 
     name: str
@@ -135,7 +135,7 @@ class Upstream:
         """End the connections."""
         await self._client.aclose()
 
-    async def find_model(self) -> Served:
+    async def find_model(self) -> UpstreamModel:
         """Return the base that the server serves; adapters and further names of it do not count."""
         models = (await self._ask("GET", "/v1/models", None, _Models)).data
         bases = {model.root or model.id: model for model in reversed(models) if model.parent is None}
@@ -144,7 +144,7 @@ class Upstream:
                 f"--upstream: {self.url} serves {shorten(sorted(bases))}; name a vLLM server, which serves one base"
             )
         (base,) = bases.values()
-        return Served(base.id, base.max_model_len)
+        return UpstreamModel(base.id, base.max_model_len)
 
     async def score_next(self, model: str, prompt: Tensor | list[int], tokens: Sequence[int]) -> dict[int, float]:
         """Return the log-probability of each of these tokens behind a prompt [T, H], or behind token ids."""

@@ -11,11 +11,11 @@ from threading import Condition, Thread
 from torch import Tensor
 
 from ptpipeline.errors import ArtifactError, Overloaded, PtpError, place_of
+from ptpipeline.serving.answerer import Sampling
 from ptpipeline.serving.decoding import Decoder
 from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.queues import FairQueue, Row
 from ptpipeline.serving.ranking import choose_pass_tokens, name_probabilities
-from ptpipeline.serving.service import Sampling
 
 LINGER = 0.002  # seconds that the first row of an idle server waits for company
 SHARE = 4  # part of a pass that a batch has while texts are being generated, which wait for it

@@ -13,6 +13,7 @@ from datetime import UTC
 from typing import Any, Literal, NamedTuple
 
 from ptpipeline.errors import NotFound, PreconditionFailed, ServiceUnavailable, SettingsError
+from ptpipeline.foreign import shorten
 from ptpipeline.settings import is_loopback
 from ptpipeline.storage.bounds import check_bytes, max_bytes, read_bounded
 from ptpipeline.storage.objects import Listed, Stored, check_key, without_login
@@ -25,6 +26,7 @@ _VERBS = {
     "delete_object": "delete",
     "list_objects_v2": "list",
 }
+KEYS = "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"  # the settings of the environment's identity, in words
 _REFUSED_RIGHT = ("AccessDenied", "AllAccessDisabled", "403")  # a HEAD has no body to say more
 
 Meaning = Literal["no bucket", "absent", "unchanged", "changed", "right", "clock", "login", "region", "lacks", "other"]
@@ -59,7 +61,29 @@ class Fault(NamedTuple):
 def read_fault(error: Any) -> Fault:
     """Return what botocore's ClientError means: `other` is the server's own trouble, or nothing that is known here."""
     status, code = error.response["ResponseMetadata"]["HTTPStatusCode"], str(error.response["Error"].get("Code", ""))
-    return Fault(_find_meaning(status, code), status, code)
+    return Fault(_find_meaning(status, code), status, shorten(code, 40)[1:-1])
+
+
+def explain_fault(fault: Fault, where: str, doing: str, keys: str) -> SettingsError | ServiceUnavailable | None:
+    """Return the error for a fault that is the same whatever was asked for; None if it concerns what was asked for.
+
+    where: the server or store, in a person's words; doing: what was asked for, such as `list a`; keys: the settings
+    that hold the credentials.
+    """
+    meaning, status, code = fault
+    if meaning == "clock":
+        return SettingsError(f"{where}: this machine's clock differs from the server's ({code}); correct the clock")
+    if meaning == "login":
+        return SettingsError(f"{where} refuses the credentials ({status} {code}); check {keys}")
+    if meaning == "region":
+        return SettingsError(
+            f"{where}: the bucket is in another region ({status} {code}); set AWS_DEFAULT_REGION to it"
+        )
+    if meaning == "lacks":
+        return SettingsError(f"{where} cannot {doing} ({status} {code}), which other S3 servers can; use one of them")
+    if status >= 500 or status == 429:
+        return ServiceUnavailable(f"{where} answered {status} {code} to {doing}; try again later")
+    return None
 
 
 def is_strange(error: Any) -> bool:
@@ -109,7 +133,7 @@ def check_credential(name: str, value: str) -> None:
     if not (value.isascii() and value.isprintable() and value == value.strip()):
         raise SettingsError(
             f"{name}: holds white space at its ends, a line end, or a character beyond ASCII, which no credential has; "
-            "set it anew: a file of variables with the line ends of Windows leaves a carriage return"
+            "set it again: a file of variables with the line ends of Windows leaves a carriage return"
         )
 
 
@@ -287,9 +311,7 @@ class S3Store:
         except boto.ClientError as error:
             raise self._translate(read_fault(error), _VERBS[operation], key) from error
         except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
-            raise SettingsError(
-                f"object store {self.url} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: {error}"
-            ) from error
+            raise SettingsError(f"object store {self.url} needs {KEYS}: {error}") from error
         except boto.ParamValidationError as error:
             raise SettingsError(f"PTP_STORE: {self.url}: {' '.join(str(error).split())}") from error
         except (boto.BotoCoreError, RecursionError, KeyError) as error:
@@ -315,24 +337,12 @@ class S3Store:
         if fault.meaning == "right":
             return SettingsError(
                 f"object store {self.where}: this identity may not {doing} ({code}); give it the policy of its "
-                "role (deploy/s3/), or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to one that may"
-            )
-        if fault.meaning == "clock":
-            return SettingsError(
-                f"object store {self.where}: this machine's clock differs from the server's ({code}); correct the clock"
-            )
-        if fault.meaning == "login":
-            return SettingsError(
-                f"object store {self.where} refuses the credentials ({code}); check AWS_ACCESS_KEY_ID and "
-                "AWS_SECRET_ACCESS_KEY"
-            )
-        if fault.meaning == "region":
-            return SettingsError(
-                f"object store {self.where} is in another region ({code}); set AWS_DEFAULT_REGION to the bucket's"
+                f"role (deploy/s3/), or set {KEYS} to one that may"
             )
         if fault.meaning == "lacks":
             return SettingsError(
                 f"object store {self.where} cannot {doing} ({code}): it lacks what the registry needs; use a "
                 "store that honours If-Match and If-None-Match"
             )
-        return ServiceUnavailable(f"object store {self.where} answered {fault.status} {code} to {doing}")
+        common = explain_fault(fault, f"object store {self.where}", doing, KEYS)
+        return common or ServiceUnavailable(f"object store {self.where} answered {fault.status} {code} to {doing}")

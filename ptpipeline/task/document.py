@@ -139,11 +139,8 @@ def validate(path: Path, document: Any, model: type[ModelT], inside: tuple[str, 
         raise TaskFileError(f"{path}:{line_of(document, loc)}: {_sentence(first, loc, written, model)}")
 
 
-def load_section(path: Path, name: str, model: type[ModelT], wording: tuple[str, str]) -> ModelT:
-    """Return the section with that name in a file of named sections; `wording` is what a section is called, and its
-    form.
-    """
-    what, form = wording
+def load_section(path: Path, name: str, model: type[ModelT], what: str, form: str) -> ModelT:
+    """Return the section with that name in a file of named sections; messages call a section `what`, of that form."""
     if not path.exists():
         raise NotFound(f"{path}: no such file; create it and declare each {what} as `name: {form}`")
     document = parse_yaml(path)

@@ -108,13 +108,13 @@ def _visible(folder: Path) -> list[Path]:
 
 def find_base_model(folder: Path, name: str) -> BaseModelSource:
     """Return a base model of `base_models.yaml` beside the tasks. Raises NotFound, which lists the existing names."""
-    return load_section(folder / BASES_FILE, name, BaseModelSource, ("base model", "{path|package|hub: ...}"))
+    return load_section(folder / BASES_FILE, name, BaseModelSource, "base model", "{path|package|hub: ...}")
 
 
 def find_shared_prompt(folder: Path, name: str) -> SharedPrompt:
     """Return a shared prompt of `shared_prompts.yaml` beside the tasks. Raises NotFound, which lists the names."""
     path = folder / SHARED_FILE
-    shared = load_section(path, name, SharedPrompt, ("shared prompt", "{base_model, sources, tune}"))
+    shared = load_section(path, name, SharedPrompt, "shared prompt", "{base_model, sources, tune}")
     if (folder / f"{name}.yaml").is_file():
         raise TaskFileError(
             f"{path}: {name!r} is also the name of a task, and both would share one numbering of versions: rename one"

@@ -3,6 +3,7 @@
 Fields are plain names: no attributes, indexes or formats. A literal brace is doubled.
 """
 
+import json
 import re
 import string
 from collections.abc import Iterable, Mapping, Sequence
@@ -60,6 +61,23 @@ class Template(NamedTuple):
             start += len(text)
         rendered.controls = tuple(spans)
         return rendered
+
+    def name_fields(self, text: str | Fields, what: str) -> Fields:
+        """Return a text by field: one that is given by field itself, a string as that of the only field.
+
+        Raises DataError naming `what` if it is one string and the template has several fields, or if it is no text.
+        """
+        if isinstance(text, Mapping):
+            return text
+        if not isinstance(text, str):
+            raise DataError(f"{what} is {type(text).__name__}; expected text")
+        names = self.names
+        if len(names) > 1:
+            form = json.dumps(dict.fromkeys(names, "..."))
+            raise DataError(
+                f"{what} is one text, but the template has {list_fields(names)}; give each by its name: {form}"
+            )
+        return {names[0]: text}
 
     def _check(self, fields: Fields, what: str) -> None:
         names = self.names

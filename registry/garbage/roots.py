@@ -8,9 +8,10 @@ from pydantic import Field
 
 from ptpipeline.records import base
 from ptpipeline.records.base import Record
+from ptpipeline.records.versions import VersionRef
 from ptpipeline.serving.servers import read_server_reports
 from ptpipeline.storage import ObjectStore
-from registry.ledger.usage import Name, PromptUses, Use, VersionNumber
+from registry.ledger.usage import Name, PromptUses, Use
 from registry.listing import read_all
 from registry.registry import Registry
 from registry.versions.projection import pointer_in
@@ -40,7 +41,7 @@ def prompts_in_use(uses: PromptUses, policy: Retention) -> set[Name]:
     since = abandoned_before(policy)
     named = {use.name for use in uses.intents if use.at >= since} | uses.promoted
     for release in uses.releases:
-        numbers = {VersionNumber(task, number) for task, number in release.items()}
+        numbers = {VersionRef(task, number) for task, number in release.items()}
         named |= {uses.versions[number] for number in numbers & uses.versions.keys()}
     for _, numbered in groupby(sorted(uses.versions), key=lambda version: version.task):
         named |= {uses.versions[version] for version in list(numbered)[-policy.candidates :]}

@@ -77,7 +77,7 @@ def restore(url: str, path: Path) -> Saved:
 
 
 def _insert_rows(path: Path, connection: Connection) -> None:
-    """Raises ArtifactError if a row fits no table: whoever altered the file wrote its hash anew."""
+    """Raises ArtifactError if a row fits no table: whoever altered the file wrote its hash again."""
     tables = _reflect(connection)
     batch: list[dict[str, Any]] = []
     name, size = "", 0

@@ -104,7 +104,7 @@ def sight(ledger: Ledger, head: Promotion, digest: str) -> float:
         clock = ledger.database.clock(connection)
         row = connection.execute(select(tables.sighting).where(*_sightings(head))).one_or_none()
         known = row is not None and (row.seq, row.found) == (head.seq, digest)
-        # what was seen in the future counts anew: the clock was set back, or the machine started again
+        # what was seen in the future counts again: the clock was set back, or the machine started again
         if row is None or not known or row.seen_at > clock:
             key = {"task": head.task, "alias": head.alias}
             put(connection, tables.sighting, key, seq=head.seq, found=digest, seen_at=clock)

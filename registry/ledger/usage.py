@@ -6,6 +6,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Row, Select, and_, sel
 
 from ptpipeline.records.data import Snapshot
 from ptpipeline.records.reports import Report
+from ptpipeline.records.versions import VersionRef
 from registry.ledger import tables
 from registry.ledger.database import of_task
 from registry.ledger.ledger import Ledger
@@ -26,13 +27,6 @@ class Use(NamedTuple):
     at: str
 
 
-class VersionNumber(NamedTuple):
-    """The number of a version of a task."""
-
-    task: str
-    number: int
-
-
 class PromptUses(NamedTuple):
     """What the ledger says of prompts.
 
@@ -42,7 +36,7 @@ class PromptUses(NamedTuple):
 
     intents: list[Use]
     promoted: set[Name]
-    versions: dict[VersionNumber, Name]
+    versions: dict[VersionRef, Name]
     releases: list[dict[str, int]]
     published: list[Use]
 
@@ -84,7 +78,7 @@ def prompt_uses(connection: Connection, task: str | None = None) -> PromptUses:
     return PromptUses(
         intents=_uses(connection, intents),
         promoted={_name(row) for query in (promoted, beside) for row in connection.execute(query)},
-        versions={VersionNumber(row.task, row.number): _name(row) for row in connection.execute(versions)},
+        versions={VersionRef(row.task, row.number): _name(row) for row in connection.execute(versions)},
         releases=list(connection.scalars(select(tables.release.c.versions))),
         published=_uses(connection, published),
     )

@@ -57,7 +57,8 @@ def translated_errors(uri: str) -> Iterator[None]:
 
 
 def _translate(uri: str, status: int, error: Exception) -> PtpError:
-    reason, uri = without_password(str(error).splitlines()[0][:300]), without_password(uri)
+    words = str(error).splitlines() or [type(error).__name__]
+    reason, uri = without_password(words[0][:300]), without_password(uri)
     if status >= 500 or status == 429:
         return ServiceUnavailable(f"MLflow at {uri} does not answer: {reason}; is it up? `ptp status`")
     if status in (401, 403):

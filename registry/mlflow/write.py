@@ -21,12 +21,14 @@ from registry.card.markdown import escape, quote
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import RunTag
 
 COMMIT_TAG = "mlflow.source.git.commit"
 LINKED_PROMPTS_TAG = "mlflow.linkedPrompts"
 PROMPT_EXPERIMENTS_TAG = "_mlflow_experiment_ids"
 IS_PROMPT_TAG = "mlflow.prompt.is_prompt"
 PAGE_FILE = "report.html"
+LAST_METRICS = 800  # in one request with parameters and tags: it may have at most 1,000 of all
 
 
 class Place(NamedTuple):
@@ -106,12 +108,14 @@ def _ensure_run(client: "MlflowClient", experiment: str, card: Card) -> str:
     """Return the run that made the prompt: the training's own, else one that is filled from the ledger."""
     from mlflow.entities import RunTag
 
+    tags = {"ptp.digest": card.digest, **({COMMIT_TAG: card.provenance.commit} if card.provenance.commit else {})}
+    run_tags = [RunTag(key, value) for key, value in tags.items()]
     run = _training_run(client, card.provenance.tuned.tracking_run)
     if run is None:
         earlier = client.search_runs([experiment], f"tags.`ptp.digest` = '{card.digest}'", max_results=1)
-        run = str(earlier[0].info.run_id) if earlier else _create_run(client, experiment, card)
-    tags = {"ptp.digest": card.digest, **({COMMIT_TAG: card.provenance.commit} if card.provenance.commit else {})}
-    client.log_batch(run, tags=[RunTag(key, value) for key, value in tags.items()])
+        run = str(earlier[0].info.run_id) if earlier else _create_run(client, experiment, card, run_tags)
+    else:
+        client.log_batch(run, tags=run_tags)
     _log_datasets(client, run, card)
     return run
 
@@ -129,15 +133,15 @@ def _training_run(client: "MlflowClient", run: str | None) -> str | None:
         raise
 
 
-def _create_run(client: "MlflowClient", experiment: str, card: Card) -> str:
+def _create_run(client: "MlflowClient", experiment: str, card: Card, tags: list["RunTag"]) -> str:
+    """Fill a new run from the ledger; its tags come last, by which an interrupted one is not found."""
     from mlflow.entities import Param
 
     run = str(client.create_run(experiment, run_name=f"{card.task}-{card.digest[:12]}").info.run_id)
-    metrics = [metric for point in card.provenance.tuned.curve for metric in curve_metrics(point)]
-    client.log_batch(run, params=[Param(name, value) for name, value in card.params().items()])
-    for start in range(0, len(metrics), 1000):
-        client.log_batch(run, metrics=metrics[start : start + 1000])
     client.set_terminated(run)
+    metrics = [metric for point in card.provenance.tuned.curve for metric in curve_metrics(point)]
+    client.log_batch(run, metrics[:-LAST_METRICS])  # MLflow splits what is long, and would send the tags first
+    client.log_batch(run, metrics[-LAST_METRICS:], [Param(name, value) for name, value in card.params().items()], tags)
     return run
 
 

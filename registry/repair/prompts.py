@@ -66,20 +66,28 @@ def compare_names(inventory: Inventory) -> Iterator[Difference]:
 def compare_dossiers(inventory: Inventory) -> Iterator[Difference]:
     """Yield versions of which the store does not tell, for a lost ledger, how they were made and judged."""
     described, stored = inventory.contents.described_digests(), inventory.contents.verdict_digests()
-    misplaced = find_misplaced(inventory)
+    misplaced, newest = find_misplaced(inventory), inventory.contents.latest_verdicts()
     lost = Counter(digest for verdict, digest in inventory.holdings.verdicts.items() if verdict not in stored)
     for number, digest in inventory.kept_versions().items():
         if digest in described and not lost[digest] and digest not in misplaced:
             continue
         safe = digest in inventory.holdings.published
-        state = f"{lost[digest]} verdicts are not in the store" if lost[digest] else "another verdict as the newest"
-        state = state if digest in described else "nothing in the store"
+        if not safe:
+            state = "nothing in the store or the ledger"
+        elif digest not in described:
+            state = "nothing in the store"
+        elif lost[digest]:
+            state = f"{lost[digest]} verdicts are not in the store"
+        elif newest[digest] in inventory.holdings.verdicts:
+            state = "another verdict as the newest"
+        else:
+            state = "a newer verdict, which the ledger lacks: the run that gave it was interrupted, and may be repeated"
         yield Difference(
             task=inventory.task,
             kind="dossier",
             what=f"records of version {number}",
             expected="how it was made and judged",
-            found=state if safe else "nothing in the store or the ledger",
+            found=state,
             mend=FIX if safe else how_to_end(inventory.task),
             safe=safe,
         )

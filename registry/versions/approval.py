@@ -32,7 +32,7 @@ def approve(registry: Registry, task: Task, version: PromptVersion, verdict: Ver
     """Record that a person approves the candidate by that verdict; returns what was decided by now.
 
     A person who repeats an approval that is recorded already changes nothing. Raises PromotionRefused if nobody asked
-    for it, if the request expired or was rejected, if it was judged again since (people are asked anew then), or if
+    for it, if the request expired or was rejected, if it was judged again since (people are asked again then), or if
     this person may not approve it.
     """
     database = registry.ledger.database

@@ -44,7 +44,7 @@ def project(registry: Registry, task: str, alias: str) -> list[Action]:
     actions = _project_store(registry, _require_head(registry, task, alias))
     if registry.mlflow:
         with leased(registry.ledger.database, lease_name(task, alias), LEASE_SECONDS) as lease:
-            head = _require_head(registry, task, alias)  # anew: it may have moved before the lease was ours
+            head = _require_head(registry, task, alias)  # again: it may have moved before the lease was ours
             applied = registry.ledger.applied("mlflow", task, alias)
             actions += HeldAlias(registry, registry.mlflow, head, lease).follow()
             if applied is None or applied.seq < head.seq:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ptpipeline.errors import ArtifactError, NotFound, PromotionRefused, PtpError
 from ptpipeline.gate.disclosure import describe_failures
-from ptpipeline.prompts.artifact import read_artifact
+from ptpipeline.prompts.artifact import read_artifact, read_ensemble
 from ptpipeline.records.base import is_name
 from ptpipeline.records.prompts import PromptManifest
 from ptpipeline.records.verdicts import Verdict
@@ -233,15 +233,19 @@ def check_alias(alias: str) -> str:
 
 
 def check_bytes(registry: Registry, version: PromptVersion) -> PromptManifest:
-    """Return the manifest of the version, all of whose bytes are intact; else PromotionRefused."""
+    """Return the manifest of the version, all of whose bytes are intact, an ensemble's members too; else
+    PromotionRefused.
+    """
     if version.collected:
         raise PromotionRefused(collected_sentence(version.task, version.digest))
     try:
-        return read_artifact(registry.store, version.task, version.digest).manifest
+        artifact = read_artifact(registry.store, version.task, version.digest)
+        read_ensemble(registry.store, artifact)
     except (ArtifactError, NotFound) as error:
         raise PromotionRefused(
             f"{version.task} version {version.number} cannot be served: {error}; `ptp doctor` shows what is damaged"
         ) from error
+    return artifact.manifest
 
 
 def check_ledger(registry: Registry, task: str, alias: str, head: Promotion | None) -> None:

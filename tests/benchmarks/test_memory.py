@@ -3,11 +3,13 @@
 import time
 
 import numpy as np
+import pytest
 
 from benchmarks.memory import main, measure_peak
 from tests.benchmarks.conftest import Measure
 
 
+@pytest.mark.soak
 def test_last_line_compares_both_sides(measure: Measure) -> None:
     figures = measure(main, "--batch 2 --tokens 7 --prompt-length 5")
     assert {"ours_mib", "peft_mib", "ratio", "dtype", "machine"} <= set(figures)

@@ -123,7 +123,7 @@ def test_wrong_credentials_are_a_setting_and_not_shown(
     bucket.put("a.csv", f"{HEAD}a,bad\n")
     monkeypatch.setenv(variable, "wrong-one")
     with pytest.raises(
-        SettingsError, match=r"refuses to let it be read .*check the credentials in ROWS_KEY_ID"
+        SettingsError, match=r"the server refuses .*; check (the credentials in )?ROWS_KEY_ID, ROWS_SECRET"
     ) as raised:
         source_key(bucket.task(name), bucket.home)
     assert "wrong-one" not in str(raised.value) + caplog.text

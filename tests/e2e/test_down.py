@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -26,6 +26,7 @@ from registry.ledger.ledger import Ledger
 from registry.registry import open_registry
 from tests.e2e.conftest import TASK, Project
 from tests.e2e.test_flows import followed
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.servers, pytest.mark.soak, pytest.mark.timeout(1800)]
 
@@ -46,13 +47,6 @@ def orchard(project: Project) -> Iterator[None]:
     yield
     path.unlink()
     deploy(load_settings(), [fruit])
-
-
-def wait_for(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not what():
-        assert time.monotonic() < deadline, f"not within {PATIENCE:.0f} s"
-        time.sleep(0.3)
 
 
 def log_of(project: Project, run: str) -> str:
@@ -101,7 +95,7 @@ def train_undisturbed(project: Project, folder: Path) -> str:
 
 def test_a_training_that_down_ends_goes_on_to_the_same_bits(project: Project, orchard: None, tmp_path: Path) -> None:
     run = trigger(project.prefect, "nightly", NightlyRequest(tasks=["orchard"]))
-    wait_for(lambda: "orchard: step 20/" in log_of(project, run))
+    wait_for(lambda: "orchard: step 20/" in log_of(project, run), PATIENCE)
     training, ended = process_of(project, run), list[float]()
     watching = threading.Thread(target=lambda: (training.wait(60), ended.append(time.monotonic())))
     watching.start()

@@ -3,7 +3,7 @@
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ptpipeline.settings import load_settings
 from ptpipeline.task.folder import load_task
 from ptpipeline.task.task import Schedule, Task
 from tests.e2e.conftest import TASK, write_project
+from tests.waiting import wait_for
 
 pytestmark = [pytest.mark.servers, pytest.mark.soak, pytest.mark.timeout(3600)]
 
@@ -129,15 +130,6 @@ def factory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Factory]:
 @pytest.fixture
 def task(factory: Factory) -> Task:
     return load_task(factory.folder / "tasks" / "fruit.yaml")
-
-
-def wait_for(what: Callable[[], Any], seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"not within {seconds:.0f} s")
 
 
 # ---------------------------------------------------------------- a worker that dies

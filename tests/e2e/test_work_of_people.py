@@ -66,8 +66,6 @@ def test_one_other_person_approves_by_the_form(project: Project, waiting: None) 
     assert "✓ pass" in shown
     read = re.findall(r"with verdict ([0-9a-f]{12})", shown)[0]
     asked = ApproveRequest(task="plum", version=1, verdict=read, actor="ann", reason="mine")
-    state, why = decide(project, "approve", asked.model_copy(update={"actor": "bob", "verdict": "0" * 12}))
-    assert (state, "you read the verdict 000000000000" in why) == ("FAILED", True)
     state, why = decide(project, "approve", asked)
     assert state == "FAILED"
     assert "started the run that made it, so somebody else has to approve it" in why

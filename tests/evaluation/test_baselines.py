@@ -12,19 +12,23 @@ from pyarrow import parquet
 
 from ptpipeline.data.rows import Row
 from ptpipeline.data.snapshot import load_split, take_snapshot
+from ptpipeline.data.tokens import encode_text
+from ptpipeline.errors import ContextError
 from ptpipeline.evaluation.baselines import Bare, Setup, measure_baselines
 from ptpipeline.evaluation.evaluate import evaluate
 from ptpipeline.evaluation.examples import Front, Writer, choose_examples
-from ptpipeline.evaluation.key import evaluation_key
+from ptpipeline.evaluation.key import evaluation_key, list_keys
 from ptpipeline.evaluation.measurement import Sample
-from ptpipeline.models.chat import ChatTemplate, write_chat
+from ptpipeline.evaluation.results import find_flaw
 from ptpipeline.models.frozen import FrozenBase
 from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.prompts.placement import build_text_encoder, drop_bos
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import Snapshot
-from ptpipeline.records.prompts import ChatForm, PromptManifest, Scoring
+from ptpipeline.records.prompts import ChatForm, Generation, Scoring
 from ptpipeline.records.reports import Report, Scores, TextScores
 from ptpipeline.serving.engine import Engine
+from ptpipeline.settings import COMPUTE_TYPES
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.task.task import HardPrompt, Task
 from ptpipeline.task.template import read_template
@@ -34,6 +38,8 @@ from tests.numbers import number_tokenizer
 from tests.tiny import sentences, write_csv
 
 SHOTS = HardPrompt(instruction="Say what is felt.", examples=4)
+
+TRAIN = [Row(f"{index}", {"text": text}, label) for index, (text, label) in enumerate(sentences(40))]
 
 
 def stored(folder: Path, pairs: list[tuple[str, str]], **parts: Any) -> tuple[ObjectStore, Snapshot]:
@@ -93,6 +99,7 @@ def test_a_report_stands_beside_baselines_with_reports_of_their_own(tmp_path: Pa
     assert isinstance(report.prompt, Scores)
     assert isinstance(report.zero_shot, Scores)
     assert report.prompt.accuracy > 0.95 > 0.8 > report.zero_shot.accuracy
+    assert report.evaluation_key == evaluation_key(made.digest, report.test_digest, "float32", SHOTS)
     found = {one.evaluation_key: one for one in saved}
     for kind in ("majority", "zero_shot", "hard_prompt"):
         own = found[report.baselines[kind]]
@@ -151,19 +158,95 @@ def test_baselines_are_measured_once(tmp_path: Path) -> None:
     assert measured(artifact(base, embeddings(base), template="{text}:"), Setup())[1] == 2
 
 
-def test_a_baseline_whose_rows_are_gone_is_measured_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("altered", [False, True], ids=["gone", "altered"])
+def test_a_baseline_whose_rows_are_not_its_own_is_measured_again(tmp_path: Path, altered: bool) -> None:
     store, snapshot = stored(tmp_path, sentences(80))
     _, made = opinions(tiny())
     asked = bare(tiny(), made, store, snapshot)
     first = measure_baselines(asked, store, Setup())
     lost = first["zero_shot"]
-    (tmp_path / "store" / lost.rows_key).unlink()
+    path = tmp_path / "store" / lost.rows_key
+    path.write_bytes(b"other rows") if altered else path.unlink()
     again: list[Report] = []
     measure_baselines(
         asked, store, Setup(known={one.evaluation_key: one for one in first.values()}.get, save=again.append)
     )
     assert [one.evaluation_key for one in again] == [lost.evaluation_key]
-    assert store.exists(lost.rows_key)
+    assert find_flaw(store, again[0]) is None
+
+
+def test_a_baseline_that_was_measured_under_an_earlier_fingerprint_is_not_measured_again(tmp_path: Path) -> None:
+    store, snapshot = stored(tmp_path, sentences(60))
+    base, (_, made) = tiny(), opinions(tiny())
+    first = measure_baselines(bare(base, made, store, snapshot), store, Setup())
+    newer = replace(base, ref=base.ref.model_copy(update={"fingerprint": "a" * 64}), earlier=base.ref)
+    known = {one.evaluation_key: one for one in first.values()}
+    assert measure_baselines(bare(newer, made, store, snapshot), store, Setup(known=known.get)) == first
+
+
+def test_another_task_or_another_commonest_answer_is_another_baseline(tmp_path: Path) -> None:
+    store, snapshot = stored(tmp_path, sentences(60))
+    asked = bare(tiny(), opinions(tiny())[1], store, snapshot)
+
+    def keys(changed: Bare) -> dict[str, str]:
+        return {kind: one.evaluation_key for kind, one in measure_baselines(changed, store, Setup()).items()}
+
+    one, two = (keys(asked._replace(train=[row for row in asked.train if row.label == label])) for label in LABELS)
+    assert (one["majority"] == two["majority"], one["zero_shot"] == two["zero_shot"]) == (False, True)
+    renamed = keys(asked._replace(manifest=asked.manifest.model_copy(update={"task": "other"})))
+    assert renamed["zero_shot"] != one["zero_shot"]
+
+
+def identity(**changes: Any) -> str:
+    """Of the answers of a base without a prompt, whose manifest says so much else."""
+    manifest = artifact(tiny(), embeddings(tiny())).manifest.model_copy(update=changes)
+    return digest_of(Bare(None, manifest, None, [], []).identity)  # type: ignore[arg-type]
+
+
+def test_answers_depend_on_template_labels_generation_and_scoring() -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"template": "{text}:"},
+        {"labels": {"negative": " bad", "positive": " good"}},
+        {"generate": Generation(max_new_tokens=4)},
+        {"scoring": Scoring(calibrated=True)},
+    ]
+    assert len({identity(**one) for one in changes}) == len(changes)
+
+
+def test_where_texts_end_counts_for_prompts_alone_that_cut_them() -> None:
+    assert identity(max_input_tokens=50) == identity(placement="after_bos") == identity()
+    cut: dict[str, Any] = {"too_long": "truncate_end"}
+    others = [{}, {"too_long": "truncate_start"}, {"max_input_tokens": 50}, {"placement": "after_bos"}]
+    assert len({identity(**cut | one) for one in others} | {identity()}) == 5
+
+
+@pytest.mark.parametrize("placement", ["before_bos", "after_bos"])
+def test_the_bare_base_reads_of_a_long_text_what_the_prompt_reads(tmp_path: Path, placement: Any) -> None:
+    store, snapshot = stored(tmp_path, numbered())
+    base = replace(family("llama"), tokenizer=number_tokenizer(begin=3))
+    cut: dict[str, Any] = {"too_long": "truncate_end", "max_input_tokens": 2, "placement": placement}
+    made = artifact(base, torch.zeros(2, 32), template="{text}", labels=NUMBERED, **cut)
+    asked = bare(base, made, store, snapshot)
+    encode = build_text_encoder(base, placement)
+    read = [
+        encode_text(read_template(made.manifest), row.fields, 2, "", encode, "truncate_end")
+        for row in asked.sample.rows
+    ]
+    assert [drop_bos(ids, 3) for ids in asked.encoded] == [drop_bos(ids, 3) for ids in read]
+    assert {ids[0] for ids in asked.encoded} == {3}
+
+
+@pytest.mark.parametrize(
+    ("answers", "needed"), [({}, 1), ({"labels": {}, "generate": Generation(max_new_tokens=8)}, 8)]
+)
+def test_rows_leave_room_for_the_longest_answer(tmp_path: Path, answers: dict[str, Any], needed: int) -> None:
+    store, snapshot = stored(tmp_path, sentences(60))
+    made = artifact(tiny(), embeddings(tiny()), **answers)
+    longest = max(map(len, bare(tiny(), made, store, snapshot).encoded))
+    bare(replace(tiny(), context=longest + needed), made, store, snapshot)
+    with pytest.raises(ContextError, match="test rows of movies"):
+        bare(replace(tiny(), context=longest + needed - 1), made, store, snapshot)
 
 
 def test_rows_in_another_order_give_the_same_bits(tmp_path: Path) -> None:
@@ -195,7 +278,9 @@ def test_slices_stand_with_the_results_and_in_their_key(tmp_path: Path) -> None:
 def test_another_split_is_measured_by_its_name(tmp_path: Path) -> None:
     store, snapshot = stored(tmp_path, sentences(150))
     engine, made = opinions(tiny())
-    report = evaluate(engine, made, snapshot, store, Setup(split="dev"))
+    saved: list[Report] = []
+    report = evaluate(engine, made, snapshot, store, Setup(split="dev", save=saved.append))
+    assert {one.split for one in saved} == {"dev"}
     assert (report.split, report.rows, report.test_digest) == ("dev", snapshot.dev.rows, snapshot.dev.digest)
     assert report.evaluation_key == evaluation_key(made.digest, snapshot.dev.digest, "float32")
 
@@ -223,7 +308,9 @@ def test_generated_texts_have_a_hard_prompt_too(tmp_path: Path) -> None:
     pairs = sentences(60)
     store, snapshot = stored(tmp_path, pairs)
     engine, made = writing(tiny())
-    report = evaluate(engine, made, snapshot, store, Setup(hard_prompt=HardPrompt(examples=2)))
+    kept: list[dict[str, str]] = []
+    report = evaluate(engine, made, snapshot, store, Setup(hard_prompt=HardPrompt(examples=2), keep=kept.append))
+    assert set(kept[0].values()) == {"negative", "positive"}
     asked = bare(tiny(), made, store, snapshot)
     assert tiny().tokenizer.decode(asked.write_front(HardPrompt(examples=2)).ids).count("\nSentiment: ") == 2
     assert isinstance(report.hard_prompt, TextScores)
@@ -231,6 +318,7 @@ def test_generated_texts_have_a_hard_prompt_too(tmp_path: Path) -> None:
     assert report.majority.most_frequent_share == 1
     columns = table(store, report)
     assert set(columns) == {"id", "tokens", "exact_match", "token_f1", "rouge_l", "bleu", "chrf"}
+    assert list(kept[0]) == columns["id"]
 
 
 def test_an_empty_hard_prompt_is_zero_shot_and_left_out(tmp_path: Path) -> None:
@@ -272,6 +360,33 @@ def test_a_text_without_content_needs_room_behind_the_hard_prompt_too() -> None:
     )
     assert fits == four
     assert len(falls_short) < len(four)
+
+
+def test_a_generated_answer_needs_room_behind_the_hard_prompt_too() -> None:
+    base, answers = tiny(), {"labels": {}, "generate": Generation(max_new_tokens=8)}
+    train = [Row(f"{index}", {"text": text}, label) for index, (text, label) in enumerate(sentences(40))]
+    ids = base.encode("a\nSentiment:", True)
+    asked = Bare(base, artifact(base, embeddings(base), **answers).manifest, None, [ids], train)  # type: ignore[arg-type]
+    four = asked.write_front(HardPrompt(examples=4)).ids
+    needed = len(four) + len(ids) + 8
+    fits, falls_short = (
+        asked._replace(base=replace(base, context=context)).write_front(HardPrompt(examples=4)).ids
+        for context in (needed, needed - 1)
+    )
+    assert fits == four
+    assert len(falls_short) < len(four)
+
+
+def test_an_examples_answer_counts_as_a_part_of_its_length() -> None:
+    rows = [Row(f"{index}", {"text": "same text"}, "a" * index) for index in range(20)]
+    assert {len(row.label) for row in choose_examples(rows, 20, False)} == set(range(10))
+
+
+def test_no_example_has_a_label_that_the_prompt_does_not_know() -> None:
+    base, manifest = tiny(), artifact(tiny(), embeddings(tiny())).manifest
+    unknown = [Row(f"other {index}", {"text": "a"}, "unheard of") for index in range(5)]
+    fronts = [Writer(base, manifest).write(HardPrompt(examples=4), rows, 1000) for rows in (TRAIN, [*unknown, *TRAIN])]
+    assert fronts[0] == fronts[1]
 
 
 def test_examples_are_balanced_short_and_the_same_in_any_order() -> None:
@@ -347,6 +462,11 @@ def test_the_key_says_what_stands_beside() -> None:
     assert len(others | {plain}) == 4
 
 
+def test_a_measurement_counts_under_its_compute_type_or_under_any() -> None:
+    assert list_keys("d", "t", "float32", SHOTS) == [evaluation_key("d", "t", "float32", SHOTS)]
+    assert list_keys("d", "t", None, SHOTS) == [evaluation_key("d", "t", name, SHOTS) for name in COMPUTE_TYPES]
+
+
 def test_a_chat_and_a_text_of_the_same_letters_are_measured_apart() -> None:
     manifest = artifact(tiny(), embeddings(tiny())).manifest
     parts = ["<s>", "{text}", "</s>"]
@@ -354,77 +474,3 @@ def test_a_chat_and_a_text_of_the_same_letters_are_measured_apart() -> None:
     chat = text.model_copy(update={"chat": ChatForm(template="0" * 64, parts=parts)})
     text_identity, chat_identity = (Bare(None, one, None, [], []).identity for one in (text, chat))  # type: ignore[arg-type]
     assert text_identity != chat_identity
-
-
-# ---------------------------------------------------------------- a chat
-
-MESSAGES = [("system", "Name the mood."), ("user", "{text}?")]
-CHATML = (
-    "{% for message in messages %}{{ '[' + message.role + ':' + message.content + ']' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '[assistant:' }}{% endif %}"
-)
-
-
-def chatting(text: str = CHATML) -> tuple[FrozenBase, PromptManifest]:
-    """A base with a chat template, and the manifest of a task whose template is a chat."""
-    base = replace(tiny(), chat=ChatTemplate(text, ()))
-    form = write_chat("b", base.chat, MESSAGES)
-    return base, artifact(base, embeddings(base)).manifest.model_copy(update={"chat": form})
-
-
-def written(base: FrozenBase, ids: list[int]) -> str:
-    """The text of the token ids, which the tiny tokenizer writes with blanks of its own."""
-    return "".join(base.tokenizer.decode(ids).split())
-
-
-TRAIN = [Row(f"{index}", {"text": text}, label) for index, (text, label) in enumerate(sentences(40))]
-
-
-def test_examples_of_a_chat_are_turns_of_one_chat() -> None:
-    base, manifest = chatting()
-    front = Writer(base, manifest, MESSAGES).write(HardPrompt(instruction="Be brief.", examples=2), TRAIN, 1000)
-    assert front.turn is not None
-    first, second = choose_examples(TRAIN, 2, True)
-    expected = "[system:Be brief.\n\nName the mood.]" + "".join(
-        f"[user:{row.text}?][assistant:{LABELS[row.label]}" + "]" * (row is first) for row in (first, second)
-    )
-    plain = base.encode(expected, False)
-    assert written(base, front.ids) == written(base, plain)
-    assert front.turn.render({"text": "A film"}, "row") == "][user:A film?][assistant:"
-    assert front.turn.names == ["text"]
-
-
-def test_as_many_turns_as_fit_are_written(caplog: pytest.LogCaptureFixture) -> None:
-    base, manifest = chatting()
-    writer = Writer(base, manifest, MESSAGES)
-    four = writer.write(HardPrompt(examples=4), TRAIN, 1000)
-    three = writer.write(HardPrompt(examples=4), TRAIN, len(four.ids) - 1)
-    assert written(base, four.ids).startswith(written(base, three.ids))
-    assert (written(base, three.ids).count("[user:"), three.turn) == (3, four.turn)
-    assert "3 of 4 examples" in caplog.text
-
-
-NO_SECOND = "{% if messages | length > 2 %}{{ raise_exception('one turn alone') }}{% endif %}" + CHATML
-
-
-def test_chats_that_cannot_be_one_stand_one_behind_the_other_and_that_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    base, manifest = chatting(NO_SECOND)
-    front = Writer(base, manifest, MESSAGES).write(HardPrompt(examples=2), TRAIN, 1000)
-    assert (front.turn, written(base, front.ids).count("[system:")) == (None, 2)
-    assert "cannot be written as turns of one (base model" in caplog.text
-    other = Writer(base, manifest, [("user", "{text}")]).write(HardPrompt(examples=2), TRAIN, 1000)
-    assert other == front
-
-
-def test_rows_of_a_chat_are_measured_as_its_last_turn(tmp_path: Path) -> None:
-    store, snapshot = stored(tmp_path, sentences(60))
-    base, manifest = chatting()
-    asked = Bare.of(base, manifest, Sample.of(store, snapshot, "test"), load_split(store, snapshot, "train"))
-    setup = Setup(hard_prompt=HardPrompt(examples=2), messages=MESSAGES)
-    columns = table(store, measure_baselines(asked, store, setup)["hard_prompt"])
-    front = asked.write_front(HardPrompt(examples=2), MESSAGES)
-    row = asked.sample.rows[0]
-    turn = base.encode(f"][user:{row.text}?][assistant:", True)
-    ids = front.ids + (turn[1:] if base.bos is not None and turn[0] == base.bos else turn)
-    for label in LABELS:
-        assert columns[f"log_likelihood.{label}"][0] == pytest.approx(whole(base, ids, label), abs=2e-4)

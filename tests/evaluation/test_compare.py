@@ -106,3 +106,17 @@ def test_a_part_of_one_row_is_judged_by_no_policy(tmp_path: Path) -> None:
     ours, theirs = (stored(store, name, id=ids, label=truth, predicted=truth) for name in ("ours", "theirs"))
     found = compare_slices(declared(), pair(store, ours, theirs, ids), 1)
     assert [part.name for part in found] == ["label good"]
+
+
+def test_parts_of_texts_are_compared_by_the_gates_metric_and_have_no_label(tmp_path: Path) -> None:
+    store, ids = FolderStore(tmp_path), [str(row) for row in range(8)]
+    columns = {"id": ids, "tokens": [5] * 8, "slice.topic": ["sea", "sky"] * 4, "exact_match": [0.0] * 8}
+    ours = stored(store, "ours", **columns, bleu=[0.5, 0.1] * 4)
+    theirs = stored(store, "theirs", **columns, bleu=[0.2, 0.3] * 4)
+    found = {part.name: part for part in compare_slices(generating(), pair(store, ours, theirs, ids), 2)}
+    assert {name: round(part.difference, 9) for name, part in found.items()} == {
+        "up to 5 tokens": 0.05,
+        "topic sea": 0.3,
+        "topic sky": -0.2,
+    }
+    assert found["topic sky"].p_harm < found["up to 5 tokens"].p_harm < found["topic sea"].p_harm

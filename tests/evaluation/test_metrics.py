@@ -59,6 +59,11 @@ def test_a_probability_that_is_none_stands_in_no_bin() -> None:
     assert score_labels(["a"], ["a"], LABELS, [float("nan")]).calibration_error is None
 
 
+def test_a_probability_that_rounding_took_beyond_1_stands_in_the_last_bin() -> None:
+    (found,) = bin_by_confidence(["a", "b"], ["a", "a"], [1 + 1e-7, 0.99])
+    assert (found.rows, found.accuracy) == (2, 0.5)
+
+
 def test_scores_that_were_stored_before_keep_their_form() -> None:
     before = {"accuracy": 0.5, "macro_f1": 0.5, "per_label": {}, "confusion": {}, "predicted": {}}
     assert Scores.model_validate(before).to_json() == before

@@ -81,17 +81,17 @@ def test_right_answers_are_no_mistakes(labels: Task) -> None:
 
 
 def test_of_free_texts_the_worst_come_first(labels: Task) -> None:
-    gate = labels.gate.model_copy(update={"metric": "token_f1"})
+    gate = labels.gate.model_copy(update={"metric": "rouge_l"})
     task = labels.model_copy(update={"labels": {}, "generate": Generation(max_new_tokens=4), "gate": gate})
-    found = find_mistakes(
-        task, results(token_f1=[1.0 if number < 30 else (90 - number) / 100 for number in range(60)]), ROWS
-    )
-    assert (found.wrong, found.figure) == (30, "token F1")
+    figures = [1.0 if number < 30 else (90 - number) / 100 for number in range(60)]
+    found = find_mistakes(task, results(rouge_l=figures, token_f1=[0.0] * 60), ROWS)
+    assert (found.wrong, found.figure) == (30, "ROUGE-L")
     assert [row.figure for row in found.shown] == [number / 100 for number in range(31, 51)]
     assert found.shown[0].answered is None
 
 
-def test_a_long_text_is_cut(labels: Task) -> None:
-    rows = [row._replace(fields={"text": "x" * (LONGEST + 1)}) for row in ROWS]
+@pytest.mark.parametrize(("letters", "shown"), [(LONGEST, "x" * LONGEST), (LONGEST + 1, "x" * LONGEST + "…")])
+def test_a_long_text_is_cut_and_a_long_target_too(labels: Task, letters: int, shown: str) -> None:
+    rows = [row._replace(fields={"text": "x" * letters}, label="x" * letters) for row in ROWS]
     found = find_mistakes(labels, results(label=[row.label for row in rows], predicted=["good"] * 60), rows)
-    assert found.shown[0].text == "x" * LONGEST + "…"
+    assert (found.shown[0].text, found.shown[0].wanted) == (shown, shown)

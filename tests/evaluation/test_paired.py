@@ -174,6 +174,25 @@ def test_a_margin_is_never_judged_by_the_exact_test() -> None:
     assert mean_difference(Hypothesis("bleu"), rows / 2, rows[::-1]).test == "paired t"
 
 
+def test_harm_of_texts_is_shown_by_rows_that_are_worse() -> None:
+    worse, better = np.linspace(0.0, 0.5, 40), np.linspace(0.4, 0.9, 40)
+    assert chance_of_harm(worse, better) < 0.001
+    assert chance_of_harm(better, worse) > 0.999
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "macro_f1", "mcc"])
+def test_the_bounds_are_those_of_the_confidence_and_the_p_is_not(metric: str) -> None:
+    truth, ours = ["a", "b"] * 40, ["a", "b"] * 30 + ["b", "a"] * 10
+    theirs = ["b", "a"] * 15 + ["a", "b"] * 25
+    usual, sure = (
+        difference(Hypothesis(metric, confidence, margin=0.02), truth, ours, theirs, ["a", "b"])
+        for confidence in (0.95, 0.99)
+    )
+    assert (usual.confidence, sure.confidence, usual.margin) == (0.95, 0.99, 0.02)
+    assert sure.lower < usual.lower < usual.difference < usual.upper < sure.upper
+    assert usual.p_value == sure.p_value
+
+
 @pytest.mark.parametrize("rows", [0, 1])
 def test_an_interval_needs_two_rows(rows: int) -> None:
     labels = ["a"] * rows

@@ -157,6 +157,11 @@ def test_a_name_is_cut_to_its_width(letter: str) -> None:
     assert lettering.measure_width(name) <= lettering.MAX_WIDTH
 
 
+@pytest.mark.parametrize(("letters", "shown"), [(40, "x" * 40), (41, "x" * 39 + "…")])
+def test_a_name_has_at_most_forty_letters(letters: int, shown: str) -> None:
+    assert lettering.write(["x" * letters, "y"]).names == [shown, "y"]
+
+
 def test_a_name_in_a_known_script_is_written() -> None:
     assert lettering.write(["good", "хорошо"]) == lettering.Lettering(["good", "хорошо"], ["DejaVu Sans"], False)
 

@@ -29,6 +29,8 @@ sentences = st.lists(
         ("token_f1", "", "", 1),
         ("token_f1", "a", "", 0),
         ("rouge_l", "a b c d", "d a c", 4 / 7),  # longest common subsequence: a c
+        ("rouge_l", "A b", "a B", 1),
+        ("rouge_l", "snake_case", "snake case", 1),
         ("rouge_l", "영화가 좋다", "영화가 좋다", 1),  # rouge-score's own tokenizer finds no word in it
         ("bleu", "the cat sat on the mat", "the cat sat on the mat", 1),
         ("chrf", "the cat sat", "the cat sat", 1),

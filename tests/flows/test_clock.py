@@ -65,15 +65,31 @@ def telling(ahead: timedelta) -> Iterator[str]:
         yield f"{url}/api"
 
 
-@pytest.mark.parametrize(("minutes", "where"), [(60, "behind"), (-60, "ahead of"), (1, "behind")])
-def test_a_run_on_a_machine_with_another_clock_is_refused_before_it_begins(minutes: int, where: str) -> None:
+@pytest.mark.parametrize(
+    ("minutes", "where"), [(60, "behind"), (-60, "ahead of"), (0.55, "behind"), (-0.55, "ahead of")]
+)
+def test_a_run_on_a_machine_with_another_clock_is_refused_before_it_begins(minutes: float, where: str) -> None:
     refused = pytest.raises(SettingsError, match=f"clock is [0-9,]+ s {where} that of Prefect's server")
     with telling(timedelta(minutes=minutes)) as url, temporary_settings({PREFECT_API_URL: url}), refused:
         tune.fn(TuneRequest())
 
 
-def test_a_clock_that_is_some_seconds_off_is_taken() -> None:
-    with telling(timedelta(seconds=20)) as url, temporary_settings({PREFECT_API_URL: url}):
+@pytest.mark.parametrize("seconds", [29, -29])
+def test_a_clock_that_is_some_seconds_off_is_taken(seconds: int) -> None:
+    with telling(timedelta(seconds=seconds)) as url, temporary_settings({PREFECT_API_URL: url}):
+        check_clock()
+
+
+@pytest.mark.parametrize("date", ["", "soon"])
+def test_a_server_that_does_not_tell_the_time_refuses_nobody(date: str) -> None:
+    class Silent(Quiet):
+        def do_GET(self) -> None:  # noqa: N802
+            self.answer(200)
+
+        def date_time_string(self, timestamp: float | None = None) -> str:
+            return date
+
+    with serve(Silent) as url, temporary_settings({PREFECT_API_URL: f"{url}/api"}):
         check_clock()
 
 

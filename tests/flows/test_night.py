@@ -1,7 +1,11 @@
 """What Prefect shows of a task's verdict: every check, and labels as they are written."""
 
+import pytest
+
 from benchmarks.fixtures.prompts import a_request, a_task
-from flows.night import render_verdict
+from flows import night
+from flows.night import build_table, name_starter, render_verdict
+from flows.stages.chain import Night
 from flows.stages.outcome import Outcome
 from ptpipeline.records.reports import PairedDifference
 from ptpipeline.records.verdicts import Check, Look
@@ -81,3 +85,52 @@ def test_a_users_words_are_shown_as_they_are_written() -> None:
     [row] = [line for line in lines if "**gain**" in line]
     assert r"over zero\_shot +0.1 \| never \`bad\` \# title" in row
     assert r"gain: \*nothing\* \| &lt;b>" in lines
+
+
+def test_what_is_not_known_is_not_told() -> None:
+    """Figures are withheld, nothing was compared by a test, and no look was taken."""
+    verdict = a_request(a_task(), champion="c" * 64).verdict
+    assert verdict is not None
+    assert verdict.comparison is not None
+    untested = verdict.comparison.model_copy(update={"p_value": None, "test": "", "margin": 0.0})
+    withheld = OUTCOME.model_copy(update={"zero_shot": None, "candidate": None, "champion": None, "page": None})
+    page = render_verdict(withheld, verdict.model_copy(update={"comparison": untested, "look": None}))
+    assert "| champion | accuracy | **+0.0200** | -0.0100 to +0.0500 at 95% | – | – | 20 |" in page
+    assert "accuracy: " not in page
+    assert "Look " not in page
+    assert "MLflow" not in page
+
+
+@pytest.mark.parametrize(
+    ("actor", "schedule", "starter"),
+    [
+        ("prefect", "0-2-x-x-x-utc", "nightly"),
+        ("prefect", None, "prefect"),
+        ("ann", None, "prefect (claims ann)"),
+        ("ann", "0-2-x-x-x-utc", "prefect (claims ann)"),  # who gives a name may not approve what comes of it
+    ],
+)
+def test_a_run_was_started_by_whoever_gives_a_name_else_by_the_scheduler(
+    actor: str, schedule: str | None, starter: str
+) -> None:
+    assert name_starter(actor, schedule) == starter
+
+
+def test_the_table_has_the_columns_of_all_tasks_and_the_wide_ones_last() -> None:
+    unknown = OUTCOME.model_copy(update={"task": "b", "page": None, "delta": None})
+    rows = build_table(Night({"b": unknown, "c": OUTCOME.model_copy(update={"task": "c"})}, {"a": "no rows"}))
+    assert [(row["task"], row["status"]) for row in rows] == [("a", "failed"), ("b", "no gain"), ("c", "no gain")]
+    assert {tuple(row) for row in rows} == {tuple(rows[0])}
+    assert list(rows[0])[-2:] == ["reason", "page"]
+    assert [row["delta"] for row in rows] == [None, None, 0.1]
+
+
+def test_a_task_that_failed_behind_its_outcome_is_told_as_failed() -> None:
+    [row] = build_table(Night({"mood": OUTCOME}, {"mood": "its table could not be written"}))
+    assert row["status"] == "failed"
+
+
+def test_a_line_of_the_night_shows_a_users_words_as_they_are_written() -> None:
+    row = {"task": "mood", "status": "failed", "reason": "*all* | <b>", "page": None}
+    assert night._render_row(row) == r"mood **failed**: \*all\* \| &lt;b>"
+    assert night._render_row(row | {"page": "http://x", "reason": None}) == "[mood](http://x) **failed**: "

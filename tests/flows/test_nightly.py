@@ -1,17 +1,32 @@
-"""What the ledger tells of a night that did not come to its tasks; the flow runs here without a Prefect server."""
+"""What the ledger tells of a night, mostly of one that did not come to its tasks; no Prefect server runs here."""
 
+import json
+from functools import partial
 from pathlib import Path
 
 import pytest
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
 from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Completed
 
-from flows.nightly import nightly
-from flows.requests import NightlyRequest
+from flows.chronicle import begin, finish
+from flows.nightly import choose_mode, nightly
+from flows.requests import GangRequest, NightlyRequest, TuneRequest
+from flows.spread import GANGS_PER_WORKER, spread
+from flows.stages.chain import Night
+from flows.stages.context import Context
 from flows.turn import NIGHT
-from ptpipeline.errors import TrainingError
+from ptpipeline.errors import NotFound, TrainingError
+from ptpipeline.settings import Settings
+from ptpipeline.storage import FolderStore
 from registry.ledger.gang import GangLease
 from registry.ledger.ledger import Ledger
-from registry.ledger.nights import RecordedNight, begin_night, list_nights
+from registry.ledger.nights import NightTask, RecordedNight, begin_night, list_nights
+from registry.registry import Registry
+from tests.flows.server.test_prefect import Prefect, listening
+from tests.flows.test_night import OUTCOME
+from tests.http_server import Quiet, serve
 
 
 @pytest.fixture
@@ -48,3 +63,117 @@ def test_a_twin_that_is_skipped_leaves_the_row_to_the_night_that_works(ledger: L
         run(NightlyRequest(resumes=1, night="first"))
     [night] = list_nights(ledger, 9)
     assert (night.id, night.ended, night.cause) == ("first", None, "me")
+
+
+def test_a_night_whose_run_a_person_cancelled_is_not_begun_again(ledger: Ledger) -> None:
+    ended = run(NightlyRequest(resumes=1, night="first", cancelled=True))
+    assert isinstance(ended, State)
+    assert (ended.name, list_nights(ledger, 9)) == ("Skipped", [])
+
+
+def test_others_are_told_of_a_night_that_ended_by_an_error(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(vars(flow_run), "flow_name", "nightly")
+    received: list[bytes] = []
+
+    class Chat(Quiet):
+        def do_POST(self) -> None:  # noqa: N802
+            received.append(self.rfile.read(int(self.headers["content-length"])))
+            self.answer(200)
+
+    with serve(Chat) as url:
+        monkeypatch.setenv("PTP_EVENTS", "ops")
+        monkeypatch.setenv("PTP_EVENT_OPS", f"slack:{url}")
+        with pytest.raises(TrainingError):
+            run(NightlyRequest(resumes=9, night="first"))
+    assert [json.loads(body)["text"] for body in received] == ["night ended: nightly ended as Failed: no tasks"]
+
+
+# ---------------------------------------------------------------- why it began, and what it came to
+
+
+@pytest.mark.parametrize(
+    ("request_", "cause"),
+    [
+        (NightlyRequest(), "asked for"),
+        (NightlyRequest(reason="new data"), "new data"),
+        (NightlyRequest(schedule="0-2", reason="new data"), "schedule 0-2"),
+        (TuneRequest(), "asked for"),
+    ],
+)
+def test_the_cause_of_a_night_is_its_schedule_else_what_was_given(
+    ledger: Ledger, context: Context, monkeypatch: pytest.MonkeyPatch, request_: NightlyRequest, cause: str
+) -> None:
+    monkeypatch.setitem(vars(flow_run), "id", "run")
+    assert begin(context, request_) == "run"
+    [night] = list_nights(ledger, 9)
+    assert (night.id, night.cause, night.ended) == ("run", cause, None)
+
+
+def test_a_night_is_known_by_the_run_that_began_it(
+    ledger: Ledger, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(vars(flow_run), "id", "second")
+    assert begin(context, NightlyRequest(night="first")) == "first"
+
+
+@pytest.fixture
+def context(ledger: Ledger, tmp_path: Path) -> Context:
+    return Context(Settings(home=tmp_path, tasks=tmp_path), Registry(ledger, FolderStore(tmp_path / "store")))
+
+
+def test_what_a_night_came_to_is_kept_task_by_task(ledger: Ledger, context: Context) -> None:
+    id_, state = begin(context, NightlyRequest(night="first")), Completed(name="Awaiting approval")
+    cost = {"tokens": 900, "seconds": 2.0, "processor_seconds": 3.5, "rows": 110}
+    mood = OUTCOME.model_copy(update={**cost, "plan": "new rows"})
+    told = OUTCOME.model_copy(update={"task": "topic"})
+    assert finish(context, id_, Night({"mood": mood, "topic": told}, {"tone": "no rows"}), state) is state
+    [night] = list_nights(ledger, 9)
+    assert (night.state, night.ended is None) == ("Awaiting approval", False)
+    kept = {task.task: task for task in night.tasks}
+    assert kept["mood"] == NightTask(
+        task="mood", status="no gain", reason="new rows", verdict="failed: gain", version=3, **cost
+    )
+    assert kept["topic"].reason == OUTCOME.reason
+    assert kept["tone"] == NightTask(task="tone", status="failed", reason="no rows")
+
+
+def test_a_ledger_that_cannot_keep_it_ends_no_night(
+    ledger: Ledger, context: Context, caplog: pytest.LogCaptureFixture
+) -> None:
+    with ledger.database.writing() as connection:
+        connection.exec_driver_sql("DROP TABLE night")
+    assert begin(context, NightlyRequest(night="first")) == "first"
+    assert "`ptp nights` will not tell of this run" in caplog.text
+
+
+def test_a_schedule_that_no_task_has_ends_the_night(ledger: Ledger) -> None:
+    with pytest.raises(NotFound, match="no task has the schedule 'x'; there are none: deploy again"):
+        run(NightlyRequest(schedule="x", night="first"))
+    [night] = list_nights(ledger, 9)
+    assert (night.cause, night.state) == ("schedule x", "Failed")
+
+
+# ---------------------------------------------------------------- several workers
+
+
+@pytest.mark.parametrize(("night", "named"), [("first", "first"), ("", "this")])
+def test_gangs_are_given_away_under_the_name_of_the_night_and_run_as_it_does(
+    monkeypatch: pytest.MonkeyPatch, night: str, named: str
+) -> None:
+    monkeypatch.setitem(vars(flow_run), "id", "this")
+    asked = NightlyRequest(force=True, actor="ann", schedule="0-2", night=night)
+    gang = GangRequest(tasks=[], force=True, actor="ann", schedule="0-2")
+    answers = {
+        "GET /work_pools/ptp": lambda _: (200, {"type": "process"}),
+        "POST /work_pools/ptp/workers/filter": lambda _: (200, [{"status": "ONLINE"}] * 2),
+    }
+    with listening(Prefect(answers)) as prefect, temporary_settings({PREFECT_API_URL: prefect.url}):
+        mode = choose_mode(asked)
+    assert isinstance(mode.spread, partial)
+    assert (mode.spread.func, mode.spread.args) == (spread, (prefect.url, named, gang, "this"))
+    assert (mode.parts, mode.force, mode.isolate) == (2 * GANGS_PER_WORKER, True, True)
+
+
+def test_a_night_trains_by_itself_where_nobody_can_take_its_gangs() -> None:
+    with listening(Prefect({})) as prefect, temporary_settings({PREFECT_API_URL: prefect.url}):
+        assert choose_mode(NightlyRequest()).spread is None

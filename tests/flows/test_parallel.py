@@ -85,3 +85,34 @@ def test_what_ends_the_first_process_before_training_is_said_once(project: Proje
     assert process.returncode == 1
     (sentence,) = read_errors(project)
     assert sentence.startswith("error: no task 'missing' in ")
+
+
+# ---------------------------------------------------------------- one process, here
+
+
+@pytest.mark.parametrize(
+    ("ledger", "code", "told"),
+    [("sqlite:///{folder}/ledger.db", 1, "no task 'missing'"), ("postgresql://me@127.0.0.1:9/ledger", 3, "answer")],
+)
+def test_a_server_that_is_away_is_told_from_what_is_wrong(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ledger: str,
+    code: int,
+    told: str,
+) -> None:
+    from flows.parallel import main
+
+    (tmp_path / "tasks").mkdir()
+    places = {"HOME": tmp_path / "home", "TASKS": tmp_path / "tasks", "STORE": f"file://{tmp_path}/store"}
+    for name, value in (places | {"LEDGER": ledger.format(folder=tmp_path)}).items():
+        monkeypatch.setenv(f"PTP_{name}", str(value))
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit) as ended:
+            main(["missing"])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert (ended.value.code, told in capsys.readouterr().err) == (code, True)

@@ -3,8 +3,19 @@
 from datetime import UTC, datetime
 
 import pytest
+from pydantic import ValidationError
 
-from flows.requests import NightlyRequest, PromoteRequest, ReconcileRequest, RollbackRequest, key_run, name_run
+from flows.requests import (
+    ApproveRequest,
+    NightlyRequest,
+    PromoteRequest,
+    ReconcileRequest,
+    RejectRequest,
+    RollbackRequest,
+    key_run,
+    name_run,
+    name_tasks,
+)
 from ptpipeline.records.base import Record
 
 AT = datetime(2026, 11, 26, 2, 0, tzinfo=UTC)
@@ -39,3 +50,34 @@ def test_a_run_has_one_key_per_tasks_data_and_day() -> None:
         key_run("nightly", {"mood": "a", "topic": "b"}, AT.replace(day=27)),
     ]
     assert len({key, *others}) == 5
+
+
+@pytest.mark.parametrize(
+    ("request_", "tasks"),
+    [
+        (PromoteRequest(task="mood", version=3, reason="good"), ["mood"]),
+        (NightlyRequest(tasks=["mood", "topic"]), ["mood", "topic"]),
+        (NightlyRequest(), []),
+        (ReconcileRequest(), []),
+    ],
+)
+def test_a_run_is_tagged_with_the_tasks_that_its_request_names(request_: Record, tasks: list[str]) -> None:
+    assert name_tasks(request_.to_json()) == tasks
+
+
+DECISION = {"task": "mood", "version": 1, "actor": "ann", "reason": "why"}
+
+
+@pytest.mark.parametrize("field", ["actor", "reason"])
+@pytest.mark.parametrize("request_kind", [ApproveRequest, RejectRequest])
+def test_the_forms_of_people_ask_who_decides_and_why(request_kind: type[Record], field: str) -> None:
+    read = {"verdict": "a" * 12} if request_kind is ApproveRequest else {}
+    request_kind.model_validate(DECISION | read)
+    with pytest.raises(ValidationError, match=field):
+        request_kind.model_validate(DECISION | read | {field: ""})
+
+
+@pytest.mark.parametrize("verdict", ["a" * 11, "A" * 12, "a" * 65, ""])
+def test_the_form_of_an_approval_takes_enough_digits_to_name_one_verdict(verdict: str) -> None:
+    with pytest.raises(ValidationError, match="verdict"):
+        ApproveRequest.model_validate(DECISION | {"verdict": verdict})

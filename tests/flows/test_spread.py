@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+import stamina
 
 from flows.gang import encode
 from flows.requests import GangRequest
@@ -26,14 +27,18 @@ class Pool(Prefect):
         self.states, self.keys, self.unknown = states, list[str](), set[str]()
         self.history, self.set, self.night = list[str](), list[tuple[str, str]](), "RUNNING"
         self.since, self.errors = "2026-11-26T00:00:00Z", dict[str, str]()
+        self.requests, self.away, self.word = list[dict[str, Any]](), set[str](), "by hand"
 
     def answer(self, what: str, body: Any) -> tuple[int, Any]:
         path = what.partition(" ")[2]
+        if path in self.away:
+            return 500, {}
         if path == "/deployments/name/gang/ptp-gang":
             return 200, {"id": "gang"}
         if path == "/deployments/gang/create_flow_run":
             self.keys.append(body["idempotency_key"])
-            [task] = body["parameters"]["request"]["tasks"]
+            self.requests.append(body["parameters"]["request"])
+            [task] = self.requests[-1]["tasks"]
             if task in self.unknown:
                 return 409, {"detail": f"'{task}' is not one of the tasks"}
             return 201, {"id": f"{task}.{body['idempotency_key'].split()[-1]}"}
@@ -48,9 +53,11 @@ class Pool(Prefect):
             return 200, {"state_type": self.night}
         if path.startswith("/flow_runs/"):
             task, attempt = path.rpartition("/")[2].split(".")
-            state = {"message": "by hand", "timestamp": self.since}
+            state = {"message": self.word, "timestamp": self.since}
             return 200, {"state_type": self.states[task][int(attempt) - 1], "state": state}
         if path == "/artifacts/filter":
+            if body["artifacts"].get("type") != {"any_": ["outcomes"]}:
+                return 422, {"detail": "the table of the run is among these artifacts"}
             [run] = body["artifacts"]["flow_run_id"]["any_"]
             task, attempt = run.split(".")
             done = self.states[task][int(attempt) - 1] == "COMPLETED"
@@ -72,6 +79,20 @@ def run(pool: Pool) -> Night:
 def test_the_outcomes_of_all_gangs_come_back() -> None:
     night = run(Pool(a=["COMPLETED"], b=["COMPLETED"]))
     assert (sorted(night.outcomes), night.errors) == (["a", "b"], {})
+
+
+def test_a_gang_runs_as_its_night_does() -> None:
+    pool = Pool(a=["COMPLETED"])
+    asked = GangRequest(tasks=[], force=True, actor="ann", schedule="0-2")
+    with listening(pool) as prefect:
+        spread(prefect.url, "night", asked, "this", [[a_plan("a")]])
+    assert pool.requests == [{"tasks": ["a"], "force": True, "actor": "ann", "schedule": "0-2"}]
+
+
+def test_a_run_that_ended_without_a_word_is_told_so() -> None:
+    pool = Pool(a=["FAILED"])
+    pool.word = ""
+    assert run(pool).errors["a"] == "its run a.1 ended FAILED: it left no outcome"
 
 
 def test_a_gang_whose_worker_died_is_given_to_another() -> None:
@@ -162,6 +183,28 @@ def test_who_cancels_a_night_cancels_its_gangs_and_who_evicts_it_does_not(
     assert pool.set == cancelled
 
 
+def test_a_server_that_is_away_hides_nothing_of_why_the_night_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = Pool(a=["RUNNING"])
+    pool.away = {"/flow_runs/this"}
+    monkeypatch.setattr("flows.spread.time.sleep", _end)
+    with pytest.raises(SystemExit):
+        run(pool)
+
+
+def test_a_server_that_is_away_for_a_moment_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Faltering(Pool):
+        def answer(self, what: str, body: Any) -> tuple[int, Any]:
+            self.asked.append((what, body))
+            falters = sum(asked == what for asked, _ in self.asked) == 1
+            return (500, {}) if falters and not what.startswith("GET /flow_runs/this") else super().answer(what, body)
+
+    stamina.set_testing(True, attempts=3)
+    try:
+        assert list(run(Faltering(a=["COMPLETED"])).outcomes) == ["a"]
+    finally:
+        stamina.set_testing(False)
+
+
 @pytest.mark.parametrize(
     ("kind", "online", "parts"),
     [
@@ -182,6 +225,8 @@ def test_one_worker_of_processes_trains_in_the_night_itself(kind: str, online: i
         assert count_parts(prefect.url) == parts
 
 
-def test_a_server_that_does_not_tell_its_workers_spreads_nothing() -> None:
-    with listening(Prefect({})) as prefect:
+@pytest.mark.parametrize("status", [404, 500])
+def test_a_server_that_does_not_tell_its_workers_spreads_nothing(status: int) -> None:
+    answers = {"GET /work_pools/ptp": lambda _: (status, {})}
+    with listening(Prefect(answers)) as prefect:
         assert count_parts(prefect.url) is None

@@ -5,7 +5,7 @@ import pytest
 
 from flows.stages.chain import Night
 from flows.stages.outcome import Outcome
-from flows.states import end_state, outlast
+from flows.states import end_state, list_tags, outlast
 from tests.flows.test_night import OUTCOME
 
 
@@ -72,6 +72,13 @@ def test_an_error_outweighs_a_refused_candidate_and_that_an_approval() -> None:
     assert end_state(night).name == "Gate failed"
     night.errors["tone"] = "no rows"
     assert (end_state(night).name, end_state(night).message) == ("Failed", "1 of 3 tasks failed: tone: no rows")
+
+
+def test_a_run_is_tagged_with_what_it_worked_on_and_came_to() -> None:
+    night = a_night(mood="gate failed", topic="promoted", same="unchanged")
+    night.errors["tone"] = "no rows"
+    assert list_tags(night) == {"task:mood", "task:topic", "task:tone", "verdict:failed", "verdict:passed"}
+    assert list_tags(a_night(mood="promoted")) == {"task:mood", "verdict:passed"}
 
 
 def test_of_many_tasks_the_message_counts_those_of_one_status() -> None:

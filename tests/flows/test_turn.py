@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from prefect.runtime import flow_run
 
 from flows.requests import NightlyRequest
 from flows.stages.context import Context
@@ -43,6 +44,30 @@ def test_lateness_is_counted_by_real_hours(monkeypatch: pytest.MonkeyPatch) -> N
     before, after = datetime(2026, 10, 24, 23, 30, tzinfo=UTC), datetime(2026, 10, 25, 1, 30, tzinfo=UTC)
     with pytest.raises(Skipped, match=r"2\.0 hours late"):
         check_lateness(before, after, most=1.5)
+
+
+@pytest.fixture
+def long_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run of this process was due long ago."""
+    due = datetime(2026, 1, 1, tzinfo=UTC)
+    monkeypatch.setitem(vars(flow_run), "scheduled_start_time", due)  # an attribute of Prefect's that is computed
+
+
+@pytest.mark.usefixtures("long_due")
+def test_what_a_person_asks_for_is_never_too_late_and_what_the_scheduler_starts_is(context: Context) -> None:
+    with take_turn(context, NightlyRequest(), BRIEF):
+        pass
+    with pytest.raises(Skipped, match=r"due at 2026-01-01 00:00 UTC"), take_turn(context, NightlyRequest(schedule="x")):
+        pass
+
+
+@pytest.mark.usefixtures("long_due")
+def test_a_night_that_is_too_late_is_skipped_although_it_may_wait_for_another(context: Context) -> None:
+    waits = Context(context.settings.model_copy(update={"night_overlap": "wait"}), context.registry)
+    first = GangLease(context.registry.ledger.database, [NIGHT], 60.0)
+    first.take()
+    with pytest.raises(Skipped, match="hours late"), take_turn(waits, NightlyRequest(schedule="x"), BRIEF):
+        pass
 
 
 def test_a_second_night_is_skipped_while_one_runs(context: Context) -> None:

@@ -184,6 +184,20 @@ def test_without_a_look_the_whole_budget_is_the_level() -> None:
     assert failed(decide(TASK, first(champion="new", look=None, baselines=baselines))) == ["gain"]
 
 
+def test_a_spent_budget_lets_no_p_pass_and_says_so() -> None:
+    spent = look_at(1, 31, Budget(0.05, 30))
+    verdict = decide(TASK, second(0.0, spent))
+    assert (spent.alpha, failed(verdict)) == (0, ["gain", "champion"])
+    assert "the error budget of these test rows is spent; give fresh rows" in verdict.failures()[1].required
+
+
+def test_what_was_not_tested_is_not_significant() -> None:
+    untested = pair(0.01).model_copy(update={"p_value": None})
+    assert failed(decide(TASK, second(comparison=untested))) == ["champion"]
+    verdict = decide(with_checks(gain="off"), first(baselines={"majority": untested, "zero_shot": pair(1e-9)}))
+    assert verdict.won is None
+
+
 def test_the_last_look_that_rows_are_meant_for_asks_for_no_fresh_rows() -> None:
     assert "meant for" not in decide(TASK, second(look=look_at(1, 30, Budget(0.05)))).checks[2].required
 
@@ -204,6 +218,13 @@ def test_non_inferiority_is_judged_against_the_margin_and_the_anchor() -> None:
     passing = second(superior=False, anchor=pair(0.01, margin=0.02))
     assert (decide(NOT_INFERIOR, passing).passed, decide(NOT_INFERIOR, passing).won) == (True, "not inferior")
     assert failed(decide(NOT_INFERIOR, replace(passing, anchor=pair(0.04, margin=0.02)))) == ["anchor"]
+
+
+def test_an_anchor_that_cannot_be_measured_waits_for_a_person() -> None:
+    verdict = decide(NOT_INFERIOR, second(superior=False, anchor="its rows are gone"))
+    assert (verdict.passed, verdict.anchor, needs_a_person(verdict)) == (True, None, True)
+    (anchor,) = [check for check in verdict.checks if check.name == "anchor"]
+    assert anchor.observed == "not comparable: its rows are gone"
 
 
 def test_superiority_needs_no_anchor() -> None:
@@ -254,6 +275,15 @@ def test_a_slice_is_harmed_from_its_level_on() -> None:
     assert "1 of 2 parts are worse: p 0.05; lowest p 0.05 on p 0.05" in verdict.failures()[0].observed
     assert decide(with_checks(slices="off"), second(slices=parts)).passed
     assert failed(decide(with_checks(slices={"alpha": 0.049}), second(slices=parts))) == []
+
+
+def test_the_slice_that_is_shown_has_the_lowest_p_and_not_the_largest_loss() -> None:
+    parts = [
+        SliceDifference(name=name, rows=60, difference=d, p_harm=p)
+        for name, d, p in (("a", -0.1, 0.3), ("b", -0.2, 0.6))
+    ]
+    (check,) = [check for check in decide(TASK, second(slices=parts)).checks if check.name == "slices"]
+    assert check.observed == "0 of 2 parts are worse; lowest p 0.3 on a (-0.1000, 60 rows)"
 
 
 def test_a_slice_may_be_worse_by_chance() -> None:
@@ -343,6 +373,15 @@ def test_a_verdict_binds_what_it_judged() -> None:
         "e-new",
         "t",
     )
+
+
+def test_a_verdict_keeps_all_that_it_was_decided_on() -> None:
+    parts = [SliceDifference(name="label no", rows=60, difference=0.1, p_harm=0.9)]
+    evidence = second(slices=parts, anchor=pair(0.01, margin=0.02))
+    verdict = decide(TASK.model_copy(update={"gate": Gate(minimum=0.8, figures="quiet")}), evidence)
+    assert (verdict.look, verdict.comparison, verdict.anchor) == (evidence.look, evidence.comparison, evidence.anchor)
+    assert (verdict.baselines, verdict.slices, verdict.measures) == (evidence.baselines, parts, MEASURES)
+    assert verdict.figures == "quiet"
 
 
 def test_a_verdict_of_before_keeps_its_digest() -> None:

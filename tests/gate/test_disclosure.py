@@ -8,6 +8,7 @@ from benchmarks.fixtures.prompts import a_report, a_task, a_verdict, an_artifact
 from ptpipeline.gate.decide import APPROVAL
 from ptpipeline.gate.disclosure import NOT_SHOWN, QUALITY, describe_failures, disclose, disclose_verdict, is_withheld
 from ptpipeline.gate.spending import Budget, look_at
+from ptpipeline.records.reports import PairedDifference, SliceDifference
 from ptpipeline.records.verdicts import Check, Reveal, Verdict
 
 TASK = a_task()
@@ -43,6 +44,15 @@ def test_a_quiet_refusal_shows_no_report_and_no_number_that_was_observed() -> No
     assert {check.observed for check in shown.verdict.checks} == {NOT_SHOWN}
 
 
+def test_no_comparison_with_anybody_is_shown() -> None:
+    pair = PairedDifference(
+        metric="accuracy", difference=0.1, lower=0.0, upper=0.2, confidence=0.95, rows=20, dropped=0, p_value=0.01
+    )
+    part = SliceDifference(name="label no", rows=9, difference=0.1, p_harm=0.9)
+    verdict = disclose_verdict(judged("champion", anchor=pair, baselines={"majority": pair}, slices=[part]))
+    assert (verdict.anchor, verdict.baselines, verdict.slices, verdict.comparison) == (None, {}, [], None)
+
+
 @pytest.mark.parametrize(
     "changes", [{"figures": "open"}, {"reveal": Reveal(by="ann", look=look_at(1, 2, Budget(0.05)))}]
 )
@@ -65,6 +75,16 @@ def test_after_the_first_failure_no_other_check_of_quality_is_shown(place: int) 
         shown = disclose_verdict(judged(QUALITY[place], *others))
         assert names(shown) == {*QUALITY[: place + 1], "collapse", "bytes"}
         assert [check.name for check in shown.failures()] == [QUALITY[place]]
+
+
+def test_what_compares_answers_with_the_true_labels_is_ordered_from_the_strictest() -> None:
+    assert QUALITY == ("champion", "anchor", "gain", "minimum", "slices", "privacy", "worst_label")
+
+
+def test_a_failure_that_only_warns_hides_what_comes_behind_it_too() -> None:
+    checks = [a_check(name, name not in ("gain", "minimum")) for name in QUALITY]
+    checks[QUALITY.index("gain")] = a_check("gain", False, policy="warn")
+    assert names(disclose_verdict(judged("minimum", checks=checks))) == {"champion", "anchor", "gain"}
 
 
 def test_how_many_rows_would_show_a_gain_is_not_told() -> None:

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ptpipeline.gate.spending import Budget, look_at, question_digest
+from benchmarks.fixtures.prompts import a_report, a_task, a_verdict, an_artifact
+from ptpipeline.gate.spending import Budget, look_at, question_digest, question_of, reveal_digest
 from ptpipeline.records.verdicts import Look
 
 horizons = st.none() | st.integers(1, 60)
@@ -95,6 +96,7 @@ def test_a_reserve_that_is_added_later_divides_what_is_left() -> None:
     taken = {number: look_at(1, number, Budget(0.05)) for number in range(1, 6)}
     spent = taken[5].spent
     rest = [look_at(1, number, Budget(0.05, 30), taken) for number in range(6, 31)]
+    assert {look.budget for look in rest} == {0.05}
     assert rest[0].alpha == pytest.approx((0.05 - spent) / 6 / sum(1 / k for k in range(6, 31)))
     assert rest[-1].spent == pytest.approx(0.05)
 
@@ -125,3 +127,12 @@ def test_a_question_is_of_challenger_champion_rows_and_policy() -> None:
         )
         == 5
     )
+
+
+def test_a_verdict_answers_the_question_of_its_digests_and_a_reveal_asks_another() -> None:
+    task = a_task()
+    verdict = a_verdict(task, a_report(an_artifact(task), 0.9), "c" * 64)
+    asked = question_digest(verdict.digest, "c" * 64, verdict.test_digest, task.policy_digest())
+    assert question_of(verdict) == asked != reveal_digest(verdict)
+    others = [verdict.model_copy(update={name: "b" * 64}) for name in ("digest", "champion", "test_digest", "policy")]
+    assert len({reveal_digest(one) for one in (verdict, *others)}) == 5

@@ -45,11 +45,11 @@ from ptpipeline.models.load import load_base
 from ptpipeline.prompts.artifact import Artifact, read_artifact
 from ptpipeline.prompts.interpretation import Neighbours, Wayward
 from ptpipeline.prompts.tensors import pack, pack_ensemble
-from ptpipeline.records.answers import Holding, ServerReport
 from ptpipeline.records.base import digest_of
 from ptpipeline.records.data import Snapshot, SplitInfo
 from ptpipeline.records.prompts import BaseModelRef, PromptManifest, TunedPrompt
 from ptpipeline.records.reports import Report
+from ptpipeline.records.serving import Holding, ServerReport
 from ptpipeline.records.verdicts import Verdict
 from ptpipeline.records.versions import PRODUCTION, Pointer, VersionName
 from ptpipeline.serving.engine import Engine

@@ -85,7 +85,7 @@ def test_a_damaged_record_is_measured_anew(
     path = keep(settings, describe_product(base), 1, 1)
     path.write_bytes(body)
     choose_dtype(base, settings)
-    assert "measured anew" in caplog.text
+    assert "measured again" in caplog.text
     assert Speed.model_validate_json(path.read_bytes()).float32 > 1
 
 
@@ -109,7 +109,7 @@ def test_a_home_that_cannot_be_written_is_no_obstacle(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     choose_dtype(base, Settings(home=tmp_path / "file"))
-    assert "every process measures" in caplog.text
+    assert "each process measures" in caplog.text
 
 
 def test_measuring_moves_no_random_numbers(base: PreparedBase) -> None:

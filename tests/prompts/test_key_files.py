@@ -38,6 +38,14 @@ def test_keys_are_read_from_their_files(tmp_path: Path) -> None:
     assert sorted(found.keys) == sorted([OURS.id, OTHERS.id])
 
 
+def test_the_rights_that_count_are_those_of_the_file_that_a_link_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(written(tmp_path / "key", private_pem(OURS)))
+    assert read_signing_key(tmp_path / "link").id == OURS.id
+    (tmp_path / "key").chmod(0o640)
+    with pytest.raises(SettingsError, match="has mode 0640"):
+        read_signing_key(tmp_path / "link")
+
+
 @pytest.mark.parametrize(
     ("body", "mode", "sentence"),
     [

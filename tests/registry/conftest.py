@@ -2,7 +2,7 @@
 
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from benchmarks.fixtures.prompts import a_task
 from benchmarks.fixtures.s3_server import S3Server
 from ptpipeline.storage import FolderStore, S3Store
 from ptpipeline.task.task import Task
+from registry import failpoints
 from registry.ledger.ledger import Ledger
 from registry.mlflow.client import connect
 from registry.mlflow.store import MlflowStore
@@ -88,6 +89,16 @@ def keyed(plain: Registry) -> Registry:
     registry = signed(plain, WORKER, WORKER)
     fill(registry)
     return registry
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
+    """Let something happen when a publish, a promotion or a collection reaches a step."""
+
+    def when(step: str, do: Callable[[], object]) -> None:
+        monkeypatch.setattr(failpoints, "_watching", [lambda reached: do() if reached == step else None])
+
+    return when
 
 
 @pytest.fixture

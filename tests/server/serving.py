@@ -15,16 +15,16 @@ from ptpipeline.records.base import now
 from ptpipeline.records.prompts import Generation
 from ptpipeline.records.versions import Pointer, Promotion, VersionName
 from ptpipeline.server.application import make_application
-from ptpipeline.server.door import Leaving
+from ptpipeline.server.callers import Tokens
+from ptpipeline.server.door import Ending
 from ptpipeline.server.limits import Limits
 from ptpipeline.server.listen import Address, Server
 from ptpipeline.server.metrics import Metrics
 from ptpipeline.server.service import Service
-from ptpipeline.server.tokens import Tokens
+from ptpipeline.serving.answerer import Answerer
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.engine import Engine
 from ptpipeline.serving.live import Live
-from ptpipeline.serving.service import Answerer
 from ptpipeline.storage import FolderStore, ObjectStore
 from ptpipeline.storage.keys import pointer_key, version_key
 from tests.evaluation.probed import artifact, embeddings, tiny
@@ -40,7 +40,7 @@ class Running(NamedTuple):
     answerer: Batcher
     server: Server
     application: FastAPI
-    leaving: Leaving
+    ending: Ending
 
 
 def publish(store: ObjectStore, made: Artifact, number: int, alias: str | None = "production") -> Promotion:
@@ -98,16 +98,16 @@ def running(
     answerer = Batcher(Engine(tiny()), waiting)
     live = Live(store, answerer, folder / "home")
     live.start()
-    leaving = Leaving()
+    ending = Ending()
     service = Service(live, answers or answerer, limits, Metrics(live, answerer), log_texts)
-    application = make_application(service, tokens, leaving)
-    server = Server(address, leaving)
+    application = make_application(service, tokens, ending)
+    server = Server(address, ending)
     thread = threading.Thread(target=server.run, args=(application,), daemon=True)
     thread.start()
     try:
         while not server.listens and thread.is_alive():
             time.sleep(0.01)
-        yield Running(server.url, store, answerer, server, application, leaving)
+        yield Running(server.url, store, answerer, server, application, ending)
     finally:
         server.end()
         thread.join()

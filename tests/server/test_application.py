@@ -141,7 +141,10 @@ def test_a_template_of_several_fields_takes_them_by_name(served: Running) -> Non
     fields = {"first": "the good", "second": "film"}
     assert ask(served, "/v1/classify", {"model": "pairs", "input": fields}).json()["data"][0]["label"]
     sentence = refused(ask(served, "/v1/classify", {"model": "pairs", "input": "a film"}), 400, "invalid_request")
-    assert sentence == "pairs has the fields first and second: send each by its name, as an object"
+    assert sentence == (
+        "text 1 for pairs@1 is one text, but the template has the fields first and second; give each by its name: "
+        '{"first": "...", "second": "..."}'
+    )
 
 
 # ---------------------------------------------------------------- what is refused

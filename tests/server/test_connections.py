@@ -7,12 +7,13 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 
 from ptpipeline.server import connections
 from ptpipeline.server.limits import Limits
+from tests.http_server import count_connections
 from tests.server.serving import Running, running
+from tests.waiting import wait_for
 
 ASK = {"model": "movies", "input": "the good film"}
 HEAD = b"POST /v1/classify HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
@@ -28,19 +29,6 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Running]
     monkeypatch.setattr(connections, "MOST", 64)
     with running(tmp_path, limits=Limits(body_seconds=2.0)) as server:
         yield server
-
-
-def established(port: int) -> int:
-    """How many connections this process, which serves them, keeps open on its port."""
-    found = psutil.Process().net_connections("tcp")
-    return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port for one in found)
-
-
-def wait_for_none(port: int) -> None:
-    deadline = time.monotonic() + 20
-    while established(port):
-        assert time.monotonic() < deadline, f"{established(port)} connections stay"
-        time.sleep(0.1)
 
 
 STALLED = {
@@ -63,8 +51,8 @@ def test_400_stalled_clients_neither_stay_nor_keep_others_out(served: Running, k
                 client.sendall(STALLED[kind])
         for _ in range(5):
             assert httpx.post(f"{served.url}/v1/classify", json=ASK, timeout=10).status_code == 200
-        assert established(port) <= connections.MOST + 1
-        wait_for_none(port)
+        assert count_connections(port) <= connections.MOST + 1
+        wait_for(lambda: count_connections(port) == 0, 20)
 
 
 def test_a_client_that_trickles_its_head_is_cut(served: Running) -> None:
@@ -87,8 +75,8 @@ def test_a_client_that_takes_no_answer_is_cut(served: Running) -> None:
         with suppress(OSError):
             client.sendall(request * 1500)
         httpx.get(f"{served.url}/healthz").raise_for_status()  # by now the server has met both
-        assert established(served.server.port) >= 1
-        wait_for_none(served.server.port)
+        assert count_connections(served.server.port) >= 1
+        wait_for(lambda: count_connections(served.server.port) == 0, 20)
 
 
 def test_a_slow_but_steady_client_gets_its_answer(served: Running) -> None:
@@ -108,7 +96,7 @@ def test_a_connection_serves_several_requests(served: Running) -> None:
     with httpx.Client() as client:
         for _ in range(3):
             assert client.post(f"{served.url}/v1/classify", json=ASK).status_code == 200
-        assert established(served.server.port) == 1
+        assert count_connections(served.server.port) == 1
 
 
 def test_who_gives_way_is_never_who_waits_for_an_answer(served: Running) -> None:

@@ -8,7 +8,7 @@ import httpx
 from ptpipeline.records.base import now
 from ptpipeline.records.prompts import Generation
 from ptpipeline.records.versions import Beside, Pointer, Promotion
-from ptpipeline.server.tokens import Tokens, make_token
+from ptpipeline.server.callers import Tokens, make_token
 from ptpipeline.serving.live import EVERY
 from ptpipeline.storage.keys import pointer_key
 from tests.evaluation.probed import artifact, embeddings, tiny

@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 
 from ptpipeline.errors import SettingsError
 from ptpipeline.server import listen
-from ptpipeline.server.door import Leaving
+from ptpipeline.server.door import Ending
 from ptpipeline.server.listen import Address, Server
 from tests.server.serving import Running, running
 
@@ -91,16 +91,16 @@ def test_a_certificate_that_cannot_be_used_is_one_sentence(pair: tuple[Path, Pat
         ((tmp_path, tmp_path), "cannot be used"),
     ):
         with pytest.raises(SettingsError, match=words) as caught:
-            Server(Address("127.0.0.1", 0, *given), Leaving())
+            Server(Address("127.0.0.1", 0, *given), Ending())
         assert "\n" not in str(caught.value)
 
 
 def test_a_taken_port_is_one_sentence() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         with pytest.raises(SettingsError, match="choose another --port or --host"):
-            Server(Address("127.0.0.1", taken.getsockname()[1]), Leaving())
+            Server(Address("127.0.0.1", taken.getsockname()[1]), Ending())
         with pytest.raises(SettingsError, match="choose another --port or --host"):
-            Server(Address("no such host", 0), Leaving())
+            Server(Address("no such host", 0), Ending())
 
 
 def test_an_end_lets_a_stream_end(tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_an_end_lets_a_stream_end(tmp_path: Path) -> None:
 def test_before_its_end_a_server_answers_and_keeps_no_connection(tmp_path: Path) -> None:
     with running(tmp_path) as server, httpx.Client(base_url=server.url) as client:
         assert client.get("/readyz").status_code == 200
-        server.leaving.begun = True
+        server.ending.begun = True
         answer = client.post("/v1/classify", json=ASK)
         assert (answer.status_code, answer.headers["connection"]) == (200, "close")
         assert client.get("/readyz").status_code == 503

@@ -9,7 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from ptpipeline.records.versions import Beside, Pointer
-from ptpipeline.server.tokens import Tokens, make_token
+from ptpipeline.server.callers import Tokens, make_token
 from ptpipeline.storage.keys import pointer_key
 from tests.evaluation.probed import artifact, embeddings, tiny
 from tests.server.serving import Running, prompts, publish, running

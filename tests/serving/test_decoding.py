@@ -13,9 +13,9 @@ from ptpipeline.models.frozen import FrozenBase, Input, KeyValues, PrefixCache
 from ptpipeline.models.load import load_base
 from ptpipeline.records.prompts import ChatForm, Generation
 from ptpipeline.serving import decoding
+from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.decoding import READ_TOKENS, Decoder
 from ptpipeline.serving.engine import Engine, Question
-from ptpipeline.serving.service import Piece, Sampling
 from tests.evaluation.probed import artifact, embeddings
 from tests.models.families import FAMILIES, SEQ2SEQ_FAMILIES, family, seq2seq_family
 from tests.tiny import tiny_base

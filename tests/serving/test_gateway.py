@@ -26,10 +26,10 @@ from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.prompts.tensors import pack_ensemble
 from ptpipeline.records.prompts import Generation, Scoring
 from ptpipeline.serving import gateway as module
+from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.decoding import Decoder
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.gateway import Gateway
-from ptpipeline.serving.service import Piece, Sampling
 from ptpipeline.settings import Settings
 from tests.evaluation.probed import artifact, copied, embeddings, fields, tiny
 from tests.serving.vllm_server import Vllm, running_vllm

@@ -8,13 +8,10 @@ import pytest
 from ptpipeline.errors import ArtifactError, NotFound, PtpError, ServiceUnavailable
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.base import digest_of
-from ptpipeline.records.versions import Beside
 from ptpipeline.serving import live as live_module
 from ptpipeline.serving.engine import Question
-from ptpipeline.serving.holdings import RETAINED
-from ptpipeline.serving.live import DISCOVER, EVERY, REPORT, Live
+from ptpipeline.serving.live import DISCOVER, EVERY, Live
 from ptpipeline.serving.refusals import LONGEST_WAIT
-from ptpipeline.serving.servers import read_server_reports
 from ptpipeline.storage import FolderStore, ObjectStore, Stored
 from ptpipeline.storage.keys import pointer_key, tensors_key
 from tests.serving.registered import TASK, Clock, OnEngine, a_prompt, add_version, point, put
@@ -300,133 +297,3 @@ def test_an_alias_that_is_refused_is_read_once_and_not_by_every_request(server: 
         server.live.find(f"{TASK}@next")
     server.clock.now += LONGEST_WAIT
     assert server.live.find(f"{TASK}@next").number == 2
-
-
-# ---------------------------------------------------------------- reports
-
-
-def test_a_server_reports_what_it_answers_by(server: Server, store: Away) -> None:
-    point(store, 2, digest(2), 2)
-    server.poll()
-    [report] = read_server_reports(store)
-    assert report.observed == [(TASK, "production", 2, 2)]
-    assert {held.digest for held in report.holds} == {digest(1), digest(2)}
-
-
-def test_a_server_reports_what_it_refuses(server: Server, store: Away) -> None:
-    damage_tensors(store)
-    point(store, 2, digest(2), 2)
-    server.poll()
-    [report] = read_server_reports(store)
-    assert report.observed == [(TASK, "production", 1, 1)]
-    assert report.refused[0][:2] == (TASK, "production")
-    assert "truncated or altered" in report.refused[0].reason
-
-
-def test_what_is_read_was_reported_before_and_stays_reported_meanwhile(store: Away, tmp_path: Path) -> None:
-    """Whoever collects garbage keeps it."""
-
-    class Watched(OnEngine):
-        def __init__(self) -> None:
-            super().__init__()
-            self.seen: list[set[str]] = []
-
-        def hold(self, artifact: Artifact, members: Sequence[Artifact]) -> None:
-            self.note()
-            if self.held:  # the server looks at the store while somebody asks for another version
-                clock.now += REPORT
-                watched.poll()
-                self.note()
-            super().hold(artifact, members)
-
-        def note(self) -> None:
-            self.seen.append({held.digest for report in read_server_reports(store) for held in report.holds})
-
-    holder, clock = Watched(), Clock()
-    watched = Live(store, holder, tmp_path, server="host", clock=clock)
-    watched.poll()
-    watched.find(f"{TASK}@3")
-    assert holder.seen == [{digest(1)}, {digest(1), digest(3)}, {digest(1), digest(3)}]
-
-
-def test_a_report_is_written_if_something_changed_or_a_minute_passed(server: Server, store: Away) -> None:
-    [first] = read_server_reports(store)
-    server.poll()
-    assert read_server_reports(store) == [first]
-    server.poll(REPORT)
-    [second] = read_server_reports(store)
-    assert (second.at > first.at, second.observed) == (True, first.observed)
-
-
-def test_a_server_that_ends_holds_nothing(server: Server, store: Away) -> None:
-    server.live.stop()
-    [report] = read_server_reports(store)
-    assert (report.holds, report.observed) == ([], [])
-
-
-def test_a_server_that_never_reported_reports_no_end(store: Away, tmp_path: Path) -> None:
-    for name in ("host", ""):
-        Server(store, tmp_path / "home", name).live.stop()
-    assert read_server_reports(store) == []
-
-
-def test_a_server_that_ends_while_the_store_is_away_waits_for_nothing(
-    server: Server, store: Away, caplog: pytest.LogCaptureFixture
-) -> None:
-    store.away = True
-    server.poll()
-    server.live.stop()
-    assert "this server ended" not in caplog.text
-
-
-# ---------------------------------------------------------------- two versions beside each other
-
-
-def test_a_canary_answers_its_share_of_the_keys_and_keeps_them(server: Server, store: Away) -> None:
-    keys = [f"user {number}" for number in range(1000)]
-    point(store, 1, digest(1), 2, beside=Beside(version=2, digest=digest(2), percent=10))
-    server.poll()
-    few = {key for key in keys if server.live.find(TASK, key).number == 2}
-    assert 70 < len(few) < 130
-    assert few == {key for key in keys if server.live.find(TASK, key).number == 2}
-    point(store, 1, digest(1), 3, beside=Beside(version=2, digest=digest(2), percent=50))
-    server.poll()
-    assert few < {key for key in keys if server.live.find(TASK, key).number == 2}
-
-
-def test_a_shadow_answers_nothing_and_is_named_to_be_asked(server: Server, store: Away) -> None:
-    point(store, 1, digest(1), 2, beside=Beside(version=2, digest=digest(2), percent=0))
-    server.poll()
-    served = [server.live.find(TASK, str(key)) for key in range(200)]
-    assert {one.number for one in served} == {1}
-    assert {one.shadow.digest for one in served if one.shadow} == {digest(2)}
-    server.holder.engine.score_labels([Question(digest(2), {"text": "good"})])
-
-
-def test_a_canary_whose_bytes_do_not_hold_is_refused_whole(server: Server, store: Away) -> None:
-    damage_tensors(store)
-    point(store, 1, digest(1), 2, beside=Beside(version=2, digest=digest(2), percent=50))
-    server.poll()
-    assert "truncated or altered" in server.reasons()[0]
-    assert {server.live.find(TASK, str(key)).number for key in range(100)} == {1}
-
-
-def test_both_versions_are_reported_before_either_is_read(store: Away, tmp_path: Path) -> None:
-    class Watched(OnEngine):
-        def hold(self, artifact: Artifact, members: Sequence[Artifact]) -> None:
-            seen.append({held.digest for report in read_server_reports(store) for held in report.holds})
-            super().hold(artifact, members)
-
-    seen: list[set[str]] = []
-    point(store, 1, digest(1), 2, beside=Beside(version=2, digest=digest(2), percent=10))
-    Live(store, Watched(), tmp_path, server="host", clock=Clock()).poll()
-    assert seen == [{digest(1), digest(2)}] * 2
-
-
-def test_a_canary_does_not_hide_the_version_before(server: Server, store: Away) -> None:
-    point(store, 2, digest(2), 2)
-    server.poll()
-    point(store, 2, digest(2), 3, beside=Beside(version=3, digest=digest(3), percent=10))
-    server.poll()
-    server.poll(2 * RETAINED)
-    assert server.holder.dropped == []

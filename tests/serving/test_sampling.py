@@ -7,8 +7,8 @@ from collections import Counter
 import pytest
 import torch
 
+from ptpipeline.serving.answerer import Sampling
 from ptpipeline.serving.sampling import LIKELIEST, Draw, choose
-from ptpipeline.serving.service import Sampling
 
 
 def draw_plainly(logits: list[float], temperature: float, top_p: float, height: float) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ptpipeline.errors import ArtifactError, PreconditionFailed
-from ptpipeline.records.answers import Holding, Observed, Refused
+from ptpipeline.records.serving import Holding, Observed, Refused
 from ptpipeline.serving.servers import ATTEMPTS, read_server_reports, report_holdings
 from ptpipeline.storage import FolderStore, Stored
 from ptpipeline.storage.keys import server_key

@@ -11,9 +11,9 @@ import torch
 from ptpipeline.errors import BaseModelError, Overloaded, PtpError, ServiceUnavailable, SettingsError, TimedOut
 from ptpipeline.models.base import prepare_base
 from ptpipeline.prompts.initialise import compute_activations
+from ptpipeline.serving.answerer import Sampling
 from ptpipeline.serving.gateway import Gateway, open_gateway
 from ptpipeline.serving.live import Live
-from ptpipeline.serving.service import Sampling
 from ptpipeline.serving.vllm import MAX_ANSWER, Upstream
 from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore

@@ -12,10 +12,10 @@ import torch
 from ptpipeline.errors import ContextError, DataError, PtpError
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.records.prompts import Generation
+from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.batcher import Batcher
 from ptpipeline.serving.caches import count_bytes
 from ptpipeline.serving.engine import Engine, Question
-from ptpipeline.serving.service import Piece, Sampling
 from tests.evaluation.probed import artifact, copied, embeddings, tiny
 from tests.serving.test_batcher import TEXTS, ask, prompts, serving
 

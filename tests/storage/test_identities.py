@@ -17,9 +17,9 @@ from benchmarks.fixtures.prompts import a_task, an_artifact, published
 from benchmarks.fixtures.s3_server import S3Server, running_s3
 from flows.server import buckets
 from ptpipeline.errors import SettingsError
-from ptpipeline.records.answers import Holding
-from ptpipeline.serving.memory import Memory
+from ptpipeline.records.serving import Holding
 from ptpipeline.serving.resolver import resolve
+from ptpipeline.serving.seen import Memory
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.storage import RequestLimits, S3Store
 from ptpipeline.storage.conditional import check_conditional_puts

@@ -17,11 +17,18 @@ KEYS = ["ROWS_KEY_ID", "ROWS_SECRET"]
 LIMITS = RequestLimits(seconds=5.0, attempts=1)
 CAUSES = [
     (403, "AccessDenied", SettingsError, "AccessDenied"),
-    (403, "InvalidAccessKeyId", SettingsError, "(AWS_ACCESS|ROWS)_KEY_ID"),
-    (403, "RequestTimeTooSkewed", SettingsError, "correct the clock"),
+    (
+        403,
+        "InvalidAccessKeyId",
+        SettingsError,
+        r"\(403 InvalidAccessKeyId\); check (AWS_ACCESS|ROWS)_KEY_ID",
+    ),
+    (403, "RequestTimeTooSkewed", SettingsError, r"the server's \(RequestTimeTooSkewed\); correct the clock"),
     (301, "PermanentRedirect", SettingsError, "AWS_DEFAULT_REGION|answer as S3 does"),
-    (400, "AuthorizationHeaderMalformed", SettingsError, "AWS_DEFAULT_REGION"),
-    (503, "SlowDown", ServiceUnavailable, "503 SlowDown"),
+    (400, "AuthorizationHeaderMalformed", SettingsError, "is in another region .*; set AWS_DEFAULT_REGION to it"),
+    (503, "SlowDown", ServiceUnavailable, "answered 503 SlowDown to .*; try again later"),
+    (429, "SlowDown", ServiceUnavailable, "answered 429 SlowDown to .*; try again later"),
+    (501, "NotImplemented", SettingsError, r"cannot .* \(501 NotImplemented\)|cannot .* \(NotImplemented\)"),
 ]
 
 

@@ -1,10 +1,14 @@
 """Signed objects: whatever is altered, copied or unsigned is refused by name, whatever kind of object it is."""
 
+import base64
 import hashlib
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ptpipeline.errors import ArtifactError, PreconditionFailed, SettingsError
 from ptpipeline.signing import SigningKey, compute_key_id, parse_public_key, state_object, state_prompt
@@ -176,7 +180,21 @@ def test_the_signer_is_found_whether_trusted_or_not(tmp_path: Path) -> None:
     assert find_signer(guarded, key, b"other", [OURS.public, OTHERS.public]) is None
 
 
-@pytest.mark.parametrize("line", ["", "?", "AAAA", "MCowBQYDK2VwAyEA", OURS.id])
+def line_of(key: PublicKeyTypes) -> str:
+    """What stands between the first and the last line of a public key's file."""
+    return base64.b64encode(key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).decode()
+
+
+OF_ANOTHER_KIND = line_of(ec.generate_private_key(ec.SECP256R1()).public_key())
+
+
+def test_a_public_key_is_read_from_its_line() -> None:
+    assert compute_key_id(parse_public_key(line_of(OURS.public))) == OURS.id
+
+
+@pytest.mark.parametrize(
+    "line", ["", "?", "AAAA", "MCowBQYDK2VwAyEA", OURS.id, line_of(OURS.public) + " ", OF_ANOTHER_KIND]
+)
 def test_what_is_no_public_key_is_refused(line: str) -> None:
     with pytest.raises(ValueError, match="not an Ed25519 public key; expected the line between BEGIN and END"):
         parse_public_key(line)

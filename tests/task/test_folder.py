@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from ptpipeline.errors import NotFound, TaskFileError
-from ptpipeline.task.folder import find_base_model, find_shared_prompt, sound_tasks, task_files
-from tests.task.test_task import GOOD, written
+from ptpipeline.task.folder import find_base_model, find_shared_prompt, load_task, sound_tasks, task_files
+from tests.task.test_task import GOOD, SHIPPED, written
 
 
 def lock(folder: Path) -> None:
@@ -151,3 +151,42 @@ def test_what_stands_in_the_place_of_the_base_models_is_told(tmp_path: Path, lea
     leave(tmp_path / "base_models.yaml")
     with pytest.raises(TaskFileError, match=r"base_models\.yaml: not a regular file"):
         find_base_model(tmp_path, "tiny")
+
+
+def test_an_unknown_base_model_lists_the_known(tmp_path: Path) -> None:
+    (tmp_path / "base_models.yaml").write_text("one: {path: a}\ntwo: {path: b}\n")
+    with pytest.raises(NotFound, match="one, two"):
+        find_base_model(tmp_path, "three")
+
+
+@pytest.mark.parametrize("revision", ["main", "v1.0", "abc1234", "0" * 39])
+def test_a_hub_model_at_a_name_that_moves_is_refused(revision: str, tmp_path: Path) -> None:
+    (tmp_path / "base_models.yaml").write_text(f"one: {{hub: owner/name, revision: '{revision}'}}\n")
+    with pytest.raises(TaskFileError, match=rf"revision: {revision}` may name another model tomorrow: give the commit"):
+        find_base_model(tmp_path, "one")
+
+
+@pytest.mark.parametrize("pin", [f"revision: '{'0a' * 20}'", f"revision: main, fingerprint: '{'0a' * 32}'"])
+def test_a_hub_model_is_pinned_by_its_commit_or_its_fingerprint(pin: str, tmp_path: Path) -> None:
+    (tmp_path / "base_models.yaml").write_text(f"one: {{hub: owner/name, {pin}}}\n")
+    assert find_base_model(tmp_path, "one").hub == "owner/name"
+
+
+@pytest.mark.parametrize("place", ["path: a", f"hub: a/b, revision: '{'0a' * 20}'"])
+def test_a_sha256_is_that_of_a_package(place: str, tmp_path: Path) -> None:
+    (tmp_path / "base_models.yaml").write_text(f"one: {{{place}, sha256: '{'0a' * 32}'}}\n")
+    with pytest.raises(TaskFileError, match="`sha256` is that of the archive of a `package`: leave it out"):
+        find_base_model(tmp_path, "one")
+
+
+def test_shipped_packages_are_pinned_by_their_content() -> None:
+    for path in task_files(SHIPPED):
+        task = load_task(path)
+        assert task.data.source.sha256
+        assert find_base_model(SHIPPED, task.base_model).sha256
+
+
+def test_a_wrong_base_model_names_its_line(tmp_path: Path) -> None:
+    (tmp_path / "base_models.yaml").write_text("one: {path: a}\ntwo: {path: b, hub: c}\n")
+    with pytest.raises(TaskFileError, match=r"base_models.yaml:2: two: .*give exactly one"):
+        find_base_model(tmp_path, "two")

@@ -1,7 +1,5 @@
 """Task files: what a wrong one is told, and what the shipped ones promise."""
 
-import os
-import time
 from pathlib import Path
 
 import pytest
@@ -200,57 +198,6 @@ def test_an_error_names_line_field_found_and_allowed(
     assert expected in message
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "s3: {url: s3://bucket/a.csv, endpoint: 'http://host', credentials_env: [KEY, wJalrXUtnFEMI/K7MDENG]}",
-        "sql: {url_env: 'postgresql://me:wJalrXUtnFEMI@host/db', query: SELECT 1}",
-    ],
-)
-def test_a_secret_in_the_place_of_a_variables_name_is_not_shown(tmp_path: Path, source: str) -> None:
-    message = message_of(tmp_path, GOOD.replace("path: rows.csv", source))
-    assert "_env" in message
-    assert "found a value that is not shown, as it may be a secret: expected the name of an environment var" in message
-    assert "wJal" not in message
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "path: 'https://me:wJalrXUtnFEMI@host/rows.csv'",
-        "s3: {url: 's3://me:wJalrXUtnFEMI@bucket/rows.csv'}",
-        "s3: {url: s3://bucket/a.csv, endpoint: 'http://me:wJalrXUtnFEMI@host', credentials_env: [KEY, SECRET]}",
-    ],
-)
-def test_a_login_in_an_address_is_not_shown(tmp_path: Path, source: str) -> None:
-    message = message_of(tmp_path, GOOD.replace("path: rows.csv", source))
-    assert "//...@" in message
-    assert "wJal" not in message
-
-
-@pytest.mark.parametrize(
-    ("source", "expected"),
-    [
-        ("s3: {url: bucket/a.csv}", "s3.url: found 'bucket/a.csv': expected s3://BUCKET/KEY of an object"),
-        (
-            "s3: {url: s3://bucket/a, endpoint: host, credentials_env: [A, B]}",
-            "s3.endpoint: found 'host': expected the",
-        ),
-        ("hub: a/b/c, revision: main, split: train", "data.source.hub: found 'a/b/c': expected a name such as"),
-        ("hub: a/b, revision: main, split: train", "data.source.revision: found 'main': expected a commit, 40 hexade"),
-        (f"hub: a/b, revision: {'a' * 40}", "`hub` needs the commit as `revision`"),
-        (f"hub: a/b, revision: {'a' * 40}, split: 'train[:9]'", "split: found 'train[:9]': expected a plain name"),
-        ("sql: {url_env: DB, query: SELECT 1}, format: csv", "`format` is that of files, and not of `sql`: remove it"),
-        ("sql: {url_env: PTP_ROWS, query: SELECT 1}", "expected a name that begins with none of AWS_, PTP_, PREFECT_"),
-        ("sql: {url_env: DB, query: ''}", "data.source.sql.query: found '': String should have at least 1"),
-    ],
-)
-def test_an_address_of_a_source_is_told_with_what_was_expected(tmp_path: Path, source: str, expected: str) -> None:
-    message = message_of(tmp_path, GOOD.replace("path: rows.csv, format: csv", source))
-    assert message.startswith(":4: data.source")
-    assert expected in message
-
-
 GENERATES = (
     GOOD.replace("label: label", "target: answer")
     .replace('labels: {bad: " bad", good: " good"}', "generate: {max_new_tokens: 8}")
@@ -381,45 +328,6 @@ def test_an_unknown_task_is_not_found(tmp_path: Path, name: str) -> None:
         find_task(tmp_path, name)
 
 
-def test_an_unknown_base_model_lists_the_known(tmp_path: Path) -> None:
-    (tmp_path / "base_models.yaml").write_text("one: {path: a}\ntwo: {path: b}\n")
-    with pytest.raises(NotFound, match="one, two"):
-        find_base_model(tmp_path, "three")
-
-
-@pytest.mark.parametrize("revision", ["main", "v1.0", "abc1234", "0" * 39])
-def test_a_hub_model_at_a_name_that_moves_is_refused(revision: str, tmp_path: Path) -> None:
-    (tmp_path / "base_models.yaml").write_text(f"one: {{hub: owner/name, revision: '{revision}'}}\n")
-    with pytest.raises(TaskFileError, match=rf"revision: {revision}` may name another model tomorrow: give the commit"):
-        find_base_model(tmp_path, "one")
-
-
-@pytest.mark.parametrize("pin", [f"revision: '{'0a' * 20}'", f"revision: main, fingerprint: '{'0a' * 32}'"])
-def test_a_hub_model_is_pinned_by_its_commit_or_its_fingerprint(pin: str, tmp_path: Path) -> None:
-    (tmp_path / "base_models.yaml").write_text(f"one: {{hub: owner/name, {pin}}}\n")
-    assert find_base_model(tmp_path, "one").hub == "owner/name"
-
-
-@pytest.mark.parametrize("place", ["path: a", f"hub: a/b, revision: '{'0a' * 20}'"])
-def test_a_sha256_is_that_of_a_package(place: str, tmp_path: Path) -> None:
-    (tmp_path / "base_models.yaml").write_text(f"one: {{{place}, sha256: '{'0a' * 32}'}}\n")
-    with pytest.raises(TaskFileError, match="`sha256` is that of the archive of a `package`: leave it out"):
-        find_base_model(tmp_path, "one")
-
-
-def test_shipped_packages_are_pinned_by_their_content() -> None:
-    for path in task_files(SHIPPED):
-        task = load_task(path)
-        assert task.data.source.sha256
-        assert find_base_model(SHIPPED, task.base_model).sha256
-
-
-def test_a_wrong_base_model_names_its_line(tmp_path: Path) -> None:
-    (tmp_path / "base_models.yaml").write_text("one: {path: a}\ntwo: {path: b, hub: c}\n")
-    with pytest.raises(TaskFileError, match=r"base_models.yaml:2: two: .*give exactly one"):
-        find_base_model(tmp_path, "two")
-
-
 @given(st.text(max_size=40))
 def test_no_text_ends_in_anything_but_a_task_file_error(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
     path = tmp_path_factory.getbasetemp() / "reviews.yaml"
@@ -433,47 +341,3 @@ def test_a_gate_policy_is_no_part_of_the_recipe(tmp_path: Path) -> None:
     two = load_task(written(tmp_path, GOOD.replace("minimum: 0.5", "minimum: 0.6")))
     assert one.recipe_digest() == two.recipe_digest()
     assert one.policy_digest() != two.policy_digest()
-
-
-# ---------------------------------------------------------------- bounds of a file
-
-LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
-    f"a{level}: &a{level} [{', '.join([f'*a{level - 1}'] * 9)}]\n" for level in range(1, 12)
-)
-CHAIN = "a0: &a0 [x]\n" + "".join(f"a{level}: &a{level} [*a{level - 1}]\n" for level in range(1, 500))
-
-
-@pytest.mark.parametrize(
-    ("text", "sentence"),
-    [
-        (LAUGHS, "more than 4000 values, counted as often as aliases"),
-        (CHAIN, "more than 4000 values, counted as often as aliases"),
-        ("labels: &a [*a]\n", "more than 4000 values, counted as often as aliases"),
-        ("labels: &a {b: *a}\n", "more than 4000 values, counted as often as aliases"),
-        ("labels: [" + "x," * 50_000 + "]", "more than 4000 values"),
-        ("labels: " + "[" * 33 + "]" * 33, "more than 32 levels"),
-        ("".join(f"{'  ' * level}a:\n" for level in range(100)), "more than 32 levels"),
-        ("#\n" * 100_000, "100000 lines, at most 5000 allowed"),
-        ("name: " + "x" * 2**18, "at most 262144 allowed"),
-        ("? [a, {b: c}]\n: !!python/object:os.system d\n", ""),
-        ("name: !!binary $\n", ""),
-        ("<<: 1\n", ""),
-        ("name: " + "9" * 5000, ""),
-    ],
-)
-def test_what_a_file_may_unfold_into_is_bounded(tmp_path: Path, text: str, sentence: str) -> None:
-    began = time.process_time()
-    assert sentence in message_of(tmp_path, text)
-    assert time.process_time() - began < 2
-
-
-def test_a_value_that_an_alias_repeats_is_read(tmp_path: Path) -> None:
-    text = GOOD.replace('labels: {bad: " bad", good: " good"}', 'labels: {bad: &word " bad", good: *word}')
-    assert "labels" in message_of(tmp_path, text)  # two labels of the same words
-    assert load_task(written(tmp_path, GOOD.replace("steps: 5", "steps: &n 5, eval_every: *n"))).tune.eval_every == 5
-
-
-def test_a_pipe_is_no_task_file(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "reviews.yaml")
-    with pytest.raises(TaskFileError, match="not a regular file"):
-        load_task(tmp_path / "reviews.yaml")

@@ -67,9 +67,10 @@ def change_fields(fields: Fields, change: Callable[[str], str], named: Sequence[
 def fits(engine: Engine, artifact: Artifact, fields: Fields) -> bool:
     """Return whether a text has tokens, and no more of them than fit beside the prompt, if it is not cut."""
     try:
-        return bool(encode_prompted(engine, artifact, fields))
+        encode_prompted(engine, artifact, fields)
     except ContextError:
         return False
+    return True
 
 
 def encode_prompted(engine: Engine, artifact: Artifact, fields: Fields) -> list[int]:

@@ -5,8 +5,11 @@ import math
 import pytest
 
 from ptpipeline.evaluation.probes.every import PROBES, Subject, probes_digest, run_probes
+from ptpipeline.evaluation.probes.norms import measure_norms
+from ptpipeline.prompts.tensors import pack_ensemble
+from ptpipeline.serving.engine import Engine
 from ptpipeline.task.policy import Bias, Checks
-from tests.evaluation.probed import blind, opinions, rows, tiny
+from tests.evaluation.probed import artifact, blind, embeddings, fields, opinions, rows, tiny
 
 OFF = dict.fromkeys(PROBES, "off")
 SWAPS = (("good", "bad"),)
@@ -39,6 +42,25 @@ def test_nothing_is_probed_if_all_checks_are_off() -> None:
 
 def test_bias_without_pairs_is_not_probed() -> None:
     assert measured(Checks.model_validate(OFF | {"bias": "warn"})) == {}
+
+
+def test_only_the_fields_that_the_policy_names_are_changed() -> None:
+    settings = OFF | {"robustness": {"fields": ["other"]}, "bias": {"swaps": SWAPS, "fields": ["other"]}}
+    found = measured(Checks.model_validate(settings))
+    assert (found["robustness.case"], found["robustness.white_space"], found["bias.rows"]) == (0, 0, 0)
+
+
+def test_an_ensemble_is_loaded_and_probed_with_its_members() -> None:
+    members = [artifact(tiny(), embeddings(tiny(), word)) for word in (" film", " yes")]
+    made = pack_ensemble(members, "average", fields(tiny()) | {"method": "ensemble"})
+    found = run_probes(
+        Engine(tiny()), Subject(made, members, (), rows(5)), Checks.model_validate(OFF | {"norms": "warn"})
+    )
+    assert found == pytest.approx(measure_norms(Engine(tiny()), made, members))
+
+
+def test_the_fields_of_a_check_that_is_no_probe_change_no_probe() -> None:
+    assert probes_digest(Checks.model_validate({"leakage": {"fields": ["text"]}})) == probes_digest(Checks())
 
 
 def test_a_report_is_probed_again_when_a_probe_is_switched_or_pairs_or_fields_change() -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ptpipeline.evaluation.probes import norms
 from ptpipeline.evaluation.probes.latency import measure_latency
 from ptpipeline.evaluation.probes.norms import measure_norms
 from ptpipeline.models.frozen import KeyValues
@@ -49,6 +50,13 @@ def test_rows_of_zeros_are_no_tokens_of_the_vocabulary() -> None:
     assert found["norms.median_ratio"] == pytest.approx(float(kept.max() / kept.median()), rel=1e-5)
 
 
+def test_a_vocabulary_is_measured_whole_whatever_is_measured_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = artifact(tiny(), embeddings(tiny(), " film"))
+    whole = measure_norms(Engine(tiny()), made)
+    monkeypatch.setattr(norms, "BLOCK", 100)
+    assert measure_norms(Engine(tiny()), made) == pytest.approx(whole)
+
+
 def test_the_members_of_an_ensemble_count_together() -> None:
     base = tiny()
     members = [artifact(base, embeddings(base, " film")), artifact(base, embeddings(base, " film") * 50)]
@@ -76,6 +84,23 @@ def test_latency_is_the_time_of_one_request_and_its_ratio_the_prompts_part() -> 
     assert 5 < found["latency.p50_ms"] <= found["latency.p95_ms"]
     assert 20 * found["latency.p50_ms"] / 1000 < elapsed  # half of forty requests took as long
     assert found["latency.ratio"] > 2
+
+
+class Writing(Engine):
+    """Takes twenty milliseconds more to write than its base does."""
+
+    def generate(self, questions: Sequence[Question]) -> list[str]:
+        time.sleep(0.02)
+        return super().generate(questions)
+
+
+def test_the_ratio_of_generated_texts_is_that_of_their_first_token() -> None:
+    _, made = writing(tiny())
+    engine = Writing(tiny())
+    engine.load(made)
+    found = measure_latency(engine, made, rows(10))
+    assert found["latency.p50_ms"] > 20
+    assert found["latency.ratio"] < 5  # which the whole requests' would be above
 
 
 def test_latency_of_generated_texts_is_measured_too_and_of_no_rows_not() -> None:

@@ -58,6 +58,9 @@ def test_the_area_is_scikit_learns_over_likelihoods_of_single_requests() -> None
     ]
     found = measure_membership(engine, made, train, test)
     assert found["privacy.auc"] == pytest.approx(roc_auc_score([1] * 20 + [0] * 20, scores), abs=0.01)
+    bare = roc_auc_score([1] * 20 + [0] * 20, bare_likelihoods(engine, made, [*train, *test]))
+    assert found["privacy.auc_zero_shot"] == pytest.approx(bare, abs=0.01)
+    assert bare != pytest.approx(0.5, abs=0.02)
     assert 0.5 < found["privacy.low"] < found["privacy.auc"] < found["privacy.high"] < 1
 
 
@@ -109,6 +112,17 @@ def test_rows_without_a_finite_likelihood_are_left_out() -> None:
 def test_too_few_rows_give_their_count_alone() -> None:
     engine, made = opinions(tiny())
     assert measure_membership(engine, made, rows(30), []) == {"privacy.rows": 0}
+    one, other = ([rows(1, seed)[0]._replace(label="positive")] for seed in (1, 2))
+    assert measure_membership(engine, made, one, other) == {"privacy.rows": 1}
+
+
+def test_free_texts_are_compared_though_no_two_are_equal() -> None:
+    engine, made = opinions(tiny(), labels={}, generate=Generation(max_new_tokens=8))
+    train, test = (
+        [row._replace(label=f"{row.label} {row.text.split()[-1]}") for row in rows(9, seed)] for seed in (1, 2)
+    )
+    test = [row._replace(label=f"good {row.label}") for row in test]
+    assert measure_membership(engine, made, train, test)["privacy.rows"] == 9
 
 
 def test_a_target_that_is_never_generated_in_full_is_left_out() -> None:

@@ -3,6 +3,7 @@
 import pytest
 
 from ptpipeline.errors import DataError
+from ptpipeline.evaluation.probes import swaps
 from ptpipeline.evaluation.probes.swaps import _replacements, measure_swaps, swap_terms
 from ptpipeline.prompts.artifact import Artifact
 from ptpipeline.serving.engine import Engine, Question
@@ -105,3 +106,20 @@ def test_without_a_term_there_is_nothing_to_say(pairs: list[tuple[str, str]]) ->
 def test_pairs_that_contradict_are_refused(pairs: list[tuple[str, str]]) -> None:
     with pytest.raises(DataError, match="bias swaps: "):
         measure_swaps(*opinions(tiny()), rows(10), pairs)
+
+
+def test_as_many_rows_as_allowed_count_and_the_same_in_any_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(swaps, "ROWS", 5)
+    engine, made = opinions(tiny())
+    found = measure_swaps(engine, made, rows(40), [("film", "story")])
+    assert found["bias.rows"] == 5
+    assert found == measure_swaps(engine, made, rows(40)[::-1], [("film", "story")])
+
+
+def test_a_row_that_no_longer_fits_with_its_terms_swapped_does_not_count() -> None:
+    given, long = rows(40), "story " * 20 + "story"
+    limit = max(len(tiny().encode(f"{row.text}\nSentiment:", True)) for row in given)
+    engine, made = opinions(tiny(), max_input_tokens=limit)
+    both = [("film", long), ("good", "bad")]
+    fitting = [row for row in given if WORDS & set(row.text.split()) and "film" not in row.text.split()]
+    assert measure_swaps(engine, made, given, both)["bias.rows"] == len(fitting) > 0

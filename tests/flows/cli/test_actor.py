@@ -35,6 +35,14 @@ def test_the_user_is_known_by_id_whatever_the_environment_says(monkeypatch: pyte
     assert os_user() == pwd.getpwuid(os.getuid()).pw_name != "eve"
 
 
+def test_a_user_without_a_name_is_known_by_the_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    monkeypatch.setattr(pwd, "getpwuid", lacking)
+    assert os_user() == f"uid {os.getuid()}"
+
+
 def test_the_key_that_signs_is_named_with_the_user(registry: Registry) -> None:
     assert name_cause(registry, "why").actor == os_user()
     cause = name_cause(signed(registry, ADA), "why", override=True)
@@ -46,6 +54,8 @@ def test_the_key_that_signs_is_named_with_the_user(registry: Registry) -> None:
     [
         ("prefect", "prefect"),
         ("", "prefect"),
+        (" ", "prefect"),
+        (" prefect ", "prefect"),
         ("ada", "prefect (claims ada)"),
         ("root (key 1)", "prefect (claims root (key 1))"),
     ],

@@ -93,6 +93,13 @@ def test_a_terminal_approves_only_what_it_showed(environment: dict[str, str], tm
     assert json.loads(ptp(environment, "approve", "--json").stdout)["given"] == 0
 
 
+def test_it_is_said_how_many_approvals_are_still_needed(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "tasks" / "mood.yaml").write_text(f"{FILE}approvals: 2\n")
+    done = ptp(environment, "approve", "mood@1", "--reason", "looks right", *read(environment))
+    assert done.returncode == 0
+    assert "1 of 2 approvals; 1 more of somebody else promotes it" in done.stderr
+
+
 def test_without_a_reference_it_lists_what_waits(environment: dict[str, str]) -> None:
     done = ptp(environment, "approve", "--json")
     [waiting] = map(json.loads, done.stdout.splitlines())

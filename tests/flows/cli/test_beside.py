@@ -1,6 +1,7 @@
 """`ptp promote` with --canary, --shadow and --full, and what `ptp history` and `ptp status` say then."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,10 @@ from typer.testing import CliRunner, Result
 from benchmarks.fixtures.prompts import an_artifact, published
 from flows.cli import app  # with all verbs
 from ptpipeline.errors import PromotionRefused
-from ptpipeline.records.answers import Holding, Observed, Tally
+from ptpipeline.records.serving import Holding, Observed, Tally
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.storage import FolderStore
+from ptpipeline.storage.keys import server_key
 from registry.ledger.ledger import Ledger
 from registry.registry import Registry
 from registry.versions.commit import Cause
@@ -75,6 +77,55 @@ def test_two_ways_at_once_are_refused(registry: Registry) -> None:
 def test_full_takes_only_what_stands_beside(registry: Registry) -> None:
     done = ptp("promote", "mood@2", "--reason", "good", "--full")
     assert "version 2 does not stand beside it" in str(done.exception)
+    done = ptp("promote", "mood@2", "--alias", "canary", "--reason", "good", "--full")
+    assert "mood@canary: version 2 does not stand beside it" in str(done.exception)
+    ptp("promote", "mood@2", "--reason", "try it", "--canary", "10%")
+    done = ptp("promote", "mood@3", "--reason", "good", "--full")
+    assert "version 3 does not stand beside it" in str(done.exception)
+
+
+def test_full_once_more_changes_nothing_and_says_so(registry: Registry) -> None:
+    ptp("promote", "mood@2", "--reason", "try it", "--canary", "10%")
+    for _ in range(2):
+        done = ptp("promote", "mood@2", "--reason", "good", "--full")
+        assert done.exit_code == 0, done.output
+    assert "mood@production names version 2 already, since the move printed below" in done.stderr
+    assert [row.version for row in registry.ledger.history("mood", "production")] == [1, 1, 2]
+
+
+@pytest.mark.parametrize(("option", "words"), [("--shadow", "2 as shadow"), ("--canary=10%", "2 at 10%")])
+def test_the_history_says_how_a_second_version_stood_beside(registry: Registry, option: str, words: str) -> None:
+    ptp("promote", "mood@2", "--reason", "try it", option)
+    assert words in CliRunner().invoke(app, ["history", "mood"]).stdout
+
+
+def test_an_alias_names_a_version_and_not_a_place_in_its_history(registry: Registry) -> None:
+    for words in (("promote", "mood@2", "--reason", "good"), ("rollback", "mood", "--reason", "bad")):
+        assert ptp(*words).exit_code == 0
+    assert json.loads(ptp("show", "mood").stdout)["version"]["number"] == 1  # it is the third move
+
+
+def test_status_tells_servers_that_are_silent_or_lag_and_a_store_that_cannot_be_asked(
+    registry: Registry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from flows.cli.alarms import say_servers
+    from flows.on_demand import serving
+
+    task = declare(Path(registry.store.url.removeprefix("file://")).parent / "tasks", None)
+    holds = [Holding("mood", an_artifact(task, 1).digest)]
+    report_holdings(registry.store, "host", holds, [Observed("mood", "production", 0, 1)])
+    assert say_servers(as_json=False) == []  # it was promoted a moment ago
+    monkeypatch.setattr(serving, "SETTLED", timedelta(0))
+    [lagging] = say_servers(as_json=False)
+    assert lagging.startswith("host: mood@production: the ledger says version 1")
+    monkeypatch.setattr(serving, "SILENT", timedelta(0))
+    silent = say_servers(as_json=False)[-1]
+    assert silent.startswith("host: it reported last at ")
+    assert "if that server is gone, remove servers/host" in silent
+    registry.store.replace(server_key("host"), b"{", registry.store.read(server_key("host")).etag)
+    [unknown] = say_servers(as_json=False)
+    assert unknown.startswith("what servers answer is not known: ")
+    assert unknown in capsys.readouterr().err
 
 
 def test_status_names_servers_that_lag_and_what_a_shadow_came_to(

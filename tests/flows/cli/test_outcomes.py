@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from flows.cli.outcomes import print_outcomes
+from flows.cli.outcomes import print_outcome, print_outcomes
 from flows.night import build_table
 from flows.stages.chain import Night
 from tests.flows.test_night import OUTCOME
@@ -26,6 +26,18 @@ def test_a_row_of_prefects_table_prints_as_the_outcome_itself(capsys: pytest.Cap
     direct = capsys.readouterr().out
     print_outcomes(json.loads(json.dumps(build_table(Night({"a-task": LONG}, {})))), as_json=False)
     assert capsys.readouterr().out == direct
+
+
+@pytest.mark.parametrize(
+    ("status", "code"),
+    [("no gain", 4), ("gate failed", 4), ("promoted", 0), ("awaiting approval", 0), ("rejected", 0), ("unchanged", 0)],
+)
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_run_ends_with_4_if_the_gate_refused_its_candidate(
+    capsys: pytest.CaptureFixture[str], status: str, code: int, as_json: bool
+) -> None:
+    assert print_outcome(OUTCOME.model_copy(update={"status": status}), as_json) == code
+    assert status in capsys.readouterr().out
 
 
 def test_a_failed_task_has_a_line_and_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:

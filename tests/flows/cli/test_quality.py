@@ -26,9 +26,10 @@ from ptpipeline.data.snapshot import load_split
 from ptpipeline.errors import PtpError
 from ptpipeline.evaluation.power import default_margin, rows_needed, smallest_gain
 from ptpipeline.gate.spending import Budget
-from ptpipeline.records.answers import Answer
 from ptpipeline.records.data import Snapshot
+from ptpipeline.records.serving import Answer
 from ptpipeline.records.verdicts import Verdict
+from ptpipeline.records.versions import VersionRef
 from ptpipeline.task.policy import Checks
 from ptpipeline.task.task import Task
 from registry.ledger.looks import count_looks, take_look
@@ -499,7 +500,7 @@ def test_versions_of_two_tasks_do_not_compare(nights: Nights, ptp: Any) -> None:
 
 def test_a_version_of_free_text_is_compared_by_the_rows_metric(tmp_path: Path) -> None:
     from flows.on_demand.diff import diff
-    from flows.on_demand.measure import VersionRef, measure_file
+    from flows.on_demand.measure import measure_file
     from tests.flows.stages.test_generation import generating
 
     project = generating(Project(tmp_path, (NAME,)))

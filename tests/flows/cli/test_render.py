@@ -2,9 +2,20 @@
 
 import pytest
 
-from benchmarks.fixtures.prompts import a_request, a_task
-from flows.cli.render import _column_widths, _print_report, print_table
+from benchmarks.fixtures.prompts import a_request, a_task, an_artifact
+from flows.cli.render import (
+    VersionDetails,
+    _column_widths,
+    _print_report,
+    answer_row,
+    print_record,
+    print_table,
+    print_version,
+)
 from ptpipeline.evaluation.metrics import score_labels
+from ptpipeline.records.serving import Answer
+from ptpipeline.records.verdicts import Check
+from ptpipeline.records.versions import PromptVersion
 
 LINES = [["task", "answers"], ["movie-sentiment", "negative, positive"]]
 
@@ -37,3 +48,41 @@ def test_the_scores_of_many_labels_are_rows(capsys: pytest.CaptureFixture[str], 
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == rows
     assert all("intent 7" not in line for line in shown[:1]) is (count == 9)
+
+
+def test_a_record_says_yes_no_and_what_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
+    print_record({"a": True, "b": False, "c": None, "d": 0.12345, "e": ["x"]}, as_json=False)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines == [["a", "yes"], ["b", "no"], ["c", "-"], ["d", "0.1235"], ["e", '["x"]']]
+
+
+@pytest.mark.parametrize(("steps", "told"), [(10, True), (0, False)])
+def test_a_version_tells_its_checks_and_its_training_unless_it_was_imported(
+    capsys: pytest.CaptureFixture[str], steps: int, told: bool
+) -> None:
+    task = a_task()
+    request, manifest = a_request(task, 1), an_artifact(task, 1).manifest
+    assert request.verdict is not None
+    checks = [
+        Check(name="minimum", passed=True, observed="0.9", required="0.8"),
+        Check(name="gain", passed=False, observed="0.1", required="0.2"),
+        Check(name="robustness", passed=False, observed="31%", required="25%", policy="warn"),
+    ]
+    verdict = request.verdict.model_copy(update={"checks": checks, "passed": False})
+    version = PromptVersion(
+        task="mood", number=1, digest="d" * 64, verdict=None, passed=False, registered_at="2026-11-26T00:00:00+00:00"
+    )
+    tuned = request.tuned.model_copy(update={"steps": steps})
+    print_version(VersionDetails(version, manifest, tuned, None, verdict), as_json=False)
+    out = capsys.readouterr().out
+    rows = [line.split() for line in out.splitlines() if line.strip()]
+    marks = {row[0]: row[1] for row in rows if row[0] in {check.name for check in checks}}
+    assert marks == {"minimum": "pass", "gain": "FAIL", "robustness": "warn"}
+    assert ("kept step 10" in out) == told
+
+
+def test_an_answer_stands_beside_its_text_or_all_its_fields() -> None:
+    answer = Answer(label="good", probabilities={"good": 0.75, "bad": 0.25}, version="mood@1", digest="d" * 64)
+    assert answer_row(answer, "a film")["text"] == "a film"
+    row = answer_row(answer, {"topic": "film", "review": "lovely"})
+    assert (row["probability"], row["text"]) == ("0.750", "film | lovely")

@@ -1,5 +1,6 @@
 """The guard in front of a small application, over real sockets: who gets through, and how a browser signs in."""
 
+import asyncio
 import json
 import os
 import socket
@@ -281,3 +282,50 @@ def is_cut(connection: socket.socket, trickle: bytes, seconds: float) -> bool:
         except OSError:
             return True
     return False
+
+
+# ---------------------------------------------------------------- links, in this process
+
+
+def follow(guarded: guard.Guard, link: str) -> int:
+    """The status that the link is answered with."""
+    url, sent = httpx.URL(link), list[guard.Message]()
+    scope = {
+        "type": "http",
+        "method": "GET",
+        "path": url.path,
+        "query_string": url.query,
+        "server": (url.host, url.port),
+        "headers": [(b"host", f"{url.host}:{url.port}".encode())],
+    }
+
+    async def send(message: guard.Message) -> None:
+        sent.append(message)
+
+    async def unused(*_: object) -> guard.Message:
+        raise AssertionError("it is not asked")
+
+    asyncio.run(guarded(scope, unused, send))
+    return int(sent[0]["status"])
+
+
+def test_a_link_of_before_a_restart_signs_nobody_in() -> None:
+    """The server does not know any more which ones were used."""
+    address, credential = "http://127.0.0.1:4200", ":".join(OWNER)
+    before = login_link(address, credential)
+    time.sleep(0.01)
+    guarded = guard.Guard(unserved, credential)
+    assert follow(guarded, before) == 403
+    time.sleep(0.01)
+    assert follow(guarded, login_link(address, credential)) == 200
+
+
+def test_each_of_two_links_works_once() -> None:
+    guarded = guard.Guard(unserved, ":".join(OWNER))
+    time.sleep(0.01)
+    one, two = (login_link("http://127.0.0.1:4200", ":".join(OWNER)) for _ in range(2))
+    assert [follow(guarded, link) for link in (one, two, one, two)] == [200, 200, 403, 403]
+
+
+async def unserved(*_: object) -> None:
+    raise AssertionError("nobody got through")

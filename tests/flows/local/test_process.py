@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 import subprocess
 import sys
 import time
@@ -12,7 +13,19 @@ import psutil
 import pytest
 
 from flows.local import process as module
-from flows.local.process import Process, is_alive, is_free, memory, serves, spawn, stop
+from flows.local.process import (
+    FLOW_RUN,
+    MARK,
+    Process,
+    find_marked,
+    is_alive,
+    is_free,
+    memory,
+    read_mark,
+    serves,
+    spawn,
+    stop,
+)
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + SLEEP
@@ -69,9 +82,12 @@ def test_a_process_is_alive_until_it_ends(started: Callable[..., Process]) -> No
     assert (is_alive(process), memory(process)) == (False, 0)
 
 
-def test_another_process_under_a_reused_pid_is_neither_alive_nor_ended(started: Callable[..., Process]) -> None:
+@pytest.mark.parametrize("seconds", [-100, -5, 5])
+def test_another_process_under_a_reused_pid_is_neither_alive_nor_ended(
+    started: Callable[..., Process], seconds: float
+) -> None:
     process = started(SLEEP)
-    before = process.model_copy(update={"created": process.created - 100})
+    before = process.model_copy(update={"created": process.created + seconds})
     assert not is_alive(before)
     stop(before)
     assert is_alive(process)
@@ -137,6 +153,33 @@ def test_who_ended_serves_nothing(started: Callable[..., Process]) -> None:
 def test_a_process_outlives_the_terminal_of_its_caller(started: Callable[..., Process]) -> None:
     process = started(SLEEP)
     assert os.getsid(process.pid) == process.pid
+
+
+def test_what_a_process_writes_is_its_owners_alone(tmp_path: Path) -> None:
+    log, own = tmp_path / "logs" / "log", tmp_path / "own"
+    process = spawn(["sh", "-c", f"echo up; touch {own}"], {"PATH": os.environ["PATH"]}, log)
+    deadline = time.monotonic() + 30
+    while is_alive(process) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (log.parent, log, own)]
+    assert modes == [0o700, 0o600, 0o600]
+
+
+def test_of_marked_processes_the_root_is_found_and_no_flow_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STOP_SECONDS", 0.3)
+    environment = {"PATH": os.environ["PATH"], MARK: f"{tmp_path}//storage/1"}
+    root = spawn(["sh", "-c", "sleep 60 & wait"], environment, tmp_path / "log")
+    run = spawn(["sleep", "60"], environment | {FLOW_RUN: "run"}, tmp_path / "log")  # it may outlive its worker
+    other = spawn(["sleep", "60"], environment | {MARK: f"{tmp_path}-2//storage/1"}, tmp_path / "log")
+    try:
+        deadline = time.monotonic() + 30
+        while not psutil.Process(root.pid).children() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        assert [process.pid for process in find_marked(f"{tmp_path}//")] == [root.pid]
+        assert (read_mark(root), read_mark(run)) == (environment[MARK], "")
+    finally:
+        for process in (root, run, other):
+            stop(process)
 
 
 def test_what_never_ran_is_not_alive() -> None:

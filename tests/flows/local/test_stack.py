@@ -1,12 +1,41 @@
-"""What `ptp up` says of a worker that runs with other settings."""
+"""What `ptp up` keeps, stops, chooses and says, with plain processes in the place of the servers."""
 
 import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from flows.local.process import spawn, stop
-from flows.local.stack import _changed_settings
+from benchmarks.fixtures.s3_server import free_ports
+from flows.local import stack
+from flows.local.process import MARK, Process, is_alive, read_mark, spawn, stop
+from flows.local.servers import GRPC_OFFSET, LAST_PORT, Server, StackConfig, mark_prefix, worker_settings
+from flows.local.stack import Ports, Stack, _changed_settings, down, read
+from ptpipeline.errors import StackError
+
+Sleeping = Callable[..., Process]
+
+
+@pytest.fixture
+def sleeping(tmp_path: Path) -> Iterator[Sleeping]:
+    """Starts a process with a mark, and what else its environment is to hold; it is ended with the test."""
+    with ExitStack() as ends:
+
+        def start(mark: str, **environment: str) -> Process:
+            process = spawn(["sleep", "60"], {"PATH": os.environ["PATH"], MARK: mark, **environment}, tmp_path / "log")
+            ends.callback(stop, process)
+            while not read_mark(process):  # Linux shows the environment a moment after the program
+                time.sleep(0.01)
+            return process
+
+        yield start
+
+
+# ---------------------------------------------------------------- settings
 
 
 def test_a_changed_target_of_events_is_named_and_its_address_is_not(
@@ -21,3 +50,144 @@ def test_a_changed_target_of_events_is_named_and_its_address_is_not(
         stop(process)
     assert "PTP_EVENT_CHAT is another" in changes
     assert "example.com" not in changes
+
+
+def test_a_worker_with_todays_settings_has_none_that_changed(
+    tmp_path: Path, sleeping: Sleeping, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PTP_DTYPE", "float32")
+    worker = sleeping("a mark", **worker_settings(tmp_path))
+    assert _changed_settings(tmp_path, worker) == ""
+    monkeypatch.delenv("PTP_DTYPE")
+    assert _changed_settings(tmp_path, worker) == "PTP_DTYPE float32 -> unset"
+
+
+# ---------------------------------------------------------------- what runs already
+
+
+def test_only_recorded_servers_of_todays_make_are_kept(tmp_path: Path, sleeping: Sleeping) -> None:
+    config = StackConfig(tmp_path, {}, {})
+    current, older = sleeping(config.mark("storage")), sleeping(f"{mark_prefix(tmp_path)}prefect/0")
+    unrecorded, other = sleeping(config.mark("mlflow")), sleeping(f"{mark_prefix(tmp_path / 'other')}mlflow/6")
+    ended = current.model_copy(update={"created": current.created - 100})
+    kept = stack._keep_current(tmp_path, {"storage": current, "prefect": older, "worker": ended})
+    assert kept == {"storage": current}
+    assert [is_alive(process) for process in (current, older, unrecorded, other)] == [True, False, False, True]
+
+
+@pytest.mark.parametrize(("port", "stays"), [(8333, True), (8334, False)])
+def test_who_was_told_a_port_that_moved_is_started_anew(sleeping: Sleeping, port: int, stays: bool) -> None:
+    running = {"mlflow": sleeping("m")}
+    before = {"storage": 8333, "prefect": 4200, "mlflow": 5000}
+    stack._stop_dependents(running, before, before | {"storage": port})
+    assert ("mlflow" in running) == stays
+
+
+# ---------------------------------------------------------------- ports
+
+
+def recorded(storage: int, mlflow: int, prefect: int) -> Stack:
+    local = "http://127.0.0.1"
+    named = {"s3_endpoint": f"{local}:{storage}", "mlflow": f"{local}:{mlflow}", "prefect": f"{local}:{prefect}/api"}
+    return Stack(settings=named, processes={})
+
+
+def test_a_port_is_the_one_before_unless_another_is_given(sleeping: Sleeping) -> None:
+    storage, mlflow, prefect, other = free_ports(4)
+    before = recorded(storage, mlflow, prefect)
+    chosen = stack._choose_ports(before, {}, Ports(mlflow=other))
+    assert chosen == {"storage": storage, "mlflow": other, "prefect": prefect}
+
+
+def test_two_servers_never_share_a_port_and_a_busy_one_is_passed_over() -> None:
+    storage, one, busy = free_ports(3)
+    with socket.create_server(("127.0.0.1", busy)):
+        chosen = stack._choose_ports(recorded(storage, busy, one), {}, Ports())
+        assert chosen["mlflow"] > busy
+    chosen = stack._choose_ports(recorded(storage, one, one), {}, Ports())
+    assert chosen["mlflow"] == one < chosen["prefect"]
+
+
+def test_a_given_port_that_is_busy_is_refused_and_so_is_another_than_a_running_servers(sleeping: Sleeping) -> None:
+    storage, mlflow, prefect, busy = free_ports(4)
+    before = recorded(storage, mlflow, prefect)
+    with socket.create_server(("127.0.0.1", busy)), pytest.raises(StackError, match=f"port {busy} for mlflow is busy"):
+        stack._choose_ports(before, {}, Ports(mlflow=busy))
+    running = {"mlflow": sleeping("m")}
+    assert stack._choose_ports(before, running, Ports(mlflow=mlflow))["mlflow"] == mlflow
+    with pytest.raises(StackError, match=f"runs on port {mlflow} already, not on {busy}: `ptp down` first"):
+        stack._choose_ports(before, running, Ports(mlflow=busy))
+
+
+def test_the_last_port_may_be_taken_and_behind_it_there_is_none() -> None:
+    """A person may have named it, and `ptp up` takes the port of before."""
+    with ExitStack() as taken:
+        if stack.is_free(LAST_PORT):
+            assert stack._next_free_port("mlflow", LAST_PORT, set()) == LAST_PORT
+            taken.enter_context(socket.create_server(("127.0.0.1", LAST_PORT)))
+        told = f"no port from {LAST_PORT} to {LAST_PORT} is free for storage: name one by `ptp up --s3-port`"
+        with pytest.raises(StackError, match=told):
+            stack._next_free_port("storage", LAST_PORT, set())
+
+
+def test_storage_needs_the_port_of_its_grpc_too() -> None:
+    port = next(port for port in free_ports(20) if port + GRPC_OFFSET <= 65_535)
+    assert stack._is_usable("storage", port)
+    with socket.create_server(("127.0.0.1", port + GRPC_OFFSET)):
+        assert not stack._is_usable("storage", port)
+        assert stack._is_usable("mlflow", port)
+
+
+# ---------------------------------------------------------------- starting
+
+
+@pytest.mark.parametrize(
+    ("started", "taken", "again"), [(True, False, False), (True, True, True), (False, False, True)]
+)
+def test_a_server_that_dies_is_started_again_only_if_somebody_came_between(
+    tmp_path: Path, started: bool, taken: bool, again: bool
+) -> None:
+    log = tmp_path / "logs" / "mlflow.log"
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1] if taken else free_ports(1)[0]
+        process = spawn(["sh", "-c", "echo it broke"], {"PATH": os.environ["PATH"]}, log, port)
+        server = Server("mlflow", [], {}, lambda _: False)
+        with pytest.raises(StackError, match=r"mlflow died while starting; .* ends: it broke") as died:
+            stack._wait(server, process, tmp_path, started)
+    assert isinstance(died.value, stack._Overtaken) == again
+
+
+def test_one_call_at_a_time_is_at_work_in_a_folder(tmp_path: Path) -> None:
+    with stack._lock(tmp_path), pytest.raises(StackError, match="another `ptp up` or `ptp down` is at work"):
+        stack._lock(tmp_path).__enter__()
+    with stack._lock(tmp_path):
+        pass
+
+
+# ---------------------------------------------------------------- the record
+
+
+def test_the_record_is_private_and_goes_with_what_made_it(tmp_path: Path) -> None:
+    before, path = recorded(1, 2, 3), tmp_path / "stack.json"
+    stack._write(tmp_path, before)
+    assert (read(tmp_path), stat.S_IMODE(path.stat().st_mode)) == (before, 0o600)
+    stack._restore(tmp_path, recorded(4, 5, 6))
+    assert read(tmp_path) == recorded(4, 5, 6)
+    stack._restore(tmp_path, None)
+    assert read(tmp_path) is None
+
+
+def test_a_record_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "stack.json"
+    path.write_text("{}")
+    with pytest.raises(StackError, match=r"not a stack record .* remove it and run `ptp up`"):
+        read(tmp_path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(StackError, match=r"cannot be read .* set PTP_HOME to a folder of your own"):
+        read(tmp_path)
+
+
+def test_without_a_stack_there_is_nothing_to_stop_and_nothing_is_made(tmp_path: Path) -> None:
+    down(tmp_path / "home")
+    assert not (tmp_path / "home").exists()

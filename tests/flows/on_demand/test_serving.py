@@ -9,7 +9,7 @@ import pytest
 from benchmarks.fixtures.prompts import a_task, an_artifact, published
 from flows.on_demand import serving
 from flows.on_demand.serving import compare_servers, describe_trials
-from ptpipeline.records.answers import CanaryTally, Holding, Observed, Refused, Tally
+from ptpipeline.records.serving import CanaryTally, Holding, Observed, Refused, Tally
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.storage import FolderStore
 from registry.ledger.ledger import Ledger
@@ -52,6 +52,27 @@ def test_a_server_that_lags_is_named_with_both_versions(promoted: Registry) -> N
         "mood@production: the ledger says version 2 (promotion 2), and this server answers with version 1: it did not "
         "see it yet"
     ]
+
+
+def test_a_server_has_a_moment_to_take_a_promotion_over(promoted: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    report_holdings(promoted.store, "host", HOLDS, [Observed(TASK.name, "production", 1, 1)])
+    monkeypatch.setattr(serving, "SETTLED", timedelta(hours=1))
+    [server] = compare_servers(promoted)
+    assert (server.behind, server.current) == ([], 0)
+
+
+def test_a_server_that_knows_a_later_promotion_is_current(promoted: Registry) -> None:
+    """The ledger was read a moment before the server reported."""
+    report_holdings(promoted.store, "host", HOLDS, [Observed(TASK.name, "production", 3, 1)])
+    [server] = compare_servers(promoted)
+    assert (server.behind, server.current) == ([], 1)
+
+
+def test_a_refusal_of_a_server_that_answers_with_none_is_told(promoted: Registry) -> None:
+    refused = [Refused(TASK.name, "production", "the file is truncated")]
+    report_holdings(promoted.store, "host", HOLDS, [], refused)
+    [server] = compare_servers(promoted)
+    assert server.behind[0].endswith("this server answers with none: refused: the file is truncated")
 
 
 def test_a_refusal_is_told_with_its_reason(promoted: Registry) -> None:

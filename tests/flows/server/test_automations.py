@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from flows.local.servers import StackConfig, define_server
 from flows.server.api import call
 from flows.server.automations import SILENT_SECONDS, install_automations
 from ptpipeline.errors import NotFound
+from tests.waiting import wait_for
 
 pytestmark = pytest.mark.servers
 
@@ -75,15 +76,6 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             yield Served(api, str(made["id"]))
         finally:
             stop(process)
-
-
-def wait_for(what: Callable[[], Any], seconds: float) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if found := what():
-            return found
-        time.sleep(0.2)
-    raise AssertionError(f"not within {seconds:.0f} s")
 
 
 @pytest.fixture(scope="module")

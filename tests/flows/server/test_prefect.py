@@ -55,11 +55,12 @@ def listening(prefect: Prefect) -> Iterator[Prefect]:
             status, found = prefect.answer(f"{self.command} {self.path.removeprefix('/api')}", body)
             sent = found if isinstance(found, bytes) else json.dumps(found).encode()
             self.send_response(status)
+            self.send_header("Content-Type", "text/html" if isinstance(found, bytes) else "application/json")
             self.send_header("Content-Length", str(len(sent)))
             self.end_headers()
             self.wfile.write(sent)
 
-        do_GET = do_POST = do_PATCH = do_DELETE = handle_any  # noqa: N815
+        do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = handle_any  # noqa: N815
 
         def log_message(self, *_: object) -> None:
             return
@@ -274,6 +275,11 @@ def at_work(home: Path, deployment: str, state: str) -> list[str]:
 def test_a_run_that_has_ended_is_not_at_work_though_its_process_still_ends(tmp_path: Path) -> None:
     assert at_work(tmp_path, "ptp-nightly", "RUNNING") == ["a night"]
     assert at_work(tmp_path, "ptp-nightly", "COMPLETED") == []
+
+
+def test_a_run_that_prefect_does_not_tell_of_is_at_work_all_the_same(tmp_path: Path) -> None:
+    with working(tmp_path, "r"), listening(Prefect({})) as prefect:
+        assert runs_at_work(tmp_path, prefect.url, "user:password") == ["r"]
 
 
 def test_what_looks_every_few_minutes_is_not_at_work(tmp_path: Path) -> None:

@@ -15,10 +15,11 @@ from pydantic import ValidationError
 
 from flows.nightly import narrow
 from flows.server.deploy import FLOWS, entrypoint_of, render
-from flows.server.schedules import distinct_schedules, scheduled_under, slug_of
+from flows.server.schedules import distinct_schedules, keep_pauses, restore_due_runs, scheduled_under, slug_of
 from ptpipeline.errors import NotFound
 from ptpipeline.task.folder import load_task, task_files
 from ptpipeline.task.task import Schedule, Task
+from tests.flows.server.test_prefect import Prefect, listening
 
 PROJECT = Path(__file__).parents[3]
 FIELD = st.sampled_from(["*", "1", "5", "*/2", "*/5", "1,3", "1-3", "1-5"])
@@ -128,3 +129,46 @@ def test_every_flow_is_deployed_by_module_path(shipped: list[Task]) -> None:
 def test_sources_are_watched_on_a_schedule_only_if_a_task_asks_for_it(shipped: list[Task]) -> None:
     assert "slug: watch\n" not in render(shipped)
     assert render([*shipped, shipped[0].model_copy(update={"watch": True})]).count("slug: watch\n") == 1
+
+
+# ---------------------------------------------------------------- a deployment of changed schedules
+
+
+def schedule(slug: str, active: bool = True) -> dict[str, object]:
+    return {"slug": slug, "id": f"id-{slug}", "active": active}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "paused"),
+    [
+        ([schedule("old", active=False)], ["new"], ["new"]),
+        ([schedule("old", active=False), schedule("same")], ["same", "new"], ["new"]),
+        ([schedule("old")], ["new"], []),  # what ran is replaced by what runs
+        ([schedule("same", active=False)], ["same", "new"], []),  # nothing went, so nothing came in its place
+    ],
+)
+def test_a_schedule_in_place_of_a_paused_one_is_paused(
+    before: list[dict[str, object]], after: list[str], paused: list[str]
+) -> None:
+    earlier, now = {"schedules": before}, {"id": "d", "schedules": [schedule(slug) for slug in [*after, "gone"]]}
+    changes = {f"PATCH /deployments/d/schedules/id-{slug}": lambda _: (204, b"") for slug in [*after, "gone"]}
+    with listening(Prefect(changes)) as prefect:
+        keep_pauses(prefect.url, earlier, now, set(after))
+    assert prefect.asked == [(f"PATCH /deployments/d/schedules/id-{slug}", {"active": False}) for slug in paused]
+
+
+def test_a_due_run_that_a_deployment_removed_is_scheduled_again_for_its_time_and_once() -> None:
+    due = "2026-11-26T17:00:00Z"
+    gone, kept = (
+        {"id": name, "deployment_id": "d", "expected_start_time": due, "parameters": {"request": {"schedule": "x"}}}
+        for name in ("gone", "kept")
+    )
+    answers = {
+        "GET /flow_runs/kept": lambda _: (200, {}),
+        "POST /deployments/d/create_flow_run": lambda _: (201, {}),
+    }
+    with listening(Prefect(answers)) as prefect:
+        restore_due_runs(prefect.url, [gone, kept])
+    [made] = prefect.bodies("POST /deployments/d/create_flow_run")
+    assert made["state"]["state_details"] == {"scheduled_time": due}
+    assert (made["parameters"], made["idempotency_key"]) == (gone["parameters"], "due gone")

@@ -11,7 +11,6 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 from cryptography.fernet import Fernet
 from mlflow.webhooks.delivery import _generate_hmac_signature
@@ -37,8 +36,10 @@ from ptpipeline.settings import Settings
 from ptpipeline.storage.s3 import RequestLimits, make_client
 from registry.mlflow.client import connect
 from registry.mlflow.store import MlflowStore
+from registry.versions.mlflow_edit import seconds_apart
 from tests import http_server
-from tests.http_server import Quiet
+from tests.http_server import Quiet, count_connections
+from tests.waiting import wait_for
 
 BOTH = (listen_to_mlflow, listen_to_stores)
 SECRET, NOW = "a secret of the test", 1_800_000_000.0
@@ -107,6 +108,32 @@ def test_mlflow_needs_its_secret_unless_stores_alone_are_heard(
     settings = Settings(mlflow="http://127.0.0.1:9", prefect="http://127.0.0.1:9/api")
     with taken_port() as port, pytest.raises(SettingsError, match=refused):
         serve(settings, "127.0.0.1", port)
+
+
+def test_mlflow_learns_no_address_where_another_program_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else it would tell that program of every edit."""
+    told: list[str] = []
+
+    class Mlflow(Quiet):
+        def do_GET(self) -> None:  # noqa: N802
+            told.append(self.path)
+            self.answer(500)
+
+        do_POST = do_GET  # noqa: N815
+
+    monkeypatch.setenv(webhook.SECRET, SECRET)
+    with http_server.serve(Mlflow) as url, taken_port() as port:
+        settings = Settings(mlflow=url, prefect="http://127.0.0.1:9/api")
+        with pytest.raises(SettingsError, match="cannot listen"):
+            serve(settings, "127.0.0.1", port)
+    assert told == []
+
+
+def test_an_edit_in_mlflow_is_looked_at_twice_and_new_data_once() -> None:
+    edits, data = listen_to_mlflow(SECRET, lambda: None), listen_to_stores(SECRET, lambda: None)
+    assert edits.waker._again is not None
+    assert edits.waker._again > seconds_apart()  # else the second look might come too early to judge the edit
+    assert data.waker._again is None
 
 
 @contextmanager
@@ -316,17 +343,8 @@ def test_400_stalled_clients_neither_stay_nor_keep_mlflow_out(start: bytes, monk
             with suppress(OSError):  # it has given way already
                 client.sendall(start)
         assert httpx.post(f"{url}/mlflow", content=BODY, headers=signed(at=time.time())).status_code == 204
-        assert established(port) <= connections.LIMIT + 1
-        deadline = time.monotonic() + 15
-        while established(port) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert established(port) == 0
-
-
-def established(port: int | None) -> int:
-    """How many connections this process, which serves them, keeps open on its port."""
-    found = psutil.Process().net_connections("tcp")
-    return sum(one.status == psutil.CONN_ESTABLISHED and one.laddr.port == port for one in found)
+        assert count_connections(port) <= connections.LIMIT + 1
+        wait_for(lambda: count_connections(port) == 0, 15)
 
 
 @pytest.mark.servers
@@ -348,10 +366,7 @@ def test_an_edit_in_mlflow_wakes_the_reconcile(tmp_path: Path, monkeypatch: pyte
         client.create_registered_model("mood")
         client.create_model_version("mood", "s3://x/y", await_creation_for=0)
         client.set_registered_model_alias("mood", "production", "1")
-        deadline = time.monotonic() + 30
-        while not started and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert started
+        wait_for(lambda: started, 30)
 
 
 # ---------------------------------------------------------------- a real S3 server
@@ -381,7 +396,4 @@ def test_an_object_put_into_a_bucket_wakes_the_look_at_sources(tmp_path: Path, m
             time.sleep(webhook.GATHER_SECONDS + 0.5)
             assert started == []
             client.put_object(Bucket="rows", Key="rows.csv", Body=b"text,label")
-            deadline = time.monotonic() + 30
-            while not started and time.monotonic() < deadline:
-                time.sleep(0.1)
-            assert started
+            wait_for(lambda: started, 30)

@@ -8,11 +8,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from flows.on_demand.diff import VersionRef, diff
+from flows.on_demand.diff import diff
 from ptpipeline.data.parquet import read_table
 from ptpipeline.errors import ArtifactError
 from ptpipeline.evaluation.results import Results
 from ptpipeline.records.reports import Report
+from ptpipeline.records.versions import VersionRef
 from registry.repair.doctor import examine
 from tests.flows.conftest import NAME
 from tests.flows.project import Project

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,18 @@ def test_the_same_approval_finishes_a_promotion_that_was_interrupted(context: Co
     assert context.registry.ledger.history("mood", PRODUCTION) == [head]
 
 
+def test_a_candidate_beside_the_one_in_production_is_decided_on_its_own(context: Context) -> None:
+    task = declare(context)
+    ends(context, task)
+    first = approve(context, "mood", 1, ANN).promotion
+    assert first
+    assert first.reason == "approved: looks right"
+    ends(context, task, seed=2)
+    second = approve(context, "mood", 2, BOB)
+    assert second.promotion
+    assert (second.promotion.version, second.approvals.version) == (2, 2)
+
+
 def _approve_and_die(settings: Settings) -> None:
     failpoints.watch(lambda step: os.kill(os.getpid(), signal.SIGKILL) if step == "promotion committed" else None)
     approve(make_context(settings.home), "mood", 1, ANN)
@@ -130,6 +143,8 @@ def test_what_one_person_rejects_is_not_asked_for_again(context: Context) -> Non
     assert "(wrong tone)" in reason
     assert list_waiting(context.registry, {"mood": task}) == []
     assert len(list_standings(context.registry.ledger.database)) == 1
+    with pytest.raises(PromotionRefused, match="was rejected by ann"):  # whatever verdict was read
+        approve_verdict(context, "mood", 1, BOB, "0" * 12)
 
 
 def newest_verdict(context: Context, version: int = 1) -> str:
@@ -229,10 +244,15 @@ def test_promoters_approve_with_their_keys(context: Context, tmp_path: Path) -> 
     assert lack_promoter(ada.registry, "mood", [decided.promotion]) == {}
 
 
-def test_an_approval_needs_a_reason(context: Context) -> None:
+@pytest.mark.parametrize("decide", [approve, reject])
+@pytest.mark.parametrize("cause", [Cause("ann", " "), Cause("", "why")])
+def test_a_decision_needs_a_person_and_a_reason(
+    context: Context, decide: Callable[[Context, str, int, Cause], object], cause: Cause
+) -> None:
     ends(context, declare(context))
     with pytest.raises(PromotionRefused, match="a promotion needs an actor and a reason"):
-        approve(context, "mood", 1, Cause("ann", " "))
+        decide(context, "mood", 1, cause)
+    assert list_standings(context.registry.ledger.database)[0].decisions == []
 
 
 def test_the_page_shows_decisions_over_the_checks(context: Context) -> None:
@@ -240,6 +260,7 @@ def test_the_page_shows_decisions_over_the_checks(context: Context) -> None:
     approvals = approve(context, "mood", 1, Cause("ann", "looks *right*")).approvals
     version = context.registry.ledger.version("mood", 1)
     page = render_approvals(approvals, context.registry.ledger.disclosed("mood", version.digest).verdict)
+    assert "## Checks" not in render_approvals(approvals, None)
     assert page.startswith("# mood@1: waiting\n\n1 of 2 approvals; its run was started by nightly;")
     assert "- approved by ann at" in page
     assert "looks \\*right\\*" in page

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from flows.on_demand.diff import diff
-from flows.on_demand.measure import VersionRef
 from flows.stages.ingest import ingest
 from ptpipeline.evaluation.key import evaluation_key
 from ptpipeline.evaluation.results import Results
@@ -15,6 +14,7 @@ from ptpipeline.models.base import prepare_base
 from ptpipeline.models.compute_type import Speed, describe_product, locate_speed
 from ptpipeline.records.reports import Report
 from ptpipeline.records.verdicts import Verdict
+from ptpipeline.records.versions import VersionRef
 from registry.ledger.looks import count_looks
 from tests.flows.project import Project
 

@@ -8,13 +8,13 @@ import pytest
 
 import ptpipeline
 from flows.on_demand.diff import diff
-from flows.on_demand.measure import VersionRef, measure_file
+from flows.on_demand.measure import measure_file
 from flows.stages.ingest import ingest
 from ptpipeline.data.rows import normalise_fields
 from ptpipeline.data.snapshot import load_split
 from ptpipeline.errors import DataError
 from ptpipeline.prompts.artifact import read_artifact
-from ptpipeline.records.versions import PRODUCTION
+from ptpipeline.records.versions import PRODUCTION, VersionRef
 from tests.flows.project import Project
 from tests.golden.product import ptp
 from tests.tiny import sentences

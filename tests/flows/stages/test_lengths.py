@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 
 import ptpipeline
-from flows.on_demand.measure import VersionRef, measure_file
+from flows.on_demand.measure import measure_file
 from flows.stages.ingest import ingest
+from flows.stages.lengths import build_text
 from ptpipeline.data.rows import split_of
 from ptpipeline.errors import ContextError, DataError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records.data import Split
+from ptpipeline.records.versions import VersionRef
 from tests.flows.project import Project
 from tests.tiny import sentences, write_csv
 
@@ -91,6 +93,16 @@ def test_a_longer_prompt_leaves_out_other_rows(project: Project) -> None:
         for snapshot in (before, ingest(project.stages, project.task()))
     ]
     assert counts == [0, 1]
+
+
+def test_rows_have_to_fit_beside_the_longest_prompt_of_a_search(project: Project) -> None:
+    project.edit("num_virtual_tokens: 4", "search: {length: [40, 4]}")
+    stages, searched = project.stages, project.task()
+    limits = {
+        length: build_text(stages, searched.model_copy(update={"tune": tune})).limit
+        for length, tune in zip((40, 4), searched.tune.variants(), strict=True)
+    }
+    assert build_text(stages, searched).limit == limits[40] < limits[4]
 
 
 def test_rows_that_were_left_out_come_back_with_another_tokenizer_of_the_same_name(project: Project) -> None:

@@ -1,14 +1,19 @@
 """Why a task trains, and which tasks train together."""
 
+from pathlib import Path
+
 import pytest
 
 from benchmarks.fixtures.prompts import a_snapshot, a_task, an_artifact, published
 from flows.stages.context import Context
-from flows.stages.plan import GANG_ROWS, Plan, find_changes, group, identify
+from flows.stages.ingest import ingest
+from flows.stages.plan import GANG_ROWS, Plan, find_changes, group, identify, plan
 from ptpipeline.records.data import Snapshot
 from ptpipeline.storage.keys import manifest_key
 from ptpipeline.task.task import Task
 from ptpipeline.tuning import key
+from registry.ledger import tables
+from tests.flows.project import Project
 
 BASE = an_artifact(a_task()).manifest.base_model.fingerprint
 
@@ -58,9 +63,39 @@ def test_all_changes_are_named(context: Context, task: Task) -> None:
     assert changes(context, task.model_copy(update={"tune": tune}), base="b" * 64) == "recipe changed, base changed"
 
 
-def test_collected_bytes_are_named(context: Context, task: Task) -> None:
-    context.registry.store.delete(manifest_key(task.name, an_artifact(task).digest))
+@pytest.mark.parametrize("body", [None, b"{}"])
+def test_bytes_that_are_gone_or_altered_are_named(context: Context, task: Task, body: bytes | None) -> None:
+    store, key = context.registry.store, manifest_key(task.name, an_artifact(task).digest)
+    store.delete(key)
+    if body is not None:
+        store.create(key, body)
     assert changes(context, task) == "the last prompt's bytes are gone or altered"
+
+
+def test_rows_that_the_ledger_lost_are_new(context: Context, task: Task) -> None:
+    with context.registry.ledger.database.writing() as connection:
+        connection.execute(tables.snapshot.delete())
+    assert changes(context, task) == "new rows"
+
+
+def test_what_no_digest_of_these_tells_is_named_too(context: Context, task: Task) -> None:
+    assert changes(context, task) == "its start, metric, dev rows or chat template changed"
+
+
+def test_a_plan_says_how_much_there_is_to_train_and_that_it_is_forced(first_night: Project, tmp_path: Path) -> None:
+    project = first_night.copy(tmp_path)
+    stages, task = project.stages, project.task()
+    snapshot, last = ingest(stages, task), stages.registry.ledger.last_tuned(task.name)
+    known, forced = plan(stages, task, snapshot), plan(stages, task, snapshot, force=True)
+    assert (known.trained, known.reason, forced.trained, forced.reason) == (True, "unchanged", False, "forced")
+    assert forced.training_key == known.training_key
+    assert snapshot.dev.rows < task.tune.dev_rows
+    assert forced.rows == snapshot.train.rows + snapshot.dev.rows
+    few = task.model_copy(update={"tune": task.tune.model_copy(update={"dev_rows": 5})})
+    assert plan(stages, few, snapshot).rows == snapshot.train.rows + 5
+    assert last is not None
+    assert last.cost is not None
+    assert forced.seconds == last.cost.seconds != last.seconds
 
 
 # ---------------------------------------------------------------- gangs
@@ -93,6 +128,21 @@ def test_tasks_of_one_base_train_together() -> None:
 def test_rows_that_do_not_fit_into_memory_make_two_gangs() -> None:
     plans = [a_plan(name, rows=GANG_ROWS // 2) for name in "abc"]
     assert names(group(plans, {})) == [["a", "c"], ["b"]]
+
+
+def test_rows_that_just_fit_into_memory_make_one_gang() -> None:
+    assert names(group([a_plan(name, rows=GANG_ROWS // 2) for name in "ab"], {})) == [["a", "b"]]
+
+
+def test_the_parts_of_a_night_are_shared_out_between_its_bases() -> None:
+    plans = [*(a_plan(name) for name in "ab"), *(a_plan(name, "large") for name in "cd")]
+    assert names(group(plans, {}, parts=2)) == [["c", "d"], ["a", "b"]]
+    assert names(group(plans, {}, parts=9)) == [["c"], ["d"], ["a"], ["b"]]
+
+
+def test_trainings_that_took_no_time_are_grouped_too() -> None:
+    plans = [a_plan(name, seconds=0.0) for name in "ab"]
+    assert names(group(plans, {}, parts=2)) == [["a", "b"]]
 
 
 def test_gangs_of_several_workers_take_equally_long() -> None:

@@ -11,9 +11,10 @@ from pyarrow import parquet
 from flows.cli.quality import _print_diff, _print_file
 from flows.on_demand.diff import diff
 from flows.on_demand.explanation import describe
-from flows.on_demand.measure import VersionRef, measure_file
+from flows.on_demand.measure import measure_file
 from flows.on_demand.preview import explain
 from flows.stages.context import Context
+from ptpipeline.records.versions import VersionRef
 from registry.card.description import render_description
 from registry.registry import open_registry
 from registry.versions.publish import load_card

@@ -1,36 +1,29 @@
-"""What a machine promotes, which verdicts are renewed, what is trained anew, and how a candidate is told."""
+"""What a machine promotes, which verdicts are renewed, and what a person promotes."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from benchmarks.fixtures.prompts import a_request, a_task, an_artifact, published
-from flows.stages.chain import Night, isolate
+from benchmarks.fixtures.prompts import a_request, a_task, an_artifact
 from flows.stages.context import Context
-from flows.stages.outcome import Candidate, summarise
 from flows.stages.promote import judge_again, move, move_release, promote
-from flows.stages.train import claim_trained
-from ptpipeline.errors import DataError, PromotionRefused, ServiceUnavailable
+from ptpipeline.errors import DataError, PromotionConflict, PromotionRefused
 from ptpipeline.gate.decide import APPROVAL
-from ptpipeline.prompts.artifact import write_artifact
+from ptpipeline.records.base import now
 from ptpipeline.records.verdicts import Check, Verdict
 from ptpipeline.records.versions import PromptVersion
-from ptpipeline.storage import FolderStore
-from ptpipeline.storage.keys import prompt_prefix
 from ptpipeline.task.task import Task
 from registry.ledger import tables
 from registry.ledger.approvals import find_standing
+from registry.ledger.ledger import Move, Release
 from registry.ledger.tombstone import Tombstone
-from registry.registry import Registry
-from registry.versions import promotion
 from registry.versions.beside import place_beside
 from registry.versions.commit import Cause
 from registry.versions.promotion import rollback
 from registry.versions.publish import register, stage
 from tests.flows.stages.test_approve import declare
-from tests.flows.stages.test_evidence import anchor_after, digest, judged
+from tests.flows.stages.test_evidence import anchor_after, judged
 from tests.registry.signed import ADA, public_line
 
 ME = Cause("me", "because")
@@ -54,6 +47,22 @@ def test_a_machine_promotes_what_passed(context: Context) -> None:
     head = promote(context, auto(), *candidate(context, auto()))
     assert head is not None
     assert (head.version, head.actor) == (1, "nightly")
+    assert head.reason == "passed the gate: 1 checks, the first to do so"
+    challenger = judged(context, auto(), 2, 1)
+    verdict = context.registry.ledger.latest_verdict("mood", challenger.digest)
+    assert verdict is not None
+    head = promote(context, auto(), challenger, verdict, "ann")
+    assert head is not None
+    assert (head.actor, head.reason) == ("ann", "passed the gate: 1 checks, accuracy +0.0200 against the champion")
+
+
+def test_what_somebody_promoted_and_died_is_shown_by_the_next_night_whatever_it_finds(context: Context) -> None:
+    version, verdict = candidate(context, auto())
+    context.registry.ledger.append(
+        Move(task="mood", alias="production", version=version.number, actor="me", reason="why", expected=0)
+    )
+    assert promote(context, auto(), version, verdict) is None  # it was promoted before
+    assert context.registry.store.exists("prompts/mood/aliases/production.json")
 
 
 def test_a_machine_leaves_it_to_a_person_if_the_task_says_so(context: Context) -> None:
@@ -66,7 +75,9 @@ def test_a_machine_promotes_nothing_that_failed(context: Context) -> None:
 
 def test_a_machine_promotes_nothing_that_was_not_compared(context: Context) -> None:
     check = Check(name="champion", passed=True, observed="they answer other labels", required=APPROVAL)
-    assert promote(context, auto(), *candidate(context, auto(), checks=[check])) is None
+    version, verdict = candidate(context, auto(), checks=[check])
+    assert promote(context, auto(), version, verdict) is None
+    assert find_standing(context.registry.ledger.database, "mood", version.digest) is not None
 
 
 def test_a_machine_does_not_take_back_what_a_person_rolled_back(context: Context) -> None:
@@ -186,6 +197,21 @@ def test_what_answers_requests_is_judged_again_first(context: Context, beside: i
         move(context, "mood", "production", 2, ME, beside)
 
 
+def test_each_version_of_a_release_is_judged_again_first(context: Context) -> None:
+    outdated(context)
+    with pytest.raises(DataError, match=r"rows\.csv"):
+        move_release(context, "spring", {"mood": 2}, ME)
+
+
+def test_a_release_of_a_name_that_is_taken_is_refused_before_the_gate_takes_its_time(context: Context) -> None:
+    outdated(context)
+    taken = Release(name="spring", actor="me", reason="why", versions={"mood": 1}, at=now())
+    move_on = Move(task="mood", alias="production", version=1, actor="me", reason="why", expected=1)
+    context.registry.ledger.append_release(taken, [move_on])
+    with pytest.raises(PromotionConflict, match="holds mood@1 already"):
+        move_release(context, "spring", {"mood": 2}, ME)
+
+
 def test_a_shadow_needs_no_verdict(context: Context) -> None:
     outdated(context)
     shadow = move(context, "mood", "production", 2, ME, 0)
@@ -215,157 +241,3 @@ def test_who_may_not_promote_is_told_before_the_gate_takes_its_time(
         move(context, "mood", "production", 2, cause)
     with pytest.raises(PromotionRefused, match=refused):
         move_release(context, "spring", {"mood": 2}, cause)
-
-
-# ---------------------------------------------------------------- claimed
-
-
-class Vanishing(FolderStore):
-    """A folder whose objects are gone once somebody saw that they are there."""
-
-    def exists(self, key: str) -> bool:
-        there = super().exists(key)
-        self.delete(key)
-        return there
-
-
-def trained(context: Context, task: Task) -> str:
-    write_artifact(context.registry.store, an_artifact(task, 1))
-    tuned = a_request(task, 1).tuned
-    context.registry.ledger.save_tuned(tuned)
-    return tuned.training_key
-
-
-def test_what_was_trained_is_claimed_with_an_intent(context: Context) -> None:
-    task = a_task()
-    found = claim_trained(context, task.name, trained(context, task))
-    assert found is not None
-    assert [intent.digest for intent in context.registry.ledger.intents()] == [found.digest]
-
-
-def test_what_is_collected_before_it_is_claimed_is_trained_anew(context: Context, tmp_path: Path) -> None:
-    task = a_task()
-    key = trained(context, task)
-    meddled = Context(context.settings, Registry(context.registry.ledger, Vanishing(tmp_path / "store")))
-    assert claim_trained(meddled, task.name, key) is None
-
-
-def test_what_lost_its_manifest_is_trained_anew(context: Context) -> None:
-    task = a_task()
-    key = trained(context, task)
-    context.registry.store.delete(f"{prompt_prefix(task.name, digest(task, 1))}/manifest.json")
-    assert claim_trained(context, task.name, key) is None
-    assert context.registry.ledger.intents() == []
-
-
-# ---------------------------------------------------------------- the night's table
-
-
-def status(context: Context, task: Task, version: PromptVersion, verdict: Verdict) -> str:
-    request = a_request(task, 1)
-    assert request.report is not None
-    return summarise(context.registry, task, Candidate(request.tuned, request.report, verdict, version, None)).status
-
-
-def test_a_failed_candidate_is_told_by_what_it_failed(context: Context) -> None:
-    task = a_task()
-    version, verdict = candidate(context, task, passed=False)
-    failed = [Check(name=name, passed=False, observed="0.1", required="0.2") for name in ("minimum", "gain")]
-    for checks, expected in (([failed[0]], "gate failed"), ([failed[1]], "no gain"), (failed, "no gain")):
-        assert status(context, task, version, verdict.model_copy(update={"checks": checks})) == expected
-
-
-def test_a_passed_candidate_that_nobody_promoted_awaits_approval(context: Context) -> None:
-    assert status(context, a_task(), *candidate(context, a_task())) == "awaiting approval"
-
-
-def test_what_stands_in_production_is_unchanged_and_what_stood_there_was_rolled_back(context: Context) -> None:
-    task = a_task()
-    version, verdict = candidate(context, task)
-    promotion.promote(context.registry, task, version.number, ME)
-    assert status(context, task, version, verdict) == "unchanged"
-    promotion.promote(context.registry, task, published(context.registry, task, 2, digest(task, 1)), ME)
-    assert status(context, task, version, verdict) == "rolled back"
-
-
-def test_after_a_rollback_only_what_the_gate_takes_is_offered_again(context: Context) -> None:
-    task = a_task()
-    version, verdict = candidate(context, task)
-    promotion.promote(context.registry, task, version.number, ME)
-    promotion.promote(context.registry, task, published(context.registry, task, 2, digest(task, 1)), ME)
-    request = a_request(task, 1)
-    assert request.report is not None
-
-    def reason(verdict: Verdict) -> str:
-        made = Candidate(request.tuned, request.report, verdict, version, None)  # type: ignore[arg-type]
-        return summarise(context.registry, task, made).reason
-
-    assert f"`ptp promote {task.name}@{version.number} --reason ...` takes it back" in reason(verdict)
-    failed = verdict.model_copy(
-        update={"passed": False, "checks": [Check(name="minimum", passed=False, observed="0.1", required="0.2")]}
-    )
-    assert "the gate refuses it today (minimum: 0.1" in reason(failed)
-    assert "ptp promote" not in reason(failed)
-
-
-@pytest.mark.parametrize(("dropped", "known"), [(0, True), (1, False)])
-def test_the_champions_figure_is_told_where_no_row_was_left_out(context: Context, dropped: int, known: bool) -> None:
-    task = a_task()
-    version, verdict = candidate(context, task)
-    request = a_request(task, 1, champion="c" * 64)
-    assert request.verdict is not None
-    assert request.verdict.comparison is not None
-    assert request.report is not None
-    comparison = request.verdict.comparison.model_copy(update={"dropped": dropped})
-    told = verdict.model_copy(update={"comparison": comparison})
-    line = summarise(context.registry, task, Candidate(request.tuned, request.report, told, version, None))
-    assert (line.champion is not None) == known
-    assert line.delta == comparison.difference
-
-
-# ---------------------------------------------------------------- what is given up, and what a moment costs
-
-
-class Faltering(FolderStore):
-    """A folder that does not answer to its next question whether something is there."""
-
-    faults = 1
-
-    def exists(self, key: str) -> bool:
-        if self.faults:
-            self.faults -= 1
-            raise ServiceUnavailable("the store does not answer")
-        return super().exists(key)
-
-
-def test_a_store_that_is_away_for_a_moment_costs_no_training(context: Context, tmp_path: Path) -> None:
-    task = a_task()
-    key = trained(context, task)
-    store = Faltering(tmp_path / "store")
-    assert claim_trained(Context(context.settings, Registry(context.registry.ledger, store)), task.name, key)
-    assert store.faults == 0
-
-
-def test_a_failure_ends_its_own_tasks_alone() -> None:
-    night = Night({}, {})
-    mood, topic = a_task("mood"), a_task("topic")
-    with isolate(night, [mood]):
-        raise DataError("mood: no rows")
-    with isolate(night, [topic]):
-        pass
-    assert night.errors == {"mood": "mood: no rows"}
-
-
-def test_a_defect_is_told_by_its_place_and_not_by_a_message_that_may_quote_a_row() -> None:
-    night = Night({}, {})
-    with isolate(night, [a_task("mood")]):
-        raise ValueError("a secret text")
-    assert "secret" not in night.errors["mood"]
-    assert "ValueError" in night.errors["mood"]
-
-
-def test_an_interrupt_is_no_failure_of_a_task() -> None:
-    night = Night({}, {})
-    with pytest.raises(KeyboardInterrupt), isolate(night, [a_task("mood")]):
-        raise KeyboardInterrupt
-    assert night.errors == {}

@@ -5,29 +5,21 @@ elsewhere.
 import base64
 import re
 from dataclasses import replace
-from datetime import timedelta
 from html.parser import HTMLParser
 from typing import Any
 
 import pytest
-from mlflow.utils.validation import _validate_metric_name
 
-from benchmarks.fixtures.prompts import PNG, a_request, a_snapshot, a_task, an_artifact, published
+from benchmarks.fixtures.prompts import PNG, a_request, a_snapshot, a_task, an_artifact
 from ptpipeline.evaluation.metrics import score_labels
-from ptpipeline.prompts.interpretation import MEASURES, WARNING, NearTokens, Neighbour, Neighbours, Pulled, Wayward
+from ptpipeline.prompts.interpretation import MEASURES, WARNING, NearTokens, Neighbour, Neighbours
 from ptpipeline.records.prompts import Cost, Dropped, Trial
 from ptpipeline.records.reports import PairedDifference, Scores, SliceDifference, TextScores
 from ptpipeline.records.verdicts import Check, Look
 from ptpipeline.records.versions import PromptVersion
-from ptpipeline.storage.keys import prompt_prefix
 from registry.card.card import Card, Provenance
-from registry.card.description import MAX_DESCRIPTION, render_description
+from registry.card.description import render_description
 from registry.card.page import render_page
-from registry.garbage.collect import collect
-from registry.garbage.roots import Retention
-from registry.registry import Registry
-from registry.repair.doctor import examine
-from registry.versions.publish import attach, load_card, register, stage
 
 HOSTILE = "<script>alert('x')</script>"
 LABELS = ["bad", "good", HOSTILE]
@@ -331,135 +323,3 @@ def test_generated_texts_have_their_own_metrics(card: Card) -> None:
     assert "ROUGE-L 0.7500 – 0.7500 0.7500" in text
     assert "commonest answer's share 0.0625" in text
     assert "By label" not in text
-
-
-# ---------------------------------------------------------------- the description and the metrics
-
-
-def test_the_description_tells_all_baselines_and_the_budget(card: Card) -> None:
-    lines = render_description(card, NUMBERED).splitlines()
-    assert "- accuracy: **0.800** (0.800 to 1.000); hard prompt 0.700, zero-shot 0.500, majority 0.000" in lines
-    assert (
-        "- against the champion version 4: accuracy **+0.100** (+0.000 to +0.200 at 95%, p 0.25 by exact "
-        "McNemar, 18 rows)" in lines
-    )
-    assert any("looked at 2 times before" in line for line in lines)
-    assert "### Verdict: failed, 1 warning" in lines
-    assert r"- ⚠ robustness: 31% &amp; &lt;script>alert('x')&lt;/script>, required at most 25%" in lines
-    assert "- look 3 at these test rows: it may err with a chance of 0.0034, 0.041 of 0.050 is spent" in lines
-
-
-def test_a_description_of_a_hundred_labels_fits_in_whole_lines() -> None:
-    labels = [f"a label with quite a long name, {i}" for i in range(100)]
-    card = a_card(labels)
-    assert card.provenance.verdict
-    long = Check(
-        name="never", passed=False, observed="never answered: " + ", ".join(labels), required="all", policy="warn"
-    )
-    found = render_description(
-        altered(card, verdict=card.provenance.verdict.model_copy(update={"checks": [*CHECKS, *[long] * 3]})), NUMBERED
-    )
-    assert len(found) <= MAX_DESCRIPTION
-    assert "### Made from" in found
-    assert "report.html" in found.splitlines()[-1]
-    crowded = render_description(
-        altered(card, verdict=card.provenance.verdict.model_copy(update={"checks": [*CHECKS, *[long] * 30]})), NUMBERED
-    )
-    assert MAX_DESCRIPTION - 500 < len(crowded) <= MAX_DESCRIPTION
-    assert crowded.splitlines()[-1].endswith("…")
-
-
-def test_metrics_are_finite_under_names_that_mlflow_takes(card: Card) -> None:
-    found = card.metrics()
-    assert {
-        name: found[name]
-        for name in ("accuracy", "hard_prompt_accuracy", "zero_shot_mcc", "majority_accuracy", "robustness.case")
-    } == pytest.approx(
-        {
-            "accuracy": 0.8,
-            "hard_prompt_accuracy": 0.7,
-            "zero_shot_mcc": measured(LABELS, 30).mcc,
-            "majority_accuracy": 0.0,
-            "robustness.case": 0.31,
-        }
-    )
-    assert found["calibration_error"] == pytest.approx(0.1)
-    assert "bytes.stored" not in found  # it was no number
-    for name in found:
-        _validate_metric_name(name)
-
-
-# ---------------------------------------------------------------- in the store
-
-
-def pages(registry: Registry, digest: str) -> list[str]:
-    return [key for key in registry.store.keys(prompt_prefix("mood", digest)) if key.endswith(".html")]
-
-
-def test_a_version_has_its_page_in_the_store(plain: Registry) -> None:
-    task = a_task()
-    published(plain, task, 1)
-    digest = an_artifact(task, 1).digest
-    [key] = pages(plain, digest)
-    assert plain.store.read(key).body == render_page(load_card(plain, "mood", digest), plain.ledger.version("mood", 1))
-    published(plain, task, 1)
-    assert pages(plain, digest) == [key]
-
-
-def test_a_new_verdict_has_a_page_of_its_own(plain: Registry) -> None:
-    task = a_task()
-    published(plain, task, 1, kind="failed")
-    published(plain, task, 1)
-    told = [Parsed(plain.store.read(key).body).text for key in pages(plain, an_artifact(task, 1).digest)]
-    assert sorted("passed the gate" in text for text in told) == [False, True]
-
-
-def test_neighbours_are_kept_with_the_version(plain: Registry, card: Card) -> None:
-    task = a_task()
-    stage(plain.ledger, plain.store, an_artifact(task, 1))
-    register(plain, replace(a_request(task, 1), neighbours=card.provenance.neighbours))
-    register(plain, a_request(task, 1))
-    assert load_card(plain, "mood", an_artifact(task, 1).digest).provenance.neighbours == card.provenance.neighbours
-
-
-def test_an_experiment_is_told_on_the_page_and_stays_there(plain: Registry) -> None:
-    task, digest = a_task(), an_artifact(a_task(), 1).digest
-    published(plain, task, 1)
-    plainly = Pulled(gamma=0, landed={"cosine": 0.0, "dot": 0.0, "euclidean": 0.0}, distance=3.5, dev=0.8, test=0.8)
-    pulled = Pulled(
-        gamma=0.01,
-        landed={"cosine": 0.75, "dot": 0.5, "euclidean": 1.0},
-        distance=0.25,
-        dev=0.7,
-        test=0.7,
-        compared=pair(-0.1),
-    )
-    found = Wayward(
-        task="mood",
-        text=f"a tale {HOSTILE}",
-        tokens=["a", "▁tale"],
-        metric="accuracy",
-        steps=10,
-        test_rows=20,
-        text_test=0.5,
-        text_landed={"cosine": 1.0, "dot": 1.0, "euclidean": 1.0},
-        plain=plainly,
-        pulled=[pulled],
-    )
-    key = attach(plain, digest, found)
-    published(plain, task, 1)
-    assert attach(plain, digest, found) == key
-    text = Parsed(plain.store.read(key).body).text
-    assert f"a tale {HOSTILE}" in text
-    assert "0.01 75% 50% 100% 0.25 0.7000 0.7000 -0.1000 (-0.2000 to +0.0000)" in text
-    assert examine(plain) == []
-
-
-def test_a_collection_takes_page_and_neighbours_with_the_version(plain: Registry, card: Card) -> None:
-    task = a_task()
-    stage(plain.ledger, plain.store, an_artifact(task, 1))
-    register(plain, replace(a_request(task, 1), neighbours=card.provenance.neighbours))
-    published(plain, task, 2)
-    collect(plain, Retention(candidates=1, grace=timedelta(0)), apply=True)
-    assert list(plain.store.keys(prompt_prefix("mood", an_artifact(task, 1).digest))) == []
-    assert pages(plain, an_artifact(task, 2).digest)

@@ -16,9 +16,9 @@ from benchmarks.fixtures.postgres import Postgres
 from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, an_artifact, published
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PromotionRefused, SettingsError
 from ptpipeline.prompts.artifact import Artifact, read_artifact, read_ensemble, write_artifact
-from ptpipeline.records.answers import Holding
 from ptpipeline.records.base import digest_of, now
 from ptpipeline.records.prompts import Members
+from ptpipeline.records.serving import Holding
 from ptpipeline.records.versions import PromptVersion
 from ptpipeline.serving.servers import read_server_reports, report_holdings
 from ptpipeline.signing import SigningKey, compute_key_id

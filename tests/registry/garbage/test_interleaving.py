@@ -12,13 +12,12 @@ from sqlalchemy import update
 from benchmarks.fixtures.prompts import a_request, a_snapshot, a_task, an_artifact, published
 from ptpipeline.errors import ServiceUnavailable, SettingsError
 from ptpipeline.prompts.artifact import Artifact, write_artifact
-from ptpipeline.records.answers import Holding
 from ptpipeline.records.base import digest_of
+from ptpipeline.records.serving import Holding
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.storage import FolderStore, Listed
 from ptpipeline.storage.keys import PROMPTS, prompt_prefix
 from ptpipeline.task.task import Task
-from registry import failpoints
 from registry.garbage import collect as collection
 from registry.garbage.collect import collect
 from registry.garbage.roots import Retention
@@ -51,16 +50,6 @@ class Recording(FolderStore):
 @pytest.fixture
 def recording(plain: Registry) -> Recording:
     return Recording(Path(plain.store.url.removeprefix("file://")))
-
-
-@pytest.fixture
-def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
-    """Let something happen when a collection reaches a step."""
-
-    def when(step: str, do: Callable[[], object]) -> None:
-        monkeypatch.setattr(failpoints, "_watching", [lambda reached: do() if reached == step else None])
-
-    return when
 
 
 def two_versions(registry: Registry, task: Task) -> None:

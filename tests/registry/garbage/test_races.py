@@ -19,7 +19,7 @@ from sqlalchemy import select
 from benchmarks.fixtures.prompts import a_task, an_artifact, published
 from ptpipeline.errors import LeaseHeld, PromotionRefused
 from ptpipeline.prompts.artifact import read_artifact, write_artifact
-from ptpipeline.records.answers import Holding
+from ptpipeline.records.serving import Holding
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.storage import FolderStore, S3Store
 from ptpipeline.task.task import Task

@@ -297,19 +297,16 @@ def test_opening_an_earlier_schema_keeps_every_row(url: str, revision: str) -> N
 
 
 @pytest.mark.parametrize("revision", ROWS)
-@pytest.mark.parametrize(
-    "statement",
-    [
+def test_an_upgraded_history_is_append_only(url: str, revision: str) -> None:
+    ledger = Ledger(_written(url, revision))
+    for statement in (
         "UPDATE promotion SET actor = 'nobody'",
         "DELETE FROM promotion",
         "UPDATE version SET digest = 'b'",
         "DELETE FROM version",
-    ],
-)
-def test_an_upgraded_history_is_append_only(url: str, revision: str, statement: str) -> None:
-    ledger = Ledger(_written(url, revision))
-    with pytest.raises(DBAPIError, match="append-only"), ledger.database.writing() as connection:
-        connection.execute(text(statement))
+    ):
+        with pytest.raises(DBAPIError, match="append-only"), ledger.database.writing() as connection:
+            connection.execute(text(statement))
     ledger.close()
 
 
@@ -386,7 +383,7 @@ def test_processes_open_a_new_ledger_together(url: str) -> None:
     assert _opened_by(4, url) == ["ok"] * 4
 
 
-@pytest.mark.parametrize("revision", ROWS)
+@pytest.mark.parametrize("revision", [min(ROWS), max(ROWS)])
 def test_processes_open_an_earlier_schema_together(url: str, revision: str) -> None:
     assert _opened_by(3, _written(url, revision)) == ["ok"] * 3
     assert Ledger(url).version_of("topic", "a" * 64).number == 1

@@ -20,15 +20,18 @@ import ptpipeline
 from benchmarks.fixtures.s3_server import free_ports, wait_until_healthy
 from flows.on_demand.export import export
 from ptpipeline.errors import ArtifactError, NotFound, SettingsError
-from ptpipeline.prompts.artifact import Artifact
+from ptpipeline.prompts.artifact import Artifact, write_artifact
 from ptpipeline.prompts.tensors import pack_ensemble
 from ptpipeline.records.prompts import Generation
 from ptpipeline.serving.engine import Engine, Question
 from ptpipeline.serving.resolver import Resolved
+from ptpipeline.storage import FolderStore
+from ptpipeline.storage.signed import SignedStore
 from registry.mlflow.pyfunc import build_model_files
 from registry.mlflow.store import MlflowStore
 from tests.evaluation.probed import artifact, embeddings, fields, tiny
 from tests.flows.project import Project
+from tests.prompts.test_signature import OURS, public_pem
 from tests.tiny import tiny_project
 
 TEXTS = ["the good film", "awful plot and story"]
@@ -62,8 +65,7 @@ def answers(model: Any, texts: Sequence[str] = TEXTS) -> list[dict[str, Any]]:
 
 @pytest.mark.usefixtures("project")
 def test_mlflow_loads_a_folder_and_answers_as_the_engine(tmp_path: Path) -> None:
-    members = [artifact(tiny(), embeddings(tiny(), word)) for word in (" yes", " bad")]
-    whole = pack_ensemble(members, "average", fields(tiny()) | {"method": "ensemble"})
+    members, whole = an_ensemble()
     engine = Engine(tiny())
     engine.load(whole, members)
     scores = engine.score_labels([Question(whole.digest, {"text": text}) for text in TEXTS])
@@ -116,6 +118,45 @@ def test_altered_files_are_not_loaded(tmp_path: Path) -> None:
         (folder / name).write_bytes(build_model_files(Resolved("movies", 3, other, []))[name])
     with pytest.raises(ArtifactError, match="MLmodel: is of another prompt"):
         mlflow.pyfunc.load_model(str(folder))
+
+
+@pytest.mark.usefixtures("project")
+def test_members_in_another_order_are_not_loaded(tmp_path: Path) -> None:
+    members, whole = an_ensemble()
+    with pytest.raises(ArtifactError, match=r"its members are not those that manifest\.json lists"):
+        mlflow.pyfunc.load_model(str(written(tmp_path / "model", whole, members[::-1])))
+
+
+@pytest.mark.usefixtures("project")
+def test_a_version_that_is_no_number_is_not_loaded(tmp_path: Path) -> None:
+    folder = written(tmp_path / "model", artifact(tiny(), embeddings(tiny())))
+    described = (folder / "MLmodel").read_text()
+    assert "ptp.version: 3" in described
+    (folder / "MLmodel").write_text(described.replace("ptp.version: 3", "ptp.version: three"))
+    with pytest.raises(ArtifactError, match="MLmodel: is of another prompt"):
+        mlflow.pyfunc.load_model(str(folder))
+
+
+def an_ensemble() -> tuple[list[Artifact], Artifact]:
+    """Two members, and the ensemble of them."""
+    members = [artifact(tiny(), embeddings(tiny(), word)) for word in (" yes", " bad")]
+    return members, pack_ensemble(members, "average", fields(tiny()) | {"method": "ensemble"})
+
+
+def test_with_trusted_keys_members_have_to_be_signed_too(
+    tmp_path: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (project / "trusted.pem").write_bytes(public_pem(OURS))
+    monkeypatch.setenv("PTP_TRUSTED_KEYS", str(project / "trusted.pem"))
+    store, (members, whole) = FolderStore(project / "store"), an_ensemble()
+    for member in members:
+        write_artifact(store, member)
+    write_artifact(SignedStore(store, key=OURS), whole)
+    with pytest.raises(ArtifactError, match="nobody signed it"):
+        mlflow.pyfunc.load_model(str(written(tmp_path / "model", whole, members)))
+    for member in members:
+        write_artifact(SignedStore(store, key=OURS), member)
+    assert mlflow.pyfunc.load_model(str(tmp_path / "model"))
 
 
 def test_with_trusted_keys_the_store_and_its_signature_count(

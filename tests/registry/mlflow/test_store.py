@@ -2,7 +2,6 @@
 runs.
 """
 
-from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,17 +12,15 @@ import httpx
 import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
-from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
+from mlflow.store.entities import PagedList
 
 from benchmarks.fixtures.mlflow_server import running_mlflow
 from benchmarks.fixtures.prompts import a_request, an_artifact, published
 from ptpipeline.errors import ServiceUnavailable, Terminal
-from ptpipeline.progress import Standing
 from ptpipeline.records.prompts import CurvePoint
 from ptpipeline.task.task import Task
 from registry.mlflow.client import connect
-from registry.mlflow.store import MlflowStore
-from registry.mlflow.tracking import Tracking
+from registry.mlflow.store import MlflowStore, _pages
 from registry.mlflow.write import mlflow_template
 from registry.registry import Registry
 from registry.repair.doctor import examine
@@ -36,44 +33,6 @@ from tests.http_server import Quiet, serve
 
 pytestmark = pytest.mark.servers
 ME = Cause("me", "because")
-
-
-@contextmanager
-def hearing() -> Iterator[tuple[str, list[str]]]:
-    """A server with no models; yields its address, and the logins that it hears."""
-    logins: list[str] = []
-
-    class Listener(Quiet, BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            kind, _, login = self.headers.get("Authorization", "none").partition(" ")
-            logins.append(b64decode(login).decode() if kind == "Basic" else kind)
-            self.answer(200, b"{}")
-
-    with serve(Listener) as address:
-        yield address, logins
-
-
-@pytest.mark.parametrize(
-    ("variables", "user", "expected"),
-    [
-        ({"MLFLOW_TRACKING_USERNAME": "ptp", "MLFLOW_TRACKING_PASSWORD": "ours"}, "", "ptp:ours"),
-        ({}, "ann:hers@", "ann:hers"),
-        ({}, "", "stranger:theirs"),  # who names no login may keep it in ~/.netrc
-    ],
-)
-def test_the_logins_in_netrc_replace_none_that_was_given(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], user: str, expected: str
-) -> None:
-    (tmp_path / ".netrc").write_text("default login stranger password theirs\n")
-    (tmp_path / ".netrc").chmod(0o600)
-    for name in ("NETRC", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
-        monkeypatch.setenv(name, "")  # so that what the code sets is gone afterwards
-        monkeypatch.delenv(name)
-    for name, value in variables.items() | {("HOME", str(tmp_path))}:
-        monkeypatch.setenv(name, value)
-    with hearing() as (address, logins):
-        connect(address.replace("//", f"//{user}")).search_registered_models()
-    assert logins == [expected]
 
 
 @contextmanager
@@ -109,6 +68,18 @@ def test_an_imported_prompt_has_a_page_without_a_curve(shown: Registry, task: Ta
     [version] = client.search_model_versions(f"name='{task.name}'")
     assert "- imported, not trained here: dev score 0.750" in version.description
     assert client.get_run(version.run_id).data.metrics["best_dev"] == 0.75
+
+
+def test_a_curve_longer_than_a_request_is_shown_whole(shown: Registry, task: Task, client: MlflowClient) -> None:
+    request = a_request(task)
+    curve = [CurvePoint(step=step, loss=1.0, learning_rate=0.1, dev=0.5) for step in range(700)]
+    stage(shown.ledger, shown.store, an_artifact(task))
+    register(shown, replace(request, tuned=request.tuned.model_copy(update={"curve": curve})))
+    [version] = client.search_model_versions(f"name='{task.name}'")
+    assert len(client.get_metric_history(version.run_id, "dev")) == len(curve)
+    run = client.get_run(version.run_id)
+    assert (run.data.params["method"], run.data.tags["ptp.digest"]) == ("prompt", an_artifact(task).digest)
+    assert run.info.status == "FINISHED"
 
 
 def test_mlflow_tells_since_when_by_whom_and_why_a_version_is_in_production(
@@ -252,13 +223,6 @@ def test_another_template_is_another_prompt_version(shown: Registry, task: Task,
     assert sorted(prompt.version for prompt in client.search_prompt_versions(f"{task.name}.template")) == [1, 2]
 
 
-def test_no_password_of_an_address_is_told() -> None:
-    store = MlflowStore("http://me:hidden@127.0.0.1:9")
-    with pytest.raises(ServiceUnavailable, match=r"http://127\.0\.0\.1:9 does not answer") as refused:
-        store.aliases("mood")
-    assert "hidden" not in f"{refused.value} {store.page_url('mood', '1')}"
-
-
 def test_mlflow_templates_double_the_braces() -> None:
     assert mlflow_template("{{not a field}} {text}\nMood:") == "{not a field} {{text}}\nMood:"
     assert mlflow_template("{premise}\nClaim: {hypothesis}") == "{{premise}}\nClaim: {{hypothesis}}"
@@ -371,87 +335,11 @@ def test_a_name_taken_by_a_prompt_is_refused(shown: Registry, task: Task, client
         published(shown, task, 1)
 
 
-# ---------------------------------------------------------------- tracking
-
-
-POINT = CurvePoint(step=10, loss=0.5, learning_rate=0.01, dev=0.8, token_norms=[1.0, 2.0], token_gradients=[0.1, 0.3])
-
-
-def test_the_limits_of_a_request_hold_whatever_the_environment_says(
-    monkeypatch: pytest.MonkeyPatch, mlflow_url: str
-) -> None:
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
-    connect(mlflow_url)
-    assert (MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), MLFLOW_HTTP_REQUEST_TIMEOUT.get()) == (0, 10)
-
-
 def test_a_sequence_number_that_a_person_wrote_is_none(shown: Registry, task: Task, client: MlflowClient) -> None:
     promote(shown, task, published(shown, task, 1), ME)
     client.set_registered_model_tag(task.name, "ptp.applied.production", "9" * 5000)
     assert reconcile(shown, {task.name: task}, task.name) == []
     assert client.get_registered_model(task.name).tags["ptp.applied.production"] == "1"
-
-
-def test_a_training_is_followed_and_registered(
-    shown: Registry, task: Task, mlflow_url: str, client: MlflowClient
-) -> None:
-    tracking = Tracking(mlflow_url)
-    run = tracking.start(task.name, {"steps": 10, "method": "prompt"}, {"ptp.gang": "g"})
-    tracking.log_point(run, POINT)
-    tracking.finish(run, "FINISHED")
-    stage(shown.ledger, shown.store, an_artifact(task))
-    request = a_request(task)
-    register(shown, type(request)(request.tuned.model_copy(update={"tracking_run": run})))
-    assert run is not None
-    found = client.get_run(run)
-    assert (found.info.status, found.data.params) == ("FINISHED", {"steps": "10", "method": "prompt"})
-    assert {name: found.data.metrics[name] for name in ("loss", "dev", "token_norm", "token_gradient")} == {
-        "loss": 0.5,
-        "dev": 0.8,
-        "token_norm": 1.5,
-        "token_gradient": 0.2,
-    }
-    assert client.get_model_version(task.name, "1").run_id == run
-
-
-def test_how_far_work_has_come_is_shown_in_the_open_runs_or_in_one_that_ended(
-    task: Task, mlflow_url: str, client: MlflowClient
-) -> None:
-    tracking = Tracking(mlflow_url)
-    runs = [tracking.start(task.name, {}, {}) for _ in range(3)]
-    tracking.finish(runs[0], "FINISHED")
-    tracking.log_standing(None, Standing("training", 30, 120, "steps", 30, 9.0))
-    tracking.log_standing(runs[0], Standing("mood: test rows: prompt", 5, 10, "rows", 5, 9.0))
-    tracking.log_standing(runs[0], Standing("mood: norms", 0, 0, "rows", 0, 9.0))
-    assert [client.get_run(str(run)).data.metrics for run in runs] == [
-        {"progress/mood/test rows/prompt": 0.5},
-        {"progress/training": 0.25},
-        {"progress/training": 0.25},
-    ]
-    assert client.get_run(str(runs[0])).info.status == "FINISHED"
-    assert tracking.lost == 0
-
-
-def test_a_resumed_training_goes_on_in_its_run(task: Task, mlflow_url: str, client: MlflowClient) -> None:
-    tracking = Tracking(mlflow_url)
-    run = tracking.start(task.name, {"steps": 10}, {}, None)
-    assert run is not None
-    tracking.finish(run, "KILLED")
-    assert Tracking(mlflow_url).start(task.name, {"steps": 10}, {}, run) == run
-    assert client.get_run(run).info.status == "RUNNING"
-    tracking.finish(run, "FINISHED")
-    assert client.get_run(run).info.status == "FINISHED"
-
-
-def test_a_training_outlives_its_tracking(caplog: pytest.LogCaptureFixture) -> None:
-    tracking = Tracking("http://127.0.0.1:9")
-    assert tracking.start("mood", {}, {}) is None
-    for _ in range(2):
-        tracking.log_point("a-run", POINT)
-    tracking.finish(None, "FAILED")
-    assert tracking.lost == 3
-    assert len([record for record in caplog.records if "MLflow does not show" in record.message]) == 1
 
 
 def test_of_several_versions_of_a_prompt_the_first_is_found(shown: Registry, task: Task, client: MlflowClient) -> None:
@@ -462,3 +350,8 @@ def test_of_several_versions_of_a_prompt_the_first_is_found(shown: Registry, tas
         client.create_model_version(task.name, run.artifact_uri, run.run_id, tags=tags, await_creation_for=0)
     assert shown.mlflow is not None
     assert shown.mlflow.find(task.name, digest) == "9"
+
+
+def test_pages_are_read_to_the_last() -> None:
+    answers = {None: PagedList([1, 2], "more"), "more": PagedList([], "last"), "last": PagedList([3], "")}
+    assert list(_pages(answers.__getitem__)) == [1, 2, 3]

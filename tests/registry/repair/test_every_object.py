@@ -11,8 +11,8 @@ import pytest
 
 from ptpipeline.data.rows import Row
 from ptpipeline.data.snapshot import load_split, read_snapshot
-from ptpipeline.records.answers import Holding
 from ptpipeline.records.base import now
+from ptpipeline.records.serving import Holding
 from ptpipeline.serving.servers import report_holdings
 from ptpipeline.settings import Settings
 from ptpipeline.storage import FolderStore

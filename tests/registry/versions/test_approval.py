@@ -363,6 +363,10 @@ def test_production_takes_only_what_staging_names(plain: Registry) -> None:
     assert promote(plain, ORDERED, 1, ANN).version == 1
 
 
+def test_an_alias_that_the_order_does_not_name_waits_for_none(plain: Registry) -> None:
+    assert promote(plain, ORDERED, candidate(plain, ORDERED).number, ANN, "canary").version == 1
+
+
 def test_what_staging_named_before_is_too_late(plain: Registry) -> None:
     candidate(plain, ORDERED)
     promote(plain, ORDERED, 1, ANN, "staging")

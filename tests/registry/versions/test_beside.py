@@ -97,6 +97,9 @@ def test_the_same_canary_again_adds_no_row_and_another_share_adds_one(plain: Reg
     published(plain, task, 2, head.digest)
     assert place_beside(plain, task, 2, 10, ME) == place_beside(plain, task, 2, 10, Cause("other", "again"))
     assert place_beside(plain, task, 2, 50, ME).seq == 3
+    published(plain, task, 3, head.digest)
+    row = place_beside(plain, task, 3, 50, ME)
+    assert (row.seq, row.beside and row.beside.version) == (4, 3)
 
 
 def test_a_canary_that_is_promoted_takes_the_aliass_place(registry: Registry, task: Task, first: Promotion) -> None:

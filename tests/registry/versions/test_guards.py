@@ -2,6 +2,7 @@
 
 import sqlite3
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ from ptpipeline.errors import PromotionConflict, PromotionRefused, ServiceUnavai
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import prompt_prefix
 from ptpipeline.task.task import Task
+from registry.garbage.collect import collect
+from registry.garbage.roots import Retention
 from registry.ledger.ledger import Ledger, Release
 from registry.registry import Registry
 from registry.versions.commit import Cause
@@ -25,6 +28,7 @@ from registry.versions.promotion import (
     rollback_release,
 )
 from registry.versions.publish import register
+from tests.registry.repair.test_second_look import an_ensemble
 
 ME = Cause("me", "because")
 ANYWAY = Cause("me", "because", override=True)
@@ -127,6 +131,30 @@ def test_an_alias_without_a_gate_refuses_altered_bytes(plain: Registry, task: Ta
     altered(plain, task, 1)
     with pytest.raises(PromotionRefused, match="cannot be served"):
         point(plain, plain.ledger.version(task.name, 1), ME, "current")
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "prompt.safetensors"])
+def test_an_ensemble_with_a_lost_member_is_not_promoted(plain: Registry, task: Task, file: str) -> None:
+    members = an_ensemble(plain, task)
+    plain.store.delete(f"{prompt_prefix(task.name, members[1].digest)}/{file}")
+    with pytest.raises(PromotionRefused, match="version 1 cannot be served"):
+        promote(plain, task, 1, ANYWAY)
+    with pytest.raises(PromotionRefused, match="version 1 cannot be served"):
+        point(plain, plain.ledger.version(task.name, 1), ME, "current")
+    assert plain.ledger.heads() == []
+
+
+def test_a_version_that_was_collected_is_told_as_such(plain: Registry, task: Task) -> None:
+    for seed in (1, 2):
+        published(plain, task, seed)
+    collect(plain, Retention(candidates=1, grace=timedelta(0)), apply=True)
+    with pytest.raises(PromotionRefused, match="the garbage collection deleted"):
+        promote(plain, task, 1, ANYWAY)
+
+
+def test_an_ensemble_whose_members_are_intact_is_promoted(plain: Registry, task: Task) -> None:
+    an_ensemble(plain, task)
+    assert promote(plain, task, 1, ANYWAY).version == 1
 
 
 # ---------------------------------------------------------------- actor, reason, alias

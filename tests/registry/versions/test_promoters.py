@@ -20,6 +20,7 @@ from registry.versions import mlflow_edit
 from registry.versions.beside import place_beside
 from registry.versions.commit import Cause
 from registry.versions.projection import history_object
+from registry.versions.promoters import find_promoters
 from registry.versions.promotion import (
     Transition,
     check_transition,
@@ -201,7 +202,16 @@ def test_no_promotion_passes_any_door_without_a_promoter(worker: Registry, tasks
 
 
 def test_other_aliases_are_anybodys(worker: Registry, tasks: Path) -> None:
-    assert promote(worker, declare(tasks, "promotion", ADA), 3, Cause("bob", "try"), "canary").version == 3
+    task = declare(tasks, "promotion", ADA)
+    for number in (3, 2):
+        assert promote(worker, task, number, Cause("bob", "try"), "canary").version == number
+    assert rollback(worker, "mood", Cause("bob", "back"), alias="canary").version == 3
+
+
+def test_a_task_without_a_file_has_no_promoters(plain: Registry, tasks: Path) -> None:
+    assert find_promoters(plain, "mood") is find_promoters(replace(plain, tasks=tasks), "mood") is None
+    declare(tasks, "promotion", ADA)
+    assert find_promoters(replace(plain, tasks=tasks), "mood") is not None
 
 
 def test_a_broken_task_file_lets_nobody_roll_back(worker: Registry, tasks: Path) -> None:

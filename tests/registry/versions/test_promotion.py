@@ -14,7 +14,7 @@ from registry.ledger.ledger import Move, Release
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.reconcile import reconcile
-from registry.versions.commit import Cause, write_release
+from registry.versions.commit import Cause, encode_release, write_release
 from registry.versions.history import path_of
 from registry.versions.promotion import check_alias, point, promote, promote_release, rollback, rollback_release
 from registry.versions.publish import register, stage
@@ -70,6 +70,13 @@ def test_a_rollback_that_is_repeated_goes_one_step_back(
     assert rollback(plain, task.name, ME) == rollback(plain, task.name, ME)
     assert served(plain, task) == 2
     assert "another reason, or `--to N`, goes further back" in caplog.text
+
+
+def test_another_person_with_the_same_reason_goes_further_back(plain: Registry, task: Task) -> None:
+    head = None
+    for seed in (1, 2, 3):
+        head = promote(plain, task, published(plain, task, seed, head.digest if head else None), ME)
+    assert [rollback(plain, task.name, Cause(who, "complaints")).version for who in ("ann", "ann", "bob")] == [2, 2, 1]
 
 
 def test_a_version_that_is_named_is_gone_back_to_for_the_same_reason_too(plain: Registry, task: Task) -> None:
@@ -288,6 +295,21 @@ def test_a_release_promotes_all_its_tasks(registry: Registry, pair: tuple[Task, 
     assert [difference for task in pair for difference in examine(registry, task.name)] == []
 
 
+def test_a_release_that_is_repeated_stays_as_it_was_first_asked_for(
+    plain: Registry, task: Task, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = a_task(f"{task.name}-b")
+    release = spring(other, task, version=1)
+    for each in (task, other):
+        published(plain, each, 1)
+    moved = promote_release(plain, {each.name: each for each in (task, other)}, release, ME)
+    assert [row.task for row in moved] == [task.name, other.name]  # whatever the order of the request
+    later = release.model_copy(update={"at": "2030-01-01T00:00:00+00:00"})
+    assert promote_release(plain, {each.name: each for each in (task, other)}, later, ME) == []
+    assert caplog.text == ""
+    assert plain.store.read(release_key(release.name)).body == encode_release(release)
+
+
 def test_a_release_with_one_refused_version_moves_nothing(registry: Registry, pair: tuple[Task, Task]) -> None:
     stricter = a_task(pair[1].name, minimum=0.85)
     with pytest.raises(PromotionRefused, match="gate policy changed"):
@@ -317,6 +339,7 @@ def test_a_release_rolls_back_together(registry: Registry, pair: tuple[Task, Tas
     promote_release(registry, {task.name: task for task in pair}, release, ME)
     back = rollback_release(registry, release.name, Cause("night watch", "complaints"))
     assert [(row.version, row.actor, row.seq) for row in back] == [(1, "night watch", 3)] * 2
+    assert rollback_release(registry, release.name, Cause("night watch", "complaints")) == back
     assert [served(registry, task) for task in pair] == [1, 1]
     with pytest.raises(PromotionRefused, match="comes from it any more"):
         rollback_release(registry, release.name, ME)

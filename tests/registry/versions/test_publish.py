@@ -3,6 +3,8 @@ only.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,24 +12,29 @@ from sqlalchemy import delete
 
 from benchmarks.fixtures.prompts import a_request, an_artifact, published
 from ptpipeline.errors import ArtifactError, LeaseHeld, NotFound, PtpError, ServiceUnavailable
+from ptpipeline.evaluation.mistakes import Mistake, Mistakes
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records.base import now
 from ptpipeline.records.versions import Pointer, Promotion
 from ptpipeline.storage import FolderStore, Listed, ObjectStore, Stored
-from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, version_key
+from ptpipeline.storage.keys import dossiers_prefix, history_key, pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task
+from registry.garbage.collect import collect
+from registry.garbage.roots import Retention
 from registry.ledger import tables
 from registry.ledger.lease import leased
 from registry.ledger.ledger import Ledger, Move
+from registry.ledger.results import Publication
 from registry.mlflow.store import MlflowStore
 from registry.registry import Registry
 from registry.repair.doctor import examine
 from registry.repair.reconcile import reconcile
 from registry.versions import projection
 from registry.versions.commit import Cause
+from registry.versions.dossier import stored_verdicts
 from registry.versions.projection import is_stored, project
 from registry.versions.promotion import promote
-from registry.versions.publish import register, stage
+from registry.versions.publish import forget_files, register, stage, withhold_texts
 
 ME = Cause("me", "because")
 CALLS = 21  # to the store, by one publish and one promotion
@@ -309,3 +316,63 @@ def test_names_in_the_store_come_back(plain: Registry, task: Task, task_named: b
         "version 1 named in the store"
     ]
     assert examine(plain) == []
+
+
+# ---------------------------------------------------------------- what a publish remembers
+
+
+def publication_of(registry: Registry, task: Task, seed: int = 1) -> Publication:
+    publication = registry.ledger.publication(task.name, an_artifact(task, seed).digest)
+    assert publication is not None
+    return publication
+
+
+def test_a_publish_that_knows_less_forgets_nothing_but_what_is_gone(plain: Registry, task: Task) -> None:
+    published(plain, task, 1)
+    before = publication_of(plain, task)
+    plain.ledger.save_publication(before.model_copy(update={"neighbours": "kept", "wayward": ("gone",)}))
+    register(plain, replace(a_request(task, 1), commit=None, plots={}))
+    after = publication_of(plain, task)
+    assert (after.commit, after.plots, after.neighbours, after.wayward) == ("c0ffee", before.plots, "kept", ())
+
+
+FILES = {"neighbours": "n", "mistakes": "m", "wayward": ("w", "x"), "plots": {"one": "p", "two": "q"}}
+
+
+@pytest.mark.parametrize(
+    ("gone", "left"),
+    [
+        ("n", {"neighbours": None}),
+        ("m", {"mistakes": None}),
+        ("w", {"wayward": ("x",)}),
+        ("q", {"plots": {}}),  # the next run draws all
+        ("z", {}),
+    ],
+)
+def test_only_files_that_are_gone_are_forgotten(
+    plain: Registry, task: Task, gone: str, left: dict[str, object]
+) -> None:
+    published(plain, task, 1)
+    forget_files(plain, publication_of(plain, task).model_copy(update=FILES), {gone})
+    after = publication_of(plain, task)
+    assert {name: getattr(after, name) for name in FILES} == FILES | left
+
+
+def test_texts_of_a_version_that_was_collected_are_withheld_too(plain: Registry, task: Task) -> None:
+    worst = Mistake(text="A secret.", wanted="good", answered="bad", figure=0.9)
+    for seed in (1, 2):
+        stage(plain.ledger, plain.store, an_artifact(task, seed))
+        shown = Mistakes(shown=[worst], wrong=1, rows=20, figure="probability")
+        register(plain, replace(a_request(task, seed), mistakes=shown))
+    collect(plain, Retention(candidates=1, grace=timedelta(0)), apply=True)
+    withhold_texts(plain, task.name)
+    assert plain.ledger.publications_with_texts(task.name) == []
+
+
+def test_an_altered_dossier_proves_no_verdict(plain: Registry, task: Task) -> None:
+    published(plain, task, 1)
+    digest = an_artifact(task, 1).digest
+    assert len(stored_verdicts(plain.store, task.name, digest)) == 1
+    (key,) = plain.store.keys(dossiers_prefix(task.name, digest))
+    plain.store.replace(key, b"{}", plain.store.read(key).etag)
+    assert stored_verdicts(plain.store, task.name, digest) == set()

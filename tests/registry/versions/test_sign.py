@@ -1,11 +1,14 @@
 """Signing what lies in the store: by the ledger's word, before the ledger's row, and under another key."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
-from benchmarks.fixtures.prompts import a_request, an_artifact
+from benchmarks.fixtures.prompts import a_request, an_artifact, published
 from ptpipeline.errors import ArtifactError, PromotionConflict, PromotionRefused, SettingsError
+from ptpipeline.evaluation.mistakes import Mistake, Mistakes
+from ptpipeline.prompts.artifact import read_artifact, read_ensemble
 from ptpipeline.records.versions import Promotion
 from ptpipeline.serving.resolver import resolve
 from ptpipeline.storage.addresses import is_dossier
@@ -14,15 +17,22 @@ from ptpipeline.storage.keys import (
     history_key,
     pointer_key,
     prompt_prefix,
+    release_key,
     signatures_prefix,
+    snapshot_manifest_key,
 )
-from registry.ledger.ledger import Ledger, Move
+from ptpipeline.storage.signed import is_accepted
+from registry.garbage.collect import collect
+from registry.garbage.roots import Retention
+from registry.ledger.ledger import Ledger, Move, Release
 from registry.ledger.tombstone import Tombstone
 from registry.registry import Registry
 from registry.repair.doctor import examine
-from registry.versions.commit import Cause, commit
+from registry.versions.commit import Cause, commit, encode_release
 from registry.versions.promotion import promote
+from registry.versions.publish import register, stage
 from registry.versions.sign import sign_task, sign_version
+from tests.registry.repair.test_second_look import an_ensemble
 from tests.registry.signed import ADA, TASK, WORKER, fill, objects, overwrite, signed
 
 
@@ -126,6 +136,66 @@ def test_a_pointer_that_is_written_otherwise_than_by_us_is_not_signed(plain: Reg
     assert f"{key}: not written by `ptp`; remove it, run `ptp reconcile {TASK.name}`" in refused
     with pytest.raises(ArtifactError, match="nobody signed it"):
         signed(plain, None, WORKER).store.read(key)
+
+
+def sign_all(registry: Registry) -> Registry:
+    """Sign the task with the worker's key; the registry as a reader opens it then."""
+    signer = signed(registry, WORKER)
+    actions = sign_task(signer, signer.store, TASK.name)  # type: ignore[arg-type]
+    assert [action.what for action in actions if not action.done] == []
+    return signed(registry, None, WORKER)
+
+
+def test_a_version_that_nobody_judged_is_signed_with_its_dossier(plain: Registry) -> None:
+    stage(plain.ledger, plain.store, an_artifact(TASK))
+    register(plain, replace(a_request(TASK), verdict=None))
+    reader = sign_all(plain)
+    for key in objects(plain):
+        reader.store.read(key)
+
+
+def test_the_members_of_an_ensemble_are_signed_with_it(plain: Registry) -> None:
+    members = an_ensemble(plain, TASK)
+    reader = sign_all(plain)
+    whole = read_artifact(reader.store, TASK.name, plain.ledger.version(TASK.name, 1).digest)
+    assert read_ensemble(reader.store, whole) == members
+
+
+def test_texts_that_were_deleted_keep_nothing_from_being_signed(plain: Registry) -> None:
+    worst = Mistake(text="A secret.", wanted="good", answered="bad", figure=0.9)
+    stage(plain.ledger, plain.store, an_artifact(TASK))
+    shown = Mistakes(shown=[worst], wrong=1, rows=20, figure="probability")
+    register(plain, replace(a_request(TASK), mistakes=shown))
+    publication = plain.ledger.publication(TASK.name, an_artifact(TASK).digest)
+    assert publication
+    assert publication.mistakes
+    plain.store.delete(publication.mistakes)
+    sign_all(plain)
+
+
+def test_a_version_whose_bytes_were_collected_is_not_signed(plain: Registry) -> None:
+    for seed in (1, 2):
+        published(plain, TASK, seed)
+    collect(plain, Retention(candidates=1, grace=timedelta(0)), apply=True)
+    assert resolve(sign_all(plain).store, f"{TASK.name}@2").number == 2
+
+
+def test_a_release_of_other_tasks_and_an_unknown_snapshot_are_not_signed_with_the_task(plain: Registry) -> None:
+    fill(plain)
+    other = Release(name="autumn", actor="me", reason="why", versions={"other": 1}, at="2026-01-01T00:00:00+00:00")
+    plain.ledger.append_release(other, [])
+    plain.store.create(snapshot_manifest_key(TASK.name, "d" * 64), b"{}")
+    reader = sign_all(plain)
+    assert not plain.store.exists(release_key("autumn"))
+    with pytest.raises(ArtifactError, match="nobody signed it"):
+        reader.store.read(snapshot_manifest_key(TASK.name, "d" * 64))
+
+
+def test_a_release_is_signed_before_the_ledger_holds_it(keyed: Registry) -> None:
+    release = Release(name="autumn", actor="me", reason="why", versions={TASK.name: 1}, at="2026-01-01T00:00:00+00:00")
+    commit(keyed, [], release)
+    assert not keyed.store.exists(release_key("autumn"))
+    assert is_accepted(keyed.store, release_key("autumn"), encode_release(release))
 
 
 def _forged_plain(registry: Registry) -> str:

@@ -11,7 +11,6 @@ from ptpipeline.records.versions import Pointer, Promotion, VersionName
 from ptpipeline.storage import FolderStore, Stored
 from ptpipeline.storage.keys import history_key, pointer_key, prompt_prefix, version_key
 from ptpipeline.task.task import Task
-from registry import failpoints
 from registry.ledger.ledger import Move
 from registry.ledger.tombstone import Tombstone
 from registry.registry import Registry
@@ -22,6 +21,7 @@ from registry.versions.projection import attempt, project, wait_for_lease
 from registry.versions.promotion import promote, rollback
 from registry.versions.publish import register, stage
 from tests.registry.repair.test_second_look import an_ensemble, ensemble_of_two
+from tests.registry.signed import TASK, overwrite
 
 ME = Cause("me", "because")
 
@@ -61,16 +61,6 @@ def store(plain: Registry) -> Watched:
 @pytest.fixture
 def watched(plain: Registry, store: Watched) -> Registry:
     return Registry(plain.ledger, store)
-
-
-@pytest.fixture
-def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], object]], None]:
-    """Let something happen when a publish or a promotion reaches a step."""
-
-    def when(step: str, do: Callable[[], object]) -> None:
-        monkeypatch.setattr(failpoints, "_watching", [lambda reached: do() if reached == step else None])
-
-    return when
 
 
 def once(do: Callable[[], object], key: str) -> Callable[[str], None]:
@@ -250,6 +240,36 @@ def test_a_history_of_another_ledger_is_not_written_over(plain: Registry, task: 
     with pytest.raises(Terminal, match="promotion 1 in the store differs from the ledger's"):
         project(plain, task.name, "production")
     assert not plain.store.exists(pointer_key(task.name, "production"))
+
+
+def test_what_readers_see_already_costs_one_read(watched: Registry, store: Watched, task: Task) -> None:
+    promote(watched, task, published(watched, task, 1), ME)
+    reads: list[str] = []
+    store.puts.clear()
+    store.before_read = reads.append
+    projection.follow_heads(watched, task.name)
+    assert (reads, store.puts) == ([pointer_key(task.name, "production")], [])
+
+
+def test_a_pointer_that_cannot_be_asked_stops_nothing_that_follows_heads(
+    watched: Registry, store: Watched, task: Task, caplog: pytest.LogCaptureFixture
+) -> None:
+    promote(watched, task, published(watched, task, 1), ME)
+
+    def away(key: str) -> None:
+        raise ServiceUnavailable("the store went away")
+
+    store.before_read = away
+    projection.follow_heads(watched, task.name)
+    assert f"whether the store shows {task.name}@production is not known: the store went away" in caplog.text
+
+
+def test_a_pointer_that_nobody_signed_shows_no_head(keyed: Registry) -> None:
+    (head,) = keyed.ledger.heads(TASK.name)
+    assert projection.is_stored(keyed, head)
+    key = pointer_key(TASK.name, head.alias)
+    overwrite(keyed.store, key, keyed.store.read(key).body + b" ")
+    assert not projection.is_stored(keyed, head)
 
 
 def test_an_alias_that_was_never_promoted_is_not_projected(plain: Registry, task: Task) -> None:

@@ -1,8 +1,8 @@
 """What a reader has seen of each alias, so that it refuses an older pointer that was once signed.
 
-A signature does not grow old: whoever may write to the store can put back a pointer that was right last week. Against
-that helps only what the reader itself remembers. It remembers per store, task and alias the newest promotion, in files
-of its own (mode 0600) below PTP_HOME.
+A signature does not grow old: whoever may write to the store can put back a pointer that was right last week. Only what
+the reader itself remembers helps against that: the newest promotion of each store, task and alias, in files of its own
+(mode 0600) below PTP_HOME.
 """
 
 import logging
@@ -51,8 +51,8 @@ class Memory:
         """Remember the promotion that a pointer shows.
 
         Raises Older if it is older than what was seen, if it is another one of the same number, or if it does not
-        follow what was seen; SettingsError if the file cannot be read. Where no file can be written, a warning says
-        that nothing is remembered.
+        follow what was seen; SettingsError if the file cannot be read. If no file can be written, a warning says that
+        nothing is remembered.
         """
         name = digest_of([store.url, promotion.task, promotion.alias])
         path, row = self.folder / f"{name}.json", promotion.row_digest()
@@ -104,5 +104,5 @@ def _read(path: Path) -> Seen | None:
     except ArtifactError:
         raise SettingsError(
             f"{path}: does not say which promotion this reader has seen last, because it was damaged; remove it, and "
-            "the next read begins anew"
+            "the next read begins again"
         ) from None

@@ -37,10 +37,26 @@ class Piece(NamedTuple):
     finish: Literal["stop", "length"] | None = None
 
 
-class Answerer(Protocol):
-    """Answers texts with the prompts that it holds, by digest. Its methods run in one event loop.
+class Load(NamedTuple):
+    """What an answerer does and has done: texts that have no answer yet, those of them that are being generated,
+    batches and their texts so far, bytes of prefix caches, how often one was in memory and how often not, and whether
+    it still computes.
+    """
 
-    Both methods raise NotFound for a digest that it does not hold, Overloaded, and TimedOut if `patience` seconds pass
+    waiting: int
+    generating: int
+    batches: int
+    texts: int
+    cache_bytes: int
+    cache_hits: int
+    cache_misses: int
+    alive: bool
+
+
+class Answerer(Protocol):
+    """Answers texts with the prompts that it holds, by digest. `classify` and `generate` run in one event loop.
+
+    Both raise NotFound for a digest that it does not hold, Overloaded, and TimedOut if `patience` seconds pass
     without an answer. A caller that is cancelled takes its request out of the queue, or ends it at the next token.
     """
 
@@ -57,3 +73,6 @@ class Answerer(Protocol):
 
         Raises DataError if the prompt answers with labels or lacks a field, ContextError if the text does not fit.
         """
+
+    def observe(self) -> Load:
+        """Return what it does and has done."""

@@ -1,4 +1,4 @@
-"""What serves: a server's holdings, and answers."""
+"""What serving records: what each server holds, observes and compares; and one answer."""
 
 from typing import Any, ClassVar, Literal, NamedTuple
 

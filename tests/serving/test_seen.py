@@ -10,8 +10,8 @@ from benchmarks.fixtures.prompts import a_task, an_artifact
 from ptpipeline.errors import ArtifactError, SettingsError
 from ptpipeline.prompts.artifact import write_artifact
 from ptpipeline.records.versions import Pointer, Promotion, VersionName
-from ptpipeline.serving.memory import Memory
 from ptpipeline.serving.resolver import resolve
+from ptpipeline.serving.seen import Memory
 from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import pointer_key, version_key
 from ptpipeline.storage.signed import SignedStore
@@ -174,7 +174,7 @@ def test_a_damaged_memory_is_one_sentence(registry: Registry, memory: Memory, bo
     resolve(registry.reader, TASK.name, memory)
     [path] = memory.folder.glob("*.json")
     path.write_bytes(body)
-    with pytest.raises(SettingsError, match=rf"{path}: does not say .*; remove it, and the next read begins anew$"):
+    with pytest.raises(SettingsError, match=rf"{path}: does not say .*; remove it, and the next read begins again$"):
         resolve(registry.reader, TASK.name, memory)
 
 

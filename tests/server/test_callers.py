@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from ptpipeline.errors import NotFound, SettingsError
+from ptpipeline.server.callers import Bucket, Tokens, make_token, read_tokens, revoke_token
 from ptpipeline.server.refusals import Refusal
-from ptpipeline.server.tokens import Bucket, Tokens, make_token, read_tokens, revoke_token
 from ptpipeline.storage.keys import pointer_key
 from tests.server.serving import Running, prompts, running
 from tests.server.test_door import ASK, classify, code

@@ -20,7 +20,7 @@ from ptpipeline.records.base import DIGEST_PATTERN, NAME_PATTERN, Record, is_nam
 from ptpipeline.server.refusals import Refusal
 
 MAX_BYTES = 2**20
-_FIX = "`ptp token NAME` writes it; remove the file to begin anew"
+_FIX = "`ptp token NAME` writes it; remove the file to begin again"
 
 
 class Token(Record):

@@ -1,0 +1,52 @@
+"""When a worker is ready, and which ports the storage's inner servers get."""
+
+import socket
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from benchmarks.fixtures.s3_server import free_ports
+from flows.local import servers
+from flows.local.keys import load_keys
+from flows.local.process import Process
+from flows.local.servers import GRPC_OFFSET, MAKE, StackConfig
+from ptpipeline.errors import StackError
+from tests.flows.server.test_prefect import Prefect, listening
+
+BEGAN = datetime(2026, 11, 26, 12, 0, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("name", "seconds", "ready"),
+    [("local", 1, True), ("local", -1, False), ("elsewhere", 1, False)],  # an earlier one beat before it was started
+)
+def test_a_worker_is_ready_once_it_has_sent_a_heartbeat_of_its_own(
+    tmp_path: Path, name: str, seconds: int, ready: bool
+) -> None:
+    beat = (BEGAN + timedelta(seconds=seconds)).isoformat()
+    workers = [{"name": name, "last_heartbeat_time": beat}]
+    answers = {"POST /work_pools/ptp/workers/filter": lambda _: (200, workers)}
+    with listening(Prefect(answers)) as prefect:
+        config = StackConfig(tmp_path, {"prefect": urlsplit(prefect.url).port or 0}, load_keys(tmp_path))
+        process = Process(pid=1, created=BEGAN.timestamp())
+        assert servers._worker_ready(config, process) == ready
+    assert not servers._worker_ready(config, process)  # nobody answers any more
+
+
+def test_a_mark_names_the_stack_the_server_and_its_make(tmp_path: Path) -> None:
+    assert StackConfig(tmp_path, {}, {}).mark("mlflow") == f"{tmp_path}//mlflow/{MAKE}"
+
+
+def test_inner_ports_are_free_with_those_of_their_grpc() -> None:
+    first = next(port for port in free_ports(20) if port + GRPC_OFFSET + 50 <= 65_535 and port < servers.LAST_PORT - 50)
+    with socket.create_server(("127.0.0.1", first + GRPC_OFFSET)):
+        one, two = servers._choose_inner_ports(first, 2)
+    assert first < one < two
+
+
+def test_inner_ports_lie_behind_the_last_port_too_and_end_where_ports_end() -> None:
+    assert len(servers._choose_inner_ports(servers.LAST_PORT + 1, 4)) == 4
+    with pytest.raises(StackError, match="name a lower port by `ptp up --s3-port`"):
+        servers._choose_inner_ports(2**16 - GRPC_OFFSET - 3, 4)

@@ -1,0 +1,96 @@
+"""What a first task file guesses of a file of rows, and what it asks of so few of them."""
+
+from pathlib import Path
+
+import pytest
+
+from flows.on_demand.draft import Choice, Facts, Seen, Sketch, guess_label, guess_text, look, render, write
+from ptpipeline.errors import TaskFileError
+from ptpipeline.settings import Settings
+from tests.tiny import sentences, write_csv
+
+CHOICE = Choice("mood", "tiny", "text", "label")
+
+
+@pytest.fixture
+def sketch(tmp_path: Path) -> Sketch:
+    return look(write_csv(tmp_path / "rows.csv", sentences(120)), None, tmp_path)
+
+
+def seen(sketch: Sketch, *columns: Seen) -> Sketch:
+    return sketch._replace(seen=list(columns))
+
+
+@pytest.mark.parametrize(
+    ("columns", "guess"),
+    [
+        ([Seen("a", "text", 100, 90, 20.0), Seen("b", "text", 100, 90, 40.0)], "b"),
+        ([Seen("Review ", "text", 100, 90, 20.0), Seen("b", "text", 100, 90, 40.0)], "Review "),
+        ([Seen("text", "text", 100, 50, 20.0), Seen("b", "text", 100, 51, 10.0)], "b"),  # half of it repeats
+        ([Seen("text", "whole numbers", 100, 90, 20.0)], None),
+    ],
+)
+def test_the_text_is_a_column_that_mostly_differs(sketch: Sketch, columns: list[Seen], guess: str | None) -> None:
+    assert guess_text(seen(sketch, *columns)) == guess
+
+
+@pytest.mark.parametrize(
+    ("column", "taken"),
+    [
+        (Seen("l", "text", 100, 2, 5.0), True),
+        (Seen("l", "text", 100, 1, 5.0), False),
+        (Seen("l", "text", 100, 50, 5.0), True),
+        (Seen("l", "text", 100, 51, 5.0), False),  # hardly any of them repeats
+        (Seen("l", "text", 1000, 101, 5.0), False),  # more than a task may have
+        (Seen("l", "text", 100, 2, 60.0), True),
+        (Seen("l", "text", 100, 2, 61.0), False),
+        (Seen("text", "text", 100, 2, 5.0), False),  # it is the text
+    ],
+)
+def test_a_label_is_one_of_a_few_short_values_that_repeat(sketch: Sketch, column: Seen, taken: bool) -> None:
+    assert (guess_label(seen(sketch, column), "text") == column.column) == taken
+
+
+@pytest.mark.parametrize(
+    ("labels", "unlabelled", "lines"),
+    [
+        ({"a": 100, "b": 100}, 0, ["gate: {metric: accuracy, minimum: 0}"]),
+        ({"a": 700, "b": 300}, 0, ["gate: {metric: accuracy, minimum: 0}"]),
+        ({"a": 701, "b": 299}, 0, ["gate: {metric: macro_f1, minimum: 0}"]),
+        ({"a": 99, "b": 99}, 0, ["  checks: {rows_per_label: warn}"]),  # a split of dev may miss one
+        ({"a": 100, "b": 100}, 1, ["  checks: {unknown_label: warn}"]),
+    ],
+)
+def test_the_gate_and_the_checks_follow_the_rows_of_each_label(
+    sketch: Sketch, labels: dict[str, int], unlabelled: int, lines: list[str]
+) -> None:
+    facts = Facts(labels, unlabelled, 0, [10], "tokens")
+    written = render(sketch, CHOICE, facts).splitlines()
+    assert set(lines) <= set(written)
+    assert any("checks:" in line for line in written) == any("checks:" in line for line in lines)
+
+
+def test_a_comma_needs_no_delimiter_and_another_sign_does(sketch: Sketch, tmp_path: Path) -> None:
+    assert sketch.source.delimiter is None
+    (tmp_path / "other.csv").write_text("text;label\n" + "".join(f"{text};{label}\n" for text, label in sentences(9)))
+    assert look(tmp_path / "other.csv", None, tmp_path).source.delimiter == ";"
+
+
+def test_a_file_that_would_not_load_is_not_left_behind(sketch: Sketch, tmp_path: Path) -> None:
+    (tmp_path / "base_models.yaml").write_text("tiny: {path: base}\n")
+    settings = Settings(home=tmp_path, tasks=tmp_path)
+    facts = Facts({"the only one": 60}, 0, 0, [10], "tokens")
+    with pytest.raises(TaskFileError):
+        write(sketch, CHOICE._replace(base="tiny"), facts, settings)
+    assert not (tmp_path / "mood.yaml").exists()
+
+
+def test_what_is_written_is_its_owners_alone(sketch: Sketch, tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path, tasks=tmp_path / "tasks")
+    facts = Facts({"negative": 60, "positive": 60}, 0, 0, [10], "tokens")
+    path, _ = write(sketch, CHOICE._replace(base="smollm2-135m-wheel"), facts, settings)
+    assert [place.stat().st_mode & 0o077 for place in (path, path.parent)] == [0, 0]
+
+
+def test_of_no_columns_nothing_is_guessed(sketch: Sketch) -> None:
+    assert (guess_text(seen(sketch)), guess_label(seen(sketch), "")) == (None, None)

@@ -1,0 +1,107 @@
+"""The client of MLflow: which login it gives, how long it waits, and what its errors tell."""
+
+from base64 import b64decode
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+from mlflow.environment_variables import MLFLOW_HTTP_REQUEST_MAX_RETRIES, MLFLOW_HTTP_REQUEST_TIMEOUT
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import REQUEST_LIMIT_EXCEEDED, RESOURCE_DOES_NOT_EXIST
+from requests import HTTPError, Response
+from requests.exceptions import ConnectionError as Refused
+
+from ptpipeline.errors import ServiceUnavailable, SettingsError, Terminal
+from registry.mlflow.client import connect, translated_errors
+from registry.mlflow.store import MlflowStore
+from tests.http_server import Quiet, serve
+
+pytestmark = pytest.mark.servers
+
+
+@contextmanager
+def hearing() -> Iterator[tuple[str, list[str]]]:
+    """A server with no models; yields its address, and the logins that it hears."""
+    logins: list[str] = []
+
+    class Listener(Quiet, BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            kind, _, login = self.headers.get("Authorization", "none").partition(" ")
+            logins.append(b64decode(login).decode() if kind == "Basic" else kind)
+            self.answer(200, b"{}")
+
+    with serve(Listener) as address:
+        yield address, logins
+
+
+@pytest.mark.parametrize(
+    ("variables", "user", "expected"),
+    [
+        ({"MLFLOW_TRACKING_USERNAME": "ptp", "MLFLOW_TRACKING_PASSWORD": "ours"}, "", "ptp:ours"),
+        ({}, "ann:hers@", "ann:hers"),
+        ({}, "", "stranger:theirs"),  # who names no login may keep it in ~/.netrc
+    ],
+)
+def test_the_logins_in_netrc_replace_none_that_was_given(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variables: dict[str, str], user: str, expected: str
+) -> None:
+    (tmp_path / ".netrc").write_text("default login stranger password theirs\n")
+    (tmp_path / ".netrc").chmod(0o600)
+    for name in ("NETRC", "MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, "")  # so that what the code sets is gone afterwards
+        monkeypatch.delenv(name)
+    for name, value in variables.items() | {("HOME", str(tmp_path))}:
+        monkeypatch.setenv(name, value)
+    with hearing() as (address, logins):
+        connect(address.replace("//", f"//{user}")).search_registered_models()
+    assert logins == [expected]
+
+
+def test_no_password_of_an_address_is_told() -> None:
+    store = MlflowStore("http://me:hidden@127.0.0.1:9")
+    with pytest.raises(ServiceUnavailable, match=r"http://127\.0\.0\.1:9 does not answer") as refused:
+        store.aliases("mood")
+    assert "hidden" not in f"{refused.value} {store.page_url('mood', '1')}"
+
+
+def test_the_limits_of_a_request_hold_whatever_the_environment_says(
+    monkeypatch: pytest.MonkeyPatch, mlflow_url: str
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "7")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
+    connect(mlflow_url)
+    assert (MLFLOW_HTTP_REQUEST_MAX_RETRIES.get(), MLFLOW_HTTP_REQUEST_TIMEOUT.get()) == (0, 10)
+
+
+URI = "http://me:hidden@mlflow:5000"
+
+
+def answered(status: int) -> HTTPError:
+    response = Response()
+    response.status_code = status
+    return HTTPError(f"{status} for {URI}/api", response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (answered(500), ServiceUnavailable),
+        (answered(499), Terminal),
+        (answered(429), ServiceUnavailable),
+        (answered(401), SettingsError),
+        (answered(403), SettingsError),
+        (answered(404), Terminal),
+        (Refused(f"no connection to {URI}"), ServiceUnavailable),
+        (Refused(), ServiceUnavailable),
+        (MlflowException(f"{URI} is full", REQUEST_LIMIT_EXCEEDED), ServiceUnavailable),
+        (MlflowException(f"{URI} does not know it", RESOURCE_DOES_NOT_EXIST), Terminal),
+    ],
+)
+def test_a_failure_says_whether_a_repeat_may_help_and_no_password(error: Exception, kind: type[Exception]) -> None:
+    with pytest.raises(kind) as raised, translated_errors(URI):
+        raise error
+    assert type(raised.value) is kind
+    assert "MLflow at http://mlflow:5000" in str(raised.value)
+    assert "hidden" not in str(raised.value)

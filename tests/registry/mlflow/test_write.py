@@ -1,0 +1,108 @@
+"""What an interrupted or a cleaned up MLflow holds of a prompt is found, finished, or made once more."""
+
+import uuid
+from dataclasses import replace
+
+import pytest
+from mlflow import MlflowClient
+
+from benchmarks.fixtures.prompts import a_request, a_snapshot, an_artifact, published
+from ptpipeline.records.prompts import CurvePoint
+from ptpipeline.task.task import Task
+from registry.mlflow.write import ensure_experiment
+from registry.registry import Registry
+from registry.versions.beside import place_beside
+from registry.versions.commit import Cause
+from registry.versions.promotion import promote
+from registry.versions.publish import register, stage
+
+pytestmark = pytest.mark.servers
+ME = Cause("me", "because")
+
+
+def published_with(registry: Registry, task: Task, **changes: object) -> None:
+    """Publish the prompt, whose training says so much else."""
+    stage(registry.ledger, registry.store, an_artifact(task))
+    request = a_request(task)
+    register(registry, replace(request, tuned=request.tuned.model_copy(update=changes)))
+
+
+def test_an_experiment_that_was_deleted_comes_back(shown: Registry, task: Task, client: MlflowClient) -> None:
+    experiment = ensure_experiment(client, task.name)
+    client.delete_experiment(experiment)
+    published(shown, task, 1)
+    assert ensure_experiment(client, task.name) == experiment
+    assert client.get_experiment(experiment).lifecycle_stage == "active"
+
+
+@pytest.mark.parametrize("deleted", [True, False], ids=["deleted", "unknown"])
+def test_a_training_run_that_is_gone_is_filled_from_the_ledger(
+    shown: Registry, task: Task, client: MlflowClient, deleted: bool
+) -> None:
+    run = uuid.uuid4().hex
+    if deleted:
+        run = client.create_run(ensure_experiment(client, task.name)).info.run_id
+        client.delete_run(run)
+    published_with(shown, task, tracking_run=run)
+    found = client.get_run(client.get_model_version(task.name, "1").run_id)
+    assert found.info.run_id != run
+    assert (found.info.lifecycle_stage, found.data.tags["ptp.digest"]) == ("active", an_artifact(task).digest)
+
+
+def test_a_run_that_an_interrupted_publish_left_is_the_versions(
+    shown: Registry, task: Task, client: MlflowClient
+) -> None:
+    tags = {"ptp.digest": an_artifact(task, 1).digest}
+    run = client.create_run(ensure_experiment(client, task.name), tags=tags).info.run_id
+    published(shown, task, 1)
+    assert client.get_model_version(task.name, "1").run_id == run
+
+
+def test_a_logged_model_that_was_left_half_written_is_replaced(
+    shown: Registry, task: Task, client: MlflowClient
+) -> None:
+    experiment, digest = ensure_experiment(client, task.name), an_artifact(task, 1).digest
+    half = client.create_logged_model(experiment, tags={"ptp.digest": digest}).model_id
+    published(shown, task, 1)
+    (whole,) = client.search_logged_models([experiment], filter_string=f"tags.`ptp.digest` = '{digest}'")
+    assert client.get_model_version(task.name, "1").source == f"models:/{whole.model_id}" != f"models:/{half}"
+
+
+def test_a_logged_model_that_is_whole_is_kept(shown: Registry, task: Task, client: MlflowClient) -> None:
+    published(shown, task, 1)
+    source = client.get_model_version(task.name, "1").source
+    client.delete_model_version(task.name, "1")
+    published(shown, task, 1)
+    assert client.get_model_version(task.name, "2").source == source
+
+
+def test_a_long_curve_is_shown_to_its_end(shown: Registry, task: Task, client: MlflowClient) -> None:
+    curve = [CurvePoint(step=step, loss=0.5, learning_rate=0.1, dev=0.5, token_norms=[1.0]) for step in range(260)]
+    published_with(shown, task, curve=curve)
+    run = client.get_model_version(task.name, "1").run_id
+    assert {point.step for point in client.get_metric_history(run, "token_norm")} == set(range(260))
+
+
+def test_the_data_of_a_run_are_the_splits_of_its_snapshot(shown: Registry, task: Task, client: MlflowClient) -> None:
+    published(shown, task, 1)
+    inputs = client.get_run(client.get_model_version(task.name, "1").run_id).inputs.dataset_inputs
+    snapshot = a_snapshot(task)
+    assert {one.dataset.name: one.dataset.digest for one in inputs} == {
+        f"{task.name}-{name}": info.digest[:32] for name, info in snapshot.splits().items()
+    }
+
+
+def test_a_template_is_named_by_the_aliases_that_name_its_version_now(
+    shown: Registry, task: Task, client: MlflowClient
+) -> None:
+    other = task.model_copy(update={"template": "Review: {text}\nMood:"})
+    first = promote(shown, task, published(shown, task, 1), ME)
+    second = published(shown, other, 2, first.digest)
+
+    def template() -> int:
+        return int(client.get_prompt_version_by_alias(f"{task.name}.template", "production").version)
+
+    place_beside(shown, task, second, 0, ME)
+    assert template() == 1
+    promote(shown, task, second, Cause("me", "because", override=True))
+    assert template() == 2
