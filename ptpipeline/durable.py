@@ -1,5 +1,6 @@
 """What survives a power loss: a file's bytes once it is synced, its name once the folder above it is."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -22,7 +23,12 @@ def make(folder: Path, rights: int = 0o777) -> None:
 
 
 def publish(partial: Path, target: Path) -> None:
-    """Rename a file or a folder to its place, durably and after all that it holds: it is there whole, or not at all."""
+    """Rename a file or a folder to its place, durably and after all that it holds: it is there whole, or not at all.
+
+    Raises FileExistsError for a device, a pipe or a socket in its place: root would replace that of all programs.
+    """
+    if target.exists() and not (target.is_file() or target.is_dir()):
+        raise FileExistsError(errno.EEXIST, "a device, a pipe or a socket is there", str(target))
     for folder, _, files in os.walk(partial, topdown=False):
         for name in files:
             sync(Path(folder, name))

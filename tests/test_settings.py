@@ -255,6 +255,15 @@ def test_a_folder_of_all_users_is_no_home(home: Path, monkeypatch: pytest.Monkey
     assert stat.S_IMODE(home.stat().st_mode) == 0o1777
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may take rights away from the root folder")
+def test_the_root_folder_by_another_name_is_no_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to("/")
+    monkeypatch.setenv("PTP_HOME", str(tmp_path / "link"))
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: pytest.fail(f"{path} was to be closed"))
+    with pytest.raises(SettingsError, match=r"PTP_HOME=.* is a folder of all users"):
+        load_settings()
+
+
 # ---------------------------------------------------------------- another user's
 
 AS_NOBODY = """

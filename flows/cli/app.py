@@ -2,6 +2,7 @@
 
 import codecs
 import errno
+import io
 import os
 import pwd
 import sys
@@ -39,6 +40,7 @@ Reference = Annotated[
     str,
     typer.Argument(metavar="TASK[@ALIAS|@N]", help="A task (its production version), alias or version."),
 ]
+MAX_INPUT, MAX_TEXT = 2**30, 2**26  # bytes of standard input, and of a file that holds one text
 Json = Annotated[bool, typer.Option("--json", help="Print records as JSON, one object per line.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; the history keeps it forever.")]
 Reveal = Annotated[
@@ -162,7 +164,9 @@ def read_lines() -> list[str]:
 
     if sys.stdin is None:
         raise DataError("standard input is closed: give the texts as arguments, or one per line")
-    body = sys.stdin.buffer.read().removeprefix(codecs.BOM_UTF8)
+    body = sys.stdin.buffer.read(MAX_INPUT + 1).removeprefix(codecs.BOM_UTF8)
+    if len(body) > MAX_INPUT:
+        raise DataError(f"standard input: more than {MAX_INPUT} bytes of texts; give them in parts")
     if (encoding := guess_encoding(body[:4096])) is not None:
         raise DataError(
             f"standard input: the texts are {encoding.name}; convert them first by `iconv -f {encoding.iconv} -t UTF-8`"
@@ -191,7 +195,10 @@ def write_file(path: Path, body: bytes) -> Path:
     given = Path(os.path.expanduser(path))
     try:
         if given.exists() and not given.is_file() and not given.is_dir():
-            given.write_bytes(body)  # a device or a pipe, such as /dev/stdout
+            descriptor = os.open(given, os.O_WRONLY | os.O_NONBLOCK)  # a device or a pipe, such as /dev/stdout
+            os.set_blocking(descriptor, True)  # only a pipe that nobody reads must not keep us waiting
+            with open(descriptor, "wb") as file:
+                file.write(body)
             return given
         path = resolve_path(path)
         if path.is_dir():
@@ -203,11 +210,16 @@ def write_file(path: Path, body: bytes) -> Path:
 
 
 def read_text(path: Path) -> str:
-    """Return the text of a file; raise NotFound if it cannot be read."""
+    """Return the text of a file, whose lines end with `\\n`; raise NotFound if it cannot be read.
+
+    A pipe or a device is none: who writes it may never end.
+    """
+    from ptpipeline.foreign import read_file
     from ptpipeline.settings import resolve_path
 
     try:
-        return resolve_path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise NotFound(f"{path}: cannot be read as text ({reason}); name a file that holds the row's text") from None
+        return io.StringIO(read_file(resolve_path(path), MAX_TEXT, NotFound).decode(), newline=None).read()
+    except NotFound as error:
+        raise NotFound(f"{error}; name a file that holds the row's text") from None
+    except UnicodeDecodeError:
+        raise NotFound(f"{path}: not UTF-8; name a file that holds the row's text") from None

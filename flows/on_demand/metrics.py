@@ -1,6 +1,5 @@
 """Metrics of tasks and nights for Prometheus, read from the ledger; they hold names of tasks and numbers, no texts."""
 
-import os
 import tempfile
 from collections.abc import Iterator
 from datetime import datetime
@@ -10,6 +9,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from ptpipeline.durable import publish
 from ptpipeline.errors import PreconditionFailed
 from ptpipeline.records.versions import PRODUCTION
 from ptpipeline.settings import resolve_path
@@ -94,10 +94,11 @@ def write_metrics(ledger: Ledger, path: Path) -> None:
     """
     body, path = render_metrics(ledger), resolve_path(path)
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".ptp-", delete=False) as file:
-            file.write(body)
-        os.chmod(file.name, _READABLE)
-        os.replace(file.name, path)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".ptp-") as folder:
+            partial = Path(folder, "metrics")
+            partial.write_bytes(body)
+            partial.chmod(_READABLE)
+            publish(partial, path)
     except OSError as error:
         raise PreconditionFailed(f"{path}: cannot be written ({error.strerror}); name another file with --to") from None
 

@@ -18,11 +18,17 @@ if TYPE_CHECKING:
 
 
 def build_text(context: Context, task: Task) -> "TaskText":
-    """Return how the task's rows become tokens beside the longest prompt of its recipe."""
+    """Return how the task's rows become tokens beside the longest prompt of its recipe.
+
+    Raises ContextError if template or answers leave no room for a text.
+    """
+    from ptpipeline.data.tokens import check_template
     from ptpipeline.tuning.tune import build_task_text
 
     longest = max(task.tune.variants(), key=lambda variant: variant.num_virtual_tokens)
-    return build_task_text(context.engine(task.base_model).base, task, longest)
+    text = build_task_text(context.engine(task.base_model).base, task, longest)
+    check_template(text)
+    return text
 
 
 def read_text(engine: "Engine", task: Task, manifest: PromptManifest) -> "TaskText":
@@ -60,10 +66,13 @@ def check_lengths(context: Context, task: Task, snapshot: Snapshot, text: "TaskT
 
 def refuse_long(text: "TaskText", what: str, where: str) -> str:
     """Return the sentence that refuses rows for their length."""
-    target = f", the target {text.free.limit} (generate.max_new_tokens)" if text.free else ""
+    from ptpipeline.data.tokens import is_cut
+
+    target = f", the target {text.free.limit} (generate.max_new_tokens), and none is cut" if text.free else ""
+    ways = "drop" if is_cut(text.too_long) else "drop or truncate_end"
     return (
         f"{what}: too long: {where}; a text may have {text.limit} tokens in its template beside the prompt and the "
-        f"answer{target}: shorten them, or set data.too_long to drop or truncate_end"
+        f"answer{target}: shorten them, or set data.too_long to {ways}"
     )
 
 

@@ -46,7 +46,12 @@ def normalise(text: str) -> str:
     """Return `text` as texts are compared: NFKC without invisible characters, case folded, each run of white space one
     blank, none at the ends.
     """
-    return " ".join(_INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).casefold().split())
+    return drop_invisible(unicodedata.normalize("NFKC", text)).casefold()
+
+
+def drop_invisible(text: str) -> str:
+    """Return `text` without invisible characters, each run of white space one blank, none at the ends."""
+    return " ".join(_INVISIBLE.sub("", text).split())
 
 
 def is_blank(text: str) -> bool:

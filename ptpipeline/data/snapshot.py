@@ -18,7 +18,7 @@ from ptpipeline.data.parquet import read_table
 from ptpipeline.data.rows import Built, CheckedRow, CheckedRows, Row, identify_rows
 from ptpipeline.data.sources import OpenSource
 from ptpipeline.data.table import Places
-from ptpipeline.data.validation import check_rows
+from ptpipeline.data.validation import check_labels_again, check_rows
 from ptpipeline.errors import ArtifactError, DataError, NotFound, PreconditionFailed
 from ptpipeline.foreign import parse_record, parsing
 from ptpipeline.progress import phase
@@ -50,9 +50,9 @@ def take_snapshot(
     with phase("check"):
         checked = check_rows(task, source)
     if find_long is not None:
-        checked = drop_long(checked, source.places, find_long)
+        checked = check_labels_again(task, source, drop_long(checked, source.places, find_long))
     splits = _group_by_split(checked.rows, task)
-    _check_sizes(source.source, splits, task)
+    _check_sizes(source.source, splits, task, checked.checks)
     snapshot = _describe(task, _Origin(source.source, opened.key), checked, splits)
     if not store.exists(snapshot_manifest_key(task.name, snapshot.digest)):
         with phase("write"):
@@ -76,15 +76,16 @@ def drop_long(checked: CheckedRows, places: Places | JoinedPlaces, find_long: Fi
     return CheckedRows(checked.rows.without(long), [*checked.checks, check])
 
 
-def _check_sizes(source: str, splits: dict[Split, Sequence[Row]], task: Task) -> None:
+def _check_sizes(source: str, splits: dict[Split, Sequence[Row]], task: Task, checks: Sequence[DataCheck]) -> None:
     """Every split needs rows under any policy, and an interval over test rows needs two."""
+    found = ", ".join(f"{check.name} {check.count}" for check in checks if check.count)
     needed: dict[Split, int] = {"train": 1, "dev": 1, "test": 2, "reserve": 2}
     for split in splits:
         if len(splits[split]) < (count := needed[split]):
             share = "" if split in task.data.given else ", or raise its share in data.split"
             raise DataError(
                 f"{source}: {len(splits[split])} rows fall into the {split} split, at least {count} are "
-                f"needed; give more rows{share}"
+                f"needed; give more rows{share}{found and f' (rows that checks found: {found})'}"
             )
 
 

@@ -124,9 +124,14 @@ def max_input_tokens(context: int, virtual_tokens: int, answers: LabelTokens | F
     room = context - virtual_tokens - answers.longest
     if room < 1:
         answer = "a label" if isinstance(answers, LabelTokens) else "an answer"
+        fix = "take a shorter prompt"
+        if answers.longest > virtual_tokens:
+            fix = (
+                "give the labels shorter words" if isinstance(answers, LabelTokens) else "lower generate.max_new_tokens"
+            )
         raise ContextError(
             f"tune.num_virtual_tokens: {virtual_tokens} virtual tokens and {answer} of {answers.longest} leave "
-            f"no room for text in the base model's context of {context}; take a shorter prompt"
+            f"no room for text in the base model's context of {context}; {fix}"
         )
     return room
 
@@ -235,3 +240,13 @@ class TaskText(NamedTuple):
             return EncodedRow(row.id, ids, self.labels.ids[self.labels.names.index(row.label)], row.label)
         rendered = self.template.render(fields, what)
         return EncodedRow(row.id, ids, self.free.target(rendered, row.label, what, self.encode), row.label)
+
+
+def check_template(text: TaskText) -> None:
+    """Raise ContextError if the template without any text has as many tokens as a rendered text may have."""
+    rendered = text.template.render(dict.fromkeys(text.template.names, ""), f"the template of task {text.task}")
+    if (count := len(text.encode(rendered, True))) >= text.limit:
+        raise ContextError(
+            f"task {text.task}: template: {count} tokens without a text, and {text.limit} fit beside the prompt and "
+            "the answer, so there is no room for a text; shorten the template or the prompt (tune.num_virtual_tokens)"
+        )

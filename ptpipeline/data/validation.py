@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import compress
 
 from ptpipeline.data.checks import CheckLog
@@ -61,10 +61,20 @@ def check_rows(task: Task, source: SourceRows) -> CheckedRows:
             f"task {task.name}"
         )
     if not task.generate:
-        judged = log.policy("rows_per_label") != "off"
-        shortages = _list_shortages(columns, rows, task.labels, task.data) if judged else []
-        log.record("rows_per_label", len(shortages), "; ".join(shortages))
+        _check_labels(Counter((columns.splits[row], columns.labels[row]) for row in rows), task.labels, log)
     return CheckedRows(Built(columns.build, rows), log.checks)
+
+
+def check_labels_again(task: Task, source: SourceRows, checked: CheckedRows) -> CheckedRows:
+    """Return the rows with their check `rows_per_label` made again, after some were left out.
+
+    Raises DataError if that finds too few rows of a label and its policy is `block`.
+    """
+    log = CheckLog(task.data, source.source, source.places)
+    log.checks += [check for check in checked.checks if check.name != "rows_per_label"]
+    if not task.generate:
+        _check_labels(Counter((row.split, row.label) for row in checked.rows), task.labels, log)
+    return CheckedRows(checked.rows, log.checks)
 
 
 def _check_groups(source: SourceRows, log: CheckLog) -> None:
@@ -202,14 +212,21 @@ def _find_overlaps(columns: Columns, rows: Sequence[int]) -> set[int]:
     return {row for row in rows if columns.splits[row] != keepers[columns.normals[row]]}
 
 
-def _list_shortages(columns: Columns, rows: Sequence[int], labels: Iterable[str], data: Data) -> list[str]:
-    required: dict[Split, int] = {"train": data.checks.min_rows_per_label, "dev": 1, "test": 1}
-    if data.split.reserve:
+def _check_labels(counts: Mapping[tuple[str, str | None], int], labels: Iterable[str], log: CheckLog) -> None:
+    """Record the check `rows_per_label`. counts: the rows of each split and label."""
+    required = {"train": log.data.checks.min_rows_per_label, "dev": 1, "test": 1}
+    if log.data.split.reserve:
         required["reserve"] = 1
-    counts = Counter((columns.splits[row], columns.labels[row]) for row in rows)
-    return [
-        f"{label} has {counts[split, label]} of at least {required[split]} rows in {split}"
+    short = {
+        (label, split): f"{label} has {counts.get((split, label), 0)} of at least {required[split]} rows in {split}"
         for label in labels
         for split in required
-        if counts[split, label] < required[split]
-    ]
+        if counts.get((split, label), 0) < required[split]
+    }
+    if not short or log.policy("rows_per_label") == "off":
+        log.record("rows_per_label", 0, "")
+        return
+    cut = sorted({split for _, split in short} - {"train"} - log.data.given)
+    share = f", raise the share of {' and '.join(cut)} (data.split)" if cut else ""
+    before = f"; checks before this one: {found}" if (found := log.describe()) else ""
+    log.record("rows_per_label", len(short), "; ".join(short.values()) + before, f"give more rows{share}")

@@ -118,16 +118,17 @@ def draw_confusion(scores: Scores, report: Report) -> Figure:
     shown = f"{report.rows} {report.split} rows"
     if len(scores.confusion) > MAX_LABELS:
         shown = f"the {MAX_LABELS} of {len(scores.confusion)} labels with the most wrong rows"
-    figure, axes = _one_axes(f"{report.task}: {shown}", (cell * len(labels) + 3, cell * len(labels) + 2))
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     every = list(scores.confusion)
     lettering = write(every)
     names = [lettering.names[every.index(label)] for label in labels]
+    size = 10 if cell > 1 else 7
+    room = cell * len(labels) + max(1.0, lettering.width * size / 72)  # inches, beside the cells for the names
+    figure, axes = _one_axes(f"{report.task}: {shown}", (room + 2, room + 1))
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     note = "\nnumbers: the labels in the order of the task file" if lettering.numbered else ""
     axes.set(xlabel=f"predicted{note}", ylabel="true")
     upright = cell < 1 or max(map(len, names)) > 12
-    size, fonts = 10 if cell > 1 else 7, lettering.fonts
-    rotation = 90 if upright else 0
+    fonts, rotation = lettering.fonts, 90 if upright else 0
     axes.set_xticks(range(len(labels)), names, rotation=rotation, fontsize=size, fontfamily=fonts)
     axes.set_yticks(range(len(labels)), names, fontsize=size, fontfamily=fonts)
     if cell < 1:

@@ -6,14 +6,15 @@ links to the weights. Any other file of weights, an adapter, and fields that nam
 
 import hashlib
 import math
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ptpipeline.errors import BaseModelError
-from ptpipeline.foreign import parse_json
+from ptpipeline.errors import BaseModelError, NotFound
+from ptpipeline.foreign import parse_json, read_file
 from ptpipeline.models.chat import MAX_TEMPLATE, ChatTemplate
 from ptpipeline.models.weights import FETCH_AGAIN, FileState, digest_weights, state_of
 
@@ -139,7 +140,7 @@ def read_texts(folder: Path) -> dict[str, bytes]:
 
     Raises BaseModelError if one is missing or damaged, or names code or files that no fingerprint covers.
     """
-    texts = {name: _read(folder / name) for name in SIDE_FILES if (folder / name).is_file()}
+    texts = {name: _read(folder / name) for name in SIDE_FILES if os.path.lexists(folder / name)}
     if CONFIG not in texts or TOKENIZER not in texts:
         lacking = CONFIG if CONFIG not in texts else TOKENIZER
         raise BaseModelError(f"{folder} lacks {lacking}; give the folder of a model that transformers saved")
@@ -149,14 +150,11 @@ def read_texts(folder: Path) -> dict[str, bytes]:
 
 
 def _read(path: Path) -> bytes:
+    """The bytes of a small file; a link to nowhere, which an interrupted download leaves, is no missing file."""
     try:
-        with path.open("rb") as file:
-            body = file.read(_MAX_BYTES + 1)
-    except OSError as error:
-        raise BaseModelError(f"{path}: cannot be read ({error.strerror})") from None
-    if len(body) > _MAX_BYTES:
-        raise BaseModelError(f"{path}: more than {_MAX_BYTES} bytes; it is not what its name says, {FETCH_AGAIN}")
-    return body
+        return read_file(path, _MAX_BYTES, BaseModelError)
+    except (BaseModelError, NotFound) as error:
+        raise BaseModelError(f"{error}; it is not what its name says, {FETCH_AGAIN}") from None
 
 
 def _parse(path: Path, body: bytes) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from filelock import FileLock
 from pydantic import Field
 
 from ptpipeline.errors import NotFound, SettingsError
-from ptpipeline.foreign import parse_json, parsing, read_file
+from ptpipeline.foreign import parse_json, parsing, read_file, shorten
 from ptpipeline.private import write_private
-from ptpipeline.records.base import DIGEST_PATTERN, NAME_PATTERN, Record
+from ptpipeline.records.base import DIGEST_PATTERN, NAME_PATTERN, Record, is_name
 from ptpipeline.server.refusals import Refusal
 
 MAX_BYTES = 2**20
@@ -152,8 +152,14 @@ def read_tokens(path: Path) -> TokenFile:
 def make_token(path: Path, name: str, tasks: list[str], per_minute: int | None) -> str:
     """Return a new token of that name, whose hash is added to the file, in place of the one before it.
 
-    Raises SettingsError if the file cannot be read or written.
+    Raises SettingsError if the file cannot be read or written, or a task is no name: it would open nothing.
     """
+    for task in tasks:
+        if not is_name(task):
+            raise SettingsError(
+                f"--task {shorten(task)}: not a task's name; name each task, without a pattern or an alias, or leave "
+                "--task out for all tasks"
+            )
     token = f"ptp_{secrets.token_urlsafe(32)}"
     with parsing(f"token {name}", "see `ptp token --help`", SettingsError, quoting=True):
         entry = Token(

@@ -9,7 +9,7 @@ from starlette.responses import JSONResponse, Response
 from ptpipeline.errors import PtpError
 from ptpipeline.server.bodies import Feedback, JsonRoute
 from ptpipeline.server.refusals import Refusal
-from ptpipeline.server.service import Service, id_of
+from ptpipeline.server.service import Service, caller_of, id_of
 from ptpipeline.serving.answerer import Piece, Sampling
 from ptpipeline.serving.served import Served
 from ptpipeline.task.template import Fields, read_template
@@ -20,12 +20,14 @@ def make_router(service: Service) -> APIRouter:
     router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/feedback")
-    async def judge(body: Feedback) -> Response:
+    async def judge(request: Request, body: Feedback) -> Response:
         """Tell the right label, or the right text, of what was answered while two versions stood beside each other."""
         name, _, number = body.id.rpartition("-")
         if not (number.isascii() and number.isdigit() and len(number) < 9 and name):
             raise Refusal(400, "id: expected the id of an answer, `-`, and the index of the text", "invalid_id")
-        if not service.live.trials.judge(name, int(number), body.label):
+        trials, place = service.live.trials, (name, int(number))
+        task = trials.find_task(*place)  # whoever may not use it is told what they would be told if there was none
+        if task is None or not caller_of(request).may_use(task) or not trials.judge(*place, body.label):
             raise Refusal(
                 404,
                 "id: no second version stood beside the one that answered, its answer was told already, or it was "

@@ -56,7 +56,11 @@ def make_router(service: Service, ending: Ending) -> APIRouter:
         """Tell what the page shows: versions, their figures since the start, the queue, and the store."""
         found = await asyncio.to_thread(_find_all, service, request)
         state, caller = service.live.observe(), caller_of(request)
-        refused = {(one.task, one.alias): one.reason for one in state.refused if caller.may_use(one.task)}
+        refused = {  # the reason may say where the store is
+            (one.task, one.alias): "the server's log says why" if caller.tasks else one.reason
+            for one in state.refused
+            if caller.may_use(one.task)
+        }
         answer = {
             "store_age_seconds": state.away,
             "trouble": bool(state.trouble),

@@ -167,6 +167,12 @@ class Trials:
         for number, one in own.items():
             self._remember(request, number, _Given(place, served.number, _hash(one)))
 
+    def find_task(self, request: str, number: int) -> str | None:
+        """Return the task whose prompt answered a text of a request; None if that is not known, or was judged."""
+        with self._lock:
+            given = self._given.get((request, number))
+        return given.place[0] if given else None
+
     def judge(self, request: str, number: int, right: str) -> bool:
         """Note the right answer to a text of a request; return whether it is known, and was not judged before."""
         with self._lock:

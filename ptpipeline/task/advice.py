@@ -18,6 +18,9 @@ def advise_task(task: Task) -> dict[Place, str]:
         advice["gate", "checks", "gain"] = (
             "compares with the hard prompt, which has neither instruction nor examples and so equals zero-shot"
         )
+    for name in ("never", "worst_label") if task.generate else ():
+        if name in gate.model_fields_set and getattr(gate, name).policy != "off":
+            advice["gate", "checks", name] = "judges labels, and the task answers in free text: remove it"
     data = task.data.checks
     if "min_rows_per_label" in data.model_fields_set and data.rows_per_label == "off":
         advice["data", "checks", "min_rows_per_label"] = "has no effect, because rows_per_label is off"

@@ -9,9 +9,16 @@ LONG_PROMPT = 100  # virtual tokens; section 3.2: beyond, larger models lose a l
 CONTEXT_SHARE = 0.25  # of the context that a prefix may take before texts are cramped
 
 
-def advise(tune: Tune, base: FrozenBase) -> list[str]:
-    """Return one sentence for each setting that papers, or other settings, speak against; none stops the run."""
+def advise(tune: Tune, base: FrozenBase, rows: int) -> list[str]:
+    """Return one sentence for each setting that papers, other settings, or the number of training rows speak against;
+    none stops the run.
+    """
     warnings = [f"tune.{'.'.join(place)}: {sentence}" for place, sentence in advise_recipe(tune).items()]
+    if tune.batch_size > rows:
+        warnings.append(
+            f"tune.batch_size: {tune.batch_size} rows a step, and there are {rows} training rows, so each step takes "
+            "all of them: lower it"
+        )
     count, parameters = tune.num_virtual_tokens, sum(parameter.numel() for parameter in base.model.parameters())
     if count > LONG_PROMPT and tune.method != "prefix":
         warnings.append(

@@ -132,7 +132,7 @@ def _prepare_work(base: FrozenBase, data: TaskData, store: ObjectStore, progress
     first = build_job(base, data, longest, store, start.prompt)
     prompts = [make_initial_prompt(base, variant, task.labels, start.prompt) for variant in variants]
     check_bytes(task, prompts)
-    warnings = advise(longest, base)
+    warnings = advise(longest, base, data.snapshot.train.rows)
     for warning in warnings:
         progress(f"{task.name}: {warning}")
     jobs = [

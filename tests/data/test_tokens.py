@@ -1,5 +1,6 @@
 """Labels and texts as token ids, and the bounds of the model's context."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from ptpipeline.data.tokens import (
     FreeText,
     LabelTokens,
     TaskText,
+    check_template,
     cut_fields,
     encode_text,
     label_tokens,
@@ -69,6 +71,26 @@ def test_a_prompt_that_eats_the_context_is_refused(virtual_tokens: int) -> None:
         match=rf"tune\.num_virtual_tokens: {virtual_tokens} virtual tokens and a label of 2 leave no room .* 64",
     ):
         max_input_tokens(64, virtual_tokens, label_tokens("reviews", LABELS, by_word))
+
+
+@pytest.mark.parametrize(
+    ("answers", "fix"),
+    [
+        (LabelTokens(("good",), (tuple(range(60)),)), "give the labels shorter words"),
+        (FreeText(60, 9), r"lower generate\.max_new_tokens"),
+    ],
+)
+def test_an_answer_that_eats_the_context_is_what_is_to_be_shortened(answers: LabelTokens | FreeText, fix: str) -> None:
+    with pytest.raises(ContextError, match=f"of 60 leave no room .* 64; {fix}"):
+        max_input_tokens(64, 4, answers)
+
+
+@pytest.mark.parametrize(("limit", "told"), [(2, True), (3, False)])
+def test_a_template_that_leaves_no_room_is_told_as_such(limit: int, told: bool) -> None:
+    with (
+        pytest.raises(ContextError, match="task reviews: template: 2 tokens without a text") if told else nullcontext()
+    ):
+        check_template(task_text(limit))
 
 
 def test_rows_become_tokens_of_text_and_label() -> None:

@@ -145,13 +145,17 @@ def test_every_server_and_worker_is_probed(built: dict[str, list[dict[str, Any]]
             assert {"startupProbe", "livenessProbe"} <= set(containers(one)[0]), one["metadata"]["name"]
 
 
-def test_every_pod_may_talk_to_what_it_needs_and_nothing_else(built: dict[str, list[dict[str, Any]]]) -> None:
-    policies = [one["spec"] for one in built["base"] if one["kind"] == "NetworkPolicy"]
-    roles = {one["spec"]["template"]["metadata"]["labels"]["ptpipeline/role"] for one in built["base"] if pod_of(one)}
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_every_pod_may_talk_to_what_it_needs_and_nothing_else(
+    built: dict[str, list[dict[str, Any]]], folder: str
+) -> None:
+    policies = [one["spec"] for one in built[folder] if one["kind"] == "NetworkPolicy"]
+    runs = [job_of_a_run()] if folder == "jobs" else []
+    pods = [one["spec"]["template"]["metadata"]["labels"] for one in [*built[folder], *runs] if pod_of(one)]
     reached = {
-        (sender, receiver)
-        for sender in roles
-        for receiver in roles - {sender}
+        (name_pod(sender), name_pod(receiver))
+        for sender in pods
+        for receiver in pods
         if allows(policies, "Egress", sender, receiver) and allows(policies, "Ingress", receiver, sender)
     }
     servers = {"postgres", "s3", "prefect", "mlflow"}
@@ -161,27 +165,57 @@ def test_every_pod_may_talk_to_what_it_needs_and_nothing_else(built: dict[str, l
         ("mlflow", "postgres"),
         ("mlflow", "s3"),
         ("server", "s3"),
+        *([("job-maker", "prefect")] if folder == "jobs" else []),
     }
 
 
-def allows(policies: list[dict[str, Any]], way: str, role: str, other: str) -> bool:
-    """Whether the policies let pods of a role send to (Egress), or take from (Ingress), pods of another."""
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_nothing_is_reached_at_every_address(built: dict[str, list[dict[str, Any]]], folder: str) -> None:
+    """A rule without a receiver allows its ports everywhere: also another's name server, and a cloud's metadata."""
+    for policy in (one for one in built[folder] if one["kind"] == "NetworkPolicy"):
+        for rule in policy["spec"].get("egress", []):
+            assert rule.get("to"), policy["metadata"]["name"]
+            for block in (peer["ipBlock"] for peer in rule["to"] if "ipBlock" in peer):
+                assert block["cidr"] != "0.0.0.0/0" or block["except"] == ["169.254.0.0/16"], policy["metadata"]["name"]
+
+
+def name_pod(labels: dict[str, str]) -> str:
+    return "job-maker" if labels.get("ptpipeline/kind") == "job-maker" else labels["ptpipeline/role"]
+
+
+def allows(policies: list[dict[str, Any]], way: str, pod: dict[str, str], other: dict[str, str]) -> bool:
+    """Whether the policies let a pod send to (Egress), or take from (Ingress), another; both by their labels."""
     rules, peers = (way.lower(), "to" if way == "Egress" else "from")
     return any(
-        selects(peer["podSelector"], other)
+        "podSelector" in peer and "namespaceSelector" not in peer and selects(peer["podSelector"], other)
         for policy in policies
-        if way in policy["policyTypes"] and selects(policy["podSelector"], role)
+        if way in policy["policyTypes"] and selects(policy["podSelector"], pod)
         for rule in policy.get(rules, [])
         for peer in rule.get(peers, [])
-        if "podSelector" in peer
     )
 
 
-def selects(selector: dict[str, Any], role: str) -> bool:
-    labels = selector.get("matchLabels", {})
-    if labels.get("ptpipeline/role", role) != role or "ptpipeline/kind" in labels:
+def selects(selector: dict[str, Any], labels: dict[str, str]) -> bool:
+    if any(labels.get(name) != value for name, value in selector.get("matchLabels", {}).items()):
         return False
-    return all(role in one["values"] for one in selector.get("matchExpressions", []) if one["key"] == "ptpipeline/role")
+    return all(
+        (labels.get(one["key"]) in one["values"]) == (one["operator"] == "In")
+        for one in selector.get("matchExpressions", [])
+    )
+
+
+def test_the_server_of_prompts_meets_the_object_store_alone_in_compose_too() -> None:
+    """It is the one that everybody may ask."""
+    networks = {name: set(service["networks"]) for name, service in COMPOSE["services"].items()}
+    met = {name for name, others in networks.items() if name != "server" and others & networks["server"]}
+    assert met == {"s3"}
+    assert all(COMPOSE["networks"][name] == {"internal": True} for name in networks["s3"] | networks["postgres"])
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_no_password_is_an_argument_of_a_command(name: str) -> None:
+    """Every user of the machine reads the arguments of a running process."""
+    assert not re.search(r"-\S*\s*password=", (DEPLOY / name).read_text())
 
 
 def test_every_service_of_compose_is_unprivileged_and_bounded() -> None:

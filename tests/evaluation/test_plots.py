@@ -108,6 +108,13 @@ SCRIPTS = {
     "control": ["a\nb", "a\tb", "\x07"],
     "long": ["x" * 300, "y" * 300, "z " * 100],
     "cyrillic": ["плохо", "хорошо", "средне"],
+    "devanagari": ["नकारात्मक", "सकारात्मक", "तटस्थ"],
+    "thai": ["เชิงลบ", "เชิงบวก", "กลาง ๆ"],
+    "marks": ["b" + "\u0301" * 60, "e\u0301\u0302\u0303", "a\u20dd"],
+    "direction": ["\u202eevil", "evil", "abc שלילי (12)"],
+    "wide": ["W" * 39, "W" * 300, "iiii " * 8],
+    "unassigned": ["\ue000", "\U000e0061", "\ud83d"],
+    "mathtext": ["$_$", "<$50", "$\\frac{1}"],
 }
 
 
@@ -130,8 +137,32 @@ def test_a_name_without_a_font_is_its_place_and_the_plot_says_so(monkeypatch: py
     assert axes.get_xlabel() == "predicted\nnumbers: the labels in the order of the task file"
 
 
-def test_names_that_begin_alike_are_numbered() -> None:
-    assert lettering.write(["x" * 50, "x" * 51, "y"]).names == ["1.", "2.", "y"]
+@pytest.mark.parametrize(
+    ("names", "written"),
+    [
+        (["x" * 50, "x" * 51, "y"], ["1.", "2.", "y"]),
+        (["good", "go\u200bod", "bad"], ["1.", "2.", "bad"]),
+        (["good", "good ", "Good"], ["1.", "2.", "Good"]),
+        (["\u00e9", "e\u0301", "e"], ["1.", "2.", "e"]),
+        (["\u263a\ufe0f", "\u263a\ufe0e", "b"], ["1.", "2.", "b"]),
+        ([" ", "\u200b", "b"], ["1.", "2.", "b"]),
+        (["", "b"], ["1.", "b"]),
+    ],
+)
+def test_names_that_nobody_tells_apart_are_numbered(names: list[str], written: list[str]) -> None:
+    assert lettering.write(names).names == written
+
+
+def test_a_number_never_reads_like_a_name() -> None:
+    assert lettering.write(["2.", "\ue000", "x"]).names == ["1.", "2.", "3."]
+    assert lettering.write(["1.", "\ue000", "x"]).names == ["1.", "2.", "x"]
+
+
+@pytest.mark.parametrize("letter", ["W", "i", "\u0301", "م"])
+def test_a_name_is_cut_to_its_width(letter: str) -> None:
+    (name,) = lettering.write([letter * 300]).names
+    assert len(name) <= lettering.MAX_LETTERS
+    assert lettering.measure_width(name) <= lettering.MAX_WIDTH
 
 
 @pytest.mark.parametrize(("letters", "shown"), [(40, "x" * 40), (41, "x" * 39 + "…")])

@@ -346,6 +346,19 @@ def test_a_damaged_small_file_is_refused_in_a_sentence(folder: Path, file: str, 
         prepare(folder)
 
 
+@pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"])
+@pytest.mark.parametrize("kind", ["dangling", "pipe", "folder"])
+def test_what_stands_in_the_place_of_a_small_file_is_not_taken_for_none(folder: Path, file: str, kind: str) -> None:
+    """Without its settings a tokenizer is another one, and nobody would see why."""
+    path = folder / file
+    path.unlink(missing_ok=True)
+    {"dangling": lambda: path.symlink_to("gone"), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
+    with pytest.raises(
+        BaseModelError, match=rf"{file}: (cannot be read|not a regular file).*is not what its name says"
+    ):
+        prepare(folder)
+
+
 @pytest.mark.parametrize("body", [b"", b"[]", b'{"version": "1.0"}', b'{"a":' * 100_000])
 def test_a_damaged_tokenizer_is_refused_in_a_sentence(folder: Path, body: bytes) -> None:
     (folder / "tokenizer.json").write_bytes(body)

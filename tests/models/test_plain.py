@@ -53,7 +53,34 @@ def words() -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]", sep_token="[SEP]")
 
 
-@pytest.mark.parametrize("tokenizer", [byte_level, unigram])
+@cache
+def byte_fallback() -> Any:
+    """As Llama 2's: the control tokens and bytes stand in the vocabulary, and merges make a control token's name."""
+    letters = ["▁", "a", " ", "<", "/", "s", ">", "|", "</", "s>", "</s>"]
+    pieces = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *letters[:-1]]
+    model = models.BPE(
+        {piece: place for place, piece in enumerate(pieces)},
+        [("<", "/"), ("s", ">"), ("</", "s>")],
+        unk_token="<unk>", byte_fallback=True, fuse_unk=True,
+    )  # fmt: skip
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>", unk_token="<unk>")
+
+
+@cache
+def stripping() -> Any:
+    """Control tokens that take the white space beside them, and some that are not marked special."""
+    tokenizer = Tokenizer(models.BPE({byte: index for index, byte in enumerate(BYTES)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    wide = AddedToken("<mask>", lstrip=True, rstrip=True)
+    tokenizer.add_special_tokens([wide, AddedToken("<|im_end|>", normalized=True), AddedToken("<\uff5cUser\uff5c>")])
+    tokenizer.add_tokens([AddedToken(name) for name in ("<think>", "<|python_tag|>", "[INST]", "<<SYS>>", "<0x0A>")])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="<mask>")
+
+
+@pytest.mark.parametrize("tokenizer", [byte_level, unigram, byte_fallback, stripping])
 @given(st.data())
 def test_no_text_becomes_a_control_token(tokenizer: Any, data: st.DataObject) -> None:
     made = tokenizer()

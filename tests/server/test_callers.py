@@ -2,8 +2,10 @@
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
@@ -11,7 +13,8 @@ import pytest
 from ptpipeline.errors import NotFound, SettingsError
 from ptpipeline.server.callers import Bucket, Tokens, make_token, read_tokens, revoke_token
 from ptpipeline.server.refusals import Refusal
-from tests.server.serving import Running, running
+from ptpipeline.storage.keys import pointer_key
+from tests.server.serving import Running, prompts, running
 from tests.server.test_door import ASK, classify, code
 
 
@@ -66,6 +69,14 @@ def test_a_token_of_the_same_name_replaces_the_first(tmp_path: Path) -> None:
     assert found is not None
     assert (found.name, found.tasks, len(tokens)) == ("me", frozenset(), 1)
     assert json.loads(path.read_text())["tokens"][0]["per_minute"] == 7
+
+
+@pytest.mark.parametrize("task", ["", "*", "mov*", "Movies", "movies@1", "movies ", "../movies", "ｍovies"])
+def test_a_token_is_for_tasks_by_their_names(tmp_path: Path, task: str) -> None:
+    """What is no name opens nothing, and whoever wrote it meant something else."""
+    with pytest.raises(SettingsError, match="not a task's name; name each task"):
+        make_token(tmp_path / "tokens.json", "me", ["movies", task], None)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("mode", [0o620, 0o602])
@@ -159,6 +170,34 @@ def test_a_token_of_some_tasks_opens_no_others(guarded: tuple[Running, Path]) ->
     assert [model["task"] for model in listed] == ["writer"]
     shown = httpx.get(f"{server.url}/v1/status", headers=headers).json()["aliases"]
     assert [alias["task"] for alias in shown] == ["writer"]
+
+
+def test_a_token_cannot_tell_which_other_tasks_there_are(guarded: tuple[Running, Path]) -> None:
+    server, path = guarded
+    headers = {"Authorization": f"Bearer {make_token(path, 'writer', ['writer'], None)}"}
+    known, unknown = ("movies", "movies@1", "movies@none", "movies@sha256:x"), ("none", "\x00", "Writer", "writer;x")
+    told = {httpx.get(f"{server.url}/v1/models/{quote(name)}", headers=headers).text for name in (*known, *unknown)}
+    assert len(told) == 1
+    assert '"forbidden_task"' in told.pop()
+    foreign = f"writer@sha256:{prompts()['first'].digest}"
+    assert code(httpx.get(f"{server.url}/v1/models/{foreign}", headers=headers)) == (404, "model_not_found")
+
+
+def test_the_store_is_named_to_tokens_of_all_tasks_alone(tmp_path: Path) -> None:
+    path = tmp_path / "tokens.json"
+    some, every = make_token(path, "some", ["writer"], None), make_token(path, "every", [], None)
+    with running(tmp_path, Tokens(path)) as server:
+        key = pointer_key("writer", "production")
+        server.store.replace(key, b"{}", server.store.read(key).etag)
+        shown = list[str]()
+        for token in (every, some):
+            refused, until = None, time.monotonic() + 30
+            while refused is None and time.monotonic() < until:
+                status = httpx.get(f"{server.url}/v1/status", headers={"Authorization": f"Bearer {token}"})
+                refused = status.json()["aliases"][-1]["refused"]
+            shown.append(str(refused))
+        assert server.store.url in shown[0]
+        assert shown[1] == "the server's log says why"
 
 
 def test_a_token_asks_no_more_than_its_rate(guarded: tuple[Running, Path]) -> None:

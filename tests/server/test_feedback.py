@@ -8,6 +8,7 @@ import httpx
 from ptpipeline.records.base import now
 from ptpipeline.records.prompts import Generation
 from ptpipeline.records.versions import Beside, Pointer, Promotion
+from ptpipeline.server.callers import Tokens, make_token
 from ptpipeline.serving.live import EVERY
 from ptpipeline.storage.keys import pointer_key
 from tests.evaluation.probed import artifact, embeddings, tiny
@@ -40,6 +41,22 @@ def test_feedback_judges_each_text_that_a_shadow_was_asked_once(tmp_path: Path) 
         ]
         assert told == [200, 200, 200, 404, 404]
         assert client.post("/v1/feedback", json={"id": "req-1-x", "label": "positive"}).status_code == 400
+
+
+def test_feedback_needs_a_token_of_the_answers_task(tmp_path: Path) -> None:
+    """What is refused is not told from an answer that nobody gave, and is still to be judged by who may."""
+    path = tmp_path / "tokens.json"
+    own, other = make_token(path, "own", [TASK], None), make_token(path, "other", [WRITER], None)
+    with running(tmp_path, Tokens(path)) as server, httpx.Client(base_url=server.url, timeout=30) as client:
+        made = prompts()
+        shadow(server, TASK, 2, made["second"].digest, Beside(version=1, digest=made["first"].digest, percent=0))
+        by = {name: {"Authorization": f"Bearer {token}"} for name, token in (("own", own), ("other", other))}
+        answer = client.post("/v1/classify", json={"model": TASK, "input": "awful"}, headers=by["own"]).json()
+        time.sleep(0.5)
+        right, made_up = ({"id": f"{id}-0", "label": "positive"} for id in (answer["id"], "req-1"))
+        refused = [client.post("/v1/feedback", json=body, headers=by["other"]) for body in (right, made_up)]
+        assert {(one.status_code, one.text) for one in refused} == {(404, refused[0].text)}
+        assert client.post("/v1/feedback", json=right, headers=by["own"]).status_code == 200
 
 
 def test_feedback_judges_a_canary_and_status_says_so(tmp_path: Path) -> None:

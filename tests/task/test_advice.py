@@ -1,5 +1,6 @@
 """Settings of a task file that work against each other are told, each at its field."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,14 @@ def test_what_works_against_itself_is_told_at_its_field(
     [(found, told)] = advise_task(load_task(written(tmp_path, SOUND.replace(old, new)))).items()
     assert ".".join(found) == place
     assert sentence in told
+
+
+@pytest.mark.parametrize("check", ["never: block", "worst_label: {min_f1: 0.5}"])
+def test_a_check_of_labels_judges_no_free_text(tmp_path: Path, check: str) -> None:
+    generating = re.sub(r"\n  label: \w+", "\n  target: label", SOUND)
+    generating = re.sub(r"\nlabels: .*", "\ngenerate: {max_new_tokens: 8}", generating)
+    generating = generating.replace(
+        "metric: accuracy, minimum: 0.5", f"metric: bleu, minimum: 0.5, checks: {{{check}}}"
+    )
+    [place] = advise_task(load_task(written(tmp_path, generating)))
+    assert place == ("gate", "checks", check.partition(":")[0])

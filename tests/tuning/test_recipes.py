@@ -199,9 +199,12 @@ def test_a_search_that_failed_altogether_is_an_error() -> None:
 
 def test_advice_names_lengths_contexts_and_small_bases() -> None:
     base = family("llama")  # a context of 128
-    assert [line.split(":")[0] for line in advise(Tune(num_virtual_tokens=101), base)] == [
+    assert [line.split(":")[0] for line in advise(Tune(num_virtual_tokens=101), base, 16)] == [
         "tune.num_virtual_tokens",
         "tune.num_virtual_tokens",
         "base_model",
     ]
-    assert [line.split(":")[0] for line in advise(Tune(num_virtual_tokens=8), base)] == ["base_model"]
+    assert [line.split(":")[0] for line in advise(Tune(num_virtual_tokens=8), base, 16)] == ["base_model"]
+    assert advise(Tune(num_virtual_tokens=8), base, 15)[0].startswith(
+        "tune.batch_size: 16 rows a step, and there are 15"
+    )

@@ -2,6 +2,7 @@
 
 import inspect
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -95,6 +96,7 @@ def bad_paths(folder: Path) -> dict[str, str]:
     }
 
 
+WRITES = ("report", "export", "backup", "metrics", "token")
 BAD = ["missing parent", "below a file", "folder", "loop", "dangling", "long", "nobody's", "root", "odd", "empty"]
 
 
@@ -109,13 +111,7 @@ def test_a_path_that_cannot_be_used_is_one_sentence(
 ) -> None:
     path = bad_paths(tmp_path)[kind]
     done = ptp(ran, verb, *ARGUMENTS[verb], *option, path)
-    written = kind in ("odd", "missing parent", "dangling", "loop") and verb in (
-        "report",
-        "export",
-        "backup",
-        "metrics",
-        "token",
-    )
+    written = kind in ("odd", "missing parent", "dangling", "loop") and verb in WRITES
     if not (written and done.returncode == 0):
         assert "\n" not in error_of(done, 1)
 
@@ -157,6 +153,33 @@ def test_a_place_that_cannot_be_used_is_one_sentence(
 @pytest.mark.usefixtures("ran")
 def test_a_report_goes_to_a_device_too(ran: dict[str, str]) -> None:
     assert process(ran, "report", "tiny-sentiment@1", "--to", "/dev/stdout").stdout.startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("verb", "option"), [path for path in PATHS if path[0] in WRITES])
+def test_a_pipe_that_nobody_reads_is_not_waited_for_and_stays(
+    ran: dict[str, str], tmp_path: Path, verb: str, option: list[str]
+) -> None:
+    """So does a device, which root would take away from all programs of the machine."""
+    os.mkfifo(tmp_path / "pipe")
+    assert "pipe" in error_of(ptp(ran, verb, *ARGUMENTS[verb], *option, str(tmp_path / "pipe")), 1)
+    assert (tmp_path / "pipe").is_fifo()
+    assert [path.name for path in tmp_path.iterdir()] == ["pipe"]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("kind", ["pipe", "/dev/zero", "socket", "large"])
+@pytest.mark.parametrize(("verb", "option"), [path for path in PATHS if path[0] not in WRITES])
+def test_what_has_no_end_is_not_read(
+    ran: dict[str, str], tmp_path: Path, verb: str, option: list[str], kind: str
+) -> None:
+    """Also a file of 1 TB, of which the disk holds nothing."""
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as made, (tmp_path / "large").open("wb") as large:
+        made.bind(str(tmp_path / "socket"))
+        large.truncate(2**40)
+        done = ptp(ran, verb, *ARGUMENTS[verb], *option, str(tmp_path / kind))
+    assert "\n" not in error_of(done, 1)
 
 
 def test_a_report_that_cannot_be_written_leaves_the_old_one(ran: dict[str, str], tmp_path: Path) -> None:

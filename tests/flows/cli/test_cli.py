@@ -235,7 +235,9 @@ def test_lineage_leads_from_a_version_to_its_rows_and_back(environment: dict[str
         assert text not in back.stdout + back.stderr
         found += [json.loads(line) for line in back.stdout.splitlines()]
     assert {(row["task"], row["version"], row["aliases"][0]) for row in found} == {("tiny-sentiment", 1, "production")}
-    assert "cannot be read as text" in error_of(ptp(environment, "lineage", "--text-file", str(tmp_path / "none")), 1)
+    assert "cannot be read (No such file" in error_of(
+        ptp(environment, "lineage", "--text-file", str(tmp_path / "none")), 1
+    )
     assert ptp(environment, "lineage").returncode == 2
 
 

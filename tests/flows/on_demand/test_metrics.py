@@ -1,5 +1,6 @@
 """Metrics of tasks and nights, as Prometheus reads them."""
 
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.fixtures.prompts import a_task, published
 from flows.on_demand.metrics import render_metrics, write_metrics
+from ptpipeline.errors import PreconditionFailed
 from ptpipeline.storage import FolderStore
 from registry.ledger.ledger import Ledger
 from registry.ledger.nights import begin_night, end_night, list_nights
@@ -37,6 +39,16 @@ def test_prometheus_reads_the_metrics(ledger: Ledger, tmp_path: Path) -> None:
     assert read["ptp_task_gate_passed", "mood"] == 1
     assert read["ptp_night_started_timestamp_seconds", "nightly"] == 1795658400
     assert read["ptp_night_ended", "nightly"] == 1
+
+
+def test_metrics_take_no_device_or_folder_away(ledger: Ledger, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for name, reason in (("pipe", "a device, a pipe or a socket is there"), ("folder", "")):
+        with pytest.raises(PreconditionFailed, match=rf"{name}: cannot be written \({reason}"):
+            write_metrics(ledger, tmp_path / name)
+    assert (tmp_path / "pipe").is_fifo()
+    assert not list(tmp_path.glob(".ptp-*"))
 
 
 def samples(ledger: Ledger) -> dict[tuple[str, ...], float]:

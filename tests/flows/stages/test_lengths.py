@@ -10,7 +10,7 @@ from flows.on_demand.measure import measure_file
 from flows.stages.ingest import ingest
 from flows.stages.lengths import build_text
 from ptpipeline.data.rows import split_of
-from ptpipeline.errors import ContextError
+from ptpipeline.errors import ContextError, DataError
 from ptpipeline.prompts.artifact import read_artifact
 from ptpipeline.records.data import Split
 from ptpipeline.records.versions import VersionRef
@@ -52,6 +52,33 @@ def test_its_own_advice_is_good(project: Project) -> None:
     check = next(check for check in snapshot.checks if check.name == "too_long")
     assert (check.count, check.outcome, check.detail) == (1, "warned", "line 9")
     assert sum(info.rows for info in snapshot.splits().values()) == 239
+
+
+@pytest.mark.parametrize("how", ["block", "drop", "truncate_middle"])
+def test_a_template_that_leaves_no_room_is_told_before_any_row(project: Project, how: str) -> None:
+    project.edit("  label: label\n", f"  label: label\n  too_long: {how}\n")
+    project.edit('template: "{text}', f'template: "{"very long words " * 120}{{text}}')
+    with pytest.raises(ContextError, match=r"task tiny-sentiment: template: \d+ tokens without a text, and 251 fit"):
+        project.run()
+    assert not project.trained
+
+
+def test_a_target_is_never_cut_and_its_advice_does_not_say_so(project: Project) -> None:
+    rows = sentences(240)
+    rows[7] = (rows[7][0], "good " * 80)
+    write_csv(project.folder / "tiny-sentiment.csv", rows)
+    project.edit("  label: label\n", "  target: label\n  too_long: truncate_end\n")
+    project.edit('labels: {negative: " negative", positive: " positive"}\n', "generate: {max_new_tokens: 8}\n")
+    project.edit("metric: accuracy", "metric: exact_match")
+    with pytest.raises(ContextError, match=r"line 9; .* the target 8 \(generate.max_new_tokens\), and none is cut"):
+        project.run()
+
+
+def test_rows_that_were_left_out_are_named_where_a_split_is_short(project: Project) -> None:
+    write_csv(project.folder / "tiny-sentiment.csv", [(f"{text} " * 90, label) for text, label in sentences(240)])
+    project.edit("  label: label\n", "  label: label\n  too_long: drop\n")
+    with pytest.raises(DataError, match=r"check rows_per_label found .*; checks before this one: .*too_long found \d+"):
+        project.run()
 
 
 def test_a_longer_prompt_leaves_out_other_rows(project: Project) -> None:
