@@ -21,6 +21,7 @@ from registry.repair.reconcile import reconcile
 from registry.versions.mlflow_alias import Action
 
 PATIENCE_SECONDS = 120.0
+INTERRUPTED = "the run that gave it was interrupted"  # what the doctor says of a verdict that a repeat gives again
 CONFLICTS = ("PromotionConflict", "PromotionRefused")
 
 # Workers are forked by a server process that has imported everything once: a start takes milliseconds.
@@ -187,9 +188,12 @@ class Controller:
 
     def examine(self) -> list[Finding]:
         """Return what is lost or torn, also the interrupted publishes that a repeat does not finish."""
-        self._repeat_promotions()
+        findings = self._check()
+        if interrupted := [finding for finding in findings if INTERRUPTED in finding.what]:
+            self._repeat_promotions()
+            left = [finding for finding in self._check() if "kind='dossier'" in finding.what]
+            findings = [finding for finding in findings if finding not in interrupted] + left
         with self.target.inspect() as registry:
-            findings = check(registry, self.target.tasks, self.acknowledged)
             for intent in registry.ledger.intents():
                 findings += self._repeat_publish(intent.task, intent.digest)
             return findings
@@ -198,6 +202,10 @@ class Controller:
         """Return what was acknowledged and is not in the ledger any more."""
         with self.target.inspect() as registry:
             return find_lost(registry, self.target.tasks, self.acknowledged)
+
+    def _check(self) -> list[Finding]:
+        with self.target.inspect() as registry:
+            return check(registry, self.target.tasks, self.acknowledged)
 
     def _repeat_promotions(self) -> None:
         """Promote again what was interrupted: between store and ledger a verdict ends with the run that gave it."""

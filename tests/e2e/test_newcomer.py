@@ -56,7 +56,7 @@ def test_up_with_other_task_files_runs_these_and_a_refused_candidate_is_told_as_
     assert "flow run a-run is at work" in refused.stderr
 
     started = ptp(project, "up", PTP_TASKS=str(sour))
-    assert "the worker is started anew with other settings" in started.stderr
+    assert "the worker is started again with other settings" in started.stderr
     assert started.stdout.splitlines()[0] == (
         f"Prefect  {project.prefect.removesuffix('/api')}  runs, schedules and forms"
     )

@@ -115,8 +115,8 @@ def test_without_an_identity_it_is_told_what_to_set(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("fault", "kind", "words"),
     [
-        (Fault("other", 503, "SlowDown"), ServiceUnavailable, "answered 503 SlowDown to create bucket"),
-        (Fault("lacks", 501, "NotImplemented"), SettingsError, "give it the right s3:ListBucket"),
+        (Fault("other", 503, "SlowDown"), ServiceUnavailable, "answered 503 SlowDown to create the bucket bucket"),
+        (Fault("lacks", 501, "NotImplemented"), SettingsError, "which other S3 servers can"),
         (Fault("login", 403, "InvalidAccessKeyId"), SettingsError, "refuses the credentials"),
         (Fault("clock", 403, "RequestTimeTooSkewed"), SettingsError, "correct the clock"),
         (Fault("region", 301, "PermanentRedirect"), SettingsError, "set AWS_DEFAULT_REGION"),
