@@ -17,11 +17,11 @@ from benchmarks.chaos.target import Target
 from benchmarks.chaos.worker import Assignment, Job, Stop, Verb, work
 from benchmarks.fixtures.prompts import a_task, an_artifact
 from ptpipeline.records.versions import Promotion, PromptVersion
+from registry.repair.prompts import INTERRUPTED
 from registry.repair.reconcile import reconcile
 from registry.versions.mlflow_alias import Action
 
 PATIENCE_SECONDS = 120.0
-INTERRUPTED = "the run that gave it was interrupted"  # what the doctor says of a verdict that a repeat gives again
 CONFLICTS = ("PromotionConflict", "PromotionRefused")
 
 # Workers are forked by a server process that has imported everything once: a start takes milliseconds.

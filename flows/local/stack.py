@@ -291,14 +291,11 @@ def _choose_ports(before: Stack | None, running: dict[str, Process], requested: 
 
 
 def _next_free_port(name: str, first: int, taken: set[int]) -> int:
-    usable = (port for port in range(first, LAST_PORT + 1) if _is_usable(name, port) and port not in taken)
-    port = next(usable, None)
-    if port is None:
-        option = "s3" if name == "storage" else name
-        raise StackError(
-            f"no port from {first} to {LAST_PORT} is free for {name}: name one by `ptp up --{option}-port`"
-        )
-    return port
+    for port in range(first, LAST_PORT + 1):
+        if _is_usable(name, port) and port not in taken:
+            return port
+    option = "s3" if name == "storage" else name
+    raise StackError(f"no port from {first} to {LAST_PORT} is free for {name}: name one by `ptp up --{option}-port`")
 
 
 def _is_usable(name: str, port: int) -> bool:

@@ -13,6 +13,8 @@ from registry.mlflow.copy import load_copy
 from registry.repair.difference import FIX, RECONCILE, Difference, how_to_end, how_to_finish
 from registry.repair.inventory import Inventory, own_parts_of
 
+INTERRUPTED = "the run that gave it was interrupted"
+
 
 def compare_bytes(inventory: Inventory) -> Iterator[Difference]:
     """Yield versions whose bytes, or whose parts' bytes, are missing or damaged."""
@@ -81,7 +83,7 @@ def compare_dossiers(inventory: Inventory) -> Iterator[Difference]:
         elif newest[digest] in inventory.holdings.verdicts:
             state = "another verdict as the newest"
         else:
-            state = "a newer verdict, which the ledger lacks: the run that gave it was interrupted, and may be repeated"
+            state = f"a newer verdict, which the ledger lacks: {INTERRUPTED}, and may be repeated"
         yield Difference(
             task=inventory.task,
             kind="dossier",

@@ -12,9 +12,7 @@ from flows.cli import app  # with all verbs
 from ptpipeline.errors import PromotionRefused
 from ptpipeline.records.serving import Holding, Observed, Tally
 from ptpipeline.serving.servers import report_holdings
-from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import server_key
-from registry.ledger.ledger import Ledger
 from registry.registry import Registry
 from registry.versions.commit import Cause
 from registry.versions.promotion import promote
@@ -22,22 +20,13 @@ from tests.registry.versions.test_promoters import declare
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+def registry(named: Registry, tmp_path: Path) -> Registry:
     """Production of `mood` is version 1; version 2 passed against it; version 3 failed."""
     task = declare(tmp_path / "tasks", None)
-    places = {
-        "PTP_HOME": f"{tmp_path}/home",
-        "PTP_TASKS": f"{tmp_path}/tasks",
-        "PTP_LEDGER": f"sqlite:///{tmp_path}/ledger.db",
-        "PTP_STORE": f"file://{tmp_path}/store",
-    }
-    for name, value in places.items():
-        monkeypatch.setenv(name, value)
-    registry = Registry(Ledger(places["PTP_LEDGER"]), FolderStore(tmp_path / "store"))
-    head = promote(registry, task, published(registry, task, 1), Cause("me", "first"))
-    published(registry, task, 2, head.digest)
-    published(registry, task, 3, head.digest, "failed")
-    return registry
+    head = promote(named, task, published(named, task, 1), Cause("me", "first"))
+    published(named, task, 2, head.digest)
+    published(named, task, 3, head.digest, "failed")
+    return named
 
 
 def ptp(*words: str) -> Result:

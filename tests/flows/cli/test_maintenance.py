@@ -15,10 +15,8 @@ from flows.cli.stack import _describe_stack
 from ptpipeline.errors import NotFound
 from ptpipeline.private import write_private
 from ptpipeline.settings import Settings
-from ptpipeline.storage import FolderStore
 from ptpipeline.storage.keys import manifest_key
 from ptpipeline.task.task import Schedule
-from registry.ledger.ledger import Ledger
 from registry.ledger.nights import begin_night, end_night
 from registry.registry import Registry
 from registry.versions.commit import Cause
@@ -34,22 +32,13 @@ def ptp(*words: str) -> Result:
 
 
 @pytest.fixture
-def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+def registry(named: Registry, tmp_path: Path) -> Registry:
     """Version 1 of `mood` and of `topic` is in production, and readers see only that of `topic`."""
     (tmp_path / "tasks").mkdir()
-    places = {
-        "PTP_HOME": f"{tmp_path}/home",
-        "PTP_TASKS": f"{tmp_path}/tasks",
-        "PTP_LEDGER": f"sqlite:///{tmp_path}/ledger.db",
-        "PTP_STORE": f"file://{tmp_path}/store",
-    }
-    for name, value in places.items():
-        monkeypatch.setenv(name, value)
-    made = Registry(Ledger(places["PTP_LEDGER"]), FolderStore(tmp_path / "store"))
     for name in ("mood", "topic"):
-        promote(made, a_task(name), published(made, a_task(name), 1), ME)
-    made.store.delete("prompts/mood/aliases/production.json")
-    return made
+        promote(named, a_task(name), published(named, a_task(name), 1), ME)
+    named.store.delete("prompts/mood/aliases/production.json")
+    return named
 
 
 def test_doctor_looks_at_one_task_or_at_all(registry: Registry) -> None:
