@@ -2,7 +2,10 @@
 
 import ast
 import re
+import subprocess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 NAMES, FILE = r"((?:`[A-Za-z_.]+`(?:, | and )?)+)", r"`((?:ptpipeline|registry|flows)/[a-z_/]+\.py)`"
@@ -36,3 +39,23 @@ def test_what_the_readme_names_in_a_module_is_there() -> None:
     ]
     assert len(named) > 20
     assert [(name, path) for name, path in named if name not in find_names(ROOT / path)] == []
+
+
+def tracked() -> list[str]:
+    """The paths that git knows; what a try of a verb leaves in the working folder is easily committed."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a clone")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    return listed.rstrip("\0").split("\0")
+
+
+def test_every_folder_of_the_repository_is_in_the_readmes_tree() -> None:
+    folders = {path.partition("/")[0] for path in tracked() if "/" in path}
+    tree = (ROOT / "README.md").read_text().partition("## The tree")[2]
+    assert folders == {".ci", *re.findall(r"^(\w+)/ ", tree, re.M)}
+
+
+def test_every_file_at_the_top_is_a_kind_that_belongs_there() -> None:
+    files = [path for path in tracked() if "/" not in path]
+    pattern = r"[A-Z]+(\.md)?|Makefile|pyproject\.toml|constraints[a-z-]*\.txt|\.gitignore|\.importlinter"
+    assert [file for file in files if not re.fullmatch(pattern, file)] == []
